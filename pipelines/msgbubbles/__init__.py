@@ -1,0 +1,74 @@
+"""The dlt source for MsgBubbles: chats, messages (with their attachments) and numbers.
+
+import dlt
+from msgbubbles import msgbubbles_source
+
+pipeline = dlt.pipeline("msgbubbles", destination="duckdb", dataset_name="msgbubbles")
+pipeline.run(msgbubbles_source())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import dlt
+from dlt.extract import DltResource
+
+from .budget import RequestBudget
+from .client import BASE_URL, REQUESTS_PER_MINUTE, Client
+from .landing import Landing
+from .reading import Read, Run, Settings, read_chats, read_messages, read_numbers, read_stream, start_of
+from .transport import Transport
+
+__all__ = ["BASE_URL", "Client", "Run", "msgbubbles_source"]
+
+
+@dlt.source(name="msgbubbles", section="msgbubbles")
+def msgbubbles_source(
+    api_key: str = dlt.secrets.value,
+    base_url: str = BASE_URL,
+    start_date: str | None = None,
+    settle_seconds: float = 300.0,
+    requests_per_minute: int = REQUESTS_PER_MINUTE,
+    budget_dir: str | None = None,
+    timeout_seconds: float = 30.0,
+    max_attempts: int = 8,
+    run: Any = None,
+) -> tuple[DltResource, ...]:
+    """Everything of an account that is new since the last load, and what was not read before.
+
+    Args are configuration: `dlt_config/config.toml` of this project documents each. `run` is a `Run`: what this run
+    may do, and what came of it.
+
+    Raises the errors of `msgbubbles.errors`, wrapped by dlt.
+    """
+    run = run or Run()
+    settings = Settings(start_of(start_date), round(settle_seconds * 1000))
+
+    def resource(read: Read, *tables: str) -> Any:
+        def read_it() -> Iterator[Any]:
+            budget = RequestBudget.of_key(api_key, requests_per_minute, budget_dir) if requests_per_minute else None
+            transport = Transport(
+                base_url,
+                api_key,
+                budget,
+                timeout_seconds=timeout_seconds,
+                max_attempts=max_attempts,
+                traffic=run.traffic,
+                max_requests=run.max_requests,
+                stop=run.stop,
+                on_wait=run.on_wait,
+            )
+            with Client(transport) as client:
+                landing = Landing(tables)
+                yield from read_stream(read, client, landing, dlt.current.resource_state(), settings, run)
+
+        return dlt.resource(read_it, name=tables[0])
+
+    # Messages before chats: then the chat of every message that is new exists when the chats are read.
+    return (
+        resource(read_numbers, "numbers"),
+        resource(read_messages, "messages", "attachments"),
+        resource(read_chats, "chats"),
+    )

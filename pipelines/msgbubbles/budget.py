@@ -1,0 +1,97 @@
+"""The request budget: at most so many requests in any window, over all processes that use a key.
+
+The record of requests is a small SQLite file in the user's state folder, named by a hash of the key, so that jobs,
+notebooks and other pipelines of one user share it, and a restart does not forget it. Within the window bursts are
+free: the 120 requests of a minute may be spent in its first second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import platformdirs
+
+# The API may count a request later than we sent it. A second more than its own minute keeps the 121st request of a
+# full window from arriving there a moment too early; it costs 1.6% of the rate.
+WINDOW_SECONDS = 61.0
+
+
+class RequestBudget:
+    """Admits `requests_per_minute` requests in any 61 seconds.
+
+    `clock` gives seconds since the epoch: wall time, because the record outlives the process.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        requests_per_minute: int,
+        *,
+        window_seconds: float = WINDOW_SECONDS,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.requests_per_minute = requests_per_minute
+        self._window_seconds = window_seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._database = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+        # Losing the last requests of the record to a power cut costs a 429 at worst; an fsync a request costs more.
+        self._database.execute("PRAGMA synchronous = OFF")
+        self._database.execute("CREATE TABLE IF NOT EXISTS requests (at REAL NOT NULL)")
+        self._database.execute("CREATE TABLE IF NOT EXISTS closed (until REAL NOT NULL)")
+
+    @classmethod
+    def of_key(cls, api_key: str, requests_per_minute: int, folder: str | Path | None = None) -> RequestBudget:
+        """The budget that every process of this user shares for `api_key`."""
+        folder = Path(folder) if folder else platformdirs.user_state_path("msgbubbles")
+        name = hashlib.sha256(api_key.encode()).hexdigest()[:16]
+        return cls(folder / f"budget-{name}.sqlite", requests_per_minute)
+
+    def acquire(self) -> float:
+        """Count one request and return 0, or count nothing and return the seconds until it is worth asking again."""
+        with self._lock:
+            now = self._clock()
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                wait = self._seconds_to_wait(now)
+                if wait <= 0:
+                    self._database.execute("INSERT INTO requests VALUES (?)", (now,))
+                return max(wait, 0.0)
+            finally:
+                self._database.execute("COMMIT")
+
+    def _seconds_to_wait(self, now: float) -> float:
+        # What lies in the future was written before the clock was set back, and would block for as long.
+        self._database.execute("DELETE FROM requests WHERE at <= ? OR at > ?", (now - self._window_seconds, now + 1))
+        self._database.execute("DELETE FROM closed WHERE until <= ? OR until > ?", (now, now + 3600))
+        (closed_until,) = self._database.execute("SELECT max(until) FROM closed").fetchone()
+        if closed_until is not None:
+            return float(closed_until - now)
+        (used,) = self._database.execute("SELECT count(*) FROM requests").fetchone()
+        if used < self.requests_per_minute:
+            return 0.0
+        (frees,) = self._database.execute(
+            "SELECT at FROM requests ORDER BY at DESC LIMIT 1 OFFSET ?", (self.requests_per_minute - 1,)
+        ).fetchone()
+        return float(frees + self._window_seconds - now)
+
+    def close_for(self, seconds: float) -> None:
+        """The API said 429: no process asks before `seconds` have passed (an hour at most)."""
+        with self._lock:
+            self._database.execute("INSERT INTO closed VALUES (?)", (self._clock() + min(seconds, 3600.0),))
+
+    def used(self) -> int:
+        """Requests of the current window."""
+        with self._lock:
+            since = self._clock() - self._window_seconds
+            (used,) = self._database.execute("SELECT count(*) FROM requests WHERE at > ?", (since,)).fetchone()
+            return int(used)
+
+    def close(self) -> None:
+        self._database.close()

@@ -1,0 +1,242 @@
+"""Every documented endpoint of the chats, messages and numbers API, one typed method each.
+
+    with Client.connect(api_key) as client:
+        for chat in client.list_chats().rows:
+            print(chat.title, chat.last_message_at)
+
+Facts are from the vendor's conversations, messages and numbers pages. Every method raises the errors of `errors`:
+`AuthenticationError` (401, 403), `PermanentError` (other 4xx), and `RetryableError` once its retries are used up.
+Every method may be repeated safely; those that create something carry an `Idempotency-Key`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache, partial
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+from uuid import uuid4
+
+import msgspec
+from msgspec import Raw
+
+from .budget import RequestBudget
+from .models import Chat, Message, Number, Page, R, RejectedRow, read_row
+from .transport import Answer, Transport
+
+BASE_URL = "https://api.msgbubbles.com/v1"
+REQUESTS_PER_MINUTE = 120
+MAX_PAGE_SIZE = 100
+
+D = TypeVar("D")
+
+
+class _Envelope(msgspec.Struct, Generic[D]):
+    data: D
+    has_more: bool | None = None
+
+
+class Client:
+    """The API, as methods. Create one with `Client.connect`, or around a `Transport` of your own."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+
+    @classmethod
+    def connect(cls, api_key: str, base_url: str = BASE_URL, requests_per_minute: int = REQUESTS_PER_MINUTE) -> Client:
+        """A client that shares the request budget of `api_key` with every other process of this user."""
+        return cls(Transport(base_url, api_key, RequestBudget.of_key(api_key, requests_per_minute)))
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.transport.close()
+
+    # -- chats
+
+    def list_chats(self, limit: int = MAX_PAGE_SIZE, before: str | None = None) -> Page[Chat]:
+        """GET /v1/chats: threads, newest first by `last_message_at`; `before` is an ISO 8601 instant."""
+        return self._list("chats", Chat, limit=limit, before=before)
+
+    def get_chat(self, chat_id: str) -> Chat:
+        """GET /v1/chats/:id. `NotFoundError` when it is gone or another account's."""
+        return self._chat("GET", chat_id)
+
+    def create_group(
+        self,
+        from_handle: str,
+        addresses: Sequence[str],
+        message: str,
+        title: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Chat:
+        """POST /v1/chats: an iMessage group of 2 to 31 addresses, established by its first message.
+
+        With the key of an earlier call the group of that call is returned and nothing is sent.
+        `PermanentError` with code `invalid_handle`, `invalid_from_handle` or `invalid_request`.
+        """
+        body = {"from_handle": from_handle, "addresses": list(addresses), "message": message}
+        if title is not None:
+            body["title"] = title
+        return self.transport.request(
+            "POST",
+            "chats",
+            endpoint="POST /chats",
+            decode=partial(_decode_one, Chat),
+            json=body,
+            idempotency_key=idempotency_key or str(uuid4()),
+        )
+
+    def rename_group(self, chat_id: str, title: str) -> Chat:
+        """PATCH /v1/chats/:id; a title has 100 characters at most. `ConflictError` `not_a_group`."""
+        return self._chat("PATCH", chat_id, json={"title": title})
+
+    def add_participant(self, chat_id: str, handle: str) -> Chat:
+        """POST /v1/chats/:id/participants. `ConflictError` `not_a_group`."""
+        return self._chat("POST", chat_id, "participants", json={"handle": handle})
+
+    def remove_participant(self, chat_id: str, handle: str) -> Chat:
+        """DELETE /v1/chats/:id/participants/:handle. `ConflictError` `not_a_group`."""
+        return self._chat("DELETE", chat_id, "participants", item=handle)
+
+    def mark_read(self, chat_id: str) -> None:
+        """POST /v1/chats/:id/read: marks the thread read; the other people see the receipt (iMessage, WhatsApp)."""
+        self._act(chat_id, "read")
+
+    def set_typing(self, chat_id: str, typing: bool) -> None:
+        """POST /v1/chats/:id/typing: shows or hides the typing sign, which expires by itself."""
+        self._act(chat_id, "typing", {"typing": typing})
+
+    # -- messages and numbers
+
+    def list_messages(
+        self, conversation_id: str | None = None, limit: int = MAX_PAGE_SIZE, before: str | None = None
+    ) -> Page[Message]:
+        """GET /v1/messages, newest first. Without `conversation_id` (undocumented): the whole account's feed."""
+        return self._list("messages", Message, conversation_id=conversation_id, limit=limit, before=before)
+
+    def send_message(
+        self,
+        text: str,
+        *,
+        conversation_id: str | None = None,
+        to: str | None = None,
+        from_handle: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Message:
+        """POST /v1/messages into a thread (`conversation_id`), or to a contact (`to` and `from_handle`).
+
+        With the key of an earlier call the message of that call is returned and nothing is sent.
+        """
+        addressed = {"conversation_id": conversation_id, "to": to, "from_handle": from_handle}
+        return self.transport.request(
+            "POST",
+            "messages",
+            endpoint="POST /messages",
+            decode=partial(_decode_one, Message),
+            json={"text": text} | {name: value for name, value in addressed.items() if value is not None},
+            idempotency_key=idempotency_key or str(uuid4()),
+        )
+
+    def list_numbers(self) -> Page[Number]:
+        """GET /v1/numbers: the account's own numbers."""
+        return self._list("numbers", Number)
+
+    # -- one place each for the three shapes of a call
+
+    def _list(self, path: str, model: type[R], limit: int | None = None, **params: str | None) -> Page[R]:
+        given: dict[str, str | int] = {name: value for name, value in params.items() if value is not None}
+        if limit is not None:
+            given["limit"] = limit
+        endpoint = f"GET /{path}"
+        return self.transport.request(
+            "GET", path, endpoint=endpoint, decode=partial(_decode_page, model, path, limit), params=given
+        )
+
+    def _chat(
+        self,
+        method: str,
+        chat_id: str,
+        action: str | None = None,
+        *,
+        item: str | None = None,
+        json: Any = None,
+    ) -> Chat:
+        path, endpoint = _chat_route(chat_id, action, item)
+        return self.transport.request(
+            method, path, endpoint=f"{method} {endpoint}", decode=partial(_decode_one, Chat), json=json
+        )
+
+    def _act(self, chat_id: str, action: str, json: Any = None) -> None:
+        path, endpoint = _chat_route(chat_id, action, None)
+        # What these answer with is not documented: success is the status.
+        self.transport.request("POST", path, endpoint=f"POST {endpoint}", decode=lambda _answer: None, json=json)
+
+
+def _chat_route(chat_id: str, action: str | None, item: str | None) -> tuple[str, str]:
+    """The path of a call on one chat, and its template, which names no chat and nobody."""
+    path, template = f"chats/{quote(chat_id, safe='')}", "/chats/:id"
+    if action:
+        path, template = f"{path}/{action}", f"{template}/{action}"
+    if item:
+        path, template = f"{path}/{quote(item, safe='')}", f"{template}/:handle"
+    return path, template
+
+
+@cache
+def _page_decoder(model: type[R]) -> msgspec.json.Decoder[_Envelope[list[R]]]:
+    return msgspec.json.Decoder(_Envelope[list[model]])  # type: ignore[valid-type]
+
+
+def _decode_page(model: type[R], stream: str, limit: int | None, answer: Answer) -> Page[R]:
+    rejected: list[RejectedRow] = []
+    body = answer.body
+    try:
+        try:
+            envelope = _page_decoder(model).decode(body)
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:
+            body = _without_lone_surrogates(body)
+            envelope = _page_decoder(model).decode(body)
+        rows, count, has_more = envelope.data, len(envelope.data), envelope.has_more
+    except msgspec.ValidationError:
+        # A row of this page is not what `models` declares: read it row by row, and keep what does not fit.
+        raws = msgspec.json.decode(body, type=_Envelope[list[Raw]])
+        rows, count, has_more = [], len(raws.data), raws.has_more
+        for raw in raws.data:
+            row, faults = read_row(model, raw, stream, answer.request_id)
+            rejected += faults
+            if row is not None:
+                rows.append(row)
+    return Page(
+        rows=rows,
+        rejected=rejected,
+        has_more=has_more,
+        full=limit is not None and count >= limit,
+        read_at=answer.read_at,
+        server_at=answer.server_at,
+        request_id=answer.request_id,
+    )
+
+
+def _decode_one(model: type[R], answer: Answer) -> R:
+    envelope = msgspec.json.decode(answer.body, type=_Envelope[Raw])
+    row, _ = read_row(model, envelope.data, model.__name__, answer.request_id)
+    if row is None:
+        raise msgspec.DecodeError
+    return row
+
+
+def _without_lone_surrogates(body: bytes) -> bytes:
+    """A text cut in the middle of an emoji is half a surrogate pair in JSON, which no strict decoder takes:
+    the half becomes a question mark and the rest of the page is kept.
+
+    Raises `msgspec.DecodeError` when that was not what is wrong with it.
+    """
+    try:
+        return json.dumps(json.loads(body), ensure_ascii=False).encode("utf-8", "replace")
+    except ValueError:
+        raise msgspec.DecodeError from None

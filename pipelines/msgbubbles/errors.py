@@ -1,0 +1,81 @@
+"""What can go wrong, by what the caller should do about it.
+
+MsgBubblesError
+├── ConfigurationError      mend the configuration
+├── RetryableError          try again later: the network, a malformed answer, 5xx
+│   └── RateLimitedError    try again when the window resets
+├── PermanentError          do not repeat the request as it is: 4xx, or an API that breaks its own paging
+│   ├── NotFoundError       404: gone, or another account's
+│   └── ConflictError       409: `conflict`, `not_a_group`
+├── AuthenticationError     401, 403: mend the key or the account
+└── Halt                    not a fault: the caller asked to stop
+    ├── Interrupted         Ctrl-C, or SIGTERM
+    └── RequestsSpent       the requests allowed to this run are used up
+
+No message holds a key, a handle or a text: the API's own message is quoted only as its stable code.
+"""
+
+from __future__ import annotations
+
+
+class MsgBubblesError(Exception):
+    """Base of every error of this package."""
+
+
+class ConfigurationError(MsgBubblesError):
+    """The configuration cannot be used; the message says which key and how to mend it."""
+
+
+class ApiError(MsgBubblesError):
+    """The API, or the way to it, failed. `code` is the API's stable error code, where it sent one."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(f"{message} (request {request_id})" if request_id else message)
+        self.status = status
+        self.code = code
+        self.request_id = request_id
+
+
+class RetryableError(ApiError):
+    """The same request may succeed later."""
+
+
+class RateLimitedError(RetryableError):
+    """429. `retry_after_seconds` is what the API asked for, null where it did not say."""
+
+    retry_after_seconds: float | None = None
+
+
+class PermanentError(ApiError):
+    """The same request will fail again."""
+
+
+class NotFoundError(PermanentError):
+    """404: it does not exist, or belongs to another account."""
+
+
+class ConflictError(PermanentError):
+    """409."""
+
+
+class AuthenticationError(ApiError):
+    """401: the key is wrong. 403: the key is right and the account is inactive."""
+
+
+class Halt(MsgBubblesError):  # noqa: N818 - not an error
+    """The caller asked to stop; what was read until now is good."""
+
+
+class Interrupted(Halt):
+    """A signal asked to stop."""
+
+
+class RequestsSpent(Halt):
+    """The run's own allowance of requests is used up."""

@@ -1,0 +1,279 @@
+"""The API's objects: one place for their names, types and nullability.
+
+Source of every field: the vendor's public pages as recorded in the project's API notes. Fields that no page
+documents are marked *undocumented*: they are read where the API shows them and are null where it does not.
+
+A struct says how a row looks on the wire; `columns_of` says how it lands. Decoding a row never loses anything:
+
+- a field that is not declared here, or whose value has another type than declared, is kept as JSON in `extra`;
+- a row that has no usable key, or whose cursor is not a timestamp, becomes a `RejectedRow`, whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin
+
+import msgspec
+from msgspec import Raw
+
+ColumnType = Literal["text", "bigint", "bool", "timestamp", "json"]
+
+Key = Annotated[str, msgspec.Meta(min_length=1)]
+
+NULL = Raw(b"null")
+NOTHING = Raw(b"")
+
+
+class Row(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What every row of the API shares. `extra` is a JSON object of what the declared fields could not hold,
+    or empty; its wire name only keeps it from shadowing a field that the API might call `extra`.
+    """
+
+    key_field: ClassVar[str] = "id"
+    cursor_fields: ClassVar[tuple[str, ...]] = ()
+    not_landed: ClassVar[frozenset[str]] = frozenset()
+
+    extra: Raw = msgspec.field(default=NOTHING, name="_extra")
+
+    @property
+    def key(self) -> str:
+        return str(getattr(self, self.key_field))
+
+    @property
+    def cursor_at(self) -> datetime | None:
+        """The instant the API orders this row by; null where the row has none."""
+        for name in self.cursor_fields:
+            at: datetime | None = getattr(self, name)
+            if at is not None:
+                return at if at.tzinfo else at.replace(tzinfo=UTC)
+        return None
+
+
+class Chat(Row):
+    """A thread between one of the account's numbers and a contact, or a group."""
+
+    cursor_fields: ClassVar[tuple[str, ...]] = ("last_message_at",)
+
+    id: Key
+    from_handle: str | None = None
+    remote_handle: str | None = None
+    is_group: bool | None = None
+    title: str | None = None
+    last_message_at: datetime | None = None
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+
+
+class Attachment(Row):
+    """A file of a message. `url` is signed and short-lived: for use at once, never stored."""
+
+    not_landed: ClassVar[frozenset[str]] = frozenset({"url"})
+
+    id: Key
+    message_id: str | None = None
+    filename: str | None = None
+    mime_type: str | None = None
+    size_bytes: int | None = None
+    created_at: datetime | None = None
+    url: str | None = None
+
+
+class Message(Row):
+    """One message of a thread. `created_at`, `updated_at` and the sender are undocumented."""
+
+    cursor_fields: ClassVar[tuple[str, ...]] = ("created_at", "sent_at")
+    not_landed: ClassVar[frozenset[str]] = frozenset({"attachments"})
+
+    id: Key
+    conversation_id: str | None = None
+    direction: str | None = None
+    status: str | None = None
+    channel: str | None = None
+    text: str | None = None
+    effect: str | None = None
+    reply_to: str | None = None
+    error: Raw = NULL
+    metadata: Raw = NULL
+    sender_handle: str | None = msgspec.field(default=None, name="sender")
+    sent_at: datetime | None = None
+    delivered_at: datetime | None = None
+    read_at: datetime | None = None
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+    attachments: list[Attachment] | None = None
+
+
+class Number(Row):
+    """One of the account's own numbers."""
+
+    key_field: ClassVar[str] = "handle"
+
+    handle: Key
+    channels: Raw = NULL
+    label: str | None = None
+    status: str | None = None
+
+
+R = TypeVar("R", bound=Row)
+
+
+@dataclass(frozen=True)
+class RejectedRow:
+    """A row that could not be read, as the API sent it."""
+
+    stream: str
+    reason: str
+    row: str
+    request_id: str | None
+
+    @property
+    def row_hash(self) -> str:
+        """The same unreadable row, read again, is the same rejected row."""
+        return hashlib.blake2b(f"{self.stream}\0{self.row}".encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class Page(Generic[R]):
+    """One answer of a list endpoint.
+
+    `read_at` is when it was asked for, `server_at` the API's own clock then (UTC both). `full` is whether it
+    holds as many rows as were asked for. `has_more` is null where the API does not say.
+    """
+
+    rows: list[R]
+    rejected: list[RejectedRow]
+    has_more: bool | None
+    full: bool
+    read_at: datetime
+    server_at: datetime
+    request_id: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows) + len(self.rejected)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A landed column. `attribute` is where its value is found on the row."""
+
+    name: str
+    type: ColumnType
+    nullable: bool = True
+
+
+def columns_of(model: type[Row]) -> tuple[Column, ...]:
+    """The columns that rows of `model` land in, in order; `_read_at` is when the row was asked for."""
+    columns = [
+        Column(field.name, _column_type(field.type), nullable=field.name != model.key_field)
+        for field in msgspec.structs.fields(model)
+        if field.name not in model.not_landed and field.name != "extra"
+    ]
+    if model is Message:
+        columns += [Column("attachment_count", "bigint"), Column("cursor_at", "timestamp")]
+    return (*columns, Column("extra", "json"), Column("_read_at", "timestamp", nullable=False))
+
+
+def _column_type(annotation: object) -> ColumnType:
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    types = set(get_args(annotation) or (annotation,)) - {type(None)}
+    names: dict[object, ColumnType] = {
+        str: "text",
+        int: "bigint",
+        bool: "bool",
+        datetime: "timestamp",
+        Raw: "json",
+    }
+    return names[types.pop()]
+
+
+REJECTED_COLUMNS = (
+    Column("row_hash", "text", nullable=False),
+    Column("stream", "text"),
+    Column("reason", "text"),
+    Column("row", "text"),
+    Column("request_id", "text"),
+    Column("_read_at", "timestamp", nullable=False),
+)
+
+
+def read_row(model: type[R], raw: Raw, stream: str, request_id: str | None) -> tuple[R | None, list[RejectedRow]]:
+    """Decode one row that did not fit the fast path. Returns the row, or None, and what was rejected of it."""
+    try:
+        fields = msgspec.json.decode(raw, type=dict[str, Raw])
+    except msgspec.DecodeError:
+        return None, [_reject(stream, "not an object", raw, request_id)]
+
+    values: dict[str, Any] = {}
+    kept_aside: dict[str, Raw] = {}
+    rejected: list[RejectedRow] = []
+    declared = {field.encode_name: field for field in msgspec.structs.fields(model)}
+    for name, value in fields.items():
+        field = declared.get(name)
+        if field is None or name == "_extra":
+            kept_aside[name] = value
+        elif field.name == "attachments":
+            attachments = _attachments(value, request_id, rejected)
+            if attachments is None:
+                kept_aside[name] = value
+            else:
+                values[field.name] = attachments
+        elif field.type is Raw:
+            values[field.name] = value
+        else:
+            try:
+                values[field.name] = msgspec.json.decode(value, type=field.type)
+            except msgspec.DecodeError:
+                if field.name in model.cursor_fields:
+                    return None, [_reject(stream, f"{name} is not a timestamp", raw, request_id)]
+                kept_aside[name] = value
+    if not values.get(model.key_field):
+        return None, [_reject(stream, f"no usable {model.key_field}", raw, request_id)]
+    if kept_aside:
+        values["extra"] = Raw(msgspec.json.encode(kept_aside))
+    return model(**values), rejected
+
+
+def _attachments(value: Raw, request_id: str | None, rejected: list[RejectedRow]) -> list[Attachment] | None:
+    try:
+        items = msgspec.json.decode(value, type=list[Raw] | None)
+    except msgspec.DecodeError:
+        return None
+    attachments = []
+    for item in items or ():
+        attachment, faults = read_row(Attachment, item, "attachments", request_id)
+        rejected += faults
+        if attachment is not None:
+            attachments.append(attachment)
+    return attachments
+
+
+def _reject(stream: str, reason: str, raw: Raw, request_id: str | None) -> RejectedRow:
+    return RejectedRow(stream, reason, bytes(raw).decode("utf-8", "replace"), request_id)
+
+
+def fingerprint(row: Row) -> str:
+    """A short hash of all that lands of a row, to tell whether it changed since it was last landed."""
+    landed = {
+        field.name: value
+        for field in msgspec.structs.fields(type(row))
+        if field.name not in row.not_landed and not _is_empty(value := getattr(row, field.name))
+    }
+    if isinstance(row, Message):
+        landed["attachments"] = [fingerprint(attachment) for attachment in row.attachments or ()]
+    return hashlib.blake2b(msgspec.json.encode(landed), digest_size=8).hexdigest()
+
+
+def _is_empty(value: object) -> bool:
+    return value is None or (isinstance(value, Raw) and bytes(value) == b"")
+
+
+def unknown_fields(rows: list[R]) -> Iterator[str]:
+    """Names of fields that landed in `extra`, for the run record."""
+    for row in rows:
+        if bytes(row.extra):
+            yield from msgspec.json.decode(row.extra, type=dict[str, Raw])

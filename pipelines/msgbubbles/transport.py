@@ -1,0 +1,348 @@
+"""One request to the API: paced, retried, and with its failures sorted by what can be done about them.
+
+Every method is safe to repeat (writes that create carry an `Idempotency-Key`), so every request is retried.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+
+import httpx
+import msgspec
+import tenacity
+from tenacity import RetryCallState
+
+from .budget import WINDOW_SECONDS, RequestBudget
+from .errors import (
+    AuthenticationError,
+    ConfigurationError,
+    ConflictError,
+    Interrupted,
+    NotFoundError,
+    PermanentError,
+    RateLimitedError,
+    RequestsSpent,
+    RetryableError,
+)
+
+T = TypeVar("T")
+
+# At INFO httpx logs whole URLs, and a participant's URL ends with a handle.
+logging.getLogger("httpx").setLevel(logging.WARNING)
+
+USER_AGENT = "msgbubbles-sync/0.1"
+# A page of 100 messages with long texts is well under a megabyte. What is far over it is not an answer of this API.
+MAX_BODY_BYTES = 64 * 1024 * 1024
+
+
+@dataclass
+class Traffic:
+    """What was sent and what came back, for progress and the run record."""
+
+    requests: Counter[str] = field(default_factory=Counter)
+    rate_limited: int = 0
+    retries: int = 0
+    received_bytes: int = 0
+    paced_seconds: float = 0.0
+
+    @property
+    def total(self) -> int:
+        return self.requests.total()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A successful response. `read_at` is when it was asked for, `server_at` the API's clock (UTC both)."""
+
+    status: int
+    body: bytes
+    request_id: str | None
+    read_at: datetime
+    server_at: datetime
+
+
+class _ErrorBody(msgspec.Struct):
+    error: str | None = None
+    request_id: str | None = None
+
+
+class Transport:
+    """Sends requests with one key to one base URL.
+
+    `stop` interrupts every wait, and keeps another request from being sent. Requests are counted in `traffic`, which
+    may be shared; `max_requests` bounds that count, retries included. `max_attempts` bounds the tries of one request;
+    answers of 429 do not count as tries, but are waited for no longer than `rate_limit_patience_seconds` together.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str,
+        budget: RequestBudget | None,
+        *,
+        timeout_seconds: float = 30.0,
+        max_attempts: int = 8,
+        max_backoff_seconds: float = 30.0,
+        rate_limit_patience_seconds: float = 600.0,
+        traffic: Traffic | None = None,
+        max_requests: int | None = None,
+        stop: threading.Event | None = None,
+        on_wait: Callable[[str, float], None] | None = None,
+    ) -> None:
+        url = checked_base_url(base_url)
+        self.traffic = traffic or Traffic()
+        self.max_requests = max_requests
+        self._budget = budget
+        self._stop = stop or threading.Event()
+        self._on_wait = on_wait or (lambda _why, _seconds: None)
+        self._max_attempts = max_attempts
+        self._patience_seconds = rate_limit_patience_seconds
+        self._backoff = tenacity.wait_random_exponential(multiplier=0.5, max=max_backoff_seconds)
+        self._last_read_at = datetime.min.replace(tzinfo=UTC)
+        self._http = httpx.Client(
+            base_url=url,
+            headers={
+                "Authorization": f"Bearer {api_key}",
+                "Accept": "application/json",
+                "User-Agent": USER_AGENT,
+            },
+            timeout=timeout_seconds,
+            # The key goes to the configured host and to no other.
+            follow_redirects=False,
+            # A proxy from the environment is for the way out, not for this machine.
+            trust_env=not is_loopback(url.host),
+        )
+
+    def __enter__(self) -> Transport:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+        if self._budget:
+            self._budget.close()
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        endpoint: str,
+        decode: Callable[[Answer], T],
+        params: Mapping[str, str | int] | None = None,
+        json: Any = None,
+        idempotency_key: str | None = None,
+    ) -> T:
+        """Send one request until it succeeds, and decode its answer.
+
+        `endpoint` is the route's template, under which the request is counted. `decode` raises
+        `msgspec.DecodeError` for a malformed body; the request is then tried again.
+
+        Raises the errors of `errors`; `RetryableError` when the tries are used up.
+        """
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
+        content = None
+        if json is not None:
+            content = msgspec.json.encode(json)
+            headers = {**(headers or {}), "Content-Type": "application/json"}
+        waited = _Patience(self._max_attempts, self._patience_seconds)
+
+        def attempt() -> T:
+            self._admit()
+            self.traffic.requests[endpoint] += 1
+            answer = self._send(self._http.build_request(method, path, params=params, content=content, headers=headers))
+            try:
+                return decode(answer)
+            except msgspec.DecodeError:
+                # The error's own words may quote the body.
+                raise RetryableError(
+                    f"{endpoint}: malformed answer", status=answer.status, request_id=answer.request_id
+                ) from None
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(RetryableError),
+            stop=waited.is_over,
+            wait=self._seconds_before_retry,
+            sleep=self._sleep,
+            before_sleep=self._note_retry,
+            reraise=True,
+        )
+        return retrying(attempt)
+
+    def _admit(self) -> None:
+        if self.max_requests is not None and self.traffic.total >= self.max_requests:
+            raise RequestsSpent(f"the {self.max_requests} requests allowed to this run are used up")
+        while True:
+            if self._stop.is_set():
+                raise Interrupted("stopped")
+            wait = self._budget.acquire() if self._budget else 0.0
+            if wait <= 0:
+                return
+            self._on_wait("request budget", wait)
+            self.traffic.paced_seconds += wait
+            self._sleep(wait)
+
+    def _sleep(self, seconds: float) -> None:
+        if self._stop.wait(seconds):
+            raise Interrupted("stopped")
+
+    def _send(self, request: httpx.Request) -> Answer:
+        read_at = self._now()
+        try:
+            response = self._http.send(request, stream=True)
+            try:
+                body = self._read_body(response)
+            finally:
+                response.close()
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            raise RetryableError(f"the API could not be reached: {type(error).__name__}") from None
+        request_id = response.headers.get("X-Request-Id")
+        if response.is_success:
+            return Answer(response.status_code, body, request_id, read_at, _server_time(response) or read_at)
+        raise _failure(response, body, request_id)
+
+    def _read_body(self, response: httpx.Response) -> bytes:
+        chunks = []
+        size = 0
+        for chunk in response.iter_bytes():
+            size += len(chunk)
+            if size > MAX_BODY_BYTES:
+                raise RetryableError(f"an answer over {MAX_BODY_BYTES} bytes was cut off")
+            chunks.append(chunk)
+        self.traffic.received_bytes += size
+        return b"".join(chunks)
+
+    def _now(self) -> datetime:
+        # Which of two readings of a row is the newer must not depend on a clock that was set back in between.
+        self._last_read_at = max(datetime.now(UTC), self._last_read_at + timedelta(microseconds=1))
+        return self._last_read_at
+
+    def _seconds_before_retry(self, state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        if not isinstance(error, RateLimitedError):
+            return self._backoff(state)
+        seconds = WINDOW_SECONDS if error.retry_after_seconds is None else error.retry_after_seconds
+        if self._budget:
+            self._budget.close_for(seconds)
+        return seconds
+
+    def _note_retry(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        limited = isinstance(error, RateLimitedError)
+        self.traffic.rate_limited += limited
+        self.traffic.retries += not limited
+        self._on_wait("429 from the API" if limited else "retry", state.upcoming_sleep)
+
+
+class _Patience:
+    """Ends the tries of one request: by number for faults, by time for 429."""
+
+    def __init__(self, max_attempts: int, patience_seconds: float) -> None:
+        self._attempts_left = max_attempts
+        self._patience_seconds = patience_seconds
+        self._limited_since: float | None = None
+
+    def is_over(self, state: RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, RateLimitedError):
+            self._limited_since = self._limited_since or time.monotonic()
+            return time.monotonic() + state.upcoming_sleep > self._limited_since + self._patience_seconds
+        self._attempts_left -= 1
+        return self._attempts_left <= 0
+
+
+def checked_base_url(base_url: str) -> httpx.URL:
+    """The base URL, if a key may be sent there: https, or http to this machine."""
+    try:
+        url = httpx.URL(base_url)
+    except httpx.InvalidURL:
+        raise ConfigurationError("base_url is not a URL; expected one like https://api.msgbubbles.com/v1") from None
+    if url.scheme == "https" and url.host:
+        return url
+    if url.scheme == "http" and is_loopback(url.host):
+        return url
+    raise ConfigurationError(
+        f"base_url must begin with https:// (http:// only to this machine), not {url.scheme or 'nothing'}://: "
+        "the key would travel in the clear"
+    )
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _server_time(response: httpx.Response) -> datetime | None:
+    return _http_date(response.headers.get("Date"))
+
+
+def _http_date(value: str | None) -> datetime | None:
+    try:
+        at = parsedate_to_datetime(value) if value else None
+    except ValueError:
+        return None
+    if at is None:
+        return None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def _failure(response: httpx.Response, body: bytes, request_id: str | None) -> Exception:
+    status = response.status_code
+    try:
+        said = msgspec.json.decode(body, type=_ErrorBody)
+    except msgspec.DecodeError:
+        said = _ErrorBody()
+    # A stable code is a short word; anything else there is not one, and may hold anything.
+    code = said.error if said.error and said.error.isidentifier() and len(said.error) <= 64 else None
+    request_id = request_id or said.request_id
+    message = f"the API answered {status} {code or response.reason_phrase}".rstrip()
+    if status == 429:
+        limited = RateLimitedError(message, status=status, code=code, request_id=request_id)
+        now = _server_time(response) or datetime.now(UTC)
+        limited.retry_after_seconds = retry_after_seconds(response.headers.get("Retry-After"), now)
+        return limited
+    if status in (401, 403):
+        hint = "check the API key" if status == 401 else "the key is fine, the account is not active"
+        return AuthenticationError(f"{message}: {hint}", status=status, code=code, request_id=request_id)
+    if response.is_redirect:
+        return PermanentError(
+            f"{message}: redirects are not followed with the key; mend base_url",
+            status=status,
+            request_id=request_id,
+        )
+    kinds: dict[int, type[PermanentError]] = {404: NotFoundError, 409: ConflictError}
+    kind = RetryableError if status >= 500 or status in (408, 425) else kinds.get(status, PermanentError)
+    return kind(message, status=status, code=code, request_id=request_id)
+
+
+def retry_after_seconds(value: str | None, now: datetime) -> float | None:
+    """Seconds to wait by a `Retry-After` header, one at least; null if it says nothing that can be read.
+
+    It is a number of seconds, or an HTTP date to be compared with `now`, the API's clock.
+    """
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        at = _http_date(value)
+        if at is None:
+            return None
+        seconds = (at - now).total_seconds()
+    return max(seconds, 1.0) if math.isfinite(seconds) else None
