@@ -1,0 +1,59 @@
+"""`python -m sandbox`: a MsgBubbles account on this machine, until it is told to stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .account import Account
+from .app import Api
+from .knobs import KEY, Knobs
+from .seed import advance, seed
+from .server import bound, uvicorn_server
+
+
+def main(
+    state: Annotated[Path | None, typer.Option(help="Where the account is kept; without it, it is forgotten.")] = None,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
+    chats: Annotated[int, typer.Option(help="Threads of a new account.")] = 240,
+    messages: Annotated[int, typer.Option(help="Messages of a new account.")] = 6000,
+    days: Annotated[int, typer.Option(help="Days of history of a new account.")] = 120,
+    seed_number: Annotated[int, typer.Option("--seed", help="The same seed tells the same story.")] = 7,
+    rate_limit: Annotated[int, typer.Option(help="Requests a minute, as the real API allows; 0: no limit.")] = 120,
+    until_stdin_closes: Annotated[bool, typer.Option(help="Stop when standard input ends.")] = False,
+) -> None:
+    """Serve a made-up MsgBubbles account on this machine. Prints its URL and key as a line of JSON."""
+    if state is not None:
+        state.parent.mkdir(parents=True, exist_ok=True)
+    account = Account(state)
+    now = datetime.now(UTC)
+    if account.recall("saved_us") is None:
+        seed(account, now=now, chats=chats, messages=messages, days=days, seed=seed_number)
+    else:
+        advance(account, now)
+    listener, url = bound(port)
+    server = uvicorn_server(Api(account, Knobs(rate_limit_per_minute=rate_limit or None)))
+    if until_stdin_closes:
+        threading.Thread(target=_exit_with_stdin, daemon=True).start()
+    sys.stdout.write(json.dumps({"url": url, "key": KEY}) + "\n")
+    sys.stdout.flush()
+    listener.listen()
+    server.run([listener])
+    account.close()
+
+
+def _exit_with_stdin() -> None:
+    sys.stdin.buffer.read()
+    # Every change is committed as it is made, so there is nothing to wait for.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    typer.run(main)

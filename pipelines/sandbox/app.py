@@ -1,0 +1,327 @@
+"""The HTTP face of the account: every documented endpoint of chats, messages and numbers, on starlette.
+
+Where the pages leave a choice open and no knob covers it, this server: takes an already present participant without
+complaint, answers 404 for removing somebody who is not in the group, and 409 for an `Idempotency-Key` that comes back
+with another body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from .account import HANDLE, MAX_TITLE, Account, Fault, NewMessage, is_uuid
+from .knobs import Knobs
+from .listing import chat_row, list_chats, list_messages, message_rows, number_rows, page_before, page_size
+
+Handler = Callable[[Request], Awaitable[tuple[int, dict[str, Any]]]]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One request, as it was answered. `query` has `limit`, `before` and so on; `rows` were on the page."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    status: int
+    rows: int
+
+
+@dataclass
+class Api:
+    """The account behind HTTP. `requests` is the log of all that was asked."""
+
+    account: Account
+    knobs: Knobs = field(default_factory=Knobs)
+    requests: list[Seen] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.knobs.seed)  # noqa: S311 - faults, not secrets
+        self._recent: dict[str, deque[float]] = {}
+        self._number = 0
+
+    def app(self) -> Starlette:
+        chat = "/v1/chats/{chat_id}"
+        handlers: list[tuple[str, str, Handler]] = [
+            ("/v1/chats", "GET", self.get_chats),
+            ("/v1/chats", "POST", self.create_group),
+            (chat, "GET", self.get_chat),
+            (chat, "PATCH", self.rename),
+            (f"{chat}/participants", "POST", self.add_participant),
+            (f"{chat}/participants/{{handle}}", "DELETE", self.remove_participant),
+            (f"{chat}/read", "POST", self.mark_read),
+            (f"{chat}/typing", "POST", self.set_typing),
+            ("/v1/messages", "GET", self.get_messages),
+            ("/v1/messages", "POST", self.send_message),
+            ("/v1/numbers", "GET", self.get_numbers),
+        ]
+        routes = [Route(path, self._guarded(handler), methods=[method]) for path, method, handler in handlers]
+        return Starlette(routes=[*routes, Route("/{rest:path}", self._guarded(_no_route))])
+
+    def _guarded(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            knobs = self.knobs
+            request_id = f"req_{uuid4().hex[:20]}"
+            headers = {"X-Request-Id": request_id}
+            self._number += 1
+            if knobs.on_request:
+                knobs.on_request(self.account, self._number)
+            self.account.show_late_messages()
+            if knobs.latency_seconds:
+                await asyncio.sleep(knobs.latency_seconds)
+            try:
+                self._check_key(request, headers)
+                if self.random.random() < knobs.server_errors:
+                    raise self.random.choice([Fault(502, "send_failed", "Bad gateway"), Fault(503, "unavailable", "")])
+                status, body = await handler(request)
+            except Fault as fault:
+                status, body = fault.status, {"error": fault.code, "message": str(fault)}
+            rows = body.get("data")
+            count = len(rows) if isinstance(rows, list) else 0
+            self.requests.append(Seen(request.method, request.url.path, dict(request.query_params), status, count))
+            content = msgspec.json.encode({**body, "request_id": request_id})
+            if status < 300 and self.random.random() < knobs.malformed_bodies:
+                content = content[: len(content) // 2] if self.random.random() < 0.5 else content.replace(b'"', b"'", 9)
+            kind = CutResponse if status < 300 and self.random.random() < knobs.cut_bodies else Response
+            return kind(content, status, headers, media_type="application/json")
+
+        return answer
+
+    def _check_key(self, request: Request, headers: dict[str, str]) -> None:
+        scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+        if scheme != "Bearer" or key not in self.knobs.keys:
+            raise Fault(401, "unauthorized", "Missing or unknown API key")
+        if not self.knobs.active:
+            raise Fault(403, "forbidden", "Account is inactive")
+        limit = self.knobs.rate_limit_per_minute
+        if limit is None:
+            return
+        now = time.monotonic()
+        recent = self._recent.setdefault(key, deque())
+        while recent and recent[0] <= now - 60:
+            recent.popleft()
+        if len(recent) >= limit:
+            seconds = 60 - (now - recent[0])
+            if self.knobs.retry_after == "seconds":
+                headers["Retry-After"] = str(int(seconds) + 1)
+            elif self.knobs.retry_after == "date":
+                headers["Retry-After"] = format_datetime(
+                    datetime.fromtimestamp(time.time() + seconds + 1, UTC), usegmt=True
+                )
+            raise Fault(429, "rate_limited", "Too many requests")
+        recent.append(now)
+
+    # -- reads
+
+    async def get_chats(self, request: Request) -> tuple[int, dict[str, Any]]:
+        rows, has_more = list_chats(self.account, self.knobs, page_size(request), page_before(request), self.random)
+        return 200, {"data": self._transformed("chats", rows), "has_more": has_more}
+
+    async def get_chat(self, request: Request) -> tuple[int, dict[str, Any]]:
+        return 200, {"data": self._shown_chat(self._chat_id(request))}
+
+    async def get_messages(self, request: Request) -> tuple[int, dict[str, Any]]:
+        chat_id = request.query_params.get("conversation_id")
+        if chat_id is None and not self.knobs.feed:
+            raise Fault(400, "invalid_request", "conversation_id is required")
+        if chat_id is not None:
+            self._known_chat(chat_id)
+        rows, has_more = list_messages(
+            self.account, self.knobs, page_size(request), page_before(request), self.random, chat_id
+        )
+        return 200, {"data": self._transformed("messages", rows), "has_more": has_more}
+
+    async def get_numbers(self, _request: Request) -> tuple[int, dict[str, Any]]:
+        return 200, {"data": self._transformed("numbers", number_rows(self.account)), "has_more": False}
+
+    # -- writes
+
+    async def create_group(self, request: Request) -> tuple[int, dict[str, Any]]:
+        body = await _body(request)
+        addresses = body.get("addresses")
+        if not isinstance(addresses, list) or not all(isinstance(one, str) for one in addresses):
+            raise Fault(400, "invalid_request", "addresses must be a list of handles")
+        if not 2 <= len(set(addresses)) <= 31:
+            raise Fault(400, "invalid_request", "addresses must be 2 to 31 distinct handles")
+        if not all(HANDLE.fullmatch(address) for address in addresses):
+            raise Fault(400, "invalid_handle", "An address is neither E.164 nor an e-mail address")
+        text = _text_of(body, "message")
+        title = _title(body.get("title"))
+        from_handle = self._own_number(body.get("from_handle"))
+
+        def create() -> str:
+            now = datetime.now(UTC)
+            chat_id = self.account.add_chat(
+                from_handle, f"group:{uuid4().hex[:16]}", now, is_group=True, title=title, participants=addresses
+            )
+            self.account.add_message(NewMessage(chat_id, "outbound", text, now, "sent", sender=from_handle))
+            return chat_id
+
+        chat_id, is_new = self._once(request, body, create)
+        return (201 if is_new else 200), {"data": self._shown_chat(chat_id)}
+
+    async def rename(self, request: Request) -> tuple[int, dict[str, Any]]:
+        chat_id = self._group_id(request)
+        body = await _body(request)
+        if "title" not in body:
+            raise Fault(400, "invalid_request", "title is required")
+        self.account.rename(chat_id, _title(body["title"]), datetime.now(UTC))
+        return 200, {"data": self._shown_chat(chat_id)}
+
+    async def add_participant(self, request: Request) -> tuple[int, dict[str, Any]]:
+        chat_id = self._group_id(request)
+        handle = (await _body(request)).get("handle")
+        if not isinstance(handle, str) or not HANDLE.fullmatch(handle):
+            raise Fault(400, "invalid_handle", "handle is neither E.164 nor an e-mail address")
+        self.account.add_participant(chat_id, handle, datetime.now(UTC))
+        return 200, {"data": self._shown_chat(chat_id)}
+
+    async def remove_participant(self, request: Request) -> tuple[int, dict[str, Any]]:
+        chat_id = self._group_id(request)
+        if not self.account.remove_participant(chat_id, request.path_params["handle"], datetime.now(UTC)):
+            raise Fault(404, "not_found", "Not in the group")
+        return 200, {"data": self._shown_chat(chat_id)}
+
+    async def mark_read(self, request: Request) -> tuple[int, dict[str, Any]]:
+        chat_id = self._chat_id(request)
+        self.account.mark_read(chat_id, datetime.now(UTC))
+        return 200, {"data": self._shown_chat(chat_id)}
+
+    async def set_typing(self, request: Request) -> tuple[int, dict[str, Any]]:
+        chat_id = self._chat_id(request)
+        typing = (await _body(request)).get("typing")
+        if not isinstance(typing, bool):
+            raise Fault(400, "invalid_request", "typing must be true or false")
+        return 200, {"data": {"id": chat_id, "typing": typing}}
+
+    async def send_message(self, request: Request) -> tuple[int, dict[str, Any]]:
+        body = await _body(request)
+        text = _text_of(body, "text")
+        chat_id = body.get("conversation_id")
+        if chat_id is not None:
+            self._known_chat(str(chat_id))
+            from_handle = self.account.all("SELECT from_handle FROM chats WHERE id = ?", (chat_id,))[0]["from_handle"]
+            to = None
+        else:
+            to = body.get("to")
+            if not isinstance(to, str) or not HANDLE.fullmatch(to):
+                raise Fault(400, "invalid_handle", "to is neither E.164 nor an e-mail address")
+            from_handle = self._own_number(body.get("from_handle"))
+
+        def send() -> str:
+            now = datetime.now(UTC)
+            thread = chat_id or self._thread(from_handle, str(to), now)
+            message = NewMessage(str(thread), "outbound", text, now, "queued", channel=None, sender=from_handle)
+            return self.account.add_message(message)
+
+        message_id, is_new = self._once(request, body, send)
+        found = self.account.all("SELECT * FROM messages WHERE id = ?", (message_id,))
+        return (202 if is_new else 200), {"data": message_rows(self.account, self.knobs, found)[0]}
+
+    # -- what they share
+
+    def _thread(self, from_handle: str, to: str, now: datetime) -> str:
+        row = self.account.one(
+            "SELECT id FROM chats WHERE from_handle = ? AND remote_handle = ? AND NOT is_group", (from_handle, to)
+        )
+        return str(row["id"]) if row else self.account.add_chat(from_handle, to, now)
+
+    def _once(self, request: Request, body: dict[str, Any], create: Callable[[], str]) -> tuple[str, bool]:
+        """Do it once for an `Idempotency-Key`: (result id, whether it was done now)."""
+        key = request.headers.get("Idempotency-Key")
+        if key is None:
+            return create(), True
+        asked = f"{request.url.path} {json.dumps(body, sort_keys=True)}"
+        digest = hashlib.sha256(asked.encode()).hexdigest()
+        with self.account.bulk():
+            row = self.account.one("SELECT request, result FROM idempotency WHERE key = ?", (key,))
+            if row is not None:
+                if row["request"] != digest:
+                    raise Fault(409, "conflict", "This Idempotency-Key was used with another body")
+                return str(row["result"]), False
+            result = create()
+            self.account.run("INSERT INTO idempotency VALUES (?, ?, ?)", (key, digest, result))
+            return result, True
+
+    def _own_number(self, handle: Any) -> str:
+        if not isinstance(handle, str) or not self.account.one("SELECT 1 FROM numbers WHERE handle = ?", (handle,)):
+            raise Fault(400, "invalid_from_handle", "from_handle is not one of the account's numbers")
+        return handle
+
+    def _chat_id(self, request: Request) -> str:
+        return self._known_chat(request.path_params["chat_id"])
+
+    def _known_chat(self, chat_id: str) -> str:
+        if not is_uuid(chat_id) or not self.account.one("SELECT 1 FROM chats WHERE id = ? AND NOT deleted", (chat_id,)):
+            raise Fault(404, "not_found", "No such chat")
+        return chat_id
+
+    def _group_id(self, request: Request) -> str:
+        chat_id = self._chat_id(request)
+        if not self.account.one("SELECT 1 FROM chats WHERE id = ? AND is_group", (chat_id,)):
+            raise Fault(409, "not_a_group", "Not an established group")
+        return chat_id
+
+    def _shown_chat(self, chat_id: str) -> dict[str, Any]:
+        row = chat_row(self.account.all("SELECT * FROM chats WHERE id = ?", (chat_id,))[0], self.knobs)
+        if row["is_group"] and self.knobs.participants_on_detail:
+            row["participants"] = self.account.participants(chat_id)
+        return row
+
+    def _transformed(self, kind: str, rows: list[dict[str, Any]]) -> list[Any]:
+        transform = self.knobs.transform_row
+        return [transform(kind, row) for row in rows] if transform else rows
+
+
+class CutResponse(Response):
+    """A body that ends in the middle: less is sent than was announced, and the connection closes."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": bytes(self.body[: len(self.body) // 2]), "more_body": True})
+        raise ConnectionAbortedError
+
+
+async def _no_route(_request: Request) -> tuple[int, dict[str, Any]]:
+    raise Fault(404, "not_found", "No such route")
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    try:
+        body = msgspec.json.decode(await request.body())
+    except msgspec.DecodeError:
+        body = None
+    if not isinstance(body, dict):
+        raise Fault(400, "invalid_request", "The body must be a JSON object")
+    return body
+
+
+def _text_of(body: dict[str, Any], name: str) -> str:
+    text = body.get(name)
+    if not isinstance(text, str) or not text.strip():
+        raise Fault(400, "invalid_request", f"{name} is required")
+    return text
+
+
+def _title(title: Any) -> str | None:
+    if title is not None and (not isinstance(title, str) or len(title) > MAX_TITLE):
+        raise Fault(400, "invalid_request", f"title must be text of at most {MAX_TITLE} characters")
+    return title

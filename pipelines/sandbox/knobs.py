@@ -1,0 +1,43 @@
+"""What the API's pages leave open, and what goes wrong on a bad day: read at every request, so a test may turn
+any of them while the server runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from .account import Account
+
+KEY = "sk_test_sandbox"
+
+
+@dataclass
+class Knobs:
+    """Probabilities are from 0 to 1, durations in seconds. The defaults are the API as its pages describe it."""
+
+    keys: set[str] = field(default_factory=lambda: {KEY})
+    active: bool = True
+    latency_seconds: float = 0.0
+    rate_limit_per_minute: int | None = None
+    retry_after: Literal["seconds", "date", "none"] = "seconds"
+    server_errors: float = 0.0
+    cut_bodies: float = 0.0
+    malformed_bodies: float = 0.0
+    seed: int = 0
+
+    tie_order: Literal["stable", "reversed", "random"] = "stable"
+    shuffled_pages: bool = False
+    before_inclusive: bool = False
+    short_pages: float = 0.0
+    nulls: Literal["first", "last"] = "first"
+    nulls_with_before: bool = False
+    feed: bool = True
+
+    participants_on_detail: bool = True
+    sender_on_messages: bool = True
+    created_at_on_messages: bool = True
+    extra_fields: dict[str, Any] = field(default_factory=dict)
+    transform_row: Callable[[str, dict[str, Any]], Any] | None = None
+    on_request: Callable[[Account, int], None] | None = None

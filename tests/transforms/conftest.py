@@ -1,0 +1,127 @@
+"""A warehouse file with landed rows, and dbt run on it in-process, as the job runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+PROJECT = Path(__file__).parents[2] / "transforms"
+READ_AT = datetime(2026, 6, 1, tzinfo=UTC)
+
+LANDED = {
+    "chats": "id varchar, from_handle varchar, remote_handle varchar, is_group boolean, title varchar,"
+    " last_message_at timestamptz, created_at timestamptz, updated_at timestamptz",
+    "messages": "id varchar, conversation_id varchar, direction varchar, status varchar, channel varchar, text varchar,"
+    " effect varchar, reply_to varchar, error json, metadata json, sender_handle varchar, attachment_count bigint,"
+    " sent_at timestamptz, delivered_at timestamptz, read_at timestamptz, created_at timestamptz,"
+    " updated_at timestamptz, cursor_at timestamptz",
+    "attachments": "id varchar, message_id varchar, filename varchar, mime_type varchar, size_bytes bigint,"
+    " created_at timestamptz",
+    "numbers": "handle varchar, label varchar, status varchar, channels json",
+}
+DDL = [
+    "create schema msgbubbles",
+    *(
+        f"create table msgbubbles.{table} ({columns}, extra json, _read_at timestamptz, _dlt_load_id varchar not null)"
+        for table, columns in LANDED.items()
+    ),
+    "create table msgbubbles.rejected_rows (row_hash varchar, stream varchar, reason varchar, row varchar,"
+    " request_id varchar, _read_at timestamptz, _dlt_load_id varchar not null)",
+    "create table msgbubbles._dlt_loads (load_id varchar not null, schema_name varchar, status bigint not null,"
+    " inserted_at timestamptz not null, schema_version_hash varchar)",
+]
+
+Row = dict[str, Any]
+
+
+class Warehouse:
+    """The job's database file."""
+
+    def __init__(self, path: Path, dbt_folder: Path) -> None:
+        self.path = path
+        self._dbt_folder = dbt_folder
+        self.execute(*DDL)
+
+    def execute(self, *statements: str) -> None:
+        with duckdb.connect(str(self.path)) as connection:
+            for statement in statements:
+                connection.execute(statement)
+
+    def rows(self, query: str) -> list[Row]:
+        with duckdb.connect(str(self.path), read_only=True) as connection:
+            connection.execute("set TimeZone = 'UTC'")
+            answer = connection.execute(query)
+            names = [column[0] for column in answer.description]
+            return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
+
+    def load(self, load_id: str, *, finished: bool = True, **tables: list[Row]) -> None:
+        """Land rows by key, as dlt does; `finished=False` stops before dlt notes the load as finished."""
+        with duckdb.connect(str(self.path)) as connection:
+            for table, rows in tables.items():
+                key = "handle" if table == "numbers" else "id"
+                for row in rows:
+                    landed = {"_read_at": READ_AT} | row | {"_dlt_load_id": load_id}
+                    connection.execute(f"delete from msgbubbles.{table} where {key} = ?", [row[key]])
+                    connection.execute(
+                        f"insert into msgbubbles.{table} ({', '.join(landed)}) values ({', '.join('?' * len(landed))})",
+                        list(landed.values()),
+                    )
+            if finished:
+                connection.execute(
+                    "insert into msgbubbles._dlt_loads values (?, 'msgbubbles', 0, now(), '')", [load_id]
+                )
+
+    def dbt(self, *command: str) -> Any:
+        """Run a dbt command and let go of the file. Returns dbt's result."""
+        from dbt.adapters.duckdb.connections import DuckDBConnectionManager
+        from dbt.cli.main import dbtRunner
+
+        folders = {
+            "--project-dir": PROJECT,
+            "--profiles-dir": PROJECT,
+            "--target-path": self._dbt_folder / "target",
+            "--log-path": self._dbt_folder / "logs",
+        }
+        arguments = [str(part) for pair in folders.items() for part in pair]
+        quiet = ["--quiet", "--log-level", "none", "--log-level-file", "none", "--no-write-json"]
+        try:
+            return dbtRunner().invoke([*command, *arguments, *quiet])
+        finally:
+            DuckDBConnectionManager.close_all_connections()
+
+    def transform(self, *options: str) -> None:
+        """Run the models; what does not succeed fails the test."""
+        answer = self.dbt("run", *options)
+        assert answer.exception is None
+        assert {node.node.name: node.message for node in answer.result if node.status != "success"} == {}
+
+    def mart(self, name: str) -> list[Row]:
+        return self.rows(f"select * from marts.{name} order by all")
+
+
+@pytest.fixture(scope="session")
+def new_warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Warehouse]]:
+    """Makes a file with the landed tables, empty; always at one path, so that dbt parses the project once."""
+    folder = tmp_path_factory.mktemp("dbt")
+    path = folder / "work.duckdb"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MSGBUBBLES_DUCKDB_PATH", str(path))
+        yield lambda: Warehouse(path, folder)
+
+
+@pytest.fixture
+def warehouse(new_warehouse: Callable[[], Warehouse]) -> Iterator[Warehouse]:
+    warehouse = new_warehouse()
+    yield warehouse
+    warehouse.path.unlink()
+
+
+@pytest.fixture(scope="session")
+def at() -> Callable[[int], datetime]:
+    """`at(minutes)` is an instant."""
+    return lambda minutes: datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=minutes)

@@ -1,0 +1,185 @@
+"""Input rows and expected rows of each mart."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+ROWS_OF_A_CHAT = {
+    # messages of one chat: (minute, direction, status), in the order of their landing
+    "no messages": [],
+    "they wrote": [(1, "inbound", "received")],
+    "we wrote": [(1, "outbound", "queued")],
+    "we answered": [(1, "inbound", "received"), (2, "outbound", "sent")],
+    "landed backwards": [(2, "outbound", "sent"), (1, "inbound", "received")],
+    "tie": [(1, "inbound", "received"), (1, "outbound", "sent")],
+    "tie landed backwards": [(1, "outbound", "sent"), (1, "inbound", "received")],
+    "tie with a failed one": [(0, "outbound", "sent"), (1, "inbound", None), (1, "outbound", "failed")],
+    "answer failed": [(1, "inbound", "received"), (2, "outbound", "failed")],
+    "answer failed, then sent": [(1, "inbound", "received"), (2, "outbound", "failed"), (3, "outbound", "sent")],
+    "only failed": [(1, "outbound", "failed")],
+    "failed after an answer": [(1, "inbound", None), (2, "outbound", "read"), (3, "outbound", "failed")],
+    "answer without status": [(1, "inbound", None), (2, "outbound", None)],
+    "no direction": [(1, None, "sent")],
+    "unheard-of direction last": [(1, "inbound", None), (2, "sideways", "sent")],
+    "inbound called failed": [(1, "inbound", "failed")],
+}
+EXPECTED = {
+    # total, inbound, outbound, failed, last inbound, last outbound, waiting on
+    "no messages": (0, 0, 0, 0, None, None, "nobody"),
+    "they wrote": (1, 1, 0, 0, 1, None, "us"),
+    "we wrote": (1, 0, 1, 0, None, 1, "them"),
+    "we answered": (2, 1, 1, 0, 1, 2, "them"),
+    "landed backwards": (2, 1, 1, 0, 1, 2, "them"),
+    "tie": (2, 1, 1, 0, 1, 1, "us"),
+    "tie landed backwards": (2, 1, 1, 0, 1, 1, "us"),
+    "tie with a failed one": (3, 1, 2, 1, 1, 1, "us"),
+    "answer failed": (2, 1, 1, 1, 1, 2, "us"),
+    "answer failed, then sent": (3, 1, 2, 1, 1, 3, "them"),
+    "only failed": (1, 0, 1, 1, None, 1, "nobody"),
+    "failed after an answer": (3, 1, 2, 1, 1, 3, "them"),
+    "answer without status": (2, 1, 1, 0, 1, 2, "them"),
+    "no direction": (1, 0, 0, 0, None, None, "nobody"),
+    "unheard-of direction last": (2, 1, 0, 0, 1, None, "us"),
+    "inbound called failed": (1, 1, 0, 0, 1, None, "us"),
+}
+
+
+def test_counts_and_whom_a_thread_waits_on(warehouse: Any, at: Any) -> None:
+    messages = [
+        {
+            "id": f"{chat} {n}",
+            "conversation_id": chat,
+            "cursor_at": at(minute),
+            "direction": direction,
+            "status": status,
+        }
+        for chat, rows in ROWS_OF_A_CHAT.items()
+        for n, (minute, direction, status) in enumerate(rows)
+    ]
+    warehouse.load("1", chats=[{"id": chat} for chat in ROWS_OF_A_CHAT], messages=messages)
+    warehouse.transform()
+
+    def instant(minute: int | None) -> Any:
+        return None if minute is None else at(minute)
+
+    assert {
+        row["chat_id"]: (
+            *(row[f"messages_{count}"] for count in ("total", "inbound", "outbound", "failed")),
+            *(row["last_inbound_at"], row["last_outbound_at"], row["waiting_on"]),
+        )
+        for row in warehouse.mart("thread_activity")
+    } == {chat: (*row[:4], instant(row[4]), instant(row[5]), row[6]) for chat, row in EXPECTED.items()}
+
+
+def test_a_row_of_thread_activity(warehouse: Any, at: Any) -> None:
+    chat = {
+        "from_handle": "+1",
+        "remote_handle": "+2",
+        "is_group": False,
+        "title": "Ärger 😀",
+        "created_at": at(0),
+        "last_message_at": at(9),
+    }
+    read_at = at(0) + timedelta(days=200)
+    warehouse.load(
+        "1",
+        chats=[chat | {"id": "a"}, {"id": "not read", "last_message_at": at(3)}],
+        messages=[
+            {"id": "m1", "conversation_id": "a", "cursor_at": at(2), "direction": "inbound", "attachment_count": 2},
+            {"id": "m2", "conversation_id": "a", "cursor_at": at(1), "direction": "inbound", "attachment_count": None},
+            {"id": "m3", "conversation_id": "a", "cursor_at": at(5), "attachment_count": 1, "_read_at": read_at},
+            {"id": "no chat", "conversation_id": None, "cursor_at": at(1), "direction": "inbound"},
+            {"id": "no time", "conversation_id": "a", "cursor_at": None, "direction": "outbound"},
+            {"id": "unknown chat", "conversation_id": "elsewhere", "cursor_at": at(1), "direction": "inbound"},
+        ],
+    )
+    warehouse.transform()
+
+    read, not_read = warehouse.mart("thread_activity")
+    assert read == {
+        "chat_id": "a",
+        "from_handle": "+1",
+        "remote_handle": "+2",
+        "is_group": False,
+        "title": "Ärger 😀",
+        "chat_created_at": at(0),
+        "last_message_at": at(9),
+        "first_message_at": at(1),
+        "latest_message_at": at(5),
+        "messages_total": 3,
+        "messages_inbound": 2,
+        "messages_outbound": 0,
+        "messages_failed": 0,
+        "last_inbound_at": at(2),
+        "last_outbound_at": None,
+        "waiting_on": "us",
+        "attachments_total": 3,
+        "fetched_at": read_at,
+    }
+    assert (not_read["chat_id"], not_read["messages_total"], not_read["waiting_on"]) == ("not read", 0, None)
+    assert {row["message_id"]: row["counts_in_thread"] for row in warehouse.rows("from staging.stg_messages")} == {
+        "m1": True,
+        "m2": True,
+        "m3": True,
+        "no chat": False,
+        "no time": False,
+        "unknown chat": True,
+    }
+
+
+def test_members_of_groups(warehouse: Any, at: Any) -> None:
+    def message(key: str, chat: str | None, minute: int | None, direction: str | None, sender: str | None) -> Any:
+        return {
+            "id": key,
+            "conversation_id": chat,
+            "cursor_at": None if minute is None else at(minute),
+            "direction": direction,
+            "sender_handle": sender,
+        }
+
+    warehouse.load(
+        "1",
+        chats=[
+            {"id": "g", "is_group": True, "from_handle": "+1", "created_at": at(10)},
+            {"id": "silent", "is_group": True, "from_handle": "+1", "created_at": at(0)},
+            {"id": "bare", "is_group": True},
+            {"id": "two of ours", "is_group": True, "from_handle": "+1"},
+            {"id": "direct", "is_group": False, "from_handle": "+1", "created_at": at(0)},
+            {"id": "unknown", "is_group": None, "from_handle": "+1", "created_at": at(0)},
+        ],
+        messages=[
+            message("1", "g", 20, "inbound", "+2"),
+            message("2", "g", 12, "inbound", "+2"),
+            message("3", "g", 5, "outbound", None),
+            message("4", "g", 30, "inbound", None),
+            message("5", "g", 40, None, "+8"),
+            message("6", "g", None, "inbound", "+9"),
+            message("7", None, 13, "inbound", "+9"),
+            message("8", "g", 50, "outbound", "+9"),
+            message("9", "direct", 13, "inbound", "+2"),
+            message("10", "unknown", 13, "inbound", "+2"),
+            message("11", "bare", 1, "outbound", None),
+            message("12", "two of ours", 3, "inbound", "+1"),
+            message("13", "two of ours", 2, "outbound", None),
+        ],
+    )
+    warehouse.transform()
+
+    assert [tuple(row.values()) for row in warehouse.mart("group_membership")] == [
+        ("g", "+1", "own_number", "own_number", at(5), at(50), 2, 6),
+        ("g", "+2", "message", "message", at(12), at(20), 2, 6),
+        ("silent", "+1", "own_number", "own_number", at(0), at(0), 0, 0),
+        ("two of ours", "+1", "own_number", "own_number,message", at(2), at(3), 2, 2),
+    ]
+
+
+def test_what_no_mart_reads_is_in_staging(warehouse: Any) -> None:
+    extra = {"extra": '{"new": 1}'}
+    attachment = {"id": "a", "message_id": "m", "filename": "f", "mime_type": "image/png", "size_bytes": 3} | extra
+    number = {"handle": "+1", "label": "desk", "status": "active", "channels": '["sms"]'} | extra
+    warehouse.load("1", attachments=[attachment], numbers=[number])
+    warehouse.transform("--select", "stg_attachments", "stg_numbers")
+    for view, row in {"stg_attachments": attachment, "stg_numbers": number}.items():
+        [staged] = warehouse.rows(f"from staging.{view}")
+        assert set(row.values()) | {"1"} <= set(staged.values())

@@ -1,0 +1,14 @@
+-- Grain: one row a chat.
+select
+    id as chat_id,
+    from_handle,
+    remote_handle,
+    is_group,
+    title,
+    last_message_at,
+    created_at,
+    updated_at,
+    extra,
+    _read_at as fetched_at,
+    _dlt_load_id as load_id
+from {{ source('msgbubbles', 'chats') }}

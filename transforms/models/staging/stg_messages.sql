@@ -1,0 +1,25 @@
+-- Grain: one row a message.
+select
+    id as message_id,
+    conversation_id as chat_id,
+    cursor_at as message_at,
+    direction,
+    status,
+    channel,
+    text,
+    effect,
+    reply_to as reply_to_message_id,
+    error,
+    metadata,
+    sender_handle,
+    attachment_count,
+    sent_at,
+    delivered_at,
+    read_at,
+    created_at,
+    updated_at,
+    conversation_id is not null and cursor_at is not null as counts_in_thread,
+    extra,
+    _read_at as fetched_at,
+    _dlt_load_id as load_id
+from {{ source('msgbubbles', 'messages') }}

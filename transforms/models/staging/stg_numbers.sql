@@ -1,0 +1,10 @@
+-- Grain: one row a number of ours.
+select
+    handle,
+    label,
+    status,
+    channels,
+    extra,
+    _read_at as fetched_at,
+    _dlt_load_id as load_id
+from {{ source('msgbubbles', 'numbers') }}
