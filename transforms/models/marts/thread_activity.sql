@@ -27,7 +27,9 @@ threads as (
         max(case when direction = 'inbound' then message_at end) as last_inbound_at,
         max(case when direction = 'outbound' then message_at end) as last_outbound_at,
         -- A failed message reached nobody, so it is no answer. One without a status is taken as sent.
-        max(case when direction = 'outbound' and coalesce(status, '') <> 'failed' then message_at end) as last_answer_at,
+        max(
+            case when direction = 'outbound' and coalesce(status, '') <> 'failed' then message_at end
+        ) as last_answer_at,
         cast(coalesce(sum(attachment_count), 0) as bigint) as attachments_total,
         max(fetched_at) as fetched_at
     from {{ ref('stg_messages') }}

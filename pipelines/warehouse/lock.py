@@ -1,0 +1,44 @@
+"""One job at a time on a warehouse: two dlt runs of one pipeline can destroy each other's load."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+class AnotherJobRunsError(Exception):
+    """The message names the job that runs."""
+
+
+@contextmanager
+def one_job(folder: Path) -> Iterator[None]:
+    """Hold the warehouse's lock. The system lets go of it when the process ends, however it ends.
+
+    Raises `AnotherJobRunsError` at once when another process holds it.
+    """
+    holder = folder / "job.json"
+    lock = FileLock(folder / "job.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise AnotherJobRunsError(f"another job runs on this database: {_described(holder)}") from None
+    try:
+        holder.write_text(json.dumps({"pid": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")}))
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _described(holder: Path) -> str:
+    try:
+        job = json.loads(holder.read_text())
+        return f"process {job['pid']}, since {job['since']}"
+    except (OSError, ValueError, KeyError):
+        return "it has only just begun"

@@ -1,0 +1,79 @@
+"""Where a warehouse keeps its files.
+
+`warehouse.duckdb` is what readers open. The job's own files are beside it, in `.msgbubbles/warehouse/`: the database
+it works on, dlt's and dbt's working folders, the lock, and what is still to be done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMAS = ("msgbubbles", "msgbubbles_staging", "staging", "marts")
+
+
+class UsageError(Exception):
+    """What was asked for cannot be done as it was asked; the message says what to ask instead."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The files of one warehouse. `database` is the published one."""
+
+    database: Path
+
+    @classmethod
+    def of(cls, database: Path) -> Place:
+        """Raises `UsageError` when the database cannot be there."""
+        database = database.expanduser().absolute()
+        if database.stem in SCHEMAS:
+            raise UsageError(
+                f"--database: no file may be called {database.name}, because {database.stem} is also a schema in it, "
+                "and DuckDB could not tell which of the two a query means; choose another name"
+            )
+        if database.is_dir() or not database.parent.is_dir():
+            raise UsageError(f"--database: {database} must be a file in a folder that exists")
+        return cls(database)
+
+    @property
+    def folder(self) -> Path:
+        return self.database.parent / ".msgbubbles" / self.database.stem
+
+    @property
+    def work(self) -> Path:
+        """The database that the job works on. It has the published one's name: DuckDB calls a database by it."""
+        return self.folder / self.database.name
+
+    def make_folders(self) -> None:
+        for folder in (self.folder.parent, self.folder, self.folder / "dlt", self.folder / "dbt"):
+            folder.mkdir(mode=0o700, exist_ok=True)
+
+    def configure_dlt(self) -> None:
+        """Point dlt at this project's configuration and this warehouse's working folder: before dlt is imported."""
+        os.environ.setdefault("DLT_PROJECT_DIR", str(ROOT))
+        os.environ.setdefault("DLT_CONFIG_FOLDER", "dlt_config")  # relative, or dlt keeps its state in there
+        os.environ["DLT_DATA_DIR"] = str(self.folder / "dlt")
+        os.environ["DLT_LOCAL_DIR"] = str(self.folder / "dlt")
+
+    # What is still to be done outlives a job that is killed.
+
+    def is_pending(self, step: str) -> bool:
+        return (self.folder / f"{step}.pending").exists()
+
+    def set_pending(self, *steps: str) -> None:
+        for step in steps:
+            (self.folder / f"{step}.pending").touch()
+
+    def set_done(self, step: str) -> None:
+        (self.folder / f"{step}.pending").unlink(missing_ok=True)
+
+    def claim_for(self, account: str) -> None:
+        """Refuse to mix a made-up account with a real one."""
+        origin = self.folder / "account.json"
+        known = json.loads(origin.read_text())["account"] if origin.exists() else account
+        if known != account:
+            raise UsageError(f"{self.database.name} holds the rows of {known}; choose another --database for {account}")
+        origin.write_text(json.dumps({"account": account}))

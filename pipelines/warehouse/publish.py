@@ -1,0 +1,54 @@
+"""The file that readers open, replaced as a whole.
+
+A DuckDB file that one process has open cannot be written by another, so the job and its readers never share one. A
+reader that has the old file open keeps it, unchanged, until it closes it; who opens it next gets the new one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import duckdb
+
+FICLONE = 0x40049409  # <linux/fs.h>: share the blocks of another file, on file systems that can
+
+
+def publish(work: Path, database: Path) -> int:
+    """Replace `database` by a copy of `work`, all or nothing. Returns its size in bytes.
+
+    Nobody may have `work` open. A process that is killed in here leaves the old file whole.
+    """
+    with duckdb.connect(str(work)) as connection:
+        connection.execute("CHECKPOINT")
+    for leftover in database.parent.glob(f".{database.name}.*.publishing"):
+        leftover.unlink()
+    copy = database.with_name(f".{database.name}.{os.getpid()}.publishing")
+    clone(work, copy)
+    copy.replace(database)
+    # The log of somebody who wrote into the old file has nothing to say about the new one.
+    database.with_name(f"{database.name}.wal").unlink(missing_ok=True)
+    _sync_to_disk(database.parent)
+    return database.stat().st_size
+
+
+def clone(source: Path, target: Path) -> None:
+    """Copy a file durably; without copying its bytes, where the file system can share them."""
+    with source.open("rb") as original, target.open("wb") as copy:
+        try:
+            import fcntl
+
+            fcntl.ioctl(copy.fileno(), FICLONE, original.fileno())
+        except (ImportError, OSError):
+            shutil.copyfileobj(original, copy, 16 * 1024 * 1024)
+        copy.flush()
+        os.fsync(copy.fileno())
+
+
+def _sync_to_disk(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

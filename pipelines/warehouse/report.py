@@ -1,0 +1,163 @@
+"""What the job says: progress while it works, a summary, and the same as JSON. Never a handle, a text or a key."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+
+from .place import Place
+
+if TYPE_CHECKING:
+    from msgbubbles import Run
+    from msgbubbles.reading import StreamProgress
+
+    from .sync import Report
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class Reporter:
+    """Progress and errors go to standard error, the summary to standard output."""
+
+    def __init__(self, *, quiet: bool, as_json: bool) -> None:
+        self._quiet = quiet
+        self._as_json = as_json
+        self._progress = Console(stderr=True, quiet=quiet, highlight=False)
+        self._output = Console(quiet=quiet, highlight=False)
+        self._status: Status | None = None
+        self._said_at = time.monotonic()
+
+    def fail(self, message: str) -> None:
+        """Errors are told whatever was asked for."""
+        sys.stderr.write(f"{message}\n")
+
+    def say(self, message: str) -> None:
+        self._progress.print(f"[dim]{message}[/dim]")
+        self._said_at = time.monotonic()
+
+    @contextmanager
+    def following(self, run: Run) -> Iterator[None]:
+        """Show how far the run has come: a line that moves on a terminal, now and then a line elsewhere."""
+        run.on_page = lambda: self._show(_described(run))
+        run.on_wait = lambda why, seconds: self._show(f"{_described(run)} · waiting {seconds:.0f} s ({why})")
+        if not self._progress.is_terminal:
+            yield
+            return
+        with self._progress.status("reading") as self._status:
+            yield
+
+    def _show(self, line: str) -> None:
+        if self._status is not None:
+            self._status.update(line)
+        elif time.monotonic() - self._said_at > SECONDS_BETWEEN_LINES:
+            self.say(line)
+
+    def summary(self, place: Place, run: Run, report: Report, *, sandbox: bool) -> None:
+        """The closing words."""
+        if self._as_json:
+            sys.stdout.write(json.dumps(as_dict(place, run, report)) + "\n")
+            return
+        table = Table(box=None, pad_edge=False)
+        for heading in ("stream", "read", "new or changed", "rejected", "back to"):
+            table.add_column(heading, justify="left" if heading in ("stream", "back to") else "right")
+        for name, progress in run.streams.items():
+            table.add_row(
+                name, f"{progress.rows:,}", f"{progress.landed:,}", f"{progress.rejected:,}", _day(progress.reached_ms)
+            )
+        self._output.print(table)
+        seconds = ", ".join(f"{phase} {spent:.1f} s" for phase, spent in report.seconds.items())
+        self._output.print(f"{run.traffic.total:,} requests; {seconds}")
+        for warning in warnings(run):
+            self._output.print(f"[yellow]{warning}[/yellow]")
+        if report.published_bytes is None:
+            if run.error is None and run.halt is None:
+                self._output.print("Nothing is new: the published file stays as it is.")
+        else:
+            self._output.print(f"Published {place.database} ({report.published_bytes / 1e6:.1f} MB):")
+            rows = "  ".join(f"{table} {count:,}" for table, count in report.rows_in_warehouse.items())
+            self._output.print(f"  {rows}", soft_wrap=True)
+        if sandbox and run.error is None and run.halt is None:
+            self._output.print("This was a made-up account. Run it again: time moves on in there.")
+        if run.error is not None:
+            self.fail(f"failed: {run.error}; what was read before is kept, and the next run goes on from there")
+        elif run.halt is not None:
+            self.fail(f"{run.halt}; what was read is kept, and the next run goes on from there")
+
+
+def warnings(run: Run) -> list[str]:
+    """What the user should look at, with where to look."""
+    found = []
+    for name, progress in run.streams.items():
+        if progress.rejected:
+            found.append(f"{name}: {progress.rejected:,} rows could not be read; they are in msgbubbles.rejected_rows")
+        if progress.new_fields:
+            names = ", ".join(sorted(progress.new_fields)[:10])
+            found.append(f"{name}: fields that this version does not know are kept in the column extra: {names}")
+        for overflow in sorted(progress.overflows, key=lambda span: span.to_ms or 0)[:5]:
+            at = "without a time" if overflow.to_ms is None else f"at {_instant(overflow.to_ms)}"
+            found.append(f"{name}: tie overflow: more rows {at} than a page holds; some may be out of reach")
+    if run.feed is False:
+        found.append(
+            "messages: the API does not answer the account's whole feed, so each changed thread costs a request"
+        )
+    return found
+
+
+def as_dict(place: Place, run: Run, report: Report) -> dict[str, Any]:
+    """The summary for log collectors; instants are ISO 8601, durations seconds."""
+    outcome = "failed" if run.error else "stopped" if run.stop.is_set() else "partial" if run.halt else "complete"
+    return {
+        "outcome": outcome,
+        "error": None if run.error is None else str(run.error),
+        "database": str(place.database),
+        "published": report.published_bytes is not None,
+        "slices": report.slices,
+        "requests": dict(run.traffic.requests),
+        "rate_limited": run.traffic.rate_limited,
+        "retries": run.traffic.retries,
+        "received_bytes": run.traffic.received_bytes,
+        "paced_seconds": round(run.traffic.paced_seconds, 3),
+        "seconds": {phase: round(spent, 3) for phase, spent in report.seconds.items()},
+        "feed": run.feed,
+        "streams": {name: _stream_dict(progress) for name, progress in run.streams.items()},
+    }
+
+
+def _stream_dict(progress: StreamProgress) -> dict[str, Any]:
+    return {
+        "pages": progress.pages,
+        "rows": progress.rows,
+        "landed": progress.landed,
+        "rejected": progress.rejected,
+        "new_fields": sorted(progress.new_fields),
+        "tie_overflows": sorted(
+            ([_instant(span.from_ms), _instant(span.to_ms)] for span in progress.overflows), key=str
+        ),
+        "reached_back_to": _instant(progress.reached_ms),
+    }
+
+
+def _described(run: Run) -> str:
+    streams = " · ".join(
+        f"{name} {progress.rows:,}" + (f" back to {_day(progress.reached_ms)}" if progress.reached_ms else "")
+        for name, progress in run.streams.items()
+        if name != "numbers"
+    )
+    return f"{streams} · {run.traffic.total:,} requests"
+
+
+def _instant(at_ms: int | None) -> str | None:
+    return None if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+def _day(at_ms: int | None) -> str:
+    return "" if at_ms is None else f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d}"
