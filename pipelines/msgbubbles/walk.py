@@ -22,6 +22,8 @@ from .models import Page, R, Row
 # How often the same question is asked when it brings nothing new: an API whose order among equals is not stable
 # shows other rows of the instant each time.
 TIE_ATTEMPTS = 3
+# A page that is short for no reason is likely to be longer the next time.
+SHORT_ATTEMPTS = 10
 DAY_MS = 24 * 3600 * 1000
 # The resolution of the API's own clock, the `Date` header.
 CLOCK_RESOLUTION = timedelta(seconds=1)
@@ -116,7 +118,8 @@ def walk(
             next_ms = oldest_ms + 1
         elif before_ms is None or before_ms > edge_ms:
             idle += 1
-            if idle >= TIE_ATTEMPTS or not may_hide_rows:
+            attempts = TIE_ATTEMPTS if page.full else SHORT_ATTEMPTS
+            if idle >= attempts or not may_hide_rows:
                 idle = 0
                 overflow = Overflow(edge_ms, edge_ms) if may_hide_rows else None
                 next_ms = edge_ms

@@ -52,7 +52,7 @@ def test_every_row_is_read_or_its_instant_is_reported(listing: Listing) -> None:
         assert any((o.from_ms or 0) <= at_ms <= (o.to_ms or 0) for o in reported)
     for overflow in reported:
         assert overflow.to_ms in crowded(listing)
-    assert len(steps) < 8 * len(listing.rows) + 8
+    assert len(steps) < 15 * len(listing.rows) + 15
 
 
 @settings(max_examples=200, deadline=None)

@@ -1,0 +1,149 @@
+"""Every row, as the API shows it, whichever way the API behaves where its pages leave that open."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from job import Job
+from sandbox import Account, Knobs, NewMessage
+from warehouse_rows import differences, landed
+
+NewJob = Callable[..., Job]
+
+
+def new_message(account: Account, chance: random.Random, at: datetime) -> NewMessage:
+    row = chance.choice(account.all("SELECT id, remote_handle FROM chats ORDER BY id"))
+    return NewMessage(row["id"], "inbound", "hello", at, "received", sender=row["remote_handle"])
+
+
+def test_a_first_run_lands_everything_and_a_second_finds_nothing(new_job: NewJob) -> None:
+    job = new_job(chats=320, messages=2500)
+    first = job.run()
+    assert differences(job.database, job.server.truth()) == {}
+    assert first.requests <= math.ceil(1.05 * (320 + 2500) / 100) + 4
+    published = job.database.stat()
+
+    second = job.run()
+    assert second.requests <= 5
+    assert second.summary["published"] is False
+    assert {name: stream["landed"] for name, stream in second.summary["streams"].items()} == {
+        "numbers": 0,
+        "messages": 0,
+        "chats": 0,
+    }
+    assert job.database.stat().st_ino == published.st_ino
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        pytest.param(Knobs(before_inclusive=True), id="before includes its instant"),
+        pytest.param(Knobs(tie_order="random", shuffled_pages=True), id="no order within an instant or a page"),
+        pytest.param(Knobs(short_pages=0.5), id="short pages"),
+        pytest.param(Knobs(nulls="last", nulls_with_before=True), id="chats without a time come last"),
+        pytest.param(Knobs(nulls="first"), id="chats without a time come first"),
+        pytest.param(Knobs(feed=False), id="no feed"),
+        pytest.param(Knobs(feed=False, before_inclusive=True, short_pages=0.3), id="no feed and short pages"),
+        pytest.param(Knobs(created_at_on_messages=False, sender_on_messages=False), id="no undocumented fields"),
+        pytest.param(
+            Knobs(server_errors=0.04, cut_bodies=0.03, malformed_bodies=0.03, seed=3), id="one answer in ten is faulty"
+        ),
+    ],
+)
+def test_nothing_is_missing_twice_or_stale(new_job: NewJob, knobs: Knobs) -> None:
+    """The times of the account have microseconds behind the milliseconds that the API shows, in all of these."""
+    job = new_job(knobs, chats=230)
+    account = job.server.account
+    for number in range(3):
+        account.add_chat("+14155550100", f"+1415555012{number}", datetime.now(UTC) - timedelta(days=number))
+    job.run()
+    assert differences(job.database, job.server.truth()) == {}
+
+    chance = random.Random(1)
+    account.add_messages([new_message(account, chance, datetime.now(UTC)) for _ in range(20)])
+    outcome = job.run()
+    assert differences(job.database, job.server.truth()) == {}
+    assert outcome.requests <= (60 if not knobs.feed else 30)
+
+
+@pytest.mark.parametrize("inclusive", [False, True])
+def test_more_chats_of_one_millisecond_than_a_page_holds(new_job: NewJob, inclusive: bool) -> None:
+    job = new_job(Knobs(before_inclusive=inclusive), chats=0)
+    account, at = job.server.account, datetime(2026, 5, 1, 12, tzinfo=UTC)
+    older = [account.add_chat("+14155550100", "+14155550123", at, last_message_at=at - timedelta(hours=n)) for n in (1, 2)]
+    newer = [account.add_chat("+14155550100", "+14155550123", at, last_message_at=at + timedelta(hours=n)) for n in (1, 2)]
+    for _ in range(130):
+        account.add_chat("+14155550100", "+14155550123", at, last_message_at=at)
+    outcome = job.run(status=3)
+    chats = landed(job.database)["chats"]
+    assert {*older, *newer} <= chats.keys()
+    assert len(chats) == 104
+    spans = outcome.summary["streams"]["chats"]["tie_overflows"]
+    assert spans[-1][1] == "2026-05-01T12:00:00.000+00:00"
+
+    job.server.knobs.tie_order = "random"
+    other = job.folder / "other.duckdb"
+    job.run("--database", str(other), status=3)
+    assert differences(other, job.server.truth()) == {}, "all are reachable where the order of equals changes"
+
+
+@pytest.mark.parametrize("feed", [True, False])
+def test_messages_that_come_while_it_reads(new_job: NewJob, feed: bool) -> None:
+    chance = random.Random(2)
+
+    def write(account: Account, _number: int) -> None:
+        account.add_message(new_message(account, chance, datetime.now(UTC)))
+
+    job = new_job(Knobs(on_request=write, feed=feed))
+    job.run()
+    job.run()
+    job.server.knobs.on_request = None
+    job.run()
+    assert differences(job.database, job.server.truth()) == {}
+
+
+@pytest.mark.parametrize("feed", [True, False])
+def test_messages_that_become_visible_two_seconds_late(new_job: NewJob, feed: bool) -> None:
+    chance = random.Random(3)
+
+    def write_late(account: Account, _number: int) -> None:
+        now = datetime.now(UTC)
+        account.add_message_late(new_message(account, chance, now), visible_after_seconds=2)
+        account.add_message(new_message(account, chance, now + timedelta(milliseconds=1)))
+
+    job = new_job(Knobs(on_request=write_late, feed=feed))
+    job.run()
+    job.run()
+    job.server.knobs.on_request = None
+    while job.server.account.show_late_messages():
+        pass
+    job.run()
+    assert differences(job.database, job.server.truth()) == {}
+
+
+def test_rows_that_cannot_be_read_are_kept_aside_and_the_rest_lands(new_job: NewJob) -> None:
+    job = new_job()
+    hostile = {row["id"] for row in job.server.truth().messages[:5]}
+
+    def spoil(kind: str, row: dict[str, object]) -> object:
+        if kind == "messages" and row["id"] in hostile:
+            return {**row, "created_at": "yesterday"}
+        return {**row, "mood": "fine"} if kind == "chats" else row
+
+    job.server.knobs.transform_row = spoil
+    outcome = job.run(status=3)
+    assert outcome.summary["streams"]["messages"]["rejected"] == 5
+    assert outcome.summary["streams"]["chats"]["new_fields"] == ["mood"]
+    assert differences(job.database, job.server.truth())["messages"] == {"missing": 5, "surplus": 0, "stale": 0}
+    import duckdb
+
+    with duckdb.connect(str(job.database), read_only=True) as connection:
+        rejected = connection.execute("SELECT stream, reason, row->>'id' FROM msgbubbles.rejected_rows").fetchall()
+        extra = connection.execute("SELECT DISTINCT extra->>'mood' FROM msgbubbles.chats").fetchall()
+    assert {row[2] for row in rejected} == hostile
+    assert {row[:2] for row in rejected} == {("messages", "created_at is not a timestamp")}
+    assert extra == [("fine",)]

@@ -1,0 +1,68 @@
+"""The real command as a subprocess, against the sandbox over a socket."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sandbox import Server
+
+CHATS = Path(__file__).parents[2] / "pipelines" / "chats.py"
+
+
+@dataclass
+class Outcome:
+    status: int
+    summary: dict[str, Any]
+    errors: str
+
+    @property
+    def requests(self) -> int:
+        return sum(self.summary["requests"].values())
+
+
+@dataclass
+class Job:
+    """Runs `chats.py` on a database in a temporary folder, from another folder than the project's."""
+
+    folder: Path
+    server: Server
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def database(self) -> Path:
+        return self.folder / "company.duckdb"
+
+    def start(self, *options: str, transform: bool = False) -> subprocess.Popen[str]:
+        command = [sys.executable, str(CHATS), "--database", "company.duckdb", "--json", *options]
+        inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        environment = {
+            **inherited,
+            "SOURCES__MSGBUBBLES__API_KEY": self.server.key,
+            "SOURCES__MSGBUBBLES__BASE_URL": self.server.url,
+            "SOURCES__MSGBUBBLES__REQUESTS_PER_MINUTE": "0",
+            "XDG_STATE_HOME": str(self.folder / "state"),
+            **self.environment,
+        }
+        return subprocess.Popen(
+            command if transform else [*command, "--no-transform"],
+            cwd=self.folder,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def finish(self, process: subprocess.Popen[str]) -> Outcome:
+        output, errors = process.communicate(timeout=300)
+        return Outcome(process.returncode, json.loads(output) if output else {}, errors)
+
+    def run(self, *options: str, status: int = 0, transform: bool = False) -> Outcome:
+        outcome = self.finish(self.start(*options, transform=transform))
+        assert outcome.status == status, outcome
+        return outcome
