@@ -21,7 +21,7 @@ from msgbubbles.errors import Interrupted, MsgBubblesError
 
 from .place import Place
 from .publish import clone, publish
-from .transform import transform
+from .transform import is_outdated, transform
 
 PIPELINE = "msgbubbles"
 DATASET = "msgbubbles"
@@ -81,7 +81,8 @@ def sync(
     if run.stop.is_set():
         run.halt = run.halt or Interrupted("stopped")
         return report
-    if with_transform and place.is_pending("transform"):
+    if with_transform and (place.is_pending("transform") or is_outdated(place)):
+        place.set_pending("publish")
         say("building the marts")
         with report.timed("transform"):
             transform(place)

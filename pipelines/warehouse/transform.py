@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -15,8 +16,22 @@ class TransformError(Exception):
     may quote rows, so it is in no message."""
 
 
-def transform(place: Place, *options: str) -> None:
-    """Bring the marts of the work database up to date. Raises `TransformError`."""
+def is_outdated(place: Place) -> bool:
+    """Whether the models are not those that the marts were last built with."""
+    built_with = _built_with(place)
+    return not built_with.exists() or built_with.read_text() != _models_digest()
+
+
+def transform(place: Place) -> None:
+    """Bring the marts of the work database up to date; from scratch when the models have changed, because a new
+    model does not correct what an old one has built. Raises `TransformError`."""
+    options = ["--full-refresh"] if is_outdated(place) else []
+    digest = _models_digest()
+    _run_dbt(place, options)
+    _built_with(place).write_text(digest)
+
+
+def _run_dbt(place: Place, options: list[str]) -> None:
     os.environ["MSGBUBBLES_DUCKDB_PATH"] = str(place.work)
     from dbt.adapters.duckdb.connections import DuckDBConnectionManager
     from dbt.cli.main import dbtRunner
@@ -39,6 +54,18 @@ def transform(place: Place, *options: str) -> None:
     failed = [node for node in getattr(answer.result, "results", ()) if node.status in ("error", "fail")]
     said = "\n\n".join(f"{node.node.name}: {node.message}" for node in failed) or str(answer.exception)
     raise TransformError(f"the marts could not be built ({_names(failed)}); see {_written(folder, said)}")
+
+
+def _built_with(place: Place) -> Path:
+    return place.folder / "dbt" / "built_with"
+
+
+def _models_digest() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(PROJECT.rglob("*")):
+        if path.suffix in (".sql", ".yml"):
+            digest.update(path.relative_to(PROJECT).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _names(failed: list[object]) -> str:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+
 from job import Job
 from sandbox import Account, Knobs, seed, serve
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
+
 from job import Job
 from sandbox import Account, Knobs, NewMessage
 from warehouse_rows import differences, landed
@@ -74,8 +75,12 @@ def test_nothing_is_missing_twice_or_stale(new_job: NewJob, knobs: Knobs) -> Non
 def test_more_chats_of_one_millisecond_than_a_page_holds(new_job: NewJob, inclusive: bool) -> None:
     job = new_job(Knobs(before_inclusive=inclusive), chats=0)
     account, at = job.server.account, datetime(2026, 5, 1, 12, tzinfo=UTC)
-    older = [account.add_chat("+14155550100", "+14155550123", at, last_message_at=at - timedelta(hours=n)) for n in (1, 2)]
-    newer = [account.add_chat("+14155550100", "+14155550123", at, last_message_at=at + timedelta(hours=n)) for n in (1, 2)]
+    older = [
+        account.add_chat("+14155550100", "+14155550123", at, last_message_at=at - timedelta(hours=n)) for n in (1, 2)
+    ]
+    newer = [
+        account.add_chat("+14155550100", "+14155550123", at, last_message_at=at + timedelta(hours=n)) for n in (1, 2)
+    ]
     for _ in range(130):
         account.add_chat("+14155550100", "+14155550123", at, last_message_at=at)
     outcome = job.run(status=3)

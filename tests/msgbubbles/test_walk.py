@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from listing import Listing
 from msgbubbles.errors import PermanentError
 from msgbubbles.models import Chat, Page

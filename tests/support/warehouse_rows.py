@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+
 from sandbox import Truth
 
 TIMES = {"last_message_at", "created_at", "updated_at", "sent_at", "delivered_at", "read_at", "cursor_at"}

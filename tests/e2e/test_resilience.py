@@ -1,0 +1,203 @@
+"""Kills, stops, a second job, readers: nothing is lost, nothing is blocked, nothing is told that should not be."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import duckdb
+import pytest
+
+from job import Job
+from sandbox import Account, Knobs, NewMessage
+from warehouse_rows import differences
+
+NewJob = Callable[..., Job]
+
+
+def wait_for_requests(job: Job, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(job.server.requests) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_killed_at_five_points_of_a_first_run(new_job: NewJob) -> None:
+    slice_pages = 4
+    job = new_job(Knobs(latency_seconds=0.02), chats=400, messages=6000)
+    job.environment["SYNC__SLICE_PAGES"] = str(slice_pages)
+    chance = random.Random(4)
+    kills = 5
+    for _ in range(kills):
+        process = job.start()
+        wait_for_requests(job, len(job.server.requests) + chance.randint(1, 25))
+        time.sleep(chance.random() * 0.6)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    job.run()
+    assert differences(job.database, job.server.truth()) == {}
+    # What a slice has committed is not read again. A kill costs at most the slice of each stream that was in flight,
+    # and every slice reads the heads again, and the numbers.
+    asked = len(job.server.requests)
+    pages = 400 // 99 + 6000 // 99 + 2
+    slices = pages // slice_pages + kills + 2
+    assert asked <= pages + kills * 2 * slice_pages + slices * 3
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_after_the_page_in_flight_and_keeps_what_was_read(new_job: NewJob, stop: signal.Signals) -> None:
+    job = new_job(Knobs(latency_seconds=0.05), chats=200, messages=4000)
+    process = job.start()
+    wait_for_requests(job, 12)
+    process.send_signal(stop)
+    began = time.monotonic()
+    outcome = job.finish(process)
+    assert outcome.status == 130
+    assert time.monotonic() - began < 10
+    assert outcome.summary["outcome"] == "stopped"
+    read = outcome.summary["streams"]["messages"]["landed"]
+    assert read >= 900
+    asked = len(job.server.requests)
+
+    job.run()
+    assert differences(job.database, job.server.truth()) == {}
+    assert len(job.server.requests) - asked <= (4000 - read) // 99 + 200 // 99 + 8
+
+
+def test_a_second_job_on_the_same_database_is_refused_and_told_which_one_runs(new_job: NewJob) -> None:
+    job = new_job(Knobs(latency_seconds=0.2), chats=200, messages=2000)
+    first = job.start()
+    wait_for_requests(job, 1)
+    second = job.run(status=75)
+    assert str(first.pid) in second.errors
+    assert job.finish(first).status == 0
+    assert differences(job.database, job.server.truth()) == {}
+
+
+def test_a_reader_holds_the_file_while_the_job_runs_ten_times(new_job: NewJob) -> None:
+    job = new_job()
+    job.run()
+    chat_id = job.server.truth().chats[0]["id"]
+    count = "SELECT count(*) FROM msgbubbles.messages"
+    with duckdb.connect(str(job.database), read_only=True) as reader:
+        (at_first,) = reader.execute(count).fetchall()
+        for _ in range(10):
+            job.server.account.add_message(NewMessage(chat_id, "inbound", "again", datetime.now(UTC), "received"))
+            process = job.start()
+            while process.poll() is None:
+                assert reader.execute(count).fetchall() == [at_first]
+                time.sleep(0.02)
+            assert job.finish(process).summary["published"] is True
+    assert differences(job.database, job.server.truth()) == {}
+
+
+@pytest.mark.parametrize("lost", [".msgbubbles", ".msgbubbles/company/dlt", ".msgbubbles/company/company.duckdb"])
+def test_lost_working_files_cost_no_rows_and_few_requests(new_job: NewJob, lost: str) -> None:
+    job = new_job(chats=200, messages=3000)
+    job.run()
+    path = job.folder / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    chat_id = job.server.truth().chats[0]["id"]
+    job.server.account.add_message(NewMessage(chat_id, "inbound", "again", datetime.now(UTC), "received"))
+    outcome = job.run()
+    assert differences(job.database, job.server.truth()) == {}
+    assert outcome.requests <= 5
+
+
+def test_killed_while_publishing_leaves_the_old_file_whole(new_job: NewJob) -> None:
+    job = new_job()
+    job.run()
+    published = job.database.stat()
+    leftover = job.folder / ".company.duckdb.99999.publishing"
+    leftover.write_bytes(b"half a file")
+    (job.folder / ".msgbubbles" / "company" / "publish.pending").touch()
+    assert differences(job.database, job.server.truth()) == {}
+    outcome = job.run()
+    assert outcome.summary["published"] is True, "what a killed run owes is done by the next, though nothing is new"
+    assert job.database.stat().st_ino != published.st_ino
+    assert not leftover.exists()
+
+
+def test_an_api_that_fails_for_good_fails_the_run_and_keeps_what_was_read(new_job: NewJob) -> None:
+    def break_down(account: Account, number: int) -> None:  # noqa: ARG001
+        if number == 10:
+            job.server.knobs.server_errors = 1.0
+
+    job = new_job(Knobs(on_request=break_down), chats=200, messages=3000)
+    job.environment["SOURCES__MSGBUBBLES__MAX_ATTEMPTS"] = "3"
+    outcome = job.run(status=1)
+    assert outcome.summary["outcome"] == "failed"
+    assert outcome.summary["streams"]["messages"]["landed"] >= 700
+    job.server.knobs.server_errors = 0.0
+    job.server.knobs.on_request = None
+    job.run()
+    assert differences(job.database, job.server.truth()) == {}
+
+
+@pytest.mark.parametrize(
+    ("knobs", "says"), [(Knobs(keys={"sk_test_other"}), "unauthorized"), (Knobs(active=False), "forbidden")]
+)
+def test_a_key_that_is_refused_fails_at_once_and_says_so(new_job: NewJob, knobs: Knobs, says: str) -> None:
+    job = new_job(knobs)
+    outcome = job.run(status=1)
+    assert says in outcome.summary["error"]
+    assert len(job.server.requests) == 1
+
+
+def test_a_limit_of_requests_ends_a_run_early_and_the_next_goes_on(new_job: NewJob) -> None:
+    job = new_job(chats=200, messages=3000)
+    for _ in range(6):
+        outcome = job.run("--max-requests", "10")
+        assert outcome.requests <= 10
+    assert differences(job.database, job.server.truth()) == {}
+
+
+def test_the_rate_limit_is_waited_for(new_job: NewJob) -> None:
+    job = new_job(Knobs(rate_limit_per_minute=5, retry_after="seconds"), chats=60, messages=300)
+    job.server._api._recent.clear()
+    process = job.start()
+    wait_for_requests(job, 6)
+    job.server.knobs.rate_limit_per_minute = None
+    process.send_signal(signal.SIGTERM)
+    outcome = job.finish(process)
+    assert outcome.status == 130
+    assert [seen.status for seen in job.server.requests].count(429) == 1, "it waits, and does not ask again at once"
+
+
+def test_without_a_key_both_ways_out_are_named(new_job: NewJob) -> None:
+    job = new_job(chats=0)
+    job.environment["SOURCES__MSGBUBBLES__API_KEY"] = ""
+    outcome = job.run(status=2)
+    assert "--sandbox" in outcome.errors
+    assert "SOURCES__MSGBUBBLES__API_KEY" in outcome.errors
+
+
+@pytest.mark.parametrize("name", ["msgbubbles.duckdb", "marts.duckdb", "staging.duckdb"])
+def test_a_database_named_like_a_schema_is_refused_with_the_reason(new_job: NewJob, name: str) -> None:
+    outcome = new_job(chats=0).run("--database", name, status=2)
+    assert "schema" in outcome.errors
+
+
+def test_a_made_up_account_is_not_mixed_with_a_real_one(new_job: NewJob) -> None:
+    job = new_job()
+    job.run()
+    outcome = job.run("--sandbox", status=2)
+    assert "choose another --database" in outcome.errors
+    assert differences(job.database, job.server.truth()) == {}
+
+
+def test_the_key_is_in_no_file_and_no_output(new_job: NewJob) -> None:
+    job = new_job()
+    process = job.start()
+    output, errors = process.communicate()
+    key = job.server.key
+    assert key not in output + errors
+    for folder, _, files in os.walk(job.folder):
+        for name in files:
+            with open(os.path.join(folder, name), "rb") as file:  # noqa: PTH118, PTH123
+                assert key.encode() not in file.read(), name
