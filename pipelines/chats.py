@@ -117,6 +117,7 @@ def _sync(
 
     from msgbubbles import Run
     from msgbubbles.errors import Interrupted
+    from msgbubbles.reading import MIN_SLICE_PAGES
     from warehouse.sync import sync as run_sync
 
     if not sandbox and not dlt.secrets.get("sources.msgbubbles.api_key"):
@@ -125,7 +126,10 @@ def _sync(
     options: dict[str, Any] = {}
     if since is not None:
         options["start_date"] = f"{since:%Y-%m-%d}"
-    run = Run(slice_pages=dlt.config.get("sync.slice_pages", int) or 500, max_requests=max_requests)
+    slice_pages = dlt.config.get("sync.slice_pages", int) or 500
+    if slice_pages < MIN_SLICE_PAGES:
+        raise UsageError(f"sync.slice_pages is {slice_pages}; it must be {MIN_SLICE_PAGES} at least")
+    run = Run(slice_pages=slice_pages, max_requests=max_requests)
     with _stopped_by_signals(run), _sandbox(place) if sandbox else _nothing() as account, reporter.following(run):
         report = run_sync(place, run, options | account, with_transform=with_transform, say=reporter.say)
     reporter.summary(place, run, report, sandbox=sandbox)

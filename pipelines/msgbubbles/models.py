@@ -22,6 +22,8 @@ from msgspec import Raw
 
 ColumnType = Literal["text", "bigint", "bool", "timestamp", "json"]
 
+# What a column of type bigint holds; a larger number is kept in `extra`.
+BigInt = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Key = Annotated[str, msgspec.Meta(min_length=1)]
 
 NULL = Raw(b"null")
@@ -77,7 +79,7 @@ class Attachment(Row):
     message_id: str | None = None
     filename: str | None = None
     mime_type: str | None = None
-    size_bytes: int | None = None
+    size_bytes: BigInt | None = None
     created_at: datetime | None = None
     url: str | None = None
 
@@ -178,9 +180,8 @@ def columns_of(model: type[Row]) -> tuple[Column, ...]:
 
 
 def _column_type(annotation: object) -> ColumnType:
-    if get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
-    types = set(get_args(annotation) or (annotation,)) - {type(None)}
+    annotation = _unannotated(annotation)
+    types = {_unannotated(one) for one in get_args(annotation) or (annotation,)} - {type(None)}
     names: dict[object, ColumnType] = {
         str: "text",
         int: "bigint",
@@ -189,6 +190,10 @@ def _column_type(annotation: object) -> ColumnType:
         Raw: "json",
     }
     return names[types.pop()]
+
+
+def _unannotated(annotation: object) -> object:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 REJECTED_COLUMNS = (

@@ -18,6 +18,8 @@ from .models import Chat, Message, Page, R, fingerprint, unknown_fields
 from .transport import Traffic
 from .walk import Overflow, Step, cursor_ms, epoch_ms, walk
 
+MIN_SLICE_PAGES = 20
+
 State = dict[str, Any]
 Fetch = Callable[[str | None], Page[R]]
 
@@ -45,7 +47,8 @@ class StreamProgress:
 class Run:
     """What a run allows its streams, and what came of it.
 
-    `slice_pages`: pages a stream reads before what it has is loaded; the rest is then `unfinished`. `max_requests`:
+    `slice_pages`: pages a stream reads before what it has is loaded; the rest is then `unfinished`. With fewer than
+    `MIN_SLICE_PAGES`, a slice may end within the ties of one instant, and the next begin there again. `max_requests`:
     all requests of the run. `stop`: set it, and the run ends after the page in flight. `keep_on_error`: a fault ends
     the reading and is kept in `error`, so that what was read before it is loaded; otherwise it is raised, and dlt
     drops the load.
@@ -123,9 +126,18 @@ class StreamReader(Generic[R]):
         """Read the head, then the gaps, as far as the run allows. The state is right wherever this ends."""
         start_ms, settle_ms = self.settings.start_ms, self.settings.settle_ms
         try:
-            yield from self._read_task(plan.head(self.coverage, start_ms, settle_ms))
+            cut_off: SliceEnd | None = None
+            try:
+                yield from self._read_task(plan.head(self.coverage, start_ms, settle_ms))
+            except SliceEnd as end:
+                cut_off = end
+            # A head that is cut off leaves a gap, and every slice reads a page of the gaps at least: so the slices of
+            # a run come to an end, however busy the account is.
+            self._pages_left = None if self._pages_left is None else max(self._pages_left, 1)
             for task in plan.gaps(self.coverage, start_ms):
                 yield from self._read_task(task)
+            if cut_off and not self.coverage.pieces:
+                raise cut_off
         finally:
             self._save()
 

@@ -28,14 +28,14 @@ def wait_for_requests(job: Job, count: int) -> None:
 
 
 def test_killed_at_five_points_of_a_first_run(new_job: NewJob) -> None:
-    slice_pages = 4
-    job = new_job(Knobs(latency_seconds=0.02), chats=400, messages=6000)
+    slice_pages = 20
+    job = new_job(Knobs(latency_seconds=0.02), chats=400, messages=12000)
     job.environment["SYNC__SLICE_PAGES"] = str(slice_pages)
     chance = random.Random(4)
     kills = 5
     for _ in range(kills):
         process = job.start()
-        wait_for_requests(job, len(job.server.requests) + chance.randint(1, 25))
+        wait_for_requests(job, len(job.server.requests) + chance.randint(1, 40))
         time.sleep(chance.random() * 0.6)
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -44,7 +44,7 @@ def test_killed_at_five_points_of_a_first_run(new_job: NewJob) -> None:
     # What a slice has committed is not read again. A kill costs at most the slice of each stream that was in flight,
     # and every slice reads the heads again, and the numbers.
     asked = len(job.server.requests)
-    pages = 400 // 99 + 6000 // 99 + 2
+    pages = 400 // 99 + 12000 // 99 + 2
     slices = pages // slice_pages + kills + 2
     assert asked <= pages + kills * 2 * slice_pages + slices * 3
 
