@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-import portion
-
 HOUR_MS = 3600 * 1000
 DAY_MS = 24 * HOUR_MS
 # When something was read is kept the more coarsely the longer ago it was: (up to this age, to this grain). Rounding
@@ -24,53 +22,61 @@ Piece = tuple[int, int, int]
 
 
 class Coverage:
-    """A map of stretches to when they were read."""
+    """A map of stretches to when they were read: `pieces` are (from, to, read at), oldest first, without overlap."""
 
     def __init__(self, pieces: Iterable[Piece] = ()) -> None:
-        self._read_ms = portion.IntervalDict()
+        self.pieces: list[Piece] = []
         for lo_ms, hi_ms, read_ms in pieces:
             self.add(lo_ms, hi_ms, read_ms)
 
     @property
-    def pieces(self) -> list[Piece]:
-        """(from, to, read at), oldest first."""
-        return sorted(
-            (atom.lower, atom.upper, read_ms) for stretch, read_ms in self._read_ms.items() for atom in stretch
-        )
-
-    @property
     def newest_ms(self) -> int | None:
         """The newest instant that was read."""
-        domain = self._read_ms.domain()
-        return None if domain.empty else domain.upper - 1
+        return self.pieces[-1][1] - 1 if self.pieces else None
 
     def add(self, lo_ms: int, hi_ms: int, read_ms: int) -> None:
         """Everything from `lo_ms` to before `hi_ms` was read at `read_ms`."""
         if lo_ms < hi_ms:
-            self._read_ms[portion.closedopen(lo_ms, hi_ms)] = read_ms
+            before = [(lo, min(hi, lo_ms), read) for lo, hi, read in self.pieces if lo < lo_ms]
+            after = [(max(lo, hi_ms), hi, read) for lo, hi, read in self.pieces if hi > hi_ms]
+            self.pieces = _joined([*before, (lo_ms, hi_ms, read_ms), *after])
 
     def forget_from(self, lo_ms: int) -> None:
         """What begins at `lo_ms` has to be read again."""
-        self._read_ms = self._read_ms[portion.open(-portion.inf, lo_ms)]
+        self.pieces = [(lo, min(hi, lo_ms), read) for lo, hi, read in self.pieces if lo < lo_ms]
 
     def gaps(self, lo_ms: int) -> list[tuple[int, int]]:
         """The stretches from `lo_ms` to the newest instant read that were never read, newest first."""
-        domain = self._read_ms.domain()
-        if domain.empty or lo_ms >= domain.upper:
-            return []
-        missing = portion.closedopen(lo_ms, domain.upper) - domain
-        return [(atom.lower, atom.upper) for atom in reversed(list(missing)) if not atom.empty]
+        found = []
+        for lo, hi, _ in self.pieces:
+            if lo > lo_ms:
+                found.append((lo_ms, lo))
+            lo_ms = max(lo_ms, hi)
+        return found[::-1]
 
     def complete_to(self, lo_ms: int) -> int | None:
         """Up to where nothing is missing since `lo_ms`; None when not even that was read."""
-        for atom in self._read_ms.domain():
-            if not atom.empty and atom.lower <= lo_ms < atom.upper:
-                return int(atom.upper)
-        return None
+        end_ms = lo_ms
+        for lo, hi, _ in self.pieces:
+            if lo <= end_ms < hi:
+                end_ms = hi
+        return end_ms if end_ms > lo_ms else None
 
     def compacted(self, now_ms: int) -> Coverage:
         """The same stretches, with the times of reading kept more coarsely the older they are."""
-        return Coverage((lo, hi, _rounded_down(read_ms, now_ms - read_ms)) for lo, hi, read_ms in self.pieces)
+        compact = Coverage()
+        compact.pieces = _joined([(lo, hi, _rounded_down(read, now_ms - read)) for lo, hi, read in self.pieces])
+        return compact
+
+
+def _joined(pieces: list[Piece]) -> list[Piece]:
+    """Neighbours that were read at the same time are one piece."""
+    joined: list[Piece] = []
+    for lo, hi, read in pieces:
+        if joined and joined[-1][1:] == (lo, read):
+            lo = joined.pop()[0]
+        joined.append((lo, hi, read))
+    return joined
 
 
 def _rounded_down(read_ms: int, age_ms: int) -> int:

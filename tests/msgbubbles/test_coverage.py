@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from msgbubbles.coverage import DAY_MS, Coverage, gaps, head
+
+LINE = range(30)
+stretches = st.tuples(st.integers(0, 29), st.integers(0, 29), st.integers(1, 99)).map(
+    lambda s: (min(s[0], s[1]), max(s[0], s[1]), s[2])
+)
+changes = st.lists(st.one_of(stretches, st.integers(0, 29)), max_size=12)
+
+
+def build(steps: list[tuple[int, int, int] | int]) -> tuple[Coverage, dict[int, int]]:
+    """The coverage, and what it should be: when each instant of a short line was read."""
+    coverage, model = Coverage(), dict[int, int]()
+    for step in steps:
+        if isinstance(step, int):
+            coverage.forget_from(step)
+            model = {at: read for at, read in model.items() if at < step}
+        else:
+            lo, hi, read = step
+            coverage.add(lo, hi, read)
+            model |= dict.fromkeys(range(lo, hi), read)
+    return coverage, model
+
+
+@given(changes)
+def test_it_knows_what_was_read_and_when(steps: list[tuple[int, int, int] | int]) -> None:
+    coverage, model = build(steps)
+    assert {at: read for lo, hi, read in coverage.pieces for at in range(lo, hi)} == model
+    assert coverage.newest_ms == max(model, default=None)
+    assert Coverage(coverage.pieces).pieces == coverage.pieces
+
+
+@given(changes, st.integers(0, 29))
+def test_gaps_are_what_was_not_read_newest_first(steps: list[tuple[int, int, int] | int], start: int) -> None:
+    coverage, model = build(steps)
+    found = [at for task in gaps(coverage, start) for at in range(task.lo_ms, task.hi_ms or 0)]
+    assert set(found) == {at for at in range(start, max(model, default=-1)) if at not in model}
+    tasks = gaps(coverage, start)
+    assert tasks == sorted(tasks, key=lambda task: -task.lo_ms)
+
+
+@given(changes, st.integers(0, 29))
+def test_complete_to_is_the_end_of_what_begins_at_the_start(
+    steps: list[tuple[int, int, int] | int], start: int
+) -> None:
+    coverage, model = build(steps)
+    end = start
+    while end in model:
+        end += 1
+    assert coverage.complete_to(start) == (end if end > start else None)
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 10**6), st.integers(0, 10**11)), max_size=10))
+def test_compacting_keeps_what_was_read_and_makes_nothing_look_fresher(pieces: list[tuple[int, int, int]]) -> None:
+    coverage = Coverage((lo, lo + length, read) for lo, length, read in pieces)
+    compacted = coverage.compacted(10**11)
+    assert compacted.gaps(0) == coverage.gaps(0)
+    assert compacted.newest_ms == coverage.newest_ms
+    for lo, hi, read in coverage.pieces:
+        inside = [piece for piece in compacted.pieces if piece[0] < hi and piece[1] > lo]
+        assert all(r <= read for _, _, r in inside)
+        assert all(read - r < 7 * DAY_MS for _, _, r in inside)
+
+
+def test_a_year_of_runs_stays_small() -> None:
+    coverage = Coverage()
+    now = 1_800_000_000_000
+    # Every run of a year would take minutes here; every run of the last month after one an hour shows the same.
+    steps = [60 * 60_000] * (24 * 335) + [5 * 60_000] * (12 * 24 * 30)
+    for step in steps:
+        now += step
+        task = head(coverage, 0, 300_000)
+        coverage.forget_from(task.lo_ms)
+        coverage.add(task.lo_ms, now, now)
+        coverage = coverage.compacted(now)
+    assert gaps(coverage, 0) == []
+    assert len(json.dumps(coverage.pieces)) < 64 * 1024
+    assert len({read for _, _, read in coverage.pieces}) > 50, "when it was read is still known"
+
+
+def test_the_head_begins_before_the_newest_instant_and_not_before_the_start() -> None:
+    assert head(Coverage(), 1000, 300).lo_ms == 1000
+    assert head(Coverage([(0, 5001, 1)]), 1000, 300).lo_ms == 4700
+    assert head(Coverage([(0, 1101, 1)]), 1000, 300).lo_ms == 1000

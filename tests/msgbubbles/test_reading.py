@@ -1,0 +1,228 @@
+"""One stream over many runs: cut anywhere, changed meanwhile, and complete in the end."""
+
+from __future__ import annotations
+
+import random
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from listing import EPOCH, Listing
+from msgbubbles.client import Client
+from msgbubbles.errors import Interrupted, PermanentError, RetryableError
+from msgbubbles.landing import Landing
+from msgbubbles.models import Chat, Page
+from msgbubbles.reading import Run, Settings, StreamReader, read_messages, read_stream
+from msgbubbles.transport import Transport
+from sandbox import Account, Knobs, seed, serve
+
+SETTLE_MS = 50
+
+
+class CollectingLanding(Landing):
+    """Keeps rows instead of making Arrow of them; what a load drops is dropped here too."""
+
+    def __init__(self) -> None:
+        super().__init__(("chats",))
+        self.rows: dict[str, datetime | None] = {}
+
+    def add(self, page: Page[Any], skip: frozenset[str] = frozenset()) -> None:
+        super().add(page, skip)
+        for key, (row, _) in self._rows["chats"].items():
+            self.rows[key] = row.cursor_at
+        self.landed += len(self._rows["chats"])
+        self._rows["chats"].clear()
+
+    def empty_tables(self) -> Any:
+        return iter(())
+
+
+def read_once(listing: Listing, warehouse: dict[str, datetime | None], state: dict[str, Any], run: Run) -> int:
+    """One load: rows and state are kept together. Returns how many rows landed."""
+    landing = CollectingLanding()
+
+    def read(_client: Any, landing: Landing, state: Any, settings: Settings, run: Run) -> Any:
+        return StreamReader("chats", listing.fetch, landing, state, settings, run).read()
+
+    run.keep_on_error = True
+    list(read_stream(read, None, landing, state, Settings(0, SETTLE_MS), run))  # type: ignore[arg-type]
+    warehouse |= landing.rows
+    return landing.landed
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed_number=st.integers(0, 10**6),
+    inclusive=st.booleans(),
+    unstable=st.booleans(),
+    short=st.booleans(),
+    cuts=st.lists(st.sampled_from(["slice", "stop", "fault", "none"]), max_size=8),
+)
+def test_whatever_changes_and_wherever_it_is_cut_the_last_run_completes_it(
+    seed_number: int, inclusive: bool, unstable: bool, short: bool, cuts: list[str]
+) -> None:
+    chance = random.Random(seed_number)
+    clock = {"ms": (datetime.now(UTC) - EPOCH) // timedelta(milliseconds=1) - 10**6}
+    hidden: list[tuple[int, str, int]] = []
+
+    def live(listing: Listing) -> None:
+        """Time passes, rows come, rows move to the top, rows become visible late, within the settle time."""
+        clock["ms"] += chance.randint(0, 30)
+        now = clock["ms"] * 1000 + chance.randint(0, 999)
+        if chance.random() < 0.3:
+            listing.rows[f"new{chance.random()}"] = now
+        if chance.random() < 0.3:
+            listing.rows[chance.choice(sorted(listing.rows))] = now
+        if chance.random() < 0.2:
+            hidden.append((clock["ms"] + chance.randint(0, SETTLE_MS - 1), f"late{chance.random()}", now))
+        for due, key, at in list(hidden):
+            if due <= clock["ms"]:
+                listing.rows[key] = at
+                hidden.remove((due, key, at))
+
+    rows: dict[str, int | None] = {f"row{n:03}": (clock["ms"] - chance.randint(0, 400)) * 1000 for n in range(60)}
+    listing = Listing(rows, 20, inclusive, unstable, short_pages=short, seed=seed_number, after_request=live)
+    warehouse: dict[str, datetime | None] = {}
+    state: dict[str, Any] = {}
+    for cut in cuts:
+        run = Run(slice_pages=chance.randint(1, 5) if cut == "slice" else None)
+        end = chance.randint(1, 6)
+
+        def breaks(listing: Listing, cut: str = cut, last: int = len(listing.asked) + end) -> None:
+            live(listing)
+            if len(listing.asked) >= last and cut in ("stop", "fault"):
+                raise Interrupted("stop") if cut == "stop" else RetryableError("down")
+
+        listing.after_request = breaks
+        read_once(listing, warehouse, state, run)
+    while hidden:
+        clock["ms"] += 1
+        live(listing)
+    listing.after_request = lambda _listing: None
+    run = Run()
+    read_once(listing, warehouse, state, run)
+    assert run.error is None
+    shown = {key: EPOCH + timedelta(milliseconds=(at or 0) // 1000) for key, at in listing.rows.items()}
+    if not state.get("overflows"):
+        assert warehouse == shown
+
+
+def steady(count: int = 400) -> Listing:
+    return Listing({f"{n:04}": 1_700_000_000_000_000 + n * 1_000_000 for n in range(count)}, limit=20)
+
+
+def test_what_was_read_before_a_cut_is_not_read_again() -> None:
+    listing, warehouse, state = steady(), dict[str, Any](), dict[str, Any]()
+    for _ in range(30):
+        run = Run(slice_pages=5)
+        read_once(listing, warehouse, state, run)
+        if not run.unfinished:
+            break
+    assert len(warehouse) == 400
+    assert len(listing.asked) <= 400 / 19 + 2 + 6, "the pages, and the newest page once a slice"
+
+
+def test_a_run_that_finds_nothing_new_asks_once_and_lands_nothing() -> None:
+    listing, warehouse, state = steady(), dict[str, Any](), dict[str, Any]()
+    read_once(listing, warehouse, state, Run())
+    listing.asked.clear()
+    assert read_once(listing, warehouse, state, Run()) == 0
+    assert listing.asked == [None]
+
+
+def test_a_row_from_the_future_does_not_hide_what_comes_after() -> None:
+    listing, warehouse, state = steady(50), dict[str, Any](), dict[str, Any]()
+    listing.rows["future"] = int(datetime(2099, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
+    read_once(listing, warehouse, state, Run())
+    listing.rows["next"] = 1_700_000_100_000_000
+    read_once(listing, warehouse, state, Run())
+    assert warehouse.keys() == listing.rows.keys()
+
+
+def test_the_smallest_slices_come_to_an_end() -> None:
+    listing, warehouse, state = steady(), dict[str, Any](), dict[str, Any]()
+    for _ in range(40):
+        run = Run(slice_pages=1)
+        read_once(listing, warehouse, state, run)
+        if not run.unfinished:
+            break
+    assert warehouse.keys() == listing.rows.keys()
+
+
+def messages_of(client: Client, state: dict[str, Any], run: Run) -> set[str]:
+    landing = Landing(("messages", "attachments"))
+    found: set[str] = set()
+    put = landing._put
+
+    def noting(table: str, key: str, row: Any, read_at: datetime) -> None:
+        found.update({key} if table == "messages" else ())
+        put(table, key, row, read_at)
+
+    landing._put = noting  # type: ignore[method-assign]
+    run.keep_on_error = True
+    for _ in read_stream(read_messages, client, landing, state, Settings(), run):
+        pass
+    assert run.error is None
+    return found
+
+
+def test_threads_cut_at_every_few_requests_are_complete_in_the_end() -> None:
+    account = Account()
+    seed(account, now=datetime.now(UTC), chats=25, messages=300, days=20)
+    with serve(account, Knobs(feed=False)) as server:
+        state: dict[str, Any] = {"has_tables": True}
+        found: set[str] = set()
+        for allowed in (5, 9, 13, 4, 200):
+            run = Run()
+            with Client(Transport(server.url, server.key, None, max_requests=allowed)) as client:
+                found |= messages_of(client, state, run)
+        assert found == {row["id"] for row in server.truth().messages}
+        assert state["feed"] is False
+
+
+@pytest.mark.parametrize("feed", [True, False])
+def test_the_feed_is_asked_for_once_and_remembered(feed: bool) -> None:
+    account = Account()
+    seed(account, now=datetime.now(UTC), chats=5, messages=20, days=20)
+    with serve(account, Knobs(feed=feed)) as server, Client(Transport(server.url, server.key, None)) as client:
+        state: dict[str, Any] = {"has_tables": True}
+        for _ in range(2):
+            run = Run()
+            messages_of(client, state, run)
+            assert run.feed is feed
+        refused = [seen for seen in server.requests if seen.status == 400]
+        assert len(refused) == (0 if feed else 1)
+
+
+def test_a_feed_that_answers_nothing_is_not_believed() -> None:
+    account = Account()
+    seed(account, now=datetime.now(UTC), chats=5, messages=20, days=20)
+    with serve(account) as server, Client(Transport(server.url, server.key, None)) as client:
+        asked = client.list_messages
+
+        def no_feed(conversation_id: str | None = None, limit: int = 100, before: str | None = None) -> Any:
+            page = asked(conversation_id, limit, before)
+            return page if conversation_id else Page([], [], False, False, page.read_at, page.server_at)
+
+        client.list_messages = no_feed  # type: ignore[method-assign]
+        assert len(messages_of(client, {"has_tables": True}, Run())) == 20
+
+
+def test_a_fault_is_raised_where_nobody_takes_care_of_it() -> None:
+    def fails(*_: Any) -> Any:
+        raise PermanentError("no")
+        yield
+
+    with pytest.raises(PermanentError):
+        list(read_stream(fails, None, Landing(("chats",)), {"has_tables": True}, Settings(), Run()))  # type: ignore[arg-type]
+
+
+def test_rows_without_a_time_are_read() -> None:
+    listing, warehouse, state = steady(50), dict[str, Any](), dict[str, Any]()
+    listing.rows |= {"null": None}
+    read_once(listing, warehouse, state, Run())
+    assert warehouse["null"] is None
+    assert isinstance(Chat(id="x").cursor_at, type(None))
