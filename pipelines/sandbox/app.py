@@ -119,7 +119,7 @@ class Api:
         while recent and recent[0] <= now - 60:
             recent.popleft()
         if len(recent) >= limit:
-            seconds = 60 - (now - recent[0])
+            seconds = 60 - (now - recent[0]) if recent else 60.0
             if self.knobs.retry_after == "seconds":
                 headers["Retry-After"] = str(int(seconds) + 1)
             elif self.knobs.retry_after == "date":

@@ -159,7 +159,6 @@ def test_a_limit_of_requests_ends_a_run_early_and_the_next_goes_on(new_job: NewJ
 
 def test_the_rate_limit_is_waited_for(new_job: NewJob) -> None:
     job = new_job(Knobs(rate_limit_per_minute=5, retry_after="seconds"), chats=60, messages=300)
-    job.server._api._recent.clear()
     process = job.start()
     wait_for_requests(job, 6)
     job.server.knobs.rate_limit_per_minute = None

@@ -1,0 +1,333 @@
+from __future__ import annotations
+
+import logging
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from msgbubbles.budget import RequestBudget
+from msgbubbles.client import Client
+from msgbubbles.errors import (
+    ApiError,
+    AuthenticationError,
+    ConfigurationError,
+    ConflictError,
+    Interrupted,
+    NotFoundError,
+    PermanentError,
+    RateLimitedError,
+    RequestsSpent,
+    RetryableError,
+)
+from msgbubbles.transport import Transport, checked_base_url, retry_after_seconds
+from sandbox import Account, Knobs, Server, seed, serve
+
+SECRET = "sk_live_secret_of_mine"  # noqa: S105 - nobody's
+TEXT = "a text that nobody else may see"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    account = Account()
+    seed(account, now=datetime.now(UTC), chats=20, messages=60, days=20)
+    with serve(account, Knobs()) as running:
+        yield running
+
+
+def client_of(server: Server, budget: RequestBudget | None = None, **options: Any) -> Client:
+    return Client(Transport(server.url, server.key, budget, max_backoff_seconds=0.02, **options))
+
+
+@contextmanager
+def answering(*answers: bytes) -> Iterator[tuple[str, list[bytes]]]:
+    """A server that gives these answers, one a connection, whatever it is asked. Yields its URL and what it got."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    got: list[bytes] = []
+
+    def answer() -> None:
+        for body in answers:
+            connection, _ = listener.accept()
+            with connection:
+                got.append(connection.recv(65536))
+                connection.sendall(body)
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1", got
+    finally:
+        thread.join(1)
+        listener.close()
+
+
+def http(status: str, body: str = "{}", *headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body.encode())}", "Connection: close", *headers]
+    return ("\r\n".join(lines) + "\r\n\r\n" + body).encode()
+
+
+@pytest.mark.parametrize("fault", ["server_errors", "cut_bodies", "malformed_bodies"])
+def test_faults_are_tried_again_and_end_as_retryable(server: Server, fault: str) -> None:
+    setattr(server.knobs, fault, 1.0)
+    with client_of(server, max_attempts=4) as client, pytest.raises(RetryableError):
+        client.list_chats()
+    assert len(server.requests) == 4
+    assert client.transport.traffic.retries == 3
+
+    setattr(server.knobs, fault, 0.4)
+    with client_of(server, max_attempts=40) as client:
+        assert {len(client.list_chats()) for _ in range(5)} == {20}
+
+
+def test_an_api_that_is_not_there_is_tried_again() -> None:
+    with Client(Transport("http://127.0.0.1:9/v1", SECRET, None, max_attempts=3, max_backoff_seconds=0.01)) as client:
+        with pytest.raises(RetryableError, match="could not be reached"):
+            client.list_chats()
+        assert client.transport.traffic.total == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        ("400 Bad Request", "invalid_request", PermanentError),
+        ("401 Unauthorized", "unauthorized", AuthenticationError),
+        ("403 Forbidden", "forbidden", AuthenticationError),
+        ("404 Not Found", "not_found", NotFoundError),
+        ("409 Conflict", "not_a_group", ConflictError),
+        ("418 Teapot", "new_code", PermanentError),
+    ],
+)
+def test_what_will_not_change_is_not_tried_again(status: str, code: str, kind: type[ApiError]) -> None:
+    body = f'{{"error": "{code}", "message": "{TEXT}", "request_id": "req_1"}}'
+    with answering(http(status, body)) as (url, got), Client(Transport(url, SECRET, None)) as client:
+        with pytest.raises(kind) as raised:
+            client.list_chats()
+        assert (raised.value.code, raised.value.request_id) == (code, "req_1")
+        assert len(got) == 1
+
+
+def test_after_429_it_waits_as_long_as_it_is_told_and_does_not_count_that_as_a_try(tmp_path: Path) -> None:
+    limited = http("429 Too Many Requests", "{}", "Retry-After: 1")
+    good = http("200 OK", '{"data": []}')
+    budget = RequestBudget(tmp_path / "budget", 100)
+    with (
+        answering(limited, limited, good) as (url, _),
+        Client(Transport(url, SECRET, budget, max_attempts=1)) as client,
+    ):
+        began = time.monotonic()
+        assert len(client.list_chats()) == 0
+        assert 1.9 < time.monotonic() - began < 4
+        assert client.transport.traffic.rate_limited == 2
+
+
+def test_429_is_not_waited_for_without_end() -> None:
+    limited = http("429 Too Many Requests", "{}", "Retry-After: 30")
+    with answering(limited) as (url, _), Client(Transport(url, SECRET, None, rate_limit_patience_seconds=5)) as client:
+        began = time.monotonic()
+        with pytest.raises(RateLimitedError):
+            client.list_chats()
+        assert time.monotonic() - began < 2
+
+
+def test_retry_after_is_read_in_both_of_its_forms() -> None:
+    now = datetime(2026, 11, 23, 12, tzinfo=UTC)
+    assert retry_after_seconds("7", now) == 7
+    assert retry_after_seconds(format_datetime(now + timedelta(seconds=9), usegmt=True), now) == 9
+    assert retry_after_seconds("0", now) == 1
+    for unusable in (None, "soon", "nan", "inf", ""):
+        assert retry_after_seconds(unusable, now) is None
+
+
+def test_a_redirect_is_not_followed_with_the_key() -> None:
+    with answering(http("200 OK", '{"data": []}')) as (other, got):
+        moved = http("307 Temporary Redirect", "", f"Location: {other}/chats")
+        with (
+            answering(moved) as (url, _),
+            Client(Transport(url, SECRET, None)) as client,
+            pytest.raises(PermanentError, match="redirects are not followed"),
+        ):
+            client.list_chats()
+        assert got == []
+
+
+@pytest.mark.parametrize(
+    "url", ["https://api.msgbubbles.com/v1", "http://127.0.0.1:8/v1", "http://localhost/v1", "http://[::1]:80/v1"]
+)
+def test_a_key_may_go_to_https_and_to_this_machine(url: str) -> None:
+    assert str(checked_base_url(url)) == url.replace(":80/", "/")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.com/v1",
+        "http://127.0.0.1.example.com/v1",
+        "http://10.0.0.1/v1",
+        "ftp://127.0.0.1/v1",
+        "api.msgbubbles.com/v1",
+        "https:///v1",
+        "http://[::1",
+    ],
+)
+def test_a_key_goes_nowhere_else(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="base_url"):
+        checked_base_url(url)
+
+
+def test_a_run_does_not_send_more_requests_than_it_may(server: Server) -> None:
+    with client_of(server, max_requests=3) as client:
+        for _ in range(3):
+            client.list_chats()
+        with pytest.raises(RequestsSpent):
+            client.list_chats()
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("wait", ["backoff", "budget", "limit"])
+def test_a_stop_ends_every_wait_at_once_and_nothing_more_is_sent(server: Server, tmp_path: Path, wait: str) -> None:
+    stop = threading.Event()
+    budget = RequestBudget(tmp_path / "budget", 1 if wait == "budget" else 100)
+    server.knobs.server_errors = 1.0 if wait == "backoff" else 0.0
+    server.knobs.rate_limit_per_minute = 1 if wait == "limit" else None
+    with Client(Transport(server.url, server.key, budget, max_attempts=50, stop=stop)) as client:
+        if wait != "backoff":
+            client.list_chats()
+        timer = threading.Timer(0.3, stop.set)
+        timer.start()
+        began = time.monotonic()
+        with pytest.raises(Interrupted):
+            client.list_chats()
+        assert time.monotonic() - began < 1
+        asked = len(server.requests)
+        with pytest.raises(Interrupted):
+            client.list_chats()
+        assert len(server.requests) == asked
+        timer.join()
+
+
+def told(error: BaseException | None) -> str:
+    """All that an error can say, and those it came from."""
+    words = ""
+    while error is not None:
+        words += f"{error!s} {error!r} {vars(error)} "
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return words
+
+
+def test_neither_key_nor_handle_nor_text_is_in_errors_or_logs(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    handle = "+14155550123"
+    bodies = [
+        http("200 OK", f'{{"data": [{{"id": 5, "text": "{TEXT}"'),
+        http("404 Not Found", f'{{"error": "{handle}", "message": "{TEXT} {handle}"}}'),
+    ]
+    with answering(*bodies) as (url, _), Client(Transport(url, SECRET, None, max_attempts=1)) as client:
+        with pytest.raises(RetryableError) as malformed:
+            client.list_messages()
+        with pytest.raises(NotFoundError) as missing:
+            client.remove_participant("chat", handle)
+    for words in (told(malformed.value), told(missing.value), caplog.text):
+        for secret in (SECRET, handle, handle[1:], TEXT):
+            assert secret not in words
+
+
+def test_a_later_reading_has_a_later_time_even_if_the_clock_is_set_back(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clock(datetime):
+        times = iter([datetime(2026, 1, 2, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC)])
+
+        @classmethod
+        def now(cls, _tz: Any = None) -> datetime:  # type: ignore[override]
+            return next(cls.times)
+
+    monkeypatch.setattr("msgbubbles.transport.datetime", Clock)
+    with client_of(server) as client:
+        first, second = client.list_chats(), client.list_chats()
+    assert first.read_at < second.read_at
+
+
+# -- the request budget
+
+
+@given(st.lists(st.floats(0, 30), min_size=1, max_size=80), st.integers(1, 6))
+def test_no_window_has_more_requests_than_allowed(pauses: list[float], limit: int) -> None:
+    now = 1000.0
+    budget = RequestBudget(Path(":memory:"), limit, window_seconds=60, clock=lambda: now)
+    admitted: list[float] = []
+    for pause in pauses:
+        now += pause
+        wait = budget.acquire()
+        if wait:
+            now += wait + 1e-6
+            assert budget.acquire() == 0, "what it says to wait is enough"
+        admitted.append(now)
+    budget.close()
+    for at in admitted:
+        assert sum(at - 60 < other <= at for other in admitted) <= limit
+
+
+def test_a_burst_is_free_and_a_restart_does_not_forget_it(tmp_path: Path) -> None:
+    first = RequestBudget(tmp_path / "budget", 5)
+    assert [first.acquire() for _ in range(5)] == [0.0] * 5
+    first.close()
+    second = RequestBudget(tmp_path / "budget", 5)
+    assert 55 < second.acquire() <= 61
+    assert second.used() == 5
+    second.close()
+
+
+def test_processes_share_it(tmp_path: Path) -> None:
+    path = tmp_path / "budget"
+    spend = (
+        "import sys; from pathlib import Path; from msgbubbles.budget import RequestBudget\n"
+        f"b = RequestBudget(Path({str(path)!r}), 50); print(sum(b.acquire() == 0 for _ in range(40))); b.close()"
+    )
+    pipelines = str(Path(__file__).parents[2] / "pipelines")
+    processes = [
+        subprocess.Popen([sys.executable, "-c", spend], stdout=subprocess.PIPE, cwd=pipelines, text=True)
+        for _ in range(3)
+    ]
+    assert sum(int(process.communicate()[0]) for process in processes) == 50
+
+
+def test_a_clock_that_is_set_back_does_not_block(tmp_path: Path) -> None:
+    now = 1_000_000.0
+    budget = RequestBudget(tmp_path / "budget", 2, clock=lambda: now)
+    budget.acquire()
+    budget.acquire()
+    budget.close_for(3000)
+    now -= 500_000
+    assert budget.acquire() == 0
+    budget.close()
+
+
+def test_a_429_closes_it_for_every_process_until_it_is_over(tmp_path: Path) -> None:
+    now = 1000.0
+    one = RequestBudget(tmp_path / "budget", 100, clock=lambda: now)
+    other = RequestBudget(tmp_path / "budget", 100, clock=lambda: now)
+    one.close_for(20)
+    assert other.acquire() == 20
+    now += 20.5
+    assert other.acquire() == 0
+    one.close()
+    other.close()
+
+
+def test_the_key_is_not_in_its_name(tmp_path: Path) -> None:
+    RequestBudget.of_key(SECRET, 1, tmp_path).close()
+    RequestBudget.of_key("another", 1, tmp_path).close()
+    names = [path.name for path in tmp_path.glob("*.sqlite")]
+    assert len(names) == 2
+    assert not any(SECRET[8:] in name for name in names)
