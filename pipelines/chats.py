@@ -49,8 +49,11 @@ class DefaultsToSync(TyperGroup):
         return list(super().parse_args(ctx, args))
 
 
+# \b keeps the help from running the lines of a paragraph together.
+HELP = __doc__.replace("\n\n", "\n\n\b\n")
+
 app = typer.Typer(
-    cls=DefaultsToSync, help=__doc__, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+    cls=DefaultsToSync, help=HELP, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import platformdirs
 
+from .errors import ConfigurationError
+
 # The API may count a request later than we sent it. A second more than its own minute keeps the 121st request of a
 # full window from arriving there a moment too early; it costs 1.6% of the rate.
 WINDOW_SECONDS = 61.0
@@ -48,10 +50,18 @@ class RequestBudget:
 
     @classmethod
     def of_key(cls, api_key: str, requests_per_minute: int, folder: str | Path | None = None) -> RequestBudget:
-        """The budget that every process of this user shares for `api_key`."""
+        """The budget that every process of this user shares for `api_key`.
+
+        Raises `ConfigurationError` when `folder` cannot be written.
+        """
         folder = Path(folder) if folder else platformdirs.user_state_path("msgbubbles")
         name = hashlib.sha256(api_key.encode()).hexdigest()[:16]
-        return cls(folder / f"budget-{name}.sqlite", requests_per_minute)
+        try:
+            return cls(folder / f"budget-{name}.sqlite", requests_per_minute)
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigurationError(
+                f"budget_dir: the request budget cannot be kept in {folder} ({error}); name one that can be written"
+            ) from None
 
     def acquire(self) -> float:
         """Count one request and return 0, or count nothing and return the seconds until it is worth asking again."""

@@ -47,13 +47,16 @@ MAX_BODY_BYTES = 64 * 1024 * 1024
 
 @dataclass
 class Traffic:
-    """What was sent and what came back, for progress and the run record."""
+    """What was sent and what came back, for progress and the run record. `budget_used` are the requests of all
+    processes in the current window; without a budget it is 0."""
 
     requests: Counter[str] = field(default_factory=Counter)
     rate_limited: int = 0
     retries: int = 0
     received_bytes: int = 0
     paced_seconds: float = 0.0
+    budget_used: int = 0
+    budget_per_minute: int = 0
 
     @property
     def total(self) -> int:
@@ -189,10 +192,13 @@ class Transport:
                 raise Interrupted("stopped")
             wait = self._budget.acquire() if self._budget else 0.0
             if wait <= 0:
-                return
+                break
             self._on_wait("request budget", wait)
             self.traffic.paced_seconds += wait
             self._sleep(wait)
+        if self._budget:
+            self.traffic.budget_used = self._budget.used()
+            self.traffic.budget_per_minute = self._budget.requests_per_minute
 
     def _sleep(self, seconds: float) -> None:
         if self._stop.wait(seconds):

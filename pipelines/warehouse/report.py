@@ -75,7 +75,7 @@ class Reporter:
             )
         self._output.print(table)
         seconds = ", ".join(f"{phase} {spent:.1f} s" for phase, spent in report.seconds.items())
-        self._output.print(f"{run.traffic.total:,} requests; {seconds}")
+        self._output.print(f"{_requests(run)}; {seconds}")
         for warning in warnings(run):
             self._output.print(f"[yellow]{warning}[/yellow]")
         if report.published_bytes is None:
@@ -125,6 +125,8 @@ def as_dict(place: Place, run: Run, report: Report) -> dict[str, Any]:
         "rate_limited": run.traffic.rate_limited,
         "retries": run.traffic.retries,
         "received_bytes": run.traffic.received_bytes,
+        "budget_used": run.traffic.budget_used,
+        "budget_per_minute": run.traffic.budget_per_minute,
         "paced_seconds": round(run.traffic.paced_seconds, 3),
         "seconds": {phase: round(spent, 3) for phase, spent in report.seconds.items()},
         "feed": run.feed,
@@ -152,7 +154,13 @@ def _described(run: Run) -> str:
         for name, progress in run.streams.items()
         if name != "numbers"
     )
-    return f"{streams} · {run.traffic.total:,} requests"
+    return f"{streams} · {_requests(run)}"
+
+
+def _requests(run: Run) -> str:
+    traffic = run.traffic
+    budget = f" ({traffic.budget_used} of {traffic.budget_per_minute} this minute)" if traffic.budget_per_minute else ""
+    return f"{traffic.total:,} requests{budget}"
 
 
 def _instant(at_ms: int | None) -> str | None:

@@ -331,3 +331,9 @@ def test_the_key_is_not_in_its_name(tmp_path: Path) -> None:
     names = [path.name for path in tmp_path.glob("*.sqlite")]
     assert len(names) == 2
     assert not any(SECRET[8:] in name for name in names)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="budget_dir"):
+        RequestBudget.of_key(SECRET, 1, tmp_path / "file" / "folder")
