@@ -191,35 +191,40 @@ def _page_decoder(model: type[R]) -> msgspec.json.Decoder[_Envelope[list[R]]]:
 
 
 def _decode_page(model: type[R], stream: str, limit: int | None, answer: Answer) -> Page[R]:
-    rejected: list[RejectedRow] = []
-    body = answer.body
     try:
-        try:
-            envelope = _page_decoder(model).decode(body)
-        except msgspec.ValidationError:
-            raise
-        except msgspec.DecodeError:
-            body = _without_lone_surrogates(body)
-            envelope = _page_decoder(model).decode(body)
-        rows, count, has_more = envelope.data, len(envelope.data), envelope.has_more
-    except msgspec.ValidationError:
-        # A row of this page is not what `models` declares: read it row by row, and keep what does not fit.
-        raws = msgspec.json.decode(body, type=_Envelope[list[Raw]])
-        rows, count, has_more = [], len(raws.data), raws.has_more
-        for raw in raws.data:
-            row, faults = read_row(model, raw, stream, answer.request_id)
-            rejected += faults
-            if row is not None:
-                rows.append(row)
+        rows, rejected, has_more = _read_page(model, stream, answer.body, answer.request_id)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        rows, rejected, has_more = _read_page(model, stream, _mended(answer.body), answer.request_id)
+    whole = [one for one in rejected if one.stream == stream]
     return Page(
         rows=rows,
         rejected=rejected,
         has_more=has_more,
-        full=limit is not None and count >= limit,
+        full=limit is not None and len(rows) + len(whole) >= limit,
         read_at=answer.read_at,
         server_at=answer.server_at,
         request_id=answer.request_id,
     )
+
+
+def _read_page(
+    model: type[R], stream: str, body: bytes, request_id: str | None
+) -> tuple[list[R], list[RejectedRow], bool | None]:
+    try:
+        envelope = _page_decoder(model).decode(body)
+    except msgspec.ValidationError:
+        pass
+    else:
+        return envelope.data, [], envelope.has_more
+    # A row of this page is not what `models` declares: read it row by row, and keep what does not fit.
+    raws = msgspec.json.decode(body, type=_Envelope[list[Raw]])
+    rows, rejected = [], []
+    for raw in raws.data:
+        row, faults = read_row(model, raw, stream, request_id)
+        rejected += faults
+        if row is not None:
+            rows.append(row)
+    return rows, rejected, raws.has_more
 
 
 def _decode_one(model: type[R], answer: Answer) -> R:
@@ -230,13 +235,13 @@ def _decode_one(model: type[R], answer: Answer) -> R:
     return row
 
 
-def _without_lone_surrogates(body: bytes) -> bytes:
-    """A text cut in the middle of an emoji is half a surrogate pair in JSON, which no strict decoder takes:
-    the half becomes a question mark and the rest of the page is kept.
+def _mended(body: bytes) -> bytes:
+    """The same answer with what no strict decoder takes replaced by question marks, so that one text does not cost the
+    page: half an emoji, as it is left where a text was cut, and bytes that are not UTF-8.
 
     Raises `msgspec.DecodeError` when that was not what is wrong with it.
     """
     try:
-        return json.dumps(json.loads(body), ensure_ascii=False).encode("utf-8", "replace")
+        return json.dumps(json.loads(body.decode("utf-8", "replace")), ensure_ascii=False).encode("utf-8", "replace")
     except ValueError:
         raise msgspec.DecodeError from None

@@ -181,9 +181,20 @@ def test_a_row_that_cannot_be_read_is_kept_whole_with_the_reason(row: Any, reaso
     assert len(page.rows) == 1
 
 
-def test_half_an_emoji_costs_only_itself() -> None:
-    body = b'{"data":[{"id":"m1","text":"party \\ud83c"},{"id":"m2","text":"\\ud83c\\udf89"}]}'
-    assert [row.text for row in page_of([], Message, body).rows] == ["party ?", "🎉"]
+@pytest.mark.parametrize("other", [b'{"id":"m0"}', b'{"id":"m0","new":1}'])
+@pytest.mark.parametrize(("sent", "read"), [(b"party \\ud83c", "party ?"), (b"caf\xe9", "caf\ufffd")])
+def test_a_text_that_is_no_text_costs_only_itself(other: bytes, sent: bytes, read: str) -> None:
+    body = b'{"data":[' + other + b',{"id":"m1","text":"' + sent + b'"},{"id":"m2","text":"\\ud83c\\udf89"}]}'
+    assert [row.text for row in page_of([], Message, body).rows] == [None, read, "🎉"]
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"data":[{"id":"m1"', b"<html>", b"", b'{"data":{}}', b'{"data":[],"has_more":"x"}', b"\xff"]
+)
+def test_what_is_no_page_is_malformed(body: bytes) -> None:
+    now = datetime.now(UTC)
+    with pytest.raises(msgspec.DecodeError):
+        _decode_page(Chat, "chats", 100, Answer(200, body, "req_9", now, now))
 
 
 def test_an_attachment_that_cannot_be_read_is_rejected_alone() -> None:

@@ -17,7 +17,7 @@ from msgbubbles.landing import Landing
 from msgbubbles.models import Chat, Page
 from msgbubbles.reading import Run, Settings, StreamReader, read_messages, read_stream
 from msgbubbles.transport import Transport
-from sandbox import Account, Knobs, seed, serve
+from sandbox import Account, Knobs, NewMessage, seed, serve
 
 SETTLE_MS = 50
 
@@ -40,7 +40,13 @@ class CollectingLanding(Landing):
         return iter(())
 
 
-def read_once(listing: Listing, warehouse: dict[str, datetime | None], state: dict[str, Any], run: Run) -> int:
+def read_once(
+    listing: Listing,
+    warehouse: dict[str, datetime | None],
+    state: dict[str, Any],
+    run: Run,
+    settle_ms: int = SETTLE_MS,
+) -> int:
     """One load: rows and state are kept together. Returns how many rows landed."""
     landing = CollectingLanding()
 
@@ -48,7 +54,7 @@ def read_once(listing: Listing, warehouse: dict[str, datetime | None], state: di
         return StreamReader("chats", listing.fetch, landing, state, settings, run).read()
 
     run.keep_on_error = True
-    list(read_stream(read, None, landing, state, Settings(0, SETTLE_MS), run))  # type: ignore[arg-type]
+    list(read_stream(read, None, landing, state, Settings(0, settle_ms), run))  # type: ignore[arg-type]
     warehouse |= landing.rows
     return landing.landed
 
@@ -142,6 +148,25 @@ def test_a_row_from_the_future_does_not_hide_what_comes_after() -> None:
     assert warehouse.keys() == listing.rows.keys()
 
 
+def test_what_becomes_visible_late_is_read_though_it_is_not_on_the_newest_page() -> None:
+    listing, warehouse, state = steady(), dict[str, Any](), dict[str, Any]()
+    read_once(listing, warehouse, state, Run(), settle_ms=100_000)
+    listing.rows["late"] = listing.rows["0339"]
+    read_once(listing, warehouse, state, Run(), settle_ms=100_000)
+    assert "late" in warehouse
+
+
+def test_a_head_that_is_cut_off_leaves_what_has_not_settled_to_be_read_again() -> None:
+    listing, warehouse, state = steady(), dict[str, Any](), dict[str, Any]()
+    read_once(listing, warehouse, state, Run(), settle_ms=100_000)
+    listing.rows |= {f"{n:04}": 1_700_000_000_000_000 + n * 1_000_000 for n in range(400, 520)}
+    listing.rows["late"] = listing.rows["0339"]
+    read_once(listing, warehouse, state, Run(slice_pages=2), settle_ms=100_000)
+    assert "late" not in warehouse
+    read_once(listing, warehouse, state, Run(), settle_ms=100_000)
+    assert warehouse.keys() == listing.rows.keys()
+
+
 def test_the_smallest_slices_come_to_an_end() -> None:
     listing, warehouse, state = steady(), dict[str, Any](), dict[str, Any]()
     for _ in range(40):
@@ -181,6 +206,18 @@ def test_threads_cut_at_every_few_requests_are_complete_in_the_end() -> None:
                 found |= messages_of(client, state, run)
         assert found == {row["id"] for row in server.truth().messages}
         assert state["feed"] is False
+
+
+def test_a_thread_that_grew_by_more_than_a_page_is_read_down_to_what_is_known() -> None:
+    account = Account()
+    seed(account, now=datetime.now(UTC), chats=5, messages=20, days=20)
+    with serve(account, Knobs(feed=False)) as server, Client(Transport(server.url, server.key, None)) as client:
+        state: dict[str, Any] = {"has_tables": True}
+        messages_of(client, state, Run())
+        chat_id, now = server.truth().chats[0]["id"], datetime.now(UTC)
+        times = [now + timedelta(milliseconds=n) for n in range(250)]
+        new = account.add_messages([NewMessage(chat_id, "inbound", "x", at, "received") for at in times])
+        assert set(new) <= messages_of(client, state, Run())
 
 
 @pytest.mark.parametrize("feed", [True, False])
