@@ -197,6 +197,9 @@ def messages_of(client: Client, state: dict[str, Any], run: Run) -> set[str]:
 def test_threads_cut_at_every_few_requests_are_complete_in_the_end() -> None:
     account = Account()
     seed(account, now=datetime.now(UTC), chats=25, messages=300, days=20)
+    long = account.all("SELECT id FROM chats LIMIT 1")[0]["id"]
+    times = [datetime.now(UTC) - timedelta(minutes=n) for n in range(250)]
+    account.add_messages([NewMessage(long, "inbound", "x", at, "received") for at in times])
     with serve(account, Knobs(feed=False)) as server:
         state: dict[str, Any] = {"has_tables": True}
         found: set[str] = set()
