@@ -100,8 +100,8 @@ def sync(
         reporter.fail("stopped at once; what was loaded stays, and the next run goes on from there")
         status = EXIT_STOPPED
     except Exception as error:
-        reporter.fail(_told(error, place))
-        status = EXIT_FAILED
+        status, message = _explained(error, place)
+        reporter.fail(message)
     sys.stdout.flush()
     raise typer.Exit(status)
 
@@ -190,17 +190,20 @@ def _nothing() -> Iterator[dict[str, Any]]:
     yield {}
 
 
-def _told(error: Exception, place: Place | None) -> str:
-    """What to say of an error. What the database or dlt say may quote rows, so that goes to a file of the user's."""
-    from msgbubbles.errors import MsgBubblesError
+def _explained(error: Exception, place: Place | None) -> tuple[int, str]:
+    """The exit status for an error, and what to say of it. What the database or dlt say may quote rows, so that goes
+    to a file that only the user reads."""
+    from msgbubbles.errors import ConfigurationError, MsgBubblesError
     from warehouse.transform import TransformError
 
+    if isinstance(error, ConfigurationError):
+        return EXIT_USAGE, str(error)
     if isinstance(error, MsgBubblesError | TransformError) or place is None:
-        return str(error)
+        return EXIT_FAILED, str(error)
     path = place.folder / "last_error.txt"
     path.touch(mode=0o600)
     path.write_text("".join(traceback.format_exception(error)))
-    return f"{type(error).__name__}; what was loaded stays. Details, which may quote your data: {path}"
+    return EXIT_FAILED, f"{type(error).__name__}; what was loaded stays. Details, which may quote your data: {path}"
 
 
 if __name__ == "__main__":

@@ -42,11 +42,14 @@ class RequestBudget:
         self._clock = clock
         self._lock = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._database = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
-        # Losing the last requests of the record to a power cut costs a 429 at worst; an fsync a request costs more.
-        self._database.execute("PRAGMA synchronous = OFF")
-        self._database.execute("CREATE TABLE IF NOT EXISTS requests (at REAL NOT NULL)")
-        self._database.execute("CREATE TABLE IF NOT EXISTS closed (until REAL NOT NULL)")
+        try:
+            self._database = _opened(path)
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError:
+            # Half a write, from before a power cut: a lost record costs a 429 at worst.
+            path.unlink(missing_ok=True)
+            self._database = _opened(path)
 
     @classmethod
     def of_key(cls, api_key: str, requests_per_minute: int, folder: str | Path | None = None) -> RequestBudget:
@@ -77,8 +80,10 @@ class RequestBudget:
                 self._database.execute("COMMIT")
 
     def _seconds_to_wait(self, now: float) -> float:
-        # What lies in the future was written before the clock was set back, and would block for as long.
-        self._database.execute("DELETE FROM requests WHERE at <= ? OR at > ?", (now - self._window_seconds, now + 1))
+        # What lies in the future was written before the clock was set back, and would block for as long. It may have
+        # been a moment ago, so it counts as now.
+        self._database.execute("UPDATE requests SET at = ? WHERE at > ?", (now, now + 1))
+        self._database.execute("DELETE FROM requests WHERE at <= ?", (now - self._window_seconds,))
         self._database.execute("DELETE FROM closed WHERE until <= ? OR until > ?", (now, now + 3600))
         (closed_until,) = self._database.execute("SELECT max(until) FROM closed").fetchone()
         if closed_until is not None:
@@ -105,3 +110,18 @@ class RequestBudget:
 
     def close(self) -> None:
         self._database.close()
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    path.touch(mode=0o600)
+    database = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+    try:
+        # Losing the last requests of the record to a power cut costs a 429 at worst; an fsync a request costs more.
+        database.execute("PRAGMA synchronous = OFF")
+        database.execute("CREATE TABLE IF NOT EXISTS requests (at REAL NOT NULL)")
+        database.execute("CREATE TABLE IF NOT EXISTS closed (until REAL NOT NULL)")
+        database.execute("SELECT count(*) FROM requests, closed").fetchone()
+    except sqlite3.DatabaseError:
+        database.close()
+        raise
+    return database

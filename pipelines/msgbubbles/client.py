@@ -11,7 +11,7 @@ Every method may be repeated safely; those that create something carry an `Idemp
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any, Generic, TypeVar
@@ -22,6 +22,7 @@ import msgspec
 from msgspec import Raw
 
 from .budget import RequestBudget
+from .errors import PermanentError
 from .models import Chat, Message, Number, Page, R, RejectedRow, read_row
 from .transport import Answer, Transport
 
@@ -177,11 +178,11 @@ class Client:
 
 def _chat_route(chat_id: str, action: str | None, item: str | None) -> tuple[str, str]:
     """The path of a call on one chat, and its template, which names no chat and nobody."""
-    path, template = f"chats/{quote(chat_id, safe='')}", "/chats/:id"
+    path, template = f"chats/{_segment(chat_id)}", "/chats/:id"
     if action:
         path, template = f"{path}/{action}", f"{template}/{action}"
-    if item:
-        path, template = f"{path}/{quote(item, safe='')}", f"{template}/:handle"
+    if item is not None:
+        path, template = f"{path}/{_segment(item)}", f"{template}/:handle"
     return path, template
 
 
@@ -191,10 +192,7 @@ def _page_decoder(model: type[R]) -> msgspec.json.Decoder[_Envelope[list[R]]]:
 
 
 def _decode_page(model: type[R], stream: str, limit: int | None, answer: Answer) -> Page[R]:
-    try:
-        rows, rejected, has_more = _read_page(model, stream, answer.body, answer.request_id)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        rows, rejected, has_more = _read_page(model, stream, _mended(answer.body), answer.request_id)
+    rows, rejected, has_more = _read_page(model, stream, _mended(answer.body), answer.request_id)
     whole = [one for one in rejected if one.stream == stream]
     return Page(
         rows=rows,
@@ -228,20 +226,31 @@ def _read_page(
 
 
 def _decode_one(model: type[R], answer: Answer) -> R:
-    envelope = msgspec.json.decode(answer.body, type=_Envelope[Raw])
+    envelope = msgspec.json.decode(_mended(answer.body), type=_Envelope[Raw])
     row, _ = read_row(model, envelope.data, model.__name__, answer.request_id)
     if row is None:
         raise msgspec.DecodeError
     return row
 
 
+# A pair of surrogates, half of one, or another escape: tried in this order, so that `\\\\ud83d` is text and no half.
+_ESCAPES = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F]..)|\\.", re.DOTALL)
+_MAY_HOLD_HALVES = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
 def _mended(body: bytes) -> bytes:
     """The same answer with what no strict decoder takes replaced by question marks, so that one text does not cost the
-    page: half an emoji, as it is left where a text was cut, and bytes that are not UTF-8.
-
-    Raises `msgspec.DecodeError` when that was not what is wrong with it.
+    page: half an emoji, as it is left where a text was cut, and bytes that are not UTF-8. The rest stays to the letter.
     """
-    try:
-        return json.dumps(json.loads(body.decode("utf-8", "replace")), ensure_ascii=False).encode("utf-8", "replace")
-    except ValueError:
-        raise msgspec.DecodeError from None
+    if not body.isascii():
+        body = body.decode("utf-8", "replace").encode()
+    if _MAY_HOLD_HALVES.search(body):
+        body = _ESCAPES.sub(lambda match: b"?" if match[1] else match[0], body)
+    return body
+
+
+def _segment(value: str) -> str:
+    """One part of a path. Where it is nothing, or dots, the path would be another route's."""
+    if value in ("", ".", ".."):
+        raise PermanentError("this is no id and no handle")
+    return quote(value, safe="")

@@ -12,7 +12,7 @@ from typing import Any, Generic
 from . import coverage as plan
 from .client import Client
 from .coverage import Coverage, Task
-from .errors import AuthenticationError, Halt, MsgBubblesError, PermanentError, RetryableError
+from .errors import AuthenticationError, ConfigurationError, Halt, MsgBubblesError, PermanentError, RetryableError
 from .landing import Landing
 from .models import Chat, Message, Page, R, fingerprint, unknown_fields
 from .transport import Traffic
@@ -348,10 +348,16 @@ def _announced(items: Iterator[Any], run: Run) -> Iterator[Any]:
 
 
 def start_of(start_date: str | None) -> int:
-    """The first instant to read, in milliseconds; `start_date` is an ISO 8601 date or time, UTC unless it says."""
+    """The first instant to read, in milliseconds; `start_date` is an ISO 8601 date or time, UTC unless it says.
+
+    Raises `ConfigurationError`.
+    """
     if start_date is None:
         return 0
-    at = datetime.fromisoformat(start_date)
+    try:
+        at = datetime.fromisoformat(start_date)
+    except ValueError:
+        raise ConfigurationError('start_date is not a date; expected one like "2026-01-31"') from None
     return epoch_ms(at if at.tzinfo else at.replace(tzinfo=UTC))
 
 

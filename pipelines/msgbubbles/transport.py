@@ -8,10 +8,12 @@ from __future__ import annotations
 import ipaddress
 import logging
 import math
+import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -37,8 +39,19 @@ from .errors import (
 
 T = TypeVar("T")
 
-# At INFO httpx logs whole URLs, and a participant's URL ends with a handle.
+
+def _without_handles(record: logging.LogRecord) -> bool:
+    if isinstance(record.args, tuple):
+        record.args = tuple(
+            re.sub("/participants/[^/?#]+", "/participants/:handle", str(arg)) if isinstance(arg, httpx.URL) else arg
+            for arg in record.args
+        )
+    return True
+
+
+# At INFO httpx logs whole URLs, and a participant's URL ends with a handle; so also where its level is set elsewhere.
 logging.getLogger("httpx").setLevel(logging.WARNING)
+logging.getLogger("httpx").addFilter(_without_handles)
 
 USER_AGENT = "msgbubbles-sync/0.1"
 # A page of 100 messages with long texts is well under a megabyte. What is far over it is not an answer of this API.
@@ -103,6 +116,7 @@ class Transport:
         on_wait: Callable[[str, float], None] | None = None,
     ) -> None:
         url = checked_base_url(base_url)
+        _check_key(api_key)
         self.traffic = traffic or Traffic()
         self.max_requests = max_requests
         self._budget = budget
@@ -166,13 +180,10 @@ class Transport:
             self._admit()
             self.traffic.requests[endpoint] += 1
             answer = self._send(self._http.build_request(method, path, params=params, content=content, headers=headers))
-            try:
+            with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 return decode(answer)
-            except msgspec.DecodeError:
-                # The error's own words may quote the body.
-                raise RetryableError(
-                    f"{endpoint}: malformed answer", status=answer.status, request_id=answer.request_id
-                ) from None
+            # Raised here and not where the decoder's error is handled: that one may quote the body.
+            raise RetryableError(f"{endpoint}: malformed answer", status=answer.status, request_id=answer.request_id)
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(RetryableError),
@@ -206,6 +217,7 @@ class Transport:
 
     def _send(self, request: httpx.Request) -> Answer:
         read_at = self._now()
+        fault = ""
         try:
             response = self._http.send(request, stream=True)
             try:
@@ -213,8 +225,11 @@ class Transport:
             finally:
                 response.close()
         except (httpx.TransportError, httpx.DecodingError) as error:
-            raise RetryableError(f"the API could not be reached: {type(error).__name__}") from None
-        request_id = response.headers.get("X-Request-Id")
+            fault = type(error).__name__
+        if fault:
+            # Raised here and not from httpx's error, which knows the URL and may quote a header.
+            raise RetryableError(f"the API could not be reached: {fault}")
+        request_id = _id_of(response.headers.get("X-Request-Id"))
         if response.is_success:
             return Answer(response.status_code, body, request_id, read_at, _server_time(response) or read_at)
         raise _failure(response, body, request_id)
@@ -285,6 +300,12 @@ def checked_base_url(base_url: str) -> httpx.URL:
     )
 
 
+def _check_key(api_key: str) -> None:
+    # httpx would quote it where it cannot be a header.
+    if not re.fullmatch("[!-~]+", api_key):
+        raise ConfigurationError("api_key is empty, or holds spaces or other characters that no key has")
+
+
 def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
@@ -301,7 +322,7 @@ def _server_time(response: httpx.Response) -> datetime | None:
 def _http_date(value: str | None) -> datetime | None:
     try:
         at = parsedate_to_datetime(value) if value else None
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if at is None:
         return None
@@ -312,12 +333,13 @@ def _failure(response: httpx.Response, body: bytes, request_id: str | None) -> E
     status = response.status_code
     try:
         said = msgspec.json.decode(body, type=_ErrorBody)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         said = _ErrorBody()
     # A stable code is a short word; anything else there is not one, and may hold anything.
     code = said.error if said.error and said.error.isidentifier() and len(said.error) <= 64 else None
-    request_id = request_id or said.request_id
-    message = f"the API answered {status} {code or response.reason_phrase}".rstrip()
+    request_id = request_id or _id_of(said.request_id)
+    # Not the reason phrase that was sent: it may say anything.
+    message = f"the API answered {status} {code or httpx.codes.get_reason_phrase(status)}".rstrip()
     if status == 429:
         limited = RateLimitedError(message, status=status, code=code, request_id=request_id)
         now = _server_time(response) or datetime.now(UTC)
@@ -335,6 +357,11 @@ def _failure(response: httpx.Response, body: bytes, request_id: str | None) -> E
     kinds: dict[int, type[PermanentError]] = {404: NotFoundError, 409: ConflictError}
     kind = RetryableError if status >= 500 or status in (408, 425) else kinds.get(status, PermanentError)
     return kind(message, status=status, code=code, request_id=request_id)
+
+
+def _id_of(value: str | None) -> str | None:
+    """A request id, which errors and rejected rows quote; null if it is more than that."""
+    return value if value and re.fullmatch("[A-Za-z0-9_-]{1,128}", value) else None
 
 
 def retry_after_seconds(value: str | None, now: datetime) -> float | None:

@@ -176,6 +176,18 @@ def test_without_a_key_both_ways_out_are_named(new_job: NewJob) -> None:
     assert "SOURCES__MSGBUBBLES__API_KEY" in outcome.errors
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("BASE_URL", "http://api.msgbubbles.com/v1"), ("START_DATE", "last week"), ("BUDGET_DIR", "/dev/null/folder")],
+)
+def test_configuration_that_cannot_be_used_is_named(new_job: NewJob, key: str, value: str) -> None:
+    job = new_job(chats=0)
+    job.environment |= {"SOURCES__MSGBUBBLES__REQUESTS_PER_MINUTE": "120", f"SOURCES__MSGBUBBLES__{key}": value}
+    outcome = job.run(status=2)
+    assert key.lower() in outcome.errors
+    assert job.server.requests == []
+
+
 @pytest.mark.parametrize("name", ["msgbubbles.duckdb", "marts.duckdb", "staging.duckdb"])
 def test_a_database_named_like_a_schema_is_refused_with_the_reason(new_job: NewJob, name: str) -> None:
     outcome = new_job(chats=0).run("--database", name, status=2)

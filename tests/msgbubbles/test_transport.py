@@ -221,7 +221,7 @@ def told(error: BaseException | None) -> str:
     words = ""
     while error is not None:
         words += f"{error!s} {error!r} {vars(error)} "
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        error = error.__cause__ or error.__context__
     return words
 
 
@@ -309,7 +309,9 @@ def test_a_clock_that_is_set_back_does_not_block(tmp_path: Path) -> None:
     budget.acquire()
     budget.close_for(3000)
     now -= 500_000
-    assert budget.acquire() == 0
+    assert 0 < budget.acquire() <= 61, (
+        "what was written a moment ago counts as now, and not as long as the clock is off"
+    )
     budget.close()
 
 
