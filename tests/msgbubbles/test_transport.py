@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msgbubbles.budget import RequestBudget
@@ -261,10 +262,12 @@ def test_a_later_reading_has_a_later_time_even_if_the_clock_is_set_back(
 # -- the request budget
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 30), min_size=1, max_size=80), st.integers(1, 6))
 def test_no_window_has_more_requests_than_allowed(pauses: list[float], limit: int) -> None:
     now = 1000.0
-    budget = RequestBudget(Path(":memory:"), limit, window_seconds=60, clock=lambda: now)
+    folder = TemporaryDirectory()
+    budget = RequestBudget(Path(folder.name) / "budget", limit, window_seconds=60, clock=lambda: now)
     admitted: list[float] = []
     for pause in pauses:
         now += pause
@@ -274,6 +277,7 @@ def test_no_window_has_more_requests_than_allowed(pauses: list[float], limit: in
             assert budget.acquire() == 0, "what it says to wait is enough"
         admitted.append(now)
     budget.close()
+    folder.cleanup()
     for at in admitted:
         assert sum(at - 60 < other <= at for other in admitted) <= limit
 
