@@ -121,6 +121,7 @@ class StreamReader(Generic[R]):
         self._state = state
         self._run = run
         self._pages_left = run.slice_pages
+        self._rejected_before: set[str] = set()
 
     def read(self) -> Iterator[Any]:
         """Read the head, then the gaps, as far as the run allows. The state is right wherever this ends."""
@@ -189,7 +190,10 @@ class StreamReader(Generic[R]):
         progress = self.progress
         progress.pages += 1
         progress.rows += len(page.rows)
-        progress.rejected += len(page.rejected)
+        # What is at the edge of a page is on the next one again.
+        rejected = {one.row_hash for one in page.rejected}
+        progress.rejected += len(rejected - self._rejected_before)
+        self._rejected_before = rejected
         progress.new_fields.update(unknown_fields(page.rows))
         oldest_ms = min((at for row in page.rows if (at := cursor_ms(row)) is not None), default=None)
         progress.reached_ms = progress.reached_ms if oldest_ms is None else oldest_ms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,7 +15,7 @@ from listing import EPOCH, Listing
 from msgbubbles.client import Client
 from msgbubbles.errors import Interrupted, PermanentError, RetryableError
 from msgbubbles.landing import Landing
-from msgbubbles.models import Chat, Page
+from msgbubbles.models import Chat, Page, RejectedRow
 from msgbubbles.reading import Run, Settings, StreamReader, read_messages, read_stream
 from msgbubbles.transport import Transport
 from sandbox import Account, Knobs, NewMessage, seed, serve
@@ -258,6 +259,17 @@ def test_a_fault_is_raised_where_nobody_takes_care_of_it() -> None:
 
     with pytest.raises(PermanentError):
         list(read_stream(fails, None, Landing(("chats",)), {"has_tables": True}, Settings(), Run()))  # type: ignore[arg-type]
+
+
+def test_a_rejected_row_at_the_edge_of_two_pages_is_counted_once() -> None:
+    listing = steady(50)
+    fetch = listing.fetch
+    bad = RejectedRow("chats", "no usable id", "{}", None)
+    listing.fetch = lambda before: replace(fetch(before), rejected=[bad])  # type: ignore[method-assign]
+    run = Run()
+    read_once(listing, {}, {}, run)
+    assert len(listing.asked) > 1
+    assert run.progress("chats").rejected == 1
 
 
 def test_rows_without_a_time_are_read() -> None:
