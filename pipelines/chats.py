@@ -15,15 +15,16 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
+from warehouse.journal import Journal
 from warehouse.lock import AnotherJobRunsError, one_job
 from warehouse.place import ROOT, Place, UsageError
 from warehouse.report import Reporter
@@ -62,15 +63,20 @@ def main() -> None:
     pass
 
 
+Database = Annotated[
+    Path | None,
+    typer.Option(
+        "--database", help="The DuckDB file for readers. [default: warehouse.duckdb, or sandbox.duckdb, in the project]"
+    ),
+]
+Sandbox = Annotated[bool, typer.Option("--sandbox", help="Use a made-up account on this machine; no key.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one line of JSON.")]
+
+
 @app.command()
 def sync(
-    database: Annotated[
-        Path | None,
-        typer.Option(
-            help="The DuckDB file for readers. [default: warehouse.duckdb, or sandbox.duckdb, in the project]"
-        ),
-    ] = None,
-    sandbox: Annotated[bool, typer.Option("--sandbox", help="Use a made-up account on this machine; no key.")] = False,
+    database: Database = None,
+    sandbox: Sandbox = False,
     since: Annotated[
         datetime | None, typer.Option(help="Read nothing older than this day (UTC).", formats=["%Y-%m-%d"])
     ] = None,
@@ -78,18 +84,34 @@ def sync(
         int | None, typer.Option(min=1, help="Stop after so many requests; the next run goes on.")
     ] = None,
     no_transform: Annotated[bool, typer.Option("--no-transform", help="Load and publish; leave the marts.")] = False,
+    accept_ties: Annotated[
+        bool, typer.Option("--accept-ties", help="Forget the tie overflows that are known; nothing is missing there.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one line of JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Load what is new, build the marts, publish (this is the default command)."""
     reporter = Reporter(quiet=quiet, as_json=as_json)
-    place = None
-    try:
-        place = Place.of(database or ROOT / ("sandbox.duckdb" if sandbox else "warehouse.duckdb"))
+
+    def body(place: Place) -> int:
         place.make_folders()
         place.configure_dlt()
         with one_job(place.folder):
-            status = _sync(place, reporter, sandbox, since, max_requests, with_transform=not no_transform)
+            return _recorded_sync(place, reporter, sandbox, since, max_requests, accept_ties, not no_transform, as_json)
+
+    _ended(body, _place(database, sandbox), reporter)
+
+
+def _place(database: Path | None, sandbox: bool) -> Callable[[], Place]:
+    return lambda: Place.of(database or ROOT / ("sandbox.duckdb" if sandbox else "warehouse.duckdb"))
+
+
+def _ended(body: Callable[[Place], int], place_of: Callable[[], Place], reporter: Reporter) -> NoReturn:
+    """Run a command, tell what went wrong in its way, and exit with the status that says so."""
+    place = None
+    try:
+        place = place_of()
+        status = body(place)
     except UsageError as error:
         reporter.fail(str(error))
         status = EXIT_USAGE
@@ -106,42 +128,110 @@ def sync(
     raise typer.Exit(status)
 
 
-def _sync(
+def _recorded_sync(
     place: Place,
     reporter: Reporter,
     sandbox: bool,
     since: datetime | None,
     max_requests: int | None,
-    *,
+    accept_ties: bool,
     with_transform: bool,
+    as_json: bool,
 ) -> int:
+    """One run, and its record, whatever becomes of it."""
     # dlt reads its configuration when it is imported, which therefore has to wait until here.
-    import dlt
+    with _readable_configuration():
+        import dlt
 
-    from msgbubbles import Run
-    from msgbubbles.errors import Interrupted
-    from msgbubbles.reading import MIN_SLICE_PAGES
-    from warehouse.sync import sync as run_sync
+        from msgbubbles import Run
+        from msgbubbles.run import MIN_SLICE_PAGES
+        from warehouse.report import as_dict
+        from warehouse.sync import Report
+        from warehouse.sync import sync as run_sync
 
-    if not sandbox and not dlt.secrets.get("sources.msgbubbles.api_key"):
-        raise UsageError(NO_KEY)
+        if not sandbox and not dlt.secrets.get("sources.msgbubbles.api_key"):
+            raise UsageError(NO_KEY)
+        slice_pages = _number("sync.slice_pages", 500, at_least=MIN_SLICE_PAGES)
+        publish_minutes = _number("sync.publish_minutes", 60, at_least=1)
     place.claim_for("the sandbox" if sandbox else "a MsgBubbles account")
     options: dict[str, Any] = {}
     if since is not None:
         options["start_date"] = f"{since:%Y-%m-%d}"
-    slice_pages = dlt.config.get("sync.slice_pages", int) or 500
-    if slice_pages < MIN_SLICE_PAGES:
-        raise UsageError(f"sync.slice_pages is {slice_pages}; it must be {MIN_SLICE_PAGES} at least")
-    run = Run(slice_pages=slice_pages, max_requests=max_requests)
-    with _stopped_by_signals(run), _sandbox(place) if sandbox else _nothing() as account, reporter.following(run):
-        report = run_sync(place, run, options | account, with_transform=with_transform, say=reporter.say)
-    reporter.summary(place, run, report, sandbox=sandbox)
+    run = Run(slice_pages=slice_pages, max_requests=max_requests, accept_overflows=accept_ties)
+    report = Report()
+    status, message = EXIT_FAILED, ""
+    try:
+        with _stopped_by_signals(run), _account(place, sandbox) as account, reporter.following(run):
+            run_sync(
+                place,
+                run,
+                report,
+                options | account,
+                with_transform=with_transform,
+                publish_minutes=publish_minutes,
+                say=reporter.say,
+                record=lambda: as_dict(place, run, report),
+            )
+        status = _status_of(run)
+        reporter.summary(place, run, report, sandbox=sandbox)
+    except KeyboardInterrupt:
+        status, message = EXIT_STOPPED, "stopped at once"
+        raise
+    except Exception as error:
+        status, message = _explained(error, place)
+        raise
+    finally:
+        record = as_dict(place, run, report, exit_status=status, error=message or None)
+        with suppress(OSError):  # a full disk has its own error already
+            Journal(place.folder).add(record)
+        if as_json:
+            sys.stdout.write(json.dumps(record) + "\n")
+    return status
+
+
+def _status_of(run: Run) -> int:
+    from msgbubbles.errors import Interrupted
+
     if isinstance(run.halt, Interrupted):
         return EXIT_STOPPED
     if run.error is not None:
         return EXIT_FAILED
-    lossy = any(progress.rejected or progress.overflows for progress in run.streams.values())
+    lossy = any(progress.rejected or progress.standing for progress in run.streams.values())
     return EXIT_INCOMPLETE if lossy else 0
+
+
+def _number(key: str, default: int, *, at_least: int) -> int:
+    """A whole number of the job's own configuration."""
+    import dlt
+
+    value: Any = dlt.config.get(key)
+    if value is None:
+        return default
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = at_least - 1
+    if number < at_least:
+        raise UsageError(f"{key} is a whole number, {at_least} at least, not {value!r}; mend dlt_config/config.toml")
+    return number
+
+
+@contextmanager
+def _readable_configuration() -> Iterator[None]:
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        # Whatever dlt makes of it, the cause of it is in there.
+        cause: BaseException | None = error
+        while cause is not None and "TOML" not in type(cause).__name__.upper() and not isinstance(cause, ValueError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise UsageError(
+            f"dlt_config: config.toml or secrets.toml cannot be read ({type(cause).__name__}); mend it"
+        ) from None
 
 
 @contextmanager
@@ -159,6 +249,12 @@ def _stopped_by_signals(run: Run) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _account(place: Place, sandbox: bool) -> AbstractContextManager[dict[str, Any]]:
+    if sandbox:
+        return _sandbox(place)
+    return nullcontext({})
 
 
 @contextmanager
@@ -183,11 +279,6 @@ def _sandbox(place: Place) -> Iterator[dict[str, Any]]:
         finally:
             if process.stdin:
                 process.stdin.close()
-
-
-@contextmanager
-def _nothing() -> Iterator[dict[str, Any]]:
-    yield {}
 
 
 def _explained(error: Exception, place: Place | None) -> tuple[int, str]:

@@ -18,7 +18,10 @@ from dlt.extract import DltResource
 from .budget import RequestBudget
 from .client import BASE_URL, REQUESTS_PER_MINUTE, Client
 from .landing import Landing
-from .reading import Read, Run, Settings, read_chats, read_messages, read_numbers, read_stream, start_of
+from .reading import Read, read_chats, read_messages, read_numbers, read_stream
+from .run import Run
+from .settings import REFRESH_CHATS, REFRESH_MESSAGES, settings_of
+from .stored import Warehouse
 from .transport import Transport
 
 __all__ = ["BASE_URL", "Client", "Run", "msgbubbles_source"]
@@ -30,13 +33,16 @@ def msgbubbles_source(
     base_url: str = BASE_URL,
     start_date: str | None = None,
     settle_seconds: float = 300.0,
+    refresh_chats: Any = REFRESH_CHATS,
+    refresh_messages: Any = REFRESH_MESSAGES,
+    refresh_share: float = 0.25,
     requests_per_minute: int = REQUESTS_PER_MINUTE,
     budget_dir: str | None = None,
     timeout_seconds: float = 30.0,
     max_attempts: int = 8,
     run: Any = None,
 ) -> tuple[DltResource, ...]:
-    """Everything of an account that is new since the last load, and what was not read before.
+    """What is new in an account since the last load, what was not read before, and what has to be read again.
 
     Args are configuration: `dlt_config/config.toml` of this project documents each. `run` is a `Run`: what this run
     may do, and what came of it.
@@ -44,10 +50,14 @@ def msgbubbles_source(
     Raises the errors of `msgbubbles.errors`, wrapped by dlt.
     """
     run = run or Run()
-    settings = Settings(start_of(start_date), round(settle_seconds * 1000))
+    settings = settings_of(
+        start_date, settle_seconds, refresh_chats, refresh_messages, refresh_share, requests_per_minute
+    )
+    run.settings = settings
 
     def resource(read: Read, *tables: str) -> Any:
         def read_it() -> Iterator[Any]:
+            run.warehouse = run.warehouse or Warehouse.of_current_pipeline()
             budget = RequestBudget.of_key(api_key, requests_per_minute, budget_dir) if requests_per_minute else None
             transport = Transport(
                 base_url,
@@ -59,9 +69,10 @@ def msgbubbles_source(
                 max_requests=run.max_requests,
                 stop=run.stop,
                 on_wait=run.on_wait,
+                clock=run.clock,
             )
             with Client(transport) as client:
-                landing = Landing(tables)
+                landing = Landing(tables, run.warehouse, run.changes)
                 yield from read_stream(read, client, landing, dlt.current.resource_state(), settings, run)
 
         return dlt.resource(read_it, name=tables[0])
@@ -70,5 +81,5 @@ def msgbubbles_source(
     return (
         resource(read_numbers, "numbers"),
         resource(read_messages, "messages", "attachments"),
-        resource(read_chats, "chats"),
+        resource(read_chats, "chats", "messages", "attachments"),
     )

@@ -88,9 +88,17 @@ def _rounded_down(read_ms: int, age_ms: int) -> int:
 class Task:
     """A stretch to read: from `lo_ms` to before `hi_ms`, or to the newest row where that is None."""
 
-    kind: Literal["head", "gap"]
+    kind: Literal["head", "gap", "refresh"]
     lo_ms: int
     hi_ms: int | None
+
+
+@dataclass(frozen=True)
+class Tier:
+    """Rows that are at most `within_ms` old (None: of any age) are read again every `every_ms`."""
+
+    every_ms: int
+    within_ms: int | None = None
 
 
 def head(coverage: Coverage, start_ms: int, settle_ms: int) -> Task:
@@ -103,3 +111,34 @@ def head(coverage: Coverage, start_ms: int, settle_ms: int) -> Task:
 def gaps(coverage: Coverage, start_ms: int) -> list[Task]:
     """What was never read: the rest of a first run, or of one that was cut off. Newest first."""
     return [Task("gap", lo_ms, hi_ms) for lo_ms, hi_ms in coverage.gaps(start_ms)]
+
+
+def refresh(coverage: Coverage, tiers: Iterable[Tier], start_ms: int, now_ms: int) -> Task | None:
+    """What was read longest ago, of that which has to be read again by now; None when nothing has to.
+
+    Neighbours that have come half of their way are read with it: one walk over many small pieces costs as many
+    requests as there are rows, many walks over one piece each cost one request each at least. But a refresh that
+    cannot keep up begins exactly where it stopped, or the newest rows would be read again and again and the others
+    never.
+    """
+    most_overdue, task = 0.0, None
+    for tier in tiers:
+        floor_ms = start_ms if tier.within_ms is None else max(start_ms, now_ms - tier.within_ms)
+        pieces = [(max(lo, floor_ms), hi, now_ms - read) for lo, hi, read in coverage.pieces if hi > floor_ms]
+        if not pieces:
+            continue
+        seed = max(range(len(pieces)), key=lambda number: (pieces[number][2], number))
+        overdue = pieces[seed][2] / tier.every_ms
+        if overdue < max(1.0, most_overdue):
+            continue
+        lo_ms, hi_ms, _ = pieces[seed]
+        for lo, hi, age in reversed(pieces[:seed]):
+            if hi != lo_ms or age < tier.every_ms / 2:
+                break
+            lo_ms = lo
+        for lo, hi, age in pieces[seed + 1 :]:
+            if lo != hi_ms or age < tier.every_ms / 2 or overdue >= 2:
+                break
+            hi_ms = hi
+        most_overdue, task = overdue, Task("refresh", lo_ms, hi_ms)
+    return task

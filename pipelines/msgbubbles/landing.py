@@ -6,14 +6,17 @@ dlt's own `upsert` does not deduplicate within a load, so rows are deduplicated 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import dlt
 
+from .compare import Comparison, key_of, taken
 from .models import (
     REJECTED_COLUMNS,
+    TITLE_COLUMNS,
     Attachment,
     Chat,
     Column,
@@ -31,35 +34,75 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 REJECTED = "rejected_rows"
+TITLES = "chat_titles"
 MODELS: dict[str, type[Row]] = {"chats": Chat, "messages": Message, "attachments": Attachment, "numbers": Number}
 COLUMNS: dict[str, tuple[Column, ...]] = {name: columns_of(model) for name, model in MODELS.items()}
 COLUMNS[REJECTED] = REJECTED_COLUMNS
+COLUMNS[TITLES] = TITLE_COLUMNS
 # One Arrow table holds this many rows at most: 100 full pages. Larger ones are hardly faster and cost memory.
 ROWS_PER_TABLE = 10_000
+
+
+class Stored(Protocol):
+    """What the warehouse holds: asked, so that only what is new or has changed is loaded."""
+
+    def rows(self, table: str, incoming: pa.Table) -> pa.Table | None:
+        """The stored rows that have the keys of `incoming`; null when there is no such table yet."""
+
+
+@dataclass
+class Changes:
+    """Rows of one table that were read, by what they are beside the stored ones. Without a look at the warehouse
+    every row counts as new."""
+
+    new: int = 0
+    changed: int = 0
+    unchanged: int = 0
+    # A row that changes back within one load is as it is stored, and not as it is about to be.
+    changed_keys: set[str] = field(default_factory=set)
+
+    @property
+    def landed(self) -> int:
+        return self.new + self.changed
 
 
 class Landing:
     """Gathers the rows of one stream and turns them into items for dlt.
 
-    `tables` are the tables that the stream fills, its own first. `landed` counts the rows given to dlt for that one.
+    `tables` are the tables that the stream fills, its own first. `changes` counts their rows. `on_revived` is told
+    the ids of chats that were deleted and are there again.
     """
 
-    def __init__(self, tables: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        tables: tuple[str, ...],
+        stored: Stored | None = None,
+        changes: dict[str, Changes] | None = None,
+    ) -> None:
         self.stream = tables[0]
-        self.landed = 0
+        self.changes = {} if changes is None else changes
+        self._stored = stored
+        self.on_revived: Callable[[list[str]], None] = lambda _ids: None
         self._rows: dict[str, dict[str, tuple[Any, datetime]]] = {table: {} for table in (*tables, REJECTED)}
+        # What was turned into items last: the edge of the next pages repeats some of it.
+        self._before: dict[str, dict[str, tuple[Any, datetime]]] = {}
 
     def add(self, page: Page[R], skip: frozenset[str] = frozenset()) -> None:
-        """Take the rows of a page, except those whose fingerprint is in `skip`."""
+        """Take the rows of a page, except those whose fingerprint is in `skip`: they are as they were."""
         for row in page.rows:
             if skip and fingerprint(row) in skip:
+                self._changes(self.stream).unchanged += 1
                 continue
-            self._put(self.stream, row.key, row, page.read_at)
-            if isinstance(row, Message):
-                for attachment in row.attachments or ():
-                    attachment.message_id = attachment.message_id or row.id
-                    self._put("attachments", attachment.key, attachment, page.read_at)
+            self.put(row, page.read_at)
         self.add_rejected(page)
+
+    def put(self, row: Row, read_at: datetime) -> None:
+        """Take one row."""
+        self._put(_TABLES[type(row)], row.key, row, read_at)
+        if isinstance(row, Message):
+            for attachment in row.attachments or ():
+                attachment.message_id = attachment.message_id or row.id
+                self._put("attachments", attachment.key, attachment, read_at)
 
     def add_rejected(self, page: Page[Any]) -> None:
         """Take only what could not be read of a page."""
@@ -69,6 +112,9 @@ class Landing:
     def _put(self, table: str, key: str, row: Row | RejectedRow, read_at: datetime) -> None:
         # Pages come in the order of their reading, so the later reading of a row replaces the earlier.
         self._rows[table][key] = (row, read_at)
+
+    def _changes(self, table: str) -> Changes:
+        return self.changes.setdefault(table, Changes())
 
     def full_tables(self) -> Iterator[Any]:
         """Items for dlt, for the tables that have enough rows."""
@@ -80,32 +126,69 @@ class Landing:
 
     def empty_tables(self) -> Iterator[Any]:
         """Items for dlt that make it create the tables, so that a query on an empty one finds it."""
-        return (_item(table, ()) for table in self._rows)
+        titles = (TITLES,) if self.stream == "chats" else ()
+        return (_item(table, arrow_table(COLUMNS[table], ())) for table in (*self._rows, *titles))
 
     def _items(self, at_least: int) -> Iterator[Any]:
         for table, rows in self._rows.items():
-            if len(rows) >= at_least:
-                if table == self.stream:
-                    self.landed += len(rows)
-                yield _item(table, rows.values())
-                rows.clear()
+            if len(rows) < at_least:
+                continue
+            before = self._before.get(table, {})
+            taken_rows = [row for key, row in rows.items() if key not in before or before[key][0] != row[0]]
+            self._before[table], self._rows[table] = rows, {}
+            if taken_rows:
+                yield from self._changed(table, arrow_table(COLUMNS[table], taken_rows))
+
+    def _changed(self, table: str, incoming: pa.Table) -> Iterator[Any]:
+        """Items for dlt: what is not stored as it was read; and of chats, the titles that are others than before."""
+        changes = self._changes(table)
+        if self._stored is None:
+            changes.new += incoming.num_rows
+            yield _item(table, incoming)
+            return
+        comparison = Comparison(incoming, self._stored.rows(table, incoming), key_of(COLUMNS[table]))
+        # A rejected row is its own key; what came with it is of the request.
+        changed = [False] * incoming.num_rows if table == REJECTED else comparison.changed()
+        changed = [now or key in changes.changed_keys for key, now in zip(comparison.keys, changed, strict=True)]
+        differs = [now or not known for now, known in zip(changed, comparison.is_stored, strict=True)]
+        changes.changed_keys.update(key for key, now in zip(comparison.keys, changed, strict=True) if now)
+        changes.new += len(differs) - sum(comparison.is_stored)
+        changes.changed += sum(changed)
+        changes.unchanged += len(differs) - sum(differs)
+        if not any(differs):
+            return
+        landed = taken(incoming, differs)
+        yield _item(table, landed)
+        if table == "chats":
+            gone = comparison.stored("deleted_at").is_valid().to_pylist()
+            there = incoming.column("deleted_at").is_null().to_pylist()
+            revived = [key for key, was, now in zip(comparison.keys, gone, there, strict=True) if was and now]
+            if revived:
+                self.on_revived(revived)
+            retitled = taken(incoming, comparison.differing(["title"])["title"])
+            if retitled.num_rows:
+                names = ["id" if column.name == "chat_id" else column.name for column in TITLE_COLUMNS]
+                titles = retitled.select(names).rename_columns([column.name for column in TITLE_COLUMNS])
+                yield _item(TITLES, titles)
 
 
-def _item(table: str, rows: Iterable[tuple[Any, datetime]]) -> Any:
+_TABLES = {model: table for table, model in MODELS.items()}
+
+
+def _item(table: str, rows: pa.Table) -> Any:
     columns = COLUMNS[table]
-    key = next(column.name for column in columns if not column.nullable)
     hints = dlt.mark.make_hints(
         table_name=table,
-        primary_key=key,
+        primary_key=["chat_id", "_read_at"] if table == TITLES else key_of(columns),
         write_disposition={"disposition": "merge", "strategy": "delete-insert"},
-        columns={column.name: _column_hints(column) for column in columns},
+        columns={column.name: _column_hints(column, table) for column in columns},
     )
-    return dlt.mark.with_hints(arrow_table(columns, rows), hints, create_table_variant=True)
+    return dlt.mark.with_hints(rows, hints, create_table_variant=True)
 
 
-def _column_hints(column: Column) -> Any:
+def _column_hints(column: Column, table: str) -> Any:
     hints: dict[str, Any] = {"name": column.name, "data_type": column.type, "nullable": column.nullable}
-    if column.name == "_read_at":
+    if column.name == "_read_at" and table != TITLES:
         hints["dedup_sort"] = "desc"
     return hints
 

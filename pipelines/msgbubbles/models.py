@@ -68,6 +68,8 @@ class Chat(Row):
     last_message_at: datetime | None = None
     created_at: datetime | None = None
     updated_at: datetime | None = None
+    # Not the API's: when the chat was found to be gone.
+    deleted_at: datetime | None = msgspec.field(default=None, name="_deleted_at")
 
 
 class Attachment(Row):
@@ -168,7 +170,7 @@ class Column:
 
 
 def columns_of(model: type[Row]) -> tuple[Column, ...]:
-    """The columns that rows of `model` land in, in order; `_read_at` is when the row was asked for."""
+    """The columns that rows of `model` land in, in order. `_read_at` is when the row was asked for."""
     columns = [
         Column(field.name, _column_type(field.type), nullable=field.name != model.key_field)
         for field in msgspec.structs.fields(model)
@@ -196,6 +198,14 @@ def _unannotated(annotation: object) -> object:
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
+# A title of a chat, as it was when it was seen to be another than before; a null title took an earlier one away.
+TITLE_COLUMNS = (
+    Column("chat_id", "text", nullable=False),
+    Column("title", "text"),
+    Column("updated_at", "timestamp"),
+    Column("_read_at", "timestamp", nullable=False),
+)
+
 REJECTED_COLUMNS = (
     Column("row_hash", "text", nullable=False),
     Column("stream", "text"),
@@ -219,7 +229,7 @@ def read_row(model: type[R], raw: Raw, stream: str, request_id: str | None) -> t
     declared = {field.encode_name: field for field in msgspec.structs.fields(model)}
     for name, value in fields.items():
         field = declared.get(name)
-        if field is None or name == "_extra":
+        if field is None or name.startswith("_"):
             kept_aside[name] = value
         elif field.name == "attachments":
             attachments = _attachments(value, request_id, rejected)

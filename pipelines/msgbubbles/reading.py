@@ -2,96 +2,33 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic
 
 from . import coverage as plan
+from . import repairs
 from .client import Client
 from .coverage import Coverage, Task
-from .errors import AuthenticationError, ConfigurationError, Halt, MsgBubblesError, PermanentError, RetryableError
+from .errors import Halt, MsgBubblesError, NotFoundError, PermanentError
 from .landing import Landing
 from .models import Chat, Message, Page, R, fingerprint, unknown_fields
-from .transport import Traffic
-from .walk import Overflow, Step, cursor_ms, epoch_ms, walk
+from .run import Run, ShareSpent, SliceEnd, State, known_overflows, save_overflows
+from .settings import Settings
+from .walk import Step, cursor_ms, epoch_ms, walk
 
-MIN_SLICE_PAGES = 20
-
-State = dict[str, Any]
 Fetch = Callable[[str | None], Page[R]]
 
 
-class SliceEnd(Halt):
-    """The pages of this slice are read; the rest of the stream is for the next."""
-
-
-@dataclass
-class StreamProgress:
-    """What a run has done to one stream. `rows` were read, `landed` were new or changed. `reached_ms` is the oldest
-    instant of the page read last."""
-
-    pages: int = 0
-    rows: int = 0
-    landed: int = 0
-    rejected: int = 0
-    new_fields: set[str] = field(default_factory=set)
-    overflows: set[Overflow] = field(default_factory=set)
-    reached_ms: int | None = None
-    unfinished: bool = False
-
-
-@dataclass
-class Run:
-    """What a run allows its streams, and what came of it.
-
-    `slice_pages`: pages a stream reads before what it has is loaded; the rest is then `unfinished`. With fewer than
-    `MIN_SLICE_PAGES`, a slice may end within the ties of one instant, and the next begin there again. `max_requests`:
-    all requests of the run. `stop`: set it, and the run ends after the page in flight. `keep_on_error`: a fault ends
-    the reading and is kept in `error`, so that what was read before it is loaded; otherwise it is raised, and dlt
-    drops the load.
-    """
-
-    slice_pages: int | None = None
-    max_requests: int | None = None
-    stop: threading.Event = field(default_factory=threading.Event)
-    keep_on_error: bool = False
-    on_page: Callable[[], None] = lambda: None
-    on_rows: Callable[[], None] = lambda: None
-    on_wait: Callable[[str, float], None] = lambda _why, _seconds: None
-    traffic: Traffic = field(default_factory=Traffic)
-    streams: dict[str, StreamProgress] = field(default_factory=dict)
-    feed: bool | None = None
-    halt: Halt | None = None
-    error: MsgBubblesError | None = None
-
-    @property
-    def stopped(self) -> bool:
-        """Whether another request would be unwanted, or useless."""
-        return self.halt is not None or isinstance(self.error, AuthenticationError | RetryableError)
-
-    @property
-    def unfinished(self) -> bool:
-        """Whether there is something left for another slice."""
-        return not self.stopped and any(progress.unfinished for progress in self.streams.values())
-
-    def progress(self, stream: str) -> StreamProgress:
-        return self.streams.setdefault(stream, StreamProgress())
-
-
-@dataclass(frozen=True)
-class Settings:
-    """`start_ms`: nothing older is read. `settle_ms`: how late a row may become visible after its own instant."""
-
-    start_ms: int = 0
-    settle_ms: int = 300_000
+# A run that comes after a long pause does not make up for all of it: it would take as long.
+MAX_MINUTES_BETWEEN_RUNS = 60.0
 
 
 @dataclass
 class _Reach:
-    """How far one task has come: everything in [from_ms, to_ms] was read, beginning at `read_ms`."""
+    """How far one task has come: everything in [from_ms, to_ms] was read, beginning at `read_ms`, the API's clock."""
 
     from_ms: int | None = None
     to_ms: int | None = None
@@ -115,32 +52,80 @@ class StreamReader(Generic[R]):
         self.coverage = Coverage((lo, hi, read) for lo, hi, read in state.get("covered", ()))
         self.seen: frozenset[str] = frozenset(state.get("seen", ()))
         self.seen_ms: int = state.get("seen_ms", 0)
+        self.state = state
+        self.run = run
+        self.now_ms: int | None = None  # the API's clock, by the last page
         self._now_seen: set[str] = set()
         self._now_seen_ms: int | None = None
         self._fetch = fetch
-        self._state = state
-        self._run = run
         self._pages_left = run.slice_pages
+        self._refresh_from: int | None = None  # the pages read before the refresh began
         self._rejected_before: set[str] = set()
+        # What was read, by the task that asked for it.
+        self.stretches: list[tuple[Task, int, int]] = []
+        self.progress.covered_before = self.progress.covered_before or Coverage(self.coverage.pieces)
+        self.progress.covered = self.coverage
 
     def read(self) -> Iterator[Any]:
-        """Read the head, then the gaps, as far as the run allows. The state is right wherever this ends."""
-        start_ms, settle_ms = self.settings.start_ms, self.settings.settle_ms
+        """Read the head, then what has to be read again, then the gaps, as far as the run allows. The state is right
+        wherever this ends."""
         try:
-            cut_off: SliceEnd | None = None
-            try:
-                yield from self._read_task(plan.head(self.coverage, start_ms, settle_ms))
-            except SliceEnd as end:
-                cut_off = end
-            # A head that is cut off leaves a gap, and every slice reads a page of the gaps at least: so the slices of
-            # a run come to an end, however busy the account is.
-            self._pages_left = None if self._pages_left is None else max(self._pages_left, 1)
-            for task in plan.gaps(self.coverage, start_ms):
-                yield from self._read_task(task)
-            if cut_off and not self.coverage.pieces:
-                raise cut_off
+            yield from self._read()
+            self.finish()
+        except Halt:
+            self.finish()
+            raise
         finally:
             self._save()
+
+    def _read(self) -> Iterator[Any]:
+        start_ms, settle_ms = self.settings.start_ms, self.settings.settle_ms
+        cut_off: SliceEnd | None = None
+        try:
+            yield from self._read_task(plan.head(self.coverage, start_ms, settle_ms))
+        except SliceEnd as end:
+            cut_off = None if self.coverage.pieces else end
+        else:
+            pages = self.progress.refresh_pages
+            try:
+                yield from self._read_again()
+            except SliceEnd as end:
+                cut_off = end if self.progress.refresh_pages > pages else None
+        # A head that is cut off leaves a gap, and every slice reads a page of the gaps at least: so the slices of a run
+        # come to an end, however busy the account is.
+        self._pages_left = None if self._pages_left is None else max(self._pages_left, 1)
+        for task in plan.gaps(self.coverage, start_ms):
+            yield from self._read_task(task)
+        if cut_off:
+            raise cut_off
+
+    def finish(self) -> None:
+        """What is to be done when all that this run allows has been read."""
+
+    def _read_again(self) -> Iterator[Any]:
+        tiers, before = self.settings.tiers.get(self.stream, ()), None
+        self._refresh_from = self.progress.pages
+        try:
+            while task := plan.refresh(self.coverage, tiers, self.settings.start_ms, self.now_ms or 0):
+                if task == before:
+                    break
+                self.check_share()
+                yield from self._read_task(task)
+                before = task
+        except ShareSpent:
+            pass
+        finally:
+            self.progress.refresh_pages += self.progress.pages - self._refresh_from
+            self._refresh_from = None
+
+    def check_share(self) -> None:
+        """Raises `ShareSpent` when this run has read enough again."""
+        per_minute, now_ms = self.settings.refresh_per_minute, self.now_ms
+        if self._refresh_from is None or per_minute is None or now_ms is None:
+            return
+        minutes = min(max((now_ms - self.seen_ms) / 60_000, 0.0), MAX_MINUTES_BETWEEN_RUNS)
+        if self.progress.pages - self._refresh_from >= max(per_minute * minutes, 1.0):
+            raise ShareSpent
 
     def _read_task(self, task: Task) -> Iterator[Any]:
         reach = _Reach(to_ms=None if task.hi_ms is None else task.hi_ms - 1)
@@ -150,15 +135,22 @@ class StreamReader(Generic[R]):
         try:
             steps = walk(self._allowed(self._fetch), lo_ms=task.lo_ms, before_ms=task.hi_ms, stream=self.stream)
             for step in steps:
-                reach.read_ms = reach.read_ms or epoch_ms(step.page.read_at)
+                reach.read_ms = reach.read_ms or epoch_ms(step.page.server_at)
                 reach.to_ms = step.newest_ms if reach.to_ms is None else reach.to_ms
                 if step.overflow:
                     self.progress.overflows.add(step.overflow)
                 yield from self.land(step, task, reach)
-                reach.from_ms = step.covered_from_ms
+                came_on = self._covered_from(step, task) != reach.from_ms
+                reach.from_ms = self._covered_from(step, task)
+                if came_on and not step.is_last:
+                    self.check_share()
         finally:
             if reach.from_ms is not None and reach.to_ms is not None and reach.read_ms is not None:
                 self.coverage.add(reach.from_ms, reach.to_ms + 1, reach.read_ms)
+                self.stretches.append((task, reach.from_ms, reach.to_ms + 1))
+
+    def _covered_from(self, step: Step[R], _task: Task) -> int | None:
+        return step.covered_from_ms
 
     def land(self, step: Step[R], task: Task, _reach: _Reach) -> Iterator[Any]:
         """Land the rows of one page. On the newest page, what has not changed since it was last read is left out."""
@@ -187,6 +179,7 @@ class StreamReader(Generic[R]):
         return allowed
 
     def count(self, page: Page[Any]) -> None:
+        self.now_ms = epoch_ms(page.server_at)
         progress = self.progress
         progress.pages += 1
         progress.rows += len(page.rows)
@@ -197,17 +190,60 @@ class StreamReader(Generic[R]):
         progress.new_fields.update(unknown_fields(page.rows))
         oldest_ms = min((at for row in page.rows if (at := cursor_ms(row)) is not None), default=None)
         progress.reached_ms = progress.reached_ms if oldest_ms is None else oldest_ms
-        self._run.on_page()
+        self.run.on_page()
 
     def _save(self) -> None:
-        now_ms = time.time_ns() // 1_000_000
-        self._state["covered"] = [list(piece) for piece in self.coverage.compacted(now_ms).pieces]
+        self.state["covered"] = [list(piece) for piece in self.coverage.compacted(self.now_ms or 0).pieces]
         if self._now_seen_ms is not None:
-            self._state["seen"] = sorted(self._now_seen)
-            self._state["seen_ms"] = self._now_seen_ms
-        known = {Overflow(*span) for span in self._state.get("overflows", ())} | self.progress.overflows
-        if known:
-            self._state["overflows"] = [[span.from_ms, span.to_ms] for span in sorted(known, key=_by_instant)]
+            self.state["seen"] = sorted(self._now_seen)
+            self.state["seen_ms"] = self._now_seen_ms
+        save_overflows(self.state, known_overflows(self.state, self.run) | self.progress.overflows, self.progress)
+
+
+class ChatReader(StreamReader[Chat]):
+    """Reads the chats, and notes which of them did not show up where they should have.
+
+    `missed` in the state counts, by id, the sweeps that did not show a chat. It is no proof of a delete: a chat that
+    gets a message while its stretch is read moves out of it.
+    """
+
+    def __init__(self, fetch: Fetch[Chat], landing: Landing, state: State, settings: Settings, run: Run) -> None:
+        super().__init__("chats", fetch, landing, state, settings, run)
+        self._shown: set[str] = set()
+        landing.on_revived = lambda ids: state.setdefault("threads", []).extend(ids)
+
+    def count(self, page: Page[Any]) -> None:
+        super().count(page)
+        self._shown.update(row.key for row in page.rows)
+
+    def finish(self) -> None:
+        missed: dict[str, int] = self.state.setdefault("missed", {})
+        for chat_id in self._shown & missed.keys():
+            del missed[chat_id]
+        warehouse, now_ms = self.run.warehouse, self.now_ms or 0
+        if warehouse is None:
+            return
+        for task, lo_ms, hi_ms in self.stretches:
+            if task.kind == "gap":
+                continue
+            if task.kind == "head":
+                # The newest page is read by every run; that is often enough to make a sweep of every hour's.
+                if now_ms - self.state.get("head_swept_ms", 0) < plan.HOUR_MS:
+                    continue
+                self.state["head_swept_ms"] = now_ms
+            for chat_id in warehouse.chats_between(lo_ms, hi_ms) - self._shown:
+                if chat_id in missed or len(missed) < MAX_MISSED:
+                    missed[chat_id] = missed.get(chat_id, 0) + 1
+        if now_ms - self.state.get("timeless_asked_ms", 0) >= plan.DAY_MS:
+            self.state["timeless_asked_ms"] = now_ms
+            for chat_id in warehouse.chats_without_time(MAX_TIMELESS):
+                if chat_id not in self._shown:
+                    missed[chat_id] = repairs.SWEEPS_MISSED
+
+
+# More than this at once are more likely the API's fault than deletes; those that are left are missed again.
+MAX_MISSED = 1000
+MAX_TIMELESS = 50
 
 
 class ThreadReader(StreamReader[Chat]):
@@ -228,9 +264,14 @@ class ThreadReader(StreamReader[Chat]):
 
     def count(self, page: Page[Any]) -> None:
         if page.rows and isinstance(page.rows[0], Chat):
+            self.now_ms = epoch_ms(page.server_at)
             self.progress.pages += 1
         else:
             super().count(page)
+
+    def _covered_from(self, step: Step[Chat], task: Task) -> int | None:
+        # Of what a page shows beyond the task, no messages are read.
+        return None if step.covered_from_ms is None else max(step.covered_from_ms, task.lo_ms)
 
     def land(self, step: Step[Chat], task: Task, reach: _Reach) -> Iterator[Any]:
         is_newest = task.kind == "head" and reach.from_ms is None
@@ -240,26 +281,37 @@ class ThreadReader(StreamReader[Chat]):
             if at_ms is not None and (at_ms < task.lo_ms or (task.hi_ms is not None and at_ms >= task.hi_ms)):
                 continue
             mark = fingerprint(chat)
-            if not self._is_settled(mark, at_ms):
-                yield from self._read_thread(chat)
+            if task.kind == "refresh" or not self._is_settled(mark, at_ms):
+                lo_ms = self._refresh_floor_ms() if task.kind == "refresh" else self._floor_ms
+                yield from self._read_thread(chat, lo_ms)
             if is_newest:
                 self.mark_seen(step.page, {mark})
             if at_ms is not None:
                 reach.from_ms = at_ms + 1
+                self.check_share()
 
     def _is_settled(self, mark: str, at_ms: int | None) -> bool:
         """Whether the thread was read as it is now, and so long after its last message that none can have come late."""
         return mark in self.seen and (at_ms or 0) + self.settings.settle_ms < self.seen_ms
 
-    def _read_thread(self, chat: Chat) -> Iterator[Any]:
+    def _refresh_floor_ms(self) -> int:
+        """How far back messages are read again."""
+        within = [tier.within_ms for tier in self.settings.tiers.get(self.stream, ())]
+        widest = max((one for one in within if one is not None), default=0)
+        start_ms = self.settings.start_ms
+        return start_ms if None in within else max(start_ms, (self.now_ms or 0) - widest)
+
+    def _read_thread(self, chat: Chat, lo_ms: int) -> Iterator[Any]:
         def fetch(before: str | None) -> Page[Message]:
             return self._client.list_messages(chat.id, before=before)
 
-        for step in walk(self._allowed(fetch), lo_ms=self._floor_ms, before_ms=None, stream=self.stream):
-            if step.overflow:
-                self.progress.overflows.add(step.overflow)
-            self.landing.add(step.page)
-            yield from self.landing.full_tables()
+        # A thread that is deleted while its page is read is not there to be read.
+        with suppress(NotFoundError):
+            for step in walk(self._allowed(fetch), lo_ms=lo_ms, before_ms=None, stream=self.stream):
+                if step.overflow:
+                    self.progress.overflows.add(step.overflow)
+                self.landing.add(step.page)
+                yield from self.landing.full_tables()
 
 
 def read_messages(client: Client, landing: Landing, state: State, settings: Settings, run: Run) -> Iterator[Any]:
@@ -267,6 +319,10 @@ def read_messages(client: Client, landing: Landing, state: State, settings: Sett
 
     Which it is is found out by the first page, and remembered in `state`; either way has its own coverage there.
     """
+    if run.repair is not None:
+        if run.repair.overflows:
+            yield from repairs.read_overflows(client, landing, state["by_feed"], run)
+        return
     first: Page[Message] | None = None
     if state.get("feed") is not False:
         try:
@@ -295,12 +351,15 @@ FEED_REFUSED = frozenset({400, 404, 405, 422})
 
 
 def read_chats(client: Client, landing: Landing, state: State, settings: Settings, run: Run) -> Iterator[Any]:
-    """Chats, newest first by `last_message_at`."""
+    """Chats, newest first by `last_message_at`; then those that have to be asked for by id."""
 
     def fetch(before: str | None) -> Page[Chat]:
         return client.list_chats(before=before)
 
-    return StreamReader("chats", fetch, landing, state, settings, run).read()
+    reader = ChatReader(fetch, landing, state, settings, run)
+    if run.repair is None:
+        yield from reader.read()
+    yield from repairs.read_by_id(client, landing, state, settings, run)
 
 
 def read_numbers(client: Client, landing: Landing, state: State, _settings: Settings, run: Run) -> Iterator[Any]:
@@ -342,7 +401,6 @@ def read_stream(
             raise
         run.error = run.error or error
     yield from _announced(landing.rest(), run)
-    progress.landed += landing.landed
 
 
 def _announced(items: Iterator[Any], run: Run) -> Iterator[Any]:
@@ -351,23 +409,5 @@ def _announced(items: Iterator[Any], run: Run) -> Iterator[Any]:
         yield item
 
 
-def start_of(start_date: str | None) -> int:
-    """The first instant to read, in milliseconds; `start_date` is an ISO 8601 date or time, UTC unless it says.
-
-    Raises `ConfigurationError`.
-    """
-    if start_date is None:
-        return 0
-    try:
-        at = datetime.fromisoformat(start_date)
-    except ValueError:
-        raise ConfigurationError('start_date is not a date; expected one like "2026-01-31"') from None
-    return epoch_ms(at if at.tzinfo else at.replace(tzinfo=UTC))
-
-
 def _newest_first(chat: Chat) -> timedelta:
     return datetime.max.replace(tzinfo=UTC) - (chat.cursor_at or datetime.max.replace(tzinfo=UTC))
-
-
-def _by_instant(span: Overflow) -> tuple[int, int]:
-    return (span.from_ms or 0, span.to_ms or 0)

@@ -53,9 +53,23 @@ def _without_handles(record: logging.LogRecord) -> bool:
 logging.getLogger("httpx").setLevel(logging.WARNING)
 logging.getLogger("httpx").addFilter(_without_handles)
 
-USER_AGENT = "msgbubbles-sync/0.1"
+VERSION = "0.1.0"
+USER_AGENT = f"msgbubbles-sync/{VERSION}"
 # A page of 100 messages with long texts is well under a megabyte. What is far over it is not an answer of this API.
 MAX_BODY_BYTES = 64 * 1024 * 1024
+
+
+class Clock:
+    """Wall time that never goes back: which of two readings of a row is the newer must not depend on a clock that was
+    set back in between. `wall` gives the time, UTC."""
+
+    def __init__(self, wall: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._wall = wall
+        self._last_at = datetime.min.replace(tzinfo=UTC)
+
+    def now(self) -> datetime:
+        self._last_at = max(self._wall(), self._last_at + timedelta(microseconds=1))
+        return self._last_at
 
 
 @dataclass
@@ -114,6 +128,7 @@ class Transport:
         max_requests: int | None = None,
         stop: threading.Event | None = None,
         on_wait: Callable[[str, float], None] | None = None,
+        clock: Clock | None = None,
     ) -> None:
         url = checked_base_url(base_url)
         _check_key(api_key)
@@ -125,7 +140,7 @@ class Transport:
         self._max_attempts = max_attempts
         self._patience_seconds = rate_limit_patience_seconds
         self._backoff = tenacity.wait_random_exponential(multiplier=0.5, max=max_backoff_seconds)
-        self._last_read_at = datetime.min.replace(tzinfo=UTC)
+        self._clock = clock or Clock()
         self._http = httpx.Client(
             base_url=url,
             headers={
@@ -216,7 +231,7 @@ class Transport:
             raise Interrupted("stopped")
 
     def _send(self, request: httpx.Request) -> Answer:
-        read_at = self._now()
+        read_at = self._clock.now()
         fault = ""
         try:
             response = self._http.send(request, stream=True)
@@ -244,11 +259,6 @@ class Transport:
             chunks.append(chunk)
         self.traffic.received_bytes += size
         return b"".join(chunks)
-
-    def _now(self) -> datetime:
-        # Which of two readings of a row is the newer must not depend on a clock that was set back in between.
-        self._last_read_at = max(datetime.now(UTC), self._last_read_at + timedelta(microseconds=1))
-        return self._last_read_at
 
     def _seconds_before_retry(self, state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None

@@ -42,7 +42,8 @@ class Step(Generic[R]):
     """One page of a walk.
 
     `covered_from_ms`: every row from this instant up to the beginning of the walk has been read, or None while that
-    cannot be said. `newest_ms`: the newest instant on the page that is not in the API's future, if any.
+    cannot be said. The last page may reach further back than was asked for; it is 0 where the list has ended.
+    `newest_ms`: the newest instant on the page that is not in the API's future, if any.
     """
 
     page: Page[R]
@@ -131,7 +132,10 @@ def walk(
             overflow = Overflow(edge_ms - 1, edge_ms)
             next_ms = edge_ms - 1
 
-        covered_from_ms = lo_ms if is_last else None if edge_ms is None else edge_ms + 1
+        if is_last and (edge_ms is None or edge_ms >= lo_ms):
+            covered_from_ms: int | None = 0
+        else:
+            covered_from_ms = None if edge_ms is None else edge_ms + 1
         yield Step(page, covered_from_ms, _newest_ms(page), overflow, is_last)
         if is_last:
             return

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import platform
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -18,11 +19,14 @@ from .place import Place
 
 if TYPE_CHECKING:
     from msgbubbles import Run
-    from msgbubbles.reading import StreamProgress
+    from msgbubbles.coverage import Coverage
+    from msgbubbles.run import StreamProgress
 
     from .sync import Report
 
 SECONDS_BETWEEN_LINES = 15.0
+# dlt's own steps, which are parts of the phase `load`.
+LOAD_STEPS = ("extract", "normalize", "commit", "sync")
 
 
 class Reporter:
@@ -64,17 +68,21 @@ class Reporter:
     def summary(self, place: Place, run: Run, report: Report, *, sandbox: bool) -> None:
         """The closing words."""
         if self._as_json:
-            sys.stdout.write(json.dumps(as_dict(place, run, report)) + "\n")
             return
         table = Table(box=None, pad_edge=False)
         for heading in ("stream", "read", "new or changed", "rejected", "back to"):
             table.add_column(heading, justify="left" if heading in ("stream", "back to") else "right")
         for name, progress in run.streams.items():
             table.add_row(
-                name, f"{progress.rows:,}", f"{progress.landed:,}", f"{progress.rejected:,}", _day(progress.reached_ms)
+                name, f"{progress.rows:,}", f"{run.landed(name):,}", f"{progress.rejected:,}", _day(progress.reached_ms)
             )
         self._output.print(table)
-        seconds = ", ".join(f"{phase} {spent:.1f} s" for phase, spent in report.seconds.items())
+        if run.repaired:
+            counts = ", ".join(f"{count:,} {what}" for what, count in run.repaired.items() if count)
+            self._output.print(f"read by id because they were missing: {counts}")
+        seconds = ", ".join(
+            f"{phase} {spent:.1f} s" for phase, spent in report.seconds.items() if phase not in LOAD_STEPS
+        )
         self._output.print(f"{_requests(run)}; {seconds}")
         for warning in warnings(run):
             self._output.print(f"[yellow]{warning}[/yellow]")
@@ -102,9 +110,12 @@ def warnings(run: Run) -> list[str]:
         if progress.new_fields:
             names = ", ".join(sorted(progress.new_fields)[:10])
             found.append(f"{name}: fields that this version does not know are kept in the column extra: {names}")
-        for overflow in sorted(progress.overflows, key=lambda span: span.to_ms or 0)[:5]:
+        for overflow in sorted(progress.standing, key=lambda span: span.to_ms or 0)[:5]:
             at = "without a time" if overflow.to_ms is None else f"at {_instant(overflow.to_ms)}"
-            found.append(f"{name}: tie overflow: more rows {at} than a page holds; some may be out of reach")
+            found.append(
+                f"{name}: tie overflow: more rows {at} than a page holds; some may be out of reach "
+                "(--accept-ties, if you know that all are there)"
+            )
     if run.feed is False:
         found.append(
             "messages: the API does not answer the account's whole feed, so each changed thread costs a request"
@@ -112,15 +123,32 @@ def warnings(run: Run) -> list[str]:
     return found
 
 
-def as_dict(place: Place, run: Run, report: Report) -> dict[str, Any]:
-    """The summary for log collectors; instants are ISO 8601, durations seconds."""
-    outcome = "failed" if run.error else "stopped" if run.stop.is_set() else "partial" if run.halt else "complete"
+def outcome_of(run: Run) -> str:
+    return "failed" if run.error else "stopped" if run.stop.is_set() else "partial" if run.halt else "complete"
+
+
+def as_dict(
+    place: Place,
+    run: Run,
+    report: Report,
+    *,
+    exit_status: int | None = None,
+    error: str | None = None,
+) -> dict[str, Any]:
+    """The record of a run, for log collectors and `sync_runs`; instants are ISO 8601, durations seconds. Without an
+    exit status the run has not ended yet."""
+    error = error or (None if run.error is None else str(run.error))
     return {
-        "outcome": outcome,
-        "error": None if run.error is None else str(run.error),
+        "run_id": report.run_id,
+        "started_at": report.started_at.isoformat(timespec="milliseconds"),
+        "ended_at": None if exit_status is None else datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "outcome": "failed" if error else outcome_of(run),
+        "exit_status": exit_status,
+        "error": error,
         "database": str(place.database),
         "published": report.published_bytes is not None,
         "slices": report.slices,
+        "requests_total": run.traffic.total,
         "requests": dict(run.traffic.requests),
         "rate_limited": run.traffic.rate_limited,
         "retries": run.traffic.retries,
@@ -130,22 +158,54 @@ def as_dict(place: Place, run: Run, report: Report) -> dict[str, Any]:
         "paced_seconds": round(run.traffic.paced_seconds, 3),
         "seconds": {phase: round(spent, 3) for phase, spent in report.seconds.items()},
         "feed": run.feed,
-        "streams": {name: _stream_dict(progress) for name, progress in run.streams.items()},
+        "tables": {
+            table: {"new": changes.new, "changed": changes.changed, "unchanged": changes.unchanged}
+            for table, changes in run.changes.items()
+        },
+        "streams": {name: _stream_dict(progress, run.landed(name)) for name, progress in run.streams.items()},
+        "repaired": {what: count for what, count in run.repaired.items() if count},
+        "versions": _versions(),
     }
 
 
-def _stream_dict(progress: StreamProgress) -> dict[str, Any]:
+def _stream_dict(progress: StreamProgress, landed: int) -> dict[str, Any]:
     return {
         "pages": progress.pages,
+        "refresh_pages": progress.refresh_pages,
         "rows": progress.rows,
-        "landed": progress.landed,
+        "landed": landed,
         "rejected": progress.rejected,
         "new_fields": sorted(progress.new_fields),
         "tie_overflows": sorted(
-            ([_instant(span.from_ms), _instant(span.to_ms)] for span in progress.overflows), key=str
+            ([_instant(span.from_ms), _instant(span.to_ms)] for span in progress.standing), key=str
         ),
         "reached_back_to": _instant(progress.reached_ms),
+        "covered_before": _stretch(progress.covered_before),
+        "covered": _stretch(progress.covered),
     }
+
+
+def _stretch(coverage: Coverage | None) -> dict[str, Any] | None:
+    """From when to when rows have been read, and how many stretches between are missing."""
+    if coverage is None or not coverage.pieces:
+        return None
+    lo_ms = coverage.pieces[0][0]
+    return {"from": _instant(lo_ms), "to": _instant(coverage.newest_ms), "gaps": len(coverage.gaps(lo_ms))}
+
+
+def _versions() -> dict[str, str]:
+    from msgbubbles.transport import VERSION
+
+    found = {name: _version(name) for name in ("dlt", "duckdb", "dbt-core")}
+    ours = {"msgbubbles-sync": VERSION, "python": platform.python_version()}
+    return ours | {name: one for name, one in found.items() if one}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _described(run: Run) -> str:

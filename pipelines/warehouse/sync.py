@@ -9,16 +9,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import dlt
 from dlt.common.exceptions import SignalReceivedException
 from dlt.pipeline.exceptions import PipelineStepFailed
 
-from msgbubbles import Run, msgbubbles_source
+from msgbubbles import Run, msgbubbles_source, repairs
 from msgbubbles.errors import Interrupted, MsgBubblesError
+from msgbubbles.stored import Warehouse
 
+from .journal import Journal, store
 from .place import Place
 from .publish import clone, publish
 from .transform import is_outdated, transform
@@ -29,8 +33,10 @@ DATASET = "msgbubbles"
 
 @dataclass
 class Report:
-    """What came of a run. Seconds are of the wall clock, by phase."""
+    """What came of a run. Seconds are of the wall clock, by phase; those of dlt's steps are part of `load`."""
 
+    run_id: str = field(default_factory=lambda: str(uuid4()))
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     slices: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     published_bytes: int | None = None
@@ -42,58 +48,119 @@ class Report:
         try:
             yield
         finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - began
+            self.add_seconds(phase, time.monotonic() - began)
+
+    def add_seconds(self, phase: str, seconds: float) -> None:
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
 
 def sync(
     place: Place,
     run: Run,
+    report: Report,
     source_options: dict[str, Any],
     *,
     with_transform: bool,
+    publish_minutes: float,
     say: Callable[[str], None],
-) -> Report:
-    """Bring the warehouse up to date with the API, as far as `run` allows.
+    record: Callable[[], dict[str, Any]],
+) -> None:
+    """Bring the warehouse up to date with the API, as far as `run` allows, and say in `report` what was done.
+
+    A run that changed nothing publishes when the published file is older than `publish_minutes`. `record` gives the
+    record of this run as far as it is known.
 
     Faults of the API end the reading and are kept in `run.error`: what was read before is loaded and published.
     Raises what dlt, dbt and DuckDB raise; then the next run goes on from the last load that was finished.
     """
-    report = Report()
     _recover(place)
     run.keep_on_error = True
-    run.on_rows = lambda: place.set_pending("transform", "publish")
-    pipeline = dlt.pipeline(
-        PIPELINE,
-        destination=dlt.destinations.duckdb(str(place.work)),
-        dataset_name=DATASET,
-        pipelines_dir=str(place.folder / "dlt"),
-    )
+    run.on_rows = lambda: place.set_pending("repair", "transform", "publish")
+    pipeline = pipeline_of(place)
+
+    def load(*resources: str) -> None:
+        source = msgbubbles_source(run=run, **source_options)
+        pipeline.run(source.with_resources(*resources) if resources else source)
+        _add_steps(pipeline, report)
+
     with report.timed("load"), _stopping(run):
         if pipeline.has_pending_data:
             say("finishing the load of a run that was cut off")
             pipeline.run()
         while report.slices == 0 or run.unfinished:
-            pipeline.run(msgbubbles_source(run=run, **source_options))
+            load()
             report.slices += 1
             if run.unfinished:
                 say(f"slice {report.slices} is loaded")
+        if run.error is None and run.halt is None:
+            _repair(place, run, pipeline, load, say)
     # Whoever stops a run wants it to end now: the marts are brought up to date by the next one.
     if run.stop.is_set():
         run.halt = run.halt or Interrupted("stopped")
-        return report
+        return
     if with_transform and (place.is_pending("transform") or is_outdated(place)):
         place.set_pending("publish")
         say("building the marts")
         with report.timed("transform"):
             transform(place)
         place.set_done("transform")
-    if place.is_pending("publish") or not place.database.exists():
+    if place.is_pending("publish") or _is_older(place.database, publish_minutes):
         say("publishing")
         with report.timed("publish"):
+            store(place.work, [*Journal(place.folder).records(), record()])
             report.rows_in_warehouse = _row_counts(place.work)
             report.published_bytes = publish(place.work, place.database)
         place.set_done("publish")
-    return report
+
+
+def pipeline_of(place: Place) -> dlt.Pipeline:
+    """The pipeline that fills the work database."""
+    return dlt.pipeline(
+        PIPELINE,
+        destination=dlt.destinations.duckdb(str(place.work)),
+        dataset_name=DATASET,
+        pipelines_dir=str(place.folder / "dlt"),
+    )
+
+
+def states_of(pipeline: dlt.Pipeline) -> dict[str, Any]:
+    """The states of the resources, by name."""
+    source: dict[str, Any] = pipeline.state.get("sources", {}).get("msgbubbles", {})
+    return dict(source.get("resources", {}))
+
+
+def _repair(
+    place: Place, run: Run, pipeline: dlt.Pipeline, load: Callable[..., None], say: Callable[[str], None]
+) -> None:
+    """Read by id what the loads of this run, and of those before, show to be missing."""
+    if run.settings is None:
+        return
+    states = states_of(pipeline)
+    if not (place.is_pending("repair") or states.get("chats", {}).get("threads") or run.repair):
+        return
+    run.repair = repairs.planned(Warehouse(pipeline), states, run.settings)
+    if run.repair is not None:
+        say("reading what is missing")
+        load("messages", "chats")
+        # With the orphans there, what only they could prove may be proven.
+        if run.error is None and run.halt is None:
+            run.repair = repairs.planned(Warehouse(pipeline), states_of(pipeline), run.settings)
+            if run.repair is not None and run.repair.chats_proven:
+                load("chats")
+    if run.repair is None and run.error is None and run.halt is None:
+        place.set_done("repair")
+
+
+def _add_steps(pipeline: dlt.Pipeline, report: Report) -> None:
+    for step in pipeline.last_trace.steps if pipeline.last_trace else ():
+        if step.step != "run" and step.started_at and step.finished_at:
+            report.add_seconds(
+                step.step if step.step != "load" else "commit", (step.finished_at - step.started_at).total_seconds()
+            )
+
+
+def _is_older(database: Path, minutes: float) -> bool:
+    return not database.exists() or time.time() - database.stat().st_mtime > minutes * 60
 
 
 def _recover(place: Place) -> None:
@@ -134,7 +201,10 @@ def _cause(error: BaseException | None, kind: type[MsgBubblesError]) -> MsgBubbl
 def _row_counts(work: Path) -> dict[str, int]:
     import duckdb
 
-    wanted = ("chats", "messages", "attachments", "numbers", "rejected_rows", "thread_activity", "group_membership")
+    wanted = (
+        "chats", "messages", "attachments", "numbers", "rejected_rows",
+        "thread_activity", "group_membership", "chat_title_history",
+    )  # fmt: skip
     with duckdb.connect(str(work), read_only=True) as connection:
         tables = connection.execute(
             "SELECT table_schema, table_name FROM information_schema.tables "

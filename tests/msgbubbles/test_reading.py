@@ -16,7 +16,9 @@ from msgbubbles.client import Client
 from msgbubbles.errors import Interrupted, PermanentError, RetryableError
 from msgbubbles.landing import Landing
 from msgbubbles.models import Chat, Page, RejectedRow
-from msgbubbles.reading import Run, Settings, StreamReader, read_messages, read_stream
+from msgbubbles.reading import StreamReader, read_messages, read_stream
+from msgbubbles.run import Run
+from msgbubbles.settings import Settings
 from msgbubbles.transport import Transport
 from sandbox import Account, Knobs, NewMessage, seed, serve
 
@@ -34,7 +36,7 @@ class CollectingLanding(Landing):
         super().add(page, skip)
         for key, (row, _) in self._rows["chats"].items():
             self.rows[key] = row.cursor_at
-        self.landed += len(self._rows["chats"])
+        self._changes("chats").new += len(self._rows["chats"])
         self._rows["chats"].clear()
 
     def empty_tables(self) -> Any:
@@ -57,7 +59,7 @@ def read_once(
     run.keep_on_error = True
     list(read_stream(read, None, landing, state, Settings(0, settle_ms), run))  # type: ignore[arg-type]
     warehouse |= landing.rows
-    return landing.landed
+    return landing._changes("chats").new
 
 
 @settings(max_examples=150, deadline=None)

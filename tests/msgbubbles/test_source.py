@@ -67,7 +67,8 @@ def test_five_lines_load_everything_and_a_fault_loads_nothing(tmp_path: Path, on
         assert run() == "RetryableError"
         server.knobs.server_errors = 0.0
         files = sum(len(row["attachments"]) for row in server.truth().messages)
-        counts = {"chats": 120, "rejected_rows": 0}
+        titles = sum(row["title"] is not None for row in server.truth().chats)
+        counts = {"chats": 120, "chat_titles": titles, "rejected_rows": 0, "messages": 0, "attachments": 0}
         everything = counts | {"messages": 400, "attachments": files, "numbers": 3}
         assert run() == (counts if only else everything)
         assert run() == (counts if only else everything)

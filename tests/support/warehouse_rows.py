@@ -31,7 +31,7 @@ def expected(truth: Truth) -> dict[str, Rows]:
         message["cursor_at"] = message["created_at"] or message["sent_at"]
         messages[row["id"]] = message
     return {
-        "chats": {row["id"]: _taken(row, CHAT) for row in truth.chats},
+        "chats": {row["id"]: _taken(row, CHAT) | {"deleted_at": None} for row in truth.chats},
         "messages": messages,
         "attachments": {file["id"]: _taken(file, ATTACHMENT) for row in truth.messages for file in row["attachments"]},
         "numbers": {row["handle"]: _taken(row, NUMBER) for row in truth.numbers},
@@ -55,9 +55,26 @@ def landed(database: Path) -> dict[str, Rows]:
     return found
 
 
+def alive(have: dict[str, Rows]) -> dict[str, Rows]:
+    """Without the chats that are marked as deleted, and what belongs to them."""
+    gone = {key for key, row in have["chats"].items() if row["deleted_at"] is not None}
+    messages = {key: row for key, row in have["messages"].items() if row["conversation_id"] not in gone}
+    return {
+        **have,
+        "chats": {key: row for key, row in have["chats"].items() if key not in gone},
+        "messages": messages,
+        "attachments": {key: row for key, row in have["attachments"].items() if row["message_id"] in messages},
+    }
+
+
 def differences(database: Path, truth: Truth) -> dict[str, dict[str, int]]:
-    """By table: rows that are missing, that should not be there, and that are not as the API shows them."""
-    want, have = expected(truth), landed(database)
+    """By table: rows that are missing, that should not be there, and that are not as the API shows them. A deleted
+    chat and its messages should be there, and marked."""
+    return differences_of(landed(database), truth)
+
+
+def differences_of(have: dict[str, Rows], truth: Truth) -> dict[str, dict[str, int]]:
+    want, have = expected(truth), alive(have)
     counts = {
         table: {
             "missing": len(want[table].keys() - have[table].keys()),

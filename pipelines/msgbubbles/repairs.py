@@ -1,0 +1,230 @@
+"""Reads by id what no walk finds: chats that stopped showing up, chats that only messages know of, whole threads, and
+instants that hold more messages than a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from .client import Client
+from .coverage import Coverage
+from .errors import NotFoundError
+from .landing import Landing
+from .models import NOTHING, Chat, Message, Page
+from .run import Repair, Run, State, known_overflows, save_overflows
+from .settings import Settings
+from .stored import Warehouse
+from .walk import Overflow, walk
+
+# A chat that so many sweeps did not show is asked for by id.
+SWEEPS_MISSED = 2
+# Repairs that a run makes besides what it is told to. They come seldom; a great many are spread over runs.
+REQUESTS_A_RUN = 100
+# Where reading so many lagging threads again has brought nothing, `last_message_at` is not the time of a message.
+LAGGING_IN_VAIN = 30
+CHATS_AT_ONCE = 50
+
+
+class _Spent(Exception):  # noqa: N818 - not an error
+    pass
+
+
+class _Allowance:
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        limit = run.repair.limit if run.repair else REQUESTS_A_RUN
+        self._last = None if limit is None else run.traffic.total + limit
+
+    def check(self) -> None:
+        if self._last is not None and self._run.traffic.total >= self._last:
+            raise _Spent
+
+
+def planned(warehouse: Warehouse, states: Mapping[str, Any], settings: Settings) -> Repair | None:
+    """What finished loads show to be missing; null where it is nothing. `states` are those of the resources.
+
+    A message names its chat, and a chat the instant of its newest message: either tells of the other.
+    """
+    chats, messages = states.get("chats", {}), states.get("messages", {})
+    by_feed = messages.get("feed") is True
+    of_messages = messages.get("by_feed" if by_feed else "by_thread", {})
+    chats_covered, messages_covered = _coverage(chats), _coverage(of_messages)
+    # A chat that has not been read yet is not missing.
+    if not chats_covered.pieces or chats_covered.gaps(settings.start_ms):
+        return None
+    orphans = warehouse.orphans(REQUESTS_A_RUN)
+    settled_ms = (messages_covered.newest_ms or 0) - settings.settle_ms
+    messages_complete = bool(messages_covered.pieces) and not messages_covered.gaps(settings.start_ms)
+    lagging: dict[str, int] = {}
+    if messages_complete and chats.get("lagging_in_vain", 0) < LAGGING_IN_VAIN:
+        lagging = warehouse.lagging(settings.start_ms, settled_ms, REQUESTS_A_RUN)
+    lags = any(chats.get("lagging", {}).get(chat_id) != at_ms for chat_id, at_ms in lagging.items())
+    to_read = _to_read(of_messages) if by_feed and not orphans else []
+    proven = (
+        by_feed and messages_complete and not orphans and not of_messages.get("overflows")
+        and any(from_ms is not None for from_ms, _ in chats.get("overflows", ()))
+    )  # fmt: skip
+    if not (orphans or chats.get("threads") or lags or to_read or proven):
+        return None
+    return Repair(orphans, (), lagging, bool(to_read), proven, REQUESTS_A_RUN)
+
+
+def _coverage(state: Mapping[str, Any]) -> Coverage:
+    return Coverage((lo, hi, read) for lo, hi, read in state.get("covered", ()))
+
+
+def _to_read(state: Mapping[str, Any]) -> list[Overflow]:
+    """Overflowed instants whose threads have not all been read."""
+    spans = [Overflow(*span) for span in state.get("overflows", ())]
+    done = state.get("overflows_done", {})
+    return [span for span in spans if span.from_ms is not None and not done.get(_name(span), ("", False, False))[2]]
+
+
+def _name(span: Overflow) -> str:
+    return f"{span.from_ms}-{span.to_ms}"
+
+
+def read_by_id(client: Client, landing: Landing, state: State, settings: Settings, run: Run) -> Iterator[Any]:
+    """Ask for the chats that sweeps have missed, and for what `run.repair` names. What there is no allowance for stays
+    in the state: `missed` (chats), `threads` (ids of chats whose messages are to be read again)."""
+    missed: dict[str, int] = state.setdefault("missed", {})
+    threads: list[str] = state.setdefault("threads", [])
+    lagging: dict[str, int] = {}
+    if run.repair is not None:
+        missed.update(dict.fromkeys(run.repair.chats, SWEEPS_MISSED))
+        threads[:] = dict.fromkeys([*threads, *run.repair.threads])
+        lagging = {one: at_ms for one, at_ms in run.repair.lagging.items() if one not in threads}
+    allowance = _Allowance(run)
+    try:
+        yield from _read_chats(client, landing, missed, run, allowance)
+        for chat_id in list(threads):
+            yield from _read_thread(client, landing, chat_id, settings.start_ms, None, run, allowance)
+            threads.remove(chat_id)
+            run.repaired["threads"] += 1
+        yield from _read_lagging(client, landing, lagging, state, settings, run, allowance)
+    except _Spent:
+        pass
+    spans = known_overflows(state, run)
+    if run.repair is not None and run.repair.chats_proven:
+        run.repaired["tie overflows"] += sum(span.from_ms is not None for span in spans)
+        spans = {span for span in spans if span.from_ms is None}
+    save_overflows(state, spans, run.progress("chats"))
+
+
+def _read_chats(
+    client: Client, landing: Landing, missed: dict[str, int], run: Run, allowance: _Allowance
+) -> Iterator[Any]:
+    for chat_id in [one for one, times in missed.items() if times >= SWEEPS_MISSED]:
+        allowance.check()
+        read_at = run.clock.now()
+        try:
+            landing.put(_as_listed(client.get_chat(chat_id)), read_at)
+            run.repaired["chats"] += 1
+        except NotFoundError:
+            stored = run.warehouse.chats([chat_id]) if run.warehouse else []
+            chat = stored[0] if stored else Chat(id=chat_id)
+            if chat.deleted_at is None:
+                chat.deleted_at = read_at
+                landing.put(chat, read_at)
+                run.repaired["deleted chats"] += 1
+        del missed[chat_id]
+        run.on_page()
+        yield from landing.full_tables()
+
+
+def _as_listed(chat: Chat) -> Chat:
+    """A chat by id as the list shows it, without its participants: a row must not change with the way it was read."""
+    if bytes(chat.extra):
+        fields = msgspec.json.decode(chat.extra, type=dict[str, Raw])
+        fields.pop("participants", None)
+        chat.extra = Raw(msgspec.json.encode(fields)) if fields else NOTHING
+    return chat
+
+
+def _read_lagging(
+    client: Client,
+    landing: Landing,
+    lagging: dict[str, int],
+    state: State,
+    settings: Settings,
+    run: Run,
+    allowance: _Allowance,
+) -> Iterator[Any]:
+    in_vain = state.get("lagging_in_vain", 0)
+    if in_vain >= LAGGING_IN_VAIN:
+        return
+    # Those that still lag although they were read are not read again.
+    known: dict[str, int] = {one: at_ms for one, at_ms in state.get("lagging", {}).items() if lagging.get(one) == at_ms}
+    state["lagging"] = known
+    for chat_id, at_ms in lagging.items():
+        if known.get(chat_id) == at_ms:
+            continue
+        before = run.landed("messages")
+        yield from _read_thread(client, landing, chat_id, settings.start_ms, None, run, allowance)
+        yield from landing.rest()
+        known[chat_id] = at_ms
+        if run.landed("messages") > before:
+            run.repaired["threads"] += 1
+            in_vain = 0
+        else:
+            in_vain += 1
+        state["lagging_in_vain"] = in_vain
+
+
+def read_overflows(client: Client, landing: Landing, state: State, run: Run) -> Iterator[Any]:
+    """Read the messages of instants that hold more than the feed shows, thread by thread, in the order of the threads'
+    ids: where the allowance ends, the next run goes on. What one thread alone has too many of stays out of reach."""
+    # By instant: the last id read, whether a thread of those had too many, whether all have been read.
+    done: dict[str, list[Any]] = state.setdefault("overflows_done", {})
+    spans = known_overflows(state, run)
+    allowance = _Allowance(run)
+    try:
+        for span in _to_read(state):
+            if span.from_ms is None or span.to_ms is None or run.warehouse is None:
+                continue
+            after_id, stuck, _ = done.get(_name(span), ("", False, False))
+            while ids := run.warehouse.chats_alive_at(span.from_ms, span.to_ms, after_id, CHATS_AT_ONCE):
+                for chat_id in ids:
+                    met: set[Overflow] = set()
+                    yield from _read_thread(client, landing, chat_id, span.from_ms, span.to_ms, run, allowance, met)
+                    after_id, stuck = chat_id, stuck or bool(met)
+                    done[_name(span)] = [after_id, stuck, False]
+            if stuck:
+                done[_name(span)] = [after_id, stuck, True]
+            else:
+                spans = spans - {span}
+                done.pop(_name(span), None)
+                run.repaired["tie overflows"] += 1
+    except _Spent:
+        pass
+    finally:
+        save_overflows(state, spans, run.progress("messages"))
+
+
+def _read_thread(
+    client: Client,
+    landing: Landing,
+    chat_id: str,
+    from_ms: int,
+    to_ms: int | None,
+    run: Run,
+    allowance: _Allowance,
+    met: set[Overflow] | None = None,
+) -> Iterator[Any]:
+    def fetch(before: str | None) -> Page[Message]:
+        allowance.check()
+        page = client.list_messages(chat_id, before=before)
+        run.on_page()
+        return page
+
+    try:
+        for step in walk(fetch, lo_ms=from_ms, before_ms=None if to_ms is None else to_ms + 1, stream="messages"):
+            landing.add(step.page)
+            if step.overflow and met is not None:
+                met.add(step.overflow)
+            yield from landing.full_tables()
+    except NotFoundError:
+        pass  # the thread is gone; whether its chat is deleted is asked for as of any chat

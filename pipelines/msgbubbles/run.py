@@ -1,0 +1,129 @@
+"""What a run allows its streams, and what came of it."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .coverage import Coverage
+from .errors import AuthenticationError, Halt, MsgBubblesError, RetryableError
+from .landing import Changes
+from .settings import Settings
+from .stored import Warehouse
+from .transport import Clock, Traffic
+from .walk import Overflow
+
+MIN_SLICE_PAGES = 20
+
+State = dict[str, Any]
+
+
+class SliceEnd(Halt):
+    """The pages of this slice are read; the rest of the stream is for the next."""
+
+
+class ShareSpent(Halt):
+    """The requests that this run may spend on reading again are spent."""
+
+
+@dataclass
+class StreamProgress:
+    """What a run has done to one stream. `rows` were read. `reached_ms` is the oldest instant of the page read last.
+    `overflows` are the tie overflows that the run met, `standing` those that are neither repaired nor accepted.
+    `covered_before` and `covered` are the coverage before the run and now; null where there is none."""
+
+    pages: int = 0
+    refresh_pages: int = 0
+    rows: int = 0
+    rejected: int = 0
+    new_fields: set[str] = field(default_factory=set)
+    overflows: set[Overflow] = field(default_factory=set)
+    standing: set[Overflow] = field(default_factory=set)
+    reached_ms: int | None = None
+    unfinished: bool = False
+    covered_before: Coverage | None = None
+    covered: Coverage | None = None
+
+
+@dataclass
+class Run:
+    """What a run allows its streams, and what came of it.
+
+    `slice_pages`: pages a stream reads before what it has is loaded; the rest is then `unfinished`. With fewer than
+    `MIN_SLICE_PAGES`, a slice may end within the ties of one instant, and the next begin there again. `max_requests`:
+    all requests of the run. `stop`: set it, and the run ends after the page in flight. `keep_on_error`: a fault ends
+    the reading and is kept in `error`, so that what was read before it is loaded; otherwise it is raised, and dlt
+    drops the load. `repair`: what to read by id, and nothing else. `accept_overflows`: forget the tie overflows known
+    until now. `clock` tells the wall time. `warehouse`: what is stored, where it can be asked. `settings`: what the
+    source was configured with.
+    """
+
+    slice_pages: int | None = None
+    max_requests: int | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+    keep_on_error: bool = False
+    repair: Repair | None = None
+    accept_overflows: bool = False
+    clock: Clock = field(default_factory=Clock)
+    on_page: Callable[[], None] = lambda: None
+    on_rows: Callable[[], None] = lambda: None
+    on_wait: Callable[[str, float], None] = lambda _why, _seconds: None
+    warehouse: Warehouse | None = None
+    settings: Settings | None = None
+    traffic: Traffic = field(default_factory=Traffic)
+    streams: dict[str, StreamProgress] = field(default_factory=dict)
+    changes: dict[str, Changes] = field(default_factory=dict)
+    repaired: Counter[str] = field(default_factory=Counter)
+    feed: bool | None = None
+    halt: Halt | None = None
+    error: MsgBubblesError | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether another request would be unwanted, or useless."""
+        return self.halt is not None or isinstance(self.error, AuthenticationError | RetryableError)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is something left for another slice."""
+        return not self.stopped and any(progress.unfinished for progress in self.streams.values())
+
+    def progress(self, stream: str) -> StreamProgress:
+        return self.streams.setdefault(stream, StreamProgress())
+
+    def landed(self, table: str) -> int:
+        """Rows of a table that were new or changed."""
+        return self.changes[table].landed if table in self.changes else 0
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What is missing in the warehouse, to be read by id: `chats`, and all messages of `threads`. `lagging` are threads
+    whose newest message is missing, with the instant of that message. With `overflows`, the messages of instants that
+    hold more than the feed shows are read thread by thread; `chats_proven` says that no chat is missing. `limit` bounds
+    the requests."""
+
+    chats: Sequence[str] = ()
+    threads: Sequence[str] = ()
+    lagging: Mapping[str, int] = field(default_factory=dict)
+    overflows: bool = False
+    chats_proven: bool = False
+    limit: int | None = None
+
+
+def known_overflows(state: State, run: Run) -> set[Overflow]:
+    """The tie overflows of a stream that were neither repaired nor accepted."""
+    return set() if run.accept_overflows else {Overflow(*span) for span in state.get("overflows", ())}
+
+
+def save_overflows(state: State, spans: set[Overflow], progress: StreamProgress) -> None:
+    progress.standing = spans
+    if spans or "overflows" in state:
+        state["overflows"] = [[span.from_ms, span.to_ms] for span in sorted(spans, key=_by_instant)]
+
+
+def _by_instant(span: Overflow) -> tuple[int, int]:
+    return (span.from_ms or 0, span.to_ms or 0)

@@ -1,0 +1,146 @@
+"""What the warehouse holds, asked of the destination that the running pipeline loads into.
+
+Only finished loads are seen. A destination that cannot be queried, or a table that is not there yet, answers with
+nothing: then every row that is read counts as new, and nothing is said of deletes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import dlt
+from dlt.common.destination.exceptions import DestinationUndefinedEntity, SqlClientNotAvailable
+from msgspec import Raw
+
+from .compare import key_of
+from .landing import COLUMNS
+from .models import Chat
+from .walk import epoch_ms
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+LAST_MS = 250_000_000_000_000  # in the year 9892
+# Values in one query.
+KEYS_AT_ONCE = 1000
+
+
+class Warehouse:
+    """The tables of a pipeline's dataset. Instants are milliseconds since 1970; stretches include their first
+    instant and exclude their last."""
+
+    def __init__(self, pipeline: dlt.Pipeline) -> None:
+        self._pipeline = pipeline
+
+    @classmethod
+    def of_current_pipeline(cls) -> Warehouse | None:
+        """That of the pipeline that is running now; null where there is none."""
+        pipeline = dlt.current.pipeline()
+        return cls(pipeline) if isinstance(pipeline, dlt.Pipeline) else None
+
+    def rows(self, table: str, incoming: pa.Table) -> pa.Table | None:
+        """The stored rows that have the keys of `incoming`; null when there is no such table."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        key = key_of(COLUMNS[table])
+        keys = incoming.column(key).to_pylist()
+        where, values = "", []
+        if table == "messages" and incoming.column("cursor_at").null_count == 0:
+            # The engine then skips what is not of that time. A message whose time has changed counts as new.
+            span = pc.min_max(incoming.column("cursor_at")).as_py()
+            where, values = "cursor_at >= %s AND cursor_at <= %s AND ", [span["min"], span["max"]]
+        found = [
+            self._arrow(f"SELECT * FROM {{{table}}} WHERE {where}{key} IN ({_marks(some)})", *values, *some)
+            for some in _chunks(keys)
+        ]
+        tables = [one for one in found if one is not None]
+        return pa.concat_tables(tables, promote_options="default") if tables else None
+
+    def chats(self, ids: Sequence[str]) -> list[Chat]:
+        """The stored chats of these ids, as they were last seen."""
+        names = [column.name for column in COLUMNS["chats"] if column.name != "_read_at"]
+        columns = ", ".join(names)
+        rows: list[Any] = []
+        for some in _chunks(ids):
+            rows += self._all(f"SELECT {columns} FROM {{chats}} WHERE id IN ({_marks(some)})", *some)
+        return [_chat(dict(zip(names, row, strict=True))) for row in rows]
+
+    def chats_between(self, lo_ms: int, hi_ms: int) -> set[str]:
+        """Ids of the chats with `last_message_at` in the stretch that are not known to be deleted."""
+        found = self._all(
+            "SELECT id FROM {chats} WHERE last_message_at >= %s AND last_message_at < %s AND deleted_at IS NULL",
+            _at(lo_ms), _at(hi_ms),
+        )  # fmt: skip
+        return {row[0] for row in found}
+
+    def chats_without_time(self, limit: int) -> list[str]:
+        """Ids of chats that no walk by time finds."""
+        found = self._all(
+            f"SELECT id FROM {{chats}} WHERE last_message_at IS NULL AND deleted_at IS NULL LIMIT {limit:d}"
+        )
+        return [row[0] for row in found]
+
+    def chats_alive_at(self, from_ms: int, to_ms: int, after_id: str, limit: int) -> list[str]:
+        """Ids, from the one after `after_id` on, of chats that may have messages in [from, to]."""
+        found = self._all(
+            "SELECT id FROM {chats} WHERE (created_at IS NULL OR created_at < %s) AND last_message_at >= %s "
+            f"AND deleted_at IS NULL AND id > %s ORDER BY id LIMIT {limit:d}",
+            _at(to_ms + 1), _at(from_ms), after_id,
+        )  # fmt: skip
+        return [row[0] for row in found]
+
+    def orphans(self, limit: int) -> list[str]:
+        """Ids of chats that messages name and that are not there."""
+        found = self._all(
+            "SELECT DISTINCT conversation_id FROM {messages} WHERE conversation_id IS NOT NULL "
+            f"AND conversation_id NOT IN (SELECT id FROM {{chats}}) LIMIT {limit:d}"
+        )
+        return [row[0] for row in found]
+
+    def lagging(self, lo_ms: int, hi_ms: int, limit: int) -> dict[str, int]:
+        """Chats by id whose `last_message_at`, which is given, is in the stretch, and of which no message of that time
+        is there, nor a later one."""
+        found = self._all(
+            "SELECT id, last_message_at FROM {chats} AS chats WHERE last_message_at >= %s AND last_message_at < %s "
+            "AND deleted_at IS NULL AND NOT EXISTS (SELECT 1 FROM {messages} AS messages "
+            "WHERE messages.conversation_id = chats.id AND messages.cursor_at >= chats.last_message_at "
+            f"AND messages.cursor_at >= %s) LIMIT {limit:d}",
+            _at(lo_ms), _at(hi_ms), _at(lo_ms),
+        )  # fmt: skip
+        return {chat_id: epoch_ms(at) for chat_id, at in found}
+
+    def _all(self, query: str, *values: Any) -> list[Any]:
+        found = self._asked(query, values, lambda cursor: cursor.fetchall())
+        return [] if found is None else list(found)
+
+    def _arrow(self, query: str, *values: Any) -> pa.Table | None:
+        return self._asked(query, values, lambda cursor: cursor.arrow())
+
+    def _asked(self, query: str, values: Sequence[Any], answer: Any) -> Any:
+        try:
+            with self._pipeline.sql_client() as client:
+                names = {table: client.make_qualified_table_name(table) for table in COLUMNS}
+                with client.execute_query(query.format(**names), *values) as cursor:
+                    return answer(cursor)
+        except (DestinationUndefinedEntity, SqlClientNotAvailable):
+            return None
+
+
+def _chat(values: dict[str, Any]) -> Chat:
+    return Chat(**values | {"extra": Raw((values["extra"] or "").encode())})
+
+
+def _at(at_ms: int) -> datetime:
+    return EPOCH + timedelta(milliseconds=min(max(at_ms, 0), LAST_MS))
+
+
+def _marks(values: Sequence[Any]) -> str:
+    return ", ".join(["%s"] * len(values))
+
+
+def _chunks(values: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (values[start : start + KEYS_AT_ONCE] for start in range(0, len(values), KEYS_AT_ONCE))

@@ -1,0 +1,95 @@
+"""What every run did: a line of JSON for each, beside the database, and the table `msgbubbles.sync_runs` in it.
+
+The line is written whatever became of the run, also where the database could not be opened. The table gets the lines
+whenever the database is published.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+TABLE = "msgbubbles.sync_runs"
+# What a run's record has as columns of its own; what else it has is JSON.
+COLUMNS = {
+    "run_id": "VARCHAR PRIMARY KEY",
+    "started_at": "TIMESTAMPTZ",
+    "ended_at": "TIMESTAMPTZ",
+    "outcome": "VARCHAR",
+    "exit_status": "INTEGER",
+    "error": "VARCHAR",
+    "requests_total": "BIGINT",
+    "requests": "JSON",
+    "rate_limited": "BIGINT",
+    "retries": "BIGINT",
+    "received_bytes": "BIGINT",
+    "paced_seconds": "DOUBLE",
+    "slices": "BIGINT",
+    "seconds": "JSON",
+    "tables": "JSON",
+    "streams": "JSON",
+    "repaired": "JSON",
+    "feed": "BOOLEAN",
+    "versions": "JSON",
+}
+KEPT_LINES = 1000
+
+
+class Journal:
+    """The records of one warehouse's runs, oldest first."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "runs.jsonl"
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Write a line, all or nothing, and forget those that are too many. The database has them longer."""
+        line = json.dumps(record, separators=(",", ":")) + "\n"
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
+        lines = self._path.read_bytes().splitlines(keepends=True)
+        if len(lines) > 2 * KEPT_LINES:
+            kept = self._path.with_suffix(".new")
+            kept.write_bytes(b"".join(lines[-KEPT_LINES:]))
+            kept.replace(self._path)
+
+    def records(self) -> list[dict[str, Any]]:
+        """All records that can be read; a line that a power cut has halved cannot."""
+        found = []
+        for line in self._path.read_text().splitlines() if self._path.exists() else ():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and "run_id" in record:
+                found.append(record)
+        return found
+
+
+def store(work: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Bring `sync_runs` in the database up to date with these records. Nobody may have the database open."""
+    columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
+    rows = [_row(record) for record in records]
+    with duckdb.connect(str(work)) as connection:
+        connection.execute("CREATE SCHEMA IF NOT EXISTS msgbubbles")
+        connection.execute(f"CREATE TABLE IF NOT EXISTS {TABLE} ({columns})")
+        known = connection.execute(f"SELECT run_id, ended_at IS NULL FROM {TABLE}").fetchall()  # noqa: S608
+        whole = {run_id for run_id, unended in known if not unended}
+        new = [row for row in rows if row[0] not in whole]
+        if new:
+            marks = ", ".join("?" * len(COLUMNS))
+            connection.executemany(f"INSERT OR REPLACE INTO {TABLE} VALUES ({marks})", new)  # noqa: S608
+
+
+def _row(record: dict[str, Any]) -> Sequence[Any]:
+    return [
+        json.dumps(record.get(name)) if kind == "JSON" and record.get(name) is not None else record.get(name)
+        for name, kind in COLUMNS.items()
+    ]
