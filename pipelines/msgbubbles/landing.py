@@ -66,11 +66,20 @@ class Changes:
         return self.new + self.changed
 
 
+@dataclass(frozen=True)
+class NewChat:
+    """A chat that the warehouse did not have, or had as a deleted one (`is_back`)."""
+
+    id: str
+    is_back: bool
+    created_at: datetime | None
+
+
 class Landing:
     """Gathers the rows of one stream and turns them into items for dlt.
 
-    `tables` are the tables that the stream fills, its own first. `changes` counts their rows. `on_revived` is told
-    the ids of chats that were deleted and are there again.
+    `tables` are the tables that the stream fills, its own first. `changes` counts their rows. `on_chats` is told
+    which chats were not there before.
     """
 
     def __init__(
@@ -82,7 +91,7 @@ class Landing:
         self.stream = tables[0]
         self.changes = {} if changes is None else changes
         self._stored = stored
-        self.on_revived: Callable[[list[str]], None] = lambda _ids: None
+        self.on_chats: Callable[[list[NewChat]], None] = lambda _chats: None
         self._rows: dict[str, dict[str, tuple[Any, datetime]]] = {table: {} for table in (*tables, REJECTED)}
         # What was turned into items last: the edge of the next pages repeats some of it.
         self._before: dict[str, dict[str, tuple[Any, datetime]]] = {}
@@ -161,10 +170,20 @@ class Landing:
         yield _item(table, landed)
         if table == "chats":
             gone = comparison.stored("deleted_at").is_valid().to_pylist()
-            there = incoming.column("deleted_at").is_null().to_pylist()
-            revived = [key for key, was, now in zip(comparison.keys, gone, there, strict=True) if was and now]
-            if revived:
-                self.on_revived(revived)
+            self.on_chats(
+                [
+                    NewChat(key, was_gone, created_at)
+                    for key, was_gone, is_stored, created_at, deleted_at in zip(
+                        comparison.keys,
+                        gone,
+                        comparison.is_stored,
+                        incoming.column("created_at").to_pylist(),
+                        incoming.column("deleted_at").to_pylist(),
+                        strict=True,
+                    )
+                    if deleted_at is None and (was_gone or not is_stored)
+                ]
+            )
             retitled = taken(incoming, comparison.differing(["title"])["title"])
             if retitled.num_rows:
                 names = ["id" if column.name == "chat_id" else column.name for column in TITLE_COLUMNS]

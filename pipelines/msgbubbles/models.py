@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin
 
 import msgspec
@@ -226,7 +227,7 @@ def read_row(model: type[R], raw: Raw, stream: str, request_id: str | None) -> t
     values: dict[str, Any] = {}
     kept_aside: dict[str, Raw] = {}
     rejected: list[RejectedRow] = []
-    declared = {field.encode_name: field for field in msgspec.structs.fields(model)}
+    declared = _declared(model)
     for name, value in fields.items():
         field = declared.get(name)
         if field is None or name.startswith("_"):
@@ -253,6 +254,12 @@ def read_row(model: type[R], raw: Raw, stream: str, request_id: str | None) -> t
     return model(**values), rejected
 
 
+@cache
+def _declared(model: type[Row]) -> dict[str, msgspec.structs.FieldInfo]:
+    """The fields of a model by their names on the wire."""
+    return {field.encode_name: field for field in msgspec.structs.fields(model)}
+
+
 def _attachments(value: Raw, request_id: str | None, rejected: list[RejectedRow]) -> list[Attachment] | None:
     try:
         items = msgspec.json.decode(value, type=list[Raw] | None)
@@ -274,9 +281,9 @@ def _reject(stream: str, reason: str, raw: Raw, request_id: str | None) -> Rejec
 def fingerprint(row: Row) -> str:
     """A short hash of all that lands of a row, to tell whether it changed since it was last landed."""
     landed = {
-        field.name: value
-        for field in msgspec.structs.fields(type(row))
-        if field.name not in row.not_landed and not _is_empty(value := getattr(row, field.name))
+        name: value
+        for name in row.__struct_fields__
+        if name not in row.not_landed and not _is_empty(value := getattr(row, name))
     }
     if isinstance(row, Message):
         landed["attachments"] = [fingerprint(attachment) for attachment in row.attachments or ()]

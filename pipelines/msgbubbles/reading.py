@@ -13,7 +13,7 @@ from . import repairs
 from .client import Client
 from .coverage import Coverage, Task
 from .errors import Halt, MsgBubblesError, NotFoundError, PermanentError
-from .landing import Landing
+from .landing import Landing, NewChat
 from .models import Chat, Message, Page, R, fingerprint, unknown_fields
 from .run import Run, ShareSpent, SliceEnd, State, known_overflows, save_overflows
 from .settings import Settings
@@ -210,11 +210,23 @@ class ChatReader(StreamReader[Chat]):
     def __init__(self, fetch: Fetch[Chat], landing: Landing, state: State, settings: Settings, run: Run) -> None:
         super().__init__("chats", fetch, landing, state, settings, run)
         self._shown: set[str] = set()
-        landing.on_revived = lambda ids: state.setdefault("threads", []).extend(ids)
+        landing.on_chats = self._note_threads
+        # Up to here, all chats that were visible are known; not so while the first run has gaps to fill.
+        has_gaps = bool(self.coverage.gaps(settings.start_ms))
+        self._known_to_ms = 0 if has_gaps else (self.coverage.newest_ms or 0) - settings.settle_ms
 
     def count(self, page: Page[Any]) -> None:
         super().count(page)
         self._shown.update(row.key for row in page.rows)
+
+    def _note_threads(self, chats: list[NewChat]) -> None:
+        """A chat that is there again, or that should have been known long ago, was hidden for a while: its messages
+        were too, and their time has been read."""
+        threads: list[str] = self.state.setdefault("threads", [])
+        for chat in chats:
+            was_hidden = chat.created_at is not None and epoch_ms(chat.created_at) < self._known_to_ms
+            if chat.is_back or (was_hidden and self.run.repair is None):
+                threads.append(chat.id)
 
     def finish(self) -> None:
         missed: dict[str, int] = self.state.setdefault("missed", {})
@@ -231,6 +243,7 @@ class ChatReader(StreamReader[Chat]):
                 if now_ms - self.state.get("head_swept_ms", 0) < plan.HOUR_MS:
                     continue
                 self.state["head_swept_ms"] = now_ms
+                hi_ms = NEVER_MS  # nothing is newer than the newest page, and the chat that was may be deleted
             for chat_id in warehouse.chats_between(lo_ms, hi_ms) - self._shown:
                 if chat_id in missed or len(missed) < MAX_MISSED:
                     missed[chat_id] = missed.get(chat_id, 0) + 1
@@ -243,6 +256,7 @@ class ChatReader(StreamReader[Chat]):
 
 # More than this at once are more likely the API's fault than deletes; those that are left are missed again.
 MAX_MISSED = 1000
+NEVER_MS = 2**53
 MAX_TIMELESS = 50
 
 

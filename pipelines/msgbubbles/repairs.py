@@ -95,8 +95,9 @@ def read_by_id(client: Client, landing: Landing, state: State, settings: Setting
     lagging: dict[str, int] = {}
     if run.repair is not None:
         missed.update(dict.fromkeys(run.repair.chats, SWEEPS_MISSED))
-        threads[:] = dict.fromkeys([*threads, *run.repair.threads])
+        threads.extend(run.repair.threads)
         lagging = {one: at_ms for one, at_ms in run.repair.lagging.items() if one not in threads}
+    threads[:] = dict.fromkeys(threads)
     allowance = _Allowance(run)
     try:
         yield from _read_chats(client, landing, missed, run, allowance)
