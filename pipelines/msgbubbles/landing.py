@@ -133,10 +133,16 @@ class Landing:
         """Items for dlt, for all rows that are left."""
         return self._items(1)
 
+    @property
+    def tables(self) -> list[str]:
+        """All tables that this may fill, with the names of their columns: what dlt has to know of."""
+        tables = [*self._rows, TITLES] if self.stream == "chats" else [*self._rows]
+        return [f"{table}({','.join(column.name for column in COLUMNS[table])})" for table in tables]
+
     def empty_tables(self) -> Iterator[Any]:
         """Items for dlt that make it create the tables, so that a query on an empty one finds it."""
-        titles = (TITLES,) if self.stream == "chats" else ()
-        return (_item(table, arrow_table(COLUMNS[table], ())) for table in (*self._rows, *titles))
+        names = (table.partition("(")[0] for table in self.tables)
+        return (_item(table, arrow_table(COLUMNS[table], ())) for table in names)
 
     def _items(self, at_least: int) -> Iterator[Any]:
         for table, rows in self._rows.items():
@@ -158,7 +164,8 @@ class Landing:
         comparison = Comparison(incoming, self._stored.rows(table, incoming), key_of(COLUMNS[table]))
         # A rejected row is its own key; what came with it is of the request.
         changed = [False] * incoming.num_rows if table == REJECTED else comparison.changed()
-        changed = [now or key in changes.changed_keys for key, now in zip(comparison.keys, changed, strict=True)]
+        again = [key in changes.changed_keys for key in comparison.keys]
+        changed = [now or before for now, before in zip(changed, again, strict=True)]
         differs = [now or not known for now, known in zip(changed, comparison.is_stored, strict=True)]
         changes.changed_keys.update(key for key, now in zip(comparison.keys, changed, strict=True) if now)
         changes.new += len(differs) - sum(comparison.is_stored)
@@ -184,7 +191,8 @@ class Landing:
                     if deleted_at is None and (was_gone or not is_stored)
                 ]
             )
-            retitled = taken(incoming, comparison.differing(["title"])["title"])
+            differing = comparison.differing(["title"])["title"]
+            retitled = taken(incoming, [now or before for now, before in zip(differing, again, strict=True)])
             if retitled.num_rows:
                 names = ["id" if column.name == "chat_id" else column.name for column in TITLE_COLUMNS]
                 titles = retitled.select(names).rename_columns([column.name for column in TITLE_COLUMNS])

@@ -401,9 +401,9 @@ def read_stream(
     progress.unfinished = False
     if run.stopped:
         return
-    if not state.get("has_tables"):
+    if state.get("has_tables") != landing.tables:
         yield from landing.empty_tables()
-        state["has_tables"] = True
+        state["has_tables"] = landing.tables
     try:
         yield from _announced(read(client, landing, state, settings, run), run)
     except SliceEnd:

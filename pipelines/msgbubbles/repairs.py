@@ -122,7 +122,7 @@ def _read_chats(
         allowance.check()
         read_at = run.clock.now()
         try:
-            landing.put(_as_listed(client.get_chat(chat_id)), read_at)
+            landing.put(as_listed(client.get_chat(chat_id)), read_at)
             run.repaired["chats"] += 1
         except NotFoundError:
             stored = run.warehouse.chats([chat_id]) if run.warehouse else []
@@ -136,7 +136,7 @@ def _read_chats(
         yield from landing.full_tables()
 
 
-def _as_listed(chat: Chat) -> Chat:
+def as_listed(chat: Chat) -> Chat:
     """A chat by id as the list shows it, without its participants: a row must not change with the way it was read."""
     if bytes(chat.extra):
         fields = msgspec.json.decode(chat.extra, type=dict[str, Raw])

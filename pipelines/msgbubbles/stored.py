@@ -73,7 +73,7 @@ class Warehouse:
         """Ids of the chats with `last_message_at` in the stretch that are not known to be deleted."""
         found = self._all(
             "SELECT id FROM {chats} WHERE last_message_at >= %s AND last_message_at < %s AND deleted_at IS NULL",
-            _at(lo_ms), _at(hi_ms),
+            instant(lo_ms), instant(hi_ms),
         )  # fmt: skip
         return {row[0] for row in found}
 
@@ -89,7 +89,7 @@ class Warehouse:
         found = self._all(
             "SELECT id FROM {chats} WHERE (created_at IS NULL OR created_at < %s) AND last_message_at >= %s "
             f"AND deleted_at IS NULL AND id > %s ORDER BY id LIMIT {limit:d}",
-            _at(to_ms + 1), _at(from_ms), after_id,
+            instant(to_ms + 1), instant(from_ms), after_id,
         )  # fmt: skip
         return [row[0] for row in found]
 
@@ -109,7 +109,7 @@ class Warehouse:
             "AND deleted_at IS NULL AND NOT EXISTS (SELECT 1 FROM {messages} AS messages "
             "WHERE messages.conversation_id = chats.id AND messages.cursor_at >= chats.last_message_at "
             f"AND messages.cursor_at >= %s) LIMIT {limit:d}",
-            _at(lo_ms), _at(hi_ms), _at(lo_ms),
+            instant(lo_ms), instant(hi_ms), instant(lo_ms),
         )  # fmt: skip
         return {chat_id: epoch_ms(at) for chat_id, at in found}
 
@@ -134,7 +134,8 @@ def _chat(values: dict[str, Any]) -> Chat:
     return Chat(**values | {"extra": Raw((values["extra"] or "").encode())})
 
 
-def _at(at_ms: int) -> datetime:
+def instant(at_ms: int) -> datetime:
+    """The instant of milliseconds since 1970, no later than can be written."""
     return EPOCH + timedelta(milliseconds=min(max(at_ms, 0), LAST_MS))
 
 

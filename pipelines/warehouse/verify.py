@@ -1,0 +1,255 @@
+"""Compares the published warehouse with the API, row by row and field by field, and changes nothing.
+
+What the API shows that is newer than what the last run read is no difference: it is for the next run.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+
+from msgbubbles.client import Client
+from msgbubbles.compare import Comparison, key_of
+from msgbubbles.coverage import Coverage
+from msgbubbles.errors import NotFoundError
+from msgbubbles.landing import COLUMNS, ROWS_PER_TABLE, arrow_table
+from msgbubbles.models import Attachment, Chat, Message, Page, Row
+from msgbubbles.repairs import as_listed
+from msgbubbles.settings import Settings
+from msgbubbles.stored import instant
+from msgbubbles.walk import cursor_ms, walk
+
+from .known import Known, opened
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TABLES: dict[type[Row], str] = {Chat: "chats", Message: "messages", Attachment: "attachments"}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`kind` is missing (in the warehouse), surplus (not in the API) or different, and then `fields` are those that
+    are. Ids only: a difference holds no text and no handle."""
+
+    table: str
+    id: str
+    kind: str
+    fields: tuple[str, ...] = ()
+    chat_id: str | None = None
+
+    def __str__(self) -> str:
+        fields = f": {', '.join(self.fields)}" if self.fields else ""
+        return f"{self.table} {self.id} {self.kind}{fields}"
+
+
+@dataclass
+class Verdict:
+    """What was compared, by table, and what is not equal. `newer` rows are for the next run."""
+
+    compared: dict[str, int] = field(default_factory=dict)
+    newer: int = 0
+    unreadable: int = 0
+    differences: list[Difference] = field(default_factory=list)
+
+    @property
+    def is_equal(self) -> bool:
+        return not self.differences
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "equal": self.is_equal,
+            "compared": self.compared,
+            "newer": self.newer,
+            "unreadable": self.unreadable,
+            "differences": [
+                {"table": one.table, "id": one.id, "kind": one.kind, "fields": list(one.fields)}
+                for one in self.differences
+            ],
+        }
+
+
+class Verifier:
+    """Compares what a client reads with what is published. `on_page` is called after every request."""
+
+    def __init__(
+        self,
+        client: Client,
+        database: duckdb.DuckDBPyConnection,
+        coverage: dict[str, Coverage],
+        settings: Settings,
+        on_page: Callable[[], None],
+    ) -> None:
+        self.verdict = Verdict()
+        self._client = client
+        self._database = database
+        self._settings = settings
+        self._on_page = on_page
+        # What lies later was not there, or not settled, when the last run read.
+        self._known_to_ms = {stream: (one.newest_ms or 0) - settings.settle_ms for stream, one in coverage.items()}
+        self._rows: dict[str, dict[str, Row]] = {table: {} for table in TABLES.values()}
+        database.execute("CREATE TEMP TABLE shown (kind VARCHAR, id VARCHAR)")
+
+    def sample(self, count: int, seed: int | None = None) -> None:
+        """Compare chats picked at random, by id, and all of their messages."""
+        found = self._database.execute(
+            "SELECT id FROM msgbubbles.chats WHERE deleted_at IS NULL ORDER BY id"
+        ).fetchall()
+        ids = [row[0] for row in found]
+        for chat_id in random.Random(seed).sample(ids, min(count, len(ids))):  # noqa: S311 - a sample, not a secret
+            try:
+                chat = as_listed(self._client.get_chat(chat_id))
+            except NotFoundError:
+                self._differs(Difference("chats", chat_id, "surplus"))
+                continue
+            finally:
+                self._on_page()
+            self._take(chat, "chats")
+            self._read_thread(chat_id)
+            self._compare_all()
+            self._surplus_messages("conversation_id = ?", chat_id)
+            self._database.execute("DELETE FROM shown")
+
+    def full(self, feed: bool) -> None:
+        """Walk through everything, and list every difference. `feed` says whether the API answers all messages."""
+        start = instant(self._settings.start_ms)
+        for page in self._walked(self._listed_chats):
+            for chat in page.rows:
+                self._take(chat, "chats")
+            self._compare_full_tables()
+        self._compare_all()
+        known_to = instant(self._known_to_ms["chats"])
+        gone = self._database.execute(
+            "SELECT id FROM msgbubbles.chats WHERE deleted_at IS NULL AND last_message_at >= ? AND last_message_at < ? "
+            "AND id NOT IN (SELECT id FROM shown WHERE kind = 'chats')",
+            [start, known_to],
+        ).fetchall()
+        for (chat_id,) in gone:
+            self._ask_for(chat_id)
+        if feed:
+            for page in self._walked(lambda before: self._client.list_messages(before=before)):
+                for message in page.rows:
+                    self._take(message, "messages")
+                self._compare_full_tables()
+        else:
+            chats = self._database.execute("SELECT DISTINCT id FROM shown WHERE kind = 'chats'").fetchall()
+            for (chat_id,) in chats:
+                self._read_thread(chat_id)
+                self._compare_full_tables()
+        self._compare_all()
+        deleted = "conversation_id NOT IN (SELECT id FROM msgbubbles.chats WHERE deleted_at IS NOT NULL)"
+        self._surplus_messages(f"cursor_at >= ? AND {deleted}", start)
+
+    def _listed_chats(self, before: str | None) -> Page[Chat]:
+        return self._client.list_chats(before=before)
+
+    def _walked(self, fetch: Callable[[str | None], Page[Any]]) -> Iterator[Page[Any]]:
+        def counted(before: str | None) -> Page[Any]:
+            page = fetch(before)
+            self._on_page()
+            self.verdict.unreadable += len(page.rejected)
+            return page
+
+        for step in walk(counted, lo_ms=self._settings.start_ms, before_ms=None, stream="verify"):
+            yield step.page
+
+    def _read_thread(self, chat_id: str) -> None:
+        try:
+            for page in self._walked(lambda before: self._client.list_messages(chat_id, before=before)):
+                for message in page.rows:
+                    self._take(message, "messages")
+        except NotFoundError:
+            pass  # gone meanwhile
+
+    def _ask_for(self, chat_id: str) -> None:
+        """A chat that the walk did not show may have moved, or share an instant with too many others."""
+        try:
+            chat = as_listed(self._client.get_chat(chat_id))
+        except NotFoundError:
+            self._differs(Difference("chats", chat_id, "surplus"))
+        else:
+            self._take(chat, "chats")
+            self._compare_all()
+        finally:
+            self._on_page()
+
+    def _take(self, row: Row, table: str) -> None:
+        at_ms = cursor_ms(row)
+        if at_ms is not None and at_ms < self._settings.start_ms:
+            return
+        if at_ms is not None and at_ms >= self._known_to_ms[table]:
+            self.verdict.newer += 1
+            self._database.execute("INSERT INTO shown VALUES (?, ?)", [table, row.key])
+            return
+        self._rows[table][row.key] = row
+        if isinstance(row, Message):
+            for attachment in row.attachments or ():
+                attachment.message_id = attachment.message_id or row.id
+                self._rows["attachments"][attachment.key] = attachment
+
+    def _compare_full_tables(self) -> None:
+        if any(len(rows) >= ROWS_PER_TABLE for rows in self._rows.values()):
+            self._compare_all()
+
+    def _compare_all(self) -> None:
+        for table, rows in self._rows.items():
+            if rows:
+                self._compare(table, rows)
+                rows.clear()
+
+    def _compare(self, table: str, rows: dict[str, Row]) -> None:
+        read_at = instant(0)
+        incoming = arrow_table(COLUMNS[table], [(row, read_at) for row in rows.values()])
+        key = key_of(COLUMNS[table])
+        keys: pa.Table = incoming.select([key])
+        self._database.register("incoming_keys", keys)
+        try:
+            stored = self._database.execute(
+                f"SELECT * FROM msgbubbles.{table} WHERE {key} IN (SELECT {key} FROM incoming_keys)"  # noqa: S608
+            ).to_arrow_table()
+            self._database.execute(f"INSERT INTO shown SELECT '{table}', {key} FROM incoming_keys")  # noqa: S608
+        finally:
+            self._database.unregister("incoming_keys")
+        comparison = Comparison(incoming, stored, key)
+        differing = comparison.differing()
+        for number, one in enumerate(comparison.keys):
+            row = rows[one]
+            chat_id = one if table == "chats" else getattr(row, "conversation_id", None)
+            if not comparison.is_stored[number]:
+                self._differs(Difference(table, one, "missing", (), chat_id))
+                continue
+            fields = tuple(name for name, mask in differing.items() if mask[number])
+            if fields:
+                self._differs(Difference(table, one, "different", fields, chat_id))
+        self.verdict.compared[table] = self.verdict.compared.get(table, 0) + len(rows)
+
+    def _surplus_messages(self, condition: str, value: Any) -> None:
+        found = self._database.execute(
+            f"SELECT id, conversation_id FROM msgbubbles.messages WHERE {condition} AND cursor_at < ? "  # noqa: S608
+            "AND id NOT IN (SELECT id FROM shown WHERE kind = 'messages')",
+            [value, instant(self._known_to_ms["messages"])],
+        ).fetchall()
+        for message_id, chat_id in found:
+            self._differs(Difference("messages", message_id, "surplus", (), chat_id))
+
+    def _differs(self, difference: Difference) -> None:
+        self.verdict.differences.append(difference)
+
+
+def verify(
+    known: Known, client: Client, settings: Settings, *, sample: int | None, on_page: Callable[[], None]
+) -> Verdict:
+    """Compare `sample` chats picked at random, or everything where that is null."""
+    coverage = {stream: known.coverage(stream) for stream in ("chats", "messages")}
+    feed = known.states().get("messages", {}).get("feed") is not False
+    with opened(known.place) as database:
+        verifier = Verifier(client, database, coverage, settings, on_page)
+        if sample is None:
+            verifier.full(feed)
+        else:
+            verifier.sample(sample)
+        return verifier.verdict
