@@ -15,7 +15,8 @@ READ_AT = datetime(2026, 6, 1, tzinfo=UTC)
 
 LANDED = {
     "chats": "id varchar, from_handle varchar, remote_handle varchar, is_group boolean, title varchar,"
-    " last_message_at timestamptz, created_at timestamptz, updated_at timestamptz",
+    " last_message_at timestamptz, created_at timestamptz, updated_at timestamptz,"
+    " deleted_at timestamptz",
     "messages": "id varchar, conversation_id varchar, direction varchar, status varchar, channel varchar, text varchar,"
     " effect varchar, reply_to varchar, error json, metadata json, sender_handle varchar, attachment_count bigint,"
     " sent_at timestamptz, delivered_at timestamptz, read_at timestamptz, created_at timestamptz,"

@@ -105,8 +105,8 @@ def test_the_data_tests_pass_on_sound_rows_and_find_each_fault(filled: Any) -> N
         "insert into msgbubbles.messages (id, conversation_id, direction, status, channel, _dlt_load_id) values"
         " ('m', 'g', 'up', 'lost', 'fax', '1'), ('dangling', 'gone', null, null, null, '1')",
         "insert into marts.thread_activity by name from (from marts.thread_activity)",
-        "update marts.thread_activity set waiting_on = 'godot', messages_inbound = 9, messages_failed = 9,"
-        " first_message_at = latest_message_at + interval 1 second",
+        "update marts.thread_activity set waiting_on = 'godot', deleted_at = now(), messages_inbound = 9,"
+        " messages_failed = 9, first_message_at = latest_message_at + interval 1 second",
         "insert into marts.group_membership by name from (from marts.group_membership)",
         "insert into marts.group_membership by name (select 'gone' as chat_id, 'hearsay' as evidence)",
         "update marts.group_membership set message_count = 9, first_seen_at = last_seen_at + interval 1 second",
@@ -129,6 +129,7 @@ def test_the_data_tests_pass_on_sound_rows_and_find_each_fault(filled: Any) -> N
         "thread_activity_directions_are_total": "warn",
         "thread_activity_failed_within_outbound": "fail",
         "thread_activity_first_before_latest": "fail",
+        "thread_activity_deleted_waits_on_nobody": "fail",
         "relationships_group_membership_chat_id__chat_id__ref_stg_chats_": "fail",
         "not_null_group_membership_handle": "fail",
         "not_null_group_membership_evidence_all": "fail",

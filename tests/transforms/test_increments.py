@@ -48,6 +48,7 @@ class Account:
         chat["from_handle"] = pick(["+1", "+1", "+2", None])
         chat["created_at"] = self.at(pick(range(50)))
         chat["last_message_at"] = pick([None, self.at(9)])
+        chat["deleted_at"] = pick([None, None, self.at(99)])
         return dict(chat)
 
     def write_message(self, key: str | None) -> Any:
@@ -87,7 +88,8 @@ def expected_threads(chats: dict[str, Any], messages: dict[str, Any]) -> dict[st
             sum(m["attachment_count"] or 0 for m in counted),
             counted[0]["cursor_at"] if counted else None,
             counted[-1]["cursor_at"] if counted else None,
-            None if not counted and chat["last_message_at"] else waiting_on,
+            "nobody" if chat["deleted_at"] else None if not counted and chat["last_message_at"] else waiting_on,
+            chat["deleted_at"],
         )
     return threads
 
@@ -125,6 +127,7 @@ def test_increments_equal_the_account_and_a_full_rebuild(warehouse: Any, at: Any
             row["chat_id"]: (
                 *(row["title"], row["messages_total"], row["attachments_total"]),
                 *(row["first_message_at"], row["latest_message_at"], row["waiting_on"]),
+                row["deleted_at"],
             )
             for row in warehouse.mart("thread_activity")
         } == expected_threads(**landed)
