@@ -15,7 +15,8 @@ READ_AT = datetime(2026, 6, 1, tzinfo=UTC)
 
 LANDED = {
     "chats": "id varchar, from_handle varchar, remote_handle varchar, is_group boolean, title varchar,"
-    " last_message_at timestamptz, created_at timestamptz, updated_at timestamptz",
+    " last_message_at timestamptz, created_at timestamptz, updated_at timestamptz,"
+    " deleted_at timestamptz",
     "messages": "id varchar, conversation_id varchar, direction varchar, status varchar, channel varchar, text varchar,"
     " effect varchar, reply_to varchar, error json, metadata json, sender_handle varchar, attachment_count bigint,"
     " sent_at timestamptz, delivered_at timestamptz, read_at timestamptz, created_at timestamptz,"
@@ -30,11 +31,14 @@ DDL = [
         f"create table msgbubbles.{table} ({columns}, extra json, _read_at timestamptz, _dlt_load_id varchar not null)"
         for table, columns in LANDED.items()
     ),
+    "create table msgbubbles.chat_titles (chat_id varchar not null, title varchar, updated_at timestamptz,"
+    " _read_at timestamptz not null, _dlt_load_id varchar not null)",
     "create table msgbubbles.rejected_rows (row_hash varchar, stream varchar, reason varchar, row varchar,"
     " request_id varchar, _read_at timestamptz, _dlt_load_id varchar not null)",
     "create table msgbubbles._dlt_loads (load_id varchar not null, schema_name varchar, status bigint not null,"
     " inserted_at timestamptz not null, schema_version_hash varchar)",
 ]
+KEYS = {"numbers": ["handle"], "chat_titles": ["chat_id", "_read_at"]}
 
 Row = dict[str, Any]
 
@@ -63,10 +67,13 @@ class Warehouse:
         """Land rows by key, as dlt does; `finished=False` stops before dlt notes the load as finished."""
         with duckdb.connect(str(self.path)) as connection:
             for table, rows in tables.items():
-                key = "handle" if table == "numbers" else "id"
+                key = KEYS.get(table, ["id"])
                 for row in rows:
                     landed = {"_read_at": READ_AT} | row | {"_dlt_load_id": load_id}
-                    connection.execute(f"delete from msgbubbles.{table} where {key} = ?", [row[key]])
+                    connection.execute(
+                        f"delete from msgbubbles.{table} where ({', '.join(key)}) = ({', '.join('?' * len(key))})",
+                        [landed[column] for column in key],
+                    )
                     connection.execute(
                         f"insert into msgbubbles.{table} ({', '.join(landed)}) values ({', '.join('?' * len(landed))})",
                         list(landed.values()),

@@ -15,6 +15,7 @@ import pytest
 MODELS = {
     "staging": {
         "stg_chats",
+        "stg_chat_titles",
         "stg_messages",
         "stg_attachments",
         "stg_numbers",
@@ -22,13 +23,13 @@ MODELS = {
         "thread_sizes",
         "chats_to_build",
     },
-    "marts": {"thread_activity", "group_membership"},
+    "marts": {"thread_activity", "group_membership", "chat_title_history"},
 }
 
 
 @pytest.fixture(scope="module")
 def built(new_warehouse: Callable[[], Any], at: Any) -> Path:
-    """A file with one group, a message and an attachment, built."""
+    """A file with one group, a title, a message and an attachment, built."""
     warehouse = new_warehouse()
     message = {
         "cursor_at": at(1),
@@ -39,7 +40,8 @@ def built(new_warehouse: Callable[[], Any], at: Any) -> Path:
     }
     warehouse.load(
         "1",
-        chats=[{"id": "g", "is_group": True, "from_handle": "+1", "created_at": at(0)}],
+        chats=[{"id": "g", "is_group": True, "from_handle": "+1", "title": "T", "created_at": at(0)}],
+        chat_titles=[{"chat_id": "g", "title": "T", "updated_at": at(0)}],
         messages=[message | {"id": "m", "conversation_id": "g"}],
         attachments=[{"id": "a", "message_id": "m"}],
         numbers=[{"handle": "+1"}],
@@ -105,11 +107,17 @@ def test_the_data_tests_pass_on_sound_rows_and_find_each_fault(filled: Any) -> N
         "insert into msgbubbles.messages (id, conversation_id, direction, status, channel, _dlt_load_id) values"
         " ('m', 'g', 'up', 'lost', 'fax', '1'), ('dangling', 'gone', null, null, null, '1')",
         "insert into marts.thread_activity by name from (from marts.thread_activity)",
-        "update marts.thread_activity set waiting_on = 'godot', messages_inbound = 9, messages_failed = 9,"
-        " first_message_at = latest_message_at + interval 1 second",
+        "update marts.thread_activity set waiting_on = 'godot', deleted_at = now(), messages_inbound = 9,"
+        " messages_failed = 9, first_message_at = latest_message_at + interval 1 second",
         "insert into marts.group_membership by name from (from marts.group_membership)",
         "insert into marts.group_membership by name (select 'gone' as chat_id, 'hearsay' as evidence)",
         "update marts.group_membership set message_count = 9, first_seen_at = last_seen_at + interval 1 second",
+        "insert into msgbubbles.chat_titles from msgbubbles.chat_titles",
+        "insert into msgbubbles.chat_titles values ('gone', 'T', null, now(), '1')",
+        "insert into marts.chat_title_history from marts.chat_title_history",
+        "insert into marts.chat_title_history by name (select 'gone' as chat_id)",
+        "update marts.chat_title_history set title = 'other', valid_from = first_seen_at + interval 1 second,"
+        " valid_to = first_seen_at where chat_id = 'g'",
     )
     assert {name: status for name, status in outcomes(filled).items() if status not in ("pass", "success")} == {
         "unique_stg_chats_chat_id": "fail",
@@ -129,6 +137,7 @@ def test_the_data_tests_pass_on_sound_rows_and_find_each_fault(filled: Any) -> N
         "thread_activity_directions_are_total": "warn",
         "thread_activity_failed_within_outbound": "fail",
         "thread_activity_first_before_latest": "fail",
+        "thread_activity_deleted_waits_on_nobody": "fail",
         "relationships_group_membership_chat_id__chat_id__ref_stg_chats_": "fail",
         "not_null_group_membership_handle": "fail",
         "not_null_group_membership_evidence_all": "fail",
@@ -137,16 +146,33 @@ def test_the_data_tests_pass_on_sound_rows_and_find_each_fault(filled: Any) -> N
         "unique_together_group_membership_chat_id__handle": "fail",
         "group_membership_messages_within_thread": "fail",
         "group_membership_first_before_last": "fail",
+        "relationships_stg_chat_titles_chat_id__chat_id__ref_stg_chats_": "fail",
+        "unique_together_stg_chat_titles_chat_id__fetched_at": "fail",
+        "relationships_chat_title_history_chat_id__chat_id__ref_stg_chats_": "fail",
+        "not_null_chat_title_history_valid_from": "fail",
+        "not_null_chat_title_history_is_current": "fail",
+        "not_null_chat_title_history_first_seen_at": "fail",
+        "unique_together_chat_title_history_chat_id__first_seen_at": "fail",
+        "chat_title_history_intervals_meet": "fail",
+        "chat_title_history_one_current_title": "fail",
+        "chat_title_history_current_has_no_end": "fail",
+        "chat_title_history_from_before_to": "fail",
+        "chat_title_history_from_before_seen": "fail",
+        "chat_title_history_ends_with_the_title_of_the_chat": "warn",
     }
 
 
 def test_an_empty_file_is_built_with_its_tests_and_fills_later(warehouse: Any) -> None:
     answer = warehouse.dbt("build")
     assert {node.node.name for node in answer.result if node.status not in ("pass", "success")} == set()
-    assert warehouse.mart("thread_activity") == warehouse.mart("group_membership") == []
+    assert {name: warehouse.mart(name) for name in MODELS["marts"]} == {name: [] for name in MODELS["marts"]}
     warehouse.load("1", chats=[{"id": "a", "is_group": True, "from_handle": "+1"}])
     warehouse.transform()
     assert len(warehouse.mart("thread_activity")) == len(warehouse.mart("group_membership")) == 1
+    assert warehouse.mart("chat_title_history") == []
+    warehouse.load("2", chat_titles=[{"chat_id": "a", "title": "T"}])
+    warehouse.transform()
+    assert len(warehouse.mart("chat_title_history")) == 1
 
 
 def test_a_run_is_silent_and_lets_go_of_the_file(filled: Any, capfd: pytest.CaptureFixture[str]) -> None:

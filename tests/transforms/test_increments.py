@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-MARTS = ("thread_activity", "group_membership")
+MARTS = ("thread_activity", "group_membership", "chat_title_history")
 
 
 def held(warehouse: Any) -> dict[str, Any]:
@@ -37,7 +37,11 @@ class Account:
         changed = [self.write_chat(pick([None, *self.chats])) for _ in range(pick([0, 1, 4]))]
         written = [self.write_message(pick([None, None, *self.messages])) for _ in range(pick([0, 1, 8, 30]))]
         # A chat may come with a later load than its messages, or never.
-        return {"chats": [chat for chat in changed if pick([True, True, False])], "messages": written}
+        return {
+            "chats": [chat for chat in changed if pick([True, True, False])],
+            "chat_titles": [self.see_title(chat) for chat in self.chats if pick([True, False, False])],
+            "messages": written,
+        }
 
     def write_chat(self, key: str | None) -> Any:
         pick = self.random.choice
@@ -48,7 +52,17 @@ class Account:
         chat["from_handle"] = pick(["+1", "+1", "+2", None])
         chat["created_at"] = self.at(pick(range(50)))
         chat["last_message_at"] = pick([None, self.at(9)])
+        chat["deleted_at"] = pick([None, None, self.at(99)])
         return dict(chat)
+
+    def see_title(self, chat: str) -> Any:
+        pick = self.random.choice
+        return {
+            "chat_id": chat,
+            "title": pick([None, "old", "new"]),
+            "updated_at": pick([None, *(self.at(n) for n in range(20))]),
+            "_read_at": self.at(pick(range(20))),  # it may land after later ones, or replace one
+        }
 
     def write_message(self, key: str | None) -> Any:
         pick = self.random.choice
@@ -87,7 +101,8 @@ def expected_threads(chats: dict[str, Any], messages: dict[str, Any]) -> dict[st
             sum(m["attachment_count"] or 0 for m in counted),
             counted[0]["cursor_at"] if counted else None,
             counted[-1]["cursor_at"] if counted else None,
-            None if not counted and chat["last_message_at"] else waiting_on,
+            "nobody" if chat["deleted_at"] else None if not counted and chat["last_message_at"] else waiting_on,
+            chat["deleted_at"],
         )
     return threads
 
@@ -109,14 +124,32 @@ def expected_members(chats: dict[str, Any], messages: dict[str, Any]) -> dict[st
     return members
 
 
+def expected_titles(readings: dict[Any, Any]) -> list[Any]:
+    rows: list[list[Any]] = []
+    before: dict[str, Any] = {"chat_id": None}
+    for seen in sorted(readings.values(), key=lambda row: (row["chat_id"], row["_read_at"])):
+        valid_from = min(seen["updated_at"] or seen["_read_at"], seen["_read_at"])
+        is_first = seen["chat_id"] != before["chat_id"]
+        if not is_first:
+            valid_from = max(valid_from, before["_read_at"])
+        if is_first or seen["title"] != before["title"]:
+            if not is_first:
+                rows[-1][3:5] = valid_from, False
+            rows.append([seen["chat_id"], seen["title"], valid_from, None, True, seen["_read_at"]])
+        before = seen
+    return rows
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_increments_equal_the_account_and_a_full_rebuild(warehouse: Any, at: Any, seed: int) -> None:
     account = Account(seed, at)
-    landed: dict[str, dict[str, Any]] = {"chats": {}, "messages": {}}
+    landed: dict[str, dict[Any, Any]] = {"chats": {}, "messages": {}}
+    readings: dict[Any, Any] = {}
     for _ in range(4):
         for load_id in [account.load_ids.pop() for _ in range(account.random.choice([1, 1, 3]))]:
             load = account.next_load()
             warehouse.load(load_id, **load)
+            readings.update({(row["chat_id"], row["_read_at"]): row for row in load.pop("chat_titles")})
             for table, rows in load.items():
                 landed[table].update({row["id"]: row for row in rows})
         warehouse.transform()
@@ -125,6 +158,7 @@ def test_increments_equal_the_account_and_a_full_rebuild(warehouse: Any, at: Any
             row["chat_id"]: (
                 *(row["title"], row["messages_total"], row["attachments_total"]),
                 *(row["first_message_at"], row["latest_message_at"], row["waiting_on"]),
+                row["deleted_at"],
             )
             for row in warehouse.mart("thread_activity")
         } == expected_threads(**landed)
@@ -132,14 +166,18 @@ def test_increments_equal_the_account_and_a_full_rebuild(warehouse: Any, at: Any
             f"{row['chat_id']} {row['handle']}": [row["first_seen_at"], row["last_seen_at"], row["message_count"]]
             for row in warehouse.mart("group_membership")
         } == expected_members(**landed)
+        history = warehouse.rows("from marts.chat_title_history order by chat_id, first_seen_at")
+        assert [list(row.values()) for row in history] == expected_titles(readings)
     assert_as_rebuilt(warehouse)
 
 
 def test_only_chats_with_something_new_are_written(warehouse: Any, at: Any) -> None:
     groups = [{"id": key, "is_group": True, "from_handle": "+1"} for key in ("quiet", "busy")]
-    warehouse.load("1", chats=groups)
+    titles = [{"chat_id": group["id"], "title": "landed"} for group in groups]
+    warehouse.load("1", chats=groups, chat_titles=titles)
     warehouse.transform()
     warehouse.execute(
+        "update marts.chat_title_history set title = 'as it was'",
         "update marts.thread_activity set title = 'as it was'",
         "update marts.group_membership set evidence_all = 'same'",
     )
@@ -150,6 +188,12 @@ def test_only_chats_with_something_new_are_written(warehouse: Any, at: Any) -> N
     warehouse.transform()
     assert [row["title"] for row in warehouse.mart("thread_activity")] == [None, "as it was"]
     assert [row["evidence_all"] for row in warehouse.mart("group_membership")] == ["own_number", "same"]
+    assert [row["title"] for row in warehouse.mart("chat_title_history")] == ["as it was", "as it was"]
+
+    warehouse.load("3", chat_titles=[{"chat_id": "quiet", "title": "landed", "_read_at": at(0)}])
+    warehouse.transform()
+    assert [row["title"] for row in warehouse.mart("chat_title_history")] == ["as it was", "landed"]
+    assert [row["title"] for row in warehouse.mart("thread_activity")] == [None, "as it was"]
 
 
 def test_what_is_gone_from_a_chat_goes_from_its_marts(warehouse: Any, at: Any) -> None:
@@ -197,14 +241,15 @@ def test_loads_that_come_out_of_order_or_in_parts_are_not_missed(warehouse: Any)
 
 def test_a_mart_of_which_nothing_is_noted_is_built_again(warehouse: Any) -> None:
     group = {"id": "g", "is_group": True, "from_handle": "+1"}
-    warehouse.load("1", chats=[group])
+    title = {"chat_id": "g", "title": "+1"}
+    warehouse.load("1", chats=[group], chat_titles=[title])
     warehouse.transform()
-    warehouse.load("2", chats=[group | {"from_handle": "+2"}])
+    warehouse.load("2", chats=[group | {"from_handle": "+2"}], chat_titles=[title | {"title": "+2"}])
     warehouse.execute("drop schema staging cascade")
     warehouse.transform()
     assert {
         row[column]
-        for mart, column in zip(MARTS, ("from_handle", "handle"), strict=True)
+        for mart, column in zip(MARTS, ("from_handle", "handle", "title"), strict=True)
         for row in warehouse.mart(mart)
     } == {"+2"}
 

@@ -104,6 +104,7 @@ def test_a_row_of_thread_activity(warehouse: Any, at: Any) -> None:
         "is_group": False,
         "title": "Ärger 😀",
         "chat_created_at": at(0),
+        "deleted_at": None,
         "last_message_at": at(9),
         "first_message_at": at(1),
         "latest_message_at": at(5),
@@ -126,6 +127,44 @@ def test_a_row_of_thread_activity(warehouse: Any, at: Any) -> None:
         "no time": False,
         "unknown chat": True,
     }
+
+
+def test_a_deleted_chat_keeps_what_was_read_and_waits_on_nobody(warehouse: Any, at: Any) -> None:
+    group = {"id": "group", "is_group": True, "from_handle": "+1", "title": "T", "created_at": at(0)}
+    chats = [{"id": "direct", "last_message_at": at(3)}, group]
+    messages = [
+        {"id": key, "conversation_id": chat, "cursor_at": at(1), "direction": "inbound", "sender_handle": "+2"}
+        for key, chat in (("m", "group"), ("n", "never read"))
+    ]
+    warehouse.load("1", chats=chats, messages=messages)
+    warehouse.transform()
+    threads, members = warehouse.mart("thread_activity"), warehouse.mart("group_membership")
+    assert [(row["chat_id"], row["waiting_on"]) for row in threads] == [("direct", None), ("group", "us")]
+
+    deleted = {"deleted_at": at(9)}
+    warehouse.load("2", chats=[*(chat | deleted for chat in chats), {"id": "never read"} | deleted])
+    warehouse.transform()
+    *known, never_read = warehouse.mart("thread_activity")
+    assert known == [row | deleted | {"waiting_on": "nobody"} for row in threads]
+    assert never_read == dict.fromkeys(never_read) | deleted | {
+        "chat_id": "never read",
+        "first_message_at": at(1),
+        "latest_message_at": at(1),
+        "messages_total": 1,
+        "messages_inbound": 1,
+        "messages_outbound": 0,
+        "messages_failed": 0,
+        "last_inbound_at": at(1),
+        "waiting_on": "nobody",
+        "attachments_total": 0,
+        "fetched_at": never_read["fetched_at"],
+    }
+    assert warehouse.mart("group_membership") == members
+    assert len(members) == 2
+
+    warehouse.load("3", chats=chats)  # they are there again
+    warehouse.transform()
+    assert warehouse.mart("thread_activity")[:2] == threads
 
 
 def test_members_of_groups(warehouse: Any, at: Any) -> None:

@@ -44,6 +44,7 @@ select
     chats.is_group,
     chats.title,
     chats.created_at as chat_created_at,
+    chats.deleted_at,
     chats.last_message_at,
     threads.first_message_at,
     threads.latest_message_at,
@@ -54,6 +55,8 @@ select
     threads.last_inbound_at,
     threads.last_outbound_at,
     case
+        -- Nobody can write in a deleted chat.
+        when chats.deleted_at is not null then 'nobody'
         -- The API says that there are messages, and none of them has been read.
         when threads.chat_id is null and chats.last_message_at is not null then null
         when threads.last_inbound_at is null and threads.last_answer_at is null then 'nobody'

@@ -8,6 +8,7 @@ select
     last_message_at,
     created_at,
     updated_at,
+    deleted_at,
     extra,
     _read_at as fetched_at,
     _dlt_load_id as load_id

@@ -1,0 +1,8 @@
+-- Grain: one row a chat and a read that saw another title than before.
+select
+    chat_id,
+    title,
+    updated_at,
+    _read_at as fetched_at,
+    _dlt_load_id as load_id
+from {{ source('msgbubbles', 'chat_titles') }}

@@ -1,0 +1,7 @@
+-- The current title is the one that the chat has.
+{{ config(severity='warn') }} -- a title that came and went within one load may have left only half of its rows
+
+select history.chat_id, history.title, chats.title as title_of_chat
+from {{ ref('chat_title_history') }} as history
+inner join {{ ref('stg_chats') }} as chats on chats.chat_id = history.chat_id
+where history.is_current and history.title is distinct from chats.title
