@@ -14,10 +14,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -31,6 +32,9 @@ from warehouse.report import Reporter
 
 if TYPE_CHECKING:
     from msgbubbles import Run
+    from msgbubbles.settings import Settings
+    from msgbubbles.transport import Transport
+    from warehouse.verify import Verdict
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INCOMPLETE, EXIT_LOCKED, EXIT_STOPPED = 1, 2, 3, 75, 130
 
@@ -100,6 +104,185 @@ def sync(
             return _recorded_sync(place, reporter, sandbox, since, max_requests, accept_ties, not no_transform, as_json)
 
     _ended(body, _place(database, sandbox), reporter)
+
+
+@app.command()
+def plan(
+    database: Database = None,
+    sandbox: Sandbox = False,
+    probe: Annotated[bool, typer.Option("--probe", help="Spend one request to see how many chats are new.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what the next run would read and what that costs. Makes no request."""
+    reporter = Reporter(quiet=False, as_json=as_json)
+
+    def body(place: Place) -> int:
+        with _configured(place, sandbox, serve=probe) as (options, run, settings):
+            from warehouse import plan as planning
+            from warehouse.known import Known
+
+            known = Known(place)
+            steps = planning.steps(known, settings, int(time.time() * 1000))
+            fresh = planning.probe(known, _transport(options, run)) if probe else None
+            reporter.plan(steps, fresh, _requests_per_minute(options))
+        return 0
+
+    _ended(body, _place(database, sandbox), reporter)
+
+
+@app.command()
+def check(database: Database = None, sandbox: Sandbox = False, as_json: AsJson = False) -> None:
+    """Look at everything a run needs, and at how the API behaves. Exit status 3 when something has to be mended."""
+    reporter = Reporter(quiet=False, as_json=as_json)
+
+    def body(place: Place) -> int:
+        with _configured(place, sandbox) as (options, run, _settings):
+            from warehouse.check import findings
+
+            run.max_requests = 20
+            found = reporter.findings(findings(place, lambda: _transport(options, run, max_attempts=2)))
+        return EXIT_INCOMPLETE if any(one.state == "failed" for one in found) else 0
+
+    _ended(body, _place(database, sandbox), reporter)
+
+
+@app.command()
+def verify(
+    database: Database = None,
+    sandbox: Sandbox = False,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Compare so many chats, picked at random, and all their messages.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Compare everything.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Then read again what differs, and compare again.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the published warehouse with the API, field by field. Exit status 3 when they differ."""
+    reporter = Reporter(quiet=False, as_json=as_json)
+
+    def body(place: Place) -> int:
+        if full == (sample is not None):
+            raise UsageError("verify: say --full, or --sample 20")
+        if not place.database.exists():
+            raise UsageError(f"verify: {place.database} is not there; run the sync first")
+        with _configured(place, sandbox) as (options, run, settings), _stopped_by_signals(run), reporter.following(run):
+            from msgbubbles import Client
+            from warehouse.known import Known
+            from warehouse.verify import verify as compare
+
+            with Client(_transport(options, run)) as client:
+                verdict = compare(Known(place), client, settings, sample=sample, on_page=run.on_page)
+            if repair and not verdict.is_equal:
+                _repaired(place, reporter, options, verdict)
+                with Client(_transport(options, run)) as client:
+                    verdict = compare(Known(place), client, settings, sample=sample, on_page=run.on_page)
+        reporter.verdict(verdict, run)
+        return 0 if verdict.is_equal else EXIT_INCOMPLETE
+
+    _ended(body, _place(database, sandbox), reporter)
+
+
+@app.command()
+def status(
+    database: Database = None,
+    sandbox: Sandbox = False,
+    max_age_minutes: Annotated[
+        float | None, typer.Option(help="Exit with status 3 when the last complete run is older than this.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say how fresh and how complete the copy is, and what the last runs did. Makes no request."""
+    reporter = Reporter(quiet=False, as_json=as_json)
+
+    def body(place: Place) -> int:
+        with _configured(place, sandbox, serve=False) as (_options, _run, settings):
+            from warehouse.known import Known
+            from warehouse.status import show, status_of
+
+            known, now = Known(place), datetime.now(UTC)
+            found = status_of(known, settings.start_ms, now)
+            reporter.print(found.as_dict(), lambda console: show(found, known, settings.start_ms, now, console))
+        stale = found.age_minutes is None or (max_age_minutes is not None and found.age_minutes > max_age_minutes)
+        return EXIT_INCOMPLETE if stale and max_age_minutes is not None else 0
+
+    _ended(body, _place(database, sandbox), reporter)
+
+
+@contextmanager
+def _configured(place: Place, sandbox: bool, *, serve: bool = True) -> Iterator[tuple[dict[str, Any], Run, Settings]]:
+    """What every command but sync begins with: how to reach the account, a run, and the source's settings."""
+    place.make_folders()
+    place.configure_dlt()
+    with _readable_configuration():
+        import dlt
+
+        from msgbubbles import Run, msgbubbles_source
+    with _account(place, sandbox and serve) as account:
+        run = Run()
+        options = {"api_key": dlt.secrets.get("sources.msgbubbles.api_key") or "", **account}
+        with _readable_configuration():
+            msgbubbles_source(run=run, **options)
+        if run.settings is None:
+            raise UsageError("dlt_config: the source could not be configured")
+        yield options, run, run.settings
+
+
+def _transport(options: dict[str, Any], run: Run, **others: Any) -> Transport:
+    """The way to the API that the source would take."""
+    from msgbubbles import BASE_URL
+    from msgbubbles.budget import RequestBudget
+    from msgbubbles.transport import Transport
+
+    if not options["api_key"]:
+        raise UsageError(NO_KEY)
+    per_minute = _requests_per_minute(options)
+    folder = _source_option(options, "budget_dir", None)
+    budget = RequestBudget.of_key(options["api_key"], per_minute, folder) if per_minute else None
+    return Transport(
+        _source_option(options, "base_url", BASE_URL),
+        options["api_key"],
+        budget,
+        timeout_seconds=float(_source_option(options, "timeout_seconds", 30.0)),
+        **{"max_attempts": int(_source_option(options, "max_attempts", 8)), **others},
+        traffic=run.traffic,
+        max_requests=run.max_requests,
+        stop=run.stop,
+        on_wait=run.on_wait,
+        clock=run.clock,
+    )
+
+
+def _requests_per_minute(options: dict[str, Any]) -> int:
+    from msgbubbles.client import REQUESTS_PER_MINUTE
+
+    return int(_source_option(options, "requests_per_minute", REQUESTS_PER_MINUTE))
+
+
+def _source_option(options: dict[str, Any], name: str, default: Any) -> Any:
+    import dlt
+
+    value = options.get(name)
+    if value is None:
+        value = dlt.config.get(f"sources.msgbubbles.{name}")
+    return default if value is None else value
+
+
+def _repaired(place: Place, reporter: Reporter, options: dict[str, Any], verdict: Verdict) -> None:
+    """Read by id what a comparison found to differ."""
+    from msgbubbles import Run
+    from msgbubbles.run import Repair
+    from warehouse.report import as_dict
+    from warehouse.sync import Report, repair
+
+    chats = [one.id for one in verdict.differences if one.table == "chats"]
+    threads = [one.chat_id for one in verdict.differences if one.table != "chats" and one.chat_id]
+    run, report = Run(), Report()
+    wanted = Repair(chats=list(dict.fromkeys(chats)), threads=list(dict.fromkeys(threads)))
+    with one_job(place.folder), _stopped_by_signals(run), reporter.following(run):
+        repair(place, run, report, wanted, options, reporter.say, lambda: as_dict(place, run, report))
+    Journal(place.folder).add(as_dict(place, run, report, exit_status=_status_of(run)))
+    if run.error is not None:
+        raise run.error
 
 
 def _place(database: Path | None, sandbox: bool) -> Callable[[], Place]:

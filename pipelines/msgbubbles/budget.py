@@ -21,6 +21,8 @@ from .errors import ConfigurationError
 # The API may count a request later than we sent it. A second more than its own minute keeps the 121st request of a
 # full window from arriving there a moment too early; it costs 1.6% of the rate.
 WINDOW_SECONDS = 61.0
+# How a limit that the API has taught us grows again: by so much in so many seconds.
+GROWTH, GROWTH_SECONDS = 1.1, 600.0
 
 
 class RequestBudget:
@@ -89,17 +91,43 @@ class RequestBudget:
         if closed_until is not None:
             return float(closed_until - now)
         (used,) = self._database.execute("SELECT count(*) FROM requests").fetchone()
-        if used < self.requests_per_minute:
+        limit = self._limit(now)
+        if used < limit:
             return 0.0
         (frees,) = self._database.execute(
-            "SELECT at FROM requests ORDER BY at DESC LIMIT 1 OFFSET ?", (self.requests_per_minute - 1,)
+            "SELECT at FROM requests ORDER BY at DESC LIMIT 1 OFFSET ?", (limit - 1,)
         ).fetchone()
         return float(frees + self._window_seconds - now)
 
-    def close_for(self, seconds: float) -> None:
-        """The API said 429: no process asks before `seconds` have passed (an hour at most)."""
+    def _limit(self, now: float) -> int:
+        """What may be sent in a window: what was configured, or less where the API has said so lately."""
+        learned, at = self._database.execute("SELECT max(requests), max(at) FROM learned").fetchone()
+        if learned is None or at > now:
+            return self.requests_per_minute
+        return min(self.requests_per_minute, int(learned * GROWTH ** int((now - at) / GROWTH_SECONDS)))
+
+    def limited(self, seconds: float) -> None:
+        """The API said 429: no process asks before `seconds` have passed (an hour at most). From then on no more are
+        sent in a window than came through in this one, or half as many as before where that is more: some of the limit
+        may have been spent elsewhere. It grows again by a tenth every ten minutes."""
         with self._lock:
-            self._database.execute("INSERT INTO closed VALUES (?)", (self._clock() + min(seconds, 3600.0),))
+            now = self._clock()
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                self._database.execute("INSERT INTO closed VALUES (?)", (now + min(seconds, 3600.0),))
+                since = now - self._window_seconds
+                (used,) = self._database.execute("SELECT count(*) FROM requests WHERE at > ?", (since,)).fetchone()
+                limit = max(min(self._limit(now), used - 1), self._limit(now) // 2, self.requests_per_minute // 10, 1)
+                self._database.execute("DELETE FROM learned")
+                self._database.execute("INSERT INTO learned VALUES (?, ?)", (limit, now))
+            finally:
+                self._database.execute("COMMIT")
+
+    @property
+    def limit(self) -> int:
+        """Requests that may be sent in a window now."""
+        with self._lock:
+            return self._limit(self._clock())
 
     def used(self) -> int:
         """Requests of the current window."""
@@ -120,7 +148,8 @@ def _opened(path: Path) -> sqlite3.Connection:
         database.execute("PRAGMA synchronous = OFF")
         database.execute("CREATE TABLE IF NOT EXISTS requests (at REAL NOT NULL)")
         database.execute("CREATE TABLE IF NOT EXISTS closed (until REAL NOT NULL)")
-        database.execute("SELECT count(*) FROM requests, closed").fetchone()
+        database.execute("CREATE TABLE IF NOT EXISTS learned (requests REAL NOT NULL, at REAL NOT NULL)")
+        database.execute("SELECT count(*) FROM requests, closed, learned").fetchone()
     except sqlite3.DatabaseError:
         database.close()
         raise

@@ -77,10 +77,12 @@ class Clock:
 @dataclass
 class Traffic:
     """What was sent and what came back, for progress and the run record. `budget_used` are the requests of all
-    processes in the current window; without a budget it is 0."""
+    processes in the current window; without a budget it is 0. `retry_after` is whether a 429 said how long to wait,
+    null where there was none."""
 
     requests: Counter[str] = field(default_factory=Counter)
     rate_limited: int = 0
+    retry_after: bool | None = None
     retries: int = 0
     received_bytes: int = 0
     paced_seconds: float = 0.0
@@ -227,7 +229,7 @@ class Transport:
             self._sleep(wait)
         if self._budget:
             self.traffic.budget_used = self._budget.used()
-            self.traffic.budget_per_minute = self._budget.requests_per_minute
+            self.traffic.budget_per_minute = self._budget.limit
 
     def _sleep(self, seconds: float) -> None:
         if self._stop.wait(seconds):
@@ -267,9 +269,10 @@ class Transport:
         error = state.outcome.exception() if state.outcome else None
         if not isinstance(error, RateLimitedError):
             return self._backoff(state)
+        self.traffic.retry_after = error.retry_after_seconds is not None
         seconds = WINDOW_SECONDS if error.retry_after_seconds is None else error.retry_after_seconds
         if self._budget:
-            self._budget.close_for(seconds)
+            self._budget.limited(seconds)
         return seconds
 
     def _note_retry(self, state: RetryCallState) -> None:

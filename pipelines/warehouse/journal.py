@@ -26,6 +26,7 @@ COLUMNS = {
     "requests_total": "BIGINT",
     "requests": "JSON",
     "rate_limited": "BIGINT",
+    "retry_after": "BOOLEAN",
     "retries": "BIGINT",
     "received_bytes": "BIGINT",
     "paced_seconds": "DOUBLE",

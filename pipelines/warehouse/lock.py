@@ -36,6 +36,19 @@ def one_job(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def holder_of(folder: Path) -> str | None:
+    """Who holds the lock now, in words; null when nobody does."""
+    if not (folder / "job.lock").exists():
+        return None
+    lock = FileLock(folder / "job.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return _described(folder / "job.json")
+    lock.release()
+    return None
+
+
 def _described(holder: Path) -> str:
     try:
         job = json.loads(holder.read_text())

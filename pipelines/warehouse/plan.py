@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from msgbubbles import coverage as plan
-from msgbubbles.client import MAX_PAGE_SIZE
+from msgbubbles.client import MAX_PAGE_SIZE, Client
 from msgbubbles.coverage import Coverage
+from msgbubbles.models import fingerprint
 from msgbubbles.reading import MAX_MINUTES_BETWEEN_RUNS
 from msgbubbles.repairs import SWEEPS_MISSED
 
@@ -16,6 +17,7 @@ from .known import Known
 
 if TYPE_CHECKING:
     from msgbubbles.settings import Settings
+    from msgbubbles.transport import Transport
 
 # The row at the edge of a page is on the next one again.
 ROWS_A_PAGE = MAX_PAGE_SIZE - 1
@@ -49,6 +51,13 @@ def steps(known: Known, settings: Settings, now_ms: int) -> list[Step]:
     if chats.get("threads"):
         found.append(Step("messages", "threads again", None, None, len(chats["threads"])))
     return found
+
+
+def probe(known: Known, transport: Transport) -> int:
+    """How many of the newest 100 chats have changed since the last run; one request."""
+    seen = set(known.states().get("chats", {}).get("seen", ()))
+    with Client(transport) as client:
+        return sum(fingerprint(chat) not in seen for chat in client.list_chats().rows)
 
 
 def _of_stream(known: Known, stream: str, state: dict[str, Any], settings: Settings, now_ms: int) -> list[Step]:

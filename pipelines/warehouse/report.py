@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -22,9 +24,13 @@ if TYPE_CHECKING:
     from msgbubbles.coverage import Coverage
     from msgbubbles.run import StreamProgress
 
+    from .check import Finding
+    from .plan import Step
     from .sync import Report
+    from .verify import Verdict
 
 SECONDS_BETWEEN_LINES = 15.0
+DIFFERENCES_SHOWN = 50
 # dlt's own steps, which are parts of the phase `load`.
 LOAD_STEPS = ("extract", "normalize", "commit", "sync")
 
@@ -100,6 +106,66 @@ class Reporter:
         elif run.halt is not None:
             self.fail(f"{run.halt}; what was read is kept, and the next run goes on from there")
 
+    # -- the other commands
+
+    def print(self, as_dict: Any, show: Callable[[Console], None]) -> None:
+        """One line of JSON, or what `show` prints."""
+        if self._as_json:
+            sys.stdout.write(json.dumps(as_dict) + "\n")
+        else:
+            show(self._output)
+
+    def plan(self, steps: list[Step], fresh: int | None, per_minute: int) -> None:
+        known = sum(step.requests or 0 for step in steps)
+        is_open = any(step.requests is None for step in steps)
+
+        def show(console: Console) -> None:
+            table = Table(box=None, pad_edge=False)
+            for heading in ("stream", "what", "from", "to", "requests"):
+                table.add_column(heading, justify="right" if heading == "requests" else "left")
+            for step in steps:
+                requests = "not known" if step.requests is None else f"{step.requests:,}"
+                table.add_row(step.stream, step.kind, _moment(step.from_ms), _moment(step.to_ms), requests)
+            console.print(table)
+            if fresh is not None:
+                console.print(f"{fresh} of the newest 100 chats have changed since the last run.")
+            minutes = max(math.ceil(known / per_minute) - 1, 0) if per_minute else 0
+            waits = f", {minutes:,} minutes at the limit of {per_minute} a minute" if minutes else ""
+            more = ", and as many as it takes to read what is not known" if is_open else ""
+            console.print(f"About {known:,} requests{waits}{more}.")
+
+        as_dict = {"steps": [step.as_dict() for step in steps], "requests": known, "more": is_open, "changed": fresh}
+        self.print(as_dict, show)
+
+    def findings(self, found: Iterator[Finding]) -> list[Finding]:
+        """Print findings as they come; returns them."""
+        marks = {"ok": "[green]ok[/green]", "info": "[cyan]--[/cyan]", "failed": "[red]!![/red]"}
+        taken = []
+        for one in found:
+            taken.append(one)
+            if not self._as_json:
+                fix = f"\n   -> {one.fix}" if one.state == "failed" else ""
+                self._output.print(f"{marks[one.state]} {one.name}: ", end="", soft_wrap=True)
+                self._output.print(f"{one.what}{fix}", markup=False, soft_wrap=True)
+        if self._as_json:
+            sys.stdout.write(json.dumps([one.as_dict() for one in taken]) + "\n")
+        return taken
+
+    def verdict(self, verdict: Verdict, run: Run) -> None:
+        def show(console: Console) -> None:
+            for one in verdict.differences[:DIFFERENCES_SHOWN]:
+                console.print(str(one), markup=False, soft_wrap=True)
+            left = len(verdict.differences) - DIFFERENCES_SHOWN
+            if left > 0:
+                console.print(f"... and {left:,} more; --json lists all")
+            compared = ", ".join(f"{count:,} {table}" for table, count in verdict.compared.items()) or "nothing"
+            result = "equal" if verdict.is_equal else f"{len(verdict.differences):,} differences"
+            newer = f"; {verdict.newer:,} rows are newer than the last run" if verdict.newer else ""
+            unreadable = f"; {verdict.unreadable:,} rows of the API cannot be read" if verdict.unreadable else ""
+            console.print(f"Compared {compared}: {result}{newer}{unreadable}. {_requests(run)}.", soft_wrap=True)
+
+        self.print(verdict.as_dict() | {"requests": run.traffic.total}, show)
+
 
 def warnings(run: Run) -> list[str]:
     """What the user should look at, with where to look."""
@@ -151,6 +217,7 @@ def as_dict(
         "requests_total": run.traffic.total,
         "requests": dict(run.traffic.requests),
         "rate_limited": run.traffic.rate_limited,
+        "retry_after": run.traffic.retry_after,
         "retries": run.traffic.retries,
         "received_bytes": run.traffic.received_bytes,
         "budget_used": run.traffic.budget_used,
@@ -214,7 +281,7 @@ def _described(run: Run) -> str:
         for name, progress in run.streams.items()
         if name != "numbers"
     )
-    return f"{streams} · {_requests(run)}"
+    return f"{streams} · {_requests(run)}" if streams else _requests(run)
 
 
 def _requests(run: Run) -> str:
@@ -225,6 +292,10 @@ def _requests(run: Run) -> str:
 
 def _instant(at_ms: int | None) -> str | None:
     return None if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+def _moment(at_ms: int | None) -> str:
+    return "" if at_ms is None else f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d %H:%M}"
 
 
 def _day(at_ms: int | None) -> str:

@@ -85,13 +85,15 @@ def show(status: Status, known: Known, start_ms: int, now: datetime, console: Co
         coverage = known.coverage(stream)
         begin_ms = max(known.oldest_ms(stream) or now_ms - 24 * HOUR_MS, start_ms)
         line = timeline(coverage, begin_ms, now_ms)
-        console.print(f"{stream:>8} {instant(begin_ms):%Y-%m-%d} [green]{line}[/green] now", highlight=False)
+        console.print(
+            f"{stream:>8} {instant(begin_ms):%Y-%m-%d} [green]{line}[/green] now", highlight=False, soft_wrap=True
+        )
         if status.missing[stream]:
             console.print(f"         {status.missing[stream]:,} stretches were never read; the next run goes on there")
         if status.standing[stream]:
             console.print(f"         {status.standing[stream]:,} tie overflows: rows of these instants may be missing")
     shades = "  ".join(f"{shade} read within {_hours(ms)}" for ms, shade in SHADES)
-    console.print(f"         [dim]{shades}  {OLD} longer ago  {NEVER} never[/dim]", highlight=False)
+    console.print(f"         [dim]{shades}  {OLD} longer ago  {NEVER} never[/dim]", highlight=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False)
     for heading in ("run", "outcome", "requests", "new", "changed", "rejected", "seconds"):
         table.add_column(heading, justify="left" if heading in ("run", "outcome") else "right")

@@ -5,6 +5,7 @@ Imports dlt, so `Place.configure_dlt` comes before it.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from dlt.pipeline.exceptions import PipelineStepFailed
 
 from msgbubbles import Run, msgbubbles_source, repairs
 from msgbubbles.errors import Interrupted, MsgBubblesError
+from msgbubbles.run import Repair
 from msgbubbles.stored import Warehouse
 
 from .journal import Journal, store
@@ -98,6 +100,43 @@ def sync(
     if run.stop.is_set():
         run.halt = run.halt or Interrupted("stopped")
         return
+    _finish(place, report, record, say, with_transform=with_transform, publish_minutes=publish_minutes)
+
+
+def repair(
+    place: Place,
+    run: Run,
+    report: Report,
+    wanted: Repair,
+    source_options: dict[str, Any],
+    say: Callable[[str], None],
+    record: Callable[[], dict[str, Any]],
+) -> None:
+    """Read by id what is wanted, and nothing else; then build the marts and publish. Raises as `sync` does."""
+    _recover(place)
+    run.keep_on_error = True
+    run.on_rows = lambda: place.set_pending("repair", "transform", "publish")
+    run.repair = wanted
+    pipeline = pipeline_of(place)
+    with report.timed("load"), _stopping(run):
+        if pipeline.has_pending_data:
+            pipeline.run()
+        pipeline.run(msgbubbles_source(run=run, **source_options).with_resources("chats"))
+        _add_steps(pipeline, report)
+    if not run.stop.is_set():
+        _finish(place, report, record, say, with_transform=True, publish_minutes=math.inf)
+
+
+def _finish(
+    place: Place,
+    report: Report,
+    record: Callable[[], dict[str, Any]],
+    say: Callable[[str], None],
+    *,
+    with_transform: bool,
+    publish_minutes: float,
+) -> None:
+    """Build the marts and publish, where there is something to do."""
     if with_transform and (place.is_pending("transform") or is_outdated(place)):
         place.set_pending("publish")
         say("building the marts")

@@ -27,12 +27,17 @@ def transform(place: Place) -> None:
     model does not correct what an old one has built. Raises `TransformError`."""
     options = ["--full-refresh"] if is_outdated(place) else []
     digest = _models_digest()
-    _run_dbt(place, options)
+    _run_dbt(place, ["run", *options], str(place.work))
     _built_with(place).write_text(digest)
 
 
-def _run_dbt(place: Place, options: list[str]) -> None:
-    os.environ["MSGBUBBLES_DUCKDB_PATH"] = str(place.work)
+def compile_models(place: Place) -> None:
+    """See that the dbt project can be run at all, without a database. Raises `TransformError`."""
+    _run_dbt(place, ["compile"], ":memory:")
+
+
+def _run_dbt(place: Place, command: list[str], database: str) -> None:
+    os.environ["MSGBUBBLES_DUCKDB_PATH"] = database
     from dbt.adapters.duckdb.connections import DuckDBConnectionManager
     from dbt.cli.main import dbtRunner
 
@@ -40,8 +45,7 @@ def _run_dbt(place: Place, options: list[str]) -> None:
     try:
         answer = dbtRunner().invoke(
             [
-                "run",
-                *options,
+                *command,
                 *("--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT)),
                 *("--target-path", str(folder / "target"), "--log-path", str(folder / "logs")),
                 *("--quiet", "--log-level", "none", "--log-level-file", "none", "--no-write-json"),

@@ -92,6 +92,7 @@ class Verifier:
         # What lies later was not there, or not settled, when the last run read.
         self._known_to_ms = {stream: (one.newest_ms or 0) - settings.settle_ms for stream, one in coverage.items()}
         self._rows: dict[str, dict[str, Row]] = {table: {} for table in TABLES.values()}
+        self._chat_of_message: dict[str, str | None] = {}
         database.execute("CREATE TEMP TABLE shown (kind VARCHAR, id VARCHAR)")
 
     def sample(self, count: int, seed: int | None = None) -> None:
@@ -189,6 +190,7 @@ class Verifier:
         if isinstance(row, Message):
             for attachment in row.attachments or ():
                 attachment.message_id = attachment.message_id or row.id
+                self._chat_of_message[row.id] = row.conversation_id
                 self._rows["attachments"][attachment.key] = attachment
 
     def _compare_full_tables(self) -> None:
@@ -200,6 +202,7 @@ class Verifier:
             if rows:
                 self._compare(table, rows)
                 rows.clear()
+        self._chat_of_message.clear()
 
     def _compare(self, table: str, rows: dict[str, Row]) -> None:
         read_at = instant(0)
@@ -218,7 +221,7 @@ class Verifier:
         differing = comparison.differing()
         for number, one in enumerate(comparison.keys):
             row = rows[one]
-            chat_id = one if table == "chats" else getattr(row, "conversation_id", None)
+            chat_id = one if table == "chats" else self._chat_of(row)
             if not comparison.is_stored[number]:
                 self._differs(Difference(table, one, "missing", (), chat_id))
                 continue
@@ -226,6 +229,11 @@ class Verifier:
             if fields:
                 self._differs(Difference(table, one, "different", fields, chat_id))
         self.verdict.compared[table] = self.verdict.compared.get(table, 0) + len(rows)
+
+    def _chat_of(self, row: Row) -> str | None:
+        if isinstance(row, Attachment):
+            return self._chat_of_message.get(row.message_id or "")
+        return getattr(row, "conversation_id", None)
 
     def _surplus_messages(self, condition: str, value: Any) -> None:
         found = self._database.execute(

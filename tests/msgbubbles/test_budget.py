@@ -168,7 +168,7 @@ def test_a_clock_set_back_neither_blocks_nor_gives_the_window_away(budget_of: Op
     budget = budget_of(3)
     for _ in range(3):
         budget.acquire()
-    budget.close_for(3000)
+    budget.limited(3000)
     clock.now -= 500_000
     assert 0 < budget.acquire() <= WINDOW_SECONDS, "those three may have been sent a moment ago"
     clock.now += WINDOW_SECONDS + 0.001
@@ -192,8 +192,8 @@ def test_a_clock_set_forward_does_not_block(budget_of: Open, clock: Clock) -> No
 
 def test_a_429_closes_it_for_everybody_until_it_is_over(budget_of: Open, clock: Clock) -> None:
     one, other = budget_of(100), budget_of(100)
-    one.close_for(20)
-    one.close_for(5)
+    one.limited(20)
+    one.limited(5)
     assert other.acquire() == pytest.approx(20), "the longer one counts"
     assert one.acquire() == pytest.approx(20)
     assert budget_of(100).acquire() == pytest.approx(20), "and it survives a restart"
@@ -204,7 +204,7 @@ def test_a_429_closes_it_for_everybody_until_it_is_over(budget_of: Open, clock: 
 
 def test_it_is_closed_for_an_hour_at_most(budget_of: Open) -> None:
     budget = budget_of()
-    budget.close_for(10**9)
+    budget.limited(10**9)
     assert budget.acquire() == pytest.approx(3600)
 
 

@@ -311,7 +311,7 @@ def test_a_clock_that_is_set_back_does_not_block(tmp_path: Path) -> None:
     budget = RequestBudget(tmp_path / "budget", 2, clock=lambda: now)
     budget.acquire()
     budget.acquire()
-    budget.close_for(3000)
+    budget.limited(3000)
     now -= 500_000
     assert 0 < budget.acquire() <= 61, (
         "what was written a moment ago counts as now, and not as long as the clock is off"
@@ -323,7 +323,7 @@ def test_a_429_closes_it_for_every_process_until_it_is_over(tmp_path: Path) -> N
     now = 1000.0
     one = RequestBudget(tmp_path / "budget", 100, clock=lambda: now)
     other = RequestBudget(tmp_path / "budget", 100, clock=lambda: now)
-    one.close_for(20)
+    one.limited(20)
     assert other.acquire() == 20
     now += 20.5
     assert other.acquire() == 0
