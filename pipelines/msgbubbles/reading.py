@@ -28,11 +28,13 @@ MAX_MINUTES_BETWEEN_RUNS = 60.0
 
 @dataclass
 class _Reach:
-    """How far one task has come: everything in [from_ms, to_ms] was read, beginning at `read_ms`, the API's clock."""
+    """How far one task has come: everything in [from_ms, to_ms] was read, beginning at `read_ms`, the API's clock.
+    `read_before_ms` is when what is read again was read last."""
 
     from_ms: int | None = None
     to_ms: int | None = None
     read_ms: int | None = None
+    read_before_ms: int | None = None
 
 
 class StreamReader(Generic[R]):
@@ -129,6 +131,7 @@ class StreamReader(Generic[R]):
 
     def _read_task(self, task: Task) -> Iterator[Any]:
         reach = _Reach(to_ms=None if task.hi_ms is None else task.hi_ms - 1)
+        reach.read_before_ms = min((read for _, hi, read in self.coverage.pieces if hi > task.lo_ms), default=None)
         if task.kind == "head":
             # What is not settled counts as unread from here on, so that a head that is cut off leaves it as a gap.
             self.coverage.forget_from(task.lo_ms)
@@ -295,7 +298,10 @@ class ThreadReader(StreamReader[Chat]):
             if at_ms is not None and (at_ms < task.lo_ms or (task.hi_ms is not None and at_ms >= task.hi_ms)):
                 continue
             mark = fingerprint(chat)
-            if task.kind == "refresh" or not self._is_settled(mark, at_ms):
+            if task.kind != "refresh" and self._is_settled(mark, at_ms):
+                # It was not read now, so its messages' statuses are as old as they were.
+                reach.read_ms = reach.read_before_ms or reach.read_ms
+            else:
                 lo_ms = self._refresh_floor_ms() if task.kind == "refresh" else self._floor_ms
                 yield from self._read_thread(chat, lo_ms)
             if is_newest:
