@@ -25,26 +25,46 @@ LANDED = {
     " created_at timestamptz",
     "numbers": "handle varchar, label varchar, status varchar, channels json",
 }
+# What the job lands without the column `extra`.
+OWN = {
+    "chat_titles": "chat_id varchar not null, title varchar, updated_at timestamptz, _read_at timestamptz not null",
+    "stream_coverage": "stream varchar, complete_since timestamptz, complete_to timestamptz",
+    "participant_lists": "id varchar, chat_id varchar, handle varchar, _read_at timestamptz",
+    "group_operations": "operation_id varchar, plan_id varchar, key varchar, operation varchar, chat_id varchar,"
+    " handles json, title varchar, requested_at timestamptz, finished_at timestamptz, outcome varchar,"
+    " http_status bigint, error_code varchar, error_message varchar, request_id varchar, _read_at timestamptz",
+    "group_member_operations": "id varchar, operation_id varchar, chat_id varchar, handle varchar, operation varchar,"
+    " happened_at timestamptz, _read_at timestamptz",
+    "rejected_rows": "row_hash varchar, stream varchar, reason varchar, row varchar, request_id varchar,"
+    " _read_at timestamptz",
+}
 DDL = [
     "create schema msgbubbles",
     *(
         f"create table msgbubbles.{table} ({columns}, extra json, _read_at timestamptz, _dlt_load_id varchar not null)"
         for table, columns in LANDED.items()
     ),
-    "create table msgbubbles.chat_titles (chat_id varchar not null, title varchar, updated_at timestamptz,"
-    " _read_at timestamptz not null, _dlt_load_id varchar not null)",
-    "create table msgbubbles.rejected_rows (row_hash varchar, stream varchar, reason varchar, row varchar,"
-    " request_id varchar, _read_at timestamptz, _dlt_load_id varchar not null)",
+    *(
+        f"create table msgbubbles.{table} ({columns}, _dlt_load_id varchar not null)"
+        for table, columns in OWN.items()
+    ),
     "create table msgbubbles._dlt_loads (load_id varchar not null, schema_name varchar, status bigint not null,"
     " inserted_at timestamptz not null, schema_version_hash varchar)",
 ]
-KEYS = {"numbers": ["handle"], "chat_titles": ["chat_id", "_read_at"]}
+KEYS = {
+    "numbers": ["handle"],
+    "chat_titles": ["chat_id", "_read_at"],
+    "stream_coverage": ["stream"],
+    "group_operations": ["operation_id"],
+}
 
 Row = dict[str, Any]
 
 
 class Warehouse:
     """The job's database file."""
+
+    ddl = DDL
 
     def __init__(self, path: Path, dbt_folder: Path) -> None:
         self.path = path
@@ -69,7 +89,8 @@ class Warehouse:
             for table, rows in tables.items():
                 key = KEYS.get(table, ["id"])
                 for row in rows:
-                    landed = {"_read_at": READ_AT} | row | {"_dlt_load_id": load_id}
+                    read_at = {} if table == "stream_coverage" else {"_read_at": READ_AT}
+                    landed = read_at | row | {"_dlt_load_id": load_id}
                     connection.execute(
                         f"delete from msgbubbles.{table} where ({', '.join(key)}) = ({', '.join('?' * len(key))})",
                         [landed[column] for column in key],

@@ -26,7 +26,7 @@ ROWS_OF_A_CHAT = {
 }
 EXPECTED = {
     # total, inbound, outbound, failed, last inbound, last outbound, waiting on
-    "no messages": (0, 0, 0, 0, None, None, "nobody"),
+    "no messages": (None, None, None, None, None, None, None),
     "they wrote": (1, 1, 0, 0, 1, None, "us"),
     "we wrote": (1, 0, 1, 0, None, 1, "them"),
     "we answered": (2, 1, 1, 0, 1, 2, "them"),
@@ -93,6 +93,7 @@ def test_a_row_of_thread_activity(warehouse: Any, at: Any) -> None:
             {"id": "no time", "conversation_id": "a", "cursor_at": None, "direction": "outbound"},
             {"id": "unknown chat", "conversation_id": "elsewhere", "cursor_at": at(1), "direction": "inbound"},
         ],
+        stream_coverage=[{"stream": "messages", "complete_since": at(0), "complete_to": at(60 * 49)}],
     )
     warehouse.transform()
 
@@ -112,13 +113,39 @@ def test_a_row_of_thread_activity(warehouse: Any, at: Any) -> None:
         "messages_inbound": 2,
         "messages_outbound": 0,
         "messages_failed": 0,
+        "messages_delivered": 0,
+        "messages_read": 0,
+        "delivery_rate": None,
+        "read_rate": None,
+        "messages_imessage": 0,
+        "messages_sms": 0,
+        "messages_whatsapp": 0,
+        "main_channel": None,
+        "attachments_total": 3,
+        "distinct_senders": 1,
+        "active_days": 1,
+        "messages_last_7_days": 3,
+        "messages_last_30_days": 3,
+        "dormant_days": 2,
+        "longest_gap_seconds": 180.0,
         "last_inbound_at": at(2),
         "last_outbound_at": None,
+        "initiator": "them",
         "waiting_on": "us",
-        "attachments_total": 3,
+        "unanswered_since": at(1),
+        "our_replies": 0,
+        "their_replies": 0,
+        "our_first_response_seconds": None,
+        "their_first_response_seconds": None,
+        "our_median_reply_seconds": None,
+        "our_p90_reply_seconds": None,
+        "their_median_reply_seconds": None,
+        "their_p90_reply_seconds": None,
+        "messages_complete_since": at(0),
+        "is_complete": True,
         "fetched_at": read_at,
     }
-    assert (not_read["chat_id"], not_read["messages_total"], not_read["waiting_on"]) == ("not read", 0, None)
+    assert (not_read["chat_id"], not_read["messages_total"], not_read["waiting_on"]) == ("not read", None, None)
     assert {row["message_id"]: row["counts_in_thread"] for row in warehouse.rows("from staging.stg_messages")} == {
         "m1": True,
         "m2": True,
@@ -145,19 +172,12 @@ def test_a_deleted_chat_keeps_what_was_read_and_waits_on_nobody(warehouse: Any, 
     warehouse.load("2", chats=[*(chat | deleted for chat in chats), {"id": "never read"} | deleted])
     warehouse.transform()
     *known, never_read = warehouse.mart("thread_activity")
-    assert known == [row | deleted | {"waiting_on": "nobody"} for row in threads]
-    assert never_read == dict.fromkeys(never_read) | deleted | {
-        "chat_id": "never read",
-        "first_message_at": at(1),
-        "latest_message_at": at(1),
+    assert known == [row | deleted | {"waiting_on": "nobody", "unanswered_since": None} for row in threads]
+    assert {name: never_read[name] for name in ("messages_total", "waiting_on", "initiator", "is_complete")} == {
         "messages_total": 1,
-        "messages_inbound": 1,
-        "messages_outbound": 0,
-        "messages_failed": 0,
-        "last_inbound_at": at(1),
         "waiting_on": "nobody",
-        "attachments_total": 0,
-        "fetched_at": never_read["fetched_at"],
+        "initiator": None,
+        "is_complete": False,
     }
     assert warehouse.mart("group_membership") == members
     assert len(members) == 2
@@ -165,52 +185,6 @@ def test_a_deleted_chat_keeps_what_was_read_and_waits_on_nobody(warehouse: Any, 
     warehouse.load("3", chats=chats)  # they are there again
     warehouse.transform()
     assert warehouse.mart("thread_activity")[:2] == threads
-
-
-def test_members_of_groups(warehouse: Any, at: Any) -> None:
-    def message(key: str, chat: str | None, minute: int | None, direction: str | None, sender: str | None) -> Any:
-        return {
-            "id": key,
-            "conversation_id": chat,
-            "cursor_at": None if minute is None else at(minute),
-            "direction": direction,
-            "sender_handle": sender,
-        }
-
-    warehouse.load(
-        "1",
-        chats=[
-            {"id": "g", "is_group": True, "from_handle": "+1", "created_at": at(10)},
-            {"id": "silent", "is_group": True, "from_handle": "+1", "created_at": at(0)},
-            {"id": "bare", "is_group": True},
-            {"id": "two of ours", "is_group": True, "from_handle": "+1"},
-            {"id": "direct", "is_group": False, "from_handle": "+1", "created_at": at(0)},
-            {"id": "unknown", "is_group": None, "from_handle": "+1", "created_at": at(0)},
-        ],
-        messages=[
-            message("1", "g", 20, "inbound", "+2"),
-            message("2", "g", 12, "inbound", "+2"),
-            message("3", "g", 5, "outbound", None),
-            message("4", "g", 30, "inbound", None),
-            message("5", "g", 40, None, "+8"),
-            message("6", "g", None, "inbound", "+9"),
-            message("7", None, 13, "inbound", "+9"),
-            message("8", "g", 50, "outbound", "+9"),
-            message("9", "direct", 13, "inbound", "+2"),
-            message("10", "unknown", 13, "inbound", "+2"),
-            message("11", "bare", 1, "outbound", None),
-            message("12", "two of ours", 3, "inbound", "+1"),
-            message("13", "two of ours", 2, "outbound", None),
-        ],
-    )
-    warehouse.transform()
-
-    assert [tuple(row.values()) for row in warehouse.mart("group_membership")] == [
-        ("g", "+1", "own_number", "own_number", at(5), at(50), 2, 6),
-        ("g", "+2", "message", "message", at(12), at(20), 2, 6),
-        ("silent", "+1", "own_number", "own_number", at(0), at(0), 0, 0),
-        ("two of ours", "+1", "own_number", "own_number,message", at(2), at(3), 2, 2),
-    ]
 
 
 def test_what_no_mart_reads_is_in_staging(warehouse: Any) -> None:

@@ -1,69 +1,226 @@
--- Grain: one row a group chat and a handle. Owner: data team.
--- depends_on: {{ ref('chats_to_build') }}
+-- Grain: one row a group chat, a handle, and a time for which it was a member. Owner: data team.
+-- A chat without members yields a row without a handle: it replaces the chat's old rows, and the hook removes it.
 {{ config(post_hook="delete from {{ this }} where handle is null") }}
+-- depends_on: {{ ref('chats_to_build') }}
 
-with chats_to_build as (
+with groups as (
+    select chat_id, from_handle, created_at, fetched_at
+    from {{ ref('stg_chats') }}
+    where is_group
+),
+
+chats_to_build as (
     {% if is_incremental() -%}
-    select chat_id from {{ ref('chats_to_build') }} where mart = 'group_membership'
-    union
-    -- A message that left a chat shows in no new row of that chat, only in its count.
-    select built.chat_id
-    from {{ this }} as built
-    left join {{ ref('thread_sizes') }} as landed on landed.chat_id = built.chat_id
-    where built.thread_messages_total <> coalesce(landed.messages_total, 0)
+    select touched.chat_id
+    from (
+        select chat_id from {{ ref('chats_to_build') }} where mart = 'group_membership'
+        union
+        select chat_id from {{ source('bookkeeping', 'days_to_build') }} where mart = 'group_membership'
+    ) as touched
+    where
+        touched.chat_id in (select chat_id from groups)
+        or touched.chat_id in (select chat_id from {{ this }})
     {%- else -%}
-    select chat_id from {{ ref('stg_chats') }} where is_group
+    select chat_id from groups
     {%- endif %}
 ),
 
 groups_to_build as (
-    select chat_id, from_handle, created_at
-    from {{ ref('stg_chats') }}
-    where is_group and chat_id in (select chat_id from chats_to_build)
+    select * from groups where chat_id in (select chat_id from chats_to_build)
 ),
 
-evidence as (
-    select chat_id, from_handle as handle, 'own_number' as evidence, created_at as seen_at, 0 as messages
-    from groups_to_build
+messages as (
+    select chat_id, sender as handle, direction, message_at
+    from {{ ref('thread_messages') }}
+    where chat_id in (select chat_id from groups_to_build)
+),
+
+lists as (
+    select lists.chat_id, lists.handle, lists.fetched_at
+    from {{ ref('stg_participant_lists') }} as lists
+    where lists.chat_id in (select chat_id from groups_to_build)
+),
+
+operations as (
+    select operations.chat_id, operations.handle, operations.operation, operations.happened_at
+    from {{ ref('stg_group_member_operations') }} as operations
+    where operations.chat_id in (select chat_id from groups_to_build) and operations.happened_at is not null
+),
+
+-- Instants at which a handle was seen in the group, and the evidence for it.
+seen as (
+    select chat_id, handle, happened_at as seen_at, 'operation' as evidence, 0 as is_message
+    from operations
+    where operation = 'added'
+
+    union all
+
+    select chat_id, handle, fetched_at, 'participant_list', 0 from lists
+
+    union all
+
+    -- Our number is in the group from its beginning on; when that was, the API may not say.
+    select chat_id, from_handle, coalesce(created_at, fetched_at), 'own_number', 0 from groups_to_build
 
     union all
 
     select
-        written.chat_id,
-        case when written.direction = 'outbound' then groups_to_build.from_handle else written.sender_handle end,
-        case when written.direction = 'outbound' then 'own_number' else 'message' end,
-        written.message_at,
+        chat_id,
+        handle,
+        message_at,
+        case when direction = 'outbound' then 'own_number' else 'message' end,
         1
-    from {{ ref('stg_messages') }} as written
-    inner join groups_to_build on groups_to_build.chat_id = written.chat_id
-    where written.counts_in_thread and written.direction in ('inbound', 'outbound')
+    from messages
+    where direction in ('inbound', 'outbound')
+),
+
+-- Whoever we removed had been in the group: where nothing says since when, since its beginning.
+present as (
+    select chat_id, handle, seen_at, evidence, is_message
+    from seen
+    where handle is not null and seen_at is not null
+
+    union all
+
+    select removed.chat_id, removed.handle, groups_to_build.created_at, 'removal', 0
+    from (
+        select chat_id, handle, min(happened_at) as happened_at
+        from operations
+        where operation = 'removed' and handle is not null
+        group by chat_id, handle
+    ) as removed
+    inner join groups_to_build on groups_to_build.chat_id = removed.chat_id
+    left join (
+        select chat_id, handle, min(seen_at) as seen_at
+        from seen
+        group by chat_id, handle
+    ) as first_seen on first_seen.chat_id = removed.chat_id and first_seen.handle = removed.handle
+    where
+        groups_to_build.created_at < removed.happened_at
+        and (first_seen.seen_at is null or first_seen.seen_at >= removed.happened_at)
+),
+
+handles as (
+    select distinct chat_id, handle from present
+),
+
+-- Instants at which it was not. A list says so of whoever is not on it; but not of our number, which it may leave out.
+absent as (
+    select chat_id, handle, happened_at as seen_at, 'operation' as evidence
+    from operations
+    where operation = 'removed'
+
+    union all
+
+    select handles.chat_id, handles.handle, snapshots.fetched_at, 'participant_list'
+    from handles
+    inner join (select distinct chat_id, fetched_at from lists) as snapshots on snapshots.chat_id = handles.chat_id
+    inner join groups_to_build on groups_to_build.chat_id = handles.chat_id
+    left join lists
+        on lists.chat_id = handles.chat_id
+        and lists.handle = handles.handle
+        and lists.fetched_at = snapshots.fetched_at
+    where lists.chat_id is null and handles.handle is distinct from groups_to_build.from_handle
+),
+
+-- One row an instant: at one instant, to be seen is later than not to be seen.
+instants as (
+    select chat_id, handle, seen_at, 0 as is_present, max(case when evidence = 'operation' then 1 else 0 end) as by_us
+    from absent
+    where handle is not null
+    group by chat_id, handle, seen_at
+
+    union all
+
+    select chat_id, handle, seen_at, 1, 0
+    from present
+    group by chat_id, handle, seen_at
+),
+
+-- A membership begins at the first instant of presence, and after absence; it ends at the first instant of absence.
+changes as (
+    select
+        *,
+        case
+            when is_present <> coalesce(lag(is_present) over thread, 0) then 1 else 0
+        end as is_change
+    from instants
+    window thread as (partition by chat_id, handle order by seen_at, is_present)
+),
+
+intervals as (
+    select *
+    from (
+        select
+            chat_id,
+            handle,
+            is_present,
+            seen_at as valid_from,
+            lead(seen_at) over thread as valid_to,
+            case lead(by_us) over thread when 1 then 'operation' when 0 then 'participant_list' end as end_evidence
+        from changes
+        where is_change = 1
+        window thread as (partition by chat_id, handle order by seen_at, is_present)
+    ) as alternating
+    where is_present = 1
 ),
 
 members as (
     select
-        chat_id,
-        handle,
-        max(case when evidence = 'own_number' then 'own_number' end) as own_number,
-        max(case when evidence = 'message' then 'message' end) as message,
-        min(seen_at) as first_seen_at,
-        max(seen_at) as last_seen_at,
-        cast(sum(messages) as bigint) as message_count
-    from evidence
-    where handle is not null
-    group by chat_id, handle
+        intervals.chat_id,
+        intervals.handle,
+        intervals.valid_from,
+        intervals.valid_to,
+        intervals.end_evidence,
+        max(case when present.evidence = 'operation' then 'operation' end) as operation,
+        max(case when present.evidence = 'participant_list' then 'participant_list' end) as participant_list,
+        max(case when present.evidence = 'own_number' then 'own_number' end) as own_number,
+        max(case when present.evidence = 'message' then 'message' end) as message,
+        max(case when present.evidence = 'removal' then 'operation' end) as removal,
+        min(case when present.evidence <> 'removal' then present.seen_at end) as first_seen_at,
+        max(case when present.evidence <> 'removal' then present.seen_at end) as last_seen_at,
+        cast(sum(present.is_message) as bigint) as messages
+    from intervals
+    inner join present
+        on present.chat_id = intervals.chat_id
+        and present.handle = intervals.handle
+        and present.seen_at >= intervals.valid_from
+        and (present.seen_at < intervals.valid_to or intervals.valid_to is null)
+    group by
+        intervals.chat_id, intervals.handle, intervals.valid_from, intervals.valid_to, intervals.end_evidence
+),
+
+threads as (
+    select chat_id, count(*) as messages_total
+    from messages
+    group by chat_id
 )
 
--- A chat with no member left yields a row without a handle: it replaces the chat's old rows, and the hook removes it.
 select
     chats_to_build.chat_id,
     members.handle,
+    members.valid_from,
+    members.valid_to,
+    members.valid_to is null as is_current,
     -- In the order of their weight: the first is the main one.
-    coalesce(members.own_number, members.message) as evidence,
-    concat_ws(',', members.own_number, members.message) as evidence_all,
+    coalesce(
+        members.operation, members.participant_list, members.own_number, members.message, members.removal
+    ) as evidence,
+    concat_ws(
+        ',',
+        coalesce(members.operation, members.removal), members.participant_list, members.own_number, members.message
+    ) as evidence_all,
+    case
+        when coalesce(members.operation, members.participant_list, members.own_number) is not null then 'high'
+        when members.message is not null then 'medium'
+        else 'low'
+    end as confidence,
+    members.end_evidence,
     members.first_seen_at,
     members.last_seen_at,
-    members.message_count,
-    coalesce(thread_sizes.messages_total, 0) as thread_messages_total
+    case when threads.chat_id is not null then members.messages end as message_count,
+    cast(members.messages as double precision) / threads.messages_total as message_share,
+    threads.messages_total as thread_messages_total
 from chats_to_build
 left join members on members.chat_id = chats_to_build.chat_id
-left join {{ ref('thread_sizes') }} as thread_sizes on thread_sizes.chat_id = chats_to_build.chat_id
+left join threads on threads.chat_id = chats_to_build.chat_id

@@ -1,71 +1,171 @@
 -- Grain: one row a chat. Owner: data team.
--- depends_on: {{ ref('chats_to_build') }}, {{ ref('thread_sizes') }}
-with chats as (
-    select * from {{ ref('stg_chats') }}
-    {% if is_incremental() -%}
-    where
-        chat_id in (select chat_id from {{ ref('chats_to_build') }} where mart = 'thread_activity')
-        -- A message that left a chat shows in no new row of that chat, only in its count.
-        or chat_id in (
-            select built.chat_id
-            from {{ this }} as built
-            left join {{ ref('thread_sizes') }} as landed on landed.chat_id = built.chat_id
-            where built.messages_total <> coalesce(landed.messages_total, 0)
-        )
-    {%- endif %}
+-- A view: what depends on how far the messages have been read changes for all chats at once, and is not built.
+{{ config(materialized='view') }}
+
+with coverage as ( -- always one row
+    select
+        min(complete_since) as complete_since,
+        max(complete_to) as complete_to,
+        cast({{ local_time('max(complete_to)') }} as date) as day
+    from {{ ref('stg_stream_coverage') }}
+    where stream = 'messages'
+),
+
+recent as (
+    select
+        chat_id,
+        sum(case when daily.day > coverage.day - 7 then daily.messages_total else 0 end) as messages_last_7_days,
+        sum(daily.messages_total) as messages_last_30_days
+    from {{ ref('thread_activity_daily') }} as daily
+    cross join coverage
+    where daily.day > coverage.day - 30
+    group by daily.chat_id
 ),
 
 threads as (
     select
-        chat_id,
-        min(message_at) as first_message_at,
-        max(message_at) as latest_message_at,
-        count(*) as messages_total,
-        count(case when direction = 'inbound' then 1 end) as messages_inbound,
-        count(case when direction = 'outbound' then 1 end) as messages_outbound,
-        count(case when direction = 'outbound' and status = 'failed' then 1 end) as messages_failed,
-        max(case when direction = 'inbound' then message_at end) as last_inbound_at,
-        max(case when direction = 'outbound' then message_at end) as last_outbound_at,
-        -- A failed message reached nobody, so it is no answer. One without a status is taken as sent.
-        max(
-            case when direction = 'outbound' and coalesce(status, '') <> 'failed' then message_at end
-        ) as last_answer_at,
-        cast(coalesce(sum(attachment_count), 0) as bigint) as attachments_total,
-        max(fetched_at) as fetched_at
-    from {{ ref('stg_messages') }}
-    where counts_in_thread and chat_id in (select chat_id from chats)
-    group by chat_id
+        chats.chat_id,
+        chats.from_handle,
+        chats.remote_handle,
+        chats.is_group,
+        chats.title,
+        chats.created_at as chat_created_at,
+        chats.deleted_at,
+        chats.last_message_at,
+        chats.fetched_at as chat_fetched_at,
+        measures.first_message_at,
+        measures.latest_message_at,
+        measures.messages_total as messages_read_total,
+        measures.messages_inbound,
+        measures.messages_outbound,
+        measures.messages_failed,
+        measures.messages_delivered,
+        measures.messages_read,
+        measures.messages_imessage,
+        measures.messages_sms,
+        measures.messages_whatsapp,
+        measures.main_channel,
+        measures.attachments_total,
+        measures.distinct_senders,
+        measures.active_days,
+        measures.longest_gap_seconds,
+        measures.last_inbound_at,
+        measures.last_outbound_at,
+        measures.first_side,
+        measures.waiting_on,
+        measures.unanswered_since,
+        measures.our_replies,
+        measures.their_replies,
+        measures.our_first_response_seconds,
+        measures.their_first_response_seconds,
+        measures.our_median_reply_seconds,
+        measures.our_p90_reply_seconds,
+        measures.their_median_reply_seconds,
+        measures.their_p90_reply_seconds,
+        measures.messages_fetched_at,
+        coverage.complete_since as messages_complete_since,
+        coverage.complete_to as messages_complete_to,
+        coverage.day as coverage_day,
+        -- From the chat's beginning on, all messages have been read. A chat that was deleted before it was read has
+        -- no beginning.
+        coalesce(
+            coverage.complete_since
+            <= least(coalesce(chats.created_at, timestamptz '1970-01-01 00:00:00+00'), measures.first_message_at),
+            false
+        ) and (chats.deleted_at is null or chats.created_at is not null) as is_beginning_read,
+        -- The latest message has been read.
+        coalesce(
+            measures.latest_message_at >= chats.last_message_at or chats.last_message_at < coverage.complete_to,
+            chats.last_message_at is null
+        ) as is_end_read,
+        recent.messages_last_7_days,
+        recent.messages_last_30_days
+    from {{ ref('stg_chats') }} as chats
+    cross join coverage
+    left join {{ ref('thread_measures') }} as measures on measures.chat_id = chats.chat_id
+    left join recent on recent.chat_id = chats.chat_id
+),
+
+-- Where no message was read, there were none only if all that there were have been read.
+counted as (
+    select
+        *,
+        case
+            when messages_read_total is null and is_beginning_read and last_message_at is null then 0
+            else messages_read_total
+        end as messages_total
+    from threads
 )
 
 select
-    chats.chat_id,
-    chats.from_handle,
-    chats.remote_handle,
-    chats.is_group,
-    chats.title,
-    chats.created_at as chat_created_at,
-    chats.deleted_at,
-    chats.last_message_at,
-    threads.first_message_at,
-    threads.latest_message_at,
-    coalesce(threads.messages_total, 0) as messages_total,
-    coalesce(threads.messages_inbound, 0) as messages_inbound,
-    coalesce(threads.messages_outbound, 0) as messages_outbound,
-    coalesce(threads.messages_failed, 0) as messages_failed,
-    threads.last_inbound_at,
-    threads.last_outbound_at,
+    chat_id,
+    from_handle,
+    remote_handle,
+    is_group,
+    title,
+    chat_created_at,
+    deleted_at,
+    last_message_at,
+    first_message_at,
+    latest_message_at,
+    messages_total,
+    case when messages_total = 0 then 0 else messages_inbound end as messages_inbound,
+    case when messages_total = 0 then 0 else messages_outbound end as messages_outbound,
+    case when messages_total = 0 then 0 else messages_failed end as messages_failed,
+    case when messages_total = 0 then 0 else messages_delivered end as messages_delivered,
+    case when messages_total = 0 then 0 else messages_read end as messages_read,
+    cast(messages_delivered as double precision) / nullif(messages_outbound, 0) as delivery_rate,
+    cast(messages_read as double precision) / nullif(messages_delivered, 0) as read_rate,
+    case when messages_total = 0 then 0 else messages_imessage end as messages_imessage,
+    case when messages_total = 0 then 0 else messages_sms end as messages_sms,
+    case when messages_total = 0 then 0 else messages_whatsapp end as messages_whatsapp,
+    main_channel,
+    case when messages_total = 0 then 0 else attachments_total end as attachments_total,
+    case when messages_total = 0 then 0 else distinct_senders end as distinct_senders,
+    case when messages_total = 0 then 0 else active_days end as active_days,
+    case
+        when
+            messages_total is not null
+            and messages_complete_since <= greatest(
+                {{ midnight('coverage_day - 6') }}, least(chat_created_at, first_message_at)
+            )
+            then cast(coalesce(messages_last_7_days, 0) as bigint)
+    end as messages_last_7_days,
+    case
+        when
+            messages_total is not null
+            and messages_complete_since <= greatest(
+                {{ midnight('coverage_day - 29') }}, least(chat_created_at, first_message_at)
+            )
+            then cast(coalesce(messages_last_30_days, 0) as bigint)
+    end as messages_last_30_days,
+    case
+        when is_end_read and messages_complete_to is not null
+            then cast(floor(
+                {{ seconds_between('latest_message_at', 'greatest(messages_complete_to, latest_message_at)') }} / 86400
+            ) as bigint)
+    end as dormant_days,
+    longest_gap_seconds,
+    last_inbound_at,
+    last_outbound_at,
+    case when is_beginning_read then first_side end as initiator,
     case
         -- Nobody can write in a deleted chat.
-        when chats.deleted_at is not null then 'nobody'
-        -- The API says that there are messages, and none of them has been read.
-        when threads.chat_id is null and chats.last_message_at is not null then null
-        when threads.last_inbound_at is null and threads.last_answer_at is null then 'nobody'
-        when threads.last_inbound_at is null then 'them'
-        -- At one instant the inbound message counts as the later: rather a thread too many to look at than one missed.
-        when threads.last_answer_at is null or threads.last_inbound_at >= threads.last_answer_at then 'us'
-        else 'them'
+        when deleted_at is not null then 'nobody'
+        when not is_end_read then null
+        when messages_total = 0 then 'nobody'
+        else waiting_on
     end as waiting_on,
-    coalesce(threads.attachments_total, 0) as attachments_total,
-    greatest(chats.fetched_at, threads.fetched_at) as fetched_at
-from chats
-left join threads on threads.chat_id = chats.chat_id
+    case when deleted_at is null and is_end_read then unanswered_since end as unanswered_since,
+    case when messages_total = 0 then 0 else our_replies end as our_replies,
+    case when messages_total = 0 then 0 else their_replies end as their_replies,
+    case when is_beginning_read then our_first_response_seconds end as our_first_response_seconds,
+    case when is_beginning_read then their_first_response_seconds end as their_first_response_seconds,
+    our_median_reply_seconds,
+    our_p90_reply_seconds,
+    their_median_reply_seconds,
+    their_p90_reply_seconds,
+    messages_complete_since,
+    is_beginning_read and is_end_read as is_complete,
+    greatest(chat_fetched_at, messages_fetched_at) as fetched_at
+from counted

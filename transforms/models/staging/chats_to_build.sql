@@ -1,35 +1,39 @@
 -- Grain: one row a mart and a chat that has rows of a load which the mart does not hold yet.
-with marts as (
-    select mart, built_from
-    from (
-        values -- a mart that is not here never changes
-            ('thread_activity', 'chats'),
-            ('thread_activity', 'messages'),
-            ('group_membership', 'chats'),
-            ('group_membership', 'messages'),
-            ('chat_title_history', 'chat_titles')
-    ) as marts (mart, built_from)
-),
+-- What the messages of a chat change in the marts that count them is in days_to_build.
+{{ config(materialized='table') }}
 
-unbuilt_loads as (
-    select marts.mart, marts.built_from, loads.load_id
-    from marts
-    cross join {{ ref('loads') }} as loads
-    left join {{ source('bookkeeping', 'built_loads') }} as built
-        on built.mart = marts.mart and built.load_id = loads.load_id
-    where built.load_id is null
-),
+with touched as (
+    select 'thread_messages' as mart, chat_id from {{ ref('changed_messages') }}
 
-touched as (
-    select 'chats' as landed_in, chat_id, load_id from {{ ref('stg_chats') }}
     union all
-    select 'messages', chat_id, load_id from {{ ref('stg_messages') }}
+
+    select unbuilt_loads.mart, chats.chat_id
+    from {{ ref('stg_chats') }} as chats
+    inner join {{ ref('unbuilt_loads') }} as unbuilt_loads on unbuilt_loads.load_id = chats.load_id
+    where unbuilt_loads.mart in ('thread_messages', 'thread_measures', 'group_membership')
+
     union all
-    select 'chat_titles', chat_id, load_id from {{ ref('stg_chat_titles') }}
+
+    select unbuilt_loads.mart, lists.chat_id
+    from {{ ref('stg_participant_lists') }} as lists
+    inner join {{ ref('unbuilt_loads') }} as unbuilt_loads on unbuilt_loads.load_id = lists.load_id
+    where unbuilt_loads.mart = 'group_membership'
+
+    union all
+
+    select unbuilt_loads.mart, operations.chat_id
+    from {{ ref('stg_group_member_operations') }} as operations
+    inner join {{ ref('unbuilt_loads') }} as unbuilt_loads on unbuilt_loads.load_id = operations.load_id
+    where unbuilt_loads.mart = 'group_membership'
+
+    union all
+
+    select unbuilt_loads.mart, titles.chat_id
+    from {{ ref('stg_chat_titles') }} as titles
+    inner join {{ ref('unbuilt_loads') }} as unbuilt_loads on unbuilt_loads.load_id = titles.load_id
+    where unbuilt_loads.mart = 'chat_title_history'
 )
 
-select distinct unbuilt_loads.mart, touched.chat_id
+select distinct mart, chat_id
 from touched
-inner join unbuilt_loads
-    on unbuilt_loads.load_id = touched.load_id and unbuilt_loads.built_from = touched.landed_in
-where touched.chat_id is not null
+where chat_id is not null

@@ -1,0 +1,461 @@
+"""The marts once more, in plain Python: what each row has to be, computed message by message from the landed rows.
+
+Written from the descriptions of the columns, not from the SQL. A world is a dict of the landed tables' rows by table
+name; a mart is a list of rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from datetime import UTC, date, datetime, timedelta
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+from zoneinfo import ZoneInfo
+
+Row = dict[str, Any]
+World = dict[str, list[Row]]
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+
+
+def seconds(span: timedelta) -> float:
+    return (span // timedelta(microseconds=1)) / 1_000_000
+
+
+def percentile(share: Fraction, spans: Iterable[timedelta]) -> float | None:
+    """Linear interpolation between the ranks, rounded half up to the millisecond; seconds."""
+    values = sorted(span // timedelta(microseconds=1) for span in spans)
+    if not values:
+        return None
+    rank = share * (len(values) - 1)
+    low = values[int(rank)]
+    high = values[min(int(rank) + 1, len(values) - 1)]
+    microseconds = low + (high - low) * (rank - int(rank))
+    return int(microseconds / 1000 + Fraction(1, 2)) / 1000
+
+
+class Message:
+    """A message of a thread, in its order; `asked_at` where it is a reply: when the other side began to wait."""
+
+    def __init__(self, row: Row, chat: Row, zone: ZoneInfo) -> None:
+        self.row = row
+        self.chat = chat
+        self.at: datetime = row["cursor_at"]
+        self.local = self.at.astimezone(zone)
+        self.day = self.local.date()
+        self.inbound = row["direction"] == "inbound"
+        self.outbound = row["direction"] == "outbound"
+        self.failed = self.outbound and row["status"] == "failed"
+        self.side = "them" if self.inbound else "us" if self.outbound and not self.failed else None
+        self.read = self.side == "us" and (row["status"] == "read" or row["read_at"] is not None)
+        self.delivered = self.side == "us" and (
+            self.read or row["status"] == "delivered" or row["delivered_at"] is not None
+        )
+        self.sender = None
+        if self.outbound:
+            self.sender = chat["from_handle"]
+        elif self.inbound:
+            self.sender = row["sender_handle"] or (chat["remote_handle"] if chat["is_group"] is False else None)
+        self.asked_at: datetime | None = None
+
+    @property
+    def waited(self) -> timedelta | None:
+        return None if self.asked_at is None else self.at - self.asked_at
+
+
+def threads(world: World, zone: ZoneInfo) -> dict[str, list[Message]]:
+    """The messages of each chat, in their order."""
+    found = {}
+    for chat in world["chats"]:
+        messages = [
+            Message(row, chat, zone)
+            for row in world["messages"]
+            if row["conversation_id"] == chat["id"] and row["cursor_at"] is not None
+        ]
+        messages.sort(key=lambda m: (m.at, m.inbound, m.row["id"]))
+        turn_side, turn_began = None, None
+        for message in messages:
+            if message.side is not None and message.side != turn_side:
+                message.asked_at = turn_began
+                turn_side, turn_began = message.side, message.at
+        found[chat["id"]] = messages
+    return found
+
+
+def coverage(world: World) -> tuple[datetime | None, datetime | None]:
+    for row in world["stream_coverage"]:
+        if row["stream"] == "messages":
+            return row["complete_since"], row["complete_to"]
+    return None, None
+
+
+def main_channel(messages: list[Message]) -> str | None:
+    known = [m for m in messages if m.row["channel"]]
+    counts = Counter(m.row["channel"] for m in known)
+    latest = {m.row["channel"]: m.at for m in known}  # they are in order
+    best = sorted(counts, key=lambda channel: (-counts[channel], EPOCH - latest[channel], channel))
+    return best[0] if best else None
+
+
+def thread_activity(world: World, zone: ZoneInfo) -> list[Row]:
+    since, to = coverage(world)
+    return [_thread(chat, messages, since, to, zone) for chat, messages in _chats_and_threads(world, zone)]
+
+
+def _chats_and_threads(world: World, zone: ZoneInfo) -> list[tuple[Row, list[Message]]]:
+    by_chat = threads(world, zone)
+    return [(chat, by_chat[chat["id"]]) for chat in world["chats"]]
+
+
+def _thread(chat: Row, messages: list[Message], since: datetime | None, to: datetime | None, zone: ZoneInfo) -> Row:
+    began = min([m.at for m in messages[:1]] + [chat["created_at"] or EPOCH])
+    beginning_read = since is not None and since <= began
+    if chat["deleted_at"] and not chat["created_at"]:
+        beginning_read = False
+    latest = messages[-1].at if messages else None
+    last = chat["last_message_at"]
+    end_read = last is None or (latest is not None and latest >= last) or (to is not None and last < to)
+    known = bool(messages) or (beginning_read and last is None)
+
+    def counted(wanted: Iterable[Any]) -> int | None:
+        return len(list(wanted)) if known else None
+
+    def recent(days: int) -> int | None:
+        if to is None or since is None or not known:
+            return None
+        first_day = to.astimezone(zone).date() - timedelta(days=days - 1)
+        window = datetime.combine(first_day, datetime.min.time(), zone)
+        chat_began = min([m.at for m in messages[:1]] + [chat["created_at"]] * bool(chat["created_at"]), default=window)
+        if since > max(window, chat_began):
+            return None
+        return sum(m.day >= first_day for m in messages)
+
+    ours = [m for m in messages if m.asked_at and m.side == "us"]
+    theirs = [m for m in messages if m.asked_at and m.side == "them"]
+    voices = [m for m in messages if m.side]
+    delivered = [m for m in messages if m.delivered]
+    read = [m for m in messages if m.read]
+    outbound = [m for m in messages if m.outbound]
+    waiting_on: str | None
+    if chat["deleted_at"]:
+        waiting_on = "nobody"
+    elif not end_read or not known:
+        waiting_on = None
+    elif not voices:
+        waiting_on = "nobody"
+    else:
+        waiting_on = {"them": "us", "us": "them"}[voices[-1].side or ""]
+    unanswered_since = None
+    if waiting_on == "us":
+        for message in reversed(voices):
+            if message.side == "us":
+                break
+            unanswered_since = message.at
+    gaps = [later.at - earlier.at for earlier, later in pairwise(messages)]
+    return {
+        "chat_id": chat["id"],
+        **{name: chat[name] for name in ("from_handle", "remote_handle", "is_group", "title")},
+        "chat_created_at": chat["created_at"],
+        "deleted_at": chat["deleted_at"],
+        "last_message_at": last,
+        "first_message_at": messages[0].at if messages else None,
+        "latest_message_at": latest,
+        "messages_total": counted(messages),
+        "messages_inbound": counted(m for m in messages if m.inbound),
+        "messages_outbound": counted(outbound),
+        "messages_failed": counted(m for m in messages if m.failed),
+        "messages_delivered": counted(delivered),
+        "messages_read": counted(read),
+        "delivery_rate": len(delivered) / len(outbound) if outbound else None,
+        "read_rate": len(read) / len(delivered) if delivered else None,
+        "messages_imessage": counted(m for m in messages if m.row["channel"] == "imessage"),
+        "messages_sms": counted(m for m in messages if m.row["channel"] == "sms"),
+        "messages_whatsapp": counted(m for m in messages if m.row["channel"] == "whatsapp"),
+        "main_channel": main_channel(messages),
+        "attachments_total": sum(m.row["attachment_count"] or 0 for m in messages) if known else None,
+        "distinct_senders": counted({m.sender for m in messages if m.sender is not None}),
+        "active_days": counted({m.day for m in messages}),
+        "messages_last_7_days": recent(7),
+        "messages_last_30_days": recent(30),
+        "dormant_days": None if not (latest and to and end_read) else max(to - latest, 0 * SECOND) // timedelta(days=1),
+        "longest_gap_seconds": seconds(max(gaps)) if gaps else None,
+        "last_inbound_at": max((m.at for m in messages if m.inbound), default=None),
+        "last_outbound_at": max((m.at for m in outbound), default=None),
+        "initiator": voices[0].side if voices and beginning_read else None,
+        "waiting_on": waiting_on,
+        "unanswered_since": unanswered_since,
+        "our_replies": counted(ours),
+        "their_replies": counted(theirs),
+        "our_first_response_seconds": seconds(ours[0].waited) if ours and beginning_read else None,
+        "their_first_response_seconds": seconds(theirs[0].waited) if theirs and beginning_read else None,
+        **_reply_percentiles("our", ours, p90=True),
+        **_reply_percentiles("their", theirs, p90=True),
+        "messages_complete_since": since,
+        "is_complete": beginning_read and end_read,
+        "fetched_at": max(row["_read_at"] for row in [chat, *(m.row for m in messages)]),
+    }
+
+
+def _reply_percentiles(whose: str, replies: list[Message], *, p90: bool) -> Row:
+    waited = [m.waited for m in replies if m.waited is not None]
+    row = {f"{whose}_median_reply_seconds": percentile(Fraction(1, 2), waited)}
+    if p90:
+        row[f"{whose}_p90_reply_seconds"] = percentile(Fraction(9, 10), waited)
+    return row
+
+
+def _traffic(messages: list[Message]) -> Row:
+    return {
+        "messages_total": len(messages),
+        "messages_inbound": sum(m.inbound for m in messages),
+        "messages_outbound": sum(m.outbound for m in messages),
+    }
+
+
+def _replies(messages: list[Message]) -> Row:
+    return {
+        "messages_failed": sum(m.failed for m in messages),
+        "our_replies": sum(bool(m.asked_at) and m.side == "us" for m in messages),
+        "their_replies": sum(bool(m.asked_at) and m.side == "them" for m in messages),
+    }
+
+
+def thread_activity_daily(world: World, zone: ZoneInfo) -> list[Row]:
+    days: dict[tuple[str, date], list[Message]] = defaultdict(list)
+    for chat, messages in threads(world, zone).items():
+        for message in messages:
+            days[chat, message.day].append(message)
+    return [
+        {
+            "chat_id": chat,
+            "day": day,
+            **_traffic(messages),
+            **_replies(messages),
+            "distinct_senders": len({m.sender for m in messages} - {None}),
+            "first_message_at": messages[0].at,
+            "latest_message_at": messages[-1].at,
+        }
+        for (chat, day), messages in days.items()
+    ]
+
+
+def thread_activity_hours(world: World, zone: ZoneInfo) -> list[Row]:
+    hours: dict[tuple[str, int, int], list[Message]] = defaultdict(list)
+    for chat, messages in threads(world, zone).items():
+        for message in messages:
+            hours[chat, message.local.isoweekday(), message.local.hour].append(message)
+    return [
+        {"chat_id": chat, "weekday": weekday, "hour": hour, **_traffic(messages)}
+        for (chat, weekday, hour), messages in hours.items()
+    ]
+
+
+def number_activity_daily(world: World, zone: ZoneInfo) -> list[Row]:
+    days: dict[tuple[str, date], list[Message]] = defaultdict(list)
+    new: Counter[tuple[str, date]] = Counter()
+    for chat, messages in _chats_and_threads(world, zone):
+        for number, message in enumerate(messages):
+            if chat["from_handle"] is None:
+                continue
+            key = chat["from_handle"], message.day
+            days[key].append(message)
+            created = chat["created_at"]
+            if number == 0 and (created is None or created.astimezone(zone).date() >= message.day):
+                new[key] += 1
+    return [
+        {
+            "from_handle": handle,
+            "day": day,
+            "threads_active": len({m.chat["id"] for m in messages}),
+            "threads_new": new[handle, day],
+            **_traffic(messages),
+            **_replies(messages),
+            **_reply_percentiles("our", [m for m in messages if m.asked_at and m.side == "us"], p90=True),
+            **_reply_percentiles("their", [m for m in messages if m.asked_at and m.side == "them"], p90=False),
+        }
+        for (handle, day), messages in days.items()
+    ]
+
+
+WEIGHTS = ("operation", "participant_list", "own_number", "message")
+
+
+def group_membership(world: World, zone: ZoneInfo) -> list[Row]:
+    rows = []
+    for chat, messages in _chats_and_threads(world, zone):
+        if chat["is_group"]:
+            rows += _members(chat, messages, world)
+    return rows
+
+
+def _members(chat: Row, messages: list[Message], world: World) -> list[Row]:
+    """For each handle: walk through what is known of it in order of time, being in or out."""
+    own = chat["from_handle"]
+    operations = [row for row in world["group_member_operations"] if row["chat_id"] == chat["id"]]
+    lists: dict[datetime, set[str | None]] = defaultdict(set)
+    for row in world["participant_lists"]:
+        if row["chat_id"] == chat["id"]:
+            lists[row["_read_at"]].add(row["handle"])
+    seen: list[tuple[str, datetime, str]] = [
+        (row["handle"], row["happened_at"], "operation") for row in operations if row["operation"] == "added"
+    ]
+    seen += [(handle, at, "participant_list") for at, members in lists.items() for handle in members if handle]
+    seen += [(m.sender, m.at, "own_number" if m.outbound else "message") for m in messages if m.sender]
+    if own:
+        seen.append((own, chat["created_at"] or chat["_read_at"], "own_number"))
+    removed = [(row["handle"], row["happened_at"]) for row in operations if row["operation"] == "removed"]
+
+    rows = []
+    for handle in sorted({handle for handle, *_ in seen} | {handle for handle, _ in removed}):
+        # (instant, whether it is there, evidence): at one instant, absence sorts first
+        events = [(at, True, evidence) for who, at, evidence in seen if who == handle]
+        gone = [at for who, at in removed if who == handle]
+        if (
+            gone
+            and chat["created_at"]
+            and chat["created_at"] < min(gone) <= min((at for at, *_ in events), default=min(gone))
+        ):
+            events.append((chat["created_at"], True, "removal"))
+        events += [(at, False, "operation") for at in gone]
+        events += [
+            (at, False, "participant_list") for at, members in lists.items() if handle not in members and handle != own
+        ]
+        events.sort(key=lambda event: (event[0], event[1], event[2]))
+        spells: list[dict[str, Any]] = []
+        inside = False
+        for at, is_there, evidence in events:
+            if is_there and not inside:
+                spells.append({"from": at, "to": None, "end": None, "events": []})
+            if is_there:
+                spells[-1]["events"].append((at, evidence))
+            elif inside:
+                spells[-1] |= {"to": at, "end": evidence}
+            inside = is_there
+        rows += [_member(chat, handle, spell, messages) for spell in spells]
+    return rows
+
+
+def _member(chat: Row, handle: str, spell: dict[str, Any], messages: list[Message]) -> Row:
+    kinds = {evidence for _, evidence in spell["events"]}
+    real = [at for at, evidence in spell["events"] if evidence != "removal"]
+    if "removal" in kinds:
+        confidence = (
+            "low" if not real else "high" if kinds & {"operation", "participant_list", "own_number"} else "medium"
+        )
+    else:
+        confidence = "medium" if kinds == {"message"} else "high"
+    evidence = [kind for kind in WEIGHTS if kind in kinds or (kind == "operation" and "removal" in kinds)]
+    main = [kind for kind in evidence if kind in kinds] or evidence
+    wrote = sum(
+        m.sender == handle and m.at >= spell["from"] and (spell["to"] is None or m.at < spell["to"]) for m in messages
+    )
+    return {
+        "chat_id": chat["id"],
+        "handle": handle,
+        "valid_from": spell["from"],
+        "valid_to": spell["to"],
+        "is_current": spell["to"] is None,
+        "evidence": main[0],
+        "evidence_all": ",".join(evidence),
+        "confidence": confidence,
+        "end_evidence": spell["end"],
+        "first_seen_at": min(real, default=None),
+        "last_seen_at": max(real, default=None),
+        "message_count": wrote if messages else None,
+        "message_share": wrote / len(messages) if messages else None,
+        "thread_messages_total": len(messages) or None,
+    }
+
+
+def contact(world: World, zone: ZoneInfo) -> list[Row]:
+    ours = {row["handle"] for row in world["numbers"]} | {chat["from_handle"] for chat in world["chats"]}
+    direct: dict[str, list[Row]] = defaultdict(list)
+    for row in thread_activity(world, zone):
+        if row["remote_handle"] is not None and row["is_group"] is False:
+            direct[row["remote_handle"]].append(row)
+    grouped: dict[str, list[Row]] = defaultdict(list)
+    for row in group_membership(world, zone):
+        grouped[row["handle"]].append(row)
+
+    def total(rows: list[Row], column: str) -> int | None:
+        known = [row[column] for row in rows if row[column] is not None]
+        return sum(known) if known else None
+
+    def known(*values: Any) -> list[Any]:
+        return [value for value in values if value is not None]
+
+    rows = []
+    for handle in {*direct, *grouped} - ours:
+        chats, groups = direct[handle], grouped[handle]
+        rows.append(
+            {
+                "handle": handle,
+                "threads": len(chats),
+                "threads_waiting_on_us": sum(row["waiting_on"] == "us" for row in chats),
+                "groups_ever": len({row["chat_id"] for row in groups}),
+                "groups_current": len({row["chat_id"] for row in groups if row["is_current"]}),
+                "first_contact_at": min(
+                    known(*(r["first_message_at"] for r in chats), *(r["first_seen_at"] for r in groups)), default=None
+                ),
+                "last_contact_at": max(
+                    known(*(r["latest_message_at"] for r in chats), *(r["last_seen_at"] for r in groups)), default=None
+                ),
+                "messages_inbound": total(chats, "messages_inbound"),
+                "messages_outbound": total(chats, "messages_outbound"),
+                "messages_in_groups": total(groups, "message_count"),
+                "channels": ",".join(
+                    name for name in ("imessage", "sms", "whatsapp") if (total(chats, f"messages_{name}") or 0) > 0
+                )
+                or None,
+            }
+        )
+    return rows
+
+
+def chat_title_history(world: World, _zone: ZoneInfo) -> list[Row]:
+    rows: list[Row] = []
+    before: Row = {"chat_id": None}
+    for seen in sorted(world["chat_titles"], key=lambda row: (row["chat_id"], row["_read_at"])):
+        valid_from = min(seen["updated_at"] or seen["_read_at"], seen["_read_at"])
+        is_first = seen["chat_id"] != before["chat_id"]
+        if not is_first:
+            valid_from = max(valid_from, before["_read_at"])
+        if is_first or seen["title"] != before["title"]:
+            if not is_first:
+                rows[-1] |= {"valid_to": valid_from, "is_current": False}
+            rows.append(
+                {
+                    "chat_id": seen["chat_id"],
+                    "title": seen["title"],
+                    "valid_from": valid_from,
+                    "valid_to": None,
+                    "is_current": True,
+                    "first_seen_at": seen["_read_at"],
+                }
+            )
+        before = seen
+    return rows
+
+
+def differences(built: list[Row], expected: list[Row]) -> list[Row]:
+    """The rows that only one side has, without the columns in which all of these agree."""
+    only = [row for row in built if row not in expected] + [row for row in expected if row not in built]
+    same = {name for name in (only[0] if len(only) > 1 else ()) if all(r.get(name) == only[0][name] for r in only)}
+    surplus = [{"rows": len(built), "expected": len(expected)}] if len(built) != len(expected) else []
+    return surplus + [{name: row[name] for name in row if name not in same} for row in only]
+
+
+MARTS = {
+    mart.__name__: mart
+    for mart in (
+        thread_activity,
+        thread_activity_daily,
+        thread_activity_hours,
+        number_activity_daily,
+        group_membership,
+        contact,
+        chat_title_history,
+    )
+}

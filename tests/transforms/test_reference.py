@@ -1,0 +1,195 @@
+"""The marts' SQL against the same in plain Python, over small worlds full of ties, gaps and contradictions.
+
+The models are compiled once by dbt and then run by DuckDB alone, so that a world costs milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import duckdb
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from marts_reference import MARTS, World, differences
+
+ZONE = ZoneInfo("Europe/Berlin")
+# Around midnight in Berlin, and around the night on which its clocks go forward.
+INSTANTS = [
+    datetime(2026, 3, 27, 22, 59, 59, 999_000, tzinfo=UTC),
+    datetime(2026, 3, 27, 23, 0, tzinfo=UTC),
+    datetime(2026, 3, 27, 23, 0, 0, 7_000, tzinfo=UTC),
+    datetime(2026, 3, 29, 0, 59, tzinfo=UTC),
+    datetime(2026, 3, 29, 1, 0, tzinfo=UTC),
+    datetime(2026, 3, 29, 22, 0, tzinfo=UTC),
+    datetime(2026, 4, 4, 21, 59, tzinfo=UTC),
+    datetime(2026, 4, 27, 22, 0, tzinfo=UTC),
+    datetime(2026, 5, 9, 12, 0, tzinfo=UTC),
+]
+instants = st.sampled_from(INSTANTS) | st.sampled_from(INSTANTS).map(lambda at: at + timedelta(milliseconds=1))
+CHATS = ["a", "b", "c"]
+HANDLES = ["+1", "+2", "+3", "+4"]
+
+
+def rows_of(key: Callable[[dict[str, Any]], Any], max_size: int, **columns: st.SearchStrategy[Any]) -> Any:
+    return st.lists(st.fixed_dictionaries(columns), max_size=max_size, unique_by=key)
+
+
+worlds = st.fixed_dictionaries(
+    {
+        "chats": rows_of(
+            lambda row: row["id"],
+            3,
+            id=st.sampled_from(CHATS),
+            from_handle=st.sampled_from(["+1", "+1", "+2", None]),
+            remote_handle=st.sampled_from(["+3", "+4", None]),
+            is_group=st.sampled_from([True, True, False, None]),
+            title=st.sampled_from(["T", None]),
+            last_message_at=st.none() | instants,
+            created_at=st.none() | instants,
+            deleted_at=st.sampled_from([None, None, INSTANTS[-1]]),
+            _read_at=instants,
+        ),
+        "messages": st.lists(
+            st.fixed_dictionaries(
+                {
+                    "conversation_id": st.sampled_from([*CHATS, *CHATS, "elsewhere", None]),
+                    "cursor_at": st.none() | instants | instants | instants,
+                    "direction": st.sampled_from(["inbound", "outbound", "inbound", "outbound", "sideways", None]),
+                    "status": st.sampled_from(["sent", "failed", "delivered", "read", "received", None]),
+                    "channel": st.sampled_from(["imessage", "sms", "whatsapp", "fax", None]),
+                    "sender_handle": st.sampled_from([*HANDLES, None]),
+                    "attachment_count": st.sampled_from([None, 0, 2]),
+                    "delivered_at": st.none() | instants,
+                    "read_at": st.none() | st.none() | instants,
+                    "_read_at": instants,
+                }
+            ),
+            max_size=16,
+        ).map(lambda rows: [{"id": f"m{n}"} | row for n, row in enumerate(rows)]),
+        "numbers": rows_of(lambda row: row["handle"], 1, handle=st.sampled_from(["+2", "+4"])),
+        "stream_coverage": rows_of(
+            lambda row: row["stream"],
+            2,
+            stream=st.sampled_from(["messages", "messages", "chats"]),
+            complete_since=st.just(datetime(1970, 1, 1, tzinfo=UTC)) | instants,
+            complete_to=st.none() | instants,
+        ).map(lambda rows: [row if row["complete_to"] else row | {"complete_since": None} for row in rows]),
+        "participant_lists": st.lists(
+            st.tuples(
+                st.sampled_from(CHATS),
+                instants,
+                st.frozensets(st.sampled_from(HANDLES), max_size=3),
+            ),
+            max_size=3,
+            unique_by=lambda seen: seen[:2],
+        ).map(
+            lambda lists: [
+                {"id": f"{chat}|{at}|{handle}", "chat_id": chat, "handle": handle, "_read_at": at}
+                for chat, at, handles in lists
+                for handle in sorted(handles) or [None]
+            ]
+        ),
+        "group_member_operations": st.lists(
+            st.fixed_dictionaries(
+                {
+                    "chat_id": st.sampled_from(CHATS),
+                    "handle": st.sampled_from(HANDLES),
+                    "operation": st.sampled_from(["added", "removed"]),
+                    "happened_at": instants,
+                    "_read_at": instants,
+                }
+            ),
+            max_size=5,
+        ).map(lambda rows: [{"id": f"o{n}"} | row for n, row in enumerate(rows)]),
+        "chat_titles": rows_of(
+            lambda row: (row["chat_id"], row["_read_at"]),
+            5,
+            chat_id=st.sampled_from(CHATS),
+            title=st.sampled_from(["old", "new", None]),
+            updated_at=st.none() | instants,
+            _read_at=instants,
+        ),
+    }
+)
+
+
+class Models:
+    """The compiled models in a database in memory, built anew for each world, as `--full-refresh` does."""
+
+    def __init__(self, nodes: list[Any], ddl: list[str]) -> None:
+        self._connection = duckdb.connect()
+        for statement in [
+            *ddl,
+            "set TimeZone = 'UTC'",
+            "set threads = 1",
+            "create schema staging",
+            "create schema marts",
+            "create table staging.built_loads (mart varchar, load_id varchar)",
+        ]:
+            self._connection.execute(statement)
+        self._build = []
+        for node in nodes:
+            relation = f"{node.schema}.{node.name}"
+            if node.config.materialized == "view":
+                self._connection.execute(f"create view {relation} as {node.compiled_code}")
+                continue
+            self._connection.execute(f"create table {relation} as {node.compiled_code}")
+            hooks = [hook.sql.replace("{{ this }}", relation) for hook in node.config.post_hook]
+            self._build += [
+                f"truncate {relation}; insert into {relation} {node.compiled_code}",
+                *(hook for hook in hooks if hook.startswith("delete from")),
+            ]
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def build(self, world: World) -> None:
+        for table, rows in world.items():
+            self._connection.execute(f"truncate msgbubbles.{table}")
+            if rows:
+                columns = list(rows[0])  # the rows' keys come in any order
+                marks = f"('1', {', '.join('?' * len(columns))})"
+                self._connection.execute(
+                    f"insert into msgbubbles.{table} (_dlt_load_id, {', '.join(columns)})"
+                    f" values {', '.join([marks] * len(rows))}",
+                    [row[column] for row in rows for column in columns],
+                )
+        for statement in self._build:
+            self._connection.execute(statement)
+
+    def mart(self, name: str) -> list[dict[str, Any]]:
+        answer = self._connection.execute(f"from marts.{name}")
+        columns = [column[0] for column in answer.description]
+        return [
+            {
+                name: value.astimezone(UTC) if isinstance(value, datetime) else value
+                for name, value in zip(columns, row, strict=True)
+            }
+            for row in answer.fetchall()
+        ]
+
+
+@pytest.fixture(scope="module")
+def models(new_warehouse: Callable[[], Any]) -> Iterator[Models]:
+    warehouse = new_warehouse()
+    answer = warehouse.dbt("compile", "--full-refresh", "--vars", f"time_zone: {ZONE.key}")
+    assert answer.exception is None
+    nodes = [result.node for result in answer.result if result.node.resource_type == "model"]
+    ddl = warehouse.ddl
+    warehouse.path.unlink()
+    models = Models(nodes, ddl)
+    yield models
+    models.close()
+
+
+@settings(max_examples=100, phases=[Phase.generate], deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(world=worlds)
+def test_every_mart_is_what_the_reference_says(models: Models, world: World) -> None:
+    models.build(world)
+    for name, reference in MARTS.items():
+        assert not (wrong := differences(models.mart(name), reference(world, ZONE))), f"{name}: {wrong}"

@@ -1,0 +1,126 @@
+-- Grain: one row a message that counts in a thread, with its place in the conversation. Owner: data team.
+{{ config(
+    pre_hook="{{ set_messages_aside() }}",
+    post_hook="{{ note_days_to_build() }}",
+    indexes=[{'columns': ['message_id']}, {'columns': ['chat_id']}] if target.type == 'postgres' else []
+) }}
+-- depends_on: {{ ref('chats_to_build') }}, {{ ref('changed_messages') }}
+
+with messages as (
+    select
+        messages.chat_id,
+        messages.message_id,
+        chats.from_handle,
+        messages.message_at,
+        {{ local_time('messages.message_at') }} as local_at,
+        messages.direction,
+        -- Who speaks. A failed message reaches nobody, so nobody has spoken; one without a status is taken as sent.
+        case
+            when messages.direction = 'inbound' then 'them'
+            when messages.direction = 'outbound' and coalesce(messages.status, '') <> 'failed' then 'us'
+        end as side,
+        -- At one instant what comes to us is the later: rather a thread too many to look at than one missed.
+        case when messages.direction = 'inbound' then 1 else 0 end as order_within_instant,
+        messages.channel,
+        case
+            when messages.direction = 'outbound' then chats.from_handle
+            when messages.direction is distinct from 'inbound' then null
+            when messages.sender_handle is not null then messages.sender_handle
+            when not chats.is_group then chats.remote_handle
+        end as sender,
+        messages.direction = 'outbound' and coalesce(messages.status, '') = 'failed' as is_failed,
+        messages.direction = 'outbound'
+        and coalesce(messages.status, '') <> 'failed'
+        and (
+            messages.status in ('delivered', 'read')
+            or messages.delivered_at is not null
+            or messages.read_at is not null
+        ) as is_delivered,
+        messages.direction = 'outbound'
+        and coalesce(messages.status, '') <> 'failed'
+        and (messages.status = 'read' or messages.read_at is not null) as is_read,
+        coalesce(messages.attachment_count, 0) as attachment_count,
+        chats.created_at as chat_created_at,
+        messages.fetched_at
+    from {{ ref('stg_messages') }} as messages
+    inner join {{ ref('stg_chats') }} as chats on chats.chat_id = messages.chat_id
+    where
+        messages.counts_in_thread
+        {%- if is_incremental() %}
+        and messages.chat_id in ({{ chats_of_messages() }})
+        {%- endif %}
+),
+
+in_order as (
+    select
+        *,
+        row_number() over thread as place_in_thread,
+        lag(message_at) over thread as message_before_at
+    from messages
+    window thread as (partition by chat_id order by message_at, order_within_instant, message_id)
+),
+
+-- A turn begins where the other side begins to speak; it is what the other side has waited for, if it spoke before.
+turns as (
+    select
+        chat_id,
+        message_id,
+        side,
+        message_at,
+        lag(message_at) over thread as asked_at
+    from (
+        select
+            chat_id,
+            message_id,
+            side,
+            message_at,
+            place_in_thread,
+            lag(side) over (partition by chat_id order by place_in_thread) as side_before
+        from in_order
+        where side is not null
+    ) as spoken
+    where side is distinct from side_before
+    window thread as (partition by chat_id order by place_in_thread)
+),
+
+replies as (
+    select
+        chat_id,
+        message_id,
+        side,
+        asked_at,
+        row_number() over (partition by chat_id, side order by message_at) as reply_number
+    from turns
+    where asked_at is not null
+)
+
+select
+    in_order.chat_id,
+    in_order.message_id,
+    in_order.from_handle,
+    in_order.message_at,
+    cast(in_order.local_at as date) as day,
+    cast(extract(isodow from in_order.local_at) as integer) as weekday,
+    cast(extract(hour from in_order.local_at) as integer) as hour,
+    in_order.direction,
+    in_order.side,
+    in_order.channel,
+    in_order.sender,
+    in_order.is_failed,
+    in_order.is_delivered,
+    in_order.is_read,
+    in_order.attachment_count,
+    -- Where the chat came into being on an earlier day, its first messages have not been read.
+    in_order.place_in_thread = 1
+    and cast(in_order.local_at as date)
+    <= coalesce(cast({{ local_time('in_order.chat_created_at') }} as date), cast(in_order.local_at as date))
+        as starts_thread,
+    in_order.place_in_thread,
+    {{ seconds_between('in_order.message_before_at', 'in_order.message_at') }} as gap_seconds,
+    turns.message_id is not null as starts_turn,
+    replies.reply_number,
+    {{ seconds_between('replies.asked_at', 'in_order.message_at') }} as reply_seconds,
+    in_order.fetched_at
+from in_order
+left join turns on turns.chat_id = in_order.chat_id and turns.message_id = in_order.message_id
+left join replies on replies.chat_id = in_order.chat_id and replies.message_id = in_order.message_id

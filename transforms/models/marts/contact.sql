@@ -1,0 +1,61 @@
+-- Grain: one row a handle of somebody else. Owner: data team.
+-- A view: it adds up what is built for each chat, and nothing of its own has to be kept right.
+{{ config(materialized='view') }}
+
+with ours as (
+    select handle from {{ ref('stg_numbers') }}
+    union
+    select from_handle from {{ ref('stg_chats') }} where from_handle is not null
+),
+
+direct as (
+    select
+        remote_handle as handle,
+        count(*) as threads,
+        min(first_message_at) as first_contact_at,
+        max(latest_message_at) as last_contact_at,
+        cast(sum(messages_inbound) as bigint) as messages_inbound,
+        cast(sum(messages_outbound) as bigint) as messages_outbound,
+        max(case when messages_imessage > 0 then 'imessage' end) as imessage,
+        max(case when messages_sms > 0 then 'sms' end) as sms,
+        max(case when messages_whatsapp > 0 then 'whatsapp' end) as whatsapp,
+        count(case when waiting_on = 'us' then 1 end) as threads_waiting_on_us
+    from {{ ref('thread_activity') }}
+    where remote_handle is not null and not is_group
+    group by remote_handle
+),
+
+in_groups as (
+    select
+        handle,
+        count(distinct chat_id) as groups_ever,
+        count(distinct case when is_current then chat_id end) as groups_current,
+        min(first_seen_at) as first_seen_at,
+        max(last_seen_at) as last_seen_at,
+        cast(sum(message_count) as bigint) as messages_in_groups
+    from {{ ref('group_membership') }}
+    group by handle
+),
+
+handles as (
+    select handle from direct
+    union
+    select handle from in_groups
+)
+
+select
+    handles.handle,
+    coalesce(direct.threads, 0) as threads,
+    coalesce(direct.threads_waiting_on_us, 0) as threads_waiting_on_us,
+    coalesce(in_groups.groups_ever, 0) as groups_ever,
+    coalesce(in_groups.groups_current, 0) as groups_current,
+    least(direct.first_contact_at, in_groups.first_seen_at) as first_contact_at,
+    greatest(direct.last_contact_at, in_groups.last_seen_at) as last_contact_at,
+    direct.messages_inbound,
+    direct.messages_outbound,
+    in_groups.messages_in_groups,
+    nullif(concat_ws(',', direct.imessage, direct.sms, direct.whatsapp), '') as channels
+from handles
+left join direct on direct.handle = handles.handle
+left join in_groups on in_groups.handle = handles.handle
+where handles.handle not in (select handle from ours)

@@ -1,0 +1,49 @@
+-- Grain: one row a chat and a day on which it has messages. Owner: data team.
+-- A day without messages any more yields a row without counts: it replaces the old one, and the hook removes it.
+{{ config(
+    unique_key=['chat_id', 'day'],
+    post_hook="delete from {{ this }} where messages_total is null"
+) }}
+
+with days as (
+    {% if is_incremental() -%}
+    select distinct chat_id, day from {{ source('bookkeeping', 'days_to_build') }} where mart = 'thread_activity_daily'
+    {%- else -%}
+    select distinct chat_id, day from {{ ref('thread_messages') }}
+    {%- endif %}
+),
+
+daily as (
+    select
+        chat_id,
+        day,
+        count(*) as messages_total,
+        count(case when direction = 'inbound' then 1 end) as messages_inbound,
+        count(case when direction = 'outbound' then 1 end) as messages_outbound,
+        count(case when is_failed then 1 end) as messages_failed,
+        count(case when side = 'us' then reply_number end) as our_replies,
+        count(case when side = 'them' then reply_number end) as their_replies,
+        count(distinct sender) as distinct_senders,
+        min(message_at) as first_message_at,
+        max(message_at) as latest_message_at
+    from {{ ref('thread_messages') }}
+    {%- if is_incremental() %}
+    where chat_id in (select chat_id from days)
+    {%- endif %}
+    group by chat_id, day
+)
+
+select
+    days.chat_id,
+    days.day,
+    daily.messages_total,
+    daily.messages_inbound,
+    daily.messages_outbound,
+    daily.messages_failed,
+    daily.our_replies,
+    daily.their_replies,
+    daily.distinct_senders,
+    daily.first_message_at,
+    daily.latest_message_at
+from days
+left join daily on daily.chat_id = days.chat_id and daily.day = days.day

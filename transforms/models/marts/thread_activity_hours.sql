@@ -1,0 +1,36 @@
+-- Grain: one row a chat, a day of the week and an hour of the day in which it has messages. Owner: data team.
+-- A chat without messages any more yields a row without counts: it replaces the old ones, and the hook removes it.
+{{ config(post_hook="delete from {{ this }} where messages_total is null") }}
+
+with chats as (
+    {% if is_incremental() -%}
+    select distinct chat_id from {{ source('bookkeeping', 'days_to_build') }} where mart = 'thread_activity_hours'
+    {%- else -%}
+    select distinct chat_id from {{ ref('thread_messages') }}
+    {%- endif %}
+),
+
+hours as (
+    select
+        chat_id,
+        weekday,
+        hour,
+        count(*) as messages_total,
+        count(case when direction = 'inbound' then 1 end) as messages_inbound,
+        count(case when direction = 'outbound' then 1 end) as messages_outbound
+    from {{ ref('thread_messages') }}
+    {%- if is_incremental() %}
+    where chat_id in (select chat_id from chats)
+    {%- endif %}
+    group by chat_id, weekday, hour
+)
+
+select
+    chats.chat_id,
+    hours.weekday,
+    hours.hour,
+    hours.messages_total,
+    hours.messages_inbound,
+    hours.messages_outbound
+from chats
+left join hours on hours.chat_id = chats.chat_id

@@ -1,0 +1,15 @@
+-- Grain: one row a handle that we added to a group or removed from it.
+{%- set columns = {
+    'id': 'text', 'operation_id': 'text', 'chat_id': 'text', 'handle': 'text', 'operation': 'text',
+    'happened_at': 'timestamptz', '_read_at': 'timestamptz', '_dlt_load_id': 'text',
+} %}
+select
+    id as member_operation_id,
+    operation_id,
+    chat_id,
+    handle,
+    operation,
+    happened_at,
+    _read_at as fetched_at,
+    _dlt_load_id as load_id
+from {{ landed('group_member_operations', columns) }}

@@ -1,0 +1,10 @@
+-- Grain: one row a group, a read that saw another list of participants than before, and a handle of that list.
+{%- set columns = {
+    'chat_id': 'text', 'handle': 'text', '_read_at': 'timestamptz', '_dlt_load_id': 'text',
+} %}
+select
+    chat_id,
+    handle,
+    _read_at as fetched_at,
+    _dlt_load_id as load_id
+from {{ landed('participant_lists', columns) }}

@@ -1,0 +1,15 @@
+-- Grain: one row a mart and a finished load that it does not hold yet.
+{{ config(materialized='table') }}
+
+select marts.mart, loads.load_id
+from (
+    values -- a mart that is not here never changes
+        ('thread_messages'),
+        ('thread_measures'),
+        ('group_membership'),
+        ('chat_title_history')
+) as marts (mart)
+cross join {{ ref('loads') }} as loads
+left join {{ source('bookkeeping', 'built_loads') }} as built
+    on built.mart = marts.mart and built.load_id = loads.load_id
+where built.load_id is null
