@@ -104,7 +104,7 @@ class Warehouse:
                     "insert into msgbubbles._dlt_loads values (?, 'msgbubbles', 0, now(), '')", [load_id]
                 )
 
-    def dbt(self, *command: str) -> Any:
+    def dbt(self, *command: str, folder: Path | None = None) -> Any:
         """Run a dbt command and let go of the file. Returns dbt's result."""
         from dbt.adapters.duckdb.connections import DuckDBConnectionManager
         from dbt.cli.main import dbtRunner
@@ -112,8 +112,8 @@ class Warehouse:
         folders = {
             "--project-dir": PROJECT,
             "--profiles-dir": PROJECT,
-            "--target-path": self._dbt_folder / "target",
-            "--log-path": self._dbt_folder / "logs",
+            "--target-path": (folder or self._dbt_folder) / "target",
+            "--log-path": (folder or self._dbt_folder) / "logs",
         }
         arguments = [str(part) for pair in folders.items() for part in pair]
         quiet = ["--quiet", "--log-level", "none", "--log-level-file", "none", "--no-write-json"]

