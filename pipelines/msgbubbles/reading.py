@@ -24,6 +24,7 @@ Fetch = Callable[[str | None], Page[R]]
 
 # A run that comes after a long pause does not make up for all of it: it would take as long.
 MAX_MINUTES_BETWEEN_RUNS = 60.0
+NEVER_MS = 2**53
 
 
 @dataclass
@@ -148,9 +149,11 @@ class StreamReader(Generic[R]):
                 if came_on and not step.is_last:
                     self.check_share()
         finally:
-            if reach.from_ms is not None and reach.to_ms is not None and reach.read_ms is not None:
-                self.coverage.add(reach.from_ms, reach.to_ms + 1, reach.read_ms)
-                self.stretches.append((task, reach.from_ms, reach.to_ms + 1))
+            if reach.from_ms is not None and reach.read_ms is not None:
+                # A list that is empty now says nothing of any time, but that all that was in it is gone.
+                if reach.to_ms is not None:
+                    self.coverage.add(reach.from_ms, reach.to_ms + 1, reach.read_ms)
+                self.stretches.append((task, reach.from_ms, NEVER_MS if reach.to_ms is None else reach.to_ms + 1))
 
     def _covered_from(self, step: Step[R], _task: Task) -> int | None:
         return step.covered_from_ms
@@ -259,7 +262,6 @@ class ChatReader(StreamReader[Chat]):
 
 # More than this at once are more likely the API's fault than deletes; those that are left are missed again.
 MAX_MISSED = 1000
-NEVER_MS = 2**53
 MAX_TIMELESS = 50
 
 
