@@ -279,8 +279,8 @@ def _repaired(place: Place, reporter: Reporter, options: dict[str, Any], verdict
     run, report = Run(), Report()
     wanted = Repair(chats=list(dict.fromkeys(chats)), threads=list(dict.fromkeys(threads)))
     with one_job(place.folder), _stopped_by_signals(run), reporter.following(run):
-        repair(place, run, report, wanted, options, reporter.say, lambda: as_dict(place, run, report))
-    Journal(place.folder).add(as_dict(place, run, report, exit_status=_status_of(run)))
+        repair(place, run, report, wanted, options, reporter.say, lambda: as_dict(place, run, report, _status_of(run)))
+    Journal(place.folder).add(as_dict(place, run, report, _status_of(run)))
     if run.error is not None:
         raise run.error
 
@@ -353,7 +353,7 @@ def _recorded_sync(
                 with_transform=with_transform,
                 publish_minutes=publish_minutes,
                 say=reporter.say,
-                record=lambda: as_dict(place, run, report),
+                record=lambda: as_dict(place, run, report, _status_of(run)),
             )
         status = _status_of(run)
         reporter.summary(place, run, report, sandbox=sandbox)
@@ -364,7 +364,7 @@ def _recorded_sync(
         status, message = _explained(error, place)
         raise
     finally:
-        record = as_dict(place, run, report, exit_status=status, error=message or None)
+        record = as_dict(place, run, report, status, error=message or None)
         with suppress(OSError):  # a full disk has its own error already
             Journal(place.folder).add(record)
         if as_json:
@@ -467,9 +467,13 @@ def _sandbox(place: Place) -> Iterator[dict[str, Any]]:
 def _explained(error: Exception, place: Place | None) -> tuple[int, str]:
     """The exit status for an error, and what to say of it. What the database or dlt say may quote rows, so that goes
     to a file that only the user reads."""
+    from dlt.common.configuration.exceptions import ConfigValueCannotBeCoercedException
+
     from msgbubbles.errors import ConfigurationError, MsgBubblesError
     from warehouse.transform import TransformError
 
+    if isinstance(error, ConfigValueCannotBeCoercedException):
+        return EXIT_USAGE, f"{error.field_name} has no value of its type; dlt_config/config.toml shows how it is set"
     if isinstance(error, ConfigurationError):
         return EXIT_USAGE, str(error)
     if isinstance(error, MsgBubblesError | TransformError) or place is None:

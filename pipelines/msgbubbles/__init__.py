@@ -9,7 +9,7 @@ pipeline.run(msgbubbles_source())
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import dlt
@@ -33,8 +33,8 @@ def msgbubbles_source(
     base_url: str = BASE_URL,
     start_date: str | None = None,
     settle_seconds: float = 300.0,
-    refresh_chats: Any = REFRESH_CHATS,
-    refresh_messages: Any = REFRESH_MESSAGES,
+    refresh_chats: Sequence[Any] = REFRESH_CHATS,
+    refresh_messages: Sequence[Any] = REFRESH_MESSAGES,
     refresh_share: float = 0.25,
     requests_per_minute: int = REQUESTS_PER_MINUTE,
     budget_dir: str | None = None,

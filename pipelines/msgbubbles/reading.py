@@ -203,7 +203,7 @@ class StreamReader(Generic[R]):
         if self._now_seen_ms is not None:
             self.state["seen"] = sorted(self._now_seen)
             self.state["seen_ms"] = self._now_seen_ms
-        save_overflows(self.state, known_overflows(self.state, self.run) | self.progress.overflows, self.progress)
+        save_overflows(self.state, known_overflows(self.state) | self.progress.overflows, self.run, self.stream)
 
 
 class ChatReader(StreamReader[Chat]):

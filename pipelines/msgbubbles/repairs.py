@@ -108,11 +108,11 @@ def read_by_id(client: Client, landing: Landing, state: State, settings: Setting
         yield from _read_lagging(client, landing, lagging, state, settings, run, allowance)
     except _Spent:
         pass
-    spans = known_overflows(state, run)
+    spans = known_overflows(state)
     if run.repair is not None and run.repair.chats_proven:
         run.repaired["tie overflows"] += sum(span.from_ms is not None for span in spans)
         spans = {span for span in spans if span.from_ms is None}
-    save_overflows(state, spans, run.progress("chats"))
+    save_overflows(state, spans, run, "chats")
 
 
 def _read_chats(
@@ -180,7 +180,7 @@ def read_overflows(client: Client, landing: Landing, state: State, run: Run) -> 
     ids: where the allowance ends, the next run goes on. What one thread alone has too many of stays out of reach."""
     # By instant: the last id read, whether a thread of those had too many, whether all have been read.
     done: dict[str, list[Any]] = state.setdefault("overflows_done", {})
-    spans = known_overflows(state, run)
+    spans = known_overflows(state)
     allowance = _Allowance(run)
     try:
         for span in _to_read(state):
@@ -202,7 +202,7 @@ def read_overflows(client: Client, landing: Landing, state: State, run: Run) -> 
     except _Spent:
         pass
     finally:
-        save_overflows(state, spans, run.progress("messages"))
+        save_overflows(state, spans, run, "messages")
 
 
 def _read_thread(

@@ -193,21 +193,14 @@ def outcome_of(run: Run) -> str:
     return "failed" if run.error else "stopped" if run.stop.is_set() else "partial" if run.halt else "complete"
 
 
-def as_dict(
-    place: Place,
-    run: Run,
-    report: Report,
-    *,
-    exit_status: int | None = None,
-    error: str | None = None,
-) -> dict[str, Any]:
-    """The record of a run, for log collectors and `sync_runs`; instants are ISO 8601, durations seconds. Without an
-    exit status the run has not ended yet."""
+def as_dict(place: Place, run: Run, report: Report, exit_status: int, *, error: str | None = None) -> dict[str, Any]:
+    """The record of a run that ends now, for log collectors and `sync_runs`; instants are ISO 8601, durations
+    seconds."""
     error = error or (None if run.error is None else str(run.error))
     return {
         "run_id": report.run_id,
         "started_at": report.started_at.isoformat(timespec="milliseconds"),
-        "ended_at": None if exit_status is None else datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "ended_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "outcome": "failed" if error else outcome_of(run),
         "exit_status": exit_status,
         "error": error,
