@@ -121,7 +121,7 @@ def known_overflows(state: State) -> set[Overflow]:
 
 def save_overflows(state: State, spans: set[Overflow], run: Run, stream: str) -> None:
     """Keep what is not repaired: all `spans`, but for those that were accepted, in this run or before."""
-    accepted = _overflows(state, "overflows_accepted") | (spans if run.accept_overflows else set())
+    accepted = _overflows(state, "overflows_accepted") | (known_overflows(state) if run.accept_overflows else set())
     run.progress(stream).standing = spans - accepted
     for name, found in (("overflows", spans - accepted), ("overflows_accepted", accepted)):
         if found or name in state:
