@@ -127,7 +127,8 @@ class StreamReader(Generic[R]):
         if self._refresh_from is None or per_minute is None or now_ms is None:
             return
         minutes = min(max((now_ms - self.seen_ms) / 60_000, 0.0), MAX_MINUTES_BETWEEN_RUNS)
-        if self.progress.pages - self._refresh_from >= max(per_minute * minutes, 1.0):
+        # One page is always allowed, or a small share would never come to anything.
+        if self.progress.pages - self._refresh_from + 1 > max(per_minute * minutes, 1.0):
             raise ShareSpent
 
     def _read_task(self, task: Task) -> Iterator[Any]:
