@@ -36,6 +36,7 @@ def msgbubbles_source(
     refresh_chats: Sequence[Any] = REFRESH_CHATS,
     refresh_messages: Sequence[Any] = REFRESH_MESSAGES,
     refresh_share: float = 0.25,
+    read_participants: bool = False,
     requests_per_minute: int = REQUESTS_PER_MINUTE,
     budget_dir: str | None = None,
     timeout_seconds: float = 30.0,
@@ -51,8 +52,9 @@ def msgbubbles_source(
     """
     run = run or Run()
     settings = settings_of(
-        start_date, settle_seconds, refresh_chats, refresh_messages, refresh_share, requests_per_minute
-    )
+        start_date, settle_seconds, refresh_chats, refresh_messages, refresh_share, requests_per_minute,
+        read_participants,
+    )  # fmt: skip
     run.settings = settings
 
     def resource(read: Read, *tables: str) -> Any:
@@ -81,5 +83,5 @@ def msgbubbles_source(
     return (
         resource(read_numbers, "numbers"),
         resource(read_messages, "messages", "attachments"),
-        resource(read_chats, "chats", "messages", "attachments"),
+        resource(read_chats, "chats", "messages", "attachments", "participant_reads", "participant_lists"),
     )

@@ -103,14 +103,15 @@ class Run:
 class Repair:
     """What is missing in the warehouse, to be read by id: `chats`, and all messages of `threads`. `lagging` are threads
     whose newest message is missing, with the instant of that message. With `overflows`, the messages of instants that
-    hold more than the feed shows are read thread by thread; `chats_proven` says that no chat is missing. `limit` bounds
-    the requests."""
+    hold more than the feed shows are read thread by thread; `chats_proven` says that no chat is missing. `groups` are
+    to be asked for their participants, with those they had before. `limit` bounds the requests."""
 
     chats: Sequence[str] = ()
     threads: Sequence[str] = ()
     lagging: Mapping[str, int] = field(default_factory=dict)
     overflows: bool = False
     chats_proven: bool = False
+    groups: Mapping[str, Sequence[str] | None] = field(default_factory=dict)
     limit: int | None = None
 
 

@@ -85,7 +85,7 @@ class Reporter:
         self._output.print(table)
         if run.repaired:
             counts = ", ".join(f"{count:,} {what}" for what, count in run.repaired.items() if count)
-            self._output.print(f"read by id because they were missing: {counts}")
+            self._output.print(f"read by id: {counts}")
         seconds = ", ".join(
             f"{phase} {spent:.1f} s" for phase, spent in report.seconds.items() if phase not in LOAD_STEPS
         )
