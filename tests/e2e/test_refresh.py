@@ -150,3 +150,29 @@ def test_a_status_is_seen_within_the_hour_with_and_without_a_feed(new_job: NewJo
     job.run()
     assert len(recent) > 3
     assert differences(job.database, job.server.truth()) == {}
+
+
+def test_groups_are_asked_who_is_in_them_only_where_that_is_wanted_and_shown(new_job: NewJob) -> None:
+    job = new_job(chats=60, messages=300)
+    groups = {row["id"] for row in job.server.truth().chats if row["is_group"]}
+    job.run()
+    assert asked_by_id(job) == []
+
+    job.environment = {"SOURCES__MSGBUBBLES__READ_PARTICIPANTS": "true"}
+    job.server.account.add_message(NewMessage(min(groups), "outbound", "hello", datetime.now(UTC), "sent"))
+    job.server.knobs.participants_on_detail = False
+    job.run()
+    assert len(asked_by_id(job)) == 1, "the first answer shows none"
+
+    other = job.folder / "other.duckdb"
+    job.server.knobs.participants_on_detail = True
+    job.run("--database", str(other))
+    assert set(asked_by_id(job)) == groups
+    with duckdb.connect(str(other), read_only=True) as connection:
+        found = connection.execute(
+            "SELECT chat_id, list(handle ORDER BY handle) FROM msgbubbles.participant_lists GROUP BY 1"
+        )
+        assert dict(found.fetchall()) == {group: job.server.account.participants(group) for group in groups}
+    asked = len(asked_by_id(job))
+    job.run("--database", str(other))
+    assert len(asked_by_id(job)) == asked

@@ -46,6 +46,7 @@ class Conversations(RuleBasedStateMachine):
         super().__init__()
         self.world: World | None = None
         self.chats: list[str] = []
+        self.groups: list[str] = []
         self.hidden_chats: set[str] = set()
         self.messages: list[tuple[int, str, str]] = []
         self.unsynced_ms = 0
@@ -90,6 +91,7 @@ class Conversations(RuleBasedStateMachine):
             OURS, f"+1415555{len(self.chats):04}", self.world.at(), is_group=group, chat_id=self._new_id()
         )
         self.chats.append(chat_id)
+        self.groups += [chat_id] if group else []
         self._write(chat_id)
         self.world.pass_time(1)
 
@@ -117,11 +119,11 @@ class Conversations(RuleBasedStateMachine):
         self.world.account.rename(data.draw(st.sampled_from(self.chats)), title, self.world.at())
         self.world.pass_time(1)
 
-    @precondition(lambda self: self.chats)
+    @precondition(lambda self: self.groups)
     @rule(data=st.data(), joins=st.booleans())
     def a_participant(self, data: Any, joins: bool) -> None:
         assert self.world
-        chat_id = data.draw(st.sampled_from(self.chats))
+        chat_id = data.draw(st.sampled_from(self.groups))
         change = self.world.account.add_participant if joins else self.world.account.remove_participant
         change(chat_id, "+14155550177", self.world.at())
         self.world.pass_time(1)
