@@ -17,6 +17,7 @@ from msgspec import Raw
 
 from .compare import Comparison, key_of, taken
 from .models import (
+    COVERAGE_COLUMNS,
     PARTICIPANT_LIST_COLUMNS,
     PARTICIPANT_READ_COLUMNS,
     REJECTED_COLUMNS,
@@ -31,6 +32,7 @@ from .models import (
     ParticipantRead,
     R,
     Row,
+    StreamCoverage,
     columns_of,
     fingerprint,
 )
@@ -47,6 +49,8 @@ COLUMNS[TITLES] = TITLE_COLUMNS
 PARTICIPANTS, PARTICIPANT_READS = "participant_lists", "participant_reads"
 COLUMNS[PARTICIPANTS] = PARTICIPANT_LIST_COLUMNS
 COLUMNS[PARTICIPANT_READS] = PARTICIPANT_READ_COLUMNS
+COVERAGE = "stream_coverage"
+COLUMNS[COVERAGE] = COVERAGE_COLUMNS
 # One Arrow table holds this many rows at most: 100 full pages. Larger ones are hardly faster and cost memory.
 ROWS_PER_TABLE = 10_000
 
@@ -100,7 +104,7 @@ class Landing:
         self.changes = {} if changes is None else changes
         self._stored = stored
         self.on_chats: Callable[[list[NewChat]], None] = lambda _chats: None
-        self._rows: dict[str, dict[str, tuple[Any, datetime]]] = {table: {} for table in (*tables, REJECTED)}
+        self._rows: dict[str, dict[str, tuple[Any, datetime]]] = {table: {} for table in (*tables, REJECTED, COVERAGE)}
         # What was turned into items last: the edge of the next pages repeats some of it.
         self._before: dict[str, dict[str, tuple[Any, datetime]]] = {}
 
@@ -131,6 +135,10 @@ class Landing:
             for handle in handles or (None,):
                 one = Participant(chat_id, handle, at)
                 self._put(PARTICIPANTS, one.id, one, at)
+
+    def put_coverage(self, coverage: StreamCoverage, read_at: datetime) -> None:
+        """Take up to where a stream has been read."""
+        self._put(COVERAGE, coverage.stream, coverage, read_at)
 
     def add_rejected(self, page: Page[Any]) -> None:
         """Take only what could not be read of a page."""

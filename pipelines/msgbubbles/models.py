@@ -142,6 +142,15 @@ class RejectedRow:
 
 
 @dataclass(frozen=True)
+class StreamCoverage:
+    """Between which instants a stream has been read without a gap."""
+
+    stream: str
+    complete_since: datetime
+    complete_to: datetime
+
+
+@dataclass(frozen=True)
 class ParticipantRead:
     """Who was in a group when it was asked for."""
 
@@ -234,6 +243,14 @@ PARTICIPANT_READ_COLUMNS = (
     Column("chat_id", "text", nullable=False),
     Column("handles", "json"),
     Column("asked_at", "timestamp"),
+    Column("_read_at", "timestamp", nullable=False),
+)
+
+# Since when and up to when a stream is complete: every row that was visible with an instant in between has landed.
+COVERAGE_COLUMNS = (
+    Column("stream", "text", nullable=False),
+    Column("complete_since", "timestamp"),
+    Column("complete_to", "timestamp"),
     Column("_read_at", "timestamp", nullable=False),
 )
 

@@ -14,9 +14,10 @@ from .client import Client
 from .coverage import Coverage, Task
 from .errors import Halt, MsgBubblesError, NotFoundError, PermanentError
 from .landing import Landing, NewChat
-from .models import Chat, Message, Page, R, fingerprint, unknown_fields
+from .models import Chat, Message, Page, R, StreamCoverage, fingerprint, unknown_fields
 from .run import Run, ShareSpent, SliceEnd, State, known_overflows, save_overflows
 from .settings import Settings
+from .stored import instant
 from .walk import Step, cursor_ms, epoch_ms, walk
 
 Fetch = Callable[[str | None], Page[R]]
@@ -423,7 +424,18 @@ def read_stream(
         if not run.keep_on_error:
             raise
         run.error = run.error or error
+    _put_coverage(landing, state, run)
     yield from _announced(landing.rest(), run)
+
+
+def _put_coverage(landing: Landing, state: State, run: Run) -> None:
+    """What marts may rely on is kept beside the rows, when it is another than before."""
+    covered = run.progress(landing.stream).covered
+    stretch = covered.newest_stretch if covered else None
+    if stretch and state.get("complete") != list(stretch):
+        state["complete"] = list(stretch)
+        since, to = map(instant, stretch)
+        landing.put_coverage(StreamCoverage(landing.stream, since, to), run.clock.now())
 
 
 def _announced(items: Iterator[Any], run: Run) -> Iterator[Any]:

@@ -37,6 +37,18 @@ def test_it_knows_what_was_read_and_when(steps: list[tuple[int, int, int] | int]
     assert Coverage(coverage.pieces).pieces == coverage.pieces
 
 
+@given(changes)
+def test_the_newest_stretch_has_no_gap_and_a_gap_before_it(steps: list[tuple[int, int, int] | int]) -> None:
+    coverage, model = build(steps)
+    if not model:
+        assert coverage.newest_stretch is None
+        return
+    lo, hi = coverage.newest_stretch or (0, 0)
+    assert hi == max(model) + 1
+    assert all(at in model for at in range(lo, hi))
+    assert lo - 1 not in model
+
+
 @given(changes, st.integers(0, 29))
 def test_gaps_are_what_was_not_read_newest_first(steps: list[tuple[int, int, int] | int], start: int) -> None:
     coverage, model = build(steps)

@@ -38,7 +38,7 @@ OURS = "+14155550100"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 KEYS = {"chats": ("id",), "messages": ("id",), "attachments": ("id",), "numbers": ("handle",),
         "rejected_rows": ("row_hash",), "chat_titles": ("chat_id", "_read_at"), "participant_lists": ("id",),
-        "participant_reads": ("chat_id",)}  # fmt: skip
+        "participant_reads": ("chat_id",), "stream_coverage": ("stream",)}  # fmt: skip
 
 
 class Killed(BaseException):
