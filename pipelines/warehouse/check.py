@@ -15,7 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from msgbubbles.client import Client
-from msgbubbles.errors import MsgBubblesError, PermanentError
+from msgbubbles.errors import ConfigurationError, MsgBubblesError, PermanentError
 from msgbubbles.models import Chat, Message, Page
 from msgbubbles.transport import Transport
 from msgbubbles.walk import cursor_ms, iso
@@ -45,6 +45,7 @@ class Finding:
 def findings(place: Place, connect: Callable[[], Transport]) -> Iterator[Finding]:
     """All findings, one by one as they are made. `connect` raises `ConfigurationError`."""
     yield _destination(place)
+    yield _state(place)
     yield _disk(place)
     yield _lock(place)
     yield _last_run(place)
@@ -72,6 +73,16 @@ def _destination(place: Place) -> Finding:
             "destination", "failed", f"{error.filename or place.folder}: {error.strerror}", "make the folder writable"
         )
     return Finding("destination", "ok", f"{place.database} can be written")
+
+
+def _state(place: Place) -> Finding:
+    try:
+        Known(place).states()
+    except UsageError:
+        pass  # said already
+    except ConfigurationError as error:
+        return Finding("state", "failed", str(error), "upgrade this project")
+    return Finding("state", "ok", "this version can read what the runs remember")
 
 
 def _disk(place: Place) -> Finding:
