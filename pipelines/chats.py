@@ -221,8 +221,8 @@ def _configured(place: Place, sandbox: bool, *, serve: bool = True) -> Iterator[
         from msgbubbles import Run, msgbubbles_source
     with _account(place, sandbox and serve) as account:
         run = Run()
-        options = {"api_key": dlt.secrets.get("sources.msgbubbles.api_key") or "", **account}
         with _readable_configuration():
+            options = {"api_key": dlt.secrets.get("sources.msgbubbles.api_key") or "", **account}
             msgbubbles_source(run=run, **options)
         if run.settings is None:
             raise UsageError("dlt_config: the source could not be configured")

@@ -96,7 +96,10 @@ def _disk(place: Place) -> Finding:
 
 
 def _lock(place: Place) -> Finding:
-    holder = holder_of(place.folder)
+    try:
+        holder = holder_of(place.folder)
+    except OSError as error:
+        return Finding("lock", "failed", f"{place.folder}: {error.strerror}", "make the folder writable")
     return Finding("lock", "ok", "no job runs" if holder is None else f"a job runs: {holder}")
 
 
