@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -219,8 +221,8 @@ def _configured(place: Place, sandbox: bool, *, serve: bool = True) -> Iterator[
         from msgbubbles import Run, msgbubbles_source
     with _account(place, sandbox and serve) as account:
         run = Run()
-        options = {"api_key": dlt.secrets.get("sources.msgbubbles.api_key") or "", **account}
         with _readable_configuration():
+            options = {"api_key": dlt.secrets.get("sources.msgbubbles.api_key") or "", **account}
             msgbubbles_source(run=run, **options)
         if run.settings is None:
             raise UsageError("dlt_config: the source could not be configured")
@@ -412,9 +414,23 @@ def _readable_configuration() -> Iterator[None]:
             cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise
-        raise UsageError(
-            f"dlt_config: config.toml or secrets.toml cannot be read ({type(cause).__name__}); mend it"
-        ) from None
+        raise UsageError(_unreadable(Path(os.environ["DLT_PROJECT_DIR"], os.environ["DLT_CONFIG_FOLDER"]))) from None
+
+
+def _unreadable(folder: Path) -> str:
+    """Which file of the configuration is no TOML, and where; nothing of it is quoted, because there are secrets."""
+    for path in (folder / "config.toml", folder / "secrets.toml"):
+        try:
+            tomllib.loads(path.read_text())
+        except FileNotFoundError:
+            continue
+        except tomllib.TOMLDecodeError as error:
+            line = re.search(r"at line (\d+)", str(error))
+            where = f"line {line[1]}" if line else "its end"
+            return f"{path}: {where} is not TOML; mend it (text is in quotes, a section's name in brackets)"
+        except (OSError, UnicodeDecodeError) as error:
+            return f"{path} cannot be read ({type(error).__name__}); mend it, or let the user of this job read it"
+    return f"{folder}: config.toml, secrets.toml or the environment has a value of the wrong type; mend it"
 
 
 @contextmanager
@@ -455,7 +471,7 @@ def _sandbox(place: Place) -> Iterator[dict[str, Any]]:
         try:
             line = process.stdout.readline() if process.stdout else b""
             if not line:
-                raise UsageError("the sandbox did not start")
+                raise UsageError("the sandbox did not start: what it says is above")
             account = json.loads(line)
             # The budget of a made-up key is nobody else's business.
             yield {"api_key": account["key"], "base_url": account["url"], "budget_dir": str(place.folder)}
@@ -471,6 +487,7 @@ def _explained(error: Exception, place: Place | None) -> tuple[int, str]:
 
     from msgbubbles.errors import ConfigurationError, MsgBubblesError
     from warehouse.transform import TransformError
+    from warehouse.troubles import trouble_of
 
     if isinstance(error, ConfigValueCannotBeCoercedException):
         return EXIT_USAGE, f"{error.field_name} has no value of its type; dlt_config/config.toml shows how it is set"
@@ -478,10 +495,13 @@ def _explained(error: Exception, place: Place | None) -> tuple[int, str]:
         return EXIT_USAGE, str(error)
     if isinstance(error, MsgBubblesError | TransformError) or place is None:
         return EXIT_FAILED, str(error)
+    trouble = trouble_of(error, place) or f"{type(error).__name__}; what was loaded stays"
     path = place.folder / "last_error.txt"
-    path.touch(mode=0o600)
-    path.write_text("".join(traceback.format_exception(error)))
-    return EXIT_FAILED, f"{type(error).__name__}; what was loaded stays. Details, which may quote your data: {path}"
+    with suppress(OSError):  # where the disk is full, or is not ours
+        path.touch(mode=0o600)
+        path.write_text("".join(traceback.format_exception(error)))
+        trouble += f". Details, which may quote your data: {path}"
+    return EXIT_FAILED, trouble
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from .landing import Landing
 from .reading import Read, read_chats, read_messages, read_numbers, read_stream
 from .run import Run
 from .settings import REFRESH_CHATS, REFRESH_MESSAGES, settings_of
+from .state import STATE_VERSION, checked_state
 from .stored import Warehouse
 from .transport import Transport
 
@@ -59,6 +60,8 @@ def msgbubbles_source(
 
     def resource(read: Read, *tables: str) -> Any:
         def read_it() -> Iterator[Any]:
+            state = checked_state(dlt.current.resource_state())
+            state["version"] = STATE_VERSION
             run.warehouse = run.warehouse or Warehouse.of_current_pipeline()
             budget = RequestBudget.of_key(api_key, requests_per_minute, budget_dir) if requests_per_minute else None
             transport = Transport(
@@ -75,7 +78,7 @@ def msgbubbles_source(
             )
             with Client(transport) as client:
                 landing = Landing(tables, run.warehouse, run.changes)
-                yield from read_stream(read, client, landing, dlt.current.resource_state(), settings, run)
+                yield from read_stream(read, client, landing, state, settings, run)
 
         return dlt.resource(read_it, name=tables[0])
 

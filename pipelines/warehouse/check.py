@@ -15,7 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from msgbubbles.client import Client
-from msgbubbles.errors import MsgBubblesError, PermanentError
+from msgbubbles.errors import ConfigurationError, MsgBubblesError, PermanentError
 from msgbubbles.models import Chat, Message, Page
 from msgbubbles.transport import Transport
 from msgbubbles.walk import cursor_ms, iso
@@ -45,6 +45,7 @@ class Finding:
 def findings(place: Place, connect: Callable[[], Transport]) -> Iterator[Finding]:
     """All findings, one by one as they are made. `connect` raises `ConfigurationError`."""
     yield _destination(place)
+    yield _state(place)
     yield _disk(place)
     yield _lock(place)
     yield _last_run(place)
@@ -74,6 +75,16 @@ def _destination(place: Place) -> Finding:
     return Finding("destination", "ok", f"{place.database} can be written")
 
 
+def _state(place: Place) -> Finding:
+    try:
+        Known(place).states()
+    except UsageError:
+        pass  # said already
+    except ConfigurationError as error:
+        return Finding("state", "failed", str(error), "upgrade this project")
+    return Finding("state", "ok", "this version can read what the runs remember")
+
+
 def _disk(place: Place) -> Finding:
     free = shutil.disk_usage(place.folder).free
     # A run needs a copy of the database to publish it, and room for what it loads.
@@ -85,7 +96,10 @@ def _disk(place: Place) -> Finding:
 
 
 def _lock(place: Place) -> Finding:
-    holder = holder_of(place.folder)
+    try:
+        holder = holder_of(place.folder)
+    except OSError as error:
+        return Finding("lock", "failed", f"{place.folder}: {error.strerror}", "make the folder writable")
     return Finding("lock", "ok", "no job runs" if holder is None else f"a job runs: {holder}")
 
 

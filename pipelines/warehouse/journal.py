@@ -65,12 +65,12 @@ class Journal:
     def records(self) -> list[dict[str, Any]]:
         """All records that can be read; a line that a power cut has halved cannot."""
         found = []
-        for line in self._path.read_text().splitlines() if self._path.exists() else ():
+        for line in self._path.read_text(errors="replace").splitlines() if self._path.exists() else ():
             try:
                 record = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(record, dict) and "run_id" in record:
+            if isinstance(record, dict) and {"run_id", "started_at", "outcome", "exit_status"} <= record.keys():
                 found.append(record)
         return found
 

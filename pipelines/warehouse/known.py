@@ -11,6 +11,7 @@ from typing import Any
 import duckdb
 
 from msgbubbles.coverage import Coverage
+from msgbubbles.state import checked_state
 from msgbubbles.stored import instant
 
 from .journal import COLUMNS, TABLE, Journal
@@ -26,14 +27,16 @@ class Known:
         self.place = place
 
     def states(self) -> dict[str, Any]:
-        """The states of the readers, by stream; those of the job's own files, else of the published one."""
+        """The states of the readers, by stream; those of the job's own files, else of the published one.
+
+        Raises `ConfigurationError` when a newer version wrote them."""
         path = self.place.folder / "dlt" / "msgbubbles" / "state.json"
         try:
             state = json.loads(path.read_text())
         except (OSError, ValueError):
             state = self._published_state()
         source: dict[str, Any] = state.get("sources", {}).get("msgbubbles", {})
-        return dict(source.get("resources", {}))
+        return {stream: checked_state(one) for stream, one in source.get("resources", {}).items()}
 
     def _published_state(self) -> dict[str, Any]:
         from dlt.common.versioned_state import decompress_state

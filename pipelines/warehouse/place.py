@@ -73,7 +73,10 @@ class Place:
     def claim_for(self, account: str) -> None:
         """Refuse to mix a made-up account with a real one."""
         origin = self.folder / "account.json"
-        known = json.loads(origin.read_text())["account"] if origin.exists() else account
+        try:
+            known = json.loads(origin.read_text())["account"] if origin.exists() else account
+        except (ValueError, KeyError, TypeError):
+            raise UsageError(f"{origin} is damaged; remove it, if {self.database.name} is for {account}") from None
         if known != account:
             raise UsageError(f"{self.database.name} holds the rows of {known}; choose another --database for {account}")
         origin.write_text(json.dumps({"account": account}))

@@ -6,6 +6,7 @@ Imports dlt, so `Place.configure_dlt` comes before it.
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -204,7 +205,11 @@ def _is_older(database: Path, minutes: float) -> bool:
 
 def _recover(place: Place) -> None:
     """Without the job's own database, begin with the published one: coverage is in there, with the rows."""
-    if not place.work.exists() and place.database.exists():
+    if place.work.exists():
+        return
+    # What dlt remembers may speak of rows that were in the lost file only.
+    shutil.rmtree(place.folder / "dlt" / PIPELINE, ignore_errors=True)
+    if place.database.exists():
         # A kill in the middle must not leave half a file under the name that counts.
         copy = place.work.with_suffix(".copying")
         clone(place.database, copy)
