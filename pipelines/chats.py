@@ -22,11 +22,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
+from warehouse.destinations import destination_of
 from warehouse.journal import Journal
 from warehouse.lock import AnotherJobRunsError, one_job
 from warehouse.place import ROOT, Place, UsageError
@@ -75,6 +76,7 @@ Database = Annotated[
         "--database", help="The DuckDB file for readers. [default: warehouse.duckdb, or sandbox.duckdb, in the project]"
     ),
 ]
+Into = Annotated[Literal["duckdb", "postgres"], typer.Option("--destination", help="Where the tables are.")]
 Sandbox = Annotated[bool, typer.Option("--sandbox", help="Use a made-up account on this machine; no key.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one line of JSON.")]
 
@@ -82,6 +84,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one l
 @app.command()
 def sync(
     database: Database = None,
+    destination: Into = "duckdb",
     sandbox: Sandbox = False,
     since: Annotated[
         datetime | None, typer.Option(help="Read nothing older than this day (UTC).", formats=["%Y-%m-%d"])
@@ -105,12 +108,13 @@ def sync(
         with one_job(place.folder):
             return _recorded_sync(place, reporter, sandbox, since, max_requests, accept_ties, not no_transform, as_json)
 
-    _ended(body, _place(database, sandbox), reporter)
+    _ended(body, _place(database, destination, sandbox), reporter)
 
 
 @app.command()
 def plan(
     database: Database = None,
+    destination: Into = "duckdb",
     sandbox: Sandbox = False,
     probe: Annotated[bool, typer.Option("--probe", help="Spend one request to see how many chats are new.")] = False,
     as_json: AsJson = False,
@@ -129,11 +133,13 @@ def plan(
             reporter.plan(steps, fresh, _requests_per_minute(options))
         return 0
 
-    _ended(body, _place(database, sandbox), reporter)
+    _ended(body, _place(database, destination, sandbox), reporter)
 
 
 @app.command()
-def check(database: Database = None, sandbox: Sandbox = False, as_json: AsJson = False) -> None:
+def check(
+    database: Database = None, destination: Into = "duckdb", sandbox: Sandbox = False, as_json: AsJson = False
+) -> None:
     """Look at everything a run needs, and at how the API behaves. Exit status 3 when something has to be mended."""
     reporter = Reporter(quiet=False, as_json=as_json)
 
@@ -145,12 +151,13 @@ def check(database: Database = None, sandbox: Sandbox = False, as_json: AsJson =
             found = reporter.findings(findings(place, lambda: _transport(options, run, max_attempts=2)))
         return EXIT_INCOMPLETE if any(one.state == "failed" for one in found) else 0
 
-    _ended(body, _place(database, sandbox), reporter)
+    _ended(body, _place(database, destination, sandbox), reporter)
 
 
 @app.command()
 def verify(
     database: Database = None,
+    destination: Into = "duckdb",
     sandbox: Sandbox = False,
     sample: Annotated[
         int | None, typer.Option(min=1, help="Compare so many chats, picked at random, and all their messages.")
@@ -165,7 +172,7 @@ def verify(
     def body(place: Place) -> int:
         if full == (sample is not None):
             raise UsageError("verify: say --full, or --sample 20")
-        if not place.database.exists():
+        if not destination_of(place).exists():
             raise UsageError(f"verify: {place.database} is not there; run the sync first")
         with _configured(place, sandbox) as (options, run, settings), _stopped_by_signals(run), reporter.following(run):
             from msgbubbles import Client
@@ -181,12 +188,13 @@ def verify(
         reporter.verdict(verdict, run)
         return 0 if verdict.is_equal else EXIT_INCOMPLETE
 
-    _ended(body, _place(database, sandbox), reporter)
+    _ended(body, _place(database, destination, sandbox), reporter)
 
 
 @app.command()
 def status(
     database: Database = None,
+    destination: Into = "duckdb",
     sandbox: Sandbox = False,
     max_age_minutes: Annotated[
         float | None, typer.Option(help="Exit with status 3 when the last complete run is older than this.")
@@ -207,7 +215,7 @@ def status(
         stale = found.age_minutes is None or (max_age_minutes is not None and found.age_minutes > max_age_minutes)
         return EXIT_INCOMPLETE if stale and max_age_minutes is not None else 0
 
-    _ended(body, _place(database, sandbox), reporter)
+    _ended(body, _place(database, destination, sandbox), reporter)
 
 
 @contextmanager
@@ -287,8 +295,9 @@ def _repaired(place: Place, reporter: Reporter, options: dict[str, Any], verdict
         raise run.error
 
 
-def _place(database: Path | None, sandbox: bool) -> Callable[[], Place]:
-    return lambda: Place.of(database or ROOT / ("sandbox.duckdb" if sandbox else "warehouse.duckdb"))
+def _place(database: Path | None, destination: str, sandbox: bool) -> Callable[[], Place]:
+    name = f"{'sandbox' if sandbox else 'warehouse'}.{destination}"
+    return lambda: Place.of(database or ROOT / name, destination)
 
 
 def _ended(body: Callable[[Place], int], place_of: Callable[[], Place], reporter: Reporter) -> NoReturn:
@@ -491,7 +500,7 @@ def _explained(error: Exception, place: Place | None) -> tuple[int, str]:
 
     if isinstance(error, ConfigValueCannotBeCoercedException):
         return EXIT_USAGE, f"{error.field_name} has no value of its type; dlt_config/config.toml shows how it is set"
-    if isinstance(error, ConfigurationError):
+    if isinstance(error, ConfigurationError | UsageError):
         return EXIT_USAGE, str(error)
     if isinstance(error, MsgBubblesError | TransformError) or place is None:
         return EXIT_FAILED, str(error)

@@ -75,7 +75,7 @@ def test_every_command_and_each_of_its_options_is_documented(command: str) -> No
     assert described, f"README has no row for {command}"
     own = set(re.findall(r"--[\w-]+", described[0]))
     table = set(re.findall(r"^\| `(--[\w-]+)", README, flags=re.MULTILINE))
-    shared = {"--database", "--sandbox", "--json"}
+    shared = {"--database", "--destination", "--sandbox", "--json"}
     assert shared <= table
     assert options_of(command) - shared == (table - shared if command == "sync" else own)
 

@@ -188,7 +188,7 @@ class Landing:
             changes.new += incoming.num_rows
             yield _item(table, incoming)
             return
-        comparison = Comparison(incoming, self._stored.rows(table, incoming), key_of(COLUMNS[table]))
+        comparison = Comparison(incoming, self._stored.rows(table, incoming), COLUMNS[table])
         # A rejected row is its own key; what came with it is of the request.
         changed = [False] * incoming.num_rows if table == REJECTED else comparison.changed()
         again = [key in changes.changed_keys for key in comparison.keys]

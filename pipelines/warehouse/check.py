@@ -20,7 +20,8 @@ from msgbubbles.models import Chat, Message, Page
 from msgbubbles.transport import Transport
 from msgbubbles.walk import cursor_ms, iso
 
-from .known import Known, opened
+from .destinations import destination_of
+from .known import Known
 from .lock import holder_of
 from .place import Place, UsageError
 from .transform import TransformError, compile_models
@@ -61,18 +62,19 @@ def findings(place: Place, connect: Callable[[], Transport]) -> Iterator[Finding
 
 def _destination(place: Place) -> Finding:
     try:
-        if place.database.exists():
-            with opened(place):
+        destination = destination_of(place)
+        if destination.exists():
+            with destination.reading():
                 pass
         with TemporaryFile(dir=place.folder), TemporaryFile(dir=place.database.parent):
             pass
     except UsageError as error:
-        return Finding("destination", "failed", str(error), "move the file away; the next run makes a new one")
+        return Finding("destination", "failed", str(error), "mend that, or move a damaged file away")
     except OSError as error:
         return Finding(
             "destination", "failed", f"{error.filename or place.folder}: {error.strerror}", "make the folder writable"
         )
-    return Finding("destination", "ok", f"{place.database} can be written")
+    return Finding("destination", "ok", f"{destination.title} can be written")
 
 
 def _state(place: Place) -> Finding:

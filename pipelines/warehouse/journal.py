@@ -75,19 +75,21 @@ class Journal:
         return found
 
 
-def store(work: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Bring `sync_runs` in the database up to date with these records. Nobody may have the database open."""
+def store(connection: duckdb.DuckDBPyConnection, records: Iterable[dict[str, Any]]) -> None:
+    """Bring `sync_runs` in the warehouse up to date with these records."""
     columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
     rows = [_row(record) for record in records]
-    with duckdb.connect(str(work)) as connection:
-        connection.execute("CREATE SCHEMA IF NOT EXISTS msgbubbles")
-        connection.execute(f"CREATE TABLE IF NOT EXISTS {TABLE} ({columns})")
-        # The run that publishes is not quite over: its row is written once more by the next.
-        known = connection.execute(f"SELECT run_id, epoch_ms(ended_at) FROM {TABLE}").fetchall()  # noqa: S608
-        new = [row for row in rows if (row[0], _ended_ms(row)) not in known]
-        if new:
-            marks = ", ".join("?" * len(COLUMNS))
-            connection.executemany(f"INSERT OR REPLACE INTO {TABLE} VALUES ({marks})", new)  # noqa: S608
+    connection.execute("CREATE SCHEMA IF NOT EXISTS msgbubbles")
+    connection.execute(f"CREATE TABLE IF NOT EXISTS {TABLE} ({columns})")
+    # The run that publishes is not quite over: its row is written once more by the next.
+    known = connection.execute(f"SELECT run_id, epoch_ms(ended_at) FROM {TABLE}").fetchall()  # noqa: S608
+    new = [row for row in rows if (row[0], _ended_ms(row)) not in known]
+    if new:
+        marks = ", ".join("?" * len(COLUMNS))
+        connection.execute("BEGIN")
+        connection.executemany(f"DELETE FROM {TABLE} WHERE run_id = ?", [row[:1] for row in new])  # noqa: S608
+        connection.executemany(f"INSERT INTO {TABLE} VALUES ({marks})", new)  # noqa: S608
+        connection.execute("COMMIT")
 
 
 def _ended_ms(row: Sequence[Any]) -> int:

@@ -14,8 +14,9 @@ from msgbubbles.coverage import Coverage
 from msgbubbles.state import checked_state
 from msgbubbles.stored import instant
 
+from .destinations import destination_of
 from .journal import COLUMNS, TABLE, Journal
-from .place import Place, UsageError
+from .place import Place
 
 CURSORS = {"chats": "last_message_at", "messages": "cursor_at"}
 
@@ -91,23 +92,12 @@ class Known:
 
     @contextmanager
     def _published(self) -> Iterator[duckdb.DuckDBPyConnection | None]:
-        if not self.place.database.exists():
+        destination = destination_of(self.place)
+        if not destination.exists():
             yield None
             return
-        with opened(self.place) as database:
-            yield database
-
-
-@contextmanager
-def opened(place: Place) -> Iterator[duckdb.DuckDBPyConnection]:
-    """The published file, to be read. Raises `UsageError` when it cannot be."""
-    try:
-        database = duckdb.connect(str(place.database), read_only=True)
-    except duckdb.Error as error:
-        raise UsageError(f"{place.database} cannot be read as a DuckDB database ({type(error).__name__})") from None
-    with database:
-        database.execute("SET TimeZone = 'UTC'")
-        yield database
+        with destination.reading() as connection:
+            yield connection
 
 
 def _all(database: duckdb.DuckDBPyConnection, query: str, *values: Any) -> list[Any]:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
+from .destinations import destination_of
 from .place import Place
 
 if TYPE_CHECKING:
@@ -92,11 +93,12 @@ class Reporter:
         self._output.print(f"{_requests(run)}; {seconds}")
         for warning in warnings(run):
             self._output.print(f"[yellow]{warning}[/yellow]")
-        if report.published_bytes is None:
+        if not report.published:
             if run.error is None and run.halt is None:
                 self._output.print("Nothing is new: the published file stays as it is.")
         else:
-            self._output.print(f"Published {place.database} ({report.published_bytes / 1e6:.1f} MB):")
+            size = "" if report.published_bytes is None else f" ({report.published_bytes / 1e6:.1f} MB)"
+            self._output.print(f"Published {destination_of(place).title}{size}:")
             rows = "  ".join(f"{table} {count:,}" for table, count in report.rows_in_warehouse.items())
             self._output.print(f"  {rows}", soft_wrap=True)
         if sandbox and run.error is None and run.halt is None:
@@ -204,8 +206,8 @@ def as_dict(place: Place, run: Run, report: Report, exit_status: int, *, error: 
         "outcome": "failed" if error else outcome_of(run),
         "exit_status": exit_status,
         "error": error,
-        "database": str(place.database),
-        "published": report.published_bytes is not None,
+        "database": destination_of(place).title,
+        "published": report.published,
         "slices": report.slices,
         "requests_total": run.traffic.total,
         "requests": dict(run.traffic.requests),
