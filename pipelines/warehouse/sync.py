@@ -204,11 +204,20 @@ def _is_older(database: Path, minutes: float) -> bool:
 
 
 def _recover(place: Place) -> None:
-    """Without the job's own database, begin with the published one: coverage is in there, with the rows."""
+    """Put in order what a kill or a loss has left.
+
+    Without the job's own database, begin with the published one: coverage is in there, with the rows.
+    """
+    dlt_files = place.folder / "dlt" / PIPELINE
+    # dlt moves a normalized package to its place and then removes what it was made of. Killed between the two, it would
+    # fail to move it there a second time, for ever.
+    for extracted in (dlt_files / "normalize" / "extracted").glob("*"):
+        if (dlt_files / "load" / "normalized" / extracted.name).exists():
+            shutil.rmtree(extracted)
     if place.work.exists():
         return
     # What dlt remembers may speak of rows that were in the lost file only.
-    shutil.rmtree(place.folder / "dlt" / PIPELINE, ignore_errors=True)
+    shutil.rmtree(dlt_files, ignore_errors=True)
     if place.database.exists():
         # A kill in the middle must not leave half a file under the name that counts.
         copy = place.work.with_suffix(".copying")
