@@ -106,10 +106,7 @@ def _lock(place: Place) -> Finding:
 
 
 def _last_run(place: Place) -> Finding:
-    try:
-        records = Known(place).records()
-    except UsageError:
-        records = []  # said already
+    records = _records(place)
     if not records:
         return Finding("last run", "ok", "there was none yet")
     last = records[-1]
@@ -117,6 +114,13 @@ def _last_run(place: Place) -> Finding:
     if last["exit_status"] in (0, 3, 130):
         return Finding("last run", "ok", what)
     return Finding("last run", "failed", f"{what}: {last['error']}", "mend what it says and run again")
+
+
+def _records(place: Place) -> list[dict[str, Any]]:
+    try:
+        return Known(place).records()
+    except UsageError:
+        return []  # said already
 
 
 def _models(place: Place) -> Finding:
@@ -169,7 +173,7 @@ def _behaviour(client: Client, place: Place) -> Iterator[Finding]:
     )  # fmt: skip
     yield _precision([*chats.rows, *(messages.rows if messages else ())])
     yield from _before(client, chats.rows)
-    told = [one["retry_after"] for one in Known(place).records() if one.get("retry_after") is not None]
+    told = [one["retry_after"] for one in _records(place) if one.get("retry_after") is not None]
     yield _seen("Retry-After", bool(told), bool(told) and told[-1], "a 429 says how long to wait")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from .destinations import destination_of
@@ -79,6 +80,7 @@ def _names(failed: list[object]) -> str:
 
 def _written(folder: Path, said: str) -> Path:
     path = folder / "last_error.txt"
-    path.touch(mode=0o600)
-    path.write_text(said + "\n")
+    with suppress(OSError):  # where the disk is full, or is not ours; the run says that too
+        path.touch(mode=0o600)
+        path.write_text(said + "\n")
     return path

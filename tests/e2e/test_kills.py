@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -128,6 +130,31 @@ class Victim:
             assert pipe
             pipe.close()
         return phase
+
+
+def test_killed_between_the_two_steps_that_end_a_normalization(new_job: NewJob) -> None:
+    """dlt moves the normalized package to its place, then removes the extracted one: here both are there."""
+    job = new_job()
+    job.run()
+    change(job.server.account, random.Random(7))
+    dlt = job.folder / ".msgbubbles" / job.database.stem / "dlt" / "msgbubbles"
+    victim = Victim(job)
+    victim.wait_for("normalize")
+    victim.process.send_signal(signal.SIGSTOP)
+    (extracted,) = (dlt / "normalize" / "extracted").iterdir()
+    kept = job.folder / "kept"
+    shutil.copytree(extracted, kept)
+    victim.process.send_signal(signal.SIGCONT)
+    normalized = dlt / "load" / "normalized" / extracted.name
+    while not normalized.exists():
+        assert victim.process.poll() is None
+        time.sleep(0.001)
+    assert victim.kill() != "ended"
+    assert normalized.exists()
+    if not extracted.exists():
+        kept.replace(extracted)
+    job.run()
+    assert differences(job.database, job.server.truth()) == {}
 
 
 def test_kills_at_random_times_lose_nothing_and_no_reader_sees_half_a_run(new_job: NewJob) -> None:
