@@ -108,6 +108,33 @@ def test_all_chats_deleted_at_once_are_seen(world: World) -> None:
     assert all(row["deleted_at"] is not None for row in world.store.tables["chats"].values())
 
 
+def test_the_only_chats_deleted_just_after_they_were_read_are_seen_by_the_head_alone() -> None:
+    with closing(World(Knobs(), Settings(0, 5 * MINUTE_MS))) as world:
+        for _ in range(2):
+            write(world, world.account.add_chat(OURS, "+14155550123", world.at()))
+        world.sync()
+        for chat_id in ids(world):
+            world.account.delete_chat(chat_id)
+        for _ in range(3):
+            world.pass_time(2 * HOUR_MS)
+            world.sync()
+        assert all(row["deleted_at"] is not None for row in world.store.tables["chats"].values())
+
+
+def test_a_message_that_shows_after_its_days_of_refresh_is_found_by_its_chat(world: World) -> None:
+    chat_id = ids(world)[-1]
+    world.pass_time(MINUTE_MS)
+    late = NewMessage(chat_id, "inbound", "hello", world.at(), "received", sender="+14155550123")
+    for _ in range(6):
+        world.pass_time(25 * HOUR_MS)
+        write(world, ids(world)[3])
+        world.sync()
+    world.account.add_message(late)
+    world.pass_time(25 * HOUR_MS)
+    world.sync()
+    assert world.differences() == {}
+
+
 def test_a_chat_that_comes_back_brings_the_messages_of_its_absence(world: World) -> None:
     chat_id = ids(world)[10]
     world.account.delete_chat(chat_id)
