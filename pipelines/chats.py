@@ -487,7 +487,7 @@ def _explained(error: Exception, place: Place | None) -> tuple[int, str]:
     from warehouse.transform import TransformError
     from warehouse.troubles import trouble_of
 
-    if isinstance(error, ConfigurationError):
+    if isinstance(error, ConfigurationError | UsageError):
         return EXIT_USAGE, str(error)
     if isinstance(error, MsgBubblesError | TransformError) or place is None:
         return EXIT_FAILED, str(error)

@@ -240,6 +240,7 @@ def test_a_damaged_account_of_the_sandbox(new_job: NewJob) -> None:
     said = refused(job, "--sandbox", status=2)
     assert f"{state} cannot be used" in said
     assert "remove it" in said
+    assert "UsageError" not in said
 
 
 @pytest.mark.parametrize("lost", ["", ".msgbubbles"])
