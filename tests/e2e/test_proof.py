@@ -229,3 +229,10 @@ def test_status_tells_freshness_and_what_is_missing_and_makes_no_request(new_job
     assert [run["run_id"] for run in found["runs"]][-1] == outcome.summary["run_id"]
     assert "·" not in re.search(r"messages \d{4}-\d\d-\d\d (.+) now", job.ask("status", "--text"))[1]  # type: ignore[index]
     job.ask("status", "--max-age-minutes", "0.0001", status=3)
+
+    job.server.knobs.server_errors = 1.0
+    job.environment = {"SOURCES__MSGBUBBLES__MAX_ATTEMPTS": "1"}
+    job.run(status=1)
+    after = job.ask("status")
+    assert after["last_complete_at"] == found["last_complete_at"], "a run that failed makes nothing fresh"
+    assert [run["outcome"] for run in after["runs"]][-1] == "failed"
