@@ -498,11 +498,8 @@ def _explained(error: Exception, place: Place | None) -> tuple[int, str]:
     from warehouse.transform import TransformError
     from warehouse.troubles import trouble_of
 
-<<<<<<< HEAD
     if isinstance(error, ConfigValueCannotBeCoercedException):
         return EXIT_USAGE, f"{error.field_name} has no value of its type; dlt_config/config.toml shows how it is set"
-=======
->>>>>>> 105d2f5d612b2876ff9764a148548ff310b132a7
     if isinstance(error, ConfigurationError | UsageError):
         return EXIT_USAGE, str(error)
     if isinstance(error, MsgBubblesError | TransformError) or place is None:
