@@ -102,9 +102,7 @@ def _yaml_rows(path: Path) -> list[Row]:
         mark = getattr(error, "problem_mark", None)
         at = f", line {mark.line + 1}" if mark else ""
         raise UsageError(f"{path}{at} is not YAML") from None
-    rows = content.get("groups") if isinstance(content, dict) else content
-    if rows is None:
-        return []
+    rows = content.get("groups") if isinstance(content, dict) else content or []
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UsageError(f"{path} is not a list of groups; each begins like `- key: north`")
     return rows

@@ -14,7 +14,7 @@ from .apply import Applied, Applier, participants_of
 from .desired import Row, validated
 from .known import Published, known_groups, members_seen, people, published, restore
 from .ledger import Ledger, Sighting
-from .model import DesiredGroup
+from .model import DesiredGroup, KnownGroup
 from .planner import Plan, plan_of, remaining
 
 
@@ -23,6 +23,20 @@ def planned(place: Place, desired: Sequence[DesiredGroup], read: Published | Non
     with Ledger.of(place.folder) as ledger:
         restore(ledger, place)
         return plan_of(desired, known_groups(ledger, read or published(place)))
+
+
+def still_fitting(place: Place, plan: Plan) -> Plan:
+    """What is left to do of a saved plan. Raises `UsageError` when it no longer fits what is known."""
+    with Ledger.of(place.folder) as ledger:
+        restore(ledger, place)
+        return remaining(plan, known_groups(ledger, published(place)), begun=bool(ledger.entries(plan.plan_id)))
+
+
+def known_now(place: Place) -> dict[str, KnownGroup]:
+    """The groups that have a key, by key, as far as they are known without a request."""
+    with Ledger.of(place.folder) as ledger:
+        restore(ledger, place)
+        return known_groups(ledger, published(place))
 
 
 def unsettled_count(place: Place) -> int:

@@ -64,8 +64,9 @@ def _load(place: Place, entries: list[Entry], sightings: list[Sighting]) -> None
         dataset_name=DATASET,
         pipelines_dir=str(place.folder / "dlt"),
     )
-    # What a killed run left behind is all in the ledger, and in a newer state.
-    pipeline.drop_pending_packages()
+    if pipeline.has_pending_data:
+        # A run with a package left over loads that one and extracts nothing.
+        pipeline.run()
     at = datetime.now(UTC)
     rows = {
         "group_operations": [_operation_row(entry, at) for entry in entries],
