@@ -6,7 +6,8 @@
     dlt.pipeline("teams", destination=groups(database="warehouse.duckdb")).run(teams, table_name="teams")
 
 It is the `apply` of groups.py, with its ledger beside the database: what a load that failed has done already is not
-done again when dlt repeats it.
+done again when dlt repeats it. By dlt's default a load that failed for its rows waits to be repeated as it is; with
+`LOAD__AUTO_ABORT_ON_TERMINAL_ERROR=true` it is dropped, and the next run takes the rows as they are then.
 """
 
 from __future__ import annotations
