@@ -108,6 +108,7 @@ class Answer:
 
 class _ErrorBody(msgspec.Struct):
     error: str | None = None
+    message: str | None = None
     request_id: str | None = None
 
 
@@ -117,6 +118,7 @@ class Transport:
     `stop` interrupts every wait, and keeps another request from being sent. Requests are counted in `traffic`, which
     may be shared; `max_requests` bounds that count, retries included. `max_attempts` bounds the tries of one request;
     answers of 429 do not count as tries, but are waited for no longer than `rate_limit_patience_seconds` together.
+    `last_answer` is the last success, for who wants to know its status and request id.
     """
 
     def __init__(
@@ -139,6 +141,7 @@ class Transport:
         _check_key(api_key)
         self.traffic = traffic or Traffic()
         self.max_requests = max_requests
+        self.last_answer: Answer | None = None
         self._budget = budget
         self._stop = stop or threading.Event()
         self._on_wait = on_wait or (lambda _why, _seconds: None)
@@ -252,7 +255,9 @@ class Transport:
             raise RetryableError(f"the API could not be reached: {fault}")
         request_id = _id_of(response.headers.get("X-Request-Id"))
         if response.is_success:
-            return Answer(response.status_code, body, request_id, read_at, _server_time(response) or read_at)
+            at = _server_time(response) or read_at
+            self.last_answer = Answer(response.status_code, body, request_id, read_at, at)
+            return self.last_answer
         raise _failure(response, body, request_id)
 
     def _read_body(self, response: httpx.Response) -> bytes:
@@ -376,7 +381,7 @@ def _failure(response: httpx.Response, body: bytes, request_id: str | None) -> E
     # Not the reason phrase that was sent: it may say anything.
     message = f"the API answered {status} {code or httpx.codes.get_reason_phrase(status)}".rstrip()
     if status == 429:
-        limited = RateLimitedError(message, status=status, code=code, request_id=request_id)
+        limited = RateLimitedError(message, status=status, code=code, request_id=request_id, said=said.message)
         now = _server_time(response) or datetime.now(UTC)
         limited.retry_after_seconds = retry_after_seconds(response.headers.get("Retry-After"), now)
         return limited
@@ -386,7 +391,9 @@ def _failure(response: httpx.Response, body: bytes, request_id: str | None) -> E
             if status == 401
             else "the key is fine, the account is not active; see to that with MsgBubbles"
         )
-        return AuthenticationError(f"{message}: {hint}", status=status, code=code, request_id=request_id)
+        return AuthenticationError(
+            f"{message}: {hint}", status=status, code=code, request_id=request_id, said=said.message
+        )
     if response.is_redirect:
         return PermanentError(
             f"{message}: redirects are not followed with the key; mend base_url",
@@ -395,7 +402,7 @@ def _failure(response: httpx.Response, body: bytes, request_id: str | None) -> E
         )
     kinds: dict[int, type[PermanentError]] = {404: NotFoundError, 409: ConflictError}
     kind = RetryableError if status >= 500 or status in (408, 425) else kinds.get(status, PermanentError)
-    return kind(message, status=status, code=code, request_id=request_id)
+    return kind(message, status=status, code=code, request_id=request_id, said=said.message)
 
 
 def _id_of(value: str | None) -> str | None:

@@ -10,7 +10,7 @@ import importlib.util
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -39,11 +39,11 @@ class Destination(Protocol):
     def exists(self) -> bool:
         """Whether there is something to read."""
 
-    def reading(self) -> Any:
-        """A connection for readers, as a context. Raises `UsageError` when there is none."""
+    def reading(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        """A connection for readers. Raises `UsageError` when there is none."""
 
-    def writing(self) -> Any:
-        """A connection to the tables that the job writes, as a context."""
+    def writing(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        """A connection to the tables that the job writes."""
 
     def prepare(self) -> None:
         """Before a run: see that the tables can be reached; begin with what was published, where the job's own files
@@ -126,7 +126,7 @@ class Postgres:
     def exists(self) -> bool:
         with self.reading() as connection:
             found = connection.execute("SELECT count(*) FROM duckdb_schemas() WHERE schema_name = 'msgbubbles'")
-            return bool(found.fetchone()[0])
+            return found.fetchall() != [(0,)]
 
     @contextmanager
     def _attached(self, options: str) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -148,10 +148,10 @@ class Postgres:
             connection.execute("USE warehouse")
             yield connection
 
-    def reading(self) -> Any:
+    def reading(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         return self._attached(", READ_ONLY")
 
-    def writing(self) -> Any:
+    def writing(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         return self._attached("")
 
     def prepare(self) -> None:

@@ -42,7 +42,10 @@ class Known:
     def _published_state(self) -> dict[str, Any]:
         from dlt.common.versioned_state import decompress_state
 
-        query = "SELECT state FROM msgbubbles._dlt_pipeline_state ORDER BY version DESC, created_at DESC LIMIT 1"
+        query = (
+            "SELECT state FROM msgbubbles._dlt_pipeline_state WHERE pipeline_name = 'msgbubbles' "
+            "ORDER BY version DESC, created_at DESC LIMIT 1"
+        )
         with self._published() as database:
             rows = [] if database is None else _all(database, query)
         return dict(decompress_state(rows[0][0])) if rows else {}

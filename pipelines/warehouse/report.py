@@ -55,6 +55,10 @@ class Reporter:
         self._progress.print(f"[dim]{message}[/dim]")
         self._said_at = time.monotonic()
 
+    def progress(self, line: str) -> None:
+        """Show how far the work has come, now and then."""
+        self._show(line)
+
     @contextmanager
     def following(self, run: Run) -> Iterator[None]:
         """Show how far the run has come: a line that moves on a terminal, now and then a line elsewhere."""
