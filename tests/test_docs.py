@@ -81,7 +81,9 @@ def test_every_command_and_each_of_its_options_is_documented(command: str) -> No
 
 
 def test_every_exit_status_is_documented() -> None:
-    code = set(re.findall(r"\d+", re.search(r"^EXIT_.* = (.*)$", CHATS.read_text(), flags=re.MULTILINE)[1]))  # type: ignore[index]
+    from warehouse import command
+
+    code = {str(value) for name, value in vars(command).items() if name.startswith("EXIT_")}
     table = README.split("| exit status | |")[1].split("\n\n")[0]
     assert set(re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)) == {"0", *code}
 
@@ -92,3 +94,19 @@ def test_the_folders_named_exist() -> None:
     assert len(paths) >= 6
     for path in paths:
         assert (ROOT / path).exists(), path
+
+
+GROUPS = ROOT / "docs" / "groups.md"
+
+
+def test_the_key_of_groups_is_documented() -> None:
+    table = GROUPS.read_text().split("| key of `[groups]` |")[1].split("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)`", table, flags=re.MULTILINE)) == documented("groups").keys()
+
+
+def test_the_page_on_groups_has_the_exit_statuses_of_its_help() -> None:
+    said = (ROOT / "pipelines" / "groups.py").read_text().split("Exit status:")[1].split('"""')[0]
+    table = GROUPS.read_text().split("| exit status of `groups.py` | |")[1].split("\n\n")[0]
+    assert set(re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)) == set(
+        re.findall(r"(?:^|; |\n)\s*(\d+)\b", said)
+    )

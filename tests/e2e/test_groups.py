@@ -285,7 +285,7 @@ def test_import_read_and_typing(groups: Groups) -> None:
 
 
 def test_the_exit_statuses_and_options_are_documented() -> None:
-    text = (Path(__file__).parents[2] / "docs-groups.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "groups.md").read_text()
     for option in (
         "--out",
         "--json",
