@@ -188,14 +188,11 @@ def typing(
 def _run(
     body: Callable[[Command], int], database: Path | None, reporter: Reporter, *, sandbox: bool, serve: bool = True
 ) -> None:
-    places: list[Place] = []
-
-    def run() -> int:
-        places.append(place_of(database, sandbox=sandbox))
-        with _configured(places[0], sandbox=sandbox and serve) as command:
+    def run(place: Place) -> int:
+        with _configured(place, sandbox=sandbox and serve) as command:
             return body(command)
 
-    ended(run, lambda: places[0].folder if places else None, reporter, STOPPED)
+    ended(run, lambda: place_of(database, sandbox=sandbox), reporter, STOPPED)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import Any
 
 import duckdb
 
-from warehouse.known import opened
+from warehouse.destinations import destination_of
 from warehouse.place import Place, UsageError
 
 from .handles import handle_of
@@ -111,7 +111,7 @@ def _yaml_rows(path: Path) -> list[Row]:
 def _query_rows(query: str, place: Place) -> list[Row]:
     if not place.database.exists():
         raise UsageError(f"{place.database} is not there to be asked; run chats.py first")
-    with opened(place) as database:
+    with destination_of(place).reading() as database:
         try:
             result = database.execute(query)
             columns = [column[0] for column in result.description or ()]
@@ -127,7 +127,7 @@ def _model_rows(name: str, place: Place) -> list[Row]:
     schema, _, model = name.rpartition(".")
     if not place.database.exists():
         raise UsageError(f"{place.database} is not there to be asked for {name}; run chats.py first")
-    with opened(place) as database:
+    with destination_of(place).reading() as database:
         found = database.execute(
             "SELECT table_schema FROM information_schema.tables WHERE table_name = ? AND table_schema = coalesce(?, "
             "table_schema) ORDER BY table_schema <> 'marts', table_schema",

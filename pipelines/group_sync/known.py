@@ -15,7 +15,7 @@ from typing import Any
 
 import duckdb
 
-from warehouse.known import opened
+from warehouse.destinations import destination_of
 from warehouse.place import Place
 
 from .handles import handle_of
@@ -175,7 +175,7 @@ def _queries(place: Place) -> Iterator[Callable[..., list[Any]]]:
     if not place.database.exists():
         yield lambda _sql, *_values: []
         return
-    with opened(place) as database:
+    with destination_of(place).reading() as database:
 
         def rows(sql: str, *values: Any) -> list[Any]:
             try:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+from warehouse.destinations import destination_of
 from warehouse.place import Place
 
 from .ledger import Entry, Ledger, Sighting
@@ -60,7 +61,7 @@ def _load(place: Place, entries: list[Entry], sightings: list[Sighting]) -> None
 
     pipeline = dlt.pipeline(
         PIPELINE,
-        destination=dlt.destinations.duckdb(str(place.work)),
+        destination=destination_of(place).dlt(),
         dataset_name=DATASET,
         pipelines_dir=str(place.folder / "dlt"),
     )

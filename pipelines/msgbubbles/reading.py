@@ -14,9 +14,10 @@ from .client import Client
 from .coverage import Coverage, Task
 from .errors import Halt, MsgBubblesError, NotFoundError, PermanentError
 from .landing import Landing, NewChat
-from .models import Chat, Message, Page, R, fingerprint, unknown_fields
+from .models import Chat, Message, Page, R, StreamCoverage, fingerprint, unknown_fields
 from .run import Run, ShareSpent, SliceEnd, State, known_overflows, save_overflows
 from .settings import Settings
+from .stored import instant
 from .walk import Step, cursor_ms, epoch_ms, walk
 
 Fetch = Callable[[str | None], Page[R]]
@@ -62,6 +63,7 @@ class StreamReader(Generic[R]):
         self._now_seen_ms: int | None = None
         self._fetch = fetch
         self._pages_left = run.slice_pages
+        self._is_first_slice = self.progress.pages == 0
         self._refresh_from: int | None = None  # the pages read before the refresh began
         self._rejected_before: set[str] = set()
         # What was read, by the task that asked for it.
@@ -127,14 +129,16 @@ class StreamReader(Generic[R]):
         if self._refresh_from is None or per_minute is None or now_ms is None:
             return
         minutes = min(max((now_ms - self.seen_ms) / 60_000, 0.0), MAX_MINUTES_BETWEEN_RUNS)
-        if self.progress.pages - self._refresh_from >= max(per_minute * minutes, 1.0):
+        # One page is always allowed, or a small share would never come to anything.
+        if self.progress.pages - self._refresh_from + 1 > max(per_minute * minutes, 1.0):
             raise ShareSpent
 
     def _read_task(self, task: Task) -> Iterator[Any]:
         reach = _Reach(to_ms=None if task.hi_ms is None else task.hi_ms - 1)
         reach.read_before_ms = min((read for _, hi, read in self.coverage.pieces if hi > task.lo_ms), default=None)
-        if task.kind == "head":
-            # What is not settled counts as unread from here on, so that a head that is cut off leaves it as a gap.
+        if task.kind == "head" and self._is_first_slice:
+            # What is not settled counts as unread from here on, so that a head that is cut off leaves it as a gap. What
+            # this run has read stays read, or a head that is longer than a slice would never come to its end.
             self.coverage.forget_from(task.lo_ms)
         try:
             steps = walk(self._allowed(self._fetch), lo_ms=task.lo_ms, before_ms=task.hi_ms, stream=self.stream)
@@ -174,17 +178,20 @@ class StreamReader(Generic[R]):
         """The same, but no page more than the slice allows, and every page counted."""
 
         def allowed(before: str | None) -> Page[Any]:
-            if self._pages_left == 0:
-                raise SliceEnd
+            self.check_slice()
             page = fetch(before)
-            if self._pages_left is not None:
-                self._pages_left -= 1
             self.count(page)
             return page
 
         return allowed
 
+    def check_slice(self) -> None:
+        """Raises `SliceEnd` when the pages of this slice have been read."""
+        if self._pages_left is not None and self._pages_left <= 0:
+            raise SliceEnd
+
     def count(self, page: Page[Any]) -> None:
+        self._pages_left = None if self._pages_left is None else self._pages_left - 1
         self.now_ms = epoch_ms(page.server_at)
         progress = self.progress
         progress.pages += 1
@@ -203,7 +210,7 @@ class StreamReader(Generic[R]):
         if self._now_seen_ms is not None:
             self.state["seen"] = sorted(self._now_seen)
             self.state["seen_ms"] = self._now_seen_ms
-        save_overflows(self.state, known_overflows(self.state, self.run) | self.progress.overflows, self.progress)
+        save_overflows(self.state, known_overflows(self.state) | self.progress.overflows, self.run, self.stream)
 
 
 class ChatReader(StreamReader[Chat]):
@@ -283,6 +290,7 @@ class ThreadReader(StreamReader[Chat]):
 
     def count(self, page: Page[Any]) -> None:
         if page.rows and isinstance(page.rows[0], Chat):
+            self._pages_left = None if self._pages_left is None else self._pages_left - 1
             self.now_ms = epoch_ms(page.server_at)
             self.progress.pages += 1
         else:
@@ -299,6 +307,8 @@ class ThreadReader(StreamReader[Chat]):
             at_ms = cursor_ms(chat)
             if at_ms is not None and (at_ms < task.lo_ms or (task.hi_ms is not None and at_ms >= task.hi_ms)):
                 continue
+            if reach.from_ms is not None and (task.hi_ms is None or reach.from_ms < task.hi_ms):
+                self.check_slice()
             mark = fingerprint(chat)
             if task.kind != "refresh" and self._is_settled(mark, at_ms):
                 # It was not read now, so its messages' statuses are as old as they were.
@@ -324,12 +334,15 @@ class ThreadReader(StreamReader[Chat]):
         return start_ms if None in within else max(start_ms, (self.now_ms or 0) - widest)
 
     def _read_thread(self, chat: Chat, lo_ms: int) -> Iterator[Any]:
+        # A thread is read whole, however long the slice gets by it: half of one is nothing that could be gone on from.
         def fetch(before: str | None) -> Page[Message]:
-            return self._client.list_messages(chat.id, before=before)
+            page = self._client.list_messages(chat.id, before=before)
+            self.count(page)
+            return page
 
         # A thread that is deleted while its page is read is not there to be read.
         with suppress(NotFoundError):
-            for step in walk(self._allowed(fetch), lo_ms=lo_ms, before_ms=None, stream=self.stream):
+            for step in walk(fetch, lo_ms=lo_ms, before_ms=None, stream=self.stream):
                 if step.overflow:
                     self.progress.overflows.add(step.overflow)
                 self.landing.add(step.page)
@@ -422,7 +435,21 @@ def read_stream(
         if not run.keep_on_error:
             raise
         run.error = run.error or error
+    _put_coverage(landing, state, run)
     yield from _announced(landing.rest(), run)
+
+
+def _put_coverage(landing: Landing, state: State, run: Run) -> None:
+    """What marts may rely on is kept beside the rows, when it is another than before."""
+    covered = run.progress(landing.stream).covered
+    stretch = covered.newest_stretch if covered else None
+    if stretch is None:
+        return
+    # Where the newest rows are deleted, what was read stays read.
+    complete = [stretch[0], max(stretch[1], state.get("complete", stretch)[1])]
+    if state.get("complete") != complete:
+        state["complete"] = complete
+        landing.put_coverage(StreamCoverage(landing.stream, *map(instant, complete)), run.clock.now())
 
 
 def _announced(items: Iterator[Any], run: Run) -> Iterator[Any]:

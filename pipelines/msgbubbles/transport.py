@@ -9,6 +9,7 @@ import ipaddress
 import logging
 import math
 import re
+import socket
 import ssl
 import threading
 import time
@@ -248,7 +249,7 @@ class Transport:
             finally:
                 response.close()
         except (httpx.TransportError, httpx.DecodingError) as error:
-            fault = type(error).__name__
+            fault = _unreachable(error, request.url.host)
         if fault:
             # Raised here and not from httpx's error, which knows the URL and may quote a header.
             raise RetryableError(f"the API could not be reached: {fault}")
@@ -342,6 +343,18 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _unreachable(error: BaseException, host: str) -> str:
+    """What kept an answer from coming, by its kind, and what to look at where that is plain."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, socket.gaierror):
+            return f"there is no host {host}; check base_url and the network"
+        if isinstance(cause, ConnectionRefusedError):
+            return f"nothing listens on {host}; check base_url"
+        cause = cause.__cause__ or cause.__context__
+    return f"{type(error).__name__} ({host})"
+
+
 def _server_time(response: httpx.Response) -> datetime | None:
     return _http_date(response.headers.get("Date"))
 
@@ -373,7 +386,11 @@ def _failure(response: httpx.Response, body: bytes, request_id: str | None) -> E
         limited.retry_after_seconds = retry_after_seconds(response.headers.get("Retry-After"), now)
         return limited
     if status in (401, 403):
-        hint = "check the API key" if status == 401 else "the key is fine, the account is not active"
+        hint = (
+            "check the API key"
+            if status == 401
+            else "the key is fine, the account is not active; see to that with MsgBubbles"
+        )
         return AuthenticationError(
             f"{message}: {hint}", status=status, code=code, request_id=request_id, said=said.message
         )

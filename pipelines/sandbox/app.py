@@ -136,15 +136,18 @@ class Api:
             raise Fault(401, "unauthorized", "Missing or unknown API key")
         if not self.knobs.active:
             raise Fault(403, "forbidden", "Account is inactive")
-        limit = self.knobs.rate_limit_per_minute
+        limit, window_seconds = self.knobs.rate_limit_per_minute, self.knobs.rate_window_seconds
         if limit is None:
             return
         now = time.monotonic()
+        is_fixed = self.knobs.rate_window == "fixed"
+        counted_from = now - now % window_seconds if is_fixed else now - window_seconds
         recent = self._recent.setdefault(key, deque())
-        while recent and recent[0] <= now - 60:
+        while recent and recent[0] <= counted_from:
             recent.popleft()
         if len(recent) >= limit:
-            seconds = 60 - (now - recent[0]) if recent else 60.0
+            began_at = counted_from if is_fixed else recent[0] if recent else now
+            seconds = began_at + window_seconds - now
             if self.knobs.retry_after == "seconds":
                 headers["Retry-After"] = str(int(seconds) + 1)
             elif self.knobs.retry_after == "date":

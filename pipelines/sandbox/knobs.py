@@ -21,6 +21,9 @@ class Knobs:
     active: bool = True
     latency_seconds: float = 0.0
     rate_limit_per_minute: int | None = None
+    # `fixed`: counted from each full minute on; `rolling`: in any minute. A test may have shorter minutes.
+    rate_window: Literal["rolling", "fixed"] = "rolling"
+    rate_window_seconds: float = 60.0
     retry_after: Literal["seconds", "date", "none"] = "seconds"
     server_errors: float = 0.0
     cut_bodies: float = 0.0

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+import tomllib
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -33,19 +35,18 @@ NO_KEY = """No API key. Either
                                    (or copy dlt_config/secrets.toml.example to secrets.toml and put it there)"""
 
 
-def place_of(database: Path | None, *, sandbox: bool) -> Place:
+def place_of(database: Path | None, destination: str = "duckdb", *, sandbox: bool) -> Place:
     """The warehouse that a command is about. Raises `UsageError`."""
-    return Place.of(database or ROOT / ("sandbox.duckdb" if sandbox else "warehouse.duckdb"))
+    return Place.of(database or ROOT / f"{'sandbox' if sandbox else 'warehouse'}.{destination}", destination)
 
 
-def ended(body: Callable[[], int], folder: Callable[[], Path | None], reporter: Reporter, stopped: str) -> NoReturn:
-    """Run a command, tell what went wrong in its way, and exit with the status that says so. `folder` is where details
-    that may quote rows are written; `stopped` says what a second Ctrl-C means."""
+def ended(body: Callable[[Place], int], place_of: Callable[[], Place], reporter: Reporter, stopped: str) -> NoReturn:
+    """Run a command, tell what went wrong in its way, and exit with the status that says so. `stopped` says what a
+    second Ctrl-C means."""
+    place = None
     try:
-        status = body()
-    except UsageError as error:
-        reporter.fail(str(error))
-        status = EXIT_USAGE
+        place = place_of()
+        status = body(place)
     except AnotherJobRunsError as error:
         reporter.fail(str(error))
         status = EXIT_LOCKED
@@ -53,28 +54,39 @@ def ended(body: Callable[[], int], folder: Callable[[], Path | None], reporter: 
         reporter.fail(stopped)
         status = EXIT_STOPPED
     except Exception as error:
-        status, message = explained(error, folder())
+        status, message = explained(error, place)
         reporter.fail(message)
     sys.stdout.flush()
     raise typer.Exit(status)
 
 
-def explained(error: Exception, folder: Path | None) -> tuple[int, str]:
+def explained(error: Exception, place: Place | None) -> tuple[int, str]:
     """The exit status for an error, and what to say of it. What the database or dlt say may quote rows, so that goes
     to a file that only the user reads."""
+    if isinstance(error, UsageError):
+        return EXIT_USAGE, str(error)
+    # dlt is imported when a place has been made ready for it.
+    from dlt.common.configuration.exceptions import ConfigValueCannotBeCoercedException
+
     from msgbubbles.errors import ConfigurationError, Interrupted, MsgBubblesError
     from warehouse.transform import TransformError
+    from warehouse.troubles import trouble_of
 
+    if isinstance(error, ConfigValueCannotBeCoercedException):
+        return EXIT_USAGE, f"{error.field_name} has no value of its type; dlt_config/config.toml shows how it is set"
     if isinstance(error, ConfigurationError):
         return EXIT_USAGE, str(error)
     if isinstance(error, Interrupted):
         return EXIT_STOPPED, str(error)
-    if isinstance(error, MsgBubblesError | TransformError) or folder is None:
+    if isinstance(error, MsgBubblesError | TransformError) or place is None:
         return EXIT_FAILED, str(error)
-    path = folder / "last_error.txt"
-    path.touch(mode=0o600)
-    path.write_text("".join(traceback.format_exception(error)))
-    return EXIT_FAILED, f"{type(error).__name__}; what was done stays. Details, which may quote your data: {path}"
+    trouble = trouble_of(error, place) or f"{type(error).__name__}; what was loaded stays"
+    path = place.folder / "last_error.txt"
+    with suppress(OSError):  # where the disk is full, or is not ours
+        path.touch(mode=0o600)
+        path.write_text("".join(traceback.format_exception(error)))
+        trouble += f". Details, which may quote your data: {path}"
+    return EXIT_FAILED, trouble
 
 
 @contextmanager
@@ -91,9 +103,23 @@ def readable_configuration() -> Iterator[None]:
             cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise
-        raise UsageError(
-            f"dlt_config: config.toml or secrets.toml cannot be read ({type(cause).__name__}); mend it"
-        ) from None
+        raise UsageError(_unreadable(Path(os.environ["DLT_PROJECT_DIR"], os.environ["DLT_CONFIG_FOLDER"]))) from None
+
+
+def _unreadable(folder: Path) -> str:
+    """Which file of the configuration is no TOML, and where; nothing of it is quoted, because there are secrets."""
+    for path in (folder / "config.toml", folder / "secrets.toml"):
+        try:
+            tomllib.loads(path.read_text())
+        except FileNotFoundError:
+            continue
+        except tomllib.TOMLDecodeError as error:
+            line = re.search(r"at line (\d+)", str(error))
+            where = f"line {line[1]}" if line else "its end"
+            return f"{path}: {where} is not TOML; mend it (text is in quotes, a section's name in brackets)"
+        except (OSError, UnicodeDecodeError) as error:
+            return f"{path} cannot be read ({type(error).__name__}); mend it, or let the user of this job read it"
+    return f"{folder}: config.toml, secrets.toml or the environment has a value of the wrong type; mend it"
 
 
 @contextmanager
@@ -135,7 +161,7 @@ def _sandbox(place: Place) -> Iterator[dict[str, Any]]:
         try:
             line = process.stdout.readline() if process.stdout else b""
             if not line:
-                raise UsageError("the sandbox did not start")
+                raise UsageError("the sandbox did not start: what it says is above")
             account = json.loads(line)
             # The budget of a made-up key is nobody else's business.
             yield {"api_key": account["key"], "base_url": account["url"], "budget_dir": str(place.folder)}
