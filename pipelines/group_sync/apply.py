@@ -274,8 +274,6 @@ def idempotency_key_of(creation: Operation) -> str:
 
 def _in_effect(entry: Entry, sighting: Sighting) -> bool | None:
     """Whether a look shows that an operation was done; null where it cannot show it."""
-    if sighting.is_gone:
-        return False
     if entry.operation == "rename":
         return sighting.title == entry.title
     if sighting.handles is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from group_sync.apply import look
 from group_sync.job import known_now, planned
 from group_sync.known import Published, published
 from group_sync.landing import land_ledger
@@ -63,14 +64,23 @@ def test_the_last_participant_list_counts_and_what_we_did_after_it(world: World)
     assert world.known("a").members == frozenset()
 
 
-def test_a_group_that_the_sync_found_gone_is_gone(world: World) -> None:
+def test_a_group_that_the_sync_found_gone_is_gone_until_it_is_seen_again(world: World) -> None:
     world.apply(row("a", ANNA, BEN))
-    publish(world.place, world.known("a").chat_id, deleted_at=datetime.now(UTC))
+    chat_id = str(world.known("a").chat_id)
+
+    def seen() -> None:
+        with world.client() as client, Ledger.of(world.place.folder) as ledger:
+            look(ledger, client, "a", chat_id)
+
+    seen()
+    publish(world.place, chat_id, deleted_at=datetime.now(UTC))
     assert world.known("a").is_gone
     desired = DesiredGroup("a", OURS, (ANNA, BEN), "Hello", "New")
     plan = planned(world.place, [desired])
     assert plan.operations == ()
     assert plan.notes
+    seen()
+    assert not world.known("a").is_gone
 
 
 def test_a_refused_operation_is_no_knowledge(world: World) -> None:
@@ -178,6 +188,7 @@ def test_a_dlt_pipeline_can_have_groups_as_its_destination(
     )
     pipeline.run([row("a", ANNA, BEN, title="One"), row("b", ANNA, BEN)], table_name="teams")
     assert [done.operation for done in world.server.operations] == ["create", "create"]
+    assert [entry.outcome for entry in world.entries()] == ["succeeded", "succeeded"]
     assert world.known("a").members == {ANNA, BEN}
 
     for rows, says in (
