@@ -16,8 +16,6 @@ from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
 
-import msgspec
-
 from msgbubbles.client import Client
 from msgbubbles.errors import (
     ApiError,
@@ -28,7 +26,7 @@ from msgbubbles.errors import (
     PermanentError,
     RetryableError,
 )
-from msgbubbles.models import Chat
+from msgbubbles.models import Chat, participants_of
 
 from .known import people
 from .ledger import Entry, Ledger, Sighting, Verdict
@@ -251,19 +249,6 @@ def look(ledger: Ledger, client: Client, key: str, chat_id: str) -> Sighting:
         sighting = Sighting(key, chat_id, chat.from_handle, chat.title, handles, False, seen_at)
     ledger.saw(sighting)
     return sighting
-
-
-def participants_of(chat: Chat) -> list[str] | None:
-    """The handles in the participant list of a chat; null where the API shows none, which is not documented."""
-    try:
-        shown = msgspec.json.decode(bytes(chat.extra) or b"{}").get("participants")
-    except msgspec.DecodeError:
-        return None
-    if not isinstance(shown, list):
-        return None
-    found = [one.get("handle") if isinstance(one, dict) else one for one in shown]
-    handles = [handle for handle in found if isinstance(handle, str)]
-    return handles if len(handles) == len(found) else None
 
 
 def idempotency_key_of(creation: Operation) -> str:

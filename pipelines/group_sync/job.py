@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 
 from msgbubbles.client import Client
 from msgbubbles.errors import PermanentError
+from msgbubbles.models import participants_of
 from warehouse.place import Place, UsageError
 
 from . import guards
-from .apply import Applied, Applier, participants_of
+from .apply import Applied, Applier
 from .desired import Row, validated
 from .known import Published, known_groups, members_seen, people, published, restore
 from .ledger import Ledger, Sighting
