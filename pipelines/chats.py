@@ -1,10 +1,11 @@
-"""The scheduled job: brings a DuckDB warehouse up to date with a MsgBubbles account.
+"""The scheduled job: brings a warehouse up to date with a MsgBubbles account; and commands that look at it.
 
     python pipelines/chats.py                 # with the API key from dlt_config/secrets.toml or the environment
     python pipelines/chats.py --sandbox       # with a made-up account on this machine
 
-Exit status: 0 complete; 3 complete, but rows were rejected or out of reach; 1 failed, the next run goes on; 2 wrong
-usage or configuration; 75 another job runs on the database; 130 stopped by Ctrl-C or SIGTERM, nothing is lost.
+Exit status: 0 complete; 3 complete, but look at it: rows were rejected or are out of reach, or a check, a comparison
+or an age is not as it should be; 1 failed, the next run goes on; 2 wrong usage or configuration; 75 another job runs
+on the database; 130 stopped by Ctrl-C or SIGTERM, nothing is lost.
 """
 
 from __future__ import annotations
