@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
@@ -29,7 +29,7 @@ from msgbubbles.errors import (
 from msgbubbles.models import Chat, participants_of
 
 from .known import people
-from .ledger import Entry, Ledger, Sighting, Verdict
+from .ledger import Entry, Ledger, Outcome, Sighting, Verdict
 from .model import MIN_MEMBERS, KnownGroup, Operation
 from .planner import Plan
 
@@ -108,7 +108,7 @@ class Applier:
                     if entry.chat_id not in sightings:
                         sightings[entry.chat_id] = look(self._ledger, self._client, entry.key or "", entry.chat_id)
                 except RetryableError as error:
-                    verdict = _verdict_of(error, "unknown")
+                    verdict = self._verdict_of(error, "unknown")
                 else:
                     verdict = self._seen_verdict(entry, sightings[entry.chat_id])
             self._ledger.finish(entry, verdict)
@@ -182,7 +182,9 @@ class Applier:
             return self._verdict(entry)
         except AuthenticationError as error:
             # Only the first try is known to have done nothing.
-            return _verdict_of(error, "failed" if self._client.transport.traffic.total == before + 1 else "unknown")
+            return self._verdict_of(
+                error, "failed" if self._client.transport.traffic.total == before + 1 else "unknown"
+            )
         except Exception:
             if self._client.transport.traffic.total == before:
                 self._ledger.withdraw(entry)
@@ -193,9 +195,10 @@ class Applier:
         try:
             chat = self._asked(entry)
         except RetryableError as error:
-            return _verdict_of(error, "unknown")
+            return self._verdict_of(error, "unknown")
         except PermanentError as error:
-            return _verdict_of(error, "succeeded" if self._is_done_anyway(entry, error) else "failed")
+            refused = self._verdict_of(error, "failed")
+            return replace(refused, outcome="succeeded") if self._is_done_anyway(entry, error) else refused
         answer = self._client.transport.last_answer
         return Verdict(
             "succeeded",
@@ -232,6 +235,16 @@ class Applier:
         # The chat is there, so it is the person who was not found.
         return missing and not sighting.is_gone if shown is None else shown
 
+    def _verdict_of(self, error: ApiError, outcome: Outcome) -> Verdict:
+        """What an error says of the operation that was asked for just now."""
+        return Verdict(
+            outcome,
+            http_status=error.status,
+            error_code=error.code,
+            error_message=self._client.transport.last_said or str(error),
+            request_id=error.request_id,
+        )
+
     def _failed(self, entry: Entry, verdict: Verdict) -> None:
         self.applied.failures.append(Failure(entry.key or "", entry.operation, verdict.outcome, _why(verdict)))
 
@@ -265,16 +278,6 @@ def _in_effect(entry: Entry, sighting: Sighting) -> bool | None:
         return None
     is_member = entry.handles[0] in sighting.handles
     return is_member if entry.operation == "add" else not is_member
-
-
-def _verdict_of(error: ApiError, outcome: Any) -> Verdict:
-    return Verdict(
-        outcome,
-        http_status=error.status,
-        error_code=error.code,
-        error_message=error.said or str(error),
-        request_id=error.request_id,
-    )
 
 
 def _why(verdict: Verdict) -> str:

@@ -27,8 +27,7 @@ class ConfigurationError(MsgBubblesError):
 
 
 class ApiError(MsgBubblesError):
-    """The API, or the way to it, failed. `code` is the API's stable error code, where it sent one. `said` is its
-    message for humans, which may quote anything: for records that only the user reads, and in no text of this error."""
+    """The API, or the way to it, failed. `code` is the API's stable error code, where it sent one."""
 
     def __init__(
         self,
@@ -37,13 +36,11 @@ class ApiError(MsgBubblesError):
         status: int | None = None,
         code: str | None = None,
         request_id: str | None = None,
-        said: str | None = None,
     ) -> None:
         super().__init__(f"{message} (request {request_id})" if request_id else message)
         self.status = status
         self.code = code
         self.request_id = request_id
-        self.said = said
 
 
 class RetryableError(ApiError):

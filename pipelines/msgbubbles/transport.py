@@ -118,7 +118,8 @@ class Transport:
     `stop` interrupts every wait, and keeps another request from being sent. Requests are counted in `traffic`, which
     may be shared; `max_requests` bounds that count, retries included. `max_attempts` bounds the tries of one request;
     answers of 429 do not count as tries, but are waited for no longer than `rate_limit_patience_seconds` together.
-    `last_answer` is the last success, for who wants to know its status and request id.
+    `last_answer` is the last success, for who wants to know its status and request id. `last_said` is what the API said
+    for humans to the last request, if that failed: it may quote anything, so it is in no error.
     """
 
     def __init__(
@@ -142,6 +143,7 @@ class Transport:
         self.traffic = traffic or Traffic()
         self.max_requests = max_requests
         self.last_answer: Answer | None = None
+        self.last_said: str | None = None
         self._budget = budget
         self._stop = stop or threading.Event()
         self._on_wait = on_wait or (lambda _why, _seconds: None)
@@ -241,6 +243,7 @@ class Transport:
 
     def _send(self, request: httpx.Request) -> Answer:
         read_at = self._clock.now()
+        self.last_said = None
         fault = ""
         try:
             response = self._http.send(request, stream=True)
@@ -258,6 +261,7 @@ class Transport:
             at = _server_time(response) or read_at
             self.last_answer = Answer(response.status_code, body, request_id, read_at, at)
             return self.last_answer
+        self.last_said = _error_of(body).message
         raise _failure(response, body, request_id)
 
     def _read_body(self, response: httpx.Response) -> bytes:
@@ -371,17 +375,14 @@ def _http_date(value: str | None) -> datetime | None:
 
 def _failure(response: httpx.Response, body: bytes, request_id: str | None) -> Exception:
     status = response.status_code
-    try:
-        said = msgspec.json.decode(body, type=_ErrorBody)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        said = _ErrorBody()
+    said = _error_of(body)
     # A stable code is a short word; anything else there is not one, and may hold anything.
     code = said.error if said.error and said.error.isidentifier() and len(said.error) <= 64 else None
     request_id = request_id or _id_of(said.request_id)
     # Not the reason phrase that was sent: it may say anything.
     message = f"the API answered {status} {code or httpx.codes.get_reason_phrase(status)}".rstrip()
     if status == 429:
-        limited = RateLimitedError(message, status=status, code=code, request_id=request_id, said=said.message)
+        limited = RateLimitedError(message, status=status, code=code, request_id=request_id)
         now = _server_time(response) or datetime.now(UTC)
         limited.retry_after_seconds = retry_after_seconds(response.headers.get("Retry-After"), now)
         return limited
@@ -391,9 +392,7 @@ def _failure(response: httpx.Response, body: bytes, request_id: str | None) -> E
             if status == 401
             else "the key is fine, the account is not active; see to that with MsgBubbles"
         )
-        return AuthenticationError(
-            f"{message}: {hint}", status=status, code=code, request_id=request_id, said=said.message
-        )
+        return AuthenticationError(f"{message}: {hint}", status=status, code=code, request_id=request_id)
     if response.is_redirect:
         return PermanentError(
             f"{message}: redirects are not followed with the key; mend base_url",
@@ -402,7 +401,14 @@ def _failure(response: httpx.Response, body: bytes, request_id: str | None) -> E
         )
     kinds: dict[int, type[PermanentError]] = {404: NotFoundError, 409: ConflictError}
     kind = RetryableError if status >= 500 or status in (408, 425) else kinds.get(status, PermanentError)
-    return kind(message, status=status, code=code, request_id=request_id, said=said.message)
+    return kind(message, status=status, code=code, request_id=request_id)
+
+
+def _error_of(body: bytes) -> _ErrorBody:
+    try:
+        return msgspec.json.decode(body, type=_ErrorBody)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _ErrorBody()
 
 
 def _id_of(value: str | None) -> str | None:

@@ -42,7 +42,7 @@ def test_a_rename_and_an_edit_behind_the_newest_page_are_seen_when_their_time_co
     job.server.account.rename(old_chat["id"], "Another name", now)
     job.server.account.edit_text(recent[0]["id"], "edited", now)
 
-    quiet = job.run(transform=True)
+    quiet = job.run()
     assert quiet.requests == 3
     assert differences(job.database, job.server.truth()) == {
         "chats": {"missing": 0, "surplus": 0, "stale": 1},
