@@ -11,7 +11,7 @@ from typing import Any, Generic
 from . import coverage as plan
 from . import repairs
 from .client import Client
-from .coverage import Coverage, Task
+from .coverage import Coverage, Piece, Task
 from .errors import Halt, MsgBubblesError, NotFoundError, PermanentError
 from .landing import Landing, NewChat
 from .models import Chat, Message, Page, R, StreamCoverage, fingerprint, unknown_fields
@@ -31,12 +31,13 @@ NEVER_MS = 2**53
 @dataclass
 class _Reach:
     """How far one task has come: everything in [from_ms, to_ms] was read, beginning at `read_ms`, the API's clock.
-    `read_before_ms` is when what is read again was read last."""
+    `before` is what had been read when it began; it stays true of what is `passed_over`, because it has not changed."""
 
     from_ms: int | None = None
     to_ms: int | None = None
     read_ms: int | None = None
-    read_before_ms: int | None = None
+    before: tuple[Piece, ...] = ()
+    passed_over: bool = False
 
 
 class StreamReader(Generic[R]):
@@ -134,8 +135,7 @@ class StreamReader(Generic[R]):
             raise ShareSpent
 
     def _read_task(self, task: Task) -> Iterator[Any]:
-        reach = _Reach(to_ms=None if task.hi_ms is None else task.hi_ms - 1)
-        reach.read_before_ms = min((read for _, hi, read in self.coverage.pieces if hi > task.lo_ms), default=None)
+        reach = _Reach(to_ms=None if task.hi_ms is None else task.hi_ms - 1, before=tuple(self.coverage.pieces))
         if task.kind == "head" and self._is_first_slice:
             # What is not settled counts as unread from here on, so that a head that is cut off leaves it as a gap. What
             # this run has read stays read, or a head that is longer than a slice would never come to its end.
@@ -156,8 +156,18 @@ class StreamReader(Generic[R]):
             if reach.from_ms is not None and reach.read_ms is not None:
                 # A list that is empty now says nothing of any time, but that all that was in it is gone.
                 if reach.to_ms is not None:
-                    self.coverage.add(reach.from_ms, reach.to_ms + 1, reach.read_ms)
+                    self._cover(reach.from_ms, reach.to_ms + 1, reach.read_ms, reach)
                 self.stretches.append((task, reach.from_ms, NEVER_MS if reach.to_ms is None else reach.to_ms + 1))
+
+    def _cover(self, lo_ms: int, hi_ms: int, read_ms: int, reach: _Reach) -> None:
+        before = [piece for piece in reach.before if piece[0] < hi_ms and piece[1] > lo_ms]
+        if not (reach.passed_over and before):
+            self.coverage.add(lo_ms, hi_ms, read_ms)
+            return
+        # What was passed over was not read now, so its statuses are as old as they were.
+        self.coverage.add(lo_ms, hi_ms, min(read for _, _, read in before))
+        for lo, hi, read in before:
+            self.coverage.add(max(lo, lo_ms), min(hi, hi_ms), read)
 
     def _covered_from(self, step: Step[R], _task: Task) -> int | None:
         return step.covered_from_ms
@@ -311,8 +321,7 @@ class ThreadReader(StreamReader[Chat]):
                 self.check_slice()
             mark = fingerprint(chat)
             if task.kind != "refresh" and self._is_settled(mark, at_ms):
-                # It was not read now, so its messages' statuses are as old as they were.
-                reach.read_ms = reach.read_before_ms or reach.read_ms
+                reach.passed_over = True
             else:
                 lo_ms = self._refresh_floor_ms() if task.kind == "refresh" else self._floor_ms
                 yield from self._read_thread(chat, lo_ms)

@@ -66,6 +66,23 @@ def test_a_run_reads_only_its_share_again_goes_on_where_the_last_stopped_and_nev
     assert runs >= 5, "it took several runs"
 
 
+def test_threads_of_one_minute_that_a_slice_cannot_all_read_again_are_read_again_in_several() -> None:
+    with closing(World(Knobs(feed=False), SETTINGS)) as world:
+        for number in range(12):
+            world.pass_time(HOUR_MS if number < 8 else 0)
+            chat_id = world.account.add_chat(OURS, "+14155550123", world.at())
+            for _ in range(6):
+                write(world, chat_id)
+                world.pass_time(500)
+        world.sync()
+        world.pass_time(10 * MINUTE_MS)
+        world.sync()
+        world.pass_time(2 * HOUR_MS)
+        messages = world.sync(Run(slice_pages=8)).streams["messages"]
+        assert messages.refresh_pages > 8
+        assert messages.pages < 60, "none of them again and again"
+
+
 def test_after_a_pause_a_run_makes_up_for_an_hour_at_most(world: World) -> None:
     world.settings = replace(SETTINGS, refresh_per_minute=0.1)
     world.pass_time(30 * HOUR_MS)
