@@ -31,7 +31,7 @@ test: .venv/ready
 	@touch $@
 
 lock: .venv/ready
-	PATH="$$PATH:$(CURDIR)/.venv/bin" uv pip compile pyproject.toml --group dev --universal --generate-hashes \
+	PATH="$$PATH:$(CURDIR)/.venv/bin" uv pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes \
 		--no-annotate --no-header --quiet --output-file requirements.lock
 
 clean:

@@ -1,48 +1,54 @@
-"""The scheduled job: brings a DuckDB warehouse up to date with a MsgBubbles account.
+"""The scheduled job: brings a warehouse up to date with a MsgBubbles account; and commands that look at it.
 
     python pipelines/chats.py                 # with the API key from dlt_config/secrets.toml or the environment
     python pipelines/chats.py --sandbox       # with a made-up account on this machine
 
-Exit status: 0 complete; 3 complete, but rows were rejected or out of reach; 1 failed, the next run goes on; 2 wrong
-usage or configuration; 75 another job runs on the database; 130 stopped by Ctrl-C or SIGTERM, nothing is lost.
+Exit status: 0 complete; 3 complete, but look at it: rows were rejected or are out of reach, or a check, a comparison
+or an age is not as it should be; 1 failed, the next run goes on; 2 wrong usage or configuration; 75 another job runs
+on the database; 130 stopped by Ctrl-C or SIGTERM, nothing is lost.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
+from warehouse.command import (
+    EXIT_FAILED,
+    EXIT_INCOMPLETE,
+    EXIT_STOPPED,
+    NO_KEY,
+    account_of,
+    ended,
+    explained,
+    place_of,
+    readable_configuration,
+    requests_per_minute,
+    stopped_by_signals,
+    transport_of,
+)
+from warehouse.destinations import destination_of
 from warehouse.journal import Journal
-from warehouse.lock import AnotherJobRunsError, one_job
-from warehouse.place import ROOT, Place, UsageError
+from warehouse.lock import one_job
+from warehouse.place import Place, UsageError
 from warehouse.report import Reporter
 
 if TYPE_CHECKING:
     from msgbubbles import Run
     from msgbubbles.settings import Settings
-    from msgbubbles.transport import Transport
     from warehouse.verify import Verdict
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INCOMPLETE, EXIT_LOCKED, EXIT_STOPPED = 1, 2, 3, 75, 130
-
-NO_KEY = """No API key. Either
-
-  try it with a made-up account:   python pipelines/chats.py --sandbox
-  or use your own key:             export SOURCES__MSGBUBBLES__API_KEY=sk_live_...
-                                   (or copy dlt_config/secrets.toml.example to secrets.toml and put it there)"""
+SCRIPT = "chats.py"
+STOPPED = "stopped at once; what was loaded stays, and the next run goes on from there"
 
 
 class DefaultsToSync(TyperGroup):
@@ -73,6 +79,7 @@ Database = Annotated[
         "--database", help="The DuckDB file for readers. [default: warehouse.duckdb, or sandbox.duckdb, in the project]"
     ),
 ]
+Into = Annotated[Literal["duckdb", "postgres"], typer.Option("--destination", help="Where the tables are.")]
 Sandbox = Annotated[bool, typer.Option("--sandbox", help="Use a made-up account on this machine; no key.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one line of JSON.")]
 
@@ -80,6 +87,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one l
 @app.command()
 def sync(
     database: Database = None,
+    destination: Into = "duckdb",
     sandbox: Sandbox = False,
     since: Annotated[
         datetime | None, typer.Option(help="Read nothing older than this day (UTC).", formats=["%Y-%m-%d"])
@@ -103,12 +111,13 @@ def sync(
         with one_job(place.folder):
             return _recorded_sync(place, reporter, sandbox, since, max_requests, accept_ties, not no_transform, as_json)
 
-    _ended(body, _place(database, sandbox), reporter)
+    ended(body, lambda: place_of(database, destination, sandbox=sandbox), reporter, STOPPED)
 
 
 @app.command()
 def plan(
     database: Database = None,
+    destination: Into = "duckdb",
     sandbox: Sandbox = False,
     probe: Annotated[bool, typer.Option("--probe", help="Spend one request to see how many chats are new.")] = False,
     as_json: AsJson = False,
@@ -123,15 +132,17 @@ def plan(
 
             known = Known(place)
             steps = planning.steps(known, settings, int(time.time() * 1000))
-            fresh = planning.probe(known, _transport(options, run)) if probe else None
-            reporter.plan(steps, fresh, _requests_per_minute(options))
+            fresh = planning.probe(known, transport_of(options, run, SCRIPT)) if probe else None
+            reporter.plan(steps, fresh, requests_per_minute(options))
         return 0
 
-    _ended(body, _place(database, sandbox), reporter)
+    ended(body, lambda: place_of(database, destination, sandbox=sandbox), reporter, STOPPED)
 
 
 @app.command()
-def check(database: Database = None, sandbox: Sandbox = False, as_json: AsJson = False) -> None:
+def check(
+    database: Database = None, destination: Into = "duckdb", sandbox: Sandbox = False, as_json: AsJson = False
+) -> None:
     """Look at everything a run needs, and at how the API behaves. Exit status 3 when something has to be mended."""
     reporter = Reporter(quiet=False, as_json=as_json)
 
@@ -140,15 +151,16 @@ def check(database: Database = None, sandbox: Sandbox = False, as_json: AsJson =
             from warehouse.check import findings
 
             run.max_requests = 20
-            found = reporter.findings(findings(place, lambda: _transport(options, run, max_attempts=2)))
+            found = reporter.findings(findings(place, lambda: transport_of(options, run, SCRIPT, max_attempts=2)))
         return EXIT_INCOMPLETE if any(one.state == "failed" for one in found) else 0
 
-    _ended(body, _place(database, sandbox), reporter)
+    ended(body, lambda: place_of(database, destination, sandbox=sandbox), reporter, STOPPED)
 
 
 @app.command()
 def verify(
     database: Database = None,
+    destination: Into = "duckdb",
     sandbox: Sandbox = False,
     sample: Annotated[
         int | None, typer.Option(min=1, help="Compare so many chats, picked at random, and all their messages.")
@@ -163,28 +175,33 @@ def verify(
     def body(place: Place) -> int:
         if full == (sample is not None):
             raise UsageError("verify: say --full, or --sample 20")
-        if not place.database.exists():
+        if not destination_of(place).exists():
             raise UsageError(f"verify: {place.database} is not there; run the sync first")
-        with _configured(place, sandbox) as (options, run, settings), _stopped_by_signals(run), reporter.following(run):
+        with (
+            _configured(place, sandbox) as (options, run, settings),
+            stopped_by_signals(run.stop),
+            reporter.following(run),
+        ):
             from msgbubbles import Client
             from warehouse.known import Known
             from warehouse.verify import verify as compare
 
-            with Client(_transport(options, run)) as client:
+            with Client(transport_of(options, run, SCRIPT)) as client:
                 verdict = compare(Known(place), client, settings, sample=sample, on_page=run.on_page)
             if repair and not verdict.is_equal:
                 _repaired(place, reporter, options, verdict)
-                with Client(_transport(options, run)) as client:
+                with Client(transport_of(options, run, SCRIPT)) as client:
                     verdict = compare(Known(place), client, settings, sample=sample, on_page=run.on_page)
         reporter.verdict(verdict, run)
         return 0 if verdict.is_equal else EXIT_INCOMPLETE
 
-    _ended(body, _place(database, sandbox), reporter)
+    ended(body, lambda: place_of(database, destination, sandbox=sandbox), reporter, STOPPED)
 
 
 @app.command()
 def status(
     database: Database = None,
+    destination: Into = "duckdb",
     sandbox: Sandbox = False,
     max_age_minutes: Annotated[
         float | None, typer.Option(help="Exit with status 3 when the last complete run is older than this.")
@@ -205,7 +222,7 @@ def status(
         stale = found.age_minutes is None or (max_age_minutes is not None and found.age_minutes > max_age_minutes)
         return EXIT_INCOMPLETE if stale and max_age_minutes is not None else 0
 
-    _ended(body, _place(database, sandbox), reporter)
+    ended(body, lambda: place_of(database, destination, sandbox=sandbox), reporter, STOPPED)
 
 
 @contextmanager
@@ -213,58 +230,18 @@ def _configured(place: Place, sandbox: bool, *, serve: bool = True) -> Iterator[
     """What every command but sync begins with: how to reach the account, a run, and the source's settings."""
     place.make_folders()
     place.configure_dlt()
-    with _readable_configuration():
+    with readable_configuration():
         import dlt
 
         from msgbubbles import Run, msgbubbles_source
-    with _account(place, sandbox and serve) as account:
+    with account_of(place, sandbox=sandbox and serve) as account:
         run = Run()
-        options = {"api_key": dlt.secrets.get("sources.msgbubbles.api_key") or "", **account}
-        with _readable_configuration():
+        with readable_configuration():
+            options = {"api_key": dlt.secrets.get("sources.msgbubbles.api_key") or "", **account}
             msgbubbles_source(run=run, **options)
         if run.settings is None:
             raise UsageError("dlt_config: the source could not be configured")
         yield options, run, run.settings
-
-
-def _transport(options: dict[str, Any], run: Run, **others: Any) -> Transport:
-    """The way to the API that the source would take."""
-    from msgbubbles import BASE_URL
-    from msgbubbles.budget import RequestBudget
-    from msgbubbles.transport import Transport
-
-    if not options["api_key"]:
-        raise UsageError(NO_KEY)
-    per_minute = _requests_per_minute(options)
-    folder = _source_option(options, "budget_dir", None)
-    budget = RequestBudget.of_key(options["api_key"], per_minute, folder) if per_minute else None
-    return Transport(
-        _source_option(options, "base_url", BASE_URL),
-        options["api_key"],
-        budget,
-        timeout_seconds=float(_source_option(options, "timeout_seconds", 30.0)),
-        **{"max_attempts": int(_source_option(options, "max_attempts", 8)), **others},
-        traffic=run.traffic,
-        max_requests=run.max_requests,
-        stop=run.stop,
-        on_wait=run.on_wait,
-        clock=run.clock,
-    )
-
-
-def _requests_per_minute(options: dict[str, Any]) -> int:
-    from msgbubbles.client import REQUESTS_PER_MINUTE
-
-    return int(_source_option(options, "requests_per_minute", REQUESTS_PER_MINUTE))
-
-
-def _source_option(options: dict[str, Any], name: str, default: Any) -> Any:
-    import dlt
-
-    value = options.get(name)
-    if value is None:
-        value = dlt.config.get(f"sources.msgbubbles.{name}")
-    return default if value is None else value
 
 
 def _repaired(place: Place, reporter: Reporter, options: dict[str, Any], verdict: Verdict) -> None:
@@ -278,37 +255,11 @@ def _repaired(place: Place, reporter: Reporter, options: dict[str, Any], verdict
     threads = [one.chat_id for one in verdict.differences if one.table != "chats" and one.chat_id]
     run, report = Run(), Report()
     wanted = Repair(chats=list(dict.fromkeys(chats)), threads=list(dict.fromkeys(threads)))
-    with one_job(place.folder), _stopped_by_signals(run), reporter.following(run):
-        repair(place, run, report, wanted, options, reporter.say, lambda: as_dict(place, run, report))
-    Journal(place.folder).add(as_dict(place, run, report, exit_status=_status_of(run)))
+    with one_job(place.folder), stopped_by_signals(run.stop), reporter.following(run):
+        repair(place, run, report, wanted, options, reporter.say, lambda: as_dict(place, run, report, _status_of(run)))
+    Journal(place.folder).add(as_dict(place, run, report, _status_of(run)))
     if run.error is not None:
         raise run.error
-
-
-def _place(database: Path | None, sandbox: bool) -> Callable[[], Place]:
-    return lambda: Place.of(database or ROOT / ("sandbox.duckdb" if sandbox else "warehouse.duckdb"))
-
-
-def _ended(body: Callable[[Place], int], place_of: Callable[[], Place], reporter: Reporter) -> NoReturn:
-    """Run a command, tell what went wrong in its way, and exit with the status that says so."""
-    place = None
-    try:
-        place = place_of()
-        status = body(place)
-    except UsageError as error:
-        reporter.fail(str(error))
-        status = EXIT_USAGE
-    except AnotherJobRunsError as error:
-        reporter.fail(str(error))
-        status = EXIT_LOCKED
-    except KeyboardInterrupt:
-        reporter.fail("stopped at once; what was loaded stays, and the next run goes on from there")
-        status = EXIT_STOPPED
-    except Exception as error:
-        status, message = _explained(error, place)
-        reporter.fail(message)
-    sys.stdout.flush()
-    raise typer.Exit(status)
 
 
 def _recorded_sync(
@@ -323,9 +274,10 @@ def _recorded_sync(
 ) -> int:
     """One run, and its record, whatever becomes of it."""
     # dlt reads its configuration when it is imported, which therefore has to wait until here.
-    with _readable_configuration():
+    with readable_configuration():
         import dlt
 
+        from group_sync.landing import land_ledger
         from msgbubbles import Run
         from msgbubbles.run import MIN_SLICE_PAGES
         from warehouse.report import as_dict
@@ -333,7 +285,7 @@ def _recorded_sync(
         from warehouse.sync import sync as run_sync
 
         if not sandbox and not dlt.secrets.get("sources.msgbubbles.api_key"):
-            raise UsageError(NO_KEY)
+            raise UsageError(NO_KEY.format(script=SCRIPT))
         slice_pages = _number("sync.slice_pages", 500, at_least=MIN_SLICE_PAGES)
         publish_minutes = _number("sync.publish_minutes", 60, at_least=1)
     place.claim_for("the sandbox" if sandbox else "a MsgBubbles account")
@@ -344,7 +296,8 @@ def _recorded_sync(
     report = Report()
     status, message = EXIT_FAILED, ""
     try:
-        with _stopped_by_signals(run), _account(place, sandbox) as account, reporter.following(run):
+        with stopped_by_signals(run.stop), account_of(place, sandbox=sandbox) as account, reporter.following(run):
+            land_ledger(place)
             run_sync(
                 place,
                 run,
@@ -353,7 +306,7 @@ def _recorded_sync(
                 with_transform=with_transform,
                 publish_minutes=publish_minutes,
                 say=reporter.say,
-                record=lambda: as_dict(place, run, report),
+                record=lambda: as_dict(place, run, report, _status_of(run)),
             )
         status = _status_of(run)
         reporter.summary(place, run, report, sandbox=sandbox)
@@ -361,10 +314,10 @@ def _recorded_sync(
         status, message = EXIT_STOPPED, "stopped at once"
         raise
     except Exception as error:
-        status, message = _explained(error, place)
+        status, message = explained(error, place)
         raise
     finally:
-        record = as_dict(place, run, report, exit_status=status, error=message or None)
+        record = as_dict(place, run, report, status, error=message or None)
         with suppress(OSError):  # a full disk has its own error already
             Journal(place.folder).add(record)
         if as_json:
@@ -397,87 +350,6 @@ def _number(key: str, default: int, *, at_least: int) -> int:
     if number < at_least:
         raise UsageError(f"{key} is a whole number, {at_least} at least, not {value!r}; mend dlt_config/config.toml")
     return number
-
-
-@contextmanager
-def _readable_configuration() -> Iterator[None]:
-    try:
-        yield
-    except UsageError:
-        raise
-    except Exception as error:
-        # Whatever dlt makes of it, the cause of it is in there.
-        cause: BaseException | None = error
-        while cause is not None and "TOML" not in type(cause).__name__.upper() and not isinstance(cause, ValueError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
-            raise
-        raise UsageError(
-            f"dlt_config: config.toml or secrets.toml cannot be read ({type(cause).__name__}); mend it"
-        ) from None
-
-
-@contextmanager
-def _stopped_by_signals(run: Run) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM stops after the page in flight; a second one stops at once."""
-
-    def stop(_number: int, _frame: object) -> None:
-        if run.stop.is_set():
-            raise KeyboardInterrupt
-        run.stop.set()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _account(place: Place, sandbox: bool) -> AbstractContextManager[dict[str, Any]]:
-    if sandbox:
-        return _sandbox(place)
-    return nullcontext({})
-
-
-@contextmanager
-def _sandbox(place: Place) -> Iterator[dict[str, Any]]:
-    """A made-up account, served by a process of its own that ends with this one. Yields how to reach it."""
-    command = [sys.executable, "-m", "sandbox", "--until-stdin-closes", "--state", str(place.folder / "sandbox.sqlite")]
-    process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "pipelines")},
-        start_new_session=True,  # Ctrl-C is for the job
-    )
-    with process:
-        try:
-            line = process.stdout.readline() if process.stdout else b""
-            if not line:
-                raise UsageError("the sandbox did not start")
-            account = json.loads(line)
-            # The budget of a made-up key is nobody else's business.
-            yield {"api_key": account["key"], "base_url": account["url"], "budget_dir": str(place.folder)}
-        finally:
-            if process.stdin:
-                process.stdin.close()
-
-
-def _explained(error: Exception, place: Place | None) -> tuple[int, str]:
-    """The exit status for an error, and what to say of it. What the database or dlt say may quote rows, so that goes
-    to a file that only the user reads."""
-    from msgbubbles.errors import ConfigurationError, MsgBubblesError
-    from warehouse.transform import TransformError
-
-    if isinstance(error, ConfigurationError):
-        return EXIT_USAGE, str(error)
-    if isinstance(error, MsgBubblesError | TransformError) or place is None:
-        return EXIT_FAILED, str(error)
-    path = place.folder / "last_error.txt"
-    path.touch(mode=0o600)
-    path.write_text("".join(traceback.format_exception(error)))
-    return EXIT_FAILED, f"{type(error).__name__}; what was loaded stays. Details, which may quote your data: {path}"
 
 
 if __name__ == "__main__":

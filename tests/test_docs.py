@@ -29,6 +29,13 @@ def in_readme(section: str) -> dict[str, str]:
     return dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", table, flags=re.MULTILINE))
 
 
+def same_in_toml(value: object, written: str) -> bool:
+    try:
+        return tomllib.loads(f"value = {written}")["value"] == value
+    except tomllib.TOMLDecodeError:
+        return value == written
+
+
 def test_every_key_of_the_source_is_documented_with_its_default() -> None:
     from msgbubbles import msgbubbles_source
 
@@ -37,8 +44,8 @@ def test_every_key_of_the_source_is_documented_with_its_default() -> None:
     assert documented("sources.msgbubbles").keys() == arguments.keys()
     assert in_readme("sources.msgbubbles").keys() == {*arguments, "api_key"}
     for name, value in tomllib.loads(CONFIG)["sources"]["msgbubbles"].items():
-        assert value == arguments[name]
-        assert str(value) == in_readme("sources.msgbubbles")[name].strip("`")
+        assert value == (list(arguments[name]) if isinstance(arguments[name], tuple) else arguments[name])  # type: ignore[call-overload]
+        assert same_in_toml(value, in_readme("sources.msgbubbles")[name].strip("`"))
     for name in arguments.keys() - tomllib.loads(CONFIG)["sources"]["msgbubbles"].keys():
         assert arguments[name] is None, "what is commented out has no default"
 
@@ -47,25 +54,36 @@ def test_the_jobs_own_keys_are_documented() -> None:
     assert {name: str(value) for name, value in documented("sync").items()} == in_readme("sync")
 
 
-@pytest.fixture(scope="module")
-def help_text() -> str:
+def options_of(command: str) -> set[str]:
     done = subprocess.run(
-        [sys.executable, str(CHATS), "sync", "--help"],
+        [sys.executable, str(CHATS), command, "--help"],
         env=inherited_environment(),
         capture_output=True,
         text=True,
         check=True,
     )
-    return done.stdout
+    return set(re.findall(r"^\s+(--[\w-]+)", done.stdout, flags=re.MULTILINE)) - {"--help"}
 
 
-def test_every_option_is_documented(help_text: str) -> None:
-    options = set(re.findall(r"^\s+(--[\w-]+)", help_text, flags=re.MULTILINE)) - {"--help"}
-    assert set(re.findall(r"^\| `(--[\w-]+)", README, flags=re.MULTILINE)) == options
+def commands() -> list[str]:
+    return re.findall(r"^@app.command\(\)\ndef (\w+)", CHATS.read_text(), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_and_each_of_its_options_is_documented(command: str) -> None:
+    described = re.search(rf"^\| `{command}(?: |`)(.*)$", README, flags=re.MULTILINE)
+    assert described, f"README has no row for {command}"
+    own = set(re.findall(r"--[\w-]+", described[0]))
+    table = set(re.findall(r"^\| `(--[\w-]+)", README, flags=re.MULTILINE))
+    shared = {"--database", "--destination", "--sandbox", "--json"}
+    assert shared <= table
+    assert options_of(command) - shared == (table - shared if command == "sync" else own)
 
 
 def test_every_exit_status_is_documented() -> None:
-    code = set(re.findall(r"\d+", re.search(r"^EXIT_.* = (.*)$", CHATS.read_text(), flags=re.MULTILINE)[1]))  # type: ignore[index]
+    from warehouse import command
+
+    code = {str(value) for name, value in vars(command).items() if name.startswith("EXIT_")}
     table = README.split("| exit status | |")[1].split("\n\n")[0]
     assert set(re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)) == {"0", *code}
 
@@ -76,3 +94,19 @@ def test_the_folders_named_exist() -> None:
     assert len(paths) >= 6
     for path in paths:
         assert (ROOT / path).exists(), path
+
+
+GROUPS = ROOT / "docs" / "groups.md"
+
+
+def test_the_key_of_groups_is_documented() -> None:
+    table = GROUPS.read_text().split("| key of `[groups]` |")[1].split("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)`", table, flags=re.MULTILINE)) == documented("groups").keys()
+
+
+def test_the_page_on_groups_has_the_exit_statuses_of_its_help() -> None:
+    said = (ROOT / "pipelines" / "groups.py").read_text().split("Exit status:")[1].split('"""')[0]
+    table = GROUPS.read_text().split("| exit status of `groups.py` | |")[1].split("\n\n")[0]
+    assert set(re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)) == set(
+        re.findall(r"(?:^|; |\n)\s*(\d+)\b", said)
+    )

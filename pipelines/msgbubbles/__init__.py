@@ -9,7 +9,7 @@ pipeline.run(msgbubbles_source())
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import dlt
@@ -21,6 +21,7 @@ from .landing import Landing
 from .reading import Read, read_chats, read_messages, read_numbers, read_stream
 from .run import Run
 from .settings import REFRESH_CHATS, REFRESH_MESSAGES, settings_of
+from .state import STATE_VERSION, checked_state
 from .stored import Warehouse
 from .transport import Transport
 
@@ -33,9 +34,10 @@ def msgbubbles_source(
     base_url: str = BASE_URL,
     start_date: str | None = None,
     settle_seconds: float = 300.0,
-    refresh_chats: Any = REFRESH_CHATS,
-    refresh_messages: Any = REFRESH_MESSAGES,
+    refresh_chats: Sequence[Any] = REFRESH_CHATS,
+    refresh_messages: Sequence[Any] = REFRESH_MESSAGES,
     refresh_share: float = 0.25,
+    read_participants: bool = False,
     requests_per_minute: int = REQUESTS_PER_MINUTE,
     budget_dir: str | None = None,
     timeout_seconds: float = 30.0,
@@ -51,12 +53,15 @@ def msgbubbles_source(
     """
     run = run or Run()
     settings = settings_of(
-        start_date, settle_seconds, refresh_chats, refresh_messages, refresh_share, requests_per_minute
-    )
+        start_date, settle_seconds, refresh_chats, refresh_messages, refresh_share, requests_per_minute,
+        read_participants,
+    )  # fmt: skip
     run.settings = settings
 
     def resource(read: Read, *tables: str) -> Any:
         def read_it() -> Iterator[Any]:
+            state = checked_state(dlt.current.resource_state())
+            state["version"] = STATE_VERSION
             run.warehouse = run.warehouse or Warehouse.of_current_pipeline()
             budget = RequestBudget.of_key(api_key, requests_per_minute, budget_dir) if requests_per_minute else None
             transport = Transport(
@@ -73,7 +78,7 @@ def msgbubbles_source(
             )
             with Client(transport) as client:
                 landing = Landing(tables, run.warehouse, run.changes)
-                yield from read_stream(read, client, landing, dlt.current.resource_state(), settings, run)
+                yield from read_stream(read, client, landing, state, settings, run)
 
         return dlt.resource(read_it, name=tables[0])
 
@@ -81,5 +86,5 @@ def msgbubbles_source(
     return (
         resource(read_numbers, "numbers"),
         resource(read_messages, "messages", "attachments"),
-        resource(read_chats, "chats", "messages", "attachments"),
+        resource(read_chats, "chats", "messages", "attachments", "participant_reads", "participant_lists"),
     )

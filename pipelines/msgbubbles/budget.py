@@ -23,6 +23,7 @@ from .errors import ConfigurationError
 WINDOW_SECONDS = 61.0
 # How a limit that the API has taught us grows again: by so much in so many seconds.
 GROWTH, GROWTH_SECONDS = 1.1, 600.0
+LONGEST_WAIT_SECONDS = 3600.0
 
 
 class RequestBudget:
@@ -71,9 +72,10 @@ class RequestBudget:
     def acquire(self) -> float:
         """Count one request and return 0, or count nothing and return the seconds until it is worth asking again."""
         with self._lock:
-            now = self._clock()
             self._database.execute("BEGIN IMMEDIATE")
             try:
+                # Not before the lock is held: that may take a while, and what others did meanwhile would be the future.
+                now = self._clock()
                 wait = self._seconds_to_wait(now)
                 if wait <= 0:
                     self._database.execute("INSERT INTO requests VALUES (?)", (now,))
@@ -86,7 +88,7 @@ class RequestBudget:
         # been a moment ago, so it counts as now.
         self._database.execute("UPDATE requests SET at = ? WHERE at > ?", (now, now + 1))
         self._database.execute("DELETE FROM requests WHERE at <= ?", (now - self._window_seconds,))
-        self._database.execute("DELETE FROM closed WHERE until <= ? OR until > ?", (now, now + 3600))
+        self._database.execute("DELETE FROM closed WHERE until <= ? OR until > ?", (now, now + LONGEST_WAIT_SECONDS))
         (closed_until,) = self._database.execute("SELECT max(until) FROM closed").fetchone()
         if closed_until is not None:
             return float(closed_until - now)
@@ -101,27 +103,38 @@ class RequestBudget:
 
     def _limit(self, now: float) -> int:
         """What may be sent in a window: what was configured, or less where the API has said so lately."""
-        learned, at = self._database.execute("SELECT max(requests), max(at) FROM learned").fetchone()
-        if learned is None or at > now:
+        learned, from_then_on = self._database.execute("SELECT max(requests), max(at) FROM learned").fetchone()
+        if learned is None or from_then_on > now + LONGEST_WAIT_SECONDS:
             return self.requests_per_minute
-        return min(self.requests_per_minute, int(learned * GROWTH ** int((now - at) / GROWTH_SECONDS)))
+        periods = max(now - from_then_on, 0.0) // GROWTH_SECONDS
+        return min(self.requests_per_minute, int(learned * GROWTH**periods))
 
     def limited(self, seconds: float) -> None:
-        """The API said 429: no process asks before `seconds` have passed (an hour at most). From then on no more are
-        sent in a window than came through in this one, or half as many as before where that is more: some of the limit
-        may have been spent elsewhere. It grows again by a tenth every ten minutes."""
+        """The API said 429: no process asks before `seconds` have passed (an hour at most). From then on a
+        window has no more than came through in this one, and a tenth less than before at least; but half of that at
+        least, because some of the limit may have been spent elsewhere. It grows again by a tenth every ten minutes."""
         with self._lock:
-            now = self._clock()
             self._database.execute("BEGIN IMMEDIATE")
             try:
-                self._database.execute("INSERT INTO closed VALUES (?)", (now + min(seconds, 3600.0),))
-                since = now - self._window_seconds
-                (used,) = self._database.execute("SELECT count(*) FROM requests WHERE at > ?", (since,)).fetchone()
-                limit = max(min(self._limit(now), used - 1), self._limit(now) // 2, self.requests_per_minute // 10, 1)
-                self._database.execute("DELETE FROM learned")
-                self._database.execute("INSERT INTO learned VALUES (?, ?)", (limit, now))
+                now = self._clock()
+                reopens = now + min(seconds, LONGEST_WAIT_SECONDS)
+                self._learn(now, reopens)
+                self._database.execute("INSERT INTO closed VALUES (?)", (reopens,))
             finally:
                 self._database.execute("COMMIT")
+
+    def _learn(self, now: float, reopens: float) -> None:
+        (opened,) = self._database.execute("SELECT coalesce(max(at), 0) FROM learned").fetchone()
+        if now < opened <= now + LONGEST_WAIT_SECONDS:
+            return  # this one was on its way when another was told the same
+        # Where the API counts by the minutes of a clock, what came before it opened again was of another minute.
+        since = max(now - self._window_seconds, opened if opened <= now else 0.0)
+        (used,) = self._database.execute("SELECT count(*) FROM requests WHERE at > ?", (since,)).fetchone()
+        before = self._limit(now)
+        # A tenth less at least: what came through may be of two of its minutes.
+        limit = max(min(int(before * 0.9), used - 1), before // 2, self.requests_per_minute // 10, 1)
+        self._database.execute("DELETE FROM learned")
+        self._database.execute("INSERT INTO learned VALUES (?, ?)", (limit, reopens))
 
     @property
     def limit(self) -> int:

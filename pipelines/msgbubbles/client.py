@@ -58,7 +58,10 @@ class Client:
     # -- chats
 
     def list_chats(self, limit: int = MAX_PAGE_SIZE, before: str | None = None) -> Page[Chat]:
-        """GET /v1/chats: threads, newest first by `last_message_at`; `before` is an ISO 8601 instant."""
+        """GET /v1/chats: threads, newest first by `last_message_at`; `before` is an ISO 8601 instant.
+
+        `PermanentError` `invalid_request` for a `limit` over 100 or a `before` that is no instant.
+        """
         return self._list("chats", Chat, limit=limit, before=before)
 
     def get_chat(self, chat_id: str) -> Chat:
@@ -91,23 +94,35 @@ class Client:
         )
 
     def rename_group(self, chat_id: str, title: str) -> Chat:
-        """PATCH /v1/chats/:id; a title has 100 characters at most. `ConflictError` `not_a_group`."""
+        """PATCH /v1/chats/:id; a title has 100 characters at most.
+
+        `ConflictError` `not_a_group`, `PermanentError` `invalid_request`, `NotFoundError`.
+        """
         return self._chat("PATCH", chat_id, json={"title": title})
 
     def add_participant(self, chat_id: str, handle: str) -> Chat:
-        """POST /v1/chats/:id/participants. `ConflictError` `not_a_group`."""
+        """POST /v1/chats/:id/participants: adds one person.
+
+        `ConflictError` `not_a_group`, `PermanentError` `invalid_handle`, `NotFoundError`.
+        """
         return self._chat("POST", chat_id, "participants", json={"handle": handle})
 
     def remove_participant(self, chat_id: str, handle: str) -> Chat:
-        """DELETE /v1/chats/:id/participants/:handle. `ConflictError` `not_a_group`."""
+        """DELETE /v1/chats/:id/participants/:handle: removes one person.
+
+        `ConflictError` `not_a_group`; `NotFoundError` when the chat is gone, or the person not in it.
+        """
         return self._chat("DELETE", chat_id, "participants", item=handle)
 
     def mark_read(self, chat_id: str) -> None:
-        """POST /v1/chats/:id/read: marks the thread read; the other people see the receipt (iMessage, WhatsApp)."""
+        """POST /v1/chats/:id/read: marks the thread read; the other people see the receipt (iMessage, WhatsApp).
+
+        `NotFoundError`.
+        """
         self._act(chat_id, "read")
 
     def set_typing(self, chat_id: str, typing: bool) -> None:
-        """POST /v1/chats/:id/typing: shows or hides the typing sign, which expires by itself."""
+        """POST /v1/chats/:id/typing: shows or hides the typing sign, which expires by itself. `NotFoundError`."""
         self._act(chat_id, "typing", {"typing": typing})
 
     # -- messages and numbers
@@ -115,7 +130,10 @@ class Client:
     def list_messages(
         self, conversation_id: str | None = None, limit: int = MAX_PAGE_SIZE, before: str | None = None
     ) -> Page[Message]:
-        """GET /v1/messages, newest first. Without `conversation_id` (undocumented): the whole account's feed."""
+        """GET /v1/messages, newest first. Without `conversation_id` (undocumented): the whole account's feed.
+
+        `NotFoundError` for a thread that is not there; `PermanentError` `invalid_request`.
+        """
         return self._list("messages", Message, conversation_id=conversation_id, limit=limit, before=before)
 
     def send_message(
@@ -129,7 +147,8 @@ class Client:
     ) -> Message:
         """POST /v1/messages into a thread (`conversation_id`), or to a contact (`to` and `from_handle`).
 
-        With the key of an earlier call the message of that call is returned and nothing is sent.
+        With the key of an earlier call the message of that call is returned and nothing is sent. `PermanentError` with
+        code `invalid_handle`, `invalid_from_handle` or `invalid_request`; `NotFoundError` for an unknown thread.
         """
         addressed = {"conversation_id": conversation_id, "to": to, "from_handle": from_handle}
         return self.transport.request(

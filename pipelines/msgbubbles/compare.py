@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from .models import Column
 
 # When a row was read and loaded says nothing about the row.
 NOT_COMPARED = frozenset({"_read_at"})
@@ -15,13 +18,15 @@ NOT_COMPARED = frozenset({"_read_at"})
 class Comparison:
     """Rows that were read (`incoming`) beside the rows that are stored under their keys.
 
-    `incoming` has one row a key, `stored` too, in any order and with any keys; columns that `stored` lacks are null
-    there.
+    `columns` are those that the table lands in. `incoming` has one row a key, `stored` too, in any order and with any
+    keys; columns that `stored` lacks are null there.
     """
 
-    def __init__(self, incoming: pa.Table, stored: pa.Table | None, key: str) -> None:
+    def __init__(self, incoming: pa.Table, stored: pa.Table | None, columns: Sequence[Column]) -> None:
         import pyarrow as pa
 
+        key = key_of(columns)
+        self._json = {column.name for column in columns if column.type == "json"}
         self.incoming = incoming
         self.keys: list[str] = incoming.column(key).to_pylist()
         places = {} if stored is None else {one: place for place, one in enumerate(stored.column(key).to_pylist())}
@@ -48,7 +53,12 @@ class Comparison:
         for column in columns or (name for name in self.incoming.column_names if name not in NOT_COMPARED):
             read, stored = self.incoming.column(column).combine_chunks(), self.stored(column)
             same = pc.or_(pc.and_(pc.is_null(read), pc.is_null(stored)), pc.fill_null(pc.equal(read, stored), False))
-            found[column] = pc.invert(same).to_pylist()
+            differs = pc.invert(same).to_pylist()
+            if column in self._json and any(differs):
+                # A warehouse may keep JSON as what it means, and not as it was written.
+                pairs = zip(differs, read.to_pylist(), stored.to_pylist(), strict=True)
+                differs = [differ and _meant(one) != _meant(other) for differ, one, other in pairs]
+            found[column] = differs
         return found
 
     def changed(self) -> list[bool]:
@@ -60,6 +70,10 @@ class Comparison:
         for mask in self.differing().values():
             different = pc.or_(different, pa.array(mask, pa.bool_()))
         return list(pc.and_(different, pa.array(self.is_stored, pa.bool_())).to_pylist())
+
+
+def _meant(text: str | None) -> Any:
+    return None if text is None else json.loads(text)
 
 
 def taken(table: pa.Table, mask: list[bool]) -> pa.Table:

@@ -62,6 +62,16 @@ class Coverage:
                 end_ms = hi
         return end_ms if end_ms > lo_ms else None
 
+    @property
+    def newest_stretch(self) -> tuple[int, int] | None:
+        """The stretch without a gap that ends at the newest instant read."""
+        if not self.pieces:
+            return None
+        lo_ms, hi_ms, _ = self.pieces[-1]
+        for lo, hi, _ in reversed(self.pieces):
+            lo_ms = lo if hi >= lo_ms else lo_ms
+        return lo_ms, hi_ms
+
     def compacted(self, now_ms: int) -> Coverage:
         """The same stretches, with the times of reading kept more coarsely the older they are."""
         compact = Coverage()

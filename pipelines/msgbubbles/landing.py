@@ -6,15 +6,20 @@ dlt's own `upsert` does not deduplicate within a load, so rows are deduplicated 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 import dlt
+import msgspec
+from msgspec import Raw
 
 from .compare import Comparison, key_of, taken
 from .models import (
+    COVERAGE_COLUMNS,
+    PARTICIPANT_LIST_COLUMNS,
+    PARTICIPANT_READ_COLUMNS,
     REJECTED_COLUMNS,
     TITLE_COLUMNS,
     Attachment,
@@ -23,9 +28,11 @@ from .models import (
     Message,
     Number,
     Page,
+    Participant,
+    ParticipantRead,
     R,
-    RejectedRow,
     Row,
+    StreamCoverage,
     columns_of,
     fingerprint,
 )
@@ -39,6 +46,11 @@ MODELS: dict[str, type[Row]] = {"chats": Chat, "messages": Message, "attachments
 COLUMNS: dict[str, tuple[Column, ...]] = {name: columns_of(model) for name, model in MODELS.items()}
 COLUMNS[REJECTED] = REJECTED_COLUMNS
 COLUMNS[TITLES] = TITLE_COLUMNS
+PARTICIPANTS, PARTICIPANT_READS = "participant_lists", "participant_reads"
+COLUMNS[PARTICIPANTS] = PARTICIPANT_LIST_COLUMNS
+COLUMNS[PARTICIPANT_READS] = PARTICIPANT_READ_COLUMNS
+COVERAGE = "stream_coverage"
+COLUMNS[COVERAGE] = COVERAGE_COLUMNS
 # One Arrow table holds this many rows at most: 100 full pages. Larger ones are hardly faster and cost memory.
 ROWS_PER_TABLE = 10_000
 
@@ -92,7 +104,7 @@ class Landing:
         self.changes = {} if changes is None else changes
         self._stored = stored
         self.on_chats: Callable[[list[NewChat]], None] = lambda _chats: None
-        self._rows: dict[str, dict[str, tuple[Any, datetime]]] = {table: {} for table in (*tables, REJECTED)}
+        self._rows: dict[str, dict[str, tuple[Any, datetime]]] = {table: {} for table in (*tables, REJECTED, COVERAGE)}
         # What was turned into items last: the edge of the next pages repeats some of it.
         self._before: dict[str, dict[str, tuple[Any, datetime]]] = {}
 
@@ -113,12 +125,27 @@ class Landing:
                 attachment.message_id = attachment.message_id or row.id
                 self._put("attachments", attachment.key, attachment, read_at)
 
+    def put_participants(
+        self, chat_id: str, handles: Sequence[str], before: Sequence[str] | None, at: datetime
+    ) -> None:
+        """Take who is in a group; of people that are the same as before, only when they were asked for."""
+        read = ParticipantRead(chat_id, Raw(msgspec.json.encode(handles)), at)
+        self._put(PARTICIPANT_READS, chat_id, read, at)
+        if before is None or list(before) != list(handles):
+            for handle in handles or (None,):
+                one = Participant(chat_id, handle, at)
+                self._put(PARTICIPANTS, one.id, one, at)
+
+    def put_coverage(self, coverage: StreamCoverage, read_at: datetime) -> None:
+        """Take up to where a stream has been read."""
+        self._put(COVERAGE, coverage.stream, coverage, read_at)
+
     def add_rejected(self, page: Page[Any]) -> None:
         """Take only what could not be read of a page."""
         for rejected in page.rejected:
             self._put(REJECTED, rejected.row_hash, rejected, page.read_at)
 
-    def _put(self, table: str, key: str, row: Row | RejectedRow, read_at: datetime) -> None:
+    def _put(self, table: str, key: str, row: Any, read_at: datetime) -> None:
         # Pages come in the order of their reading, so the later reading of a row replaces the earlier.
         self._rows[table][key] = (row, read_at)
 
@@ -161,7 +188,7 @@ class Landing:
             changes.new += incoming.num_rows
             yield _item(table, incoming)
             return
-        comparison = Comparison(incoming, self._stored.rows(table, incoming), key_of(COLUMNS[table]))
+        comparison = Comparison(incoming, self._stored.rows(table, incoming), COLUMNS[table])
         # A rejected row is its own key; what came with it is of the request.
         changed = [False] * incoming.num_rows if table == REJECTED else comparison.changed()
         again = [key in changes.changed_keys for key in comparison.keys]

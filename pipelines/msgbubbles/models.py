@@ -142,6 +142,37 @@ class RejectedRow:
 
 
 @dataclass(frozen=True)
+class StreamCoverage:
+    """Between which instants a stream has been read without a gap."""
+
+    stream: str
+    complete_since: datetime
+    complete_to: datetime
+
+
+@dataclass(frozen=True)
+class ParticipantRead:
+    """Who was in a group when it was asked for."""
+
+    chat_id: str
+    handles: Raw
+    asked_at: datetime
+
+
+@dataclass(frozen=True)
+class Participant:
+    """One of the participants that a group had at `read_at`; nobody is a null handle."""
+
+    chat_id: str
+    handle: str | None
+    read_at: datetime
+
+    @property
+    def id(self) -> str:
+        return f"{self.chat_id}|{self.read_at.isoformat()}|{self.handle or ''}"
+
+
+@dataclass(frozen=True)
 class Page(Generic[R]):
     """One answer of a list endpoint.
 
@@ -204,6 +235,30 @@ TITLE_COLUMNS = (
     Column("chat_id", "text", nullable=False),
     Column("title", "text"),
     Column("updated_at", "timestamp"),
+    Column("_read_at", "timestamp", nullable=False),
+)
+
+# When a group's participants were asked for last, and who they were: a JSON list, in order.
+PARTICIPANT_READ_COLUMNS = (
+    Column("chat_id", "text", nullable=False),
+    Column("handles", "json"),
+    Column("asked_at", "timestamp"),
+    Column("_read_at", "timestamp", nullable=False),
+)
+
+# Since when and up to when a stream is complete: every row that was visible with an instant in between has landed.
+COVERAGE_COLUMNS = (
+    Column("stream", "text", nullable=False),
+    Column("complete_since", "timestamp"),
+    Column("complete_to", "timestamp"),
+    Column("_read_at", "timestamp", nullable=False),
+)
+
+# A participant of a group, as of a list that was another than the one before. A list of nobody is a null handle.
+PARTICIPANT_LIST_COLUMNS = (
+    Column("id", "text", nullable=False),
+    Column("chat_id", "text"),
+    Column("handle", "text"),
     Column("_read_at", "timestamp", nullable=False),
 )
 
@@ -292,6 +347,23 @@ def fingerprint(row: Row) -> str:
 
 def _is_empty(value: object) -> bool:
     return value is None or (isinstance(value, Raw) and bytes(value) == b"")
+
+
+def participants_of(chat: Chat) -> list[str] | None:
+    """The handles in the undocumented field `participants` of a chat that was asked for by id, in order: a list of
+    handles, or of objects with a `handle`. Null where there is no such list."""
+    if not bytes(chat.extra):
+        return None
+    try:
+        shown = msgspec.json.decode(chat.extra, type=dict[str, Raw]).get("participants", NULL)
+        found = msgspec.json.decode(shown, type=list[str | _Participant] | None)
+    except msgspec.DecodeError:
+        return None
+    return None if found is None else sorted({one if isinstance(one, str) else one.handle for one in found})
+
+
+class _Participant(msgspec.Struct):
+    handle: str
 
 
 def unknown_fields(rows: list[R]) -> Iterator[str]:

@@ -11,12 +11,13 @@ from typing import Any, Generic
 from . import coverage as plan
 from . import repairs
 from .client import Client
-from .coverage import Coverage, Task
+from .coverage import Coverage, Piece, Task
 from .errors import Halt, MsgBubblesError, NotFoundError, PermanentError
 from .landing import Landing, NewChat
-from .models import Chat, Message, Page, R, fingerprint, unknown_fields
+from .models import Chat, Message, Page, R, StreamCoverage, fingerprint, unknown_fields
 from .run import Run, ShareSpent, SliceEnd, State, known_overflows, save_overflows
 from .settings import Settings
+from .stored import instant
 from .walk import Step, cursor_ms, epoch_ms, walk
 
 Fetch = Callable[[str | None], Page[R]]
@@ -24,17 +25,19 @@ Fetch = Callable[[str | None], Page[R]]
 
 # A run that comes after a long pause does not make up for all of it: it would take as long.
 MAX_MINUTES_BETWEEN_RUNS = 60.0
+NEVER_MS = 2**53
 
 
 @dataclass
 class _Reach:
     """How far one task has come: everything in [from_ms, to_ms] was read, beginning at `read_ms`, the API's clock.
-    `read_before_ms` is when what is read again was read last."""
+    `before` is what had been read when it began; it stays true of what is `passed_over`, because it has not changed."""
 
     from_ms: int | None = None
     to_ms: int | None = None
     read_ms: int | None = None
-    read_before_ms: int | None = None
+    before: tuple[Piece, ...] = ()
+    passed_over: bool = False
 
 
 class StreamReader(Generic[R]):
@@ -61,6 +64,7 @@ class StreamReader(Generic[R]):
         self._now_seen_ms: int | None = None
         self._fetch = fetch
         self._pages_left = run.slice_pages
+        self._is_first_slice = self.progress.pages == 0
         self._refresh_from: int | None = None  # the pages read before the refresh began
         self._rejected_before: set[str] = set()
         # What was read, by the task that asked for it.
@@ -126,14 +130,15 @@ class StreamReader(Generic[R]):
         if self._refresh_from is None or per_minute is None or now_ms is None:
             return
         minutes = min(max((now_ms - self.seen_ms) / 60_000, 0.0), MAX_MINUTES_BETWEEN_RUNS)
-        if self.progress.pages - self._refresh_from >= max(per_minute * minutes, 1.0):
+        # One page is always allowed, or a small share would never come to anything.
+        if self.progress.pages - self._refresh_from + 1 > max(per_minute * minutes, 1.0):
             raise ShareSpent
 
     def _read_task(self, task: Task) -> Iterator[Any]:
-        reach = _Reach(to_ms=None if task.hi_ms is None else task.hi_ms - 1)
-        reach.read_before_ms = min((read for _, hi, read in self.coverage.pieces if hi > task.lo_ms), default=None)
-        if task.kind == "head":
-            # What is not settled counts as unread from here on, so that a head that is cut off leaves it as a gap.
+        reach = _Reach(to_ms=None if task.hi_ms is None else task.hi_ms - 1, before=tuple(self.coverage.pieces))
+        if task.kind == "head" and self._is_first_slice:
+            # What is not settled counts as unread from here on, so that a head that is cut off leaves it as a gap. What
+            # this run has read stays read, or a head that is longer than a slice would never come to its end.
             self.coverage.forget_from(task.lo_ms)
         try:
             steps = walk(self._allowed(self._fetch), lo_ms=task.lo_ms, before_ms=task.hi_ms, stream=self.stream)
@@ -148,9 +153,21 @@ class StreamReader(Generic[R]):
                 if came_on and not step.is_last:
                     self.check_share()
         finally:
-            if reach.from_ms is not None and reach.to_ms is not None and reach.read_ms is not None:
-                self.coverage.add(reach.from_ms, reach.to_ms + 1, reach.read_ms)
-                self.stretches.append((task, reach.from_ms, reach.to_ms + 1))
+            if reach.from_ms is not None and reach.read_ms is not None:
+                # A list that is empty now says nothing of any time, but that all that was in it is gone.
+                if reach.to_ms is not None:
+                    self._cover(reach.from_ms, reach.to_ms + 1, reach.read_ms, reach)
+                self.stretches.append((task, reach.from_ms, NEVER_MS if reach.to_ms is None else reach.to_ms + 1))
+
+    def _cover(self, lo_ms: int, hi_ms: int, read_ms: int, reach: _Reach) -> None:
+        before = [piece for piece in reach.before if piece[0] < hi_ms and piece[1] > lo_ms]
+        if not (reach.passed_over and before):
+            self.coverage.add(lo_ms, hi_ms, read_ms)
+            return
+        # What was passed over was not read now, so its statuses are as old as they were.
+        self.coverage.add(lo_ms, hi_ms, min(read for _, _, read in before))
+        for lo, hi, read in before:
+            self.coverage.add(max(lo, lo_ms), min(hi, hi_ms), read)
 
     def _covered_from(self, step: Step[R], _task: Task) -> int | None:
         return step.covered_from_ms
@@ -171,17 +188,20 @@ class StreamReader(Generic[R]):
         """The same, but no page more than the slice allows, and every page counted."""
 
         def allowed(before: str | None) -> Page[Any]:
-            if self._pages_left == 0:
-                raise SliceEnd
+            self.check_slice()
             page = fetch(before)
-            if self._pages_left is not None:
-                self._pages_left -= 1
             self.count(page)
             return page
 
         return allowed
 
+    def check_slice(self) -> None:
+        """Raises `SliceEnd` when the pages of this slice have been read."""
+        if self._pages_left is not None and self._pages_left <= 0:
+            raise SliceEnd
+
     def count(self, page: Page[Any]) -> None:
+        self._pages_left = None if self._pages_left is None else self._pages_left - 1
         self.now_ms = epoch_ms(page.server_at)
         progress = self.progress
         progress.pages += 1
@@ -200,7 +220,7 @@ class StreamReader(Generic[R]):
         if self._now_seen_ms is not None:
             self.state["seen"] = sorted(self._now_seen)
             self.state["seen_ms"] = self._now_seen_ms
-        save_overflows(self.state, known_overflows(self.state, self.run) | self.progress.overflows, self.progress)
+        save_overflows(self.state, known_overflows(self.state) | self.progress.overflows, self.run, self.stream)
 
 
 class ChatReader(StreamReader[Chat]):
@@ -259,7 +279,6 @@ class ChatReader(StreamReader[Chat]):
 
 # More than this at once are more likely the API's fault than deletes; those that are left are missed again.
 MAX_MISSED = 1000
-NEVER_MS = 2**53
 MAX_TIMELESS = 50
 
 
@@ -281,6 +300,7 @@ class ThreadReader(StreamReader[Chat]):
 
     def count(self, page: Page[Any]) -> None:
         if page.rows and isinstance(page.rows[0], Chat):
+            self._pages_left = None if self._pages_left is None else self._pages_left - 1
             self.now_ms = epoch_ms(page.server_at)
             self.progress.pages += 1
         else:
@@ -297,10 +317,11 @@ class ThreadReader(StreamReader[Chat]):
             at_ms = cursor_ms(chat)
             if at_ms is not None and (at_ms < task.lo_ms or (task.hi_ms is not None and at_ms >= task.hi_ms)):
                 continue
+            if reach.from_ms is not None and (task.hi_ms is None or reach.from_ms < task.hi_ms):
+                self.check_slice()
             mark = fingerprint(chat)
             if task.kind != "refresh" and self._is_settled(mark, at_ms):
-                # It was not read now, so its messages' statuses are as old as they were.
-                reach.read_ms = reach.read_before_ms or reach.read_ms
+                reach.passed_over = True
             else:
                 lo_ms = self._refresh_floor_ms() if task.kind == "refresh" else self._floor_ms
                 yield from self._read_thread(chat, lo_ms)
@@ -322,12 +343,15 @@ class ThreadReader(StreamReader[Chat]):
         return start_ms if None in within else max(start_ms, (self.now_ms or 0) - widest)
 
     def _read_thread(self, chat: Chat, lo_ms: int) -> Iterator[Any]:
+        # A thread is read whole, however long the slice gets by it: half of one is nothing that could be gone on from.
         def fetch(before: str | None) -> Page[Message]:
-            return self._client.list_messages(chat.id, before=before)
+            page = self._client.list_messages(chat.id, before=before)
+            self.count(page)
+            return page
 
         # A thread that is deleted while its page is read is not there to be read.
         with suppress(NotFoundError):
-            for step in walk(self._allowed(fetch), lo_ms=lo_ms, before_ms=None, stream=self.stream):
+            for step in walk(fetch, lo_ms=lo_ms, before_ms=None, stream=self.stream):
                 if step.overflow:
                     self.progress.overflows.add(step.overflow)
                 self.landing.add(step.page)
@@ -420,7 +444,21 @@ def read_stream(
         if not run.keep_on_error:
             raise
         run.error = run.error or error
+    _put_coverage(landing, state, run)
     yield from _announced(landing.rest(), run)
+
+
+def _put_coverage(landing: Landing, state: State, run: Run) -> None:
+    """What marts may rely on is kept beside the rows, when it is another than before."""
+    covered = run.progress(landing.stream).covered
+    stretch = covered.newest_stretch if covered else None
+    if stretch is None:
+        return
+    # Where the newest rows are deleted, what was read stays read.
+    complete = [stretch[0], max(stretch[1], state.get("complete", stretch)[1])]
+    if state.get("complete") != complete:
+        state["complete"] = complete
+        landing.put_coverage(StreamCoverage(landing.stream, *map(instant, complete)), run.clock.now())
 
 
 def _announced(items: Iterator[Any], run: Run) -> Iterator[Any]:

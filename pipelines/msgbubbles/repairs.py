@@ -10,13 +10,13 @@ import msgspec
 from msgspec import Raw
 
 from .client import Client
-from .coverage import Coverage
+from .coverage import DAY_MS, Coverage
 from .errors import NotFoundError
 from .landing import Landing
-from .models import NOTHING, Chat, Message, Page
+from .models import NOTHING, Chat, Message, Page, participants_of
 from .run import Repair, Run, State, known_overflows, save_overflows
 from .settings import Settings
-from .stored import Warehouse
+from .stored import Warehouse, instant
 from .walk import Overflow, walk
 
 # A chat that so many sweeps did not show is asked for by id.
@@ -67,9 +67,13 @@ def planned(warehouse: Warehouse, states: Mapping[str, Any], settings: Settings)
         by_feed and messages_complete and not orphans and not of_messages.get("overflows")
         and any(from_ms is not None for from_ms, _ in chats.get("overflows", ()))
     )  # fmt: skip
-    if not (orphans or chats.get("threads") or lags or to_read or proven):
+    groups: dict[str, list[str] | None] = {}
+    now_ms = chats.get("seen_ms", 0)
+    if settings.participants and now_ms - chats.get("participants_hidden_ms", -DAY_MS) >= DAY_MS:
+        groups = warehouse.groups_to_ask(now_ms - DAY_MS, REQUESTS_A_RUN)
+    if not (orphans or chats.get("threads") or lags or to_read or proven or groups):
         return None
-    return Repair(orphans, (), lagging, bool(to_read), proven, REQUESTS_A_RUN)
+    return Repair(orphans, (), lagging, bool(to_read), proven, groups, REQUESTS_A_RUN)
 
 
 def _coverage(state: Mapping[str, Any]) -> Coverage:
@@ -106,13 +110,14 @@ def read_by_id(client: Client, landing: Landing, state: State, settings: Setting
             threads.remove(chat_id)
             run.repaired["threads"] += 1
         yield from _read_lagging(client, landing, lagging, state, settings, run, allowance)
+        _read_participants(client, landing, state, run, allowance)
     except _Spent:
         pass
-    spans = known_overflows(state, run)
+    spans = known_overflows(state)
     if run.repair is not None and run.repair.chats_proven:
         run.repaired["tie overflows"] += sum(span.from_ms is not None for span in spans)
         spans = {span for span in spans if span.from_ms is None}
-    save_overflows(state, spans, run.progress("chats"))
+    save_overflows(state, spans, run, "chats")
 
 
 def _read_chats(
@@ -175,12 +180,34 @@ def _read_lagging(
         state["lagging_in_vain"] = in_vain
 
 
+def _read_participants(client: Client, landing: Landing, state: State, run: Run, allowance: _Allowance) -> None:
+    """Ask each group of `run.repair` who is in it. Where the API does not show it, another day is waited for."""
+    for chat_id, before in run.repair.groups.items() if run.repair else ():
+        allowance.check()
+        read_at = run.clock.now()
+        try:
+            chat = client.get_chat(chat_id)
+        except NotFoundError:
+            state["missed"][chat_id] = SWEEPS_MISSED
+            continue
+        finally:
+            run.on_page()
+        handles = participants_of(chat)
+        if handles is None:
+            state["participants_hidden_ms"] = state.get("seen_ms", 0)
+            return
+        landing.put(as_listed(chat), read_at)
+        # By the API's clock, like the change that it is compared with.
+        landing.put_participants(chat_id, handles, before, instant(state["seen_ms"]))
+        run.repaired["participant lists"] += 1
+
+
 def read_overflows(client: Client, landing: Landing, state: State, run: Run) -> Iterator[Any]:
     """Read the messages of instants that hold more than the feed shows, thread by thread, in the order of the threads'
     ids: where the allowance ends, the next run goes on. What one thread alone has too many of stays out of reach."""
     # By instant: the last id read, whether a thread of those had too many, whether all have been read.
     done: dict[str, list[Any]] = state.setdefault("overflows_done", {})
-    spans = known_overflows(state, run)
+    spans = known_overflows(state)
     allowance = _Allowance(run)
     try:
         for span in _to_read(state):
@@ -202,7 +229,7 @@ def read_overflows(client: Client, landing: Landing, state: State, run: Run) -> 
     except _Spent:
         pass
     finally:
-        save_overflows(state, spans, run.progress("messages"))
+        save_overflows(state, spans, run, "messages")
 
 
 def _read_thread(

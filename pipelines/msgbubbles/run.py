@@ -53,12 +53,12 @@ class Run:
     """What a run allows its streams, and what came of it.
 
     `slice_pages`: pages a stream reads before what it has is loaded; the rest is then `unfinished`. With fewer than
-    `MIN_SLICE_PAGES`, a slice may end within the ties of one instant, and the next begin there again. `max_requests`:
-    all requests of the run. `stop`: set it, and the run ends after the page in flight. `keep_on_error`: a fault ends
-    the reading and is kept in `error`, so that what was read before it is loaded; otherwise it is raised, and dlt
-    drops the load. `repair`: what to read by id, and nothing else. `accept_overflows`: forget the tie overflows known
-    until now. `clock` tells the wall time. `warehouse`: what is stored, where it can be asked. `settings`: what the
-    source was configured with.
+    `MIN_SLICE_PAGES`, a slice may end within the ties of one instant, and the next begin there again.
+    `max_requests`: all requests of the run. `stop`: set it, and the run ends after the page in flight.
+    `keep_on_error`: a fault ends the reading and is kept in `error`, so that what was read before it is loaded;
+    otherwise it is raised, and dlt drops the load. `repair`: what to read by id, and nothing else.
+    `accept_overflows`: nothing is missing at the tie overflows known until now. `clock` tells the wall time.
+    `warehouse`: what is stored, where it can be asked. `settings`: what the source was configured with.
     """
 
     slice_pages: int | None = None
@@ -103,26 +103,34 @@ class Run:
 class Repair:
     """What is missing in the warehouse, to be read by id: `chats`, and all messages of `threads`. `lagging` are threads
     whose newest message is missing, with the instant of that message. With `overflows`, the messages of instants that
-    hold more than the feed shows are read thread by thread; `chats_proven` says that no chat is missing. `limit` bounds
-    the requests."""
+    hold more than the feed shows are read thread by thread; `chats_proven` says that no chat is missing. `groups` are
+    to be asked for their participants, with those they had before. `limit` bounds the requests."""
 
     chats: Sequence[str] = ()
     threads: Sequence[str] = ()
     lagging: Mapping[str, int] = field(default_factory=dict)
     overflows: bool = False
     chats_proven: bool = False
+    groups: Mapping[str, Sequence[str] | None] = field(default_factory=dict)
     limit: int | None = None
 
 
-def known_overflows(state: State, run: Run) -> set[Overflow]:
+def known_overflows(state: State) -> set[Overflow]:
     """The tie overflows of a stream that were neither repaired nor accepted."""
-    return set() if run.accept_overflows else {Overflow(*span) for span in state.get("overflows", ())}
+    return _overflows(state, "overflows")
 
 
-def save_overflows(state: State, spans: set[Overflow], progress: StreamProgress) -> None:
-    progress.standing = spans
-    if spans or "overflows" in state:
-        state["overflows"] = [[span.from_ms, span.to_ms] for span in sorted(spans, key=_by_instant)]
+def save_overflows(state: State, spans: set[Overflow], run: Run, stream: str) -> None:
+    """Keep what is not repaired: all `spans`, but for those that were accepted, in this run or before."""
+    accepted = _overflows(state, "overflows_accepted") | (known_overflows(state) if run.accept_overflows else set())
+    run.progress(stream).standing = spans - accepted
+    for name, found in (("overflows", spans - accepted), ("overflows_accepted", accepted)):
+        if found or name in state:
+            state[name] = [[span.from_ms, span.to_ms] for span in sorted(found, key=_by_instant)]
+
+
+def _overflows(state: State, name: str) -> set[Overflow]:
+    return {Overflow(*span) for span in state.get(name, ())}
 
 
 def _by_instant(span: Overflow) -> tuple[int, int]:

@@ -21,12 +21,14 @@ REFRESH_MESSAGES = ({"within_hours": 72, "every_hours": 1},)
 class Settings:
     """`start_ms`: nothing older is read. `settle_ms`: how late a row may become visible after its own instant.
     `tiers`: by stream, what is read again and how often. `refresh_per_minute`: requests that each stream may spend on
-    reading again, for each minute since the run before; null for any number."""
+    reading again, for each minute since the run before; null for any number. `participants`: whether groups are asked
+    for their participants."""
 
     start_ms: int = 0
     settle_ms: int = 300_000
     tiers: Mapping[str, Sequence[Tier]] = field(default_factory=dict)
     refresh_per_minute: float | None = None
+    participants: bool = False
 
 
 def settings_of(
@@ -36,6 +38,7 @@ def settings_of(
     refresh_messages: Any,
     refresh_share: float,
     requests_per_minute: int,
+    read_participants: bool = False,
 ) -> Settings:
     """Raises `ConfigurationError`, which names the key and what it should be."""
     if not 0 < refresh_share <= 1:
@@ -52,6 +55,7 @@ def settings_of(
         tiers,
         # Each of the two streams has its half.
         requests_per_minute * refresh_share / 2 if requests_per_minute else None,
+        read_participants,
     )
 
 

@@ -6,6 +6,7 @@ nothing: then every row that is read counts as new, and nothing is said of delet
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -100,6 +101,19 @@ class Warehouse:
             f"AND conversation_id NOT IN (SELECT id FROM {{chats}}) LIMIT {limit:d}"
         )
         return [row[0] for row in found]
+
+    def groups_to_ask(self, before_ms: int, limit: int) -> dict[str, list[str] | None]:
+        """Groups whose participants were never asked for, or not since the group changed and not since `before_ms`;
+        with the participants they had then."""
+        found = self._all(
+            "SELECT chats.id, known.handles FROM {chats} AS chats "
+            "LEFT JOIN {participant_reads} AS known ON known.chat_id = chats.id "
+            "WHERE chats.is_group AND chats.deleted_at IS NULL AND (known.chat_id IS NULL "
+            "OR (chats.updated_at > known.asked_at AND known.asked_at < %s)) "
+            f"ORDER BY known.asked_at NULLS FIRST, chats.updated_at DESC LIMIT {limit:d}",
+            instant(before_ms),
+        )
+        return {chat_id: json.loads(handles) if isinstance(handles, str) else handles for chat_id, handles in found}
 
     def lagging(self, lo_ms: int, hi_ms: int, limit: int) -> dict[str, int]:
         """Chats by id whose `last_message_at`, which is given, is in the stretch, and of which no message of that time

@@ -9,6 +9,7 @@ import ipaddress
 import logging
 import math
 import re
+import socket
 import ssl
 import threading
 import time
@@ -107,6 +108,7 @@ class Answer:
 
 class _ErrorBody(msgspec.Struct):
     error: str | None = None
+    message: str | None = None
     request_id: str | None = None
 
 
@@ -116,6 +118,8 @@ class Transport:
     `stop` interrupts every wait, and keeps another request from being sent. Requests are counted in `traffic`, which
     may be shared; `max_requests` bounds that count, retries included. `max_attempts` bounds the tries of one request;
     answers of 429 do not count as tries, but are waited for no longer than `rate_limit_patience_seconds` together.
+    `last_answer` is the last success, for who wants to know its status and request id. `last_said` is what the API said
+    for humans to the last request, if that failed: it may quote anything, so it is in no error.
     """
 
     def __init__(
@@ -138,6 +142,8 @@ class Transport:
         _check_key(api_key)
         self.traffic = traffic or Traffic()
         self.max_requests = max_requests
+        self.last_answer: Answer | None = None
+        self.last_said: str | None = None
         self._budget = budget
         self._stop = stop or threading.Event()
         self._on_wait = on_wait or (lambda _why, _seconds: None)
@@ -237,6 +243,7 @@ class Transport:
 
     def _send(self, request: httpx.Request) -> Answer:
         read_at = self._clock.now()
+        self.last_said = None
         fault = ""
         try:
             response = self._http.send(request, stream=True)
@@ -245,13 +252,16 @@ class Transport:
             finally:
                 response.close()
         except (httpx.TransportError, httpx.DecodingError) as error:
-            fault = type(error).__name__
+            fault = _unreachable(error, request.url.host)
         if fault:
             # Raised here and not from httpx's error, which knows the URL and may quote a header.
             raise RetryableError(f"the API could not be reached: {fault}")
         request_id = _id_of(response.headers.get("X-Request-Id"))
         if response.is_success:
-            return Answer(response.status_code, body, request_id, read_at, _server_time(response) or read_at)
+            at = _server_time(response) or read_at
+            self.last_answer = Answer(response.status_code, body, request_id, read_at, at)
+            return self.last_answer
+        self.last_said = _error_of(body).message
         raise _failure(response, body, request_id)
 
     def _read_body(self, response: httpx.Response) -> bytes:
@@ -337,6 +347,18 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _unreachable(error: BaseException, host: str) -> str:
+    """What kept an answer from coming, by its kind, and what to look at where that is plain."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, socket.gaierror):
+            return f"there is no host {host}; check base_url and the network"
+        if isinstance(cause, ConnectionRefusedError):
+            return f"nothing listens on {host}; check base_url"
+        cause = cause.__cause__ or cause.__context__
+    return f"{type(error).__name__} ({host})"
+
+
 def _server_time(response: httpx.Response) -> datetime | None:
     return _http_date(response.headers.get("Date"))
 
@@ -353,10 +375,7 @@ def _http_date(value: str | None) -> datetime | None:
 
 def _failure(response: httpx.Response, body: bytes, request_id: str | None) -> Exception:
     status = response.status_code
-    try:
-        said = msgspec.json.decode(body, type=_ErrorBody)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        said = _ErrorBody()
+    said = _error_of(body)
     # A stable code is a short word; anything else there is not one, and may hold anything.
     code = said.error if said.error and said.error.isidentifier() and len(said.error) <= 64 else None
     request_id = request_id or _id_of(said.request_id)
@@ -368,7 +387,11 @@ def _failure(response: httpx.Response, body: bytes, request_id: str | None) -> E
         limited.retry_after_seconds = retry_after_seconds(response.headers.get("Retry-After"), now)
         return limited
     if status in (401, 403):
-        hint = "check the API key" if status == 401 else "the key is fine, the account is not active"
+        hint = (
+            "check the API key"
+            if status == 401
+            else "the key is fine, the account is not active; see to that with MsgBubbles"
+        )
         return AuthenticationError(f"{message}: {hint}", status=status, code=code, request_id=request_id)
     if response.is_redirect:
         return PermanentError(
@@ -379,6 +402,13 @@ def _failure(response: httpx.Response, body: bytes, request_id: str | None) -> E
     kinds: dict[int, type[PermanentError]] = {404: NotFoundError, 409: ConflictError}
     kind = RetryableError if status >= 500 or status in (408, 425) else kinds.get(status, PermanentError)
     return kind(message, status=status, code=code, request_id=request_id)
+
+
+def _error_of(body: bytes) -> _ErrorBody:
+    try:
+        return msgspec.json.decode(body, type=_ErrorBody)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _ErrorBody()
 
 
 def _id_of(value: str | None) -> str | None:

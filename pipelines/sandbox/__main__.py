@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import sys
 import threading
 from datetime import UTC, datetime
@@ -32,12 +33,16 @@ def main(
     """Serve a made-up MsgBubbles account on this machine. Prints its URL and key as a line of JSON."""
     if state is not None:
         state.parent.mkdir(parents=True, exist_ok=True)
-    account = Account(state)
     now = datetime.now(UTC)
-    if account.recall("saved_us") is None:
-        seed(account, now=now, chats=chats, messages=messages, days=days, seed=seed_number)
-    else:
-        advance(account, now)
+    try:
+        account = Account(state)
+        if account.recall("saved_us") is None:
+            seed(account, now=now, chats=chats, messages=messages, days=days, seed=seed_number)
+        else:
+            advance(account, now)
+    except sqlite3.DatabaseError as error:
+        sys.stderr.write(f"{state} cannot be used ({error}): remove it, and the database that was filled from it\n")
+        raise SystemExit(1) from None
     listener, url = bound(port)
     server = uvicorn_server(Api(account, Knobs(rate_limit_per_minute=rate_limit or None)))
     if until_stdin_closes:

@@ -215,10 +215,12 @@ class Account:
     def rename(self, chat_id: str, title: str | None, at: datetime) -> None:
         self.run("UPDATE chats SET title = ?, updated_us = ? WHERE id = ?", (title, us(at), chat_id))
 
-    def add_participant(self, chat_id: str, handle: str, at: datetime) -> None:
+    def add_participant(self, chat_id: str, handle: str, at: datetime) -> bool:
+        """Returns whether the handle was not there before."""
         with self.bulk():
-            self.run("INSERT OR IGNORE INTO participants VALUES (?, ?)", (chat_id, handle))
+            added = self.run("INSERT OR IGNORE INTO participants VALUES (?, ?)", (chat_id, handle))
             self.run("UPDATE chats SET updated_us = ? WHERE id = ?", (us(at), chat_id))
+        return bool(added)
 
     def remove_participant(self, chat_id: str, handle: str, at: datetime) -> bool:
         with self.bulk():

@@ -45,13 +45,25 @@ class Seen:
     rows: int
 
 
+@dataclass(frozen=True)
+class Done:
+    """A change of a group that a request has made: `create`, `rename`, `add` or `remove`. What repeats a change that
+    was made, or changes nothing, is none."""
+
+    operation: str
+    chat_id: str
+    handles: tuple[str, ...] = ()
+    title: str | None = None
+
+
 @dataclass
 class Api:
-    """The account behind HTTP. `requests` is the log of all that was asked."""
+    """The account behind HTTP. `requests` is the log of all that was asked, `operations` of what was done to groups."""
 
     account: Account
     knobs: Knobs = field(default_factory=Knobs)
     requests: list[Seen] = field(default_factory=list)
+    operations: list[Done] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.knobs.seed)  # noqa: S311 - faults, not secrets
@@ -91,7 +103,10 @@ class Api:
                 self._check_key(request, headers)
                 if self.random.random() < knobs.server_errors:
                     raise self.random.choice([Fault(502, "send_failed", "Bad gateway"), Fault(503, "unavailable", "")])
+                self._check_refusal(request)
                 status, body = await handler(request)
+                if self.random.random() < knobs.errors_after_acting:
+                    raise Fault(502, "send_failed", "Bad gateway, after all was done")
             except Fault as fault:
                 status, body = fault.status, {"error": fault.code, "message": str(fault)}
             rows = body.get("data")
@@ -105,21 +120,34 @@ class Api:
 
         return answer
 
+    def _check_refusal(self, request: Request) -> None:
+        refused = self.knobs.refusal(request.method, request.url.path) if self.knobs.refusal else None
+        if refused is not None:
+            raise Fault(*refused, "Refused")
+
+    def _check_reachable(self, *handles: str) -> None:
+        for handle in handles:
+            if handle in self.knobs.unreachable:
+                raise Fault(400, "invalid_handle", f"{handle} cannot be reached by iMessage")
+
     def _check_key(self, request: Request, headers: dict[str, str]) -> None:
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
         if scheme != "Bearer" or key not in self.knobs.keys:
             raise Fault(401, "unauthorized", "Missing or unknown API key")
         if not self.knobs.active:
             raise Fault(403, "forbidden", "Account is inactive")
-        limit = self.knobs.rate_limit_per_minute
+        limit, window_seconds = self.knobs.rate_limit_per_minute, self.knobs.rate_window_seconds
         if limit is None:
             return
         now = time.monotonic()
+        is_fixed = self.knobs.rate_window == "fixed"
+        counted_from = now - now % window_seconds if is_fixed else now - window_seconds
         recent = self._recent.setdefault(key, deque())
-        while recent and recent[0] <= now - 60:
+        while recent and recent[0] <= counted_from:
             recent.popleft()
         if len(recent) >= limit:
-            seconds = 60 - (now - recent[0]) if recent else 60.0
+            began_at = counted_from if is_fixed else recent[0] if recent else now
+            seconds = began_at + window_seconds - now
             if self.knobs.retry_after == "seconds":
                 headers["Retry-After"] = str(int(seconds) + 1)
             elif self.knobs.retry_after == "date":
@@ -163,6 +191,7 @@ class Api:
             raise Fault(400, "invalid_request", "addresses must be 2 to 31 distinct handles")
         if not all(HANDLE.fullmatch(address) for address in addresses):
             raise Fault(400, "invalid_handle", "An address is neither E.164 nor an e-mail address")
+        self._check_reachable(*addresses)
         text = _text_of(body, "message")
         title = _title(body.get("title"))
         from_handle = self._own_number(body.get("from_handle"))
@@ -173,6 +202,7 @@ class Api:
                 from_handle, f"group:{uuid4().hex[:16]}", now, is_group=True, title=title, participants=addresses
             )
             self.account.add_message(NewMessage(chat_id, "outbound", text, now, "sent", sender=from_handle))
+            self.operations.append(Done("create", chat_id, tuple(sorted(set(addresses))), title))
             return chat_id
 
         chat_id, is_new = self._once(request, body, create)
@@ -183,7 +213,11 @@ class Api:
         body = await _body(request)
         if "title" not in body:
             raise Fault(400, "invalid_request", "title is required")
-        self.account.rename(chat_id, _title(body["title"]), datetime.now(UTC))
+        title = _title(body["title"])
+        before = self.account.all("SELECT title FROM chats WHERE id = ?", (chat_id,))[0]["title"]
+        self.account.rename(chat_id, title, datetime.now(UTC))
+        if title != before:
+            self.operations.append(Done("rename", chat_id, title=title))
         return 200, {"data": self._shown_chat(chat_id)}
 
     async def add_participant(self, request: Request) -> tuple[int, dict[str, Any]]:
@@ -191,13 +225,17 @@ class Api:
         handle = (await _body(request)).get("handle")
         if not isinstance(handle, str) or not HANDLE.fullmatch(handle):
             raise Fault(400, "invalid_handle", "handle is neither E.164 nor an e-mail address")
-        self.account.add_participant(chat_id, handle, datetime.now(UTC))
+        self._check_reachable(handle)
+        if self.account.add_participant(chat_id, handle, datetime.now(UTC)):
+            self.operations.append(Done("add", chat_id, (handle,)))
         return 200, {"data": self._shown_chat(chat_id)}
 
     async def remove_participant(self, request: Request) -> tuple[int, dict[str, Any]]:
         chat_id = self._group_id(request)
-        if not self.account.remove_participant(chat_id, request.path_params["handle"], datetime.now(UTC)):
+        handle = request.path_params["handle"]
+        if not self.account.remove_participant(chat_id, handle, datetime.now(UTC)):
             raise Fault(404, "not_found", "Not in the group")
+        self.operations.append(Done("remove", chat_id, (handle,)))
         return 200, {"data": self._shown_chat(chat_id)}
 
     async def mark_read(self, request: Request) -> tuple[int, dict[str, Any]]:

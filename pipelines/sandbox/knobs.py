@@ -21,10 +21,15 @@ class Knobs:
     active: bool = True
     latency_seconds: float = 0.0
     rate_limit_per_minute: int | None = None
+    # `fixed`: counted from each full minute on; `rolling`: in any minute. A test may have shorter minutes.
+    rate_window: Literal["rolling", "fixed"] = "rolling"
+    rate_window_seconds: float = 60.0
     retry_after: Literal["seconds", "date", "none"] = "seconds"
     server_errors: float = 0.0
     cut_bodies: float = 0.0
     malformed_bodies: float = 0.0
+    # What was done, and is answered with 502 all the same. `cut_bodies` is of what was done as well.
+    errors_after_acting: float = 0.0
     seed: int = 0
 
     tie_order: Literal["stable", "reversed", "random"] = "stable"
@@ -34,6 +39,11 @@ class Knobs:
     nulls: Literal["first", "last"] = "first"
     nulls_with_before: bool = False
     feed: bool = True
+
+    # Handles that no group can take: 400 `invalid_handle`.
+    unreachable: set[str] = field(default_factory=set)
+    # Says of a request (method, path) with which status and code it is refused.
+    refusal: Callable[[str, str], tuple[int, str] | None] | None = None
 
     participants_on_detail: bool = True
     sender_on_messages: bool = True

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from .account import Account
-from .app import Api, Seen
+from .app import Api, Done, Seen
 from .knobs import KEY, Knobs
 from .listing import Truth, truth
 
@@ -29,6 +29,11 @@ class Server:
     @property
     def requests(self) -> list[Seen]:
         return self._api.requests
+
+    @property
+    def operations(self) -> list[Done]:
+        """What was done to groups since it began."""
+        return self._api.operations
 
     def truth(self) -> Truth:
         return truth(self.account, self.knobs)

@@ -15,12 +15,13 @@ from typing import Any, Literal
 import msgspec
 
 from msgbubbles.client import Client
-from msgbubbles.errors import MsgBubblesError, PermanentError
+from msgbubbles.errors import ConfigurationError, MsgBubblesError, PermanentError
 from msgbubbles.models import Chat, Message, Page
 from msgbubbles.transport import Transport
 from msgbubbles.walk import cursor_ms, iso
 
-from .known import Known, opened
+from .destinations import destination_of
+from .known import Known
 from .lock import holder_of
 from .place import Place, UsageError
 from .transform import TransformError, compile_models
@@ -45,6 +46,7 @@ class Finding:
 def findings(place: Place, connect: Callable[[], Transport]) -> Iterator[Finding]:
     """All findings, one by one as they are made. `connect` raises `ConfigurationError`."""
     yield _destination(place)
+    yield _state(place)
     yield _disk(place)
     yield _lock(place)
     yield _last_run(place)
@@ -60,18 +62,29 @@ def findings(place: Place, connect: Callable[[], Transport]) -> Iterator[Finding
 
 def _destination(place: Place) -> Finding:
     try:
-        if place.database.exists():
-            with opened(place):
+        destination = destination_of(place)
+        if destination.exists():
+            with destination.reading():
                 pass
         with TemporaryFile(dir=place.folder), TemporaryFile(dir=place.database.parent):
             pass
     except UsageError as error:
-        return Finding("destination", "failed", str(error), "move the file away; the next run makes a new one")
+        return Finding("destination", "failed", str(error), "mend that, or move a damaged file away")
     except OSError as error:
         return Finding(
             "destination", "failed", f"{error.filename or place.folder}: {error.strerror}", "make the folder writable"
         )
-    return Finding("destination", "ok", f"{place.database} can be written")
+    return Finding("destination", "ok", f"{destination.title} can be written")
+
+
+def _state(place: Place) -> Finding:
+    try:
+        Known(place).states()
+    except UsageError:
+        pass  # said already
+    except ConfigurationError as error:
+        return Finding("state", "failed", str(error), "upgrade this project")
+    return Finding("state", "ok", "this version can read what the runs remember")
 
 
 def _disk(place: Place) -> Finding:
@@ -85,15 +98,15 @@ def _disk(place: Place) -> Finding:
 
 
 def _lock(place: Place) -> Finding:
-    holder = holder_of(place.folder)
+    try:
+        holder = holder_of(place.folder)
+    except OSError as error:
+        return Finding("lock", "failed", f"{place.folder}: {error.strerror}", "make the folder writable")
     return Finding("lock", "ok", "no job runs" if holder is None else f"a job runs: {holder}")
 
 
 def _last_run(place: Place) -> Finding:
-    try:
-        records = Known(place).records()
-    except UsageError:
-        records = []  # said already
+    records = _records(place)
     if not records:
         return Finding("last run", "ok", "there was none yet")
     last = records[-1]
@@ -101,6 +114,13 @@ def _last_run(place: Place) -> Finding:
     if last["exit_status"] in (0, 3, 130):
         return Finding("last run", "ok", what)
     return Finding("last run", "failed", f"{what}: {last['error']}", "mend what it says and run again")
+
+
+def _records(place: Place) -> list[dict[str, Any]]:
+    try:
+        return Known(place).records()
+    except UsageError:
+        return []  # said already
 
 
 def _models(place: Place) -> Finding:
@@ -153,7 +173,7 @@ def _behaviour(client: Client, place: Place) -> Iterator[Finding]:
     )  # fmt: skip
     yield _precision([*chats.rows, *(messages.rows if messages else ())])
     yield from _before(client, chats.rows)
-    told = [one["retry_after"] for one in Known(place).records() if one.get("retry_after") is not None]
+    told = [one["retry_after"] for one in _records(place) if one.get("retry_after") is not None]
     yield _seen("Retry-After", bool(told), bool(told) and told[-1], "a 429 says how long to wait")
 
 
@@ -186,4 +206,7 @@ def _before(client: Client, chats: list[Chat]) -> Iterator[Finding]:
         return
     at_ms = cursor_ms(alone[-1]) or 0
     shown = {chat.id for chat in client.list_chats(limit=5, before=iso(at_ms)).rows}
-    yield Finding("before", "info", f"{'includes' if alone[-1].id in shown else 'excludes'} its own instant")
+    said = "includes its own instant"
+    if alone[-1].id not in shown:
+        said = "excludes its own instant, or times are finer than they are shown"
+    yield Finding("before", "info", said)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -64,29 +65,35 @@ class Journal:
     def records(self) -> list[dict[str, Any]]:
         """All records that can be read; a line that a power cut has halved cannot."""
         found = []
-        for line in self._path.read_text().splitlines() if self._path.exists() else ():
+        for line in self._path.read_text(errors="replace").splitlines() if self._path.exists() else ():
             try:
                 record = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(record, dict) and "run_id" in record:
+            if isinstance(record, dict) and {"run_id", "started_at", "outcome", "exit_status"} <= record.keys():
                 found.append(record)
         return found
 
 
-def store(work: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Bring `sync_runs` in the database up to date with these records. Nobody may have the database open."""
+def store(connection: duckdb.DuckDBPyConnection, records: Iterable[dict[str, Any]]) -> None:
+    """Bring `sync_runs` in the warehouse up to date with these records."""
     columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
     rows = [_row(record) for record in records]
-    with duckdb.connect(str(work)) as connection:
-        connection.execute("CREATE SCHEMA IF NOT EXISTS msgbubbles")
-        connection.execute(f"CREATE TABLE IF NOT EXISTS {TABLE} ({columns})")
-        known = connection.execute(f"SELECT run_id, ended_at IS NULL FROM {TABLE}").fetchall()  # noqa: S608
-        whole = {run_id for run_id, unended in known if not unended}
-        new = [row for row in rows if row[0] not in whole]
-        if new:
-            marks = ", ".join("?" * len(COLUMNS))
-            connection.executemany(f"INSERT OR REPLACE INTO {TABLE} VALUES ({marks})", new)  # noqa: S608
+    connection.execute("CREATE SCHEMA IF NOT EXISTS msgbubbles")
+    connection.execute(f"CREATE TABLE IF NOT EXISTS {TABLE} ({columns})")
+    # The run that publishes is not quite over: its row is written once more by the next.
+    known = connection.execute(f"SELECT run_id, epoch_ms(ended_at) FROM {TABLE}").fetchall()  # noqa: S608
+    new = [row for row in rows if (row[0], _ended_ms(row)) not in known]
+    if new:
+        marks = ", ".join("?" * len(COLUMNS))
+        connection.execute("BEGIN")
+        connection.executemany(f"DELETE FROM {TABLE} WHERE run_id = ?", [row[:1] for row in new])  # noqa: S608
+        connection.executemany(f"INSERT INTO {TABLE} VALUES ({marks})", new)  # noqa: S608
+        connection.execute("COMMIT")
+
+
+def _ended_ms(row: Sequence[Any]) -> int:
+    return round(datetime.fromisoformat(row[list(COLUMNS).index("ended_at")]).timestamp() * 1000)
 
 
 def _row(record: dict[str, Any]) -> Sequence[Any]:

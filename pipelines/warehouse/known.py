@@ -11,10 +11,12 @@ from typing import Any
 import duckdb
 
 from msgbubbles.coverage import Coverage
+from msgbubbles.state import checked_state
 from msgbubbles.stored import instant
 
+from .destinations import destination_of
 from .journal import COLUMNS, TABLE, Journal
-from .place import Place, UsageError
+from .place import Place
 
 CURSORS = {"chats": "last_message_at", "messages": "cursor_at"}
 
@@ -26,19 +28,24 @@ class Known:
         self.place = place
 
     def states(self) -> dict[str, Any]:
-        """The states of the readers, by stream; those of the job's own files, else of the published one."""
+        """The states of the readers, by stream; those of the job's own files, else of the published one.
+
+        Raises `ConfigurationError` when a newer version wrote them."""
         path = self.place.folder / "dlt" / "msgbubbles" / "state.json"
         try:
             state = json.loads(path.read_text())
         except (OSError, ValueError):
             state = self._published_state()
         source: dict[str, Any] = state.get("sources", {}).get("msgbubbles", {})
-        return dict(source.get("resources", {}))
+        return {stream: checked_state(one) for stream, one in source.get("resources", {}).items()}
 
     def _published_state(self) -> dict[str, Any]:
         from dlt.common.versioned_state import decompress_state
 
-        query = "SELECT state FROM msgbubbles._dlt_pipeline_state ORDER BY version DESC, created_at DESC LIMIT 1"
+        query = (
+            "SELECT state FROM msgbubbles._dlt_pipeline_state WHERE pipeline_name = 'msgbubbles' "
+            "ORDER BY version DESC, created_at DESC LIMIT 1"
+        )
         with self._published() as database:
             rows = [] if database is None else _all(database, query)
         return dict(decompress_state(rows[0][0])) if rows else {}
@@ -88,23 +95,12 @@ class Known:
 
     @contextmanager
     def _published(self) -> Iterator[duckdb.DuckDBPyConnection | None]:
-        if not self.place.database.exists():
+        destination = destination_of(self.place)
+        if not destination.exists():
             yield None
             return
-        with opened(self.place) as database:
-            yield database
-
-
-@contextmanager
-def opened(place: Place) -> Iterator[duckdb.DuckDBPyConnection]:
-    """The published file, to be read. Raises `UsageError` when it cannot be."""
-    try:
-        database = duckdb.connect(str(place.database), read_only=True)
-    except duckdb.Error as error:
-        raise UsageError(f"{place.database} cannot be read as a DuckDB database ({type(error).__name__})") from None
-    with database:
-        database.execute("SET TimeZone = 'UTC'")
-        yield database
+        with destination.reading() as connection:
+            yield connection
 
 
 def _all(database: duckdb.DuckDBPyConnection, query: str, *values: Any) -> list[Any]:

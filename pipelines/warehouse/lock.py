@@ -17,17 +17,18 @@ class AnotherJobRunsError(Exception):
 
 
 @contextmanager
-def one_job(folder: Path) -> Iterator[None]:
-    """Hold the warehouse's lock. The system lets go of it when the process ends, however it ends.
+def one_job(folder: Path, name: str = "job") -> Iterator[None]:
+    """Hold the warehouse's lock, or another of its locks by name. The system lets go of it when the process ends,
+    however it ends.
 
     Raises `AnotherJobRunsError` at once when another process holds it.
     """
-    holder = folder / "job.json"
-    lock = FileLock(folder / "job.lock")
+    holder = folder / f"{name}.json"
+    lock = FileLock(folder / f"{name}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise AnotherJobRunsError(f"another job runs on this database: {_described(holder)}") from None
+        raise AnotherJobRunsError(f"another {name} runs on this database: {_described(holder)}") from None
     try:
         holder.write_text(json.dumps({"pid": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")}))
         yield

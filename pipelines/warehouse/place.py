@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+PIPELINE = "msgbubbles"
 SCHEMAS = ("msgbubbles", "msgbubbles_staging", "staging", "marts")
 
 
@@ -21,12 +22,14 @@ class UsageError(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """The files of one warehouse. `database` is the published one."""
+    """The files of one warehouse. `database` is the published one; with another `destination` than a DuckDB file it
+    only says where the job's own files are."""
 
     database: Path
+    destination: str = "duckdb"
 
     @classmethod
-    def of(cls, database: Path) -> Place:
+    def of(cls, database: Path, destination: str = "duckdb") -> Place:
         """Raises `UsageError` when the database cannot be there."""
         database = database.expanduser().absolute()
         if database.stem in SCHEMAS:
@@ -36,11 +39,12 @@ class Place:
             )
         if database.is_dir() or not database.parent.is_dir():
             raise UsageError(f"--database: {database} must be a file in a folder that exists")
-        return cls(database)
+        return cls(database, destination)
 
     @property
     def folder(self) -> Path:
-        return self.database.parent / ".msgbubbles" / self.database.stem
+        name = self.database.stem if self.destination == "duckdb" else self.database.name
+        return self.database.parent / ".msgbubbles" / name
 
     @property
     def work(self) -> Path:
@@ -73,7 +77,10 @@ class Place:
     def claim_for(self, account: str) -> None:
         """Refuse to mix a made-up account with a real one."""
         origin = self.folder / "account.json"
-        known = json.loads(origin.read_text())["account"] if origin.exists() else account
+        try:
+            known = json.loads(origin.read_text())["account"] if origin.exists() else account
+        except (ValueError, KeyError, TypeError):
+            raise UsageError(f"{origin} is damaged; remove it, if {self.database.name} is for {account}") from None
         if known != account:
             raise UsageError(f"{self.database.name} holds the rows of {known}; choose another --database for {account}")
         origin.write_text(json.dumps({"account": account}))

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
+from .destinations import destination_of
 from .place import Place
 
 if TYPE_CHECKING:
@@ -54,6 +55,10 @@ class Reporter:
         self._progress.print(f"[dim]{message}[/dim]")
         self._said_at = time.monotonic()
 
+    def progress(self, line: str) -> None:
+        """Show how far the work has come, now and then."""
+        self._show(line)
+
     @contextmanager
     def following(self, run: Run) -> Iterator[None]:
         """Show how far the run has come: a line that moves on a terminal, now and then a line elsewhere."""
@@ -85,18 +90,19 @@ class Reporter:
         self._output.print(table)
         if run.repaired:
             counts = ", ".join(f"{count:,} {what}" for what, count in run.repaired.items() if count)
-            self._output.print(f"read by id because they were missing: {counts}")
+            self._output.print(f"read by id: {counts}")
         seconds = ", ".join(
             f"{phase} {spent:.1f} s" for phase, spent in report.seconds.items() if phase not in LOAD_STEPS
         )
         self._output.print(f"{_requests(run)}; {seconds}")
         for warning in warnings(run):
             self._output.print(f"[yellow]{warning}[/yellow]")
-        if report.published_bytes is None:
+        if not report.published:
             if run.error is None and run.halt is None:
                 self._output.print("Nothing is new: the published file stays as it is.")
         else:
-            self._output.print(f"Published {place.database} ({report.published_bytes / 1e6:.1f} MB):")
+            size = "" if report.published_bytes is None else f" ({report.published_bytes / 1e6:.1f} MB)"
+            self._output.print(f"Published {destination_of(place).title}{size}:")
             rows = "  ".join(f"{table} {count:,}" for table, count in report.rows_in_warehouse.items())
             self._output.print(f"  {rows}", soft_wrap=True)
         if sandbox and run.error is None and run.halt is None:
@@ -193,26 +199,19 @@ def outcome_of(run: Run) -> str:
     return "failed" if run.error else "stopped" if run.stop.is_set() else "partial" if run.halt else "complete"
 
 
-def as_dict(
-    place: Place,
-    run: Run,
-    report: Report,
-    *,
-    exit_status: int | None = None,
-    error: str | None = None,
-) -> dict[str, Any]:
-    """The record of a run, for log collectors and `sync_runs`; instants are ISO 8601, durations seconds. Without an
-    exit status the run has not ended yet."""
+def as_dict(place: Place, run: Run, report: Report, exit_status: int, *, error: str | None = None) -> dict[str, Any]:
+    """The record of a run that ends now, for log collectors and `sync_runs`; instants are ISO 8601, durations
+    seconds."""
     error = error or (None if run.error is None else str(run.error))
     return {
         "run_id": report.run_id,
         "started_at": report.started_at.isoformat(timespec="milliseconds"),
-        "ended_at": None if exit_status is None else datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "ended_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "outcome": "failed" if error else outcome_of(run),
         "exit_status": exit_status,
         "error": error,
-        "database": str(place.database),
-        "published": report.published_bytes is not None,
+        "database": destination_of(place).title,
+        "published": report.published,
         "slices": report.slices,
         "requests_total": run.traffic.total,
         "requests": dict(run.traffic.requests),

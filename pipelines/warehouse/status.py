@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from rich.console import Console
@@ -150,7 +150,3 @@ def _age(minutes: float | None) -> str:
 def _hours(ms: int) -> str:
     hours = ms // HOUR_MS
     return "1 hour" if hours == 1 else f"{hours} hours" if hours <= 48 else f"{hours // 24} days"
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)

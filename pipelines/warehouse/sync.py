@@ -6,16 +6,17 @@ Imports dlt, so `Place.configure_dlt` comes before it.
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import dlt
+import duckdb
 from dlt.common.exceptions import SignalReceivedException
 from dlt.pipeline.exceptions import PipelineStepFailed
 
@@ -24,12 +25,11 @@ from msgbubbles.errors import Interrupted, MsgBubblesError
 from msgbubbles.run import Repair
 from msgbubbles.stored import Warehouse
 
+from .destinations import destination_of
 from .journal import Journal, store
-from .place import Place
-from .publish import clone, publish
+from .place import PIPELINE, Place
 from .transform import is_outdated, transform
 
-PIPELINE = "msgbubbles"
 DATASET = "msgbubbles"
 
 
@@ -41,6 +41,7 @@ class Report:
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     slices: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    published: bool = False
     published_bytes: int | None = None
     rows_in_warehouse: dict[str, int] = field(default_factory=dict)
 
@@ -75,7 +76,7 @@ def sync(
     Faults of the API end the reading and are kept in `run.error`: what was read before is loaded and published.
     Raises what dlt, dbt and DuckDB raise; then the next run goes on from the last load that was finished.
     """
-    _recover(place)
+    _prepare(place)
     run.keep_on_error = True
     run.on_rows = lambda: place.set_pending("repair", "transform", "publish")
     pipeline = pipeline_of(place)
@@ -113,7 +114,7 @@ def repair(
     record: Callable[[], dict[str, Any]],
 ) -> None:
     """Read by id what is wanted, and nothing else; then build the marts and publish. Raises as `sync` does."""
-    _recover(place)
+    _prepare(place)
     run.keep_on_error = True
     run.on_rows = lambda: place.set_pending("repair", "transform", "publish")
     run.repair = wanted
@@ -143,12 +144,15 @@ def _finish(
         with report.timed("transform"):
             transform(place)
         place.set_done("transform")
-    if place.is_pending("publish") or _is_older(place.database, publish_minutes):
+    destination = destination_of(place)
+    if place.is_pending("publish") or destination.is_older_than(publish_minutes):
         say("publishing")
         with report.timed("publish"):
-            store(place.work, [*Journal(place.folder).records(), record()])
-            report.rows_in_warehouse = _row_counts(place.work)
-            report.published_bytes = publish(place.work, place.database)
+            with destination.writing() as connection:
+                store(connection, [*Journal(place.folder).records(), record()])
+                report.rows_in_warehouse = _row_counts(connection)
+            report.published_bytes = destination.publish()
+            report.published = True
         place.set_done("publish")
 
 
@@ -156,7 +160,7 @@ def pipeline_of(place: Place) -> dlt.Pipeline:
     """The pipeline that fills the work database."""
     return dlt.pipeline(
         PIPELINE,
-        destination=dlt.destinations.duckdb(str(place.work)),
+        destination=destination_of(place).dlt(),
         dataset_name=DATASET,
         pipelines_dir=str(place.folder / "dlt"),
     )
@@ -198,17 +202,15 @@ def _add_steps(pipeline: dlt.Pipeline, report: Report) -> None:
             )
 
 
-def _is_older(database: Path, minutes: float) -> bool:
-    return not database.exists() or time.time() - database.stat().st_mtime > minutes * 60
-
-
-def _recover(place: Place) -> None:
-    """Without the job's own database, begin with the published one: coverage is in there, with the rows."""
-    if not place.work.exists() and place.database.exists():
-        # A kill in the middle must not leave half a file under the name that counts.
-        copy = place.work.with_suffix(".copying")
-        clone(place.database, copy)
-        copy.replace(place.work)
+def _prepare(place: Place) -> None:
+    """Put in order what a kill or a loss has left. Raises `UsageError` when the tables cannot be reached."""
+    dlt_files = place.folder / "dlt" / PIPELINE
+    # dlt moves a normalized package to its place and then removes what it was made of. Killed between the two, it would
+    # fail to move it there a second time, for ever.
+    for extracted in (dlt_files / "normalize" / "extracted").glob("*"):
+        if (dlt_files / "load" / "normalized" / extracted.name).exists():
+            shutil.rmtree(extracted)
+    destination_of(place).prepare()
 
 
 @contextmanager
@@ -237,21 +239,18 @@ def _cause(error: BaseException | None, kind: type[MsgBubblesError]) -> MsgBubbl
     return None
 
 
-def _row_counts(work: Path) -> dict[str, int]:
-    import duckdb
-
+def _row_counts(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
     wanted = (
         "chats", "messages", "attachments", "numbers", "rejected_rows",
         "thread_activity", "group_membership", "chat_title_history",
     )  # fmt: skip
-    with duckdb.connect(str(work), read_only=True) as connection:
-        tables = connection.execute(
-            "SELECT table_schema, table_name FROM information_schema.tables "
-            "WHERE table_schema IN ('msgbubbles', 'marts')"
-        ).fetchall()
-        counts = {}
-        for schema, table in sorted(tables, key=lambda found: wanted.index(found[1]) if found[1] in wanted else 99):
-            if table in wanted:
-                row = connection.execute(f'SELECT count(*) FROM "{schema}"."{table}"').fetchone()  # noqa: S608
-                counts[f"{schema}.{table}"] = row[0] if row else 0
+    tables = connection.execute(
+        "SELECT table_schema, table_name FROM information_schema.tables "
+        "WHERE table_schema IN ('msgbubbles', 'marts') AND table_catalog = current_catalog()"
+    ).fetchall()
+    counts = {}
+    for schema, table in sorted(tables, key=lambda found: wanted.index(found[1]) if found[1] in wanted else 99):
+        if table in wanted:
+            row = connection.execute(f'SELECT count(*) FROM "{schema}"."{table}"').fetchone()  # noqa: S608
+            counts[f"{schema}.{table}"] = row[0] if row else 0
     return counts

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
+from .destinations import destination_of
 from .place import ROOT, Place
 
 PROJECT = ROOT / "transforms"
@@ -27,17 +29,17 @@ def transform(place: Place) -> None:
     model does not correct what an old one has built. Raises `TransformError`."""
     options = ["--full-refresh"] if is_outdated(place) else []
     digest = _models_digest()
-    _run_dbt(place, ["run", *options], str(place.work))
+    _run_dbt(place, ["run", *options], *destination_of(place).dbt())
     _built_with(place).write_text(digest)
 
 
 def compile_models(place: Place) -> None:
     """See that the dbt project can be run at all, without a database. Raises `TransformError`."""
-    _run_dbt(place, ["compile"], ":memory:")
+    _run_dbt(place, ["compile"], "duckdb", {"MSGBUBBLES_DUCKDB_PATH": ":memory:"})
 
 
-def _run_dbt(place: Place, command: list[str], database: str) -> None:
-    os.environ["MSGBUBBLES_DUCKDB_PATH"] = database
+def _run_dbt(place: Place, command: list[str], target: str, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     from dbt.adapters.duckdb.connections import DuckDBConnectionManager
     from dbt.cli.main import dbtRunner
 
@@ -45,7 +47,7 @@ def _run_dbt(place: Place, command: list[str], database: str) -> None:
     try:
         answer = dbtRunner().invoke(
             [
-                *command,
+                *(*command, "--target", target),
                 *("--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT)),
                 *("--target-path", str(folder / "target"), "--log-path", str(folder / "logs")),
                 *("--quiet", "--log-level", "none", "--log-level-file", "none", "--no-write-json"),
@@ -78,6 +80,7 @@ def _names(failed: list[object]) -> str:
 
 def _written(folder: Path, said: str) -> Path:
     path = folder / "last_error.txt"
-    path.touch(mode=0o600)
-    path.write_text(said + "\n")
+    with suppress(OSError):  # where the disk is full, or is not ours; the run says that too
+        path.touch(mode=0o600)
+        path.write_text(said + "\n")
     return path

@@ -23,7 +23,8 @@ from msgbubbles.settings import Settings
 from msgbubbles.stored import instant
 from msgbubbles.walk import cursor_ms, walk
 
-from .known import Known, opened
+from .destinations import destination_of
+from .known import Known
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -217,7 +218,7 @@ class Verifier:
             self._database.execute(f"INSERT INTO shown SELECT '{table}', {key} FROM incoming_keys")  # noqa: S608
         finally:
             self._database.unregister("incoming_keys")
-        comparison = Comparison(incoming, stored, key)
+        comparison = Comparison(incoming, stored, COLUMNS[table])
         differing = comparison.differing()
         for number, one in enumerate(comparison.keys):
             row = rows[one]
@@ -254,7 +255,7 @@ def verify(
     """Compare `sample` chats picked at random, or everything where that is null."""
     coverage = {stream: known.coverage(stream) for stream in ("chats", "messages")}
     feed = known.states().get("messages", {}).get("feed") is not False
-    with opened(known.place) as database:
+    with destination_of(known.place).reading() as database:
         verifier = Verifier(client, database, coverage, settings, on_page)
         if sample is None:
             verifier.full(feed)

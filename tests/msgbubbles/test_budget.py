@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+import sqlite3
 import stat
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +168,21 @@ def test_processes_share_it(tmp_path: Path) -> None:
     assert 20 < len(times) <= 20 * (int(windows) + 1), "more than one window, and no more than each may have"
 
 
+def test_what_others_send_while_it_waits_for_them_is_not_of_the_future(
+    tmp_path: Path, budget_of: Open, clock: Clock
+) -> None:
+    budget = budget_of(1)
+    with closing(sqlite3.connect(tmp_path / "budget", isolation_level=None)) as other, ThreadPoolExecutor() as pool:
+        other.execute("BEGIN IMMEDIATE")
+        waiting = pool.submit(budget.acquire)
+        time.sleep(0.3)
+        clock.now += 5
+        other.execute("INSERT INTO requests VALUES (?)", (clock.now,))
+        other.execute("COMMIT")
+        assert waiting.result() == pytest.approx(WINDOW_SECONDS)
+    assert budget.acquire() == pytest.approx(WINDOW_SECONDS), "the other's request still counts for a whole window"
+
+
 def test_a_clock_set_back_neither_blocks_nor_gives_the_window_away(budget_of: Open, clock: Clock) -> None:
     budget = budget_of(3)
     for _ in range(3):
@@ -200,6 +219,72 @@ def test_a_429_closes_it_for_everybody_until_it_is_over(budget_of: Open, clock: 
     assert one.used() == 0
     clock.now += 20.5
     assert (one.acquire(), other.acquire()) == (0, 0)
+
+
+class Limiter:
+    """An API that takes `limit` requests a minute, counted in the minutes of the clock or in any."""
+
+    def __init__(self, limit: int, window: str) -> None:
+        self.limit = limit
+        self.window = window
+        self.taken: list[float] = []
+
+    def refusal(self, now: float) -> float | None:
+        """Take a request and return null, or the seconds until it is worth asking again."""
+        since = now - now % 60 if self.window == "fixed" else now - 60
+        self.taken = [at for at in self.taken if at > since]
+        if len(self.taken) < self.limit:
+            self.taken.append(now)
+            return None
+        return int((since if self.window == "fixed" else self.taken[0]) + 60 - now) + 1.0
+
+
+@pytest.mark.parametrize("begin_seconds", [0, 20, 59.9])
+@pytest.mark.parametrize("request_seconds", [0.005, 0.15, 0.4])
+@pytest.mark.parametrize("says_how_long", [True, False])
+@pytest.mark.parametrize("window", ["fixed", "rolling"])
+@pytest.mark.parametrize("real", [25, 40, 70, 100])
+def test_a_lower_limit_is_learned_from_few_answers(
+    budget_of: Open,
+    clock: Clock,
+    real: int,
+    window: str,
+    says_how_long: bool,
+    request_seconds: float,
+    begin_seconds: float,
+) -> None:
+    """A 429 halves the limit, or lowers it to what came through if that is more. It may take one more where a minute of
+    the API ends while requests are sent, because twice its limit came through then."""
+    told = 120
+    budget, api = budget_of(told, window_seconds=WINDOW_SECONDS), Limiter(real, window)
+    clock.now = 1_000_020.0 + begin_seconds
+    begin, sent, refused = clock.now, list[float](), list[float]()
+    while clock.now < begin + 540:
+        if wait := budget.acquire():
+            clock.now += wait + 0.001
+            continue
+        clock.now += request_seconds
+        seconds = api.refusal(clock.now)
+        if seconds is None:
+            sent.append(clock.now)
+            continue
+        refused.append(clock.now)
+        budget.limited(seconds if says_how_long else WINDOW_SECONDS)
+    assert 0 < len(refused) <= math.ceil(math.log2(told / real)) + 1
+    assert refused[-1] < begin + 240
+    assert len([at for at in sent if at > begin + 300]) >= 3 * real / 2, "no less than half of what is allowed"
+
+
+def test_a_429_of_two_requests_that_were_on_their_way_lowers_the_limit_once(budget_of: Open, clock: Clock) -> None:
+    one, other = budget_of(100), budget_of(100)
+    for _ in range(31):
+        assert one.acquire() == 0
+        assert other.acquire() == 0
+    one.limited(20)
+    assert one.limit == 61
+    clock.now += 0.1
+    other.limited(20)
+    assert one.limit == 61
 
 
 def test_it_is_closed_for_an_hour_at_most(budget_of: Open) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -45,13 +46,14 @@ class Conversations(RuleBasedStateMachine):
         super().__init__()
         self.world: World | None = None
         self.chats: list[str] = []
+        self.groups: list[str] = []
         self.hidden_chats: set[str] = set()
         self.messages: list[tuple[int, str, str]] = []
         self.unsynced_ms = 0
 
     @initialize(knobs=knobs, seed=st.integers(0, 1000))
     def begin(self, knobs: Knobs, seed: int) -> None:
-        self.world = World(knobs, SETTINGS, seed=seed)
+        self.world = World(knobs, replace(SETTINGS, participants=seed % 2 == 0), seed=seed)
         for _ in range(seed % 15):
             self.a_new_chat(group=False)
             self.world.pass_time(1 + seed * 1000)
@@ -89,6 +91,7 @@ class Conversations(RuleBasedStateMachine):
             OURS, f"+1415555{len(self.chats):04}", self.world.at(), is_group=group, chat_id=self._new_id()
         )
         self.chats.append(chat_id)
+        self.groups += [chat_id] if group else []
         self._write(chat_id)
         self.world.pass_time(1)
 
@@ -116,11 +119,11 @@ class Conversations(RuleBasedStateMachine):
         self.world.account.rename(data.draw(st.sampled_from(self.chats)), title, self.world.at())
         self.world.pass_time(1)
 
-    @precondition(lambda self: self.chats)
+    @precondition(lambda self: self.groups)
     @rule(data=st.data(), joins=st.booleans())
     def a_participant(self, data: Any, joins: bool) -> None:
         assert self.world
-        chat_id = data.draw(st.sampled_from(self.chats))
+        chat_id = data.draw(st.sampled_from(self.groups))
         change = self.world.account.add_participant if joins else self.world.account.remove_participant
         change(chat_id, "+14155550177", self.world.at())
         self.world.pass_time(1)
@@ -196,6 +199,16 @@ class Conversations(RuleBasedStateMachine):
         self.world.sync(accept_failure=True)
         self.world.knobs.server_errors = before
 
+    def participants(self) -> dict[str, list[str]]:
+        """By group that is not deleted, the last list that was landed."""
+        assert self.world
+        lists: dict[str, dict[Any, list[str]]] = {}
+        for row in self.world.store.tables["participant_lists"].values():
+            handles = lists.setdefault(row["chat_id"], {}).setdefault(row["_read_at"], [])
+            handles += [row["handle"]] if row["handle"] else []
+        alive = lists.keys() - self.hidden_chats
+        return {chat_id: sorted(lists[chat_id][max(lists[chat_id])]) for chat_id in alive}
+
     def teardown(self) -> None:
         world = self.world
         if world is None:
@@ -209,6 +222,9 @@ class Conversations(RuleBasedStateMachine):
         gone = {key[0] for key, row in world.store.tables["chats"].items() if row["deleted_at"] is not None}
         known = {key[0] for key in world.store.tables["chats"]}
         assert gone == self.hidden_chats & known
+        if world.settings.participants:
+            groups = {key[0] for key, row in world.store.tables["chats"].items() if row["is_group"]} - gone
+            assert self.participants() == {group: world.account.participants(group) for group in groups}
         world.pass_time(MINUTE_MS)
         run = world.sync()
         assert not any(changes.landed for changes in run.changes.values())

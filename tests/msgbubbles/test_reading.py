@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,6 +22,7 @@ from msgbubbles.run import Run
 from msgbubbles.settings import Settings
 from msgbubbles.transport import Transport
 from sandbox import Account, Knobs, NewMessage, seed, serve
+from world import OURS, World
 
 SETTLE_MS = 50
 
@@ -195,6 +197,18 @@ def messages_of(client: Client, state: dict[str, Any], run: Run) -> set[str]:
         pass
     assert run.error is None
     return found
+
+
+def test_a_head_of_more_threads_than_a_slice_has_pages_comes_to_an_end() -> None:
+    with closing(World(Knobs(feed=False), Settings())) as world:
+        for _ in range(60):
+            chat_id = world.account.add_chat(OURS, "+14155550123", world.at())
+            for _ in range(7):
+                world.account.add_message(NewMessage(chat_id, "inbound", "hi", world.at(), "received"))
+                world.pass_time(1)
+        world.sync(Run(slice_pages=20))
+        assert world.differences() == {}
+        world.sync(Run(slice_pages=20))
 
 
 def test_threads_cut_at_every_few_requests_are_complete_in_the_end() -> None:

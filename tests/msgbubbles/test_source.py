@@ -69,6 +69,7 @@ def test_five_lines_load_everything_and_a_fault_loads_nothing(tmp_path: Path, on
         files = sum(len(row["attachments"]) for row in server.truth().messages)
         titles = sum(row["title"] is not None for row in server.truth().chats)
         counts = {"chats": 120, "chat_titles": titles, "rejected_rows": 0, "messages": 0, "attachments": 0}
-        everything = counts | {"messages": 400, "attachments": files, "numbers": 3}
+        counts |= {"participant_reads": 0, "participant_lists": 0, "stream_coverage": 1}
+        everything = counts | {"messages": 400, "attachments": files, "numbers": 3, "stream_coverage": 2}
         assert run() == (counts if only else everything)
         assert run() == (counts if only else everything)

@@ -44,7 +44,9 @@ class Job:
         return self.folder / "company.duckdb"
 
     def start(self, *options: str, transform: bool = False) -> subprocess.Popen[str]:
-        command = [sys.executable, str(CHATS), "--database", "company.duckdb", "--json", *options]
+        return self._start((), "--json", *options, *(() if transform else ("--no-transform",)))
+
+    def _start(self, command: tuple[str, ...], *options: str) -> subprocess.Popen[str]:
         environment = {
             **inherited_environment(),
             "SOURCES__MSGBUBBLES__API_KEY": self.server.key,
@@ -54,13 +56,21 @@ class Job:
             **self.environment,
         }
         return subprocess.Popen(
-            command if transform else [*command, "--no-transform"],
+            [sys.executable, str(CHATS), *command, "--database", "company.duckdb", *options],
             cwd=self.folder,
             env=environment,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+
+    def ask(self, command: str, *options: str, status: int = 0) -> Any:
+        """What another command than the sync answers, as JSON; with `--text` first, as people see it."""
+        as_text = options[:1] == ("--text",)
+        process = self._start((command,), *(options[1:] if as_text else ("--json", *options)))
+        output, errors = process.communicate(timeout=300)
+        assert process.returncode == status, (output, errors)
+        return output if as_text or not output else json.loads(output)
 
     def finish(self, process: subprocess.Popen[str]) -> Outcome:
         output, errors = process.communicate(timeout=300)

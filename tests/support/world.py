@@ -37,7 +37,8 @@ from warehouse_rows import differences_of
 OURS = "+14155550100"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 KEYS = {"chats": ("id",), "messages": ("id",), "attachments": ("id",), "numbers": ("handle",),
-        "rejected_rows": ("row_hash",), "chat_titles": ("chat_id", "_read_at")}  # fmt: skip
+        "rejected_rows": ("row_hash",), "chat_titles": ("chat_id", "_read_at"), "participant_lists": ("id",),
+        "participant_reads": ("chat_id",), "stream_coverage": ("stream",)}  # fmt: skip
 
 
 class Killed(BaseException):
@@ -131,6 +132,16 @@ class Store:
         named = {row["conversation_id"] for row in self.tables["messages"].values()}
         return sorted(one for one in named if (one,) not in self.tables["chats"])[:limit]
 
+    def groups_to_ask(self, before_ms: int, limit: int) -> dict[str, list[str] | None]:
+        due: dict[str, list[str] | None] = {}
+        for row in self._alive():
+            known = self.tables["participant_reads"].get((row["id"],))
+            if row["is_group"] and known is None:
+                due[row["id"]] = None
+            elif row["is_group"] and known["asked_at"] < row["updated_at"] and epoch_ms(known["asked_at"]) < before_ms:
+                due[row["id"]] = msgspec.json.decode(known["handles"])
+        return dict(list(due.items())[:limit])
+
     def lagging(self, lo_ms: int, hi_ms: int, limit: int) -> dict[str, int]:
         newest: dict[str, int] = {}
         for row in self.tables["messages"].values():
@@ -216,7 +227,7 @@ class World:
         for name, read, tables in (
             ("numbers", read_numbers, ("numbers",)),
             ("messages", read_messages, ("messages", "attachments")),
-            ("chats", read_chats, ("chats", "messages", "attachments")),
+            ("chats", read_chats, ("chats", "messages", "attachments", "participant_reads", "participant_lists")),
         ):
             if run.repair is not None and name == "numbers":
                 continue

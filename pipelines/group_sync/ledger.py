@@ -1,0 +1,278 @@
+"""What was asked of the API for each group, and what came of it: written before the request, and again after it.
+
+A SQLite file in the warehouse's own folder, on disk before a request is sent (`synchronous = FULL`). It is the truth on
+which key stands for which group; the warehouse gets a copy of it (`landing`), from which a lost file is restored.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+from uuid import uuid4
+
+from .model import Kind, Operation
+
+Outcome = Literal["succeeded", "failed", "unknown"]
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS operations (
+    number INTEGER PRIMARY KEY, operation_id TEXT NOT NULL UNIQUE, plan_id TEXT NOT NULL, key TEXT,
+    operation TEXT NOT NULL, chat_id TEXT, from_handle TEXT, handles TEXT NOT NULL, title TEXT, message TEXT,
+    idempotency_key TEXT, requested_at TEXT NOT NULL, finished_at TEXT, happened_at TEXT, outcome TEXT,
+    http_status INTEGER, error_code TEXT, error_message TEXT, request_id TEXT,
+    version INTEGER NOT NULL DEFAULT 1, landed_version INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX IF NOT EXISTS operations_by_key ON operations (key, number);
+CREATE TABLE IF NOT EXISTS sightings (
+    key TEXT PRIMARY KEY, chat_id TEXT NOT NULL, from_handle TEXT, title TEXT, handles TEXT, is_gone INTEGER NOT NULL,
+    seen_at TEXT NOT NULL, version INTEGER NOT NULL DEFAULT 1, landed_version INTEGER NOT NULL DEFAULT 0);
+"""
+OPERATION_COLUMNS = (
+    "operation_id", "plan_id", "key", "operation", "chat_id", "from_handle", "handles", "title", "message",
+    "idempotency_key", "requested_at", "finished_at", "happened_at", "outcome", "http_status", "error_code",
+    "error_message", "request_id",
+)  # fmt: skip
+SIGHTING_COLUMNS = ("key", "chat_id", "from_handle", "title", "handles", "is_gone", "seen_at")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An operation that was begun. `outcome` is null while there is no verdict, `unknown` where the tries ended without
+    one. `happened_at` is our best knowledge of when the network did it."""
+
+    operation_id: str
+    plan_id: str
+    key: str | None
+    operation: Kind
+    chat_id: str | None
+    from_handle: str | None
+    handles: tuple[str, ...]
+    title: str | None
+    message: str | None
+    idempotency_key: str | None
+    requested_at: datetime
+    finished_at: datetime | None = None
+    happened_at: datetime | None = None
+    outcome: Outcome | None = None
+    http_status: int | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    request_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of an operation. `error_message` is the API's own where it sent one: it may quote handles, so it goes
+    into the ledger and into no log."""
+
+    outcome: Outcome
+    chat_id: str | None = None
+    happened_at: datetime | None = None
+    http_status: int | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    request_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """A group as `GET /chats/:id` showed it last. `handles` are its people without our number, null where the API does
+    not show them; `is_gone` is the API's 404."""
+
+    key: str
+    chat_id: str
+    from_handle: str | None
+    title: str | None
+    handles: tuple[str, ...] | None
+    is_gone: bool
+    seen_at: datetime
+
+
+class Ledger:
+    """The file. Safe to use from several threads and processes."""
+
+    def __init__(self, path: Path) -> None:
+        path.touch(mode=0o600)
+        self._lock = threading.RLock()
+        self._database = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+        self._database.row_factory = sqlite3.Row
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute("PRAGMA synchronous = FULL")
+        self._database.executescript(SCHEMA)
+
+    @classmethod
+    def of(cls, folder: Path) -> Ledger:
+        """The ledger of the warehouse whose own files are in `folder`."""
+        return cls(folder / "groups.sqlite")
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._database.close()
+
+    # -- operations
+
+    def begin(self, plan_id: str, operation: Operation, chat_id: str | None, idempotency_key: str | None) -> Entry:
+        """Write down what is about to be asked. When this returns, it is on disk."""
+        entry = Entry(
+            operation_id=uuid4().hex,
+            plan_id=plan_id,
+            key=operation.key,
+            operation=operation.kind,
+            chat_id=chat_id,
+            from_handle=operation.from_handle,
+            handles=operation.handles,
+            title=operation.title,
+            message=operation.message,
+            idempotency_key=idempotency_key,
+            requested_at=datetime.now(UTC),
+        )
+        self._insert("operations", OPERATION_COLUMNS, [_row_of(entry)])
+        return entry
+
+    def finish(self, entry: Entry, verdict: Verdict) -> None:
+        """Write down the verdict. The message of a creation is forgotten with it: nobody has to repeat it any more."""
+        now = datetime.now(UTC)
+        happened_at = (verdict.happened_at or now) if verdict.outcome == "succeeded" else None
+        self._run(
+            "UPDATE operations SET finished_at = ?, happened_at = ?, outcome = ?, chat_id = coalesce(?, chat_id), "
+            "http_status = ?, error_code = ?, error_message = ?, request_id = ?, "
+            "message = CASE WHEN ? THEN message END, version = version + 1 WHERE operation_id = ?",
+            (
+                _text(now), _text(happened_at), verdict.outcome, verdict.chat_id, verdict.http_status,
+                verdict.error_code, verdict.error_message, verdict.request_id, verdict.outcome == "unknown",
+                entry.operation_id,
+            ),
+        )  # fmt: skip
+
+    def withdraw(self, entry: Entry) -> None:
+        """Forget an operation that was begun and of which nothing was sent."""
+        self._run("DELETE FROM operations WHERE operation_id = ? AND landed_version = 0", (entry.operation_id,))
+
+    def entries(self, plan_id: str | None = None) -> list[Entry]:
+        """All operations in the order in which they were begun, or those of one plan."""
+        where, values = ("plan_id = ?", (plan_id,)) if plan_id else ("1", ())
+        rows = self._all(f"SELECT * FROM operations WHERE {where} ORDER BY number", values)
+        return [_entry_of(row) for row in rows]
+
+    def unsettled(self) -> list[Entry]:
+        """The operations without a verdict, in the order in which they were begun."""
+        rows = self._all("SELECT * FROM operations WHERE outcome IS NULL OR outcome = 'unknown' ORDER BY number")
+        return [_entry_of(row) for row in rows]
+
+    # -- sightings
+
+    def saw(self, sighting: Sighting) -> None:
+        """Keep how a group was seen; of a key, only the last sighting is kept."""
+        columns = ", ".join(SIGHTING_COLUMNS)
+        changes = ", ".join(f"{name} = excluded.{name}" for name in SIGHTING_COLUMNS)
+        self._run(
+            f"INSERT INTO sightings ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?) "
+            f"ON CONFLICT (key) DO UPDATE SET {changes}, version = version + 1",
+            (
+                sighting.key, sighting.chat_id, sighting.from_handle, sighting.title, _json(sighting.handles),
+                sighting.is_gone, _text(sighting.seen_at),
+            ),
+        )  # fmt: skip
+
+    def sightings(self) -> list[Sighting]:
+        return [_sighting_of(row) for row in self._all("SELECT * FROM sightings ORDER BY key")]
+
+    # -- the copy in the warehouse
+
+    def is_new(self) -> bool:
+        """Whether nothing was ever written here."""
+        return not self._all("SELECT 1 FROM operations UNION ALL SELECT 1 FROM sightings LIMIT 1")
+
+    def restore(self, entries: Iterable[Entry], sightings: Iterable[Sighting]) -> None:
+        """Fill a new ledger from its copy in the warehouse."""
+        with self._transaction():
+            self._insert("operations", OPERATION_COLUMNS, [_row_of(entry) for entry in entries])
+            for sighting in sightings:
+                self.saw(sighting)
+            self._run("UPDATE operations SET landed_version = version")
+            self._run("UPDATE sightings SET landed_version = version")
+
+    def not_landed(self) -> tuple[list[tuple[Entry, int]], list[tuple[Sighting, int]]]:
+        """What the warehouse does not have as it is here, each with its version."""
+        changed = "SELECT * FROM {} WHERE landed_version < version ORDER BY rowid"
+        operations = [(_entry_of(row), int(row["version"])) for row in self._all(changed.format("operations"))]
+        sightings = [(_sighting_of(row), int(row["version"])) for row in self._all(changed.format("sightings"))]
+        return operations, sightings
+
+    def set_landed(self, entries: Iterable[tuple[Entry, int]], sightings: Iterable[tuple[Sighting, int]]) -> None:
+        """Note which versions the warehouse has now; a row that has changed meanwhile lands again."""
+        with self._transaction():
+            for entry, version in entries:
+                self._run(
+                    "UPDATE operations SET landed_version = ? WHERE operation_id = ?", (version, entry.operation_id)
+                )
+            for sighting, version in sightings:
+                self._run("UPDATE sightings SET landed_version = ? WHERE key = ?", (version, sighting.key))
+
+    # -- the database
+
+    def _all(self, sql: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        with self._lock:
+            return self._database.execute(sql, values).fetchall()
+
+    def _run(self, sql: str, values: Sequence[Any] = ()) -> None:
+        with self._lock:
+            self._database.execute(sql, values)
+
+    def _insert(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        marks = ", ".join("?" * len(columns))
+        for row in rows:
+            self._run(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", row)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._lock:
+            self._run("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._run("ROLLBACK")
+                raise
+            self._run("COMMIT")
+
+
+def _row_of(entry: Entry) -> list[Any]:
+    values = {name: getattr(entry, name) for name in OPERATION_COLUMNS}
+    values["handles"] = _json(entry.handles)
+    for name in ("requested_at", "finished_at", "happened_at"):
+        values[name] = _text(values[name])
+    return list(values.values())
+
+
+def _entry_of(row: sqlite3.Row) -> Entry:
+    values = {name: row[name] for name in OPERATION_COLUMNS}
+    values["handles"] = tuple(json.loads(row["handles"]))
+    for name in ("requested_at", "finished_at", "happened_at"):
+        values[name] = _instant(values[name])
+    return Entry(**values)
+
+
+def _sighting_of(row: sqlite3.Row) -> Sighting:
+    values = {name: row[name] for name in SIGHTING_COLUMNS}
+    values["handles"] = None if row["handles"] is None else tuple(json.loads(row["handles"]))
+    return Sighting(**values | {"is_gone": bool(row["is_gone"]), "seen_at": datetime.fromisoformat(row["seen_at"])})
+
+
+def _json(handles: Sequence[str] | None) -> str | None:
+    return None if handles is None else json.dumps(handles)
+
+
+def _text(at: datetime | None) -> str | None:
+    return None if at is None else at.isoformat(timespec="microseconds")
+
+
+def _instant(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)

@@ -1,0 +1,345 @@
+"""Groups declared in a table, brought about through the API: look at the plan, then apply it.
+
+    python pipelines/groups.py plan groups.csv      # what would be created, renamed, added, removed; sends nothing
+    python pipelines/groups.py apply groups.csv     # does it, once you have said yes
+
+Exit status: 0 done; 3 done, but something needs a look (a group failed, or operations were left); 1 failed, the next
+apply goes on; 2 wrong usage, configuration or table, nothing was changed; 75 another apply runs on the database; 130
+stopped by Ctrl-C or SIGTERM, nothing is lost.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from group_sync.guards import MAX_CREATES, MAX_REMOVALS
+from warehouse.command import (
+    EXIT_FAILED,
+    EXIT_INCOMPLETE,
+    EXIT_STOPPED,
+    account_of,
+    ended,
+    place_of,
+    readable_configuration,
+    requests_per_minute,
+    stopped_by_signals,
+    transport_of,
+)
+from warehouse.lock import AnotherJobRunsError, one_job
+from warehouse.place import Place, UsageError
+from warehouse.report import Reporter
+
+if TYPE_CHECKING:
+    from group_sync.apply import Applied
+    from group_sync.planner import Plan
+    from msgbubbles import Client, Run
+
+# \b keeps the help from running the lines of a paragraph together.
+HELP = __doc__.replace("\n\n", "\n\n\b\n")
+STOPPED = "stopped at once; what was asked is on record, and the next apply finds out what came of it"
+
+app = typer.Typer(help=HELP, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+Database = Annotated[
+    Path | None,
+    typer.Option(
+        "--database", help="The DuckDB file for readers. [default: warehouse.duckdb, or sandbox.duckdb, in the project]"
+    ),
+]
+Sandbox = Annotated[bool, typer.Option("--sandbox", help="Use a made-up account on this machine; no key.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")]
+Table = Annotated[
+    str | None,
+    typer.Argument(
+        help="A .csv, .yml or .sql file, a dbt model, or a query. [default: groups.table of dlt_config/config.toml]"
+    ),
+]
+MaxCreates = Annotated[int, typer.Option("--max-creates", min=0, help="Refuse to create more groups than this.")]
+MaxRemovals = Annotated[int, typer.Option("--max-removals", min=0, help="Refuse to remove more people than this.")]
+
+
+@dataclass
+class Command:
+    """What every command begins with."""
+
+    place: Place
+    run: Run
+    options: dict[str, Any]
+
+    def client(self) -> Client:
+        from msgbubbles import Client
+
+        return Client(transport_of(self.options, self.run, "groups.py"))
+
+    @property
+    def requests_per_minute(self) -> int:
+        return requests_per_minute(self.options)
+
+
+@app.command()
+def plan(
+    table: Table = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Save the plan, to be applied as it is.")] = None,
+    database: Database = None,
+    sandbox: Sandbox = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what has to be done so that the groups are as the table says. Makes no request."""
+    reporter = Reporter(quiet=False, as_json=as_json)
+
+    def body(command: Command) -> int:
+        made = _planned(command, table)
+        if out is not None:
+            from group_sync.planner import save
+
+            save(made, out)
+        _show_plan(command, made, reporter)
+        return 0
+
+    _run(body, database, reporter, sandbox=sandbox, serve=False)
+
+
+@app.command()
+def apply(
+    table: Annotated[
+        str | None, typer.Argument(help="As for plan; or a plan.json that was saved, to be applied as it is.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; for schedules.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and send nothing.")] = False,
+    max_creates: MaxCreates = MAX_CREATES,
+    max_removals: MaxRemovals = MAX_REMOVALS,
+    database: Database = None,
+    sandbox: Sandbox = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make the groups what the table says. Asks before it changes anything."""
+    reporter = Reporter(quiet=quiet, as_json=as_json)
+
+    def body(command: Command) -> int:
+        from group_sync.planner import load
+
+        saved = load(Path(table)) if table and table.endswith(".json") else None
+        if dry_run:
+            return _dry_run(command, table, saved, max_creates, max_removals, reporter)
+        if not yes and not sys.stdin.isatty():
+            raise UsageError("nobody is there to be asked; say --yes to apply without asking")
+        _claim(command.place, sandbox=sandbox)
+        with one_job(command.place.folder, "apply"):
+            return _applied(command, table, saved, max_creates, max_removals, reporter, ask=not yes)
+
+    _run(body, database, reporter, sandbox=sandbox, serve=not dry_run)
+
+
+@app.command("import")
+def import_(
+    key: Annotated[str, typer.Argument(help="What the group is called in your table.")],
+    chat_id: Annotated[str, typer.Argument(help="The group's id.")],
+    database: Database = None,
+    sandbox: Sandbox = False,
+    as_json: AsJson = False,
+) -> None:
+    """Adopt a group that exists already: from now on it is the one with this key. Changes nothing in the group."""
+    reporter = Reporter(quiet=False, as_json=as_json)
+
+    def body(command: Command) -> int:
+        from group_sync.job import adopted
+        from group_sync.report import adopted_text
+
+        _claim(command.place, sandbox=sandbox)
+        with one_job(command.place.folder, "apply"), command.client() as client:
+            sighting = adopted(command.place, client, key.strip(), chat_id)
+        as_dict = {"key": sighting.key, "chat_id": sighting.chat_id, "members": len(sighting.handles or ())}
+        reporter.print(as_dict, lambda console: console.print(adopted_text(sighting), markup=False, soft_wrap=True))
+        _land(command.place, reporter)
+        return 0
+
+    _run(body, database, reporter, sandbox=sandbox)
+
+
+@app.command()
+def read(
+    chats: Annotated[list[str], typer.Argument(metavar="CHAT...", help="Ids of chats, or keys of groups.")],
+    database: Database = None,
+    sandbox: Sandbox = False,
+) -> None:
+    """Mark threads as read on our side; the other people see the receipt (iMessage, WhatsApp). A request each."""
+    _each(chats, lambda client, chat_id: client.mark_read(chat_id), database, sandbox=sandbox)
+
+
+@app.command()
+def typing(
+    chat: Annotated[str, typer.Argument(metavar="CHAT", help="Id of a chat, or key of a group.")],
+    on: Annotated[bool, typer.Option("--on/--off", help="Show the typing sign, or hide it.")],
+    database: Database = None,
+    sandbox: Sandbox = False,
+) -> None:
+    """Show the typing sign in a thread, or hide it; it expires by itself. One request."""
+    _each([chat], lambda client, chat_id: client.set_typing(chat_id, on), database, sandbox=sandbox)
+
+
+def _run(
+    body: Callable[[Command], int], database: Path | None, reporter: Reporter, *, sandbox: bool, serve: bool = True
+) -> None:
+    def run(place: Place) -> int:
+        with _configured(place, sandbox=sandbox and serve) as command:
+            return body(command)
+
+    ended(run, lambda: place_of(database, sandbox=sandbox), reporter, STOPPED)
+
+
+@contextmanager
+def _configured(place: Place, *, sandbox: bool) -> Iterator[Command]:
+    place.make_folders()
+    place.configure_dlt()
+    # dlt reads its configuration when it is imported, which therefore has to wait until here.
+    with readable_configuration():
+        import dlt  # noqa: F401
+
+        from msgbubbles import Run
+    run = Run()
+    with stopped_by_signals(run.stop), account_of(place, sandbox=sandbox) as options:
+        yield Command(place, run, options)
+
+
+def _claim(place: Place, *, sandbox: bool) -> None:
+    place.claim_for("the sandbox" if sandbox else "a MsgBubbles account")
+
+
+def _table(table: str | None) -> str:
+    import dlt
+
+    named = table or dlt.config.get("groups.table")
+    if not named:
+        from group_sync.desired import WHAT_A_TABLE_IS
+
+        raise UsageError(f"which groups? {WHAT_A_TABLE_IS}; or set table in [groups] of dlt_config/config.toml")
+    return str(named)
+
+
+def _planned(command: Command, table: str | None) -> Plan:
+    from group_sync.desired import desired_groups
+    from group_sync.job import planned
+    from group_sync.known import published
+
+    known = published(command.place)
+    return planned(command.place, desired_groups(_table(table), command.place, known.numbers), known)
+
+
+def _show_plan(command: Command, made: Plan, reporter: Reporter) -> None:
+    from group_sync.job import known_now, unsettled_count
+    from group_sync.report import plan_dict, show_plan
+
+    unsettled, per_minute = unsettled_count(command.place), command.requests_per_minute
+    known = known_now(command.place)
+    reporter.print(
+        plan_dict(made, unsettled, per_minute),
+        lambda console: show_plan(console, made, known, unsettled, per_minute),
+    )
+
+
+def _dry_run(
+    command: Command, table: str | None, saved: Plan | None, max_creates: int, max_removals: int, reporter: Reporter
+) -> int:
+    from group_sync import guards
+    from group_sync.job import still_fitting
+
+    made = _planned(command, table) if saved is None else still_fitting(command.place, saved)
+    _show_plan(command, made, reporter)
+    guards.check(made, max_creates, max_removals)
+    return 0
+
+
+def _applied(
+    command: Command,
+    table: str | None,
+    saved: Plan | None,
+    max_creates: int,
+    max_removals: int,
+    reporter: Reporter,
+    *,
+    ask: bool,
+) -> int:
+    from group_sync.desired import rows_of
+    from group_sync.job import applied_groups
+    from group_sync.report import complaints, show_applied
+
+    def confirm(made: Plan) -> bool:
+        if not ask:
+            return True
+        _show_plan(command, made, Reporter(quiet=False, as_json=False))
+        return typer.confirm("Apply it?", err=True)
+
+    wanted = saved or rows_of(_table(table), command.place)
+    run = command.run
+    with command.client() as client:
+        applied = applied_groups(
+            command.place,
+            client,
+            wanted,
+            max_creates=max_creates,
+            max_removals=max_removals,
+            confirm=confirm,
+            on_operation=lambda so_far: reporter.progress(f"{so_far.counts.total():,} operations"),
+        )
+    requests = run.traffic.total
+    reporter.print(applied.as_dict() | {"requests": requests}, lambda console: show_applied(console, applied, requests))
+    for line in complaints(applied):
+        reporter.fail(line)
+    _land(command.place, reporter)
+    return _status_of(applied)
+
+
+def _status_of(applied: Applied) -> int:
+    from msgbubbles.errors import Interrupted
+
+    if isinstance(applied.halt, Interrupted):
+        return EXIT_STOPPED
+    if applied.halt is not None:
+        return EXIT_FAILED
+    return EXIT_INCOMPLETE if applied.failures or applied.left else 0
+
+
+def _land(place: Place, reporter: Reporter) -> None:
+    """Bring the ledger into the warehouse; where a sync is at work, the next one does it."""
+    from group_sync.landing import land_ledger
+
+    try:
+        with one_job(place.folder):
+            land_ledger(place)
+    except AnotherJobRunsError:
+        reporter.say("a sync is at work; the next one brings these operations into the warehouse")
+
+
+def _each(chats: list[str], ask: Callable[[Client, str], None], database: Path | None, *, sandbox: bool) -> None:
+    """Ask for each chat, and go on with the next when one is refused."""
+    reporter = Reporter(quiet=False, as_json=False)
+
+    def body(command: Command) -> int:
+        from group_sync.job import known_now
+        from msgbubbles.errors import PermanentError, RetryableError
+
+        known = known_now(command.place)
+        failed = 0
+        with command.client() as client:
+            for chat in chats:
+                group = known.get(chat)
+                try:
+                    ask(client, group.chat_id if group and group.chat_id else chat)
+                except (PermanentError, RetryableError) as error:
+                    reporter.fail(f"{chat}: {error}")
+                    failed += 1
+        return EXIT_INCOMPLETE if failed else 0
+
+    _run(body, database, reporter, sandbox=sandbox)
+
+
+if __name__ == "__main__":
+    app()

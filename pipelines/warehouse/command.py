@@ -1,0 +1,213 @@
+"""What the commands share: how to reach the account, what a stop and an error mean, and the exit statuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import tomllib
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+from .lock import AnotherJobRunsError
+from .place import ROOT, Place, UsageError
+from .report import Reporter
+
+if TYPE_CHECKING:
+    from msgbubbles import Run
+    from msgbubbles.transport import Transport
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INCOMPLETE, EXIT_LOCKED, EXIT_STOPPED = 1, 2, 3, 75, 130
+
+NO_KEY = """No API key. Either
+
+  try it with a made-up account:   python pipelines/{script} --sandbox
+  or use your own key:             export SOURCES__MSGBUBBLES__API_KEY=sk_live_...
+                                   (or copy dlt_config/secrets.toml.example to secrets.toml and put it there)"""
+
+
+def place_of(database: Path | None, destination: str = "duckdb", *, sandbox: bool) -> Place:
+    """The warehouse that a command is about. Raises `UsageError`."""
+    return Place.of(database or ROOT / f"{'sandbox' if sandbox else 'warehouse'}.{destination}", destination)
+
+
+def ended(body: Callable[[Place], int], place_of: Callable[[], Place], reporter: Reporter, stopped: str) -> NoReturn:
+    """Run a command, tell what went wrong in its way, and exit with the status that says so. `stopped` says what a
+    second Ctrl-C means."""
+    place = None
+    try:
+        place = place_of()
+        status = body(place)
+    except AnotherJobRunsError as error:
+        reporter.fail(str(error))
+        status = EXIT_LOCKED
+    except KeyboardInterrupt:
+        reporter.fail(stopped)
+        status = EXIT_STOPPED
+    except Exception as error:
+        status, message = explained(error, place)
+        reporter.fail(message)
+    sys.stdout.flush()
+    raise typer.Exit(status)
+
+
+def explained(error: Exception, place: Place | None) -> tuple[int, str]:
+    """The exit status for an error, and what to say of it. What the database or dlt say may quote rows, so that goes
+    to a file that only the user reads."""
+    if isinstance(error, UsageError):
+        return EXIT_USAGE, str(error)
+    # dlt is imported when a place has been made ready for it.
+    from dlt.common.configuration.exceptions import ConfigValueCannotBeCoercedException
+
+    from msgbubbles.errors import ConfigurationError, Interrupted, MsgBubblesError
+    from warehouse.transform import TransformError
+    from warehouse.troubles import trouble_of
+
+    if isinstance(error, ConfigValueCannotBeCoercedException):
+        return EXIT_USAGE, f"{error.field_name} has no value of its type; dlt_config/config.toml shows how it is set"
+    if isinstance(error, ConfigurationError):
+        return EXIT_USAGE, str(error)
+    if isinstance(error, Interrupted):
+        return EXIT_STOPPED, str(error)
+    if isinstance(error, MsgBubblesError | TransformError) or place is None:
+        return EXIT_FAILED, str(error)
+    trouble = trouble_of(error, place) or f"{type(error).__name__}; what was loaded stays"
+    path = place.folder / "last_error.txt"
+    with suppress(OSError):  # where the disk is full, or is not ours
+        path.touch(mode=0o600)
+        path.write_text("".join(traceback.format_exception(error)))
+        trouble += f". Details, which may quote your data: {path}"
+    return EXIT_FAILED, trouble
+
+
+@contextmanager
+def readable_configuration() -> Iterator[None]:
+    """Turns what dlt makes of a broken configuration file into a `UsageError`."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        # Whatever dlt makes of it, the cause of it is in there.
+        cause: BaseException | None = error
+        while cause is not None and "TOML" not in type(cause).__name__.upper() and not isinstance(cause, ValueError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise UsageError(_unreadable(Path(os.environ["DLT_PROJECT_DIR"], os.environ["DLT_CONFIG_FOLDER"]))) from None
+
+
+def _unreadable(folder: Path) -> str:
+    """Which file of the configuration is no TOML, and where; nothing of it is quoted, because there are secrets."""
+    for path in (folder / "config.toml", folder / "secrets.toml"):
+        try:
+            tomllib.loads(path.read_text())
+        except FileNotFoundError:
+            continue
+        except tomllib.TOMLDecodeError as error:
+            line = re.search(r"at line (\d+)", str(error))
+            where = f"line {line[1]}" if line else "its end"
+            return f"{path}: {where} is not TOML; mend it (text is in quotes, a section's name in brackets)"
+        except (OSError, UnicodeDecodeError) as error:
+            return f"{path} cannot be read ({type(error).__name__}); mend it, or let the user of this job read it"
+    return f"{folder}: config.toml, secrets.toml or the environment has a value of the wrong type; mend it"
+
+
+@contextmanager
+def stopped_by_signals(stop: threading.Event) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM stops after the request in flight; a second one stops at once."""
+
+    def on_signal(_number: int, _frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def account_of(place: Place, *, sandbox: bool) -> AbstractContextManager[dict[str, Any]]:
+    """How to reach the account, beyond what is configured: the sandbox's, or nothing more."""
+    if sandbox:
+        return _sandbox(place)
+    return nullcontext({})
+
+
+@contextmanager
+def _sandbox(place: Place) -> Iterator[dict[str, Any]]:
+    """A made-up account, served by a process of its own that ends with this one. Yields how to reach it."""
+    command = [sys.executable, "-m", "sandbox", "--until-stdin-closes", "--state", str(place.folder / "sandbox.sqlite")]
+    process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "pipelines")},
+        start_new_session=True,  # Ctrl-C is for the job
+    )
+    with process:
+        try:
+            line = process.stdout.readline() if process.stdout else b""
+            if not line:
+                raise UsageError("the sandbox did not start: what it says is above")
+            account = json.loads(line)
+            # The budget of a made-up key is nobody else's business.
+            yield {"api_key": account["key"], "base_url": account["url"], "budget_dir": str(place.folder)}
+        finally:
+            if process.stdin:
+                process.stdin.close()
+
+
+def transport_of(options: dict[str, Any], run: Run, script: str, **others: Any) -> Transport:
+    """The way to the API that the source would take, with `options` before what is configured. Raises `UsageError`
+    without a key."""
+    from msgbubbles import BASE_URL
+    from msgbubbles.budget import RequestBudget
+    from msgbubbles.transport import Transport
+
+    api_key = source_option(options, "api_key", "")
+    if not api_key:
+        raise UsageError(NO_KEY.format(script=script))
+    per_minute = requests_per_minute(options)
+    folder = source_option(options, "budget_dir", None)
+    budget = RequestBudget.of_key(api_key, per_minute, folder) if per_minute else None
+    return Transport(
+        source_option(options, "base_url", BASE_URL),
+        api_key,
+        budget,
+        timeout_seconds=float(source_option(options, "timeout_seconds", 30.0)),
+        **{"max_attempts": int(source_option(options, "max_attempts", 8)), **others},
+        traffic=run.traffic,
+        max_requests=run.max_requests,
+        stop=run.stop,
+        on_wait=run.on_wait,
+        clock=run.clock,
+    )
+
+
+def requests_per_minute(options: dict[str, Any]) -> int:
+    from msgbubbles.client import REQUESTS_PER_MINUTE
+
+    return int(source_option(options, "requests_per_minute", REQUESTS_PER_MINUTE))
+
+
+def source_option(options: dict[str, Any], name: str, default: Any) -> Any:
+    """An option of the source: as given, as configured, or its default."""
+    import dlt
+
+    value = options.get(name)
+    if value is None:
+        value = (dlt.secrets if name == "api_key" else dlt.config).get(f"sources.msgbubbles.{name}")
+    return default if value is None else value

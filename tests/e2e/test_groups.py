@@ -1,0 +1,300 @@
+"""The real command, as a subprocess, against the sandbox over a socket: on a bad day, killed, stopped, refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from job import CHATS, Job, inherited_environment
+
+GROUPS = CHATS.with_name("groups.py")
+OURS = "+14155550100"
+Row = dict[str, str]
+NewJob = Callable[..., Job]
+
+
+@dataclass
+class Groups:
+    """Runs `groups.py` beside the job, on the same database."""
+
+    job: Job
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        server = self.job.server
+        return subprocess.Popen(
+            [sys.executable, str(GROUPS), *arguments, "--database", "company.duckdb"],
+            cwd=self.job.folder,
+            env={
+                **inherited_environment(),
+                "SOURCES__MSGBUBBLES__API_KEY": server.key,
+                "SOURCES__MSGBUBBLES__BASE_URL": server.url,
+                "SOURCES__MSGBUBBLES__REQUESTS_PER_MINUTE": "0",
+                "XDG_STATE_HOME": str(self.job.folder / "state"),
+            },
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def run(self, *arguments: str, status: int = 0) -> tuple[str, str]:
+        process = self.start(*arguments)
+        output, errors = process.communicate(timeout=300)
+        assert process.returncode == status, (output, errors)
+        assert "Traceback" not in errors
+        return output, errors
+
+    def write(self, rows: Sequence[Row], name: str = "groups.csv") -> str:
+        with (self.job.folder / name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["key", "from_handle", "title", "addresses", "message"])
+            writer.writeheader()
+            writer.writerows(rows)
+        return name
+
+
+def person(number: int) -> str:
+    return f"+1415555{number:04}" if number % 3 else f"person{number}@example.com"
+
+
+def some_rows(chance: random.Random, count: int) -> list[Row]:
+    return [
+        {
+            "key": f"group-{number}",
+            "from_handle": OURS,
+            "title": f"Group {number}",
+            "addresses": ", ".join(person(one) for one in chance.sample(range(1000, 1200), chance.randint(2, 6))),
+            "message": f"Hello, group {number}!",
+        }
+        for number in range(count)
+    ]
+
+
+def changed_rows(chance: random.Random, rows: list[Row]) -> list[Row]:
+    """Another title for some, other people for some."""
+    changed = []
+    for row in rows:
+        people = row["addresses"].split(", ")
+        if chance.random() < 0.3:
+            people = [*people[1:], person(chance.randint(2000, 2100)), person(chance.randint(2200, 2300))]
+        title = f"{row['title']} renamed" if chance.random() < 0.3 else row["title"]
+        changed.append({**row, "title": title, "addresses": ", ".join(people), "message": "Never sent"})
+    return changed
+
+
+def applied_under_kills(groups: Groups, table: str, chance: random.Random, kills: int) -> int:
+    """Apply a table, killed at random points, until an apply comes through. Returns how many were started."""
+    requests = groups.job.server.requests
+    arguments = ("apply", table, "--yes", "--max-creates", "1000", "--max-removals", "1000")
+    started = 0
+    for _ in range(kills):
+        process = groups.start(*arguments)
+        started += 1
+        aim = len(requests) + chance.randint(2, 40)
+        while len(requests) < aim and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(chance.random() * 0.01)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    groups.run(*arguments)
+    return started + 1
+
+
+def check(groups: Groups, rows: list[Row]) -> None:
+    """The sandbox has exactly these groups; each was greeted once; the landed ledger equals the sandbox's own log."""
+    account, truth = groups.job.server.account, groups.job.server.truth()
+    shown = {chat["title"]: chat for chat in truth.chats if chat["is_group"]}
+    assert len([chat for chat in truth.chats if chat["is_group"]]) == len(rows)
+    assert {title: set(account.participants(chat["id"])) for title, chat in shown.items()} == {
+        row["title"]: set(row["addresses"].split(", ")) for row in rows
+    }
+    greetings = Counter(message["text"] for message in truth.messages)
+    assert greetings == {f"Hello, group {number}!": 1 for number in range(len(rows))}
+
+    work = groups.job.folder / ".msgbubbles" / "company" / "company.duckdb"
+    with duckdb.connect(str(work), read_only=True) as database:
+        ledger = database.execute(
+            "SELECT operation, chat_id, handles, title FROM msgbubbles.group_operations WHERE outcome = 'succeeded'"
+        ).fetchall()
+        (open_ones,) = database.execute(
+            "SELECT count(*) FROM msgbubbles.group_operations WHERE outcome = 'unknown'"
+        ).fetchone() or (None,)
+        members = database.execute(
+            "SELECT chat_id, handle, sum(if(operation = 'added', 1, -1)) AS times "
+            "FROM msgbubbles.group_member_operations GROUP BY ALL HAVING times <> 0"
+        ).fetchall()
+    done = Counter((one.operation, one.chat_id, one.handles, one.title) for one in groups.job.server.operations)
+    assert open_ones == 0
+    assert Counter((kind, chat, tuple(json.loads(handles)), title) for kind, chat, handles, title in ledger) == done
+    assert {(chat, handle) for chat, handle, _ in members} == {
+        (chat["id"], handle) for chat in shown.values() for handle in account.participants(chat["id"])
+    }
+    assert {count for _, _, count in members} == {1}
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_on_the_worst_day_every_group_is_there_once(new_job: NewJob, shown: bool) -> None:
+    count = int(os.environ.get("GROUPS_COUNT", "40")) if shown else 15
+    kills = int(os.environ.get("GROUPS_KILLS", "2")) if shown else 1
+    job = new_job(chats=0)
+    job.run()
+    groups = Groups(job)
+    chance = random.Random(int(os.environ.get("GROUPS_SEED", "5")))
+    job.server.knobs.server_errors = 0.05
+    job.server.knobs.cut_bodies = 0.03
+    job.server.knobs.errors_after_acting = 0.03
+    job.server.knobs.participants_on_detail = shown
+    rows = some_rows(chance, count)
+    applied_under_kills(groups, groups.write(rows), chance, kills)
+    check(groups, rows)
+    rows = changed_rows(chance, rows)
+    applied_under_kills(groups, groups.write(rows), chance, kills)
+    check(groups, rows)
+    output, _ = groups.run("plan", "groups.csv")
+    assert output == "Nothing to do: the groups are as the table says.\n"
+    # And the sync, which carries the ledger to the readers, finds its own state beside ours.
+    job.server.knobs.server_errors = job.server.knobs.cut_bodies = job.server.knobs.errors_after_acting = 0.0
+    job.run()
+    with duckdb.connect(str(job.database), read_only=True) as database:
+        landed = database.execute("SELECT count(*) FROM msgbubbles.group_operations WHERE operation = 'create'")
+        assert landed.fetchone() == (count,)
+
+
+@pytest.fixture
+def groups(new_job: NewJob) -> Groups:
+    return Groups(new_job(chats=0))
+
+
+def two(chance_title: str = "North") -> list[Row]:
+    people = "+14155550111, ben@example.com"
+    return [
+        {"key": "north", "from_handle": OURS, "title": chance_title, "addresses": people, "message": "Hello"},
+        {"key": "south", "from_handle": OURS, "title": "", "addresses": f"{people}, c@example.com", "message": "Hi"},
+    ]
+
+
+def test_what_only_looks_sends_nothing(groups: Groups) -> None:
+    table = groups.write(two())
+    output, _ = groups.run("plan", table, "--out", "plan.json")
+    assert output == (
+        '+ create  north  "North" from +14155550100: +14155550111, ben@example.com\n'
+        "+ create  south  from +14155550100: +14155550111, ben@example.com, c@example.com\n"
+        "Plan: 2 to create. 3 requests.\n"
+    )
+    as_dict = json.loads(groups.run("plan", table, "--json")[0])
+    assert as_dict["counts"] == {"create": 2, "rename": 0, "add": 0, "remove": 0}
+    assert (as_dict["requests"], as_dict["minutes"]) == (3, 0)
+    groups.run("apply", table, "--dry-run")
+    groups.run("apply", "plan.json", "--dry-run", "--yes")
+    _, errors = groups.run("apply", table, status=2)
+    assert errors == "nobody is there to be asked; say --yes to apply without asking\n"
+    _, errors = groups.run("apply", table, "--dry-run", "--max-creates", "1", status=2)
+    assert "would create 2 groups, and 1 are allowed" in errors
+    assert groups.job.server.requests == []
+
+
+def test_a_saved_plan_is_applied_as_it_was_saved_or_not_at_all(groups: Groups) -> None:
+    groups.run("plan", groups.write(two()), "--out", "plan.json")
+    groups.write(two("Another title"))
+    output, _ = groups.run("apply", "plan.json", "--yes")
+    assert output == "2 created. 2 requests.\n"
+    assert {chat["title"] for chat in groups.job.server.truth().chats} == {"North", None}
+    groups.run("plan", "groups.csv", "--out", "late.json")
+    groups.run("apply", groups.write(two("A third")), "--yes")
+    done = len(groups.job.server.operations)
+    _, errors = groups.run("apply", "late.json", "--yes", status=2)
+    assert errors == "the groups are not as they were when this plan was made; make a new one, and look at it\n"
+    assert len(groups.job.server.operations) == done
+
+
+def test_a_group_that_fails_is_told_without_its_people_and_shows_in_the_status(groups: Groups) -> None:
+    groups.job.server.knobs.unreachable = {"c@example.com"}
+    output, errors = groups.run("apply", groups.write(two()), "--yes", status=3)
+    assert output == "1 created. 3 requests.\n"
+    assert errors.startswith("south: create failed: the API answered 400 invalid_handle (request req_")
+    assert "c@example" not in errors
+    rows = two()
+    rows[1]["from_handle"] = "+14155550199"
+    rows[0]["message"] = ""
+    asked = len(groups.job.server.requests)
+    _, errors = groups.run("apply", groups.write(rows), "--yes", status=2)
+    assert errors == (
+        "2 faults in the desired table; nothing was sent:\n"
+        "  row 1 (north): message is missing; the first message is what establishes a group\n"
+        "  row 2 (south): from_handle is not one of the account's numbers; GET /v1/numbers lists them\n"
+    )
+    assert [seen.method for seen in groups.job.server.requests[asked:]] == ["GET"]
+
+
+def test_two_applies_do_not_meet_and_a_signal_stops_between_two_requests(groups: Groups) -> None:
+    groups.job.server.knobs.latency_seconds = 0.3
+    rows = some_rows(random.Random(1), 30)
+    table = groups.write(rows)
+    first = groups.start("apply", table, "--yes")
+    deadline = time.monotonic() + 60
+    while len(groups.job.server.requests) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    _, errors = groups.run("apply", table, "--yes", status=75)
+    assert str(first.pid) in errors
+    first.send_signal(signal.SIGTERM)
+    _, errors = first.communicate(timeout=60)
+    assert first.returncode == 130
+    assert "operations were left; the next apply goes on with them" in errors
+    groups.job.server.knobs.latency_seconds = 0.0
+    created = len(groups.job.server.operations)
+    assert created < 30
+    output, _ = groups.run("apply", table, "--yes")
+    assert output == f"{30 - created} created. {31 - created} requests.\n"
+    assert len(groups.job.server.operations) == 30
+
+
+def test_import_read_and_typing(groups: Groups) -> None:
+    groups.run("apply", groups.write(two()), "--yes")
+    chat_id = groups.job.server.operations[0].chat_id
+    for path in (groups.job.folder / ".msgbubbles" / "company").glob("groups.sqlite*"):
+        path.unlink()
+    output, _ = groups.run("import", "north", chat_id)
+    assert output == f"north is now {chat_id}: 2 people are known in it\n"
+    _, errors = groups.run("import", "other", chat_id, status=2)
+    assert errors == "this group already has the key north\n"
+    asked = len(groups.job.server.requests)
+    groups.run("typing", "north", "--on")
+    groups.run("typing", chat_id, "--off")
+    _, errors = groups.run("read", "north", "nobody", chat_id, status=3)
+    assert errors.startswith("nobody: the API answered 404 not_found")
+    assert [(seen.path.rsplit("/", 1)[1], seen.status) for seen in groups.job.server.requests[asked:]] == [
+        ("typing", 200),
+        ("typing", 200),
+        ("read", 200),
+        ("read", 404),
+        ("read", 200),
+    ]
+
+
+def test_the_exit_statuses_and_options_are_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "groups.md").read_text()
+    for option in (
+        "--out",
+        "--json",
+        "--yes",
+        "--dry-run",
+        "--max-creates",
+        "--max-removals",
+        "--database",
+        "--sandbox",
+        "--quiet",
+    ):
+        assert f"`{option}" in text

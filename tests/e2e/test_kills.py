@@ -1,0 +1,187 @@
+"""SIGKILL at any moment of a run, with a reader attached: the published file is whole at every moment, and in the end
+nothing is missing. `KILLS=100` takes some ten minutes; the phases that were hit are printed (`pytest -s`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from job import Job
+from sandbox import Account, NewMessage
+from warehouse_rows import differences
+
+NewJob = Callable[..., Job]
+
+KILLS = int(os.environ.get("KILLS", "4"))
+PHASES = ("start", "extract", "normalize", "load", "transform", "publish")
+# Those that take a hundredth of a run, and one more.
+AIMED_AT = ("publish", "normalize", "extract", "load")
+
+# Opens the published file again and again until its standard input ends. Counts only grow, because nothing is deleted.
+READER = """
+import json, sys, threading, duckdb
+
+ended = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+opened, before = 0, (0, 0)
+while not ended.wait(0.02):
+    with duckdb.connect(sys.argv[1], read_only=True) as database:
+        chats, messages = now = database.execute(
+            "SELECT (SELECT count(*) FROM msgbubbles.chats), (SELECT count(*) FROM msgbubbles.messages)"
+        ).fetchone()
+        marts = database.execute("SELECT count(*), sum(messages_total) FROM marts.thread_activity").fetchone()
+        assert chats >= before[0] and messages >= before[1], (before, now)
+        assert marts == now, (marts, now)
+        database.execute("SELECT count(DISTINCT id), max(text), max(_read_at) FROM msgbubbles.messages").fetchone()
+    opened, before = opened + 1, now
+print(json.dumps(opened))
+"""
+
+
+@contextmanager
+def reader_of(database: Path) -> Iterator[list[int]]:
+    """A process that reads the file all the time; yields a list that has the number of its readings afterwards."""
+    readings: list[int] = []
+    command = [sys.executable, "-c", READER, str(database)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield readings
+        finally:
+            output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    readings.append(json.loads(output))
+
+
+def change(account: Account, chance: random.Random) -> None:
+    """A few messages, one of which moves on, and a rename in a thread that is on the newest page."""
+    now = datetime.now(UTC)
+    chats = account.all("SELECT id FROM chats ORDER BY id")
+    messages = [NewMessage(chance.choice(chats)["id"], "outbound", "news", now, "sent") for _ in range(5)]
+    ids = account.add_messages(messages)
+    account.set_status(ids[0], "read", now)
+    account.rename(messages[1].chat_id, f"Title {chance.random()}", now)
+
+
+class Victim:
+    """A run of the job that is to be killed, and how far it has come."""
+
+    def __init__(self, job: Job) -> None:
+        self._dlt = job.folder / ".msgbubbles" / job.database.stem / "dlt" / "msgbubbles"
+        self._server = job.server
+        self._asked_before = len(job.server.requests)
+        self._said: list[str] = []
+        # What a run before it has left does not tell how far this one is, unless it goes on with that.
+        self._left_over = self._packages()
+        self.process = job.start(transform=True)
+        self._listener = threading.Thread(target=self._listen)
+        self._listener.start()
+
+    def _listen(self) -> None:
+        assert self.process.stderr
+        for line in self.process.stderr:
+            self._said.append(line.strip())
+
+    @property
+    def phase(self) -> str:
+        if "publishing" in self._said:
+            return "publish"
+        if "building the marts" in self._said:
+            return "transform"
+        packages = self._packages()
+        if not any("finishing the load" in line for line in self._said):
+            packages -= self._left_over
+        if any(kind == "normalized" for kind, _ in packages):
+            return "load"
+        if packages:
+            return "normalize"
+        return "extract" if len(self._server.requests) > self._asked_before else "start"
+
+    def _packages(self) -> set[tuple[str, str]]:
+        """What dlt has extracted or normalized, and not loaded yet: (kind, package)."""
+        folders = ("normalize/extracted", "load/new", "load/normalized")
+        return {(path.parent.name, path.name) for folder in folders for path in self._dlt.glob(f"{folder}/*")}
+
+    def wait_for(self, phase: str) -> None:
+        """Return when it has come to a phase, or past it, or ended."""
+        while self.process.poll() is None and PHASES.index(self.phase) < PHASES.index(phase):
+            time.sleep(0.002)
+
+    def kill(self) -> str:
+        """Kill it, and say in which phase that was."""
+        ended = self.process.poll() is not None
+        self.process.kill()
+        self.process.wait()
+        self._listener.join()
+        phase = "ended" if ended else self.phase
+        for pipe in (self.process.stdout, self.process.stderr):
+            assert pipe
+            pipe.close()
+        return phase
+
+
+def test_killed_between_the_two_steps_that_end_a_normalization(new_job: NewJob) -> None:
+    """dlt moves the normalized package to its place, then removes the extracted one: here both are there."""
+    job = new_job()
+    job.run()
+    change(job.server.account, random.Random(7))
+    dlt = job.folder / ".msgbubbles" / job.database.stem / "dlt" / "msgbubbles"
+    victim = Victim(job)
+    victim.wait_for("normalize")
+    victim.process.send_signal(signal.SIGSTOP)
+    (extracted,) = (dlt / "normalize" / "extracted").iterdir()
+    kept = job.folder / "kept"
+    shutil.copytree(extracted, kept)
+    victim.process.send_signal(signal.SIGCONT)
+    normalized = dlt / "load" / "normalized" / extracted.name
+    while not normalized.exists():
+        assert victim.process.poll() is None
+        time.sleep(0.001)
+    assert victim.kill() != "ended"
+    assert normalized.exists()
+    if not extracted.exists():
+        kept.replace(extracted)
+    job.run()
+    assert differences(job.database, job.server.truth()) == {}
+
+
+def test_kills_at_random_times_lose_nothing_and_no_reader_sees_half_a_run(new_job: NewJob) -> None:
+    job, chance = new_job(), random.Random(6)
+    job.run(transform=True)
+    change(job.server.account, chance)
+    began = time.monotonic()
+    job.run(transform=True)
+    run_seconds = time.monotonic() - began
+
+    hit: Counter[str] = Counter()
+    with reader_of(job.database) as readings:
+        for number in range(KILLS):
+            change(job.server.account, chance)
+            victim = Victim(job)
+            if number % 2:
+                # Any moment of the run.
+                time.sleep(chance.random() * run_seconds)
+            else:
+                victim.wait_for(AIMED_AT[number // 2 % len(AIMED_AT)])
+                time.sleep(chance.random() * 0.1)
+            hit[victim.kill()] += 1
+        outcome = job.run(transform=True)
+    assert outcome.summary["outcome"] == "complete"
+    assert differences(job.database, job.server.truth()) == {}
+    assert readings[0] > KILLS
+    sys.stdout.write(f"{KILLS} kills: {dict(hit)}; the published file was read {readings[0]} times\n")
+    assert hit["ended"] < KILLS / 2
+    if KILLS >= 50:
+        assert set(PHASES) <= hit.keys()

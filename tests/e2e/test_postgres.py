@@ -1,0 +1,97 @@
+"""The same job with its tables on a PostgreSQL server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+
+import postgres
+from job import Job
+from sandbox import NewMessage
+from warehouse_rows import differences_of
+
+NewJob = Callable[..., Job]
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    with postgres.running(tmp_path / "server") as address:
+        yield address
+
+
+def query(address: str, sql: str) -> list[dict[str, Any]]:
+    connection = psycopg2.connect(address)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(sql)
+            return [dict(zip([column.name for column in cursor.description or ()], row, strict=True)) for row in cursor]
+    finally:
+        connection.close()
+
+
+def landed(address: str) -> dict[str, dict[str, dict[str, Any]]]:
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for table, key in (("chats", "id"), ("messages", "id"), ("attachments", "id"), ("numbers", "handle")):
+        rows = query(address, f"SELECT * FROM msgbubbles.{table}")
+        for row in rows:
+            for name in ("_read_at", "_dlt_load_id", "extra"):
+                row.pop(name, None)
+        found[table] = {row[key]: row for row in rows}
+        assert len(found[table]) == len(rows), f"{table}: a row is there twice"
+    return found
+
+
+def test_the_whole_job_on_a_server(new_job: NewJob, address: str) -> None:
+    job = new_job(chats=130, messages=1500)
+    job.environment = {
+        "DESTINATION__POSTGRES__CREDENTIALS": address,
+        "SOURCES__MSGBUBBLES__REFRESH_CHATS": '[{"every_hours": 0.0001}]',
+    }
+    first = job.run("--destination", "postgres").summary
+    assert differences_of(landed(address), job.server.truth()) == {}
+    assert first["database"] == "postgres"
+    assert not job.database.exists()
+
+    account, now = job.server.account, datetime.now(UTC)
+    chats = sorted(job.server.truth().chats, key=lambda row: row["last_message_at"] or "")
+    account.rename(chats[3]["id"], "Another name", now)
+    account.delete_chat(chats[5]["id"])
+    account.add_message(NewMessage(chats[9]["id"], "outbound", "hello", now, "sent", metadata={"b": [1], "a": {}}))
+    for _ in range(3):
+        last = job.run("--destination", "postgres").summary
+    assert differences_of(landed(address), job.server.truth()) == {}
+    assert [changes["changed"] for changes in last["tables"].values()] == [0] * len(last["tables"]), "JSON is no change"
+    runs = query(address, "SELECT run_id, outcome, exit_status FROM msgbubbles.sync_runs ORDER BY started_at")
+    assert [run["run_id"] for run in runs][::3] == [first["run_id"], last["run_id"]]
+    assert {(run["outcome"], run["exit_status"]) for run in runs} == {("complete", 0)}
+
+    asked = len(job.server.requests)
+    assert job.ask("plan", "--destination", "postgres")["requests"] >= 3
+    assert job.ask("status", "--destination", "postgres")["missing_stretches"] == {"messages": 0, "chats": 0}
+    assert len(job.server.requests) == asked
+    assert job.ask("verify", "--full", "--destination", "postgres")["equal"]
+    assert all(one["state"] != "failed" for one in job.ask("check", "--destination", "postgres"))
+
+
+@pytest.mark.parametrize(
+    ("credentials", "why"),
+    [
+        (None, "no usable credentials"),
+        ("postgresql://somebody:secret-password@localhost/none?host=/nowhere", "IOException"),
+    ],
+)
+def test_a_server_that_cannot_be_reached(new_job: NewJob, credentials: str | None, why: str) -> None:
+    job = new_job(chats=0)
+    job.environment = {} if credentials is None else {"DESTINATION__POSTGRES__CREDENTIALS": credentials}
+    process = job.start("--destination", "postgres")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert f"--destination postgres: the server cannot be reached ({why})" in errors
+    assert "secrets.toml" in errors
+    assert "secret-password" not in errors
+    assert job.server.requests == []

@@ -1,0 +1,238 @@
+"""Accountable: every run on record, and plan, check, verify and status say what is so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import duckdb
+
+from job import Job
+from sandbox import Knobs, NewMessage
+from warehouse_rows import differences
+
+NewJob = Callable[..., Job]
+AN_HOUR_AGO = timedelta(hours=1)
+
+
+def by_time(job: Job) -> list[dict[str, Any]]:
+    return sorted(job.server.truth().chats, key=lambda row: row["last_message_at"] or "")
+
+
+def write(job: Job, chat_id: str) -> None:
+    job.server.account.add_message(NewMessage(chat_id, "outbound", "hello", datetime.now(UTC), "sent"))
+
+
+def test_every_run_is_on_record_in_the_warehouse_and_as_json(new_job: NewJob) -> None:
+    job = new_job(Knobs(extra_fields={"mood": "fine"}))
+    first = job.run().summary
+    job.server.knobs.server_errors = 1.0
+    job.environment = {"SOURCES__MSGBUBBLES__MAX_ATTEMPTS": "2"}
+    failed = job.run(status=1).summary
+    job.server.knobs.server_errors = 0.0
+    for chat in by_time(job)[-12:-2]:
+        write(job, chat["id"])
+    last = job.run().summary
+
+    with duckdb.connect(str(job.database), read_only=True) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        kept = connection.execute("SELECT * FROM msgbubbles.sync_runs ORDER BY started_at").to_arrow_table().to_pylist()
+    assert [row["run_id"] for row in kept] == [first["run_id"], failed["run_id"], last["run_id"]]
+    assert [(row["outcome"], row["exit_status"]) for row in kept] == [("complete", 0), ("failed", 1), ("complete", 0)]
+    assert all(row["ended_at"] > row["started_at"] for row in kept)
+    assert "502" in kept[1]["error"] or "503" in kept[1]["error"]
+    assert kept[1]["retries"] >= 1
+
+    assert first["requests"] == {"GET /numbers": 1, "GET /messages": 8, "GET /chats": 2}
+    assert first["requests_total"] == 11 == kept[0]["requests_total"]
+    assert first["tables"]["messages"] == {"new": 700, "changed": 0, "unchanged": 0}
+    assert last["tables"]["messages"] == {"new": 10, "changed": 0, "unchanged": 90}
+    assert last["tables"]["chats"]["changed"] == 10
+    assert first["streams"]["chats"]["new_fields"] == ["mood"]
+    assert first["streams"]["messages"]["covered_before"] is None
+    assert last["streams"]["messages"]["covered_before"]["to"] < last["streams"]["messages"]["covered"]["to"]
+    assert first["slices"] == 1
+    assert first["received_bytes"] > 100_000
+    assert {"extract", "normalize", "commit", "load", "publish"} <= first["seconds"].keys()
+    assert {"msgbubbles-sync", "dlt", "duckdb", "python"} <= first["versions"].keys()
+    assert job.server.key not in repr([first, failed, last])
+
+
+def test_a_plan_costs_nothing_and_is_what_the_next_run_does(new_job: NewJob) -> None:
+    job = new_job(chats=230, messages=2500)
+    before = job.ask("plan")
+    assert before["more"]
+    assert {step["kind"] for step in before["steps"]} == {"list", "everything"}
+    assert job.server.requests == []
+
+    job.run("--max-requests", "10", status=0)
+    planned = job.ask("plan")
+    assert [step for step in planned["steps"] if step["kind"] == "gap"]
+    job.run()
+    for chat in by_time(job)[40:47]:
+        write(job, chat["id"])
+
+    asked = len(job.server.requests)
+    planned = job.ask("plan")
+    assert len(job.server.requests) == asked
+    assert planned["changed"] is None
+    probed = job.ask("plan", "--probe")
+    assert len(job.server.requests) == asked + 1
+    assert probed["changed"] == 7
+    assert job.run().requests == planned["requests"] == 3
+
+    job.environment = {"SOURCES__MSGBUBBLES__REFRESH_CHATS": '[{"every_hours": 0.0001}]'}
+    planned = job.ask("plan")
+    assert [step["kind"] for step in planned["steps"] if step["stream"] == "chats"] == ["head", "refresh"]
+    assert abs(job.run().requests - planned["requests"]) <= 1
+    job.environment |= {"SOURCES__MSGBUBBLES__REQUESTS_PER_MINUTE": "2"}
+    assert re.search(r"About \d+ requests, \d+ minutes? at the limit of 2 a minute", job.ask("plan", "--text"))
+
+
+def findings(job: Job, status: int = 0) -> dict[str, Any]:
+    return {one["name"]: one for one in job.ask("check", status=status)}
+
+
+def test_a_check_of_a_healthy_setup_says_how_the_api_behaves(new_job: NewJob) -> None:
+    job = new_job()
+    job.run()
+    found = findings(job)
+    assert all(one["state"] in ("ok", "info") for one in found.values())
+    assert found["api"]["what"] == "the key is good, the account is active and has 3 numbers"
+    said = {name: one["what"] for name, one in found.items() if one["state"] == "info"}
+    assert said == {
+        "messages": "the API answers the whole account's feed: a request for 100 messages",
+        "senders": "messages name their sender",
+        "participants": "a group by id shows its participants",
+        "timestamps": "milliseconds",
+        "before": "excludes its own instant, or times are finer than they are shown",
+        "Retry-After": "not seen yet",
+    }
+
+
+def test_a_check_sees_an_api_that_behaves_otherwise(new_job: NewJob) -> None:
+    job = new_job(
+        Knobs(before_inclusive=True, feed=False, sender_on_messages=False, participants_on_detail=False), chats=0
+    )
+    account, at = job.server.account, datetime(2026, 5, 1, tzinfo=UTC)
+    for number in range(3):
+        chat_id = account.add_chat("+14155550100", "+14155550123", at, is_group=True)
+        sent_at = at + timedelta(hours=number)
+        account.add_message(NewMessage(chat_id, "inbound", "hi", sent_at, "received", sender="+14155550123"))
+    said = {name: one["what"] for name, one in findings(job).items() if one["state"] == "info"}
+    assert said["messages"].startswith("no feed of the whole account")
+    assert said["senders"].startswith("not so")
+    assert said["participants"].startswith("not so")
+    assert said["before"] == "includes its own instant"
+
+
+def test_a_check_names_each_fault_with_its_fix(new_job: NewJob) -> None:
+    job = new_job()
+    job.server.knobs.server_errors = 1.0
+    job.environment = {"SOURCES__MSGBUBBLES__MAX_ATTEMPTS": "2"}
+    job.run(status=1)
+    text = job.ask("check", "--text", status=3)
+    assert re.search(r"^!! last run: failed, status 1, .*\n   -> mend what it says and run again", text, re.MULTILINE)
+    assert re.search(r"^!! api: .*50[23].*\n   -> check base_url, the network and the key", text, re.MULTILINE)
+    assert re.search(r"^ok transforms: ", text, re.MULTILINE)
+    assert job.server.key not in text
+
+
+def test_verify_finds_every_kind_of_difference_and_repairs_it(new_job: NewJob) -> None:
+    job = new_job(chats=130, messages=1500)
+    job.run()
+    verdict = job.ask("verify", "--full")
+    assert verdict["equal"]
+    assert verdict["differences"] == []
+    compared = verdict["compared"]
+    assert compared["chats"] + compared["messages"] + verdict["newer"] == 130 + 1500
+    assert compared["attachments"] <= len(files(job))
+    assert verdict["newer"] < 20, "what came just now is the next run's"
+    assert verdict["requests"] == 2 + 16
+    assert job.ask("verify", "--sample", "5")["compared"]["chats"] == 5
+
+    chats, account, now = by_time(job), job.server.account, datetime.now(UTC)
+    renamed, deleted = chats[3]["id"], chats[7]["id"]
+    account.rename(renamed, "Another name", now)
+    account.delete_chat(deleted)
+    old = [row for row in job.server.truth().messages if row["conversation_id"] not in (renamed, deleted)][-200:]
+    edited, lost = old[0], old[1]
+    account.edit_text(edited["id"], "edited", now)
+    for path in (job.database, job.folder / ".msgbubbles" / "company" / "company.duckdb"):
+        with duckdb.connect(str(path)) as connection:
+            connection.execute("DELETE FROM msgbubbles.messages WHERE id = ?", [lost["id"]])
+    published = job.database.stat()
+
+    verdict = job.ask("verify", "--full", status=3)
+    assert sorted((one["table"], one["id"], one["kind"], tuple(one["fields"])) for one in verdict["differences"]) == (
+        sorted(
+            [
+                ("chats", renamed, "different", ("title", "updated_at")),
+                ("chats", deleted, "surplus", ()),
+                ("messages", edited["id"], "different", ("text", "updated_at")),
+                ("messages", lost["id"], "missing", ()),
+                *(("messages", row, "surplus", ()) for row in messages_of(job, deleted)),
+            ]
+        )
+    )
+    assert job.database.stat().st_mtime_ns == published.st_mtime_ns, "nothing was touched"
+    text = job.ask("verify", "--text", "--sample", "130", status=3)
+    assert f"chats {renamed} different: title, updated_at" in text
+    assert "Another name" not in text
+    assert "edited" not in text
+
+    assert job.ask("verify", "--full", "--repair")["equal"]
+    assert differences(job.database, job.server.truth()) == {}
+
+
+def files(job: Job) -> list[Any]:
+    return [file for row in job.server.truth().messages for file in row["attachments"]]
+
+
+def messages_of(job: Job, chat_id: str) -> list[str]:
+    with duckdb.connect(str(job.database), read_only=True) as connection:
+        query = "SELECT id FROM msgbubbles.messages WHERE conversation_id = ?"
+        return [row[0] for row in connection.execute(query, [chat_id]).fetchall()]
+
+
+def test_verify_says_what_it_needs(new_job: NewJob) -> None:
+    job = new_job(chats=0)
+    process = job.start()
+    job.finish(process)
+    job.ask("verify", status=2)
+    job.ask("verify", "--full", "--sample", "3", status=2)
+    job.database.unlink()
+    job.ask("verify", "--full", status=2)
+
+
+def test_status_tells_freshness_and_what_is_missing_and_makes_no_request(new_job: NewJob) -> None:
+    job = new_job(chats=230, messages=2500)
+    assert job.ask("status")["last_complete_at"] is None
+    job.ask("status", "--max-age-minutes", "60", status=3)
+
+    job.run("--max-requests", "10")
+    asked = len(job.server.requests)
+    behind = job.ask("status")
+    assert behind["missing_stretches"]["messages"] >= 1
+    text = job.ask("status", "--text")
+    assert re.search(r"messages \d{4}-\d\d-\d\d ·+█+ now", text)
+    assert "stretches were never read; the next run goes on there" in text
+    assert len(job.server.requests) == asked
+
+    outcome = job.run()
+    found = job.ask("status", "--max-age-minutes", "60")
+    assert found["missing_stretches"] == {"messages": 0, "chats": 0}
+    assert found["age_minutes"] < 60
+    assert found["requests_last_hour"] == len(job.server.requests)
+    assert [run["run_id"] for run in found["runs"]][-1] == outcome.summary["run_id"]
+    assert "·" not in re.search(r"messages \d{4}-\d\d-\d\d (.+) now", job.ask("status", "--text"))[1]  # type: ignore[index]
+    job.ask("status", "--max-age-minutes", "0.0001", status=3)
+
+    job.server.knobs.server_errors = 1.0
+    job.environment = {"SOURCES__MSGBUBBLES__MAX_ATTEMPTS": "1"}
+    job.run(status=1)
+    after = job.ask("status")
+    assert after["last_complete_at"] == found["last_complete_at"], "a run that failed makes nothing fresh"
+    assert [run["outcome"] for run in after["runs"]][-1] == "failed"

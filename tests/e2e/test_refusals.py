@@ -1,0 +1,296 @@
+"""Each refusal says what is wrong and how to mend it, with its own exit status, without a traceback, key or handle;
+and when it is mended, the next run completes and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from job import CHATS, Job, Outcome, inherited_environment
+from sandbox import Knobs, NewMessage
+from warehouse_rows import differences
+
+NewJob = Callable[..., Job]
+
+HANDLE = re.compile(r"\+\d{8,}|person\d+@")
+
+
+def refused(job: Job, *options: str, status: int = 1) -> str:
+    """What a run says that ends with this status."""
+    return said_by(job, job.run(*options, status=status))
+
+
+def said_by(job: Job, outcome: Outcome) -> str:
+    said = f"{outcome.errors.strip()}\n{outcome.summary.get('error') or ''}"
+    sys.stdout.write(f"{said}\n\n")  # `pytest -rP` shows them all
+    assert "Traceback" not in said
+    assert job.server.key not in said + json.dumps(outcome.summary)
+    assert not HANDLE.search(said)
+    return said
+
+
+def command(job: Job, name: str, *options: str) -> tuple[int, str]:
+    """The exit status of another command than sync, and what it printed."""
+    environment = {
+        **inherited_environment(),
+        "SOURCES__MSGBUBBLES__API_KEY": job.server.key,
+        "SOURCES__MSGBUBBLES__BASE_URL": job.server.url,
+        "SOURCES__MSGBUBBLES__REQUESTS_PER_MINUTE": "0",
+        **job.environment,
+    }
+    done = subprocess.run(
+        [sys.executable, str(CHATS), name, "--database", str(job.database), *options],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+
+def completes(job: Job) -> None:
+    job.run()
+    assert differences(job.database, job.server.truth()) == {}
+
+
+def write_something(job: Job, count: int = 1) -> None:
+    chat_id = job.server.truth().chats[0]["id"]
+    now = datetime.now(UTC)
+    job.server.account.add_messages(
+        NewMessage(chat_id, "inbound", f"{number} " * 300, now - number * timedelta(milliseconds=1), "received")
+        for number in range(count)
+    )
+
+
+@contextmanager
+def mounted(folder: Path, *options: str) -> Iterator[None]:
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(["mount", *options, str(folder)], capture_output=True, check=False)  # noqa: S607
+    if done.returncode:
+        pytest.skip("only root may mount")
+    try:
+        if "--bind" in options:  # the kernel takes it read-only in a second step only
+            subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)  # noqa: S607
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)  # noqa: S607
+
+
+@pytest.mark.parametrize(
+    ("knobs", "says"),
+    [(Knobs(keys={"sk_test_other"}), "check the API key"), (Knobs(active=False), "the account is not active")],
+)
+def test_a_key_or_an_account_that_is_refused(new_job: NewJob, knobs: Knobs, says: str) -> None:
+    job = new_job(knobs)
+    assert says in refused(job)
+    if knobs.active:
+        status, printed = command(job, "check")
+        assert (status, says in printed) == (3, True)
+    job.server.knobs.keys, job.server.knobs.active = {job.server.key}, True
+    completes(job)
+
+
+@pytest.mark.parametrize(
+    ("host", "says"), [("127.0.0.1", "nothing listens on 127.0.0.1"), ("nowhere.invalid", "no host nowhere.invalid")]
+)
+def test_a_host_that_cannot_be_reached(new_job: NewJob, host: str, says: str) -> None:
+    job = new_job()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        scheme = "http" if host == "127.0.0.1" else "https"
+        url = f"{scheme}://{host}:{taken.getsockname()[1]}/v1"
+        job.environment |= {"SOURCES__MSGBUBBLES__BASE_URL": url, "SOURCES__MSGBUBBLES__MAX_ATTEMPTS": "2"}
+        said = refused(job)
+        assert says in said
+        assert "check base_url" in said
+    job.environment.clear()
+    completes(job)
+
+
+def test_a_disk_that_is_full(new_job: NewJob) -> None:
+    job = new_job(messages=2000)
+    disk = job.folder / "disk"
+    with mounted(disk, "-t", "tmpfs", "-o", "size=40m", "tmpfs"):
+        job = replace(job, folder=disk)
+        job.run()
+        write_something(job, 2000)
+        ballast = disk / "ballast"
+        free = shutil.disk_usage(disk).free
+        ballast.write_bytes(bytes(free - 1_500_000))
+        said = refused(job)
+        assert "no space is left" in said
+        ballast.unlink()
+        completes(job)
+
+
+def test_a_file_that_may_not_grow(new_job: NewJob) -> None:
+    job = new_job(messages=2000)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    try:
+        process = job.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    outcome = job.finish(process)
+    assert outcome.status == 1
+    assert "no space is left" in said_by(job, outcome)
+    completes(job)
+
+
+def test_a_destination_that_is_read_only(new_job: NewJob) -> None:
+    job = new_job()
+    job.run()
+    write_something(job)
+    with mounted(job.folder, "--bind", str(job.folder)):
+        said = refused(job)
+        assert "cannot be written" in said
+        assert "--database" in said
+        status, printed = command(job, "check")
+        assert (status, "make the folder writable" in printed) == (3, True)
+    completes(job)
+
+
+def torn(path: Path) -> None:
+    path.write_bytes(b"\xff\xfe neither this nor that \x00" * 400)
+
+
+def test_damaged_files_of_dlt(new_job: NewJob) -> None:
+    job = new_job()
+    job.run()
+    write_something(job)
+    dlt = job.folder / ".msgbubbles" / "company" / "dlt"
+    for name in ("state.json", "schemas/msgbubbles.schema.json"):
+        torn(dlt / "msgbubbles" / name)
+        assert f"remove {dlt}" in refused(job)
+        shutil.rmtree(dlt)
+        completes(job)
+
+
+def test_a_damaged_package_that_waits_to_be_loaded(new_job: NewJob) -> None:
+    job = new_job()
+    job.run()
+    write_something(job, 50)
+    dlt = job.folder / ".msgbubbles" / "company" / "dlt"
+    process = job.start()
+    while not (found := list(dlt.glob("msgbubbles/load/normalized/*/new_jobs/messages*"))):
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    for path in dlt.glob("msgbubbles/load/normalized/*/*_jobs/messages*"):
+        torn(path)
+        found.append(path)
+    assert len(found) > 1, "it was still there"
+    assert f"remove {dlt}" in refused(job)
+    shutil.rmtree(dlt)
+    completes(job)
+
+
+def test_a_damaged_database_of_the_job(new_job: NewJob) -> None:
+    job = new_job()
+    job.run()
+    write_something(job)
+    work = job.folder / ".msgbubbles" / "company" / "company.duckdb"
+    torn(work)
+    assert f"{work} is damaged: remove it" in refused(job)
+    work.unlink()
+    completes(job)
+
+
+def test_a_database_that_is_lost_takes_what_dlt_remembers_of_it_along(new_job: NewJob) -> None:
+    """Killed between load and publish, dlt remembers rows that only the job's own database had."""
+    job = new_job()
+    job.run()
+    published = job.database.read_bytes()
+    write_something(job, 150)
+    job.run()
+    job.database.write_bytes(published)
+    (job.folder / ".msgbubbles" / "company" / "company.duckdb").unlink()
+    completes(job)
+
+
+def test_a_damaged_journal_costs_its_lines_only(new_job: NewJob) -> None:
+    job = new_job()
+    job.run()
+    torn(job.folder / ".msgbubbles" / "company" / "runs.jsonl")
+    assert command(job, "status")[0] == 0
+    write_something(job)
+    completes(job)
+
+
+def test_a_damaged_account_of_the_sandbox(new_job: NewJob) -> None:
+    job = new_job(chats=0)
+    job.run("--sandbox")
+    state = job.folder / ".msgbubbles" / "company" / "sandbox.sqlite"
+    for leftover in state.parent.glob("sandbox.sqlite-*"):
+        leftover.unlink()
+    torn(state)
+    said = refused(job, "--sandbox", status=2)
+    assert f"{state} cannot be used" in said
+    assert "remove it" in said
+    assert "UsageError" not in said
+
+
+@pytest.mark.parametrize("lost", ["", ".msgbubbles"])
+def test_a_state_from_a_newer_version(new_job: NewJob, lost: str, tmp_path: Path) -> None:
+    job = new_job()
+    newer = tmp_path / "newer"
+    shutil.copytree(CHATS.parent, newer / "pipelines")
+    shutil.copytree(CHATS.parents[1] / "dlt_config", newer / "dlt_config")
+    module = newer / "pipelines" / "msgbubbles" / "state.py"
+    module.write_text(module.read_text().replace("STATE_VERSION = 1", "STATE_VERSION = 2"))
+    done = subprocess.run(
+        [sys.executable, str(newer / "pipelines" / "chats.py"), "--sandbox", "--no-transform", "--database",
+         str(job.database)],
+        env=inherited_environment(), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    if lost:
+        shutil.rmtree(job.folder / lost)
+    published = job.database.read_bytes()
+    said = refused(job, *([] if lost else ["--sandbox"]), status=2)
+    assert "newer version" in said
+    assert "upgrade" in said
+    assert job.database.read_bytes() == published
+    for name, status in (("plan", 2),) if lost else (("status", 2), ("check", 3)):
+        found, printed = command(job, name)
+        assert (name, found, "upgrade" in printed) == (name, status, True)
+
+
+@pytest.mark.parametrize("name", ["config.toml", "secrets.toml"])
+def test_configuration_that_is_no_toml_is_named_with_its_line(new_job: NewJob, name: str, tmp_path: Path) -> None:
+    job = new_job(chats=0)
+    folder = tmp_path / "project" / "dlt_config"
+    folder.mkdir(parents=True)
+    (folder / name).write_text('[sources.msgbubbles]\n# the key\napi_key = sk_live_hush "\n')
+    job.environment |= {"DLT_PROJECT_DIR": str(folder.parent), "DLT_CONFIG_FOLDER": "dlt_config"}
+    said = refused(job, status=2)
+    assert f"{folder / name}: line 3" in said
+    assert "hush" not in said
+    status, printed = command(job, "plan")
+    assert (status, "line 3" in printed, "hush" in printed) == (2, True, False)
+
+
+def test_a_published_file_that_is_no_database(new_job: NewJob) -> None:
+    job = new_job()
+    job.run()
+    torn(job.database)
+    for name, options, status in (("status", [], 2), ("verify", ["--full"], 2), ("check", [], 3)):
+        found, printed = command(job, name, *options)
+        assert (name, found, "cannot be read as a DuckDB database" in printed) == (name, status, True)
+    write_something(job)
+    completes(job)
+    with duckdb.connect(str(job.database), read_only=True) as database:
+        assert database.execute("SELECT count(*) > 0 FROM msgbubbles.sync_runs").fetchall() == [(True,)]

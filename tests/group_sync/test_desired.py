@@ -1,0 +1,176 @@
+"""Where desired groups come from, and what is said of those that cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from group_sync.desired import InvalidRowsError, desired_groups, validated
+from group_sync.handles import handle_of
+from group_sync.model import DesiredGroup
+from warehouse.place import Place, UsageError
+
+OURS = "+14155550100"
+NORTH = DesiredGroup("north", OURS, ("+14155550111", "ben@example.com"), "Hello, you!", "North")
+CSV = """key,from_handle,title,addresses,message,owner
+north,+14155550100,North,"ben@Example.com, +1 415 555 0111","Hello, you!",somebody
+"""
+YAML = """
+- key: north
+  from_handle: +14155550100
+  title: North
+  addresses: [+14155550111, ben@example.com]
+  message: Hello, you!
+"""
+QUERY = """SELECT 'north' AS key, '+14155550100' AS from_handle, 'North' AS title, 'Hello, you!' AS message,
+           ['+14155550111', 'ben@example.com'] AS addresses"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    place = Place.of(tmp_path / "company.duckdb")
+    with duckdb.connect(str(place.database)) as database:
+        database.execute(f"CREATE SCHEMA marts; CREATE TABLE marts.desired_groups AS {QUERY}")
+    return place
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("groups.csv", CSV),
+        ("groups.csv", "\ufeff" + CSV.replace("\n", "\r\n")),
+        ("groups.csv", CSV.replace('"ben@Example.com, +1 415 555 0111"', "+14155550111;ben@example.com")),
+        ("groups.yml", YAML),
+        ("groups.yaml", "groups:" + YAML.replace("\n", "\n  ")),
+        ("groups.yml", YAML.replace("[+14155550111, ben@example.com]", "+14155550111, ben@example.com")),
+        ("groups.sql", QUERY + ";\n"),
+        ("", QUERY),
+        ("", "desired_groups"),
+        ("", "marts.desired_groups"),
+    ],
+)
+def test_the_same_group_from_everywhere(place: Place, monkeypatch: pytest.MonkeyPatch, name: str, content: str) -> None:
+    monkeypatch.chdir(place.database.parent)
+    if name:
+        Path(name).write_text(content)
+    assert desired_groups(name or content, place, {OURS}) == (NORTH,)
+
+
+def test_a_missing_title_is_none(place: Place, tmp_path: Path) -> None:
+    path = tmp_path / "groups.yml"
+    for title in ("", "  title: null\n", "  title: ~\n", "  title:\n"):
+        path.write_text(YAML.replace("  title: North\n", title))
+        assert desired_groups(str(path), place, None)[0].title is None
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ("none.csv", r"none.csv cannot be read \(No such file"),
+        ("table-1.xlsx", "not a table; name a .csv, .yml or .sql file, a dbt model, or write a query"),
+        ("table.xlsx", "no table table.xlsx: build the dbt model first; or name a .csv, .yml or .sql file"),
+        ("empty.yml", "no rows, which is taken for a mistake"),
+        ("no_such_model", "company.duckdb has no table no_such_model: build the dbt model first"),
+        ("SELECT nothing FROM nowhere", "the query cannot be run on company.duckdb: Catalog Error"),
+        ("SELECT 1/'secret text' AS x", r"the query failed on company.duckdb \(ConversionException\)"),
+        ("SELECT 1 AS key", "has no column from_handle, addresses, message; it needs key, from_handle"),
+        (
+            "SELECT * FROM marts.desired_groups WHERE false",
+            "no rows, which is taken for a mistake; no group was touched",
+        ),
+        ("short.csv", r"short.csv, row 1: more fields than columns; put texts with commas, as addresses, in quotes"),
+        ("bad.yml", r"bad.yml, line 2 is not YAML"),
+        ("list.yml", "list.yml is not a list of groups; each begins like `- key: north`"),
+        ("latin.csv", "latin.csv is not UTF-8 text; save it as UTF-8"),
+    ],
+)
+def test_what_is_no_table_is_refused_with_what_to_do(
+    place: Place, monkeypatch: pytest.MonkeyPatch, table: str, says: str
+) -> None:
+    monkeypatch.chdir(place.database.parent)
+    Path("short.csv").write_text("key,from_handle,addresses,message\na,+14155550100,+14155550111,+14155550112,Hello\n")
+    Path("bad.yml").write_text("- key: {\n- [")
+    Path("empty.yml").write_text("# none\n")
+    Path("list.yml").write_text("north: south")
+    Path("latin.csv").write_bytes("key,message\na,Grüße\n".encode("latin-1"))
+    with pytest.raises(UsageError, match=says) as raised:
+        desired_groups(table, place, None)
+    assert "secret" not in str(raised.value)
+
+
+def test_without_a_warehouse_a_query_says_what_comes_first(tmp_path: Path) -> None:
+    for table in ("SELECT 1", "a_model"):
+        with pytest.raises(UsageError, match=r"run chats.py first"):
+            desired_groups(table, Place.of(tmp_path / "none.duckdb"), None)
+
+
+def row(**others: Any) -> dict[str, Any]:
+    return {"key": "a", "from_handle": OURS, "addresses": ["+14155550111", "ben@example.com"], "message": "Hi"} | others
+
+
+@pytest.mark.parametrize(
+    ("others", "fault"),
+    [
+        ({"key": " "}, "row 1: key is missing"),
+        ({"message": None}, "row 1 (a): message is missing; the first message is what establishes a group"),
+        ({"title": "x" * 101}, "row 1 (a): title has 101 characters; 100 are allowed"),
+        ({"from_handle": "4155550100"}, "row 1 (a): from_handle is neither a number in E.164 form (like +14155550100)"),
+        ({"from_handle": "+14155550199"}, "row 1 (a): from_handle is not one of the account's numbers"),
+        ({"addresses": "+14155550111"}, "row 1 (a): a group has 2 to 31 addresses, not 1"),
+        ({"addresses": None}, "row 1 (a): a group has 2 to 31 addresses, not 0"),
+        ({"addresses": [f"p{n}@example.com" for n in range(32)]}, "row 1 (a): a group has 2 to 31 addresses, not 32"),
+        ({"addresses": ["b@example.com", "B@Example.com"]}, "row 1 (a): address 2 is there twice"),
+        ({"addresses": ["+14155550111", "0415 555 0112"]}, "row 1 (a): address 2 is neither a number in E.164 form"),
+        ({"addresses": ["+1415", "b@example.com"]}, "row 1 (a): address 1 is neither a number in E.164 form"),
+        ({"addresses": ["b@example.com", "c@example.com", OURS]}, "row 1 (a): address 3 is from_handle"),
+    ],
+)
+def test_each_fault_says_where_it_is(others: dict[str, Any], fault: str) -> None:
+    with pytest.raises(InvalidRowsError) as raised:
+        validated([row(**others)], {OURS})
+    assert len(raised.value.faults) == 1
+    assert raised.value.faults[0].startswith(fault)
+
+
+def test_bounds_are_within() -> None:
+    people = [f"p{n}@example.com" for n in range(31)]
+    (group,) = validated([row(addresses=people, title="x" * 100)], None)
+    assert len(group.addresses) == 31
+
+
+def test_all_faults_of_all_rows_are_told_at_once_and_quote_nobody() -> None:
+    rows = [row(), row(key="b", message="", addresses=["anna", "+49"]), row(), row(key="c", from_handle="+1999")]
+    with pytest.raises(InvalidRowsError) as raised:
+        validated(rows, {OURS})
+    assert str(raised.value).startswith(
+        "5 faults in the desired table; nothing was sent:\n  row 2 (b): message is missing"
+    )
+    assert raised.value.faults[-1] == "rows 1, 3 (a): the same key; each group has its own"
+    for handle in ("anna", "+49", "+1999", "ben@example.com", OURS + " is"):
+        assert handle not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "handle"),
+    [
+        ("+1 (415) 555-0111", "+14155550111"),
+        ("+49 30 901820", "+4930901820"),
+        ("+442079460100", "+442079460100"),
+        (" Anna@Example.COM ", "anna@example.com"),
+        ("4155550111", None),
+        ("tel:+14155550111", None),
+        ("+14155550111 ext. 5", None),
+        ("+1415555011x", None),
+        ("anna@", None),
+        ("anna@example", None),
+        ("a b@example.com", None),
+        ("", None),
+    ],
+)
+def test_handles_have_one_form(written: str, handle: str | None) -> None:
+    assert handle_of(written) == handle
+    if handle:
+        assert handle_of(handle) == handle

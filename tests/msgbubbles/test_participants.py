@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec import Raw
+
+from msgbubbles.models import Chat, participants_of
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (["+2", "+1", "+2"], ["+1", "+2"]),
+        ([{"handle": "+1", "name": "x"}, "+0"], ["+0", "+1"]),
+        ([], []),
+        (None, None),
+        ("+1", None),
+        ([{"name": "x"}], None),
+        ([5], None),
+    ],
+)
+def test_participants_are_read_in_the_forms_they_may_have(shown: Any, expected: list[str] | None) -> None:
+    assert participants_of(Chat(id="x", extra=Raw(msgspec.json.encode({"participants": shown})))) == expected
+
+
+def test_a_chat_without_them_shows_none() -> None:
+    assert participants_of(Chat(id="x")) is None

@@ -1,0 +1,142 @@
+"""How much of a limit a backfill uses, and that it stays within it: processes of their own, real time, shorter minutes.
+
+A whole run of the job under a limit of 120 in 60 s takes minutes; these have windows of seconds, and the budget's is
+longer by the same part.
+"""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from msgbubbles.budget import WINDOW_SECONDS
+from sandbox import Account, Knobs, NewMessage, Server, serve
+
+PIPELINES = str(Path(__file__).parents[2] / "pipelines")
+
+# Each page has one row that the page before did not show.
+BACKFILL = """
+import sys
+from pathlib import Path
+from msgbubbles import Client
+from msgbubbles.budget import RequestBudget
+from msgbubbles.transport import Transport
+from msgbubbles.walk import walk
+
+url, key, path, limit, window_seconds = sys.argv[1:]
+print("ready", flush=True)
+sys.stdin.readline()
+budget = RequestBudget(Path(path), int(limit), window_seconds=float(window_seconds))
+with Client(Transport(url, key, budget)) as client:
+    pages = lambda before: client.list_messages(limit=2, before=before)
+    for _ in walk(pages, lo_ms=0, before_ms=None, stream="messages"):
+        pass
+"""
+
+
+@dataclass
+class Limited:
+    """An account behind a limit of `limit` requests in `window_seconds`, and what it was asked."""
+
+    server: Server
+    limit: int
+    window_seconds: float
+    folder: Path
+    asked_at: list[float] = field(default_factory=list)
+
+    def backfill(self, *told: int) -> None:
+        """Read all messages in as many processes as limits are told, which share a budget."""
+        # As 61 seconds are to a minute.
+        window_seconds = self.window_seconds * WINDOW_SECONDS / 60
+        processes = [
+            subprocess.Popen(
+                [
+                    *(sys.executable, "-c", BACKFILL, self.server.url, self.server.key),
+                    *(str(self.folder / "budget"), str(limit), str(window_seconds)),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                cwd=PIPELINES,
+                text=True,
+            )
+            for limit in told
+        ]
+        for process in processes:
+            assert process.stdout
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin
+            process.stdin.write("\n")
+            process.stdin.flush()
+        for process in processes:
+            process.communicate(timeout=120)
+            assert process.returncode == 0
+
+    def share(self) -> float:
+        """The least time that the limit makes so many requests take, as a part of the time that they took."""
+        least_seconds = (len(self.asked_at) - 1) // self.limit * self.window_seconds
+        return least_seconds / (self.asked_at[-1] - self.asked_at[0])
+
+    def limited(self) -> list[int]:
+        """Which requests were answered with 429, by number."""
+        return [number for number, seen in enumerate(self.server.requests) if seen.status == 429]
+
+
+NewLimited = Callable[..., Limited]
+
+
+@pytest.fixture
+def new_limited(tmp_path: Path) -> Iterator[NewLimited]:
+    """Makes an account whose messages take so many requests to read."""
+    with ExitStack() as stack:
+
+        def make(requests: int, limit: int, window_seconds: float) -> Limited:
+            account, at = Account(), datetime(2026, 5, 1, tzinfo=UTC)
+            stack.callback(account.close)
+            account.add_number("+14155550100", "Support")
+            chat_id = account.add_chat("+14155550100", "+14155550123", at)
+            account.add_messages(
+                NewMessage(chat_id, "inbound", "hello", at + timedelta(seconds=number), "received")
+                for number in range(requests)
+            )
+            knobs = Knobs(rate_limit_per_minute=limit, rate_window="fixed", rate_window_seconds=window_seconds)
+            limited = Limited(stack.enter_context(serve(account, knobs)), limit, window_seconds, tmp_path)
+            knobs.on_request = lambda _account, _number: limited.asked_at.append(time.monotonic())
+            return limited
+
+        yield make
+
+
+def test_a_backfill_uses_what_the_limit_allows_and_never_more(new_limited: NewLimited) -> None:
+    limited = new_limited(requests=1001, limit=250, window_seconds=6)
+    limited.backfill(250)
+    assert len(limited.asked_at) >= 1001
+    assert limited.limited() == []
+    assert limited.share() >= 0.97
+
+
+def test_two_processes_with_one_key_stay_within_it_together(new_limited: NewLimited) -> None:
+    limited = new_limited(requests=251, limit=250, window_seconds=6)
+    limited.backfill(250, 250)
+    assert len(limited.asked_at) >= 502
+    assert limited.limited() == []
+    assert limited.share() >= 0.97
+
+
+def test_a_lower_limit_that_nobody_told_is_learned_from_few_answers(new_limited: NewLimited) -> None:
+    """test_budget.py tells how few, with time of its own and every kind of window."""
+    told, real = 160, 40
+    limited = new_limited(requests=200, limit=real, window_seconds=3)
+    limited.backfill(told)
+    found = limited.limited()
+    assert 1 <= len(found) <= math.ceil(math.log2(told / real)) + 1
+    assert len(limited.asked_at) - 1 - found[-1] >= 2 * real, "and then none"
