@@ -52,8 +52,8 @@ def planned(warehouse: Warehouse, states: Mapping[str, Any], settings: Settings)
     by_feed = messages.get("feed") is True
     of_messages = messages.get("by_feed" if by_feed else "by_thread", {})
     chats_covered, messages_covered = _coverage(chats), _coverage(of_messages)
-    # A chat that has not been read yet is not missing.
-    if not chats_covered.pieces or chats_covered.gaps(settings.start_ms):
+    # A chat that has not been read yet is not missing. An empty list has been read too, and covers no time.
+    if "seen_ms" not in chats or chats_covered.gaps(settings.start_ms):
         return None
     orphans = warehouse.orphans(REQUESTS_A_RUN)
     settled_ms = (messages_covered.newest_ms or 0) - settings.settle_ms

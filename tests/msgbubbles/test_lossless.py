@@ -21,7 +21,8 @@ MINUTE_MS = 60_000
 SETTINGS = Settings(0, 5 * MINUTE_MS, {"chats": [Tier(DAY_MS)], "messages": [Tier(HOUR_MS, 72 * HOUR_MS)]})
 # How many rows share a millisecond at most: fewer than a page has, or some could be out of reach.
 TIES = 3
-EXAMPLES = int(os.environ.get("LOSSLESS_EXAMPLES", "200"))
+# Always the same, so that a failure is the fault of a change; others, and as many as are asked for, where this is set.
+EXAMPLES = int(os.environ.get("LOSSLESS_EXAMPLES", "0"))
 
 knobs = st.builds(
     Knobs,
@@ -232,11 +233,12 @@ class Conversations(RuleBasedStateMachine):
 
 
 Conversations.TestCase.settings = settings(
-    max_examples=EXAMPLES,
+    max_examples=EXAMPLES or 200,
+    derandomize=not EXAMPLES,
     stateful_step_count=30,
     deadline=None,
     # A failure here is found by its seed and thought about; to shrink it takes longer than to understand it.
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    phases=[Phase.explicit, Phase.reuse, Phase.generate] if EXAMPLES else [Phase.generate],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
 test_in_the_end_the_warehouse_is_what_the_api_shows = Conversations.TestCase

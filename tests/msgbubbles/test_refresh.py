@@ -138,6 +138,18 @@ def test_the_only_chats_deleted_just_after_they_were_read_are_seen_by_the_head_a
         assert all(row["deleted_at"] is not None for row in world.store.tables["chats"].values())
 
 
+def test_the_only_chat_deleted_after_its_messages_were_read_and_before_it_was_is_seen() -> None:
+    with closing(World(Knobs(), SETTINGS)) as world:
+        chat_id = world.account.add_chat(OURS, "+14155550123", world.at())
+        write(world, chat_id)
+        world.sync(Run(max_requests=2))  # the numbers and the messages
+        assert len(world.store.tables["messages"]) == 1
+        assert not world.store.tables["chats"]
+        world.account.delete_chat(chat_id)
+        world.sync()
+        assert world.store.tables["chats"][chat_id,]["deleted_at"]
+
+
 def test_a_message_that_shows_after_its_days_of_refresh_is_found_by_its_chat(world: World) -> None:
     chat_id = ids(world)[-1]
     world.pass_time(MINUTE_MS)
