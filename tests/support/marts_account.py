@@ -62,8 +62,8 @@ class Account:
         return {
             "id": key,
             "from_handle": pick(["+1", "+1", "+2", None]),
-            "remote_handle": pick(["+7", "+9", None]),
-            "is_group": pick([True, True, False, None]),
+            "remote_handle": pick(["+7", "+9", "+10", "+11"]),
+            "is_group": pick([True, False, True, False, None]),
             "title": pick([None, "old", "new"]),
             "last_message_at": self._instant(None),
             "created_at": self._instant(None),

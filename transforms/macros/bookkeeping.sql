@@ -9,8 +9,8 @@
     );
     create table if not exists staging.days_to_build (
         mart varchar(200) not null,
-        chat_id text not null,
-        from_handle text,
+        chat_id varchar not null,
+        from_handle varchar,
         day date not null
     );
 {% endmacro %}

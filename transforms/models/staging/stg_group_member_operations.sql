@@ -1,7 +1,7 @@
 -- Grain: one row a handle that we added to a group or removed from it.
 {%- set columns = {
-    'id': 'text', 'operation_id': 'text', 'chat_id': 'text', 'handle': 'text', 'operation': 'text',
-    'happened_at': 'timestamptz', '_read_at': 'timestamptz', '_dlt_load_id': 'text',
+    'id': 'varchar', 'operation_id': 'varchar', 'chat_id': 'varchar', 'handle': 'varchar', 'operation': 'varchar',
+    'happened_at': 'timestamptz', '_read_at': 'timestamptz', '_dlt_load_id': 'varchar',
 } %}
 select
     id as member_operation_id,

@@ -1,9 +1,9 @@
 -- Grain: one row a request that was made to change a group.
 {%- set columns = {
-    'operation_id': 'text', 'plan_id': 'text', 'key': 'text', 'operation': 'text', 'chat_id': 'text',
-    'handles': 'json', 'title': 'text', 'requested_at': 'timestamptz', 'finished_at': 'timestamptz',
-    'outcome': 'text', 'http_status': 'bigint', 'error_code': 'text', 'error_message': 'text',
-    'request_id': 'text', '_read_at': 'timestamptz', '_dlt_load_id': 'text',
+    'operation_id': 'varchar', 'plan_id': 'varchar', 'key': 'varchar', 'operation': 'varchar', 'chat_id': 'varchar',
+    'handles': 'json', 'title': 'varchar', 'requested_at': 'timestamptz', 'finished_at': 'timestamptz',
+    'outcome': 'varchar', 'http_status': 'bigint', 'error_code': 'varchar', 'error_message': 'varchar',
+    'request_id': 'varchar', '_read_at': 'timestamptz', '_dlt_load_id': 'varchar',
 } %}
 select
     operation_id,

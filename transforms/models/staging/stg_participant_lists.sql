@@ -1,6 +1,6 @@
 -- Grain: one row a group, a read that saw another list of participants than before, and a handle of that list.
 {%- set columns = {
-    'chat_id': 'text', 'handle': 'text', '_read_at': 'timestamptz', '_dlt_load_id': 'text',
+    'chat_id': 'varchar', 'handle': 'varchar', '_read_at': 'timestamptz', '_dlt_load_id': 'varchar',
 } %}
 select
     chat_id,
