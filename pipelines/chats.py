@@ -3,9 +3,9 @@
     python pipelines/chats.py                 # with the API key from dlt_config/secrets.toml or the environment
     python pipelines/chats.py --sandbox       # with a made-up account on this machine
 
-Exit status: 0 complete; 3 complete, but look at it: rows were rejected or are out of reach, or a check, a comparison
-or an age is not as it should be; 1 failed, the next run goes on; 2 wrong usage or configuration; 75 another job runs
-on the database; 130 stopped by Ctrl-C or SIGTERM, nothing is lost.
+Exit status: 0 complete; 3 complete, but look at it: rows were rejected or are out of reach, marts failed a data test,
+or a check, a comparison or an age is not as it should be; 1 failed, the next run goes on; 2 wrong usage or
+configuration; 75 another job runs on the database; 130 stopped by Ctrl-C or SIGTERM, nothing is lost.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from warehouse.report import Reporter
 if TYPE_CHECKING:
     from msgbubbles import Run
     from msgbubbles.settings import Settings
+    from warehouse.sync import Report
     from warehouse.verify import Verdict
 
 SCRIPT = "chats.py"
@@ -250,14 +251,18 @@ def _repaired(place: Place, reporter: Reporter, options: dict[str, Any], verdict
     from msgbubbles.run import Repair
     from warehouse.report import as_dict
     from warehouse.sync import Report, repair
+    from warehouse.transform import Transforms
 
     chats = [one.id for one in verdict.differences if one.table == "chats"]
     threads = [one.chat_id for one in verdict.differences if one.table != "chats" and one.chat_id]
     run, report = Run(), Report()
     wanted = Repair(chats=list(dict.fromkeys(chats)), threads=list(dict.fromkeys(threads)))
     with one_job(place.folder), stopped_by_signals(run.stop), reporter.following(run):
-        repair(place, run, report, wanted, options, reporter.say, lambda: as_dict(place, run, report, _status_of(run)))
-    Journal(place.folder).add(as_dict(place, run, report, _status_of(run)))
+        repair(
+            place, run, report, wanted, options, Transforms.configured(), reporter.say,
+            lambda: as_dict(place, run, report, _status_of(run, report)),
+        )  # fmt: skip
+    Journal(place.folder).add(as_dict(place, run, report, _status_of(run, report)))
     if run.error is not None:
         raise run.error
 
@@ -283,11 +288,13 @@ def _recorded_sync(
         from warehouse.report import as_dict
         from warehouse.sync import Report
         from warehouse.sync import sync as run_sync
+        from warehouse.transform import Transforms
 
         if not sandbox and not dlt.secrets.get("sources.msgbubbles.api_key"):
             raise UsageError(NO_KEY.format(script=SCRIPT))
         slice_pages = _number("sync.slice_pages", 500, at_least=MIN_SLICE_PAGES)
         publish_minutes = _number("sync.publish_minutes", 60, at_least=1)
+        transforms = Transforms.configured()
     place.claim_for("the sandbox" if sandbox else "a MsgBubbles account")
     options: dict[str, Any] = {}
     if since is not None:
@@ -304,11 +311,12 @@ def _recorded_sync(
                 report,
                 options | account,
                 with_transform=with_transform,
+                transforms=transforms,
                 publish_minutes=publish_minutes,
                 say=reporter.say,
-                record=lambda: as_dict(place, run, report, _status_of(run)),
+                record=lambda: as_dict(place, run, report, _status_of(run, report)),
             )
-        status = _status_of(run)
+        status = _status_of(run, report)
         reporter.summary(place, run, report, sandbox=sandbox)
     except KeyboardInterrupt:
         status, message = EXIT_STOPPED, "stopped at once"
@@ -325,7 +333,7 @@ def _recorded_sync(
     return status
 
 
-def _status_of(run: Run) -> int:
+def _status_of(run: Run, report: Report) -> int:
     from msgbubbles.errors import Interrupted
 
     if isinstance(run.halt, Interrupted):
@@ -333,7 +341,7 @@ def _status_of(run: Run) -> int:
     if run.error is not None:
         return EXIT_FAILED
     lossy = any(progress.rejected or progress.standing for progress in run.streams.values())
-    return EXIT_INCOMPLETE if lossy else 0
+    return EXIT_INCOMPLETE if lossy or report.failed_tests else 0
 
 
 def _number(key: str, default: int, *, at_least: int) -> int:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,15 @@ def test_every_key_of_the_source_is_documented_with_its_default() -> None:
         assert arguments[name] is None, "what is commented out has no default"
 
 
-def test_the_jobs_own_keys_are_documented() -> None:
-    assert {name: str(value) for name, value in documented("sync").items()} == in_readme("sync")
+@pytest.mark.parametrize("section", ["sync", "transforms"])
+def test_the_jobs_own_keys_are_documented(section: str) -> None:
+    assert {name: str(value) for name, value in documented(section).items()} == in_readme(section)
+
+
+def test_the_marts_are_built_as_is_documented() -> None:
+    from warehouse.transform import Transforms
+
+    assert documented("transforms") == asdict(Transforms())
 
 
 def options_of(command: str) -> set[str]:

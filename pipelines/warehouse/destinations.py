@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -49,8 +49,9 @@ class Destination(Protocol):
         """Before a run: see that the tables can be reached; begin with what was published, where the job's own files
         are lost. Raises `UsageError`."""
 
-    def publish(self) -> int | None:
-        """Show readers what has been written. Returns how many bytes, where that can be told."""
+    def publish(self, _held_marts: Sequence[str] = (), /) -> int | None:
+        """Show readers what has been written; of the marts that are held, what they had before, where that is there.
+        Returns how many bytes, where that can be told."""
 
     def is_older_than(self, minutes: float) -> bool:
         """Whether readers see something that is older."""
@@ -101,8 +102,8 @@ class DuckDBFile:
             clone(self._place.database, copy)
             copy.replace(work)
 
-    def publish(self) -> int | None:
-        return publish(self._place.work, self._place.database)
+    def publish(self, held_marts: Sequence[str] = ()) -> int | None:
+        return publish(self._place.work, self._place.database, held_marts)
 
     def is_older_than(self, minutes: float) -> bool:
         return not self.exists() or time.time() - self._place.database.stat().st_mtime > minutes * 60
@@ -159,7 +160,7 @@ class Postgres:
         with self.writing():
             pass
 
-    def publish(self) -> int | None:
+    def publish(self, _held_marts: Sequence[str] = ()) -> int | None:
         return None
 
     def is_older_than(self, minutes: float) -> bool:

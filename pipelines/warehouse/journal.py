@@ -38,6 +38,8 @@ COLUMNS = {
     "repaired": "JSON",
     "feed": "BOOLEAN",
     "versions": "JSON",
+    "failed_tests": "JSON",
+    "held_marts": "JSON",
 }
 KEPT_LINES = 1000
 
@@ -81,6 +83,9 @@ def store(connection: duckdb.DuckDBPyConnection, records: Iterable[dict[str, Any
     rows = [_row(record) for record in records]
     connection.execute("CREATE SCHEMA IF NOT EXISTS msgbubbles")
     connection.execute(f"CREATE TABLE IF NOT EXISTS {TABLE} ({columns})")
+    has = {row[0] for row in connection.execute(f"DESCRIBE {TABLE}").fetchall()}
+    for name in COLUMNS.keys() - has:  # made by an older version
+        connection.execute(f"ALTER TABLE {TABLE} ADD COLUMN {name} {COLUMNS[name]}")
     # The run that publishes is not quite over: its row is written once more by the next.
     known = connection.execute(f"SELECT run_id, epoch_ms(ended_at) FROM {TABLE}").fetchall()  # noqa: S608
     new = [row for row in rows if (row[0], _ended_ms(row)) not in known]
@@ -88,7 +93,7 @@ def store(connection: duckdb.DuckDBPyConnection, records: Iterable[dict[str, Any
         marks = ", ".join("?" * len(COLUMNS))
         connection.execute("BEGIN")
         connection.executemany(f"DELETE FROM {TABLE} WHERE run_id = ?", [row[:1] for row in new])  # noqa: S608
-        connection.executemany(f"INSERT INTO {TABLE} VALUES ({marks})", new)  # noqa: S608
+        connection.executemany(f"INSERT INTO {TABLE} ({', '.join(COLUMNS)}) VALUES ({marks})", new)  # noqa: S608
         connection.execute("COMMIT")
 
 

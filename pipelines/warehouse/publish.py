@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import duckdb
@@ -15,8 +16,10 @@ import duckdb
 FICLONE = 0x40049409  # <linux/fs.h>: share the blocks of another file, on file systems that can
 
 
-def publish(work: Path, database: Path) -> int:
+def publish(work: Path, database: Path, held_marts: Sequence[str] = ()) -> int:
     """Replace `database` by a copy of `work`, all or nothing. Returns its size in bytes.
+
+    The marts that are held stay as `database` has them; where it does not have them, nobody gets to see them.
 
     Nobody may have `work` open. A process that is killed in here leaves the old file whole.
     """
@@ -26,11 +29,40 @@ def publish(work: Path, database: Path) -> int:
         leftover.unlink()
     copy = database.with_name(f".{database.name}.{os.getpid()}.publishing")
     clone(work, copy)
+    if held_marts:
+        _hold(held_marts, copy, database)
     copy.replace(database)
     # The log of somebody who wrote into the old file has nothing to say about the new one.
     database.with_name(f"{database.name}.wal").unlink(missing_ok=True)
     _sync_to_disk(database.parent)
     return database.stat().st_size
+
+
+def _hold(marts: Sequence[str], copy: Path, database: Path) -> None:
+    with duckdb.connect(str(copy)) as connection:
+        known: set[str] = set()
+        if database.exists():
+            path = str(database).replace("'", "''")
+            connection.execute(f"ATTACH '{path}' AS published (READ_ONLY)")
+            known = set(_relations(connection, "published"))
+        for mart, kind in _relations(connection, "current_catalog()").items():
+            if mart not in marts:
+                continue
+            connection.execute(f'DROP {kind} marts."{mart}"')
+            if mart in known:
+                # What was a view is a table here: it would show what others have now.
+                connection.execute(f'CREATE TABLE marts."{mart}" AS FROM published.marts."{mart}"')
+        connection.execute("CHECKPOINT")
+    with copy.open("rb") as written:
+        os.fsync(written.fileno())
+
+
+def _relations(connection: duckdb.DuckDBPyConnection, catalog: str) -> dict[str, str]:
+    """Of the marts, by name, what kind of relation each is."""
+    name = catalog if catalog.endswith("()") else f"'{catalog}'"
+    query = f"""SELECT table_name, CASE table_type WHEN 'VIEW' THEN 'VIEW' ELSE 'TABLE' END
+                FROM information_schema.tables WHERE table_schema = 'marts' AND table_catalog = {name}"""  # noqa: S608
+    return dict(connection.execute(query).fetchall())
 
 
 def clone(source: Path, target: Path) -> None:

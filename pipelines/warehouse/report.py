@@ -95,7 +95,7 @@ class Reporter:
             f"{phase} {spent:.1f} s" for phase, spent in report.seconds.items() if phase not in LOAD_STEPS
         )
         self._output.print(f"{_requests(run)}; {seconds}")
-        for warning in warnings(run):
+        for warning in [*warnings(run), *held_back(report)]:
             self._output.print(f"[yellow]{warning}[/yellow]")
         if not report.published:
             if run.error is None and run.halt is None:
@@ -195,6 +195,21 @@ def warnings(run: Run) -> list[str]:
     return found
 
 
+def held_back(report: Report) -> list[str]:
+    """What the data tests found, for people."""
+    if not report.failed_tests:
+        return []
+    what = (
+        "readers see them as they were last published"
+        if report.held_marts
+        else "they are published all the same, as transforms.data_tests says"
+    )
+    return [
+        f"data tests failed: {', '.join(report.failed_tests)}; they concern the marts "
+        f"{', '.join(report.failed_marts) or '(none)'}; {what}"
+    ]
+
+
 def outcome_of(run: Run) -> str:
     return "failed" if run.error else "stopped" if run.stop.is_set() else "partial" if run.halt else "complete"
 
@@ -230,6 +245,8 @@ def as_dict(place: Place, run: Run, report: Report, exit_status: int, *, error: 
         },
         "streams": {name: _stream_dict(progress, run.landed(name)) for name, progress in run.streams.items()},
         "repaired": {what: count for what, count in run.repaired.items() if count},
+        "failed_tests": report.failed_tests,
+        "held_marts": report.held_marts,
         "versions": _versions(),
     }
 

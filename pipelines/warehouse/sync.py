@@ -28,7 +28,7 @@ from msgbubbles.stored import Warehouse
 from .destinations import destination_of
 from .journal import Journal, store
 from .place import PIPELINE, Place
-from .transform import is_outdated, transform
+from .transform import Transforms, is_outdated, transform, verdict
 
 DATASET = "msgbubbles"
 
@@ -44,6 +44,9 @@ class Report:
     published: bool = False
     published_bytes: int | None = None
     rows_in_warehouse: dict[str, int] = field(default_factory=dict)
+    failed_tests: list[str] = field(default_factory=list)
+    failed_marts: list[str] = field(default_factory=list)
+    held_marts: list[str] = field(default_factory=list)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -64,14 +67,15 @@ def sync(
     source_options: dict[str, Any],
     *,
     with_transform: bool,
+    transforms: Transforms,
     publish_minutes: float,
     say: Callable[[str], None],
     record: Callable[[], dict[str, Any]],
 ) -> None:
     """Bring the warehouse up to date with the API, as far as `run` allows, and say in `report` what was done.
 
-    A run that changed nothing publishes when the published file is older than `publish_minutes`. `record` gives the
-    record of this run as far as it is known.
+    `transforms` says how the marts are built. A run that changed nothing publishes when the published file is older
+    than `publish_minutes`. `record` gives the record of this run as far as it is known.
 
     Faults of the API end the reading and are kept in `run.error`: what was read before is loaded and published.
     Raises what dlt, dbt and DuckDB raise; then the next run goes on from the last load that was finished.
@@ -101,7 +105,7 @@ def sync(
     if run.stop.is_set():
         run.halt = run.halt or Interrupted("stopped")
         return
-    _finish(place, report, record, say, with_transform=with_transform, publish_minutes=publish_minutes)
+    _finish(place, report, record, say, transforms, with_transform=with_transform, publish_minutes=publish_minutes)
 
 
 def repair(
@@ -110,6 +114,7 @@ def repair(
     report: Report,
     wanted: Repair,
     source_options: dict[str, Any],
+    transforms: Transforms,
     say: Callable[[str], None],
     record: Callable[[], dict[str, Any]],
 ) -> None:
@@ -125,7 +130,7 @@ def repair(
         pipeline.run(msgbubbles_source(run=run, **source_options).with_resources("chats"))
         _add_steps(pipeline, report)
     if not run.stop.is_set():
-        _finish(place, report, record, say, with_transform=True, publish_minutes=math.inf)
+        _finish(place, report, record, say, transforms, with_transform=True, publish_minutes=math.inf)
 
 
 def _finish(
@@ -133,17 +138,21 @@ def _finish(
     report: Report,
     record: Callable[[], dict[str, Any]],
     say: Callable[[str], None],
+    transforms: Transforms,
     *,
     with_transform: bool,
     publish_minutes: float,
 ) -> None:
     """Build the marts and publish, where there is something to do."""
-    if with_transform and (place.is_pending("transform") or is_outdated(place)):
+    if with_transform and (place.is_pending("transform") or is_outdated(place, transforms)):
         place.set_pending("publish")
         say("building the marts")
         with report.timed("transform"):
-            transform(place)
+            transform(place, transforms)
         place.set_done("transform")
+    tested = verdict(place)
+    report.failed_tests, report.failed_marts = tested.failed_tests, tested.marts
+    report.held_marts = tested.marts if transforms.data_tests == "hold" else []
     destination = destination_of(place)
     if place.is_pending("publish") or destination.is_older_than(publish_minutes):
         say("publishing")
@@ -151,7 +160,7 @@ def _finish(
             with destination.writing() as connection:
                 store(connection, [*Journal(place.folder).records(), record()])
                 report.rows_in_warehouse = _row_counts(connection)
-            report.published_bytes = destination.publish()
+            report.published_bytes = destination.publish(report.held_marts)
             report.published = True
         place.set_done("publish")
 

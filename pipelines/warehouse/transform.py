@@ -1,86 +1,208 @@
-"""Runs the dbt project in this process. dbt takes seconds to import, so nothing here is imported before it is used."""
+"""Runs the dbt project in this process: builds the marts, then tests them.
+
+dbt takes seconds to import, so nothing here is imported before it is used.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import zoneinfo
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .destinations import destination_of
-from .place import ROOT, Place
+from .place import ROOT, Place, UsageError
+
+if TYPE_CHECKING:
+    from dbt.contracts.graph.manifest import Manifest
 
 PROJECT = ROOT / "transforms"
 
+DataTests = Literal["hold", "publish", "off"]
+
 
 class TransformError(Exception):
-    """The marts could not be built. The message names the models, and the file with what the database said: that
-    may quote rows, so it is in no message."""
+    """The marts could not be built or tested. The message names the models, and the file with what the database said:
+    that may quote rows, so it is in no message."""
 
 
-def is_outdated(place: Place) -> bool:
-    """Whether the models are not those that the marts were last built with."""
+@dataclass(frozen=True)
+class Transforms:
+    """How the marts are built: the account's time zone (an IANA name), and what becomes of marts that fail their data
+    tests."""
+
+    time_zone: str = "UTC"
+    data_tests: DataTests = "hold"
+
+    @classmethod
+    def configured(cls) -> Transforms:
+        """From dlt's configuration, `[transforms]`. Raises `UsageError`."""
+        import dlt
+
+        time_zone: Any = dlt.config.get("transforms.time_zone") or cls.time_zone
+        data_tests: Any = dlt.config.get("transforms.data_tests") or cls.data_tests
+        try:
+            zoneinfo.ZoneInfo(time_zone)
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError, TypeError, OSError):
+            raise UsageError(
+                'transforms.time_zone is a name like "Europe/Berlin" or "UTC"; mend dlt_config/config.toml'
+            ) from None
+        if data_tests not in get_args(DataTests):
+            raise UsageError(
+                f"transforms.data_tests is one of {', '.join(get_args(DataTests))}; mend dlt_config/config.toml"
+            )
+        return cls(time_zone, data_tests)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the data tests said of the marts as they are built now: names of the tests that failed, and of the marts
+    they concern."""
+
+    failed_tests: list[str] = field(default_factory=list)
+    marts: list[str] = field(default_factory=list)
+
+
+def is_outdated(place: Place, transforms: Transforms) -> bool:
+    """Whether the models, or the time zone, are not those that the marts were last built with."""
     built_with = _built_with(place)
-    return not built_with.exists() or built_with.read_text() != _models_digest()
+    return not built_with.exists() or built_with.read_text() != _digest(transforms)
 
 
-def transform(place: Place) -> None:
-    """Bring the marts of the work database up to date; from scratch when the models have changed, because a new
-    model does not correct what an old one has built. Raises `TransformError`."""
-    options = ["--full-refresh"] if is_outdated(place) else []
-    digest = _models_digest()
-    _run_dbt(place, ["run", *options], *destination_of(place).dbt())
+def transform(place: Place, transforms: Transforms) -> None:
+    """Bring the marts of the work database up to date, and test them; from scratch when the models have changed,
+    because a new model does not correct what an old one has built. What the tests said is kept for `verdict`. Raises
+    `TransformError`."""
+    options = ["--full-refresh"] if is_outdated(place, transforms) else []
+    digest = _digest(transforms)
+    target, environment = destination_of(place).dbt()
+    dbt = _Dbt(place, target, environment, transforms)
+    results = dbt.run("run", *options)
+    if results.wrong:
+        raise TransformError(f"the marts could not be built ({results.names}); see {results.written(place)}")
     _built_with(place).write_text(digest)
+    found = Verdict()
+    if transforms.data_tests != "off":
+        found = dbt.tested()
+    _verdict_of(place).write_text(json.dumps(found.__dict__))
+
+
+def verdict(place: Place) -> Verdict:
+    """What the data tests said when the marts were last built."""
+    with suppress(OSError, ValueError, TypeError):
+        return Verdict(**json.loads(_verdict_of(place).read_text()))
+    return Verdict()
 
 
 def compile_models(place: Place) -> None:
     """See that the dbt project can be run at all, without a database. Raises `TransformError`."""
-    _run_dbt(place, ["compile"], "duckdb", {"MSGBUBBLES_DUCKDB_PATH": ":memory:"})
+    results = _Dbt(place, "duckdb", {"MSGBUBBLES_DUCKDB_PATH": ":memory:"}, Transforms()).run("compile")
+    if results.wrong:
+        raise TransformError(f"the models do not compile ({results.names}); see {results.written(place)}")
 
 
-def _run_dbt(place: Place, command: list[str], target: str, environment: dict[str, str]) -> None:
-    os.environ.update(environment)
-    from dbt.adapters.duckdb.connections import DuckDBConnectionManager
-    from dbt.cli.main import dbtRunner
+class _Results:
+    """What a dbt command came to: `wrong` are the nodes that did not succeed, of tests those that only warn not."""
 
-    folder = place.folder / "dbt"
-    try:
-        answer = dbtRunner().invoke(
-            [
-                *(*command, "--target", target),
-                *("--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT)),
-                *("--target-path", str(folder / "target"), "--log-path", str(folder / "logs")),
-                *("--quiet", "--log-level", "none", "--log-level-file", "none", "--no-write-json"),
-            ]
-        )
-    finally:
-        DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]
-    if answer.success:
-        return
-    failed = [node for node in getattr(answer.result, "results", ()) if node.status in ("error", "fail")]
-    said = "\n\n".join(f"{node.node.name}: {node.message}" for node in failed) or str(answer.exception)
-    raise TransformError(f"the marts could not be built ({_names(failed)}); see {_written(folder, said)}")
+    def __init__(self, answer: Any) -> None:
+        nodes = getattr(answer.result, "results", ())
+        self.wrong: list[Any] = [node for node in nodes if node.status in ("error", "fail")]
+        self._exception = answer.exception
+        if not answer.success and not self.wrong:
+            self.wrong = [None]
+
+    @property
+    def names(self) -> str:
+        return ", ".join(node.node.name for node in self.wrong if node) or "dbt did not start"
+
+    def written(self, place: Place) -> Path:
+        """The file with what the database said."""
+        path = place.folder / "dbt" / "last_error.txt"
+        said = "\n\n".join(f"{node.node.name}: {node.message}" for node in self.wrong if node) or str(self._exception)
+        with suppress(OSError):  # where the disk is full, or is not ours; the run says that too
+            path.touch(mode=0o600)
+            path.write_text(said + "\n")
+        return path
+
+
+class _Dbt:
+    """dbt on one database. The project is parsed once, whatever is run of it."""
+
+    def __init__(self, place: Place, target: str, environment: dict[str, str], transforms: Transforms) -> None:
+        self._place = place
+        self._environment = environment
+        folder = place.folder / "dbt"
+        self._options = [
+            *("--target", target),
+            *("--vars", json.dumps({"time_zone": transforms.time_zone})),
+            *("--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT)),
+            *("--target-path", str(folder / "target"), "--log-path", str(folder / "logs")),
+            *("--quiet", "--log-level", "none", "--log-level-file", "none", "--no-write-json"),
+        ]
+        self._manifest: Manifest | None = None
+
+    def run(self, *command: str) -> _Results:
+        os.environ.update(self._environment)
+        from dbt.adapters.duckdb.connections import DuckDBConnectionManager
+        from dbt.cli.main import dbtRunner
+        from dbt.contracts.graph.manifest import Manifest
+
+        try:
+            if self._manifest is None:
+                parsed = dbtRunner().invoke(["parse", *self._options])
+                if not isinstance(parsed.result, Manifest):
+                    return _Results(parsed)
+                self._manifest = parsed.result
+            return _Results(dbtRunner(manifest=self._manifest).invoke([*command, *self._options]))
+        finally:
+            DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]
+
+    def tested(self) -> Verdict:
+        """Raises `TransformError` when the tests could not be run."""
+        results = self.run("test", "--exclude-resource-type", "unit_test")
+        if not results.wrong:
+            return Verdict()
+        written = results.written(self._place)
+        if any(node is None or node.status == "error" for node in results.wrong):
+            raise TransformError(f"the marts could not be tested ({results.names}); see {written}")
+        marts = sorted({mart for node in results.wrong for mart in self._marts_of(node.node)})
+        return Verdict([node.node.name for node in results.wrong], marts)
+
+    def _marts_of(self, test: Any) -> set[str]:
+        """The marts that a test is about: those it reads, and those that are built from what it reads."""
+        if self._manifest is None:
+            return set()
+        found: set[str] = set()
+        queue, met = list(test.depends_on.nodes), set()
+        while queue:
+            unique_id = queue.pop()
+            if unique_id in met:
+                continue
+            met.add(unique_id)
+            if unique_id.startswith("test."):
+                continue
+            node = self._manifest.nodes.get(unique_id)
+            if node is not None and node.schema == "marts":
+                found.add(node.name)
+            queue += self._manifest.child_map.get(unique_id, ())
+        return found
 
 
 def _built_with(place: Place) -> Path:
     return place.folder / "dbt" / "built_with"
 
 
-def _models_digest() -> str:
-    digest = hashlib.sha256()
+def _verdict_of(place: Place) -> Path:
+    return place.folder / "dbt" / "data_tests.json"
+
+
+def _digest(transforms: Transforms) -> str:
+    digest = hashlib.sha256(transforms.time_zone.encode())
     for path in sorted(PROJECT.rglob("*")):
         if path.suffix in (".sql", ".yml"):
             digest.update(path.relative_to(PROJECT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
-
-
-def _names(failed: list[object]) -> str:
-    return ", ".join(node.node.name for node in failed) or "dbt did not start"  # type: ignore[attr-defined]
-
-
-def _written(folder: Path, said: str) -> Path:
-    path = folder / "last_error.txt"
-    with suppress(OSError):  # where the disk is full, or is not ours; the run says that too
-        path.touch(mode=0o600)
-        path.write_text(said + "\n")
-    return path

@@ -46,6 +46,9 @@ class Job:
     def start(self, *options: str, transform: bool = False) -> subprocess.Popen[str]:
         return self._start((), "--json", *options, *(() if transform else ("--no-transform",)))
 
+    def start_for_people(self, *options: str) -> subprocess.Popen[str]:
+        return self._start((), *options)
+
     def _start(self, command: tuple[str, ...], *options: str) -> subprocess.Popen[str]:
         environment = {
             **inherited_environment(),

@@ -68,12 +68,12 @@ class Message:
 def threads(world: World, zone: ZoneInfo) -> dict[str, list[Message]]:
     """The messages of each chat, in their order."""
     found = {}
+    by_chat = defaultdict(list)
+    for row in world["messages"]:
+        if row["cursor_at"] is not None:
+            by_chat[row["conversation_id"]].append(row)
     for chat in world["chats"]:
-        messages = [
-            Message(row, chat, zone)
-            for row in world["messages"]
-            if row["conversation_id"] == chat["id"] and row["cursor_at"] is not None
-        ]
+        messages = [Message(row, chat, zone) for row in by_chat[chat["id"]]]
         messages.sort(key=lambda m: (m.at, m.inbound, m.row["id"]))
         turn_side, turn_began = None, None
         for message in messages:
@@ -439,9 +439,14 @@ def chat_title_history(world: World, _zone: ZoneInfo) -> list[Row]:
     return rows
 
 
+def _in_order(row: Row) -> Row:
+    return dict(sorted(row.items()))
+
+
 def differences(built: list[Row], expected: list[Row]) -> list[Row]:
     """The rows that only one side has, without the columns in which all of these agree."""
-    only = [row for row in built if row not in expected] + [row for row in expected if row not in built]
+    have, want = ({tuple(row.items()) for row in map(_in_order, rows)} for rows in (built, expected))
+    only = [dict(row) for row in have ^ want]
     same = {name for name in (only[0] if len(only) > 1 else ()) if all(r.get(name) == only[0][name] for r in only)}
     surplus = [{"rows": len(built), "expected": len(expected)}] if len(built) != len(expected) else []
     return surplus + [{name: row[name] for name in row if name not in same} for row in only]

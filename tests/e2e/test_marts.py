@@ -1,0 +1,127 @@
+"""The marts as the real command builds, tests and publishes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import duckdb
+import pytest
+
+from job import Job
+from marts_reference import MARTS, differences
+from sandbox import NewMessage
+from warehouse_rows import expected
+
+ZONE = ZoneInfo("Asia/Kolkata")  # its midnight is at half past an hour
+
+
+def rows(job: Job, query: str) -> list[dict[str, Any]]:
+    with duckdb.connect(str(job.database), read_only=True) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        answer = connection.execute(query)
+        names = [column[0] for column in answer.description]
+        return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
+
+
+def world_of(job: Job) -> dict[str, list[dict[str, Any]]]:
+    """What the API shows; of what only the job knows, what it has landed."""
+    truth = expected(job.server.truth())
+    read_at = {
+        table: {row["id"]: row["_read_at"] for row in rows(job, f"SELECT id, _read_at FROM msgbubbles.{table}")}
+        for table in ("chats", "messages")
+    }
+    return {
+        table: [row | {"_read_at": read_at[table][key]} for key, row in truth[table].items()]
+        for table in ("chats", "messages")
+    } | {
+        "numbers": list(truth["numbers"].values()),
+        "group_member_operations": [],
+        **{
+            table: rows(job, f"FROM msgbubbles.{table}")
+            for table in ("stream_coverage", "participant_lists", "chat_titles")
+        },
+    }
+
+
+def test_every_column_of_the_marts_of_500_chats_is_what_the_api_shows(new_job: Callable[..., Job]) -> None:
+    job = new_job(chats=500, messages=6000)
+    job.environment = {
+        "TRANSFORMS__TIME_ZONE": ZONE.key,
+        "TRANSFORMS__DATA_TESTS": "off",
+        "SOURCES__MSGBUBBLES__READ_PARTICIPANTS": "true",
+    }
+    for _ in range(2):  # built whole, then by an increment
+        job.run(transform=True)
+        world = world_of(job)
+        assert len(world["participant_lists"]) > 100
+        for name, reference in MARTS.items():
+            built = rows(job, f"FROM marts.{name}")
+            assert not (wrong := differences(built, reference(world, ZONE))), f"{name}: {wrong[:5]}"
+            assert len(built) > 50, name
+        for chat in job.server.truth().chats[:40]:
+            write(job, chat["id"])
+
+
+def write(job: Job, chat_id: str) -> None:
+    job.server.account.add_messages([NewMessage(chat_id, "inbound", "hello", datetime.now(UTC), "received")])
+
+
+def in_work(job: Job, statement: str) -> None:
+    with duckdb.connect(str(job.folder / ".msgbubbles" / "company" / "company.duckdb")) as connection:
+        connection.execute(statement)
+
+
+def test_marts_that_fail_a_data_test_are_held_back_until_they_pass(new_job: Callable[..., Job]) -> None:
+    job, concerned = new_job(chats=60, messages=300), ["contact", "group_membership"]
+    job.run(transform=True)
+    direct = rows(job, "FROM msgbubbles.chats WHERE NOT is_group ORDER BY last_message_at DESC LIMIT 1")[0]["id"]
+    before = {mart: rows(job, f"FROM marts.{mart} ORDER BY ALL") for mart in concerned}
+    count = f"SELECT messages_total FROM marts.thread_activity WHERE chat_id = '{direct}'"
+    [had] = rows(job, count)
+
+    in_work(job, "INSERT INTO marts.group_membership FROM marts.group_membership")
+    write(job, direct)
+    outcome = job.run(transform=True, status=3)
+    assert outcome.summary["failed_tests"]
+    assert outcome.summary["held_marts"] == concerned
+    assert {mart: rows(job, f"FROM marts.{mart} ORDER BY ALL") for mart in concerned} == before
+    assert rows(job, count) == [{"messages_total": had["messages_total"] + 1}], "others are published"
+    recorded = "FROM msgbubbles.sync_runs WHERE exit_status = 3 AND held_marts::VARCHAR LIKE '%group_membership%'"
+    assert rows(job, recorded)
+
+    assert job.run(status=3).summary["held_marts"] == concerned, "nothing is new, and nothing is mended"
+    output, errors = job.start_for_people("--no-transform").communicate(timeout=120)
+    assert "readers see them as they were last published" in output, errors
+
+    job.environment = {"TRANSFORMS__DATA_TESTS": "publish"}
+    write(job, direct)
+    assert job.run(status=3).summary["held_marts"] == []
+    assert len(rows(job, "FROM marts.group_membership")) == 2 * len(before["group_membership"])
+
+    job.environment = {}
+    job.database.unlink()
+    assert job.run(status=3).summary["held_marts"] == concerned
+    shown = {row["table_name"] for row in rows(job, "FROM information_schema.tables WHERE table_schema = 'marts'")}
+    assert shown == MARTS.keys() - set(concerned), "what never passed is not shown"
+
+    in_work(job, "CREATE TABLE kept AS SELECT DISTINCT * FROM marts.group_membership")
+    in_work(job, "DELETE FROM marts.group_membership")
+    in_work(job, "INSERT INTO marts.group_membership FROM kept")
+    write(job, direct)
+    assert job.run(transform=True).summary["failed_tests"] == []
+    assert rows(job, "FROM marts.group_membership ORDER BY ALL") == before["group_membership"]
+
+
+@pytest.mark.parametrize(("key", "value"), [("TIME_ZONE", "Berlin"), ("DATA_TESTS", "maybe")])
+def test_a_setting_that_is_none_is_refused_before_anything_is_asked(
+    new_job: Callable[..., Job], key: str, value: str
+) -> None:
+    job = new_job(chats=0)
+    job.environment = {f"TRANSFORMS__{key}": value}
+    outcome = job.finish(job.start(transform=True))
+    assert outcome.status == 2
+    assert f"transforms.{key.lower()}" in outcome.errors
+    assert job.server.requests == []
