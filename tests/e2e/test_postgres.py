@@ -55,6 +55,7 @@ def test_the_whole_job_on_a_server(new_job: NewJob, address: str) -> None:
     job.environment = {
         "DESTINATION__POSTGRES__CREDENTIALS": address,
         "SOURCES__MSGBUBBLES__REFRESH_CHATS": '[{"every_hours": 0.0001}]',
+        "TRANSFORMS__DATA_TESTS": "hold",
     }
     first = job.run("--destination", "postgres").summary
     assert differences_of(landed(address), job.server.truth()) == {}

@@ -56,6 +56,7 @@ class Job:
             "SOURCES__MSGBUBBLES__BASE_URL": self.server.url,
             "SOURCES__MSGBUBBLES__REQUESTS_PER_MINUTE": "0",
             "XDG_STATE_HOME": str(self.folder / "state"),
+            "TRANSFORMS__DATA_TESTS": "off",  # they take longer than most of what is tested with a job
             **self.environment,
         }
         return subprocess.Popen(
