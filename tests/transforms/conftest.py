@@ -55,6 +55,7 @@ KEYS = {
     "numbers": ["handle"],
     "chat_titles": ["chat_id", "_read_at"],
     "stream_coverage": ["stream"],
+    "rejected_rows": ["row_hash"],
     "group_operations": ["operation_id"],
 }
 
