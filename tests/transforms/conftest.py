@@ -72,6 +72,11 @@ class Warehouse:
         self._dbt_folder = dbt_folder
         self.execute(*DDL)
 
+    @property
+    def target(self) -> Path:
+        """Where dbt writes what it made."""
+        return self._dbt_folder / "target"
+
     def execute(self, *statements: str) -> None:
         with duckdb.connect(str(self.path)) as connection:
             for statement in statements:

@@ -121,10 +121,10 @@ ANSWERS: dict[str, list[tuple[Any, ...]]] = {
         ("+2", 2, 1470, 2622, 50),  # 30 and 2,910 minutes
     ],
     "How long does a newcomer wait for the first answer?": [
-        (on(26, month=10), 1, 0, NEVER),
-        (on(2), 1, 1, 20),
-        (on(9), 3, 0, NEVER),  # bob, deleted, unnamed
         (on(16), 1, 1, 30),
+        (on(9), 3, 0, NEVER),  # bob, deleted, unnamed
+        (on(2), 1, 1, 20),
+        (on(26, month=10), 1, 0, NEVER),
     ],
     "Who waits on us, and since when?": [
         ("+2", "+20", None, at(26, "07:00", month=10)),
@@ -194,8 +194,9 @@ POSTGRES_TYPES = {"DOUBLE": "double precision", "VARCHAR": "text", "JSON": "text
 
 
 
-@pytest.fixture
-def conversations(warehouse: Any) -> Any:
+@pytest.fixture(scope="module")
+def conversations(new_warehouse: Callable[[], Any]) -> Any:
+    warehouse = new_warehouse()
     newest = {row["conversation_id"]: row["cursor_at"] for row in MESSAGES if row["cursor_at"]}
     warehouse.load(
         "1",
@@ -219,6 +220,7 @@ def conversations(warehouse: Any) -> Any:
         rejected_rows=[{"row_hash": "r", "stream": "chats", "reason": "no id", "_read_at": at(9)}],
     )
     warehouse.transform()
+    warehouse.path = warehouse.path.rename(warehouse.path.with_name("conversations.duckdb"))
     return warehouse
 
 
@@ -245,10 +247,19 @@ def on_postgres(conversations: Any, tmp_path: Path) -> Iterator[Callable[[str], 
 
 def test_each_question_has_the_right_answer(conversations: Any, on_postgres: Any) -> None:
     asked = {question.title: question.query for question in questions()}
-    assert list(asked) == list(ANSWERS)
+    assert asked.keys() == ANSWERS.keys()
     assert {title: [tuple(row.values()) for row in conversations.rows(asked[title])] for title in asked} == ANSWERS
     on_server = {title: [tuple(map(plain, row)) for row in on_postgres(asked[title])] for title in asked}
     assert on_server == ANSWERS
+
+
+def test_what_is_shown_has_the_columns_of_its_query(conversations: Any) -> None:
+    shown = {question.title: question.shown[0].split() for question in questions() if question.shown}
+    assert len(shown) >= 6
+    asked = {question.title: question.query.rstrip().removesuffix(";") for question in questions()}
+    assert shown == {
+        title: [column["column_name"] for column in conversations.rows(f"describe {asked[title]}")] for title in shown
+    }
 
 
 def plain(value: Any) -> Any:
