@@ -60,8 +60,10 @@ CHATS = [
     chat("not read", "+1", "+14", at(1, month=9), last_message_at=at(2, month=9)),
     chat("deleted", "+2", "+19", at(11, "09:00"), deleted_at=at(13)),
     chat("eve", "+2", "+20", at(26, "07:00", month=10)),
+    chat("fay", "+3", "+13", at(4, "12:00")),  # of a number that the account does not have any more
     chat("books", "+1", "group:1", at(5, "18:00"), is_group=True, title="Book club"),
-    chat("quiet", "+1", "group:2", at(9, "12:00"), is_group=True),
+    chat("quiet", "+1", "group:2", at(6, "12:00"), is_group=True),
+    chat("early", "+1", "group:4", at(5, month=9), is_group=True, last_message_at=at(5, month=9)),
     chat("unnamed", "+1", "group:3", at(9, "13:00"), is_group=True, title="Who is who"),
 ]
 MESSAGES = [
@@ -73,7 +75,8 @@ MESSAGES = [
     inbound("ann, too", at(17, "09:00"), "sms"),
     outbound("ann, too", at(17, "09:30"), "sms", "read"),  # after 30 minutes
     inbound("bob", at(10, "08:00"), "sms"),
-    outbound("bob", at(10, "08:10"), "sms", "failed"),
+    inbound("bob", at(10, "10:00"), "sms"),
+    outbound("bob", at(10, "10:05"), "sms", "failed"),
     outbound("cat", at(16, "15:00"), "whatsapp", "delivered"),
     inbound("cat", at(16, "15:30"), "whatsapp"),
     inbound("cat", at(18, "15:30"), "whatsapp"),
@@ -85,13 +88,17 @@ MESSAGES = [
     outbound("old", at(4, "11:06"), "imessage", "sent"),  # after 6 minutes
     inbound("deleted", at(11, "09:00"), "sms"),
     inbound("eve", at(26, "07:00", month=10), "imessage"),
-    inbound("eve", at(2, "07:00"), "imessage"),
+    inbound("eve", at(2, "07:00"), "sms"),
+    inbound("fay", at(4, "12:00"), "imessage"),
+    outbound("fay", at(4, "12:40"), "imessage", "delivered"),  # after 40 minutes
     outbound("books", at(5, "18:00"), "imessage", "delivered"),
     inbound("books", at(5, "18:30"), "imessage", "+11"),
     inbound("books", at(6, "09:00"), "imessage", "+15"),
-    outbound("quiet", at(9, "12:00"), "imessage", "sent"),
-    outbound("quiet", at(17, "12:00"), "imessage", "sent"),
+    outbound("quiet", at(6, "12:00"), "imessage", "sent"),
+    outbound("quiet", at(13, "12:00"), "imessage", "sent"),
     inbound("unnamed", at(9, "13:00"), "imessage"),
+    inbound("unnamed", at(20, "12:00"), "imessage"),
+    inbound("unnamed", at(21, "12:00"), "imessage"),
     inbound("elsewhere", at(9, "13:00"), "sms"),
     outbound("bob", None, "sms", "queued"),  # type: ignore[arg-type]
 ]
@@ -106,6 +113,7 @@ LISTS = {
     ("books", at(14)): ["+1", "+11", "+15", "+16"],
     ("quiet", at(10)): ["+11", "+17"],
     ("unnamed", at(10)): ["+18"],
+    ("early", at(10)): ["+22"],
 }
 TITLES = [
     {"chat_id": "books", "title": "Readers", "updated_at": at(5, "18:00"), "_read_at": at(6)},
@@ -119,11 +127,12 @@ ANSWERS: dict[str, list[tuple[Any, ...]]] = {
     "How fast do we answer?": [
         ("+1", 3, 20, 100, 67),  # 6, 20 and 120 minutes
         ("+2", 2, 1470, 2622, 50),  # 30 and 2,910 minutes
+        ("+3", 1, 40, 40, 100),
     ],
     "How long does a newcomer wait for the first answer?": [
         (on(16), 1, 1, 30),
         (on(9), 3, 0, NEVER),  # bob, deleted, unnamed
-        (on(2), 1, 1, 20),
+        (on(2), 2, 2, 30),  # ann 20, fay 40
         (on(26, month=10), 1, 0, NEVER),
     ],
     "Who waits on us, and since when?": [
@@ -133,43 +142,51 @@ ANSWERS: dict[str, list[tuple[Any, ...]]] = {
         ("+1", "+12", None, at(10, "08:00")),
         ("+2", "cat@example.com", None, at(21, "10:00")),
     ],
-    "Whom did we answer in vain?": [("+1", "+12", None, at(10, "08:00"), at(10, "08:10"))],
+    "Whom did we answer in vain?": [("+1", "+12", None, at(10, "08:00"), at(10, "10:05"))],
     "Which threads went silent after our message?": [
+        ("+3", "+13", None, at(4, "12:40"), 17),
         ("+1", "+13", None, at(4, "11:06"), 18),
         ("+1", "+11", None, at(3, "12:00"), 19),
     ],
     "How much is there to do on each number?": [
-        (on(16), "+1", "Support", 0, 1, 0, 1),
+        (on(16), "+1", "Support", 2, 0, 0, 1),
         (on(16), "+2", "Sales", 4, 3, 2, 1),
-        (on(9), "+1", "Support", 2, 2, 0, 2),
+        (on(9), "+1", "Support", 3, 2, 0, 1),
         (on(9), "+2", "Sales", 1, 0, 0, 1),
-        (on(2), "+1", "Support", 6, 4, 3, 1),
+        (on(2), "+1", "Support", 6, 5, 3, 2),
         (on(2), "+2", "Sales", 1, 0, 0, 1),
+        (on(2), "+3", None, 1, 1, 1, 1),
         (on(26, month=10), "+2", "Sales", 1, 0, 0, 1),
         (on(5, month=10), "+1", "Support", 1, 1, 1, 1),
     ],
     "When is each number busiest?": [
         ("+1", 2, 9, 2),
+        ("+1", 2, 10, 2),  # in two chats
         ("+1", 1, 13, 1),
-        ("+1", 2, 8, 1),
         ("+2", 1, 7, 2),
         ("+2", 1, 15, 1),
         ("+2", 2, 9, 1),
+        ("+3", 3, 12, 1),
     ],
     "How many threads are new each week, and where do they come from?": [
         (on(16), "+2", 2, 1, 1, 0, 1, 1),
-        (on(9), "+1", 3, 2, 1, 2, 1, 0),
+        (on(9), "+1", 2, 2, 0, 1, 1, 0),
         (on(9), "+2", 1, 1, 0, 0, 1, 0),
-        (on(2), "+1", 2, 1, 1, 2, 0, 0),
+        (on(2), "+1", 3, 1, 2, 3, 0, 0),
+        (on(2), "+3", 1, 1, 0, 1, 0, 0),
         (on(26, month=10), "+2", 1, 1, 0, 1, 0, 0),
     ],
-    "Do people come back?": [(on(1, month=10), 1, 1), (on(1), 8, 0)],
+    "Do people come back?": [(on(1, month=10), 1, 1), (on(1), 9, 1)],  # eve, unnamed
     "Which channel delivers?": [
-        ("imessage", 7, 0, 42.9, 33.3),
+        ("imessage", 8, 0, 50, 25),
         ("sms", 2, 50, 50, 100),
         ("whatsapp", 2, 0, 50, 0),
     ],
-    "Who reaches us in several ways?": [("+11", "imessage,sms", 2, 2, at(17, "09:30"))],
+    "Who reaches us in several ways?": [
+        ("+11", "imessage,sms", 2, 2, at(17, "09:30")),
+        ("+13", "imessage", 2, 0, at(4, "12:40")),
+        ("+20", "imessage,sms", 1, 0, at(2, "07:00")),
+    ],
     "Who was in this group on a given day?": [
         ("+1", at(5, "18:00"), "participant_list", "high"),
         ("+11", at(5, "18:00"), "operation", "high"),
@@ -188,7 +205,7 @@ ANSWERS: dict[str, list[tuple[Any, ...]]] = {
         ("quiet", "Plans", None, at(17)),
         ("books", "Readers", "Book club", at(15, "07:00")),
     ],
-    "How much of this can I trust?": [(11, 9, 1, at(26, month=10), at(22, "12:00"), 2, 1)],
+    "How much of this can I trust?": [(13, 10, 2, at(26, month=10), at(22, "12:00"), 2, 1)],
 }
 POSTGRES_TYPES = {"DOUBLE": "double precision", "VARCHAR": "text", "JSON": "text"}
 
