@@ -1,5 +1,6 @@
 # make demo   set everything up, and run the job against a made-up account
 # make test   set everything up, and run lint, types and tests
+# make docs   what every column of the warehouse means, how they are tested and made, as one page
 # make lock   resolve the dependencies anew
 
 # A command that cannot cache its bytecode compiles dbt and dlt at every start.
@@ -10,7 +11,7 @@ export UV_SYSTEM_CERTS ?= 1
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test lock clean
+.PHONY: demo test docs lock clean
 
 demo: .venv/ready
 	@$(PY) pipelines/chats.py --sandbox --database demo.duckdb
@@ -20,6 +21,18 @@ test: .venv/ready
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m pytest
+
+# Of a copy: dbt opens a database to write it, and would keep others from reading it.
+DATABASE ?= $(firstword $(wildcard warehouse.duckdb demo.duckdb))
+DOCS := $(CURDIR)/build/docs
+
+docs: .venv/ready
+	@test -f '$(DATABASE)' || { echo 'There is no database yet: make demo, or make docs DATABASE=path/to/the.duckdb'; exit 2; }
+	@mkdir -p '$(DOCS)' && cp '$(DATABASE)' '$(DOCS)/docs.duckdb'
+	@MSGBUBBLES_DUCKDB_PATH='$(DOCS)/docs.duckdb' .venv/bin/dbt docs generate --static --quiet \
+		--project-dir transforms --profiles-dir transforms --target-path '$(DOCS)' --log-path '$(DOCS)'
+	@rm '$(DOCS)/docs.duckdb'
+	@echo 'Open $(DOCS)/static_index.html'
 
 # With uv on the path this takes seconds; without it, uv is installed into the environment first.
 .venv/ready: requirements.lock
@@ -35,4 +48,4 @@ lock: .venv/ready
 		--no-annotate --no-header --quiet --output-file requirements.lock
 
 clean:
-	rm -rf .venv .msgbubbles *.duckdb .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .msgbubbles *.duckdb build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
 import pytest
 
 from job import CHATS, inherited_environment
+from questions import questions
 
 PROJECT = CHATS.parents[1] / "transforms"
 
@@ -83,3 +85,25 @@ def test_the_published_file_answers_under_another_name(demo: Path, tmp_path: Pat
     copy = tmp_path / "for_the_team.duckdb"
     copy.write_bytes(demo.read_bytes())
     assert one(copy, "SELECT count(*) > 0 FROM staging.stg_messages") == (True,)
+
+
+def test_the_questions_of_the_readme_are_answered(demo: Path) -> None:
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    with duckdb.connect(str(demo), read_only=True) as connection:
+        answered = {
+            question.title: connection.execute(
+                # A day and a title that are sure to be in there.
+                question.query.replace("2026-11-13", today).replace("Book club", "Moving day")
+            ).fetchall()
+            for question in questions()
+        }
+    assert {title for title, rows in answered.items() if not rows} <= {
+        # Nothing here says so: the demo has no operations and no lists of participants.
+        "Who left a group?",
+        "How many members of a group say nothing?",
+        # By chance, or only after a second run.
+        "Whom did we answer in vain?",
+        "Which chats were renamed?",
+        "Who reaches us in several ways?",
+    }
+    assert all(answered["How much of this can I trust?"][0][:2])

@@ -55,6 +55,7 @@ KEYS = {
     "numbers": ["handle"],
     "chat_titles": ["chat_id", "_read_at"],
     "stream_coverage": ["stream"],
+    "rejected_rows": ["row_hash"],
     "group_operations": ["operation_id"],
 }
 
@@ -70,6 +71,11 @@ class Warehouse:
         self.path = path
         self._dbt_folder = dbt_folder
         self.execute(*DDL)
+
+    @property
+    def target(self) -> Path:
+        """Where dbt writes what it made."""
+        return self._dbt_folder / "target"
 
     def execute(self, *statements: str) -> None:
         with duckdb.connect(str(self.path)) as connection:

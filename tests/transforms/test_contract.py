@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pytest
 
+from diagram import entity_diagram
+from warehouse.journal import COLUMNS
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "transforms" / "README.md").read_text()
 MODELS = {
     "staging": {
         "stg_chats",
@@ -98,6 +106,70 @@ def test_every_column_is_documented_and_no_other(filled: Any) -> None:
             assert "Owner is" in documented[name].description, name
 
 
+@dataclass(frozen=True)
+class Documentation:
+    """What `make docs` makes."""
+
+    manifest: dict[str, Any]
+    catalog: dict[str, Any]
+    page: str
+
+    @property
+    def models(self) -> dict[str, Any]:
+        return {node["name"]: node for node in self.manifest["nodes"].values() if node["resource_type"] == "model"}
+
+    @property
+    def columns(self) -> dict[str, list[str]]:
+        """Of each relation that is there, models and sources."""
+        nodes = [*self.catalog["nodes"].values(), *self.catalog["sources"].values()]
+        return {node["metadata"]["name"]: list(node["columns"]) for node in nodes}
+
+
+@pytest.fixture(scope="module")
+def documentation(built: Path, new_warehouse: Callable[[], Any]) -> Documentation:
+    recipe = subprocess.run(
+        ["make", "--dry-run", "docs", f"DATABASE={built}"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    [command] = re.findall(r"dbt (docs generate .*?) \\\n", recipe)
+    warehouse = new_warehouse()
+    try:
+        shutil.copy(built, warehouse.path)
+        answer = warehouse.dbt(*command.split())
+    finally:
+        warehouse.path.unlink()
+    assert (answer.success, answer.exception) == (True, None)
+    manifest, catalog = (json.loads((warehouse.target / f"{name}.json").read_text()) for name in ("manifest", "catalog"))
+    return Documentation(manifest, catalog, (warehouse.target / "static_index.html").read_text())
+
+
+def test_the_documentation_has_every_relation_with_its_columns(documentation: Documentation) -> None:
+    assert documentation.models.keys() == MODELS["staging"] | MODELS["marts"]
+    for name, model in documentation.models.items():
+        assert list(model["columns"]) == documentation.columns[name]
+    assert "seconds that the replies of ours took" in documentation.page
+
+
+def test_what_no_view_shows_is_described_where_it_lands(documentation: Documentation) -> None:
+    sources = {node["name"]: node for node in documentation.manifest["sources"].values()}
+    assert all(source["description"] for source in sources.values())
+    landed = {"rejected_rows": {*documentation.columns["rejected_rows"]} - {"_dlt_load_id"}, "sync_runs": {*COLUMNS}}
+    for table, columns in landed.items():
+        assert sources[table]["columns"].keys() == columns
+        assert all(column["description"] for column in sources[table]["columns"].values())
+
+
+def test_the_readme_draws_what_is_there(documentation: Documentation) -> None:
+    drawn = README.partition("```mermaid\n")[2].partition("```")[0]
+    assert drawn == (diagram := entity_diagram(documentation.manifest, documentation.catalog)), f"now it is\n{diagram}"
+
+
+def test_the_readme_lists_each_mart_with_its_grain(documentation: Documentation) -> None:
+    listed = dict(re.findall(r"^\| `(?:marts|staging)\.(\w+)` \| (.*?) \|", README, flags=re.MULTILINE))
+    assert listed.keys() == MODELS["marts"] | {"thread_messages"}
+    grains = {name: documentation.models[name]["description"].partition("Grain is one row ")[2] for name in listed}
+    assert {name: grains[name].startswith(grain) for name, grain in listed.items()} == dict.fromkeys(listed, True)
+
+
 def test_a_copy_under_another_name_is_readable(filled: Any, tmp_path: Path) -> None:
     copy = tmp_path / "ware house-2.duckdb"
     shutil.copy(filled.path, copy)
@@ -131,6 +203,8 @@ def test_the_data_tests_pass_on_sound_rows_and_find_each_fault(filled: Any) -> N
     filled.execute(
         "insert into msgbubbles.chats (id, _dlt_load_id) values ('twice', '1'), ('twice', '1')",
         "insert into msgbubbles.chats (id, is_group, from_handle, _dlt_load_id) values ('lonely', true, '+1', '1')",
+        "insert into msgbubbles.chats (id, is_group, from_handle, remote_handle, _dlt_load_id)"
+        " values ('ours', false, '+9', '+1', '1')",
         "insert into msgbubbles.numbers (handle, _dlt_load_id) values ('+1', '1')",
         "insert into msgbubbles.attachments (id, message_id, _dlt_load_id) values ('a', 'm', '1'), ('b', 'gone', '1')",
         "insert into msgbubbles.messages (id, conversation_id, direction, status, channel, _dlt_load_id) values"
@@ -150,6 +224,7 @@ def test_the_data_tests_pass_on_sound_rows_and_find_each_fault(filled: Any) -> N
         "update marts.thread_activity_hours set messages_inbound = 9, hour = 24",
         "insert into marts.number_activity_daily by name (from marts.number_activity_daily)",
         "insert into marts.number_activity_daily by name (select null as from_handle)",
+        "insert into marts.number_activity_daily by name (select '+9' as from_handle)",
         "update marts.number_activity_daily set messages_inbound = 9, threads_new = 9",
         "insert into marts.group_membership by name (from marts.group_membership)",
         "insert into marts.group_membership by name (select 'gone' as chat_id, 'hearsay' as evidence,"
@@ -159,9 +234,10 @@ def test_the_data_tests_pass_on_sound_rows_and_find_each_fault(filled: Any) -> N
         "update marts.group_membership set valid_to = valid_from where handle = '+1'",
         "insert into msgbubbles.stream_coverage values ('messages', null, null, '1')",
         "insert into msgbubbles.participant_lists from msgbubbles.participant_lists",
-        "insert into msgbubbles.group_operations by name (select operation_id, 'dissolve' as operation, 'maybe' as outcome,"
+        "insert into msgbubbles.participant_lists by name (select 'gone' as chat_id, '1' as _dlt_load_id)",
+        "insert into msgbubbles.group_operations by name (select operation_id, 'gone' as chat_id, 'dissolve' as operation, 'maybe' as outcome,"
         " '1' as _dlt_load_id from msgbubbles.group_operations)",
-        "insert into msgbubbles.group_member_operations by name (select id, 'gone' as operation_id, 'kicked' as operation,"
+        "insert into msgbubbles.group_member_operations by name (select id, 'gone' as operation_id, 'gone' as chat_id, 'kicked' as operation,"
         " '1' as _dlt_load_id from msgbubbles.group_member_operations)",
         "insert into msgbubbles.chat_titles from msgbubbles.chat_titles",
         "insert into msgbubbles.chat_titles values ('gone', 'T', null, now(), '1')",
@@ -176,6 +252,7 @@ def test_the_data_tests_pass_on_sound_rows_and_find_each_fault(filled: Any) -> N
         # Views and tables that a run makes anew hold their keys by construction.
         "unique_changed_messages_message_id",
         "unique_contact_handle",
+        "relationships_thread_activity_chat_id__chat_id__ref_stg_chats_",
         "unique_loads_load_id",
         "unique_together_chats_to_build_mart__chat_id",
     }
@@ -188,7 +265,13 @@ def test_the_data_tests_pass_on_sound_rows_and_find_each_fault(filled: Any) -> N
         "every_message_counts_in_a_thread",
         "relationships_stg_attachments_message_id__message_id__ref_stg_messages_",
         "relationships_stg_group_member_operations_operation_id__operation_id__ref_stg_group_operations_",
+        "relationships_number_activity_daily_from_handle__handle__ref_stg_numbers_",
+        "relationships_stg_group_member_operations_chat_id__chat_id__ref_stg_chats_",
+        "relationships_stg_group_operations_chat_id__chat_id__ref_stg_chats_",
         "relationships_stg_messages_chat_id__chat_id__ref_stg_chats_",
+        "relationships_stg_participant_lists_chat_id__chat_id__ref_stg_chats_",
+        "relationships_thread_activity_from_handle__handle__ref_stg_numbers_",
+        "relationships_thread_activity_remote_handle__handle__ref_contact_",
         "thread_activity_directions_are_total",
     }
 

@@ -1,0 +1,60 @@
+"""The entity diagram of transforms/README.md, drawn from what dbt wrote about the project and the database."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+TYPES = {"TIMESTAMP WITH TIME ZONE": "timestamptz"}
+
+
+def entity_diagram(manifest: dict[str, Any], catalog: dict[str, Any]) -> str:
+    """Mermaid's erDiagram of the marts and of what the relationships tests join. Each entity has its keys: PK is what
+    a test says is unique, FK what one says is elsewhere. A test that only warns is a row that may be missing."""
+    tests = [
+        node for node in manifest["nodes"].values() if node["resource_type"] == "test" and node.get("test_metadata")
+    ]
+    models = {
+        node["unique_id"]: node["name"] for node in manifest["nodes"].values() if node["resource_type"] == "model"
+    }
+    primary: dict[str, list[str]] = {}
+    foreign: dict[str, list[str]] = {}
+    not_null: set[tuple[str, str]] = set()
+    relationships = []
+    for test in tests:
+        child, arguments = models.get(test["attached_node"]), test["test_metadata"]["kwargs"]
+        column = arguments.get("column_name")
+        match test["test_metadata"]["name"]:
+            case "unique" if child:
+                primary[child] = [column]
+            case "unique_together" if child:
+                primary.setdefault(child, arguments["columns"])
+            case "not_null" if child:
+                not_null.add((child, column))
+            case "relationships" if child:
+                parent = re.fullmatch(r"ref\('(\w+)'\)", arguments["to"])
+                assert parent, arguments["to"]
+                is_sure = test["config"]["severity"].upper() == "ERROR"
+                relationships.append((parent[1], child, column, is_sure))
+                foreign.setdefault(child, []).append(column)
+
+    lines = ["erDiagram"]
+    for parent, child, column, is_sure in sorted(relationships):
+        one = "||" if is_sure and (child, column) in not_null else "|o"
+        many = "o|" if primary.get(child) == [column] else "o{"
+        lines.append(f"    {parent} {one}--{many} {child} : {column}")
+    marts = {node["metadata"]["name"] for node in catalog["nodes"].values() if node["metadata"]["schema"] == "marts"}
+    shown = marts | {name for one in relationships for name in one[:2]}
+    columns = {node["metadata"]["name"]: node["columns"] for node in catalog["nodes"].values()}
+    for name in sorted(shown):
+        lines.append(f"    {name} {{")
+        for column, found in columns[name].items():
+            keys = [
+                *(["PK"] if column in primary.get(name, ()) else []),
+                *(["FK"] if column in foreign.get(name, ()) else []),
+            ]
+            if keys:
+                kind = TYPES.get(found["type"], found["type"].lower())
+                lines.append(f"        {kind} {column} {', '.join(keys)}")
+        lines.append("    }")
+    return "\n".join(lines) + "\n"

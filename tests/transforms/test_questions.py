@@ -1,0 +1,284 @@
+"""The questions of transforms/README.md: each has the right answer on rows made by hand, on both databases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+from psycopg2.extras import execute_values
+
+import postgres
+from questions import questions
+
+
+def at(day: int, clock: str = "00:00", *, month: int = 11) -> datetime:
+    return datetime.fromisoformat(f"2026-{month:02}-{day:02}T{clock}Z").astimezone(UTC)
+
+
+def on(day: int, *, month: int = 11) -> date:
+    return date(2026, month, day)
+
+
+def chat(key: str, from_handle: str, remote_handle: str, created_at: datetime, **columns: Any) -> dict[str, Any]:
+    return {
+        "id": key,
+        "from_handle": from_handle,
+        "remote_handle": remote_handle,
+        "is_group": False,
+        "created_at": created_at,
+    } | columns
+
+
+def inbound(chat: str, when: datetime, channel: str, sender: str | None = None) -> dict[str, Any]:
+    return {
+        "conversation_id": chat,
+        "cursor_at": when,
+        "direction": "inbound",
+        "status": "received",
+        "channel": channel,
+        "sender_handle": sender,
+    }
+
+
+def outbound(chat: str, when: datetime, channel: str, status: str) -> dict[str, Any]:
+    return {"conversation_id": chat, "cursor_at": when, "direction": "outbound", "status": status, "channel": channel}
+
+
+# 2 November 2026 is a Monday. Messages have been read from 26 October to 22 November, 12:00.
+CHATS = [
+    chat("ann", "+1", "+11", at(3, "09:00")),
+    chat("ann, too", "+2", "+11", at(17, "09:00")),
+    chat("bob", "+1", "+12", at(10, "08:00")),
+    chat("cat", "+2", "cat@example.com", at(16, "15:00")),
+    chat("old", "+1", "+13", at(1, month=10)),  # its beginning has not been read
+    chat("not read", "+1", "+14", at(1, month=9), last_message_at=at(2, month=9)),
+    chat("deleted", "+2", "+19", at(11, "09:00"), deleted_at=at(13)),
+    chat("eve", "+2", "+20", at(26, "07:00", month=10)),
+    chat("fay", "+3", "+13", at(4, "12:00")),  # of a number that the account does not have any more
+    chat("books", "+1", "group:1", at(5, "18:00"), is_group=True, title="Book club"),
+    chat("quiet", "+1", "group:2", at(6, "12:00"), is_group=True),
+    chat("early", "+1", "group:4", at(5, month=9), is_group=True, last_message_at=at(5, month=9)),
+    chat("unnamed", "+1", "group:3", at(9, "13:00"), is_group=True, title="Who is who"),
+]
+MESSAGES = [
+    inbound("ann", at(3, "09:00"), "imessage"),
+    inbound("ann", at(3, "09:05"), "imessage"),
+    outbound("ann", at(3, "09:20"), "imessage", "delivered"),  # after 20 minutes
+    inbound("ann", at(3, "10:00"), "imessage"),
+    outbound("ann", at(3, "12:00"), "imessage", "read"),  # after 120 minutes
+    inbound("ann, too", at(17, "09:00"), "sms"),
+    outbound("ann, too", at(17, "09:30"), "sms", "read"),  # after 30 minutes
+    inbound("bob", at(10, "08:00"), "sms"),
+    inbound("bob", at(10, "10:00"), "sms"),
+    outbound("bob", at(10, "10:05"), "sms", "failed"),
+    outbound("cat", at(16, "15:00"), "whatsapp", "delivered"),
+    inbound("cat", at(16, "15:30"), "whatsapp"),
+    inbound("cat", at(18, "15:30"), "whatsapp"),
+    outbound("cat", at(18, "16:00"), "whatsapp", "sent"),  # after 48 hours and 30 minutes: 2,910 minutes
+    inbound("cat", at(21, "10:00"), "whatsapp"),
+    inbound("old", at(10, "10:00", month=10), "imessage"),
+    outbound("old", at(10, "10:01", month=10), "imessage", "sent"),  # more than 30 days ago
+    inbound("old", at(4, "11:00"), "imessage"),
+    outbound("old", at(4, "11:06"), "imessage", "sent"),  # after 6 minutes
+    inbound("deleted", at(11, "09:00"), "sms"),
+    inbound("eve", at(26, "07:00", month=10), "imessage"),
+    inbound("eve", at(2, "07:00"), "sms"),
+    inbound("fay", at(4, "12:00"), "imessage"),
+    outbound("fay", at(4, "12:40"), "imessage", "delivered"),  # after 40 minutes
+    outbound("books", at(5, "18:00"), "imessage", "delivered"),
+    inbound("books", at(5, "18:30"), "imessage", "+11"),
+    inbound("books", at(6, "09:00"), "imessage", "+15"),
+    outbound("quiet", at(6, "12:00"), "imessage", "sent"),
+    outbound("quiet", at(13, "12:00"), "imessage", "sent"),
+    inbound("unnamed", at(9, "13:00"), "imessage"),
+    inbound("unnamed", at(20, "12:00"), "imessage"),
+    inbound("unnamed", at(21, "12:00"), "imessage"),
+    inbound("elsewhere", at(9, "13:00"), "sms"),
+    outbound("bob", None, "sms", "queued"),  # type: ignore[arg-type]
+]
+OPERATIONS = [
+    ("books", "+11", "added", at(5, "18:00")),
+    ("books", "+12", "added", at(5, "18:00")),
+    ("books", "dora@example.com", "added", at(5, "18:00")),
+    ("books", "dora@example.com", "removed", at(12, "10:00")),
+    ("books", "+12", "added", at(20, "09:00")),  # it had gone by the 14th
+]
+LISTS = {
+    ("books", at(14)): ["+1", "+11", "+15", "+16"],
+    ("quiet", at(10)): ["+11", "+17"],
+    ("unnamed", at(10)): ["+18"],
+    ("early", at(10)): ["+22"],
+}
+TITLES = [
+    {"chat_id": "books", "title": "Readers", "updated_at": at(5, "18:00"), "_read_at": at(6)},
+    {"chat_id": "books", "title": "Book club", "updated_at": at(15, "07:00"), "_read_at": at(16)},
+    {"chat_id": "quiet", "title": "Plans", "updated_at": at(9, "12:00"), "_read_at": at(9, "13:00")},
+    {"chat_id": "quiet", "title": None, "updated_at": at(17), "_read_at": at(18)},
+]
+NEVER = None
+
+ANSWERS: dict[str, list[tuple[Any, ...]]] = {
+    "How fast do we answer?": [
+        ("+1", 3, 20, 100, 67),  # 6, 20 and 120 minutes
+        ("+2", 2, 1470, 2622, 50),  # 30 and 2,910 minutes
+        ("+3", 1, 40, 40, 100),
+    ],
+    "How long does a newcomer wait for the first answer?": [
+        (on(16), 1, 1, 30),
+        (on(9), 3, 0, NEVER),  # bob, deleted, unnamed
+        (on(2), 2, 2, 30),  # ann 20, fay 40
+        (on(26, month=10), 1, 0, NEVER),
+    ],
+    "Who waits on us, and since when?": [
+        ("+2", "+20", None, at(26, "07:00", month=10)),
+        ("+1", "group:1", "Book club", at(5, "18:30")),
+        ("+1", "group:3", "Who is who", at(9, "13:00")),
+        ("+1", "+12", None, at(10, "08:00")),
+        ("+2", "cat@example.com", None, at(21, "10:00")),
+    ],
+    "Whom did we answer in vain?": [("+1", "+12", None, at(10, "08:00"), at(10, "10:05"))],
+    "Which threads went silent after our message?": [
+        ("+3", "+13", None, at(4, "12:40"), 17),
+        ("+1", "+13", None, at(4, "11:06"), 18),
+        ("+1", "+11", None, at(3, "12:00"), 19),
+    ],
+    "How much is there to do on each number?": [
+        (on(16), "+1", "Support", 2, 0, 0, 1),
+        (on(16), "+2", "Sales", 4, 3, 2, 1),
+        (on(9), "+1", "Support", 3, 2, 0, 1),
+        (on(9), "+2", "Sales", 1, 0, 0, 1),
+        (on(2), "+1", "Support", 6, 5, 3, 2),
+        (on(2), "+2", "Sales", 1, 0, 0, 1),
+        (on(2), "+3", None, 1, 1, 1, 1),
+        (on(26, month=10), "+2", "Sales", 1, 0, 0, 1),
+        (on(5, month=10), "+1", "Support", 1, 1, 1, 1),
+    ],
+    "When is each number busiest?": [
+        ("+1", 2, 9, 2),
+        ("+1", 2, 10, 2),  # in two chats
+        ("+1", 1, 13, 1),
+        ("+2", 1, 7, 2),
+        ("+2", 1, 15, 1),
+        ("+2", 2, 9, 1),
+        ("+3", 3, 12, 1),
+    ],
+    "How many threads are new each week, and where do they come from?": [
+        (on(16), "+2", 2, 1, 1, 0, 1, 1),
+        (on(9), "+1", 2, 2, 0, 1, 1, 0),
+        (on(9), "+2", 1, 1, 0, 0, 1, 0),
+        (on(2), "+1", 3, 1, 2, 3, 0, 0),
+        (on(2), "+3", 1, 1, 0, 1, 0, 0),
+        (on(26, month=10), "+2", 1, 1, 0, 1, 0, 0),
+    ],
+    "Do people come back?": [(on(1, month=10), 1, 1), (on(1), 9, 1)],  # eve, unnamed
+    "Which channel delivers?": [
+        ("imessage", 8, 0, 50, 25),
+        ("sms", 2, 50, 50, 100),
+        ("whatsapp", 2, 0, 50, 0),
+    ],
+    "Who reaches us in several ways?": [
+        ("+11", "imessage,sms", 2, 2, at(17, "09:30")),
+        ("+13", "imessage", 2, 0, at(4, "12:40")),
+        ("+20", "imessage,sms", 1, 0, at(2, "07:00")),
+    ],
+    "Who was in this group on a given day?": [
+        ("+1", at(5, "18:00"), "participant_list", "high"),
+        ("+11", at(5, "18:00"), "operation", "high"),
+        ("+12", at(5, "18:00"), "operation", "high"),
+        ("+15", at(6, "09:00"), "participant_list", "high"),
+    ],
+    "Who left a group?": [
+        ("Book club", "+12", at(14), "participant_list", True),
+        ("Book club", "dora@example.com", at(12, "10:00"), "operation", False),
+    ],
+    "How many members of a group say nothing?": [
+        ("quiet", None, 2, 2, 100),
+        ("books", "Book club", 4, 2, 50),  # +12 has not written since it is back
+    ],
+    "Which chats were renamed?": [
+        ("quiet", "Plans", None, at(17)),
+        ("books", "Readers", "Book club", at(15, "07:00")),
+    ],
+    "How much of this can I trust?": [(13, 10, 2, at(26, month=10), at(22, "12:00"), 2, 1)],
+}
+POSTGRES_TYPES = {"DOUBLE": "double precision", "VARCHAR": "text", "JSON": "text"}
+
+
+
+@pytest.fixture(scope="module")
+def conversations(new_warehouse: Callable[[], Any]) -> Any:
+    warehouse = new_warehouse()
+    newest = {row["conversation_id"]: row["cursor_at"] for row in MESSAGES if row["cursor_at"]}
+    warehouse.load(
+        "1",
+        chats=[{"last_message_at": newest.get(row["id"])} | row for row in CHATS],
+        messages=[{"id": f"m{n:02}"} | row for n, row in enumerate(MESSAGES)],
+        numbers=[{"handle": "+1", "label": "Support"}, {"handle": "+2", "label": "Sales"}],
+        chat_titles=TITLES,
+        stream_coverage=[
+            {"stream": "messages", "complete_since": at(26, month=10), "complete_to": at(22, "12:00")},
+            {"stream": "chats", "complete_since": at(1, month=9), "complete_to": at(22, "12:00")},
+        ],
+        participant_lists=[
+            {"id": f"{chat}|{handle}", "chat_id": chat, "handle": handle, "_read_at": read_at}
+            for (chat, read_at), handles in LISTS.items()
+            for handle in handles
+        ],
+        group_member_operations=[
+            {"id": str(n), "chat_id": chat, "handle": handle, "operation": operation, "happened_at": happened_at}
+            for n, (chat, handle, operation, happened_at) in enumerate(OPERATIONS)
+        ],
+        rejected_rows=[{"row_hash": "r", "stream": "chats", "reason": "no id", "_read_at": at(9)}],
+    )
+    warehouse.transform()
+    warehouse.path = warehouse.path.rename(warehouse.path.with_name("conversations.duckdb"))
+    return warehouse
+
+
+@pytest.fixture
+def on_postgres(conversations: Any, tmp_path: Path) -> Iterator[Callable[[str], list[tuple[Any, ...]]]]:
+    """Asks a PostgreSQL that holds the same rows."""
+    with postgres.running(tmp_path / "server") as url, closing(psycopg2.connect(url)) as connection:
+        cursor = connection.cursor()
+        cursor.execute("set time zone 'UTC'; create schema msgbubbles; create schema staging; create schema marts")
+        for table in conversations.rows("select table_schema, table_name from information_schema.tables"):
+            name = ".".join(table.values())
+            columns = {row["column_name"]: row["column_type"] for row in conversations.rows(f"describe {name}")}
+            types = (f'"{column}" {POSTGRES_TYPES.get(kind, kind)}' for column, kind in columns.items())
+            cursor.execute(f"create table {name} ({', '.join(types)})")
+            rows = [tuple(row.values()) for row in conversations.rows(f"from {name}")]
+            execute_values(cursor, f"insert into {name} values %s", rows)
+
+        def ask(query: str) -> list[tuple[Any, ...]]:
+            cursor.execute(query)
+            return cursor.fetchall()
+
+        yield ask
+
+
+def test_each_question_has_the_right_answer(conversations: Any, on_postgres: Any) -> None:
+    asked = {question.title: question.query for question in questions()}
+    assert asked.keys() == ANSWERS.keys()
+    assert {title: [tuple(row.values()) for row in conversations.rows(asked[title])] for title in asked} == ANSWERS
+    on_server = {title: [tuple(map(plain, row)) for row in on_postgres(asked[title])] for title in asked}
+    assert on_server == ANSWERS
+
+
+def test_what_is_shown_has_the_columns_of_its_query(conversations: Any) -> None:
+    shown = {question.title: question.shown[0].split() for question in questions() if question.shown}
+    assert len(shown) >= 6
+    asked = {question.title: question.query.rstrip().removesuffix(";") for question in questions()}
+    assert shown == {
+        title: [column["column_name"] for column in conversations.rows(f"describe {asked[title]}")] for title in shown
+    }
+
+
+def plain(value: Any) -> Any:
+    """As DuckDB gives it."""
+    return float(value) if isinstance(value, Decimal) else value
