@@ -8,32 +8,10 @@ import sys
 from pathlib import Path
 
 import duckdb
-import pytest
 
-from job import CHATS, inherited_environment
+from job import CHATS, run_demo
 
 PROJECT = CHATS.parents[1] / "transforms"
-
-
-def run_demo(database: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, str(CHATS), "--sandbox", "--database", str(database)],
-        cwd=database.parent,
-        env=inherited_environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    database = tmp_path_factory.mktemp("demo") / "demo.duckdb"
-    assert "marts.thread_activity 240" in run_demo(database)
-    return database
 
 
 def one(database: Path, query: str) -> tuple[object, ...]:
@@ -62,14 +40,15 @@ def test_the_second_run_is_visibly_small_and_the_marts_follow(demo: Path) -> Non
     assert one(demo, "SELECT count(*) > 100 FROM marts.group_membership WHERE evidence = 'message'") == (True,)
 
 
-def test_the_data_tests_hold_on_what_the_job_built(demo: Path) -> None:
-    """`unique`, `not_null` and `relationships`, by dbt, on the job's own database."""
-    work = demo.parent / ".msgbubbles" / "demo" / "demo.duckdb"
+def test_the_data_tests_hold_on_what_the_job_built(demo: Path, tmp_path: Path) -> None:
+    """`unique`, `not_null` and `relationships`, by dbt, on a copy of what the job published."""
+    copy = tmp_path / "copy.duckdb"
+    copy.write_bytes(demo.read_bytes())
     dbt = [sys.executable, "-m", "dbt.cli.main", "test", "--exclude-resource-type", "unit_test"]
-    folders = ["--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT), "--target-path", str(demo.parent / "dbt")]
+    folders = ["--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT), "--target-path", str(tmp_path)]
     done = subprocess.run(
-        [*dbt, *folders, "--log-path", str(demo.parent / "dbt")],
-        env={**os.environ, "MSGBUBBLES_DUCKDB_PATH": str(work)},
+        [*dbt, *folders, "--log-path", str(tmp_path)],
+        env={**os.environ, "MSGBUBBLES_DUCKDB_PATH": str(copy)},
         capture_output=True,
         text=True,
         check=False,
