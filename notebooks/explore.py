@@ -1,6 +1,6 @@
 """Looks at the warehouse: how fresh and complete it is, and what its conversations show. Reads only.
 
-marimo run notebooks/explore.py                           # to look at
+marimo run --token notebooks/explore.py                   # to look at
 marimo edit notebooks/explore.py -- --database my.duckdb  # to change its queries
 """
 
