@@ -20,6 +20,21 @@ def inherited_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
+def run_demo(database: Path) -> str:
+    """What `make demo` says."""
+    done = subprocess.run(
+        [sys.executable, str(CHATS), "--sandbox", "--database", str(database)],
+        cwd=database.parent,
+        env=inherited_environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @dataclass
 class Outcome:
     status: int
