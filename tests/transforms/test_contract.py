@@ -147,6 +147,7 @@ def test_the_documentation_has_every_relation_with_its_columns(documentation: Do
     for name, model in documentation.models.items():
         assert list(model["columns"]) == documentation.columns[name]
     assert "seconds that the replies of ours took" in documentation.page
+    assert "What holds everywhere" in documentation.page
 
 
 def test_what_no_view_shows_is_described_where_it_lands(documentation: Documentation) -> None:
