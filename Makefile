@@ -48,4 +48,4 @@ lock: .venv/ready
 		--no-annotate --no-header --quiet --output-file requirements.lock
 
 clean:
-	rm -rf .venv .msgbubbles *.duckdb build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .msgbubbles *.duckdb build .pytest_cache .mypy_cache .ruff_cache .hypothesis notebooks/__marimo__

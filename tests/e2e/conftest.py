@@ -6,9 +6,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
-from job import Job
+from job import Job, run_demo
 from sandbox import Account, Knobs, seed, serve
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """What `make demo` publishes, made once for all workers. Another test may run the job on it at any time: who counts
+    on what is in it, copies it first."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own if worker_id == "master" else own.parent) / "demo"
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            folder.mkdir()
+            assert "marts.thread_activity 240" in run_demo(folder / "demo.duckdb")
+    return folder / "demo.duckdb"
 
 
 @pytest.fixture

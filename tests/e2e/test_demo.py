@@ -2,40 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
-import pytest
 
-from job import CHATS, inherited_environment
+from job import run_demo
 from questions import questions
-
-PROJECT = CHATS.parents[1] / "transforms"
-
-
-def run_demo(database: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, str(CHATS), "--sandbox", "--database", str(database)],
-        cwd=database.parent,
-        env=inherited_environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    database = tmp_path_factory.mktemp("demo") / "demo.duckdb"
-    assert "marts.thread_activity 240" in run_demo(database)
-    return database
 
 
 def one(database: Path, query: str) -> tuple[object, ...]:
@@ -61,24 +34,8 @@ def test_the_second_run_is_visibly_small_and_the_marts_follow(demo: Path) -> Non
            WHERE messages_inbound <> (SELECT count(*) FROM msgbubbles.messages AS m
                                       WHERE m.conversation_id = mart.chat_id AND m.direction = 'inbound')""",
     ) == (0,)
+    assert one(demo, "SELECT count(*), min(failed_tests::VARCHAR) FROM msgbubbles.sync_runs") == (2, "[]")
     assert one(demo, "SELECT count(*) > 100 FROM marts.group_membership WHERE evidence = 'message'") == (True,)
-
-
-def test_the_data_tests_hold_on_what_the_job_built(demo: Path) -> None:
-    """`unique`, `not_null` and `relationships`, by dbt, on the job's own database."""
-    work = demo.parent / ".msgbubbles" / "demo" / "demo.duckdb"
-    dbt = [sys.executable, "-m", "dbt.cli.main", "test", "--exclude-resource-type", "unit_test"]
-    folders = ["--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT), "--target-path", str(demo.parent / "dbt")]
-    done = subprocess.run(
-        [*dbt, *folders, "--log-path", str(demo.parent / "dbt")],
-        env={**os.environ, "MSGBUBBLES_DUCKDB_PATH": str(work)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    assert "PASS=0" not in done.stdout
-    assert "ERROR=0" in done.stdout
 
 
 def test_the_published_file_answers_under_another_name(demo: Path, tmp_path: Path) -> None:

@@ -6,16 +6,20 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import psycopg2
 import pytest
 
 import postgres
 from job import Job
+from marts_reference import MARTS, differences
 from sandbox import NewMessage
 from warehouse_rows import differences_of
 
 NewJob = Callable[..., Job]
+LANDED = ("chats", "messages", "numbers", "stream_coverage", "chat_titles")
+UNKNOWN: dict[str, list[Any]] = {"participant_lists": [], "group_member_operations": []}
 
 
 @pytest.fixture
@@ -51,6 +55,7 @@ def test_the_whole_job_on_a_server(new_job: NewJob, address: str) -> None:
     job.environment = {
         "DESTINATION__POSTGRES__CREDENTIALS": address,
         "SOURCES__MSGBUBBLES__REFRESH_CHATS": '[{"every_hours": 0.0001}]',
+        "TRANSFORMS__DATA_TESTS": "hold",
     }
     first = job.run("--destination", "postgres").summary
     assert differences_of(landed(address), job.server.truth()) == {}
@@ -62,13 +67,20 @@ def test_the_whole_job_on_a_server(new_job: NewJob, address: str) -> None:
     account.rename(chats[3]["id"], "Another name", now)
     account.delete_chat(chats[5]["id"])
     account.add_message(NewMessage(chats[9]["id"], "outbound", "hello", now, "sent", metadata={"b": [1], "a": {}}))
-    for _ in range(3):
-        last = job.run("--destination", "postgres").summary
+    for transform in (False, False, True):
+        last = job.run("--destination", "postgres", transform=transform).summary
     assert differences_of(landed(address), job.server.truth()) == {}
     assert [changes["changed"] for changes in last["tables"].values()] == [0] * len(last["tables"]), "JSON is no change"
     runs = query(address, "SELECT run_id, outcome, exit_status FROM msgbubbles.sync_runs ORDER BY started_at")
     assert [run["run_id"] for run in runs][::3] == [first["run_id"], last["run_id"]]
     assert {(run["outcome"], run["exit_status"]) for run in runs} == {("complete", 0)}
+
+    world = {table: query(address, f"SELECT * FROM msgbubbles.{table}") for table in LANDED}
+    for name, reference in MARTS.items():
+        built = query(address, f"SELECT * FROM marts.{name}")
+        assert built, name
+        assert not (wrong := differences(built, reference(world | UNKNOWN, ZoneInfo("UTC")))), f"{name}: {wrong[:5]}"
+    assert last["failed_tests"] == []
 
     asked = len(job.server.requests)
     assert job.ask("plan", "--destination", "postgres")["requests"] >= 3

@@ -33,7 +33,7 @@ def asked_by_id(job: Job) -> list[str]:
 
 def test_a_rename_and_an_edit_behind_the_newest_page_are_seen_when_their_time_comes(new_job: NewJob) -> None:
     job = new_job(chats=230, messages=6000)
-    job.run(transform=True)
+    job.run()
     truth, now = job.server.truth(), datetime.now(UTC)
     old_chat = min((row for row in truth.chats if row["title"]), key=lambda row: row["last_message_at"])
     lately = (now - timedelta(hours=71)).isoformat()

@@ -20,6 +20,21 @@ def inherited_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
+def run_demo(database: Path) -> str:
+    """What `make demo` says."""
+    done = subprocess.run(
+        [sys.executable, str(CHATS), "--sandbox", "--database", str(database)],
+        cwd=database.parent,
+        env=inherited_environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @dataclass
 class Outcome:
     status: int
@@ -56,6 +71,7 @@ class Job:
             "SOURCES__MSGBUBBLES__BASE_URL": self.server.url,
             "SOURCES__MSGBUBBLES__REQUESTS_PER_MINUTE": "0",
             "XDG_STATE_HOME": str(self.folder / "state"),
+            "TRANSFORMS__DATA_TESTS": "off",  # they take longer than most of what is tested with a job
             **self.environment,
         }
         return subprocess.Popen(

@@ -193,3 +193,21 @@ def test_every_mart_is_what_the_reference_says(models: Models, world: World) -> 
     models.build(world)
     for name, reference in MARTS.items():
         assert not (wrong := differences(models.mart(name), reference(world, ZONE))), f"{name}: {wrong}"
+
+
+def test_a_percentile_that_is_half_a_millisecond_is_rounded_up_however_long_the_waits(models: Models) -> None:
+    """Nine replies after a second and one after six weeks: binary fractions of those are too coarse to tell."""
+    waits = [1.0] * 9 + [3_732_230.975]
+    at, messages = INSTANTS[0], []
+    for number, seconds in enumerate(waits):
+        for direction, wait in (("outbound", 1.0), ("inbound", seconds)):
+            at += timedelta(seconds=wait)
+            row = {"id": f"{number} {direction}", "conversation_id": "a", "direction": direction, "status": "sent"}
+            messages.append(row | {"cursor_at": at, "read_at": None, "delivered_at": None, "_read_at": at}
+                            | dict.fromkeys(("channel", "sender_handle", "attachment_count")))  # fmt: skip
+    chat = {"id": "a", "from_handle": "+1", "remote_handle": "+3", "is_group": False, "title": None, "_read_at": at}
+    times = dict.fromkeys(("last_message_at", "created_at", "deleted_at"))
+    empty = dict.fromkeys(("numbers", "stream_coverage", "participant_lists", "group_member_operations", "chat_titles"))
+    models.build({"chats": [chat | times], "messages": messages, **{table: [] for table in empty}})
+    [thread] = models.mart("thread_activity")
+    assert thread["their_p90_reply_seconds"] == 373223.998

@@ -16,7 +16,7 @@
 {% macro percentile_of(share, seconds) -%}
     cast(round(cast(
         percentile_cont({{ share }}) within group (order by {{ seconds }})
-        as decimal(38, 9)), 3) as double precision)
+        as decimal(38, 7)), 3) as double precision)
 {%- endmacro %}
 
 {# Text in the order of its bytes, whatever the database's language is. #}

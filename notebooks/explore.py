@@ -1,0 +1,830 @@
+"""Looks at the warehouse: how fresh and complete it is, and what its conversations show. Reads only.
+
+marimo run --token notebooks/explore.py                   # to look at
+marimo edit notebooks/explore.py -- --database my.duckdb  # to change its queries
+"""
+
+import marimo
+
+__generated_with = "0.25.2"
+app = marimo.App(width="medium", app_title="Conversations", sql_output="pandas")
+
+with app.setup(hide_code=True):
+    import os
+    import warnings
+    from datetime import UTC, datetime
+    from pathlib import Path
+    from typing import Any
+
+    import altair as alt
+    import duckdb
+    import marimo as mo
+    import pandas as pd
+
+    # DuckDB 1.5 does this to every result with a time; it is nothing that a query could do better.
+    warnings.filterwarnings("ignore", message="The inplace keyword in DataFrame.drop", category=DeprecationWarning)
+
+    PROJECT = Path(__file__).resolve().parents[1]
+    RELATIONS = (
+        "marts.contact",
+        "marts.group_membership",
+        "marts.number_activity_daily",
+        "marts.thread_activity",
+        "marts.thread_activity_daily",
+        "marts.thread_activity_hours",
+        "msgbubbles.stream_coverage",
+        "msgbubbles.sync_runs",
+        "staging.thread_messages",
+    )
+
+    # Readable on white and on black.
+    SIDES = {"them": "#3f8fd6", "us": "#e8833a", "unknown": "#8c8c8c"}
+    EVIDENCE = {
+        "operation": "#2a9d8f",
+        "participant_list": "#9b6fd0",
+        "own_number": "#e8833a",
+        "message": "#3f8fd6",
+    }
+    STATES = {"read": "#2a9d8f", "not read": "#d9534f"}
+    REPLY_TIMES = ["< 1 min", "1–5 min", "5–15 min", "15–60 min", "1–4 h", "4–24 h", "1–7 days", "> 7 days"]
+    WAITS = ["< 1 h", "1–4 h", "4–24 h", "1–3 days", "3–7 days", "1–4 weeks", "> 4 weeks"]
+    BINS: dict[str, Any] = {"day": "binnedutcyearmonthdate", "week": "binnedutcyearweek", "month": "binnedutcyearmonth"}
+    WEEKDAYS = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]
+
+
+@app.function(hide_code=True)
+def database_to_read() -> Path:
+    """The argument --database, else MSGBUBBLES_DATABASE, else the job's default file, else that of `make demo`."""
+    named = mo.cli_args().get("database") or os.environ.get("MSGBUBBLES_DATABASE")
+    if named:
+        return Path(str(named)).expanduser().resolve()
+    default = PROJECT / "warehouse.duckdb"
+    return default if default.exists() else PROJECT / "demo.duckdb"
+
+
+@app.function(hide_code=True)
+def fault_of(database: Path) -> str | None:
+    """Why the file cannot be shown, and what to do. Null where it can."""
+    job = f"`python pipelines/chats.py --database {database}`"
+    if ".msgbubbles" in database.parts:
+        return f"`{database}` is the job's own file, and whoever opens it keeps the job out. Open the published one."
+    if not database.exists():
+        return (
+            f"There is no file `{database}`. Make it with {job}; or make the demo with `make demo`; or name another "
+            "file: `-- --database PATH`."
+        )
+    try:
+        warehouse = connected(database)
+    except duckdb.Error as error:
+        return f"`{database}` does not open as a DuckDB file ({type(error).__name__}). Publish it anew: {job}."
+    with warehouse:
+        relations = warehouse.execute(
+            "SELECT table_schema || '.' || table_name FROM information_schema.tables"
+        ).fetchall()
+    missing = set(RELATIONS) - {name for (name,) in relations}
+    if missing:
+        return f"`{database}` has no `{min(missing)}` yet. Build it with {job}, without `--no-transform`."
+    return None
+
+
+@app.function(hide_code=True)
+def connected(database: Path) -> duckdb.DuckDBPyConnection:
+    """The file as it is now, read-only. Attached, because `duckdb.connect` would give what this process opened before
+    under that name, though the job has replaced the file since."""
+    connection = duckdb.connect()
+    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute(f"ATTACH '{str(database).replace(chr(39), chr(39) * 2)}' AS warehouse (READ_ONLY)")
+    connection.execute("USE warehouse")
+    return connection
+
+
+@app.function(hide_code=True)
+def grain_of(days: float) -> str:
+    """How finely to draw so many days: some hundred bars at most."""
+    return "day" if days <= 200 else "week" if days <= 1400 else "month"
+
+
+@app.function(hide_code=True)
+def in_words(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+@app.function(hide_code=True)
+def age_in_words(at: datetime) -> str:
+    return f"{in_words((datetime.now(UTC) - at).total_seconds())} ago"
+
+
+@app.function(hide_code=True)
+def minute_of(at: datetime | None) -> str:
+    return "" if pd.isna(at) else f"{at:%Y-%m-%d %H:%M} UTC"
+
+
+@app.function(hide_code=True)
+def time_axis(field: str, title: str) -> alt.X:
+    """In UTC, wherever the browser is."""
+    axis = alt.Axis(format="%Y-%m-%d", tickCount=8, labelOverlap=True)
+    return alt.X(field, type="temporal", scale=alt.Scale(type="utc"), title=title, axis=axis)
+
+
+@app.function(hide_code=True)
+def colour(frame: pd.DataFrame, field: str, colours: dict[str, str], title: str | None) -> alt.Color:
+    """The colours of those values that there are."""
+    present = [value for value in colours if value in set(frame[field])]
+    scale = alt.Scale(domain=present, range=[colours[value] for value in present])
+    return alt.Color(field, type="nominal", scale=scale, title=title)
+
+
+@app.function(hide_code=True)
+def instant(field: str, title: str) -> alt.Tooltip:
+    """A time in UTC, wherever the browser is."""
+    return alt.Tooltip(f"{field}:T", timeUnit="utcyearmonthdatehoursminutes", format="%Y-%m-%d %H:%M", title=title)
+
+
+@app.function(hide_code=True)
+def day(field: str, title: str) -> alt.Tooltip:
+    return alt.Tooltip(f"{field}:T", timeUnit="utcyearmonthdate", format="%Y-%m-%d", title=title)
+
+
+@app.function(hide_code=True)
+def drawn(chart: alt.Chart, frame: pd.DataFrame, nothing: str) -> object:
+    """The chart, or a sentence where it would be empty. Text and ground get no colour: the page is light or dark."""
+    if frame.empty:
+        return mo.callout(mo.md(nothing), kind="neutral")
+    return (
+        chart.properties(width="container", background="transparent")
+        .configure_title(anchor="start", fontSize=13, offset=12)
+        .configure_axis(titleFontWeight="normal", gridOpacity=0.3, domainOpacity=0.4, tickOpacity=0.4)
+        .configure_legend(titleFontWeight="normal")
+        .configure_view(strokeOpacity=0)
+    )
+
+
+@app.function(hide_code=True)
+def stat(label: str, value: str, caption: str) -> object:
+    return mo.stat(value, label=label, caption=caption, bordered=True)
+
+
+@app.function(hide_code=True)
+def table(frame: pd.DataFrame) -> object:
+    return mo.ui.table(frame, selection=None, page_size=8, show_column_summaries=False, show_data_types=False)
+
+
+@app.cell(hide_code=True)
+def _():
+    reload = mo.ui.run_button(label="Reload", tooltip="The job replaces the file after each run that changed something")
+    return (reload,)
+
+
+@app.cell
+def _(reload):
+    reload.value  # noqa: B018 - pressing it runs this cell again
+    database = database_to_read()
+    fault = fault_of(database)
+    mo.stop(fault is not None, mo.callout(mo.md(str(fault)), kind="danger"))
+    warehouse = connected(database)
+
+    def query(sql: str, **parameters: object) -> pd.DataFrame:
+        return warehouse.sql(sql, params=parameters).to_arrow_table().to_pandas()
+
+    return database, query, warehouse
+
+
+@app.cell
+def _(query):
+    _numbers = query(
+        """
+        SELECT from_handle, max(n.label) AS label
+        FROM marts.thread_activity AS t LEFT JOIN msgbubbles.numbers AS n ON n.handle = t.from_handle
+        WHERE from_handle IS NOT NULL
+        GROUP BY from_handle
+        ORDER BY count(*) DESC, from_handle
+        """
+    )
+    _options = {
+        f"{handle} · {label}" if label else handle: handle for handle, label in _numbers.itertuples(index=False)
+    }
+    number_choice = mo.ui.dropdown({"All": None, **_options}, value="All", label="Our number")
+    return (number_choice,)
+
+
+@app.cell
+def _(number_choice):
+    number = number_choice.value
+    return (number,)
+
+
+@app.cell(hide_code=True)
+def _(database, number_choice, reload):
+    mo.vstack(
+        [
+            mo.md(f"# Conversations\n\n`{os.path.relpath(database)}`"),
+            mo.hstack([number_choice, reload], justify="start", align="end"),
+        ]
+    )
+    return
+
+
+@app.cell
+def _(query):
+    standing = query(
+        """
+        SELECT
+            -- All that was visible then has been read, though the newest message may be older.
+            greatest(
+                (SELECT max(started_at) FROM msgbubbles.sync_runs WHERE exit_status IN (0, 3)),
+                (SELECT max(complete_to) FROM msgbubbles.stream_coverage WHERE stream = 'messages')
+            ) AS as_of,
+            (SELECT max(complete_since) FROM msgbubbles.stream_coverage WHERE stream = 'messages') AS complete_since,
+            (SELECT count(*) FROM staging.stg_messages) AS messages,
+            (SELECT max(message_at) FROM staging.stg_messages) AS newest_message_at,
+            (SELECT count(*) FROM marts.thread_activity WHERE deleted_at IS NULL) AS threads,
+            (SELECT count(*) FROM marts.thread_activity WHERE waiting_on = 'us') AS threads_waiting_on_us
+        """
+    )
+    as_of = None if pd.isna(standing["as_of"][0]) else standing["as_of"][0]
+    return as_of, standing
+
+
+@app.cell
+def _(as_of, query):
+    # The account begins with its first chat or message.
+    coverage = query(
+        """
+        WITH account AS (
+            SELECT least(
+                (SELECT min(created_at) FROM staging.stg_chats), (SELECT min(message_at) FROM staging.stg_messages)
+            ) AS began_at
+        ),
+        streams AS (
+            SELECT stream, began_at, greatest(complete_since, began_at) AS complete_since, $as_of AS complete_to
+            FROM msgbubbles.stream_coverage CROSS JOIN account
+            WHERE began_at IS NOT NULL AND complete_since IS NOT NULL
+        )
+        SELECT stream, 'read' AS state, complete_since AS "from", complete_to AS "to" FROM streams
+        UNION ALL
+        SELECT stream, 'not read', began_at, complete_since FROM streams WHERE began_at < complete_since
+        UNION ALL
+        SELECT stream, 'not read', complete_to, now() FROM streams WHERE complete_to < now()
+        ORDER BY stream, "from"
+        """,
+        as_of=as_of,
+    )
+    return (coverage,)
+
+
+@app.cell
+def _(query):
+    runs = query(
+        """
+        SELECT
+            strftime(started_at, '%Y-%m-%d %H:%M') AS "Run (UTC)",
+            outcome AS "Outcome",
+            exit_status AS "Exit status",
+            requests_total AS "Requests",
+            round(epoch(ended_at - started_at), 1) AS "Seconds"
+        FROM msgbubbles.sync_runs
+        ORDER BY started_at DESC
+        LIMIT 50
+        """
+    )
+    return (runs,)
+
+
+@app.cell(hide_code=True)
+def _(as_of, coverage, runs, standing):
+    _now = standing.iloc[0]
+    if pd.isna(_now.complete_since):
+        _since = ("–", "nothing was there to read")
+    elif _now.complete_since.year == 1970:
+        _since = ("the start", "all there is was read")
+    else:
+        _since = (f"{_now.complete_since:%Y-%m-%d}", "older ones are still to be read")
+    _newest = f"newest {minute_of(_now.newest_message_at)}" if _now.messages else "none yet"
+    mo.vstack(
+        [
+            mo.md("## How fresh and how complete"),
+            mo.hstack(
+                [
+                    stat("Fresh as of", "–" if as_of is None else age_in_words(as_of), minute_of(as_of)),
+                    stat("Complete since", *_since),
+                    stat("Messages", f"{_now.messages:,}", _newest),
+                    stat("Threads", f"{_now.threads:,}", f"{_now.threads_waiting_on_us:,} wait on us"),
+                ],
+                widths="equal",
+                gap=1,
+            ),
+            drawn(
+                alt.Chart(coverage, title="What has been read")
+                .mark_bar(height=14)
+                .encode(
+                    time_axis("from", "Time of the message, or of the chat's last message (UTC)"),
+                    alt.X2("to:T"),
+                    alt.Y("stream:N", title=None),
+                    colour(coverage, "state", STATES, "State"),
+                    tooltip=[
+                        alt.Tooltip("stream:N", title="Stream"),
+                        alt.Tooltip("state:N", title="State"),
+                        instant("from", "From (UTC)"),
+                        instant("to", "To (UTC)"),
+                    ],
+                )
+                .properties(height=60),
+                coverage,
+                "No chat and no message yet.",
+            ),
+            mo.accordion({"The last runs of the job": table(runs)}),
+        ]
+    )
+    return
+
+
+@app.cell
+def _(number, query):
+    _span = query("SELECT min(day) AS first, max(day) AS last FROM marts.thread_activity_daily").iloc[0]
+    grain = "day" if pd.isna(_span["first"]) else grain_of((_span["last"] - _span["first"]).days)
+    # Days are the account's; they travel as midnight UTC, so that no browser moves them.
+    volume = query(
+        f"""
+        WITH chosen AS (
+            SELECT date_trunc('{grain}', day) AS began, messages_total, messages_inbound, messages_outbound
+            FROM marts.thread_activity_daily
+            WHERE $number IS NULL
+                OR chat_id IN (SELECT chat_id FROM marts.thread_activity WHERE from_handle = $number)
+        ),
+        counted AS (
+            SELECT began, 'them' AS side, sum(messages_inbound) AS messages FROM chosen GROUP BY began
+            UNION ALL
+            SELECT began, 'us', sum(messages_outbound) FROM chosen GROUP BY began
+            UNION ALL
+            SELECT began, 'unknown', sum(messages_total - messages_inbound - messages_outbound)
+            FROM chosen GROUP BY began
+        )
+        SELECT began::TIMESTAMP AT TIME ZONE 'UTC' AS began, side, messages::BIGINT AS messages
+        FROM counted
+        WHERE messages > 0
+        ORDER BY began, side
+        """,
+        number=number,
+    )
+    return grain, volume
+
+
+@app.cell(hide_code=True)
+def _(grain, volume):
+    mo.vstack(
+        [
+            mo.md("## Volume over time"),
+            drawn(
+                alt.Chart(volume, title=f"Messages a {grain}, by who wrote them")
+                .mark_bar()
+                .encode(
+                    time_axis("began", f"{grain.capitalize()} (the account's time zone)").timeUnit(BINS[grain]),
+                    alt.Y("messages:Q", title=f"Messages a {grain}"),
+                    colour(volume, "side", SIDES, "Written by"),
+                    tooltip=[
+                        day("began", grain.capitalize()),
+                        alt.Tooltip("side:N", title="Written by"),
+                        alt.Tooltip("messages:Q", format=",", title="Messages"),
+                    ],
+                )
+                .properties(height=220),
+                volume,
+                "No messages yet.",
+            ),
+        ]
+    )
+    return
+
+
+@app.cell
+def _(number, query):
+    replies = query(
+        """
+        WITH replies AS (
+            SELECT
+                side,
+                CASE
+                    WHEN reply_seconds < 60 THEN '< 1 min'
+                    WHEN reply_seconds < 5 * 60 THEN '1–5 min'
+                    WHEN reply_seconds < 15 * 60 THEN '5–15 min'
+                    WHEN reply_seconds < 60 * 60 THEN '15–60 min'
+                    WHEN reply_seconds < 4 * 3600 THEN '1–4 h'
+                    WHEN reply_seconds < 24 * 3600 THEN '4–24 h'
+                    WHEN reply_seconds < 7 * 86400 THEN '1–7 days'
+                    ELSE '> 7 days'
+                END AS took
+            FROM staging.thread_messages
+            WHERE reply_seconds IS NOT NULL AND ($number IS NULL OR from_handle = $number)
+        )
+        SELECT side, took, count(*) AS replies, count(*) / sum(count(*)) OVER (PARTITION BY side) AS share
+        FROM replies
+        GROUP BY side, took
+        ORDER BY side, took
+        """,
+        number=number,
+    )
+    reply_quantiles = query(
+        """
+        SELECT
+            side,
+            count(*) AS replies,
+            quantile_cont(reply_seconds, 0.5) AS median_seconds,
+            quantile_cont(reply_seconds, 0.9) AS p90_seconds
+        FROM staging.thread_messages
+        WHERE reply_seconds IS NOT NULL AND ($number IS NULL OR from_handle = $number)
+        GROUP BY side
+        ORDER BY side DESC
+        """,
+        number=number,
+    )
+    return replies, reply_quantiles
+
+
+@app.cell(hide_code=True)
+def _(replies, reply_quantiles):
+    _answer = {"us": "We answer", "them": "They answer"}
+    mo.vstack(
+        [
+            mo.md("""
+            ## How long a reply takes
+
+            A reply is the first message of a turn, and its time runs from the first message that it answers. A thread
+            that is taken up again after weeks counts as a reply, too.
+            """),
+            mo.hstack(
+                [
+                    stat(
+                        f"{_answer[row.side]}, median",
+                        in_words(row.median_seconds),
+                        f"nine of ten within {in_words(row.p90_seconds)}; {row.replies:,} replies",
+                    )
+                    for row in reply_quantiles.itertuples()
+                ],
+                justify="start",
+                gap=1,
+            ),
+            drawn(
+                alt.Chart(replies, title="Replies by the time that they took")
+                .mark_bar()
+                .encode(
+                    alt.X("took:O", sort=REPLY_TIMES, title="Time to reply", axis=alt.Axis(labelAngle=0)),
+                    alt.XOffset("side:N", sort=["them", "us"]),
+                    alt.Y("share:Q", axis=alt.Axis(format="%"), title="Share of that side's replies"),
+                    colour(replies, "side", SIDES, "Reply by"),
+                    tooltip=[
+                        alt.Tooltip("side:N", title="Reply by"),
+                        alt.Tooltip("took:O", title="Took"),
+                        alt.Tooltip("replies:Q", format=",", title="Replies"),
+                        alt.Tooltip("share:Q", format=".1%", title="Share"),
+                    ],
+                )
+                .properties(height=220),
+                replies,
+                "No replies yet.",
+            ),
+        ],
+        gap=1,
+    )
+    return
+
+
+@app.cell
+def _(number, query):
+    hours = query(
+        """
+        WITH counted AS (
+            SELECT weekday, hour, sum(messages_total) AS messages, sum(messages_inbound) AS inbound
+            FROM marts.thread_activity_hours
+            WHERE $number IS NULL
+                OR chat_id IN (SELECT chat_id FROM marts.thread_activity WHERE from_handle = $number)
+            GROUP BY weekday, hour
+        ),
+        week AS (
+            SELECT weekday, hour
+            FROM range(1, 8) AS weekdays (weekday) CROSS JOIN range(24) AS hours (hour)
+            WHERE EXISTS (FROM counted)
+        )
+        SELECT
+            ['Mon', 'Tue', 'Wed', 'Thu', 'Fri', 'Sat', 'Sun'][weekday] AS day,
+            hour,
+            coalesce(messages, 0)::BIGINT AS messages,
+            coalesce(inbound, 0)::BIGINT AS inbound
+        FROM week LEFT JOIN counted USING (weekday, hour)
+        ORDER BY weekday, hour
+        """,
+        number=number,
+    )
+    return (hours,)
+
+
+@app.cell(hide_code=True)
+def _(hours):
+    mo.vstack(
+        [
+            mo.md("## Busiest hours"),
+            drawn(
+                alt.Chart(hours, title="Messages by hour of the week")
+                .mark_rect()
+                .encode(
+                    alt.X("hour:O", title="Hour of the day (the account's time zone)", axis=alt.Axis(labelAngle=0)),
+                    alt.Y("day:O", sort=WEEKDAYS, title=None),
+                    alt.Color("messages:Q", scale=alt.Scale(scheme="viridis", domainMin=0), title="Messages"),
+                    tooltip=[
+                        alt.Tooltip("day:O", title="Day"),
+                        alt.Tooltip("hour:O", title="Hour"),
+                        alt.Tooltip("messages:Q", format=",", title="Messages"),
+                        alt.Tooltip("inbound:Q", format=",", title="of which to us"),
+                    ],
+                )
+                .properties(height=190),
+                hours,
+                "No messages yet.",
+            ),
+        ]
+    )
+    return
+
+
+@app.cell
+def _(as_of, number, query):
+    waiting_times = query(
+        """
+        WITH waiting AS (
+            SELECT epoch($as_of) - epoch(unanswered_since) AS seconds
+            FROM marts.thread_activity
+            WHERE waiting_on = 'us' AND ($number IS NULL OR from_handle = $number)
+        )
+        SELECT
+            CASE
+                WHEN seconds < 3600 THEN '< 1 h'
+                WHEN seconds < 4 * 3600 THEN '1–4 h'
+                WHEN seconds < 24 * 3600 THEN '4–24 h'
+                WHEN seconds < 3 * 86400 THEN '1–3 days'
+                WHEN seconds < 7 * 86400 THEN '3–7 days'
+                WHEN seconds < 28 * 86400 THEN '1–4 weeks'
+                ELSE '> 4 weeks'
+            END AS waited,
+            count(*) AS threads
+        FROM waiting
+        GROUP BY waited
+        ORDER BY waited
+        """,
+        as_of=as_of,
+        number=number,
+    )
+    waiting = query(
+        """
+        SELECT
+            strftime(unanswered_since, '%Y-%m-%d %H:%M') AS "Since (UTC)",
+            coalesce(title, remote_handle) AS "Who",
+            from_handle AS "Our number",
+            main_channel AS "Channel",
+            messages_total AS "Messages",
+            chat_id AS "Chat"
+        FROM marts.thread_activity
+        WHERE waiting_on = 'us' AND ($number IS NULL OR from_handle = $number)
+        ORDER BY unanswered_since, chat_id
+        LIMIT 200
+        """,
+        number=number,
+    )
+    return waiting, waiting_times
+
+
+@app.cell(hide_code=True)
+def _(waiting, waiting_times):
+    _total = int(waiting_times["threads"].sum())
+    mo.vstack(
+        [
+            mo.md("## Threads that wait on us"),
+            drawn(
+                alt.Chart(waiting_times, title=f"{_total:,} threads, by how long they have waited")
+                .mark_bar(color=SIDES["us"])
+                .encode(
+                    alt.X("waited:O", sort=WAITS, title="Waited", axis=alt.Axis(labelAngle=0)),
+                    alt.Y("threads:Q", title="Threads", axis=alt.Axis(tickMinStep=1)),
+                    tooltip=[
+                        alt.Tooltip("waited:O", title="Waited"),
+                        alt.Tooltip("threads:Q", format=",", title="Threads"),
+                    ],
+                )
+                .properties(height=180),
+                waiting_times,
+                "No thread waits on us.",
+            ),
+            *([] if waiting.empty else [table(waiting)]),
+        ]
+    )
+    return
+
+
+@app.cell
+def _(query):
+    _first = query("SELECT min(valid_from) AS first FROM marts.group_membership")["first"][0]
+    membership_grain = "day" if pd.isna(_first) else grain_of((datetime.now(UTC) - _first).days)
+    # A deleted group has no members after its end.
+    members = query(
+        f"""
+        WITH membership AS (
+            SELECT evidence, valid_from, least(valid_to, deleted_at) AS valid_until
+            FROM marts.group_membership INNER JOIN marts.thread_activity USING (chat_id)
+            WHERE coalesce(valid_from < least(valid_to, deleted_at), true)
+        ),
+        periods AS (
+            SELECT unnest(generate_series(
+                date_trunc('{membership_grain}', (SELECT min(valid_from) FROM membership)),
+                date_trunc('{membership_grain}', now()),
+                INTERVAL 1 {membership_grain}
+            )) AS began
+        ),
+        kinds AS (SELECT DISTINCT evidence FROM membership),
+        changes AS (
+            SELECT evidence, date_trunc('{membership_grain}', valid_from) AS began, 1 AS change FROM membership
+            UNION ALL
+            SELECT evidence, date_trunc('{membership_grain}', valid_until), -1
+            FROM membership WHERE valid_until IS NOT NULL
+        ),
+        changed AS (SELECT evidence, began, sum(change) AS change FROM changes GROUP BY evidence, began)
+        SELECT
+            began,
+            evidence,
+            coalesce(sum(change) OVER (PARTITION BY evidence ORDER BY began), 0)::BIGINT AS members
+        FROM periods CROSS JOIN kinds LEFT JOIN changed USING (evidence, began)
+        ORDER BY began, evidence
+        """
+    )
+    return members, membership_grain
+
+
+@app.cell
+def _(query):
+    _groups = query(
+        """
+        SELECT coalesce(title, remote_handle, 'group') || ' · ' || left(chat_id, 8) AS name, chat_id
+        FROM marts.group_membership INNER JOIN marts.thread_activity USING (chat_id)
+        GROUP BY ALL
+        ORDER BY count(*) DESC, chat_id
+        LIMIT 500
+        """
+    )
+    _options = {str(row.name): row.chat_id for row in _groups.itertuples(index=False)}
+    group_choice = mo.ui.dropdown(_options, value=next(iter(_options), None), label="Group", searchable=True)
+    return (group_choice,)
+
+
+@app.cell
+def _(group_choice):
+    group = group_choice.value
+    return (group,)
+
+
+@app.cell
+def _(group, query):
+    membership = query(
+        """
+        SELECT
+            handle,
+            evidence,
+            confidence,
+            valid_from,
+            least(valid_to, deleted_at) AS valid_until,
+            greatest(coalesce(valid_until, now()), valid_from) AS drawn_until,
+            message_count
+        FROM marts.group_membership INNER JOIN marts.thread_activity USING (chat_id)
+        WHERE chat_id = $group
+        ORDER BY valid_from, handle
+        """,
+        group=group,
+    )
+    return (membership,)
+
+
+@app.cell(hide_code=True)
+def _(group_choice, members, membership, membership_grain):
+    _all_groups = drawn(
+        alt.Chart(members, title="Members known to be in all groups, by how we know")
+        .mark_area(interpolate="step-after", opacity=0.85)
+        .encode(
+            time_axis("began", f"{membership_grain.capitalize()} (UTC)"),
+            alt.Y("members:Q", title=f"Members at the end of the {membership_grain}"),
+            colour(members, "evidence", EVIDENCE, "Evidence"),
+            tooltip=[
+                day("began", f"{membership_grain.capitalize()} (UTC)"),
+                alt.Tooltip("evidence:N", title="Evidence"),
+                alt.Tooltip("members:Q", format=",", title="Members"),
+            ],
+        )
+        .properties(height=220),
+        members,
+        "No groups yet.",
+    )
+    _one_group = drawn(
+        alt.Chart(membership, title="Known to be a member")
+        .mark_bar(height={"band": 0.6})
+        .encode(
+            time_axis("valid_from", "Time (UTC)"),
+            alt.X2("drawn_until:T"),
+            alt.Y("handle:N", sort=alt.SortField("valid_from"), title=None, axis=alt.Axis(labelLimit=240)),
+            colour(membership, "evidence", EVIDENCE, "Evidence"),
+            tooltip=[
+                alt.Tooltip("handle:N", title="Handle"),
+                instant("valid_from", "From (UTC)"),
+                instant("valid_until", "Until (UTC)"),
+                alt.Tooltip("evidence:N", title="Evidence"),
+                alt.Tooltip("confidence:N", title="Confidence"),
+                alt.Tooltip("message_count:Q", format=",", title="Messages"),
+            ],
+        )
+        .properties(height=alt.Step(22)),
+        membership,
+        "No group is chosen.",
+    )
+    mo.vstack(
+        [
+            mo.md("""
+            ## Group membership over time
+
+            Put together from evidence: `operation` is that we added the handle, `participant_list` that a list showed
+            it, `own_number` that it is our number of the group, `message` that it wrote. A silent member that nobody
+            recorded is not here.
+            """),
+            _all_groups,
+            *([] if members.empty else [group_choice, _one_group]),
+        ],
+        gap=1,
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def _(database):
+    mo.md(f"""
+    ## Ask it something
+
+    Three queries to start from. `marimo edit notebooks/explore.py -- --database {database}` shows them, and runs what
+    you make of them. The tables are in the README, their columns in `transforms/models`.
+
+    1. Who has waited longest for us?
+    2. How busy was each of our numbers in its last week, and how fast?
+    3. With whom do we write most?
+    """)
+    return
+
+
+@app.cell
+def _(warehouse):
+    longest_waiting = mo.sql(
+        f"""
+        -- Who has waited longest for us?
+        SELECT coalesce(title, remote_handle) AS who, unanswered_since, messages_total
+        FROM marts.thread_activity
+        WHERE waiting_on = 'us'
+        ORDER BY unanswered_since
+        LIMIT 10
+        """,
+        engine=warehouse,
+    )
+    return (longest_waiting,)
+
+
+@app.cell
+def _(warehouse):
+    numbers_last_week = mo.sql(
+        f"""
+        -- How busy was each of our numbers in its last week, and how fast?
+        SELECT
+            from_handle,
+            sum(messages_inbound) AS messages_inbound,
+            sum(messages_outbound) AS messages_outbound,
+            sum(threads_new) AS threads_new,
+            round(median(our_median_reply_seconds) / 60, 1) AS typical_reply_minutes
+        FROM marts.number_activity_daily
+        WHERE day > (SELECT max(day) FROM marts.number_activity_daily) - 7
+        GROUP BY from_handle
+        ORDER BY messages_inbound DESC
+        """,
+        engine=warehouse,
+    )
+    return (numbers_last_week,)
+
+
+@app.cell
+def _(warehouse):
+    busiest_contacts = mo.sql(
+        f"""
+        -- With whom do we write most?
+        SELECT handle, threads, groups_current, messages_inbound, messages_outbound, last_contact_at
+        FROM marts.contact
+        ORDER BY coalesce(messages_inbound, 0) + coalesce(messages_outbound, 0) DESC, handle
+        LIMIT 10
+        """,
+        engine=warehouse,
+    )
+    return (busiest_contacts,)
+
+
+if __name__ == "__main__":
+    app.run()

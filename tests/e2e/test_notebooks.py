@@ -1,0 +1,343 @@
+"""The notebooks on what the job published: no cell fails, and the numbers are those of the rows behind them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping
+from datetime import UTC, date, datetime, timedelta
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import duckdb
+import nbformat
+import pandas as pd
+import pytest
+from nbclient import NotebookClient
+
+import marts_reference as reference
+from job import CHATS, Job
+
+PROJECT = CHATS.parents[1]
+NOTEBOOKS = PROJECT / "notebooks"
+UTC_ZONE = ZoneInfo("UTC")
+
+
+def explored(database: Path, **chosen: Any) -> tuple[str, Mapping[str, Any]]:
+    """What the notebook shows, as HTML, and its variables; a cell that fails raises."""
+    from explore import app
+
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        # As the notebook has it; pytest takes that back after each test.
+        warnings.filterwarnings("ignore", message="The inplace keyword", category=DeprecationWarning)
+        patch.setenv("MSGBUBBLES_DATABASE", str(database))
+        outputs, variables = app.run(defs=chosen)
+    return "\n".join(getattr(output, "text", repr(output)) for output in outputs), variables
+
+
+def rows(database: Path, query: str) -> list[dict[str, Any]]:
+    with duckdb.connect(str(database), read_only=True) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        answer = connection.execute(query)
+        return [dict(zip([c[0] for c in answer.description], values, strict=True)) for values in answer.fetchall()]
+
+
+@pytest.fixture(scope="module")
+def eventful(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo, where members have left, a group was deleted, the older messages are not read yet, and the latest run
+    was long after the newest message."""
+    database = tmp_path_factory.mktemp("eventful") / "it's eventful.duckdb"
+    database.write_bytes(demo.read_bytes())
+    with duckdb.connect(str(database)) as connection:
+        connection.execute(
+            """UPDATE marts.group_membership
+               SET valid_to = valid_from + INTERVAL 9 DAY, is_current = false, end_evidence = 'operation'
+               WHERE handle IN (SELECT handle FROM marts.group_membership WHERE evidence = 'message'
+                                ORDER BY handle LIMIT 40)"""
+        )
+        connection.execute(
+            """UPDATE msgbubbles.chats SET deleted_at = created_at + INTERVAL 20 DAY
+               WHERE id = (SELECT id FROM msgbubbles.chats WHERE is_group ORDER BY created_at LIMIT 1)"""
+        )
+        connection.execute(
+            """UPDATE msgbubbles.stream_coverage SET complete_since = complete_to - INTERVAL 60 DAY
+               WHERE stream = 'messages'"""
+        )
+        connection.execute("UPDATE msgbubbles.sync_runs SET started_at = started_at + INTERVAL 40 HOUR")
+    return database
+
+
+@pytest.fixture(scope="module")
+def shown(eventful: Path) -> Mapping[str, Any]:
+    return explored(eventful)[1]
+
+
+@pytest.fixture(scope="module")
+def world(eventful: Path) -> reference.World:
+    return {
+        table: rows(eventful, f"FROM msgbubbles.{table}")
+        for table in ("chats", "messages", "numbers", "stream_coverage", "sync_runs")
+    }
+
+
+@pytest.fixture(scope="module")
+def messages(world: reference.World) -> list[reference.Message]:
+    """Of all threads, paired with what they answer in plain Python."""
+    return [message for thread in reference.threads(world, UTC_ZONE).values() for message in thread]
+
+
+def counts(frame: pd.DataFrame, *key: str, value: str) -> dict[Any, int]:
+    return {tuple(row[:-1]): row[-1] for row in frame[[*key, value]].itertuples(index=False, name=None)}
+
+
+def test_the_command_of_the_readme_exports_it_without_a_failing_cell(eventful: Path, tmp_path: Path) -> None:
+    lines = re.findall(r"^\.venv/bin/(marimo export html .*)$", (PROJECT / "README.md").read_text(), flags=re.MULTILINE)
+    page = tmp_path / "page.html"
+    replaced = {"demo.duckdb": str(eventful), "conversations.html": str(page)}
+    command = [replaced.get(word, word) for word in shlex.split(lines[0])]
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=PROJECT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Messages by hour of the week" in page.read_text()
+
+
+def side_of(message: reference.Message) -> str:
+    return {"inbound": "them", "outbound": "us"}.get(message.row["direction"], "unknown")
+
+
+def test_the_volume_is_that_of_the_messages(shown: Mapping[str, Any], messages: list[reference.Message]) -> None:
+    assert shown["grain"] == "day"
+    volume = shown["volume"].assign(day=shown["volume"]["began"].dt.date)
+    assert counts(volume, "day", "side", value="messages") == Counter((m.day, side_of(m)) for m in messages)
+
+
+def test_a_choice_of_a_number_shows_its_messages_only(
+    eventful: Path, world: reference.World, messages: list[reference.Message]
+) -> None:
+    number = world["numbers"][0]["handle"]
+    _, shown = explored(eventful, number=number)
+    of_number = [m for m in messages if m.chat["from_handle"] == number]
+    assert 0 < len(of_number) < len(messages)
+    assert shown["volume"]["messages"].sum() == len(of_number)
+    assert shown["hours"]["messages"].sum() == len(of_number)
+    assert shown["reply_quantiles"]["replies"].sum() == sum(m.asked_at is not None for m in of_number)
+    waiting = [row for row in reference.thread_activity(world, UTC_ZONE) if row["waiting_on"] == "us"]
+    ours = {row["chat_id"] for row in waiting if row["from_handle"] == number}
+    assert set(shown["waiting"]["Chat"]) == ours
+    assert shown["waiting_times"]["threads"].sum() == len(ours) < len(waiting)
+
+
+BUCKETS = {60: "< 1 min", 300: "1–5 min", 900: "5–15 min", 3600: "15–60 min", 14400: "1–4 h", 86400: "4–24 h"}
+
+
+def test_the_replies_took_as_long_as_the_messages_say(
+    shown: Mapping[str, Any], messages: list[reference.Message]
+) -> None:
+    waits = [(m.side, m.waited) for m in messages if m.waited is not None]
+
+    def bucket(waited: timedelta) -> str:
+        seconds = waited.total_seconds()
+        late = "1–7 days" if seconds < 604800 else "> 7 days"
+        return next((name for limit, name in BUCKETS.items() if seconds < limit), late)
+
+    expected = Counter((side, bucket(waited)) for side, waited in waits)
+    assert len(expected) == 16
+    assert counts(shown["replies"], "side", "took", value="replies") == expected
+    for side, shares in shown["replies"].groupby("side")["share"]:
+        assert shares.sum() == pytest.approx(1), side
+    for row in shown["reply_quantiles"].itertuples():
+        of_side = [waited for side, waited in waits if side == row.side]
+        assert row.replies == len(of_side)
+        assert row.median_seconds == pytest.approx(reference.percentile(Fraction(1, 2), of_side), abs=0.001)
+        assert row.p90_seconds == pytest.approx(reference.percentile(Fraction(9, 10), of_side), abs=0.001)
+
+
+def test_the_heat_map_has_every_hour_of_the_week(shown: Mapping[str, Any], messages: list[reference.Message]) -> None:
+    hours = shown["hours"]
+    names = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]
+    for value, counted in (("messages", messages), ("inbound", [m for m in messages if m.inbound])):
+        expected = Counter((names[m.local.weekday()], m.local.hour) for m in counted)
+        assert counts(hours, "day", "hour", value=value) == {
+            (day, hour): expected[day, hour] for day in names for hour in range(24)
+        }
+
+
+AGES = {3600: "< 1 h", 14400: "1–4 h", 86400: "4–24 h", 259200: "1–3 days", 604800: "3–7 days", 2419200: "1–4 weeks"}
+
+
+def test_the_threads_that_wait_are_those_of_the_messages(shown: Mapping[str, Any], world: reference.World) -> None:
+    waiting = {
+        row["chat_id"]: row["unanswered_since"]
+        for row in reference.thread_activity(world, UTC_ZONE)
+        if row["waiting_on"] == "us"
+    }
+    assert 50 < len(waiting) < 200
+    assert list(shown["waiting"]["Chat"]) == sorted(waiting, key=lambda chat: (waiting[chat], chat))
+    as_of = max(row["started_at"] for row in world["sync_runs"])
+    assert as_of > max(row["cursor_at"] for row in world["messages"])
+
+    def age(since: datetime) -> str:
+        seconds = (as_of - since).total_seconds()
+        return next((name for limit, name in AGES.items() if seconds < limit), "> 4 weeks")
+
+    assert counts(shown["waiting_times"], "waited", value="threads") == Counter(
+        (age(since),) for since in waiting.values()
+    )
+    assert shown["standing"].iloc[0]["threads_waiting_on_us"] == len(waiting)
+
+
+def test_the_members_of_each_day_are_those_of_the_rows(eventful: Path, shown: Mapping[str, Any]) -> None:
+    membership = rows(
+        eventful,
+        """SELECT chat_id, handle, evidence, valid_from, valid_to, deleted_at
+           FROM marts.group_membership JOIN msgbubbles.chats ON id = chat_id""",
+    )
+    assert sum(row["valid_to"] is not None for row in membership) >= 40
+    assert sum(row["deleted_at"] is not None for row in membership) >= 3
+    last = shown["members"]["began"].max().date()
+    day = min(row["valid_from"] for row in membership).date()
+    expected: dict[tuple[date, str], int] = {}
+    while day <= last:
+        end = datetime.combine(day + timedelta(days=1), datetime.min.time(), UTC)
+        there = Counter(
+            row["evidence"]
+            for row in membership
+            if row["valid_from"] < end and all(at is None or at >= end for at in (row["valid_to"], row["deleted_at"]))
+        )
+        expected |= {(day, kind): there[kind] for kind in {row["evidence"] for row in membership}}
+        day += timedelta(days=1)
+    members = shown["members"].assign(day=shown["members"]["began"].dt.date)
+    assert counts(members, "day", "evidence", value="members") == expected
+    chosen = [row for row in membership if row["chat_id"] == shown["group"]]
+    assert len(chosen) == max(Counter(row["chat_id"] for row in membership).values())
+    assert sorted(shown["membership"]["handle"]) == sorted(row["handle"] for row in chosen)
+
+
+def test_what_was_not_read_is_shown_as_such(shown: Mapping[str, Any], world: reference.World) -> None:
+    since = reference.coverage(world)[0]
+    as_of = max(row["started_at"] for row in world["sync_runs"])
+    began = min(row["created_at"] for row in world["chats"])
+    assert began < since  # type: ignore[operator]
+    stretches = [tuple(row) for row in shown["coverage"].itertuples(index=False, name=None)]
+    assert stretches == [
+        ("chats", "read", began, as_of),
+        ("messages", "not read", began, since),
+        ("messages", "read", since, as_of),
+    ]
+    standing = shown["standing"].iloc[0]
+    assert standing["as_of"] == as_of
+    assert (standing["messages"], standing["threads"]) == (len(world["messages"]), len(world["chats"]) - 1)
+    assert standing["newest_message_at"] == max(row["cursor_at"] for row in world["messages"])
+
+
+def test_a_long_history_is_drawn_by_month(eventful: Path, tmp_path: Path) -> None:
+    database = tmp_path / "long.duckdb"
+    database.write_bytes(eventful.read_bytes())
+    before = rows(database, "SELECT sum(messages_total) AS n FROM marts.thread_activity_daily")[0]["n"]
+    with duckdb.connect(str(database)) as connection:
+        connection.execute(
+            """INSERT INTO marts.thread_activity_daily BY NAME
+               SELECT * REPLACE (DATE '2021-02-14' AS day, 8 AS messages_total, 3 AS messages_inbound,
+                                 4 AS messages_outbound)
+               FROM marts.thread_activity_daily LIMIT 1"""
+        )
+        connection.execute(
+            """UPDATE marts.group_membership SET valid_from = TIMESTAMPTZ '2024-06-11 11:00:00+00'
+               WHERE rowid = (SELECT min(rowid) FROM marts.group_membership)"""
+        )
+        connection.execute("UPDATE msgbubbles.sync_runs SET started_at = started_at - INTERVAL 9 DAY")
+        connection.execute("UPDATE msgbubbles.stream_coverage SET complete_to = complete_to - INTERVAL 3 DAY")
+    as_of = rows(database, "SELECT max(complete_to) AS at FROM msgbubbles.stream_coverage WHERE stream = 'messages'")
+    _, shown = explored(database)
+    last = shown["coverage"].iloc[-1]
+    assert (last["state"], last["from"]) == ("not read", as_of[0]["at"])
+    assert (shown["grain"], shown["membership_grain"]) == ("month", "week")
+    assert shown["volume"]["messages"].sum() == before + 8
+    oldest = shown["volume"].iloc[:3]
+    assert set(oldest["began"]) == {pd.Timestamp("2021-02-01", tz="UTC")}
+    assert counts(oldest, "side", value="messages") == {("them",): 3, ("us",): 4, ("unknown",): 1}
+    assert shown["members"]["began"].min() == pd.Timestamp("2024-06-10", tz="UTC")
+    assert shown["members"].groupby("began")["members"].sum().iloc[0] == 1
+
+
+def test_an_account_without_rows_is_a_page_of_sentences(new_job: Callable[..., Job]) -> None:
+    job = new_job(chats=0)
+    job.run(transform=True)
+    page, shown = explored(job.database)
+    for frame in ("volume", "replies", "hours", "waiting", "members", "membership", "longest_waiting"):
+        assert shown[frame].empty, frame
+    for nothing in ("No messages yet", "No replies yet", "No thread waits on us", "No groups yet"):
+        assert nothing in page
+    assert len(shown["runs"]) == 1
+    run_in_jupyter(job.database)
+
+
+def test_the_file_that_the_job_published_last_is_shown_although_one_is_open(eventful: Path, tmp_path: Path) -> None:
+    from explore import connected
+
+    database = tmp_path / "replaced.duckdb"
+    database.write_bytes(eventful.read_bytes())
+    count = "SELECT count(*) FROM msgbubbles.numbers"
+    with connected(database) as before:
+        newer = tmp_path / "newer.duckdb"
+        newer.write_bytes(eventful.read_bytes())
+        with duckdb.connect(str(newer)) as connection:
+            connection.execute("DELETE FROM msgbubbles.numbers")
+        newer.replace(database)
+        with connected(database) as after:
+            assert after.execute(count).fetchall() == [(0,)]
+            assert before.execute(count).fetchall() == [(3,)]
+            with pytest.raises(duckdb.Error, match="read-only"):
+                after.execute("CREATE TABLE mine AS SELECT 1")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nowhere.duckdb", "There is no file"),
+        ("text.duckdb", "does not open as a DuckDB file"),
+        ("bare.duckdb", "marts.contact"),
+        (".msgbubbles/work/work.duckdb", "Open the published one"),
+    ],
+)
+def test_what_cannot_be_shown_says_why(name: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "text.duckdb").write_text("no database" * 5000)
+    with duckdb.connect(str(tmp_path / "bare.duckdb")) as connection:
+        connection.execute("CREATE TABLE nothing_else AS SELECT 1")
+    page, shown = explored(tmp_path / name)
+    assert said in page
+    assert "python pipelines/chats.py --database" in page or "published one" in page
+    assert "volume" not in shown
+
+
+def run_in_jupyter(database: Path, *cells: str) -> list[str]:
+    """What further cells of the pandas notebook print; a cell that fails raises."""
+    notebook = nbformat.read(NOTEBOOKS / "pandas.ipynb", as_version=4)
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in notebook.cells if "outputs" in cell)
+    asked = [nbformat.v4.new_code_cell(cell) for cell in cells]
+    notebook.cells += asked
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MSGBUBBLES_DATABASE", str(database))
+        NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
+    return ["".join(output.text for output in cell.outputs) for cell in asked]
+
+
+def test_the_pandas_notebook_says_the_same(eventful: Path, messages: list[reference.Message]) -> None:
+    weeks, quantiles = run_in_jupyter(
+        eventful,
+        "print(weekly.sum(axis=1).to_json(date_format='iso'))",
+        "print(replies.groupby('side')['reply_seconds'].median().to_json())",
+    )
+    assert {datetime.fromisoformat(day).date(): count for day, count in json.loads(weeks).items()} == Counter(
+        m.day - timedelta(days=m.day.weekday()) for m in messages
+    )
+    waits = [m.waited for m in messages if m.side == "us" and m.waited is not None]
+    assert json.loads(quantiles)["us"] == pytest.approx(reference.percentile(Fraction(1, 2), waits), abs=0.001)
