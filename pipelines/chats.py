@@ -33,6 +33,7 @@ from warehouse.command import (
     place_of,
     readable_configuration,
     requests_per_minute,
+    start,
     stopped_by_signals,
     transport_of,
 )
@@ -361,4 +362,4 @@ def _number(key: str, default: int, *, at_least: int) -> int:
 
 
 if __name__ == "__main__":
-    app()
+    start(app)

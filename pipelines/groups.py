@@ -29,6 +29,7 @@ from warehouse.command import (
     place_of,
     readable_configuration,
     requests_per_minute,
+    start,
     stopped_by_signals,
     transport_of,
 )
@@ -342,4 +343,4 @@ def _each(chats: list[str], ask: Callable[[Client, str], None], database: Path |
 
 
 if __name__ == "__main__":
-    app()
+    start(app)

@@ -100,7 +100,9 @@ def verdict(place: Place) -> Verdict:
 
 def compile_models(place: Place) -> None:
     """See that the dbt project can be run at all, without a database. Raises `TransformError`."""
-    results = _Dbt(place, "duckdb", {"MSGBUBBLES_DUCKDB_PATH": ":memory:"}, Transforms()).run("compile")
+    # For another database dbt parses everything anew, and what it has parsed for the marts is not to be lost.
+    dbt = _Dbt(place, "duckdb", {"MSGBUBBLES_DUCKDB_PATH": ":memory:"}, Transforms(), parsed="parsed_for_check")
+    results = dbt.run("compile")
     if results.wrong:
         raise TransformError(f"the models do not compile ({results.names}); see {results.written(place)}")
 
@@ -132,7 +134,9 @@ class _Results:
 class _Dbt:
     """dbt on one database. The project is parsed once, whatever is run of it."""
 
-    def __init__(self, place: Place, target: str, environment: dict[str, str], transforms: Transforms) -> None:
+    def __init__(
+        self, place: Place, target: str, environment: dict[str, str], transforms: Transforms, *, parsed: str = "target"
+    ) -> None:
         self._place = place
         self._environment = environment
         folder = place.folder / "dbt"
@@ -140,7 +144,7 @@ class _Dbt:
             *("--target", target),
             *("--vars", json.dumps({"time_zone": transforms.time_zone})),
             *("--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT)),
-            *("--target-path", str(folder / "target"), "--log-path", str(folder / "logs")),
+            *("--target-path", str(folder / parsed), "--log-path", str(folder / "logs")),
             *("--quiet", "--log-level", "none", "--log-level-file", "none", "--no-write-json"),
         ]
         self._manifest: Manifest | None = None
@@ -202,7 +206,7 @@ def _verdict_of(place: Place) -> Path:
 
 def _digest(transforms: Transforms) -> str:
     digest = hashlib.sha256(transforms.time_zone.encode())
-    for path in sorted(PROJECT.rglob("*")):
-        if path.suffix in (".sql", ".yml"):
+    for pattern in ("*.yml", "models/**/*.yml", "models/**/*.sql", "macros/**/*.sql"):
+        for path in sorted(PROJECT.glob(pattern)):
             digest.update(path.relative_to(PROJECT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

@@ -55,7 +55,6 @@ def test_the_whole_job_on_a_server(new_job: NewJob, address: str) -> None:
     job.environment = {
         "DESTINATION__POSTGRES__CREDENTIALS": address,
         "SOURCES__MSGBUBBLES__REFRESH_CHATS": '[{"every_hours": 0.0001}]',
-        "TRANSFORMS__DATA_TESTS": "hold",
     }
     first = job.run("--destination", "postgres").summary
     assert differences_of(landed(address), job.server.truth()) == {}
@@ -80,7 +79,6 @@ def test_the_whole_job_on_a_server(new_job: NewJob, address: str) -> None:
         built = query(address, f"SELECT * FROM marts.{name}")
         assert built, name
         assert not (wrong := differences(built, reference(world | UNKNOWN, ZoneInfo("UTC")))), f"{name}: {wrong[:5]}"
-    assert last["failed_tests"] == []
 
     asked = len(job.server.requests)
     assert job.ask("plan", "--destination", "postgres")["requests"] >= 3

@@ -116,8 +116,10 @@ def _thread(chat: Row, messages: list[Message], since: datetime | None, to: date
         beginning_read = False
     latest = messages[-1].at if messages else None
     last = chat["last_message_at"]
-    end_read = last is None or (latest is not None and latest >= last) or (to is not None and last < to)
-    known = bool(messages) or (beginning_read and last is None)
+    last_covered = last is not None and since is not None and to is not None and since <= last < to
+    end_read = last is None or (latest is not None and latest >= last) or last_covered
+    within_coverage = to is None or all(at is None or at < to for at in (last, latest))
+    known = bool(messages) or (beginning_read and end_read)
 
     def counted(wanted: Iterable[Any]) -> int | None:
         return len(list(wanted)) if known else None
@@ -130,7 +132,7 @@ def _thread(chat: Row, messages: list[Message], since: datetime | None, to: date
         chat_began = min([m.at for m in messages[:1]] + [chat["created_at"]] * bool(chat["created_at"]), default=window)
         if since > max(window, chat_began):
             return None
-        return sum(m.day >= first_day for m in messages)
+        return sum(first_day <= m.day <= to.astimezone(zone).date() for m in messages)
 
     ours = [m for m in messages if m.asked_at and m.side == "us"]
     theirs = [m for m in messages if m.asked_at and m.side == "them"]
@@ -193,7 +195,7 @@ def _thread(chat: Row, messages: list[Message], since: datetime | None, to: date
         **_reply_percentiles("our", ours, p90=True),
         **_reply_percentiles("their", theirs, p90=True),
         "messages_complete_since": since,
-        "is_complete": beginning_read and end_read,
+        "is_complete": beginning_read and end_read and within_coverage,
         "fetched_at": max(row["_read_at"] for row in [chat, *(m.row for m in messages)]),
     }
 
@@ -262,7 +264,7 @@ def number_activity_daily(world: World, zone: ZoneInfo) -> list[Row]:
             key = chat["from_handle"], message.day
             days[key].append(message)
             created = chat["created_at"]
-            if number == 0 and (created is None or created.astimezone(zone).date() >= message.day):
+            if number == 0 and (created is None or message.at <= created + timedelta(days=1)):
                 new[key] += 1
     return [
         {
@@ -351,6 +353,9 @@ def _member(chat: Row, handle: str, spell: dict[str, Any], messages: list[Messag
     wrote = sum(
         m.sender == handle and m.at >= spell["from"] and (spell["to"] is None or m.at < spell["to"]) for m in messages
     )
+    inbound = [m for m in messages if m.inbound]
+    # Where the API says of no message whose it is, nobody is known to be silent.
+    counted = messages and (handle == chat["from_handle"] or not inbound or any(m.sender for m in inbound))
     return {
         "chat_id": chat["id"],
         "handle": handle,
@@ -363,8 +368,8 @@ def _member(chat: Row, handle: str, spell: dict[str, Any], messages: list[Messag
         "end_evidence": spell["end"],
         "first_seen_at": min(real, default=None),
         "last_seen_at": max(real, default=None),
-        "message_count": wrote if messages else None,
-        "message_share": wrote / len(messages) if messages else None,
+        "message_count": wrote if counted else None,
+        "message_share": wrote / len(messages) if counted else None,
         "thread_messages_total": len(messages) or None,
     }
 

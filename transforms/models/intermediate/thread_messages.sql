@@ -110,10 +110,9 @@ select
     in_order.is_delivered,
     in_order.is_read,
     in_order.attachment_count,
-    -- Where the chat came into being on an earlier day, its first messages have not been read.
+    -- Where the chat came into being more than a day before, its first messages have not been read.
     in_order.place_in_thread = 1
-    and cast(in_order.local_at as date)
-    <= coalesce(cast({{ local_time('in_order.chat_created_at') }} as date), cast(in_order.local_at as date))
+    and in_order.message_at <= coalesce(in_order.chat_created_at, in_order.message_at) + interval '1 day'
         as starts_thread,
     in_order.place_in_thread,
     {{ seconds_between('in_order.message_before_at', 'in_order.message_at') }} as gap_seconds,

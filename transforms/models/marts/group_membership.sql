@@ -191,7 +191,12 @@ members as (
 ),
 
 threads as (
-    select chat_id, count(*) as messages_total
+    select
+        chat_id,
+        count(*) as messages_total,
+        -- Where the API says of no message whose it is, nobody is known to be silent.
+        count(case when direction = 'inbound' then 1 end) = 0
+        or count(case when direction = 'inbound' then handle end) > 0 as names_senders
     from messages
     group by chat_id
 )
@@ -218,9 +223,16 @@ select
     members.end_evidence,
     members.first_seen_at,
     members.last_seen_at,
-    case when threads.chat_id is not null then members.messages end as message_count,
-    cast(members.messages as double precision) / threads.messages_total as message_share,
+    case
+        when threads.names_senders or (threads.chat_id is not null and members.handle = groups.from_handle)
+            then members.messages
+    end as message_count,
+    case
+        when threads.names_senders or members.handle = groups.from_handle
+            then cast(members.messages as double precision) / threads.messages_total
+    end as message_share,
     threads.messages_total as thread_messages_total
 from chats_to_build
 left join members on members.chat_id = chats_to_build.chat_id
 left join threads on threads.chat_id = chats_to_build.chat_id
+left join groups on groups.chat_id = chats_to_build.chat_id

@@ -18,7 +18,7 @@ recent as (
         sum(daily.messages_total) as messages_last_30_days
     from {{ ref('thread_activity_daily') }} as daily
     cross join coverage
-    where daily.day > coverage.day - 30
+    where daily.day > coverage.day - 30 and daily.day <= coverage.day
     group by daily.chat_id
 ),
 
@@ -75,9 +75,16 @@ threads as (
         ) and (chats.deleted_at is null or chats.created_at is not null) as is_beginning_read,
         -- The latest message has been read.
         coalesce(
-            measures.latest_message_at >= chats.last_message_at or chats.last_message_at < coverage.complete_to,
+            measures.latest_message_at >= chats.last_message_at
+            or (
+                chats.last_message_at >= coverage.complete_since and chats.last_message_at < coverage.complete_to
+            ),
             chats.last_message_at is null
         ) as is_end_read,
+        -- A message that is newer than what has been read whole may have others before it that were not read.
+        coalesce(
+            greatest(chats.last_message_at, measures.latest_message_at) < coverage.complete_to, true
+        ) as is_within_coverage,
         recent.messages_last_7_days,
         recent.messages_last_30_days
     from {{ ref('stg_chats') }} as chats
@@ -91,7 +98,7 @@ counted as (
     select
         *,
         case
-            when messages_read_total is null and is_beginning_read and last_message_at is null then 0
+            when messages_read_total is null and is_beginning_read and is_end_read then 0
             else messages_read_total
         end as messages_total
     from threads
@@ -166,6 +173,6 @@ select
     their_median_reply_seconds,
     their_p90_reply_seconds,
     messages_complete_since,
-    is_beginning_read and is_end_read as is_complete,
+    is_beginning_read and is_end_read and is_within_coverage as is_complete,
     greatest(chat_fetched_at, messages_fetched_at) as fetched_at
 from counted
