@@ -33,7 +33,6 @@ from warehouse.command import (
     place_of,
     readable_configuration,
     requests_per_minute,
-    start,
     stopped_by_signals,
     transport_of,
 )
@@ -362,4 +361,4 @@ def _number(key: str, default: int, *, at_least: int) -> int:
 
 
 if __name__ == "__main__":
-    start(app)
+    app()

@@ -29,7 +29,6 @@ from warehouse.command import (
     place_of,
     readable_configuration,
     requests_per_minute,
-    start,
     stopped_by_signals,
     transport_of,
 )
@@ -343,4 +342,4 @@ def _each(chats: list[str], ask: Callable[[Client, str], None], database: Path |
 
 
 if __name__ == "__main__":
-    start(app)
+    app()

@@ -13,7 +13,6 @@ import tomllib
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -34,21 +33,6 @@ NO_KEY = """No API key. Either
   try it with a made-up account:   python pipelines/{script} --sandbox
   or use your own key:             export SOURCES__MSGBUBBLES__API_KEY=sk_live_...
                                    (or copy dlt_config/secrets.toml.example to secrets.toml and put it there)"""
-
-
-def start(app: typer.Typer) -> None:
-    """The whole life of a command's process."""
-    sys.meta_path.insert(0, _NoPandas())
-    app()
-
-
-class _NoPandas(MetaPathFinder):
-    """DuckDB, pyarrow and dlt import pandas where it is installed, to see whether a value is one of its. None is here,
-    and it would cost every run more than a second and 100 MB."""
-
-    def find_spec(self, name: str, _path: object, _target: object = None) -> None:
-        if name == "pandas":
-            raise ModuleNotFoundError("pandas is not for the job", name=name)
 
 
 def place_of(database: Path | None, destination: str = "duckdb", *, sandbox: bool) -> Place:

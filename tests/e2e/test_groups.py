@@ -146,7 +146,7 @@ def check(groups: Groups, rows: list[Row]) -> None:
 
 @pytest.mark.parametrize("shown", [True, False])
 def test_on_the_worst_day_every_group_is_there_once(new_job: NewJob, shown: bool) -> None:
-    count = int(os.environ.get("GROUPS_COUNT", "40")) if shown else 15
+    count = int(os.environ.get("GROUPS_COUNT", "25")) if shown else 15
     kills = int(os.environ.get("GROUPS_KILLS", "2")) if shown else 1
     job = new_job(chats=0)
     job.run()

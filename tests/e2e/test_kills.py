@@ -25,7 +25,7 @@ from warehouse_rows import differences
 
 NewJob = Callable[..., Job]
 
-KILLS = int(os.environ.get("KILLS", "4"))
+KILLS = int(os.environ.get("KILLS", "3"))
 PHASES = ("start", "extract", "normalize", "load", "transform", "publish")
 # Those that take a hundredth of a run, and one more.
 AIMED_AT = ("publish", "normalize", "extract", "load")
