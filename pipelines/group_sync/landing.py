@@ -10,13 +10,11 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from warehouse.destinations import destination_of
 from warehouse.place import Place
 
 from .ledger import Entry, Ledger, Sighting
 
 PIPELINE = "msgbubbles_groups"
-DATASET = "msgbubbles"
 MEMBER_OPERATIONS = {"create": "added", "add": "added", "remove": "removed"}
 COLUMNS: dict[str, dict[str, str]] = {
     "group_operations": {
@@ -57,14 +55,9 @@ def land_ledger(place: Place) -> int:
 
 
 def _load(place: Place, entries: list[Entry], sightings: list[Sighting]) -> None:
-    import dlt
+    from warehouse.sync import pipeline_of
 
-    pipeline = dlt.pipeline(
-        PIPELINE,
-        destination=destination_of(place).dlt(),
-        dataset_name=DATASET,
-        pipelines_dir=str(place.folder / "dlt"),
-    )
+    pipeline = pipeline_of(place, PIPELINE)
     if pipeline.has_pending_data:
         # A run with a package left over loads that one and extracts nothing.
         pipeline.run()
@@ -81,11 +74,10 @@ def _resource(table: str, rows: list[dict[str, Any]]) -> Any:
     import dlt
     import pyarrow as pa
 
+    from msgbubbles.landing import arrow_types
+
     columns = COLUMNS[table]
-    types = {
-        "text": pa.string(), "json": pa.string(), "bigint": pa.int64(), "bool": pa.bool_(),
-        "timestamp": pa.timestamp("us", tz="UTC"),
-    }  # fmt: skip
+    types = arrow_types()
     key = next(iter(columns))
     schema = pa.schema(
         [pa.field(name, types[kind], nullable=name not in (key, "_read_at")) for name, kind in columns.items()]

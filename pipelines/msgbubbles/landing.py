@@ -247,18 +247,25 @@ def _column_hints(column: Column, table: str) -> Any:
     return hints
 
 
-def arrow_table(columns: tuple[Column, ...], rows: Iterable[tuple[Any, datetime]]) -> pa.Table:
-    """An Arrow table of rows and when each was read. JSON columns hold JSON text, null where the API sent null."""
+def arrow_types() -> dict[str, pa.DataType]:
+    """The Arrow type of each of dlt's types that the tables have."""
     # pyarrow takes a second to import with pandas installed: a run that finds nothing does not pay for it.
     import pyarrow as pa
 
-    types = {
+    return {
         "text": pa.string(),
         "bigint": pa.int64(),
         "bool": pa.bool_(),
         "timestamp": pa.timestamp("us", tz="UTC"),
         "json": pa.string(),
     }
+
+
+def arrow_table(columns: tuple[Column, ...], rows: Iterable[tuple[Any, datetime]]) -> pa.Table:
+    """An Arrow table of rows and when each was read. JSON columns hold JSON text, null where the API sent null."""
+    import pyarrow as pa
+
+    types = arrow_types()
     taken = list(rows)
     arrays = []
     for column in columns:

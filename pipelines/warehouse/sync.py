@@ -80,7 +80,7 @@ def sync(
     Faults of the API end the reading and are kept in `run.error`: what was read before is loaded and published.
     Raises what dlt, dbt and DuckDB raise; then the next run goes on from the last load that was finished.
     """
-    _prepare(place)
+    destination_of(place).prepare()
     run.keep_on_error = True
     run.on_rows = lambda: place.set_pending("repair", "transform", "publish")
     pipeline = pipeline_of(place)
@@ -119,7 +119,7 @@ def repair(
     record: Callable[[], dict[str, Any]],
 ) -> None:
     """Read by id what is wanted, and nothing else; then build the marts and publish. Raises as `sync` does."""
-    _prepare(place)
+    destination_of(place).prepare()
     run.keep_on_error = True
     run.on_rows = lambda: place.set_pending("repair", "transform", "publish")
     run.repair = wanted
@@ -165,10 +165,16 @@ def _finish(
         place.set_done("publish")
 
 
-def pipeline_of(place: Place) -> dlt.Pipeline:
-    """The pipeline that fills the work database."""
+def pipeline_of(place: Place, name: str = PIPELINE) -> dlt.Pipeline:
+    """A pipeline that fills the warehouse. The caller holds the warehouse's lock."""
+    dlt_files = place.folder / "dlt" / name
+    # dlt moves a normalized package to its place and then removes what it was made of. Killed between the two, it would
+    # fail to move it there a second time, for ever.
+    for extracted in (dlt_files / "normalize" / "extracted").glob("*"):
+        if (dlt_files / "load" / "normalized" / extracted.name).exists():
+            shutil.rmtree(extracted)
     return dlt.pipeline(
-        PIPELINE,
+        name,
         destination=destination_of(place).dlt(),
         dataset_name=DATASET,
         pipelines_dir=str(place.folder / "dlt"),
@@ -209,17 +215,6 @@ def _add_steps(pipeline: dlt.Pipeline, report: Report) -> None:
             report.add_seconds(
                 step.step if step.step != "load" else "commit", (step.finished_at - step.started_at).total_seconds()
             )
-
-
-def _prepare(place: Place) -> None:
-    """Put in order what a kill or a loss has left. Raises `UsageError` when the tables cannot be reached."""
-    dlt_files = place.folder / "dlt" / PIPELINE
-    # dlt moves a normalized package to its place and then removes what it was made of. Killed between the two, it would
-    # fail to move it there a second time, for ever.
-    for extracted in (dlt_files / "normalize" / "extracted").glob("*"):
-        if (dlt_files / "load" / "normalized" / extracted.name).exists():
-            shutil.rmtree(extracted)
-    destination_of(place).prepare()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,11 +13,12 @@ import pytest
 from group_sync.apply import look
 from group_sync.job import known_now, planned
 from group_sync.known import Published, published
-from group_sync.landing import land_ledger
+from group_sync.landing import PIPELINE, land_ledger
 from group_sync.ledger import Ledger
 from group_sync.model import DesiredGroup
 from group_world import OURS, World, row
 from warehouse.place import Place
+from warehouse.sync import pipeline_of
 
 ANNA, BEN, CARLA = "+14155550111", "ben@example.com", "+14155550113"
 HOUR = timedelta(hours=1)
@@ -156,6 +158,24 @@ def test_the_ledger_lands_once_and_again_when_a_verdict_comes(
         path.unlink()
     assert known_now(place) == {"a": known}
     assert land_ledger(place) == 0
+
+
+def test_a_landing_killed_between_the_two_steps_that_end_a_normalization_goes_on(world: World) -> None:
+    """dlt moves the normalized package to its place, then removes the extracted one: here both are there."""
+    place = world.place
+    duckdb.connect(str(place.work)).close()
+    world.apply(row("a", ANNA, BEN))
+    assert land_ledger(place) == 1
+    pipeline = pipeline_of(place, PIPELINE)
+    pipeline.extract([{"n": 1}], table_name="any")
+    (extracted,) = (place.folder / "dlt" / PIPELINE / "normalize" / "extracted").iterdir()
+    kept = place.folder / "kept"
+    shutil.copytree(extracted, kept)
+    pipeline.normalize()
+    kept.replace(extracted)
+    world.apply(row("a", ANNA, BEN, CARLA))
+    assert land_ledger(place) == 1
+    assert len(asked(place.work, "SELECT 1 FROM msgbubbles.group_operations")) == 2
 
 
 def asked(database: Path, query: str) -> list[tuple[object, ...]]:
