@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -27,7 +26,10 @@ from warehouse.command import (
     EXIT_INCOMPLETE,
     EXIT_STOPPED,
     NO_KEY,
+    Database,
+    Sandbox,
     account_of,
+    app_of,
     ended,
     explained,
     place_of,
@@ -61,12 +63,7 @@ class DefaultsToSync(TyperGroup):
         return list(super().parse_args(ctx, args))
 
 
-# \b keeps the help from running the lines of a paragraph together.
-HELP = __doc__.replace("\n\n", "\n\n\b\n")
-
-app = typer.Typer(
-    cls=DefaultsToSync, help=HELP, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
-)
+app = app_of(__doc__, cls=DefaultsToSync)
 
 
 @app.callback()
@@ -74,14 +71,7 @@ def main() -> None:
     pass
 
 
-Database = Annotated[
-    Path | None,
-    typer.Option(
-        "--database", help="The DuckDB file for readers. [default: warehouse.duckdb, or sandbox.duckdb, in the project]"
-    ),
-]
 Into = Annotated[Literal["duckdb", "postgres"], typer.Option("--destination", help="Where the tables are.")]
-Sandbox = Annotated[bool, typer.Option("--sandbox", help="Use a made-up account on this machine; no key.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one line of JSON.")]
 
 
@@ -341,7 +331,7 @@ def _status_of(run: Run, report: Report) -> int:
     if run.error is not None:
         return EXIT_FAILED
     lossy = any(progress.rejected or progress.standing for progress in run.streams.values())
-    return EXIT_INCOMPLETE if lossy or report.failed_tests else 0
+    return EXIT_INCOMPLETE if lossy or report.tested.failed_tests else 0
 
 
 def _number(key: str, default: int, *, at_least: int) -> int:

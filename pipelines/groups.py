@@ -24,7 +24,10 @@ from warehouse.command import (
     EXIT_FAILED,
     EXIT_INCOMPLETE,
     EXIT_STOPPED,
+    Database,
+    Sandbox,
     account_of,
+    app_of,
     ended,
     place_of,
     readable_configuration,
@@ -41,19 +44,10 @@ if TYPE_CHECKING:
     from group_sync.planner import Plan
     from msgbubbles import Client, Run
 
-# \b keeps the help from running the lines of a paragraph together.
-HELP = __doc__.replace("\n\n", "\n\n\b\n")
 STOPPED = "stopped at once; what was asked is on record, and the next apply finds out what came of it"
 
-app = typer.Typer(help=HELP, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = app_of(__doc__)
 
-Database = Annotated[
-    Path | None,
-    typer.Option(
-        "--database", help="The DuckDB file for readers. [default: warehouse.duckdb, or sandbox.duckdb, in the project]"
-    ),
-]
-Sandbox = Annotated[bool, typer.Option("--sandbox", help="Use a made-up account on this machine; no key.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")]
 Table = Annotated[
     str | None,

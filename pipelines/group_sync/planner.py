@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import msgspec
 
-from warehouse.place import UsageError
+from warehouse.place import UsageError, written_privately
 
 from .model import MAX_MEMBERS, DesiredGroup, KnownGroup, Operation
 
@@ -100,8 +100,7 @@ def _plain(group: KnownGroup | None) -> object:
 
 def save(plan: Plan, path: Path) -> None:
     """Write a plan, for its owner only: it holds handles and messages."""
-    path.touch(mode=0o600)
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n")
+    written_privately(path, msgspec.json.format(msgspec.json.encode(plan), indent=1).decode() + "\n")
 
 
 def load(path: Path) -> Plan:

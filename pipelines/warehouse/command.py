@@ -14,12 +14,12 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from .lock import AnotherJobRunsError
-from .place import ROOT, Place, UsageError
+from .place import ROOT, Place, UsageError, written_privately
 from .report import Reporter
 
 if TYPE_CHECKING:
@@ -33,6 +33,23 @@ NO_KEY = """No API key. Either
   try it with a made-up account:   python pipelines/{script} --sandbox
   or use your own key:             export SOURCES__MSGBUBBLES__API_KEY=sk_live_...
                                    (or copy dlt_config/secrets.toml.example to secrets.toml and put it there)"""
+
+Database = Annotated[
+    Path | None,
+    typer.Option(
+        "--database", help="The DuckDB file for readers. [default: warehouse.duckdb, or sandbox.duckdb, in the project]"
+    ),
+]
+Sandbox = Annotated[bool, typer.Option("--sandbox", help="Use a made-up account on this machine; no key.")]
+
+
+def app_of(doc: str | None, **options: Any) -> typer.Typer:
+    """A program whose help is its module's docstring."""
+    # \b keeps the help from running the lines of a paragraph together.
+    text = (doc or "").replace("\n\n", "\n\n\b\n")
+    return typer.Typer(
+        help=text, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, **options
+    )
 
 
 def place_of(database: Path | None, destination: str = "duckdb", *, sandbox: bool) -> Place:
@@ -81,10 +98,8 @@ def explained(error: Exception, place: Place | None) -> tuple[int, str]:
     if isinstance(error, MsgBubblesError | TransformError) or place is None:
         return EXIT_FAILED, str(error)
     trouble = trouble_of(error, place) or f"{type(error).__name__}; what was loaded stays"
-    path = place.folder / "last_error.txt"
     with suppress(OSError):  # where the disk is full, or is not ours
-        path.touch(mode=0o600)
-        path.write_text("".join(traceback.format_exception(error)))
+        path = written_privately(place.folder / "last_error.txt", "".join(traceback.format_exception(error)))
         trouble += f". Details, which may quote your data: {path}"
     return EXIT_FAILED, trouble
 

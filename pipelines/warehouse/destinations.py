@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import duckdb
 
 from .place import PIPELINE, Place, UsageError
-from .publish import clone, publish
+from .publish import clone, publish, quoted
 
 if TYPE_CHECKING:
     from dlt.destinations.impl.postgres.configuration import PostgresCredentials
@@ -137,11 +137,11 @@ class Postgres:
         version = f"v{duckdb.__version__}"
         extension = Path(found.origin).parent / "extensions" / version / "postgres_scanner.duckdb_extension"
         values = {name: value.replace("\\", "\\\\").replace("'", "\\'") for name, value in self._libpq().items()}
-        address = _quoted(" ".join(f"{name}='{value}'" for name, value in values.items() if value))
+        address = quoted(" ".join(f"{name}='{value}'" for name, value in values.items() if value))
         with duckdb.connect() as connection:
             connection.execute("SET TimeZone = 'UTC'")
             try:
-                connection.execute(f"LOAD {_quoted(str(extension))}")
+                connection.execute(f"LOAD {quoted(str(extension))}")
                 connection.execute(f"ATTACH {address} AS warehouse (TYPE postgres{options})")
             except duckdb.Error as error:
                 # What it says would quote the password.
@@ -202,7 +202,3 @@ DESTINATIONS: dict[str, Callable[[Place], Destination]] = {"duckdb": DuckDBFile,
 def destination_of(place: Place) -> Destination:
     """Where the tables of a place are."""
     return DESTINATIONS[place.destination](place)
-
-
-def _quoted(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"

@@ -20,6 +20,13 @@ class UsageError(Exception):
     """What was asked for cannot be done as it was asked; the message says what to ask instead."""
 
 
+def written_privately(path: Path, text: str) -> Path:
+    """Write a file that only its owner reads. Returns its path; raises `OSError`."""
+    path.touch(mode=0o600)
+    path.write_text(text)
+    return path
+
+
 @dataclass(frozen=True)
 class Place:
     """The files of one warehouse. `database` is the published one; with another `destination` than a DuckDB file it

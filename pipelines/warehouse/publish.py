@@ -42,10 +42,9 @@ def _hold(marts: Sequence[str], copy: Path, database: Path) -> None:
     with duckdb.connect(str(copy)) as connection:
         known: set[str] = set()
         if database.exists():
-            path = str(database).replace("'", "''")
-            connection.execute(f"ATTACH '{path}' AS published (READ_ONLY)")
+            connection.execute(f"ATTACH {quoted(str(database))} AS published (READ_ONLY)")
             known = set(_relations(connection, "published"))
-        for mart, kind in _relations(connection, "current_catalog()").items():
+        for mart, kind in _relations(connection).items():
             if mart not in marts:
                 continue
             connection.execute(f'DROP {kind} marts."{mart}"')
@@ -53,16 +52,20 @@ def _hold(marts: Sequence[str], copy: Path, database: Path) -> None:
                 # What was a view is a table here: it would show what others have now.
                 connection.execute(f'CREATE TABLE marts."{mart}" AS FROM published.marts."{mart}"')
         connection.execute("CHECKPOINT")
-    with copy.open("rb") as written:
-        os.fsync(written.fileno())
+    _sync_to_disk(copy)
 
 
-def _relations(connection: duckdb.DuckDBPyConnection, catalog: str) -> dict[str, str]:
+def _relations(connection: duckdb.DuckDBPyConnection, catalog: str | None = None) -> dict[str, str]:
     """Of the marts, by name, what kind of relation each is."""
-    name = catalog if catalog.endswith("()") else f"'{catalog}'"
-    query = f"""SELECT table_name, CASE table_type WHEN 'VIEW' THEN 'VIEW' ELSE 'TABLE' END
-                FROM information_schema.tables WHERE table_schema = 'marts' AND table_catalog = {name}"""  # noqa: S608
-    return dict(connection.execute(query).fetchall())
+    query = """SELECT table_name, CASE table_type WHEN 'VIEW' THEN 'VIEW' ELSE 'TABLE' END
+               FROM information_schema.tables
+               WHERE table_schema = 'marts' AND table_catalog = coalesce(?, current_catalog())"""
+    return dict(connection.execute(query, [catalog]).fetchall())
+
+
+def quoted(value: str) -> str:
+    """A text as SQL writes it, where a parameter cannot stand."""
+    return "'" + value.replace("'", "''") + "'"
 
 
 def clone(source: Path, target: Path) -> None:
@@ -78,8 +81,8 @@ def clone(source: Path, target: Path) -> None:
         os.fsync(copy.fileno())
 
 
-def _sync_to_disk(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -197,7 +197,8 @@ def warnings(run: Run) -> list[str]:
 
 def held_back(report: Report) -> list[str]:
     """What the data tests found, for people."""
-    if not report.failed_tests:
+    tested = report.tested
+    if not tested.failed_tests:
         return []
     what = (
         "readers see them as they were last published"
@@ -205,8 +206,8 @@ def held_back(report: Report) -> list[str]:
         else "they are published all the same, as transforms.data_tests says"
     )
     return [
-        f"data tests failed: {', '.join(report.failed_tests)}; they concern the marts "
-        f"{', '.join(report.failed_marts) or '(none)'}; {what}"
+        f"data tests failed: {', '.join(tested.failed_tests)}; they concern the marts "
+        f"{', '.join(tested.marts) or '(none)'}; {what}"
     ]
 
 
@@ -245,7 +246,7 @@ def as_dict(place: Place, run: Run, report: Report, exit_status: int, *, error: 
         },
         "streams": {name: _stream_dict(progress, run.landed(name)) for name, progress in run.streams.items()},
         "repaired": {what: count for what, count in run.repaired.items() if count},
-        "failed_tests": report.failed_tests,
+        "failed_tests": report.tested.failed_tests,
         "held_marts": report.held_marts,
         "versions": _versions(),
     }

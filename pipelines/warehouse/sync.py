@@ -28,7 +28,7 @@ from msgbubbles.stored import Warehouse
 from .destinations import destination_of
 from .journal import Journal, store
 from .place import PIPELINE, Place
-from .transform import Transforms, is_outdated, transform, verdict
+from .transform import Transforms, Verdict, is_outdated, transform, verdict
 
 DATASET = "msgbubbles"
 
@@ -44,8 +44,7 @@ class Report:
     published: bool = False
     published_bytes: int | None = None
     rows_in_warehouse: dict[str, int] = field(default_factory=dict)
-    failed_tests: list[str] = field(default_factory=list)
-    failed_marts: list[str] = field(default_factory=list)
+    tested: Verdict = field(default_factory=Verdict)
     held_marts: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -150,9 +149,8 @@ def _finish(
         with report.timed("transform"):
             transform(place, transforms)
         place.set_done("transform")
-    tested = verdict(place)
-    report.failed_tests, report.failed_marts = tested.failed_tests, tested.marts
-    report.held_marts = tested.marts if transforms.data_tests == "hold" else []
+    report.tested = verdict(place)
+    report.held_marts = report.tested.marts if transforms.data_tests == "hold" else []
     destination = destination_of(place)
     if place.is_pending("publish") or destination.is_older_than(publish_minutes):
         say("publishing")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .destinations import destination_of
-from .place import ROOT, Place, UsageError
+from .place import ROOT, Place, UsageError, written_privately
 
 if TYPE_CHECKING:
     from dbt.contracts.graph.manifest import Manifest
@@ -126,8 +126,7 @@ class _Results:
         path = place.folder / "dbt" / "last_error.txt"
         said = "\n\n".join(f"{node.node.name}: {node.message}" for node in self.wrong if node) or str(self._exception)
         with suppress(OSError):  # where the disk is full, or is not ours; the run says that too
-            path.touch(mode=0o600)
-            path.write_text(said + "\n")
+            written_privately(path, said + "\n")
         return path
 
 
