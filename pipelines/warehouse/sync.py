@@ -204,13 +204,18 @@ def _add_steps(pipeline: dlt.Pipeline, report: Report) -> None:
 
 def _prepare(place: Place) -> None:
     """Put in order what a kill or a loss has left. Raises `UsageError` when the tables cannot be reached."""
-    dlt_files = place.folder / "dlt" / PIPELINE
+    forget_moved_packages(place, PIPELINE)
+    destination_of(place).prepare()
+
+
+def forget_moved_packages(place: Place, pipeline: str) -> None:
+    """Before a pipeline is made, remove what a kill has left of the packages that were normalized."""
+    dlt_files = place.folder / "dlt" / pipeline
     # dlt moves a normalized package to its place and then removes what it was made of. Killed between the two, it would
     # fail to move it there a second time, for ever.
     for extracted in (dlt_files / "normalize" / "extracted").glob("*"):
         if (dlt_files / "load" / "normalized" / extracted.name).exists():
             shutil.rmtree(extracted)
-    destination_of(place).prepare()
 
 
 @contextmanager
