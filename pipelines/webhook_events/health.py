@@ -24,11 +24,11 @@ UNINTERRUPTED = timedelta(hours=1)
 # Nobody loads what is in the spool for longer.
 MAX_WAIT = timedelta(hours=1)
 NEWEST = """
-SELECT max(cursor_at) FILTER (direction = 'inbound'), max(cursor_at) FILTER (direction = 'outbound')
+SELECT max(cursor_at) FILTER (WHERE direction = 'inbound'), max(cursor_at) FILTER (WHERE direction = 'outbound')
 FROM msgbubbles.messages"""
 LAST = """
-SELECT max(received_at) FILTER (event_type = 'message.received'),
-    max(received_at) FILTER (event_type IN ('message.sent', 'message.delivered', 'message.read', 'message.failed'))
+SELECT max(received_at) FILTER (WHERE event_type = 'message.received'),
+    max(received_at) FILTER (WHERE event_type IN ('message.sent', 'message.delivered', 'message.read', 'message.failed'))
 FROM msgbubbles.webhook_events"""
 
 

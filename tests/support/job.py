@@ -46,8 +46,9 @@ class Job:
     def start(self, *options: str, transform: bool = False) -> subprocess.Popen[str]:
         return self._start((), "--json", *options, *(() if transform else ("--no-transform",)))
 
-    def _start(self, command: tuple[str, ...], *options: str) -> subprocess.Popen[str]:
-        environment = {
+    def whole_environment(self) -> dict[str, str]:
+        """What a command is run with."""
+        return {
             **inherited_environment(),
             "SOURCES__MSGBUBBLES__API_KEY": self.server.key,
             "SOURCES__MSGBUBBLES__BASE_URL": self.server.url,
@@ -55,10 +56,12 @@ class Job:
             "XDG_STATE_HOME": str(self.folder / "state"),
             **self.environment,
         }
+
+    def _start(self, command: tuple[str, ...], *options: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, str(CHATS), *command, "--database", "company.duckdb", *options],
             cwd=self.folder,
-            env=environment,
+            env=self.whole_environment(),
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
