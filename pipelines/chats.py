@@ -337,7 +337,7 @@ def _told(landed: Landed, reporter: Reporter) -> None:
     """Say what the webhooks have brought, where that is something."""
     if landed.malformed:
         reporter.fail(f"webhooks: {landed}")
-    elif landed.events:
+    elif landed.deliveries:
         reporter.say(f"webhooks: {landed}")
 
 

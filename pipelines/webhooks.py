@@ -124,7 +124,7 @@ def load(
         place.claim_for("the sandbox" if sandbox else "a MsgBubbles account")
         with one_job(place.folder):
             landed = land_events(place)
-            if landed.events:
+            if landed.deliveries:
                 from warehouse.destinations import destination_of
 
                 destination_of(place).publish()
@@ -210,14 +210,18 @@ def remove(
     webhook_id: Annotated[str, typer.Argument(metavar="ID", help="As list shows it.")],
     database: Database = None,
     sandbox: Sandbox = False,
+    as_json: AsJson = False,
 ) -> None:
     """Stop events from being sent to an endpoint. Its secret stays where it is stored."""
-    reporter = Reporter(quiet=False, as_json=False)
+    reporter = Reporter(quiet=False, as_json=as_json)
 
     def body(place: Place) -> int:
         with _client(place, sandbox=sandbox) as client:
             client.delete_webhook(webhook_id)
-        reporter.print({}, lambda console: console.print(f"Removed {webhook_id}.", markup=False, soft_wrap=True))
+        reporter.print(
+            {"removed": webhook_id},
+            lambda console: console.print(f"Removed {webhook_id}.", markup=False, soft_wrap=True),
+        )
         return 0
 
     ended(body, lambda: place_of(database, sandbox=sandbox), reporter, STOPPED)

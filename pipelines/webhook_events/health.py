@@ -28,7 +28,9 @@ SELECT max(cursor_at) FILTER (WHERE direction = 'inbound'), max(cursor_at) FILTE
 FROM msgbubbles.messages"""
 LAST = """
 SELECT max(received_at) FILTER (WHERE event_type = 'message.received'),
-    max(received_at) FILTER (WHERE event_type IN ('message.sent', 'message.delivered', 'message.read', 'message.failed'))
+    max(received_at) FILTER (
+        WHERE event_type IN ('message.sent', 'message.delivered', 'message.read', 'message.failed')
+    )
 FROM msgbubbles.webhook_events"""
 
 
@@ -77,24 +79,26 @@ def are_reliable(place: Place, now: datetime | None = None) -> bool:
 
 
 def findings(place: Place, now: datetime | None = None) -> Iterator[Finding]:
-    """What there is to say, where a receiver ever ran."""
+    """What there is to say, where there is something about webhooks."""
     now = now or datetime.now(UTC)
     beat = last_beat(folder_of(place))
-    if beat is None:
-        return
-    yield _receiver(beat, now)
-    yield _events(beat, times_of(place), now)
-    waiting = segments(spool_of(place))
-    since = min((_written_at(path) for path in waiting), default=now)
-    if now - since > MAX_WAIT:
-        what = f"{len(waiting)} files wait, the first for {_ago(now - since)}"
-        yield Finding("webhook spool", "failed", what, "run the sync, or webhooks.py load, on a schedule")
-    else:
-        yield Finding("webhook spool", "ok", f"{len(waiting)} files wait to be loaded")
+    if beat is not None:
+        yield _receiver(beat, now)
+        yield _events(beat, times_of(place), now)
+        yield _spool(place, now)
     malformed = aside_count(place)
     if malformed:
         what = f"{malformed} lines were no events; they are kept in {aside_of(place)}"
         yield Finding("webhook lines", "failed", what, "look at them; remove the files when they are understood")
+
+
+def _spool(place: Place, now: datetime) -> Finding:
+    waiting = segments(spool_of(place))
+    since = min((_written_at(path) for path in waiting), default=now)
+    if now - since > MAX_WAIT:
+        what = f"{len(waiting)} files wait, the first for {_ago(now - since)}"
+        return Finding("webhook spool", "failed", what, "run the sync, or webhooks.py load, on a schedule")
+    return Finding("webhook spool", "ok", f"{len(waiting)} files wait to be loaded")
 
 
 def _receiver(beat: Beat, now: datetime) -> Finding:

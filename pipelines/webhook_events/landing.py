@@ -25,19 +25,19 @@ BYTES_AT_ONCE = 64 * 1024 * 1024
 
 @dataclass
 class Landed:
-    """What a load did. `events` are deliveries, without those that are twice in the spool; `messages` were changed by
-    them. `malformed` lines of the spool are in `aside`."""
+    """What a load did. `deliveries` counts what was in the spool, what is in the warehouse already too;
+    `messages` were changed by them. `malformed` lines of the spool are in `aside`."""
 
-    events: int = 0
+    deliveries: int = 0
     messages: int = 0
     malformed: int = 0
     aside: Path | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return {"events": self.events, "messages_changed": self.messages, "malformed": self.malformed}
+        return {"deliveries": self.deliveries, "messages_changed": self.messages, "malformed": self.malformed}
 
     def __str__(self) -> str:
-        said = f"{self.events:,} events; {self.messages:,} messages changed by them."
+        said = f"{self.deliveries:,} deliveries; {self.messages:,} messages changed by them."
         if self.malformed:
             said += f" {self.malformed:,} lines are no events: they are kept in {self.aside}."
         return said
@@ -158,5 +158,5 @@ def _load(place: Place, events: list[Event], landed: Landed) -> None:
             yield item("messages", messages_table(messages))
 
     pipeline.run(dlt.resource(items, name="webhook_events_and_messages"), loader_file_format="parquet")
-    landed.events += len(events)
+    landed.deliveries += len(events)
     landed.messages += len(messages)

@@ -146,7 +146,7 @@ def _folder() -> Path:
 def _section(path: Path, only: str | None = None) -> dict[str, Any]:
     try:
         found = tomllib.loads(path.read_text()).get("webhooks", {})
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
         # What it says could quote a secret.
@@ -165,7 +165,7 @@ def _listed(value: str) -> Any:
 
 
 def _texts(value: Any) -> Secrets:
-    found = (value,) if isinstance(value, str) else tuple(value)
+    found = tuple(value) if isinstance(value, list | tuple) else (value,)
     if not all(isinstance(one, str) and one.strip() for one in found):
         raise UsageError('[webhooks] secrets is a list of texts: secrets = ["whsec_..."]')
     return found

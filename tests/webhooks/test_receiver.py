@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -41,7 +42,8 @@ def test_an_event_is_on_disk_when_it_is_answered(tmp_path: Path) -> None:
         assert line["body"].encode() == typing(1)
         assert served.count("stored") == 1
         # The same again, and the same event in a delivery of its own.
-        assert [served.post(typing(1)).status_code, served.post(typing(1), delivery_id="msg_2").status_code] == [204] * 2
+        assert served.post(typing(1)).status_code == 204
+        assert served.post(typing(1), delivery_id="msg_2").status_code == 204
         assert served.count("duplicate") == 2
     assert stored(tmp_path) == ["evt_1"]
 
@@ -120,8 +122,7 @@ def test_a_body_far_over_the_limit_is_not_read(served: Served) -> None:
 
 def connected(served: Served) -> socket.socket:
     url = httpx.URL(served.url)
-    connection = socket.create_connection((url.host, url.port), timeout=30)
-    return connection
+    return socket.create_connection((url.host, url.port), timeout=30)
 
 
 def test_a_slow_head_or_body_is_cut_off(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,10 +137,11 @@ def test_a_slow_head_or_body_is_cut_off(served: Served, monkeypatch: pytest.Monk
                 assert connection.recv(1000).startswith(b"HTTP/1.1 200")
                 connection.sendall(b"Host:")
             assert is_closed(connection), sent
-    with connected(served) as connection, pytest.raises(OSError, match=r"."):
-        for _ in range(200):
-            connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\n"[:1])
+    with connected(served) as connection, suppress(BrokenPipeError, ConnectionResetError):
+        for byte in b"GET /health HTTP/1.1\r\nX-Drop: " + b"x" * 200:
+            connection.sendall(bytes([byte]))
             time.sleep(0.05)
+        pytest.fail("a head that drips is waited for")
     with connected(served) as connection:
         connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
         assert connection.recv(1000).startswith(b"HTTP/1.1 408")
@@ -160,9 +162,7 @@ def is_closed(connection: socket.socket) -> bool:
     return True
 
 
-def test_the_connections_and_the_bodies_in_memory_have_a_limit(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_connections_and_the_bodies_in_memory_have_a_limit(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receiver, "MAX_CONNECTIONS", 5)
     monkeypatch.setattr(receiver, "MAX_BODIES_BYTES", 3000)
     assert served.post(typing(1)).status_code == 204
