@@ -18,7 +18,7 @@ import msgspec
 from msgbubbles.client import mended
 from msgbubbles.models import Column, Message
 
-from .spool import Delivery
+from .spool import Delivery, parsed
 
 MESSAGE_TYPES = (
     "message.received", "message.sent", "message.delivered", "message.read", "message.failed", "message.reaction",
@@ -78,7 +78,7 @@ def event_of(delivery: Delivery) -> Event | None:
     """What a delivery says; null where its body is no JSON at all."""
     text = _storable(delivery.body)
     try:
-        payload = json.loads(text)
+        payload = parsed(text)
     except (ValueError, RecursionError):
         return None
     top = payload if isinstance(payload, dict) else {}

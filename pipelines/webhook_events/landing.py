@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from warehouse.destinations import destination_of
 from warehouse.place import Place
 
-from .spool import SEGMENT_BYTES, Segment, finished, folder_of, segments, spool_of, sync_to_disk
+from .spool import Segment, finished, folder_of, segments, spool_of, sync_to_disk
 
 if TYPE_CHECKING:
     from .events import Event
 
 PIPELINE = "msgbubbles_webhooks"
 EVENTS_AT_ONCE = 20_000
-BYTES_AT_ONCE = 64 * 1024 * 1024
+BODIES_AT_ONCE = 64 * 1024 * 1024  # characters
 
 
 @dataclass
@@ -74,11 +74,14 @@ def land_events(place: Place) -> Landed:
 def _batches(found: Iterable[Segment]) -> Iterator[list[Segment]]:
     """Segments of so many events together that they fit into memory and are loaded in one go."""
     batch: list[Segment] = []
+    events = size = 0
     for segment in found:
         batch.append(segment)
-        if sum(len(one.deliveries) for one in batch) >= EVENTS_AT_ONCE or len(batch) * SEGMENT_BYTES >= BYTES_AT_ONCE:
+        events += len(segment.deliveries)
+        size += sum(len(one.body) for one in segment.deliveries)
+        if events >= EVENTS_AT_ONCE or size >= BODIES_AT_ONCE:
             yield batch
-            batch = []
+            batch, events, size = [], 0, 0
     if batch:
         yield batch
 

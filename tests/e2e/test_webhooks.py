@@ -87,7 +87,7 @@ def test_every_event_that_was_answered_is_in_the_warehouse_once_whatever_is_kill
     print(f"{EVENTS} events, {deliverer.failures} failures, {seconds:.1f} s")  # noqa: T201
     loaded = command(job, "load")
     assert (loaded["deliveries"] >= EVENTS, loaded["malformed"]) == (True, 0)
-    landed = [row[0] for row in rows(job, "SELECT event_id FROM msgbubbles.webhook_events")]
+    landed = [row[0] for row in rows(job, "SELECT event_id FROM msgbubbles.webhook_events WHERE _dlt_load_id > ''")]
     assert len(landed) == len(set(landed)) == EVENTS
     assert set(landed) == sent
 
@@ -154,7 +154,6 @@ def test_events_change_messages_without_a_request_and_name_what_is_missing(new_j
     states = {one.name: one.state for one in health.findings(Place.of(job.database))}
     assert states == {"webhook receiver": "ok", "webhook events": "ok", "webhook spool": "ok"}
     sign_of_life(job, alive=False)
-    assert job.run().summary["streams"]["messages"]["refresh_pages"] > 0
     states = {one["name"]: one["state"] for one in job.ask("check", status=3)}
     assert states["webhook receiver"] == "failed"
 
