@@ -49,7 +49,7 @@ def test_an_event_is_on_disk_when_it_is_answered(tmp_path: Path) -> None:
 
 
 def test_an_event_without_an_id_is_known_by_the_deliverys_and_one_without_both_by_its_body(tmp_path: Path) -> None:
-    body = b'{"event": "message.read", "id": "the message\'s own", "status": "read"}'
+    body = b'{"event": "message.read", "id": "of-the-message", "status": "read"}'
     with receiving(place_in(tmp_path)) as served:
         for delivery_id in ("msg_1", "msg_1", "msg_2"):
             assert served.post(body, delivery_id=delivery_id).status_code == 204
@@ -58,7 +58,7 @@ def test_an_event_without_an_id_is_known_by_the_deliverys_and_one_without_both_b
     other = tmp_path / "other"
     other.mkdir()
     with receiving(place_in(other), without) as served:
-        for sent, delivery_id in ((body, "msg_1"), (body, "msg_2"), (body.replace(b"own", b"its"), "msg_3")):
+        for sent, delivery_id in ((body, "msg_1"), (body, "msg_2"), (body.replace(b"read", b"sent"), "msg_3")):
             headers = signed_without_id(sent) | {"webhook-id": delivery_id}
             assert served.http.post(served.url, content=sent, headers=headers).status_code == 204
     hashes = stored(other)
@@ -168,6 +168,9 @@ def test_the_connections_and_the_bodies_in_memory_have_a_limit(served: Served, m
     assert served.post(typing(1)).status_code == 204
     assert served.post(typing(2, text="x" * 3000)).status_code == 503
     assert served.count("busy") == 1
+    body = typing(4, text="x" * 3500)
+    halves = (part for part in (body[:1800], body[1800:]) if not time.sleep(0.2))
+    assert served.http.post(served.url, content=halves, headers=signed(body)).status_code == 503
     # What was refused holds nothing any more.
     assert served.post(typing(3, text="x" * 2000)).status_code == 204
     served.http.close()
