@@ -94,7 +94,7 @@ def test_every_event_that_was_answered_is_in_the_warehouse_once_whatever_is_kill
 
 def test_events_change_messages_without_a_request_and_name_what_is_missing(new_job: NewJob) -> None:
     job = new_job(chats=130, messages=700)
-    job.environment = {"WEBHOOKS__REFRESH_MESSAGES": '[{"within_hours": 2000, "every_hours": 1000}]'}
+    job.environment = {"WEBHOOKS__REFRESH_MESSAGES": '[{"within_hours": 500, "every_hours": 1000}]'}
     job.run()
     account, knobs, now = job.server.account, job.server.knobs, datetime.now(UTC)
     older = account.all(
@@ -121,7 +121,7 @@ def test_events_change_messages_without_a_request_and_name_what_is_missing(new_j
         assert job.server.deliverer.drained(timeout_seconds=60)
     asked = len(job.server.requests)
     # The receiver has not run for an hour, so messages are read again as without it.
-    job.environment["SOURCES__MSGBUBBLES__REFRESH_MESSAGES"] = '[{"within_hours": 2000, "every_hours": 0.0001}]'
+    job.environment["SOURCES__MSGBUBBLES__REFRESH_MESSAGES"] = '[{"within_hours": 500, "every_hours": 0.0001}]'
     outcome = job.run()
     assert outcome.summary["streams"]["messages"]["refresh_pages"] > 0
     found = differences(job.database, job.server.truth())
