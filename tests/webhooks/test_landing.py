@@ -39,6 +39,8 @@ def test_an_event_is_there_once_whatever_is_repeated_and_the_first_one_stays(
     (spool / "2-1.jsonl").write_text(line(2, "2026-11-23T11:00:00Z") + line(3))
     landed = land_events(place)
     assert (landed.deliveries, landed.malformed, aside_count(place)) == (3, 1, 1)
+    (spool / "3-1.jsonl").write_text(line(1, "2026-11-23T12:00:00Z", n=9))
+    assert land_events(place).deliveries == 1
     with duckdb.connect(str(place.work)) as database:
         database.execute("SET TimeZone = 'UTC'")
         found = database.execute(
