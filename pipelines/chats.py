@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from msgbubbles.settings import Settings
     from warehouse.sync import Report
     from warehouse.verify import Verdict
+    from webhook_events.landing import Landed
 
 SCRIPT = "chats.py"
 STOPPED = "stopped at once; what was loaded stays, and the next run goes on from there"
@@ -140,9 +142,11 @@ def check(
     def body(place: Place) -> int:
         with _configured(place, sandbox) as (options, run, _settings):
             from warehouse.check import findings
+            from webhook_events import health
 
             run.max_requests = 20
-            found = reporter.findings(findings(place, lambda: transport_of(options, run, SCRIPT, max_attempts=2)))
+            of_the_job = findings(place, lambda: transport_of(options, run, SCRIPT, max_attempts=2))
+            found = reporter.findings(chain(of_the_job, health.findings(place)))
         return EXIT_INCOMPLETE if any(one.state == "failed" for one in found) else 0
 
     ended(body, lambda: place_of(database, destination, sandbox=sandbox), reporter, STOPPED)
@@ -279,6 +283,8 @@ def _recorded_sync(
         from warehouse.sync import Report
         from warehouse.sync import sync as run_sync
         from warehouse.transform import Transforms
+        from webhook_events.landing import land_events
+        from webhook_events.refresh import refresh_options
 
         if not sandbox and not dlt.secrets.get("sources.msgbubbles.api_key"):
             raise UsageError(NO_KEY.format(script=SCRIPT))
@@ -289,12 +295,14 @@ def _recorded_sync(
     options: dict[str, Any] = {}
     if since is not None:
         options["start_date"] = f"{since:%Y-%m-%d}"
+    options |= refresh_options(place)
     run = Run(slice_pages=slice_pages, max_requests=max_requests, accept_overflows=accept_ties)
     report = Report()
     status, message = EXIT_FAILED, ""
     try:
         with stopped_by_signals(run.stop), account_of(place, sandbox=sandbox) as account, reporter.following(run):
             land_ledger(place)
+            _told(land_events(place), reporter)
             run_sync(
                 place,
                 run,
@@ -321,6 +329,14 @@ def _recorded_sync(
         if as_json:
             sys.stdout.write(json.dumps(record) + "\n")
     return status
+
+
+def _told(landed: Landed, reporter: Reporter) -> None:
+    """Say what the webhooks have brought, where that is something."""
+    if landed.malformed:
+        reporter.fail(f"webhooks: {landed}")
+    elif landed.deliveries:
+        reporter.say(f"webhooks: {landed}")
 
 
 def _status_of(run: Run, report: Report) -> int:

@@ -118,3 +118,38 @@ def test_the_page_on_groups_has_the_exit_statuses_of_its_help() -> None:
     assert set(re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)) == set(
         re.findall(r"(?:^|; |\n)\s*(\d+)\b", said)
     )
+
+
+WEBHOOKS = ROOT / "docs" / "webhooks.md"
+
+
+def test_the_keys_of_webhooks_are_documented_with_their_defaults() -> None:
+    from webhook_events.settings import WebhookSettings
+
+    defaults = {name: getattr(WebhookSettings(), name) for name in WebhookSettings.__struct_fields__}
+    table = WEBHOOKS.read_text().split("| key of `[webhooks]` |")[1].split("\n\n")[0]
+    described = dict(re.findall(r"^\| `(\w+)` \| (.*?) ?\|", table, flags=re.MULTILINE))
+    assert described.keys() == {*defaults, "secrets"}
+    assert documented("webhooks").keys() == defaults.keys()
+    for name, value in tomllib.loads(CONFIG)["webhooks"].items():
+        assert value == defaults[name]
+        assert same_in_toml(value, described[name].strip("`")), name
+    assert {name for name, value in defaults.items() if value is None} == {"refresh_messages"}
+
+
+def test_every_command_and_option_of_webhooks_is_documented() -> None:
+    script = ROOT / "pipelines" / "webhooks.py"
+    page = WEBHOOKS.read_text()
+    commands = re.findall(r"^@app.command\((?:\"(\w+)\")?\)\ndef (\w+)", script.read_text(), flags=re.MULTILINE)
+    table = page.split("| `webhooks.py` command | |")[1].split("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)", table, flags=re.MULTILINE)) == {named or name for named, name in commands}
+    for option in re.findall(r"\"(--[\w-]+)\"", script.read_text()):
+        assert option in page, option
+
+
+def test_the_page_on_webhooks_has_the_exit_statuses_of_its_help() -> None:
+    said = (ROOT / "pipelines" / "webhooks.py").read_text().split("Exit status:")[1].split('"""')[0]
+    table = WEBHOOKS.read_text().split("| exit status of `webhooks.py` | |")[1].split("\n\n")[0]
+    assert set(re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)) == set(
+        re.findall(r"(?:^|; |\n)\s*(\d+)\b", said)
+    )

@@ -1,12 +1,12 @@
-"""Every documented endpoint of the chats, messages and numbers API, one typed method each.
+"""Every documented endpoint of the chats, messages, numbers and webhooks API, one typed method each.
 
     with Client.connect(api_key) as client:
         for chat in client.list_chats().rows:
             print(chat.title, chat.last_message_at)
 
-Facts are from the vendor's conversations, messages and numbers pages. Every method raises the errors of `errors`:
-`AuthenticationError` (401, 403), `PermanentError` (other 4xx), and `RetryableError` once its retries are used up.
-Every method may be repeated safely; those that create something carry an `Idempotency-Key`.
+Facts are from the vendor's conversations, messages, numbers and webhooks pages. Every method raises the errors of
+`errors`: `AuthenticationError` (401, 403), `PermanentError` (other 4xx), and `RetryableError` once its retries are used
+up. Every method may be repeated safely; those that create something carry an `Idempotency-Key`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from msgspec import Raw
 
 from .budget import RequestBudget
 from .errors import PermanentError
-from .models import Chat, Message, Number, Page, R, RejectedRow, read_row
+from .models import Chat, Message, Number, Page, R, RejectedRow, Webhook, read_row
 from .transport import Answer, Transport
 
 BASE_URL = "https://api.msgbubbles.com/v1"
@@ -164,6 +164,31 @@ class Client:
         """GET /v1/numbers: the account's own numbers."""
         return self._list("numbers", Number)
 
+    # -- webhooks
+
+    def create_webhook(self, url: str, events: Sequence[str], idempotency_key: str | None = None) -> Webhook:
+        """POST /v1/webhooks: sends these kinds of events to `url` from now on. Its `secret` is shown only here.
+
+        `PermanentError` `invalid_url`, or `invalid_request` for a kind of event that there is not.
+        """
+        return self.transport.request(
+            "POST",
+            "webhooks",
+            endpoint="POST /webhooks",
+            decode=partial(_decode_one, Webhook),
+            json={"url": url, "events": list(events)},
+            idempotency_key=idempotency_key or str(uuid4()),
+        )
+
+    def list_webhooks(self) -> Page[Webhook]:
+        """GET /v1/webhooks (undocumented): the endpoints, without their secrets."""
+        return self._list("webhooks", Webhook)
+
+    def delete_webhook(self, webhook_id: str) -> None:
+        """DELETE /v1/webhooks/:id (undocumented): sends nothing there any more. `NotFoundError`."""
+        path = f"webhooks/{_segment(webhook_id)}"
+        self.transport.request("DELETE", path, endpoint="DELETE /webhooks/:id", decode=lambda _answer: None)
+
     # -- one place each for the three shapes of a call
 
     def _list(self, path: str, model: type[R], limit: int | None = None, **params: str | None) -> Page[R]:
@@ -211,7 +236,7 @@ def _page_decoder(model: type[R]) -> msgspec.json.Decoder[_Envelope[list[R]]]:
 
 
 def _decode_page(model: type[R], stream: str, limit: int | None, answer: Answer) -> Page[R]:
-    rows, rejected, has_more = _read_page(model, stream, _mended(answer.body), answer.request_id)
+    rows, rejected, has_more = _read_page(model, stream, mended(answer.body), answer.request_id)
     whole = [one for one in rejected if one.stream == stream]
     return Page(
         rows=rows,
@@ -245,7 +270,7 @@ def _read_page(
 
 
 def _decode_one(model: type[R], answer: Answer) -> R:
-    envelope = msgspec.json.decode(_mended(answer.body), type=_Envelope[Raw])
+    envelope = msgspec.json.decode(mended(answer.body), type=_Envelope[Raw])
     row, _ = read_row(model, envelope.data, model.__name__, answer.request_id)
     if row is None:
         raise msgspec.DecodeError
@@ -257,7 +282,7 @@ _ESCAPES = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F]..
 _MAY_HOLD_HALVES = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def _mended(body: bytes) -> bytes:
+def mended(body: bytes) -> bytes:
     """The same answer with what no strict decoder takes replaced by question marks, so that one text does not cost the
     page: half an emoji, as it is left where a text was cut, and bytes that are not UTF-8. The rest stays to the letter.
     """

@@ -169,7 +169,7 @@ class Landing:
     def empty_tables(self) -> Iterator[Any]:
         """Items for dlt that make it create the tables, so that a query on an empty one finds it."""
         names = (table.partition("(")[0] for table in self.tables)
-        return (_item(table, arrow_table(COLUMNS[table], ())) for table in names)
+        return (item(table, arrow_table(COLUMNS[table], ())) for table in names)
 
     def _items(self, at_least: int) -> Iterator[Any]:
         for table, rows in self._rows.items():
@@ -186,7 +186,7 @@ class Landing:
         changes = self._changes(table)
         if self._stored is None:
             changes.new += incoming.num_rows
-            yield _item(table, incoming)
+            yield item(table, incoming)
             return
         comparison = Comparison(incoming, self._stored.rows(table, incoming), COLUMNS[table])
         # A rejected row is its own key; what came with it is of the request.
@@ -201,7 +201,7 @@ class Landing:
         if not any(differs):
             return
         landed = taken(incoming, differs)
-        yield _item(table, landed)
+        yield item(table, landed)
         if table == "chats":
             gone = comparison.stored("deleted_at").is_valid().to_pylist()
             self.on_chats(
@@ -223,24 +223,26 @@ class Landing:
             if retitled.num_rows:
                 names = ["id" if column.name == "chat_id" else column.name for column in TITLE_COLUMNS]
                 titles = retitled.select(names).rename_columns([column.name for column in TITLE_COLUMNS])
-                yield _item(TITLES, titles)
+                yield item(TITLES, titles)
 
 
 _TABLES = {model: table for table, model in MODELS.items()}
 
 
-def _item(table: str, rows: pa.Table) -> Any:
+def item(table: str, rows: pa.Table) -> Any:
+    """An item for dlt: rows to be merged into a table by its key."""
     columns = COLUMNS[table]
     hints = dlt.mark.make_hints(
         table_name=table,
         primary_key=["chat_id", "_read_at"] if table == TITLES else key_of(columns),
         write_disposition={"disposition": "merge", "strategy": "delete-insert"},
-        columns={column.name: _column_hints(column, table) for column in columns},
+        columns={column.name: column_hints(column, table) for column in columns},
     )
     return dlt.mark.with_hints(rows, hints, create_table_variant=True)
 
 
-def _column_hints(column: Column, table: str) -> Any:
+def column_hints(column: Column, table: str) -> Any:
+    """What dlt is told of a column."""
     hints: dict[str, Any] = {"name": column.name, "data_type": column.type, "nullable": column.nullable}
     if column.name == "_read_at" and table != TITLES:
         hints["dedup_sort"] = "desc"
@@ -276,12 +278,13 @@ def arrow_table(columns: tuple[Column, ...], rows: Iterable[tuple[Any, datetime]
         else:
             values = [getattr(row, column.name) for row, _ in taken]
             if column.type == "json":
-                values = [_json_text(value) for value in values]
+                values = [json_text(value) for value in values]
         arrays.append(pa.array(values, types[column.type]))
     schema = pa.schema([pa.field(c.name, types[c.type], nullable=c.nullable) for c in columns])
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _json_text(value: Any) -> str | None:
+def json_text(value: Any) -> str | None:
+    """Raw JSON as it lands: null where the API sent null, or nothing."""
     text = bytes(value).decode()
     return None if text in ("", "null") else text

@@ -123,6 +123,17 @@ class Number(Row):
     status: str | None = None
 
 
+class Webhook(Row):
+    """An endpoint that the API sends events to. It is not landed. The `secret` is shown once, when it is made; all
+    but `url`, `events` and `secret` is undocumented."""
+
+    id: Key
+    url: str | None = None
+    events: list[str] | None = None
+    secret: str | None = None
+    created_at: datetime | None = None
+
+
 R = TypeVar("R", bound=Row)
 
 

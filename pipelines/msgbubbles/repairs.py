@@ -26,6 +26,9 @@ REQUESTS_A_RUN = 100
 # Where reading so many lagging threads again has brought nothing, `last_message_at` is not the time of a message.
 LAGGING_IN_VAIN = 30
 CHATS_AT_ONCE = 50
+# How long an event may wait for the message that it tells of, and how many stretches are remembered as read.
+TOLD_WITHIN_MS = 7 * DAY_MS
+MAX_TOLD = 1000
 
 
 class _Spent(Exception):  # noqa: N818 - not an error
@@ -58,6 +61,10 @@ def planned(warehouse: Warehouse, states: Mapping[str, Any], settings: Settings)
     orphans = warehouse.orphans(REQUESTS_A_RUN)
     settled_ms = (messages_covered.newest_ms or 0) - settings.settle_ms
     messages_complete = bool(messages_covered.pieces) and not messages_covered.gaps(settings.start_ms)
+    unknown, stretches = warehouse.told_of(chats.get("seen_ms", 0) - TOLD_WITHIN_MS, REQUESTS_A_RUN)
+    orphans = list(dict.fromkeys([*orphans, *unknown]))[:REQUESTS_A_RUN]
+    read = chats.get("told", {})
+    told = {one: at for one, at in stretches.items() if read.get(one) != list(at) and at[1] >= settings.start_ms}
     lagging: dict[str, int] = {}
     if messages_complete and chats.get("lagging_in_vain", 0) < LAGGING_IN_VAIN:
         lagging = warehouse.lagging(settings.start_ms, settled_ms, REQUESTS_A_RUN)
@@ -71,9 +78,9 @@ def planned(warehouse: Warehouse, states: Mapping[str, Any], settings: Settings)
     now_ms = chats.get("seen_ms", 0)
     if settings.participants and now_ms - chats.get("participants_hidden_ms", -DAY_MS) >= DAY_MS:
         groups = warehouse.groups_to_ask(now_ms - DAY_MS, REQUESTS_A_RUN)
-    if not (orphans or chats.get("threads") or lags or to_read or proven or groups):
+    if not (orphans or chats.get("threads") or lags or to_read or proven or told or groups):
         return None
-    return Repair(orphans, (), lagging, bool(to_read), proven, groups, REQUESTS_A_RUN)
+    return Repair(orphans, (), lagging, bool(to_read), proven, told, groups, REQUESTS_A_RUN)
 
 
 def _coverage(state: Mapping[str, Any]) -> Coverage:
@@ -109,6 +116,7 @@ def read_by_id(client: Client, landing: Landing, state: State, settings: Setting
             yield from _read_thread(client, landing, chat_id, settings.start_ms, None, run, allowance)
             threads.remove(chat_id)
             run.repaired["threads"] += 1
+        yield from _read_told(client, landing, state, settings, run, allowance)
         yield from _read_lagging(client, landing, lagging, state, settings, run, allowance)
         _read_participants(client, landing, state, run, allowance)
     except _Spent:
@@ -178,6 +186,21 @@ def _read_lagging(
         else:
             in_vain += 1
         state["lagging_in_vain"] = in_vain
+
+
+def _read_told(
+    client: Client, landing: Landing, state: State, settings: Settings, run: Run, allowance: _Allowance
+) -> Iterator[Any]:
+    """Read just the stretches that events tell of. One that has been read is not read again for the same events,
+    whatever was there."""
+    told = run.repair.told if run.repair is not None else {}
+    for chat_id, (from_ms, to_ms) in told.items():
+        # An event's time need not be the message's to the millisecond.
+        lo_ms, hi_ms = max(from_ms - settings.settle_ms, settings.start_ms), to_ms + settings.settle_ms
+        yield from _read_thread(client, landing, chat_id, lo_ms, hi_ms, run, allowance)
+        known = {**state.get("told", {}), chat_id: [from_ms, to_ms]}
+        state["told"] = dict(list(known.items())[-MAX_TOLD:])
+        run.repaired["stretches that events told of"] += 1
 
 
 def _read_participants(client: Client, landing: Landing, state: State, run: Run, allowance: _Allowance) -> None:

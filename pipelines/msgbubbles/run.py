@@ -103,7 +103,8 @@ class Run:
 class Repair:
     """What is missing in the warehouse, to be read by id: `chats`, and all messages of `threads`. `lagging` are threads
     whose newest message is missing, with the instant of that message. With `overflows`, the messages of instants that
-    hold more than the feed shows are read thread by thread; `chats_proven` says that no chat is missing. `groups` are
+    hold more than the feed shows are read thread by thread; `chats_proven` says that no chat is missing. `told` are
+    chats of which an event tells messages that are missing, with their first and last instant. `groups` are
     to be asked for their participants, with those they had before. `limit` bounds the requests."""
 
     chats: Sequence[str] = ()
@@ -111,6 +112,7 @@ class Repair:
     lagging: Mapping[str, int] = field(default_factory=dict)
     overflows: bool = False
     chats_proven: bool = False
+    told: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     groups: Mapping[str, Sequence[str] | None] = field(default_factory=dict)
     limit: int | None = None
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_MS = 250_000_000_000_000  # in the year 9892
+# What webhooks tell, where somebody receives them.
+EVENTS = "webhook_events"
 # Values in one query.
 KEYS_AT_ONCE = 1000
 
@@ -127,6 +129,26 @@ class Warehouse:
         )  # fmt: skip
         return {chat_id: epoch_ms(at) for chat_id, at in found}
 
+    def told_of(self, since_ms: int, limit: int) -> tuple[list[str], dict[str, tuple[int, int]]]:
+        """What events that came since then tell of and that is not there: ids of chats; and by the ids of their chats,
+        the first and the last instant of messages."""
+        chats = self._all(
+            "SELECT DISTINCT chat_id FROM {webhook_events} WHERE received_at >= %s AND chat_id IS NOT NULL "
+            f"AND chat_id NOT IN (SELECT id FROM {{chats}}) LIMIT {limit:d}",
+            instant(since_ms),
+        )
+        # Where an event does not show when its message was written, only a new message tells it by the event's time.
+        stretches = self._all(
+            "SELECT chat_id, min(coalesce(message_at, occurred_at)), max(coalesce(message_at, occurred_at)) "
+            "FROM {webhook_events} AS events WHERE received_at >= %s AND chat_id IS NOT NULL "
+            "AND message_id IS NOT NULL AND (message_at IS NOT NULL "
+            "OR event_type IN ('message.received', 'message.sent')) "
+            "AND NOT EXISTS (SELECT 1 FROM {messages} AS messages WHERE messages.id = events.message_id) "
+            f"GROUP BY chat_id LIMIT {limit:d}",
+            instant(since_ms),
+        )
+        return [row[0] for row in chats], {row[0]: (epoch_ms(row[1]), epoch_ms(row[2])) for row in stretches}
+
     def _all(self, query: str, *values: Any) -> list[Any]:
         found = self._asked(query, values, lambda cursor: cursor.fetchall())
         return [] if found is None else list(found)
@@ -137,7 +159,7 @@ class Warehouse:
     def _asked(self, query: str, values: Sequence[Any], answer: Any) -> Any:
         try:
             with self._pipeline.sql_client() as client:
-                names = {table: client.make_qualified_table_name(table) for table in COLUMNS}
+                names = {table: client.make_qualified_table_name(table) for table in (*COLUMNS, EVENTS)}
                 with client.execute_query(query.format(**names), *values) as cursor:
                     return answer(cursor)
         except (DestinationUndefinedEntity, SqlClientNotAvailable):

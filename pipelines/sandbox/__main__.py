@@ -18,6 +18,7 @@ from .app import Api
 from .knobs import KEY, Knobs
 from .seed import advance, seed
 from .server import bound, uvicorn_server
+from .webhooks import Deliverer
 
 
 def main(
@@ -36,6 +37,8 @@ def main(
     now = datetime.now(UTC)
     try:
         account = Account(state)
+        knobs = Knobs(rate_limit_per_minute=rate_limit or None)
+        deliverer = Deliverer(account, knobs)
         if account.recall("saved_us") is None:
             seed(account, now=now, chats=chats, messages=messages, days=days, seed=seed_number)
         else:
@@ -44,19 +47,21 @@ def main(
         sys.stderr.write(f"{state} cannot be used ({error}): remove it, and the database that was filled from it\n")
         raise SystemExit(1) from None
     listener, url = bound(port)
-    server = uvicorn_server(Api(account, Knobs(rate_limit_per_minute=rate_limit or None)))
+    server = uvicorn_server(Api(account, knobs))
     if until_stdin_closes:
-        threading.Thread(target=_exit_with_stdin, daemon=True).start()
+        threading.Thread(target=_exit_with_stdin, args=(deliverer,), daemon=True).start()
     sys.stdout.write(json.dumps({"url": url, "key": KEY}) + "\n")
     sys.stdout.flush()
     listener.listen()
-    server.run([listener])
+    with deliverer:
+        server.run([listener])
     account.close()
 
 
-def _exit_with_stdin() -> None:
+def _exit_with_stdin(deliverer: Deliverer) -> None:
     sys.stdin.buffer.read()
-    # Every change is committed as it is made, so there is nothing to wait for.
+    # Every change is committed as it is made; what could not be delivered, the next start goes on with.
+    deliverer.drained(timeout_seconds=2)
     os._exit(0)
 
 

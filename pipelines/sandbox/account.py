@@ -11,7 +11,7 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -39,6 +39,11 @@ CREATE INDEX IF NOT EXISTS messages_by_chat ON messages (chat_id, created_us DES
 CREATE TABLE IF NOT EXISTS attachments (id TEXT PRIMARY KEY, message_id TEXT, filename TEXT, mime_type TEXT,
     size_bytes INTEGER, created_us INTEGER);
 CREATE INDEX IF NOT EXISTS attachments_by_message ON attachments (message_id);
+CREATE TABLE IF NOT EXISTS reactions (message_id TEXT, handle TEXT, reaction TEXT, at_us INTEGER,
+    PRIMARY KEY (message_id, handle)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS webhooks (id TEXT PRIMARY KEY, url TEXT, events TEXT, secret TEXT, created_us INTEGER);
+CREATE TABLE IF NOT EXISTS deliveries (number INTEGER PRIMARY KEY, delivery_id TEXT, webhook_id TEXT, body BLOB,
+    attempts INTEGER DEFAULT 0, due REAL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS idempotency (key TEXT PRIMARY KEY, request TEXT, result TEXT) WITHOUT ROWID;
 """
 
@@ -79,6 +84,8 @@ class Account:
     def __init__(self, path: Path | None = None) -> None:
         self.lock = threading.RLock()
         self._late: list[tuple[float, NewMessage]] = []
+        # Told of what happens, within its transaction: kind of event, when, chat, message, and what else there is.
+        self.on_event: Callable[[str, datetime, str, str | None, dict[str, Any]], None] = lambda *_: None
         self._database = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
         self._database.row_factory = sqlite3.Row
         self._database.execute("PRAGMA journal_mode = WAL")
@@ -156,6 +163,7 @@ class Account:
 
     def add_messages(self, messages: Iterable[NewMessage]) -> list[str]:
         """Add messages, and move `last_message_at` of their chats."""
+        messages = list(messages)
         rows, files = [], []
         newest: dict[str, int] = {}
         for message in messages:
@@ -183,6 +191,9 @@ class Account:
                 "WHERE id = ?1",
                 list(newest.items()),
             )
+            for message, row in zip(messages, rows, strict=True):
+                for kind, at in _events_of(message):
+                    self.on_event(kind, at, message.chat_id, row[0], {})
         return [row[0] for row in rows]
 
     def add_message_late(self, message: NewMessage, visible_after_seconds: float) -> None:
@@ -204,10 +215,29 @@ class Account:
     def set_status(self, message_id: str, status: str, at: datetime) -> None:
         """Move a message on; its `created_at` stays, and so does the chat's `last_message_at`."""
         column = {"sent": "sent_us", "delivered": "delivered_us", "read": "read_us"}.get(status, "updated_us")
-        self.run(
-            f"UPDATE messages SET status = ?1, {column} = ?2, updated_us = ?2 WHERE id = ?3",
-            (status, us(at), message_id),
-        )
+        with self.bulk():
+            self.run(
+                f"UPDATE messages SET status = ?1, {column} = ?2, updated_us = ?2 WHERE id = ?3",
+                (status, us(at), message_id),
+            )
+            if status in ("sent", "delivered", "read", "failed"):
+                self.on_event(f"message.{status}", at, self._chat_of(message_id), message_id, {})
+
+    def react(self, message_id: str, handle: str, reaction: str, at: datetime) -> None:
+        """Somebody reacts to a message: another reaction than before takes its place."""
+        with self.bulk():
+            self.run("INSERT OR REPLACE INTO reactions VALUES (?, ?, ?, ?)", (message_id, handle, reaction, us(at)))
+            self.run("UPDATE messages SET updated_us = ? WHERE id = ?", (us(at), message_id))
+            more = {"reaction": reaction, "handle": handle}
+            self.on_event("message.reaction", at, self._chat_of(message_id), message_id, more)
+
+    def type(self, chat_id: str, handle: str, typing: bool, at: datetime) -> None:
+        """Somebody on the other side begins to type, or stops. Only webhooks tell."""
+        with self.bulk():
+            self.on_event("conversation.typing", at, chat_id, None, {"handle": handle, "typing": typing})
+
+    def _chat_of(self, message_id: str) -> str:
+        return str(self.all("SELECT chat_id FROM messages WHERE id = ?", (message_id,))[0]["chat_id"])
 
     def edit_text(self, message_id: str, text: str, at: datetime) -> None:
         self.run("UPDATE messages SET text = ?, updated_us = ? WHERE id = ?", (text, us(at), message_id))
@@ -244,6 +274,20 @@ class Account:
     def participants(self, chat_id: str) -> list[str]:
         rows = self.all("SELECT handle FROM participants WHERE chat_id = ? ORDER BY handle", (chat_id,))
         return [row["handle"] for row in rows]
+
+
+def _events_of(message: NewMessage) -> Iterator[tuple[str, datetime]]:
+    """The kinds of events that a new message brings, and when."""
+    if message.direction == "inbound":
+        yield "message.received", message.at
+    elif message.status != "queued":
+        yield "message.sent", message.at
+        if message.delivered_at is not None:
+            yield "message.delivered", message.delivered_at
+        if message.read_at is not None:
+            yield "message.read", message.read_at
+        if message.status == "failed":
+            yield "message.failed", message.at
 
 
 def us(at: datetime) -> int:

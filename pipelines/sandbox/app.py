@@ -1,4 +1,4 @@
-"""The HTTP face of the account: every documented endpoint of chats, messages and numbers, on starlette.
+"""The HTTP face of the account: every documented endpoint of chats, messages, numbers and webhooks, on starlette.
 
 Where the pages leave a choice open and no knob covers it, this server: takes an already present participant without
 complaint, answers 404 for removing somebody who is not in the group, and 409 for an `Idempotency-Key` that comes back
@@ -11,12 +11,15 @@ import asyncio
 import hashlib
 import json
 import random
+import re
 import time
+from base64 import b64encode
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from secrets import token_bytes
 from typing import Any
 from uuid import uuid4
 
@@ -27,9 +30,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from .account import HANDLE, MAX_TITLE, Account, Fault, NewMessage, is_uuid
+from .account import HANDLE, MAX_TITLE, Account, Fault, NewMessage, is_uuid, us
 from .knobs import Knobs
 from .listing import chat_row, list_chats, list_messages, message_rows, number_rows, page_before, page_size
+from .webhooks import EVENTS, webhook_row
 
 Handler = Callable[[Request], Awaitable[tuple[int, dict[str, Any]]]]
 
@@ -84,6 +88,9 @@ class Api:
             ("/v1/messages", "GET", self.get_messages),
             ("/v1/messages", "POST", self.send_message),
             ("/v1/numbers", "GET", self.get_numbers),
+            ("/v1/webhooks", "GET", self.get_webhooks),
+            ("/v1/webhooks", "POST", self.create_webhook),
+            ("/v1/webhooks/{webhook_id}", "DELETE", self.delete_webhook),
         ]
         routes = [Route(path, self._guarded(handler), methods=[method]) for path, method, handler in handlers]
         return Starlette(routes=[*routes, Route("/{rest:path}", self._guarded(_no_route))])
@@ -273,6 +280,38 @@ class Api:
         message_id, is_new = self._once(request, body, send)
         found = self.account.all("SELECT * FROM messages WHERE id = ?", (message_id,))
         return (202 if is_new else 200), {"data": message_rows(self.account, self.knobs, found)[0]}
+
+    # -- webhooks
+
+    async def get_webhooks(self, _request: Request) -> tuple[int, dict[str, Any]]:
+        rows = self.account.all("SELECT * FROM webhooks ORDER BY created_us, id")
+        return 200, {"data": [webhook_row(row) for row in rows], "has_more": False}
+
+    async def create_webhook(self, request: Request) -> tuple[int, dict[str, Any]]:
+        body = await _body(request)
+        url, events = body.get("url"), body.get("events")
+        if not isinstance(url, str) or not re.match(r"https://.|http://(127\.0\.0\.1|localhost)[:/]", url):
+            raise Fault(400, "invalid_url", "url must begin with https://")
+        if not isinstance(events, list) or not events or not set(events) <= set(EVENTS):
+            raise Fault(400, "invalid_request", "events must be a list of kinds of events")
+
+        def create() -> str:
+            webhook_id, secret = f"wh_{uuid4().hex[:16]}", f"whsec_{b64encode(token_bytes(24)).decode()}"
+            values = (webhook_id, url, json.dumps(events), secret, us(datetime.now(UTC)))
+            self.account.run("INSERT INTO webhooks VALUES (?, ?, ?, ?, ?)", values)
+            return webhook_id
+
+        webhook_id, is_new = self._once(request, body, create)
+        row = self.account.all("SELECT * FROM webhooks WHERE id = ?", (webhook_id,))[0]
+        return (201 if is_new else 200), {"data": webhook_row(row) | {"secret": row["secret"]}}
+
+    async def delete_webhook(self, request: Request) -> tuple[int, dict[str, Any]]:
+        webhook_id = request.path_params["webhook_id"]
+        with self.account.bulk():
+            self.account.run("DELETE FROM deliveries WHERE webhook_id = ?", (webhook_id,))
+            if not self.account.run("DELETE FROM webhooks WHERE id = ?", (webhook_id,)):
+                raise Fault(404, "not_found", "No such webhook")
+        return 200, {"data": {"id": webhook_id, "deleted": True}}
 
     # -- what they share
 

@@ -40,6 +40,17 @@ class Knobs:
     nulls_with_before: bool = False
     feed: bool = True
 
+    # How a payload is built, none of which is documented: around the message (with an id of its own), as the message
+    # itself (without one), or of ids only.
+    webhook_payload: Literal["nested", "flat", "ids"] = "nested"
+    # By the Standard Webhooks specification, unless a test says otherwise.
+    webhook_headers: tuple[str, str, str] = ("webhook-id", "webhook-timestamp", "webhook-signature")
+    webhook_retry_seconds: float = 0.2
+    webhook_max_retry_seconds: float = 5.0
+    webhook_workers: int = 8
+    # Of deliveries that were answered with 2xx and are made once more all the same.
+    webhook_repeats: float = 0.0
+
     # Handles that no group can take: 400 `invalid_handle`.
     unreachable: set[str] = field(default_factory=set)
     # Says of a request (method, path) with which status and code it is refused.

@@ -111,6 +111,7 @@ def chat_row(row: sqlite3.Row, knobs: Knobs) -> dict[str, Any]:
 
 def message_rows(account: Account, knobs: Knobs, rows: list[sqlite3.Row]) -> list[dict[str, Any]]:
     files = _attachments(account, [row["id"] for row in rows if row["has_attachments"]])
+    reactions = _reactions(account, [row["id"] for row in rows])
     shown_rows = []
     for row in rows:
         message = {
@@ -135,8 +136,20 @@ def message_rows(account: Account, knobs: Knobs, rows: list[sqlite3.Row]) -> lis
         if knobs.created_at_on_messages:
             message["created_at"] = shown(row["created_us"])
             message["updated_at"] = shown(row["updated_us"])
+        if reacted := reactions.get(row["id"]):
+            message["reactions"] = reacted
         shown_rows.append(message)
     return shown_rows
+
+
+def _reactions(account: Account, message_ids: list[str]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    if not message_ids or not account.one("SELECT 1 FROM reactions LIMIT 1"):
+        return found
+    marks = ", ".join("?" * len(message_ids))
+    for row in account.all(f"SELECT * FROM reactions WHERE message_id IN ({marks}) ORDER BY handle", message_ids):
+        found.setdefault(row["message_id"], []).append({"handle": row["handle"], "reaction": row["reaction"]})
+    return found
 
 
 def _attachments(account: Account, message_ids: list[str]) -> dict[str, list[dict[str, Any]]]:

@@ -14,12 +14,14 @@ from .account import Account
 from .app import Api, Done, Seen
 from .knobs import KEY, Knobs
 from .listing import Truth, truth
+from .webhooks import Deliverer
 
 
 class Server:
     """A running sandbox. `url` is the base URL, with `/v1`; `requests` what was asked since it began."""
 
-    def __init__(self, api: Api, url: str) -> None:
+    def __init__(self, api: Api, url: str, deliverer: Deliverer) -> None:
+        self.deliverer = deliverer
         self.account = api.account
         self.knobs = api.knobs
         self.url = url
@@ -68,7 +70,8 @@ def serve(account: Account, knobs: Knobs | None = None) -> Iterator[Server]:
             if not thread.is_alive():
                 raise RuntimeError("the sandbox did not start")
             time.sleep(0.005)
-        yield Server(api, url)
+        with Deliverer(account, api.knobs) as deliverer:
+            yield Server(api, url, deliverer)
     finally:
         server.should_exit = True
         thread.join(10)

@@ -64,8 +64,9 @@ class Job:
     def start_for_people(self, *options: str) -> subprocess.Popen[str]:
         return self._start((), *options)
 
-    def _start(self, command: tuple[str, ...], *options: str) -> subprocess.Popen[str]:
-        environment = {
+    def whole_environment(self) -> dict[str, str]:
+        """What a command is run with."""
+        return {
             **inherited_environment(),
             "SOURCES__MSGBUBBLES__API_KEY": self.server.key,
             "SOURCES__MSGBUBBLES__BASE_URL": self.server.url,
@@ -74,10 +75,12 @@ class Job:
             "TRANSFORMS__DATA_TESTS": "off",  # they take longer than most of what is tested with a job
             **self.environment,
         }
+
+    def _start(self, command: tuple[str, ...], *options: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, str(CHATS), *command, "--database", "company.duckdb", *options],
             cwd=self.folder,
-            env=environment,
+            env=self.whole_environment(),
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

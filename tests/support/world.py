@@ -142,6 +142,9 @@ class Store:
                 due[row["id"]] = msgspec.json.decode(known["handles"])
         return dict(list(due.items())[:limit])
 
+    def told_of(self, _since_ms: int, _limit: int) -> tuple[list[str], dict[str, tuple[int, int]]]:
+        return [], {}
+
     def lagging(self, lo_ms: int, hi_ms: int, limit: int) -> dict[str, int]:
         newest: dict[str, int] = {}
         for row in self.tables["messages"].values():

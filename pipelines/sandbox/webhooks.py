@@ -1,0 +1,145 @@
+"""Sends what happens in the account to its webhook endpoints, signed, again and again until somebody says 2xx.
+
+How the real deliveries are signed and built is not documented where we can read it. These are signed by the Standard
+Webhooks specification; the knobs say how a payload is built.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+import random
+import sqlite3
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import Any
+from uuid import uuid4
+
+import httpx
+
+from .account import Account, shown, us
+from .knobs import Knobs
+from .listing import message_rows
+
+EVENTS = (
+    "message.received", "message.sent", "message.delivered", "message.read", "message.failed", "message.reaction",
+    "conversation.typing",
+)  # fmt: skip
+AT_ONCE = 64
+IDLE_SECONDS = 0.5
+
+
+def webhook_row(row: sqlite3.Row) -> dict[str, Any]:
+    return {
+        "id": row["id"],
+        "url": row["url"],
+        "events": json.loads(row["events"]),
+        "created_at": shown(row["created_us"]),
+    }
+
+
+class Deliverer:
+    """Writes each event into the account with the change that it tells of, and delivers from there: what is not
+    delivered when it ends is when it begins again. `failures` counts the tries that brought no 2xx."""
+
+    def __init__(self, account: Account, knobs: Knobs) -> None:
+        self.delivered = 0
+        self.failures = 0
+        self._account = account
+        self._knobs = knobs
+        self._random = random.Random(knobs.seed)  # noqa: S311 - faults, not secrets
+        self._stop = threading.Event()
+        self._there_is_more = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        account.on_event = self._note
+
+    def __enter__(self) -> Deliverer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._there_is_more.set()
+        self._thread.join(10)
+
+    @property
+    def waiting(self) -> int:
+        """How many deliveries are not answered with 2xx yet."""
+        return int(self._account.all("SELECT count(*) FROM deliveries")[0][0])
+
+    def drained(self, timeout_seconds: float) -> bool:
+        """Wait until nothing waits. Returns whether that came in time."""
+        until = time.monotonic() + timeout_seconds
+        while self.waiting and time.monotonic() < until:
+            time.sleep(0.02)
+        return not self.waiting
+
+    def _note(self, kind: str, at: datetime, chat_id: str, message_id: str | None, more: dict[str, Any]) -> None:
+        for row in self._account.all("SELECT id, events FROM webhooks"):
+            if kind in json.loads(row["events"]):
+                body = json.dumps(self._payload(kind, at, chat_id, message_id, more), ensure_ascii=False)
+                self._account.run(
+                    "INSERT INTO deliveries (delivery_id, webhook_id, body) VALUES (?, ?, ?)",
+                    (f"msg_{uuid4().hex}", row["id"], body.encode()),
+                )
+                self._there_is_more.set()
+
+    def _payload(
+        self, kind: str, at: datetime, chat_id: str, message_id: str | None, more: dict[str, Any]
+    ) -> dict[str, Any]:
+        event_id, message = f"evt_{uuid4().hex}", {}
+        if message_id is not None:
+            found = self._account.all("SELECT * FROM messages WHERE id = ?", (message_id,))
+            message = message_rows(self._account, self._knobs, found)[0]
+        if self._knobs.webhook_payload == "flat":
+            return {"event": kind, "conversation_id": chat_id, **message, **more}
+        if self._knobs.webhook_payload == "ids":
+            ids = {"conversation_id": chat_id} | ({"message_id": message_id} if message_id else {})
+            return {"event_id": event_id, "event_type": kind, "timestamp": us(at) / 1e6, **ids, **more}
+        inner: dict[str, Any] = {"message": message} if message_id else {"conversation_id": chat_id}
+        return {"id": event_id, "type": kind, "created_at": shown(us(at)), **inner, **more}
+
+    def _run(self) -> None:
+        # Not by a proxy from the environment: the receivers are on this machine.
+        with ThreadPoolExecutor(self._knobs.webhook_workers) as pool, httpx.Client(timeout=5, trust_env=False) as http:
+            while not self._stop.is_set():
+                self._there_is_more.clear()
+                rows = self._account.all(
+                    "SELECT deliveries.*, url, secret FROM deliveries JOIN webhooks ON webhooks.id = webhook_id "
+                    "WHERE due <= ? ORDER BY due, number LIMIT ?",
+                    (time.time(), AT_ONCE),
+                )
+                if not rows:
+                    self._there_is_more.wait(min(IDLE_SECONDS, self._knobs.webhook_retry_seconds))
+                    continue
+                for row, is_done in zip(rows, pool.map(lambda row: self._is_taken(http, row), rows), strict=True):
+                    self._settle(row, is_done)
+
+    def _is_taken(self, http: httpx.Client, row: sqlite3.Row) -> bool:
+        try:
+            return http.post(row["url"], content=row["body"], headers=self.headers(row)).is_success
+        except httpx.HTTPError:
+            return False
+
+    def headers(self, row: sqlite3.Row) -> dict[str, str]:
+        key = base64.b64decode(row["secret"].removeprefix("whsec_"))
+        timestamp = str(int(time.time()))
+        content = f"{row['delivery_id']}.{timestamp}.".encode() + row["body"]
+        signature = base64.b64encode(hmac.digest(key, content, "sha256")).decode()
+        values = (row["delivery_id"], timestamp, f"v1,{signature}")
+        return dict(zip(self._knobs.webhook_headers, values, strict=True)) | {"Content-Type": "application/json"}
+
+    def _settle(self, row: sqlite3.Row, is_done: bool) -> None:
+        if is_done:
+            self.delivered += 1
+            if self._random.random() >= self._knobs.webhook_repeats:
+                self._account.run("DELETE FROM deliveries WHERE number = ?", (row["number"],))
+            return
+        self.failures += 1
+        knobs = self._knobs
+        wait = min(knobs.webhook_retry_seconds * 2 ** row["attempts"], knobs.webhook_max_retry_seconds)
+        again = "UPDATE deliveries SET attempts = attempts + 1, due = ? WHERE number = ?"
+        self._account.run(again, (time.time() + wait, row["number"]))

@@ -1,0 +1,158 @@
+"""The spool's way into the warehouse: `webhook_events`, and the messages that the events have changed.
+
+Importing this is cheap; dlt is only imported when there is something to land. `Place.configure_dlt` comes before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from warehouse.destinations import destination_of
+from warehouse.place import Place
+
+from .spool import Segment, finished, folder_of, segments, spool_of, sync_to_disk
+
+if TYPE_CHECKING:
+    from .events import Event
+
+PIPELINE = "msgbubbles_webhooks"
+EVENTS_AT_ONCE = 20_000
+BODIES_AT_ONCE = 64 * 1024 * 1024  # characters
+
+
+@dataclass
+class Landed:
+    """What a load did. `deliveries` counts what was in the spool, what is in the warehouse already too;
+    `messages` were changed by them. `malformed` lines of the spool are in `aside`."""
+
+    deliveries: int = 0
+    messages: int = 0
+    malformed: int = 0
+    aside: Path | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"deliveries": self.deliveries, "messages_changed": self.messages, "malformed": self.malformed}
+
+    def __str__(self) -> str:
+        said = f"{self.deliveries:,} deliveries; {self.messages:,} messages changed by them."
+        if self.malformed:
+            said += f" {self.malformed:,} lines are no events: they are kept in {self.aside}."
+        return said
+
+
+def aside_of(place: Place) -> Path:
+    """The folder of the lines that are no events."""
+    return folder_of(place) / "malformed"
+
+
+def land_events(place: Place) -> Landed:
+    """Load what is in the spool, and remove it from there once that is committed. Readers' files and marts are then
+    due, and are marked so.
+
+    The caller holds the warehouse's lock. May be repeated, and killed: an event that is there already is left as it
+    is, and a message never goes back.
+    """
+    landed = Landed(aside=aside_of(place))
+    if not segments(spool_of(place)):
+        return landed
+    destination_of(place).prepare()
+    for batch in _batches(finished(spool_of(place))):
+        read = [(segment.path, *_events(segment)) for segment in batch]
+        for path, _, malformed in read:
+            landed.malformed += _keep_aside(aside_of(place), path.name, malformed)
+        events = [event for _, some, _ in read for event in some]
+        if events:
+            _load(place, events, landed)
+        for path, _, _ in read:
+            path.unlink()
+    return landed
+
+
+def _batches(found: Iterable[Segment]) -> Iterator[list[Segment]]:
+    """Segments of so many events together that they fit into memory and are loaded in one go."""
+    batch: list[Segment] = []
+    events = size = 0
+    for segment in found:
+        batch.append(segment)
+        events += len(segment.deliveries)
+        size += sum(len(one.body) for one in segment.deliveries)
+        if events >= EVENTS_AT_ONCE or size >= BODIES_AT_ONCE:
+            yield batch
+            batch, events, size = [], 0, 0
+    if batch:
+        yield batch
+
+
+def _events(segment: Segment) -> tuple[list[Event], list[bytes]]:
+    """The events of a segment, and the lines that are none."""
+    from .events import event_of
+
+    events, malformed = [], list(segment.malformed)
+    for delivery in segment.deliveries:
+        event = event_of(delivery)
+        if event is None:
+            malformed.append(delivery.body.encode())
+        else:
+            events.append(event)
+    return events, malformed
+
+
+def _keep_aside(folder: Path, name: str, lines: list[bytes]) -> int:
+    """Write the lines into a file of their segment's name: a load that is repeated writes the same once more."""
+    if lines:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        new = folder / f".{name}.new"
+        new.write_bytes(b"".join(line + b"\n" for line in lines))
+        sync_to_disk(new)
+        new.replace(folder / name)
+        sync_to_disk(folder)
+    return len(lines)
+
+
+def aside_count(place: Place) -> int:
+    """How many lines were ever kept aside, and are still there."""
+    folder = aside_of(place)
+    files = folder.glob("*.jsonl") if folder.is_dir() else ()
+    return sum(path.read_bytes().count(b"\n") for path in files)
+
+
+def _load(place: Place, events: list[Event], landed: Landed) -> None:
+    import dlt
+
+    from msgbubbles.landing import arrow_table, column_hints, item
+    from msgbubbles.stored import Warehouse
+    from warehouse.sync import pipeline_of
+
+    from .events import COLUMNS, TABLE, first_of_each
+    from .updates import changed_messages, messages_table, stored_messages
+
+    events = first_of_each(events)
+    pipeline = pipeline_of(place, PIPELINE)
+    # Where events tell of messages and chats that are not there, the next run reads them.
+    place.set_pending("repair", "transform", "publish")
+    if pipeline.has_pending_data:
+        # A run with a package left over loads that one and extracts nothing.
+        pipeline.run()
+    in_order = sorted(events, key=lambda event: (event.occurred_at, event.received_at))
+    warehouse = Warehouse(pipeline)
+    messages = changed_messages(stored_messages(warehouse, in_order), in_order)
+
+    def items() -> Iterator[Any]:
+        hints = dlt.mark.make_hints(
+            table_name=TABLE,
+            primary_key="event_id",
+            # What came first stays, however often it is delivered or loaded.
+            write_disposition={"disposition": "merge", "strategy": "insert-only"},
+            columns={column.name: column_hints(column, TABLE) for column in COLUMNS},
+        )
+        rows = arrow_table(COLUMNS, [(event, event.received_at) for event in in_order])
+        yield dlt.mark.with_hints(rows, hints, create_table_variant=True)
+        if messages:
+            yield item("messages", messages_table(messages))
+
+    pipeline.run(dlt.resource(items, name="webhook_events_and_messages"), loader_file_format="parquet")
+    landed.deliveries += len(events)
+    landed.messages += len(messages)

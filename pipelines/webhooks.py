@@ -1,0 +1,243 @@
+"""Webhooks: events received once, kept whatever happens, and brought into the warehouse.
+
+    python pipelines/webhooks.py serve                            # receives; 2xx once an event is on disk
+    python pipelines/webhooks.py register https://example.com/    # tells the API where to send events
+    python pipelines/webhooks.py load                             # spool -> msgbubbles.webhook_events; a sync does too
+
+Exit status: 0 done; 3 done, but something needs a look (lines that are no events were kept aside); 1 failed, nothing
+is lost; 2 wrong usage or configuration; 75 another job runs on the database; 130 stopped by Ctrl-C or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from warehouse.command import (
+    EXIT_INCOMPLETE,
+    Database,
+    Sandbox,
+    account_of,
+    app_of,
+    ended,
+    place_of,
+    readable_configuration,
+    stopped_by_signals,
+    transport_of,
+)
+from warehouse.lock import one_job
+from warehouse.place import Place, UsageError
+from warehouse.report import Reporter
+
+if TYPE_CHECKING:
+    from msgbubbles import Client
+
+SCRIPT = "webhooks.py"
+STOPPED = "stopped at once; what was answered is on disk, and the next load brings it into the warehouse"
+
+app = app_of(__doc__)
+
+Into = Annotated[Literal["duckdb", "postgres"], typer.Option("--destination", help="Where the tables are.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")]
+SecretsFile = Annotated[
+    Path | None,
+    typer.Option("--secrets-file", help="The file with the signing secrets. [default: dlt_config/secrets.toml]"),
+]
+Show = Annotated[bool, typer.Option("--show", help="Print the secret, once, and store it nowhere.")]
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: webhooks.host]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. [default: webhooks.port]")] = None,
+    secrets_file: SecretsFile = None,
+    database: Database = None,
+    destination: Into = "duckdb",
+    sandbox: Sandbox = False,
+    as_json: AsJson = False,
+) -> None:
+    """Receive events until SIGTERM or Ctrl-C. Answers 2xx once an event is on disk."""
+    reporter = Reporter(quiet=False, as_json=as_json)
+
+    def body(place: Place) -> int:
+        # Not dlt: a receiver that was killed should be back at once.
+        from webhook_events.receiver import server_of, to_log
+        from webhook_events.serving import listening, receiver_of
+        from webhook_events.settings import SecretStore, settings_of
+
+        place.make_folders()
+        settings = settings_of({"host": host, "port": port})
+        secrets = SecretStore.of(place, sandbox=sandbox, path=secrets_file)
+        if not secrets.secrets:
+            raise UsageError(
+                f"no signing secret in {secrets.path}: webhooks.py register gets one and puts it there, or set "
+                'secrets = ["whsec_..."] in its section [webhooks], or WEBHOOKS__SECRETS'
+            )
+        listener, url = listening(settings)
+        server = server_of(receiver_of(place, settings, secrets, to_log))
+        reporter.print({"url": url}, lambda console: console.print(f"Receiving on {url}", soft_wrap=True))
+        sys.stdout.flush()
+
+        class Stop(threading.Event):
+            """A signal from before uvicorn minds them itself; it raises each once more when it is done."""
+
+            def set(self) -> None:
+                super().set()
+                server.should_exit = True
+
+        with stopped_by_signals(Stop()):
+            server.run([listener])
+        return 0
+
+    ended(body, lambda: place_of(database, destination, sandbox=sandbox), reporter, STOPPED)
+
+
+@app.command()
+def load(
+    database: Database = None,
+    destination: Into = "duckdb",
+    sandbox: Sandbox = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring the events of the spool into the warehouse, and publish it. The marts follow with the next sync."""
+    reporter = Reporter(quiet=False, as_json=as_json)
+
+    def body(place: Place) -> int:
+        place.make_folders()
+        place.configure_dlt()
+        with readable_configuration():
+            import dlt  # noqa: F401
+
+            from webhook_events.landing import land_events
+        place.claim_for("the sandbox" if sandbox else "a MsgBubbles account")
+        with one_job(place.folder):
+            landed = land_events(place)
+            if landed.deliveries:
+                from warehouse.destinations import destination_of
+
+                destination_of(place).publish()
+        reporter.print(landed.as_dict(), lambda console: console.print(str(landed), soft_wrap=True))
+        return EXIT_INCOMPLETE if landed.malformed else 0
+
+    ended(body, lambda: place_of(database, destination, sandbox=sandbox), reporter, STOPPED)
+
+
+@app.command()
+def register(
+    url: Annotated[str, typer.Argument(help="Where the API sends events to: your receiver, as seen from outside.")],
+    event: Annotated[list[str] | None, typer.Option("--event", help="A kind of event; again for more.")] = None,
+    show: Show = False,
+    secrets_file: SecretsFile = None,
+    database: Database = None,
+    sandbox: Sandbox = False,
+    as_json: AsJson = False,
+) -> None:
+    """Tell the API where to send events, and store the signing secret. Without --event: all kinds that are known."""
+    reporter = Reporter(quiet=False, as_json=as_json)
+
+    def body(place: Place) -> int:
+        from webhook_events import endpoints
+        from webhook_events.events import KNOWN_TYPES
+        from webhook_events.settings import SecretStore
+
+        store = None if show else SecretStore.of(place, sandbox=sandbox, path=secrets_file)
+        with _client(place, sandbox=sandbox) as client:
+            made = endpoints.registered(client, url, event or list(KNOWN_TYPES), store)
+        reporter.print(made.as_dict(), lambda console: console.print(str(made), markup=False, soft_wrap=True))
+        return 0
+
+    ended(body, lambda: place_of(database, sandbox=sandbox), reporter, STOPPED)
+
+
+@app.command("list")
+def list_(database: Database = None, sandbox: Sandbox = False, as_json: AsJson = False) -> None:
+    """Show the endpoints that the API sends events to."""
+    reporter = Reporter(quiet=False, as_json=as_json)
+
+    def body(place: Place) -> int:
+        from webhook_events import endpoints
+
+        with _client(place, sandbox=sandbox) as client:
+            found = endpoints.listed(client)
+        lines = "\n".join(map(str, found)) or "No endpoints: webhooks.py register URL makes one."
+        reporter.print(
+            [one.as_dict() for one in found], lambda console: console.print(lines, markup=False, soft_wrap=True)
+        )
+        return 0
+
+    ended(body, lambda: place_of(database, sandbox=sandbox), reporter, STOPPED)
+
+
+@app.command()
+def rotate(
+    webhook_id: Annotated[str, typer.Argument(metavar="ID", help="As list shows it.")],
+    show: Show = False,
+    secrets_file: SecretsFile = None,
+    database: Database = None,
+    sandbox: Sandbox = False,
+    as_json: AsJson = False,
+) -> None:
+    """Get a new signing secret, without losing an event: a new endpoint like this one, then this one is removed."""
+    reporter = Reporter(quiet=False, as_json=as_json)
+
+    def body(place: Place) -> int:
+        from webhook_events import endpoints
+        from webhook_events.settings import SecretStore
+
+        store = None if show else SecretStore.of(place, sandbox=sandbox, path=secrets_file)
+        with _client(place, sandbox=sandbox) as client:
+            made = endpoints.rotated(client, webhook_id, store)
+        reporter.print(made.as_dict(), lambda console: console.print(str(made), markup=False, soft_wrap=True))
+        return 0
+
+    ended(body, lambda: place_of(database, sandbox=sandbox), reporter, STOPPED)
+
+
+@app.command()
+def remove(
+    webhook_id: Annotated[str, typer.Argument(metavar="ID", help="As list shows it.")],
+    database: Database = None,
+    sandbox: Sandbox = False,
+    as_json: AsJson = False,
+) -> None:
+    """Stop events from being sent to an endpoint. Its secret stays where it is stored."""
+    reporter = Reporter(quiet=False, as_json=as_json)
+
+    def body(place: Place) -> int:
+        with _client(place, sandbox=sandbox) as client:
+            client.delete_webhook(webhook_id)
+        reporter.print(
+            {"removed": webhook_id},
+            lambda console: console.print(f"Removed {webhook_id}.", markup=False, soft_wrap=True),
+        )
+        return 0
+
+    ended(body, lambda: place_of(database, sandbox=sandbox), reporter, STOPPED)
+
+
+@contextmanager
+def _client(place: Place, *, sandbox: bool) -> Iterator[Client]:
+    place.make_folders()
+    place.configure_dlt()
+    # dlt reads its configuration when it is imported, which therefore has to wait until here.
+    with readable_configuration():
+        import dlt  # noqa: F401
+
+        from msgbubbles import Client, Run
+    run = Run()
+    with (
+        stopped_by_signals(run.stop),
+        account_of(place, sandbox=sandbox) as options,
+        Client(transport_of(options, run, SCRIPT)) as client,
+    ):
+        yield client
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,251 @@
+"""Webhooks from end to end: the sandbox sends, `webhooks.py serve` receives and is killed, a sync loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+import postgres
+from hooks import WEBHOOKS, Process
+from job import Job
+from sandbox import Knobs, NewMessage
+from warehouse.place import Place
+from warehouse_rows import differences
+from webhook_events import health
+
+NewJob = Callable[..., Job]
+# The whole of it, once in a while: MSGBUBBLES_FLOOD=20000 MSGBUBBLES_KILLS=10.
+EVENTS = int(os.environ.get("MSGBUBBLES_FLOOD", "600"))
+KILLS = int(os.environ.get("MSGBUBBLES_KILLS", "2"))
+DATABASE = ("--database", "company.duckdb")
+
+
+def command(job: Job, *arguments: str, status: int = 0) -> Any:
+    """What a command of webhooks.py answers, as JSON."""
+    done = subprocess.run(
+        [sys.executable, str(WEBHOOKS), *arguments, *DATABASE, "--json"],
+        cwd=job.folder,
+        env=job.whole_environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == status, (done.stdout, done.stderr)
+    return json.loads(done.stdout) if done.stdout else None
+
+
+@contextmanager
+def subscribed(job: Job) -> Iterator[Process]:
+    """A receiver that the account sends its events to."""
+    secrets = job.folder / "secrets.toml"
+    secrets.write_text('[webhooks]\nsecrets = ["whsec_b2Y="]\n')
+    process = Process(job.folder, job.whole_environment(), *DATABASE, "--secrets-file", str(secrets))
+    try:
+        command(job, "register", process.url, "--secrets-file", str(secrets))
+        yield process
+    finally:
+        assert process.stop() == 0
+
+
+def rows(job: Job, sql: str) -> list[tuple[Any, ...]]:
+    with duckdb.connect(str(job.database), read_only=True) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        return connection.execute(sql).fetchall()
+
+
+def test_every_event_that_was_answered_is_in_the_warehouse_once_whatever_is_killed(new_job: NewJob) -> None:
+    job = new_job(Knobs(webhook_repeats=0.02), chats=0)
+    account, deliverer = job.server.account, job.server.deliverer
+    chance, at = random.Random(5), datetime.now(UTC)
+    with subscribed(job) as receiver:
+        with account.bulk():
+            for number in range(EVENTS):
+                account.type(f"chat-{number % 97}", "+14155550123", True, at + timedelta(milliseconds=number))
+        sent = {json.loads(row["body"])["id"] for row in account.all("SELECT body FROM deliveries")}
+        began = time.monotonic()
+        for kill in range(KILLS):
+            while deliverer.delivered < EVENTS * (kill + 1) / (KILLS + 1):
+                time.sleep(0.01)
+                assert time.monotonic() - began < 600
+            time.sleep(chance.random() / 20)
+            receiver.kill()
+            receiver.start()
+        assert deliverer.drained(timeout_seconds=300)
+        seconds = time.monotonic() - began
+    print(f"{EVENTS} events, {deliverer.failures} failures, {seconds:.1f} s")  # noqa: T201
+    loaded = command(job, "load")
+    assert (loaded["deliveries"] >= EVENTS, loaded["malformed"]) == (True, 0)
+    landed = [row[0] for row in rows(job, "SELECT event_id FROM msgbubbles.webhook_events WHERE _dlt_load_id > ''")]
+    assert len(landed) == len(set(landed)) == EVENTS
+    assert set(landed) == sent
+
+
+def test_events_change_messages_without_a_request_and_name_what_is_missing(new_job: NewJob) -> None:
+    job = new_job(chats=130, messages=700)
+    job.environment = {"WEBHOOKS__REFRESH_MESSAGES": '[{"within_hours": 500, "every_hours": 1000}]'}
+    job.run()
+    account, knobs, now = job.server.account, job.server.knobs, datetime.now(UTC)
+    older = account.all(
+        "SELECT id FROM messages WHERE direction = 'outbound' AND status = 'delivered' ORDER BY created_us LIMIT 20"
+    )
+    quiet = account.all("SELECT id FROM chats ORDER BY last_us LIMIT 1")[0]["id"]
+    long_ago = now - timedelta(days=80)
+    with subscribed(job):
+        # However a payload is built.
+        for number, payload in enumerate(("nested", "flat", "ids")):
+            knobs.webhook_payload = payload
+            for row in older[number::3]:
+                account.set_status(row["id"], "read", now)
+        knobs.webhook_payload = "nested"
+        account.react(older[0]["id"], "+14155550123", "love", now + timedelta(seconds=1))
+        account.type(quiet, "+14155550123", True, now)
+        # In a thread that was quiet, in one that nobody knows, and in one that is gone when it is asked for.
+        late = NewMessage(quiet, "inbound", "I was offline", long_ago, "received", sender="+14155550123")
+        unknown = account.add_chat("+14155550100", "+14155550177", long_ago)
+        account.add_messages([late, NewMessage(unknown, "inbound", "hello", long_ago, "received")])
+        gone = account.add_chat("+14155550100", "+14155550188", long_ago)
+        account.add_message(NewMessage(gone, "inbound", "bye", long_ago, "received"))
+        account.delete_chat(gone)
+        assert job.server.deliverer.drained(timeout_seconds=60)
+    asked = len(job.server.requests)
+    # The receiver has not run for an hour, so messages are read again as without it.
+    job.environment["SOURCES__MSGBUBBLES__REFRESH_MESSAGES"] = '[{"within_hours": 500, "every_hours": 0.0001}]'
+    outcome = job.run()
+    assert outcome.summary["streams"]["messages"]["refresh_pages"] > 0
+    found = differences(job.database, job.server.truth())
+    # What only ids told is right, but for when the API last touched it.
+    stale = found.pop("messages", {"missing": 0, "surplus": 0})
+    assert found == {}
+    assert (stale["missing"], stale["surplus"]) == (0, 0)
+    read = {row["id"] for row in older}
+    assert {row[0] for row in rows(job, "SELECT id FROM msgbubbles.messages WHERE status = 'read'")} >= read
+    by_id = [row for row in job.server.requests[asked:] if row.path.count("/") > 2 or "conversation_id" in row.query]
+    assert {row.path.rpartition("/")[2] for row in by_id} == {unknown, gone, "messages"}
+    stretches = [row.query for row in by_id if row.path.endswith("/messages")]
+    assert {query["conversation_id"] for query in stretches} == {quiet, unknown, gone}
+    # Just that stretch: a thread that is read whole is read from its newest message.
+    assert all("before" in query for query in stretches)
+    assert outcome.summary["repaired"]["stretches that events told of"] == 3
+    ((extra,),) = rows(job, f"SELECT extra FROM msgbubbles.messages WHERE id = '{older[0]['id']}'")
+    assert json.loads(extra)["reactions"] == [{"handle": "+14155550123", "reaction": "love"}]
+    typed = rows(job, "SELECT chat_id, handle, is_typing FROM msgbubbles.webhook_events WHERE is_typing IS NOT NULL")
+    assert typed == [(quiet, "+14155550123", True)]
+
+    # Nothing is asked for twice because of the same events; and while events come, the refresh takes its time.
+    asked = len(job.server.requests)
+    sign_of_life(job, alive=True)
+    assert job.run().summary["streams"]["messages"]["refresh_pages"] == 0
+    assert not [row for row in job.server.requests[asked:] if "conversation_id" in row.query]
+    states = {one.name: one.state for one in health.findings(Place.of(job.database))}
+    assert states == {"webhook receiver": "ok", "webhook events": "ok", "webhook spool": "ok"}
+    sign_of_life(job, alive=False)
+    states = {one["name"]: one["state"] for one in job.ask("check", status=3)}
+    assert states["webhook receiver"] == "failed"
+
+
+def sign_of_life(job: Job, *, alive: bool) -> None:
+    """As of a receiver that has run for two hours, and runs, or stopped a while ago."""
+    path = job.folder / ".msgbubbles" / "company" / "webhooks" / "receiver.json"
+    beat = json.loads(path.read_text())
+    now = datetime.now(UTC)
+    beat["uninterrupted_since"] = (now - timedelta(hours=2)).isoformat()
+    beat["beat_at"] = (now + timedelta(minutes=5) if alive else now - timedelta(minutes=5)).isoformat()
+    path.write_text(json.dumps(beat))
+
+
+def test_without_a_secret_or_a_free_port_it_does_not_start(new_job: NewJob) -> None:
+    job = new_job(chats=0)
+    empty = job.folder / "empty.toml"
+    done = start(job, "--secrets-file", str(empty))
+    assert (done.returncode, "no signing secret" in done.stderr) == (2, True)
+    empty.write_text('[webhooks]\nsecrets = ["whsec_b2Y="]\n')
+    done = start(job, "--secrets-file", str(empty), "--host", "192.0.2.1")
+    assert (done.returncode, "cannot be listened on" in done.stderr) == (2, True)
+    job.environment = {"WEBHOOKS__TOLERANCE_SECONDS": "soon"}
+    done = start(job, "--secrets-file", str(empty))
+    assert (done.returncode, "[webhooks] tolerance_seconds" in done.stderr) == (2, True)
+
+
+def start(job: Job, *options: str) -> subprocess.CompletedProcess[str]:
+    arguments = [sys.executable, str(WEBHOOKS), "serve", "--port", "0", *options, *DATABASE]
+    return subprocess.run(
+        arguments, cwd=job.folder, env=job.whole_environment(), capture_output=True, text=True, timeout=60
+    )
+
+
+def test_a_load_that_is_killed_anywhere_loads_every_event_once(new_job: NewJob) -> None:
+    job = new_job(chats=0)
+    spool = job.folder / ".msgbubbles" / "company" / "webhooks" / "spool"
+    spool.mkdir(parents=True)
+    lines = [spool_line(number) for number in range(3000)]
+    (spool / "1-1.jsonl").write_text("".join(lines[:2000]) + "this is no event\n" + lines[0][:40])
+    (spool / "2-1.jsonl").write_text("".join(lines[1000:]))
+    arguments = [sys.executable, str(WEBHOOKS), "load", *DATABASE]
+    chance = random.Random(11)
+    for _ in range(2):
+        process = subprocess.Popen(
+            arguments, cwd=job.folder, env=job.whole_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        until = time.monotonic() + 60
+        while not (job.folder / ".msgbubbles" / "company" / "dlt" / "msgbubbles_webhooks").exists():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        time.sleep(chance.random())
+        process.kill()
+        process.communicate()
+    command(job, "load", status=3 if list(spool.glob("*.jsonl")) else 0)
+    landed = [row[0] for row in rows(job, "SELECT event_id FROM msgbubbles.webhook_events")]
+    assert len(landed) == len(set(landed)) == 3000
+    assert list(spool.glob("*.jsonl")) == []
+    (aside,) = (spool.parent / "malformed").glob("*.jsonl")
+    assert aside.read_text() == "this is no event\n"
+    (finding,) = health.findings(Place.of(job.database))
+    assert (finding.name, finding.state, finding.what.split()[0]) == ("webhook lines", "failed", "1")
+
+
+def spool_line(number: int) -> str:
+    body = json.dumps({"type": "conversation.typing", "conversation_id": "c", "typing": True, "n": number})
+    line = {"event_id": f"evt_{number}", "received_at": "2026-11-23T10:00:00Z", "body": body}
+    return json.dumps(line) + "\n"
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    with postgres.running(tmp_path / "server") as address:
+        yield address
+
+
+def test_on_a_postgresql_server(new_job: NewJob, address: str) -> None:
+    import psycopg2
+
+    job = new_job(chats=5, messages=40)
+    job.environment = {"DESTINATION__POSTGRES__CREDENTIALS": address}
+    job.run("--destination", "postgres")
+    spool = job.folder / ".msgbubbles" / "company.duckdb" / "webhooks" / "spool"
+    spool.mkdir(parents=True)
+    row = job.server.account.all("SELECT id, chat_id FROM messages WHERE status = 'delivered' LIMIT 1")[0]
+    body = {"type": "message.read", "message_id": row["id"], "conversation_id": row["chat_id"], "text": "nul \0 \ud83d"}
+    event = {"event_id": "evt_r", "received_at": "2026-11-23T10:00:00Z", "body": json.dumps(body)}
+    (spool / "1-1.jsonl").write_text(spool_line(1) + spool_line(1) + json.dumps(event) + "\n")
+    job.run("--destination", "postgres")
+    connection = psycopg2.connect(address)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT event_id, chat_id, payload ->> 'text' FROM msgbubbles.webhook_events ORDER BY 1")
+            assert cursor.fetchall() == [("evt_1", "c", None), ("evt_r", row["chat_id"], "nul \ufffd ?")]
+            cursor.execute("SELECT status, read_at FROM msgbubbles.messages WHERE id = %s", (row["id"],))
+            assert cursor.fetchall() == [("read", datetime(2026, 11, 23, 10, tzinfo=UTC))]
+    finally:
+        connection.close()
