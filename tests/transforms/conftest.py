@@ -37,6 +37,9 @@ OWN = {
     " http_status bigint, error_code varchar, error_message varchar, request_id varchar, _read_at timestamptz",
     "group_member_operations": "id varchar, operation_id varchar, chat_id varchar, handle varchar, operation varchar,"
     " happened_at timestamptz, _read_at timestamptz",
+    "webhook_events": "event_id varchar, event_type varchar, chat_id varchar, message_id varchar, handle varchar,"
+    " is_typing boolean, direction varchar, status varchar, reaction varchar, message_at timestamptz,"
+    " occurred_at timestamptz, received_at timestamptz, payload json, _read_at timestamptz",
     "rejected_rows": "row_hash varchar, stream varchar, reason varchar, row varchar, request_id varchar,"
     " _read_at timestamptz",
 }
@@ -58,6 +61,7 @@ KEYS = {
     "chat_titles": ["chat_id", "_read_at"],
     "stream_coverage": ["stream"],
     "rejected_rows": ["row_hash"],
+    "webhook_events": ["event_id"],
     "group_operations": ["operation_id"],
 }
 

@@ -23,6 +23,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(manifest.PROJECT, copy, ignore=shutil.ignore_patterns(*manifest.MADE_BY_DBT))
     for module in (manifest, transform):
         monkeypatch.setattr(module, "PROJECT", copy)
+    monkeypatch.setenv("MSGBUBBLES_DUCKDB_PATH", "")  # what is compiled sets it, and another test needs its own
     compile_models(_place(tmp_path / "one"))
     return copy
 
