@@ -78,7 +78,7 @@ def test_the_whole_job_on_a_server(new_job: NewJob, address: str) -> None:
     account.rename(chats[3]["id"], "Another name", now)
     account.delete_chat(chats[5]["id"])
     account.add_message(NewMessage(chats[9]["id"], "outbound", "hello", now, "sent", metadata={"b": [1], "a": {}}))
-    read = account.all("SELECT id, chat_id FROM messages WHERE status = 'delivered' ORDER BY at_us LIMIT 1")[0]
+    read = account.all("SELECT id, chat_id FROM messages WHERE status = 'delivered' ORDER BY created_us LIMIT 1")[0]
     account.run("UPDATE messages SET status = 'read', read_us = ? WHERE id = ?", (us(READ_AT), read["id"]))
     spool(Place.of(job.database, "postgres"), [typing(1, conversation_id=chats[9]["id"]), seen(read)])
     for transform in (False, False, True):
