@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from warehouse.destinations import destination_of
-from warehouse.place import Place
+from warehouse.place import Place, sync_to_disk
 
-from .spool import Segment, finished, folder_of, segments, spool_of, sync_to_disk
+from .spool import Segment, finished, folder_of, segments, spool_of
 
 if TYPE_CHECKING:
     from .events import Event
