@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -165,8 +165,10 @@ class Warehouse:
         )
         return [row[0] for row in chats], {row[0]: (epoch_ms(row[1]), epoch_ms(row[2])) for row in stretches}
 
-    def _sql_client(self) -> AbstractContextManager[Any]:
-        return self._pipeline.sql_client()
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        with self._pipeline.sql_client() as client:
+            yield client
 
     def _all(self, query: str, *values: Any) -> list[Any]:
         found = self._asked(query, values, lambda cursor: cursor.fetchall())
@@ -178,8 +180,10 @@ class Warehouse:
     def _asked(self, query: str, values: Sequence[Any], answer: Any) -> Any:
         try:
             with ExitStack() as at_once:
-                client = self._client or (self._kept or at_once).enter_context(self._sql_client())
-                self._client = client if self._kept else None
+                client = self._client
+                if client is None:
+                    client = (self._kept or at_once).enter_context(self._opened())
+                    self._client = client if self._kept else None
                 names = {table: client.make_qualified_table_name(table) for table in (*COLUMNS, EVENTS)}
                 with client.execute_query(query.format(**names), *values) as cursor:
                     return answer(cursor)
