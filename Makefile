@@ -1,6 +1,7 @@
 # make demo   set everything up, and run the job against a made-up account
 # make test   set everything up, and run lint, types and tests
 # make docs   what every column of the warehouse means, how they are tested and made, as one page
+# make bench  speed, cost and memory beside what else one could use; takes a while, and makes environments for the others
 # make lock   resolve the dependencies anew
 
 # A command that cannot cache its bytecode compiles dbt and dlt at every start.
@@ -11,7 +12,7 @@ export UV_SYSTEM_CERTS ?= 1
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test docs lock clean
+.PHONY: demo test docs bench lock clean
 
 demo: .venv/ready
 	@$(PY) pipelines/chats.py --sandbox --database demo.duckdb
@@ -33,6 +34,9 @@ docs: .venv/ready
 		--project-dir transforms --profiles-dir transforms --target-path '$(DOCS)' --log-path '$(DOCS)'
 	@rm '$(DOCS)/docs.duckdb'
 	@echo 'Open $(DOCS)/static_index.html'
+
+bench: .venv/ready
+	@$(PY) benchmarks/compare.py
 
 # With uv on the path this takes seconds; without it, uv is installed into the environment first.
 .venv/ready: requirements.lock

@@ -10,6 +10,7 @@ pipeline.run(msgbubbles_source())
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import dlt
@@ -76,7 +77,7 @@ def msgbubbles_source(
                 on_wait=run.on_wait,
                 clock=run.clock,
             )
-            with Client(transport) as client:
+            with Client(transport) as client, run.warehouse.connected() if run.warehouse else nullcontext():
                 landing = Landing(tables, run.warehouse, run.changes)
                 yield from read_stream(read, client, landing, state, settings, run)
 

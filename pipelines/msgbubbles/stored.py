@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_MS = 250_000_000_000_000  # in the year 9892
 # What webhooks tell, where somebody receives them.
 EVENTS = "webhook_events"
-# Values in one query.
-KEYS_AT_ONCE = 1000
+# Values in one query. Each query looks at a whole column, however few they are.
+KEYS_AT_ONCE = 10_000
 
 
 class Warehouse:
@@ -37,6 +38,18 @@ class Warehouse:
 
     def __init__(self, pipeline: dlt.Pipeline) -> None:
         self._pipeline = pipeline
+        self._client: Any = None
+        self._kept: ExitStack | None = None
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Ask over one connection until the block ends: to open one takes longer than most questions. It is opened by
+        the first of them."""
+        with ExitStack() as self._kept:
+            try:
+                yield
+            finally:
+                self._client = self._kept = None
 
     @classmethod
     def of_current_pipeline(cls) -> Warehouse | None:
@@ -45,7 +58,7 @@ class Warehouse:
         return cls(pipeline) if isinstance(pipeline, dlt.Pipeline) else None
 
     def rows(self, table: str, incoming: pa.Table) -> pa.Table | None:
-        """The stored rows that have the keys of `incoming`; null when there is no such table."""
+        """The stored rows that have the keys of `incoming`; null when there are none, or no such table."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -55,7 +68,10 @@ class Warehouse:
         if table == "messages" and incoming.column("cursor_at").null_count == 0:
             # The engine then skips what is not of that time. A message whose time has changed counts as new.
             span = pc.min_max(incoming.column("cursor_at")).as_py()
-            where, values = "cursor_at >= %s AND cursor_at <= %s AND ", [span["min"], span["max"]]
+            where, values = "cursor_at >= %s AND cursor_at <= %s", [span["min"], span["max"]]
+            if not self._all(f"SELECT 1 FROM {{messages}} WHERE {where} LIMIT 1", *values):
+                return None
+            where += " AND "
         found = [
             self._arrow(f"SELECT * FROM {{{table}}} WHERE {where}{key} IN ({_marks(some)})", *values, *some)
             for some in _chunks(keys)
@@ -149,6 +165,11 @@ class Warehouse:
         )
         return [row[0] for row in chats], {row[0]: (epoch_ms(row[1]), epoch_ms(row[2])) for row in stretches}
 
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        with self._pipeline.sql_client() as client:
+            yield client
+
     def _all(self, query: str, *values: Any) -> list[Any]:
         found = self._asked(query, values, lambda cursor: cursor.fetchall())
         return [] if found is None else list(found)
@@ -158,7 +179,11 @@ class Warehouse:
 
     def _asked(self, query: str, values: Sequence[Any], answer: Any) -> Any:
         try:
-            with self._pipeline.sql_client() as client:
+            with ExitStack() as at_once:
+                client = self._client
+                if client is None:
+                    client = (self._kept or at_once).enter_context(self._opened())
+                    self._client = client if self._kept else None
                 names = {table: client.make_qualified_table_name(table) for table in (*COLUMNS, EVENTS)}
                 with client.execute_query(query.format(**names), *values) as cursor:
                     return answer(cursor)

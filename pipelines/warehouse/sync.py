@@ -23,6 +23,7 @@ from dlt.pipeline.exceptions import PipelineStepFailed
 from msgbubbles import Run, msgbubbles_source, repairs
 from msgbubbles.errors import Interrupted, MsgBubblesError
 from msgbubbles.run import Repair
+from msgbubbles.settings import Settings
 from msgbubbles.stored import Warehouse
 
 from .destinations import destination_of
@@ -194,17 +195,24 @@ def _repair(
     states = states_of(pipeline)
     if not (place.is_pending("repair") or states.get("chats", {}).get("threads") or run.repair):
         return
-    run.repair = repairs.planned(Warehouse(pipeline), states, run.settings)
+    run.repair = planned(pipeline, run.settings)
     if run.repair is not None:
         say("reading what is missing")
         load("messages", "chats")
         # With the orphans there, what only they could prove may be proven.
         if run.error is None and run.halt is None:
-            run.repair = repairs.planned(Warehouse(pipeline), states_of(pipeline), run.settings)
+            run.repair = planned(pipeline, run.settings)
             if run.repair is not None and run.repair.chats_proven:
                 load("chats")
     if run.repair is None and run.error is None and run.halt is None:
         place.set_done("repair")
+
+
+def planned(pipeline: dlt.Pipeline, settings: Settings) -> Repair | None:
+    """What finished loads show to be missing."""
+    warehouse = Warehouse(pipeline)
+    with warehouse.connected():
+        return repairs.planned(warehouse, states_of(pipeline), settings)
 
 
 def _add_steps(pipeline: dlt.Pipeline, report: Report) -> None:

@@ -1,0 +1,169 @@
+"""What a command costs: wall and CPU seconds, and the most memory that it and its children had at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).parents[1]
+BUILD = ROOT / "build" / "bench"
+CHATS = ROOT / "pipelines" / "chats.py"
+SAMPLE_SECONDS = 0.02
+
+
+class CommandFailedError(RuntimeError):
+    """The command ended with another status than 0; the message has the end of what it said."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    wall_seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+    output: str = ""
+
+
+def used(command: Sequence[str | Path], folder: Path, environment: Mapping[str, str] = {}) -> Usage:
+    """Run a command in a folder to its end. Raises `CommandFailedError`."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    with (folder / "output.log").open("w+") as output:
+        began = time.monotonic()
+        process = subprocess.Popen(  # noqa: S603 - our own commands
+            [str(word) for word in command],
+            cwd=folder,
+            env=inherited | dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        peak = _Peak(process.pid)
+        _, status, resources = os.wait4(process.pid, 0)
+        wall_seconds = time.monotonic() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        peak.stop()
+        output.seek(0)
+        text = output.read()
+    if process.returncode:
+        raise CommandFailedError(f"{command[0]} ended with {process.returncode}: {text[-2000:]}")
+    cpu_seconds = resources.ru_utime + resources.ru_stime
+    return Usage(wall_seconds, cpu_seconds, max(peak.bytes, resources.ru_maxrss * 1024), text)
+
+
+class _Peak:
+    """Watches a process and its children."""
+
+    def __init__(self, pid: int) -> None:
+        self.bytes = 0
+        self._pid = pid
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        page = os.sysconf("SC_PAGE_SIZE")
+        while not self._stop.wait(SAMPLE_SECONDS):
+            pages = 0
+            for pid in _tree(self._pid):
+                with suppress(OSError, IndexError):
+                    pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+            self.bytes = max(self.bytes, pages * page)
+
+
+def _tree(pid: int) -> Iterator[int]:
+    yield pid
+    with suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            for child in (thread / "children").read_text().split():
+                yield from _tree(int(child))
+
+
+def cpu_seconds_of(pid: int) -> float:
+    """What a process that runs has used until now."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class PageServer:
+    """The running `pages.py`."""
+
+    url: str
+    key: str
+    pid: int
+
+    def taken(self) -> dict[str, Any]:
+        """What was asked of it since this was asked last."""
+        answer = httpx.get(self.url.removesuffix("/v1") + "/_taken", trust_env=False)
+        return dict(answer.json())
+
+
+@contextmanager
+def pages(chats: int, messages: int, *options: str) -> Iterator[PageServer]:
+    """Serve the pages of an account of this size from another process."""
+    sizes = ["--chats", str(chats), "--messages", str(messages)]
+    command = [sys.executable, str(ROOT / "benchmarks" / "pages.py"), str(BUILD / f"{chats}-{messages}"), *sizes]
+    with subprocess.Popen(  # noqa: S603 - our own command
+        [*command, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            address = json.loads(process.stdout.readline() if process.stdout else b"")
+            yield PageServer(address["url"], address["key"], process.pid)
+        finally:
+            process.kill()
+
+
+def python_of(name: str) -> Path:
+    """The interpreter of a throw-away environment with what `peers/NAME.txt` lists; made where it is not there."""
+    requirements = ROOT / "benchmarks" / "peers" / f"{name}.txt"
+    folder = BUILD / "environments" / name
+    made_from = folder / "made_from.txt"
+    if not made_from.exists() or made_from.read_text() != requirements.read_text():
+        uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
+        shutil.rmtree(folder, ignore_errors=True)
+        for command in (
+            [uv, "venv", "--quiet", "--python", sys.executable, str(folder)],
+            [uv, "pip", "install", "--quiet", "--python", str(folder / "bin" / "python"), "-r", str(requirements)],
+        ):
+            # From elsewhere: what this project asks of versions is not for its peers.
+            subprocess.run(command, check=True, cwd=tempfile.gettempdir())  # noqa: S603
+        made_from.write_text(requirements.read_text())
+    return folder / "bin" / "python"
+
+
+def own_environment(url: str, key: str, folder: Path, requests_per_minute: int = 0) -> dict[str, str]:
+    """How the job reaches a server of the benchmark."""
+    return {
+        "SOURCES__MSGBUBBLES__API_KEY": key,
+        "SOURCES__MSGBUBBLES__BASE_URL": url,
+        "SOURCES__MSGBUBBLES__REQUESTS_PER_MINUTE": str(requests_per_minute),
+        "SOURCES__MSGBUBBLES__BUDGET_DIR": str(folder),
+        "TRANSFORMS__DATA_TESTS": "off",
+    }
+
+
+def own_command(*options: str) -> list[str]:
+    return [sys.executable, str(CHATS), "--database", "bench.duckdb", "--quiet", *options]
+
+
+def fresh_folder(name: str) -> Path:
+    folder = BUILD / "runs" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
