@@ -177,15 +177,15 @@ def verify(
             stopped_by_signals(run.stop),
             reporter.following(run),
         ):
-            from msgbubbles import Client
+            from msgbubbles.redaction import client_of
             from warehouse.known import Known
             from warehouse.verify import verify as compare
 
-            with Client(transport_of(options, run, SCRIPT)) as client:
+            with client_of(transport_of(options, run, SCRIPT), options["privacy"]) as client:
                 verdict = compare(Known(place), client, settings, sample=sample, on_page=run.on_page)
             if repair and not verdict.is_equal:
                 _repaired(place, reporter, options, verdict)
-                with Client(transport_of(options, run, SCRIPT)) as client:
+                with client_of(transport_of(options, run, SCRIPT), options["privacy"]) as client:
                     verdict = compare(Known(place), client, settings, sample=sample, on_page=run.on_page)
         reporter.verdict(verdict, run)
         return 0 if verdict.is_equal else EXIT_INCOMPLETE
@@ -229,10 +229,12 @@ def _configured(place: Place, sandbox: bool, *, serve: bool = True) -> Iterator[
         import dlt
 
         from msgbubbles import Run, msgbubbles_source
+        from warehouse.privacy import redactor_of
     with account_of(place, sandbox=sandbox and serve) as account:
         run = Run()
         with readable_configuration():
-            options = {"api_key": dlt.secrets.get("sources.msgbubbles.api_key") or "", **account}
+            key: Any = dlt.secrets.get("sources.msgbubbles.api_key") or ""
+            options = {"api_key": key, "privacy": redactor_of(place), **account}
             msgbubbles_source(run=run, **options)
         if run.settings is None:
             raise UsageError("dlt_config: the source could not be configured")
@@ -279,6 +281,7 @@ def _recorded_sync(
         from group_sync.landing import land_ledger
         from msgbubbles import Run
         from msgbubbles.run import MIN_SLICE_PAGES
+        from warehouse.privacy import keep_found, redactor_of
         from warehouse.report import as_dict
         from warehouse.sync import Report
         from warehouse.sync import sync as run_sync
@@ -292,7 +295,8 @@ def _recorded_sync(
         publish_minutes = _number("sync.publish_minutes", 60, at_least=1)
         transforms = Transforms.configured()
     place.claim_for("the sandbox" if sandbox else "a MsgBubbles account")
-    options: dict[str, Any] = {}
+    redactor = redactor_of(place)
+    options: dict[str, Any] = {"privacy": redactor}
     if since is not None:
         options["start_date"] = f"{since:%Y-%m-%d}"
     options |= refresh_options(place)
@@ -314,6 +318,7 @@ def _recorded_sync(
                 say=reporter.say,
                 record=lambda: as_dict(place, run, report, _status_of(run, report)),
             )
+        keep_found(place, redactor)
         status = _status_of(run, report)
         reporter.summary(place, run, report, sandbox=sandbox)
     except KeyboardInterrupt:

@@ -45,6 +45,10 @@ if TYPE_CHECKING:
     from msgbubbles import Client, Run
 
 STOPPED = "stopped at once; what was asked is on record, and the next apply finds out what came of it"
+NOT_PRIVATE = (
+    "groups.py writes down whom it adds and what it says, before it asks for it: so it needs "
+    '[sources.msgbubbles.privacy] preset = "full", and no setting that keeps less'
+)
 
 app = app_of(__doc__)
 
@@ -198,6 +202,10 @@ def _configured(place: Place, *, sandbox: bool) -> Iterator[Command]:
         import dlt  # noqa: F401
 
         from msgbubbles import Run
+        from warehouse.privacy import configured
+
+        if configured()[0].redacts:
+            raise UsageError(NOT_PRIVATE)
     run = Run()
     with stopped_by_signals(run.stop), account_of(place, sandbox=sandbox) as options:
         yield Command(place, run, options)

@@ -18,10 +18,10 @@ from typing import Any
 
 import duckdb
 
+from msgbubbles.handles import handle_of
 from warehouse.destinations import destination_of
 from warehouse.place import Place, UsageError
 
-from .handles import handle_of
 from .model import MAX_MEMBERS, MAX_TITLE, MIN_MEMBERS, DesiredGroup
 
 REQUIRED = ("key", "from_handle", "addresses", "message")

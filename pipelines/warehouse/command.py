@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import tomllib
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -86,6 +85,7 @@ def explained(error: Exception, place: Place | None) -> tuple[int, str]:
     from dlt.common.configuration.exceptions import ConfigValueCannotBeCoercedException
 
     from msgbubbles.errors import ConfigurationError, Interrupted, MsgBubblesError
+    from warehouse.privacy import details_of
     from warehouse.transform import TransformError
     from warehouse.troubles import trouble_of
 
@@ -99,7 +99,7 @@ def explained(error: Exception, place: Place | None) -> tuple[int, str]:
         return EXIT_FAILED, str(error)
     trouble = trouble_of(error, place) or f"{type(error).__name__}; what was loaded stays"
     with suppress(OSError):  # where the disk is full, or is not ours
-        path = written_privately(place.folder / "last_error.txt", "".join(traceback.format_exception(error)))
+        path = written_privately(place.folder / "last_error.txt", details_of(error, place))
         trouble += f". Details, which may quote your data: {path}"
     return EXIT_FAILED, trouble
 

@@ -25,6 +25,7 @@ from msgbubbles.errors import Interrupted, MsgBubblesError
 from msgbubbles.run import Repair
 from msgbubbles.stored import Warehouse
 
+from . import privacy
 from .destinations import destination_of
 from .journal import Journal, store
 from .place import PIPELINE, Place
@@ -157,6 +158,7 @@ def _finish(
         with report.timed("publish"):
             with destination.writing() as connection:
                 store(connection, [*Journal(place.folder).records(), record()])
+                privacy.store(connection, place)
                 report.rows_in_warehouse = _row_counts(connection)
             report.published_bytes = destination.publish(report.held_marts)
             report.published = True

@@ -1,0 +1,118 @@
+"""Personal data, looked for in every file that the product writes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from canary import ANN, BEN, KEY, PRIVACY_KEY, account_of_canaries, found_in, now
+from hooks import WEBHOOKS, Process
+from job import Job
+from sandbox import Knobs, NewMessage, serve
+
+Found = dict[str, list[str]]
+# What the user wrote.
+NOT_THE_PRODUCTS = ("secrets.toml",)
+DATABASE = ("--database", "company.duckdb")
+
+
+@contextmanager
+def canaries(folder: Path, preset: str) -> Iterator[tuple[Job, dict[str, list[str]]]]:
+    account, words = account_of_canaries(now())
+
+    def spoiled(kind: str, row: dict[str, Any]) -> dict[str, Any]:
+        # One message has no id, one no instant: neither can be read.
+        if kind == "messages" and row["text"] in ("canary text 004", "canary text 006"):
+            return row | ({"id": None} if row["text"].endswith("4") else {"created_at": "canary text 004"})
+        return row
+
+    knobs = Knobs(
+        keys={KEY}, extra_fields={"unknown": {"note": "canary of an unknown field", "handle": ANN}},
+        transform_row=spoiled, server_errors=0.1, cut_bodies=0.1,
+    )  # fmt: skip
+    with serve(account, knobs) as server:
+        job = Job(folder, server)
+        job.environment = {
+            "SOURCES__MSGBUBBLES__API_KEY": KEY,
+            "SOURCES__MSGBUBBLES__READ_PARTICIPANTS": "true",
+            "SOURCES__MSGBUBBLES__PRIVACY__PRESET": preset,
+            "SOURCES__MSGBUBBLES__PRIVACY__KEY": PRIVACY_KEY,
+        }
+        yield job, words
+    account.close()
+
+
+@contextmanager
+def receiving(job: Job) -> Iterator[Process]:
+    secrets = job.folder / "secrets.toml"
+    process = Process(job.folder, job.whole_environment(), *DATABASE, "--secrets-file", str(secrets))
+    try:
+        register = [sys.executable, str(WEBHOOKS), "register", process.url, *DATABASE, "--secrets-file", str(secrets)]
+        subprocess.run(register, cwd=job.folder, env=job.whole_environment(), check=True, capture_output=True)
+        yield process
+    finally:
+        process.stop()
+
+
+def lived_through(job: Job) -> tuple[str, Found]:
+    """Faults, rejected rows, events, and kills. Returns all that was said, and what was found in the spool."""
+    account, said = job.server.account, []
+    (job.folder / "secrets.toml").write_text('[webhooks]\nsecrets = ["whsec_b2Y="]\n')
+    with receiving(job) as receiver:
+        found = account.all("SELECT id FROM chats WHERE remote_handle IN (?, 'group:1') ORDER BY is_group", (ANN,))
+        chat, group = (row["id"] for row in found)
+        for number, payload in enumerate(("nested", "flat", "ids")):
+            job.server.knobs.webhook_payload = payload  # type: ignore[assignment]
+            account.type(group, BEN, True, now())
+            told = NewMessage(chat, "inbound", f"canary text 9{number}0", now(), "received", sender=ANN)
+            account.react(account.add_message(told), ANN, "canary note 900", now() + timedelta(seconds=number))
+        assert job.server.deliverer.drained(60)
+        receiver.kill()
+        spooled = found_in(job.folder / ".msgbubbles", ("canary", "evt_"))
+        assert spooled["evt_"]
+        receiver.start()
+    killed = job.start()
+    until = time.monotonic() + 60
+    while not any((job.folder / ".msgbubbles").rglob("*.parquet")) and killed.poll() is None:
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    done = job.run(status=3)
+    assert done.summary["tables"]["rejected_rows"]["new"] or done.summary["streams"]["messages"]["rejected"]
+    said += [json.dumps(done.summary), done.errors]
+    return "\n".join(said), spooled
+
+
+@pytest.mark.parametrize("preset", ["full", "minimal"])
+def test_what_the_policy_leaves_out_is_in_no_file(tmp_path: Path, preset: str) -> None:
+    with canaries(tmp_path, preset) as (job, words):
+        said, spooled = lived_through(job)
+        work = job.folder / ".msgbubbles" / "company" / "company.duckdb"
+        whole = work.read_bytes()
+        work.write_bytes(b"no database")
+        crashed = job.run(status=1)
+        said += json.dumps(crashed.summary) + crashed.errors
+        work.write_bytes(whole)
+        everything = [KEY, PRIVACY_KEY, *(word for kind in words.values() for word in kind), "canary"]
+        found = found_in(tmp_path, everything, NOT_THE_PRODUCTS)
+        assert not [word for word in everything if word in said]
+    assert KEY not in found
+    assert PRIVACY_KEY not in found
+    assert ("canary" in spooled) == (preset == "full")
+    if preset == "minimal":
+        assert found == {}
+    else:
+        files = {file for holding in found.values() for file in holding}
+        assert files == {"company.duckdb", ".msgbubbles/company/company.duckdb"}
+        assert {word for kind in words.values() for word in kind} <= found.keys()
