@@ -220,6 +220,42 @@ def status(
     ended(body, lambda: place_of(database, destination, sandbox=sandbox), reporter, STOPPED)
 
 
+@app.command()
+def erase(
+    handles: Annotated[
+        list[str], typer.Argument(metavar="HANDLE...", help="Numbers or addresses; - reads them from standard input.")
+    ],
+    database: Database = None,
+    destination: Into = "duckdb",
+    sandbox: Sandbox = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; this cannot be undone.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove people from the warehouse and its files, and keep them out of it. Makes no request."""
+    reporter = Reporter(quiet=False, as_json=as_json)
+
+    def body(place: Place) -> int:
+        place.make_folders()
+        place.configure_dlt()
+        with readable_configuration():
+            import dlt  # noqa: F401
+
+            from personal_data import erase as erasing
+            from warehouse.transform import Transforms
+
+            transforms = Transforms.configured()
+        # What is in an argument, others see in the list of processes.
+        people = [line.strip() for one in handles for line in (sys.stdin if one == "-" else [one]) if line.strip()]
+        if not yes and not typer.confirm(f"Erase {len(people)} people for good?", err=True):
+            return EXIT_STOPPED
+        with one_job(place.folder), one_job(place.folder, "apply"):
+            certificate = erasing.erase(place, people, transforms, reporter.say)
+        reporter.print(certificate.as_dict(), lambda console: console.print(str(certificate), soft_wrap=True))
+        return 0
+
+    ended(body, lambda: place_of(database, destination, sandbox=sandbox), reporter, STOPPED)
+
+
 @contextmanager
 def _configured(place: Place, sandbox: bool, *, serve: bool = True) -> Iterator[tuple[dict[str, Any], Run, Settings]]:
     """What every command but sync begins with: how to reach the account, a run, and the source's settings."""
@@ -281,6 +317,7 @@ def _recorded_sync(
         from group_sync.landing import land_ledger
         from msgbubbles import Run
         from msgbubbles.run import MIN_SLICE_PAGES
+        from personal_data.erase import purge
         from warehouse.privacy import keep_found, redactor_of
         from warehouse.report import as_dict
         from warehouse.sync import Report
@@ -305,6 +342,9 @@ def _recorded_sync(
     status, message = EXIT_FAILED, ""
     try:
         with stopped_by_signals(run.stop), account_of(place, sandbox=sandbox) as account, reporter.following(run):
+            if place.is_pending("erase"):
+                reporter.say("finishing an erasure that was cut off")
+                purge(place, transforms, reporter.say)
             land_ledger(place)
             _told(land_events(place), reporter)
             run_sync(

@@ -152,6 +152,43 @@ class Redactor:
     def is_erased(self, handle: str | None) -> bool:
         return bool(self.erased) and handle is not None and self._pseudonyms.erased_handle(handle) in self.erased
 
+    def without_erased(self, text: str) -> str:
+        """A text with a word in the place of every handle in it that is erased."""
+        return HANDLE_LIKE.sub(lambda found: ERASED if self._is_erased_mention(found[0]) else found[0], text)
+
+    def mentions_erased(self, text: str) -> bool:
+        return bool(self.erased) and any(map(self._is_erased_mention, HANDLE_LIKE.findall(text)))
+
+    def _is_erased_mention(self, written: str) -> bool:
+        return self.is_erased(f"+{written}" if written[0].isdigit() and "@" not in written else written)
+
+    def json_without_erased(self, text: str) -> str:
+        """The same of JSON text, which stays as it is written where nobody is in it."""
+        if not self.mentions_erased(text):
+            return text
+        return msgspec.json.encode(self._value_without_erased(msgspec.json.decode(text))).decode()
+
+    def _value_without_erased(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.without_erased(value)
+        if isinstance(value, dict):
+            return {self.without_erased(name): self._value_without_erased(one) for name, one in value.items()}
+        if isinstance(value, list):
+            return [self._value_without_erased(one) for one in value]
+        if isinstance(value, int | float) and self.mentions_erased(str(value)):
+            return ERASED
+        return value
+
+    def _raw_without_erased(self, raw: Raw) -> Raw:
+        return Raw(self.json_without_erased(bytes(raw).decode()).encode())
+
+    def mark_of_chat(self, chat_id: str) -> str:
+        """By what an erased person's thread is known again."""
+        return self._pseudonyms.erased_chat(chat_id)
+
+    def pseudonym(self, handle: str) -> str:
+        return self._pseudonyms.handle(handle)
+
     def is_erased_chat(self, chat_id: str | None) -> bool:
         if not self.erased or chat_id is None:
             return False
@@ -190,7 +227,7 @@ class Redactor:
 
     def rejected(self, row: RejectedRow) -> RejectedRow:
         """What could not be read is known to no policy: a hash tells it from others, and the reason stays."""
-        if self.policy.redacts or any(self.is_erased(one) for one in HANDLE_LIKE.findall(row.row)):
+        if self.policy.redacts or self.mentions_erased(row.row):
             return replace(row, row=self._pseudonyms.row(f"{row.stream}\0{row.row}"))
         return row
 
@@ -205,7 +242,7 @@ class Redactor:
         if row.remote_handle is not None:
             row.remote_handle = self.handle(row.remote_handle)
         if row.title is not None:
-            row.title = self.title(row.title)
+            row.title = self.title(self.without_erased(row.title) if self.erased else row.title)
         self._forget_extra(row)
         return row
 
@@ -226,6 +263,9 @@ class Redactor:
             or row.conversation_id in self.dormant
         ):
             return LeftOutMessage(id=row.id, created_at=row.created_at, sent_at=row.sent_at)
+        if self.erased:
+            row.text = row.text and self.without_erased(row.text)
+            row.metadata, row.error = self._raw_without_erased(row.metadata), self._raw_without_erased(row.error)
         if row.text is not None:
             row.text = None if self.has_expired(row.cursor_at) else self.text(row.text)
         if row.sender_handle is not None:
@@ -244,7 +284,7 @@ class Redactor:
 
     def attachment(self, row: Attachment) -> Attachment:
         if row.filename is not None:
-            row.filename = self.file_name(row.filename)
+            row.filename = self.file_name(self.without_erased(row.filename) if self.erased else row.filename)
         if row.mime_type is not None:
             row.mime_type = self.mime_type(row.mime_type)
         self._forget_extra(row)
@@ -271,11 +311,15 @@ class Redactor:
     def _forget_extra(self, row: Row) -> None:
         if self.policy.extra == "drop":
             row.extra = NOTHING
+        elif self.erased:
+            row.extra = self._raw_without_erased(row.extra)
 
     # -- payloads of webhooks
 
     def payload(self, value: Any) -> Any:
         """What the policy leaves of an event: of its objects, the fields that are known."""
+        if self.erased:
+            value = self._value_without_erased(value)
         if not self.policy.redacts or not isinstance(value, dict):
             return value if not self.policy.redacts or self.policy.extra == "keep" else None
         kept = {name: self._field(name, one) for name, one in value.items()}
@@ -327,7 +371,8 @@ class Redactor:
 
 ID = re.compile(r"[A-Za-z0-9_:-]{1,200}")
 # What might be a handle in a text.
-HANDLE_LIKE = re.compile(r"\+\d{6,15}|[^\s\"'<>,;:@\\]+@[^\s\"'<>,;:@\\]+|p_[a-z2-7]{24}")
+HANDLE_LIKE = re.compile(r"(?<!\d)\+?\d{7,15}(?!\d)|[\w.+-]+@[\w-]+(?:\.[\w-]+)+|\bp_[a-z2-7]{24}\b")
+ERASED = "[erased]"
 OBJECTS = frozenset({"data", "object", "payload", "event", "message", "conversation", "chat"})
 CHATS = frozenset({"conversation", "chat"})
 CHAT_IDS = frozenset({"conversation_id", "chat_id"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,10 +11,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
+import duckdb
 
 from canary import ANN, BEN, KEY, PRIVACY_KEY, account_of_canaries, found_in, now
 from hooks import WEBHOOKS, Process
@@ -23,6 +25,7 @@ from sandbox import Knobs, NewMessage, serve
 Found = dict[str, list[str]]
 # What the user wrote.
 NOT_THE_PRODUCTS = ("secrets.toml",)
+WORK = ".msgbubbles/company/company.duckdb"
 DATABASE = ("--database", "company.duckdb")
 
 
@@ -94,9 +97,8 @@ def lived_through(job: Job) -> tuple[str, Found]:
     return "\n".join(said), spooled
 
 
-@pytest.mark.parametrize("preset", ["full", "minimal"])
-def test_what_the_policy_leaves_out_is_in_no_file(tmp_path: Path, preset: str) -> None:
-    with canaries(tmp_path, preset) as (job, words):
+def test_what_the_policy_leaves_out_is_in_no_file(tmp_path: Path) -> None:
+    with canaries(tmp_path, "minimal") as (job, words):
         said, spooled = lived_through(job)
         work = job.folder / ".msgbubbles" / "company" / "company.duckdb"
         whole = work.read_bytes()
@@ -107,12 +109,72 @@ def test_what_the_policy_leaves_out_is_in_no_file(tmp_path: Path, preset: str) -
         everything = [KEY, PRIVACY_KEY, *(word for kind in words.values() for word in kind), "canary"]
         found = found_in(tmp_path, everything, NOT_THE_PRODUCTS)
         assert not [word for word in everything if word in said]
-    assert KEY not in found
-    assert PRIVACY_KEY not in found
-    assert ("canary" in spooled) == (preset == "full")
-    if preset == "minimal":
-        assert found == {}
-    else:
-        files = {file for holding in found.values() for file in holding}
-        assert files == {"company.duckdb", ".msgbubbles/company/company.duckdb"}
-        assert {word for kind in words.values() for word in kind} <= found.keys()
+    assert "canary" not in spooled
+    assert found == {}
+
+
+def tables_of(job: Job) -> dict[str, list[tuple[Any, ...]]]:
+    """The rows of all tables and marts, without what tells of the run that landed them."""
+    with duckdb.connect(str(job.database), read_only=True) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        names = connection.execute(
+            "SELECT table_schema, table_name FROM information_schema.tables "
+            "WHERE table_schema IN ('msgbubbles', 'marts') AND table_name NOT LIKE '\\_dlt%' ESCAPE '\\' "
+            "AND table_name NOT IN ('sync_runs', 'privacy', 'erasures')"
+        ).fetchall()
+        found = {}
+        for schema, table in names:
+            rows = connection.execute(
+                f"SELECT COLUMNS(c -> c NOT IN ({', '.join(map(repr, OF_THE_RUN))})) FROM {schema}.{table}"
+            ).fetchall()
+            found[f"{schema}.{table}"] = sorted(map(repr, rows))
+        return found
+
+
+OF_THE_RUN = (
+    "_read_at", "_dlt_load_id", "asked_at", "fetched_at", "first_seen_at", "last_seen_at", "complete_to", "id",
+    "valid_from", "chat_fetched_at", "messages_fetched_at", "messages_complete_to", "coverage_day", "computed_at",
+    "first_contact_at", "last_contact_at", "is_current", "url",
+)  # fmt: skip
+
+
+def test_who_is_erased_is_in_no_file_and_does_not_come_back(tmp_path: Path) -> None:
+    at = now()
+    job_of = partial(Job, environment={
+        "SOURCES__MSGBUBBLES__READ_PARTICIPANTS": "true", "SOURCES__MSGBUBBLES__PRIVACY__KEY": PRIVACY_KEY,
+    })  # fmt: skip
+    account, words = account_of_canaries(at)
+    theirs = "sender = ?1 OR chat_id IN (SELECT id FROM chats WHERE remote_handle = ?1)"
+    texts = [row["text"] for row in account.all(f"SELECT text FROM messages WHERE {theirs}", (ANN,))]
+    sought = [ANN.removeprefix("+"), *texts]
+    (tmp_path / "with").mkdir()
+    with serve(account, Knobs(keys={KEY})) as server:
+        server.key = KEY
+        job = job_of(tmp_path / "with", server)
+        job.run(transform=True)
+        everything = [word for kind in words.values() for word in kind if word != "canary of an unknown field"]
+        found = found_in(job.folder, [*everything, KEY, PRIVACY_KEY])
+        assert found.keys() == set(everything)
+        assert {file for files in found.values() for file in files} == {"company.duckdb", WORK}
+        certificate = job.ask("erase", ANN, "--yes")
+        assert (certificate["people"], certificate["rows"]["messages"]) == (1, len(texts))
+        assert found_in(job.folder, sought) == {}
+        erased = tables_of(job)
+        assert job.run().summary["tables"]["messages"]["new"] == 0
+        assert found_in(job.folder, sought) == {}
+    # In a world in which they never were.
+    for rows in (
+        f"attachments WHERE message_id IN (SELECT id FROM messages WHERE {theirs})", f"messages WHERE {theirs}",
+        "chats WHERE remote_handle = ?1", "participants WHERE handle = ?1",
+    ):  # fmt: skip
+        account.run(f"DELETE FROM {rows}", (ANN,))
+    (tmp_path / "without").mkdir()
+    with serve(account, Knobs()) as server:
+        job = job_of(tmp_path / "without", server)
+        # Whoever doubts that equal tables make equal marts: MSGBUBBLES_WHOLE=1.
+        job.run(transform=bool(os.environ.get("MSGBUBBLES_WHOLE")))
+        expected = tables_of(job)
+    account.close()
+    assert {table for table in expected if erased[table] != expected[table]} == set()
+    assert {"marts.contact", "marts.group_membership", "marts.thread_activity"} <= erased.keys()
+    assert len(erased["marts.thread_activity"]) == len(expected["msgbubbles.chats"]) == 3

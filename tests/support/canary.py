@@ -31,8 +31,9 @@ def account_of_canaries(now: datetime) -> tuple[Account, dict[str, list[str]]]:
         "texts": [], "titles": ["canary title of the group", "canary label"], "files": [], "others": [],
     }  # fmt: skip
     at = now - timedelta(days=3)
-    chats = [account.add_chat(OURS, person, at) for person in PEOPLE]
-    group = account.add_chat(OURS, "group:1", at, is_group=True, title="canary title of the group", participants=PEOPLE)
+    chats = [account.add_chat(OURS, person, at, chat_id=chat_id(number)) for number, person in enumerate(PEOPLE)]
+    title = "canary title of the group"
+    group = account.add_chat(OURS, "group:1", at, is_group=True, title=title, participants=PEOPLE, chat_id=chat_id(9))
     messages = []
     for number in range(40):
         person = PEOPLE[number % 3]
@@ -52,15 +53,22 @@ def account_of_canaries(now: datetime) -> tuple[Account, dict[str, list[str]]]:
                 sender=person if inbound else OURS,
                 metadata={"note": note},
                 error={"code": "device_offline", "message": f"{note} to {person}"} if number % 7 == 0 else None,
+                id=f"m{number:03d}",
                 attachments=((name, f"application/pdf; name={name}", 100),),
             )
         )
     account.add_messages(messages)
     # Nobody of the account's people writes last in the group.
-    account.add_message(NewMessage(group, "outbound", "canary text 999", now - timedelta(hours=1), "sent", sender=OURS))
+    account.add_message(
+        NewMessage(group, "outbound", "canary text 999", now - timedelta(hours=1), "sent", sender=OURS, id="m999")
+    )
     words["texts"].append("canary text 999")
     words["others"].append("canary of an unknown field")
     return account, words
+
+
+def chat_id(number: int) -> str:
+    return f"00000000-0000-4000-8000-{number:012d}"
 
 
 def found_in(folder: Path, words: Iterable[str], but: Iterable[str] = ()) -> dict[str, list[str]]:
