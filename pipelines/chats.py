@@ -256,6 +256,36 @@ def erase(
     ended(body, lambda: place_of(database, destination, sandbox=sandbox), reporter, STOPPED)
 
 
+@app.command()
+def privacy(
+    action: Annotated[Literal["apply"], typer.Argument(help="apply: bring what has landed to the policy.")],
+    database: Database = None,
+    destination: Into = "duckdb",
+    sandbox: Sandbox = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring what has landed to a stricter policy; what was left out before does not come back. Makes no request."""
+    reporter = Reporter(quiet=False, as_json=as_json)
+
+    def body(place: Place) -> int:
+        place.make_folders()
+        place.configure_dlt()
+        with readable_configuration():
+            import dlt  # noqa: F401
+
+            from personal_data.migrate import apply
+            from warehouse.transform import Transforms
+
+            transforms = Transforms.configured()
+        with one_job(place.folder), one_job(place.folder, "apply"):
+            changed = apply(place, transforms, reporter.say)
+        what = ", ".join(f"{count:,} of {table}" for table, count in sorted(changed.items())) or "nothing had to change"
+        reporter.print({action: dict(changed)}, lambda console: console.print(f"Changed: {what}.", soft_wrap=True))
+        return 0
+
+    ended(body, lambda: place_of(database, destination, sandbox=sandbox), reporter, STOPPED)
+
+
 @contextmanager
 def _configured(place: Place, sandbox: bool, *, serve: bool = True) -> Iterator[tuple[dict[str, Any], Run, Settings]]:
     """What every command but sync begins with: how to reach the account, a run, and the source's settings."""
@@ -318,6 +348,7 @@ def _recorded_sync(
         from msgbubbles import Run
         from msgbubbles.run import MIN_SLICE_PAGES
         from personal_data.erase import purge
+        from personal_data.migrate import apply as apply_policy
         from warehouse.privacy import keep_found, redactor_of
         from warehouse.report import as_dict
         from warehouse.sync import Report
@@ -342,6 +373,9 @@ def _recorded_sync(
     status, message = EXIT_FAILED, ""
     try:
         with stopped_by_signals(run.stop), account_of(place, sandbox=sandbox) as account, reporter.following(run):
+            if place.is_pending("policy"):
+                reporter.say("finishing a change of the policy that was cut off")
+                apply_policy(place, transforms, reporter.say)
             if place.is_pending("erase"):
                 reporter.say("finishing an erasure that was cut off")
                 purge(place, transforms, reporter.say)

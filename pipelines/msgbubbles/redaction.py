@@ -297,11 +297,12 @@ class Redactor:
         if row.status is not None:
             row.status = self.word(row.status)
         if self.policy.extra == "drop" and row.channels not in (NULL, NOTHING):
-            row.channels = self._words(row.channels)
+            row.channels = self.words(row.channels)
         self._forget_extra(row)
         return row
 
-    def _words(self, raw: Raw) -> Raw:
+    def words(self, raw: Raw) -> Raw:
+        """A list of words; null where it is anything else."""
         try:
             words = msgspec.json.decode(raw, type=list[str])
         except msgspec.DecodeError:

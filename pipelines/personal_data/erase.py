@@ -28,7 +28,7 @@ from warehouse.privacy import Record, configured, redactor_of
 from warehouse.transform import Transforms
 from webhook_events.landing import aside_of
 
-from .rewrite import named, rewriting
+from .rewrite import named, rewriting, tables_of
 
 STEP = "erase"
 TABLE = "msgbubbles.erasures"
@@ -94,9 +94,7 @@ def purge(place: Place, transforms: Transforms, say: Callable[[str], None], also
     redactor = redactor_of(place)
     certificate = Certificate()
     with rewriting(place, transforms, say) as connection:
-        tables = {row[0] for row in connection.execute(
-            "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'msgbubbles'"
-        ).fetchall()}  # fmt: skip
+        tables = set(tables_of(connection))
         people = {one for one in _handles_in(connection, tables) if redactor.is_erased(one)}
         certificate.people = len({redactor.pseudonym(one) for one in people})
         rows = _Rows(connection, tables, certificate.rows)
@@ -199,12 +197,12 @@ class _Rows:
             return
         # A query narrows it down; what in a text is a handle, the redactor tells as it does when a text lands.
         likes = [one.removeprefix("+") for one in sorted(written)]
-        columns = self._connection.execute(
-            "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE schema_name = 'msgbubbles' "
-            "AND table_oid IN (SELECT table_oid FROM duckdb_tables()) AND table_name NOT IN ('privacy', 'erasures') "
-            "AND table_name NOT LIKE '\\_dlt\\_%' ESCAPE '\\' "
-            "AND data_type IN ('VARCHAR', 'JSON')"
-        ).fetchall()
+        columns = [
+            (table, column, kind)
+            for table, kinds in tables_of(self._connection).items()
+            for column, kind in kinds.items()
+            if kind in ("VARCHAR", "JSON")
+        ]
         for table, column, kind in columns:
             found = self._connection.execute(
                 f"SELECT rowid, {named(column)}::VARCHAR FROM msgbubbles.{named(table)} "

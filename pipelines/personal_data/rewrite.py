@@ -9,8 +9,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import duckdb
+from dlt.common.versioned_state import compress_state, decompress_state
 
 from group_sync.landing import PIPELINE as GROUPS
 from warehouse import privacy
@@ -54,6 +56,7 @@ def rewriting(place: Place, transforms: Transforms, say: Callable[[str], None]) 
             "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'msgbubbles_staging'"
         ).fetchall():
             connection.execute(f"DELETE FROM msgbubbles_staging.{named(table)}")
+        _forget_fingerprints(connection)
         place.set_pending("publish", *(("transform",) if has_marts else ()))
         connection.execute("COMMIT")
     forget_build(place)
@@ -70,9 +73,40 @@ def rewriting(place: Place, transforms: Transforms, say: Callable[[str], None]) 
     _remove_leftovers(place)
 
 
+def tables_of(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, str]]:
+    """The tables that rows land in, and their columns with their types."""
+    found: dict[str, dict[str, str]] = {}
+    for table, column, kind in connection.execute(
+        "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE schema_name = 'msgbubbles' "
+        "AND table_oid IN (SELECT table_oid FROM duckdb_tables()) AND table_name NOT IN ('privacy', 'erasures') "
+        "AND table_name NOT LIKE '\\_dlt\\_%' ESCAPE '\\'"
+    ).fetchall():
+        found.setdefault(table, {})[column] = kind
+    return found
+
+
 def named(name: str) -> str:
     """A name as SQL writes it."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def _forget_fingerprints(connection: duckdb.DuckDBPyConnection) -> None:
+    """dlt's state tells by hashes which rows it has seen as they were: of a chat, who has its id could try numbers."""
+    table = "msgbubbles._dlt_pipeline_state"
+    if connection.execute(
+        f"SELECT 1 FROM duckdb_tables() WHERE schema_name || '.' || table_name = '{table}'"
+    ).fetchall():
+        connection.execute(
+            f"DELETE FROM {table} WHERE (pipeline_name, version) NOT IN "
+            f"(SELECT (pipeline_name, max(version)) FROM {table} GROUP BY pipeline_name)"
+        )
+        for name, packed in connection.execute(f"SELECT pipeline_name, state FROM {table}").fetchall():
+            state: Any = decompress_state(packed)
+            for resource in state.get("sources", {}).get("msgbubbles", {}).get("resources", {}).values():
+                for one in (resource, resource.get("by_feed", {}), resource.get("by_thread", {})):
+                    if "seen" in one:
+                        one["seen"] = []
+            connection.execute(f"UPDATE {table} SET state = ? WHERE pipeline_name = ?", [compress_state(state), name])
 
 
 def _has_marts(connection: duckdb.DuckDBPyConnection) -> bool:

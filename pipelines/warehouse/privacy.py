@@ -152,14 +152,19 @@ def _redaction(policy: Policy) -> list[str]:
     return [getattr(policy, name) for name in ORDERS]
 
 
-def _not_applied(policy: Policy, before: Policy) -> str:
+def check_stricter(policy: Policy, before: Policy) -> None:
+    """Raises `UsageError` where a policy keeps what an earlier one has left out already."""
     loosened = policy.loosened(before)
     if loosened:
-        return (
+        raise UsageError(
             f"[{SECTION}] keeps more than this warehouse was filled with ({', '.join(loosened)}), and what was left "
             "out is not there: begin a new warehouse with another --database, which reads everything again, or set "
             f"{'it' if len(loosened) == 1 else 'them'} back"
         )
+
+
+def _not_applied(policy: Policy, before: Policy) -> str:
+    check_stricter(policy, before)
     return (
         f"[{SECTION}] is stricter than what the rows of this warehouse were landed by: bring them to it with: "
         "python pipelines/chats.py privacy apply"
