@@ -349,6 +349,7 @@ def _recorded_sync(
         from msgbubbles.run import MIN_SLICE_PAGES
         from personal_data.erase import purge
         from personal_data.migrate import apply as apply_policy
+        from personal_data.retention import expire
         from warehouse.privacy import keep_found, redactor_of
         from warehouse.report import as_dict
         from warehouse.sync import Report
@@ -379,6 +380,7 @@ def _recorded_sync(
             if place.is_pending("erase"):
                 reporter.say("finishing an erasure that was cut off")
                 purge(place, transforms, reporter.say)
+            report.expired = dict(expire(place, redactor.policy, transforms, reporter.say))
             land_ledger(place)
             _told(land_events(place), reporter)
             run_sync(

@@ -25,10 +25,11 @@ from msgbubbles.redaction import Redactor
 from warehouse.destinations import destination_of
 from warehouse.place import Place, UsageError
 from warehouse.privacy import Record, configured, redactor_of
+from warehouse.publish import named
 from warehouse.transform import Transforms
 from webhook_events.landing import aside_of
 
-from .rewrite import named, rewriting, tables_of
+from .rewrite import rewriting, tables_of
 
 STEP = "erase"
 TABLE = "msgbubbles.erasures"

@@ -17,10 +17,11 @@ from msgbubbles.models import RejectedRow
 from msgbubbles.redaction import DOT, Redactor
 from warehouse.place import Place
 from warehouse.privacy import Record, check_key, check_stricter, configured, redactor_of
+from warehouse.publish import named
 from warehouse.transform import Transforms
 from webhook_events.landing import aside_of
 
-from .rewrite import named, rewriting, tables_of
+from .rewrite import rewriting, tables_of
 
 STEP = "policy"
 Change = Callable[[Any], Any]

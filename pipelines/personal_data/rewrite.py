@@ -18,7 +18,7 @@ from group_sync.landing import PIPELINE as GROUPS
 from warehouse import privacy
 from warehouse.destinations import destination_of
 from warehouse.place import PIPELINE, Place, UsageError
-from warehouse.publish import quoted
+from warehouse.publish import named, quoted
 from warehouse.sync import pipeline_of
 from warehouse.transform import Transforms, forget_build, transform
 from webhook_events.landing import PIPELINE as WEBHOOKS
@@ -83,11 +83,6 @@ def tables_of(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, str]
     ).fetchall():
         found.setdefault(table, {})[column] = kind
     return found
-
-
-def named(name: str) -> str:
-    """A name as SQL writes it."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _forget_fingerprints(connection: duckdb.DuckDBPyConnection) -> None:

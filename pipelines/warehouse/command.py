@@ -59,6 +59,7 @@ def place_of(database: Path | None, destination: str = "duckdb", *, sandbox: boo
 def ended(body: Callable[[Place], int], place_of: Callable[[], Place], reporter: Reporter, stopped: str) -> NoReturn:
     """Run a command, tell what went wrong in its way, and exit with the status that says so. `stopped` says what a
     second Ctrl-C means."""
+    os.umask(0o077)  # whatever dlt, dbt and we write is for this user only
     place = None
     try:
         place = place_of()

@@ -47,6 +47,8 @@ class Report:
     rows_in_warehouse: dict[str, int] = field(default_factory=dict)
     tested: Verdict = field(default_factory=Verdict)
     held_marts: list[str] = field(default_factory=list)
+    # What was older than the privacy policy keeps: texts, threads and messages.
+    expired: dict[str, int] = field(default_factory=dict)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

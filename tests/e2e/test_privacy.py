@@ -161,6 +161,7 @@ def test_who_is_erased_is_in_no_file_and_does_not_come_back(tmp_path: Path) -> N
         assert found_in(job.folder, sought) == {}
         erased = tables_of(job)
         assert job.run().summary["tables"]["messages"]["new"] == 0
+        assert job.ask("verify", "--full")["equal"]
         assert found_in(job.folder, sought) == {}
     # In a world in which they never were.
     for rows in (
