@@ -59,6 +59,7 @@ class Redactor:
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     found: set[str] = field(default_factory=set)
     dormant: set[str] = field(default_factory=set)
+    _words: set[str] = field(default_factory=set)
     # Our numbers by their pseudonyms, null until they are known.
     _own: dict[str, str] | None = None
 
@@ -116,7 +117,13 @@ class Redactor:
 
     def word(self, written: str) -> str | None:
         """A value of a field that holds one of a few words: anything else is something the policy does not know."""
-        return written if self.policy.extra == "keep" or WORD.fullmatch(written) else None
+        if self.policy.extra == "keep" or written in self._words:
+            return written
+        if not WORD.fullmatch(written):
+            return None
+        if len(self._words) < MAX_WORDS:
+            self._words.add(written)
+        return written
 
     def error(self, raw: Raw) -> Raw:
         """Of an error, its stable code: the rest may quote anything."""
@@ -272,11 +279,12 @@ class Redactor:
             row.sender_handle = self.handle(row.sender_handle)
         if self.policy.metadata == "drop":
             row.metadata = NULL
-        for name in ("direction", "status", "channel", "effect"):
-            written = getattr(row, name)
-            if written is not None and self.word(written) is None:
-                setattr(row, name, None)
-        row.error = self.error(row.error)
+        if self.policy.extra == "drop":
+            row.direction = row.direction and self.word(row.direction)
+            row.status = row.status and self.word(row.status)
+            row.channel = row.channel and self.word(row.channel)
+            row.effect = row.effect and self.word(row.effect)
+            row.error = self.error(row.error)
         for attachment in row.attachments or ():
             self.attachment(attachment)
         self._forget_extra(row)
@@ -370,6 +378,7 @@ class Redactor:
         return value
 
 
+MAX_WORDS = 1000
 ID = re.compile(r"[A-Za-z0-9_:-]{1,200}")
 # What might be a handle in a text.
 HANDLE_LIKE = re.compile(r"(?<!\d)\+?\d{7,15}(?!\d)|[\w.+-]+@[\w-]+(?:\.[\w-]+)+|\bp_[a-z2-7]{24}\b")
