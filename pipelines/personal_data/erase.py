@@ -78,6 +78,9 @@ def erase(place: Place, handles: Sequence[str], transforms: Transforms, say: Cal
             raise UsageError(f"to keep erased people out, {error}") from None
         raise AssertionError
     redactor = redactor_of(place)
+    destination_of(place).prepare()
+    if place.destination == "duckdb" and not place.work.exists():
+        raise UsageError(f"erase: nothing has landed in {place.database}; is that the --database you mean?")
     if not all(one.strip() and (handle_of(one) or PSEUDONYM.fullmatch(one) or "@" not in one) for one in handles):
         raise UsageError("erase takes handles: +14155550111, or ben@example.com; one of these is neither")
     if {pseudonyms.handle(one) for one in handles} & {pseudonyms.handle(one) for one in _own_numbers(place)}:
@@ -113,8 +116,6 @@ def purge(place: Place, transforms: Transforms, say: Callable[[str], None], also
 
 
 def _own_numbers(place: Place) -> list[str]:
-    if not place.work.exists():
-        return []
     with destination_of(place).writing() as connection:
         try:
             return [row[0] for row in connection.execute("SELECT handle FROM msgbubbles.numbers").fetchall()]
@@ -154,7 +155,10 @@ class _Rows:
             self._connection.executemany("INSERT INTO people VALUES (?)", [[one] for one in people])
         theirs = "IN (SELECT handle FROM people)"
         if "chats" in self._tables:
-            run(f"INSERT INTO gone_chats SELECT id FROM msgbubbles.chats WHERE NOT is_group AND remote_handle {theirs}")
+            run(
+                "INSERT INTO gone_chats SELECT id FROM msgbubbles.chats "
+                f"WHERE NOT coalesce(is_group, false) AND remote_handle {theirs}"
+            )
         if {"chats", "messages"} <= self._tables:
             # A thread whose chat was never read is taken for theirs where they wrote in it.
             run(

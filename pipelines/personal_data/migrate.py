@@ -45,15 +45,16 @@ def apply(place: Place, transforms: Transforms, say: Callable[[str], None]) -> C
         land_ledger(place)
     redactor = redactor_of(place)
     with rewriting(place, transforms, say) as connection:
-        landed = _Landed(connection)
-        _bring_to(redactor, landed)
+        changed = bring_to(redactor, connection)
     if policy.redacts:
         _forget_what_is_beside(place)
     place.set_done(STEP)
-    return landed.counts
+    return changed
 
 
-def _bring_to(redactor: Redactor, landed: _Landed) -> None:
+def bring_to(redactor: Redactor, connection: duckdb.DuckDBPyConnection) -> Counter[str]:
+    """Apply a policy to the rows of a warehouse. Returns how many values changed, by table."""
+    landed = _Landed(connection)
     policy = redactor.policy
     if redactor.asks_for_own_numbers:
         redactor.know_own_numbers(landed.values("numbers", "handle"))
@@ -100,6 +101,7 @@ def _bring_to(redactor: Redactor, landed: _Landed) -> None:
     if policy.redacts:
         landed.set("group_operations", "error_message", "NULL")
         landed.change_rejected(redactor)
+    return landed.counts
 
 
 def _with_last(key: str, change: Change) -> str:

@@ -42,8 +42,6 @@ def rewriting(place: Place, transforms: Transforms, say: Callable[[str], None]) 
         raise UsageError("this rewrites a DuckDB file; on a server, delete the rows there and let it vacuum its tables")
     destination = destination_of(place)
     destination.prepare()
-    if not place.work.exists():
-        raise UsageError(f"{place.database} is not there; nothing has landed yet")
     _settle(place)
     with destination.writing() as connection:
         connection.execute("SET TimeZone = 'UTC'")

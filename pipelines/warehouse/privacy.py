@@ -184,7 +184,7 @@ def details_of(error: BaseException, place: Place) -> str:
     try:
         record = Record.of(place)
         is_private = record is not None and (record.policy.redacts or bool(record.erased))
-    except UsageError:
+    except (UsageError, OSError, duckdb.Error):
         is_private = True
     if not is_private:
         return "".join(traceback.format_exception(error))

@@ -109,6 +109,8 @@ def test_what_the_policy_leaves_out_is_in_no_file(tmp_path: Path) -> None:
         everything = [KEY, PRIVACY_KEY, *(word for kind in words.values() for word in kind), "canary"]
         found = found_in(tmp_path, everything, NOT_THE_PRODUCTS)
         assert not [word for word in everything if word in said]
+    others_may = [path for path in tmp_path.rglob("*") if path.name != "secrets.toml" and path.stat().st_mode & 0o077]
+    assert others_may == []
     assert "canary" not in spooled
     assert found == {}
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from msgbubbles import _configured_redactor
 from msgbubbles.errors import ConfigurationError
 from msgbubbles.landing import Landing
 from msgbubbles.models import Chat, Message, Number, Page, RejectedRow, read_row
@@ -161,6 +162,22 @@ def test_texts_expire_and_threads_without_a_new_message_are_left_out() -> None:
     assert [item.data.column("id").to_pylist() for item in landing.rest()] == [["c2"]]
 
 
+def test_the_source_takes_its_policy_from_dlts_configuration_and_from_its_caller(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert _configured_redactor(None).is_idle
+    monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__TEXT", "drop")
+    with pytest.raises(ConfigurationError, match="need a key"):
+        _configured_redactor(None)
+    monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__KEY", KEY)
+    assert _configured_redactor(None).policy == msgspec.structs.replace(FULL, text="drop")
+    given = _configured_redactor({"preset": "minimal", "key": KEY + "."})
+    assert given.policy == MINIMAL
+    assert given.handle(ANN) == Pseudonyms(KEY + ".").handle(ANN)
+    with pytest.raises(ConfigurationError, match="no setting txt"):
+        _configured_redactor({"txt": "drop"})
+
+
 # -- in a whole world
 
 
@@ -259,8 +276,13 @@ def test_who_is_erased_does_not_land_and_nothing_else_is_missing(policy: Policy,
             world.pass_time(3_600_000)
         # In a thread that nobody has seen, of a number of ours that is new.
         new = world.account.add_chat(OURS, "+1 415 555 0111", world.at(), chat_id=GROUP[:-1] + "7")
-        write(world, new, [ANN], world.at(), range(12))
+        write(world, new, [ANN, OURS], world.at(), range(12))
         world.sync()
         assert {table: len(rows(world, table)) for table in tables} == {table: len(expected[table]) for table in tables}
+        # What somebody else writes of them.
+        world.account.add_message(NewMessage(GROUP, "outbound", f"ask {ANN}!", world.at(), "sent", sender=OURS))
+        world.pass_time(60_000)
+        assert world.sync().changes["messages"].new == 1
+        assert ("ask [erased]!" in repr(world.store.tables)) == (policy == FULL)
         assert ANN not in repr(world.store.tables)
         assert NAMES.handle(ANN) not in repr(world.store.tables)
