@@ -266,7 +266,7 @@ def test_who_is_erased_does_not_land_and_nothing_else_is_missing(policy: Policy,
         expected = {table: rows(without, table) for table in tables}
     erased = redactor(policy, erased=frozenset({NAMES.erased_handle(ANN)}))
     with world_of(ANN, BEN, policy=erased, knobs=Knobs(feed=feed)) as world:
-        for _ in range(3):
+        for _ in range(10):
             world.sync()
             found = {table: rows(world, table) for table in tables}
             for one in (found, expected):
