@@ -160,10 +160,11 @@ class _Rows:
                 f"WHERE NOT coalesce(is_group, false) AND remote_handle {theirs}"
             )
         if {"chats", "messages"} <= self._tables:
-            # A thread whose chat was never read is taken for theirs where they wrote in it.
+            # A thread whose chat was never read is taken for theirs where they, and nobody else, wrote to us in it.
             run(
-                f"INSERT INTO gone_chats SELECT DISTINCT conversation_id FROM msgbubbles.messages "
-                f"WHERE sender_handle {theirs} AND conversation_id NOT IN (SELECT id FROM msgbubbles.chats)"
+                "INSERT INTO gone_chats SELECT conversation_id FROM msgbubbles.messages "
+                "WHERE conversation_id NOT IN (SELECT id FROM msgbubbles.chats) AND direction = 'inbound' "
+                f"GROUP BY conversation_id HAVING bool_and(coalesce(sender_handle {theirs}, false))"
             )
             run(
                 f"INSERT INTO gone_messages SELECT id FROM msgbubbles.messages "

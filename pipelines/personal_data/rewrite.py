@@ -47,7 +47,8 @@ def rewriting(place: Place, transforms: Transforms, say: Callable[[str], None]) 
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("BEGIN")
         yield connection
-        has_marts = _has_marts(connection)
+        # Of one that was cut off, only the published file tells whether there were any.
+        has_marts = _has_marts(connection) or _has_published_marts(place)
         for schema in BUILT:
             connection.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
         for (table,) in connection.execute(
@@ -100,6 +101,14 @@ def _forget_fingerprints(connection: duckdb.DuckDBPyConnection) -> None:
                     if "seen" in one:
                         one["seen"] = []
             connection.execute(f"UPDATE {table} SET state = ? WHERE pipeline_name = ?", [compress_state(state), name])
+
+
+def _has_published_marts(place: Place) -> bool:
+    destination = destination_of(place)
+    if not destination.exists():
+        return False
+    with destination.reading() as published:
+        return _has_marts(published)
 
 
 def _has_marts(connection: duckdb.DuckDBPyConnection) -> bool:

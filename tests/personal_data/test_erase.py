@@ -25,7 +25,8 @@ AT = datetime(2026, 3, 1, tzinfo=UTC)
 TABLES = {
     "numbers": "handle VARCHAR, label VARCHAR",
     "chats": "id VARCHAR, is_group BOOLEAN, remote_handle VARCHAR, title VARCHAR",
-    "messages": "id VARCHAR, conversation_id VARCHAR, sender_handle VARCHAR, text VARCHAR, metadata JSON",
+    "messages": "id VARCHAR, conversation_id VARCHAR, sender_handle VARCHAR, text VARCHAR, metadata JSON, "
+    "direction VARCHAR",
     "participant_lists": "id VARCHAR, chat_id VARCHAR, handle VARCHAR, _read_at TIMESTAMPTZ, _dlt_load_id VARCHAR",
     "rejected_rows": "row_hash VARCHAR, row VARCHAR",
     "sync_runs": "run_id VARCHAR PRIMARY KEY, error VARCHAR",
@@ -69,7 +70,11 @@ def test_a_handle_within_a_text_is_replaced_and_a_longer_one_is_not(place: Place
         f"call {ANN}, or 14155550111.", "+141555501112 is another", "041414155550111 too", "nothing",
         f'say "{ANN}"', "Ben@Example.com!", "joben@example.com ben@example.com.au",
     ]  # fmt: skip
-    put(place, "messages", *[(str(n), "c", OURS, text, json.dumps({"said": text})) for n, text in enumerate(texts)])
+    put(
+        place,
+        "messages",
+        *[(str(n), "c", OURS, text, json.dumps({"said": text}), None) for n, text in enumerate(texts)],
+    )
     assert erased(place, ANN, "BEN@example.com")["rows"] == {"messages": 6}
     left = get(place, "SELECT text, metadata->>'said' FROM msgbubbles.messages ORDER BY id")
     wanted = ["call [erased], or [erased].", *texts[1:4], 'say "[erased]"', "[erased]!", texts[6]]
@@ -91,20 +96,27 @@ def test_threads_and_what_could_not_be_read_go_whole(place: Place) -> None:
     put(place, "chats", ("c1", False, ANN, None), ("c2", False, BEN, None), ("g", True, "group:1", ANN))
     put(
         place, "messages",
-        ("1", "c1", ANN, "in", None), ("2", "c1", OURS, "out", None), ("3", "c2", BEN, "in", None),
-        ("4", "g", ANN, "in", None), ("5", "never read", ANN, "in", None), ("6", "never read", OURS, "out", None),
+        *(
+            (str(number), chat, sender, "text", None, "outbound" if sender == OURS else "inbound")
+            for number, (chat, sender) in enumerate(
+                [("c1", ANN), ("c1", OURS), ("c2", BEN), ("g", ANN), ("never read", ANN), ("never read", OURS),
+                 ("unread group", ANN), ("unread group", BEN), ("unread group", OURS)]
+            )
+        ),
     )  # fmt: skip
     put(place, "rejected_rows", ("a", json.dumps({"sender": ANN})), ("b", json.dumps({"sender": BEN})))
     counts = erased(place, ANN)
     assert counts["people"] == 1
-    assert counts["rows"] == {"chats": 2, "messages": 5, "rejected_rows": 1}
+    assert counts["rows"] == {"chats": 2, "messages": 6, "rejected_rows": 1}
     assert get(place, "SELECT id, title FROM msgbubbles.chats ORDER BY id") == [("c2", None), ("g", "[erased]")]
-    assert get(place, "SELECT id FROM msgbubbles.messages") == [("3",)]
+    assert get(place, "SELECT id FROM msgbubbles.messages ORDER BY id") == [("2",), ("7",), ("8",)]
     assert get(place, "SELECT row_hash FROM msgbubbles.rejected_rows") == [("b",)]
-    assert get(place, "SELECT count(*) FROM msgbubbles.of_ann") == [(1,)]
-    assert get(place, "SELECT people, rows->>'messages' FROM msgbubbles.erasures") == [(1, "5")]
+    assert get(place, "SELECT count(*) FROM msgbubbles.of_ann") == [(3,)]
+    assert get(place, "SELECT people, rows->>'messages' FROM msgbubbles.erasures") == [(1, "6")]
     redactor = redactor_of(place)
-    assert [redactor.is_erased_chat(one) for one in ("c1", "never read", "c2", "g")] == [True, True, False, False]
+    assert [redactor.is_erased_chat(one) for one in ("c1", "never read", "c2", "g", "unread group")] == [True, True] + [
+        False
+    ] * 3
     assert found_in(place.database.parent, [ANN[1:]]) == {}
     assert erased(place, ANN)["rows"] == {}
 
