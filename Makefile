@@ -2,6 +2,7 @@
 # make test   set everything up, and run lint, types and tests
 # make docs   what every column of the warehouse means, how they are tested and made, as one page
 # make bench  speed, cost and memory beside what else one could use; takes a while, and makes environments for the others
+# make audit  look up whether a known vulnerability is in what is locked
 # make lock   resolve the dependencies anew
 
 # A command that cannot cache its bytecode compiles dbt and dlt at every start.
@@ -12,7 +13,7 @@ export UV_SYSTEM_CERTS ?= 1
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test docs bench lock clean
+.PHONY: demo test docs bench audit lock clean
 
 demo: .venv/ready
 	@$(PY) pipelines/chats.py --sandbox --database demo.duckdb
@@ -46,6 +47,11 @@ bench: .venv/ready
 	@command -v uv >/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check uv
 	@PATH="$$PATH:$(CURDIR)/.venv/bin" uv pip sync --quiet --python $(PY) --require-hashes requirements.lock
 	@touch $@
+
+# Strict: what cannot be looked up is no success.
+audit: .venv/ready
+	PATH="$$PATH:$(CURDIR)/.venv/bin" uv tool run --quiet pip-audit --strict --progress-spinner off \
+		--requirement requirements.lock --require-hashes --disable-pip
 
 lock: .venv/ready
 	PATH="$$PATH:$(CURDIR)/.venv/bin" uv pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes \

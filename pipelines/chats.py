@@ -177,15 +177,15 @@ def verify(
             stopped_by_signals(run.stop),
             reporter.following(run),
         ):
-            from msgbubbles import Client
+            from msgbubbles.redaction import client_of
             from warehouse.known import Known
             from warehouse.verify import verify as compare
 
-            with Client(transport_of(options, run, SCRIPT)) as client:
+            with client_of(transport_of(options, run, SCRIPT), options["privacy"]) as client:
                 verdict = compare(Known(place), client, settings, sample=sample, on_page=run.on_page)
             if repair and not verdict.is_equal:
                 _repaired(place, reporter, options, verdict)
-                with Client(transport_of(options, run, SCRIPT)) as client:
+                with client_of(transport_of(options, run, SCRIPT), options["privacy"]) as client:
                     verdict = compare(Known(place), client, settings, sample=sample, on_page=run.on_page)
         reporter.verdict(verdict, run)
         return 0 if verdict.is_equal else EXIT_INCOMPLETE
@@ -220,6 +220,72 @@ def status(
     ended(body, lambda: place_of(database, destination, sandbox=sandbox), reporter, STOPPED)
 
 
+@app.command()
+def erase(
+    handles: Annotated[
+        list[str], typer.Argument(metavar="HANDLE...", help="Numbers or addresses; - reads them from standard input.")
+    ],
+    database: Database = None,
+    destination: Into = "duckdb",
+    sandbox: Sandbox = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; this cannot be undone.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove people from the warehouse and its files, and keep them out of it. Makes no request."""
+    reporter = Reporter(quiet=False, as_json=as_json)
+
+    def body(place: Place) -> int:
+        place.make_folders()
+        place.configure_dlt()
+        with readable_configuration():
+            import dlt  # noqa: F401
+
+            from personal_data import erase as erasing
+            from warehouse.transform import Transforms
+
+            transforms = Transforms.configured()
+        # What is in an argument, others see in the list of processes.
+        people = [line.strip() for one in handles for line in (sys.stdin if one == "-" else [one]) if line.strip()]
+        if not yes and not typer.confirm(f"Erase {len(people)} people for good?", err=True):
+            return EXIT_STOPPED
+        with one_job(place.folder), one_job(place.folder, "apply"):
+            certificate = erasing.erase(place, people, transforms, reporter.say)
+        reporter.print(certificate.as_dict(), lambda console: console.print(str(certificate), soft_wrap=True))
+        return 0
+
+    ended(body, lambda: place_of(database, destination, sandbox=sandbox), reporter, STOPPED)
+
+
+@app.command()
+def privacy(
+    action: Annotated[Literal["apply"], typer.Argument(help="apply: bring what has landed to the policy.")],
+    database: Database = None,
+    destination: Into = "duckdb",
+    sandbox: Sandbox = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring what has landed to a stricter policy; what was left out before does not come back. Makes no request."""
+    reporter = Reporter(quiet=False, as_json=as_json)
+
+    def body(place: Place) -> int:
+        place.make_folders()
+        place.configure_dlt()
+        with readable_configuration():
+            import dlt  # noqa: F401
+
+            from personal_data.migrate import apply
+            from warehouse.transform import Transforms
+
+            transforms = Transforms.configured()
+        with one_job(place.folder), one_job(place.folder, "apply"):
+            changed = apply(place, transforms, reporter.say)
+        what = ", ".join(f"{count:,} of {table}" for table, count in sorted(changed.items())) or "nothing had to change"
+        reporter.print({action: dict(changed)}, lambda console: console.print(f"Changed: {what}.", soft_wrap=True))
+        return 0
+
+    ended(body, lambda: place_of(database, destination, sandbox=sandbox), reporter, STOPPED)
+
+
 @contextmanager
 def _configured(place: Place, sandbox: bool, *, serve: bool = True) -> Iterator[tuple[dict[str, Any], Run, Settings]]:
     """What every command but sync begins with: how to reach the account, a run, and the source's settings."""
@@ -229,10 +295,12 @@ def _configured(place: Place, sandbox: bool, *, serve: bool = True) -> Iterator[
         import dlt
 
         from msgbubbles import Run, msgbubbles_source
+        from warehouse.privacy import redactor_of
     with account_of(place, sandbox=sandbox and serve) as account:
         run = Run()
         with readable_configuration():
-            options = {"api_key": dlt.secrets.get("sources.msgbubbles.api_key") or "", **account}
+            key: Any = dlt.secrets.get("sources.msgbubbles.api_key") or ""
+            options = {"api_key": key, "privacy": redactor_of(place), **account}
             msgbubbles_source(run=run, **options)
         if run.settings is None:
             raise UsageError("dlt_config: the source could not be configured")
@@ -279,6 +347,10 @@ def _recorded_sync(
         from group_sync.landing import land_ledger
         from msgbubbles import Run
         from msgbubbles.run import MIN_SLICE_PAGES
+        from personal_data.erase import purge
+        from personal_data.migrate import apply as apply_policy
+        from personal_data.retention import expire
+        from warehouse.privacy import keep_found, redactor_of
         from warehouse.report import as_dict
         from warehouse.sync import Report
         from warehouse.sync import sync as run_sync
@@ -292,7 +364,8 @@ def _recorded_sync(
         publish_minutes = _number("sync.publish_minutes", 60, at_least=1)
         transforms = Transforms.configured()
     place.claim_for("the sandbox" if sandbox else "a MsgBubbles account")
-    options: dict[str, Any] = {}
+    redactor = redactor_of(place)
+    options: dict[str, Any] = {"privacy": redactor}
     if since is not None:
         options["start_date"] = f"{since:%Y-%m-%d}"
     options |= refresh_options(place)
@@ -301,6 +374,13 @@ def _recorded_sync(
     status, message = EXIT_FAILED, ""
     try:
         with stopped_by_signals(run.stop), account_of(place, sandbox=sandbox) as account, reporter.following(run):
+            if place.is_pending("policy"):
+                reporter.say("finishing a change of the policy that was cut off")
+                apply_policy(place, transforms, reporter.say)
+            if place.is_pending("erase"):
+                reporter.say("finishing an erasure that was cut off")
+                purge(place, transforms, reporter.say)
+            report.expired = dict(expire(place, redactor.policy, transforms, reporter.say))
             land_ledger(place)
             _told(land_events(place), reporter)
             run_sync(
@@ -314,6 +394,7 @@ def _recorded_sync(
                 say=reporter.say,
                 record=lambda: as_dict(place, run, report, _status_of(run, report)),
             )
+        keep_found(place, redactor)
         status = _status_of(run, report)
         reporter.summary(place, run, report, sandbox=sandbox)
     except KeyboardInterrupt:

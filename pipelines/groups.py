@@ -29,6 +29,7 @@ from warehouse.command import (
     begun,
     ended,
     place_of,
+    readable_configuration,
 )
 from warehouse.lock import AnotherJobRunsError, one_job
 from warehouse.place import Place, UsageError
@@ -41,6 +42,10 @@ if TYPE_CHECKING:
 
 SCRIPT = "groups.py"
 STOPPED = "stopped at once; what was asked is on record, and the next apply finds out what came of it"
+NOT_PRIVATE = (
+    "groups.py writes down whom it adds and what it says, before it asks for it: so it needs "
+    '[sources.msgbubbles.privacy] preset = "full", and no setting that keeps less'
+)
 
 app = app_of(__doc__)
 
@@ -161,6 +166,12 @@ def _run(
     body: Callable[[Command], int], database: Path | None, reporter: Reporter, *, sandbox: bool, serve: bool = True
 ) -> None:
     def run(place: Place) -> int:
+        place.configure_dlt()
+        with readable_configuration():
+            from warehouse.privacy import configured
+
+            if configured()[0].redacts:
+                raise UsageError(NOT_PRIVATE)
         with begun(place, SCRIPT, sandbox=sandbox and serve) as command:
             return body(command)
 

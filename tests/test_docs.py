@@ -37,17 +37,23 @@ def same_in_toml(value: object, written: str) -> bool:
         return value == written
 
 
+# Of a section of its own, or no configuration.
+OF_OTHERS = ("api_key", "privacy", "run")
+
+
 def test_every_key_of_the_source_is_documented_with_its_default() -> None:
     from msgbubbles import msgbubbles_source
 
     parameters = inspect.signature(msgbubbles_source).parameters
-    arguments = {name: parameter.default for name, parameter in parameters.items() if name not in ("api_key", "run")}
+    arguments = {name: parameter.default for name, parameter in parameters.items() if name not in OF_OTHERS}
     assert documented("sources.msgbubbles").keys() == arguments.keys()
     assert in_readme("sources.msgbubbles").keys() == {*arguments, "api_key"}
-    for name, value in tomllib.loads(CONFIG)["sources"]["msgbubbles"].items():
+    set_here = tomllib.loads(CONFIG)["sources"]["msgbubbles"]
+    del set_here["privacy"]
+    for name, value in set_here.items():
         assert value == (list(arguments[name]) if isinstance(arguments[name], tuple) else arguments[name])  # type: ignore[call-overload]
         assert same_in_toml(value, in_readme("sources.msgbubbles")[name].strip("`"))
-    for name in arguments.keys() - tomllib.loads(CONFIG)["sources"]["msgbubbles"].keys():
+    for name in arguments.keys() - set_here.keys():
         assert arguments[name] is None, "what is commented out has no default"
 
 
@@ -102,6 +108,23 @@ def test_the_folders_named_exist() -> None:
     assert len(paths) >= 6
     for path in paths:
         assert (ROOT / path).exists(), path
+
+
+PRIVACY = ROOT / "docs" / "privacy.md"
+
+
+def test_every_privacy_setting_is_documented_with_what_the_presets_make_of_it() -> None:
+    from msgbubbles.privacy import FULL, PRESETS, Policy
+
+    section = "sources.msgbubbles.privacy"
+    assert documented(section).keys() == {"preset", *Policy.__struct_fields__}
+    assert tomllib.loads(CONFIG)["sources"]["msgbubbles"]["privacy"] == {"preset": "full"}
+    table = PRIVACY.read_text().split(f"| key of `[{section}]` | {' | '.join(PRESETS)} |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \| (.*?) \|", table, flags=re.MULTILINE)
+    assert {name for name, *_ in rows} == set(Policy.__struct_fields__)
+    for name, *values in rows:
+        assert values == [str(getattr(preset, name) or "never") for preset in PRESETS.values()], name
+    assert PRESETS["full"] == FULL
 
 
 GROUPS = ROOT / "docs" / "groups.md"

@@ -18,10 +18,11 @@ from typing import Any
 
 import duckdb
 
+from msgbubbles.handles import handle_of
 from warehouse.destinations import destination_of
 from warehouse.place import Place, UsageError
+from warehouse.publish import named
 
-from .handles import handle_of
 from .model import MAX_MEMBERS, MAX_TITLE, MIN_MEMBERS, DesiredGroup
 
 REQUIRED = ("key", "from_handle", "addresses", "message")
@@ -135,7 +136,7 @@ def _model_rows(name: str, place: Place) -> list[Row]:
         ).fetchall()
     if not found:
         raise UsageError(f"{place.database.name} has no table {name}: build the dbt model first; or {WHAT_A_TABLE_IS}")
-    return _query_rows(f'SELECT * FROM "{found[0][0]}"."{model}"', place)  # noqa: S608 - both are words
+    return _query_rows(f"SELECT * FROM {named(found[0][0])}.{named(model)}", place)  # noqa: S608 - they are quoted
 
 
 # -- what has to be true of them

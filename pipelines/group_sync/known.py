@@ -15,10 +15,10 @@ from typing import Any
 
 import duckdb
 
+from msgbubbles.handles import handle_of
 from warehouse.destinations import destination_of
 from warehouse.place import Place
 
-from .handles import handle_of
 from .ledger import Entry, Ledger, Sighting
 from .model import KnownGroup
 

@@ -48,8 +48,17 @@ def land_ledger(place: Place) -> int:
         entries, sightings = ledger.not_landed()
         if not entries and not sightings:
             return 0
+        from warehouse.privacy import redactor_of
+
+        from .privacy import PrivateLedger
+
         place.set_pending("transform", "publish")
-        _load(place, [entry for entry, _ in entries], [sighting for sighting, _ in sightings])
+        private = PrivateLedger(redactor_of(place))
+        _load(
+            place,
+            [kept for entry, _ in entries if (kept := private.entry(entry))],
+            [private.sighting(sighting) for sighting, _ in sightings],
+        )
         ledger.set_landed(entries, sightings)
         return len(entries) + len(sightings)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -216,6 +216,34 @@ class Ledger:
                 )
             for sighting, version in sightings:
                 self._run("UPDATE sightings SET landed_version = ? WHERE key = ?", (version, sighting.key))
+
+    # -- erasure
+
+    def remove_people(self, is_erased: Callable[[str], bool], without_erased: Callable[[str], str]) -> int:
+        """Take people out of all that is written down, so that no byte of it is left. Returns how many rows changed."""
+        changed = 0
+        with self._transaction():
+            for table, key, texts in (
+                ("operations", "operation_id", ("title", "message", "error_message")), ("sightings", "key", ("title",)),
+            ):  # fmt: skip
+                for row in self._all(f"SELECT * FROM {table}"):
+                    known = json.loads(row["handles"] or "[]")
+                    left = [one for one in known if not is_erased(one)]
+                    if known and not left and table == "operations":
+                        changed += 1
+                        self._run(f"DELETE FROM {table} WHERE {key} = ?", (row[key],))
+                        continue
+                    now = {name: row[name] and without_erased(row[name]) for name in texts}
+                    now |= {"handles": json.dumps(left)} if left != known else {}
+                    now = {name: value for name, value in now.items() if value != row[name]}
+                    if now:
+                        changed += 1
+                        changes = ", ".join(f"{name} = ?" for name in now)
+                        self._run(f"UPDATE {table} SET {changes} WHERE {key} = ?", (*now.values(), row[key]))
+        if changed:
+            self._run("VACUUM")
+            self._run("PRAGMA wal_checkpoint(TRUNCATE)")
+        return changed
 
     # -- the database
 

@@ -9,7 +9,7 @@ pipeline.run(msgbubbles_source())
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -19,7 +19,9 @@ from dlt.extract import DltResource
 from .budget import RequestBudget
 from .client import BASE_URL, REQUESTS_PER_MINUTE, Client
 from .landing import Landing
+from .privacy import SECTION, Policy, Pseudonyms, policy_of
 from .reading import Read, read_chats, read_messages, read_numbers, read_stream
+from .redaction import Redactor, client_of
 from .run import Run
 from .settings import REFRESH_CHATS, REFRESH_MESSAGES, settings_of
 from .state import STATE_VERSION, checked_state
@@ -43,12 +45,13 @@ def msgbubbles_source(
     budget_dir: str | None = None,
     timeout_seconds: float = 30.0,
     max_attempts: int = 8,
+    privacy: Any = None,
     run: Any = None,
 ) -> tuple[DltResource, ...]:
     """What is new in an account since the last load, what was not read before, and what has to be read again.
 
-    Args are configuration: `dlt_config/config.toml` of this project documents each. `run` is a `Run`: what this run
-    may do, and what came of it.
+    Args are configuration: `dlt_config/config.toml` of this project documents each. `privacy` are settings as in its
+    section of that name, or a `Redactor`. `run` is a `Run`: what this run may do, and what came of it.
 
     Raises the errors of `msgbubbles.errors`, wrapped by dlt.
     """
@@ -58,6 +61,7 @@ def msgbubbles_source(
         read_participants,
     )  # fmt: skip
     run.settings = settings
+    redactor = privacy if isinstance(privacy, Redactor) else _configured_redactor(privacy)
 
     def resource(read: Read, *tables: str) -> Any:
         def read_it() -> Iterator[Any]:
@@ -77,7 +81,10 @@ def msgbubbles_source(
                 on_wait=run.on_wait,
                 clock=run.clock,
             )
-            with Client(transport) as client, run.warehouse.connected() if run.warehouse else nullcontext():
+            with (
+                client_of(transport, redactor, _stored_chats(run)) as client,
+                run.warehouse.connected() if run.warehouse else nullcontext(),
+            ):
                 landing = Landing(tables, run.warehouse, run.changes)
                 yield from read_stream(read, client, landing, state, settings, run)
 
@@ -89,3 +96,18 @@ def msgbubbles_source(
         resource(read_messages, "messages", "attachments"),
         resource(read_chats, "chats", "messages", "attachments", "participant_reads", "participant_lists"),
     )
+
+
+def _configured_redactor(given: Any) -> Redactor:
+    """From settings as they are given, or as dlt has them, one by one: its providers may each have some of them."""
+    own: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {}
+    names = ("preset", *Policy.__struct_fields__)
+    settings: dict[str, Any] = {name: dlt.config.get(f"{SECTION}.{name}") for name in names}
+    policy = policy_of(settings | own)
+    key = own.get("key") or dlt.secrets.get(f"{SECTION}.key")
+    return Redactor(policy, Pseudonyms.configured(key) if policy.redacts else None)
+
+
+def _stored_chats(run: Run) -> Callable[[Sequence[str]], Sequence[str]]:
+    """A function that says which of some ids are chats in the warehouse."""
+    return lambda ids: [chat.id for chat in run.warehouse.chats(ids)] if run.warehouse else ()

@@ -118,8 +118,11 @@ class Landing:
         self.add_rejected(page)
 
     def put(self, row: Row, read_at: datetime) -> None:
-        """Take one row."""
-        self._put(_TABLES[type(row)], row.key, row, read_at)
+        """Take one row, if it is one that lands."""
+        table = _TABLES.get(type(row))
+        if table is None:
+            return
+        self._put(table, row.key, row, read_at)
         if isinstance(row, Message):
             for attachment in row.attachments or ():
                 attachment.message_id = attachment.message_id or row.id

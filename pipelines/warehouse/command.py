@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import tomllib
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -61,6 +60,7 @@ def place_of(database: Path | None, destination: str = "duckdb", *, sandbox: boo
 def ended(body: Callable[[Place], int], place_of: Callable[[], Place], reporter: Reporter, stopped: str) -> NoReturn:
     """Run a command, tell what went wrong in its way, and exit with the status that says so. `stopped` says what a
     second Ctrl-C means."""
+    os.umask(0o077)  # whatever dlt, dbt and we write is for this user only
     place = None
     try:
         place = place_of()
@@ -87,6 +87,7 @@ def explained(error: Exception, place: Place | None) -> tuple[int, str]:
     from dlt.common.configuration.exceptions import ConfigValueCannotBeCoercedException
 
     from msgbubbles.errors import ConfigurationError, Interrupted, MsgBubblesError
+    from warehouse.privacy import details_of
     from warehouse.transform import TransformError
     from warehouse.troubles import trouble_of
 
@@ -100,7 +101,7 @@ def explained(error: Exception, place: Place | None) -> tuple[int, str]:
         return EXIT_FAILED, str(error)
     trouble = trouble_of(error, place) or f"{type(error).__name__}; what was loaded stays"
     with suppress(OSError):  # where the disk is full, or is not ours
-        path = written_privately(place.folder / "last_error.txt", "".join(traceback.format_exception(error)))
+        path = written_privately(place.folder / "last_error.txt", details_of(error, place))
         trouble += f". Details, which may quote your data: {path}"
     return EXIT_FAILED, trouble
 

@@ -36,6 +36,7 @@ COLUMNS = {
     "tables": "JSON",
     "streams": "JSON",
     "repaired": "JSON",
+    "expired": "JSON",
     "feed": "BOOLEAN",
     "versions": "JSON",
     "failed_tests": "JSON",

@@ -33,6 +33,9 @@ def publish(work: Path, database: Path, held_marts: Sequence[str] = ()) -> int:
     clone(work, copy)
     if held_marts:
         _hold(held_marts, copy, database)
+    if database.exists():
+        # Who let others read it once, did so for all that is published there.
+        copy.chmod(database.stat().st_mode & 0o777)
     copy.replace(database)
     # The log of somebody who wrote into the old file has nothing to say about the new one.
     database.with_name(f"{database.name}.wal").unlink(missing_ok=True)
@@ -49,10 +52,10 @@ def _hold(marts: Sequence[str], copy: Path, database: Path) -> None:
         for mart, kind in _relations(connection).items():
             if mart not in marts:
                 continue
-            connection.execute(f'DROP {kind} marts."{mart}"')
+            connection.execute(f"DROP {kind} marts.{named(mart)}")
             if mart in known:
                 # What was a view is a table here: it would show what others have now.
-                connection.execute(f'CREATE TABLE marts."{mart}" AS FROM published.marts."{mart}"')
+                connection.execute(f"CREATE TABLE marts.{named(mart)} AS FROM published.marts.{named(mart)}")
         connection.execute("CHECKPOINT")
     sync_to_disk(copy)
 
@@ -68,6 +71,11 @@ def _relations(connection: duckdb.DuckDBPyConnection, catalog: str | None = None
 def quoted(value: str) -> str:
     """A text as SQL writes it, where a parameter cannot stand."""
     return "'" + value.replace("'", "''") + "'"
+
+
+def named(name: str) -> str:
+    """A name of a table or the like as SQL writes it."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 def clone(source: Path, target: Path) -> None:

@@ -246,6 +246,7 @@ def as_dict(place: Place, run: Run, report: Report, exit_status: int, *, error: 
         },
         "streams": {name: _stream_dict(progress, run.landed(name)) for name, progress in run.streams.items()},
         "repaired": {what: count for what, count in run.repaired.items() if count},
+        "expired": report.expired,
         "failed_tests": report.tested.failed_tests,
         "held_marts": report.held_marts,
         "versions": _versions(),

@@ -26,6 +26,7 @@ from msgbubbles.run import Repair
 from msgbubbles.settings import Settings
 from msgbubbles.stored import Warehouse
 
+from . import privacy
 from .destinations import destination_of
 from .journal import Journal, store
 from .place import PIPELINE, Place
@@ -47,6 +48,8 @@ class Report:
     rows_in_warehouse: dict[str, int] = field(default_factory=dict)
     tested: Verdict = field(default_factory=Verdict)
     held_marts: list[str] = field(default_factory=list)
+    # What was older than the privacy policy keeps: texts, threads and messages.
+    expired: dict[str, int] = field(default_factory=dict)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -158,6 +161,7 @@ def _finish(
         with report.timed("publish"):
             with destination.writing() as connection:
                 store(connection, [*Journal(place.folder).records(), record()])
+                privacy.store(connection, place)
                 report.rows_in_warehouse = _row_counts(connection)
             report.published_bytes = destination.publish(report.held_marts)
             report.published = True

@@ -71,6 +71,11 @@ def is_outdated(place: Place, transforms: Transforms) -> bool:
     return not built_with.exists() or built_with.read_text() != _digest(transforms)
 
 
+def forget_build(place: Place) -> None:
+    """Have the marts built from scratch when they are built next."""
+    _built_with(place).unlink(missing_ok=True)
+
+
 def transform(place: Place, transforms: Transforms) -> None:
     """Bring the marts of the work database up to date, and test them; from scratch when the models have changed,
     because a new model does not correct what an old one has built. What the tests said is kept for `verdict`. Raises

@@ -181,8 +181,8 @@ class Verifier:
 
     def _take(self, row: Row, table: str) -> None:
         at_ms = cursor_ms(row)
-        if at_ms is not None and at_ms < self._settings.start_ms:
-            return
+        if type(row) not in TABLES or (at_ms is not None and at_ms < self._settings.start_ms):
+            return  # not to be here, by the privacy policy or by its time
         if at_ms is not None and at_ms >= self._known_to_ms[table]:
             self.verdict.newer += 1
             self._database.execute("INSERT INTO shown VALUES (?, ?)", [table, row.key])

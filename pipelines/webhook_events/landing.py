@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import duckdb
+
 from warehouse.destinations import destination_of
 from warehouse.place import Place, sync_to_disk
 
 from .spool import Segment, finished, folder_of, segments, spool_of
 
 if TYPE_CHECKING:
+    from msgbubbles.redaction import Redactor
+
     from .events import Event
 
 PIPELINE = "msgbubbles_webhooks"
@@ -58,11 +62,18 @@ def land_events(place: Place) -> Landed:
     landed = Landed(aside=aside_of(place))
     if not segments(spool_of(place)):
         return landed
+    from warehouse.privacy import redactor_of
+
+    redactor = redactor_of(place)
     destination_of(place).prepare()
+    if redactor.asks_for_own_numbers:
+        redactor.know_own_numbers(_own_numbers(place))
     for batch in _batches(finished(spool_of(place))):
-        read = [(segment.path, *_events(segment)) for segment in batch]
+        read = [(segment.path, *_events(segment, redactor)) for segment in batch]
         for path, _, malformed in read:
-            landed.malformed += _keep_aside(aside_of(place), path.name, malformed)
+            landed.malformed += len(malformed)
+            # Nobody knows what is in such a line.
+            _keep_aside(aside_of(place), path.name, [] if redactor.policy.redacts else malformed)
         events = [event for _, some, _ in read for event in some]
         if events:
             _load(place, events, landed)
@@ -86,21 +97,35 @@ def _batches(found: Iterable[Segment]) -> Iterator[list[Segment]]:
         yield batch
 
 
-def _events(segment: Segment) -> tuple[list[Event], list[bytes]]:
-    """The events of a segment, and the lines that are none."""
+def _own_numbers(place: Place) -> list[str]:
+    with destination_of(place).writing() as connection:
+        try:
+            return [row[0] for row in connection.execute("SELECT handle FROM msgbubbles.numbers").fetchall()]
+        except duckdb.CatalogException:
+            return []
+
+
+def _events(segment: Segment, redactor: Redactor) -> tuple[list[Event], list[bytes]]:
+    """The events of a segment, as far as they are to land, and the lines that are none."""
     from .events import event_of
+    from .privacy import left_of, without_payload
 
     events, malformed = [], list(segment.malformed)
     for delivery in segment.deliveries:
-        event = event_of(delivery)
-        if event is None:
+        try:
+            left = left_of(delivery, redactor)
+        except (ValueError, RecursionError):
             malformed.append(delivery.body.encode())
-        else:
-            events.append(event)
+            continue
+        event = event_of(left) if left is not None else None
+        if event is not None:
+            events.append(without_payload(event) if redactor.policy.webhook_payload == "drop" else event)
+        elif left is not None:
+            malformed.append(delivery.body.encode())
     return events, malformed
 
 
-def _keep_aside(folder: Path, name: str, lines: list[bytes]) -> int:
+def _keep_aside(folder: Path, name: str, lines: list[bytes]) -> None:
     """Write the lines into a file of their segment's name: a load that is repeated writes the same once more."""
     if lines:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -109,7 +134,6 @@ def _keep_aside(folder: Path, name: str, lines: list[bytes]) -> int:
         sync_to_disk(new)
         new.replace(folder / name)
         sync_to_disk(folder)
-    return len(lines)
 
 
 def aside_count(place: Place) -> int:

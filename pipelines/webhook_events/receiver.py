@@ -26,7 +26,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from warehouse.place import UsageError
+
 from .heartbeat import Heartbeat
+from .privacy import LeftOf
 from .settings import SecretStore, WebhookSettings
 from .signature import Refusal, Scheme, body_hash, refusal_of
 from .spool import Delivery, SpoolWriter, parsed, segments
@@ -92,6 +95,7 @@ class Receiver:
         heartbeat: Heartbeat,
         say: Callable[[str], None],
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        left_of: LeftOf = lambda delivery: delivery,
     ) -> None:
         self.metrics = Metrics()
         self._settings = settings
@@ -108,6 +112,7 @@ class Receiver:
         self._heartbeat = heartbeat
         self._say = say
         self._now = now
+        self._left_of = left_of
         self._bodies_bytes = 0
         self._said: dict[str, float] = {}
 
@@ -149,7 +154,14 @@ class Receiver:
         if delivery is None:
             return self._refused("not_json", 400)
         try:
-            outcome = await asyncio.wrap_future(self._spool.put(delivery))
+            left = self._left_of(delivery)
+        except UsageError:
+            return self._refused("privacy", 503, "the privacy settings are not those of the warehouse; run a sync")
+        if left is None:
+            self.metrics.deliveries.labels("erased").inc()
+            return Response(status_code=204)
+        try:
+            outcome = await asyncio.wrap_future(self._spool.put(left))
         except OSError as error:
             return self._refused("disk", 503, f"the spool cannot be written: {error.strerror}")
         self._heartbeat.saw(now)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from warehouse.place import Place, UsageError
 
 from .heartbeat import Heartbeat
+from .privacy import CurrentPolicy
 from .receiver import Receiver
 from .settings import SecretStore, WebhookSettings
 from .spool import SpoolWriter, folder_of, spool_of
@@ -16,7 +17,8 @@ from .spool import SpoolWriter, folder_of, spool_of
 def receiver_of(place: Place, settings: WebhookSettings, secrets: SecretStore, say: Callable[[str], None]) -> Receiver:
     folder = folder_of(place)
     folder.mkdir(mode=0o700, exist_ok=True)
-    return Receiver(settings, secrets, SpoolWriter(spool_of(place)), Heartbeat(folder), say)
+    left_of = CurrentPolicy(place).left_of
+    return Receiver(settings, secrets, SpoolWriter(spool_of(place)), Heartbeat(folder), say, left_of=left_of)
 
 
 def listening(settings: WebhookSettings) -> tuple[socket.socket, str]:

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from warehouse.place import ROOT, Place, UsageError
+from warehouse.configuration import configuration_folder, section
+from warehouse.place import Place, UsageError
 
 ENVIRONMENT = "WEBHOOKS__"
 Secrets = tuple[str, ...]
@@ -37,7 +38,7 @@ class WebhookSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 def settings_of(overrides: Mapping[str, Any] | None = None) -> WebhookSettings:
     """From config.toml and the environment, `overrides` first. Raises `UsageError`, which names the key."""
-    values = _section(_folder() / "config.toml")
+    values = section(configuration_folder() / "config.toml", "webhooks")
     values |= {
         name: os.environ[ENVIRONMENT + name.upper()]
         for name in WebhookSettings.__struct_fields__
@@ -73,7 +74,7 @@ class SecretStore:
     @classmethod
     def of(cls, place: Place, *, sandbox: bool, path: Path | None = None) -> SecretStore:
         """By default dlt's own file of secrets; those of a made-up account are beside its database."""
-        default = place.folder / "webhooks" / "secrets.toml" if sandbox else _folder() / "secrets.toml"
+        default = place.folder / "webhooks" / "secrets.toml" if sandbox else configuration_folder() / "secrets.toml"
         return cls((path or default).expanduser().absolute())
 
     @property
@@ -95,7 +96,7 @@ class SecretStore:
             found = 0
         if found == self._read_at_ns:
             return False
-        self._secrets = _texts(_section(self.path, only="secrets").get("secrets", ()))
+        self._secrets = _texts(section(self.path, "webhooks").get("secrets", ()))
         self._read_at_ns = found
         return self._secrets != before
 
@@ -137,23 +138,6 @@ class SecretStore:
             file.flush()
             os.fsync(file.fileno())
         new.replace(self.path)
-
-
-def _folder() -> Path:
-    return Path(os.environ.get("DLT_PROJECT_DIR", str(ROOT)), os.environ.get("DLT_CONFIG_FOLDER", "dlt_config"))
-
-
-def _section(path: Path, only: str | None = None) -> dict[str, Any]:
-    try:
-        found = tomllib.loads(path.read_text()).get("webhooks", {})
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError) as error:
-        # What it says could quote a secret.
-        raise UsageError(f"{path} cannot be read ({type(error).__name__}); mend it") from None
-    if not isinstance(found, dict):
-        raise UsageError(f"{path}: webhooks is a section, [webhooks]; mend it")
-    return {name: value for name, value in found.items() if only in (None, name)}
 
 
 def _listed(value: str) -> Any:

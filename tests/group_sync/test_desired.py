@@ -9,8 +9,8 @@ import duckdb
 import pytest
 
 from group_sync.desired import InvalidRowsError, desired_groups, validated
-from group_sync.handles import handle_of
 from group_sync.model import DesiredGroup
+from msgbubbles.handles import handle_of
 from warehouse.place import Place, UsageError
 
 OURS = "+14155550100"

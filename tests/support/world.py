@@ -24,6 +24,7 @@ from msgbubbles.client import Client
 from msgbubbles.landing import COLUMNS, Landing
 from msgbubbles.models import Chat
 from msgbubbles.reading import read_chats, read_messages, read_numbers, read_stream
+from msgbubbles.redaction import Redactor, client_of
 from msgbubbles.run import Run
 from msgbubbles.settings import Settings
 from msgbubbles.transport import Clock, Transport
@@ -175,6 +176,7 @@ class World:
         self.account = Account()
         self.account.add_number(OURS, "Support")
         self.store = Store()
+        self.redactor = Redactor()
         self.hidden: list[tuple[int, NewMessage]] = []
         self.requests = 0
         self.killed_at: int | None = None
@@ -247,7 +249,7 @@ class World:
             max_requests=run.max_requests, max_attempts=30, stop=run.stop,
         )  # fmt: skip
         transport._http._transport = self._http
-        client = Client(transport)
+        client = client_of(transport, self.redactor, lambda ids: [chat.id for chat in self.store.chats(ids)])
         client.list_chats = partial(client.list_chats, self.page_size)  # type: ignore[method-assign]
         listed = client.list_messages
         client.list_messages = (  # type: ignore[method-assign]

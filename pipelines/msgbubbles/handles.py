@@ -27,3 +27,8 @@ def handle_of(written: str) -> str | None:
     if number.extension or not phonenumbers.is_possible_number(number):
         return None
     return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
+
+
+def normalised(written: str) -> str:
+    """The one form of a handle; of what is neither a number nor an address, the text in lower case."""
+    return handle_of(written) or written.strip().lower()

@@ -1,0 +1,80 @@
+"""What a privacy policy costs: pages of messages from their bytes to Arrow, by each preset, as a ratio to `full`.
+
+    python benchmarks/privacy.py --messages 100000
+
+No network and no load: what is measured is what a policy has a part in. The presets take turns in one process, and of
+each the best round counts.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "pipelines"))
+
+from msgbubbles.client import _decode_page  # noqa: E402
+from msgbubbles.landing import Landing  # noqa: E402
+from msgbubbles.models import Message  # noqa: E402
+from msgbubbles.privacy import PRESETS, Pseudonyms  # noqa: E402
+from msgbubbles.redaction import Redactor  # noqa: E402
+from msgbubbles.transport import Answer  # noqa: E402
+
+ROUNDS = 5
+AT = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def pages_of(messages: int, people: int) -> list[Answer]:
+    def message(number: int) -> dict[str, Any]:
+        at = f"2026-03-01T{number // 3600 % 24:02d}:{number // 60 % 60:02d}:{number % 60:02d}.000Z"
+        metadata = {"source": "crm"} if number % 10 == 0 else None
+        files = [{"id": f"a{number}", "filename": "photo.jpg", "mime_type": "image/jpeg", "size_bytes": 1000}]
+        return {
+            "id": f"00000000-0000-4000-8000-{number:012d}", "conversation_id": f"c{number % people}",
+            "direction": "inbound", "status": "received", "channel": "imessage", "text": f"What about number {number}?",
+            "effect": None, "reply_to": None, "error": None, "metadata": metadata,
+            "sender": f"+1415555{number % people:04d}", "sent_at": at, "delivered_at": at, "read_at": None,
+            "created_at": at, "updated_at": at, "attachments": files if number % 30 == 0 else [],
+        }  # fmt: skip
+
+    return [
+        Answer(200, json.dumps({"data": [message(n) for n in range(start, start + 100)]}).encode(), None, AT, AT)
+        for start in range(0, messages, 100)
+    ]
+
+
+def seconds_taken(answers: list[Answer], redactor: Redactor) -> float:
+    """From bytes to Arrow."""
+    landing = Landing(("messages", "attachments"))
+    began = time.perf_counter()
+    for answer in answers:
+        page = _decode_page(Message, "messages", 100, answer)
+        landing.add(page if redactor.is_idle else redactor.page(page))
+        for _ in landing.full_tables():
+            pass
+    for _ in landing.rest():
+        pass
+    return time.perf_counter() - began
+
+
+def main(messages: Annotated[int, typer.Option(min=100)] = 100_000, people: int = 5_000) -> None:
+    answers = pages_of(messages, people)
+    best: dict[str, float] = {}
+    for _ in range(ROUNDS):
+        for name, policy in PRESETS.items():
+            redactor = Redactor(policy, Pseudonyms("of the benchmark, and long enough to be a key"))
+            redactor.know_own_numbers(["+14155559999"])
+            best[name] = min(best.get(name, 1e9), seconds_taken(answers, redactor))
+    for name, seconds in best.items():
+        typer.echo(f"{name:10} {messages / seconds:9,.0f} messages/s   {seconds / best['full']:.2f} x full")
+
+
+if __name__ == "__main__":
+    typer.run(main)

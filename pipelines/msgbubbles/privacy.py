@@ -1,0 +1,178 @@
+"""What of personal data is kept: the policy, and the pseudonyms that stand for handles and titles.
+
+A pseudonym is a keyed hash (HMAC-SHA256) of a handle in its one form, so it is the same in every table and every run,
+and nobody without the key can find out by trying numbers whom it stands for.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from .errors import ConfigurationError
+from .handles import normalised
+
+SECTION = "sources.msgbubbles.privacy"
+MIN_KEY_CHARACTERS = 32
+# From the loosest to the strictest. An order of one field is what `loosened` compares by.
+ORDERS: dict[str, tuple[str, ...]] = {
+    "handles": ("keep", "pseudonym"),
+    "own_numbers": ("keep", "pseudonym"),
+    "text": ("keep", "length", "drop"),
+    "titles": ("keep", "pseudonym", "drop"),
+    "file_names": ("keep", "drop"),
+    "metadata": ("keep", "drop"),
+    "extra": ("keep", "drop"),
+    "webhook_payload": ("keep", "drop"),
+}
+Days = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Each is documented in `dlt_config/config.toml`. The defaults are those of the preset `full`."""
+
+    handles: Literal["keep", "pseudonym"] = "keep"
+    own_numbers: Literal["keep", "pseudonym"] = "keep"
+    text: Literal["keep", "length", "drop"] = "keep"
+    titles: Literal["keep", "pseudonym", "drop"] = "keep"
+    file_names: Literal["keep", "drop"] = "keep"
+    metadata: Literal["keep", "drop"] = "keep"
+    extra: Literal["keep", "drop"] = "keep"
+    webhook_payload: Literal["keep", "drop"] = "keep"
+    text_days: Days | None = None
+    thread_days: Days | None = None
+
+    @property
+    def redacts(self) -> bool:
+        """Whether anything of a row is not kept as the API sent it. Then there has to be a key."""
+        return any(getattr(self, name) != order[0] for name, order in ORDERS.items())
+
+    def loosened(self, before: Policy) -> list[str]:
+        """The settings that keep more than `before` did."""
+        return [name for name, order in ORDERS.items() if _rank(self, name, order) < _rank(before, name, order)]
+
+
+def _rank(policy: Policy, name: str, order: tuple[str, ...]) -> int:
+    return order.index(getattr(policy, name))
+
+
+FULL = Policy()
+PRESETS: dict[str, Policy] = {
+    "full": FULL,
+    "analytics": Policy(
+        handles="pseudonym", text="length", titles="pseudonym", file_names="drop", metadata="drop", extra="drop",
+        webhook_payload="drop",
+    ),
+    "minimal": Policy(
+        handles="pseudonym", own_numbers="pseudonym", text="drop", titles="drop", file_names="drop", metadata="drop",
+        extra="drop", webhook_payload="drop",
+    ),
+}  # fmt: skip
+
+
+def policy_of(settings: Mapping[str, Any]) -> Policy:
+    """The policy of a preset (`preset`, by default `full`) with settings of its own over it. `key` is not looked at.
+
+    Raises `ConfigurationError`, which names the setting and what it may be.
+    """
+    given = {name: value for name, value in settings.items() if name != "key" and value is not None}
+    preset = given.pop("preset", "full")
+    if preset not in PRESETS:
+        raise ConfigurationError(f"[{SECTION}] preset is one of {', '.join(PRESETS)}; mend dlt_config/config.toml")
+    unknown = sorted(given.keys() - set(Policy.__struct_fields__))
+    if unknown:
+        raise ConfigurationError(
+            f"[{SECTION}] has no setting {_shown(unknown[0])}; there are preset, key, "
+            f"{', '.join(Policy.__struct_fields__)}"
+        )
+    try:
+        policy = msgspec.convert(msgspec.structs.asdict(PRESETS[preset]) | given, Policy, strict=False)
+    except msgspec.ValidationError as error:
+        where = re.search(r"\$\.(\w+)", str(error))
+        name = where[1] if where else "a setting"
+        may_be = f"one of {', '.join(ORDERS[name])}" if name in ORDERS else "a whole number of days, 1 at least"
+        raise ConfigurationError(f"[{SECTION}] {name} is {may_be}; mend dlt_config/config.toml") from None
+    if policy.own_numbers == "pseudonym" and policy.handles == "keep":
+        raise ConfigurationError(
+            f'[{SECTION}] own_numbers = "pseudonym" goes with handles = "pseudonym" only: our numbers would be hidden '
+            "and everybody else's not; set handles too, or leave own_numbers out"
+        )
+    return policy
+
+
+def _shown(name: str) -> str:
+    return name if re.fullmatch(r"\w{1,40}", name) else "of that name"
+
+
+class Pseudonyms:
+    """Texts that stand for others, by one key. Raises `ConfigurationError` for a key that could be guessed."""
+
+    def __init__(self, key: str) -> None:
+        if len(key) < MIN_KEY_CHARACTERS:
+            raise ConfigurationError(
+                f"[{SECTION}] key has fewer than {MIN_KEY_CHARACTERS} characters; make one with: "
+                "python -c 'import secrets; print(secrets.token_hex(32))'"
+            )
+        self._key = key.encode()
+        self._known: dict[tuple[str, str], str] = {}
+
+    @classmethod
+    def configured(cls, key: object) -> Pseudonyms:
+        """Raises `ConfigurationError` where there is no key."""
+        if not isinstance(key, str) or not key:
+            raise ConfigurationError(
+                f"the privacy settings need a key of their own: put it into dlt_config/secrets.toml, [{SECTION}] "
+                'key = "...", or into SOURCES__MSGBUBBLES__PRIVACY__KEY; make one with: python -c \'import secrets; '
+                "print(secrets.token_hex(32))'. Keep it: with another key, everybody gets another pseudonym"
+            )
+        return cls(key)
+
+    def handle(self, written: str) -> str:
+        """What stands for a handle, however it is written: `p_` and 24 letters and digits."""
+        return self._of("p", written)
+
+    def title(self, written: str) -> str:
+        """What stands for a title: `t_` and 24 letters and digits."""
+        return self._of("t", written)
+
+    def row(self, written: str) -> str:
+        """What stands for a row that could not be read: `r_` and 24 letters and digits."""
+        return self._of("r", written)
+
+    def erased_handle(self, written: str) -> str:
+        """By what an erased handle, or its pseudonym, is known again."""
+        return self._hashed("erased handle", self.handle(written))
+
+    def erased_chat(self, chat_id: str) -> str:
+        """By what an erased person's thread is known again."""
+        return self._hashed("erased chat", chat_id)
+
+    @property
+    def check(self) -> str:
+        """Tells this key from others, and nothing more of it."""
+        return self._hashed("key", "")
+
+    def _of(self, kind: str, written: str) -> str:
+        known = self._known.get((kind, written))
+        if known is None:
+            # What is a pseudonym already stays: a policy may be applied to rows that it was applied to before.
+            is_one = written[:2] == f"{kind}_" and PSEUDONYM.fullmatch(written) is not None
+            text = normalised(written) if kind == "p" else written
+            known = written if is_one else f"{kind}_{self._hashed(kind, text)}"
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            self._known[kind, written] = known
+        return known
+
+    def _hashed(self, kind: str, text: str) -> str:
+        digest = hmac.digest(self._key, f"{kind}\0{text}".encode(), "sha256")
+        return base64.b32encode(digest[:15]).decode().lower()
+
+
+PSEUDONYM = re.compile(r"[ptr]_[a-z2-7]{24}")
+MAX_KNOWN = 200_000

@@ -1,0 +1,496 @@
+"""A policy applied to what the API sends, before anything else sees it: rows, as `PrivateClient` returns them, and the
+payloads of webhooks.
+
+Rows are changed where they are decoded, so nothing of what the policy leaves out comes to fingerprints, to the
+comparison with what is stored, to dlt's files or to the warehouse. What a policy does not know follows `extra`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from .client import MAX_PAGE_SIZE, Client
+from .errors import NotFoundError
+from .models import (
+    NOTHING,
+    NULL,
+    Attachment,
+    Chat,
+    Message,
+    Number,
+    Page,
+    RejectedRow,
+    Row,
+    participants_of,
+)
+from .privacy import FULL, Policy, Pseudonyms
+from .transport import Transport
+
+# A text of which only the length is kept.
+DOT = "·"
+WORD = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
+MIME_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+")
+
+
+class LeftOutChat(Chat):
+    """A chat that does not land: of an erased person, or dormant. Its instant keeps the walk going."""
+
+
+class LeftOutMessage(Message):
+    """A message that does not land."""
+
+
+@dataclass
+class Redactor:
+    """Applies `policy`. `erased` are hashes by `Pseudonyms.erased_handle` and `erased_chat`; threads that turn out to
+    be an erased person's are added to `found`, and those that are dormant to `dormant`."""
+
+    policy: Policy = FULL
+    pseudonyms: Pseudonyms | None = None
+    erased: frozenset[str] = frozenset()
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    found: set[str] = field(default_factory=set)
+    dormant: set[str] = field(default_factory=set)
+    _words: set[str] = field(default_factory=set)
+    # Our numbers by their pseudonyms, null until they are known.
+    _own: dict[str, str] | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything is kept as the API sends it."""
+        policy = self.policy
+        return not (policy.redacts or self.erased or policy.text_days or policy.thread_days)
+
+    @property
+    def asks_for_own_numbers(self) -> bool:
+        return self._own is None and self._keeps_own
+
+    @property
+    def _keeps_own(self) -> bool:
+        return self.policy.handles == "pseudonym" and self.policy.own_numbers == "keep"
+
+    def know_own_numbers(self, handles: Iterable[str]) -> None:
+        """These stay readable from now on, where the policy keeps ours; also where only their pseudonym is left."""
+        if self._keeps_own:
+            self._own = (self._own or {}) | {self._pseudonyms.handle(one): one for one in handles}
+
+    # -- values
+
+    def handle(self, written: str) -> str:
+        """A handle of anybody; ours stays where it is known to be ours and the policy keeps ours."""
+        if self.policy.handles == "keep":
+            return written
+        pseudonym = self._pseudonyms.handle(written)
+        return self._own.get(pseudonym, pseudonym) if self._own else pseudonym
+
+    def own_handle(self, written: str) -> str:
+        """A handle in a field that only one of ours can be in."""
+        return written if self.policy.own_numbers == "keep" else self._pseudonyms.handle(written)
+
+    def text(self, written: str) -> str | None:
+        if self.policy.text == "keep":
+            return written
+        return DOT * len(written) if self.policy.text == "length" else None
+
+    def title(self, written: str) -> str | None:
+        if self.policy.titles == "keep":
+            return written
+        return self._pseudonyms.title(written) if self.policy.titles == "pseudonym" else None
+
+    def file_name(self, written: str) -> str | None:
+        return written if self.policy.file_names == "keep" else None
+
+    def mime_type(self, written: str) -> str | None:
+        """Without its parameters, which may name the file."""
+        if self.policy.file_names == "keep":
+            return written
+        found = MIME_TYPE.match(written)
+        return found[0] if found else None
+
+    def word(self, written: str) -> str | None:
+        """A value of a field that holds one of a few words: anything else is something the policy does not know."""
+        if self.policy.extra == "keep" or written in self._words:
+            return written
+        if not WORD.fullmatch(written):
+            return None
+        if len(self._words) < MAX_WORDS:
+            self._words.add(written)
+        return written
+
+    def error(self, raw: Raw) -> Raw:
+        """Of an error, its stable code: the rest may quote anything."""
+        if self.policy.extra == "keep" or raw in (NULL, NOTHING):
+            return raw
+        try:
+            found = msgspec.json.decode(raw)
+        except msgspec.DecodeError:
+            return NULL
+        kept = self.known_error(found)
+        return NULL if kept is None else Raw(msgspec.json.encode(kept))
+
+    def known_error(self, found: Any) -> Any:
+        if self.policy.extra == "keep":
+            return found
+        if isinstance(found, dict):
+            codes = {
+                name: code
+                for name in ("code", "error")
+                if isinstance(code := found.get(name), str) and CODE.fullmatch(code)
+            }
+            return codes or None
+        return found if isinstance(found, str) and CODE.fullmatch(found) else None
+
+    @property
+    def _pseudonyms(self) -> Pseudonyms:
+        if self.pseudonyms is None:
+            raise ValueError("a policy that needs a key was made without one")
+        return self.pseudonyms
+
+    # -- who is left out
+
+    def is_erased(self, handle: str | None) -> bool:
+        return bool(self.erased) and handle is not None and self._pseudonyms.erased_handle(handle) in self.erased
+
+    def without_erased(self, text: str) -> str:
+        """A text with a word in the place of every handle in it that is erased."""
+        return HANDLE_LIKE.sub(lambda found: ERASED if self._is_erased_mention(found[0]) else found[0], text)
+
+    def mentions_erased(self, text: str) -> bool:
+        return bool(self.erased) and any(map(self._is_erased_mention, HANDLE_LIKE.findall(text)))
+
+    def _is_erased_mention(self, written: str) -> bool:
+        return self.is_erased(f"+{written}" if written[0].isdigit() and "@" not in written else written)
+
+    def json_without_erased(self, text: str) -> str:
+        """The same of JSON text, which stays as it is written where nobody is in it."""
+        if not self.mentions_erased(text):
+            return text
+        return msgspec.json.encode(self._value_without_erased(msgspec.json.decode(text))).decode()
+
+    def _value_without_erased(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.without_erased(value)
+        if isinstance(value, dict):
+            return {self.without_erased(name): self._value_without_erased(one) for name, one in value.items()}
+        if isinstance(value, list):
+            return [self._value_without_erased(one) for one in value]
+        if isinstance(value, int | float) and self.mentions_erased(str(value)):
+            return ERASED
+        return value
+
+    def _raw_without_erased(self, raw: Raw) -> Raw:
+        return Raw(self.json_without_erased(bytes(raw).decode()).encode())
+
+    def mark_of_chat(self, chat_id: str) -> str:
+        """By what an erased person's thread is known again."""
+        return self._pseudonyms.erased_chat(chat_id)
+
+    def pseudonym(self, handle: str) -> str:
+        return self._pseudonyms.handle(handle)
+
+    def is_erased_chat(self, chat_id: str | None) -> bool:
+        if not self.erased or chat_id is None:
+            return False
+        mark = self._pseudonyms.erased_chat(chat_id)
+        return mark in self.erased or mark in self.found
+
+    def erase_chat(self, chat_id: str) -> None:
+        """Know a thread as an erased person's from now on."""
+        mark = self._pseudonyms.erased_chat(chat_id)
+        if mark not in self.erased:
+            self.found.add(mark)
+
+    def is_erased_thread(self, chat: Chat) -> bool:
+        """Whether a chat is a thread with an erased person; noted, so that its messages are known too."""
+        if not self.erased or not (
+            self.is_erased_chat(chat.id) or (not chat.is_group and self.is_erased(chat.remote_handle))
+        ):
+            return False
+        self.erase_chat(chat.id)
+        return True
+
+    def is_dormant(self, last_message_at: datetime | None) -> bool:
+        days = self.policy.thread_days
+        return days is not None and last_message_at is not None and last_message_at < self.now() - timedelta(days)
+
+    def has_expired(self, at: datetime | None) -> bool:
+        """Whether the text of a message of that time is not kept any more."""
+        days = self.policy.text_days
+        return days is not None and at is not None and at < self.now() - timedelta(days)
+
+    # -- rows
+
+    def page(self, page: Page[Any]) -> Page[Any]:
+        rows = [_BY_MODEL[type(row)](self, row) for row in page.rows]
+        return replace(page, rows=rows, rejected=[self.rejected(one) for one in page.rejected])
+
+    def rejected(self, row: RejectedRow) -> RejectedRow:
+        """What could not be read is known to no policy: a hash tells it from others, and the reason stays."""
+        if self.policy.redacts or self.mentions_erased(row.row):
+            return replace(row, row=self._pseudonyms.row(f"{row.stream}\0{row.row}"))
+        return row
+
+    def chat(self, row: Chat) -> Chat:
+        """The chat as the list shows it."""
+        if self.is_dormant(row.last_message_at):
+            self.dormant.add(row.id)
+        if self.is_erased_thread(row) or row.id in self.dormant:
+            return LeftOutChat(id=row.id, last_message_at=row.last_message_at)
+        if row.from_handle is not None:
+            row.from_handle = self.own_handle(row.from_handle)
+        if row.remote_handle is not None:
+            row.remote_handle = self.handle(row.remote_handle)
+        if row.title is not None:
+            row.title = self.title(self.without_erased(row.title) if self.erased else row.title)
+        self._forget_extra(row)
+        return row
+
+    def chat_by_id(self, row: Chat) -> Chat:
+        """The chat as it is shown by its id: with its participants, where the API shows them."""
+        participants = participants_of(row)
+        chat = self.chat(row)
+        if participants is not None and type(chat) is Chat:
+            known = {} if self.policy.extra == "drop" else msgspec.json.decode(chat.extra)
+            known["participants"] = [self.handle(one) for one in participants if not self.is_erased(one)]
+            chat.extra = Raw(msgspec.json.encode(known))
+        return chat
+
+    def message(self, row: Message) -> Message:
+        if (
+            self.is_erased(row.sender_handle)
+            or self.is_erased_chat(row.conversation_id)
+            or row.conversation_id in self.dormant
+        ):
+            return LeftOutMessage(id=row.id, created_at=row.created_at, sent_at=row.sent_at)
+        if self.erased:
+            row.text = row.text and self.without_erased(row.text)
+            row.metadata, row.error = self._raw_without_erased(row.metadata), self._raw_without_erased(row.error)
+        if row.text is not None:
+            row.text = None if self.has_expired(row.cursor_at) else self.text(row.text)
+        if row.sender_handle is not None:
+            row.sender_handle = self.handle(row.sender_handle)
+        if self.policy.metadata == "drop":
+            row.metadata = NULL
+        if self.policy.extra == "drop":
+            row.direction = row.direction and self.word(row.direction)
+            row.status = row.status and self.word(row.status)
+            row.channel = row.channel and self.word(row.channel)
+            row.effect = row.effect and self.word(row.effect)
+            row.error = self.error(row.error)
+        for attachment in row.attachments or ():
+            self.attachment(attachment)
+        self._forget_extra(row)
+        return row
+
+    def attachment(self, row: Attachment) -> Attachment:
+        if row.filename is not None:
+            row.filename = self.file_name(self.without_erased(row.filename) if self.erased else row.filename)
+        if row.mime_type is not None:
+            row.mime_type = self.mime_type(row.mime_type)
+        self._forget_extra(row)
+        return row
+
+    def number(self, row: Number) -> Number:
+        row.handle = self.own_handle(row.handle)
+        if row.label is not None:
+            row.label = self.title(row.label)
+        if row.status is not None:
+            row.status = self.word(row.status)
+        if self.policy.extra == "drop" and row.channels not in (NULL, NOTHING):
+            row.channels = self.words(row.channels)
+        self._forget_extra(row)
+        return row
+
+    def words(self, raw: Raw) -> Raw:
+        """A list of words; null where it is anything else."""
+        try:
+            words = msgspec.json.decode(raw, type=list[str])
+        except msgspec.DecodeError:
+            return NULL
+        return raw if all(map(CODE.fullmatch, words)) else NULL
+
+    def _forget_extra(self, row: Row) -> None:
+        if self.policy.extra == "drop":
+            row.extra = NOTHING
+        elif self.erased:
+            row.extra = self._raw_without_erased(row.extra)
+
+    # -- payloads of webhooks
+
+    def payload(self, value: Any) -> Any:
+        """What the policy leaves of an event: of its objects, the fields that are known."""
+        if self.erased:
+            value = self._value_without_erased(value)
+        if not self.policy.redacts or not isinstance(value, dict):
+            return value if not self.policy.redacts or self.policy.extra == "keep" else None
+        kept = {name: self._field(name, one) for name, one in value.items()}
+        return {name: one for name, one in kept.items() if one is not None or value[name] is None}
+
+    def concerns_erased(self, value: Any) -> bool:
+        """Whether an event is about an erased person: in one of their threads, or with their handle."""
+        if not self.erased or not isinstance(value, dict):
+            return False
+        for name, one in value.items():
+            if name in CHAT_IDS and isinstance(one, str) and self.is_erased_chat(one):
+                return True
+            if name in HANDLES and isinstance(one, str) and self.is_erased(one):
+                return True
+            if name in CHATS and isinstance(one, dict) and self.is_erased_chat(_text_of(one, "id")):
+                return True
+            if name in OBJECTS and self.concerns_erased(one):
+                return True
+        return False
+
+    def _field(self, name: str, value: Any) -> Any:
+        if value is None:
+            return None
+        if name in OBJECTS and isinstance(value, dict):
+            return self.payload(value)
+        if name == "attachments" and isinstance(value, list):
+            return [self.payload(one) for one in value if isinstance(one, dict)]
+        if name == "metadata":
+            return value if self.policy.metadata == "keep" else None
+        if name == "error":
+            return self.known_error(value)
+        of_kind = _OF_FIELD.get(name)
+        if of_kind is None or not isinstance(value, of_kind[0]):
+            return value if self.policy.extra == "keep" else None
+        return of_kind[1](self, value)
+
+    def _id(self, value: str) -> str | None:
+        return value if self.policy.extra == "keep" or ID.fullmatch(value) else None
+
+    def _instant(self, value: str | float) -> str | float | None:
+        if self.policy.extra == "keep" or not isinstance(value, str):
+            return value
+        try:
+            datetime.fromisoformat(value)
+        except ValueError:
+            return None
+        return value
+
+
+MAX_WORDS = 1000
+ID = re.compile(r"[A-Za-z0-9_:-]{1,200}")
+# What might be a handle in a text.
+HANDLE_LIKE = re.compile(r"(?<!\d)\+?\d{7,15}(?!\d)|[\w.+-]+@[\w-]+(?:\.[\w-]+)+|\bp_[a-z2-7]{24}\b")
+ERASED = "[erased]"
+OBJECTS = frozenset({"data", "object", "payload", "event", "message", "conversation", "chat"})
+CHATS = frozenset({"conversation", "chat"})
+CHAT_IDS = frozenset({"conversation_id", "chat_id"})
+HANDLES = frozenset({"handle", "sender", "from", "to", "remote_handle"})
+
+
+def _text_of(found: dict[str, Any], name: str) -> str | None:
+    value = found.get(name)
+    return value if isinstance(value, str) else None
+
+
+def _as_it_is(_redactor: Redactor, value: Any) -> Any:
+    return value
+
+
+# By the name of a field: of which type its value is, and what becomes of it.
+_OF_FIELD: dict[str, tuple[Any, Callable[[Redactor, Any], Any]]] = {
+    **dict.fromkeys(HANDLES, (str, Redactor.handle)),
+    "from_handle": (str, Redactor.own_handle),
+    **dict.fromkeys(("text", "reaction", "emoji"), (str, Redactor.text)),
+    "title": (str, Redactor.title),
+    "filename": (str, Redactor.file_name),
+    "mime_type": (str, Redactor.mime_type),
+    **dict.fromkeys(
+        ("type", "event", "event_type", "direction", "status", "channel", "effect", "state"), (str, Redactor.word)
+    ),
+    **dict.fromkeys(("id", "event_id", "message_id", "reply_to", *CHAT_IDS), (str, Redactor._id)),
+    **dict.fromkeys(
+        (
+            "occurred_at", "timestamp", "created_at", "updated_at", "sent_at", "delivered_at", "read_at",
+            "last_message_at",
+        ),
+        ((str, int, float), Redactor._instant),
+    ),
+    **dict.fromkeys(("typing", "is_typing", "is_group"), (bool, _as_it_is)),
+    "size_bytes": (int, _as_it_is),
+}  # fmt: skip
+_BY_MODEL: dict[type[Row], Callable[[Redactor, Any], Row]] = {
+    Chat: Redactor.chat,
+    Message: Redactor.message,
+    Number: Redactor.number,
+}
+
+
+StoredChats = Callable[[Sequence[str]], Sequence[str]]
+
+
+class PrivateClient(Client):
+    """A client whose answers are what a policy leaves of them.
+
+    `stored_chats` says which of these ids are chats in the warehouse: whose thread the others are has to be asked for
+    where somebody is erased, one request for each.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        redactor: Redactor,
+        stored_chats: StoredChats = lambda _ids: (),
+    ) -> None:
+        super().__init__(transport)
+        self._redactor = redactor
+        self._stored_chats = stored_chats
+        self._kept_chats: set[str] = set()
+        self._numbers: Page[Number] | None = None
+
+    def list_chats(self, limit: int = MAX_PAGE_SIZE, before: str | None = None) -> Page[Chat]:
+        self._know_own_numbers()
+        return self._redactor.page(super().list_chats(limit, before))
+
+    def get_chat(self, chat_id: str) -> Chat:
+        self._know_own_numbers()
+        return self._redactor.chat_by_id(super().get_chat(chat_id))
+
+    def list_messages(
+        self, conversation_id: str | None = None, limit: int = MAX_PAGE_SIZE, before: str | None = None
+    ) -> Page[Message]:
+        self._know_own_numbers()
+        page = super().list_messages(conversation_id, limit, before)
+        if self._redactor.erased:
+            self._know_threads({row.conversation_id for row in page.rows if row.conversation_id is not None})
+        return self._redactor.page(page)
+
+    def list_numbers(self) -> Page[Number]:
+        page, self._numbers = self._numbers or super().list_numbers(), None
+        self._redactor.know_own_numbers(row.handle for row in page.rows)
+        return self._redactor.page(page)
+
+    def _know_own_numbers(self) -> None:
+        if self._redactor.asks_for_own_numbers:
+            self._numbers = super().list_numbers()
+            self._redactor.know_own_numbers(row.handle for row in self._numbers.rows)
+
+    def _know_threads(self, chat_ids: set[str]) -> None:
+        """Find out of threads that were never seen whether they are an erased person's: their messages do not say."""
+        redactor = self._redactor
+        unknown = {one for one in chat_ids - self._kept_chats if not redactor.is_erased_chat(one)}
+        if unknown:
+            self._kept_chats.update(self._stored_chats(sorted(unknown)))
+        for chat_id in sorted(unknown - self._kept_chats):
+            try:
+                if not redactor.is_erased_thread(super().get_chat(chat_id)):
+                    self._kept_chats.add(chat_id)
+            except NotFoundError:
+                # Nobody can tell any more whose it was.
+                redactor.erase_chat(chat_id)
+
+
+def client_of(transport: Transport, redactor: Redactor, stored_chats: StoredChats = lambda _ids: ()) -> Client:
+    """A client by the policy; the plain one where that leaves everything as it is."""
+    return Client(transport) if redactor.is_idle else PrivateClient(transport, redactor, stored_chats)

@@ -1,0 +1,49 @@
+"""The project's configuration files, read without dlt: its import takes seconds, which a receiver that was killed does
+not have."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from .place import ROOT, Place, UsageError
+
+
+def configuration_folder() -> Path:
+    """Where dlt looks too."""
+    return Path(os.environ.get("DLT_PROJECT_DIR", str(ROOT)), os.environ.get("DLT_CONFIG_FOLDER", "dlt_config"))
+
+
+def section(path: Path, name: str) -> dict[str, Any]:
+    """A section of a TOML file, by its dotted name; empty where there is none. Raises `UsageError`."""
+    try:
+        found: Any = tomllib.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as error:
+        # What it says could quote a secret.
+        raise UsageError(f"{path} cannot be read ({type(error).__name__}); mend it") from None
+    for part in name.split("."):
+        found = found.get(part, {})
+        if not isinstance(found, dict):
+            raise UsageError(f"{path}: {part} is a section, [{name}]; mend it")
+    return dict(found)
+
+
+PRIVACY = "sources.msgbubbles.privacy"
+
+
+def is_without_privacy(place: Place) -> bool:
+    """Whether nothing is configured about personal data, and nobody was erased: all that looks into it is spared."""
+    set_here = section(configuration_folder() / "config.toml", PRIVACY)
+    by_environment = any(name.startswith("SOURCES__MSGBUBBLES__PRIVACY__") for name in os.environ)
+    is_full = set_here.keys() <= {"preset"} and set_here.get("preset", "full") == "full"
+    return is_full and not by_environment and not (place.folder / "privacy.json").exists()
+
+
+def from_environment(name: str, keys: list[str]) -> dict[str, str]:
+    """What the environment says of a section, in dlt's form: SOURCES__MSGBUBBLES__SETTLE_SECONDS=600."""
+    names = {key: "__".join([*name.split("."), key]).upper() for key in keys}
+    return {key: os.environ[variable] for key, variable in names.items() if variable in os.environ}

@@ -1,0 +1,202 @@
+"""Personal data, looked for in every file that the product writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from canary import ANN, BEN, KEY, PRIVACY_KEY, account_of_canaries, found_in, now
+from hooks import WEBHOOKS, Process
+from job import Job
+from sandbox import Knobs, NewMessage, serve
+
+Found = dict[str, list[str]]
+# What the user wrote.
+NOT_THE_PRODUCTS = ("secrets.toml",)
+WORK = ".msgbubbles/company/company.duckdb"
+DATABASE = ("--database", "company.duckdb")
+
+
+@contextmanager
+def canaries(folder: Path, preset: str) -> Iterator[tuple[Job, dict[str, list[str]]]]:
+    account, words = account_of_canaries(now())
+
+    def spoiled(kind: str, row: dict[str, Any]) -> dict[str, Any]:
+        # One message has no id, one no instant: neither can be read.
+        if kind == "messages" and row["text"] in ("canary text 004", "canary text 006"):
+            return row | ({"id": None} if row["text"].endswith("4") else {"created_at": "canary text 004"})
+        return row
+
+    knobs = Knobs(
+        keys={KEY}, extra_fields={"unknown": {"note": "canary of an unknown field", "handle": ANN}},
+        transform_row=spoiled, server_errors=0.1, cut_bodies=0.1,
+    )  # fmt: skip
+    with serve(account, knobs) as server:
+        job = Job(folder, server)
+        job.environment = {
+            "SOURCES__MSGBUBBLES__API_KEY": KEY,
+            "SOURCES__MSGBUBBLES__READ_PARTICIPANTS": "true",
+            "SOURCES__MSGBUBBLES__PRIVACY__PRESET": preset,
+            "SOURCES__MSGBUBBLES__PRIVACY__KEY": PRIVACY_KEY,
+        }
+        yield job, words
+    account.close()
+
+
+@contextmanager
+def receiving(job: Job) -> Iterator[Process]:
+    secrets = job.folder / "secrets.toml"
+    process = Process(job.folder, job.whole_environment(), *DATABASE, "--secrets-file", str(secrets))
+    try:
+        register = [sys.executable, str(WEBHOOKS), "register", process.url, *DATABASE, "--secrets-file", str(secrets)]
+        subprocess.run(register, cwd=job.folder, env=job.whole_environment(), check=True, capture_output=True)
+        yield process
+    finally:
+        process.stop()
+
+
+def lived_through(job: Job) -> tuple[str, Found]:
+    """Faults, rejected rows, events, and kills. Returns all that was said, and what was found in the spool."""
+    account, said = job.server.account, []
+    (job.folder / "secrets.toml").write_text('[webhooks]\nsecrets = ["whsec_b2Y="]\n')
+    with receiving(job) as receiver:
+        found = account.all("SELECT id FROM chats WHERE remote_handle IN (?, 'group:1') ORDER BY is_group", (ANN,))
+        chat, group = (row["id"] for row in found)
+        for number, payload in enumerate(("nested", "flat", "ids")):
+            job.server.knobs.webhook_payload = payload  # type: ignore[assignment]
+            account.type(group, BEN, True, now())
+            told = NewMessage(chat, "inbound", f"canary text 9{number}0", now(), "received", sender=ANN)
+            account.react(account.add_message(told), ANN, "canary note 900", now() + timedelta(seconds=number))
+        assert job.server.deliverer.drained(60)
+        receiver.kill()
+        spooled = found_in(job.folder / ".msgbubbles", ("canary", "evt_"))
+        assert spooled["evt_"]
+        receiver.start()
+    killed = job.start()
+    until = time.monotonic() + 60
+    while not any((job.folder / ".msgbubbles").rglob("*.parquet")) and killed.poll() is None:
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    done = job.run(status=3)
+    assert done.summary["tables"]["rejected_rows"]["new"] or done.summary["streams"]["messages"]["rejected"]
+    said += [json.dumps(done.summary), done.errors]
+    return "\n".join(said), spooled
+
+
+def test_what_the_policy_leaves_out_is_in_no_file(tmp_path: Path) -> None:
+    with canaries(tmp_path, "minimal") as (job, words):
+        said, spooled = lived_through(job)
+        work = job.folder / ".msgbubbles" / "company" / "company.duckdb"
+        whole = work.read_bytes()
+        work.write_bytes(b"no database")
+        crashed = job.run(status=1)
+        said += json.dumps(crashed.summary) + crashed.errors
+        work.write_bytes(whole)
+        everything = [KEY, PRIVACY_KEY, *(word for kind in words.values() for word in kind), "canary"]
+        found = found_in(tmp_path, everything, NOT_THE_PRODUCTS)
+        assert not [word for word in everything if word in said]
+    others_may = [path for path in tmp_path.rglob("*") if path.name != "secrets.toml" and path.stat().st_mode & 0o077]
+    assert others_may == []
+    assert "canary" not in spooled
+    assert found == {}
+
+
+def tables_of(job: Job) -> dict[str, list[tuple[Any, ...]]]:
+    """The rows of all tables and marts, without what tells of the run that landed them."""
+    with duckdb.connect(str(job.database), read_only=True) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        names = connection.execute(
+            "SELECT table_schema, table_name FROM information_schema.tables "
+            "WHERE table_schema IN ('msgbubbles', 'marts') AND table_name NOT LIKE '\\_dlt%' ESCAPE '\\' "
+            "AND table_name NOT IN ('sync_runs', 'privacy', 'erasures')"
+        ).fetchall()
+        found = {}
+        for schema, table in names:
+            rows = connection.execute(
+                f"SELECT COLUMNS(c -> c NOT IN ({', '.join(map(repr, OF_THE_RUN))})) FROM {schema}.{table}"
+            ).fetchall()
+            found[f"{schema}.{table}"] = sorted(map(repr, rows))
+        return found
+
+
+OF_THE_RUN = (
+    "_read_at", "_dlt_load_id", "asked_at", "fetched_at", "first_seen_at", "last_seen_at", "complete_to", "id",
+    "valid_from", "chat_fetched_at", "messages_fetched_at", "messages_complete_to", "coverage_day", "computed_at",
+    "first_contact_at", "last_contact_at", "is_current", "url",
+)  # fmt: skip
+
+
+def test_who_is_erased_is_in_no_file_and_does_not_come_back(tmp_path: Path) -> None:
+    at = now()
+    job_of = partial(Job, environment={
+        "SOURCES__MSGBUBBLES__READ_PARTICIPANTS": "true", "SOURCES__MSGBUBBLES__PRIVACY__KEY": PRIVACY_KEY,
+    })  # fmt: skip
+    account, words = account_of_canaries(at)
+    theirs = "sender = ?1 OR chat_id IN (SELECT id FROM chats WHERE remote_handle = ?1)"
+    texts = [row["text"] for row in account.all(f"SELECT text FROM messages WHERE {theirs}", (ANN,))]
+    sought = [ANN.removeprefix("+"), *texts]
+    (tmp_path / "with").mkdir()
+    with serve(account, Knobs(keys={KEY})) as server:
+        server.key = KEY
+        job = job_of(tmp_path / "with", server)
+        job.run(transform=True)
+        everything = [word for kind in words.values() for word in kind if word != "canary of an unknown field"]
+        found = found_in(job.folder, [*everything, KEY, PRIVACY_KEY])
+        assert found.keys() == set(everything)
+        assert {file for files in found.values() for file in files} == {"company.duckdb", WORK}
+        certificate = job.ask("erase", ANN, "--yes")
+        assert (certificate["people"], certificate["rows"]["messages"]) == (1, len(texts))
+        assert found_in(job.folder, sought) == {}
+        erased = tables_of(job)
+        assert job.run().summary["tables"]["messages"]["new"] == 0
+        assert job.ask("verify", "--full")["equal"]
+        assert found_in(job.folder, sought) == {}
+    marts = {"marts.contact", "marts.group_membership", "marts.thread_activity"}
+    assert marts <= erased.keys()
+    assert len(erased["marts.thread_activity"]) == 3
+    # `verify` has compared all that landed. Whoever wants to see the marts of a world in which they never were, and
+    # has a minute: MSGBUBBLES_WHOLE=1.
+    if os.environ.get("MSGBUBBLES_WHOLE"):
+        for rows in (
+            f"attachments WHERE message_id IN (SELECT id FROM messages WHERE {theirs})", f"messages WHERE {theirs}",
+            "chats WHERE remote_handle = ?1", "participants WHERE handle = ?1",
+        ):  # fmt: skip
+            account.run(f"DELETE FROM {rows}", (ANN,))
+        (tmp_path / "without").mkdir()
+        with serve(account, Knobs()) as server:
+            job = job_of(tmp_path / "without", server)
+            job.run(transform=True)
+            expected = tables_of(job)
+        assert {table for table in expected if erased[table] != expected[table]} == set()
+    account.close()
+
+
+def test_what_has_landed_is_brought_to_a_stricter_policy(tmp_path: Path) -> None:
+    with canaries(tmp_path, "full") as (job, words):
+        job.server.knobs.server_errors = job.server.knobs.cut_bodies = 0
+        job.run(status=3)
+        (tmp_path / ".msgbubbles" / "company" / "webhooks" / "malformed").mkdir(parents=True)
+        (tmp_path / ".msgbubbles" / "company" / "webhooks" / "malformed" / "1.jsonl").write_text("canary\n")
+        for preset in ("analytics", "minimal"):
+            job.environment["SOURCES__MSGBUBBLES__PRIVACY__PRESET"] = preset
+            if preset == "analytics":
+                assert "privacy apply" in job.run(status=2).errors
+            assert job.ask("privacy", "apply")["apply"]["messages"]
+            # What the API shows is, by the policy, what is there.
+            assert job.ask("verify", "--full")["equal"]
+        everything = [KEY, PRIVACY_KEY, *(word for kind in words.values() for word in kind), "canary"]
+        assert found_in(tmp_path, everything, NOT_THE_PRODUCTS) == {}

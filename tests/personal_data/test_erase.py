@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import json
+import sqlite3
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from canary import found_in
+from group_sync.ledger import Entry, Ledger, Sighting
+from msgbubbles.privacy import Pseudonyms
+from personal_data import erase as erasing
+from personal_data.erase import erase
+from personal_data.rewrite import compact
+from warehouse.place import Place, UsageError
+from warehouse.privacy import Record, redactor_of
+from warehouse.transform import Transforms
+
+ANN, BEN, OURS = "+14155550111", "ben@example.com", "+14155550100"
+KEY = "of a test, and long enough to be a key"
+AT = datetime(2026, 3, 1, tzinfo=UTC)
+TABLES = {
+    "numbers": "handle VARCHAR, label VARCHAR",
+    "chats": "id VARCHAR, is_group BOOLEAN, remote_handle VARCHAR, title VARCHAR",
+    "messages": "id VARCHAR, conversation_id VARCHAR, sender_handle VARCHAR, text VARCHAR, metadata JSON, "
+    "direction VARCHAR",
+    "participant_lists": "id VARCHAR, chat_id VARCHAR, handle VARCHAR, _read_at TIMESTAMPTZ, _dlt_load_id VARCHAR",
+    "rejected_rows": "row_hash VARCHAR, row VARCHAR",
+    "sync_runs": "run_id VARCHAR PRIMARY KEY, error VARCHAR",
+}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__KEY", KEY)
+    place = Place.of(tmp_path / "company.duckdb")
+    place.make_folders()
+    with duckdb.connect(str(place.work)) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        run = connection.execute
+        run("CREATE SCHEMA msgbubbles")
+        for table, columns in TABLES.items():
+            run(f"CREATE TABLE msgbubbles.{table} ({columns})")
+        run("CREATE VIEW msgbubbles.of_ann AS SELECT * FROM msgbubbles.messages")
+        run("INSERT INTO msgbubbles.numbers VALUES (?, 'Support')", [OURS])
+        run("INSERT INTO msgbubbles.sync_runs VALUES ('r1', NULL)")
+    return place
+
+
+def put(place: Place, table: str, *rows: tuple[Any, ...]) -> None:
+    with duckdb.connect(str(place.work)) as connection:
+        marks = ", ".join("?" * len(rows[0]))
+        connection.executemany(f"INSERT INTO msgbubbles.{table} VALUES ({marks})", rows)
+
+
+def get(place: Place, query: str) -> list[tuple[Any, ...]]:
+    with duckdb.connect(str(place.database), read_only=True) as connection:
+        return connection.execute(query).fetchall()
+
+
+def erased(place: Place, *handles: str) -> dict[str, Any]:
+    return erase(place, handles, Transforms(), lambda _said: None).as_dict()
+
+
+def test_a_handle_within_a_text_is_replaced_and_a_longer_one_is_not(place: Place) -> None:
+    texts = [
+        f"call {ANN}, or 14155550111.", "+141555501112 is another", "041414155550111 too", "nothing",
+        f'say "{ANN}"', "Ben@Example.com!", "joben@example.com ben@example.com.au",
+    ]  # fmt: skip
+    put(
+        place,
+        "messages",
+        *[(str(n), "c", OURS, text, json.dumps({"said": text}), None) for n, text in enumerate(texts)],
+    )
+    assert erased(place, ANN, "BEN@example.com")["rows"] == {"messages": 6}
+    left = get(place, "SELECT text, metadata->>'said' FROM msgbubbles.messages ORDER BY id")
+    wanted = ["call [erased], or [erased].", *texts[1:4], 'say "[erased]"', "[erased]!", texts[6]]
+    assert left == [(one, one) for one in wanted]
+
+
+def test_lists_of_participants_are_as_they_would_have_been(place: Place) -> None:
+    lists = [(1, {ANN, BEN}), (2, {BEN}), (3, {ANN}), (4, {ANN, OURS}), (5, {ANN})]
+    put(
+        place, "participant_lists",
+        *[(f"g|{day}|{one}", "g", one, AT.replace(day=day), "1") for day, handles in lists for one in handles],
+    )  # fmt: skip
+    erased(place, ANN)
+    left = get(place, "SELECT day(_read_at), handle FROM msgbubbles.participant_lists ORDER BY 1, 2")
+    assert left == [(1, BEN), (3, None), (4, OURS), (5, None)]
+
+
+def test_threads_and_what_could_not_be_read_go_whole(place: Place) -> None:
+    put(place, "chats", ("c1", False, ANN, None), ("c2", False, BEN, None), ("g", True, "group:1", ANN))
+    put(
+        place, "messages",
+        *(
+            (str(number), chat, sender, "text", None, "outbound" if sender == OURS else "inbound")
+            for number, (chat, sender) in enumerate(
+                [("c1", ANN), ("c1", OURS), ("c2", BEN), ("g", ANN), ("never read", ANN), ("never read", OURS),
+                 ("unread group", ANN), ("unread group", BEN), ("unread group", OURS)]
+            )
+        ),
+    )  # fmt: skip
+    put(place, "rejected_rows", ("a", json.dumps({"sender": ANN})), ("b", json.dumps({"sender": BEN})))
+    counts = erased(place, ANN)
+    assert counts["people"] == 1
+    assert counts["rows"] == {"chats": 2, "messages": 6, "rejected_rows": 1}
+    assert get(place, "SELECT id, title FROM msgbubbles.chats ORDER BY id") == [("c2", None), ("g", "[erased]")]
+    assert get(place, "SELECT id FROM msgbubbles.messages ORDER BY id") == [("2",), ("7",), ("8",)]
+    assert get(place, "SELECT row_hash FROM msgbubbles.rejected_rows") == [("b",)]
+    assert get(place, "SELECT count(*) FROM msgbubbles.of_ann") == [(3,)]
+    assert get(place, "SELECT people, rows->>'messages' FROM msgbubbles.erasures") == [(1, "6")]
+    redactor = redactor_of(place)
+    assert [redactor.is_erased_chat(one) for one in ("c1", "never read", "c2", "g", "unread group")] == [True, True] + [
+        False
+    ] * 3
+    assert found_in(place.database.parent, [ANN[1:]]) == {}
+    assert erased(place, ANN)["rows"] == {}
+
+
+def test_the_ledger_of_groups_forgets_them_too(place: Place) -> None:
+    with Ledger.of(place.folder) as ledger:
+        entries = [
+            Entry(
+                kind,
+                "p",
+                "north",
+                kind,
+                "g",
+                OURS,
+                handles,
+                None,
+                None,
+                None,
+                AT,
+                AT,
+                AT,
+                "succeeded",
+                error_message=ANN,
+            )  # type: ignore[arg-type]
+            for kind, handles in (("create", (ANN, BEN)), ("add", (ANN,)), ("remove", (BEN,)))
+        ]
+        ledger.restore(entries, [Sighting("north", "g", OURS, None, (ANN, BEN), False, AT)])
+    put(place, "chats", ("c1", False, ANN, None))
+    assert erased(place, ANN)["rows"]["the ledger of groups"] == 4
+    with Ledger.of(place.folder) as ledger:
+        assert [(one.operation, one.handles) for one in ledger.entries()] == [("create", (BEN,)), ("remove", (BEN,))]
+        assert ledger.sightings()[0].handles == (BEN,)
+    assert found_in(place.folder, [ANN[1:]]) == {}
+    with sqlite3.connect(place.folder / "groups.sqlite") as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_an_erasure_that_is_cut_off_is_known_to_be_and_finished_without_being_told_whom(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(place, "chats", ("c1", False, ANN, None))
+
+    def killed(_place: Place) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("personal_data.rewrite.compact", killed)
+        with pytest.raises(KeyboardInterrupt):
+            erased(place, ANN)
+    assert place.is_pending(erasing.STEP)
+    assert redactor_of(place).is_erased("+1 415 555 0111")
+    erasing.purge(place, Transforms(), lambda _said: None)
+    assert not place.is_pending(erasing.STEP)
+    assert get(place, "SELECT count(*) FROM msgbubbles.chats") == [(0,)]
+    assert found_in(place.database.parent, [ANN[1:]]) == {}
+
+
+@pytest.mark.parametrize(
+    ("handle", "says"), [(OURS, "number of the account itself"), ("ben@", "neither"), ("", "neither")]
+)
+def test_who_is_nobody_or_we_ourselves_is_refused_before_anything_is_changed(
+    place: Place, handle: str, says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        erased(place, handle)
+    assert Record.of(place) is None
+
+
+def test_without_the_key_nothing_is_erased_and_afterwards_nothing_lands(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.delenv("SOURCES__MSGBUBBLES__PRIVACY__KEY")
+        with pytest.raises(UsageError, match="token_hex"):
+            erased(place, ANN)
+    erased(place, ANN)
+    for key in (None, KEY + "."):
+        if key is None:
+            monkeypatch.delenv("SOURCES__MSGBUBBLES__PRIVACY__KEY")
+        else:
+            monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__KEY", key)
+        with pytest.raises(UsageError, match="not the one"):
+            redactor_of(place)
+
+
+def test_who_is_erased_stays_so_where_the_jobs_own_files_are_lost(place: Place) -> None:
+    erased(place, ANN)
+    for path in (place.work, place.folder / "privacy.json"):
+        path.unlink()
+    record = Record.of(place)
+    assert record is not None
+    assert record.erased == {Pseudonyms(KEY).erased_handle(ANN)}
+
+
+def test_a_database_that_is_written_anew_is_the_same(place: Place) -> None:
+    put(place, "chats", ("c1", False, ANN, None))
+    compact(place)
+    with duckdb.connect(str(place.work)) as connection:
+        assert connection.execute("SELECT id FROM msgbubbles.chats").fetchall() == [("c1",)]
+        with pytest.raises(duckdb.ConstraintException):
+            connection.execute("INSERT INTO msgbubbles.sync_runs VALUES ('r1', NULL)")
+    assert place.work.stat().st_mode & 0o777 == 0o600

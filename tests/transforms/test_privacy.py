@@ -1,0 +1,46 @@
+"""The marts by a policy are the marts without it, but for who somebody is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import duckdb
+
+from marts_account import Account
+from marts_reference import MARTS
+from msgbubbles.privacy import PRESETS, Pseudonyms
+from msgbubbles.redaction import Redactor
+from personal_data.migrate import bring_to
+
+
+def test_marts_by_a_policy_are_those_without_it_with_handles_and_titles_replaced(
+    warehouse: Any, at: Callable[[int], datetime]
+) -> None:
+    account = Account(7, at)
+    for load_id in account.load_ids[:6]:
+        warehouse.load(load_id, **account.next_load(size=3))
+    warehouse.transform("--full-refresh")
+    names = Pseudonyms("of a test, and long enough to be a key")
+    ours = {row["handle"] for row in warehouse.rows("SELECT handle FROM msgbubbles.numbers")}
+
+    def replaced(column: str, value: Any) -> Any:
+        if value is None or (value in ours and column in HANDLES) or column not in (*HANDLES, "title"):
+            return value
+        return names.title(value) if column == "title" else names.handle(value)
+
+    def row_replaced(row: dict[str, Any]) -> dict[str, Any]:
+        return {column: replaced(column, value) for column, value in row.items()}
+
+    expected = {mart: sorted(repr(row_replaced(row)) for row in warehouse.mart(mart)) for mart in MARTS}
+    assert "p_" in repr(expected)
+    with duckdb.connect(str(warehouse.path)) as connection:
+        changed = bring_to(Redactor(PRESETS["analytics"], names), connection)
+    assert {"chats", "messages", "participant_lists", "group_member_operations", "chat_titles"} <= changed.keys()
+    warehouse.transform("--full-refresh")
+    for mart in MARTS:
+        assert sorted(map(repr, warehouse.mart(mart))) == expected[mart], mart
+
+
+HANDLES = ("handle", "remote_handle", "sender", "from_handle")

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hooks import place_in, receiving, typing
+from msgbubbles.privacy import FULL, PRESETS, Pseudonyms
+from msgbubbles.redaction import Redactor
+from warehouse.privacy import Record
+from webhook_events.events import event_of
+from webhook_events.privacy import left_of
+from webhook_events.spool import Delivery, finished, spool_of
+
+KEY = "of a test, and long enough to be a key"
+NAMES = Pseudonyms(KEY)
+ANN, OURS = "+14155550123", "+14155550100"
+AT = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def delivery(**payload: Any) -> Delivery:
+    return Delivery("evt_1", AT, json.dumps(payload))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"handle": "+1 415 555 0123"},
+        {"data": {"message": {"sender": ANN}}},
+        {"message": {"id": "m1", "conversation_id": "theirs"}},
+        {"conversation": {"id": "theirs"}},
+        {"message": {"to": NAMES.handle(ANN)}},
+    ],
+)
+@pytest.mark.parametrize("policy", [FULL, PRESETS["minimal"]], ids=["full", "minimal"])
+def test_an_event_about_somebody_erased_is_not_kept(payload: dict[str, Any], policy: Any) -> None:
+    erased = frozenset({NAMES.erased_handle(ANN), NAMES.erased_chat("theirs")})
+    assert left_of(delivery(**payload), Redactor(policy, NAMES, erased)) is None
+    assert left_of(delivery(**payload), Redactor(policy, NAMES)) is not None
+
+
+def test_an_event_that_quotes_somebody_erased_is_kept_without_them() -> None:
+    redactor = Redactor(FULL, NAMES, frozenset({NAMES.erased_handle(ANN)}))
+    left = left_of(delivery(message={"text": f"ask {ANN}", "number": 14155550123, "at": 1772323200000}), redactor)
+    assert left is not None
+    assert json.loads(left.body) == {"message": {"text": "ask [erased]", "number": "[erased]", "at": 1772323200000}}
+    untouched = delivery(message={"text": "ask"})
+    assert left_of(untouched, redactor) is untouched
+
+
+def test_our_number_that_was_received_as_a_pseudonym_lands_readable() -> None:
+    sent = delivery(type="message.received", message={"id": "m", "sender": OURS}, handle=ANN)
+    received = left_of(sent, Redactor(PRESETS["analytics"], NAMES))
+    assert received is not None
+    assert OURS not in received.body
+    loads = Redactor(PRESETS["analytics"], NAMES)
+    loads.know_own_numbers([OURS])
+    left = left_of(received, loads)
+    event = None if left is None else event_of(left)
+    assert event is not None
+    assert (event.message["sender"], event.handle) == (OURS, NAMES.handle(ANN))
+
+
+def test_a_receiver_that_runs_goes_by_the_policy_and_the_erasures_of_that_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__KEY", KEY)
+    place = place_in(tmp_path)
+    with receiving(place) as served:
+        assert served.post(typing(1)).status_code == 204
+        Record(FULL, NAMES.check, frozenset({NAMES.erased_handle(ANN)})).save(place)
+        assert served.post(typing(2), delivery_id="msg_2").status_code == 204
+        assert served.count("erased") == 1
+        monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__PRESET", "minimal")
+        Record(PRESETS["minimal"], NAMES.check).save(place)
+        assert served.post(typing(3), delivery_id="msg_3").status_code == 204
+        # Of a policy that is not the warehouse's, nothing is taken.
+        Record(PRESETS["analytics"], NAMES.check).save(place)
+        assert served.post(typing(4), delivery_id="msg_4").status_code == 503
+    bodies = [one.body for segment in finished(spool_of(place)) for one in segment.deliveries]
+    assert [ANN in body for body in bodies] == [True, False]
+    assert NAMES.handle(ANN) in bodies[1]
