@@ -11,11 +11,9 @@ stopped by Ctrl-C or SIGTERM, nothing is lost.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,16 +22,13 @@ from warehouse.command import (
     EXIT_FAILED,
     EXIT_INCOMPLETE,
     EXIT_STOPPED,
+    Command,
     Database,
     Sandbox,
-    account_of,
     app_of,
+    begun,
     ended,
     place_of,
-    readable_configuration,
-    requests_per_minute,
-    stopped_by_signals,
-    transport_of,
 )
 from warehouse.lock import AnotherJobRunsError, one_job
 from warehouse.place import Place, UsageError
@@ -42,8 +37,9 @@ from warehouse.report import Reporter
 if TYPE_CHECKING:
     from group_sync.apply import Applied
     from group_sync.planner import Plan
-    from msgbubbles import Client, Run
+    from msgbubbles import Client
 
+SCRIPT = "groups.py"
 STOPPED = "stopped at once; what was asked is on record, and the next apply finds out what came of it"
 NOT_PRIVATE = (
     "groups.py writes down whom it adds and what it says, before it asks for it: so it needs "
@@ -61,24 +57,6 @@ Table = Annotated[
 ]
 MaxCreates = Annotated[int, typer.Option("--max-creates", min=0, help="Refuse to create more groups than this.")]
 MaxRemovals = Annotated[int, typer.Option("--max-removals", min=0, help="Refuse to remove more people than this.")]
-
-
-@dataclass
-class Command:
-    """What every command begins with."""
-
-    place: Place
-    run: Run
-    options: dict[str, Any]
-
-    def client(self) -> Client:
-        from msgbubbles import Client
-
-        return Client(transport_of(self.options, self.run, "groups.py"))
-
-    @property
-    def requests_per_minute(self) -> int:
-        return requests_per_minute(self.options)
 
 
 @app.command()
@@ -187,28 +165,14 @@ def _run(
     body: Callable[[Command], int], database: Path | None, reporter: Reporter, *, sandbox: bool, serve: bool = True
 ) -> None:
     def run(place: Place) -> int:
-        with _configured(place, sandbox=sandbox and serve) as command:
+        with begun(place, SCRIPT, sandbox=sandbox and serve) as command:
+            from warehouse.privacy import configured
+
+            if configured()[0].redacts:
+                raise UsageError(NOT_PRIVATE)
             return body(command)
 
     ended(run, lambda: place_of(database, sandbox=sandbox), reporter, STOPPED)
-
-
-@contextmanager
-def _configured(place: Place, *, sandbox: bool) -> Iterator[Command]:
-    place.make_folders()
-    place.configure_dlt()
-    # dlt reads its configuration when it is imported, which therefore has to wait until here.
-    with readable_configuration():
-        import dlt  # noqa: F401
-
-        from msgbubbles import Run
-        from warehouse.privacy import configured
-
-        if configured()[0].redacts:
-            raise UsageError(NOT_PRIVATE)
-    run = Run()
-    with stopped_by_signals(run.stop), account_of(place, sandbox=sandbox) as options:
-        yield Command(place, run, options)
 
 
 def _claim(place: Place, *, sandbox: bool) -> None:

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -23,13 +22,12 @@ from warehouse.command import (
     EXIT_INCOMPLETE,
     Database,
     Sandbox,
-    account_of,
     app_of,
+    begun,
     ended,
     place_of,
     readable_configuration,
     stopped_by_signals,
-    transport_of,
 )
 from warehouse.lock import one_job
 from warehouse.place import Place, UsageError
@@ -37,6 +35,7 @@ from warehouse.report import Reporter
 
 if TYPE_CHECKING:
     from msgbubbles import Client
+    from webhook_events.settings import SecretStore
 
 SCRIPT = "webhooks.py"
 STOPPED = "stopped at once; what was answered is on disk, and the next load brings it into the warehouse"
@@ -49,6 +48,8 @@ SecretsFile = Annotated[
     Path | None,
     typer.Option("--secrets-file", help="The file with the signing secrets. [default: dlt_config/secrets.toml]"),
 ]
+# For --json, and for people.
+Answer = tuple[Any, str]
 Show = Annotated[bool, typer.Option("--show", help="Print the secret, once, and store it nowhere.")]
 
 
@@ -139,39 +140,30 @@ def register(
     as_json: AsJson = False,
 ) -> None:
     """Tell the API where to send events, and store the signing secret. Without --event: all kinds that are known."""
-    reporter = Reporter(quiet=False, as_json=as_json)
 
-    def body(place: Place) -> int:
-        from webhook_events import endpoints
+    def answer(place: Place, client: Client) -> Answer:
+        from webhook_events.endpoints import registered
         from webhook_events.events import KNOWN_TYPES
-        from webhook_events.settings import SecretStore
 
-        store = None if show else SecretStore.of(place, sandbox=sandbox, path=secrets_file)
-        with _client(place, sandbox=sandbox) as client:
-            made = endpoints.registered(client, url, event or list(KNOWN_TYPES), store)
-        reporter.print(made.as_dict(), lambda console: console.print(str(made), markup=False, soft_wrap=True))
-        return 0
+        store = _store(place, secrets_file, sandbox=sandbox, show=show)
+        made = registered(client, url, event or list(KNOWN_TYPES), store)
+        return made.as_dict(), str(made)
 
-    ended(body, lambda: place_of(database, sandbox=sandbox), reporter, STOPPED)
+    _ask(answer, database, sandbox=sandbox, as_json=as_json)
 
 
 @app.command("list")
 def list_(database: Database = None, sandbox: Sandbox = False, as_json: AsJson = False) -> None:
     """Show the endpoints that the API sends events to."""
-    reporter = Reporter(quiet=False, as_json=as_json)
 
-    def body(place: Place) -> int:
-        from webhook_events import endpoints
+    def answer(_place: Place, client: Client) -> Answer:
+        from webhook_events.endpoints import listed
 
-        with _client(place, sandbox=sandbox) as client:
-            found = endpoints.listed(client)
+        found = listed(client)
         lines = "\n".join(map(str, found)) or "No endpoints: webhooks.py register URL makes one."
-        reporter.print(
-            [one.as_dict() for one in found], lambda console: console.print(lines, markup=False, soft_wrap=True)
-        )
-        return 0
+        return [one.as_dict() for one in found], lines
 
-    ended(body, lambda: place_of(database, sandbox=sandbox), reporter, STOPPED)
+    _ask(answer, database, sandbox=sandbox, as_json=as_json)
 
 
 @app.command()
@@ -184,19 +176,14 @@ def rotate(
     as_json: AsJson = False,
 ) -> None:
     """Get a new signing secret, without losing an event: a new endpoint like this one, then this one is removed."""
-    reporter = Reporter(quiet=False, as_json=as_json)
 
-    def body(place: Place) -> int:
-        from webhook_events import endpoints
-        from webhook_events.settings import SecretStore
+    def answer(place: Place, client: Client) -> Answer:
+        from webhook_events.endpoints import rotated
 
-        store = None if show else SecretStore.of(place, sandbox=sandbox, path=secrets_file)
-        with _client(place, sandbox=sandbox) as client:
-            made = endpoints.rotated(client, webhook_id, store)
-        reporter.print(made.as_dict(), lambda console: console.print(str(made), markup=False, soft_wrap=True))
-        return 0
+        made = rotated(client, webhook_id, _store(place, secrets_file, sandbox=sandbox, show=show))
+        return made.as_dict(), str(made)
 
-    ended(body, lambda: place_of(database, sandbox=sandbox), reporter, STOPPED)
+    _ask(answer, database, sandbox=sandbox, as_json=as_json)
 
 
 @app.command()
@@ -207,36 +194,30 @@ def remove(
     as_json: AsJson = False,
 ) -> None:
     """Stop events from being sent to an endpoint. Its secret stays where it is stored."""
+
+    def answer(_place: Place, client: Client) -> Answer:
+        client.delete_webhook(webhook_id)
+        return {"removed": webhook_id}, f"Removed {webhook_id}."
+
+    _ask(answer, database, sandbox=sandbox, as_json=as_json)
+
+
+def _ask(answer: Callable[[Place, Client], Answer], database: Path | None, *, sandbox: bool, as_json: bool) -> None:
     reporter = Reporter(quiet=False, as_json=as_json)
 
     def body(place: Place) -> int:
-        with _client(place, sandbox=sandbox) as client:
-            client.delete_webhook(webhook_id)
-        reporter.print(
-            {"removed": webhook_id},
-            lambda console: console.print(f"Removed {webhook_id}.", markup=False, soft_wrap=True),
-        )
+        with begun(place, SCRIPT, sandbox=sandbox) as command, command.client() as client:
+            as_data, as_text = answer(place, client)
+        reporter.print(as_data, lambda console: console.print(as_text, markup=False, soft_wrap=True))
         return 0
 
     ended(body, lambda: place_of(database, sandbox=sandbox), reporter, STOPPED)
 
 
-@contextmanager
-def _client(place: Place, *, sandbox: bool) -> Iterator[Client]:
-    place.make_folders()
-    place.configure_dlt()
-    # dlt reads its configuration when it is imported, which therefore has to wait until here.
-    with readable_configuration():
-        import dlt  # noqa: F401
+def _store(place: Place, path: Path | None, *, sandbox: bool, show: bool) -> SecretStore | None:
+    from webhook_events.settings import SecretStore
 
-        from msgbubbles import Client, Run
-    run = Run()
-    with (
-        stopped_by_signals(run.stop),
-        account_of(place, sandbox=sandbox) as options,
-        Client(transport_of(options, run, SCRIPT)) as client,
-    ):
-        yield client
+    return None if show else SecretStore.of(place, sandbox=sandbox, path=path)
 
 
 if __name__ == "__main__":

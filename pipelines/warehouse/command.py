@@ -12,6 +12,7 @@ import threading
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -22,7 +23,7 @@ from .place import ROOT, Place, UsageError, written_privately
 from .report import Reporter
 
 if TYPE_CHECKING:
-    from msgbubbles import Run
+    from msgbubbles import Client, Run
     from msgbubbles.transport import Transport
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INCOMPLETE, EXIT_LOCKED, EXIT_STOPPED = 1, 2, 3, 75, 130
@@ -184,6 +185,41 @@ def _sandbox(place: Place) -> Iterator[dict[str, Any]]:
         finally:
             if process.stdin:
                 process.stdin.close()
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command that asks the API begins with. `options` say how to reach the account, beyond what is
+    configured."""
+
+    place: Place
+    script: str
+    run: Run
+    options: dict[str, Any]
+
+    def client(self) -> Client:
+        from msgbubbles import Client
+
+        return Client(transport_of(self.options, self.run, self.script))
+
+    @property
+    def requests_per_minute(self) -> int:
+        return requests_per_minute(self.options)
+
+
+@contextmanager
+def begun(place: Place, script: str, *, sandbox: bool) -> Iterator[Command]:
+    """Begin a command; a signal then stops its run."""
+    place.make_folders()
+    place.configure_dlt()
+    # dlt reads its configuration when it is imported, which therefore has to wait until here.
+    with readable_configuration():
+        import dlt  # noqa: F401
+
+        from msgbubbles import Run
+    run = Run()
+    with stopped_by_signals(run.stop), account_of(place, sandbox=sandbox) as options:
+        yield Command(place, script, run, options)
 
 
 def transport_of(options: dict[str, Any], run: Run, script: str, **others: Any) -> Transport:

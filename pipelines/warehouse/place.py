@@ -27,6 +27,15 @@ def written_privately(path: Path, text: str) -> Path:
     return path
 
 
+def sync_to_disk(path: Path) -> None:
+    """Make a file durable, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @dataclass(frozen=True)
 class Place:
     """The files of one warehouse. `database` is the published one; with another `destination` than a DuckDB file it

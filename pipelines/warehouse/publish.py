@@ -13,6 +13,8 @@ from pathlib import Path
 
 import duckdb
 
+from .place import sync_to_disk
+
 FICLONE = 0x40049409  # <linux/fs.h>: share the blocks of another file, on file systems that can
 
 
@@ -37,7 +39,7 @@ def publish(work: Path, database: Path, held_marts: Sequence[str] = ()) -> int:
     copy.replace(database)
     # The log of somebody who wrote into the old file has nothing to say about the new one.
     database.with_name(f"{database.name}.wal").unlink(missing_ok=True)
-    _sync_to_disk(database.parent)
+    sync_to_disk(database.parent)
     return database.stat().st_size
 
 
@@ -55,7 +57,7 @@ def _hold(marts: Sequence[str], copy: Path, database: Path) -> None:
                 # What was a view is a table here: it would show what others have now.
                 connection.execute(f"CREATE TABLE marts.{named(mart)} AS FROM published.marts.{named(mart)}")
         connection.execute("CHECKPOINT")
-    _sync_to_disk(copy)
+    sync_to_disk(copy)
 
 
 def _relations(connection: duckdb.DuckDBPyConnection, catalog: str | None = None) -> dict[str, str]:
@@ -87,11 +89,3 @@ def clone(source: Path, target: Path) -> None:
             shutil.copyfileobj(original, copy, 16 * 1024 * 1024)
         copy.flush()
         os.fsync(copy.fileno())
-
-
-def _sync_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

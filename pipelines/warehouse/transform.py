@@ -5,7 +5,6 @@ dbt takes seconds to import, so nothing here is imported before it is used.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import zoneinfo
@@ -15,12 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .destinations import destination_of
-from .place import ROOT, Place, UsageError, written_privately
+from .manifest import PROJECT, digest_of, store, stored
+from .place import Place, UsageError, written_privately
 
 if TYPE_CHECKING:
     from dbt.contracts.graph.manifest import Manifest
-
-PROJECT = ROOT / "transforms"
 
 DataTests = Literal["hold", "publish", "off"]
 
@@ -105,8 +103,7 @@ def verdict(place: Place) -> Verdict:
 
 def compile_models(place: Place) -> None:
     """See that the dbt project can be run at all, without a database. Raises `TransformError`."""
-    # For another database dbt parses everything anew, and what it has parsed for the marts is not to be lost.
-    dbt = _Dbt(place, "duckdb", {"MSGBUBBLES_DUCKDB_PATH": ":memory:"}, Transforms(), parsed="parsed_for_check")
+    dbt = _Dbt(place, "duckdb", {"MSGBUBBLES_DUCKDB_PATH": ":memory:"}, Transforms())
     results = dbt.run("compile")
     if results.wrong:
         raise TransformError(f"the models do not compile ({results.names}); see {results.written(place)}")
@@ -138,17 +135,18 @@ class _Results:
 class _Dbt:
     """dbt on one database. The project is parsed once, whatever is run of it."""
 
-    def __init__(
-        self, place: Place, target: str, environment: dict[str, str], transforms: Transforms, *, parsed: str = "target"
-    ) -> None:
+    def __init__(self, place: Place, target: str, environment: dict[str, str], transforms: Transforms) -> None:
         self._place = place
         self._environment = environment
+        # All that the parsed project takes from the warehouse.
+        database = environment.get("PGDATABASE") or Path(environment["MSGBUBBLES_DUCKDB_PATH"]).stem
+        self._names = (target, database, transforms.time_zone)
         folder = place.folder / "dbt"
         self._options = [
             *("--target", target),
             *("--vars", json.dumps({"time_zone": transforms.time_zone})),
             *("--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT)),
-            *("--target-path", str(folder / parsed), "--log-path", str(folder / "logs")),
+            *("--target-path", str(folder / "target"), "--log-path", str(folder / "logs")),
             *("--quiet", "--log-level", "none", "--log-level-file", "none", "--no-write-json"),
         ]
         self._manifest: Manifest | None = None
@@ -160,11 +158,13 @@ class _Dbt:
         from dbt.contracts.graph.manifest import Manifest
 
         try:
+            self._manifest = self._manifest or stored(*self._names)
             if self._manifest is None:
                 parsed = dbtRunner().invoke(["parse", *self._options])
                 if not isinstance(parsed.result, Manifest):
                     return _Results(parsed)
                 self._manifest = parsed.result
+                store(self._manifest, *self._names)
             return _Results(dbtRunner(manifest=self._manifest).invoke([*command, *self._options]))
         finally:
             DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]
@@ -209,8 +209,5 @@ def _verdict_of(place: Place) -> Path:
 
 
 def _digest(transforms: Transforms) -> str:
-    digest = hashlib.sha256(transforms.time_zone.encode())
-    for pattern in ("*.yml", "models/**/*.yml", "models/**/*.sql", "macros/**/*.sql"):
-        for path in sorted(PROJECT.glob(pattern)):
-            digest.update(path.relative_to(PROJECT).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
+    patterns = ("*.yml", "models/**/*.yml", "models/**/*.sql", "macros/**/*.sql")
+    return digest_of((path for pattern in patterns for path in PROJECT.glob(pattern)), transforms.time_zone).hexdigest()

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from warehouse.destinations import destination_of
-from warehouse.place import Place
+from warehouse.place import Place, sync_to_disk
 
-from .spool import Segment, finished, folder_of, segments, spool_of, sync_to_disk
+from .spool import Segment, finished, folder_of, segments, spool_of
 
 if TYPE_CHECKING:
     from msgbubbles.redaction import Redactor

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from warehouse.place import Place
+from warehouse.place import Place, sync_to_disk
 
 SEGMENT_SECONDS = 2.0
 SEGMENT_BYTES = 16 * 1024 * 1024
@@ -187,15 +187,6 @@ def _new_segment(folder: Path) -> io.FileIO:
     hidden.replace(path)
     sync_to_disk(folder)
     return segment
-
-
-def sync_to_disk(path: Path) -> None:
-    """Make a file durable, or the names in a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import duckdb
 import pytest
 
+from hooks import place_in, spool, typing
 from job import Job
 from marts_reference import MARTS, differences
 from sandbox import NewMessage
@@ -25,6 +26,21 @@ def rows(job: Job, query: str) -> list[dict[str, Any]]:
         answer = connection.execute(query)
         names = [column[0] for column in answer.description]
         return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
+
+
+def typed(job: Job) -> list[dict[str, Any]]:
+    """Somebody types in some chats: before the latest message, or only after it. The events wait in the spool."""
+    events = []
+    for number, chat in enumerate(job.server.truth().chats[:150]):
+        at = datetime.fromisoformat(chat["last_message_at"]) + timedelta(seconds=[-20, 20, 400][number % 3])
+        events.append({"chat_id": chat["id"], "handle": chat["remote_handle"], "occurred_at": at})
+    bodies = [
+        typing(n, conversation_id=one["chat_id"], handle=one["handle"], created_at=one["occurred_at"].isoformat())
+        for n, one in enumerate(events)
+    ]
+    spool(place_in(job.folder), bodies)
+    known = {"event_type": "conversation.typing", "is_typing": True, "direction": None}
+    return [event | known for event in events]
 
 
 def world_of(job: Job) -> dict[str, list[dict[str, Any]]]:
@@ -53,9 +69,10 @@ def test_every_column_of_the_marts_of_500_chats_is_what_the_api_shows(new_job: C
         "TRANSFORMS__TIME_ZONE": ZONE.key,
         "SOURCES__MSGBUBBLES__READ_PARTICIPANTS": "true",
     }
+    events = typed(job)
     for _ in range(2):  # built whole, then by an increment
         job.run(transform=True)
-        world = world_of(job)
+        world = world_of(job) | {"webhook_events": events}
         assert len(world["participant_lists"]) > 100
         for name, reference in MARTS.items():
             built = rows(job, f"FROM marts.{name}")

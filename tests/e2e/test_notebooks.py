@@ -84,7 +84,7 @@ def world(eventful: Path) -> reference.World:
     return {
         table: rows(eventful, f"FROM msgbubbles.{table}")
         for table in ("chats", "messages", "numbers", "stream_coverage", "sync_runs")
-    }
+    } | {"webhook_events": []}
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,17 @@ import psycopg2
 import pytest
 
 import postgres
+from hooks import spool, typing
 from job import Job
 from marts_reference import MARTS, differences
 from sandbox import NewMessage
+from sandbox.account import us
+from warehouse.place import Place
 from warehouse_rows import differences_of
 
 NewJob = Callable[..., Job]
-LANDED = ("chats", "messages", "numbers", "stream_coverage", "chat_titles")
+LANDED = ("chats", "messages", "numbers", "stream_coverage", "chat_titles", "webhook_events")
+READ_AT = datetime(2026, 11, 18, tzinfo=UTC)
 UNKNOWN: dict[str, list[Any]] = {"participant_lists": [], "group_member_operations": []}
 
 
@@ -26,6 +31,13 @@ UNKNOWN: dict[str, list[Any]] = {"participant_lists": [], "group_member_operatio
 def address(tmp_path: Path) -> Iterator[str]:
     with postgres.running(tmp_path / "server") as address:
         yield address
+
+
+def seen(message: Mapping[str, Any]) -> bytes:
+    """The event that a message was read, with what no database takes."""
+    ids = {"message_id": message["id"], "conversation_id": message["chat_id"]}
+    at = {"created_at": READ_AT.isoformat()}
+    return json.dumps({"id": "evt_2", "type": "message.read", "text": "nul \0 \ud83d"} | ids | at).encode()
 
 
 def query(address: str, sql: str) -> list[dict[str, Any]]:
@@ -66,8 +78,15 @@ def test_the_whole_job_on_a_server(new_job: NewJob, address: str) -> None:
     account.rename(chats[3]["id"], "Another name", now)
     account.delete_chat(chats[5]["id"])
     account.add_message(NewMessage(chats[9]["id"], "outbound", "hello", now, "sent", metadata={"b": [1], "a": {}}))
+    read = account.all("SELECT id, chat_id FROM messages WHERE status = 'delivered' ORDER BY created_us LIMIT 1")[0]
+    account.run("UPDATE messages SET status = 'read', read_us = ? WHERE id = ?", (us(READ_AT), read["id"]))
+    spool(Place.of(job.database, "postgres"), [typing(1, conversation_id=chats[9]["id"]), seen(read)])
     for transform in (False, False, True):
         last = job.run("--destination", "postgres", transform=transform).summary
+    [event] = query(
+        address, "SELECT payload ->> 'text' AS text FROM msgbubbles.webhook_events WHERE event_id = 'evt_2'"
+    )
+    assert event["text"] == "nul \ufffd ?", "what PostgreSQL refuses is replaced"
     assert differences_of(landed(address), job.server.truth()) == {}
     assert [changes["changed"] for changes in last["tables"].values()] == [0] * len(last["tables"]), "JSON is no change"
     runs = query(address, "SELECT run_id, outcome, exit_status FROM msgbubbles.sync_runs ORDER BY started_at")

@@ -55,10 +55,10 @@ def test_a_signal_stops_after_the_page_in_flight_and_keeps_what_was_read(new_job
     process = job.start()
     wait_for_requests(job, 12)
     process.send_signal(stop)
-    began = time.monotonic()
+    before = len(job.server.requests)
     outcome = job.finish(process)
     assert outcome.status == 130
-    assert time.monotonic() - began < 10
+    assert len(job.server.requests) <= before + 5, "of the forty that it would take"
     assert outcome.summary["outcome"] == "stopped"
     read = outcome.summary["streams"]["messages"]["landed"]
     assert read >= 900

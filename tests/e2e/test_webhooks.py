@@ -11,13 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import duckdb
-import pytest
 
-import postgres
 from hooks import WEBHOOKS, Process
 from job import Job
 from sandbox import Knobs, NewMessage
@@ -219,33 +216,3 @@ def spool_line(number: int) -> str:
     body = json.dumps({"type": "conversation.typing", "conversation_id": "c", "typing": True, "n": number})
     line = {"event_id": f"evt_{number}", "received_at": "2026-11-23T10:00:00Z", "body": body}
     return json.dumps(line) + "\n"
-
-
-@pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
-    with postgres.running(tmp_path / "server") as address:
-        yield address
-
-
-def test_on_a_postgresql_server(new_job: NewJob, address: str) -> None:
-    import psycopg2
-
-    job = new_job(chats=5, messages=40)
-    job.environment = {"DESTINATION__POSTGRES__CREDENTIALS": address}
-    job.run("--destination", "postgres")
-    spool = job.folder / ".msgbubbles" / "company.duckdb" / "webhooks" / "spool"
-    spool.mkdir(parents=True)
-    row = job.server.account.all("SELECT id, chat_id FROM messages WHERE status = 'delivered' LIMIT 1")[0]
-    body = {"type": "message.read", "message_id": row["id"], "conversation_id": row["chat_id"], "text": "nul \0 \ud83d"}
-    event = {"event_id": "evt_r", "received_at": "2026-11-23T10:00:00Z", "body": json.dumps(body)}
-    (spool / "1-1.jsonl").write_text(spool_line(1) + spool_line(1) + json.dumps(event) + "\n")
-    job.run("--destination", "postgres")
-    connection = psycopg2.connect(address)
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT event_id, chat_id, payload ->> 'text' FROM msgbubbles.webhook_events ORDER BY 1")
-            assert cursor.fetchall() == [("evt_1", "c", None), ("evt_r", row["chat_id"], "nul \ufffd ?")]
-            cursor.execute("SELECT status, read_at FROM msgbubbles.messages WHERE id = %s", (row["id"],))
-            assert cursor.fetchall() == [("read", datetime(2026, 11, 23, 10, tzinfo=UTC))]
-    finally:
-        connection.close()

@@ -233,7 +233,7 @@ class Conversations(RuleBasedStateMachine):
 
 
 Conversations.TestCase.settings = settings(
-    max_examples=EXAMPLES or 200,
+    max_examples=EXAMPLES or 120,
     derandomize=not EXAMPLES,
     stateful_step_count=30,
     deadline=None,

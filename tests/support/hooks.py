@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from warehouse.place import Place
 from webhook_events.receiver import Receiver, server_of
 from webhook_events.serving import listening, receiver_of
 from webhook_events.settings import SecretStore, WebhookSettings
+from webhook_events.spool import Delivery, SpoolWriter, spool_of
 
 WEBHOOKS = Path(__file__).parents[2] / "pipelines" / "webhooks.py"
 KEY = b"a key that nobody else has"
@@ -40,6 +42,15 @@ def signed(body: bytes, delivery_id: str = "msg_1", *, key: bytes = KEY, at: flo
 def typing(number: int, **more: Any) -> bytes:
     event = {"id": f"evt_{number}", "type": "conversation.typing", "conversation_id": "c1", "handle": "+14155550123"}
     return json.dumps(event | {"typing": True, "created_at": "2026-11-23T10:00:00.000Z"} | more).encode()
+
+
+def spool(place: Place, bodies: list[bytes]) -> None:
+    """Leave deliveries in the spool, as a receiver does that ended."""
+    writer = SpoolWriter(spool_of(place))
+    for body in bodies:
+        event = json.loads(body)
+        writer.put(Delivery(event["id"], datetime.now(UTC), body.decode())).result()
+    writer.close()
 
 
 def place_in(folder: Path) -> Place:

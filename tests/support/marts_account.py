@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from marts_reference import Row, World
 
-KEYS = {"numbers": ("handle",), "chat_titles": ("chat_id", "_read_at"), "stream_coverage": ("stream",)}
+KEYS = {
+    "numbers": ("handle",),
+    "chat_titles": ("chat_id", "_read_at"),
+    "stream_coverage": ("stream",),
+    "webhook_events": ("event_id",),
+}
 
 
 class Account:
@@ -43,6 +48,7 @@ class Account:
                 row for chat in self._chats if pick([True, False, False]) for row in self._list(chat)
             ],
             "group_member_operations": [self._operation(chat) for chat in self._chats if pick([True, False, False])],
+            "webhook_events": [self._event(chat) for chat in self._chats if pick([True, False])],
         }
         for table, rows in load.items():
             key = KEYS.get(table, ("id",))
@@ -121,7 +127,22 @@ class Account:
             "_read_at": self._instant(),
         }
 
+    def _event(self, chat: str) -> Row:
+        pick = self.random.choice
+        at = self._instant() + timedelta(minutes=pick([-1, 0, 3]))
+        return {
+            "event_id": f"e{len(self._landed['webhook_events'])} {self.random.random()}",
+            "event_type": pick(["conversation.typing"] * 4 + ["message.received"]),
+            "chat_id": pick([chat, chat, chat, "never read", None]),
+            "handle": pick(["+1", "+7", "+8", None]),
+            "is_typing": pick([True, True, False, None]),
+            "direction": pick(["inbound", "inbound", "outbound", None]),
+            "occurred_at": at,
+            "received_at": at,
+        }
+
 
 TABLES = (
     "chats", "messages", "numbers", "stream_coverage", "chat_titles", "participant_lists", "group_member_operations",
+    "webhook_events",
 )  # fmt: skip

@@ -101,7 +101,10 @@ def main_channel(messages: list[Message]) -> str | None:
 
 def thread_activity(world: World, zone: ZoneInfo) -> list[Row]:
     since, to = coverage(world)
-    return [_thread(chat, messages, since, to, zone) for chat, messages in _chats_and_threads(world, zone)]
+    return [
+        _thread(chat, messages, typing_events(world, chat), since, to, zone)
+        for chat, messages in _chats_and_threads(world, zone)
+    ]
 
 
 def _chats_and_threads(world: World, zone: ZoneInfo) -> list[tuple[Row, list[Message]]]:
@@ -109,7 +112,14 @@ def _chats_and_threads(world: World, zone: ZoneInfo) -> list[tuple[Row, list[Mes
     return [(chat, by_chat[chat["id"]]) for chat in world["chats"]]
 
 
-def _thread(chat: Row, messages: list[Message], since: datetime | None, to: datetime | None, zone: ZoneInfo) -> Row:
+def _thread(
+    chat: Row,
+    messages: list[Message],
+    events: list[datetime],
+    since: datetime | None,
+    to: datetime | None,
+    zone: ZoneInfo,
+) -> Row:
     began = min([m.at for m in messages[:1]] + [chat["created_at"] or EPOCH])
     beginning_read = since is not None and since <= began
     if chat["deleted_at"] and not chat["created_at"]:
@@ -194,6 +204,7 @@ def _thread(chat: Row, messages: list[Message], since: datetime | None, to: date
         "their_first_response_seconds": seconds(theirs[0].waited) if theirs and beginning_read else None,
         **_reply_percentiles("our", ours, p90=True),
         **_reply_percentiles("their", theirs, p90=True),
+        **_typed(messages, events, is_end_read=end_read),
         "messages_complete_since": since,
         "is_complete": beginning_read and end_read and within_coverage,
         "fetched_at": max(row["_read_at"] for row in [chat, *(m.row for m in messages)]),
@@ -374,6 +385,61 @@ def _member(chat: Row, handle: str, spell: dict[str, Any], messages: list[Messag
     }
 
 
+def typing_events(world: World, chat: Row) -> list[datetime]:
+    """When the other side was seen typing in a chat."""
+    return sorted(
+        row["occurred_at"]
+        for row in world["webhook_events"]
+        if row["chat_id"] == chat["id"]
+        and row["event_type"] == "conversation.typing"
+        and row["is_typing"] is not False
+        and row["direction"] != "outbound"
+        and (row["handle"] is None or row["handle"] != chat["from_handle"])
+    )
+
+
+def _typed(messages: list[Message], events: list[datetime], *, is_end_read: bool) -> Row:
+    last = max(events, default=None)
+    if last is None:
+        unsent = None
+    elif any(m.inbound and m.at >= last for m in messages):
+        unsent = False
+    else:
+        unsent = True if is_end_read else None
+    return {"last_typing_at": last, "has_typed_unsent": unsent}
+
+
+SPELL = timedelta(minutes=5)
+
+
+def typing_daily(world: World, zone: ZoneInfo) -> list[Row]:
+    days: dict[tuple[str, date], list[tuple[list[datetime], bool]]] = defaultdict(list)
+    for chat, messages in _chats_and_threads(world, zone):
+        wrote = [m.at for m in messages if m.inbound]
+        spells: list[list[datetime]] = []
+        for at in typing_events(world, chat):
+            before = spells[-1][-1] if spells else None
+            if before is not None and at - before < SPELL and not any(before <= one < at for one in wrote):
+                spells[-1].append(at)
+            else:
+                spells.append([at])
+        for spell in spells:
+            is_sent = any(spell[-1] <= one < spell[-1] + SPELL for one in wrote)
+            days[chat["id"], spell[0].astimezone(zone).date()].append((spell, is_sent))
+    return [
+        {
+            "chat_id": chat_id,
+            "day": day,
+            "spells": len(spells),
+            "spells_sent": sum(is_sent for _, is_sent in spells),
+            "spells_unsent": sum(not is_sent for _, is_sent in spells),
+            "first_started_at": min(spell[0] for spell, _ in spells),
+            "last_typing_at": max(spell[-1] for spell, _ in spells),
+        }
+        for (chat_id, day), spells in days.items()
+    ]
+
+
 def contact(world: World, zone: ZoneInfo) -> list[Row]:
     ours = {row["handle"] for row in world["numbers"]} | {chat["from_handle"] for chat in world["chats"]}
     direct: dict[str, list[Row]] = defaultdict(list)
@@ -467,5 +533,6 @@ MARTS = {
         group_membership,
         contact,
         chat_title_history,
+        typing_daily,
     )
 }

@@ -10,6 +10,8 @@ from typing import Any
 import duckdb
 import pytest
 
+from warehouse import manifest
+
 PROJECT = Path(__file__).parents[2] / "transforms"
 READ_AT = datetime(2026, 6, 1, tzinfo=UTC)
 
@@ -35,6 +37,9 @@ OWN = {
     " http_status bigint, error_code varchar, error_message varchar, request_id varchar, _read_at timestamptz",
     "group_member_operations": "id varchar, operation_id varchar, chat_id varchar, handle varchar, operation varchar,"
     " happened_at timestamptz, _read_at timestamptz",
+    "webhook_events": "event_id varchar, event_type varchar, chat_id varchar, message_id varchar, handle varchar,"
+    " is_typing boolean, direction varchar, status varchar, reaction varchar, message_at timestamptz,"
+    " occurred_at timestamptz, received_at timestamptz, payload json, _read_at timestamptz",
     "rejected_rows": "row_hash varchar, stream varchar, reason varchar, row varchar, request_id varchar,"
     " _read_at timestamptz",
 }
@@ -56,6 +61,7 @@ KEYS = {
     "chat_titles": ["chat_id", "_read_at"],
     "stream_coverage": ["stream"],
     "rejected_rows": ["row_hash"],
+    "webhook_events": ["event_id"],
     "group_operations": ["operation_id"],
 }
 
@@ -124,9 +130,22 @@ class Warehouse:
         arguments = [str(part) for pair in folders.items() for part in pair]
         quiet = ["--quiet", "--log-level", "none", "--log-level-file", "none", "--no-write-json"]
         try:
-            return dbtRunner().invoke([*command, *arguments, *quiet])
+            return dbtRunner(self._parsed(command, [*arguments, *quiet])).invoke([*command, *arguments, *quiet])
         finally:
             DuckDBConnectionManager.close_all_connections()
+
+    def _parsed(self, command: tuple[str, ...], arguments: list[str]) -> Any:
+        """The parsed project, as the job keeps it; null for a command with another parse."""
+        from dbt.cli.main import dbtRunner
+
+        if command[0] == "parse" or {"--vars", "--target"} & set(command):
+            return None
+        names = ("duckdb", self.path.stem, "UTC")
+        found = manifest.stored(*names)
+        if found is None:
+            found = dbtRunner().invoke(["parse", *arguments]).result
+            manifest.store(found, *names)
+        return found
 
     def transform(self, *options: str) -> None:
         """Run the models; what does not succeed fails the test."""

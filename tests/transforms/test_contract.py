@@ -31,12 +31,14 @@ MODELS = {
         "stg_participant_lists",
         "stg_group_operations",
         "stg_group_member_operations",
+        "stg_webhook_events",
         "loads",
         "unbuilt_loads",
         "changed_messages",
         "chats_to_build",
         "thread_messages",
         "thread_measures",
+        "typing_spells",
     },
     "marts": {
         "thread_activity",
@@ -46,6 +48,7 @@ MODELS = {
         "group_membership",
         "contact",
         "chat_title_history",
+        "typing_daily",
     },
 }
 
@@ -73,6 +76,15 @@ def built(new_warehouse: Callable[[], Any], at: Any) -> Path:
         group_operations=[{"operation_id": "o", "operation": "add", "chat_id": "g", "outcome": "succeeded"}],
         group_member_operations=[
             {"id": "p", "operation_id": "o", "chat_id": "g", "handle": "+3", "operation": "added", "happened_at": at(1)}
+        ],
+        webhook_events=[
+            {
+                "event_id": "e",
+                "event_type": "conversation.typing",
+                "chat_id": "g",
+                "occurred_at": at(1),
+                "received_at": at(1),
+            }
         ],
     )
     warehouse.transform()
@@ -242,6 +254,11 @@ def test_the_data_tests_pass_on_sound_rows_and_find_each_fault(filled: Any) -> N
         " '1' as _dlt_load_id from msgbubbles.group_member_operations)",
         "insert into msgbubbles.chat_titles from msgbubbles.chat_titles",
         "insert into msgbubbles.chat_titles values ('gone', 'T', null, now(), '1')",
+        "insert into msgbubbles.webhook_events from msgbubbles.webhook_events",
+        "insert into msgbubbles.webhook_events by name (select 'gone' as chat_id, '1' as _dlt_load_id)",
+        "insert into staging.typing_spells by name (select 'gone' as chat_id)",
+        "update staging.typing_spells set spell_number = 1, last_typing_at = started_at - interval 1 second",
+        "insert into staging.typing_spells from staging.typing_spells",
         "insert into marts.chat_title_history from marts.chat_title_history",
         "insert into marts.chat_title_history by name (select 'gone' as chat_id)",
         "update marts.chat_title_history set title = 'other', valid_from = first_seen_at + interval 1 second,"
@@ -254,6 +271,9 @@ def test_the_data_tests_pass_on_sound_rows_and_find_each_fault(filled: Any) -> N
         "unique_changed_messages_message_id",
         "unique_contact_handle",
         "relationships_thread_activity_chat_id__chat_id__ref_stg_chats_",
+        "thread_activity_typed_unsent_has_typed",
+        "typing_daily_spells_are_sent_or_unsent",
+        "unique_together_typing_daily_chat_id__day",
         "unique_loads_load_id",
         "unique_together_chats_to_build_mart__chat_id",
     }
@@ -271,6 +291,7 @@ def test_the_data_tests_pass_on_sound_rows_and_find_each_fault(filled: Any) -> N
         "relationships_stg_group_operations_chat_id__chat_id__ref_stg_chats_",
         "relationships_stg_messages_chat_id__chat_id__ref_stg_chats_",
         "relationships_stg_participant_lists_chat_id__chat_id__ref_stg_chats_",
+        "relationships_stg_webhook_events_chat_id__chat_id__ref_stg_chats_",
         "relationships_thread_activity_from_handle__handle__ref_stg_numbers_",
         "relationships_thread_activity_remote_handle__handle__ref_contact_",
         "thread_activity_directions_are_total",

@@ -141,6 +141,8 @@ def test_a_row_of_thread_activity(warehouse: Any, at: Any) -> None:
         "our_p90_reply_seconds": None,
         "their_median_reply_seconds": None,
         "their_p90_reply_seconds": None,
+        "last_typing_at": None,
+        "has_typed_unsent": None,
         "messages_complete_since": at(0),
         "is_complete": True,
         "fetched_at": read_at,

@@ -54,7 +54,7 @@ class Postgres:
             for row in rows:
                 landed = {"_read_at": "2026-06-01 00:00:00+00"} | row if table == "numbers" else row
                 landed = landed | {"_dlt_load_id": load_id}
-                key = {"numbers": "handle", "stream_coverage": "stream"}.get(table, "id")
+                key = {"numbers": "handle", "stream_coverage": "stream", "webhook_events": "event_id"}.get(table, "id")
                 keys = [key] if key in landed else ["chat_id", "_read_at"]
                 self.execute(
                     f"delete from msgbubbles.{table} where {' and '.join(f'{name} = %({name})s' for name in keys)}",

@@ -115,6 +115,15 @@ LISTS = {
     ("unnamed", at(10)): ["+18"],
     ("early", at(10)): ["+22"],
 }
+TYPING = [
+    ("ann", at(3, "08:58")),  # sent
+    ("ann", at(3, "09:04")),  # sent
+    ("ann", at(3, "09:59")),  # sent
+    ("ann", at(3, "10:05")),
+    ("cat", at(21, "09:58")),  # sent
+    ("cat", at(21, "10:01")),
+    ("books", at(6, "09:30")),
+]
 TITLES = [
     {"chat_id": "books", "title": "Readers", "updated_at": at(5, "18:00"), "_read_at": at(6)},
     {"chat_id": "books", "title": "Book club", "updated_at": at(15, "07:00"), "_read_at": at(16)},
@@ -205,6 +214,11 @@ ANSWERS: dict[str, list[tuple[Any, ...]]] = {
         ("quiet", "Plans", None, at(17)),
         ("books", "Readers", "Book club", at(15, "07:00")),
     ],
+    "Who began to write, and sent nothing?": [
+        ("+2", "cat@example.com", None, at(21, "10:01"), "us"),
+        ("+1", "+11", None, at(3, "10:05"), "them"),
+    ],
+    "How often does typing come to nothing?": [(on(16), 2, 50), (on(2), 5, 40)],
     "How much of this can I trust?": [(13, 10, 2, at(26, month=10), at(22, "12:00"), 2, 1)],
 }
 POSTGRES_TYPES = {"DOUBLE": "double precision", "VARCHAR": "text", "JSON": "text"}
@@ -233,6 +247,16 @@ def conversations(new_warehouse: Callable[[], Any]) -> Any:
         group_member_operations=[
             {"id": str(n), "chat_id": chat, "handle": handle, "operation": operation, "happened_at": happened_at}
             for n, (chat, handle, operation, happened_at) in enumerate(OPERATIONS)
+        ],
+        webhook_events=[
+            {
+                "event_id": str(n),
+                "event_type": "conversation.typing",
+                "chat_id": chat,
+                "occurred_at": typed_at,
+                "received_at": typed_at,
+            }
+            for n, (chat, typed_at) in enumerate(TYPING)
         ],
         rejected_rows=[{"row_hash": "r", "stream": "chats", "reason": "no id", "_read_at": at(9)}],
     )

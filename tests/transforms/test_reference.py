@@ -106,6 +106,24 @@ worlds = st.fixed_dictionaries(
             ),
             max_size=5,
         ).map(lambda rows: [{"id": f"o{n}"} | row for n, row in enumerate(rows)]),
+        "webhook_events": st.lists(
+            st.fixed_dictionaries(
+                {
+                    "event_type": st.sampled_from(["conversation.typing", "conversation.typing", "message.received"]),
+                    "chat_id": st.sampled_from([*CHATS, *CHATS, "elsewhere", None]),
+                    "handle": st.sampled_from([*HANDLES, None]),
+                    "is_typing": st.sampled_from([True, True, False, None]),
+                    "direction": st.sampled_from(["inbound", None, "outbound"]),
+                    # Just within five minutes of each other and of messages, and just not.
+                    "occurred_at": st.builds(
+                        lambda at, before: at - before,
+                        instants,
+                        st.sampled_from([0, 1, 150_000, 299_999, 300_000]).map(lambda ms: timedelta(milliseconds=ms)),
+                    ),
+                }
+            ),
+            max_size=6,
+        ).map(lambda rows: [{"event_id": f"e{n}", "received_at": row["occurred_at"]} | row for n, row in enumerate(rows)]),
         "chat_titles": rows_of(
             lambda row: (row["chat_id"], row["_read_at"]),
             5,
@@ -207,7 +225,7 @@ def test_a_percentile_that_is_half_a_millisecond_is_rounded_up_however_long_the_
                             | dict.fromkeys(("channel", "sender_handle", "attachment_count")))  # fmt: skip
     chat = {"id": "a", "from_handle": "+1", "remote_handle": "+3", "is_group": False, "title": None, "_read_at": at}
     times = dict.fromkeys(("last_message_at", "created_at", "deleted_at"))
-    empty = dict.fromkeys(("numbers", "stream_coverage", "participant_lists", "group_member_operations", "chat_titles"))
+    empty = dict.fromkeys(("numbers", "stream_coverage", "participant_lists", "group_member_operations", "chat_titles", "webhook_events"))
     models.build({"chats": [chat | times], "messages": messages, **{table: [] for table in empty}})
     [thread] = models.mart("thread_activity")
     assert thread["their_p90_reply_seconds"] == 373223.998

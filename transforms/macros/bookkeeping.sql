@@ -89,6 +89,6 @@
     ) as changed
     cross join (
         values ('thread_measures'), ('thread_activity_daily'), ('thread_activity_hours'),
-            ('number_activity_daily'), ('group_membership')
+            ('number_activity_daily'), ('group_membership'), ('typing_spells')
     ) as marts (mart)
 {% endmacro %}

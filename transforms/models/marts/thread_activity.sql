@@ -22,6 +22,12 @@ recent as (
     group by daily.chat_id
 ),
 
+typing as (
+    select chat_id, max(last_typing_at) as last_typing_at
+    from {{ ref('typing_spells') }}
+    group by chat_id
+),
+
 threads as (
     select
         chats.chat_id,
@@ -86,11 +92,13 @@ threads as (
             greatest(chats.last_message_at, measures.latest_message_at) < coverage.complete_to, true
         ) as is_within_coverage,
         recent.messages_last_7_days,
-        recent.messages_last_30_days
+        recent.messages_last_30_days,
+        typing.last_typing_at
     from {{ ref('stg_chats') }} as chats
     cross join coverage
     left join {{ ref('thread_measures') }} as measures on measures.chat_id = chats.chat_id
     left join recent on recent.chat_id = chats.chat_id
+    left join typing on typing.chat_id = chats.chat_id
 ),
 
 -- Where no message was read, there were none only if all that there were have been read.
@@ -172,6 +180,11 @@ select
     our_p90_reply_seconds,
     their_median_reply_seconds,
     their_p90_reply_seconds,
+    last_typing_at,
+    case
+        when last_inbound_at >= last_typing_at then false
+        when last_typing_at is not null and is_end_read then true
+    end as has_typed_unsent,
     messages_complete_since,
     is_beginning_read and is_end_read and is_within_coverage as is_complete,
     greatest(chat_fetched_at, messages_fetched_at) as fetched_at

@@ -10,7 +10,7 @@ with touched as (
     select unbuilt_loads.mart, chats.chat_id
     from {{ ref('stg_chats') }} as chats
     inner join {{ ref('unbuilt_loads') }} as unbuilt_loads on unbuilt_loads.load_id = chats.load_id
-    where unbuilt_loads.mart in ('thread_messages', 'thread_measures', 'group_membership')
+    where unbuilt_loads.mart in ('thread_messages', 'thread_measures', 'group_membership', 'typing_spells')
 
     union all
 
@@ -32,6 +32,13 @@ with touched as (
     from {{ ref('stg_chat_titles') }} as titles
     inner join {{ ref('unbuilt_loads') }} as unbuilt_loads on unbuilt_loads.load_id = titles.load_id
     where unbuilt_loads.mart = 'chat_title_history'
+
+    union all
+
+    select unbuilt_loads.mart, events.chat_id
+    from {{ ref('stg_webhook_events') }} as events
+    inner join {{ ref('unbuilt_loads') }} as unbuilt_loads on unbuilt_loads.load_id = events.load_id
+    where unbuilt_loads.mart = 'typing_spells' and events.event_type = 'conversation.typing'
 )
 
 select distinct mart, chat_id

@@ -7,7 +7,8 @@ from (
         ('thread_messages'),
         ('thread_measures'),
         ('group_membership'),
-        ('chat_title_history')
+        ('chat_title_history'),
+        ('typing_spells')
 ) as marts (mart)
 cross join {{ ref('loads') }} as loads
 left join {{ source('bookkeeping', 'built_loads') }} as built

@@ -1,0 +1,78 @@
+"""What dbt has parsed serves every warehouse of a name, and never outlives what it was parsed from."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from warehouse import manifest, transform
+from warehouse.place import Place
+from warehouse.transform import compile_models
+
+NAMES = ("duckdb", ":memory:", "UTC")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the dbt project, parsed."""
+    copy = tmp_path / "transforms"
+    shutil.copytree(manifest.PROJECT, copy, ignore=shutil.ignore_patterns(*manifest.MADE_BY_DBT))
+    for module in (manifest, transform):
+        monkeypatch.setattr(module, "PROJECT", copy)
+    monkeypatch.setenv("MSGBUBBLES_DUCKDB_PATH", "")  # what is compiled sets it, and another test needs its own
+    compile_models(_place(tmp_path / "one"))
+    return copy
+
+
+def _place(folder: Path) -> Place:
+    folder.mkdir()
+    place = Place.of(folder / "company.duckdb")
+    place.make_folders()
+    return place
+
+
+def _append(text: str) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        path.write_text(path.read_text() + text)
+
+    return change
+
+
+def test_it_is_parsed_once_for_all_and_anew_when_the_project_changes(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert manifest.stored(*NAMES) is not None
+    assert manifest.stored("duckdb", ":memory:", "Asia/Kolkata") is None
+    assert manifest.stored("duckdb", "company", "UTC") is None
+
+    parsed: list[Any] = []
+    monkeypatch.setattr(transform, "store", lambda *names: parsed.append(names))
+    compile_models(_place(tmp_path / "two"))
+    assert not parsed, "another warehouse of that name parses nothing"
+
+    model = project / "models" / "marts" / "contact.sql"
+    for path, change in {
+        model: _append("\n-- changed\n"),
+        project / "macros" / "dialects.sql": _append("\n{# changed #}\n"),
+        project / "models" / "staging" / "new.sql": lambda path: path.write_text("select 1 as one"),
+        project / "models" / "marts" / "_marts.yml": lambda path: path.rename(path.with_name("_other.yml")),
+        project / "tests" / "new.sql": lambda path: path.write_text("select 1 as one where false"),
+    }.items():
+        kept = manifest.stored(*NAMES)
+        assert kept is not None
+        change(path)
+        assert manifest.stored(*NAMES) is None, path.name
+        manifest.store(kept, *NAMES)
+
+
+def test_a_file_that_cannot_be_used_is_parsed_over(project: Path, tmp_path: Path) -> None:
+    [kept] = (project / "target").iterdir()
+    for damage in (b"", kept.read_bytes()[: manifest.KEY_BYTES] + b"no msgpack"):
+        kept.write_bytes(damage)
+        assert manifest.stored(*NAMES) is None
+    compile_models(_place(tmp_path / "two"))
+    assert manifest.stored(*NAMES) is not None
