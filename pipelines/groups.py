@@ -173,6 +173,10 @@ def _run(
             if configured()[0].redacts:
                 raise UsageError(NOT_PRIVATE)
         with begun(place, SCRIPT, sandbox=sandbox and serve) as command:
+            from warehouse.privacy import configured
+
+            if configured()[0].redacts:
+                raise UsageError(NOT_PRIVATE)
             return body(command)
 
     ended(run, lambda: place_of(database, sandbox=sandbox), reporter, STOPPED)
