@@ -29,7 +29,6 @@ from warehouse.command import (
     begun,
     ended,
     place_of,
-    readable_configuration,
 )
 from warehouse.lock import AnotherJobRunsError, one_job
 from warehouse.place import Place, UsageError
@@ -166,12 +165,6 @@ def _run(
     body: Callable[[Command], int], database: Path | None, reporter: Reporter, *, sandbox: bool, serve: bool = True
 ) -> None:
     def run(place: Place) -> int:
-        place.configure_dlt()
-        with readable_configuration():
-            from warehouse.privacy import configured
-
-            if configured()[0].redacts:
-                raise UsageError(NOT_PRIVATE)
         with begun(place, SCRIPT, sandbox=sandbox and serve) as command:
             from warehouse.privacy import configured
 
