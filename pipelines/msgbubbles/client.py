@@ -286,7 +286,9 @@ def mended(body: bytes) -> bytes:
     """The same answer with what no strict decoder takes replaced by question marks, so that one text does not cost the
     page: half an emoji, as it is left where a text was cut, and bytes that are not UTF-8. The rest stays to the letter.
     """
-    if not body.isascii():
+    try:
+        body.decode()
+    except UnicodeDecodeError:
         body = body.decode("utf-8", "replace").encode()
     if _MAY_HOLD_HALVES.search(body):
         body = _ESCAPES.sub(lambda match: b"?" if match[1] else match[0], body)

@@ -63,6 +63,8 @@ class Comparison:
 
     def changed(self) -> list[bool]:
         """Whether a row is stored, and not as it was read."""
+        if not any(self.is_stored):
+            return self.is_stored
         import pyarrow as pa
         import pyarrow.compute as pc
 

@@ -36,6 +36,7 @@ from .models import (
     columns_of,
     fingerprint,
 )
+from .walk import epoch_us
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -282,7 +283,12 @@ def arrow_table(columns: tuple[Column, ...], rows: Iterable[tuple[Any, datetime]
             values = [getattr(row, column.name) for row, _ in taken]
             if column.type == "json":
                 values = [json_text(value) for value in values]
-        arrays.append(pa.array(values, types[column.type]))
+        if column.type == "timestamp":
+            # Arrow takes four times as long to make numbers of instants.
+            values = [None if at is None else epoch_us(at) for at in values]
+            arrays.append(pa.array(values, pa.int64()).cast(types[column.type]))
+        else:
+            arrays.append(pa.array(values, types[column.type]))
     schema = pa.schema([pa.field(c.name, types[c.type], nullable=c.nullable) for c in columns])
     return pa.Table.from_arrays(arrays, schema=schema)
 

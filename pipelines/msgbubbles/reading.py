@@ -211,8 +211,8 @@ class StreamReader(Generic[R]):
         progress.rejected += len(rejected - self._rejected_before)
         self._rejected_before = rejected
         progress.new_fields.update(unknown_fields(page.rows))
-        oldest_ms = min((at for row in page.rows if (at := cursor_ms(row)) is not None), default=None)
-        progress.reached_ms = progress.reached_ms if oldest_ms is None else oldest_ms
+        oldest = min((at for row in page.rows if (at := row.cursor_at) is not None), default=None)
+        progress.reached_ms = progress.reached_ms if oldest is None else epoch_ms(oldest)
         self.run.on_page()
 
     def _save(self) -> None:

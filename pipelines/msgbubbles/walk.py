@@ -72,8 +72,8 @@ def walk(
         fresh = 0
         oldest_ms: int | None = None
         without = above = 0
-        for row in page.rows:
-            at_ms = cursor_ms(row)
+        instants_ms = [cursor_ms(row) for row in page.rows]
+        for row, at_ms in zip(page.rows, instants_ms, strict=True):
             if at_ms is None:
                 without += 1
                 fresh += row.key not in known_without
@@ -88,7 +88,7 @@ def walk(
         if oldest_ms is not None and (edge_ms is None or oldest_ms <= edge_ms):
             if oldest_ms != edge_ms:
                 edge_ms, known_at_edge = oldest_ms, set()
-            known_at_edge |= {row.key for row in page.rows if cursor_ms(row) == edge_ms}
+            known_at_edge |= {row.key for row, at_ms in zip(page.rows, instants_ms, strict=True) if at_ms == edge_ms}
 
         may_hide_rows = page.full or bool(page.has_more)
         overflow: Overflow | None = None
@@ -136,7 +136,7 @@ def walk(
             covered_from_ms: int | None = 0
         else:
             covered_from_ms = None if edge_ms is None else edge_ms + 1
-        yield Step(page, covered_from_ms, _newest_ms(page), overflow, is_last)
+        yield Step(page, covered_from_ms, _newest_ms(page, instants_ms), overflow, is_last)
         if is_last:
             return
         before_ms = next_ms
@@ -156,13 +156,21 @@ def iso(at_ms: int) -> str:
 
 def epoch_ms(at: datetime) -> int:
     """Milliseconds since 1970, what is behind them cut off."""
-    return (at - _EPOCH) // timedelta(milliseconds=1)
+    # A division of timedeltas takes five times as long, and this is asked of every row.
+    since = at - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000
+
+
+def epoch_us(at: datetime) -> int:
+    """Microseconds since 1970, of UTC where the instant does not say."""
+    since = (at if at.tzinfo else at.replace(tzinfo=UTC)) - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def _newest_ms(page: Page[R]) -> int | None:
+def _newest_ms(page: Page[R], instants_ms: list[int | None]) -> int | None:
     # An instant in the future says nothing about what is still to come before it.
     latest_ms = epoch_ms(page.server_at + CLOCK_RESOLUTION)
-    return max((at for row in page.rows if (at := cursor_ms(row)) is not None and at <= latest_ms), default=None)
+    return max((at for at in instants_ms if at is not None and at <= latest_ms), default=None)

@@ -10,7 +10,7 @@ import importlib.util
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -44,6 +44,9 @@ class Destination(Protocol):
 
     def writing(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """A connection to the tables that the job writes."""
+
+    def kept_open(self, pipeline: Any, /) -> AbstractContextManager[Any]:
+        """Until the block ends, it costs `pipeline` little to open and close the tables."""
 
     def prepare(self) -> None:
         """Before a run: see that the tables can be reached; begin with what was published, where the job's own files
@@ -89,6 +92,11 @@ class DuckDBFile:
     def writing(self) -> Iterator[duckdb.DuckDBPyConnection]:
         with duckdb.connect(str(self._place.work)) as connection:
             yield connection
+
+    def kept_open(self, pipeline: Any) -> AbstractContextManager[Any]:
+        # Every job of a load opens the file, and whoever closes it last writes all of it that has changed to the disk.
+        connection: AbstractContextManager[Any] = pipeline.sql_client()
+        return connection
 
     def prepare(self) -> None:
         work = self._place.work
@@ -154,6 +162,9 @@ class Postgres:
 
     def writing(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         return self._attached("")
+
+    def kept_open(self, _pipeline: Any) -> AbstractContextManager[Any]:
+        return nullcontext()
 
     def prepare(self) -> None:
         # What is lost here, dlt restores from the server.

@@ -90,7 +90,8 @@ def sync(
 
     def load(*resources: str) -> None:
         source = msgbubbles_source(run=run, **source_options)
-        pipeline.run(source.with_resources(*resources) if resources else source)
+        with destination_of(place).kept_open(pipeline):
+            pipeline.run(source.with_resources(*resources) if resources else source)
         _add_steps(pipeline, report)
 
     with report.timed("load"), _stopping(run):
