@@ -270,7 +270,8 @@ def write_results(figures: dict[str, Figures], fastest: float, repeats: int, cha
         "server_pages_per_second": round(fastest),
         "contestants": {name: {"title": CONTESTANTS[name].title, **asdict(one)} for name, one in figures.items()},
     }
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    RESULTS.write_text(json.dumps(known | results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

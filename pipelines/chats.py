@@ -36,6 +36,7 @@ from warehouse.command import (
     place_of,
     readable_configuration,
     requests_per_minute,
+    start,
     stopped_by_signals,
     transport_of,
 )
@@ -448,4 +449,4 @@ def _number(key: str, default: int, *, at_least: int) -> int:
 
 
 if __name__ == "__main__":
-    app()
+    start(app)

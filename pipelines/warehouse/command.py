@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -50,6 +51,21 @@ def app_of(doc: str | None, **options: Any) -> typer.Typer:
     return typer.Typer(
         help=text, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, **options
     )
+
+
+def start(app: typer.Typer) -> None:
+    """The whole life of a command's process."""
+    sys.meta_path.insert(0, _NoPandas())
+    app()
+
+
+class _NoPandas(MetaPathFinder):
+    """DuckDB imports pandas with the first parameter of a query, and pyarrow with the first array, to see whether a
+    value is one of its. None is here, and it would cost a run that finds nothing a quarter of its time and 78 MB."""
+
+    def find_spec(self, name: str, _path: object, _target: object = None) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError("pandas is not for the job", name=name)
 
 
 def place_of(database: Path | None, destination: str = "duckdb", *, sandbox: bool) -> Place:

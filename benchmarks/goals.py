@@ -1,0 +1,201 @@
+"""What the job costs as an account grows, as it is quiet, and as the API is slow or strict.
+
+    python benchmarks/goals.py requests memory growth state latency
+
+Prints what it finds, and keeps it in `docs/performance.json` beside the figures of `compare.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import duckdb
+import typer
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "pipelines"), str(ROOT / "benchmarks")]
+
+from measure import fresh_folder, own_command, own_environment, pages, used  # noqa: E402
+
+from msgbubbles import coverage as plan  # noqa: E402
+from msgbubbles.coverage import DAY_MS, Coverage  # noqa: E402
+from msgbubbles.settings import REFRESH_CHATS, REFRESH_MESSAGES, tiers_of  # noqa: E402
+from sandbox import Account, NewMessage, Server, seed, serve  # noqa: E402
+
+RESULTS = ROOT / "docs" / "performance.json"
+MINUTE_MS = 60_000
+# Messages that were stored long ago, of the chats that are there.
+STORED = """
+INSERT INTO msgbubbles.messages BY NAME
+WITH threads AS (SELECT id, row_number() OVER () - 1 AS number FROM msgbubbles.chats)
+SELECT 'stored-' || n AS id, threads.id AS conversation_id,
+    CASE WHEN hash(n) % 2 = 0 THEN 'inbound' ELSE 'outbound' END AS direction,
+    CASE WHEN hash(n) % 2 = 0 THEN 'received' ELSE 'delivered' END AS status,
+    'sms' AS channel, 'hello' AS text, 0 AS attachment_count, moment AS created_at, moment AS cursor_at,
+    now() AS _read_at, (SELECT max(load_id) FROM msgbubbles._dlt_loads) AS _dlt_load_id
+FROM (SELECT n, hash(n + 1) % (SELECT count(*) FROM threads) AS number,
+        TIMESTAMPTZ '2025-01-01 00:00:00+00' + to_milliseconds(n * $step_ms) AS moment
+    FROM range($messages) AS numbers (n)) AS made
+JOIN threads USING (number)
+"""
+
+
+def run(folder: Path, url: str, key: str, *options: str, per_minute: int = 0) -> tuple[dict[str, Any], Any]:
+    """The record of one run of the job, and what it used."""
+    usage = used(own_command("--json", *options), folder, own_environment(url, key, folder, per_minute))
+    return json.loads(usage.output.strip().splitlines()[-1]), usage
+
+
+def account_of(chats: int, messages: int) -> Account:
+    account = Account()
+    seed(account, now=datetime.now(UTC) - timedelta(hours=1), chats=chats, messages=messages, days=120)
+    return account
+
+
+def write_messages(server: Server, chats: int, messages: int) -> None:
+    """New messages, now, in so many of the chats that were quiet longest."""
+    found = server.account.all("SELECT id, from_handle FROM chats ORDER BY last_us LIMIT ?", (chats,))
+    now = datetime.now(UTC)
+    server.account.add_messages(
+        NewMessage(
+            row["id"], "outbound", "hello", now - timedelta(milliseconds=messages - number), "sent", sender=row[1]
+        )
+        for number, row in ((number, found[number % len(found)]) for number in range(messages))
+    )
+
+
+def requests() -> dict[str, Any]:
+    """Requests of a first run, of a quiet one, and of one with 100 changed chats and 300 new messages."""
+    folder, account = fresh_folder("requests"), account_of(2000, 20_000)
+    found = {}
+    with serve(account) as server:
+        for name in ("first", "quiet", "changed"):
+            if name == "changed":
+                write_messages(server, 100, 300)
+            before = len(server.requests)
+            run(folder, server.url, server.key, "--no-transform")
+            found[name] = len(server.requests) - before
+    account.close()
+    return found | {"first_at_least": 220}
+
+
+def memory() -> dict[str, Any]:
+    """The most memory of a first run, by the messages of the account."""
+    found = {}
+    for chats, messages in ((20_000, 200_000), (200_000, 2_000_000)):
+        folder = fresh_folder("memory")
+        with pages(chats, messages) as server:
+            _, usage = run(folder, server.url, server.key, "--no-transform")
+            found[str(messages)] = {
+                "peak_mb": round(usage.peak_bytes / 1e6),
+                "seconds": round(usage.wall_seconds, 1),
+                "cpu_seconds": round(usage.cpu_seconds, 1),
+                "requests": server.taken()["requests"],
+            }
+    return found
+
+
+def growth() -> dict[str, Any]:
+    """A run with 1,000 new messages, by the messages that are stored: the load, and each model of the marts."""
+    found = {}
+    for stored in (200_000, 2_000_000, 10_000_000):
+        folder, account = fresh_folder("growth"), account_of(1000, 5000)
+        with serve(account) as server:
+            run(folder, server.url, server.key, "--no-transform")
+            work = folder / ".msgbubbles" / "bench" / "bench.duckdb"
+            with duckdb.connect(str(work)) as connection:
+                step_ms = int(400 * DAY_MS / stored)
+                connection.execute(STORED, {"messages": stored, "step_ms": step_ms})
+            write_messages(server, 20, 100)
+            run(folder, server.url, server.key)  # builds the marts of all
+            write_messages(server, 200, 1000)
+            record, usage = run(folder, server.url, server.key)
+        account.close()
+        found[str(stored)] = {
+            "load_seconds": round(record["seconds"]["load"], 2),
+            "transform_seconds": round(record["seconds"].get("transform", 0), 2),
+            "publish_seconds": round(record["seconds"].get("publish", 0), 2),
+            "peak_mb": round(usage.peak_bytes / 1e6),
+            "models": _model_seconds(folder),
+        }
+    return found
+
+
+def _model_seconds(folder: Path) -> dict[str, float]:
+    """Seconds of each model that the last run has built."""
+    results = next((folder / ".msgbubbles" / "bench" / "dbt").rglob("run_results.json"), None)
+    if results is None:
+        return {}
+    models = [one for one in json.loads(results.read_text())["results"] if one["unique_id"].startswith("model.")]
+    return {one["unique_id"].split(".")[-1]: round(one["execution_time"], 2) for one in models}
+
+
+def state() -> dict[str, Any]:
+    """Size of the coverage after a year of runs every five minutes, and how long it takes to plan from it."""
+    found = {}
+    for stream, tiers in (("chats", REFRESH_CHATS), ("messages", REFRESH_MESSAGES)):
+        parsed, settle_ms, now_ms = tiers_of(stream, tiers), 300_000, 0
+        covered = Coverage([(0, 1, 0)])
+        largest = slowest = 0.0
+        for number, now_ms in enumerate(range(5 * MINUTE_MS, 365 * DAY_MS, 5 * MINUTE_MS)):
+            began = time.process_time()
+            if number % 1000 == 0:
+                Coverage(covered.pieces)  # as it is read from the state; to do so each time would take the year
+            task = plan.head(covered, 0, settle_ms)
+            refreshed = plan.refresh(covered, parsed, 0, now_ms)
+            plan.gaps(covered, 0)
+            slowest = max(slowest, time.process_time() - began)
+            covered.add(task.lo_ms, now_ms, now_ms)
+            if refreshed and refreshed.hi_ms:
+                covered.add(refreshed.lo_ms, refreshed.hi_ms, now_ms)
+            covered = covered.compacted(now_ms)
+            largest = max(largest, len(json.dumps(covered.pieces)))
+        found[stream] = {"largest_bytes": largest, "slowest_planning_ms": round(slowest * 1000, 1)}
+    return found
+
+
+def latency() -> dict[str, Any]:
+    """How much of the limit a first run uses at 200 ms a request."""
+    found = {}
+    for limit, count in ((1200, 300), (120, 241)):
+        folder = fresh_folder("latency")
+        with pages(20_000, 200_000, "--latency-seconds", "0.2", "--limit-per-minute", str(limit)) as server:
+            options = ("--no-transform", "--max-requests", str(count))
+            run(folder, server.url, server.key, *options, per_minute=limit)
+            taken = server.taken()
+        # The requests of the first minute may come at once.
+        least_seconds = (taken["requests"] - 1) // limit * 60 if count > limit else taken["requests"] / limit * 60
+        found[str(limit)] = {
+            "requests": taken["requests"],
+            "refused": taken["refused"],
+            "seconds": round(taken["seconds"], 1),
+            "share_of_the_limit": round(least_seconds / taken["seconds"], 3),
+        }
+    return found
+
+
+GOALS: dict[str, Callable[[], dict[str, Any]]] = {
+    one.__name__: one for one in (requests, memory, growth, state, latency)
+}
+
+
+def main(
+    goals: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(GOALS)}; all of them.")] = None,
+) -> None:
+    for name in goals or GOALS:
+        found = GOALS[name]()
+        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        results[name] = found
+        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+        sys.stdout.write(f"{name}: {json.dumps(found, indent=2)}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    typer.run(main)
