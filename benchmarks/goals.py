@@ -163,7 +163,7 @@ def state() -> dict[str, Any]:
 def latency() -> dict[str, Any]:
     """How much of the limit a first run uses at 200 ms a request."""
     found = {}
-    for limit, count in ((1200, 300), (120, 241)):
+    for limit, count in ((1200, 3000), (120, 241)):
         folder = fresh_folder("latency")
         with pages(20_000, 200_000, "--latency-seconds", "0.2", "--limit-per-minute", str(limit)) as server:
             options = ("--no-transform", "--max-requests", str(count))

@@ -18,6 +18,7 @@ from dlt.extract import DltResource
 
 from .budget import RequestBudget
 from .client import BASE_URL, REQUESTS_PER_MINUTE, Client
+from .in_flight import MOST_WALKS
 from .landing import Landing
 from .privacy import SECTION, Policy, Pseudonyms, policy_of
 from .reading import Read, read_chats, read_messages, read_numbers, read_stream
@@ -42,6 +43,7 @@ def msgbubbles_source(
     refresh_share: float = 0.25,
     read_participants: bool = False,
     requests_per_minute: int = REQUESTS_PER_MINUTE,
+    parallel_requests: int = MOST_WALKS,
     budget_dir: str | None = None,
     timeout_seconds: float = 30.0,
     max_attempts: int = 8,
@@ -58,7 +60,7 @@ def msgbubbles_source(
     run = run or Run()
     settings = settings_of(
         start_date, settle_seconds, refresh_chats, refresh_messages, refresh_share, requests_per_minute,
-        read_participants,
+        read_participants, parallel_requests,
     )  # fmt: skip
     run.settings = settings
     redactor = privacy if isinstance(privacy, Redactor) else _configured_redactor(privacy)

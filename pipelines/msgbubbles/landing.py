@@ -150,8 +150,10 @@ class Landing:
             self._put(REJECTED, rejected.row_hash, rejected, page.read_at)
 
     def _put(self, table: str, key: str, row: Any, read_at: datetime) -> None:
-        # Pages come in the order of their reading, so the later reading of a row replaces the earlier.
-        self._rows[table][key] = (row, read_at)
+        # Pages that were asked for at once come in any order.
+        known = self._rows[table].get(key)
+        if known is None or known[1] <= read_at:
+            self._rows[table][key] = (row, read_at)
 
     def _changes(self, table: str) -> Changes:
         return self.changes.setdefault(table, Changes())

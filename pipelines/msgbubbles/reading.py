@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Generic
 
 from . import coverage as plan
@@ -13,12 +15,13 @@ from . import repairs
 from .client import Client
 from .coverage import Coverage, Piece, Task
 from .errors import Halt, MsgBubblesError, NotFoundError, PermanentError
+from .in_flight import InFlight, OneByOne, walks_at_once
 from .landing import Landing, NewChat
 from .models import Chat, Message, Page, R, StreamCoverage, fingerprint, unknown_fields
 from .run import Run, ShareSpent, SliceEnd, State, known_overflows, save_overflows
 from .settings import Settings
 from .stored import instant
-from .walk import Step, cursor_ms, epoch_ms, walk
+from .walk import Step, Walk, cursor_ms, epoch_ms, walk
 
 Fetch = Callable[[str | None], Page[R]]
 
@@ -26,6 +29,11 @@ Fetch = Callable[[str | None], Page[R]]
 # A run that comes after a long pause does not make up for all of it: it would take as long.
 MAX_MINUTES_BETWEEN_RUNS = 60.0
 NEVER_MS = 2**53
+# How many pages a walk is left when another begins below it. The other's first page, and the last of this one, show
+# rows that are not theirs: more walks cost more requests.
+PAGES_LEFT_TO_A_WALK = 64
+# Fewer than these are read sooner by the walk that is at it.
+FEWEST_PAGES_TO_SHARE = 32
 
 
 @dataclass
@@ -40,12 +48,63 @@ class _Reach:
     passed_over: bool = False
 
 
+@dataclass(eq=False)
+class _Stretch(Generic[R]):
+    """A task, the walk that reads it, and how far that has come. `page_ms` is how much time a page takes up, null while
+    nobody knows. With `is_one_page` it is over when anything of it is covered."""
+
+    task: Task
+    walk: Walk[R]
+    reach: _Reach
+    page_ms: float | None
+    is_one_page: bool
+    _pages: int = field(default=0, init=False)
+    _covered_from_ms: int | None = field(default=None, init=False)
+
+    def came_on_by(self, step: Step[R], covered_from_ms: int | None) -> bool:
+        """Whether a page has covered more."""
+        self.reach.read_ms = self.reach.read_ms or epoch_ms(step.page.server_at)
+        self.reach.to_ms = step.newest_ms if self.reach.to_ms is None else self.reach.to_ms
+        self._pages += 1
+        if self.task.hi_ms is not None and self.walk.edge_ms is not None:
+            self.page_ms = max((self.task.hi_ms - self.walk.edge_ms) / self._pages, 1.0)
+        came_on = covered_from_ms != self._covered_from_ms
+        self._covered_from_ms = covered_from_ms
+        return came_on
+
+    @property
+    def is_over(self) -> bool:
+        lo_ms, to_ms = self._covered_from_ms, self.reach.to_ms
+        return self.walk.is_over or (self.is_one_page and lo_ms is not None and to_ms is not None and lo_ms <= to_ms)
+
+    @property
+    def pages_left(self) -> float:
+        """About how many pages are still to be read; 0 while nobody knows."""
+        return self._unread_ms / self.page_ms if self.page_ms else 0.0
+
+    @property
+    def _unread_ms(self) -> int:
+        edge_ms = self.task.hi_ms if self.walk.edge_ms is None else self.walk.edge_ms
+        return 0 if edge_ms is None else max(edge_ms - self.task.lo_ms, 0)
+
+    def older_part(self) -> Task:
+        """A part of what is still to be read, which this stretch ends above from now on."""
+        kept_ms = min(self._unread_ms // 2, round(PAGES_LEFT_TO_A_WALK * (self.page_ms or 1.0)))
+        lo_ms, at_ms = self.task.lo_ms, self.task.lo_ms + self._unread_ms - kept_ms
+        self.task = Task(self.task.kind, at_ms, self.task.hi_ms)
+        self.walk.lo_ms = at_ms
+        return Task(self.task.kind, lo_ms, at_ms)
+
+
 class StreamReader(Generic[R]):
     """Reads the rows of one list endpoint, and yields items for dlt.
 
     `state` is kept by dlt with the rows: `covered` (coverage), `seen` (fingerprints of the newest page at `seen_ms`, so
     that what has not changed is not landed again) and `overflows`.
     """
+
+    # Whether the next page may be asked for while the rows of one are still being landed.
+    reads_ahead = True
 
     def __init__(
         self, stream: str, fetch: Fetch[R], landing: Landing, state: State, settings: Settings, run: Run
@@ -88,7 +147,7 @@ class StreamReader(Generic[R]):
         start_ms, settle_ms = self.settings.start_ms, self.settings.settle_ms
         cut_off: SliceEnd | None = None
         try:
-            yield from self._read_task(plan.head(self.coverage, start_ms, settle_ms))
+            yield from self._read_tasks([plan.head(self.coverage, start_ms, settle_ms)])
         except SliceEnd as end:
             cut_off = None if self.coverage.pieces else end
         else:
@@ -100,8 +159,7 @@ class StreamReader(Generic[R]):
         # A head that is cut off leaves a gap, and every slice reads a page of the gaps at least: so the slices of a run
         # come to an end, however busy the account is.
         self._pages_left = None if self._pages_left is None else max(self._pages_left, 1)
-        for task in plan.gaps(self.coverage, start_ms):
-            yield from self._read_task(task)
+        yield from self._read_tasks(plan.gaps(self.coverage, start_ms), self._walks_at_once)
         if cut_off:
             raise cut_off
 
@@ -116,7 +174,7 @@ class StreamReader(Generic[R]):
                 if task == before:
                     break
                 self.check_share()
-                yield from self._read_task(task)
+                yield from self._read_tasks([task])
                 before = task
         except ShareSpent:
             pass
@@ -134,30 +192,106 @@ class StreamReader(Generic[R]):
         if self.progress.pages - self._refresh_from + 1 > max(per_minute * minutes, 1.0):
             raise ShareSpent
 
-    def _read_task(self, task: Task) -> Iterator[Any]:
+    def _read_tasks(self, tasks: Iterable[Task], walks: Callable[[], int] = lambda: 1) -> Iterator[Any]:
+        with closing(self._steps(tasks, walks)) as steps:
+            for stretch, step in steps:
+                if step.overflow:
+                    self.progress.overflows.add(step.overflow)
+                yield from self.land(step, stretch.task, stretch.reach)
+                stretch.reach.from_ms = self._covered_from(step, stretch.task)
+
+    def _steps(self, tasks: Iterable[Task], walks: Callable[[], int]) -> Generator[tuple[_Stretch[R], Step[R]]]:
+        """The pages of these stretches, read by so many walks at once; where there are fewer stretches, they are shared
+        out. While a page is dealt with, the next is on its way. What ends one walk ends the others, once what they have
+        asked for has come."""
+        waiting, reading = deque(tasks), list[_Stretch[R]]()
+        in_flight: InFlight[Page[R]] = self.run.in_flight() if self.reads_ahead else OneByOne()
+        ended_by: MsgBubblesError | None = None
+        try:
+            while True:
+                while ended_by is None and len(reading) < walks() and (one := self._begun(waiting, reading)):
+                    ended_by = self._ask(in_flight, one)
+                    if ended_by is None:
+                        reading.append(one)
+                if not reading:
+                    break
+                stretch, answer = in_flight.answer()
+                goes_on = False
+                try:
+                    page = answer()
+                    self.count(page)
+                    step = stretch.walk.take(page)
+                except MsgBubblesError as error:
+                    ended_by = ended_by or error
+                else:
+                    came_on = stretch.came_on_by(step, self._covered_from(step, stretch.task))
+                    if not stretch.is_over:
+                        ended_by = ended_by or self._ask(in_flight, stretch, came_on=came_on)
+                        goes_on = ended_by is None
+                    yield stretch, step
+                if not goes_on:
+                    reading.remove(stretch)
+                    self._keep(stretch)
+        finally:
+            in_flight.close()
+            for stretch in reading:
+                self._keep(stretch)
+        if ended_by:
+            raise ended_by
+
+    def _walks_at_once(self) -> int:
+        if not self.reads_ahead:
+            return 1
+        settings = self.settings
+        wanted = walks_at_once(settings.requests_per_minute, self.run.traffic.latency_seconds)
+        return max(min(wanted, settings.most_walks), settings.least_walks)
+
+    def _begun(self, waiting: deque[Task], reading: list[_Stretch[R]]) -> _Stretch[R] | None:
+        """Another stretch to read: one that waits, or a part of one that is being read; null where there is none."""
+        page_ms = None
+        if waiting:
+            task = waiting.popleft()
+        else:
+            longest = max(reading, key=lambda one: one.pages_left, default=None)
+            if longest is None or longest.task.kind != "gap" or longest.pages_left < FEWEST_PAGES_TO_SHARE:
+                return None
+            task, page_ms = longest.older_part(), longest.page_ms
         reach = _Reach(to_ms=None if task.hi_ms is None else task.hi_ms - 1, before=tuple(self.coverage.pieces))
         if task.kind == "head" and self._is_first_slice:
             # What is not settled counts as unread from here on, so that a head that is cut off leaves it as a gap. What
             # this run has read stays read, or a head that is longer than a slice would never come to its end.
             self.coverage.forget_from(task.lo_ms)
+        walk = Walk[R](lo_ms=task.lo_ms, before_ms=task.hi_ms, stream=self.stream)
+        # Of an account that was never read, the newest page is the head, and all the rest a gap like any other.
+        is_one_page = task.kind == "head" and self.reads_ahead and not reach.before
+        return _Stretch(task, walk, reach, page_ms, is_one_page)
+
+    def _ask(
+        self, in_flight: InFlight[Page[R]], stretch: _Stretch[R], *, came_on: bool = False
+    ) -> MsgBubblesError | None:
+        """Ask for the next page of a stretch; or say what does not allow it."""
         try:
-            steps = walk(self._allowed(self._fetch), lo_ms=task.lo_ms, before_ms=task.hi_ms, stream=self.stream)
-            for step in steps:
-                reach.read_ms = reach.read_ms or epoch_ms(step.page.server_at)
-                reach.to_ms = step.newest_ms if reach.to_ms is None else reach.to_ms
-                if step.overflow:
-                    self.progress.overflows.add(step.overflow)
-                yield from self.land(step, task, reach)
-                came_on = self._covered_from(step, task) != reach.from_ms
-                reach.from_ms = self._covered_from(step, task)
-                if came_on and not step.is_last:
-                    self.check_share()
-        finally:
-            if reach.from_ms is not None and reach.read_ms is not None:
-                # A list that is empty now says nothing of any time, but that all that was in it is gone.
-                if reach.to_ms is not None:
-                    self._cover(reach.from_ms, reach.to_ms + 1, reach.read_ms, reach)
-                self.stretches.append((task, reach.from_ms, NEVER_MS if reach.to_ms is None else reach.to_ms + 1))
+            if came_on:
+                self.check_share()
+            question = self._question(stretch.walk.before)
+        except MsgBubblesError as why:
+            return why
+        in_flight.ask(stretch, question)
+        return None
+
+    def _question(self, before: str | None) -> Callable[[], Page[R]]:
+        self.check_slice()
+        self.take_from_slice()
+        return partial(self._fetch, before)
+
+    def _keep(self, stretch: _Stretch[R]) -> None:
+        """Count as covered what was read of a stretch."""
+        reach = stretch.reach
+        if reach.from_ms is not None and reach.read_ms is not None:
+            # A list that is empty now says nothing of any time, but that all that was in it is gone.
+            if reach.to_ms is not None:
+                self._cover(reach.from_ms, reach.to_ms + 1, reach.read_ms, reach)
+            self.stretches.append((stretch.task, reach.from_ms, NEVER_MS if reach.to_ms is None else reach.to_ms + 1))
 
     def _cover(self, lo_ms: int, hi_ms: int, read_ms: int, reach: _Reach) -> None:
         before = [piece for piece in reach.before if piece[0] < hi_ms and piece[1] > lo_ms]
@@ -184,24 +318,15 @@ class StreamReader(Generic[R]):
         self._now_seen_ms = self._now_seen_ms or epoch_ms(page.server_at)
         self._now_seen |= fingerprints
 
-    def _allowed(self, fetch: Fetch[Any]) -> Fetch[Any]:
-        """The same, but no page more than the slice allows, and every page counted."""
-
-        def allowed(before: str | None) -> Page[Any]:
-            self.check_slice()
-            page = fetch(before)
-            self.count(page)
-            return page
-
-        return allowed
-
     def check_slice(self) -> None:
-        """Raises `SliceEnd` when the pages of this slice have been read."""
+        """Raises `SliceEnd` when the pages of this slice have been read, or asked for."""
         if self._pages_left is not None and self._pages_left <= 0:
             raise SliceEnd
 
-    def count(self, page: Page[Any]) -> None:
+    def take_from_slice(self) -> None:
         self._pages_left = None if self._pages_left is None else self._pages_left - 1
+
+    def count(self, page: Page[Any]) -> None:
         self.now_ms = epoch_ms(page.server_at)
         progress = self.progress
         progress.pages += 1
@@ -289,6 +414,8 @@ class ThreadReader(StreamReader[Chat]):
     chat that lay here then, the messages have been read*.
     """
 
+    reads_ahead = False
+
     def __init__(self, client: Client, landing: Landing, state: State, settings: Settings, run: Run) -> None:
         super().__init__("messages", lambda before: client.list_chats(before=before), landing, state, settings, run)
         self._client = client
@@ -298,9 +425,17 @@ class ThreadReader(StreamReader[Chat]):
             settings.start_ms if complete_to is None else max(complete_to - 1 - settings.settle_ms, settings.start_ms)
         )
 
+    def _question(self, before: str | None) -> Callable[[], Page[Chat]]:
+        def fetch() -> Page[Chat]:
+            # Not before the threads of the page before it have been read.
+            self.check_slice()
+            self.take_from_slice()
+            return self._fetch(before)
+
+        return fetch
+
     def count(self, page: Page[Any]) -> None:
         if page.rows and isinstance(page.rows[0], Chat):
-            self._pages_left = None if self._pages_left is None else self._pages_left - 1
             self.now_ms = epoch_ms(page.server_at)
             self.progress.pages += 1
         else:
@@ -346,6 +481,7 @@ class ThreadReader(StreamReader[Chat]):
         # A thread is read whole, however long the slice gets by it: half of one is nothing that could be gone on from.
         def fetch(before: str | None) -> Page[Message]:
             page = self._client.list_messages(chat.id, before=before)
+            self.take_from_slice()
             self.count(page)
             return page
 

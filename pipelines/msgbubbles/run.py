@@ -10,6 +10,7 @@ from typing import Any
 
 from .coverage import Coverage
 from .errors import AuthenticationError, Halt, MsgBubblesError, RetryableError
+from .in_flight import InFlight, InThreads
 from .landing import Changes
 from .settings import Settings
 from .stored import Warehouse
@@ -58,7 +59,8 @@ class Run:
     `keep_on_error`: a fault ends the reading and is kept in `error`, so that what was read before it is loaded;
     otherwise it is raised, and dlt drops the load. `repair`: what to read by id, and nothing else.
     `accept_overflows`: nothing is missing at the tie overflows known until now. `clock` tells the wall time.
-    `warehouse`: what is stored, where it can be asked. `settings`: what the source was configured with.
+    `warehouse`: what is stored, where it can be asked. `settings`: what the source was configured with. `in_flight`
+    makes what keeps the requests that are under way.
     """
 
     slice_pages: int | None = None
@@ -73,6 +75,7 @@ class Run:
     on_wait: Callable[[str, float], None] = lambda _why, _seconds: None
     warehouse: Warehouse | None = None
     settings: Settings | None = None
+    in_flight: Callable[[], InFlight[Any]] = InThreads
     traffic: Traffic = field(default_factory=Traffic)
     streams: dict[str, StreamProgress] = field(default_factory=dict)
     changes: dict[str, Changes] = field(default_factory=dict)

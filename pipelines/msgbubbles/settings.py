@@ -10,6 +10,7 @@ from typing import Any
 
 from .coverage import HOUR_MS, Tier
 from .errors import ConfigurationError
+from .in_flight import MOST_WALKS
 from .walk import epoch_ms
 
 # Renames move no cursor, at any age. Statuses, receipts and edits come within days.
@@ -22,13 +23,17 @@ class Settings:
     """`start_ms`: nothing older is read. `settle_ms`: how late a row may become visible after its own instant.
     `tiers`: by stream, what is read again and how often. `refresh_per_minute`: requests that each stream may spend on
     reading again, for each minute since the run before; null for any number. `participants`: whether groups are asked
-    for their participants."""
+    for their participants. `requests_per_minute`: the limit, 0 for none. `least_walks`, `most_walks`: how many requests
+    may be under way at once, at least where there is enough to read, and at most."""
 
     start_ms: int = 0
     settle_ms: int = 300_000
     tiers: Mapping[str, Sequence[Tier]] = field(default_factory=dict)
     refresh_per_minute: float | None = None
     participants: bool = False
+    requests_per_minute: int = 0
+    least_walks: int = 1
+    most_walks: int = MOST_WALKS
 
 
 def settings_of(
@@ -39,12 +44,17 @@ def settings_of(
     refresh_share: float,
     requests_per_minute: int,
     read_participants: bool = False,
+    parallel_requests: int = MOST_WALKS,
 ) -> Settings:
     """Raises `ConfigurationError`, which names the key and what it should be."""
     if not 0 < refresh_share <= 1:
         raise ConfigurationError("refresh_share is a part of the requests, more than 0 and 1 at most; expected 0.25")
     if settle_seconds < 0:
         raise ConfigurationError("settle_seconds is a duration in seconds, 0 at least; expected one like 300.0")
+    if parallel_requests < 1:
+        raise ConfigurationError(
+            f"parallel_requests is how many requests may be under way at once, 1 at least; expected {MOST_WALKS}"
+        )
     tiers = {
         "chats": tiers_of("refresh_chats", refresh_chats),
         "messages": tiers_of("refresh_messages", refresh_messages),
@@ -56,6 +66,8 @@ def settings_of(
         # Each of the two streams has its half.
         requests_per_minute * refresh_share / 2 if requests_per_minute else None,
         read_participants,
+        requests_per_minute,
+        most_walks=parallel_requests,
     )
 
 

@@ -59,6 +59,8 @@ logging.getLogger("httpx").addFilter(_without_handles)
 VERSION = "0.1.0"
 USER_AGENT = f"msgbubbles-sync/{VERSION}"
 # A page of 100 messages with long texts is well under a megabyte. What is far over it is not an answer of this API.
+# Of about how many answers the latency is the mean.
+LATENCY_MEMORY = 5
 MAX_BODY_BYTES = 64 * 1024 * 1024
 
 
@@ -69,17 +71,19 @@ class Clock:
     def __init__(self, wall: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._wall = wall
         self._last_at = datetime.min.replace(tzinfo=UTC)
+        self._lock = threading.Lock()
 
     def now(self) -> datetime:
-        self._last_at = max(self._wall(), self._last_at + timedelta(microseconds=1))
-        return self._last_at
+        with self._lock:
+            self._last_at = max(self._wall(), self._last_at + timedelta(microseconds=1))
+            return self._last_at
 
 
 @dataclass
 class Traffic:
     """What was sent and what came back, for progress and the run record. `budget_used` are the requests of all
     processes in the current window; without a budget it is 0. `retry_after` is whether a 429 said how long to wait,
-    null where there was none."""
+    null where there was none. `latency_seconds` is how long the last requests took to be answered."""
 
     requests: Counter[str] = field(default_factory=Counter)
     rate_limited: int = 0
@@ -89,6 +93,7 @@ class Traffic:
     paced_seconds: float = 0.0
     budget_used: int = 0
     budget_per_minute: int = 0
+    latency_seconds: float = 0.0
 
     @property
     def total(self) -> int:
@@ -115,9 +120,10 @@ class _ErrorBody(msgspec.Struct):
 class Transport:
     """Sends requests with one key to one base URL.
 
-    `stop` interrupts every wait, and keeps another request from being sent. Requests are counted in `traffic`, which
-    may be shared; `max_requests` bounds that count, retries included. `max_attempts` bounds the tries of one request;
-    answers of 429 do not count as tries, but are waited for no longer than `rate_limit_patience_seconds` together.
+    It may be used by several threads. `stop` interrupts every wait, and keeps another request from being sent. Requests
+    are counted in `traffic`, which may be shared; `max_requests` bounds that count, retries included. `max_attempts`
+    bounds the tries of one request; answers of 429 do not count as tries, but are waited for no longer than
+    `rate_limit_patience_seconds` together.
     `last_answer` is the last success, for who wants to know its status and request id. `last_said` is what the API said
     for humans to the last request, if that failed: it may quote anything, so it is in no error.
     """
@@ -149,6 +155,7 @@ class Transport:
         self._on_wait = on_wait or (lambda _why, _seconds: None)
         self._max_attempts = max_attempts
         self._patience_seconds = rate_limit_patience_seconds
+        self._counting = threading.Lock()
         self._backoff = tenacity.wait_random_exponential(multiplier=0.5, max=max_backoff_seconds)
         self._clock = clock or Clock()
         self._http = httpx.Client(
@@ -203,8 +210,7 @@ class Transport:
         waited = _Patience(self._max_attempts, self._patience_seconds)
 
         def attempt() -> T:
-            self._admit()
-            self.traffic.requests[endpoint] += 1
+            self._admit(endpoint)
             answer = self._send(self._http.build_request(method, path, params=params, content=content, headers=headers))
             with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 return decode(answer)
@@ -221,15 +227,18 @@ class Transport:
         )
         return retrying(attempt)
 
-    def _admit(self) -> None:
-        if self.max_requests is not None and self.traffic.total >= self.max_requests:
-            raise RequestsSpent(f"the {self.max_requests} requests allowed to this run are used up")
+    def _admit(self, endpoint: str) -> None:
+        """Count a request, once it may be sent."""
         while True:
             if self._stop.is_set():
                 raise Interrupted("stopped")
-            wait = self._budget.acquire() if self._budget else 0.0
-            if wait <= 0:
-                break
+            with self._counting:
+                if self.max_requests is not None and self.traffic.total >= self.max_requests:
+                    raise RequestsSpent(f"the {self.max_requests} requests allowed to this run are used up")
+                wait = self._budget.acquire() if self._budget else 0.0
+                if wait <= 0:
+                    self.traffic.requests[endpoint] += 1
+                    break
             self._on_wait("request budget", wait)
             self.traffic.paced_seconds += wait
             self._sleep(wait)
@@ -246,11 +255,13 @@ class Transport:
         self.last_said = None
         fault = ""
         try:
+            began = time.monotonic()
             response = self._http.send(request, stream=True)
             try:
                 body = self._read_body(response)
             finally:
                 response.close()
+            self._took(time.monotonic() - began)
         except (httpx.TransportError, httpx.DecodingError) as error:
             fault = _unreachable(error, request.url.host)
         if fault:
@@ -263,6 +274,11 @@ class Transport:
             return self.last_answer
         self.last_said = _error_of(body).message
         raise _failure(response, body, request_id)
+
+    def _took(self, seconds: float) -> None:
+        """Learn of one answer how long they take; a single slow one says little."""
+        before = self.traffic.latency_seconds or seconds
+        self.traffic.latency_seconds = before + (min(seconds, 2 * before) - before) / LATENCY_MEMORY
 
     def _read_body(self, response: httpx.Response) -> bytes:
         chunks = []

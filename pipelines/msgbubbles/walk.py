@@ -53,22 +53,34 @@ class Step(Generic[R]):
     is_last: bool
 
 
-def walk(
-    fetch: Callable[[str | None], Page[R]], *, lo_ms: int, before_ms: int | None, stream: str
-) -> Iterator[Step[R]]:
-    """Read every row with an instant from `lo_ms` up to `before_ms` (None: from the newest), newest first.
+class Walk(Generic[R]):
+    """Reads every row with an instant from `lo_ms` up to `before_ms` (None: from the newest), newest first: ask for the
+    page before `before`, and let `take` have it, until `is_over`.
 
-    Rows outside of that stretch that share a page with it are yielded too. `fetch` asks for the page before an ISO
-    8601 instant. Raises what `fetch` raises, and `PermanentError` when the API breaks its own paging.
+    Rows outside of that stretch that share a page with it come too. `lo_ms` may be raised meanwhile: somebody else
+    reads what is below it.
     """
-    edge_ms: int | None = None  # the oldest instant read
-    known_at_edge: set[str] = set()
-    known_without: set[str] = set()  # keys of rows without an instant
-    idle = 0  # answers in a row that brought nothing new
-    confirmed_empty = False
 
-    while True:
-        page = fetch(None if before_ms is None else iso(before_ms))
+    def __init__(self, *, lo_ms: int, before_ms: int | None, stream: str) -> None:
+        self.lo_ms = lo_ms
+        self.is_over = False
+        self.edge_ms: int | None = None  # the oldest instant read
+        self._before_ms = before_ms
+        self._stream = stream
+        self._is_of_all = before_ms is None
+        self._known_at_edge: set[str] = set()
+        self._known_without: set[str] = set()  # keys of rows without an instant
+        self._idle = 0  # answers in a row that brought nothing new
+        self._confirmed_empty = False
+
+    @property
+    def before(self) -> str | None:
+        """The ISO 8601 instant to ask for."""
+        return None if self._before_ms is None else iso(self._before_ms)
+
+    def take(self, page: Page[R]) -> Step[R]:
+        """What the page that was asked for means. Raises `PermanentError` when the API breaks its own paging."""
+        before_ms, stream = self._before_ms, self._stream
         fresh = 0
         oldest_ms: int | None = None
         without = above = 0
@@ -76,29 +88,32 @@ def walk(
         for row, at_ms in zip(page.rows, instants_ms, strict=True):
             if at_ms is None:
                 without += 1
-                fresh += row.key not in known_without
-                known_without.add(row.key)
+                fresh += row.key not in self._known_without
+                self._known_without.add(row.key)
                 continue
             if before_ms is not None and at_ms > before_ms:
                 above += 1
                 continue
-            if edge_ms is None or at_ms < edge_ms or (at_ms == edge_ms and row.key not in known_at_edge):
+            if self.edge_ms is None or at_ms < self.edge_ms or self._is_new_at_edge(row, at_ms):
                 fresh += 1
             oldest_ms = at_ms if oldest_ms is None else min(oldest_ms, at_ms)
-        if oldest_ms is not None and (edge_ms is None or oldest_ms <= edge_ms):
-            if oldest_ms != edge_ms:
-                edge_ms, known_at_edge = oldest_ms, set()
-            known_at_edge |= {row.key for row, at_ms in zip(page.rows, instants_ms, strict=True) if at_ms == edge_ms}
+        if oldest_ms is not None and (self.edge_ms is None or oldest_ms <= self.edge_ms):
+            if oldest_ms != self.edge_ms:
+                self.edge_ms, self._known_at_edge = oldest_ms, set()
+            self._known_at_edge |= {
+                row.key for row, at_ms in zip(page.rows, instants_ms, strict=True) if at_ms == self.edge_ms
+            }
 
+        edge_ms = self.edge_ms
         may_hide_rows = page.full or bool(page.has_more)
         overflow: Overflow | None = None
         is_last = False
         next_ms = before_ms
         if len(page) == 0:
             # An empty page that promises more is asked for once more, then believed to be the end.
-            is_last = confirmed_empty or not page.has_more
-            confirmed_empty = True
-        elif (edge_ms is not None and edge_ms < lo_ms) or (page.has_more is False and not page.full):
+            is_last = self._confirmed_empty or not page.has_more
+            self._confirmed_empty = True
+        elif (edge_ms is not None and edge_ms < self.lo_ms) or (page.has_more is False and not page.full):
             is_last = True
         elif oldest_ms is None and above:
             raise PermanentError(f"{stream}: the API answered with rows that are newer than the `before` it was given")
@@ -108,20 +123,22 @@ def walk(
             # Rows without an instant come first here; the others begin behind them.
             overflow = Overflow(None, None) if page.full else None
             next_ms = epoch_ms(page.server_at) + DAY_MS
+        elif oldest_ms is None and edge_ms is None and self._is_of_all:
+            raise PermanentError(f"{stream}: a page of rows without an instant hides the others")
+        elif oldest_ms is None and edge_ms is None and not page.full and self._idle < SHORT_ATTEMPTS:
+            self._idle += 1
         elif oldest_ms is None:
             # Rows without an instant come last here. Where they come first again, the others are behind them.
-            if edge_ms is None:
-                raise PermanentError(f"{stream}: a page of rows without an instant hides the others")
             overflow = Overflow(None, None) if may_hide_rows else None
             is_last = True
         elif fresh or edge_ms is None:
-            idle = 0
+            self._idle = 0
             next_ms = oldest_ms + 1
         elif before_ms is None or before_ms > edge_ms:
-            idle += 1
+            self._idle += 1
             attempts = TIE_ATTEMPTS if page.full else SHORT_ATTEMPTS
-            if idle >= attempts or not may_hide_rows:
-                idle = 0
+            if self._idle >= attempts or not may_hide_rows:
+                self._idle = 0
                 overflow = Overflow(edge_ms, edge_ms) if may_hide_rows else None
                 next_ms = edge_ms
             else:
@@ -132,14 +149,26 @@ def walk(
             overflow = Overflow(edge_ms - 1, edge_ms)
             next_ms = edge_ms - 1
 
-        if is_last and (edge_ms is None or edge_ms >= lo_ms):
+        if is_last and (edge_ms is None or edge_ms >= self.lo_ms):
             covered_from_ms: int | None = 0
         else:
             covered_from_ms = None if edge_ms is None else edge_ms + 1
-        yield Step(page, covered_from_ms, _newest_ms(page, instants_ms), overflow, is_last)
-        if is_last:
-            return
-        before_ms = next_ms
+        self.is_over = is_last
+        self._before_ms = next_ms
+        return Step(page, covered_from_ms, _newest_ms(page, instants_ms), overflow, is_last)
+
+    def _is_new_at_edge(self, row: Row, at_ms: int) -> bool:
+        return at_ms == self.edge_ms and row.key not in self._known_at_edge
+
+
+def walk(
+    fetch: Callable[[str | None], Page[R]], *, lo_ms: int, before_ms: int | None, stream: str
+) -> Iterator[Step[R]]:
+    """The steps of a `Walk`, one after another. `fetch` asks for the page before an ISO 8601 instant. Raises what it
+    raises, and what `Walk.take` does."""
+    reading: Walk[R] = Walk(lo_ms=lo_ms, before_ms=before_ms, stream=stream)
+    while not reading.is_over:
+        yield reading.take(fetch(reading.before))
 
 
 def cursor_ms(row: Row) -> int | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -23,6 +25,16 @@ SETTINGS = Settings(0, 5 * MINUTE_MS, {"chats": [Tier(DAY_MS)], "messages": [Tie
 TIES = 3
 # Always the same, so that a failure is the fault of a change; others, and as many as are asked for, where this is set.
 EXAMPLES = int(os.environ.get("LOSSLESS_EXAMPLES", "0"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_parts() -> Iterator[None]:
+    """Walks share what is to be read though it is little."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("msgbubbles.reading.PAGES_LEFT_TO_A_WALK", 2)
+        patch.setattr("msgbubbles.reading.FEWEST_PAGES_TO_SHARE", 1)
+        yield
+
 
 knobs = st.builds(
     Knobs,
@@ -54,7 +66,7 @@ class Conversations(RuleBasedStateMachine):
 
     @initialize(knobs=knobs, seed=st.integers(0, 1000))
     def begin(self, knobs: Knobs, seed: int) -> None:
-        self.world = World(knobs, replace(SETTINGS, participants=seed % 2 == 0), seed=seed)
+        self.world = World(knobs, replace(SETTINGS, participants=seed % 2 == 0, least_walks=1 + seed % 3), seed=seed)
         for _ in range(seed % 15):
             self.a_new_chat(group=False)
             self.world.pass_time(1 + seed * 1000)

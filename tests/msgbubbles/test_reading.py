@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -17,14 +20,23 @@ from msgbubbles.client import Client
 from msgbubbles.errors import Interrupted, PermanentError, RetryableError
 from msgbubbles.landing import Landing
 from msgbubbles.models import Chat, Page, RejectedRow
-from msgbubbles.reading import StreamReader, read_messages, read_stream
+from msgbubbles.reading import FEWEST_PAGES_TO_SHARE, PAGES_LEFT_TO_A_WALK, StreamReader, read_messages, read_stream
 from msgbubbles.run import Run
 from msgbubbles.settings import Settings
 from msgbubbles.transport import Transport
 from sandbox import Account, Knobs, NewMessage, seed, serve
-from world import OURS, World
+from world import OURS, InAnyOrder, World
 
 SETTLE_MS = 50
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_parts() -> Iterator[None]:
+    """Walks share what is to be read though it is little."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("msgbubbles.reading.PAGES_LEFT_TO_A_WALK", 4)
+        patch.setattr("msgbubbles.reading.FEWEST_PAGES_TO_SHARE", 1)
+        yield
 
 
 class CollectingLanding(Landing):
@@ -51,6 +63,7 @@ def read_once(
     state: dict[str, Any],
     run: Run,
     settle_ms: int = SETTLE_MS,
+    walks: int = 1,
 ) -> int:
     """One load: rows and state are kept together. Returns how many rows landed."""
     landing = CollectingLanding()
@@ -59,7 +72,7 @@ def read_once(
         return StreamReader("chats", listing.fetch, landing, state, settings, run).read()
 
     run.keep_on_error = True
-    list(read_stream(read, None, landing, state, Settings(0, settle_ms), run))  # type: ignore[arg-type]
+    list(read_stream(read, None, landing, state, Settings(0, settle_ms, least_walks=walks), run))  # type: ignore[arg-type]
     warehouse |= landing.rows
     return landing._changes("chats").new
 
@@ -70,10 +83,11 @@ def read_once(
     inclusive=st.booleans(),
     unstable=st.booleans(),
     short=st.booleans(),
+    walks=st.integers(1, 4),
     cuts=st.lists(st.sampled_from(["slice", "stop", "fault", "none"]), max_size=8),
 )
 def test_whatever_changes_and_wherever_it_is_cut_the_last_run_completes_it(
-    seed_number: int, inclusive: bool, unstable: bool, short: bool, cuts: list[str]
+    seed_number: int, inclusive: bool, unstable: bool, short: bool, walks: int, cuts: list[str]
 ) -> None:
     chance = random.Random(seed_number)
     clock = {"ms": (datetime.now(UTC) - EPOCH) // timedelta(milliseconds=1) - 10**6}
@@ -108,17 +122,72 @@ def test_whatever_changes_and_wherever_it_is_cut_the_last_run_completes_it(
                 raise Interrupted("stop") if cut == "stop" else RetryableError("down")
 
         listing.after_request = breaks
-        read_once(listing, warehouse, state, run)
+        run.in_flight = lambda: InAnyOrder(chance)
+        read_once(listing, warehouse, state, run, walks=walks)
     while hidden:
         clock["ms"] += 1
         live(listing)
     listing.after_request = lambda _listing: None
-    run = Run()
-    read_once(listing, warehouse, state, run)
+    run = Run(in_flight=lambda: InAnyOrder(chance))
+    read_once(listing, warehouse, state, run, walks=walks)
     assert run.error is None
     shown = {key: EPOCH + timedelta(milliseconds=(at or 0) // 1000) for key, at in listing.rows.items()}
     if not state.get("overflows"):
         assert warehouse == shown
+
+
+def test_walks_share_what_is_to_be_read_and_are_under_way_at_once() -> None:
+    listing, warehouse, state = steady(2000), dict[str, datetime | None](), dict[str, Any]()
+    asking = threading.Lock()
+    others, most = set[int](), 0
+
+    def slow(before: str | None) -> Page[Chat]:
+        nonlocal most
+        me = threading.get_ident()
+        others.add(me)
+        most = max(most, len(others))
+        time.sleep(0.01)
+        with asking:
+            page = fetch(before)
+        others.discard(me)
+        return page
+
+    fetch, listing.fetch = listing.fetch, slow  # type: ignore[method-assign]
+    read_once(listing, warehouse, state, Run(), walks=4)
+    assert most == 4
+    assert len(warehouse) == 2000
+    assert len(state["covered"]) == 1, "there is no gap between the parts"
+    assert len(listing.asked) <= 100 + 2000 / 20 / 4 + 4, "a page more for each part"
+
+
+def test_many_walks_cost_hardly_more_requests_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msgbubbles.reading.PAGES_LEFT_TO_A_WALK", PAGES_LEFT_TO_A_WALK)
+    monkeypatch.setattr("msgbubbles.reading.FEWEST_PAGES_TO_SHARE", FEWEST_PAGES_TO_SHARE)
+    listing, warehouse = steady(20_000), dict[str, datetime | None]()
+    read_once(listing, warehouse, {}, Run(in_flight=lambda: InAnyOrder(random.Random(1))), walks=8)
+    assert len(warehouse) == 20_000
+    assert len(listing.asked) <= 1000 * 1.05
+
+
+def test_an_end_that_one_walk_meets_keeps_what_the_others_have_read() -> None:
+    listing, warehouse, state = steady(2000), dict[str, datetime | None](), dict[str, Any]()
+    read_once(listing, warehouse, state, Run(slice_pages=30), walks=4)
+    assert len(listing.asked) == 30
+    assert len(state["covered"]) > 1, "the parts that were read"
+    read_once(listing, warehouse, state, Run(), walks=4)
+    assert len(warehouse) == 2000
+    assert len(listing.asked) <= 100 + 2000 / 20 / 4 + 8
+
+
+def test_rows_without_an_instant_at_the_end_are_the_end_of_a_walk_that_begins_there() -> None:
+    timed: dict[str, int | None] = {f"{n:04}": 1_700_000_000_000_000 + n * 1_000_000 for n in range(2000)}
+    nulls: dict[str, int | None] = {f"null{n}": None for n in range(30)}
+    listing = Listing(timed | nulls, limit=20, nulls_first=False, nulls_with_before=True)
+    warehouse, state, run = dict[str, datetime | None](), dict[str, Any](), Run()
+    read_once(listing, warehouse, state, run, walks=4)
+    assert run.error is None
+    assert warehouse.keys() >= timed.keys()
+    assert [None, None] in state["overflows"], "more of them than a page shows"
 
 
 def steady(count: int = 400) -> Listing:

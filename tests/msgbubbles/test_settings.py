@@ -6,6 +6,7 @@ import pytest
 
 from msgbubbles.coverage import HOUR_MS, Tier
 from msgbubbles.errors import ConfigurationError
+from msgbubbles.in_flight import walks_at_once
 from msgbubbles.settings import REFRESH_CHATS, REFRESH_MESSAGES, settings_of, tiers_of
 
 GOOD: dict[str, Any] = {
@@ -25,6 +26,16 @@ def test_the_defaults() -> None:
     assert settings_of(**GOOD | {"requests_per_minute": 0}).refresh_per_minute is None
 
 
+@pytest.mark.parametrize(
+    ("per_minute", "latency_seconds", "walks"),
+    [(120, 0.2, 1), (120, 0.4, 2), (1200, 0.02, 1), (1200, 0.2, 8), (1200, 5.0, 16), (0, 0.005, 1), (0, 0.2, 8)],
+)
+def test_there_are_as_many_walks_as_it_takes_to_use_the_limit(
+    per_minute: int, latency_seconds: float, walks: int
+) -> None:
+    assert walks_at_once(per_minute, latency_seconds) == walks
+
+
 def test_tiers_may_be_json_as_an_environment_variable_has_them() -> None:
     assert tiers_of("x", '[{"every_hours": 0.5}, {"within_hours": 2, "every_hours": 1}]') == (
         Tier(HOUR_MS // 2),
@@ -39,6 +50,7 @@ def test_tiers_may_be_json_as_an_environment_variable_has_them() -> None:
         ("refresh_share", 0),
         ("refresh_share", 1.5),
         ("settle_seconds", -1),
+        ("parallel_requests", 0),
         ("start_date", "yesterday"),
         ("refresh_chats", "often"),
         ("refresh_chats", [{"every_hours": 0}]),

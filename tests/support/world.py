@@ -82,6 +82,24 @@ class InProcess(httpx.BaseTransport):
         return httpx.Response(sent[0]["status"], headers=headers, content=content)
 
 
+class InAnyOrder:
+    """Questions are put one by one, and in any order: what threads do, and as it was in a run that found a fault."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+        self._asked: list[tuple[Any, Callable[[], Any]]] = []
+
+    def ask(self, who: Any, question: Callable[[], Any]) -> None:
+        self._asked.append((who, question))
+
+    def answer(self) -> tuple[Any, Callable[[], Any]]:
+        return self._asked.pop(self._chance.randrange(len(self._asked)))
+
+    def close(self) -> None:
+        while self._asked:
+            self._asked.pop()[1]()
+
+
 class Store:
     """A warehouse in memory. It answers what the real one answers with SQL."""
 
@@ -207,6 +225,7 @@ class World:
         run.keep_on_error = True
         run.clock = Clock(lambda: self.at(self.now_ms + self.client_ahead_ms))
         run.warehouse, run.settings = self.store, self.settings  # type: ignore[assignment]
+        run.in_flight = lambda: InAnyOrder(self.random)
         self.killed_at = None if killed_after is None else self.requests + killed_after
         try:
             for _ in range(1000):
