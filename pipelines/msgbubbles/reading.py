@@ -29,11 +29,24 @@ Fetch = Callable[[str | None], Page[R]]
 # A run that comes after a long pause does not make up for all of it: it would take as long.
 MAX_MINUTES_BETWEEN_RUNS = 60.0
 NEVER_MS = 2**53
-# How many pages a walk is left when another begins below it. The other's first page, and the last of this one, show
-# rows that are not theirs: more walks cost more requests.
-PAGES_LEFT_TO_A_WALK = 64
-# Fewer than these are read sooner by the walk that is at it.
-FEWEST_PAGES_TO_SHARE = 32
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """When a walk leaves a part of what it was to read to another. The other's first page, and its own last one, show
+    rows that are not theirs: more walks cost more requests."""
+
+    # How much it keeps.
+    pages_kept: int = 64
+    # Less than this is read sooner by the walk that is at it.
+    fewest_pages: int = 32
+    # A walk that has read fewer may be at its end, and says little of how much time a page takes up.
+    pages_before: int = 2
+    # A walk that has met the end of the list below it looks there again when it has read so many times the pages.
+    times_the_pages: int = 4
+
+
+SHARING = Sharing()
 
 
 @dataclass
@@ -50,15 +63,17 @@ class _Reach:
 
 @dataclass(eq=False)
 class _Stretch(Generic[R]):
-    """A task, the walk that reads it, and how far that has come. `page_ms` is how much time a page takes up, null while
-    nobody knows. With `is_one_page` it is over when anything of it is covered."""
+    """A task, the walk that reads it, and how far that has come. With `is_one_page` it is over when anything of it is
+    covered."""
 
     task: Task
     walk: Walk[R]
     reach: _Reach
-    page_ms: float | None
     is_one_page: bool
+    # What reads the older part of what this stretch was to read.
+    below: _Stretch[R] | None = field(default=None, init=False)
     _pages: int = field(default=0, init=False)
+    _pages_when_shared: int = field(default=0, init=False)
     _covered_from_ms: int | None = field(default=None, init=False)
 
     def came_on_by(self, step: Step[R], covered_from_ms: int | None) -> bool:
@@ -66,8 +81,6 @@ class _Stretch(Generic[R]):
         self.reach.read_ms = self.reach.read_ms or epoch_ms(step.page.server_at)
         self.reach.to_ms = step.newest_ms if self.reach.to_ms is None else self.reach.to_ms
         self._pages += 1
-        if self.task.hi_ms is not None and self.walk.edge_ms is not None:
-            self.page_ms = max((self.task.hi_ms - self.walk.edge_ms) / self._pages, 1.0)
         came_on = covered_from_ms != self._covered_from_ms
         self._covered_from_ms = covered_from_ms
         return came_on
@@ -79,20 +92,34 @@ class _Stretch(Generic[R]):
 
     @property
     def pages_left(self) -> float:
-        """About how many pages are still to be read; 0 while nobody knows."""
-        return self._unread_ms / self.page_ms if self.page_ms else 0.0
+        """About how many pages of it could be read by others; 0 while nobody knows."""
+        # A list may end long before the time that is asked for does, and each walk below its end is a request too many.
+        # So one has to show a row before the next begins above it; where it shows none, that is nearly all there is.
+        if self._pages < SHARING.pages_before:
+            return 0.0
+        if self.below is not None and self.below.walk.edge_ms is None:
+            is_end = self.below.walk.is_over
+            if not is_end or self._pages < SHARING.times_the_pages * self._pages_when_shared:
+                return 0.0
+        return self._unread_ms / self._page_ms
 
     @property
     def _unread_ms(self) -> int:
-        edge_ms = self.task.hi_ms if self.walk.edge_ms is None else self.walk.edge_ms
-        return 0 if edge_ms is None else max(edge_ms - self.task.lo_ms, 0)
+        return 0 if self.walk.edge_ms is None else max(self.walk.edge_ms - self.task.lo_ms, 0)
+
+    @property
+    def _page_ms(self) -> float:
+        """How much time a page takes up."""
+        hi_ms, edge_ms = self.task.hi_ms, self.walk.edge_ms
+        return 1.0 if hi_ms is None or edge_ms is None else max((hi_ms - edge_ms) / self._pages, 1.0)
 
     def older_part(self) -> Task:
         """A part of what is still to be read, which this stretch ends above from now on."""
-        kept_ms = min(self._unread_ms // 2, round(PAGES_LEFT_TO_A_WALK * (self.page_ms or 1.0)))
+        kept_ms = min(self._unread_ms // 2, round(SHARING.pages_kept * self._page_ms))
         lo_ms, at_ms = self.task.lo_ms, self.task.lo_ms + self._unread_ms - kept_ms
         self.task = Task(self.task.kind, at_ms, self.task.hi_ms)
         self.walk.lo_ms = at_ms
+        self._pages_when_shared = self._pages
         return Task(self.task.kind, lo_ms, at_ms)
 
 
@@ -248,14 +275,14 @@ class StreamReader(Generic[R]):
 
     def _begun(self, waiting: deque[Task], reading: list[_Stretch[R]]) -> _Stretch[R] | None:
         """Another stretch to read: one that waits, or a part of one that is being read; null where there is none."""
-        page_ms = None
+        longest: _Stretch[R] | None = None
         if waiting:
             task = waiting.popleft()
         else:
             longest = max(reading, key=lambda one: one.pages_left, default=None)
-            if longest is None or longest.task.kind != "gap" or longest.pages_left < FEWEST_PAGES_TO_SHARE:
+            if longest is None or longest.task.kind != "gap" or longest.pages_left < SHARING.fewest_pages:
                 return None
-            task, page_ms = longest.older_part(), longest.page_ms
+            task = longest.older_part()
         reach = _Reach(to_ms=None if task.hi_ms is None else task.hi_ms - 1, before=tuple(self.coverage.pieces))
         if task.kind == "head" and self._is_first_slice:
             # What is not settled counts as unread from here on, so that a head that is cut off leaves it as a gap. What
@@ -264,7 +291,10 @@ class StreamReader(Generic[R]):
         walk = Walk[R](lo_ms=task.lo_ms, before_ms=task.hi_ms, stream=self.stream)
         # Of an account that was never read, the newest page is the head, and all the rest a gap like any other.
         is_one_page = task.kind == "head" and self.reads_ahead and not reach.before
-        return _Stretch(task, walk, reach, page_ms, is_one_page)
+        begun = _Stretch(task, walk, reach, is_one_page)
+        if longest is not None:
+            longest.below = begun
+        return begun
 
     def _ask(
         self, in_flight: InFlight[Page[R]], stretch: _Stretch[R], *, came_on: bool = False

@@ -8,6 +8,7 @@ comparison with what is stored, to dlt's files or to the warehouse. What a polic
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -448,33 +449,42 @@ class PrivateClient(Client):
         self._stored_chats = stored_chats
         self._kept_chats: set[str] = set()
         self._numbers: Page[Number] | None = None
+        # Pages come side by side. What one shows of who is erased is known before the next is redacted.
+        self._redacting = threading.RLock()
 
     def list_chats(self, limit: int = MAX_PAGE_SIZE, before: str | None = None) -> Page[Chat]:
         self._know_own_numbers()
-        return self._redactor.page(super().list_chats(limit, before))
+        page = super().list_chats(limit, before)
+        with self._redacting:
+            return self._redactor.page(page)
 
     def get_chat(self, chat_id: str) -> Chat:
         self._know_own_numbers()
-        return self._redactor.chat_by_id(super().get_chat(chat_id))
+        chat = super().get_chat(chat_id)
+        with self._redacting:
+            return self._redactor.chat_by_id(chat)
 
     def list_messages(
         self, conversation_id: str | None = None, limit: int = MAX_PAGE_SIZE, before: str | None = None
     ) -> Page[Message]:
         self._know_own_numbers()
         page = super().list_messages(conversation_id, limit, before)
-        if self._redactor.erased:
-            self._know_threads({row.conversation_id for row in page.rows if row.conversation_id is not None})
-        return self._redactor.page(page)
+        with self._redacting:
+            if self._redactor.erased:
+                self._know_threads({row.conversation_id for row in page.rows if row.conversation_id is not None})
+            return self._redactor.page(page)
 
     def list_numbers(self) -> Page[Number]:
-        page, self._numbers = self._numbers or super().list_numbers(), None
-        self._redactor.know_own_numbers(row.handle for row in page.rows)
-        return self._redactor.page(page)
+        with self._redacting:
+            page, self._numbers = self._numbers or super().list_numbers(), None
+            self._redactor.know_own_numbers(row.handle for row in page.rows)
+            return self._redactor.page(page)
 
     def _know_own_numbers(self) -> None:
-        if self._redactor.asks_for_own_numbers:
-            self._numbers = super().list_numbers()
-            self._redactor.know_own_numbers(row.handle for row in self._numbers.rows)
+        with self._redacting:
+            if self._redactor.asks_for_own_numbers:
+                self._numbers = super().list_numbers()
+                self._redactor.know_own_numbers(row.handle for row in self._numbers.rows)
 
     def _know_threads(self, chat_ids: set[str]) -> None:
         """Find out of threads that were never seen whether they are an erased person's: their messages do not say."""

@@ -7,6 +7,7 @@ nothing: then every row that is read counts as new, and nothing is said of delet
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -40,6 +41,8 @@ class Warehouse:
         self._pipeline = pipeline
         self._client: Any = None
         self._kept: ExitStack | None = None
+        # Where somebody is erased, those who fetch pages ask too.
+        self._asking = threading.Lock()
 
     @contextmanager
     def connected(self) -> Iterator[None]:
@@ -179,7 +182,7 @@ class Warehouse:
 
     def _asked(self, query: str, values: Sequence[Any], answer: Any) -> Any:
         try:
-            with ExitStack() as at_once:
+            with self._asking, ExitStack() as at_once:
                 client = self._client
                 if client is None:
                     client = (self._kept or at_once).enter_context(self._opened())

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from msgbubbles.coverage import DAY_MS, HOUR_MS, Tier
+from msgbubbles.reading import Sharing
 from msgbubbles.run import Run
 from msgbubbles.settings import Settings
 from sandbox import Knobs, NewMessage
@@ -31,8 +32,7 @@ EXAMPLES = int(os.environ.get("LOSSLESS_EXAMPLES", "0"))
 def small_parts() -> Iterator[None]:
     """Walks share what is to be read though it is little."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("msgbubbles.reading.PAGES_LEFT_TO_A_WALK", 2)
-        patch.setattr("msgbubbles.reading.FEWEST_PAGES_TO_SHARE", 1)
+        patch.setattr("msgbubbles.reading.SHARING", Sharing(2, 1, 1, 1))
         yield
 
 

@@ -20,7 +20,7 @@ from msgbubbles.client import Client
 from msgbubbles.errors import Interrupted, PermanentError, RetryableError
 from msgbubbles.landing import Landing
 from msgbubbles.models import Chat, Page, RejectedRow
-from msgbubbles.reading import FEWEST_PAGES_TO_SHARE, PAGES_LEFT_TO_A_WALK, StreamReader, read_messages, read_stream
+from msgbubbles.reading import Sharing, StreamReader, read_messages, read_stream
 from msgbubbles.run import Run
 from msgbubbles.settings import Settings
 from msgbubbles.transport import Transport
@@ -34,8 +34,7 @@ SETTLE_MS = 50
 def small_parts() -> Iterator[None]:
     """Walks share what is to be read though it is little."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("msgbubbles.reading.PAGES_LEFT_TO_A_WALK", 4)
-        patch.setattr("msgbubbles.reading.FEWEST_PAGES_TO_SHARE", 1)
+        patch.setattr("msgbubbles.reading.SHARING", Sharing(4, 1, 1, 1))
         yield
 
 
@@ -136,7 +135,8 @@ def test_whatever_changes_and_wherever_it_is_cut_the_last_run_completes_it(
         assert warehouse == shown
 
 
-def test_walks_share_what_is_to_be_read_and_are_under_way_at_once() -> None:
+def test_walks_share_what_is_to_be_read_and_are_under_way_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msgbubbles.reading.SHARING", Sharing(8, 16, 1, 1))
     listing, warehouse, state = steady(2000), dict[str, datetime | None](), dict[str, Any]()
     asking = threading.Lock()
     others, most = set[int](), 0
@@ -157,16 +157,24 @@ def test_walks_share_what_is_to_be_read_and_are_under_way_at_once() -> None:
     assert most == 4
     assert len(warehouse) == 2000
     assert len(state["covered"]) == 1, "there is no gap between the parts"
-    assert len(listing.asked) <= 100 + 2000 / 20 / 4 + 4, "a page more for each part"
+    assert len(listing.asked) <= 2000 / 19 + 100 / 8 + 4, "a page more for each part"
 
 
-def test_many_walks_cost_hardly_more_requests_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("msgbubbles.reading.PAGES_LEFT_TO_A_WALK", PAGES_LEFT_TO_A_WALK)
-    monkeypatch.setattr("msgbubbles.reading.FEWEST_PAGES_TO_SHARE", FEWEST_PAGES_TO_SHARE)
-    listing, warehouse = steady(20_000), dict[str, datetime | None]()
-    read_once(listing, warehouse, {}, Run(in_flight=lambda: InAnyOrder(random.Random(1))), walks=8)
-    assert len(warehouse) == 20_000
-    assert len(listing.asked) <= 1000 * 1.05
+@pytest.mark.parametrize(
+    ("rows", "more"),
+    [(30, 0), (60, 1), (800, 3), (20_000, 0.02 * 20_000 / 20)],
+    ids=["tiny", "small", "middle", "large"],
+)
+def test_many_walks_cost_hardly_more_requests_than_one(monkeypatch: pytest.MonkeyPatch, rows: int, more: float) -> None:
+    monkeypatch.setattr("msgbubbles.reading.SHARING", Sharing())
+    asked = []
+    for walks in (1, 8):
+        listing, warehouse = steady(rows), dict[str, datetime | None]()
+        read_once(listing, warehouse, {}, Run(in_flight=lambda: InAnyOrder(random.Random(1))), walks=walks)
+        assert len(warehouse) == rows
+        asked.append(len(listing.asked))
+    assert asked[0] < asked[1] or rows < 20_000, "they were many"
+    assert asked[1] <= asked[0] + more
 
 
 def test_an_end_that_one_walk_meets_keeps_what_the_others_have_read() -> None:
