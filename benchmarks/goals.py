@@ -8,10 +8,13 @@ Prints what it finds, and keeps it in `docs/performance.json` beside the figures
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,8 +24,7 @@ import typer
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "pipelines"), str(ROOT / "benchmarks")]
 
-from measure import fresh_folder, own_command, own_environment, pages, used  # noqa: E402
-
+from measure import Usage, fresh_folder, own_command, own_environment, pages, used  # noqa: E402
 from msgbubbles import coverage as plan  # noqa: E402
 from msgbubbles.coverage import DAY_MS, Coverage  # noqa: E402
 from msgbubbles.settings import REFRESH_CHATS, REFRESH_MESSAGES, tiers_of  # noqa: E402
@@ -50,6 +52,18 @@ def run(folder: Path, url: str, key: str, *options: str, per_minute: int = 0) ->
     """The record of one run of the job, and what it used."""
     usage = used(own_command("--json", *options), folder, own_environment(url, key, folder, per_minute))
     return json.loads(usage.output.strip().splitlines()[-1]), usage
+
+
+@contextmanager
+def environment(name: str, value: str) -> Iterator[None]:
+    """A variable that is inherited by what is started in the block."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        os.environ |= {} if before is None else {name: before}
 
 
 def account_of(chats: int, messages: int) -> Account:
@@ -88,11 +102,12 @@ def requests() -> dict[str, Any]:
 def memory() -> dict[str, Any]:
     """The most memory of a first run, by the messages of the account."""
     found = {}
-    for chats, messages in ((20_000, 200_000), (200_000, 2_000_000)):
+    sizes = ((20_000, 200_000), (200_000, 2_000_000))
+    for (chats, messages), limit in product(sizes, ("none", "128MB")):
         folder = fresh_folder("memory")
-        with pages(chats, messages) as server:
+        with pages(chats, messages) as server, environment("SYNC__MEMORY_LIMIT", limit):
             _, usage = run(folder, server.url, server.key, "--no-transform")
-            found[str(messages)] = {
+            found[f"{messages}, memory_limit {limit}"] = {
                 "peak_mb": round(usage.peak_bytes / 1e6),
                 "seconds": round(usage.wall_seconds, 1),
                 "cpu_seconds": round(usage.cpu_seconds, 1),
@@ -115,25 +130,27 @@ def growth() -> dict[str, Any]:
             write_messages(server, 20, 100)
             run(folder, server.url, server.key)  # builds the marts of all
             write_messages(server, 200, 1000)
-            record, usage = run(folder, server.url, server.key)
+            record, usage = run(folder, server.url, server.key, "--no-transform")
         account.close()
+        models, building = build(folder, work)
         found[str(stored)] = {
             "load_seconds": round(record["seconds"]["load"], 2),
-            "transform_seconds": round(record["seconds"].get("transform", 0), 2),
             "publish_seconds": round(record["seconds"].get("publish", 0), 2),
             "peak_mb": round(usage.peak_bytes / 1e6),
-            "models": _model_seconds(folder),
+            "models": models,
+            "models_peak_mb": round(building.peak_bytes / 1e6),
         }
     return found
 
 
-def _model_seconds(folder: Path) -> dict[str, float]:
-    """Seconds of each model that the last run has built."""
-    results = next((folder / ".msgbubbles" / "bench" / "dbt").rglob("run_results.json"), None)
-    if results is None:
-        return {}
-    models = [one for one in json.loads(results.read_text())["results"] if one["unique_id"].startswith("model.")]
-    return {one["unique_id"].split(".")[-1]: round(one["execution_time"], 2) for one in models}
+def build(folder: Path, work: Path) -> tuple[dict[str, float], Usage]:
+    """Bring the marts up to date. Returns the seconds that each model takes, and what all of it uses."""
+    target = folder / "target"
+    command = [sys.executable, "-c", "from dbt.cli.main import cli; cli()", "run", "--target-path", target]
+    where = ["--project-dir", ROOT / "transforms", "--profiles-dir", ROOT / "transforms"]
+    usage = used([*command, *where], folder, {"MSGBUBBLES_DUCKDB_PATH": str(work)})
+    results = json.loads((target / "run_results.json").read_text())["results"]
+    return {one["unique_id"].split(".")[-1]: round(one["execution_time"], 2) for one in results}, usage
 
 
 def state() -> dict[str, Any]:
@@ -163,14 +180,14 @@ def state() -> dict[str, Any]:
 def latency() -> dict[str, Any]:
     """How much of the limit a first run uses at 200 ms a request."""
     found = {}
-    for limit, count in ((1200, 3000), (120, 241)):
-        folder = fresh_folder("latency")
-        with pages(20_000, 200_000, "--latency-seconds", "0.2", "--limit-per-minute", str(limit)) as server:
+    for limit in (1200, 120):
+        folder, count = fresh_folder("latency"), 2 * limit + 1
+        with pages(20_000, 400_000, "--latency-seconds", "0.2", "--limit-per-minute", str(limit)) as server:
             options = ("--no-transform", "--max-requests", str(count))
             run(folder, server.url, server.key, *options, per_minute=limit)
             taken = server.taken()
-        # The requests of the first minute may come at once.
-        least_seconds = (taken["requests"] - 1) // limit * 60 if count > limit else taken["requests"] / limit * 60
+        # Those of a minute may come at once.
+        least_seconds = (taken["requests"] - 1) // limit * 60
         found[str(limit)] = {
             "requests": taken["requests"],
             "refused": taken["refused"],

@@ -59,11 +59,12 @@ def used(command: Sequence[str | Path], folder: Path, environment: Mapping[str, 
     if process.returncode:
         raise CommandFailedError(f"{command[0]} ended with {process.returncode}: {text[-2000:]}")
     cpu_seconds = resources.ru_utime + resources.ru_stime
-    return Usage(wall_seconds, cpu_seconds, max(peak.bytes, resources.ru_maxrss * 1024), text)
+    return Usage(wall_seconds, cpu_seconds, peak.bytes, text)
 
 
 class _Peak:
-    """Watches a process and its children."""
+    """Watches a process and its children. What the kernel tells at its end (`ru_maxrss`) is no help: it begins with
+    what the process had that started it."""
 
     def __init__(self, pid: int) -> None:
         self.bytes = 0

@@ -7,6 +7,7 @@ what is asked of a warehouse is written once.
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import duckdb
 
+from .configuration import configuration_folder, from_environment, section
 from .place import PIPELINE, Place, UsageError
 from .publish import clone, publish, quoted
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 NO_SERVER = """--destination postgres: the server cannot be reached ({why}); set its address in
 dlt_config/secrets.toml, [destination.postgres] credentials = "postgresql://user:password@host:5432/database",
 or as DESTINATION__POSTGRES__CREDENTIALS"""
+NO_LIMIT = '[sync] memory_limit is a size like "512MB", or "none"; mend dlt_config/config.toml'
 NO_PACKAGES = '--destination postgres needs more packages: pip install "msgbubbles-sync[postgres]"'
 
 
@@ -72,8 +75,9 @@ class DuckDBFile:
 
     def dlt(self) -> Any:
         import dlt
+        from dlt.destinations.impl.duckdb.configuration import DuckDbCredentials
 
-        return dlt.destinations.duckdb(str(self._place.work))
+        return dlt.destinations.duckdb(DuckDbCredentials(str(self._place.work), global_config=self._options()))
 
     def exists(self) -> bool:
         return self._place.database.exists()
@@ -90,7 +94,7 @@ class DuckDBFile:
 
     @contextmanager
     def writing(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        with duckdb.connect(str(self._place.work)) as connection:
+        with duckdb.connect(str(self._place.work), config=self._options()) as connection:
             yield connection
 
     def kept_open(self, pipeline: Any) -> AbstractContextManager[Any]:
@@ -111,7 +115,19 @@ class DuckDBFile:
             copy.replace(work)
 
     def publish(self, held_marts: Sequence[str] = ()) -> int | None:
+        with self.writing() as connection:
+            connection.execute("CHECKPOINT")
         return publish(self._place.work, self._place.database, held_marts)
+
+    def _options(self) -> dict[str, Any]:
+        """Of every connection to the file that is written: two with different ones cannot be open at once."""
+        settings = section(configuration_folder() / "config.toml", "sync") | from_environment("sync", ["memory_limit"])
+        limit = str(settings.get("memory_limit", "none"))
+        if limit == "none":
+            return {}
+        if not re.fullmatch(r"\d+(\.\d+)?[KMGT]i?B", limit):
+            raise UsageError(NO_LIMIT)
+        return {"memory_limit": limit}
 
     def is_older_than(self, minutes: float) -> bool:
         return not self.exists() or time.time() - self._place.database.stat().st_mtime > minutes * 60

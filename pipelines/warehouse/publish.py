@@ -23,10 +23,9 @@ def publish(work: Path, database: Path, held_marts: Sequence[str] = ()) -> int:
 
     The marts that are held stay as `database` has them; where it does not have them, nobody gets to see them.
 
-    Nobody may have `work` open. A process that is killed in here leaves the old file whole.
+    Nobody may have `work` open; all of it is in the file (`CHECKPOINT`). A process that is killed in here leaves the
+    old file whole.
     """
-    with duckdb.connect(str(work)) as connection:
-        connection.execute("CHECKPOINT")
     for leftover in database.parent.glob(f".{database.name}.*.publishing"):
         leftover.unlink()
     copy = database.with_name(f".{database.name}.{os.getpid()}.publishing")

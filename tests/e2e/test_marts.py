@@ -134,13 +134,16 @@ def test_marts_that_fail_a_data_test_are_held_back_until_they_pass(new_job: Call
     assert rows(job, "FROM marts.group_membership ORDER BY ALL") == before["group_membership"]
 
 
-@pytest.mark.parametrize(("key", "value"), [("TIME_ZONE", "Berlin"), ("DATA_TESTS", "maybe")])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("TRANSFORMS__TIME_ZONE", "Berlin"), ("TRANSFORMS__DATA_TESTS", "maybe"), ("SYNC__MEMORY_LIMIT", "little")],
+)
 def test_a_setting_that_is_none_is_refused_before_anything_is_asked(
     new_job: Callable[..., Job], key: str, value: str
 ) -> None:
     job = new_job(chats=0)
-    job.environment = {f"TRANSFORMS__{key}": value}
+    job.environment = {key: value}
     outcome = job.finish(job.start(transform=True))
     assert outcome.status == 2
-    assert f"transforms.{key.lower()}" in outcome.errors
+    assert key.lower().rpartition("__")[2] in outcome.errors
     assert job.server.requests == []

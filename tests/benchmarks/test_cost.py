@@ -1,0 +1,34 @@
+"""What the job costs in requests and memory, and what it loses: the benchmarks, on small accounts."""
+
+from __future__ import annotations
+
+import pytest
+
+import compare
+import goals
+from measure import fresh_folder, pages
+
+
+def test_requests_stay_within_what_is_promised() -> None:
+    found = goals.requests()
+    assert found["first"] - 1 <= found["first_at_least"] * 1.02, "and one for the numbers"
+    assert found["quiet"] <= 3
+    assert found["changed"] <= 9, "100 changed chats with 300 new messages"
+
+
+def test_memory_does_not_grow_with_the_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNC__SLICE_PAGES", "50")
+    monkeypatch.setenv("SYNC__MEMORY_LIMIT", "128MB")
+    peaks = []
+    for messages in (20_000, 120_000):
+        with pages(500, messages) as server:
+            _, usage = goals.run(fresh_folder("growing"), server.url, server.key, "--no-transform")
+        peaks.append(usage.peak_bytes)
+    assert peaks[1] - peaks[0] < 60_000_000, "100,000 messages more, of which each takes up a kilobyte"
+
+
+@pytest.mark.parametrize(("name", "loses"), [("ours", False), ("floor", True)])
+def test_a_changing_account_is_whole_where_a_plain_walk_loses_rows(name: str, loses: bool) -> None:
+    figures = compare.with_losses(name, compare.CONTESTANTS[name], compare.Figures(*[0] * 11))
+    assert (figures.lost or 0) + (figures.lost_for_good or 0) > 0 if loses else figures.lost == 0
+    assert loses or figures.lost_for_good == 0
