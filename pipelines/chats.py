@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import chain
@@ -245,8 +245,7 @@ def erase(
             from warehouse.transform import Transforms
 
             transforms = Transforms.configured()
-        # What is in an argument, others see in the list of processes.
-        people = [line.strip() for one in handles for line in (sys.stdin if one == "-" else [one]) if line.strip()]
+        people = _lines(handles)
         if not yes and not typer.confirm(f"Erase {len(people)} people for good?", err=True):
             return EXIT_STOPPED
         with one_job(place.folder), one_job(place.folder, "apply"):
@@ -259,16 +258,27 @@ def erase(
 
 @app.command()
 def privacy(
-    action: Annotated[Literal["apply"], typer.Argument(help="apply: bring what has landed to the policy.")],
+    action: Annotated[
+        Literal["apply", "lookup"],
+        typer.Argument(help="apply: bring what has landed to the policy. lookup: say who is behind a pseudonym."),
+    ],
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME...]",
+            help="For lookup: pseudonyms, or numbers and addresses; - reads them from standard input.",
+        ),
+    ] = None,
     database: Database = None,
     destination: Into = "duckdb",
     sandbox: Sandbox = False,
     as_json: AsJson = False,
 ) -> None:
-    """Bring what has landed to a stricter policy; what was left out before does not come back. Makes no request."""
+    """Apply a stricter policy to what has landed (what was left out before does not come back), or look somebody up.
+    Makes no request."""
     reporter = Reporter(quiet=False, as_json=as_json)
 
-    def body(place: Place) -> int:
+    def apply(place: Place) -> int:
         place.make_folders()
         place.configure_dlt()
         with readable_configuration():
@@ -284,7 +294,28 @@ def privacy(
         reporter.print({action: dict(changed)}, lambda console: console.print(f"Changed: {what}.", soft_wrap=True))
         return 0
 
+    def lookup(_place: Place) -> int:
+        from warehouse.privacy import looked_up
+
+        found = looked_up(_lines(names or []))
+        reporter.print(
+            found,
+            lambda console: console.print(
+                "\n".join(f"{name}  {behind or 'nobody knows'}" for name, behind in found.items()),
+                markup=False,
+                soft_wrap=True,
+            ),
+        )
+        return 0 if all(found.values()) else EXIT_INCOMPLETE
+
+    body = lookup if action == "lookup" else apply
     ended(body, lambda: place_of(database, destination, sandbox=sandbox), reporter, STOPPED)
+
+
+def _lines(arguments: Iterable[str]) -> list[str]:
+    """Arguments, and the lines of standard input in the place of -: what is in an argument, others see in the list of
+    processes."""
+    return [line.strip() for one in arguments for line in (sys.stdin if one == "-" else [one]) if line.strip()]
 
 
 @contextmanager

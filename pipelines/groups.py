@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 
 SCRIPT = "groups.py"
 STOPPED = "stopped at once; what was asked is on record, and the next apply finds out what came of it"
-NOT_PRIVATE = (
-    "groups.py writes down whom it adds and what it says, before it asks for it: so it needs "
-    '[sources.msgbubbles.privacy] preset = "full", and no setting that keeps less'
+NO_FILE = (
+    "a plan in a file has to hold numbers and messages, which [sources.msgbubbles.privacy] keeps out of files: "
+    "apply the table itself; --dry-run shows what that would do"
 )
 
 app = app_of(__doc__)
@@ -71,6 +71,8 @@ def plan(
     reporter = Reporter(quiet=False, as_json=as_json)
 
     def body(command: Command) -> int:
+        if out is not None:
+            _check_files(command.place)
         made = _planned(command, table)
         if out is not None:
             from group_sync.planner import save
@@ -103,6 +105,8 @@ def apply(
         from group_sync.planner import load
 
         saved = load(Path(table)) if table and table.endswith(".json") else None
+        if saved is not None:
+            _check_files(command.place)
         if dry_run:
             return _dry_run(command, table, saved, max_creates, max_removals, reporter)
         if not yes and not sys.stdin.isatty():
@@ -166,10 +170,6 @@ def _run(
 ) -> None:
     def run(place: Place) -> int:
         with begun(place, SCRIPT, sandbox=sandbox and serve) as command:
-            from warehouse.privacy import configured
-
-            if configured()[0].redacts:
-                raise UsageError(NOT_PRIVATE)
             return body(command)
 
     ended(run, lambda: place_of(database, sandbox=sandbox), reporter, STOPPED)
@@ -190,13 +190,18 @@ def _table(table: str | None) -> str:
     return str(named)
 
 
-def _planned(command: Command, table: str | None) -> Plan:
-    from group_sync.desired import desired_groups
-    from group_sync.job import planned
-    from group_sync.known import published
+def _check_files(place: Place) -> None:
+    from group_sync.privacy import Disguise
 
-    known = published(command.place)
-    return planned(command.place, desired_groups(_table(table), command.place, known.numbers), known)
+    if Disguise.of(place).hides:
+        raise UsageError(NO_FILE)
+
+
+def _planned(command: Command, table: str | None) -> Plan:
+    from group_sync.desired import rows_of
+    from group_sync.job import planned
+
+    return planned(command.place, rows_of(_table(table), command.place))
 
 
 def _show_plan(command: Command, made: Plan, reporter: Reporter) -> None:

@@ -117,7 +117,7 @@ def test_every_privacy_setting_is_documented_with_what_the_presets_make_of_it() 
     from msgbubbles.privacy import FULL, PRESETS, Policy
 
     section = "sources.msgbubbles.privacy"
-    assert documented(section).keys() == {"preset", *Policy.__struct_fields__}
+    assert documented(section).keys() == {"preset", "vault", *Policy.__struct_fields__}
     assert tomllib.loads(CONFIG)["sources"]["msgbubbles"]["privacy"] == {"preset": "full"}
     table = PRIVACY.read_text().split(f"| key of `[{section}]` | {' | '.join(PRESETS)} |")[1].split("\n\n")[0]
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \| (.*?) \|", table, flags=re.MULTILINE)

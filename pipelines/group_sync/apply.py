@@ -32,10 +32,21 @@ from .known import people
 from .ledger import Entry, Ledger, Outcome, Sighting, Verdict
 from .model import MIN_MEMBERS, KnownGroup, Operation
 from .planner import Plan
+from .privacy import Disguise
 
 # So many groups of one number in a row without an answer, and the number's other groups are left for the next time.
 MAX_UNREACHABLE = 3
+NOBODY_KNOWS = (
+    "who is behind the pseudonym is in no table here, and the API does not show it: remove them in the app, or "
+    "configure a vault"
+)
+# Of an operation that cannot be repeated: what it said is kept as a pseudonym only.
+DISGUISED = "disguised"
 NOT_IN_EFFECT = "no answer came; a look at the chat showed that it was not done"
+
+
+class DisguisedError(Exception):
+    """What was asked is known in disguise only, and its row is not in the desired table as it was."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +94,16 @@ class Applier:
     the lock."""
 
     def __init__(
-        self, ledger: Ledger, client: Client, on_operation: Callable[[Applied], None] = lambda _: None
+        self,
+        ledger: Ledger,
+        client: Client,
+        disguise: Disguise,
+        on_operation: Callable[[Applied], None] = lambda _: None,
     ) -> None:
         self.applied = Applied()
         self._ledger = ledger
         self._client = client
+        self._disguise = disguise
         self._on_operation = on_operation
         # Groups of which an operation has no verdict: nothing else may be asked for them.
         self._blocked: set[str] = set()
@@ -101,16 +117,17 @@ class Applier:
         for entry in self._ledger.unsettled():
             if entry.key in self._blocked:
                 continue
-            if entry.operation == "create" or entry.chat_id is None:
-                verdict = self._verdict(entry)
-            else:
-                try:
+            try:
+                if entry.operation == "create" or entry.chat_id is None:
+                    verdict = self._verdict(entry)
+                else:
                     if entry.chat_id not in sightings:
                         sightings[entry.chat_id] = look(self._ledger, self._client, entry.key or "", entry.chat_id)
-                except RetryableError as error:
-                    verdict = self._verdict_of(error, "unknown")
-                else:
                     verdict = self._seen_verdict(entry, sightings[entry.chat_id])
+            except RetryableError as error:
+                verdict = self._verdict_of(error, "unknown")
+            except DisguisedError:
+                verdict = Verdict("unknown", error_code=DISGUISED)
             self._ledger.finish(entry, verdict)
             if verdict.outcome == "unknown":
                 self._blocked.add(entry.key or "")
@@ -156,6 +173,10 @@ class Applier:
         for operation in operations:
             if operation.kind == "remove" and group is not None and len(group.members) <= MIN_MEMBERS:
                 # Whoever was to take that place could not be added.
+                continue
+            if operation.kind == "remove" and group is not None and self._name(operation.handles[0], group) is None:
+                self.applied.counts["remove", "failed"] += 1
+                self.applied.failures.append(Failure(operation.key, "remove", "failed", NOBODY_KNOWS))
                 continue
             creation = operation.kind == "create"
             key = idempotency_key_of(operation) if creation else None
@@ -209,16 +230,29 @@ class Applier:
         )
 
     def _asked(self, entry: Entry) -> Chat:
+        """Raises `DisguisedError` where it cannot be said any more what is to be asked."""
         if entry.operation == "create":
+            group = self._disguise.creation(entry)
+            if group is None:
+                raise DisguisedError
             return self._client.create_group(
-                entry.from_handle or "", entry.handles, entry.message or "", entry.title, entry.idempotency_key
+                group.from_handle, group.addresses, group.message, group.title, entry.idempotency_key
             )
         chat_id = entry.chat_id or ""
         if entry.operation == "rename":
-            return self._client.rename_group(chat_id, entry.title or "")
+            title = self._disguise.title(entry.title or "")
+            if title is None:
+                raise DisguisedError
+            return self._client.rename_group(chat_id, title)
+        handle = self._disguise.handle(entry.handles[0], self._client, chat_id)
+        if handle is None:
+            raise DisguisedError
         if entry.operation == "add":
-            return self._client.add_participant(chat_id, entry.handles[0])
-        return self._client.remove_participant(chat_id, entry.handles[0])
+            return self._client.add_participant(chat_id, handle)
+        return self._client.remove_participant(chat_id, handle)
+
+    def _name(self, disguised: str, group: KnownGroup) -> str | None:
+        return self._disguise.handle(disguised, self._client, group.chat_id or "")
 
     def _is_done_anyway(self, entry: Entry, error: PermanentError) -> bool:
         """Whether an error only says that there was nothing left to do: so it is when the answer to a try that did it
@@ -241,7 +275,7 @@ class Applier:
             outcome,
             http_status=error.status,
             error_code=error.code,
-            error_message=self._client.transport.last_said or str(error),
+            error_message=self._disguise.quoted(self._client.transport.last_said or str(error)),
             request_id=error.request_id,
         )
 
@@ -284,6 +318,8 @@ def _why(verdict: Verdict) -> str:
     """What the API said, in its stable words: its message for humans may quote handles."""
     said = " ".join(str(one) for one in (verdict.http_status, verdict.error_code) if one is not None)
     request = f" (request {verdict.request_id})" if verdict.request_id else ""
+    if verdict.error_code == DISGUISED:
+        return "no verdict, and its row is not in the table as it was: have it so for one apply, which finds out"
     if verdict.outcome == "unknown":
         return f"no verdict: {said or 'the API could not be reached'}{request}; the next apply finds out"
     return f"the API answered {said or 'with an error'}{request}"

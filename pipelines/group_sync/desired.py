@@ -19,6 +19,7 @@ from typing import Any
 import duckdb
 
 from msgbubbles.handles import handle_of
+from msgbubbles.privacy import PSEUDONYM
 from warehouse.destinations import destination_of
 from warehouse.place import Place, UsageError
 from warehouse.publish import named
@@ -41,14 +42,6 @@ class InvalidRowsError(UsageError):
         count = "1 fault" if len(faults) == 1 else f"{len(faults):,} faults"
         super().__init__(f"{count} in the desired table; nothing was sent:\n" + "\n".join(f"  {one}" for one in faults))
         self.faults = tuple(faults)
-
-
-def desired_groups(table: str, place: Place, numbers: Collection[str] | None) -> tuple[DesiredGroup, ...]:
-    """The groups that a table desires; `numbers` are the account's own, null where they are not known.
-
-    Raises `UsageError` when there is no such table or it is empty, `InvalidRowsError` with all faults of its rows.
-    """
-    return validated(rows_of(table, place), numbers)
 
 
 # -- where the rows come from
@@ -142,8 +135,11 @@ def _model_rows(name: str, place: Place) -> list[Row]:
 # -- what has to be true of them
 
 
-def validated(rows: Sequence[Row], numbers: Collection[str] | None) -> tuple[DesiredGroup, ...]:
-    """The rows as groups, in their order. Raises `InvalidRowsError` with all faults of all rows."""
+def validated(
+    rows: Sequence[Row], numbers: Collection[str] | None, disguised: Callable[[str], str] = str
+) -> tuple[DesiredGroup, ...]:
+    """The rows as groups, in their order. `numbers` are the account's own, in disguise; null where they are not known.
+    Raises `UsageError` when there are no rows, `InvalidRowsError` with all faults of all rows."""
     if not rows:
         raise UsageError("the desired table has no rows, which is taken for a mistake; no group was touched")
     missing = [name for name in REQUIRED if all(name not in row for row in rows)]
@@ -152,7 +148,7 @@ def validated(rows: Sequence[Row], numbers: Collection[str] | None) -> tuple[Des
     faults: list[str] = []
     groups = []
     for number, row in enumerate(rows, 1):
-        group, found = _group_of(row, numbers)
+        group, found = _group_of(row, numbers, disguised)
         name = f"row {number} ({group.key})" if group.key else f"row {number}"
         faults += [f"{name}: {fault}" for fault in found]
         groups.append(group)
@@ -166,7 +162,9 @@ def validated(rows: Sequence[Row], numbers: Collection[str] | None) -> tuple[Des
     return tuple(groups)
 
 
-def _group_of(row: Row, numbers: Collection[str] | None) -> tuple[DesiredGroup, list[str]]:
+def _group_of(
+    row: Row, numbers: Collection[str] | None, disguised: Callable[[str], str]
+) -> tuple[DesiredGroup, list[str]]:
     faults = []
     key, message, title = (_text(row.get(name)) for name in ("key", "message", "title"))
     if not key:
@@ -178,7 +176,7 @@ def _group_of(row: Row, numbers: Collection[str] | None) -> tuple[DesiredGroup, 
     from_handle = handle_of(_text(row.get("from_handle")))
     if from_handle is None:
         faults.append("from_handle is neither a number in E.164 form (like +14155550100) nor an e-mail address")
-    elif numbers is not None and from_handle not in numbers:
+    elif numbers is not None and disguised(from_handle) not in numbers:
         faults.append("from_handle is not one of the account's numbers; GET /v1/numbers lists them")
     addresses, found = _addresses_of(row.get("addresses"), from_handle)
     return DesiredGroup(key, from_handle or "", addresses, message, title or None), faults + found
@@ -191,7 +189,9 @@ def _addresses_of(value: Any, from_handle: str | None) -> tuple[tuple[str, ...],
         handle = handle_of(written)
         if handle is None:
             faults.append(
-                f"address {number} is neither a number in E.164 form (+ and country code) nor an e-mail address"
+                f"address {number} is a pseudonym; take the numbers themselves from a table of your own"
+                if PSEUDONYM.fullmatch(written)
+                else f"address {number} is neither a number in E.164 form (+ and country code) nor an e-mail address"
             )
             continue
         if handle in addresses:

@@ -28,6 +28,12 @@ from warehouse.place import Place, UsageError
 
 from .guards import MAX_CREATES, MAX_REMOVALS
 from .job import applied_groups
+from .privacy import Disguise
+
+NOT_PRIVATE = (
+    "dlt writes the rows of a pipeline to disk as they are, and [sources.msgbubbles.privacy] keeps numbers and "
+    "messages from there: apply the table with groups.py"
+)
 
 
 # A batch is validated as a whole, so it is large: groups are few, and each row is a request at most.
@@ -61,6 +67,8 @@ def groups(
     try:
         place = Place.of(Path(database))
         place.make_folders()
+        if Disguise.of(place).hides:
+            raise UsageError(NOT_PRIVATE)
         budget = RequestBudget.of_key(api_key, requests_per_minute, budget_dir) if requests_per_minute else None
         transport = Transport(base_url, api_key, budget, timeout_seconds=timeout_seconds, max_attempts=max_attempts)
         with one_job(place.folder, "apply"), Client(transport) as client:

@@ -13,17 +13,25 @@ from warehouse.place import Place, UsageError
 from . import guards
 from .apply import Applied, Applier
 from .desired import Row, validated
-from .known import Published, known_groups, members_seen, people, published, restore
+from .known import known_groups, members_seen, people, published, restore
 from .ledger import Ledger, Sighting
 from .model import DesiredGroup, KnownGroup
 from .planner import Plan, plan_of, remaining
+from .privacy import Disguise
 
 
-def planned(place: Place, desired: Sequence[DesiredGroup], read: Published | None = None) -> Plan:
-    """The plan for these groups, from what is known without a request."""
+def planned(place: Place, rows: Sequence[Row]) -> Plan:
+    """The plan for the groups of these rows, from what is known without a request. Raises `UsageError`."""
+    read, disguise = published(place), Disguise.of(place)
+    desired = _disguised(rows, read.numbers, disguise)
     with Ledger.of(place.folder) as ledger:
         restore(ledger, place)
-        return plan_of(desired, known_groups(ledger, read or published(place)))
+        return plan_of(desired, known_groups(ledger, read))
+
+
+def _disguised(rows: Sequence[Row], numbers: frozenset[str] | None, disguise: Disguise) -> tuple[DesiredGroup, ...]:
+    disguise.know_own_numbers(numbers or ())
+    return disguise.groups(validated(rows, numbers, disguise.own_handle))
 
 
 def still_fitting(place: Place, plan: Plan) -> Plan:
@@ -66,10 +74,15 @@ def applied_groups(
     The caller holds the lock `apply`. Raises `UsageError` when rows, plan or guards forbid it, and what the client
     raises as long as nothing of the plan was sent; after that, see `Applied.halt`.
     """
+    disguise = Disguise.of(place)
+    client = disguise.client(client)
     with Ledger.of(place.folder) as ledger:
         restore(ledger, place)
-        desired = wanted.desired if isinstance(wanted, Plan) else validated(wanted, own_numbers(client))
-        applier = Applier(ledger, client, on_operation)
+        if isinstance(wanted, Plan):
+            desired: Sequence[DesiredGroup] = wanted.desired
+        else:
+            desired = _disguised(wanted, own_numbers(client), disguise)
+        applier = Applier(ledger, client, disguise, on_operation)
         applier.settle()
         known = known_groups(ledger, published(place))
         if isinstance(wanted, Plan):
@@ -88,6 +101,7 @@ def adopted(place: Place, client: Client, key: str, chat_id: str) -> Sighting:
 
     Where the API does not show who is in it, those are taken who are known from the published marts.
     """
+    client = Disguise.of(place).client(client)
     with Ledger.of(place.folder) as ledger:
         restore(ledger, place)
         for other in known_groups(ledger, published(place)).values():

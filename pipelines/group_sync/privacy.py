@@ -1,12 +1,134 @@
-"""What the policy leaves of the ledger."""
+"""What the policy leaves of groups: what is planned, written down and landed, and who is behind it when it is sent."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from msgbubbles.redaction import Redactor
+import msgspec
+
+from msgbubbles.client import Client
+from msgbubbles.errors import PermanentError, RetryableError
+from msgbubbles.privacy import PSEUDONYM
+from msgbubbles.redaction import Redactor, client_of
+from warehouse.place import Place, UsageError
+from warehouse.privacy import redactor_of
+from warehouse.vault import Vault
 
 from .ledger import Entry, Sighting
+from .model import DesiredGroup
+
+
+class Disguise:
+    """Groups as the policy lets them be known, and what is behind them.
+
+    All that is compared, written down and landed is disguised; what is sent to the API is not. Who is behind a
+    pseudonym is known from the desired table, from the API's own answers, and from the vault, where there is one.
+    """
+
+    def __init__(self, redactor: Redactor) -> None:
+        self._vault = redactor.names
+        # However quiet a group is, it is looked at.
+        policy = msgspec.structs.replace(redactor.policy, thread_days=None, text_days=None)
+        self._redactor = replace(redactor, policy=policy, names=self)
+        self._handles: dict[str, str] = {}
+        self._titles: dict[str, str] = {}
+        self._desired: dict[str, DesiredGroup] = {}
+
+    @classmethod
+    def of(cls, place: Place) -> Disguise:
+        """By the policy of a warehouse. Raises `UsageError` where that is not what its rows were landed by."""
+        return cls(redactor_of(place))
+
+    @property
+    def hides(self) -> bool:
+        """Whether a group is not written down as it is."""
+        policy = self._redactor.policy
+        return (policy.handles, policy.titles, policy.text) != ("keep", "keep", "keep")
+
+    def client(self, client: Client) -> Client:
+        """One that shows chats in disguise."""
+        return client_of(client.transport, self._redactor)
+
+    def know_own_numbers(self, handles: Iterable[str]) -> None:
+        self._redactor.know_own_numbers(handles)
+
+    def own_handle(self, written: str) -> str:
+        """One of our own numbers."""
+        return self._redactor.own_handle(written)
+
+    def groups(self, desired: Sequence[DesiredGroup]) -> tuple[DesiredGroup, ...]:
+        """Groups as they are compared and written down. Raises `UsageError` where somebody in them was erased."""
+        erased = sum(any(map(self._redactor.is_erased, group.addresses)) for group in desired)
+        if erased:
+            raise UsageError(
+                f"{erased:,} of the groups in the desired table have people in them who were erased from this "
+                "warehouse: take these out of the table; nothing was sent"
+            )
+        self._desired |= {group.key: group for group in desired}
+        return tuple(map(self._group, desired))
+
+    def _group(self, group: DesiredGroup) -> DesiredGroup:
+        redactor = self._redactor
+        title = None if group.title is None else redactor.title(group.title)
+        if title is not None and group.title is not None:
+            self._titles[title] = group.title
+        return replace(
+            group,
+            from_handle=redactor.own_handle(group.from_handle),
+            addresses=tuple(sorted(map(redactor.handle, group.addresses))),
+            title=title,
+            message=redactor.mark_of_text(group.message),
+        )
+
+    def creation(self, entry: Entry) -> DesiredGroup | None:
+        """The group that a creation is to bring about; null where the desired table has another one now."""
+        said = (entry.from_handle, tuple(sorted(entry.handles)), entry.title, entry.message)
+        if not self.hides:
+            return DesiredGroup(
+                entry.key or "", entry.from_handle or "", entry.handles, entry.message or "", entry.title
+            )
+        real = self._desired.get(entry.key or "")
+        if real is None:
+            return None
+        group = self._group(real)
+        return real if said == (group.from_handle, group.addresses, group.title, group.message) else None
+
+    def title(self, disguised: str) -> str | None:
+        return disguised if self._redactor.policy.titles == "keep" else self._titles.get(disguised)
+
+    def handle(self, disguised: str, client: Client, chat_id: str) -> str | None:
+        """Who that is; null where nobody knows. Asks for the group where that may tell."""
+        if self._redactor.policy.handles == "keep" or not is_pseudonym(disguised):
+            return disguised
+        if disguised not in self._handles and isinstance(self._vault, Vault):
+            found = self._vault.handle_of(disguised)
+            self._handles |= {} if found is None else {disguised: found}
+        if disguised not in self._handles:
+            try:
+                client.get_chat(chat_id)
+            except (PermanentError, RetryableError):
+                return None
+        return self._handles.get(disguised)
+
+    def quoted(self, said: str) -> str | None:
+        """The API's own words, which may quote handles."""
+        return None if self._redactor.policy.redacts else said
+
+    # -- what the redactor tells
+
+    def note(self, pseudonym: str, handle: str) -> None:
+        self._handles[pseudonym] = handle
+        if self._vault is not None:
+            self._vault.note(pseudonym, handle)
+
+    def keep(self) -> None:
+        if self._vault is not None:
+            self._vault.keep()
+
+
+def is_pseudonym(handle: str) -> bool:
+    return PSEUDONYM.fullmatch(handle) is not None
 
 
 class PrivateLedger:

@@ -76,18 +76,19 @@ PRESETS: dict[str, Policy] = {
 
 
 def policy_of(settings: Mapping[str, Any]) -> Policy:
-    """The policy of a preset (`preset`, by default `full`) with settings of its own over it. `key` is not looked at.
+    """The policy of a preset (`preset`, by default `full`) with settings of its own over it. `key` and `vault` are not
+    looked at.
 
     Raises `ConfigurationError`, which names the setting and what it may be.
     """
-    given = {name: value for name, value in settings.items() if name != "key" and value is not None}
+    given = {name: value for name, value in settings.items() if name not in ("key", "vault") and value is not None}
     preset = given.pop("preset", "full")
     if preset not in PRESETS:
         raise ConfigurationError(f"[{SECTION}] preset is one of {', '.join(PRESETS)}; mend dlt_config/config.toml")
     unknown = sorted(given.keys() - set(Policy.__struct_fields__))
     if unknown:
         raise ConfigurationError(
-            f"[{SECTION}] has no setting {_shown(unknown[0])}; there are preset, key, "
+            f"[{SECTION}] has no setting {_shown(unknown[0])}; there are preset, key, vault, "
             f"{', '.join(Policy.__struct_fields__)}"
         )
     try:

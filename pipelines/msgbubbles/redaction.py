@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import Raw
@@ -39,6 +39,15 @@ DOT = "·"
 WORD = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 MIME_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+")
+
+
+class Names(Protocol):
+    """Where it is noted who was replaced by a pseudonym."""
+
+    def note(self, pseudonym: str, handle: str) -> None: ...
+
+    def keep(self) -> None:
+        """What was noted is about to be landed."""
 
 
 class LeftOutChat(Chat):
@@ -90,16 +99,33 @@ class Redactor:
         if self.policy.handles == "keep":
             return written
         pseudonym = self._pseudonyms.handle(written)
-        return self._own.get(pseudonym, pseudonym) if self._own else pseudonym
+        own = self._own.get(pseudonym) if self._own else None
+        return self._noted(pseudonym, written) if own is None else own
 
     def own_handle(self, written: str) -> str:
         """A handle in a field that only one of ours can be in."""
-        return written if self.policy.own_numbers == "keep" else self._pseudonyms.handle(written)
+        if self.policy.own_numbers == "keep":
+            return written
+        return self._noted(self._pseudonyms.handle(written), written)
+
+    def _noted(self, pseudonym: str, written: str) -> str:
+        if self.names is not None and pseudonym != written:
+            self.names.note(pseudonym, written)
+        return pseudonym
+
+    def keep_names(self) -> None:
+        """Before what was redacted is written."""
+        if self.names is not None:
+            self.names.keep()
 
     def text(self, written: str) -> str | None:
         if self.policy.text == "keep":
             return written
         return DOT * len(written) if self.policy.text == "length" else None
+
+    def mark_of_text(self, written: str) -> str:
+        """By what a text is known again where it is not kept."""
+        return written if self.policy.text == "keep" else self._pseudonyms.row(written)
 
     def title(self, written: str) -> str | None:
         if self.policy.titles == "keep":
@@ -231,6 +257,7 @@ class Redactor:
 
     def page(self, page: Page[Any]) -> Page[Any]:
         rows = [_BY_MODEL[type(row)](self, row) for row in page.rows]
+        self.keep_names()
         return replace(page, rows=rows, rejected=[self.rejected(one) for one in page.rejected])
 
     def rejected(self, row: RejectedRow) -> RejectedRow:
@@ -262,6 +289,7 @@ class Redactor:
             known = {} if self.policy.extra == "drop" else msgspec.json.decode(chat.extra)
             known["participants"] = [self.handle(one) for one in participants if not self.is_erased(one)]
             chat.extra = Raw(msgspec.json.encode(known))
+        self.keep_names()
         return chat
 
     def message(self, row: Message) -> Message:

@@ -27,6 +27,7 @@ from warehouse.place import Place, UsageError
 from warehouse.privacy import Record, configured, redactor_of
 from warehouse.publish import named
 from warehouse.transform import Transforms
+from warehouse.vault import Vault
 from webhook_events.landing import aside_of
 
 from .rewrite import rewriting, tables_of
@@ -111,6 +112,8 @@ def purge(place: Place, transforms: Transforms, say: Callable[[str], None], also
         _certify(connection, certificate)
     certificate.rows += _purge_ledger(place, redactor)
     _purge_aside(place, redactor)
+    if isinstance(redactor.names, Vault):
+        certificate.rows += Counter({"the vault": redactor.names.remove(redactor.is_erased)})
     place.set_done(STEP)
     return certificate
 

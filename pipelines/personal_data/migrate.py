@@ -46,6 +46,7 @@ def apply(place: Place, transforms: Transforms, say: Callable[[str], None]) -> C
     redactor = redactor_of(place)
     with rewriting(place, transforms, say) as connection:
         changed = bring_to(redactor, connection)
+        redactor.keep_names()
     if policy.redacts:
         _forget_what_is_beside(place)
     place.set_done(STEP)

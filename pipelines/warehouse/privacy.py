@@ -10,17 +10,19 @@ import os
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import msgspec
 
 from msgbubbles.errors import ConfigurationError
-from msgbubbles.privacy import FULL, ORDERS, SECTION, Policy, Pseudonyms, policy_of
+from msgbubbles.privacy import FULL, ORDERS, PSEUDONYM, SECTION, Policy, Pseudonyms, policy_of
 from msgbubbles.redaction import Redactor
 
 from .configuration import configuration_folder, from_environment, section
 from .destinations import destination_of
 from .place import PIPELINE, Place, UsageError
+from .vault import Vault
 
 TABLE = "msgbubbles.privacy"
 
@@ -93,20 +95,57 @@ def store(connection: duckdb.DuckDBPyConnection, place: Place) -> None:
             connection.execute(f"INSERT INTO {TABLE} VALUES (?)", [path.read_text()])  # noqa: S608
 
 
-def configured() -> tuple[Policy, Pseudonyms | None]:
-    """The policy of the configuration, and its key where there is one. Raises `UsageError`."""
+def _settings() -> dict[str, Any]:
     folder = configuration_folder()
     settings = section(folder / "config.toml", SECTION)
     if "key" in settings:
         raise UsageError(f"[{SECTION}] key is a secret: move it from config.toml to dlt_config/secrets.toml")
     settings |= {name: value for name, value in section(folder / "secrets.toml", SECTION).items() if name == "key"}
-    settings |= from_environment(SECTION, ["preset", "key", *Policy.__struct_fields__])
+    return settings | from_environment(SECTION, ["preset", "key", "vault", *Policy.__struct_fields__])
+
+
+def configured_vault() -> Vault | None:
+    """The vault of the configuration; null without one. Raises `UsageError`."""
+    path = _settings().get("vault")
+    if path is None or path == "":
+        return None
+    if not isinstance(path, str):
+        raise UsageError(f"[{SECTION}] vault is the path of a file; mend dlt_config/config.toml")
+    return Vault(configuration_folder().parent / Path(path).expanduser())
+
+
+def configured() -> tuple[Policy, Pseudonyms | None]:
+    """The policy of the configuration, and its key where there is one. Raises `UsageError`."""
+    settings = _settings()
     try:
         policy = policy_of(settings)
         key = settings.get("key")
         return policy, Pseudonyms.configured(key) if key or policy.redacts else None
     except ConfigurationError as error:
         raise UsageError(str(error)) from None
+
+
+def looked_up(names: Iterable[str]) -> dict[str, str | None]:
+    """By pseudonym, who is behind it; by number or address, what stands for it. Null for whom nobody knows.
+
+    Raises `UsageError` without a key, and for a pseudonym without a vault.
+    """
+    vault, (_, pseudonyms) = configured_vault(), configured()
+    if pseudonyms is None:
+        raise UsageError(f"[{SECTION}] has no key, so nobody has a pseudonym here")
+    found: dict[str, str | None] = {}
+    for name in names:
+        if not PSEUDONYM.fullmatch(name):
+            found[name] = pseudonyms.handle(name)
+        elif vault is None:
+            raise UsageError(
+                f"who is behind a pseudonym is kept in a vault only, and there is none: [{SECTION}] vault is its path"
+            )
+        else:
+            found[name] = vault.handle_of(name)
+    if not found:
+        raise UsageError("privacy lookup takes pseudonyms, or numbers and addresses; - reads them from standard input")
+    return found
 
 
 def redactor_of(place: Place) -> Redactor:
@@ -126,7 +165,7 @@ def redactor_of(place: Place) -> Redactor:
     if _redaction(record.policy) != _redaction(policy):
         raise UsageError(_not_applied(policy, record.policy))
     check_key(record, pseudonyms)
-    return Redactor(policy, pseudonyms, record.erased)
+    return Redactor(policy, pseudonyms, record.erased, names=configured_vault() if policy.redacts else None)
 
 
 def check_key(record: Record, pseudonyms: Pseudonyms | None) -> None:

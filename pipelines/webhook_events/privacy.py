@@ -32,6 +32,7 @@ def left_of(delivery: Delivery, redactor: Redactor) -> Delivery | None:
     if redactor.concerns_erased(payload):
         return None
     left = redactor.payload(payload)
+    redactor.keep_names()
     if left == payload:
         return delivery
     return msgspec.structs.replace(delivery, body=json.dumps(left))

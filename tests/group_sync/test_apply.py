@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from group_sync.apply import Applied, idempotency_key_of, participants_of
+from group_sync.apply import idempotency_key_of, participants_of
 from group_sync.job import adopted, applied_groups
 from group_sync.ledger import Ledger
 from group_sync.model import Operation
 from group_sync.planner import plan_of
-from group_world import OURS, World, row
+from group_world import OURS, World, cut_next_write, outcomes, row
 from msgbubbles.errors import AuthenticationError, Interrupted
 from msgbubbles.models import Chat, Raw
 from sandbox import Knobs
@@ -21,10 +21,6 @@ from warehouse.place import UsageError
 
 ANNA, BEN, CARLA, DORA = "+14155550111", "ben@example.com", "+14155550113", "dora@example.com"
 NewWorld = Callable[..., World]
-
-
-def outcomes(applied: Applied) -> dict[tuple[str, str], int]:
-    return dict(applied.counts)
 
 
 def test_a_group_comes_into_being_and_follows_its_row(world: World) -> None:
@@ -135,19 +131,6 @@ def test_what_was_done_and_never_answered_is_found_out(world: World, shown: bool
         assert len(world.server.operations) == done + 1
         assert world.entries()[-1].outcome == "succeeded"
     assert len(world.server.truth().messages) == 2
-
-
-def cut_next_write(world: World) -> None:
-    """The next request that changes something is done, and answered with 502; only that one."""
-    knobs = world.server.knobs
-
-    def refusal(method: str, _path: str) -> None:
-        knobs.errors_after_acting = float(method != "GET" and not done)
-        if method != "GET":
-            done.append(method)
-
-    done: list[str] = []
-    knobs.refusal = refusal
 
 
 def test_a_retry_that_finds_its_work_done_is_a_success(world: World) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from group_sync.desired import InvalidRowsError, desired_groups, validated
+from group_sync.desired import InvalidRowsError, rows_of, validated
 from group_sync.model import DesiredGroup
 from msgbubbles.handles import handle_of
 from warehouse.place import Place, UsageError
@@ -56,14 +56,14 @@ def test_the_same_group_from_everywhere(place: Place, monkeypatch: pytest.Monkey
     monkeypatch.chdir(place.database.parent)
     if name:
         Path(name).write_text(content)
-    assert desired_groups(name or content, place, {OURS}) == (NORTH,)
+    assert validated(rows_of(name or content, place), {OURS}) == (NORTH,)
 
 
 def test_a_missing_title_is_none(place: Place, tmp_path: Path) -> None:
     path = tmp_path / "groups.yml"
     for title in ("", "  title: null\n", "  title: ~\n", "  title:\n"):
         path.write_text(YAML.replace("  title: North\n", title))
-        assert desired_groups(str(path), place, None)[0].title is None
+        assert validated(rows_of(str(path), place), None)[0].title is None
 
 
 @pytest.mark.parametrize(
@@ -97,14 +97,14 @@ def test_what_is_no_table_is_refused_with_what_to_do(
     Path("list.yml").write_text("north: south")
     Path("latin.csv").write_bytes("key,message\na,Grüße\n".encode("latin-1"))
     with pytest.raises(UsageError, match=says) as raised:
-        desired_groups(table, place, None)
+        validated(rows_of(table, place), None)
     assert "secret" not in str(raised.value)
 
 
 def test_without_a_warehouse_a_query_says_what_comes_first(tmp_path: Path) -> None:
     for table in ("SELECT 1", "a_model"):
         with pytest.raises(UsageError, match=r"run chats.py first"):
-            desired_groups(table, Place.of(tmp_path / "none.duckdb"), None)
+            rows_of(table, Place.of(tmp_path / "none.duckdb"), None)
 
 
 def row(**others: Any) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from group_sync.job import known_now, planned
 from group_sync.known import Published, published
 from group_sync.landing import PIPELINE, land_ledger
 from group_sync.ledger import Ledger
-from group_sync.model import DesiredGroup
 from group_world import OURS, World, row
 from warehouse.place import Place
 from warehouse.sync import pipeline_of
@@ -77,8 +76,7 @@ def test_a_group_that_the_sync_found_gone_is_gone_until_it_is_seen_again(world: 
     seen()
     publish(world.place, chat_id, deleted_at=datetime.now(UTC))
     assert world.known("a").is_gone
-    desired = DesiredGroup("a", OURS, (ANNA, BEN), "Hello", "New")
-    plan = planned(world.place, [desired])
+    plan = planned(world.place, [row("a", ANNA, BEN, title="New")])
     assert plan.operations == ()
     assert plan.notes
     seen()

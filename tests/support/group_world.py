@@ -50,3 +50,20 @@ class World:
     def asked(self, since: int = 0) -> list[str]:
         """Method and last part of the path of each request."""
         return [f"{one.method} {one.path.split('/')[-1]}" for one in self.server.requests[since:]]
+
+
+def outcomes(applied: Applied) -> dict[tuple[str, str], int]:
+    return dict(applied.counts)
+
+
+def cut_next_write(world: World) -> None:
+    """The next request that changes something is done, and answered with 502; only that one."""
+    knobs = world.server.knobs
+
+    def refusal(method: str, _path: str) -> None:
+        knobs.errors_after_acting = float(method != "GET" and not done)
+        if method != "GET":
+            done.append(method)
+
+    done: list[str] = []
+    knobs.refusal = refusal
