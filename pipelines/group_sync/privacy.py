@@ -66,7 +66,9 @@ class Disguise:
                 "warehouse: take these out of the table; nothing was sent"
             )
         self._desired |= {group.key: group for group in desired}
-        return tuple(map(self._group, desired))
+        groups = tuple(map(self._group, desired))
+        self.keep()
+        return groups
 
     def _group(self, group: DesiredGroup) -> DesiredGroup:
         redactor = self._redactor

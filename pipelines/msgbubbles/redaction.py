@@ -61,11 +61,13 @@ class LeftOutMessage(Message):
 @dataclass
 class Redactor:
     """Applies `policy`. `erased` are hashes by `Pseudonyms.erased_handle` and `erased_chat`; threads that turn out to
-    be an erased person's are added to `found`, and those that are dormant to `dormant`."""
+    be an erased person's are added to `found`, and those that are dormant to `dormant`. `names` is told who was
+    replaced, where somebody may look that up."""
 
     policy: Policy = FULL
     pseudonyms: Pseudonyms | None = None
     erased: frozenset[str] = frozenset()
+    names: Names | None = None
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     found: set[str] = field(default_factory=set)
     dormant: set[str] = field(default_factory=set)

@@ -104,7 +104,7 @@ def test_what_is_no_table_is_refused_with_what_to_do(
 def test_without_a_warehouse_a_query_says_what_comes_first(tmp_path: Path) -> None:
     for table in ("SELECT 1", "a_model"):
         with pytest.raises(UsageError, match=r"run chats.py first"):
-            rows_of(table, Place.of(tmp_path / "none.duckdb"), None)
+            rows_of(table, Place.of(tmp_path / "none.duckdb"))
 
 
 def row(**others: Any) -> dict[str, Any]:
