@@ -17,20 +17,30 @@ from typing import Any
 
 import duckdb
 
-from canary import ANN, BEN, KEY, PRIVACY_KEY, account_of_canaries, found_in, now
+from canary import ANN, BEN, KEY, OURS, PEOPLE, PRIVACY_KEY, account_of_canaries, found_in, now
 from hooks import WEBHOOKS, Process
 from job import Job
+from msgbubbles.privacy import Pseudonyms
 from sandbox import Knobs, NewMessage, serve
 
 Found = dict[str, list[str]]
 # What the user wrote.
-NOT_THE_PRODUCTS = ("secrets.toml",)
+NOT_THE_PRODUCTS = ("secrets.toml", "table.yml")
+TABLE = f"""
+- key: ours
+  from_handle: {OURS}
+  title: canary title of ours
+  addresses: [{ANN}, {BEN}]
+  message: canary text of ours
+"""
+GROUPS = WEBHOOKS.with_name("groups.py")
 WORK = ".msgbubbles/company/company.duckdb"
 DATABASE = ("--database", "company.duckdb")
 
 
 @contextmanager
 def canaries(folder: Path, preset: str) -> Iterator[tuple[Job, dict[str, list[str]]]]:
+    folder.mkdir(exist_ok=True)
     account, words = account_of_canaries(now())
 
     def spoiled(kind: str, row: dict[str, Any]) -> dict[str, Any]:
@@ -91,6 +101,14 @@ def lived_through(job: Job) -> tuple[str, Found]:
         time.sleep(0.005)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
+    (job.folder / "table.yml").write_text(TABLE)
+    apply = [sys.executable, str(GROUPS), "apply", "table.yml", "--yes", *DATABASE]
+    for _ in range(2):
+        applied = subprocess.run(
+            apply, cwd=job.folder, env=job.whole_environment(), check=True, capture_output=True, text=True
+        )
+        said += [applied.stdout, applied.stderr]
+    assert "Nothing changed" in applied.stdout
     done = job.run(status=3)
     assert done.summary["tables"]["rejected_rows"]["new"] or done.summary["streams"]["messages"]["rejected"]
     said += [json.dumps(done.summary), done.errors]
@@ -98,7 +116,9 @@ def lived_through(job: Job) -> tuple[str, Found]:
 
 
 def test_what_the_policy_leaves_out_is_in_no_file(tmp_path: Path) -> None:
-    with canaries(tmp_path, "minimal") as (job, words):
+    with canaries(tmp_path / "job", "minimal") as (job, words):
+        vault = tmp_path / "vault.sqlite"
+        job.environment["SOURCES__MSGBUBBLES__PRIVACY__VAULT"] = str(vault)
         said, spooled = lived_through(job)
         work = job.folder / ".msgbubbles" / "company" / "company.duckdb"
         whole = work.read_bytes()
@@ -107,9 +127,12 @@ def test_what_the_policy_leaves_out_is_in_no_file(tmp_path: Path) -> None:
         said += json.dumps(crashed.summary) + crashed.errors
         work.write_bytes(whole)
         everything = [KEY, PRIVACY_KEY, *(word for kind in words.values() for word in kind), "canary"]
-        found = found_in(tmp_path, everything, NOT_THE_PRODUCTS)
+        found = found_in(job.folder, everything, NOT_THE_PRODUCTS)
         assert not [word for word in everything if word in said]
-    others_may = [path for path in tmp_path.rglob("*") if path.name != "secrets.toml" and path.stat().st_mode & 0o077]
+        names = [Pseudonyms(PRIVACY_KEY).handle(one) for one in (*PEOPLE, OURS)]
+        looked_up = job.ask("privacy", "lookup", *names)
+    assert list(looked_up.values()) == [*PEOPLE, OURS], "in the vault, and nowhere else"
+    others_may = [path for path in tmp_path.rglob("*") if path.name not in NOT_THE_PRODUCTS and path.stat().st_mode & 0o077]
     assert others_may == []
     assert "canary" not in spooled
     assert found == {}
