@@ -42,7 +42,7 @@ STOPPED = "stopped at once; what was answered is on disk, and the next load brin
 
 app = app_of(__doc__)
 
-Into = Annotated[Literal["duckdb", "postgres"], typer.Option("--destination", help="Where the tables are.")]
+Into = Annotated[Literal["duckdb", "postgres", "ducklake"], typer.Option("--destination", help="Where the tables are.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")]
 SecretsFile = Annotated[
     Path | None,

@@ -10,7 +10,7 @@ import importlib.util
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,13 +22,20 @@ from .place import PIPELINE, Place, UsageError
 from .publish import clone, publish, quoted
 
 if TYPE_CHECKING:
+    from dlt.common.configuration.specs import ConnectionStringCredentials
+    from dlt.destinations.impl.ducklake.configuration import DuckLakeCredentials
     from dlt.destinations.impl.postgres.configuration import PostgresCredentials
 
 NO_SERVER = """--destination postgres: the server cannot be reached ({why}); set its address in
 dlt_config/secrets.toml, [destination.postgres] credentials = "postgresql://user:password@host:5432/database",
 or as DESTINATION__POSTGRES__CREDENTIALS"""
 NO_LIMIT = '[sync] memory_limit is a size like "512MB", or "none"; mend dlt_config/config.toml'
-NO_PACKAGES = '--destination postgres needs more packages: pip install "msgbubbles-sync[postgres]"'
+NO_PACKAGES = '--destination {name} needs more packages: pip install "msgbubbles-sync[{name}]"'
+NO_LAKE = """--destination ducklake: {why}; say in dlt_config/secrets.toml where its catalog and its files are:
+
+  [destination.ducklake.credentials]
+  catalog = "postgresql://user:password@host:5432/database"
+  storage = {{ bucket_url = "/shared/folder" }}"""
 
 
 class Destination(Protocol):
@@ -136,56 +143,34 @@ class DuckDBFile:
         return "duckdb", {"MSGBUBBLES_DUCKDB_PATH": str(self._place.work)}
 
 
-class Postgres:
-    """A database on a server. Nothing is published: readers see each table as soon as it is written."""
+class Shared:
+    """Tables that are elsewhere. Nothing is published: readers see each table as soon as it is written."""
+
+    title: str
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        self.title = "postgres"
 
-    def dlt(self) -> Any:
-        import dlt
-
-        return dlt.destinations.postgres(self._credentials())
+    def _attached(self, *options: str) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        """A connection that has the tables attached, with these options more."""
+        raise NotImplementedError
 
     def exists(self) -> bool:
         with self.reading() as connection:
-            found = connection.execute("SELECT count(*) FROM duckdb_schemas() WHERE schema_name = 'msgbubbles'")
+            found = connection.execute(
+                "SELECT count(*) FROM duckdb_schemas() "
+                "WHERE schema_name = 'msgbubbles' AND database_name = current_catalog()"
+            )
             return found.fetchall() != [(0,)]
 
-    @contextmanager
-    def _attached(self, options: str) -> Iterator[duckdb.DuckDBPyConnection]:
-        found = importlib.util.find_spec("duckdb_extension_postgres_scanner")
-        if found is None or found.origin is None:
-            raise UsageError(NO_PACKAGES)
-        version = f"v{duckdb.__version__}"
-        extension = Path(found.origin).parent / "extensions" / version / "postgres_scanner.duckdb_extension"
-        values = {name: value.replace("\\", "\\\\").replace("'", "\\'") for name, value in self._libpq().items()}
-        address = quoted(" ".join(f"{name}='{value}'" for name, value in values.items() if value))
-        with duckdb.connect() as connection:
-            connection.execute("SET TimeZone = 'UTC'")
-            try:
-                connection.execute(f"LOAD {quoted(str(extension))}")
-                connection.execute(f"ATTACH {address} AS warehouse (TYPE postgres{options})")
-            except duckdb.Error as error:
-                # What it says would quote the password.
-                raise UsageError(NO_SERVER.format(why=type(error).__name__)) from None
-            connection.execute("USE warehouse")
-            yield connection
-
     def reading(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
-        return self._attached(", READ_ONLY")
+        return self._attached("READ_ONLY")
 
     def writing(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
-        return self._attached("")
+        return self._attached()
 
     def kept_open(self, _pipeline: Any) -> AbstractContextManager[Any]:
         return nullcontext()
-
-    def prepare(self) -> None:
-        # What is lost here, dlt restores from the server.
-        with self.writing():
-            pass
 
     def publish(self, _held_marts: Sequence[str] = ()) -> int | None:
         return None
@@ -194,9 +179,39 @@ class Postgres:
         # The record of a run costs a row there, not a new file.
         return minutes >= 0
 
+
+class Postgres(Shared):
+    """A database on a server."""
+
+    title = "postgres"
+
+    def dlt(self) -> Any:
+        import dlt
+
+        return dlt.destinations.postgres(self._credentials())
+
+    @contextmanager
+    def _attached(self, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
+        extension = _extension("postgres_scanner", self.title)
+        address = quoted(_address(_libpq(self._credentials())))
+        with duckdb.connect() as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            try:
+                connection.execute(f"LOAD {quoted(str(extension))}")
+                connection.execute(f"ATTACH {address} AS warehouse ({', '.join(['TYPE postgres', *options])})")
+            except duckdb.Error as error:
+                # What it says would quote the password.
+                raise UsageError(NO_SERVER.format(why=type(error).__name__)) from None
+            connection.execute("USE warehouse")
+            yield connection
+
+    def prepare(self) -> None:
+        # What is lost here, dlt restores from the server.
+        with self.writing():
+            pass
+
     def dbt(self) -> tuple[str, dict[str, str]]:
-        names = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}
-        return "postgres", {names[name]: value for name, value in self._libpq().items()}
+        return "postgres", {LIBPQ[name]: value for name, value in _libpq(self._credentials()).items()}
 
     def _credentials(self) -> PostgresCredentials:
         import dlt
@@ -211,19 +226,117 @@ class Postgres:
             raise UsageError(NO_SERVER.format(why="no usable credentials"))
         return found
 
-    def _libpq(self) -> dict[str, str]:
-        known = self._credentials()
-        query = dict(known.query or {})
-        return {
-            "host": str(query.get("host") or known.host),
-            "port": str(known.port or 5432),
-            "user": known.username or "",
-            "password": known.password or "",
-            "dbname": known.database or "",
+
+class DuckLake(Shared):
+    """Parquet files in a folder that many machines see, and a catalog of them on a PostgreSQL server: nobody waits for
+    anybody."""
+
+    title = "ducklake"
+
+    def dlt(self) -> Any:
+        import dlt
+
+        return dlt.destinations.ducklake(self._credentials())
+
+    @contextmanager
+    def _attached(self, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
+        lake = self._credentials()
+        address = quoted(f"ducklake:postgres:{_address(_libpq(lake.catalog))}")
+        where = f"DATA_PATH {quoted(lake.storage.bucket_url)}, METADATA_SCHEMA {quoted(lake.ducklake_name)}"
+        with duckdb.connect(config={"extension_directory": str(self._extensions())}) as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            try:
+                connection.execute(f"ATTACH {address} AS lake ({', '.join([where, *options])})")
+            except duckdb.Error as error:
+                # What it says would quote the password.
+                raise UsageError(NO_LAKE.format(why=f"it cannot be opened ({type(error).__name__})")) from None
+            connection.execute("USE lake")
+            yield connection
+
+    def prepare(self) -> None:
+        with self.writing() as connection:
+            # dbt begins in this schema.
+            connection.execute("CREATE SCHEMA IF NOT EXISTS staging")
+
+    def dbt(self) -> tuple[str, dict[str, str]]:
+        lake = self._credentials()
+        known = _libpq(lake.catalog)
+        return "ducklake", {
+            "MSGBUBBLES_LAKE": lake.ducklake_name,
+            # The rest libpq takes from the environment, so that no message of dbt can quote it.
+            "MSGBUBBLES_LAKE_CATALOG": f"ducklake:postgres:{_address({'dbname': known['dbname']})}",
+            "MSGBUBBLES_LAKE_FILES": lake.storage.bucket_url,
+            "MSGBUBBLES_EXTENSIONS": str(self._extensions()),
+            **{variable: known[name] for name, variable in LIBPQ.items()},
         }
 
+    def _credentials(self) -> DuckLakeCredentials:
+        import dlt
+        from dlt.destinations.impl.ducklake.configuration import DuckLakeCredentials
 
-DESTINATIONS: dict[str, Callable[[Place], Destination]] = {"duckdb": DuckDBFile, "postgres": Postgres}
+        section = "destination.ducklake.credentials"
+        catalog: Any = dlt.secrets.get(f"{section}.catalog")
+        folder: Any = dlt.secrets.get(f"{section}.storage.bucket_url")
+        name: Any = dlt.secrets.get(f"{section}.ducklake_name") or "ducklake"
+        if not isinstance(catalog, str) or not catalog.startswith(("postgres://", "postgresql://")):
+            raise UsageError(NO_LAKE.format(why="it has no catalog on a PostgreSQL server"))
+        if not isinstance(folder, str) or not folder:
+            raise UsageError(NO_LAKE.format(why="it has no folder for its files"))
+        if not re.fullmatch(r"[a-z_][a-z0-9_]*", str(name)):
+            raise UsageError(NO_LAKE.format(why="ducklake_name is letters, digits and underscores"))
+        found = DuckLakeCredentials(str(name), catalog=catalog, storage=folder)
+        found.global_config = {"extension_directory": str(self._extensions())}
+        return found
+
+    def _extensions(self) -> Path:
+        """A folder from which DuckDB loads the extensions that an ATTACH names."""
+        with duckdb.connect() as connection:
+            (platform,) = connection.execute("PRAGMA platform").fetchone() or ("",)
+        top = self._place.folder / "extensions"
+        folder = top / f"v{duckdb.__version__}" / platform
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in ("ducklake", "postgres_scanner"):
+            extension = _extension(name, self.title)
+            link = folder / extension.name
+            if not link.exists():
+                link.unlink(missing_ok=True)
+                link.symlink_to(extension)
+        return top
+
+
+def _extension(name: str, title: str) -> Path:
+    """The file of an extension of DuckDB, which comes as a package: nothing is downloaded while a job runs."""
+    found = importlib.util.find_spec(f"duckdb_extension_{name}")
+    if found is None or found.origin is None:
+        raise UsageError(NO_PACKAGES.format(name=title))
+    return Path(found.origin).parent / "extensions" / f"v{duckdb.__version__}" / f"{name}.duckdb_extension"
+
+
+LIBPQ = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}
+
+
+def _address(values: Mapping[str, str]) -> str:
+    """As libpq reads it."""
+    written = {name: value.replace("\\", "\\\\").replace("'", "\\'") for name, value in values.items()}
+    return " ".join(f"{name}='{value}'" for name, value in written.items() if value)
+
+
+def _libpq(known: ConnectionStringCredentials) -> dict[str, str]:
+    query = dict(known.query or {})
+    return {
+        "host": str(query.get("host") or known.host),
+        "port": str(known.port or 5432),
+        "user": known.username or "",
+        "password": known.password or "",
+        "dbname": known.database or "",
+    }
+
+
+DESTINATIONS: dict[str, Callable[[Place], Destination]] = {
+    "duckdb": DuckDBFile,
+    "postgres": Postgres,
+    "ducklake": DuckLake,
+}
 
 
 def destination_of(place: Place) -> Destination:

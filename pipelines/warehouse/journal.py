@@ -18,7 +18,7 @@ import duckdb
 TABLE = "msgbubbles.sync_runs"
 # What a run's record has as columns of its own; what else it has is JSON.
 COLUMNS = {
-    "run_id": "VARCHAR PRIMARY KEY",
+    "run_id": "VARCHAR",
     "started_at": "TIMESTAMPTZ",
     "ended_at": "TIMESTAMPTZ",
     "outcome": "VARCHAR",

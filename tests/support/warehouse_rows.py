@@ -40,18 +40,23 @@ def expected(truth: Truth) -> dict[str, Rows]:
 
 def landed(database: Path) -> dict[str, Rows]:
     """The rows of the published file; a key that is there twice fails."""
-    found: dict[str, Rows] = {}
     with duckdb.connect(str(database), read_only=True) as connection:
         connection.execute("SET TimeZone = 'UTC'")
-        for table, key in (("chats", "id"), ("messages", "id"), ("attachments", "id"), ("numbers", "handle")):
-            answer = connection.execute(f"SELECT * EXCLUDE (_read_at, _dlt_load_id, extra) FROM msgbubbles.{table}")
-            names = [column[0] for column in answer.description]
-            rows: Rows = {}
-            for values in answer.fetchall():
-                row = {n: json.loads(v) if n in JSON and v else v for n, v in zip(names, values, strict=True)}
-                assert row[key] not in rows, f"{table}: a row is there twice"
-                rows[row[key]] = row
-            found[table] = rows
+        return landed_in(connection)
+
+
+def landed_in(connection: duckdb.DuckDBPyConnection) -> dict[str, Rows]:
+    """The same of what a connection reads."""
+    found: dict[str, Rows] = {}
+    for table, key in (("chats", "id"), ("messages", "id"), ("attachments", "id"), ("numbers", "handle")):
+        answer = connection.execute(f"SELECT * EXCLUDE (_read_at, _dlt_load_id, extra) FROM msgbubbles.{table}")
+        names = [column[0] for column in answer.description]
+        rows: Rows = {}
+        for values in answer.fetchall():
+            row = {n: json.loads(v) if n in JSON and v else v for n, v in zip(names, values, strict=True)}
+            assert row[key] not in rows, f"{table}: a row is there twice"
+            rows[row[key]] = row
+        found[table] = rows
     return found
 
 

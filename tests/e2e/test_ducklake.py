@@ -1,0 +1,109 @@
+"""The same job with its tables in a lake: Parquet files in a folder, and a catalog on a PostgreSQL server."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+import postgres
+from hooks import spool, typing
+from job import Job
+from marts_reference import MARTS, differences
+from sandbox import NewMessage
+from warehouse.destinations import destination_of
+from warehouse.place import Place
+from warehouse_rows import differences_of, landed_in
+
+NewJob = Callable[..., Job]
+# Whoever has the time: as many as are asked for.
+RUNS = int(os.environ.get("MSGBUBBLES_LAKE_RUNS", "1"))
+INTO = ("--destination", "ducklake")
+LANDED = ("chats", "messages", "numbers", "stream_coverage", "chat_titles", "webhook_events")
+UNKNOWN: dict[str, list[Any]] = {"participant_lists": [], "group_member_operations": []}
+
+
+@pytest.fixture
+def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """The variables with which a job finds it."""
+    with postgres.running(tmp_path / "server") as address:
+        found = {
+            "DESTINATION__DUCKLAKE__CREDENTIALS__CATALOG": address,
+            "DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__BUCKET_URL": str(tmp_path / "lake"),
+        }
+        for name, value in found.items():
+            monkeypatch.setenv(name, value)
+        yield found
+
+
+def query(place: Place, sql: str) -> list[dict[str, Any]]:
+    with destination_of(place).reading() as connection:
+        result = connection.execute(sql)
+        names = [column[0] for column in result.description or ()]
+        return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+
+
+def landed(place: Place) -> dict[str, dict[str, dict[str, Any]]]:
+    with destination_of(place).reading() as connection:
+        return landed_in(connection)
+
+
+def test_the_whole_job_in_a_lake_while_somebody_reads(new_job: NewJob, lake: dict[str, str]) -> None:
+    job = new_job(chats=130, messages=1500)
+    job.environment = lake
+    place = Place.of(job.database, "ducklake")
+    first = job.run(*INTO, transform=True).summary
+    assert differences_of(landed(place), job.server.truth()) == {}
+    assert first["database"] == "ducklake"
+    assert not job.database.exists()
+
+    account, reads, done = job.server.account, [0], threading.Event()
+
+    def poll() -> None:
+        while not done.is_set():
+            assert query(place, "SELECT count(*) AS n FROM msgbubbles.messages")[0]["n"] >= 1500
+            assert query(place, "SELECT count(*) AS n FROM marts.thread_activity")[0]["n"] > 0
+            reads[0] += 1
+            time.sleep(0.1)
+
+    reader = threading.Thread(target=poll)
+    reader.start()
+    try:
+        chats = sorted(job.server.truth().chats, key=lambda row: row["last_message_at"] or "")
+        for number in range(RUNS):
+            now = datetime.now(UTC)
+            account.add_message(NewMessage(chats[9 + number % 9]["id"], "outbound", "hello", now, "sent"))
+            spool(place, [typing(number, conversation_id=chats[9]["id"])])
+            assert job.run(*INTO, transform=True).summary["outcome"] == "complete"
+        assert reader.is_alive(), "no read has failed"
+    finally:
+        done.set()
+        reader.join()
+    assert reads[0] >= 5 * RUNS
+    assert differences_of(landed(place), job.server.truth()) == {}
+
+    world = {table: query(place, f"SELECT * FROM msgbubbles.{table}") for table in LANDED}
+    for name, reference in MARTS.items():
+        built = query(place, f"SELECT * FROM marts.{name}")
+        assert built, name
+        assert not (wrong := differences(built, reference(world | UNKNOWN, ZoneInfo("UTC")))), f"{name}: {wrong[:5]}"
+    asked = len(job.server.requests)
+    assert job.ask("status", *INTO)["missing_stretches"] == {"messages": 0, "chats": 0}
+    assert len(job.server.requests) == asked
+    assert job.ask("verify", "--full", *INTO)["equal"]
+    assert all(one["state"] != "failed" for one in job.ask("check", *INTO))
+
+
+def test_a_lake_that_is_not_configured_is_refused_with_how_it_is(new_job: NewJob) -> None:
+    process = new_job(chats=0).start(*INTO)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert "--destination ducklake: it has no catalog on a PostgreSQL server" in errors
+    assert "[destination.ducklake.credentials]" in errors
