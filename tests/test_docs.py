@@ -110,6 +110,29 @@ def test_the_folders_named_exist() -> None:
         assert (ROOT / path).exists(), path
 
 
+@pytest.mark.parametrize(
+    ("destination", "says"),
+    [("postgres", "cannot be reached (IOException)"), ("ducklake", "cannot be opened (IOException)")],
+)
+def test_the_example_of_a_destination_is_what_a_job_reads(tmp_path: Path, destination: str, says: str) -> None:
+    example = (ROOT / "dlt_config" / "secrets.toml.example").read_text()
+    block = example.split(f"# Only for --destination {destination}")[1].split("\n\n")[0].partition("\n")[2]
+    (tmp_path / "dlt_config").mkdir()
+    written = block.replace("# ", "").replace("password@host:", "hidden-word@nowhere.invalid:")
+    (tmp_path / "dlt_config" / "secrets.toml").write_text(written)
+    done = subprocess.run(
+        [sys.executable, str(CHATS), "status", "--destination", destination, "--database", "some.duckdb"],
+        cwd=tmp_path,
+        env={**inherited_environment(), "DLT_PROJECT_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "hidden-word" not in done.stderr
+
+
 PRIVACY = ROOT / "docs" / "privacy.md"
 
 

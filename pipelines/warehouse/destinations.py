@@ -1,6 +1,6 @@
-"""Where a warehouse's tables are: in a DuckDB file, or on a PostgreSQL server.
+"""Where a warehouse's tables are: in a DuckDB file, on a PostgreSQL server, or in a lake.
 
-Everything but the load and the transforms goes through a DuckDB connection, which also reads and writes a server: so
+Everything but the load and the transforms goes through a DuckDB connection, which also reads and writes the others: so
 what is asked of a warehouse is written once.
 """
 
