@@ -85,18 +85,16 @@ class Disguise:
 
     def creation(self, entry: Entry) -> DesiredGroup | None:
         """The group that a creation is to bring about; null where the desired table has another one now."""
-        said = (entry.from_handle, tuple(sorted(entry.handles)), entry.title, entry.message)
+        said = DesiredGroup(
+            entry.key or "", entry.from_handle or "", tuple(sorted(entry.handles)), entry.message or "", entry.title
+        )
         if not self.hides:
-            return DesiredGroup(
-                entry.key or "", entry.from_handle or "", entry.handles, entry.message or "", entry.title
-            )
-        real = self._desired.get(entry.key or "")
-        if real is None:
-            return None
-        group = self._group(real)
-        return real if said == (group.from_handle, group.addresses, group.title, group.message) else None
+            return said
+        real = self._desired.get(said.key)
+        return real if real is not None and self._group(real) == said else None
 
     def title(self, disguised: str) -> str | None:
+        """The title; null where it is not in the desired table."""
         return disguised if self._redactor.policy.titles == "keep" else self._titles.get(disguised)
 
     def handle(self, disguised: str, client: Client, chat_id: str) -> str | None:

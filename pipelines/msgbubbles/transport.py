@@ -58,9 +58,9 @@ logging.getLogger("httpx").addFilter(_without_handles)
 
 VERSION = "0.1.0"
 USER_AGENT = f"msgbubbles-sync/{VERSION}"
-# A page of 100 messages with long texts is well under a megabyte. What is far over it is not an answer of this API.
 # Of about how many answers the latency is the mean.
 LATENCY_MEMORY = 5
+# A page of 100 messages with long texts is well under a megabyte. What is far over it is not an answer of this API.
 MAX_BODY_BYTES = 64 * 1024 * 1024
 
 

@@ -11,13 +11,14 @@ import pytest
 
 from canary import found_in
 from group_sync.ledger import Entry, Ledger, Sighting
-from msgbubbles.privacy import Pseudonyms
+from msgbubbles.privacy import PRESETS, Pseudonyms
 from personal_data import erase as erasing
 from personal_data.erase import erase
 from personal_data.rewrite import compact
 from warehouse.place import Place, UsageError
 from warehouse.privacy import Record, redactor_of
 from warehouse.transform import Transforms
+from warehouse.vault import Vault
 
 ANN, BEN, OURS = "+14155550111", "ben@example.com", "+14155550100"
 KEY = "of a test, and long enough to be a key"
@@ -219,3 +220,18 @@ def test_a_database_that_is_written_anew_is_the_same(place: Place) -> None:
         with pytest.raises(duckdb.ConstraintException):
             connection.execute("INSERT INTO msgbubbles.sync_runs VALUES ('r1', NULL)")
     assert place.work.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_vault_forgets_who_is_erased(place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    names, path = Pseudonyms(KEY), tmp_path / "elsewhere" / "vault.sqlite"
+    monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__PRESET", "analytics")
+    monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__VAULT", str(path))
+    Record(PRESETS["analytics"], names.check).save(place)
+    vault = Vault(path)
+    for handle in (ANN, BEN):
+        vault.note(names.handle(handle), handle)
+    vault.keep()
+    put(place, "chats", ("c", False, names.handle(ANN), None))
+    assert erased(place, ANN)["rows"] == {"chats": 1, "the vault": 1}
+    assert [vault.handle_of(names.handle(one)) for one in (ANN, BEN)] == [None, BEN]
+    assert found_in(path.parent, [ANN.removeprefix("+"), names.handle(ANN)]) == {}
