@@ -135,15 +135,19 @@ def test_marts_that_fail_a_data_test_are_held_back_until_they_pass(new_job: Call
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [("TRANSFORMS__TIME_ZONE", "Berlin"), ("TRANSFORMS__DATA_TESTS", "maybe"), ("SYNC__MEMORY_LIMIT", "little")],
+    ("key", "value", "named"),
+    [
+        ("TRANSFORMS__TIME_ZONE", "Berlin", "transforms.time_zone"),
+        ("TRANSFORMS__DATA_TESTS", "maybe", "transforms.data_tests"),
+        ("SYNC__MEMORY_LIMIT", "little", '[sync] memory_limit is a size like "512MB"'),
+    ],
 )
 def test_a_setting_that_is_none_is_refused_before_anything_is_asked(
-    new_job: Callable[..., Job], key: str, value: str
+    new_job: Callable[..., Job], key: str, value: str, named: str
 ) -> None:
     job = new_job(chats=0)
     job.environment = {key: value}
     outcome = job.finish(job.start(transform=True))
     assert outcome.status == 2
-    assert key.lower().rpartition("__")[2] in outcome.errors
+    assert named in outcome.errors
     assert job.server.requests == []
