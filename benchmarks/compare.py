@@ -31,7 +31,6 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "pipelines"), str(ROOT / "benchmarks")]
 
 from changing import changing_account  # noqa: E402
-
 from measure import (  # noqa: E402
     BUILD,
     PageServer,

@@ -8,11 +8,9 @@ Prints what it finds, and keeps it in `docs/performance.json` beside the figures
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import product
 from pathlib import Path
@@ -48,22 +46,13 @@ JOIN threads USING (number)
 """
 
 
-def run(folder: Path, url: str, key: str, *options: str, per_minute: int = 0) -> tuple[dict[str, Any], Any]:
+def run(
+    folder: Path, url: str, key: str, *options: str, per_minute: int = 0, memory_limit: str = "none"
+) -> tuple[dict[str, Any], Any]:
     """The record of one run of the job, and what it used."""
-    usage = used(own_command("--json", *options), folder, own_environment(url, key, folder, per_minute))
+    environment = own_environment(url, key, folder, per_minute) | {"SYNC__MEMORY_LIMIT": memory_limit}
+    usage = used(own_command("--json", *options), folder, environment)
     return json.loads(usage.output.strip().splitlines()[-1]), usage
-
-
-@contextmanager
-def environment(name: str, value: str) -> Iterator[None]:
-    """A variable that is inherited by what is started in the block."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        os.environ.pop(name)
-        os.environ |= {} if before is None else {name: before}
 
 
 def account_of(chats: int, messages: int) -> Account:
@@ -105,8 +94,8 @@ def memory() -> dict[str, Any]:
     sizes = ((20_000, 200_000), (200_000, 2_000_000))
     for (chats, messages), limit in product(sizes, ("none", "128MB")):
         folder = fresh_folder("memory")
-        with pages(chats, messages) as server, environment("SYNC__MEMORY_LIMIT", limit):
-            _, usage = run(folder, server.url, server.key, "--no-transform")
+        with pages(chats, messages) as server:
+            _, usage = run(folder, server.url, server.key, "--no-transform", memory_limit=limit)
             found[f"{messages}, memory_limit {limit}"] = {
                 "peak_mb": round(usage.peak_bytes / 1e6),
                 "seconds": round(usage.wall_seconds, 1),

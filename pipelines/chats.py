@@ -28,6 +28,7 @@ from warehouse.command import (
     EXIT_STOPPED,
     NO_KEY,
     Database,
+    Into,
     Sandbox,
     account_of,
     app_of,
@@ -74,7 +75,6 @@ def main() -> None:
     pass
 
 
-Into = Annotated[Literal["duckdb", "postgres", "ducklake"], typer.Option("--destination", help="Where the tables are.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one line of JSON.")]
 
 

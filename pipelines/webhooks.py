@@ -14,13 +14,14 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from warehouse.command import (
     EXIT_INCOMPLETE,
     Database,
+    Into,
     Sandbox,
     app_of,
     begun,
@@ -42,7 +43,6 @@ STOPPED = "stopped at once; what was answered is on disk, and the next load brin
 
 app = app_of(__doc__)
 
-Into = Annotated[Literal["duckdb", "postgres", "ducklake"], typer.Option("--destination", help="Where the tables are.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")]
 SecretsFile = Annotated[
     Path | None,

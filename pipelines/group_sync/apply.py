@@ -171,13 +171,14 @@ class Applier:
     def _change(self, operations: list[Operation], group: KnownGroup | None) -> bool:
         """Send the operations of one group. Returns whether the API answered."""
         for operation in operations:
-            if operation.kind == "remove" and group is not None and len(group.members) <= MIN_MEMBERS:
-                # Whoever was to take that place could not be added.
-                continue
-            if operation.kind == "remove" and group is not None and self._name(operation.handles[0], group) is None:
-                self.applied.counts["remove", "failed"] += 1
-                self.applied.failures.append(Failure(operation.key, "remove", "failed", NOBODY_KNOWS))
-                continue
+            if operation.kind == "remove" and group is not None:
+                if len(group.members) <= MIN_MEMBERS:
+                    # Whoever was to take that place could not be added.
+                    continue
+                if self._disguise.handle(operation.handles[0], self._client, group.chat_id or "") is None:
+                    self.applied.counts["remove", "failed"] += 1
+                    self.applied.failures.append(Failure(operation.key, "remove", "failed", NOBODY_KNOWS))
+                    continue
             creation = operation.kind == "create"
             key = idempotency_key_of(operation) if creation else None
             entry = self._ledger.begin(self.applied.plan_id, operation, group.chat_id if group else None, key)
@@ -250,9 +251,6 @@ class Applier:
         if entry.operation == "add":
             return self._client.add_participant(chat_id, handle)
         return self._client.remove_participant(chat_id, handle)
-
-    def _name(self, disguised: str, group: KnownGroup) -> str | None:
-        return self._disguise.handle(disguised, self._client, group.chat_id or "")
 
     def _is_done_anyway(self, entry: Entry, error: PermanentError) -> bool:
         """Whether an error only says that there was nothing left to do: so it is when the answer to a try that did it

@@ -99,7 +99,7 @@ class Disguise:
 
     def handle(self, disguised: str, client: Client, chat_id: str) -> str | None:
         """Who that is; null where nobody knows. Asks for the group where that may tell."""
-        if self._redactor.policy.handles == "keep" or not is_pseudonym(disguised):
+        if self._redactor.policy.handles == "keep" or not PSEUDONYM.fullmatch(disguised):
             return disguised
         if disguised not in self._handles and isinstance(self._vault, Vault):
             found = self._vault.handle_of(disguised)
@@ -125,10 +125,6 @@ class Disguise:
     def keep(self) -> None:
         if self._vault is not None:
             self._vault.keep()
-
-
-def is_pseudonym(handle: str) -> bool:
-    return PSEUDONYM.fullmatch(handle) is not None
 
 
 class PrivateLedger:

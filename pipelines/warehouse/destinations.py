@@ -10,6 +10,7 @@ import importlib.util
 import re
 import shutil
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -143,7 +144,7 @@ class DuckDBFile:
         return "duckdb", {"MSGBUBBLES_DUCKDB_PATH": str(self._place.work)}
 
 
-class Shared:
+class Shared(ABC):
     """Tables that are elsewhere. Nothing is published: readers see each table as soon as it is written."""
 
     title: str
@@ -151,9 +152,9 @@ class Shared:
     def __init__(self, place: Place) -> None:
         self._place = place
 
+    @abstractmethod
     def _attached(self, *options: str) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """A connection that has the tables attached, with these options more."""
-        raise NotImplementedError
 
     def exists(self) -> bool:
         with self.reading() as connection:
@@ -236,7 +237,9 @@ class DuckLake(Shared):
     def dlt(self) -> Any:
         import dlt
 
-        return dlt.destinations.ducklake(self._credentials())
+        lake = self._credentials()
+        lake.global_config = {"extension_directory": str(self._extensions())}
+        return dlt.destinations.ducklake(lake)
 
     @contextmanager
     def _attached(self, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -284,9 +287,7 @@ class DuckLake(Shared):
             raise UsageError(NO_LAKE.format(why="it has no folder for its files"))
         if not re.fullmatch(r"[a-z_][a-z0-9_]*", str(name)):
             raise UsageError(NO_LAKE.format(why="ducklake_name is letters, digits and underscores"))
-        found = DuckLakeCredentials(str(name), catalog=catalog, storage=folder)
-        found.global_config = {"extension_directory": str(self._extensions())}
-        return found
+        return DuckLakeCredentials(str(name), catalog=catalog, storage=folder)
 
     def _extensions(self) -> Path:
         """A folder from which DuckDB loads the extensions that an ATTACH names."""

@@ -139,7 +139,7 @@ class _Dbt:
         self._place = place
         self._environment = environment
         # All that the parsed project takes from the warehouse.
-        database = environment.get("PGDATABASE") or Path(environment.get("MSGBUBBLES_DUCKDB_PATH", "lake")).stem
+        database = environment.get("PGDATABASE") or Path(environment["MSGBUBBLES_DUCKDB_PATH"]).stem
         self._names = (target, database, transforms.time_zone)
         folder = place.folder / "dbt"
         self._options = [

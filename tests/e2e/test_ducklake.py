@@ -7,16 +7,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import pytest
 
 import postgres
 from hooks import spool, typing
 from job import Job
-from marts_reference import MARTS, differences
+from marts_reference import check_marts
 from sandbox import NewMessage
 from warehouse.destinations import destination_of
 from warehouse.place import Place
@@ -26,8 +26,6 @@ NewJob = Callable[..., Job]
 # Whoever has the time: as many as are asked for.
 RUNS = int(os.environ.get("MSGBUBBLES_LAKE_RUNS", "1"))
 INTO = ("--destination", "ducklake")
-LANDED = ("chats", "messages", "numbers", "stream_coverage", "chat_titles", "webhook_events")
-UNKNOWN: dict[str, list[Any]] = {"participant_lists": [], "group_member_operations": []}
 
 
 @pytest.fixture
@@ -89,11 +87,7 @@ def test_the_whole_job_in_a_lake_while_somebody_reads(new_job: NewJob, lake: dic
     assert reads[0] >= 5 * RUNS
     assert differences_of(landed(place), job.server.truth()) == {}
 
-    world = {table: query(place, f"SELECT * FROM msgbubbles.{table}") for table in LANDED}
-    for name, reference in MARTS.items():
-        built = query(place, f"SELECT * FROM marts.{name}")
-        assert built, name
-        assert not (wrong := differences(built, reference(world | UNKNOWN, ZoneInfo("UTC")))), f"{name}: {wrong[:5]}"
+    check_marts(partial(query, place))
     assert job.ask("verify", "--full", *INTO)["equal"]
 
 

@@ -7,7 +7,7 @@ name; a mart is a list of rows.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
 from itertools import pairwise
@@ -521,6 +521,20 @@ def differences(built: list[Row], expected: list[Row]) -> list[Row]:
     same = {name for name in (only[0] if len(only) > 1 else ()) if all(r.get(name) == only[0][name] for r in only)}
     surplus = [{"rows": len(built), "expected": len(expected)}] if len(built) != len(expected) else []
     return surplus + [{name: row[name] for name in row if name not in same} for row in only]
+
+
+# What a job lands that the marts are made of; and what it only lands where somebody wants it.
+LANDED = ("chats", "messages", "numbers", "stream_coverage", "chat_titles", "webhook_events")
+UNKNOWN: World = {"participant_lists": [], "group_member_operations": []}
+
+
+def check_marts(query: Callable[[str], list[Row]]) -> None:
+    """That every mart has rows, and those that the reference makes of what has landed; `query` asks the warehouse."""
+    world = {table: query(f"SELECT * FROM msgbubbles.{table}") for table in LANDED}
+    for name, reference in MARTS.items():
+        built = query(f"SELECT * FROM marts.{name}")
+        assert built, name
+        assert not (wrong := differences(built, reference(world | UNKNOWN, ZoneInfo("UTC")))), f"{name}: {wrong[:5]}"
 
 
 MARTS = {
