@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from warehouse import accounts
 from warehouse.command import (
     EXIT_FAILED,
     EXIT_INCOMPLETE,
     EXIT_STOPPED,
     NO_KEY,
+    Account,
     Database,
     Into,
     Sandbox,
@@ -58,6 +60,10 @@ SCRIPT = "chats.py"
 STOPPED = "stopped at once; what was loaded stays, and the next run goes on from there"
 
 
+def one_at_a_time() -> int:
+    return 1
+
+
 class DefaultsToSync(TyperGroup):
     """`chats.py` alone, or with options only, is `chats.py sync`."""
 
@@ -81,6 +87,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one l
 @app.command()
 def sync(
     database: Database = None,
+    account: Account = None,
     destination: Into = "duckdb",
     sandbox: Sandbox = False,
     since: Annotated[
@@ -105,12 +112,19 @@ def sync(
         with one_job(place.folder):
             return _recorded_sync(place, reporter, sandbox, since, max_requests, accept_ties, not no_transform, as_json)
 
-    ended(body, lambda: place_of(database, destination, sandbox=sandbox), reporter, STOPPED)
+    ended(
+        body,
+        lambda: place_of(database, account, destination, sandbox=sandbox),
+        reporter,
+        STOPPED,
+        for_each=accounts.parallel,
+    )
 
 
 @app.command()
 def plan(
     database: Database = None,
+    account: Account = None,
     destination: Into = "duckdb",
     sandbox: Sandbox = False,
     probe: Annotated[bool, typer.Option("--probe", help="Spend one request to see how many chats are new.")] = False,
@@ -130,12 +144,22 @@ def plan(
             reporter.plan(steps, fresh, requests_per_minute(options))
         return 0
 
-    ended(body, lambda: place_of(database, destination, sandbox=sandbox), reporter, STOPPED)
+    ended(
+        body,
+        lambda: place_of(database, account, destination, sandbox=sandbox),
+        reporter,
+        STOPPED,
+        for_each=one_at_a_time,
+    )
 
 
 @app.command()
 def check(
-    database: Database = None, destination: Into = "duckdb", sandbox: Sandbox = False, as_json: AsJson = False
+    database: Database = None,
+    account: Account = None,
+    destination: Into = "duckdb",
+    sandbox: Sandbox = False,
+    as_json: AsJson = False,
 ) -> None:
     """Look at everything a run needs, and at how the API behaves. Exit status 3 when something has to be mended."""
     reporter = Reporter(quiet=False, as_json=as_json)
@@ -150,12 +174,19 @@ def check(
             found = reporter.findings(chain(of_the_job, health.findings(place)))
         return EXIT_INCOMPLETE if any(one.state == "failed" for one in found) else 0
 
-    ended(body, lambda: place_of(database, destination, sandbox=sandbox), reporter, STOPPED)
+    ended(
+        body,
+        lambda: place_of(database, account, destination, sandbox=sandbox),
+        reporter,
+        STOPPED,
+        for_each=one_at_a_time,
+    )
 
 
 @app.command()
 def verify(
     database: Database = None,
+    account: Account = None,
     destination: Into = "duckdb",
     sandbox: Sandbox = False,
     sample: Annotated[
@@ -191,12 +222,19 @@ def verify(
         reporter.verdict(verdict, run)
         return 0 if verdict.is_equal else EXIT_INCOMPLETE
 
-    ended(body, lambda: place_of(database, destination, sandbox=sandbox), reporter, STOPPED)
+    ended(
+        body,
+        lambda: place_of(database, account, destination, sandbox=sandbox),
+        reporter,
+        STOPPED,
+        for_each=one_at_a_time,
+    )
 
 
 @app.command()
 def status(
     database: Database = None,
+    account: Account = None,
     destination: Into = "duckdb",
     sandbox: Sandbox = False,
     max_age_minutes: Annotated[
@@ -218,7 +256,13 @@ def status(
         stale = found.age_minutes is None or (max_age_minutes is not None and found.age_minutes > max_age_minutes)
         return EXIT_INCOMPLETE if stale and max_age_minutes is not None else 0
 
-    ended(body, lambda: place_of(database, destination, sandbox=sandbox), reporter, STOPPED)
+    ended(
+        body,
+        lambda: place_of(database, account, destination, sandbox=sandbox),
+        reporter,
+        STOPPED,
+        for_each=one_at_a_time,
+    )
 
 
 @app.command()
@@ -227,6 +271,7 @@ def erase(
         list[str], typer.Argument(metavar="HANDLE...", help="Numbers or addresses; - reads them from standard input.")
     ],
     database: Database = None,
+    account: Account = None,
     destination: Into = "duckdb",
     sandbox: Sandbox = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask; this cannot be undone.")] = False,
@@ -253,7 +298,7 @@ def erase(
         reporter.print(certificate.as_dict(), lambda console: console.print(str(certificate), soft_wrap=True))
         return 0
 
-    ended(body, lambda: place_of(database, destination, sandbox=sandbox), reporter, STOPPED)
+    ended(body, lambda: place_of(database, account, destination, sandbox=sandbox), reporter, STOPPED)
 
 
 @app.command()
@@ -270,6 +315,7 @@ def privacy(
         ),
     ] = None,
     database: Database = None,
+    account: Account = None,
     destination: Into = "duckdb",
     sandbox: Sandbox = False,
     as_json: AsJson = False,
@@ -309,7 +355,7 @@ def privacy(
         return 0 if all(found.values()) else EXIT_INCOMPLETE
 
     body = lookup if action == "lookup" else apply
-    ended(body, lambda: place_of(database, destination, sandbox=sandbox), reporter, STOPPED)
+    ended(body, lambda: place_of(database, account, destination, sandbox=sandbox), reporter, STOPPED)
 
 
 def _lines(arguments: Iterable[str]) -> list[str]:

@@ -22,6 +22,7 @@ from warehouse.command import (
     EXIT_FAILED,
     EXIT_INCOMPLETE,
     EXIT_STOPPED,
+    Account,
     Command,
     Database,
     Sandbox,
@@ -64,6 +65,7 @@ def plan(
     table: Table = None,
     out: Annotated[Path | None, typer.Option("--out", help="Save the plan, to be applied as it is.")] = None,
     database: Database = None,
+    account: Account = None,
     sandbox: Sandbox = False,
     as_json: AsJson = False,
 ) -> None:
@@ -81,7 +83,7 @@ def plan(
         _show_plan(command, made, reporter)
         return 0
 
-    _run(body, database, reporter, sandbox=sandbox, serve=False)
+    _run(body, database, account, reporter, sandbox=sandbox, serve=False)
 
 
 @app.command()
@@ -94,6 +96,7 @@ def apply(
     max_creates: MaxCreates = MAX_CREATES,
     max_removals: MaxRemovals = MAX_REMOVALS,
     database: Database = None,
+    account: Account = None,
     sandbox: Sandbox = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
     as_json: AsJson = False,
@@ -115,7 +118,7 @@ def apply(
         with one_job(command.place.folder, "apply"):
             return _applied(command, table, saved, max_creates, max_removals, reporter, ask=not yes)
 
-    _run(body, database, reporter, sandbox=sandbox, serve=not dry_run)
+    _run(body, database, account, reporter, sandbox=sandbox, serve=not dry_run)
 
 
 @app.command("import")
@@ -123,6 +126,7 @@ def import_(
     key: Annotated[str, typer.Argument(help="What the group is called in your table.")],
     chat_id: Annotated[str, typer.Argument(help="The group's id.")],
     database: Database = None,
+    account: Account = None,
     sandbox: Sandbox = False,
     as_json: AsJson = False,
 ) -> None:
@@ -141,17 +145,18 @@ def import_(
         _land(command.place, reporter)
         return 0
 
-    _run(body, database, reporter, sandbox=sandbox)
+    _run(body, database, account, reporter, sandbox=sandbox)
 
 
 @app.command()
 def read(
     chats: Annotated[list[str], typer.Argument(metavar="CHAT...", help="Ids of chats, or keys of groups.")],
     database: Database = None,
+    account: Account = None,
     sandbox: Sandbox = False,
 ) -> None:
     """Mark threads as read on our side; the other people see the receipt (iMessage, WhatsApp). A request each."""
-    _each(chats, lambda client, chat_id: client.mark_read(chat_id), database, sandbox=sandbox)
+    _each(chats, lambda client, chat_id: client.mark_read(chat_id), database, account, sandbox=sandbox)
 
 
 @app.command()
@@ -159,20 +164,27 @@ def typing(
     chat: Annotated[str, typer.Argument(metavar="CHAT", help="Id of a chat, or key of a group.")],
     on: Annotated[bool, typer.Option("--on/--off", help="Show the typing sign, or hide it.")],
     database: Database = None,
+    account: Account = None,
     sandbox: Sandbox = False,
 ) -> None:
     """Show the typing sign in a thread, or hide it; it expires by itself. One request."""
-    _each([chat], lambda client, chat_id: client.set_typing(chat_id, on), database, sandbox=sandbox)
+    _each([chat], lambda client, chat_id: client.set_typing(chat_id, on), database, account, sandbox=sandbox)
 
 
 def _run(
-    body: Callable[[Command], int], database: Path | None, reporter: Reporter, *, sandbox: bool, serve: bool = True
+    body: Callable[[Command], int],
+    database: Path | None,
+    account: str | None,
+    reporter: Reporter,
+    *,
+    sandbox: bool,
+    serve: bool = True,
 ) -> None:
     def run(place: Place) -> int:
         with begun(place, SCRIPT, sandbox=sandbox and serve) as command:
             return body(command)
 
-    ended(run, lambda: place_of(database, sandbox=sandbox), reporter, STOPPED)
+    ended(run, lambda: place_of(database, account, sandbox=sandbox), reporter, STOPPED)
 
 
 def _claim(place: Place, *, sandbox: bool) -> None:
@@ -289,7 +301,9 @@ def _land(place: Place, reporter: Reporter) -> None:
         reporter.say("a sync is at work; the next one brings these operations into the warehouse")
 
 
-def _each(chats: list[str], ask: Callable[[Client, str], None], database: Path | None, *, sandbox: bool) -> None:
+def _each(
+    chats: list[str], ask: Callable[[Client, str], None], database: Path | None, account: str | None, *, sandbox: bool
+) -> None:
     """Ask for each chat, and go on with the next when one is refused."""
     reporter = Reporter(quiet=False, as_json=False)
 
@@ -309,7 +323,7 @@ def _each(chats: list[str], ask: Callable[[Client, str], None], database: Path |
                     failed += 1
         return EXIT_INCOMPLETE if failed else 0
 
-    _run(body, database, reporter, sandbox=sandbox)
+    _run(body, database, account, reporter, sandbox=sandbox)
 
 
 if __name__ == "__main__":

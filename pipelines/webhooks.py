@@ -20,6 +20,7 @@ import typer
 
 from warehouse.command import (
     EXIT_INCOMPLETE,
+    Account,
     Database,
     Into,
     Sandbox,
@@ -59,6 +60,7 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. [default: webhooks.port]")] = None,
     secrets_file: SecretsFile = None,
     database: Database = None,
+    account: Account = None,
     destination: Into = "duckdb",
     sandbox: Sandbox = False,
     as_json: AsJson = False,
@@ -96,12 +98,13 @@ def serve(
             server.run([listener])
         return 0
 
-    ended(body, lambda: place_of(database, destination, sandbox=sandbox), reporter, STOPPED)
+    ended(body, lambda: place_of(database, account, destination, sandbox=sandbox), reporter, STOPPED)
 
 
 @app.command()
 def load(
     database: Database = None,
+    account: Account = None,
     destination: Into = "duckdb",
     sandbox: Sandbox = False,
     as_json: AsJson = False,
@@ -126,7 +129,7 @@ def load(
         reporter.print(landed.as_dict(), lambda console: console.print(str(landed), soft_wrap=True))
         return EXIT_INCOMPLETE if landed.malformed else 0
 
-    ended(body, lambda: place_of(database, destination, sandbox=sandbox), reporter, STOPPED)
+    ended(body, lambda: place_of(database, account, destination, sandbox=sandbox), reporter, STOPPED)
 
 
 @app.command()
@@ -136,6 +139,7 @@ def register(
     show: Show = False,
     secrets_file: SecretsFile = None,
     database: Database = None,
+    account: Account = None,
     sandbox: Sandbox = False,
     as_json: AsJson = False,
 ) -> None:
@@ -149,11 +153,13 @@ def register(
         made = registered(client, url, event or list(KNOWN_TYPES), store)
         return made.as_dict(), str(made)
 
-    _ask(answer, database, sandbox=sandbox, as_json=as_json)
+    _ask(answer, database, account, sandbox=sandbox, as_json=as_json)
 
 
 @app.command("list")
-def list_(database: Database = None, sandbox: Sandbox = False, as_json: AsJson = False) -> None:
+def list_(
+    database: Database = None, account: Account = None, sandbox: Sandbox = False, as_json: AsJson = False
+) -> None:
     """Show the endpoints that the API sends events to."""
 
     def answer(_place: Place, client: Client) -> Answer:
@@ -163,7 +169,7 @@ def list_(database: Database = None, sandbox: Sandbox = False, as_json: AsJson =
         lines = "\n".join(map(str, found)) or "No endpoints: webhooks.py register URL makes one."
         return [one.as_dict() for one in found], lines
 
-    _ask(answer, database, sandbox=sandbox, as_json=as_json)
+    _ask(answer, database, account, sandbox=sandbox, as_json=as_json)
 
 
 @app.command()
@@ -172,6 +178,7 @@ def rotate(
     show: Show = False,
     secrets_file: SecretsFile = None,
     database: Database = None,
+    account: Account = None,
     sandbox: Sandbox = False,
     as_json: AsJson = False,
 ) -> None:
@@ -183,13 +190,14 @@ def rotate(
         made = rotated(client, webhook_id, _store(place, secrets_file, sandbox=sandbox, show=show))
         return made.as_dict(), str(made)
 
-    _ask(answer, database, sandbox=sandbox, as_json=as_json)
+    _ask(answer, database, account, sandbox=sandbox, as_json=as_json)
 
 
 @app.command()
 def remove(
     webhook_id: Annotated[str, typer.Argument(metavar="ID", help="As list shows it.")],
     database: Database = None,
+    account: Account = None,
     sandbox: Sandbox = False,
     as_json: AsJson = False,
 ) -> None:
@@ -199,10 +207,17 @@ def remove(
         client.delete_webhook(webhook_id)
         return {"removed": webhook_id}, f"Removed {webhook_id}."
 
-    _ask(answer, database, sandbox=sandbox, as_json=as_json)
+    _ask(answer, database, account, sandbox=sandbox, as_json=as_json)
 
 
-def _ask(answer: Callable[[Place, Client], Answer], database: Path | None, *, sandbox: bool, as_json: bool) -> None:
+def _ask(
+    answer: Callable[[Place, Client], Answer],
+    database: Path | None,
+    account: str | None,
+    *,
+    sandbox: bool,
+    as_json: bool,
+) -> None:
     reporter = Reporter(quiet=False, as_json=as_json)
 
     def body(place: Place) -> int:
@@ -211,7 +226,7 @@ def _ask(answer: Callable[[Place, Client], Answer], database: Path | None, *, sa
         reporter.print(as_data, lambda console: console.print(as_text, markup=False, soft_wrap=True))
         return 0
 
-    ended(body, lambda: place_of(database, sandbox=sandbox), reporter, STOPPED)
+    ended(body, lambda: place_of(database, account, sandbox=sandbox), reporter, STOPPED)
 
 
 def _store(place: Place, path: Path | None, *, sandbox: bool, show: bool) -> SecretStore | None:

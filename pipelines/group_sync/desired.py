@@ -21,8 +21,8 @@ import duckdb
 from msgbubbles.handles import handle_of
 from msgbubbles.privacy import PSEUDONYM
 from warehouse.destinations import destination_of
+from warehouse.names import named
 from warehouse.place import Place, UsageError
-from warehouse.publish import named
 
 from .model import MAX_MEMBERS, MAX_TITLE, MIN_MEMBERS, DesiredGroup
 

@@ -23,9 +23,9 @@ from msgbubbles.handles import handle_of, normalised
 from msgbubbles.privacy import PSEUDONYM, Pseudonyms
 from msgbubbles.redaction import Redactor
 from warehouse.destinations import destination_of
+from warehouse.names import named
 from warehouse.place import Place, UsageError
 from warehouse.privacy import Record, configured, redactor_of
-from warehouse.publish import named
 from warehouse.transform import Transforms
 from warehouse.vault import Vault
 from webhook_events.landing import aside_of

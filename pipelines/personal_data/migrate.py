@@ -15,9 +15,9 @@ from msgspec import Raw
 from group_sync.landing import land_ledger
 from msgbubbles.models import RejectedRow
 from msgbubbles.redaction import DOT, Redactor
+from warehouse.names import named
 from warehouse.place import Place
 from warehouse.privacy import Record, check_key, check_stricter, configured, redactor_of
-from warehouse.publish import named
 from warehouse.transform import Transforms
 from webhook_events.landing import aside_of
 

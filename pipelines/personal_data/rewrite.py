@@ -17,8 +17,8 @@ from dlt.common.versioned_state import compress_state, decompress_state
 from group_sync.landing import PIPELINE as GROUPS
 from warehouse import privacy
 from warehouse.destinations import destination_of
+from warehouse.names import named, quoted
 from warehouse.place import PIPELINE, Place, UsageError
-from warehouse.publish import named, quoted
 from warehouse.sync import pipeline_of
 from warehouse.transform import Transforms, forget_build, transform
 from webhook_events.landing import PIPELINE as WEBHOOKS
@@ -64,7 +64,7 @@ def rewriting(place: Place, transforms: Transforms, say: Callable[[str], None]) 
         transform(place, transforms)
         place.set_done("transform")
     with destination.writing() as connection:
-        privacy.store(connection, place)
+        privacy.store(connection, place, destination.landed)
     say("writing the database anew")
     compact(place)
     destination.publish()

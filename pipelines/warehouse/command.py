@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
+from . import accounts
 from .lock import AnotherJobRunsError
 from .place import ROOT, Place, UsageError, written_privately
 from .report import Reporter
@@ -41,6 +42,13 @@ Database = Annotated[
         "--database", help="The DuckDB file for readers. [default: warehouse.duckdb, or sandbox.duckdb, in the project]"
     ),
 ]
+Account = Annotated[
+    str | None,
+    typer.Option(
+        "--account", envvar=accounts.VARIABLE, show_envvar=False, metavar="NAME",
+        help="Which of the accounts in [accounts.NAME] of the configuration.",
+    ),
+]  # fmt: skip
 Into = Annotated[Literal["duckdb", "postgres", "ducklake"], typer.Option("--destination", help="Where the tables are.")]
 Sandbox = Annotated[bool, typer.Option("--sandbox", help="Use a made-up account on this machine; no key.")]
 
@@ -71,19 +79,50 @@ class _NoPandas(MetaPathFinder):
             raise ModuleNotFoundError("pandas is not for the job", name=name)
 
 
-def place_of(database: Path | None, destination: str = "duckdb", *, sandbox: bool) -> Place:
-    """The warehouse that a command is about. Raises `UsageError`."""
-    return Place.of(database or ROOT / f"{'sandbox' if sandbox else 'warehouse'}.{destination}", destination)
+def place_of(database: Path | None, account: str | None, destination: str = "duckdb", *, sandbox: bool) -> Place:
+    """The warehouse that a command is about, or one account's part of it, by which this process is then configured.
+    Raises `UsageError`, of it `SeveralAccountsError` where none was named."""
+    known = [] if sandbox else accounts.configured()
+    if account is not None:
+        if account not in known:
+            there = f"there are {', '.join(known)}" if known else "there is none"
+            raise UsageError(f"--account {account}: {there}, see [accounts.NAME] in dlt_config/config.toml")
+        accounts.use(account)
+    elif known:
+        raise SeveralAccountsError(known)
+    return Place.of(database or ROOT / f"{'sandbox' if sandbox else 'warehouse'}.{destination}", destination, account)
 
 
-def ended(body: Callable[[Place], int], place_of: Callable[[], Place], reporter: Reporter, stopped: str) -> NoReturn:
+class SeveralAccountsError(UsageError):
+    """A command is about one account, and there are several."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(f"say of which account: --account {' or '.join(names)}")
+        self.names = names
+
+
+def ended(
+    body: Callable[[Place], int],
+    place_of: Callable[[], Place],
+    reporter: Reporter,
+    stopped: str,
+    *,
+    for_each: Callable[[], int] | None = None,
+) -> NoReturn:
     """Run a command, tell what went wrong in its way, and exit with the status that says so. `stopped` says what a
-    second Ctrl-C means."""
+    second Ctrl-C means. Where there are several accounts and none was named, it is run for each, as many at once as
+    `for_each` says."""
     os.umask(0o077)  # whatever dlt, dbt and we write is for this user only
     place = None
     try:
-        place = place_of()
-        status = body(place)
+        try:
+            place = place_of()
+        except SeveralAccountsError as several:
+            if for_each is None:
+                raise
+            status = accounts.run_each(several.names, at_once=for_each(), as_json=reporter.as_json)
+        else:
+            status = body(place)
     except AnotherJobRunsError as error:
         reporter.fail(str(error))
         status = EXIT_LOCKED

@@ -12,15 +12,20 @@ import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import duckdb
+from filelock import FileLock
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random
 
+from .accounts import NAME, configured
 from .configuration import configuration_folder, from_environment, section
-from .place import PIPELINE, Place, UsageError
-from .publish import clone, publish, quoted
+from .names import named, quoted
+from .place import DATASET, PIPELINE, Place, UsageError
+from .publish import clone, combine, publish
+from .union import union_of
 
 if TYPE_CHECKING:
     from dlt.common.configuration.specs import ConnectionStringCredentials
@@ -31,6 +36,11 @@ NO_SERVER = """--destination postgres: the server cannot be reached ({why}); set
 dlt_config/secrets.toml, [destination.postgres] credentials = "postgresql://user:password@host:5432/database",
 or as DESTINATION__POSTGRES__CREDENTIALS"""
 NO_LIMIT = '[sync] memory_limit is a size like "512MB", or "none"; mend dlt_config/config.toml'
+ONE_ACCOUNT = """{where} holds one account, which has no name. Go on with it as one of [accounts]:
+{how},
+or let the accounts have another {other}"""
+MANY_ACCOUNTS = """{where} shows several accounts, and no account is configured: see [accounts.NAME] in
+dlt_config/config.toml, or choose another {other}"""
 NO_PACKAGES = '--destination {name} needs more packages: pip install "msgbubbles-sync[{name}]"'
 NO_LAKE = """--destination ducklake: {why}; say in dlt_config/secrets.toml where its catalog and its files are:
 
@@ -40,9 +50,12 @@ NO_LAKE = """--destination ducklake: {why}; say in dlt_config/secrets.toml where
 
 
 class Destination(Protocol):
-    """What the job asks of the place where its tables are. `title` is what people call it."""
+    """What the job asks of the place where its tables are. `title` is what people call it; `dataset` is the schema of
+    what lands, and `landed` what a connection for writing calls it. A connection for reading calls it msgbubbles."""
 
     title: str
+    dataset: str
+    landed: str
 
     def dlt(self) -> Any:
         """The destination, for dlt."""
@@ -76,6 +89,8 @@ class Destination(Protocol):
 
 class DuckDBFile:
     """A file that is written beside the one that readers open, and then replaces it."""
+
+    dataset = landed = DATASET
 
     def __init__(self, place: Place) -> None:
         self._place = place
@@ -112,6 +127,13 @@ class DuckDBFile:
 
     def prepare(self) -> None:
         work = self._place.work
+        if self._place.account is not None:
+            if self._place.combined.exists() and not _is_of_many(self._place.combined):
+                how = f"  mv {self._place.combined} {self._place.database}\n"
+                how += f"  mv {Place.of(self._place.combined).folder} {self._place.folder}"
+                raise UsageError(ONE_ACCOUNT.format(where=self._place.combined, how=how, other="--database"))
+        elif self.exists() and _is_of_many(self._place.database):
+            raise UsageError(MANY_ACCOUNTS.format(where=self.title, other="--database"))
         if work.exists():
             return
         # What dlt remembers may speak of rows that were in the lost file only.
@@ -125,7 +147,19 @@ class DuckDBFile:
     def publish(self, held_marts: Sequence[str] = ()) -> int | None:
         with self.writing() as connection:
             connection.execute("CHECKPOINT")
-        return publish(self._place.work, self._place.database, held_marts)
+        size = publish(self._place.work, self._place.database, held_marts)
+        if self._place.account is not None:
+            self._combine()
+        return size
+
+    def _combine(self) -> None:
+        """Show what was published beside the other accounts."""
+        whole = Place.of(self._place.combined)
+        whole.make_folders()
+        places = {account: self._place.of_account(account) for account in configured()}
+        with FileLock(whole.folder / "combine.lock"):
+            files = {account: place.database for account, place in places.items() if place.database.exists()}
+            combine(files, whole.database, whole.folder / "combined.json", self._options())
 
     def _options(self) -> dict[str, Any]:
         """Of every connection to the file that is written: two with different ones cannot be open at once."""
@@ -148,43 +182,113 @@ class Shared(ABC):
     """Tables that are elsewhere. Nothing is published: readers see each table as soon as it is written."""
 
     title: str
+    # What to choose another of, where this one is taken.
+    _another: str
 
     def __init__(self, place: Place) -> None:
         self._place = place
+        # The schemas of an account, where there are several, begin with its name.
+        self._prefix = "" if place.account is None else f"{place.account}_"
+        self.dataset = f"{self._prefix}{DATASET}"
+        self.landed = f"warehouse.{self.dataset}"
 
     @abstractmethod
     def _attached(self, *options: str) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
-        """A connection that has the tables attached, with these options more."""
+        """A connection that has the tables attached, as `warehouse`, with these options more."""
+
+    @abstractmethod
+    def _show(self, connection: duckdb.DuckDBPyConnection, views: Mapping[tuple[str, str], str]) -> None:
+        """Make these views, by schema and name, in the place of those that are there, all or none."""
 
     def exists(self) -> bool:
-        with self.reading() as connection:
-            found = connection.execute(
-                "SELECT count(*) FROM duckdb_schemas() "
-                "WHERE schema_name = 'msgbubbles' AND database_name = current_catalog()"
-            )
-            return found.fetchall() != [(0,)]
+        with self._attached("READ_ONLY") as connection:
+            return self.dataset in _schemas(connection)
 
     def reading(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
-        return self._attached("READ_ONLY")
+        return self._of_account("READ_ONLY")
 
     def writing(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
-        return self._attached()
+        return self._of_account()
+
+    @contextmanager
+    def _of_account(self, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
+        """The schemas of one account have the names there that those of an only one have."""
+        with self._attached(*options) as connection:
+            if self._prefix:
+                for schema, table in _columns(connection).get(self._prefix, {}):
+                    connection.execute(f"CREATE SCHEMA IF NOT EXISTS memory.{schema}")
+                    connection.execute(
+                        f"CREATE VIEW memory.{schema}.{named(table)} AS "
+                        f"FROM warehouse.{self._prefix}{schema}.{named(table)}"
+                    )
+                connection.execute("USE memory")
+            yield connection
+
+    def prepare(self) -> None:
+        with self._attached() as connection:
+            schemas = _schemas(connection)
+            tables = _columns(connection).get("", {}) if DATASET in schemas else {}
+        is_of_many = (DATASET, "accounts") in tables
+        if self._prefix and tables and not is_of_many:
+            how = f"  the schemas msgbubbles, staging and marts become {self._prefix}msgbubbles and so on"
+            raise UsageError(ONE_ACCOUNT.format(where=self.title, how=how, other=self._another))
+        if not self._prefix and is_of_many:
+            raise UsageError(MANY_ACCOUNTS.format(where=self.title, other=self._another))
 
     def kept_open(self, _pipeline: Any) -> AbstractContextManager[Any]:
         return nullcontext()
 
     def publish(self, _held_marts: Sequence[str] = ()) -> int | None:
+        if self._prefix:
+            with self._attached() as connection:
+                self._unite(connection)
         return None
+
+    def _unite(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """See that there is a view of all accounts for each table that they have."""
+        columns = _columns(connection)
+        shown = columns.pop("", {})
+        accounts = {prefix.removesuffix("_"): tables for prefix, tables in columns.items()}
+        wanted = union_of(accounts, lambda account, schema, table: f"{account}_{schema}.{named(table)}")
+        known: list[tuple[str]] = []
+        if (DATASET, "accounts") in shown:
+            known = connection.execute(f"SELECT account FROM warehouse.{DATASET}.accounts").fetchall()  # noqa: S608
+        if {name for (name,) in known} != accounts.keys() or any(
+            list(shown.get(key, ())) != names for key, (names, _) in wanted.items()
+        ):
+            self._show(connection, {key: query for key, (_, query) in wanted.items()})
 
     def is_older_than(self, minutes: float) -> bool:
         # The record of a run costs a row there, not a new file.
         return minutes >= 0
 
 
+def _schemas(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    found = connection.execute("SELECT schema_name FROM duckdb_schemas() WHERE database_name = 'warehouse'").fetchall()
+    return {name for (name,) in found}
+
+
+def _columns(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[tuple[str, str], list[str]]]:
+    """By the prefix of its schemas, the columns of an account's tables that readers look at; those of all accounts
+    together, or of the only one, have no prefix."""
+    found: dict[str, dict[tuple[str, str], list[str]]] = {}
+    rows = connection.execute(
+        "SELECT schema_name, table_name, column_name FROM duckdb_columns() WHERE database_name = 'warehouse' "
+        "ORDER BY schema_name, table_name, column_index"
+    ).fetchall()
+    for schema_name, table, column in rows:
+        match = re.fullmatch(rf"((?:{NAME.pattern}_)?)(msgbubbles|marts|staging)", schema_name)
+        if match:
+            found.setdefault(match[1], {}).setdefault((match[2], table), []).append(column)
+    # dlt's own schema has a name that looks like one of an account's.
+    return {prefix: tables for prefix, tables in found.items() if any(schema == DATASET for schema, _ in tables)}
+
+
 class Postgres(Shared):
     """A database on a server."""
 
     title = "postgres"
+    _another = "database on the server"
 
     def dlt(self) -> Any:
         import dlt
@@ -206,10 +310,14 @@ class Postgres(Shared):
             connection.execute("USE warehouse")
             yield connection
 
-    def prepare(self) -> None:
-        # What is lost here, dlt restores from the server.
-        with self.writing():
-            pass
+    def _show(self, connection: duckdb.DuckDBPyConnection, views: Mapping[tuple[str, str], str]) -> None:
+        # One job at a time; whoever waits finds them made.
+        statements = ["BEGIN", "SELECT pg_advisory_xact_lock(hashtext('msgbubbles accounts'))"]
+        statements += [f"CREATE SCHEMA IF NOT EXISTS {schema}" for schema in sorted({schema for schema, _ in views})]
+        for (schema, table), query in views.items():
+            view = f"{schema}.{named(table)}"
+            statements += [f"DROP VIEW IF EXISTS {view}", f"CREATE VIEW {view} AS {query}"]
+        connection.execute(f"CALL postgres_execute('warehouse', {quoted('; '.join([*statements, 'COMMIT']))})")
 
     def dbt(self) -> tuple[str, dict[str, str]]:
         return "postgres", {LIBPQ[name]: value for name, value in _libpq(self._credentials()).items()}
@@ -233,6 +341,7 @@ class DuckLake(Shared):
     anybody."""
 
     title = "ducklake"
+    _another = "ducklake_name"
 
     def dlt(self) -> Any:
         import dlt
@@ -249,17 +358,35 @@ class DuckLake(Shared):
         with duckdb.connect(config={"extension_directory": str(self._extensions())}) as connection:
             connection.execute("SET TimeZone = 'UTC'")
             try:
-                connection.execute(f"ATTACH {address} AS lake ({', '.join([where, *options])})")
+                connection.execute(f"ATTACH {address} AS warehouse ({', '.join([where, *options])})")
             except duckdb.Error as error:
                 # What it says would quote the password.
                 raise UsageError(NO_LAKE.format(why=f"it cannot be opened ({type(error).__name__})")) from None
-            connection.execute("USE lake")
+            connection.execute("USE warehouse")
             yield connection
 
     def prepare(self) -> None:
-        with self.writing() as connection:
+        super().prepare()
+        with self._attached() as connection:
             # dbt begins in this schema.
-            connection.execute("CREATE SCHEMA IF NOT EXISTS staging")
+            connection.execute(f"CREATE SCHEMA IF NOT EXISTS warehouse.{self._prefix}staging")
+
+    # Jobs of other accounts may do the same at the same time: the catalog lets one of them.
+    @retry(
+        retry=retry_if_exception_type(duckdb.Error), stop=stop_after_attempt(10), wait=wait_random(0, 1), reraise=True
+    )
+    def _show(self, connection: duckdb.DuckDBPyConnection, views: Mapping[tuple[str, str], str]) -> None:
+        connection.execute("BEGIN")
+        try:
+            for schema in sorted({schema for schema, _ in views}):
+                connection.execute(f"CREATE SCHEMA IF NOT EXISTS warehouse.{schema}")
+            for (schema, table), query in views.items():
+                connection.execute(f"CREATE OR REPLACE VIEW warehouse.{schema}.{named(table)} AS {query}")
+            connection.execute("COMMIT")
+        except duckdb.Error:
+            with suppress(duckdb.Error):
+                connection.execute("ROLLBACK")
+            raise
 
     def dbt(self) -> tuple[str, dict[str, str]]:
         lake = self._credentials()
@@ -303,6 +430,18 @@ class DuckLake(Shared):
                 link.unlink(missing_ok=True)
                 link.symlink_to(extension)
         return top
+
+
+def _is_of_many(database: Path) -> bool:
+    """Whether a file shows several accounts."""
+    try:
+        with duckdb.connect(str(database), read_only=True) as connection:
+            found = connection.execute(
+                "SELECT count(*) FROM duckdb_tables() WHERE schema_name = 'msgbubbles' AND table_name = 'accounts'"
+            )
+            return found.fetchall() != [(0,)]
+    except duckdb.Error:
+        return False
 
 
 def _extension(name: str, title: str) -> Path:

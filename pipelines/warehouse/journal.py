@@ -15,7 +15,7 @@ from typing import Any
 
 import duckdb
 
-TABLE = "msgbubbles.sync_runs"
+TABLE = "sync_runs"
 # What a run's record has as columns of its own; what else it has is JSON.
 COLUMNS = {
     "run_id": "VARCHAR",
@@ -78,23 +78,24 @@ class Journal:
         return found
 
 
-def store(connection: duckdb.DuckDBPyConnection, records: Iterable[dict[str, Any]]) -> None:
-    """Bring `sync_runs` in the warehouse up to date with these records."""
+def store(connection: duckdb.DuckDBPyConnection, records: Iterable[dict[str, Any]], schema: str) -> None:
+    """Bring `sync_runs` in a schema of the warehouse up to date with these records."""
+    table = f"{schema}.{TABLE}"
     columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
     rows = [_row(record) for record in records]
-    connection.execute("CREATE SCHEMA IF NOT EXISTS msgbubbles")
-    connection.execute(f"CREATE TABLE IF NOT EXISTS {TABLE} ({columns})")
-    has = {row[0] for row in connection.execute(f"DESCRIBE {TABLE}").fetchall()}
+    connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+    connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns})")
+    has = {row[0] for row in connection.execute(f"DESCRIBE {table}").fetchall()}
     for name in COLUMNS.keys() - has:  # made by an older version
-        connection.execute(f"ALTER TABLE {TABLE} ADD COLUMN {name} {COLUMNS[name]}")
+        connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {COLUMNS[name]}")
     # The run that publishes is not quite over: its row is written once more by the next.
-    known = connection.execute(f"SELECT run_id, epoch_ms(ended_at) FROM {TABLE}").fetchall()  # noqa: S608
+    known = connection.execute(f"SELECT run_id, epoch_ms(ended_at) FROM {table}").fetchall()  # noqa: S608
     new = [row for row in rows if (row[0], _ended_ms(row)) not in known]
     if new:
         marks = ", ".join("?" * len(COLUMNS))
         connection.execute("BEGIN")
-        connection.executemany(f"DELETE FROM {TABLE} WHERE run_id = ?", [row[:1] for row in new])  # noqa: S608
-        connection.executemany(f"INSERT INTO {TABLE} ({', '.join(COLUMNS)}) VALUES ({marks})", new)  # noqa: S608
+        connection.executemany(f"DELETE FROM {table} WHERE run_id = ?", [row[:1] for row in new])  # noqa: S608
+        connection.executemany(f"INSERT INTO {table} ({', '.join(COLUMNS)}) VALUES ({marks})", new)  # noqa: S608
         connection.execute("COMMIT")
 
 

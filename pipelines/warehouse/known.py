@@ -64,7 +64,7 @@ class Known:
         return sorted(found.values(), key=lambda record: str(record["started_at"]))
 
     def _published_records(self) -> list[dict[str, Any]]:
-        query = f"SELECT {', '.join(COLUMNS)} FROM {TABLE} ORDER BY started_at DESC LIMIT 1000"  # noqa: S608
+        query = f"SELECT {', '.join(COLUMNS)} FROM msgbubbles.{TABLE} ORDER BY started_at DESC LIMIT 1000"  # noqa: S608
         with self._published() as database:
             rows = [] if database is None else _all(database, query)
         records = []

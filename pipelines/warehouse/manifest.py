@@ -1,7 +1,8 @@
 """The dbt project as dbt has parsed it, kept in `transforms/target/`.
 
 Parsing takes dbt longer than building a small account's marts does. What comes of it depends on the project's files,
-on dbt, and on the names of target, database and time zone, and on nothing else of a warehouse: so warehouses share it.
+on dbt, and on the names of target, database, schemas and time zone, and on nothing else of a warehouse: so warehouses
+share it.
 dbt's own memory of it (`partial_parse`) is for one database file only.
 """
 
@@ -37,13 +38,13 @@ def digest_of(paths: Iterable[Path], *settings: str) -> hashlib._Hash:
     return digest
 
 
-def stored(target: str, database: str, time_zone: str) -> Manifest | None:
+def stored(target: str, database: str, time_zone: str, schema_prefix: str) -> Manifest | None:
     """What was stored for the project as it is now; null where it has to be parsed."""
     from dbt.contracts.graph.manifest import Manifest
 
     try:
-        kept = _path(target, database).read_bytes()
-        if kept[:KEY_BYTES] != _key(target, database, time_zone):
+        kept = _path(target, database, schema_prefix).read_bytes()
+        if kept[:KEY_BYTES] != _key(target, database, time_zone, schema_prefix):
             return None
         found = Manifest.from_msgpack(kept[KEY_BYTES:])
     except Exception:  # whatever is wrong with the file, parsing mends it
@@ -52,20 +53,20 @@ def stored(target: str, database: str, time_zone: str) -> Manifest | None:
     return found
 
 
-def store(manifest: Manifest, target: str, database: str, time_zone: str) -> None:
+def store(manifest: Manifest, target: str, database: str, time_zone: str, schema_prefix: str) -> None:
     """Keep it for all warehouses. Where it cannot be kept, the next run parses again."""
-    path = _path(target, database)
+    path = _path(target, database, schema_prefix)
     with suppress(OSError):
         path.parent.mkdir(exist_ok=True)
         descriptor, new = tempfile.mkstemp(dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(_key(target, database, time_zone) + manifest.to_msgpack())
+            file.write(_key(target, database, time_zone, schema_prefix) + manifest.to_msgpack())
         Path(new).replace(path)
 
 
-def _path(target: str, database: str) -> Path:
+def _path(target: str, database: str, schema_prefix: str) -> Path:
     # The name of a database may be anything.
-    return PROJECT / "target" / f"{target}-{hashlib.sha256(database.encode()).hexdigest()[:16]}.msgpack"
+    return PROJECT / "target" / f"{target}-{schema_prefix}{hashlib.sha256(database.encode()).hexdigest()[:16]}.msgpack"
 
 
 def _key(*names: str) -> bytes:

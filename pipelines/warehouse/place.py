@@ -1,7 +1,8 @@
 """Where a warehouse keeps its files.
 
 `warehouse.duckdb` is what readers open. The job's own files are beside it, in `.msgbubbles/warehouse/`: the database
-it works on, dlt's and dbt's working folders, the lock, and what is still to be done.
+it works on, dlt's and dbt's working folders, the lock, and what is still to be done. Of several accounts each has all
+of this for itself, as `warehouse_north.duckdb`; `warehouse.duckdb` then shows all of them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PIPELINE = "msgbubbles"
+DATASET = "msgbubbles"
 SCHEMAS = ("msgbubbles", "msgbubbles_staging", "staging", "marts")
 
 
@@ -38,14 +40,15 @@ def sync_to_disk(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Place:
-    """The files of one warehouse. `database` is the published one; with another `destination` than a DuckDB file it
-    only says where the job's own files are."""
+    """The files of one warehouse, or of one of its accounts. `database` is the published one; with another
+    `destination` than a DuckDB file it only says where the job's own files are."""
 
     database: Path
     destination: str = "duckdb"
+    account: str | None = None
 
     @classmethod
-    def of(cls, database: Path, destination: str = "duckdb") -> Place:
+    def of(cls, database: Path, destination: str = "duckdb", account: str | None = None) -> Place:
         """Raises `UsageError` when the database cannot be there."""
         database = database.expanduser().absolute()
         if database.stem in SCHEMAS:
@@ -55,7 +58,18 @@ class Place:
             )
         if database.is_dir() or not database.parent.is_dir():
             raise UsageError(f"--database: {database} must be a file in a folder that exists")
-        return cls(database, destination)
+        if account is not None:
+            database = database.with_name(f"{database.stem}_{account}{database.suffix}")
+        return cls(database, destination, account)
+
+    def of_account(self, account: str) -> Place:
+        """That of another account of the same warehouse."""
+        return Place.of(self.combined, self.destination, account)
+
+    @property
+    def combined(self) -> Path:
+        """The database that shows all accounts."""
+        return self.database.with_name(f"{self.database.stem.removesuffix(f'_{self.account}')}{self.database.suffix}")
 
     @property
     def folder(self) -> Path:

@@ -24,7 +24,7 @@ from .destinations import destination_of
 from .place import PIPELINE, Place, UsageError
 from .vault import Vault
 
-TABLE = "msgbubbles.privacy"
+TABLE = "privacy"
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -77,22 +77,22 @@ def _published(place: Place) -> str | None:
         return None
     with destination_of(place).reading() as connection:
         try:
-            found = connection.execute(f"SELECT record FROM {TABLE}").fetchone()  # noqa: S608
+            found = connection.execute(f"SELECT record FROM msgbubbles.{TABLE}").fetchone()  # noqa: S608
         except duckdb.CatalogException:
             return None
     return None if found is None else str(found[0])
 
 
-def store(connection: duckdb.DuckDBPyConnection, place: Place) -> None:
-    """Bring the copy of the record in the warehouse up to date."""
-    path = _path_of(place)
+def store(connection: duckdb.DuckDBPyConnection, place: Place, schema: str) -> None:
+    """Bring the copy of the record in a schema of the warehouse up to date."""
+    path, table = _path_of(place), f"{schema}.{TABLE}"
     if path.exists():
-        connection.execute("CREATE SCHEMA IF NOT EXISTS msgbubbles")
-        connection.execute(f"CREATE TABLE IF NOT EXISTS {TABLE} (record VARCHAR)")
-        known = connection.execute(f"SELECT record FROM {TABLE}").fetchall()  # noqa: S608
+        connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+        connection.execute(f"CREATE TABLE IF NOT EXISTS {table} (record VARCHAR)")
+        known = connection.execute(f"SELECT record FROM {table}").fetchall()  # noqa: S608
         if known != [(path.read_text(),)]:
-            connection.execute(f"DELETE FROM {TABLE}")  # noqa: S608
-            connection.execute(f"INSERT INTO {TABLE} VALUES (?)", [path.read_text()])  # noqa: S608
+            connection.execute(f"DELETE FROM {table}")  # noqa: S608
+            connection.execute(f"INSERT INTO {table} VALUES (?)", [path.read_text()])  # noqa: S608
 
 
 def _settings() -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Reporter:
 
     def __init__(self, *, quiet: bool, as_json: bool) -> None:
         self._quiet = quiet
-        self._as_json = as_json
+        self.as_json = as_json
         self._progress = Console(stderr=True, quiet=quiet, highlight=False)
         self._output = Console(quiet=quiet, highlight=False)
         self._status: Status | None = None
@@ -78,7 +78,7 @@ class Reporter:
 
     def summary(self, place: Place, run: Run, report: Report, *, sandbox: bool) -> None:
         """The closing words."""
-        if self._as_json:
+        if self.as_json:
             return
         table = Table(box=None, pad_edge=False)
         for heading in ("stream", "read", "new or changed", "rejected", "back to"):
@@ -116,7 +116,7 @@ class Reporter:
 
     def print(self, as_dict: Any, show: Callable[[Console], None]) -> None:
         """One line of JSON, or what `show` prints."""
-        if self._as_json:
+        if self.as_json:
             sys.stdout.write(json.dumps(as_dict) + "\n")
         else:
             show(self._output)
@@ -149,11 +149,11 @@ class Reporter:
         taken = []
         for one in found:
             taken.append(one)
-            if not self._as_json:
+            if not self.as_json:
                 fix = f"\n   -> {one.fix}" if one.state == "failed" else ""
                 self._output.print(f"{marks[one.state]} {one.name}: ", end="", soft_wrap=True)
                 self._output.print(f"{one.what}{fix}", markup=False, soft_wrap=True)
-        if self._as_json:
+        if self.as_json:
             sys.stdout.write(json.dumps([one.as_dict() for one in taken]) + "\n")
         return taken
 
@@ -226,6 +226,7 @@ def as_dict(place: Place, run: Run, report: Report, exit_status: int, *, error: 
         "outcome": "failed" if error else outcome_of(run),
         "exit_status": exit_status,
         "error": error,
+        "account": place.account,
         "database": destination_of(place).title,
         "published": report.published,
         "slices": report.slices,

@@ -27,12 +27,10 @@ from msgbubbles.settings import Settings
 from msgbubbles.stored import Warehouse
 
 from . import privacy
-from .destinations import destination_of
+from .destinations import Destination, destination_of
 from .journal import Journal, store
 from .place import PIPELINE, Place
 from .transform import Transforms, Verdict, is_outdated, transform, verdict
-
-DATASET = "msgbubbles"
 
 
 @dataclass
@@ -148,7 +146,10 @@ def _finish(
     publish_minutes: float,
 ) -> None:
     """Build the marts and publish, where there is something to do."""
-    if with_transform and (place.is_pending("transform") or is_outdated(place, transforms)):
+    destination = destination_of(place)
+    is_due = with_transform and (place.is_pending("transform") or is_outdated(place, transforms))
+    # Without the first answer of the API there is nothing to build of, and its fault is what is to be told.
+    if is_due and _has_streams(destination):
         place.set_pending("publish")
         say("building the marts")
         with report.timed("transform"):
@@ -156,17 +157,27 @@ def _finish(
         place.set_done("transform")
     report.tested = verdict(place)
     report.held_marts = report.tested.marts if transforms.data_tests == "hold" else []
-    destination = destination_of(place)
     if place.is_pending("publish") or destination.is_older_than(publish_minutes):
         say("publishing")
         with report.timed("publish"):
             with destination.writing() as connection:
-                store(connection, [*Journal(place.folder).records(), record()])
-                privacy.store(connection, place)
+                store(connection, [*Journal(place.folder).records(), record()], destination.landed)
+                privacy.store(connection, place, destination.landed)
                 report.rows_in_warehouse = _row_counts(connection)
             report.published_bytes = destination.publish(report.held_marts)
             report.published = True
         place.set_done("publish")
+
+
+def _has_streams(destination: Destination) -> bool:
+    """Whether the tables of both streams are there."""
+    with destination.writing() as connection:
+        try:
+            for stream in ("chats", "messages"):
+                connection.execute(f"SELECT 1 FROM {destination.landed}.{stream} LIMIT 0")  # noqa: S608
+        except duckdb.CatalogException:
+            return False
+    return True
 
 
 def pipeline_of(place: Place, name: str = PIPELINE) -> dlt.Pipeline:
@@ -180,7 +191,7 @@ def pipeline_of(place: Place, name: str = PIPELINE) -> dlt.Pipeline:
     return dlt.pipeline(
         name,
         destination=destination_of(place).dlt(),
-        dataset_name=DATASET,
+        dataset_name=destination_of(place).dataset,
         pipelines_dir=str(place.folder / "dlt"),
     )
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .destinations import destination_of
 from .manifest import PROJECT, digest_of, store, stored
-from .place import Place, UsageError, written_privately
+from .place import DATASET, Place, UsageError, written_privately
 
 if TYPE_CHECKING:
     from dbt.contracts.graph.manifest import Manifest
@@ -140,11 +140,12 @@ class _Dbt:
         self._environment = environment
         # All that the parsed project takes from the warehouse.
         database = environment.get("PGDATABASE") or Path(environment["MSGBUBBLES_DUCKDB_PATH"]).stem
-        self._names = (target, database, transforms.time_zone)
+        self._prefix = destination_of(place).dataset.removesuffix(DATASET)
+        self._names = (target, database, transforms.time_zone, self._prefix)
         folder = place.folder / "dbt"
         self._options = [
             *("--target", target),
-            *("--vars", json.dumps({"time_zone": transforms.time_zone})),
+            *("--vars", json.dumps({"time_zone": transforms.time_zone, "schema_prefix": self._prefix})),
             *("--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT)),
             *("--target-path", str(folder / "target"), "--log-path", str(folder / "logs")),
             *("--quiet", "--log-level", "none", "--log-level-file", "none", "--no-write-json"),
@@ -194,7 +195,7 @@ class _Dbt:
             if unique_id.startswith("test."):
                 continue
             node = self._manifest.nodes.get(unique_id)
-            if node is not None and node.schema == "marts":
+            if node is not None and node.schema == f"{self._prefix}marts":
                 found.add(node.name)
             queue += self._manifest.child_map.get(unique_id, ())
         return found

@@ -73,8 +73,10 @@ class SecretStore:
 
     @classmethod
     def of(cls, place: Place, *, sandbox: bool, path: Path | None = None) -> SecretStore:
-        """By default dlt's own file of secrets; those of a made-up account are beside its database."""
-        default = place.folder / "webhooks" / "secrets.toml" if sandbox else configuration_folder() / "secrets.toml"
+        """By default dlt's own file of secrets; those of a made-up account, and of one of several, are beside its
+        database."""
+        is_apart = sandbox or place.account is not None
+        default = (place.folder / "webhooks" if is_apart else configuration_folder()) / "secrets.toml"
         return cls((path or default).expanduser().absolute())
 
     @property

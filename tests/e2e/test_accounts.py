@@ -1,27 +1,147 @@
-"""Several accounts, each with a job and a database of its own, at the same time and in the same folder."""
+"""Several accounts in one warehouse: a job for each, side by side, and tables that show all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import duckdb
+import pytest
 
-from job import Job
+import postgres
+from job import CHATS, Job
+from sandbox import NewMessage
+from warehouse.destinations import destination_of
+from warehouse.place import Place
+
+NewJob = Callable[..., Job]
+# The account's name before the keys that the tables have.
+KEYS = {"msgbubbles.chats": "id", "msgbubbles.messages": "id", "marts.thread_activity": "chat_id"}
 
 
-def test_three_accounts_side_by_side_and_one_whose_key_is_refused_stops_no_other(new_job: Callable[..., Job]) -> None:
-    jobs = {
-        name: new_job(chats=40, messages=300 + 10 * number) for number, name in enumerate(("north", "south", "west"))
-    }
-    jobs["west"].server.knobs.active = False
-    processes = {name: job.start("--database", f"{name}.duckdb") for name, job in jobs.items()}
-    outcomes = {name: jobs[name].finish(process) for name, process in processes.items()}
-    assert {name: outcome.status for name, outcome in outcomes.items()} == {"north": 0, "south": 0, "west": 1}
-    folder = jobs["north"].folder
-    with duckdb.connect() as connection:
-        for name, outcome in (("north", "complete"), ("south", "complete"), ("west", "failed")):
-            connection.execute(f"ATTACH '{folder / name}.duckdb' AS {name} (READ_ONLY)")
-            assert connection.execute(f"SELECT outcome FROM {name}.msgbubbles.sync_runs").fetchall() == [(outcome,)]
-        for name in ("north", "south"):
-            ids = connection.execute(f"SELECT id FROM {name}.msgbubbles.messages ORDER BY id").fetchall()
-            assert [one for (one,) in ids] == sorted(row["id"] for row in jobs[name].server.truth().messages)
+@dataclass
+class Company:
+    """One command for all of its accounts."""
+
+    jobs: Mapping[str, Job]
+    environment: Mapping[str, str]
+
+    def start(self, *options: str) -> subprocess.Popen[str]:
+        job = next(iter(self.jobs.values()))
+        environment = job.whole_environment() | self.environment
+        del environment["SOURCES__MSGBUBBLES__API_KEY"]
+        for name, one in self.jobs.items():
+            environment[f"ACCOUNTS__{name.upper()}__API_KEY"] = one.server.key
+            environment[f"ACCOUNTS__{name.upper()}__BASE_URL"] = one.server.url
+        return subprocess.Popen(
+            [sys.executable, str(CHATS), *options, "--database", "company.duckdb"],
+            cwd=job.folder,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def run(self, *options: str, status: int = 0) -> tuple[str, str]:
+        process = self.start(*options)
+        output, errors = process.communicate(timeout=300)
+        assert process.returncode == status, (output, errors)
+        return output, errors
+
+    def place(self, destination: str = "duckdb") -> Place:
+        return Place.of(next(iter(self.jobs.values())).database, destination)
+
+
+def company(new_job: NewJob, *names: str, **environment: str) -> Company:
+    sizes = {name: 200 + 20 * number for number, name in enumerate(names)}
+    return Company({name: new_job(chats=30, messages=size) for name, size in sizes.items()}, environment)
+
+
+def check_shown(made: Company, query: Callable[[str], list[Any]]) -> None:
+    """That the tables of all show what each account has, each row once."""
+    assert query("SELECT account FROM msgbubbles.accounts ORDER BY account") == [(name,) for name in sorted(made.jobs)]
+    for table, key in KEYS.items():
+        of = "messages" if table.endswith("messages") else "chats"
+        assert sorted(query(f"SELECT account, {key} FROM {table}")) == sorted(
+            (name, row["id"]) for name, job in made.jobs.items() for row in getattr(job.server.truth(), of)
+        )
+
+
+def say_something(job: Job) -> None:
+    chat = job.server.truth().chats[0]["id"]
+    job.server.account.add_message(NewMessage(chat, "outbound", "hello", datetime.now(UTC), "sent"))
+
+
+def test_of_three_accounts_one_that_is_refused_stops_no_other(new_job: NewJob) -> None:
+    made = company(new_job, "north", "south", "west")
+    made.jobs["west"].server.knobs.active = False
+
+    def query(sql: str) -> list[Any]:
+        with duckdb.connect(str(made.place().database), read_only=True) as connection:
+            return connection.execute(sql).fetchall()
+
+    output, errors = made.run("--json", status=1)
+    records = {record["account"]: record for record in map(json.loads, output.splitlines())}
+    outcomes = {name: record["outcome"] for name, record in records.items()}
+    assert outcomes == {"north": "complete", "south": "complete", "west": "failed"}
+    assert "the API key" in records["west"]["error"]
+    runs = "SELECT account, outcome, exit_status FROM msgbubbles.sync_runs ORDER BY account, started_at"
+    assert query(runs) == [("north", "complete", 0), ("south", "complete", 0), ("west", "failed", 1)]
+
+    made.jobs["west"].server.knobs.active = True
+    say_something(made.jobs["north"])
+    output, errors = made.run()
+    for name in made.jobs:
+        assert f"{name} | messages" in output
+    check_shown(made, query)
+    assert made.jobs["west"].server.requests[-1].key != made.jobs["north"].server.requests[-1].key
+
+    output, _ = made.run("status", "--max-age-minutes", "10")
+    assert output.count("Fresh as of") == 3
+    assert "south:\nFresh as of" in output
+
+
+def test_two_jobs_for_two_accounts_in_one_lake(new_job: NewJob, tmp_path: Path, monkeypatch: Any) -> None:
+    with postgres.running(tmp_path / "server") as address:
+        lake = {
+            "DESTINATION__DUCKLAKE__CREDENTIALS__CATALOG": address,
+            "DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__BUCKET_URL": str(tmp_path / "lake"),
+        }
+        for name, value in lake.items():
+            monkeypatch.setenv(name, value)
+        made = company(new_job, "north", "south", **lake)
+        into = ("--destination", "ducklake")
+
+        def query(sql: str) -> list[Any]:
+            with destination_of(made.place("ducklake")).reading() as connection:
+                return connection.execute(sql).fetchall()
+
+        for _ in range(2):
+            processes = [made.start(*into, "--account", name, "--quiet") for name in made.jobs]
+            for process in processes:
+                _, errors = process.communicate(timeout=300)
+                assert process.returncode == 0, errors
+            check_shown(made, query)
+            for job in made.jobs.values():
+                say_something(job)
+        output, _ = made.run("verify", "--full", *into)
+        assert output.count(": equal") == 2
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({}, "say of which account: --account north or south"),
+        ({"MSGBUBBLES_ACCOUNT": "west"}, "--account west: there are north, south"),
+    ],
+)
+def test_what_is_about_one_account_asks_which(new_job: NewJob, environment: dict[str, str], says: str) -> None:
+    made = company(new_job, "north", "south", **environment)
+    _, errors = made.run("erase", "+14155550100", status=2)
+    assert says in errors

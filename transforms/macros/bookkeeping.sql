@@ -2,12 +2,12 @@
    cannot disagree. #}
 
 {% macro create_bookkeeping() %}
-    create schema if not exists staging;
-    create table if not exists staging.built_loads (
+    create schema if not exists {{ var('schema_prefix') }}staging;
+    create table if not exists {{ in_staging('built_loads') }} (
         mart varchar(200) not null,
         load_id varchar(200) not null
     );
-    create table if not exists staging.days_to_build (
+    create table if not exists {{ in_staging('days_to_build') }} (
         mart varchar(200) not null,
         chat_id varchar not null,
         from_handle varchar,
@@ -18,11 +18,11 @@
 {# The model holds the rows of all finished loads, and has built what it had to. #}
 {% macro remember_build() %}
     {%- if model.config.materialized == 'incremental' %}
-    insert into staging.built_loads (mart, load_id)
+    insert into {{ in_staging('built_loads') }} (mart, load_id)
     select '{{ this.identifier }}', load_id
-    from staging.loads
-    where load_id not in (select load_id from staging.built_loads where mart = '{{ this.identifier }}');
-    delete from staging.days_to_build where mart = '{{ this.identifier }}'
+    from {{ in_staging('loads') }}
+    where load_id not in (select load_id from {{ in_staging('built_loads') }} where mart = '{{ this.identifier }}');
+    delete from {{ in_staging('days_to_build') }} where mart = '{{ this.identifier }}'
     {%- endif %}
 {% endmacro %}
 
@@ -71,12 +71,12 @@
     {#- Built anew, but not with everything else: nothing tells which of the marts' rows have no messages any more. -#}
     {%- if not is_incremental() and not flags.FULL_REFRESH %}
     {%- for mart in ['thread_activity_daily', 'thread_activity_hours', 'number_activity_daily'] %}
-    {%- if adapter.get_relation(this.database, 'marts', mart) %}
-    delete from marts.{{ mart }};
+    {%- if adapter.get_relation(this.database, var('schema_prefix') ~ 'marts', mart) %}
+    delete from {{ var('schema_prefix') }}marts.{{ mart }};
     {%- endif %}
     {%- endfor %}
     {%- endif %}
-    insert into staging.days_to_build (mart, chat_id, from_handle, day)
+    insert into {{ in_staging('days_to_build') }} (mart, chat_id, from_handle, day)
     select marts.mart, changed.chat_id, changed.from_handle, changed.day
     from (
         {%- if is_incremental() %}

@@ -1,0 +1,176 @@
+"""Several accounts in one warehouse: each is configured in `[accounts.NAME]`, and has a job of its own.
+
+The accounts share no file and no lock, so one that fails or takes long stops no other. What they have in common is how
+readers see them: as one table for those of all, with the account before every key.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import IO, Any
+
+from .configuration import configuration_folder, section
+from .place import UsageError
+
+VARIABLE = "MSGBUBBLES_ACCOUNT"
+# Sections of the configuration that an account may have of its own. All else in [accounts.NAME] is of the source.
+SECTIONS = ("groups", "sync", "transforms", "webhooks")
+NAME = re.compile(r"[a-z](?:_?[a-z0-9])*")
+PARALLEL = 4
+
+
+def configured() -> list[str]:
+    """The names of the accounts, in order. Raises `UsageError`."""
+    names = {name for file in ("config.toml", "secrets.toml") for name in _section(file)}
+    names |= {
+        name.split("__")[1].lower() for name in os.environ if re.fullmatch(r"ACCOUNTS__[A-Z0-9_]+__API_KEY", name)
+    }
+    for name in names:
+        if not NAME.fullmatch(name) or name.endswith("msgbubbles"):
+            raise UsageError(
+                f"[accounts.{name}]: an account's name is of small letters and digits, with _ between them, and does "
+                "not end in msgbubbles; choose another"
+            )
+    return sorted(names)
+
+
+def use(name: str) -> None:
+    """Have this process configured as the account is: what is in `[accounts.NAME]` goes before what is there for all.
+    Raises `UsageError`."""
+    found = _flat(_section("config.toml").get(name, {}), name)
+    if "api_key" in found:
+        raise UsageError(f"[accounts.{name}] api_key is a secret: move it from config.toml to dlt_config/secrets.toml")
+    found |= _flat(_section("secrets.toml").get(name, {}), name)
+    prefix = f"ACCOUNTS__{name.upper()}__"
+    found |= {key[len(prefix) :].lower(): value for key, value in os.environ.items() if key.startswith(prefix)}
+    if not found.get("api_key"):
+        raise UsageError(
+            f"account {name} has no API key: set api_key of [accounts.{name}] in dlt_config/secrets.toml, or "
+            f"{prefix}API_KEY"
+        )
+    os.environ[VARIABLE] = name
+    for key, value in found.items():
+        own = key.partition("__")[0] in SECTIONS
+        os.environ[(key if own else f"sources__msgbubbles__{key}").upper()] = value
+
+
+def parallel() -> int:
+    """How many accounts are worked on at once."""
+    value = os.environ.get("SYNC__PARALLEL_ACCOUNTS")
+    if value is None:
+        value = section(configuration_folder() / "config.toml", "sync").get("parallel_accounts", PARALLEL)
+    if not re.fullmatch(r"[1-9]\d*", str(value)):
+        raise UsageError("[sync] parallel_accounts is a whole number, 1 at least; mend dlt_config/config.toml")
+    return int(value)
+
+
+def _section(file: str) -> dict[str, Any]:
+    found = section(configuration_folder() / file, "accounts")
+    for name, values in found.items():
+        if not isinstance(values, dict):
+            raise UsageError(f"{file}: accounts.{name} is a section, [accounts.{name}]; mend it")
+    return found
+
+
+def _flat(values: Mapping[str, Any], *path: str) -> dict[str, str]:
+    """Settings as the environment has them, by key: `privacy__preset`."""
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= {f"{key}__{inner}": one for inner, one in _flat(value, *path, key).items()}
+        else:
+            found[key] = value if isinstance(value, str) else json.dumps(value)
+    return found
+
+
+def run_each(names: Sequence[str], *, at_once: int, as_json: bool) -> int:
+    """Run this process's command for every account, each in a process of its own, and return what their exit statuses
+    come to. More than one at once are told apart by their names at the beginning of each line; otherwise they have the
+    terminal, one after another.
+
+    The first signal stops each after the request in flight, a second one at once."""
+    running: set[subprocess.Popen[str]] = set()
+    stopping = threading.Event()
+
+    def on_signal(number: int, _frame: object) -> None:
+        stopping.set()
+        for process in list(running):
+            process.send_signal(number)
+
+    def run(name: str) -> int:
+        if stopping.is_set():
+            return 130
+        with _started(name, at_once, as_json) as process:
+            running.add(process)
+            status = process.wait()
+            running.discard(process)
+        return status
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with ThreadPoolExecutor(at_once) as pool:
+            return overall(list(pool.map(run, names)))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def overall(statuses: Sequence[int]) -> int:
+    """The exit status of several: what most asks for somebody. Another job that runs on one account is no fault, while
+    there is work on others."""
+    if set(statuses) == {75}:
+        return 75
+    # One that was killed counts as failed.
+    known = [status if status in (0, 2, 3, 75, 130) else 1 for status in statuses]
+    return next((status for status in (130, 1, 2, 3) if status in known), 0)
+
+
+@contextmanager
+def _started(name: str, at_once: int, as_json: bool) -> Iterator[subprocess.Popen[str]]:
+    pipe = subprocess.PIPE if at_once > 1 else None
+    if pipe is None and not as_json:
+        sys.stdout.write(f"{name}:\n")
+        sys.stdout.flush()
+    with subprocess.Popen(  # noqa: S603 - this command once more
+        [sys.executable, *sys.argv],
+        env={**os.environ, VARIABLE: name, "COLUMNS": str(_columns() - len(name) - 3)},
+        text=True,
+        errors="replace",
+        stdout=pipe,
+        stderr=pipe,
+        start_new_session=True,  # Ctrl-C comes from here, once
+    ) as process:
+        said = [
+            _following(process.stdout, sys.stdout, "" if as_json else f"{name} | "),
+            _following(process.stderr, sys.stderr, f"{name} | "),
+        ]
+        yield process
+        for thread in said:
+            thread.join()
+
+
+def _following(source: IO[str] | None, target: IO[str], prefix: str) -> threading.Thread:
+    def follow() -> None:
+        for line in source or ():
+            target.write(f"{prefix}{line}")
+            target.flush()
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    return thread
+
+
+def _columns() -> int:
+    try:
+        return max(os.get_terminal_size().columns, 60)
+    except OSError:
+        return 120
