@@ -53,9 +53,13 @@ audit: .venv/ready
 	PATH="$$PATH:$(CURDIR)/.venv/bin" uv tool run --quiet pip-audit --strict --progress-spinner off \
 		--requirement requirements.lock --require-hashes --disable-pip
 
+# Spark is larger than all else together, and so in a file of its own, which has what it needs beside requirements.lock.
+COMPILE := uv pip compile pyproject.toml --universal --generate-hashes --no-annotate --no-header --quiet
 lock: .venv/ready
-	PATH="$$PATH:$(CURDIR)/.venv/bin" uv pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes \
-		--no-annotate --no-header --quiet --output-file requirements.lock
+	PATH="$$PATH:$(CURDIR)/.venv/bin" $(COMPILE) --extra postgres --extra ducklake --extra filesystem --extra notebooks \
+		--group dev --output-file requirements.lock
+	PATH="$$PATH:$(CURDIR)/.venv/bin" $(COMPILE) --extra spark --constraints requirements.lock \
+		$$(sed -n 's/^\([a-z0-9-]*\)==.*/--no-emit-package \1/p' requirements.lock) --output-file requirements-spark.lock
 
 clean:
 	rm -rf .venv .msgbubbles *.duckdb build .pytest_cache .mypy_cache .ruff_cache .hypothesis notebooks/__marimo__

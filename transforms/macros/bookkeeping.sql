@@ -1,7 +1,9 @@
 {# What each model holds, and what it has still to do. Written in the transaction that writes the model, so the two
    cannot disagree. #}
 
-{% macro create_bookkeeping() %}
+{% macro create_bookkeeping() %}{{ return(adapter.dispatch('create_bookkeeping')()) }}{% endmacro %}
+{% macro spark__create_bookkeeping() %}{% endmacro %}
+{% macro default__create_bookkeeping() %}
     create schema if not exists {{ var('schema_prefix') }}staging;
     create table if not exists {{ in_staging('built_loads') }} (
         mart varchar(200) not null,
@@ -61,7 +63,9 @@
 {%- endmacro %}
 
 {# After thread_messages is written: the days of each chat on which a message is another than before. #}
-{% macro note_days_to_build() %}
+{% macro note_days_to_build() %}{{ return(adapter.dispatch('note_days_to_build')()) }}{% endmacro %}
+{% macro spark__note_days_to_build() %}{% endmacro %}
+{% macro default__note_days_to_build() %}
     {%- set rows_now -%}
         select {{ columns_of_days() }} from {{ this }} where chat_id in ({{ chats_of_messages() }})
     {%- endset %}

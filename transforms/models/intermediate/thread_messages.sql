@@ -100,7 +100,7 @@ select
     in_order.from_handle,
     in_order.message_at,
     cast(in_order.local_at as date) as day,
-    cast(extract(isodow from in_order.local_at) as integer) as weekday,
+    {{ weekday_of('in_order.local_at') }} as weekday,
     cast(extract(hour from in_order.local_at) as integer) as hour,
     in_order.direction,
     in_order.side,

@@ -1,7 +1,7 @@
 -- Grain: one row a chat and a time in which somebody on the other side was typing. Owner: data team.
 -- depends_on: {{ ref('chats_to_build') }}
 -- A chat without a spell yields a row without one: it replaces the old ones, and the hook removes it.
-{{ config(post_hook="delete from {{ this }} where spell_number is null") }}
+{{ config(post_hook="{{ delete_where('spell_number is null') }}") }}
 
 with chats as (
     select chat_id, from_handle
@@ -87,3 +87,6 @@ select
     end as sent_at
 from chats
 left join spells on spells.chat_id = chats.chat_id
+{%- if not is_incremental() %}
+where spells.spell_number is not null
+{%- endif %}

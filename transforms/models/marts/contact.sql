@@ -1,6 +1,6 @@
 -- Grain: one row a handle of somebody else. Owner: data team.
 -- A view: it adds up what is built for each chat, and nothing of its own has to be kept right.
-{{ config(materialized='view') }}
+{{ config(materialized=view_for_readers()) }}
 
 with ours as (
     select handle from {{ ref('stg_numbers') }}

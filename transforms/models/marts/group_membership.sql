@@ -1,6 +1,6 @@
 -- Grain: one row a group chat, a handle, and a time for which it was a member. Owner: data team.
 -- A chat without members yields a row without a handle: it replaces the chat's old rows, and the hook removes it.
-{{ config(post_hook="delete from {{ this }} where handle is null") }}
+{{ config(post_hook="{{ delete_where('handle is null') }}") }}
 -- depends_on: {{ ref('chats_to_build') }}
 
 with groups as (
@@ -229,10 +229,13 @@ select
     end as message_count,
     case
         when threads.names_senders or members.handle = groups.from_handle
-            then cast(members.messages as double precision) / threads.messages_total
+            then {{ as_double('members.messages') }} / threads.messages_total
     end as message_share,
     threads.messages_total as thread_messages_total
 from chats_to_build
 left join members on members.chat_id = chats_to_build.chat_id
 left join threads on threads.chat_id = chats_to_build.chat_id
 left join groups on groups.chat_id = chats_to_build.chat_id
+{%- if not is_incremental() %}
+where members.handle is not null
+{%- endif %}

@@ -1,6 +1,6 @@
 -- Grain: one row a chat. Owner: data team.
 -- A view: what depends on how far the messages have been read changes for all chats at once, and is not built.
-{{ config(materialized='view') }}
+{{ config(materialized=view_for_readers()) }}
 
 with coverage as ( -- always one row
     select
@@ -76,7 +76,7 @@ threads as (
         -- no beginning.
         coalesce(
             coverage.complete_since
-            <= least(coalesce(chats.created_at, timestamptz '1970-01-01 00:00:00+00'), measures.first_message_at),
+            <= least(coalesce(chats.created_at, {{ epoch() }}), measures.first_message_at),
             false
         ) and (chats.deleted_at is null or chats.created_at is not null) as is_beginning_read,
         -- The latest message has been read.
@@ -129,8 +129,8 @@ select
     case when messages_total = 0 then 0 else messages_failed end as messages_failed,
     case when messages_total = 0 then 0 else messages_delivered end as messages_delivered,
     case when messages_total = 0 then 0 else messages_read end as messages_read,
-    cast(messages_delivered as double precision) / nullif(messages_outbound, 0) as delivery_rate,
-    cast(messages_read as double precision) / nullif(messages_delivered, 0) as read_rate,
+    {{ as_double('messages_delivered') }} / nullif(messages_outbound, 0) as delivery_rate,
+    {{ as_double('messages_read') }} / nullif(messages_delivered, 0) as read_rate,
     case when messages_total = 0 then 0 else messages_imessage end as messages_imessage,
     case when messages_total = 0 then 0 else messages_sms end as messages_sms,
     case when messages_total = 0 then 0 else messages_whatsapp end as messages_whatsapp,

@@ -2,7 +2,7 @@
 -- A day without messages any more yields a row without counts: it replaces the old one, and the hook removes it.
 {{ config(
     unique_key=['chat_id', 'day'],
-    post_hook="delete from {{ this }} where messages_total is null"
+    post_hook="{{ delete_where('messages_total is null') }}"
 ) }}
 
 with days as (

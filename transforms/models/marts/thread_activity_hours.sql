@@ -1,6 +1,6 @@
 -- Grain: one row a chat, a day of the week and an hour of the day in which it has messages. Owner: data team.
 -- A chat without messages any more yields a row without counts: it replaces the old ones, and the hook removes it.
-{{ config(post_hook="delete from {{ this }} where messages_total is null") }}
+{{ config(post_hook="{{ delete_where('messages_total is null') }}") }}
 
 with chats as (
     {% if is_incremental() -%}

@@ -1,6 +1,6 @@
 -- Grain: one row a chat and a day on which somebody on the other side began to type. Owner: data team.
 -- A view: it counts what is built spell by spell.
-{{ config(materialized='view') }}
+{{ config(materialized=view_for_readers()) }}
 
 select
     chat_id,
