@@ -49,7 +49,10 @@ Account = Annotated[
         help="Which of the accounts in [accounts.NAME] of the configuration.",
     ),
 ]  # fmt: skip
-Into = Annotated[Literal["duckdb", "postgres", "ducklake"], typer.Option("--destination", help="Where the tables are.")]
+Into = Annotated[
+    Literal["duckdb", "postgres", "ducklake", "filesystem"],
+    typer.Option("--destination", help="Where the tables are."),
+]
 Sandbox = Annotated[bool, typer.Option("--sandbox", help="Use a made-up account on this machine; no key.")]
 
 

@@ -22,6 +22,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ra
 
 from .accounts import NAME, configured
 from .configuration import configuration_folder, from_environment, section
+from .lake_files import LakeFiles
 from .names import named, quoted
 from .place import DATASET, PIPELINE, Place, UsageError
 from .publish import clone, combine, publish
@@ -83,8 +84,12 @@ class Destination(Protocol):
     def is_older_than(self, minutes: float) -> bool:
         """Whether readers see something that is older."""
 
+    def building(self) -> AbstractContextManager[None]:
+        """While dbt builds and tests the marts; what it has built counts when the block ends without an error."""
+
     def dbt(self) -> tuple[str, dict[str, str]]:
-        """The target in dbt's profile, and the environment that it takes."""
+        """The target in dbt's profile, and the environment that it takes. Raises `UsageError` where something is
+        missing that building the marts takes."""
 
 
 class DuckDBFile:
@@ -119,6 +124,9 @@ class DuckDBFile:
     def writing(self) -> Iterator[duckdb.DuckDBPyConnection]:
         with duckdb.connect(str(self._place.work), config=self._options()) as connection:
             yield connection
+
+    def building(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def kept_open(self, pipeline: Any) -> AbstractContextManager[Any]:
         # Every job of a load opens the file, and whoever closes it last writes all of it that has changed to the disk.
@@ -234,6 +242,9 @@ class Shared(ABC):
             raise UsageError(ONE_ACCOUNT.format(where=self.title, how=how, other=self._another))
         if not self._prefix and is_of_many:
             raise UsageError(MANY_ACCOUNTS.format(where=self.title, other=self._another))
+
+    def building(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def kept_open(self, _pipeline: Any) -> AbstractContextManager[Any]:
         return nullcontext()
@@ -476,6 +487,7 @@ DESTINATIONS: dict[str, Callable[[Place], Destination]] = {
     "duckdb": DuckDBFile,
     "postgres": Postgres,
     "ducklake": DuckLake,
+    "filesystem": LakeFiles,
 }
 
 

@@ -31,21 +31,22 @@ def publish(work: Path, database: Path, held_marts: Sequence[str] = ()) -> int:
     Nobody may have `work` open; all of it is in the file (`CHECKPOINT`). A process that is killed in here leaves the
     old file whole.
     """
-    copy = _beside(database)
+    copy = beside(database)
     clone(work, copy)
     if held_marts:
         _hold(held_marts, copy, database)
-    return _replaced(database, copy)
+    return replaced(database, copy)
 
 
-def _beside(database: Path) -> Path:
+def beside(database: Path) -> Path:
     """Where what is to replace a file is made."""
     for leftover in database.parent.glob(f".{database.name}.*.publishing*"):
         leftover.unlink()
     return database.with_name(f".{database.name}.{os.getpid()}.publishing")
 
 
-def _replaced(database: Path, copy: Path) -> int:
+def replaced(database: Path, copy: Path) -> int:
+    """Put `copy` into the place of `database`. Returns its size in bytes."""
     if database.exists():
         # Who let others read it once, did so for all that is published there.
         copy.chmod(database.stat().st_mode & 0o777)
@@ -63,7 +64,7 @@ def combine(files: Mapping[str, Path], database: Path, noted: Path, options: dic
     with suppress(OSError, ValueError):
         if database.exists() and json.loads(noted.read_text()) == versions:
             return
-    copy = _beside(database)
+    copy = beside(database)
     with duckdb.connect(str(copy), config=options) as connection:
         connection.execute("SET preserve_insertion_order = false")
         columns: dict[str, dict[tuple[str, str], list[str]]] = {account: {} for account in files}
@@ -83,7 +84,7 @@ def combine(files: Mapping[str, Path], database: Path, noted: Path, options: dic
             connection.execute(f"DETACH {named(account)}")
         connection.execute("CHECKPOINT")
     sync_to_disk(copy)
-    _replaced(database, copy)
+    replaced(database, copy)
     noted.write_text(json.dumps(versions))
 
 

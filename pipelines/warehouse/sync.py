@@ -82,6 +82,8 @@ def sync(
     Raises what dlt, dbt and DuckDB raise; then the next run goes on from the last load that was finished.
     """
     destination_of(place).prepare()
+    if with_transform:
+        destination_of(place).dbt()  # what is missing is told before anything is read
     run.keep_on_error = True
     run.on_rows = lambda: place.set_pending("repair", "transform", "publish")
     pipeline = pipeline_of(place)

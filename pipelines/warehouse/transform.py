@@ -82,15 +82,17 @@ def transform(place: Place, transforms: Transforms) -> None:
     `TransformError`."""
     options = ["--full-refresh"] if is_outdated(place, transforms) else []
     digest = _digest(transforms)
-    target, environment = destination_of(place).dbt()
+    destination = destination_of(place)
+    target, environment = destination.dbt()
     dbt = _Dbt(place, target, environment, transforms)
-    results = dbt.run("run", *options)
-    if results.wrong:
-        raise TransformError(f"the marts could not be built ({results.names}); see {results.written(place)}")
-    _built_with(place).write_text(digest)
     found = Verdict()
-    if transforms.data_tests != "off":
-        found = dbt.tested()
+    with destination.building():
+        results = dbt.run("run", *options)
+        if results.wrong:
+            raise TransformError(f"the marts could not be built ({results.names}); see {results.written(place)}")
+        _built_with(place).write_text(digest)
+        if transforms.data_tests != "off":
+            found = dbt.tested()
     _verdict_of(place).write_text(json.dumps(found.__dict__))
 
 
@@ -139,7 +141,7 @@ class _Dbt:
         self._place = place
         self._environment = environment
         # All that the parsed project takes from the warehouse.
-        database = environment.get("PGDATABASE") or Path(environment["MSGBUBBLES_DUCKDB_PATH"]).stem
+        database = environment.get("PGDATABASE") or Path(environment.get("MSGBUBBLES_DUCKDB_PATH", "")).stem
         self._prefix = destination_of(place).dataset.removesuffix(DATASET)
         self._names = (target, database, transforms.time_zone, self._prefix)
         folder = place.folder / "dbt"
