@@ -1,0 +1,190 @@
+"""The same job with its tables as files in a folder, Parquet or Delta. What Spark makes of them is in tests/spark."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from hooks import spool, typing
+from job import Job
+from sandbox import NewMessage
+from warehouse import lake_files
+from warehouse.destinations import destination_of
+from warehouse.place import Place
+from warehouse_rows import differences_of, landed_in
+
+NewJob = Callable[..., Job]
+INTO = ("--destination", "filesystem")
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder; this process and its jobs find it."""
+    monkeypatch.setenv("DESTINATION__FILESYSTEM__BUCKET_URL", str(tmp_path / "lake"))
+    return tmp_path / "lake"
+
+
+def query(files: Path, sql: str) -> list[tuple[Any, ...]]:
+    """What an analyst gets, who has nothing but DuckDB."""
+    with duckdb.connect(str(files / "warehouse.duckdb"), read_only=True) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def differing(files: Path, job: Job) -> dict[str, dict[str, int]]:
+    with duckdb.connect(str(files / "warehouse.duckdb"), read_only=True) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        return differences_of(landed_in(connection), job.server.truth())
+
+
+@pytest.mark.parametrize("table_format", ["parquet", "delta"])
+def test_the_rows_in_files_are_those_of_the_account(
+    new_job: NewJob, files: Path, table_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = new_job(chats=130, messages=1500)
+    monkeypatch.setenv("SYNC__TABLE_FORMAT", table_format)
+    job.environment = {"SOURCES__MSGBUBBLES__REFRESH_CHATS": '[{"every_hours": 0.0001}]'}
+    place = Place.of(job.database, "filesystem")
+    first = job.run(*INTO).summary
+    assert differing(files, job) == {}
+    assert first["database"] == "filesystem"
+    assert not job.database.exists()
+
+    account, now = job.server.account, datetime.now(UTC)
+    chats = sorted(job.server.truth().chats, key=lambda row: row["last_message_at"] or "")
+    account.rename(chats[3]["id"], "Another name", now)
+    account.delete_chat(chats[5]["id"])
+    for minutes in (0, 3):  # the second is late: others of its time have been read
+        late = now - timedelta(minutes=minutes)
+        account.add_message(NewMessage(chats[9]["id"], "outbound", "hello", late, "sent", metadata={"b": [1], "a": {}}))
+    for at in (now, now + timedelta(hours=1)):
+        spool(place, [typing(1, conversation_id=chats[9]["id"], created_at=at.isoformat())])
+        last = job.run(*INTO).summary
+    assert differing(files, job) == {}
+    assert query(files, "SELECT id FROM msgbubbles.chats WHERE deleted_at IS NOT NULL") == [(chats[5]["id"],)]
+    [(occurred_at,)] = query(files, "SELECT occurred_at FROM msgbubbles.webhook_events")
+    assert occurred_at == now, "what came first stays"
+    assert query(files, "SELECT * FROM msgbubbles.rejected_rows") == []
+    last = job.run(*INTO).summary
+    assert [changes["changed"] for changes in last["tables"].values()] == [0] * len(last["tables"])
+    runs = query(files, "SELECT run_id, outcome FROM msgbubbles.sync_runs ORDER BY started_at")
+    assert [runs[0], runs[-1], len(runs)] == [(first["run_id"], "complete"), (last["run_id"], "complete"), 4]
+
+    asked = len(job.server.requests)
+    assert job.ask("plan", *INTO)["requests"] >= 3
+    assert job.ask("status", *INTO)["missing_stretches"] == {"messages": 0, "chats": 0}
+    assert len(job.server.requests) == asked
+    assert job.ask("verify", "--full", *INTO)["equal"]
+
+    # Who looks at the files themselves finds each row of a Delta table once.
+    if table_format == "delta":
+        from deltalake import DeltaTable
+
+        ids = DeltaTable(str(files / "msgbubbles" / "messages")).to_pyarrow_table(columns=["id"])["id"].to_pylist()
+        assert len(ids) == len(set(ids))
+        assert set(ids) >= {row["id"] for row in job.server.truth().messages}
+    other = {"delta": "parquet", "parquet": "delta"}[table_format]
+    monkeypatch.setenv("SYNC__TABLE_FORMAT", other)
+    _, errors = job.start(*INTO).communicate(timeout=120)
+    assert f'holds tables that are not of [sync] table_format = "{other}"' in errors
+
+
+def test_nobody_waits_and_a_job_that_is_killed_loses_nothing(new_job: NewJob, files: Path) -> None:
+    job = new_job(chats=130, messages=3000)
+    reads, wrong, done = [0], [], threading.Event()
+
+    def poll() -> None:
+        while not done.is_set():
+            if (files / "warehouse.duckdb").exists():
+                [(count, ids)] = query(files, "SELECT count(*), count(DISTINCT id) FROM msgbubbles.messages")
+                wrong.extend([(count, ids)] * (count != ids))
+                reads[0] += 1
+            time.sleep(0.1)
+
+    job.environment = {"SYNC__SLICE_PAGES": "20"}
+    reader = threading.Thread(target=poll)
+    reader.start()
+    try:
+        for seconds in (1.5, 2.0, 2.5):
+            process = job.start(*INTO)
+            time.sleep(seconds)
+            process.kill()
+            process.communicate()
+        for _ in range(2):
+            assert job.run(*INTO).summary["outcome"] == "complete"
+        assert reader.is_alive(), "no read has failed"
+    finally:
+        done.set()
+        reader.join()
+    assert wrong == []
+    assert reads[0] > 5
+    assert differing(files, job) == {}
+
+
+def test_many_files_become_one_and_whoever_reads_does_not_notice(
+    new_job: NewJob, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = new_job(chats=30, messages=200)
+    chat = job.server.truth().chats[0]["id"]
+    for number in range(3):
+        at = datetime.now(UTC)
+        job.server.account.add_message(NewMessage(chat, "outbound", f"hello {number}", at, "sent"))
+        job.run(*INTO)
+    folder = files / "msgbubbles" / "messages"
+    before = set(folder.glob("*.parquet"))
+    assert len(before) == 3
+    monkeypatch.setattr(lake_files, "MOST_FILES", 2)
+    destination = destination_of(Place.of(job.database, "filesystem"))
+    with duckdb.connect(str(files / "warehouse.duckdb"), read_only=True) as reader:
+        for seconds, stay in ((3600, True), (3600, True), (0, False)):
+            monkeypatch.setattr(lake_files, "KEPT_SECONDS", seconds)
+            destination.publish()
+            [new] = set(folder.glob("*.parquet")) - before
+            assert all(path.exists() == stay for path in before)
+            assert differing(files, job) == {}
+            counted = reader.execute("SELECT count(*) FROM msgbubbles.messages").fetchall()
+            assert counted == [(len(job.server.truth().messages),)]
+    with duckdb.connect() as connection:
+        assert connection.execute(f"SELECT count(*) FROM '{new}'").fetchall() == counted
+    job.server.account.add_message(NewMessage(chat, "outbound", "and on", datetime.now(UTC), "sent"))
+    job.run(*INTO)
+    assert differing(files, job) == {}
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({}, "it has no folder"),
+        ({"DESTINATION__FILESYSTEM__BUCKET_URL": "s3://bucket/folder"}, "the whole path of a folder"),
+        ({"DESTINATION__FILESYSTEM__BUCKET_URL": "some/folder"}, "the whole path of a folder"),
+        ({"DESTINATION__FILESYSTEM__BUCKET_URL": "/proc/none"}, "cannot be made"),
+        (
+            {"DESTINATION__FILESYSTEM__BUCKET_URL": "/tmp", "SYNC__TABLE_FORMAT": "csv"},  # noqa: S108 - nothing is written
+            '[sync] table_format is "parquet" or "delta"',
+        ),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_refused(new_job: NewJob, environment: dict[str, str], says: str) -> None:
+    job = new_job(chats=0)
+    job.environment = environment
+    _, errors = (process := job.start(*INTO)).communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert says in errors
+    assert job.server.requests == []
+
+
+def test_without_spark_the_marts_are_refused_before_anything_is_read(new_job: NewJob, files: Path) -> None:
+    job = new_job(chats=0)
+    job.environment = {"PATH": "/nowhere", "JAVA_HOME": "/nowhere"}
+    _, errors = (process := job.start(*INTO, transform=True)).communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert "the marts of files are made by Spark, which needs" in errors
+    assert "--no-transform" in errors
+    assert job.server.requests == []
+    assert not list(files.glob("msgbubbles/*"))

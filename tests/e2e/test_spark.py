@@ -1,0 +1,55 @@
+"""The same job with its tables as files in a folder, and marts that Spark makes of them: `make test-spark`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from hooks import spool, typing
+from job import Job
+from lake import needs_spark, query
+from marts_reference import check_marts
+from sandbox import NewMessage
+from warehouse.place import Place
+
+INTO = ("--destination", "filesystem")
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DESTINATION__FILESYSTEM__BUCKET_URL", str(tmp_path / "lake"))
+
+
+@needs_spark
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize("table_format", ["parquet", "delta"])
+def test_the_whole_job_with_spark(new_job: Callable[..., Job], table_format: str) -> None:
+    job = new_job(chats=130, messages=1500)
+    job.environment = {
+        "SYNC__TABLE_FORMAT": table_format,
+        "SOURCES__MSGBUBBLES__REFRESH_CHATS": '[{"every_hours": 0.0001}]',
+        # With one of them: they take longer than all else.
+        "TRANSFORMS__DATA_TESTS": "hold" if table_format == "parquet" else "off",
+    }
+    place = Place.of(job.database, "filesystem")
+    assert job.run(*INTO, transform=True).summary["outcome"] == "complete"
+
+    account, now = job.server.account, datetime.now(UTC)
+    chats = sorted(job.server.truth().chats, key=lambda row: row["last_message_at"] or "")
+    account.rename(chats[3]["id"], "Another name", now)
+    account.delete_chat(chats[5]["id"])
+    for minutes in (0, 3):  # the second is late: others of its time have been read
+        late = now - timedelta(minutes=minutes)
+        account.add_message(NewMessage(chats[9]["id"], "inbound", "hello", late, "received"))
+    spool(place, [typing(1, conversation_id=chats[9]["id"], created_at=now.isoformat())])
+    for do_transform in (False, False, True):
+        last = job.run(*INTO, transform=do_transform).summary
+    assert (last["failed_tests"], last["held_marts"]) == ([], [])
+    deleted = query(place, "SELECT chat_id FROM marts.thread_activity WHERE deleted_at IS NOT NULL")
+    assert deleted == [{"chat_id": chats[5]["id"]}]
+    check_marts(partial(query, place))
+    assert all(one["state"] != "failed" for one in job.ask("check", *INTO))

@@ -1,0 +1,82 @@
+"""The same models on Spark hold the same rows: `make test-spark`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import duckdb
+import pytest
+
+from marts_account import KEYS, Account
+from lake import needs_spark, query
+from marts_reference import MARTS, World, differences
+from warehouse.destinations import destination_of
+from warehouse.place import Place
+from warehouse.tables import TABLES
+from warehouse.transform import Transforms, transform
+
+
+ZONE = ZoneInfo("America/New_York")
+# Two executors, each a process of its own.
+CLUSTER = {"spark.master": "local-cluster[2,1,1024]"}
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DESTINATION__FILESYSTEM__BUCKET_URL", str(tmp_path / "lake"))
+    return tmp_path / "lake"
+
+
+def land(folder: Path, warehouse: Any, load_id: str, load: World) -> None:
+    """Put a load into the DuckDB warehouse, and what it has then of it into files of that load."""
+    warehouse.load(load_id, **load)
+    tables = {name: {"key": KEYS.get(name, ("id",)), "has_read_at": name != "stream_coverage"} for name in load}
+    tables |= {"attachments": {"key": ("id",)}}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / TABLES).write_text(json.dumps(tables))
+    with duckdb.connect(str(warehouse.path)) as connection:
+        for name in tables:
+            (folder / name).mkdir(exist_ok=True)
+            rows = f"SELECT * FROM msgbubbles.{name} WHERE _dlt_load_id = '{load_id}'"
+            connection.execute(f"COPY ({rows}) TO '{folder / name / load_id}.parquet' (FORMAT parquet)")
+
+
+def executors(log: Path) -> set[str]:
+    """Who finished tasks, as Spark's own log of events has it."""
+    events = [json.loads(line) for path in log.iterdir() for line in path.read_text().splitlines()]
+    ended = [event["Task Info"] for event in events if event["Event"] == "SparkListenerTaskEnd"]
+    return {task["Executor ID"] for task in ended if not task["Failed"]}
+
+
+@needs_spark
+def test_marts_of_two_executors_are_those_on_duckdb(
+    files: Path, warehouse: Any, at: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "events"
+    log.mkdir()
+    told = {"enabled": "true", "dir": log.as_uri(), "rolling.enabled": "false", "compress": "false"}
+    settings = CLUSTER | {f"spark.eventLog.{name}": value for name, value in told.items()}
+    monkeypatch.setenv("TRANSFORMS__SPARK", json.dumps(settings))
+    place = Place.of(tmp_path / "company.duckdb", "filesystem")
+    place.make_folders()
+    destination = destination_of(place)
+    destination.prepare()
+    account = Account(11, at)
+    # A later load has a higher number, as dlt's do.
+    load_ids = iter(sorted(account.load_ids))
+    for size, options in ((12, ["--full-refresh"]), (2, [])):
+        land(files / "msgbubbles", warehouse, next(load_ids), account.next_load(size=size))
+        transform(place, Transforms(ZONE.key, "publish"))
+        destination.publish()
+        warehouse.transform("--vars", f"time_zone: {ZONE.key}", *options)
+        for name, reference in MARTS.items():
+            built = query(place, f"SELECT * FROM marts.{name}")
+            assert built, name
+            assert list(built[0]) == list(warehouse.mart(name)[0]), name
+            assert not (wrong := differences(built, warehouse.mart(name))), f"{name}: {wrong}"
+            assert not (wrong := differences(built, reference(account.world, ZONE))), f"{name}: {wrong}"
+    assert executors(log) == {"0", "1"}
+    assert len(list((files / "marts").iterdir())) == 2, "whoever reads what was built before, goes on"
