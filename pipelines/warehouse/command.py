@@ -82,15 +82,23 @@ class _NoPandas(MetaPathFinder):
 def place_of(database: Path | None, account: str | None, destination: str = "duckdb", *, sandbox: bool) -> Place:
     """The warehouse that a command is about, or one account's part of it, by which this process is then configured.
     Raises `UsageError`, of it `SeveralAccountsError` where none was named."""
-    known = [] if sandbox else accounts.configured()
-    if account is not None:
-        if account not in known:
-            there = f"there are {', '.join(known)}" if known else "there is none"
-            raise UsageError(f"--account {account}: {there}, see [accounts.NAME] in dlt_config/config.toml")
-        accounts.use(account)
-    elif known:
-        raise SeveralAccountsError(known)
-    return Place.of(database or ROOT / f"{'sandbox' if sandbox else 'warehouse'}.{destination}", destination, account)
+    database = database or ROOT / f"{'sandbox' if sandbox else 'warehouse'}.{destination}"
+    if sandbox:
+        if account is not None:
+            raise UsageError(f"--sandbox is an account by itself: leave out --account, and unset {accounts.VARIABLE}")
+        return Place.of(database, destination)
+    known = accounts.configured()
+    if account is None:
+        if known:
+            raise SeveralAccountsError(known)
+        return Place.of(database, destination)
+    if account not in known:
+        there = f"there are {', '.join(known)}" if known else "there is none"
+        raise UsageError(f"--account {account}: {there}, see [accounts.NAME] in dlt_config/config.toml")
+    accounts.use(account)
+    place = Place.of(database, destination, account)
+    place.check_named()
+    return place
 
 
 class SeveralAccountsError(UsageError):
@@ -120,7 +128,9 @@ def ended(
         except SeveralAccountsError as several:
             if for_each is None:
                 raise
-            status = accounts.run_each(several.names, at_once=for_each(), as_json=reporter.as_json)
+            status = accounts.run_each(
+                several.names, at_once=for_each(), quiet=reporter.quiet, as_json=reporter.as_json
+            )
         else:
             status = body(place)
     except AnotherJobRunsError as error:

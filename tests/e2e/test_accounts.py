@@ -88,7 +88,7 @@ def test_of_three_accounts_one_that_is_refused_stops_no_other(new_job: NewJob) -
         with duckdb.connect(str(made.place().database), read_only=True) as connection:
             return connection.execute(sql).fetchall()
 
-    output, errors = made.run("--json", status=1)
+    output, _ = made.run("--json", status=1)
     records = {record["account"]: record for record in map(json.loads, output.splitlines())}
     outcomes = {name: record["outcome"] for name, record in records.items()}
     assert outcomes == {"north": "complete", "south": "complete", "west": "failed"}
@@ -98,7 +98,7 @@ def test_of_three_accounts_one_that_is_refused_stops_no_other(new_job: NewJob) -
 
     made.keys.clear()
     say_something(made.jobs["north"])
-    output, errors = made.run()
+    output, _ = made.run()
     for name in made.jobs:
         assert f"{name} | messages" in output
     check_shown(made, query)
