@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import psycopg2
 import pytest
 
 import postgres
@@ -133,6 +137,71 @@ def test_two_jobs_for_two_accounts_in_one_lake(new_job: NewJob, tmp_path: Path, 
                 say_something(job)
         output, _ = made.run("verify", "--full", *into)
         assert output.count(": equal") == 2
+
+
+@contextmanager
+def asked_all_the_time(address: str, sql: str) -> Iterator[list[Any]]:
+    """What somebody gets who asks again and again, until the block ends; an error is raised there."""
+    answers: list[Any] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        connection = psycopg2.connect(address)
+        connection.autocommit = True
+        try:
+            with connection.cursor() as cursor:
+                while not done.is_set():
+                    cursor.execute(sql)
+                    answers.append(cursor.fetchall())
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask)
+        try:
+            yield answers
+        finally:
+            done.set()
+        asking.result()
+
+
+def test_two_jobs_for_two_accounts_on_one_server(new_job: NewJob, tmp_path: Path) -> None:
+    with postgres.running(tmp_path / "server") as address:
+        made = company(new_job, "north", "south", DESTINATION__POSTGRES__CREDENTIALS=address)
+        into = ("--destination", "postgres")
+
+        def query(sql: str) -> list[Any]:
+            connection = psycopg2.connect(address)
+            try:
+                with connection, connection.cursor() as cursor:
+                    cursor.execute(sql)
+                    return cursor.fetchall() if cursor.description else []
+            finally:
+                connection.close()
+
+        made.run(*into)
+        check_shown(made, query)
+        query("CREATE SCHEMA mine")
+        query("CREATE VIEW mine.threads AS SELECT account, chat_id FROM marts.thread_activity")
+        query("CREATE VIEW mine.people AS SELECT account, handle FROM marts.contact")
+
+        for job in made.jobs.values():
+            say_something(job)
+        accounts = "SELECT DISTINCT account FROM marts.thread_activity ORDER BY account"
+        with asked_all_the_time(address, accounts) as answers:
+            made.run(*into)
+        assert len(answers) > 20
+        assert {str(answer) for answer in answers} == {str([("north",), ("south",)])}
+        check_shown(made, query)
+        assert query("SELECT DISTINCT account FROM mine.threads ORDER BY account") == [("north",), ("south",)]
+        assert query("SELECT DISTINCT account FROM mine.people ORDER BY account") == [("north",), ("south",)]
+        assert made.run("verify", "--full", *into)[0].count(": equal") == 2
+        states = [json.loads(line) for line in made.run("status", "--json", *into)[0].splitlines()]
+        assert [state["account"] for state in states] == ["north", "south"]
+
+        query("DROP SCHEMA north_marts CASCADE")  # with the views of all accounts on it
+        made.run(*into, "--account", "south")
+        assert query(accounts) == [("south",)], "what is there is shown"
 
 
 @pytest.mark.parametrize(
