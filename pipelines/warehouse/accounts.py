@@ -44,7 +44,8 @@ def configured() -> list[str]:
         if not NAME.fullmatch(name) or len(name) > MAX_LETTERS or is_taken:
             raise UsageError(
                 f"[accounts.{name}]: an account's name is of small letters and digits, with _ between them; it begins "
-                f"with a letter but not with pg_, does not end in msgbubbles, and has {MAX_LETTERS} of them at most"
+                f"with a letter but not with pg_, does not end in msgbubbles, and has {MAX_LETTERS} of them at most; "
+                "choose another"
             )
     return sorted(names)
 
