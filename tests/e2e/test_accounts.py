@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,8 +20,9 @@ import psycopg2
 import pytest
 
 import postgres
+from canary import ANN, PRIVACY_KEY, account_of_canaries, found_in, now
 from job import CHATS, Job
-from sandbox import NewMessage
+from sandbox import NewMessage, serve
 from warehouse.destinations import destination_of
 from warehouse.place import Place
 
@@ -202,6 +204,56 @@ def test_two_jobs_for_two_accounts_on_one_server(new_job: NewJob, tmp_path: Path
         query("DROP SCHEMA north_marts CASCADE")  # with the views of all accounts on it
         made.run(*into, "--account", "south")
         assert query(accounts) == [("south",)], "what is there is shown"
+
+
+def test_who_is_erased_from_an_account_is_in_no_file_that_shows_it(new_job: NewJob, tmp_path: Path) -> None:
+    account, _ = account_of_canaries(now())
+    texts = "SELECT text FROM messages WHERE sender = ?1 OR chat_id IN (SELECT id FROM chats WHERE remote_handle = ?1)"
+    sought = [ANN.removeprefix("+"), *(row["text"] for row in account.all(texts, (ANN,)))]
+    with serve(account) as server:
+        jobs = {"north": Job(tmp_path, server), "south": new_job(chats=10, messages=50)}
+        made = Company(jobs, {"SOURCES__MSGBUBBLES__PRIVACY__KEY": PRIVACY_KEY})
+        made.run()
+        work = ".msgbubbles/company_north/company_north.duckdb"
+        assert {file for files in found_in(tmp_path, sought).values() for file in files} == {
+            "company.duckdb", "company_north.duckdb", work,
+        }  # fmt: skip
+        # Of somebody who was killed while the file of all was made.
+        shutil.copy(tmp_path / "company.duckdb", tmp_path / ".company.duckdb.1.publishing")
+
+        certificate = json.loads(made.run("erase", ANN, "--account", "north", "--yes", "--json")[0])
+        assert certificate["people"] == 1
+        assert found_in(tmp_path, sought) == {}
+        made.run("--no-transform")
+        assert found_in(tmp_path, sought) == {}
+    account.close()
+    with duckdb.connect(str(tmp_path / "company.duckdb"), read_only=True) as connection:
+        for table in ("msgbubbles.messages", "marts.contact"):
+            found = connection.execute(f"SELECT DISTINCT account FROM {table} ORDER BY account").fetchall()
+            assert found == [("north",), ("south",)]
+    assert [path for path in tmp_path.rglob("*.duckdb") if path.stat().st_mode & 0o077] == []
+
+
+def test_a_warehouse_of_one_account_goes_on_as_one_of_several(new_job: NewJob) -> None:
+    made = company(new_job, "north", "south")
+    north = made.jobs["north"]
+    north.run()
+    _, errors = made.run("--account", "north", "--no-transform", status=2)
+    assert "company.duckdb holds one account, which has no name. If it is north," in errors
+    for line in errors.splitlines():
+        if line.startswith("  "):
+            subprocess.run(line.split(), check=True)
+    asked = len(north.server.requests)
+    say_something(north)
+    made.run("--no-transform")
+    assert len(north.server.requests) - asked <= 4, "nothing is read a second time"
+    with duckdb.connect(str(north.database), read_only=True) as connection:
+        found = connection.execute("SELECT account, count(*) FROM msgbubbles.messages GROUP BY account").fetchall()
+        assert dict(found) == {name: len(job.server.truth().messages) for name, job in made.jobs.items()}
+    assert made.run("verify", "--full", "--account", "north")[0].startswith("Compared")
+
+    # And not the other way round.
+    assert "company.duckdb shows several accounts" in north.run(status=2).errors
 
 
 @pytest.mark.parametrize(
