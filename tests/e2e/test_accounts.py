@@ -109,6 +109,12 @@ def test_of_three_accounts_one_that_is_refused_stops_no_other(new_job: NewJob) -
         assert f"{name} | messages" in output
     check_shown(made, query)
 
+    made.keys["south"] = "sk_test_of_nobody"
+    made.run("--no-transform", status=1)
+    last = "SELECT account, arg_max(outcome, started_at) FROM msgbubbles.sync_runs GROUP BY account ORDER BY account"
+    assert query(last) == [("north", "complete"), ("south", "failed"), ("west", "complete")]
+    made.keys.clear()
+
     output, _ = made.run("status", "--max-age-minutes", "10")
     assert output.count("Fresh as of") == 3
     assert "south:\nFresh as of" in output
