@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import threading
-import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from . import accounts
+from .configuration import content_of
 from .lock import AnotherJobRunsError
 from .place import ROOT, Place, UsageError, written_privately
 from .report import Reporter
@@ -193,17 +192,11 @@ def readable_configuration() -> Iterator[None]:
 
 def _unreadable(folder: Path) -> str:
     """Which file of the configuration is no TOML, and where; nothing of it is quoted, because there are secrets."""
-    for path in (folder / "config.toml", folder / "secrets.toml"):
+    for name in ("config.toml", "secrets.toml"):
         try:
-            tomllib.loads(path.read_text())
-        except FileNotFoundError:
-            continue
-        except tomllib.TOMLDecodeError as error:
-            line = re.search(r"at line (\d+)", str(error))
-            where = f"line {line[1]}" if line else "its end"
-            return f"{path}: {where} is not TOML; mend it (text is in quotes, a section's name in brackets)"
-        except (OSError, UnicodeDecodeError) as error:
-            return f"{path} cannot be read ({type(error).__name__}); mend it, or let the user of this job read it"
+            content_of(folder / name)
+        except UsageError as error:
+            return str(error)
     return f"{folder}: config.toml, secrets.toml or the environment has a value of the wrong type; mend it"
 
 
