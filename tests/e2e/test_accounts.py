@@ -257,6 +257,7 @@ def test_a_warehouse_of_one_account_goes_on_as_one_of_several(new_job: NewJob) -
         found = connection.execute("SELECT account, count(*) FROM msgbubbles.messages GROUP BY account").fetchall()
         assert dict(found) == {name: len(job.server.truth().messages) for name, job in made.jobs.items()}
     assert made.run("verify", "--full", "--account", "north")[0].startswith("Compared")
+    assert len([*north.folder.glob(".msgbubbles/company_north/*.duckdb")]) == 1, "what nobody needs is not left there"
 
     # And not the other way round.
     assert "company.duckdb shows several accounts" in north.run(status=2).errors

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -245,6 +246,27 @@ def test_a_second_signal_ends_them_at_once(tmp_path: Path) -> None:
     assert (process.returncode, time.monotonic() - began < 20) == (130, True)
 
 
+def test_one_that_begins_when_the_signal_comes_is_told_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+
+    class Begun:
+        def send_signal(self, number: int) -> None:
+            told.append(number)
+
+        def wait(self) -> int:
+            return 130 if told else 0
+
+    @contextmanager
+    def started(*_: object) -> Iterator[Begun]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)  # it has come by then
+        yield Begun()
+
+    monkeypatch.setattr(accounts, "_started", started)
+    assert accounts.run_each(["a"], at_once=1, quiet=True, as_json=False) == 130
+    assert told == [signal.SIGTERM]
+
+
 def test_one_that_is_killed_is_a_failure_and_stops_no_other(tmp_path: Path) -> None:
     body = 'name == "a" and os.kill(os.getpid(), signal.SIGKILL); time.sleep(0.3); print("done")'
     process = command(tmp_path, body, "a", "b")
@@ -253,9 +275,12 @@ def test_one_that_is_killed_is_a_failure_and_stops_no_other(tmp_path: Path) -> N
 
 
 def test_who_listens_no_more_holds_nobody_up(tmp_path: Path) -> None:
-    process = command(tmp_path, 'print("x" * 1000 * 1000)\nopen(name, "w").close()', "a", "b")
+    process = command(tmp_path, 'print("xxxxxxxxx\\n" * 100_000)\nopen(name, "w").close()', "a", "b")
     with process:
         assert process.stdout
         process.stdout.close()
-        assert process.wait(timeout=30) == 0
+        try:
+            assert process.wait(timeout=30) == 0
+        finally:
+            process.kill()
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "command.py"}

@@ -130,7 +130,8 @@ def test_an_account_whose_file_cannot_be_opened_stays_as_it_was(
     before = database.stat().st_ino
     if writer:
         writer.close()
-    files["south"].write_bytes(whole)
+    else:
+        files["south"].write_bytes(whole)
     combined(files)
     assert database.stat().st_ino != before, "it is looked at again"
 
