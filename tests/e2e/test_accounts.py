@@ -40,7 +40,7 @@ class Company:
     # Other keys than those that the API knows.
     keys: dict[str, str] = field(default_factory=dict)
 
-    def start(self, *options: str) -> subprocess.Popen[str]:
+    def start(self, *options: str, script: str = "chats.py") -> subprocess.Popen[str]:
         job = next(iter(self.jobs.values()))
         environment = job.whole_environment() | self.environment
         del environment["SOURCES__MSGBUBBLES__API_KEY"]
@@ -48,7 +48,7 @@ class Company:
             environment[f"ACCOUNTS__{name.upper()}__API_KEY"] = self.keys.get(name, one.server.key)
             environment[f"ACCOUNTS__{name.upper()}__BASE_URL"] = one.server.url
         return subprocess.Popen(
-            [sys.executable, str(CHATS), *options, "--database", "company.duckdb"],
+            [sys.executable, str(CHATS.with_name(script)), *options, "--database", "company.duckdb"],
             cwd=job.folder,
             env=environment,
             text=True,
@@ -56,8 +56,8 @@ class Company:
             stderr=subprocess.PIPE,
         )
 
-    def run(self, *options: str, status: int = 0) -> tuple[str, str]:
-        process = self.start(*options)
+    def run(self, *options: str, status: int = 0, script: str = "chats.py") -> tuple[str, str]:
+        process = self.start(*options, script=script)
         output, errors = process.communicate(timeout=300)
         assert process.returncode == status, (output, errors)
         return output, errors
@@ -274,3 +274,26 @@ def test_what_is_about_one_account_asks_which(new_job: NewJob, environment: dict
     made = company(new_job, "north", "south", **environment)
     _, errors = made.run("erase", "+14155550100", status=2)
     assert says in errors
+
+
+def test_webhooks_and_groups_are_of_one_account(new_job: NewJob) -> None:
+    made = company(new_job, "north", "south")
+    endpoint = "http://127.0.0.1:8484/"
+    _, errors = made.run("register", endpoint, status=2, script="webhooks.py")
+    assert "say of which account" in errors
+    made.run("register", endpoint, "--account", "north", script="webhooks.py")
+    listed = {name: made.run("list", "--account", name, script="webhooks.py")[0] for name in made.jobs}
+    assert [endpoint in listed[name] for name in ("north", "south")] == [True, False]
+    folder = made.jobs["north"].folder
+    assert "whsec_" in (folder / ".msgbubbles" / "company_north" / "webhooks" / "secrets.toml").read_text()
+
+    number = made.jobs["south"].server.truth().numbers[0]["handle"]
+    (folder / "groups.csv").write_text(
+        f'key,from_handle,title,addresses,message\nteam,{number},Team,"+14155550111, ben@example.com",Hello\n'
+    )
+    made.run("--no-transform")
+    made.run("apply", "groups.csv", "--yes", "--account", "south", script="groups.py")
+    made.run("--no-transform")
+    with duckdb.connect(str(folder / "company.duckdb"), read_only=True) as connection:
+        found = connection.execute("SELECT account, key, outcome FROM msgbubbles.group_operations").fetchall()
+    assert found == [("south", "team", "succeeded")]
