@@ -81,6 +81,9 @@ def fault_of(database: Path) -> str | None:
         relations = warehouse.execute(
             "SELECT table_schema || '.' || table_name FROM information_schema.tables"
         ).fetchall()
+    if ("msgbubbles.accounts",) in relations:
+        one = f"{database.stem}_NAME{database.suffix}"
+        return f"`{database}` shows several accounts, and this notebook one. Open the published one of it: `{one}`."
     missing = set(RELATIONS) - {name for (name,) in relations}
     if missing:
         return f"`{database}` has no `{min(missing)}` yet. Build it with {job}, without `--no-transform`."

@@ -68,6 +68,27 @@ def test_the_marts_are_built_as_is_documented() -> None:
     assert documented("transforms") == asdict(Transforms())
 
 
+def test_the_accounts_in_the_examples_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from warehouse import accounts
+
+    assert documented("sync")["parallel_accounts"] == accounts.PARALLEL
+    monkeypatch.setenv("DLT_PROJECT_DIR", str(tmp_path))
+    (tmp_path / "dlt_config").mkdir()
+    block = CONFIG.split("\n[accounts]\n")[1].split("\n\n")[0]
+    shown = "\n".join(line.removeprefix("# ") for line in block.splitlines() if re.match(r"# (\[|\w+ = )", line))
+    secrets = (ROOT / "dlt_config" / "secrets.toml.example").read_text().split("# Only for several accounts")[1]
+    written = secrets.split("\n\n")[0].partition("\n")[2].replace("# ", "")
+    (tmp_path / "dlt_config" / "config.toml").write_text(shown)
+    (tmp_path / "dlt_config" / "secrets.toml").write_text(written)
+    assert accounts.configured() == ["north", "south"]
+    section = README.split("\n## Several accounts\n")[1].split("\n## ")[0]
+    keys, set_here = re.findall(r"```toml\n(.*?)```", section, flags=re.DOTALL)
+    assert tomllib.loads(keys) == tomllib.loads(written)
+    assert tomllib.loads(set_here) == tomllib.loads(shown)
+    described = section.split("# also ")[1].split("\n")[0].replace(".", "").split(", ")
+    assert tuple(described) == accounts.SECTIONS
+
+
 def options_of(command: str) -> set[str]:
     done = subprocess.run(
         [sys.executable, str(CHATS), command, "--help"],
@@ -89,7 +110,7 @@ def test_every_command_and_each_of_its_options_is_documented(command: str) -> No
     assert described, f"README has no row for {command}"
     own = set(re.findall(r"--[\w-]+", described[0]))
     table = set(re.findall(r"^\| `(--[\w-]+)", README, flags=re.MULTILINE))
-    shared = {"--database", "--destination", "--sandbox", "--json"}
+    shared = {"--account", "--database", "--destination", "--sandbox", "--json"}
     assert shared <= table
     assert options_of(command) - shared == (table - shared if command == "sync" else own)
 

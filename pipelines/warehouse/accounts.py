@@ -13,18 +13,22 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 from .configuration import configuration_folder, section
 from .place import UsageError
 
 VARIABLE = "MSGBUBBLES_ACCOUNT"
+# Exit statuses.
+LOCKED, STOPPED = 75, 130
 # Sections of the configuration that an account may have of its own. All else in [accounts.NAME] is of the source.
 SECTIONS = ("groups", "sync", "transforms", "webhooks")
 NAME = re.compile(r"[a-z](?:_?[a-z0-9])*")
+# PostgreSQL cuts off the name of a schema behind 63.
+MAX_LETTERS = 40
 PARALLEL = 4
 
 
@@ -35,10 +39,13 @@ def configured() -> list[str]:
         name.split("__")[1].lower() for name in os.environ if re.fullmatch(r"ACCOUNTS__[A-Z0-9_]+__API_KEY", name)
     }
     for name in names:
-        if not NAME.fullmatch(name) or name.endswith("msgbubbles"):
+        # PostgreSQL keeps names that begin with pg_ for itself; others would be taken for schemas of dlt's.
+        is_taken = f"{name}_".startswith("pg_") or name.endswith("msgbubbles")
+        if not NAME.fullmatch(name) or len(name) > MAX_LETTERS or is_taken:
             raise UsageError(
-                f"[accounts.{name}]: an account's name is of small letters and digits, with _ between them, and does "
-                "not end in msgbubbles; choose another"
+                f"[accounts.{name}]: an account's name is of small letters and digits, with _ between them; it begins "
+                f"with a letter but not with pg_, does not end in msgbubbles, and has {MAX_LETTERS} of them at most; "
+                "choose another"
             )
     return sorted(names)
 
@@ -47,8 +54,10 @@ def use(name: str) -> None:
     """Have this process configured as the account is: what is in `[accounts.NAME]` goes before what is there for all.
     Raises `UsageError`."""
     found = _flat(_section("config.toml").get(name, {}), name)
-    if "api_key" in found:
-        raise UsageError(f"[accounts.{name}] api_key is a secret: move it from config.toml to dlt_config/secrets.toml")
+    for key in ("api_key", "privacy__key"):
+        if key in found:
+            where, _, last = f"accounts.{name}.{key.replace('__', '.')}".rpartition(".")
+            raise UsageError(f"[{where}] {last} is a secret: move it from config.toml to dlt_config/secrets.toml")
     found |= _flat(_section("secrets.toml").get(name, {}), name)
     prefix = f"ACCOUNTS__{name.upper()}__"
     found |= {key[len(prefix) :].lower(): value for key, value in os.environ.items() if key.startswith(prefix)}
@@ -92,28 +101,34 @@ def _flat(values: Mapping[str, Any], *path: str) -> dict[str, str]:
     return found
 
 
-def run_each(names: Sequence[str], *, at_once: int, as_json: bool) -> int:
+def run_each(names: Sequence[str], *, at_once: int, quiet: bool, as_json: bool) -> int:
     """Run this process's command for every account, each in a process of its own, and return what their exit statuses
     come to. More than one at once are told apart by their names at the beginning of each line; otherwise they have the
-    terminal, one after another.
+    terminal, one after another. As JSON, each says what it is about.
 
-    The first signal stops each after the request in flight, a second one at once."""
+    A signal stops each after the request in flight, a second one at once; none of them is left running."""
     running: set[subprocess.Popen[str]] = set()
-    stopping = threading.Event()
+    signals: list[int] = []
 
     def on_signal(number: int, _frame: object) -> None:
-        stopping.set()
+        signals.append(number)
         for process in list(running):
             process.send_signal(number)
 
     def run(name: str) -> int:
-        if stopping.is_set():
-            return 130
+        if signals:
+            return STOPPED
+        if at_once == 1 and not (quiet or as_json):
+            sys.stdout.write(f"{name}:\n")
+            sys.stdout.flush()
         with _started(name, at_once, as_json) as process:
             running.add(process)
+            if signals:  # it began when the others were told
+                process.send_signal(signals[0])
             status = process.wait()
             running.discard(process)
-        return status
+        # By a signal that came before it minded any.
+        return STOPPED if signals and status < 0 else status
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -127,46 +142,57 @@ def run_each(names: Sequence[str], *, at_once: int, as_json: bool) -> int:
 def overall(statuses: Sequence[int]) -> int:
     """The exit status of several: what most asks for somebody. Another job that runs on one account is no fault, while
     there is work on others."""
-    if set(statuses) == {75}:
-        return 75
+    if set(statuses) == {LOCKED}:
+        return LOCKED
     # One that was killed counts as failed.
-    known = [status if status in (0, 2, 3, 75, 130) else 1 for status in statuses]
-    return next((status for status in (130, 1, 2, 3) if status in known), 0)
+    known = [status if status in (0, 2, 3, LOCKED, STOPPED) else 1 for status in statuses]
+    return next((status for status in (STOPPED, 1, 2, 3) if status in known), 0)
 
 
 @contextmanager
 def _started(name: str, at_once: int, as_json: bool) -> Iterator[subprocess.Popen[str]]:
-    pipe = subprocess.PIPE if at_once > 1 else None
-    if pipe is None and not as_json:
-        sys.stdout.write(f"{name}:\n")
-        sys.stdout.flush()
-    with subprocess.Popen(  # noqa: S603 - this command once more
+    """This command once more, for one account. Its key is in the files or in the environment, as it is here."""
+    with subprocess.Popen(  # noqa: S603 - as this process was started
         [sys.executable, *sys.argv],
         env={**os.environ, VARIABLE: name, "COLUMNS": str(_columns() - len(name) - 3)},
         text=True,
         errors="replace",
-        stdout=pipe,
-        stderr=pipe,
+        stdout=subprocess.PIPE if at_once > 1 or as_json else None,
+        stderr=subprocess.PIPE if at_once > 1 else None,
         start_new_session=True,  # Ctrl-C comes from here, once
     ) as process:
         said = [
-            _following(process.stdout, sys.stdout, "" if as_json else f"{name} | "),
-            _following(process.stderr, sys.stderr, f"{name} | "),
+            _following(
+                process.stdout, sys.stdout, lambda line: _labelled(line, name) if as_json else f"{name} | {line}"
+            ),
+            _following(process.stderr, sys.stderr, lambda line: f"{name} | {line}"),
         ]
         yield process
         for thread in said:
             thread.join()
 
 
-def _following(source: IO[str] | None, target: IO[str], prefix: str) -> threading.Thread:
+def _following(source: IO[str] | None, target: IO[str], shown: Callable[[str], str]) -> threading.Thread:
     def follow() -> None:
         for line in source or ():
-            target.write(f"{prefix}{line}")
-            target.flush()
+            # Whoever listens may have gone; what is said to nobody must not hold up who says it.
+            with suppress(OSError):
+                target.write(shown(line.rstrip("\n")) + "\n")
+                target.flush()
 
     thread = threading.Thread(target=follow)
     thread.start()
     return thread
+
+
+def _labelled(line: str, name: str) -> str:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return line
+    if isinstance(found, list):
+        return json.dumps([{"account": name, **one} for one in found])
+    return json.dumps({"account": name, **found})
 
 
 def _columns() -> int:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import threading
-import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from . import accounts
+from .configuration import content_of
 from .lock import AnotherJobRunsError
 from .place import ROOT, Place, UsageError, written_privately
 from .report import Reporter
@@ -85,15 +84,23 @@ class _NoPandas(MetaPathFinder):
 def place_of(database: Path | None, account: str | None, destination: str = "duckdb", *, sandbox: bool) -> Place:
     """The warehouse that a command is about, or one account's part of it, by which this process is then configured.
     Raises `UsageError`, of it `SeveralAccountsError` where none was named."""
-    known = [] if sandbox else accounts.configured()
-    if account is not None:
-        if account not in known:
-            there = f"there are {', '.join(known)}" if known else "there is none"
-            raise UsageError(f"--account {account}: {there}, see [accounts.NAME] in dlt_config/config.toml")
-        accounts.use(account)
-    elif known:
-        raise SeveralAccountsError(known)
-    return Place.of(database or ROOT / f"{'sandbox' if sandbox else 'warehouse'}.{destination}", destination, account)
+    database = database or ROOT / f"{'sandbox' if sandbox else 'warehouse'}.{destination}"
+    if sandbox:
+        if account is not None:
+            raise UsageError(f"--sandbox is an account by itself: leave out --account, and unset {accounts.VARIABLE}")
+        return Place.of(database, destination)
+    known = accounts.configured()
+    if account is None:
+        if known:
+            raise SeveralAccountsError(known)
+        return Place.of(database, destination)
+    if account not in known:
+        there = f"there are {', '.join(known)}" if known else "there is none"
+        raise UsageError(f"--account {account}: {there}, see [accounts.NAME] in dlt_config/config.toml")
+    accounts.use(account)
+    place = Place.of(database, destination, account)
+    place.check_named()
+    return place
 
 
 class SeveralAccountsError(UsageError):
@@ -123,7 +130,9 @@ def ended(
         except SeveralAccountsError as several:
             if for_each is None:
                 raise
-            status = accounts.run_each(several.names, at_once=for_each(), as_json=reporter.as_json)
+            status = accounts.run_each(
+                several.names, at_once=for_each(), quiet=reporter.quiet, as_json=reporter.as_json
+            )
         else:
             status = body(place)
     except AnotherJobRunsError as error:
@@ -186,17 +195,11 @@ def readable_configuration() -> Iterator[None]:
 
 def _unreadable(folder: Path) -> str:
     """Which file of the configuration is no TOML, and where; nothing of it is quoted, because there are secrets."""
-    for path in (folder / "config.toml", folder / "secrets.toml"):
+    for name in ("config.toml", "secrets.toml"):
         try:
-            tomllib.loads(path.read_text())
-        except FileNotFoundError:
-            continue
-        except tomllib.TOMLDecodeError as error:
-            line = re.search(r"at line (\d+)", str(error))
-            where = f"line {line[1]}" if line else "its end"
-            return f"{path}: {where} is not TOML; mend it (text is in quotes, a section's name in brackets)"
-        except (OSError, UnicodeDecodeError) as error:
-            return f"{path} cannot be read ({type(error).__name__}); mend it, or let the user of this job read it"
+            content_of(folder / name)
+        except UsageError as error:
+            return str(error)
     return f"{folder}: config.toml, secrets.toml or the environment has a value of the wrong type; mend it"
 
 

@@ -4,6 +4,7 @@ not have."""
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,27 @@ def configuration_folder() -> Path:
     return Path(os.environ.get("DLT_PROJECT_DIR", str(ROOT)), os.environ.get("DLT_CONFIG_FOLDER", "dlt_config"))
 
 
-def section(path: Path, name: str) -> dict[str, Any]:
-    """A section of a TOML file, by its dotted name; empty where there is none. Raises `UsageError`."""
+def content_of(path: Path) -> dict[str, Any]:
+    """What a TOML file says; nothing where there is none. Raises `UsageError`, which quotes none of it."""
     try:
-        found: Any = tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError) as error:
-        # What it says could quote a secret.
-        raise UsageError(f"{path} cannot be read ({type(error).__name__}); mend it") from None
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"at line (\d+)", str(error))
+        where = f"line {line[1]}" if line else "its end"
+        raise UsageError(
+            f"{path}: {where} is not TOML; mend it (text is in quotes, a section's name in brackets)"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{path} cannot be read ({type(error).__name__}); mend it, or let the user of this job read it"
+        ) from None
+
+
+def section(path: Path, name: str) -> dict[str, Any]:
+    """A section of a TOML file, by its dotted name; empty where there is none. Raises `UsageError`."""
+    found: Any = content_of(path)
     for part in name.split("."):
         found = found.get(part, {})
         if not isinstance(found, dict):

@@ -6,6 +6,7 @@ what is asked of a warehouse is written once.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import re
 import shutil
@@ -18,29 +19,42 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import duckdb
 from filelock import FileLock
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random
+from tenacity import (
+    Retrying,
+    TryAgain,
+    retry,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    stop_after_attempt,
+    wait_random,
+)
 
-from .accounts import NAME, configured
+from .accounts import NAME
+from .combined import combine
 from .configuration import configuration_folder, from_environment, section
 from .lake_files import LakeFiles
 from .names import named, quoted
 from .place import DATASET, PIPELINE, Place, UsageError
-from .publish import clone, combine, publish
-from .union import union_of
+from .publish import clone, publish
+from .union import ACCOUNTS, MADE_AS, Key, union_of
 
 if TYPE_CHECKING:
     from dlt.common.configuration.specs import ConnectionStringCredentials
     from dlt.destinations.impl.ducklake.configuration import DuckLakeCredentials
     from dlt.destinations.impl.postgres.configuration import PostgresCredentials
 
+# Of what the combined file was made.
+NOTED = "combined.json"
 NO_SERVER = """--destination postgres: the server cannot be reached ({why}); set its address in
 dlt_config/secrets.toml, [destination.postgres] credentials = "postgresql://user:password@host:5432/database",
 or as DESTINATION__POSTGRES__CREDENTIALS"""
 NO_LIMIT = '[sync] memory_limit is a size like "512MB", or "none"; mend dlt_config/config.toml'
-ONE_ACCOUNT = """{where} holds one account, which has no name. Go on with it as one of [accounts]:
-{how},
-or let the accounts have another {other}"""
-MANY_ACCOUNTS = """{where} shows several accounts, and no account is configured: see [accounts.NAME] in
+ONE_ACCOUNT = """{where} holds one account, which has no name. To go on with it as account {account}:
+
+  {how}
+
+Or let the accounts have another {other}"""
+MANY_ACCOUNTS = """{where} shows several accounts, and only theirs are loaded: see [accounts.NAME] in
 dlt_config/config.toml, or choose another {other}"""
 NO_PACKAGES = '--destination {name} needs more packages: pip install "msgbubbles-sync[{name}]"'
 NO_LAKE = """--destination ducklake: {why}; say in dlt_config/secrets.toml where its catalog and its files are:
@@ -134,22 +148,27 @@ class DuckDBFile:
         return connection
 
     def prepare(self) -> None:
-        work = self._place.work
-        if self._place.account is not None:
-            if self._place.combined.exists() and not _is_of_many(self._place.combined):
-                how = f"  mv {self._place.combined} {self._place.database}\n"
-                how += f"  mv {Place.of(self._place.combined).folder} {self._place.folder}"
-                raise UsageError(ONE_ACCOUNT.format(where=self._place.combined, how=how, other="--database"))
-        elif self.exists() and _is_of_many(self._place.database):
+        place, work = self._place, self._place.work
+        if place.account is not None and place.combined.exists() and not _is_of_many(place.combined):
+            how = f"mv {place.combined} {place.database}"
+            raise UsageError(
+                ONE_ACCOUNT.format(where=place.combined, account=place.account, how=how, other="--database")
+            )
+        if self.exists() and _is_of_many(place.database):
             raise UsageError(MANY_ACCOUNTS.format(where=self.title, other="--database"))
+        if place.account is not None:
+            # That of a warehouse of one account which has got a name.
+            for end in (".wal", ""):
+                with suppress(FileNotFoundError):
+                    (place.folder / f"{place.combined.name}{end}").rename(place.folder / f"{work.name}{end}")
         if work.exists():
             return
         # What dlt remembers may speak of rows that were in the lost file only.
-        shutil.rmtree(self._place.folder / "dlt" / PIPELINE, ignore_errors=True)
+        shutil.rmtree(place.folder / "dlt" / PIPELINE, ignore_errors=True)
         if self.exists():
             # A kill in the middle must not leave half a file under the name that counts.
             copy = work.with_suffix(".copying")
-            clone(self._place.database, copy)
+            clone(place.database, copy)
             copy.replace(work)
 
     def publish(self, held_marts: Sequence[str] = ()) -> int | None:
@@ -164,10 +183,9 @@ class DuckDBFile:
         """Show what was published beside the other accounts."""
         whole = Place.of(self._place.combined)
         whole.make_folders()
-        places = {account: self._place.of_account(account) for account in configured()}
         with FileLock(whole.folder / "combine.lock"):
-            files = {account: place.database for account, place in places.items() if place.database.exists()}
-            combine(files, whole.database, whole.folder / "combined.json", self._options())
+            files = self._place.files_of_accounts()
+            combine(files, str(self._place.account), whole.database, whole.folder / NOTED, self._options())
 
     def _options(self) -> dict[str, Any]:
         """Of every connection to the file that is written: two with different ones cannot be open at once."""
@@ -190,8 +208,9 @@ class Shared(ABC):
     """Tables that are elsewhere. Nothing is published: readers see each table as soon as it is written."""
 
     title: str
-    # What to choose another of, where this one is taken.
+    # What to choose another of, where this one is taken; and how to give the schemas an account's name.
     _another: str
+    _renamed: str
 
     def __init__(self, place: Place) -> None:
         self._place = place
@@ -205,7 +224,7 @@ class Shared(ABC):
         """A connection that has the tables attached, as `warehouse`, with these options more."""
 
     @abstractmethod
-    def _show(self, connection: duckdb.DuckDBPyConnection, views: Mapping[tuple[str, str], str]) -> None:
+    def _show(self, connection: duckdb.DuckDBPyConnection, views: Mapping[Key, str]) -> None:
         """Make these views, by schema and name, in the place of those that are there, all or none."""
 
     def exists(self) -> bool:
@@ -223,23 +242,26 @@ class Shared(ABC):
         """The schemas of one account have the names there that those of an only one have."""
         with self._attached(*options) as connection:
             if self._prefix:
+                connection.execute("BEGIN")  # the job may be making and removing tables meanwhile
                 for schema, table in _columns(connection).get(self._prefix, {}):
                     connection.execute(f"CREATE SCHEMA IF NOT EXISTS memory.{schema}")
                     connection.execute(
                         f"CREATE VIEW memory.{schema}.{named(table)} AS "
                         f"FROM warehouse.{self._prefix}{schema}.{named(table)}"
                     )
+                connection.execute("COMMIT")
                 connection.execute("USE memory")
             yield connection
 
     def prepare(self) -> None:
         with self._attached() as connection:
-            schemas = _schemas(connection)
-            tables = _columns(connection).get("", {}) if DATASET in schemas else {}
-        is_of_many = (DATASET, "accounts") in tables
+            tables = _columns(connection).get("", {})
+        is_of_many = ACCOUNTS in tables
         if self._prefix and tables and not is_of_many:
-            how = f"  the schemas msgbubbles, staging and marts become {self._prefix}msgbubbles and so on"
-            raise UsageError(ONE_ACCOUNT.format(where=self.title, how=how, other=self._another))
+            how = self._renamed.format(prefix=self._prefix)
+            raise UsageError(
+                ONE_ACCOUNT.format(where=self.title, account=self._place.account, how=how, other=self._another)
+            )
         if not self._prefix and is_of_many:
             raise UsageError(MANY_ACCOUNTS.format(where=self.title, other=self._another))
 
@@ -251,23 +273,40 @@ class Shared(ABC):
 
     def publish(self, _held_marts: Sequence[str] = ()) -> int | None:
         if self._prefix:
-            with self._attached() as connection:
-                self._unite(connection)
+            self._unite()
         return None
 
-    def _unite(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """See that there is a view of all accounts for each table that they have."""
+    # The jobs of other accounts do the same, it may be at the same time; some of what they do excludes the others.
+    @retry(
+        retry=retry_if_exception_type((duckdb.Error, TryAgain)),
+        stop=stop_after_attempt(20), wait=wait_random(0, 1), reraise=True,
+    )  # fmt: skip
+    def _unite(self) -> None:
+        """See that there is a view of all accounts for each table that they have. What another job has made meanwhile
+        may have been made without what is here: so it is looked at again until nothing is left to do."""
+        for _ in range(2):
+            with self._attached() as connection:
+                views = self._views_to_make(connection)
+                if not views:
+                    return
+                self._show(connection, views)
+        raise TryAgain
+
+    def _views_to_make(self, connection: duckdb.DuckDBPyConnection) -> dict[Key, str]:
+        """All of them, where one is not there or not as it should be."""
         columns = _columns(connection)
         shown = columns.pop("", {})
         accounts = {prefix.removesuffix("_"): tables for prefix, tables in columns.items()}
-        wanted = union_of(accounts, lambda account, schema, table: f"{account}_{schema}.{named(table)}")
-        known: list[tuple[str]] = []
-        if (DATASET, "accounts") in shown:
-            known = connection.execute(f"SELECT account FROM warehouse.{DATASET}.accounts").fetchall()  # noqa: S608
-        if {name for (name,) in known} != accounts.keys() or any(
-            list(shown.get(key, ())) != names for key, (names, _) in wanted.items()
-        ):
-            self._show(connection, {key: query for key, (_, query) in wanted.items()})
+        wanted = union_of(accounts, lambda account, schema, table: f"{account}_{schema}.{named(table)}", shown)
+        # The databases write a view's query down in words of their own, so it is known by a digest.
+        digest = hashlib.sha256(repr(sorted(wanted.items())).encode()).hexdigest()
+        wanted[MADE_AS] = (["digest"], f"SELECT {quoted(digest)} AS digest")
+        made_as: list[tuple[str]] = []
+        if MADE_AS in shown:
+            made_as = connection.execute(f"SELECT digest FROM warehouse.{'.'.join(MADE_AS)}").fetchall()  # noqa: S608
+        if made_as == [(digest,)] and all(shown.get(key) == names for key, (names, _) in wanted.items()):
+            return {}
+        return {key: query for key, (_, query) in wanted.items()}
 
     def is_older_than(self, minutes: float) -> bool:
         # The record of a run costs a row there, not a new file.
@@ -300,6 +339,7 @@ class Postgres(Shared):
 
     title = "postgres"
     _another = "database on the server"
+    _renamed = "rename the schemas msgbubbles, msgbubbles_staging, staging and marts to {prefix}msgbubbles and so on"
 
     def dlt(self) -> Any:
         import dlt
@@ -321,13 +361,10 @@ class Postgres(Shared):
             connection.execute("USE warehouse")
             yield connection
 
-    def _show(self, connection: duckdb.DuckDBPyConnection, views: Mapping[tuple[str, str], str]) -> None:
-        # One job at a time; whoever waits finds them made.
+    def _show(self, connection: duckdb.DuckDBPyConnection, views: Mapping[Key, str]) -> None:
         statements = ["BEGIN", "SELECT pg_advisory_xact_lock(hashtext('msgbubbles accounts'))"]
         statements += [f"CREATE SCHEMA IF NOT EXISTS {schema}" for schema in sorted({schema for schema, _ in views})]
-        for (schema, table), query in views.items():
-            view = f"{schema}.{named(table)}"
-            statements += [f"DROP VIEW IF EXISTS {view}", f"CREATE VIEW {view} AS {query}"]
+        statements += [REPLACE_VIEW.format(view=f"{key[0]}.{named(key[1])}", query=views[key]) for key in sorted(views)]
         connection.execute(f"CALL postgres_execute('warehouse', {quoted('; '.join([*statements, 'COMMIT']))})")
 
     def dbt(self) -> tuple[str, dict[str, str]]:
@@ -347,12 +384,22 @@ class Postgres(Shared):
         return found
 
 
+# In place, so that what others have built on the view stays; only one with other columns has to go first.
+REPLACE_VIEW = """DO $view$ BEGIN
+    CREATE OR REPLACE VIEW {view} AS {query};
+EXCEPTION WHEN invalid_table_definition THEN
+    DROP VIEW {view} CASCADE;
+    CREATE VIEW {view} AS {query};
+END $view$"""
+
+
 class DuckLake(Shared):
     """Parquet files in a folder that many machines see, and a catalog of them on a PostgreSQL server: nobody waits for
     anybody."""
 
     title = "ducklake"
     _another = "ducklake_name"
+    _renamed = "copy its schemas to {prefix}msgbubbles and so on, and drop them: DuckLake cannot rename any"
 
     def dlt(self) -> Any:
         import dlt
@@ -369,7 +416,14 @@ class DuckLake(Shared):
         with duckdb.connect(config={"extension_directory": str(self._extensions())}) as connection:
             connection.execute("SET TimeZone = 'UTC'")
             try:
-                connection.execute(f"ATTACH {address} AS warehouse ({', '.join([where, *options])})")
+                # Two jobs may be the first at once, and only one of them makes the lake; a server that is not there is
+                # told of at once.
+                for attempt in Retrying(
+                    retry=retry_if_not_exception_type(duckdb.IOException),
+                    stop=stop_after_attempt(10), wait=wait_random(0, 0.5), reraise=True,
+                ):  # fmt: skip
+                    with attempt:
+                        connection.execute(f"ATTACH {address} AS warehouse ({', '.join([where, *options])})")
             except duckdb.Error as error:
                 # What it says would quote the password.
                 raise UsageError(NO_LAKE.format(why=f"it cannot be opened ({type(error).__name__})")) from None
@@ -382,11 +436,7 @@ class DuckLake(Shared):
             # dbt begins in this schema.
             connection.execute(f"CREATE SCHEMA IF NOT EXISTS warehouse.{self._prefix}staging")
 
-    # Jobs of other accounts may do the same at the same time: the catalog lets one of them.
-    @retry(
-        retry=retry_if_exception_type(duckdb.Error), stop=stop_after_attempt(10), wait=wait_random(0, 1), reraise=True
-    )
-    def _show(self, connection: duckdb.DuckDBPyConnection, views: Mapping[tuple[str, str], str]) -> None:
+    def _show(self, connection: duckdb.DuckDBPyConnection, views: Mapping[Key, str]) -> None:
         connection.execute("BEGIN")
         try:
             for schema in sorted({schema for schema, _ in views}):

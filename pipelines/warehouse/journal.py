@@ -67,8 +67,15 @@ class Journal:
 
     def records(self) -> list[dict[str, Any]]:
         """All records that can be read; a line that a power cut has halved cannot."""
+        return self._read(0)
+
+    def last(self) -> dict[str, Any] | None:
+        """The newest record; null where there is none, or it cannot be read."""
+        return next(iter(self._read(-1)), None)
+
+    def _read(self, begin: int) -> list[dict[str, Any]]:
         found = []
-        for line in self._path.read_text(errors="replace").splitlines() if self._path.exists() else ():
+        for line in self._path.read_text(errors="replace").splitlines()[begin:] if self._path.exists() else ():
             try:
                 record = json.loads(line)
             except ValueError:

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PIPELINE = "msgbubbles"
 DATASET = "msgbubbles"
+# Whose rows a warehouse holds.
+CLAIM = "account.json"
 SCHEMAS = ("msgbubbles", "msgbubbles_staging", "staging", "marts")
 
 
@@ -62,14 +66,24 @@ class Place:
             database = database.with_name(f"{database.stem}_{account}{database.suffix}")
         return cls(database, destination, account)
 
-    def of_account(self, account: str) -> Place:
-        """That of another account of the same warehouse."""
-        return Place.of(self.combined, self.destination, account)
-
     @property
     def combined(self) -> Path:
         """The database that shows all accounts."""
         return self.database.with_name(f"{self.database.stem.removesuffix(f'_{self.account}')}{self.database.suffix}")
+
+    def check_named(self) -> None:
+        """Raises `UsageError` where what is to show all accounts is one that has no name, and says how to give it
+        this one's."""
+        whole = Place.of(self.combined, self.destination)
+        if self.account is None or not (whole.folder / CLAIM).exists():
+            return
+        moves = [f"mv {whole.folder} {self.folder}", f"rm {self.folder / CLAIM}"]
+        if self.destination == "duckdb":
+            moves = [f"mv {whole.database} {self.database}", *moves]
+        raise UsageError(
+            f"{whole.database.name} holds one account, which has no name. If it is {self.account}, let it go on under "
+            "that name:\n\n  " + "\n  ".join(moves) + "\n\nOtherwise choose another --database for the accounts"
+        )
 
     @property
     def folder(self) -> Path:
@@ -105,12 +119,35 @@ class Place:
         (self.folder / f"{step}.pending").unlink(missing_ok=True)
 
     def claim_for(self, account: str) -> None:
-        """Refuse to mix a made-up account with a real one."""
-        origin = self.folder / "account.json"
+        """Refuse to mix a made-up account with a real one, or one of several with another."""
+        origin = self.folder / CLAIM
+        ours = {"account": account}
+        if self.account is not None:
+            ours |= {"name": self.account, "of": self.combined.name}
         try:
-            known = json.loads(origin.read_text())["account"] if origin.exists() else account
+            known = json.loads(origin.read_text()) if origin.exists() else ours
+            whose = _described(known)
         except (ValueError, KeyError, TypeError):
-            raise UsageError(f"{origin} is damaged; remove it, if {self.database.name} is for {account}") from None
-        if known != account:
-            raise UsageError(f"{self.database.name} holds the rows of {known}; choose another --database for {account}")
-        origin.write_text(json.dumps({"account": account}))
+            raise UsageError(
+                f"{origin} is damaged; remove it, if {self.database.name} is for {_described(ours)}"
+            ) from None
+        if known != ours:
+            raise UsageError(
+                f"{self.database.name} holds the rows of {whose}; choose another --database for {_described(ours)}"
+            )
+        written_privately(origin, json.dumps(ours))
+
+    def files_of_accounts(self) -> dict[str, Path]:
+        """The published files of the accounts that share this warehouse, this one among them, by name. They go by what
+        is there: a job may be configured for one account only."""
+        found = {} if self.account is None else {self.account: self.database}
+        for origin in (self.database.parent / ".msgbubbles").glob(f"*/{CLAIM}"):
+            with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one is told of by its own job
+                known = json.loads(origin.read_text())
+                if known["of"] == self.combined.name:
+                    found[known["name"]] = Place.of(self.combined, self.destination, known["name"]).database
+        return {account: file for account, file in sorted(found.items()) if file.exists()}
+
+
+def _described(claim: Any) -> str:
+    return f"account {claim['name']} of {claim['of']}" if "name" in claim else str(claim["account"])

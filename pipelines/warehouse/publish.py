@@ -6,19 +6,15 @@ reader that has the old file open keeps it, unchanged, until it closes it; who o
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import duckdb
 
 from .names import named, quoted
 from .place import sync_to_disk
-from .union import SHOWN, union_of
 
 FICLONE = 0x40049409  # <linux/fs.h>: share the blocks of another file, on file systems that can
 
@@ -39,14 +35,17 @@ def publish(work: Path, database: Path, held_marts: Sequence[str] = ()) -> int:
 
 
 def beside(database: Path) -> Path:
-    """Where what is to replace a file is made."""
+    """Where what is to replace a file is made. What a process that was killed has left there goes."""
     for leftover in database.parent.glob(f".{database.name}.*.publishing*"):
-        leftover.unlink()
+        if leftover.is_dir():  # what DuckDB had no memory for
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
     return database.with_name(f".{database.name}.{os.getpid()}.publishing")
 
 
 def replaced(database: Path, copy: Path) -> int:
-    """Put `copy` into the place of `database`. Returns its size in bytes."""
+    """Put a copy in the place of a database. Returns its size in bytes."""
     if database.exists():
         # Who let others read it once, did so for all that is published there.
         copy.chmod(database.stat().st_mode & 0o777)
@@ -55,37 +54,6 @@ def replaced(database: Path, copy: Path) -> int:
     database.with_name(f"{database.name}.wal").unlink(missing_ok=True)
     sync_to_disk(database.parent)
     return database.stat().st_size
-
-
-def combine(files: Mapping[str, Path], database: Path, noted: Path, options: dict[str, Any]) -> None:
-    """Replace `database` by one that shows all accounts, whose own are in `files`. What it was made of is in `noted`:
-    where that is the same, it stays. `options` are DuckDB's."""
-    versions = {account: file.stat().st_mtime_ns for account, file in files.items()}
-    with suppress(OSError, ValueError):
-        if database.exists() and json.loads(noted.read_text()) == versions:
-            return
-    copy = beside(database)
-    with duckdb.connect(str(copy), config=options) as connection:
-        connection.execute("SET preserve_insertion_order = false")
-        columns: dict[str, dict[tuple[str, str], list[str]]] = {account: {} for account in files}
-        for account, file in files.items():
-            connection.execute(f"ATTACH {quoted(str(file))} AS {named(account)} (READ_ONLY)")
-        query = """SELECT database_name, schema_name, table_name, column_name FROM duckdb_columns()
-                   ORDER BY database_name, schema_name, table_name, column_index"""
-        for account, schema, table, column in connection.execute(query).fetchall():
-            if account in columns:
-                columns[account].setdefault((schema, table), []).append(column)
-        for schema in SHOWN:
-            connection.execute(f"CREATE SCHEMA {schema}")
-        shown = union_of(columns, lambda account, schema, table: f"{named(account)}.{schema}.{named(table)}")
-        for (schema, table), (_, made_by) in shown.items():
-            connection.execute(f"CREATE TABLE {schema}.{named(table)} AS {made_by}")
-        for account in files:
-            connection.execute(f"DETACH {named(account)}")
-        connection.execute("CHECKPOINT")
-    sync_to_disk(copy)
-    replaced(database, copy)
-    noted.write_text(json.dumps(versions))
 
 
 def _hold(marts: Sequence[str], copy: Path, database: Path) -> None:

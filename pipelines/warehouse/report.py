@@ -40,7 +40,7 @@ class Reporter:
     """Progress and errors go to standard error, the summary to standard output."""
 
     def __init__(self, *, quiet: bool, as_json: bool) -> None:
-        self._quiet = quiet
+        self.quiet = quiet
         self.as_json = as_json
         self._progress = Console(stderr=True, quiet=quiet, highlight=False)
         self._output = Console(quiet=quiet, highlight=False)

@@ -76,7 +76,8 @@ def sync(
     """Bring the warehouse up to date with the API, as far as `run` allows, and say in `report` what was done.
 
     `transforms` says how the marts are built. A run that changed nothing publishes when the published file is older
-    than `publish_minutes`. `record` gives the record of this run as far as it is known.
+    than `publish_minutes`, or when it ends otherwise than the last. `record` gives the record of this run as far as it
+    is known.
 
     Faults of the API end the reading and are kept in `run.error`: what was read before is loaded and published.
     Raises what dlt, dbt and DuckDB raise; then the next run goes on from the last load that was finished.
@@ -159,7 +160,7 @@ def _finish(
         place.set_done("transform")
     report.tested = verdict(place)
     report.held_marts = report.tested.marts if transforms.data_tests == "hold" else []
-    if place.is_pending("publish") or destination.is_older_than(publish_minutes):
+    if place.is_pending("publish") or destination.is_older_than(publish_minutes) or _has_turned(place, record()):
         say("publishing")
         with report.timed("publish"):
             with destination.writing() as connection:
@@ -169,6 +170,12 @@ def _finish(
             report.published_bytes = destination.publish(report.held_marts)
             report.published = True
         place.set_done("publish")
+
+
+def _has_turned(place: Place, record: dict[str, Any]) -> bool:
+    """Whether the run before ended otherwise: readers are to see in `sync_runs` that it fails now, or does no more."""
+    last = Journal(place.folder).last()
+    return last is not None and last["exit_status"] != record["exit_status"]
 
 
 def _has_streams(destination: Destination) -> bool:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import psycopg2
 import pytest
 
 import postgres
+from canary import ANN, PRIVACY_KEY, account_of_canaries, found_in, now
 from job import CHATS, Job
-from sandbox import NewMessage
+from sandbox import NewMessage, serve
 from warehouse.destinations import destination_of
 from warehouse.place import Place
 
@@ -34,7 +40,7 @@ class Company:
     # Other keys than those that the API knows.
     keys: dict[str, str] = field(default_factory=dict)
 
-    def start(self, *options: str) -> subprocess.Popen[str]:
+    def start(self, *options: str, script: str = "chats.py") -> subprocess.Popen[str]:
         job = next(iter(self.jobs.values()))
         environment = job.whole_environment() | self.environment
         del environment["SOURCES__MSGBUBBLES__API_KEY"]
@@ -42,7 +48,7 @@ class Company:
             environment[f"ACCOUNTS__{name.upper()}__API_KEY"] = self.keys.get(name, one.server.key)
             environment[f"ACCOUNTS__{name.upper()}__BASE_URL"] = one.server.url
         return subprocess.Popen(
-            [sys.executable, str(CHATS), *options, "--database", "company.duckdb"],
+            [sys.executable, str(CHATS.with_name(script)), *options, "--database", "company.duckdb"],
             cwd=job.folder,
             env=environment,
             text=True,
@@ -50,8 +56,8 @@ class Company:
             stderr=subprocess.PIPE,
         )
 
-    def run(self, *options: str, status: int = 0) -> tuple[str, str]:
-        process = self.start(*options)
+    def run(self, *options: str, status: int = 0, script: str = "chats.py") -> tuple[str, str]:
+        process = self.start(*options, script=script)
         output, errors = process.communicate(timeout=300)
         assert process.returncode == status, (output, errors)
         return output, errors
@@ -88,7 +94,7 @@ def test_of_three_accounts_one_that_is_refused_stops_no_other(new_job: NewJob) -
         with duckdb.connect(str(made.place().database), read_only=True) as connection:
             return connection.execute(sql).fetchall()
 
-    output, errors = made.run("--json", status=1)
+    output, _ = made.run("--json", status=1)
     records = {record["account"]: record for record in map(json.loads, output.splitlines())}
     outcomes = {name: record["outcome"] for name, record in records.items()}
     assert outcomes == {"north": "complete", "south": "complete", "west": "failed"}
@@ -98,10 +104,16 @@ def test_of_three_accounts_one_that_is_refused_stops_no_other(new_job: NewJob) -
 
     made.keys.clear()
     say_something(made.jobs["north"])
-    output, errors = made.run()
+    output, _ = made.run()
     for name in made.jobs:
         assert f"{name} | messages" in output
     check_shown(made, query)
+
+    made.keys["south"] = "sk_test_of_nobody"
+    made.run("--no-transform", status=1)
+    last = "SELECT account, arg_max(outcome, started_at) FROM msgbubbles.sync_runs GROUP BY account ORDER BY account"
+    assert query(last) == [("north", "complete"), ("south", "failed"), ("west", "complete")]
+    made.keys.clear()
 
     output, _ = made.run("status", "--max-age-minutes", "10")
     assert output.count("Fresh as of") == 3
@@ -135,6 +147,122 @@ def test_two_jobs_for_two_accounts_in_one_lake(new_job: NewJob, tmp_path: Path, 
         assert output.count(": equal") == 2
 
 
+@contextmanager
+def asked_all_the_time(address: str, sql: str) -> Iterator[list[Any]]:
+    """What somebody gets who asks again and again, until the block ends; an error is raised there."""
+    answers: list[Any] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        connection = psycopg2.connect(address)
+        connection.autocommit = True
+        try:
+            with connection.cursor() as cursor:
+                while not done.is_set():
+                    cursor.execute(sql)
+                    answers.append(cursor.fetchall())
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask)
+        try:
+            yield answers
+        finally:
+            done.set()
+        asking.result()
+
+
+def test_two_jobs_for_two_accounts_on_one_server(new_job: NewJob, tmp_path: Path) -> None:
+    with postgres.running(tmp_path / "server") as address:
+        made = company(new_job, "north", "south", DESTINATION__POSTGRES__CREDENTIALS=address)
+        into = ("--destination", "postgres")
+
+        def query(sql: str) -> list[Any]:
+            connection = psycopg2.connect(address)
+            try:
+                with connection, connection.cursor() as cursor:
+                    cursor.execute(sql)
+                    return cursor.fetchall() if cursor.description else []
+            finally:
+                connection.close()
+
+        made.run(*into)
+        check_shown(made, query)
+        query("CREATE SCHEMA mine")
+        query("CREATE VIEW mine.threads AS SELECT account, chat_id FROM marts.thread_activity")
+        query("CREATE VIEW mine.people AS SELECT account, handle FROM marts.contact")
+
+        for job in made.jobs.values():
+            say_something(job)
+        accounts = "SELECT DISTINCT account FROM marts.thread_activity ORDER BY account"
+        with asked_all_the_time(address, accounts) as answers:
+            made.run(*into)
+        assert len(answers) > 20
+        assert {str(answer) for answer in answers} == {str([("north",), ("south",)])}
+        check_shown(made, query)
+        assert query("SELECT DISTINCT account FROM mine.threads ORDER BY account") == [("north",), ("south",)]
+        assert query("SELECT DISTINCT account FROM mine.people ORDER BY account") == [("north",), ("south",)]
+        assert made.run("verify", "--full", *into)[0].count(": equal") == 2
+        states = [json.loads(line) for line in made.run("status", "--json", *into)[0].splitlines()]
+        assert [state["account"] for state in states] == ["north", "south"]
+
+        query("DROP SCHEMA north_marts CASCADE")  # with the views of all accounts on it
+        made.run(*into, "--account", "south")
+        assert query(accounts) == [("south",)], "what is there is shown"
+
+
+def test_who_is_erased_from_an_account_is_in_no_file_that_shows_it(new_job: NewJob, tmp_path: Path) -> None:
+    account, _ = account_of_canaries(now())
+    texts = "SELECT text FROM messages WHERE sender = ?1 OR chat_id IN (SELECT id FROM chats WHERE remote_handle = ?1)"
+    sought = [ANN.removeprefix("+"), *(row["text"] for row in account.all(texts, (ANN,)))]
+    with serve(account) as server:
+        jobs = {"north": Job(tmp_path, server), "south": new_job(chats=10, messages=50)}
+        made = Company(jobs, {"SOURCES__MSGBUBBLES__PRIVACY__KEY": PRIVACY_KEY})
+        made.run()
+        work = ".msgbubbles/company_north/company_north.duckdb"
+        assert {file for files in found_in(tmp_path, sought).values() for file in files} == {
+            "company.duckdb", "company_north.duckdb", work,
+        }  # fmt: skip
+        # Of somebody who was killed while the file of all was made.
+        shutil.copy(tmp_path / "company.duckdb", tmp_path / ".company.duckdb.1.publishing")
+
+        certificate = json.loads(made.run("erase", ANN, "--account", "north", "--yes", "--json")[0])
+        assert certificate["people"] == 1
+        assert found_in(tmp_path, sought) == {}
+        made.run("--no-transform")
+        assert found_in(tmp_path, sought) == {}
+    account.close()
+    with duckdb.connect(str(tmp_path / "company.duckdb"), read_only=True) as connection:
+        for table in ("msgbubbles.messages", "marts.contact"):
+            found = connection.execute(f"SELECT DISTINCT account FROM {table} ORDER BY account").fetchall()
+            assert found == [("north",), ("south",)]
+    assert [path for path in tmp_path.rglob("*.duckdb") if path.stat().st_mode & 0o077] == []
+
+
+def test_a_warehouse_of_one_account_goes_on_as_one_of_several(new_job: NewJob) -> None:
+    made = company(new_job, "north", "south")
+    north = made.jobs["north"]
+    north.run()
+    _, errors = made.run("--account", "north", "--no-transform", status=2)
+    assert "company.duckdb holds one account, which has no name. If it is north," in errors
+    for line in errors.splitlines():
+        if line.startswith("  "):
+            subprocess.run(line.split(), check=True)
+    asked = len(north.server.requests)
+    say_something(north)
+    made.run("--no-transform")
+    assert len(north.server.requests) - asked <= 4, "nothing is read a second time"
+    with duckdb.connect(str(north.database), read_only=True) as connection:
+        found = connection.execute("SELECT account, count(*) FROM msgbubbles.messages GROUP BY account").fetchall()
+        assert dict(found) == {name: len(job.server.truth().messages) for name, job in made.jobs.items()}
+    assert made.run("verify", "--full", "--account", "north")[0].startswith("Compared")
+    assert len([*north.folder.glob(".msgbubbles/company_north/*.duckdb")]) == 1, "what nobody needs is not left there"
+
+    # And not the other way round.
+    assert "company.duckdb shows several accounts" in north.run(status=2).errors
+
+
 @pytest.mark.parametrize(
     ("environment", "says"),
     [
@@ -146,3 +274,26 @@ def test_what_is_about_one_account_asks_which(new_job: NewJob, environment: dict
     made = company(new_job, "north", "south", **environment)
     _, errors = made.run("erase", "+14155550100", status=2)
     assert says in errors
+
+
+def test_webhooks_and_groups_are_of_one_account(new_job: NewJob) -> None:
+    made = company(new_job, "north", "south")
+    endpoint = "http://127.0.0.1:8484/"
+    _, errors = made.run("register", endpoint, status=2, script="webhooks.py")
+    assert "say of which account" in errors
+    made.run("register", endpoint, "--account", "north", script="webhooks.py")
+    listed = {name: made.run("list", "--account", name, script="webhooks.py")[0] for name in made.jobs}
+    assert [endpoint in listed[name] for name in ("north", "south")] == [True, False]
+    folder = made.jobs["north"].folder
+    assert "whsec_" in (folder / ".msgbubbles" / "company_north" / "webhooks" / "secrets.toml").read_text()
+
+    number = made.jobs["south"].server.truth().numbers[0]["handle"]
+    (folder / "groups.csv").write_text(
+        f'key,from_handle,title,addresses,message\nteam,{number},Team,"+14155550111, ben@example.com",Hello\n'
+    )
+    made.run("--no-transform")
+    made.run("apply", "groups.csv", "--yes", "--account", "south", script="groups.py")
+    made.run("--no-transform")
+    with duckdb.connect(str(folder / "company.duckdb"), read_only=True) as connection:
+        found = connection.execute("SELECT account, key, outcome FROM msgbubbles.group_operations").fetchall()
+    assert found == [("south", "team", "succeeded")]

@@ -305,6 +305,7 @@ def test_the_file_that_the_job_published_last_is_shown_although_one_is_open(even
         ("nowhere.duckdb", "There is no file"),
         ("text.duckdb", "does not open as a DuckDB file"),
         ("bare.duckdb", "marts.contact"),
+        ("all.duckdb", "shows several accounts, and this notebook one"),
         (".msgbubbles/work/work.duckdb", "Open the published one"),
     ],
 )
@@ -312,6 +313,9 @@ def test_what_cannot_be_shown_says_why(name: str, said: str, tmp_path: Path) -> 
     (tmp_path / "text.duckdb").write_text("no database" * 5000)
     with duckdb.connect(str(tmp_path / "bare.duckdb")) as connection:
         connection.execute("CREATE TABLE nothing_else AS SELECT 1")
+    with duckdb.connect(str(tmp_path / "all.duckdb")) as connection:
+        connection.execute("CREATE SCHEMA msgbubbles")
+        connection.execute("CREATE TABLE msgbubbles.accounts AS SELECT 'north' AS account")
     page, shown = explored(tmp_path / name)
     assert said in page
     assert "python pipelines/chats.py --database" in page or "published one" in page

@@ -101,6 +101,26 @@ def test_the_whole_job_on_a_server(new_job: NewJob, address: str) -> None:
     assert all(one["state"] != "failed" for one in job.ask("check", "--destination", "postgres"))
 
 
+def test_what_an_analyst_builds_on_a_mart_survives_the_next_run(new_job: NewJob, address: str) -> None:
+    job = new_job(chats=30, messages=200)
+    job.environment = {"DESTINATION__POSTGRES__CREDENTIALS": address}
+    job.run("--destination", "postgres", transform=True)
+    with psycopg2.connect(address) as connection, connection.cursor() as cursor:
+        cursor.execute("CREATE SCHEMA mine")
+        cursor.execute("CREATE VIEW mine.waiting AS SELECT chat_id, messages_total FROM marts.thread_activity")
+        cursor.execute("CREATE VIEW mine.texts AS SELECT message_id, text FROM staging.stg_messages")
+        cursor.execute("ALTER VIEW marts.contact RENAME COLUMN handle TO somebody")
+    connection.close()
+    job.server.account.add_message(
+        NewMessage(job.server.truth().chats[0]["id"], "outbound", "hello", datetime.now(UTC), "sent")
+    )
+    job.run("--destination", "postgres", transform=True)
+    total = len(job.server.truth().messages)
+    assert query(address, "SELECT sum(messages_total) AS total FROM mine.waiting") == [{"total": total}]
+    assert query(address, "SELECT count(*) AS total FROM mine.texts") == [{"total": total}]
+    assert query(address, "SELECT handle FROM marts.contact"), "one with other columns is made anew"
+
+
 @pytest.mark.parametrize(
     ("credentials", "why"),
     [

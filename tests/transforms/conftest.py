@@ -140,7 +140,7 @@ class Warehouse:
 
         if command[0] == "parse" or {"--vars", "--target"} & set(command):
             return None
-        names = ("duckdb", self.path.stem, "UTC")
+        names = ("duckdb", self.path.stem, "UTC", "")
         found = manifest.stored(*names)
         if found is None:
             found = dbtRunner().invoke(["parse", *arguments]).result

@@ -13,7 +13,7 @@ from warehouse import manifest, transform
 from warehouse.place import Place
 from warehouse.transform import compile_models
 
-NAMES = ("duckdb", ":memory:", "UTC")
+NAMES = ("duckdb", ":memory:", "UTC", "")
 
 
 @pytest.fixture
@@ -46,8 +46,9 @@ def test_it_is_parsed_once_for_all_and_anew_when_the_project_changes(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert manifest.stored(*NAMES) is not None
-    assert manifest.stored("duckdb", ":memory:", "Asia/Kolkata") is None
-    assert manifest.stored("duckdb", "company", "UTC") is None
+    assert manifest.stored("duckdb", ":memory:", "Asia/Kolkata", "") is None
+    assert manifest.stored("duckdb", "company", "UTC", "") is None
+    assert manifest.stored("duckdb", ":memory:", "UTC", "north_") is None
 
     parsed: list[Any] = []
     monkeypatch.setattr(transform, "store", lambda *names: parsed.append(names))

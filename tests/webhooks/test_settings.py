@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from warehouse.place import UsageError
+from warehouse.place import Place, UsageError
 from webhook_events.settings import SecretStore, WebhookSettings, settings_of
 
 
@@ -48,6 +48,19 @@ def test_what_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path:
     configured(monkeypatch, tmp_path, config)
     with pytest.raises(UsageError, match=said):
         settings_of()
+
+
+def test_the_secrets_of_one_of_several_accounts_are_beside_its_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DLT_PROJECT_DIR", str(tmp_path))
+    places = [Place.of(tmp_path / "company.duckdb", account=name) for name in (None, "north", "south")]
+    paths = [SecretStore.of(place, sandbox=False).path.relative_to(tmp_path).as_posix() for place in places]
+    assert paths == [
+        "dlt_config/secrets.toml",
+        ".msgbubbles/company_north/webhooks/secrets.toml",
+        ".msgbubbles/company_south/webhooks/secrets.toml",
+    ]
 
 
 def test_secrets_are_one_or_several_and_none_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
