@@ -1,5 +1,6 @@
 # make demo   set everything up, and run the job against a made-up account
 # make test   set everything up, and run lint, types and tests
+# make test-spark   install Spark too, and run what is tested with it; takes some seven minutes, and Java 17 or 21
 # make docs   what every column of the warehouse means, how they are tested and made, as one page
 # make bench  speed, cost and memory beside what else one could use; takes a while, and makes environments for the others
 # make audit  look up whether a known vulnerability is in what is locked
@@ -13,7 +14,7 @@ export UV_SYSTEM_CERTS ?= 1
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test docs bench audit lock clean
+.PHONY: demo test test-spark docs bench audit lock clean
 
 demo: .venv/ready
 	@$(PY) pipelines/chats.py --sandbox --database demo.duckdb
@@ -23,6 +24,9 @@ test: .venv/ready
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m pytest
+
+test-spark: .venv/spark
+	$(PY) -m pytest -m spark --numprocesses=0
 
 # Of a copy: dbt opens a database to write it, and would keep others from reading it.
 DATABASE ?= $(firstword $(wildcard warehouse.duckdb demo.duckdb))
@@ -46,6 +50,10 @@ bench: .venv/ready
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@command -v uv >/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check uv
 	@PATH="$$PATH:$(CURDIR)/.venv/bin" uv pip sync --quiet --python $(PY) --require-hashes requirements.lock
+	@touch $@
+
+.venv/spark: requirements-spark.lock .venv/ready
+	PATH="$$PATH:$(CURDIR)/.venv/bin" uv pip install --quiet --python $(PY) --no-deps --require-hashes -r requirements-spark.lock
 	@touch $@
 
 # Strict: what cannot be looked up is no success.

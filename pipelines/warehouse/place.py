@@ -87,7 +87,7 @@ class Place:
 
     @property
     def folder(self) -> Path:
-        name = self.database.stem if self.destination == "duckdb" else self.database.name
+        name = self.database.stem if self.destination == "duckdb" else f"{self.database.stem}.{self.destination}"
         return self.database.parent / ".msgbubbles" / name
 
     @property

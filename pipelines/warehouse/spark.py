@@ -37,7 +37,7 @@ DEFAULTS = {
     "spark.ui.showConsoleProgress": "false",
 }
 # On one machine, Spark's own 200 are mostly empty ones.
-ONE_MACHINE = {"spark.sql.shuffle.partitions": "16"}
+ONE_MACHINE = {"spark.sql.shuffle.partitions": "8"}
 LOGGING = """rootLogger.level = warn
 rootLogger.appenderRef.file.ref = file
 appender.file.type = File

@@ -21,7 +21,7 @@ from warehouse.transform import Transforms, transform
 
 ZONE = ZoneInfo("America/New_York")
 # Two executors, each a process of its own.
-CLUSTER = {"spark.master": "local-cluster[2,1,1024]"}
+CLUSTER = {"spark.master": "local-cluster[2,1,1024]", "spark.sql.shuffle.partitions": "4"}
 
 
 @pytest.fixture

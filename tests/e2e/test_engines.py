@@ -1,0 +1,87 @@
+"""One account, and the same answers of every engine: after increments, late rows and deletes, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import postgres
+from job import Job
+from lake import needs_spark, query
+from marts_reference import MARTS, differences
+from sandbox import NewMessage
+from warehouse.place import Place
+
+# What says when a job read something: the jobs of two engines do not read at one instant.
+READ_TIMES = {"fetched_at", "deleted_at"}
+TITLE_TIMES = {"valid_from", "valid_to", "first_seen_at"}
+
+
+def answers(place: Place, mart: str) -> list[dict[str, Any]]:
+    """The rows of a mart, without when they were read. Counts, instants and shares are exact; so are the averages,
+    which the marts round to the millisecond."""
+    left_out = READ_TIMES | (TITLE_TIMES if mart == "chat_title_history" else set())
+    rows = query(place, f"SELECT * FROM marts.{mart}")
+    return [
+        {name: value for name, value in row.items() if name not in left_out}
+        | {"is_deleted": row.get("deleted_at") is not None}
+        for row in rows
+    ]
+
+
+def change(job: Job) -> str:
+    """Rename a chat, delete one, which is returned, and write in one, once later than what has been read since."""
+    account, now = job.server.account, datetime.now(UTC)
+    chats = sorted(job.server.truth().chats, key=lambda row: row["last_message_at"] or "")
+    account.rename(chats[3]["id"], "Another name", now)
+    account.delete_chat(chats[5]["id"])
+    for minutes in (0, 3):
+        late = now - timedelta(minutes=minutes)
+        account.add_message(NewMessage(chats[9]["id"], "inbound", "hello", late, "received"))
+    deleted: str = chats[5]["id"]
+    return deleted
+
+
+def check_same(job: Job, engines: Iterable[str]) -> None:
+    job.environment["SOURCES__MSGBUBBLES__REFRESH_CHATS"] = '[{"every_hours": 0.0001}]'
+    engines = ["duckdb", *engines]
+
+    def run(*, transform: bool) -> None:
+        for engine in engines:
+            job.run("--destination", engine, transform=transform)
+
+    run(transform=True)
+    deleted = change(job)
+    for transform in (False, False, True):
+        run(transform=transform)
+    places = {engine: Place.of(job.database, engine) for engine in engines}
+    for mart in MARTS:
+        expected = answers(places["duckdb"], mart)
+        assert expected or mart == "typing_daily", mart
+        for engine in engines[1:]:
+            assert not (wrong := differences(answers(places[engine], mart), expected)), f"{engine}, {mart}: {wrong[:5]}"
+    for place in places.values():
+        gone = query(place, "SELECT chat_id FROM marts.thread_activity WHERE deleted_at IS NOT NULL")
+        assert gone == [{"chat_id": deleted}]
+
+
+def test_a_server_and_a_lake_have_the_answers_of_the_file(
+    new_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with postgres.running(tmp_path / "server") as address:
+        monkeypatch.setenv("DESTINATION__POSTGRES__CREDENTIALS", address)
+        monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__CATALOG", address)
+        monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__BUCKET_URL", str(tmp_path / "lake"))
+        check_same(new_job(chats=130, messages=1500), ["postgres", "ducklake"])
+
+
+@needs_spark
+def test_spark_has_the_answers_of_the_file(
+    new_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DESTINATION__FILESYSTEM__BUCKET_URL", str(tmp_path / "lake"))
+    check_same(new_job(chats=130, messages=1500), ["filesystem"])
