@@ -20,6 +20,7 @@ from msgbubbles.models import Chat, Message, Page
 from msgbubbles.transport import Transport
 from msgbubbles.walk import cursor_ms, iso
 
+from . import spark
 from .destinations import destination_of
 from .known import Known
 from .lock import holder_of
@@ -46,6 +47,8 @@ class Finding:
 def findings(place: Place, connect: Callable[[], Transport]) -> Iterator[Finding]:
     """All findings, one by one as they are made. `connect` raises `ConfigurationError`."""
     yield _destination(place)
+    if place.destination == "filesystem":
+        yield _spark()
     yield _state(place)
     yield _disk(place)
     yield _lock(place)
@@ -75,6 +78,13 @@ def _destination(place: Place) -> Finding:
             "destination", "failed", f"{error.filename or place.folder}: {error.strerror}", "make the folder writable"
         )
     return Finding("destination", "ok", f"{destination.title} can be written")
+
+
+def _spark() -> Finding:
+    try:
+        return Finding("spark", "ok", spark.require())
+    except UsageError as error:
+        return Finding("spark", "info", str(error))
 
 
 def _state(place: Place) -> Finding:

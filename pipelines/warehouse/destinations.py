@@ -34,7 +34,7 @@ from .combined import combine
 from .configuration import configuration_folder, from_environment, section
 from .lake_files import LakeFiles
 from .names import named, quoted
-from .place import DATASET, PIPELINE, Place, UsageError
+from .place import DATASET, PIPELINE, Place, UsageError, share_as
 from .publish import clone, publish
 from .union import ACCOUNTS, MADE_AS, Key, union_of
 
@@ -431,6 +431,8 @@ class DuckLake(Shared):
             yield connection
 
     def prepare(self) -> None:
+        with suppress(FileNotFoundError):  # made by the first who writes, or on no disk
+            share_as(Path(self._credentials().storage.bucket_url.removeprefix("file://")))
         super().prepare()
         with self._attached() as connection:
             # dbt begins in this schema.

@@ -26,7 +26,7 @@ from filelock import FileLock
 from . import spark
 from .configuration import configuration_folder, from_environment, section
 from .names import named, quoted
-from .place import DATASET, Place, UsageError, sync_to_disk
+from .place import DATASET, Place, UsageError, share_as, sync_to_disk
 from .publish import beside, replaced
 from .tables import delta_files, is_delta, one_of_each, rows_of_delta, tables_in
 from .union import OWN_TABLES, SHOWN, union_of
@@ -162,6 +162,7 @@ class LakeFiles:
             (folder / ".msgbubbles").mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(NO_FOLDER.format(why=f"the folder cannot be made ({error.strerror})")) from None
+        share_as(folder)
         accounts = {path.stem for path in (folder / ".msgbubbles").glob("*.json")}
         if self._place.account is None and accounts - {NAMELESS}:
             raise UsageError(MANY_ACCOUNTS.format(folder=folder))

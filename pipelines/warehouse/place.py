@@ -42,6 +42,11 @@ def sync_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def share_as(folder: Path) -> None:
+    """Have whatever is made from now on be for those whom this folder is for."""
+    os.umask(0o777 & ~folder.stat().st_mode)
+
+
 @dataclass(frozen=True)
 class Place:
     """The files of one warehouse, or of one of its accounts. `database` is the published one; with another
