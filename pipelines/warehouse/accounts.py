@@ -53,12 +53,12 @@ def configured() -> list[str]:
 def use(name: str) -> None:
     """Have this process configured as the account is: what is in `[accounts.NAME]` goes before what is there for all.
     Raises `UsageError`."""
-    found = _flat(_section("config.toml").get(name, {}), name)
+    found = _flat(_section("config.toml").get(name, {}))
     for key in ("api_key", "privacy__key"):
         if key in found:
             where, _, last = f"accounts.{name}.{key.replace('__', '.')}".rpartition(".")
             raise UsageError(f"[{where}] {last} is a secret: move it from config.toml to dlt_config/secrets.toml")
-    found |= _flat(_section("secrets.toml").get(name, {}), name)
+    found |= _flat(_section("secrets.toml").get(name, {}))
     prefix = f"ACCOUNTS__{name.upper()}__"
     found |= {key[len(prefix) :].lower(): value for key, value in os.environ.items() if key.startswith(prefix)}
     if not found.get("api_key"):
@@ -90,12 +90,13 @@ def _section(file: str) -> dict[str, Any]:
     return found
 
 
-def _flat(values: Mapping[str, Any], *path: str) -> dict[str, str]:
+def _flat(values: Mapping[str, Any]) -> dict[str, str]:
     """Settings as the environment has them, by key: `privacy__preset`."""
     found: dict[str, str] = {}
     for key, value in values.items():
-        if isinstance(value, dict):
-            found |= {f"{key}__{inner}": one for inner, one in _flat(value, *path, key).items()}
+        # Those of Spark, which have names of Spark's, stay together.
+        if isinstance(value, dict) and not any("." in name for name in value):
+            found |= {f"{key}__{inner}": one for inner, one in _flat(value).items()}
         else:
             found[key] = value if isinstance(value, str) else json.dumps(value)
     return found

@@ -39,7 +39,7 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "config.toml").write_text(
         "[accounts.north]\nsettle_seconds = 60.5\nrefresh_chats = [{ every_hours = 12 }]\nread_participants = true\n"
         '[accounts.north.privacy]\npreset = "minimal"\n[accounts.north.transforms]\ntime_zone = "Europe/Berlin"\n'
-        "[accounts.south]\n"
+        '[accounts.north.transforms.spark]\n"spark.master" = "local[1]"\n[accounts.south]\n'
     )
     (folder / "secrets.toml").write_text('[accounts.north]\napi_key = "sk_north"\n')
     monkeypatch.setenv("ACCOUNTS__SOUTH__API_KEY", "sk_south")
@@ -77,6 +77,7 @@ def test_an_account_has_what_is_set_for_it_before_what_is_set_for_all() -> None:
         "SOURCES__MSGBUBBLES__PRIVACY__PRESET": "minimal",
         "SOURCES__MSGBUBBLES__PRIVACY__TITLES": "keep",
         "TRANSFORMS__TIME_ZONE": "Europe/Berlin",
+        "TRANSFORMS__SPARK": '{"spark.master": "local[1]"}',
     }
     assert os.environ["MSGBUBBLES_ACCOUNT"] == "north"
 
