@@ -35,7 +35,7 @@ KEYS = {"msgbubbles.chats": "id", "msgbubbles.messages": "id", "marts.thread_act
 class Company:
     """One command for all of its accounts."""
 
-    jobs: Mapping[str, Job]
+    jobs: dict[str, Job]
     environment: Mapping[str, str]
     # Other keys than those that the API knows.
     keys: dict[str, str] = field(default_factory=dict)
@@ -71,10 +71,12 @@ def company(new_job: NewJob, *names: str, **environment: str) -> Company:
     return Company({name: new_job(chats=30, messages=size) for name, size in sizes.items()}, environment)
 
 
-def check_shown(made: Company, query: Callable[[str], list[Any]]) -> None:
+def check_shown(made: Company, query: Callable[[str], list[Any]], *, marts: bool = True) -> None:
     """That the tables of all show what each account has, each row once."""
     assert query("SELECT account FROM msgbubbles.accounts ORDER BY account") == [(name,) for name in sorted(made.jobs)]
     for table, key in KEYS.items():
+        if table.startswith("marts") and not marts:
+            continue
         of = "messages" if table.endswith("messages") else "chats"
         assert sorted(query(f"SELECT account, {key} FROM {table}")) == sorted(
             (name, row["id"]) for name, job in made.jobs.items() for row in getattr(job.server.truth(), of)
@@ -145,6 +147,31 @@ def test_two_jobs_for_two_accounts_in_one_lake(new_job: NewJob, tmp_path: Path, 
                 say_something(job)
         output, _ = made.run("verify", "--full", *into)
         assert output.count(": equal") == 2
+
+
+def test_two_jobs_for_two_accounts_in_one_folder(new_job: NewJob, tmp_path: Path) -> None:
+    made = company(new_job, "north", "south", DESTINATION__FILESYSTEM__BUCKET_URL=str(tmp_path / "lake"))
+    into = ("--destination", "filesystem", "--no-transform")
+
+    def query(sql: str) -> list[Any]:
+        with duckdb.connect(str(tmp_path / "lake" / "warehouse.duckdb"), read_only=True) as connection:
+            return connection.execute(sql).fetchall()
+
+    for _ in range(2):
+        processes = [made.start(*into, "--account", name, "--quiet") for name in made.jobs]
+        for process in processes:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+        check_shown(made, query, marts=False)
+        for job in made.jobs.values():
+            say_something(job)
+    output, _ = made.run("verify", "--full", *into[:2])
+    assert output.count(": equal") == 2
+    del made.jobs["south"]
+    made.keys["north"] = "sk_test_of_nobody"
+    made.run(*into, status=1)
+    outcomes = query("SELECT account, outcome FROM msgbubbles.sync_runs ORDER BY account, started_at")
+    assert outcomes == [("north", "complete")] * 2 + [("north", "failed")] + [("south", "complete")] * 2
 
 
 @contextmanager

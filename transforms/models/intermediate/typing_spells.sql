@@ -87,6 +87,6 @@ select
     end as sent_at
 from chats
 left join spells on spells.chat_id = chats.chat_id
-{%- if not is_incremental() %}
+{%- if target.type == 'spark' %}
 where spells.spell_number is not null
 {%- endif %}

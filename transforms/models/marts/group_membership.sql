@@ -236,6 +236,6 @@ from chats_to_build
 left join members on members.chat_id = chats_to_build.chat_id
 left join threads on threads.chat_id = chats_to_build.chat_id
 left join groups on groups.chat_id = chats_to_build.chat_id
-{%- if not is_incremental() %}
+{%- if target.type == 'spark' %}
 where members.handle is not null
 {%- endif %}
