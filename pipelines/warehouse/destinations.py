@@ -256,6 +256,9 @@ class Shared(ABC):
     def prepare(self) -> None:
         with self._attached() as connection:
             tables = _columns(connection).get("", {})
+            if self.dataset not in _schemas(connection):
+                # What is remembered speaks of another place, or of tables that are lost.
+                shutil.rmtree(self._place.folder / "dlt" / PIPELINE, ignore_errors=True)
         is_of_many = ACCOUNTS in tables
         if self._prefix and tables and not is_of_many:
             how = self._renamed.format(prefix=self._prefix)

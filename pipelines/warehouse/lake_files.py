@@ -26,9 +26,9 @@ from filelock import FileLock
 from . import spark
 from .configuration import configuration_folder, from_environment, section
 from .names import named, quoted
-from .place import DATASET, Place, UsageError, share_as, sync_to_disk
+from .place import DATASET, PIPELINE, Place, UsageError, share_as, sync_to_disk
 from .publish import beside, replaced
-from .tables import delta_files, is_delta, one_of_each, rows_of_delta, tables_in
+from .tables import is_delta, one_of_each, rows_of_delta, tables_in
 from .union import OWN_TABLES, SHOWN, union_of
 
 NO_FOLDER = """--destination filesystem: {why}; say in dlt_config/secrets.toml where its files are:
@@ -49,9 +49,8 @@ NAMELESS = "_"
 OWN = ("sync_runs", "privacy")
 # A table of more files than this becomes one again.
 MOST_FILES = 100
-# How long what is not shown any more stays for those who are reading it, and of Delta tables, for those who look back.
+# How long what is not shown any more stays for those who are reading it.
 KEPT_SECONDS = 3600
-DELTA_KEPT_HOURS = 168
 
 
 class LakeFiles:
@@ -118,14 +117,7 @@ class LakeFiles:
         except (OSError, ValueError) as error:
             raise UsageError(f"{self._shown} cannot be read ({type(error).__name__})") from None
         with self._connected() as connection:
-            _create_views(
-                connection,
-                {
-                    (schema, name): one["query"]
-                    for schema, found in shown["tables"].items()
-                    for name, one in found.items()
-                },
-            )
+            _create_views(connection, {key: one["query"] for key, one in _by_key(shown["tables"]).items()})
             yield connection
 
     @contextmanager
@@ -168,6 +160,10 @@ class LakeFiles:
             raise UsageError(MANY_ACCOUNTS.format(folder=folder))
         if self._place.account is not None and NAMELESS in accounts:
             raise UsageError(ONE_ACCOUNT.format(folder=folder))
+        if not self._tables.exists():
+            # What is remembered speaks of another folder, or of files that are lost.
+            shutil.rmtree(self._place.folder / "dlt" / PIPELINE, ignore_errors=True)
+            self._build.unlink(missing_ok=True)
         for table in tables_in(self._tables):
             if is_delta(self._tables / table.name) != (wanted == "delta"):
                 raise UsageError(OTHER_FORMAT.format(folder=folder, format=wanted))
@@ -265,10 +261,8 @@ class LakeFiles:
 
     def _show_all(self) -> None:
         """Make the views anew, of all accounts."""
-        accounts = {path.stem: json.loads(path.read_text())["tables"] for path in self._shown.parent.glob("*.json")}
         queries = {
-            account: {(schema, table): one for schema, found in tables.items() for table, one in found.items()}
-            for account, tables in accounts.items()
+            path.stem: _by_key(json.loads(path.read_text())["tables"]) for path in self._shown.parent.glob("*.json")
         }
         if NAMELESS in queries:
             views = {key: one["query"] for key, one in queries[NAMELESS].items() if not OWN_TABLES.match(key[1])}
@@ -295,17 +289,24 @@ def _create_views(connection: duckdb.DuckDBPyConnection, queries: Mapping[tuple[
         connection.execute(f"CREATE VIEW {schema}.{named(table)} AS {query}")
 
 
+def _by_key(tables: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], Any]:
+    return {(schema, table): one for schema, found in tables.items() for table, one in found.items()}
+
+
 def _all_of(folder: Path) -> str:
     return f"SELECT * FROM read_parquet({quoted(f'{folder}/*.parquet')})"  # noqa: S608
 
 
 def _compact_delta(folder: Path) -> None:
-    if len(delta_files(folder)) > MOST_FILES:
-        from deltalake import DeltaTable
+    from deltalake import DeltaTable
 
-        table = DeltaTable(str(folder))
+    table = DeltaTable(str(folder))
+    if len(table.file_uris()) > MOST_FILES:
         table.optimize.compact()
-        table.vacuum(DELTA_KEPT_HOURS, dry_run=False)
+    # Delta would keep it for a week, in which each run writes anew what it changes. Nobody else writes.
+    kept: dict[str, Any] = {"retention_hours": KEPT_SECONDS // 3600, "enforce_retention_duration": False}
+    if table.vacuum(**kept):
+        table.vacuum(**kept, dry_run=False)
 
 
 def _remove(path: Path) -> None:

@@ -89,6 +89,11 @@ def test_the_rows_in_files_are_those_of_the_account(
         ids = DeltaTable(str(files / "msgbubbles" / "messages")).to_pyarrow_table(columns=["id"])["id"].to_pylist()
         assert len(ids) == len(set(ids))
         assert set(ids) >= {row["id"] for row in job.server.truth().messages}
+    # Somewhere else, everything is read once more.
+    monkeypatch.setenv("DESTINATION__FILESYSTEM__BUCKET_URL", str(files.with_name("elsewhere")))
+    job.run(*INTO)
+    assert differing(files.with_name("elsewhere"), job) == {}
+    monkeypatch.setenv("DESTINATION__FILESYSTEM__BUCKET_URL", str(files))
     other = {"delta": "parquet", "parquet": "delta"}[table_format]
     monkeypatch.setenv("SYNC__TABLE_FORMAT", other)
     _, errors = job.start(*INTO).communicate(timeout=120)
@@ -124,6 +129,24 @@ def test_nobody_waits_and_a_job_that_is_killed_loses_nothing(new_job: NewJob, fi
         reader.join()
     assert wrong == []
     assert reads[0] > 5
+    assert differing(files, job) == {}
+
+
+def test_files_of_delta_tables_go_when_nobody_reads_them_any_more(
+    new_job: NewJob, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SYNC__TABLE_FORMAT", "delta")
+    job = new_job(chats=30, messages=200)
+    chat = job.server.truth().chats[0]["id"]
+    for _ in range(3):
+        job.server.account.add_message(NewMessage(chat, "outbound", "hello", datetime.now(UTC), "sent"))
+        job.run(*INTO)
+    chats = files / "msgbubbles" / "chats"
+    assert len(list(chats.glob("*.parquet"))) == 3, "each run wrote the chat anew"
+    monkeypatch.setattr(lake_files, "KEPT_SECONDS", 0)
+    monkeypatch.setattr(lake_files, "MOST_FILES", 1)
+    destination_of(Place.of(job.database, "filesystem")).publish()
+    assert len(list(chats.glob("*.parquet"))) == 1
     assert differing(files, job) == {}
 
 

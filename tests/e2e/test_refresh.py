@@ -49,7 +49,8 @@ def test_a_rename_and_an_edit_behind_the_newest_page_are_seen_when_their_time_co
         "messages": {"missing": 0, "surplus": 0, "stale": 1},
     }
 
-    job.environment = AT_ONCE
+    # One after another: on a slow machine several at once, and each of them may ask for a page more.
+    job.environment = AT_ONCE | {"SOURCES__MSGBUBBLES__PARALLEL_REQUESTS": "1"}
     outcome = job.run(transform=True)
     assert differences(job.database, job.server.truth()) == {}
     in_window = sum(row["created_at"] > (now - timedelta(hours=72)).isoformat() for row in truth.messages)
