@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import dlt
 from dlt.common.destination.exceptions import DestinationUndefinedEntity, SqlClientNotAvailable
+from dlt.destinations.sql_client import DBApiCursorImpl
 from msgspec import Raw
 
 from .compare import key_of
-from .landing import COLUMNS
-from .models import Chat
+from .landing import COLUMNS, arrow_types
+from .models import Chat, Column
 from .walk import epoch_ms
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Warehouse:
                 return None
             where += " AND "
         found = [
-            self._arrow(f"SELECT * FROM {{{table}}} WHERE {where}{key} IN ({_marks(some)})", *values, *some)
+            self._arrow(table, f"SELECT * FROM {{{table}}} WHERE {where}{key} IN ({_marks(some)})", *values, *some)
             for some in _chunks(keys)
         ]
         tables = [one for one in found if one is not None]
@@ -177,8 +178,8 @@ class Warehouse:
         found = self._asked(query, values, lambda cursor: cursor.fetchall())
         return [] if found is None else list(found)
 
-    def _arrow(self, query: str, *values: Any) -> pa.Table | None:
-        return self._asked(query, values, lambda cursor: cursor.arrow())
+    def _arrow(self, table: str, query: str, *values: Any) -> pa.Table | None:
+        return self._asked(query, values, lambda cursor: _arrow_of(cursor, COLUMNS[table]))
 
     def _asked(self, query: str, values: Sequence[Any], answer: Any) -> Any:
         try:
@@ -192,6 +193,24 @@ class Warehouse:
                     return answer(cursor)
         except (DestinationUndefinedEntity, SqlClientNotAvailable):
             return None
+
+
+def _arrow_of(cursor: Any, columns: Sequence[Column]) -> pa.Table:
+    """The rows of a cursor, JSON as text."""
+    if type(cursor).iter_arrow is not DBApiCursorImpl.iter_arrow:
+        return cursor.arrow()
+    # dlt makes Arrow of Python values there, and of objects structures, which have the fields of all of them.
+    import pyarrow as pa
+
+    names, rows = [one[0] for one in cursor.native_cursor.description], cursor.fetchall()
+    found = {}
+    for column in columns:
+        place = names.index(column.name) if column.name in names else None
+        values = [None if place is None else row[place] for row in rows]
+        if column.type == "json":
+            values = [None if one is None or isinstance(one, str) else json.dumps(one) for one in values]
+        found[column.name] = pa.array(values, arrow_types()[column.type])
+    return pa.table(found)
 
 
 def _chat(values: dict[str, Any]) -> Chat:

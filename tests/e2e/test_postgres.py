@@ -65,7 +65,15 @@ def test_the_whole_job_on_a_server(new_job: NewJob, address: str) -> None:
     job.environment = {
         "DESTINATION__POSTGRES__CREDENTIALS": address,
         "SOURCES__MSGBUBBLES__REFRESH_CHATS": '[{"every_hours": 0.0001}]',
+        "SOURCES__MSGBUBBLES__REFRESH_MESSAGES": '[{"within_hours": 72, "every_hours": 0.0001}]',
     }
+    # Read again by the next run, and no change: JSON, which the server keeps as what it means.
+    chat = job.server.truth().chats[0]["id"]
+    refused = {"error": {"code": "refused", "message": "no"}, "metadata": {"b": [1], "a": {}}}
+    for more in ({}, {"metadata": {"c": 1}}, {"metadata": {}}):
+        job.server.account.add_message(
+            NewMessage(chat, "outbound", "hello", datetime.now(UTC), "failed", **refused | more)
+        )
     first = job.run("--destination", "postgres").summary
     assert differences_of(landed(address), job.server.truth()) == {}
     assert first["database"] == "postgres"
