@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 NO_SPARK = """the marts of files are made by Spark, which needs {what}; or leave them as they are: --no-transform"""
+NO_START = """Spark could not be started ({why}), which needs Java 17 or 21; what it said is in {log}; mend that, or
+[transforms.spark] of dlt_config/config.toml, or leave the marts as they are: --no-transform"""
 NO_SETTINGS = '[transforms] spark has settings of Spark, as "spark.master" = "..."; mend dlt_config/config.toml'
 # What the models rely on.
 NEEDED = {
@@ -42,7 +44,7 @@ LOGGING = """rootLogger.level = warn
 rootLogger.appenderRef.file.ref = file
 appender.file.type = File
 appender.file.name = file
-appender.file.append = false
+appender.file.append = true
 appender.file.fileName = {log}
 appender.file.layout.type = PatternLayout
 appender.file.layout.pattern = %d %p %c: %m%n%ex
@@ -80,7 +82,7 @@ def session(given: Mapping[str, str], logs: Path) -> Iterator[SparkSession]:
     require()
     options = DEFAULTS | dict(given) | NEEDED
     is_local = options["spark.master"].startswith("local")
-    log = logs / "spark.log"
+    log = written_privately(logs / "spark.log", "")
     logging = written_privately(logs / "log4j2.properties", LOGGING.format(log=log))
     java = f"-Dlog4j2.configurationFile=file:{logging} {options.get('spark.driver.extraJavaOptions', '')}"
     options["spark.driver.extraJavaOptions"] = java.strip()
@@ -95,7 +97,10 @@ def session(given: Mapping[str, str], logs: Path) -> Iterator[SparkSession]:
         builder = SparkSession.builder
         for name, value in options.items():
             builder = builder.config(name, value)
-        spark = builder.getOrCreate()
+        try:
+            spark = builder.getOrCreate()
+        except Exception as error:  # its kinds are many, and what it says is for its log
+            raise UsageError(NO_START.format(why=type(error).__name__, log=log)) from None
     try:
         yield spark
     finally:

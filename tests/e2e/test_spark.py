@@ -53,3 +53,17 @@ def test_the_whole_job_with_spark(new_job: Callable[..., Job], table_format: str
     assert deleted == [{"chat_id": chats[5]["id"]}]
     check_marts(partial(query, place))
     assert all(one["state"] != "failed" for one in job.ask("check", *INTO))
+
+
+@needs_spark
+@pytest.mark.usefixtures("files")
+def test_spark_that_cannot_be_started_is_told_of(new_job: Callable[..., Job]) -> None:
+    job = new_job(chats=5, messages=10)
+    job.environment = {"TRANSFORMS__SPARK": '{"spark.master": "nonsense"}'}
+    _, errors = (process := job.start(*INTO, transform=True)).communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert "Spark could not be started" in errors
+    log = job.folder / ".msgbubbles" / "company.filesystem" / "dbt" / "spark.log"
+    assert str(log) in errors
+    assert "nonsense" in log.read_text()
+    assert job.run(*INTO).summary["outcome"] == "complete"
