@@ -7,7 +7,6 @@ newest. Delta tables are merged by key.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -55,7 +54,7 @@ class _Client(FilesystemClient):
         update = super().update_stored_schema(*args, **kwargs)
         path = Path(self.dataset_path, TABLES)
         known = json.loads(path.read_text()) if path.exists() else {}
-        found = known | {table.name: table.as_dict() for table in _tables_of(self.schema)}
+        found = known | {table["name"]: _table(table).as_dict() for table in self.schema.data_tables()}
         if found != known:
             new = path.with_suffix(".new")
             new.write_text(json.dumps(found, indent=1))
@@ -102,10 +101,6 @@ class _SqlClient(FilesystemSqlClient):
         if found is None or self.remote_client.is_dlt_table(name):
             return found
         return found[0], found[1] + _table(table_schema).qualify
-
-
-def _tables_of(schema: Schema) -> Iterable[Table]:
-    return [_table(table) for table in schema.data_tables()]
 
 
 def _table(schema: Any) -> Table:

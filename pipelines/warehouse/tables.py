@@ -18,7 +18,7 @@ TYPES = {"string": "STRING", "long": "BIGINT", "boolean": "BOOLEAN"}
 @dataclass(frozen=True)
 class Table:
     """A table with its key. Where a key has several rows, that of the latest load counts, and of one load the one that
-    was read last; with `first_stays`, that of the first load."""
+    was read last; with `first_stays`, the first of the first."""
 
     name: str
     key: tuple[str, ...]
@@ -28,8 +28,8 @@ class Table:
     @property
     def rank(self) -> str:
         """1 for the row of a key that counts: SQL that DuckDB and Spark understand."""
-        order = ["_dlt_load_id" if self.first_stays else "_dlt_load_id DESC"]
-        order += ["_read_at DESC"] * self.has_read_at
+        direction = "" if self.first_stays else " DESC"
+        order = [f"{name}{direction}" for name in ("_dlt_load_id", *["_read_at"] * self.has_read_at)]
         return f"row_number() OVER (PARTITION BY {', '.join(self.key)} ORDER BY {', '.join(order)})"
 
     @property
@@ -37,7 +37,7 @@ class Table:
         return f" QUALIFY {self.rank} = 1"
 
     def as_dict(self) -> dict[str, Any]:
-        return {"key": self.key, "has_read_at": self.has_read_at, "first_stays": self.first_stays}
+        return {"key": list(self.key), "has_read_at": self.has_read_at, "first_stays": self.first_stays}
 
 
 def one_of_each(table: Table, files: Sequence[str]) -> str:

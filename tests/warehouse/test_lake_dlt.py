@@ -67,7 +67,7 @@ def test_the_last_row_of_a_key_counts(pipeline: dlt.Pipeline) -> None:
 
 def test_the_first_row_of_a_key_counts_where_nothing_replaces_it(pipeline: dlt.Pipeline) -> None:
     load(pipeline, [("a", 1, 1)], strategy="insert-only")
-    load(pipeline, [("a", 2, 2), ("b", 3, 1)], strategy="insert-only")
+    load(pipeline, [("a", 2, 2), ("b", 9, 2)], [("b", 3, 1)], strategy="insert-only")
     assert found(pipeline) == ([("a", 1), ("b", 3)], [("a", 1), ("b", 3)])
 
 
