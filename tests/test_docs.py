@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -13,6 +14,9 @@ from pathlib import Path
 import pytest
 
 from job import CHATS, inherited_environment
+from warehouse import spark
+from warehouse.destinations import destination_of
+from warehouse.place import Place
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -152,6 +156,27 @@ def test_the_example_of_a_destination_is_what_a_job_reads(tmp_path: Path, destin
     assert done.returncode == 2
     assert says in done.stderr
     assert "hidden-word" not in done.stderr
+
+
+def test_the_examples_of_files_and_of_spark_are_what_a_job_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = (ROOT / "dlt_config" / "secrets.toml.example").read_text()
+    block = example.split("# Only for --destination filesystem")[1].split("\n\n")[0].partition("\n")[2]
+    written = tomllib.loads(block.replace("# ", "").replace("/shared/folder", str(tmp_path / "shared")))
+    monkeypatch.setenv("DESTINATION__FILESYSTEM__BUCKET_URL", written["destination"]["filesystem"]["bucket_url"])
+    place = Place.of(tmp_path / "some.duckdb", "filesystem")
+    place.make_folders()
+    destination_of(place).prepare()
+    assert (tmp_path / "shared").is_dir()
+
+    in_config = CONFIG.split("# [transforms.spark]\n")[1].split("\n\n")[0].replace("# ", "")
+    in_docs = (
+        (ROOT / "docs" / "files.md").read_text().split("[transforms.spark]")[1].split("\n```")[0].partition("\n")[2]
+    )
+    assert tomllib.loads(in_config) == tomllib.loads(in_docs)
+    monkeypatch.setenv("TRANSFORMS__SPARK", json.dumps(tomllib.loads(in_config)))
+    assert spark.settings() == {"spark.master": "spark://host:7077", "spark.executor.memory": "4g"}
 
 
 PRIVACY = ROOT / "docs" / "privacy.md"
