@@ -5,6 +5,7 @@ The models are compiled once by dbt and then run by DuckDB alone, so that a worl
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -157,11 +158,11 @@ class Models:
                 self._connection.execute(f"create view {relation} as {node.compiled_code}")
                 continue
             self._connection.execute(f"create table {relation} as {node.compiled_code}")
-            hooks = [hook.sql.replace("{{ this }}", relation) for hook in node.config.post_hook]
-            self._build += [
-                f"truncate {relation}; insert into {relation} {node.compiled_code}",
-                *(hook for hook in hooks if hook.startswith("delete from")),
-            ]
+            self._build.append(f"truncate {relation}; insert into {relation} {node.compiled_code}")
+            for hook in node.config.post_hook:
+                if found := re.fullmatch(r"\{\{ delete_where\('(.*)'\) \}\}", hook.sql):
+                    self._build.append(f"delete from {relation} where {found[1]}")
+        assert sum(statement.startswith("delete") for statement in self._build) == 5
 
     def close(self) -> None:
         self._connection.close()
