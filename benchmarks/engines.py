@@ -24,6 +24,7 @@ sys.path[:0] = [str(ROOT / "pipelines"), str(ROOT / "benchmarks"), str(ROOT / "t
 
 import postgres  # noqa: E402
 from goals import account_of, write_messages  # noqa: E402
+from lake import lake_at  # noqa: E402
 from measure import own_command, own_environment, used  # noqa: E402
 from sandbox import Server, serve  # noqa: E402
 
@@ -41,12 +42,7 @@ def environment_of(engine: str, folder: Path) -> Iterator[dict[str, str]]:
         yield {"DESTINATION__FILESYSTEM__BUCKET_URL": str(folder / "lake"), "SYNC__TABLE_FORMAT": table_format}
     else:
         with postgres.running(folder / "server") as address:
-            lake = "DESTINATION__DUCKLAKE__CREDENTIALS__"
-            yield {
-                "DESTINATION__POSTGRES__CREDENTIALS": address,
-                f"{lake}CATALOG": address,
-                f"{lake}STORAGE__BUCKET_URL": str(folder / "lake"),
-            }
+            yield lake_at(address, folder / "lake") | {"DESTINATION__POSTGRES__CREDENTIALS": address}
 
 
 def seconds_in(engine: str, server: Server, environment: dict[str, str], folder: Path) -> list[float]:

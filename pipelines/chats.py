@@ -13,10 +13,11 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -112,13 +113,7 @@ def sync(
         with one_job(place.folder):
             return _recorded_sync(place, reporter, sandbox, since, max_requests, accept_ties, not no_transform, as_json)
 
-    ended(
-        body,
-        lambda: place_of(database, account, destination, sandbox=sandbox),
-        reporter,
-        STOPPED,
-        for_each=accounts.parallel,
-    )
+    _run(body, reporter, database, account, destination, sandbox=sandbox, for_each=accounts.parallel)
 
 
 @app.command()
@@ -144,13 +139,7 @@ def plan(
             reporter.plan(steps, fresh, requests_per_minute(options))
         return 0
 
-    ended(
-        body,
-        lambda: place_of(database, account, destination, sandbox=sandbox),
-        reporter,
-        STOPPED,
-        for_each=one_at_a_time,
-    )
+    _run(body, reporter, database, account, destination, sandbox=sandbox, for_each=one_at_a_time)
 
 
 @app.command()
@@ -174,13 +163,7 @@ def check(
             found = reporter.findings(chain(of_the_job, health.findings(place)))
         return EXIT_INCOMPLETE if any(one.state == "failed" for one in found) else 0
 
-    ended(
-        body,
-        lambda: place_of(database, account, destination, sandbox=sandbox),
-        reporter,
-        STOPPED,
-        for_each=one_at_a_time,
-    )
+    _run(body, reporter, database, account, destination, sandbox=sandbox, for_each=one_at_a_time)
 
 
 @app.command()
@@ -222,13 +205,7 @@ def verify(
         reporter.verdict(verdict, run)
         return 0 if verdict.is_equal else EXIT_INCOMPLETE
 
-    ended(
-        body,
-        lambda: place_of(database, account, destination, sandbox=sandbox),
-        reporter,
-        STOPPED,
-        for_each=one_at_a_time,
-    )
+    _run(body, reporter, database, account, destination, sandbox=sandbox, for_each=one_at_a_time)
 
 
 @app.command()
@@ -256,13 +233,7 @@ def status(
         stale = found.age_minutes is None or (max_age_minutes is not None and found.age_minutes > max_age_minutes)
         return EXIT_INCOMPLETE if stale and max_age_minutes is not None else 0
 
-    ended(
-        body,
-        lambda: place_of(database, account, destination, sandbox=sandbox),
-        reporter,
-        STOPPED,
-        for_each=one_at_a_time,
-    )
+    _run(body, reporter, database, account, destination, sandbox=sandbox, for_each=one_at_a_time)
 
 
 @app.command()
@@ -298,7 +269,7 @@ def erase(
         reporter.print(certificate.as_dict(), lambda console: console.print(str(certificate), soft_wrap=True))
         return 0
 
-    ended(body, lambda: place_of(database, account, destination, sandbox=sandbox), reporter, STOPPED)
+    _run(body, reporter, database, account, destination, sandbox=sandbox)
 
 
 @app.command()
@@ -355,7 +326,20 @@ def privacy(
         return 0 if all(found.values()) else EXIT_INCOMPLETE
 
     body = lookup if action == "lookup" else apply
-    ended(body, lambda: place_of(database, account, destination, sandbox=sandbox), reporter, STOPPED)
+    _run(body, reporter, database, account, destination, sandbox=sandbox)
+
+
+def _run(
+    body: Callable[[Place], int],
+    reporter: Reporter,
+    database: Path | None,
+    account: str | None,
+    destination: str,
+    *,
+    sandbox: bool,
+    for_each: Callable[[], int] | None = None,
+) -> None:
+    ended(body, lambda: place_of(database, account, destination, sandbox=sandbox), reporter, STOPPED, for_each=for_each)
 
 
 def _lines(arguments: Iterable[str]) -> list[str]:

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import IO, Any
 
-from .configuration import configuration_folder, section
+from .configuration import configuration_folder, section, setting_of_sync
 from .place import UsageError
 
 VARIABLE = "MSGBUBBLES_ACCOUNT"
@@ -74,9 +74,7 @@ def use(name: str) -> None:
 
 def parallel() -> int:
     """How many accounts are worked on at once."""
-    value = os.environ.get("SYNC__PARALLEL_ACCOUNTS")
-    if value is None:
-        value = section(configuration_folder() / "config.toml", "sync").get("parallel_accounts", PARALLEL)
+    value = setting_of_sync("parallel_accounts", PARALLEL)
     if not re.fullmatch(r"[1-9]\d*", str(value)):
         raise UsageError("[sync] parallel_accounts is a whole number, 1 at least; mend dlt_config/config.toml")
     return int(value)

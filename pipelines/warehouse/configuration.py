@@ -45,6 +45,12 @@ def section(path: Path, name: str) -> dict[str, Any]:
     return dict(found)
 
 
+def setting_of_sync(key: str, default: Any) -> Any:
+    """A setting of `[sync]`, of the environment before that of the file."""
+    settings = section(configuration_folder() / "config.toml", "sync") | from_environment("sync", [key])
+    return settings.get(key, default)
+
+
 PRIVACY = "sources.msgbubbles.privacy"
 
 

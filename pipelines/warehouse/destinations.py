@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
-import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,10 +30,10 @@ from tenacity import (
 
 from .accounts import NAME
 from .combined import combine
-from .configuration import configuration_folder, from_environment, section
+from .configuration import setting_of_sync
 from .lake_files import LakeFiles
 from .names import named, quoted
-from .place import DATASET, PIPELINE, Place, UsageError, share_as
+from .place import DATASET, Place, UsageError, share_as
 from .publish import clone, publish
 from .union import ACCOUNTS, MADE_AS, Key, union_of
 
@@ -65,10 +64,12 @@ NO_LAKE = """--destination ducklake: {why}; say in dlt_config/secrets.toml where
 
 
 class Destination(Protocol):
-    """What the job asks of the place where its tables are. `title` is what people call it; `dataset` is the schema of
-    what lands, and `landed` what a connection for writing calls it. A connection for reading calls it msgbubbles."""
+    """What the job asks of the place where its tables are. `title` is what people call it; the names of its schemas
+    begin with `prefix`. `dataset` is the schema of what lands, and `landed` what a connection for writing calls it. A
+    connection for reading calls it msgbubbles."""
 
     title: str
+    prefix: str
     dataset: str
     landed: str
 
@@ -109,6 +110,7 @@ class Destination(Protocol):
 class DuckDBFile:
     """A file that is written beside the one that readers open, and then replaces it."""
 
+    prefix = ""
     dataset = landed = DATASET
 
     def __init__(self, place: Place) -> None:
@@ -163,8 +165,7 @@ class DuckDBFile:
                     (place.folder / f"{place.combined.name}{end}").rename(place.folder / f"{work.name}{end}")
         if work.exists():
             return
-        # What dlt remembers may speak of rows that were in the lost file only.
-        shutil.rmtree(place.folder / "dlt" / PIPELINE, ignore_errors=True)
+        place.forget_loads()
         if self.exists():
             # A kill in the middle must not leave half a file under the name that counts.
             copy = work.with_suffix(".copying")
@@ -189,8 +190,7 @@ class DuckDBFile:
 
     def _options(self) -> dict[str, Any]:
         """Of every connection to the file that is written: two with different ones cannot be open at once."""
-        settings = section(configuration_folder() / "config.toml", "sync") | from_environment("sync", ["memory_limit"])
-        limit = str(settings.get("memory_limit", "none"))
+        limit = str(setting_of_sync("memory_limit", "none"))
         if limit == "none":
             return {}
         if not re.fullmatch(r"\d+(\.\d+)?[KMGT]i?B", limit):
@@ -214,9 +214,8 @@ class Shared(ABC):
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        # The schemas of an account, where there are several, begin with its name.
-        self._prefix = "" if place.account is None else f"{place.account}_"
-        self.dataset = f"{self._prefix}{DATASET}"
+        self.prefix = place.prefix
+        self.dataset = f"{self.prefix}{DATASET}"
         self.landed = f"warehouse.{self.dataset}"
 
     @abstractmethod
@@ -241,13 +240,13 @@ class Shared(ABC):
     def _of_account(self, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
         """The schemas of one account have the names there that those of an only one have."""
         with self._attached(*options) as connection:
-            if self._prefix:
+            if self.prefix:
                 connection.execute("BEGIN")  # the job may be making and removing tables meanwhile
-                for schema, table in _columns(connection).get(self._prefix, {}):
+                for schema, table in _columns(connection).get(self.prefix, {}):
                     connection.execute(f"CREATE SCHEMA IF NOT EXISTS memory.{schema}")
                     connection.execute(
                         f"CREATE VIEW memory.{schema}.{named(table)} AS "
-                        f"FROM warehouse.{self._prefix}{schema}.{named(table)}"
+                        f"FROM warehouse.{self.prefix}{schema}.{named(table)}"
                     )
                 connection.execute("COMMIT")
                 connection.execute("USE memory")
@@ -257,15 +256,14 @@ class Shared(ABC):
         with self._attached() as connection:
             tables = _columns(connection).get("", {})
             if self.dataset not in _schemas(connection):
-                # What is remembered speaks of another place, or of tables that are lost.
-                shutil.rmtree(self._place.folder / "dlt" / PIPELINE, ignore_errors=True)
+                self._place.forget_loads()
         is_of_many = ACCOUNTS in tables
-        if self._prefix and tables and not is_of_many:
-            how = self._renamed.format(prefix=self._prefix)
+        if self.prefix and tables and not is_of_many:
+            how = self._renamed.format(prefix=self.prefix)
             raise UsageError(
                 ONE_ACCOUNT.format(where=self.title, account=self._place.account, how=how, other=self._another)
             )
-        if not self._prefix and is_of_many:
+        if not self.prefix and is_of_many:
             raise UsageError(MANY_ACCOUNTS.format(where=self.title, other=self._another))
 
     def building(self) -> AbstractContextManager[None]:
@@ -275,7 +273,7 @@ class Shared(ABC):
         return nullcontext()
 
     def publish(self, _held_marts: Sequence[str] = ()) -> int | None:
-        if self._prefix:
+        if self.prefix:
             self._unite()
         return None
 
@@ -439,7 +437,7 @@ class DuckLake(Shared):
         super().prepare()
         with self._attached() as connection:
             # dbt begins in this schema.
-            connection.execute(f"CREATE SCHEMA IF NOT EXISTS warehouse.{self._prefix}staging")
+            connection.execute(f"CREATE SCHEMA IF NOT EXISTS warehouse.{self.prefix}staging")
 
     def _show(self, connection: duckdb.DuckDBPyConnection, views: Mapping[Key, str]) -> None:
         connection.execute("BEGIN")

@@ -20,7 +20,7 @@ from dlt.destinations.impl.filesystem.filesystem import DeltaLoadFilesystemJob, 
 from dlt.destinations.impl.filesystem.sql_client import FilesystemSqlClient
 
 from .names import quoted
-from .tables import TABLES, Table, is_delta, one_of_each, rows_of_delta
+from .tables import TABLES, Table, is_delta, one_of_each, rows_of_delta, write_json
 
 
 class TableFiles(filesystem):
@@ -56,9 +56,7 @@ class _Client(FilesystemClient):
         known = json.loads(path.read_text()) if path.exists() else {}
         found = known | {table["name"]: _table(table).as_dict() for table in self.schema.data_tables()}
         if found != known:
-            new = path.with_suffix(".new")
-            new.write_text(json.dumps(found, indent=1))
-            new.replace(path)
+            write_json(path, found)
         return update
 
 

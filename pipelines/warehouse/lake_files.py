@@ -24,11 +24,11 @@ import duckdb
 from filelock import FileLock
 
 from . import spark
-from .configuration import configuration_folder, from_environment, section
+from .configuration import setting_of_sync
 from .names import named, quoted
-from .place import DATASET, PIPELINE, Place, UsageError, share_as, sync_to_disk
+from .place import DATASET, Place, UsageError, share_as, sync_to_disk
 from .publish import beside, replaced
-from .tables import is_delta, one_of_each, rows_of_delta, tables_in
+from .tables import is_delta, one_of_each, rows_of_delta, tables_in, write_json
 from .union import OWN_TABLES, SHOWN, union_of
 
 NO_FOLDER = """--destination filesystem: {why}; say in dlt_config/secrets.toml where its files are:
@@ -61,8 +61,8 @@ class LakeFiles:
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        self._prefix = "" if place.account is None else f"{place.account}_"
-        self.dataset = f"{self._prefix}{DATASET}"
+        self.prefix = place.prefix
+        self.dataset = f"{self.prefix}{DATASET}"
 
     def dlt(self) -> Any:
         from .lake_dlt import DeltaTables, TableFiles
@@ -84,8 +84,7 @@ class LakeFiles:
 
     @property
     def _format(self) -> Format:
-        settings = section(configuration_folder() / "config.toml", "sync") | from_environment("sync", ["table_format"])
-        found: Any = settings.get("table_format", "parquet")
+        found: Any = setting_of_sync("table_format", "parquet")
         if found not in get_args(Format):
             raise UsageError(NO_FORMAT)
         return found  # type: ignore[no-any-return]
@@ -96,7 +95,7 @@ class LakeFiles:
 
     @property
     def _marts(self) -> Path:
-        return self._folder / f"{self._prefix}marts"
+        return self._folder / f"{self.prefix}marts"
 
     @property
     def _shown(self) -> Path:
@@ -124,13 +123,11 @@ class LakeFiles:
     def writing(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """The tables that land, and the job's own ones, which are written anew in the end."""
         with self._connected() as connection:
-            _create_views(connection, self._queries(self._latest_marts({})))
-            for name in OWN:
-                if connection.execute(f"FROM duckdb_views() WHERE view_name = '{name}'").fetchall():
-                    connection.execute(f"CREATE TEMP TABLE own AS FROM {DATASET}.{name}")
-                    connection.execute(f"DROP VIEW {DATASET}.{name}")
-                    connection.execute(f"CREATE TABLE {DATASET}.{name} AS FROM own")
-                    connection.execute("DROP TABLE own")
+            queries = self._queries(self._latest_marts({}))
+            own = {name: queries.pop((DATASET, name)) for name in OWN if (DATASET, name) in queries}
+            _create_views(connection, queries)
+            for name, query in own.items():
+                connection.execute(f"CREATE TABLE {DATASET}.{name} AS {query}")
             yield connection
             there = connection.execute("SELECT table_name FROM duckdb_tables() WHERE schema_name = 'msgbubbles'")
             for (name,) in there.fetchall():
@@ -161,8 +158,7 @@ class LakeFiles:
         if self._place.account is not None and NAMELESS in accounts:
             raise UsageError(ONE_ACCOUNT.format(folder=folder))
         if not self._tables.exists():
-            # What is remembered speaks of another folder, or of files that are lost.
-            shutil.rmtree(self._place.folder / "dlt" / PIPELINE, ignore_errors=True)
+            self._place.forget_loads()
             self._build.unlink(missing_ok=True)
         for table in tables_in(self._tables):
             if is_delta(self._tables / table.name) != (wanted == "delta"):
@@ -174,7 +170,7 @@ class LakeFiles:
         try:
             build.mkdir(parents=True)
             with spark.session(spark.settings(), self._place.folder / "dbt") as session:
-                spark.show(session, self._tables, build, self._prefix)
+                spark.show(session, self._tables, build, self.prefix)
                 yield
             shutil.rmtree(spark.staging(build))
         except BaseException:
@@ -202,7 +198,7 @@ class LakeFiles:
             for (schema, table), query in self._queries(marts).items():
                 columns = [row[0] for row in connection.execute(f"DESCRIBE {query}").fetchall()]
                 tables[schema][table] = {"columns": columns, "query": query}
-        _write(self._shown, {"tables": tables, "marts": marts, "old": old})
+        write_json(self._shown, {"tables": tables, "marts": marts, "old": old})
         with FileLock(self._shown.parent / "lock"):
             self._show_all()
         return None
@@ -314,10 +310,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _write(path: Path, value: Any) -> None:
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(value, indent=1))
-    sync_to_disk(new)
-    new.replace(path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,15 @@ class Place:
     def folder(self) -> Path:
         name = self.database.stem if self.destination == "duckdb" else f"{self.database.stem}.{self.destination}"
         return self.database.parent / ".msgbubbles" / name
+
+    @property
+    def prefix(self) -> str:
+        """What an account's schemas begin with, where several are in one database."""
+        return "" if self.account is None else f"{self.account}_"
+
+    def forget_loads(self) -> None:
+        """Have everything read once more: what dlt remembers speaks of tables that are lost, or are elsewhere."""
+        shutil.rmtree(self.folder / "dlt" / PIPELINE, ignore_errors=True)
 
     @property
     def work(self) -> Path:

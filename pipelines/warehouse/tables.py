@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .names import quoted
+from .place import sync_to_disk
 
 # What the tables of a dataset are, in its folder.
 TABLES = "_tables.json"
@@ -57,6 +58,14 @@ def tables_in(folder: Path) -> list[Table]:
         for name, one in sorted(known.items())
         if is_delta(folder / name) or any((folder / name).glob("*.parquet"))
     ]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a file durably, all or nothing."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(value, indent=1))
+    sync_to_disk(new)
+    new.replace(path)
 
 
 def is_delta(folder: Path) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .destinations import destination_of
 from .manifest import PROJECT, digest_of, store, stored
-from .place import DATASET, Place, UsageError, written_privately
+from .place import Place, UsageError, written_privately
 
 if TYPE_CHECKING:
     from dbt.contracts.graph.manifest import Manifest
@@ -142,7 +142,7 @@ class _Dbt:
         self._environment = environment
         # All that the parsed project takes from the warehouse.
         database = environment.get("PGDATABASE") or Path(environment.get("MSGBUBBLES_DUCKDB_PATH", "")).stem
-        self._prefix = destination_of(place).dataset.removesuffix(DATASET)
+        self._prefix = destination_of(place).prefix
         self._names = (target, database, transforms.time_zone, self._prefix)
         folder = place.folder / "dbt"
         self._options = [

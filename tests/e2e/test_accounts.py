@@ -22,6 +22,7 @@ import pytest
 import postgres
 from canary import ANN, PRIVACY_KEY, account_of_canaries, found_in, now
 from job import CHATS, Job
+from lake import lake_at
 from sandbox import NewMessage, serve
 from warehouse.destinations import destination_of
 from warehouse.place import Place
@@ -61,6 +62,13 @@ class Company:
         output, errors = process.communicate(timeout=300)
         assert process.returncode == status, (output, errors)
         return output, errors
+
+    def run_at_once(self, *options: str) -> None:
+        """A job for each account, all at the same time."""
+        processes = [self.start(*options, "--account", name, "--quiet") for name in self.jobs]
+        for process in processes:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
 
     def place(self, destination: str = "duckdb") -> Place:
         return Place.of(next(iter(self.jobs.values())).database, destination)
@@ -124,10 +132,7 @@ def test_of_three_accounts_one_that_is_refused_stops_no_other(new_job: NewJob) -
 
 def test_two_jobs_for_two_accounts_in_one_lake(new_job: NewJob, tmp_path: Path, monkeypatch: Any) -> None:
     with postgres.running(tmp_path / "server") as address:
-        lake = {
-            "DESTINATION__DUCKLAKE__CREDENTIALS__CATALOG": address,
-            "DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__BUCKET_URL": str(tmp_path / "lake"),
-        }
+        lake = lake_at(address, tmp_path / "lake")
         for name, value in lake.items():
             monkeypatch.setenv(name, value)
         made = company(new_job, "north", "south", **lake)
@@ -138,10 +143,7 @@ def test_two_jobs_for_two_accounts_in_one_lake(new_job: NewJob, tmp_path: Path, 
                 return connection.execute(sql).fetchall()
 
         for _ in range(2):
-            processes = [made.start(*into, "--account", name, "--quiet") for name in made.jobs]
-            for process in processes:
-                _, errors = process.communicate(timeout=300)
-                assert process.returncode == 0, errors
+            made.run_at_once(*into)
             check_shown(made, query)
             for job in made.jobs.values():
                 say_something(job)
@@ -158,10 +160,7 @@ def test_two_jobs_for_two_accounts_in_one_folder(new_job: NewJob, tmp_path: Path
             return connection.execute(sql).fetchall()
 
     for _ in range(2):
-        processes = [made.start(*into, "--account", name, "--quiet") for name in made.jobs]
-        for process in processes:
-            _, errors = process.communicate(timeout=300)
-            assert process.returncode == 0, errors
+        made.run_at_once(*into)
         check_shown(made, query, marts=False)
         for job in made.jobs.values():
             say_something(job)

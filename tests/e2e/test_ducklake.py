@@ -16,6 +16,7 @@ import pytest
 import postgres
 from hooks import spool, typing
 from job import Job
+from lake import lake_at, query
 from marts_reference import check_marts
 from sandbox import NewMessage
 from warehouse.destinations import destination_of
@@ -32,20 +33,10 @@ INTO = ("--destination", "ducklake")
 def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """The variables with which a job finds it."""
     with postgres.running(tmp_path / "server") as address:
-        found = {
-            "DESTINATION__DUCKLAKE__CREDENTIALS__CATALOG": address,
-            "DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__BUCKET_URL": str(tmp_path / "lake"),
-        }
+        found = lake_at(address, tmp_path / "lake")
         for name, value in found.items():
             monkeypatch.setenv(name, value)
         yield found
-
-
-def query(place: Place, sql: str) -> list[dict[str, Any]]:
-    with destination_of(place).reading() as connection:
-        result = connection.execute(sql)
-        names = [column[0] for column in result.description or ()]
-        return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
 
 
 def landed(place: Place) -> dict[str, dict[str, dict[str, Any]]]:

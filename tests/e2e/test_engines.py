@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,8 @@ import pytest
 
 import postgres
 from job import Job
-from lake import needs_spark, query
+from lake import change, lake_at, needs_spark, query
 from marts_reference import MARTS, differences
-from sandbox import NewMessage
 from warehouse.place import Place
 
 # What says when a job read something: the jobs of two engines do not read at one instant.
@@ -33,19 +31,6 @@ def answers(place: Place, mart: str) -> list[dict[str, Any]]:
     ]
 
 
-def change(job: Job) -> str:
-    """Rename a chat, delete one, which is returned, and write in one, once later than what has been read since."""
-    account, now = job.server.account, datetime.now(UTC)
-    chats = sorted(job.server.truth().chats, key=lambda row: row["last_message_at"] or "")
-    account.rename(chats[3]["id"], "Another name", now)
-    account.delete_chat(chats[5]["id"])
-    for minutes in (0, 3):
-        late = now - timedelta(minutes=minutes)
-        account.add_message(NewMessage(chats[9]["id"], "inbound", "hello", late, "received"))
-    deleted: str = chats[5]["id"]
-    return deleted
-
-
 def check_same(job: Job, engines: Iterable[str]) -> None:
     job.environment["SOURCES__MSGBUBBLES__REFRESH_CHATS"] = '[{"every_hours": 0.0001}]'
     engines = ["duckdb", *engines]
@@ -55,7 +40,7 @@ def check_same(job: Job, engines: Iterable[str]) -> None:
             job.run("--destination", engine, transform=transform)
 
     run(transform=True)
-    deleted = change(job)
+    deleted, _ = change(job)
     for transform in (False, True):
         run(transform=transform)
     places = {engine: Place.of(job.database, engine) for engine in engines}
@@ -73,9 +58,9 @@ def test_a_server_and_a_lake_have_the_answers_of_the_file(
     new_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with postgres.running(tmp_path / "server") as address:
+        for name, value in lake_at(address, tmp_path / "lake").items():
+            monkeypatch.setenv(name, value)
         monkeypatch.setenv("DESTINATION__POSTGRES__CREDENTIALS", address)
-        monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__CATALOG", address)
-        monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__BUCKET_URL", str(tmp_path / "lake"))
         check_same(new_job(chats=130, messages=1500), ["postgres", "ducklake"])
 
 

@@ -1,4 +1,5 @@
-"""The same job with its tables as files in a folder, Parquet or Delta. What Spark makes of them is in tests/spark."""
+"""The same job with its tables as files in a folder, Parquet or Delta. What Spark makes of them is in
+test_spark.py."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import pytest
 
 from hooks import spool, typing
 from job import Job
+from lake import change
 from sandbox import NewMessage
 from warehouse import lake_files
 from warehouse.destinations import destination_of
@@ -56,18 +58,13 @@ def test_the_rows_in_files_are_those_of_the_account(
     assert first["database"] == "filesystem"
     assert not job.database.exists()
 
-    account, now = job.server.account, datetime.now(UTC)
-    chats = sorted(job.server.truth().chats, key=lambda row: row["last_message_at"] or "")
-    account.rename(chats[3]["id"], "Another name", now)
-    account.delete_chat(chats[5]["id"])
-    for minutes in (0, 3):  # the second is late: others of its time have been read
-        late = now - timedelta(minutes=minutes)
-        account.add_message(NewMessage(chats[9]["id"], "outbound", "hello", late, "sent", metadata={"b": [1], "a": {}}))
+    deleted, written = change(job, {"b": [1], "a": {}})
+    now = datetime.now(UTC)
     for at in (now, now + timedelta(hours=1)):
-        spool(place, [typing(1, conversation_id=chats[9]["id"], created_at=at.isoformat())])
+        spool(place, [typing(1, conversation_id=written, created_at=at.isoformat())])
         last = job.run(*INTO).summary
     assert differing(files, job) == {}
-    assert query(files, "SELECT id FROM msgbubbles.chats WHERE deleted_at IS NOT NULL") == [(chats[5]["id"],)]
+    assert query(files, "SELECT id FROM msgbubbles.chats WHERE deleted_at IS NOT NULL") == [(deleted,)]
     [(occurred_at,)] = query(files, "SELECT occurred_at FROM msgbubbles.webhook_events")
     assert occurred_at == now, "what came first stays"
     assert query(files, "SELECT * FROM msgbubbles.rejected_rows") == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -11,9 +11,8 @@ import pytest
 
 from hooks import spool, typing
 from job import Job
-from lake import needs_spark, query
+from lake import change, needs_spark, query
 from marts_reference import check_marts
-from sandbox import NewMessage
 from warehouse.place import Place
 
 INTO = ("--destination", "filesystem")
@@ -38,19 +37,13 @@ def test_the_whole_job_with_spark(new_job: Callable[..., Job], table_format: str
     place = Place.of(job.database, "filesystem")
     assert job.run(*INTO, transform=True).summary["outcome"] == "complete"
 
-    account, now = job.server.account, datetime.now(UTC)
-    chats = sorted(job.server.truth().chats, key=lambda row: row["last_message_at"] or "")
-    account.rename(chats[3]["id"], "Another name", now)
-    account.delete_chat(chats[5]["id"])
-    for minutes in (0, 3):  # the second is late: others of its time have been read
-        late = now - timedelta(minutes=minutes)
-        account.add_message(NewMessage(chats[9]["id"], "inbound", "hello", late, "received"))
-    spool(place, [typing(1, conversation_id=chats[9]["id"], created_at=now.isoformat())])
+    deleted, written = change(job)
+    spool(place, [typing(1, conversation_id=written, created_at=datetime.now(UTC).isoformat())])
     for do_transform in (False, False, True):
         last = job.run(*INTO, transform=do_transform).summary
     assert (last["failed_tests"], last["held_marts"]) == ([], [])
-    deleted = query(place, "SELECT chat_id FROM marts.thread_activity WHERE deleted_at IS NOT NULL")
-    assert deleted == [{"chat_id": chats[5]["id"]}]
+    gone = query(place, "SELECT chat_id FROM marts.thread_activity WHERE deleted_at IS NOT NULL")
+    assert gone == [{"chat_id": deleted}]
     check_marts(partial(query, place))
     assert all(one["state"] != "failed" for one in job.ask("check", *INTO))
 

@@ -10,14 +10,13 @@ from zoneinfo import ZoneInfo
 import duckdb
 import pytest
 
-from marts_account import KEYS, Account
 from lake import needs_spark, query
+from marts_account import KEYS, Account
 from marts_reference import MARTS, World, differences
 from warehouse.destinations import destination_of
 from warehouse.place import Place
 from warehouse.tables import TABLES
 from warehouse.transform import Transforms, transform
-
 
 ZONE = ZoneInfo("America/New_York")
 # Two executors, each a process of its own.
