@@ -3,11 +3,13 @@
 MsgBubblesError
 ├── ConfigurationError      mend the configuration
 ├── RetryableError          try again later: the network, a malformed answer, 5xx
-│   └── RateLimitedError    try again when the window resets
+│   ├── RateLimitedError    try again when the window resets
+│   └── UnreachableError    no connection: check the network and `base_url`
 ├── PermanentError          do not repeat the request as it is: 4xx, or an API that breaks its own paging
 │   ├── NotFoundError       404: gone, or another account's
 │   └── ConflictError       409: `conflict`, `not_a_group`
-├── AuthenticationError     401, 403: mend the key or the account
+├── AuthenticationError     401: fix the key
+│   └── ForbiddenError      403: this object, this endpoint or the whole account is closed to the key
 └── Halt                    not a fault: the caller asked to stop
     ├── Interrupted         Ctrl-C, or SIGTERM
     └── RequestsSpent       the requests allowed to this run are used up
@@ -53,6 +55,10 @@ class RateLimitedError(RetryableError):
     retry_after_seconds: float | None = None
 
 
+class UnreachableError(RetryableError):
+    """No connection to the API: the network, the host name, the port or the certificate."""
+
+
 class PermanentError(ApiError):
     """The same request will fail again."""
 
@@ -66,7 +72,12 @@ class ConflictError(PermanentError):
 
 
 class AuthenticationError(ApiError):
-    """401: the key is wrong. 403: the key is right and the account is inactive."""
+    """401: the key is wrong."""
+
+
+class ForbiddenError(AuthenticationError):
+    """403: the key is right; this object, this endpoint or the whole account is closed to it. Which one it is only
+    shows from what else answers."""
 
 
 class Halt(MsgBubblesError):  # noqa: N818 - not an error

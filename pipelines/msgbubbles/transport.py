@@ -32,12 +32,14 @@ from .errors import (
     AuthenticationError,
     ConfigurationError,
     ConflictError,
+    ForbiddenError,
     Interrupted,
     NotFoundError,
     PermanentError,
     RateLimitedError,
     RequestsSpent,
     RetryableError,
+    UnreachableError,
 )
 
 T = TypeVar("T")
@@ -253,7 +255,7 @@ class Transport:
     def _send(self, request: httpx.Request) -> Answer:
         read_at = self._clock.now()
         self.last_said = None
-        fault = ""
+        fault, kind = "", RetryableError
         try:
             began = time.monotonic()
             response = self._http.send(request, stream=True)
@@ -264,9 +266,10 @@ class Transport:
             self._took(time.monotonic() - began)
         except (httpx.TransportError, httpx.DecodingError) as error:
             fault = _unreachable(error, request.url.host)
+            kind = UnreachableError if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) else RetryableError
         if fault:
             # Raised here and not from httpx's error, which knows the URL and may quote a header.
-            raise RetryableError(f"the API could not be reached: {fault}")
+            raise kind(f"the API could not be reached: {fault}")
         request_id = _id_of(response.headers.get("X-Request-Id"))
         if response.is_success:
             at = _server_time(response) or read_at
@@ -402,13 +405,11 @@ def _failure(response: httpx.Response, body: bytes, request_id: str | None) -> E
         now = _server_time(response) or datetime.now(UTC)
         limited.retry_after_seconds = retry_after_seconds(response.headers.get("Retry-After"), now)
         return limited
-    if status in (401, 403):
-        hint = (
-            "check the API key"
-            if status == 401
-            else "the key is fine, the account is not active; see to that with MsgBubbles"
-        )
-        return AuthenticationError(f"{message}: {hint}", status=status, code=code, request_id=request_id)
+    if status == 401:
+        return AuthenticationError(f"{message}: check the API key", status=status, code=code, request_id=request_id)
+    if status == 403:
+        hint = "the key is fine, the account is not active; see to that with MsgBubbles"
+        return ForbiddenError(f"{message}: {hint}", status=status, code=code, request_id=request_id)
     if response.is_redirect:
         return PermanentError(
             f"{message}: redirects are not followed with the key; mend base_url",

@@ -111,6 +111,11 @@ class Api:
                 if self.random.random() < knobs.server_errors:
                     raise self.random.choice([Fault(502, "send_failed", "Bad gateway"), Fault(503, "unavailable", "")])
                 self._check_refusal(request)
+                if knobs.answer and (given := knobs.answer(request.method, request.url.path, request.query_params)):
+                    self.requests.append(
+                        Seen(request.method, request.url.path, dict(request.query_params), given[0], 0)
+                    )
+                    return Response(given[2], given[0], {**headers, **given[1]})
                 status, body = await handler(request)
                 if self.random.random() < knobs.errors_after_acting:
                     raise Fault(502, "send_failed", "Bad gateway, after all was done")
@@ -120,6 +125,8 @@ class Api:
             count = len(rows) if isinstance(rows, list) else 0
             self.requests.append(Seen(request.method, request.url.path, dict(request.query_params), status, count))
             content = msgspec.json.encode({**body, "request_id": request_id})
+            if status < 300 and knobs.transform_body:
+                content = knobs.transform_body(request.url.path, content)
             if status < 300 and self.random.random() < knobs.malformed_bodies:
                 content = content[: len(content) // 2] if self.random.random() < 0.5 else content.replace(b'"', b"'", 9)
             kind = CutResponse if status < 300 and self.random.random() < knobs.cut_bodies else Response

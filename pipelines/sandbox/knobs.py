@@ -3,7 +3,7 @@ any of them while the server runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -55,6 +55,10 @@ class Knobs:
     unreachable: set[str] = field(default_factory=set)
     # Says of a request (method, path) with which status and code it is refused.
     refusal: Callable[[str, str], tuple[int, str] | None] | None = None
+    # Answers a request (method, path, query) in place of the account: status, headers and body as they are sent.
+    answer: Callable[[str, str, Mapping[str, str]], tuple[int, dict[str, str], bytes] | None] | None = None
+    # Changes the body of a successful answer (path, body): for JSON that no encoder writes.
+    transform_body: Callable[[str, bytes], bytes] | None = None
 
     participants_on_detail: bool = True
     sender_on_messages: bool = True
