@@ -14,10 +14,11 @@ from . import coverage as plan
 from . import repairs
 from .client import Client
 from .coverage import Coverage, Piece, Task
-from .errors import Halt, MsgBubblesError, NotFoundError, PermanentError
+from .errors import ForbiddenError, Halt, MsgBubblesError, NotFoundError, PermanentError
+from .failed_reads import FailedReads, failed_reads_of
 from .in_flight import InFlight, OneByOne, walks_at_once
 from .landing import Landing, NewChat
-from .models import Chat, Message, Page, R, StreamCoverage, fingerprint, unknown_fields
+from .models import Chat, Message, Number, Page, R, StreamCoverage, fingerprint, unknown_fields
 from .run import Run, ShareSpent, SliceEnd, State, known_overflows, save_overflows
 from .settings import Settings
 from .stored import instant
@@ -446,9 +447,19 @@ class ThreadReader(StreamReader[Chat]):
 
     reads_ahead = False
 
-    def __init__(self, client: Client, landing: Landing, state: State, settings: Settings, run: Run) -> None:
-        super().__init__("messages", lambda before: client.list_chats(before=before), landing, state, settings, run)
+    def __init__(
+        self,
+        fetch: Fetch[Chat],
+        client: Client,
+        landing: Landing,
+        state: State,
+        settings: Settings,
+        run: Run,
+        failed: FailedReads,
+    ) -> None:
+        super().__init__("messages", fetch, landing, state, settings, run)
         self._client = client
+        self._failed = failed
         # Messages older than this have been read in every thread: up to here no thread is missing.
         complete_to = self.coverage.complete_to(settings.start_ms)
         self._floor_ms = (
@@ -515,8 +526,10 @@ class ThreadReader(StreamReader[Chat]):
             self.count(page)
             return page
 
+        if self._failed.is_waiting("thread", chat.id, lo_ms):
+            return
         # A thread that is deleted while its page is read is not there to be read.
-        with suppress(NotFoundError):
+        with self._failed.attempt("thread", chat.id, lo_ms), suppress(NotFoundError):
             for step in walk(fetch, lo_ms=lo_ms, before_ms=None, stream=self.stream):
                 if step.overflow:
                     self.progress.overflows.add(step.overflow)
@@ -525,23 +538,17 @@ class ThreadReader(StreamReader[Chat]):
 
 
 def read_messages(client: Client, landing: Landing, state: State, settings: Settings, run: Run) -> Iterator[Any]:
-    """Messages, from the account's feed where the API answers it, else thread by thread.
+    """Messages, from the account's feed where the API answers it, else chat by chat.
 
-    Which it is is found out by the first page, and remembered in `state`; either way has its own coverage there.
+    An API that refuses the feed is asked for it again once a day; while the feed only fails, this run reads chat by
+    chat. Each way has its own coverage in `state`.
     """
+    failed = FailedReads(state, run, client)
     if run.repair is not None:
         if run.repair.overflows:
-            yield from repairs.read_overflows(client, landing, state["by_feed"], run)
+            yield from repairs.read_overflows(client, landing, state["by_feed"], run, failed)
         return
-    first: Page[Message] | None = None
-    if state.get("feed") is not False:
-        try:
-            first = client.list_messages()
-        except PermanentError as error:
-            if error.status not in FEED_REFUSED:
-                raise
-        if first is None or len(first):
-            state["feed"] = first is not None
+    first = _first_of_feed(client, state, run, failed)
     # An empty feed may be an account without messages, or an API that answers nothing without a conversation.
     run.feed = bool(first)
     if first:
@@ -554,10 +561,50 @@ def read_messages(client: Client, landing: Landing, state: State, settings: Sett
 
         yield from StreamReader("messages", fetch, landing, state.setdefault("by_feed", {}), settings, run).read()
     else:
-        yield from ThreadReader(client, landing, state.setdefault("by_thread", {}), settings, run).read()
+
+        def listed(before: str | None) -> Page[Chat]:
+            page = client.list_chats(before=before)
+            if state.get("feed_refused_ms") is not None:
+                state["feed"] = False  # said by an API that answers something else
+            return page
+
+        by_thread = state.setdefault("by_thread", {})
+        _add_coverage_of_feed(by_thread, state.get("by_feed", {}), settings.start_ms)
+        yield from ThreadReader(listed, client, landing, by_thread, settings, run, failed).read()
+    for thread in failed.due("thread"):
+        from_ms = settings.start_ms if thread.from_ms is None else thread.from_ms
+        yield from repairs.read_thread(client, landing, thread.id, from_ms, run, failed)
 
 
-FEED_REFUSED = frozenset({400, 404, 405, 422})
+def _first_of_feed(client: Client, state: State, run: Run, failed: FailedReads) -> Page[Message] | None:
+    """The newest page of the account's feed; null where the API refuses it, or does not manage to answer it."""
+    now_ms = epoch_ms(run.clock.now())
+    is_refused = state.get("feed") is False and now_ms - state.get("feed_refused_ms", 0) < plan.DAY_MS
+    if is_refused or failed.is_waiting("feed", "messages"):
+        return None
+    first: Page[Message] | None = None
+    with failed.attempt("feed", "messages"):
+        try:
+            first = client.list_messages()
+        except (PermanentError, ForbiddenError):
+            state["feed_refused_ms"] = now_ms
+    if first:
+        state["feed"] = True
+        state.pop("feed_refused_ms", None)
+    return first
+
+
+def _add_coverage_of_feed(by_thread: State, by_feed: State, start_ms: int) -> None:
+    """What the feed has shown without a gap since the start need not be read again chat by chat."""
+    of_feed = Coverage((lo, hi, read) for lo, hi, read in by_feed.get("covered", ()))
+    complete_to = of_feed.complete_to(start_ms)
+    if complete_to is None:
+        return
+    covered = Coverage((lo, hi, read) for lo, hi, read in by_thread.get("covered", ()))
+    if (covered.complete_to(start_ms) or 0) < complete_to:
+        for lo, hi, read in of_feed.pieces:
+            covered.add(lo, min(hi, complete_to), read)
+        by_thread["covered"] = [list(piece) for piece in covered.pieces]
 
 
 def read_chats(client: Client, landing: Landing, state: State, settings: Settings, run: Run) -> Iterator[Any]:
@@ -574,7 +621,14 @@ def read_chats(client: Client, landing: Landing, state: State, settings: Setting
 
 def read_numbers(client: Client, landing: Landing, state: State, _settings: Settings, run: Run) -> Iterator[Any]:
     """The account's own numbers: one request, whatever their number."""
-    page = client.list_numbers()
+    failed = FailedReads(state, run, client)
+    if failed.is_waiting("numbers", "numbers"):
+        return
+    page: Page[Number] | None = None
+    with failed.attempt("numbers", "numbers"), suppress(NotFoundError):  # one way to write an empty list
+        page = client.list_numbers()
+    if page is None:
+        return
     progress = run.progress("numbers")
     progress.pages += 1
     progress.rows += len(page.rows)
@@ -612,6 +666,7 @@ def read_stream(
         run.error = run.error or error
     _put_coverage(landing, state, run)
     yield from _announced(landing.rest(), run)
+    run.failed_reads[landing.stream] = failed_reads_of(state)
 
 
 def _put_coverage(landing: Landing, state: State, run: Run) -> None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .coverage import Coverage
-from .errors import AuthenticationError, Halt, MsgBubblesError, RetryableError
+from .errors import ApiError, Halt, MsgBubblesError
+from .failed_reads import FailedRead, is_of_unit
 from .in_flight import InFlight, InThreads
 from .landing import Changes
 from .settings import Settings
@@ -83,11 +84,18 @@ class Run:
     feed: bool | None = None
     halt: Halt | None = None
     error: MsgBubblesError | None = None
+    # By resource, what could not be read; and what of it failed in this run, to be left alone until the next.
+    failed_reads: dict[str, list[FailedRead]] = field(default_factory=dict)
+    failed_now: set[tuple[str, str]] = field(default_factory=set)
+    failures_in_a_row: int = 0
+    failed_reads_changed: bool = False
 
     @property
     def stopped(self) -> bool:
         """Whether another request would be unwanted, or useless."""
-        return self.halt is not None or isinstance(self.error, AuthenticationError | RetryableError)
+        if self.halt is not None:
+            return True
+        return isinstance(self.error, ApiError) and (not is_of_unit(self.error) or not self.traffic.answered)
 
     @property
     def unfinished(self) -> bool:

@@ -14,8 +14,8 @@ import ssl
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -83,11 +83,13 @@ class Clock:
 
 @dataclass
 class Traffic:
-    """What was sent and what came back, for progress and the run record. `budget_used` are the requests of all
+    """What was sent and what came back, for progress and the run record. `answered` requests got what they asked for.
+    `budget_used` are the requests of all
     processes in the current window; without a budget it is 0. `retry_after` is whether a 429 said how long to wait,
     null where there was none. `latency_seconds` is how long the last requests took to be answered."""
 
     requests: Counter[str] = field(default_factory=Counter)
+    answered: int = 0
     rate_limited: int = 0
     retry_after: bool | None = None
     retries: int = 0
@@ -186,6 +188,16 @@ class Transport:
         if self._budget:
             self._budget.close()
 
+    @contextmanager
+    def at_most(self, attempts: int) -> Iterator[None]:
+        """Try each request no more often than this until the block ends."""
+        configured = self._max_attempts
+        self._max_attempts = min(configured, attempts)
+        try:
+            yield
+        finally:
+            self._max_attempts = configured
+
     def request(
         self,
         method: str,
@@ -215,7 +227,9 @@ class Transport:
             self._admit(endpoint)
             answer = self._send(self._http.build_request(method, path, params=params, content=content, headers=headers))
             with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                return decode(answer)
+                decoded = decode(answer)
+                self.traffic.answered += 1
+                return decoded
             # Raised here and not where the decoder's error is handled: that one may quote the body.
             raise RetryableError(f"{endpoint}: malformed answer", status=answer.status, request_id=answer.request_id)
 
@@ -408,7 +422,7 @@ def _failure(response: httpx.Response, body: bytes, request_id: str | None) -> E
     if status == 401:
         return AuthenticationError(f"{message}: check the API key", status=status, code=code, request_id=request_id)
     if status == 403:
-        hint = "the key is fine, the account is not active; see to that with MsgBubbles"
+        hint = "the key is fine; this is closed to it, or the account is not active: ask MsgBubbles"
         return ForbiddenError(f"{message}: {hint}", status=status, code=code, request_id=request_id)
     if response.is_redirect:
         return PermanentError(
