@@ -3,9 +3,9 @@
     python pipelines/chats.py                 # with the API key from dlt_config/secrets.toml or the environment
     python pipelines/chats.py --sandbox       # with a made-up account on this machine
 
-Exit status: 0 complete; 3 complete, but look at it: rows were rejected or are out of reach, marts failed a data test,
-or a check, a comparison or an age is not as it should be; 1 failed, the next run goes on; 2 wrong usage or
-configuration; 75 another job runs on the database; 130 stopped by Ctrl-C or SIGTERM, nothing is lost.
+Exit status: 0 complete; 3 complete, but look at it: rows were rejected, something could not be read or is out of reach,
+marts failed a data test, or a check, a comparison or an age is not as it should be; 1 failed, the next run goes on;
+2 wrong usage or configuration; 75 another job runs on the database; 130 stopped by Ctrl-C or SIGTERM, nothing is lost.
 """
 
 from __future__ import annotations
@@ -490,7 +490,7 @@ def _status_of(run: Run, report: Report) -> int:
     if run.error is not None:
         return EXIT_FAILED
     lossy = any(progress.rejected or progress.standing for progress in run.streams.values())
-    return EXIT_INCOMPLETE if lossy or report.tested.failed_tests else 0
+    return EXIT_INCOMPLETE if lossy or report.failed_reads or report.tested.failed_tests else 0
 
 
 def _number(key: str, default: int, *, at_least: int) -> int:

@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Raw
 
 from .budget import RequestBudget
-from .errors import PermanentError
+from .errors import NotFoundError, PermanentError
 from .models import Chat, Message, Number, Page, R, RejectedRow, Webhook, read_row
 from .transport import Answer, Transport
 
@@ -195,10 +195,19 @@ class Client:
         given: dict[str, str | int] = {name: value for name, value in params.items() if value is not None}
         if limit is not None:
             given["limit"] = limit
-        endpoint = f"GET /{path}"
-        return self.transport.request(
-            "GET", path, endpoint=endpoint, decode=partial(_decode_page, model, path, limit), params=given
-        )
+        try:
+            return self.transport.request(
+                "GET", path, endpoint=f"GET /{path}", decode=partial(_decode_page, model, path, limit), params=given
+            )
+        except NotFoundError as error:
+            if not self.transport.traffic.answered:
+                # Every address is unknown to a server that is not the API.
+                error.args = (f"{error}: is /v1 missing from base_url?",)
+            elif path != "messages":
+                # One way to write an empty list. Of messages it may mean an unknown chat, or no feed.
+                now = self.transport.clock.now()
+                return Page([], [], has_more=False, full=False, read_at=now, server_at=now)
+            raise
 
     def _chat(
         self,

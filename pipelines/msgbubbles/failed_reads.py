@@ -7,7 +7,7 @@ key, no connection, a rate limit that does not reset, a stop.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
@@ -134,7 +134,7 @@ class FailedReads:
         self._run.failures_in_a_row += 1
         if self._run.failures_in_a_row % FAILURES_BEFORE_PROBE == 0:
             try:
-                self._client.list_chats(limit=1)
+                self._client.list_chats()
             except ApiError:
                 raise error from None
 
@@ -145,6 +145,12 @@ class FailedReads:
     def _write(self) -> None:
         self._state[KEY] = [asdict(entry) for entry in self._entries.values()]
         self._run.failed_reads_changed = True
+
+
+def all_failed_reads(states: Mapping[str, State]) -> list[FailedRead]:
+    """The failed reads of all resources, by kind and id; what failed in two of them counts once."""
+    found = {(one.kind, one.id): one for state in states.values() for one in failed_reads_of(state)}
+    return [found[key] for key in sorted(found)]
 
 
 def failed_reads_of(state: State) -> list[FailedRead]:

@@ -15,7 +15,7 @@ from . import repairs
 from .client import Client
 from .coverage import Coverage, Piece, Task
 from .errors import ForbiddenError, Halt, MsgBubblesError, NotFoundError, PermanentError
-from .failed_reads import FailedReads, failed_reads_of
+from .failed_reads import FailedReads
 from .in_flight import InFlight, OneByOne, walks_at_once
 from .landing import Landing, NewChat
 from .models import Chat, Message, Number, Page, R, StreamCoverage, fingerprint, unknown_fields
@@ -666,7 +666,6 @@ def read_stream(
         run.error = run.error or error
     _put_coverage(landing, state, run)
     yield from _announced(landing.rest(), run)
-    run.failed_reads[landing.stream] = failed_reads_of(state)
 
 
 def _put_coverage(landing: Landing, state: State, run: Run) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from .coverage import Coverage
 from .errors import ApiError, Halt, MsgBubblesError
-from .failed_reads import FailedRead, is_of_unit
+from .failed_reads import is_of_unit
 from .in_flight import InFlight, InThreads
 from .landing import Changes
 from .settings import Settings
@@ -84,8 +84,7 @@ class Run:
     feed: bool | None = None
     halt: Halt | None = None
     error: MsgBubblesError | None = None
-    # By resource, what could not be read; and what of it failed in this run, to be left alone until the next.
-    failed_reads: dict[str, list[FailedRead]] = field(default_factory=dict)
+    # Units that failed in this run, by kind and id: they are left alone until the next.
     failed_now: set[tuple[str, str]] = field(default_factory=set)
     failures_in_a_row: int = 0
     failed_reads_changed: bool = False

@@ -161,7 +161,7 @@ class Transport:
         self._patience_seconds = rate_limit_patience_seconds
         self._counting = threading.Lock()
         self._backoff = tenacity.wait_random_exponential(multiplier=0.5, max=max_backoff_seconds)
-        self._clock = clock or Clock()
+        self.clock = clock or Clock()
         self._http = httpx.Client(
             base_url=url,
             headers={
@@ -267,7 +267,7 @@ class Transport:
             raise Interrupted("stopped")
 
     def _send(self, request: httpx.Request) -> Answer:
-        read_at = self._clock.now()
+        read_at = self.clock.now()
         self.last_said = None
         fault, kind = "", RetryableError
         try:
@@ -431,7 +431,8 @@ def _failure(response: httpx.Response, body: bytes, request_id: str | None) -> E
             request_id=request_id,
         )
     kinds: dict[int, type[PermanentError]] = {404: NotFoundError, 409: ConflictError}
-    kind = RetryableError if status >= 500 or status in (408, 425) else kinds.get(status, PermanentError)
+    is_passing = (status >= 500 and status != 501) or status in (408, 425)
+    kind = RetryableError if is_passing else kinds.get(status, PermanentError)
     return kind(message, status=status, code=code, request_id=request_id)
 
 

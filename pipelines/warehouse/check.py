@@ -16,6 +16,7 @@ import msgspec
 
 from msgbubbles.client import Client
 from msgbubbles.errors import ConfigurationError, MsgBubblesError, PermanentError
+from msgbubbles.failed_reads import all_failed_reads
 from msgbubbles.models import Chat, Message, Page
 from msgbubbles.transport import Transport
 from msgbubbles.walk import cursor_ms, iso
@@ -25,6 +26,7 @@ from .destinations import destination_of
 from .known import Known
 from .lock import holder_of
 from .place import Place, UsageError
+from .report import failed_reads
 from .transform import TransformError, compile_models
 
 MIN_FREE_BYTES = 1_000_000_000
@@ -53,6 +55,7 @@ def findings(place: Place, connect: Callable[[], Transport]) -> Iterator[Finding
     yield _disk(place)
     yield _lock(place)
     yield _last_run(place)
+    yield _failed_reads(place)
     yield _models(place)
     try:
         transport = connect()
@@ -124,6 +127,16 @@ def _last_run(place: Place) -> Finding:
     if last["exit_status"] in (0, 3, 130):
         return Finding("last run", "ok", what)
     return Finding("last run", "failed", f"{what}: {last['error']}", "mend what it says and run again")
+
+
+def _failed_reads(place: Place) -> Finding:
+    try:
+        failed = failed_reads(all_failed_reads(Known(place).states()))
+    except (UsageError, ConfigurationError):
+        failed = []  # reported already
+    if failed:
+        return Finding("failed reads", "failed", "; ".join(failed), "ask MsgBubbles about these, if they keep failing")
+    return Finding("failed reads", "ok", "everything that was asked for could be read")
 
 
 def _records(place: Place) -> list[dict[str, Any]]:

@@ -46,7 +46,7 @@ Format = Literal["parquet", "delta"]
 # Stands for the name of an only account; no account can be called so.
 NAMELESS = "_"
 # The job's own tables, each one file.
-OWN = ("sync_runs", "privacy")
+OWN = ("sync_runs", "failed_reads", "privacy")
 # A table of more files than this becomes one again.
 MOST_FILES = 100
 # How long what is not shown any more stays for those who are reading it.

@@ -7,7 +7,8 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +24,7 @@ from .place import Place
 if TYPE_CHECKING:
     from msgbubbles import Run
     from msgbubbles.coverage import Coverage
+    from msgbubbles.failed_reads import FailedRead
     from msgbubbles.run import StreamProgress
 
     from .check import Finding
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_LINES = 15.0
 DIFFERENCES_SHOWN = 50
+FAILED_SHOWN = 5
 # dlt's own steps, which are parts of the phase `load`.
 LOAD_STEPS = ("extract", "normalize", "commit", "sync")
 
@@ -95,7 +98,7 @@ class Reporter:
             f"{phase} {spent:.1f} s" for phase, spent in report.seconds.items() if phase not in LOAD_STEPS
         )
         self._output.print(f"{_requests(run)}; {seconds}")
-        for warning in [*warnings(run), *held_back(report)]:
+        for warning in [*warnings(run), *failed_reads(report.failed_reads), *held_back(report)]:
             self._output.print(f"[yellow]{warning}[/yellow]")
         if not report.published:
             if run.error is None and run.halt is None:
@@ -195,6 +198,22 @@ def warnings(run: Run) -> list[str]:
     return found
 
 
+def failed_reads(failed: Sequence[FailedRead]) -> list[str]:
+    """What could not be read, for people: by kind, with the first ids and the last error."""
+    lines = []
+    for kind in sorted({one.kind for one in failed}):
+        of_kind = [one for one in failed if one.kind == kind]
+        ids = ", ".join(one.id for one in of_kind[:FAILED_SHOWN])
+        more = f" and {len(of_kind) - FAILED_SHOWN:,} more" if len(of_kind) > FAILED_SHOWN else ""
+        last = max(of_kind, key=lambda one: one.last_tried_ms)
+        error = " ".join(str(one) for one in (last.http_status, last.error_code) if one) or "no answer"
+        lines.append(
+            f"could not be read: {kind} {ids}{more} ({error}); everything else was, and these are tried again. "
+            "They are in msgbubbles.failed_reads"
+        )
+    return lines
+
+
 def held_back(report: Report) -> list[str]:
     """What the data tests found, for people."""
     tested = report.tested
@@ -248,6 +267,7 @@ def as_dict(place: Place, run: Run, report: Report, exit_status: int, *, error: 
         "streams": {name: _stream_dict(progress, run.landed(name)) for name, progress in run.streams.items()},
         "repaired": {what: count for what, count in run.repaired.items() if count},
         "expired": report.expired,
+        "failed_reads": dict(Counter(one.kind for one in report.failed_reads)),
         "failed_tests": report.tested.failed_tests,
         "held_marts": report.held_marts,
         "versions": _versions(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -10,9 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from msgbubbles.coverage import HOUR_MS, Coverage
+from msgbubbles.failed_reads import FailedRead, all_failed_reads
 from msgbubbles.stored import instant
 
 from .known import Known
+from .report import failed_reads
 
 TIMELINE_CELLS = 60
 RUNS_SHOWN = 10
@@ -31,6 +33,7 @@ class Status:
     missing: dict[str, int]
     standing: dict[str, int]
     requests_last_hour: int
+    failed_reads: list[FailedRead]
     runs: list[dict[str, Any]]
 
     def as_dict(self) -> dict[str, Any]:
@@ -39,6 +42,7 @@ class Status:
             "age_minutes": None if self.age_minutes is None else round(self.age_minutes, 1),
             "missing_stretches": self.missing,
             "tie_overflows": self.standing,
+            "failed_reads": [asdict(one) for one in self.failed_reads],
             "requests_last_hour": self.requests_last_hour,
             "runs": self.runs,
         }
@@ -61,6 +65,7 @@ def status_of(known: Known, start_ms: int, now: datetime) -> Status:
             for record in records
             if datetime.fromisoformat(record["started_at"]) > hour_ago
         ),
+        failed_reads=all_failed_reads(known.states()),
         runs=records[-RUNS_SHOWN:],
     )
 
@@ -94,6 +99,8 @@ def show(status: Status, known: Known, start_ms: int, now: datetime, console: Co
             console.print(f"         {status.standing[stream]:,} tie overflows: rows of these instants may be missing")
     shades = "  ".join(f"{shade} read within {_hours(ms)}" for ms, shade in SHADES)
     console.print(f"         [dim]{shades}  {OLD} longer ago  {NEVER} never[/dim]", highlight=False, soft_wrap=True)
+    for line in failed_reads(status.failed_reads):
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False)
     for heading in ("run", "outcome", "requests", "new", "changed", "rejected", "seconds"):
         table.add_column(heading, justify="left" if heading in ("run", "outcome") else "right")

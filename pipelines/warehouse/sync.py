@@ -22,13 +22,14 @@ from dlt.pipeline.exceptions import PipelineStepFailed
 
 from msgbubbles import Run, msgbubbles_source, repairs
 from msgbubbles.errors import Interrupted, MsgBubblesError
+from msgbubbles.failed_reads import FailedRead, all_failed_reads
 from msgbubbles.run import Repair
 from msgbubbles.settings import Settings
 from msgbubbles.stored import Warehouse
 
 from . import privacy
 from .destinations import Destination, destination_of
-from .journal import Journal, store
+from .journal import Journal, store, store_failed_reads
 from .place import PIPELINE, Place
 from .transform import Transforms, Verdict, is_outdated, transform, verdict
 
@@ -48,6 +49,8 @@ class Report:
     held_marts: list[str] = field(default_factory=list)
     # What was older than the privacy policy keeps: texts, threads and messages.
     expired: dict[str, int] = field(default_factory=dict)
+    # What could not be read, in this run or one before, and is tried again.
+    failed_reads: list[FailedRead] = field(default_factory=list)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -106,6 +109,7 @@ def sync(
                 say(f"slice {report.slices} is loaded")
         if run.error is None and run.halt is None:
             _repair(place, run, pipeline, load, say)
+    _note_failed_reads(place, run, pipeline, report)
     # Whoever stops a run wants it to end now: the marts are brought up to date by the next one.
     if run.stop.is_set():
         run.halt = run.halt or Interrupted("stopped")
@@ -134,8 +138,15 @@ def repair(
             pipeline.run()
         pipeline.run(msgbubbles_source(run=run, **source_options).with_resources("chats"))
         _add_steps(pipeline, report)
+    _note_failed_reads(place, run, pipeline, report)
     if not run.stop.is_set():
         _finish(place, report, record, say, transforms, with_transform=True, publish_minutes=math.inf)
+
+
+def _note_failed_reads(place: Place, run: Run, pipeline: dlt.Pipeline, report: Report) -> None:
+    report.failed_reads = all_failed_reads(states_of(pipeline))
+    if run.failed_reads_changed:
+        place.set_pending("publish")
 
 
 def _finish(
@@ -165,6 +176,7 @@ def _finish(
         with report.timed("publish"):
             with destination.writing() as connection:
                 store(connection, [*Journal(place.folder).records(), record()], destination.landed)
+                store_failed_reads(connection, report.failed_reads, destination.landed)
                 privacy.store(connection, place, destination.landed)
                 report.rows_in_warehouse = _row_counts(connection)
             report.published_bytes = destination.publish(report.held_marts)
