@@ -8,7 +8,7 @@ key, no connection, a rate limit that does not reset, a stop.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -43,7 +43,7 @@ def is_of_unit(error: BaseException) -> bool:
 @dataclass(frozen=True)
 class FailedRead:
     """One unit that failed whenever it was tried since `since_ms`. Times are milliseconds since 1970, by this machine's
-    clock. `from_ms`: the time from which the messages of a chat are missing, null for other kinds. `http_status` and
+    clock. `from_ms`: the time from which rows of the unit are missing, null where it has no time. `http_status` and
     `error_code` are of the last answer, null where there was none."""
 
     kind: Kind
@@ -87,38 +87,47 @@ class FailedReads:
             self._save(FailedRead(**asdict(entry) | {"from_ms": from_ms}))
         return (kind, unit_id) in self._run.failed_now or entry.next_try_ms > epoch_ms(self._run.clock.now())
 
+    def all(self, kind: Kind) -> list[FailedRead]:
+        """The failed units of a kind."""
+        return [entry for entry in self._entries.values() if entry.kind == kind]
+
     def due(self, kind: Kind) -> list[FailedRead]:
         """The failed units of a kind that are to be tried now."""
-        entries = [entry for entry in self._entries.values() if entry.kind == kind]
-        return [entry for entry in entries if not self.is_waiting(kind, entry.id)]
+        return [entry for entry in self.all(kind) if not self.is_waiting(kind, entry.id)]
 
     @contextmanager
     def attempt(self, kind: Kind, unit_id: str, from_ms: int | None = None) -> Iterator[Attempt]:
         """Record what goes wrong with one unit inside the block, or that it succeeds now. Raises what is not about the
         unit, and the unit's error where the API does not answer at all any more."""
-        before = self._entries.get((kind, unit_id))
         attempt = Attempt()
-        is_suspect = before is not None or self._run.failures_in_a_row > 0
-        transport = self._client.transport
+        is_suspect = (kind, unit_id) in self._entries or self._run.failures_in_a_row > 0
         try:
-            with transport.at_most(TRIES_AFTER_A_FAILURE) if is_suspect else nullcontext():
+            with self.few_tries() if is_suspect else nullcontext():
                 yield attempt
         except ApiError as error:
             if not is_of_unit(error):
                 raise
             attempt.succeeded = False
-            self._record(kind, unit_id, before, error, from_ms)
-            self._check_api(error)
+            self.record(kind, unit_id, error, from_ms)
+            self.check_api(error)
         else:
             self._run.failures_in_a_row = 0
-            is_whole = before is not None and (before.from_ms is None or (from_ms or 0) <= before.from_ms)
-            if is_whole:
-                del self._entries[kind, unit_id]
-                self._write()
+            before = self._entries.get((kind, unit_id))
+            if before is not None and (before.from_ms is None or (from_ms or 0) <= before.from_ms):
+                self.remove(before)
 
-    def _record(
-        self, kind: Kind, unit_id: str, before: FailedRead | None, error: ApiError, from_ms: int | None
-    ) -> None:
+    def few_tries(self) -> AbstractContextManager[None]:
+        """Until the block ends, requests are tried as often as those for units that failed before."""
+        return self._client.transport.at_most(TRIES_AFTER_A_FAILURE)
+
+    def remove(self, entry: FailedRead) -> None:
+        """Forget a unit, which has been read."""
+        del self._entries[entry.kind, entry.id]
+        self._write()
+
+    def record(self, kind: Kind, unit_id: str, error: ApiError, from_ms: int | None = None) -> None:
+        """Record that a unit failed, or failed again."""
+        before = self._entries.get((kind, unit_id))
         now_ms = epoch_ms(self._run.clock.now())
         missing_from = [one for one in (from_ms, before.from_ms if before else None) if one is not None]
         self._save(
@@ -129,14 +138,17 @@ class FailedReads:
         )  # fmt: skip
         self._run.failed_now.add((kind, unit_id))
 
-    def _check_api(self, error: ApiError) -> None:
+    def check_api(self, error: ApiError) -> None:
         """Raise `error` where one unit after another fails because the API answers nothing."""
         self._run.failures_in_a_row += 1
-        if self._run.failures_in_a_row % FAILURES_BEFORE_PROBE == 0:
-            try:
-                self._client.list_chats()
-            except ApiError:
-                raise error from None
+        if self._run.failures_in_a_row % FAILURES_BEFORE_PROBE:
+            return
+        with self.few_tries():
+            for request in (self._client.list_numbers, self._client.list_chats):
+                with suppress(ApiError):
+                    request()
+                    return
+        raise error
 
     def _save(self, entry: FailedRead) -> None:
         self._entries[entry.kind, entry.id] = entry

@@ -14,15 +14,15 @@ from . import coverage as plan
 from . import repairs
 from .client import Client
 from .coverage import Coverage, Piece, Task
-from .errors import ForbiddenError, Halt, MsgBubblesError, NotFoundError, PermanentError
-from .failed_reads import FailedReads
+from .errors import ApiError, ForbiddenError, Halt, MsgBubblesError, NotFoundError, PermanentError
+from .failed_reads import FailedReads, is_of_unit
 from .in_flight import InFlight, OneByOne, walks_at_once
 from .landing import Landing, NewChat
 from .models import Chat, Message, Number, Page, R, StreamCoverage, fingerprint, unknown_fields
 from .run import Run, ShareSpent, SliceEnd, State, known_overflows, save_overflows
 from .settings import Settings
 from .stored import instant
-from .walk import Step, Walk, cursor_ms, epoch_ms, walk
+from .walk import Step, Walk, cursor_ms, epoch_ms, iso, walk
 
 Fetch = Callable[[str | None], Page[R]]
 
@@ -30,6 +30,8 @@ Fetch = Callable[[str | None], Page[R]]
 # A run that comes after a long pause does not make up for all of it: it would take as long.
 MAX_MINUTES_BETWEEN_RUNS = 60.0
 NEVER_MS = 2**53
+# A page that cannot be read is passed over in steps that grow by this, until the API answers below it.
+GROWTH_OF_PASSED_TIME = 4
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,17 @@ class StreamReader(Generic[R]):
     reads_ahead = True
 
     def __init__(
-        self, stream: str, fetch: Fetch[R], landing: Landing, state: State, settings: Settings, run: Run
+        self,
+        stream: str,
+        fetch: Fetch[R],
+        landing: Landing,
+        state: State,
+        settings: Settings,
+        run: Run,
+        failed: FailedReads | None = None,
     ) -> None:
         self.stream = stream
+        self.failed = failed
         self.landing = landing
         self.settings = settings
         self.progress = run.progress(stream)
@@ -187,7 +197,12 @@ class StreamReader(Generic[R]):
         # A head that is cut off leaves a gap, and every slice reads a page of the gaps at least: so the slices of a run
         # come to an end, however busy the account is.
         self._pages_left = None if self._pages_left is None else max(self._pages_left, 1)
-        yield from self._read_tasks(plan.gaps(self.coverage, start_ms), self._walks_at_once)
+        gaps = plan.gaps(self.coverage, start_ms)
+        if self.failed is not None:
+            # The page that begins a gap may be one that failed, and is not to be tried now.
+            name = f"{self.stream} before "
+            gaps = [gap for gap in gaps if not self.failed.is_waiting("page", name + iso(gap.hi_ms or 0))]
+        yield from self._read_tasks(gaps, self._walks_at_once)
         if cut_off:
             raise cut_off
 
@@ -246,12 +261,13 @@ class StreamReader(Generic[R]):
                 stretch, answer = in_flight.answer()
                 goes_on = False
                 try:
-                    page = answer()
-                    self.count(page)
-                    step = stretch.walk.take(page)
+                    page = self._page(stretch, answer, waiting)
+                    if page is not None:
+                        self.count(page)
+                        step = stretch.walk.take(page)
                 except MsgBubblesError as error:
-                    ended_by = ended_by or error
-                else:
+                    ended_by, page = ended_by or error, None
+                if page is not None:
                     came_on = stretch.came_on_by(step, self._covered_from(step, stretch.task))
                     if not stretch.is_over:
                         ended_by = ended_by or self._ask(in_flight, stretch, came_on=came_on)
@@ -266,6 +282,58 @@ class StreamReader(Generic[R]):
                 self._keep(stretch)
         if ended_by:
             raise ended_by
+
+    def _page(self, stretch: _Stretch[R], answer: Callable[[], Page[R]], waiting: deque[Task]) -> Page[R] | None:
+        """The next page of a stretch; null where it cannot be read, which is recorded, and what is below it waits to be
+        read. Raises an error that is not about the page."""
+        try:
+            return answer()
+        except ApiError as error:
+            if self.failed is None or not is_of_unit(error):
+                raise
+            before, lo_ms = stretch.walk.before, stretch.task.lo_ms
+            below_ms = max(self._answered_below(before, error, self.failed), lo_ms)
+            self.failed.record("page", f"{self.stream} before {before or 'now'}", error, below_ms)
+            if below_ms > lo_ms:
+                kind = "gap" if stretch.task.kind == "head" else stretch.task.kind
+                waiting.appendleft(Task(kind, lo_ms, below_ms))
+            return None
+
+    def _answered_below(self, before: str | None, error: ApiError, failed: FailedReads) -> int:
+        """The first time below a page that cannot be read which the API has a page for. Raises `error` where there is
+        none: then nothing of the list can be read.
+
+        Nobody can say how much time the page takes up, so what is passed over grows until the API answers.
+        """
+        now_ms = self.now_ms or epoch_ms(self.run.clock.now())
+        hi_ms = now_ms if before is None else epoch_ms(datetime.fromisoformat(before))
+        passed_ms = 1
+        with failed.few_tries():
+            while hi_ms - passed_ms > 0:
+                try:
+                    self._fetch(iso(hi_ms - passed_ms))
+                except ApiError as again:
+                    if not is_of_unit(again):
+                        raise
+                    failed.check_api(again)
+                    passed_ms *= GROWTH_OF_PASSED_TIME
+                else:
+                    self.run.failures_in_a_row = 0
+                    return hi_ms - passed_ms
+        raise error
+
+    def _forget_pages_read(self) -> None:
+        """Pages that failed once are no longer failed reads when their time has been read."""
+        if self.failed is None:
+            return
+        read = Coverage((lo, NEVER_MS if task.hi_ms is None else hi, 0) for task, lo, hi in self.stretches)
+        for entry in self.failed.all("page"):
+            stream, _, before = entry.id.partition(" before ")
+            if stream != self.stream or entry.from_ms is None:
+                continue
+            hi_ms = NEVER_MS if before == "now" else epoch_ms(datetime.fromisoformat(before))
+            if (read.complete_to(entry.from_ms) or 0) >= hi_ms:
+                self.failed.remove(entry)
 
     def _walks_at_once(self) -> int:
         if not self.reads_ahead:
@@ -372,6 +440,7 @@ class StreamReader(Generic[R]):
         self.run.on_page()
 
     def _save(self) -> None:
+        self._forget_pages_read()
         self.state["covered"] = [list(piece) for piece in self.coverage.compacted(self.now_ms or 0).pieces]
         if self._now_seen_ms is not None:
             self.state["seen"] = sorted(self._now_seen)
@@ -386,8 +455,10 @@ class ChatReader(StreamReader[Chat]):
     gets a message while its stretch is read moves out of it.
     """
 
-    def __init__(self, fetch: Fetch[Chat], landing: Landing, state: State, settings: Settings, run: Run) -> None:
-        super().__init__("chats", fetch, landing, state, settings, run)
+    def __init__(
+        self, fetch: Fetch[Chat], landing: Landing, state: State, settings: Settings, run: Run, failed: FailedReads
+    ) -> None:
+        super().__init__("chats", fetch, landing, state, settings, run, failed)
         self._shown: set[str] = set()
         landing.on_chats = self._note_threads
         # Up to here, all chats that were visible are known; not so while the first run has gaps to fill.
@@ -457,7 +528,7 @@ class ThreadReader(StreamReader[Chat]):
         run: Run,
         failed: FailedReads,
     ) -> None:
-        super().__init__("messages", fetch, landing, state, settings, run)
+        super().__init__("messages", fetch, landing, state, settings, run, failed)
         self._client = client
         self._failed = failed
         # Messages older than this have been read in every thread: up to here no thread is missing.
@@ -559,7 +630,8 @@ def read_messages(client: Client, landing: Landing, state: State, settings: Sett
                 return pages.pop()
             return client.list_messages(before=before)
 
-        yield from StreamReader("messages", fetch, landing, state.setdefault("by_feed", {}), settings, run).read()
+        by_feed = state.setdefault("by_feed", {})
+        yield from StreamReader("messages", fetch, landing, by_feed, settings, run, failed).read()
     else:
 
         def listed(before: str | None) -> Page[Chat]:
@@ -613,10 +685,11 @@ def read_chats(client: Client, landing: Landing, state: State, settings: Setting
     def fetch(before: str | None) -> Page[Chat]:
         return client.list_chats(before=before)
 
-    reader = ChatReader(fetch, landing, state, settings, run)
+    failed = FailedReads(state, run, client)
+    reader = ChatReader(fetch, landing, state, settings, run, failed)
     if run.repair is None:
         yield from reader.read()
-    yield from repairs.read_by_id(client, landing, state, settings, run)
+    yield from repairs.read_by_id(client, landing, state, settings, run, failed)
 
 
 def read_numbers(client: Client, landing: Landing, state: State, _settings: Settings, run: Run) -> Iterator[Any]:

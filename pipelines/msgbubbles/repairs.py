@@ -110,7 +110,9 @@ def _name(span: Overflow) -> str:
     return f"{span.from_ms}-{span.to_ms}"
 
 
-def read_by_id(client: Client, landing: Landing, state: State, settings: Settings, run: Run) -> Iterator[Any]:
+def read_by_id(
+    client: Client, landing: Landing, state: State, settings: Settings, run: Run, failed: FailedReads
+) -> Iterator[Any]:
     """Ask for the chats that sweeps have missed, and for what `run.repair` names. What there is no allowance for stays
     in the state: `missed` (chats), `threads` (ids of chats whose messages are to be read again)."""
     missed: dict[str, int] = state.setdefault("missed", {})
@@ -120,7 +122,6 @@ def read_by_id(client: Client, landing: Landing, state: State, settings: Setting
         missed.update(dict.fromkeys(run.repair.chats, SWEEPS_MISSED))
         threads.extend(run.repair.threads)
         lagging = {one: at_ms for one, at_ms in run.repair.lagging.items() if one not in threads}
-    failed = FailedReads(state, run, client)
     missed.update({one.id: SWEEPS_MISSED for one in failed.due("chat")})
     threads[:] = dict.fromkeys([*threads, *(one.id for one in failed.due("thread"))])
     allowance = _Allowance(run)

@@ -275,3 +275,58 @@ def test_an_api_that_stops_answering_is_not_asked_for_every_thread(new_world: Ca
     world.pass_time(DAY_MS)
     world.sync()
     assert (world.differences(), failed(world)) == ({}, [])
+
+
+def page_with(table: str, row_id: str) -> Callable[[str, bytes], bytes]:
+    """Spoil every page on which a row is."""
+    return lambda path, body: b"{" if path == f"/v1/{table}" and row_id.encode() in body else body
+
+
+@pytest.mark.parametrize(("table", "number"), [("messages", 25), ("messages", -1), ("chats", 0), ("chats", 25)])
+def test_a_page_that_cannot_be_made_costs_only_the_rows_around_it(
+    new_world: Callable[..., World], table: str, number: int
+) -> None:
+    world = new_world(chats=40, messages_each=2)
+    order = "created_us" if table == "messages" else "last_us"
+    rows = [row["id"] for row in world.account.all(f"SELECT id FROM {table} ORDER BY {order} DESC")]
+    world.knobs.transform_body = page_with(table, rows[number])
+    for _ in range(2):
+        assert world.sync().error is None
+        assert {one[0] for one in failed(world)} == {"page"}
+        assert missing(world).get(table, 1) <= 12
+    world.knobs.transform_body = None
+    world.pass_time(DAY_MS)
+    world.sync()
+    assert (world.differences(), failed(world)) == ({}, [])
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("status", [500, 400, 403])
+def test_a_list_that_answers_nothing_is_a_failed_run(
+    new_world: Callable[..., World], status: int, is_first: bool
+) -> None:
+    world = new_world(chats=30)
+    if not is_first:
+        world.sync()
+    world.knobs.answer = lambda _method, path, _query: (status, {}, b"{}") if path == "/v1/chats" else None
+    run = world.sync(accept_failure=True)
+    assert run.error is not None
+    assert run.streams["messages"].rows, "the other stream is read"
+    world.knobs.answer = None
+    world.sync()
+    assert (world.differences(), failed(world)) == ({}, [])
+
+
+def test_an_outage_in_the_middle_of_a_list_is_a_failed_run(new_world: Callable[..., World]) -> None:
+    def answer(*_: Any) -> tuple[int, dict[str, str], bytes] | None:
+        return (503, {}, b"{}") if world.requests > 8 else None
+
+    world = new_world(chats=60)
+    world.knobs.answer = answer
+    run = world.sync(accept_failure=True)
+    assert run.error is not None
+    assert failed(world) == []
+    assert world.requests < 200
+    world.knobs.answer = None
+    world.sync()
+    assert world.differences() == {}
