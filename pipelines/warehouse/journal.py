@@ -48,6 +48,15 @@ COLUMNS = {
     "held_marts": "JSON",
     "failed_reads": "JSON",
 }
+FAILED_READS_COLUMNS = {
+    "kind": "VARCHAR",
+    "id": "VARCHAR",
+    "since": "TIMESTAMPTZ",
+    "last_tried_at": "TIMESTAMPTZ",
+    "tries": "BIGINT",
+    "http_status": "BIGINT",
+    "error_code": "VARCHAR",
+}
 KEPT_LINES = 1000
 
 
@@ -119,10 +128,8 @@ def store_failed_reads(connection: duckdb.DuckDBPyConnection, failed: Iterable[F
         (one.kind, one.id, _at(one.since_ms), _at(one.last_tried_ms), one.tries, one.http_status, one.error_code)
         for one in failed
     ]
-    connection.execute(
-        f"CREATE TABLE IF NOT EXISTS {table} (kind VARCHAR, id VARCHAR, since TIMESTAMPTZ, last_tried_at TIMESTAMPTZ, "
-        "tries BIGINT, http_status BIGINT, error_code VARCHAR)"
-    )
+    columns = ", ".join(f"{name} {kind}" for name, kind in FAILED_READS_COLUMNS.items())
+    connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns})")
     connection.execute("BEGIN")
     connection.execute(f"DELETE FROM {table}")  # noqa: S608
     if rows:
