@@ -15,7 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from msgbubbles.client import Client
-from msgbubbles.errors import ConfigurationError, MsgBubblesError, PermanentError
+from msgbubbles.errors import ApiError, ConfigurationError, ForbiddenError, MsgBubblesError, PermanentError
 from msgbubbles.failed_reads import all_failed_reads
 from msgbubbles.models import Chat, Message, Page
 from msgbubbles.transport import Transport
@@ -156,28 +156,32 @@ def _models(place: Place) -> Finding:
 
 def _api(client: Client, place: Place) -> Iterator[Finding]:
     try:
-        numbers = client.list_numbers()
+        chats = client.list_chats()
     except MsgBubblesError as error:
         yield Finding("api", "failed", str(error), "check base_url, the network and the key in dlt_config/secrets.toml")
         return
-    yield Finding("api", "ok", f"the key is good, the account is active and has {len(numbers.rows)} numbers")
-    skew = numbers.server_at - numbers.read_at
+    what = "the key is good, the account is active"
+    try:
+        yield Finding("api", "ok", f"{what} and has {len(client.list_numbers().rows)} numbers")
+    except ApiError as error:
+        yield Finding("api", "ok", what)
+        yield Finding("numbers", "failed", str(error), "ask MsgBubbles about it; everything else is read without them")
+    skew = chats.server_at - chats.read_at
     what = (
         f"this clock is {abs(skew.total_seconds()):.0f} s {'behind' if skew > timedelta(0) else 'ahead of'} the API's"
     )
     too_far = abs(skew) > MAX_SKEW
     yield Finding("clock", "failed" if too_far else "ok", what, "set the clock, by NTP for example" if too_far else "")
     try:
-        yield from _behaviour(client, place)
+        yield from _behaviour(client, place, chats)
     except MsgBubblesError as error:
         yield Finding("api behaviour", "failed", str(error), "run check again later")
 
 
-def _behaviour(client: Client, place: Place) -> Iterator[Finding]:
-    chats = client.list_chats()
+def _behaviour(client: Client, place: Place, chats: Page[Chat]) -> Iterator[Finding]:
     try:
         messages: Page[Message] | None = client.list_messages()
-    except PermanentError:
+    except (PermanentError, ForbiddenError):
         messages = None
     if messages:
         yield Finding("messages", "info", "the API answers the whole account's feed: a request for 100 messages")
