@@ -78,6 +78,11 @@ class FailedReads:
         self._client = client
         self._entries = {(entry.kind, entry.id): entry for entry in failed_reads_of(state)}
 
+    def missing_from(self, kind: Kind, unit_id: str) -> int | None:
+        """The time from which rows of a failed unit are missing; null where it has not failed."""
+        entry = self._entries.get((kind, unit_id))
+        return None if entry is None else entry.from_ms
+
     def is_waiting(self, kind: Kind, unit_id: str, from_ms: int | None = None) -> bool:
         """Whether a unit failed and is not to be tried now. `from_ms`: what would have been read now is read then."""
         entry = self._entries.get((kind, unit_id))

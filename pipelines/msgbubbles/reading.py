@@ -15,7 +15,7 @@ from . import repairs
 from .client import Client
 from .coverage import Coverage, Piece, Task
 from .errors import ApiError, ForbiddenError, Halt, MsgBubblesError, NotFoundError, PermanentError
-from .failed_reads import FailedReads, is_of_unit
+from .failed_reads import FailedRead, FailedReads, is_of_unit
 from .in_flight import InFlight, OneByOne, walks_at_once
 from .landing import Landing, NewChat
 from .models import Chat, Message, Number, Page, R, StreamCoverage, fingerprint, unknown_fields
@@ -197,11 +197,8 @@ class StreamReader(Generic[R]):
         # A head that is cut off leaves a gap, and every slice reads a page of the gaps at least: so the slices of a run
         # come to an end, however busy the account is.
         self._pages_left = None if self._pages_left is None else max(self._pages_left, 1)
-        gaps = plan.gaps(self.coverage, start_ms)
-        if self.failed is not None:
-            # The page that begins a gap may be one that failed, and is not to be tried now.
-            name = f"{self.stream} before "
-            gaps = [gap for gap in gaps if not self.failed.is_waiting("page", name + iso(gap.hi_ms or 0))]
+        waiting = {hi_ms for _, hi_ms in self._waiting_pages()}
+        gaps = [gap for gap in plan.gaps(self.coverage, start_ms) if gap.hi_ms not in waiting]
         yield from self._read_tasks(gaps, self._walks_at_once)
         if cut_off:
             raise cut_off
@@ -213,8 +210,12 @@ class StreamReader(Generic[R]):
         tiers, before = self.settings.tiers.get(self.stream, ()), None
         self._refresh_from = self.progress.pages
         try:
-            while task := plan.refresh(self.coverage, tiers, self.settings.start_ms, self.now_ms or 0):
-                if task == before:
+            while True:
+                readable = self.coverage
+                for lo_ms, hi_ms in self._waiting_pages():
+                    readable = readable.without(lo_ms, hi_ms)
+                task = plan.refresh(readable, tiers, self.settings.start_ms, self.now_ms or 0)
+                if task is None or task == before:
                     break
                 self.check_share()
                 yield from self._read_tasks([task])
@@ -322,17 +323,27 @@ class StreamReader(Generic[R]):
                     return hi_ms - passed_ms
         raise error
 
-    def _forget_pages_read(self) -> None:
-        """Pages that failed once are no longer failed reads when their time has been read."""
-        if self.failed is None:
-            return
-        read = Coverage((lo, NEVER_MS if task.hi_ms is None else hi, 0) for task, lo, hi in self.stretches)
-        for entry in self.failed.all("page"):
+    def _failed_pages(self) -> Iterator[tuple[FailedRead, int, int]]:
+        """The pages of this list that failed, each with the interval that is missing for it."""
+        for entry in self.failed.all("page") if self.failed else ():
             stream, _, before = entry.id.partition(" before ")
-            if stream != self.stream or entry.from_ms is None:
-                continue
-            hi_ms = NEVER_MS if before == "now" else epoch_ms(datetime.fromisoformat(before))
-            if (read.complete_to(entry.from_ms) or 0) >= hi_ms:
+            if stream == self.stream and entry.from_ms is not None:
+                yield entry, entry.from_ms, NEVER_MS if before == "now" else epoch_ms(datetime.fromisoformat(before))
+
+    def _waiting_pages(self) -> list[tuple[int, int]]:
+        """The intervals of failed pages that are not to be tried now."""
+        failed = self.failed
+        return [
+            (lo_ms, hi_ms)
+            for entry, lo_ms, hi_ms in self._failed_pages()
+            if failed is not None and failed.is_waiting("page", entry.id)
+        ]
+
+    def _forget_pages_read(self) -> None:
+        """Pages that failed once are no longer failed reads when their interval has been read."""
+        read = Coverage((lo, NEVER_MS if task.hi_ms is None else hi, 0) for task, lo, hi in self.stretches)
+        for entry, lo_ms, hi_ms in list(self._failed_pages()):
+            if self.failed is not None and (read.complete_to(lo_ms) or 0) >= hi_ms:
                 self.failed.remove(entry)
 
     def _walks_at_once(self) -> int:

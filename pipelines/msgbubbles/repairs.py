@@ -320,6 +320,9 @@ def _read_thread(
 
     if failed.is_waiting("thread", chat_id, from_ms):
         return False
+    missing_from_ms = failed.missing_from("thread", chat_id)
+    if missing_from_ms is not None:  # all that is missing is read, whatever was asked for
+        from_ms, to_ms = min(from_ms, missing_from_ms), None
     hi_ms = None if to_ms is None else to_ms + 1
     # Whether the chat of a thread that is gone is deleted is asked for as of any chat.
     with failed.attempt("thread", chat_id, from_ms) as attempt, suppress(NotFoundError):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from msgbubbles.coverage import Tier
 from msgbubbles.errors import AuthenticationError, ForbiddenError, NotFoundError
 from msgbubbles.failed_reads import FIRST_WAIT_MS, TRIES_WITHOUT_WAIT, all_failed_reads
 from msgbubbles.run import Run
@@ -298,6 +299,23 @@ def test_a_page_that_cannot_be_made_costs_only_the_rows_around_it(
     world.pass_time(DAY_MS)
     world.sync()
     assert (world.differences(), failed(world)) == ({}, [])
+
+
+def test_a_page_that_fails_later_keeps_no_other_row_from_being_refreshed(new_world: Callable[..., World]) -> None:
+    world = new_world(chats=40, messages_each=2)
+    world.settings = Settings(settle_ms=5_000, tiers={"messages": [Tier(3_600_000, 72 * 3_600_000)]})
+    world.sync()
+    rows = [row["id"] for row in world.account.all("SELECT id FROM messages ORDER BY created_us DESC")]
+    world.knobs.transform_body = page_with("messages", rows[25])
+    for status in ("delivered", "read"):
+        for one in (rows[5], rows[-1]):
+            world.account.set_status(one, status, world.at())
+        for _ in range(TRIES_WITHOUT_WAIT):
+            world.pass_time(3_700_000)
+            world.sync()
+        stored = world.store.tables["messages"]
+        assert [stored[one,]["status"] for one in (rows[5], rows[-1])] == [status] * 2
+        assert {one[0] for one in failed(world)} == {"page"}
 
 
 @pytest.mark.parametrize("is_first", [True, False])
