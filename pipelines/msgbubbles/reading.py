@@ -290,7 +290,8 @@ class StreamReader(Generic[R]):
         try:
             return answer()
         except ApiError as error:
-            if self.failed is None or not is_of_unit(error):
+            # Where nothing was answered yet, nothing says that the fault is the page's.
+            if self.failed is None or not is_of_unit(error) or not self.run.traffic.answered:
                 raise
             before, lo_ms = stretch.walk.before, stretch.task.lo_ms
             below_ms = max(self._answered_below(before, error, self.failed), lo_ms)

@@ -140,13 +140,17 @@ def test_an_api_that_fails_for_good_fails_the_run_and_keeps_what_was_read(new_jo
 
 
 @pytest.mark.parametrize(
-    ("knobs", "says"), [(Knobs(keys={"sk_test_other"}), "unauthorized"), (Knobs(active=False), "forbidden")]
+    ("knobs", "says", "requests"),
+    # That the whole account is closed shows when the numbers, the feed and the chats are.
+    [(Knobs(keys={"sk_test_other"}), "unauthorized", 1), (Knobs(active=False), "forbidden", 3)],
 )
-def test_a_key_that_is_refused_fails_at_once_and_says_so(new_job: NewJob, knobs: Knobs, says: str) -> None:
+def test_a_key_that_is_refused_fails_at_once_and_says_so(
+    new_job: NewJob, knobs: Knobs, says: str, requests: int
+) -> None:
     job = new_job(knobs)
     outcome = job.run(status=1)
     assert says in outcome.summary["error"]
-    assert len(job.server.requests) == 1
+    assert len(job.server.requests) == requests
 
 
 def test_a_limit_of_requests_ends_a_run_early_and_the_next_goes_on(new_job: NewJob) -> None:
