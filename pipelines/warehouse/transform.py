@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from msgbubbles.settings import Settings
+
 from .destinations import destination_of
 from .manifest import PROJECT, digest_of, store, stored
 from .place import Place, UsageError, written_privately
@@ -145,9 +147,12 @@ class _Dbt:
         self._prefix = destination_of(place).prefix
         self._names = (target, database, transforms.time_zone, self._prefix)
         folder = place.folder / "dbt"
+        variables = {
+            "time_zone": transforms.time_zone, "schema_prefix": self._prefix, "lookback_seconds": _lookback_seconds(),
+        }  # fmt: skip
         self._options = [
             *("--target", target),
-            *("--vars", json.dumps({"time_zone": transforms.time_zone, "schema_prefix": self._prefix})),
+            *("--vars", json.dumps(variables)),
             *("--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT)),
             *("--target-path", str(folder / "target"), "--log-path", str(folder / "logs")),
             *("--quiet", "--log-level", "none", "--log-level-file", "none", "--no-write-json"),
@@ -211,6 +216,15 @@ def _verdict_of(place: Place) -> Path:
     return place.folder / "dbt" / "data_tests.json"
 
 
+def _lookback_seconds() -> float:
+    """Return how late a message may become visible, as the source is configured."""
+    import dlt
+
+    found = dlt.config.get("sources.msgbubbles.settle_seconds", float)
+    return Settings().settle_ms / 1000 if found is None else found
+
+
 def _digest(transforms: Transforms) -> str:
     patterns = ("*.yml", "models/**/*.yml", "models/**/*.sql", "macros/**/*.sql")
-    return digest_of((path for pattern in patterns for path in PROJECT.glob(pattern)), transforms.time_zone).hexdigest()
+    paths = (path for pattern in patterns for path in PROJECT.glob(pattern))
+    return digest_of(paths, transforms.time_zone, str(_lookback_seconds())).hexdigest()
