@@ -20,8 +20,8 @@ MIN_DIGITS, MAX_DIGITS = 7, 15
 BETWEEN = r"\s().\-/~·\u00ad\u2010-\u2015\u2212\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff"
 NUMBER = re.compile(rf"(?:[+＋][{BETWEEN}]{{0,4}})?\d(?:[{BETWEEN}]{{0,4}}\d){{{MIN_DIGITS - 1},}}")
 # Bounded, because a text may be a megabyte without an @.
-ADDRESS = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
-# After one of these an address may begin: `'ben@example.com'`. After a dot or a plus sign it would be another's.
+ADDRESS = re.compile(r"[\w.+-][\w.!#$%&'*+/=?^`{|}~-]{0,63}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
+# After one of these an address may begin: `to=ben@example.com`. After a dot or a plus sign it would be another's.
 BEFORE_ADDRESS = re.compile(r"[!#$%&'*/=?^`{|}~]+")
 PSEUDONYM = re.compile(r"\bp_[a-z2-7]{24}\b")
 # Of a JSON text that is not decoded.

@@ -42,8 +42,8 @@ DOT = "·"
 WORD = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 MIME_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+")
-# A number or an address that stands for itself within an id; digits alone are no handle there.
-IN_AN_ID = re.compile(r"[+＋]\d{7}|@")
+# An id that may be made of a handle; digits alone are none there.
+NO_PLAIN_ID = re.compile(r"(?i)^(?:tel|sms):|[^a-z0-9_:-]")
 
 
 class Names(Protocol):
@@ -172,9 +172,8 @@ class Redactor:
 
     def id(self, written: str) -> str:
         """An id of the API; another of its own where it is made of a handle."""
-        if self.policy.handles == "keep" or not IN_AN_ID.search(written):
-            return written
-        return self._pseudonyms.row(written)
+        is_hidden = NO_PLAIN_ID.search(written) is not None and self._is_hidden_handle(written)
+        return self._pseudonyms.row(written) if is_hidden else written
 
     def error(self, raw: Raw) -> Raw:
         """Of an error, its stable code: the rest may quote anything."""
@@ -428,7 +427,8 @@ class Redactor:
         return of_kind[1](self, value)
 
     def _id(self, value: str) -> str | None:
-        return value if self.policy.extra == "keep" or ID.fullmatch(value) else None
+        left = self.id(value)
+        return left if self.policy.extra == "keep" or ID.fullmatch(left) else None
 
     def _instant(self, value: str | float) -> str | float | None:
         if self.policy.extra == "keep" or not isinstance(value, str):

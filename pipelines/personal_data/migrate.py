@@ -16,7 +16,7 @@ from msgspec import Raw
 from group_sync.landing import land_ledger
 from msgbubbles.models import RejectedRow
 from msgbubbles.personal import PERSONAL, Kind
-from msgbubbles.redaction import DOT, IN_AN_ID, Redactor
+from msgbubbles.redaction import DOT, NO_PLAIN_ID, Redactor
 from warehouse.names import named
 from warehouse.place import Place
 from warehouse.privacy import Record, check_key, check_stricter, configured, redactor_of
@@ -84,7 +84,7 @@ def bring_to(redactor: Redactor, connection: duckdb.DuckDBPyConnection) -> Count
             elif kind in ("words", "error"):
                 landed.change(table, column, partial(_json_left, redactor, kind))
             else:
-                some = IN_AN_ID.pattern if kind == "id" else ""
+                some = NO_PLAIN_ID.pattern if kind == "id" else ""
                 landed.change(table, column, partial(redactor.left_of, kind), some)
     return landed.counts
 
