@@ -32,15 +32,15 @@ from .accounts import NAME
 from .combined import combine
 from .configuration import setting_of_sync
 from .lake_files import LakeFiles
+from .libpq import environment, read_parameters, written
 from .names import named, quoted
 from .place import DATASET, Place, UsageError, share_as
 from .publish import clone, publish
+from .server import reason_of
 from .union import ACCOUNTS, MADE_AS, Key, union_of
 
 if TYPE_CHECKING:
-    from dlt.common.configuration.specs import ConnectionStringCredentials
     from dlt.destinations.impl.ducklake.configuration import DuckLakeCredentials
-    from dlt.destinations.impl.postgres.configuration import PostgresCredentials
 
 # Of what the combined file was made.
 NOTED = "combined.json"
@@ -345,20 +345,21 @@ class Postgres(Shared):
     def dlt(self) -> Any:
         import dlt
 
-        return dlt.destinations.postgres(self._credentials())
+        from .server_dlt import server_credentials
+
+        return dlt.destinations.postgres(server_credentials(self._parameters()))
 
     @contextmanager
     def _attached(self, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
         extension = _extension("postgres_scanner", self.title)
-        address = quoted(_address(_libpq(self._credentials())))
+        address = quoted(written(self._parameters()))
         with duckdb.connect() as connection:
             connection.execute("SET TimeZone = 'UTC'")
             try:
                 connection.execute(f"LOAD {quoted(str(extension))}")
                 connection.execute(f"ATTACH {address} AS warehouse ({', '.join(['TYPE postgres', *options])})")
             except duckdb.Error as error:
-                # What it says would quote the password.
-                raise UsageError(NO_SERVER.format(why=type(error).__name__)) from None
+                raise UsageError(NO_SERVER.format(why=reason_of(error))) from None
             connection.execute("USE warehouse")
             yield connection
 
@@ -369,18 +370,11 @@ class Postgres(Shared):
         connection.execute(f"CALL postgres_execute('warehouse', {quoted('; '.join([*statements, 'COMMIT']))})")
 
     def dbt(self) -> tuple[str, dict[str, str]]:
-        return "postgres", {LIBPQ[name]: value for name, value in _libpq(self._credentials()).items()}
+        return "postgres", environment(self._parameters())
 
-    def _credentials(self) -> PostgresCredentials:
-        import dlt
-        from dlt.common.configuration.exceptions import ConfigurationException
-        from dlt.destinations.impl.postgres.configuration import PostgresCredentials
-
-        try:
-            found = dlt.secrets.get("destination.postgres.credentials", PostgresCredentials)
-        except (ConfigurationException, ValueError):
-            found = None
-        if not isinstance(found, PostgresCredentials) or found.is_partial():
+    def _parameters(self) -> dict[str, str]:
+        found = read_parameters("destination.postgres.credentials")
+        if found is None:
             raise UsageError(NO_SERVER.format(why="no usable credentials"))
         return found
 
@@ -412,7 +406,7 @@ class DuckLake(Shared):
     @contextmanager
     def _attached(self, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
         lake = self._credentials()
-        address = quoted(f"ducklake:postgres:{_address(_libpq(lake.catalog))}")
+        address = quoted(f"ducklake:postgres:{written(lake.catalog.query or {})}")
         where = f"DATA_PATH {quoted(lake.storage.bucket_url)}, METADATA_SCHEMA {quoted(lake.ducklake_name)}"
         with duckdb.connect(config={"extension_directory": str(self._extensions())}) as connection:
             connection.execute("SET TimeZone = 'UTC'")
@@ -426,8 +420,7 @@ class DuckLake(Shared):
                     with attempt:
                         connection.execute(f"ATTACH {address} AS warehouse ({', '.join([where, *options])})")
             except duckdb.Error as error:
-                # What it says would quote the password.
-                raise UsageError(NO_LAKE.format(why=f"it cannot be opened ({type(error).__name__})")) from None
+                raise UsageError(NO_LAKE.format(why=f"it cannot be opened ({reason_of(error)})")) from None
             connection.execute("USE warehouse")
             yield connection
 
@@ -454,31 +447,35 @@ class DuckLake(Shared):
 
     def dbt(self) -> tuple[str, dict[str, str]]:
         lake = self._credentials()
-        known = _libpq(lake.catalog)
+        known = dict(lake.catalog.query or {})
+        # Has no variable of libpq's.
+        address = {name: known.pop(name) for name in ("dbname", "keepalives_idle") if name in known}
         return "ducklake", {
             "MSGBUBBLES_LAKE": lake.ducklake_name,
             # The rest libpq takes from the environment, so that no message of dbt can quote it.
-            "MSGBUBBLES_LAKE_CATALOG": f"ducklake:postgres:{_address({'dbname': known['dbname']})}",
+            "MSGBUBBLES_LAKE_CATALOG": f"ducklake:postgres:{written(address)}",
             "MSGBUBBLES_LAKE_FILES": lake.storage.bucket_url,
             "MSGBUBBLES_EXTENSIONS": str(self._extensions()),
-            **{variable: known[name] for name, variable in LIBPQ.items()},
+            **environment(known),
         }
 
     def _credentials(self) -> DuckLakeCredentials:
         import dlt
         from dlt.destinations.impl.ducklake.configuration import DuckLakeCredentials
 
+        from .server_dlt import catalog_credentials
+
         section = "destination.ducklake.credentials"
-        catalog: Any = dlt.secrets.get(f"{section}.catalog")
+        catalog = read_parameters(f"{section}.catalog")
         folder: Any = dlt.secrets.get(f"{section}.storage.bucket_url")
         name: Any = dlt.secrets.get(f"{section}.ducklake_name") or "ducklake"
-        if not isinstance(catalog, str) or not catalog.startswith(("postgres://", "postgresql://")):
+        if catalog is None:
             raise UsageError(NO_LAKE.format(why="it has no catalog on a PostgreSQL server"))
         if not isinstance(folder, str) or not folder:
             raise UsageError(NO_LAKE.format(why="it has no folder for its files"))
         if not re.fullmatch(r"[a-z_][a-z0-9_]*", str(name)):
             raise UsageError(NO_LAKE.format(why="ducklake_name is letters, digits and underscores"))
-        return DuckLakeCredentials(str(name), catalog=catalog, storage=folder)
+        return DuckLakeCredentials(str(name), catalog=catalog_credentials(catalog), storage=folder)
 
     def _extensions(self) -> Path:
         """A folder from which DuckDB loads the extensions that an ATTACH names."""
@@ -514,26 +511,6 @@ def _extension(name: str, title: str) -> Path:
     if found is None or found.origin is None:
         raise UsageError(NO_PACKAGES.format(name=title))
     return Path(found.origin).parent / "extensions" / f"v{duckdb.__version__}" / f"{name}.duckdb_extension"
-
-
-LIBPQ = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}
-
-
-def _address(values: Mapping[str, str]) -> str:
-    """As libpq reads it."""
-    written = {name: value.replace("\\", "\\\\").replace("'", "\\'") for name, value in values.items()}
-    return " ".join(f"{name}='{value}'" for name, value in written.items() if value)
-
-
-def _libpq(known: ConnectionStringCredentials) -> dict[str, str]:
-    query = dict(known.query or {})
-    return {
-        "host": str(query.get("host") or known.host),
-        "port": str(known.port or 5432),
-        "user": known.username or "",
-        "password": known.password or "",
-        "dbname": known.database or "",
-    }
 
 
 DESTINATIONS: dict[str, Callable[[Place], Destination]] = {

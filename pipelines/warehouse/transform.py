@@ -155,11 +155,12 @@ class _Dbt:
         self._manifest: Manifest | None = None
 
     def run(self, *command: str) -> _Results:
-        os.environ.update(self._environment)
         from dbt.adapters.duckdb.connections import DuckDBConnectionManager
         from dbt.cli.main import dbtRunner
         from dbt.contracts.graph.manifest import Manifest
 
+        before = {name: os.environ.get(name) for name in self._environment}
+        os.environ.update(self._environment)
         try:
             self._manifest = self._manifest or stored(*self._names)
             if self._manifest is None:
@@ -171,6 +172,11 @@ class _Dbt:
             return _Results(dbtRunner(manifest=self._manifest).invoke([*command, *self._options]))
         finally:
             DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]
+            # A password is among them, and libpq would take them for the user's own.
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
 
     def tested(self) -> Verdict:
         """Raises `TransformError` when the tests could not be run."""
