@@ -11,6 +11,7 @@ REASONS = re.compile(
     "|root certificate file .{0,200}? does not exist|certificate verify failed"
     "|server certificate for .{0,200}? does not match host name"
     "|could not (?:load|read) [a-z ]*(?:certificate|key)[a-z ]*file"
+    '|(?:role|database) ".{1,63}?" does not exist'
     "|password authentication failed|no password supplied|no pg_hba.conf entry"
     "|timeout expired|[Cc]onnection refused|could not translate host name|permission denied for [a-z]+"
     "|unsupported startup parameter|invalid [a-z_]+ value"
