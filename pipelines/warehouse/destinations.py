@@ -12,7 +12,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,7 +22,7 @@ from tenacity import (
     Retrying,
     TryAgain,
     retry,
-    retry_if_exception_type,
+    retry_if_exception,
     retry_if_not_exception_type,
     stop_after_attempt,
     wait_random,
@@ -36,8 +36,8 @@ from .libpq import environment, read_parameters, written
 from .names import named, quoted
 from .place import DATASET, Place, UsageError, share_as
 from .publish import clone, publish
-from .server import reason_of
-from .union import ACCOUNTS, MADE_AS, Key, union_of
+from .server import LOCKED, attached, check_server, explain, explain_lock, reason_of
+from .union import ACCOUNTS, MADE_AS, SHOWN, Key, union_of
 
 if TYPE_CHECKING:
     from dlt.destinations.impl.ducklake.configuration import DuckLakeCredentials
@@ -98,6 +98,9 @@ class Destination(Protocol):
 
     def is_older_than(self, minutes: float) -> bool:
         """Whether readers see something that is older."""
+
+    def explain(self, said: str, /) -> str | None:
+        """Return what something that the database said means and how to fix it; null where that is not known."""
 
     def building(self) -> AbstractContextManager[None]:
         """While dbt builds and tests the marts; what it has built counts when the block ends without an error."""
@@ -197,6 +200,9 @@ class DuckDBFile:
             raise UsageError(NO_LIMIT)
         return {"memory_limit": limit}
 
+    def explain(self, _said: str) -> str | None:
+        return None
+
     def is_older_than(self, minutes: float) -> bool:
         return not self.exists() or time.time() - self._place.database.stat().st_mtime > minutes * 60
 
@@ -221,6 +227,10 @@ class Shared(ABC):
     @abstractmethod
     def _attached(self, *options: str) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """A connection that has the tables attached, as `warehouse`, with these options more."""
+
+    @abstractmethod
+    def explain(self, said: str) -> str | None:
+        """See `Destination`."""
 
     @abstractmethod
     def _show(self, connection: duckdb.DuckDBPyConnection, views: Mapping[Key, str]) -> None:
@@ -279,7 +289,7 @@ class Shared(ABC):
 
     # The jobs of other accounts do the same, it may be at the same time; some of what they do excludes the others.
     @retry(
-        retry=retry_if_exception_type((duckdb.Error, TryAgain)),
+        retry=retry_if_exception(lambda error: isinstance(error, TryAgain) or _may_pass(error)),
         stop=stop_after_attempt(20), wait=wait_random(0, 1), reraise=True,
     )  # fmt: skip
     def _unite(self) -> None:
@@ -312,6 +322,11 @@ class Shared(ABC):
     def is_older_than(self, minutes: float) -> bool:
         # The record of a run costs a row there, not a new file.
         return minutes >= 0
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether what the database refused may be taken soon. A lock has been waited for long enough."""
+    return isinstance(error, duckdb.Error) and "lock timeout" not in str(error)
 
 
 def _schemas(connection: duckdb.DuckDBPyConnection) -> set[str]:
@@ -351,17 +366,27 @@ class Postgres(Shared):
 
     @contextmanager
     def _attached(self, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
-        extension = _extension("postgres_scanner", self.title)
-        address = quoted(written(self._parameters()))
-        with duckdb.connect() as connection:
-            connection.execute("SET TimeZone = 'UTC'")
+        with ExitStack() as stack:
             try:
-                connection.execute(f"LOAD {quoted(str(extension))}")
-                connection.execute(f"ATTACH {address} AS warehouse ({', '.join(['TYPE postgres', *options])})")
+                connection = stack.enter_context(attached(self._parameters(), _scanner(self.title), *options))
             except duckdb.Error as error:
                 raise UsageError(NO_SERVER.format(why=reason_of(error))) from None
-            connection.execute("USE warehouse")
             yield connection
+
+    def prepare(self) -> None:
+        with self._attached() as connection:
+            check_server(connection, self._schemas, self.title)
+        super().prepare()
+
+    @property
+    def _schemas(self) -> list[str]:
+        own = [self.dataset, f"{self.dataset}_staging", f"{self.prefix}staging", f"{self.prefix}marts"]
+        return [*own, *(SHOWN if self.prefix else ())]
+
+    def explain(self, said: str) -> str | None:
+        if LOCKED.search(said):
+            return explain_lock(self.title, self._parameters(), _scanner(self.title), self._schemas)
+        return explain(said, self.title)
 
     def _show(self, connection: duckdb.DuckDBPyConnection, views: Mapping[Key, str]) -> None:
         statements = ["BEGIN", "SELECT pg_advisory_xact_lock(hashtext('msgbubbles accounts'))"]
@@ -425,8 +450,14 @@ class DuckLake(Shared):
             yield connection
 
     def prepare(self) -> None:
+        lake = self._credentials()
+        try:
+            with attached(lake.catalog.query or {}, _scanner(self.title)) as connection:
+                check_server(connection, [lake.ducklake_name], self.title)
+        except duckdb.Error as error:
+            raise UsageError(NO_LAKE.format(why=f"its catalog cannot be opened ({reason_of(error)})")) from None
         with suppress(FileNotFoundError):  # made by the first who writes, or on no disk
-            share_as(Path(self._credentials().storage.bucket_url.removeprefix("file://")))
+            share_as(Path(lake.storage.bucket_url.removeprefix("file://")))
         super().prepare()
         with self._attached() as connection:
             # dbt begins in this schema.
@@ -458,6 +489,12 @@ class DuckLake(Shared):
             "MSGBUBBLES_EXTENSIONS": str(self._extensions()),
             **environment(known),
         }
+
+    def explain(self, said: str) -> str | None:
+        if LOCKED.search(said):
+            lake = self._credentials()
+            return explain_lock(self.title, lake.catalog.query or {}, _scanner(self.title), [lake.ducklake_name])
+        return explain(said, self.title)
 
     def _credentials(self) -> DuckLakeCredentials:
         import dlt
@@ -503,6 +540,10 @@ def _is_of_many(database: Path) -> bool:
             return found.fetchall() != [(0,)]
     except duckdb.Error:
         return False
+
+
+def _scanner(title: str) -> Path:
+    return _extension("postgres_scanner", title)
 
 
 def _extension(name: str, title: str) -> Path:

@@ -89,7 +89,7 @@ def transform(place: Place, transforms: Transforms) -> None:
     with destination.building():
         results = dbt.run("run", *options)
         if results.wrong:
-            raise TransformError(f"the marts could not be built ({results.names}); see {results.written(place)}")
+            raise TransformError(f"the marts could not be built ({results.names}){results.explained(place)}")
         _built_with(place).write_text(digest)
         if transforms.data_tests != "off":
             found = dbt.tested()
@@ -125,13 +125,22 @@ class _Results:
     def names(self) -> str:
         return ", ".join(node.node.name for node in self.wrong if node) or "dbt did not start"
 
+    def explained(self, place: Place) -> str:
+        """The end of a sentence: what the database said means, and the file with its words."""
+        meant = destination_of(place).explain(self._said)
+        return f": {meant}; see {self.written(place)}" if meant else f"; see {self.written(place)}"
+
     def written(self, place: Place) -> Path:
         """The file with what the database said."""
         path = place.folder / "dbt" / "last_error.txt"
-        said = "\n\n".join(f"{node.node.name}: {node.message}" for node in self.wrong if node) or str(self._exception)
         with suppress(OSError):  # where the disk is full, or is not ours; the run says that too
-            written_privately(path, said + "\n")
+            written_privately(path, self._said + "\n")
         return path
+
+    @property
+    def _said(self) -> str:
+        nodes = [f"{node.node.name}: {node.message}" for node in self.wrong if node]
+        return "\n\n".join(nodes) or str(self._exception)
 
 
 class _Dbt:
@@ -183,9 +192,9 @@ class _Dbt:
         results = self.run("test", "--exclude-resource-type", "unit_test")
         if not results.wrong:
             return Verdict()
-        written = results.written(self._place)
+        results.written(self._place)
         if any(node is None or node.status == "error" for node in results.wrong):
-            raise TransformError(f"the marts could not be tested ({results.names}); see {written}")
+            raise TransformError(f"the marts could not be tested ({results.names}){results.explained(self._place)}")
         marts = sorted({mart for node in results.wrong for mart in self._marts_of(node.node)})
         return Verdict([node.node.name for node in results.wrong], marts)
 
