@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 import postgres
 from warehouse.check import _destination
 from warehouse.destinations import destination_of
+from warehouse.journal import store
 from warehouse.libpq import read_parameters
 from warehouse.manifest import PROJECT
 from warehouse.place import Place, UsageError
@@ -231,3 +232,37 @@ def test_parameters_are_read_wherever_they_are_configured(
     found = read_parameters("destination.postgres.credentials")
     assert found is not None
     assert (found["host"], found["user"], found["dbname"], found["sslmode"]) == ("h", "job", "d", "require")
+
+
+def test_a_server_that_cannot_have_the_warehouse_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__BUCKET_URL", str(tmp_path / "lake"))
+    with postgres.running(tmp_path / "server") as address, closing(psycopg2.connect(address)) as admin:
+        admin.autocommit = True
+        cursor = admin.cursor()
+        cursor.execute("CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+        cursor.execute("CREATE ROLE job LOGIN")
+        cursor.execute("CREATE ROLE guest LOGIN")
+        cursor.execute("CREATE ROLE standby LOGIN SUPERUSER")
+        cursor.execute("ALTER ROLE standby SET default_transaction_read_only = on")
+
+        def refusal(user: str, database: str = "postgres", destination: str = "postgres") -> str:
+            url = address.replace("postgres:@", f"{user}:@").replace("/postgres?", f"/{database}?")
+            monkeypatch.setenv(URL, url)
+            monkeypatch.setenv(CATALOG, url)
+            with pytest.raises(UsageError) as refused:
+                destination_of(place_of(tmp_path, destination)).prepare()
+            return str(refused.value)
+
+        for destination in ("postgres", "ducklake"):
+            assert "the encoding of the database latin is LATIN1" in refusal("postgres", "latin", destination)
+            assert "ENCODING 'UTF8'" in refusal("postgres", "latin", destination)
+            assert 'GRANT CREATE ON DATABASE "postgres" TO "job"' in refusal("job", destination=destination)
+            assert "takes no writes" in refusal("standby", destination=destination)
+        for schema in ("msgbubbles", "msgbubbles_staging", "staging", "marts"):
+            cursor.execute(f"CREATE SCHEMA {schema} AUTHORIZATION job")
+        assert "GRANT USAGE, CREATE ON SCHEMA" in refusal("guest")
+        # The role has its schemas, and needs no privilege on the database.
+        monkeypatch.setenv(URL, address.replace("postgres:@", "job:@"))
+        destination_of(place_of(tmp_path)).prepare()
+        with destination_of(place_of(tmp_path)).writing() as connection:
+            store(connection, [], "warehouse.msgbubbles")
