@@ -224,7 +224,11 @@ class Ledger:
         changed = 0
         with self._transaction():
             for table, key, texts in (
-                ("operations", "operation_id", ("title", "message", "error_message")), ("sightings", "key", ("title",)),
+                (
+                    "operations", "operation_id",
+                    ("key", "chat_id", "from_handle", "title", "message", "error_code", "error_message", "request_id"),
+                ),
+                ("sightings", "key", ("key", "chat_id", "from_handle", "title")),
             ):  # fmt: skip
                 for row in self._all(f"SELECT * FROM {table}"):
                     known = json.loads(row["handles"] or "[]")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import msgspec
 
 from msgbubbles.client import Client
 from msgbubbles.errors import PermanentError, RetryableError
+from msgbubbles.personal import PERSONAL
 from msgbubbles.privacy import PSEUDONYM
 from msgbubbles.redaction import Redactor, client_of
 from warehouse.place import Place, UsageError
@@ -17,6 +19,8 @@ from warehouse.vault import Vault
 
 from .ledger import Entry, Sighting
 from .model import DesiredGroup
+
+Row = TypeVar("Row", Entry, Sighting)
 
 
 class Disguise:
@@ -59,16 +63,22 @@ class Disguise:
 
     def groups(self, desired: Sequence[DesiredGroup]) -> tuple[DesiredGroup, ...]:
         """Groups as they are compared and written down. Raises `UsageError` where somebody in them was erased."""
-        erased = sum(any(map(self._redactor.is_erased, group.addresses)) for group in desired)
+        erased = sum(map(self._has_erased, desired))
         if erased:
             raise UsageError(
                 f"{erased:,} of the groups in the desired table have people in them who were erased from this "
                 "warehouse: take these out of the table; nothing was sent"
             )
-        self._desired |= {group.key: group for group in desired}
         groups = tuple(map(self._group, desired))
+        self._desired |= {left.key: group for left, group in zip(groups, desired, strict=True)}
         self.keep()
         return groups
+
+    def _has_erased(self, group: DesiredGroup) -> bool:
+        redactor = self._redactor
+        return any(map(redactor.is_erased, group.addresses)) or any(
+            text is not None and redactor.mentions_erased(text) for text in (group.title, group.message)
+        )
 
     def _group(self, group: DesiredGroup) -> DesiredGroup:
         redactor = self._redactor
@@ -77,6 +87,8 @@ class Disguise:
             self._titles[title] = group.title
         return replace(
             group,
+            # Without this the ledger, which is without them too, would not know the group by its key.
+            key=redactor.without_erased(group.key),
             from_handle=redactor.own_handle(group.from_handle),
             addresses=tuple(sorted(map(redactor.handle, group.addresses))),
             title=title,
@@ -113,7 +125,7 @@ class Disguise:
 
     def quoted(self, said: str) -> str | None:
         """The API's own words, which may quote handles."""
-        return None if self._redactor.policy.redacts else said
+        return None if self._redactor.policy.redacts else self._redactor.without_erased(said)
 
     # -- what the redactor tells
 
@@ -138,22 +150,17 @@ class PrivateLedger:
         handles = self._handles(entry.handles)
         if entry.handles and not handles:
             return None
-        return replace(
-            entry,
-            from_handle=None if entry.from_handle is None else self._redactor.own_handle(entry.from_handle),
-            handles=handles,
-            title=None if entry.title is None else self._redactor.title(entry.title),
-            # The API's own words, which may quote handles.
-            error_message=None if self._redactor.policy.redacts else entry.error_message,
-        )
+        return replace(self._left("group_operations", entry), handles=handles)
 
     def sighting(self, sighting: Sighting) -> Sighting:
-        return replace(
-            sighting,
-            from_handle=None if sighting.from_handle is None else self._redactor.own_handle(sighting.from_handle),
-            title=None if sighting.title is None else self._redactor.title(sighting.title),
-            handles=None if sighting.handles is None else self._handles(sighting.handles),
-        )
+        handles = None if sighting.handles is None else self._handles(sighting.handles)
+        return replace(self._left("group_sightings", sighting), handles=handles)
+
+    def _left(self, table: str, row: Row) -> Row:
+        """The row with each of its texts as the policy leaves it, by what the column holds."""
+        texts = {name: getattr(row, name) for name in PERSONAL[table] if isinstance(getattr(row, name), str)}
+        left = {name: self._redactor.left_of(PERSONAL[table][name], text) for name, text in texts.items()}
+        return replace(row, **left)
 
     def _handles(self, handles: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(self._redactor.handle(one) for one in handles if not self._redactor.is_erased(one))

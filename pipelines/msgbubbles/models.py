@@ -21,6 +21,8 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args
 import msgspec
 from msgspec import Raw
 
+from .mentions import masked
+
 ColumnType = Literal["text", "bigint", "bool", "timestamp", "json"]
 
 # What a column of type bigint holds; a larger number is kept in `extra`.
@@ -378,7 +380,7 @@ class _Participant(msgspec.Struct):
 
 
 def unknown_fields(rows: list[R]) -> Iterator[str]:
-    """Names of fields that landed in `extra`, for the run record."""
+    """Names of fields that landed in `extra`, for the run record: without the handles that some may be."""
     for row in rows:
         if bytes(row.extra):
-            yield from msgspec.json.decode(row.extra, type=dict[str, Raw])
+            yield from map(masked, msgspec.json.decode(row.extra, type=dict[str, Raw]))

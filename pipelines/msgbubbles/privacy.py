@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from .errors import ConfigurationError
-from .handles import normalised
+from .mentions import one_form
 
 SECTION = "sources.msgbubbles.privacy"
 MIN_KEY_CHARACTERS = 32
@@ -163,7 +163,7 @@ class Pseudonyms:
         if known is None:
             # What is a pseudonym already stays: a policy may be applied to rows that it was applied to before.
             is_one = written[:2] == f"{kind}_" and PSEUDONYM.fullmatch(written) is not None
-            text = normalised(written) if kind == "p" else written
+            text = one_form(written) if kind == "p" else written
             known = written if is_one else f"{kind}_{self._hashed(kind, text)}"
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()

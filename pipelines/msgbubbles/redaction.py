@@ -2,7 +2,8 @@
 payloads of webhooks.
 
 Rows are changed where they are decoded, so nothing of what the policy leaves out comes to fingerprints, to the
-comparison with what is stored, to dlt's files or to the warehouse. What a policy does not know follows `extra`.
+comparison with what is stored, to dlt's files or to the warehouse. What a column holds is in `personal`; what a policy
+does not know follows `extra`.
 """
 
 from __future__ import annotations
@@ -19,19 +20,21 @@ from msgspec import Raw
 
 from .client import MAX_PAGE_SIZE, Client
 from .errors import NotFoundError
+from .mentions import has_handle, replace_handles, unescaped
 from .models import (
     NOTHING,
     NULL,
-    Attachment,
     Chat,
     Message,
     Number,
     Page,
+    R,
     RejectedRow,
     Row,
     participants_of,
 )
-from .privacy import FULL, Policy, Pseudonyms
+from .personal import PERSONAL, Kind
+from .privacy import FULL, ORDERS, Policy, Pseudonyms
 from .transport import Transport
 
 # A text of which only the length is kept.
@@ -39,6 +42,8 @@ DOT = "·"
 WORD = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 MIME_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+")
+# An id that may be made of a handle; digits alone are none there.
+NO_PLAIN_ID = re.compile(r"(?i)^(?:tel|sms):|[^a-z0-9_:-]")
 
 
 class Names(Protocol):
@@ -48,6 +53,10 @@ class Names(Protocol):
 
     def keep(self) -> None:
         """What was noted is about to be landed."""
+
+
+# A column, and what becomes of its values.
+Step = tuple[str, Callable[[Any], Any]]
 
 
 class LeftOutChat(Chat):
@@ -72,6 +81,7 @@ class Redactor:
     found: set[str] = field(default_factory=set)
     dormant: set[str] = field(default_factory=set)
     _words: set[str] = field(default_factory=set)
+    _steps: dict[str, list[Step]] = field(default_factory=dict, init=False)
     # Our numbers by their pseudonyms, null until they are known.
     _own: dict[str, str] | None = None
 
@@ -98,7 +108,7 @@ class Redactor:
 
     def handle(self, written: str) -> str:
         """A handle of anybody; ours stays where it is known to be ours and the policy keeps ours."""
-        if self.policy.handles == "keep":
+        if self.policy.handles == "keep" or written == ERASED:
             return written
         pseudonym = self._pseudonyms.handle(written)
         own = self._own.get(pseudonym) if self._own else None
@@ -106,7 +116,7 @@ class Redactor:
 
     def own_handle(self, written: str) -> str:
         """A handle in a field that only one of ours can be in."""
-        if self.policy.own_numbers == "keep":
+        if self.policy.own_numbers == "keep" or written == ERASED:
             return written
         return self._noted(self._pseudonyms.handle(written), written)
 
@@ -139,6 +149,8 @@ class Redactor:
 
     def mime_type(self, written: str) -> str | None:
         """Without its parameters, which may name the file."""
+        if self._is_hidden_handle(written):
+            return None
         if self.policy.file_names == "keep":
             return written
         found = MIME_TYPE.match(written)
@@ -146,13 +158,22 @@ class Redactor:
 
     def word(self, written: str) -> str | None:
         """A value of a field that holds one of a few words: anything else is something the policy does not know."""
-        if self.policy.extra == "keep" or written in self._words:
+        if written in self._words:
             return written
-        if not WORD.fullmatch(written):
+        if self._is_hidden_handle(written) or (self.policy.extra == "drop" and not WORD.fullmatch(written)):
             return None
         if len(self._words) < MAX_WORDS:
             self._words.add(written)
         return written
+
+    def _is_hidden_handle(self, written: str) -> bool:
+        """Whether a field that is none for handles holds one all the same, which the policy hides."""
+        return self.policy.handles == "pseudonym" and written != ERASED and has_handle(written)
+
+    def id(self, written: str) -> str:
+        """An id of the API; another of its own where it is made of a handle."""
+        is_hidden = NO_PLAIN_ID.search(written) is not None and self._is_hidden_handle(written)
+        return self._pseudonyms.row(written) if is_hidden else written
 
     def error(self, raw: Raw) -> Raw:
         """Of an error, its stable code: the rest may quote anything."""
@@ -172,10 +193,13 @@ class Redactor:
             codes = {
                 name: code
                 for name in ("code", "error")
-                if isinstance(code := found.get(name), str) and CODE.fullmatch(code)
+                if isinstance(code := found.get(name), str) and self._is_code(code)
             }
             return codes or None
-        return found if isinstance(found, str) and CODE.fullmatch(found) else None
+        return found if isinstance(found, str) and self._is_code(found) else None
+
+    def _is_code(self, written: str) -> bool:
+        return CODE.fullmatch(written) is not None and not self._is_hidden_handle(written)
 
     @property
     def _pseudonyms(self) -> Pseudonyms:
@@ -190,19 +214,28 @@ class Redactor:
 
     def without_erased(self, text: str) -> str:
         """A text with a word in the place of every handle in it that is erased."""
-        return HANDLE_LIKE.sub(lambda found: ERASED if self._is_erased_mention(found[0]) else found[0], text)
+        if not self.erased:
+            return text
+        if SHORT_CODE.fullmatch(text) and self.is_erased(text):
+            return ERASED
+        return replace_handles(text, self.is_erased, ERASED)
 
     def mentions_erased(self, text: str) -> bool:
-        return bool(self.erased) and any(map(self._is_erased_mention, HANDLE_LIKE.findall(text)))
-
-    def _is_erased_mention(self, written: str) -> bool:
-        return self.is_erased(f"+{written}" if written[0].isdigit() and "@" not in written else written)
+        """Whether somebody who is erased is in a text, or in JSON that is not decoded."""
+        readable = unescaped(text)
+        return self.without_erased(readable) != readable
 
     def json_without_erased(self, text: str) -> str:
         """The same of JSON text, which stays as it is written where nobody is in it."""
-        if not self.mentions_erased(text):
+        if not self.erased or not text:
             return text
-        return msgspec.json.encode(self._value_without_erased(msgspec.json.decode(text))).decode()
+        try:
+            value = msgspec.json.decode(text)
+            left = self._value_without_erased(value)
+        except (msgspec.DecodeError, RecursionError):
+            # It cannot be taken apart, so it goes whole.
+            return "null" if self.mentions_erased(text) else text
+        return text if left == value else msgspec.json.encode(left).decode()
 
     def _value_without_erased(self, value: Any) -> Any:
         if isinstance(value, str):
@@ -264,9 +297,12 @@ class Redactor:
 
     def rejected(self, row: RejectedRow) -> RejectedRow:
         """What could not be read is known to no policy: a hash tells it from others, and the reason stays."""
-        if self.policy.redacts or self.mentions_erased(row.row):
-            return replace(row, row=self._pseudonyms.row(f"{row.stream}\0{row.row}"))
-        return row
+        if not self.policy.redacts and not self.erased:
+            return row
+        request_id = None if row.request_id is None else self.without_erased(row.request_id)
+        is_hidden = self.policy.redacts or self.mentions_erased(row.row)
+        left = self._pseudonyms.row(f"{row.stream}\0{row.row}") if is_hidden else row.row
+        return replace(row, row=left, request_id=request_id)
 
     def chat(self, row: Chat) -> Chat:
         """The chat as the list shows it."""
@@ -274,14 +310,7 @@ class Redactor:
             self.dormant.add(row.id)
         if self.is_erased_thread(row) or row.id in self.dormant:
             return LeftOutChat(id=row.id, last_message_at=row.last_message_at)
-        if row.from_handle is not None:
-            row.from_handle = self.own_handle(row.from_handle)
-        if row.remote_handle is not None:
-            row.remote_handle = self.handle(row.remote_handle)
-        if row.title is not None:
-            row.title = self.title(self.without_erased(row.title) if self.erased else row.title)
-        self._forget_extra(row)
-        return row
+        return self._left_of(row, "chats")
 
     def chat_by_id(self, row: Chat) -> Chat:
         """The chat as it is shown by its id: with its participants, where the API shows them."""
@@ -301,58 +330,59 @@ class Redactor:
             or row.conversation_id in self.dormant
         ):
             return LeftOutMessage(id=row.id, created_at=row.created_at, sent_at=row.sent_at)
-        if self.erased:
-            row.text = row.text and self.without_erased(row.text)
-            row.metadata, row.error = self._raw_without_erased(row.metadata), self._raw_without_erased(row.error)
-        if row.text is not None:
-            row.text = None if self.has_expired(row.cursor_at) else self.text(row.text)
-        if row.sender_handle is not None:
-            row.sender_handle = self.handle(row.sender_handle)
-        if self.policy.metadata == "drop":
-            row.metadata = NULL
-        if self.policy.extra == "drop":
-            row.direction = row.direction and self.word(row.direction)
-            row.status = row.status and self.word(row.status)
-            row.channel = row.channel and self.word(row.channel)
-            row.effect = row.effect and self.word(row.effect)
-            row.error = self.error(row.error)
+        if self.has_expired(row.cursor_at):
+            row.text = None
         for attachment in row.attachments or ():
-            self.attachment(attachment)
-        self._forget_extra(row)
-        return row
-
-    def attachment(self, row: Attachment) -> Attachment:
-        if row.filename is not None:
-            row.filename = self.file_name(self.without_erased(row.filename) if self.erased else row.filename)
-        if row.mime_type is not None:
-            row.mime_type = self.mime_type(row.mime_type)
-        self._forget_extra(row)
-        return row
+            self._left_of(attachment, "attachments")
+        return self._left_of(row, "messages")
 
     def number(self, row: Number) -> Number:
-        row.handle = self.own_handle(row.handle)
-        if row.label is not None:
-            row.label = self.title(row.label)
-        if row.status is not None:
-            row.status = self.word(row.status)
-        if self.policy.extra == "drop" and row.channels not in (NULL, NOTHING):
-            row.channels = self.words(row.channels)
-        self._forget_extra(row)
+        return self._left_of(row, "numbers")
+
+    def _left_of(self, row: R, table: str) -> R:
+        """The row with each of its columns as the policy leaves it, by what the column holds."""
+        steps = self._steps.get(table)
+        if steps is None:
+            steps = self._steps[table] = [
+                (column, self._change(kind)) for column, kind in PERSONAL[table].items() if self.changes(kind)
+            ]
+        for column, change in steps:
+            value = getattr(row, column)
+            if value is not None:
+                setattr(row, column, change(value))
         return row
+
+    def changes(self, kind: Kind) -> bool:
+        """Whether a column of that kind does not always stay as it is."""
+        return bool(self.erased) or self.is_redacted(kind)
+
+    def is_redacted(self, kind: Kind) -> bool:
+        """Whether the policy says so, whoever is erased."""
+        return any(getattr(self.policy, name) != ORDERS[name][0] for name in _OF_KIND[kind][0])
+
+    def left_of(self, kind: Kind, value: Any) -> Any:
+        """What may land of a value, which is not null, of a column of that kind."""
+        return self._change(kind)(value)
+
+    def _change(self, kind: Kind) -> Callable[[Any], Any]:
+        redact = _OF_KIND[kind][1] if self.is_redacted(kind) else None
+
+        def change(value: Any) -> Any:
+            if self.erased:
+                value = self._raw_without_erased(value) if isinstance(value, Raw) else self.without_erased(value)
+            return value if redact is None else redact(self, value)
+
+        return change
 
     def words(self, raw: Raw) -> Raw:
         """A list of words; null where it is anything else."""
+        if raw in (NULL, NOTHING):
+            return raw
         try:
             words = msgspec.json.decode(raw, type=list[str])
         except msgspec.DecodeError:
             return NULL
-        return raw if all(map(CODE.fullmatch, words)) else NULL
-
-    def _forget_extra(self, row: Row) -> None:
-        if self.policy.extra == "drop":
-            row.extra = NOTHING
-        elif self.erased:
-            row.extra = self._raw_without_erased(row.extra)
+        return raw if all(map(self._is_code, words)) else NULL
 
     # -- payloads of webhooks
 
@@ -372,7 +402,7 @@ class Redactor:
         for name, one in value.items():
             if name in CHAT_IDS and isinstance(one, str) and self.is_erased_chat(one):
                 return True
-            if name in HANDLES and isinstance(one, str) and self.is_erased(one):
+            if name in HANDLES and self.is_erased(_text_of(one, "handle") if isinstance(one, dict) else _text(one)):
                 return True
             if name in CHATS and isinstance(one, dict) and self.is_erased_chat(_text_of(one, "id")):
                 return True
@@ -397,7 +427,8 @@ class Redactor:
         return of_kind[1](self, value)
 
     def _id(self, value: str) -> str | None:
-        return value if self.policy.extra == "keep" or ID.fullmatch(value) else None
+        left = self.id(value)
+        return left if self.policy.extra == "keep" or ID.fullmatch(left) else None
 
     def _instant(self, value: str | float) -> str | float | None:
         if self.policy.extra == "keep" or not isinstance(value, str):
@@ -411,17 +442,20 @@ class Redactor:
 
 MAX_WORDS = 1000
 ID = re.compile(r"[A-Za-z0-9_:-]{1,200}")
-# What might be a handle in a text.
-HANDLE_LIKE = re.compile(r"(?<!\d)\+?\d{7,15}(?!\d)|[\w.+-]+@[\w-]+(?:\.[\w-]+)+|\bp_[a-z2-7]{24}\b")
 ERASED = "[erased]"
+# Too short to be looked for within a text, so it is looked for where it is all of one.
+SHORT_CODE = re.compile(r"\+?\d{3,6}")
 OBJECTS = frozenset({"data", "object", "payload", "event", "message", "conversation", "chat"})
 CHATS = frozenset({"conversation", "chat"})
 CHAT_IDS = frozenset({"conversation_id", "chat_id"})
-HANDLES = frozenset({"handle", "sender", "from", "to", "remote_handle"})
+HANDLES = frozenset({"handle", "sender", "sender_handle", "from", "author", "to", "remote_handle"})
 
 
 def _text_of(found: dict[str, Any], name: str) -> str | None:
-    value = found.get(name)
+    return _text(found.get(name))
+
+
+def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
@@ -429,6 +463,23 @@ def _as_it_is(_redactor: Redactor, value: Any) -> Any:
     return value
 
 
+# By what a column holds: the settings of a policy that concern it, and what becomes of a value by them.
+_OF_KIND: dict[Kind, tuple[tuple[str, ...], Callable[[Redactor, Any], Any]]] = {
+    "handle": (("handles",), Redactor.handle),
+    "own_handle": (("own_numbers",), Redactor.own_handle),
+    "title": (("titles",), Redactor.title),
+    "text": (("text",), Redactor.text),
+    "file_name": (("file_names",), Redactor.file_name),
+    "mime_type": (("file_names", "handles"), Redactor.mime_type),
+    "word": (("extra", "handles"), Redactor.word),
+    "words": (("extra",), Redactor.words),
+    "error": (("extra",), Redactor.error),
+    "metadata": (("metadata",), lambda _redactor, _raw: NULL),
+    "extra": (("extra",), lambda _redactor, _raw: NOTHING),
+    "id": (("handles",), Redactor.id),
+    "answer": (tuple(ORDERS), lambda _redactor, _text: None),
+    "ours": ((), _as_it_is),
+}
 # By the name of a field: of which type its value is, and what becomes of it.
 _OF_FIELD: dict[str, tuple[Any, Callable[[Redactor, Any], Any]]] = {
     **dict.fromkeys(HANDLES, (str, Redactor.handle)),

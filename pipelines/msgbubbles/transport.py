@@ -41,6 +41,7 @@ from .errors import (
     RetryableError,
     UnreachableError,
 )
+from .mentions import has_handle
 
 T = TypeVar("T")
 
@@ -410,7 +411,8 @@ def _failure(response: httpx.Response, body: bytes, request_id: str | None) -> E
     status = response.status_code
     said = _error_of(body)
     # A stable code is a short word; anything else there is not one, and may hold anything.
-    code = said.error if said.error and said.error.isidentifier() and len(said.error) <= 64 else None
+    is_code = said.error and said.error.isidentifier() and len(said.error) <= 64 and not has_handle(said.error)
+    code = said.error if is_code else None
     request_id = request_id or _id_of(said.request_id)
     # Not the reason phrase that was sent: it may say anything.
     message = f"the API answered {status} {code or httpx.codes.get_reason_phrase(status)}".rstrip()

@@ -7,24 +7,30 @@ finished by the next run, and nobody comes back.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import duckdb
 import msgspec
+from dlt.common.json import json as dlt_json
+from dlt.common.versioned_state import compress_state, decompress_state
 
 from group_sync.ledger import Ledger
 from msgbubbles.errors import ConfigurationError
-from msgbubbles.handles import handle_of, normalised
+from msgbubbles.handles import handle_of
+from msgbubbles.mentions import MIN_DIGITS, one_form
+from msgbubbles.personal import columns_with
 from msgbubbles.privacy import PSEUDONYM, Pseudonyms
 from msgbubbles.redaction import Redactor
 from warehouse.destinations import destination_of
 from warehouse.names import named
-from warehouse.place import Place, UsageError
+from warehouse.place import Place, UsageError, sync_to_disk, written_privately
 from warehouse.privacy import Record, configured, redactor_of
 from warehouse.transform import Transforms
 from warehouse.vault import Vault
@@ -34,13 +40,6 @@ from .rewrite import rewriting, tables_of
 
 STEP = "erase"
 TABLE = "msgbubbles.erasures"
-# Where handles are, each alone in its column.
-HANDLE_COLUMNS = {
-    "chats": "remote_handle", "messages": "sender_handle", "participant_lists": "handle",
-    "group_member_operations": "handle", "webhook_events": "handle",
-}  # fmt: skip
-# Where lists of them are, as JSON; and by what a row is known.
-LIST_COLUMNS = {"participant_reads": "chat_id", "group_operations": "operation_id", "group_sightings": "key"}
 
 
 @dataclass
@@ -93,7 +92,7 @@ def erase(place: Place, handles: Sequence[str], transforms: Transforms, say: Cal
     return purge(place, transforms, say, handles)
 
 
-def purge(place: Place, transforms: Transforms, say: Callable[[str], None], also: Iterable[str] = ()) -> Certificate:
+def purge(place: Place, transforms: Transforms, say: Callable[[str], None], also: Collection[str] = ()) -> Certificate:
     """Remove everybody whom the privacy record says to be erased, wherever they are; `also` are handles that may stand
     in texts only. May be repeated."""
     redactor = redactor_of(place)
@@ -108,10 +107,11 @@ def purge(place: Place, transforms: Transforms, say: Callable[[str], None], also
         record = Record.of(place)
         if record is not None:
             record.with_erased(marks).save(place)
-        rows.forget_mentions({*people, *also}, redactor)
+        # Of an erasure that was cut off, only hashes are known.
+        rows.forget_mentions({*people, *also} if also else set(), redactor)
         _certify(connection, certificate)
     certificate.rows += _purge_ledger(place, redactor)
-    _purge_aside(place, redactor)
+    _purge_files(place, redactor)
     if isinstance(redactor.names, Vault):
         certificate.rows += Counter({"the vault": redactor.names.remove(redactor.is_erased)})
     place.set_done(STEP)
@@ -128,14 +128,15 @@ def _own_numbers(place: Place) -> list[str]:
 
 def _handles_in(connection: duckdb.DuckDBPyConnection, tables: set[str]) -> set[str]:
     found: set[str] = set()
-    for table, column in HANDLE_COLUMNS.items():
+    for table, _, column in columns_with("handle"):
         if table in tables:
             query = f"SELECT DISTINCT {column} FROM msgbubbles.{table} WHERE {column} IS NOT NULL"
             found.update(row[0] for row in connection.execute(query).fetchall())
-    for table in LIST_COLUMNS.keys() & tables:
-        query = f"SELECT DISTINCT handles FROM msgbubbles.{table} WHERE handles IS NOT NULL"
-        for (handles,) in connection.execute(query).fetchall():
-            found.update(json.loads(handles))
+    for table, _, column in columns_with("handles"):
+        if table in tables:
+            query = f"SELECT DISTINCT {column} FROM msgbubbles.{table} WHERE {column} IS NOT NULL"
+            for (handles,) in connection.execute(query).fetchall():
+                found.update(json.loads(handles))
     return found
 
 
@@ -145,6 +146,8 @@ class _Rows:
     def __init__(self, connection: duckdb.DuckDBPyConnection, tables: set[str], counts: Counter[str]) -> None:
         self._connection = connection
         self._tables = tables
+        own = connection.execute("SELECT table_name FROM duckdb_tables() WHERE schema_name = 'msgbubbles'").fetchall()
+        self._own_tables = {row[0] for row in own}
         self._counts = counts
 
     def delete_people(self, people: set[str]) -> list[str]:
@@ -185,51 +188,66 @@ class _Rows:
         self._delete("webhook_events", f"chat_id {in_chats} OR message_id {in_messages} OR handle {theirs}")
         self._delete("group_member_operations", f"handle {theirs}")
         self._remove_from_lists([row[0] for row in groups], people)
-        for table, key in LIST_COLUMNS.items():
-            for key_value, handles in self._all(f"SELECT {key}, handles FROM msgbubbles.{table}", table):
+        for table, key, column in columns_with("handles"):
+            for key_value, handles in self._all(f"SELECT {key}, {column} FROM msgbubbles.{table}", table):
                 known = json.loads(handles) if handles else []
                 left = [one for one in known if one not in people]
                 if known and not left and table == "group_operations":
                     self._delete(table, f"{key} = ?", key_value)
                 elif left != known:
                     run(
-                        f"UPDATE msgbubbles.{table} SET handles = ? WHERE {key} = ?",
+                        f"UPDATE msgbubbles.{table} SET {column} = ? WHERE {key} = ?",
                         [msgspec.json.encode(left).decode(), key_value],
                     )
                     self._counts[table] += 1
         return [row[0] for row in run("SELECT DISTINCT id FROM gone_chats").fetchall()]
 
     def forget_mentions(self, handles: set[str], redactor: Redactor) -> None:
-        """Where a handle stands within a text, put a word in its place; a row that could not be read goes whole."""
-        written = {normalised(one) for one in handles if not PSEUDONYM.fullmatch(one)} | handles
-        if not written:
-            return
+        """Where a handle stands within a text, put a word in its place; a row that could not be read goes whole.
+
+        Every column of text is looked through, whatever it is for. Without `handles`, everybody is looked for whom the
+        redactor knows to be erased.
+        """
+        for table, kinds in tables_of(self._connection).items():
+            for column, kind in kinds.items():
+                if kind in ("VARCHAR", "JSON"):
+                    self._forget_in(table, column, kind, handles, redactor)
+        self._forget_in_state(redactor)
+
+    def _forget_in(self, table: str, column: str, kind: str, handles: set[str], redactor: Redactor) -> None:
         # A query narrows it down; what in a text is a handle, the redactor tells as it does when a text lands.
-        likes = [one.removeprefix("+") for one in sorted(written)]
-        columns = [
-            (table, column, kind)
-            for table, kinds in tables_of(self._connection).items()
-            for column, kind in kinds.items()
-            if kind in ("VARCHAR", "JSON")
-        ]
-        for table, column, kind in columns:
-            found = self._connection.execute(
-                f"SELECT rowid, {named(column)}::VARCHAR FROM msgbubbles.{named(table)} "
-                f"WHERE {' OR '.join(['contains(lower(' + named(column) + '::VARCHAR), lower(?))'] * len(likes))}",
-                likes,
-            ).fetchall()
-            for row_id, text in found:
-                left = redactor.json_without_erased(text) if kind == "JSON" else redactor.without_erased(text)
-                if left == text:
-                    continue
-                if table == "rejected_rows":
-                    self._connection.execute(f"DELETE FROM msgbubbles.{table} WHERE rowid = ?", [row_id])
-                else:
-                    self._connection.execute(
-                        f"UPDATE msgbubbles.{named(table)} SET {named(column)} = CAST(? AS {kind}) WHERE rowid = ?",
-                        [left, row_id],
-                    )
+        written = handles | {redactor.pseudonym(one) for one in handles}
+        where, values = _may_hold(f"{named(column)}::VARCHAR", written)
+        found = self._connection.execute(
+            f"SELECT rowid, {named(column)}::VARCHAR FROM msgbubbles.{named(table)} WHERE {where}", values
+        ).fetchall()
+        for row_id, text in found:
+            if table == "rejected_rows" and redactor.mentions_erased(text):
+                self._connection.execute(f"DELETE FROM msgbubbles.{table} WHERE rowid = ?", [row_id])
                 self._counts[table] += 1
+                continue
+            left = redactor.json_without_erased(text) if kind == "JSON" else redactor.without_erased(text)
+            if left != text:
+                self._connection.execute(
+                    f"UPDATE msgbubbles.{named(table)} SET {named(column)} = CAST(? AS {kind}) WHERE rowid = ?",
+                    [left, row_id],
+                )
+                self._counts[table] += 1
+
+    def _forget_in_state(self, redactor: Redactor) -> None:
+        """dlt's state names chats by their ids."""
+        if "_dlt_pipeline_state" not in self._own_tables:
+            return
+        for row_id, packed in self._connection.execute(
+            "SELECT rowid, state FROM msgbubbles._dlt_pipeline_state"
+        ).fetchall():
+            text = dlt_json.typed_dumps(decompress_state(packed))
+            left = redactor.json_without_erased(text)
+            if left != text:
+                self._connection.execute(
+                    "UPDATE msgbubbles._dlt_pipeline_state SET state = ? WHERE rowid = ?",
+                    [compress_state(dlt_json.typed_loads(left)), row_id],
+                )
 
     def _remove_from_lists(self, chat_ids: list[str], people: set[str]) -> None:
         """Write the lists of these groups as they would have been without them: of lists that are then the same, only
@@ -270,6 +288,20 @@ class _Rows:
                 self._counts[table] += row[0]
 
 
+def _may_hold(text: str, handles: set[str]) -> tuple[str, list[str]]:
+    """A condition for texts, given as SQL, in which one of these handles may stand in any spelling; without handles,
+    anybody's."""
+    # Escapes of JSON, and digits of other scripts.
+    others = f"contains({text}, '\\u') OR regexp_matches(regexp_replace({text}, '[0-9]', '', 'g'), '\\p{{Nd}}')"
+    if not handles:
+        return f"regexp_matches({text}, '[@0-9]') OR contains({text}, 'p_') OR {others}", []
+    forms = {form for one in handles for form in (one_form(one), one.strip().lower())}
+    numbers = {digits[-MIN_DIGITS:] for form in forms if len(digits := re.sub(r"[^0-9]", "", form)) >= MIN_DIGITS}
+    digits_only = f"regexp_replace({text}, '[^0-9]', '', 'g')"
+    conditions = [f"contains({digits_only}, ?)"] * len(numbers) + [f"contains(lower({text}), ?)"] * len(forms)
+    return " OR ".join([*conditions, others]), [*numbers, *forms]
+
+
 def _certify(connection: duckdb.DuckDBPyConnection, certificate: Certificate) -> None:
     connection.execute(
         f"CREATE TABLE IF NOT EXISTS {TABLE} (erasure_id VARCHAR, erased_at TIMESTAMPTZ, people BIGINT, rows JSON)"
@@ -285,10 +317,21 @@ def _purge_ledger(place: Place, redactor: Redactor) -> Counter[str]:
         return Counter({"the ledger of groups": ledger.remove_people(redactor.is_erased, redactor.without_erased)})
 
 
-def _purge_aside(place: Place, redactor: Redactor) -> None:
-    """Lines that are no events are kept as they came: those that name somebody go."""
+def _purge_files(place: Place, redactor: Redactor) -> None:
+    """Lines that are no events are kept as they came: those that name somebody go. The records of runs stay without
+    them."""
     for path in aside_of(place).glob("*.jsonl"):
-        lines = path.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines if not redactor.mentions_erased(line.decode("utf-8", "replace"))]
-        if kept != lines:
-            path.write_bytes(b"".join(kept))
+        _rewrite(path, lambda line: "" if redactor.mentions_erased(line) else line)
+    journal = place.folder / "runs.jsonl"
+    if journal.exists():
+        _rewrite(journal, redactor.json_without_erased)
+
+
+def _rewrite(path: Path, left_of: Callable[[str], str]) -> None:
+    lines = path.read_bytes().decode("utf-8", "replace").split("\n")
+    left = [left_of(line) for line in lines]
+    if left != lines:
+        new = path.with_suffix(".new")
+        written_privately(new, "".join(f"{line}\n" for line in left if line))
+        sync_to_disk(new)
+        new.replace(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import duckdb
@@ -14,7 +15,8 @@ from msgspec import Raw
 
 from group_sync.landing import land_ledger
 from msgbubbles.models import RejectedRow
-from msgbubbles.redaction import DOT, Redactor
+from msgbubbles.personal import PERSONAL, Kind
+from msgbubbles.redaction import DOT, NO_PLAIN_ID, Redactor
 from warehouse.names import named
 from warehouse.place import Place
 from warehouse.privacy import Record, check_key, check_stricter, configured, redactor_of
@@ -59,50 +61,40 @@ def bring_to(redactor: Redactor, connection: duckdb.DuckDBPyConnection) -> Count
     policy = redactor.policy
     if redactor.asks_for_own_numbers:
         redactor.know_own_numbers(landed.values("numbers", "handle"))
-    if policy.handles == "pseudonym":
-        for table, column in (
-            ("chats", "remote_handle"), ("messages", "sender_handle"), ("participant_lists", "handle"),
-            ("group_member_operations", "handle"), ("webhook_events", "handle"),
-        ):  # fmt: skip
-            landed.change(table, column, redactor.handle)
-        for table, column in (("chats", "from_handle"), ("numbers", "handle"), ("group_sightings", "from_handle")):
-            landed.change(table, column, redactor.own_handle)
-        for table in ("participant_reads", "group_operations", "group_sightings"):
-            landed.change(table, "handles", lambda text: json.dumps([redactor.handle(one) for one in json.loads(text)]))
-        # These keys are made of what they are keys of.
-        for table in ("participant_lists", "group_member_operations"):
-            landed.change(table, "id", lambda key: _with_last(key, redactor.handle))
-    for table, column in (
-        ("chats", "title"), ("chat_titles", "title"), ("numbers", "label"), ("group_operations", "title"),
-        ("group_sightings", "title"),
-    ):  # fmt: skip
-        landed.change(table, column, redactor.title)
-    if policy.text != "keep":
-        dots = f"repeat('{DOT}', length(text))" if policy.text == "length" else "NULL"
-        landed.set("messages", "text", dots)
-        landed.change("webhook_events", "reaction", redactor.text)
-    landed.change("attachments", "filename", redactor.file_name)
-    landed.change("attachments", "mime_type", redactor.mime_type)
-    if policy.metadata == "drop":
-        landed.set("messages", "metadata", "NULL")
-    if policy.extra == "drop":
-        for table in ("chats", "messages", "attachments", "numbers"):
-            landed.set(table, "extra", "NULL")
-        for column in ("direction", "status", "channel", "effect"):
-            landed.change("messages", column, redactor.word)
-        for column in ("event_type", "direction", "status"):
-            landed.change("webhook_events", column, redactor.word)
-        landed.change("numbers", "status", redactor.word)
-        landed.change("numbers", "channels", lambda text: _text(redactor.words(Raw(text.encode()))))
-        landed.change("messages", "error", lambda text: _text(redactor.error(Raw(text.encode()))))
-    if policy.webhook_payload == "drop":
-        landed.set("webhook_events", "payload", "NULL")
-    elif policy.redacts:
-        landed.change("webhook_events", "payload", lambda text: json.dumps(redactor.payload(json.loads(text))))
-    if policy.redacts:
-        landed.set("group_operations", "error_message", "NULL")
-        landed.change_rejected(redactor)
+    for table, columns in PERSONAL.items():
+        for column, kind in columns.items():
+            if kind == "handles" and policy.handles == "pseudonym":
+                landed.change(
+                    table, column, lambda text: json.dumps([redactor.handle(one) for one in json.loads(text)])
+                )
+            elif kind == "handle_key" and policy.handles == "pseudonym":
+                landed.change(table, column, lambda key: _with_last(key, redactor.handle))
+            elif kind == "payload" and policy.webhook_payload == "drop":
+                landed.set(table, column, "NULL")
+            elif kind == "payload" and policy.redacts:
+                landed.change(table, column, lambda text: json.dumps(redactor.payload(json.loads(text))))
+            elif kind == "row" and policy.redacts:
+                landed.change_rejected(redactor)
+            elif kind in SPECIAL or not redactor.is_redacted(kind):
+                continue
+            elif kind in ("metadata", "extra", "answer"):
+                landed.set(table, column, "NULL")
+            elif kind == "text":
+                landed.set(table, column, f"repeat('{DOT}', length({column}))" if policy.text == "length" else "NULL")
+            elif kind in ("words", "error"):
+                landed.change(table, column, partial(_json_left, redactor, kind))
+            else:
+                some = NO_PLAIN_ID.pattern if kind == "id" else ""
+                landed.change(table, column, partial(redactor.left_of, kind), some)
     return landed.counts
+
+
+# Kinds that only `bring_to` knows.
+SPECIAL = ("handles", "handle_key", "payload", "row")
+
+
+def _json_left(redactor: Redactor, kind: Kind, text: str) -> str | None:
+    return _text(redactor.left_of(kind, Raw(text.encode())))
 
 
 def _with_last(key: str, change: Change) -> str:
@@ -124,17 +116,20 @@ class _Landed:
         self._connection = connection
         self._columns = tables_of(connection)
 
-    def values(self, table: str, column: str) -> list[str]:
+    def values(self, table: str, column: str, pattern: str = "") -> list[str]:
+        """The values of a column, those only in which a regular expression is found."""
         if column not in self._columns.get(table, ()):
             return []
         found = self._connection.execute(
-            f"SELECT DISTINCT {named(column)}::VARCHAR FROM msgbubbles.{table} WHERE {named(column)} IS NOT NULL"
+            f"SELECT DISTINCT {named(column)}::VARCHAR FROM msgbubbles.{table} "
+            f"WHERE regexp_matches({named(column)}::VARCHAR, ?)",
+            [pattern],
         ).fetchall()
         return [row[0] for row in found]
 
-    def change(self, table: str, column: str, change: Change) -> None:
-        """Put in the place of each value what `change` makes of it."""
-        pairs = [(value, change(value)) for value in self.values(table, column)]
+    def change(self, table: str, column: str, change: Change, pattern: str = "") -> None:
+        """Put in the place of each value, in which `pattern` is found, what `change` makes of it."""
+        pairs = [(value, change(value)) for value in self.values(table, column, pattern)]
         pairs = [(value, now) for value, now in pairs if now != value]
         if not pairs:
             return

@@ -12,7 +12,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,7 +22,7 @@ from tenacity import (
     Retrying,
     TryAgain,
     retry,
-    retry_if_exception_type,
+    retry_if_exception,
     retry_if_not_exception_type,
     stop_after_attempt,
     wait_random,
@@ -32,15 +32,15 @@ from .accounts import NAME
 from .combined import combine
 from .configuration import setting_of_sync
 from .lake_files import LakeFiles
+from .libpq import environment, read_parameters, written
 from .names import named, quoted
 from .place import DATASET, Place, UsageError, share_as
 from .publish import clone, publish
-from .union import ACCOUNTS, MADE_AS, Key, union_of
+from .server import LOCKED, attached, check_server, explain, explain_lock, reason_of
+from .union import ACCOUNTS, MADE_AS, SHOWN, Key, union_of
 
 if TYPE_CHECKING:
-    from dlt.common.configuration.specs import ConnectionStringCredentials
     from dlt.destinations.impl.ducklake.configuration import DuckLakeCredentials
-    from dlt.destinations.impl.postgres.configuration import PostgresCredentials
 
 # Of what the combined file was made.
 NOTED = "combined.json"
@@ -98,6 +98,9 @@ class Destination(Protocol):
 
     def is_older_than(self, minutes: float) -> bool:
         """Whether readers see something that is older."""
+
+    def explain(self, said: str, /) -> str | None:
+        """Return what something that the database said means and how to fix it; null where that is not known."""
 
     def building(self) -> AbstractContextManager[None]:
         """While dbt builds and tests the marts; what it has built counts when the block ends without an error."""
@@ -197,6 +200,9 @@ class DuckDBFile:
             raise UsageError(NO_LIMIT)
         return {"memory_limit": limit}
 
+    def explain(self, _said: str) -> str | None:
+        return None
+
     def is_older_than(self, minutes: float) -> bool:
         return not self.exists() or time.time() - self._place.database.stat().st_mtime > minutes * 60
 
@@ -221,6 +227,10 @@ class Shared(ABC):
     @abstractmethod
     def _attached(self, *options: str) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """A connection that has the tables attached, as `warehouse`, with these options more."""
+
+    @abstractmethod
+    def explain(self, said: str) -> str | None:
+        """See `Destination`."""
 
     @abstractmethod
     def _show(self, connection: duckdb.DuckDBPyConnection, views: Mapping[Key, str]) -> None:
@@ -279,7 +289,7 @@ class Shared(ABC):
 
     # The jobs of other accounts do the same, it may be at the same time; some of what they do excludes the others.
     @retry(
-        retry=retry_if_exception_type((duckdb.Error, TryAgain)),
+        retry=retry_if_exception(lambda error: isinstance(error, TryAgain) or _may_pass(error)),
         stop=stop_after_attempt(20), wait=wait_random(0, 1), reraise=True,
     )  # fmt: skip
     def _unite(self) -> None:
@@ -314,6 +324,11 @@ class Shared(ABC):
         return minutes >= 0
 
 
+def _may_pass(error: BaseException) -> bool:
+    """Whether what the database refused may be taken soon. A lock has been waited for long enough."""
+    return isinstance(error, duckdb.Error) and "lock timeout" not in str(error)
+
+
 def _schemas(connection: duckdb.DuckDBPyConnection) -> set[str]:
     found = connection.execute("SELECT schema_name FROM duckdb_schemas() WHERE database_name = 'warehouse'").fetchall()
     return {name for (name,) in found}
@@ -345,22 +360,33 @@ class Postgres(Shared):
     def dlt(self) -> Any:
         import dlt
 
-        return dlt.destinations.postgres(self._credentials())
+        from .server_dlt import server_credentials
+
+        return dlt.destinations.postgres(server_credentials(self._parameters()))
 
     @contextmanager
     def _attached(self, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
-        extension = _extension("postgres_scanner", self.title)
-        address = quoted(_address(_libpq(self._credentials())))
-        with duckdb.connect() as connection:
-            connection.execute("SET TimeZone = 'UTC'")
+        with ExitStack() as stack:
             try:
-                connection.execute(f"LOAD {quoted(str(extension))}")
-                connection.execute(f"ATTACH {address} AS warehouse ({', '.join(['TYPE postgres', *options])})")
+                connection = stack.enter_context(attached(self._parameters(), _scanner(self.title), *options))
             except duckdb.Error as error:
-                # What it says would quote the password.
-                raise UsageError(NO_SERVER.format(why=type(error).__name__)) from None
-            connection.execute("USE warehouse")
+                raise UsageError(NO_SERVER.format(why=reason_of(error))) from None
             yield connection
+
+    def prepare(self) -> None:
+        with self._attached() as connection:
+            check_server(connection, self._schemas, self.title)
+        super().prepare()
+
+    @property
+    def _schemas(self) -> list[str]:
+        own = [self.dataset, f"{self.dataset}_staging", f"{self.prefix}staging", f"{self.prefix}marts"]
+        return [*own, *(SHOWN if self.prefix else ())]
+
+    def explain(self, said: str) -> str | None:
+        if LOCKED.search(said):
+            return explain_lock(self.title, self._parameters(), _scanner(self.title), self._schemas)
+        return explain(said, self.title)
 
     def _show(self, connection: duckdb.DuckDBPyConnection, views: Mapping[Key, str]) -> None:
         statements = ["BEGIN", "SELECT pg_advisory_xact_lock(hashtext('msgbubbles accounts'))"]
@@ -369,18 +395,11 @@ class Postgres(Shared):
         connection.execute(f"CALL postgres_execute('warehouse', {quoted('; '.join([*statements, 'COMMIT']))})")
 
     def dbt(self) -> tuple[str, dict[str, str]]:
-        return "postgres", {LIBPQ[name]: value for name, value in _libpq(self._credentials()).items()}
+        return "postgres", environment(self._parameters())
 
-    def _credentials(self) -> PostgresCredentials:
-        import dlt
-        from dlt.common.configuration.exceptions import ConfigurationException
-        from dlt.destinations.impl.postgres.configuration import PostgresCredentials
-
-        try:
-            found = dlt.secrets.get("destination.postgres.credentials", PostgresCredentials)
-        except (ConfigurationException, ValueError):
-            found = None
-        if not isinstance(found, PostgresCredentials) or found.is_partial():
+    def _parameters(self) -> dict[str, str]:
+        found = read_parameters("destination.postgres.credentials")
+        if found is None:
             raise UsageError(NO_SERVER.format(why="no usable credentials"))
         return found
 
@@ -412,7 +431,7 @@ class DuckLake(Shared):
     @contextmanager
     def _attached(self, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
         lake = self._credentials()
-        address = quoted(f"ducklake:postgres:{_address(_libpq(lake.catalog))}")
+        address = quoted(f"ducklake:postgres:{written(lake.catalog.query or {})}")
         where = f"DATA_PATH {quoted(lake.storage.bucket_url)}, METADATA_SCHEMA {quoted(lake.ducklake_name)}"
         with duckdb.connect(config={"extension_directory": str(self._extensions())}) as connection:
             connection.execute("SET TimeZone = 'UTC'")
@@ -426,14 +445,19 @@ class DuckLake(Shared):
                     with attempt:
                         connection.execute(f"ATTACH {address} AS warehouse ({', '.join([where, *options])})")
             except duckdb.Error as error:
-                # What it says would quote the password.
-                raise UsageError(NO_LAKE.format(why=f"it cannot be opened ({type(error).__name__})")) from None
+                raise UsageError(NO_LAKE.format(why=f"it cannot be opened ({reason_of(error)})")) from None
             connection.execute("USE warehouse")
             yield connection
 
     def prepare(self) -> None:
+        lake = self._credentials()
+        try:
+            with attached(lake.catalog.query or {}, _scanner(self.title)) as connection:
+                check_server(connection, [lake.ducklake_name], self.title)
+        except duckdb.Error as error:
+            raise UsageError(NO_LAKE.format(why=f"its catalog cannot be opened ({reason_of(error)})")) from None
         with suppress(FileNotFoundError):  # made by the first who writes, or on no disk
-            share_as(Path(self._credentials().storage.bucket_url.removeprefix("file://")))
+            share_as(Path(lake.storage.bucket_url.removeprefix("file://")))
         super().prepare()
         with self._attached() as connection:
             # dbt begins in this schema.
@@ -454,31 +478,41 @@ class DuckLake(Shared):
 
     def dbt(self) -> tuple[str, dict[str, str]]:
         lake = self._credentials()
-        known = _libpq(lake.catalog)
+        known = dict(lake.catalog.query or {})
+        # Has no variable of libpq's.
+        address = {name: known.pop(name) for name in ("dbname", "keepalives_idle") if name in known}
         return "ducklake", {
             "MSGBUBBLES_LAKE": lake.ducklake_name,
             # The rest libpq takes from the environment, so that no message of dbt can quote it.
-            "MSGBUBBLES_LAKE_CATALOG": f"ducklake:postgres:{_address({'dbname': known['dbname']})}",
+            "MSGBUBBLES_LAKE_CATALOG": f"ducklake:postgres:{written(address)}",
             "MSGBUBBLES_LAKE_FILES": lake.storage.bucket_url,
             "MSGBUBBLES_EXTENSIONS": str(self._extensions()),
-            **{variable: known[name] for name, variable in LIBPQ.items()},
+            **environment(known),
         }
+
+    def explain(self, said: str) -> str | None:
+        if LOCKED.search(said):
+            lake = self._credentials()
+            return explain_lock(self.title, lake.catalog.query or {}, _scanner(self.title), [lake.ducklake_name])
+        return explain(said, self.title)
 
     def _credentials(self) -> DuckLakeCredentials:
         import dlt
         from dlt.destinations.impl.ducklake.configuration import DuckLakeCredentials
 
+        from .server_dlt import catalog_credentials
+
         section = "destination.ducklake.credentials"
-        catalog: Any = dlt.secrets.get(f"{section}.catalog")
+        catalog = read_parameters(f"{section}.catalog")
         folder: Any = dlt.secrets.get(f"{section}.storage.bucket_url")
         name: Any = dlt.secrets.get(f"{section}.ducklake_name") or "ducklake"
-        if not isinstance(catalog, str) or not catalog.startswith(("postgres://", "postgresql://")):
+        if catalog is None:
             raise UsageError(NO_LAKE.format(why="it has no catalog on a PostgreSQL server"))
         if not isinstance(folder, str) or not folder:
             raise UsageError(NO_LAKE.format(why="it has no folder for its files"))
         if not re.fullmatch(r"[a-z_][a-z0-9_]*", str(name)):
             raise UsageError(NO_LAKE.format(why="ducklake_name is letters, digits and underscores"))
-        return DuckLakeCredentials(str(name), catalog=catalog, storage=folder)
+        return DuckLakeCredentials(str(name), catalog=catalog_credentials(catalog), storage=folder)
 
     def _extensions(self) -> Path:
         """A folder from which DuckDB loads the extensions that an ATTACH names."""
@@ -508,32 +542,16 @@ def _is_of_many(database: Path) -> bool:
         return False
 
 
+def _scanner(title: str) -> Path:
+    return _extension("postgres_scanner", title)
+
+
 def _extension(name: str, title: str) -> Path:
     """The file of an extension of DuckDB, which comes as a package: nothing is downloaded while a job runs."""
     found = importlib.util.find_spec(f"duckdb_extension_{name}")
     if found is None or found.origin is None:
         raise UsageError(NO_PACKAGES.format(name=title))
     return Path(found.origin).parent / "extensions" / f"v{duckdb.__version__}" / f"{name}.duckdb_extension"
-
-
-LIBPQ = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}
-
-
-def _address(values: Mapping[str, str]) -> str:
-    """As libpq reads it."""
-    written = {name: value.replace("\\", "\\\\").replace("'", "\\'") for name, value in values.items()}
-    return " ".join(f"{name}='{value}'" for name, value in written.items() if value)
-
-
-def _libpq(known: ConnectionStringCredentials) -> dict[str, str]:
-    query = dict(known.query or {})
-    return {
-        "host": str(query.get("host") or known.host),
-        "port": str(known.port or 5432),
-        "user": known.username or "",
-        "password": known.password or "",
-        "dbname": known.database or "",
-    }
 
 
 DESTINATIONS: dict[str, Callable[[Place], Destination]] = {

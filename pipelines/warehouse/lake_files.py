@@ -274,6 +274,9 @@ class LakeFiles:
             _create_views(connection, views)
         replaced(database, copy)
 
+    def explain(self, _said: str) -> str | None:
+        return None
+
     def is_older_than(self, minutes: float) -> bool:
         return minutes >= 0
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from msgbubbles.settings import Settings
+
 from .destinations import destination_of
 from .manifest import PROJECT, digest_of, store, stored
 from .place import Place, UsageError, written_privately
@@ -89,7 +91,7 @@ def transform(place: Place, transforms: Transforms) -> None:
     with destination.building():
         results = dbt.run("run", *options)
         if results.wrong:
-            raise TransformError(f"the marts could not be built ({results.names}); see {results.written(place)}")
+            raise TransformError(f"the marts could not be built ({results.names}){results.explained(place)}")
         _built_with(place).write_text(digest)
         if transforms.data_tests != "off":
             found = dbt.tested()
@@ -125,13 +127,22 @@ class _Results:
     def names(self) -> str:
         return ", ".join(node.node.name for node in self.wrong if node) or "dbt did not start"
 
+    def explained(self, place: Place) -> str:
+        """The end of a sentence: what the database said means, and the file with its words."""
+        meant = destination_of(place).explain(self._said)
+        return f": {meant}; see {self.written(place)}" if meant else f"; see {self.written(place)}"
+
     def written(self, place: Place) -> Path:
         """The file with what the database said."""
         path = place.folder / "dbt" / "last_error.txt"
-        said = "\n\n".join(f"{node.node.name}: {node.message}" for node in self.wrong if node) or str(self._exception)
         with suppress(OSError):  # where the disk is full, or is not ours; the run says that too
-            written_privately(path, said + "\n")
+            written_privately(path, self._said + "\n")
         return path
+
+    @property
+    def _said(self) -> str:
+        nodes = [f"{node.node.name}: {node.message}" for node in self.wrong if node]
+        return "\n\n".join(nodes) or str(self._exception)
 
 
 class _Dbt:
@@ -145,9 +156,12 @@ class _Dbt:
         self._prefix = destination_of(place).prefix
         self._names = (target, database, transforms.time_zone, self._prefix)
         folder = place.folder / "dbt"
+        variables = {
+            "time_zone": transforms.time_zone, "schema_prefix": self._prefix, "lookback_seconds": _lookback_seconds(),
+        }  # fmt: skip
         self._options = [
             *("--target", target),
-            *("--vars", json.dumps({"time_zone": transforms.time_zone, "schema_prefix": self._prefix})),
+            *("--vars", json.dumps(variables)),
             *("--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT)),
             *("--target-path", str(folder / "target"), "--log-path", str(folder / "logs")),
             *("--quiet", "--log-level", "none", "--log-level-file", "none", "--no-write-json"),
@@ -155,11 +169,12 @@ class _Dbt:
         self._manifest: Manifest | None = None
 
     def run(self, *command: str) -> _Results:
-        os.environ.update(self._environment)
         from dbt.adapters.duckdb.connections import DuckDBConnectionManager
         from dbt.cli.main import dbtRunner
         from dbt.contracts.graph.manifest import Manifest
 
+        before = {name: os.environ.get(name) for name in self._environment}
+        os.environ.update(self._environment)
         try:
             self._manifest = self._manifest or stored(*self._names)
             if self._manifest is None:
@@ -171,15 +186,20 @@ class _Dbt:
             return _Results(dbtRunner(manifest=self._manifest).invoke([*command, *self._options]))
         finally:
             DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]
+            # A password is among them, and libpq would take them for the user's own.
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
 
     def tested(self) -> Verdict:
         """Raises `TransformError` when the tests could not be run."""
         results = self.run("test", "--exclude-resource-type", "unit_test")
         if not results.wrong:
             return Verdict()
-        written = results.written(self._place)
+        results.written(self._place)
         if any(node is None or node.status == "error" for node in results.wrong):
-            raise TransformError(f"the marts could not be tested ({results.names}); see {written}")
+            raise TransformError(f"the marts could not be tested ({results.names}){results.explained(self._place)}")
         marts = sorted({mart for node in results.wrong for mart in self._marts_of(node.node)})
         return Verdict([node.node.name for node in results.wrong], marts)
 
@@ -211,6 +231,15 @@ def _verdict_of(place: Place) -> Path:
     return place.folder / "dbt" / "data_tests.json"
 
 
+def _lookback_seconds() -> float:
+    """Return how late a message may become visible, as the source is configured."""
+    import dlt
+
+    found = dlt.config.get("sources.msgbubbles.settle_seconds", float)
+    return Settings().settle_ms / 1000 if found is None else found
+
+
 def _digest(transforms: Transforms) -> str:
     patterns = ("*.yml", "models/**/*.yml", "models/**/*.sql", "macros/**/*.sql")
-    return digest_of((path for pattern in patterns for path in PROJECT.glob(pattern)), transforms.time_zone).hexdigest()
+    paths = (path for pattern in patterns for path in PROJECT.glob(pattern))
+    return digest_of(paths, transforms.time_zone, str(_lookback_seconds())).hexdigest()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import duckdb
 
+from .destinations import destination_of
 from .place import Place
 
 FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
@@ -26,6 +27,9 @@ NO_DATABASE_WORDS = re.compile("not a valid duckdb database|corrupt|failed to de
 def trouble_of(error: BaseException, place: Place) -> str | None:
     """What is wrong and how to mend it; null where this cannot be told."""
     causes = list(_causes(error))
+    meant = destination_of(place).explain("\n".join(str(cause) for cause in causes))
+    if meant is not None:
+        return meant
     if any(_is(cause, FULL, FULL_WORDS) for cause in causes):
         return (
             f"no space is left to write beside {place.database} (or a file may not grow that large): free some; what "

@@ -73,7 +73,8 @@ def land_events(place: Place) -> Landed:
         for path, _, malformed in read:
             landed.malformed += len(malformed)
             # Nobody knows what is in such a line.
-            _keep_aside(aside_of(place), path.name, [] if redactor.policy.redacts else malformed)
+            kept = [] if redactor.policy.redacts else [one for one in malformed if not _is_about_erased(one, redactor)]
+            _keep_aside(aside_of(place), path.name, kept)
         events = [event for _, some, _ in read for event in some]
         if events:
             _load(place, events, landed)
@@ -123,6 +124,10 @@ def _events(segment: Segment, redactor: Redactor) -> tuple[list[Event], list[byt
         elif left is not None:
             malformed.append(delivery.body.encode())
     return events, malformed
+
+
+def _is_about_erased(line: bytes, redactor: Redactor) -> bool:
+    return redactor.mentions_erased(line.decode("utf-8", "replace"))
 
 
 def _keep_aside(folder: Path, name: str, lines: list[bytes]) -> None:

@@ -33,9 +33,10 @@ def left_of(delivery: Delivery, redactor: Redactor) -> Delivery | None:
         return None
     left = redactor.payload(payload)
     redactor.keep_names()
-    if left == payload:
+    event_id = redactor.without_erased(delivery.event_id)
+    if left == payload and event_id == delivery.event_id:
         return delivery
-    return msgspec.structs.replace(delivery, body=json.dumps(left))
+    return msgspec.structs.replace(delivery, event_id=event_id, body=json.dumps(left))
 
 
 def without_payload(event: Event) -> Event:

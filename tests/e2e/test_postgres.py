@@ -60,6 +60,11 @@ def landed(address: str) -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
+def say_hello(job: Job) -> None:
+    chat = job.server.truth().chats[0]["id"]
+    job.server.account.add_message(NewMessage(chat, "outbound", "hello", datetime.now(UTC), "sent"))
+
+
 def test_the_whole_job_on_a_server(new_job: NewJob, address: str) -> None:
     job = new_job(chats=130, messages=1500)
     job.environment = {
@@ -109,9 +114,9 @@ def test_the_whole_job_on_a_server(new_job: NewJob, address: str) -> None:
     assert all(one["state"] != "failed" for one in job.ask("check", "--destination", "postgres"))
 
 
-def test_what_an_analyst_builds_on_a_mart_survives_the_next_run(new_job: NewJob, address: str) -> None:
+def test_a_held_lock_ends_the_run_and_what_an_analyst_built_survives_the_next(new_job: NewJob, address: str) -> None:
     job = new_job(chats=30, messages=200)
-    job.environment = {"DESTINATION__POSTGRES__CREDENTIALS": address}
+    job.environment = {"DESTINATION__POSTGRES__CREDENTIALS": address, "SYNC__LOCK_TIMEOUT_SECONDS": "1"}
     job.run("--destination", "postgres", transform=True)
     with psycopg2.connect(address) as connection, connection.cursor() as cursor:
         cursor.execute("CREATE SCHEMA mine")
@@ -119,9 +124,19 @@ def test_what_an_analyst_builds_on_a_mart_survives_the_next_run(new_job: NewJob,
         cursor.execute("CREATE VIEW mine.texts AS SELECT message_id, text FROM staging.stg_messages")
         cursor.execute("ALTER VIEW marts.contact RENAME COLUMN handle TO somebody")
     connection.close()
-    job.server.account.add_message(
-        NewMessage(job.server.truth().chats[0]["id"], "outbound", "hello", datetime.now(UTC), "sent")
-    )
+    reader = psycopg2.connect(f"{address}&application_name=report")
+    for lock in ("SELECT count(*) FROM marts.thread_activity", "LOCK TABLE msgbubbles.messages IN SHARE MODE"):
+        say_hello(job)
+        with reader.cursor() as cursor:
+            cursor.execute(lock)
+        errors = job.run("--destination", "postgres", transform=True, status=1).errors
+        named = f"session {reader.get_backend_pid()} (user postgres, application report, idle in transaction since 20"
+        assert "[sync] lock_timeout_seconds" in errors
+        assert named in errors
+        assert query(address, "SELECT chat_id FROM marts.thread_activity"), "nobody waits for the job any more"
+        reader.rollback()
+    reader.close()
+    say_hello(job)
     job.run("--destination", "postgres", transform=True)
     total = len(job.server.truth().messages)
     assert query(address, "SELECT sum(messages_total) AS total FROM mine.waiting") == [{"total": total}]

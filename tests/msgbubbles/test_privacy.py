@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import cycle
 from typing import Any
 
 import msgspec
@@ -13,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from canary import quoted_everywhere, spellings
 from msgbubbles import _configured_redactor
 from msgbubbles.errors import ConfigurationError
 from msgbubbles.landing import Landing
@@ -178,6 +181,38 @@ def test_the_source_takes_its_policy_from_dlts_configuration_and_from_its_caller
         _configured_redactor({"txt": "drop"})
 
 
+@pytest.mark.parametrize("handle", [ANN, BEN])
+def test_handle_is_one_person_in_every_spelling(handle: str) -> None:
+    erased = redactor(FULL, erased=frozenset({NAMES.erased_handle(handle)}))
+    for written in spellings(handle):
+        assert NAMES.handle(written) == NAMES.handle(handle), written
+        left = erased.without_erased(f"ask {written} or +14155550199")
+        assert handles_in(left, handle) == []
+        assert left.startswith("ask ")
+        assert left.endswith(" or +14155550199")
+        nested = json.loads(erased.json_without_erased(json.dumps({written: [{"of": written}]})))
+        assert handles_in("\n".join(texts_in(nested)), handle) == []
+    others = ["+1415555011", "+141555501112", "+4155550111", "joben@example.com", "jo.ben@example.com", "1_2026-03-01"]
+    assert [erased.without_erased(one) for one in others] == others
+
+
+def handles_in(text: str, *handles: str) -> list[str]:
+    """Those that are in a text, in whatever spelling."""
+    plain = unicodedata.normalize("NFKC", text).lower()
+    plain = "".join(one for one in plain if one.isalnum() or one in "@")
+    wanted = {one: "".join(part for part in one if part.isalnum() or part == "@") for one in handles}
+    return [one for one, sought in wanted.items() if sought in plain]
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from (text for pair in value.items() for one in pair for text in texts_in(one))
+    elif isinstance(value, list | tuple | set):
+        yield from (text for one in value for text in texts_in(one))
+    else:
+        yield str(value)
+
+
 # -- in a whole world
 
 
@@ -201,6 +236,51 @@ def world_of(*people: str, policy: Redactor | None = None, knobs: Knobs | None =
 
 
 GROUP = "00000000-0000-4000-8000-000000000009"
+
+
+@pytest.mark.parametrize("feed", [True, False])
+@pytest.mark.parametrize(
+    ("policy", "is_erased"),
+    [(FULL, True), (MINIMAL, True), (ANALYTICS, False), (MINIMAL, False)],
+    ids=["full, erased", "minimal, erased", "analytics", "minimal"],
+)
+def test_no_handle_lands_in_a_column_or_name_that_is_not_for_handles(
+    policy: Policy, is_erased: bool, feed: bool
+) -> None:
+    written = cycle([*spellings(ANN), *spellings("carla@example.com")])
+    # What a chat is asked for by, and who is in it.
+    own = frozenset({"conversation_id", "from_handle", "handle", "sender"})
+
+    def quoted(kind: str, row: dict[str, Any]) -> dict[str, Any]:
+        direct = {"remote_handle"} if not row.get("is_group") else set()
+        return quoted_everywhere(row, written, own | ({"id"} | direct if kind == "chats" else set()))
+
+    people = (ANN, "carla@example.com")
+    erased = frozenset({NAMES.erased_handle(one) for one in people}) if is_erased else frozenset[str]()
+    knobs = Knobs(feed=feed, transform_row=quoted, extra_fields={"of " + ANN: "carla@example.com"})
+    with world_of(BEN, policy=redactor(policy, erased=erased), knobs=knobs) as world:
+        for _ in range(10):
+            run = world.sync()
+            names = [name for progress in run.streams.values() for name in progress.new_fields]
+            assert handles_in("\n".join(names), *people) == []
+            world.pass_time(3_600_000)
+        landed = {table: list(rows.values()) for table, rows in world.store.tables.items()}
+        assert len(landed["messages"]) > 20
+        found = {(table, name) for table, some in landed.items() for row in some for name, value in row.items()
+                 if handles_in("\n".join(texts_in(value)), *people)}  # fmt: skip
+        assert found == set()
+        assert handles_in("\n".join(texts_in(world.store.states)), *people) == []
+        if policy == FULL:
+            assert {row["effect"] for row in landed["messages"]} >= {"[erased]", "tel:[erased]"}
+
+
+@pytest.mark.parametrize("policy", [FULL, MINIMAL], ids=["full", "minimal"])
+def test_names_of_unknown_fields_are_recorded_without_handles(policy: Policy) -> None:
+    knobs = Knobs(extra_fields={**dict.fromkeys(spellings(ANN), 1), "mood": 2})
+    with world_of(BEN, policy=redactor(policy), knobs=knobs) as world:
+        names = world.sync().progress("chats").new_fields
+    assert handles_in("\n".join(names), ANN) == []
+    assert ("mood" in names) == (policy == FULL)
 
 
 def write(world: World, chat: str, people: list[str], at: datetime, seconds: range) -> None:

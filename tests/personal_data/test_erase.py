@@ -3,22 +3,31 @@ from __future__ import annotations
 import json
 import sqlite3
 from datetime import UTC, datetime
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pytest
 
-from canary import found_in
+from canary import found_in, spellings
+from group_sync.landing import COLUMNS as GROUP_COLUMNS
 from group_sync.ledger import Entry, Ledger, Sighting
+from msgbubbles.landing import COLUMNS
+from msgbubbles.personal import PERSONAL
 from msgbubbles.privacy import PRESETS, Pseudonyms
 from personal_data import erase as erasing
 from personal_data.erase import erase
 from personal_data.rewrite import compact
+from warehouse.journal import COLUMNS as RUN_COLUMNS
+from warehouse.journal import TABLE as SYNC_RUNS
+from warehouse.journal import Journal
 from warehouse.place import Place, UsageError
 from warehouse.privacy import Record, redactor_of
 from warehouse.transform import Transforms
 from warehouse.vault import Vault
+from webhook_events.events import COLUMNS as EVENT_COLUMNS
+from webhook_events.events import TABLE as EVENTS
 
 ANN, BEN, OURS = "+14155550111", "ben@example.com", "+14155550100"
 KEY = "of a test, and long enough to be a key"
@@ -80,6 +89,62 @@ def test_a_handle_within_a_text_is_replaced_and_a_longer_one_is_not(place: Place
     left = get(place, "SELECT text, metadata->>'said' FROM msgbubbles.messages ORDER BY id")
     wanted = ["call [erased], or [erased].", *texts[1:4], 'say "[erased]"', "[erased]!", texts[6]]
     assert left == [(one, one) for one in wanted]
+
+
+# The columns of every table that the product makes, with dlt's names of their types.
+TABLES_OF_CODE: dict[str, dict[str, str]] = {
+    **{table: {one.name: one.type for one in columns} for table, columns in COLUMNS.items()},
+    EVENTS: {one.name: one.type for one in EVENT_COLUMNS},
+    **GROUP_COLUMNS,
+    SYNC_RUNS: {name: {"VARCHAR": "text", "JSON": "json"}.get(kind, kind) for name, kind in RUN_COLUMNS.items()},
+}
+TEXT_COLUMNS = {
+    table: {name: kind for name, kind in columns.items() if kind in ("text", "json")}
+    for table, columns in TABLES_OF_CODE.items()
+}
+
+
+def test_each_text_column_has_a_decision_on_what_it_holds() -> None:
+    assert {table: columns.keys() - PERSONAL[table].keys() for table, columns in TEXT_COLUMNS.items()} == {
+        table: set() for table in TEXT_COLUMNS
+    }
+
+
+@pytest.mark.parametrize("handle", [ANN, BEN])
+def test_erased_handle_survives_in_no_column_and_no_file(place: Place, handle: str) -> None:
+    every, written = spellings(handle), cycle(spellings(handle))
+    # By these a row is known to be theirs, and goes; here nothing but the mention of them is looked at.
+    not_theirs = {"id", "chat_id", "conversation_id", "message_id", "handle", "remote_handle", "sender_handle"}
+
+    def value(name: str, kind: str, number: int) -> str:
+        if kind == "json":
+            return "[]" if name == "handles" else json.dumps({next(written): [next(written), {"of": next(written)}]})
+        return str(number) if name in not_theirs else next(written)
+
+    with duckdb.connect(str(place.work)) as connection:
+        connection.execute("DROP SCHEMA msgbubbles CASCADE; CREATE SCHEMA msgbubbles")
+        for table, columns in TEXT_COLUMNS.items():
+            declared = ", ".join(f'"{name}" {TYPES.get(kind, kind)}' for name, kind in TABLES_OF_CODE[table].items())
+            connection.execute(f"CREATE TABLE msgbubbles.{table} ({declared})")
+            names, marks = ", ".join(f'"{name}"' for name in columns), ", ".join("?" * len(columns))
+            connection.executemany(
+                f"INSERT INTO msgbubbles.{table} ({names}) VALUES ({marks})",
+                [[value(name, kind, number) for name, kind in columns.items()] for number in range(len(every))],
+            )
+    record = {"run_id": "r", "started_at": "", "outcome": "", "exit_status": 0}
+    for one in every:
+        Journal(place.folder).add(record | {"streams": {"chats": {"new_fields": [one]}}, one: {one: one}})
+    aside = place.folder / "webhooks" / "malformed"
+    aside.mkdir(parents=True)
+    (aside / "1.jsonl").write_text("".join(f'{{"of": "{one}"\n' for one in every) + "of somebody else\n")
+    assert {"attachments", "chat_titles", "group_operations", "sync_runs"} <= erased(place, handle)["rows"].keys()
+    assert found_in(place.database.parent, [*every, *(json.dumps(one)[1:-1] for one in every)]) == {}
+    assert (aside / "1.jsonl").read_text() == "of somebody else\n"
+    assert len(Journal(place.folder).records()) == len(every)
+    assert get(place, "SELECT count(*) FROM msgbubbles.attachments") == [(len(every),)]
+
+
+TYPES = {"text": "VARCHAR", "json": "JSON", "bool": "BOOLEAN", "timestamp": "TIMESTAMPTZ"}
 
 
 def test_lists_of_participants_are_as_they_would_have_been(place: Place) -> None:

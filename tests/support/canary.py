@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
@@ -69,6 +70,37 @@ def account_of_canaries(now: datetime) -> tuple[Account, dict[str, list[str]]]:
 
 def chat_id(number: int) -> str:
     return f"00000000-0000-4000-8000-{number:012d}"
+
+
+def spellings(handle: str) -> list[str]:
+    """A number or an address as people and software write it."""
+    if "@" in handle:
+        return [handle, handle.upper(), f"mailto:{handle.title()}", f"'{handle}'"]
+    digits = handle.removeprefix("+")
+    parts = digits[:1], digits[1:4], digits[4:7], digits[7:]
+    return [
+        handle, digits, f"00{digits}", f"tel:+{'-'.join(parts)}", f"+{' '.join(parts)}", f"sms:{'.'.join(parts)};x",
+        f"+{parts[0]} ({parts[1]}) {parts[2]}-{parts[3]}", "+" + "\u00a0".join(parts), f"\u202a+{digits}\u202c",
+        "＋" + "".join(chr(ord(one) + 0xFEE0) for one in digits),
+    ]  # fmt: skip
+
+
+def quoted_everywhere(row: dict[str, Any], written: Iterator[str], but: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Quote handles, one after the other, in each text of a row of the API, in what may be a text, and as names of
+    fields; fields of the names in `but`, and times, stay."""
+    quoted: dict[str, Any] = {}
+    for name, value in row.items():
+        if name in but or name.endswith("_at") or not (value is None or isinstance(value, str | dict | list)):
+            quoted[name] = value
+        elif name == "attachments":
+            quoted[name] = [quoted_everywhere(one, written, frozenset({"message_id", "url"})) for one in value]
+        elif name in ("metadata", "error", "channels"):
+            quoted[name] = {next(written): next(written), "deep": [{"code": next(written)}, next(written)]}
+        else:
+            # An id of digits alone is an id.
+            before = value or ("x" if name == "reply_to" else "")
+            quoted[name] = f"{before} {next(written)}".strip()
+    return quoted | {next(written): {next(written): 1}, "unknown": [next(written)]}
 
 
 def found_in(folder: Path, words: Iterable[str], but: Iterable[str] = ()) -> dict[str, list[str]]:

@@ -18,6 +18,8 @@ Row = dict[str, Any]
 World = dict[str, list[Row]]
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
+# How late a message may become visible.
+LOOKBACK = timedelta(seconds=300)
 
 
 def seconds(span: timedelta) -> float:
@@ -126,7 +128,7 @@ def _thread(
         beginning_read = False
     latest = messages[-1].at if messages else None
     last = chat["last_message_at"]
-    last_covered = last is not None and since is not None and to is not None and since <= last < to
+    last_covered = last is not None and since is not None and to is not None and since <= last < to - LOOKBACK
     end_read = last is None or (latest is not None and latest >= last) or last_covered
     within_coverage = to is None or all(at is None or at < to for at in (last, latest))
     known = bool(messages) or (beginning_read and end_read)

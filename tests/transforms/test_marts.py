@@ -5,6 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import pytest
+
+from warehouse.place import Place
+from warehouse.transform import Transforms, _Dbt
+
 ROWS_OF_A_CHAT = {
     # messages of one chat: (minute, direction, status), in the order of their landing
     "no messages": [],
@@ -156,6 +161,38 @@ def test_a_row_of_thread_activity(warehouse: Any, at: Any) -> None:
         "no time": False,
         "unknown chat": True,
     }
+
+
+def test_chat_whose_latest_message_is_not_visible_yet_is_not_complete(
+    warehouse: Any, at: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = 60 * 24
+    complete_to = 50 * day
+    last = {"not visible": complete_to - 4, "only one": complete_to - 4, "deleted message": complete_to - 6, "read": day}
+    warehouse.load(
+        "1",
+        chats=[{"id": chat, "created_at": at(0), "last_message_at": at(minute)} for chat, minute in last.items()],
+        messages=[
+            {"id": chat, "conversation_id": chat, "cursor_at": at(day), "direction": "inbound"}
+            for chat in last
+            if chat != "only one"
+        ],
+        stream_coverage=[{"stream": "messages", "complete_since": at(0), "complete_to": at(complete_to)}],
+    )
+    warehouse.transform()
+
+    def found() -> dict[str, tuple[Any, ...]]:
+        names = ("is_complete", "dormant_days", "waiting_on", "messages_total")
+        return {row["chat_id"]: tuple(map(row.get, names)) for row in warehouse.mart("thread_activity")}
+
+    not_visible = {"not visible": (False, None, None, 1), "only one": (False, None, None, None)}
+    assert found() == not_visible | {"deleted message": (True, 49, "us", 1), "read": (True, 49, "us", 1)}
+    # The lookback is the source's, whatever the project was parsed with.
+    monkeypatch.setenv("SOURCES__MSGBUBBLES__SETTLE_SECONDS", "420")
+    place = Place.of(warehouse.path)
+    dbt = _Dbt(place, "duckdb", {"MSGBUBBLES_DUCKDB_PATH": str(warehouse.path)}, Transforms())
+    assert not dbt.run("run", "--select", "thread_activity").wrong
+    assert found() == not_visible | {"deleted message": (False, None, None, 1), "read": (True, 49, "us", 1)}
 
 
 def test_a_deleted_chat_keeps_what_was_read_and_waits_on_nobody(warehouse: Any, at: Any) -> None:

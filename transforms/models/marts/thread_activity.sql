@@ -79,11 +79,13 @@ threads as (
             <= least(coalesce(chats.created_at, {{ epoch() }}), measures.first_message_at),
             false
         ) and (chats.deleted_at is null or chats.created_at is not null) as is_beginning_read,
-        -- The latest message has been read.
+        -- The latest message has been read, or the API has had its lookback to show it and does not (it was deleted).
         coalesce(
             measures.latest_message_at >= chats.last_message_at
             or (
-                chats.last_message_at >= coverage.complete_since and chats.last_message_at < coverage.complete_to
+                chats.last_message_at >= coverage.complete_since
+                and {{ seconds_between('chats.last_message_at', 'coverage.complete_to') }}
+                > {{ var('lookback_seconds') }}
             ),
             chats.last_message_at is null
         ) as is_end_read,
