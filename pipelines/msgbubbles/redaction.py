@@ -30,6 +30,7 @@ from .models import (
     RejectedRow,
     Row,
     participants_of,
+    without_senders,
 )
 from .privacy import FULL, Policy, Pseudonyms
 from .transport import Transport
@@ -308,6 +309,8 @@ class Redactor:
             row.text = None if self.has_expired(row.cursor_at) else self.text(row.text)
         if row.sender_handle is not None:
             row.sender_handle = self.handle(row.sender_handle)
+        if self.policy.handles != "keep":
+            row.extra = without_senders(row)
         if self.policy.metadata == "drop":
             row.metadata = NULL
         if self.policy.extra == "drop":
@@ -473,8 +476,9 @@ class PrivateClient(Client):
         transport: Transport,
         redactor: Redactor,
         stored_chats: StoredChats = lambda _ids: (),
+        sender_field: str | None = None,
     ) -> None:
-        super().__init__(transport)
+        super().__init__(transport, sender_field)
         self._redactor = redactor
         self._stored_chats = stored_chats
         self._kept_chats: set[str] = set()
@@ -531,6 +535,13 @@ class PrivateClient(Client):
                 redactor.erase_chat(chat_id)
 
 
-def client_of(transport: Transport, redactor: Redactor, stored_chats: StoredChats = lambda _ids: ()) -> Client:
+def client_of(
+    transport: Transport,
+    redactor: Redactor,
+    stored_chats: StoredChats = lambda _ids: (),
+    sender_field: str | None = None,
+) -> Client:
     """A client by the policy; the plain one where that leaves everything as it is."""
-    return Client(transport) if redactor.is_idle else PrivateClient(transport, redactor, stored_chats)
+    if redactor.is_idle:
+        return Client(transport, sender_field)
+    return PrivateClient(transport, redactor, stored_chats, sender_field)

@@ -20,7 +20,7 @@ from msgspec import Raw
 
 from .compare import key_of
 from .landing import COLUMNS, arrow_types
-from .models import Chat, Column
+from .models import Attachment, Chat, Column
 from .walk import epoch_ms
 
 if TYPE_CHECKING:
@@ -82,6 +82,27 @@ class Warehouse:
         ]
         tables = [one for one in found if one is not None]
         return pa.concat_tables(tables, promote_options="default") if tables else None
+
+    def places(self, ids: Sequence[str]) -> dict[str, tuple[str | None, datetime | None]]:
+        """The chat and the time of the messages of these ids that are stored."""
+        query = "SELECT id, conversation_id, cursor_at FROM {messages} WHERE id IN "
+        found = [row for some in _chunks(ids) for row in self._all(f"{query}({_marks(some)})", *some)]
+        return {key: (chat_id, at) for key, chat_id, at in found}
+
+    def attachments_of(self, message_ids: Sequence[str]) -> list[Attachment]:
+        """The stored attachments of these messages that are not removed."""
+        names = [column.name for column in COLUMNS["attachments"] if column.name != "_read_at"]
+        found = []
+        for some in _chunks(message_ids):
+            # All columns: a warehouse of an older version has no `removed_at` yet.
+            table = self._arrow(
+                "attachments", f"SELECT * FROM {{attachments}} WHERE message_id IN ({_marks(some)})", *some
+            )
+            found += [] if table is None else table.to_pylist()
+        rows = [{name: row.get(name) for name in names} for row in found]
+        return [
+            Attachment(**row | {"extra": Raw((row["extra"] or "").encode())}) for row in rows if not row["removed_at"]
+        ]
 
     def chats(self, ids: Sequence[str]) -> list[Chat]:
         """The stored chats of these ids, as they were last seen."""
