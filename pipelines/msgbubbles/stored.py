@@ -92,14 +92,13 @@ class Warehouse:
     def attachments_of(self, message_ids: Sequence[str]) -> list[Attachment]:
         """The stored attachments of these messages that are not removed."""
         names = [column.name for column in COLUMNS["attachments"] if column.name != "_read_at"]
-        found = []
+        found: list[dict[str, Any]] = []
+        # All columns: a warehouse of an older version has no `removed_at` yet.
+        query = "SELECT * FROM {attachments} WHERE message_id IN "
         for some in _chunks(message_ids):
-            # All columns: a warehouse of an older version has no `removed_at` yet.
-            table = self._arrow(
-                "attachments", f"SELECT * FROM {{attachments}} WHERE message_id IN ({_marks(some)})", *some
-            )
+            table = self._arrow("attachments", f"{query}({_marks(some)})", *some)
             found += [] if table is None else table.to_pylist()
-        rows = [{name: row.get(name) for name in names} for row in found]
+        rows: list[dict[str, Any]] = [{name: row.get(name) for name in names} for row in found]
         return [
             Attachment(**row | {"extra": Raw((row["extra"] or "").encode())}) for row in rows if not row["removed_at"]
         ]
