@@ -151,14 +151,14 @@ def opened(body: bytes) -> Answer:
     return Answer(strict_json(envelope), text, rows if text[:1] == b"[" else None)
 
 
-_MEMBERS = rb'(?:\s*"\w+"\s*:\s*(?:"[^"\\]*+"|[\w.+-]+)\s*%s)*'
+_MEMBERS = rb'(?:\s*+"\w++"\s*+:\s*+(?:"[^"\\]*+"|[\w.+-]++)\s*+%s)*'
 _HEAD = re.compile(rb"\s*\{" + _MEMBERS % b"," + rb'\s*"data"\s*:\s*(\[)')
 _TAIL = re.compile(rb"\]\s*(?:,\s*" + _MEMBERS % b",?" + rb")?\}\s*\Z")
 _ROW_ENDS = re.compile(rb"\s*(?:,|\Z)")
 _BETWEEN_ROWS = re.compile(rb"[\s,]*+")
 _NEXT_ROW = re.compile(rb",\s*(?=\{)")
-# How often a list may be scanned, on average, for the rows behind one that has no end.
-_SCANS = 20
+# How often a list may be scanned, on average, for the rows behind one that has no end; and how many bytes more at most.
+_SCANS, _MOST_SCANNED = 20, 20_000_000
 
 
 def reopened(body: bytes, is_row: Callable[[bytes], bool]) -> Answer:
@@ -170,7 +170,7 @@ def reopened(body: bytes, is_row: Callable[[bytes], bool]) -> Answer:
         raise msgspec.DecodeError("not JSON")
     inside = body[head.end() : tail.start()]
     rows: list[bytes] = []
-    at, skipped_at, left = 0, -1, _SCANS * len(inside)
+    at, skipped_at, left = 0, -1, len(inside) + min(_SCANS * len(inside), _MOST_SCANNED)
     while (at := _BETWEEN_ROWS.match(inside, at).end()) < len(inside):  # type: ignore[union-attr]
         end, scanned = _value_end(inside, at)
         left -= scanned

@@ -326,6 +326,9 @@ def read_row(
         field = declared.get(name)
         if field is None or name.startswith("_"):
             kept_aside[name] = value
+        elif field.name == "sender_handle":
+            # Another field named the sender, or this one does not.
+            kept_aside |= {} if value in (NULL, Raw(b'""')) else {name: value}
         elif field.name == "attachments":
             attachments = _attachments(value, request_id, rejected)
             if attachments is UNSET:
@@ -375,11 +378,11 @@ def _fields_of(raw: Raw) -> tuple[dict[str, Raw] | None, bool]:
 
 
 def is_row_of(model: type[Row], text: bytes) -> bool:
-    """Whether a text is an object that looks like a row of `model`: with its key, and hardly a field of something
-    else. An attachment is no message."""
-    fields, _ = _fields_of(Raw(text))
-    known = (fields or {}).keys() & _declared(model).keys()
-    return fields is not None and model.key_field in fields and 2 * len(known) > len(fields)
+    """Whether a text is an object that looks like a row of `model`: with its key and another of its fields, and with
+    hardly a field of something else. An attachment is no message."""
+    fields = _fields_of(Raw(text))[0] or {}
+    known = fields.keys() & _declared(model).keys()
+    return model.key_field in fields and len(known) > 1 and 2 * len(known) > len(fields)
 
 
 def _take_sender(fields: dict[str, Raw], names: Sequence[str]) -> tuple[str | None, str | None]:
