@@ -277,7 +277,7 @@ class Landing:
                 self._removed.add(one.id)
                 if one.id not in self._rows["attachments"]:
                     one.removed_at = read_at
-                    self._put("attachments", one.id, one, read_at)
+                    self._put("attachments", self._key("attachments", one), one, read_at)
 
     def _changed(self, table: str, rows: list[Read]) -> Iterator[Any]:
         """Items for dlt: what is not stored as it was read; and of chats, the titles that are others than before."""
