@@ -105,7 +105,7 @@ class Landing:
     """Gathers the rows of one stream and turns them into items for dlt.
 
     `tables` are the tables that the stream fills, its own first. `changes` counts their rows. `on_chats` is told
-    which chats were not there before. `on_twins` gets the table and the number of rows that are in `rejected_rows`
+    which chats were not there before. `on_twins` gets the table and the hashes of rows that are in `rejected_rows`
     because another chat's message, or another message's attachment, has their id.
     """
 
@@ -119,7 +119,7 @@ class Landing:
         self.changes = {} if changes is None else changes
         self._stored = stored
         self.on_chats: Callable[[list[NewChat]], None] = lambda _chats: None
-        self.on_twins: Callable[[str, int], None] = lambda _table, _count: None
+        self.on_twins: Callable[[str, set[str]], None] = lambda _table, _hashes: None
         # Which parent the row with an id has, for what was read since the last load.
         self._parents: dict[str, dict[str, str]] = {table: {} for table in PARENTS}
         # Attachments that their stored message no longer shows.
@@ -228,17 +228,18 @@ class Landing:
             if not (key in self._removed or (len(parents[key]) == 1 and times == {at})):
                 owners[key] = parent
         twins = {key for key, read in parents.items() if read != {owners[key]}}
-        kept = []
+        kept, hashes = [], set()
         for row, read_at in rows:
             if row.key not in twins or getattr(row, parent_field) in (None, owners[row.key]):
                 kept.append((row, read_at))
                 continue
             twin = rejected_twin(row, table, f"the id is also that of one of another {parent_name}")
             self._put(REJECTED, twin.row_hash, twin, read_at)
+            hashes.add(twin.row_hash)
             for one in (row.attachments or ()) if isinstance(row, Message) else ():
                 self._rows["attachments"].pop(one.id, None)
-        if len(kept) < len(rows):
-            self.on_twins(table, len(rows) - len(kept))
+        if hashes:
+            self.on_twins(table, hashes)
         return kept
 
     def _stored_elsewhere(

@@ -85,6 +85,7 @@ class Run:
     feed: bool | None = None
     halt: Halt | None = None
     error: MsgBubblesError | None = None
+    _rejected: set[str] = field(default_factory=set)
 
     @property
     def stopped(self) -> bool:
@@ -99,9 +100,10 @@ class Run:
     def progress(self, stream: str) -> StreamProgress:
         return self.streams.setdefault(stream, StreamProgress())
 
-    def reject(self, table: str, rows: int) -> None:
-        """Count rows that were read and are in `rejected_rows` all the same."""
-        self.progress(table).rejected += rows
+    def reject(self, table: str, hashes: set[str]) -> None:
+        """Count rows that could be read and are in `rejected_rows` all the same, each once."""
+        self.progress(table).rejected += len(hashes - self._rejected)
+        self._rejected |= hashes
 
     def landed(self, table: str) -> int:
         """Rows of a table that were new or changed."""

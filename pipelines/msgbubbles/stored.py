@@ -30,6 +30,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_MS = 250_000_000_000_000  # in the year 9892
 # What webhooks tell, where somebody receives them.
 EVENTS = "webhook_events"
+# PostgreSQL's types json and jsonb, which psycopg2 decodes.
+DECODED_JSON = frozenset({114, 3802})
 # Values in one query. Each query looks at a whole column, however few they are.
 KEYS_AT_ONCE = 10_000
 
@@ -222,13 +224,17 @@ def _arrow_of(cursor: Any, columns: Sequence[Column]) -> pa.Table:
     # dlt makes Arrow of Python values there, and of objects structures, which have the fields of all of them.
     import pyarrow as pa
 
-    names, rows = [one[0] for one in cursor.native_cursor.description], cursor.fetchall()
+    described, rows = cursor.native_cursor.description, cursor.fetchall()
+    names = [one[0] for one in described]
+    # What a driver has decoded, text is a JSON string; elsewhere, it is JSON.
+    decoded = {one[0] for one in described if one[1] in DECODED_JSON}
     found = {}
     for column in columns:
         place = names.index(column.name) if column.name in names else None
         values = [None if place is None else row[place] for row in rows]
         if column.type == "json":
-            values = [None if one is None or isinstance(one, str) else json.dumps(one) for one in values]
+            is_text = str if column.name not in decoded else ()
+            values = [None if one is None else one if isinstance(one, is_text) else json.dumps(one) for one in values]
         found[column.name] = pa.array(values, arrow_types()[column.type])
     return pa.table(found)
 
