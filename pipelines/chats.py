@@ -40,6 +40,7 @@ from warehouse.command import (
     place_of,
     readable_configuration,
     requests_per_minute,
+    source_option,
     start,
     stopped_by_signals,
     transport_of,
@@ -51,7 +52,7 @@ from warehouse.place import Place, UsageError
 from warehouse.report import Reporter
 
 if TYPE_CHECKING:
-    from msgbubbles import Run
+    from msgbubbles import Client, Run
     from msgbubbles.settings import Settings
     from warehouse.sync import Report
     from warehouse.verify import Verdict
@@ -155,11 +156,16 @@ def check(
 
     def body(place: Place) -> int:
         with _configured(place, sandbox) as (options, run, _settings):
+            from msgbubbles import Client
             from warehouse.check import findings
             from webhook_events import health
 
+            def connect() -> Client:
+                sender_field = source_option(options, "sender_field", None)
+                return Client(transport_of(options, run, SCRIPT, max_attempts=2), sender_field)
+
             run.max_requests = 20
-            of_the_job = findings(place, lambda: transport_of(options, run, SCRIPT, max_attempts=2))
+            of_the_job = findings(place, connect)
             found = reporter.findings(chain(of_the_job, health.findings(place)))
         return EXIT_INCOMPLETE if any(one.state == "failed" for one in found) else 0
 
@@ -196,11 +202,15 @@ def verify(
             from warehouse.known import Known
             from warehouse.verify import verify as compare
 
-            with client_of(transport_of(options, run, SCRIPT), options["privacy"]) as client:
+            def connect() -> Client:
+                sender_field = source_option(options, "sender_field", None)
+                return client_of(transport_of(options, run, SCRIPT), options["privacy"], sender_field=sender_field)
+
+            with connect() as client:
                 verdict = compare(Known(place), client, settings, sample=sample, on_page=run.on_page)
             if repair and not verdict.is_equal:
                 _repaired(place, reporter, options, verdict)
-                with client_of(transport_of(options, run, SCRIPT), options["privacy"]) as client:
+                with connect() as client:
                     verdict = compare(Known(place), client, settings, sample=sample, on_page=run.on_page)
         reporter.verdict(verdict, run)
         return 0 if verdict.is_equal else EXIT_INCOMPLETE

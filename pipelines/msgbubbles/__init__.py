@@ -42,6 +42,7 @@ def msgbubbles_source(
     refresh_messages: Sequence[Any] = REFRESH_MESSAGES,
     refresh_share: float = 0.25,
     read_participants: bool = False,
+    sender_field: str | None = None,
     requests_per_minute: int = REQUESTS_PER_MINUTE,
     parallel_requests: int = MOST_WALKS,
     budget_dir: str | None = None,
@@ -84,7 +85,7 @@ def msgbubbles_source(
                 clock=run.clock,
             )
             with (
-                client_of(transport, redactor, _stored_chats(run)) as client,
+                client_of(transport, redactor, _stored_chats(run), sender_field) as client,
                 run.warehouse.connected() if run.warehouse else nullcontext(),
             ):
                 landing = Landing(tables, run.warehouse, run.changes)

@@ -11,19 +11,35 @@ up. Every method may be repeated safely; those that create something carry an `I
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw, UnsetType
 
 from .budget import RequestBudget
 from .errors import NotFoundError, PermanentError
-from .models import Chat, Message, Number, Page, R, RejectedRow, Webhook, read_row
+from .lenient import opened, reopened
+from .models import (
+    NULL,
+    SENDER_FIELDS,
+    Chat,
+    Message,
+    Number,
+    Page,
+    R,
+    Row,
+    Webhook,
+    is_plain_row,
+    is_row_of,
+    read_row,
+)
 from .transport import Answer, Transport
 
 BASE_URL = "https://api.msgbubbles.com/v1"
@@ -38,11 +54,43 @@ class _Envelope(msgspec.Struct, Generic[D]):
     has_more: bool | None = None
 
 
-class Client:
-    """The API, as methods. Create one with `Client.connect`, or around a `Transport` of your own."""
+class _OddEnvelope(msgspec.Struct):
+    """The envelope of a list, without its rows. Where the list is empty, some encoders leave `data` out."""
 
-    def __init__(self, transport: Transport) -> None:
+    data: Raw | UnsetType = UNSET
+    has_more: Raw = NULL
+    request_id: str | None = None
+    error: Raw = NULL
+
+    @property
+    def is_of_a_list(self) -> bool:
+        is_known = self.has_more != NULL or self.request_id is not None
+        return self.data is not UNSET or (self.error == NULL and is_known and not self.says_more)
+
+    @property
+    def says_more(self) -> bool | None:
+        """Raises `msgspec.DecodeError` for what is neither true nor false."""
+        try:
+            return _FLAGS[bytes(self.has_more)]
+        except KeyError:
+            raise msgspec.DecodeError("has_more is no flag") from None
+
+
+_FLAGS: dict[bytes, bool | None] = {
+    b"null": None, b"true": True, b"false": False, b"1": True, b"0": False, b'"true"': True, b'"false"': False,
+}  # fmt: skip
+NO_CONTENT = 204
+
+
+class Client:
+    """The API, as methods. Create one with `Client.connect`, or around a `Transport` of your own.
+
+    `sender_field` is the field of a message that names its sender, where that is none of `SENDER_FIELDS`.
+    """
+
+    def __init__(self, transport: Transport, sender_field: str | None = None) -> None:
         self.transport = transport
+        self.sender_fields = (sender_field, *SENDER_FIELDS) if sender_field else SENDER_FIELDS
 
     @classmethod
     def connect(cls, api_key: str, base_url: str = BASE_URL, requests_per_minute: int = REQUESTS_PER_MINUTE) -> Client:
@@ -155,7 +203,7 @@ class Client:
             "POST",
             "messages",
             endpoint="POST /messages",
-            decode=partial(_decode_one, Message),
+            decode=partial(_decode_one, Message, sender_fields=self.sender_fields),
             json={"text": text} | {name: value for name, value in addressed.items() if value is not None},
             idempotency_key=idempotency_key or str(uuid4()),
         )
@@ -197,7 +245,11 @@ class Client:
             given["limit"] = limit
         try:
             return self.transport.request(
-                "GET", path, endpoint=f"GET /{path}", decode=partial(_decode_page, model, path, limit), params=given
+                "GET",
+                path,
+                endpoint=f"GET /{path}",
+                decode=partial(_decode_page, model, path, limit, sender_fields=self.sender_fields),
+                params=given,
             )
         except NotFoundError as error:
             if not self.transport.traffic.answered:
@@ -244,43 +296,63 @@ def _page_decoder(model: type[R]) -> msgspec.json.Decoder[_Envelope[list[R]]]:
     return msgspec.json.Decoder(_Envelope[list[model]])  # type: ignore[valid-type]
 
 
-def _decode_page(model: type[R], stream: str, limit: int | None, answer: Answer) -> Page[R]:
-    rows, rejected, has_more = _read_page(model, stream, mended(answer.body), answer.request_id)
-    whole = [one for one in rejected if one.stream == stream]
-    return Page(
-        rows=rows,
-        rejected=rejected,
-        has_more=has_more,
-        full=limit is not None and len(rows) + len(whole) >= limit,
-        read_at=answer.read_at,
-        server_at=answer.server_at,
-        request_id=answer.request_id,
-    )
-
-
-def _read_page(
-    model: type[R], stream: str, body: bytes, request_id: str | None
-) -> tuple[list[R], list[RejectedRow], bool | None]:
+def _decode_page(
+    model: type[R],
+    stream: str,
+    limit: int | None,
+    answer: Answer,
+    sender_fields: Sequence[str] = SENDER_FIELDS,
+) -> Page[R]:
+    page: Page[R] = Page([], [], None, False, answer.read_at, answer.server_at, answer.request_id)
+    if not answer.body.strip():
+        # An empty list; or a body that was cut off, which does not happen twice in a row: so it is asked for again.
+        return replace(page, has_more=answer.status != NO_CONTENT)
+    body = mended(answer.body)
     try:
         envelope = _page_decoder(model).decode(body)
-    except msgspec.ValidationError:
+    except (msgspec.DecodeError, RecursionError):
         pass
     else:
-        return envelope.data, [], envelope.has_more
+        if is_plain_row(model, envelope.data):
+            full = limit is not None and len(envelope.data) >= limit
+            return replace(page, rows=envelope.data, has_more=envelope.has_more, full=full)
     # A row of this page is not what `models` declares: read it row by row, and keep what does not fit.
-    raws = msgspec.json.decode(body, type=_Envelope[list[Raw]])
-    rows, rejected = [], []
-    for raw in raws.data:
-        row, faults = read_row(model, raw, stream, request_id)
+    raws, has_more = _raw_rows(model, body)
+    rows, rejected, odd = [], [], set[str]()
+    for raw in raws:
+        row, faults = read_row(model, raw, stream, answer.request_id, sender_fields=sender_fields, on_odd=odd.add)
         rejected += faults
         if row is not None:
             rows.append(row)
-    return rows, rejected, raws.has_more
+    full = limit is not None and len(raws) >= limit
+    return replace(page, rows=rows, rejected=rejected, has_more=has_more, full=full, odd=frozenset(odd))
 
 
-def _decode_one(model: type[R], answer: Answer) -> R:
-    envelope = msgspec.json.decode(mended(answer.body), type=_Envelope[Raw])
-    row, _ = read_row(model, envelope.data, model.__name__, answer.request_id)
+def _raw_rows(model: type[Row], body: bytes) -> tuple[Sequence[Raw], bool | None]:
+    """The rows of an answer as they were sent, and its `has_more`. Raises `msgspec.DecodeError` where it is no list."""
+    try:
+        envelope = msgspec.json.decode(body, type=_Envelope[list[Raw]])
+    except (msgspec.DecodeError, RecursionError):
+        pass
+    else:
+        return envelope.data, envelope.has_more
+    try:
+        answer = opened(body)
+    except msgspec.DecodeError:
+        answer = reopened(body, lambda text: is_row_of(model, text))
+    odd = msgspec.json.decode(answer.envelope, type=_OddEnvelope)
+    if not odd.is_of_a_list or (answer.rows is None and odd.data is not UNSET and answer.data != b"null"):
+        raise msgspec.DecodeError("not a list")
+    return [Raw(row) for row in answer.rows or ()], odd.says_more
+
+
+def _decode_one(model: type[R], answer: Answer, sender_fields: Sequence[str] = SENDER_FIELDS) -> R:
+    body = mended(answer.body)
+    try:
+        data = msgspec.json.decode(body, type=_Envelope[Raw]).data
+    except (msgspec.DecodeError, RecursionError):
+        data = Raw(opened(body).data or NULL)
+    row, _ = read_row(model, data, model.__name__, answer.request_id, sender_fields=sender_fields)
     if row is None:
         raise msgspec.DecodeError
     return row
@@ -288,13 +360,18 @@ def _decode_one(model: type[R], answer: Answer) -> R:
 
 # A pair of surrogates, half of one, or another escape: tried in this order, so that `\\\\ud83d` is text and no half.
 _ESCAPES = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F]..)|\\.", re.DOTALL)
+# How an answer may begin that is marked by a byte-order mark, or that is no UTF-8.
+_MARKS = (b"\xef", b"\xfe", b"\xff", b"\0")
 _MAY_HOLD_HALVES = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def mended(body: bytes) -> bytes:
     """The same answer with what no strict decoder takes replaced by question marks, so that one text does not cost the
-    page: half an emoji, as it is left where a text was cut, and bytes that are not UTF-8. The rest stays to the letter.
+    page: half an emoji, as it is left where a text was cut, and bytes that are not UTF-8. The rest stays to the letter;
+    without a byte-order mark, and in UTF-8 where it is in UTF-16 or UTF-32.
     """
+    if body[:1] in _MARKS or body[1:2] == b"\0":
+        body = body.decode(json.detect_encoding(body), "replace").encode()
     try:
         body.decode()
     except UnicodeDecodeError:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import dlt
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw
 
 from .compare import Comparison, key_of, taken
 from .models import (
@@ -35,6 +35,7 @@ from .models import (
     StreamCoverage,
     columns_of,
     fingerprint,
+    rejected_twin,
 )
 from .walk import epoch_us
 
@@ -52,8 +53,14 @@ COLUMNS[PARTICIPANTS] = PARTICIPANT_LIST_COLUMNS
 COLUMNS[PARTICIPANT_READS] = PARTICIPANT_READ_COLUMNS
 COVERAGE = "stream_coverage"
 COLUMNS[COVERAGE] = COVERAGE_COLUMNS
+# A row, and when it was read.
+Read = tuple[Any, datetime]
 # One Arrow table holds this many rows at most: 100 full pages. Larger ones are hardly faster and cost memory.
 ROWS_PER_TABLE = 10_000
+
+
+# The parent of a row: where two rows with one id have different ones, neither is a newer reading of the other.
+PARENTS = {"messages": ("conversation_id", "chat"), "attachments": ("message_id", "message")}
 
 
 class Stored(Protocol):
@@ -61,6 +68,12 @@ class Stored(Protocol):
 
     def rows(self, table: str, incoming: pa.Table) -> pa.Table | None:
         """The stored rows that have the keys of `incoming`; null when there is no such table yet."""
+
+    def places(self, ids: Sequence[str]) -> dict[str, tuple[str | None, datetime | None]]:
+        """The chat and the time of stored messages, by their ids."""
+
+    def attachments_of(self, message_ids: Sequence[str]) -> list[Attachment]:
+        """The stored attachments of these messages that are not removed."""
 
 
 @dataclass
@@ -92,7 +105,8 @@ class Landing:
     """Gathers the rows of one stream and turns them into items for dlt.
 
     `tables` are the tables that the stream fills, its own first. `changes` counts their rows. `on_chats` is told
-    which chats were not there before.
+    which chats were not there before. `on_twins` gets the table and the hashes of rows that are in `rejected_rows`
+    because another chat's message, or another message's attachment, has their id.
     """
 
     def __init__(
@@ -105,6 +119,11 @@ class Landing:
         self.changes = {} if changes is None else changes
         self._stored = stored
         self.on_chats: Callable[[list[NewChat]], None] = lambda _chats: None
+        self.on_twins: Callable[[str, set[str]], None] = lambda _table, _hashes: None
+        # Which parent the row with an id has, for what was read since the last load.
+        self._parents: dict[str, dict[str, str]] = {table: {} for table in PARENTS}
+        # Attachments that their stored message no longer shows.
+        self._removed: set[str] = set()
         self._rows: dict[str, dict[str, tuple[Any, datetime]]] = {table: {} for table in (*tables, REJECTED, COVERAGE)}
         # What was turned into items last: the edge of the next pages repeats some of it.
         self._before: dict[str, dict[str, tuple[Any, datetime]]] = {}
@@ -123,11 +142,18 @@ class Landing:
         table = _TABLES.get(type(row))
         if table is None:
             return
-        self._put(table, row.key, row, read_at)
+        self._put(table, self._key(table, row), row, read_at)
         if isinstance(row, Message):
             for attachment in row.attachments or ():
                 attachment.message_id = attachment.message_id or row.id
-                self._put("attachments", attachment.key, attachment, read_at)
+                self._put("attachments", self._key("attachments", attachment), attachment, read_at)
+
+    def _key(self, table: str, row: Row) -> str:
+        """By what a row is known until it is loaded: its key, with its parent where that is not the first one."""
+        parent = getattr(row, PARENTS[table][0]) if table in PARENTS else None
+        if parent is None or self._parents[table].setdefault(row.key, parent) == parent:
+            return row.key
+        return f"{row.key}\0{parent}"
 
     def put_participants(
         self, chat_id: str, handles: Sequence[str], before: Sequence[str] | None, at: datetime
@@ -185,16 +211,90 @@ class Landing:
             taken_rows = [row for key, row in rows.items() if key not in before or before[key][0] != row[0]]
             self._before[table], self._rows[table] = rows, {}
             if taken_rows:
-                yield from self._changed(table, arrow_table(COLUMNS[table], taken_rows))
+                yield from self._changed(table, taken_rows)
 
-    def _changed(self, table: str, incoming: pa.Table) -> Iterator[Any]:
+    def _without_twins(self, table: str, rows: list[Read], stored: pa.Table | None) -> list[Read]:
+        """Leave out, and reject, rows whose id is that of a row with another parent. The stored row stays, else the one
+        that was read first; but a message of the same time that is read in one chat only has moved there."""
+        if table not in PARENTS:
+            return rows
+        owners, (parent_field, parent_name) = self._parents[table], PARENTS[table]
+        parents: dict[str, set[str]] = {}
+        for row, _ in rows:
+            if (parent := getattr(row, parent_field)) is not None:
+                parents.setdefault(row.key, set()).add(parent)
+        for key, (parent, at) in self._stored_elsewhere(table, parents, stored).items():
+            times = {row.cursor_at for row, _ in rows if row.key == key} if table == "messages" else ()
+            if not (key in self._removed or (len(parents[key]) == 1 and times == {at})):
+                owners[key] = parent
+        twins = {key for key, read in parents.items() if read != {owners[key]}}
+        kept, hashes = [], set()
+        for row, read_at in rows:
+            if row.key not in twins or getattr(row, parent_field) in (None, owners[row.key]):
+                kept.append((row, read_at))
+                continue
+            twin = rejected_twin(row, table, f"the id is also that of one of another {parent_name}")
+            self._put(REJECTED, twin.row_hash, twin, read_at)
+            hashes.add(twin.row_hash)
+            for one in (row.attachments or ()) if isinstance(row, Message) else ():
+                self._rows["attachments"].pop(one.id, None)
+        if hashes:
+            self.on_twins(table, hashes)
+        return kept
+
+    def _stored_elsewhere(
+        self, table: str, parents: dict[str, set[str]], stored: pa.Table | None
+    ) -> dict[str, tuple[str, datetime | None]]:
+        """By the ids of rows that are stored with a parent that is not the one that was read: that, and the time."""
+        found: dict[str, tuple[str, datetime | None]] = {}
+        known: set[str] = set()
+        if stored is not None:
+            keys = stored.column("id").to_pylist()
+            known = set(keys)
+            for place, parent in enumerate(stored.column(PARENTS[table][0]).to_pylist()):
+                if parent is not None and parents.get(keys[place], {parent}) != {parent}:
+                    at = stored.column("cursor_at")[place].as_py() if table == "messages" else None
+                    found[keys[place]] = (parent, at)
+        if table == "messages" and self._stored is not None:
+            # The stored rows are only those of the same time.
+            for key, (parent, at) in self._stored.places([key for key in parents if key not in known]).items():
+                if parent is not None and parents[key] != {parent}:
+                    found[key] = (parent, at)
+        return found
+
+    def _take_removed(self, rows: list[Read], stored: pa.Table | None) -> None:
+        """Take the stored attachments that their messages no longer show, as removed."""
+        if self._stored is None or stored is None:
+            return
+        counts = dict(zip(stored.column("id").to_pylist(), stored.column("attachment_count").to_pylist(), strict=True))
+        shown = {
+            row.id: ({one.id for one in row.attachments or ()}, read_at)
+            for row, read_at in rows
+            if counts.get(row.id) and row.attachments is not UNSET
+        }
+        for one in self._stored.attachments_of(list(shown)):
+            ids, read_at = shown[one.message_id or ""]
+            if one.id not in ids:
+                self._removed.add(one.id)
+                if one.id not in self._rows["attachments"]:
+                    one.removed_at = read_at
+                    self._put("attachments", self._key("attachments", one), one, read_at)
+
+    def _changed(self, table: str, rows: list[Read]) -> Iterator[Any]:
         """Items for dlt: what is not stored as it was read; and of chats, the titles that are others than before."""
         changes = self._changes(table)
+        incoming = arrow_table(COLUMNS[table], rows)
+        stored = None if self._stored is None else self._stored.rows(table, incoming)
+        kept = self._without_twins(table, rows, stored)
+        if len(kept) < len(rows):
+            rows, incoming = kept, arrow_table(COLUMNS[table], kept)
+        if table == "messages":
+            self._take_removed(rows, stored)
         if self._stored is None:
             changes.new += incoming.num_rows
             yield item(table, incoming)
             return
-        comparison = Comparison(incoming, self._stored.rows(table, incoming), COLUMNS[table])
+        comparison = Comparison(incoming, stored, COLUMNS[table])
         # A rejected row is its own key; what came with it is of the request.
         changed = [False] * incoming.num_rows if table == REJECTED else comparison.changed()
         again = [key in changes.changed_keys for key in comparison.keys]

@@ -164,6 +164,7 @@ class StreamReader(Generic[R]):
         self._is_first_slice = self.progress.pages == 0
         self._refresh_from: int | None = None  # the pages read before the refresh began
         self._rejected_before: set[str] = set()
+        self._odd_before: frozenset[str] = frozenset()
         # What was read, by the task that asked for it.
         self.stretches: list[tuple[Task, int, int]] = []
         self.progress.covered_before = self.progress.covered_before or Coverage(self.coverage.pieces)
@@ -446,6 +447,8 @@ class StreamReader(Generic[R]):
         rejected = {one.row_hash for one in page.rejected}
         progress.rejected += len(rejected - self._rejected_before)
         self._rejected_before = rejected
+        progress.odd += len(page.odd - self._odd_before)
+        self._odd_before = page.odd
         progress.new_fields.update(unknown_fields(page.rows))
         oldest = min((at for row in page.rows if (at := row.cursor_at) is not None), default=None)
         progress.reached_ms = progress.reached_ms if oldest is None else epoch_ms(oldest)
@@ -718,6 +721,7 @@ def read_numbers(client: Client, landing: Landing, state: State, _settings: Sett
     progress.pages += 1
     progress.rows += len(page.rows)
     progress.rejected += len(page.rejected)
+    progress.odd += len(page.odd)
     progress.new_fields.update(unknown_fields(page.rows))
     landing.add(page, skip=frozenset(state.get("seen", ())))
     state["seen"] = sorted(fingerprint(row) for row in page.rows)
@@ -734,6 +738,7 @@ def read_stream(
     """Run one reader to where the run allows, land all that it read, and sort out why it ended."""
     progress = run.progress(landing.stream)
     progress.unfinished = False
+    landing.on_twins = run.reject
     if run.stopped:
         return
     if state.get("has_tables") != landing.tables:

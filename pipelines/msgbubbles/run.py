@@ -33,14 +33,16 @@ class ShareSpent(Halt):
 
 @dataclass
 class StreamProgress:
-    """What a run has done to one stream. `rows` were read. `reached_ms` is the oldest instant of the page read last.
-    `overflows` are the tie overflows that the run met, `standing` those that are neither repaired nor accepted.
-    `covered_before` and `covered` are the coverage before the run and now; null where there is none."""
+    """What a run has done to one stream. `rows` were read, `odd` of them held values that are not valid JSON.
+    `reached_ms` is the oldest instant of the page read last. `overflows` are the tie overflows that the run met,
+    `standing` those that are neither repaired nor accepted. `covered_before` and `covered` are the coverage before the
+    run and now; null where there is none."""
 
     pages: int = 0
     refresh_pages: int = 0
     rows: int = 0
     rejected: int = 0
+    odd: int = 0
     new_fields: set[str] = field(default_factory=set)
     overflows: set[Overflow] = field(default_factory=set)
     standing: set[Overflow] = field(default_factory=set)
@@ -88,6 +90,7 @@ class Run:
     failed_now: set[tuple[str, str]] = field(default_factory=set)
     failures_in_a_row: int = 0
     failed_reads_changed: bool = False
+    _rejected: set[str] = field(default_factory=set)
 
     @property
     def stopped(self) -> bool:
@@ -103,6 +106,11 @@ class Run:
 
     def progress(self, stream: str) -> StreamProgress:
         return self.streams.setdefault(stream, StreamProgress())
+
+    def reject(self, table: str, hashes: set[str]) -> None:
+        """Count rows that could be read and are in `rejected_rows` all the same, each once."""
+        self.progress(table).rejected += len(hashes - self._rejected)
+        self._rejected |= hashes
 
     def landed(self, table: str) -> int:
         """Rows of a table that were new or changed."""

@@ -20,7 +20,7 @@ from msgspec import Raw
 
 from .compare import key_of
 from .landing import COLUMNS, arrow_types
-from .models import Chat, Column
+from .models import Attachment, Chat, Column
 from .walk import epoch_ms
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_MS = 250_000_000_000_000  # in the year 9892
 # What webhooks tell, where somebody receives them.
 EVENTS = "webhook_events"
+# PostgreSQL's types json and jsonb, which psycopg2 decodes.
+DECODED_JSON = frozenset({114, 3802})
 # Values in one query. Each query looks at a whole column, however few they are.
 KEYS_AT_ONCE = 10_000
 
@@ -82,6 +84,26 @@ class Warehouse:
         ]
         tables = [one for one in found if one is not None]
         return pa.concat_tables(tables, promote_options="default") if tables else None
+
+    def places(self, ids: Sequence[str]) -> dict[str, tuple[str | None, datetime | None]]:
+        """The chat and the time of the messages of these ids that are stored."""
+        query = "SELECT id, conversation_id, cursor_at FROM {messages} WHERE id IN "
+        found = [row for some in _chunks(ids) for row in self._all(f"{query}({_marks(some)})", *some)]
+        return {key: (chat_id, at) for key, chat_id, at in found}
+
+    def attachments_of(self, message_ids: Sequence[str]) -> list[Attachment]:
+        """The stored attachments of these messages that are not removed."""
+        names = [column.name for column in COLUMNS["attachments"] if column.name != "_read_at"]
+        found: list[dict[str, Any]] = []
+        # All columns: a warehouse of an older version has no `removed_at` yet.
+        query = "SELECT * FROM {attachments} WHERE message_id IN "
+        for some in _chunks(message_ids):
+            table = self._arrow("attachments", f"{query}({_marks(some)})", *some)
+            found += [] if table is None else table.to_pylist()
+        rows: list[dict[str, Any]] = [{name: row.get(name) for name in names} for row in found]
+        return [
+            Attachment(**row | {"extra": Raw((row["extra"] or "").encode())}) for row in rows if not row["removed_at"]
+        ]
 
     def chats(self, ids: Sequence[str]) -> list[Chat]:
         """The stored chats of these ids, as they were last seen."""
@@ -202,13 +224,17 @@ def _arrow_of(cursor: Any, columns: Sequence[Column]) -> pa.Table:
     # dlt makes Arrow of Python values there, and of objects structures, which have the fields of all of them.
     import pyarrow as pa
 
-    names, rows = [one[0] for one in cursor.native_cursor.description], cursor.fetchall()
+    described, rows = cursor.native_cursor.description, cursor.fetchall()
+    names = [one[0] for one in described]
+    # What a driver has decoded, text is a JSON string; elsewhere, it is JSON.
+    decoded = {one[0] for one in described if one[1] in DECODED_JSON}
     found = {}
     for column in columns:
         place = names.index(column.name) if column.name in names else None
         values = [None if place is None else row[place] for row in rows]
         if column.type == "json":
-            values = [None if one is None or isinstance(one, str) else json.dumps(one) for one in values]
+            is_text = str if column.name not in decoded else ()
+            values = [None if one is None else one if isinstance(one, is_text) else json.dumps(one) for one in values]
         found[column.name] = pa.array(values, arrow_types()[column.type])
     return pa.table(found)
 

@@ -1,6 +1,6 @@
 """Looks at everything that a run needs, and at what this API does where its pages leave it open.
 
-Costs up to six requests.
+Costs up to seven requests.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from msgbubbles.client import Client
 from msgbubbles.errors import ApiError, ConfigurationError, ForbiddenError, MsgBubblesError, PermanentError
 from msgbubbles.failed_reads import all_failed_reads
 from msgbubbles.models import Chat, Message, Page
-from msgbubbles.transport import Transport
 from msgbubbles.walk import cursor_ms, iso
 
 from . import spark
@@ -46,7 +45,7 @@ class Finding:
         return {"name": self.name, "state": self.state, "what": self.what, "fix": self.fix}
 
 
-def findings(place: Place, connect: Callable[[], Transport]) -> Iterator[Finding]:
+def findings(place: Place, connect: Callable[[], Client]) -> Iterator[Finding]:
     """All findings, one by one as they are made. `connect` raises `ConfigurationError`."""
     yield _destination(place)
     if place.destination == "filesystem":
@@ -58,11 +57,11 @@ def findings(place: Place, connect: Callable[[], Transport]) -> Iterator[Finding
     yield _failed_reads(place)
     yield _models(place)
     try:
-        transport = connect()
+        connected = connect()
     except MsgBubblesError as error:
         yield Finding("configuration", "failed", str(error), "see dlt_config/config.toml and secrets.toml.example")
         return
-    with Client(transport) as client:
+    with connected as client:
         yield from _api(client, place)
 
 
@@ -191,9 +190,8 @@ def _behaviour(client: Client, place: Place, chats: Page[Chat]) -> Iterator[Find
         )
         if chats.rows:
             messages = client.list_messages(chats.rows[0].id)
-    inbound = [message for message in messages.rows if message.direction == "inbound"] if messages else []
-    yield _seen("senders", bool(inbound), any(one.sender_handle for one in inbound), "messages name their sender")
     group = next((chat for chat in chats.rows if chat.is_group), None)
+    yield _senders(client, chats.rows, messages.rows if messages else [])
     yield _seen(
         "participants", group is not None, group is not None and _shows_participants(client, group),
         "a group by id shows its participants",
@@ -202,6 +200,22 @@ def _behaviour(client: Client, place: Place, chats: Page[Chat]) -> Iterator[Find
     yield from _before(client, chats.rows)
     told = [one["retry_after"] for one in _records(place) if one.get("retry_after") is not None]
     yield _seen("Retry-After", bool(told), bool(told) and told[-1], "a 429 says how long to wait")
+
+
+def _senders(client: Client, chats: list[Chat], messages: list[Message]) -> Finding:
+    """Which field names the senders in groups: of other chats, it is known who writes there."""
+    groups = [chat.id for chat in chats if chat.is_group]
+    in_groups = [one for one in messages if one.direction == "inbound" and one.conversation_id in groups]
+    if groups and not in_groups:
+        in_groups = [one for one in client.list_messages(groups[0]).rows if one.direction == "inbound"]
+    named = [one for one in in_groups or messages if one.direction == "inbound" and one.sender_handle]
+    if named:
+        fields = " and ".join(sorted({f'"{one.sender_field or "sender"}"' for one in named}))
+        return Finding("senders", "info", f"messages name their sender in the field {fields}")
+    if not in_groups:
+        return Finding("senders", "info", "not seen yet")
+    what = "not so: no message in a group names its sender; if a field does, set sender_field of [sources.msgbubbles]"
+    return Finding("senders", "info", what)
 
 
 def _seen(name: str, is_known: bool, is_so: bool, what: str) -> Finding:

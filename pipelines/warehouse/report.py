@@ -181,7 +181,13 @@ def warnings(run: Run) -> list[str]:
     found = []
     for name, progress in run.streams.items():
         if progress.rejected:
-            found.append(f"{name}: {progress.rejected:,} rows could not be read; they are in msgbubbles.rejected_rows")
+            found.append(
+                f"{name}: {progress.rejected:,} rows could not be read or loaded; they are in msgbubbles.rejected_rows"
+            )
+        if progress.odd:
+            found.append(
+                f"{name}: {progress.odd:,} rows hold values that are not valid JSON; these are null or text now"
+            )
         if progress.new_fields:
             names = ", ".join(sorted(progress.new_fields)[:10])
             found.append(f"{name}: fields that this version does not know are kept in the column extra: {names}")
@@ -281,6 +287,7 @@ def _stream_dict(progress: StreamProgress, landed: int) -> dict[str, Any]:
         "rows": progress.rows,
         "landed": landed,
         "rejected": progress.rejected,
+        "odd": progress.odd,
         "new_fields": sorted(progress.new_fields),
         "tie_overflows": sorted(
             ([_instant(span.from_ms), _instant(span.to_ms)] for span in progress.standing), key=str
