@@ -112,6 +112,8 @@ def _lock(place: Place) -> Finding:
         holder = holder_of(place.folder)
     except OSError as error:
         return Finding("lock", "failed", f"{place.folder}: {error.strerror}", "make the folder writable")
+    if holder is not None and holder.is_stalled:
+        return Finding("lock", "failed", f"a job is stuck: {holder}", "end that process")
     return Finding("lock", "ok", "no job runs" if holder is None else f"a job runs: {holder}")
 
 

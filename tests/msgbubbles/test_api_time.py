@@ -67,7 +67,7 @@ def renamed(world: World) -> str:
 
 def world_with_chats(*, feed: bool) -> World:
     world = World(Knobs(feed=feed), SETTINGS)
-    for _ in range(20):
+    for _ in range(12):
         chat_id = world.account.add_chat(OURS, "+14155550123", world.at())
         world.account.add_message(NewMessage(chat_id, "outbound", "hello", world.at(), "sent", sender=OURS))
         world.pass_time(60_000)
@@ -82,11 +82,10 @@ def sync_with_dates(world: World, date: Any) -> None:
     world._http._date = right
 
 
-@pytest.mark.parametrize("feed", [True, False])
 @pytest.mark.parametrize("ahead", [YEAR, 6 * HOUR, -YEAR])
-def test_a_rename_is_seen_within_a_day_of_an_answer_with_another_date(ahead: timedelta, feed: bool) -> None:
-    for wrong in range(1, 9):
-        with closing(world_with_chats(feed=feed)) as world:
+def test_a_rename_is_seen_within_a_day_of_an_answer_with_another_date(ahead: timedelta) -> None:
+    for wrong in range(1, 13):
+        with closing(world_with_chats(feed=True)) as world:
             world.sync()
             world.pass_time(25 * HOUR_MS)
             sync_with_dates(world, lambda at, number, wrong=wrong: at + ahead if number == wrong else at)
