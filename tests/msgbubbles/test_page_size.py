@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 from msgbubbles.client import Client
 from msgbubbles.errors import PermanentError, RetryableError
 from msgbubbles.models import Page
+from msgbubbles.settings import Settings
 from msgbubbles.transport import Transport
 from msgbubbles.walk import walk
 from sandbox import Account, Knobs, NewMessage, Server, seed, serve
+from world import World
 
 CHATS, MESSAGES = 150, 700
 
@@ -151,3 +154,17 @@ def test_a_page_too_small_for_its_ties_is_asked_for_larger() -> None:
         ids, overflows = read_all(client)
         assert (len(ids), overflows) == (40, 0)
     account.close()
+
+
+@pytest.mark.parametrize("feed", [True, False])
+@pytest.mark.parametrize("fault", ["503", "400"])
+def test_an_account_is_read_whole_in_smaller_pages(fault: str, feed: bool) -> None:
+    limit, answer = FAULTS[fault]
+    knobs = Knobs(feed=feed, answer=over(limit, answer))
+    with closing(World(knobs, Settings(), page_size=100)) as world:
+        world.account.run("DELETE FROM numbers")
+        seed(world.account, now=world.at(), chats=150, messages=400, days=20)
+        run = world.sync()
+        assert world.differences() == {}
+        assert not any(progress.standing for progress in run.streams.values())
+        assert world.requests < 250
