@@ -4,8 +4,9 @@
     python pipelines/chats.py --sandbox       # with a made-up account on this machine
 
 Exit status: 0 complete; 3 complete, but look at it: rows were rejected, something could not be read or is out of reach,
-marts failed a data test, or a check, a comparison or an age is not as it should be; 1 failed, the next run goes on;
-2 wrong usage or configuration; 75 another job runs on the database; 130 stopped by Ctrl-C or SIGTERM, nothing is lost.
+marts failed a data test, or a check, a comparison or an age is not as it should be; 1 failed, the next run goes on, or
+another job has made no progress for 30 minutes; 2 wrong usage or configuration; 75 another job runs on the database;
+130 stopped by Ctrl-C or SIGTERM, nothing is lost.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from .budget import RequestBudget
-from .errors import NotFoundError, PermanentError
+from .errors import NotFoundError, PermanentError, RetryableError
 from .lenient import opened, reopened
 from .models import (
     NULL,
@@ -40,11 +40,16 @@ from .models import (
     is_row_of,
     read_row,
 )
+from .page_size import PageRequest, PageSize
 from .transport import Answer, Transport
 
 BASE_URL = "https://api.msgbubbles.com/v1"
 REQUESTS_PER_MINUTE = 120
 MAX_PAGE_SIZE = 100
+# How an API may refuse a `limit` over its maximum, which can be smaller than documented.
+TOO_LARGE, REFUSED = 413, (400, 413, 422)
+# How often a larger page is tried when a reduced one has rows of one timestamp only.
+TIE_ATTEMPTS = 3
 
 D = TypeVar("D")
 
@@ -241,16 +246,8 @@ class Client:
 
     def _list(self, path: str, model: type[R], limit: int | None = None, **params: str | None) -> Page[R]:
         given: dict[str, str | int] = {name: value for name, value in params.items() if value is not None}
-        if limit is not None:
-            given["limit"] = limit
         try:
-            return self.transport.request(
-                "GET",
-                path,
-                endpoint=f"GET /{path}",
-                decode=partial(_decode_page, model, path, limit, sender_fields=self.sender_fields),
-                params=given,
-            )
+            return self._sized_page(path, model, limit, given)
         except NotFoundError as error:
             if not self.transport.traffic.answered:
                 # Every address is unknown to a server that is not the API.
@@ -260,6 +257,68 @@ class Client:
                 now = self.transport.clock.now()
                 return Page([], [], has_more=False, full=False, read_at=now, server_at=now)
             raise
+
+    def _sized_page(self, path: str, model: type[R], limit: int | None, given: dict[str, str | int]) -> Page[R]:
+        endpoint = f"GET /{path}"
+        if limit is None:
+            decode = partial(_decode_page, model, path, None, sender_fields=self.sender_fields)
+            return self.transport.request("GET", path, endpoint=endpoint, decode=decode, params=lambda: given)
+        size = self.transport.traffic.page_sizes.setdefault(endpoint, PageSize())
+        asked = PageRequest(size, limit, self.transport.max_attempts)
+        page = self._page(path, model, given, asked)
+        attempts = 0
+        # Of rows that share a timestamp, a small page may show the same ones for ever.
+        while asked.is_reduced and page.full and _is_one_timestamp(page) and attempts < TIE_ATTEMPTS:
+            failed = asked.limit
+            asked.enlarge()
+            page = self._page(path, model, given, asked)
+            attempts += asked.limit <= failed
+        return page
+
+    def _page(self, path: str, model: type[R], params: dict[str, str | int], asked: PageRequest) -> Page[R]:
+        """Ask for a page, as large as the API can make it."""
+        is_size_refused, is_feed = False, path == "messages" and not params
+        while True:
+            try:
+                page = self.transport.request(
+                    "GET",
+                    path,
+                    endpoint=f"GET /{path}",
+                    decode=lambda answer: _decode_page(model, path, asked.limit, answer, self.sender_fields),
+                    params=lambda: params | {"limit": asked.limit},
+                    on_failure=asked.note_failure,
+                )
+            except PermanentError as error:
+                if error.status not in REFUSED or asked.limit == 1:
+                    raise
+                # Any other parameter may be the reason too. Where a single row is answered, it is the limit. A refused
+                # feed is most likely no feed, and its messages are read in another way.
+                is_size_refused = is_size_refused or error.status == TOO_LARGE
+                if not is_size_refused and (is_feed or not self._answers(path, params)):
+                    raise
+                is_size_refused = True
+                asked.reduce()
+            except RetryableError:
+                asked.give_up()
+                raise
+            else:
+                asked.note_answer()
+                return page
+
+    def _answers(self, path: str, params: dict[str, str | int]) -> bool:
+        """Return whether the API answers a question with a single row."""
+        try:
+            self.transport.request(
+                "GET",
+                path,
+                endpoint=f"GET /{path}",
+                decode=lambda _answer: None,
+                params=lambda: params | {"limit": 1},
+                max_attempts=1,
+            )
+        except (PermanentError, RetryableError):
+            return False
+        return True
 
     def _chat(
         self,
@@ -294,6 +353,10 @@ def _chat_route(chat_id: str, action: str | None, item: str | None) -> tuple[str
 @cache
 def _page_decoder(model: type[R]) -> msgspec.json.Decoder[_Envelope[list[R]]]:
     return msgspec.json.Decoder(_Envelope[list[model]])  # type: ignore[valid-type]
+
+
+def _is_one_timestamp(page: Page[Any]) -> bool:
+    return len({row.cursor_at for row in page.rows}) <= 1
 
 
 def _decode_page(

@@ -53,6 +53,10 @@ class Coverage:
             rest.add(max(lo, hi_ms), hi, read)
         return rest
 
+    def forget_readings_after(self, latest_ms: int) -> None:
+        """Count what was read later than `latest_ms` as read as long ago as can be, so that it is soon read again."""
+        self.pieces = _joined([(lo, hi, read if read <= latest_ms else 0) for lo, hi, read in self.pieces])
+
     def gaps(self, lo_ms: int) -> list[tuple[int, int]]:
         """The stretches from `lo_ms` to the newest instant read that were never read, newest first."""
         found = []

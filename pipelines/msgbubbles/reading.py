@@ -12,6 +12,7 @@ from typing import Any, Generic
 
 from . import coverage as plan
 from . import repairs
+from .api_time import MAX_SURPRISE
 from .client import Client
 from .coverage import Coverage, Piece, Task
 from .errors import ApiError, ForbiddenError, Halt, MsgBubblesError, NotFoundError, PermanentError
@@ -32,6 +33,10 @@ MAX_MINUTES_BETWEEN_RUNS = 60.0
 NEVER_MS = 2**53
 # A page that cannot be read is passed over in steps that grow by this, until the API answers below it.
 GROWTH_OF_PASSED_TIME = 4
+# What a stream remembers of when it was read, by the API's clock, besides its coverage.
+READ_MARKS = ("seen_ms", "head_swept_ms", "timeless_asked_ms", "participants_hidden_ms")
+# A mark may be so far ahead of the API's clock; later ones were made by a clock that was wrong.
+MAX_AHEAD_MS = round(MAX_SURPRISE / timedelta(milliseconds=1))
 
 
 @dataclass(frozen=True)
@@ -438,8 +443,19 @@ class StreamReader(Generic[R]):
     def take_from_slice(self) -> None:
         self._pages_left = None if self._pages_left is None else self._pages_left - 1
 
+    def note_time(self, page: Page[Any]) -> None:
+        """Take the API's time from a page. With the first, forget marks of readings that are still to come."""
+        is_first, self.now_ms = self.now_ms is None, epoch_ms(page.server_at)
+        if is_first:
+            latest_ms = self.now_ms + MAX_AHEAD_MS
+            self.coverage.forget_readings_after(latest_ms)
+            for name in READ_MARKS:
+                if self.state.get(name, 0) > latest_ms:
+                    del self.state[name]
+            self.seen_ms = self.state.get("seen_ms", 0)
+
     def count(self, page: Page[Any]) -> None:
-        self.now_ms = epoch_ms(page.server_at)
+        self.note_time(page)
         progress = self.progress
         progress.pages += 1
         progress.rows += len(page.rows)
@@ -563,7 +579,7 @@ class ThreadReader(StreamReader[Chat]):
 
     def count(self, page: Page[Any]) -> None:
         if page.rows and isinstance(page.rows[0], Chat):
-            self.now_ms = epoch_ms(page.server_at)
+            self.note_time(page)
             self.progress.pages += 1
         else:
             super().count(page)

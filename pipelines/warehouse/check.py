@@ -18,6 +18,7 @@ from msgbubbles.client import Client
 from msgbubbles.errors import ApiError, ConfigurationError, ForbiddenError, MsgBubblesError, PermanentError
 from msgbubbles.failed_reads import all_failed_reads
 from msgbubbles.models import Chat, Message, Page
+from msgbubbles.transport import Answer
 from msgbubbles.walk import cursor_ms, iso
 
 from . import spark
@@ -114,6 +115,8 @@ def _lock(place: Place) -> Finding:
         holder = holder_of(place.folder)
     except OSError as error:
         return Finding("lock", "failed", f"{place.folder}: {error.strerror}", "make the folder writable")
+    if holder is not None and holder.is_stalled:
+        return Finding("lock", "failed", f"a job is stuck: {holder}", "end that process")
     return Finding("lock", "ok", "no job runs" if holder is None else f"a job runs: {holder}")
 
 
@@ -165,16 +168,22 @@ def _api(client: Client, place: Place) -> Iterator[Finding]:
     except ApiError as error:
         yield Finding("api", "ok", what)
         yield Finding("numbers", "failed", str(error), "ask MsgBubbles about it; everything else is read without them")
-    skew = chats.server_at - chats.read_at
-    what = (
-        f"this clock is {abs(skew.total_seconds()):.0f} s {'behind' if skew > timedelta(0) else 'ahead of'} the API's"
-    )
-    too_far = abs(skew) > MAX_SKEW
-    yield Finding("clock", "failed" if too_far else "ok", what, "set the clock, by NTP for example" if too_far else "")
+    yield _clock(client.transport.last_answer)
     try:
         yield from _behaviour(client, place, chats)
     except MsgBubblesError as error:
         yield Finding("api behaviour", "failed", str(error), "run check again later")
+
+
+def _clock(answer: Answer | None) -> Finding:
+    if answer is None or answer.date is None:
+        return Finding("clock", "info", "the API's answers have no readable Date, so this clock is taken for its own")
+    skew = answer.date - answer.read_at
+    what = (
+        f"this clock is {abs(skew.total_seconds()):.0f} s {'behind' if skew > timedelta(0) else 'ahead of'} the API's"
+    )
+    too_far = abs(skew) > MAX_SKEW
+    return Finding("clock", "failed" if too_far else "ok", what, "set the clock, by NTP for example" if too_far else "")
 
 
 def _behaviour(client: Client, place: Place, chats: Page[Chat]) -> Iterator[Finding]:

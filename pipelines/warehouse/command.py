@@ -19,7 +19,7 @@ import typer
 
 from . import accounts
 from .configuration import content_of
-from .lock import AnotherJobRunsError
+from .lock import AnotherJobRunsError, JobStalledError
 from .place import ROOT, Place, UsageError, written_privately
 from .report import Reporter
 
@@ -137,7 +137,7 @@ def ended(
             status = body(place)
     except AnotherJobRunsError as error:
         reporter.fail(str(error))
-        status = EXIT_LOCKED
+        status = EXIT_FAILED if isinstance(error, JobStalledError) else EXIT_LOCKED
     except KeyboardInterrupt:
         reporter.fail(stopped)
         status = EXIT_STOPPED

@@ -19,6 +19,7 @@ from rich.status import Status
 from rich.table import Table
 
 from .destinations import destination_of
+from .lock import note_progress
 from .place import Place
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Reporter:
         sys.stderr.write(f"{message}\n")
 
     def say(self, message: str) -> None:
+        note_progress()
         self._progress.print(f"[dim]{message}[/dim]")
         self._said_at = time.monotonic()
 
@@ -66,14 +68,15 @@ class Reporter:
     def following(self, run: Run) -> Iterator[None]:
         """Show how far the run has come: a line that moves on a terminal, now and then a line elsewhere."""
         run.on_page = lambda: self._show(_described(run))
-        run.on_wait = lambda why, seconds: self._show(f"{_described(run)} · waiting {seconds:.0f} s ({why})")
+        run.on_wait = lambda why, seconds: self._show(f"{_described(run)} · waiting {seconds:.0f} s ({why})", seconds)
         if not self._progress.is_terminal:
             yield
             return
         with self._progress.status("reading") as self._status:
             yield
 
-    def _show(self, line: str) -> None:
+    def _show(self, line: str, waiting_seconds: float = 0.0) -> None:
+        note_progress(waiting_seconds)
         if self._status is not None:
             self._status.update(line)
         elif time.monotonic() - self._said_at > SECONDS_BETWEEN_LINES:

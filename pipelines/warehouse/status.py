@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,6 +15,7 @@ from msgbubbles.failed_reads import FailedRead, all_failed_reads
 from msgbubbles.stored import instant
 
 from .known import Known
+from .lock import Holder, holder_of
 from .report import failed_reads
 
 TIMELINE_CELLS = 60
@@ -26,7 +28,7 @@ OLD, NEVER = "░", "·"
 @dataclass(frozen=True)
 class Status:
     """`age_minutes` is since the last run that was complete began; null when there was none. `missing` are stretches
-    that were never read, by stream."""
+    that were never read, by stream. `job` is the one that runs now; null when none does."""
 
     last_complete_at: datetime | None
     age_minutes: float | None
@@ -35,6 +37,7 @@ class Status:
     requests_last_hour: int
     failed_reads: list[FailedRead]
     runs: list[dict[str, Any]]
+    job: Holder | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -44,6 +47,7 @@ class Status:
             "tie_overflows": self.standing,
             "failed_reads": [asdict(one) for one in self.failed_reads],
             "requests_last_hour": self.requests_last_hour,
+            "job": None if self.job is None else str(self.job),
             "runs": self.runs,
         }
 
@@ -67,7 +71,14 @@ def status_of(known: Known, start_ms: int, now: datetime) -> Status:
         ),
         failed_reads=all_failed_reads(known.states()),
         runs=records[-RUNS_SHOWN:],
+        job=_job(known),
     )
+
+
+def _job(known: Known) -> Holder | None:
+    with suppress(OSError):  # another user's
+        return holder_of(known.place.folder)
+    return None
 
 
 def overflows(known: Known, stream: str) -> list[Any]:
@@ -84,6 +95,8 @@ def show(status: Status, known: Known, start_ms: int, now: datetime, console: Co
         console.print("No run has been complete yet.")
     else:
         console.print(f"Fresh as of {status.last_complete_at:%Y-%m-%d %H:%M} UTC, {_age(status.age_minutes)} ago.")
+    if status.job is not None:
+        console.print(f"A job {'is stuck' if status.job.is_stalled else 'runs'}: {status.job}", soft_wrap=True)
     console.print(f"{status.requests_last_hour:,} requests in the last hour.")
     now_ms = int(now.timestamp() * 1000)
     for stream in ("messages", "chats"):

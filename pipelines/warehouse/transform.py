@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from msgbubbles.settings import Settings
 
 from .destinations import destination_of
+from .lock import note_progress
 from .manifest import PROJECT, digest_of, store, stored
 from .place import Place, UsageError, written_privately
 
@@ -183,7 +184,8 @@ class _Dbt:
                     return _Results(parsed)
                 self._manifest = parsed.result
                 store(self._manifest, *self._names)
-            return _Results(dbtRunner(manifest=self._manifest).invoke([*command, *self._options]))
+            runner = dbtRunner(manifest=self._manifest, callbacks=[lambda _event: note_progress()])
+            return _Results(runner.invoke([*command, *self._options]))
         finally:
             DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]
             # A password is among them, and libpq would take them for the user's own.

@@ -15,6 +15,7 @@ import pytest
 
 from job import Job
 from sandbox import Account, Knobs, NewMessage
+from warehouse.lock import STALLED_AFTER
 from warehouse_rows import differences
 
 NewJob = Callable[..., Job]
@@ -75,6 +76,15 @@ def test_a_second_job_on_the_same_database_is_refused_and_told_which_one_runs(ne
     wait_for_requests(job, 1)
     second = job.run(status=75)
     assert str(first.pid) in second.errors
+
+    # The same job, stopped, and half an hour later.
+    first.send_signal(signal.SIGSTOP)
+    holder = job.folder / ".msgbubbles" / "company" / "job.json"
+    long_ago = time.time() - STALLED_AFTER.total_seconds() - 60
+    os.utime(holder, (long_ago, long_ago))
+    stuck = job.run(status=1)
+    assert f"kill -9 {first.pid}" in stuck.errors
+    first.send_signal(signal.SIGCONT)
     assert job.finish(first).status == 0
     assert differences(job.database, job.server.truth()) == {}
 

@@ -113,7 +113,7 @@ def test_what_will_not_change_is_not_tried_again(status: str, code: str, kind: t
     body = f'{{"error": "{code}", "message": "{TEXT}", "request_id": "req_1"}}'
     with answering(http(status, body)) as (url, got), Client(Transport(url, SECRET, None)) as client:
         with pytest.raises(kind) as raised:
-            client.list_chats()
+            client.get_chat("c1")
         assert (raised.value.code, raised.value.request_id) == (code, "req_1")
         assert len(got) == 1
 
