@@ -36,6 +36,7 @@ from .models import (
     columns_of,
     fingerprint,
 )
+from .progress import keep_progress
 from .walk import epoch_us
 
 if TYPE_CHECKING:
@@ -194,7 +195,11 @@ class Landing:
             changes.new += incoming.num_rows
             yield item(table, incoming)
             return
-        comparison = Comparison(incoming, self._stored.rows(table, incoming), COLUMNS[table])
+        stored = self._stored.rows(table, incoming)
+        comparison = Comparison(incoming, stored, COLUMNS[table])
+        if table == "messages" and any(comparison.is_stored):
+            incoming = keep_progress(incoming, comparison)
+            comparison = Comparison(incoming, stored, COLUMNS[table])
         # A rejected row is its own key; what came with it is of the request.
         changed = [False] * incoming.num_rows if table == REJECTED else comparison.changed()
         again = [key in changes.changed_keys for key in comparison.keys]
