@@ -24,7 +24,7 @@ from msgbubbles.privacy import PSEUDONYM, Pseudonyms
 from msgbubbles.redaction import Redactor
 from warehouse.destinations import destination_of
 from warehouse.names import named
-from warehouse.place import Place, UsageError
+from warehouse.place import Place, UsageError, written_privately
 from warehouse.privacy import Record, configured, redactor_of
 from warehouse.transform import Transforms
 from warehouse.vault import Vault
@@ -291,4 +291,4 @@ def _purge_aside(place: Place, redactor: Redactor) -> None:
         lines = path.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if not redactor.mentions_erased(line.decode("utf-8", "replace"))]
         if kept != lines:
-            path.write_bytes(b"".join(kept))
+            written_privately(path, b"".join(kept))

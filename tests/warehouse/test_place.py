@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from pathlib import Path
@@ -10,24 +9,20 @@ from pathlib import Path
 import pytest
 
 from full_disk import full_disk
-from hooks import place_in
-from warehouse.place import CLAIM, UsageError, written_privately
+from warehouse.place import written_privately
 
 
-def test_a_full_disk_leaves_no_empty_account_file(tmp_path: Path) -> None:
-    place = place_in(tmp_path)
+def test_a_full_disk_leaves_no_empty_file(tmp_path: Path) -> None:
+    path = tmp_path / "account.json"
     with full_disk(), pytest.raises(OSError, match="too large"):
-        place.claim_for("a MsgBubbles account")
-    assert [path for path in place.folder.rglob("*") if path.is_file()] == []
-    place.claim_for("a MsgBubbles account")
-    written_at = (place.folder / CLAIM).stat().st_mtime_ns
+        written_privately(path, '{"account": "north"}')
+    assert list(tmp_path.iterdir()) == []
+    written_privately(path, '{"account": "north"}')
+    written_at_ns = path.stat().st_mtime_ns
     with full_disk():
         # What is as it should be is not written, so a full disk does not end a run that changes nothing.
-        place.claim_for("a MsgBubbles account")
-        with pytest.raises(UsageError, match="holds the rows"):
-            place.claim_for("the sandbox")
-    assert (place.folder / CLAIM).stat().st_mtime_ns == written_at
-    assert json.loads((place.folder / CLAIM).read_text()) == {"account": "a MsgBubbles account"}
+        assert written_privately(path, '{"account": "north"}') == path
+    assert (path.read_text(), path.stat().st_mtime_ns) == ('{"account": "north"}', written_at_ns)
 
 
 def test_a_refused_write_leaves_the_file_as_it_was(tmp_path: Path) -> None:
