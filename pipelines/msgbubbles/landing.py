@@ -198,8 +198,9 @@ class Landing:
         stored = self._stored.rows(table, incoming)
         comparison = Comparison(incoming, stored, COLUMNS[table])
         if table == "messages" and any(comparison.is_stored):
-            incoming = keep_progress(incoming, comparison)
-            comparison = Comparison(incoming, stored, COLUMNS[table])
+            kept = keep_progress(incoming, comparison)
+            if kept is not incoming:
+                incoming, comparison = kept, Comparison(kept, stored, COLUMNS[table])
         # A rejected row is its own key; what came with it is of the request.
         changed = [False] * incoming.num_rows if table == REJECTED else comparison.changed()
         again = [key in changes.changed_keys for key in comparison.keys]

@@ -63,11 +63,13 @@ def planned(warehouse: Warehouse, states: Mapping[str, Any], settings: Settings)
     orphans = warehouse.orphans(REQUESTS_A_RUN)
     settled_ms = (messages_covered.newest_ms or 0) - settings.settle_ms
     messages_complete = bool(messages_covered.pieces) and not messages_covered.gaps(settings.start_ms)
-    asked = set(chats.get("named_by_events", ()))
-    unknown, stretches = warehouse.told_of(chats.get("seen_ms", 0) - TOLD_WITHIN_MS, REQUESTS_A_RUN + len(asked))
+    asked, read = set(chats.get("named_by_events", ())), chats.get("told", {})
+    # What has been asked for already must not hide the rest.
+    limit = REQUESTS_A_RUN + len(asked) + len(read)
+    unknown, stretches = warehouse.told_of(chats.get("seen_ms", 0) - TOLD_WITHIN_MS, limit)
     named = [one for one in unknown if one not in asked and one not in orphans][: REQUESTS_A_RUN - len(orphans)]
-    read = chats.get("told", {})
     told = {one: at for one, at in stretches.items() if read.get(one) != list(at) and at[1] >= settings.start_ms}
+    told = dict(list(told.items())[:REQUESTS_A_RUN])
     lagging: dict[str, int] = {}
     if messages_complete and chats.get("lagging_in_vain", 0) < LAGGING_IN_VAIN:
         lagging = warehouse.lagging(settings.start_ms, settled_ms, REQUESTS_A_RUN)
