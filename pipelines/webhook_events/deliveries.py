@@ -37,18 +37,19 @@ def deliveries_of(body: bytes, delivery_id: str | None, timestamp: str, now: dat
     except (ValueError, RecursionError):
         return [Delivery(delivery_id or body_hash(body), now, body.decode("utf-8", "backslashreplace"))]
     events = _events_in(payload)
-    if events is None:
-        event_id = event_id_of(payload) or delivery_id or _hash_of(body, payload, timestamp)
-        return [Delivery(event_id, now, text)]
     base = event_id_of(payload) or delivery_id
+    if events is None:
+        return [Delivery(base or _hash_of(body, payload, timestamp), now, text)]
     deliveries = []
-    times_met: Counter[str] = Counter()
+    repeats: Counter[str] = Counter()
     for place, event in enumerate(events):
         written = json.dumps(event)
-        event_id = event_id_of(event) or (f"{base}:{place}" if base else _hash_of(written.encode(), event, timestamp))
-        if not base and event_id_of(event) is None:
-            times_met[event_id] += 1
-            event_id += f":{times_met[event_id]}" if times_met[event_id] > 1 else ""
+        event_id = event_id_of(event) or (f"{base}:{place}" if base else None)
+        if event_id is None:
+            event_id = _hash_of(written.encode(), event, timestamp)
+            repeats[event_id] += 1
+            if repeats[event_id] > 1:
+                event_id += f":{repeats[event_id]}"
         deliveries.append(Delivery(event_id, now, written))
     return deliveries
 

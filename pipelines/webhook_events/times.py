@@ -17,7 +17,7 @@ _NUMBER = re.compile(r"[0-9]{1,20}(\.[0-9]{1,9})?")
 def time_of(value: Any) -> datetime | None:
     """Return the timestamp in UTC that a text or a number stands for, a text without a zone taken as UTC.
 
-    Null where it is none, and for what many languages write for "never": 1970-01-01 and years before it.
+    Null for anything else, and for what many languages write for "never": 1970-01-01 and what is before it.
     """
     try:
         at = _parsed(value.strip()) if isinstance(value, str) else _since_1970(value)

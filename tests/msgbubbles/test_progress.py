@@ -1,4 +1,4 @@
-"""What the API shows of a message's progress, beside what events have brought."""
+"""What lands of a message's progress when events and the API disagree."""
 
 from __future__ import annotations
 
