@@ -12,6 +12,8 @@ GZIP_MAGIC = b"\x1f\x8b"
 MAX_ENCODINGS = 3
 # A gzip file may have several members; each costs a copy of what follows it.
 MAX_MEMBERS = 16
+# What reads a payload later (redaction, the JSON encoders) calls itself for each level.
+MAX_DEPTH = 200
 
 
 class TooLong(Exception):  # noqa: N818 - says what to answer
@@ -74,10 +76,27 @@ def parsed(text: str) -> Any:
     control characters in a text, and half an emoji, which is left where a text was cut. A number that JSON has not, or
     that no database takes (`NaN`, `1e999`), becomes a text.
 
-    Raises `ValueError` where it is no JSON, `RecursionError` for a deep one.
+    Raises `ValueError` where it is no JSON or nests deeper than `MAX_DEPTH`, `RecursionError` for a very deep one.
     """
     text = text.removeprefix("\ufeff")
-    return json.loads(text, strict=False, parse_constant=str, parse_float=_number, parse_int=_integer)
+    value = json.loads(text, strict=False, parse_constant=str, parse_float=_number, parse_int=_integer)
+    if _is_deep(value):
+        raise ValueError("nested too deep")
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _number(written: str) -> float | str:

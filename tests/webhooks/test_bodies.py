@@ -68,13 +68,16 @@ def test_a_zip_bomb_is_not_inflated(layers: int) -> None:
         (b'{"a": ' + b"9" * 5000 + b"}", {"a": "9" * 5000}),
         (b'{"a": "\xff"}', {"a": "\ufffd"}),
         (b'{"a": "\\ud83d"}', {"a": "\ud83d"}),
+        (b"[" * 100 + b"]" * 100, json.loads("[" * 100 + "]" * 100)),
     ],
 )
 def test_json_with_one_reading_is_read(sent: bytes, value: Any) -> None:
     assert parsed(text_of(sent)) == value
 
 
-@pytest.mark.parametrize("sent", [b"", b"{", b"{'a': 1}", b"a=1&b=2", b"<xml/>", b"[" * 100_000, b"{}{}"])
+@pytest.mark.parametrize(
+    "sent", [b"", b"{", b"{'a': 1}", b"a=1&b=2", b"<xml/>", b"[" * 100_000, b"{}{}", b"[" * 201 + b"]" * 201]
+)
 def test_what_may_mean_anything_is_no_json(sent: bytes) -> None:
     with pytest.raises((ValueError, RecursionError)):
         json.dumps(parsed(text_of(sent)))

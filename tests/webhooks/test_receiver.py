@@ -132,7 +132,16 @@ def test_other_json_than_an_object_half_an_emoji_and_bytes_that_are_no_text_are_
 
 
 def test_a_signed_body_that_is_no_json_is_kept_and_answered(tmp_path: Path) -> None:
-    bodies = [b"", b"{", b"{'a': 1}", b"[" * 100_000, b"\x00\xff", gzip.compress(b"{}")[:-3], b"a=1"]
+    bodies = [
+        b"",
+        b"{",
+        b"{'a': 1}",
+        b"[" * 100_000,
+        b'[{"a": ' * 400 + b"1" + b"}]" * 400,
+        b"\x00\xff",
+        gzip.compress(b"{}")[:-3],
+        b"a=1",
+    ]
     lenient = [b'{"a": NaN}', b'\xef\xbb\xbf{"a": 1}', b'{"a": "1\n2"}', b"1e999", b'{"a": "\xff"}']
     with receiving(place_in(tmp_path)) as served:
         for number, body in enumerate([*bodies, *lenient]):
