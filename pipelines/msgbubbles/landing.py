@@ -37,6 +37,7 @@ from .models import (
     fingerprint,
     rejected_twin,
 )
+from .progress import keep_progress
 from .walk import epoch_us
 
 if TYPE_CHECKING:
@@ -295,6 +296,10 @@ class Landing:
             yield item(table, incoming)
             return
         comparison = Comparison(incoming, stored, COLUMNS[table])
+        if table == "messages" and any(comparison.is_stored):
+            kept = keep_progress(incoming, comparison)
+            if kept is not incoming:
+                incoming, comparison = kept, Comparison(kept, stored, COLUMNS[table])
         # A rejected row is its own key; what came with it is of the request.
         changed = [False] * incoming.num_rows if table == REJECTED else comparison.changed()
         again = [key in changes.changed_keys for key in comparison.keys]

@@ -3,7 +3,7 @@ instants that hold more messages than a page."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -31,6 +31,8 @@ CHATS_AT_ONCE = 50
 # How long an event may wait for the message that it tells of, and how many stretches are remembered as read.
 TOLD_WITHIN_MS = 7 * DAY_MS
 MAX_TOLD = 1000
+# How many ids of chats that only events name are remembered as asked for.
+MAX_NAMED_BY_EVENTS = 1000
 
 
 class _Spent(Exception):  # noqa: N818 - not an error
@@ -63,25 +65,28 @@ def planned(warehouse: Warehouse, states: Mapping[str, Any], settings: Settings)
     # What failed is tried again by itself, when it is due.
     failed = {(one.kind, one.id) for one in (*failed_reads_of(chats), *failed_reads_of(messages))}
     limit = REQUESTS_A_RUN + len(failed)
-    orphans = [one for one in warehouse.orphans(limit) if ("chat", one) not in failed]
+    orphans = [one for one in warehouse.orphans(limit) if ("chat", one) not in failed][:REQUESTS_A_RUN]
     settled_ms = (messages_covered.newest_ms or 0) - settings.settle_ms
     messages_complete = bool(messages_covered.pieces) and not messages_covered.gaps(settings.start_ms)
-    unknown, stretches = warehouse.told_of(chats.get("seen_ms", 0) - TOLD_WITHIN_MS, limit)
-    orphans = list(dict.fromkeys([*orphans, *(one for one in unknown if ("chat", one) not in failed)]))[:REQUESTS_A_RUN]
-    read = chats.get("told", {})
+    asked, read = set(chats.get("named_by_events", ())), chats.get("told", {})
+    # What has been asked for already must not hide the rest.
+    unknown, stretches = warehouse.told_of(chats.get("seen_ms", 0) - TOLD_WITHIN_MS, limit + len(asked) + len(read))
+    known = asked | {one for kind, one in failed if kind == "chat"} | set(orphans)
+    named = [one for one in unknown if one not in known][: max(REQUESTS_A_RUN - len(orphans), 0)]
     told = {
         one: at
         for one, at in stretches.items()
         if read.get(one) != list(at) and at[1] >= settings.start_ms and ("thread", one) not in failed
     }
+    told = dict(list(told.items())[:REQUESTS_A_RUN])
     lagging: dict[str, int] = {}
     if messages_complete and chats.get("lagging_in_vain", 0) < LAGGING_IN_VAIN:
         lagging = warehouse.lagging(settings.start_ms, settled_ms, limit)
         lagging = {one: at_ms for one, at_ms in lagging.items() if ("thread", one) not in failed}
     lags = any(chats.get("lagging", {}).get(chat_id) != at_ms for chat_id, at_ms in lagging.items())
-    to_read = _to_read(of_messages) if by_feed and not orphans else []
+    to_read = _to_read(of_messages) if by_feed and not (orphans or named) else []
     proven = (
-        by_feed and messages_complete and not orphans and not of_messages.get("overflows")
+        by_feed and messages_complete and not (orphans or named) and not of_messages.get("overflows")
         and any(from_ms is not None for from_ms, _ in chats.get("overflows", ()))
     )  # fmt: skip
     groups: dict[str, list[str] | None] = {}
@@ -90,9 +95,9 @@ def planned(warehouse: Warehouse, states: Mapping[str, Any], settings: Settings)
         groups = warehouse.groups_to_ask(now_ms - DAY_MS, limit)
         waiting = {one.id for one in failed_reads_of(chats) if one.kind == "participants" and one.next_try_ms > now_ms}
         groups = {one: before for one, before in groups.items() if one not in waiting}
-    if not (orphans or chats.get("threads") or lags or to_read or proven or told or groups):
+    if not (orphans or named or chats.get("threads") or lags or to_read or proven or told or groups):
         return None
-    return Repair(orphans, (), lagging, bool(to_read), proven, told, groups, REQUESTS_A_RUN)
+    return Repair(orphans, (), lagging, bool(to_read), proven, told, groups, REQUESTS_A_RUN, named)
 
 
 def _coverage(state: Mapping[str, Any]) -> Coverage:
@@ -119,14 +124,17 @@ def read_by_id(
     threads: list[str] = state.setdefault("threads", [])
     lagging: dict[str, int] = {}
     if run.repair is not None:
-        missed.update(dict.fromkeys(run.repair.chats, SWEEPS_MISSED))
+        missed.update(dict.fromkeys([*run.repair.chats, *run.repair.named_by_events], SWEEPS_MISSED))
+        named = [one for one in state.get("named_by_events", ()) if one not in run.repair.chats]
+        state["named_by_events"] = [*named, *run.repair.named_by_events][-MAX_NAMED_BY_EVENTS:]
         threads.extend(run.repair.threads)
         lagging = {one: at_ms for one, at_ms in run.repair.lagging.items() if one not in threads}
     missed.update({one.id: SWEEPS_MISSED for one in failed.due("chat")})
     threads[:] = dict.fromkeys([*threads, *(one.id for one in failed.due("thread"))])
     allowance = _Allowance(run)
     try:
-        yield from _read_chats(client, landing, missed, run, allowance, failed)
+        named_by_events = state.get("named_by_events", ())
+        yield from _read_chats(client, landing, missed, named_by_events, run, allowance, failed)
         for chat_id in list(threads):
             is_read = yield from _read_thread(client, landing, chat_id, settings.start_ms, None, run, allowance, failed)
             threads.remove(chat_id)
@@ -144,7 +152,13 @@ def read_by_id(
 
 
 def _read_chats(
-    client: Client, landing: Landing, missed: dict[str, int], run: Run, allowance: _Allowance, failed: FailedReads
+    client: Client,
+    landing: Landing,
+    missed: dict[str, int],
+    named_by_events: Sequence[str],
+    run: Run,
+    allowance: _Allowance,
+    failed: FailedReads,
 ) -> Iterator[Any]:
     for chat_id in [one for one, times in missed.items() if times >= SWEEPS_MISSED]:
         if failed.is_waiting("chat", chat_id):
@@ -159,7 +173,8 @@ def _read_chats(
             except NotFoundError:
                 stored = run.warehouse.chats([chat_id]) if run.warehouse else []
                 chat = stored[0] if stored else Chat(id=chat_id)
-                if chat.deleted_at is None:
+                # A message that is stored has been in a chat. An id that only events name is no chat.
+                if chat.deleted_at is None and (stored or chat_id not in named_by_events):
                     chat.deleted_at = read_at
                     landing.put(chat, read_at)
                     run.repaired["deleted chats"] += 1

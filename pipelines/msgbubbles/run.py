@@ -123,7 +123,8 @@ class Repair:
     whose newest message is missing, with the instant of that message. With `overflows`, the messages of instants that
     hold more than the feed shows are read thread by thread; `chats_proven` says that no chat is missing. `told` are
     chats of which an event tells messages that are missing, with their first and last instant. `groups` are
-    to be asked for their participants, with those they had before. `limit` bounds the requests."""
+    to be asked for their participants, with those they had before. `limit` bounds the requests. Only events name the
+    chats of `named_by_events`: one of those that is not found never was one."""
 
     chats: Sequence[str] = ()
     threads: Sequence[str] = ()
@@ -133,6 +134,7 @@ class Repair:
     told: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     groups: Mapping[str, Sequence[str] | None] = field(default_factory=dict)
     limit: int | None = None
+    named_by_events: Sequence[str] = ()
 
 
 def known_overflows(state: State) -> set[Overflow]:

@@ -27,10 +27,30 @@ class UsageError(Exception):
     """What was asked for cannot be done as it was asked; the message says what to ask instead."""
 
 
-def written_privately(path: Path, text: str) -> Path:
-    """Write a file that only its owner reads. Returns its path; raises `OSError`."""
-    path.touch(mode=0o600)
-    path.write_text(text)
+def written_privately(path: Path, content: str | bytes) -> Path:
+    """Replace a small file that only its owner reads, all or nothing: what was there before stays whole where the disk
+    refuses. A file that holds the content already is not written. Returns its path; raises `OSError`."""
+    data = content.encode() if isinstance(content, str) else content
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)  # a device or a pipe, which cannot be replaced
+        return path
+    with suppress(OSError):
+        if path.read_bytes() == data:
+            return path
+    target = path.resolve()  # behind a link, the link stays
+    new = target.with_name(f".{target.name}.{os.getpid()}.new")
+    try:
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
+        raise
+    sync_to_disk(target.parent)
     return path
 
 

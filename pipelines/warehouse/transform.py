@@ -93,10 +93,10 @@ def transform(place: Place, transforms: Transforms) -> None:
         results = dbt.run("run", *options)
         if results.wrong:
             raise TransformError(f"the marts could not be built ({results.names}){results.explained(place)}")
-        _built_with(place).write_text(digest)
+        written_privately(_built_with(place), digest)
         if transforms.data_tests != "off":
             found = dbt.tested()
-    _verdict_of(place).write_text(json.dumps(found.__dict__))
+    written_privately(_verdict_of(place), json.dumps(found.__dict__))
 
 
 def verdict(place: Place) -> Verdict:

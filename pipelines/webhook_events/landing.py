@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
+import msgspec
 
 from warehouse.destinations import destination_of
-from warehouse.place import Place, sync_to_disk
+from warehouse.place import Place, written_privately
 
 from .spool import Segment, finished, folder_of, segments, spool_of
 
@@ -30,20 +31,29 @@ BODIES_AT_ONCE = 64 * 1024 * 1024  # characters
 @dataclass
 class Landed:
     """What a load did. `deliveries` counts what was in the spool, what is in the warehouse already too;
-    `messages` were changed by them. `malformed` lines of the spool are in `aside`."""
+    `messages` were changed by them. `malformed` lines of the spool are in `aside`. Of the deliveries,
+    `without_chat` name their chat by what can be no id: they are stored without it."""
 
     deliveries: int = 0
     messages: int = 0
     malformed: int = 0
+    without_chat: int = 0
     aside: Path | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return {"deliveries": self.deliveries, "messages_changed": self.messages, "malformed": self.malformed}
+        return {
+            "deliveries": self.deliveries,
+            "messages_changed": self.messages,
+            "malformed": self.malformed,
+            "impossible_chat_ids": self.without_chat,
+        }
 
     def __str__(self) -> str:
         said = f"{self.deliveries:,} deliveries; {self.messages:,} messages changed by them."
         if self.malformed:
             said += f" {self.malformed:,} lines are no events: they are kept in {self.aside}."
+        if self.without_chat:
+            said += f" {self.without_chat:,} name a chat by an impossible id; they are stored without a chat."
         return said
 
 
@@ -113,16 +123,13 @@ def _events(segment: Segment, redactor: Redactor) -> tuple[list[Event], list[byt
 
     events, malformed = [], list(segment.malformed)
     for delivery in segment.deliveries:
-        try:
-            left = left_of(delivery, redactor)
-        except (ValueError, RecursionError):
-            malformed.append(delivery.body.encode())
-            continue
+        left = left_of(delivery, redactor)
         event = event_of(left) if left is not None else None
         if event is not None:
             events.append(without_payload(event) if redactor.policy.webhook_payload == "drop" else event)
         elif left is not None:
-            malformed.append(delivery.body.encode())
+            # As a line of the spool: a body that is no JSON may hold line breaks.
+            malformed.append(msgspec.json.encode(left))
     return events, malformed
 
 
@@ -134,11 +141,7 @@ def _keep_aside(folder: Path, name: str, lines: list[bytes]) -> None:
     """Write the lines into a file of their segment's name: a load that is repeated writes the same once more."""
     if lines:
         folder.mkdir(mode=0o700, exist_ok=True)
-        new = folder / f".{name}.new"
-        new.write_bytes(b"".join(line + b"\n" for line in lines))
-        sync_to_disk(new)
-        new.replace(folder / name)
-        sync_to_disk(folder)
+        written_privately(folder / name, b"".join(line + b"\n" for line in lines))
 
 
 def aside_count(place: Place) -> int:
@@ -184,4 +187,5 @@ def _load(place: Place, events: list[Event], landed: Landed) -> None:
 
     pipeline.run(dlt.resource(items, name="webhook_events_and_messages"), loader_file_format="parquet")
     landed.deliveries += len(events)
+    landed.without_chat += sum(event.has_impossible_chat for event in events)
     landed.messages += len(messages)

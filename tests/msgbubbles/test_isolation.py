@@ -293,7 +293,8 @@ def test_a_page_that_cannot_be_made_costs_only_the_rows_around_it(
     world.knobs.transform_body = page_with(table, rows[number])
     for _ in range(2):
         assert world.sync().error is None
-        assert {one[0] for one in failed(world)} == {"page"}
+        # A chat whose newest message is on the page is read by itself, in vain.
+        assert {"page"} <= {one[0] for one in failed(world)} <= {"page", "thread"}
         assert missing(world).get(table, 1) <= 12
     world.knobs.transform_body = None
     world.pass_time(DAY_MS)
@@ -315,7 +316,7 @@ def test_a_page_that_fails_later_keeps_no_other_row_from_being_refreshed(new_wor
             world.sync()
         stored = world.store.tables["messages"]
         assert [stored[one,]["status"] for one in (rows[5], rows[-1])] == [status] * 2
-        assert {one[0] for one in failed(world)} == {"page"}
+        assert {"page"} <= {one[0] for one in failed(world)} <= {"page", "thread"}
 
 
 @pytest.mark.parametrize("is_first", [True, False])
