@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache, partial
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
@@ -22,8 +23,8 @@ import msgspec
 from msgspec import Raw
 
 from .budget import RequestBudget
-from .errors import PermanentError
-from .models import Chat, Message, Number, Page, R, RejectedRow, Webhook, read_row
+from .errors import NoIdError, PermanentError
+from .models import NULL, Chat, Key, Message, Number, Page, R, RejectedRow, Webhook, read_row
 from .transport import Answer, Transport
 
 BASE_URL = "https://api.msgbubbles.com/v1"
@@ -66,7 +67,8 @@ class Client:
 
     def get_chat(self, chat_id: str) -> Chat:
         """GET /v1/chats/:id. `NotFoundError` when it is gone or another account's."""
-        return self._chat("GET", chat_id)
+        path, endpoint = _chat_route(chat_id, None, None)
+        return self.transport.request("GET", path, endpoint=f"GET {endpoint}", decode=partial(_decode_one, Chat))
 
     def create_group(
         self,
@@ -79,40 +81,49 @@ class Client:
         """POST /v1/chats: an iMessage group of 2 to 31 addresses, established by its first message.
 
         With the key of an earlier call the group of that call is returned and nothing is sent.
-        `PermanentError` with code `invalid_handle`, `invalid_from_handle` or `invalid_request`.
+        `PermanentError` with code `invalid_handle`, `invalid_from_handle` or `invalid_request`; `NoIdError` where the
+        answer was a success and does not say which group it is.
         """
         body = {"from_handle": from_handle, "addresses": list(addresses), "message": message}
         if title is not None:
             body["title"] = title
-        return self.transport.request(
+        chat = self.transport.request(
             "POST",
             "chats",
             endpoint="POST /chats",
-            decode=partial(_decode_one, Chat),
+            decode=_decode_written_chat,
             json=body,
             idempotency_key=idempotency_key or str(uuid4()),
         )
+        if chat is None:
+            answer = self.transport.last_answer
+            raise NoIdError(
+                "POST /chats succeeded, and its answer has no id of a group",
+                status=answer.status if answer else None,
+                request_id=answer.request_id if answer else None,
+            )
+        return chat
 
-    def rename_group(self, chat_id: str, title: str) -> Chat:
-        """PATCH /v1/chats/:id; a title has 100 characters at most.
+    def rename_group(self, chat_id: str, title: str) -> Chat | None:
+        """PATCH /v1/chats/:id; a title has 100 characters at most. Returns the chat where the answer shows it.
 
         `ConflictError` `not_a_group`, `PermanentError` `invalid_request`, `NotFoundError`.
         """
-        return self._chat("PATCH", chat_id, json={"title": title})
+        return self._change("PATCH", chat_id, json={"title": title})
 
-    def add_participant(self, chat_id: str, handle: str) -> Chat:
-        """POST /v1/chats/:id/participants: adds one person.
+    def add_participant(self, chat_id: str, handle: str) -> Chat | None:
+        """POST /v1/chats/:id/participants: adds one person. Returns the chat where the answer shows it.
 
         `ConflictError` `not_a_group`, `PermanentError` `invalid_handle`, `NotFoundError`.
         """
-        return self._chat("POST", chat_id, "participants", json={"handle": handle})
+        return self._change("POST", chat_id, "participants", json={"handle": handle})
 
-    def remove_participant(self, chat_id: str, handle: str) -> Chat:
-        """DELETE /v1/chats/:id/participants/:handle: removes one person.
+    def remove_participant(self, chat_id: str, handle: str) -> Chat | None:
+        """DELETE /v1/chats/:id/participants/:handle: removes one person. Returns the chat where the answer shows it.
 
         `ConflictError` `not_a_group`; `NotFoundError` when the chat is gone, or the person not in it.
         """
-        return self._chat("DELETE", chat_id, "participants", item=handle)
+        return self._change("DELETE", chat_id, "participants", item=handle)
 
     def mark_read(self, chat_id: str) -> None:
         """POST /v1/chats/:id/read: marks the thread read; the other people see the receipt (iMessage, WhatsApp).
@@ -200,19 +211,15 @@ class Client:
             "GET", path, endpoint=endpoint, decode=partial(_decode_page, model, path, limit), params=given
         )
 
-    def _chat(
-        self,
-        method: str,
-        chat_id: str,
-        action: str | None = None,
-        *,
-        item: str | None = None,
-        json: Any = None,
-    ) -> Chat:
+    def _change(
+        self, method: str, chat_id: str, action: str | None = None, *, item: str | None = None, json: Any = None
+    ) -> Chat | None:
         path, endpoint = _chat_route(chat_id, action, item)
-        return self.transport.request(
-            method, path, endpoint=f"{method} {endpoint}", decode=partial(_decode_one, Chat), json=json
+        chat = self.transport.request(
+            method, path, endpoint=f"{method} {endpoint}", decode=_decode_written_chat, json=json
         )
+        # The answer may show something else that has an id, as a participant.
+        return chat if chat is not None and chat.id == chat_id else None
 
     def _act(self, chat_id: str, action: str, json: Any = None) -> None:
         path, endpoint = _chat_route(chat_id, action, None)
@@ -275,6 +282,25 @@ def _decode_one(model: type[R], answer: Answer) -> R:
     if row is None:
         raise msgspec.DecodeError
     return row
+
+
+def _decode_written_chat(answer: Answer) -> Chat | None:
+    """Read the chat in the answer to a write; null where it shows none. What such an answer holds is not documented,
+    so its success is its status, and a body of another kind is no fault."""
+    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        body = msgspec.json.decode(mended(answer.body), type=dict[str, Raw])
+        shown = msgspec.json.decode(body["data"], type=dict[str, Raw]) if "data" in body else body
+        for name in ("chat", "conversation", "group"):
+            if name in shown:
+                shown = msgspec.json.decode(shown[name], type=dict[str, Raw])
+        # An object that belongs to a chat, as its first message, names the chat.
+        owner = next((shown[name] for name in ("chat_id", "conversation_id") if name in shown), None)
+        if owner is not None:
+            return Chat(id=msgspec.json.decode(owner, type=Key))
+        shown.pop("request_id", None)
+        row, _ = read_row(Chat, Raw(msgspec.json.encode(shown)), Chat.__name__, answer.request_id)
+        return row or Chat(id=msgspec.json.decode(shown.get("id", NULL), type=Key))
+    return None
 
 
 # A pair of surrogates, half of one, or another escape: tried in this order, so that `\\\\ud83d` is text and no half.
