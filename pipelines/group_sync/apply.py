@@ -309,7 +309,7 @@ class Applier:
             if title is None:
                 raise DisguisedError
             return lambda: client.rename_group(chat_id, title)
-        handle = self._disguise.handle(entry.handles[0], client, chat_id)
+        handle = self._handle_of(entry)
         if handle is None:
             raise DisguisedError
         ask = client.add_participant if entry.operation == "add" else client.remove_participant
@@ -355,6 +355,7 @@ class Applier:
         is_redundant = _may_be_redundant(entry, error)
         if not may_be_done and not is_redundant:
             return refused
+        sent = self._handle_of(entry)
         try:
             look = self._look(entry)
         except (RetryableError, PermanentError, ForbiddenError):
@@ -363,18 +364,24 @@ class Applier:
             return refused
         shown = self._in_effect(entry, look)
         if shown is False and entry.operation == "remove":
-            return self._removed_as_shown(entry, look) or refused
+            return self._removed_as_shown(entry, look, sent) or refused
         if shown or (shown is None and is_redundant):
             self._remark(entry)
             return replace(refused, outcome="succeeded")
         return replace(refused, outcome="unknown") if shown is None and is_first else refused
 
-    def _removed_as_shown(self, entry: Entry, look: Look) -> Verdict | None:
-        """The verdict on a removal under the handle that the group shows, where that is another spelling."""
-        spelling = self._spelling(entry.handles[0], look)
-        if spelling in (None, entry.handles[0]):
+    def _handle_of(self, entry: Entry) -> str | None:
+        """The handle that an operation on one person sends; null for other operations."""
+        if entry.operation not in ("add", "remove"):
             return None
-        handle = self._disguise.handle(spelling or "", self._client, entry.chat_id or "")
+        return self._disguise.handle(entry.handles[0], self._client, entry.chat_id or "")
+
+    def _removed_as_shown(self, entry: Entry, look: Look, sent: str | None) -> Verdict | None:
+        """The verdict on a removal under the handle that the group shows; null where that was `sent` already."""
+        spelling = self._spelling(entry.handles[0], look)
+        handle = None if spelling is None else self._disguise.handle(spelling, self._client, entry.chat_id or "")
+        if handle in (None, sent):
+            return None
         try:
             self._client.remove_participant(entry.chat_id or "", handle or "")
         except RetryableError as error:
@@ -395,7 +402,7 @@ class Applier:
         """Whether a look shows that an operation was done; null where it cannot show it."""
         if entry.operation == "rename":
             known = {fold_title(entry.title)} | {
-                one.shown for one in self._renderings(look, "title") if one.asked == entry.title
+                one.shown for one in self._renderings(look.sighting.chat_id, "title") if one.asked == entry.title
             }
             return fold_title(look.sighting.title) in known
         if look.participants is None:
@@ -405,13 +412,12 @@ class Applier:
 
     def _spelling(self, handle: str, look: Look) -> str | None:
         """How a group shows a person; null where it does not."""
-        known = {handle} | {
-            one.shown for one in self._renderings(look, "handle") if fold_handle(one.asked) == fold_handle(handle)
-        }
+        renderings, folded = self._renderings(look.sighting.chat_id, "handle"), fold_handle(handle)
+        known = {handle} | {one.shown for one in renderings if fold_handle(one.asked) == folded}
         return next((one for one in look.participants or () if not without_people([one], known)), None)
 
-    def _renderings(self, look: Look, field: Literal["title", "handle"]) -> list[Rendering]:
-        return [one for one in self._ledger.renderings() if one.chat_id == look.sighting.chat_id and one.field == field]
+    def _renderings(self, chat_id: str, field: Literal["title", "handle"]) -> list[Rendering]:
+        return [one for one in self._ledger.renderings() if one.chat_id == chat_id and one.field == field]
 
     def _learn(self, entry: Entry, group: KnownGroup | None, chat_id: str, answer: Chat | None) -> None:
         """Remember how the network shows what it was asked for just now, so that this is not taken for a change."""
@@ -421,7 +427,7 @@ class Applier:
         participants = None if chat is None else participants_of(chat)
         if participants is None or entry.operation not in ("create", "add"):
             return
-        others = () if entry.operation == "create" or group is None else group.members
+        others = [one.shown for one in self._renderings(chat_id, "handle")] + sorted(group.members if group else ())
         shown = people(participants, entry.from_handle or (group.from_handle if group else None))
         missing = without_people(entry.handles, shown)
         new = without_people(shown, [*entry.handles, *others])
