@@ -229,7 +229,13 @@ def validated(
 def _group_of(
     row: Row, numbers: Collection[str] | None, disguised: Callable[[str], str]
 ) -> tuple[DesiredGroup, list[str]]:
-    faults = []
+    faults = [
+        f"{name} is a list; write it as text"
+        for name in ("key", "from_handle", "title", "message")
+        if isinstance(row.get(name), Mapping | list | tuple)
+    ]
+    if isinstance(row.get("addresses"), Mapping):
+        faults.append("addresses is a mapping; write it as a list")
     key, message, title = (_text(row.get(name)) for name in ("key", "message", "title"))
     if not key:
         faults.append("key is missing")
@@ -288,7 +294,10 @@ def _listed(value: Any) -> list[str]:
                 value = value.strip("[] ")
         if isinstance(value, str):
             value = re.split(r"[,;\t\r\n\u2028\u2029\u3001\uff0c\uff1b]", value)
-    return [text for one in (value if isinstance(value, Iterable) else ()) if (text := _text(one))]
+    parts = value if isinstance(value, Iterable) and not isinstance(value, Mapping) else ()
+    # A list within the list, as YAML writes `[*team, dora@example.com]`.
+    flat = (one for part in parts for one in (part if isinstance(part, list | tuple) else (part,)))
+    return [text for one in flat if (text := _text(one))]
 
 
 def _text(value: Any) -> str:

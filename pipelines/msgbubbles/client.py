@@ -12,7 +12,7 @@ up. Every method may be repeated safely; those that create something carry an `I
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from typing import Any, Generic, TypeVar
@@ -87,22 +87,8 @@ class Client:
         body = {"from_handle": from_handle, "addresses": list(addresses), "message": message}
         if title is not None:
             body["title"] = title
-        chat = self.transport.request(
-            "POST",
-            "chats",
-            endpoint="POST /chats",
-            decode=_decode_written_chat,
-            json=body,
-            idempotency_key=idempotency_key or str(uuid4()),
-        )
-        if chat is None:
-            answer = self.transport.last_answer
-            raise NoIdError(
-                "POST /chats succeeded, and its answer has no id of a group",
-                status=answer.status if answer else None,
-                request_id=answer.request_id if answer else None,
-            )
-        return chat
+        key = idempotency_key or str(uuid4())
+        return self._create("chats", _decode_written_chat, body, key)
 
     def rename_group(self, chat_id: str, title: str) -> Chat | None:
         """PATCH /v1/chats/:id; a title has 100 characters at most. Returns the chat where the answer shows it.
@@ -159,17 +145,12 @@ class Client:
         """POST /v1/messages into a thread (`conversation_id`), or to a contact (`to` and `from_handle`).
 
         With the key of an earlier call the message of that call is returned and nothing is sent. `PermanentError` with
-        code `invalid_handle`, `invalid_from_handle` or `invalid_request`; `NotFoundError` for an unknown thread.
+        code `invalid_handle`, `invalid_from_handle` or `invalid_request`; `NotFoundError` for an unknown thread;
+        `NoIdError` where the answer was a success and does not show the message.
         """
         addressed = {"conversation_id": conversation_id, "to": to, "from_handle": from_handle}
-        return self.transport.request(
-            "POST",
-            "messages",
-            endpoint="POST /messages",
-            decode=partial(_decode_one, Message),
-            json={"text": text} | {name: value for name, value in addressed.items() if value is not None},
-            idempotency_key=idempotency_key or str(uuid4()),
-        )
+        body = {"text": text} | {name: value for name, value in addressed.items() if value is not None}
+        return self._create("messages", _decode_written_message, body, idempotency_key or str(uuid4()))
 
     def list_numbers(self) -> Page[Number]:
         """GET /v1/numbers: the account's own numbers."""
@@ -210,6 +191,20 @@ class Client:
         return self.transport.request(
             "GET", path, endpoint=endpoint, decode=partial(_decode_page, model, path, limit), params=given
         )
+
+    def _create(self, path: str, decode: Callable[[Answer], R | None], body: Any, idempotency_key: str) -> R:
+        endpoint = f"POST /{path}"
+        row = self.transport.request(
+            "POST", path, endpoint=endpoint, decode=decode, json=body, idempotency_key=idempotency_key
+        )
+        if row is None:
+            answer = self.transport.last_answer
+            raise NoIdError(
+                f"{endpoint} succeeded, and its answer does not say which one it created",
+                status=answer.status if answer else None,
+                request_id=answer.request_id if answer else None,
+            )
+        return row
 
     def _change(
         self, method: str, chat_id: str, action: str | None = None, *, item: str | None = None, json: Any = None
@@ -282,6 +277,12 @@ def _decode_one(model: type[R], answer: Answer) -> R:
     if row is None:
         raise msgspec.DecodeError
     return row
+
+
+def _decode_written_message(answer: Answer) -> Message | None:
+    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _decode_one(Message, answer)
+    return None
 
 
 def _decode_written_chat(answer: Answer) -> Chat | None:

@@ -93,8 +93,10 @@ def test_a_group_created_without_an_id_is_asked_for_again_and_looked_for(
 ) -> None:
     world.apply(row("other", ANNA, BEN))
     world.server.knobs.write_answer = answer
-    with world.client() as client, pytest.raises(NoIdError, match="no id of a group"):
+    with world.client() as client, pytest.raises(NoIdError, match="does not say which one"):
         client.create_group(OURS, [ANNA, DORA], "Hello")
+    with world.client() as client, pytest.raises(NoIdError):
+        client.send_message("Hi", to=ANNA, from_handle=OURS)
     assert outcomes(world.apply(row("a", ANNA, CARLA), row("b", ANNA, BEN))) == {("create", "succeeded"): 2}
     assert people_in(world, "a") == {ANNA, CARLA}
     assert len({world.known(key).chat_id for key in ("other", "a", "b")}) == 3

@@ -29,9 +29,10 @@ YAML = """
 """
 MERGED = """
 base: &base {From_Handle: +14155550100, message: Hello, title: South}
-other: &other {<<: *base, message: "Hello, you!", addresses: "+14155550111\\uFF0Cben@example.com"}
+other: &other {<<: *base, message: "Hello, you!"}
+team: &team ["+14155550111"]
 groups:
-- {<<: *other, key: north, title: North}
+- {<<: *other, key: north, title: North, addresses: [*team, ben@example.com]}
 """
 SPREAD = '"+14155550111; ben@example.com";Hello, you!'
 TABBED = "+14155550111, ben@example.com\tHello, you!\n\t\t\t\t\n"
@@ -150,6 +151,7 @@ def row(**others: Any) -> dict[str, Any]:
         ({"from_handle": "4155550100"}, "row 1 (a): from_handle is neither a number in E.164 form (like +14155550100)"),
         ({"from_handle": "+14155550199"}, "row 1 (a): from_handle is not one of the account's numbers"),
         ({"addresses": "+14155550111"}, "row 1 (a): a group has 2 to 31 addresses, not 1"),
+        ({"title": ["a", "b"]}, "row 1 (a): title is a list; write it as text"),
         ({"addresses": None}, "row 1 (a): a group has 2 to 31 addresses, not 0"),
         ({"addresses": [f"p{n}@example.com" for n in range(32)]}, "row 1 (a): a group has 2 to 31 addresses, not 32"),
         ({"addresses": ["b@example.com", "B@Example.com"]}, "row 1 (a): address 2 is there twice"),
