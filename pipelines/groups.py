@@ -308,19 +308,23 @@ def _each(
     reporter = Reporter(quiet=False, as_json=False)
 
     def body(command: Command) -> int:
+        from group_sync.display import escaped
         from group_sync.job import known_now
-        from msgbubbles.errors import PermanentError, RetryableError
+        from msgbubbles.errors import ForbiddenError, PermanentError, RetryableError
 
         known = known_now(command.place)
-        failed = 0
+        failed = forbidden = 0
         with command.client() as client:
             for chat in chats:
                 group = known.get(chat)
                 try:
                     ask(client, group.chat_id if group and group.chat_id else chat)
-                except (PermanentError, RetryableError) as error:
-                    reporter.fail(f"{chat}: {error}")
+                except (PermanentError, RetryableError, ForbiddenError) as error:
+                    reporter.fail(f"{escaped(chat)}: {error}")
                     failed += 1
+                    forbidden += isinstance(error, ForbiddenError)
+        if forbidden == len(chats):
+            return EXIT_FAILED
         return EXIT_INCOMPLETE if failed else 0
 
     _run(body, database, account, reporter, sandbox=sandbox)

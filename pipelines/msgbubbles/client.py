@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any, Generic, TypeVar
@@ -24,12 +25,13 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from .budget import RequestBudget
-from .errors import NotFoundError, PermanentError, RetryableError
+from .errors import NoIdError, NotFoundError, PermanentError, RetryableError
 from .lenient import opened, reopened
 from .models import (
     NULL,
     SENDER_FIELDS,
     Chat,
+    Key,
     Message,
     Number,
     Page,
@@ -119,7 +121,8 @@ class Client:
 
     def get_chat(self, chat_id: str) -> Chat:
         """GET /v1/chats/:id. `NotFoundError` when it is gone or another account's."""
-        return self._chat("GET", chat_id)
+        path, endpoint = _chat_route(chat_id, None, None)
+        return self.transport.request("GET", path, endpoint=f"GET {endpoint}", decode=partial(_decode_one, Chat))
 
     def create_group(
         self,
@@ -132,40 +135,35 @@ class Client:
         """POST /v1/chats: an iMessage group of 2 to 31 addresses, established by its first message.
 
         With the key of an earlier call the group of that call is returned and nothing is sent.
-        `PermanentError` with code `invalid_handle`, `invalid_from_handle` or `invalid_request`.
+        `PermanentError` with code `invalid_handle`, `invalid_from_handle` or `invalid_request`; `NoIdError` where the
+        answer was a success and does not say which group it is.
         """
         body = {"from_handle": from_handle, "addresses": list(addresses), "message": message}
         if title is not None:
             body["title"] = title
-        return self.transport.request(
-            "POST",
-            "chats",
-            endpoint="POST /chats",
-            decode=partial(_decode_one, Chat),
-            json=body,
-            idempotency_key=idempotency_key or str(uuid4()),
-        )
+        key = idempotency_key or str(uuid4())
+        return self._create("chats", _decode_written_chat, body, key)
 
-    def rename_group(self, chat_id: str, title: str) -> Chat:
-        """PATCH /v1/chats/:id; a title has 100 characters at most.
+    def rename_group(self, chat_id: str, title: str) -> Chat | None:
+        """PATCH /v1/chats/:id; a title has 100 characters at most. Returns the chat where the answer shows it.
 
         `ConflictError` `not_a_group`, `PermanentError` `invalid_request`, `NotFoundError`.
         """
-        return self._chat("PATCH", chat_id, json={"title": title})
+        return self._change("PATCH", chat_id, json={"title": title})
 
-    def add_participant(self, chat_id: str, handle: str) -> Chat:
-        """POST /v1/chats/:id/participants: adds one person.
+    def add_participant(self, chat_id: str, handle: str) -> Chat | None:
+        """POST /v1/chats/:id/participants: adds one person. Returns the chat where the answer shows it.
 
         `ConflictError` `not_a_group`, `PermanentError` `invalid_handle`, `NotFoundError`.
         """
-        return self._chat("POST", chat_id, "participants", json={"handle": handle})
+        return self._change("POST", chat_id, "participants", json={"handle": handle})
 
-    def remove_participant(self, chat_id: str, handle: str) -> Chat:
-        """DELETE /v1/chats/:id/participants/:handle: removes one person.
+    def remove_participant(self, chat_id: str, handle: str) -> Chat | None:
+        """DELETE /v1/chats/:id/participants/:handle: removes one person. Returns the chat where the answer shows it.
 
         `ConflictError` `not_a_group`; `NotFoundError` when the chat is gone, or the person not in it.
         """
-        return self._chat("DELETE", chat_id, "participants", item=handle)
+        return self._change("DELETE", chat_id, "participants", item=handle)
 
     def mark_read(self, chat_id: str) -> None:
         """POST /v1/chats/:id/read: marks the thread read; the other people see the receipt (iMessage, WhatsApp).
@@ -201,16 +199,16 @@ class Client:
         """POST /v1/messages into a thread (`conversation_id`), or to a contact (`to` and `from_handle`).
 
         With the key of an earlier call the message of that call is returned and nothing is sent. `PermanentError` with
-        code `invalid_handle`, `invalid_from_handle` or `invalid_request`; `NotFoundError` for an unknown thread.
+        code `invalid_handle`, `invalid_from_handle` or `invalid_request`; `NotFoundError` for an unknown thread;
+        `NoIdError` where the answer was a success and does not show the message.
         """
         addressed = {"conversation_id": conversation_id, "to": to, "from_handle": from_handle}
-        return self.transport.request(
-            "POST",
+        body = {"text": text} | {name: value for name, value in addressed.items() if value is not None}
+        return self._create(
             "messages",
-            endpoint="POST /messages",
-            decode=partial(_decode_one, Message, sender_fields=self.sender_fields),
-            json={"text": text} | {name: value for name, value in addressed.items() if value is not None},
-            idempotency_key=idempotency_key or str(uuid4()),
+            partial(_decode_written_message, sender_fields=self.sender_fields),
+            body,
+            idempotency_key or str(uuid4()),
         )
 
     def list_numbers(self) -> Page[Number]:
@@ -320,19 +318,29 @@ class Client:
             return False
         return True
 
-    def _chat(
-        self,
-        method: str,
-        chat_id: str,
-        action: str | None = None,
-        *,
-        item: str | None = None,
-        json: Any = None,
-    ) -> Chat:
-        path, endpoint = _chat_route(chat_id, action, item)
-        return self.transport.request(
-            method, path, endpoint=f"{method} {endpoint}", decode=partial(_decode_one, Chat), json=json
+    def _create(self, path: str, decode: Callable[[Answer], R | None], body: Any, idempotency_key: str) -> R:
+        endpoint = f"POST /{path}"
+        row = self.transport.request(
+            "POST", path, endpoint=endpoint, decode=decode, json=body, idempotency_key=idempotency_key
         )
+        if row is None:
+            answer = self.transport.last_answer
+            raise NoIdError(
+                f"{endpoint} succeeded, and its answer does not say which one it created",
+                status=answer.status if answer else None,
+                request_id=answer.request_id if answer else None,
+            )
+        return row
+
+    def _change(
+        self, method: str, chat_id: str, action: str | None = None, *, item: str | None = None, json: Any = None
+    ) -> Chat | None:
+        path, endpoint = _chat_route(chat_id, action, item)
+        chat = self.transport.request(
+            method, path, endpoint=f"{method} {endpoint}", decode=_decode_written_chat, json=json
+        )
+        # The answer may show something else that has an id, as a participant.
+        return chat if chat is not None and chat.id == chat_id else None
 
     def _act(self, chat_id: str, action: str, json: Any = None) -> None:
         path, endpoint = _chat_route(chat_id, action, None)
@@ -419,6 +427,31 @@ def _decode_one(model: type[R], answer: Answer, sender_fields: Sequence[str] = S
     if row is None:
         raise msgspec.DecodeError
     return row
+
+
+def _decode_written_message(answer: Answer, sender_fields: Sequence[str]) -> Message | None:
+    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _decode_one(Message, answer, sender_fields=sender_fields)
+    return None
+
+
+def _decode_written_chat(answer: Answer) -> Chat | None:
+    """Read the chat in the answer to a write; null where it shows none. What such an answer holds is not documented,
+    so its success is its status, and a body of another kind is no fault."""
+    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        body = msgspec.json.decode(mended(answer.body), type=dict[str, Raw])
+        shown = msgspec.json.decode(body["data"], type=dict[str, Raw]) if "data" in body else body
+        for name in ("chat", "conversation", "group"):
+            if name in shown:
+                shown = msgspec.json.decode(shown[name], type=dict[str, Raw])
+        # An object that belongs to a chat, as its first message, names the chat.
+        owner = next((shown[name] for name in ("chat_id", "conversation_id") if name in shown), None)
+        if owner is not None:
+            return Chat(id=msgspec.json.decode(owner, type=Key))
+        shown.pop("request_id", None)
+        row, _ = read_row(Chat, Raw(msgspec.json.encode(shown)), Chat.__name__, answer.request_id)
+        return row or Chat(id=msgspec.json.decode(shown.get("id", NULL), type=Key))
+    return None
 
 
 # A pair of surrogates, half of one, or another escape: tried in this order, so that `\\\\ud83d` is text and no half.

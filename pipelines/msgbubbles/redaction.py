@@ -211,7 +211,7 @@ class Redactor:
     # -- who is left out
 
     def is_erased(self, handle: str | None) -> bool:
-        return bool(self.erased) and handle is not None and self._pseudonyms.erased_handle(handle) in self.erased
+        return bool(self.erased) and handle is not None and self._pseudonyms.was_erased(handle, self.erased)
 
     def without_erased(self, text: str) -> str:
         """A text with a word in the place of every handle in it that is erased."""

@@ -86,7 +86,9 @@ def test_a_group_that_cannot_be_says_why(
 
 def test_a_group_is_renamed_and_people_come_and_go(client: Client, server: Server) -> None:
     group = client.create_group(OURS, [ANNA, BEN], "Hello")
-    assert client.rename_group(group.id, "New").title == "New"
+    renamed = client.rename_group(group.id, "New")
+    assert renamed is not None
+    assert renamed.title == "New"
     client.add_participant(group.id, "carl+1@example.com")
     client.remove_participant(group.id, "carl+1@example.com")
     client.remove_participant(group.id, ANNA)
