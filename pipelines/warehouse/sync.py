@@ -26,7 +26,7 @@ from msgbubbles.run import Repair
 from msgbubbles.settings import Settings
 from msgbubbles.stored import Warehouse
 
-from . import privacy
+from . import claims, privacy
 from .destinations import Destination, destination_of
 from .journal import Journal, store
 from .place import PIPELINE, Place
@@ -166,6 +166,7 @@ def _finish(
             with destination.writing() as connection:
                 store(connection, [*Journal(place.folder).records(), record()], destination.landed)
                 privacy.store(connection, place, destination.landed)
+                claims.store(connection, place, destination.landed)
                 report.rows_in_warehouse = _row_counts(connection)
             report.published_bytes = destination.publish(report.held_marts)
             report.published = True
