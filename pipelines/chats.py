@@ -415,7 +415,7 @@ def _recorded_sync(
         from personal_data.retention import expire
         from warehouse.privacy import keep_found, redactor_of
         from warehouse.report import as_dict
-        from warehouse.restore import note_work, restore
+        from warehouse.restore import restore, tidy
         from warehouse.sync import Report
         from warehouse.sync import sync as run_sync
         from warehouse.transform import Transforms
@@ -460,7 +460,7 @@ def _recorded_sync(
                 record=lambda: as_dict(place, run, report, _status_of(run, report)),
             )
         keep_found(place, redactor)
-        note_work(place)
+        tidy(place)
         status = _status_of(run, report)
         reporter.summary(place, run, report, sandbox=sandbox)
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,16 @@ from .place import names_of, sync_to_disk
 MAX_FREE_SHARE = 0.2
 LARGE_BYTES = 64 * 1024 * 1024
 SECONDS_BETWEEN = 24 * 3600
+# dlt adds a row with its state whenever that has changed, and reads the newest only.
+MAX_STATES = 10
+STATES = "msgbubbles._dlt_pipeline_state"
 
 
 def compact_if_wasteful(work: Path, noted: Path, options: dict[str, Any]) -> None:
     """Compact a database of which too much is free. `noted` is a file that keeps when that was done last; `options` are
     DuckDB's. Nobody may have the database open."""
     with duckdb.connect(str(work), config=options) as connection:
+        _drop_old_states(connection)
         connection.execute("CHECKPOINT")
         free, total, bytes_each = connection.execute(
             "SELECT free_blocks, total_blocks, block_size FROM pragma_database_size() "
@@ -32,6 +37,14 @@ def compact_if_wasteful(work: Path, noted: Path, options: dict[str, Any]) -> Non
     if total * bytes_each < LARGE_BYTES or not is_recent:
         compact(work, options)
         noted.touch()
+
+
+def _drop_old_states(connection: duckdb.DuckDBPyConnection) -> None:
+    with suppress(duckdb.CatalogException):  # before the first load
+        connection.execute(
+            f"DELETE FROM {STATES} WHERE rowid IN (SELECT rowid FROM {STATES} "  # noqa: S608
+            f"QUALIFY row_number() OVER (PARTITION BY pipeline_name ORDER BY _dlt_load_id DESC) > {MAX_STATES})"
+        )
 
 
 def compact(work: Path, options: dict[str, Any] | None = None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import shutil
 import time
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ PIPELINE = "msgbubbles"
 DATASET = "msgbubbles"
 # Whose rows a warehouse holds: a file of the job, and a copy of it in the tables.
 CLAIM, CLAIM_TABLE = "account.json", "_account"
+# Characters that mean something in the queries that dlt makes of a path, and bytes that are no UTF-8.
+UNUSABLE = re.compile(r"""['"%*?\[\]{}\x00-\x1f\ud800-\udfff]""")
 SCHEMAS = ("msgbubbles", "msgbubbles_staging", "staging", "marts")
 
 
@@ -103,6 +106,12 @@ class Place:
             raise UsageError(
                 f"--database: no file may be called {database.name}, because {database.stem} is also a schema in it, "
                 "and DuckDB could not tell which of the two a query means; choose another name"
+            )
+        refused = UNUSABLE.search(str(database))
+        if refused:
+            raise UsageError(
+                f"--database: the path {str(database)!r} contains {refused[0]!r}, and DuckDB and dlt cannot load files "
+                "from such a folder; rename it, or choose another"
             )
         if database.is_dir() or not database.parent.is_dir():
             raise UsageError(f"--database: {database} must be a file in a folder that exists")

@@ -1,4 +1,5 @@
-"""Damaged files of the job: each is moved aside, and the run makes it anew from what the destination has.
+"""The job's own files, before a run and after it: a damaged one is moved aside, and made anew from what the
+destination has.
 
 Imports dlt, so `Place.configure_dlt` comes before it. The caller holds the warehouse's lock.
 """
@@ -19,7 +20,7 @@ from dlt.common.json import json
 from dlt.common.schema import Schema
 from dlt.pipeline.state_sync import migrate_state_to_current
 
-from .place import Place, set_aside
+from .place import Place, remove, set_aside
 from .publish import clone, is_damaged, mark_of
 from .tables import write_json
 from .transform import forget_build
@@ -55,8 +56,12 @@ def restore(place: Place, say: Callable[[str], None]) -> None:
             say(f"{folder} was damaged: moved to {set_aside(folder).name}, and restored from the warehouse")
 
 
-def note_work(place: Place) -> None:
-    """Remember what the work database looks like now: where it looks otherwise, the next run reads all of it."""
+def tidy(place: Place) -> None:
+    """Remove what a run that has ended leaves behind: dlt keeps a folder for every package that it has loaded.
+
+    Also remember what the work database looks like: where it looks otherwise, the next run reads all of it."""
+    for package in (place.folder / "dlt").glob("*/load/loaded/*"):
+        remove(package)
     if place.destination == "duckdb":
         write_json(_noted(place), mark_of(place.work))
 
@@ -86,7 +91,7 @@ def _restore_database(place: Place, say: Callable[[str], None]) -> None:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
@@ -110,18 +115,18 @@ def _read_pipeline(folder: Path) -> None:
         raise NotADirectoryError(folder.name)
     if not state_file.exists():
         return  # dlt begins anew
-    state = migrate_state_to_current(folder.name, json.loads(state_file.read_text()))
+    state = migrate_state_to_current(folder.name, json.loads(state_file.read_text(encoding="utf-8")))
     for name in state["schema_names"] or ():
         schema = folder / "schemas" / f"{name}.schema.json"
         if not schema.exists():
             raise ValueError(schema.name)
-        Schema.from_dict(json.loads(schema.read_text()))
+        Schema.from_dict(json.loads(schema.read_text(encoding="utf-8")))
     for part in ("load", "normalize"):
         if (folder / part / ".version").exists():
-            semver.Version.parse((folder / part / ".version").read_text())
+            semver.Version.parse((folder / part / ".version").read_text(encoding="utf-8"))
     for waiting in _files(folder / "normalize" / "extracted", folder / "load" / "normalized"):
         if waiting.suffix == ".json":
-            json.loads(waiting.read_text())
+            json.loads(waiting.read_text(encoding="utf-8"))
         elif waiting.suffix == ".parquet":
             for _ in pq.ParquetFile(waiting).iter_batches():
                 pass
