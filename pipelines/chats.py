@@ -25,6 +25,7 @@ import typer
 from typer.core import TyperGroup
 
 from warehouse import accounts
+from warehouse.claims import claim
 from warehouse.command import (
     EXIT_FAILED,
     EXIT_INCOMPLETE,
@@ -425,6 +426,7 @@ def _recorded_sync(
         from personal_data.retention import expire
         from warehouse.privacy import keep_found, redactor_of
         from warehouse.report import as_dict
+        from warehouse.restore import restore, tidy
         from warehouse.sync import Report
         from warehouse.sync import sync as run_sync
         from warehouse.transform import Transforms
@@ -436,7 +438,8 @@ def _recorded_sync(
         slice_pages = _number("sync.slice_pages", 500, at_least=MIN_SLICE_PAGES)
         publish_minutes = _number("sync.publish_minutes", 60, at_least=1)
         transforms = Transforms.configured()
-    place.claim_for("the sandbox" if sandbox else "a MsgBubbles account")
+    claim(place, destination_of(place), sandbox=sandbox, say=reporter.say)
+    restore(place, reporter.say)
     redactor = redactor_of(place)
     options: dict[str, Any] = {"privacy": redactor}
     if since is not None:
@@ -468,6 +471,7 @@ def _recorded_sync(
                 record=lambda: as_dict(place, run, report, _status_of(run, report)),
             )
         keep_found(place, redactor)
+        tidy(place)
         status = _status_of(run, report)
         reporter.summary(place, run, report, sandbox=sandbox)
     except KeyboardInterrupt:

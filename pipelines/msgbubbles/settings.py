@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -101,3 +102,15 @@ def start_of(start_date: str | None) -> int:
     except ValueError:
         raise ConfigurationError('start_date is not a date; expected one like "2026-01-31"') from None
     return epoch_ms(at if at.tzinfo else at.replace(tzinfo=UTC))
+
+
+def check_number(key: str, value: Any, *, at_least: float, expected: float) -> None:
+    """Raise `ConfigurationError` where a setting is not a finite number of `at_least`; 1 for "1 or more", and so on."""
+    try:
+        is_good = at_least <= float(value) < math.inf
+    except (TypeError, ValueError):
+        is_good = False
+    if not is_good:
+        raise ConfigurationError(
+            f"{key} must be a number of at least {at_least:g}, not {value!r}; set it to {expected:g}, for example"
+        )

@@ -30,6 +30,7 @@ from tenacity import RetryCallState
 from .api_time import ApiTime
 from .budget import WINDOW_SECONDS, RequestBudget
 from .deadline import deadline, enforce_deadlines
+from .environment import check_certificates, check_proxies
 from .errors import (
     AuthenticationError,
     ConfigurationError,
@@ -180,6 +181,8 @@ class Transport:
         self._counting = threading.Lock()
         self._backoff = tenacity.wait_random_exponential(multiplier=0.5, max=max_backoff_seconds)
         self.clock = clock or Clock()
+        if not is_loopback(url.host):
+            check_proxies()
         self._http = httpx.Client(
             base_url=url,
             headers={
@@ -369,6 +372,7 @@ class Transport:
 @cache
 def _trusted() -> ssl.SSLContext:
     """The certificates to trust. Reading them takes some 40 ms, and a run makes several clients."""
+    check_certificates()
     return httpx.create_ssl_context()
 
 

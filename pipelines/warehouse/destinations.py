@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import re
 import time
 from abc import ABC, abstractmethod
@@ -29,13 +30,15 @@ from tenacity import (
 )
 
 from .accounts import NAME
-from .combined import combine
+from .claims import files_of_accounts
+from .combined import combine, noted_of
+from .compaction import compact_if_wasteful
 from .configuration import setting_of_sync
 from .lake_files import LakeFiles
 from .libpq import environment, read_parameters, written
 from .names import named, quoted
-from .place import DATASET, Place, UsageError, share_as
-from .publish import clone, publish
+from .place import DATASET, Place, UsageError, share_as, written_privately
+from .publish import clone, has_foreign_log, mark_of, publish
 from .server import LOCKED, attached, check_server, explain, explain_lock, reason_of
 from .union import ACCOUNTS, MADE_AS, SHOWN, Key, union_of
 
@@ -97,7 +100,7 @@ class Destination(Protocol):
         Returns how many bytes, where that can be told."""
 
     def is_older_than(self, minutes: float) -> bool:
-        """Whether readers see something that is older."""
+        """Whether readers see something that is older, or that others have changed."""
 
     def explain(self, said: str, /) -> str | None:
         """Return what something that the database said means and how to fix it; null where that is not known."""
@@ -154,7 +157,7 @@ class DuckDBFile:
 
     def prepare(self) -> None:
         place, work = self._place, self._place.work
-        if place.account is not None and place.combined.exists() and not _is_of_many(place.combined):
+        if place.account is not None and place.combined.exists() and _is_of_many(place.combined) is False:
             how = f"mv {place.combined} {place.database}"
             raise UsageError(
                 ONE_ACCOUNT.format(where=place.combined, account=place.account, how=how, other="--database")
@@ -176,19 +179,36 @@ class DuckDBFile:
             copy.replace(work)
 
     def publish(self, held_marts: Sequence[str] = ()) -> int | None:
-        with self.writing() as connection:
-            connection.execute("CHECKPOINT")
+        compact_if_wasteful(self._place.work, self._place.folder / "compacted", self._options())
         size = publish(self._place.work, self._place.database, held_marts)
+        written_privately(self._published, json.dumps(mark_of(self._place.database)))
         if self._place.account is not None:
             self._combine()
         return size
+
+    @property
+    def _published(self) -> Path:
+        """The mark of what was published last."""
+        return self._place.folder / "published.json"
+
+    def _is_as_published(self) -> bool:
+        """Whether nobody has written to what readers open, or replaced it."""
+        place = self._place
+        files = {place.database: noted_of(self._published)}
+        if place.account is not None:
+            noted = noted_of(Place.of(place.combined).folder / NOTED)
+            files[place.combined] = noted[-1] if isinstance(noted, list) and noted else None
+        # A version that noted no marks may have published last.
+        return all(
+            not has_foreign_log(file) and (mark is None or mark == mark_of(file)) for file, mark in files.items()
+        )
 
     def _combine(self) -> None:
         """Show what was published beside the other accounts."""
         whole = Place.of(self._place.combined)
         whole.make_folders()
         with FileLock(whole.folder / "combine.lock"):
-            files = self._place.files_of_accounts()
+            files = files_of_accounts(self._place)
             combine(files, str(self._place.account), whole.database, whole.folder / NOTED, self._options())
 
     def _options(self) -> dict[str, Any]:
@@ -204,7 +224,9 @@ class DuckDBFile:
         return None
 
     def is_older_than(self, minutes: float) -> bool:
-        return not self.exists() or time.time() - self._place.database.stat().st_mtime > minutes * 60
+        if not (self.exists() and self._is_as_published()):
+            return True
+        return time.time() - self._place.database.stat().st_mtime > minutes * 60
 
     def dbt(self) -> tuple[str, dict[str, str]]:
         return "duckdb", {"MSGBUBBLES_DUCKDB_PATH": str(self._place.work)}
@@ -530,8 +552,8 @@ class DuckLake(Shared):
         return top
 
 
-def _is_of_many(database: Path) -> bool:
-    """Whether a file shows several accounts."""
+def _is_of_many(database: Path) -> bool | None:
+    """Whether a file shows several accounts; null where it cannot be read, and is replaced."""
     try:
         with duckdb.connect(str(database), read_only=True) as connection:
             found = connection.execute(
@@ -539,7 +561,7 @@ def _is_of_many(database: Path) -> bool:
             )
             return found.fetchall() != [(0,)]
     except duckdb.Error:
-        return False
+        return None
 
 
 def _scanner(title: str) -> Path:

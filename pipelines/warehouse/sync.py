@@ -27,7 +27,7 @@ from msgbubbles.run import Repair
 from msgbubbles.settings import Settings
 from msgbubbles.stored import Warehouse
 
-from . import privacy
+from . import claims, privacy
 from .destinations import Destination, destination_of
 from .journal import Journal, store, store_failed_reads
 from .place import PIPELINE, Place
@@ -178,6 +178,7 @@ def _finish(
                 store(connection, [*Journal(place.folder).records(), record()], destination.landed)
                 store_failed_reads(connection, report.failed_reads, destination.landed)
                 privacy.store(connection, place, destination.landed)
+                claims.store(connection, place, destination.landed)
                 report.rows_in_warehouse = _row_counts(connection)
             report.published_bytes = destination.publish(report.held_marts)
             report.published = True

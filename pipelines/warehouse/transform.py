@@ -71,7 +71,7 @@ class Verdict:
 def is_outdated(place: Place, transforms: Transforms) -> bool:
     """Whether the models, or the time zone, are not those that the marts were last built with."""
     built_with = _built_with(place)
-    return not built_with.exists() or built_with.read_text() != _digest(transforms)
+    return not built_with.exists() or built_with.read_text(errors="replace") != _digest(transforms)
 
 
 def forget_build(place: Place) -> None:

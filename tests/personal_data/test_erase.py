@@ -279,7 +279,7 @@ def test_who_is_erased_stays_so_where_the_jobs_own_files_are_lost(place: Place) 
 
 def test_a_database_that_is_written_anew_is_the_same(place: Place) -> None:
     put(place, "chats", ("c1", False, ANN, None))
-    compact(place)
+    compact(place.work)
     with duckdb.connect(str(place.work)) as connection:
         assert connection.execute("SELECT id FROM msgbubbles.chats").fetchall() == [("c1",)]
         with pytest.raises(duckdb.ConstraintException):
