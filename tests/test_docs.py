@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import re
@@ -125,6 +126,55 @@ def test_every_exit_status_is_documented() -> None:
     code = {str(value) for name, value in vars(command).items() if name.startswith("EXIT_")}
     table = README.split("| exit status | |")[1].split("\n\n")[0]
     assert set(re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)) == {"0", *code}
+
+
+FAULTS = ROOT / "docs" / "faults.md"
+TEST = r"(tests/[\w/]+\.py)::((?:Test\w+::)?test_\w+)"
+
+
+def faults() -> list[list[str]]:
+    """The rows of the table of faults: fault, what the product does, exit status, test."""
+    heading = "| fault | what the product does | exit status | test |\n| --- | --- | --- | --- |\n"
+    table = FAULTS.read_text().split(heading)[1].split("\n\n")[0]
+    # A pipe within a cell is escaped.
+    rows = [re.split(r"(?<!\\)\|", line.strip())[1:-1] for line in table.splitlines()]
+    return [[cell.strip() for cell in row] for row in rows]
+
+
+def names_of_tests(path: Path) -> set[str]:
+    """The names of the tests of a file, those in classes as `TestClass::test_name`."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, functions):
+            found.add(node.name)
+        elif isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}::{one.name}" for one in node.body if isinstance(one, functions)}
+    return found
+
+
+def test_each_fault_names_tests_that_exist() -> None:
+    rows = faults()
+    assert rows
+    assert f"]({FAULTS.relative_to(ROOT).as_posix()})" in README.split("## How nothing gets lost")[1].split("\n## ")[0]
+    for fault, does, _, cell in rows:
+        assert fault
+        assert does
+        named = re.findall(TEST, cell)
+        assert named, f"{fault}: no test is named"
+        assert re.sub(rf"{TEST}|[`,;\s]", "", cell) == "", f"{fault}: name each test as tests/path/test_x.py::test_name"
+        for path, test in named:
+            assert (ROOT / path).is_file(), f"{fault}: {path} does not exist"
+            assert test in names_of_tests(ROOT / path), f"{fault}: {path} has no {test}"
+
+
+def test_each_fault_ends_with_documented_exit_statuses() -> None:
+    table = README.split("| exit status | |")[1].split("\n\n")[0]
+    documented = set(re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE))
+    for fault, _, status, _ in faults():
+        # A server that goes on has none, in words.
+        assert status, f"{fault}: no exit status"
+        assert set(re.findall(r"\d+", status)) <= documented, f"{fault}: {status}"
 
 
 def test_the_folders_named_exist() -> None:

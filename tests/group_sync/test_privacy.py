@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 from canary import PRIVACY_KEY, found_in
 from group_sync.apply import NOBODY_KNOWS, look
 from group_sync.ledger import Ledger
-from group_sync.privacy import Disguise
+from group_sync.privacy import Disguise, PrivateLedger
 from group_world import World, cut_next_write, outcomes, row
-from msgbubbles.privacy import Pseudonyms
+from msgbubbles.privacy import FULL, Pseudonyms
+from msgbubbles.redaction import Redactor
 from warehouse.place import UsageError
 from warehouse.vault import Vault
 
@@ -153,10 +155,34 @@ def test_who_was_erased_is_not_written_down_again(world: World) -> None:
     from warehouse.privacy import Record
 
     Record(key_check=PSEUDONYMS.check, erased=frozenset({PSEUDONYMS.erased_handle(ANNA)})).save(world.place)
-    with pytest.raises(UsageError, match="1 of the groups in the desired table have people in them who were erased"):
-        world.apply(row("a", ANNA, BEN), row("b", BEN, CARLA))
+    of_anna = [row("a", ANNA, BEN), row("a", BEN, CARLA, title=f"Without {ANNA}"), row("a", BEN, CARLA, message=ANNA)]
+    for wanted in of_anna:
+        with pytest.raises(UsageError, match=r"1 of the groups in the desired table have people .* who were erased"):
+            world.apply(wanted, row("b", BEN, CARLA))
     assert world.server.operations == []
     assert found_in(world.place.folder, WORDS) == {}
+
+
+def test_erased_handle_in_a_key_or_an_answer_is_not_written_down_and_makes_no_second_group(world: World) -> None:
+    from warehouse.privacy import Record
+
+    wanted = row(f"friends of {ANNA}", BEN, CARLA)
+    world.apply(wanted)
+    erased = frozenset({PSEUDONYMS.erased_handle(ANNA)})
+    Record(key_check=PSEUDONYMS.check, erased=erased).save(world.place)
+    redactor = Redactor(FULL, PSEUDONYMS, erased)
+    with Ledger.of(world.place.folder) as ledger:
+        ledger.remove_people(redactor.is_erased, redactor.without_erased)
+    assert found_in(world.place.folder, [ANNA.removeprefix("+")]) == {}
+    assert outcomes(world.apply(wanted)) == {}
+    assert len([chat for chat in world.server.truth().chats if chat["is_group"]]) == 1
+    entry = replace(world.entries()[0], error_message=f"cannot reach {ANNA}", error_code=ANNA, title=f"of {ANNA}")
+    landed = PrivateLedger(redactor).entry(entry)
+    assert landed is not None
+    assert (landed.key, landed.title) == ("friends of [erased]", "of [erased]")
+    assert (landed.error_code, landed.error_message) == ("[erased]", "cannot reach [erased]")
+    assert Disguise(redactor).quoted(f"cannot reach tel:{ANNA}") == "cannot reach tel:[erased]"
+    assert found_in(world.place.folder, [ANNA.removeprefix("+")]) == {}
 
 
 def test_a_vault_keeps_who_is_behind_a_pseudonym_and_forgets_whom_it_is_told_to(tmp_path: Path) -> None:

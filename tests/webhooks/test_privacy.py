@@ -5,13 +5,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from canary import spellings
 from hooks import place_in, receiving, typing
 from msgbubbles.privacy import FULL, PRESETS, Pseudonyms
 from msgbubbles.redaction import Redactor
 from warehouse.privacy import Record
 from webhook_events.events import event_of
+from webhook_events.landing import aside_of, land_events
 from webhook_events.privacy import left_of
 from webhook_events.spool import Delivery, finished, spool_of
 
@@ -33,6 +36,7 @@ def delivery(**payload: Any) -> Delivery:
         {"message": {"id": "m1", "conversation_id": "theirs"}},
         {"conversation": {"id": "theirs"}},
         {"message": {"to": NAMES.handle(ANN)}},
+        {"message": {"sender": {"handle": "tel:+1-415-555-0123"}}},
     ],
 )
 @pytest.mark.parametrize("policy", [FULL, PRESETS["minimal"]], ids=["full", "minimal"])
@@ -62,6 +66,36 @@ def test_of_a_body_that_cannot_be_parsed_only_that_it_came_is_kept(body: str, re
     assert left == Delivery("msg_1", AT, "")
     assert event_of(left) is None
     assert left_of(Delivery("msg_1", AT, body), Redactor()) == Delivery("msg_1", AT, body)
+
+
+@pytest.mark.parametrize("policy", [FULL, PRESETS["minimal"]], ids=["full", "minimal"])
+def test_event_keeps_no_erased_handle_in_any_value_or_name(policy: Any) -> None:
+    redactor = Redactor(policy, NAMES, frozenset({NAMES.erased_handle(ANN)}))
+    for written in spellings(ANN):
+        quoted = dict.fromkeys(("type", "status", "direction", "effect", "reply_to", "note", written), written)
+        sent = msgspec.structs.replace(
+            delivery(**quoted, message={"id": f"m {written}", **quoted, "error": {"code": written}}),
+            event_id=f"evt {written}",
+        )
+        left = left_of(sent, redactor)
+        assert left is not None
+        event = event_of(left)
+        assert event is not None
+        assert [one for one in spellings(ANN) if one in repr(event) + left.body] == []
+
+
+def test_line_that_is_no_event_is_not_kept_where_it_names_somebody_erased(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__KEY", KEY)
+    place = place_in(tmp_path)
+    Record(FULL, NAMES.check, frozenset({NAMES.erased_handle(ANN)})).save(place)
+    spool_of(place).mkdir(parents=True)
+    lines = [*(f'{{"of": "{one}"' for one in spellings(ANN)), '{"of": "\\u002b14155550123"', "of somebody else"]
+    (spool_of(place) / "1-1.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    land_events(place)
+    (path,) = aside_of(place).glob("*.jsonl")
+    assert path.read_text() == "of somebody else\n"
 
 
 def test_our_number_that_was_received_as_a_pseudonym_lands_readable() -> None:
