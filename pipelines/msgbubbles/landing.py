@@ -6,6 +6,7 @@ dlt's own `upsert` does not deduplicate within a load, so rows are deduplicated 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -31,11 +32,13 @@ from .models import (
     Participant,
     ParticipantRead,
     R,
+    RejectedRow,
     Row,
     StreamCoverage,
     columns_of,
     fingerprint,
 )
+from .storable import storable
 from .walk import epoch_us
 
 if TYPE_CHECKING:
@@ -71,12 +74,17 @@ class Changes:
     new: int = 0
     changed: int = 0
     unchanged: int = 0
+    # With values that some destination cannot store, and that were replaced.
+    replaced: int = 0
     # A row that changes back within one load is as it is stored, and not as it is about to be.
     changed_keys: set[str] = field(default_factory=set)
 
     @property
     def landed(self) -> int:
         return self.new + self.changed
+
+    def on_replaced(self, rows: int) -> None:
+        self.replaced += rows
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,9 @@ class Landing:
         self.changes = {} if changes is None else changes
         self._stored = stored
         self.on_chats: Callable[[list[NewChat]], None] = lambda _chats: None
+        # Which rows of a table the destination refuses, where it has refused some.
+        self.refused: Callable[[str, pa.Table], list[bool]] | None = None
+        self.refused_rows = 0
         self._rows: dict[str, dict[str, tuple[Any, datetime]]] = {table: {} for table in (*tables, REJECTED, COVERAGE)}
         # What was turned into items last: the edge of the next pages repeats some of it.
         self._before: dict[str, dict[str, tuple[Any, datetime]]] = {}
@@ -185,14 +196,15 @@ class Landing:
             taken_rows = [row for key, row in rows.items() if key not in before or before[key][0] != row[0]]
             self._before[table], self._rows[table] = rows, {}
             if taken_rows:
-                yield from self._changed(table, arrow_table(COLUMNS[table], taken_rows))
+                changes = self._changes(table)
+                yield from self._changed(table, arrow_table(COLUMNS[table], taken_rows, changes.on_replaced))
 
     def _changed(self, table: str, incoming: pa.Table) -> Iterator[Any]:
         """Items for dlt: what is not stored as it was read; and of chats, the titles that are others than before."""
         changes = self._changes(table)
         if self._stored is None:
             changes.new += incoming.num_rows
-            yield item(table, incoming)
+            yield from self._taken_items(table, incoming)
             return
         comparison = Comparison(incoming, self._stored.rows(table, incoming), COLUMNS[table])
         # A rejected row is its own key; what came with it is of the request.
@@ -206,8 +218,7 @@ class Landing:
         changes.unchanged += len(differs) - sum(differs)
         if not any(differs):
             return
-        landed = taken(incoming, differs)
-        yield item(table, landed)
+        yield from self._taken_items(table, taken(incoming, differs))
         if table == "chats":
             gone = comparison.stored("deleted_at").is_valid().to_pylist()
             self.on_chats(
@@ -229,7 +240,19 @@ class Landing:
             if retitled.num_rows:
                 names = ["id" if column.name == "chat_id" else column.name for column in TITLE_COLUMNS]
                 titles = retitled.select(names).rename_columns([column.name for column in TITLE_COLUMNS])
-                yield item(TITLES, titles)
+                yield from self._taken_items(TITLES, titles)
+
+    def _taken_items(self, table: str, rows: pa.Table) -> Iterator[Any]:
+        """Items for dlt of the rows that the destination takes; the others become rejected rows."""
+        refused = self.refused(table, rows) if self.refused else []
+        if any(refused):
+            for row in taken(rows, refused).to_pylist():
+                rejected = RejectedRow(table, "the destination refuses it", json.dumps(row, default=str), None)
+                self._put(REJECTED, rejected.row_hash, rejected, row["_read_at"])
+                self.refused_rows += 1
+            rows = taken(rows, [not one for one in refused])
+        if rows.num_rows:
+            yield item(table, rows)
 
 
 _TABLES = {model: table for table, model in MODELS.items()}
@@ -269,8 +292,14 @@ def arrow_types() -> dict[str, pa.DataType]:
     }
 
 
-def arrow_table(columns: tuple[Column, ...], rows: Iterable[tuple[Any, datetime]]) -> pa.Table:
-    """An Arrow table of rows and when each was read. JSON columns hold JSON text, null where the API sent null."""
+def arrow_table(
+    columns: tuple[Column, ...],
+    rows: Iterable[tuple[Any, datetime]],
+    on_replaced: Callable[[int], None] = lambda _rows: None,
+) -> pa.Table:
+    """An Arrow table of rows and when each was read. JSON columns hold JSON text, null where the API sent null. What
+    some destination cannot store is replaced (see `storable`); `on_replaced` gets the number of rows with such values.
+    """
     import pyarrow as pa
 
     types = arrow_types()
@@ -292,7 +321,11 @@ def arrow_table(columns: tuple[Column, ...], rows: Iterable[tuple[Any, datetime]
         else:
             arrays.append(pa.array(values, types[column.type]))
     schema = pa.schema([pa.field(c.name, types[c.type], nullable=c.nullable) for c in columns])
-    return pa.Table.from_arrays(arrays, schema=schema)
+    table, changed = storable(
+        pa.Table.from_arrays(arrays, schema=schema), [c.name for c in columns if c.type == "json"]
+    )
+    on_replaced(sum(changed))
+    return table
 
 
 def json_text(value: Any) -> str | None:

@@ -595,6 +595,7 @@ def read_stream(
     """Run one reader to where the run allows, land all that it read, and sort out why it ended."""
     progress = run.progress(landing.stream)
     progress.unfinished = False
+    landing.refused = run.refused
     if run.stopped:
         return
     if state.get("has_tables") != landing.tables:
@@ -612,6 +613,7 @@ def read_stream(
         run.error = run.error or error
     _put_coverage(landing, state, run)
     yield from _announced(landing.rest(), run)
+    progress.rejected += landing.refused_rows
 
 
 def _put_coverage(landing: Landing, state: State, run: Run) -> None:

@@ -172,6 +172,7 @@ class Warehouse:
     @contextmanager
     def _opened(self) -> Iterator[Any]:
         with self._pipeline.sql_client() as client:
+            _leave_json(client.native_connection)
             yield client
 
     def _all(self, query: str, *values: Any) -> list[Any]:
@@ -199,7 +200,6 @@ def _arrow_of(cursor: Any, columns: Sequence[Column]) -> pa.Table:
     """The rows of a cursor, JSON as text."""
     if type(cursor).iter_arrow is not DBApiCursorImpl.iter_arrow:
         return cursor.arrow()
-    # dlt makes Arrow of Python values there, and of objects structures, which have the fields of all of them.
     import pyarrow as pa
 
     names, rows = [one[0] for one in cursor.native_cursor.description], cursor.fetchall()
@@ -207,10 +207,20 @@ def _arrow_of(cursor: Any, columns: Sequence[Column]) -> pa.Table:
     for column in columns:
         place = names.index(column.name) if column.name in names else None
         values = [None if place is None else row[place] for row in rows]
-        if column.type == "json":
-            values = [None if one is None or isinstance(one, str) else json.dumps(one) for one in values]
         found[column.name] = pa.array(values, arrow_types()[column.type])
     return pa.table(found)
+
+
+def _leave_json(connection: Any) -> None:
+    """Have JSON come as text: psycopg2 would decode it, and fail at numbers and depths that a server stores."""
+    if type(connection).__module__.startswith("psycopg2"):
+        from psycopg2.extras import (  # type: ignore[import-untyped]
+            register_default_json,
+            register_default_jsonb,
+        )
+
+        register_default_json(connection, loads=str)
+        register_default_jsonb(connection, loads=str)
 
 
 def _chat(values: dict[str, Any]) -> Chat:
