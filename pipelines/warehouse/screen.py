@@ -63,7 +63,13 @@ def _takes(connection: duckdb.DuckDBPyConnection, table: str, rows: pa.Table) ->
     connection.register("screened", rows)
     connection.execute("BEGIN")
     try:
-        connection.execute(f"INSERT INTO {table} BY NAME SELECT *, '' AS _dlt_load_id FROM screened")  # noqa: S608
+        has = {name for name, *_ in connection.execute(f"DESCRIBE {table}").fetchall()}
+        names = [name for name in rows.column_names if name in has]
+        values = [named(name) for name in names]
+        if "_dlt_load_id" in has:
+            names, values = [*names, "_dlt_load_id"], [*values, "''"]
+        columns = ", ".join(named(name) for name in names)
+        connection.execute(f"INSERT INTO {table} ({columns}) SELECT {', '.join(values)} FROM screened")  # noqa: S608
     except duckdb.CatalogException:  # no such table yet
         return True
     except duckdb.Error as error:
