@@ -6,6 +6,7 @@ dlt's own `upsert` does not deduplicate within a load, so rows are deduplicated 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -31,6 +32,7 @@ from .models import (
     Participant,
     ParticipantRead,
     R,
+    RejectedRow,
     Row,
     StreamCoverage,
     columns_of,
@@ -38,6 +40,7 @@ from .models import (
     rejected_twin,
 )
 from .progress import keep_progress
+from .storable import storable
 from .walk import epoch_us
 
 if TYPE_CHECKING:
@@ -85,12 +88,17 @@ class Changes:
     new: int = 0
     changed: int = 0
     unchanged: int = 0
+    # With values that some destination cannot store, and that were replaced.
+    replaced: int = 0
     # A row that changes back within one load is as it is stored, and not as it is about to be.
     changed_keys: set[str] = field(default_factory=set)
 
     @property
     def landed(self) -> int:
         return self.new + self.changed
+
+    def on_replaced(self, rows: int) -> None:
+        self.replaced += rows
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,9 @@ class Landing:
         self._parents: dict[str, dict[str, str]] = {table: {} for table in PARENTS}
         # Attachments that their stored message no longer shows.
         self._removed: set[str] = set()
+        # Which rows of a table the destination refuses, where it has refused some.
+        self.refused: Callable[[str, pa.Table], list[bool]] | None = None
+        self.refused_rows = 0
         self._rows: dict[str, dict[str, tuple[Any, datetime]]] = {table: {} for table in (*tables, REJECTED, COVERAGE)}
         # What was turned into items last: the edge of the next pages repeats some of it.
         self._before: dict[str, dict[str, tuple[Any, datetime]]] = {}
@@ -284,7 +295,7 @@ class Landing:
     def _changed(self, table: str, rows: list[Read]) -> Iterator[Any]:
         """Items for dlt: what is not stored as it was read; and of chats, the titles that are others than before."""
         changes = self._changes(table)
-        incoming = arrow_table(COLUMNS[table], rows)
+        incoming = arrow_table(COLUMNS[table], rows, changes.on_replaced)
         stored = None if self._stored is None else self._stored.rows(table, incoming)
         kept = self._without_twins(table, rows, stored)
         if len(kept) < len(rows):
@@ -293,13 +304,13 @@ class Landing:
             self._take_removed(rows, stored)
         if self._stored is None:
             changes.new += incoming.num_rows
-            yield item(table, incoming)
+            yield from self._taken_items(table, incoming)
             return
         comparison = Comparison(incoming, stored, COLUMNS[table])
         if table == "messages" and any(comparison.is_stored):
-            kept = keep_progress(incoming, comparison)
-            if kept is not incoming:
-                incoming, comparison = kept, Comparison(kept, stored, COLUMNS[table])
+            ahead = keep_progress(incoming, comparison)
+            if ahead is not incoming:
+                incoming, comparison = ahead, Comparison(ahead, stored, COLUMNS[table])
         # A rejected row is its own key; what came with it is of the request.
         changed = [False] * incoming.num_rows if table == REJECTED else comparison.changed()
         again = [key in changes.changed_keys for key in comparison.keys]
@@ -311,8 +322,7 @@ class Landing:
         changes.unchanged += len(differs) - sum(differs)
         if not any(differs):
             return
-        landed = taken(incoming, differs)
-        yield item(table, landed)
+        yield from self._taken_items(table, taken(incoming, differs))
         if table == "chats":
             gone = comparison.stored("deleted_at").is_valid().to_pylist()
             self.on_chats(
@@ -334,7 +344,19 @@ class Landing:
             if retitled.num_rows:
                 names = ["id" if column.name == "chat_id" else column.name for column in TITLE_COLUMNS]
                 titles = retitled.select(names).rename_columns([column.name for column in TITLE_COLUMNS])
-                yield item(TITLES, titles)
+                yield from self._taken_items(TITLES, titles)
+
+    def _taken_items(self, table: str, rows: pa.Table) -> Iterator[Any]:
+        """Items for dlt of the rows that the destination takes; the others become rejected rows."""
+        refused = self.refused(table, rows) if self.refused else []
+        if any(refused):
+            for row in taken(rows, refused).to_pylist():
+                rejected = RejectedRow(table, "the destination refuses it", json.dumps(row, default=str), None)
+                self._put(REJECTED, rejected.row_hash, rejected, row["_read_at"])
+                self.refused_rows += 1
+            rows = taken(rows, [not one for one in refused])
+        if rows.num_rows:
+            yield item(table, rows)
 
 
 _TABLES = {model: table for table, model in MODELS.items()}
@@ -374,8 +396,14 @@ def arrow_types() -> dict[str, pa.DataType]:
     }
 
 
-def arrow_table(columns: tuple[Column, ...], rows: Iterable[tuple[Any, datetime]]) -> pa.Table:
-    """An Arrow table of rows and when each was read. JSON columns hold JSON text, null where the API sent null."""
+def arrow_table(
+    columns: tuple[Column, ...],
+    rows: Iterable[tuple[Any, datetime]],
+    on_replaced: Callable[[int], None] = lambda _rows: None,
+) -> pa.Table:
+    """An Arrow table of rows and when each was read. JSON columns hold JSON text, null where the API sent null. What
+    some destination cannot store is replaced (see `storable`); `on_replaced` gets the number of rows with such values.
+    """
     import pyarrow as pa
 
     types = arrow_types()
@@ -397,7 +425,11 @@ def arrow_table(columns: tuple[Column, ...], rows: Iterable[tuple[Any, datetime]
         else:
             arrays.append(pa.array(values, types[column.type]))
     schema = pa.schema([pa.field(c.name, types[c.type], nullable=c.nullable) for c in columns])
-    return pa.Table.from_arrays(arrays, schema=schema)
+    table, changed = storable(
+        pa.Table.from_arrays(arrays, schema=schema), [c.name for c in columns if c.type == "json"]
+    )
+    on_replaced(sum(changed))
+    return table
 
 
 def json_text(value: Any) -> str | None:

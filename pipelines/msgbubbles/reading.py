@@ -755,6 +755,7 @@ def read_stream(
     progress = run.progress(landing.stream)
     progress.unfinished = False
     landing.on_twins = run.reject
+    landing.refused = run.refused
     if run.stopped:
         return
     if state.get("has_tables") != landing.tables:
@@ -772,6 +773,7 @@ def read_stream(
         run.error = run.error or error
     _put_coverage(landing, state, run)
     yield from _announced(landing.rest(), run)
+    progress.rejected += landing.refused_rows
 
 
 def _put_coverage(landing: Landing, state: State, run: Run) -> None:

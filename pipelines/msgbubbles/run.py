@@ -62,8 +62,9 @@ class Run:
     `keep_on_error`: a fault ends the reading and is kept in `error`, so that what was read before it is loaded;
     otherwise it is raised, and dlt drops the load. `repair`: what to read by id, and nothing else.
     `accept_overflows`: nothing is missing at the tie overflows known until now. `clock` tells the wall time.
-    `warehouse`: what is stored, where it can be asked. `settings`: what the source was configured with. `in_flight`
-    makes what keeps the requests that are under way.
+    `warehouse`: what is stored, where it can be asked. `refused`: which rows of a table (Arrow) the destination
+    refuses, where a load has failed for its data. `settings`: what the source was configured with. `in_flight` makes
+    what keeps the requests that are under way.
     """
 
     slice_pages: int | None = None
@@ -77,6 +78,7 @@ class Run:
     on_rows: Callable[[], None] = lambda: None
     on_wait: Callable[[str, float], None] = lambda _why, _seconds: None
     warehouse: Warehouse | None = None
+    refused: Callable[[str, Any], list[bool]] | None = None
     settings: Settings | None = None
     in_flight: Callable[[], InFlight[Any]] = InThreads
     traffic: Traffic = field(default_factory=Traffic)

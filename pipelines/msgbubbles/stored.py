@@ -30,8 +30,6 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_MS = 250_000_000_000_000  # in the year 9892
 # What webhooks tell, where somebody receives them.
 EVENTS = "webhook_events"
-# PostgreSQL's types json and jsonb, which psycopg2 decodes.
-DECODED_JSON = frozenset({114, 3802})
 # Values in one query. Each query looks at a whole column, however few they are.
 KEYS_AT_ONCE = 10_000
 
@@ -194,6 +192,7 @@ class Warehouse:
     @contextmanager
     def _opened(self) -> Iterator[Any]:
         with self._pipeline.sql_client() as client:
+            _leave_json(client.native_connection)
             yield client
 
     def _all(self, query: str, *values: Any) -> list[Any]:
@@ -221,22 +220,27 @@ def _arrow_of(cursor: Any, columns: Sequence[Column]) -> pa.Table:
     """The rows of a cursor, JSON as text."""
     if type(cursor).iter_arrow is not DBApiCursorImpl.iter_arrow:
         return cursor.arrow()
-    # dlt makes Arrow of Python values there, and of objects structures, which have the fields of all of them.
     import pyarrow as pa
 
-    described, rows = cursor.native_cursor.description, cursor.fetchall()
-    names = [one[0] for one in described]
-    # What a driver has decoded, text is a JSON string; elsewhere, it is JSON.
-    decoded = {one[0] for one in described if one[1] in DECODED_JSON}
+    names, rows = [one[0] for one in cursor.native_cursor.description], cursor.fetchall()
     found = {}
     for column in columns:
         place = names.index(column.name) if column.name in names else None
         values = [None if place is None else row[place] for row in rows]
-        if column.type == "json":
-            is_text = str if column.name not in decoded else ()
-            values = [None if one is None else one if isinstance(one, is_text) else json.dumps(one) for one in values]
         found[column.name] = pa.array(values, arrow_types()[column.type])
     return pa.table(found)
+
+
+def _leave_json(connection: Any) -> None:
+    """Have JSON come as text: psycopg2 would decode it, and fail at numbers and depths that a server stores."""
+    if type(connection).__module__.startswith("psycopg2"):
+        from psycopg2.extras import (  # type: ignore[import-untyped]
+            register_default_json,
+            register_default_jsonb,
+        )
+
+        register_default_json(connection, loads=str)
+        register_default_jsonb(connection, loads=str)
 
 
 def _chat(values: dict[str, Any]) -> Chat:

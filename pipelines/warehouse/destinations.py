@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import duckdb
 from filelock import FileLock
@@ -75,6 +75,9 @@ class Destination(Protocol):
     prefix: str
     dataset: str
     landed: str
+    # What dlt loads Arrow tables from. On a server it is not Parquet: ADBC cannot copy JSON from it into the columns
+    # that other loads have made.
+    file_format: Literal["parquet", "csv"]
 
     def dlt(self) -> Any:
         """The destination, for dlt."""
@@ -118,6 +121,7 @@ class DuckDBFile:
 
     prefix = ""
     dataset = landed = DATASET
+    file_format: Literal["parquet", "csv"] = "parquet"
 
     def __init__(self, place: Place) -> None:
         self._place = place
@@ -236,6 +240,7 @@ class Shared(ABC):
     """Tables that are elsewhere. Nothing is published: readers see each table as soon as it is written."""
 
     title: str
+    file_format: Literal["parquet", "csv"] = "parquet"
     # What to choose another of, where this one is taken; and how to give the schemas an account's name.
     _another: str
     _renamed: str
@@ -376,6 +381,7 @@ class Postgres(Shared):
     """A database on a server."""
 
     title = "postgres"
+    file_format: Literal["parquet", "csv"] = "csv"
     _another = "database on the server"
     _renamed = "rename the schemas msgbubbles, msgbubbles_staging, staging and marts to {prefix}msgbubbles and so on"
 

@@ -146,7 +146,13 @@ def _ended_ms(row: Sequence[Any]) -> int:
 
 
 def _row(record: dict[str, Any]) -> Sequence[Any]:
-    return [
-        json.dumps(record.get(name)) if kind == "JSON" and record.get(name) is not None else record.get(name)
-        for name, kind in COLUMNS.items()
-    ]
+    return [_stored(record.get(name), kind) for name, kind in COLUMNS.items()]
+
+
+def _stored(value: Any, kind: str) -> Any:
+    """A value as every destination stores it: names of fields are in there, which the API makes."""
+    from msgbubbles.storable import storable_json, storable_text  # imports dlt, which has to be configured before
+
+    if kind == "JSON" and value is not None:
+        return storable_json(json.dumps(value))
+    return storable_text(value) if isinstance(value, str) else value

@@ -57,6 +57,7 @@ class LakeFiles:
     """The destination; see `Destination`."""
 
     title = "filesystem"
+    file_format: Literal["parquet", "csv"] = "parquet"
     landed = DATASET
 
     def __init__(self, place: Place) -> None:

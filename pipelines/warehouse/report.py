@@ -271,6 +271,7 @@ def as_dict(place: Place, run: Run, report: Report, exit_status: int, *, error: 
         "feed": run.feed,
         "tables": {
             table: {"new": changes.new, "changed": changes.changed, "unchanged": changes.unchanged}
+            | ({"replaced": changes.replaced} if changes.replaced else {})
             for table, changes in run.changes.items()
         },
         "streams": {name: _stream_dict(progress, run.landed(name)) for name, progress in run.streams.items()},

@@ -16,6 +16,7 @@ import msgspec
 from msgbubbles.landing import COLUMNS, arrow_table, json_text
 from msgbubbles.models import Message, read_row
 from msgbubbles.progress import SET_ONCE, is_ahead, rank_of
+from msgbubbles.storable import storable
 
 from .events import Event
 from .times import time_of
@@ -67,7 +68,8 @@ def messages_table(rows: list[Row]) -> pa.Table:
     """The rows as they land."""
     import pyarrow as pa
 
-    return pa.Table.from_pylist(rows, schema=arrow_table(COLUMNS["messages"], ()).schema)
+    table = pa.Table.from_pylist(rows, schema=arrow_table(COLUMNS["messages"], ()).schema)
+    return storable(table, [column.name for column in COLUMNS["messages"] if column.type == "json"])[0]
 
 
 def _after(row: Row, event: Event) -> Row:

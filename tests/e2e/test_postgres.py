@@ -60,9 +60,9 @@ def landed(address: str) -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
-def say_hello(job: Job) -> None:
+def say_hello(job: Job, text: str = "hello", metadata: dict[str, Any] | None = None) -> None:
     chat = job.server.truth().chats[0]["id"]
-    job.server.account.add_message(NewMessage(chat, "outbound", "hello", datetime.now(UTC), "sent"))
+    job.server.account.add_message(NewMessage(chat, "outbound", text, datetime.now(UTC), "sent", metadata=metadata))
 
 
 def test_the_whole_job_on_a_server(new_job: NewJob, address: str) -> None:
@@ -114,7 +114,7 @@ def test_the_whole_job_on_a_server(new_job: NewJob, address: str) -> None:
     assert all(one["state"] != "failed" for one in job.ask("check", "--destination", "postgres"))
 
 
-def test_a_held_lock_ends_the_run_and_what_an_analyst_built_survives_the_next(new_job: NewJob, address: str) -> None:
+def test_locks_and_refused_rows_end_no_later_run(new_job: NewJob, address: str) -> None:
     job = new_job(chats=30, messages=200)
     job.environment = {"DESTINATION__POSTGRES__CREDENTIALS": address, "SYNC__LOCK_TIMEOUT_SECONDS": "1"}
     job.run("--destination", "postgres", transform=True)
@@ -137,8 +137,20 @@ def test_a_held_lock_ends_the_run_and_what_an_analyst_built_survives_the_next(ne
         reader.rollback()
     reader.close()
     say_hello(job)
-    job.run("--destination", "postgres", transform=True)
-    total = len(job.server.truth().messages)
+    say_hello(job, "nul \0", {"nul \0": ["\0"]})
+    say_hello(job, "unwanted")
+    with psycopg2.connect(address) as connection, connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE msgbubbles.messages ADD CHECK (text <> 'unwanted')")
+    connection.close()
+    summary = job.run("--destination", "postgres", transform=True, status=3).summary
+    assert summary["tables"]["messages"]["replaced"] == 1
+    assert query(address, "SELECT text, metadata FROM msgbubbles.messages WHERE text LIKE 'nul%'") == [
+        {"text": "nul \ufffd", "metadata": {"nul \ufffd": ["\ufffd"]}}
+    ]
+    [rejected] = query(address, "SELECT stream, reason, row FROM msgbubbles.rejected_rows")
+    assert (rejected["stream"], rejected["reason"]) == ("messages", "the destination refuses it")
+    assert json.loads(rejected["row"])["text"] == "unwanted"
+    total = len(job.server.truth().messages) - 1
     assert query(address, "SELECT sum(messages_total) AS total FROM mine.waiting") == [{"total": total}]
     assert query(address, "SELECT count(*) AS total FROM mine.texts") == [{"total": total}]
     assert query(address, "SELECT handle FROM marts.contact"), "one with other columns is made anew"

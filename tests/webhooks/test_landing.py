@@ -60,6 +60,23 @@ def test_an_event_is_there_once_whatever_is_repeated_and_the_first_one_stays(
     assert land_events(place).deliveries == 0
 
 
+def test_an_event_that_the_destination_refuses_is_kept_aside(tmp_path: Path) -> None:
+    place = place_in(tmp_path)
+    spool = spool_of(place)
+    spool.mkdir(parents=True)
+    (spool / "1-1.jsonl").write_text(line(1, handle="+14155550123"))
+    land_events(place)
+    with duckdb.connect(str(place.work)) as database:
+        database.execute("ALTER TABLE msgbubbles.webhook_events ALTER handle SET NOT NULL")
+    (spool / "2-1.jsonl").write_text(line(2, handle="nul \0") + line(3) + line(4, handle="+14155550123"))
+    landed = land_events(place)
+    assert (landed.deliveries, landed.malformed, aside_count(place)) == (2, 1, 1)
+    assert segments(spool) == []
+    with duckdb.connect(str(place.work)) as database:
+        found = database.execute("SELECT event_id, handle FROM msgbubbles.webhook_events ORDER BY event_id").fetchall()
+    assert found == [("evt_1", "+14155550123"), ("evt_2", "nul \ufffd"), ("evt_4", "+14155550123")]
+
+
 def test_a_load_takes_many_small_segments_at_once_and_not_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     from webhook_events.spool import _DECODER
 
