@@ -143,12 +143,13 @@ class Store:
         found = [
             row["id"]
             for row in self._alive()
-            if epoch_ms(row["created_at"]) <= to_ms and (row["at"] or 0) >= from_ms and row["id"] > after_id
+            if row["created_at"] is None or epoch_ms(row["created_at"]) <= to_ms
+            if (row["at"] or 0) >= from_ms and row["id"] > after_id
         ]
         return sorted(found)[:limit]
 
     def orphans(self, limit: int) -> list[str]:
-        named = {row["conversation_id"] for row in self.tables["messages"].values()}
+        named = {row["conversation_id"] for row in self.tables["messages"].values()} - {None}
         return sorted(one for one in named if (one,) not in self.tables["chats"])[:limit]
 
     def groups_to_ask(self, before_ms: int, limit: int) -> dict[str, list[str] | None]:
@@ -167,6 +168,8 @@ class Store:
     def lagging(self, lo_ms: int, hi_ms: int, limit: int) -> dict[str, int]:
         newest: dict[str, int] = {}
         for row in self.tables["messages"].values():
+            if row["cursor_at"] is None or row["conversation_id"] is None:
+                continue
             newest[row["conversation_id"]] = max(newest.get(row["conversation_id"], 0), epoch_ms(row["cursor_at"]))
         found = [
             (row["id"], row["at"])
