@@ -168,7 +168,7 @@ class Store:
     def lagging(self, lo_ms: int, hi_ms: int, limit: int) -> dict[str, int]:
         newest: dict[str, int] = {}
         for row in self.tables["messages"].values():
-            if row["cursor_at"] is None or row["conversation_id"] is None:
+            if row["cursor_at"] is None:
                 continue
             newest[row["conversation_id"]] = max(newest.get(row["conversation_id"], 0), epoch_ms(row["cursor_at"]))
         found = [
