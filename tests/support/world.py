@@ -155,12 +155,13 @@ class Store:
         found = [
             row["id"]
             for row in self._alive()
-            if epoch_ms(row["created_at"]) <= to_ms and (row["at"] or 0) >= from_ms and row["id"] > after_id
+            if row["created_at"] is None or epoch_ms(row["created_at"]) <= to_ms
+            if (row["at"] or 0) >= from_ms and row["id"] > after_id
         ]
         return sorted(found)[:limit]
 
     def orphans(self, limit: int) -> list[str]:
-        named = {row["conversation_id"] for row in self.tables["messages"].values()}
+        named = {row["conversation_id"] for row in self.tables["messages"].values()} - {None}
         return sorted(one for one in named if (one,) not in self.tables["chats"])[:limit]
 
     def groups_to_ask(self, before_ms: int, limit: int) -> dict[str, list[str] | None]:
