@@ -225,7 +225,7 @@ class Applier:
         for operation in operations:
             if operation.kind == "remove" and group is not None:
                 if len(group.members) <= MIN_MEMBERS or may_be_spelled_otherwise:
-                    # The person who was to take that place could not be added, or is there under a handle unknown to us.
+                    # The person who was to take that place could not be added, or is in under another handle.
                     continue
                 if self._disguise.handle(operation.handles[0], self._client, group.chat_id or "") is None:
                     self.applied.counts["remove", "failed"] += 1
