@@ -189,7 +189,8 @@ class Applier:
                 finally:
                     left -= self.applied.counts.total() - before
                 unreachable[number] = unreachable[number] + 1 if last is not None and last.outcome == "unknown" else 0
-                forbidden = forbidden + 1 if last is not None and last.http_status == 403 else 0
+                is_forbidden = last is not None and last.http_status == 403 and last.outcome != "succeeded"
+                forbidden = forbidden + 1 if is_forbidden else 0
                 if last is not None and forbidden >= MAX_FORBIDDEN and self._is_closed():
                     raise ForbiddenError(_why(last), status=403)
         except (AuthenticationError, Halt) as error:
@@ -200,7 +201,7 @@ class Applier:
     def _in_turn(self, operations: Iterable[Operation]) -> list[tuple[str, list[Operation]]]:
         """The operations by group. Groups that were refused with 403 before come last, so that a few of them do not
         look like a closed account before anything else was tried."""
-        entries = {entry.key: entry.http_status for entry in self._ledger.entries()}
+        entries = {one.key: one.http_status for one in self._ledger.entries() if one.outcome != "succeeded"}
         groups = [(key, list(theirs)) for key, theirs in groupby(operations, key=lambda operation: operation.key)]
         return sorted(groups, key=lambda group: entries.get(group[0]) == 403)
 
@@ -224,7 +225,7 @@ class Applier:
         for operation in operations:
             if operation.kind == "remove" and group is not None:
                 if len(group.members) <= MIN_MEMBERS or may_be_spelled_otherwise:
-                    # Whoever was to take that place could not be added; or is there, under a handle unknown to us.
+                    # The person who was to take that place could not be added, or is in under another handle.
                     continue
                 if self._disguise.handle(operation.handles[0], self._client, group.chat_id or "") is None:
                     self.applied.counts["remove", "failed"] += 1
@@ -417,7 +418,7 @@ class Applier:
         return next((one for one in look.participants or () if not without_people([one], known)), None)
 
     def _renderings(self, chat_id: str, field: Literal["title", "handle"]) -> list[Rendering]:
-        return [one for one in self._ledger.renderings() if one.chat_id == chat_id and one.field == field]
+        return [one for one in self._ledger.renderings(chat_id) if one.field == field]
 
     def _learn(self, entry: Entry, group: KnownGroup | None, chat_id: str, answer: Chat | None) -> None:
         """Remember how the network shows what it was asked for just now, so that this is not taken for a change."""
@@ -447,18 +448,9 @@ class Applier:
         # The title from before is no answer to what was asked.
         if shown is not None and (fold_title(shown) != fold_title(before) or fold_title(shown) == fold_title(asked)):
             self._remember(chat_id, "title", fold_title(shown), asked)
-        if before is not None and self._asked_before(entry) == asked:
+        if before is not None and self._ledger.last_title(entry.key) == asked:
             # The same title was asked for before, and this one came of it: it would do so again.
             self._remember(chat_id, "title", fold_title(before), asked)
-
-    def _asked_before(self, entry: Entry) -> str | None:
-        """The title that the group was last asked to have, before an operation."""
-        titles = [
-            one.title
-            for one in self._ledger.entries()
-            if one.key == entry.key and one.outcome == "succeeded" and one.title is not None
-        ]
-        return titles[-1] if titles else None
 
     def _remember(self, chat_id: str, field: Literal["title", "handle"], shown: str, asked: str) -> None:
         self._ledger.remember(Rendering(chat_id, field, shown, asked))

@@ -80,7 +80,7 @@ def _text_in(path: Path) -> str:
 
 def _csv_rows(path: Path) -> list[Row]:
     text = _text_in(path)
-    # A line with which spreadsheets are told the delimiter.
+    # Spreadsheets name the delimiter in a line of its own.
     named = re.match(r'"?sep=(.)"?\r?\n', text, re.IGNORECASE)
     text, first_line = (text[named.end() :], 2) if named else (text, 1)
     reader = csv.reader(

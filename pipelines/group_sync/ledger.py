@@ -180,6 +180,15 @@ class Ledger:
         rows = self._all("SELECT * FROM operations WHERE outcome IS NULL OR outcome = 'unknown' ORDER BY number")
         return [_entry_of(row) for row in rows]
 
+    def last_title(self, key: str | None) -> str | None:
+        """The title that the network last agreed to give to the group of a key; null where it was never asked."""
+        rows = self._all(
+            "SELECT title FROM operations WHERE key = ? AND outcome = 'succeeded' AND title IS NOT NULL "
+            "ORDER BY number DESC LIMIT 1",
+            (key,),
+        )
+        return rows[0]["title"] if rows else None
+
     # -- sightings
 
     def saw(self, sighting: Sighting) -> None:
@@ -207,9 +216,10 @@ class Ledger:
             (rendering.chat_id, rendering.field, rendering.shown, rendering.asked),
         )
 
-    def renderings(self) -> list[Rendering]:
-        """All that is remembered of it."""
-        rows = self._all("SELECT chat_id, field, shown, asked FROM renderings")
+    def renderings(self, chat_id: str | None = None) -> list[Rendering]:
+        """What is remembered of all groups, or of one."""
+        where, values = ("chat_id = ?", (chat_id,)) if chat_id else ("1", ())
+        rows = self._all(f"SELECT chat_id, field, shown, asked FROM renderings WHERE {where}", values)
         return [Rendering(*row) for row in rows]
 
     # -- the copy in the warehouse

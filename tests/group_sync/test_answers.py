@@ -381,15 +381,17 @@ def test_numbers_that_are_not_listed_do_not_stop_the_groups(world: World, number
     assert {entry.key: entry.outcome for entry in world.entries()} == {"a": "succeeded", "b": "failed"}
 
 
-def test_a_change_cut_off_and_then_forbidden_is_unknown(world: World) -> None:
+@pytest.mark.parametrize("status", [400, 403])
+def test_a_group_that_cannot_be_looked_at_waits_alone(world: World, status: int) -> None:
     world.apply(row("a", ANNA, BEN), row("b", ANNA, BEN))
     world.max_attempts = 1
     cut_next_write(world)
     rows = [row("a", ANNA, BEN, title="New"), row("b", ANNA, BEN, title="New")]
     world.apply(*rows)
     chat_id = str(world.known("a").chat_id)
-    world.server.knobs.refusal = lambda _method, path: (403, "forbidden") if chat_id in path else None
+    world.server.knobs.refusal = lambda _method, path: (status, "refused") if chat_id in path else None
     applied = world.apply(*rows)
     assert [(one.key, one.outcome) for one in applied.failures] == [("a", "unknown")]
+    assert world.known("b").title == "New"
     world.server.knobs.refusal = None
     assert world.apply(*rows).settled == 1
