@@ -224,7 +224,7 @@ class Landing:
         owners, (parent_field, parent_name) = self._parents[table], PARENTS[table]
         read = {row.key: getattr(row, parent_field) for row, _ in rows}
         elsewhere = self._stored_elsewhere(table, read, stored)
-        twins = (self._twins[table] | elsewhere.keys()) & read.keys()
+        twins = (self._twins[table] & read.keys()) | elsewhere.keys()
         if not twins:
             return rows
         places: dict[str, set[Any]] = {}
@@ -252,7 +252,7 @@ class Landing:
     def _stored_elsewhere(
         self, table: str, read: dict[str, str | None], stored: pa.Table | None
     ) -> dict[str, tuple[str, datetime | None]]:
-        """By the ids of rows whose stored parent is not the only one that was read: that parent, and the stored time."""
+        """By the ids of rows whose stored parent is not the only one that was read: that, and the stored time."""
         twins = self._twins[table]
         found: dict[str, tuple[str, datetime | None]] = {}
         known: set[str] = set()
@@ -260,7 +260,8 @@ class Landing:
             keys = stored.column("id").to_pylist()
             known = set(keys)
             for place, parent in enumerate(stored.column(PARENTS[table][0]).to_pylist()):
-                if parent is not None and (read.get(keys[place]) not in (None, parent) or keys[place] in twins):
+                one = read.get(keys[place])
+                if one is not None and parent is not None and (one != parent or keys[place] in twins):
                     at = stored.column("cursor_at")[place].as_py() if table == "messages" else None
                     found[keys[place]] = (parent, at)
         if table == "messages" and self._stored is not None:
