@@ -131,6 +131,8 @@ class Landing:
         self.on_twins: Callable[[str, set[str]], None] = lambda _table, _hashes: None
         # Which parent the row with an id has, for what was read since the last load.
         self._parents: dict[str, dict[str, str]] = {table: {} for table in PARENTS}
+        # Ids that were read with several parents.
+        self._twins: dict[str, set[str]] = {table: set() for table in PARENTS}
         # Attachments that their stored message no longer shows.
         self._removed: set[str] = set()
         # Which rows of a table the destination refuses, where it has refused some.
@@ -165,6 +167,7 @@ class Landing:
         parent = getattr(row, PARENTS[table][0]) if table in PARENTS else None
         if parent is None or self._parents[table].setdefault(row.key, parent) == parent:
             return row.key
+        self._twins[table].add(row.key)
         return f"{row.key}\0{parent}"
 
     def put_participants(
@@ -231,15 +234,19 @@ class Landing:
         if table not in PARENTS:
             return rows
         owners, (parent_field, parent_name) = self._parents[table], PARENTS[table]
-        parents: dict[str, set[str]] = {}
+        read = {row.key: getattr(row, parent_field) for row, _ in rows}
+        elsewhere = self._stored_elsewhere(table, read, stored)
+        twins = (self._twins[table] & read.keys()) | elsewhere.keys()
+        if not twins:
+            return rows
+        places: dict[str, set[Any]] = {}
         for row, _ in rows:
-            if (parent := getattr(row, parent_field)) is not None:
-                parents.setdefault(row.key, set()).add(parent)
-        for key, (parent, at) in self._stored_elsewhere(table, parents, stored).items():
-            times = {row.cursor_at for row, _ in rows if row.key == key} if table == "messages" else ()
-            if not (key in self._removed or (len(parents[key]) == 1 and times == {at})):
+            if row.key in twins:
+                places.setdefault(row.key, set()).add((getattr(row, parent_field), row.cursor_at))
+        for key, (parent, at) in elsewhere.items():
+            is_moved = key in self._removed or (table == "messages" and {one for _, one in places[key]} == {at})
+            if not (is_moved and len({one for one, _ in places[key]}) == 1):
                 owners[key] = parent
-        twins = {key for key, read in parents.items() if read != {owners[key]}}
         kept, hashes = [], set()
         for row, read_at in rows:
             if row.key not in twins or getattr(row, parent_field) in (None, owners[row.key]):
@@ -255,22 +262,24 @@ class Landing:
         return kept
 
     def _stored_elsewhere(
-        self, table: str, parents: dict[str, set[str]], stored: pa.Table | None
+        self, table: str, read: dict[str, str | None], stored: pa.Table | None
     ) -> dict[str, tuple[str, datetime | None]]:
-        """By the ids of rows that are stored with a parent that is not the one that was read: that, and the time."""
+        """By the ids of rows whose stored parent is not the only one that was read: that, and the stored time."""
+        twins = self._twins[table]
         found: dict[str, tuple[str, datetime | None]] = {}
         known: set[str] = set()
         if stored is not None:
             keys = stored.column("id").to_pylist()
             known = set(keys)
             for place, parent in enumerate(stored.column(PARENTS[table][0]).to_pylist()):
-                if parent is not None and parents.get(keys[place], {parent}) != {parent}:
+                one = read.get(keys[place])
+                if one is not None and parent is not None and (one != parent or keys[place] in twins):
                     at = stored.column("cursor_at")[place].as_py() if table == "messages" else None
                     found[keys[place]] = (parent, at)
         if table == "messages" and self._stored is not None:
             # The stored rows are only those of the same time.
-            for key, (parent, at) in self._stored.places([key for key in parents if key not in known]).items():
-                if parent is not None and parents[key] != {parent}:
+            for key, (parent, at) in self._stored.places([key for key in read if key not in known]).items():
+                if parent is not None and (read[key] not in (None, parent) or key in twins):
                     found[key] = (parent, at)
         return found
 

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from msgbubbles.client import mended
+from msgbubbles.lenient import without_links
 from msgbubbles.models import Column, Message
 
 from .bodies import parsed
@@ -109,7 +110,7 @@ def event_of(delivery: Delivery) -> Event | None:
         message_at=_first_time([message], "created_at", "sent_at") if message else None,
         occurred_at=occurred_at or delivery.received_at,
         received_at=delivery.received_at,
-        payload=msgspec.Raw(text.encode()),
+        payload=msgspec.Raw(without_links(text.encode())),
         message=_fields(message, top),
         has_impossible_chat=has_impossible_chat,
     )

@@ -229,3 +229,11 @@ def test_no_payload_breaks_it(payload: dict[str, Any], event_type: str) -> None:
 def test_of_what_came_twice_the_first_stays() -> None:
     one, two = event({"n": 1}), event({"n": 2})
     assert first_of_each([one, two]) == [one]
+
+
+def test_link_of_an_attachment_is_not_stored() -> None:
+    link = "https://files.example/a1?signature=canary"
+    message = MESSAGE | {"text": f"see {link}", "attachments": [{"id": "a1", "url": link, "sizes": {"small": [link]}}]}
+    stored = json.loads(bytes(event({"type": "message.received", "message": message, "media": link}).payload))
+    assert stored["message"]["attachments"] == [{"id": "a1", "url": "[link]", "sizes": {"small": ["[link]"]}}]
+    assert (stored["message"]["text"], stored["media"]) == (f"see {link}", "[link]")
