@@ -258,9 +258,15 @@ class Transport:
                 raise
 
         def send() -> T:
-            self._admit(endpoint)
             query = params() or None
-            answer = self._send(self._http.build_request(method, path, params=query, content=content, headers=headers))
+            request = None
+            with suppress(httpx.InvalidURL, UnicodeEncodeError):
+                request = self._http.build_request(method, path, params=query, content=content, headers=headers)
+            if request is None:
+                # An id of 100,000 characters. Raised here, because httpx's error may quote it.
+                raise PermanentError(f"{endpoint}: an id is no part of a URL; the API cannot be asked for it")
+            self._admit(endpoint)
+            answer = self._send(request)
             with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 decoded = decode(answer)
                 self.traffic.answered += 1

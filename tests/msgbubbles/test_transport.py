@@ -118,6 +118,15 @@ def test_what_will_not_change_is_not_tried_again(status: str, code: str, kind: t
         assert len(got) == 1
 
 
+@pytest.mark.parametrize("chat_id", ["x" * 100_000, "half an emoji \ud83d"])
+def test_an_id_that_no_url_holds_is_refused_without_a_request(server: Server, chat_id: str) -> None:
+    with client_of(server) as client:
+        with pytest.raises(PermanentError) as raised:
+            client.list_messages(chat_id)
+        assert chat_id not in told(raised.value)
+        assert server.requests == []
+
+
 def test_after_429_it_waits_as_long_as_it_is_told_and_does_not_count_that_as_a_try(tmp_path: Path) -> None:
     limited = http("429 Too Many Requests", "{}", "Retry-After: 1")
     good = http("200 OK", '{"data": []}')
