@@ -386,11 +386,9 @@ class Postgres(Shared):
     _renamed = "rename the schemas msgbubbles, msgbubbles_staging, staging and marts to {prefix}msgbubbles and so on"
 
     def dlt(self) -> Any:
-        import dlt
+        from .server_dlt import Server, server_credentials
 
-        from .server_dlt import server_credentials
-
-        return dlt.destinations.postgres(server_credentials(self._parameters()))
+        return Server(server_credentials(self._parameters()))
 
     @contextmanager
     def _attached(self, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:

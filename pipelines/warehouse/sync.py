@@ -35,6 +35,9 @@ from .place import PIPELINE, Place
 from .screen import Screen, is_of_data
 from .transform import Transforms, Verdict, is_outdated, transform, verdict
 
+REFUSED = """{title} refuses what was read, and takes each row of it alone: remove the constraints or triggers that were
+added to the tables of msgbubbles, and run again"""
+
 
 @dataclass
 class Report:
@@ -289,7 +292,7 @@ def _is_taken(
         pipeline.abort_packages()
         place.set_pending("screen")
         if run.refused is not None:
-            raise
+            raise MsgBubblesError(REFUSED.format(title=destination_of(place).title)) from None
         say("the destination refuses a row: what was read is dropped, and read again row by row")
         run.changes.clear()
         run.changes.update(changes)

@@ -79,6 +79,7 @@ def test_the_whole_job_on_a_server(new_job: NewJob, address: str) -> None:
         job.server.account.add_message(
             NewMessage(chat, "outbound", "hello", datetime.now(UTC), "failed", **refused | more)
         )
+    job.server.account.add_message(NewMessage(chat, "outbound", "", datetime.now(UTC), "sent"))
     first = job.run("--destination", "postgres").summary
     assert differences_of(landed(address), job.server.truth()) == {}
     assert first["database"] == "postgres"

@@ -26,6 +26,7 @@ from warehouse.journal import store
 from warehouse.libpq import read_parameters
 from warehouse.manifest import PROJECT
 from warehouse.place import Place, UsageError
+from warehouse.server import explain
 from warehouse.sync import pipeline_of
 from warehouse.transform import TransformError, Transforms, transform
 
@@ -266,3 +267,20 @@ def test_a_server_that_cannot_have_the_warehouse_is_refused(tmp_path: Path, monk
         destination_of(place_of(tmp_path)).prepare()
         with destination_of(place_of(tmp_path)).writing() as connection:
             store(connection, [], "warehouse.msgbubbles")
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("ERROR: permission denied for schema marts", "may not write schema marts; grant it what is missing"),
+        ('must be owner of table "messages"', "let it be a member of the owner's role"),
+        ("cannot execute INSERT in a read-only transaction", "takes no writes"),
+        ("could not extend file: No space left on device", "the server's disk is full"),
+        ("canceling statement due to statement timeout", "[sync] statement_timeout_seconds"),
+        ("server closed the connection unexpectedly", "the connection to the server was lost"),
+        ("dlt: something else", None),
+    ],
+)
+def test_a_refusal_of_the_server_is_explained_as_its_own(said: str, meant: str | None) -> None:
+    found = explain(said, "postgres")
+    assert found == meant if meant is None else meant in str(found)
