@@ -37,7 +37,7 @@ from .configuration import setting_of_sync
 from .lake_files import LakeFiles
 from .names import named, quoted
 from .place import DATASET, Place, UsageError, share_as, written_privately
-from .publish import clone, has_foreign_log, mark_of, publish
+from .publish import clone, has_foreign_log, is_damaged, mark_of, publish
 from .union import ACCOUNTS, MADE_AS, Key, union_of
 
 if TYPE_CHECKING:
@@ -168,8 +168,8 @@ class DuckDBFile:
                     (place.folder / f"{place.combined.name}{end}").rename(place.folder / f"{work.name}{end}")
         if work.exists():
             return
-        place.forget_loads()
-        if self.exists():
+        place.forget_loads()  # which are of rows that are lost
+        if self.exists() and not is_damaged(place.database):
             # A kill in the middle must not leave half a file under the name that counts.
             copy = work.with_suffix(".copying")
             clone(place.database, copy)

@@ -20,8 +20,9 @@ from dlt.common.json import json
 from dlt.common.schema import Schema
 from dlt.pipeline.state_sync import migrate_state_to_current
 
+from .destinations import destination_of
 from .place import Place, remove, set_aside
-from .publish import clone, is_damaged, mark_of
+from .publish import is_damaged, mark_of
 from .tables import write_json
 from .transform import forget_build
 
@@ -77,14 +78,9 @@ def _restore_database(place: Place, say: Callable[[str], None]) -> None:
     for path in (work, log):
         if path.exists():
             moved = set_aside(path)
-    # What dlt remembers is of rows that are lost.
-    place.forget_loads()
     forget_build(place)
     place.set_pending("transform", "publish")
-    if place.database.exists() and not is_damaged(place.database):
-        copy = work.with_suffix(".copying")
-        clone(place.database, copy)
-        copy.replace(work)
+    destination_of(place).prepare()
     source = "the published file" if work.exists() else "the API, from the beginning"
     say(f"{work} was damaged: restored from {source}; the damaged one is now {moved.name}")
 
