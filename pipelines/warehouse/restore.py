@@ -9,9 +9,12 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import semver
@@ -20,8 +23,9 @@ from dlt.common.json import json
 from dlt.common.schema import Schema
 from dlt.pipeline.state_sync import migrate_state_to_current
 
+from . import privacy
 from .destinations import destination_of
-from .place import Place, remove, set_aside
+from .place import Place, UsageError, remove, set_aside
 from .publish import is_damaged, mark_of
 from .tables import write_json
 from .transform import forget_build
@@ -52,6 +56,7 @@ def restore(place: Place, say: Callable[[str], None]) -> None:
             say(f"{path} was a folder: moved to {set_aside(path).name}")
     if place.destination == "duckdb":
         _restore_database(place, say)
+    _restore_policy(place, say)
     for folder in sorted((place.folder / "dlt").iterdir()):
         if ".damaged-" not in folder.name and _is_damaged_pipeline(folder):
             say(f"{folder} was damaged: moved to {set_aside(folder).name}, and restored from the warehouse")
@@ -83,6 +88,25 @@ def _restore_database(place: Place, say: Callable[[str], None]) -> None:
     destination_of(place).prepare()
     source = "the published file" if work.exists() else "the API, from the beginning"
     say(f"{work} was damaged: restored from {source}; the damaged one is now {moved.name}")
+
+
+def _restore_policy(place: Place, say: Callable[[str], None]) -> None:
+    """Restore the record of the privacy policy from its copy in the tables. Where more may have been erased than that
+    says, it stays damaged, and whoever reads it refuses."""
+    path = place.folder / privacy.FILE
+    is_behind = any(place.is_pending(step) for step in ("erase", "policy"))
+    if not path.exists() or is_behind or not (place.destination != "duckdb" or place.work.exists()):
+        return
+    with suppress(UsageError, IsADirectoryError):
+        privacy.Record.of(place)
+        return
+    destination = destination_of(place)
+    with suppress(duckdb.CatalogException), destination.writing() as connection:
+        row = connection.execute(f"SELECT record FROM {destination.landed}.{privacy.TABLE}").fetchone()  # noqa: S608
+        if row is not None:
+            record = msgspec.json.decode(row[0], type=privacy.Record)
+            say(f"{path} was damaged: restored from the warehouse; the damaged one is now {set_aside(path).name}")
+            record.save(place)
 
 
 def _read(path: Path) -> Any:

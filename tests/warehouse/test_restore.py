@@ -12,8 +12,11 @@ import duckdb
 import pytest
 from damage import DAMAGE
 
+from msgbubbles.privacy import PRESETS
+from warehouse import privacy
 from warehouse.destinations import destination_of
 from warehouse.place import Place
+from warehouse.privacy import Record
 from warehouse.restore import restore, tidy
 from warehouse.sync import pipeline_of
 
@@ -147,7 +150,22 @@ def test_work_database_begins_anew_where_the_published_file_is_damaged_too(place
     assert load(place, 3) == [3]
 
 
-def test_database_that_another_process_holds_is_not_damaged(place: Place) -> None:
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_policy_is_restored_unless_an_erasure_is_under_way(place: Place, damage: str) -> None:
+    record = Record(PRESETS["minimal"], "a key", frozenset({"somebody"}))
+    record.save(place)
+    with destination_of(place).writing() as connection:
+        privacy.store(connection, place, "msgbubbles")
+    DAMAGE[damage](place.folder / "privacy.json")
+    place.set_pending("erase")
+    assert restored(place) == []
+    place.set_done("erase")
+    [line] = restored(place)
+    assert "privacy.json was damaged: restored from the warehouse" in line
+    assert Record.of(place) == record
+
+
+def test_work_database_that_a_command_has_changed_is_left_alone(place: Place) -> None:
     with duckdb.connect(str(place.work)) as connection:
         connection.execute("CREATE TABLE msgbubbles.more AS SELECT 1 AS id")
         connection.execute("CHECKPOINT")
