@@ -24,22 +24,15 @@ from dlt.common.schema import Schema
 from dlt.pipeline.state_sync import migrate_state_to_current
 
 from . import privacy
-from .destinations import destination_of
+from .destinations import DuckDBFile, destination_of
 from .place import Place, UsageError, remove, set_aside
 from .publish import is_damaged, mark_of
 from .tables import write_json
 from .transform import forget_build
 
 # A folder in the place of one of these keeps every run from finishing.
-FILES = (
-    "runs.jsonl",
-    "published.json",
-    "compacted",
-    "last_error.txt",
-    "dbt/built_with",
-    "dbt/data_tests.json",
-    "dbt/build",
-)
+FILES = ("runs.jsonl", "published.json", "work.json", "compacted", "last_error.txt",
+         "dbt/built_with", "dbt/data_tests.json", "dbt/build")  # fmt: skip
 # What reading a damaged file raises.
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, EOFError, zlib.error, gzip.BadGzipFile, DltException,
           pa.ArrowException, IsADirectoryError, NotADirectoryError)  # fmt: skip
@@ -78,7 +71,8 @@ def _noted(place: Place) -> Path:
 
 def _restore_database(place: Place, say: Callable[[str], None]) -> None:
     work, log = place.work, place.work.with_name(f"{place.work.name}.wal")
-    if not work.exists() or (_read(_noted(place)) == mark_of(work) and not log.exists()) or not is_damaged(work):
+    is_as_noted = _read(_noted(place)) == mark_of(work) and not log.exists()
+    if not work.exists() or is_as_noted or not is_damaged(work, DuckDBFile(place).options()):
         return
     for path in (work, log):
         if path.exists():
@@ -92,7 +86,7 @@ def _restore_database(place: Place, say: Callable[[str], None]) -> None:
 
 def _restore_policy(place: Place, say: Callable[[str], None]) -> None:
     """Restore the record of the privacy policy from its copy in the tables. Where more may have been erased than that
-    says, it stays damaged, and whoever reads it refuses."""
+    says, it stays damaged, and reading it is refused."""
     path = place.folder / privacy.FILE
     is_behind = any(place.is_pending(step) for step in ("erase", "policy"))
     if not path.exists() or is_behind or not (place.destination != "duckdb" or place.work.exists()):
