@@ -50,7 +50,7 @@ from warehouse.command import (
 from warehouse.destinations import destination_of
 from warehouse.journal import Journal
 from warehouse.lock import one_job
-from warehouse.place import Place, UsageError
+from warehouse.place import CLAIM, Place, UsageError
 from warehouse.report import Reporter
 
 if TYPE_CHECKING:
@@ -424,6 +424,7 @@ def _recorded_sync(
         from personal_data.erase import purge
         from personal_data.migrate import apply as apply_policy
         from personal_data.retention import expire
+        from warehouse.known import Known
         from warehouse.privacy import keep_found, redactor_of
         from warehouse.report import as_dict
         from warehouse.restore import restore, tidy
@@ -438,8 +439,12 @@ def _recorded_sync(
         slice_pages = _number("sync.slice_pages", 500, at_least=MIN_SLICE_PAGES)
         publish_minutes = _number("sync.publish_minutes", 60, at_least=1)
         transforms = Transforms.configured()
-    claim(place, destination_of(place), sandbox=sandbox, say=reporter.say)
-    restore(place, reporter.say)
+    if not (place.folder / CLAIM).exists():
+        # Tables of a newer version are refused as such, whosever they are.
+        with suppress(UsageError):
+            Known(place).states()
+    claim(place, destination_of(place), sandbox=sandbox, say=reporter.fail)
+    restore(place, reporter.fail)
     redactor = redactor_of(place)
     options: dict[str, Any] = {"privacy": redactor}
     if since is not None:

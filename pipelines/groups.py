@@ -190,7 +190,7 @@ def _run(
 
 
 def _claim(place: Place, reporter: Reporter, *, sandbox: bool) -> None:
-    claim(place, destination_of(place), sandbox=sandbox, say=reporter.say)
+    claim(place, destination_of(place), sandbox=sandbox, say=reporter.fail)
 
 
 def _table(table: str | None) -> str:

@@ -122,7 +122,7 @@ def load(
 
             from webhook_events.landing import land_events
         destination = destination_of(place)
-        claim(place, destination, sandbox=sandbox, say=reporter.say)
+        claim(place, destination, sandbox=sandbox, say=reporter.fail)
         with one_job(place.folder):
             landed = land_events(place)
             if landed.deliveries:

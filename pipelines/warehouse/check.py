@@ -72,7 +72,7 @@ def _destination(place: Place) -> Finding:
         if destination.exists():
             with destination.reading():
                 pass
-        with TemporaryFile(dir=place.folder), TemporaryFile(dir=place.database.parent):
+        with TemporaryFile(dir=place.folder), TemporaryFile(dir=place.file.parent):
             pass
     except UsageError as error:
         return Finding("destination", "failed", str(error), "mend that, or move a damaged file away")

@@ -38,7 +38,7 @@ from .lake_files import LakeFiles
 from .libpq import environment, read_parameters, written
 from .names import named, quoted
 from .place import DATASET, Place, UsageError, share_as, written_privately
-from .publish import clone, has_foreign_log, mark_of, publish
+from .publish import clone, has_foreign_log, is_damaged, mark_of, publish
 from .server import LOCKED, attached, check_server, explain, explain_lock, reason_of
 from .union import ACCOUNTS, MADE_AS, SHOWN, Key, union_of
 
@@ -131,7 +131,7 @@ class DuckDBFile:
         import dlt
         from dlt.destinations.impl.duckdb.configuration import DuckDbCredentials
 
-        return dlt.destinations.duckdb(DuckDbCredentials(str(self._place.work), global_config=self._options()))
+        return dlt.destinations.duckdb(DuckDbCredentials(str(self._place.work), global_config=self.options()))
 
     def exists(self) -> bool:
         return self._place.database.exists()
@@ -148,7 +148,7 @@ class DuckDBFile:
 
     @contextmanager
     def writing(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        with duckdb.connect(str(self._place.work), config=self._options()) as connection:
+        with duckdb.connect(str(self._place.work), config=self.options()) as connection:
             yield connection
 
     def building(self) -> AbstractContextManager[None]:
@@ -175,15 +175,15 @@ class DuckDBFile:
                     (place.folder / f"{place.combined.name}{end}").rename(place.folder / f"{work.name}{end}")
         if work.exists():
             return
-        place.forget_loads()
-        if self.exists():
+        place.forget_loads()  # which are of rows that are lost
+        if self.exists() and not is_damaged(place.database, self.options()):
             # A kill in the middle must not leave half a file under the name that counts.
             copy = work.with_suffix(".copying")
             clone(place.database, copy)
             copy.replace(work)
 
     def publish(self, held_marts: Sequence[str] = ()) -> int | None:
-        compact_if_wasteful(self._place.work, self._place.folder / "compacted", self._options())
+        compact_if_wasteful(self._place.work, self._place.folder / "compacted", self.options())
         size = publish(self._place.work, self._place.database, held_marts)
         written_privately(self._published, json.dumps(mark_of(self._place.database)))
         if self._place.account is not None:
@@ -213,10 +213,11 @@ class DuckDBFile:
         whole.make_folders()
         with FileLock(whole.folder / "combine.lock"):
             files = files_of_accounts(self._place)
-            combine(files, str(self._place.account), whole.database, whole.folder / NOTED, self._options())
+            combine(files, str(self._place.account), whole.database, whole.folder / NOTED, self.options())
 
-    def _options(self) -> dict[str, Any]:
-        """Of every connection to the file that is written: two with different ones cannot be open at once."""
+    def options(self) -> dict[str, Any]:
+        """Return DuckDB's options of every connection to the file that is written: two with different ones cannot be
+        open at once. Raises `UsageError`."""
         limit = str(setting_of_sync("memory_limit", "none"))
         if limit == "none":
             return {}

@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
@@ -148,13 +149,13 @@ def _relations(connection: duckdb.DuckDBPyConnection, catalog: str | None = None
     return dict(connection.execute(query, [catalog]).fetchall())
 
 
-def is_damaged(database: Path) -> bool:
-    """Read all of a database file, and return whether it is damaged.
+def is_damaged(database: Path, options: dict[str, Any]) -> bool:
+    """Read all of a database file, and return whether it is damaged. `options` are DuckDB's.
 
     Raises `duckdb.Error` where it cannot be read for another reason, as where another process has it open to write.
     """
     try:
-        with duckdb.connect(str(database), read_only=True) as connection:
+        with duckdb.connect(str(database), read_only=True, config=options) as connection:
             for schema, table in connection.execute(
                 "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = current_catalog()"
             ).fetchall():

@@ -9,9 +9,12 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import semver
@@ -20,21 +23,16 @@ from dlt.common.json import json
 from dlt.common.schema import Schema
 from dlt.pipeline.state_sync import migrate_state_to_current
 
-from .place import Place, remove, set_aside
-from .publish import clone, is_damaged, mark_of
+from . import privacy
+from .destinations import DuckDBFile, destination_of
+from .place import Place, UsageError, remove, set_aside
+from .publish import is_damaged, mark_of
 from .tables import write_json
 from .transform import forget_build
 
 # A folder in the place of one of these keeps every run from finishing.
-FILES = (
-    "runs.jsonl",
-    "published.json",
-    "compacted",
-    "last_error.txt",
-    "dbt/built_with",
-    "dbt/data_tests.json",
-    "dbt/build",
-)
+FILES = ("runs.jsonl", "published.json", "work.json", "compacted", "last_error.txt",
+         "dbt/built_with", "dbt/data_tests.json", "dbt/build")  # fmt: skip
 # What reading a damaged file raises.
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, EOFError, zlib.error, gzip.BadGzipFile, DltException,
           pa.ArrowException, IsADirectoryError, NotADirectoryError)  # fmt: skip
@@ -51,6 +49,7 @@ def restore(place: Place, say: Callable[[str], None]) -> None:
             say(f"{path} was a folder: moved to {set_aside(path).name}")
     if place.destination == "duckdb":
         _restore_database(place, say)
+    _restore_policy(place, say)
     for folder in sorted((place.folder / "dlt").iterdir()):
         if ".damaged-" not in folder.name and _is_damaged_pipeline(folder):
             say(f"{folder} was damaged: moved to {set_aside(folder).name}, and restored from the warehouse")
@@ -72,21 +71,36 @@ def _noted(place: Place) -> Path:
 
 def _restore_database(place: Place, say: Callable[[str], None]) -> None:
     work, log = place.work, place.work.with_name(f"{place.work.name}.wal")
-    if not work.exists() or (_read(_noted(place)) == mark_of(work) and not log.exists()) or not is_damaged(work):
+    is_as_noted = _read(_noted(place)) == mark_of(work) and not log.exists()
+    if not work.exists() or is_as_noted or not is_damaged(work, DuckDBFile(place).options()):
         return
     for path in (work, log):
         if path.exists():
             moved = set_aside(path)
-    # What dlt remembers is of rows that are lost.
-    place.forget_loads()
     forget_build(place)
     place.set_pending("transform", "publish")
-    if place.database.exists() and not is_damaged(place.database):
-        copy = work.with_suffix(".copying")
-        clone(place.database, copy)
-        copy.replace(work)
+    destination_of(place).prepare()
     source = "the published file" if work.exists() else "the API, from the beginning"
     say(f"{work} was damaged: restored from {source}; the damaged one is now {moved.name}")
+
+
+def _restore_policy(place: Place, say: Callable[[str], None]) -> None:
+    """Restore the record of the privacy policy from its copy in the tables. Where more may have been erased than that
+    says, it stays damaged, and reading it is refused."""
+    path = place.folder / privacy.FILE
+    is_behind = any(place.is_pending(step) for step in ("erase", "policy"))
+    if not path.exists() or is_behind or not (place.destination != "duckdb" or place.work.exists()):
+        return
+    with suppress(UsageError, IsADirectoryError):
+        privacy.Record.of(place)
+        return
+    destination = destination_of(place)
+    with suppress(duckdb.CatalogException), destination.writing() as connection:
+        row = connection.execute(f"SELECT record FROM {destination.landed}.{privacy.TABLE}").fetchone()  # noqa: S608
+        if row is not None:
+            record = msgspec.json.decode(row[0], type=privacy.Record)
+            say(f"{path} was damaged: restored from the warehouse; the damaged one is now {set_aside(path).name}")
+            record.save(place)
 
 
 def _read(path: Path) -> Any:

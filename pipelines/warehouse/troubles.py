@@ -42,7 +42,7 @@ def trouble_of(error: BaseException, place: Place) -> str | None:
     if any(_is(cause, FULL, FULL_WORDS) for cause in causes):
         where = _path(causes, FULL)
         return (
-            f"no space is left {f'for {where}' if where else f'to write beside {place.database}'} (or a file may not "
+            f"no space is left {f'for {where}' if where else f'to write next to {place.database}'} (or a file may not "
             "grow that large): free some; what was loaded stays, and the next run goes on from there"
         )
     if any(_is(cause, REFUSED, REFUSED_WORDS) for cause in causes):

@@ -224,8 +224,9 @@ def test_an_erasure_that_is_cut_off_is_known_to_be_and_finished_without_being_to
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(place, "chats", ("c1", False, ANN, None))
+    (place.folder / f"{place.work.name}.damaged-1").write_text(ANN)
 
-    def killed(_place: Place) -> None:
+    def killed(_work: Path) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
