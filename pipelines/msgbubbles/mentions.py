@@ -24,6 +24,12 @@ ADDRESS = re.compile(r"[\w.+-][\w.!#$%&'*+/=?^`{|}~-]{0,63}@[\w-]{1,63}(?:\.[\w-
 # After one of these an address may begin: `to=ben@example.com`. After a dot or a plus sign it would be another's.
 BEFORE_ADDRESS = re.compile(r"[!#$%&'*/=?^`{|}~]+")
 PSEUDONYM = re.compile(r"\bp_[a-z2-7]{24}\b")
+# What may stand around a handle without making it another's: a name, a scheme, brackets and quotes; parameters.
+AROUND = rf"[{BETWEEN}'\"]*"
+BEFORE = re.compile(
+    rf"(?:[^<>@\d]*<)?{AROUND}(?:(?:tel|smsto|sms|mms|mailto|imessage|facetime|whatsapp|sips?):/*)?{AROUND}", re.I
+)
+AFTER = re.compile(rf"{AROUND}(?:[;?][^<>@]*)?>?{AROUND}")
 # Of a JSON text that is not decoded.
 ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 
@@ -58,16 +64,17 @@ def unescaped(json_text: str) -> str:
 
 def one_form(written: str) -> str:
     """Return a handle in its one form, also where more than it is written: `tel:+14155550111`, `Ann <ann@example.com>`,
-    `0014155550111`. What holds no handle, or several, is returned in lower case."""
+    `0014155550111`. What holds no handle, or more than that, is returned in lower case."""
     return _only_handle(written) or normalised(written)
 
 
 def _only_handle(written: str) -> str | None:
-    found = [*ADDRESS.findall(written), *NUMBER.findall(ADDRESS.sub("", written))]
-    if len(found) != 1:
+    pattern = ADDRESS if "@" in written else NUMBER
+    match = pattern.search(written)
+    if match is None or not (BEFORE.fullmatch(written[: match.start()]) and AFTER.fullmatch(written[match.end() :])):
         return None
-    forms = _addresses(found[0]) if "@" in found[0] else _numbers(found[0])
-    whole = (0, len(found[0]))
+    forms = _addresses(match[0]) if pattern is ADDRESS else _numbers(match[0])
+    whole = (0, len(match[0]))
     return next((handle for span, form in forms if span == whole and (handle := handle_of(form))), None)
 
 

@@ -21,6 +21,7 @@ import duckdb
 from canary import ANN, BEN, KEY, OURS, PEOPLE, PRIVACY_KEY, account_of_canaries, found_in, now, spellings
 from hooks import WEBHOOKS, Process
 from job import Job
+from msgbubbles.personal import PERSONAL
 from msgbubbles.privacy import FULL, Pseudonyms
 from msgbubbles.redaction import Redactor
 from sandbox import Knobs, NewMessage, serve
@@ -164,6 +165,17 @@ def tables_of(job: Job) -> dict[str, list[tuple[Any, ...]]]:
         return found
 
 
+def undecided(job: Job) -> list[tuple[str, str]]:
+    """Text columns of the tables that `personal` says nothing of."""
+    with duckdb.connect(str(job.database), read_only=True) as connection:
+        found = connection.execute(
+            "SELECT table_name, column_name FROM duckdb_columns() WHERE schema_name = 'msgbubbles' "
+            "AND data_type IN ('VARCHAR', 'JSON') AND table_name NOT IN ('privacy', 'erasures') "
+            "AND NOT (starts_with(table_name, '_dlt') OR starts_with(column_name, '_dlt'))"
+        ).fetchall()
+    return [one for one in found if one[1] not in PERSONAL.get(one[0], {})]
+
+
 OF_THE_RUN = (
     "_read_at", "_dlt_load_id", "asked_at", "fetched_at", "first_seen_at", "last_seen_at", "complete_to", "id",
     "valid_from", "chat_fetched_at", "messages_fetched_at", "messages_complete_to", "coverage_day", "computed_at",
@@ -199,6 +211,7 @@ def test_who_is_erased_is_in_no_file_and_does_not_come_back(tmp_path: Path) -> N
         job = job_of(tmp_path / "with", server)
         job.run(transform=True)
         everything = [word for kind in words.values() for word in kind if word != "canary of an unknown field"]
+        assert undecided(job) == []
         found = found_in(job.folder, [*everything, KEY, PRIVACY_KEY])
         assert found.keys() == set(everything)
         assert {file for files in found.values() for file in files} == {"company.duckdb", WORK}

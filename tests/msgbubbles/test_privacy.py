@@ -219,6 +219,8 @@ def test_handle_is_one_person_in_every_spelling(handle: str) -> None:
         assert left.endswith(" or +14155550199")
         nested = json.loads(erased.json_without_erased(json.dumps({written: [{"of": written}]})))
         assert handles_in("\n".join(texts_in(nested)), handle) == []
+    assert NAMES.handle(f"Ann <{handle}>") == NAMES.handle(handle)
+    assert len({NAMES.handle(one) for one in (handle, f"group:{handle}", f"{handle} {BEN}", f"room {handle} 2")}) == 4
     others = ["+1415555011", "+141555501112", "+4155550111", "joben@example.com", "jo.ben@example.com", "1_2026-03-01"]
     assert [erased.without_erased(one) for one in others] == others
 
