@@ -15,7 +15,7 @@ from .landing import Changes
 from .settings import Settings
 from .stored import Warehouse
 from .transport import Clock, Traffic
-from .walk import Overflow
+from .walk import Overflow, Step
 
 MIN_SLICE_PAGES = 20
 
@@ -34,6 +34,7 @@ class ShareSpent(Halt):
 class StreamProgress:
     """What a run has done to one stream. `rows` were read. `reached_ms` is the oldest instant of the page read last.
     `overflows` are the tie overflows that the run met, `standing` those that are neither repaired nor accepted.
+    `order_contradictions` counts pages whose rows are not in the order of the time that is read, or not where it says.
     `covered_before` and `covered` are the coverage before the run and now; null where there is none."""
 
     pages: int = 0
@@ -43,10 +44,17 @@ class StreamProgress:
     new_fields: set[str] = field(default_factory=set)
     overflows: set[Overflow] = field(default_factory=set)
     standing: set[Overflow] = field(default_factory=set)
+    order_contradictions: int = 0
     reached_ms: int | None = None
     unfinished: bool = False
     covered_before: Coverage | None = None
     covered: Coverage | None = None
+
+    def note(self, step: Step[Any]) -> None:
+        """Keep what a page says of the walk."""
+        if step.overflow:
+            self.overflows.add(step.overflow)
+        self.order_contradictions += not step.is_in_order
 
 
 @dataclass

@@ -21,7 +21,7 @@ from msgspec import Raw
 from .compare import key_of
 from .landing import COLUMNS, arrow_types
 from .models import Chat, Column
-from .walk import epoch_ms
+from .walk import BEGINNING_MS, epoch_ms
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -218,8 +218,8 @@ def _chat(values: dict[str, Any]) -> Chat:
 
 
 def instant(at_ms: int) -> datetime:
-    """The instant of milliseconds since 1970, no later than can be written."""
-    return EPOCH + timedelta(milliseconds=min(max(at_ms, 0), LAST_MS))
+    """The instant of milliseconds since 1970, no earlier and no later than can be written."""
+    return EPOCH + timedelta(milliseconds=min(max(at_ms, BEGINNING_MS), LAST_MS))
 
 
 def _marks(values: Sequence[Any]) -> str:

@@ -179,6 +179,11 @@ def warnings(run: Run) -> list[str]:
     for name, progress in run.streams.items():
         if progress.rejected:
             found.append(f"{name}: {progress.rejected:,} rows could not be read; they are in msgbubbles.rejected_rows")
+        if progress.order_contradictions:
+            found.append(
+                f"{name}: {progress.order_contradictions:,} pages are not in the order of the time that their rows show; "
+                "they were read on from rows that are"
+            )
         if progress.new_fields:
             names = ", ".join(sorted(progress.new_fields)[:10])
             found.append(f"{name}: fields that this version does not know are kept in the column extra: {names}")
@@ -262,6 +267,7 @@ def _stream_dict(progress: StreamProgress, landed: int) -> dict[str, Any]:
         "landed": landed,
         "rejected": progress.rejected,
         "new_fields": sorted(progress.new_fields),
+        "order_contradictions": progress.order_contradictions,
         "tie_overflows": sorted(
             ([_instant(span.from_ms), _instant(span.to_ms)] for span in progress.standing), key=str
         ),
