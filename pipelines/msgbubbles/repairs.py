@@ -70,9 +70,12 @@ def planned(warehouse: Warehouse, states: Mapping[str, Any], settings: Settings)
         lagging = warehouse.lagging(settings.start_ms, settled_ms, REQUESTS_A_RUN)
     lags = any(chats.get("lagging", {}).get(chat_id) != at_ms for chat_id, at_ms in lagging.items())
     to_read = _to_read(of_messages) if by_feed and not orphans else []
+    # Messages prove that no chat is missing, as far as each chat has some: where one is known that has none, there may
+    # be others that nothing names.
     proven = (
         by_feed and messages_complete and not orphans and not of_messages.get("overflows")
         and any(from_ms is not None for from_ms, _ in chats.get("overflows", ()))
+        and not warehouse.has_chat_without_messages(settings.start_ms)
     )  # fmt: skip
     groups: dict[str, list[str] | None] = {}
     now_ms = chats.get("seen_ms", 0)
@@ -80,7 +83,8 @@ def planned(warehouse: Warehouse, states: Mapping[str, Any], settings: Settings)
         groups = warehouse.groups_to_ask(now_ms - DAY_MS, REQUESTS_A_RUN)
     if not (orphans or chats.get("threads") or lags or to_read or proven or told or groups):
         return None
-    return Repair(orphans, (), lagging, bool(to_read), proven, told, groups, REQUESTS_A_RUN)
+    all_chats = not chats.get("overflows") and not orphans
+    return Repair(orphans, (), lagging, bool(to_read), proven, told, groups, REQUESTS_A_RUN, all_chats)
 
 
 def _coverage(state: Mapping[str, Any]) -> Coverage:
@@ -227,7 +231,8 @@ def _read_participants(client: Client, landing: Landing, state: State, run: Run,
 
 def read_overflows(client: Client, landing: Landing, state: State, run: Run) -> Iterator[Any]:
     """Read the messages of instants that hold more than the feed shows, thread by thread, in the order of the threads'
-    ids: where the allowance ends, the next run goes on. What one thread alone has too many of stays out of reach."""
+    ids: where the allowance ends, the next run goes on. What one thread alone has too many of stays out of reach, and so
+    does what is in chats that are not known: then the overflow stands."""
     # By instant: the last id read, whether a thread of those had too many, whether all have been read.
     done: dict[str, list[Any]] = state.setdefault("overflows_done", {})
     spans = known_overflows(state)
@@ -243,7 +248,8 @@ def read_overflows(client: Client, landing: Landing, state: State, run: Run) -> 
                     yield from _read_thread(client, landing, chat_id, span.from_ms, span.to_ms, run, allowance, met)
                     after_id, stuck = chat_id, stuck or bool(met)
                     done[_name(span)] = [after_id, stuck, False]
-            if stuck:
+            # Where a chat is not known, its messages may be missing still.
+            if stuck or run.repair is None or not run.repair.all_chats_known:
                 done[_name(span)] = [after_id, stuck, True]
             else:
                 spans = spans - {span}

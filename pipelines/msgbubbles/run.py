@@ -114,7 +114,8 @@ class Run:
 class Repair:
     """What is missing in the warehouse, to be read by id: `chats`, and all messages of `threads`. `lagging` are threads
     whose newest message is missing, with the instant of that message. With `overflows`, the messages of instants that
-    hold more than the feed shows are read thread by thread; `chats_proven` says that no chat is missing. `told` are
+    hold more than the feed shows are read thread by thread; `chats_proven` says that no chat is missing, though a list
+    could not show all of them, and `all_chats_known` that the list showed all. `told` are
     chats of which an event tells messages that are missing, with their first and last instant. `groups` are
     to be asked for their participants, with those they had before. `limit` bounds the requests."""
 
@@ -126,6 +127,7 @@ class Repair:
     told: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     groups: Mapping[str, Sequence[str] | None] = field(default_factory=dict)
     limit: int | None = None
+    all_chats_known: bool = False
 
 
 def known_overflows(state: State) -> set[Overflow]:

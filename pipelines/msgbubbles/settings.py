@@ -90,8 +90,8 @@ def _tier(every_hours: float, within_hours: float | None = None) -> Tier:
 
 
 def start_of(start_date: str | None) -> int:
-    """The first instant to read, in milliseconds: `BEGINNING_MS` where `start_date`, an ISO 8601 date or time, UTC unless
-    it says, is null.
+    """The first instant to read, in milliseconds; `start_date` is an ISO 8601 date or time, UTC unless it says, or null
+    for everything.
 
     Raises `ConfigurationError`.
     """

@@ -110,11 +110,23 @@ class Warehouse:
     def chats_alive_at(self, from_ms: int, to_ms: int, after_id: str, limit: int) -> list[str]:
         """Ids, from the one after `after_id` on, of chats that may have messages in [from, to]."""
         found = self._all(
-            "SELECT id FROM {chats} WHERE (created_at IS NULL OR created_at < %s) AND last_message_at >= %s "
+            "SELECT id FROM {chats} WHERE (created_at IS NULL OR created_at < %s) "
+            "AND (last_message_at IS NULL OR last_message_at >= %s) "
             f"AND deleted_at IS NULL AND id > %s ORDER BY id LIMIT {limit:d}",
             instant(to_ms + 1), instant(from_ms), after_id,
         )  # fmt: skip
         return [row[0] for row in found]
+
+    def has_chat_without_messages(self, since_ms: int) -> bool:
+        """Whether there is a chat with a `last_message_at` since then that is not deleted, and of which no message is
+        stored."""
+        return bool(
+            self._all(
+                "SELECT 1 FROM {chats} AS chats WHERE last_message_at >= %s AND deleted_at IS NULL AND NOT EXISTS "
+                "(SELECT 1 FROM {messages} AS messages WHERE messages.conversation_id = chats.id) LIMIT 1",
+                instant(since_ms),
+            )
+        )
 
     def orphans(self, limit: int) -> list[str]:
         """Ids of chats that messages name and that are not there."""

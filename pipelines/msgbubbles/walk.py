@@ -31,8 +31,8 @@ from .models import Page, R, Row
 TIE_ATTEMPTS = 3
 # A page that is short for no reason is likely to be longer the next time.
 SHORT_ATTEMPTS = 10
-# Pages in a row that bring new rows and do not go further down, before a walk steps over the timestamp: an API that makes
-# up rows at one timestamp would keep it for ever. A random order among equals shows some 3,000 rows within as many pages.
+# Pages in a row that bring new rows and do not go further down, before a walk steps over the timestamp: an API that
+# makes up rows at one timestamp would keep it for ever. A random order among equals shows some 3,000 rows within these.
 MAX_PAGES_AT_ONE_TIMESTAMP = 200
 # Pages of which no row was found again at its own time, before a walk gives up.
 MAX_UNPROVEN_PAGES = 20
@@ -85,7 +85,7 @@ class Step(Generic[R]):
 
 @dataclass(frozen=True)
 class _Boundary:
-    """The rows with these keys are at `at_ms` by this field: they have to be on the page before the millisecond after."""
+    """These rows are at `at_ms` by this field: one of them has to be on the page before the millisecond after."""
 
     field: str
     at_ms: int
@@ -183,7 +183,7 @@ class Walk(Generic[R]):
                 self._proven_ms, self._field, self._unproven_pages = awaited.at_ms, awaited.field, 0
                 awaited = None
             elif not awaited.may_follow(page):
-                return self._try_another(page)
+                return self._try_another(page, awaited)
         before_ms, stream = self._before_ms, self._stream
         times = self._times_of(page)
         keys = {row.key for row in page.rows}
@@ -215,9 +215,7 @@ class Walk(Generic[R]):
             self._confirmed_empty = True
         elif sure_ms is not None and sure_ms < self.lo_ms:
             is_last = True
-        elif page.has_more is False and not page.full and times.is_in_order:
-            is_at_end = True
-        elif lowest_ms is None and times.above and not may_hide_rows:
+        elif page.has_more is False and not page.full and (times.is_in_order or (lowest_ms is None and times.above)):
             is_at_end = True
         elif lowest_ms is None and times.above and not page.full and self._idle < SHORT_ATTEMPTS:
             self._idle += 1
@@ -306,14 +304,14 @@ class Walk(Generic[R]):
             outliers,
         )
 
-    def _try_another(self, page: Page[R]) -> Step[R]:
+    def _try_another(self, page: Page[R], failed: _Boundary) -> Step[R]:
         """Ask on from another boundary of the page before this one: the row that the last was taken from is not where
         its time says. Where no boundary is left, ask for that page once more: all of its rows may have moved."""
-        assert self._expected is not None and self._last is not None  # noqa: S101 - set together
+        assert self._last is not None  # noqa: S101 - set with the boundary
         last_page, last, before_ms = self._last
         if self._others is None:
-            self._others = self._boundaries(last_page, last, self._expected)
-        self._misled.add((self._expected.field, self._expected.at_ms))
+            self._others = self._boundaries(failed, last_page, last, before_ms)
+        self._misled.add((failed.field, failed.at_ms))
         self._covered_from_ms = None if self._proven_ms is None else self._proven_ms + 1
         if self._others:
             self._expected = self._others.pop(0)
@@ -322,18 +320,18 @@ class Walk(Generic[R]):
             self._unproven_pages += 1
             if self._unproven_pages > MAX_UNPROVEN_PAGES:
                 raise PermanentError(
-                    f"{self._stream}: rows are not where their times say, page after page: the API pages by a time that "
-                    "it does not show"
+                    f"{self._stream}: rows are not where their times say, page after page: the API pages by a time "
+                    "that it does not show"
                 )
             self._asked_again = frozenset(row.key for row in last_page.rows)
             self._expected, self.edge_ms, self._before_ms = None, self._proven_ms, before_ms
             self._misled.clear()
-        return self._step(page, self._times_by(CURSOR, page), None, is_in_order=False)
+        return self._step(page, self._times_by(CURSOR, page, before_ms), None, is_in_order=False)
 
-    def _boundaries(self, page: Page[R], times: _Times, failed: _Boundary) -> list[_Boundary]:
+    def _boundaries(self, failed: _Boundary, page: Page[R], times: _Times, before_ms: int | None) -> list[_Boundary]:
         """Other boundaries of a page, which are newer: by another field that the page is in order of, then rows further
         up, and further with each."""
-        others = [self._times_by(field, page) for field in (CURSOR, *OTHER_FIELDS) if field != times.field]
+        others = [self._times_by(field, page, before_ms) for field in (CURSOR, *OTHER_FIELDS) if field != times.field]
         found = [
             one.boundary(one.in_order[-1])
             for one in others
@@ -345,10 +343,11 @@ class Walk(Generic[R]):
 
     def _times_of(self, page: Page[R]) -> _Times:
         """The times that the page is in order of: those of the field that was right until now, if it can be."""
-        times = self._times_by(self._field, page)
+        before_ms = self._before_ms
+        times = self._times_by(self._field, page, before_ms)
         if times.is_mostly_in_order and not times.is_one_timestamp:
             return times
-        others = (self._times_by(field, page) for field in (CURSOR, *OTHER_FIELDS) if field != self._field)
+        others = (self._times_by(field, page, before_ms) for field in (CURSOR, *OTHER_FIELDS) if field != self._field)
         return next((one for one in others if self._is_order(page, one)), times)
 
     def _is_order(self, page: Page[R], times: _Times) -> bool:
@@ -359,9 +358,8 @@ class Walk(Generic[R]):
             and not times.is_one_timestamp
         )
 
-    def _times_by(self, field: str, page: Page[R]) -> _Times:
-        all_ms = [_time_ms(row, field) for row in page.rows]
-        before_ms, misled = self._before_ms, self._misled
+    def _times_by(self, field: str, page: Page[R], before_ms: int | None) -> _Times:
+        all_ms, misled = [_time_ms(row, field) for row in page.rows], self._misled
         found = [(at, row.key) for row, at in zip(page.rows, all_ms, strict=True) if at is not None]
         timed = found if before_ms is None else [one for one in found if one[0] <= before_ms]
         above = len(found) - len(timed)
@@ -392,9 +390,11 @@ class Walk(Generic[R]):
 
     def _confirmed_overflow(self, times: _Times, keys: set[str]) -> Overflow | None:
         """A tie overflow that was suspected, once a page below the timestamp is there that shows nothing older."""
-        if self._suspected is None or self.edge_ms in times.all_ms:
+        if self._suspected is None:
             return None
         overflow, older = self._suspected
+        if overflow.to_ms in times.all_ms and not times.is_in_order:
+            return None
         self._suspected = None
         return None if keys & older else overflow
 

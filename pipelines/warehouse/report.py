@@ -181,8 +181,8 @@ def warnings(run: Run) -> list[str]:
             found.append(f"{name}: {progress.rejected:,} rows could not be read; they are in msgbubbles.rejected_rows")
         if progress.order_contradictions:
             found.append(
-                f"{name}: {progress.order_contradictions:,} pages are not in the order of the time that their rows show; "
-                "they were read on from rows that are"
+                f"{name}: {progress.order_contradictions:,} pages are not in the order of the time that their rows "
+                "show; the next pages were taken from rows that are"
             )
         if progress.new_fields:
             names = ", ".join(sorted(progress.new_fields)[:10])
