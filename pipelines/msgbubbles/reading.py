@@ -245,8 +245,7 @@ class StreamReader(Generic[R]):
     def _read_tasks(self, tasks: Iterable[Task], walks: Callable[[], int] = lambda: 1) -> Iterator[Any]:
         with closing(self._steps(tasks, walks)) as steps:
             for stretch, step in steps:
-                if step.overflow:
-                    self.progress.overflows.add(step.overflow)
+                self.progress.note(step)
                 yield from self.land(step, stretch.task, stretch.reach)
                 stretch.reach.from_ms = self._covered_from(step, stretch.task)
 
@@ -590,10 +589,13 @@ class ThreadReader(StreamReader[Chat]):
 
     def land(self, step: Step[Chat], task: Task, reach: _Reach) -> Iterator[Any]:
         is_newest = task.kind == "head" and reach.from_ms is None
+        covered_ms = self._covered_from(step, task)
         self.landing.add_rejected(step.page)
         for chat in sorted(step.page.rows, key=_newest_first):
             at_ms = cursor_ms(chat)
-            if at_ms is not None and (at_ms < task.lo_ms or (task.hi_ms is not None and at_ms >= task.hi_ms)):
+            is_outlier = chat.key in step.outliers  # listed within the task, whatever time it shows
+            is_outside = at_ms is not None and (at_ms < task.lo_ms or (task.hi_ms is not None and at_ms >= task.hi_ms))
+            if is_outside and not is_outlier:
                 continue
             if reach.from_ms is not None and (task.hi_ms is None or reach.from_ms < task.hi_ms):
                 self.check_slice()
@@ -605,8 +607,8 @@ class ThreadReader(StreamReader[Chat]):
                 yield from self._read_thread(chat, lo_ms)
             if is_newest:
                 self.mark_seen(step.page, {mark})
-            if at_ms is not None:
-                reach.from_ms = at_ms + 1
+            if at_ms is not None and covered_ms is not None:
+                reach.from_ms = max(at_ms + 1, covered_ms)
                 self.check_share()
 
     def _is_settled(self, mark: str, at_ms: int | None) -> bool:
@@ -633,8 +635,7 @@ class ThreadReader(StreamReader[Chat]):
         # A thread that is deleted while its page is read is not there to be read.
         with self._failed.attempt("thread", chat.id, lo_ms), suppress(NotFoundError):
             for step in walk(fetch, lo_ms=lo_ms, before_ms=None, stream=self.stream):
-                if step.overflow:
-                    self.progress.overflows.add(step.overflow)
+                self.progress.note(step)
                 self.landing.add(step.page)
                 yield from self.landing.full_tables()
 

@@ -85,9 +85,12 @@ def planned(warehouse: Warehouse, states: Mapping[str, Any], settings: Settings)
         lagging = {one: at_ms for one, at_ms in lagging.items() if ("thread", one) not in failed}
     lags = any(chats.get("lagging", {}).get(chat_id) != at_ms for chat_id, at_ms in lagging.items())
     to_read = _to_read(of_messages) if by_feed and not (orphans or named) else []
+    # Messages prove that no chat is missing, as far as each chat has some: where one is known that has none, there may
+    # be others that nothing names.
     proven = (
         by_feed and messages_complete and not (orphans or named) and not of_messages.get("overflows")
         and any(from_ms is not None for from_ms, _ in chats.get("overflows", ()))
+        and not warehouse.has_chat_without_messages(settings.start_ms)
     )  # fmt: skip
     groups: dict[str, list[str] | None] = {}
     now_ms = chats.get("seen_ms", 0)
@@ -97,7 +100,10 @@ def planned(warehouse: Warehouse, states: Mapping[str, Any], settings: Settings)
         groups = {one: before for one, before in groups.items() if one not in waiting}
     if not (orphans or named or chats.get("threads") or lags or to_read or proven or told or groups):
         return None
-    return Repair(orphans, (), lagging, bool(to_read), proven, told, groups, REQUESTS_A_RUN, named)
+    all_chats = not chats.get("overflows") and not (orphans or named)
+    return Repair(
+        orphans, (), lagging, bool(to_read), proven, told, groups, REQUESTS_A_RUN, named, all_chats_known=all_chats
+    )
 
 
 def _coverage(state: Mapping[str, Any]) -> Coverage:
@@ -275,8 +281,9 @@ def _read_participants(
 
 
 def read_overflows(client: Client, landing: Landing, state: State, run: Run, failed: FailedReads) -> Iterator[Any]:
-    """Read the messages of instants that hold more than the feed shows, thread by thread, in the order of the threads'
-    ids: where the allowance ends, the next run goes on. What one thread alone has too many of stays out of reach."""
+    """Read the messages of timestamps that hold more than the feed shows, thread by thread, in the order of the
+    threads' ids: where the allowance ends, the next run goes on. What one thread alone has too many of stays out of
+    reach, and so does what is in chats that are not known: then the overflow stands."""
     # By instant: the last id read, whether a thread of those had too many, whether all have been read.
     done: dict[str, list[Any]] = state.setdefault("overflows_done", {})
     spans = known_overflows(state)
@@ -294,7 +301,8 @@ def read_overflows(client: Client, landing: Landing, state: State, run: Run, fai
                     )
                     after_id, stuck = chat_id, stuck or bool(met) or not is_read
                     done[_name(span)] = [after_id, stuck, False]
-            if stuck:
+            # Where a chat is not known, its messages may be missing still.
+            if stuck or run.repair is None or not run.repair.all_chats_known:
                 done[_name(span)] = [after_id, stuck, True]
             else:
                 spans = spans - {span}

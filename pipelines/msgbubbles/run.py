@@ -16,7 +16,7 @@ from .landing import Changes
 from .settings import Settings
 from .stored import Warehouse
 from .transport import Clock, Traffic
-from .walk import Overflow
+from .walk import Overflow, Step
 
 MIN_SLICE_PAGES = 20
 
@@ -34,8 +34,9 @@ class ShareSpent(Halt):
 @dataclass
 class StreamProgress:
     """What a run has done to one stream. `rows` were read, `odd` of them held values that are not valid JSON.
-    `reached_ms` is the oldest instant of the page read last. `overflows` are the tie overflows that the run met,
-    `standing` those that are neither repaired nor accepted. `covered_before` and `covered` are the coverage before the
+    `reached_ms` is the oldest timestamp of the page read last. `overflows` are the tie overflows that the run met,
+    `standing` those that are neither repaired nor accepted. `order_contradictions` counts pages whose rows are not in
+    the order of the time that is read, or not where it says. `covered_before` and `covered` are the coverage before the
     run and now; null where there is none."""
 
     pages: int = 0
@@ -46,10 +47,17 @@ class StreamProgress:
     new_fields: set[str] = field(default_factory=set)
     overflows: set[Overflow] = field(default_factory=set)
     standing: set[Overflow] = field(default_factory=set)
+    order_contradictions: int = 0
     reached_ms: int | None = None
     unfinished: bool = False
     covered_before: Coverage | None = None
     covered: Coverage | None = None
+
+    def note(self, step: Step[Any]) -> None:
+        """Keep what a page says of the walk."""
+        if step.overflow:
+            self.overflows.add(step.overflow)
+        self.order_contradictions += not step.is_in_order
 
 
 @dataclass
@@ -123,7 +131,8 @@ class Run:
 class Repair:
     """What is missing in the warehouse, to be read by id: `chats`, and all messages of `threads`. `lagging` are threads
     whose newest message is missing, with the instant of that message. With `overflows`, the messages of instants that
-    hold more than the feed shows are read thread by thread; `chats_proven` says that no chat is missing. `told` are
+    hold more than the feed shows are read thread by thread; `chats_proven` says that no chat is missing, though a list
+    could not show all of them, and `all_chats_known` that the list showed all. `told` are
     chats of which an event tells messages that are missing, with their first and last instant. `groups` are
     to be asked for their participants, with those they had before. `limit` bounds the requests. Only events name the
     chats of `named_by_events`: one of those that is not found never was one."""
@@ -137,6 +146,7 @@ class Repair:
     groups: Mapping[str, Sequence[str] | None] = field(default_factory=dict)
     limit: int | None = None
     named_by_events: Sequence[str] = ()
+    all_chats_known: bool = False
 
 
 def known_overflows(state: State) -> set[Overflow]:

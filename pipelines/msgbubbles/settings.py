@@ -12,7 +12,7 @@ from typing import Any
 from .coverage import HOUR_MS, Tier
 from .errors import ConfigurationError
 from .in_flight import MOST_WALKS
-from .walk import epoch_ms
+from .walk import BEGINNING_MS, epoch_ms
 
 # Renames move no cursor, at any age. Statuses, receipts and edits come within days.
 REFRESH_CHATS = ({"every_hours": 24},)
@@ -27,7 +27,7 @@ class Settings:
     for their participants. `requests_per_minute`: the limit, 0 for none. `least_walks`, `most_walks`: how many requests
     may be under way at once, at least where there is enough to read, and at most."""
 
-    start_ms: int = 0
+    start_ms: int = BEGINNING_MS
     settle_ms: int = 300_000
     tiers: Mapping[str, Sequence[Tier]] = field(default_factory=dict)
     refresh_per_minute: float | None = None
@@ -91,12 +91,13 @@ def _tier(every_hours: float, within_hours: float | None = None) -> Tier:
 
 
 def start_of(start_date: str | None) -> int:
-    """The first instant to read, in milliseconds; `start_date` is an ISO 8601 date or time, UTC unless it says.
+    """The first instant to read, in milliseconds; `start_date` is an ISO 8601 date or time, UTC unless it says, or null
+    for everything.
 
     Raises `ConfigurationError`.
     """
     if start_date is None:
-        return 0
+        return BEGINNING_MS
     try:
         at = datetime.fromisoformat(start_date)
     except ValueError:

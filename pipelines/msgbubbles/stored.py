@@ -21,7 +21,7 @@ from msgspec import Raw
 from .compare import key_of
 from .landing import COLUMNS, arrow_types
 from .models import Attachment, Chat, Column
-from .walk import epoch_ms
+from .walk import BEGINNING_MS, epoch_ms
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -130,11 +130,23 @@ class Warehouse:
     def chats_alive_at(self, from_ms: int, to_ms: int, after_id: str, limit: int) -> list[str]:
         """Ids, from the one after `after_id` on, of chats that may have messages in [from, to]."""
         found = self._all(
-            "SELECT id FROM {chats} WHERE (created_at IS NULL OR created_at < %s) AND last_message_at >= %s "
+            "SELECT id FROM {chats} WHERE (created_at IS NULL OR created_at < %s) "
+            "AND (last_message_at IS NULL OR last_message_at >= %s) "
             f"AND deleted_at IS NULL AND id > %s ORDER BY id LIMIT {limit:d}",
             instant(to_ms + 1), instant(from_ms), after_id,
         )  # fmt: skip
         return [row[0] for row in found]
+
+    def has_chat_without_messages(self, since_ms: int) -> bool:
+        """Whether there is a chat with a `last_message_at` since then that is not deleted, and of which no message is
+        stored."""
+        return bool(
+            self._all(
+                "SELECT 1 FROM {chats} AS chats WHERE last_message_at >= %s AND deleted_at IS NULL AND NOT EXISTS "
+                "(SELECT 1 FROM {messages} AS messages WHERE messages.conversation_id = chats.id) LIMIT 1",
+                instant(since_ms),
+            )
+        )
 
     def orphans(self, limit: int) -> list[str]:
         """Ids of chats that messages name and that are not there."""
@@ -248,8 +260,8 @@ def _chat(values: dict[str, Any]) -> Chat:
 
 
 def instant(at_ms: int) -> datetime:
-    """The instant of milliseconds since 1970, no later than can be written."""
-    return EPOCH + timedelta(milliseconds=min(max(at_ms, 0), LAST_MS))
+    """The instant of milliseconds since 1970, no earlier and no later than can be written."""
+    return EPOCH + timedelta(milliseconds=min(max(at_ms, BEGINNING_MS), LAST_MS))
 
 
 def _marks(values: Sequence[Any]) -> str:

@@ -191,6 +191,11 @@ def warnings(run: Run) -> list[str]:
             found.append(
                 f"{name}: {progress.odd:,} rows hold values that are not valid JSON; these are null or text now"
             )
+        if progress.order_contradictions:
+            found.append(
+                f"{name}: {progress.order_contradictions:,} pages are not in the order of the time that their rows "
+                "show; the next pages were taken from rows that are"
+            )
         if progress.new_fields:
             names = ", ".join(sorted(progress.new_fields)[:10])
             found.append(f"{name}: fields that this version does not know are kept in the column extra: {names}")
@@ -293,6 +298,7 @@ def _stream_dict(progress: StreamProgress, landed: int) -> dict[str, Any]:
         "rejected": progress.rejected,
         "odd": progress.odd,
         "new_fields": sorted(progress.new_fields),
+        "order_contradictions": progress.order_contradictions,
         "tie_overflows": sorted(
             ([_instant(span.from_ms), _instant(span.to_ms)] for span in progress.standing), key=str
         ),

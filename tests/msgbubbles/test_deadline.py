@@ -78,7 +78,8 @@ SLOW = {
     "body until the end of the connection": drip(OK + b"\r\n"),
     "chunks": drip(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
     "compressed": drip(
-        OK + b"Content-Encoding: gzip\r\nContent-Length: 9999\r\n\r\n" + gzip.compress(b"", mtime=0)[:10], b"\0\0\0\xff\xff"
+        OK + b"Content-Encoding: gzip\r\nContent-Length: 9999\r\n\r\n" + gzip.compress(b"", mtime=0)[:10],
+        b"\0\0\0\xff\xff",
     ),
     "headers": drip(OK, b"X-A: 1\r\n"),
     "one header": drip(OK + b"X-A: ", b"1"),

@@ -155,10 +155,15 @@ class Store:
         found = [
             row["id"]
             for row in self._alive()
-            if row["created_at"] is None or epoch_ms(row["created_at"]) <= to_ms
-            if (row["at"] or 0) >= from_ms and row["id"] > after_id
+            if (row["created_at"] is None or epoch_ms(row["created_at"]) <= to_ms)
+            and (row["at"] is None or row["at"] >= from_ms)
+            and row["id"] > after_id
         ]
         return sorted(found)[:limit]
+
+    def has_chat_without_messages(self, since_ms: int) -> bool:
+        named = {row["conversation_id"] for row in self.tables["messages"].values()}
+        return any(row["at"] is not None and row["at"] >= since_ms and row["id"] not in named for row in self._alive())
 
     def orphans(self, limit: int) -> list[str]:
         named = {row["conversation_id"] for row in self.tables["messages"].values()} - {None}
