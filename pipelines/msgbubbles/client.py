@@ -25,7 +25,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from .budget import RequestBudget
-from .errors import NoIdError, NotFoundError, PermanentError, RetryableError
+from .errors import ApiError, NoIdError, NotFoundError, PermanentError, RetryableError
 from .lenient import opened, reopened
 from .models import (
     NULL,
@@ -93,10 +93,13 @@ class Client:
     """The API, as methods. Create one with `Client.connect`, or around a `Transport` of your own.
 
     `sender_field` is the field of a message that names its sender, where that is none of `SENDER_FIELDS`.
+    `unknown_chats` are chats whose messages the feed has and that are left out, by the error for which nobody knows
+    whether they may be stored: see `PrivateClient`.
     """
 
     def __init__(self, transport: Transport, sender_field: str | None = None) -> None:
         self.transport = transport
+        self.unknown_chats: dict[str, ApiError] = {}
         self.sender_fields = (sender_field, *SENDER_FIELDS) if sender_field else SENDER_FIELDS
 
     @classmethod

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from .client import Client
 from .coverage import DAY_MS
-from .errors import ApiError, AuthenticationError, ForbiddenError, RateLimitedError, UnreachableError
+from .errors import ApiError, is_of_unit
 from .walk import epoch_ms
 
 if TYPE_CHECKING:
@@ -30,14 +30,6 @@ FIRST_WAIT_MS = 5 * 60 * 1000
 TRIES_AFTER_A_FAILURE = 2
 # After so many failures in a row, the API shows once that it still answers, or the stream ends.
 FAILURES_BEFORE_PROBE = 10
-
-
-def is_of_unit(error: BaseException) -> bool:
-    """Whether an error says something about what was asked for, and not about the key, the network or the API."""
-    of_run = (UnreachableError, RateLimitedError)
-    if isinstance(error, AuthenticationError):
-        return isinstance(error, ForbiddenError)
-    return isinstance(error, ApiError) and not isinstance(error, of_run)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from . import repairs
 from .api_time import MAX_SURPRISE
 from .client import Client
 from .coverage import Coverage, Piece, Task
-from .errors import ApiError, ForbiddenError, Halt, MsgBubblesError, NotFoundError, PermanentError
-from .failed_reads import FailedRead, FailedReads, is_of_unit
+from .errors import ApiError, ForbiddenError, Halt, MsgBubblesError, NotFoundError, PermanentError, is_of_unit
+from .failed_reads import FailedRead, FailedReads
 from .in_flight import InFlight, OneByOne, walks_at_once
 from .landing import Landing, NewChat
 from .models import Chat, Message, Number, Page, R, StreamCoverage, fingerprint, unknown_fields
@@ -663,7 +663,11 @@ def read_messages(client: Client, landing: Landing, state: State, settings: Sett
             return client.list_messages(before=before)
 
         by_feed = state.setdefault("by_feed", {})
-        yield from StreamReader("messages", fetch, landing, by_feed, settings, run, failed).read()
+        try:
+            yield from StreamReader("messages", fetch, landing, by_feed, settings, run, failed).read()
+        finally:
+            for chat_id, error in client.unknown_chats.items():
+                failed.record("thread", chat_id, error, settings.start_ms)
     else:
 
         def listed(before: str | None) -> Page[Chat]:

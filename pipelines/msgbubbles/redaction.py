@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Raw
 
 from .client import MAX_PAGE_SIZE, Client
-from .errors import NotFoundError
+from .errors import ApiError, NotFoundError, is_of_unit
 from .mentions import has_handle, replace_handles, unescaped
 from .models import (
     NOTHING,
@@ -512,6 +512,8 @@ _BY_MODEL: dict[type[Row], Callable[[Redactor, Any], Row]] = {
 }
 
 
+# What a redactor has to know is asked for no more often: the rows wait for it.
+TRIES_OF_A_QUESTION = 2
 StoredChats = Callable[[Sequence[str]], Sequence[str]]
 
 
@@ -556,8 +558,15 @@ class PrivateClient(Client):
         page = super().list_messages(conversation_id, limit, before)
         with self._redacting:
             if self._redactor.erased:
-                self._know_threads({row.conversation_id for row in page.rows if row.conversation_id is not None})
-            return self._redactor.page(page)
+                chat_ids = {row.conversation_id for row in page.rows if row.conversation_id is not None}
+                self._know_threads(chat_ids, is_feed=conversation_id is None)
+            is_hidden = [row.conversation_id in self.unknown_chats for row in page.rows]
+            left = self._redactor.page(page)
+            rows = [
+                LeftOutMessage(id=row.id, created_at=row.created_at, sent_at=row.sent_at) if hidden else row
+                for row, hidden in zip(left.rows, is_hidden, strict=True)
+            ]
+            return replace(left, rows=rows) if any(is_hidden) else left
 
     def list_numbers(self) -> Page[Number]:
         with self._redacting:
@@ -568,22 +577,37 @@ class PrivateClient(Client):
     def _know_own_numbers(self) -> None:
         with self._redacting:
             if self._redactor.asks_for_own_numbers:
-                self._numbers = super().list_numbers()
-                self._redactor.know_own_numbers(row.handle for row in self._numbers.rows)
+                try:
+                    with self.transport.at_most(TRIES_OF_A_QUESTION):
+                        self._numbers = super().list_numbers()
+                except ApiError as error:
+                    if not is_of_unit(error):
+                        raise
+                # Where they cannot be read, ours become pseudonyms as well, until they can.
+                self._redactor.know_own_numbers(row.handle for row in (self._numbers.rows if self._numbers else ()))
 
-    def _know_threads(self, chat_ids: set[str]) -> None:
-        """Find out of threads that were never seen whether they are an erased person's: their messages do not say."""
+    def _know_threads(self, chat_ids: set[str], *, is_feed: bool) -> None:
+        """Find out of threads that were never seen whether they are an erased person's: their messages do not say.
+        Where the API does not say either, one in the feed becomes one of `unknown_chats`; the error of any other is
+        raised."""
         redactor = self._redactor
         unknown = {one for one in chat_ids - self._kept_chats if not redactor.is_erased_chat(one)}
         if unknown:
             self._kept_chats.update(self._stored_chats(sorted(unknown)))
-        for chat_id in sorted(unknown - self._kept_chats):
+        asked = unknown - self._kept_chats - (self.unknown_chats.keys() if is_feed else set())
+        for chat_id in sorted(asked):
             try:
                 if not redactor.is_erased_thread(super().get_chat(chat_id)):
                     self._kept_chats.add(chat_id)
             except NotFoundError:
                 # Nobody can tell any more whose it was.
                 redactor.erase_chat(chat_id)
+            except ApiError as error:
+                if not is_feed or not is_of_unit(error):
+                    raise
+                self.unknown_chats[chat_id] = error
+            else:
+                self.unknown_chats.pop(chat_id, None)
 
 
 def client_of(

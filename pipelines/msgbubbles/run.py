@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .coverage import Coverage
-from .errors import ApiError, Halt, MsgBubblesError
-from .failed_reads import is_of_unit
+from .errors import ApiError, Halt, MsgBubblesError, is_of_unit
 from .in_flight import InFlight, InThreads
 from .landing import Changes
 from .settings import Settings

@@ -11,6 +11,8 @@ import pytest
 from msgbubbles.coverage import Tier
 from msgbubbles.errors import AuthenticationError, ForbiddenError, NotFoundError
 from msgbubbles.failed_reads import FIRST_WAIT_MS, TRIES_WITHOUT_WAIT, all_failed_reads
+from msgbubbles.privacy import FULL, PRESETS, Pseudonyms
+from msgbubbles.redaction import Redactor
 from msgbubbles.run import Run
 from msgbubbles.settings import Settings
 from sandbox import Knobs, NewMessage
@@ -349,3 +351,28 @@ def test_an_outage_in_the_middle_of_a_list_is_a_failed_run(new_world: Callable[.
     world.knobs.answer = None
     world.sync()
     assert world.differences() == {}
+
+
+def test_messages_wait_while_nobody_can_say_whose_thread_they_are_in(new_world: Callable[..., World]) -> None:
+    names = Pseudonyms("k" * 32)
+    world = new_world(chats=6)
+    world.redactor = Redactor(FULL, names, frozenset({names.erased_handle("+14155550005")}))
+    unclear, *_ = [row["id"] for row in world.account.all("SELECT id FROM chats WHERE remote_handle = '+14155550002'")]
+    world.knobs.refusal = lambda _method, path: (500, "internal") if path.endswith(unclear) else None
+    assert world.sync().error is None
+    assert failed(world) == [("thread", unclear, 500, "internal")]
+    assert missing(world) == {"messages": 6, "chats": 1}, "of the one that is erased, and of the other"
+    assert unclear not in {row["conversation_id"] for row in world.store.tables["messages"].values()}
+    world.knobs.refusal = None
+    world.sync()
+    assert failed(world) == []
+    assert missing(world) == {"messages": 3, "chats": 1}
+
+
+def test_numbers_that_cannot_be_read_keep_no_row_from_a_policy_that_needs_them(new_world: Callable[..., World]) -> None:
+    world = new_world(chats=4)
+    world.redactor = Redactor(PRESETS["analytics"], Pseudonyms("k" * 32))
+    world.knobs.answer = lambda _method, path, _query: (500, {}, b"{}") if path == "/v1/numbers" else None
+    assert world.sync().error is None
+    assert (len(world.store.tables["chats"]), len(world.store.tables["messages"])) == (4, 12)
+    assert failed(world) == [("numbers", "numbers", 500, None)]
