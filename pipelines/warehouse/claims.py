@@ -35,6 +35,8 @@ def claim(place: Place, destination: Destination, *, sandbox: bool, say: Callabl
         ours |= {"name": place.account, "of": place.combined.name}
     is_damaged = path.exists() and read_claim(path) is None
     known = read_claim(path) or _evidence(place, destination, is_damaged=is_damaged) or ours
+    if not path.exists() and "name" not in known:
+        known = ours | known  # a warehouse of one account, which is given a name
     if known != ours:
         raise UsageError(
             f"{place.database.name} holds the rows of {_described(known)}; choose another --database for "

@@ -76,6 +76,21 @@ def test_published_file_alone_keeps_its_account(tmp_path: Path) -> None:
     claimed(place, sandbox=True)
 
 
+def test_warehouse_of_one_account_takes_a_name_but_no_other_account(tmp_path: Path) -> None:
+    whole = claimed(Place.of(tmp_path / "company.duckdb"))
+    publish(whole)
+    north = Place.of(whole.database, account="north")
+    whole.folder.rename(north.folder)
+    whole.database.rename(north.database)
+    with pytest.raises(UsageError, match="holds the rows of a MsgBubbles account"):
+        claimed(north)
+    (north.folder / CLAIM).unlink()
+    with pytest.raises(UsageError, match="holds the rows of"):
+        claimed(north, sandbox=True)
+    publish(claimed(north))
+    assert files_of_accounts(north) == {"north": north.database}
+
+
 def test_account_with_a_damaged_claim_is_still_shown(tmp_path: Path) -> None:
     places = [claimed(Place.of(tmp_path / "company.duckdb", account=name)) for name in ("north", "south")]
     other = claimed(Place.of(tmp_path / "company_west.duckdb"))
