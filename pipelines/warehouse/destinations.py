@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 # Of what the combined file was made.
 NOTED = "combined.json"
-NO_SERVER = """--destination postgres: the server cannot be reached ({why}); set its address in
+NO_SERVER = """--destination postgres: the server cannot be reached ({why}){reason}; set its address in
 dlt_config/secrets.toml, [destination.postgres] credentials = "postgresql://user:password@host:5432/database",
 or as DESTINATION__POSTGRES__CREDENTIALS"""
 NO_LIMIT = '[sync] memory_limit is a size like "512MB", or "none"; mend dlt_config/config.toml'
@@ -397,7 +397,7 @@ class Postgres(Shared):
             try:
                 connection = stack.enter_context(attached(self._parameters(), _scanner(self.title), *options))
             except duckdb.Error as error:
-                raise UsageError(NO_SERVER.format(why=reason_of(error))) from None
+                raise UsageError(NO_SERVER.format(why=type(error).__name__, reason=reason_of(error))) from None
             yield connection
 
     def prepare(self) -> None:
@@ -427,7 +427,7 @@ class Postgres(Shared):
     def _parameters(self) -> dict[str, str]:
         found = read_parameters("destination.postgres.credentials")
         if found is None:
-            raise UsageError(NO_SERVER.format(why="no usable credentials"))
+            raise UsageError(NO_SERVER.format(why="no usable credentials", reason=""))
         return found
 
 
@@ -472,7 +472,9 @@ class DuckLake(Shared):
                     with attempt:
                         connection.execute(f"ATTACH {address} AS warehouse ({', '.join([where, *options])})")
             except duckdb.Error as error:
-                raise UsageError(NO_LAKE.format(why=f"it cannot be opened ({reason_of(error)})")) from None
+                raise UsageError(
+                    NO_LAKE.format(why=f"it cannot be opened ({type(error).__name__}){reason_of(error)}")
+                ) from None
             connection.execute("USE warehouse")
             yield connection
 
@@ -482,7 +484,9 @@ class DuckLake(Shared):
             with attached(lake.catalog.query or {}, _scanner(self.title)) as connection:
                 check_server(connection, [lake.ducklake_name], self.title)
         except duckdb.Error as error:
-            raise UsageError(NO_LAKE.format(why=f"its catalog cannot be opened ({reason_of(error)})")) from None
+            raise UsageError(
+                NO_LAKE.format(why=f"its catalog cannot be opened ({type(error).__name__}){reason_of(error)}")
+            ) from None
         with suppress(FileNotFoundError):  # made by the first who writes, or on no disk
             share_as(Path(lake.storage.bucket_url.removeprefix("file://")))
         super().prepare()

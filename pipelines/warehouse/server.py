@@ -29,9 +29,10 @@ REASONS = re.compile(
 
 
 def reason_of(error: Exception) -> str:
-    """Return why a connection was refused, without anything secret."""
+    """Return why a connection was refused, without anything secret, to follow a sentence; empty where it is not
+    known."""
     reason = REASONS.search(str(error))
-    return f"{type(error).__name__}: {reason[0]}" if reason else type(error).__name__
+    return f": {reason[0]}" if reason else ""
 
 
 @contextmanager
