@@ -231,8 +231,8 @@ def _read_participants(client: Client, landing: Landing, state: State, run: Run,
 
 def read_overflows(client: Client, landing: Landing, state: State, run: Run) -> Iterator[Any]:
     """Read the messages of instants that hold more than the feed shows, thread by thread, in the order of the threads'
-    ids: where the allowance ends, the next run goes on. What one thread alone has too many of stays out of reach, and so
-    does what is in chats that are not known: then the overflow stands."""
+    ids: where the allowance ends, the next run goes on. What one thread alone has too many of stays out of reach; so
+    does what is in chats that are not known, and then the overflow stands."""
     # By instant: the last id read, whether a thread of those had too many, whether all have been read.
     done: dict[str, list[Any]] = state.setdefault("overflows_done", {})
     spans = known_overflows(state)
