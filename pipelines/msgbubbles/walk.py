@@ -39,8 +39,7 @@ MAX_UNPROVEN_PAGES = 20
 # This share of a page's rows has to be in order for the others to count as outliers.
 MOSTLY = 0.75
 # Fewer rows can be in order by chance, or share a timestamp, whatever the API orders them by.
-FEWEST_ROWS_IN_ORDER = 5
-MANY_ROWS_AT_ONE_TIMESTAMP = 10
+FEWEST_ROWS_IN_ORDER = 10
 # At most this share of a page, at its end, is taken for outliers when so many times the time between the other rows
 # lies before it.
 DOUBTFUL_SHARE, DOUBTFUL_GAP = 10, 4
@@ -125,7 +124,7 @@ class _Times:
 
     @property
     def is_one_timestamp(self) -> bool:
-        return len(self.timed) >= MANY_ROWS_AT_ONE_TIMESTAMP and len({at for at, _ in self.timed}) == 1
+        return len(self.timed) >= FEWEST_ROWS_IN_ORDER and len({at for at, _ in self.timed}) == 1
 
     @property
     def trusted_ms(self) -> list[int]:
@@ -337,9 +336,11 @@ class Walk(Generic[R]):
             for one in others
             if self._is_order(page, one) and one.in_order[-1] > failed.at_ms
         ]
-        newer = sorted({at for at in times.trusted_ms if at > failed.at_ms})
-        places = {2**exponent - 1 for exponent in range(len(newer).bit_length())} | {len(newer) - 1}
-        return found + [times.boundary(newer[place]) for place in sorted(places) if newer]
+        for one in [times] if times.field == CURSOR else [times, others[0]]:
+            newer = sorted({at for at in one.trusted_ms if at > failed.at_ms or one is not times})
+            places = {2**exponent - 1 for exponent in range(len(newer).bit_length())} | {len(newer) - 1}
+            found += [one.boundary(newer[place]) for place in sorted(places) if newer]
+        return found
 
     def _times_of(self, page: Page[R]) -> _Times:
         """The times that the page is in order of: those of the field that was right until now, if it can be."""
@@ -393,10 +394,11 @@ class Walk(Generic[R]):
         if self._suspected is None:
             return None
         overflow, older = self._suspected
-        if overflow.to_ms in times.all_ms and not times.is_in_order:
+        is_proven = self._proven_ms is not None and self._proven_ms < (overflow.from_ms or 0)
+        if overflow.to_ms in times.all_ms and not times.is_in_order and not is_proven:
             return None
         self._suspected = None
-        return None if keys & older else overflow
+        return None if is_proven or keys & older else overflow
 
     @staticmethod
     def _keys_after(page: Page[R], times: _Times, edge_ms: int) -> frozenset[str]:

@@ -281,10 +281,10 @@ def pages(fetch: Callable[[str | None], Page[R]], start_ms: int) -> Iterator[Pag
     """Page through a list, newest first, down to `start_ms`; `fetch` asks for the page before an ISO 8601 timestamp.
     Yields the pages with the rows that were not on the pages before.
 
-    A page is asked for above the last rows of the one before (the median of `LAST_ROWS`, so that outliers do not count),
-    and has to repeat one of its rows: otherwise their times mislead, and the middle of that page is where to go on.
-    The list ends with an empty page, or with `PAGES_WITHOUT_NEWS`. Raises `PermanentError` where an API shows newer rows than those asked for, or new ones for
-    ever and none that is older.
+    A page is asked for above the last rows of the one before (the median of `LAST_ROWS`, so that outliers do not
+    count), and has to repeat one of its rows: otherwise their times mislead, and the middle of that page is where to go
+    on. The list ends with an empty page, or with `PAGES_WITHOUT_NEWS`. Raises `PermanentError` where an API shows newer
+    rows than those asked for, or new ones for ever and none that is older.
     """
     recent: deque[set[str]] = deque(maxlen=PAGES_REMEMBERED)
     before_ms: int | None = None
