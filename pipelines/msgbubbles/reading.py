@@ -99,6 +99,11 @@ class _Stretch(Generic[R]):
         return self.walk.is_over or (self.is_one_page and lo_ms is not None and to_ms is not None and lo_ms <= to_ms)
 
     @property
+    def covered_from_ms(self) -> int | None:
+        """From where on the stretch has been read up to its end; its end at first, null where that is now."""
+        return self.task.hi_ms if self._covered_from_ms is None else self._covered_from_ms
+
+    @property
     def pages_left(self) -> float:
         """About how many pages of it could be read by others; 0 while nobody knows."""
         # A list may end long before the time that is asked for does, and each walk below its end is a request too many.
@@ -298,9 +303,11 @@ class StreamReader(Generic[R]):
             # Where nothing was answered yet, nothing says that the fault is the page's.
             if self.failed is None or not is_of_unit(error) or not self.run.traffic.answered:
                 raise
-            before, lo_ms = stretch.walk.before, stretch.task.lo_ms
-            below_ms = max(self._answered_below(before, error, self.failed), lo_ms)
-            self.failed.record("page", f"{self.stream} before {before or 'now'}", error, below_ms)
+            lo_ms, hi_ms = stretch.task.lo_ms, stretch.covered_from_ms
+            below_ms = max(self._answered_below(stretch.walk.before, error, self.failed), lo_ms)
+            self.failed.record(
+                "page", f"{self.stream} before {'now' if hi_ms is None else iso(hi_ms)}", error, below_ms
+            )
             if below_ms > lo_ms:
                 kind = "gap" if stretch.task.kind == "head" else stretch.task.kind
                 waiting.appendleft(Task(kind, lo_ms, below_ms))
