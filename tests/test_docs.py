@@ -133,11 +133,11 @@ TEST = r"(tests/[\w/]+\.py)::((?:Test\w+::)?test_\w+)"
 
 
 def faults() -> list[list[str]]:
-    """The rows of the table of faults: fault, what the product does, exit status, test."""
+    """The rows of the tables of faults: fault, what the product does, exit status, test."""
     heading = "| fault | what the product does | exit status | test |\n| --- | --- | --- | --- |\n"
-    table = FAULTS.read_text().split(heading)[1].split("\n\n")[0]
+    tables = [part.split("\n\n")[0] for part in FAULTS.read_text().split(heading)[1:]]
     # A pipe within a cell is escaped.
-    rows = [re.split(r"(?<!\\)\|", line.strip())[1:-1] for line in table.splitlines()]
+    rows = [re.split(r"(?<!\\)\|", line.strip())[1:-1] for table in tables for line in table.splitlines()]
     return [[cell.strip() for cell in row] for row in rows]
 
 
