@@ -3,9 +3,10 @@
     python pipelines/chats.py                 # with the API key from dlt_config/secrets.toml or the environment
     python pipelines/chats.py --sandbox       # with a made-up account on this machine
 
-Exit status: 0 complete; 3 complete, but look at it: rows were rejected or are out of reach, marts failed a data test,
-or a check, a comparison or an age is not as it should be; 1 failed, the next run goes on; 2 wrong usage or
-configuration; 75 another job runs on the database; 130 stopped by Ctrl-C or SIGTERM, nothing is lost.
+Exit status: 0 complete; 3 complete, but look at it: rows were rejected, something could not be read or is out of reach,
+marts failed a data test, or a check, a comparison or an age is not as it should be; 1 failed, the next run goes on, or
+another job has made no progress for 30 minutes; 2 wrong usage or configuration; 75 another job runs on the database;
+130 stopped by Ctrl-C or SIGTERM, nothing is lost.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import typer
 from typer.core import TyperGroup
 
 from warehouse import accounts
+from warehouse.claims import claim
 from warehouse.command import (
     EXIT_FAILED,
     EXIT_INCOMPLETE,
@@ -40,6 +42,7 @@ from warehouse.command import (
     place_of,
     readable_configuration,
     requests_per_minute,
+    source_option,
     start,
     stopped_by_signals,
     transport_of,
@@ -47,11 +50,11 @@ from warehouse.command import (
 from warehouse.destinations import destination_of
 from warehouse.journal import Journal
 from warehouse.lock import one_job
-from warehouse.place import Place, UsageError
+from warehouse.place import CLAIM, Place, UsageError
 from warehouse.report import Reporter
 
 if TYPE_CHECKING:
-    from msgbubbles import Run
+    from msgbubbles import Client, Run
     from msgbubbles.settings import Settings
     from warehouse.sync import Report
     from warehouse.verify import Verdict
@@ -155,11 +158,16 @@ def check(
 
     def body(place: Place) -> int:
         with _configured(place, sandbox) as (options, run, _settings):
+            from msgbubbles import Client
             from warehouse.check import findings
             from webhook_events import health
 
+            def connect() -> Client:
+                sender_field = source_option(options, "sender_field", None)
+                return Client(transport_of(options, run, SCRIPT, max_attempts=2), sender_field)
+
             run.max_requests = 20
-            of_the_job = findings(place, lambda: transport_of(options, run, SCRIPT, max_attempts=2))
+            of_the_job = findings(place, connect)
             found = reporter.findings(chain(of_the_job, health.findings(place)))
         return EXIT_INCOMPLETE if any(one.state == "failed" for one in found) else 0
 
@@ -196,11 +204,15 @@ def verify(
             from warehouse.known import Known
             from warehouse.verify import verify as compare
 
-            with client_of(transport_of(options, run, SCRIPT), options["privacy"]) as client:
+            def connect() -> Client:
+                sender_field = source_option(options, "sender_field", None)
+                return client_of(transport_of(options, run, SCRIPT), options["privacy"], sender_field=sender_field)
+
+            with connect() as client:
                 verdict = compare(Known(place), client, settings, sample=sample, on_page=run.on_page)
             if repair and not verdict.is_equal:
                 _repaired(place, reporter, options, verdict)
-                with client_of(transport_of(options, run, SCRIPT), options["privacy"]) as client:
+                with connect() as client:
                     verdict = compare(Known(place), client, settings, sample=sample, on_page=run.on_page)
         reporter.verdict(verdict, run)
         return 0 if verdict.is_equal else EXIT_INCOMPLETE
@@ -412,8 +424,10 @@ def _recorded_sync(
         from personal_data.erase import purge
         from personal_data.migrate import apply as apply_policy
         from personal_data.retention import expire
+        from warehouse.known import Known
         from warehouse.privacy import keep_found, redactor_of
         from warehouse.report import as_dict
+        from warehouse.restore import restore, tidy
         from warehouse.sync import Report
         from warehouse.sync import sync as run_sync
         from warehouse.transform import Transforms
@@ -425,7 +439,12 @@ def _recorded_sync(
         slice_pages = _number("sync.slice_pages", 500, at_least=MIN_SLICE_PAGES)
         publish_minutes = _number("sync.publish_minutes", 60, at_least=1)
         transforms = Transforms.configured()
-    place.claim_for("the sandbox" if sandbox else "a MsgBubbles account")
+    if not (place.folder / CLAIM).exists():
+        # Tables of a newer version are refused as such, whosever they are.
+        with suppress(UsageError):
+            Known(place).states()
+    claim(place, destination_of(place), sandbox=sandbox, say=reporter.fail)
+    restore(place, reporter.fail)
     redactor = redactor_of(place)
     options: dict[str, Any] = {"privacy": redactor}
     if since is not None:
@@ -457,6 +476,7 @@ def _recorded_sync(
                 record=lambda: as_dict(place, run, report, _status_of(run, report)),
             )
         keep_found(place, redactor)
+        tidy(place)
         status = _status_of(run, report)
         reporter.summary(place, run, report, sandbox=sandbox)
     except KeyboardInterrupt:
@@ -490,7 +510,7 @@ def _status_of(run: Run, report: Report) -> int:
     if run.error is not None:
         return EXIT_FAILED
     lossy = any(progress.rejected or progress.standing for progress in run.streams.values())
-    return EXIT_INCOMPLETE if lossy or report.tested.failed_tests else 0
+    return EXIT_INCOMPLETE if lossy or report.failed_reads or report.tested.failed_tests else 0
 
 
 def _number(key: str, default: int, *, at_least: int) -> int:

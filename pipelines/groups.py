@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from group_sync.guards import MAX_CREATES, MAX_REMOVALS
+from warehouse.claims import claim
 from warehouse.command import (
     EXIT_FAILED,
     EXIT_INCOMPLETE,
@@ -31,6 +32,7 @@ from warehouse.command import (
     ended,
     place_of,
 )
+from warehouse.destinations import destination_of
 from warehouse.lock import AnotherJobRunsError, one_job
 from warehouse.place import Place, UsageError
 from warehouse.report import Reporter
@@ -114,7 +116,7 @@ def apply(
             return _dry_run(command, table, saved, max_creates, max_removals, reporter)
         if not yes and not sys.stdin.isatty():
             raise UsageError("nobody is there to be asked; say --yes to apply without asking")
-        _claim(command.place, sandbox=sandbox)
+        _claim(command.place, reporter, sandbox=sandbox)
         with one_job(command.place.folder, "apply"):
             return _applied(command, table, saved, max_creates, max_removals, reporter, ask=not yes)
 
@@ -137,7 +139,7 @@ def import_(
         from group_sync.job import adopted
         from group_sync.report import adopted_text
 
-        _claim(command.place, sandbox=sandbox)
+        _claim(command.place, reporter, sandbox=sandbox)
         with one_job(command.place.folder, "apply"), command.client() as client:
             sighting = adopted(command.place, client, key.strip(), chat_id)
         as_dict = {"key": sighting.key, "chat_id": sighting.chat_id, "members": len(sighting.handles or ())}
@@ -187,8 +189,8 @@ def _run(
     ended(run, lambda: place_of(database, account, sandbox=sandbox), reporter, STOPPED)
 
 
-def _claim(place: Place, *, sandbox: bool) -> None:
-    place.claim_for("the sandbox" if sandbox else "a MsgBubbles account")
+def _claim(place: Place, reporter: Reporter, *, sandbox: bool) -> None:
+    claim(place, destination_of(place), sandbox=sandbox, say=reporter.fail)
 
 
 def _table(table: str | None) -> str:
@@ -308,19 +310,23 @@ def _each(
     reporter = Reporter(quiet=False, as_json=False)
 
     def body(command: Command) -> int:
+        from group_sync.display import escaped
         from group_sync.job import known_now
-        from msgbubbles.errors import PermanentError, RetryableError
+        from msgbubbles.errors import ForbiddenError, PermanentError, RetryableError
 
         known = known_now(command.place)
-        failed = 0
+        failed = forbidden = 0
         with command.client() as client:
             for chat in chats:
                 group = known.get(chat)
                 try:
                     ask(client, group.chat_id if group and group.chat_id else chat)
-                except (PermanentError, RetryableError) as error:
-                    reporter.fail(f"{chat}: {error}")
+                except (PermanentError, RetryableError, ForbiddenError) as error:
+                    reporter.fail(f"{escaped(chat)}: {error}")
                     failed += 1
+                    forbidden += isinstance(error, ForbiddenError)
+        if forbidden == len(chats):
+            return EXIT_FAILED
         return EXIT_INCOMPLETE if failed else 0
 
     _run(body, database, account, reporter, sandbox=sandbox)

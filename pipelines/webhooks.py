@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from warehouse.claims import claim
 from warehouse.command import (
     EXIT_INCOMPLETE,
     Account,
@@ -31,6 +32,7 @@ from warehouse.command import (
     readable_configuration,
     stopped_by_signals,
 )
+from warehouse.destinations import destination_of
 from warehouse.lock import one_job
 from warehouse.place import Place, UsageError
 from warehouse.report import Reporter
@@ -119,13 +121,12 @@ def load(
             import dlt  # noqa: F401
 
             from webhook_events.landing import land_events
-        place.claim_for("the sandbox" if sandbox else "a MsgBubbles account")
+        destination = destination_of(place)
+        claim(place, destination, sandbox=sandbox, say=reporter.fail)
         with one_job(place.folder):
             landed = land_events(place)
             if landed.deliveries:
-                from warehouse.destinations import destination_of
-
-                destination_of(place).publish()
+                destination.publish()
         reporter.print(landed.as_dict(), lambda console: console.print(str(landed), soft_wrap=True))
         return EXIT_INCOMPLETE if landed.malformed else 0
 

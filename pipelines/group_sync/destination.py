@@ -26,6 +26,7 @@ from msgbubbles.transport import Transport
 from warehouse.lock import AnotherJobRunsError, one_job
 from warehouse.place import Place, UsageError
 
+from .display import escaped
 from .guards import MAX_CREATES, MAX_REMOVALS
 from .job import applied_groups
 from .privacy import Disguise
@@ -79,7 +80,7 @@ def groups(
         raise DestinationTerminalException(str(error)) from None
     if applied.halt is not None:
         raise DestinationTerminalException(str(applied.halt))
-    said = "\n".join(f"{one.key}: {one.operation}: {one.why}" for one in applied.failures)
+    said = "\n".join(f"{escaped(one.key)}: {one.operation}: {one.why}" for one in applied.failures)
     if any(one.outcome == "failed" for one in applied.failures):
         raise DestinationTerminalException(said)
     if applied.failures or applied.left:

@@ -6,15 +6,16 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from msgbubbles.client import Client
-from msgbubbles.errors import PermanentError
+from msgbubbles.errors import ForbiddenError, PermanentError, RetryableError, UnreachableError
 from msgbubbles.models import participants_of
 from warehouse.place import Place, UsageError
 
 from . import guards
 from .apply import Applied, Applier
 from .desired import Row, validated
+from .display import escaped
 from .known import known_groups, members_seen, people, published, restore
-from .ledger import Ledger, Sighting
+from .ledger import Ledger, Sighting, Verdict
 from .model import DesiredGroup, KnownGroup
 from .planner import Plan, plan_of, remaining
 from .privacy import Disguise
@@ -54,9 +55,15 @@ def unsettled_count(place: Place) -> int:
         return len(ledger.unsettled())
 
 
-def own_numbers(client: Client) -> frozenset[str]:
-    """The account's numbers, by `GET /v1/numbers`."""
-    return frozenset(number.handle for number in client.list_numbers().rows)
+def own_numbers(client: Client) -> frozenset[str] | None:
+    """The account's numbers, by `GET /v1/numbers`; null where the API does not list them: then each creation shows
+    whether its number is one. Raises `AuthenticationError` for a key that does not work, and `UnreachableError`."""
+    try:
+        return frozenset(number.handle for number in client.list_numbers().rows) or None
+    except UnreachableError:
+        raise
+    except (PermanentError, RetryableError):
+        return None
 
 
 def applied_groups(
@@ -81,7 +88,8 @@ def applied_groups(
         if isinstance(wanted, Plan):
             desired: Sequence[DesiredGroup] = wanted.desired
         else:
-            desired = _disguised(wanted, own_numbers(client), disguise)
+            numbers = own_numbers(client) or published(place).numbers
+            desired = _disguised(wanted, numbers, disguise)
         applier = Applier(ledger, client, disguise, on_operation)
         applier.settle()
         known = known_groups(ledger, published(place))
@@ -106,15 +114,13 @@ def adopted(place: Place, client: Client, key: str, chat_id: str) -> Sighting:
         restore(ledger, place)
         for other in known_groups(ledger, published(place)).values():
             if other.chat_id == chat_id and other.key != key:
-                raise UsageError(f"this group already has the key {other.key}")
-            if other.key == key and other.chat_id != chat_id and not other.is_gone:
-                raise UsageError(
-                    f"the key {key} already stands for the group {other.chat_id or 'that is being created'}"
-                )
+                raise UsageError(f"this group already has the key {escaped(other.key)}")
+            if other.key == key and other.chat_id not in (None, chat_id) and not other.is_gone:
+                raise UsageError(f"the key {escaped(key)} already stands for the group {other.chat_id}")
         seen_at = datetime.now(UTC)
         try:
             chat = client.get_chat(chat_id)
-        except PermanentError as error:
+        except (PermanentError, ForbiddenError) as error:
             raise UsageError(f"no group can be adopted: {error}; check the id and the account") from None
         if not chat.is_group:
             raise UsageError("this chat is not a group; only groups can be adopted")
@@ -122,4 +128,8 @@ def adopted(place: Place, client: Client, key: str, chat_id: str) -> Sighting:
         handles = members_seen(place, chat_id, chat.from_handle) if shown is None else people(shown, chat.from_handle)
         sighting = Sighting(key, chat.id, chat.from_handle, chat.title, handles, False, seen_at)
         ledger.saw(sighting)
+        for entry in ledger.unsettled():
+            if entry.key == key and entry.operation == "create":
+                # This is the group whose creation had no verdict.
+                ledger.finish(entry, Verdict("succeeded", chat_id=chat.id, happened_at=chat.created_at))
         return sighting

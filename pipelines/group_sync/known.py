@@ -15,12 +15,12 @@ from typing import Any
 
 import duckdb
 
-from msgbubbles.handles import handle_of
+from msgbubbles.handles import fold_handle, handle_of
 from warehouse.destinations import destination_of
 from warehouse.place import Place
 
-from .ledger import Entry, Ledger, Sighting
-from .model import KnownGroup
+from .ledger import Entry, Ledger, Rendering, Sighting
+from .model import KnownGroup, fold_title
 
 Change = Callable[[KnownGroup], KnownGroup]
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -53,12 +53,26 @@ def known_groups(ledger: Ledger, published: Published) -> dict[str, KnownGroup]:
             histories.setdefault(entry.key, []).append((entry.finished_at or datetime.now(UTC), entry))
     for sighting in ledger.sightings():
         histories.setdefault(sighting.key, []).append((sighting.seen_at, sighting))
+    renderings: dict[str, list[Rendering]] = {}
+    for rendering in ledger.renderings():
+        renderings.setdefault(rendering.chat_id, []).append(rendering)
     found = {}
     for key, history in histories.items():
         group = _group(key, sorted(history, key=lambda one: one[0]), published.readings)
         if group is not None:
-            found[key] = group
+            found[key] = as_asked(group, renderings.get(group.chat_id or "", ()))
     return found
+
+
+def as_asked(group: KnownGroup, renderings: Iterable[Rendering]) -> KnownGroup:
+    """The group in the words in which the network was asked for it, where it is known to show others."""
+    titles = {fold_title(one.shown): one.asked for one in renderings if one.field == "title"}
+    handles = {fold_handle(one.shown): one.asked for one in renderings if one.field == "handle"}
+    return replace(
+        group,
+        title=titles.get(fold_title(group.title), group.title),
+        members=frozenset(handles.get(fold_handle(one), one) for one in group.members),
+    )
 
 
 def _group(
@@ -103,9 +117,10 @@ def _changes_read(reading: Reading, from_handle: str | None) -> Iterator[tuple[d
 
 
 def people(handles: Iterable[str], from_handle: str | None) -> tuple[str, ...]:
-    """The participants of a group in their one form, without our own number."""
-    found = {handle_of(handle) or handle for handle in handles}
-    return tuple(sorted(found - {from_handle}))
+    """The participants of a group in their one form, each once, and without our own number."""
+    ours = None if from_handle is None else fold_handle(from_handle)
+    found = {fold_handle(handle): handle_of(handle) or handle for handle in sorted(handles)}
+    return tuple(sorted(handle for folded, handle in found.items() if folded != ours))
 
 
 # -- the published file, which is opened to read and closed again

@@ -84,6 +84,7 @@ def _resource(table: str, rows: list[dict[str, Any]]) -> Any:
     import pyarrow as pa
 
     from msgbubbles.landing import arrow_types
+    from msgbubbles.storable import storable
 
     columns = COLUMNS[table]
     types = arrow_types()
@@ -97,7 +98,7 @@ def _resource(table: str, rows: list[dict[str, Any]]) -> Any:
     }
     return dlt.resource(
         # With no rows as well: a query on an empty table finds it.
-        [pa.Table.from_pylist(rows, schema=schema)],
+        [storable(pa.Table.from_pylist(rows, schema=schema), [name for name in columns if columns[name] == "json"])[0]],
         name=table,
         primary_key=key,
         columns=hints,

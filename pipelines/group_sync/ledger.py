@@ -32,6 +32,9 @@ CREATE INDEX IF NOT EXISTS operations_by_key ON operations (key, number);
 CREATE TABLE IF NOT EXISTS sightings (
     key TEXT PRIMARY KEY, chat_id TEXT NOT NULL, from_handle TEXT, title TEXT, handles TEXT, is_gone INTEGER NOT NULL,
     seen_at TEXT NOT NULL, version INTEGER NOT NULL DEFAULT 1, landed_version INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE IF NOT EXISTS renderings (
+    chat_id TEXT NOT NULL, field TEXT NOT NULL, shown TEXT NOT NULL, asked TEXT NOT NULL,
+    PRIMARY KEY (chat_id, field, shown));
 """
 OPERATION_COLUMNS = (
     "operation_id", "plan_id", "key", "operation", "chat_id", "from_handle", "handles", "title", "message",
@@ -92,6 +95,16 @@ class Sighting:
     handles: tuple[str, ...] | None
     is_gone: bool
     seen_at: datetime
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How the network shows what it was asked for in a group: a title, or a handle."""
+
+    chat_id: str
+    field: Literal["title", "handle"]
+    shown: str
+    asked: str
 
 
 class Ledger:
@@ -167,6 +180,15 @@ class Ledger:
         rows = self._all("SELECT * FROM operations WHERE outcome IS NULL OR outcome = 'unknown' ORDER BY number")
         return [_entry_of(row) for row in rows]
 
+    def last_title(self, key: str | None) -> str | None:
+        """The title that the network last agreed to give to the group of a key; null where it was never asked."""
+        rows = self._all(
+            "SELECT title FROM operations WHERE key = ? AND outcome = 'succeeded' AND title IS NOT NULL "
+            "ORDER BY number DESC LIMIT 1",
+            (key,),
+        )
+        return rows[0]["title"] if rows else None
+
     # -- sightings
 
     def saw(self, sighting: Sighting) -> None:
@@ -184,6 +206,21 @@ class Ledger:
 
     def sightings(self) -> list[Sighting]:
         return [_sighting_of(row) for row in self._all("SELECT * FROM sightings ORDER BY key")]
+
+    # -- what the network makes of what it is asked for
+
+    def remember(self, rendering: Rendering) -> None:
+        """Keep how the network shows what it was asked for; what was asked for last counts."""
+        self._run(
+            "INSERT OR REPLACE INTO renderings (chat_id, field, shown, asked) VALUES (?, ?, ?, ?)",
+            (rendering.chat_id, rendering.field, rendering.shown, rendering.asked),
+        )
+
+    def renderings(self, chat_id: str | None = None) -> list[Rendering]:
+        """What is remembered of all groups, or of one."""
+        where, values = ("chat_id = ?", (chat_id,)) if chat_id else ("1", ())
+        rows = self._all(f"SELECT chat_id, field, shown, asked FROM renderings WHERE {where}", values)
+        return [Rendering(*row) for row in rows]
 
     # -- the copy in the warehouse
 
@@ -223,6 +260,13 @@ class Ledger:
         """Take people out of all that is written down, so that no byte of it is left. Returns how many rows changed."""
         changed = 0
         with self._transaction():
+            for one in self.renderings():
+                if any(is_erased(text) or without_erased(text) != text for text in (one.shown, one.asked)):
+                    changed += 1
+                    self._run(
+                        "DELETE FROM renderings WHERE chat_id = ? AND field = ? AND shown = ?",
+                        (one.chat_id, one.field, one.shown),
+                    )
             for table, key, texts in (
                 (
                     "operations", "operation_id",

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import html
+import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
+
+from msgbubbles.handles import fold_handle
 
 Kind = Literal["create", "rename", "add", "remove"]
 
 # The documented bounds: 2 to 31 addresses besides our own number, and 100 characters of title.
 MIN_MEMBERS, MAX_MEMBERS, MAX_TITLE = 2, 31, 100
+VARIATION_SELECTORS = frozenset("\ufe0e\ufe0f")
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,18 @@ class KnownGroup:
         """The group once the network has said yes to a change."""
         if kind == "rename":
             return replace(self, title=title)
+        folded = {fold_handle(one) for one in handles}
         if kind == "add":
-            return replace(self, members=self.members | set(handles))
+            there = {fold_handle(one) for one in self.members}
+            return replace(self, members=self.members | {one for one in handles if fold_handle(one) not in there})
         if kind == "remove":
-            return replace(self, members=self.members - set(handles))
+            return replace(self, members=frozenset(one for one in self.members if fold_handle(one) not in folded))
         return replace(self, members=frozenset(handles), title=title)
+
+
+def fold_title(title: str | None) -> str:
+    """Return a form that is equal for all spellings in which a network may store a title: composed characters, `&` or
+    `&amp;`, spaces as one, none around it, nothing that cannot be seen, and no more than 100 characters."""
+    text = unicodedata.normalize("NFC", html.unescape(html.unescape(title or "")))
+    seen = "".join(one for one in text if unicodedata.category(one) != "Cf" and one not in VARIATION_SELECTORS)
+    return re.sub(r"[\s\x00-\x1f\x7f]+", " ", seen).strip()[:MAX_TITLE].rstrip()

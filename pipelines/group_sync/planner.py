@@ -10,9 +10,11 @@ from uuid import uuid4
 
 import msgspec
 
+from msgbubbles.handles import fold_handle, without_people
 from warehouse.place import UsageError, written_privately
 
-from .model import MAX_MEMBERS, DesiredGroup, KnownGroup, Operation
+from .display import escaped_json
+from .model import MAX_MEMBERS, DesiredGroup, KnownGroup, Operation, fold_title
 
 VERSION = 1
 
@@ -53,7 +55,7 @@ def plan_of(desired: Sequence[DesiredGroup], known: Mapping[str, KnownGroup]) ->
         elif now.is_gone:
             notes.append(Note(group.key, "its group is gone from the account; a new group needs a new key"))
         else:
-            if now.from_handle not in (None, group.from_handle):
+            if now.from_handle is not None and fold_handle(now.from_handle) != fold_handle(group.from_handle):
                 notes.append(
                     Note(group.key, "a group keeps the number it was created from; from_handle stays as it is")
                 )
@@ -68,10 +70,11 @@ def _creation(group: DesiredGroup) -> Operation:
 
 
 def _changes(group: DesiredGroup, now: KnownGroup) -> Iterator[Operation]:
-    if group.title is not None and group.title != now.title:
+    if group.title is not None and fold_title(group.title) != fold_title(now.title):
         yield Operation("rename", group.key, title=group.title)
-    joining = sorted(set(group.addresses) - now.members)
-    leaving = sorted(now.members - set(group.addresses))
+    # Nobody whom the table names may be removed, however the network spells their handle.
+    joining = without_people(group.addresses, now.members)
+    leaving = without_people(now.members, group.addresses)
     # Whoever joins comes first, so that the group never falls below two; but where it is full, somebody has to leave.
     size = len(now.members)
     while joining or leaving:
@@ -100,7 +103,8 @@ def _plain(group: KnownGroup | None) -> object:
 
 def save(plan: Plan, path: Path) -> None:
     """Write a plan, for its owner only: it holds handles and messages."""
-    written_privately(path, msgspec.json.format(msgspec.json.encode(plan), indent=1).decode() + "\n")
+    document = msgspec.json.format(msgspec.json.encode(plan), indent=1).decode()
+    written_privately(path, escaped_json(document) + "\n")
 
 
 def load(path: Path) -> Plan:

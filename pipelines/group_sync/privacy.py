@@ -9,10 +9,11 @@ from typing import TypeVar
 import msgspec
 
 from msgbubbles.client import Client
-from msgbubbles.errors import PermanentError, RetryableError
+from msgbubbles.errors import ForbiddenError, PermanentError, RetryableError
+from msgbubbles.models import Chat
 from msgbubbles.personal import PERSONAL
 from msgbubbles.privacy import PSEUDONYM
-from msgbubbles.redaction import Redactor, client_of
+from msgbubbles.redaction import LeftOutChat, Redactor, client_of
 from warehouse.place import Place, UsageError
 from warehouse.privacy import redactor_of
 from warehouse.vault import Vault
@@ -119,9 +120,14 @@ class Disguise:
         if disguised not in self._handles:
             try:
                 client.get_chat(chat_id)
-            except (PermanentError, RetryableError):
+            except (PermanentError, RetryableError, ForbiddenError):
                 return None
         return self._handles.get(disguised)
+
+    def shown(self, chat: Chat) -> Chat | None:
+        """A chat as the answer to a write shows it, in disguise; null where the policy leaves it out."""
+        seen = self._redactor.chat_by_id(chat)
+        return None if isinstance(seen, LeftOutChat) else seen
 
     def quoted(self, said: str) -> str | None:
         """The API's own words, which may quote handles."""

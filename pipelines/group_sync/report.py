@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from .apply import Applied
+from .display import escaped, quoted
 from .ledger import Sighting
 from .model import KnownGroup, Operation
 from .planner import Plan
@@ -47,17 +48,17 @@ def plan_dict(plan: Plan, unsettled: int, per_minute: int) -> dict[str, Any]:
 
 
 def show_plan(console: Console, plan: Plan, known: dict[str, KnownGroup], unsettled: int, per_minute: int) -> None:
-    width = max((len(operation.key) for operation in plan.operations), default=0)
+    width = max((len(escaped(operation.key)) for operation in plan.operations), default=0)
     for operation in plan.operations:
         sign, colour = SIGNS[operation.kind]
-        line = Text(f"{sign} {operation.kind:<6}  {operation.key:<{width}}  ", style=colour)
+        line = Text(f"{sign} {operation.kind:<6}  {escaped(operation.key):<{width}}  ", style=colour)
         line.append(_what(operation, known.get(operation.key)), style="default")
         console.print(line, soft_wrap=True)
     for note in plan.notes:
-        console.print(f"! {note.key}: {note.what}", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"! {escaped(note.key)}: {note.what}", style="yellow", markup=False, soft_wrap=True)
     if plan.vanished:
         console.print(
-            f"? no longer in the table, and left as they are: {', '.join(plan.vanished)}",
+            f"? no longer in the table, and left as they are: {', '.join(map(escaped, plan.vanished))}",
             style="yellow", markup=False, soft_wrap=True,
         )  # fmt: skip
     if unsettled:
@@ -73,12 +74,14 @@ def show_plan(console: Console, plan: Plan, known: dict[str, KnownGroup], unsett
 
 
 def _what(operation: Operation, group: KnownGroup | None) -> str:
+    handles = ", ".join(map(escaped, operation.handles))
     if operation.kind == "create":
-        title = f'"{operation.title}" ' if operation.title else ""
-        return f"{title}from {operation.from_handle}: {', '.join(operation.handles)}"
+        title = f"{quoted(operation.title)} " if operation.title else ""
+        return f"{title}from {escaped(operation.from_handle or '')}: {handles}"
     if operation.kind == "rename":
-        return f'"{group.title if group and group.title else ""}" -> "{operation.title}"'
-    return ", ".join(operation.handles)
+        before = group.title if group and group.title else ""
+        return f"{quoted(before)} -> {quoted(operation.title or '')}"
+    return handles
 
 
 def show_applied(console: Console, applied: Applied, requests: int) -> None:
@@ -87,11 +90,15 @@ def show_applied(console: Console, applied: Applied, requests: int) -> None:
     )
     settled = f"; {applied.settled:,} of an earlier apply settled" if applied.settled else ""
     console.print(f"{done or 'Nothing changed'}{settled}. {requests:,} requests.")
+    for one in applied.remarks:
+        console.print(
+            f"! {escaped(one.key)}: {one.operation}: {one.what}", style="yellow", markup=False, soft_wrap=True
+        )
 
 
 def complaints(applied: Applied) -> list[str]:
     """What needs a look, a line each; no line holds a handle."""
-    lines = [f"{one.key}: {one.operation} {one.outcome}: {one.why}" for one in applied.failures]
+    lines = [f"{escaped(one.key)}: {one.operation} {one.outcome}: {one.why}" for one in applied.failures]
     if applied.halt is not None:
         lines.append(f"ended early: {applied.halt}")
     if applied.left:
@@ -101,4 +108,4 @@ def complaints(applied: Applied) -> list[str]:
 
 def adopted_text(sighting: Sighting) -> str:
     count = len(sighting.handles or ())
-    return f"{sighting.key} is now {sighting.chat_id}: {count:,} people are known in it"
+    return f"{escaped(sighting.key)} is now {sighting.chat_id}: {count:,} people are known in it"

@@ -24,7 +24,7 @@ from .privacy import SECTION, Policy, Pseudonyms, policy_of
 from .reading import Read, read_chats, read_messages, read_numbers, read_stream
 from .redaction import Redactor, client_of
 from .run import Run
-from .settings import REFRESH_CHATS, REFRESH_MESSAGES, settings_of
+from .settings import REFRESH_CHATS, REFRESH_MESSAGES, check_number, settings_of
 from .state import STATE_VERSION, checked_state
 from .stored import Warehouse
 from .transport import Transport
@@ -42,6 +42,7 @@ def msgbubbles_source(
     refresh_messages: Sequence[Any] = REFRESH_MESSAGES,
     refresh_share: float = 0.25,
     read_participants: bool = False,
+    sender_field: str | None = None,
     requests_per_minute: int = REQUESTS_PER_MINUTE,
     parallel_requests: int = MOST_WALKS,
     budget_dir: str | None = None,
@@ -58,6 +59,10 @@ def msgbubbles_source(
     Raises the errors of `msgbubbles.errors`, wrapped by dlt.
     """
     run = run or Run()
+    check_number("requests_per_minute", requests_per_minute, at_least=0, expected=REQUESTS_PER_MINUTE)
+    check_number("timeout_seconds", timeout_seconds, at_least=0.001, expected=30.0)
+    check_number("max_attempts", max_attempts, at_least=1, expected=8)
+    check_number("settle_seconds", settle_seconds, at_least=0, expected=300.0)
     settings = settings_of(
         start_date, settle_seconds, refresh_chats, refresh_messages, refresh_share, requests_per_minute,
         read_participants, parallel_requests,
@@ -84,7 +89,7 @@ def msgbubbles_source(
                 clock=run.clock,
             )
             with (
-                client_of(transport, redactor, _stored_chats(run)) as client,
+                client_of(transport, redactor, _stored_chats(run), sender_field) as client,
                 run.warehouse.connected() if run.warehouse else nullcontext(),
             ):
                 landing = Landing(tables, run.warehouse, run.changes)

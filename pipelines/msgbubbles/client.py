@@ -11,24 +11,47 @@ up. Every method may be repeated safely; those that create something carry an `I
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw, UnsetType
 
 from .budget import RequestBudget
-from .errors import PermanentError
-from .models import Chat, Message, Number, Page, R, RejectedRow, Webhook, read_row
+from .errors import NoIdError, NotFoundError, PermanentError, RetryableError
+from .lenient import opened, reopened
+from .models import (
+    NULL,
+    SENDER_FIELDS,
+    Chat,
+    Key,
+    Message,
+    Number,
+    Page,
+    R,
+    Row,
+    Webhook,
+    is_plain_row,
+    is_row_of,
+    read_row,
+)
+from .page_size import PageRequest, PageSize
 from .transport import Answer, Transport
 
 BASE_URL = "https://api.msgbubbles.com/v1"
 REQUESTS_PER_MINUTE = 120
 MAX_PAGE_SIZE = 100
+# How an API may refuse a `limit` over its maximum, which can be smaller than documented.
+TOO_LARGE, REFUSED = 413, (400, 413, 422)
+# How often a larger page is tried when a reduced one has rows of one timestamp only.
+TIE_ATTEMPTS = 3
 
 D = TypeVar("D")
 
@@ -38,11 +61,43 @@ class _Envelope(msgspec.Struct, Generic[D]):
     has_more: bool | None = None
 
 
-class Client:
-    """The API, as methods. Create one with `Client.connect`, or around a `Transport` of your own."""
+class _OddEnvelope(msgspec.Struct):
+    """The envelope of a list, without its rows. Where the list is empty, some encoders leave `data` out."""
 
-    def __init__(self, transport: Transport) -> None:
+    data: Raw | UnsetType = UNSET
+    has_more: Raw = NULL
+    request_id: str | None = None
+    error: Raw = NULL
+
+    @property
+    def is_of_a_list(self) -> bool:
+        is_known = self.has_more != NULL or self.request_id is not None
+        return self.data is not UNSET or (self.error == NULL and is_known and not self.says_more)
+
+    @property
+    def says_more(self) -> bool | None:
+        """Raises `msgspec.DecodeError` for what is neither true nor false."""
+        try:
+            return _FLAGS[bytes(self.has_more)]
+        except KeyError:
+            raise msgspec.DecodeError("has_more is no flag") from None
+
+
+_FLAGS: dict[bytes, bool | None] = {
+    b"null": None, b"true": True, b"false": False, b"1": True, b"0": False, b'"true"': True, b'"false"': False,
+}  # fmt: skip
+NO_CONTENT = 204
+
+
+class Client:
+    """The API, as methods. Create one with `Client.connect`, or around a `Transport` of your own.
+
+    `sender_field` is the field of a message that names its sender, where that is none of `SENDER_FIELDS`.
+    """
+
+    def __init__(self, transport: Transport, sender_field: str | None = None) -> None:
         self.transport = transport
+        self.sender_fields = (sender_field, *SENDER_FIELDS) if sender_field else SENDER_FIELDS
 
     @classmethod
     def connect(cls, api_key: str, base_url: str = BASE_URL, requests_per_minute: int = REQUESTS_PER_MINUTE) -> Client:
@@ -66,7 +121,8 @@ class Client:
 
     def get_chat(self, chat_id: str) -> Chat:
         """GET /v1/chats/:id. `NotFoundError` when it is gone or another account's."""
-        return self._chat("GET", chat_id)
+        path, endpoint = _chat_route(chat_id, None, None)
+        return self.transport.request("GET", path, endpoint=f"GET {endpoint}", decode=partial(_decode_one, Chat))
 
     def create_group(
         self,
@@ -79,40 +135,35 @@ class Client:
         """POST /v1/chats: an iMessage group of 2 to 31 addresses, established by its first message.
 
         With the key of an earlier call the group of that call is returned and nothing is sent.
-        `PermanentError` with code `invalid_handle`, `invalid_from_handle` or `invalid_request`.
+        `PermanentError` with code `invalid_handle`, `invalid_from_handle` or `invalid_request`; `NoIdError` where the
+        answer was a success and does not say which group it is.
         """
         body = {"from_handle": from_handle, "addresses": list(addresses), "message": message}
         if title is not None:
             body["title"] = title
-        return self.transport.request(
-            "POST",
-            "chats",
-            endpoint="POST /chats",
-            decode=partial(_decode_one, Chat),
-            json=body,
-            idempotency_key=idempotency_key or str(uuid4()),
-        )
+        key = idempotency_key or str(uuid4())
+        return self._create("chats", _decode_written_chat, body, key)
 
-    def rename_group(self, chat_id: str, title: str) -> Chat:
-        """PATCH /v1/chats/:id; a title has 100 characters at most.
+    def rename_group(self, chat_id: str, title: str) -> Chat | None:
+        """PATCH /v1/chats/:id; a title has 100 characters at most. Returns the chat where the answer shows it.
 
         `ConflictError` `not_a_group`, `PermanentError` `invalid_request`, `NotFoundError`.
         """
-        return self._chat("PATCH", chat_id, json={"title": title})
+        return self._change("PATCH", chat_id, json={"title": title})
 
-    def add_participant(self, chat_id: str, handle: str) -> Chat:
-        """POST /v1/chats/:id/participants: adds one person.
+    def add_participant(self, chat_id: str, handle: str) -> Chat | None:
+        """POST /v1/chats/:id/participants: adds one person. Returns the chat where the answer shows it.
 
         `ConflictError` `not_a_group`, `PermanentError` `invalid_handle`, `NotFoundError`.
         """
-        return self._chat("POST", chat_id, "participants", json={"handle": handle})
+        return self._change("POST", chat_id, "participants", json={"handle": handle})
 
-    def remove_participant(self, chat_id: str, handle: str) -> Chat:
-        """DELETE /v1/chats/:id/participants/:handle: removes one person.
+    def remove_participant(self, chat_id: str, handle: str) -> Chat | None:
+        """DELETE /v1/chats/:id/participants/:handle: removes one person. Returns the chat where the answer shows it.
 
         `ConflictError` `not_a_group`; `NotFoundError` when the chat is gone, or the person not in it.
         """
-        return self._chat("DELETE", chat_id, "participants", item=handle)
+        return self._change("DELETE", chat_id, "participants", item=handle)
 
     def mark_read(self, chat_id: str) -> None:
         """POST /v1/chats/:id/read: marks the thread read; the other people see the receipt (iMessage, WhatsApp).
@@ -148,16 +199,16 @@ class Client:
         """POST /v1/messages into a thread (`conversation_id`), or to a contact (`to` and `from_handle`).
 
         With the key of an earlier call the message of that call is returned and nothing is sent. `PermanentError` with
-        code `invalid_handle`, `invalid_from_handle` or `invalid_request`; `NotFoundError` for an unknown thread.
+        code `invalid_handle`, `invalid_from_handle` or `invalid_request`; `NotFoundError` for an unknown thread;
+        `NoIdError` where the answer was a success and does not show the message.
         """
         addressed = {"conversation_id": conversation_id, "to": to, "from_handle": from_handle}
-        return self.transport.request(
-            "POST",
+        body = {"text": text} | {name: value for name, value in addressed.items() if value is not None}
+        return self._create(
             "messages",
-            endpoint="POST /messages",
-            decode=partial(_decode_one, Message),
-            json={"text": text} | {name: value for name, value in addressed.items() if value is not None},
-            idempotency_key=idempotency_key or str(uuid4()),
+            partial(_decode_written_message, sender_fields=self.sender_fields),
+            body,
+            idempotency_key or str(uuid4()),
         )
 
     def list_numbers(self) -> Page[Number]:
@@ -193,26 +244,103 @@ class Client:
 
     def _list(self, path: str, model: type[R], limit: int | None = None, **params: str | None) -> Page[R]:
         given: dict[str, str | int] = {name: value for name, value in params.items() if value is not None}
-        if limit is not None:
-            given["limit"] = limit
-        endpoint = f"GET /{path}"
-        return self.transport.request(
-            "GET", path, endpoint=endpoint, decode=partial(_decode_page, model, path, limit), params=given
-        )
+        try:
+            return self._sized_page(path, model, limit, given)
+        except NotFoundError as error:
+            if not self.transport.traffic.answered:
+                # Every address is unknown to a server that is not the API.
+                error.args = (f"{error}: is /v1 missing from base_url?",)
+            elif path != "messages":
+                # One way to write an empty list. Of messages it may mean an unknown chat, or no feed.
+                now = self.transport.clock.now()
+                return Page([], [], has_more=False, full=False, read_at=now, server_at=now)
+            raise
 
-    def _chat(
-        self,
-        method: str,
-        chat_id: str,
-        action: str | None = None,
-        *,
-        item: str | None = None,
-        json: Any = None,
-    ) -> Chat:
-        path, endpoint = _chat_route(chat_id, action, item)
-        return self.transport.request(
-            method, path, endpoint=f"{method} {endpoint}", decode=partial(_decode_one, Chat), json=json
+    def _sized_page(self, path: str, model: type[R], limit: int | None, given: dict[str, str | int]) -> Page[R]:
+        endpoint = f"GET /{path}"
+        if limit is None:
+            decode = partial(_decode_page, model, path, None, sender_fields=self.sender_fields)
+            return self.transport.request("GET", path, endpoint=endpoint, decode=decode, params=lambda: given)
+        size = self.transport.traffic.page_sizes.setdefault(endpoint, PageSize())
+        asked = PageRequest(size, limit, self.transport.max_attempts)
+        page = self._page(path, model, given, asked)
+        attempts = 0
+        # Of rows that share a timestamp, a small page may show the same ones for ever.
+        while asked.is_reduced and page.full and _is_one_timestamp(page) and attempts < TIE_ATTEMPTS:
+            failed = asked.limit
+            asked.enlarge()
+            page = self._page(path, model, given, asked)
+            attempts += asked.limit <= failed
+        return page
+
+    def _page(self, path: str, model: type[R], params: dict[str, str | int], asked: PageRequest) -> Page[R]:
+        """Ask for a page, as large as the API can make it."""
+        is_size_refused, is_feed = False, path == "messages" and not params
+        while True:
+            try:
+                page = self.transport.request(
+                    "GET",
+                    path,
+                    endpoint=f"GET /{path}",
+                    decode=lambda answer: _decode_page(model, path, asked.limit, answer, self.sender_fields),
+                    params=lambda: params | {"limit": asked.limit},
+                    on_failure=asked.note_failure,
+                )
+            except PermanentError as error:
+                if error.status not in REFUSED or asked.limit == 1:
+                    raise
+                # Any other parameter may be the reason too. Where a single row is answered, it is the limit. A refused
+                # feed is most likely no feed, and its messages are read in another way.
+                is_size_refused = is_size_refused or error.status == TOO_LARGE
+                if not is_size_refused and (is_feed or not self._answers(path, params)):
+                    raise
+                is_size_refused = True
+                asked.reduce()
+            except RetryableError:
+                asked.give_up()
+                raise
+            else:
+                asked.note_answer()
+                return page
+
+    def _answers(self, path: str, params: dict[str, str | int]) -> bool:
+        """Return whether the API answers a question with a single row."""
+        try:
+            self.transport.request(
+                "GET",
+                path,
+                endpoint=f"GET /{path}",
+                decode=lambda _answer: None,
+                params=lambda: params | {"limit": 1},
+                max_attempts=1,
+            )
+        except (PermanentError, RetryableError):
+            return False
+        return True
+
+    def _create(self, path: str, decode: Callable[[Answer], R | None], body: Any, idempotency_key: str) -> R:
+        endpoint = f"POST /{path}"
+        row = self.transport.request(
+            "POST", path, endpoint=endpoint, decode=decode, json=body, idempotency_key=idempotency_key
         )
+        if row is None:
+            answer = self.transport.last_answer
+            raise NoIdError(
+                f"{endpoint} succeeded, and its answer does not say which one it created",
+                status=answer.status if answer else None,
+                request_id=answer.request_id if answer else None,
+            )
+        return row
+
+    def _change(
+        self, method: str, chat_id: str, action: str | None = None, *, item: str | None = None, json: Any = None
+    ) -> Chat | None:
+        path, endpoint = _chat_route(chat_id, action, item)
+        chat = self.transport.request(
+            method, path, endpoint=f"{method} {endpoint}", decode=_decode_written_chat, json=json
+        )
+        # The answer may show something else that has an id, as a participant.
+        return chat if chat is not None and chat.id == chat_id else None
 
     def _act(self, chat_id: str, action: str, json: Any = None) -> None:
         path, endpoint = _chat_route(chat_id, action, None)
@@ -235,57 +363,111 @@ def _page_decoder(model: type[R]) -> msgspec.json.Decoder[_Envelope[list[R]]]:
     return msgspec.json.Decoder(_Envelope[list[model]])  # type: ignore[valid-type]
 
 
-def _decode_page(model: type[R], stream: str, limit: int | None, answer: Answer) -> Page[R]:
-    rows, rejected, has_more = _read_page(model, stream, mended(answer.body), answer.request_id)
-    whole = [one for one in rejected if one.stream == stream]
-    return Page(
-        rows=rows,
-        rejected=rejected,
-        has_more=has_more,
-        full=limit is not None and len(rows) + len(whole) >= limit,
-        read_at=answer.read_at,
-        server_at=answer.server_at,
-        request_id=answer.request_id,
-    )
+def _is_one_timestamp(page: Page[Any]) -> bool:
+    return len({row.cursor_at for row in page.rows}) <= 1
 
 
-def _read_page(
-    model: type[R], stream: str, body: bytes, request_id: str | None
-) -> tuple[list[R], list[RejectedRow], bool | None]:
+def _decode_page(
+    model: type[R],
+    stream: str,
+    limit: int | None,
+    answer: Answer,
+    sender_fields: Sequence[str] = SENDER_FIELDS,
+) -> Page[R]:
+    page: Page[R] = Page([], [], None, False, answer.read_at, answer.server_at, answer.request_id)
+    if not answer.body.strip():
+        # An empty list; or a body that was cut off, which does not happen twice in a row: so it is asked for again.
+        return replace(page, has_more=answer.status != NO_CONTENT)
+    body = mended(answer.body)
     try:
         envelope = _page_decoder(model).decode(body)
-    except msgspec.ValidationError:
+    except (msgspec.DecodeError, RecursionError):
         pass
     else:
-        return envelope.data, [], envelope.has_more
+        if is_plain_row(model, envelope.data):
+            full = limit is not None and len(envelope.data) >= limit
+            return replace(page, rows=envelope.data, has_more=envelope.has_more, full=full)
     # A row of this page is not what `models` declares: read it row by row, and keep what does not fit.
-    raws = msgspec.json.decode(body, type=_Envelope[list[Raw]])
-    rows, rejected = [], []
-    for raw in raws.data:
-        row, faults = read_row(model, raw, stream, request_id)
+    raws, has_more = _raw_rows(model, body)
+    rows, rejected, odd = [], [], set[str]()
+    for raw in raws:
+        row, faults = read_row(model, raw, stream, answer.request_id, sender_fields=sender_fields, on_odd=odd.add)
         rejected += faults
         if row is not None:
             rows.append(row)
-    return rows, rejected, raws.has_more
+    full = limit is not None and len(raws) >= limit
+    return replace(page, rows=rows, rejected=rejected, has_more=has_more, full=full, odd=frozenset(odd))
 
 
-def _decode_one(model: type[R], answer: Answer) -> R:
-    envelope = msgspec.json.decode(mended(answer.body), type=_Envelope[Raw])
-    row, _ = read_row(model, envelope.data, model.__name__, answer.request_id)
+def _raw_rows(model: type[Row], body: bytes) -> tuple[Sequence[Raw], bool | None]:
+    """The rows of an answer as they were sent, and its `has_more`. Raises `msgspec.DecodeError` where it is no list."""
+    try:
+        envelope = msgspec.json.decode(body, type=_Envelope[list[Raw]])
+    except (msgspec.DecodeError, RecursionError):
+        pass
+    else:
+        return envelope.data, envelope.has_more
+    try:
+        answer = opened(body)
+    except msgspec.DecodeError:
+        answer = reopened(body, lambda text: is_row_of(model, text))
+    odd = msgspec.json.decode(answer.envelope, type=_OddEnvelope)
+    if not odd.is_of_a_list or (answer.rows is None and odd.data is not UNSET and answer.data != b"null"):
+        raise msgspec.DecodeError("not a list")
+    return [Raw(row) for row in answer.rows or ()], odd.says_more
+
+
+def _decode_one(model: type[R], answer: Answer, sender_fields: Sequence[str] = SENDER_FIELDS) -> R:
+    body = mended(answer.body)
+    try:
+        data = msgspec.json.decode(body, type=_Envelope[Raw]).data
+    except (msgspec.DecodeError, RecursionError):
+        data = Raw(opened(body).data or NULL)
+    row, _ = read_row(model, data, model.__name__, answer.request_id, sender_fields=sender_fields)
     if row is None:
         raise msgspec.DecodeError
     return row
 
 
+def _decode_written_message(answer: Answer, sender_fields: Sequence[str]) -> Message | None:
+    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _decode_one(Message, answer, sender_fields=sender_fields)
+    return None
+
+
+def _decode_written_chat(answer: Answer) -> Chat | None:
+    """Read the chat in the answer to a write; null where it shows none. What such an answer holds is not documented,
+    so its success is its status, and a body of another kind is no fault."""
+    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        body = msgspec.json.decode(mended(answer.body), type=dict[str, Raw])
+        shown = msgspec.json.decode(body["data"], type=dict[str, Raw]) if "data" in body else body
+        for name in ("chat", "conversation", "group"):
+            if name in shown:
+                shown = msgspec.json.decode(shown[name], type=dict[str, Raw])
+        # An object that belongs to a chat, as its first message, names the chat.
+        owner = next((shown[name] for name in ("chat_id", "conversation_id") if name in shown), None)
+        if owner is not None:
+            return Chat(id=msgspec.json.decode(owner, type=Key))
+        shown.pop("request_id", None)
+        row, _ = read_row(Chat, Raw(msgspec.json.encode(shown)), Chat.__name__, answer.request_id)
+        return row or Chat(id=msgspec.json.decode(shown.get("id", NULL), type=Key))
+    return None
+
+
 # A pair of surrogates, half of one, or another escape: tried in this order, so that `\\\\ud83d` is text and no half.
 _ESCAPES = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F]..)|\\.", re.DOTALL)
+# How an answer may begin that is marked by a byte-order mark, or that is no UTF-8.
+_MARKS = (b"\xef", b"\xfe", b"\xff", b"\0")
 _MAY_HOLD_HALVES = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def mended(body: bytes) -> bytes:
     """The same answer with what no strict decoder takes replaced by question marks, so that one text does not cost the
-    page: half an emoji, as it is left where a text was cut, and bytes that are not UTF-8. The rest stays to the letter.
+    page: half an emoji, as it is left where a text was cut, and bytes that are not UTF-8. The rest stays to the letter;
+    without a byte-order mark, and in UTF-8 where it is in UTF-16 or UTF-32.
     """
+    if body[:1] in _MARKS or body[1:2] == b"\0":
+        body = body.decode(json.detect_encoding(body), "replace").encode()
     try:
         body.decode()
     except UnicodeDecodeError:

@@ -75,7 +75,10 @@ class Comparison:
 
 
 def _meant(text: str | None) -> Any:
-    return None if text is None else json.loads(text)
+    try:
+        return None if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        return text  # stored by an older version, and deeper than can be read
 
 
 def taken(table: pa.Table, mask: list[bool]) -> pa.Table:

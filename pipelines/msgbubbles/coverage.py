@@ -45,6 +45,18 @@ class Coverage:
         """What begins at `lo_ms` has to be read again."""
         self.pieces = [(lo, min(hi, lo_ms), read) for lo, hi, read in self.pieces if lo < lo_ms]
 
+    def without(self, lo_ms: int, hi_ms: int) -> Coverage:
+        """The same but for what lies from `lo_ms` to before `hi_ms`."""
+        rest = Coverage()
+        for lo, hi, read in self.pieces:
+            rest.add(lo, min(hi, lo_ms), read)
+            rest.add(max(lo, hi_ms), hi, read)
+        return rest
+
+    def forget_readings_after(self, latest_ms: int) -> None:
+        """Count what was read later than `latest_ms` as read as long ago as can be, so that it is soon read again."""
+        self.pieces = _joined([(lo, hi, read if read <= latest_ms else 0) for lo, hi, read in self.pieces])
+
     def gaps(self, lo_ms: int) -> list[tuple[int, int]]:
         """The stretches from `lo_ms` to the newest instant read that were never read, newest first."""
         found = []

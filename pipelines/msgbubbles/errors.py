@@ -7,6 +7,7 @@ MsgBubblesError
 │   └── UnreachableError    no connection: check the network and `base_url`
 ├── PermanentError          do not repeat the request as it is: 4xx, or an API that breaks its own paging
 │   ├── NotFoundError       404: gone, or another account's
+│   ├── NoIdError           done, and the answer does not say under which id: look for it
 │   └── ConflictError       409: `conflict`, `not_a_group`
 ├── AuthenticationError     401: fix the key
 │   └── ForbiddenError      403: this object, this endpoint or the whole account is closed to the key
@@ -65,6 +66,10 @@ class PermanentError(ApiError):
 
 class NotFoundError(PermanentError):
     """404: it does not exist, or belongs to another account."""
+
+
+class NoIdError(PermanentError):
+    """A success whose answer has no id: what was created is there, and has to be looked for."""
 
 
 class ConflictError(PermanentError):

@@ -6,6 +6,7 @@ dlt's own `upsert` does not deduplicate within a load, so rows are deduplicated 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import dlt
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw
 
 from .compare import Comparison, key_of, taken
 from .models import (
@@ -31,11 +32,15 @@ from .models import (
     Participant,
     ParticipantRead,
     R,
+    RejectedRow,
     Row,
     StreamCoverage,
     columns_of,
     fingerprint,
+    rejected_twin,
 )
+from .progress import keep_progress
+from .storable import storable
 from .walk import epoch_us
 
 if TYPE_CHECKING:
@@ -52,8 +57,14 @@ COLUMNS[PARTICIPANTS] = PARTICIPANT_LIST_COLUMNS
 COLUMNS[PARTICIPANT_READS] = PARTICIPANT_READ_COLUMNS
 COVERAGE = "stream_coverage"
 COLUMNS[COVERAGE] = COVERAGE_COLUMNS
+# A row, and when it was read.
+Read = tuple[Any, datetime]
 # One Arrow table holds this many rows at most: 100 full pages. Larger ones are hardly faster and cost memory.
 ROWS_PER_TABLE = 10_000
+
+
+# The parent of a row: where two rows with one id have different ones, neither is a newer reading of the other.
+PARENTS = {"messages": ("conversation_id", "chat"), "attachments": ("message_id", "message")}
 
 
 class Stored(Protocol):
@@ -61,6 +72,12 @@ class Stored(Protocol):
 
     def rows(self, table: str, incoming: pa.Table) -> pa.Table | None:
         """The stored rows that have the keys of `incoming`; null when there is no such table yet."""
+
+    def places(self, ids: Sequence[str]) -> dict[str, tuple[str | None, datetime | None]]:
+        """The chat and the time of stored messages, by their ids."""
+
+    def attachments_of(self, message_ids: Sequence[str]) -> list[Attachment]:
+        """The stored attachments of these messages that are not removed."""
 
 
 @dataclass
@@ -71,12 +88,17 @@ class Changes:
     new: int = 0
     changed: int = 0
     unchanged: int = 0
+    # With values that some destination cannot store, and that were replaced.
+    replaced: int = 0
     # A row that changes back within one load is as it is stored, and not as it is about to be.
     changed_keys: set[str] = field(default_factory=set)
 
     @property
     def landed(self) -> int:
         return self.new + self.changed
+
+    def on_replaced(self, rows: int) -> None:
+        self.replaced += rows
 
 
 @dataclass(frozen=True)
@@ -92,7 +114,8 @@ class Landing:
     """Gathers the rows of one stream and turns them into items for dlt.
 
     `tables` are the tables that the stream fills, its own first. `changes` counts their rows. `on_chats` is told
-    which chats were not there before.
+    which chats were not there before. `on_twins` gets the table and the hashes of rows that are in `rejected_rows`
+    because another chat's message, or another message's attachment, has their id.
     """
 
     def __init__(
@@ -105,6 +128,16 @@ class Landing:
         self.changes = {} if changes is None else changes
         self._stored = stored
         self.on_chats: Callable[[list[NewChat]], None] = lambda _chats: None
+        self.on_twins: Callable[[str, set[str]], None] = lambda _table, _hashes: None
+        # Which parent the row with an id has, for what was read since the last load.
+        self._parents: dict[str, dict[str, str]] = {table: {} for table in PARENTS}
+        # Ids that were read with several parents.
+        self._twins: dict[str, set[str]] = {table: set() for table in PARENTS}
+        # Attachments that their stored message no longer shows.
+        self._removed: set[str] = set()
+        # Which rows of a table the destination refuses, where it has refused some.
+        self.refused: Callable[[str, pa.Table], list[bool]] | None = None
+        self.refused_rows = 0
         self._rows: dict[str, dict[str, tuple[Any, datetime]]] = {table: {} for table in (*tables, REJECTED, COVERAGE)}
         # What was turned into items last: the edge of the next pages repeats some of it.
         self._before: dict[str, dict[str, tuple[Any, datetime]]] = {}
@@ -123,11 +156,19 @@ class Landing:
         table = _TABLES.get(type(row))
         if table is None:
             return
-        self._put(table, row.key, row, read_at)
+        self._put(table, self._key(table, row), row, read_at)
         if isinstance(row, Message):
             for attachment in row.attachments or ():
                 attachment.message_id = attachment.message_id or row.id
-                self._put("attachments", attachment.key, attachment, read_at)
+                self._put("attachments", self._key("attachments", attachment), attachment, read_at)
+
+    def _key(self, table: str, row: Row) -> str:
+        """By what a row is known until it is loaded: its key, with its parent where that is not the first one."""
+        parent = getattr(row, PARENTS[table][0]) if table in PARENTS else None
+        if parent is None or self._parents[table].setdefault(row.key, parent) == parent:
+            return row.key
+        self._twins[table].add(row.key)
+        return f"{row.key}\0{parent}"
 
     def put_participants(
         self, chat_id: str, handles: Sequence[str], before: Sequence[str] | None, at: datetime
@@ -185,16 +226,100 @@ class Landing:
             taken_rows = [row for key, row in rows.items() if key not in before or before[key][0] != row[0]]
             self._before[table], self._rows[table] = rows, {}
             if taken_rows:
-                yield from self._changed(table, arrow_table(COLUMNS[table], taken_rows))
+                yield from self._changed(table, taken_rows)
 
-    def _changed(self, table: str, incoming: pa.Table) -> Iterator[Any]:
+    def _without_twins(self, table: str, rows: list[Read], stored: pa.Table | None) -> list[Read]:
+        """Leave out, and reject, rows whose id is that of a row with another parent. The stored row stays, else the one
+        that was read first; but a message of the same time that is read in one chat only has moved there."""
+        if table not in PARENTS:
+            return rows
+        owners, (parent_field, parent_name) = self._parents[table], PARENTS[table]
+        read = {row.key: getattr(row, parent_field) for row, _ in rows}
+        elsewhere = self._stored_elsewhere(table, read, stored)
+        twins = (self._twins[table] & read.keys()) | elsewhere.keys()
+        if not twins:
+            return rows
+        places: dict[str, set[Any]] = {}
+        for row, _ in rows:
+            if row.key in twins:
+                places.setdefault(row.key, set()).add((getattr(row, parent_field), row.cursor_at))
+        for key, (parent, at) in elsewhere.items():
+            is_moved = key in self._removed or (table == "messages" and {one for _, one in places[key]} == {at})
+            if not (is_moved and len({one for one, _ in places[key]}) == 1):
+                owners[key] = parent
+        kept, hashes = [], set()
+        for row, read_at in rows:
+            if row.key not in twins or getattr(row, parent_field) in (None, owners[row.key]):
+                kept.append((row, read_at))
+                continue
+            twin = rejected_twin(row, table, f"the id is also that of one of another {parent_name}")
+            self._put(REJECTED, twin.row_hash, twin, read_at)
+            hashes.add(twin.row_hash)
+            for one in (row.attachments or ()) if isinstance(row, Message) else ():
+                self._rows["attachments"].pop(one.id, None)
+        if hashes:
+            self.on_twins(table, hashes)
+        return kept
+
+    def _stored_elsewhere(
+        self, table: str, read: dict[str, str | None], stored: pa.Table | None
+    ) -> dict[str, tuple[str, datetime | None]]:
+        """By the ids of rows whose stored parent is not the only one that was read: that, and the stored time."""
+        twins = self._twins[table]
+        found: dict[str, tuple[str, datetime | None]] = {}
+        known: set[str] = set()
+        if stored is not None:
+            keys = stored.column("id").to_pylist()
+            known = set(keys)
+            for place, parent in enumerate(stored.column(PARENTS[table][0]).to_pylist()):
+                one = read.get(keys[place])
+                if one is not None and parent is not None and (one != parent or keys[place] in twins):
+                    at = stored.column("cursor_at")[place].as_py() if table == "messages" else None
+                    found[keys[place]] = (parent, at)
+        if table == "messages" and self._stored is not None:
+            # The stored rows are only those of the same time.
+            for key, (parent, at) in self._stored.places([key for key in read if key not in known]).items():
+                if parent is not None and (read[key] not in (None, parent) or key in twins):
+                    found[key] = (parent, at)
+        return found
+
+    def _take_removed(self, rows: list[Read], stored: pa.Table | None) -> None:
+        """Take the stored attachments that their messages no longer show, as removed."""
+        if self._stored is None or stored is None:
+            return
+        counts = dict(zip(stored.column("id").to_pylist(), stored.column("attachment_count").to_pylist(), strict=True))
+        shown = {
+            row.id: ({one.id for one in row.attachments or ()}, read_at)
+            for row, read_at in rows
+            if counts.get(row.id) and row.attachments is not UNSET
+        }
+        for one in self._stored.attachments_of(list(shown)):
+            ids, read_at = shown[one.message_id or ""]
+            if one.id not in ids:
+                self._removed.add(one.id)
+                if one.id not in self._rows["attachments"]:
+                    one.removed_at = read_at
+                    self._put("attachments", self._key("attachments", one), one, read_at)
+
+    def _changed(self, table: str, rows: list[Read]) -> Iterator[Any]:
         """Items for dlt: what is not stored as it was read; and of chats, the titles that are others than before."""
         changes = self._changes(table)
+        incoming = arrow_table(COLUMNS[table], rows, changes.on_replaced)
+        stored = None if self._stored is None else self._stored.rows(table, incoming)
+        kept = self._without_twins(table, rows, stored)
+        if len(kept) < len(rows):
+            rows, incoming = kept, arrow_table(COLUMNS[table], kept)
+        if table == "messages":
+            self._take_removed(rows, stored)
         if self._stored is None:
             changes.new += incoming.num_rows
-            yield item(table, incoming)
+            yield from self._taken_items(table, incoming)
             return
-        comparison = Comparison(incoming, self._stored.rows(table, incoming), COLUMNS[table])
+        comparison = Comparison(incoming, stored, COLUMNS[table])
+        if table == "messages" and any(comparison.is_stored):
+            ahead = keep_progress(incoming, comparison)
+            if ahead is not incoming:
+                incoming, comparison = ahead, Comparison(ahead, stored, COLUMNS[table])
         # A rejected row is its own key; what came with it is of the request.
         changed = [False] * incoming.num_rows if table == REJECTED else comparison.changed()
         again = [key in changes.changed_keys for key in comparison.keys]
@@ -206,8 +331,7 @@ class Landing:
         changes.unchanged += len(differs) - sum(differs)
         if not any(differs):
             return
-        landed = taken(incoming, differs)
-        yield item(table, landed)
+        yield from self._taken_items(table, taken(incoming, differs))
         if table == "chats":
             gone = comparison.stored("deleted_at").is_valid().to_pylist()
             self.on_chats(
@@ -229,7 +353,19 @@ class Landing:
             if retitled.num_rows:
                 names = ["id" if column.name == "chat_id" else column.name for column in TITLE_COLUMNS]
                 titles = retitled.select(names).rename_columns([column.name for column in TITLE_COLUMNS])
-                yield item(TITLES, titles)
+                yield from self._taken_items(TITLES, titles)
+
+    def _taken_items(self, table: str, rows: pa.Table) -> Iterator[Any]:
+        """Items for dlt of the rows that the destination takes; the others become rejected rows."""
+        refused = self.refused(table, rows) if self.refused else []
+        if any(refused):
+            for row in taken(rows, refused).to_pylist():
+                rejected = RejectedRow(table, "the destination refuses it", json.dumps(row, default=str), None)
+                self._put(REJECTED, rejected.row_hash, rejected, row["_read_at"])
+                self.refused_rows += 1
+            rows = taken(rows, [not one for one in refused])
+        if rows.num_rows:
+            yield item(table, rows)
 
 
 _TABLES = {model: table for table, model in MODELS.items()}
@@ -269,8 +405,14 @@ def arrow_types() -> dict[str, pa.DataType]:
     }
 
 
-def arrow_table(columns: tuple[Column, ...], rows: Iterable[tuple[Any, datetime]]) -> pa.Table:
-    """An Arrow table of rows and when each was read. JSON columns hold JSON text, null where the API sent null."""
+def arrow_table(
+    columns: tuple[Column, ...],
+    rows: Iterable[tuple[Any, datetime]],
+    on_replaced: Callable[[int], None] = lambda _rows: None,
+) -> pa.Table:
+    """An Arrow table of rows and when each was read. JSON columns hold JSON text, null where the API sent null. What
+    some destination cannot store is replaced (see `storable`); `on_replaced` gets the number of rows with such values.
+    """
     import pyarrow as pa
 
     types = arrow_types()
@@ -292,7 +434,11 @@ def arrow_table(columns: tuple[Column, ...], rows: Iterable[tuple[Any, datetime]
         else:
             arrays.append(pa.array(values, types[column.type]))
     schema = pa.schema([pa.field(c.name, types[c.type], nullable=c.nullable) for c in columns])
-    return pa.Table.from_arrays(arrays, schema=schema)
+    table, changed = storable(
+        pa.Table.from_arrays(arrays, schema=schema), [c.name for c in columns if c.type == "json"]
+    )
+    on_replaced(sum(changed))
+    return table
 
 
 def json_text(value: Any) -> str | None:

@@ -6,22 +6,26 @@ documents are marked *undocumented*: they are read where the API shows them and 
 A struct says how a row looks on the wire; `columns_of` says how it lands. Decoding a row never loses anything:
 
 - a field that is not declared here, or whose value has another type than declared, is kept as JSON in `extra`;
-- a row that has no usable key, or whose cursor is not a timestamp, becomes a `RejectedRow`, whole.
+- a row that has no usable key, or whose cursor is not a timestamp, becomes a `RejectedRow`, whole;
+- a link that may be signed is never part of either: `lenient.without_links` says which are.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
+from operator import attrgetter
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw, UnsetType
 
+from .lenient import is_storable, storable, strict_json, without_links
 from .mentions import masked
+from .times import TIME, Timestamp, read_time
 
 ColumnType = Literal["text", "bigint", "bool", "timestamp", "json"]
 
@@ -68,11 +72,11 @@ class Chat(Row):
     remote_handle: str | None = None
     is_group: bool | None = None
     title: str | None = None
-    last_message_at: datetime | None = None
-    created_at: datetime | None = None
-    updated_at: datetime | None = None
+    last_message_at: Timestamp | None = None
+    created_at: Timestamp | None = None
+    updated_at: Timestamp | None = None
     # Not the API's: when the chat was found to be gone.
-    deleted_at: datetime | None = msgspec.field(default=None, name="_deleted_at")
+    deleted_at: Timestamp | None = msgspec.field(default=None, name="_deleted_at")
 
 
 class Attachment(Row):
@@ -85,15 +89,23 @@ class Attachment(Row):
     filename: str | None = None
     mime_type: str | None = None
     size_bytes: BigInt | None = None
-    created_at: datetime | None = None
+    created_at: Timestamp | None = None
     url: str | None = None
+    # Not the API's: when its message was found to show it no longer.
+    removed_at: Timestamp | None = msgspec.field(default=None, name="_removed_at")
+
+
+# Where a message may name its sender: by a handle, or by an object that has one.
+SENDER_FIELDS = ("sender", "sender_handle", "from", "author")
+HANDLE_FIELDS = ("handle", "address", "phone_number", "email")
 
 
 class Message(Row):
-    """One message of a thread. `created_at`, `updated_at` and the sender are undocumented."""
+    """One message of a thread. `created_at`, `updated_at` and the sender are undocumented. `sender_field` is the field
+    that named the sender, null for `sender` itself. `attachments` is unset where the API does not show them."""
 
     cursor_fields: ClassVar[tuple[str, ...]] = ("created_at", "sent_at")
-    not_landed: ClassVar[frozenset[str]] = frozenset({"attachments"})
+    not_landed: ClassVar[frozenset[str]] = frozenset({"attachments", "sender_field"})
 
     id: Key
     conversation_id: str | None = None
@@ -106,12 +118,13 @@ class Message(Row):
     error: Raw = NULL
     metadata: Raw = NULL
     sender_handle: str | None = msgspec.field(default=None, name="sender")
-    sent_at: datetime | None = None
-    delivered_at: datetime | None = None
-    read_at: datetime | None = None
-    created_at: datetime | None = None
-    updated_at: datetime | None = None
-    attachments: list[Attachment] | None = None
+    sent_at: Timestamp | None = None
+    delivered_at: Timestamp | None = None
+    read_at: Timestamp | None = None
+    created_at: Timestamp | None = None
+    updated_at: Timestamp | None = None
+    attachments: list[Attachment] | UnsetType | None = UNSET
+    sender_field: str | None = msgspec.field(default=None, name="_sender_field")
 
 
 class Number(Row):
@@ -133,7 +146,7 @@ class Webhook(Row):
     url: str | None = None
     events: list[str] | None = None
     secret: str | None = None
-    created_at: datetime | None = None
+    created_at: Timestamp | None = None
 
 
 R = TypeVar("R", bound=Row)
@@ -190,7 +203,8 @@ class Page(Generic[R]):
     """One answer of a list endpoint.
 
     `read_at` is when it was asked for, `server_at` the API's own clock then (UTC both). `full` is whether it
-    holds as many rows as were asked for. `has_more` is null where the API does not say.
+    holds as many rows as were asked for. `has_more` is null where the API does not say. `odd` are the keys of rows that
+    held something that only a lenient reader takes; it is null or text now.
     """
 
     rows: list[R]
@@ -200,6 +214,7 @@ class Page(Generic[R]):
     read_at: datetime
     server_at: datetime
     request_id: str | None = None
+    odd: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.rows) + len(self.rejected)
@@ -285,24 +300,39 @@ REJECTED_COLUMNS = (
 )
 
 
-def read_row(model: type[R], raw: Raw, stream: str, request_id: str | None) -> tuple[R | None, list[RejectedRow]]:
-    """Decode one row that did not fit the fast path. Returns the row, or None, and what was rejected of it."""
-    try:
-        fields = msgspec.json.decode(raw, type=dict[str, Raw])
-    except msgspec.DecodeError:
-        return None, [_reject(stream, "not an object", raw, request_id)]
+def read_row(
+    model: type[R],
+    raw: Raw,
+    stream: str,
+    request_id: str | None,
+    *,
+    sender_fields: Sequence[str] = SENDER_FIELDS,
+    on_odd: Callable[[str], None] = lambda _key: None,
+) -> tuple[R | None, list[RejectedRow]]:
+    """Decode one row that did not fit the fast path. Returns the row, or None, and what was rejected of it.
+
+    `on_odd` gets the key of a row in which only a lenient reader understands a value.
+    """
+    fields, is_odd = _fields_of(raw)
+    if fields is None:
+        return None, [_reject(stream, "not JSON" if is_odd else "not an object", raw, request_id)]
 
     values: dict[str, Any] = {}
     kept_aside: dict[str, Raw] = {}
     rejected: list[RejectedRow] = []
-    declared = _declared(model)
+    declared, times = _declared(model), _times(model)
+    if model is Message:
+        values["sender_handle"], values["sender_field"] = _take_sender(fields, sender_fields)
     for name, value in fields.items():
         field = declared.get(name)
         if field is None or name.startswith("_"):
             kept_aside[name] = value
+        elif field.name == "sender_handle":
+            # Another field named the sender, or this one does not.
+            kept_aside |= {} if value in (NULL, Raw(b'""')) else {name: value}
         elif field.name == "attachments":
             attachments = _attachments(value, request_id, rejected)
-            if attachments is None:
+            if attachments is UNSET:
                 kept_aside[name] = value
             else:
                 values[field.name] = attachments
@@ -310,16 +340,115 @@ def read_row(model: type[R], raw: Raw, stream: str, request_id: str | None) -> t
             values[field.name] = value
         else:
             try:
-                values[field.name] = msgspec.json.decode(value, type=field.type)
-            except msgspec.DecodeError:
+                values[field.name] = (
+                    read_time(value) if field.name in times else msgspec.json.decode(value, type=field.type)
+                )
+            except (msgspec.DecodeError, RecursionError):
                 if field.name in model.cursor_fields:
                     return None, [_reject(stream, f"{name} is not a timestamp", raw, request_id)]
                 kept_aside[name] = value
     if not values.get(model.key_field):
         return None, [_reject(stream, f"no usable {model.key_field}", raw, request_id)]
+    for found in (values, kept_aside):
+        for name, value in found.items():
+            if isinstance(value, Raw) and not is_storable(bytes(value)):
+                found[name] = Raw(storable(bytes(value)))
+                is_odd = is_odd or found[name] != value
     if kept_aside:
-        values["extra"] = Raw(msgspec.json.encode(kept_aside))
+        extra = msgspec.json.encode(kept_aside)
+        values["extra"] = Raw(without_links(extra, of_attachment=model is Attachment))
+    if is_odd:
+        on_odd(values[model.key_field])
     return model(**values), rejected
+
+
+def _fields_of(raw: Raw) -> tuple[dict[str, Raw] | None, bool]:
+    """The fields of a row, null where it is no object; and whether it takes a lenient reader."""
+    try:
+        return msgspec.json.decode(raw, type=dict[str, Raw]), False
+    except msgspec.ValidationError:
+        return None, False
+    except (msgspec.DecodeError, RecursionError):
+        pass
+    try:
+        return msgspec.json.decode(strict_json(bytes(raw)), type=dict[str, Raw]), True
+    except msgspec.ValidationError:
+        return None, False
+    except (msgspec.DecodeError, RecursionError):
+        return None, True
+
+
+def is_row_of(model: type[Row], text: bytes) -> bool:
+    """Whether a text is an object that looks like a row of `model`: with its key and another of its fields, and with
+    hardly a field of something else. An attachment is no message."""
+    fields = _fields_of(Raw(text))[0] or {}
+    known = fields.keys() & _declared(model).keys()
+    return model.key_field in fields and len(known) > 1 and 2 * len(known) > len(fields)
+
+
+def _take_sender(fields: dict[str, Raw], names: Sequence[str]) -> tuple[str | None, str | None]:
+    """Take the sender out of the fields of a message: the handle, and the name of the field unless that is `sender`.
+
+    What else a field says of the sender, a name for example, stays in it.
+    """
+    for name in names:
+        try:
+            shown = msgspec.json.decode(fields.get(name, NULL), type=str | dict[str, Raw] | None)
+            if isinstance(shown, dict):
+                field = next((one for one in HANDLE_FIELDS if one in shown), "")
+                handle = msgspec.json.decode(shown.pop(field, NULL), type=str | None)
+            else:
+                handle = shown
+        except (msgspec.DecodeError, RecursionError):
+            continue
+        if not handle:
+            continue
+        del fields[name]
+        if isinstance(shown, dict) and shown:
+            fields[name] = Raw(msgspec.json.encode(shown))
+        for other in names:
+            if other in fields and bytes(fields[other]) in (b"null", msgspec.json.encode(handle)):
+                del fields[other]
+        return handle, None if name == "sender" else name
+    return None, None
+
+
+def without_senders(row: Message) -> Raw:
+    """Return the `extra` of a message without what it says of the sender, for where handles are not kept."""
+    if not bytes(row.extra):
+        return row.extra
+    fields = msgspec.json.decode(row.extra, type=dict[str, Raw])
+    kept = {name: value for name, value in fields.items() if name not in (*SENDER_FIELDS, row.sender_field)}
+    return row.extra if len(kept) == len(fields) else Raw(msgspec.json.encode(kept)) if kept else NOTHING
+
+
+def is_plain_row(model: type[Row], rows: Sequence[Row]) -> bool:
+    """Whether rows that were decoded at once hold only values that every destination takes."""
+    times_of, raws_of = _checked(model)
+    years = {at.year for row in rows for at in times_of(row) if at is not None}
+    if years and not (min(years) > 1970 and max(years) < 9999):
+        return False
+    # Something is only in `extra` here if a field of the API is called as it is.
+    raws = [raw for row in rows for raw in raws_of(row) if raw is not NOTHING and len(raw) > len("null")]
+    if any(row.extra is not NOTHING for row in rows) or not all(is_storable(bytes(raw)) for raw in raws):
+        return False
+    attachments = [one for row in rows if isinstance(row, Message) and row.attachments for one in row.attachments]
+    return not attachments or is_plain_row(Attachment, attachments)
+
+
+@cache
+def _checked(model: type[Row]) -> tuple[Callable[[Row], tuple[Any, ...]], Callable[[Row], tuple[Any, ...]]]:
+    """How the times of a row are got, and its values that may be any JSON."""
+    fields = [one for one in msgspec.structs.fields(model) if not one.encode_name.startswith("_")]
+    times = [one.name for one in fields if one.type == TIME]
+    raws = [one.name for one in fields if one.type is Raw]
+    # With one name, `attrgetter` gives a value and no tuple.
+    return tuple(attrgetter(*names, *names[:1]) if names else lambda _row: () for names in (times, raws))  # type: ignore[return-value]
+
+
+@cache
+def _times(model: type[Row]) -> frozenset[str]:
+    return frozenset(one.name for one in msgspec.structs.fields(model) if one.type == TIME)
 
 
 @cache
@@ -328,13 +457,17 @@ def _declared(model: type[Row]) -> dict[str, msgspec.structs.FieldInfo]:
     return {field.encode_name: field for field in msgspec.structs.fields(model)}
 
 
-def _attachments(value: Raw, request_id: str | None, rejected: list[RejectedRow]) -> list[Attachment] | None:
+def _attachments(
+    value: Raw, request_id: str | None, rejected: list[RejectedRow]
+) -> list[Attachment] | UnsetType | None:
     try:
         items = msgspec.json.decode(value, type=list[Raw] | None)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
+        return UNSET
+    if items is None:
         return None
     attachments = []
-    for item in items or ():
+    for item in items:
         attachment, faults = read_row(Attachment, item, "attachments", request_id)
         rejected += faults
         if attachment is not None:
@@ -343,7 +476,16 @@ def _attachments(value: Raw, request_id: str | None, rejected: list[RejectedRow]
 
 
 def _reject(stream: str, reason: str, raw: Raw, request_id: str | None) -> RejectedRow:
-    return RejectedRow(stream, reason, bytes(raw).decode("utf-8", "replace"), request_id)
+    row = without_links(bytes(raw), of_attachment=stream == "attachments")
+    return RejectedRow(stream, reason, row.decode("utf-8", "replace"), request_id)
+
+
+def rejected_twin(row: Row, stream: str, reason: str) -> RejectedRow:
+    """Return a row that could be read, whole, as one that has no place in its table."""
+    fields = {one.encode_name: getattr(row, one.name) for one in msgspec.structs.fields(row) if one.name != "extra"}
+    extra = msgspec.json.decode(row.extra, type=dict[str, Raw]) if bytes(row.extra) else {}
+    shown = {name: one for name, one in fields.items() if name[:1] != "_" and one not in (None, UNSET, NULL)}
+    return _reject(stream, reason, Raw(msgspec.json.encode(shown | extra)), None)
 
 
 def fingerprint(row: Row) -> str:

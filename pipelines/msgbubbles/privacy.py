@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from .errors import ConfigurationError
+from .handles import fold_handle, normalised
 from .mentions import one_form
 
 SECTION = "sources.msgbubbles.privacy"
@@ -149,6 +150,16 @@ class Pseudonyms:
         """By what an erased handle, or its pseudonym, is known again."""
         return self._hashed("erased handle", self.handle(written))
 
+    def was_erased(self, written: str, erased: frozenset[str]) -> bool:
+        """Whether a handle is among those whose `erased_handle` is known. Earlier versions wrote it for each national
+        spelling of a number."""
+        if self.erased_handle(written) in erased:
+            return True
+        former = normalised(written)
+        return former != fold_handle(written) and (
+            self._hashed("erased handle", f"p_{self._hashed('p', former)}") in erased
+        )
+
     def erased_chat(self, chat_id: str) -> str:
         """By what an erased person's thread is known again."""
         return self._hashed("erased chat", chat_id)
@@ -163,7 +174,7 @@ class Pseudonyms:
         if known is None:
             # What is a pseudonym already stays: a policy may be applied to rows that it was applied to before.
             is_one = written[:2] == f"{kind}_" and PSEUDONYM.fullmatch(written) is not None
-            text = one_form(written) if kind == "p" else written
+            text = fold_handle(one_form(written)) if kind == "p" else written
             known = written if is_one else f"{kind}_{self._hashed(kind, text)}"
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()

@@ -12,16 +12,18 @@ from typing import Any, Generic
 
 from . import coverage as plan
 from . import repairs
+from .api_time import MAX_SURPRISE
 from .client import Client
 from .coverage import Coverage, Piece, Task
-from .errors import Halt, MsgBubblesError, NotFoundError, PermanentError
+from .errors import ApiError, ForbiddenError, Halt, MsgBubblesError, NotFoundError, PermanentError
+from .failed_reads import FailedRead, FailedReads, is_of_unit
 from .in_flight import InFlight, OneByOne, walks_at_once
 from .landing import Landing, NewChat
-from .models import Chat, Message, Page, R, StreamCoverage, fingerprint, unknown_fields
+from .models import Chat, Message, Number, Page, R, StreamCoverage, fingerprint, unknown_fields
 from .run import Run, ShareSpent, SliceEnd, State, known_overflows, save_overflows
 from .settings import Settings
 from .stored import instant
-from .walk import Step, Walk, cursor_ms, epoch_ms, walk
+from .walk import Step, Walk, cursor_ms, epoch_ms, iso, walk
 
 Fetch = Callable[[str | None], Page[R]]
 
@@ -29,6 +31,12 @@ Fetch = Callable[[str | None], Page[R]]
 # A run that comes after a long pause does not make up for all of it: it would take as long.
 MAX_MINUTES_BETWEEN_RUNS = 60.0
 NEVER_MS = 2**53
+# A page that cannot be read is passed over in steps that grow by this, until the API answers below it.
+GROWTH_OF_PASSED_TIME = 4
+# What a stream remembers of when it was read, by the API's clock, besides its coverage.
+READ_MARKS = ("seen_ms", "head_swept_ms", "timeless_asked_ms", "participants_hidden_ms")
+# A mark may be so far ahead of the API's clock; later ones were made by a clock that was wrong.
+MAX_AHEAD_MS = round(MAX_SURPRISE / timedelta(milliseconds=1))
 
 
 @dataclass(frozen=True)
@@ -134,9 +142,17 @@ class StreamReader(Generic[R]):
     reads_ahead = True
 
     def __init__(
-        self, stream: str, fetch: Fetch[R], landing: Landing, state: State, settings: Settings, run: Run
+        self,
+        stream: str,
+        fetch: Fetch[R],
+        landing: Landing,
+        state: State,
+        settings: Settings,
+        run: Run,
+        failed: FailedReads | None = None,
     ) -> None:
         self.stream = stream
+        self.failed = failed
         self.landing = landing
         self.settings = settings
         self.progress = run.progress(stream)
@@ -153,6 +169,7 @@ class StreamReader(Generic[R]):
         self._is_first_slice = self.progress.pages == 0
         self._refresh_from: int | None = None  # the pages read before the refresh began
         self._rejected_before: set[str] = set()
+        self._odd_before: frozenset[str] = frozenset()
         # What was read, by the task that asked for it.
         self.stretches: list[tuple[Task, int, int]] = []
         self.progress.covered_before = self.progress.covered_before or Coverage(self.coverage.pieces)
@@ -186,7 +203,9 @@ class StreamReader(Generic[R]):
         # A head that is cut off leaves a gap, and every slice reads a page of the gaps at least: so the slices of a run
         # come to an end, however busy the account is.
         self._pages_left = None if self._pages_left is None else max(self._pages_left, 1)
-        yield from self._read_tasks(plan.gaps(self.coverage, start_ms), self._walks_at_once)
+        waiting = {hi_ms for _, hi_ms in self._waiting_pages()}
+        gaps = [gap for gap in plan.gaps(self.coverage, start_ms) if gap.hi_ms not in waiting]
+        yield from self._read_tasks(gaps, self._walks_at_once)
         if cut_off:
             raise cut_off
 
@@ -197,8 +216,12 @@ class StreamReader(Generic[R]):
         tiers, before = self.settings.tiers.get(self.stream, ()), None
         self._refresh_from = self.progress.pages
         try:
-            while task := plan.refresh(self.coverage, tiers, self.settings.start_ms, self.now_ms or 0):
-                if task == before:
+            while True:
+                readable = self.coverage
+                for lo_ms, hi_ms in self._waiting_pages():
+                    readable = readable.without(lo_ms, hi_ms)
+                task = plan.refresh(readable, tiers, self.settings.start_ms, self.now_ms or 0)
+                if task is None or task == before:
                     break
                 self.check_share()
                 yield from self._read_tasks([task])
@@ -222,8 +245,7 @@ class StreamReader(Generic[R]):
     def _read_tasks(self, tasks: Iterable[Task], walks: Callable[[], int] = lambda: 1) -> Iterator[Any]:
         with closing(self._steps(tasks, walks)) as steps:
             for stretch, step in steps:
-                if step.overflow:
-                    self.progress.overflows.add(step.overflow)
+                self.progress.note(step)
                 yield from self.land(step, stretch.task, stretch.reach)
                 stretch.reach.from_ms = self._covered_from(step, stretch.task)
 
@@ -245,12 +267,13 @@ class StreamReader(Generic[R]):
                 stretch, answer = in_flight.answer()
                 goes_on = False
                 try:
-                    page = answer()
-                    self.count(page)
-                    step = stretch.walk.take(page)
+                    page = self._page(stretch, answer, waiting)
+                    if page is not None:
+                        self.count(page)
+                        step = stretch.walk.take(page)
                 except MsgBubblesError as error:
-                    ended_by = ended_by or error
-                else:
+                    ended_by, page = ended_by or error, None
+                if page is not None:
                     came_on = stretch.came_on_by(step, self._covered_from(step, stretch.task))
                     if not stretch.is_over:
                         ended_by = ended_by or self._ask(in_flight, stretch, came_on=came_on)
@@ -265,6 +288,69 @@ class StreamReader(Generic[R]):
                 self._keep(stretch)
         if ended_by:
             raise ended_by
+
+    def _page(self, stretch: _Stretch[R], answer: Callable[[], Page[R]], waiting: deque[Task]) -> Page[R] | None:
+        """The next page of a stretch; null where it cannot be read, which is recorded, and what is below it waits to be
+        read. Raises an error that is not about the page."""
+        try:
+            return answer()
+        except ApiError as error:
+            # Where nothing was answered yet, nothing says that the fault is the page's.
+            if self.failed is None or not is_of_unit(error) or not self.run.traffic.answered:
+                raise
+            before, lo_ms = stretch.walk.before, stretch.task.lo_ms
+            below_ms = max(self._answered_below(before, error, self.failed), lo_ms)
+            self.failed.record("page", f"{self.stream} before {before or 'now'}", error, below_ms)
+            if below_ms > lo_ms:
+                kind = "gap" if stretch.task.kind == "head" else stretch.task.kind
+                waiting.appendleft(Task(kind, lo_ms, below_ms))
+            return None
+
+    def _answered_below(self, before: str | None, error: ApiError, failed: FailedReads) -> int:
+        """The first time below a page that cannot be read which the API has a page for. Raises `error` where there is
+        none: then nothing of the list can be read.
+
+        Nobody can say how much time the page takes up, so what is passed over grows until the API answers.
+        """
+        now_ms = self.now_ms or epoch_ms(self.run.clock.now())
+        hi_ms = now_ms if before is None else epoch_ms(datetime.fromisoformat(before))
+        passed_ms = 1
+        with failed.few_tries():
+            while hi_ms - passed_ms > 0:
+                try:
+                    self._fetch(iso(hi_ms - passed_ms))
+                except ApiError as again:
+                    if not is_of_unit(again):
+                        raise
+                    failed.check_api(again)
+                    passed_ms *= GROWTH_OF_PASSED_TIME
+                else:
+                    self.run.failures_in_a_row = 0
+                    return hi_ms - passed_ms
+        raise error
+
+    def _failed_pages(self) -> Iterator[tuple[FailedRead, int, int]]:
+        """The pages of this list that failed, each with the interval that is missing for it."""
+        for entry in self.failed.all("page") if self.failed else ():
+            stream, _, before = entry.id.partition(" before ")
+            if stream == self.stream and entry.from_ms is not None:
+                yield entry, entry.from_ms, NEVER_MS if before == "now" else epoch_ms(datetime.fromisoformat(before))
+
+    def _waiting_pages(self) -> list[tuple[int, int]]:
+        """The intervals of failed pages that are not to be tried now."""
+        failed = self.failed
+        return [
+            (lo_ms, hi_ms)
+            for entry, lo_ms, hi_ms in self._failed_pages()
+            if failed is not None and failed.is_waiting("page", entry.id)
+        ]
+
+    def _forget_pages_read(self) -> None:
+        """Pages that failed once are no longer failed reads when their interval has been read."""
+        read = Coverage((lo, NEVER_MS if task.hi_ms is None else hi, 0) for task, lo, hi in self.stretches)
+        for entry, lo_ms, hi_ms in list(self._failed_pages()):
+            if self.failed is not None and (read.complete_to(lo_ms) or 0) >= hi_ms:
+                self.failed.remove(entry)
 
     def _walks_at_once(self) -> int:
         if not self.reads_ahead:
@@ -356,8 +442,19 @@ class StreamReader(Generic[R]):
     def take_from_slice(self) -> None:
         self._pages_left = None if self._pages_left is None else self._pages_left - 1
 
+    def note_time(self, page: Page[Any]) -> None:
+        """Take the API's time from a page. With the first, forget marks of readings that are still to come."""
+        is_first, self.now_ms = self.now_ms is None, epoch_ms(page.server_at)
+        if is_first:
+            latest_ms = self.now_ms + MAX_AHEAD_MS
+            self.coverage.forget_readings_after(latest_ms)
+            for name in READ_MARKS:
+                if self.state.get(name, 0) > latest_ms:
+                    del self.state[name]
+            self.seen_ms = self.state.get("seen_ms", 0)
+
     def count(self, page: Page[Any]) -> None:
-        self.now_ms = epoch_ms(page.server_at)
+        self.note_time(page)
         progress = self.progress
         progress.pages += 1
         progress.rows += len(page.rows)
@@ -365,12 +462,15 @@ class StreamReader(Generic[R]):
         rejected = {one.row_hash for one in page.rejected}
         progress.rejected += len(rejected - self._rejected_before)
         self._rejected_before = rejected
+        progress.odd += len(page.odd - self._odd_before)
+        self._odd_before = page.odd
         progress.new_fields.update(unknown_fields(page.rows))
         oldest = min((at for row in page.rows if (at := row.cursor_at) is not None), default=None)
         progress.reached_ms = progress.reached_ms if oldest is None else epoch_ms(oldest)
         self.run.on_page()
 
     def _save(self) -> None:
+        self._forget_pages_read()
         self.state["covered"] = [list(piece) for piece in self.coverage.compacted(self.now_ms or 0).pieces]
         if self._now_seen_ms is not None:
             self.state["seen"] = sorted(self._now_seen)
@@ -385,8 +485,10 @@ class ChatReader(StreamReader[Chat]):
     gets a message while its stretch is read moves out of it.
     """
 
-    def __init__(self, fetch: Fetch[Chat], landing: Landing, state: State, settings: Settings, run: Run) -> None:
-        super().__init__("chats", fetch, landing, state, settings, run)
+    def __init__(
+        self, fetch: Fetch[Chat], landing: Landing, state: State, settings: Settings, run: Run, failed: FailedReads
+    ) -> None:
+        super().__init__("chats", fetch, landing, state, settings, run, failed)
         self._shown: set[str] = set()
         landing.on_chats = self._note_threads
         # Up to here, all chats that were visible are known; not so while the first run has gaps to fill.
@@ -446,9 +548,19 @@ class ThreadReader(StreamReader[Chat]):
 
     reads_ahead = False
 
-    def __init__(self, client: Client, landing: Landing, state: State, settings: Settings, run: Run) -> None:
-        super().__init__("messages", lambda before: client.list_chats(before=before), landing, state, settings, run)
+    def __init__(
+        self,
+        fetch: Fetch[Chat],
+        client: Client,
+        landing: Landing,
+        state: State,
+        settings: Settings,
+        run: Run,
+        failed: FailedReads,
+    ) -> None:
+        super().__init__("messages", fetch, landing, state, settings, run, failed)
         self._client = client
+        self._failed = failed
         # Messages older than this have been read in every thread: up to here no thread is missing.
         complete_to = self.coverage.complete_to(settings.start_ms)
         self._floor_ms = (
@@ -466,7 +578,7 @@ class ThreadReader(StreamReader[Chat]):
 
     def count(self, page: Page[Any]) -> None:
         if page.rows and isinstance(page.rows[0], Chat):
-            self.now_ms = epoch_ms(page.server_at)
+            self.note_time(page)
             self.progress.pages += 1
         else:
             super().count(page)
@@ -477,10 +589,13 @@ class ThreadReader(StreamReader[Chat]):
 
     def land(self, step: Step[Chat], task: Task, reach: _Reach) -> Iterator[Any]:
         is_newest = task.kind == "head" and reach.from_ms is None
+        covered_ms = self._covered_from(step, task)
         self.landing.add_rejected(step.page)
         for chat in sorted(step.page.rows, key=_newest_first):
             at_ms = cursor_ms(chat)
-            if at_ms is not None and (at_ms < task.lo_ms or (task.hi_ms is not None and at_ms >= task.hi_ms)):
+            is_outlier = chat.key in step.outliers  # listed within the task, whatever time it shows
+            is_outside = at_ms is not None and (at_ms < task.lo_ms or (task.hi_ms is not None and at_ms >= task.hi_ms))
+            if is_outside and not is_outlier:
                 continue
             if reach.from_ms is not None and (task.hi_ms is None or reach.from_ms < task.hi_ms):
                 self.check_slice()
@@ -492,8 +607,8 @@ class ThreadReader(StreamReader[Chat]):
                 yield from self._read_thread(chat, lo_ms)
             if is_newest:
                 self.mark_seen(step.page, {mark})
-            if at_ms is not None:
-                reach.from_ms = at_ms + 1
+            if at_ms is not None and covered_ms is not None:
+                reach.from_ms = max(at_ms + 1, covered_ms)
                 self.check_share()
 
     def _is_settled(self, mark: str, at_ms: int | None) -> bool:
@@ -515,33 +630,28 @@ class ThreadReader(StreamReader[Chat]):
             self.count(page)
             return page
 
+        if self._failed.is_waiting("thread", chat.id, lo_ms):
+            return
         # A thread that is deleted while its page is read is not there to be read.
-        with suppress(NotFoundError):
+        with self._failed.attempt("thread", chat.id, lo_ms), suppress(NotFoundError):
             for step in walk(fetch, lo_ms=lo_ms, before_ms=None, stream=self.stream):
-                if step.overflow:
-                    self.progress.overflows.add(step.overflow)
+                self.progress.note(step)
                 self.landing.add(step.page)
                 yield from self.landing.full_tables()
 
 
 def read_messages(client: Client, landing: Landing, state: State, settings: Settings, run: Run) -> Iterator[Any]:
-    """Messages, from the account's feed where the API answers it, else thread by thread.
+    """Messages, from the account's feed where the API answers it, else chat by chat.
 
-    Which it is is found out by the first page, and remembered in `state`; either way has its own coverage there.
+    An API that refuses the feed is asked for it again once a day; while the feed only fails, this run reads chat by
+    chat. Each way has its own coverage in `state`.
     """
+    failed = FailedReads(state, run, client)
     if run.repair is not None:
         if run.repair.overflows:
-            yield from repairs.read_overflows(client, landing, state["by_feed"], run)
+            yield from repairs.read_overflows(client, landing, state["by_feed"], run, failed)
         return
-    first: Page[Message] | None = None
-    if state.get("feed") is not False:
-        try:
-            first = client.list_messages()
-        except PermanentError as error:
-            if error.status not in FEED_REFUSED:
-                raise
-        if first is None or len(first):
-            state["feed"] = first is not None
+    first = _first_of_feed(client, state, run, failed)
     # An empty feed may be an account without messages, or an API that answers nothing without a conversation.
     run.feed = bool(first)
     if first:
@@ -552,12 +662,53 @@ def read_messages(client: Client, landing: Landing, state: State, settings: Sett
                 return pages.pop()
             return client.list_messages(before=before)
 
-        yield from StreamReader("messages", fetch, landing, state.setdefault("by_feed", {}), settings, run).read()
+        by_feed = state.setdefault("by_feed", {})
+        yield from StreamReader("messages", fetch, landing, by_feed, settings, run, failed).read()
     else:
-        yield from ThreadReader(client, landing, state.setdefault("by_thread", {}), settings, run).read()
+
+        def listed(before: str | None) -> Page[Chat]:
+            page = client.list_chats(before=before)
+            if state.get("feed_refused_ms") is not None:
+                state["feed"] = False  # said by an API that answers something else
+            return page
+
+        by_thread = state.setdefault("by_thread", {})
+        _add_coverage_of_feed(by_thread, state.get("by_feed", {}), settings.start_ms)
+        yield from ThreadReader(listed, client, landing, by_thread, settings, run, failed).read()
+    for thread in failed.due("thread"):
+        from_ms = settings.start_ms if thread.from_ms is None else thread.from_ms
+        yield from repairs.read_thread(client, landing, thread.id, from_ms, run, failed)
 
 
-FEED_REFUSED = frozenset({400, 404, 405, 422})
+def _first_of_feed(client: Client, state: State, run: Run, failed: FailedReads) -> Page[Message] | None:
+    """The newest page of the account's feed; null where the API refuses it, or does not manage to answer it."""
+    now_ms = epoch_ms(run.clock.now())
+    is_refused = state.get("feed") is False and now_ms - state.get("feed_refused_ms", 0) < plan.DAY_MS
+    if is_refused or failed.is_waiting("feed", "messages"):
+        return None
+    first: Page[Message] | None = None
+    with failed.attempt("feed", "messages"):
+        try:
+            first = client.list_messages()
+        except (PermanentError, ForbiddenError):
+            state["feed_refused_ms"] = now_ms
+    if first:
+        state["feed"] = True
+        state.pop("feed_refused_ms", None)
+    return first
+
+
+def _add_coverage_of_feed(by_thread: State, by_feed: State, start_ms: int) -> None:
+    """What the feed has shown without a gap since the start need not be read again chat by chat."""
+    of_feed = Coverage((lo, hi, read) for lo, hi, read in by_feed.get("covered", ()))
+    complete_to = of_feed.complete_to(start_ms)
+    if complete_to is None:
+        return
+    covered = Coverage((lo, hi, read) for lo, hi, read in by_thread.get("covered", ()))
+    if (covered.complete_to(start_ms) or 0) < complete_to:
+        for lo, hi, read in of_feed.pieces:
+            covered.add(lo, min(hi, complete_to), read)
+        by_thread["covered"] = [list(piece) for piece in covered.pieces]
 
 
 def read_chats(client: Client, landing: Landing, state: State, settings: Settings, run: Run) -> Iterator[Any]:
@@ -566,19 +717,28 @@ def read_chats(client: Client, landing: Landing, state: State, settings: Setting
     def fetch(before: str | None) -> Page[Chat]:
         return client.list_chats(before=before)
 
-    reader = ChatReader(fetch, landing, state, settings, run)
+    failed = FailedReads(state, run, client)
+    reader = ChatReader(fetch, landing, state, settings, run, failed)
     if run.repair is None:
         yield from reader.read()
-    yield from repairs.read_by_id(client, landing, state, settings, run)
+    yield from repairs.read_by_id(client, landing, state, settings, run, failed)
 
 
 def read_numbers(client: Client, landing: Landing, state: State, _settings: Settings, run: Run) -> Iterator[Any]:
     """The account's own numbers: one request, whatever their number."""
-    page = client.list_numbers()
+    failed = FailedReads(state, run, client)
+    if failed.is_waiting("numbers", "numbers"):
+        return
+    page: Page[Number] | None = None
+    with failed.attempt("numbers", "numbers"), suppress(NotFoundError):  # one way to write an empty list
+        page = client.list_numbers()
+    if page is None:
+        return
     progress = run.progress("numbers")
     progress.pages += 1
     progress.rows += len(page.rows)
     progress.rejected += len(page.rejected)
+    progress.odd += len(page.odd)
     progress.new_fields.update(unknown_fields(page.rows))
     landing.add(page, skip=frozenset(state.get("seen", ())))
     state["seen"] = sorted(fingerprint(row) for row in page.rows)
@@ -595,6 +755,8 @@ def read_stream(
     """Run one reader to where the run allows, land all that it read, and sort out why it ended."""
     progress = run.progress(landing.stream)
     progress.unfinished = False
+    landing.on_twins = run.reject
+    landing.refused = run.refused
     if run.stopped:
         return
     if state.get("has_tables") != landing.tables:
@@ -612,6 +774,7 @@ def read_stream(
         run.error = run.error or error
     _put_coverage(landing, state, run)
     yield from _announced(landing.rest(), run)
+    progress.rejected += landing.refused_rows
 
 
 def _put_coverage(landing: Landing, state: State, run: Run) -> None:

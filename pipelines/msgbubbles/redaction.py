@@ -32,6 +32,7 @@ from .models import (
     RejectedRow,
     Row,
     participants_of,
+    without_senders,
 )
 from .personal import PERSONAL, Kind
 from .privacy import FULL, ORDERS, Policy, Pseudonyms
@@ -210,7 +211,7 @@ class Redactor:
     # -- who is left out
 
     def is_erased(self, handle: str | None) -> bool:
-        return bool(self.erased) and handle is not None and self._pseudonyms.erased_handle(handle) in self.erased
+        return bool(self.erased) and handle is not None and self._pseudonyms.was_erased(handle, self.erased)
 
     def without_erased(self, text: str) -> str:
         """A text with a word in the place of every handle in it that is erased."""
@@ -332,6 +333,8 @@ class Redactor:
             return LeftOutMessage(id=row.id, created_at=row.created_at, sent_at=row.sent_at)
         if self.has_expired(row.cursor_at):
             row.text = None
+        if self.policy.handles != "keep":
+            row.extra = without_senders(row)
         for attachment in row.attachments or ():
             self._left_of(attachment, "attachments")
         return self._left_of(row, "messages")
@@ -524,8 +527,9 @@ class PrivateClient(Client):
         transport: Transport,
         redactor: Redactor,
         stored_chats: StoredChats = lambda _ids: (),
+        sender_field: str | None = None,
     ) -> None:
-        super().__init__(transport)
+        super().__init__(transport, sender_field)
         self._redactor = redactor
         self._stored_chats = stored_chats
         self._kept_chats: set[str] = set()
@@ -582,6 +586,13 @@ class PrivateClient(Client):
                 redactor.erase_chat(chat_id)
 
 
-def client_of(transport: Transport, redactor: Redactor, stored_chats: StoredChats = lambda _ids: ()) -> Client:
+def client_of(
+    transport: Transport,
+    redactor: Redactor,
+    stored_chats: StoredChats = lambda _ids: (),
+    sender_field: str | None = None,
+) -> Client:
     """A client by the policy; the plain one where that leaves everything as it is."""
-    return Client(transport) if redactor.is_idle else PrivateClient(transport, redactor, stored_chats)
+    if redactor.is_idle:
+        return Client(transport, sender_field)
+    return PrivateClient(transport, redactor, stored_chats, sender_field)

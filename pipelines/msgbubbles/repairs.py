@@ -3,7 +3,8 @@ instants that hold more messages than a page."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ from msgspec import Raw
 from .client import Client
 from .coverage import DAY_MS, Coverage
 from .errors import NotFoundError
+from .failed_reads import FailedReads, failed_reads_of
 from .landing import Landing
 from .models import NOTHING, Chat, Message, Page, participants_of
 from .run import Repair, Run, State, known_overflows, save_overflows
@@ -29,6 +31,8 @@ CHATS_AT_ONCE = 50
 # How long an event may wait for the message that it tells of, and how many stretches are remembered as read.
 TOLD_WITHIN_MS = 7 * DAY_MS
 MAX_TOLD = 1000
+# How many ids of chats that only events name are remembered as asked for.
+MAX_NAMED_BY_EVENTS = 1000
 
 
 class _Spent(Exception):  # noqa: N818 - not an error
@@ -58,29 +62,48 @@ def planned(warehouse: Warehouse, states: Mapping[str, Any], settings: Settings)
     # A chat that has not been read yet is not missing. An empty list has been read too, and covers no time.
     if "seen_ms" not in chats or chats_covered.gaps(settings.start_ms):
         return None
-    orphans = warehouse.orphans(REQUESTS_A_RUN)
+    # What failed is tried again by itself, when it is due.
+    failed = {(one.kind, one.id) for one in (*failed_reads_of(chats), *failed_reads_of(messages))}
+    limit = REQUESTS_A_RUN + len(failed)
+    orphans = [one for one in warehouse.orphans(limit) if ("chat", one) not in failed][:REQUESTS_A_RUN]
     settled_ms = (messages_covered.newest_ms or 0) - settings.settle_ms
     messages_complete = bool(messages_covered.pieces) and not messages_covered.gaps(settings.start_ms)
-    unknown, stretches = warehouse.told_of(chats.get("seen_ms", 0) - TOLD_WITHIN_MS, REQUESTS_A_RUN)
-    orphans = list(dict.fromkeys([*orphans, *unknown]))[:REQUESTS_A_RUN]
-    read = chats.get("told", {})
-    told = {one: at for one, at in stretches.items() if read.get(one) != list(at) and at[1] >= settings.start_ms}
+    asked, read = set(chats.get("named_by_events", ())), chats.get("told", {})
+    # What has been asked for already must not hide the rest.
+    unknown, stretches = warehouse.told_of(chats.get("seen_ms", 0) - TOLD_WITHIN_MS, limit + len(asked) + len(read))
+    known = asked | {one for kind, one in failed if kind == "chat"} | set(orphans)
+    named = [one for one in unknown if one not in known][: max(REQUESTS_A_RUN - len(orphans), 0)]
+    told = {
+        one: at
+        for one, at in stretches.items()
+        if read.get(one) != list(at) and at[1] >= settings.start_ms and ("thread", one) not in failed
+    }
+    told = dict(list(told.items())[:REQUESTS_A_RUN])
     lagging: dict[str, int] = {}
     if messages_complete and chats.get("lagging_in_vain", 0) < LAGGING_IN_VAIN:
-        lagging = warehouse.lagging(settings.start_ms, settled_ms, REQUESTS_A_RUN)
+        lagging = warehouse.lagging(settings.start_ms, settled_ms, limit)
+        lagging = {one: at_ms for one, at_ms in lagging.items() if ("thread", one) not in failed}
     lags = any(chats.get("lagging", {}).get(chat_id) != at_ms for chat_id, at_ms in lagging.items())
-    to_read = _to_read(of_messages) if by_feed and not orphans else []
+    to_read = _to_read(of_messages) if by_feed and not (orphans or named) else []
+    # Messages prove that no chat is missing, as far as each chat has some: where one is known that has none, there may
+    # be others that nothing names.
     proven = (
-        by_feed and messages_complete and not orphans and not of_messages.get("overflows")
+        by_feed and messages_complete and not (orphans or named) and not of_messages.get("overflows")
         and any(from_ms is not None for from_ms, _ in chats.get("overflows", ()))
+        and not warehouse.has_chat_without_messages(settings.start_ms)
     )  # fmt: skip
     groups: dict[str, list[str] | None] = {}
     now_ms = chats.get("seen_ms", 0)
     if settings.participants and now_ms - chats.get("participants_hidden_ms", -DAY_MS) >= DAY_MS:
-        groups = warehouse.groups_to_ask(now_ms - DAY_MS, REQUESTS_A_RUN)
-    if not (orphans or chats.get("threads") or lags or to_read or proven or told or groups):
+        groups = warehouse.groups_to_ask(now_ms - DAY_MS, limit)
+        waiting = {one.id for one in failed_reads_of(chats) if one.kind == "participants" and one.next_try_ms > now_ms}
+        groups = {one: before for one, before in groups.items() if one not in waiting}
+    if not (orphans or named or chats.get("threads") or lags or to_read or proven or told or groups):
         return None
-    return Repair(orphans, (), lagging, bool(to_read), proven, told, groups, REQUESTS_A_RUN)
+    all_chats = not chats.get("overflows") and not (orphans or named)
+    return Repair(
+        orphans, (), lagging, bool(to_read), proven, told, groups, REQUESTS_A_RUN, named, all_chats_known=all_chats
+    )
 
 
 def _coverage(state: Mapping[str, Any]) -> Coverage:
@@ -98,27 +121,33 @@ def _name(span: Overflow) -> str:
     return f"{span.from_ms}-{span.to_ms}"
 
 
-def read_by_id(client: Client, landing: Landing, state: State, settings: Settings, run: Run) -> Iterator[Any]:
+def read_by_id(
+    client: Client, landing: Landing, state: State, settings: Settings, run: Run, failed: FailedReads
+) -> Iterator[Any]:
     """Ask for the chats that sweeps have missed, and for what `run.repair` names. What there is no allowance for stays
     in the state: `missed` (chats), `threads` (ids of chats whose messages are to be read again)."""
     missed: dict[str, int] = state.setdefault("missed", {})
     threads: list[str] = state.setdefault("threads", [])
     lagging: dict[str, int] = {}
     if run.repair is not None:
-        missed.update(dict.fromkeys(run.repair.chats, SWEEPS_MISSED))
+        missed.update(dict.fromkeys([*run.repair.chats, *run.repair.named_by_events], SWEEPS_MISSED))
+        named = [one for one in state.get("named_by_events", ()) if one not in run.repair.chats]
+        state["named_by_events"] = [*named, *run.repair.named_by_events][-MAX_NAMED_BY_EVENTS:]
         threads.extend(run.repair.threads)
         lagging = {one: at_ms for one, at_ms in run.repair.lagging.items() if one not in threads}
-    threads[:] = dict.fromkeys(threads)
+    missed.update({one.id: SWEEPS_MISSED for one in failed.due("chat")})
+    threads[:] = dict.fromkeys([*threads, *(one.id for one in failed.due("thread"))])
     allowance = _Allowance(run)
     try:
-        yield from _read_chats(client, landing, missed, run, allowance)
+        named_by_events = state.get("named_by_events", ())
+        yield from _read_chats(client, landing, missed, named_by_events, run, allowance, failed)
         for chat_id in list(threads):
-            yield from _read_thread(client, landing, chat_id, settings.start_ms, None, run, allowance)
+            is_read = yield from _read_thread(client, landing, chat_id, settings.start_ms, None, run, allowance, failed)
             threads.remove(chat_id)
-            run.repaired["threads"] += 1
-        yield from _read_told(client, landing, state, settings, run, allowance)
-        yield from _read_lagging(client, landing, lagging, state, settings, run, allowance)
-        _read_participants(client, landing, state, run, allowance)
+            run.repaired["threads"] += is_read
+        yield from _read_told(client, landing, state, settings, run, allowance, failed)
+        yield from _read_lagging(client, landing, lagging, state, settings, run, allowance, failed)
+        _read_participants(client, landing, state, run, allowance, failed)
     except _Spent:
         pass
     spans = known_overflows(state)
@@ -129,21 +158,32 @@ def read_by_id(client: Client, landing: Landing, state: State, settings: Setting
 
 
 def _read_chats(
-    client: Client, landing: Landing, missed: dict[str, int], run: Run, allowance: _Allowance
+    client: Client,
+    landing: Landing,
+    missed: dict[str, int],
+    named_by_events: Sequence[str],
+    run: Run,
+    allowance: _Allowance,
+    failed: FailedReads,
 ) -> Iterator[Any]:
     for chat_id in [one for one, times in missed.items() if times >= SWEEPS_MISSED]:
+        if failed.is_waiting("chat", chat_id):
+            del missed[chat_id]
+            continue
         allowance.check()
         read_at = run.clock.now()
-        try:
-            landing.put(as_listed(client.get_chat(chat_id)), read_at)
-            run.repaired["chats"] += 1
-        except NotFoundError:
-            stored = run.warehouse.chats([chat_id]) if run.warehouse else []
-            chat = stored[0] if stored else Chat(id=chat_id)
-            if chat.deleted_at is None:
-                chat.deleted_at = read_at
-                landing.put(chat, read_at)
-                run.repaired["deleted chats"] += 1
+        with failed.attempt("chat", chat_id):
+            try:
+                landing.put(as_listed(client.get_chat(chat_id)), read_at)
+                run.repaired["chats"] += 1
+            except NotFoundError:
+                stored = run.warehouse.chats([chat_id]) if run.warehouse else []
+                chat = stored[0] if stored else Chat(id=chat_id)
+                # A message that is stored has been in a chat. An id that only events name is no chat.
+                if chat.deleted_at is None and (stored or chat_id not in named_by_events):
+                    chat.deleted_at = read_at
+                    landing.put(chat, read_at)
+                    run.repaired["deleted chats"] += 1
         del missed[chat_id]
         run.on_page()
         yield from landing.full_tables()
@@ -166,6 +206,7 @@ def _read_lagging(
     settings: Settings,
     run: Run,
     allowance: _Allowance,
+    failed: FailedReads,
 ) -> Iterator[Any]:
     in_vain = state.get("lagging_in_vain", 0)
     if in_vain >= LAGGING_IN_VAIN:
@@ -177,9 +218,11 @@ def _read_lagging(
         if known.get(chat_id) == at_ms:
             continue
         before = run.landed("messages")
-        yield from _read_thread(client, landing, chat_id, settings.start_ms, None, run, allowance)
+        is_read = yield from _read_thread(client, landing, chat_id, settings.start_ms, None, run, allowance, failed)
         yield from landing.rest()
         known[chat_id] = at_ms
+        if not is_read:
+            continue
         if run.landed("messages") > before:
             run.repaired["threads"] += 1
             in_vain = 0
@@ -189,7 +232,13 @@ def _read_lagging(
 
 
 def _read_told(
-    client: Client, landing: Landing, state: State, settings: Settings, run: Run, allowance: _Allowance
+    client: Client,
+    landing: Landing,
+    state: State,
+    settings: Settings,
+    run: Run,
+    allowance: _Allowance,
+    failed: FailedReads,
 ) -> Iterator[Any]:
     """Read just the stretches that events tell of. One that has been read is not read again for the same events,
     whatever was there."""
@@ -197,24 +246,30 @@ def _read_told(
     for chat_id, (from_ms, to_ms) in told.items():
         # An event's time need not be the message's to the millisecond.
         lo_ms, hi_ms = max(from_ms - settings.settle_ms, settings.start_ms), to_ms + settings.settle_ms
-        yield from _read_thread(client, landing, chat_id, lo_ms, hi_ms, run, allowance)
+        is_read = yield from _read_thread(client, landing, chat_id, lo_ms, hi_ms, run, allowance, failed)
         known = {**state.get("told", {}), chat_id: [from_ms, to_ms]}
         state["told"] = dict(list(known.items())[-MAX_TOLD:])
-        run.repaired["stretches that events told of"] += 1
+        run.repaired["stretches that events told of"] += is_read
 
 
-def _read_participants(client: Client, landing: Landing, state: State, run: Run, allowance: _Allowance) -> None:
+def _read_participants(
+    client: Client, landing: Landing, state: State, run: Run, allowance: _Allowance, failed: FailedReads
+) -> None:
     """Ask each group of `run.repair` who is in it. Where the API does not show it, another day is waited for."""
     for chat_id, before in run.repair.groups.items() if run.repair else ():
+        if failed.is_waiting("participants", chat_id):
+            continue
         allowance.check()
         read_at = run.clock.now()
-        try:
-            chat = client.get_chat(chat_id)
-        except NotFoundError:
-            state["missed"][chat_id] = SWEEPS_MISSED
+        chat: Chat | None = None
+        with failed.attempt("participants", chat_id):
+            try:
+                chat = client.get_chat(chat_id)
+            except NotFoundError:
+                state["missed"][chat_id] = SWEEPS_MISSED
+        run.on_page()
+        if chat is None:
             continue
-        finally:
-            run.on_page()
         handles = participants_of(chat)
         if handles is None:
             state["participants_hidden_ms"] = state.get("seen_ms", 0)
@@ -225,9 +280,10 @@ def _read_participants(client: Client, landing: Landing, state: State, run: Run,
         run.repaired["participant lists"] += 1
 
 
-def read_overflows(client: Client, landing: Landing, state: State, run: Run) -> Iterator[Any]:
-    """Read the messages of instants that hold more than the feed shows, thread by thread, in the order of the threads'
-    ids: where the allowance ends, the next run goes on. What one thread alone has too many of stays out of reach."""
+def read_overflows(client: Client, landing: Landing, state: State, run: Run, failed: FailedReads) -> Iterator[Any]:
+    """Read the messages of timestamps that hold more than the feed shows, thread by thread, in the order of the
+    threads' ids: where the allowance ends, the next run goes on. What one thread alone has too many of stays out of
+    reach, and so does what is in chats that are not known: then the overflow stands."""
     # By instant: the last id read, whether a thread of those had too many, whether all have been read.
     done: dict[str, list[Any]] = state.setdefault("overflows_done", {})
     spans = known_overflows(state)
@@ -240,10 +296,13 @@ def read_overflows(client: Client, landing: Landing, state: State, run: Run) -> 
             while ids := run.warehouse.chats_alive_at(span.from_ms, span.to_ms, after_id, CHATS_AT_ONCE):
                 for chat_id in ids:
                     met: set[Overflow] = set()
-                    yield from _read_thread(client, landing, chat_id, span.from_ms, span.to_ms, run, allowance, met)
-                    after_id, stuck = chat_id, stuck or bool(met)
+                    is_read = yield from _read_thread(
+                        client, landing, chat_id, span.from_ms, span.to_ms, run, allowance, failed, met
+                    )
+                    after_id, stuck = chat_id, stuck or bool(met) or not is_read
                     done[_name(span)] = [after_id, stuck, False]
-            if stuck:
+            # Where a chat is not known, its messages may be missing still.
+            if stuck or run.repair is None or not run.repair.all_chats_known:
                 done[_name(span)] = [after_id, stuck, True]
             else:
                 spans = spans - {span}
@@ -255,6 +314,13 @@ def read_overflows(client: Client, landing: Landing, state: State, run: Run) -> 
         save_overflows(state, spans, run, "messages")
 
 
+def read_thread(
+    client: Client, landing: Landing, chat_id: str, from_ms: int, run: Run, failed: FailedReads
+) -> Iterator[Any]:
+    """Read the messages of one chat from `from_ms` on, whatever it costs."""
+    return _read_thread(client, landing, chat_id, from_ms, None, run, None, failed)
+
+
 def _read_thread(
     client: Client,
     landing: Landing,
@@ -262,20 +328,30 @@ def _read_thread(
     from_ms: int,
     to_ms: int | None,
     run: Run,
-    allowance: _Allowance,
+    allowance: _Allowance | None,
+    failed: FailedReads,
     met: set[Overflow] | None = None,
-) -> Iterator[Any]:
+) -> Generator[Any, None, bool]:
+    """Read the messages of one chat in [from, to]. Returns whether that succeeded, or the chat is gone."""
+
     def fetch(before: str | None) -> Page[Message]:
-        allowance.check()
+        if allowance:
+            allowance.check()
         page = client.list_messages(chat_id, before=before)
         run.on_page()
         return page
 
-    try:
-        for step in walk(fetch, lo_ms=from_ms, before_ms=None if to_ms is None else to_ms + 1, stream="messages"):
+    if failed.is_waiting("thread", chat_id, from_ms):
+        return False
+    missing_from_ms = failed.missing_from("thread", chat_id)
+    if missing_from_ms is not None:  # all that is missing is read, whatever was asked for
+        from_ms, to_ms = min(from_ms, missing_from_ms), None
+    hi_ms = None if to_ms is None else to_ms + 1
+    # Whether the chat of a thread that is gone is deleted is asked for as of any chat.
+    with failed.attempt("thread", chat_id, from_ms) as attempt, suppress(NotFoundError):
+        for step in walk(fetch, lo_ms=from_ms, before_ms=hi_ms, stream="messages"):
             landing.add(step.page)
             if step.overflow and met is not None:
                 met.add(step.overflow)
             yield from landing.full_tables()
-    except NotFoundError:
-        pass  # the thread is gone; whether its chat is deleted is asked for as of any chat
+    return attempt.succeeded

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .coverage import Coverage
-from .errors import AuthenticationError, Halt, MsgBubblesError, RetryableError
+from .errors import ApiError, Halt, MsgBubblesError
+from .failed_reads import is_of_unit
 from .in_flight import InFlight, InThreads
 from .landing import Changes
 from .settings import Settings
 from .stored import Warehouse
 from .transport import Clock, Traffic
-from .walk import Overflow
+from .walk import Overflow, Step
 
 MIN_SLICE_PAGES = 20
 
@@ -32,21 +33,31 @@ class ShareSpent(Halt):
 
 @dataclass
 class StreamProgress:
-    """What a run has done to one stream. `rows` were read. `reached_ms` is the oldest instant of the page read last.
-    `overflows` are the tie overflows that the run met, `standing` those that are neither repaired nor accepted.
-    `covered_before` and `covered` are the coverage before the run and now; null where there is none."""
+    """What a run has done to one stream. `rows` were read, `odd` of them held values that are not valid JSON.
+    `reached_ms` is the oldest timestamp of the page read last. `overflows` are the tie overflows that the run met,
+    `standing` those that are neither repaired nor accepted. `order_contradictions` counts pages whose rows are not in
+    the order of the time that is read, or not where it says. `covered_before` and `covered` are the coverage before the
+    run and now; null where there is none."""
 
     pages: int = 0
     refresh_pages: int = 0
     rows: int = 0
     rejected: int = 0
+    odd: int = 0
     new_fields: set[str] = field(default_factory=set)
     overflows: set[Overflow] = field(default_factory=set)
     standing: set[Overflow] = field(default_factory=set)
+    order_contradictions: int = 0
     reached_ms: int | None = None
     unfinished: bool = False
     covered_before: Coverage | None = None
     covered: Coverage | None = None
+
+    def note(self, step: Step[Any]) -> None:
+        """Keep what a page says of the walk."""
+        if step.overflow:
+            self.overflows.add(step.overflow)
+        self.order_contradictions += not step.is_in_order
 
 
 @dataclass
@@ -59,8 +70,9 @@ class Run:
     `keep_on_error`: a fault ends the reading and is kept in `error`, so that what was read before it is loaded;
     otherwise it is raised, and dlt drops the load. `repair`: what to read by id, and nothing else.
     `accept_overflows`: nothing is missing at the tie overflows known until now. `clock` tells the wall time.
-    `warehouse`: what is stored, where it can be asked. `settings`: what the source was configured with. `in_flight`
-    makes what keeps the requests that are under way.
+    `warehouse`: what is stored, where it can be asked. `refused`: which rows of a table (Arrow) the destination
+    refuses, where a load has failed for its data. `settings`: what the source was configured with. `in_flight` makes
+    what keeps the requests that are under way.
     """
 
     slice_pages: int | None = None
@@ -74,6 +86,7 @@ class Run:
     on_rows: Callable[[], None] = lambda: None
     on_wait: Callable[[str, float], None] = lambda _why, _seconds: None
     warehouse: Warehouse | None = None
+    refused: Callable[[str, Any], list[bool]] | None = None
     settings: Settings | None = None
     in_flight: Callable[[], InFlight[Any]] = InThreads
     traffic: Traffic = field(default_factory=Traffic)
@@ -83,11 +96,18 @@ class Run:
     feed: bool | None = None
     halt: Halt | None = None
     error: MsgBubblesError | None = None
+    # Units that failed in this run, by kind and id: they are left alone until the next.
+    failed_now: set[tuple[str, str]] = field(default_factory=set)
+    failures_in_a_row: int = 0
+    failed_reads_changed: bool = False
+    _rejected: set[str] = field(default_factory=set)
 
     @property
     def stopped(self) -> bool:
         """Whether another request would be unwanted, or useless."""
-        return self.halt is not None or isinstance(self.error, AuthenticationError | RetryableError)
+        if self.halt is not None:
+            return True
+        return isinstance(self.error, ApiError) and (not is_of_unit(self.error) or not self.traffic.answered)
 
     @property
     def unfinished(self) -> bool:
@@ -96,6 +116,11 @@ class Run:
 
     def progress(self, stream: str) -> StreamProgress:
         return self.streams.setdefault(stream, StreamProgress())
+
+    def reject(self, table: str, hashes: set[str]) -> None:
+        """Count rows that could be read and are in `rejected_rows` all the same, each once."""
+        self.progress(table).rejected += len(hashes - self._rejected)
+        self._rejected |= hashes
 
     def landed(self, table: str) -> int:
         """Rows of a table that were new or changed."""
@@ -106,9 +131,11 @@ class Run:
 class Repair:
     """What is missing in the warehouse, to be read by id: `chats`, and all messages of `threads`. `lagging` are threads
     whose newest message is missing, with the instant of that message. With `overflows`, the messages of instants that
-    hold more than the feed shows are read thread by thread; `chats_proven` says that no chat is missing. `told` are
+    hold more than the feed shows are read thread by thread; `chats_proven` says that no chat is missing, though a list
+    could not show all of them, and `all_chats_known` that the list showed all. `told` are
     chats of which an event tells messages that are missing, with their first and last instant. `groups` are
-    to be asked for their participants, with those they had before. `limit` bounds the requests."""
+    to be asked for their participants, with those they had before. `limit` bounds the requests. Only events name the
+    chats of `named_by_events`: one of those that is not found never was one."""
 
     chats: Sequence[str] = ()
     threads: Sequence[str] = ()
@@ -118,6 +145,8 @@ class Repair:
     told: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     groups: Mapping[str, Sequence[str] | None] = field(default_factory=dict)
     limit: int | None = None
+    named_by_events: Sequence[str] = ()
+    all_chats_known: bool = False
 
 
 def known_overflows(state: State) -> set[Overflow]:

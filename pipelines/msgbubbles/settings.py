@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from typing import Any
 from .coverage import HOUR_MS, Tier
 from .errors import ConfigurationError
 from .in_flight import MOST_WALKS
-from .walk import epoch_ms
+from .walk import BEGINNING_MS, epoch_ms
 
 # Renames move no cursor, at any age. Statuses, receipts and edits come within days.
 REFRESH_CHATS = ({"every_hours": 24},)
@@ -26,7 +27,7 @@ class Settings:
     for their participants. `requests_per_minute`: the limit, 0 for none. `least_walks`, `most_walks`: how many requests
     may be under way at once, at least where there is enough to read, and at most."""
 
-    start_ms: int = 0
+    start_ms: int = BEGINNING_MS
     settle_ms: int = 300_000
     tiers: Mapping[str, Sequence[Tier]] = field(default_factory=dict)
     refresh_per_minute: float | None = None
@@ -90,14 +91,27 @@ def _tier(every_hours: float, within_hours: float | None = None) -> Tier:
 
 
 def start_of(start_date: str | None) -> int:
-    """The first instant to read, in milliseconds; `start_date` is an ISO 8601 date or time, UTC unless it says.
+    """The first instant to read, in milliseconds; `start_date` is an ISO 8601 date or time, UTC unless it says, or null
+    for everything.
 
     Raises `ConfigurationError`.
     """
     if start_date is None:
-        return 0
+        return BEGINNING_MS
     try:
         at = datetime.fromisoformat(start_date)
     except ValueError:
         raise ConfigurationError('start_date is not a date; expected one like "2026-01-31"') from None
     return epoch_ms(at if at.tzinfo else at.replace(tzinfo=UTC))
+
+
+def check_number(key: str, value: Any, *, at_least: float, expected: float) -> None:
+    """Raise `ConfigurationError` where a setting is not a finite number of `at_least`; 1 for "1 or more", and so on."""
+    try:
+        is_good = at_least <= float(value) < math.inf
+    except (TypeError, ValueError):
+        is_good = False
+    if not is_good:
+        raise ConfigurationError(
+            f"{key} must be a number of at least {at_least:g}, not {value!r}; set it to {expected:g}, for example"
+        )

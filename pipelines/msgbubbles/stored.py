@@ -20,8 +20,8 @@ from msgspec import Raw
 
 from .compare import key_of
 from .landing import COLUMNS, arrow_types
-from .models import Chat, Column
-from .walk import epoch_ms
+from .models import Attachment, Chat, Column
+from .walk import BEGINNING_MS, epoch_ms
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -83,6 +83,26 @@ class Warehouse:
         tables = [one for one in found if one is not None]
         return pa.concat_tables(tables, promote_options="default") if tables else None
 
+    def places(self, ids: Sequence[str]) -> dict[str, tuple[str | None, datetime | None]]:
+        """The chat and the time of the messages of these ids that are stored."""
+        query = "SELECT id, conversation_id, cursor_at FROM {messages} WHERE id IN "
+        found = [row for some in _chunks(ids) for row in self._all(f"{query}({_marks(some)})", *some)]
+        return {key: (chat_id, at) for key, chat_id, at in found}
+
+    def attachments_of(self, message_ids: Sequence[str]) -> list[Attachment]:
+        """The stored attachments of these messages that are not removed."""
+        names = [column.name for column in COLUMNS["attachments"] if column.name != "_read_at"]
+        found: list[dict[str, Any]] = []
+        # All columns: a warehouse of an older version has no `removed_at` yet.
+        query = "SELECT * FROM {attachments} WHERE message_id IN "
+        for some in _chunks(message_ids):
+            table = self._arrow("attachments", f"{query}({_marks(some)})", *some)
+            found += [] if table is None else table.to_pylist()
+        rows: list[dict[str, Any]] = [{name: row.get(name) for name in names} for row in found]
+        return [
+            Attachment(**row | {"extra": Raw((row["extra"] or "").encode())}) for row in rows if not row["removed_at"]
+        ]
+
     def chats(self, ids: Sequence[str]) -> list[Chat]:
         """The stored chats of these ids, as they were last seen."""
         names = [column.name for column in COLUMNS["chats"] if column.name != "_read_at"]
@@ -110,11 +130,23 @@ class Warehouse:
     def chats_alive_at(self, from_ms: int, to_ms: int, after_id: str, limit: int) -> list[str]:
         """Ids, from the one after `after_id` on, of chats that may have messages in [from, to]."""
         found = self._all(
-            "SELECT id FROM {chats} WHERE (created_at IS NULL OR created_at < %s) AND last_message_at >= %s "
+            "SELECT id FROM {chats} WHERE (created_at IS NULL OR created_at < %s) "
+            "AND (last_message_at IS NULL OR last_message_at >= %s) "
             f"AND deleted_at IS NULL AND id > %s ORDER BY id LIMIT {limit:d}",
             instant(to_ms + 1), instant(from_ms), after_id,
         )  # fmt: skip
         return [row[0] for row in found]
+
+    def has_chat_without_messages(self, since_ms: int) -> bool:
+        """Whether there is a chat with a `last_message_at` since then that is not deleted, and of which no message is
+        stored."""
+        return bool(
+            self._all(
+                "SELECT 1 FROM {chats} AS chats WHERE last_message_at >= %s AND deleted_at IS NULL AND NOT EXISTS "
+                "(SELECT 1 FROM {messages} AS messages WHERE messages.conversation_id = chats.id) LIMIT 1",
+                instant(since_ms),
+            )
+        )
 
     def orphans(self, limit: int) -> list[str]:
         """Ids of chats that messages name and that are not there."""
@@ -172,6 +204,7 @@ class Warehouse:
     @contextmanager
     def _opened(self) -> Iterator[Any]:
         with self._pipeline.sql_client() as client:
+            _leave_json(client.native_connection)
             yield client
 
     def _all(self, query: str, *values: Any) -> list[Any]:
@@ -199,7 +232,6 @@ def _arrow_of(cursor: Any, columns: Sequence[Column]) -> pa.Table:
     """The rows of a cursor, JSON as text."""
     if type(cursor).iter_arrow is not DBApiCursorImpl.iter_arrow:
         return cursor.arrow()
-    # dlt makes Arrow of Python values there, and of objects structures, which have the fields of all of them.
     import pyarrow as pa
 
     names, rows = [one[0] for one in cursor.native_cursor.description], cursor.fetchall()
@@ -207,10 +239,20 @@ def _arrow_of(cursor: Any, columns: Sequence[Column]) -> pa.Table:
     for column in columns:
         place = names.index(column.name) if column.name in names else None
         values = [None if place is None else row[place] for row in rows]
-        if column.type == "json":
-            values = [None if one is None or isinstance(one, str) else json.dumps(one) for one in values]
         found[column.name] = pa.array(values, arrow_types()[column.type])
     return pa.table(found)
+
+
+def _leave_json(connection: Any) -> None:
+    """Have JSON come as text: psycopg2 would decode it, and fail at numbers and depths that a server stores."""
+    if type(connection).__module__.startswith("psycopg2"):
+        from psycopg2.extras import (  # type: ignore[import-untyped]
+            register_default_json,
+            register_default_jsonb,
+        )
+
+        register_default_json(connection, loads=str)
+        register_default_jsonb(connection, loads=str)
 
 
 def _chat(values: dict[str, Any]) -> Chat:
@@ -218,8 +260,8 @@ def _chat(values: dict[str, Any]) -> Chat:
 
 
 def instant(at_ms: int) -> datetime:
-    """The instant of milliseconds since 1970, no later than can be written."""
-    return EPOCH + timedelta(milliseconds=min(max(at_ms, 0), LAST_MS))
+    """The instant of milliseconds since 1970, no earlier and no later than can be written."""
+    return EPOCH + timedelta(milliseconds=min(max(at_ms, BEGINNING_MS), LAST_MS))
 
 
 def _marks(values: Sequence[Any]) -> str:

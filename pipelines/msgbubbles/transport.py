@@ -14,8 +14,8 @@ import ssl
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -27,7 +27,10 @@ import msgspec
 import tenacity
 from tenacity import RetryCallState
 
+from .api_time import ApiTime
 from .budget import WINDOW_SECONDS, RequestBudget
+from .deadline import deadline, enforce_deadlines
+from .environment import check_certificates, check_proxies
 from .errors import (
     AuthenticationError,
     ConfigurationError,
@@ -42,6 +45,7 @@ from .errors import (
     UnreachableError,
 )
 from .mentions import has_handle
+from .page_size import PageSize
 
 T = TypeVar("T")
 
@@ -65,13 +69,17 @@ USER_AGENT = f"msgbubbles-sync/{VERSION}"
 LATENCY_MEMORY = 5
 # A page of 100 messages with long texts is well under a megabyte. What is far over it is not an answer of this API.
 MAX_BODY_BYTES = 64 * 1024 * 1024
+# Both expand a read of 64 KB to that size at most. What others, or several together, make of it has no such bound.
+ENCODINGS = "gzip, deflate"
+MAX_TIMEOUT_SECONDS = 24 * 3600.0
 
 
 class Clock:
     """Wall time that never goes back: which of two readings of a row is the newer must not depend on a clock that was
-    set back in between. `wall` gives the time, UTC."""
+    set back in between. `wall` gives the time, UTC. `api` is what is known of the API's clock."""
 
     def __init__(self, wall: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self.api = ApiTime()
         self._wall = wall
         self._last_at = datetime.min.replace(tzinfo=UTC)
         self._lock = threading.Lock()
@@ -84,11 +92,14 @@ class Clock:
 
 @dataclass
 class Traffic:
-    """What was sent and what came back, for progress and the run record. `budget_used` are the requests of all
+    """What was sent and what came back, for progress and the run record. `answered` requests got what they asked for.
+    `budget_used` are the requests of all
     processes in the current window; without a budget it is 0. `retry_after` is whether a 429 said how long to wait,
-    null where there was none. `latency_seconds` is how long the last requests took to be answered."""
+    null where there was none. `latency_seconds` is how long the last requests took to be answered. `page_sizes` are
+    those that the API can make, by endpoint."""
 
     requests: Counter[str] = field(default_factory=Counter)
+    answered: int = 0
     rate_limited: int = 0
     retry_after: bool | None = None
     retries: int = 0
@@ -97,6 +108,7 @@ class Traffic:
     budget_used: int = 0
     budget_per_minute: int = 0
     latency_seconds: float = 0.0
+    page_sizes: dict[str, PageSize] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -105,13 +117,15 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Answer:
-    """A successful response. `read_at` is when it was asked for, `server_at` the API's clock (UTC both)."""
+    """A successful response. `read_at` is when it was asked for, `server_at` the API's clock then, and `date` what the
+    response says of that, null if nothing that can be read (all UTC)."""
 
     status: int
     body: bytes
     request_id: str | None
     read_at: datetime
     server_at: datetime
+    date: datetime | None = None
 
 
 class _ErrorBody(msgspec.Struct):
@@ -124,8 +138,9 @@ class Transport:
     """Sends requests with one key to one base URL.
 
     It may be used by several threads. `stop` interrupts every wait, and keeps another request from being sent. Requests
-    are counted in `traffic`, which may be shared; `max_requests` bounds that count, retries included. `max_attempts`
-    bounds the tries of one request; answers of 429 do not count as tries, but are waited for no longer than
+    are counted in `traffic`, which may be shared; `max_requests` bounds that count, retries included.
+    `timeout_seconds` is for a whole exchange, from connecting to the last byte of the answer. `max_attempts` bounds the
+    tries of one request; answers of 429 do not count as tries, but are waited for no longer than
     `rate_limit_patience_seconds` together.
     `last_answer` is the last success, for who wants to know its status and request id. `last_said` is what the API said
     for humans to the last request, if that failed: it may quote anything, so it is in no error.
@@ -149,23 +164,31 @@ class Transport:
     ) -> None:
         url = checked_base_url(base_url)
         _check_key(api_key)
+        if not 0 < timeout_seconds <= MAX_TIMEOUT_SECONDS:
+            raise ConfigurationError(
+                f"timeout_seconds is {timeout_seconds}; set it to more than 0 and at most {MAX_TIMEOUT_SECONDS:.0f}"
+            )
         self.traffic = traffic or Traffic()
+        self.max_attempts = max_attempts
         self.max_requests = max_requests
         self.last_answer: Answer | None = None
         self.last_said: str | None = None
         self._budget = budget
         self._stop = stop or threading.Event()
         self._on_wait = on_wait or (lambda _why, _seconds: None)
-        self._max_attempts = max_attempts
+        self._timeout_seconds = timeout_seconds
         self._patience_seconds = rate_limit_patience_seconds
         self._counting = threading.Lock()
         self._backoff = tenacity.wait_random_exponential(multiplier=0.5, max=max_backoff_seconds)
-        self._clock = clock or Clock()
+        self.clock = clock or Clock()
+        if not is_loopback(url.host):
+            check_proxies()
         self._http = httpx.Client(
             base_url=url,
             headers={
                 "Authorization": f"Bearer {api_key}",
                 "Accept": "application/json",
+                "Accept-Encoding": ENCODINGS,
                 "User-Agent": USER_AGENT,
             },
             timeout=timeout_seconds,
@@ -175,6 +198,7 @@ class Transport:
             # A proxy from the environment is for the way out, not for this machine.
             trust_env=not is_loopback(url.host),
         )
+        enforce_deadlines(self._http)
 
     def __enter__(self) -> Transport:
         return self
@@ -187,6 +211,16 @@ class Transport:
         if self._budget:
             self._budget.close()
 
+    @contextmanager
+    def at_most(self, attempts: int) -> Iterator[None]:
+        """Try each request no more often than this until the block ends."""
+        configured = self.max_attempts
+        self.max_attempts = min(configured, attempts)
+        try:
+            yield
+        finally:
+            self.max_attempts = configured
+
     def request(
         self,
         method: str,
@@ -194,14 +228,18 @@ class Transport:
         *,
         endpoint: str,
         decode: Callable[[Answer], T],
-        params: Mapping[str, str | int] | None = None,
+        params: Callable[[], Mapping[str, str | int]] = dict,
+        on_failure: Callable[[RetryableError], None] = lambda _error: None,
+        max_attempts: int | None = None,
         json: Any = None,
         idempotency_key: str | None = None,
     ) -> T:
         """Send one request until it succeeds, and decode its answer.
 
         `endpoint` is the route's template, under which the request is counted. `decode` raises
-        `msgspec.DecodeError` for a malformed body; the request is then tried again.
+        `msgspec.DecodeError` for a malformed body; the request is then tried again. `params` gives the query of each
+        try, which may depend on what `on_failure` learned from the tries before. `max_attempts` is the transport's by
+        default.
 
         Raises the errors of `errors`; `RetryableError` when the tries are used up.
         """
@@ -210,13 +248,29 @@ class Transport:
         if json is not None:
             content = msgspec.json.encode(json)
             headers = {**(headers or {}), "Content-Type": "application/json"}
-        waited = _Patience(self._max_attempts, self._patience_seconds)
+        waited = _Patience(max_attempts or self.max_attempts, self._patience_seconds)
 
         def attempt() -> T:
+            try:
+                return send()
+            except RetryableError as error:
+                on_failure(error)
+                raise
+
+        def send() -> T:
+            query = params() or None
+            request = None
+            with suppress(httpx.InvalidURL, UnicodeEncodeError):
+                request = self._http.build_request(method, path, params=query, content=content, headers=headers)
+            if request is None:
+                # An id of 100,000 characters. Raised here, because httpx's error may quote it.
+                raise PermanentError(f"{endpoint}: an id is no part of a URL; the API cannot be asked for it")
             self._admit(endpoint)
-            answer = self._send(self._http.build_request(method, path, params=params, content=content, headers=headers))
+            answer = self._send(request)
             with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                return decode(answer)
+                decoded = decode(answer)
+                self.traffic.answered += 1
+                return decoded
             # Raised here and not where the decoder's error is handled: that one may quote the body.
             raise RetryableError(f"{endpoint}: malformed answer", status=answer.status, request_id=answer.request_id)
 
@@ -254,28 +308,33 @@ class Transport:
             raise Interrupted("stopped")
 
     def _send(self, request: httpx.Request) -> Answer:
-        read_at = self._clock.now()
+        read_at = self.clock.now()
         self.last_said = None
         fault, kind = "", RetryableError
         try:
             began = time.monotonic()
-            response = self._http.send(request, stream=True)
-            try:
-                body = self._read_body(response)
-            finally:
-                response.close()
+            with deadline(self._timeout_seconds):
+                response = self._http.send(request, stream=True)
+                try:
+                    body = self._read_body(response)
+                finally:
+                    response.close()
             self._took(time.monotonic() - began)
+        except httpx.ReadTimeout:
+            fault = f"the API gave no whole answer within {self._timeout_seconds:g} s (timeout_seconds)"
         except (httpx.TransportError, httpx.DecodingError) as error:
-            fault = _unreachable(error, request.url.host)
+            fault = f"the API could not be reached: {_unreachable(error, request.url.host)}"
             kind = UnreachableError if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) else RetryableError
         if fault:
             # Raised here and not from httpx's error, which knows the URL and may quote a header.
-            raise kind(f"the API could not be reached: {fault}")
+            raise kind(fault)
         request_id = _id_of(response.headers.get("X-Request-Id"))
         if response.is_success:
-            at = _server_time(response) or read_at
-            self.last_answer = Answer(response.status_code, body, request_id, read_at, at)
-            return self.last_answer
+            date = _server_time(response)
+            at = self.clock.api.at(date, read_at)
+            answer = Answer(response.status_code, body, request_id, read_at, at, date)
+            self.last_answer = answer
+            return answer
         self.last_said = _error_of(body).message
         raise _failure(response, body, request_id)
 
@@ -285,6 +344,9 @@ class Transport:
         self.traffic.latency_seconds = before + (min(seconds, 2 * before) - before) / LATENCY_MEMORY
 
     def _read_body(self, response: httpx.Response) -> bytes:
+        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding not in ("identity", "", *ENCODINGS.split(", ")):
+            raise RetryableError(f"the answer is encoded otherwise than asked for, which was {ENCODINGS}")
         chunks = []
         size = 0
         for chunk in response.iter_bytes():
@@ -316,6 +378,7 @@ class Transport:
 @cache
 def _trusted() -> ssl.SSLContext:
     """The certificates to trust. Reading them takes some 40 ms, and a run makes several clients."""
+    check_certificates()
     return httpx.create_ssl_context()
 
 
@@ -410,7 +473,7 @@ def _failure(response: httpx.Response, body: bytes, request_id: str | None) -> E
     if status == 401:
         return AuthenticationError(f"{message}: check the API key", status=status, code=code, request_id=request_id)
     if status == 403:
-        hint = "the key is fine, the account is not active; see to that with MsgBubbles"
+        hint = "the key is fine; this is closed to it, or the account is not active: ask MsgBubbles"
         return ForbiddenError(f"{message}: {hint}", status=status, code=code, request_id=request_id)
     if response.is_redirect:
         return PermanentError(
@@ -419,7 +482,8 @@ def _failure(response: httpx.Response, body: bytes, request_id: str | None) -> E
             request_id=request_id,
         )
     kinds: dict[int, type[PermanentError]] = {404: NotFoundError, 409: ConflictError}
-    kind = RetryableError if status >= 500 or status in (408, 425) else kinds.get(status, PermanentError)
+    is_passing = (status >= 500 and status != 501) or status in (408, 425)
+    kind = RetryableError if is_passing else kinds.get(status, PermanentError)
     return kind(message, status=status, code=code, request_id=request_id)
 
 

@@ -30,7 +30,7 @@ from msgbubbles.privacy import PSEUDONYM, Pseudonyms
 from msgbubbles.redaction import Redactor
 from warehouse.destinations import destination_of
 from warehouse.names import named
-from warehouse.place import Place, UsageError, sync_to_disk, written_privately
+from warehouse.place import Place, UsageError, written_privately
 from warehouse.privacy import Record, configured, redactor_of
 from warehouse.transform import Transforms
 from warehouse.vault import Vault
@@ -331,7 +331,4 @@ def _rewrite(path: Path, left_of: Callable[[str], str]) -> None:
     lines = path.read_bytes().decode("utf-8", "replace").split("\n")
     left = [left_of(line) for line in lines]
     if left != lines:
-        new = path.with_suffix(".new")
-        written_privately(new, "".join(f"{line}\n" for line in left if line))
-        sync_to_disk(new)
-        new.replace(path)
+        written_privately(path, "".join(f"{line}\n" for line in left if line))

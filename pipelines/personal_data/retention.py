@@ -11,11 +11,12 @@ from datetime import UTC, datetime, timedelta
 import duckdb
 
 from msgbubbles.privacy import Policy
+from warehouse.compaction import compact
 from warehouse.destinations import destination_of
-from warehouse.place import Place, UsageError
+from warehouse.place import Place, UsageError, remove
 from warehouse.transform import Transforms
 
-from .rewrite import compact, rewriting, tables_of
+from .rewrite import rewriting, tables_of
 
 DAY_SECONDS = 86_400
 # Of a thread, besides its messages; each row names it in `chat_id`.
@@ -48,7 +49,9 @@ def expire(place: Place, policy: Policy, transforms: Transforms, say: Callable[[
                 _remove_threads(connection, now - timedelta(policy.thread_days), gone)
         else:
             say("writing the database anew")
-            compact(place)
+            compact(place.work)
+            for path in place.damaged():
+                remove(path)
         place.set_done("compact")
         (place.folder / DONE).touch()
     return +gone

@@ -16,9 +16,10 @@ from dlt.common.versioned_state import compress_state, decompress_state
 
 from group_sync.landing import PIPELINE as GROUPS
 from warehouse import privacy
+from warehouse.compaction import compact
 from warehouse.destinations import destination_of
-from warehouse.names import named, quoted
-from warehouse.place import PIPELINE, Place, UsageError
+from warehouse.names import named
+from warehouse.place import PIPELINE, Place, UsageError, remove
 from warehouse.sync import pipeline_of
 from warehouse.transform import Transforms, forget_build, transform
 from webhook_events.landing import PIPELINE as WEBHOOKS
@@ -66,7 +67,7 @@ def rewriting(place: Place, transforms: Transforms, say: Callable[[str], None]) 
     with destination.writing() as connection:
         privacy.store(connection, place, destination.landed)
     say("writing the database anew")
-    compact(place)
+    compact(place.work)
     destination.publish()
     place.set_done("publish")
     _remove_leftovers(place)
@@ -136,27 +137,9 @@ def _settle(place: Place) -> None:
         shutil.rmtree(place.folder / "dlt" / name, ignore_errors=True)
 
 
-def compact(place: Place) -> None:
-    """Write the work database into a new file: in the old one, what was deleted is still there. Nobody may have it
-    open."""
-    new = place.work.with_name(f"{place.work.name}.compacting")
-    new.unlink(missing_ok=True)
-    with duckdb.connect(str(place.work)) as connection:
-        connection.execute("CHECKPOINT")
-        row = connection.execute("SELECT current_catalog()").fetchone()
-        work = named(row[0] if row else "")
-        connection.execute(f"ATTACH {quoted(str(new))} AS compacted")
-        connection.execute(f"COPY FROM DATABASE {work} TO compacted")
-        connection.execute("CHECKPOINT compacted")
-        connection.execute("DETACH compacted")
-    new.chmod(0o600)
-    new.replace(place.work)
-    place.work.with_name(f"{place.work.name}.wal").unlink(missing_ok=True)
-
-
 def _remove_leftovers(place: Place) -> None:
     """What quotes rows and is no more than a help, or is left of a process that was killed."""
     for path in (place.folder / "last_error.txt", place.folder / "dbt" / "last_error.txt"):
         path.unlink(missing_ok=True)
-    for path in (*place.folder.glob("*.copying"), *place.database.parent.glob(f".{place.database.name}.*.publishing")):
-        path.unlink()
+    for path in (*place.folder.glob("*.copying"), *place.damaged()):
+        remove(path)

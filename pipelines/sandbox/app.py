@@ -125,6 +125,8 @@ class Api:
             count = len(rows) if isinstance(rows, list) else 0
             self.requests.append(Seen(request.method, request.url.path, dict(request.query_params), status, count))
             content = msgspec.json.encode({**body, "request_id": request_id})
+            if status < 300 and request.method != "GET" and knobs.write_answer:
+                status, content = knobs.write_answer
             if status < 300 and knobs.transform_body:
                 content = knobs.transform_body(request.url.path, content)
             if status < 300 and self.random.random() < knobs.malformed_bodies:

@@ -57,6 +57,8 @@ class Knobs:
     refusal: Callable[[str, str], tuple[int, str] | None] | None = None
     # Answers a request (method, path, query) in place of the account: status, headers and body as they are sent.
     answer: Callable[[str, str, Mapping[str, str]], tuple[int, dict[str, str], bytes] | None] | None = None
+    # Status and body with which every write that was done is answered, in place of its own.
+    write_answer: tuple[int, bytes] | None = None
     # Changes the body of a successful answer (path, body): for JSON that no encoder writes.
     transform_body: Callable[[str, bytes], bytes] | None = None
 

@@ -1,6 +1,6 @@
 """Looks at everything that a run needs, and at what this API does where its pages leave it open.
 
-Costs up to six requests.
+Costs up to seven requests.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any, Literal
 import msgspec
 
 from msgbubbles.client import Client
-from msgbubbles.errors import ConfigurationError, MsgBubblesError, PermanentError
+from msgbubbles.errors import ApiError, ConfigurationError, ForbiddenError, MsgBubblesError, PermanentError
+from msgbubbles.failed_reads import all_failed_reads
 from msgbubbles.models import Chat, Message, Page
-from msgbubbles.transport import Transport
+from msgbubbles.transport import Answer
 from msgbubbles.walk import cursor_ms, iso
 
 from . import spark
@@ -25,6 +26,7 @@ from .destinations import destination_of
 from .known import Known
 from .lock import holder_of
 from .place import Place, UsageError
+from .report import failed_reads
 from .transform import TransformError, compile_models
 
 MIN_FREE_BYTES = 1_000_000_000
@@ -44,7 +46,7 @@ class Finding:
         return {"name": self.name, "state": self.state, "what": self.what, "fix": self.fix}
 
 
-def findings(place: Place, connect: Callable[[], Transport]) -> Iterator[Finding]:
+def findings(place: Place, connect: Callable[[], Client]) -> Iterator[Finding]:
     """All findings, one by one as they are made. `connect` raises `ConfigurationError`."""
     yield _destination(place)
     if place.destination == "filesystem":
@@ -53,13 +55,14 @@ def findings(place: Place, connect: Callable[[], Transport]) -> Iterator[Finding
     yield _disk(place)
     yield _lock(place)
     yield _last_run(place)
+    yield _failed_reads(place)
     yield _models(place)
     try:
-        transport = connect()
+        connected = connect()
     except MsgBubblesError as error:
         yield Finding("configuration", "failed", str(error), "see dlt_config/config.toml and secrets.toml.example")
         return
-    with Client(transport) as client:
+    with connected as client:
         yield from _api(client, place)
 
 
@@ -69,7 +72,7 @@ def _destination(place: Place) -> Finding:
         if destination.exists():
             with destination.reading():
                 pass
-        with TemporaryFile(dir=place.folder), TemporaryFile(dir=place.database.parent):
+        with TemporaryFile(dir=place.folder), TemporaryFile(dir=place.file.parent):
             pass
     except UsageError as error:
         return Finding("destination", "failed", str(error), "mend that, or move a damaged file away")
@@ -112,6 +115,8 @@ def _lock(place: Place) -> Finding:
         holder = holder_of(place.folder)
     except OSError as error:
         return Finding("lock", "failed", f"{place.folder}: {error.strerror}", "make the folder writable")
+    if holder is not None and holder.is_stalled:
+        return Finding("lock", "failed", f"a job is stuck: {holder}", "end that process")
     return Finding("lock", "ok", "no job runs" if holder is None else f"a job runs: {holder}")
 
 
@@ -124,6 +129,16 @@ def _last_run(place: Place) -> Finding:
     if last["exit_status"] in (0, 3, 130):
         return Finding("last run", "ok", what)
     return Finding("last run", "failed", f"{what}: {last['error']}", "mend what it says and run again")
+
+
+def _failed_reads(place: Place) -> Finding:
+    try:
+        failed = failed_reads(all_failed_reads(Known(place).states()))
+    except (UsageError, ConfigurationError):
+        failed = []  # reported already
+    if failed:
+        return Finding("failed reads", "failed", "; ".join(failed), "ask MsgBubbles about these, if they keep failing")
+    return Finding("failed reads", "ok", "everything that was asked for could be read")
 
 
 def _records(place: Place) -> list[dict[str, Any]]:
@@ -143,28 +158,38 @@ def _models(place: Place) -> Finding:
 
 def _api(client: Client, place: Place) -> Iterator[Finding]:
     try:
-        numbers = client.list_numbers()
+        chats = client.list_chats()
     except MsgBubblesError as error:
         yield Finding("api", "failed", str(error), "check base_url, the network and the key in dlt_config/secrets.toml")
         return
-    yield Finding("api", "ok", f"the key is good, the account is active and has {len(numbers.rows)} numbers")
-    skew = numbers.server_at - numbers.read_at
-    what = (
-        f"this clock is {abs(skew.total_seconds()):.0f} s {'behind' if skew > timedelta(0) else 'ahead of'} the API's"
-    )
-    too_far = abs(skew) > MAX_SKEW
-    yield Finding("clock", "failed" if too_far else "ok", what, "set the clock, by NTP for example" if too_far else "")
+    what = "the key is good, the account is active"
     try:
-        yield from _behaviour(client, place)
+        yield Finding("api", "ok", f"{what} and has {len(client.list_numbers().rows)} numbers")
+    except ApiError as error:
+        yield Finding("api", "ok", what)
+        yield Finding("numbers", "failed", str(error), "ask MsgBubbles about it; everything else is read without them")
+    yield _clock(client.transport.last_answer)
+    try:
+        yield from _behaviour(client, place, chats)
     except MsgBubblesError as error:
         yield Finding("api behaviour", "failed", str(error), "run check again later")
 
 
-def _behaviour(client: Client, place: Place) -> Iterator[Finding]:
-    chats = client.list_chats()
+def _clock(answer: Answer | None) -> Finding:
+    if answer is None or answer.date is None:
+        return Finding("clock", "info", "the API's answers have no readable Date, so this clock is taken for its own")
+    skew = answer.date - answer.read_at
+    what = (
+        f"this clock is {abs(skew.total_seconds()):.0f} s {'behind' if skew > timedelta(0) else 'ahead of'} the API's"
+    )
+    too_far = abs(skew) > MAX_SKEW
+    return Finding("clock", "failed" if too_far else "ok", what, "set the clock, by NTP for example" if too_far else "")
+
+
+def _behaviour(client: Client, place: Place, chats: Page[Chat]) -> Iterator[Finding]:
     try:
         messages: Page[Message] | None = client.list_messages()
-    except PermanentError:
+    except (PermanentError, ForbiddenError):
         messages = None
     if messages:
         yield Finding("messages", "info", "the API answers the whole account's feed: a request for 100 messages")
@@ -174,9 +199,8 @@ def _behaviour(client: Client, place: Place) -> Iterator[Finding]:
         )
         if chats.rows:
             messages = client.list_messages(chats.rows[0].id)
-    inbound = [message for message in messages.rows if message.direction == "inbound"] if messages else []
-    yield _seen("senders", bool(inbound), any(one.sender_handle for one in inbound), "messages name their sender")
     group = next((chat for chat in chats.rows if chat.is_group), None)
+    yield _senders(client, chats.rows, messages.rows if messages else [])
     yield _seen(
         "participants", group is not None, group is not None and _shows_participants(client, group),
         "a group by id shows its participants",
@@ -185,6 +209,22 @@ def _behaviour(client: Client, place: Place) -> Iterator[Finding]:
     yield from _before(client, chats.rows)
     told = [one["retry_after"] for one in _records(place) if one.get("retry_after") is not None]
     yield _seen("Retry-After", bool(told), bool(told) and told[-1], "a 429 says how long to wait")
+
+
+def _senders(client: Client, chats: list[Chat], messages: list[Message]) -> Finding:
+    """Which field names the senders in groups: of other chats, it is known who writes there."""
+    groups = [chat.id for chat in chats if chat.is_group]
+    in_groups = [one for one in messages if one.direction == "inbound" and one.conversation_id in groups]
+    if groups and not in_groups:
+        in_groups = [one for one in client.list_messages(groups[0]).rows if one.direction == "inbound"]
+    named = [one for one in in_groups or messages if one.direction == "inbound" and one.sender_handle]
+    if named:
+        fields = " and ".join(sorted({f'"{one.sender_field or "sender"}"' for one in named}))
+        return Finding("senders", "info", f"messages name their sender in the field {fields}")
+    if not in_groups:
+        return Finding("senders", "info", "not seen yet")
+    what = "not so: no message in a group names its sender; if a field does, set sender_field of [sources.msgbubbles]"
+    return Finding("senders", "info", what)
 
 
 def _seen(name: str, is_known: bool, is_so: bool, what: str) -> Finding:

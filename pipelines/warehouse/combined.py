@@ -11,8 +11,8 @@ from typing import Any
 import duckdb
 
 from .names import named, quoted
-from .place import sync_to_disk
-from .publish import beside, replaced
+from .place import set_aside, sync_to_disk, written_privately
+from .publish import beside, has_foreign_log, mark_of, replaced
 from .union import ACCOUNTS, SHOWN, Key, union_of
 
 # No name that an account could have.
@@ -27,14 +27,15 @@ def combine(files: Mapping[str, Path], own: str, database: Path, noted: Path, op
     stays as `database` shows it: it is to stop no other.
     """
     versions = {account: file.stat().st_mtime_ns for account, file in files.items()}
-    with suppress(OSError, ValueError):
-        if database.exists() and json.loads(noted.read_text()) == versions:
-            return
+    if noted_of(noted) == [versions, mark_of(database)] and not has_foreign_log(database):
+        return
     copy = beside(database)
     with duckdb.connect(str(copy), config=options) as connection:
         connection.execute("SET preserve_insertion_order = false")
         sources = {}
         for account, file in files.items():
+            if account != own and has_foreign_log(file):
+                continue  # its own job publishes it anew
             try:
                 connection.execute(f"ATTACH {quoted(str(file))} AS {named(_alias(account))} (READ_ONLY)")
                 sources[account] = _alias(account)
@@ -63,7 +64,17 @@ def combine(files: Mapping[str, Path], own: str, database: Path, noted: Path, op
         connection.execute("CHECKPOINT")
     sync_to_disk(copy)
     replaced(database, copy)
-    noted.write_text(json.dumps({account: version for account, version in versions.items() if account not in kept}))
+    if noted.is_dir():
+        set_aside(noted)
+    made_of = {account: version for account, version in versions.items() if account not in kept}
+    written_privately(noted, json.dumps([made_of, mark_of(database)]))
+
+
+def noted_of(noted: Path) -> Any:
+    """Return what a combined file was made of, and its mark; null where that is missing or damaged."""
+    with suppress(OSError, ValueError):
+        return json.loads(noted.read_text())
+    return None
 
 
 def _alias(account: str) -> str:

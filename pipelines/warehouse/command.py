@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -18,8 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from . import accounts
-from .configuration import content_of
-from .lock import AnotherJobRunsError
+from .configuration import configuration_folder, content_of
+from .lock import AnotherJobRunsError, JobStalledError
 from .place import ROOT, Place, UsageError, written_privately
 from .report import Reporter
 
@@ -66,10 +69,37 @@ def app_of(doc: str | None, **options: Any) -> typer.Typer:
 
 def start(app: typer.Typer) -> None:
     """The whole life of a command's process."""
+    # A number that is closed would be given to the next file that is opened, and what is printed would go there.
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout, sys.stderr = _Output.of(sys.stdout), _Output.of(sys.stderr)
     sys.meta_path.insert(0, _NoPandas())
     # Arrow's own allocators keep what they have used: some 30 MB here.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     app()
+
+
+class _Output(io.TextIOWrapper):
+    """A standard stream that never fails: what its terminal cannot show is a question mark, and where nobody reads any
+    more, nothing is said. The work goes on."""
+
+    @classmethod
+    def of(cls, stream: Any) -> _Output:
+        if stream is None:
+            return cls(Path(os.devnull).open("wb"), encoding="utf-8")
+        return cls(stream.detach(), stream.encoding, "replace", line_buffering=stream.line_buffering)
+
+    def write(self, text: str, /) -> int:
+        with suppress(OSError):
+            return super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            super().flush()
 
 
 class _NoPandas(MetaPathFinder):
@@ -137,7 +167,7 @@ def ended(
             status = body(place)
     except AnotherJobRunsError as error:
         reporter.fail(str(error))
-        status = EXIT_LOCKED
+        status = EXIT_FAILED if isinstance(error, JobStalledError) else EXIT_LOCKED
     except KeyboardInterrupt:
         reporter.fail(stopped)
         status = EXIT_STOPPED
@@ -159,8 +189,10 @@ def explained(error: Exception, place: Place | None) -> tuple[int, str]:
     from msgbubbles.errors import ConfigurationError, Interrupted, MsgBubblesError
     from warehouse.privacy import details_of
     from warehouse.transform import TransformError
-    from warehouse.troubles import trouble_of
+    from warehouse.troubles import causes_of, trouble_of
 
+    if any(isinstance(cause, KeyboardInterrupt) for cause in causes_of(error)):  # dlt makes errors of it
+        return EXIT_STOPPED, "stopped at once; what was loaded stays, and the next run goes on from there"
     if isinstance(error, ConfigValueCannotBeCoercedException):
         return EXIT_USAGE, f"{error.field_name} has no value of its type; dlt_config/config.toml shows how it is set"
     if isinstance(error, ConfigurationError):
@@ -184,23 +216,23 @@ def readable_configuration() -> Iterator[None]:
     except UsageError:
         raise
     except Exception as error:
-        # Whatever dlt makes of it, the cause of it is in there.
+        folder = configuration_folder()
+        for name in ("config.toml", "secrets.toml"):
+            content_of(folder / name)  # says which file cannot be read, and why
+        # Whatever dlt makes of a value, the cause of it is in there.
         cause: BaseException | None = error
-        while cause is not None and "TOML" not in type(cause).__name__.upper() and not isinstance(cause, ValueError):
+        while cause is not None and not isinstance(cause, ValueError):
             cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise
-        raise UsageError(_unreadable(Path(os.environ["DLT_PROJECT_DIR"], os.environ["DLT_CONFIG_FOLDER"]))) from None
+        raise UsageError(
+            f"{folder}: config.toml, secrets.toml or the environment has a value of the wrong type; fix it as "
+            "config.toml shows"
+        ) from None
 
 
-def _unreadable(folder: Path) -> str:
-    """Which file of the configuration is no TOML, and where; nothing of it is quoted, because there are secrets."""
-    for name in ("config.toml", "secrets.toml"):
-        try:
-            content_of(folder / name)
-        except UsageError as error:
-            return str(error)
-    return f"{folder}: config.toml, secrets.toml or the environment has a value of the wrong type; mend it"
+# How long a second signal lets the process end in an orderly way.
+SECONDS_TO_END = 1.0
 
 
 @contextmanager
@@ -213,11 +245,29 @@ def stopped_by_signals(stop: threading.Event) -> Iterator[None]:
         stop.set()
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    received, sent = socket.socketpair()
+    sent.setblocking(False)
+    # Python writes a byte there for every signal, also while dlt has handlers of its own, or DuckDB has the thread.
+    writes_to = signal.set_wakeup_fd(sent.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_end_at_second_signal, args=(received,), daemon=True).start()
     try:
         yield
     finally:
+        signal.set_wakeup_fd(writes_to)
+        sent.close()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _end_at_second_signal(received: socket.socket) -> None:
+    """End the process soon after the second signal: its threads may wait for an answer or for a disk."""
+    count = 0
+    with received:
+        while numbers := received.recv(16):
+            count += sum(number in (signal.SIGINT, signal.SIGTERM) for number in numbers)
+            if count > 1:
+                time.sleep(SECONDS_TO_END)
+                os._exit(EXIT_STOPPED)
 
 
 def account_of(place: Place, *, sandbox: bool) -> AbstractContextManager[dict[str, Any]]:
@@ -291,20 +341,25 @@ def transport_of(options: dict[str, Any], run: Run, script: str, **others: Any) 
     without a key."""
     from msgbubbles import BASE_URL
     from msgbubbles.budget import RequestBudget
+    from msgbubbles.settings import check_number
     from msgbubbles.transport import Transport
 
     api_key = source_option(options, "api_key", "")
     if not api_key:
         raise UsageError(NO_KEY.format(script=script))
     per_minute = requests_per_minute(options)
+    timeout_seconds = source_option(options, "timeout_seconds", 30.0)
+    max_attempts = source_option(options, "max_attempts", 8)
+    check_number("timeout_seconds", timeout_seconds, at_least=0.001, expected=30.0)
+    check_number("max_attempts", max_attempts, at_least=1, expected=8)
     folder = source_option(options, "budget_dir", None)
     budget = RequestBudget.of_key(api_key, per_minute, folder) if per_minute else None
     return Transport(
         source_option(options, "base_url", BASE_URL),
         api_key,
         budget,
-        timeout_seconds=float(source_option(options, "timeout_seconds", 30.0)),
-        **{"max_attempts": int(source_option(options, "max_attempts", 8)), **others},
+        timeout_seconds=float(timeout_seconds),
+        **{"max_attempts": int(max_attempts), **others},
         traffic=run.traffic,
         max_requests=run.max_requests,
         stop=run.stop,
@@ -315,8 +370,11 @@ def transport_of(options: dict[str, Any], run: Run, script: str, **others: Any) 
 
 def requests_per_minute(options: dict[str, Any]) -> int:
     from msgbubbles.client import REQUESTS_PER_MINUTE
+    from msgbubbles.settings import check_number
 
-    return int(source_option(options, "requests_per_minute", REQUESTS_PER_MINUTE))
+    found = source_option(options, "requests_per_minute", REQUESTS_PER_MINUTE)
+    check_number("requests_per_minute", found, at_least=0, expected=REQUESTS_PER_MINUTE)
+    return int(found)
 
 
 def source_option(options: dict[str, Any], name: str, default: Any) -> Any:

@@ -20,7 +20,7 @@ def configuration_folder() -> Path:
 def content_of(path: Path) -> dict[str, Any]:
     """What a TOML file says; nothing where there is none. Raises `UsageError`, which quotes none of it."""
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except tomllib.TOMLDecodeError as error:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import duckdb
 from filelock import FileLock
@@ -22,25 +23,27 @@ from tenacity import (
     Retrying,
     TryAgain,
     retry,
-    retry_if_exception_type,
+    retry_if_exception,
     retry_if_not_exception_type,
     stop_after_attempt,
     wait_random,
 )
 
 from .accounts import NAME
-from .combined import combine
+from .claims import files_of_accounts
+from .combined import combine, noted_of
+from .compaction import compact_if_wasteful
 from .configuration import setting_of_sync
 from .lake_files import LakeFiles
+from .libpq import environment, read_parameters, written
 from .names import named, quoted
-from .place import DATASET, Place, UsageError, share_as
-from .publish import clone, publish
-from .union import ACCOUNTS, MADE_AS, Key, union_of
+from .place import DATASET, Place, UsageError, share_as, written_privately
+from .publish import clone, has_foreign_log, is_damaged, mark_of, publish
+from .server import LOCKED, attached, check_server, explain, explain_lock, reason_of
+from .union import ACCOUNTS, MADE_AS, SHOWN, Key, union_of
 
 if TYPE_CHECKING:
-    from dlt.common.configuration.specs import ConnectionStringCredentials
     from dlt.destinations.impl.ducklake.configuration import DuckLakeCredentials
-    from dlt.destinations.impl.postgres.configuration import PostgresCredentials
 
 # Of what the combined file was made.
 NOTED = "combined.json"
@@ -72,6 +75,9 @@ class Destination(Protocol):
     prefix: str
     dataset: str
     landed: str
+    # What dlt loads Arrow tables from. On a server it is not Parquet: ADBC cannot copy JSON from it into the columns
+    # that other loads have made.
+    file_format: Literal["parquet", "csv"]
 
     def dlt(self) -> Any:
         """The destination, for dlt."""
@@ -97,7 +103,10 @@ class Destination(Protocol):
         Returns how many bytes, where that can be told."""
 
     def is_older_than(self, minutes: float) -> bool:
-        """Whether readers see something that is older."""
+        """Whether readers see something that is older, or that others have changed."""
+
+    def explain(self, said: str, /) -> str | None:
+        """Return what something that the database said means and how to fix it; null where that is not known."""
 
     def building(self) -> AbstractContextManager[None]:
         """While dbt builds and tests the marts; what it has built counts when the block ends without an error."""
@@ -112,6 +121,7 @@ class DuckDBFile:
 
     prefix = ""
     dataset = landed = DATASET
+    file_format: Literal["parquet", "csv"] = "parquet"
 
     def __init__(self, place: Place) -> None:
         self._place = place
@@ -121,7 +131,7 @@ class DuckDBFile:
         import dlt
         from dlt.destinations.impl.duckdb.configuration import DuckDbCredentials
 
-        return dlt.destinations.duckdb(DuckDbCredentials(str(self._place.work), global_config=self._options()))
+        return dlt.destinations.duckdb(DuckDbCredentials(str(self._place.work), global_config=self.options()))
 
     def exists(self) -> bool:
         return self._place.database.exists()
@@ -138,7 +148,7 @@ class DuckDBFile:
 
     @contextmanager
     def writing(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        with duckdb.connect(str(self._place.work), config=self._options()) as connection:
+        with duckdb.connect(str(self._place.work), config=self.options()) as connection:
             yield connection
 
     def building(self) -> AbstractContextManager[None]:
@@ -151,7 +161,7 @@ class DuckDBFile:
 
     def prepare(self) -> None:
         place, work = self._place, self._place.work
-        if place.account is not None and place.combined.exists() and not _is_of_many(place.combined):
+        if place.account is not None and place.combined.exists() and _is_of_many(place.combined) is False:
             how = f"mv {place.combined} {place.database}"
             raise UsageError(
                 ONE_ACCOUNT.format(where=place.combined, account=place.account, how=how, other="--database")
@@ -165,31 +175,49 @@ class DuckDBFile:
                     (place.folder / f"{place.combined.name}{end}").rename(place.folder / f"{work.name}{end}")
         if work.exists():
             return
-        place.forget_loads()
-        if self.exists():
+        place.forget_loads()  # which are of rows that are lost
+        if self.exists() and not is_damaged(place.database, self.options()):
             # A kill in the middle must not leave half a file under the name that counts.
             copy = work.with_suffix(".copying")
             clone(place.database, copy)
             copy.replace(work)
 
     def publish(self, held_marts: Sequence[str] = ()) -> int | None:
-        with self.writing() as connection:
-            connection.execute("CHECKPOINT")
+        compact_if_wasteful(self._place.work, self._place.folder / "compacted", self.options())
         size = publish(self._place.work, self._place.database, held_marts)
+        written_privately(self._published, json.dumps(mark_of(self._place.database)))
         if self._place.account is not None:
             self._combine()
         return size
+
+    @property
+    def _published(self) -> Path:
+        """The mark of what was published last."""
+        return self._place.folder / "published.json"
+
+    def _is_as_published(self) -> bool:
+        """Whether nobody has written to what readers open, or replaced it."""
+        place = self._place
+        files = {place.database: noted_of(self._published)}
+        if place.account is not None:
+            noted = noted_of(Place.of(place.combined).folder / NOTED)
+            files[place.combined] = noted[-1] if isinstance(noted, list) and noted else None
+        # A version that noted no marks may have published last.
+        return all(
+            not has_foreign_log(file) and (mark is None or mark == mark_of(file)) for file, mark in files.items()
+        )
 
     def _combine(self) -> None:
         """Show what was published beside the other accounts."""
         whole = Place.of(self._place.combined)
         whole.make_folders()
         with FileLock(whole.folder / "combine.lock"):
-            files = self._place.files_of_accounts()
-            combine(files, str(self._place.account), whole.database, whole.folder / NOTED, self._options())
+            files = files_of_accounts(self._place)
+            combine(files, str(self._place.account), whole.database, whole.folder / NOTED, self.options())
 
-    def _options(self) -> dict[str, Any]:
-        """Of every connection to the file that is written: two with different ones cannot be open at once."""
+    def options(self) -> dict[str, Any]:
+        """Return DuckDB's options of every connection to the file that is written: two with different ones cannot be
+        open at once. Raises `UsageError`."""
         limit = str(setting_of_sync("memory_limit", "none"))
         if limit == "none":
             return {}
@@ -197,8 +225,13 @@ class DuckDBFile:
             raise UsageError(NO_LIMIT)
         return {"memory_limit": limit}
 
+    def explain(self, _said: str) -> str | None:
+        return None
+
     def is_older_than(self, minutes: float) -> bool:
-        return not self.exists() or time.time() - self._place.database.stat().st_mtime > minutes * 60
+        if not (self.exists() and self._is_as_published()):
+            return True
+        return time.time() - self._place.database.stat().st_mtime > minutes * 60
 
     def dbt(self) -> tuple[str, dict[str, str]]:
         return "duckdb", {"MSGBUBBLES_DUCKDB_PATH": str(self._place.work)}
@@ -208,6 +241,7 @@ class Shared(ABC):
     """Tables that are elsewhere. Nothing is published: readers see each table as soon as it is written."""
 
     title: str
+    file_format: Literal["parquet", "csv"] = "parquet"
     # What to choose another of, where this one is taken; and how to give the schemas an account's name.
     _another: str
     _renamed: str
@@ -221,6 +255,10 @@ class Shared(ABC):
     @abstractmethod
     def _attached(self, *options: str) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """A connection that has the tables attached, as `warehouse`, with these options more."""
+
+    @abstractmethod
+    def explain(self, said: str) -> str | None:
+        """See `Destination`."""
 
     @abstractmethod
     def _show(self, connection: duckdb.DuckDBPyConnection, views: Mapping[Key, str]) -> None:
@@ -279,7 +317,7 @@ class Shared(ABC):
 
     # The jobs of other accounts do the same, it may be at the same time; some of what they do excludes the others.
     @retry(
-        retry=retry_if_exception_type((duckdb.Error, TryAgain)),
+        retry=retry_if_exception(lambda error: isinstance(error, TryAgain) or _may_pass(error)),
         stop=stop_after_attempt(20), wait=wait_random(0, 1), reraise=True,
     )  # fmt: skip
     def _unite(self) -> None:
@@ -314,6 +352,11 @@ class Shared(ABC):
         return minutes >= 0
 
 
+def _may_pass(error: BaseException) -> bool:
+    """Whether what the database refused may be taken soon. A lock has been waited for long enough."""
+    return isinstance(error, duckdb.Error) and "lock timeout" not in str(error)
+
+
 def _schemas(connection: duckdb.DuckDBPyConnection) -> set[str]:
     found = connection.execute("SELECT schema_name FROM duckdb_schemas() WHERE database_name = 'warehouse'").fetchall()
     return {name for (name,) in found}
@@ -339,28 +382,38 @@ class Postgres(Shared):
     """A database on a server."""
 
     title = "postgres"
+    file_format: Literal["parquet", "csv"] = "csv"
     _another = "database on the server"
     _renamed = "rename the schemas msgbubbles, msgbubbles_staging, staging and marts to {prefix}msgbubbles and so on"
 
     def dlt(self) -> Any:
-        import dlt
+        from .server_dlt import Server, server_credentials
 
-        return dlt.destinations.postgres(self._credentials())
+        return Server(server_credentials(self._parameters()))
 
     @contextmanager
     def _attached(self, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
-        extension = _extension("postgres_scanner", self.title)
-        address = quoted(_address(_libpq(self._credentials())))
-        with duckdb.connect() as connection:
-            connection.execute("SET TimeZone = 'UTC'")
+        with ExitStack() as stack:
             try:
-                connection.execute(f"LOAD {quoted(str(extension))}")
-                connection.execute(f"ATTACH {address} AS warehouse ({', '.join(['TYPE postgres', *options])})")
+                connection = stack.enter_context(attached(self._parameters(), _scanner(self.title), *options))
             except duckdb.Error as error:
-                # What it says would quote the password.
-                raise UsageError(NO_SERVER.format(why=type(error).__name__)) from None
-            connection.execute("USE warehouse")
+                raise UsageError(NO_SERVER.format(why=reason_of(error))) from None
             yield connection
+
+    def prepare(self) -> None:
+        with self._attached() as connection:
+            check_server(connection, self._schemas, self.title)
+        super().prepare()
+
+    @property
+    def _schemas(self) -> list[str]:
+        own = [self.dataset, f"{self.dataset}_staging", f"{self.prefix}staging", f"{self.prefix}marts"]
+        return [*own, *(SHOWN if self.prefix else ())]
+
+    def explain(self, said: str) -> str | None:
+        if LOCKED.search(said):
+            return explain_lock(self.title, self._parameters(), _scanner(self.title), self._schemas)
+        return explain(said, self.title)
 
     def _show(self, connection: duckdb.DuckDBPyConnection, views: Mapping[Key, str]) -> None:
         statements = ["BEGIN", "SELECT pg_advisory_xact_lock(hashtext('msgbubbles accounts'))"]
@@ -369,18 +422,11 @@ class Postgres(Shared):
         connection.execute(f"CALL postgres_execute('warehouse', {quoted('; '.join([*statements, 'COMMIT']))})")
 
     def dbt(self) -> tuple[str, dict[str, str]]:
-        return "postgres", {LIBPQ[name]: value for name, value in _libpq(self._credentials()).items()}
+        return "postgres", environment(self._parameters())
 
-    def _credentials(self) -> PostgresCredentials:
-        import dlt
-        from dlt.common.configuration.exceptions import ConfigurationException
-        from dlt.destinations.impl.postgres.configuration import PostgresCredentials
-
-        try:
-            found = dlt.secrets.get("destination.postgres.credentials", PostgresCredentials)
-        except (ConfigurationException, ValueError):
-            found = None
-        if not isinstance(found, PostgresCredentials) or found.is_partial():
+    def _parameters(self) -> dict[str, str]:
+        found = read_parameters("destination.postgres.credentials")
+        if found is None:
             raise UsageError(NO_SERVER.format(why="no usable credentials"))
         return found
 
@@ -412,7 +458,7 @@ class DuckLake(Shared):
     @contextmanager
     def _attached(self, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
         lake = self._credentials()
-        address = quoted(f"ducklake:postgres:{_address(_libpq(lake.catalog))}")
+        address = quoted(f"ducklake:postgres:{written(lake.catalog.query or {})}")
         where = f"DATA_PATH {quoted(lake.storage.bucket_url)}, METADATA_SCHEMA {quoted(lake.ducklake_name)}"
         with duckdb.connect(config={"extension_directory": str(self._extensions())}) as connection:
             connection.execute("SET TimeZone = 'UTC'")
@@ -426,14 +472,19 @@ class DuckLake(Shared):
                     with attempt:
                         connection.execute(f"ATTACH {address} AS warehouse ({', '.join([where, *options])})")
             except duckdb.Error as error:
-                # What it says would quote the password.
-                raise UsageError(NO_LAKE.format(why=f"it cannot be opened ({type(error).__name__})")) from None
+                raise UsageError(NO_LAKE.format(why=f"it cannot be opened ({reason_of(error)})")) from None
             connection.execute("USE warehouse")
             yield connection
 
     def prepare(self) -> None:
+        lake = self._credentials()
+        try:
+            with attached(lake.catalog.query or {}, _scanner(self.title)) as connection:
+                check_server(connection, [lake.ducklake_name], self.title)
+        except duckdb.Error as error:
+            raise UsageError(NO_LAKE.format(why=f"its catalog cannot be opened ({reason_of(error)})")) from None
         with suppress(FileNotFoundError):  # made by the first who writes, or on no disk
-            share_as(Path(self._credentials().storage.bucket_url.removeprefix("file://")))
+            share_as(Path(lake.storage.bucket_url.removeprefix("file://")))
         super().prepare()
         with self._attached() as connection:
             # dbt begins in this schema.
@@ -454,31 +505,41 @@ class DuckLake(Shared):
 
     def dbt(self) -> tuple[str, dict[str, str]]:
         lake = self._credentials()
-        known = _libpq(lake.catalog)
+        known = dict(lake.catalog.query or {})
+        # Has no variable of libpq's.
+        address = {name: known.pop(name) for name in ("dbname", "keepalives_idle") if name in known}
         return "ducklake", {
             "MSGBUBBLES_LAKE": lake.ducklake_name,
             # The rest libpq takes from the environment, so that no message of dbt can quote it.
-            "MSGBUBBLES_LAKE_CATALOG": f"ducklake:postgres:{_address({'dbname': known['dbname']})}",
+            "MSGBUBBLES_LAKE_CATALOG": f"ducklake:postgres:{written(address)}",
             "MSGBUBBLES_LAKE_FILES": lake.storage.bucket_url,
             "MSGBUBBLES_EXTENSIONS": str(self._extensions()),
-            **{variable: known[name] for name, variable in LIBPQ.items()},
+            **environment(known),
         }
+
+    def explain(self, said: str) -> str | None:
+        if LOCKED.search(said):
+            lake = self._credentials()
+            return explain_lock(self.title, lake.catalog.query or {}, _scanner(self.title), [lake.ducklake_name])
+        return explain(said, self.title)
 
     def _credentials(self) -> DuckLakeCredentials:
         import dlt
         from dlt.destinations.impl.ducklake.configuration import DuckLakeCredentials
 
+        from .server_dlt import catalog_credentials
+
         section = "destination.ducklake.credentials"
-        catalog: Any = dlt.secrets.get(f"{section}.catalog")
+        catalog = read_parameters(f"{section}.catalog")
         folder: Any = dlt.secrets.get(f"{section}.storage.bucket_url")
         name: Any = dlt.secrets.get(f"{section}.ducklake_name") or "ducklake"
-        if not isinstance(catalog, str) or not catalog.startswith(("postgres://", "postgresql://")):
+        if catalog is None:
             raise UsageError(NO_LAKE.format(why="it has no catalog on a PostgreSQL server"))
         if not isinstance(folder, str) or not folder:
             raise UsageError(NO_LAKE.format(why="it has no folder for its files"))
         if not re.fullmatch(r"[a-z_][a-z0-9_]*", str(name)):
             raise UsageError(NO_LAKE.format(why="ducklake_name is letters, digits and underscores"))
-        return DuckLakeCredentials(str(name), catalog=catalog, storage=folder)
+        return DuckLakeCredentials(str(name), catalog=catalog_credentials(catalog), storage=folder)
 
     def _extensions(self) -> Path:
         """A folder from which DuckDB loads the extensions that an ATTACH names."""
@@ -496,8 +557,8 @@ class DuckLake(Shared):
         return top
 
 
-def _is_of_many(database: Path) -> bool:
-    """Whether a file shows several accounts."""
+def _is_of_many(database: Path) -> bool | None:
+    """Whether a file shows several accounts; null where it cannot be read, and is replaced."""
     try:
         with duckdb.connect(str(database), read_only=True) as connection:
             found = connection.execute(
@@ -505,7 +566,11 @@ def _is_of_many(database: Path) -> bool:
             )
             return found.fetchall() != [(0,)]
     except duckdb.Error:
-        return False
+        return None
+
+
+def _scanner(title: str) -> Path:
+    return _extension("postgres_scanner", title)
 
 
 def _extension(name: str, title: str) -> Path:
@@ -514,26 +579,6 @@ def _extension(name: str, title: str) -> Path:
     if found is None or found.origin is None:
         raise UsageError(NO_PACKAGES.format(name=title))
     return Path(found.origin).parent / "extensions" / f"v{duckdb.__version__}" / f"{name}.duckdb_extension"
-
-
-LIBPQ = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}
-
-
-def _address(values: Mapping[str, str]) -> str:
-    """As libpq reads it."""
-    written = {name: value.replace("\\", "\\\\").replace("'", "\\'") for name, value in values.items()}
-    return " ".join(f"{name}='{value}'" for name, value in written.items() if value)
-
-
-def _libpq(known: ConnectionStringCredentials) -> dict[str, str]:
-    query = dict(known.query or {})
-    return {
-        "host": str(query.get("host") or known.host),
-        "port": str(known.port or 5432),
-        "user": known.username or "",
-        "password": known.password or "",
-        "dbname": known.database or "",
-    }
 
 
 DESTINATIONS: dict[str, Callable[[Place], Destination]] = {

@@ -1,6 +1,7 @@
-"""What every run did: a line of JSON for each, beside the database, and the table `msgbubbles.sync_runs` in it.
+"""What every run did: a line of JSON for each, beside the database, and the table `msgbubbles.sync_runs` in it; and
+the table `msgbubbles.failed_reads`, what could not be read and is tried again.
 
-The line is written whatever became of the run, also where the database could not be opened. The table gets the lines
+The line is written whatever became of the run, also where the database could not be opened. The tables are written
 whenever the database is published.
 """
 
@@ -9,13 +10,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 
+if TYPE_CHECKING:
+    from msgbubbles.failed_reads import FailedRead
+
 TABLE = "sync_runs"
+FAILED_READS = "failed_reads"
 # What a run's record has as columns of its own; what else it has is JSON.
 COLUMNS = {
     "run_id": "VARCHAR",
@@ -41,6 +46,16 @@ COLUMNS = {
     "versions": "JSON",
     "failed_tests": "JSON",
     "held_marts": "JSON",
+    "failed_reads": "JSON",
+}
+FAILED_READS_COLUMNS = {
+    "kind": "VARCHAR",
+    "id": "VARCHAR",
+    "since": "TIMESTAMPTZ",
+    "last_tried_at": "TIMESTAMPTZ",
+    "tries": "BIGINT",
+    "http_status": "BIGINT",
+    "error_code": "VARCHAR",
 }
 KEPT_LINES = 1000
 
@@ -106,12 +121,38 @@ def store(connection: duckdb.DuckDBPyConnection, records: Iterable[dict[str, Any
         connection.execute("COMMIT")
 
 
+def store_failed_reads(connection: duckdb.DuckDBPyConnection, failed: Iterable[FailedRead], schema: str) -> None:
+    """Make `failed_reads` in a schema of the warehouse hold these units and no others."""
+    table = f"{schema}.{FAILED_READS}"
+    rows = [
+        (one.kind, one.id, _at(one.since_ms), _at(one.last_tried_ms), one.tries, one.http_status, one.error_code)
+        for one in failed
+    ]
+    columns = ", ".join(f"{name} {kind}" for name, kind in FAILED_READS_COLUMNS.items())
+    connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns})")
+    connection.execute("BEGIN")
+    connection.execute(f"DELETE FROM {table}")  # noqa: S608
+    if rows:
+        connection.executemany(f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?, ?, ?)", rows)  # noqa: S608
+    connection.execute("COMMIT")
+
+
+def _at(at_ms: int) -> datetime:
+    return datetime.fromtimestamp(at_ms / 1000, UTC)
+
+
 def _ended_ms(row: Sequence[Any]) -> int:
     return round(datetime.fromisoformat(row[list(COLUMNS).index("ended_at")]).timestamp() * 1000)
 
 
 def _row(record: dict[str, Any]) -> Sequence[Any]:
-    return [
-        json.dumps(record.get(name)) if kind == "JSON" and record.get(name) is not None else record.get(name)
-        for name, kind in COLUMNS.items()
-    ]
+    return [_stored(record.get(name), kind) for name, kind in COLUMNS.items()]
+
+
+def _stored(value: Any, kind: str) -> Any:
+    """A value as every destination stores it: names of fields are in there, which the API makes."""
+    from msgbubbles.storable import storable_json, storable_text  # imports dlt, which has to be configured before
+
+    if kind == "JSON" and value is not None:
+        return storable_json(json.dumps(value))
+    return storable_text(value) if isinstance(value, str) else value

@@ -26,7 +26,7 @@ from filelock import FileLock
 from . import spark
 from .configuration import setting_of_sync
 from .names import named, quoted
-from .place import DATASET, Place, UsageError, share_as, sync_to_disk
+from .place import CLAIM_TABLE, DATASET, Place, UsageError, share_as, sync_to_disk
 from .publish import beside, replaced
 from .tables import is_delta, one_of_each, rows_of_delta, tables_in, write_json
 from .union import OWN_TABLES, SHOWN, union_of
@@ -46,7 +46,7 @@ Format = Literal["parquet", "delta"]
 # Stands for the name of an only account; no account can be called so.
 NAMELESS = "_"
 # The job's own tables, each one file.
-OWN = ("sync_runs", "privacy")
+OWN = ("sync_runs", "failed_reads", "privacy", CLAIM_TABLE)
 # A table of more files than this becomes one again.
 MOST_FILES = 100
 # How long what is not shown any more stays for those who are reading it.
@@ -57,6 +57,7 @@ class LakeFiles:
     """The destination; see `Destination`."""
 
     title = "filesystem"
+    file_format: Literal["parquet", "csv"] = "parquet"
     landed = DATASET
 
     def __init__(self, place: Place) -> None:
@@ -273,6 +274,9 @@ class LakeFiles:
         with duckdb.connect(str(copy)) as connection:
             _create_views(connection, views)
         replaced(database, copy)
+
+    def explain(self, _said: str) -> str | None:
+        return None
 
     def is_older_than(self, minutes: float) -> bool:
         return minutes >= 0

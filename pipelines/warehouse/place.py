@@ -7,19 +7,22 @@ of this for itself, as `warehouse_north.duckdb`; `warehouse.duckdb` then shows a
 
 from __future__ import annotations
 
-import json
+import glob
 import os
+import re
 import shutil
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PIPELINE = "msgbubbles"
 DATASET = "msgbubbles"
-# Whose rows a warehouse holds.
-CLAIM = "account.json"
+# Whose rows a warehouse holds: a file of the job, and a copy of it in the tables.
+CLAIM, CLAIM_TABLE = "account.json", "_account"
+# Characters that mean something in the queries that dlt makes of a path, and bytes that are no UTF-8.
+UNUSABLE = re.compile(r"""['"%*?\[\]{}\x00-\x1f\ud800-\udfff]""")
 SCHEMAS = ("msgbubbles", "msgbubbles_staging", "staging", "marts")
 
 
@@ -27,10 +30,30 @@ class UsageError(Exception):
     """What was asked for cannot be done as it was asked; the message says what to ask instead."""
 
 
-def written_privately(path: Path, text: str) -> Path:
-    """Write a file that only its owner reads. Returns its path; raises `OSError`."""
-    path.touch(mode=0o600)
-    path.write_text(text)
+def written_privately(path: Path, content: str | bytes) -> Path:
+    """Replace a small file that only its owner reads, all or nothing: what was there before stays whole where the disk
+    refuses. A file that holds the content already is not written. Returns its path; raises `OSError`."""
+    data = content.encode() if isinstance(content, str) else content
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)  # a device or a pipe, which cannot be replaced
+        return path
+    with suppress(OSError):
+        if path.read_bytes() == data:
+            return path
+    target = path.resolve()  # behind a link, the link stays
+    new = target.with_name(f".{target.name}.{os.getpid()}.new")
+    try:
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
+        raise
+    sync_to_disk(target.parent)
     return path
 
 
@@ -41,6 +64,45 @@ def sync_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# How many damaged files are kept for each name; older ones are removed.
+MAX_SET_ASIDE = 3
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file or folder to `<name>.damaged-<time>` in the same folder, and return the new path.
+
+    The newest `MAX_SET_ASIDE` of each name are kept. Raises `OSError`.
+    """
+    kept = sorted(path.parent.glob(f"{glob.escape(path.name)}.damaged-*"))
+    for old in kept[: max(len(kept) - MAX_SET_ASIDE + 1, 0)]:
+        remove(old)
+    new = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+    path.rename(new)
+    return new
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with what is in it. Raises `OSError`."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def names_of(path: Path) -> list[Path]:
+    """Return every path that a symbolic link goes through, the file itself last; only `path` where it is no link. The
+    last of links that form a circle is a link."""
+    names = [path]
+    while path.is_symlink():
+        # A relative link starts in the folder that the link really is in.
+        target = Path(os.path.realpath(path.parent)) / path.readlink()
+        path = Path(os.path.realpath(target.parent)) / target.name
+        if path in names:
+            break
+        names.append(path)
+    return names
 
 
 def share_as(folder: Path) -> None:
@@ -66,11 +128,25 @@ class Place:
                 f"--database: no file may be called {database.name}, because {database.stem} is also a schema in it, "
                 "and DuckDB could not tell which of the two a query means; choose another name"
             )
+        refused = UNUSABLE.search(str(database))
+        if refused:
+            raise UsageError(
+                f"--database: the path {str(database)!r} contains {refused[0]!r}, and DuckDB and dlt cannot load files "
+                "from such a folder; rename it, or choose another"
+            )
         if database.is_dir() or not database.parent.is_dir():
             raise UsageError(f"--database: {database} must be a file in a folder that exists")
         if account is not None:
             database = database.with_name(f"{database.stem}_{account}{database.suffix}")
+        file = names_of(database)[-1]
+        if file.is_symlink() or not file.parent.is_dir() or (file.exists() and not file.is_file()):
+            raise UsageError(f"--database: {database} leads to {file}, which must be a file in a folder that exists")
         return cls(database, destination, account)
+
+    @property
+    def file(self) -> Path:
+        """The published file itself, where `database` is a symbolic link to it."""
+        return names_of(self.database)[-1]
 
     @property
     def combined(self) -> Path:
@@ -110,8 +186,14 @@ class Place:
         """The database that the job works on. It has the published one's name: DuckDB calls a database by it."""
         return self.folder / self.database.name
 
+    def damaged(self) -> list[Path]:
+        """Return the damaged files and folders that were moved aside."""
+        return [path for folder in (self.folder, self.folder / "dlt") for path in folder.glob("*.damaged-*")]
+
     def make_folders(self) -> None:
         for folder in (self.folder.parent, self.folder, self.folder / "dlt", self.folder / "dbt"):
+            if folder.exists() and not folder.is_dir():
+                set_aside(folder)
             folder.mkdir(mode=0o700, exist_ok=True)
 
     def configure_dlt(self) -> None:
@@ -132,37 +214,3 @@ class Place:
 
     def set_done(self, step: str) -> None:
         (self.folder / f"{step}.pending").unlink(missing_ok=True)
-
-    def claim_for(self, account: str) -> None:
-        """Refuse to mix a made-up account with a real one, or one of several with another."""
-        origin = self.folder / CLAIM
-        ours = {"account": account}
-        if self.account is not None:
-            ours |= {"name": self.account, "of": self.combined.name}
-        try:
-            known = json.loads(origin.read_text()) if origin.exists() else ours
-            whose = _described(known)
-        except (ValueError, KeyError, TypeError):
-            raise UsageError(
-                f"{origin} is damaged; remove it, if {self.database.name} is for {_described(ours)}"
-            ) from None
-        if known != ours:
-            raise UsageError(
-                f"{self.database.name} holds the rows of {whose}; choose another --database for {_described(ours)}"
-            )
-        written_privately(origin, json.dumps(ours))
-
-    def files_of_accounts(self) -> dict[str, Path]:
-        """The published files of the accounts that share this warehouse, this one among them, by name. They go by what
-        is there: a job may be configured for one account only."""
-        found = {} if self.account is None else {self.account: self.database}
-        for origin in (self.database.parent / ".msgbubbles").glob(f"*/{CLAIM}"):
-            with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one is told of by its own job
-                known = json.loads(origin.read_text())
-                if known["of"] == self.combined.name:
-                    found[known["name"]] = Place.of(self.combined, self.destination, known["name"]).database
-        return {account: file for account, file in sorted(found.items()) if file.exists()}
-
-
-def _described(claim: Any) -> str:
-    return f"account {claim['name']} of {claim['of']}" if "name" in claim else str(claim["account"])

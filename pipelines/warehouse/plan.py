@@ -12,6 +12,7 @@ from msgbubbles.coverage import Coverage
 from msgbubbles.models import fingerprint
 from msgbubbles.reading import MAX_MINUTES_BETWEEN_RUNS
 from msgbubbles.repairs import SWEEPS_MISSED
+from msgbubbles.walk import BEGINNING_MS
 
 from .known import Known
 
@@ -66,14 +67,14 @@ def _of_stream(known: Known, stream: str, state: dict[str, Any], settings: Setti
         state = state.get("by_thread" if state.get("feed") is False else "by_feed", {})
     head = plan.head(coverage, settings.start_ms, settings.settle_ms)
     if not coverage.pieces:
-        return [Step(stream, "everything", settings.start_ms or None, None, None)]
+        return [Step(stream, "everything", _since(settings.start_ms), None, None)]
     # As busy as it was before.
     passed_ms = max(now_ms - head.lo_ms, 0)
     expected = known.rows_between(stream, head.lo_ms - passed_ms, head.lo_ms)
     found = [Step(stream, "head", head.lo_ms, None, _pages(expected))]
     found += _refresh(known, stream, state, settings, coverage, now_ms)
     for gap in plan.gaps(coverage, settings.start_ms):
-        found.append(Step(stream, "gap", gap.lo_ms or None, gap.hi_ms, _gap_pages(known, stream, coverage, gap)))
+        found.append(Step(stream, "gap", _since(gap.lo_ms), gap.hi_ms, _gap_pages(known, stream, coverage, gap)))
     return found
 
 
@@ -87,7 +88,7 @@ def _refresh(
     while left > 0 and (task := plan.refresh(read, settings.tiers.get(stream, ()), settings.start_ms, now_ms)):
         hi_ms = task.hi_ms or now_ms
         pages = _pages(known.rows_between(stream, task.lo_ms, hi_ms))
-        found.append(Step(stream, "refresh", task.lo_ms or None, hi_ms, math.ceil(min(pages, left))))
+        found.append(Step(stream, "refresh", _since(task.lo_ms), hi_ms, math.ceil(min(pages, left))))
         left -= pages
         read.add(task.lo_ms, hi_ms, now_ms)
     return found
@@ -95,11 +96,15 @@ def _refresh(
 
 def _gap_pages(known: Known, stream: str, coverage: Coverage, gap: plan.Task) -> int | None:
     """As dense as what has been read; unknown where a gap goes back to the beginning of everything."""
-    if not gap.lo_ms or gap.hi_ms is None:
+    if _since(gap.lo_ms) is None or gap.hi_ms is None:
         return None
     covered_ms = sum(hi - max(lo, gap.lo_ms) for lo, hi, _ in coverage.pieces if hi > gap.lo_ms)
     rows = known.rows_between(stream, gap.lo_ms, coverage.pieces[-1][1])
     return _pages(round(rows * (gap.hi_ms - gap.lo_ms) / covered_ms)) if covered_ms else None
+
+
+def _since(lo_ms: int) -> int | None:
+    return None if lo_ms == BEGINNING_MS else lo_ms
 
 
 def _pages(rows: int) -> int:

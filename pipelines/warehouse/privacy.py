@@ -24,7 +24,7 @@ from .destinations import destination_of
 from .place import PIPELINE, Place, UsageError
 from .vault import Vault
 
-TABLE = "privacy"
+TABLE, FILE = "privacy", "privacy.json"
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -68,7 +68,7 @@ class Record(msgspec.Struct, frozen=True):
 
 
 def _path_of(place: Place) -> Path:
-    return place.folder / "privacy.json"
+    return place.folder / FILE
 
 
 def _published(place: Place) -> str | None:

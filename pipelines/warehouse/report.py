@@ -7,7 +7,8 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -18,11 +19,13 @@ from rich.status import Status
 from rich.table import Table
 
 from .destinations import destination_of
+from .lock import note_progress
 from .place import Place
 
 if TYPE_CHECKING:
     from msgbubbles import Run
     from msgbubbles.coverage import Coverage
+    from msgbubbles.failed_reads import FailedRead
     from msgbubbles.run import StreamProgress
 
     from .check import Finding
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_LINES = 15.0
 DIFFERENCES_SHOWN = 50
+FAILED_SHOWN = 5
 # dlt's own steps, which are parts of the phase `load`.
 LOAD_STEPS = ("extract", "normalize", "commit", "sync")
 
@@ -52,6 +56,7 @@ class Reporter:
         sys.stderr.write(f"{message}\n")
 
     def say(self, message: str) -> None:
+        note_progress()
         self._progress.print(f"[dim]{message}[/dim]")
         self._said_at = time.monotonic()
 
@@ -63,14 +68,15 @@ class Reporter:
     def following(self, run: Run) -> Iterator[None]:
         """Show how far the run has come: a line that moves on a terminal, now and then a line elsewhere."""
         run.on_page = lambda: self._show(_described(run))
-        run.on_wait = lambda why, seconds: self._show(f"{_described(run)} · waiting {seconds:.0f} s ({why})")
+        run.on_wait = lambda why, seconds: self._show(f"{_described(run)} · waiting {seconds:.0f} s ({why})", seconds)
         if not self._progress.is_terminal:
             yield
             return
         with self._progress.status("reading") as self._status:
             yield
 
-    def _show(self, line: str) -> None:
+    def _show(self, line: str, waiting_seconds: float = 0.0) -> None:
+        note_progress(waiting_seconds)
         if self._status is not None:
             self._status.update(line)
         elif time.monotonic() - self._said_at > SECONDS_BETWEEN_LINES:
@@ -95,7 +101,7 @@ class Reporter:
             f"{phase} {spent:.1f} s" for phase, spent in report.seconds.items() if phase not in LOAD_STEPS
         )
         self._output.print(f"{_requests(run)}; {seconds}")
-        for warning in [*warnings(run), *held_back(report)]:
+        for warning in [*warnings(run), *failed_reads(report.failed_reads), *held_back(report)]:
             self._output.print(f"[yellow]{warning}[/yellow]")
         if not report.published:
             if run.error is None and run.halt is None:
@@ -178,7 +184,18 @@ def warnings(run: Run) -> list[str]:
     found = []
     for name, progress in run.streams.items():
         if progress.rejected:
-            found.append(f"{name}: {progress.rejected:,} rows could not be read; they are in msgbubbles.rejected_rows")
+            found.append(
+                f"{name}: {progress.rejected:,} rows could not be read or loaded; they are in msgbubbles.rejected_rows"
+            )
+        if progress.odd:
+            found.append(
+                f"{name}: {progress.odd:,} rows hold values that are not valid JSON; these are null or text now"
+            )
+        if progress.order_contradictions:
+            found.append(
+                f"{name}: {progress.order_contradictions:,} pages are not in the order of the time that their rows "
+                "show; the next pages were taken from rows that are"
+            )
         if progress.new_fields:
             names = ", ".join(sorted(progress.new_fields)[:10])
             found.append(f"{name}: fields that this version does not know are kept in the column extra: {names}")
@@ -193,6 +210,22 @@ def warnings(run: Run) -> list[str]:
             "messages: the API does not answer the account's whole feed, so each changed thread costs a request"
         )
     return found
+
+
+def failed_reads(failed: Sequence[FailedRead]) -> list[str]:
+    """What could not be read, for people: by kind, with the first ids and the last error."""
+    lines = []
+    for kind in sorted({one.kind for one in failed}):
+        of_kind = [one for one in failed if one.kind == kind]
+        ids = ", ".join(one.id for one in of_kind[:FAILED_SHOWN])
+        more = f" and {len(of_kind) - FAILED_SHOWN:,} more" if len(of_kind) > FAILED_SHOWN else ""
+        last = max(of_kind, key=lambda one: one.last_tried_ms)
+        error = " ".join(str(one) for one in (last.http_status, last.error_code) if one) or "no answer"
+        lines.append(
+            f"could not be read: {kind} {ids}{more} ({error}); everything else was, and these are tried again. "
+            "They are in msgbubbles.failed_reads"
+        )
+    return lines
 
 
 def held_back(report: Report) -> list[str]:
@@ -243,11 +276,13 @@ def as_dict(place: Place, run: Run, report: Report, exit_status: int, *, error: 
         "feed": run.feed,
         "tables": {
             table: {"new": changes.new, "changed": changes.changed, "unchanged": changes.unchanged}
+            | ({"replaced": changes.replaced} if changes.replaced else {})
             for table, changes in run.changes.items()
         },
         "streams": {name: _stream_dict(progress, run.landed(name)) for name, progress in run.streams.items()},
         "repaired": {what: count for what, count in run.repaired.items() if count},
         "expired": report.expired,
+        "failed_reads": dict(Counter(one.kind for one in report.failed_reads)),
         "failed_tests": report.tested.failed_tests,
         "held_marts": report.held_marts,
         "versions": _versions(),
@@ -261,7 +296,9 @@ def _stream_dict(progress: StreamProgress, landed: int) -> dict[str, Any]:
         "rows": progress.rows,
         "landed": landed,
         "rejected": progress.rejected,
+        "odd": progress.odd,
         "new_fields": sorted(progress.new_fields),
+        "order_contradictions": progress.order_contradictions,
         "tie_overflows": sorted(
             ([_instant(span.from_ms), _instant(span.to_ms)] for span in progress.standing), key=str
         ),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -10,9 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from msgbubbles.coverage import HOUR_MS, Coverage
+from msgbubbles.failed_reads import FailedRead, all_failed_reads
 from msgbubbles.stored import instant
 
 from .known import Known
+from .lock import Holder, holder_of
+from .report import failed_reads
 
 TIMELINE_CELLS = 60
 RUNS_SHOWN = 10
@@ -24,14 +28,16 @@ OLD, NEVER = "░", "·"
 @dataclass(frozen=True)
 class Status:
     """`age_minutes` is since the last run that was complete began; null when there was none. `missing` are stretches
-    that were never read, by stream."""
+    that were never read, by stream. `job` is the one that runs now; null when none does."""
 
     last_complete_at: datetime | None
     age_minutes: float | None
     missing: dict[str, int]
     standing: dict[str, int]
     requests_last_hour: int
+    failed_reads: list[FailedRead]
     runs: list[dict[str, Any]]
+    job: Holder | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -39,7 +45,9 @@ class Status:
             "age_minutes": None if self.age_minutes is None else round(self.age_minutes, 1),
             "missing_stretches": self.missing,
             "tie_overflows": self.standing,
+            "failed_reads": [asdict(one) for one in self.failed_reads],
             "requests_last_hour": self.requests_last_hour,
+            "job": None if self.job is None else str(self.job),
             "runs": self.runs,
         }
 
@@ -61,8 +69,16 @@ def status_of(known: Known, start_ms: int, now: datetime) -> Status:
             for record in records
             if datetime.fromisoformat(record["started_at"]) > hour_ago
         ),
+        failed_reads=all_failed_reads(known.states()),
         runs=records[-RUNS_SHOWN:],
+        job=_job(known),
     )
+
+
+def _job(known: Known) -> Holder | None:
+    with suppress(OSError):  # another user's
+        return holder_of(known.place.folder)
+    return None
 
 
 def overflows(known: Known, stream: str) -> list[Any]:
@@ -79,6 +95,8 @@ def show(status: Status, known: Known, start_ms: int, now: datetime, console: Co
         console.print("No run has been complete yet.")
     else:
         console.print(f"Fresh as of {status.last_complete_at:%Y-%m-%d %H:%M} UTC, {_age(status.age_minutes)} ago.")
+    if status.job is not None:
+        console.print(f"A job {'is stuck' if status.job.is_stalled else 'runs'}: {status.job}", soft_wrap=True)
     console.print(f"{status.requests_last_hour:,} requests in the last hour.")
     now_ms = int(now.timestamp() * 1000)
     for stream in ("messages", "chats"):
@@ -94,6 +112,8 @@ def show(status: Status, known: Known, start_ms: int, now: datetime, console: Co
             console.print(f"         {status.standing[stream]:,} tie overflows: rows of these instants may be missing")
     shades = "  ".join(f"{shade} read within {_hours(ms)}" for ms, shade in SHADES)
     console.print(f"         [dim]{shades}  {OLD} longer ago  {NEVER} never[/dim]", highlight=False, soft_wrap=True)
+    for line in failed_reads(status.failed_reads):
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False)
     for heading in ("run", "outcome", "requests", "new", "changed", "rejected", "seconds"):
         table.add_column(heading, justify="left" if heading in ("run", "outcome") else "right")

@@ -5,6 +5,7 @@ Imports dlt, so `Place.configure_dlt` comes before it.
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 import time
@@ -22,15 +23,20 @@ from dlt.pipeline.exceptions import PipelineStepFailed
 
 from msgbubbles import Run, msgbubbles_source, repairs
 from msgbubbles.errors import Interrupted, MsgBubblesError
+from msgbubbles.failed_reads import FailedRead, all_failed_reads
 from msgbubbles.run import Repair
 from msgbubbles.settings import Settings
 from msgbubbles.stored import Warehouse
 
-from . import privacy
+from . import claims, privacy
 from .destinations import Destination, destination_of
-from .journal import Journal, store
+from .journal import Journal, store, store_failed_reads
 from .place import PIPELINE, Place
+from .screen import Screen, is_of_data
 from .transform import Transforms, Verdict, is_outdated, transform, verdict
+
+REFUSED = """{title} refuses what was read, and takes each row of it alone: remove the constraints or triggers that were
+added to the tables of msgbubbles, and run again"""
 
 
 @dataclass
@@ -48,6 +54,8 @@ class Report:
     held_marts: list[str] = field(default_factory=list)
     # What was older than the privacy policy keeps: texts, threads and messages.
     expired: dict[str, int] = field(default_factory=dict)
+    # What could not be read, in this run or one before, and is tried again.
+    failed_reads: list[FailedRead] = field(default_factory=list)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -89,16 +97,25 @@ def sync(
     run.on_rows = lambda: place.set_pending("repair", "transform", "publish")
     pipeline = pipeline_of(place)
 
+    screen = Screen(destination_of(place))
+    run.refused = screen if place.is_pending("screen") else None
+
     def load(*resources: str) -> None:
-        source = msgbubbles_source(run=run, **source_options)
-        with destination_of(place).kept_open(pipeline):
-            pipeline.run(source.with_resources(*resources) if resources else source)
-        _add_steps(pipeline, report)
+        def load_once() -> None:
+            source = msgbubbles_source(run=run, **source_options)
+            with destination_of(place).kept_open(pipeline):
+                pipeline.run(source.with_resources(*resources) if resources else source)
+            _add_steps(pipeline, report)
+
+        if not _is_taken(place, run, pipeline, load_once, say):
+            run.refused = screen
+            _is_taken(place, run, pipeline, load_once, say)
 
     with report.timed("load"), _stopping(run):
         if pipeline.has_pending_data:
             say("finishing the load of a run that was cut off")
-            pipeline.run()
+            if not _is_taken(place, run, pipeline, pipeline.run, say):
+                run.refused = screen
         while report.slices == 0 or run.unfinished:
             load()
             report.slices += 1
@@ -106,6 +123,9 @@ def sync(
                 say(f"slice {report.slices} is loaded")
         if run.error is None and run.halt is None:
             _repair(place, run, pipeline, load, say)
+    if run.refused is not None and not screen.found and not run.stopped:
+        place.set_done("screen")
+    _note_failed_reads(place, run, pipeline, report)
     # Whoever stops a run wants it to end now: the marts are brought up to date by the next one.
     if run.stop.is_set():
         run.halt = run.halt or Interrupted("stopped")
@@ -129,13 +149,21 @@ def repair(
     run.on_rows = lambda: place.set_pending("repair", "transform", "publish")
     run.repair = wanted
     pipeline = pipeline_of(place)
+    run.refused = Screen(destination_of(place)) if place.is_pending("screen") else None
     with report.timed("load"), _stopping(run):
         if pipeline.has_pending_data:
             pipeline.run()
         pipeline.run(msgbubbles_source(run=run, **source_options).with_resources("chats"))
         _add_steps(pipeline, report)
+    _note_failed_reads(place, run, pipeline, report)
     if not run.stop.is_set():
         _finish(place, report, record, say, transforms, with_transform=True, publish_minutes=math.inf)
+
+
+def _note_failed_reads(place: Place, run: Run, pipeline: dlt.Pipeline, report: Report) -> None:
+    report.failed_reads = all_failed_reads(states_of(pipeline))
+    if run.failed_reads_changed:
+        place.set_pending("publish")
 
 
 def _finish(
@@ -165,7 +193,9 @@ def _finish(
         with report.timed("publish"):
             with destination.writing() as connection:
                 store(connection, [*Journal(place.folder).records(), record()], destination.landed)
+                store_failed_reads(connection, report.failed_reads, destination.landed)
                 privacy.store(connection, place, destination.landed)
+                claims.store(connection, place, destination.landed)
                 report.rows_in_warehouse = _row_counts(connection)
             report.published_bytes = destination.publish(report.held_marts)
             report.published = True
@@ -246,6 +276,29 @@ def _add_steps(pipeline: dlt.Pipeline, report: Report) -> None:
             report.add_seconds(
                 step.step if step.step != "load" else "commit", (step.finished_at - step.started_at).total_seconds()
             )
+
+
+def _is_taken(
+    place: Place, run: Run, pipeline: dlt.Pipeline, load: Callable[[], Any], say: Callable[[str], None]
+) -> bool:
+    """Load, and return whether the destination takes the data. What it refuses is dropped, and so no later run fails
+    for it. Raises where it was refused in spite of the screen, and whatever else `load` raises."""
+    changes, streams = copy.deepcopy(run.changes), copy.deepcopy(run.streams)
+    try:
+        load()
+    except PipelineStepFailed as failure:
+        if not is_of_data(failure):
+            raise
+        pipeline.abort_packages()
+        place.set_pending("screen")
+        if run.refused is not None:
+            raise MsgBubblesError(REFUSED.format(title=destination_of(place).title)) from None
+        say("the destination refuses a row: what was read is dropped, and read again row by row")
+        run.changes.clear()
+        run.changes.update(changes)
+        run.streams = streams
+        return False
+    return True
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from msgbubbles.settings import Settings
 
 from .destinations import destination_of
+from .lock import note_progress
 from .manifest import PROJECT, digest_of, store, stored
 from .place import Place, UsageError, written_privately
 
@@ -70,7 +71,7 @@ class Verdict:
 def is_outdated(place: Place, transforms: Transforms) -> bool:
     """Whether the models, or the time zone, are not those that the marts were last built with."""
     built_with = _built_with(place)
-    return not built_with.exists() or built_with.read_text() != _digest(transforms)
+    return not built_with.exists() or built_with.read_text(errors="replace") != _digest(transforms)
 
 
 def forget_build(place: Place) -> None:
@@ -91,11 +92,11 @@ def transform(place: Place, transforms: Transforms) -> None:
     with destination.building():
         results = dbt.run("run", *options)
         if results.wrong:
-            raise TransformError(f"the marts could not be built ({results.names}); see {results.written(place)}")
-        _built_with(place).write_text(digest)
+            raise TransformError(f"the marts could not be built ({results.names}){results.explained(place)}")
+        written_privately(_built_with(place), digest)
         if transforms.data_tests != "off":
             found = dbt.tested()
-    _verdict_of(place).write_text(json.dumps(found.__dict__))
+    written_privately(_verdict_of(place), json.dumps(found.__dict__))
 
 
 def verdict(place: Place) -> Verdict:
@@ -127,13 +128,22 @@ class _Results:
     def names(self) -> str:
         return ", ".join(node.node.name for node in self.wrong if node) or "dbt did not start"
 
+    def explained(self, place: Place) -> str:
+        """The end of a sentence: what the database said means, and the file with its words."""
+        meant = destination_of(place).explain(self._said)
+        return f": {meant}; see {self.written(place)}" if meant else f"; see {self.written(place)}"
+
     def written(self, place: Place) -> Path:
         """The file with what the database said."""
         path = place.folder / "dbt" / "last_error.txt"
-        said = "\n\n".join(f"{node.node.name}: {node.message}" for node in self.wrong if node) or str(self._exception)
         with suppress(OSError):  # where the disk is full, or is not ours; the run says that too
-            written_privately(path, said + "\n")
+            written_privately(path, self._said + "\n")
         return path
+
+    @property
+    def _said(self) -> str:
+        nodes = [f"{node.node.name}: {node.message}" for node in self.wrong if node]
+        return "\n\n".join(nodes) or str(self._exception)
 
 
 class _Dbt:
@@ -160,11 +170,12 @@ class _Dbt:
         self._manifest: Manifest | None = None
 
     def run(self, *command: str) -> _Results:
-        os.environ.update(self._environment)
         from dbt.adapters.duckdb.connections import DuckDBConnectionManager
         from dbt.cli.main import dbtRunner
         from dbt.contracts.graph.manifest import Manifest
 
+        before = {name: os.environ.get(name) for name in self._environment}
+        os.environ.update(self._environment)
         try:
             self._manifest = self._manifest or stored(*self._names)
             if self._manifest is None:
@@ -173,18 +184,24 @@ class _Dbt:
                     return _Results(parsed)
                 self._manifest = parsed.result
                 store(self._manifest, *self._names)
-            return _Results(dbtRunner(manifest=self._manifest).invoke([*command, *self._options]))
+            runner = dbtRunner(manifest=self._manifest, callbacks=[lambda _event: note_progress()])
+            return _Results(runner.invoke([*command, *self._options]))
         finally:
             DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]
+            # A password is among them, and libpq would take them for the user's own.
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
 
     def tested(self) -> Verdict:
         """Raises `TransformError` when the tests could not be run."""
         results = self.run("test", "--exclude-resource-type", "unit_test")
         if not results.wrong:
             return Verdict()
-        written = results.written(self._place)
+        results.written(self._place)
         if any(node is None or node.status == "error" for node in results.wrong):
-            raise TransformError(f"the marts could not be tested ({results.names}); see {written}")
+            raise TransformError(f"the marts could not be tested ({results.names}){results.explained(self._place)}")
         marts = sorted({mart for node in results.wrong for mart in self._marts_of(node.node)})
         return Verdict([node.node.name for node in results.wrong], marts)
 

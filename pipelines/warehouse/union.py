@@ -13,7 +13,7 @@ SHOWN = ("msgbubbles", "marts")
 ACCOUNTS = ("msgbubbles", "accounts")
 MADE_AS = ("msgbubbles", "_accounts_made_as")
 # What only the job itself looks at.
-OWN_TABLES = re.compile(r"_dlt|_accounts|privacy$")
+OWN_TABLES = re.compile(r"_dlt|_account|privacy$")
 
 
 def union_of(

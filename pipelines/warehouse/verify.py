@@ -1,13 +1,15 @@
 """Compares the published warehouse with the API, row by row and field by field, and changes nothing.
 
-What the API shows that is newer than what the last run read is no difference: it is for the next run.
+What the API shows that is newer than what the last run read is no difference: it is for the next run. The API is paged
+by rules of this module (`pages`), not by those of a sync, so that a mistake there shows here.
 """
 
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -15,19 +17,29 @@ import duckdb
 from msgbubbles.client import Client
 from msgbubbles.compare import Comparison, key_of
 from msgbubbles.coverage import Coverage
-from msgbubbles.errors import NotFoundError
+from msgbubbles.errors import NotFoundError, PermanentError
 from msgbubbles.landing import COLUMNS, ROWS_PER_TABLE, arrow_table
-from msgbubbles.models import Attachment, Chat, Message, Page, Row
+from msgbubbles.models import Attachment, Chat, Message, Page, R, Row
 from msgbubbles.repairs import as_listed
 from msgbubbles.settings import Settings
 from msgbubbles.stored import instant
-from msgbubbles.walk import cursor_ms, walk
+from msgbubbles.walk import BEGINNING_MS, DAY_MS, cursor_ms, epoch_ms, iso
 
 from .destinations import destination_of
 from .known import Known
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+# A page goes on from the median of so many rows at its end.
+LAST_ROWS = 5
+# So many pages in a row without a new row are the end of a list.
+PAGES_WITHOUT_NEWS = 3
+SHORT_PAGE_COUNTS = 0.2
+# So many pages in a row with new rows, and none older, are no list.
+MAX_PAGES_WITHOUT_PROGRESS = 200
+# Rows of so many pages are remembered to tell which are new.
+PAGES_REMEMBERED = 10
 
 TABLES: dict[type[Row], str] = {Chat: "chats", Message: "messages", Attachment: "attachments"}
 
@@ -94,6 +106,7 @@ class Verifier:
         self._known_to_ms = {stream: (one.newest_ms or 0) - settings.settle_ms for stream, one in coverage.items()}
         self._rows: dict[str, dict[str, Row]] = {table: {} for table in TABLES.values()}
         self._chat_of_message: dict[str, str | None] = {}
+        self._now_ms = 0  # the API's clock, by the last page
         database.execute("CREATE TEMP TABLE shown (kind VARCHAR, id VARCHAR)")
 
     def sample(self, count: int, seed: int | None = None) -> None:
@@ -153,11 +166,11 @@ class Verifier:
         def counted(before: str | None) -> Page[Any]:
             page = fetch(before)
             self._on_page()
+            self._now_ms = epoch_ms(page.server_at)
             self.verdict.unreadable += len(page.rejected)
             return page
 
-        for step in walk(counted, lo_ms=self._settings.start_ms, before_ms=None, stream="verify"):
-            yield step.page
+        yield from pages(counted, self._settings.start_ms)
 
     def _read_thread(self, chat_id: str) -> None:
         try:
@@ -179,11 +192,11 @@ class Verifier:
         finally:
             self._on_page()
 
-    def _take(self, row: Row, table: str) -> None:
-        at_ms = cursor_ms(row)
+    def _take(self, row: Chat | Message, table: str) -> None:
+        at_ms = _listed_ms(row)
         if type(row) not in TABLES or (at_ms is not None and at_ms < self._settings.start_ms):
             return  # not to be here, by the privacy policy or by its time
-        if at_ms is not None and at_ms >= self._known_to_ms[table]:
+        if min(self._past_ms(row), default=BEGINNING_MS) >= self._known_to_ms[table]:
             self.verdict.newer += 1
             self._database.execute("INSERT INTO shown VALUES (?, ?)", [table, row.key])
             return
@@ -193,6 +206,16 @@ class Verifier:
                 attachment.message_id = attachment.message_id or row.id
                 self._chat_of_message[row.id] = row.conversation_id
                 self._rows["attachments"][attachment.key] = attachment
+
+    def _past_ms(self, row: Chat | Message) -> list[int]:
+        """The times by which the row was listed, or else shown; a time in the API's future says nothing."""
+        shown = [epoch_ms(at) for at in (row.updated_at, row.created_at) if at is not None]
+        past = [[at for at in times if at <= self._now_ms] for times in (_listed_by_ms(row), shown)]
+        return past[0] or past[1]
+
+    def _is_new(self, row: Chat | Message, table: str) -> bool:
+        """Whether a row that is not stored came after the last run."""
+        return max(self._past_ms(row), default=BEGINNING_MS) >= self._known_to_ms[table]
 
     def _compare_full_tables(self) -> None:
         if any(len(rows) >= ROWS_PER_TABLE for rows in self._rows.values()):
@@ -220,16 +243,21 @@ class Verifier:
             self._database.unregister("incoming_keys")
         comparison = Comparison(incoming, stored, COLUMNS[table])
         differing = comparison.differing()
+        newer = 0
         for number, one in enumerate(comparison.keys):
             row = rows[one]
             chat_id = one if table == "chats" else self._chat_of(row)
             if not comparison.is_stored[number]:
+                if isinstance(row, Chat | Message) and self._is_new(row, table):
+                    self.verdict.newer += 1
+                    newer += 1
+                    continue
                 self._differs(Difference(table, one, "missing", (), chat_id))
                 continue
             fields = tuple(name for name, mask in differing.items() if mask[number])
             if fields:
                 self._differs(Difference(table, one, "different", fields, chat_id))
-        self.verdict.compared[table] = self.verdict.compared.get(table, 0) + len(rows)
+        self.verdict.compared[table] = self.verdict.compared.get(table, 0) + len(rows) - newer
 
     def _chat_of(self, row: Row) -> str | None:
         if isinstance(row, Attachment):
@@ -247,6 +275,65 @@ class Verifier:
 
     def _differs(self, difference: Difference) -> None:
         self.verdict.differences.append(difference)
+
+
+def pages(fetch: Callable[[str | None], Page[R]], start_ms: int) -> Iterator[Page[R]]:
+    """Page through a list, newest first, down to `start_ms`; `fetch` asks for the page before an ISO 8601 timestamp.
+    Yields the pages with the rows that were not on the pages before.
+
+    A page is asked for above the last rows of the one before (the median of `LAST_ROWS`, so that outliers do not count),
+    and has to repeat one of its rows: otherwise their times mislead, and the middle of that page is where to go on.
+    The list ends with an empty page, or with `PAGES_WITHOUT_NEWS`. Raises `PermanentError` where an API shows newer rows than those asked for, or new ones for
+    ever and none that is older.
+    """
+    recent: deque[set[str]] = deque(maxlen=PAGES_REMEMBERED)
+    before_ms: int | None = None
+    repeats: Page[R] | None = None  # the next page repeats a row of this one
+    without_news, without_progress = 0.0, 0
+    while without_news < PAGES_WITHOUT_NEWS:
+        page = fetch(None if before_ms is None else iso(before_ms))
+        keys = {row.key for row in page.rows}
+        new = keys.difference(*recent)
+        recent.append(keys)
+        yield replace(page, rows=[row for row in page.rows if row.key in new])
+        if repeats is not None and not keys & {row.key for row in repeats.rows}:
+            times_ms = sorted(filter(None, map(_listed_ms, repeats.rows)))
+            before_ms, repeats = times_ms[len(times_ms) // 2] + 1, None
+            without_news += 1
+            continue
+        if len(page) == 0:
+            return
+        found_ms = [at for row in page.rows if (at := _listed_ms(row)) is not None]
+        latest_ms = epoch_ms(page.server_at) + DAY_MS if before_ms is None else before_ms
+        times_ms = [at for at in found_ms if at <= latest_ms]
+        is_end = page.has_more is False and not page.full
+        if (times_ms and max(times_ms) < start_ms) or (not times_ms and is_end):
+            return
+        if found_ms and not times_ms and before_ms is not None:
+            raise PermanentError("verify: the API answered with rows that are newer than the `before` it was given")
+        if not times_ms and before_ms is not None:
+            return  # rows without a time come last
+        # A page that is short for no reason may bring more the next time.
+        is_short = bool(page.has_more) and not page.full
+        without_news = 0 if new else without_news + (SHORT_PAGE_COUNTS if is_short else 1)
+        # Rows without a time come first here. Of those that share a timestamp, no more than a page can be reached.
+        last_ms = sorted(times_ms[-LAST_ROWS:] if new else times_ms) or [latest_ms]
+        oldest_ms = last_ms[0] if is_end else last_ms[len(last_ms) // 2 if new else len(last_ms) // 4]
+        next_ms = oldest_ms + (0 if is_end else 1) - int(without_news)
+        without_progress = 0 if before_ms is None or next_ms < before_ms else without_progress + 1
+        if without_progress > MAX_PAGES_WITHOUT_PROGRESS:
+            raise PermanentError("verify: the API shows new rows page after page, and none that is older")
+        before_ms, repeats = next_ms, page if new and times_ms and not is_end else None
+
+
+def _listed_ms(row: Row) -> int | None:
+    """The latest time that the API may list a row by."""
+    return max(_listed_by_ms(row), default=None)
+
+
+def _listed_by_ms(row: Row) -> list[int]:
+    sent_at = row.sent_at if isinstance(row, Message) else None
+    return [at for at in (cursor_ms(row), None if sent_at is None else epoch_ms(sent_at)) if at is not None]
 
 
 def verify(

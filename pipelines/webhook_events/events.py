@@ -10,15 +10,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from msgbubbles.client import mended
+from msgbubbles.lenient import without_links
 from msgbubbles.models import Column, Message
 
-from .spool import Delivery, parsed
+from .bodies import parsed
+from .deliveries import type_of
+from .spool import Delivery
+from .times import time_of
 
 MESSAGE_TYPES = (
     "message.received", "message.sent", "message.delivered", "message.read", "message.failed", "message.reaction",
@@ -46,6 +50,8 @@ COLUMNS = (
 INNER = ("data", "object", "payload", "event")
 ABOUT_MESSAGE = "message"
 ABOUT_CHAT = ("conversation", "chat")
+CHAT_IDS = ("conversation_id", "chat_id")
+MAX_ID_CHARACTERS = 200
 # What only a message has: an object with one of these and an id is one.
 OF_A_MESSAGE = frozenset({"direction", "text", "status", "channel", "attachments", "effect", "reply_to"})
 
@@ -68,6 +74,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     received_at: datetime
     payload: msgspec.Raw
     message: dict[str, Any] = {}
+    has_impossible_chat: bool = False
 
     @property
     def is_of_a_message(self) -> bool:
@@ -76,23 +83,24 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 def event_of(delivery: Delivery) -> Event | None:
     """What a delivery says; null where its body is no JSON at all."""
-    text = _storable(delivery.body)
     try:
+        text = _storable(delivery.body)
         payload = parsed(text)
     except (ValueError, RecursionError):
         return None
     top = payload if isinstance(payload, dict) else {}
-    event_type = _text(top, "type", "event", "event_type")
+    event_type = type_of(top)
     # Of the same name in two objects, the inner one is about the message or the chat, the outer about the event.
     objects = list(_objects(top))
     message = _message_among(objects, event_type)
     occurred_at = _first_time([one for one in objects if one is not message], "occurred_at", "timestamp", "created_at")
     if occurred_at is None and message is not None:
         occurred_at = _first_time([message], *_OWN_TIMES.get(event_type or "", ()))
+    chat_id, has_impossible_chat = _chat_among(objects)
     return Event(
         event_id=delivery.event_id,
         event_type=event_type,
-        chat_id=_first(objects, "conversation_id", "chat_id") or _first(_named(objects, ABOUT_CHAT), "id"),
+        chat_id=chat_id,
         message_id=_first(objects, "message_id") or (_text(message, "id") if message else None),
         handle=_first(objects, "handle", "sender", "from", "remote_handle"),
         is_typing=_typing(objects) if event_type == TYPING else None,
@@ -102,8 +110,9 @@ def event_of(delivery: Delivery) -> Event | None:
         message_at=_first_time([message], "created_at", "sent_at") if message else None,
         occurred_at=occurred_at or delivery.received_at,
         received_at=delivery.received_at,
-        payload=msgspec.Raw(text.encode()),
+        payload=msgspec.Raw(without_links(text.encode())),
         message=_fields(message, top),
+        has_impossible_chat=has_impossible_chat,
     )
 
 
@@ -130,9 +139,34 @@ _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 
 def _storable(body: str) -> str:
-    """The same JSON without what a database refuses: half an emoji, and the character NUL."""
+    """The same as strict JSON, without what a database refuses: half an emoji, and the character NUL. Raises as
+    `parsed`."""
     text = mended(body.encode()).decode()
+    try:
+        msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        text = json.dumps(parsed(text))
     return _NUL.sub(r"\1\\ufffd", text) if "\\u0000" in text else text
+
+
+def is_possible_id(value: Any) -> bool:
+    """Whether the API can have a chat of this id, and can be asked for it. It stands in the path of a URL: dots and
+    slashes would make another route of it."""
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= MAX_ID_CHARACTERS
+        and value.isprintable()
+        and value.strip() not in ("", ".", "..")
+        and not {"/", "\\", "\ufffd"} & set(value)
+    )
+
+
+def _chat_among(objects: list[dict[str, Any]]) -> tuple[str | None, bool]:
+    """The id of the chat that an event is about, and whether it only names ones that are impossible."""
+    given = [one.get(name) for one in objects for name in CHAT_IDS]
+    given += [one.get("id") for one in _named(objects, ABOUT_CHAT)]
+    chat_id = next((one for one in given if is_possible_id(one)), None)
+    return chat_id, chat_id is None and any(one is not None for one in given)
 
 
 def _objects(top: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -192,20 +226,6 @@ def _first_time(objects: Iterable[dict[str, Any]], *names: str) -> datetime | No
             at = time_of(one.get(name))
             if at is not None:
                 return at
-    return None
-
-
-def time_of(value: Any) -> datetime | None:
-    """An instant from ISO 8601, or from seconds or milliseconds since 1970; null where it is none."""
-    try:
-        if isinstance(value, str):
-            at = datetime.fromisoformat(value)
-            return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
-        if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
-            seconds = value / 1000 if value >= 100_000_000_000 else value
-            return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)
-    except (ValueError, OverflowError):
-        return None
     return None
 
 

@@ -4,10 +4,13 @@ came."""
 from __future__ import annotations
 
 import os
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
+
+from warehouse.place import written_privately
 
 # Without a sign of life for so long, the receiver is down; after such a break, what was sent meanwhile may be lost.
 MAX_SILENCE = timedelta(seconds=60)
@@ -33,16 +36,17 @@ class Heartbeat:
         self.last_event_at = before.last_event_at if before else None
         self._since = before.uninterrupted_since if before and before.is_alive(now) else now
         self._path = path_of(folder)
+        self._one_at_a_time = threading.Lock()
 
     def saw(self, at: datetime) -> None:
         """An event came."""
         self.last_event_at = at
 
     def beat(self) -> None:
-        beat = Beat(os.getpid(), datetime.now(UTC), self._since, self.last_event_at)
-        new = self._path.with_suffix(".new")
-        new.write_bytes(msgspec.json.encode(beat))
-        new.replace(self._path)
+        """Write it. Raises `OSError`; the last sign of life then stays as it is."""
+        with self._one_at_a_time:
+            beat = Beat(os.getpid(), datetime.now(UTC), self._since, self.last_event_at)
+            written_privately(self._path, msgspec.json.encode(beat))
 
 
 def path_of(folder: Path) -> Path:

@@ -5,15 +5,17 @@ Importing this is cheap; dlt is only imported when there is something to land. `
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
+import msgspec
 
 from warehouse.destinations import destination_of
-from warehouse.place import Place, sync_to_disk
+from warehouse.place import Place, written_privately
 
 from .spool import Segment, finished, folder_of, segments, spool_of
 
@@ -30,20 +32,29 @@ BODIES_AT_ONCE = 64 * 1024 * 1024  # characters
 @dataclass
 class Landed:
     """What a load did. `deliveries` counts what was in the spool, what is in the warehouse already too;
-    `messages` were changed by them. `malformed` lines of the spool are in `aside`."""
+    `messages` were changed by them. `malformed` lines of the spool are in `aside`. Of the deliveries,
+    `without_chat` name their chat by what can be no id: they are stored without it."""
 
     deliveries: int = 0
     messages: int = 0
     malformed: int = 0
+    without_chat: int = 0
     aside: Path | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return {"deliveries": self.deliveries, "messages_changed": self.messages, "malformed": self.malformed}
+        return {
+            "deliveries": self.deliveries,
+            "messages_changed": self.messages,
+            "malformed": self.malformed,
+            "impossible_chat_ids": self.without_chat,
+        }
 
     def __str__(self) -> str:
         said = f"{self.deliveries:,} deliveries; {self.messages:,} messages changed by them."
         if self.malformed:
             said += f" {self.malformed:,} lines are no events: they are kept in {self.aside}."
+        if self.without_chat:
+            said += f" {self.without_chat:,} name a chat by an impossible id; they are stored without a chat."
         return said
 
 
@@ -77,7 +88,7 @@ def land_events(place: Place) -> Landed:
             _keep_aside(aside_of(place), path.name, kept)
         events = [event for _, some, _ in read for event in some]
         if events:
-            _load(place, events, landed)
+            _load(place, events, landed, redactor.policy.redacts)
         for path, _, _ in read:
             path.unlink()
     return landed
@@ -113,16 +124,13 @@ def _events(segment: Segment, redactor: Redactor) -> tuple[list[Event], list[byt
 
     events, malformed = [], list(segment.malformed)
     for delivery in segment.deliveries:
-        try:
-            left = left_of(delivery, redactor)
-        except (ValueError, RecursionError):
-            malformed.append(delivery.body.encode())
-            continue
+        left = left_of(delivery, redactor)
         event = event_of(left) if left is not None else None
         if event is not None:
             events.append(without_payload(event) if redactor.policy.webhook_payload == "drop" else event)
         elif left is not None:
-            malformed.append(delivery.body.encode())
+            # As a line of the spool: a body that is no JSON may hold line breaks.
+            malformed.append(msgspec.json.encode(left))
     return events, malformed
 
 
@@ -134,11 +142,7 @@ def _keep_aside(folder: Path, name: str, lines: list[bytes]) -> None:
     """Write the lines into a file of their segment's name: a load that is repeated writes the same once more."""
     if lines:
         folder.mkdir(mode=0o700, exist_ok=True)
-        new = folder / f".{name}.new"
-        new.write_bytes(b"".join(line + b"\n" for line in lines))
-        sync_to_disk(new)
-        new.replace(folder / name)
-        sync_to_disk(folder)
+        written_privately(folder / name, b"".join(line + b"\n" for line in lines))
 
 
 def aside_count(place: Place) -> int:
@@ -148,11 +152,14 @@ def aside_count(place: Place) -> int:
     return sum(path.read_bytes().count(b"\n") for path in files)
 
 
-def _load(place: Place, events: list[Event], landed: Landed) -> None:
+def _load(place: Place, events: list[Event], landed: Landed, redacts: bool) -> None:
     import dlt
+    from dlt.pipeline.exceptions import PipelineStepFailed
 
+    from msgbubbles.compare import taken
     from msgbubbles.landing import arrow_table, column_hints, item
     from msgbubbles.stored import Warehouse
+    from warehouse.screen import Screen, is_of_data
     from warehouse.sync import pipeline_of
 
     from .events import COLUMNS, TABLE, first_of_each
@@ -163,25 +170,47 @@ def _load(place: Place, events: list[Event], landed: Landed) -> None:
     # Where events tell of messages and chats that are not there, the next run reads them.
     place.set_pending("repair", "transform", "publish")
     if pipeline.has_pending_data:
-        # A run with a package left over loads that one and extracts nothing.
-        pipeline.run()
+        # A run with a package left over loads that one and extracts nothing. All of it is in the spool, too.
+        pipeline.abort_packages()
     in_order = sorted(events, key=lambda event: (event.occurred_at, event.received_at))
     warehouse = Warehouse(pipeline)
     messages = changed_messages(stored_messages(warehouse, in_order), in_order)
 
-    def items() -> Iterator[Any]:
-        hints = dlt.mark.make_hints(
-            table_name=TABLE,
-            primary_key="event_id",
-            # What came first stays, however often it is delivered or loaded.
-            write_disposition={"disposition": "merge", "strategy": "insert-only"},
-            columns={column.name: column_hints(column, TABLE) for column in COLUMNS},
-        )
-        rows = arrow_table(COLUMNS, [(event, event.received_at) for event in in_order])
-        yield dlt.mark.with_hints(rows, hints, create_table_variant=True)
-        if messages:
-            yield item("messages", messages_table(messages))
+    destination = destination_of(place)
+    rows = arrow_table(COLUMNS, [(event, event.received_at) for event in in_order])
+    changed = messages_table(messages)
 
-    pipeline.run(dlt.resource(items, name="webhook_events_and_messages"), loader_file_format="parquet")
-    landed.deliveries += len(events)
-    landed.messages += len(messages)
+    def load() -> None:
+        def items() -> Iterator[Any]:
+            hints = dlt.mark.make_hints(
+                table_name=TABLE,
+                primary_key="event_id",
+                # What came first stays, however often it is delivered or loaded.
+                write_disposition={"disposition": "merge", "strategy": "insert-only"},
+                columns={column.name: column_hints(column, TABLE) for column in COLUMNS},
+            )
+            yield dlt.mark.with_hints(rows, hints, create_table_variant=True)
+            if changed.num_rows:
+                yield item("messages", changed)
+
+        resource = dlt.resource(items, name="webhook_events_and_messages")
+        pipeline.run(resource, loader_file_format=destination.file_format)
+
+    try:
+        load()
+    except PipelineStepFailed as failure:
+        if not is_of_data(failure):
+            raise
+        # What was loaded is still in the spool. Without what the destination refuses, it is loaded again.
+        pipeline.abort_packages()
+        screen = Screen(destination)
+        refused = screen(TABLE, rows)
+        rows = taken(rows, [not one for one in refused])
+        changed = taken(changed, [not one for one in screen("messages", changed)])
+        lines = [bytes(event.payload) for event, is_refused in zip(in_order, refused, strict=True) if is_refused]
+        landed.malformed += len(lines)
+        _keep_aside(aside_of(place), f"refused.{time.time_ns()}.jsonl", [] if redacts else lines)
+        load()
+    landed.deliveries += rows.num_rows
+    landed.messages += changed.num_rows
+    landed.without_chat += sum(event.has_impossible_chat for event in in_order)

@@ -12,7 +12,8 @@ import msgspec
 from warehouse.configuration import is_without_privacy
 from warehouse.place import Place
 
-from .spool import Delivery, parsed
+from .bodies import parsed
+from .spool import Delivery
 
 if TYPE_CHECKING:
     from msgbubbles.redaction import Redactor
@@ -23,20 +24,23 @@ LeftOf = Callable[[Delivery], Delivery | None]
 
 
 def left_of(delivery: Delivery, redactor: Redactor) -> Delivery | None:
-    """The delivery as it may be kept; null where it concerns somebody who was erased.
-
-    Raises `ValueError` or `RecursionError` for a body that is no JSON."""
+    """The delivery as it may be kept; null where it concerns somebody who was erased. Nobody knows who is in a body
+    that cannot be parsed: of it, only that it came is kept."""
     if redactor.is_idle:
         return delivery
-    payload = parsed(delivery.body)
-    if redactor.concerns_erased(payload):
-        return None
-    left = redactor.payload(payload)
+    try:
+        payload = parsed(delivery.body)
+        if redactor.concerns_erased(payload):
+            return None
+        left = redactor.payload(payload)
+        body = delivery.body if left == payload else json.dumps(left)
+    except (ValueError, RecursionError):
+        body = ""
     redactor.keep_names()
     event_id = redactor.without_erased(delivery.event_id)
-    if left == payload and event_id == delivery.event_id:
+    if body == delivery.body and event_id == delivery.event_id:
         return delivery
-    return msgspec.structs.replace(delivery, event_id=event_id, body=json.dumps(left))
+    return msgspec.structs.replace(delivery, event_id=event_id, body=body)
 
 
 def without_payload(event: Event) -> Event:

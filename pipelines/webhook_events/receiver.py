@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sqlite3
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -28,11 +29,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from warehouse.place import UsageError
 
+from .bodies import TooLong, decompressed
+from .deliveries import deliveries_of
 from .heartbeat import Heartbeat
 from .privacy import LeftOf
 from .settings import SecretStore, WebhookSettings
-from .signature import Refusal, Scheme, body_hash, refusal_of
-from .spool import Delivery, SpoolWriter, parsed, segments
+from .signature import Refusal, Scheme, refusal_of, signed_timestamp
+from .spool import SpoolWriter, segments
 
 MAX_CONNECTIONS = 500
 HEAD_SECONDS = 5.0
@@ -48,12 +51,18 @@ SECONDS_BETWEEN_LINES = 60.0
 STALE_SECRETS = "the secrets cannot be read; those that were known stay"
 
 
-class TooLong(Exception):  # noqa: N818 - says what to answer
-    """The body is over the limit."""
-
-
 class Busy(Exception):  # noqa: N818 - says what to answer
     """There is no room for another body."""
+
+
+@dataclass(frozen=True)
+class Signed:
+    """What the API has signed of a request. `body` is without its content encoding; `delivery_id` is null and
+    `timestamp` empty where the scheme does not sign them."""
+
+    body: bytes
+    delivery_id: str | None
+    timestamp: str
 
 
 @dataclass
@@ -147,26 +156,42 @@ class Receiver:
 
     async def _received(self, request: Request, body: bytes, began: float) -> Response:
         now = self._now()
-        refusal = self._refusal(request, body, now)
-        if refusal is not None:
-            return self._refused(refusal.value, 401, self._hint(request) if refusal is Refusal.UNSIGNED else "")
-        delivery = delivery_of(self._scheme, request, body, now)
-        if delivery is None:
-            return self._refused("not_json", 400)
         try:
-            left = self._left_of(delivery)
+            signed = self._signed(request, body, now)
+        except TooLong:
+            return self._refused("too_long", 413)
+        if isinstance(signed, Refusal):
+            return self._refused(signed.value, 401, self._hint(request) if signed is Refusal.UNSIGNED else "")
+        more = 0 if signed.body is body else len(signed.body)
+        if more and self._bodies_bytes + more > MAX_BODIES_BYTES:
+            return self._refused("busy", 503)
+        self._hold(more)
+        try:
+            return await self._kept(signed, now, began)
+        finally:
+            self._hold(-more)
+
+    async def _kept(self, signed: Signed, now: datetime, began: float) -> Response:
+        deliveries = deliveries_of(signed.body, signed.delivery_id, signed.timestamp, now)
+        try:
+            left = [one for one in map(self._left_of, deliveries) if one is not None]
         except UsageError:
             return self._refused("privacy", 503, "the privacy settings are not those of the warehouse; run a sync")
-        if left is None:
-            self.metrics.deliveries.labels("erased").inc()
-            return Response(status_code=204)
-        try:
-            outcome = await asyncio.wrap_future(self._spool.put(left))
-        except OSError as error:
-            return self._refused("disk", 503, f"the spool cannot be written: {error.strerror}")
-        self._heartbeat.saw(now)
-        self.metrics.deliveries.labels(outcome).inc()
-        self.metrics.seconds.observe(time.perf_counter() - began)
+        except (OSError, sqlite3.Error) as error:
+            return self._refused("disk", 503, f"the vault cannot be written ({type(error).__name__})")
+        if len(left) < len(deliveries):
+            self.metrics.deliveries.labels("erased").inc(len(deliveries) - len(left))
+        outcomes = [asyncio.wrap_future(self._spool.put(one)) for one in left]
+        for outcome in await asyncio.gather(*outcomes, return_exceptions=True):
+            if isinstance(outcome, OSError):
+                # Those that are stored are duplicates when all come again.
+                return self._refused("disk", 503, f"the spool cannot be written: {outcome.strerror}")
+            if isinstance(outcome, BaseException):
+                raise outcome
+            self.metrics.deliveries.labels(outcome).inc()
+        if left:
+            self._heartbeat.saw(now)
+            self.metrics.seconds.observe(time.perf_counter() - began)
         return Response(status_code=204)
 
     async def health(self, _request: Request) -> Response:
@@ -218,9 +243,31 @@ class Receiver:
     def _hold(self, size: int) -> None:
         self._bodies_bytes += size
 
-    def _refusal(self, request: Request, body: bytes, now: datetime) -> Refusal | None:
+    def _signed(self, request: Request, body: bytes, now: datetime) -> Signed | Refusal:
+        """What is signed of a request: the body as it came over the wire, or without its content encoding. Raises
+        `TooLong`."""
+        names = (self._scheme.signature_header, self._scheme.timestamp_header)
+        headers = dict(request.headers) | {
+            name: "\n".join(request.headers.getlist(name)) for name in names if name in request.headers
+        }
+        refusal, signed_body = self._refusal(headers, body, now), body
+        if refusal is Refusal.UNSIGNED or refusal is Refusal.STALE:
+            return refusal
+        plain = decompressed(body, headers.get("content-encoding", ""), self._settings.max_body_bytes)
+        if refusal is not None and plain is not None:
+            refusal, signed_body = self._refusal(headers, plain, now), plain
+        if refusal is not None:
+            return refusal
+        return Signed(
+            body if plain is None else plain,
+            # An id that nobody has signed may be anybody's.
+            headers.get(self._scheme.id_header) if self._scheme.signs("id") else None,
+            signed_timestamp(self._scheme, self._secrets.secrets, headers, signed_body) or "",
+        )
+
+    def _refusal(self, headers: Mapping[str, str], body: bytes, now: datetime) -> Refusal | None:
         def checked() -> Refusal | None:
-            return refusal_of(self._scheme, self._secrets.secrets, request.headers, body, now.timestamp())
+            return refusal_of(self._scheme, self._secrets.secrets, headers, body, now.timestamp())
 
         refusal = checked()
         if refusal is Refusal.FORGED and self._changed_secrets():
@@ -237,13 +284,16 @@ class Receiver:
 
     def _refused(self, reason: str, status: int, hint: str = "") -> Response:
         self.metrics.deliveries.labels(reason).inc()
-        now = time.monotonic()
-        if now - self._said.get(reason, -SECONDS_BETWEEN_LINES) >= SECONDS_BETWEEN_LINES:
-            self._said[reason] = now
-            self._say(f"refused with {status}: {reason}{f'; {hint}' if hint else ''} (said once a minute)")
+        self._say_at_times(reason, f"refused with {status}: {reason}{f'; {hint}' if hint else ''}")
         # What is left of the request is not waited for.
         headers = {"Connection": "close"} if status != 401 else None
         return Response(json.dumps({"error": reason}), status, headers, media_type="application/json")
+
+    def _say_at_times(self, what: str, line: str) -> None:
+        now = time.monotonic()
+        if now - self._said.get(what, -SECONDS_BETWEEN_LINES) >= SECONDS_BETWEEN_LINES:
+            self._said[what] = now
+            self._say(f"{line} (said once a minute)")
 
     def _hint(self, request: Request) -> str:
         """Which headers came instead: a scheme that is not the configured one is found out by them."""
@@ -254,44 +304,21 @@ class Receiver:
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         async def beat() -> None:
             while True:
-                self._heartbeat.beat()
+                await asyncio.to_thread(self._beat)  # it waits for the disk
                 await asyncio.sleep(HEARTBEAT_SECONDS)
 
         beating = asyncio.create_task(beat())
         yield
         beating.cancel()
         await asyncio.to_thread(self._spool.close)
-        self._heartbeat.beat()
+        self._beat()
 
-
-def delivery_of(scheme: Scheme, request: Request, body: bytes, now: datetime) -> Delivery | None:
-    """The line for the spool; null where the body is no JSON."""
-    text = body.decode("utf-8", "replace")
-    try:
-        payload = parsed(text)
-    except (ValueError, RecursionError):
-        return None
-    event_id = event_id_of(payload)
-    # An id that nobody has signed may be anybody's.
-    if event_id is None and scheme.signs("id"):
-        event_id = _usable(request.headers.get(scheme.id_header))
-    return Delivery(event_id or body_hash(body), now, text)
-
-
-def _usable(event_id: Any) -> str | None:
-    return event_id if isinstance(event_id, str) and re.fullmatch("[!-~]{1,200}", event_id) else None
-
-
-def event_id_of(payload: Any) -> str | None:
-    """The event's own id. An `id` counts only where it says that it is an event's: it may be the message's, of which
-    there are many events."""
-    if not isinstance(payload, dict):
-        return None
-    own = _usable(payload.get("event_id"))
-    if own is not None:
-        return own
-    other = _usable(payload.get("id"))
-    return other if other is not None and re.match("evt|event", other) else None
+    def _beat(self) -> None:
+        try:
+            self._heartbeat.beat()
+        except OSError as error:
+            # The next one may be written.
+            self._say_at_times("heartbeat", f"the sign of life cannot be written: {error.strerror}")
 
 
 class PatientProtocol(H11Protocol):
@@ -358,5 +385,6 @@ def _size(path: Any) -> int:
 
 
 def to_log(line: str) -> None:
-    sys.stderr.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {line}\n")
-    sys.stderr.flush()
+    with suppress(OSError):  # a log on a full disk costs the line, and nothing else
+        sys.stderr.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {line}\n")
+        sys.stderr.flush()

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from warehouse.configuration import configuration_folder, section
-from warehouse.place import Place, UsageError
+from warehouse.place import Place, UsageError, written_privately
 
 ENVIRONMENT = "WEBHOOKS__"
 Secrets = tuple[str, ...]
@@ -113,7 +113,7 @@ class SecretStore:
             section = document.setdefault("webhooks", tomlkit.table())
             known = section.get("secrets", [])
             section["secrets"] = [*([known] if isinstance(known, str) else known), secret]
-            self._write(tomlkit.dumps(document))
+            self._write(self.path, tomlkit.dumps(document))
         except (OSError, ValueError, TypeError) as error:
             raise UsageError(f"{self.path} cannot be written ({type(error).__name__})") from None
         self.changed()
@@ -125,21 +125,19 @@ class SecretStore:
         try:
             text = self.path.read_text() if self.path.exists() else ""
             tomllib.loads(text)
-            self._write(text)
+            # The file itself is only written where it changes.
+            trial = self.path.with_name(f".{self.path.name}.trial")
+            self._write(trial, text)
+            trial.unlink()
         except (OSError, ValueError) as error:
             raise UsageError(
                 f"{self.path} cannot be written ({type(error).__name__}); mend that, or say --show"
             ) from None
 
-    def _write(self, text: str) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = self.path.with_name(f".{self.path.name}.new")
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self.path)
+    @staticmethod
+    def _write(path: Path, text: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written_privately(path, text)
 
 
 def _listed(value: str) -> Any:

@@ -4,7 +4,8 @@ The vendor documents that deliveries are signed, and neither the header nor the 
 headers and what is signed are configuration; the defaults are those of the Standard Webhooks specification
 (standardwebhooks.com), whose secrets begin with `whsec_` too. In the signature's header, one signature or several are
 taken, in hex or base64, alone or behind a version as in `v1,...`, `v1=...` or `sha256=...`; a `t=` among them is the
-time, where no header is named for it. A secret is used as it is written, and as base64 behind its `whsec_`.
+time, where no header is named for it. Header lines of the same name count as one. A secret is used as it is written,
+and as base64 behind its `whsec_`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
 
-MAX_CANDIDATES = 16
-MILLISECONDS_FROM = 100_000_000_000  # in seconds, the year 5138
+from .times import time_of
+
+MAX_CANDIDATES = 64
+MAX_TIMESTAMPS = 4
+_DATES = re.compile(r"(?:^|[\s,;])t=(.*?)(?=[\s,;]\w{1,10}=|$)", re.MULTILINE)
 
 
 class Refusal(StrEnum):
@@ -56,31 +59,57 @@ class Scheme:
 def refusal_of(
     scheme: Scheme, secrets: Iterable[str], headers: Mapping[str, str], body: bytes, now_seconds: float
 ) -> Refusal | None:
-    """Why a delivery has to be refused; null where one of the secrets has signed it just now.
+    """Why a delivery has to be refused; null where one of the secrets has signed it just now. Of a header with several
+    lines, `headers` has them with line breaks between them.
 
-    Takes the same time whichever part of a signature is wrong. Where the time is not signed, age is not looked at.
+    Where the time is not signed, age is not looked at.
     """
-    signature = headers.get(scheme.signature_header)
-    if not signature or any(not headers.get(name) for name in scheme.headers):
+    if any(not headers.get(name) for name in scheme.headers):
         return Refusal.UNSIGNED
-    tokens = re.split(r"[\s,;]+", signature)[:MAX_CANDIDATES]
-    timestamp = headers.get(scheme.timestamp_header) if scheme.timestamp_header else _time_among(tokens)
-    if scheme.signs("timestamp") and not timestamp:
+    timestamps = _timestamps(scheme, headers)
+    if scheme.signs("timestamp") and not any(timestamps):
         return Refusal.UNSIGNED
-    content = _content(scheme, headers.get(scheme.id_header) or "", timestamp or "", body)
-    is_signed = False
-    for secret in secrets:
-        for key in keys_of(secret):
-            digest = hmac.digest(key, content, scheme.digest)
-            for token in tokens:
-                is_signed |= _is_written(digest, token)
-    if not is_signed:
+    timestamp = signed_timestamp(scheme, secrets, headers, body)
+    if timestamp is None:
         return Refusal.FORGED
     if scheme.signs("timestamp"):
-        at = _seconds(timestamp or "")
-        if at is None or abs(now_seconds - at) > scheme.tolerance_seconds:
+        at = time_of(timestamp)
+        if at is None or abs(now_seconds - at.timestamp()) > scheme.tolerance_seconds:
             return Refusal.STALE
     return None
+
+
+def signed_timestamp(scheme: Scheme, secrets: Iterable[str], headers: Mapping[str, str], body: bytes) -> str | None:
+    """Return the timestamp, as it is written, under which one of the secrets has signed the body: empty where the
+    scheme signs none, null where nothing is signed. Takes the same time whichever part of a signature is wrong."""
+    tokens = _tokens(scheme, headers)
+    keys = [key for secret in secrets for key in keys_of(secret)]
+    found = None
+    for timestamp in _timestamps(scheme, headers):
+        content = _content(scheme, headers.get(scheme.id_header) or "", timestamp, body)
+        for key in keys:
+            digest = hmac.digest(key, content, scheme.digest)
+            for token in tokens:
+                if _is_written(digest, token):
+                    found = timestamp
+    return found
+
+
+def _tokens(scheme: Scheme, headers: Mapping[str, str]) -> list[str]:
+    return re.split(r"[\s,;]+", headers.get(scheme.signature_header) or "")[:MAX_CANDIDATES]
+
+
+def _timestamps(scheme: Scheme, headers: Mapping[str, str]) -> list[str]:
+    """Which timestamps may be signed: several where a header has several lines, or several signatures one each."""
+    if not scheme.signs("timestamp"):
+        return [""]
+    if scheme.timestamp_header:
+        given = (headers.get(scheme.timestamp_header) or "").split("\n")
+    else:
+        given = [token[2:] for token in _tokens(scheme, headers) if token.startswith("t=")]
+        # An HTTP date holds what divides tokens.
+        given += [one.strip(" ,;") for one in _DATES.findall(headers.get(scheme.signature_header) or "")]
+    return list(dict.fromkeys(given))[:MAX_TIMESTAMPS] or [""]
 
 
 @lru_cache(maxsize=64)
@@ -109,22 +138,7 @@ def _is_written(digest: bytes, token: str) -> bool:
     return found
 
 
-def _time_among(tokens: Iterable[str]) -> str | None:
-    return next((token[2:] for token in tokens if token.startswith("t=")), None)
-
-
-def _seconds(timestamp: str) -> float | None:
-    """Seconds since 1970 of a number of seconds or milliseconds, or of an ISO 8601 instant."""
-    if re.fullmatch(r"\d{1,15}(\.\d{1,9})?", timestamp):
-        number = float(timestamp)
-        return number / 1000 if number >= MILLISECONDS_FROM else number
-    try:
-        at = datetime.fromisoformat(timestamp)
-    except ValueError:
-        return None
-    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
-
-
-def body_hash(body: bytes) -> str:
-    """What stands for an event that has no id of its own."""
-    return f"body:{hashlib.blake2b(body, digest_size=16).hexdigest()}"
+def body_hash(body: bytes, timestamp: str = "") -> str:
+    """Return what stands for an event that has no id of its own; of the same body another for each timestamp."""
+    content = body + f"\0{timestamp}".encode("latin-1", "replace") if timestamp else body
+    return f"body:{hashlib.blake2b(content, digest_size=16).hexdigest()}"

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import fcntl
 import io
-import json
-import math
 import os
 import queue
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -48,26 +47,12 @@ Outcome = Literal["stored", "duplicate"]
 
 
 class Delivery(msgspec.Struct, frozen=True):
-    """One line of the spool. `body` is the delivery's, to the letter where it was valid UTF-8."""
+    """One event, a line of the spool. `body` is as it was sent, to the letter where it was valid UTF-8 and the delivery
+    held no other event."""
 
     event_id: str
     received_at: datetime
     body: str
-
-
-def parsed(body: str) -> Any:
-    """What the JSON of a body says. It takes half an emoji, which is left where a text was cut: that must not cost the
-    event.
-
-    Raises `ValueError` where it is no JSON, or holds a number that no database takes; `RecursionError` for a deep one.
-    """
-    return json.loads(body, parse_constant=_finite, parse_float=_finite)
-
-
-def _finite(number: str) -> float:
-    if not math.isfinite(float(number)):
-        raise ValueError("a number that is none")
-    return float(number)
 
 
 @dataclass
@@ -87,7 +72,10 @@ class SpoolWriter:
         self.folder = folder
         self._recent: dict[str, None] = {}
         self._segment: io.FileIO | None = None
+        self._segment_path = folder
         self._segment_until = 0.0
+        # Bytes of the segment that were written, synced and answered.
+        self._synced_bytes = 0
         self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
         self._thread.start()
@@ -146,7 +134,8 @@ class SpoolWriter:
             if new:
                 self._append(b"".join(msgspec.json.encode(one) + b"\n" for one in new.values()))
         except OSError as error:
-            # Half a line may be there: nothing is written behind it.
+            # Half a line may be there, and behind a sync that failed nobody knows what is: nothing is written after it.
+            self._drop_unsynced()
             self._let_go()
             self.failed = True
             for waiting in batch:
@@ -161,32 +150,53 @@ class SpoolWriter:
 
     def _append(self, lines: bytes) -> None:
         if self._segment is None:
-            self._segment = _new_segment(self.folder)
+            self._segment, self._segment_path = _new_segment(self.folder)
             self._segment_until = time.monotonic() + SEGMENT_SECONDS
+            self._synced_bytes = 0
         left = memoryview(lines)
         while left:  # where a disk is nearly full, less is written than was asked for
             left = left[self._segment.write(left) :]
         os.fsync(self._segment.fileno())
         self.syncs += 1
-        if self._segment.tell() >= SEGMENT_BYTES:
+        self._synced_bytes = self._segment.tell()
+        if self._synced_bytes >= SEGMENT_BYTES:
             self._let_go()
+
+    def _drop_unsynced(self) -> None:
+        """Take out of the segment what was not answered. One that holds nothing else goes: a disk that refuses for
+        long would otherwise fill with empty files."""
+        if self._segment is None:
+            return
+        with suppress(OSError):
+            if self._synced_bytes:
+                self._segment.truncate(self._synced_bytes)
+            else:
+                self._segment_path.unlink()
 
     def _let_go(self) -> None:
         if self._segment is not None:
-            self._segment.close()
+            with suppress(OSError):  # what was answered is synced
+                self._segment.close()
             self._segment = None
 
 
-def _new_segment(folder: Path) -> io.FileIO:
+def _new_segment(folder: Path) -> tuple[io.FileIO, Path]:
     """A segment that is ours before anybody can see it: one that nobody holds would be taken for a finished one."""
     path = folder / f"{time.time_ns()}-{os.getpid()}{SUFFIX}"
     hidden = path.with_suffix(".new")
     # Not buffered: what is written is written, or raises.
     segment = io.FileIO(hidden, "a")
-    fcntl.flock(segment, fcntl.LOCK_EX)
-    hidden.replace(path)
-    sync_to_disk(folder)
-    return segment
+    try:
+        fcntl.flock(segment, fcntl.LOCK_EX)
+        hidden.replace(path)
+        sync_to_disk(folder)
+    except OSError:
+        segment.close()
+        for one in (hidden, path):
+            with suppress(OSError):
+                one.unlink(missing_ok=True)
+        raise
+    return segment, path
 
 
 @dataclass(frozen=True)

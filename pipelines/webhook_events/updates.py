@@ -15,20 +15,23 @@ import msgspec
 
 from msgbubbles.landing import COLUMNS, arrow_table, json_text
 from msgbubbles.models import Message, read_row
+from msgbubbles.progress import SET_ONCE, is_ahead, rank_of
+from msgbubbles.storable import storable
 
 from .events import Event
+from .times import time_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from msgbubbles.stored import Warehouse
 
-RANKS = {"queued": 0, "sent": 1, "failed": 2, "delivered": 3, "read": 4}
 STATUS_OF_TYPE = {
     "message.sent": "sent", "message.delivered": "delivered", "message.read": "read", "message.failed": "failed",
 }  # fmt: skip
-# Each is set once, by the event of that name.
-TIMES = {"sent_at": "message.sent", "delivered_at": "message.delivered", "read_at": "message.read"}
+# Which kind of event sets each time of SET_ONCE.
+TYPES_OF_TIMES = ("message.sent", "message.delivered", "message.read")
+TIMES = tuple(column.name for column in COLUMNS["messages"] if column.type == "timestamp")
 WIRE_NAMES = {"sender_handle": "sender", "attachment_count": "", "cursor_at": "", "_read_at": ""}
 Row = dict[str, Any]
 
@@ -42,6 +45,8 @@ def changed_messages(stored: Iterable[Row], events: Iterable[Event]) -> list[Row
         row = changed.get(message_id) or rows.get(message_id)
         if row is None or not event.is_of_a_message:
             continue
+        if event.chat_id is not None and row["conversation_id"] not in (None, event.chat_id):
+            continue  # a message of another chat that has the same id
         after = _after(row, event)
         if after != row:
             changed[message_id] = after | {"_read_at": max(row["_read_at"], event.received_at)}
@@ -63,29 +68,36 @@ def messages_table(rows: list[Row]) -> pa.Table:
     """The rows as they land."""
     import pyarrow as pa
 
-    return pa.Table.from_pylist(rows, schema=arrow_table(COLUMNS["messages"], ()).schema)
+    table = pa.Table.from_pylist(rows, schema=arrow_table(COLUMNS["messages"], ()).schema)
+    return storable(table, [column.name for column in COLUMNS["messages"] if column.type == "json"])[0]
 
 
 def _after(row: Row, event: Event) -> Row:
     shown = _shown(event)
-    updated_at = shown.get("updated_at")
+    updated_at, progress = shown.get("updated_at"), _progress(row, event, shown)
+    after = row | progress
     if updated_at is not None and row["updated_at"] is not None and updated_at > row["updated_at"]:
-        after = row | shown | {"extra": _joined(row["extra"], shown.get("extra"))}
-    else:
-        after = row | _progress(row, event, shown)
+        newer = {name: value for name, value in shown.items() if name not in (*SET_ONCE, "status")}
+        newer["created_at"] = row["created_at"] or newer.get("created_at")
+        if is_ahead(row["status"], shown.get("status") or row["status"]):
+            newer.pop("error", None)  # of the status that is left behind
+        if rank_of(row["status"]) is None and "status" not in progress:
+            newer["status"] = shown.get("status") or row["status"]
+        after |= newer | {"extra": _joined(row["extra"], shown.get("extra"))}
     return after | {"cursor_at": after["created_at"] or after["sent_at"]}
 
 
 def _progress(row: Row, event: Event, shown: Row) -> Row:
     """What moves one way only, as far as the event is ahead of the row."""
     progress: Row = {}
-    # A message that came in keeps its status when it is read.
-    status = shown.get("status") or (STATUS_OF_TYPE.get(event.event_type or "") if _is_outbound(row) else None)
-    if _is_ahead(status, row["status"]):
-        progress["status"] = status
-        if status == "failed" and "error" in shown:
-            progress["error"] = shown["error"]
-    for name, event_type in TIMES.items():
+    # A message that came in keeps its status when it is read. What is shown of a message may be older than the event.
+    by_type = STATUS_OF_TYPE.get(event.event_type or "") if _is_outbound(row) else None
+    for status in (shown.get("status"), by_type):
+        if is_ahead(status, progress.get("status", row["status"])):
+            progress["status"] = status
+    if progress.get("status") == "failed" and "error" in shown:
+        progress["error"] = shown["error"]
+    for name, event_type in zip(SET_ONCE, TYPES_OF_TIMES, strict=True):
         at = shown.get(name) or (event.occurred_at if event.event_type == event_type else None)
         if row[name] is None and at is not None:
             progress[name] = at
@@ -94,12 +106,6 @@ def _progress(row: Row, event: Event, shown: Row) -> Row:
 
 def _is_outbound(row: Row) -> bool:
     return bool(row["direction"] != "inbound")
-
-
-def _is_ahead(status: str | None, stored: str | None) -> bool:
-    if status not in RANKS or (stored is not None and stored not in RANKS):
-        return False
-    return stored is None or RANKS[status] > RANKS[stored]
 
 
 def _joined(stored: str | None, shown: str | None) -> str | None:
@@ -113,14 +119,22 @@ def _shown(event: Event) -> Row:
     """What an event shows of the message, as it would land: only the fields that are in it."""
     if not event.message:
         return {} if event.status is None else {"status": event.status}
-    raw = msgspec.Raw(json.dumps(event.message | {"id": event.message_id}).encode())
+    times = {name: _iso(event.message[name]) for name in TIMES if name in event.message}
+    raw = msgspec.Raw(json.dumps(event.message | times | {"id": event.message_id}).encode())
     message, _ = read_row(Message, raw, "messages", None)
     if message is None:
         return {}
     found: Row = {}
     for column in COLUMNS["messages"]:
+        if column.name == "conversation_id":
+            continue  # a message stays in its chat
         wire = WIRE_NAMES.get(column.name, column.name)
         if wire in event.message or column.name == "extra":
             value = getattr(message, column.name)
             found[column.name] = json_text(value) if column.type == "json" else value
     return found
+
+
+def _iso(value: object) -> str | None:
+    at = time_of(value)
+    return None if at is None else at.isoformat()

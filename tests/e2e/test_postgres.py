@@ -60,6 +60,11 @@ def landed(address: str) -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
+def say_hello(job: Job, text: str = "hello", metadata: dict[str, Any] | None = None) -> None:
+    chat = job.server.truth().chats[0]["id"]
+    job.server.account.add_message(NewMessage(chat, "outbound", text, datetime.now(UTC), "sent", metadata=metadata))
+
+
 def test_the_whole_job_on_a_server(new_job: NewJob, address: str) -> None:
     job = new_job(chats=130, messages=1500)
     job.environment = {
@@ -74,6 +79,7 @@ def test_the_whole_job_on_a_server(new_job: NewJob, address: str) -> None:
         job.server.account.add_message(
             NewMessage(chat, "outbound", "hello", datetime.now(UTC), "failed", **refused | more)
         )
+    job.server.account.add_message(NewMessage(chat, "outbound", "", datetime.now(UTC), "sent"))
     first = job.run("--destination", "postgres").summary
     assert differences_of(landed(address), job.server.truth()) == {}
     assert first["database"] == "postgres"
@@ -109,9 +115,9 @@ def test_the_whole_job_on_a_server(new_job: NewJob, address: str) -> None:
     assert all(one["state"] != "failed" for one in job.ask("check", "--destination", "postgres"))
 
 
-def test_what_an_analyst_builds_on_a_mart_survives_the_next_run(new_job: NewJob, address: str) -> None:
+def test_locks_and_refused_rows_end_no_later_run(new_job: NewJob, address: str) -> None:
     job = new_job(chats=30, messages=200)
-    job.environment = {"DESTINATION__POSTGRES__CREDENTIALS": address}
+    job.environment = {"DESTINATION__POSTGRES__CREDENTIALS": address, "SYNC__LOCK_TIMEOUT_SECONDS": "1"}
     job.run("--destination", "postgres", transform=True)
     with psycopg2.connect(address) as connection, connection.cursor() as cursor:
         cursor.execute("CREATE SCHEMA mine")
@@ -119,11 +125,33 @@ def test_what_an_analyst_builds_on_a_mart_survives_the_next_run(new_job: NewJob,
         cursor.execute("CREATE VIEW mine.texts AS SELECT message_id, text FROM staging.stg_messages")
         cursor.execute("ALTER VIEW marts.contact RENAME COLUMN handle TO somebody")
     connection.close()
-    job.server.account.add_message(
-        NewMessage(job.server.truth().chats[0]["id"], "outbound", "hello", datetime.now(UTC), "sent")
-    )
-    job.run("--destination", "postgres", transform=True)
-    total = len(job.server.truth().messages)
+    reader = psycopg2.connect(f"{address}&application_name=report")
+    for lock in ("SELECT count(*) FROM marts.thread_activity", "LOCK TABLE msgbubbles.messages IN SHARE MODE"):
+        say_hello(job)
+        with reader.cursor() as cursor:
+            cursor.execute(lock)
+        errors = job.run("--destination", "postgres", transform=True, status=1).errors
+        named = f"session {reader.get_backend_pid()} (user postgres, application report, idle in transaction since 20"
+        assert "[sync] lock_timeout_seconds" in errors
+        assert named in errors
+        assert query(address, "SELECT chat_id FROM marts.thread_activity"), "nobody waits for the job any more"
+        reader.rollback()
+    reader.close()
+    say_hello(job)
+    say_hello(job, "nul \0", {"nul \0": ["\0"]})
+    say_hello(job, "unwanted")
+    with psycopg2.connect(address) as connection, connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE msgbubbles.messages ADD CHECK (text <> 'unwanted')")
+    connection.close()
+    summary = job.run("--destination", "postgres", transform=True, status=3).summary
+    assert summary["tables"]["messages"]["replaced"] == 1
+    assert query(address, "SELECT text, metadata FROM msgbubbles.messages WHERE text LIKE 'nul%'") == [
+        {"text": "nul \ufffd", "metadata": {"nul \ufffd": ["\ufffd"]}}
+    ]
+    [rejected] = query(address, "SELECT stream, reason, row FROM msgbubbles.rejected_rows")
+    assert (rejected["stream"], rejected["reason"]) == ("messages", "the destination refuses it")
+    assert json.loads(rejected["row"])["text"] == "unwanted"
+    total = len(job.server.truth().messages) - 1
     assert query(address, "SELECT sum(messages_total) AS total FROM mine.waiting") == [{"total": total}]
     assert query(address, "SELECT count(*) AS total FROM mine.texts") == [{"total": total}]
     assert query(address, "SELECT handle FROM marts.contact"), "one with other columns is made anew"

@@ -104,7 +104,7 @@ def test_a_check_of_a_healthy_setup_says_how_the_api_behaves(new_job: NewJob) ->
     said = {name: one["what"] for name, one in found.items() if one["state"] == "info"}
     assert said == {
         "messages": "the API answers the whole account's feed: a request for 100 messages",
-        "senders": "messages name their sender",
+        "senders": 'messages name their sender in the field "sender"',
         "participants": "a group by id shows its participants",
         "timestamps": "milliseconds",
         "before": "excludes its own instant, or times are finer than they are shown",

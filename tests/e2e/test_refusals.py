@@ -4,9 +4,11 @@ and when it is mended, the next run completes and nothing is lost."""
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
+from damage import DAMAGE
 
 from job import CHATS, Job, Outcome, inherited_environment
 from sandbox import Knobs, NewMessage
@@ -166,19 +169,31 @@ def torn(path: Path) -> None:
     path.write_bytes(b"\xff\xfe neither this nor that \x00" * 400)
 
 
-def test_damaged_files_of_dlt(new_job: NewJob) -> None:
+def restored(job: Job, path: Path) -> None:
+    """See that a run restores a damaged file by itself, and says so."""
+    outcome = job.run()
+    assert f"{path} was damaged" in outcome.errors
+    assert differences(job.database, job.server.truth()) == {}
+
+
+def test_damaged_files_of_the_job_are_restored_by_the_next_run(new_job: NewJob) -> None:
     job = new_job()
     job.run()
+    folder = job.folder / ".msgbubbles" / "company"
+    dlt = folder / "dlt" / "msgbubbles"
+    for name, kind in (("state.json", "half"), ("load/.version", "random")):
+        write_something(job)
+        DAMAGE[kind](dlt / name)
+        restored(job, dlt)
     write_something(job)
-    dlt = job.folder / ".msgbubbles" / "company" / "dlt"
-    for name in ("state.json", "schemas/msgbubbles.schema.json"):
-        torn(dlt / "msgbubbles" / name)
-        assert f"remove {dlt}" in refused(job)
-        shutil.rmtree(dlt)
-        completes(job)
+    DAMAGE["empty"](folder / "account.json")
+    DAMAGE["half"](folder / "company.duckdb")
+    restored(job, folder / "account.json")
+    assert len(list(folder.glob("*.damaged-*"))) == 2
+    assert list((folder / "dlt").glob("*/load/loaded/*")) == []
 
 
-def test_a_damaged_package_that_waits_to_be_loaded(new_job: NewJob) -> None:
+def test_damaged_package_that_waits_to_be_loaded_is_read_again(new_job: NewJob) -> None:
     job = new_job()
     job.run()
     write_something(job, 50)
@@ -193,19 +208,55 @@ def test_a_damaged_package_that_waits_to_be_loaded(new_job: NewJob) -> None:
         torn(path)
         found.append(path)
     assert len(found) > 1, "it was still there"
-    assert f"remove {dlt}" in refused(job)
-    shutil.rmtree(dlt)
-    completes(job)
+    restored(job, dlt / "msgbubbles")
 
 
-def test_a_damaged_database_of_the_job(new_job: NewJob) -> None:
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"SSL_CERT_FILE": "/nowhere/ca.pem"}, "SSL_CERT_FILE: /nowhere/ca.pem cannot be read"),
+        (
+            {"NO_PROXY": "localhost,[::1]", "SOURCES__MSGBUBBLES__BASE_URL": "https://nowhere.invalid/v1"},
+            "NO_PROXY: [::1] cannot be read; write an IPv6 address without brackets, as ::1",
+        ),
+        ({"SOURCES__MSGBUBBLES__REQUESTS_PER_MINUTE": "-5"}, "requests_per_minute must be a number of at least 0"),
+    ],
+)
+def test_environment_that_cannot_be_used_is_named(new_job: NewJob, environment: dict[str, str], says: str) -> None:
+    job = new_job(chats=0)
+    job.environment |= environment
+    said = refused(job, status=2)
+    assert says in said
+    assert "remove" not in said
+
+
+def test_output_that_nobody_can_read_does_not_fail_a_run(new_job: NewJob) -> None:
     job = new_job()
-    job.run()
-    write_something(job)
-    work = job.folder / ".msgbubbles" / "company" / "company.duckdb"
-    torn(work)
-    assert f"{work} is damaged: remove it" in refused(job)
-    work.unlink()
+    reading, writing = os.pipe()
+    os.close(reading)
+    for streams in ({"stdout": writing, "stderr": writing}, {"preexec_fn": lambda: os.closerange(0, 3)}):
+        write_something(job)
+        environment = job.whole_environment() | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+        command = [sys.executable, str(CHATS), "--no-transform", "--database", str(job.database)]
+        assert subprocess.run(command, env=environment, timeout=300, check=False, **streams).returncode == 0
+        assert differences(job.database, job.server.truth()) == {}
+    os.close(writing)
+
+
+def test_second_signal_ends_at_once_and_loses_nothing(new_job: NewJob) -> None:
+    job = new_job()
+    job.server.knobs.latency_seconds = 20.0
+    process = job.start()
+    while not job.server.requests:
+        assert process.poll() is None
+        time.sleep(0.01)
+    for number in (signal.SIGINT, signal.SIGINT):
+        process.send_signal(number)
+        time.sleep(0.2)
+    began = time.monotonic()
+    assert job.finish(process).status == 130
+    assert time.monotonic() - began < 10
+    job.server.knobs.latency_seconds = 0.0
     completes(job)
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from job import Job
 from sandbox import Account, Knobs, NewMessage
+from warehouse.lock import STALLED_AFTER
 from warehouse_rows import differences
 
 NewJob = Callable[..., Job]
@@ -75,6 +76,15 @@ def test_a_second_job_on_the_same_database_is_refused_and_told_which_one_runs(ne
     wait_for_requests(job, 1)
     second = job.run(status=75)
     assert str(first.pid) in second.errors
+
+    # The same job, stopped, and half an hour later.
+    first.send_signal(signal.SIGSTOP)
+    holder = job.folder / ".msgbubbles" / "company" / "job.json"
+    long_ago = time.time() - STALLED_AFTER.total_seconds() - 60
+    os.utime(holder, (long_ago, long_ago))
+    stuck = job.run(status=1)
+    assert f"kill -9 {first.pid}" in stuck.errors
+    first.send_signal(signal.SIGCONT)
     assert job.finish(first).status == 0
     assert differences(job.database, job.server.truth()) == {}
 
@@ -140,13 +150,17 @@ def test_an_api_that_fails_for_good_fails_the_run_and_keeps_what_was_read(new_jo
 
 
 @pytest.mark.parametrize(
-    ("knobs", "says"), [(Knobs(keys={"sk_test_other"}), "unauthorized"), (Knobs(active=False), "forbidden")]
+    ("knobs", "says", "requests"),
+    # That the whole account is closed shows when the numbers, the feed and the chats are.
+    [(Knobs(keys={"sk_test_other"}), "unauthorized", 1), (Knobs(active=False), "forbidden", 3)],
 )
-def test_a_key_that_is_refused_fails_at_once_and_says_so(new_job: NewJob, knobs: Knobs, says: str) -> None:
+def test_a_key_that_is_refused_fails_at_once_and_says_so(
+    new_job: NewJob, knobs: Knobs, says: str, requests: int
+) -> None:
     job = new_job(knobs)
     outcome = job.run(status=1)
     assert says in outcome.summary["error"]
-    assert len(job.server.requests) == 1
+    assert len(job.server.requests) == requests
 
 
 def test_a_limit_of_requests_ends_a_run_early_and_the_next_goes_on(new_job: NewJob) -> None:

@@ -115,6 +115,9 @@ def test_events_change_messages_without_a_request_and_name_what_is_missing(new_j
         gone = account.add_chat("+14155550100", "+14155550188", long_ago)
         account.add_message(NewMessage(gone, "inbound", "bye", long_ago, "received"))
         account.delete_chat(gone)
+        # Events about chats that never were: of an id that can be asked for, and of one that cannot.
+        for made_up in ("conv_123", ".."):
+            account.type(made_up, "+14155550123", True, now)
         assert job.server.deliverer.drained(timeout_seconds=60)
     asked = len(job.server.requests)
     # The receiver has not run for an hour, so messages are read again as without it.
@@ -129,7 +132,7 @@ def test_events_change_messages_without_a_request_and_name_what_is_missing(new_j
     read = {row["id"] for row in older}
     assert {row[0] for row in rows(job, "SELECT id FROM msgbubbles.messages WHERE status = 'read'")} >= read
     by_id = [row for row in job.server.requests[asked:] if row.path.count("/") > 2 or "conversation_id" in row.query]
-    assert {row.path.rpartition("/")[2] for row in by_id} == {unknown, gone, "messages"}
+    assert {row.path.rpartition("/")[2] for row in by_id} == {unknown, gone, "conv_123", "messages"}
     stretches = [row.query for row in by_id if row.path.endswith("/messages")]
     assert {query["conversation_id"] for query in stretches} == {quiet, unknown, gone}
     # Just that stretch: a thread that is read whole is read from its newest message.
@@ -138,13 +141,15 @@ def test_events_change_messages_without_a_request_and_name_what_is_missing(new_j
     ((extra,),) = rows(job, f"SELECT extra FROM msgbubbles.messages WHERE id = '{older[0]['id']}'")
     assert json.loads(extra)["reactions"] == [{"handle": "+14155550123", "reaction": "love"}]
     typed = rows(job, "SELECT chat_id, handle, is_typing FROM msgbubbles.webhook_events WHERE is_typing IS NOT NULL")
-    assert typed == [(quiet, "+14155550123", True)]
+    assert {row[0] for row in typed} == {quiet, "conv_123", None}
+    chats = {row[0] for row in rows(job, "SELECT id FROM msgbubbles.chats")}
+    assert (unknown in chats, chats & {"conv_123", "..", gone}) == (True, set())
 
     # Nothing is asked for twice because of the same events; and while events come, the refresh takes its time.
     asked = len(job.server.requests)
     sign_of_life(job, alive=True)
     assert job.run().summary["streams"]["messages"]["refresh_pages"] == 0
-    assert not [row for row in job.server.requests[asked:] if "conversation_id" in row.query]
+    assert not [row for row in job.server.requests[asked:] if "conversation_id" in row.query or "/chats/" in row.path]
     states = {one.name: one.state for one in health.findings(Place.of(job.database))}
     assert states == {"webhook receiver": "ok", "webhook events": "ok", "webhook spool": "ok"}
     sign_of_life(job, alive=False)

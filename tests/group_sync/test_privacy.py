@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from canary import PRIVACY_KEY, found_in
-from group_sync.apply import NOBODY_KNOWS
+from group_sync.apply import NOBODY_KNOWS, look
 from group_sync.ledger import Ledger
 from group_sync.privacy import Disguise, PrivateLedger
 from group_world import World, cut_next_write, outcomes, row
@@ -114,6 +114,35 @@ def test_a_change_without_an_answer_is_found_out(world: World) -> None:
         assert [outcome for _, outcome in world.apply(wanted).counts] == ["unknown"]
         applied = world.apply(wanted)
         assert (applied.settled, outcomes(applied)) == (1, {})
+
+
+@pytest.mark.usefixtures("analytics")
+def test_people_and_titles_shown_in_other_words_are_known_by_their_pseudonyms(world: World) -> None:
+    shown = {"+541123456789": "+5491123456789", "Caf&": "Caf&amp;", DORA: "+14155550999"}
+
+    def changed(_path: str, body: bytes) -> bytes:
+        for asked, answer in shown.items():
+            body = body.replace(f'"{asked}"'.encode(), f'"{answer}"'.encode())
+        return body
+
+    world.server.knobs.transform_body = changed
+    wanted = row("a", ANNA, "+541123456789", DORA, title="Caf&")
+    world.apply(wanted)
+    with world.client() as client:
+        client = Disguise.of(world.place).client(client)
+        with Ledger.of(world.place.folder) as ledger:
+            look(ledger, client, "a", str(world.known("a").chat_id))
+    assert outcomes(world.apply(wanted)) == {}
+    assert files_are_clean(world, "Caf", "1123456789", "4155550999")
+
+
+def test_a_number_erased_by_an_earlier_version_stays_erased() -> None:
+    # As it was written when each national spelling had a pseudonym of its own.
+    former = "p_" + PSEUDONYMS._hashed("p", "+5491123456789")
+    erased = frozenset({PSEUDONYMS._hashed("erased handle", former)})
+    assert PSEUDONYMS.was_erased("+54 9 11 2345-6789", erased)
+    assert not PSEUDONYMS.was_erased("+5491123456780", erased)
+    assert PSEUDONYMS.was_erased("+541123456789", frozenset({PSEUDONYMS.erased_handle("+5491123456789")}))
 
 
 @pytest.mark.usefixtures("analytics")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from msgbubbles.client import Client, _decode_page
 from msgbubbles.errors import ConflictError, NotFoundError, PermanentError
 from msgbubbles.landing import COLUMNS, Landing, arrow_table
-from msgbubbles.models import Chat, Message, Page, fingerprint
+from msgbubbles.models import SENDER_FIELDS, Chat, Message, Page, fingerprint
 from msgbubbles.transport import Answer, Transport
 from sandbox import Account, Knobs, Server, seed, serve
 
@@ -86,7 +86,9 @@ def test_a_group_that_cannot_be_says_why(
 
 def test_a_group_is_renamed_and_people_come_and_go(client: Client, server: Server) -> None:
     group = client.create_group(OURS, [ANNA, BEN], "Hello")
-    assert client.rename_group(group.id, "New").title == "New"
+    renamed = client.rename_group(group.id, "New")
+    assert renamed is not None
+    assert renamed.title == "New"
     client.add_participant(group.id, "carl+1@example.com")
     client.remove_participant(group.id, "carl+1@example.com")
     client.remove_participant(group.id, ANNA)
@@ -169,7 +171,7 @@ def test_what_is_not_declared_is_kept_to_the_letter() -> None:
         ({"id": 5}, "no usable id"),
         ({"id": None}, "no usable id"),
         ({"id": "c1", "last_message_at": "yesterday"}, "last_message_at is not a timestamp"),
-        ({"id": "c1", "last_message_at": 1700000000}, "last_message_at is not a timestamp"),
+        ({"id": "c1", "last_message_at": 17}, "last_message_at is not a timestamp"),
         ("text", "not an object"),
         (None, "not an object"),
     ],
@@ -189,12 +191,230 @@ def test_a_text_that_is_no_text_costs_only_itself(other: bytes, sent: bytes, rea
 
 
 @pytest.mark.parametrize(
-    "body", [b'{"data":[{"id":"m1"', b"<html>", b"", b'{"data":{}}', b'{"data":[],"has_more":"x"}', b"\xff"]
-)
+    "body",
+    [b'{"data":[{"id":"m1"', b"<html>", b"{}", b'{"data":{}}', b'{"data":[],"has_more":"x"}', b"\xff", b"[]",
+     b'{"error":"unavailable","request_id":"req_1"}', b'{"has_more":true}', b'{"data":"null"}'],
+)  # fmt: skip
 def test_what_is_no_page_is_malformed(body: bytes) -> None:
     now = datetime.now(UTC)
     with pytest.raises(msgspec.DecodeError):
         _decode_page(Chat, "chats", 100, Answer(200, body, "req_9", now, now))
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "has_more"),
+    [
+        (200, b'{"data":[]}', None),
+        (200, b'{"data":null,"has_more":false}', False),
+        (200, b'{"request_id":"req_1","has_more":false}', False),
+        (200, b'\xef\xbb\xbf{"data":null}', None),
+        (204, b"", False),
+        # It may be an answer that was cut off, so it is asked for again.
+        (200, b"", True),
+    ],
+)
+def test_empty_list_has_many_spellings(status: int, body: bytes, has_more: bool | None) -> None:
+    now = datetime.now(UTC)
+    page = _decode_page(Message, "messages", 100, Answer(status, body, "req_9", now, now))
+    assert (len(page), page.full, page.has_more) == (0, False, has_more)
+
+
+# -- JSON that no strict decoder takes
+
+
+def around(row: bytes) -> bytes:
+    """A page with a row between two sound ones."""
+    return b'{"data":[{"id":"m1","text":"a"},' + row + b',{"id":"m3","text":"c"}],"has_more":true,"request_id":"r"}'
+
+
+DEEP, DEEPER = "[" * 120 + "]" * 120, "[" * 1500 + "]" * 1500
+
+
+@pytest.mark.parametrize(
+    ("row", "text", "metadata", "extra"),
+    [
+        (b'{"id":"m2","text":"two\nlines\x00\x1b"}', "two\nlines\0\x1b", None, None),
+        (b'{"id":"m2","text":"b","metadata":{"a":NaN,"b":[1e999]}}', "b", {"a": None, "b": ["1e999"]}, None),
+        (b'{"id":"m2","text":NaN,"created_at":NaN,"new":Infinity}', None, None, {"new": None}),
+        (b'{"id":"m2","text":"b","metadata":' + DEEPER.encode() + b"}", "b", DEEPER, None),
+        (b'{"id":"m2","text":"b","metadata":' + DEEP.encode() + b"}", "b", DEEP, None),
+        (b'{"id":"m2","text":"b","new":{"a":' + DEEPER.encode() + b"}}", "b", None, {"new": '{"a":' + DEEPER + "}"}),
+        (b'{"id":"m2","text":"b","metadata":' + b"9" * 5000 + b"}", "b", "9" * 5000, None),
+        (b'{"id":"m2","text":"b",}', "b", None, None),
+        (b'{"id":"m2","text":"it\\\'s \\x41","new":}', "it's \\x41", None, {"new": None}),
+        (b'{"id":"m2","text":"b","new":True,"old":.5}', "b", None, {"new": True, "old": ".5"}),
+        (b'{"id":"m2","id":"m2","text":"a","text":"b"}', "b", None, None),
+    ],
+)  # fmt: skip
+def test_what_a_lenient_reader_understands_is_read(row: bytes, text: str | None, metadata: Any, extra: Any) -> None:
+    page = page_of([], Message, around(row))
+    assert [one.id for one in page.rows] == ["m1", "m2", "m3"]
+    assert not page.rejected
+    read = page.rows[1]
+    assert (read.text, json.loads(bytes(read.metadata)), json.loads(bytes(read.extra) or b"null")) == (
+        text, metadata, extra,
+    )  # fmt: skip
+    assert page.odd == (set() if b'"id":"m2","id"' in row else {"m2"})
+    # Read again, by whatever way, it is the same row, and it can be stored.
+    assert fingerprint(page_of([], Message, around(row)).rows[1]) == fingerprint(read)
+    arrow_table(COLUMNS["messages"], [(read, page.read_at)])
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (b'{"id":"m2","text":"5" tall"}', "not JSON"),
+        (b'{"id":"m2","text":"say "hi" all"}', "not JSON"),
+        (b'{"id":"m2","text":"cut', "not JSON"),
+        (b'{"id":"m2","te', "not JSON"),
+        (b'{"id":"m2","attachments":[{"id":"a1"},{"id":"a2"}', "not JSON"),
+        (b"{'id': 'm2'}", "no usable id"),
+        (b"<html>", "not an object"),
+        (DEEPER.encode(), "not an object"),
+        (b'{"id":"m2","created_at":' + DEEPER.encode() + b"}", "created_at is not a timestamp"),
+    ],
+)
+def test_row_that_nobody_can_read_is_rejected_alone_and_whole(row: bytes, reason: str) -> None:
+    page = page_of([], Message, around(row))
+    assert [one.id for one in page.rows] == ["m1", "m3"]
+    assert [(one.reason, one.row) for one in page.rejected] == [(reason, row.decode())]
+    assert page.has_more
+
+
+def test_answer_with_any_byte_missing_loses_one_row_and_one_cut_off_is_malformed() -> None:
+    body = around(b'{"id":"m2","text":"b","attachments":[{"id":"a1"}]}')
+    first, last = body.index(b"["), body.rindex(b"]")
+    for at in range(first + 1, last):
+        page = page_of([], Message, body[:at] + body[at + 1 :])
+        whole = [one for one in page.rejected if one.stream == "chats"]
+        # A bracket or a comma that is missing between two rows costs both.
+        assert len(page.rows) + len(whole) == 3 - (body[at : at + 1] in b"{}," and len(page.rows) == 1), body[at:]
+        assert page.rows
+    for end in range(1, len(body)):
+        with pytest.raises(msgspec.DecodeError):
+            page_of([], Message, body[:end])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_answer_in_any_unicode_encoding_is_read(encoding: str) -> None:
+    body = '{"data":[{"id":"m1","text":"caf\u00e9 🎉"}]}'.encode(encoding)
+    assert page_of([], Message, body).rows[0].text == "café 🎉"
+
+
+def test_chat_by_id_is_read_as_leniently(client: Client, server: Server) -> None:
+    chat_id = client.list_chats().rows[0].id
+    server.knobs.transform_body = lambda _path, body: (
+        b"\xef\xbb\xbf"
+        + body.replace(b'"is_group"', b'"score":NaN,"note":"a\nb","deep":' + DEEPER.encode() + b',"is_group"')
+    )
+    chat = client.get_chat(chat_id)
+    assert chat.id == chat_id
+    extra = json.loads(bytes(chat.extra))
+    assert (extra["score"], extra["note"], extra["deep"]) == (None, "a\nb", DEEPER)
+
+
+# -- times
+
+NO_TIMES = ["", "0001-01-01T00:00:00Z", "0001-01-01T00:00:00", "0001-01-01T00:00:00-05:00", "1970-01-01T00:00:00.000Z",
+            "1970-01-01T01:00:00+01:00", "0000-00-00 00:00:00", 0, -62135596800]  # fmt: skip
+SPELLINGS = ["2026-01-01T00:00:00Z", "2026-01-01T01:00:00+01:00", "2026-01-01 00:00:00", "2026-01-01T00:00:00",
+             "2026-01-01", "20260101", "2025-12-31T23:59:60Z", "Thu, 01 Jan 2026 00:00:00 GMT",
+             "2026-01-01 00:00:00 UTC", 1767225600, 1767225600000, 1767225600000000, "1767225600"]  # fmt: skip
+IMPOSSIBLE = ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "9999-12-31T23:59:59.999Z",
+              "0000-06-01T00:00:00Z", "12026-01-01T00:00:00Z", "2026-02-30T00:00:00Z", "01/02/2026",
+              True, 1e30, 17]  # fmt: skip
+
+
+@pytest.mark.parametrize("written", NO_TIMES)
+def test_zero_time_is_no_time_in_any_field(written: Any) -> None:
+    times = dict.fromkeys(("created_at", "sent_at", "delivered_at", "read_at", "updated_at"), written)
+    page = page_of([{"id": "m1", "attachments": [{"id": "a1", "created_at": written}]} | times], Message)
+    (row,) = page.rows
+    assert [getattr(row, name) for name in (*times, "cursor_at")] == [None] * 6
+    assert [(one.created_at, bytes(one.extra)) for one in row.attachments] == [(None, b"")]
+    assert bytes(row.extra) == b""
+    assert page_of([GOOD | {"last_message_at": written}]).rows[0].cursor_at is None
+
+
+@pytest.mark.parametrize("written", SPELLINGS)
+def test_time_is_read_in_any_spelling_that_has_one_meaning(written: Any) -> None:
+    (row,) = page_of([{"id": "c1", "last_message_at": written, "created_at": written}]).rows
+    assert row.last_message_at == row.created_at == row.cursor_at == datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("written", IMPOSSIBLE)
+def test_time_that_no_destination_holds_is_rejected_or_kept_aside(written: Any) -> None:
+    page = page_of([{"id": "m1", "created_at": written}, {"id": "m2", "read_at": written}, {"id": "m3"}], Message)
+    assert [one.reason for one in page.rejected] == ["created_at is not a timestamp"]
+    assert [(row.id, row.read_at) for row in page.rows] == [("m2", None), ("m3", None)]
+    assert json.loads(bytes(page.rows[0].extra)) == {"read_at": written}
+
+
+# -- senders
+
+ANNA_IS = {"handle": ANNA, "name": "Anna"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "sender", "field", "extra"),
+    [
+        ({"sender": ANNA}, ANNA, None, None),
+        ({"sender_handle": ANNA}, ANNA, "sender_handle", None),
+        ({"from": ANNA}, ANNA, "from", None),
+        ({"author": ANNA_IS}, ANNA, "author", {"author": {"name": "Anna"}}),
+        ({"sender": None, "from": {"handle": ANNA}}, ANNA, "from", None),
+        ({"sender": {"id": 7}, "author": ANNA}, ANNA, "author", {"sender": {"id": 7}}),
+        ({"sender": ANNA, "from": ANNA, "author": BEN}, ANNA, None, {"author": BEN}),
+        ({"from_handle": OURS}, None, None, {"from_handle": OURS}),
+        ({"sender": 5}, None, None, {"sender": 5}),
+        ({"who": ANNA_IS, "sender": BEN}, ANNA, "who", {"who": {"name": "Anna"}, "sender": BEN}),
+    ],
+)
+def test_sender_is_read_from_the_fields_that_may_name_it(
+    fields: dict[str, Any], sender: str | None, field: str | None, extra: Any
+) -> None:
+    now = datetime.now(UTC)
+    body = json.dumps({"data": [{"id": "m1", **fields}]}).encode()
+    (row,) = _decode_page(Message, "messages", 100, Answer(200, body, None, now, now), ("who", *SENDER_FIELDS)).rows
+    assert (row.sender_handle, row.sender_field) == (sender, field)
+    assert json.loads(bytes(row.extra) or b"null") == extra
+
+
+# -- links
+
+SIGNED = "https://files.example/x/canary?sig=canary"
+
+
+@pytest.mark.parametrize(
+    "attachments",
+    [
+        [{"id": "a1", "url": SIGNED, "thumbnail": {"url": SIGNED}, "sizes": [SIGNED]}],
+        {"id": "a1", "url": SIGNED, "filename": "a.jpg"},
+        {"a1": {"urls": ["/x/canary", SIGNED]}, "note": f"see {SIGNED}"},
+        [[{"url": SIGNED}]],
+        [SIGNED, {"url": SIGNED}, {"id": 5, "href": "/x/canary"}],
+        SIGNED,
+        json.dumps([{"url": SIGNED}]),
+        [{"id": "a1", "url": {"href": "files.example/canary", "ttl": 5}}],
+        {"deep": [[[[[[{"attachments": [{"src": SIGNED.replace("/", "\\/")}]}]]]]]]},
+    ],
+)
+@pytest.mark.parametrize("more", [{}, {"created_at": "never"}, {"media": {"url": SIGNED}, "preview": f"x {SIGNED}"}])
+def test_no_signed_link_is_stored_from_any_shape(attachments: Any, more: dict[str, Any]) -> None:
+    link = "https://example.com/?q=1"
+    sound = {"text": f"see {link}", "metadata": {"page": link}, "site": "https://a.example/b"}
+    row = {"id": "m1", "attachments": attachments} | sound | more
+    sent = json.dumps({"data": [row]})
+    for body in (sent, sent.replace('"m1"', 'NaN"m1"').replace("/", r"\/")):
+        body = body[:-1] + ', "has_more": false}'
+        page = page_of([], Message, body.encode())
+        landing = Landing(("messages", "attachments"))
+        landing.add(page)
+        stored = json.dumps([item.data.to_pylist() for item in landing.rest()], default=str)
+        assert "canary" not in stored
+        assert len(page) >= 1
+        for kept in (link, "https://a.example/b") if "NaN" not in body else ():
+            assert kept in stored, "what people write is theirs"
 
 
 def test_an_attachment_that_cannot_be_read_is_rejected_alone() -> None:

@@ -19,9 +19,9 @@ from canary import quoted_everywhere, spellings
 from msgbubbles import _configured_redactor
 from msgbubbles.errors import ConfigurationError
 from msgbubbles.landing import Landing
-from msgbubbles.models import Chat, Message, Number, Page, RejectedRow, read_row
+from msgbubbles.models import SENDER_FIELDS, Chat, Message, Number, Page, RejectedRow, read_row
 from msgbubbles.privacy import FULL, PRESETS, PSEUDONYM, Policy, Pseudonyms, policy_of
-from msgbubbles.redaction import Redactor
+from msgbubbles.redaction import LeftOutMessage, Redactor
 from msgbubbles.settings import Settings
 from sandbox import Knobs, NewMessage
 from world import OURS, World
@@ -110,6 +110,33 @@ def test_of_a_message_only_what_the_policy_knows_is_left() -> None:
     whole = redactor(msgspec.structs.replace(FULL, text="drop")).message(message(**fields))
     assert (whole.text, whole.sender_handle, whole.effect) == (None, ANN, fields["effect"])
     assert json.loads(bytes(whole.extra)) == {"reactions": [{"handle": ANN}], "unknown": ANN}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"from": {"handle": ANN, "name": "Ann"}},
+        {"sender": ANN, "from": {"handle": "+14155550119", "name": "Ann"}},
+        {"sender": {"name": "Ann", "handle": ANN}, "sender_handle": ANN},
+        {"who": {"name": "Ann", "handle": ANN}},
+    ],
+)
+def test_sender_in_any_field_is_a_handle_and_leaves_nothing_behind(fields: dict[str, Any]) -> None:
+    raw = msgspec.Raw(json.dumps({"id": "m1", "unknown": 1} | fields).encode())
+    policy = msgspec.structs.replace(ANALYTICS, extra="keep")
+    for erased in (frozenset[str](), frozenset({NAMES.erased_handle(ANN)})):
+        row, _ = read_row(Message, raw, "messages", None, sender_fields=("who", *SENDER_FIELDS))
+        assert row is not None
+        left = redactor(policy, erased=erased).message(row)
+        assert (type(left) is LeftOutMessage) == bool(erased)
+        if not erased:
+            assert left.sender_handle == NAMES.handle(ANN)
+            assert json.loads(bytes(left.extra)) == {"unknown": 1}
+    kept, _ = read_row(Message, raw, "messages", None, sender_fields=("who", *SENDER_FIELDS))
+    assert kept is not None
+    assert (b"Ann" in bytes(Redactor().message(kept).extra)) == ("name" in json.dumps(fields)), (
+        "who keeps all, keeps it"
+    )
 
 
 def test_our_numbers_stay_readable_by_choice_wherever_they_are() -> None:

@@ -197,3 +197,44 @@ def test_threads_whose_time_is_no_message_s_are_given_up(world: World) -> None:
     assert world.differences() == {}
     assert requests[0] >= repairs.LAGGING_IN_VAIN
     assert requests[-1] <= 3, "and after that it is quiet"
+
+
+def test_ids_that_only_events_name_are_asked_for_once_and_make_no_chats(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up = [f"00000000-0000-4000-8000-{number:012}" for number in range(300)]
+    real = world.account.add_chat(OURS, "+14155550199", world.at())
+    quiet, at_ms = ids(world)[0], world.now_ms - HOUR_MS
+
+    def told_of(_since_ms: int, limit: int) -> tuple[list[str], dict[str, tuple[int, int]]]:
+        named = [*made_up, real]
+        messages = dict.fromkeys([*made_up, quiet][:limit], (at_ms, at_ms))
+        return [one for one in named if (one,) not in world.store.tables["chats"]][:limit], messages
+
+    monkeypatch.setattr(world.store, "told_of", told_of)
+    before = set(world.store.tables["chats"])
+    spent, read = [], 0
+    for _ in range(10):
+        world.pass_time(MINUTE_MS)
+        asked = world.requests
+        run = world.sync()
+        spent.append(world.requests - asked)
+        assert run.repaired["deleted chats"] == 0
+        read += run.repaired["stretches that events told of"]
+    assert set(world.store.tables["chats"]) == before | {(real,)}
+    assert max(spent) < repairs.REQUESTS_A_RUN + 20
+    assert read == 301, "those that are asked for first do not hide the last"
+    assert max(spent[8:]) < 20, "nothing is asked for again"
+
+
+def test_a_chat_that_messages_name_and_that_is_not_found_was_deleted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = "00000000-0000-4000-8000-000000000000"
+    monkeypatch.setattr(world.store, "told_of", lambda _since_ms, _limit: ([gone], {}))
+    world.sync()
+    assert (gone,) not in world.store.tables["chats"]
+    row = next(iter(world.store.tables["messages"].values()))
+    world.store.tables["messages"][("late",)] = row | {"id": "late", "conversation_id": gone}
+    world.sync()
+    assert world.store.tables["chats"][gone,]["deleted_at"] is not None

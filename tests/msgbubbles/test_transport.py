@@ -113,9 +113,18 @@ def test_what_will_not_change_is_not_tried_again(status: str, code: str, kind: t
     body = f'{{"error": "{code}", "message": "{TEXT}", "request_id": "req_1"}}'
     with answering(http(status, body)) as (url, got), Client(Transport(url, SECRET, None)) as client:
         with pytest.raises(kind) as raised:
-            client.list_chats()
+            client.get_chat("c1")
         assert (raised.value.code, raised.value.request_id) == (code, "req_1")
         assert len(got) == 1
+
+
+@pytest.mark.parametrize("chat_id", ["x" * 100_000, "half an emoji \ud83d"])
+def test_an_id_that_no_url_holds_is_refused_without_a_request(server: Server, chat_id: str) -> None:
+    with client_of(server) as client:
+        with pytest.raises(PermanentError) as raised:
+            client.list_messages(chat_id)
+        assert chat_id not in told(raised.value)
+        assert server.requests == []
 
 
 def test_after_429_it_waits_as_long_as_it_is_told_and_does_not_count_that_as_a_try(tmp_path: Path) -> None:

@@ -1,17 +1,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from listing import Listing
+from listing import EPOCH, Listing
 from msgbubbles.errors import PermanentError
-from msgbubbles.models import Chat, Page
-from msgbubbles.walk import DAY_MS, Overflow, Step, iso, walk
+from msgbubbles.models import Chat, Message, Page
+from msgbubbles.walk import BEGINNING_MS, DAY_MS, MAX_PAGES_AT_ONE_TIMESTAMP, Overflow, Step, iso, walk
 
 
 def read(listing: Listing, lo_ms: int = 0, before_ms: int | None = None) -> list[Step[Chat]]:
@@ -164,3 +165,179 @@ def test_an_api_that_ignores_before_is_not_paged_for_ever() -> None:
 
 def test_an_instant_is_written_as_the_api_writes_it() -> None:
     assert iso(1_764_000_000_007) == "2025-11-24T16:00:00.007Z"
+    assert iso(-1) == "1969-12-31T23:59:59.999Z"
+    assert iso(BEGINNING_MS) == "0001-01-02T00:00:00.000Z"
+
+
+# -- rows that show another time than the API lists them by
+
+BASE_MS, MINUTE_MS = 1_700_000_000_000, 60_000
+IN_2001_MS = 978_307_200_000
+
+
+def chats_every_minute(count: int, outliers: dict[int, int], limit: int = 100, **options: bool) -> Listing:
+    """Chats listed a minute apart, the newest first; `outliers` are times that some show instead, by their place."""
+    rows: dict[str, int | None] = {f"{n:04}": (BASE_MS - n * MINUTE_MS) * 1000 for n in range(count)}
+    shown_as: dict[str, int | None] = {f"{n:04}": at_ms * 1000 for n, at_ms in outliers.items()}
+    return Listing(rows, limit, shown_as=shown_as, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shown_ms", [IN_2001_MS, BASE_MS - 2000 * MINUTE_MS, BASE_MS - 30, BASE_MS + 9 * DAY_MS * 365])
+@pytest.mark.parametrize("places", [[0], [50], [99], [150], [198], [299], [97, 98, 99], [3, 40, 99, 120]], ids=str)
+def test_outlier_times_are_loaded_and_move_nothing(places: list[int], shown_ms: int) -> None:
+    listing = chats_every_minute(300, dict.fromkeys(places, shown_ms))
+    steps = read(listing, lo_ms=BEGINNING_MS)
+    assert keys(steps) == set(listing.rows)
+    assert not any(step.overflow for step in steps)
+    assert len(steps) <= 4 + 2 * len(places) + 2
+
+
+def test_a_page_out_of_order_is_reported() -> None:
+    assert not any(step.is_in_order for step in read(chats_every_minute(90, {40: IN_2001_MS}))[:1])
+    assert all(step.is_in_order for step in read(chats_every_minute(300, {})))
+    (in_2001,) = read(chats_every_minute(90, {40: IN_2001_MS}), lo_ms=BASE_MS - 30 * MINUTE_MS)
+    assert in_2001.outliers == {"0040"}
+
+
+@pytest.mark.parametrize("place", [5, 40, 98, 99])
+def test_an_outlier_below_the_lower_end_does_not_end_a_walk(place: int) -> None:
+    listing = chats_every_minute(300, {place: IN_2001_MS, place + 1: IN_2001_MS})
+    steps = read(listing, lo_ms=BASE_MS - 250 * MINUTE_MS)
+    assert {key for key in listing.rows if key <= "0250"} <= keys(steps)
+    assert len(steps) <= 5
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_outliers_anywhere_hide_no_row_and_claim_no_interval(data: st.DataObject) -> None:
+    count, limit = data.draw(st.integers(1, 90)), data.draw(st.sampled_from([10, 20, 50]))
+    times_ms = st.sampled_from([IN_2001_MS, BASE_MS + 400 * DAY_MS, BASE_MS + 40 * MINUTE_MS, BASE_MS - 500 * DAY_MS])
+    outliers = data.draw(st.dictionaries(st.integers(0, count - 1), times_ms, max_size=count // 20 + 1))
+    listing = chats_every_minute(
+        count, outliers, limit, inclusive=data.draw(st.booleans()), shuffled_pages=data.draw(st.booleans())
+    )
+    seen: set[str] = set()
+    for step in walk(listing.fetch, lo_ms=BEGINNING_MS, before_ms=None, stream="chats"):
+        seen |= keys([step])
+        assert step.overflow is None
+        if step.covered_from_ms is not None:
+            assert {key for key, at in listing.rows.items() if (at or 0) // 1000 >= step.covered_from_ms} <= seen
+        assert len(listing.asked) < 100
+    assert seen == set(listing.rows)
+
+
+def by_sent_at(rows: list[Message], limit: int = 100) -> Callable[[str | None], Page[Message]]:
+    """An API that orders and pages messages by `sent_at`, whatever else they show."""
+
+    def fetch(before: str | None) -> Page[Message]:
+        at = None if before is None else datetime.fromisoformat(before)
+        found = sorted(
+            (row for row in rows if row.sent_at and (at is None or row.sent_at < at)),
+            key=lambda row: row.sent_at or EPOCH,
+            reverse=True,
+        )
+        now = datetime.now(UTC)
+        return Page(found[:limit], [], len(found) > limit, len(found) >= limit, now, now)
+
+    return fetch
+
+
+@pytest.mark.parametrize(
+    "created",
+    [
+        lambda _sent: EPOCH + timedelta(days=20_000),  # the day of an import
+        lambda sent: sent - timedelta(hours=5),  # a local time
+        lambda sent: EPOCH + timedelta(milliseconds=hash(sent) % BASE_MS),
+    ],
+    ids=["constant", "shifted", "random"],
+)
+def test_a_field_that_the_page_follows_is_used_where_created_at_misleads(
+    created: Callable[[datetime], datetime],
+) -> None:
+    sent = [EPOCH + timedelta(milliseconds=BASE_MS - n * MINUTE_MS) for n in range(300)]
+    rows = [Message(id=f"{n:03}", sent_at=at, created_at=created(at)) for n, at in enumerate(sent)]
+    steps = list(walk(by_sent_at(rows), lo_ms=BEGINNING_MS, before_ms=None, stream="messages"))
+    assert {row.key for step in steps for row in step.page.rows} == {row.id for row in rows}
+    assert not any(step.overflow for step in steps)
+    assert len(steps) <= 7
+
+
+def test_times_that_the_api_does_not_page_by_are_given_up_after_some_pages() -> None:
+    now = datetime.now(UTC)
+    asked = 0
+
+    def fetch(_before: str | None) -> Page[Chat]:
+        nonlocal asked
+        asked += 1
+        rows = [Chat(id=f"{asked}-{n}", last_message_at=now - timedelta(days=(n * 37 + asked) % 100)) for n in range(9)]
+        return Page(rows, [], True, True, now, now)
+
+    with pytest.raises(PermanentError):
+        list(walk(fetch, lo_ms=BEGINNING_MS, before_ms=None, stream="chats"))
+    assert asked < 500
+
+
+# -- an API that makes up rows
+
+
+def ever_new(
+    at: Callable[[int, datetime | None], datetime | None],
+) -> tuple[Callable[[str | None], Page[Chat]], list[str]]:
+    """Pages of ten rows that were never shown before, each at what `at` says of its page's number and of `before`; and
+    what was asked."""
+    asked: list[str] = []
+
+    def fetch(before: str | None) -> Page[Chat]:
+        asked.append(before or "")
+        now = datetime.now(UTC)
+        shown = at(len(asked), None if before is None else datetime.fromisoformat(before))
+        rows = [] if shown is None else [Chat(id=f"{len(asked)}-{n}", last_message_at=shown) for n in range(10)]
+        return Page(rows, [], bool(rows), bool(rows), now, now)
+
+    return fetch, asked
+
+
+def test_ever_new_rows_at_one_timestamp_are_bounded_and_reported_and_the_rest_is_read() -> None:
+    tied, older = EPOCH + timedelta(milliseconds=BASE_MS), EPOCH + timedelta(milliseconds=BASE_MS - DAY_MS)
+
+    def at(_number: int, before: datetime | None) -> datetime | None:
+        return tied if before is None or before > tied else older if before > older else None
+
+    fetch, asked = ever_new(at)
+    steps = list(walk(fetch, lo_ms=BEGINNING_MS, before_ms=None, stream="chats"))
+    reported = {step.overflow for step in steps if step.overflow}
+    assert reported == {Overflow(BASE_MS, BASE_MS), Overflow(BASE_MS - DAY_MS, BASE_MS - DAY_MS)}
+    assert len(asked) <= 2 * MAX_PAGES_AT_ONE_TIMESTAMP + 5
+    assert steps[-1].covered_from_ms == BEGINNING_MS
+
+
+def test_pages_that_never_go_down_are_refused() -> None:
+    fetch, asked = ever_new(lambda number, _before: EPOCH + timedelta(milliseconds=BASE_MS + number * 1000))
+    with pytest.raises(PermanentError, match="newer than the `before`"):
+        list(walk(fetch, lo_ms=BEGINNING_MS, before_ms=None, stream="chats"))
+    assert len(asked) < 10
+
+
+# -- rows before 1970, and rows without a time
+
+
+def test_everything_has_no_beginning_in_1970() -> None:
+    moon_landing = datetime(1969, 7, 20, 20, 17, tzinfo=UTC)
+    at_us = (moon_landing - EPOCH) // timedelta(microseconds=1)
+    listing = Listing({f"{n:03}": at_us - n * 3_600_000_000 for n in range(250)}, limit=100)
+    steps = read(listing, lo_ms=BEGINNING_MS)
+    assert keys(steps) == set(listing.rows)
+    assert steps[-1].covered_from_ms == BEGINNING_MS
+
+
+@pytest.mark.parametrize("with_before", [True, False])
+@pytest.mark.parametrize(("timed", "untimed"), [(100, 150), (50, 60), (30, 150), (130, 90)])
+def test_more_rows_without_a_time_than_a_page_shows_are_reported(timed: int, untimed: int, with_before: bool) -> None:
+    listing = chats_every_minute(timed, {}, nulls_first=False, nulls_with_before=with_before)
+    listing.rows |= {f"null{n:03}": None for n in range(untimed)}
+    steps = read(listing, lo_ms=BEGINNING_MS)
+    assert {key for key in listing.rows if not key.startswith("null")} <= keys(steps)
+    overflows = {step.overflow for step in steps if step.overflow}
+    missing = set(listing.rows) - keys(steps)
+    if any(key.startswith("null") for key in keys(steps)):
+        assert overflows == ({Overflow(None, None)} if missing else set())

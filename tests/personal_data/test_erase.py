@@ -224,8 +224,9 @@ def test_an_erasure_that_is_cut_off_is_known_to_be_and_finished_without_being_to
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(place, "chats", ("c1", False, ANN, None))
+    (place.folder / f"{place.work.name}.damaged-1").write_text(ANN)
 
-    def killed(_place: Place) -> None:
+    def killed(_work: Path) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -279,7 +280,7 @@ def test_who_is_erased_stays_so_where_the_jobs_own_files_are_lost(place: Place) 
 
 def test_a_database_that_is_written_anew_is_the_same(place: Place) -> None:
     put(place, "chats", ("c1", False, ANN, None))
-    compact(place)
+    compact(place.work)
     with duckdb.connect(str(place.work)) as connection:
         assert connection.execute("SELECT id FROM msgbubbles.chats").fetchall() == [("c1",)]
         with pytest.raises(duckdb.ConstraintException):

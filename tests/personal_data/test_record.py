@@ -91,4 +91,4 @@ def test_who_lets_others_read_the_published_file_does_so_for_good(place: Place) 
     publish(place.work, place.database)
     place.database.chmod(0o640)
     publish(place.work, place.database)
-    assert place.database.stat().st_mode & 0o777 == 0o640
+    assert place.database.stat().st_mode & 0o777 == 0o440

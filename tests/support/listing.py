@@ -14,7 +14,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass
 class Listing:
-    """Rows by id, each with its instant in microseconds (shown as milliseconds) or None."""
+    """Rows by id, each with its instant in microseconds (shown as milliseconds) or None. `shown_as` are rows that show
+    another instant than the one they are listed by."""
 
     rows: dict[str, int | None]
     limit: int = 5
@@ -25,6 +26,7 @@ class Listing:
     nulls_first: bool = True
     nulls_with_before: bool = False
     seed: int = 0
+    shown_as: dict[str, int | None] = field(default_factory=dict)
     after_request: Callable[[Listing], None] = lambda _listing: None
     asked: list[str | None] = field(default_factory=list)
 
@@ -46,7 +48,7 @@ class Listing:
         if self.shuffled_pages:
             self.random.shuffle(taken)
         page = Page(
-            rows=[Chat(id=key, last_message_at=shown(at)) for at, key in taken],
+            rows=[Chat(id=key, last_message_at=shown(self.shown_as.get(key, at))) for at, key in taken],
             rejected=[],
             has_more=len(found) > size,
             full=size == self.limit and len(taken) == size,

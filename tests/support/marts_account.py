@@ -9,6 +9,8 @@ from typing import Any
 
 from marts_reference import Row, World
 
+# Two spellings of one number.
+ONE, OTHER = "+541123456789", "+5491123456789"
 KEYS = {
     "numbers": ("handle",),
     "chat_titles": ("chat_id", "_read_at"),
@@ -68,7 +70,7 @@ class Account:
         return {
             "id": key,
             "from_handle": pick(["+1", "+1", "+2", None]),
-            "remote_handle": pick(["+7", "+9", "+10", "+11"]),
+            "remote_handle": pick([ONE, "+9", "+10", "+11"]),
             "is_group": pick([True, False, True, False, None]),
             "title": pick([None, "old", "new"]),
             "last_message_at": self._instant(None),
@@ -86,7 +88,7 @@ class Account:
             "direction": pick(["inbound", "outbound", "inbound", "outbound", None]),
             "status": pick(["sent", "failed", "delivered", "read", None]),
             "channel": pick(["imessage", "sms", "whatsapp", None]),
-            "sender_handle": pick(["+1", "+7", "+8", None]),
+            "sender_handle": pick(["+1", ONE, OTHER, None]),
             "attachment_count": pick([None, 0, 2]),
             "delivered_at": self._instant(None, None),
             "read_at": pick([None, None, self._at(1)]),
@@ -111,7 +113,7 @@ class Account:
 
     def _list(self, chat: str) -> list[Row]:
         at = self._instant()
-        handles = self.random.sample(["+1", "+7", "+8", "+9"], self.random.choice([0, 1, 3])) or [None]
+        handles = self.random.sample(["+1", ONE, OTHER, "+9"], self.random.choice([0, 1, 3])) or [None]
         return [
             {"id": f"{chat}|{at}|{handle}", "chat_id": chat, "handle": handle, "_read_at": at} for handle in handles
         ]
@@ -121,7 +123,7 @@ class Account:
         return {
             "id": f"{chat} {number}",
             "chat_id": chat,
-            "handle": self.random.choice(["+7", "+8"]),
+            "handle": self.random.choice([ONE, OTHER]),
             "operation": self.random.choice(["added", "removed"]),
             "happened_at": self._instant(),
             "_read_at": self._instant(),
@@ -134,7 +136,7 @@ class Account:
             "event_id": f"e{len(self._landed['webhook_events'])} {self.random.random()}",
             "event_type": pick(["conversation.typing"] * 4 + ["message.received"]),
             "chat_id": pick([chat, chat, chat, "never read", None]),
-            "handle": pick(["+1", "+7", "+8", None]),
+            "handle": pick(["+1", ONE, OTHER, None]),
             "is_typing": pick([True, True, False, None]),
             "direction": pick(["inbound", "inbound", "outbound", None]),
             "occurred_at": at,

@@ -14,6 +14,8 @@ from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from msgbubbles.handles import fold_handle
+
 Row = dict[str, Any]
 World = dict[str, list[Row]]
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -55,7 +57,7 @@ class Message:
         self.delivered = self.side == "us" and (
             self.read or row["status"] == "delivered" or row["delivered_at"] is not None
         )
-        self.sender = None
+        self.sender: str | None = None
         if self.outbound:
             self.sender = chat["from_handle"]
         elif self.inbound:
@@ -307,12 +309,27 @@ def group_membership(world: World, zone: ZoneInfo) -> list[Row]:
 
 def _members(chat: Row, messages: list[Message], world: World) -> list[Row]:
     """For each handle: walk through what is known of it in order of time, being in or out."""
+    spellings: dict[str, set[str]] = defaultdict(set)
+
+    def fold(handle: str | None) -> str | None:
+        if handle is None:
+            return None
+        spellings[fold_handle(handle)].add(handle)
+        return fold_handle(handle)
+
+    chat = {**chat, "from_handle": fold(chat["from_handle"])}
+    for message in messages:
+        message.sender = fold(message.sender)
     own = chat["from_handle"]
-    operations = [row for row in world["group_member_operations"] if row["chat_id"] == chat["id"]]
+    operations = [
+        {**row, "handle": fold(row["handle"])}
+        for row in world["group_member_operations"]
+        if row["chat_id"] == chat["id"]
+    ]
     lists: dict[datetime, set[str | None]] = defaultdict(set)
     for row in world["participant_lists"]:
         if row["chat_id"] == chat["id"]:
-            lists[row["_read_at"]].add(row["handle"])
+            lists[row["_read_at"]].add(fold(row["handle"]))
     seen: list[tuple[str, datetime, str]] = [
         (row["handle"], row["happened_at"], "operation") for row in operations if row["operation"] == "added"
     ]
@@ -348,7 +365,8 @@ def _members(chat: Row, messages: list[Message], world: World) -> list[Row]:
             elif inside:
                 spells[-1] |= {"to": at, "end": evidence}
             inside = is_there
-        rows += [_member(chat, handle, spell, messages) for spell in spells]
+        shown = max(spellings[handle])
+        rows += [{**_member(chat, handle, spell, messages), "handle": shown} for spell in spells]
     return rows
 
 
@@ -396,7 +414,7 @@ def typing_events(world: World, chat: Row) -> list[datetime]:
         and row["event_type"] == "conversation.typing"
         and row["is_typing"] is not False
         and row["direction"] != "outbound"
-        and (row["handle"] is None or row["handle"] != chat["from_handle"])
+        and (row["handle"] is None or fold_handle(row["handle"]) != fold_handle(chat["from_handle"] or ""))
     )
 
 
@@ -443,14 +461,16 @@ def typing_daily(world: World, zone: ZoneInfo) -> list[Row]:
 
 
 def contact(world: World, zone: ZoneInfo) -> list[Row]:
-    ours = {row["handle"] for row in world["numbers"]} | {chat["from_handle"] for chat in world["chats"]}
+    ours = {fold_handle(row["handle"]) for row in world["numbers"]} | {
+        fold_handle(chat["from_handle"]) for chat in world["chats"] if chat["from_handle"] is not None
+    }
     direct: dict[str, list[Row]] = defaultdict(list)
     for row in thread_activity(world, zone):
         if row["remote_handle"] is not None and row["is_group"] is False:
-            direct[row["remote_handle"]].append(row)
+            direct[fold_handle(row["remote_handle"])].append(row)
     grouped: dict[str, list[Row]] = defaultdict(list)
     for row in group_membership(world, zone):
-        grouped[row["handle"]].append(row)
+        grouped[fold_handle(row["handle"])].append(row)
 
     def total(rows: list[Row], column: str) -> int | None:
         known = [row[column] for row in rows if row[column] is not None]
@@ -464,7 +484,8 @@ def contact(world: World, zone: ZoneInfo) -> list[Row]:
         chats, groups = direct[handle], grouped[handle]
         rows.append(
             {
-                "handle": handle,
+                "handle": max((row["remote_handle"] for row in chats), default=None)
+                or max(row["handle"] for row in groups),
                 "threads": len(chats),
                 "threads_waiting_on_us": sum(row["waiting_on"] == "us" for row in chats),
                 "groups_ever": len({row["chat_id"] for row in groups}),

@@ -33,7 +33,11 @@ def expected(truth: Truth) -> dict[str, Rows]:
     return {
         "chats": {row["id"]: _taken(row, CHAT) | {"deleted_at": None} for row in truth.chats},
         "messages": messages,
-        "attachments": {file["id"]: _taken(file, ATTACHMENT) for row in truth.messages for file in row["attachments"]},
+        "attachments": {
+            file["id"]: _taken(file, ATTACHMENT) | {"removed_at": None}
+            for row in truth.messages
+            for file in row["attachments"]
+        },
         "numbers": {row["handle"]: _taken(row, NUMBER) for row in truth.numbers},
     }
 
@@ -68,7 +72,11 @@ def alive(have: dict[str, Rows]) -> dict[str, Rows]:
         **have,
         "chats": {key: row for key, row in have["chats"].items() if key not in gone},
         "messages": messages,
-        "attachments": {key: row for key, row in have["attachments"].items() if row["message_id"] in messages},
+        "attachments": {
+            key: row
+            for key, row in have["attachments"].items()
+            if row["message_id"] in messages and row["removed_at"] is None
+        },
     }
 
 

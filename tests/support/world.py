@@ -22,7 +22,7 @@ import pyarrow as pa
 from msgbubbles import repairs
 from msgbubbles.client import Client
 from msgbubbles.landing import COLUMNS, Landing
-from msgbubbles.models import Chat
+from msgbubbles.models import Attachment, Chat
 from msgbubbles.reading import read_chats, read_messages, read_numbers, read_stream
 from msgbubbles.redaction import Redactor, client_of
 from msgbubbles.run import Run
@@ -125,6 +125,18 @@ class Store:
         found = [row for key, row in self.tables[table].items() if key[0] in keys]
         return pa.Table.from_pylist(found, schema=incoming.schema) if found else None
 
+    def places(self, ids: Sequence[str]) -> dict[str, tuple[str | None, datetime | None]]:
+        found = {one: self.tables["messages"][(one,)] for one in ids if (one,) in self.tables["messages"]}
+        return {one: (row["conversation_id"], row["cursor_at"]) for one, row in found.items()}
+
+    def attachments_of(self, message_ids: Sequence[str]) -> list[Attachment]:
+        names = [column.name for column in COLUMNS["attachments"] if column.name != "_read_at"]
+        return [
+            Attachment(**{name: row[name] for name in names} | {"extra": msgspec.Raw((row["extra"] or "").encode())})
+            for row in self.tables["attachments"].values()
+            if row["message_id"] in message_ids and row["removed_at"] is None
+        ]
+
     def chats(self, ids: Sequence[str]) -> list[Chat]:
         found = [self.tables["chats"][(one,)] for one in ids if (one,) in self.tables["chats"]]
         names = [column.name for column in COLUMNS["chats"] if column.name != "_read_at"]
@@ -143,12 +155,18 @@ class Store:
         found = [
             row["id"]
             for row in self._alive()
-            if epoch_ms(row["created_at"]) <= to_ms and (row["at"] or 0) >= from_ms and row["id"] > after_id
+            if (row["created_at"] is None or epoch_ms(row["created_at"]) <= to_ms)
+            and (row["at"] is None or row["at"] >= from_ms)
+            and row["id"] > after_id
         ]
         return sorted(found)[:limit]
 
-    def orphans(self, limit: int) -> list[str]:
+    def has_chat_without_messages(self, since_ms: int) -> bool:
         named = {row["conversation_id"] for row in self.tables["messages"].values()}
+        return any(row["at"] is not None and row["at"] >= since_ms and row["id"] not in named for row in self._alive())
+
+    def orphans(self, limit: int) -> list[str]:
+        named = {row["conversation_id"] for row in self.tables["messages"].values()} - {None}
         return sorted(one for one in named if (one,) not in self.tables["chats"])[:limit]
 
     def groups_to_ask(self, before_ms: int, limit: int) -> dict[str, list[str] | None]:
@@ -167,6 +185,8 @@ class Store:
     def lagging(self, lo_ms: int, hi_ms: int, limit: int) -> dict[str, int]:
         newest: dict[str, int] = {}
         for row in self.tables["messages"].values():
+            if row["cursor_at"] is None:
+                continue
             newest[row["conversation_id"]] = max(newest.get(row["conversation_id"], 0), epoch_ms(row["cursor_at"]))
         found = [
             (row["id"], row["at"])

@@ -24,7 +24,7 @@ LANDED = {
     " sent_at timestamptz, delivered_at timestamptz, read_at timestamptz, created_at timestamptz,"
     " updated_at timestamptz, cursor_at timestamptz",
     "attachments": "id varchar, message_id varchar, filename varchar, mime_type varchar, size_bytes bigint,"
-    " created_at timestamptz",
+    " created_at timestamptz, removed_at timestamptz",
     "numbers": "handle varchar, label varchar, status varchar, channels json",
 }
 # What the job lands without the column `extra`.

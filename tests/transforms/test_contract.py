@@ -16,7 +16,7 @@ import duckdb
 import pytest
 
 from diagram import entity_diagram
-from warehouse.journal import COLUMNS
+from warehouse.journal import COLUMNS, FAILED_READS_COLUMNS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "transforms" / "README.md").read_text()
@@ -165,7 +165,11 @@ def test_the_documentation_has_every_relation_with_its_columns(documentation: Do
 def test_what_no_view_shows_is_described_where_it_lands(documentation: Documentation) -> None:
     sources = {node["name"]: node for node in documentation.manifest["sources"].values()}
     assert all(source["description"] for source in sources.values())
-    landed = {"rejected_rows": {*documentation.columns["rejected_rows"]} - {"_dlt_load_id"}, "sync_runs": {*COLUMNS}}
+    landed = {
+        "rejected_rows": {*documentation.columns["rejected_rows"]} - {"_dlt_load_id"},
+        "sync_runs": {*COLUMNS},
+        "failed_reads": {*FAILED_READS_COLUMNS},
+    }
     for table, columns in landed.items():
         assert sources[table]["columns"].keys() == columns
         assert all(column["description"] for column in sources[table]["columns"].values())

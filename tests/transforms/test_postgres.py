@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import duckdb
 import psycopg2
 import pytest
+from jinja2 import Environment
 
 from marts_account import Account
 from marts_reference import MARTS, World, differences
+from msgbubbles.handles import fold_handle
 
+SPELLINGS = (
+    "+541123456789", "+5491123456789", "+54911234567890", "+525512345678", "+5215512345678", "+521551234567",
+    "+5511987654321", "+551187654321", "+5511912345678", "+2290161234567", "+22961234567", "+1 (415) 555-0111",
+    "+14155550111", "Ben@Example.COM", "p_abcdefghijklmnopqrstuvwx", "Unknown", "4155550111",
+)  # fmt: skip
 ZONE = ZoneInfo("America/New_York")
 VARS = ("--vars", f"time_zone: {ZONE.key}")
 
@@ -102,3 +110,15 @@ def test_marts_on_postgres_are_those_on_duckdb(server: dict[str, str], warehouse
     )
     errors = {node.node.name: node.message for node in answer.result if node.status == "error"}
     assert errors == {}  # whatever they find in these rows, they run
+
+
+def test_handles_are_folded_in_sql_as_in_python(server: dict[str, str]) -> None:  # noqa: ARG001
+    macros = Path(__file__).parents[2] / "transforms" / "macros" / "dialects.sql"
+    folded = Environment().from_string(macros.read_text()).module.folded_handle("handle")  # type: ignore[attr-defined]
+    expected = [(fold_handle(one),) for one in SPELLINGS]
+    rows = ", ".join(f"({number}, '{one}')" for number, one in enumerate(SPELLINGS))
+    query = f"select {folded} from (values {rows}) as spellings (number, handle) order by number"
+    assert duckdb.sql(query).fetchall() == expected
+    with closing(psycopg2.connect("")) as connection, connection.cursor() as cursor:
+        cursor.execute(query)
+        assert cursor.fetchall() == expected

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from marts_account import ONE, OTHER
 from marts_reference import MARTS, World, differences
 
 ZONE = ZoneInfo("Europe/Berlin")
@@ -33,7 +34,7 @@ INSTANTS = [
 ]
 instants = st.sampled_from(INSTANTS) | st.sampled_from(INSTANTS).map(lambda at: at + timedelta(milliseconds=1))
 CHATS = ["a", "b", "c"]
-HANDLES = ["+1", "+2", "+3", "+4"]
+HANDLES = ["+1", "+2", "Ann@b.de", ONE, OTHER, "ann@b.de"]
 
 
 def rows_of(key: Callable[[dict[str, Any]], Any], max_size: int, **columns: st.SearchStrategy[Any]) -> Any:
@@ -47,7 +48,7 @@ worlds = st.fixed_dictionaries(
             3,
             id=st.sampled_from(CHATS),
             from_handle=st.sampled_from(["+1", "+1", "+2", None]),
-            remote_handle=st.sampled_from(["+3", "+4", None]),
+            remote_handle=st.sampled_from([ONE, OTHER, "ann@b.de", None]),
             is_group=st.sampled_from([True, True, False, None]),
             title=st.sampled_from(["T", None]),
             last_message_at=st.none() | instants,
@@ -72,7 +73,7 @@ worlds = st.fixed_dictionaries(
             ),
             max_size=16,
         ).map(lambda rows: [{"id": f"m{n}"} | row for n, row in enumerate(rows)]),
-        "numbers": rows_of(lambda row: row["handle"], 1, handle=st.sampled_from(["+2", "+4"])),
+        "numbers": rows_of(lambda row: row["handle"], 1, handle=st.sampled_from(["+2", OTHER])),
         "stream_coverage": rows_of(
             lambda row: row["stream"],
             2,

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from warehouse import accounts
+from warehouse.claims import claim, files_of_accounts
 from warehouse.command import place_of
+from warehouse.destinations import destination_of
 from warehouse.place import Place, UsageError
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
@@ -135,7 +137,7 @@ def test_a_made_up_account_is_none_of_those_that_are_configured(tmp_path: Path) 
 
 def claimed(place: Place) -> Place:
     place.make_folders()
-    place.claim_for("a MsgBubbles account")
+    claim(place, destination_of(place), sandbox=False, say=print)
     place.database.touch()
     return place
 
@@ -147,9 +149,9 @@ def test_files_of_accounts_go_by_what_is_there(tmp_path: Path) -> None:
     claimed(Place.of(tmp_path / "other.duckdb", account="east"))
     (south.folder.parent / "company_broken").mkdir()
     (south.folder.parent / "company_broken" / "account.json").write_text("{")
-    assert north.files_of_accounts() == {"north": north.database, "south": south.database}
+    assert files_of_accounts(north) == {"north": north.database, "south": south.database}
     south.database.unlink()
-    assert north.files_of_accounts() == {"north": north.database}
+    assert files_of_accounts(north) == {"north": north.database}
 
 
 def test_a_file_that_is_somebody_elses_is_not_taken_for_an_accounts(tmp_path: Path) -> None:
@@ -167,6 +169,7 @@ COMMAND = """
 import json, os, signal, sys, time
 sys.path.insert(0, {pipelines!r})
 from warehouse import accounts
+from warehouse.claims import claim, files_of_accounts
 name = os.environ.get("MSGBUBBLES_ACCOUNT")
 if name is None:
     sys.exit(accounts.run_each({names!r}, at_once={at_once}, quiet=False, as_json={as_json}))

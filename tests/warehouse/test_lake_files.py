@@ -100,13 +100,13 @@ def test_files_are_for_those_whom_the_folder_is_for(files: Path, build: Callable
     before = os.umask(0o077)
     try:
         build(1).publish()
-        assert (files / "warehouse.duckdb").stat().st_mode & 0o777 == 0o600
+        assert (files / "warehouse.duckdb").stat().st_mode & 0o777 == 0o400
         files.chmod(0o750)
         destination = build(2)
         destination.prepare()
         (files / "warehouse.duckdb").unlink()
         build(3).publish()
-        assert (files / "warehouse.duckdb").stat().st_mode & 0o777 == 0o640
+        assert (files / "warehouse.duckdb").stat().st_mode & 0o777 == 0o440
         part = max((files / "marts").glob("*/contact/*.parquet"))
         assert part.stat().st_mode & 0o777 == 0o640
     finally:

@@ -97,7 +97,7 @@ def test_the_file_is_replaced_when_an_account_is_and_at_no_other_time(
         query = combined(made(tmp_path, north=OLD) | {"south": files["south"]})
         assert reader.execute("SELECT DISTINCT title FROM msgbubbles.chats").fetchall() == [("a",)], "as it was opened"
     assert query("SELECT title FROM msgbubbles.chats ORDER BY title") == [("a",), ("b",)]
-    assert database.stat().st_mode & 0o777 == 0o640, "who let others read it, let them"
+    assert database.stat().st_mode & 0o777 == 0o440, "readers stay, and nobody writes"
     del files["south"]
     assert combined(files)("FROM msgbubbles.accounts") == [("north",)]
 

@@ -6,12 +6,14 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webhook_events.events import KNOWN_TYPES, Event, event_of, first_of_each, time_of
+from webhook_events.events import KNOWN_TYPES, Event, event_of, first_of_each
 from webhook_events.spool import Delivery
+from webhook_events.times import time_of
 
 RECEIVED_AT = datetime(2026, 11, 23, 10, 0, 5, tzinfo=UTC)
 AT = "2026-11-23T10:00:00.000Z"
@@ -111,6 +113,65 @@ def test_what_no_database_takes_is_taken_out_of_the_payload() -> None:
 
 
 @pytest.mark.parametrize(
+    ("body", "payload"),
+    [
+        ('\ufeff{"type": "t", "a": 1}', {"type": "t", "a": 1}),
+        ('{"type": "t", "a": "one\ntwo\0"}', {"type": "t", "a": "one\ntwo\ufffd"}),
+        ('{"type": "t", "a": [NaN, 1e999], "message": {"text": NaN}}',
+         {"type": "t", "a": ["NaN", "1e999"], "message": {"text": "NaN"}}),
+    ],
+)  # fmt: skip
+def test_odd_json_lands_as_strict_json(body: str, payload: Any) -> None:
+    found = event(body)
+    assert msgspec.json.decode(bytes(found.payload)) == payload
+    assert found.event_type == "t"
+
+
+IMPOSSIBLE = [
+    "",
+    " ",
+    ".",
+    "..",
+    " ..",
+    "a/b",
+    "..\\\\x",
+    "a\nb",
+    "a\0",
+    "c\u202e1",
+    "x" * 201,
+    5,
+    5.0,
+    True,
+    [],
+    {},
+    ["c1"],
+]
+
+
+@pytest.mark.parametrize("chat_id", IMPOSSIBLE)
+def test_an_event_with_an_impossible_chat_id_is_kept_and_names_no_chat(chat_id: Any) -> None:
+    for payload in (
+        {"type": "conversation.typing", "conversation_id": chat_id, "typing": True},
+        {"type": "message.read", "message": {"id": "m1", "conversation_id": chat_id}},
+        {"type": "conversation.typing", "chat": {"id": chat_id}},
+    ):
+        found = event(payload)
+        assert (found.chat_id, found.has_impossible_chat) == (None, True)
+        assert json.loads(bytes(found.payload)).keys() == payload.keys()
+
+
+@pytest.mark.parametrize(
+    "chat_id", ["conv_123", "0b5e6b9e-5d8c-4a0e-9d6f-0c8a3c1f7a55", "a..b", "a b", "é%2e", "x" * 200]
+)
+def test_any_other_chat_id_stays(chat_id: str) -> None:
+    found = event({"type": "conversation.typing", "conversation_id": chat_id})
+    assert (found.chat_id, found.has_impossible_chat) == (chat_id, False)
+    found = event({"type": "message.read", "conversation_id": "..", "message": {"id": "m", "conversation_id": chat_id}})
+    assert (found.chat_id, found.has_impossible_chat) == (chat_id, False)
+    assert not event({"type": "conversation.typing", "conversation_id": None}).has_impossible_chat
+
+
+@pytest.mark.parametrize(
     ("value", "at"),
     [
         (AT, datetime(2026, 11, 23, 10, tzinfo=UTC)),
@@ -119,9 +180,27 @@ def test_what_no_database_takes_is_taken_out_of_the_payload() -> None:
         (1795428000, datetime(2026, 11, 23, 10, tzinfo=UTC)),
         (1795428000.5, datetime(2026, 11, 23, 10, 0, 0, 500_000, tzinfo=UTC)),
         (1795428000500, datetime(2026, 11, 23, 10, 0, 0, 500_000, tzinfo=UTC)),
+        (1795428000500_000, datetime(2026, 11, 23, 10, 0, 0, 500_000, tzinfo=UTC)),
+        (1795428000500_000_000, datetime(2026, 11, 23, 10, 0, 0, 500_000, tzinfo=UTC)),
+        ("1795428000500", datetime(2026, 11, 23, 10, 0, 0, 500_000, tzinfo=UTC)),
+        ("1795428000.5", datetime(2026, 11, 23, 10, 0, 0, 500_000, tzinfo=UTC)),
+        ("Mon, 23 Nov 2026 10:00:00 GMT", datetime(2026, 11, 23, 10, tzinfo=UTC)),
+        ("Mon, 23 Nov 2026 12:00:00 +0200", datetime(2026, 11, 23, 10, tzinfo=UTC)),
+        (" 2026-11-23T10:00:00.123456789Z ", datetime(2026, 11, 23, 10, 0, 0, 123_456, tzinfo=UTC)),
         *[
             (value, None)
             for value in ("soon", "", 0, -1, True, None, [], 10**30, float("inf"), "0001-01-01T00:00:00+09:00")
+        ],
+        *[
+            (value, None)
+            for value in (
+                "0001-01-01T00:00:00Z",
+                "1970-01-01T00:00:00Z",
+                "0",
+                "NaN",
+                "9" * 21,
+                "Thu, 01 Jan 1970 00:00:00 GMT",
+            )
         ],
     ],
 )
@@ -150,3 +229,11 @@ def test_no_payload_breaks_it(payload: dict[str, Any], event_type: str) -> None:
 def test_of_what_came_twice_the_first_stays() -> None:
     one, two = event({"n": 1}), event({"n": 2})
     assert first_of_each([one, two]) == [one]
+
+
+def test_link_of_an_attachment_is_not_stored() -> None:
+    link = "https://files.example/a1?signature=canary"
+    message = MESSAGE | {"text": f"see {link}", "attachments": [{"id": "a1", "url": link, "sizes": {"small": [link]}}]}
+    stored = json.loads(bytes(event({"type": "message.received", "message": message, "media": link}).payload))
+    assert stored["message"]["attachments"] == [{"id": "a1", "url": "[link]", "sizes": {"small": ["[link]"]}}]
+    assert (stored["message"]["text"], stored["media"]) == (f"see {link}", "[link]")

@@ -55,6 +55,19 @@ def test_an_event_that_quotes_somebody_erased_is_kept_without_them() -> None:
     assert left_of(untouched, redactor) is untouched
 
 
+@pytest.mark.parametrize("body", ["{", "+14155550123", "[" * 100_000])
+@pytest.mark.parametrize(
+    "redactor",
+    [Redactor(PRESETS["minimal"], NAMES), Redactor(FULL, NAMES, frozenset({NAMES.erased_handle(ANN)}))],
+    ids=["minimal", "erased"],
+)
+def test_of_a_body_that_cannot_be_parsed_only_that_it_came_is_kept(body: str, redactor: Redactor) -> None:
+    left = left_of(Delivery("msg_1", AT, body), redactor)
+    assert left == Delivery("msg_1", AT, "")
+    assert event_of(left) is None
+    assert left_of(Delivery("msg_1", AT, body), Redactor()) == Delivery("msg_1", AT, body)
+
+
 @pytest.mark.parametrize("policy", [FULL, PRESETS["minimal"]], ids=["full", "minimal"])
 def test_event_keeps_no_erased_handle_in_any_value_or_name(policy: Any) -> None:
     redactor = Redactor(policy, NAMES, frozenset({NAMES.erased_handle(ANN)}))
@@ -106,8 +119,10 @@ def test_a_receiver_that_runs_goes_by_the_policy_and_the_erasures_of_that_moment
     with receiving(place) as served:
         assert served.post(typing(1)).status_code == 204
         Record(FULL, NAMES.check, frozenset({NAMES.erased_handle(ANN)})).save(place)
-        assert served.post(typing(2), delivery_id="msg_2").status_code == 204
-        assert served.count("erased") == 1
+        # In a list of events, those about others stay.
+        listed = f'[{typing(2).decode()}, {{"type": "conversation.typing", "conversation_id": "c2"}}]'.encode()
+        assert served.post(listed, delivery_id="msg_2").status_code == 204
+        assert (served.count("erased"), served.count("stored")) == (1, 2)
         monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__PRESET", "minimal")
         Record(PRESETS["minimal"], NAMES.check).save(place)
         assert served.post(typing(3), delivery_id="msg_3").status_code == 204
@@ -115,5 +130,5 @@ def test_a_receiver_that_runs_goes_by_the_policy_and_the_erasures_of_that_moment
         Record(PRESETS["analytics"], NAMES.check).save(place)
         assert served.post(typing(4), delivery_id="msg_4").status_code == 503
     bodies = [one.body for segment in finished(spool_of(place)) for one in segment.deliveries]
-    assert [ANN in body for body in bodies] == [True, False]
-    assert NAMES.handle(ANN) in bodies[1]
+    assert [ANN in body for body in bodies] == [True, False, False]
+    assert NAMES.handle(ANN) in bodies[2]

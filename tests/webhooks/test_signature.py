@@ -4,13 +4,14 @@ import base64
 import hashlib
 import hmac
 import time
+from email.utils import formatdate
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hooks import KEY, SECRET, signed
-from webhook_events.signature import Refusal, Scheme, refusal_of
+from webhook_events.signature import Refusal, Scheme, refusal_of, signed_timestamp
 
 STANDARD = Scheme(
     "webhook-signature", "webhook-timestamp", "webhook-id", "{id}.{timestamp}.{body}", "sha256", tolerance_seconds=300
@@ -27,10 +28,13 @@ def test_a_delivery_by_the_default_scheme_is_taken() -> None:
     assert refusal_of(STANDARD, [SECRET], signed(BODY, at=NOW), BODY, NOW) is None
 
 
-@pytest.mark.parametrize("scheme", ["stripe", "github", "millis", "iso", "sha512", "upper"])
+@pytest.mark.parametrize(
+    "scheme", ["stripe", "github", "millis", "micros", "nanos", "http_date", "iso", "sha512", "upper"]
+)
 def test_other_schemes_are_a_matter_of_configuration(scheme: str) -> None:
     at = str(int(NOW))
     timed = Scheme("x-signature", "x-timestamp", "", "{timestamp}.{body}", "sha256", 300)
+    date = formatdate(NOW, usegmt=True)
     cases = {
         "stripe": (
             Scheme("stripe-signature", "", "", "{timestamp}.{body}", "sha256", 300),
@@ -41,6 +45,9 @@ def test_other_schemes_are_a_matter_of_configuration(scheme: str) -> None:
             {"x-hub-signature-256": f"sha256={digest(BODY)}"},
         ),
         "millis": (timed, {"x-timestamp": f"{at}123", "x-signature": digest(f"{at}123.".encode() + BODY)}),
+        "micros": (timed, {"x-timestamp": f"{at}123456", "x-signature": digest(f"{at}123456.".encode() + BODY)}),
+        "nanos": (timed, {"x-timestamp": f"{at}123456789", "x-signature": digest(f"{at}123456789.".encode() + BODY)}),
+        "http_date": (timed, {"x-timestamp": date, "x-signature": digest(f"{date}.".encode() + BODY)}),
         "iso": (
             timed,
             {
@@ -68,6 +75,19 @@ def test_any_of_several_secrets_and_of_several_signatures_will_do() -> None:
     headers["webhook-signature"] = f"v1,{'A' * 44} v1a,nonsense {headers['webhook-signature']}"
     assert refusal_of(STANDARD, [SECRET], headers, BODY, NOW) is None
     assert refusal_of(STANDARD, [], headers, BODY, NOW) is Refusal.FORGED
+
+
+def test_each_of_several_signatures_may_have_its_own_time() -> None:
+    scheme = Scheme("stripe-signature", "", "", "{timestamp}.{body}", "sha256", 300)
+    date = formatdate(NOW, usegmt=True)
+    for at in (str(int(NOW)), f"{int(NOW)}000", date):
+        right = f"t={at},v1={digest(f'{at}.'.encode() + BODY)}"
+        for header in (f"t=5,v1=00\n{right}", f"{right}\nt=5,v1=00", f"t=5,v1=00, {right}"):
+            headers = {"stripe-signature": header}
+            assert refusal_of(scheme, ["plain secret"], headers, BODY, NOW) is None, header
+            assert signed_timestamp(scheme, ["plain secret"], headers, BODY) == at
+            assert refusal_of(scheme, ["plain secret"], headers, BODY, NOW + 400) is Refusal.STALE
+            assert refusal_of(scheme, ["another secret"], headers, BODY, NOW) is Refusal.FORGED
 
 
 @pytest.mark.parametrize("seconds", [-301, 301, 1e6, -1e9])

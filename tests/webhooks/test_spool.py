@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from full_disk import full_disk
 from webhook_events import spool
 from webhook_events.spool import Delivery, SpoolWriter, finished, segments
 
@@ -105,6 +106,27 @@ def test_a_disk_that_refuses_is_told_and_tried_again(tmp_path: Path) -> None:
     assert writer.is_alive
     writer.close()
     assert found(tmp_path / "spool") == ["evt_1"]
+
+
+@pytest.mark.parametrize("room_bytes", [0, 100])
+def test_a_full_disk_leaves_neither_empty_segments_nor_half_lines(tmp_path: Path, room_bytes: int) -> None:
+    folder = tmp_path / "spool"
+    writer = SpoolWriter(folder)
+    with full_disk(room_bytes=room_bytes):
+        for number in range(5):
+            with pytest.raises(OSError, match="too large"):
+                writer.put(delivery(number, "x" * 200)).result(60)
+            assert list(folder.iterdir()) == []
+    assert writer.put(delivery(1)).result(60) == "stored"
+    # Into a segment that holds something already.
+    with full_disk(room_bytes=300), pytest.raises(OSError, match="too large"):
+        writer.put(delivery(2, "x" * 400)).result(60)
+    (segment,) = segments(folder)
+    assert segment.read_bytes().count(b"\n") == 1
+    assert segment.read_bytes().endswith(b"\n")
+    assert writer.put(delivery(2)).result(60) == "stored"
+    writer.close()
+    assert found(folder) == ["evt_1", "evt_2"]
 
 
 def test_what_is_remembered_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 from itertools import permutations
 from typing import Any
 
+import pytest
+
 from webhook_events.events import Event, event_of
 from webhook_events.spool import Delivery
 from webhook_events.updates import changed_messages
@@ -55,6 +57,67 @@ def test_statuses_never_go_back_in_whatever_order_events_come() -> None:
     assert want["status"] == "read"
     for order in permutations(events):
         assert after(*order) == want
+
+
+READ = {"status": "read", "delivered_at": at(1), "read_at": at(2), "updated_at": at(2)}
+
+
+@pytest.mark.parametrize("kind", ["sent", "delivered", "failed", "reaction"])
+@pytest.mark.parametrize(
+    "status", ["queued", "received", "sent", "failed", "delivered", "Delivered", "unheard_of", None]
+)
+def test_a_late_event_with_a_newer_time_takes_no_progress_back(kind: str, status: str | None) -> None:
+    shown = {"status": status, "delivered_at": at(1), "read_at": None, "text": "edited", "updated_at": at(9)}
+    row = after(event(kind, 3, 9, **shown), **READ)
+    assert row == SENT | READ | {"text": "edited", "updated_at": at(9), "_read_at": at(9)}
+
+
+@pytest.mark.parametrize("status", ["sent", None])
+def test_a_failure_that_is_overtaken_by_a_delivery_brings_no_error(status: str | None) -> None:
+    failed = event("failed", 1, status="failed", error={"code": "x"}, updated_at=at(5))
+    delivered = event("delivered", 2, status="delivered", updated_at=at(4), delivered_at=at(2))
+    row = after(failed, delivered, status=status)
+    assert (row["status"], row["delivered_at"]) == ("delivered", at(2))
+    row = after(delivered, failed, status=status)
+    assert (row["status"], row["delivered_at"], row["error"]) == ("delivered", at(2), None)
+
+
+def test_what_an_event_shows_may_be_older_than_the_event() -> None:
+    row = after(event("read", 3, status="sent", updated_at=at(1)))
+    assert (row["status"], row["read_at"]) == ("read", at(3))
+    row = after(event("read", 3, 9, read_at=at(2), updated_at=at(5)), **READ | {"read_at": None, "status": "delivered"})
+    assert (row["status"], row["read_at"], row["delivered_at"]) == ("read", at(2), at(1))
+
+
+def test_two_late_events_of_one_message_come_to_the_same_in_either_order() -> None:
+    read = event("read", 2, status="read", read_at=at(2), delivered_at=at(1), updated_at=at(2))
+    late = event("delivered", 3, status="delivered", delivered_at=at(1), read_at=None, updated_at=at(3))
+    rows = [after(read, late), after(late, read)]
+    assert [(row["status"], row["read_at"], row["delivered_at"], row["updated_at"]) for row in rows] == [
+        ("read", at(2), at(1), at(3))
+    ] * 2
+
+
+@pytest.mark.parametrize("written", [1795424460_000, "1795424460", "Mon, 23 Nov 2026 09:01:00 GMT"])
+def test_times_of_a_message_are_read_however_they_are_written(written: Any) -> None:
+    zero = "0001-01-01T00:00:00Z"
+    shown = {
+        "created_at": written,
+        "updated_at": written,
+        "delivered_at": written,
+        "read_at": zero,
+        "status": "delivered",
+    }
+    row = after(event("delivered", 5, **shown))
+    assert (row["delivered_at"], row["read_at"], row["updated_at"], row["created_at"]) == (at(1), None, at(1), NINE)
+
+
+def test_an_event_about_another_chat_changes_nothing() -> None:
+    assert after(event("read", 1, conversation_id="c2", status="read", updated_at=at(5))) == {}
+    shown = {"type": "message.read", "message": {"id": "m1", "conversation_id": "..", "updated_at": at(5).isoformat()}}
+    found = event_of(Delivery("evt_1", at(5), json.dumps(shown)))
+    assert found is not None
+    assert after(found)["conversation_id"] == "c1"
 
 
 def test_what_is_stored_and_newer_stays() -> None:

@@ -89,3 +89,19 @@
 
 {# A view of Spark's ends with its session, and others could not read it. #}
 {% macro view_for_readers() %}{{ return('table' if target.type == 'spark' else 'view') }}{% endmacro %}
+
+{# A form of a handle that is equal for all spellings of one person's: for joins and groups, not for display. It has the
+   rules of `fold_handle` in pipelines/msgbubbles/handles.py. A pseudonym stays. #}
+{% macro folded_handle(handle) -%}
+    {%- set number = "translate(" ~ handle ~ ", ' -().', '')" -%}
+    case
+        when {{ handle }} like '%@%' then lower({{ handle }})
+        when {{ handle }} not like '+%' then lower({{ handle }})
+        when {{ number }} like '+549{{ '_' * 10 }}' then concat('+54', substring({{ number }}, 5))
+        when {{ number }} like '+521{{ '_' * 10 }}' then concat('+52', substring({{ number }}, 5))
+        when {{ number }} like '+55__9{{ '_' * 8 }}' and substring({{ number }}, 7, 1) in ('6', '7', '8', '9')
+            then concat(substring({{ number }}, 1, 5), substring({{ number }}, 7))
+        when {{ number }} like '+22901{{ '_' * 8 }}' then concat('+229', substring({{ number }}, 7))
+        else {{ number }}
+    end
+{%- endmacro %}

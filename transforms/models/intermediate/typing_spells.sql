@@ -24,7 +24,7 @@ typing as (
         and coalesce(events.is_typing, true)
         -- Ours, which we know without being told.
         and coalesce(events.direction, 'inbound') <> 'outbound'
-        and (events.handle is null or chats.from_handle is null or events.handle <> chats.from_handle)
+        and (events.handle is null or chats.from_handle is null or {{ folded_handle('events.handle') }} <> {{ folded_handle('chats.from_handle') }})
 ),
 
 moments as (

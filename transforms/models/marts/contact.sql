@@ -1,16 +1,18 @@
 -- Grain: one row a handle of somebody else. Owner: data team.
+-- A person is known by the folded handle, and shown by one of its spellings.
 -- A view: it adds up what is built for each chat, and nothing of its own has to be kept right.
 {{ config(materialized=view_for_readers()) }}
 
 with ours as (
-    select handle from {{ ref('stg_numbers') }}
+    select {{ folded_handle('handle') }} as handle from {{ ref('stg_numbers') }}
     union
-    select from_handle from {{ ref('stg_chats') }} where from_handle is not null
+    select {{ folded_handle('from_handle') }} as handle from {{ ref('stg_chats') }} where from_handle is not null
 ),
 
 direct as (
     select
-        remote_handle as handle,
+        {{ folded_handle('remote_handle') }} as handle,
+        max(remote_handle) as spelling,
         count(*) as threads,
         min(first_message_at) as first_contact_at,
         max(latest_message_at) as last_contact_at,
@@ -22,19 +24,20 @@ direct as (
         count(case when waiting_on = 'us' then 1 end) as threads_waiting_on_us
     from {{ ref('thread_activity') }}
     where remote_handle is not null and not is_group
-    group by remote_handle
+    group by {{ folded_handle('remote_handle') }}
 ),
 
 in_groups as (
     select
-        handle,
+        {{ folded_handle('handle') }} as handle,
+        max(handle) as spelling,
         count(distinct chat_id) as groups_ever,
         count(distinct case when is_current then chat_id end) as groups_current,
         min(first_seen_at) as first_seen_at,
         max(last_seen_at) as last_seen_at,
         cast(sum(message_count) as bigint) as messages_in_groups
     from {{ ref('group_membership') }}
-    group by handle
+    group by {{ folded_handle('handle') }}
 ),
 
 handles as (
@@ -44,7 +47,7 @@ handles as (
 )
 
 select
-    handles.handle,
+    coalesce(direct.spelling, in_groups.spelling) as handle,
     coalesce(direct.threads, 0) as threads,
     coalesce(direct.threads_waiting_on_us, 0) as threads_waiting_on_us,
     coalesce(in_groups.groups_ever, 0) as groups_ever,

@@ -4,7 +4,7 @@
 -- depends_on: {{ ref('chats_to_build') }}
 
 with groups as (
-    select chat_id, from_handle, created_at, fetched_at
+    select chat_id, {{ folded_handle('from_handle') }} as from_handle, from_handle as spelling, created_at, fetched_at
     from {{ ref('stg_chats') }}
     where is_group
 ),
@@ -30,21 +30,45 @@ groups_to_build as (
 ),
 
 messages as (
-    select chat_id, sender as handle, direction, message_at
+    select chat_id, {{ folded_handle('sender') }} as handle, sender as spelling, direction, message_at
     from {{ ref('thread_messages') }}
     where chat_id in (select chat_id from groups_to_build)
 ),
 
 lists as (
-    select lists.chat_id, lists.handle, lists.fetched_at
+    select
+        lists.chat_id,
+        {{ folded_handle('lists.handle') }} as handle,
+        lists.handle as spelling,
+        lists.fetched_at
     from {{ ref('stg_participant_lists') }} as lists
     where lists.chat_id in (select chat_id from groups_to_build)
 ),
 
 operations as (
-    select operations.chat_id, operations.handle, operations.operation, operations.happened_at
+    select
+        operations.chat_id,
+        {{ folded_handle('operations.handle') }} as handle,
+        operations.handle as spelling,
+        operations.operation,
+        operations.happened_at
     from {{ ref('stg_group_member_operations') }} as operations
     where operations.chat_id in (select chat_id from groups_to_build) and operations.happened_at is not null
+),
+
+-- A person's handle may be spelled in several ways in one group: from here on it is folded, and shown as one of them.
+spellings as (
+    select chat_id, handle, max(spelling) as spelling
+    from (
+        select chat_id, handle, spelling from messages
+        union all
+        select chat_id, handle, spelling from lists
+        union all
+        select chat_id, handle, spelling from operations
+        union all
+        select chat_id, from_handle, spelling from groups_to_build
+    ) as spelled
+    group by chat_id, handle
 ),
 
 -- Instants at which a handle was seen in the group, and the evidence for it.
@@ -203,7 +227,7 @@ threads as (
 
 select
     chats_to_build.chat_id,
-    members.handle,
+    spellings.spelling as handle,
     members.valid_from,
     members.valid_to,
     members.valid_to is null as is_current,
@@ -234,6 +258,7 @@ select
     threads.messages_total as thread_messages_total
 from chats_to_build
 left join members on members.chat_id = chats_to_build.chat_id
+left join spellings on spellings.chat_id = members.chat_id and spellings.handle = members.handle
 left join threads on threads.chat_id = chats_to_build.chat_id
 left join groups on groups.chat_id = chats_to_build.chat_id
 {%- if target.type == 'spark' %}

@@ -6,6 +6,7 @@ select
     mime_type,
     size_bytes,
     created_at,
+    removed_at,
     extra,
     _read_at as fetched_at,
     _dlt_load_id as load_id

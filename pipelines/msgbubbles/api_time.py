@@ -1,0 +1,47 @@
+"""The API's clock, as far as the `Date` of its answers can be believed.
+
+What was read when is remembered by this clock, so one answer with a wrong `Date` would keep rows from being read again
+until that date. A `Date` near the expected one is believed at once. Another one is believed only when several answers
+in a row agree on it: then the clock of this machine is wrong, or was set meanwhile.
+"""
+
+from __future__ import annotations
+
+import threading
+from datetime import datetime, timedelta
+
+# How far a `Date` may be from the expected one and still be believed at once.
+MAX_SURPRISE = timedelta(minutes=15)
+# Dates of different answers agree when they differ from this machine's clock by the same, to this.
+AGREEMENT = timedelta(minutes=1)
+# Answers in a row that have to agree on an unexpected date, before an expected one was seen and after.
+FIRST_ANSWERS, MORE_ANSWERS = 2, 10
+
+
+class ApiTime:
+    """Gives the API's time. It may be used by several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # How far the API's clock is ahead of this machine's.
+        self._ahead = timedelta(0)
+        self._answers_needed = FIRST_ANSWERS
+        self._unexpected = timedelta(0)
+        self._agreeing = 0
+
+    def at(self, date: datetime | None, now: datetime) -> datetime:
+        """The API's time `now` by this machine's clock, for an answer with this `Date`, null if it has none (UTC)."""
+        with self._lock:
+            if date is None:
+                return now + self._ahead
+            ahead = date - now
+            if abs(ahead - self._ahead) > MAX_SURPRISE and not self._is_agreed(ahead):
+                return now + self._ahead
+            self._ahead, self._answers_needed, self._agreeing = ahead, MORE_ANSWERS, 0
+            return date
+
+    def _is_agreed(self, ahead: timedelta) -> bool:
+        is_same = self._agreeing > 0 and abs(ahead - self._unexpected) <= AGREEMENT
+        self._agreeing = self._agreeing + 1 if is_same else 1
+        self._unexpected = ahead
+        return self._agreeing >= self._answers_needed

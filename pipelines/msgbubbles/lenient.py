@@ -1,0 +1,271 @@
+"""Read JSON that a strict decoder refuses, token by token and without recursion.
+
+A token is a string, a bracket, a comma, a colon or a bare word, so one pass handles any nesting and costs no more than
+the length of the text. Everything here takes and returns UTF-8 bytes; what needs no change is returned to the letter.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+# Deeper values become text: every reader behind this one (json, dlt, SQL engines) ends somewhere, each elsewhere.
+MAX_DEPTH = 100
+# Python reads integers of 4,300 digits at most, PostgreSQL numbers of 131,072.
+MAX_DIGITS = 400
+
+_TOKEN = re.compile(rb'([ \t\r\n\f\v\0]*+)("[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},:]|[^\s"\[\]{},:\0]++)', re.DOTALL)
+_SPACE = re.compile(rb"[ \t\r\n\f\v\0]*+")
+_COLON = re.compile(rb"\s*+:")
+_NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?")
+_MAY_BE_TOO_LARGE = re.compile(rb"[0-9]{%d}|[0-9][eE]\+?[0-9]{3}" % MAX_DIGITS)
+_IN_STRING = re.compile(rb'[\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})|\\(.)', re.DOTALL)
+_WORDS = {
+    b"true": b"true", b"false": b"false", b"null": b"null", b"True": b"true", b"False": b"false",
+    **dict.fromkeys((b"NaN", b"nan", b"Infinity", b"-Infinity", b"+Infinity", b"inf", b"-inf", b"None", b"undefined",
+                     b"nil", b"NULL"), b"null"),
+}  # fmt: skip
+_OPEN, _CLOSE = b"[{", b"]}"
+_MATES = {b"]": b"[", b"}": b"{"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The parts of an answer. `envelope` is its text with null in the place of `data`, `data` is the text of that, and
+    `rows` the text of each of its elements; null where `data` is no list."""
+
+    envelope: bytes
+    data: bytes | None
+    rows: list[bytes] | None
+
+
+def strict_json(text: bytes, depth_kept: int = 1) -> bytes:
+    """Rewrite a value as strict JSON, as far as a lenient reader understands it.
+
+    Control characters in strings are escaped, trailing commas removed, NaN and its like null, other bare words text.
+    Members at `depth_kept` (0: the value itself, 1: the fields of an object) that nest deeper than `MAX_DEPTH` are
+    their own text. The result may still be no JSON.
+    """
+    out: list[bytes] = []
+    end = depth = deepest = start = place = 0
+    last = b""
+    for token in _TOKEN.finditer(text):
+        if token.start() != end:
+            return text
+        space, word = token[1], token[2]
+        end = token.end()
+        out.append(space if not space.strip(b" \t\r\n") else b" ")
+        if word in _CLOSE:
+            if last == b",":
+                del out[-2]
+            elif last == b":":
+                out.append(b"null")
+            depth -= 1
+        elif word == b"," and last == b":":
+            out.append(b"null")
+        elif word in _OPEN:
+            if depth == depth_kept:
+                start, place, deepest = token.start(2), len(out), depth
+            depth += 1
+            deepest = max(deepest, depth)
+        out.append(_rewritten(word))
+        if word in _CLOSE and depth == depth_kept and deepest > MAX_DEPTH:
+            out[place:] = [msgspec.json.encode(text[start:end].decode("utf-8", "replace"))]
+            deepest = 0
+        last = word
+    return b"".join(out) + text[end:]
+
+
+def _rewritten(word: bytes) -> bytes:
+    if word[:1] == b'"':
+        return _IN_STRING.sub(_escaped, word)
+    if word in b"[]{},:":
+        return word
+    known = _WORDS.get(word)
+    if known is not None:
+        return known
+    if _NUMBER.fullmatch(word) and len(word) <= MAX_DIGITS and math.isfinite(float(word)):
+        return word
+    return msgspec.json.encode(word.decode("utf-8", "replace"))
+
+
+def _escaped(found: re.Match[bytes]) -> bytes:
+    if found[1] is not None:
+        return b"'" if found[1] == b"'" else b"\\\\" + _IN_STRING.sub(_escaped, found[1])
+    return found[0] if found[0][:1] == b"\\" else b"\\u%04x" % found[0][0]
+
+
+def is_storable(value: bytes) -> bool:
+    """Whether a JSON value is certainly neither nested too deep nor holds a number that is too large."""
+    return len(value) <= MAX_DEPTH and not _MAY_BE_TOO_LARGE.search(value)
+
+
+def storable(value: bytes) -> bytes:
+    """Return a JSON value as every destination takes it: nested too deep, it is text; so are numbers out of range."""
+    return value if is_storable(value) else strict_json(value, depth_kept=0)
+
+
+def opened(body: bytes) -> Answer:
+    """Split an answer into its envelope and its rows, without a look into the rows. Raises `msgspec.DecodeError` where
+    it is cut off, or no JSON object."""
+    stack: list[bytes] = []
+    end = 0
+    key = data_at = row_at = None
+    data: tuple[int, int] | None = None
+    rows: list[bytes] = []
+    for token in _TOKEN.finditer(body):
+        word, start = token[2], token.start(2)
+        if token.start() != end or (end and not stack):
+            raise msgspec.DecodeError("not JSON")
+        if not stack and word != b"{":
+            raise msgspec.DecodeError("not an object")
+        if len(stack) == 1 and word == b",":
+            key = None
+        elif len(stack) == 1 and word[:1] == b'"' and _COLON.match(body, token.end()):
+            key = word
+        elif len(stack) == 1 and key == b'"data"' and word not in b":}":
+            data_at, rows, row_at = start, [], None
+        elif len(stack) == 2 and data_at is not None and word in b",]":
+            if row_at is not None:
+                rows.append(body[row_at:end])
+            row_at = None
+        elif len(stack) == 2 and data_at is not None and row_at is None:
+            row_at = start
+        if word in _OPEN:
+            stack.append(word)
+        elif word in _CLOSE and (not stack or stack.pop() != _MATES[word]):
+            raise msgspec.DecodeError("brackets do not match")
+        end = token.end()
+        if data_at is not None and len(stack) == 1:
+            data, data_at = (data_at, end), None
+    if stack or _SPACE.fullmatch(body, end) is None:
+        raise msgspec.DecodeError("cut off")
+    if data is None:
+        return Answer(strict_json(body), None, None)
+    text = body[slice(*data)]
+    envelope = body[: data[0]] + b"null" + body[data[1] :]
+    return Answer(strict_json(envelope), text, rows if text[:1] == b"[" else None)
+
+
+_MEMBERS = rb'(?:\s*+"\w++"\s*+:\s*+(?:"[^"\\]*+"|[\w.+-]++)\s*+%s)*'
+_HEAD = re.compile(rb"\s*\{" + _MEMBERS % b"," + rb'\s*"data"\s*:\s*(\[)')
+_TAIL = re.compile(rb"\]\s*(?:,\s*" + _MEMBERS % b",?" + rb")?\}\s*\Z")
+_ROW_ENDS = re.compile(rb"\s*(?:,|\Z)")
+_BETWEEN_ROWS = re.compile(rb"[\s,]*+")
+_NEXT_ROW = re.compile(rb",\s*(?=\{)")
+# How often a list may be scanned, on average, for the rows behind one that has no end; and how many bytes more at most.
+_SCANS, _MOST_SCANNED = 20, 20_000_000
+
+
+def reopened(body: bytes, is_row: Callable[[bytes], bool]) -> Answer:
+    """Split an answer of which a row has a quote or a bracket too many or too few: what lies between rows that can be
+    read is one element. Raises `msgspec.DecodeError` where the envelope is not whole."""
+    head, tail = _HEAD.match(body), _TAIL.search(body)
+    # Only the envelope says whether there is more; an answer that was cut off behind a list in a row does not.
+    if not head or not tail or b'"has_more"' not in body[: head.end()] + body[tail.start() :]:
+        raise msgspec.DecodeError("not JSON")
+    inside = body[head.end() : tail.start()]
+    rows: list[bytes] = []
+    at, skipped_at, left = 0, -1, len(inside) + min(_SCANS * len(inside), _MOST_SCANNED)
+    while (at := _BETWEEN_ROWS.match(inside, at).end()) < len(inside):  # type: ignore[union-attr]
+        end, scanned = _value_end(inside, at)
+        left -= scanned
+        if left < 0:
+            raise msgspec.DecodeError("too many rows without an end")
+        if end and _ROW_ENDS.match(inside, end) and is_row(inside[at:end]):
+            if skipped_at >= 0:
+                rows.append(inside[skipped_at:at].rstrip(b", \t\r\n"))
+            rows.append(inside[at:end])
+            at, skipped_at = end, -1
+            continue
+        skipped_at = at if skipped_at < 0 else skipped_at
+        further = _NEXT_ROW.search(inside, at)
+        at = further.end() if further else len(inside)
+    if skipped_at >= 0:
+        rows.append(inside[skipped_at:].rstrip())
+    return Answer(body[: head.start(1)] + b"null" + body[tail.start() + 1 :], inside, rows)
+
+
+def _value_end(text: bytes, at: int) -> tuple[int, int]:
+    """Where the value ends that begins at `at`, or 0 where it does not; and how many bytes were looked at."""
+    stack: list[bytes] = []
+    end = at
+    for token in _TOKEN.finditer(text, at):
+        word = token[2]
+        if token.start() != end:
+            break
+        end = token.end()
+        if word in _OPEN:
+            stack.append(word)
+        elif word in _CLOSE and (not stack or stack.pop() != _MATES[word]):
+            break
+        if not stack:
+            return end, end - at
+    return 0, end - at
+
+
+# -- links
+
+# What stands in the place of a link that is not stored.
+NO_LINK = b"[link]"
+_IN_LINK = rb'(?:[^\s"\\]|\\*/|\\u[0-9a-fA-F]{4})*+'
+_SCHEME = rb"[A-Za-z][A-Za-z0-9+.-]*+(?::|\\u003[aA])(?:\\*/|\\u002[fF]){2}"
+_LINK = re.compile(_SCHEME + _IN_LINK)
+_NAMES_LINK = re.compile(rb"(?i)(?:ur[il]|href|link|src)s?\"$")
+_QUERY = re.compile(rb"[?@#]|\\u003[fF]|\\u0040|\\u0023")
+# What people write and what callers add is stored as it is; a link in it is theirs.
+_OWN_WORDS = frozenset({b'"text"', b'"metadata"'})
+
+
+def without_links(text: bytes, *, of_attachment: bool = False) -> bytes:
+    """Return JSON without links that may be signed: in and below `attachments` (or anywhere, with `of_attachment`) no
+    link at all, elsewhere none with a query. Other text than JSON keeps no link."""
+    if not (_LINK.search(text) or (_names_link(text) and (of_attachment or b"attachments" in text))):
+        return text
+    out: list[bytes] = []
+    end = 0
+    key = b""
+    # Of each open bracket: whether all its links go, whether its strings are links by their name, whether they stay.
+    stack = [(of_attachment, False, False)]
+    for token in _TOKEN.finditer(text):
+        if token.start() != end:
+            return _LINK.sub(NO_LINK, text)
+        word = token[2]
+        end = token.end()
+        of_this, is_link, is_own = stack[-1]
+        of_this = of_this or key == b'"attachments"'
+        is_link = of_this and (is_link or bool(_NAMES_LINK.search(key)))
+        is_own = not of_this and (is_own or key in _OWN_WORDS)
+        if word in _OPEN:
+            stack.append((of_this, is_link, is_own))
+            key = b""
+        elif word in _CLOSE:
+            if len(stack) > 1:
+                stack.pop()
+            key = b""
+        elif word == b",":
+            key = b""
+        elif word[:1] == b'"' and _COLON.match(text, end):
+            key = word
+        elif word[:1] == b'"':
+            if is_link:
+                word = b'"%s"' % NO_LINK
+            elif of_this:
+                word = _LINK.sub(NO_LINK, word)
+            elif not is_own:
+                word = _LINK.sub(_without_query, word)
+        out += (token[1], word)
+    rest = text[end:]
+    return b"".join(out) + _LINK.sub(NO_LINK, rest)
+
+
+def _names_link(text: bytes) -> bool:
+    return any(name in text.lower() for name in (b"url", b"uri", b"href", b"link", b"src"))
+
+
+def _without_query(link: re.Match[bytes]) -> bytes:
+    return NO_LINK if _QUERY.search(link[0]) else link[0]

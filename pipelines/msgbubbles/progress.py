@@ -1,0 +1,53 @@
+"""How far a message has come. Its status only moves forward, and when it was sent, delivered and read is set once:
+what arrives late, or was read from a copy that lags, takes nothing back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from .compare import Comparison
+
+RANKS = {"queued": 0, "received": 0, "sent": 1, "failed": 2, "delivered": 3, "read": 4}
+SET_ONCE = ("sent_at", "delivered_at", "read_at")
+
+
+def rank_of(status: str | None) -> int | None:
+    """Return how far a status is; null for one that nobody knows, which has no place among the others."""
+    return None if status is None else RANKS.get(status.lower())
+
+
+def is_ahead(status: str | None, stored: str | None) -> bool:
+    """Whether a status is further than the stored one, as far as both are known. Each is further than none."""
+    rank, stored_rank = rank_of(status), rank_of(stored)
+    return rank is not None and (stored is None or (stored_rank is not None and rank > stored_rank))
+
+
+def keep_progress(incoming: pa.Table, comparison: Comparison) -> pa.Table:
+    """Return messages as the API shows them, with what is stored of their progress where it is further.
+
+    The API's word counts where it shows a later `updated_at`, or none. A row that it does not claim to have changed
+    since the stored one is older than the events that have changed that.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    def column(name: str) -> pa.Array:
+        return incoming.column(name).combine_chunks()
+
+    unclaimed = pc.fill_null(pc.less_equal(column("updated_at"), comparison.stored("updated_at")), False)
+    if not pc.any(unclaimed).as_py():
+        return incoming
+    stored = comparison.stored("status")
+    behind = [is_ahead(old, new) for new, old in zip(column("status").to_pylist(), stored.to_pylist(), strict=True)]
+    stays = {"status": (pa.array(behind, pa.bool_()), stored)}
+    stays |= {name: (pc.is_null(column(name)), comparison.stored(name)) for name in SET_ONCE}
+    for name, (mask, values) in stays.items():
+        mask = pc.and_(mask, unclaimed)
+        if pc.any(mask).as_py():
+            place = incoming.schema.get_field_index(name)
+            kept = pc.if_else(mask, values, column(name))
+            incoming = incoming.set_column(place, incoming.schema.field(place), kept)
+    return incoming

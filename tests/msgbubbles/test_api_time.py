@@ -1,0 +1,124 @@
+"""The API's clock, where its answers say something else than before."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+
+from msgbubbles.api_time import MORE_ANSWERS, ApiTime
+from msgbubbles.client import Client
+from msgbubbles.coverage import DAY_MS, HOUR_MS, Tier
+from msgbubbles.settings import Settings
+from msgbubbles.transport import Transport
+from sandbox import Knobs, NewMessage
+from world import OURS, World
+
+NOW = datetime(2026, 3, 2, 9, tzinfo=UTC)
+SECOND, HOUR, YEAR = timedelta(seconds=1), timedelta(hours=1), timedelta(days=365)
+SETTINGS = Settings(0, 300_000, {"chats": [Tier(DAY_MS)], "messages": [Tier(HOUR_MS, 72 * HOUR_MS)]})
+
+
+@pytest.mark.parametrize("ahead", [YEAR, -YEAR, HOUR, timedelta(days=3650 * 2), NOW - datetime.min.replace(tzinfo=UTC)])
+def test_one_answer_with_another_date_is_not_believed(ahead: timedelta) -> None:
+    for good_before in (0, 1, 20):
+        clock = ApiTime()
+        for number in range(good_before):
+            assert clock.at(NOW + number * SECOND, NOW + number * SECOND) == NOW + number * SECOND
+        assert clock.at(NOW - ahead, NOW) == NOW
+        assert clock.at(NOW + 2 * SECOND, NOW + SECOND) == NOW + 2 * SECOND
+        assert clock.at(None, NOW + SECOND) == NOW + 2 * SECOND, "without a date it is reckoned from the last"
+
+
+@pytest.mark.parametrize("ahead", [YEAR, -3 * HOUR])
+def test_a_clock_of_this_machine_that_is_wrong_does_no_harm(ahead: timedelta) -> None:
+    clock = ApiTime()
+    clock.at(NOW + ahead, NOW)
+    assert clock.at(NOW + ahead + SECOND, NOW + SECOND) == NOW + ahead + SECOND
+    assert clock.at(NOW, NOW) == NOW + ahead, "now this is the unexpected one"
+    # Set right while a job runs.
+    answers = [clock.at(NOW + ahead, NOW + ahead) for _ in range(MORE_ANSWERS)]
+    assert answers[-1] == NOW + ahead
+
+
+def test_dates_that_contradict_each_other_are_not_believed() -> None:
+    clock = ApiTime()
+    assert [clock.at(NOW + hours * HOUR, NOW) for hours in (5, 9, 5, 9, 2, -5)] == [NOW] * 6
+
+
+@pytest.mark.parametrize("date", [None, "", "soon", "Mon, 99 Foo 2026 00:00:00 GMT", "Fri, 31 Dec 9999 23:59:59 -2359"])
+def test_an_answer_without_a_readable_date_counts_as_of_now(date: str | None) -> None:
+    transport = Transport("http://127.0.0.1/v1", "sk_1", None)
+    headers = {} if date is None else {"Date": date}
+    transport._http._transport = httpx.MockTransport(lambda _: httpx.Response(200, headers=headers, json={"data": []}))
+    with Client(transport) as client:
+        assert abs(client.list_numbers().server_at - datetime.now(UTC)) < 5 * SECOND
+
+
+def renamed(world: World) -> str:
+    """Rename the oldest chat; returns its id."""
+    rows = sorted(world.store.tables["chats"].values(), key=lambda row: row["last_message_at"])
+    world.account.rename(rows[0]["id"], "Another name", world.at())
+    return str(rows[0]["id"])
+
+
+def world_with_chats(*, feed: bool) -> World:
+    world = World(Knobs(feed=feed), SETTINGS)
+    for _ in range(12):
+        chat_id = world.account.add_chat(OURS, "+14155550123", world.at())
+        world.account.add_message(NewMessage(chat_id, "outbound", "hello", world.at(), "sent", sender=OURS))
+        world.pass_time(60_000)
+    return world
+
+
+def sync_with_dates(world: World, date: Any) -> None:
+    """Sync while `date` gives the API's date, from its time and the number of the request."""
+    right, begun = world._http._date, world.requests
+    world._http._date = lambda: date(right(), world.requests - begun)
+    world.sync()
+    world._http._date = right
+
+
+@pytest.mark.parametrize("ahead", [YEAR, 6 * HOUR, -YEAR])
+def test_a_rename_is_seen_within_a_day_of_an_answer_with_another_date(ahead: timedelta) -> None:
+    for wrong in range(1, 13):
+        with closing(world_with_chats(feed=True)) as world:
+            world.sync()
+            world.pass_time(25 * HOUR_MS)
+            sync_with_dates(world, lambda at, number, wrong=wrong: at + ahead if number == wrong else at)
+            renamed(world)
+            world.pass_time(25 * HOUR_MS)
+            world.sync()
+            assert world.differences() == {}
+
+
+@pytest.mark.parametrize("feed", [True, False])
+def test_a_rename_is_seen_after_a_run_in_another_year(feed: bool) -> None:
+    with closing(world_with_chats(feed=feed)) as world:
+        sync_with_dates(world, lambda at, _number: at + YEAR)
+        renamed(world)
+        world.pass_time(HOUR_MS)
+        world.sync()
+        assert world.differences() == {}
+        marks = [world.store.states["chats"]["seen_ms"], world.store.states["chats"]["head_swept_ms"]]
+        assert max(marks) <= world.now_ms
+
+
+def test_an_api_whose_date_cannot_be_read_is_synced_like_any_other() -> None:
+    with closing(world_with_chats(feed=True)) as world:
+        respond = world._http.handle_request
+
+        def without_date(request: httpx.Request) -> httpx.Response:
+            response = respond(request)
+            del response.headers["date"]
+            return response
+
+        world._http.handle_request = without_date  # type: ignore[method-assign]
+        world.sync()
+        renamed(world)
+        world.pass_time(25 * HOUR_MS)
+        world.sync()
+        assert world.differences() == {}

@@ -1,0 +1,168 @@
+"""Answers that never come to an end: every exchange is over in time, whatever part of it is slow."""
+
+from __future__ import annotations
+
+import gzip
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+
+from msgbubbles.client import Client
+from msgbubbles.errors import ConfigurationError, Interrupted, MsgBubblesError, RetryableError, UnreachableError
+from msgbubbles.transport import Transport
+
+TIMEOUT_SECONDS = 0.3
+GOOD = b'HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n{"data": []}'
+
+Handler = Callable[[socket.socket], None]
+
+
+@contextmanager
+def handling(handler: Handler) -> Iterator[int]:
+    """Let a handler have every connection, in a thread of its own. Yields the port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def handle(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            handler(connection)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=handle, args=[listener.accept()[0]], daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+def transport_to(port: int, scheme: str = "http") -> Transport:
+    return Transport(f"{scheme}://127.0.0.1:{port}/v1", "sk_1", None, timeout_seconds=TIMEOUT_SECONDS, max_attempts=1)
+
+
+def drip(begin: bytes, piece: bytes = b" ") -> Handler:
+    """Answer with `begin` and then a piece every 50 ms, for far longer than anybody may wait."""
+
+    def handler(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(begin)
+        for _ in range(200):
+            time.sleep(0.05)
+            connection.sendall(piece)
+
+    return handler
+
+
+def silent(connection: socket.socket) -> None:
+    while connection.recv(65536):
+        pass
+
+
+def good_once(connection: socket.socket) -> None:
+    connection.recv(65536)
+    connection.sendall(GOOD)
+    drip(GOOD[:-1])(connection)
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+SLOW = {
+    "body": drip(OK + b"Content-Length: 9999\r\n\r\n"),
+    "body of an error": drip(b"HTTP/1.1 404 Not Found\r\nContent-Length: 9999\r\n\r\n"),
+    "body until the end of the connection": drip(OK + b"\r\n"),
+    "chunks": drip(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+    "compressed": drip(
+        OK + b"Content-Encoding: gzip\r\nContent-Length: 9999\r\n\r\n" + gzip.compress(b"", mtime=0)[:10],
+        b"\0\0\0\xff\xff",
+    ),
+    "headers": drip(OK, b"X-A: 1\r\n"),
+    "one header": drip(OK + b"X-A: ", b"1"),
+    "other answers before": drip(b"", b"HTTP/1.1 102 Processing\r\n\r\n"),
+    "no answer": silent,
+}
+
+
+@pytest.mark.parametrize("part", SLOW)
+def test_a_slow_answer_ends_at_the_deadline(part: str) -> None:
+    with handling(SLOW[part]) as port, Client(transport_to(port)) as client:
+        began = time.monotonic()
+        with pytest.raises(RetryableError, match=r"within 0.3 s \(timeout_seconds\)") as raised:
+            client.list_numbers()
+        assert time.monotonic() - began < TIMEOUT_SECONDS + 0.5
+        assert not isinstance(raised.value, UnreachableError), "the API is there"
+
+
+def test_a_slow_answer_on_a_connection_in_use_ends_at_the_deadline() -> None:
+    with handling(good_once) as port, Client(transport_to(port)) as client:
+        client.list_numbers()
+        time.sleep(TIMEOUT_SECONDS + 0.1)  # the time of the exchange before is over
+        began = time.monotonic()
+        with pytest.raises(RetryableError):
+            client.list_numbers()
+        assert time.monotonic() - began < TIMEOUT_SECONDS + 0.5
+
+
+@pytest.mark.parametrize("handler", [silent, drip(b"\x16\x03\x03\x40\x00", b"\0")])
+def test_a_handshake_that_hangs_is_no_connection(handler: Handler) -> None:
+    with handling(handler) as port, Client(transport_to(port, "https")) as client:
+        began = time.monotonic()
+        with pytest.raises(UnreachableError):
+            client.list_numbers()
+        assert time.monotonic() - began < TIMEOUT_SECONDS + 0.5
+
+
+def test_a_stop_is_heeded_when_a_slow_answer_is_over() -> None:
+    with handling(SLOW["body"]) as port:
+        stop = threading.Event()
+        transport = Transport(f"http://127.0.0.1:{port}/v1", "sk_1", None, timeout_seconds=TIMEOUT_SECONDS, stop=stop)
+        with Client(transport) as client:
+            threading.Timer(0.1, stop.set).start()
+            with pytest.raises(Interrupted):
+                client.list_numbers()
+            assert transport.traffic.total == 1
+
+
+def compressed(body: bytes, encoding: bytes) -> Handler:
+    head = OK + b"Content-Encoding: " + encoding + f"\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+
+    def handler(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(head + body)
+
+    return handler
+
+
+BOMB = gzip.compress(b" " * 20_000_000, mtime=0)
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "says"),
+    [
+        (BOMB, b"gzip", "over 1000000 bytes"),
+        (gzip.compress(BOMB, mtime=0), b"gzip, gzip", "encoded otherwise"),
+        (b"data", b"br", "encoded otherwise"),
+        (b"data", b"gzip", "could not be reached"),
+    ],
+)
+def test_a_compressed_answer_is_bounded(
+    body: bytes, encoding: bytes, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msgbubbles.transport.MAX_BODY_BYTES", 1_000_000)
+    with (
+        handling(compressed(body, encoding)) as port,
+        Client(transport_to(port)) as client,
+        pytest.raises(MsgBubblesError, match=says),
+    ):
+        client.list_numbers()
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_deadline_that_cannot_be_is_refused(seconds: float) -> None:
+    with pytest.raises(ConfigurationError, match="timeout_seconds"):
+        Transport("https://127.0.0.1/v1", "sk_1", None, timeout_seconds=seconds)
