@@ -66,6 +66,7 @@ PERSONAL: dict[str, dict[str, Kind]] = {
     "group_sightings": {
         "key": "ours", "chat_id": "id", "from_handle": "own_handle", "title": "title", "handles": "handles",
     },
+    "_account": {"claim": "ours"},
     "sync_runs": dict.fromkeys(
         (
             "run_id", "outcome", "error", "requests", "seconds", "tables", "streams", "repaired", "expired", "versions",
