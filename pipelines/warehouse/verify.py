@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,8 @@ import duckdb
 from msgbubbles.client import Client
 from msgbubbles.compare import Comparison, key_of
 from msgbubbles.coverage import Coverage
-from msgbubbles.errors import NotFoundError, PermanentError
+from msgbubbles.errors import ApiError, NotFoundError, PermanentError, is_of_unit
+from msgbubbles.failed_reads import TRIES_AFTER_A_FAILURE
 from msgbubbles.landing import COLUMNS, ROWS_PER_TABLE, arrow_table
 from msgbubbles.models import Attachment, Chat, Message, Page, R, Row
 from msgbubbles.repairs import as_listed
@@ -46,8 +48,9 @@ TABLES: dict[type[Row], str] = {Chat: "chats", Message: "messages", Attachment: 
 
 @dataclass(frozen=True)
 class Difference:
-    """`kind` is missing (in the warehouse), surplus (not in the API) or different, and then `fields` are those that
-    are. Ids only: a difference holds no text and no handle."""
+    """`kind` is missing (in the warehouse), surplus (not in the API), unreadable (a chat, or all messages of one, that
+    the API does not answer) or different, and then `fields` are those that are. Ids only: a difference holds no text
+    and no handle."""
 
     table: str
     id: str
@@ -106,6 +109,7 @@ class Verifier:
         self._known_to_ms = {stream: (one.newest_ms or 0) - settings.settle_ms for stream, one in coverage.items()}
         self._rows: dict[str, dict[str, Row]] = {table: {} for table in TABLES.values()}
         self._chat_of_message: dict[str, str | None] = {}
+        self._unreadable: set[str] = set()  # chats whose messages the API does not answer
         self._now_ms = 0  # the API's clock, by the last page
         database.execute("CREATE TEMP TABLE shown (kind VARCHAR, id VARCHAR)")
 
@@ -116,14 +120,8 @@ class Verifier:
         ).fetchall()
         ids = [row[0] for row in found]
         for chat_id in random.Random(seed).sample(ids, min(count, len(ids))):  # noqa: S311 - a sample, not a secret
-            try:
-                chat = as_listed(self._client.get_chat(chat_id))
-            except NotFoundError:
-                self._differs(Difference("chats", chat_id, "surplus"))
+            if not self._ask_for(chat_id):
                 continue
-            finally:
-                self._on_page()
-            self._take(chat, "chats")
             self._read_thread(chat_id)
             self._compare_all()
             self._surplus_messages("conversation_id = ?", chat_id)
@@ -146,11 +144,16 @@ class Verifier:
         for (chat_id,) in gone:
             self._ask_for(chat_id)
         if feed:
-            for page in self._walked(lambda before: self._client.list_messages(before=before)):
-                for message in page.rows:
-                    self._take(message, "messages")
-                self._compare_full_tables()
-        else:
+            try:
+                for page in self._walked(lambda before: self._client.list_messages(before=before)):
+                    for message in page.rows:
+                        self._take(message, "messages")
+                    self._compare_full_tables()
+            except ApiError as error:
+                if not is_of_unit(error):
+                    raise
+                feed = False
+        if not feed:
             chats = self._database.execute("SELECT DISTINCT id FROM shown WHERE kind = 'chats'").fetchall()
             for (chat_id,) in chats:
                 self._read_thread(chat_id)
@@ -174,23 +177,42 @@ class Verifier:
 
     def _read_thread(self, chat_id: str) -> None:
         try:
-            for page in self._walked(lambda before: self._client.list_messages(chat_id, before=before)):
-                for message in page.rows:
-                    self._take(message, "messages")
+            with self._tries():
+                for page in self._walked(lambda before: self._client.list_messages(chat_id, before=before)):
+                    for message in page.rows:
+                        self._take(message, "messages")
         except NotFoundError:
             pass  # gone meanwhile
+        except ApiError as error:
+            self._note_unreadable(error, "messages", chat_id)
 
-    def _ask_for(self, chat_id: str) -> None:
-        """A chat that the walk did not show may have moved, or share an instant with too many others."""
+    def _ask_for(self, chat_id: str) -> bool:
+        """Compare a chat by its id: one that the list did not show may have moved, or share a timestamp with too many
+        others. Returns whether the API has it."""
         try:
-            chat = as_listed(self._client.get_chat(chat_id))
+            with self._tries():
+                chat = as_listed(self._client.get_chat(chat_id))
         except NotFoundError:
             self._differs(Difference("chats", chat_id, "surplus"))
-        else:
-            self._take(chat, "chats")
-            self._compare_all()
+            return False
+        except ApiError as error:
+            self._note_unreadable(error, "chats", chat_id)
+            return True
         finally:
             self._on_page()
+        self._take(chat, "chats")
+        self._compare_all()
+        return True
+
+    def _tries(self) -> AbstractContextManager[None]:
+        """After the first failure the others are not tried long."""
+        return self._client.transport.at_most(TRIES_AFTER_A_FAILURE) if self._unreadable else nullcontext()
+
+    def _note_unreadable(self, error: ApiError, table: str, chat_id: str) -> None:
+        if not is_of_unit(error):
+            raise error
+        self._unreadable.add(chat_id)
+        self._differs(Difference(table, chat_id, "unreadable", (), chat_id))
 
     def _take(self, row: Chat | Message, table: str) -> None:
         at_ms = _listed_ms(row)
@@ -271,7 +293,8 @@ class Verifier:
             [value, instant(self._known_to_ms["messages"])],
         ).fetchall()
         for message_id, chat_id in found:
-            self._differs(Difference("messages", message_id, "surplus", (), chat_id))
+            if chat_id not in self._unreadable:
+                self._differs(Difference("messages", message_id, "surplus", (), chat_id))
 
     def _differs(self, difference: Difference) -> None:
         self.verdict.differences.append(difference)

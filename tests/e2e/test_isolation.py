@@ -43,6 +43,10 @@ def test_a_broken_thread_and_broken_numbers_are_shown_until_they_answer(new_job:
         "numbers": len(job.server.truth().numbers),
     }
     assert len(job.ask("status")["failed_reads"]) == 2
+    verdict = job.ask("verify", "--full", status=3)
+    assert [(one["table"], one["id"], one["kind"]) for one in verdict["differences"]] == [
+        ("messages", broken, "unreadable")
+    ]
     for command, status, parts in (("status", 0, [broken]), ("check", 3, [broken, "account is active", "!! numbers"])):
         printed = job.ask(command, "--text", status=status)
         assert all(part in printed for part in parts), printed
