@@ -129,6 +129,7 @@ def store_failed_reads(connection: duckdb.DuckDBPyConnection, failed: Iterable[F
         for one in failed
     ]
     columns = ", ".join(f"{name} {kind}" for name, kind in FAILED_READS_COLUMNS.items())
+    connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
     connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns})")
     connection.execute("BEGIN")
     connection.execute(f"DELETE FROM {table}")  # noqa: S608

@@ -163,7 +163,11 @@ def repair(
 def _note_failed_reads(place: Place, run: Run, pipeline: dlt.Pipeline, report: Report) -> None:
     report.failed_reads = all_failed_reads(states_of(pipeline))
     if run.failed_reads_changed:
-        place.set_pending("publish")
+        # The marts are not complete where it says so; and they are built before the rest is written.
+        place.set_pending("transform", "publish")
+        destination = destination_of(place)
+        with destination.writing() as connection:
+            store_failed_reads(connection, report.failed_reads, destination.landed)
 
 
 def _finish(

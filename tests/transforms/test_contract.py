@@ -16,7 +16,8 @@ import duckdb
 import pytest
 
 from diagram import entity_diagram
-from warehouse.journal import COLUMNS, FAILED_READS_COLUMNS
+from msgbubbles.failed_reads import FailedRead
+from warehouse.journal import COLUMNS, FAILED_READS_COLUMNS, store_failed_reads
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "transforms" / "README.md").read_text()
@@ -28,6 +29,7 @@ MODELS = {
         "stg_attachments",
         "stg_numbers",
         "stg_stream_coverage",
+        "stg_failed_reads",
         "stg_participant_lists",
         "stg_group_operations",
         "stg_group_member_operations",
@@ -87,6 +89,8 @@ def built(new_warehouse: Callable[[], Any], at: Any) -> Path:
             }
         ],
     )
+    with duckdb.connect(str(warehouse.path)) as connection:
+        store_failed_reads(connection, [FailedRead("numbers", "numbers", 0, 0, 1)], "msgbubbles")
     warehouse.transform()
     return warehouse.path.rename(warehouse.path.with_name("built.duckdb"))
 

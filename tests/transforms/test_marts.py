@@ -5,8 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import duckdb
 import pytest
 
+from msgbubbles.failed_reads import FailedRead
+from warehouse.journal import store_failed_reads
 from warehouse.place import Place
 from warehouse.transform import Transforms, _Dbt
 
@@ -193,6 +196,28 @@ def test_chat_whose_latest_message_is_not_visible_yet_is_not_complete(
     dbt = _Dbt(place, "duckdb", {"MSGBUBBLES_DUCKDB_PATH": str(warehouse.path)}, Transforms())
     assert not dbt.run("run", "--select", "thread_activity").wrong
     assert found() == not_visible | {"deleted message": (False, None, None, 1), "read": (True, 49, "us", 1)}
+
+
+def test_chat_whose_messages_could_not_be_read_is_not_complete(warehouse: Any, at: Any) -> None:
+    warehouse.load(
+        "1",
+        chats=[{"id": chat, "created_at": at(0), "last_message_at": at(1)} for chat in ("failed", "never read", "read")],
+        messages=[
+            {"id": chat, "conversation_id": chat, "cursor_at": at(1), "direction": "inbound"}
+            for chat in ("failed", "read")
+        ],
+        stream_coverage=[{"stream": "messages", "complete_since": at(0), "complete_to": at(60 * 24)}],
+    )
+    failed = [FailedRead("thread", chat, 0, 0, 1) for chat in ("failed", "never read")]
+    with duckdb.connect(str(warehouse.path)) as connection:
+        store_failed_reads(connection, [*failed, FailedRead("chat", "read", 0, 0, 1)], "msgbubbles")
+    warehouse.transform()
+    names = ("is_complete", "messages_total", "waiting_on")
+    found = {row["chat_id"]: tuple(map(row.get, names)) for row in warehouse.mart("thread_activity")}
+    assert found == {"failed": (False, 1, None), "never read": (False, None, None), "read": (True, 1, "us")}
+    with duckdb.connect(str(warehouse.path)) as connection:
+        store_failed_reads(connection, [], "msgbubbles")
+    assert {row["is_complete"] for row in warehouse.mart("thread_activity")} == {True}
 
 
 def test_a_deleted_chat_keeps_what_was_read_and_waits_on_nobody(warehouse: Any, at: Any) -> None:

@@ -73,14 +73,14 @@ threads as (
         coverage.complete_to as messages_complete_to,
         coverage.day as coverage_day,
         -- From the chat's beginning on, all messages have been read. A chat that was deleted before it was read has
-        -- no beginning.
-        coalesce(
+        -- no beginning. Of one whose messages could not be read, nobody knows which are missing.
+        failed.unit_id is null and coalesce(
             coverage.complete_since
             <= least(coalesce(chats.created_at, {{ epoch() }}), measures.first_message_at),
             false
         ) and (chats.deleted_at is null or chats.created_at is not null) as is_beginning_read,
         -- The latest message has been read, or the API has had its lookback to show it and does not (it was deleted).
-        coalesce(
+        failed.unit_id is null and coalesce(
             measures.latest_message_at >= chats.last_message_at
             or (
                 chats.last_message_at >= coverage.complete_since
@@ -101,6 +101,7 @@ threads as (
     left join {{ ref('thread_measures') }} as measures on measures.chat_id = chats.chat_id
     left join recent on recent.chat_id = chats.chat_id
     left join typing on typing.chat_id = chats.chat_id
+    left join {{ ref('stg_failed_reads') }} as failed on failed.kind = 'thread' and failed.unit_id = chats.chat_id
 ),
 
 -- Where no message was read, there were none only if all that there were have been read.
