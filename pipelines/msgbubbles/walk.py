@@ -165,7 +165,7 @@ class Walk(Generic[R]):
         self._misled: set[tuple[str, int]] = set()
         self._asked_again: frozenset[str] = frozenset()
         self._unproven_pages = 0
-        # A tie overflow, unless one of these rows turns out to be older for the API as well.
+        # A tie overflow, unless one of these rows turns out to come after the tied ones.
         self._suspected: tuple[Overflow, frozenset[str]] | None = None
         self._may_hide_untimed = False
 
@@ -180,6 +180,7 @@ class Walk(Generic[R]):
         if awaited is not None:
             if awaited.is_on(page):
                 self._proven_ms, self._field, self._unproven_pages = awaited.at_ms, awaited.field, 0
+                self.edge_ms = awaited.at_ms
                 awaited = None
             elif not awaited.may_follow(page):
                 return self._try_another(page, awaited)
@@ -247,10 +248,13 @@ class Walk(Generic[R]):
                 overflow = Overflow(next_ms, edge_ms)
         elif may_hide_rows and times.above > len(times.timed):
             raise PermanentError(f"{stream}: {BEFORE_IGNORED}")
+        elif lower := [at for at, _ in times.timed if at < edge_ms]:
+            # Not in order: where the next row down is older for the API as well, nothing of the edge is hidden.
+            self._idle, next_ms, expected = 0, max(lower) + 1, times.boundary(max(lower))
         elif before_ms is None or before_ms > edge_ms:
             self._idle += 1
             attempts = TIE_ATTEMPTS if page.full else SHORT_ATTEMPTS
-            older = self._keys_after(page, times, edge_ms)
+            older = self._untimed_after(page, times, edge_ms)
             if older or self._idle >= attempts or not may_hide_rows:
                 self._idle = 0
                 next_ms = edge_ms
@@ -390,26 +394,22 @@ class Walk(Generic[R]):
         return sure_ms if proven_ms is None else min(sure_ms, proven_ms)
 
     def _confirmed_overflow(self, times: _Times, keys: set[str]) -> Overflow | None:
-        """A tie overflow that was suspected, once a page below the timestamp is there that shows nothing older."""
+        """A tie overflow that was suspected, once a page below the timestamp is there without the rows that came last
+        before."""
         if self._suspected is None:
             return None
         overflow, older = self._suspected
-        is_proven = self._proven_ms is not None and self._proven_ms < (overflow.from_ms or 0)
-        if overflow.to_ms in times.all_ms and not times.is_in_order and not is_proven:
+        if overflow.to_ms in times.all_ms:
             return None
         self._suspected = None
-        return None if is_proven or keys & older else overflow
+        return None if keys & older else overflow
 
     @staticmethod
-    def _keys_after(page: Page[R], times: _Times, edge_ms: int) -> frozenset[str]:
-        """Keys of the rows that come after those of the edge, and should be older, or have no time."""
+    def _untimed_after(page: Page[R], times: _Times, edge_ms: int) -> frozenset[str]:
+        """Keys of the rows without a time that come after those of the edge."""
         at_edge = [place for place, at in enumerate(times.all_ms) if at == edge_ms]
-        first = at_edge[-1] + 1 if at_edge and times.is_in_order else 0
-        return frozenset(
-            row.key
-            for row, at in zip(page.rows[first:], times.all_ms[first:], strict=True)
-            if (at is None and first) or (at is not None and at < edge_ms)
-        )
+        first = at_edge[-1] + 1 if at_edge else len(page.rows)
+        return frozenset(row.key for row in page.rows[first:] if _time_ms(row, times.field) is None)
 
     def _note_untimed(self, page: Page[R], times: _Times) -> None:
         """Rows without a time at the end of a page may be followed by others, which `before` may leave out."""
