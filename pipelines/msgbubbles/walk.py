@@ -189,10 +189,12 @@ class Walk(Generic[R]):
         keys = {row.key for row in page.rows}
         lowest_ms = min(times.trusted_ms, default=None)
         without = times.all_ms.count(None)
-        is_fresh = any(
-            row.key not in self._recent and (at is None or before_ms is None or at <= before_ms)
+        fresh_ms = [
+            at
             for row, at in zip(page.rows, times.all_ms, strict=True)
-        )
+            if row.key not in self._recent and (at is None or before_ms is None or at <= before_ms)
+        ]
+        is_fresh = bool(fresh_ms)
         goes_down = lowest_ms is not None and (self.edge_ms is None or lowest_ms < self.edge_ms)
         if goes_down:
             self.edge_ms, self._recent, self._pages_here = lowest_ms, set(), 0
@@ -205,7 +207,7 @@ class Walk(Generic[R]):
         if not is_proven and times.timed:
             overflow = Overflow(min(times.trusted_ms), max(times.trusted_ms))
         self._asked_again = frozenset()
-        self._note_untimed(page, times)
+        self._note_untimed(page, times, brings_timed=fresh_ms.count(None) < len(fresh_ms))
         sure_ms = self._sure_ms(page, times)
         is_at_end = is_last = False
         next_ms, expected = before_ms, None
@@ -411,11 +413,14 @@ class Walk(Generic[R]):
         first = at_edge[-1] + 1 if at_edge else len(page.rows)
         return frozenset(row.key for row in page.rows[first:] if _time_ms(row, times.field) is None)
 
-    def _note_untimed(self, page: Page[R], times: _Times) -> None:
-        """Rows without a time at the end of a page may be followed by others, which `before` may leave out."""
+    def _note_untimed(self, page: Page[R], times: _Times, *, brings_timed: bool) -> None:
+        """Rows without a time at the end of a page may be followed by others, which `before` may leave out; but not
+        where rows with a time follow."""
         if None in times.all_ms:
             may_hide = page.full or bool(page.has_more)
             self._may_hide_untimed = may_hide and (times.all_ms[-1] is None or not times.is_in_order)
+        elif brings_timed:
+            self._may_hide_untimed = False
 
 
 def walk(
