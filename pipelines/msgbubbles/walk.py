@@ -90,8 +90,8 @@ class _Boundary:
     at_ms: int
     keys: frozenset[str]
 
-    def is_on(self, page: Page[R]) -> bool:
-        return any(row.key in self.keys for row in page.rows)
+    def is_on(self, page: Page[R], *, by_time: bool) -> bool:
+        return any(row.key in self.keys or (by_time and _time_ms(row, self.field) == self.at_ms) for row in page.rows)
 
     def may_follow(self, page: Page[R]) -> bool:
         """Whether the rows may be further down: others of this timestamp, or of the next, take up the page."""
@@ -127,9 +127,13 @@ class _Times:
         return len(self.timed) >= FEWEST_ROWS_IN_ORDER and len({at for at, _ in self.timed}) == 1
 
     @property
+    def timed_ms(self) -> list[int]:
+        return [at for at, _ in self.timed]
+
+    @property
     def trusted_ms(self) -> list[int]:
         """Times to take a boundary from: of a page in no order those of all rows."""
-        return self.in_order if self.is_mostly_in_order else [at for at, _ in self.timed]
+        return self.in_order if self.is_mostly_in_order else self.timed_ms
 
     def boundary(self, at_ms: int) -> _Boundary:
         return _Boundary(self.field, at_ms, frozenset(key for at, key in self.timed if at == at_ms))
@@ -165,6 +169,7 @@ class Walk(Generic[R]):
         self._misled: set[tuple[str, int]] = set()
         self._asked_again: frozenset[str] = frozenset()
         self._unproven_pages = 0
+        self._ids_change = False
         # A tie overflow, unless one of these rows turns out to come after the tied ones.
         self._suspected: tuple[Overflow, frozenset[str]] | None = None
         self._may_hide_untimed = False
@@ -178,7 +183,7 @@ class Walk(Generic[R]):
         """What the page that was asked for means. Raises `PermanentError` when the API breaks its own paging."""
         awaited = self._expected
         if awaited is not None:
-            if awaited.is_on(page):
+            if awaited.is_on(page, by_time=self._ids_change):
                 self._proven_ms, self._field, self._unproven_pages = awaited.at_ms, awaited.field, 0
                 self.edge_ms = awaited.at_ms
                 awaited = None
@@ -204,6 +209,8 @@ class Walk(Generic[R]):
         may_hide_rows = page.full or bool(page.has_more)
         overflow = self._confirmed_overflow(times, keys)
         is_proven = not self._asked_again & keys  # asked a second time, the same rows: their times mislead
+        if self._asked_again and is_proven and self._last is not None:
+            self._ids_change = self._ids_change or sorted(times.timed_ms) == sorted(self._last[1].timed_ms)
         if not is_proven and times.timed:
             overflow = Overflow(min(times.trusted_ms), max(times.trusted_ms))
         self._asked_again = frozenset()
