@@ -90,8 +90,8 @@ class _Boundary:
     at_ms: int
     keys: frozenset[str]
 
-    def is_on(self, page: Page[R]) -> bool:
-        return any(row.key in self.keys for row in page.rows)
+    def is_on(self, page: Page[R], *, by_time: bool) -> bool:
+        return any(row.key in self.keys or (by_time and _time_ms(row, self.field) == self.at_ms) for row in page.rows)
 
     def may_follow(self, page: Page[R]) -> bool:
         """Whether the rows may be further down: others of this timestamp, or of the next, take up the page."""
@@ -127,9 +127,13 @@ class _Times:
         return len(self.timed) >= FEWEST_ROWS_IN_ORDER and len({at for at, _ in self.timed}) == 1
 
     @property
+    def timed_ms(self) -> list[int]:
+        return [at for at, _ in self.timed]
+
+    @property
     def trusted_ms(self) -> list[int]:
         """Times to take a boundary from: of a page in no order those of all rows."""
-        return self.in_order if self.is_mostly_in_order else [at for at, _ in self.timed]
+        return self.in_order if self.is_mostly_in_order else self.timed_ms
 
     def boundary(self, at_ms: int) -> _Boundary:
         return _Boundary(self.field, at_ms, frozenset(key for at, key in self.timed if at == at_ms))
@@ -165,7 +169,8 @@ class Walk(Generic[R]):
         self._misled: set[tuple[str, int]] = set()
         self._asked_again: frozenset[str] = frozenset()
         self._unproven_pages = 0
-        # A tie overflow, unless one of these rows turns out to be older for the API as well.
+        self._ids_change = False
+        # A tie overflow, unless one of these rows turns out to come after the tied ones.
         self._suspected: tuple[Overflow, frozenset[str]] | None = None
         self._may_hide_untimed = False
 
@@ -178,8 +183,9 @@ class Walk(Generic[R]):
         """What the page that was asked for means. Raises `PermanentError` when the API breaks its own paging."""
         awaited = self._expected
         if awaited is not None:
-            if awaited.is_on(page):
+            if awaited.is_on(page, by_time=self._ids_change):
                 self._proven_ms, self._field, self._unproven_pages = awaited.at_ms, awaited.field, 0
+                self.edge_ms = awaited.at_ms
                 awaited = None
             elif not awaited.may_follow(page):
                 return self._try_another(page, awaited)
@@ -188,10 +194,12 @@ class Walk(Generic[R]):
         keys = {row.key for row in page.rows}
         lowest_ms = min(times.trusted_ms, default=None)
         without = times.all_ms.count(None)
-        is_fresh = any(
-            row.key not in self._recent and (at is None or before_ms is None or at <= before_ms)
+        fresh_ms = [
+            at
             for row, at in zip(page.rows, times.all_ms, strict=True)
-        )
+            if row.key not in self._recent and (at is None or before_ms is None or at <= before_ms)
+        ]
+        is_fresh = bool(fresh_ms)
         goes_down = lowest_ms is not None and (self.edge_ms is None or lowest_ms < self.edge_ms)
         if goes_down:
             self.edge_ms, self._recent, self._pages_here = lowest_ms, set(), 0
@@ -201,10 +209,12 @@ class Walk(Generic[R]):
         may_hide_rows = page.full or bool(page.has_more)
         overflow = self._confirmed_overflow(times, keys)
         is_proven = not self._asked_again & keys  # asked a second time, the same rows: their times mislead
+        if self._asked_again and is_proven and self._last is not None:
+            self._ids_change = self._ids_change or sorted(times.timed_ms) == sorted(self._last[1].timed_ms)
         if not is_proven and times.timed:
             overflow = Overflow(min(times.trusted_ms), max(times.trusted_ms))
         self._asked_again = frozenset()
-        self._note_untimed(page, times)
+        self._note_untimed(page, times, brings_timed=fresh_ms.count(None) < len(fresh_ms))
         sure_ms = self._sure_ms(page, times)
         is_at_end = is_last = False
         next_ms, expected = before_ms, None
@@ -247,10 +257,13 @@ class Walk(Generic[R]):
                 overflow = Overflow(next_ms, edge_ms)
         elif may_hide_rows and times.above > len(times.timed):
             raise PermanentError(f"{stream}: {BEFORE_IGNORED}")
+        elif lower := [at for at, _ in times.timed if at < edge_ms]:
+            # Not in order: where the next row down is older for the API as well, nothing of the edge is hidden.
+            self._idle, next_ms, expected = 0, max(lower) + 1, times.boundary(max(lower))
         elif before_ms is None or before_ms > edge_ms:
             self._idle += 1
             attempts = TIE_ATTEMPTS if page.full else SHORT_ATTEMPTS
-            older = self._keys_after(page, times, edge_ms)
+            older = self._untimed_after(page, times, edge_ms)
             if older or self._idle >= attempts or not may_hide_rows:
                 self._idle = 0
                 next_ms = edge_ms
@@ -390,32 +403,31 @@ class Walk(Generic[R]):
         return sure_ms if proven_ms is None else min(sure_ms, proven_ms)
 
     def _confirmed_overflow(self, times: _Times, keys: set[str]) -> Overflow | None:
-        """A tie overflow that was suspected, once a page below the timestamp is there that shows nothing older."""
+        """A tie overflow that was suspected, once a page below the timestamp is there without the rows that came last
+        before."""
         if self._suspected is None:
             return None
         overflow, older = self._suspected
-        is_proven = self._proven_ms is not None and self._proven_ms < (overflow.from_ms or 0)
-        if overflow.to_ms in times.all_ms and not times.is_in_order and not is_proven:
+        if overflow.to_ms in times.all_ms:
             return None
         self._suspected = None
-        return None if is_proven or keys & older else overflow
+        return None if keys & older else overflow
 
     @staticmethod
-    def _keys_after(page: Page[R], times: _Times, edge_ms: int) -> frozenset[str]:
-        """Keys of the rows that come after those of the edge, and should be older, or have no time."""
+    def _untimed_after(page: Page[R], times: _Times, edge_ms: int) -> frozenset[str]:
+        """Keys of the rows without a time that come after those of the edge."""
         at_edge = [place for place, at in enumerate(times.all_ms) if at == edge_ms]
-        first = at_edge[-1] + 1 if at_edge and times.is_in_order else 0
-        return frozenset(
-            row.key
-            for row, at in zip(page.rows[first:], times.all_ms[first:], strict=True)
-            if (at is None and first) or (at is not None and at < edge_ms)
-        )
+        first = at_edge[-1] + 1 if at_edge else len(page.rows)
+        return frozenset(row.key for row in page.rows[first:] if _time_ms(row, times.field) is None)
 
-    def _note_untimed(self, page: Page[R], times: _Times) -> None:
-        """Rows without a time at the end of a page may be followed by others, which `before` may leave out."""
+    def _note_untimed(self, page: Page[R], times: _Times, *, brings_timed: bool) -> None:
+        """Rows without a time at the end of a page may be followed by others, which `before` may leave out; but not
+        where rows with a time follow."""
         if None in times.all_ms:
             may_hide = page.full or bool(page.has_more)
             self._may_hide_untimed = may_hide and (times.all_ms[-1] is None or not times.is_in_order)
+        elif brings_timed:
+            self._may_hide_untimed = False
 
 
 def walk(

@@ -277,6 +277,22 @@ def test_times_that_the_api_does_not_page_by_are_given_up_after_some_pages() -> 
     assert asked < 500
 
 
+def test_ids_that_change_with_each_request_do_not_end_a_walk() -> None:
+    listing = chats_every_minute(300, {})
+    steps: list[Step[Chat]] = []
+
+    def fetch(before: str | None) -> Page[Chat]:
+        page = listing.fetch(before)
+        return replace(
+            page, rows=[Chat(id=f"{len(steps)}-{row.id}", last_message_at=row.cursor_at) for row in page.rows]
+        )
+
+    for step in walk(fetch, lo_ms=BEGINNING_MS, before_ms=None, stream="chats"):
+        steps.append(step)
+        assert len(steps) < 40
+    assert {key.partition("-")[2] for key in keys(steps)} == set(listing.rows)
+
+
 # -- an API that makes up rows
 
 
