@@ -101,7 +101,8 @@ def _escaped(found: re.Match[bytes]) -> bytes:
 
 def is_storable(value: bytes) -> bool:
     """Whether a JSON value is certainly neither nested too deep nor holds a number that is too large."""
-    return len(value) <= MAX_DEPTH and not _MAY_BE_TOO_LARGE.search(value)
+    brackets = 0 if len(value) <= MAX_DEPTH else value.count(b"[") + value.count(b"{")
+    return brackets <= MAX_DEPTH and not _MAY_BE_TOO_LARGE.search(value)
 
 
 def storable(value: bytes) -> bytes:
