@@ -11,14 +11,12 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from .lenient import MAX_DEPTH, MAX_DIGITS
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
 REPLACEMENT = "\ufffd"
-# Readers in Python fail at some 990 levels, PostgreSQL at some thousands.
-MAX_DEPTH = 500
-# Python reads no whole number of more than 4,300 digits, and PostgreSQL no number of more than 131,072.
-MAX_DIGITS = 1000
 # Which JSON texts are worth a closer look. RE2 knows no larger count than 1,000.
 _ODD = rf"\\u(?:0000|[dD][89a-fA-F])|[0-9]{{{MAX_DIGITS}}}|[0-9][eE][+-]?[0-9]{{4}}|NaN|Infinity|\x00"
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*|-?Infinity|NaN|[\[{]|[\]}]', re.DOTALL)
@@ -31,8 +29,8 @@ def storable(table: pa.Table, json_columns: Iterable[str]) -> tuple[pa.Table, li
     """Replace what some destination cannot store. Returns the table, and for each row whether it has changed; an empty
     list where none has.
 
-    In texts, NUL becomes U+FFFD. In JSON, so do NUL and halves of surrogate pairs; numbers of more than 1,000 digits,
-    NaN and Infinity become texts; and a value nested more than 500 levels deep becomes one text.
+    In texts, NUL becomes U+FFFD. In JSON, so do NUL and halves of surrogate pairs; numbers of more than 400 digits,
+    NaN and Infinity become texts; and a value nested more than 100 levels deep becomes one text.
     """
     import pyarrow as pa
     import pyarrow.compute as pc

@@ -17,8 +17,9 @@ from msgspec import Raw
 
 import postgres
 from msgbubbles.landing import COLUMNS, Changes, arrow_table
+from msgbubbles.lenient import MAX_DEPTH
 from msgbubbles.models import Message
-from msgbubbles.storable import MAX_DEPTH, storable_json
+from msgbubbles.storable import storable_json
 
 AT = datetime(2026, 11, 25, tzinfo=UTC)
 
