@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -154,12 +155,13 @@ R = TypeVar("R", bound=Row)
 
 @dataclass(frozen=True)
 class RejectedRow:
-    """A row that could not be read, as the API sent it."""
+    """A row that could not be read, as the API sent it. `key` is its id, where that could be read."""
 
     stream: str
     reason: str
     row: str
     request_id: str | None
+    key: str | None = None
 
     @property
     def row_hash(self) -> str:
@@ -345,7 +347,8 @@ def read_row(
                 )
             except (msgspec.DecodeError, RecursionError):
                 if field.name in model.cursor_fields:
-                    return None, [_reject(stream, f"{name} is not a timestamp", raw, request_id)]
+                    key = _key_in(fields.get(model.key_field, NULL))
+                    return None, [_reject(stream, f"{name} is not a timestamp", raw, request_id, key)]
                 kept_aside[name] = value
     if not values.get(model.key_field):
         return None, [_reject(stream, f"no usable {model.key_field}", raw, request_id)]
@@ -475,9 +478,15 @@ def _attachments(
     return attachments
 
 
-def _reject(stream: str, reason: str, raw: Raw, request_id: str | None) -> RejectedRow:
+def _key_in(value: Raw) -> str | None:
+    with suppress(msgspec.DecodeError):
+        return msgspec.json.decode(value, type=Key)
+    return None
+
+
+def _reject(stream: str, reason: str, raw: Raw, request_id: str | None, key: str | None = None) -> RejectedRow:
     row = without_links(bytes(raw), of_attachment=stream == "attachments")
-    return RejectedRow(stream, reason, row.decode("utf-8", "replace"), request_id)
+    return RejectedRow(stream, reason, row.decode("utf-8", "replace"), request_id, key)
 
 
 def rejected_twin(row: Row, stream: str, reason: str) -> RejectedRow:

@@ -598,6 +598,12 @@ class ThreadReader(StreamReader[Chat]):
         is_newest = task.kind == "head" and reach.from_ms is None
         covered_ms = self._covered_from(step, task)
         self.landing.add_rejected(step.page)
+        for rejected in step.page.rejected:
+            # A chat whose row cannot be read has messages all the same.
+            if rejected.key is not None and rejected.row_hash not in self.seen:
+                yield from self._read_thread(rejected.key, self._floor_ms)
+            if is_newest:
+                self.mark_seen(step.page, {rejected.row_hash})
         for chat in sorted(step.page.rows, key=_newest_first):
             at_ms = cursor_ms(chat)
             is_outlier = chat.key in step.outliers  # listed within the task, whatever time it shows
@@ -611,7 +617,7 @@ class ThreadReader(StreamReader[Chat]):
                 reach.passed_over = True
             else:
                 lo_ms = self._refresh_floor_ms() if task.kind == "refresh" else self._floor_ms
-                yield from self._read_thread(chat, lo_ms)
+                yield from self._read_thread(chat.id, lo_ms)
             if is_newest:
                 self.mark_seen(step.page, {mark})
             if at_ms is not None and covered_ms is not None:
@@ -629,18 +635,18 @@ class ThreadReader(StreamReader[Chat]):
         start_ms = self.settings.start_ms
         return start_ms if None in within else max(start_ms, (self.now_ms or 0) - widest)
 
-    def _read_thread(self, chat: Chat, lo_ms: int) -> Iterator[Any]:
+    def _read_thread(self, chat_id: str, lo_ms: int) -> Iterator[Any]:
         # A thread is read whole, however long the slice gets by it: half of one is nothing that could be gone on from.
         def fetch(before: str | None) -> Page[Message]:
-            page = self._client.list_messages(chat.id, before=before)
+            page = self._client.list_messages(chat_id, before=before)
             self.take_from_slice()
             self.count(page)
             return page
 
-        if self._failed.is_waiting("thread", chat.id, lo_ms):
+        if self._failed.is_waiting("thread", chat_id, lo_ms):
             return
         # A thread that is deleted while its page is read is not there to be read.
-        with self._failed.attempt("thread", chat.id, lo_ms), suppress(NotFoundError):
+        with self._failed.attempt("thread", chat_id, lo_ms), suppress(NotFoundError):
             for step in walk(fetch, lo_ms=lo_ms, before_ms=None, stream=self.stream):
                 self.progress.note(step)
                 self.landing.add(step.page)

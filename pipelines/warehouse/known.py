@@ -35,6 +35,8 @@ class Known:
         try:
             state = json.loads(path.read_text())
         except (OSError, ValueError):
+            state = None
+        if not isinstance(state, dict):
             state = self._published_state()
         source: dict[str, Any] = state.get("sources", {}).get("msgbubbles", {})
         return {stream: checked_state(one) for stream, one in source.get("resources", {}).items()}

@@ -207,7 +207,7 @@ class LakeFiles:
     def _known(self) -> dict[str, Any]:
         """What is shown: of each table a query, of each mart its build; and since when something is not any more."""
         empty: dict[str, Any] = {"tables": {}, "marts": {}, "old": {}}
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, ValueError, TypeError):  # a damaged one is written anew by this run
             empty |= json.loads(self._shown.read_text())
         return empty
 
