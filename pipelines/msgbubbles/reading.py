@@ -208,9 +208,11 @@ class StreamReader(Generic[R]):
         # A head that is cut off leaves a gap, and every slice reads a page of the gaps at least: so the slices of a run
         # come to an end, however busy the account is.
         self._pages_left = None if self._pages_left is None else max(self._pages_left, 1)
-        waiting = {hi_ms for _, hi_ms in self._waiting_pages()}
-        gaps = [gap for gap in plan.gaps(self.coverage, start_ms) if gap.hi_ms not in waiting]
-        yield from self._read_tasks(gaps, self._walks_at_once)
+        # A gap that begins with a page that is not to be tried now begins below it.
+        below = {hi_ms: lo_ms for lo_ms, hi_ms in self._waiting_pages()}
+        gaps = [(lo_ms, below.get(hi_ms, hi_ms)) for lo_ms, hi_ms in self.coverage.gaps(start_ms)]
+        readable = [Task("gap", lo_ms, hi_ms) for lo_ms, hi_ms in gaps if lo_ms < hi_ms]
+        yield from self._read_tasks(readable, self._walks_at_once)
         if cut_off:
             raise cut_off
 

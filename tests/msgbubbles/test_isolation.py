@@ -15,6 +15,7 @@ from msgbubbles.privacy import FULL, PRESETS, Pseudonyms
 from msgbubbles.redaction import Redactor
 from msgbubbles.run import Run
 from msgbubbles.settings import Settings
+from msgbubbles.walk import iso
 from sandbox import Knobs, NewMessage
 from world import OURS, World
 
@@ -302,6 +303,28 @@ def test_a_page_that_cannot_be_made_costs_only_the_rows_around_it(
     world.pass_time(DAY_MS)
     world.sync()
     assert (world.differences(), failed(world)) == ({}, [])
+
+
+def test_rows_below_a_failed_page_are_read_by_the_run_after_one_that_was_cut_off(
+    new_world: Callable[..., World],
+) -> None:
+    def stop(_method: str, path: str, query: Any) -> None:
+        if path == "/v1/messages" and query.get("before", "9") < failing_at and query["limit"] != "1":
+            run.stop.set()
+
+    world = new_world(chats=40, messages_each=2)
+    rows = world.account.all("SELECT id, created_us FROM messages ORDER BY created_us DESC")
+    failing_at = iso(rows[25]["created_us"] // 1000)
+    world.knobs.transform_body = page_with("messages", rows[25]["id"])
+    world.knobs.answer = stop
+    for _ in range(TRIES_WITHOUT_WAIT):
+        run = Run()
+        world.sync(run)
+        assert run.halt is not None
+    assert [one[0] for one in failed(world)] == ["page"]
+    world.knobs.answer = None
+    world.sync()
+    assert missing(world)["messages"] <= 12
 
 
 def test_a_page_that_fails_later_keeps_no_other_row_from_being_refreshed(new_world: Callable[..., World]) -> None:
