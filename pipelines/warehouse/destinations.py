@@ -39,7 +39,7 @@ from .libpq import environment, read_parameters, written
 from .names import named, quoted
 from .place import DATASET, Place, UsageError, share_as, written_privately
 from .publish import clone, has_foreign_log, is_damaged, mark_of, publish
-from .server import LOCKED, attached, check_server, explain, explain_lock, reason_of
+from .server import LOCKED, ask, attached, check_server, explain, explain_lock, reason_of
 from .union import ACCOUNTS, MADE_AS, SHOWN, Key, union_of
 
 if TYPE_CHECKING:
@@ -478,15 +478,28 @@ class DuckLake(Shared):
             connection.execute("USE warehouse")
             yield connection
 
-    def prepare(self) -> None:
-        lake = self._credentials()
+    @contextmanager
+    def _catalog(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection that has the database of the catalog attached, as `warehouse`."""
         try:
-            with attached(lake.catalog.query or {}, _scanner(self.title)) as connection:
-                check_server(connection, [lake.ducklake_name], self.title)
+            with attached(self._credentials().catalog.query or {}, _scanner(self.title)) as connection:
+                yield connection
         except duckdb.Error as error:
             raise UsageError(
                 NO_LAKE.format(why=f"its catalog cannot be opened ({type(error).__name__}){reason_of(error)}")
             ) from None
+
+    def exists(self) -> bool:
+        # A lake that nobody has made cannot be opened to be read.
+        table = quoted(f"{self._credentials().ducklake_name}.ducklake_metadata")
+        with self._catalog() as connection:
+            is_made = ask(connection, f"SELECT to_regclass({table}) IS NOT NULL") == [(True,)]
+        return is_made and super().exists()
+
+    def prepare(self) -> None:
+        lake = self._credentials()
+        with self._catalog() as connection:
+            check_server(connection, [lake.ducklake_name], self.title)
         with suppress(FileNotFoundError):  # made by the first who writes, or on no disk
             share_as(Path(lake.storage.bucket_url.removeprefix("file://")))
         super().prepare()
