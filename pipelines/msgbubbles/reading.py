@@ -100,7 +100,7 @@ class _Stretch(Generic[R]):
 
     @property
     def covered_from_ms(self) -> int | None:
-        """From where on the stretch has been read up to its end; its end at first, null where that is now."""
+        """From when on all has been read, up to the end; the end itself at first, null where that is now."""
         return self.task.hi_ms if self._covered_from_ms is None else self._covered_from_ms
 
     @property

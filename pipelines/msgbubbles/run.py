@@ -36,7 +36,7 @@ class StreamProgress:
     `reached_ms` is the oldest timestamp of the page read last. `overflows` are the tie overflows that the run met,
     `standing` those that are neither repaired nor accepted. `order_contradictions` counts pages whose rows are not in
     the order of the time that is read, or not where it says. `covered_before` and `covered` are the coverage before the
-    run and now; null where there is none."""
+    run and now, null while nothing is covered."""
 
     pages: int = 0
     refresh_pages: int = 0

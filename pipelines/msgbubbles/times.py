@@ -50,7 +50,7 @@ def _is_zero(at: datetime) -> bool:
 
 
 def read_time(value: Raw) -> datetime | None:
-    """Read a timestamp in any spelling that has one meaning; null where it says that there is none.
+    """Read a timestamp in any spelling that has one meaning; null where it says "never".
 
     Understands RFC 3339, ISO 8601 (UTC where no zone is given), HTTP dates, and numbers of seconds to nanoseconds since
     1970. Raises `msgspec.DecodeError` for anything else, and for a time that no destination can hold.
