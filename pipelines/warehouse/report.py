@@ -214,10 +214,13 @@ def warnings(run: Run) -> list[str]:
 
 def failed_reads(failed: Sequence[FailedRead]) -> list[str]:
     """What could not be read, for people: by kind, with the first ids and the last error."""
+    from msgbubbles.handles import handle_of  # dlt is configured when this is called
+
     lines = []
     for kind in sorted({one.kind for one in failed}):
         of_kind = [one for one in failed if one.kind == kind]
-        ids = ", ".join(one.id for one in of_kind[:FAILED_SHOWN])
+        # A message may name a chat that is somebody's number.
+        ids = ", ".join("[handle]" if handle_of(one.id) else one.id for one in of_kind[:FAILED_SHOWN])
         more = f" and {len(of_kind) - FAILED_SHOWN:,} more" if len(of_kind) > FAILED_SHOWN else ""
         last = max(of_kind, key=lambda one: one.last_tried_ms)
         error = " ".join(str(one) for one in (last.http_status, last.error_code) if one) or "no answer"
