@@ -696,7 +696,7 @@ def read_messages(client: Client, landing: Landing, state: State, settings: Sett
         yield from ThreadReader(listed, client, landing, by_thread, settings, run, failed).read()
     for thread in failed.due("thread"):
         from_ms = settings.start_ms if thread.from_ms is None else thread.from_ms
-        yield from repairs.read_thread(client, landing, thread.id, from_ms, run, failed)
+        yield from repairs.read_thread(client, landing, thread.id, from_ms, None, run, None, failed)
 
 
 def _first_of_feed(client: Client, state: State, run: Run, failed: FailedReads) -> Page[Message] | None:

@@ -142,7 +142,7 @@ def read_by_id(
         named_by_events = state.get("named_by_events", ())
         yield from _read_chats(client, landing, missed, named_by_events, run, allowance, failed)
         for chat_id in list(threads):
-            is_read = yield from _read_thread(client, landing, chat_id, settings.start_ms, None, run, allowance, failed)
+            is_read = yield from read_thread(client, landing, chat_id, settings.start_ms, None, run, allowance, failed)
             threads.remove(chat_id)
             run.repaired["threads"] += is_read
         yield from _read_told(client, landing, state, settings, run, allowance, failed)
@@ -218,7 +218,7 @@ def _read_lagging(
         if known.get(chat_id) == at_ms:
             continue
         before = run.landed("messages")
-        is_read = yield from _read_thread(client, landing, chat_id, settings.start_ms, None, run, allowance, failed)
+        is_read = yield from read_thread(client, landing, chat_id, settings.start_ms, None, run, allowance, failed)
         yield from landing.rest()
         known[chat_id] = at_ms
         if not is_read:
@@ -246,7 +246,7 @@ def _read_told(
     for chat_id, (from_ms, to_ms) in told.items():
         # An event's time need not be the message's to the millisecond.
         lo_ms, hi_ms = max(from_ms - settings.settle_ms, settings.start_ms), to_ms + settings.settle_ms
-        is_read = yield from _read_thread(client, landing, chat_id, lo_ms, hi_ms, run, allowance, failed)
+        is_read = yield from read_thread(client, landing, chat_id, lo_ms, hi_ms, run, allowance, failed)
         known = {**state.get("told", {}), chat_id: [from_ms, to_ms]}
         state["told"] = dict(list(known.items())[-MAX_TOLD:])
         run.repaired["stretches that events told of"] += is_read
@@ -296,7 +296,7 @@ def read_overflows(client: Client, landing: Landing, state: State, run: Run, fai
             while ids := run.warehouse.chats_alive_at(span.from_ms, span.to_ms, after_id, CHATS_AT_ONCE):
                 for chat_id in ids:
                     met: set[Overflow] = set()
-                    is_read = yield from _read_thread(
+                    is_read = yield from read_thread(
                         client, landing, chat_id, span.from_ms, span.to_ms, run, allowance, failed, met
                     )
                     after_id, stuck = chat_id, stuck or bool(met) or not is_read
@@ -315,13 +315,6 @@ def read_overflows(client: Client, landing: Landing, state: State, run: Run, fai
 
 
 def read_thread(
-    client: Client, landing: Landing, chat_id: str, from_ms: int, run: Run, failed: FailedReads
-) -> Iterator[Any]:
-    """Read the messages of one chat from `from_ms` on, whatever it costs."""
-    return _read_thread(client, landing, chat_id, from_ms, None, run, None, failed)
-
-
-def _read_thread(
     client: Client,
     landing: Landing,
     chat_id: str,
@@ -332,7 +325,8 @@ def _read_thread(
     failed: FailedReads,
     met: set[Overflow] | None = None,
 ) -> Generator[Any, None, bool]:
-    """Read the messages of one chat in [from, to]. Returns whether that succeeded, or the chat is gone."""
+    """Read the messages of one chat in [from, to], as far as `allowance` goes. Returns whether that succeeded, or the
+    chat is gone."""
 
     def fetch(before: str | None) -> Page[Message]:
         if allowance:
