@@ -48,8 +48,8 @@ CURSOR = ""
 OTHER_FIELDS = ("sent_at", "updated_at", "created_at")
 BEFORE_IGNORED = "the API answered with rows that are newer than the `before` it was given"
 DAY_MS = 24 * 3600 * 1000
-# The resolution of the API's own clock, the `Date` header.
-CLOCK_RESOLUTION = timedelta(seconds=1)
+# The API's clock is the `Date` header: whole seconds, and servers cache it for one more or two.
+CLOCK_TOLERANCE = timedelta(seconds=3)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Where "everything" begins: the first day that is a date in every time zone.
 BEGINNING_MS = (datetime(1, 1, 2, tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)
@@ -494,5 +494,5 @@ def _in_order(times_ms: list[int]) -> list[int]:
 
 def _newest_ms(page: Page[R], times: _Times) -> int | None:
     # An instant in the future says nothing about what is still to come before it.
-    latest_ms = epoch_ms(page.server_at + CLOCK_RESOLUTION)
+    latest_ms = epoch_ms(page.server_at + CLOCK_TOLERANCE)
     return max((at for at in times.trusted_ms if at <= latest_ms), default=None)

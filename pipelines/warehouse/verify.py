@@ -25,7 +25,7 @@ from msgbubbles.models import Attachment, Chat, Message, Page, R, Row
 from msgbubbles.repairs import as_listed
 from msgbubbles.settings import Settings
 from msgbubbles.stored import instant
-from msgbubbles.walk import BEGINNING_MS, DAY_MS, cursor_ms, epoch_ms, iso
+from msgbubbles.walk import BEGINNING_MS, CLOCK_TOLERANCE, DAY_MS, cursor_ms, epoch_ms, iso
 
 from .destinations import destination_of
 from .known import Known
@@ -169,7 +169,7 @@ class Verifier:
         def counted(before: str | None) -> Page[Any]:
             page = fetch(before)
             self._on_page()
-            self._now_ms = epoch_ms(page.server_at)
+            self._now_ms = epoch_ms(page.server_at + CLOCK_TOLERANCE)
             self.verdict.unreadable += len(page.rejected)
             return page
 

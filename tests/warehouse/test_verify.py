@@ -92,6 +92,20 @@ def test_a_row_from_the_future_is_compared_too() -> None:
         assert [(one.id, one.kind) for one in verdict_of(world).differences] == [(chat_id, "missing")]
 
 
+def test_a_message_is_newer_than_the_last_run_although_the_date_header_lags() -> None:
+    with closing(World(Knobs(), Settings(), page_size=100)) as world:
+        for number in range(20):
+            at = world.at() - timedelta(hours=number + 1)
+            chat_id = world.account.add_chat(OURS, "+14155550123", at)
+            world.account.add_message(NewMessage(chat_id, "outbound", "hello", at, "sent", sender=OURS))
+        world.sync()
+        at = world.at() + timedelta(seconds=2.5)
+        world.account.add_message(NewMessage(chat_id, "outbound", "hello again", at, "sent", sender=OURS))
+        verdict = verdict_of(world)
+        assert verdict.differences == []
+        assert verdict.newer > 0
+
+
 def read(listing: Listing) -> set[str]:
     return {row.key for page in pages(listing.fetch, BEGINNING_MS) for row in page.rows}
 
