@@ -13,63 +13,17 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import IO, Any
+from typing import IO
 
-from .configuration import configuration_folder, section, setting_of_sync
+from .configuration import ACCOUNT_VARIABLE, setting_of_sync
 from .place import UsageError
 
-VARIABLE = "MSGBUBBLES_ACCOUNT"
 # Exit statuses.
 LOCKED, STOPPED = 75, 130
-# Sections of the configuration that an account may have of its own. All else in [accounts.NAME] is of the source.
-SECTIONS = ("groups", "sync", "transforms", "webhooks")
-NAME = re.compile(r"[a-z](?:_?[a-z0-9])*")
-# PostgreSQL cuts off the name of a schema behind 63.
-MAX_LETTERS = 40
 PARALLEL = 4
-
-
-def configured() -> list[str]:
-    """The names of the accounts, in order. Raises `UsageError`."""
-    names = {name for file in ("config.toml", "secrets.toml") for name in _section(file)}
-    names |= {
-        name.split("__")[1].lower() for name in os.environ if re.fullmatch(r"ACCOUNTS__[A-Z0-9_]+__API_KEY", name)
-    }
-    for name in names:
-        # PostgreSQL keeps names that begin with pg_ for itself; others would be taken for schemas of dlt's.
-        is_taken = f"{name}_".startswith("pg_") or name.endswith("msgbubbles")
-        if not NAME.fullmatch(name) or len(name) > MAX_LETTERS or is_taken:
-            raise UsageError(
-                f"[accounts.{name}]: an account's name is of small letters and digits, with _ between them; it begins "
-                f"with a letter but not with pg_, does not end in msgbubbles, and has {MAX_LETTERS} of them at most; "
-                "choose another"
-            )
-    return sorted(names)
-
-
-def use(name: str) -> None:
-    """Have this process configured as the account is: what is in `[accounts.NAME]` goes before what is there for all.
-    Raises `UsageError`."""
-    found = _flat(_section("config.toml").get(name, {}))
-    for key in ("api_key", "privacy__key"):
-        if key in found:
-            where, _, last = f"accounts.{name}.{key.replace('__', '.')}".rpartition(".")
-            raise UsageError(f"[{where}] {last} is a secret: move it from config.toml to dlt_config/secrets.toml")
-    found |= _flat(_section("secrets.toml").get(name, {}))
-    prefix = f"ACCOUNTS__{name.upper()}__"
-    found |= {key[len(prefix) :].lower(): value for key, value in os.environ.items() if key.startswith(prefix)}
-    if not found.get("api_key"):
-        raise UsageError(
-            f"account {name} has no API key: set api_key of [accounts.{name}] in dlt_config/secrets.toml, or "
-            f"{prefix}API_KEY"
-        )
-    os.environ[VARIABLE] = name
-    for key, value in found.items():
-        own = key.partition("__")[0] in SECTIONS
-        os.environ[(key if own else f"sources__msgbubbles__{key}").upper()] = value
 
 
 def parallel() -> int:
@@ -78,26 +32,6 @@ def parallel() -> int:
     if not re.fullmatch(r"[1-9]\d*", str(value)):
         raise UsageError("[sync] parallel_accounts is a whole number, 1 at least; mend dlt_config/config.toml")
     return int(value)
-
-
-def _section(file: str) -> dict[str, Any]:
-    found = section(configuration_folder() / file, "accounts")
-    for name, values in found.items():
-        if not isinstance(values, dict):
-            raise UsageError(f"{file}: accounts.{name} is a section, [accounts.{name}]; mend it")
-    return found
-
-
-def _flat(values: Mapping[str, Any]) -> dict[str, str]:
-    """Settings as the environment has them, by key: `privacy__preset`."""
-    found: dict[str, str] = {}
-    for key, value in values.items():
-        # Those of Spark, which have names of Spark's, stay together.
-        if isinstance(value, dict) and not any("." in name for name in value):
-            found |= {f"{key}__{inner}": one for inner, one in _flat(value).items()}
-        else:
-            found[key] = value if isinstance(value, str) else json.dumps(value)
-    return found
 
 
 def run_each(names: Sequence[str], *, at_once: int, quiet: bool, as_json: bool) -> int:
@@ -153,7 +87,7 @@ def _started(name: str, at_once: int, as_json: bool) -> Iterator[subprocess.Pope
     """This command once more, for one account. Its key is in the files or in the environment, as it is here."""
     with subprocess.Popen(  # noqa: S603 - as this process was started
         [sys.executable, *sys.argv],
-        env={**os.environ, VARIABLE: name, "COLUMNS": str(_columns() - len(name) - 3)},
+        env={**os.environ, ACCOUNT_VARIABLE: name, "COLUMNS": str(_columns() - len(name) - 3)},
         text=True,
         errors="replace",
         stdout=subprocess.PIPE if at_once > 1 or as_json else None,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from . import accounts
-from .configuration import configuration_folder, content_of
+from .configuration import ACCOUNT_VARIABLE, account_names, configuration_folder, content_of, use_account
 from .lock import AnotherJobRunsError, JobStalledError
 from .place import ROOT, Place, UsageError, written_privately
 from .report import Reporter
@@ -47,7 +47,7 @@ Database = Annotated[
 Account = Annotated[
     str | None,
     typer.Option(
-        "--account", envvar=accounts.VARIABLE, show_envvar=False, metavar="NAME",
+        "--account", envvar=ACCOUNT_VARIABLE, show_envvar=False, metavar="NAME",
         help="Which of the accounts in [accounts.NAME] of the configuration.",
     ),
 ]  # fmt: skip
@@ -117,9 +117,9 @@ def place_of(database: Path | None, account: str | None, destination: str = "duc
     database = database or ROOT / f"{'sandbox' if sandbox else 'warehouse'}.{destination}"
     if sandbox:
         if account is not None:
-            raise UsageError(f"--sandbox is an account by itself: leave out --account, and unset {accounts.VARIABLE}")
+            raise UsageError(f"--sandbox is an account by itself: leave out --account, and unset {ACCOUNT_VARIABLE}")
         return Place.of(database, destination)
-    known = accounts.configured()
+    known = account_names()
     if account is None:
         if known:
             raise SeveralAccountsError(known)
@@ -127,7 +127,7 @@ def place_of(database: Path | None, account: str | None, destination: str = "duc
     if account not in known:
         there = f"there are {', '.join(known)}" if known else "there is none"
         raise UsageError(f"--account {account}: {there}, see [accounts.NAME] in dlt_config/config.toml")
-    accounts.use(account)
+    use_account(account)
     place = Place.of(database, destination, account)
     place.check_named()
     return place

@@ -29,11 +29,10 @@ from tenacity import (
     wait_random,
 )
 
-from .accounts import NAME
 from .claims import files_of_accounts
 from .combined import combine, noted_of
 from .compaction import compact_if_wasteful
-from .configuration import setting_of_sync
+from .configuration import ACCOUNT_NAME, setting_of_sync
 from .lake_files import LakeFiles
 from .libpq import environment, read_parameters, written
 from .names import named, quoted
@@ -371,7 +370,7 @@ def _columns(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[tuple[str,
         "ORDER BY schema_name, table_name, column_index"
     ).fetchall()
     for schema_name, table, column in rows:
-        match = re.fullmatch(rf"((?:{NAME.pattern}_)?)(msgbubbles|marts|staging)", schema_name)
+        match = re.fullmatch(rf"((?:{ACCOUNT_NAME.pattern}_)?)(msgbubbles|marts|staging)", schema_name)
         if match:
             found.setdefault(match[1], {}).setdefault((match[2], table), []).append(column)
     # dlt's own schema has a name that looks like one of an account's.
