@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from warehouse.place import UsageError
 
-from .planner import Plan
+if TYPE_CHECKING:  # it imports dlt, which has to wait until dlt is configured
+    from .planner import Plan
 
 # A first roll-out is larger, and says so; what a schedule finds in between is not.
 MAX_CREATES = 50
