@@ -35,11 +35,10 @@ STEPS = ("first load", "all marts", "load of 1,000", "marts of 1,000", "peak MB"
 @contextmanager
 def environment_of(engine: str, folder: Path) -> Iterator[dict[str, str]]:
     """How a job finds an empty one of these."""
-    destination, _, table_format = engine.partition(" ")
-    if destination == "duckdb":
+    if engine == "duckdb":
         yield {}
-    elif destination == "filesystem":
-        yield {"DESTINATION__FILESYSTEM__BUCKET_URL": str(folder / "lake"), "SYNC__TABLE_FORMAT": table_format}
+    elif engine == "filesystem":
+        yield {"DESTINATION__FILESYSTEM__BUCKET_URL": str(folder / "lake")}
     else:
         with postgres.running(folder / "server") as address:
             yield lake_at(address, folder / "lake") | {"DESTINATION__POSTGRES__CREDENTIALS": address}
@@ -47,7 +46,7 @@ def environment_of(engine: str, folder: Path) -> Iterator[dict[str, str]]:
 
 def seconds_in(engine: str, server: Server, environment: dict[str, str], folder: Path) -> list[float]:
     """What the steps take."""
-    database = ["--destination", engine.partition(" ")[0], "--database", str(folder / "bench.duckdb")]
+    database = ["--destination", engine, "--database", str(folder / "bench.duckdb")]
     given = own_environment(server.url, server.key, folder) | environment
     found, peak = [], 0
     for _ in range(2):
@@ -60,7 +59,7 @@ def seconds_in(engine: str, server: Server, environment: dict[str, str], folder:
 
 
 def main(messages: Annotated[int, typer.Option()] = 200_000, with_spark: bool = False) -> None:
-    engines = ["duckdb", "postgres", "ducklake", *["filesystem parquet", "filesystem delta"] * with_spark]
+    engines = ["duckdb", "postgres", "ducklake", *["filesystem"] * with_spark]
     table = Table(box=None)
     for heading in ("", *STEPS):
         table.add_column(heading, justify="right" if heading else "left")

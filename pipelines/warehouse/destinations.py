@@ -107,12 +107,12 @@ class Destination(Protocol):
     def explain(self, said: str, /) -> str | None:
         """Return what something that the database said means and how to fix it; null where that is not known."""
 
-    def building(self) -> AbstractContextManager[None]:
-        """While dbt builds and tests the marts; what it has built counts when the block ends without an error."""
+    def building(self) -> AbstractContextManager[tuple[Path, Path] | None]:
+        """While dbt builds and tests the marts; what it has built counts when the block ends without an error. Where
+        tables are folders, the one with what has landed, and the one for the marts."""
 
     def dbt(self) -> tuple[str, dict[str, str]]:
-        """The target in dbt's profile, and the environment that it takes. Raises `UsageError` where something is
-        missing that building the marts takes."""
+        """The target in dbt's profile, and the environment that it takes. Raises `UsageError`."""
 
 
 class DuckDBFile:

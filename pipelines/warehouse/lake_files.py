@@ -16,33 +16,39 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import duckdb
 from filelock import FileLock
 
-from . import spark
 from .configuration import setting_of_sync
 from .names import named, quoted
 from .place import CLAIM_TABLE, DATASET, Place, UsageError, share_as, sync_to_disk
 from .publish import beside, replaced
-from .tables import is_delta, one_of_each, rows_of_delta, tables_in, write_json
 from .union import OWN_TABLES, SHOWN, union_of
 
 NO_FOLDER = """--destination filesystem: {why}; say in dlt_config/secrets.toml where its files are:
 
   [destination.filesystem]
   bucket_url = "/shared/folder\""""
-NO_FORMAT = '[sync] table_format is "parquet" or "delta"; mend dlt_config/config.toml'
-OTHER_FORMAT = """{folder} holds tables that are not of [sync] table_format = "{format}"; set it back, or choose another
-bucket_url"""
+NO_FORMAT = """[sync] table_format: "delta" is no longer supported. Remove the key; the folder is read again into
+Parquet. For an open format with merges use --destination ducklake."""
+HOLDS_DELTA = """{tables} holds Delta tables of an older release, which are no longer supported. Run chats.py: it moves
+them aside and reads everything again into Parquet."""
+MOVED_DELTA = """{tables} held Delta tables of an older release, which are no longer supported: moved to {aside}.
+Everything is read again from the API into Parquet. Webhook events that were loaded before, and rows that the API no
+longer returns, are only in {aside}. Delete it when you do not need them."""
 ONE_ACCOUNT = """{folder} holds one account, which has no name; let the accounts have another bucket_url"""
 MANY_ACCOUNTS = """{folder} shows several accounts, and no account is configured: see [accounts.NAME] in
 dlt_config/config.toml, or choose another bucket_url"""
 
-Format = Literal["parquet", "delta"]
+# The file that describes the tables of a dataset, in its folder.
+TABLES = "_tables.json"
+# The folder in a build with the tables that nobody reads.
+STAGING = ".staging"
 # Stands for the name of an only account; no account can be called so.
 NAMELESS = "_"
 # The job's own tables, each one file.
@@ -66,10 +72,7 @@ class LakeFiles:
         self.dataset = f"{self.prefix}{DATASET}"
 
     def dlt(self) -> Any:
-        from .lake_dlt import DeltaTables, TableFiles
-
-        kind = DeltaTables if self._format == "delta" else TableFiles
-        return kind(str(self._folder), kwargs={"auto_mkdir": True})
+        return dlt_destination(self._folder)
 
     @property
     def _folder(self) -> Path:
@@ -82,13 +85,6 @@ class LakeFiles:
         if "://" in found or not Path(found).is_absolute():
             raise UsageError(NO_FOLDER.format(why="bucket_url is the whole path of a folder that all readers see"))
         return Path(found)
-
-    @property
-    def _format(self) -> Format:
-        found: Any = setting_of_sync("table_format", "parquet")
-        if found not in get_args(Format):
-            raise UsageError(NO_FORMAT)
-        return found  # type: ignore[no-any-return]
 
     @property
     def _tables(self) -> Path:
@@ -146,8 +142,30 @@ class LakeFiles:
     def kept_open(self, _pipeline: Any) -> AbstractContextManager[Any]:
         return nullcontext()
 
+    def set_delta_aside(self) -> str | None:
+        """Move the tables aside if an older release wrote them as Delta, and return what to tell the user of it.
+
+        `prepare` then begins with an empty folder. Readers keep the rows they had until the next `publish`. Raises
+        `UsageError` and `OSError`.
+        """
+        _check_format()
+        if not self._holds_delta():
+            return None
+        aside = self._tables.with_name(f"{self.dataset}.delta-{time.time_ns()}")
+        self._tables.rename(aside)
+        if tables := (shown := self._known())["tables"]:
+            for table in tables[DATASET].values():
+                table["query"] = table["query"].replace(quoted(f"{self._tables}/")[:-1], quoted(f"{aside}/")[:-1])
+            write_json(self._shown, shown)
+            self._show_all()
+        return MOVED_DELTA.format(tables=self._tables, aside=aside)
+
+    def _holds_delta(self) -> bool:
+        return any(self._tables.glob("*/_delta_log"))
+
     def prepare(self) -> None:
-        folder, wanted = self._folder, self._format
+        _check_format()
+        folder = self._folder
         try:
             (folder / ".msgbubbles").mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -161,26 +179,22 @@ class LakeFiles:
         if not self._tables.exists():
             self._place.forget_loads()
             self._build.unlink(missing_ok=True)
-        for table in tables_in(self._tables):
-            if is_delta(self._tables / table.name) != (wanted == "delta"):
-                raise UsageError(OTHER_FORMAT.format(folder=folder, format=wanted))
+        if self._holds_delta():
+            raise UsageError(HOLDS_DELTA.format(tables=self._tables))
 
     @contextmanager
-    def building(self) -> Iterator[None]:
+    def building(self) -> Iterator[tuple[Path, Path]]:
         build = self._marts / f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
         try:
             build.mkdir(parents=True)
-            with spark.session(spark.settings(), self._place.folder / "dbt") as session:
-                spark.show(session, self._tables, build, self.prefix)
-                yield
-            shutil.rmtree(spark.staging(build))
+            yield self._tables, build
+            shutil.rmtree(build / STAGING)
         except BaseException:
             shutil.rmtree(build, ignore_errors=True)
             raise
         self._build.write_text(build.name)
 
     def dbt(self) -> tuple[str, dict[str, str]]:
-        spark.require()
         return "spark", {}
 
     def publish(self, held_marts: Sequence[str] = ()) -> int | None:
@@ -200,8 +214,7 @@ class LakeFiles:
                 columns = [row[0] for row in connection.execute(f"DESCRIBE {query}").fetchall()]
                 tables[schema][table] = {"columns": columns, "query": query}
         write_json(self._shown, {"tables": tables, "marts": marts, "old": old})
-        with FileLock(self._shown.parent / "lock"):
-            self._show_all()
+        self._show_all()
         return None
 
     def _known(self) -> dict[str, Any]:
@@ -224,9 +237,7 @@ class LakeFiles:
     def _queries(self, marts: Mapping[str, str]) -> dict[tuple[str, str], str]:
         found = {}
         for table in tables_in(self._tables):
-            folder = self._tables / table.name
-            files = [f"{folder}/*.parquet"]
-            found[DATASET, table.name] = rows_of_delta(folder) if is_delta(folder) else one_of_each(table, files)
+            found[DATASET, table.name] = one_of_each(table, [f"{self._tables / table.name}/*.parquet"])
         for name in OWN:
             if (self._tables / name / f"{name}.parquet").exists():
                 found[DATASET, name] = _all_of(self._tables / name)
@@ -240,9 +251,6 @@ class LakeFiles:
         unneeded: list[str] = []
         for table in tables_in(self._tables):
             folder = self._tables / table.name
-            if is_delta(folder):
-                _compact_delta(folder)
-                continue
             files = {f"{self.dataset}/{table.name}/{path.name}": path for path in folder.glob("*.parquet")}
             files = {name: path for name, path in files.items() if name not in old}
             if len(files) > MOST_FILES:
@@ -258,28 +266,140 @@ class LakeFiles:
 
     def _show_all(self) -> None:
         """Make the views anew, of all accounts."""
-        queries = {
-            path.stem: _by_key(json.loads(path.read_text())["tables"]) for path in self._shown.parent.glob("*.json")
-        }
-        if NAMELESS in queries:
-            views = {key: one["query"] for key, one in queries[NAMELESS].items() if not OWN_TABLES.match(key[1])}
-        else:
-            columns = {
-                account: {key: one["columns"] for key, one in found.items()} for account, found in queries.items()
+        with FileLock(self._shown.parent / "lock"):
+            queries = {
+                path.stem: _by_key(json.loads(path.read_text())["tables"]) for path in self._shown.parent.glob("*.json")
             }
-            united = union_of(columns, lambda account, *key: f"({queries[account][key]['query']})")
-            views = {key: query for key, (_, query) in united.items()}
-        database = self._folder / "warehouse.duckdb"
-        copy = beside(database)
-        with duckdb.connect(str(copy)) as connection:
-            _create_views(connection, views)
-        replaced(database, copy)
+            if NAMELESS in queries:
+                views = {key: one["query"] for key, one in queries[NAMELESS].items() if not OWN_TABLES.match(key[1])}
+            else:
+                columns = {
+                    account: {key: one["columns"] for key, one in found.items()} for account, found in queries.items()
+                }
+                united = union_of(columns, lambda account, *key: f"({queries[account][key]['query']})")
+                views = {key: query for key, (_, query) in united.items()}
+            database = self._folder / "warehouse.duckdb"
+            copy = beside(database)
+            with duckdb.connect(str(copy)) as connection:
+                _create_views(connection, views)
+            replaced(database, copy)
 
     def explain(self, _said: str) -> str | None:
         return None
 
     def is_older_than(self, minutes: float) -> bool:
         return minutes >= 0
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its key. Where a key has several rows, that of the latest load counts, and of one load the one that
+    was read last; with `first_stays`, the first of the first."""
+
+    name: str
+    key: tuple[str, ...]
+    has_read_at: bool = True
+    first_stays: bool = False
+
+    @property
+    def rank(self) -> str:
+        """1 for the row of a key that counts: SQL that DuckDB and Spark understand."""
+        direction = "" if self.first_stays else " DESC"
+        order = [f"{name}{direction}" for name in ("_dlt_load_id", *["_read_at"] * self.has_read_at)]
+        return f"row_number() OVER (PARTITION BY {', '.join(self.key)} ORDER BY {', '.join(order)})"
+
+    @property
+    def qualify(self) -> str:
+        return f" QUALIFY {self.rank} = 1"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"key": list(self.key), "has_read_at": self.has_read_at, "first_stays": self.first_stays}
+
+
+def one_of_each(table: Table, files: Sequence[str]) -> str:
+    """A query of DuckDB for the row of each key that counts."""
+    listed = ", ".join(map(quoted, files))
+    return f"SELECT * FROM read_parquet([{listed}], union_by_name = true){table.qualify}"  # noqa: S608
+
+
+def tables_in(folder: Path) -> list[Table]:
+    """Those of a dataset that have files."""
+    try:
+        known = json.loads((folder / TABLES).read_text())
+    except FileNotFoundError:
+        return []
+    return [
+        Table(name, tuple(one.pop("key")), **one)
+        for name, one in sorted(known.items())
+        if any((folder / name).glob("*.parquet"))
+    ]
+
+
+def dlt_destination(folder: Path) -> Any:
+    """Return dlt's destination `filesystem`. Parquet files cannot be changed, so a row that comes again is another row
+    of its key; queries through dlt see the one that counts.
+
+    The classes are defined here because importing dlt reads its configuration, and `Place.configure_dlt` comes before.
+    """
+    from dlt.common.schema.utils import get_columns_names_with_prop
+    from dlt.destinations import filesystem
+    from dlt.destinations.impl.filesystem.filesystem import FilesystemClient
+    from dlt.destinations.impl.filesystem.sql_client import FilesystemSqlClient
+
+    def table_from(schema: Any) -> Table:
+        return Table(
+            schema["name"],
+            tuple(get_columns_names_with_prop(schema, "primary_key")),
+            has_read_at="_read_at" in schema["columns"],
+            first_stays=schema.get("x-merge-strategy") == "insert-only",
+        )
+
+    class SqlClient(FilesystemSqlClient):
+        def create_view_select(self, table_schema: Any, schema: Any = None) -> tuple[str, str] | None:
+            found = super().create_view_select(table_schema, schema)
+            if found is None or self.remote_client.is_dlt_table(table_schema["name"]):
+                return found
+            return found[0], found[1] + table_from(table_schema).qualify
+
+    class Client(FilesystemClient):
+        def __init__(self, schema: Any, config: Any, capabilities: Any) -> None:
+            super().__init__(schema, config, capabilities)
+            self._sql_client = SqlClient(self, self.dataset_name)
+
+        def update_stored_schema(self, *args: Any, **kwargs: Any) -> Any:
+            """Write down the key of each table, before there are rows."""
+            update = super().update_stored_schema(*args, **kwargs)
+            path = Path(self.dataset_path, TABLES)
+            known = json.loads(path.read_text()) if path.exists() else {}
+            found = known | {table["name"]: table_from(table).as_dict() for table in self.schema.data_tables()}
+            if found != known:
+                write_json(path, found)
+            return update
+
+    class TableFiles(filesystem):
+        @property
+        def destination_type(self) -> str:
+            return "warehouse.lake_dlt.TableFiles"  # as it is in the state of earlier runs
+
+        @property
+        def client_class(self) -> type[FilesystemClient]:
+            return Client
+
+    return TableFiles(str(folder), kwargs={"auto_mkdir": True})
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a file durably, all or nothing."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(value, indent=1))
+    sync_to_disk(new)
+    new.replace(path)
+
+
+def _check_format() -> None:
+    """Refuse the configuration of a release that could write Delta tables. Raises `UsageError`."""
+    if setting_of_sync("table_format", "parquet") != "parquet":
+        raise UsageError(NO_FORMAT)
 
 
 def _create_views(connection: duckdb.DuckDBPyConnection, queries: Mapping[tuple[str, str], str]) -> None:
@@ -295,18 +415,6 @@ def _by_key(tables: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], An
 
 def _all_of(folder: Path) -> str:
     return f"SELECT * FROM read_parquet({quoted(f'{folder}/*.parquet')})"  # noqa: S608
-
-
-def _compact_delta(folder: Path) -> None:
-    from deltalake import DeltaTable
-
-    table = DeltaTable(str(folder))
-    if len(table.file_uris()) > MOST_FILES:
-        table.optimize.compact()
-    # Delta would keep it for a week, in which each run writes anew what it changes. Nobody else writes.
-    kept: dict[str, Any] = {"retention_hours": KEPT_SECONDS // 3600, "enforce_retention_duration": False}
-    if table.vacuum(**kept):
-        table.vacuum(**kept, dry_run=False)
 
 
 def _remove(path: Path) -> None:

@@ -25,9 +25,9 @@ from dlt.pipeline.state_sync import migrate_state_to_current
 
 from . import privacy
 from .destinations import DuckDBFile, destination_of
-from .place import Place, UsageError, remove, set_aside
+from .lake_files import LakeFiles
+from .place import Place, UsageError, remove, set_aside, written_privately
 from .publish import is_damaged, mark_of
-from .tables import write_json
 from .transform import forget_build
 
 # A folder in the place of one of these keeps every run from finishing.
@@ -49,6 +49,10 @@ def restore(place: Place, say: Callable[[str], None]) -> None:
             say(f"{path} was a folder: moved to {set_aside(path).name}")
     if place.destination == "duckdb":
         _restore_database(place, say)
+    if place.destination == "filesystem":
+        with suppress(UsageError):  # `prepare` raises it again
+            if moved := LakeFiles(place).set_delta_aside():
+                say(moved)
     _restore_policy(place, say)
     for folder in sorted((place.folder / "dlt").iterdir()):
         if ".damaged-" not in folder.name and _is_damaged_pipeline(folder):
@@ -62,7 +66,7 @@ def tidy(place: Place) -> None:
     for package in (place.folder / "dlt").glob("*/load/loaded/*"):
         remove(package)
     if place.destination == "duckdb":
-        write_json(_noted(place), mark_of(place.work))
+        written_privately(_noted(place), json.dumps(mark_of(place.work)))
 
 
 def _noted(place: Place) -> Path:

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .lake_files import STAGING, tables_in
 from .place import UsageError, written_privately
-from .tables import delta_files, is_delta, no_rows_of_delta, tables_in
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -125,19 +125,11 @@ def show(spark: SparkSession, landed: Path, build: Path, prefix: str) -> None:
     for schema in ("files", f"{prefix}msgbubbles"):
         spark.sql(f"CREATE DATABASE {schema}")
     spark.sql(f"CREATE DATABASE {prefix}marts LOCATION {_quoted(str(build))}")
-    spark.sql(f"CREATE DATABASE {prefix}staging LOCATION {_quoted(str(staging(build)))}")
+    spark.sql(f"CREATE DATABASE {prefix}staging LOCATION {_quoted(str(build / STAGING))}")
     for table in tables_in(landed):
-        folder, view = landed / table.name, f"{prefix}msgbubbles.{table.name}"
-        options = {"path": str(folder), "mergeSchema": "true"}
-        if is_delta(folder):
-            # Spark itself knows no Delta; the files that the table consists of will do.
-            files = [Path(file).name for file in delta_files(folder)]
-            if not files:
-                spark.sql(f"CREATE VIEW {view} AS {no_rows_of_delta(folder, 'TIMESTAMP')}")
-                continue
-            options["pathGlobFilter"] = f"{{{','.join(files)}}}"
-        listed = ", ".join(f"{name} {_quoted(value)}" for name, value in options.items())
-        spark.sql(f"CREATE TABLE files.{table.name} USING parquet OPTIONS ({listed})")
+        view = f"{prefix}msgbubbles.{table.name}"
+        options = f"path {_quoted(str(landed / table.name))}, mergeSchema 'true'"
+        spark.sql(f"CREATE TABLE files.{table.name} USING parquet OPTIONS ({options})")
         ranked = f"SELECT *, {table.rank} AS _rank FROM files.{table.name}"  # noqa: S608
         spark.sql(f"CREATE VIEW {view} AS SELECT * EXCEPT (_rank) FROM ({ranked}) WHERE _rank = 1")  # noqa: S608
     # What only increments look at: everything is built anew.
@@ -146,11 +138,6 @@ def show(spark: SparkSession, landed: Path, build: Path, prefix: str) -> None:
         f"{prefix}staging.built_loads": "'' AS mart, '' AS load_id",
     }.items():
         spark.sql(f"CREATE VIEW {view} AS SELECT {columns} WHERE false")
-
-
-def staging(build: Path) -> Path:
-    """Where in a build the tables are that nobody reads."""
-    return build / ".staging"
 
 
 def _quoted(text: str) -> str:

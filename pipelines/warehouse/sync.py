@@ -33,7 +33,7 @@ from .destinations import Destination, destination_of
 from .journal import Journal, store, store_failed_reads
 from .place import PIPELINE, Place
 from .screen import Screen, is_of_data
-from .transform import Transforms, Verdict, is_outdated, transform, verdict
+from .transform import Transforms, Verdict, check_tools, is_outdated, transform, verdict
 
 REFUSED = """{title} refuses what was read, and takes each row of it alone: remove the constraints or triggers that were
 added to the tables of msgbubbles, and run again"""
@@ -92,7 +92,7 @@ def sync(
     """
     destination_of(place).prepare()
     if with_transform:
-        destination_of(place).dbt()  # what is missing is told before anything is read
+        check_tools(place)  # what is missing is told before anything is read
     run.keep_on_error = True
     run.on_rows = lambda: place.set_pending("repair", "transform", "publish")
     pipeline = pipeline_of(place)

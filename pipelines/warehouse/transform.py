@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import os
 import zoneinfo
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from msgbubbles.settings import Settings
 
+from . import spark
 from .destinations import destination_of
 from .lock import note_progress
 from .manifest import PROJECT, digest_of, store, stored
@@ -79,6 +80,13 @@ def forget_build(place: Place) -> None:
     _built_with(place).unlink(missing_ok=True)
 
 
+def check_tools(place: Place) -> None:
+    """See that what builds the marts is installed and configured. Raises `UsageError`."""
+    target, _ = destination_of(place).dbt()
+    if target == "spark":
+        spark.require()
+
+
 def transform(place: Place, transforms: Transforms) -> None:
     """Bring the marts of the work database up to date, and test them; from scratch when the models have changed,
     because a new model does not correct what an old one has built. What the tests said is kept for `verdict`. Raises
@@ -89,7 +97,11 @@ def transform(place: Place, transforms: Transforms) -> None:
     target, environment = destination.dbt()
     dbt = _Dbt(place, target, environment, transforms)
     found = Verdict()
-    with destination.building():
+    with ExitStack() as stack:
+        folders = stack.enter_context(destination.building())
+        if folders is not None:
+            session = stack.enter_context(spark.session(spark.settings(), place.folder / "dbt"))
+            spark.show(session, *folders, destination.prefix)
         results = dbt.run("run", *options)
         if results.wrong:
             raise TransformError(f"the marts could not be built ({results.names}){results.explained(place)}")

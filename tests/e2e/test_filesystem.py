@@ -1,5 +1,4 @@
-"""The same job with its tables as files in a folder, Parquet or Delta. What Spark makes of them is in
-test_spark.py."""
+"""The same job with its tables as files in a folder. What Spark makes of them is in test_spark.py."""
 
 from __future__ import annotations
 
@@ -45,12 +44,10 @@ def differing(files: Path, job: Job) -> dict[str, dict[str, int]]:
         return differences_of(landed_in(connection), job.server.truth())
 
 
-@pytest.mark.parametrize("table_format", ["parquet", "delta"])
 def test_the_rows_in_files_are_those_of_the_account(
-    new_job: NewJob, files: Path, table_format: str, monkeypatch: pytest.MonkeyPatch
+    new_job: NewJob, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = new_job(chats=130, messages=1500)
-    monkeypatch.setenv("SYNC__TABLE_FORMAT", table_format)
     job.environment = {"SOURCES__MSGBUBBLES__REFRESH_CHATS": '[{"every_hours": 0.0001}]'}
     place = Place.of(job.database, "filesystem")
     first = job.run(*INTO).summary
@@ -79,22 +76,10 @@ def test_the_rows_in_files_are_those_of_the_account(
     assert len(job.server.requests) == asked
     assert job.ask("verify", "--full", *INTO)["equal"]
 
-    # Who looks at the files themselves finds each row of a Delta table once.
-    if table_format == "delta":
-        from deltalake import DeltaTable
-
-        ids = DeltaTable(str(files / "msgbubbles" / "messages")).to_pyarrow_table(columns=["id"])["id"].to_pylist()
-        assert len(ids) == len(set(ids))
-        assert set(ids) >= {row["id"] for row in job.server.truth().messages}
     # Somewhere else, everything is read once more.
     monkeypatch.setenv("DESTINATION__FILESYSTEM__BUCKET_URL", str(files.with_name("elsewhere")))
     job.run(*INTO)
     assert differing(files.with_name("elsewhere"), job) == {}
-    monkeypatch.setenv("DESTINATION__FILESYSTEM__BUCKET_URL", str(files))
-    other = {"delta": "parquet", "parquet": "delta"}[table_format]
-    monkeypatch.setenv("SYNC__TABLE_FORMAT", other)
-    _, errors = job.start(*INTO).communicate(timeout=120)
-    assert f'holds tables that are not of [sync] table_format = "{other}"' in errors
 
 
 def test_nobody_waits_and_a_job_that_is_killed_loses_nothing(new_job: NewJob, files: Path) -> None:
@@ -129,22 +114,35 @@ def test_nobody_waits_and_a_job_that_is_killed_loses_nothing(new_job: NewJob, fi
     assert differing(files, job) == {}
 
 
-def test_files_of_delta_tables_go_when_nobody_reads_them_any_more(
-    new_job: NewJob, files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SYNC__TABLE_FORMAT", "delta")
+def test_a_delta_folder_is_read_again_into_parquet(new_job: NewJob, files: Path) -> None:
     job = new_job(chats=30, messages=200)
+    place = Place.of(job.database, "filesystem")
+    now = datetime.now(UTC)
     chat = job.server.truth().chats[0]["id"]
-    for _ in range(3):
-        job.server.account.add_message(NewMessage(chat, "outbound", "hello", datetime.now(UTC), "sent"))
-        job.run(*INTO)
-    chats = files / "msgbubbles" / "chats"
-    assert len(list(chats.glob("*.parquet"))) == 3, "each run wrote the chat anew"
-    monkeypatch.setattr(lake_files, "KEPT_SECONDS", 0)
-    monkeypatch.setattr(lake_files, "MOST_FILES", 1)
-    destination_of(Place.of(job.database, "filesystem")).publish()
-    assert len(list(chats.glob("*.parquet"))) == 1
+    spool(place, [typing(1, conversation_id=chat, created_at=now.isoformat())])
+    job.run(*INTO)
+    for table in ("chats", "messages", "attachments", "webhook_events"):
+        (files / "msgbubbles" / table / "_delta_log").mkdir(exist_ok=True)
+    before = query(files, "SELECT id FROM msgbubbles.messages ORDER BY id")
+
+    job.server.account.add_message(NewMessage(chat, "outbound", "hello", now, "sent"))
+    spool(place, [typing(2, conversation_id=chat, created_at=now.isoformat())])
+    job.environment = {"SYNC__TABLE_FORMAT": "delta"}
+    _, errors = (process := job.start(*INTO)).communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert '[sync] table_format: "delta" is no longer supported. Remove the key' in errors
+    assert query(files, "SELECT id FROM msgbubbles.messages ORDER BY id") == before
+
+    job.environment = {}
+    _, errors = (process := job.start(*INTO)).communicate(timeout=120)
+    assert process.returncode == 0, errors
+    [aside] = files.glob("msgbubbles.delta-*")
+    assert f"moved to {aside}" in errors
     assert differing(files, job) == {}
+    assert query(files, "SELECT count(*) FROM msgbubbles.webhook_events") == [(1,)]
+    assert not list((files / "msgbubbles").glob("*/_delta_log"))
+    assert list((aside / "webhook_events").glob("*.parquet"))
+    assert not job.run(*INTO).summary["tables"]["messages"]["changed"]
 
 
 def test_many_files_become_one_and_whoever_reads_does_not_notice(
@@ -185,8 +183,8 @@ def test_many_files_become_one_and_whoever_reads_does_not_notice(
         ({"DESTINATION__FILESYSTEM__BUCKET_URL": "some/folder"}, "the whole path of a folder"),
         ({"DESTINATION__FILESYSTEM__BUCKET_URL": "/proc/none"}, "cannot be made"),
         (
-            {"DESTINATION__FILESYSTEM__BUCKET_URL": "/tmp", "SYNC__TABLE_FORMAT": "csv"},  # noqa: S108 - nothing is written
-            '[sync] table_format is "parquet" or "delta"',
+            {"DESTINATION__FILESYSTEM__BUCKET_URL": "/tmp", "SYNC__TABLE_FORMAT": "delta"},  # noqa: S108 - nothing is written
+            '[sync] table_format: "delta" is no longer supported',
         ),
     ],
 )

@@ -25,14 +25,11 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_spark
 @pytest.mark.usefixtures("files")
-@pytest.mark.parametrize("table_format", ["parquet", "delta"])
-def test_the_whole_job_with_spark(new_job: Callable[..., Job], table_format: str) -> None:
+def test_the_whole_job_with_spark(new_job: Callable[..., Job]) -> None:
     job = new_job(chats=130, messages=1500)
     job.environment = {
-        "SYNC__TABLE_FORMAT": table_format,
         "SOURCES__MSGBUBBLES__REFRESH_CHATS": '[{"every_hours": 0.0001}]',
-        # With one of them: they take longer than all else.
-        "TRANSFORMS__DATA_TESTS": "hold" if table_format == "parquet" else "off",
+        "TRANSFORMS__DATA_TESTS": "hold",
     }
     place = Place.of(job.database, "filesystem")
     assert job.run(*INTO, transform=True).summary["outcome"] == "complete"

@@ -14,8 +14,8 @@ from lake import needs_spark, query
 from marts_account import KEYS, Account
 from marts_reference import MARTS, World, differences
 from warehouse.destinations import destination_of
+from warehouse.lake_files import TABLES
 from warehouse.place import Place
-from warehouse.tables import TABLES
 from warehouse.transform import Transforms, transform
 
 ZONE = ZoneInfo("America/New_York")
