@@ -62,7 +62,8 @@ audit: .venv/ready
 		--requirement requirements.lock --require-hashes --disable-pip
 
 # Spark is larger than all else together, and so in a file of its own, which has what it needs beside requirements.lock.
-COMPILE := uv pip compile pyproject.toml --universal --generate-hashes --no-annotate --no-header --quiet
+COMPILE := uv pip compile pyproject.toml --universal --generate-hashes --no-annotate --no-header --quiet \
+	--no-emit-package dbt-core-experimental-parser
 lock: .venv/ready
 	PATH="$$PATH:$(CURDIR)/.venv/bin" $(COMPILE) --extra postgres --extra ducklake --extra filesystem --extra notebooks \
 		--group dev --output-file requirements.lock
