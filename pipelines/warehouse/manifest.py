@@ -49,7 +49,7 @@ def stored(target: str, database: str, time_zone: str, schema_prefix: str) -> Ma
         found = Manifest.from_msgpack(kept[KEY_BYTES:])
     except Exception:  # whatever is wrong with the file, parsing mends it
         return None
-    found.build_parent_and_child_maps()  # type: ignore[no-untyped-call]
+    found.build_parent_and_child_maps()
     return found
 
 

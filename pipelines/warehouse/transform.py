@@ -199,7 +199,7 @@ class _Dbt:
             runner = dbtRunner(manifest=self._manifest, callbacks=[lambda _event: note_progress()])
             return _Results(runner.invoke([*command, *self._options]))
         finally:
-            DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]
+            DuckDBConnectionManager.close_all_connections()
             # A password is among them, and libpq would take them for the user's own.
             for name, value in before.items():
                 os.environ.pop(name)
