@@ -26,7 +26,7 @@ from filelock import FileLock
 
 from .configuration import setting_of_sync
 from .names import named, quoted
-from .place import CLAIM_TABLE, DATASET, Place, UsageError, share_as, sync_to_disk
+from .place import CLAIM_TABLE, DATASET, UNUSABLE, Place, UsageError, remove, share_as, sync_to_disk
 from .publish import beside, replaced
 from .union import OWN_TABLES, SHOWN, union_of
 
@@ -84,6 +84,8 @@ class LakeFiles:
         found = found.removeprefix("file://")
         if "://" in found or not Path(found).is_absolute():
             raise UsageError(NO_FOLDER.format(why="bucket_url is the whole path of a folder that all readers see"))
+        if refused := UNUSABLE.search(found):
+            raise UsageError(NO_FOLDER.format(why=f"DuckDB and dlt cannot load files from a path with {refused[0]!r}"))
         return Path(found)
 
     @property
@@ -206,7 +208,7 @@ class LakeFiles:
         for name in {f"{self._marts.name}/{build}" for build in builds if build not in marts.values()} - old.keys():
             old[name] = time.time()
         for name in [name for name, since in old.items() if since < time.time() - KEPT_SECONDS]:
-            _remove(self._folder / name)
+            remove(self._folder / name)
             del old[name]
         with self._connected() as connection:
             tables: dict[str, Any] = {schema: {} for schema in SHOWN}
@@ -415,10 +417,3 @@ def _by_key(tables: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], An
 
 def _all_of(folder: Path) -> str:
     return f"SELECT * FROM read_parquet({quoted(f'{folder}/*.parquet')})"  # noqa: S608
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

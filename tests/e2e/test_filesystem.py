@@ -181,6 +181,7 @@ def test_many_files_become_one_and_whoever_reads_does_not_notice(
         ({}, "it has no folder"),
         ({"DESTINATION__FILESYSTEM__BUCKET_URL": "s3://bucket/folder"}, "the whole path of a folder"),
         ({"DESTINATION__FILESYSTEM__BUCKET_URL": "some/folder"}, "the whole path of a folder"),
+        ({"DESTINATION__FILESYSTEM__BUCKET_URL": "/tmp/o'clock"}, 'from a path with "\'"'),  # noqa: S108
         ({"DESTINATION__FILESYSTEM__BUCKET_URL": "/proc/none"}, "cannot be made"),
         (
             {"DESTINATION__FILESYSTEM__BUCKET_URL": "/tmp", "SYNC__TABLE_FORMAT": "delta"},  # noqa: S108 - nothing is written
