@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import msgspec
@@ -24,6 +23,7 @@ from dlt.common.schema import Schema
 from dlt.pipeline.state_sync import migrate_state_to_current
 
 from . import privacy
+from .combined import noted_of
 from .destinations import DuckDBFile, destination_of
 from .lake_files import LakeFiles
 from .place import Place, UsageError, remove, set_aside, written_privately
@@ -75,7 +75,7 @@ def _noted(place: Place) -> Path:
 
 def _restore_database(place: Place, say: Callable[[str], None]) -> None:
     work, log = place.work, place.work.with_name(f"{place.work.name}.wal")
-    is_as_noted = _read(_noted(place)) == mark_of(work) and not log.exists()
+    is_as_noted = noted_of(_noted(place)) == mark_of(work) and not log.exists()
     if not work.exists() or is_as_noted or not is_damaged(work, DuckDBFile(place).options()):
         return
     for path in (work, log):
@@ -105,13 +105,6 @@ def _restore_policy(place: Place, say: Callable[[str], None]) -> None:
             record = msgspec.json.decode(row[0], type=privacy.Record)
             say(f"{path} was damaged: restored from the warehouse; the damaged one is now {set_aside(path).name}")
             record.save(place)
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _is_damaged_pipeline(folder: Path) -> bool:
