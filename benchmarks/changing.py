@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from sandbox import Account, Knobs, NewMessage, Server, serve
+from msgbubbles_sync.sandbox import Account, Knobs, NewMessage, Server, serve
 
 CHATS, MESSAGES = 2000, 20_000
 # An import writes many messages in one instant; fewer than a page holds, so that all of them can be reached.

@@ -20,13 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "pipelines"), str(ROOT / "benchmarks"), str(ROOT / "tests" / "support")]
+sys.path[:0] = [str(ROOT / "pipelines"), str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
-import postgres  # noqa: E402
 from goals import account_of, write_messages  # noqa: E402
-from lake import lake_at  # noqa: E402
+from helpers import postgres  # noqa: E402
+from helpers.lake import lake_at  # noqa: E402
 from measure import own_command, own_environment, used  # noqa: E402
-from sandbox import Server, serve  # noqa: E402
+from msgbubbles_sync.sandbox import Server, serve  # noqa: E402
 
 NEW_MESSAGES, IN_CHATS = 1000, 200
 STEPS = ("first load", "all marts", "load of 1,000", "marts of 1,000", "peak MB")

@@ -23,10 +23,10 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "pipelines"), str(ROOT / "benchmarks")]
 
 from measure import Usage, fresh_folder, own_command, own_environment, pages, used  # noqa: E402
-from msgbubbles import coverage as plan  # noqa: E402
-from msgbubbles.coverage import DAY_MS, Coverage  # noqa: E402
-from msgbubbles.settings import REFRESH_CHATS, REFRESH_MESSAGES, tiers_of  # noqa: E402
-from sandbox import Account, NewMessage, Server, seed, serve  # noqa: E402
+from msgbubbles.source import coverage as plan  # noqa: E402
+from msgbubbles.source.config import REFRESH_CHATS, REFRESH_MESSAGES, tiers_of  # noqa: E402
+from msgbubbles.source.coverage import DAY_MS, Coverage  # noqa: E402
+from msgbubbles_sync.sandbox import Account, NewMessage, Server, seed, serve  # noqa: E402
 
 RESULTS = ROOT / "docs" / "performance.json"
 MINUTE_MS = 60_000

@@ -24,8 +24,8 @@ from rich.table import Table
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "pipelines"))
 
-from warehouse.place import Place  # noqa: E402
-from warehouse.transform import Transforms, transform  # noqa: E402
+from msgbubbles_sync.dbt.runner import Transforms, transform  # noqa: E402
+from msgbubbles_sync.workspace import Place  # noqa: E402
 
 NEW_MESSAGES = 1000
 CHATS = """

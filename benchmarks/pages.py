@@ -30,8 +30,8 @@ import typer
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "pipelines"))
 
-from sandbox import KEY, Account, Knobs, seed  # noqa: E402
-from sandbox.listing import chat_row, message_rows, number_rows  # noqa: E402
+from msgbubbles_sync.sandbox import KEY, Account, Knobs, seed  # noqa: E402
+from msgbubbles_sync.sandbox.listing import chat_row, message_rows, number_rows  # noqa: E402
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 DAYS = 365

@@ -21,10 +21,10 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "pipelines"))
 
 from msgbubbles.client import _decode_page  # noqa: E402
-from msgbubbles.landing import Landing  # noqa: E402
 from msgbubbles.models import Message  # noqa: E402
-from msgbubbles.privacy import PRESETS, Pseudonyms  # noqa: E402
-from msgbubbles.redaction import Redactor  # noqa: E402
+from msgbubbles.policy import PRESETS, Pseudonyms  # noqa: E402
+from msgbubbles.redact import Redactor  # noqa: E402
+from msgbubbles.source.buffer import Landing  # noqa: E402
 from msgbubbles.transport import Answer  # noqa: E402
 
 ROUNDS = 5

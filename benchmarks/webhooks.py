@@ -26,11 +26,11 @@ import httpx
 import typer
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "pipelines"), str(ROOT / "tests" / "support")]
+sys.path[:0] = [str(ROOT / "pipelines"), str(ROOT / "tests")]
 
-from hooks import SECRET, Process, signed, typing  # noqa: E402
-from job import Job  # noqa: E402
-from sandbox import Account, Knobs, seed, serve  # noqa: E402
+from helpers.hooks import SECRET, Process, signed, typing  # noqa: E402
+from helpers.job import Job  # noqa: E402
+from msgbubbles_sync.sandbox import Account, Knobs, seed, serve  # noqa: E402
 
 SENDERS = 16
 

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from job import CHATS, inherited_environment
-from warehouse import spark
-from warehouse.destinations import destination_of
-from warehouse.place import Place
+from helpers.job import CHATS, inherited_environment
+from msgbubbles_sync.dbt import spark
+from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.workspace import Place
 
 ROOT = Path(__file__).parents[1]
+CLI = ROOT / "pipelines" / "msgbubbles_sync" / "cli"
 README = (ROOT / "README.md").read_text()
 CONFIG = (ROOT / "dlt_config" / "config.toml").read_text()
 
@@ -47,7 +48,7 @@ OF_OTHERS = ("api_key", "privacy", "run")
 
 
 def test_every_key_of_the_source_is_documented_with_its_default() -> None:
-    from msgbubbles import msgbubbles_source
+    from msgbubbles.source import msgbubbles_source
 
     parameters = inspect.signature(msgbubbles_source).parameters
     arguments = {name: parameter.default for name, parameter in parameters.items() if name not in OF_OTHERS}
@@ -68,13 +69,14 @@ def test_the_jobs_own_keys_are_documented(section: str) -> None:
 
 
 def test_the_marts_are_built_as_is_documented() -> None:
-    from warehouse.transform import Transforms
+    from msgbubbles_sync.dbt.runner import Transforms
 
     assert documented("transforms") == asdict(Transforms())
 
 
 def test_the_accounts_in_the_examples_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from warehouse import accounts, configuration
+    from msgbubbles_sync import settings as configuration
+    from msgbubbles_sync.cli import accounts
 
     assert documented("sync")["parallel_accounts"] == accounts.PARALLEL
     monkeypatch.setenv("DLT_PROJECT_DIR", str(tmp_path))
@@ -121,7 +123,7 @@ def test_every_command_and_each_of_its_options_is_documented(command: str) -> No
 
 
 def test_every_exit_status_is_documented() -> None:
-    from warehouse import command
+    from msgbubbles_sync.cli import options as command
 
     code = {str(value) for name, value in vars(command).items() if name.startswith("EXIT_")}
     table = README.split("| exit status | |")[1].split("\n\n")[0]
@@ -233,7 +235,7 @@ PRIVACY = ROOT / "docs" / "privacy.md"
 
 
 def test_every_privacy_setting_is_documented_with_what_the_presets_make_of_it() -> None:
-    from msgbubbles.privacy import FULL, PRESETS, Policy
+    from msgbubbles.policy import FULL, PRESETS, Policy
 
     section = "sources.msgbubbles.privacy"
     assert documented(section).keys() == {"preset", "vault", *Policy.__struct_fields__}
@@ -255,7 +257,7 @@ def test_the_key_of_groups_is_documented() -> None:
 
 
 def test_the_page_on_groups_has_the_exit_statuses_of_its_help() -> None:
-    said = (ROOT / "pipelines" / "groups.py").read_text().split("Exit status:")[1].split('"""')[0]
+    said = (CLI / "groups.py").read_text().split("Exit status:")[1].split('"""')[0]
     table = GROUPS.read_text().split("| exit status of `groups.py` | |")[1].split("\n\n")[0]
     assert set(re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)) == set(
         re.findall(r"(?:^|; |\n)\s*(\d+)\b", said)
@@ -266,7 +268,7 @@ WEBHOOKS = ROOT / "docs" / "webhooks.md"
 
 
 def test_the_keys_of_webhooks_are_documented_with_their_defaults() -> None:
-    from webhook_events.settings import WebhookSettings
+    from msgbubbles_sync.webhooks.secrets import WebhookSettings
 
     defaults = {name: getattr(WebhookSettings(), name) for name in WebhookSettings.__struct_fields__}
     table = WEBHOOKS.read_text().split("| key of `[webhooks]` |")[1].split("\n\n")[0]
@@ -280,7 +282,7 @@ def test_the_keys_of_webhooks_are_documented_with_their_defaults() -> None:
 
 
 def test_every_command_and_option_of_webhooks_is_documented() -> None:
-    script = ROOT / "pipelines" / "webhooks.py"
+    script = CLI / "webhooks.py"
     page = WEBHOOKS.read_text()
     commands = re.findall(r"^@app.command\((?:\"(\w+)\")?\)\ndef (\w+)", script.read_text(), flags=re.MULTILINE)
     table = page.split("| `webhooks.py` command | |")[1].split("\n\n")[0]
@@ -290,7 +292,7 @@ def test_every_command_and_option_of_webhooks_is_documented() -> None:
 
 
 def test_the_page_on_webhooks_has_the_exit_statuses_of_its_help() -> None:
-    said = (ROOT / "pipelines" / "webhooks.py").read_text().split("Exit status:")[1].split('"""')[0]
+    said = (CLI / "webhooks.py").read_text().split("Exit status:")[1].split('"""')[0]
     table = WEBHOOKS.read_text().split("| exit status of `webhooks.py` | |")[1].split("\n\n")[0]
     assert set(re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)) == set(
         re.findall(r"(?:^|; |\n)\s*(\d+)\b", said)

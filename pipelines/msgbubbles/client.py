@@ -24,7 +24,6 @@ from uuid import uuid4
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from .budget import RequestBudget
 from .errors import ApiError, NoIdError, NotFoundError, PermanentError, RetryableError
 from .lenient import opened, reopened
 from .models import (
@@ -43,6 +42,7 @@ from .models import (
     read_row,
 )
 from .page_size import PageRequest, PageSize
+from .rate_limit import RequestBudget
 from .transport import Answer, Transport
 
 BASE_URL = "https://api.msgbubbles.com/v1"

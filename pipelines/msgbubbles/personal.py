@@ -1,8 +1,8 @@
 """What the text columns of the warehouse hold, so far as it is about people.
 
 One list, by table and column, the key of a table first. From it follow what a policy leaves of a row that is read
-(`redaction`), what it makes of rows that have landed (`personal_data.migrate`), and where erased people are looked for
-(`personal_data.erase`). A test fails for a column of text or JSON that is not in it.
+(`redact`), what it makes of rows that have landed (`msgbubbles_sync.privacy.reapply`), and where erased people are
+looked for (`msgbubbles_sync.privacy.erase`). A test fails for a column of text or JSON that is not in it.
 """
 
 from __future__ import annotations

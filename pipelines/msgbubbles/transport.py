@@ -28,7 +28,6 @@ import tenacity
 from tenacity import RetryCallState
 
 from .api_time import ApiTime
-from .budget import WINDOW_SECONDS, RequestBudget
 from .deadline import deadline, enforce_deadlines
 from .environment import check_certificates, check_proxies
 from .errors import (
@@ -46,6 +45,7 @@ from .errors import (
 )
 from .mentions import has_handle
 from .page_size import PageSize
+from .rate_limit import WINDOW_SECONDS, RequestBudget
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from job import Job, run_demo
-from sandbox import Account, Knobs, seed, serve
+from helpers.job import Job, run_demo
+from msgbubbles_sync.sandbox import Account, Knobs, seed, serve
 
 
 @pytest.fixture(scope="session")

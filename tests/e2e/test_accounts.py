@@ -19,13 +19,13 @@ import duckdb
 import psycopg2
 import pytest
 
-import postgres
-from canary import ANN, PRIVACY_KEY, account_of_canaries, found_in, now
-from job import CHATS, Job
-from lake import lake_at
-from sandbox import NewMessage, serve
-from warehouse.destinations import destination_of
-from warehouse.place import Place
+from helpers import postgres
+from helpers.canary import ANN, PRIVACY_KEY, account_of_canaries, found_in, now
+from helpers.job import CHATS, Job
+from helpers.lake import lake_at
+from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.sandbox import NewMessage, serve
+from msgbubbles_sync.workspace import Place
 
 NewJob = Callable[..., Job]
 # The account's name before the keys that the tables have.

@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from job import Job
-from sandbox import Account, Knobs, NewMessage
-from warehouse_rows import differences, landed
+from helpers.job import Job
+from helpers.warehouse_rows import differences, landed
+from msgbubbles_sync.sandbox import Account, Knobs, NewMessage
 
 NewJob = Callable[..., Job]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import duckdb
 
-from job import run_demo
-from questions import questions
+from helpers.job import run_demo
+from helpers.questions import questions
 
 
 def one(database: Path, query: str) -> tuple[object, ...]:

@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-import postgres
-from hooks import spool, typing
-from job import Job
-from lake import lake_at, query
-from marts_reference import check_marts
-from sandbox import NewMessage
-from warehouse.destinations import destination_of
-from warehouse.place import Place
-from warehouse_rows import differences_of, landed_in
+from helpers import postgres
+from helpers.hooks import spool, typing
+from helpers.job import Job
+from helpers.lake import lake_at, query
+from helpers.marts_reference import check_marts
+from helpers.warehouse_rows import differences_of, landed_in
+from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.sandbox import NewMessage
+from msgbubbles_sync.workspace import Place
 
 NewJob = Callable[..., Job]
 # Whoever has the time: as many as are asked for.

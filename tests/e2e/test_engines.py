@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-import postgres
-from job import Job
-from lake import change, lake_at, needs_spark, query
-from marts_reference import MARTS, differences
-from warehouse.place import Place
+from helpers import postgres
+from helpers.job import Job
+from helpers.lake import change, lake_at, needs_spark, query
+from helpers.marts_reference import MARTS, differences
+from msgbubbles_sync.workspace import Place
 
 # What says when a job read something: the jobs of two engines do not read at one instant.
 READ_TIMES = {"fetched_at", "deleted_at"}

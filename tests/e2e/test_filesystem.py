@@ -12,14 +12,14 @@ from typing import Any
 import duckdb
 import pytest
 
-from hooks import spool, typing
-from job import Job
-from lake import change
-from sandbox import NewMessage
-from warehouse import lake_files
-from warehouse.destinations import destination_of
-from warehouse.place import Place
-from warehouse_rows import differences_of, landed_in
+from helpers.hooks import spool, typing
+from helpers.job import Job
+from helpers.lake import change
+from helpers.warehouse_rows import differences_of, landed_in
+from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.destinations import parquet_files as lake_files
+from msgbubbles_sync.sandbox import NewMessage
+from msgbubbles_sync.workspace import Place
 
 NewJob = Callable[..., Job]
 INTO = ("--destination", "filesystem")

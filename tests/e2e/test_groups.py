@@ -18,7 +18,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from job import CHATS, Job, inherited_environment
+from helpers.job import CHATS, Job, inherited_environment
 
 GROUPS = CHATS.with_name("groups.py")
 OURS = "+14155550100"

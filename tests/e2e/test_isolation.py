@@ -7,9 +7,9 @@ from typing import Any
 
 import duckdb
 
-from job import Job
-from sandbox import Knobs
-from warehouse_rows import differences
+from helpers.job import Job
+from helpers.warehouse_rows import differences
+from msgbubbles_sync.sandbox import Knobs
 
 Answer = tuple[int, dict[str, str], bytes]
 

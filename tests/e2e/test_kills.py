@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from job import Job
-from sandbox import Account, NewMessage
-from warehouse_rows import differences
+from helpers.job import Job
+from helpers.warehouse_rows import differences
+from msgbubbles_sync.sandbox import Account, NewMessage
 
 NewJob = Callable[..., Job]
 

@@ -10,11 +10,11 @@ from zoneinfo import ZoneInfo
 import duckdb
 import pytest
 
-from hooks import place_in, spool, typing
-from job import Job
-from marts_reference import MARTS, differences
-from sandbox import NewMessage
-from warehouse_rows import expected
+from helpers.hooks import place_in, spool, typing
+from helpers.job import Job
+from helpers.marts_reference import MARTS, differences
+from helpers.warehouse_rows import expected
+from msgbubbles_sync.sandbox import NewMessage
 
 ZONE = ZoneInfo("Asia/Kolkata")  # its midnight is at half past an hour
 HOLD = {"TRANSFORMS__DATA_TESTS": "hold"}

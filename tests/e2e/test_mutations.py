@@ -21,15 +21,15 @@ import msgspec
 import psycopg2.extras
 import pytest
 
-import postgres
-from job import Job
-from msgbubbles.coverage import DAY_MS, HOUR_MS, Tier
-from msgbubbles.run import Run
-from msgbubbles.settings import Settings
-from sandbox import Knobs, Truth, seed
-from sandbox.listing import truth
-from warehouse_rows import expected
-from world import World
+from helpers import postgres
+from helpers.job import Job
+from helpers.warehouse_rows import expected
+from helpers.world import World
+from msgbubbles.source.config import Settings
+from msgbubbles.source.coverage import DAY_MS, HOUR_MS, Tier
+from msgbubbles.source.run import Run
+from msgbubbles_sync.sandbox import Knobs, Truth, seed
+from msgbubbles_sync.sandbox.listing import truth
 
 NewJob = Callable[..., Job]
 Row = dict[str, Any]

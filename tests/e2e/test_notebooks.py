@@ -22,8 +22,8 @@ import pandas as pd
 import pytest
 from nbclient import NotebookClient
 
-import marts_reference as reference
-from job import CHATS, Job
+from helpers import marts_reference as reference
+from helpers.job import CHATS, Job
 
 PROJECT = CHATS.parents[1]
 NOTEBOOKS = PROJECT / "notebooks"

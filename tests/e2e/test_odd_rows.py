@@ -13,9 +13,9 @@ import duckdb
 import psycopg2
 import pytest
 
-import postgres
-from job import Job
-from sandbox import NewMessage
+from helpers import postgres
+from helpers.job import Job
+from msgbubbles_sync.sandbox import NewMessage
 
 AT = datetime(2026, 3, 1, tzinfo=UTC)
 LINK = "https://files.example/canary?signature=canary"

@@ -12,14 +12,14 @@ from typing import Any
 import psycopg2
 import pytest
 
-import postgres
-from hooks import spool, typing
-from job import Job
-from marts_reference import check_marts
-from sandbox import NewMessage
-from sandbox.account import us
-from warehouse.place import Place
-from warehouse_rows import differences_of
+from helpers import postgres
+from helpers.hooks import spool, typing
+from helpers.job import Job
+from helpers.marts_reference import check_marts
+from helpers.warehouse_rows import differences_of
+from msgbubbles_sync.sandbox import NewMessage
+from msgbubbles_sync.sandbox.account import us
+from msgbubbles_sync.workspace import Place
 
 NewJob = Callable[..., Job]
 READ_AT = datetime(2026, 11, 18, tzinfo=UTC)

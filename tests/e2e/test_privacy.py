@@ -18,13 +18,13 @@ from zlib import crc32
 
 import duckdb
 
-from canary import ANN, BEN, KEY, OURS, PEOPLE, PRIVACY_KEY, account_of_canaries, found_in, now, spellings
-from hooks import WEBHOOKS, Process
-from job import Job
+from helpers.canary import ANN, BEN, KEY, OURS, PEOPLE, PRIVACY_KEY, account_of_canaries, found_in, now, spellings
+from helpers.hooks import WEBHOOKS, Process
+from helpers.job import Job
 from msgbubbles.personal import PERSONAL
-from msgbubbles.privacy import FULL, Pseudonyms
-from msgbubbles.redaction import Redactor
-from sandbox import Knobs, NewMessage, serve
+from msgbubbles.policy import FULL, Pseudonyms
+from msgbubbles.redact import Redactor
+from msgbubbles_sync.sandbox import Knobs, NewMessage, serve
 
 # Whoever has a minute: ten syncs after an erasure, and the marts of a world in which nobody was to be erased.
 WHOLE = "MSGBUBBLES_WHOLE" in os.environ

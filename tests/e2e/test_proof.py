@@ -9,9 +9,9 @@ from typing import Any
 
 import duckdb
 
-from job import Job
-from sandbox import Knobs, NewMessage
-from warehouse_rows import differences
+from helpers.job import Job
+from helpers.warehouse_rows import differences
+from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 NewJob = Callable[..., Job]
 AN_HOUR_AGO = timedelta(hours=1)

@@ -9,9 +9,9 @@ from typing import Any
 import duckdb
 import pytest
 
-from job import Job
-from sandbox import Knobs, NewMessage
-from warehouse_rows import differences, landed
+from helpers.job import Job
+from helpers.warehouse_rows import differences, landed
+from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 NewJob = Callable[..., Job]
 # What was read a third of a second ago is read again.

@@ -21,11 +21,11 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from damage import DAMAGE
 
-from job import CHATS, Job, Outcome, inherited_environment
-from sandbox import Knobs, NewMessage
-from warehouse_rows import differences
+from helpers.damage import DAMAGE
+from helpers.job import CHATS, Job, Outcome, inherited_environment
+from helpers.warehouse_rows import differences
+from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 NewJob = Callable[..., Job]
 

@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 import duckdb
 import pytest
 
-from job import Job
-from sandbox import Account, Knobs, NewMessage
-from warehouse.lock import STALLED_AFTER
-from warehouse_rows import differences
+from helpers.job import Job
+from helpers.warehouse_rows import differences
+from msgbubbles_sync.lock import STALLED_AFTER
+from msgbubbles_sync.sandbox import Account, Knobs, NewMessage
 
 NewJob = Callable[..., Job]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from hooks import spool, typing
-from job import Job
-from lake import change, needs_spark, query
-from marts_reference import check_marts
-from warehouse.place import Place
+from helpers.hooks import spool, typing
+from helpers.job import Job
+from helpers.lake import change, needs_spark, query
+from helpers.marts_reference import check_marts
+from msgbubbles_sync.workspace import Place
 
 INTO = ("--destination", "filesystem")
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import duckdb
 
-from hooks import WEBHOOKS, Process
-from job import Job
-from sandbox import Knobs, NewMessage
-from warehouse.place import Place
-from warehouse_rows import differences
-from webhook_events import health
+from helpers.hooks import WEBHOOKS, Process
+from helpers.job import Job
+from helpers.warehouse_rows import differences
+from msgbubbles_sync.sandbox import Knobs, NewMessage
+from msgbubbles_sync.webhooks import health
+from msgbubbles_sync.workspace import Place
 
 NewJob = Callable[..., Job]
 # The whole of it, once in a while: MSGBUBBLES_FLOOD=20000 MSGBUBBLES_KILLS=10.

@@ -9,13 +9,13 @@ from typing import Any
 import httpx
 import pytest
 
+from helpers.world import OURS, World
 from msgbubbles.api_time import MORE_ANSWERS, ApiTime
 from msgbubbles.client import Client
-from msgbubbles.coverage import DAY_MS, HOUR_MS, Tier
-from msgbubbles.settings import Settings
+from msgbubbles.source.config import Settings
+from msgbubbles.source.coverage import DAY_MS, HOUR_MS, Tier
 from msgbubbles.transport import Transport
-from sandbox import Knobs, NewMessage
-from world import OURS, World
+from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 NOW = datetime(2026, 3, 2, 9, tzinfo=UTC)
 SECOND, HOUR, YEAR = timedelta(seconds=1), timedelta(hours=1), timedelta(days=365)

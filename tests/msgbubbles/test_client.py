@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from msgbubbles.client import Client, _decode_page
 from msgbubbles.errors import ConflictError, NotFoundError, PermanentError
-from msgbubbles.landing import COLUMNS, Landing, arrow_table
 from msgbubbles.models import SENDER_FIELDS, Chat, Message, Page, fingerprint
+from msgbubbles.source.buffer import COLUMNS, Landing, arrow_table
 from msgbubbles.transport import Answer, Transport
-from sandbox import Account, Knobs, Server, seed, serve
+from msgbubbles_sync.sandbox import Account, Knobs, Server, seed, serve
 
 OURS, ANNA, BEN = "+14155550100", "+14155550111", "ben@example.com"
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
+from helpers.world import World
 from msgbubbles.client import Client
 from msgbubbles.errors import PermanentError, RetryableError
 from msgbubbles.models import Page
-from msgbubbles.settings import Settings
+from msgbubbles.source.config import Settings
+from msgbubbles.source.paginate import walk
 from msgbubbles.transport import Transport
-from msgbubbles.walk import walk
-from sandbox import Account, Knobs, NewMessage, Server, seed, serve
-from world import World
+from msgbubbles_sync.sandbox import Account, Knobs, NewMessage, Server, seed, serve
 
 CHATS, MESSAGES = 150, 700
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from msgbubbles.budget import WINDOW_SECONDS
-from sandbox import Account, Knobs, NewMessage, Server, serve
+from msgbubbles.rate_limit import WINDOW_SECONDS
+from msgbubbles_sync.sandbox import Account, Knobs, NewMessage, Server, serve
 
 PIPELINES = str(Path(__file__).parents[2] / "pipelines")
 
@@ -27,10 +27,10 @@ PIPELINES = str(Path(__file__).parents[2] / "pipelines")
 BACKFILL = """
 import sys
 from pathlib import Path
-from msgbubbles import Client
-from msgbubbles.budget import RequestBudget
+from msgbubbles.client import Client
+from msgbubbles.rate_limit import RequestBudget
 from msgbubbles.transport import Transport
-from msgbubbles.walk import walk
+from msgbubbles.source.paginate import walk
 
 url, key, path, limit, window_seconds = sys.argv[1:]
 print("ready", flush=True)

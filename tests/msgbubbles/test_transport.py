@@ -18,7 +18,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from msgbubbles.budget import RequestBudget
 from msgbubbles.client import Client
 from msgbubbles.errors import (
     ApiError,
@@ -32,8 +31,9 @@ from msgbubbles.errors import (
     RequestsSpent,
     RetryableError,
 )
+from msgbubbles.rate_limit import RequestBudget
 from msgbubbles.transport import Transport, checked_base_url, retry_after_seconds
-from sandbox import Account, Knobs, Server, seed, serve
+from msgbubbles_sync.sandbox import Account, Knobs, Server, seed, serve
 
 SECRET = "sk_live_secret_of_mine"  # noqa: S105 - nobody's
 TEXT = "a text that nobody else may see"
@@ -305,7 +305,7 @@ def test_a_burst_is_free_and_a_restart_does_not_forget_it(tmp_path: Path) -> Non
 def test_processes_share_it(tmp_path: Path) -> None:
     path = tmp_path / "budget"
     spend = (
-        "import sys; from pathlib import Path; from msgbubbles.budget import RequestBudget\n"
+        "import sys; from pathlib import Path; from msgbubbles.rate_limit import RequestBudget\n"
         f"b = RequestBudget(Path({str(path)!r}), 50); print(sum(b.acquire() == 0 for _ in range(40))); b.close()"
     )
     pipelines = str(Path(__file__).parents[2] / "pipelines")

@@ -10,7 +10,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from warehouse import manifest
+from msgbubbles_sync.dbt import manifest_cache as manifest
 
 PROJECT = Path(__file__).parents[2] / "transforms"
 READ_AT = datetime(2026, 6, 1, tzinfo=UTC)

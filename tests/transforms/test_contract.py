@@ -15,9 +15,9 @@ from typing import Any
 import duckdb
 import pytest
 
-from diagram import entity_diagram
-from msgbubbles.failed_reads import FailedRead
-from warehouse.journal import COLUMNS, FAILED_READS_COLUMNS, store_failed_reads
+from helpers.diagram import entity_diagram
+from msgbubbles.source.failed_reads import FailedRead
+from msgbubbles_sync.run_log import COLUMNS, FAILED_READS_COLUMNS, store_failed_reads
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "transforms" / "README.md").read_text()

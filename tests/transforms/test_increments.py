@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from marts_account import Account
-from marts_reference import MARTS, differences
+from helpers.marts_account import Account
+from helpers.marts_reference import MARTS, differences
 
 UTC = ZoneInfo("UTC")
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from warehouse import manifest, transform
-from warehouse.place import Place
-from warehouse.transform import compile_models
+from msgbubbles_sync.dbt import manifest_cache as manifest, runner as transform
+from msgbubbles_sync.workspace import Place
+from msgbubbles_sync.dbt.runner import compile_models
 
 NAMES = ("duckdb", ":memory:", "UTC", "")
 

@@ -8,10 +8,10 @@ from typing import Any
 import duckdb
 import pytest
 
-from msgbubbles.failed_reads import FailedRead
-from warehouse.journal import store_failed_reads
-from warehouse.place import Place
-from warehouse.transform import Transforms, _Dbt
+from msgbubbles.source.failed_reads import FailedRead
+from msgbubbles_sync.run_log import store_failed_reads
+from msgbubbles_sync.workspace import Place
+from msgbubbles_sync.dbt.runner import Transforms, _Dbt
 
 ROWS_OF_A_CHAT = {
     # messages of one chat: (minute, direction, status), in the order of their landing

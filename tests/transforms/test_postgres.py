@@ -13,8 +13,8 @@ import psycopg2
 import pytest
 from jinja2 import Environment
 
-from marts_account import Account
-from marts_reference import MARTS, World, differences
+from helpers.marts_account import Account
+from helpers.marts_reference import MARTS, World, differences
 from msgbubbles.handles import fold_handle
 
 SPELLINGS = (

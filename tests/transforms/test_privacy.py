@@ -8,11 +8,11 @@ from typing import Any
 
 import duckdb
 
-from marts_account import Account
-from marts_reference import MARTS
-from msgbubbles.privacy import PRESETS, Pseudonyms
-from msgbubbles.redaction import Redactor
-from personal_data.migrate import bring_to
+from helpers.marts_account import Account
+from helpers.marts_reference import MARTS
+from msgbubbles.policy import PRESETS, Pseudonyms
+from msgbubbles.redact import Redactor
+from msgbubbles_sync.privacy.reapply import bring_to
 
 
 def test_marts_by_a_policy_are_those_without_it_with_handles_and_titles_replaced(

@@ -13,8 +13,8 @@ import psycopg2
 import pytest
 from psycopg2.extras import execute_values
 
-import postgres
-from questions import questions
+from helpers import postgres
+from helpers.questions import questions
 
 
 def at(day: int, clock: str = "00:00", *, month: int = 11) -> datetime:

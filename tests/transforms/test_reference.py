@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from marts_account import ONE, OTHER
-from marts_reference import MARTS, World, differences
+from helpers.marts_account import ONE, OTHER
+from helpers.marts_reference import MARTS, World, differences
 
 ZONE = ZoneInfo("Europe/Berlin")
 # Around midnight in Berlin, and around the night on which its clocks go forward.

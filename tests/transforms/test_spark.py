@@ -10,13 +10,13 @@ from zoneinfo import ZoneInfo
 import duckdb
 import pytest
 
-from lake import needs_spark, query
-from marts_account import KEYS, Account
-from marts_reference import MARTS, World, differences
-from warehouse.destinations import destination_of
-from warehouse.lake_files import TABLES
-from warehouse.place import Place
-from warehouse.transform import Transforms, transform
+from helpers.lake import needs_spark, query
+from helpers.marts_account import KEYS, Account
+from helpers.marts_reference import MARTS, World, differences
+from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.destinations.parquet_files import TABLES
+from msgbubbles_sync.workspace import Place
+from msgbubbles_sync.dbt.runner import Transforms, transform
 
 ZONE = ZoneInfo("America/New_York")
 # Two executors, each a process of its own.

@@ -1,0 +1,121 @@
+"""The dlt source for MsgBubbles: chats, messages (with their attachments) and numbers.
+
+import dlt
+from msgbubbles.source import msgbubbles_source
+
+pipeline = dlt.pipeline("msgbubbles", destination="duckdb", dataset_name="msgbubbles")
+pipeline.run(msgbubbles_source())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import dlt
+from dlt.extract import DltResource
+
+from msgbubbles.client import BASE_URL, REQUESTS_PER_MINUTE, Client
+from msgbubbles.policy import SECTION, Policy, Pseudonyms, policy_of
+from msgbubbles.rate_limit import RequestBudget
+from msgbubbles.redact import Redactor, client_of
+from msgbubbles.transport import Transport
+
+from .buffer import Landing
+from .config import REFRESH_CHATS, REFRESH_MESSAGES, check_number, settings_of
+from .fetch import MOST_WALKS
+from .run import Run
+from .state import STATE_VERSION, checked_state
+from .stored import Warehouse
+from .streams import Read, read_chats, read_messages, read_numbers, read_stream
+
+__all__ = ["BASE_URL", "Client", "Run", "msgbubbles_source"]
+
+
+@dlt.source(name="msgbubbles", section="msgbubbles")
+def msgbubbles_source(
+    api_key: str = dlt.secrets.value,
+    base_url: str = BASE_URL,
+    start_date: str | None = None,
+    settle_seconds: float = 300.0,
+    refresh_chats: Sequence[Any] = REFRESH_CHATS,
+    refresh_messages: Sequence[Any] = REFRESH_MESSAGES,
+    refresh_share: float = 0.25,
+    read_participants: bool = False,
+    sender_field: str | None = None,
+    requests_per_minute: int = REQUESTS_PER_MINUTE,
+    parallel_requests: int = MOST_WALKS,
+    budget_dir: str | None = None,
+    timeout_seconds: float = 30.0,
+    max_attempts: int = 8,
+    privacy: Any = None,
+    run: Any = None,
+) -> tuple[DltResource, ...]:
+    """What is new in an account since the last load, what was not read before, and what has to be read again.
+
+    Args are configuration: `dlt_config/config.toml` of this project documents each. `privacy` are settings as in its
+    section of that name, or a `Redactor`. `run` is a `Run`: what this run may do, and what came of it.
+
+    Raises the errors of `msgbubbles.errors`, wrapped by dlt.
+    """
+    run = run or Run()
+    check_number("requests_per_minute", requests_per_minute, at_least=0, expected=REQUESTS_PER_MINUTE)
+    check_number("timeout_seconds", timeout_seconds, at_least=0.001, expected=30.0)
+    check_number("max_attempts", max_attempts, at_least=1, expected=8)
+    check_number("settle_seconds", settle_seconds, at_least=0, expected=300.0)
+    settings = settings_of(
+        start_date, settle_seconds, refresh_chats, refresh_messages, refresh_share, requests_per_minute,
+        read_participants, parallel_requests,
+    )  # fmt: skip
+    run.settings = settings
+    redactor = privacy if isinstance(privacy, Redactor) else _configured_redactor(privacy)
+
+    def resource(read: Read, *tables: str) -> Any:
+        def read_it() -> Iterator[Any]:
+            state = checked_state(dlt.current.resource_state())
+            state["version"] = STATE_VERSION
+            run.warehouse = run.warehouse or Warehouse.of_current_pipeline()
+            budget = RequestBudget.of_key(api_key, requests_per_minute, budget_dir) if requests_per_minute else None
+            transport = Transport(
+                base_url,
+                api_key,
+                budget,
+                timeout_seconds=timeout_seconds,
+                max_attempts=max_attempts,
+                traffic=run.traffic,
+                max_requests=run.max_requests,
+                stop=run.stop,
+                on_wait=run.on_wait,
+                clock=run.clock,
+            )
+            with (
+                client_of(transport, redactor, _stored_chats(run), sender_field) as client,
+                run.warehouse.connected() if run.warehouse else nullcontext(),
+            ):
+                landing = Landing(tables, run.warehouse, run.changes)
+                yield from read_stream(read, client, landing, state, settings, run)
+
+        return dlt.resource(read_it, name=tables[0])
+
+    # Messages before chats: then the chat of every message that is new exists when the chats are read.
+    return (
+        resource(read_numbers, "numbers"),
+        resource(read_messages, "messages", "attachments"),
+        resource(read_chats, "chats", "messages", "attachments", "participant_reads", "participant_lists"),
+    )
+
+
+def _configured_redactor(given: Any) -> Redactor:
+    """From settings as they are given, or as dlt has them, one by one: its providers may each have some of them."""
+    own: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {}
+    names = ("preset", *Policy.__struct_fields__)
+    settings: dict[str, Any] = {name: dlt.config.get(f"{SECTION}.{name}") for name in names}
+    policy = policy_of(settings | own)
+    key = own.get("key") or dlt.secrets.get(f"{SECTION}.key")
+    return Redactor(policy, Pseudonyms.configured(key) if policy.redacts else None)
+
+
+def _stored_chats(run: Run) -> Callable[[Sequence[str]], Sequence[str]]:
+    """A function that says which of some ids are chats in the warehouse."""
+    return lambda ids: [chat.id for chat in run.warehouse.chats(ids)] if run.warehouse else ()

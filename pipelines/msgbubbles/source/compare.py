@@ -1,0 +1,93 @@
+"""What is different between rows that were read and rows that are stored: Arrow tables, compared column by column."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from msgbubbles.models import Column
+
+# When a row was read and loaded says nothing about the row.
+NOT_COMPARED = frozenset({"_read_at"})
+
+
+class Comparison:
+    """Rows that were read (`incoming`) beside the rows that are stored under their keys.
+
+    `columns` are those that the table lands in. `incoming` has one row a key, `stored` too, in any order and with any
+    keys; columns that `stored` lacks are null there.
+    """
+
+    def __init__(self, incoming: pa.Table, stored: pa.Table | None, columns: Sequence[Column]) -> None:
+        import pyarrow as pa
+
+        key = key_of(columns)
+        self._json = {column.name for column in columns if column.type == "json"}
+        self.incoming = incoming
+        self.keys: list[str] = incoming.column(key).to_pylist()
+        places = {} if stored is None else {one: place for place, one in enumerate(stored.column(key).to_pylist())}
+        self.is_stored: list[bool] = [one in places for one in self.keys]
+        indices = pa.array([places.get(one) for one in self.keys], pa.int64())
+        self._stored = {} if stored is None else {name: stored.column(name) for name in stored.column_names}
+        self._indices = indices
+
+    def stored(self, column: str) -> pa.Array:
+        """The stored values of a column in the order of `incoming`, null where the row is not stored."""
+        import pyarrow as pa
+
+        kind = self.incoming.schema.field(column).type
+        if column not in self._stored:
+            return pa.nulls(len(self.keys), kind)
+        return self._stored[column].cast(kind).take(self._indices).combine_chunks()
+
+    def differing(self, columns: Iterable[str] | None = None) -> dict[str, list[bool]]:
+        """By column: whether the value that was read is another than the stored one. Rows that are not stored differ
+        wherever their value is not null."""
+        import pyarrow.compute as pc
+
+        found = {}
+        for column in columns or (name for name in self.incoming.column_names if name not in NOT_COMPARED):
+            read, stored = self.incoming.column(column).combine_chunks(), self.stored(column)
+            same = pc.or_(pc.and_(pc.is_null(read), pc.is_null(stored)), pc.fill_null(pc.equal(read, stored), False))
+            differs = pc.invert(same).to_pylist()
+            if column in self._json and any(differs):
+                # A warehouse may keep JSON as what it means, and not as it was written.
+                pairs = zip(differs, read.to_pylist(), stored.to_pylist(), strict=True)
+                differs = [differ and _meant(one) != _meant(other) for differ, one, other in pairs]
+            found[column] = differs
+        return found
+
+    def changed(self) -> list[bool]:
+        """Whether a row is stored, and not as it was read."""
+        if not any(self.is_stored):
+            return self.is_stored
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        different = pa.nulls(len(self.keys), pa.bool_()).fill_null(False)
+        for mask in self.differing().values():
+            different = pc.or_(different, pa.array(mask, pa.bool_()))
+        return list(pc.and_(different, pa.array(self.is_stored, pa.bool_())).to_pylist())
+
+
+def _meant(text: str | None) -> Any:
+    try:
+        return None if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        return text  # stored by an older version, and deeper than can be read
+
+
+def taken(table: pa.Table, mask: list[bool]) -> pa.Table:
+    """The rows of a table for which the mask is true."""
+    import pyarrow as pa
+
+    return table.filter(pa.array(mask, pa.bool_()))
+
+
+def key_of(columns: Iterable[Any]) -> str:
+    """The name of the key among landed columns: the first that is never null."""
+    return next(str(column.name) for column in columns if not column.nullable)

@@ -1,0 +1,352 @@
+"""Reads by id what no walk finds: chats that stopped showing up, chats that only messages know of, whole threads, and
+instants that hold more messages than a page."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from msgbubbles.client import Client
+from msgbubbles.errors import NotFoundError
+from msgbubbles.models import NOTHING, Chat, Message, Page, participants_of
+
+from .buffer import Landing
+from .config import Settings
+from .coverage import DAY_MS, Coverage
+from .failed_reads import FailedReads, failed_reads_of
+from .paginate import Overflow, walk
+from .run import Repair, Run, State, known_overflows, save_overflows
+from .stored import Warehouse, instant
+
+# A chat that so many sweeps did not show is asked for by id.
+SWEEPS_MISSED = 2
+# Repairs that a run makes besides what it is told to. They come seldom; a great many are spread over runs.
+REQUESTS_A_RUN = 100
+# Where reading so many lagging threads again has brought nothing, `last_message_at` is not the time of a message.
+LAGGING_IN_VAIN = 30
+CHATS_AT_ONCE = 50
+# How long an event may wait for the message that it tells of, and how many stretches are remembered as read.
+TOLD_WITHIN_MS = 7 * DAY_MS
+MAX_TOLD = 1000
+# How many ids of chats that only events name are remembered as asked for.
+MAX_NAMED_BY_EVENTS = 1000
+
+
+class _Spent(Exception):  # noqa: N818 - not an error
+    pass
+
+
+class _Allowance:
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        limit = run.repair.limit if run.repair else REQUESTS_A_RUN
+        self._last = None if limit is None else run.traffic.total + limit
+
+    def check(self) -> None:
+        if self._last is not None and self._run.traffic.total >= self._last:
+            raise _Spent
+
+
+def planned(warehouse: Warehouse, states: Mapping[str, Any], settings: Settings) -> Repair | None:
+    """What finished loads show to be missing; null where it is nothing. `states` are those of the resources.
+
+    A message names its chat, and a chat the instant of its newest message: either tells of the other.
+    """
+    chats, messages = states.get("chats", {}), states.get("messages", {})
+    by_feed = messages.get("feed") is True
+    of_messages = messages.get("by_feed" if by_feed else "by_thread", {})
+    chats_covered, messages_covered = _coverage(chats), _coverage(of_messages)
+    # A chat that has not been read yet is not missing. An empty list has been read too, and covers no time.
+    if "seen_ms" not in chats or chats_covered.gaps(settings.start_ms):
+        return None
+    # What failed is tried again by itself, when it is due.
+    failed = {(one.kind, one.id) for one in (*failed_reads_of(chats), *failed_reads_of(messages))}
+    limit = REQUESTS_A_RUN + len(failed)
+    orphans = [one for one in warehouse.orphans(limit) if ("chat", one) not in failed][:REQUESTS_A_RUN]
+    settled_ms = (messages_covered.newest_ms or 0) - settings.settle_ms
+    messages_complete = bool(messages_covered.pieces) and not messages_covered.gaps(settings.start_ms)
+    asked, read = set(chats.get("named_by_events", ())), chats.get("told", {})
+    # What has been asked for already must not hide the rest.
+    unknown, stretches = warehouse.told_of(chats.get("seen_ms", 0) - TOLD_WITHIN_MS, limit + len(asked) + len(read))
+    known = asked | {one for kind, one in failed if kind == "chat"} | set(orphans)
+    named = [one for one in unknown if one not in known][: max(REQUESTS_A_RUN - len(orphans), 0)]
+    told = {
+        one: at
+        for one, at in stretches.items()
+        if read.get(one) != list(at) and at[1] >= settings.start_ms and ("thread", one) not in failed
+    }
+    told = dict(list(told.items())[:REQUESTS_A_RUN])
+    lagging: dict[str, int] = {}
+    if messages_complete and chats.get("lagging_in_vain", 0) < LAGGING_IN_VAIN:
+        lagging = warehouse.lagging(settings.start_ms, settled_ms, limit)
+        lagging = {one: at_ms for one, at_ms in lagging.items() if ("thread", one) not in failed}
+    lags = any(chats.get("lagging", {}).get(chat_id) != at_ms for chat_id, at_ms in lagging.items())
+    to_read = _to_read(of_messages) if by_feed and not (orphans or named) else []
+    # Messages prove that no chat is missing, as far as each chat has some: where one is known that has none, there may
+    # be others that nothing names.
+    proven = (
+        by_feed and messages_complete and not (orphans or named) and not of_messages.get("overflows")
+        and any(from_ms is not None for from_ms, _ in chats.get("overflows", ()))
+        and not warehouse.has_chat_without_messages(settings.start_ms)
+    )  # fmt: skip
+    groups: dict[str, list[str] | None] = {}
+    now_ms = chats.get("seen_ms", 0)
+    if settings.participants and now_ms - chats.get("participants_hidden_ms", -DAY_MS) >= DAY_MS:
+        groups = warehouse.groups_to_ask(now_ms - DAY_MS, limit)
+        waiting = {one.id for one in failed_reads_of(chats) if one.kind == "participants" and one.next_try_ms > now_ms}
+        groups = {one: before for one, before in groups.items() if one not in waiting}
+    if not (orphans or named or chats.get("threads") or lags or to_read or proven or told or groups):
+        return None
+    all_chats = not chats.get("overflows") and not (orphans or named)
+    return Repair(
+        orphans, (), lagging, bool(to_read), proven, told, groups, REQUESTS_A_RUN, named, all_chats_known=all_chats
+    )
+
+
+def _coverage(state: Mapping[str, Any]) -> Coverage:
+    return Coverage((lo, hi, read) for lo, hi, read in state.get("covered", ()))
+
+
+def _to_read(state: Mapping[str, Any]) -> list[Overflow]:
+    """Overflowed instants whose threads have not all been read."""
+    spans = [Overflow(*span) for span in state.get("overflows", ())]
+    done = state.get("overflows_done", {})
+    return [span for span in spans if span.from_ms is not None and not done.get(_name(span), ("", False, False))[2]]
+
+
+def _name(span: Overflow) -> str:
+    return f"{span.from_ms}-{span.to_ms}"
+
+
+def read_by_id(
+    client: Client, landing: Landing, state: State, settings: Settings, run: Run, failed: FailedReads
+) -> Iterator[Any]:
+    """Ask for the chats that sweeps have missed, and for what `run.repair` names. What there is no allowance for stays
+    in the state: `missed` (chats), `threads` (ids of chats whose messages are to be read again)."""
+    missed: dict[str, int] = state.setdefault("missed", {})
+    threads: list[str] = state.setdefault("threads", [])
+    lagging: dict[str, int] = {}
+    if run.repair is not None:
+        missed.update(dict.fromkeys([*run.repair.chats, *run.repair.named_by_events], SWEEPS_MISSED))
+        named = [one for one in state.get("named_by_events", ()) if one not in run.repair.chats]
+        state["named_by_events"] = [*named, *run.repair.named_by_events][-MAX_NAMED_BY_EVENTS:]
+        threads.extend(run.repair.threads)
+        lagging = {one: at_ms for one, at_ms in run.repair.lagging.items() if one not in threads}
+    missed.update({one.id: SWEEPS_MISSED for one in failed.due("chat")})
+    threads[:] = dict.fromkeys([*threads, *(one.id for one in failed.due("thread"))])
+    allowance = _Allowance(run)
+    try:
+        named_by_events = state.get("named_by_events", ())
+        yield from _read_chats(client, landing, missed, named_by_events, run, allowance, failed)
+        for chat_id in list(threads):
+            is_read = yield from read_thread(client, landing, chat_id, settings.start_ms, None, run, allowance, failed)
+            threads.remove(chat_id)
+            run.repaired["threads"] += is_read
+        yield from _read_told(client, landing, state, settings, run, allowance, failed)
+        yield from _read_lagging(client, landing, lagging, state, settings, run, allowance, failed)
+        _read_participants(client, landing, state, run, allowance, failed)
+    except _Spent:
+        pass
+    spans = known_overflows(state)
+    if run.repair is not None and run.repair.chats_proven:
+        run.repaired["tie overflows"] += sum(span.from_ms is not None for span in spans)
+        spans = {span for span in spans if span.from_ms is None}
+    save_overflows(state, spans, run, "chats")
+
+
+def _read_chats(
+    client: Client,
+    landing: Landing,
+    missed: dict[str, int],
+    named_by_events: Sequence[str],
+    run: Run,
+    allowance: _Allowance,
+    failed: FailedReads,
+) -> Iterator[Any]:
+    for chat_id in [one for one, times in missed.items() if times >= SWEEPS_MISSED]:
+        if failed.is_waiting("chat", chat_id):
+            del missed[chat_id]
+            continue
+        allowance.check()
+        read_at = run.clock.now()
+        with failed.attempt("chat", chat_id):
+            try:
+                landing.put(as_listed(client.get_chat(chat_id)), read_at)
+                run.repaired["chats"] += 1
+            except NotFoundError:
+                stored = run.warehouse.chats([chat_id]) if run.warehouse else []
+                chat = stored[0] if stored else Chat(id=chat_id)
+                # A message that is stored has been in a chat. An id that only events name is no chat.
+                if chat.deleted_at is None and (stored or chat_id not in named_by_events):
+                    chat.deleted_at = read_at
+                    landing.put(chat, read_at)
+                    run.repaired["deleted chats"] += 1
+        del missed[chat_id]
+        run.on_page()
+        yield from landing.full_tables()
+
+
+def as_listed(chat: Chat) -> Chat:
+    """A chat by id as the list shows it, without its participants: a row must not change with the way it was read."""
+    if bytes(chat.extra):
+        fields = msgspec.json.decode(chat.extra, type=dict[str, Raw])
+        fields.pop("participants", None)
+        chat.extra = Raw(msgspec.json.encode(fields)) if fields else NOTHING
+    return chat
+
+
+def _read_lagging(
+    client: Client,
+    landing: Landing,
+    lagging: dict[str, int],
+    state: State,
+    settings: Settings,
+    run: Run,
+    allowance: _Allowance,
+    failed: FailedReads,
+) -> Iterator[Any]:
+    in_vain = state.get("lagging_in_vain", 0)
+    if in_vain >= LAGGING_IN_VAIN:
+        return
+    # Those that still lag although they were read are not read again.
+    known: dict[str, int] = {one: at_ms for one, at_ms in state.get("lagging", {}).items() if lagging.get(one) == at_ms}
+    state["lagging"] = known
+    for chat_id, at_ms in lagging.items():
+        if known.get(chat_id) == at_ms:
+            continue
+        before = run.landed("messages")
+        is_read = yield from read_thread(client, landing, chat_id, settings.start_ms, None, run, allowance, failed)
+        yield from landing.rest()
+        known[chat_id] = at_ms
+        if not is_read:
+            continue
+        if run.landed("messages") > before:
+            run.repaired["threads"] += 1
+            in_vain = 0
+        else:
+            in_vain += 1
+        state["lagging_in_vain"] = in_vain
+
+
+def _read_told(
+    client: Client,
+    landing: Landing,
+    state: State,
+    settings: Settings,
+    run: Run,
+    allowance: _Allowance,
+    failed: FailedReads,
+) -> Iterator[Any]:
+    """Read just the stretches that events tell of. One that has been read is not read again for the same events,
+    whatever was there."""
+    told = run.repair.told if run.repair is not None else {}
+    for chat_id, (from_ms, to_ms) in told.items():
+        # An event's time need not be the message's to the millisecond.
+        lo_ms, hi_ms = max(from_ms - settings.settle_ms, settings.start_ms), to_ms + settings.settle_ms
+        is_read = yield from read_thread(client, landing, chat_id, lo_ms, hi_ms, run, allowance, failed)
+        known = {**state.get("told", {}), chat_id: [from_ms, to_ms]}
+        state["told"] = dict(list(known.items())[-MAX_TOLD:])
+        run.repaired["stretches that events told of"] += is_read
+
+
+def _read_participants(
+    client: Client, landing: Landing, state: State, run: Run, allowance: _Allowance, failed: FailedReads
+) -> None:
+    """Ask each group of `run.repair` who is in it. Where the API does not show it, another day is waited for."""
+    for chat_id, before in run.repair.groups.items() if run.repair else ():
+        if failed.is_waiting("participants", chat_id):
+            continue
+        allowance.check()
+        read_at = run.clock.now()
+        chat: Chat | None = None
+        with failed.attempt("participants", chat_id):
+            try:
+                chat = client.get_chat(chat_id)
+            except NotFoundError:
+                state["missed"][chat_id] = SWEEPS_MISSED
+        run.on_page()
+        if chat is None:
+            continue
+        handles = participants_of(chat)
+        if handles is None:
+            state["participants_hidden_ms"] = state.get("seen_ms", 0)
+            return
+        landing.put(as_listed(chat), read_at)
+        # By the API's clock, like the change that it is compared with.
+        landing.put_participants(chat_id, handles, before, instant(state["seen_ms"]))
+        run.repaired["participant lists"] += 1
+
+
+def read_overflows(client: Client, landing: Landing, state: State, run: Run, failed: FailedReads) -> Iterator[Any]:
+    """Read the messages of timestamps that hold more than the feed shows, thread by thread, in the order of the
+    threads' ids: where the allowance ends, the next run goes on. What one thread alone has too many of stays out of
+    reach, and so does what is in chats that are not known: then the overflow stands."""
+    # By instant: the last id read, whether a thread of those had too many, whether all have been read.
+    done: dict[str, list[Any]] = state.setdefault("overflows_done", {})
+    spans = known_overflows(state)
+    allowance = _Allowance(run)
+    try:
+        for span in _to_read(state):
+            if span.from_ms is None or span.to_ms is None or run.warehouse is None:
+                continue
+            after_id, stuck, _ = done.get(_name(span), ("", False, False))
+            while ids := run.warehouse.chats_alive_at(span.from_ms, span.to_ms, after_id, CHATS_AT_ONCE):
+                for chat_id in ids:
+                    met: set[Overflow] = set()
+                    is_read = yield from read_thread(
+                        client, landing, chat_id, span.from_ms, span.to_ms, run, allowance, failed, met
+                    )
+                    after_id, stuck = chat_id, stuck or bool(met) or not is_read
+                    done[_name(span)] = [after_id, stuck, False]
+            # Where a chat is not known, its messages may be missing still.
+            if stuck or run.repair is None or not run.repair.all_chats_known:
+                done[_name(span)] = [after_id, stuck, True]
+            else:
+                spans = spans - {span}
+                done.pop(_name(span), None)
+                run.repaired["tie overflows"] += 1
+    except _Spent:
+        pass
+    finally:
+        save_overflows(state, spans, run, "messages")
+
+
+def read_thread(
+    client: Client,
+    landing: Landing,
+    chat_id: str,
+    from_ms: int,
+    to_ms: int | None,
+    run: Run,
+    allowance: _Allowance | None,
+    failed: FailedReads,
+    met: set[Overflow] | None = None,
+) -> Generator[Any, None, bool]:
+    """Read the messages of one chat in [from, to], as far as `allowance` goes. Returns whether that succeeded, or the
+    chat is gone."""
+
+    def fetch(before: str | None) -> Page[Message]:
+        if allowance:
+            allowance.check()
+        page = client.list_messages(chat_id, before=before)
+        run.on_page()
+        return page
+
+    if failed.is_waiting("thread", chat_id, from_ms):
+        return False
+    missing_from_ms = failed.missing_from("thread", chat_id)
+    if missing_from_ms is not None:  # all that is missing is read, whatever was asked for
+        from_ms, to_ms = min(from_ms, missing_from_ms), None
+    hi_ms = None if to_ms is None else to_ms + 1
+    # Whether the chat of a thread that is gone is deleted is asked for as of any chat.
+    with failed.attempt("thread", chat_id, from_ms) as attempt, suppress(NotFoundError):
+        for step in walk(fetch, lo_ms=from_ms, before_ms=hi_ms, stream="messages"):
+            landing.add(step.page)
+            if step.overflow and met is not None:
+                met.add(step.overflow)
+            yield from landing.full_tables()
+    return attempt.succeeded

@@ -1,0 +1,171 @@
+"""What a run allows its streams, and what came of it."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from msgbubbles.errors import ApiError, Halt, MsgBubblesError, is_of_unit
+from msgbubbles.transport import Clock, Traffic
+
+from .buffer import Changes
+from .config import Settings
+from .coverage import Coverage
+from .fetch import InFlight, InThreads
+from .paginate import Overflow, Step
+from .stored import Warehouse
+
+MIN_SLICE_PAGES = 20
+
+State = dict[str, Any]
+
+
+class SliceEnd(Halt):
+    """The pages of this slice are read; the rest of the stream is for the next."""
+
+
+class ShareSpent(Halt):
+    """The requests that this run may spend on reading again are spent."""
+
+
+@dataclass
+class StreamProgress:
+    """What a run has done to one stream. `rows` were read, `odd` of them held values that are not valid JSON.
+    `reached_ms` is the oldest timestamp of the page read last. `overflows` are the tie overflows that the run met,
+    `standing` those that are neither repaired nor accepted. `order_contradictions` counts pages whose rows are not in
+    the order of the time that is read, or not where it says. `covered_before` and `covered` are the coverage before the
+    run and now, null while nothing is covered."""
+
+    pages: int = 0
+    refresh_pages: int = 0
+    rows: int = 0
+    rejected: int = 0
+    odd: int = 0
+    new_fields: set[str] = field(default_factory=set)
+    overflows: set[Overflow] = field(default_factory=set)
+    standing: set[Overflow] = field(default_factory=set)
+    order_contradictions: int = 0
+    reached_ms: int | None = None
+    unfinished: bool = False
+    covered_before: Coverage | None = None
+    covered: Coverage | None = None
+
+    def note(self, step: Step[Any]) -> None:
+        """Keep what a page says of the walk."""
+        if step.overflow:
+            self.overflows.add(step.overflow)
+        self.order_contradictions += not step.is_in_order
+
+
+@dataclass
+class Run:
+    """What a run allows its streams, and what came of it.
+
+    `slice_pages`: pages a stream reads before what it has is loaded; the rest is then `unfinished`. With fewer than
+    `MIN_SLICE_PAGES`, a slice may end within the ties of one instant, and the next begin there again.
+    `max_requests`: all requests of the run. `stop`: set it, and the run ends after the page in flight.
+    `keep_on_error`: a fault ends the reading and is kept in `error`, so that what was read before it is loaded;
+    otherwise it is raised, and dlt drops the load. `repair`: what to read by id, and nothing else.
+    `accept_overflows`: nothing is missing at the tie overflows known until now. `clock` tells the wall time.
+    `warehouse`: what is stored, where it can be asked. `refused`: which rows of a table (Arrow) the destination
+    refuses, where a load has failed for its data. `settings`: what the source was configured with. `in_flight` makes
+    what keeps the requests that are under way.
+    """
+
+    slice_pages: int | None = None
+    max_requests: int | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+    keep_on_error: bool = False
+    repair: Repair | None = None
+    accept_overflows: bool = False
+    clock: Clock = field(default_factory=Clock)
+    on_page: Callable[[], None] = lambda: None
+    on_rows: Callable[[], None] = lambda: None
+    on_wait: Callable[[str, float], None] = lambda _why, _seconds: None
+    warehouse: Warehouse | None = None
+    refused: Callable[[str, Any], list[bool]] | None = None
+    settings: Settings | None = None
+    in_flight: Callable[[], InFlight[Any]] = InThreads
+    traffic: Traffic = field(default_factory=Traffic)
+    streams: dict[str, StreamProgress] = field(default_factory=dict)
+    changes: dict[str, Changes] = field(default_factory=dict)
+    repaired: Counter[str] = field(default_factory=Counter)
+    feed: bool | None = None
+    halt: Halt | None = None
+    error: MsgBubblesError | None = None
+    # Units that failed in this run, by kind and id: they are left alone until the next.
+    failed_now: set[tuple[str, str]] = field(default_factory=set)
+    failures_in_a_row: int = 0
+    failed_reads_changed: bool = False
+    _rejected: set[str] = field(default_factory=set)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether another request would be unwanted, or useless."""
+        if self.halt is not None:
+            return True
+        return isinstance(self.error, ApiError) and (not is_of_unit(self.error) or not self.traffic.answered)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is something left for another slice."""
+        return not self.stopped and any(progress.unfinished for progress in self.streams.values())
+
+    def progress(self, stream: str) -> StreamProgress:
+        return self.streams.setdefault(stream, StreamProgress())
+
+    def reject(self, table: str, hashes: set[str]) -> None:
+        """Count rows that could be read and are in `rejected_rows` all the same, each once."""
+        self.progress(table).rejected += len(hashes - self._rejected)
+        self._rejected |= hashes
+
+    def landed(self, table: str) -> int:
+        """Rows of a table that were new or changed."""
+        return self.changes[table].landed if table in self.changes else 0
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What is missing in the warehouse, to be read by id: `chats`, and all messages of `threads`. `lagging` are threads
+    whose newest message is missing, with the instant of that message. With `overflows`, the messages of instants that
+    hold more than the feed shows are read thread by thread; `chats_proven` says that no chat is missing, though a list
+    could not show all of them, and `all_chats_known` that the list showed all. `told` are
+    chats of which an event tells messages that are missing, with their first and last instant. `groups` are
+    to be asked for their participants, with those they had before. `limit` bounds the requests. Only events name the
+    chats of `named_by_events`: one of those that is not found never was one."""
+
+    chats: Sequence[str] = ()
+    threads: Sequence[str] = ()
+    lagging: Mapping[str, int] = field(default_factory=dict)
+    overflows: bool = False
+    chats_proven: bool = False
+    told: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    groups: Mapping[str, Sequence[str] | None] = field(default_factory=dict)
+    limit: int | None = None
+    named_by_events: Sequence[str] = ()
+    all_chats_known: bool = False
+
+
+def known_overflows(state: State) -> set[Overflow]:
+    """The tie overflows of a stream that were neither repaired nor accepted."""
+    return _overflows(state, "overflows")
+
+
+def save_overflows(state: State, spans: set[Overflow], run: Run, stream: str) -> None:
+    """Keep what is not repaired: all `spans`, but for those that were accepted, in this run or before."""
+    accepted = _overflows(state, "overflows_accepted") | (known_overflows(state) if run.accept_overflows else set())
+    run.progress(stream).standing = spans - accepted
+    for name, found in (("overflows", spans - accepted), ("overflows_accepted", accepted)):
+        if found or name in state:
+            state[name] = [[span.from_ms, span.to_ms] for span in sorted(found, key=_by_instant)]
+
+
+def _overflows(state: State, name: str) -> set[Overflow]:
+    return {Overflow(*span) for span in state.get(name, ())}
+
+
+def _by_instant(span: Overflow) -> tuple[int, int]:
+    return (span.from_ms or 0, span.to_ms or 0)

@@ -1,0 +1,1 @@
+"""Keeps a warehouse copy of a MsgBubbles account: the job, its commands, and what they stand on."""

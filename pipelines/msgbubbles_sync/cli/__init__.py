@@ -1,0 +1,1 @@
+"""The commands: `chats`, `groups` and `webhooks`."""

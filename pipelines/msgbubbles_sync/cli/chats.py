@@ -1,0 +1,531 @@
+"""The scheduled job: brings a warehouse up to date with a MsgBubbles account; and commands that look at it.
+
+    python pipelines/chats.py                 # with the API key from dlt_config/secrets.toml or the environment
+    python pipelines/chats.py --sandbox       # with a made-up account on this machine
+
+Exit status: 0 complete; 3 complete, but look at it: rows were rejected, something could not be read or is out of reach,
+marts failed a data test, or a check, a comparison or an age is not as it should be; 1 failed, the next run goes on, or
+another job has made no progress for 30 minutes; 2 wrong usage or configuration; 75 another job runs on the database;
+130 stopped by Ctrl-C or SIGTERM, nothing is lost.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.destinations.claims import claim
+from msgbubbles_sync.lock import one_job
+from msgbubbles_sync.run_log import Journal
+from msgbubbles_sync.workspace import CLAIM, Place, UsageError
+
+from . import accounts
+from .console import Reporter
+from .options import (
+    EXIT_FAILED,
+    EXIT_INCOMPLETE,
+    EXIT_STOPPED,
+    NO_KEY,
+    Account,
+    Database,
+    Into,
+    Sandbox,
+    account_of,
+    app_of,
+    ended,
+    explained,
+    place_of,
+    readable_configuration,
+    requests_per_minute,
+    source_option,
+    stopped_by_signals,
+    transport_of,
+)
+
+if TYPE_CHECKING:
+    from msgbubbles.client import Client
+    from msgbubbles.source.config import Settings
+    from msgbubbles.source.run import Run
+    from msgbubbles_sync.inspect.verify import Verdict
+    from msgbubbles_sync.job import Report
+    from msgbubbles_sync.webhooks.load import Landed
+
+SCRIPT = "chats.py"
+STOPPED = "stopped at once; what was loaded stays, and the next run goes on from there"
+
+
+def one_at_a_time() -> int:
+    return 1
+
+
+class DefaultsToSync(TyperGroup):
+    """`chats.py` alone, or with options only, is `chats.py sync`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
+            args = ["sync", *args]
+        return list(super().parse_args(ctx, args))
+
+
+app = app_of(__doc__, cls=DefaultsToSync)
+
+
+@app.callback()
+def main() -> None:
+    pass
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one line of JSON.")]
+
+
+@app.command()
+def sync(
+    database: Database = None,
+    account: Account = None,
+    destination: Into = "duckdb",
+    sandbox: Sandbox = False,
+    since: Annotated[
+        datetime | None, typer.Option(help="Read nothing older than this day (UTC).", formats=["%Y-%m-%d"])
+    ] = None,
+    max_requests: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many requests; the next run goes on.")
+    ] = None,
+    no_transform: Annotated[bool, typer.Option("--no-transform", help="Load and publish; leave the marts.")] = False,
+    accept_ties: Annotated[
+        bool, typer.Option("--accept-ties", help="Forget the tie overflows that are known; nothing is missing there.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Load what is new, build the marts, publish (this is the default command)."""
+    reporter = Reporter(quiet=quiet, as_json=as_json)
+
+    def body(place: Place) -> int:
+        place.make_folders()
+        place.configure_dlt()
+        with one_job(place.folder):
+            return _recorded_sync(place, reporter, sandbox, since, max_requests, accept_ties, not no_transform, as_json)
+
+    _run(body, reporter, database, account, destination, sandbox=sandbox, for_each=accounts.parallel)
+
+
+@app.command()
+def plan(
+    database: Database = None,
+    account: Account = None,
+    destination: Into = "duckdb",
+    sandbox: Sandbox = False,
+    probe: Annotated[bool, typer.Option("--probe", help="Spend one request to see how many chats are new.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what the next run would read and what that costs. Makes no request."""
+    reporter = Reporter(quiet=False, as_json=as_json)
+
+    def body(place: Place) -> int:
+        with _configured(place, sandbox, serve=probe) as (options, run, settings):
+            from msgbubbles_sync.inspect import plan as planning
+            from msgbubbles_sync.inspect.local_state import Known
+
+            known = Known(place)
+            steps = planning.steps(known, settings, int(time.time() * 1000))
+            fresh = planning.probe(known, transport_of(options, run, SCRIPT)) if probe else None
+            reporter.plan(steps, fresh, requests_per_minute(options))
+        return 0
+
+    _run(body, reporter, database, account, destination, sandbox=sandbox, for_each=one_at_a_time)
+
+
+@app.command()
+def check(
+    database: Database = None,
+    account: Account = None,
+    destination: Into = "duckdb",
+    sandbox: Sandbox = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look at everything a run needs, and at how the API behaves. Exit status 3 when something has to be mended."""
+    reporter = Reporter(quiet=False, as_json=as_json)
+
+    def body(place: Place) -> int:
+        with _configured(place, sandbox) as (options, run, _settings):
+            from msgbubbles.client import Client
+            from msgbubbles_sync.inspect.check import findings
+            from msgbubbles_sync.webhooks import health
+
+            def connect() -> Client:
+                sender_field = source_option(options, "sender_field", None)
+                return Client(transport_of(options, run, SCRIPT, max_attempts=2), sender_field)
+
+            run.max_requests = 20
+            of_the_job = findings(place, connect)
+            found = reporter.findings(chain(of_the_job, health.findings(place)))
+        return EXIT_INCOMPLETE if any(one.state == "failed" for one in found) else 0
+
+    _run(body, reporter, database, account, destination, sandbox=sandbox, for_each=one_at_a_time)
+
+
+@app.command()
+def verify(
+    database: Database = None,
+    account: Account = None,
+    destination: Into = "duckdb",
+    sandbox: Sandbox = False,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Compare so many chats, picked at random, and all their messages.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Compare everything.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Then read again what differs, and compare again.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the published warehouse with the API, field by field. Exit status 3 when they differ."""
+    reporter = Reporter(quiet=False, as_json=as_json)
+
+    def body(place: Place) -> int:
+        if full == (sample is not None):
+            raise UsageError("verify: say --full, or --sample 20")
+        if not destination_of(place).exists():
+            raise UsageError(f"verify: {place.database} is not there; run the sync first")
+        with (
+            _configured(place, sandbox) as (options, run, settings),
+            stopped_by_signals(run.stop),
+            reporter.following(run),
+        ):
+            from msgbubbles.redact import client_of
+            from msgbubbles_sync.inspect.local_state import Known
+            from msgbubbles_sync.inspect.verify import verify as compare
+
+            def connect() -> Client:
+                sender_field = source_option(options, "sender_field", None)
+                return client_of(transport_of(options, run, SCRIPT), options["privacy"], sender_field=sender_field)
+
+            with connect() as client:
+                verdict = compare(Known(place), client, settings, sample=sample, on_page=run.on_page)
+            if repair and not verdict.is_equal:
+                _repaired(place, reporter, options, verdict)
+                with connect() as client:
+                    verdict = compare(Known(place), client, settings, sample=sample, on_page=run.on_page)
+        reporter.verdict(verdict, run)
+        return 0 if verdict.is_equal else EXIT_INCOMPLETE
+
+    _run(body, reporter, database, account, destination, sandbox=sandbox, for_each=one_at_a_time)
+
+
+@app.command()
+def status(
+    database: Database = None,
+    account: Account = None,
+    destination: Into = "duckdb",
+    sandbox: Sandbox = False,
+    max_age_minutes: Annotated[
+        float | None, typer.Option(help="Exit with status 3 when the last complete run is older than this.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say how fresh and how complete the copy is, and what the last runs did. Makes no request."""
+    reporter = Reporter(quiet=False, as_json=as_json)
+
+    def body(place: Place) -> int:
+        with _configured(place, sandbox, serve=False) as (_options, _run, settings):
+            from msgbubbles_sync.inspect.local_state import Known
+            from msgbubbles_sync.inspect.status import show, status_of
+
+            known, now = Known(place), datetime.now(UTC)
+            found = status_of(known, settings.start_ms, now)
+            reporter.print(found.as_dict(), lambda console: show(found, known, settings.start_ms, now, console))
+        stale = found.age_minutes is None or (max_age_minutes is not None and found.age_minutes > max_age_minutes)
+        return EXIT_INCOMPLETE if stale and max_age_minutes is not None else 0
+
+    _run(body, reporter, database, account, destination, sandbox=sandbox, for_each=one_at_a_time)
+
+
+@app.command()
+def erase(
+    handles: Annotated[
+        list[str], typer.Argument(metavar="HANDLE...", help="Numbers or addresses; - reads them from standard input.")
+    ],
+    database: Database = None,
+    account: Account = None,
+    destination: Into = "duckdb",
+    sandbox: Sandbox = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; this cannot be undone.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove people from the warehouse and its files, and keep them out of it. Makes no request."""
+    reporter = Reporter(quiet=False, as_json=as_json)
+
+    def body(place: Place) -> int:
+        place.make_folders()
+        place.configure_dlt()
+        with readable_configuration():
+            import dlt  # noqa: F401
+
+            from msgbubbles_sync.dbt.runner import Transforms
+            from msgbubbles_sync.privacy import erase as erasing
+
+            transforms = Transforms.configured()
+        people = _lines(handles)
+        if not yes and not typer.confirm(f"Erase {len(people)} people for good?", err=True):
+            return EXIT_STOPPED
+        with one_job(place.folder), one_job(place.folder, "apply"):
+            certificate = erasing.erase(place, people, transforms, reporter.say)
+        reporter.print(certificate.as_dict(), lambda console: console.print(str(certificate), soft_wrap=True))
+        return 0
+
+    _run(body, reporter, database, account, destination, sandbox=sandbox)
+
+
+@app.command()
+def privacy(
+    action: Annotated[
+        Literal["apply", "lookup"],
+        typer.Argument(help="apply: bring what has landed to the policy. lookup: say who is behind a pseudonym."),
+    ],
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME...]",
+            help="For lookup: pseudonyms, or numbers and addresses; - reads them from standard input.",
+        ),
+    ] = None,
+    database: Database = None,
+    account: Account = None,
+    destination: Into = "duckdb",
+    sandbox: Sandbox = False,
+    as_json: AsJson = False,
+) -> None:
+    """Apply a stricter policy to what has landed (what was left out before does not come back), or look somebody up.
+    Makes no request."""
+    reporter = Reporter(quiet=False, as_json=as_json)
+
+    def apply(place: Place) -> int:
+        place.make_folders()
+        place.configure_dlt()
+        with readable_configuration():
+            import dlt  # noqa: F401
+
+            from msgbubbles_sync.dbt.runner import Transforms
+            from msgbubbles_sync.privacy.reapply import apply
+
+            transforms = Transforms.configured()
+        with one_job(place.folder), one_job(place.folder, "apply"):
+            changed = apply(place, transforms, reporter.say)
+        what = ", ".join(f"{count:,} of {table}" for table, count in sorted(changed.items())) or "nothing had to change"
+        reporter.print({action: dict(changed)}, lambda console: console.print(f"Changed: {what}.", soft_wrap=True))
+        return 0
+
+    def lookup(_place: Place) -> int:
+        from msgbubbles_sync.policy.applied import looked_up
+
+        found = looked_up(_lines(names or []))
+        reporter.print(
+            found,
+            lambda console: console.print(
+                "\n".join(f"{name}  {behind or 'nobody knows'}" for name, behind in found.items()),
+                markup=False,
+                soft_wrap=True,
+            ),
+        )
+        return 0 if all(found.values()) else EXIT_INCOMPLETE
+
+    body = lookup if action == "lookup" else apply
+    _run(body, reporter, database, account, destination, sandbox=sandbox)
+
+
+def _run(
+    body: Callable[[Place], int],
+    reporter: Reporter,
+    database: Path | None,
+    account: str | None,
+    destination: str,
+    *,
+    sandbox: bool,
+    for_each: Callable[[], int] | None = None,
+) -> None:
+    ended(body, lambda: place_of(database, account, destination, sandbox=sandbox), reporter, STOPPED, for_each=for_each)
+
+
+def _lines(arguments: Iterable[str]) -> list[str]:
+    """Arguments, and the lines of standard input in the place of -: what is in an argument, others see in the list of
+    processes."""
+    return [line.strip() for one in arguments for line in (sys.stdin if one == "-" else [one]) if line.strip()]
+
+
+@contextmanager
+def _configured(place: Place, sandbox: bool, *, serve: bool = True) -> Iterator[tuple[dict[str, Any], Run, Settings]]:
+    """What every command but sync begins with: how to reach the account, a run, and the source's settings."""
+    place.make_folders()
+    place.configure_dlt()
+    with readable_configuration():
+        import dlt
+
+        from msgbubbles.source import msgbubbles_source
+        from msgbubbles.source.run import Run
+        from msgbubbles_sync.policy.applied import redactor_of
+    with account_of(place, sandbox=sandbox and serve) as account:
+        run = Run()
+        with readable_configuration():
+            key: Any = dlt.secrets.get("sources.msgbubbles.api_key") or ""
+            options = {"api_key": key, "privacy": redactor_of(place), **account}
+            msgbubbles_source(run=run, **options)
+        if run.settings is None:
+            raise UsageError("dlt_config: the source could not be configured")
+        yield options, run, run.settings
+
+
+def _repaired(place: Place, reporter: Reporter, options: dict[str, Any], verdict: Verdict) -> None:
+    """Read by id what a comparison found to differ."""
+    from msgbubbles.source.run import Repair, Run
+    from msgbubbles_sync.dbt.runner import Transforms
+    from msgbubbles_sync.job import Report, repair
+
+    from .console import as_dict
+
+    chats = [one.id for one in verdict.differences if one.table == "chats"]
+    threads = [one.chat_id for one in verdict.differences if one.table != "chats" and one.chat_id]
+    run, report = Run(), Report()
+    wanted = Repair(chats=list(dict.fromkeys(chats)), threads=list(dict.fromkeys(threads)))
+    with one_job(place.folder), stopped_by_signals(run.stop), reporter.following(run):
+        repair(
+            place, run, report, wanted, options, Transforms.configured(), reporter.say,
+            lambda: as_dict(place, run, report, _status_of(run, report)),
+        )  # fmt: skip
+    Journal(place.folder).add(as_dict(place, run, report, _status_of(run, report)))
+    if run.error is not None:
+        raise run.error
+
+
+def _recorded_sync(
+    place: Place,
+    reporter: Reporter,
+    sandbox: bool,
+    since: datetime | None,
+    max_requests: int | None,
+    accept_ties: bool,
+    with_transform: bool,
+    as_json: bool,
+) -> int:
+    """One run, and its record, whatever becomes of it."""
+    # dlt reads its configuration when it is imported, which therefore has to wait until here.
+    with readable_configuration():
+        import dlt
+
+        from msgbubbles.source.run import MIN_SLICE_PAGES, Run
+        from msgbubbles_sync.dbt.runner import Transforms
+        from msgbubbles_sync.groups.load import land_ledger
+        from msgbubbles_sync.inspect.local_state import Known
+        from msgbubbles_sync.job import Report
+        from msgbubbles_sync.job import sync as run_sync
+        from msgbubbles_sync.policy.applied import keep_found, redactor_of
+        from msgbubbles_sync.privacy.erase import purge
+        from msgbubbles_sync.privacy.reapply import apply as apply_policy
+        from msgbubbles_sync.privacy.retention import expire
+        from msgbubbles_sync.restore import restore, tidy
+        from msgbubbles_sync.webhooks.load import land_events
+        from msgbubbles_sync.webhooks.refresh import refresh_options
+
+        from .console import as_dict
+
+        if not sandbox and not dlt.secrets.get("sources.msgbubbles.api_key"):
+            raise UsageError(NO_KEY.format(script=SCRIPT))
+        slice_pages = _number("sync.slice_pages", 500, at_least=MIN_SLICE_PAGES)
+        publish_minutes = _number("sync.publish_minutes", 60, at_least=1)
+        transforms = Transforms.configured()
+    if not (place.folder / CLAIM).exists():
+        # Tables of a newer version are refused as such, whosever they are.
+        with suppress(UsageError):
+            Known(place).states()
+    claim(place, destination_of(place), sandbox=sandbox, say=reporter.fail)
+    restore(place, reporter.fail)
+    redactor = redactor_of(place)
+    options: dict[str, Any] = {"privacy": redactor}
+    if since is not None:
+        options["start_date"] = f"{since:%Y-%m-%d}"
+    options |= refresh_options(place)
+    run = Run(slice_pages=slice_pages, max_requests=max_requests, accept_overflows=accept_ties)
+    report = Report()
+    status, message = EXIT_FAILED, ""
+    try:
+        with stopped_by_signals(run.stop), account_of(place, sandbox=sandbox) as account, reporter.following(run):
+            if place.is_pending("policy"):
+                reporter.say("finishing a change of the policy that was cut off")
+                apply_policy(place, transforms, reporter.say)
+            if place.is_pending("erase"):
+                reporter.say("finishing an erasure that was cut off")
+                purge(place, transforms, reporter.say)
+            report.expired = dict(expire(place, redactor.policy, transforms, reporter.say))
+            land_ledger(place)
+            _told(land_events(place), reporter)
+            run_sync(
+                place,
+                run,
+                report,
+                options | account,
+                with_transform=with_transform,
+                transforms=transforms,
+                publish_minutes=publish_minutes,
+                say=reporter.say,
+                record=lambda: as_dict(place, run, report, _status_of(run, report)),
+            )
+        keep_found(place, redactor)
+        tidy(place)
+        status = _status_of(run, report)
+        reporter.summary(place, run, report, sandbox=sandbox)
+    except KeyboardInterrupt:
+        status, message = EXIT_STOPPED, "stopped at once"
+        raise
+    except Exception as error:
+        status, message = explained(error, place)
+        raise
+    finally:
+        record = as_dict(place, run, report, status, error=message or None)
+        with suppress(OSError):  # a full disk has its own error already
+            Journal(place.folder).add(record)
+        if as_json:
+            sys.stdout.write(json.dumps(record) + "\n")
+    return status
+
+
+def _told(landed: Landed, reporter: Reporter) -> None:
+    """Say what the webhooks have brought, where that is something."""
+    if landed.malformed:
+        reporter.fail(f"webhooks: {landed}")
+    elif landed.deliveries:
+        reporter.say(f"webhooks: {landed}")
+
+
+def _status_of(run: Run, report: Report) -> int:
+    from msgbubbles.errors import Interrupted
+
+    if isinstance(run.halt, Interrupted):
+        return EXIT_STOPPED
+    if run.error is not None:
+        return EXIT_FAILED
+    lossy = any(progress.rejected or progress.standing for progress in run.streams.values())
+    return EXIT_INCOMPLETE if lossy or report.failed_reads or report.tested.failed_tests else 0
+
+
+def _number(key: str, default: int, *, at_least: int) -> int:
+    """A whole number of the job's own configuration."""
+    import dlt
+
+    value: Any = dlt.config.get(key)
+    if value is None:
+        return default
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = at_least - 1
+    if number < at_least:
+        raise UsageError(f"{key} is a whole number, {at_least} at least, not {value!r}; mend dlt_config/config.toml")
+    return number

@@ -1,0 +1,111 @@
+"""What groups.py says. A plan on a terminal shows handles, because it is there to be looked at; nothing else does."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from msgbubbles_sync.groups.apply import Applied
+from msgbubbles_sync.groups.display import escaped, quoted
+from msgbubbles_sync.groups.ledger import Sighting
+from msgbubbles_sync.groups.model import KnownGroup, Operation
+from msgbubbles_sync.groups.plan import Plan
+
+SIGNS = {"create": ("+", "green"), "rename": ("~", "yellow"), "add": ("+", "green"), "remove": ("-", "red")}
+PAST = {"create": "created", "rename": "renamed", "add": "added", "remove": "removed"}
+
+
+def requests_of(plan: Plan, unsettled: int) -> int:
+    """Requests that applying a plan takes, when nothing goes wrong: the numbers, a look at each operation without a
+    verdict, and one for each operation."""
+    return len(plan.operations) + unsettled + 1 if plan.operations or unsettled else 0
+
+
+def minutes_of(requests: int, per_minute: int) -> int:
+    """Minutes that so many requests take at a limit; the first minute's are sent at once."""
+    return max(math.ceil(requests / per_minute) - 1, 0) if per_minute else 0
+
+
+def plan_dict(plan: Plan, unsettled: int, per_minute: int) -> dict[str, Any]:
+    """A plan as JSON, for other programs: with handles, without messages."""
+    requests = requests_of(plan, unsettled)
+    return {
+        "plan_id": plan.plan_id,
+        "operations": [
+            {"operation": one.kind, "key": one.key, "handles": list(one.handles), "title": one.title}
+            for one in plan.operations
+        ],
+        "counts": {kind: plan.count(kind) for kind in SIGNS},
+        "vanished": list(plan.vanished),
+        "notes": [{"key": note.key, "what": note.what} for note in plan.notes],
+        "unsettled": unsettled,
+        "requests": requests,
+        "minutes": minutes_of(requests, per_minute),
+    }
+
+
+def show_plan(console: Console, plan: Plan, known: dict[str, KnownGroup], unsettled: int, per_minute: int) -> None:
+    width = max((len(escaped(operation.key)) for operation in plan.operations), default=0)
+    for operation in plan.operations:
+        sign, colour = SIGNS[operation.kind]
+        line = Text(f"{sign} {operation.kind:<6}  {escaped(operation.key):<{width}}  ", style=colour)
+        line.append(_what(operation, known.get(operation.key)), style="default")
+        console.print(line, soft_wrap=True)
+    for note in plan.notes:
+        console.print(f"! {escaped(note.key)}: {note.what}", style="yellow", markup=False, soft_wrap=True)
+    if plan.vanished:
+        console.print(
+            f"? no longer in the table, and left as they are: {', '.join(map(escaped, plan.vanished))}",
+            style="yellow", markup=False, soft_wrap=True,
+        )  # fmt: skip
+    if unsettled:
+        console.print(f"{unsettled:,} operations of an earlier apply have no verdict; apply finds out first.")
+    requests = requests_of(plan, unsettled)
+    if not requests:
+        console.print("Nothing to do: the groups are as the table says.")
+        return
+    counts = ", ".join(f"{plan.count(kind):,} to {kind}" for kind in SIGNS if plan.count(kind)) or "nothing to change"
+    minutes = minutes_of(requests, per_minute)
+    waits = f", {minutes:,} minutes at the limit of {per_minute} a minute" if minutes else ""
+    console.print(f"Plan: {counts}. {requests:,} requests{waits}.")
+
+
+def _what(operation: Operation, group: KnownGroup | None) -> str:
+    handles = ", ".join(map(escaped, operation.handles))
+    if operation.kind == "create":
+        title = f"{quoted(operation.title)} " if operation.title else ""
+        return f"{title}from {escaped(operation.from_handle or '')}: {handles}"
+    if operation.kind == "rename":
+        before = group.title if group and group.title else ""
+        return f"{quoted(before)} -> {quoted(operation.title or '')}"
+    return handles
+
+
+def show_applied(console: Console, applied: Applied, requests: int) -> None:
+    done = ", ".join(
+        f"{count:,} {PAST[kind]}" for (kind, outcome), count in applied.counts.items() if outcome == "succeeded"
+    )
+    settled = f"; {applied.settled:,} of an earlier apply settled" if applied.settled else ""
+    console.print(f"{done or 'Nothing changed'}{settled}. {requests:,} requests.")
+    for one in applied.remarks:
+        console.print(
+            f"! {escaped(one.key)}: {one.operation}: {one.what}", style="yellow", markup=False, soft_wrap=True
+        )
+
+
+def complaints(applied: Applied) -> list[str]:
+    """What needs a look, a line each; no line holds a handle."""
+    lines = [f"{escaped(one.key)}: {one.operation} {one.outcome}: {one.why}" for one in applied.failures]
+    if applied.halt is not None:
+        lines.append(f"ended early: {applied.halt}")
+    if applied.left:
+        lines.append(f"{applied.left:,} operations were left; the next apply goes on with them")
+    return lines
+
+
+def adopted_text(sighting: Sighting) -> str:
+    count = len(sighting.handles or ())
+    return f"{escaped(sighting.key)} is now {sighting.chat_id}: {count:,} people are known in it"

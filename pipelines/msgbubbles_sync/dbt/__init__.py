@@ -1,0 +1,1 @@
+"""Builds the marts: dbt, run in this process."""

@@ -1,0 +1,68 @@
+"""Writes a DuckDB file anew: without the space of what was deleted, which DuckDB keeps in the file for what comes."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from msgbubbles_sync.sql import named, quoted
+from msgbubbles_sync.workspace import names_of, sync_to_disk
+
+# A file is written anew when more of it than this is free, and a large one once a day at most: it takes seconds.
+MAX_FREE_SHARE = 0.2
+LARGE_BYTES = 64 * 1024 * 1024
+SECONDS_BETWEEN = 24 * 3600
+# dlt adds a row with its state whenever that has changed, and reads the newest only.
+MAX_STATES = 10
+STATES = "msgbubbles._dlt_pipeline_state"
+
+
+def compact_if_wasteful(work: Path, noted: Path, options: dict[str, Any]) -> None:
+    """Compact a database of which too much is free. `noted` is a file that keeps when that was done last; `options` are
+    DuckDB's. Nobody may have the database open."""
+    with duckdb.connect(str(work), config=options) as connection:
+        _drop_old_states(connection)
+        connection.execute("CHECKPOINT")
+        free, total, bytes_each = connection.execute(
+            "SELECT free_blocks, total_blocks, block_size FROM pragma_database_size() "
+            "WHERE database_name = current_catalog()"
+        ).fetchall()[0]
+    if free <= MAX_FREE_SHARE * total:
+        return
+    is_recent = noted.exists() and 0 <= time.time() - noted.stat().st_mtime < SECONDS_BETWEEN
+    if total * bytes_each < LARGE_BYTES or not is_recent:
+        compact(work, options)
+        noted.touch()
+
+
+def _drop_old_states(connection: duckdb.DuckDBPyConnection) -> None:
+    with suppress(duckdb.CatalogException):  # before the first load
+        connection.execute(
+            f"DELETE FROM {STATES} WHERE rowid IN (SELECT rowid FROM {STATES} "  # noqa: S608
+            f"QUALIFY row_number() OVER (PARTITION BY pipeline_name ORDER BY _dlt_load_id DESC) > {MAX_STATES})"
+        )
+
+
+def compact(work: Path, options: dict[str, Any] | None = None) -> None:
+    """Write a database into a new file, which then replaces it, all or nothing. Nobody may have it open."""
+    file = names_of(work)[-1]
+    new = file.with_name(f"{file.name}.compacting")
+    for leftover in (new, new.with_name(f"{new.name}.wal")):
+        leftover.unlink(missing_ok=True)
+    with duckdb.connect(str(work), config=options or {}) as connection:
+        connection.execute("CHECKPOINT")
+        row = connection.execute("SELECT current_catalog()").fetchone()
+        catalog = named(row[0] if row else "")
+        connection.execute(f"ATTACH {quoted(str(new))} AS compacted")
+        connection.execute(f"COPY FROM DATABASE {catalog} TO compacted")
+        connection.execute("CHECKPOINT compacted")
+        connection.execute("DETACH compacted")
+    new.chmod(0o600)
+    sync_to_disk(new)
+    new.replace(file)
+    work.with_name(f"{work.name}.wal").unlink(missing_ok=True)
+    sync_to_disk(file.parent)

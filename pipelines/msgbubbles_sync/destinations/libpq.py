@@ -1,0 +1,165 @@
+"""How a PostgreSQL server is reached: one address for DuckDB, dlt (psycopg2 and ADBC) and dbt, with every parameter.
+
+All four connect through libpq. The first three take the parameters as a string of keywords; dbt knows only some, and
+libpq takes the others from its environment variables. A parameter that has no such variable is refused: a connection
+without `sslmode=verify-full`, say, must not be made by any of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from msgbubbles_sync.settings import setting_of_sync
+from msgbubbles_sync.workspace import UsageError
+
+# libpq's parameters that reach all clients, and their environment variables. Of dbt's profile is what has another one.
+PARAMETERS = {
+    "host": "PGHOST",
+    "hostaddr": "PGHOSTADDR",
+    "port": "PGPORT",
+    "user": "PGUSER",
+    "password": "PGPASSWORD",
+    "dbname": "PGDATABASE",
+    "passfile": "PGPASSFILE",
+    "connect_timeout": "PGCONNECT_TIMEOUT",
+    "application_name": "PGAPPNAME",
+    "options": "PGOPTIONS",
+    "client_encoding": "PGCLIENTENCODING",
+    "keepalives_idle": "MSGBUBBLES_KEEPALIVES_IDLE",
+    "sslmode": "PGSSLMODE",
+    "sslrootcert": "PGSSLROOTCERT",
+    "sslcert": "PGSSLCERT",
+    "sslkey": "PGSSLKEY",
+    "sslcertmode": "PGSSLCERTMODE",
+    "sslcrl": "PGSSLCRL",
+    "sslcrldir": "PGSSLCRLDIR",
+    "sslsni": "PGSSLSNI",
+    "sslnegotiation": "PGSSLNEGOTIATION",
+    "sslcompression": "PGSSLCOMPRESSION",
+    "ssl_min_protocol_version": "PGSSLMINPROTOCOLVERSION",
+    "ssl_max_protocol_version": "PGSSLMAXPROTOCOLVERSION",
+    "channel_binding": "PGCHANNELBINDING",
+    "require_auth": "PGREQUIREAUTH",
+    "requirepeer": "PGREQUIREPEER",
+    "gssencmode": "PGGSSENCMODE",
+    "gssdelegation": "PGGSSDELEGATION",
+    "gsslib": "PGGSSLIB",
+    "krbsrvname": "PGKRBSRVNAME",
+    "target_session_attrs": "PGTARGETSESSIONATTRS",
+    "load_balance_hosts": "PGLOADBALANCEHOSTS",
+}
+# As dlt calls them.
+ALIASES = {"username": "user", "database": "dbname"}
+SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+# Where neither the address nor libpq's environment says anything.
+DEFAULTS = {"port": "5432", "connect_timeout": "15", "application_name": "msgbubbles"}
+LOCK_TIMEOUT_SECONDS, STATEMENT_TIMEOUT_SECONDS = 60, 3600
+
+
+def read_parameters(section: str) -> dict[str, str] | None:
+    """Read libpq's parameters from a section of the configuration: a URL, or a table with dlt's keys and, in it or in
+    its `query`, libpq's; of the environment before the files. Returns null where nothing is configured, or no address.
+
+    Raises `UsageError`, which names a parameter that cannot reach all clients, or that has no usable value.
+    """
+    import dlt
+
+    *sections, key = section.split(".")
+    url: dict[str, Any] = {}
+    table: dict[str, Any] = {}
+    # Some of it may be in another file than the rest.
+    for provider in reversed(dlt.config.config_providers):
+        found, _ = provider.get_value(key, Any, "", *sections)
+        if isinstance(found, str):
+            url = _read_url(found)
+        elif isinstance(found, dict):
+            table |= _flat(section, found)
+    prefix = f"{section.replace('.', '__').upper()}__"
+    variables = {name[len(prefix) :].lower(): value for name, value in os.environ.items() if name.startswith(prefix)}
+    given = table | _flat(section, url) | _flat(section, variables)
+    values = {name: _checked(section, name, value) for name, value in given.items()}
+    return _complete(values) if {"host", "user", "dbname"} <= values.keys() else None
+
+
+def _read_url(url: str) -> dict[str, Any]:
+    from dlt.common.libs.sql_alchemy_compat import make_url  # type: ignore[attr-defined]
+
+    try:
+        parts = make_url(url)._asdict()
+    except Exception:  # whatever the parser raises quotes the password
+        return {}
+    return dict(parts) if str(parts["drivername"]).startswith("postgres") else {}
+
+
+def _flat(section: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters by libpq's names, those in `query` among the others, which they go before."""
+    query = given.get("query") or {}
+    if isinstance(query, str):
+        try:
+            query = json.loads(query)
+        except ValueError:
+            query = None
+    if not isinstance(query, Mapping):
+        raise UsageError(f'{section}.query is a table of libpq\'s parameters; write {{"sslmode": "require"}}, say')
+    rest: dict[str, Any] = {name: value for name, value in given.items() if name not in ("query", "drivername")}
+    return {ALIASES.get(name, name): value for name, value in {**rest, **query}.items() if value is not None}
+
+
+def _checked(section: str, name: str, value: Any) -> str:
+    if name not in PARAMETERS:
+        raise UsageError(
+            f"{section}: the parameter {name} cannot be passed to all clients of the server (DuckDB, dlt and dbt); "
+            "remove it"
+        )
+    text = str(int(value)) if isinstance(value, bool) else str(value)
+    if isinstance(value, Mapping | list | tuple) or "\0" in text:
+        raise UsageError(f"{section}: the parameter {name} is not one text; give it once")
+    if name == "sslmode" and text not in SSL_MODES:
+        raise UsageError(f"{section}: sslmode is one of {', '.join(SSL_MODES)}; correct it")
+    if name in ("port", "connect_timeout", "keepalives_idle") and not text.isdecimal():
+        raise UsageError(f"{section}: {name} is a whole number; correct it")
+    if name == "client_encoding" and text.lower().replace("-", "") not in ("utf8", "unicode"):
+        raise UsageError(f"{section}: client_encoding is utf8, because texts are; remove it")
+    return text
+
+
+def _complete(values: Mapping[str, str]) -> dict[str, str]:
+    """With what applies where the address says nothing, and the time limits of the job's sessions."""
+    inherited = {name: os.environ[PARAMETERS[name]] for name in DEFAULTS if os.environ.get(PARAMETERS[name])}
+    found = DEFAULTS | inherited | {"password": os.environ.get("PGPASSWORD", ""), "client_encoding": "UTF8"}
+    limits = [f"-c {name}={1000 * seconds}" for name, seconds in _limits().items() if seconds]
+    # Of an option that is given twice, the server takes the later one.
+    options = ["-c TimeZone=UTC", *limits, values.get("options", os.environ.get("PGOPTIONS", ""))]
+    return found | dict(values) | {"options": " ".join(options).strip()}
+
+
+def _limits() -> dict[str, int]:
+    statement = _seconds("statement_timeout_seconds", STATEMENT_TIMEOUT_SECONDS)
+    return {
+        "lock_timeout": _seconds("lock_timeout_seconds", LOCK_TIMEOUT_SECONDS),
+        "statement_timeout": statement,
+        "idle_in_transaction_session_timeout": statement,
+    }
+
+
+def _seconds(key: str, default: int) -> int:
+    text = str(setting_of_sync(key, default))
+    if not text.isdecimal():
+        raise UsageError(
+            f"[sync] {key} is a whole number of seconds, or 0 for no limit; correct dlt_config/config.toml"
+        )
+    return int(text)
+
+
+def written(parameters: Mapping[str, str]) -> str:
+    """Write parameters as libpq reads them."""
+    escaped = {name: value.replace("\\", "\\\\").replace("'", "\\'") for name, value in parameters.items()}
+    return " ".join(f"{name}='{value}'" for name, value in escaped.items() if value)
+
+
+def environment(parameters: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment variables that say the same to dbt."""
+    return {PARAMETERS[name]: value for name, value in parameters.items()}

@@ -1,0 +1,180 @@
+"""The file that readers open, replaced as a whole.
+
+A DuckDB file that one process has open cannot be written by another, so the job and its readers never share one. A
+reader that has the old file open keeps it, unchanged, until it closes it; who opens it next gets the new one.
+
+Nobody else is to write to it: it has no write permission, and its write-ahead log is removed. DuckDB finds that log by
+the file's name, so one that belongs to the old file would change rows of the new one.
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from msgbubbles_sync.sql import named, quoted
+from msgbubbles_sync.workspace import names_of, remove, sync_to_disk
+
+FICLONE = 0x40049409  # <linux/fs.h>: share the blocks of another file, on file systems that can
+# The write-ahead log, and what DuckDB calls it while it writes the file.
+LOGS = (".wal", ".wal.checkpoint", ".wal.recovery")
+
+# What DuckDB raises for a damaged file, and its words where it raises the same for other reasons.
+DAMAGE = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException, duckdb.SerializationException)
+DAMAGE_WORDS = re.compile(
+    "not a valid duckdb database|corrupt|checksum|could not read enough bytes|failed to deserialize|is a directory",
+    re.I,
+)
+
+
+def publish(work: Path, database: Path, held_marts: Sequence[str] = ()) -> int:
+    """Replace `database` by a copy of `work`, all or nothing. Returns its size in bytes.
+
+    The marts that are held stay as `database` has them; where it does not have them, nobody gets to see them.
+
+    Nobody may have `work` open; all of it is in the file (`CHECKPOINT`). A process that is killed in here leaves the
+    old file whole.
+    """
+    _remove_logs(database)  # before it is asked for the marts that are held
+    copy = beside(database)
+    clone(work, copy)
+    if held_marts:
+        _hold(held_marts, copy, database)
+    return replaced(database, copy)
+
+
+def beside(database: Path) -> Path:
+    """Where what is to replace a file is made: in the folder of the file itself, where `database` is a symbolic link.
+    What a process that was killed has left there goes."""
+    file = names_of(database)[-1]
+    for leftover in file.parent.glob(f".{glob.escape(file.name)}.*.publishing*"):
+        remove(leftover)  # a folder is what DuckDB had no memory for
+    return file.with_name(f".{file.name}.{os.getpid()}.publishing")
+
+
+def replaced(database: Path, copy: Path) -> int:
+    """Put a copy in the place of a database, which nobody may write to. Returns its size in bytes."""
+    file = names_of(database)[-1]
+    # Who let others read it once, did so for all that is published there.
+    copy.chmod((file if file.exists() else copy).stat().st_mode & 0o555)
+    with _no_new_writer(file):
+        _remove_logs(database)
+        copy.replace(file)
+    # A process that still writes to the old file may have begun a log in between.
+    _remove_logs(database)
+    sync_to_disk(file.parent)
+    return file.stat().st_size
+
+
+def mark_of(database: Path) -> list[int] | None:
+    """Return what a published file is recognized by: its size in bytes, and when it was written. Null without one."""
+    try:
+        stat = database.stat()
+    except FileNotFoundError:
+        return None
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def has_foreign_log(database: Path) -> bool:
+    """Return whether another process has written to a published file, or still does."""
+    return any(log.exists() for log in _logs(database))
+
+
+def _logs(database: Path) -> Iterator[Path]:
+    # DuckDB names a log by the path that the file was opened with.
+    return (name.with_name(f"{name.name}{end}") for name in names_of(database) for end in LOGS)
+
+
+def _remove_logs(database: Path) -> None:
+    for log in _logs(database):
+        log.unlink(missing_ok=True)
+
+
+@contextmanager
+def _no_new_writer(file: Path) -> Iterator[None]:
+    """Hold a reader's lock on a database, which keeps others from opening it to write. Where somebody has done so
+    already, that is reported: what they write is lost."""
+    try:
+        import fcntl
+
+        descriptor = os.open(file, os.O_RDONLY)
+    except (ImportError, OSError):  # no such locks, or no file yet
+        yield
+        return
+    try:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            logging.getLogger(__name__).warning(
+                "%s is open read-write in another process, whose changes are lost; open it with read_only=True", file
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _hold(marts: Sequence[str], copy: Path, database: Path) -> None:
+    with duckdb.connect(str(copy)) as connection:
+        known: set[str] = set()
+        # A file that is damaged, or open in another process to write, has none.
+        with suppress(duckdb.IOException):
+            if database.exists():
+                connection.execute(f"ATTACH {quoted(str(database))} AS published (READ_ONLY)")
+                known = set(_relations(connection, "published"))
+        for mart, kind in _relations(connection).items():
+            if mart not in marts:
+                continue
+            connection.execute(f"DROP {kind} marts.{named(mart)}")
+            if mart in known:
+                # What was a view is a table here: it would show what others have now.
+                connection.execute(f"CREATE TABLE marts.{named(mart)} AS FROM published.marts.{named(mart)}")
+        connection.execute("CHECKPOINT")
+    sync_to_disk(copy)
+
+
+def _relations(connection: duckdb.DuckDBPyConnection, catalog: str | None = None) -> dict[str, str]:
+    """Of the marts, by name, what kind of relation each is."""
+    query = """SELECT table_name, CASE table_type WHEN 'VIEW' THEN 'VIEW' ELSE 'TABLE' END
+               FROM information_schema.tables
+               WHERE table_schema = 'marts' AND table_catalog = coalesce(?, current_catalog())"""
+    return dict(connection.execute(query, [catalog]).fetchall())
+
+
+def is_damaged(database: Path, options: dict[str, Any]) -> bool:
+    """Read all of a database file, and return whether it is damaged. `options` are DuckDB's.
+
+    Raises `duckdb.Error` where it cannot be read for another reason, as where another process has it open to write.
+    """
+    try:
+        with duckdb.connect(str(database), read_only=True, config=options) as connection:
+            for schema, table in connection.execute(
+                "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = current_catalog()"
+            ).fetchall():
+                connection.execute(f"SELECT bit_xor(hash(one)) FROM {named(schema)}.{named(table)} AS one")  # noqa: S608
+    except DAMAGE as error:
+        if isinstance(error, duckdb.IOException) and not DAMAGE_WORDS.search(str(error)):
+            raise
+        return True
+    return False
+
+
+def clone(source: Path, target: Path) -> None:
+    """Copy a file durably; without copying its bytes, where the file system can share them."""
+    with source.open("rb") as original, target.open("wb") as copy:
+        try:
+            import fcntl
+
+            fcntl.ioctl(copy.fileno(), FICLONE, original.fileno())
+        except (ImportError, OSError):
+            shutil.copyfileobj(original, copy, 16 * 1024 * 1024)
+        copy.flush()
+        os.fsync(copy.fileno())

@@ -1,0 +1,152 @@
+"""What a PostgreSQL server says of itself, and what its refusals mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from msgbubbles_sync.sql import named, quoted
+from msgbubbles_sync.workspace import UsageError
+
+from .libpq import written
+
+# What libpq and the server say of a connection, as far as it can be repeated: DuckDB's message around it quotes the
+# whole address, with the password.
+REASONS = re.compile(
+    "server does not support SSL, but SSL was required"
+    "|root certificate file .{0,200}? does not exist|certificate verify failed"
+    "|server certificate for .{0,200}? does not match host name"
+    "|could not (?:load|read) [a-z ]*(?:certificate|key)[a-z ]*file"
+    '|(?:role|database) ".{1,63}?" does not exist'
+    "|password authentication failed|no password supplied|no pg_hba.conf entry"
+    "|timeout expired|[Cc]onnection refused|could not translate host name|permission denied for [a-z]+"
+    "|unsupported startup parameter|invalid [a-z_]+ value"
+)
+
+
+def reason_of(error: Exception) -> str:
+    """Return why a connection was refused, without anything secret, to follow a sentence; empty where it is not
+    known."""
+    reason = REASONS.search(str(error))
+    return f": {reason[0]}" if reason else ""
+
+
+@contextmanager
+def attached(parameters: Mapping[str, str], extension: Path, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open a DuckDB connection that has the server's database attached, as `warehouse`. Raises `duckdb.Error`."""
+    with duckdb.connect() as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute(f"LOAD {quoted(str(extension))}")
+        address = quoted(written(parameters))
+        connection.execute(f"ATTACH {address} AS warehouse ({', '.join(['TYPE postgres', *options])})")
+        connection.execute("USE warehouse")
+        yield connection
+
+
+def ask(connection: duckdb.DuckDBPyConnection, query: str) -> list[tuple[Any, ...]]:
+    """Return the rows of a query that the attached server answers, in its own SQL. Raises `duckdb.Error`."""
+    return connection.execute(f"FROM postgres_query('warehouse', {quoted(query)})").fetchall()
+
+
+def check_server(connection: duckdb.DuckDBPyConnection, schemas: Sequence[str], title: str) -> None:
+    """Check that the server stores every text, takes writes, and lets the job's role have its schemas. Raises
+    `UsageError`, which says what to change."""
+    [(role, database, encoding, is_read_only, may_create)] = ask(connection, SERVER)
+    if encoding != "UTF8":
+        raise UsageError(
+            f"--destination {title}: the encoding of the database {database} is {encoding}, which cannot store every "
+            "text. Create another, and use it: CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0"
+        )
+    if is_read_only:
+        raise UsageError(
+            f"--destination {title}: the server takes no writes of the role {role} (it is a standby, or "
+            "default_transaction_read_only is on). Use the primary's address, or unset it"
+        )
+    listed = ", ".join(quoted(schema) for schema in schemas)
+    found = dict(ask(connection, MAY_USE_SCHEMAS.format(schemas=listed)))
+    missing = [schema for schema in schemas if schema not in found]
+    if missing and not may_create:
+        raise UsageError(
+            f"--destination {title}: the role {role} may not create the schemas {', '.join(missing)}. Run as an "
+            f"administrator: GRANT CREATE ON DATABASE {named(database)} TO {named(role)}"
+        )
+    closed = [schema for schema, is_open in found.items() if not is_open]
+    if closed:
+        raise UsageError(
+            f"--destination {title}: the role {role} may not use the schemas {', '.join(closed)}. Run as an "
+            f"administrator: GRANT USAGE, CREATE ON SCHEMA {', '.join(closed)} TO {named(role)}"
+        )
+
+
+SERVER = """SELECT current_user::text AS role, current_database()::text AS database,
+current_setting('server_encoding') AS encoding,
+pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on' AS is_read_only,
+has_database_privilege(current_database(), 'CREATE') AS may_create"""
+MAY_USE_SCHEMAS = """SELECT nspname::text AS name,
+has_schema_privilege(oid, 'USAGE') AND has_schema_privilege(oid, 'CREATE') AS is_open
+FROM pg_namespace WHERE nspname IN ({schemas})"""
+
+LOCKED = re.compile("lock timeout|deadlock detected")
+TOO_LONG = re.compile("statement timeout|idle-in-transaction timeout")
+DENIED = re.compile(r'permission denied for ([a-z ]+) ([\w."]+)|must be owner of ([a-z ]+) ([\w."]+)')
+READ_ONLY = re.compile("in a read-only transaction")
+FULL = re.compile("could not (?:extend|write to) file|No space left on device|disk full", re.I)
+GONE = re.compile(
+    "server closed the connection|terminating connection|[Cc]onnection refused|connection to server .{0,300}? failed"
+    "|the database system is (?:shutting down|starting up|in recovery mode)"
+)
+
+
+def explain(said: str, title: str) -> str | None:
+    """Return what a server's refusal means and how to fix it; null where that is not known."""
+    denied = DENIED.search(said)
+    if denied:
+        kind, name = denied[1] or denied[3], denied[2] or denied[4]
+        how = "grant it what is missing" if denied[1] else "let it be a member of the owner's role"
+        return f"{title}: the job's role may not write {kind} {name}; {how}, and run again"
+    if READ_ONLY.search(said):
+        return f"{title}: the server takes no writes; use the primary's address, and run again"
+    if FULL.search(said):
+        return f"{title}: the server's disk is full; free some space there, and run again"
+    if TOO_LONG.search(said):
+        return (
+            f"{title}: a statement took longer than [sync] statement_timeout_seconds; raise it in "
+            "dlt_config/config.toml, and run again"
+        )
+    if GONE.search(said):
+        return f"{title}: the connection to the server was lost; see that it is up, and run again"
+    return None
+
+
+def explain_lock(title: str, parameters: Mapping[str, str], extension: Path, schemas: Sequence[str]) -> str:
+    """Name the sessions, other than the job's own, that hold locks in these schemas, and say how to go on."""
+    listed = ", ".join(quoted(schema) for schema in schemas)
+    query = HOLDERS.format(schemas=listed, application=quoted(parameters["application_name"]))
+    found: list[tuple[Any, ...]] = []
+    with suppress(duckdb.Error), attached(parameters, extension, "READ_ONLY") as connection:
+        found = ask(connection, query)
+    holders = [
+        f"session {pid} (user {user}, application {name or 'unnamed'}, {state or 'state unknown'}"
+        f"{f' since {since:%Y-%m-%d %H:%M:%S} UTC' if since else ''}) holds {tables}"
+        for pid, user, name, state, since, tables in found
+    ]
+    who = "; ".join(holders) or "by a session that is over now"
+    end = f"End it, with SELECT pg_terminate_backend({found[0][0]}), say, and run" if found else "Run"
+    return (
+        f"{title}: a table stayed locked for longer than [sync] lock_timeout_seconds: {who}. {end} again: the next run "
+        "goes on where this one ended"
+    )
+
+
+HOLDERS = """SELECT pid, usename::text AS role, application_name AS name, state,
+xact_start AT TIME ZONE 'UTC' AS since, string_agg(DISTINCT nspname || '.' || relname, ', ') AS tables
+FROM pg_locks JOIN pg_stat_activity USING (pid) JOIN pg_class ON pg_class.oid = relation
+JOIN pg_namespace ON pg_namespace.oid = relnamespace
+WHERE granted AND relkind IN ('r', 'p', 'v', 'm') AND nspname IN ({schemas}) AND pid <> pg_backend_pid()
+AND application_name <> {application} AND datname = current_database()
+GROUP BY pid, usename, application_name, state, xact_start ORDER BY xact_start NULLS LAST LIMIT 3"""

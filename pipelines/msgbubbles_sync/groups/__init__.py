@@ -1,0 +1,1 @@
+"""Groups declared in a table: planned, applied, and recorded in a ledger."""

@@ -1,0 +1,86 @@
+"""`groups`: a dlt destination. The rows of a pipeline are desired groups, and loading them brings them about.
+
+    import dlt
+    from msgbubbles_sync.groups.dlt_destination import groups
+
+    dlt.pipeline("teams", destination=groups(database="warehouse.duckdb")).run(teams, table_name="teams")
+
+It is the `apply` of groups.py, with its ledger beside the database: what a load that failed has done already is not
+done again when dlt repeats it. By dlt's default a load that failed for its rows waits to be repeated as it is; with
+`LOAD__AUTO_ABORT_ON_TERMINAL_ERROR=true` it is dropped, and the next run takes the rows as they are then.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import dlt
+from dlt.common.destination.exceptions import DestinationTerminalException, DestinationTransientException
+
+from msgbubbles.client import BASE_URL, REQUESTS_PER_MINUTE, Client
+from msgbubbles.errors import MsgBubblesError, RetryableError
+from msgbubbles.rate_limit import RequestBudget
+from msgbubbles.transport import Transport
+from msgbubbles_sync.lock import AnotherJobRunsError, one_job
+from msgbubbles_sync.workspace import Place, UsageError
+
+from .display import escaped
+from .guards import MAX_CREATES, MAX_REMOVALS
+from .job import applied_groups
+from .redact import Disguise
+
+NOT_PRIVATE = (
+    "dlt writes the rows of a pipeline to disk as they are, and [sources.msgbubbles.privacy] keeps numbers and "
+    "messages from there: apply the table with groups.py"
+)
+
+
+# A batch is validated as a whole, so it is large: groups are few, and each row is a request at most.
+@dlt.destination(
+    name="groups",
+    batch_size=10_000,
+    loader_file_format="typed-jsonl",
+    naming_convention="direct",
+    max_table_nesting=0,
+    skip_dlt_columns_and_tables=True,
+    max_parallel_load_jobs=1,
+)
+def groups(
+    items: Any,
+    table: Any,  # noqa: ARG001 - dlt passes it
+    database: str = "warehouse.duckdb",
+    api_key: str = dlt.secrets.value,
+    base_url: str = BASE_URL,
+    requests_per_minute: int = REQUESTS_PER_MINUTE,
+    budget_dir: str | None = None,
+    timeout_seconds: float = 30.0,
+    max_attempts: int = 8,
+    max_creates: int = MAX_CREATES,
+    max_removals: int = MAX_REMOVALS,
+) -> None:
+    """Bring about the groups of a batch of rows: columns as in `msgbubbles_sync.groups.desired`.
+
+    Fails for good, so that dlt does not repeat it, when rows are invalid, a guard is exceeded or the API refuses a
+    group; the other groups are done. Fails for now when the API cannot be reached or another apply runs.
+    """
+    try:
+        place = Place.of(Path(database))
+        place.make_folders()
+        if Disguise.of(place).hides:
+            raise UsageError(NOT_PRIVATE)
+        budget = RequestBudget.of_key(api_key, requests_per_minute, budget_dir) if requests_per_minute else None
+        transport = Transport(base_url, api_key, budget, timeout_seconds=timeout_seconds, max_attempts=max_attempts)
+        with one_job(place.folder, "apply"), Client(transport) as client:
+            applied = applied_groups(place, client, items, max_creates=max_creates, max_removals=max_removals)
+    except (RetryableError, AnotherJobRunsError) as error:
+        raise DestinationTransientException(str(error)) from None
+    except (UsageError, MsgBubblesError) as error:
+        raise DestinationTerminalException(str(error)) from None
+    if applied.halt is not None:
+        raise DestinationTerminalException(str(applied.halt))
+    said = "\n".join(f"{escaped(one.key)}: {one.operation}: {one.why}" for one in applied.failures)
+    if any(one.outcome == "failed" for one in applied.failures):
+        raise DestinationTerminalException(said)
+    if applied.failures or applied.left:
+        raise DestinationTransientException(said or f"{applied.left:,} operations are left")

@@ -1,0 +1,135 @@
+"""One apply, from rows to verdicts: what groups.py and the dlt destination share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+from msgbubbles.client import Client
+from msgbubbles.errors import ForbiddenError, PermanentError, RetryableError, UnreachableError
+from msgbubbles.models import participants_of
+from msgbubbles_sync.workspace import Place, UsageError
+
+from . import guards
+from .apply import Applied, Applier
+from .desired import Row, validated
+from .display import escaped
+from .ledger import Ledger, Sighting, Verdict
+from .model import DesiredGroup, KnownGroup
+from .observed import known_groups, members_seen, people, published, restore
+from .plan import Plan, plan_of, remaining
+from .redact import Disguise
+
+
+def planned(place: Place, rows: Sequence[Row]) -> Plan:
+    """The plan for the groups of these rows, from what is known without a request. Raises `UsageError`."""
+    read, disguise = published(place), Disguise.of(place)
+    desired = _disguised(rows, read.numbers, disguise)
+    with Ledger.of(place.folder) as ledger:
+        restore(ledger, place)
+        return plan_of(desired, known_groups(ledger, read))
+
+
+def _disguised(rows: Sequence[Row], numbers: frozenset[str] | None, disguise: Disguise) -> tuple[DesiredGroup, ...]:
+    disguise.know_own_numbers(numbers or ())
+    return disguise.groups(validated(rows, numbers, disguise.own_handle))
+
+
+def still_fitting(place: Place, plan: Plan) -> Plan:
+    """What is left to do of a saved plan. Raises `UsageError` when it no longer fits what is known."""
+    with Ledger.of(place.folder) as ledger:
+        restore(ledger, place)
+        return remaining(plan, known_groups(ledger, published(place)), begun=bool(ledger.entries(plan.plan_id)))
+
+
+def known_now(place: Place) -> dict[str, KnownGroup]:
+    """The groups that have a key, by key, as far as they are known without a request."""
+    with Ledger.of(place.folder) as ledger:
+        restore(ledger, place)
+        return known_groups(ledger, published(place))
+
+
+def unsettled_count(place: Place) -> int:
+    """Operations of an earlier apply that have no verdict."""
+    with Ledger.of(place.folder) as ledger:
+        return len(ledger.unsettled())
+
+
+def own_numbers(client: Client) -> frozenset[str] | None:
+    """The account's numbers, by `GET /v1/numbers`; null where the API does not list them: then each creation shows
+    whether its number is one. Raises `AuthenticationError` for a key that does not work, and `UnreachableError`."""
+    try:
+        return frozenset(number.handle for number in client.list_numbers().rows) or None
+    except UnreachableError:
+        raise
+    except (PermanentError, RetryableError):
+        return None
+
+
+def applied_groups(
+    place: Place,
+    client: Client,
+    wanted: Sequence[Row] | Plan,
+    *,
+    max_creates: int,
+    max_removals: int,
+    confirm: Callable[[Plan], bool] = lambda _plan: True,
+    on_operation: Callable[[Applied], None] = lambda _applied: None,
+) -> Applied:
+    """Bring about the groups of these rows, or a saved plan. `confirm` is shown the plan before anything is changed.
+
+    The caller holds the lock `apply`. Raises `UsageError` when rows, plan or guards forbid it, and what the client
+    raises as long as nothing of the plan was sent; after that, see `Applied.halt`.
+    """
+    disguise = Disguise.of(place)
+    client = disguise.client(client)
+    with Ledger.of(place.folder) as ledger:
+        restore(ledger, place)
+        if isinstance(wanted, Plan):
+            desired: Sequence[DesiredGroup] = wanted.desired
+        else:
+            numbers = own_numbers(client) or published(place).numbers
+            desired = _disguised(wanted, numbers, disguise)
+        applier = Applier(ledger, client, disguise, on_operation)
+        applier.settle()
+        known = known_groups(ledger, published(place))
+        if isinstance(wanted, Plan):
+            plan = remaining(wanted, known, begun=bool(ledger.entries(wanted.plan_id)))
+        else:
+            plan = plan_of(desired, known)
+        guards.check(plan, max_creates, max_removals)
+        if plan.operations and not confirm(plan):
+            applier.applied.left = len(plan.operations)
+            return applier.applied
+        return applier.run(plan, known)
+
+
+def adopted(place: Place, client: Client, key: str, chat_id: str) -> Sighting:
+    """Put an existing group under a key, as `GET /chats/:id` shows it. Raises `UsageError` when that cannot be.
+
+    Where the API does not show who is in it, those are taken who are known from the published marts.
+    """
+    client = Disguise.of(place).client(client)
+    with Ledger.of(place.folder) as ledger:
+        restore(ledger, place)
+        for other in known_groups(ledger, published(place)).values():
+            if other.chat_id == chat_id and other.key != key:
+                raise UsageError(f"this group already has the key {escaped(other.key)}")
+            if other.key == key and other.chat_id not in (None, chat_id) and not other.is_gone:
+                raise UsageError(f"the key {escaped(key)} already stands for the group {other.chat_id}")
+        seen_at = datetime.now(UTC)
+        try:
+            chat = client.get_chat(chat_id)
+        except (PermanentError, ForbiddenError) as error:
+            raise UsageError(f"no group can be adopted: {error}; check the id and the account") from None
+        if not chat.is_group:
+            raise UsageError("this chat is not a group; only groups can be adopted")
+        shown = participants_of(chat)
+        handles = members_seen(place, chat_id, chat.from_handle) if shown is None else people(shown, chat.from_handle)
+        sighting = Sighting(key, chat.id, chat.from_handle, chat.title, handles, False, seen_at)
+        ledger.saw(sighting)
+        for entry in ledger.unsettled():
+            if entry.key == key and entry.operation == "create":
+                # This is the group whose creation had no verdict.
+                ledger.finish(entry, Verdict("succeeded", chat_id=chat.id, happened_at=chat.created_at))
+        return sighting

@@ -1,0 +1,1 @@
+"""Commands that change nothing: check, plan, status, verify."""

@@ -1,0 +1,111 @@
+"""What a warehouse says of itself, without a request and without its lock: the states of the readers, the records of
+the runs, and rows of the published file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import duckdb
+
+from msgbubbles.source.coverage import Coverage
+from msgbubbles.source.state import checked_state
+from msgbubbles.source.stored import instant
+from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.run_log import COLUMNS, TABLE, Journal
+from msgbubbles_sync.workspace import Place
+
+CURSORS = {"chats": "last_message_at", "messages": "cursor_at"}
+
+
+class Known:
+    """Reads what is there when it is asked."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    def states(self) -> dict[str, Any]:
+        """The states of the readers, by stream; those of the job's own files, else of the published one.
+
+        Raises `ConfigurationError` when a newer version wrote them."""
+        path = self.place.folder / "dlt" / "msgbubbles" / "state.json"
+        try:
+            state = json.loads(path.read_text())
+        except (OSError, ValueError):
+            state = None
+        if not isinstance(state, dict):
+            state = self._published_state()
+        source: dict[str, Any] = state.get("sources", {}).get("msgbubbles", {})
+        return {stream: checked_state(one) for stream, one in source.get("resources", {}).items()}
+
+    def _published_state(self) -> dict[str, Any]:
+        from dlt.common.versioned_state import decompress_state
+
+        query = (
+            "SELECT state FROM msgbubbles._dlt_pipeline_state WHERE pipeline_name = 'msgbubbles' "
+            "ORDER BY version DESC, created_at DESC LIMIT 1"
+        )
+        with self._published() as database:
+            rows = [] if database is None else _all(database, query)
+        return dict(decompress_state(rows[0][0])) if rows else {}
+
+    def coverage(self, stream: str) -> Coverage:
+        """Which stretches of a stream have been read, and when."""
+        state = self.states().get(stream, {})
+        if stream == "messages":
+            state = state.get("by_thread" if state.get("feed") is False else "by_feed", {})
+        return Coverage((lo, hi, read) for lo, hi, read in state.get("covered", ()))
+
+    def records(self) -> list[dict[str, Any]]:
+        """The records of the runs, oldest first: the job's own, and the older ones of the published file."""
+        found = {record["run_id"]: record for record in self._published_records()}
+        found |= {record["run_id"]: record for record in Journal(self.place.folder).records()}
+        return sorted(found.values(), key=lambda record: str(record["started_at"]))
+
+    def _published_records(self) -> list[dict[str, Any]]:
+        query = f"SELECT {', '.join(COLUMNS)} FROM msgbubbles.{TABLE} ORDER BY started_at DESC LIMIT 1000"  # noqa: S608
+        with self._published() as database:
+            rows = [] if database is None else _all(database, query)
+        records = []
+        for row in rows:
+            record = dict(zip(COLUMNS, row, strict=True))
+            for name, kind in COLUMNS.items():
+                if kind == "JSON" and record[name] is not None:
+                    record[name] = json.loads(record[name])
+                elif kind == "TIMESTAMPTZ" and record[name] is not None:
+                    record[name] = record[name].isoformat(timespec="milliseconds")
+            records.append(record)
+        return records
+
+    def rows_between(self, stream: str, lo_ms: int, hi_ms: int) -> int:
+        """How many published rows lie in a stretch."""
+        cursor = CURSORS[stream]
+        query = f"SELECT count(*) FROM msgbubbles.{stream} WHERE {cursor} >= ? AND {cursor} < ?"  # noqa: S608
+        with self._published() as database:
+            rows = [] if database is None else _all(database, query, instant(lo_ms), instant(hi_ms))
+        return int(rows[0][0]) if rows else 0
+
+    def oldest_ms(self, stream: str) -> int | None:
+        """The oldest instant of a stream's published rows."""
+        query = f"SELECT epoch_ms(min({CURSORS[stream]})) FROM msgbubbles.{stream}"  # noqa: S608
+        with self._published() as database:
+            rows = [] if database is None else _all(database, query)
+        return rows[0][0] if rows else None
+
+    @contextmanager
+    def _published(self) -> Iterator[duckdb.DuckDBPyConnection | None]:
+        destination = destination_of(self.place)
+        if not destination.exists():
+            yield None
+            return
+        with destination.reading() as connection:
+            yield connection
+
+
+def _all(database: duckdb.DuckDBPyConnection, query: str, *values: Any) -> list[Any]:
+    try:
+        return database.execute(query, values).fetchall()
+    except duckdb.CatalogException:
+        return []

@@ -1,0 +1,239 @@
+"""The privacy policy of one warehouse: what is configured, and what its rows were landed by.
+
+What a warehouse was filled by is kept beside it in `privacy.json`, with a copy in the published tables: a policy that
+was changed must be applied to what is there before more is landed, and who was erased must stay so.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import msgspec
+
+from msgbubbles.errors import ConfigurationError
+from msgbubbles.policy import FULL, ORDERS, PSEUDONYM, SECTION, Policy, Pseudonyms, policy_of
+from msgbubbles.redact import Redactor
+from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.settings import configuration_folder, from_environment, section
+from msgbubbles_sync.workspace import PIPELINE, Place, UsageError
+
+from .vault import Vault
+
+TABLE, FILE = "privacy", "privacy.json"
+
+
+class Record(msgspec.Struct, frozen=True):
+    """By what policy and key a warehouse was filled, and who was erased from it: hashes, by that key. `key_check` tells
+    the key from others; null while there is none."""
+
+    policy: Policy = FULL
+    key_check: str | None = None
+    erased: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, place: Place) -> Record | None:
+        """That of a warehouse; null where none was ever written. Raises `UsageError` for a damaged one."""
+        path = _path_of(place)
+        try:
+            text: str | bytes | None = path.read_bytes()
+        except FileNotFoundError:
+            text = _published(place)
+        if text is None:
+            return None
+        try:
+            return msgspec.json.decode(text, type=cls)
+        except msgspec.DecodeError:
+            raise UsageError(
+                f"{path} is damaged: it says by what policy the rows were landed and who was erased. Get it from a "
+                "backup, or remove it together with the folder it is in: it is then restored from the published file"
+            ) from None
+
+    def save(self, place: Place) -> None:
+        path = _path_of(place)
+        new = path.with_suffix(".new")
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(msgspec.json.encode(msgspec.structs.replace(self, erased=sorted(self.erased))))
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+
+    def with_erased(self, marks: Iterable[str]) -> Record:
+        return msgspec.structs.replace(self, erased=self.erased | set(marks))
+
+
+def _path_of(place: Place) -> Path:
+    return place.folder / FILE
+
+
+def _published(place: Place) -> str | None:
+    """The copy in the published tables, where the job's own files are lost."""
+    if place.destination != "duckdb" or place.work.exists() or not place.database.exists():
+        return None
+    with destination_of(place).reading() as connection:
+        try:
+            found = connection.execute(f"SELECT record FROM msgbubbles.{TABLE}").fetchone()  # noqa: S608
+        except duckdb.CatalogException:
+            return None
+    return None if found is None else str(found[0])
+
+
+def store(connection: duckdb.DuckDBPyConnection, place: Place, schema: str) -> None:
+    """Bring the copy of the record in a schema of the warehouse up to date."""
+    path, table = _path_of(place), f"{schema}.{TABLE}"
+    if path.exists():
+        connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+        connection.execute(f"CREATE TABLE IF NOT EXISTS {table} (record VARCHAR)")
+        known = connection.execute(f"SELECT record FROM {table}").fetchall()  # noqa: S608
+        if known != [(path.read_text(),)]:
+            connection.execute(f"DELETE FROM {table}")  # noqa: S608
+            connection.execute(f"INSERT INTO {table} VALUES (?)", [path.read_text()])  # noqa: S608
+
+
+def _settings() -> dict[str, Any]:
+    folder = configuration_folder()
+    settings = section(folder / "config.toml", SECTION)
+    if "key" in settings:
+        raise UsageError(f"[{SECTION}] key is a secret: move it from config.toml to dlt_config/secrets.toml")
+    settings |= {name: value for name, value in section(folder / "secrets.toml", SECTION).items() if name == "key"}
+    return settings | from_environment(SECTION, ["preset", "key", "vault", *Policy.__struct_fields__])
+
+
+def configured_vault() -> Vault | None:
+    """The vault of the configuration; null without one. Raises `UsageError`."""
+    path = _settings().get("vault")
+    if path is None or path == "":
+        return None
+    if not isinstance(path, str):
+        raise UsageError(f"[{SECTION}] vault is the path of a file; mend dlt_config/config.toml")
+    return Vault(configuration_folder().parent / Path(path).expanduser())
+
+
+def configured() -> tuple[Policy, Pseudonyms | None]:
+    """The policy of the configuration, and its key where there is one. Raises `UsageError`."""
+    settings = _settings()
+    try:
+        policy = policy_of(settings)
+        key = settings.get("key")
+        return policy, Pseudonyms.configured(key) if key or policy.redacts else None
+    except ConfigurationError as error:
+        raise UsageError(str(error)) from None
+
+
+def looked_up(names: Iterable[str]) -> dict[str, str | None]:
+    """By pseudonym, who is behind it; by number or address, what stands for it. Null for whom nobody knows.
+
+    Raises `UsageError` without a key, and for a pseudonym without a vault.
+    """
+    vault, (_, pseudonyms) = configured_vault(), configured()
+    if pseudonyms is None:
+        raise UsageError(f"[{SECTION}] has no key, so nobody has a pseudonym here")
+    found: dict[str, str | None] = {}
+    for name in names:
+        if not PSEUDONYM.fullmatch(name):
+            found[name] = pseudonyms.handle(name)
+        elif vault is None:
+            raise UsageError(
+                f"who is behind a pseudonym is kept in a vault only, and there is none: [{SECTION}] vault is its path"
+            )
+        else:
+            found[name] = vault.handle_of(name)
+    if not found:
+        raise UsageError("privacy lookup takes pseudonyms, or numbers and addresses; - reads them from standard input")
+    return found
+
+
+def redactor_of(place: Place) -> Redactor:
+    """What applies the policy to what is to be landed, which is noted beside the warehouse.
+
+    Raises `UsageError` where the rows that are there were landed by another policy, or with another key.
+    """
+    policy, pseudonyms = configured()
+    record = Record.of(place)
+    if record is None:
+        if not policy.redacts:
+            return Redactor(policy)
+        if has_rows(place):
+            raise UsageError(_not_applied(policy, FULL))
+        record = Record(policy, pseudonyms.check if pseudonyms else None)
+        record.save(place)
+    if _redaction(record.policy) != _redaction(policy):
+        raise UsageError(_not_applied(policy, record.policy))
+    check_key(record, pseudonyms)
+    return Redactor(policy, pseudonyms, record.erased, names=configured_vault() if policy.redacts else None)
+
+
+def check_key(record: Record, pseudonyms: Pseudonyms | None) -> None:
+    """Raises `UsageError` where a warehouse needs the key that it was filled with, and there is another or none."""
+    if record.key_check is None or (pseudonyms is not None and pseudonyms.check == record.key_check):
+        return
+    raise UsageError(
+        f"[{SECTION}] key is not the one that this warehouse was filled with"
+        f"{'' if pseudonyms else ' (there is none)'}: with another, everybody would get a second pseudonym, and erased "
+        "people would come back. Put that key back, or begin a new warehouse with another --database"
+    )
+
+
+def keep_found(place: Place, redactor: Redactor) -> None:
+    """Remember the threads that turned out to be an erased person's: nobody has to ask for them again."""
+    record = Record.of(place)
+    if redactor.found and record is not None:
+        record.with_erased(redactor.found).save(place)
+
+
+def _redaction(policy: Policy) -> list[str]:
+    """What a change of is a migration. Days are not: they hold from the next run on."""
+    return [getattr(policy, name) for name in ORDERS]
+
+
+def check_stricter(policy: Policy, before: Policy) -> None:
+    """Raises `UsageError` where a policy keeps what an earlier one has left out already."""
+    loosened = policy.loosened(before)
+    if loosened:
+        raise UsageError(
+            f"[{SECTION}] keeps more than this warehouse was filled with ({', '.join(loosened)}), and what was left "
+            "out is not there: begin a new warehouse with another --database, which reads everything again, or set "
+            f"{'it' if len(loosened) == 1 else 'them'} back"
+        )
+
+
+def _not_applied(policy: Policy, before: Policy) -> str:
+    check_stricter(policy, before)
+    return (
+        f"[{SECTION}] is stricter than what the rows of this warehouse were landed by: bring them to it with: "
+        "python pipelines/chats.py privacy apply"
+    )
+
+
+def has_rows(place: Place) -> bool:
+    """Whether anything was ever landed, received or asked for here."""
+    folder = place.folder
+    paths = (place.work, place.database, folder / "dlt" / PIPELINE, folder / "groups.sqlite")
+    return any(path.exists() for path in paths) or any((folder / "webhooks" / "spool").glob("*"))
+
+
+def details_of(error: BaseException, place: Place) -> str:
+    """What went wrong, for a file. What an error says may quote rows: where these are not kept, only its type and
+    where it happened are told."""
+    try:
+        record = Record.of(place)
+        is_private = record is not None and (record.policy.redacts or bool(record.erased))
+    except (UsageError, OSError, duckdb.Error):
+        is_private = True
+    if not is_private:
+        return "".join(traceback.format_exception(error))
+    return "\n".join(_bare(error))
+
+
+def _bare(error: BaseException | None) -> Iterator[str]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield type(error).__name__
+        yield from (line.rstrip("\n") for line in traceback.format_tb(error.__traceback__))
+        error = error.__cause__ or error.__context__

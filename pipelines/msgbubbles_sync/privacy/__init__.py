@@ -1,0 +1,1 @@
+"""Erases people, applies a stricter policy, and removes old rows."""

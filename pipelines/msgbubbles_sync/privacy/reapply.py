@@ -1,0 +1,180 @@
+"""Brings what has landed to a stricter policy. May be repeated, and killed: the next sync finishes it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import duckdb
+import msgspec
+import pyarrow as pa
+from msgspec import Raw
+
+from msgbubbles.models import RejectedRow
+from msgbubbles.personal import PERSONAL, Kind
+from msgbubbles.redact import DOT, NO_PLAIN_ID, Redactor
+from msgbubbles_sync.dbt.runner import Transforms
+from msgbubbles_sync.groups.load import land_ledger
+from msgbubbles_sync.policy.applied import Record, check_key, check_stricter, configured, redactor_of
+from msgbubbles_sync.sql import named
+from msgbubbles_sync.webhooks.load import aside_of
+from msgbubbles_sync.workspace import Place
+
+from .rewrite import rewriting, tables_of
+
+STEP = "policy"
+Change = Callable[[Any], Any]
+
+
+def apply(place: Place, transforms: Transforms, say: Callable[[str], None]) -> Counter[str]:
+    """Bring a warehouse to the policy of the configuration. Returns how many values changed, by table.
+
+    The caller holds the locks `job` and `apply`. Raises `UsageError` where the policy keeps more than the warehouse's,
+    or its key is another.
+    """
+    policy, pseudonyms = configured()
+    record = Record.of(place) or Record()
+    check_stricter(policy, record.policy)
+    check_key(record, pseudonyms)
+    place.set_pending(STEP)
+    # First of all: what lands from now on, and what a receiver takes, is by the new one.
+    check = pseudonyms.check if pseudonyms else None
+    msgspec.structs.replace(record, policy=policy, key_check=check or record.key_check).save(place)
+    if policy.redacts:
+        land_ledger(place)
+    redactor = redactor_of(place)
+    with rewriting(place, transforms, say) as connection:
+        changed = bring_to(redactor, connection)
+        redactor.keep_names()
+    if policy.redacts:
+        _forget_what_is_beside(place)
+    place.set_done(STEP)
+    return changed
+
+
+def bring_to(redactor: Redactor, connection: duckdb.DuckDBPyConnection) -> Counter[str]:
+    """Apply a policy to the rows of a warehouse. Returns how many values changed, by table."""
+    landed = _Landed(connection)
+    policy = redactor.policy
+    if redactor.asks_for_own_numbers:
+        redactor.know_own_numbers(landed.values("numbers", "handle"))
+    for table, columns in PERSONAL.items():
+        for column, kind in columns.items():
+            if kind == "handles" and policy.handles == "pseudonym":
+                landed.change(
+                    table, column, lambda text: json.dumps([redactor.handle(one) for one in json.loads(text)])
+                )
+            elif kind == "handle_key" and policy.handles == "pseudonym":
+                landed.change(table, column, lambda key: _with_last(key, redactor.handle))
+            elif kind == "payload" and policy.webhook_payload == "drop":
+                landed.set(table, column, "NULL")
+            elif kind == "payload" and policy.redacts:
+                landed.change(table, column, lambda text: json.dumps(redactor.payload(json.loads(text))))
+            elif kind == "row" and policy.redacts:
+                landed.change_rejected(redactor)
+            elif kind in SPECIAL or not redactor.is_redacted(kind):
+                continue
+            elif kind in ("metadata", "extra", "answer"):
+                landed.set(table, column, "NULL")
+            elif kind == "text":
+                landed.set(table, column, f"repeat('{DOT}', length({column}))" if policy.text == "length" else "NULL")
+            elif kind in ("words", "error"):
+                landed.change(table, column, partial(_json_left, redactor, kind))
+            else:
+                some = NO_PLAIN_ID.pattern if kind == "id" else ""
+                landed.change(table, column, partial(redactor.left_of, kind), some)
+    return landed.counts
+
+
+# Kinds that only `bring_to` knows.
+SPECIAL = ("handles", "handle_key", "payload", "row")
+
+
+def _json_left(redactor: Redactor, kind: Kind, text: str) -> str | None:
+    return _text(redactor.left_of(kind, Raw(text.encode())))
+
+
+def _with_last(key: str, change: Change) -> str:
+    """The key with its last part changed: it is `...|handle`."""
+    head, bar, last = key.rpartition("|")
+    return f"{head}{bar}{change(last)}" if last else key
+
+
+def _text(raw: Raw) -> str | None:
+    text = bytes(raw).decode()
+    return None if text in ("", "null") else text
+
+
+class _Landed:
+    """The landed rows; tables and columns that are not there have none. `counts` are the changed values, by table."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self.counts: Counter[str] = Counter()
+        self._connection = connection
+        self._columns = tables_of(connection)
+
+    def values(self, table: str, column: str, pattern: str = "") -> list[str]:
+        """The values of a column, those only in which a regular expression is found."""
+        if column not in self._columns.get(table, ()):
+            return []
+        found = self._connection.execute(
+            f"SELECT DISTINCT {named(column)}::VARCHAR FROM msgbubbles.{table} "
+            f"WHERE regexp_matches({named(column)}::VARCHAR, ?)",
+            [pattern],
+        ).fetchall()
+        return [row[0] for row in found]
+
+    def change(self, table: str, column: str, change: Change, pattern: str = "") -> None:
+        """Put in the place of each value, in which `pattern` is found, what `change` makes of it."""
+        pairs = [(value, change(value)) for value in self.values(table, column, pattern)]
+        pairs = [(value, now) for value, now in pairs if now != value]
+        if not pairs:
+            return
+        changes = pa.table({"old": [one for one, _ in pairs], "new": pa.array([now for _, now in pairs], pa.string())})
+        self._connection.register("changes", changes)
+        self._count(
+            table,
+            f"UPDATE msgbubbles.{table} SET {named(column)} = CAST(changes.new AS {self._columns[table][column]}) "
+            f"FROM changes WHERE {named(column)}::VARCHAR = changes.old",
+        )
+        self._connection.unregister("changes")
+
+    def set(self, table: str, column: str, expression: str) -> None:
+        """Put the value of an SQL expression in the place of each value."""
+        if column in self._columns.get(table, ()):
+            self._count(
+                table,
+                f"UPDATE msgbubbles.{table} SET {column} = {expression} "
+                f"WHERE {column} IS NOT NULL AND ({expression}) IS DISTINCT FROM {column}",
+            )
+
+    def change_rejected(self, redactor: Redactor) -> None:
+        """The hash of a row that could not be read is of what is kept of it, so it changes with that."""
+        if "rejected_rows" not in self._columns:
+            return
+        rows = self._connection.execute(
+            "SELECT row_hash, stream, reason, row, request_id FROM msgbubbles.rejected_rows WHERE row NOT LIKE 'r\\_%' "
+            "ESCAPE '\\'"
+        ).fetchall()
+        for row_hash, *one in rows:
+            left = redactor.rejected(RejectedRow(*one))
+            self._count(
+                "rejected_rows",
+                "UPDATE msgbubbles.rejected_rows SET row_hash = ?, row = ? WHERE row_hash = ?",
+                left.row_hash, left.row, row_hash,
+            )  # fmt: skip
+
+    def _count(self, table: str, statement: str, *values: Any) -> None:
+        row = self._connection.execute(statement, values).fetchone()
+        if row and row[0]:
+            self.counts[table] += row[0]
+
+
+def _forget_what_is_beside(place: Place) -> None:
+    """Files that quote what came: lines that were no events, and the ledger of groups, whose copy has landed."""
+    paths = [*aside_of(place).glob("*.jsonl"), *place.folder.glob("groups.sqlite*")]
+    for path in paths:
+        path.unlink()

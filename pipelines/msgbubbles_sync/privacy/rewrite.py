@@ -1,0 +1,145 @@
+"""Changes rows that have landed, so that no byte of what was there is left: in the tables, in the marts, in the files.
+
+Imports dlt, so `Place.configure_dlt` comes before it. The caller holds the warehouse's lock.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import duckdb
+from dlt.common.versioned_state import compress_state, decompress_state
+
+from msgbubbles_sync.dbt.runner import Transforms, forget_build, transform
+from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.destinations.compaction import compact
+from msgbubbles_sync.groups.load import PIPELINE as GROUPS
+from msgbubbles_sync.job import pipeline_of
+from msgbubbles_sync.policy import applied as privacy
+from msgbubbles_sync.sql import named
+from msgbubbles_sync.webhooks.load import PIPELINE as WEBHOOKS
+from msgbubbles_sync.webhooks.load import land_events
+from msgbubbles_sync.webhooks.spool import SEGMENT_SECONDS, segments, spool_of
+from msgbubbles_sync.workspace import PIPELINE, Place, UsageError, remove
+
+# A receiver lets go of a segment after this.
+SPOOL_SECONDS = 10 * SEGMENT_SECONDS
+BUILT = ("marts", "staging")
+
+
+@contextmanager
+def rewriting(place: Place, transforms: Transforms, say: Callable[[str], None]) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection to change the rows by. When the block ends, the marts are built anew, the file is written anew, and
+    published. What was under way (dlt's packages, the spool) has landed before.
+
+    May be repeated, and killed: until all of it is done, readers have what was published before. Raises `UsageError`
+    where rows are on a server, or a receiver does not let go of what it has received.
+    """
+    if place.destination != "duckdb":
+        raise UsageError("this rewrites a DuckDB file; on a server, delete the rows there and let it vacuum its tables")
+    destination = destination_of(place)
+    destination.prepare()
+    _settle(place)
+    with destination.writing() as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute("BEGIN")
+        yield connection
+        # Of one that was cut off, only the published file tells whether there were any.
+        has_marts = _has_marts(connection) or _has_published_marts(place)
+        for schema in BUILT:
+            connection.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
+        for (table,) in connection.execute(
+            "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'msgbubbles_staging'"
+        ).fetchall():
+            connection.execute(f"DELETE FROM msgbubbles_staging.{named(table)}")
+        _forget_fingerprints(connection)
+        place.set_pending("publish", *(("transform",) if has_marts else ()))
+        connection.execute("COMMIT")
+    forget_build(place)
+    if has_marts:
+        say("building the marts")
+        transform(place, transforms)
+        place.set_done("transform")
+    with destination.writing() as connection:
+        privacy.store(connection, place, destination.landed)
+    say("writing the database anew")
+    compact(place.work)
+    destination.publish()
+    place.set_done("publish")
+    _remove_leftovers(place)
+
+
+def tables_of(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, str]]:
+    """The tables that rows land in, and their columns with their types."""
+    found: dict[str, dict[str, str]] = {}
+    for table, column, kind in connection.execute(
+        "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE schema_name = 'msgbubbles' "
+        "AND table_oid IN (SELECT table_oid FROM duckdb_tables()) AND table_name NOT IN ('privacy', 'erasures') "
+        "AND table_name NOT LIKE '\\_dlt\\_%' ESCAPE '\\'"
+    ).fetchall():
+        found.setdefault(table, {})[column] = kind
+    return found
+
+
+def _forget_fingerprints(connection: duckdb.DuckDBPyConnection) -> None:
+    """dlt's state tells by hashes which rows it has seen as they were: of a chat, who has its id could try numbers."""
+    table = "msgbubbles._dlt_pipeline_state"
+    if connection.execute(
+        f"SELECT 1 FROM duckdb_tables() WHERE schema_name || '.' || table_name = '{table}'"
+    ).fetchall():
+        connection.execute(
+            f"DELETE FROM {table} WHERE (pipeline_name, version) NOT IN "
+            f"(SELECT (pipeline_name, max(version)) FROM {table} GROUP BY pipeline_name)"
+        )
+        for name, packed in connection.execute(f"SELECT pipeline_name, state FROM {table}").fetchall():
+            state: Any = decompress_state(packed)
+            for resource in state.get("sources", {}).get("msgbubbles", {}).get("resources", {}).values():
+                for one in (resource, resource.get("by_feed", {}), resource.get("by_thread", {})):
+                    if "seen" in one:
+                        one["seen"] = []
+            connection.execute(f"UPDATE {table} SET state = ? WHERE pipeline_name = ?", [compress_state(state), name])
+
+
+def _has_published_marts(place: Place) -> bool:
+    destination = destination_of(place)
+    if not destination.exists():
+        return False
+    with destination.reading() as published:
+        return _has_marts(published)
+
+
+def _has_marts(connection: duckdb.DuckDBPyConnection) -> bool:
+    found = connection.execute("SELECT count(*) FROM duckdb_schemas() WHERE schema_name = 'marts'").fetchall()
+    return bool(found != [(0,)])
+
+
+def _settle(place: Place) -> None:
+    """Land what is under way, and begin dlt's working folders anew: it restores them from the warehouse."""
+    for name in (PIPELINE, WEBHOOKS, GROUPS):
+        if (place.folder / "dlt" / name).exists():
+            pipeline = pipeline_of(place, name)
+            if pipeline.has_pending_data:
+                pipeline.run()
+    time.sleep(0.2)  # what a receiver has already taken is in a segment now
+    waiting = set(segments(spool_of(place)))
+    until = time.monotonic() + SPOOL_SECONDS
+    while waiting:
+        land_events(place)
+        waiting &= set(segments(spool_of(place)))
+        if waiting and time.monotonic() > until:
+            raise UsageError("a receiver still holds events; stop webhooks.py serve, and try again")
+        time.sleep(0.2)
+    for name in (PIPELINE, WEBHOOKS, GROUPS):
+        shutil.rmtree(place.folder / "dlt" / name, ignore_errors=True)
+
+
+def _remove_leftovers(place: Place) -> None:
+    """What quotes rows and is no more than a help, or is left of a process that was killed."""
+    for path in (place.folder / "last_error.txt", place.folder / "dbt" / "last_error.txt"):
+        path.unlink(missing_ok=True)
+    for path in (*place.folder.glob("*.copying"), *place.damaged()):
+        remove(path)

@@ -1,0 +1,152 @@
+"""The job's own files, before a run and after it: a damaged one is moved aside, and made anew from what the
+destination has.
+
+Imports dlt, so `Place.configure_dlt` comes before it. The caller holds the warehouse's lock.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import duckdb
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import semver
+from dlt.common.exceptions import DltException
+from dlt.common.json import json
+from dlt.common.schema import Schema
+from dlt.pipeline.state_sync import migrate_state_to_current
+
+from msgbubbles_sync.dbt.runner import forget_build
+from msgbubbles_sync.destinations.combined import noted_of
+from msgbubbles_sync.destinations.parquet_files import LakeFiles
+from msgbubbles_sync.destinations.publish import is_damaged, mark_of
+from msgbubbles_sync.policy import applied as privacy
+
+from .destinations import DuckDBFile, destination_of
+from .workspace import Place, UsageError, remove, set_aside, written_privately
+
+# A folder in the place of one of these keeps every run from finishing.
+FILES = ("runs.jsonl", "published.json", "work.json", "compacted", "last_error.txt",
+         "dbt/built_with", "dbt/data_tests.json", "dbt/build")  # fmt: skip
+# What reading a damaged file raises.
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, EOFError, zlib.error, gzip.BadGzipFile, DltException,
+          pa.ArrowException, IsADirectoryError, NotADirectoryError)  # fmt: skip
+CHUNK_BYTES = 1024 * 1024
+
+
+def restore(place: Place, say: Callable[[str], None]) -> None:
+    """Move damaged files aside, and restore what can be restored without a request; `say` is called for each.
+
+    Raises `OSError`, and `duckdb.Error` where the database cannot be opened for another reason than damage.
+    """
+    for path in (*(place.folder / name for name in FILES), *place.folder.glob("*.pending")):
+        if path.is_dir():
+            say(f"{path} was a folder: moved to {set_aside(path).name}")
+    if place.destination == "duckdb":
+        _restore_database(place, say)
+    if place.destination == "filesystem":
+        with suppress(UsageError):  # `prepare` raises it again
+            if moved := LakeFiles(place).set_delta_aside():
+                say(moved)
+    _restore_policy(place, say)
+    for folder in sorted((place.folder / "dlt").iterdir()):
+        if ".damaged-" not in folder.name and _is_damaged_pipeline(folder):
+            say(f"{folder} was damaged: moved to {set_aside(folder).name}, and restored from the warehouse")
+
+
+def tidy(place: Place) -> None:
+    """Remove what a run that has ended leaves behind: dlt keeps a folder for every package that it has loaded.
+
+    Also remember what the work database looks like: where it looks otherwise, the next run reads all of it."""
+    for package in (place.folder / "dlt").glob("*/load/loaded/*"):
+        remove(package)
+    if place.destination == "duckdb":
+        written_privately(_noted(place), json.dumps(mark_of(place.work)))
+
+
+def _noted(place: Place) -> Path:
+    return place.folder / "work.json"
+
+
+def _restore_database(place: Place, say: Callable[[str], None]) -> None:
+    work, log = place.work, place.work.with_name(f"{place.work.name}.wal")
+    is_as_noted = noted_of(_noted(place)) == mark_of(work) and not log.exists()
+    if not work.exists() or is_as_noted or not is_damaged(work, DuckDBFile(place).options()):
+        return
+    for path in (work, log):
+        if path.exists():
+            moved = set_aside(path)
+    forget_build(place)
+    place.set_pending("transform", "publish")
+    destination_of(place).prepare()
+    source = "the published file" if work.exists() else "the API, from the beginning"
+    say(f"{work} was damaged: restored from {source}; the damaged one is now {moved.name}")
+
+
+def _restore_policy(place: Place, say: Callable[[str], None]) -> None:
+    """Restore the record of the privacy policy from its copy in the tables. Where more may have been erased than that
+    says, it stays damaged, and reading it is refused."""
+    path = place.folder / privacy.FILE
+    is_behind = any(place.is_pending(step) for step in ("erase", "policy"))
+    if not path.exists() or is_behind or not (place.destination != "duckdb" or place.work.exists()):
+        return
+    with suppress(UsageError, IsADirectoryError):
+        privacy.Record.of(place)
+        return
+    destination = destination_of(place)
+    with suppress(duckdb.CatalogException), destination.writing() as connection:
+        row = connection.execute(f"SELECT record FROM {destination.landed}.{privacy.TABLE}").fetchone()  # noqa: S608
+        if row is not None:
+            record = msgspec.json.decode(row[0], type=privacy.Record)
+            say(f"{path} was damaged: restored from the warehouse; the damaged one is now {set_aside(path).name}")
+            record.save(place)
+
+
+def _is_damaged_pipeline(folder: Path) -> bool:
+    try:
+        _read_pipeline(folder)
+    except DAMAGE:
+        return True
+    except OSError as error:
+        if error.errno is None:  # Arrow's
+            return True
+        raise
+    return False
+
+
+def _read_pipeline(folder: Path) -> None:
+    """Read what dlt reads of a pipeline's folder, and the packages that wait to be loaded."""
+    state_file = folder / "state.json"
+    if not folder.is_dir():
+        raise NotADirectoryError(folder.name)
+    if not state_file.exists():
+        return  # dlt begins anew
+    state = migrate_state_to_current(folder.name, json.loads(state_file.read_text(encoding="utf-8")))
+    for name in state["schema_names"] or ():
+        schema = folder / "schemas" / f"{name}.schema.json"
+        if not schema.exists():
+            raise ValueError(schema.name)
+        Schema.from_dict(json.loads(schema.read_text(encoding="utf-8")))
+    for part in ("load", "normalize"):
+        if (folder / part / ".version").exists():
+            semver.Version.parse((folder / part / ".version").read_text(encoding="utf-8"))
+    for waiting in _files(folder / "normalize" / "extracted", folder / "load" / "normalized"):
+        if waiting.suffix == ".json":
+            json.loads(waiting.read_text(encoding="utf-8"))
+        elif waiting.suffix == ".parquet":
+            for _ in pq.ParquetFile(waiting).iter_batches():
+                pass
+        elif waiting.suffix == ".gz":
+            with gzip.open(waiting) as packed:
+                while packed.read(CHUNK_BYTES):
+                    pass
+
+
+def _files(*folders: Path) -> Iterator[Path]:
+    return (path for folder in folders for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,1 @@
+"""Receives events by webhook, keeps them on disk, and loads them."""

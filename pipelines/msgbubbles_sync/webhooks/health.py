@@ -1,0 +1,137 @@
+"""Whether events come: what `check` says of it, and whether the sync may rely on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import duckdb
+
+from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.inspect.check import Finding
+from msgbubbles_sync.workspace import Place, UsageError
+
+from .heartbeat import Beat, last_beat
+from .load import aside_count, aside_of
+from .spool import folder_of, segments, spool_of
+
+# A message that is so much newer than the last event of its kind should have brought one, retries and all.
+MAX_DELAY = timedelta(minutes=15)
+# What a break has cost, the usual refresh mends within the hour.
+UNINTERRUPTED = timedelta(hours=1)
+# Nobody loads what is in the spool for longer.
+MAX_WAIT = timedelta(hours=1)
+NEWEST = """
+SELECT max(cursor_at) FILTER (WHERE direction = 'inbound'), max(cursor_at) FILTER (WHERE direction = 'outbound')
+FROM msgbubbles.messages"""
+LAST = """
+SELECT max(received_at) FILTER (WHERE event_type = 'message.received'),
+    max(received_at) FILTER (
+        WHERE event_type IN ('message.sent', 'message.delivered', 'message.read', 'message.failed')
+    )
+FROM msgbubbles.webhook_events"""
+
+
+@dataclass(frozen=True)
+class Times:
+    """By direction of the messages (inbound, outbound): the newest message, and the last event of one; null where there
+    is none."""
+
+    newest: tuple[datetime | None, datetime | None] = (None, None)
+    last: tuple[datetime | None, datetime | None] = (None, None)
+
+    @property
+    def behind(self) -> list[str]:
+        """The directions whose events did not come although there were messages."""
+        names = ("inbound", "outbound")
+        return [
+            name
+            for name, newest, last in zip(names, self.newest, self.last, strict=True)
+            if newest is not None and (last is None or newest - last > MAX_DELAY)
+        ]
+
+
+def times_of(place: Place) -> Times:
+    """From what readers see: events are loaded before messages are read, so what is there fits together."""
+    destination = destination_of(place)
+    try:
+        if not destination.exists():
+            return Times()
+        with destination.reading() as connection:
+            newest = connection.execute(NEWEST).fetchone() or (None, None)
+            last = connection.execute(LAST).fetchone() or (None, None)
+    except (duckdb.Error, UsageError):
+        return Times()
+    return Times(newest, last)
+
+
+def are_reliable(place: Place, now: datetime | None = None) -> bool:
+    """Whether the sync may rely on events for what changes: a receiver runs and has run without a break, and in either
+    direction no message is there whose event did not come."""
+    now = now or datetime.now(UTC)
+    beat = last_beat(folder_of(place))
+    if beat is None or not beat.is_alive(now) or now - beat.uninterrupted_since < UNINTERRUPTED:
+        return False
+    times = times_of(place)
+    return any(times.last) and not times.behind
+
+
+def findings(place: Place, now: datetime | None = None) -> Iterator[Finding]:
+    """What there is to say, where there is something about webhooks."""
+    now = now or datetime.now(UTC)
+    beat = last_beat(folder_of(place))
+    if beat is not None:
+        yield _receiver(beat, now)
+        yield _events(beat, times_of(place), now)
+        yield _spool(place, now)
+    malformed = aside_count(place)
+    if malformed:
+        what = f"{malformed} lines were no events; they are kept in {aside_of(place)}"
+        yield Finding("webhook lines", "failed", what, "look at them; remove the files when they are understood")
+
+
+def _spool(place: Place, now: datetime) -> Finding:
+    waiting = segments(spool_of(place))
+    since = min((_written_at(path) for path in waiting), default=now)
+    if now - since > MAX_WAIT:
+        what = f"{len(waiting)} files wait, the first for {_ago(now - since)}"
+        return Finding("webhook spool", "failed", what, "run the sync, or webhooks.py load, on a schedule")
+    return Finding("webhook spool", "ok", f"{len(waiting)} files wait to be loaded")
+
+
+def _receiver(beat: Beat, now: datetime) -> Finding:
+    if not beat.is_alive(now):
+        what = f"none runs; the last was here {_ago(now - beat.beat_at)} ago"
+        return Finding("webhook receiver", "failed", what, "start webhooks.py serve, and see that it stays")
+    return Finding("webhook receiver", "ok", f"runs without a break for {_ago(now - beat.uninterrupted_since)}")
+
+
+def _events(beat: Beat, times: Times, now: datetime) -> Finding:
+    last = beat.last_event_at
+    said = "none came yet" if last is None else f"the last came {_ago(now - last)} ago"
+    # What came since the last load counts too.
+    newest = max((at for at in times.newest if at is not None), default=None)
+    if times.behind and (last is None or (newest is not None and newest - last > MAX_DELAY)):
+        what = f"{said}, and there are newer messages"
+        fix = "see webhooks.py list, and whether the URL still leads to the receiver; its log says what it refuses"
+        return Finding("webhook events", "failed", what, fix)
+    if times.behind:
+        what = f"{said}; none of {' and '.join(times.behind)} messages, although there are some"
+        return Finding("webhook events", "info", what)
+    return Finding("webhook events", "ok", said)
+
+
+def _written_at(path: Any) -> datetime:
+    try:
+        return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    except FileNotFoundError:
+        return datetime.now(UTC)
+
+
+def _ago(span: timedelta) -> str:
+    minutes = max(span, timedelta(0)) / timedelta(minutes=1)
+    if minutes < 2:
+        return f"{minutes * 60:.0f} seconds"
+    return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.0f} hours"

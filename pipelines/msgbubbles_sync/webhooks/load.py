@@ -1,0 +1,216 @@
+"""The spool's way into the warehouse: `webhook_events`, and the messages that the events have changed.
+
+Importing this is cheap; dlt is only imported when there is something to land. `Place.configure_dlt` comes before.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import msgspec
+
+from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.workspace import Place, written_privately
+
+from .spool import Segment, finished, folder_of, segments, spool_of
+
+if TYPE_CHECKING:
+    from msgbubbles.redact import Redactor
+
+    from .events import Event
+
+PIPELINE = "msgbubbles_webhooks"
+EVENTS_AT_ONCE = 20_000
+BODIES_AT_ONCE = 64 * 1024 * 1024  # characters
+
+
+@dataclass
+class Landed:
+    """What a load did. `deliveries` counts what was in the spool, what is in the warehouse already too;
+    `messages` were changed by them. `malformed` lines of the spool are in `aside`. Of the deliveries,
+    `without_chat` name their chat by what can be no id: they are stored without it."""
+
+    deliveries: int = 0
+    messages: int = 0
+    malformed: int = 0
+    without_chat: int = 0
+    aside: Path | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "deliveries": self.deliveries,
+            "messages_changed": self.messages,
+            "malformed": self.malformed,
+            "impossible_chat_ids": self.without_chat,
+        }
+
+    def __str__(self) -> str:
+        said = f"{self.deliveries:,} deliveries; {self.messages:,} messages changed by them."
+        if self.malformed:
+            said += f" {self.malformed:,} lines are no events: they are kept in {self.aside}."
+        if self.without_chat:
+            said += f" {self.without_chat:,} name a chat by an impossible id; they are stored without a chat."
+        return said
+
+
+def aside_of(place: Place) -> Path:
+    """The folder of the lines that are no events."""
+    return folder_of(place) / "malformed"
+
+
+def land_events(place: Place) -> Landed:
+    """Load what is in the spool, and remove it from there once that is committed. Readers' files and marts are then
+    due, and are marked so.
+
+    The caller holds the warehouse's lock. May be repeated, and killed: an event that is there already is left as it
+    is, and a message never goes back.
+    """
+    landed = Landed(aside=aside_of(place))
+    if not segments(spool_of(place)):
+        return landed
+    from msgbubbles_sync.policy.applied import redactor_of
+
+    redactor = redactor_of(place)
+    destination_of(place).prepare()
+    if redactor.asks_for_own_numbers:
+        redactor.know_own_numbers(_own_numbers(place))
+    for batch in _batches(finished(spool_of(place))):
+        read = [(segment.path, *_events(segment, redactor)) for segment in batch]
+        for path, _, malformed in read:
+            landed.malformed += len(malformed)
+            # Nobody knows what is in such a line.
+            kept = [] if redactor.policy.redacts else [one for one in malformed if not _is_about_erased(one, redactor)]
+            _keep_aside(aside_of(place), path.name, kept)
+        events = [event for _, some, _ in read for event in some]
+        if events:
+            _load(place, events, landed, redactor.policy.redacts)
+        for path, _, _ in read:
+            path.unlink()
+    return landed
+
+
+def _batches(found: Iterable[Segment]) -> Iterator[list[Segment]]:
+    """Segments of so many events together that they fit into memory and are loaded in one go."""
+    batch: list[Segment] = []
+    events = size = 0
+    for segment in found:
+        batch.append(segment)
+        events += len(segment.deliveries)
+        size += sum(len(one.body) for one in segment.deliveries)
+        if events >= EVENTS_AT_ONCE or size >= BODIES_AT_ONCE:
+            yield batch
+            batch, events, size = [], 0, 0
+    if batch:
+        yield batch
+
+
+def _own_numbers(place: Place) -> list[str]:
+    with destination_of(place).writing() as connection:
+        try:
+            return [row[0] for row in connection.execute("SELECT handle FROM msgbubbles.numbers").fetchall()]
+        except duckdb.CatalogException:
+            return []
+
+
+def _events(segment: Segment, redactor: Redactor) -> tuple[list[Event], list[bytes]]:
+    """The events of a segment, as far as they are to land, and the lines that are none."""
+    from .events import event_of
+    from .redact import left_of, without_payload
+
+    events, malformed = [], list(segment.malformed)
+    for delivery in segment.deliveries:
+        left = left_of(delivery, redactor)
+        event = event_of(left) if left is not None else None
+        if event is not None:
+            events.append(without_payload(event) if redactor.policy.webhook_payload == "drop" else event)
+        elif left is not None:
+            # As a line of the spool: a body that is no JSON may hold line breaks.
+            malformed.append(msgspec.json.encode(left))
+    return events, malformed
+
+
+def _is_about_erased(line: bytes, redactor: Redactor) -> bool:
+    return redactor.mentions_erased(line.decode("utf-8", "replace"))
+
+
+def _keep_aside(folder: Path, name: str, lines: list[bytes]) -> None:
+    """Write the lines into a file of their segment's name: a load that is repeated writes the same once more."""
+    if lines:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        written_privately(folder / name, b"".join(line + b"\n" for line in lines))
+
+
+def aside_count(place: Place) -> int:
+    """How many lines were ever kept aside, and are still there."""
+    folder = aside_of(place)
+    files = folder.glob("*.jsonl") if folder.is_dir() else ()
+    return sum(path.read_bytes().count(b"\n") for path in files)
+
+
+def _load(place: Place, events: list[Event], landed: Landed, redacts: bool) -> None:
+    import dlt
+    from dlt.pipeline.exceptions import PipelineStepFailed
+
+    from msgbubbles.source.buffer import arrow_table, column_hints, item
+    from msgbubbles.source.compare import taken
+    from msgbubbles.source.stored import Warehouse
+    from msgbubbles_sync.destinations.screen import Screen, is_of_data
+    from msgbubbles_sync.job import pipeline_of
+
+    from .events import COLUMNS, TABLE, first_of_each
+    from .updates import changed_messages, messages_table, stored_messages
+
+    events = first_of_each(events)
+    pipeline = pipeline_of(place, PIPELINE)
+    # Where events tell of messages and chats that are not there, the next run reads them.
+    place.set_pending("repair", "transform", "publish")
+    if pipeline.has_pending_data:
+        # A run with a package left over loads that one and extracts nothing. All of it is in the spool, too.
+        pipeline.abort_packages()
+    in_order = sorted(events, key=lambda event: (event.occurred_at, event.received_at))
+    warehouse = Warehouse(pipeline)
+    messages = changed_messages(stored_messages(warehouse, in_order), in_order)
+
+    destination = destination_of(place)
+    rows = arrow_table(COLUMNS, [(event, event.received_at) for event in in_order])
+    changed = messages_table(messages)
+
+    def load() -> None:
+        def items() -> Iterator[Any]:
+            hints = dlt.mark.make_hints(
+                table_name=TABLE,
+                primary_key="event_id",
+                # What came first stays, however often it is delivered or loaded.
+                write_disposition={"disposition": "merge", "strategy": "insert-only"},
+                columns={column.name: column_hints(column, TABLE) for column in COLUMNS},
+            )
+            yield dlt.mark.with_hints(rows, hints, create_table_variant=True)
+            if changed.num_rows:
+                yield item("messages", changed)
+
+        resource = dlt.resource(items, name="webhook_events_and_messages")
+        pipeline.run(resource, loader_file_format=destination.file_format)
+
+    try:
+        load()
+    except PipelineStepFailed as failure:
+        if not is_of_data(failure):
+            raise
+        # What was loaded is still in the spool. Without what the destination refuses, it is loaded again.
+        pipeline.abort_packages()
+        screen = Screen(destination)
+        refused = screen(TABLE, rows)
+        rows = taken(rows, [not one for one in refused])
+        changed = taken(changed, [not one for one in screen("messages", changed)])
+        lines = [bytes(event.payload) for event, is_refused in zip(in_order, refused, strict=True) if is_refused]
+        landed.malformed += len(lines)
+        _keep_aside(aside_of(place), f"refused.{time.time_ns()}.jsonl", [] if redacts else lines)
+        load()
+    landed.deliveries += rows.num_rows
+    landed.messages += changed.num_rows
+    landed.without_chat += sum(event.has_impossible_chat for event in in_order)

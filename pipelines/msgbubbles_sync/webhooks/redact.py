@@ -1,0 +1,80 @@
+"""What the policy leaves of a delivery: before it is written to disk, and once more before it lands, because a policy
+may have become stricter in between."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from msgbubbles_sync.settings import is_without_privacy
+from msgbubbles_sync.workspace import Place
+
+from .bodies import parsed
+from .spool import Delivery
+
+if TYPE_CHECKING:
+    from msgbubbles.redact import Redactor
+
+    from .events import Event
+
+LeftOf = Callable[[Delivery], Delivery | None]
+
+
+def left_of(delivery: Delivery, redactor: Redactor) -> Delivery | None:
+    """The delivery as it may be kept; null where it concerns somebody who was erased. Nobody knows who is in a body
+    that cannot be parsed: of it, only that it came is kept."""
+    if redactor.is_idle:
+        return delivery
+    try:
+        payload = parsed(delivery.body)
+        if redactor.concerns_erased(payload):
+            return None
+        left = redactor.payload(payload)
+        body = delivery.body if left == payload else json.dumps(left)
+    except (ValueError, RecursionError):
+        body = ""
+    redactor.keep_names()
+    event_id = redactor.without_erased(delivery.event_id)
+    if body == delivery.body and event_id == delivery.event_id:
+        return delivery
+    return msgspec.structs.replace(delivery, event_id=event_id, body=body)
+
+
+def without_payload(event: Event) -> Event:
+    return msgspec.structs.replace(event, payload=msgspec.Raw(b""))
+
+
+class CurrentPolicy:
+    """Applies the policy of a warehouse to deliveries, as it is at that moment: it may be changed, and people erased,
+    while a receiver runs."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._read_at_ns: int | None = None
+        self._redactor: Redactor | None = None
+        self._refresh()
+
+    def left_of(self, delivery: Delivery) -> Delivery | None:
+        """As `left_of`. Raises `UsageError` where the warehouse and the configuration do not fit together."""
+        self._refresh()
+        return delivery if self._redactor is None else left_of(delivery, self._redactor)
+
+    def _refresh(self) -> None:
+        try:
+            found = (self._place.folder / "privacy.json").stat().st_mtime_ns
+        except OSError:
+            found = 0
+        if found == self._read_at_ns:
+            return
+        if is_without_privacy(self._place):
+            self._redactor = None
+        else:
+            # This imports dlt, which a receiver without a policy is spared.
+            self._place.configure_dlt()
+            from msgbubbles_sync.policy.applied import redactor_of
+
+            self._redactor = redactor_of(self._place)
+        self._read_at_ns = found

@@ -1,0 +1,1 @@
+"""What several tests use: accounts, jobs, warehouses and servers to run against."""

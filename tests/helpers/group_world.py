@@ -1,0 +1,69 @@
+"""A world for groups: an account behind a socket, and a warehouse's folder with its ledger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from msgbubbles.client import Client
+from msgbubbles.transport import Transport
+from msgbubbles_sync.groups.apply import Applied
+from msgbubbles_sync.groups.job import applied_groups, known_now
+from msgbubbles_sync.groups.ledger import Entry, Ledger
+from msgbubbles_sync.groups.model import KnownGroup
+from msgbubbles_sync.sandbox import Server
+from msgbubbles_sync.workspace import Place
+
+OURS = "+14155550100"
+
+
+def row(
+    key: str, *addresses: str, title: str | None = None, message: str = "Hello", number: str = OURS
+) -> dict[str, object]:
+    return {"key": key, "from_handle": number, "title": title, "addresses": list(addresses), "message": message}
+
+
+@dataclass
+class World:
+    """An account behind a socket, and a warehouse's folder with its ledger."""
+
+    server: Server
+    place: Place
+    max_attempts: int = 2
+
+    def client(self) -> Client:
+        transport = Transport(
+            self.server.url, self.server.key, None, max_attempts=self.max_attempts, max_backoff_seconds=0.01
+        )
+        return Client(transport)
+
+    def apply(self, *rows: dict[str, object], max_creates: int = 50, max_removals: int = 50) -> Applied:
+        with self.client() as client:
+            return applied_groups(self.place, client, rows, max_creates=max_creates, max_removals=max_removals)
+
+    def known(self, key: str) -> KnownGroup:
+        return known_now(self.place)[key]
+
+    def entries(self) -> list[Entry]:
+        with Ledger.of(self.place.folder) as ledger:
+            return ledger.entries()
+
+    def asked(self, since: int = 0) -> list[str]:
+        """Method and last part of the path of each request."""
+        return [f"{one.method} {one.path.split('/')[-1]}" for one in self.server.requests[since:]]
+
+
+def outcomes(applied: Applied) -> dict[tuple[str, str], int]:
+    return dict(applied.counts)
+
+
+def cut_next_write(world: World) -> None:
+    """The next request that changes something is done, and answered with 502; only that one."""
+    knobs = world.server.knobs
+
+    def refusal(method: str, _path: str) -> None:
+        knobs.errors_after_acting = float(method != "GET" and not done)
+        if method != "GET":
+            done.append(method)
+
+    done: list[str] = []
+    knobs.refusal = refusal

@@ -1,0 +1,137 @@
+"""Deliveries as a vendor would send them, and the real receiver: in a thread, or as a process that can be killed."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from helpers.job import inherited_environment
+from msgbubbles_sync.webhooks.receiver import Receiver, server_of
+from msgbubbles_sync.webhooks.secrets import SecretStore, WebhookSettings
+from msgbubbles_sync.webhooks.serving import listening, receiver_of
+from msgbubbles_sync.webhooks.spool import Delivery, SpoolWriter, spool_of
+from msgbubbles_sync.workspace import Place
+
+WEBHOOKS = Path(__file__).parents[2] / "pipelines" / "webhooks.py"
+KEY = b"a key that nobody else has"
+SECRET = f"whsec_{base64.b64encode(KEY).decode()}"
+SETTINGS = WebhookSettings(port=0)
+
+
+def signed(body: bytes, delivery_id: str = "msg_1", *, key: bytes = KEY, at: float | None = None) -> dict[str, str]:
+    """The headers of a delivery by the Standard Webhooks specification."""
+    timestamp = str(int(time.time() if at is None else at))
+    content = f"{delivery_id}.{timestamp}.".encode() + body
+    signature = base64.b64encode(hmac.digest(key, content, "sha256")).decode()
+    return {"webhook-id": delivery_id, "webhook-timestamp": timestamp, "webhook-signature": f"v1,{signature}"}
+
+
+def typing(number: int, **more: Any) -> bytes:
+    event = {"id": f"evt_{number}", "type": "conversation.typing", "conversation_id": "c1", "handle": "+14155550123"}
+    return json.dumps(event | {"typing": True, "created_at": "2026-11-23T10:00:00.000Z"} | more).encode()
+
+
+def spool(place: Place, bodies: list[bytes]) -> None:
+    """Leave deliveries in the spool, as a receiver does that ended."""
+    writer = SpoolWriter(spool_of(place))
+    for body in bodies:
+        event = json.loads(body)
+        writer.put(Delivery(event["id"], datetime.now(UTC), body.decode())).result()
+    writer.close()
+
+
+def place_in(folder: Path) -> Place:
+    place = Place.of(folder / "company.duckdb")
+    place.make_folders()
+    return place
+
+
+@dataclass
+class Served:
+    """A receiver in a thread."""
+
+    url: str
+    receiver: Receiver
+    said: list[str]
+    http: httpx.Client
+
+    def post(self, body: bytes, **options: Any) -> httpx.Response:
+        return self.http.post(self.url, content=body, headers=signed(body, **options))
+
+    def count(self, outcome: str) -> float:
+        """What `/metrics` says of this outcome."""
+        wanted = f'msgbubbles_webhook_deliveries_total{{outcome="{outcome}"}} '
+        lines = self.http.get(self.url + "metrics").text.splitlines()
+        return next((float(line.removeprefix(wanted)) for line in lines if line.startswith(wanted)), 0.0)
+
+
+@contextmanager
+def receiving(place: Place, settings: WebhookSettings = SETTINGS, secrets_file: Path | None = None) -> Iterator[Served]:
+    path = secrets_file or place.folder / "secrets.toml"
+    if not path.exists():
+        path.write_text(f'[webhooks]\nsecrets = ["{SECRET}"]\n')
+    said: list[str] = []
+    receiver = receiver_of(place, settings, SecretStore(path), said.append)
+    listener, url = listening(settings)
+    server = server_of(receiver)
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    try:
+        with httpx.Client(trust_env=False, timeout=30) as http:
+            yield Served(url, receiver, said, http)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        listener.close()
+
+
+class Process:
+    """`webhooks.py serve` as a process, which can be killed and started again on its port."""
+
+    def __init__(self, folder: Path, environment: dict[str, str], *options: str) -> None:
+        self._folder = folder
+        self._environment = {**inherited_environment(), **environment}
+        self._options = options
+        self._port = 0
+        self.url = ""
+        self.start()
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(WEBHOOKS), "serve", "--json", "--port", str(self._port), *self._options],
+            cwd=self._folder,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        line = self._process.stdout.readline() if self._process.stdout else ""
+        assert line, "the receiver did not start"
+        self.url = json.loads(line)["url"]
+        self._port = httpx.URL(self.url).port or 0
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def stop(self) -> int:
+        """Ask it to stop, and wait. Returns its exit status."""
+        self._process.terminate()
+        self._process.communicate(timeout=60)
+        return self._process.returncode
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid

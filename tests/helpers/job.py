@@ -1,0 +1,104 @@
+"""The real command as a subprocess, against the sandbox over a socket."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from msgbubbles_sync.sandbox import Server
+
+CHATS = Path(__file__).parents[2] / "pipelines" / "chats.py"
+
+
+def inherited_environment() -> dict[str, str]:
+    """Ours, without what would make every start compile dlt and dbt anew."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
+def run_demo(database: Path) -> str:
+    """What `make demo` says."""
+    done = subprocess.run(
+        [sys.executable, str(CHATS), "--sandbox", "--database", str(database)],
+        cwd=database.parent,
+        env=inherited_environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@dataclass
+class Outcome:
+    status: int
+    summary: dict[str, Any]
+    errors: str
+
+    @property
+    def requests(self) -> int:
+        return sum(self.summary["requests"].values())
+
+
+@dataclass
+class Job:
+    """Runs `chats.py` on a database in a temporary folder, from another folder than the project's."""
+
+    folder: Path
+    server: Server
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def database(self) -> Path:
+        return self.folder / "company.duckdb"
+
+    def start(self, *options: str, transform: bool = False) -> subprocess.Popen[str]:
+        return self._start((), "--json", *options, *(() if transform else ("--no-transform",)))
+
+    def start_for_people(self, *options: str) -> subprocess.Popen[str]:
+        return self._start((), *options)
+
+    def whole_environment(self) -> dict[str, str]:
+        """What a command is run with."""
+        return {
+            **inherited_environment(),
+            "SOURCES__MSGBUBBLES__API_KEY": self.server.key,
+            "SOURCES__MSGBUBBLES__BASE_URL": self.server.url,
+            "SOURCES__MSGBUBBLES__REQUESTS_PER_MINUTE": "0",
+            "XDG_STATE_HOME": str(self.folder / "state"),
+            "TRANSFORMS__DATA_TESTS": "off",  # they take longer than most of what is tested with a job
+            **self.environment,
+        }
+
+    def _start(self, command: tuple[str, ...], *options: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, str(CHATS), *command, "--database", "company.duckdb", *options],
+            cwd=self.folder,
+            env=self.whole_environment(),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def ask(self, command: str, *options: str, status: int = 0) -> Any:
+        """What another command than the sync answers, as JSON; with `--text` first, as people see it."""
+        as_text = options[:1] == ("--text",)
+        process = self._start((command,), *(options[1:] if as_text else ("--json", *options)))
+        output, errors = process.communicate(timeout=300)
+        assert process.returncode == status, (output, errors)
+        return output if as_text or not output else json.loads(output)
+
+    def finish(self, process: subprocess.Popen[str]) -> Outcome:
+        output, errors = process.communicate(timeout=300)
+        return Outcome(process.returncode, json.loads(output) if output else {}, errors)
+
+    def run(self, *options: str, status: int = 0, transform: bool = False) -> Outcome:
+        outcome = self.finish(self.start(*options, transform=transform))
+        assert outcome.status == status, outcome
+        return outcome

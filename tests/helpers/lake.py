@@ -1,0 +1,52 @@
+"""Tables that are elsewhere: how a job finds them, what happens in an account meanwhile, and what readers get."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.job import Job
+from msgbubbles_sync.dbt import spark
+from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.sandbox import NewMessage
+from msgbubbles_sync.workspace import Place, UsageError
+
+try:
+    spark.require()
+    reason = ""
+except UsageError as error:
+    reason = str(error)
+
+
+def needs_spark(test: Any) -> Any:
+    """Of a test that takes minutes, and is run by `make test-spark`."""
+    return pytest.mark.spark(pytest.mark.skipif(bool(reason), reason=reason)(test))
+
+
+def lake_at(address: str, folder: Path) -> dict[str, str]:
+    """The variables with which a job finds a lake: its catalog on a server, its files in a folder."""
+    section = "DESTINATION__DUCKLAKE__CREDENTIALS__"
+    return {f"{section}CATALOG": address, f"{section}STORAGE__BUCKET_URL": str(folder)}
+
+
+def change(job: Job, metadata: dict[str, Any] | None = None) -> tuple[str, str]:
+    """Rename a chat, delete one, and write in one: now, and once more of a time that has been read already. Returns the
+    chat that is deleted, and the one with the messages."""
+    account, now = job.server.account, datetime.now(UTC)
+    chats = sorted(job.server.truth().chats, key=lambda row: row["last_message_at"] or "")
+    account.rename(chats[3]["id"], "Another name", now)
+    account.delete_chat(chats[5]["id"])
+    for minutes in (0, 3):
+        late = now - timedelta(minutes=minutes)
+        account.add_message(NewMessage(chats[9]["id"], "inbound", "hello", late, "received", metadata=metadata))
+    return chats[5]["id"], chats[9]["id"]
+
+
+def query(place: Place, sql: str) -> list[dict[str, Any]]:
+    with destination_of(place).reading() as connection:
+        result = connection.execute(sql)
+        names = [column[0] for column in result.description or ()]
+        return [dict(zip(names, row, strict=True)) for row in result.fetchall()]

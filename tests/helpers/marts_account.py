@@ -1,0 +1,150 @@
+"""An account at random: loads of what changed in it, with everything that makes increments hard."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from helpers.marts_reference import Row, World
+
+# Two spellings of one number.
+ONE, OTHER = "+541123456789", "+5491123456789"
+KEYS = {
+    "numbers": ("handle",),
+    "chat_titles": ("chat_id", "_read_at"),
+    "stream_coverage": ("stream",),
+    "webhook_events": ("event_id",),
+}
+
+
+class Account:
+    """`next_load()` is a load; `world` is what has landed. Load ids come in no order."""
+
+    def __init__(self, seed: int, at: Callable[[int], datetime]) -> None:
+        self.random = random.Random(seed)
+        self._at = at
+        self._landed: dict[str, dict[Any, Row]] = {table: {} for table in TABLES}
+        self._messages: dict[str, Row] = {}
+        self._chats: list[str] = []
+        self.load_ids = [f"{1_790_000_000 + n}.{n}" for n in range(100)]
+        self.random.shuffle(self.load_ids)
+
+    @property
+    def world(self) -> World:
+        return {table: list(rows.values()) for table, rows in self._landed.items()}
+
+    def next_load(self, *, size: int = 1) -> World:
+        pick = self.random.choice
+        changed = [self._chat(pick([None, *self._chats])) for _ in range(size * pick([0, 1, 4]))]
+        written = [self._message(pick([None, None, *self._messages])) for _ in range(size * pick([0, 3, 10, 30]))]
+        load = {
+            # A chat may come with a later load than its messages, or never.
+            "chats": [chat for chat in changed if pick([True, True, False])],
+            "messages": written,
+            "numbers": [{"handle": pick(["+1", "+2"])}],
+            "stream_coverage": [self._coverage()] if pick([True, False]) else [],
+            "chat_titles": [self._title(chat) for chat in self._chats if pick([True, False, False])],
+            "participant_lists": [
+                row for chat in self._chats if pick([True, False, False]) for row in self._list(chat)
+            ],
+            "group_member_operations": [self._operation(chat) for chat in self._chats if pick([True, False, False])],
+            "webhook_events": [self._event(chat) for chat in self._chats if pick([True, False])],
+        }
+        for table, rows in load.items():
+            key = KEYS.get(table, ("id",))
+            for row in rows:
+                self._landed[table][tuple(row[column] for column in key)] = row
+        return load
+
+    def _instant(self, *others: Any) -> Any:
+        """Few enough for ties, over some days."""
+        return self.random.choice([*others, *(self._at(n * 700) for n in range(14))])
+
+    def _chat(self, key: str | None) -> Row:
+        pick = self.random.choice
+        if key is None:
+            key = f"c{len(self._chats)}"
+            self._chats.append(key)
+        return {
+            "id": key,
+            "from_handle": pick(["+1", "+1", "+2", None]),
+            "remote_handle": pick([ONE, "+9", "+10", "+11"]),
+            "is_group": pick([True, False, True, False, None]),
+            "title": pick([None, "old", "new"]),
+            "last_message_at": self._instant(None),
+            "created_at": self._instant(None),
+            "deleted_at": pick([None, None, self._at(99)]),
+            "_read_at": self._instant(),
+        }
+
+    def _message(self, key: str | None) -> Row:
+        pick = self.random.choice
+        row = {
+            "id": key or f"m{len(self._messages)}",
+            "conversation_id": pick([None, "never read", *self._chats, *self._chats]),
+            "cursor_at": self._instant(None),
+            "direction": pick(["inbound", "outbound", "inbound", "outbound", None]),
+            "status": pick(["sent", "failed", "delivered", "read", None]),
+            "channel": pick(["imessage", "sms", "whatsapp", None]),
+            "sender_handle": pick(["+1", ONE, OTHER, None]),
+            "attachment_count": pick([None, 0, 2]),
+            "delivered_at": self._instant(None, None),
+            "read_at": pick([None, None, self._at(1)]),
+            "_read_at": self._instant(),
+        }
+        if key and pick([True, False]):
+            row = self._messages[key] | {"status": row["status"]}
+        self._messages[row["id"]] = row
+        return row
+
+    def _coverage(self) -> Row:
+        since = self.random.choice([None, datetime(1970, 1, 1, tzinfo=UTC), self._instant()])
+        return {"stream": "messages", "complete_since": since, "complete_to": since and self._instant()}
+
+    def _title(self, chat: str) -> Row:
+        return {
+            "chat_id": chat,
+            "title": self.random.choice([None, "old", "new"]),
+            "updated_at": self._instant(None),
+            "_read_at": self._instant(),  # it may land after later ones, or replace one
+        }
+
+    def _list(self, chat: str) -> list[Row]:
+        at = self._instant()
+        handles = self.random.sample(["+1", ONE, OTHER, "+9"], self.random.choice([0, 1, 3])) or [None]
+        return [
+            {"id": f"{chat}|{at}|{handle}", "chat_id": chat, "handle": handle, "_read_at": at} for handle in handles
+        ]
+
+    def _operation(self, chat: str) -> Row:
+        number = self.random.randrange(1000)
+        return {
+            "id": f"{chat} {number}",
+            "chat_id": chat,
+            "handle": self.random.choice([ONE, OTHER]),
+            "operation": self.random.choice(["added", "removed"]),
+            "happened_at": self._instant(),
+            "_read_at": self._instant(),
+        }
+
+    def _event(self, chat: str) -> Row:
+        pick = self.random.choice
+        at = self._instant() + timedelta(minutes=pick([-1, 0, 3]))
+        return {
+            "event_id": f"e{len(self._landed['webhook_events'])} {self.random.random()}",
+            "event_type": pick(["conversation.typing"] * 4 + ["message.received"]),
+            "chat_id": pick([chat, chat, chat, "never read", None]),
+            "handle": pick(["+1", ONE, OTHER, None]),
+            "is_typing": pick([True, True, False, None]),
+            "direction": pick(["inbound", "inbound", "outbound", None]),
+            "occurred_at": at,
+            "received_at": at,
+        }
+
+
+TABLES = (
+    "chats", "messages", "numbers", "stream_coverage", "chat_titles", "participant_lists", "group_member_operations",
+    "webhook_events",
+)  # fmt: skip

@@ -1,0 +1,310 @@
+"""A whole world in one process, with a clock of its own: an account behind the API's own code, the source, and a
+warehouse that keeps rows and state together, as a load does.
+
+Everything between the account and the rows is the real thing (the sandbox's handlers, the client, the readers, Arrow),
+but for the socket and for dlt's load: a run takes milliseconds, and can be killed at any request.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from functools import partial
+from typing import Any
+
+import httpx
+import msgspec
+import pyarrow as pa
+
+from helpers.warehouse_rows import differences_of
+from msgbubbles.client import Client
+from msgbubbles.models import Attachment, Chat
+from msgbubbles.redact import Redactor, client_of
+from msgbubbles.source import reconcile as repairs
+from msgbubbles.source.buffer import COLUMNS, Landing
+from msgbubbles.source.config import Settings
+from msgbubbles.source.paginate import epoch_ms
+from msgbubbles.source.run import Run
+from msgbubbles.source.streams import read_chats, read_messages, read_numbers, read_stream
+from msgbubbles.transport import Clock, Transport
+from msgbubbles_sync.sandbox import Account, Knobs, NewMessage
+from msgbubbles_sync.sandbox.app import Api
+from msgbubbles_sync.sandbox.knobs import KEY
+from msgbubbles_sync.sandbox.listing import truth
+
+OURS = "+14155550100"
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+KEYS = {"chats": ("id",), "messages": ("id",), "attachments": ("id",), "numbers": ("handle",),
+        "rejected_rows": ("row_hash",), "chat_titles": ("chat_id", "_read_at"), "participant_lists": ("id",),
+        "participant_reads": ("chat_id",), "stream_coverage": ("stream",)}  # fmt: skip
+
+
+class Killed(BaseException):
+    """The process is gone; what was not loaded is lost."""
+
+
+class InProcess(httpx.BaseTransport):
+    """Answers requests by calling the sandbox's application, in this thread. `date` tells the API's time."""
+
+    def __init__(self, api: Api, date: Callable[[], datetime], on_request: Callable[[], None]) -> None:
+        self._app = api.app()
+        self._date = date
+        self._on_request = on_request
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self._on_request()
+        scope = {
+            "type": "http", "http_version": "1.1", "method": request.method, "path": request.url.path, "root_path": "",
+            "scheme": "http", "query_string": request.url.query, "raw_path": request.url.raw_path, "server": ("x", 80),
+            "headers": [(name.lower(), value) for name, value in request.headers.raw], "client": ("x", 1),
+        }  # fmt: skip
+        sent: list[dict[str, Any]] = []
+        body = request.read()
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        running = self._app(scope, receive, send)  # type: ignore[arg-type]
+        try:
+            running.send(None)  # type: ignore[attr-defined]
+        except StopIteration:
+            pass
+        except ConnectionAbortedError:
+            raise httpx.RemoteProtocolError("cut off") from None
+        headers = [*sent[0]["headers"], (b"date", format_datetime(self._date(), usegmt=True).encode())]
+        content = b"".join(message.get("body", b"") for message in sent[1:])
+        return httpx.Response(sent[0]["status"], headers=headers, content=content)
+
+
+class InAnyOrder:
+    """Questions are put one by one, and in any order: what threads do, and as it was in a run that found a fault."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+        self._asked: list[tuple[Any, Callable[[], Any]]] = []
+
+    def ask(self, who: Any, question: Callable[[], Any]) -> None:
+        self._asked.append((who, question))
+
+    def answer(self) -> tuple[Any, Callable[[], Any]]:
+        return self._asked.pop(self._chance.randrange(len(self._asked)))
+
+    def close(self) -> None:
+        while self._asked:
+            self._asked.pop()[1]()
+
+
+class Store:
+    """A warehouse in memory. It answers what the real one answers with SQL."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, dict[Any, dict[str, Any]]] = {table: {} for table in COLUMNS}
+        self.states: dict[str, Any] = {}
+
+    def load(self, items: Iterable[Any]) -> None:
+        """Within a load the newest reading of a row wins; over loads, the later load."""
+        loaded: dict[str, dict[Any, dict[str, Any]]] = {}
+        for item in items:
+            table = item.meta.hints["table_name"]
+            for row in item.data.to_pylist():
+                key = tuple(row[name] for name in KEYS[table])
+                before = loaded.setdefault(table, {}).get(key)
+                if before is None or before["_read_at"] <= row["_read_at"]:
+                    loaded[table][key] = row
+        for table, rows in loaded.items():
+            self.tables[table] |= rows
+
+    def rows(self, table: str, incoming: pa.Table) -> pa.Table | None:
+        keys = set(incoming.column(KEYS[table][0]).to_pylist())
+        found = [row for key, row in self.tables[table].items() if key[0] in keys]
+        return pa.Table.from_pylist(found, schema=incoming.schema) if found else None
+
+    def places(self, ids: Sequence[str]) -> dict[str, tuple[str | None, datetime | None]]:
+        found = {one: self.tables["messages"][(one,)] for one in ids if (one,) in self.tables["messages"]}
+        return {one: (row["conversation_id"], row["cursor_at"]) for one, row in found.items()}
+
+    def attachments_of(self, message_ids: Sequence[str]) -> list[Attachment]:
+        names = [column.name for column in COLUMNS["attachments"] if column.name != "_read_at"]
+        return [
+            Attachment(**{name: row[name] for name in names} | {"extra": msgspec.Raw((row["extra"] or "").encode())})
+            for row in self.tables["attachments"].values()
+            if row["message_id"] in message_ids and row["removed_at"] is None
+        ]
+
+    def chats(self, ids: Sequence[str]) -> list[Chat]:
+        found = [self.tables["chats"][(one,)] for one in ids if (one,) in self.tables["chats"]]
+        names = [column.name for column in COLUMNS["chats"] if column.name != "_read_at"]
+        return [
+            Chat(**{name: row[name] for name in names} | {"extra": msgspec.Raw((row["extra"] or "").encode())})
+            for row in found
+        ]
+
+    def chats_between(self, lo_ms: int, hi_ms: int) -> set[str]:
+        return {row["id"] for row in self._alive() if row["at"] is not None and lo_ms <= row["at"] < hi_ms}
+
+    def chats_without_time(self, limit: int) -> list[str]:
+        return [row["id"] for row in self._alive() if row["at"] is None][:limit]
+
+    def chats_alive_at(self, from_ms: int, to_ms: int, after_id: str, limit: int) -> list[str]:
+        found = [
+            row["id"]
+            for row in self._alive()
+            if (row["created_at"] is None or epoch_ms(row["created_at"]) <= to_ms)
+            and (row["at"] is None or row["at"] >= from_ms)
+            and row["id"] > after_id
+        ]
+        return sorted(found)[:limit]
+
+    def has_chat_without_messages(self, since_ms: int) -> bool:
+        named = {row["conversation_id"] for row in self.tables["messages"].values()}
+        return any(row["at"] is not None and row["at"] >= since_ms and row["id"] not in named for row in self._alive())
+
+    def orphans(self, limit: int) -> list[str]:
+        named = {row["conversation_id"] for row in self.tables["messages"].values()} - {None}
+        return sorted(one for one in named if (one,) not in self.tables["chats"])[:limit]
+
+    def groups_to_ask(self, before_ms: int, limit: int) -> dict[str, list[str] | None]:
+        due: dict[str, list[str] | None] = {}
+        for row in self._alive():
+            known = self.tables["participant_reads"].get((row["id"],))
+            if row["is_group"] and known is None:
+                due[row["id"]] = None
+            elif row["is_group"] and known["asked_at"] < row["updated_at"] and epoch_ms(known["asked_at"]) < before_ms:
+                due[row["id"]] = msgspec.json.decode(known["handles"])
+        return dict(list(due.items())[:limit])
+
+    def told_of(self, _since_ms: int, _limit: int) -> tuple[list[str], dict[str, tuple[int, int]]]:
+        return [], {}
+
+    def lagging(self, lo_ms: int, hi_ms: int, limit: int) -> dict[str, int]:
+        newest: dict[str, int] = {}
+        for row in self.tables["messages"].values():
+            if row["cursor_at"] is None:
+                continue
+            newest[row["conversation_id"]] = max(newest.get(row["conversation_id"], 0), epoch_ms(row["cursor_at"]))
+        found = [
+            (row["id"], row["at"])
+            for row in self._alive()
+            if row["at"] is not None and lo_ms <= row["at"] < hi_ms and newest.get(row["id"], -1) < row["at"]
+        ]
+        return dict(found[:limit])
+
+    def _alive(self) -> list[dict[str, Any]]:
+        rows = [row for row in self.tables["chats"].values() if row["deleted_at"] is None]
+        return [row | {"at": row["last_message_at"] and epoch_ms(row["last_message_at"])} for row in rows]
+
+
+class World:
+    """An account, its API, a job and a warehouse. Times are milliseconds of the API's clock; `client_ahead_ms` is how
+    far the job's own clock is ahead of it."""
+
+    def __init__(self, knobs: Knobs, settings: Settings, *, page_size: int = 5, seed: int = 0) -> None:
+        self.now_ms = epoch_ms(datetime(2026, 3, 2, 9, tzinfo=UTC))
+        self.client_ahead_ms = 0
+        self.knobs = knobs
+        self.settings = settings
+        self.page_size = page_size
+        self.random = random.Random(seed)
+        self.account = Account()
+        self.account.add_number(OURS, "Support")
+        self.store = Store()
+        self.redactor = Redactor()
+        self.hidden: list[tuple[int, NewMessage]] = []
+        self.requests = 0
+        self.killed_at: int | None = None
+        self._http = InProcess(Api(self.account, knobs), lambda: self.at(), self._count)
+
+    def close(self) -> None:
+        self.account.close()
+
+    def at(self, ms: int | None = None) -> datetime:
+        return EPOCH + timedelta(milliseconds=self.now_ms if ms is None else ms)
+
+    def pass_time(self, ms: int) -> None:
+        self.now_ms += ms
+        for due_ms, message in list(self.hidden):
+            if due_ms <= self.now_ms:
+                self.account.add_messages([message])
+                self.hidden.remove((due_ms, message))
+
+    def _count(self) -> None:
+        self.requests += 1
+        self.pass_time(self.random.randint(1, 40))
+        if self.killed_at is not None and self.requests >= self.killed_at:
+            raise Killed
+
+    def sync(self, run: Run | None = None, *, killed_after: int | None = None, accept_failure: bool = False) -> Run:
+        """One run of the job: slices, then repairs; each is loaded whole, or not at all."""
+        run = run or Run()
+        run.keep_on_error = True
+        run.clock = Clock(lambda: self.at(self.now_ms + self.client_ahead_ms))
+        run.warehouse, run.settings = self.store, self.settings  # type: ignore[assignment]
+        run.in_flight = lambda: InAnyOrder(self.random)
+        self.killed_at = None if killed_after is None else self.requests + killed_after
+        try:
+            for _ in range(1000):
+                self._slice(run)
+                if not run.unfinished:
+                    break
+            else:
+                raise AssertionError("the slices of a run do not come to an end")
+            if run.error is None and run.halt is None:
+                run.repair = repairs.planned(self.store, self.store.states, self.settings)  # type: ignore[arg-type]
+                if run.repair:
+                    self._slice(run)
+        except Killed:
+            pass
+        finally:
+            self.killed_at = None
+        assert accept_failure or run.error is None, run.error
+        return run
+
+    def _slice(self, run: Run) -> None:
+        states = copy.deepcopy(self.store.states)
+        items: list[Any] = []
+        for name, read, tables in (
+            ("numbers", read_numbers, ("numbers",)),
+            ("messages", read_messages, ("messages", "attachments")),
+            ("chats", read_chats, ("chats", "messages", "attachments", "participant_reads", "participant_lists")),
+        ):
+            if run.repair is not None and name == "numbers":
+                continue
+            with self._client(run) as client:
+                landing = Landing(tables, run.warehouse, run.changes)
+                items += read_stream(read, client, landing, states.setdefault(name, {}), self.settings, run)
+        # State is what survives being written down.
+        self.store.load(items)
+        self.store.states = msgspec.json.decode(msgspec.json.encode(states))
+
+    def _client(self, run: Run) -> Client:
+        transport = Transport(
+            "http://127.0.0.1/v1", KEY, None, max_backoff_seconds=0, traffic=run.traffic, clock=run.clock,
+            max_requests=run.max_requests, max_attempts=30, stop=run.stop,
+        )  # fmt: skip
+        transport._http._transport = self._http
+        client = client_of(transport, self.redactor, lambda ids: [chat.id for chat in self.store.chats(ids)])
+        client.list_chats = partial(client.list_chats, self.page_size)  # type: ignore[method-assign]
+        listed = client.list_messages
+        client.list_messages = (  # type: ignore[method-assign]
+            lambda conversation_id=None, before=None: listed(conversation_id, self.page_size, before)
+        )
+        return client
+
+    def differences(self) -> dict[str, dict[str, int]]:
+        have = {
+            table: {
+                key[0]: {n: v for n, v in row.items() if n not in ("_read_at", "extra")} for key, row in rows.items()
+            }
+            for table, rows in self.store.tables.items()
+        }
+        for row in [*have["messages"].values(), *have["numbers"].values()]:
+            for name in ("error", "metadata", "channels"):
+                if isinstance(row.get(name), str):
+                    row[name] = msgspec.json.decode(row[name])
+        return differences_of(have, truth(self.account, self.knobs))

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from msgbubbles.source.coverage import DAY_MS, HOUR_MS, Coverage, Task, Tier, gaps, head, refresh
+
+LINE = range(30)
+stretches = st.tuples(st.integers(0, 29), st.integers(0, 29), st.integers(1, 99)).map(
+    lambda s: (min(s[0], s[1]), max(s[0], s[1]), s[2])
+)
+changes = st.lists(st.one_of(stretches, st.integers(0, 29)), max_size=12)
+
+
+def build(steps: list[tuple[int, int, int] | int]) -> tuple[Coverage, dict[int, int]]:
+    """The coverage, and what it should be: when each instant of a short line was read."""
+    coverage, model = Coverage(), dict[int, int]()
+    for step in steps:
+        if isinstance(step, int):
+            coverage.forget_from(step)
+            model = {at: read for at, read in model.items() if at < step}
+        else:
+            lo, hi, read = step
+            coverage.add(lo, hi, read)
+            model |= dict.fromkeys(range(lo, hi), read)
+    return coverage, model
+
+
+@given(changes)
+def test_it_knows_what_was_read_and_when(steps: list[tuple[int, int, int] | int]) -> None:
+    coverage, model = build(steps)
+    assert {at: read for lo, hi, read in coverage.pieces for at in range(lo, hi)} == model
+    assert coverage.newest_ms == max(model, default=None)
+    assert Coverage(coverage.pieces).pieces == coverage.pieces
+
+
+@given(changes)
+def test_the_newest_stretch_has_no_gap_and_a_gap_before_it(steps: list[tuple[int, int, int] | int]) -> None:
+    coverage, model = build(steps)
+    if not model:
+        assert coverage.newest_stretch is None
+        return
+    lo, hi = coverage.newest_stretch or (0, 0)
+    assert hi == max(model) + 1
+    assert all(at in model for at in range(lo, hi))
+    assert lo - 1 not in model
+
+
+@given(changes, st.integers(0, 29))
+def test_gaps_are_what_was_not_read_newest_first(steps: list[tuple[int, int, int] | int], start: int) -> None:
+    coverage, model = build(steps)
+    found = [at for task in gaps(coverage, start) for at in range(task.lo_ms, task.hi_ms or 0)]
+    assert set(found) == {at for at in range(start, max(model, default=-1)) if at not in model}
+    tasks = gaps(coverage, start)
+    assert tasks == sorted(tasks, key=lambda task: -task.lo_ms)
+
+
+@given(changes, st.integers(0, 29))
+def test_complete_to_is_the_end_of_what_begins_at_the_start(
+    steps: list[tuple[int, int, int] | int], start: int
+) -> None:
+    coverage, model = build(steps)
+    end = start
+    while end in model:
+        end += 1
+    assert coverage.complete_to(start) == (end if end > start else None)
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 10**6), st.integers(0, 10**11)), max_size=10))
+def test_compacting_keeps_what_was_read_and_makes_nothing_look_fresher(pieces: list[tuple[int, int, int]]) -> None:
+    coverage = Coverage((lo, lo + length, read) for lo, length, read in pieces)
+    compacted = coverage.compacted(10**11)
+    assert compacted.gaps(0) == coverage.gaps(0)
+    assert compacted.newest_ms == coverage.newest_ms
+    for lo, hi, read in coverage.pieces:
+        inside = [piece for piece in compacted.pieces if piece[0] < hi and piece[1] > lo]
+        assert all(r <= read for _, _, r in inside)
+        assert all(read - r < 7 * DAY_MS for _, _, r in inside)
+
+
+def test_a_year_of_runs_stays_small() -> None:
+    coverage = Coverage()
+    now = 1_800_000_000_000
+    # Every run of a year would take minutes here; every run of the last month after one an hour shows the same.
+    steps = [60 * 60_000] * (24 * 335) + [5 * 60_000] * (12 * 24 * 30)
+    for step in steps:
+        now += step
+        task = head(coverage, 0, 300_000)
+        coverage.forget_from(task.lo_ms)
+        coverage.add(task.lo_ms, now, now)
+        coverage = coverage.compacted(now)
+    assert gaps(coverage, 0) == []
+    assert len(json.dumps(coverage.pieces)) < 64 * 1024
+    assert len({read for _, _, read in coverage.pieces}) > 50, "when it was read is still known"
+
+
+def test_the_head_begins_before_the_newest_instant_and_not_before_the_start() -> None:
+    assert head(Coverage(), 1000, 300).lo_ms == 1000
+    assert head(Coverage([(0, 5001, 1)]), 1000, 300).lo_ms == 4700
+    assert head(Coverage([(0, 1101, 1)]), 1000, 300).lo_ms == 1000
+
+
+NOW = 100 * DAY_MS
+
+
+def read_hours_ago(*pieces: tuple[float, float, float]) -> Coverage:
+    """Coverage of (from, to, read), in hours before now."""
+    return Coverage(
+        (NOW - round(lo * HOUR_MS), NOW - round(hi * HOUR_MS), NOW - round(read * HOUR_MS)) for lo, hi, read in pieces
+    )
+
+
+def to_refresh(coverage: Coverage, *tiers: Tier, start_ms: int = 0) -> tuple[float, float] | None:
+    task = refresh(coverage, tiers, start_ms, NOW)
+    if task is None or task.hi_ms is None:
+        return None
+    assert task.kind == "refresh"
+    return (NOW - task.lo_ms) / HOUR_MS, (NOW - task.hi_ms) / HOUR_MS
+
+
+DAILY = Tier(DAY_MS)
+HOURLY = Tier(HOUR_MS, within_ms=72 * HOUR_MS)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "tier", "expected"),
+    [
+        pytest.param([(900, 0, 23.9)], DAILY, None, id="not yet"),
+        pytest.param([(900, 0, 24)], DAILY, (900, 0), id="when its time has come"),
+        pytest.param([], DAILY, None, id="what was never read is a gap"),
+        pytest.param([(900, 0, 1)], HOURLY, (72, 0), id="no older than the tier goes"),
+        pytest.param([(900, 80, 50), (80, 0, 0.5)], HOURLY, None, id="what is older than the tier is left"),
+        pytest.param([(900, 500, 30), (500, 0, 25)], DAILY, (900, 0), id="neighbours are read in one walk"),
+        pytest.param([(900, 500, 25), (500, 100, 13), (100, 0, 2)], DAILY, (900, 100), id="those half due too"),
+        pytest.param([(900, 500, 25), (400, 0, 25)], DAILY, (400, 0), id="the newer of two with a gap between"),
+        pytest.param([(900, 500, 70), (500, 0, 30)], DAILY, (900, 500), id="late, it goes on where it stopped"),
+    ],
+)
+def test_what_is_read_again(
+    pieces: list[tuple[float, float, float]], tier: Tier, expected: tuple[float, float] | None
+) -> None:
+    assert to_refresh(read_hours_ago(*pieces), tier) == expected
+
+
+def test_the_tier_that_is_latest_by_its_own_measure_comes_first() -> None:
+    coverage = read_hours_ago((900, 72, 30), (72, 0, 3))
+    assert to_refresh(coverage, DAILY, HOURLY) == (72, 0)
+    assert to_refresh(coverage, HOURLY, DAILY) == (72, 0)
+    assert to_refresh(read_hours_ago((900, 72, 50), (72, 0, 1)), DAILY, HOURLY) == (900, 72)
+
+
+def test_nothing_before_the_start_is_read_again() -> None:
+    assert refresh(Coverage([(0, NOW, 1)]), [DAILY], NOW - 5, NOW) == Task("refresh", NOW - 5, NOW)
+
+
+@given(
+    pieces=st.lists(st.tuples(st.integers(0, 900), st.integers(0, 900), st.integers(0, 90)), max_size=8),
+    share=st.integers(1, 400),
+)
+def test_a_refresh_that_is_cut_off_everywhere_comes_to_an_end(pieces: list[tuple[int, int, int]], share: int) -> None:
+    """Each read goes only as far as its share; what is due gets less with each, and never more than what is due."""
+    coverage = read_hours_ago(*((max(lo, hi), min(lo, hi), read) for lo, hi, read in pieces))
+    before = list(coverage.pieces)
+    for _ in range(2000):
+        task = refresh(coverage, [DAILY], 0, NOW)
+        if task is None:
+            break
+        assert task.hi_ms is not None
+        coverage.add(max(task.lo_ms, task.hi_ms - share * HOUR_MS), task.hi_ms, NOW)
+    assert all(NOW - read < DAY_MS for _, _, read in coverage.pieces)
+    assert gaps(Coverage(before), 0) == gaps(coverage, 0), "only what was read is read again"

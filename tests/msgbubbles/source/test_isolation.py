@@ -1,0 +1,401 @@
+"""What fails alone costs nothing else: it is recorded, tried again later, and complete when it answers again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from helpers.world import OURS, World
+from msgbubbles.errors import AuthenticationError, ForbiddenError, NotFoundError
+from msgbubbles.policy import FULL, PRESETS, Pseudonyms
+from msgbubbles.redact import Redactor
+from msgbubbles.source.config import Settings
+from msgbubbles.source.coverage import Tier
+from msgbubbles.source.failed_reads import FIRST_WAIT_MS, TRIES_WITHOUT_WAIT, all_failed_reads
+from msgbubbles.source.paginate import iso
+from msgbubbles.source.run import Run
+from msgbubbles_sync.sandbox import Knobs, NewMessage
+
+DAY_MS = 24 * 3600 * 1000
+
+
+@pytest.fixture
+def new_world() -> Iterator[Callable[..., World]]:
+    worlds = []
+
+    def make(knobs: Knobs | None = None, *, chats: int = 20, messages_each: int = 3) -> World:
+        world = World(knobs or Knobs(), Settings(settle_ms=5_000))
+        worlds.append(world)
+        for number in range(chats):
+            at = world.at() - timedelta(minutes=number)
+            chat_id = world.account.add_chat(OURS, f"+1415555{number:04}", at)
+            world.account.add_messages(
+                NewMessage(chat_id, "inbound", "hello", at + timedelta(seconds=one), "received")
+                for one in range(messages_each)
+            )
+        world.pass_time(60_000)
+        return world
+
+    yield make
+    for world in worlds:
+        world.close()
+
+
+def chat_ids(world: World) -> list[str]:
+    return [row["id"] for row in world.account.all("SELECT id FROM chats ORDER BY id")]
+
+
+def failed(world: World) -> list[tuple[Any, ...]]:
+    found = all_failed_reads(world.store.states)
+    return [(one.kind, one.id, one.http_status, one.error_code) for one in found]
+
+
+def missing(world: World) -> dict[str, int]:
+    """How many rows of each table are missing; nothing else may differ."""
+    found = world.differences()
+    assert not any(one["surplus"] or one["stale"] for one in found.values()), found
+    return {table: one["missing"] for table, one in found.items()}
+
+
+def of_messages(chats: set[str], status: int, code: str) -> Callable[[str, str, Any], Any]:
+    """Answer every request for the messages of these chats with an error."""
+
+    def answer(_method: str, path: str, query: Any) -> tuple[int, dict[str, str], bytes] | None:
+        if path == "/v1/messages" and query.get("conversation_id") in chats:
+            return status, {}, f'{{"error": "{code}", "message": "no"}}'.encode()
+        return None
+
+    return answer
+
+
+@pytest.mark.parametrize(("status", "code"), [(500, "internal"), (400, "invalid_request"), (403, "forbidden")])
+@pytest.mark.parametrize("broken", [1, 12])
+def test_a_failing_thread_costs_no_other_thread(
+    new_world: Callable[..., World], status: int, code: str, broken: int
+) -> None:
+    world = new_world(Knobs(feed=False))
+    chats = set(chat_ids(world)[:broken])
+    world.knobs.answer = of_messages(chats, status, code)
+    run = world.sync()
+    assert run.error is None
+    assert missing(world) == {"messages": 3 * broken}
+    assert failed(world) == [("thread", one, status, code) for one in sorted(chats)]
+    world.knobs.answer = None
+    world.sync()
+    assert world.differences() == {}
+    assert failed(world) == []
+
+
+def test_a_failed_thread_is_retried_ever_less_often(new_world: Callable[..., World]) -> None:
+    world = new_world(Knobs(feed=False), chats=3)
+    broken = chat_ids(world)[0]
+    world.knobs.answer = of_messages({broken}, 500, "internal")
+    for _ in range(TRIES_WITHOUT_WAIT):
+        world.sync()
+    (entry,) = all_failed_reads(world.store.states)
+    assert entry.tries == TRIES_WITHOUT_WAIT
+    world.sync()
+    assert all_failed_reads(world.store.states) == [entry], "not tried again before its time"
+    world.pass_time(FIRST_WAIT_MS)
+    world.sync()
+    (later,) = all_failed_reads(world.store.states)
+    assert (later.tries, later.since_ms) == (TRIES_WITHOUT_WAIT + 1, entry.since_ms)
+    assert later.next_try_ms - later.last_tried_ms > FIRST_WAIT_MS
+
+
+def test_messages_that_come_while_a_thread_fails_are_read_with_it(new_world: Callable[..., World]) -> None:
+    world = new_world(Knobs(feed=False), chats=5)
+    world.sync()
+    chat_id = chat_ids(world)[2]
+    world.knobs.answer = of_messages({chat_id}, 503, "unavailable")
+    for _ in range(TRIES_WITHOUT_WAIT + 2):
+        world.account.add_messages([NewMessage(chat_id, "inbound", "late", world.at(), "received")])
+        world.pass_time(60_000)
+        world.sync()
+    world.knobs.answer = None
+    world.pass_time(DAY_MS)
+    world.sync()
+    assert world.differences() == {}
+    assert failed(world) == []
+
+
+@pytest.mark.parametrize(("status", "code"), [(400, "invalid_request"), (403, "forbidden"), (500, "internal")])
+def test_a_chat_that_cannot_be_read_by_id_is_recorded_and_its_messages_are_stored(
+    new_world: Callable[..., World], status: int, code: str
+) -> None:
+    def named(kind: str, row: dict[str, Any]) -> dict[str, Any]:
+        ids = {one: f"conv_{number}" for number, one in enumerate(hidden)}
+        return row | {"conversation_id": ids.get(row["conversation_id"], row["conversation_id"])} if (
+            kind == "messages"
+        ) else row  # fmt: skip
+
+    world = new_world(chats=8)
+    hidden = chat_ids(world)[:2]
+    world.knobs.transform_row = named
+    world.knobs.refusal = lambda _method, path: (status, code) if "/conv_0" in path else None
+    run = world.sync()
+    assert run.error is None
+    assert failed(world) == [("chat", "conv_0", status, code)]
+    stored = {row["conversation_id"] for row in world.store.tables["messages"].values()}
+    assert {"conv_0", "conv_1"} <= stored
+
+
+def test_an_id_that_cannot_be_part_of_an_address_is_a_failed_read(new_world: Callable[..., World]) -> None:
+    world = new_world(chats=3)
+    odd = chat_ids(world)[0]
+    world.knobs.transform_row = lambda kind, row: (
+        row | {"conversation_id": ".."} if kind == "messages" and row["conversation_id"] == odd else row
+    )
+    assert world.sync().error is None
+    assert failed(world) == [("chat", "..", None, None)]
+
+
+NUMBERS = {
+    "an error": (500, b'{"error": "internal", "message": ""}', 1),
+    "closed": (403, b'{"error": "forbidden", "message": ""}', 1),
+    "no JSON": (200, b"<html>", 1),
+    "no list": (200, b'{"data": 7}', 1),
+    "missing": (404, b'{"error": "not_found", "message": ""}', 0),
+}
+
+
+@pytest.mark.parametrize("spelling", NUMBERS)
+def test_numbers_that_cannot_be_read_cost_no_other_stream(new_world: Callable[..., World], spelling: str) -> None:
+    status, body, failures = NUMBERS[spelling]
+    world = new_world(chats=4)
+    world.knobs.answer = lambda _method, path, _query: (status, {}, body) if path == "/v1/numbers" else None
+    assert world.sync().error is None
+    assert missing(world) == {"numbers": 1}
+    assert len(failed(world)) == failures
+    world.knobs.answer = None
+    world.sync()
+    assert (world.differences(), failed(world)) == ({}, [])
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 405, 501])
+def test_without_a_feed_messages_are_read_by_chat_and_the_feed_is_tried_daily(
+    new_world: Callable[..., World], status: int
+) -> None:
+    def no_feed(_method: str, path: str, query: Any) -> tuple[int, dict[str, str], bytes] | None:
+        refused = path == "/v1/messages" and "conversation_id" not in query
+        asked.append(refused)
+        return (status, {}, b'{"error": "invalid_request", "message": ""}') if refused else None
+
+    asked: list[bool] = []
+    world = new_world(Knobs(answer=no_feed), chats=4)
+    world.sync()
+    assert world.differences() == {}
+    asked.clear()
+    world.sync()
+    assert not any(asked), "an API without a feed is not asked for it in every run"
+    world.knobs.answer = None
+    world.pass_time(DAY_MS)
+    run = world.sync()
+    assert run.feed is True
+    assert world.differences() == {}
+
+
+def test_a_feed_that_fails_is_replaced_by_threads_that_changed(new_world: Callable[..., World]) -> None:
+    world = new_world(chats=10)
+    world.sync()
+    world.knobs.answer = lambda _method, path, query: (
+        (500, {}, b"{}") if path == "/v1/messages" and "conversation_id" not in query else None
+    )
+    world.account.add_messages([NewMessage(chat_ids(world)[0], "inbound", "new", world.at(), "received")])
+    world.pass_time(60_000)
+    before = world.requests
+    run = world.sync()
+    assert world.differences() == {}
+    assert failed(world) == [("feed", "messages", 500, None)]
+    assert run.error is None
+    assert world.requests - before < 45, "the feed's tries, and not every thread"
+    world.knobs.answer = None
+    world.pass_time(DAY_MS)
+    world.sync()
+    assert (world.differences(), failed(world)) == ({}, [])
+
+
+def test_a_server_that_is_not_the_api_leaves_no_conclusion(new_world: Callable[..., World]) -> None:
+    world = new_world(chats=3)
+    world.knobs.answer = lambda *_: (404, {}, b"<html>not here</html>")
+    run = world.sync(accept_failure=True)
+    assert isinstance(run.error, NotFoundError)
+    assert "is /v1 missing from base_url?" in str(run.error)
+    assert "feed" not in world.store.states["messages"]
+    world.knobs.answer = None
+    assert world.sync().feed is True
+    assert world.differences() == {}
+
+
+def test_lists_that_answer_404_to_an_empty_account_are_empty(new_world: Callable[..., World]) -> None:
+    world = new_world(chats=0)
+    world.knobs.answer = lambda _method, path, _query: (404, {}, b"{}") if path != "/v1/numbers" else None
+    assert world.sync().error is None
+    assert failed(world) == []
+
+
+def test_an_inactive_account_ends_the_run(new_world: Callable[..., World]) -> None:
+    world = new_world(Knobs(active=False), chats=3)
+    run = world.sync(accept_failure=True)
+    assert isinstance(run.error, ForbiddenError)
+    assert run.stopped
+
+
+def test_a_refused_key_ends_the_run_at_once(new_world: Callable[..., World]) -> None:
+    world = new_world(Knobs(keys={"sk_test_other"}), chats=3)
+    run = world.sync(accept_failure=True)
+    assert type(run.error) is AuthenticationError
+    assert world.requests == 1
+    assert failed(world) == []
+
+
+def test_chats_are_read_though_every_list_of_messages_fails(new_world: Callable[..., World]) -> None:
+    world = new_world(chats=30)
+    world.knobs.answer = lambda _method, path, _query: (500, {}, b"{}") if path == "/v1/messages" else None
+    run = world.sync()
+    assert run.error is None
+    assert set(world.differences()) == {"messages"}
+    assert len(failed(world)) == 31
+
+
+def test_an_api_that_stops_answering_is_not_asked_for_every_thread(new_world: Callable[..., World]) -> None:
+    world = new_world(Knobs(feed=False), chats=60)
+    down = False
+
+    def answer(_method: str, _path: str, query: Any) -> tuple[int, dict[str, str], bytes] | None:
+        nonlocal down
+        down = down or "conversation_id" in query
+        return (503, {}, b"{}") if down else None
+
+    world.knobs.answer = answer
+    run = Run()
+    world.sync(run, accept_failure=True)
+    assert run.error is not None
+    assert world.requests < 160
+    world.knobs.answer = None
+    world.pass_time(DAY_MS)
+    world.sync()
+    assert (world.differences(), failed(world)) == ({}, [])
+
+
+def page_with(table: str, row_id: str) -> Callable[[str, bytes], bytes]:
+    """Spoil every page on which a row is."""
+    return lambda path, body: b"{" if path == f"/v1/{table}" and row_id.encode() in body else body
+
+
+@pytest.mark.parametrize(("table", "number"), [("messages", 25), ("messages", -1), ("chats", 0), ("chats", 25)])
+def test_a_page_that_cannot_be_made_costs_only_the_rows_around_it(
+    new_world: Callable[..., World], table: str, number: int
+) -> None:
+    world = new_world(chats=40, messages_each=2)
+    order = "created_us" if table == "messages" else "last_us"
+    rows = [row["id"] for row in world.account.all(f"SELECT id FROM {table} ORDER BY {order} DESC")]
+    world.knobs.transform_body = page_with(table, rows[number])
+    for _ in range(2):
+        assert world.sync().error is None
+        # A chat whose newest message is on the page is read by itself, in vain.
+        assert {"page"} <= {one[0] for one in failed(world)} <= {"page", "thread"}
+        assert missing(world).get(table, 1) <= 12
+    world.knobs.transform_body = None
+    world.pass_time(DAY_MS)
+    world.sync()
+    assert (world.differences(), failed(world)) == ({}, [])
+
+
+def test_rows_below_a_failed_page_are_read_by_the_run_after_one_that_was_cut_off(
+    new_world: Callable[..., World],
+) -> None:
+    def stop(_method: str, path: str, query: Any) -> None:
+        if path == "/v1/messages" and query.get("before", "9") < failing_at and query["limit"] != "1":
+            run.stop.set()
+
+    world = new_world(chats=40, messages_each=2)
+    rows = world.account.all("SELECT id, created_us FROM messages ORDER BY created_us DESC")
+    failing_at = iso(rows[25]["created_us"] // 1000)
+    world.knobs.transform_body = page_with("messages", rows[25]["id"])
+    world.knobs.answer = stop
+    for _ in range(TRIES_WITHOUT_WAIT):
+        run = Run()
+        world.sync(run)
+        assert run.halt is not None
+    assert [one[0] for one in failed(world)] == ["page"]
+    world.knobs.answer = None
+    world.sync()
+    assert missing(world)["messages"] <= 12
+
+
+def test_a_page_that_fails_later_keeps_no_other_row_from_being_refreshed(new_world: Callable[..., World]) -> None:
+    world = new_world(chats=40, messages_each=2)
+    world.settings = Settings(settle_ms=5_000, tiers={"messages": [Tier(3_600_000, 72 * 3_600_000)]})
+    world.sync()
+    rows = [row["id"] for row in world.account.all("SELECT id FROM messages ORDER BY created_us DESC")]
+    world.knobs.transform_body = page_with("messages", rows[25])
+    for status in ("delivered", "read"):
+        for one in (rows[5], rows[-1]):
+            world.account.set_status(one, status, world.at())
+        for _ in range(TRIES_WITHOUT_WAIT):
+            world.pass_time(3_700_000)
+            world.sync()
+        stored = world.store.tables["messages"]
+        assert [stored[one,]["status"] for one in (rows[5], rows[-1])] == [status] * 2
+        assert {"page"} <= {one[0] for one in failed(world)} <= {"page", "thread"}
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("status", [500, 400, 403])
+def test_a_list_that_answers_nothing_is_a_failed_run(
+    new_world: Callable[..., World], status: int, is_first: bool
+) -> None:
+    world = new_world(chats=30)
+    if not is_first:
+        world.sync()
+    world.knobs.answer = lambda _method, path, _query: (status, {}, b"{}") if path == "/v1/chats" else None
+    run = world.sync(accept_failure=True)
+    assert run.error is not None
+    assert run.streams["messages"].rows, "the other stream is read"
+    world.knobs.answer = None
+    world.sync()
+    assert (world.differences(), failed(world)) == ({}, [])
+
+
+def test_an_outage_in_the_middle_of_a_list_is_a_failed_run(new_world: Callable[..., World]) -> None:
+    def answer(*_: Any) -> tuple[int, dict[str, str], bytes] | None:
+        return (503, {}, b"{}") if world.requests > 8 else None
+
+    world = new_world(chats=60)
+    world.knobs.answer = answer
+    run = world.sync(accept_failure=True)
+    assert run.error is not None
+    assert failed(world) == []
+    assert world.requests < 200
+    world.knobs.answer = None
+    world.sync()
+    assert world.differences() == {}
+
+
+def test_messages_wait_while_nobody_can_say_whose_thread_they_are_in(new_world: Callable[..., World]) -> None:
+    names = Pseudonyms("k" * 32)
+    world = new_world(chats=6)
+    world.redactor = Redactor(FULL, names, frozenset({names.erased_handle("+14155550005")}))
+    unclear, *_ = [row["id"] for row in world.account.all("SELECT id FROM chats WHERE remote_handle = '+14155550002'")]
+    world.knobs.refusal = lambda _method, path: (500, "internal") if path.endswith(unclear) else None
+    assert world.sync().error is None
+    assert failed(world) == [("thread", unclear, 500, "internal")]
+    assert missing(world) == {"messages": 6, "chats": 1}, "of the one that is erased, and of the other"
+    assert unclear not in {row["conversation_id"] for row in world.store.tables["messages"].values()}
+    world.knobs.refusal = None
+    world.sync()
+    assert failed(world) == []
+    assert missing(world) == {"messages": 3, "chats": 1}
+
+
+def test_numbers_that_cannot_be_read_keep_no_row_from_a_policy_that_needs_them(new_world: Callable[..., World]) -> None:
+    world = new_world(chats=4)
+    world.redactor = Redactor(PRESETS["analytics"], Pseudonyms("k" * 32))
+    world.knobs.answer = lambda _method, path, _query: (500, {}, b"{}") if path == "/v1/numbers" else None
+    assert world.sync().error is None
+    assert (len(world.store.tables["chats"]), len(world.store.tables["messages"])) == (4, 12)
+    assert failed(world) == [("numbers", "numbers", 500, None)]

@@ -1,0 +1,359 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers.listing import EPOCH, Listing
+from msgbubbles.errors import PermanentError
+from msgbubbles.models import Chat, Message, Page
+from msgbubbles.source.paginate import BEGINNING_MS, DAY_MS, MAX_PAGES_AT_ONE_TIMESTAMP, Overflow, Step, iso, walk
+
+
+def read(listing: Listing, lo_ms: int = 0, before_ms: int | None = None) -> list[Step[Chat]]:
+    return list(walk(listing.fetch, lo_ms=lo_ms, before_ms=before_ms, stream="chats"))
+
+
+def keys(steps: list[Step[Chat]]) -> set[str]:
+    return {row.key for step in steps for row in step.page.rows}
+
+
+# Few instants and many rows, so that ties over the edge of a page are the rule.
+instants = st.integers(0, 12).map(lambda n: n * 500 + 1_000_000)
+listings = st.builds(
+    Listing,
+    rows=st.dictionaries(st.uuids().map(str), instants, max_size=60),
+    limit=st.integers(2, 8),
+    inclusive=st.booleans(),
+    unstable_ties=st.booleans(),
+    shuffled_pages=st.booleans(),
+    short_pages=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+
+
+def crowded(listing: Listing) -> set[int]:
+    """Milliseconds with as many rows as a page holds, those of the next one included: `before` may include it."""
+    count = Counter(at // 1000 for at in listing.rows.values() if at is not None)
+    return {ms for ms, rows in count.items() if rows + count[ms + 1] >= listing.limit or listing.short_pages}
+
+
+@settings(max_examples=400, deadline=None)
+@given(listings)
+def test_every_row_is_read_or_its_instant_is_reported(listing: Listing) -> None:
+    steps = read(listing)
+    reported = [step.overflow for step in steps if step.overflow]
+    missing = set(listing.rows) - keys(steps)
+    for key in missing:
+        at_ms = (listing.rows[key] or 0) // 1000
+        assert any((o.from_ms or 0) <= at_ms <= (o.to_ms or 0) for o in reported)
+    for overflow in reported:
+        assert overflow.to_ms in crowded(listing)
+    assert len(steps) < 15 * len(listing.rows) + 15
+
+
+@settings(max_examples=200, deadline=None)
+@given(listings)
+def test_nothing_is_missing_where_a_page_holds_more_than_an_instant(listing: Listing) -> None:
+    listing = replace(listing, limit=61, short_pages=False)
+    steps = read(listing)
+    assert keys(steps) == set(listing.rows)
+    assert not any(step.overflow for step in steps)
+
+
+@settings(max_examples=200, deadline=None)
+@given(listings, st.integers(0, 400))
+def test_coverage_never_claims_a_row_that_was_not_read(listing: Listing, pages: int) -> None:
+    covered_from_ms = None
+    seen: set[str] = set()
+    reported: list[Overflow] = []
+    for step, _ in zip(walk(listing.fetch, lo_ms=0, before_ms=None, stream="chats"), range(pages + 1), strict=False):
+        seen |= keys([step])
+        covered_from_ms = step.covered_from_ms
+        reported += [step.overflow] if step.overflow else []
+    for key, at in listing.rows.items():
+        at_ms = (at or 0) // 1000
+        if covered_from_ms is not None and at_ms >= covered_from_ms and key not in seen:
+            assert any((o.from_ms or 0) <= at_ms <= (o.to_ms or 0) for o in reported)
+
+
+def test_a_walk_stops_at_its_lower_end_and_reads_no_page_more() -> None:
+    listing = Listing({f"{n:03}": 1_000_000 + n * 1000 for n in range(100)}, limit=10)
+    steps = read(listing, lo_ms=1085)
+    assert {f"{n:03}" for n in range(85, 100)} <= keys(steps)
+    assert len(steps) == 2
+    assert steps[-1].covered_from_ms == 1082, "the last page is used to its end"
+
+
+def test_a_walk_begins_where_it_is_told() -> None:
+    listing = Listing({f"{n:03}": 1_000_000 + n * 1000 for n in range(100)}, limit=10)
+    assert keys(read(listing, lo_ms=1000, before_ms=1050)) == {f"{n:03}" for n in range(50)}
+
+
+@pytest.mark.parametrize("inclusive", [False, True])
+def test_more_rows_in_an_instant_than_a_page_holds_are_reported_and_stepped_over(inclusive: bool) -> None:
+    older = {f"old{n}": 900_000 + n * 1000 for n in range(7)}
+    tied = {f"tie{n:02}": 1_000_000 for n in range(13)}
+    newer = {f"new{n}": 1_100_000 + n * 1000 for n in range(6)}
+    listing = Listing({**older, **tied, **newer}, limit=10, inclusive=inclusive)
+    steps = read(listing)
+    assert keys(steps) == set(older) | set(newer) | {f"tie{n:02}" for n in range(10)}
+    assert {step.overflow for step in steps if step.overflow} == (
+        {Overflow(1000, 1000), Overflow(999, 1000)} if inclusive else {Overflow(1000, 1000)}
+    )
+
+
+def test_ties_whose_order_changes_are_all_reached_by_asking_again() -> None:
+    listing = Listing({f"tie{n:02}": 1_000_000 for n in range(13)}, limit=10, unstable_ties=True)
+    assert keys(read(listing)) == set(listing.rows)
+
+
+@pytest.mark.parametrize("nulls_first", [False, True])
+@pytest.mark.parametrize("nulls_with_before", [False, True])
+@pytest.mark.parametrize("nulls", [1, 4, 5, 9])
+def test_rows_without_an_instant_hide_no_others(nulls: int, nulls_first: bool, nulls_with_before: bool) -> None:
+    timed = {f"{n:03}": 1_000_000 + n * 1000 for n in range(20)}
+    listing = Listing(
+        {**timed, **{f"null{n}": None for n in range(nulls)}},
+        nulls_first=nulls_first,
+        nulls_with_before=nulls_with_before,
+    )
+    if nulls_first and nulls_with_before and nulls >= listing.limit:
+        with pytest.raises(PermanentError, match="without an instant"):
+            read(listing)
+        return
+    steps = read(listing)
+    assert set(timed) <= keys(steps)
+    reachable = nulls if nulls_with_before or nulls_first else 0
+    if nulls <= listing.limit:
+        assert len(keys(steps) - set(timed)) == reachable
+    elif reachable:
+        assert Overflow(None, None) in {step.overflow for step in steps}
+
+
+def test_the_newest_instant_is_not_taken_from_the_future() -> None:
+    now_ms = int(datetime.now(UTC).timestamp() * 1000)
+    listing = Listing({"now": now_ms * 1000, "later": (now_ms + DAY_MS) * 1000})
+    (step,) = read(listing)
+    assert step.newest_ms == now_ms
+
+
+def test_an_empty_page_that_promises_more_is_asked_for_once_more() -> None:
+    listing = Listing({f"{n:03}": 1_000_000 + n * 1000 for n in range(20)})
+    calls = 0
+
+    def fetch(before: str | None) -> Page[Chat]:
+        nonlocal calls
+        calls += 1
+        page = listing.fetch(before)
+        return replace(page, rows=[], has_more=True, full=False) if calls == 3 else page
+
+    seen = {row.key for step in walk(fetch, lo_ms=0, before_ms=None, stream="chats") for row in step.page.rows}
+    assert seen == set(listing.rows)
+
+
+def test_an_api_that_ignores_before_is_not_paged_for_ever() -> None:
+    listing = Listing({f"{n:03}": 1_000_000 + n * 1000 for n in range(20)})
+    with pytest.raises(PermanentError, match="newer than the `before`"):
+        list(walk(lambda _before: listing.fetch(None), lo_ms=0, before_ms=None, stream="chats"))
+
+
+def test_an_instant_is_written_as_the_api_writes_it() -> None:
+    assert iso(1_764_000_000_007) == "2025-11-24T16:00:00.007Z"
+    assert iso(-1) == "1969-12-31T23:59:59.999Z"
+    assert iso(BEGINNING_MS) == "0001-01-02T00:00:00.000Z"
+
+
+# -- rows that show another time than the API lists them by
+
+BASE_MS, MINUTE_MS = 1_700_000_000_000, 60_000
+IN_2001_MS = 978_307_200_000
+
+
+def chats_every_minute(count: int, outliers: dict[int, int], limit: int = 100, **options: bool) -> Listing:
+    """Chats listed a minute apart, the newest first; `outliers` are times that some show instead, by their place."""
+    rows: dict[str, int | None] = {f"{n:04}": (BASE_MS - n * MINUTE_MS) * 1000 for n in range(count)}
+    shown_as: dict[str, int | None] = {f"{n:04}": at_ms * 1000 for n, at_ms in outliers.items()}
+    return Listing(rows, limit, shown_as=shown_as, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shown_ms", [IN_2001_MS, BASE_MS - 2000 * MINUTE_MS, BASE_MS - 30, BASE_MS + 9 * DAY_MS * 365])
+@pytest.mark.parametrize("places", [[0], [50], [99], [150], [198], [299], [97, 98, 99], [3, 40, 99, 120]], ids=str)
+def test_outlier_times_are_loaded_and_move_nothing(places: list[int], shown_ms: int) -> None:
+    listing = chats_every_minute(300, dict.fromkeys(places, shown_ms))
+    steps = read(listing, lo_ms=BEGINNING_MS)
+    assert keys(steps) == set(listing.rows)
+    assert not any(step.overflow for step in steps)
+    assert len(steps) <= 4 + 2 * len(places) + 2
+
+
+def test_a_page_out_of_order_is_reported() -> None:
+    assert not any(step.is_in_order for step in read(chats_every_minute(90, {40: IN_2001_MS}))[:1])
+    assert all(step.is_in_order for step in read(chats_every_minute(300, {})))
+    (in_2001,) = read(chats_every_minute(90, {40: IN_2001_MS}), lo_ms=BASE_MS - 30 * MINUTE_MS)
+    assert in_2001.outliers == {"0040"}
+
+
+@pytest.mark.parametrize("place", [5, 40, 98, 99])
+def test_an_outlier_below_the_lower_end_does_not_end_a_walk(place: int) -> None:
+    listing = chats_every_minute(300, {place: IN_2001_MS, place + 1: IN_2001_MS})
+    steps = read(listing, lo_ms=BASE_MS - 250 * MINUTE_MS)
+    assert {key for key in listing.rows if key <= "0250"} <= keys(steps)
+    assert len(steps) <= 5
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_outliers_anywhere_hide_no_row_and_claim_no_interval(data: st.DataObject) -> None:
+    count, limit = data.draw(st.integers(1, 90)), data.draw(st.sampled_from([10, 20, 50]))
+    times_ms = st.sampled_from([IN_2001_MS, BASE_MS + 400 * DAY_MS, BASE_MS + 40 * MINUTE_MS, BASE_MS - 500 * DAY_MS])
+    outliers = data.draw(st.dictionaries(st.integers(0, count - 1), times_ms, max_size=count // 20 + 1))
+    listing = chats_every_minute(
+        count, outliers, limit, inclusive=data.draw(st.booleans()), shuffled_pages=data.draw(st.booleans())
+    )
+    seen: set[str] = set()
+    for step in walk(listing.fetch, lo_ms=BEGINNING_MS, before_ms=None, stream="chats"):
+        seen |= keys([step])
+        assert step.overflow is None
+        if step.covered_from_ms is not None:
+            assert {key for key, at in listing.rows.items() if (at or 0) // 1000 >= step.covered_from_ms} <= seen
+        assert len(listing.asked) < 100
+    assert seen == set(listing.rows)
+
+
+def by_sent_at(rows: list[Message], limit: int = 100) -> Callable[[str | None], Page[Message]]:
+    """An API that orders and pages messages by `sent_at`, whatever else they show."""
+
+    def fetch(before: str | None) -> Page[Message]:
+        at = None if before is None else datetime.fromisoformat(before)
+        found = sorted(
+            (row for row in rows if row.sent_at and (at is None or row.sent_at < at)),
+            key=lambda row: row.sent_at or EPOCH,
+            reverse=True,
+        )
+        now = datetime.now(UTC)
+        return Page(found[:limit], [], len(found) > limit, len(found) >= limit, now, now)
+
+    return fetch
+
+
+@pytest.mark.parametrize(
+    "created",
+    [
+        lambda _sent: EPOCH + timedelta(days=20_000),  # the day of an import
+        lambda sent: sent - timedelta(hours=5),  # a local time
+        lambda sent: EPOCH + timedelta(milliseconds=hash(sent) % BASE_MS),
+    ],
+    ids=["constant", "shifted", "random"],
+)
+def test_a_field_that_the_page_follows_is_used_where_created_at_misleads(
+    created: Callable[[datetime], datetime],
+) -> None:
+    sent = [EPOCH + timedelta(milliseconds=BASE_MS - n * MINUTE_MS) for n in range(300)]
+    rows = [Message(id=f"{n:03}", sent_at=at, created_at=created(at)) for n, at in enumerate(sent)]
+    steps = list(walk(by_sent_at(rows), lo_ms=BEGINNING_MS, before_ms=None, stream="messages"))
+    assert {row.key for step in steps for row in step.page.rows} == {row.id for row in rows}
+    assert not any(step.overflow for step in steps)
+    assert len(steps) <= 7
+
+
+def test_times_that_the_api_does_not_page_by_are_given_up_after_some_pages() -> None:
+    now = datetime.now(UTC)
+    asked = 0
+
+    def fetch(_before: str | None) -> Page[Chat]:
+        nonlocal asked
+        asked += 1
+        rows = [Chat(id=f"{asked}-{n}", last_message_at=now - timedelta(days=(n * 37 + asked) % 100)) for n in range(9)]
+        return Page(rows, [], True, True, now, now)
+
+    with pytest.raises(PermanentError):
+        list(walk(fetch, lo_ms=BEGINNING_MS, before_ms=None, stream="chats"))
+    assert asked < 500
+
+
+def test_ids_that_change_with_each_request_do_not_end_a_walk() -> None:
+    listing = chats_every_minute(300, {})
+    steps: list[Step[Chat]] = []
+
+    def fetch(before: str | None) -> Page[Chat]:
+        page = listing.fetch(before)
+        return replace(
+            page, rows=[Chat(id=f"{len(steps)}-{row.id}", last_message_at=row.cursor_at) for row in page.rows]
+        )
+
+    for step in walk(fetch, lo_ms=BEGINNING_MS, before_ms=None, stream="chats"):
+        steps.append(step)
+        assert len(steps) < 40
+    assert {key.partition("-")[2] for key in keys(steps)} == set(listing.rows)
+
+
+# -- an API that makes up rows
+
+
+def ever_new(
+    at: Callable[[int, datetime | None], datetime | None],
+) -> tuple[Callable[[str | None], Page[Chat]], list[str]]:
+    """Pages of ten rows that were never shown before, each at what `at` says of its page's number and of `before`; and
+    what was asked."""
+    asked: list[str] = []
+
+    def fetch(before: str | None) -> Page[Chat]:
+        asked.append(before or "")
+        now = datetime.now(UTC)
+        shown = at(len(asked), None if before is None else datetime.fromisoformat(before))
+        rows = [] if shown is None else [Chat(id=f"{len(asked)}-{n}", last_message_at=shown) for n in range(10)]
+        return Page(rows, [], bool(rows), bool(rows), now, now)
+
+    return fetch, asked
+
+
+def test_ever_new_rows_at_one_timestamp_are_bounded_and_reported_and_the_rest_is_read() -> None:
+    tied, older = EPOCH + timedelta(milliseconds=BASE_MS), EPOCH + timedelta(milliseconds=BASE_MS - DAY_MS)
+
+    def at(_number: int, before: datetime | None) -> datetime | None:
+        return tied if before is None or before > tied else older if before > older else None
+
+    fetch, asked = ever_new(at)
+    steps = list(walk(fetch, lo_ms=BEGINNING_MS, before_ms=None, stream="chats"))
+    reported = {step.overflow for step in steps if step.overflow}
+    assert reported == {Overflow(BASE_MS, BASE_MS), Overflow(BASE_MS - DAY_MS, BASE_MS - DAY_MS)}
+    assert len(asked) <= 2 * MAX_PAGES_AT_ONE_TIMESTAMP + 5
+    assert steps[-1].covered_from_ms == BEGINNING_MS
+
+
+def test_pages_that_never_go_down_are_refused() -> None:
+    fetch, asked = ever_new(lambda number, _before: EPOCH + timedelta(milliseconds=BASE_MS + number * 1000))
+    with pytest.raises(PermanentError, match="newer than the `before`"):
+        list(walk(fetch, lo_ms=BEGINNING_MS, before_ms=None, stream="chats"))
+    assert len(asked) < 10
+
+
+# -- rows before 1970, and rows without a time
+
+
+def test_everything_has_no_beginning_in_1970() -> None:
+    moon_landing = datetime(1969, 7, 20, 20, 17, tzinfo=UTC)
+    at_us = (moon_landing - EPOCH) // timedelta(microseconds=1)
+    listing = Listing({f"{n:03}": at_us - n * 3_600_000_000 for n in range(250)}, limit=100)
+    steps = read(listing, lo_ms=BEGINNING_MS)
+    assert keys(steps) == set(listing.rows)
+    assert steps[-1].covered_from_ms == BEGINNING_MS
+
+
+@pytest.mark.parametrize("with_before", [True, False])
+@pytest.mark.parametrize(("timed", "untimed"), [(100, 150), (50, 60), (30, 150), (130, 90)])
+def test_more_rows_without_a_time_than_a_page_shows_are_reported(timed: int, untimed: int, with_before: bool) -> None:
+    listing = chats_every_minute(timed, {}, nulls_first=False, nulls_with_before=with_before)
+    listing.rows |= {f"null{n:03}": None for n in range(untimed)}
+    steps = read(listing, lo_ms=BEGINNING_MS)
+    assert {key for key in listing.rows if not key.startswith("null")} <= keys(steps)
+    overflows = {step.overflow for step in steps if step.overflow}
+    missing = set(listing.rows) - keys(steps)
+    if any(key.startswith("null") for key in keys(steps)):
+        assert overflows == ({Overflow(None, None)} if missing else set())

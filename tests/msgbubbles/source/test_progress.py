@@ -1,0 +1,53 @@
+"""What lands of a message's progress when events and the API disagree."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from msgbubbles.models import Message
+from msgbubbles.source.buffer import COLUMNS, arrow_table
+from msgbubbles.source.compare import Comparison
+from msgbubbles.source.progress import keep_progress
+
+NINE = datetime(2026, 11, 23, 9, tzinfo=UTC)
+
+
+def at(minutes: int) -> datetime:
+    return NINE + timedelta(minutes=minutes)
+
+
+READ: dict[str, Any] = {"status": "read", "delivered_at": at(1), "read_at": at(2), "updated_at": at(0)}
+
+
+def kept(shown: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+    """The message that lands where the API shows `shown`, among one that is new and one that is as it was."""
+    columns = COLUMNS["messages"]
+    others = [Message(id="m0", status="sent", updated_at=NINE), Message(id="m2", status="sent", updated_at=NINE)]
+    incoming = arrow_table(columns, [(one, NINE) for one in (others[0], Message(id="m1", **shown), others[1])])
+    known = arrow_table(columns, [(one, NINE) for one in (Message(id="m1", **stored), others[1])])
+    rows = keep_progress(incoming, Comparison(incoming, known, columns)).to_pylist()
+    assert [row["status"] for row in (rows[0], rows[2])] == ["sent", "sent"]
+    return {name: rows[1][name] for name in ("status", "delivered_at", "read_at", "updated_at")}
+
+
+@pytest.mark.parametrize("updated_at", [at(0), at(-1)])
+@pytest.mark.parametrize("status", ["queued", "sent", "failed", "delivered"])
+def test_a_row_that_the_api_has_not_changed_takes_no_progress_back(status: str, updated_at: datetime) -> None:
+    shown = {"status": status, "delivered_at": at(1), "read_at": None, "updated_at": updated_at}
+    assert kept(shown, READ) == READ | {"updated_at": updated_at}
+
+
+@pytest.mark.parametrize("updated_at", [at(3), None])
+def test_the_api_has_the_last_word_where_it_may_have_changed_a_row(updated_at: datetime | None) -> None:
+    shown = {"status": "failed", "delivered_at": None, "read_at": None, "updated_at": updated_at}
+    assert kept(shown, READ) == shown
+
+
+def test_progress_that_the_api_shows_lands_whenever_it_was_changed() -> None:
+    shown = {"status": "read", "delivered_at": at(1), "read_at": at(3), "updated_at": at(0)}
+    assert kept(shown, READ) == shown, "an event's time is near the API's own, and not the same"
+    assert kept(shown | {"status": "unheard_of"}, READ)["status"] == "unheard_of"
+    assert kept(shown, {"status": "sent", "updated_at": at(0)}) == shown

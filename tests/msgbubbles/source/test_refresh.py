@@ -1,0 +1,240 @@
+"""What is read again, how much of it a run does, and what a chat that does not show up means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from helpers.world import OURS, World
+from msgbubbles.models import Chat, Page
+from msgbubbles.source import reconcile as repairs
+from msgbubbles.source.config import Settings
+from msgbubbles.source.coverage import DAY_MS, HOUR_MS, Tier
+from msgbubbles.source.run import Run
+from msgbubbles_sync.sandbox import Knobs, NewMessage
+
+MINUTE_MS = 60_000
+SETTINGS = Settings(0, 5 * MINUTE_MS, {"chats": [Tier(DAY_MS)], "messages": [Tier(HOUR_MS, 72 * HOUR_MS)]})
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """Sixty chats with a message each, a minute apart; all of them read. Pages have five rows."""
+    with closing(World(Knobs(), SETTINGS)) as world:
+        for _ in range(60):
+            chat_id = world.account.add_chat(OURS, "+14155550123", world.at())
+            write(world, chat_id)
+            world.pass_time(MINUTE_MS)
+        world.sync()
+        yield world
+
+
+def write(world: World, chat_id: str) -> None:
+    world.account.add_message(NewMessage(chat_id, "outbound", "hello", world.at(), "sent", sender=OURS))
+
+
+def ids(world: World) -> list[str]:
+    """Ids of the chats, oldest first."""
+    rows = world.store.tables["chats"].values()
+    return [row["id"] for row in sorted(rows, key=lambda row: row["last_message_at"])]
+
+
+def test_a_run_reads_only_its_share_again_goes_on_where_the_last_stopped_and_never_delays_the_head(
+    world: World,
+) -> None:
+    world.settings = replace(SETTINGS, refresh_per_minute=1 / 60)
+    oldest = ids(world)[0]
+    world.pass_time(25 * HOUR_MS)
+    world.account.rename(oldest, "Another name", world.at())
+    world.sync()  # the pause was a day, and a run makes up for an hour of it at most
+    world.settings = replace(SETTINGS, refresh_per_minute=1.0)
+    runs = 0
+    while world.differences():
+        world.pass_time(2 * MINUTE_MS)
+        write(world, ids(world)[-1])
+        run = world.sync()
+        assert run.streams["chats"].refresh_pages <= 2
+        assert run.streams["messages"].refresh_pages <= 2
+        assert "messages" not in world.differences(), "the newest is there at once"
+        runs += 1
+        assert runs < 40
+    assert runs >= 5, "it took several runs"
+
+
+def test_threads_of_one_minute_that_a_slice_cannot_all_read_again_are_read_again_in_several() -> None:
+    with closing(World(Knobs(feed=False), SETTINGS)) as world:
+        for number in range(12):
+            world.pass_time(HOUR_MS if number < 8 else 0)
+            chat_id = world.account.add_chat(OURS, "+14155550123", world.at())
+            for _ in range(6):
+                write(world, chat_id)
+                world.pass_time(500)
+        world.sync()
+        world.pass_time(10 * MINUTE_MS)
+        world.sync()
+        world.pass_time(2 * HOUR_MS)
+        messages = world.sync(Run(slice_pages=8)).streams["messages"]
+        assert messages.refresh_pages > 8
+        assert messages.pages < 60, "none of them again and again"
+
+
+def test_after_a_pause_a_run_makes_up_for_an_hour_at_most(world: World) -> None:
+    world.settings = replace(SETTINGS, refresh_per_minute=0.1)
+    world.pass_time(30 * HOUR_MS)
+    assert world.sync().streams["chats"].refresh_pages == 6
+
+
+def test_a_chat_that_two_sweeps_did_not_show_is_asked_for_and_not_deleted_when_it_is_there(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = ids(world)[10]
+    connect = world._client
+
+    def without_it(run: Run) -> Any:
+        client = connect(run)
+        listed = client.list_chats
+
+        def list_chats(before: str | None = None) -> Page[Chat]:
+            page = listed(before=before)
+            page.rows[:] = [row for row in page.rows if row.id != hidden]
+            return page
+
+        client.list_chats = list_chats  # type: ignore[method-assign, assignment]
+        return client
+
+    monkeypatch.setattr(world, "_client", without_it)
+    asked = []
+    for _ in range(6):
+        world.pass_time(25 * HOUR_MS)
+        asked.append(world.sync().traffic.requests["GET /chats/:id"])
+        assert world.store.tables["chats"][hidden,]["deleted_at"] is None
+    assert asked == [0, 1, 0, 1, 0, 1]
+
+
+def test_all_chats_deleted_at_once_are_seen(world: World) -> None:
+    for chat_id in ids(world):
+        world.account.delete_chat(chat_id)
+    for _ in range(3):
+        world.pass_time(25 * HOUR_MS)
+        world.sync()
+    assert all(row["deleted_at"] is not None for row in world.store.tables["chats"].values())
+
+
+def test_the_only_chats_deleted_just_after_they_were_read_are_seen_by_the_head_alone() -> None:
+    with closing(World(Knobs(), Settings(0, 5 * MINUTE_MS))) as world:
+        for _ in range(2):
+            write(world, world.account.add_chat(OURS, "+14155550123", world.at()))
+        world.sync()
+        for chat_id in ids(world):
+            world.account.delete_chat(chat_id)
+        for _ in range(3):
+            world.pass_time(2 * HOUR_MS)
+            world.sync()
+        assert all(row["deleted_at"] is not None for row in world.store.tables["chats"].values())
+
+
+def test_the_only_chat_deleted_after_its_messages_were_read_and_before_it_was_is_seen() -> None:
+    with closing(World(Knobs(), SETTINGS)) as world:
+        chat_id = world.account.add_chat(OURS, "+14155550123", world.at())
+        write(world, chat_id)
+        world.sync(Run(max_requests=2))  # the numbers and the messages
+        assert len(world.store.tables["messages"]) == 1
+        assert not world.store.tables["chats"]
+        world.account.delete_chat(chat_id)
+        world.sync()
+        assert world.store.tables["chats"][chat_id,]["deleted_at"]
+
+
+def test_a_message_that_shows_after_its_days_of_refresh_is_found_by_its_chat(world: World) -> None:
+    chat_id = ids(world)[-1]
+    world.pass_time(MINUTE_MS)
+    late = NewMessage(chat_id, "inbound", "hello", world.at(), "received", sender="+14155550123")
+    for _ in range(6):
+        world.pass_time(25 * HOUR_MS)
+        write(world, ids(world)[3])
+        world.sync()
+    world.account.add_message(late)
+    world.pass_time(25 * HOUR_MS)
+    world.sync()
+    assert world.differences() == {}
+
+
+def test_a_chat_that_comes_back_brings_the_messages_of_its_absence(world: World) -> None:
+    chat_id = ids(world)[10]
+    world.account.delete_chat(chat_id)
+    for _ in range(3):
+        world.pass_time(25 * HOUR_MS)
+        world.sync()
+    assert world.store.tables["chats"][chat_id,]["deleted_at"] is not None
+    write(world, chat_id)
+    world.pass_time(30 * MINUTE_MS)
+    write(world, ids(world)[-1])
+    world.sync()
+    world.account.restore_chat(chat_id)
+    world.pass_time(26 * HOUR_MS)
+    world.sync()
+    world.sync()
+    assert world.differences() == {}
+
+
+def test_threads_whose_time_is_no_message_s_are_given_up(world: World) -> None:
+    """Where `last_message_at` is another time than a message's, asking would never end."""
+    at = world.at() - timedelta(hours=2)
+    for _ in range(200):
+        chat_id = world.account.add_chat(OURS, "+14155550123", at, last_message_at=at + timedelta(milliseconds=1))
+        at -= timedelta(minutes=1)
+        world.account.add_message(NewMessage(chat_id, "outbound", "hello", at, "sent", sender=OURS))
+        world.account.run("UPDATE chats SET last_us = last_us + 60000000 WHERE id = ?", (chat_id,))
+    requests = []
+    for _ in range(4):
+        world.pass_time(26 * HOUR_MS)
+        requests.append(world.sync().traffic.requests["GET /messages"])
+    assert world.differences() == {}
+    assert requests[0] >= repairs.LAGGING_IN_VAIN
+    assert requests[-1] <= 3, "and after that it is quiet"
+
+
+def test_ids_that_only_events_name_are_asked_for_once_and_make_no_chats(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up = [f"00000000-0000-4000-8000-{number:012}" for number in range(300)]
+    real = world.account.add_chat(OURS, "+14155550199", world.at())
+    quiet, at_ms = ids(world)[0], world.now_ms - HOUR_MS
+
+    def told_of(_since_ms: int, limit: int) -> tuple[list[str], dict[str, tuple[int, int]]]:
+        named = [*made_up, real]
+        messages = dict.fromkeys([*made_up, quiet][:limit], (at_ms, at_ms))
+        return [one for one in named if (one,) not in world.store.tables["chats"]][:limit], messages
+
+    monkeypatch.setattr(world.store, "told_of", told_of)
+    before = set(world.store.tables["chats"])
+    spent, read = [], 0
+    for _ in range(10):
+        world.pass_time(MINUTE_MS)
+        asked = world.requests
+        run = world.sync()
+        spent.append(world.requests - asked)
+        assert run.repaired["deleted chats"] == 0
+        read += run.repaired["stretches that events told of"]
+    assert set(world.store.tables["chats"]) == before | {(real,)}
+    assert max(spent) < repairs.REQUESTS_A_RUN + 20
+    assert read == 301, "those that are asked for first do not hide the last"
+    assert max(spent[8:]) < 20, "nothing is asked for again"
+
+
+def test_a_chat_that_messages_name_and_that_is_not_found_was_deleted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = "00000000-0000-4000-8000-000000000000"
+    monkeypatch.setattr(world.store, "told_of", lambda _since_ms, _limit: ([gone], {}))
+    world.sync()
+    assert (gone,) not in world.store.tables["chats"]
+    row = next(iter(world.store.tables["messages"].values()))
+    world.store.tables["messages"][("late",)] = row | {"id": "late", "conversation_id": gone}
+    world.sync()
+    assert world.store.tables["chats"][gone,]["deleted_at"] is not None

@@ -1,0 +1,75 @@
+"""The source in somebody else's pipeline, as the README shows it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from helpers.job import inherited_environment
+from msgbubbles_sync.sandbox import Account, Knobs, seed, serve
+
+PIPELINE = """
+import json, sys
+import dlt
+from msgbubbles.source import msgbubbles_source
+from msgbubbles.errors import MsgBubblesError
+
+pipeline = dlt.pipeline("theirs", destination="duckdb", dataset_name="conversations")
+source = msgbubbles_source()
+if sys.argv[1:]:
+    source = source.with_resources(*sys.argv[1:])
+try:
+    pipeline.run(source)
+except Exception as error:
+    while error and not isinstance(error, MsgBubblesError):
+        error = error.__cause__
+    print(json.dumps(type(error).__name__))
+else:
+    with pipeline.sql_client() as client:
+        tables = client.execute_sql("SELECT table_schema, table_name FROM information_schema.tables")
+        names = [name for schema, name in tables if schema == "conversations" and not name.startswith("_")]
+        print(json.dumps({name: client.execute_sql(f"SELECT count(*) FROM {name}")[0][0] for name in names}))
+"""
+
+
+@pytest.mark.parametrize("only", [(), ("chats",)])
+def test_five_lines_load_everything_and_a_fault_loads_nothing(tmp_path: Path, only: tuple[str, ...]) -> None:
+    account = Account()
+    seed(account, now=datetime.now(UTC), chats=120, messages=400, days=20)
+    with serve(account, Knobs(server_errors=1.0)) as server:
+
+        def run() -> object:
+            done = subprocess.run(
+                [sys.executable, "-c", PIPELINE, *only],
+                cwd=tmp_path,
+                env={
+                    **inherited_environment(),
+                    "PYTHONPATH": str(Path(__file__).parents[3] / "pipelines"),
+                    "DLT_DATA_DIR": str(tmp_path),
+                    "RUNTIME__DLTHUB_TELEMETRY": "false",
+                    "RUNTIME__LOG_LEVEL": "ERROR",
+                    "SOURCES__MSGBUBBLES__API_KEY": server.key,
+                    "SOURCES__MSGBUBBLES__BASE_URL": server.url,
+                    "SOURCES__MSGBUBBLES__MAX_ATTEMPTS": "2",
+                    "SOURCES__MSGBUBBLES__BUDGET_DIR": str(tmp_path),
+                },
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            return json.loads(done.stdout)
+
+        assert run() == "RetryableError"
+        server.knobs.server_errors = 0.0
+        files = sum(len(row["attachments"]) for row in server.truth().messages)
+        titles = sum(row["title"] is not None for row in server.truth().chats)
+        counts = {"chats": 120, "chat_titles": titles, "rejected_rows": 0, "messages": 0, "attachments": 0}
+        counts |= {"participant_reads": 0, "participant_lists": 0, "stream_coverage": 1}
+        everything = counts | {"messages": 400, "attachments": files, "numbers": 3, "stream_coverage": 2}
+        assert run() == (counts if only else everything)
+        assert run() == (counts if only else everything)

@@ -1,0 +1,376 @@
+"""One stream over many runs: cut anywhere, changed meanwhile, and complete in the end."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers.listing import EPOCH, Listing
+from helpers.world import OURS, InAnyOrder, World
+from msgbubbles.client import Client
+from msgbubbles.errors import Interrupted, PermanentError, RetryableError
+from msgbubbles.models import Chat, Page, RejectedRow
+from msgbubbles.source.buffer import Landing
+from msgbubbles.source.config import Settings
+from msgbubbles.source.run import Run
+from msgbubbles.source.streams import Sharing, StreamReader, read_messages, read_stream
+from msgbubbles.transport import Transport
+from msgbubbles_sync.sandbox import Account, Knobs, NewMessage, seed, serve
+
+SETTLE_MS = 50
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_parts() -> Iterator[None]:
+    """Walks share what is to be read though it is little."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("msgbubbles.source.streams.SHARING", Sharing(4, 1, 1, 1))
+        yield
+
+
+class CollectingLanding(Landing):
+    """Keeps rows instead of making Arrow of them; what a load drops is dropped here too."""
+
+    def __init__(self) -> None:
+        super().__init__(("chats",))
+        self.rows: dict[str, datetime | None] = {}
+
+    def add(self, page: Page[Any], skip: frozenset[str] = frozenset()) -> None:
+        super().add(page, skip)
+        for key, (row, _) in self._rows["chats"].items():
+            self.rows[key] = row.cursor_at
+        self._changes("chats").new += len(self._rows["chats"])
+        self._rows["chats"].clear()
+
+    def empty_tables(self) -> Any:
+        return iter(())
+
+
+def read_once(
+    listing: Listing,
+    warehouse: dict[str, datetime | None],
+    state: dict[str, Any],
+    run: Run,
+    settle_ms: int = SETTLE_MS,
+    walks: int = 1,
+) -> int:
+    """One load: rows and state are kept together. Returns how many rows landed."""
+    landing = CollectingLanding()
+
+    def read(_client: Any, landing: Landing, state: Any, settings: Settings, run: Run) -> Any:
+        return StreamReader("chats", listing.fetch, landing, state, settings, run).read()
+
+    run.keep_on_error = True
+    list(read_stream(read, None, landing, state, Settings(0, settle_ms, least_walks=walks), run))  # type: ignore[arg-type]
+    warehouse |= landing.rows
+    return landing._changes("chats").new
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed_number=st.integers(0, 10**6),
+    inclusive=st.booleans(),
+    unstable=st.booleans(),
+    short=st.booleans(),
+    walks=st.integers(1, 4),
+    cuts=st.lists(st.sampled_from(["slice", "stop", "fault", "none"]), max_size=8),
+)
+def test_whatever_changes_and_wherever_it_is_cut_the_last_run_completes_it(
+    seed_number: int, inclusive: bool, unstable: bool, short: bool, walks: int, cuts: list[str]
+) -> None:
+    chance = random.Random(seed_number)
+    clock = {"ms": (datetime.now(UTC) - EPOCH) // timedelta(milliseconds=1) - 10**6}
+    hidden: list[tuple[int, str, int]] = []
+
+    def live(listing: Listing) -> None:
+        """Time passes, rows come, rows move to the top, rows become visible late, within the settle time."""
+        clock["ms"] += chance.randint(0, 30)
+        now = clock["ms"] * 1000 + chance.randint(0, 999)
+        if chance.random() < 0.3:
+            listing.rows[f"new{chance.random()}"] = now
+        if chance.random() < 0.3:
+            listing.rows[chance.choice(sorted(listing.rows))] = now
+        if chance.random() < 0.2:
+            hidden.append((clock["ms"] + chance.randint(0, SETTLE_MS - 1), f"late{chance.random()}", now))
+        for due, key, at in list(hidden):
+            if due <= clock["ms"]:
+                listing.rows[key] = at
+                hidden.remove((due, key, at))
+
+    rows: dict[str, int | None] = {f"row{n:03}": (clock["ms"] - chance.randint(0, 400)) * 1000 for n in range(60)}
+    listing = Listing(rows, 20, inclusive, unstable, short_pages=short, seed=seed_number, after_request=live)
+    warehouse: dict[str, datetime | None] = {}
+    state: dict[str, Any] = {}
+    for cut in cuts:
+        run = Run(slice_pages=chance.randint(1, 5) if cut == "slice" else None)
+        end = chance.randint(1, 6)
+
+        def breaks(listing: Listing, cut: str = cut, last: int = len(listing.asked) + end) -> None:
+            live(listing)
+            if len(listing.asked) >= last and cut in ("stop", "fault"):
+                raise Interrupted("stop") if cut == "stop" else RetryableError("down")
+
+        listing.after_request = breaks
+        run.in_flight = lambda: InAnyOrder(chance)
+        read_once(listing, warehouse, state, run, walks=walks)
+    while hidden:
+        clock["ms"] += 1
+        live(listing)
+    listing.after_request = lambda _listing: None
+    run = Run(in_flight=lambda: InAnyOrder(chance))
+    read_once(listing, warehouse, state, run, walks=walks)
+    assert run.error is None
+    shown = {key: EPOCH + timedelta(milliseconds=(at or 0) // 1000) for key, at in listing.rows.items()}
+    if not state.get("overflows"):
+        assert warehouse == shown
+
+
+def test_walks_share_what_is_to_be_read_and_are_under_way_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msgbubbles.source.streams.SHARING", Sharing(8, 16, 1, 1))
+    listing, warehouse, state = steady(2000), dict[str, datetime | None](), dict[str, Any]()
+    asking = threading.Lock()
+    others, most = set[int](), 0
+
+    def slow(before: str | None) -> Page[Chat]:
+        nonlocal most
+        me = threading.get_ident()
+        others.add(me)
+        most = max(most, len(others))
+        time.sleep(0.01)
+        with asking:
+            page = fetch(before)
+        others.discard(me)
+        return page
+
+    fetch, listing.fetch = listing.fetch, slow  # type: ignore[method-assign]
+    read_once(listing, warehouse, state, Run(), walks=4)
+    assert most == 4
+    assert len(warehouse) == 2000
+    assert len(state["covered"]) == 1, "there is no gap between the parts"
+    assert len(listing.asked) <= 2000 / 19 + 100 / 8 + 4, "a page more for each part"
+
+
+@pytest.mark.parametrize(
+    ("rows", "more"),
+    [(30, 0), (60, 1), (800, 3), (8000, 0.02 * 8000 / 20)],
+    ids=["tiny", "small", "middle", "large"],
+)
+def test_many_walks_cost_hardly_more_requests_than_one(monkeypatch: pytest.MonkeyPatch, rows: int, more: float) -> None:
+    monkeypatch.setattr("msgbubbles.source.streams.SHARING", Sharing())
+    asked = []
+    for walks in (1, 8):
+        listing, warehouse = steady(rows), dict[str, datetime | None]()
+        read_once(listing, warehouse, {}, Run(in_flight=lambda: InAnyOrder(random.Random(1))), walks=walks)
+        assert len(warehouse) == rows
+        asked.append(len(listing.asked))
+    assert asked[0] < asked[1] or rows < 8000, "they were many"
+    assert asked[1] <= asked[0] + more
+
+
+def test_an_end_that_one_walk_meets_keeps_what_the_others_have_read() -> None:
+    def any_order() -> InAnyOrder:  # threads may come to one request more, on a busy machine
+        return InAnyOrder(random.Random(1))
+
+    listing, warehouse, state = steady(2000), dict[str, datetime | None](), dict[str, Any]()
+    read_once(listing, warehouse, state, Run(slice_pages=30, in_flight=any_order), walks=4)
+    assert len(listing.asked) == 30
+    assert len(state["covered"]) > 1, "the parts that were read"
+    read_once(listing, warehouse, state, Run(in_flight=any_order), walks=4)
+    assert len(warehouse) == 2000
+    assert len(listing.asked) <= 100 + 2000 / 20 / 4 + 8
+
+
+def test_rows_without_an_instant_at_the_end_are_the_end_of_a_walk_that_begins_there() -> None:
+    timed: dict[str, int | None] = {f"{n:04}": 1_700_000_000_000_000 + n * 1_000_000 for n in range(2000)}
+    nulls: dict[str, int | None] = {f"null{n}": None for n in range(30)}
+    listing = Listing(timed | nulls, limit=20, nulls_first=False, nulls_with_before=True)
+    warehouse, state, run = dict[str, datetime | None](), dict[str, Any](), Run()
+    read_once(listing, warehouse, state, run, walks=4)
+    assert run.error is None
+    assert warehouse.keys() >= timed.keys()
+    assert [None, None] in state["overflows"], "more of them than a page shows"
+
+
+def steady(count: int = 400) -> Listing:
+    return Listing({f"{n:04}": 1_700_000_000_000_000 + n * 1_000_000 for n in range(count)}, limit=20)
+
+
+def test_what_was_read_before_a_cut_is_not_read_again() -> None:
+    listing, warehouse, state = steady(), dict[str, Any](), dict[str, Any]()
+    for _ in range(30):
+        run = Run(slice_pages=5)
+        read_once(listing, warehouse, state, run)
+        if not run.unfinished:
+            break
+    assert len(warehouse) == 400
+    assert len(listing.asked) <= 400 / 19 + 2 + 6, "the pages, and the newest page once a slice"
+
+
+def test_a_run_that_finds_nothing_new_asks_once_and_lands_nothing() -> None:
+    listing, warehouse, state = steady(), dict[str, Any](), dict[str, Any]()
+    read_once(listing, warehouse, state, Run())
+    listing.asked.clear()
+    assert read_once(listing, warehouse, state, Run()) == 0
+    assert listing.asked == [None]
+
+
+def test_a_row_from_the_future_does_not_hide_what_comes_after() -> None:
+    listing, warehouse, state = steady(50), dict[str, Any](), dict[str, Any]()
+    listing.rows["future"] = int(datetime(2099, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
+    read_once(listing, warehouse, state, Run())
+    listing.rows["next"] = 1_700_000_100_000_000
+    read_once(listing, warehouse, state, Run())
+    assert warehouse.keys() == listing.rows.keys()
+
+
+def test_what_becomes_visible_late_is_read_though_it_is_not_on_the_newest_page() -> None:
+    listing, warehouse, state = steady(), dict[str, Any](), dict[str, Any]()
+    read_once(listing, warehouse, state, Run(), settle_ms=100_000)
+    listing.rows["late"] = listing.rows["0339"]
+    read_once(listing, warehouse, state, Run(), settle_ms=100_000)
+    assert "late" in warehouse
+
+
+def test_a_head_that_is_cut_off_leaves_what_has_not_settled_to_be_read_again() -> None:
+    listing, warehouse, state = steady(), dict[str, Any](), dict[str, Any]()
+    read_once(listing, warehouse, state, Run(), settle_ms=100_000)
+    listing.rows |= {f"{n:04}": 1_700_000_000_000_000 + n * 1_000_000 for n in range(400, 520)}
+    listing.rows["late"] = listing.rows["0339"]
+    read_once(listing, warehouse, state, Run(slice_pages=2), settle_ms=100_000)
+    assert "late" not in warehouse
+    read_once(listing, warehouse, state, Run(), settle_ms=100_000)
+    assert warehouse.keys() == listing.rows.keys()
+
+
+def test_the_smallest_slices_come_to_an_end() -> None:
+    listing, warehouse, state = steady(), dict[str, Any](), dict[str, Any]()
+    for _ in range(40):
+        run = Run(slice_pages=1)
+        read_once(listing, warehouse, state, run)
+        if not run.unfinished:
+            break
+    assert warehouse.keys() == listing.rows.keys()
+
+
+def messages_of(client: Client, state: dict[str, Any], run: Run) -> set[str]:
+    landing = Landing(("messages", "attachments"))
+    found: set[str] = set()
+    put = landing._put
+
+    def noting(table: str, key: str, row: Any, read_at: datetime) -> None:
+        found.update({key} if table == "messages" else ())
+        put(table, key, row, read_at)
+
+    landing._put = noting  # type: ignore[method-assign]
+    run.keep_on_error = True
+    for _ in read_stream(read_messages, client, landing, state, Settings(), run):
+        pass
+    assert run.error is None
+    return found
+
+
+def test_a_head_of_more_threads_than_a_slice_has_pages_comes_to_an_end() -> None:
+    with closing(World(Knobs(feed=False), Settings())) as world:
+        for _ in range(60):
+            chat_id = world.account.add_chat(OURS, "+14155550123", world.at())
+            for _ in range(7):
+                world.account.add_message(NewMessage(chat_id, "inbound", "hi", world.at(), "received"))
+                world.pass_time(1)
+        world.sync(Run(slice_pages=20))
+        assert world.differences() == {}
+        world.sync(Run(slice_pages=20))
+
+
+def test_threads_cut_at_every_few_requests_are_complete_in_the_end() -> None:
+    account = Account()
+    seed(account, now=datetime.now(UTC), chats=25, messages=300, days=20)
+    long = account.all("SELECT id FROM chats LIMIT 1")[0]["id"]
+    times = [datetime.now(UTC) - timedelta(minutes=n) for n in range(250)]
+    account.add_messages([NewMessage(long, "inbound", "x", at, "received") for at in times])
+    with serve(account, Knobs(feed=False)) as server:
+        state: dict[str, Any] = {"has_tables": True}
+        found: set[str] = set()
+        for allowed in (5, 9, 13, 4, 200):
+            run = Run()
+            with Client(Transport(server.url, server.key, None, max_requests=allowed)) as client:
+                found |= messages_of(client, state, run)
+        assert found == {row["id"] for row in server.truth().messages}
+        assert state["feed"] is False
+
+
+def test_a_thread_that_grew_by_more_than_a_page_is_read_down_to_what_is_known() -> None:
+    account = Account()
+    seed(account, now=datetime.now(UTC), chats=5, messages=20, days=20)
+    with serve(account, Knobs(feed=False)) as server, Client(Transport(server.url, server.key, None)) as client:
+        state: dict[str, Any] = {"has_tables": True}
+        messages_of(client, state, Run())
+        chat_id, now = server.truth().chats[0]["id"], datetime.now(UTC)
+        times = [now + timedelta(milliseconds=n) for n in range(250)]
+        new = account.add_messages([NewMessage(chat_id, "inbound", "x", at, "received") for at in times])
+        assert set(new) <= messages_of(client, state, Run())
+
+
+@pytest.mark.parametrize("feed", [True, False])
+def test_the_feed_is_asked_for_once_and_remembered(feed: bool) -> None:
+    account = Account()
+    seed(account, now=datetime.now(UTC), chats=5, messages=20, days=20)
+    with serve(account, Knobs(feed=feed)) as server, Client(Transport(server.url, server.key, None)) as client:
+        state: dict[str, Any] = {"has_tables": True}
+        for _ in range(2):
+            run = Run()
+            messages_of(client, state, run)
+            assert run.feed is feed
+        refused = [seen for seen in server.requests if seen.status == 400]
+        assert len(refused) == (0 if feed else 1)
+
+
+def test_a_feed_that_answers_nothing_is_not_believed() -> None:
+    account = Account()
+    seed(account, now=datetime.now(UTC), chats=5, messages=20, days=20)
+    with serve(account) as server, Client(Transport(server.url, server.key, None)) as client:
+        asked = client.list_messages
+
+        def no_feed(conversation_id: str | None = None, limit: int = 100, before: str | None = None) -> Any:
+            page = asked(conversation_id, limit, before)
+            return page if conversation_id else Page([], [], False, False, page.read_at, page.server_at)
+
+        client.list_messages = no_feed  # type: ignore[method-assign]
+        assert len(messages_of(client, {"has_tables": True}, Run())) == 20
+
+
+def test_a_fault_is_raised_where_nobody_takes_care_of_it() -> None:
+    def fails(*_: Any) -> Any:
+        raise PermanentError("no")
+        yield
+
+    with pytest.raises(PermanentError):
+        list(read_stream(fails, None, Landing(("chats",)), {"has_tables": True}, Settings(), Run()))  # type: ignore[arg-type]
+
+
+def test_a_rejected_row_at_the_edge_of_two_pages_is_counted_once() -> None:
+    listing = steady(50)
+    fetch = listing.fetch
+    bad = RejectedRow("chats", "no usable id", "{}", None)
+    listing.fetch = lambda before: replace(fetch(before), rejected=[bad])  # type: ignore[method-assign]
+    run = Run()
+    read_once(listing, {}, {}, run)
+    assert len(listing.asked) > 1
+    assert run.progress("chats").rejected == 1
+
+
+def test_rows_without_a_time_are_read() -> None:
+    listing, warehouse, state = steady(50), dict[str, Any](), dict[str, Any]()
+    listing.rows |= {"null": None}
+    read_once(listing, warehouse, state, Run())
+    assert warehouse["null"] is None
+    assert isinstance(Chat(id="x").cursor_at, type(None))

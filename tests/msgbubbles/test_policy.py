@@ -1,0 +1,401 @@
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from itertools import cycle
+from typing import Any
+from zlib import crc32
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers.canary import quoted_everywhere, spellings
+from helpers.world import OURS, World
+from msgbubbles.errors import ConfigurationError
+from msgbubbles.models import SENDER_FIELDS, Chat, Message, Number, Page, RejectedRow, read_row
+from msgbubbles.policy import FULL, PRESETS, PSEUDONYM, Policy, Pseudonyms, policy_of
+from msgbubbles.redact import LeftOutMessage, Redactor
+from msgbubbles.source import _configured_redactor
+from msgbubbles.source.buffer import Landing
+from msgbubbles.source.config import Settings
+from msgbubbles_sync.sandbox import Knobs, NewMessage
+
+KEY = "of a test, and long enough to be a key"
+NAMES = Pseudonyms(KEY)
+AT = datetime(2026, 3, 1, tzinfo=UTC)
+ANN, BEN = "+14155550111", "ben@example.com"
+MINIMAL, ANALYTICS = PRESETS["minimal"], PRESETS["analytics"]
+
+
+def redactor(policy: Policy, **more: Any) -> Redactor:
+    return Redactor(policy, NAMES, **more)
+
+
+def message(**fields: Any) -> Message:
+    raw = msgspec.Raw(json.dumps({"id": "m1", "created_at": "2026-03-01T00:00:00.000Z"} | fields).encode())
+    row, rejected = read_row(Message, raw, "messages", None)
+    assert row is not None
+    assert not rejected
+    return row
+
+
+def test_a_pseudonym_is_of_the_person_and_not_of_the_spelling() -> None:
+    assert NAMES.handle("+1 (415) 555-0111") == NAMES.handle(ANN) != NAMES.handle("+14155550112")
+    assert NAMES.handle("Ben@Example.COM") == NAMES.handle(BEN)
+    assert Pseudonyms(KEY + ".").handle(ANN) != NAMES.handle(ANN)
+    assert NAMES.handle(NAMES.handle(ANN)) == NAMES.handle(ANN), "applied twice, a policy changes nothing"
+    assert NAMES.title(ANN)[2:] != NAMES.handle(ANN)[2:]
+
+
+@given(st.text(max_size=30))
+def test_a_pseudonym_is_never_taken_for_a_number(written: str) -> None:
+    pseudonym = NAMES.handle(written)
+    assert PSEUDONYM.fullmatch(pseudonym)
+    assert pseudonym.startswith("p_")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"preset": "maximal"}, "preset is one of full, analytics, minimal"),
+        ({"text": "gone"}, "text is one of keep, length, drop"),
+        ({"txt": "drop"}, "has no setting txt"),
+        ({"text_days": 0}, "text_days is a whole number of days"),
+        ({"own_numbers": "pseudonym"}, "goes with handles"),
+    ],
+)
+def test_a_setting_that_means_nothing_is_refused_with_what_it_may_be(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(says)):
+        policy_of(settings)
+
+
+@pytest.mark.parametrize("key", [None, "", "short"])
+def test_a_policy_needs_a_key_that_cannot_be_guessed(key: object) -> None:
+    with pytest.raises(ConfigurationError, match="token_hex"):
+        Pseudonyms.configured(key)
+
+
+def test_settings_go_before_those_of_the_preset() -> None:
+    assert policy_of({}) == FULL
+    assert policy_of({"preset": "minimal", "text": "keep", "text_days": "30"}) == msgspec.structs.replace(
+        MINIMAL, text="keep", text_days=30
+    )
+    assert MINIMAL.loosened(ANALYTICS) == []
+    assert ANALYTICS.loosened(MINIMAL) == ["own_numbers", "text", "titles"]
+
+
+def test_of_a_message_only_what_the_policy_knows_is_left() -> None:
+    fields = {
+        "conversation_id": "c1", "direction": "inbound", "status": "received", "channel": "sms", "text": "hello",
+        "effect": "not one of the words, but a text", "error": {"code": "device_offline", "message": f"not to {ANN}"},
+        "metadata": {"note": "secret"}, "sender": ANN, "reactions": [{"handle": ANN}], "unknown": ANN,
+        "attachments": [{"id": "a1", "filename": "ann.pdf", "mime_type": "application/pdf; name=ann.pdf",
+                         "size_bytes": 3, "alt": "ann"}],
+    }  # fmt: skip
+    left = redactor(ANALYTICS).message(message(**fields))
+    assert (left.text, left.sender_handle, left.effect) == ("·····", NAMES.handle(ANN), None)
+    assert (left.direction, left.status, left.channel, left.conversation_id) == ("inbound", "received", "sms", "c1")
+    assert bytes(left.error) == b'{"code":"device_offline"}'
+    assert (bytes(left.metadata), bytes(left.extra)) == (b"null", b"")
+    (attachment,) = left.attachments or ()
+    assert (attachment.filename, attachment.mime_type, attachment.size_bytes) == (None, "application/pdf", 3)
+    assert bytes(attachment.extra) == b""
+    assert redactor(MINIMAL).message(message(**fields)).text is None
+    whole = redactor(msgspec.structs.replace(FULL, text="drop")).message(message(**fields))
+    assert (whole.text, whole.sender_handle, whole.effect) == (None, ANN, fields["effect"])
+    assert json.loads(bytes(whole.extra)) == {"reactions": [{"handle": ANN}], "unknown": ANN}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"from": {"handle": ANN, "name": "Ann"}},
+        {"sender": ANN, "from": {"handle": "+14155550119", "name": "Ann"}},
+        {"sender": {"name": "Ann", "handle": ANN}, "sender_handle": ANN},
+        {"who": {"name": "Ann", "handle": ANN}},
+    ],
+)
+def test_sender_in_any_field_is_a_handle_and_leaves_nothing_behind(fields: dict[str, Any]) -> None:
+    raw = msgspec.Raw(json.dumps({"id": "m1", "unknown": 1} | fields).encode())
+    policy = msgspec.structs.replace(ANALYTICS, extra="keep")
+    for erased in (frozenset[str](), frozenset({NAMES.erased_handle(ANN)})):
+        row, _ = read_row(Message, raw, "messages", None, sender_fields=("who", *SENDER_FIELDS))
+        assert row is not None
+        left = redactor(policy, erased=erased).message(row)
+        assert (type(left) is LeftOutMessage) == bool(erased)
+        if not erased:
+            assert left.sender_handle == NAMES.handle(ANN)
+            assert json.loads(bytes(left.extra)) == {"unknown": 1}
+    kept, _ = read_row(Message, raw, "messages", None, sender_fields=("who", *SENDER_FIELDS))
+    assert kept is not None
+    assert (b"Ann" in bytes(Redactor().message(kept).extra)) == ("name" in json.dumps(fields)), (
+        "who keeps all, keeps it"
+    )
+
+
+def test_our_numbers_stay_readable_by_choice_wherever_they_are() -> None:
+    number = Number(handle=OURS, label="Ann's desk", channels=msgspec.Raw(b'["sms"]'))
+    keeps, hides = redactor(ANALYTICS), redactor(MINIMAL)
+    early = keeps.handle(OURS)
+    keeps.know_own_numbers([OURS])
+    assert keeps.handle(early) == keeps.handle(OURS) == keeps.handle("+1 415 555 0100") == OURS
+    assert keeps.chat(Chat(id="c", from_handle=OURS, remote_handle=ANN)).from_handle == OURS
+    assert keeps.number(number).handle == OURS
+    assert number.label == NAMES.title("Ann's desk")
+    hides.know_own_numbers([OURS])
+    assert hides.number(Number(handle=OURS)).handle == hides.handle(OURS) == NAMES.handle(OURS)
+
+
+def test_a_row_that_could_not_be_read_is_told_apart_and_not_kept() -> None:
+    rows = [RejectedRow("messages", "no usable id", f'{{"text": "{text}"}}', "req_1") for text in "aab"]
+    left = [redactor(MINIMAL).rejected(one) for one in rows]
+    assert [one.row[:2] for one in left] == ["r_"] * 3
+    assert left[0] == left[1] != left[2]
+    assert len({one.row_hash for one in left}) == 2
+    assert [one.reason for one in left] == ["no usable id"] * 3
+    assert Redactor().rejected(rows[0]) == rows[0]
+
+
+def test_of_a_payload_only_known_fields_of_their_kind_are_left() -> None:
+    payload = {
+        "id": "evt_1", "type": "message.received", "created_at": "2026-03-01T00:00:00Z", "note": "unknown",
+        "handle": ANN, "timestamp": 12.5, "status": {"of": ANN}, "data": {"conversation_id": "c1", "secret": 1},
+        "message": {"id": "m1", "text": "hello", "sender": ANN, "reaction": "love", "sent_at": "call Ann"},
+    }  # fmt: skip
+    assert redactor(MINIMAL).payload(payload) == {
+        "id": "evt_1", "type": "message.received", "created_at": "2026-03-01T00:00:00Z", "handle": NAMES.handle(ANN),
+        "timestamp": 12.5, "data": {"conversation_id": "c1"}, "message": {"id": "m1", "sender": NAMES.handle(ANN)},
+    }  # fmt: skip
+    assert Redactor().payload(payload) == payload
+    assert redactor(MINIMAL).payload([payload]) is None
+    known = redactor(MINIMAL).payload(payload)
+    assert redactor(MINIMAL).payload(known) == known
+
+
+def test_texts_expire_and_threads_without_a_new_message_are_left_out() -> None:
+    policy = msgspec.structs.replace(FULL, text_days=10, thread_days=20)
+    one = redactor(policy, now=lambda: AT + timedelta(days=10, seconds=1))
+    assert one.message(message(text="old")).text is None
+    assert redactor(policy, now=lambda: AT + timedelta(days=10)).message(message(text="new")).text == "new"
+    landing = Landing(("chats", "messages", "attachments"))
+    asleep = redactor(policy, now=lambda: AT + timedelta(days=21))
+    chats = [Chat(id="c1", last_message_at=AT), Chat(id="c2", last_message_at=AT + timedelta(days=2))]
+    page = Page(chats, [], False, False, AT, AT)
+    landing.add(asleep.page(page))
+    landing.add(asleep.page(replace(page, rows=[message(conversation_id="c1")])))
+    assert [item.data.column("id").to_pylist() for item in landing.rest()] == [["c2"]]
+
+
+def test_the_source_takes_its_policy_from_dlts_configuration_and_from_its_caller(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert _configured_redactor(None).is_idle
+    monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__TEXT", "drop")
+    with pytest.raises(ConfigurationError, match="need a key"):
+        _configured_redactor(None)
+    monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__KEY", KEY)
+    assert _configured_redactor(None).policy == msgspec.structs.replace(FULL, text="drop")
+    given = _configured_redactor({"preset": "minimal", "key": KEY + "."})
+    assert given.policy == MINIMAL
+    assert given.handle(ANN) == Pseudonyms(KEY + ".").handle(ANN)
+    with pytest.raises(ConfigurationError, match="no setting txt"):
+        _configured_redactor({"txt": "drop"})
+
+
+@pytest.mark.parametrize("handle", [ANN, BEN])
+def test_handle_is_one_person_in_every_spelling(handle: str) -> None:
+    erased = redactor(FULL, erased=frozenset({NAMES.erased_handle(handle)}))
+    for written in spellings(handle):
+        assert NAMES.handle(written) == NAMES.handle(handle), written
+        left = erased.without_erased(f"ask {written} or +14155550199")
+        assert handles_in(left, handle) == []
+        assert left.startswith("ask ")
+        assert left.endswith(" or +14155550199")
+        nested = json.loads(erased.json_without_erased(json.dumps({written: [{"of": written}]})))
+        assert handles_in("\n".join(texts_in(nested)), handle) == []
+    assert NAMES.handle(f"Ann <{handle}>") == NAMES.handle(handle)
+    assert len({NAMES.handle(one) for one in (handle, f"group:{handle}", f"{handle} {BEN}", f"room {handle} 2")}) == 4
+    others = ["+1415555011", "+141555501112", "+4155550111", "joben@example.com", "jo.ben@example.com", "1_2026-03-01"]
+    assert [erased.without_erased(one) for one in others] == others
+
+
+def handles_in(text: str, *handles: str) -> list[str]:
+    """Those that are in a text, in whatever spelling."""
+    plain = unicodedata.normalize("NFKC", text).lower()
+    plain = "".join(one for one in plain if one.isalnum() or one in "@")
+    wanted = {one: "".join(part for part in one if part.isalnum() or part == "@") for one in handles}
+    return [one for one, sought in wanted.items() if sought in plain]
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from (text for pair in value.items() for one in pair for text in texts_in(one))
+    elif isinstance(value, list | tuple | set):
+        yield from (text for one in value for text in texts_in(one))
+    else:
+        yield str(value)
+
+
+# -- in a whole world
+
+
+@contextmanager
+def world_of(*people: str, policy: Redactor | None = None, knobs: Knobs | None = None) -> Iterator[World]:
+    """Threads with Ann and Ben, and a group of them; of the people not named, nobody is there and wrote anything."""
+    world = World(knobs or Knobs(), Settings(participants=True), page_size=5)
+    world.redactor = policy or Redactor()
+    at = world.at()
+    for number, person in enumerate((ANN, BEN)):
+        if person in people:
+            chat = world.account.add_chat(OURS, person, at, chat_id=f"00000000-0000-4000-8000-00000000000{number}")
+            write(world, chat, [person], at, range(12))
+    group = world.account.add_chat(
+        OURS, "group:1", at, is_group=True, title="Team", participants=people, chat_id=GROUP
+    )  # fmt: skip
+    write(world, group, [one for one in (ANN, BEN, OURS) if one in (*people, OURS)], at, range(20, 41))
+    world.pass_time(60_000)
+    yield world
+    world.account.close()
+
+
+GROUP = "00000000-0000-4000-8000-000000000009"
+
+
+@pytest.mark.parametrize("feed", [True, False])
+@pytest.mark.parametrize(
+    ("policy", "is_erased"),
+    [(FULL, True), (MINIMAL, True), (ANALYTICS, False), (MINIMAL, False)],
+    ids=["full, erased", "minimal, erased", "analytics", "minimal"],
+)
+def test_no_handle_lands_in_a_column_or_name_that_is_not_for_handles(
+    policy: Policy, is_erased: bool, feed: bool
+) -> None:
+    every = [*spellings(ANN), *spellings("carla@example.com")]
+    # What a chat is asked for by, and who is in it.
+    own = frozenset({"conversation_id", "from_handle", "handle", "sender"})
+
+    def quoted(kind: str, row: dict[str, Any]) -> dict[str, Any]:
+        direct = {"remote_handle"} if not row.get("is_group") else set()
+        # By its key, so that a row is the same whenever it is read.
+        number = crc32(str(row.get("id")).encode()) % len(every)
+        written = cycle([*every[number:], *every[:number]])
+        return quoted_everywhere(row, written, own | ({"id"} | direct if kind == "chats" else set()))
+
+    people = (ANN, "carla@example.com")
+    erased = frozenset({NAMES.erased_handle(one) for one in people}) if is_erased else frozenset[str]()
+    knobs = Knobs(feed=feed, transform_row=quoted, extra_fields={"of " + ANN: "carla@example.com"})
+    with world_of(BEN, policy=redactor(policy, erased=erased), knobs=knobs) as world:
+        for _ in range(10):
+            run = world.sync()
+            names = [name for progress in run.streams.values() for name in progress.new_fields]
+            assert handles_in("\n".join(names), *people) == []
+            world.pass_time(3_600_000)
+        landed = {table: list(rows.values()) for table, rows in world.store.tables.items()}
+        assert len(landed["messages"]) > 20
+        found = {(table, name) for table, some in landed.items() for row in some for name, value in row.items()
+                 if handles_in("\n".join(texts_in(value)), *people)}  # fmt: skip
+        assert found == set()
+        assert handles_in("\n".join(texts_in(world.store.states)), *people) == []
+        if policy == FULL:
+            assert {row["effect"] for row in landed["messages"]} >= {"[erased]", "tel:[erased]"}
+
+
+@pytest.mark.parametrize("policy", [FULL, MINIMAL], ids=["full", "minimal"])
+def test_names_of_unknown_fields_are_recorded_without_handles(policy: Policy) -> None:
+    knobs = Knobs(extra_fields={**dict.fromkeys(spellings(ANN), 1), "mood": 2})
+    with world_of(BEN, policy=redactor(policy), knobs=knobs) as world:
+        names = world.sync().progress("chats").new_fields
+    assert handles_in("\n".join(names), ANN) == []
+    assert ("mood" in names) == (policy == FULL)
+
+
+def write(world: World, chat: str, people: list[str], at: datetime, seconds: range) -> None:
+    """One message a second, of Ann, Ben and us in turn, as far as they are there; each has the id of its second."""
+    turns = (ANN, BEN, OURS) if chat == GROUP else people
+    messages = [
+        NewMessage(chat, "outbound" if person == OURS else "inbound", f"{person} at {second}",
+                   at + timedelta(seconds=second), "received", sender=person, id=f"{chat[:-4]}{second:04d}{chat[-1]}")
+        for second in seconds
+        if (person := turns[second % len(turns)]) in people
+    ]  # fmt: skip
+    world.account.add_messages(messages)
+
+
+def rows(world: World, table: str) -> list[dict[str, Any]]:
+    found = [
+        {name: one for name, one in row.items() if name != "_read_at"} for row in world.store.tables[table].values()
+    ]
+    return sorted(found, key=repr)
+
+
+@pytest.mark.parametrize("feed", [True, False])
+def test_rows_by_a_policy_are_the_rows_without_it_but_for_who_it_is(feed: bool) -> None:
+    tables = ("chats", "messages", "numbers", "participant_lists", "participant_reads", "chat_titles")
+    with world_of(ANN, BEN, knobs=Knobs(feed=feed)) as whole:
+        whole.sync()
+        expected = {table: rows(whole, table) for table in tables}
+    for table in tables:
+        for row in expected[table]:
+            row |= {name: NAMES.handle(row[name]) for name in ("remote_handle", "sender_handle") if row.get(name)}
+            row["sender_handle"] = OURS if row.get("sender_handle") == NAMES.handle(OURS) else row.get("sender_handle")
+            if row.get("title"):
+                row["title"] = NAMES.title(row["title"])
+            if row.get("text"):
+                row["text"] = "·" * len(row["text"])
+            if row.get("label"):
+                row["label"] = NAMES.title(row["label"])
+    with world_of(ANN, BEN, policy=redactor(ANALYTICS), knobs=Knobs(feed=feed)) as world:
+        world.sync()
+        for table in ("chats", "messages", "numbers", "chat_titles"):
+            for row in expected[table]:
+                if table != "messages":
+                    row.pop("sender_handle")
+            assert rows(world, table) == sorted(expected[table], key=repr), table
+        assert {row["handle"] for row in rows(world, "participant_lists")} == {NAMES.handle(ANN), NAMES.handle(BEN)}
+        everything = repr(world.store.tables) + repr(world.store.states)
+        assert not [word for word in (ANN, BEN, "Team", " at 2") if word in everything]
+        # What is unchanged does not land again, and what has changed does.
+        again = world.sync()
+        assert {table: changes.landed for table, changes in again.changes.items() if changes.landed} == {}
+        world.account.rename(GROUP, "Other", world.at())
+        world.pass_time(25 * 3_600_000)
+        assert world.sync().changes["chats"].changed_keys == {GROUP}
+        assert NAMES.title("Other") in repr(world.store.tables["chat_titles"])
+
+
+@pytest.mark.parametrize("feed", [True, False])
+@pytest.mark.parametrize("policy", [FULL, MINIMAL], ids=["full", "minimal"])
+def test_who_is_erased_does_not_land_and_nothing_else_is_missing(policy: Policy, feed: bool) -> None:
+    tables = ("chats", "messages", "participant_lists", "chat_titles")
+    with world_of(BEN, policy=redactor(policy), knobs=Knobs(feed=feed)) as without:
+        without.sync()
+        expected = {table: rows(without, table) for table in tables}
+    erased = redactor(policy, erased=frozenset({NAMES.erased_handle(ANN)}))
+    with world_of(ANN, BEN, policy=erased, knobs=Knobs(feed=feed)) as world:
+        for _ in range(10):
+            world.sync()
+            found = {table: rows(world, table) for table in tables}
+            for one in (found, expected):
+                for row in one["participant_lists"]:
+                    row["id"] = row["id"].split("|")[-1]
+            assert found == expected
+            world.pass_time(3_600_000)
+        # In a thread that nobody has seen, of a number of ours that is new.
+        new = world.account.add_chat(OURS, "+1 415 555 0111", world.at(), chat_id=GROUP[:-1] + "7")
+        write(world, new, [ANN, OURS], world.at(), range(12))
+        world.sync()
+        assert {table: len(rows(world, table)) for table in tables} == {table: len(expected[table]) for table in tables}
+        # What somebody else writes of them.
+        world.account.add_message(NewMessage(GROUP, "outbound", f"ask {ANN}!", world.at(), "sent", sender=OURS))
+        world.pass_time(60_000)
+        assert world.sync().changes["messages"].new == 1
+        assert ("ask [erased]!" in repr(world.store.tables)) == (policy == FULL)
+        assert ANN not in repr(world.store.tables)
+        assert NAMES.handle(ANN) not in repr(world.store.tables)

@@ -1,0 +1,326 @@
+"""The request budget: what it admits, to whom, and what it survives."""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from msgbubbles.rate_limit import WINDOW_SECONDS, RequestBudget
+
+SECRET = "sk_live_secret_of_mine"  # noqa: S105 - nobody's
+PIPELINES = str(Path(__file__).parents[2] / "pipelines")
+
+
+class Clock:
+    def __init__(self, now: float = 1_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+Open = Callable[..., RequestBudget]
+
+
+@pytest.fixture
+def budget_of(tmp_path: Path, clock: Clock) -> Iterator[Open]:
+    """Opens the one budget of this test, as another process would."""
+    opened: list[RequestBudget] = []
+
+    def open_it(limit: int = 5, **options: Any) -> RequestBudget:
+        opened.append(RequestBudget(tmp_path / "budget", limit, **{"clock": clock, **options}))
+        return opened[-1]
+
+    yield open_it
+    for budget in opened:
+        budget.close()
+
+
+def assert_no_window_has_more(times: list[float], limit: int, window_seconds: float) -> None:
+    times = sorted(times)
+    for first, beyond in zip(times, times[limit:], strict=False):
+        assert beyond - first >= window_seconds, f"{limit + 1} requests in {beyond - first} s"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    steps=st.lists(
+        # Mostly short pauses, so that windows fill.
+        st.tuples(st.floats(0, 3) | st.floats(0, 100), st.integers(1, 8), st.booleans()),
+        min_size=1,
+        max_size=25,
+    ),
+    limit=st.integers(1, 6),
+)
+def test_no_window_has_more_requests_than_allowed(steps: list[tuple[float, int, bool]], limit: int) -> None:
+    clock, admitted = Clock(), list[float]()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "budget"
+        budget = RequestBudget(path, limit, window_seconds=60, clock=clock)
+        for pause_seconds, tries, restart in steps:
+            clock.now += pause_seconds
+            if restart:
+                budget.close()
+                budget = RequestBudget(path, limit, window_seconds=60, clock=clock)
+            for _ in range(tries):
+                wait = budget.acquire()
+                if wait:
+                    clock.now += wait
+                    # The last bit of a float may be missing.
+                    if (rest := budget.acquire()) > 0:
+                        assert rest < 1e-6, "what it says to wait is enough"
+                        clock.now += 1e-6
+                        assert budget.acquire() == 0
+                admitted.append(clock.now)
+        budget.close()
+    assert_no_window_has_more(admitted, limit, 60 - 1e-6)
+
+
+def test_a_burst_is_free_and_the_next_waits_for_the_first_to_leave_the_window(budget_of: Open, clock: Clock) -> None:
+    budget = budget_of(5)
+    waits = []
+    for _ in range(5):
+        waits.append(budget.acquire())
+        clock.now += 1
+    assert waits == [0.0] * 5
+    assert budget.acquire() == pytest.approx(WINDOW_SECONDS - 5)
+    assert budget.used() == 5, "what was refused is not counted"
+    clock.now += WINDOW_SECONDS - 5 + 0.5
+    assert budget.acquire() == 0
+    assert 0 < budget.acquire() <= 1, "one has left, not all"
+
+
+def test_a_restart_does_not_forget(budget_of: Open) -> None:
+    first = budget_of(3)
+    assert [first.acquire() for _ in range(3)] == [0.0] * 3
+    first.close()
+    second = budget_of(3)
+    assert second.used() == 3
+    assert second.acquire() == pytest.approx(WINDOW_SECONDS)
+
+
+def test_a_limit_that_is_lowered_counts_what_was_sent_under_the_higher(budget_of: Open, clock: Clock) -> None:
+    for _ in range(5):
+        assert budget_of(5).acquire() == 0
+        clock.now += 1
+    assert budget_of(2).acquire() == pytest.approx(WINDOW_SECONDS - 2), "the fourth has to leave the window"
+
+
+SPEND = """
+import json, sys, time
+from pathlib import Path
+from msgbubbles.rate_limit import RequestBudget
+
+budget = RequestBudget(Path(sys.argv[1]), 20, window_seconds=0.8)
+print("ready", flush=True)
+sys.stdin.readline()
+end, times = time.monotonic() + 2, []
+while time.monotonic() < end:
+    if budget.acquire() == 0:
+        times.append(time.time())
+print(json.dumps(times))
+"""
+
+
+def test_processes_share_it(tmp_path: Path) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SPEND, str(tmp_path / "budget")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=PIPELINES,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    for process in processes:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+    began = time.time()
+    for process in processes:
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+    times = [at for process in processes for at in json.loads(process.communicate(timeout=20)[0])]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    # What it counts is when it was asked; the caller knows a moment later, or much later on a busy machine.
+    windows = (max(times) - began) / 0.8
+    assert 20 < len(times) <= 20 * (int(windows) + 1), "more than one window, and no more than each may have"
+
+
+def test_what_others_send_while_it_waits_for_them_is_not_of_the_future(
+    tmp_path: Path, budget_of: Open, clock: Clock
+) -> None:
+    budget = budget_of(1)
+    with closing(sqlite3.connect(tmp_path / "budget", isolation_level=None)) as other, ThreadPoolExecutor() as pool:
+        other.execute("BEGIN IMMEDIATE")
+        waiting = pool.submit(budget.acquire)
+        time.sleep(0.3)
+        clock.now += 5
+        other.execute("INSERT INTO requests VALUES (?)", (clock.now,))
+        other.execute("COMMIT")
+        assert waiting.result() == pytest.approx(WINDOW_SECONDS)
+    assert budget.acquire() == pytest.approx(WINDOW_SECONDS), "the other's request still counts for a whole window"
+
+
+def test_a_clock_set_back_neither_blocks_nor_gives_the_window_away(budget_of: Open, clock: Clock) -> None:
+    budget = budget_of(3)
+    for _ in range(3):
+        budget.acquire()
+    budget.limited(3000)
+    clock.now -= 500_000
+    assert 0 < budget.acquire() <= WINDOW_SECONDS, "those three may have been sent a moment ago"
+    clock.now += WINDOW_SECONDS + 0.001
+    assert budget.acquire() == 0
+
+
+def test_a_little_back_is_no_way_around_it_either(budget_of: Open, clock: Clock) -> None:
+    budget = budget_of(3)
+    for _ in range(3):
+        assert budget.acquire() == 0
+        clock.now -= 5
+    assert budget.acquire() > 0
+
+
+def test_a_clock_set_forward_does_not_block(budget_of: Open, clock: Clock) -> None:
+    budget = budget_of(1)
+    budget.acquire()
+    clock.now += 500_000
+    assert budget.acquire() == 0
+
+
+def test_a_429_closes_it_for_everybody_until_it_is_over(budget_of: Open, clock: Clock) -> None:
+    one, other = budget_of(100), budget_of(100)
+    one.limited(20)
+    one.limited(5)
+    assert other.acquire() == pytest.approx(20), "the longer one counts"
+    assert one.acquire() == pytest.approx(20)
+    assert budget_of(100).acquire() == pytest.approx(20), "and it survives a restart"
+    assert one.used() == 0
+    clock.now += 20.5
+    assert (one.acquire(), other.acquire()) == (0, 0)
+
+
+class Limiter:
+    """An API that takes `limit` requests a minute, counted in the minutes of the clock or in any."""
+
+    def __init__(self, limit: int, window: str) -> None:
+        self.limit = limit
+        self.window = window
+        self.taken: list[float] = []
+
+    def refusal(self, now: float) -> float | None:
+        """Take a request and return null, or the seconds until it is worth asking again."""
+        since = now - now % 60 if self.window == "fixed" else now - 60
+        self.taken = [at for at in self.taken if at > since]
+        if len(self.taken) < self.limit:
+            self.taken.append(now)
+            return None
+        return int((since if self.window == "fixed" else self.taken[0]) + 60 - now) + 1.0
+
+
+@pytest.mark.parametrize("begin_seconds", [0, 20, 59.9])
+@pytest.mark.parametrize("request_seconds", [0.005, 0.15, 0.4])
+@pytest.mark.parametrize("says_how_long", [True, False])
+@pytest.mark.parametrize("window", ["fixed", "rolling"])
+@pytest.mark.parametrize("real", [25, 40, 70, 100])
+def test_a_lower_limit_is_learned_from_few_answers(
+    budget_of: Open,
+    clock: Clock,
+    real: int,
+    window: str,
+    says_how_long: bool,
+    request_seconds: float,
+    begin_seconds: float,
+) -> None:
+    """A 429 halves the limit, or lowers it to what came through if that is more. It may take one more where a minute of
+    the API ends while requests are sent, because twice its limit came through then."""
+    told = 120
+    budget, api = budget_of(told, window_seconds=WINDOW_SECONDS), Limiter(real, window)
+    clock.now = 1_000_020.0 + begin_seconds
+    begin, sent, refused = clock.now, list[float](), list[float]()
+    while clock.now < begin + 540:
+        if wait := budget.acquire():
+            clock.now += wait + 0.001
+            continue
+        clock.now += request_seconds
+        seconds = api.refusal(clock.now)
+        if seconds is None:
+            sent.append(clock.now)
+            continue
+        refused.append(clock.now)
+        budget.limited(seconds if says_how_long else WINDOW_SECONDS)
+    assert 0 < len(refused) <= math.ceil(math.log2(told / real)) + 1
+    assert refused[-1] < begin + 240
+    assert len([at for at in sent if at > begin + 300]) >= 3 * real / 2, "no less than half of what is allowed"
+
+
+def test_a_429_of_two_requests_that_were_on_their_way_lowers_the_limit_once(budget_of: Open, clock: Clock) -> None:
+    one, other = budget_of(100), budget_of(100)
+    for _ in range(31):
+        assert one.acquire() == 0
+        assert other.acquire() == 0
+    one.limited(20)
+    assert one.limit == 61
+    clock.now += 0.1
+    other.limited(20)
+    assert one.limit == 61
+
+
+def test_it_is_closed_for_an_hour_at_most(budget_of: Open) -> None:
+    budget = budget_of()
+    budget.limited(10**9)
+    assert budget.acquire() == pytest.approx(3600)
+
+
+def test_each_key_has_its_own_and_its_file_does_not_name_it(tmp_path: Path) -> None:
+    one, other = (RequestBudget.of_key(key, 1, tmp_path) for key in (SECRET, "another"))
+    assert (one.acquire(), other.acquire()) == (0, 0)
+    assert one.acquire() > 0
+    again = RequestBudget.of_key(SECRET, 1, str(tmp_path))
+    assert again.acquire() > 0
+    for budget in (one, other, again):
+        budget.close()
+    files = list(tmp_path.iterdir())
+    assert len(files) == 2
+    for file in files:
+        assert SECRET[-8:] not in file.name
+        assert SECRET.encode() not in file.read_bytes()
+
+
+def test_nobody_else_may_read_it(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir(mode=0o755)
+    for folder in (tmp_path / "new", tmp_path / "shared"):
+        budget = RequestBudget.of_key(SECRET, 1, folder)
+        budget.acquire()
+        budget.close()
+        assert [stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()] == [0o600]
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("torn", [b"not a database, but long enough" * 50, b"SQLite format 3\0" + b"\xff" * 5000])
+def test_a_torn_file_is_begun_anew(tmp_path: Path, budget_of: Open, torn: bytes) -> None:
+    (tmp_path / "budget").write_bytes(torn)
+    budget = budget_of(1)
+    assert budget.acquire() == 0
+    assert budget.acquire() > 0

@@ -1,0 +1,286 @@
+"""How a PostgreSQL server is reached: every parameter by every client, and no password without the TLS asked for."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from urllib.parse import quote_plus
+
+import dlt
+import psycopg2
+import pytest
+from dlt.common.configuration.providers import EnvironProvider, SecretsTomlProvider
+from dlt.destinations.impl.postgres.factory import get_adbc_driver_location
+from typer.testing import CliRunner
+
+from helpers import postgres
+from msgbubbles_sync.cli import chats
+from msgbubbles_sync.dbt.manifest_cache import PROJECT
+from msgbubbles_sync.dbt.runner import TransformError, Transforms, transform
+from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.destinations.libpq import read_parameters
+from msgbubbles_sync.destinations.server import explain
+from msgbubbles_sync.inspect.check import _destination
+from msgbubbles_sync.job import pipeline_of
+from msgbubbles_sync.run_log import store
+from msgbubbles_sync.workspace import Place, UsageError
+
+URL, CATALOG = "DESTINATION__POSTGRES__CREDENTIALS", "DESTINATION__DUCKLAKE__CREDENTIALS__CATALOG"
+SECRET = "not-for-the-wire"  # noqa: S105 - of no server
+SSL_REQUEST, GSS_REQUEST = (80877103).to_bytes(4, "big"), (80877104).to_bytes(4, "big")
+
+
+class WithoutTls:
+    """A server that has no TLS, and keeps what clients send it all the same."""
+
+    def __init__(self) -> None:
+        self.asked, self.received = 0, b""
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self._socket.accept()
+            except OSError:
+                return
+            with client:
+                while data := client.recv(4096):
+                    if data[4:8] not in (SSL_REQUEST, GSS_REQUEST):
+                        self.received += data
+                        break
+                    self.asked += 1
+                    client.sendall(b"N")
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("DLT_PROJECT_DIR", "DLT_CONFIG_FOLDER", "DLT_DATA_DIR", "DLT_LOCAL_DIR"):
+        monkeypatch.setenv(name, os.environ.get(name, str(tmp_path)))
+    monkeypatch.setenv("SOURCES__MSGBUBBLES__API_KEY", "sk_test_1")
+
+
+@pytest.fixture
+def without_tls() -> Iterator[WithoutTls]:
+    server = WithoutTls()
+    yield server
+    server.close()
+
+
+def place_of(folder: Path, destination: str = "postgres") -> Place:
+    place = Place.of(folder / "company.duckdb", destination)
+    place.make_folders()
+    return place
+
+
+def run_command(command: str, place: Place) -> str:
+    options = ["--destination", place.destination, "--database", str(place.database)]
+    said = CliRunner().invoke(chats.app, [*command.split(), *options])
+    assert said.exit_code == 2, said.output
+    assert "SSL" in said.output or "certificate" in said.output
+    return said.output
+
+
+@pytest.mark.parametrize(
+    ("destination", "command", "ssl"),
+    [("postgres", "sync", "require"), ("postgres", "status", "verify-full"), ("postgres", "check", "verify-ca"),
+     ("postgres", "verify --full", "require"), ("ducklake", "sync", "require"), ("ducklake", "check", "verify-full")],
+)  # fmt: skip
+def test_no_password_is_sent_without_the_tls_asked_for(
+    command: str, ssl: str, destination: str, without_tls: WithoutTls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = f"&sslrootcert={tmp_path}" if ssl.startswith("verify") else ""
+    address = f"postgresql://job:{SECRET}@127.0.0.1:{without_tls.port}/warehouse?sslmode={ssl}{root}"
+    monkeypatch.setenv(URL, address)
+    monkeypatch.setenv(CATALOG, address)
+    monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__BUCKET_URL", str(tmp_path / "lake"))
+    place = place_of(tmp_path, destination)
+    if command == "check":  # the rest of it asks the API
+        found = _destination(place)
+        assert found.state == "failed"
+        said = found.what
+    else:
+        said = run_command(command, place)
+    assert without_tls.asked
+    assert without_tls.received == b""
+    assert SECRET not in said
+
+
+def test_neither_dlt_nor_dbt_sends_a_password_without_tls(
+    without_tls: WithoutTls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(URL, f"postgresql://job:{SECRET}@127.0.0.1:{without_tls.port}/warehouse?sslmode=require")
+    place = place_of(tmp_path)
+    with pytest.raises(Exception, match="SSL was required"), pipeline_of(place).sql_client():
+        pass
+    with pytest.raises(Exception, match="SSL was required"):
+        connect_by_adbc(place)
+    with pytest.raises(TransformError):
+        transform(place, Transforms())
+    monkeypatch.setenv(CATALOG, os.environ[URL])
+    monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__BUCKET_URL", str(tmp_path / "lake"))
+    with pytest.raises(Exception, match="SSL was required"), pipeline_of(place_of(tmp_path, "ducklake")).sql_client():
+        pass
+    assert without_tls.asked >= 4
+    assert without_tls.received == b""
+    assert "PGPASSWORD" not in os.environ
+
+
+def connect_by_adbc(place: Place) -> None:
+    from adbc_driver_manager import dbapi
+
+    credentials = pipeline_of(place).destination_client().config.credentials  # type: ignore[attr-defined]
+    uri = credentials.to_native_representation()
+    with dbapi.connect(driver=get_adbc_driver_location(), db_kwargs={"uri": uri}):
+        pass
+
+
+def connect_by_dbt(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dbt.cli.main import dbtRunner
+
+    target, variables = destination_of(place).dbt()
+    with monkeypatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        folders = ("--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT), "--log-path", str(place.folder))
+        assert dbtRunner().invoke(["debug", "--connection", "--target", target, *folders, "--quiet"]).success
+
+
+def test_a_parameter_reaches_the_server_from_every_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "the job's \\ own+name"
+    with postgres.running(tmp_path / "server") as address, closing(psycopg2.connect(address)) as admin:
+        admin.autocommit = True
+        cursor = admin.cursor()
+        cursor.execute("CREATE ROLE job LOGIN SUPERUSER PASSWORD 'p@ss ''w/o+rd%'")
+        cursor.execute("CREATE TABLE logins (name TEXT, work_mem TEXT)")
+        cursor.execute("""CREATE FUNCTION note() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+            INSERT INTO public.logins SELECT current_setting('application_name'), current_setting('work_mem');
+            END $$""")
+        cursor.execute("CREATE EVENT TRIGGER login ON login EXECUTE FUNCTION note()")
+        folder = address.partition("host=")[2]
+        query = {"host": folder, "application_name": name, "options": "-c search_path=public -c work_mem=5MB"}
+        text = "&".join(f"{key}={quote_plus(value)}" for key, value in query.items())
+        monkeypatch.setenv(URL, f"postgresql://job:p%40ss%20%27w%2Fo%2Brd%25@localhost/postgres?{text}")
+        place = place_of(tmp_path)
+
+        def connect_by_dlt() -> None:
+            with pipeline_of(place).sql_client():
+                pass
+
+        for connect in (
+            destination_of(place).exists, connect_by_dlt, partial(connect_by_adbc, place),
+            partial(connect_by_dbt, place, monkeypatch),
+        ):  # fmt: skip
+            connect()
+            cursor.execute("DELETE FROM logins RETURNING name, work_mem")
+            assert set(cursor.fetchall()) == {(name, "5MB")}
+
+
+@pytest.mark.parametrize(
+    ("query", "why"),
+    [
+        ("sslmode=VERIFY-FULL", "sslmode is one of disable"),
+        ("sslmode=require&sslmode=disable", "sslmode is not one text"),
+        ("ssl=true", "the parameter ssl cannot be passed"),
+        ("tcp_user_timeout=1000", "the parameter tcp_user_timeout cannot be passed"),
+        ("sslpassword=secret-of-the-key", "the parameter sslpassword cannot be passed"),
+        ("host=a,b&port=1,2", "port is a whole number"),
+        ("client_encoding=latin1", "client_encoding is utf8"),
+    ],
+)
+def test_a_parameter_that_cannot_reach_all_clients_is_refused_by_name(
+    query: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(URL, f"postgresql://job:{SECRET}@127.0.0.1:9/warehouse?{query}")
+    with pytest.raises(UsageError, match=why) as refusal:
+        destination_of(place_of(tmp_path)).exists()
+    assert SECRET not in str(refusal.value)
+    assert "secret-of-the-key" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("toml", "variables"),
+    [
+        ('credentials = "postgresql://job:x@h/d?sslmode=require"', {}),
+        ('credentials = "postgresql://job:x@h/d"', {"QUERY": '{"sslmode": "require"}'}),
+        ('credentials = "postgresql://job:x@h/d?sslmode=disable"', {"SSLMODE": "require"}),
+        ('[destination.postgres.credentials]\nhost="h"\nusername="job"\ndatabase="d"\nsslmode="require"', {}),
+        (
+            '[destination.postgres.credentials]\nhost="h"\nusername="job"\nquery={sslmode="require"}',
+            {"DATABASE": "d", "PASSWORD": "x"},
+        ),
+        ("", {"HOST": "h", "USERNAME": "job", "DATABASE": "d", "SSLMODE": "require"}),
+    ],
+)
+def test_parameters_are_read_wherever_they_are_configured(
+    toml: str, variables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "secrets.toml"
+    path.write_text(f"[destination.postgres]\n{toml}" if toml.startswith("credentials") else toml)
+    providers = [EnvironProvider(), SecretsTomlProvider(str(tmp_path))]
+    monkeypatch.setattr(type(dlt.config), "config_providers", providers)
+    for name, value in variables.items():
+        monkeypatch.setenv(f"{URL}__{name}", value)
+    found = read_parameters("destination.postgres.credentials")
+    assert found is not None
+    assert (found["host"], found["user"], found["dbname"], found["sslmode"]) == ("h", "job", "d", "require")
+
+
+def test_a_server_that_cannot_have_the_warehouse_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__BUCKET_URL", str(tmp_path / "lake"))
+    with postgres.running(tmp_path / "server") as address, closing(psycopg2.connect(address)) as admin:
+        admin.autocommit = True
+        cursor = admin.cursor()
+        cursor.execute("CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+        cursor.execute("CREATE ROLE job LOGIN")
+        cursor.execute("CREATE ROLE guest LOGIN")
+        cursor.execute("CREATE ROLE standby LOGIN SUPERUSER")
+        cursor.execute("ALTER ROLE standby SET default_transaction_read_only = on")
+
+        def refusal(user: str, database: str = "postgres", destination: str = "postgres") -> str:
+            url = address.replace("postgres:@", f"{user}:@").replace("/postgres?", f"/{database}?")
+            monkeypatch.setenv(URL, url)
+            monkeypatch.setenv(CATALOG, url)
+            with pytest.raises(UsageError) as refused:
+                destination_of(place_of(tmp_path, destination)).prepare()
+            return str(refused.value)
+
+        for destination in ("postgres", "ducklake"):
+            assert "the encoding of the database latin is LATIN1" in refusal("postgres", "latin", destination)
+            assert "ENCODING 'UTF8'" in refusal("postgres", "latin", destination)
+            assert 'GRANT CREATE ON DATABASE "postgres" TO "job"' in refusal("job", destination=destination)
+            assert "takes no writes" in refusal("standby", destination=destination)
+        for schema in ("msgbubbles", "msgbubbles_staging", "staging", "marts"):
+            cursor.execute(f"CREATE SCHEMA {schema} AUTHORIZATION job")
+        assert "GRANT USAGE, CREATE ON SCHEMA" in refusal("guest")
+        # The role has its schemas, and needs no privilege on the database.
+        monkeypatch.setenv(URL, address.replace("postgres:@", "job:@"))
+        destination_of(place_of(tmp_path)).prepare()
+        with destination_of(place_of(tmp_path)).writing() as connection:
+            store(connection, [], "warehouse.msgbubbles")
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("ERROR: permission denied for schema marts", "may not write schema marts; grant it what is missing"),
+        ('must be owner of table "messages"', "let it be a member of the owner's role"),
+        ("cannot execute INSERT in a read-only transaction", "takes no writes"),
+        ("could not extend file: No space left on device", "the server's disk is full"),
+        ("canceling statement due to statement timeout", "[sync] statement_timeout_seconds"),
+        ("server closed the connection unexpectedly", "the connection to the server was lost"),
+        ("dlt: something else", None),
+    ],
+)
+def test_a_refusal_of_the_server_is_explained_as_its_own(said: str, meant: str | None) -> None:
+    found = explain(said, "postgres")
+    assert found == meant if meant is None else meant in str(found)

@@ -1,0 +1,224 @@
+"""Files in a folder: which row of a key counts, and which builds and folders readers are shown."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import dlt
+import duckdb
+import pyarrow as pa
+import pytest
+
+from msgbubbles_sync.destinations import parquet_files as lake_files
+from msgbubbles_sync.destinations.parquet_files import STAGING, LakeFiles, dlt_destination, one_of_each, tables_in
+from msgbubbles_sync.restore import restore
+from msgbubbles_sync.workspace import Place, UsageError
+
+Rows = list[tuple[str, int, int]]  # a key, a value, and the second at which it was read
+
+MARTS = ("contact", "thread_activity")
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DESTINATION__FILESYSTEM__BUCKET_URL", str(tmp_path / "lake"))
+    return tmp_path / "lake"
+
+
+@pytest.fixture
+def build(files: Path, tmp_path: Path) -> Callable[..., LakeFiles]:
+    """Makes marts that all hold one number, as Spark and dbt would; or fails in the middle."""
+    place = Place.of(tmp_path / "company.duckdb", "filesystem")
+    place.make_folders()
+    destination = LakeFiles(place)
+    destination.prepare()
+    assert files.is_dir()
+
+    def made(number: int, *, fails: bool = False) -> LakeFiles:
+        with suppress(ZeroDivisionError), destination.building() as (landed, build):
+            assert landed == files / "msgbubbles"
+            for folder in (*(build / mart for mart in MARTS), build / STAGING / "thread_messages"):
+                folder.mkdir(parents=True)
+                duckdb.sql(f"COPY (SELECT {number} AS n) TO '{folder}/part-0.parquet' (FORMAT parquet)")
+            assert 1 / (not fails)
+        return destination
+
+    return made
+
+
+def shown(files: Path) -> dict[str, int]:
+    with duckdb.connect(str(files / "warehouse.duckdb"), read_only=True) as connection:
+        names = connection.execute("SELECT view_name FROM duckdb_views() WHERE schema_name = 'marts'").fetchall()
+        return {name: connection.execute(f"SELECT n FROM marts.{name}").fetchall()[0][0] for (name,) in names}
+
+
+def test_readers_see_the_latest_build_that_came_to_its_end(files: Path, build: Callable[..., LakeFiles]) -> None:
+    build(1).publish()
+    assert shown(files) == {"contact": 1, "thread_activity": 1}
+    destination = build(2)
+    assert shown(files) == {"contact": 1, "thread_activity": 1}, "not before it is published"
+    build(3, fails=True)
+    destination.publish()
+    assert shown(files) == {"contact": 2, "thread_activity": 2}
+    assert not list(files.rglob("thread_messages")), "what nobody reads is gone"
+
+
+def test_a_mart_that_is_held_stays_as_it_was(files: Path, build: Callable[..., LakeFiles]) -> None:
+    build(1).publish(["contact"])
+    assert shown(files) == {"thread_activity": 1}, "there was none before"
+    build(2).publish()
+    build(3).publish(["contact"])
+    build(3).publish(["contact"])
+    assert shown(files) == {"contact": 2, "thread_activity": 3}
+    build(4).publish()
+    assert shown(files) == {"contact": 4, "thread_activity": 4}
+
+
+def test_what_was_replaced_stays_for_an_hour(
+    files: Path, build: Callable[..., LakeFiles], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(1).publish()
+    with duckdb.connect(str(files / "warehouse.duckdb"), read_only=True) as reader:
+        build(2).publish()
+        build(3).publish()
+        assert reader.execute("SELECT n FROM marts.contact").fetchall() == [(1,)]
+    assert len(list((files / "marts").iterdir())) == 3
+    (files / "marts" / "of a job that was killed").mkdir()
+    monkeypatch.setattr(lake_files, "KEPT_SECONDS", 0)
+    build(4).publish()
+    [left] = (files / "marts").iterdir()
+    assert json.loads((files / ".msgbubbles" / "_.json").read_text())["marts"] == dict.fromkeys(MARTS, left.name)
+    assert shown(files) == {"contact": 4, "thread_activity": 4}
+
+
+def test_files_are_for_those_whom_the_folder_is_for(files: Path, build: Callable[..., LakeFiles]) -> None:
+    before = os.umask(0o077)
+    try:
+        build(1).publish()
+        assert (files / "warehouse.duckdb").stat().st_mode & 0o777 == 0o400
+        files.chmod(0o750)
+        destination = build(2)
+        destination.prepare()
+        (files / "warehouse.duckdb").unlink()
+        build(3).publish()
+        assert (files / "warehouse.duckdb").stat().st_mode & 0o777 == 0o440
+        part = max((files / "marts").glob("*/contact/*.parquet"))
+        assert part.stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(before)
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dlt.Pipeline:
+    monkeypatch.setenv("NORMALIZE__PARQUET_NORMALIZER__ADD_DLT_LOAD_ID", "true")
+    monkeypatch.setenv("RUNTIME__LOG_LEVEL", "CRITICAL")
+    destination = dlt_destination(tmp_path / "lake")
+    return dlt.pipeline("some", destination=destination, dataset_name="some", pipelines_dir=str(tmp_path / "dlt"))
+
+
+def load(pipeline: dlt.Pipeline, *tables: Rows, strategy: str = "delete-insert") -> None:
+    schema = pa.schema([("id", pa.string()), ("value", pa.int64()), ("_read_at", pa.timestamp("us", tz="UTC"))])
+
+    @dlt.resource(
+        name="things",
+        primary_key="id",
+        write_disposition={"disposition": "merge", "strategy": strategy},
+        columns={"_read_at": {"dedup_sort": "desc"}} if strategy == "delete-insert" else {},
+    )
+    def things() -> Iterator[pa.Table]:
+        for rows in tables:
+            instants = [datetime(2026, 1, 1, 0, 0, second, tzinfo=UTC) for _, _, second in rows]
+            columns = [[row[0] for row in rows], [row[1] for row in rows], instants]
+            yield pa.table(columns, schema=schema)
+
+    pipeline.run(things(), loader_file_format="parquet")
+
+
+def found(pipeline: dlt.Pipeline) -> tuple[list[Any], list[Any]]:
+    """What the job finds there, and what readers do."""
+    with pipeline.sql_client() as client, client.execute_query("SELECT id, value FROM things") as cursor:
+        by_job = sorted(tuple(row) for row in cursor.fetchall())
+    folder = Path(pipeline.sql_client().remote_client.dataset_path)  # type: ignore[attr-defined]
+    [table] = [table for table in tables_in(folder) if table.name == "things"]
+    query = one_of_each(table, [f"{folder / 'things'}/*.parquet"])
+    with duckdb.connect() as connection:
+        return by_job, sorted(connection.execute(f"SELECT id, value FROM ({query})").fetchall())
+
+
+def test_the_last_row_of_a_key_counts(pipeline: dlt.Pipeline) -> None:
+    load(pipeline, [("a", 1, 1), ("b", 2, 2)], [("b", 3, 1), ("c", 4, 1)])
+    expected = [("a", 1), ("b", 2), ("c", 4)]
+    assert found(pipeline) == (expected, expected), "of one load, what was read last"
+    load(pipeline, [("a", 5, 0), ("d", 6, 1)], [("d", 7, 2)])
+    expected = [("a", 5), ("b", 2), ("c", 4), ("d", 7)]
+    assert found(pipeline) == (expected, expected), "of several, what was loaded last"
+
+
+def test_the_first_row_of_a_key_counts_where_nothing_replaces_it(pipeline: dlt.Pipeline) -> None:
+    load(pipeline, [("a", 1, 1)], strategy="insert-only")
+    load(pipeline, [("a", 2, 2), ("b", 9, 2)], [("b", 3, 1)], strategy="insert-only")
+    assert found(pipeline) == ([("a", 1), ("b", 3)], [("a", 1), ("b", 3)])
+
+
+def test_a_table_without_rows_has_its_columns(pipeline: dlt.Pipeline) -> None:
+    load(pipeline, [])
+    assert found(pipeline) == ([], [])
+
+
+def delta_folder(files: Path, place: Place) -> None:
+    """Make a folder as an older release left it: Delta tables, and views of their files."""
+    chats = files / "msgbubbles" / "chats"
+    (chats / "_delta_log").mkdir(parents=True)
+    (chats / "_delta_log" / "00000000000000000000.json").write_text("{}")
+    duckdb.sql(f"COPY (SELECT 'old' AS id) TO '{chats}/part-0.parquet' (FORMAT parquet)")
+    query = f"SELECT * FROM read_parquet(['{chats}/part-0.parquet'], union_by_name = true)"
+    tables = {"msgbubbles": {"chats": {"columns": ["id"], "query": query}}, "marts": {}}
+    shown = files / ".msgbubbles" / "_.json"
+    shown.parent.mkdir()
+    shown.write_text(json.dumps({"tables": tables, "marts": {}, "old": {}}))
+    (place.folder / "dlt" / "msgbubbles").mkdir()
+
+
+def test_delta_tables_are_moved_aside_and_read_again(files: Path, tmp_path: Path) -> None:
+    place = Place.of(tmp_path / "company.duckdb", "filesystem")
+    place.make_folders()
+    delta_folder(files, place)
+    destination = LakeFiles(place)
+    with pytest.raises(UsageError, match=r"holds Delta tables of an older release.* Run chats\.py"):
+        destination.prepare()
+    said: list[str] = []
+    restore(place, said.append)
+    [aside] = files.glob("msgbubbles.delta-*")
+    assert len(said) == 1
+    assert f"{files / 'msgbubbles'} held Delta tables" in said[0]
+    assert f"moved to {aside}" in said[0]
+    assert (aside / "chats" / "_delta_log").is_dir()
+    assert not (files / "msgbubbles").exists()
+    with duckdb.connect(str(files / "warehouse.duckdb"), read_only=True) as reader:
+        rows = reader.execute("SELECT id FROM msgbubbles.chats").fetchall()
+    assert rows == [("old",)], "readers keep what they had"
+    destination.prepare()
+    assert not (place.folder / "dlt" / "msgbubbles").exists(), "coverage starts anew"
+    restore(place, said.append)
+    assert len(said) == 1
+
+
+def test_delta_in_the_configuration_is_refused_before_anything_is_moved(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place.of(tmp_path / "company.duckdb", "filesystem")
+    place.make_folders()
+    delta_folder(files, place)
+    monkeypatch.setenv("SYNC__TABLE_FORMAT", "delta")
+    said: list[str] = []
+    restore(place, said.append)
+    with pytest.raises(UsageError, match=r'\[sync\] table_format: "delta" is no longer supported\. Remove the key'):
+        LakeFiles(place).prepare()
+    assert said == []
+    assert (files / "msgbubbles" / "chats" / "_delta_log").is_dir()

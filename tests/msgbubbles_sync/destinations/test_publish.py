@@ -1,0 +1,223 @@
+"""The published file: replaced as a whole, through symbolic links, and written to by nobody else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import duckdb
+import pytest
+
+from msgbubbles_sync.destinations import DuckDBFile, destination_of
+from msgbubbles_sync.destinations.claims import claim
+from msgbubbles_sync.destinations.combined import combine
+from msgbubbles_sync.destinations.publish import publish
+from msgbubbles_sync.workspace import Place, UsageError
+
+WRITER = """
+import duckdb, sys
+connection = duckdb.connect(sys.argv[1])
+for line in sys.stdin:
+    connection.execute(line)
+    print("done", flush=True)
+connection.close()
+"""
+DELETE = "DELETE FROM msgbubbles.chats WHERE id = 5"
+ROWS = "SELECT list(id ORDER BY id) FROM msgbubbles.chats"
+
+
+class Writer:
+    """Another process that has a database open to write."""
+
+    def __init__(self, database: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(database)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.execute("SELECT 1")
+
+    def execute(self, sql: str) -> None:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(f"{sql}\n")
+        self._process.stdin.flush()
+        assert self._process.stdout.readline() == "done\n"
+
+    def end(self, *, killed: bool) -> None:
+        if killed:
+            self._process.send_signal(signal.SIGKILL)
+        self._process.communicate(timeout=30)
+
+
+@pytest.fixture
+def writer() -> Iterator[Callable[[Path], Writer]]:
+    made: list[Writer] = []
+
+    def make(database: Path) -> Writer:
+        made.append(Writer(database))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.end(killed=True)
+
+
+def work_of(place: Place, first: int = 0) -> Place:
+    place.make_folders()
+    with duckdb.connect(str(place.work)) as connection:
+        connection.execute("CREATE SCHEMA IF NOT EXISTS msgbubbles")
+        connection.execute(f"CREATE OR REPLACE TABLE msgbubbles.chats AS SELECT i AS id FROM range({first}, 10) t(i)")
+    return place
+
+
+def rows(database: Path) -> list[int]:
+    with duckdb.connect(str(database), read_only=True) as connection:
+        found: list[int] = connection.execute(ROWS).fetchall()[0][0]
+    return found
+
+
+@pytest.mark.parametrize("killed", [True, False])
+@pytest.mark.parametrize("account", [None, "north"])
+def test_writer_across_a_publish_changes_no_row_for_readers(
+    tmp_path: Path,
+    writer: Callable[[Path], Writer],
+    account: str | None,
+    killed: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    place = work_of(Place.of(tmp_path / "company.duckdb", account=account))
+    if account:
+        claim(place, destination_of(place), sandbox=False, say=print)
+    destination = DuckDBFile(place)
+    destination.publish()
+    shown = place.combined
+    assert not destination.is_older_than(60)
+    writing = writer(shown)
+    work_of(place, first=3)
+    destination.publish()
+    assert rows(shown) == [*range(3, 10)]
+    assert "open read-write in another process" in caplog.text
+    writing.execute(DELETE)
+    writing.end(killed=killed)
+    assert Path(f"{shown}.wal").exists() == killed
+    # Nothing is new, and yet what readers see is not what was published.
+    assert destination.is_older_than(60) == killed
+    destination.publish()
+    assert rows(shown) == [*range(3, 10)]
+    assert not Path(f"{shown}.wal").exists()
+    assert not destination.is_older_than(60)
+
+
+def test_changed_or_lost_file_is_published_again(tmp_path: Path, writer: Callable[[Path], Writer]) -> None:
+    place = work_of(Place.of(tmp_path / "company.duckdb"))
+    destination = DuckDBFile(place)
+    destination.publish()
+    writing = writer(place.database)
+    writing.execute(DELETE)
+    writing.end(killed=False)  # which writes the log into the file
+    assert 5 not in rows(place.database)
+    assert destination.is_older_than(60)
+    destination.publish()
+    assert 5 in rows(place.database)
+    assert not destination.is_older_than(60)
+    place.database.unlink()
+    assert destination.is_older_than(60)
+
+
+def test_log_that_is_there_before_a_publish_is_removed(tmp_path: Path, writer: Callable[[Path], Writer]) -> None:
+    place = work_of(Place.of(tmp_path / "company.duckdb"))
+    destination = DuckDBFile(place)
+    destination.publish()
+    writing = writer(place.database)
+    writing.execute(DELETE)
+    assert destination.is_older_than(60), "somebody writes to it"
+    destination.publish()
+    writing.execute("DELETE FROM msgbubbles.chats")
+    writing.end(killed=True)
+    assert rows(place.database) == [*range(10)]
+    assert not destination.is_older_than(60)
+
+
+def test_nobody_may_write_and_readers_stay(tmp_path: Path) -> None:
+    place = work_of(Place.of(tmp_path / "company.duckdb"))
+    DuckDBFile(place).publish()
+    assert place.database.stat().st_mode & 0o222 == 0
+    place.database.chmod(0o664)
+    DuckDBFile(place).publish()
+    assert place.database.stat().st_mode & 0o777 == 0o444
+
+
+def test_log_of_one_account_does_not_reach_the_tables_of_all(tmp_path: Path, writer: Callable[[Path], Writer]) -> None:
+    files = {}
+    for name in ("north", "south"):
+        place = work_of(Place.of(tmp_path / "company.duckdb", account=name))
+        publish(place.work, place.database)
+        files[name] = place.database
+    shown, noted = tmp_path / "company.duckdb", tmp_path / "combined.json"
+    combine(files, "north", shown, noted, {})
+    writing = writer(files["south"])
+    writing.execute(DELETE)
+    writing.end(killed=True)
+    publish(work_of(Place.of(shown, account="north"), first=8).work, files["north"])
+    combine(files, "north", shown, noted, {})
+    assert rows(shown) == [*range(8), 8, 8, 9, 9]
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.mark.parametrize("link", ["relative", "absolute", "chain", "dangling", "other file system", "linked folder"])
+@pytest.mark.parametrize("account", [None, "north"])
+def test_publish_writes_through_a_symbolic_link(
+    tmp_path: Path, stack: ExitStack, link: str, account: str | None
+) -> None:
+    shown = tmp_path / "here" / "company.duckdb"
+    data = tmp_path / "data" / "deep"
+    if link == "other file system":
+        if not os.access("/dev/shm", os.W_OK):  # noqa: S108
+            pytest.skip("no other file system")
+        data = Path(stack.enter_context(TemporaryDirectory(dir="/dev/shm"))) / "data"
+    for folder in (shown.parent, data):
+        folder.mkdir(parents=True)
+    target = data / "real.duckdb"
+    if link != "dangling":
+        target.write_bytes(b"what was there")
+    pointing = target if link in ("absolute", "other file system") else Path("../data/deep/real.duckdb")
+    if link == "chain":
+        shown.symlink_to("second.duckdb")
+        shown.with_name("second.duckdb").symlink_to(pointing)
+    elif link == "linked folder":
+        (tmp_path / "elsewhere").symlink_to(data)
+        shown.symlink_to("../elsewhere/../deep/real.duckdb")
+    else:
+        shown.symlink_to(pointing)
+    leftover = data / ".real.duckdb.1.publishing"
+    leftover.write_text("rows")
+    place = work_of(Place.of(shown, account=account))
+    if account:
+        claim(place, destination_of(place), sandbox=False, say=print)
+    for first in (0, 5):
+        work_of(place, first)
+        DuckDBFile(place).publish()
+        assert shown.is_symlink()
+        assert rows(target) == rows(shown) == [*range(first, 10)]
+    assert [path.name for path in data.iterdir()] == ["real.duckdb"]
+    assert (shown.parent / ".msgbubbles").is_dir(), "the job's own files stay next to the path that was named"
+
+
+def test_path_that_cannot_be_published_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "circle.duckdb").symlink_to("back.duckdb")
+    (tmp_path / "back.duckdb").symlink_to("circle.duckdb")
+    (tmp_path / "lost.duckdb").symlink_to("nowhere/file.duckdb")
+    os.mkfifo(tmp_path / "pipe.duckdb")
+    for name in ("circle.duckdb", "lost.duckdb", "pipe.duckdb", "it's.duckdb", "100%.duckdb", "a[1].duckdb"):
+        with pytest.raises(UsageError, match="--database"):
+            Place.of(tmp_path / name)

@@ -1,0 +1,112 @@
+"""The views of all accounts on a server and in a lake, whoever writes at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers import postgres
+from msgbubbles_sync.destinations import Shared, destination_of
+from msgbubbles_sync.workspace import Place, UsageError
+
+Of = Callable[..., Shared]
+
+
+@pytest.fixture(params=["postgres", "ducklake"])
+def of(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Of]:
+    """The tables of an account, by its name."""
+    with postgres.running(tmp_path / "server") as address:
+        monkeypatch.setenv("DESTINATION__POSTGRES__CREDENTIALS", address)
+        monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__CATALOG", address)
+        monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__BUCKET_URL", str(tmp_path / "lake"))
+
+        def make(account: str | None) -> Shared:
+            place = Place.of(tmp_path / f"company.{request.param}", request.param, account)
+            place.make_folders()
+            found = destination_of(place)
+            assert isinstance(found, Shared)
+            return found
+
+        yield make
+
+
+def land(of: Shared, *statements: str) -> None:
+    with of.writing() as connection:
+        for statement in (f"CREATE SCHEMA IF NOT EXISTS {of.landed}", *statements):
+            connection.execute(statement.replace("@", f"{of.landed}."))
+
+
+def begun(of: Of, account: str) -> Shared:
+    found = of(account)
+    found.prepare()
+    land(found, f"CREATE TABLE @chats AS SELECT '{account}' || 1 AS id")
+    return found
+
+
+def shown(of: Shared, table: str = "chats") -> list[Any]:
+    """As somebody sees it who knows nothing of accounts."""
+    with of._attached("READ_ONLY") as connection:
+        return sorted(connection.execute(f"FROM msgbubbles.{table}").fetchall())
+
+
+def test_a_table_or_a_column_that_one_has_later_is_shown(of: Of) -> None:
+    north, south = begun(of, "north"), begun(of, "south")
+    for one in (north, south):
+        one.publish()
+    assert shown(north) == [("north", "north1"), ("south", "south1")]
+    with north.reading() as connection:
+        assert connection.execute("FROM msgbubbles.chats").fetchall() == [("north1",)]
+    more = ("CREATE TABLE @later AS SELECT 1 AS id", "ALTER TABLE @chats ADD COLUMN more VARCHAR")
+    for one, both in ((south, False), (north, True)):
+        land(one, *more, "UPDATE @chats SET more = 'more'")
+        one.publish()
+        assert shown(one) == [("north", "north1", "more" if both else None), ("south", "south1", "more")]
+        assert shown(one, "later") == [("north", 1)] * both + [("south", 1)]
+    with north.writing() as connection:
+        connection.execute(f"DROP SCHEMA warehouse.{south.dataset} CASCADE")
+    north.publish()
+    assert (shown(north), shown(north, "accounts")) == ([("north", "north1", "more")], [("north",)])
+
+
+def test_who_writes_what_is_out_of_date_by_then_looks_again(of: Of, monkeypatch: pytest.MonkeyPatch) -> None:
+    north, south = begun(of, "north"), of("south")
+    show = north._show
+    overtaken: list[bool] = []
+
+    def show_late(connection: Any, views: Any) -> None:
+        if not overtaken:
+            overtaken.append(True)
+            begun(of, "south").publish()
+        show(connection, views)
+
+    monkeypatch.setattr(north, "_show", show_late)
+    north.publish()
+    assert shown(north) == [("north", "north1"), ("south", "south1")]
+    assert shown(south, "accounts") == [("north",), ("south",)]
+
+
+def test_the_first_jobs_of_four_accounts_at_once(of: Of) -> None:
+    names = ["east", "north", "south", "west"]
+
+    def run(name: str) -> None:
+        begun(of, name).publish()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(run, names))
+    assert shown(of("north")) == [(name, f"{name}1") for name in names]
+
+
+def test_one_account_without_a_name_and_several_do_not_mix(of: Of) -> None:
+    alone = of(None)
+    alone.prepare()
+    land(alone, "CREATE TABLE @chats AS SELECT 'c1' AS id")
+    with pytest.raises(UsageError, match="holds one account, which has no name"):
+        of("north").prepare()
+    land(alone, "DROP TABLE @chats")
+    begun(of, "north").publish()
+    with pytest.raises(UsageError, match="shows several accounts"):
+        alone.prepare()

@@ -1,0 +1,397 @@
+"""Answers to writes as an API may give them: without a body, late, redundant, or in other words than was asked."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from helpers.group_world import OURS, World, cut_next_write, outcomes, row
+from msgbubbles.errors import AuthenticationError, NoIdError
+from msgbubbles_sync.groups.apply import look
+from msgbubbles_sync.groups.job import adopted
+from msgbubbles_sync.groups.ledger import Ledger
+
+ANNA, BEN, CARLA, DORA = "+14155550111", "ben@example.com", "+14155550113", "dora@example.com"
+BODIES = [
+    (204, b""),
+    (200, b"{}"),
+    (200, b'{"data": null}'),
+    (200, b'{"data": {"ok": true}}'),
+    (200, b'{"data": {"id": "participant-1", "handle": "x@example.com"}}'),
+    (202, b"<p>Done</p>"),
+    (200, b'{"data": [1]}'),
+]
+
+
+def groups_in(world: World) -> list[dict[str, Any]]:
+    return [chat for chat in world.server.truth().chats if chat["is_group"]]
+
+
+def people_in(world: World, key: str) -> set[str]:
+    return set(world.server.account.participants(str(world.known(key).chat_id)))
+
+
+def rewrite(world: World, *pairs: tuple[str, str]) -> None:
+    """Have every answer show these texts in place of others."""
+
+    def changed(_path: str, body: bytes) -> bytes:
+        for asked, shown in pairs:
+            body = body.replace(json.dumps(asked, ensure_ascii=False).encode(), json.dumps(shown).encode())
+        return body
+
+    world.server.knobs.transform_body = changed
+
+
+def look_at(world: World, key: str) -> None:
+    """What a sync finds out about a group that it reads."""
+    with world.client() as client, Ledger.of(world.place.folder) as ledger:
+        look(ledger, client, key, str(world.known(key).chat_id))
+
+
+# -- the status is the answer
+
+
+@pytest.mark.parametrize(("status", "body"), BODIES)
+def test_a_change_succeeds_by_its_status_whatever_the_body(world: World, status: int, body: bytes) -> None:
+    world.apply(row("a", ANNA, BEN))
+    chat_id = world.known("a").chat_id
+    world.server.knobs.write_answer = (status, body)
+    asked = len(world.server.requests)
+    applied = world.apply(row("a", BEN, CARLA, title="New"))
+    assert outcomes(applied) == {("rename", "succeeded"): 1, ("add", "succeeded"): 1, ("remove", "succeeded"): 1}
+    # Each is asked once; and which title the group has now, which no answer says.
+    assert [one.split()[0] for one in world.asked(asked)] == ["GET", "PATCH", "GET", "POST", "DELETE"]
+    assert {entry.chat_id for entry in world.entries()} == {chat_id}
+    assert outcomes(world.apply(row("a", BEN, CARLA, title="New"))) == {}
+
+
+@pytest.mark.parametrize("wrapped", ["chat", "chat_id", "bare", "conversation_id"])
+def test_the_id_of_a_new_group_is_read_wherever_it_stands(world: World, wrapped: str) -> None:
+    def changed(path: str, body: bytes) -> bytes:
+        if not path.endswith("/chats"):
+            return body
+        chat = json.loads(body)["data"]
+        shapes = {
+            "chat": {"data": {"chat": chat}},
+            "chat_id": {"data": {"chat_id": chat["id"]}},
+            "bare": chat | {"request_id": "req_1"},
+            "conversation_id": {"data": {"id": "message-1", "conversation_id": chat["id"]}},
+        }
+        return json.dumps(shapes[wrapped]).encode()
+
+    world.server.knobs.transform_body = changed
+    assert outcomes(world.apply(row("a", ANNA, BEN))) == {("create", "succeeded"): 1}
+    assert [chat["id"] for chat in groups_in(world)] == [world.known("a").chat_id]
+    assert len(world.server.requests) == 2
+
+
+@pytest.mark.parametrize("answer", BODIES[:3])
+def test_a_group_created_without_an_id_is_asked_for_again_and_looked_for(
+    world: World, answer: tuple[int, bytes]
+) -> None:
+    world.apply(row("other", ANNA, BEN))
+    world.server.knobs.write_answer = answer
+    with world.client() as client, pytest.raises(NoIdError, match="does not say which one"):
+        client.create_group(OURS, [ANNA, DORA], "Hello")
+    with world.client() as client, pytest.raises(NoIdError):
+        client.send_message("Hi", to=ANNA, from_handle=OURS)
+    assert outcomes(world.apply(row("a", ANNA, CARLA), row("b", ANNA, BEN))) == {("create", "succeeded"): 2}
+    assert people_in(world, "a") == {ANNA, CARLA}
+    assert len({world.known(key).chat_id for key in ("other", "a", "b")}) == 3
+    assert outcomes(world.apply(row("a", ANNA, CARLA), row("b", ANNA, BEN))) == {}
+
+
+def test_a_created_group_that_nothing_identifies_waits_to_be_adopted(world: World) -> None:
+    world.server.knobs.participants_on_detail = False
+    world.server.knobs.write_answer = (201, b"{}")
+    for _ in range(2):
+        applied = world.apply(row("a", ANNA, BEN))
+        assert outcomes(applied) in ({("create", "unknown"): 1}, {})
+        assert "groups.py import KEY CHAT_ID" in applied.failures[0].why
+    world.server.knobs.write_answer = None
+    with world.client() as client:
+        adopted(world.place, client, "a", groups_in(world)[0]["id"])
+    assert outcomes(world.apply(row("a", ANNA, BEN, title="New"))) == {("rename", "succeeded"): 1}
+    assert len(groups_in(world)) == 1
+
+
+# -- a refusal after a try without an answer
+
+
+def refuse_after_cut(world: World, status: int, code: str) -> None:
+    """The next write is done and answered with 502, and all writes after it are refused."""
+    knobs = world.server.knobs
+    writes: list[str] = []
+
+    def refusal(method: str, _path: str) -> tuple[int, str] | None:
+        knobs.errors_after_acting = float(method != "GET" and not writes)
+        if method != "GET":
+            writes.append(method)
+        return (status, code) if len(writes) > 1 and method != "GET" else None
+
+    knobs.refusal = refusal
+
+
+@pytest.mark.parametrize(
+    "refused", [(409, "conflict"), (400, "invalid_request"), (404, "not_found"), (403, "forbidden")]
+)
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_creation_refused_after_a_lost_answer_makes_no_second_group(
+    world: World, refused: tuple[int, str], shown: bool
+) -> None:
+    world.server.knobs.participants_on_detail = shown
+    refuse_after_cut(world, *refused)
+    applied = world.apply(row("a", ANNA, BEN, title="One"))
+    assert outcomes(applied) == {("create", "succeeded"): 1}
+    assert [one.what for one in applied.remarks] == ["found among the chats of the account"]
+    world.server.knobs.refusal = None
+    assert outcomes(world.apply(row("a", ANNA, BEN, title="Two"))) == {("rename", "succeeded"): 1}
+    assert [chat["title"] for chat in groups_in(world)] == ["Two"]
+
+
+def test_a_creation_not_on_the_list_yet_is_unknown_and_then_looked_for_again(world: World) -> None:
+    hidden = [True]
+    knobs = world.server.knobs
+    refuse_after_cut(world, 409, "conflict")
+    knobs.transform_body = lambda path, body: b'{"data": []}' if hidden and path.endswith("/chats") else body
+    assert outcomes(world.apply(row("a", ANNA, BEN, title="One"))) == {("create", "unknown"): 1}
+    hidden.clear()
+    # Every repeat is refused; the title has changed meanwhile.
+    applied = world.apply(row("a", ANNA, BEN))
+    assert (applied.settled, outcomes(applied)) == (1, {})
+    assert [chat["id"] for chat in groups_in(world)] == [world.known("a").chat_id]
+
+
+def test_a_creation_that_is_surely_not_there_ends_as_failed(world: World) -> None:
+    world.max_attempts = 2
+    answers = iter([(502, "send_failed"), (400, "invalid_request"), (400, "invalid_request")])
+    world.server.knobs.refusal = lambda method, _path: next(answers, None) if method == "POST" else None
+    assert outcomes(world.apply(row("a", ANNA, BEN))) == {("create", "unknown"): 1}
+    applied = world.apply(row("a", ANNA, BEN))
+    # Looked for and not found, so it is planned again.
+    assert (applied.settled, outcomes(applied)) == (1, {("create", "succeeded"): 1})
+    assert [entry.outcome for entry in world.entries()] == ["failed", "succeeded"]
+    assert len(groups_in(world)) == 1
+
+
+@pytest.mark.parametrize("shown", [True, False])
+@pytest.mark.parametrize("wanted", [row("a", ANNA, BEN, DORA, title="New"), row("a", ANNA, BEN, CARLA, DORA)])
+def test_a_change_refused_after_a_lost_answer_is_looked_at(
+    world: World, wanted: dict[str, object], shown: bool
+) -> None:
+    world.server.knobs.participants_on_detail = shown
+    world.apply(row("a", ANNA, BEN, DORA))
+    refuse_after_cut(world, 400, "invalid_request")
+    applied = world.apply(wanted)
+    if shown or wanted["title"]:
+        assert [outcome for _, outcome in applied.counts] == ["succeeded"]
+    else:
+        assert outcomes(applied) == {("add", "unknown"): 1}
+    world.server.knobs.refusal = None
+    assert outcomes(world.apply(wanted)) == {}
+    assert people_in(world, "a") == set(wanted["addresses"])  # type: ignore[call-overload]
+
+
+# -- nothing left to do
+
+
+@pytest.mark.parametrize(("shown", "code"), [(True, "conflict"), (False, "already_a_participant")])
+def test_adding_somebody_who_is_in_the_group_is_done_with_a_remark(world: World, shown: bool, code: str) -> None:
+    world.apply(row("a", ANNA, BEN))
+    world.server.knobs.participants_on_detail = shown
+    world.server.account.add_participant(str(world.known("a").chat_id), CARLA, world.entries()[0].requested_at)
+    world.server.knobs.refusal = lambda _method, path: (409, code) if path.endswith("/participants") else None
+    applied = world.apply(row("a", ANNA, BEN, CARLA))
+    assert outcomes(applied) == {("add", "succeeded"): 1}
+    assert [one.what for one in applied.remarks] == ["the person was in the group already"]
+    assert applied.failures == []
+
+
+@pytest.mark.parametrize(("status", "shown"), [(404, False), (409, True), (409, False)])
+def test_removing_somebody_who_left_is_done_with_a_remark(world: World, status: int, shown: bool) -> None:
+    world.apply(row("a", ANNA, BEN, CARLA))
+    world.server.knobs.participants_on_detail = shown
+    world.server.account.remove_participant(str(world.known("a").chat_id), CARLA, world.entries()[0].requested_at)
+    world.server.knobs.refusal = lambda method, _path: (status, "conflict") if method == "DELETE" else None
+    applied = world.apply(row("a", ANNA, BEN))
+    assert outcomes(applied) == {("remove", "succeeded"): 1}
+    assert [one.what for one in applied.remarks] == ["the person was not in the group any more"]
+
+
+def test_a_conflict_about_somebody_unseen_removes_nobody(world: World) -> None:
+    """The API has somebody under a handle that we do not know as theirs: it might be the one whom we would remove."""
+    world.apply(row("a", ANNA, BEN, CARLA))
+    world.server.knobs.refusal = lambda _method, path: (409, "conflict") if path.endswith("/participants") else None
+    applied = world.apply(row("a", ANNA, BEN, DORA))
+    assert outcomes(applied) == {("add", "failed"): 1}
+    assert applied.left == 1
+    assert people_in(world, "a") == {ANNA, BEN, CARLA}
+
+
+# -- handles and titles in other words
+
+
+def test_people_whom_the_network_spells_otherwise_stay(world: World) -> None:
+    spellings = [
+        ("+541123456789", "+5491123456789"),
+        ("+5493512345678", "+543512345678"),
+        ("+525512345678", "+5215512345678"),
+        ("+5511987654321", "+551187654321"),
+        ("+2290161234567", "+22961234567"),
+        ("dora@example.com", "Dora@Example.COM"),
+        ("+14155550113", "+1 (415) 555-0113"),
+        ("+14155550114", "4155550114"),
+        ("+14155550115", "tel:+14155550115"),
+    ]
+    rewrite(world, *spellings)
+    wanted = row("a", *(asked for asked, _ in spellings))
+    world.apply(wanted)
+    look_at(world, "a")
+    assert outcomes(world.apply(wanted)) == {}
+    assert people_in(world, "a") == {asked for asked, _ in spellings}
+
+
+def test_a_spelling_that_no_rule_knows_is_learned_from_the_answer(world: World) -> None:
+    rewrite(world, (DORA, "+14155550999"), (CARLA, "urn:carla"))
+    world.apply(row("a", ANNA, BEN, DORA))
+    world.apply(row("a", ANNA, BEN, CARLA, DORA))
+    look_at(world, "a")
+    assert outcomes(world.apply(row("a", ANNA, BEN, CARLA, DORA))) == {}
+    assert world.known("a").members == {ANNA, BEN, CARLA, DORA}
+
+
+def test_a_removal_is_repeated_with_the_spelling_that_the_group_shows(world: World) -> None:
+    world.apply(row("a", ANNA, BEN, "+541123456789"))
+    chat_id, at = str(world.known("a").chat_id), world.entries()[0].requested_at
+    world.server.account.remove_participant(chat_id, "+541123456789", at)
+    world.server.account.add_participant(chat_id, "+5491123456789", at)
+    assert outcomes(world.apply(row("a", ANNA, BEN))) == {("remove", "succeeded"): 1}
+    assert people_in(world, "a") == {ANNA, BEN}
+
+
+def test_a_number_of_ours_is_sent_as_the_account_writes_it(world: World) -> None:
+    world.server.account.add_number("+5491123456789", "Buenos Aires")
+    assert outcomes(world.apply(row("a", ANNA, BEN, number="+541123456789"))) == {("create", "succeeded"): 1}
+    assert groups_in(world)[0]["from_handle"] == "+5491123456789"
+
+
+def test_a_title_that_the_network_stores_otherwise_is_no_rename(world: World) -> None:
+    titles = [
+        ("Cafe\u0301", "Caf\u00e9"),
+        ("R&D", "R&amp;D"),
+        ("A  B\tC", "A B C"),
+        (" North\u200b", "North"),
+        ("Team \u2764\ufe0f", "Team \u2764"),
+    ]
+    keys = [f"key{number}" for number in range(len(titles))]
+    world.apply(*(row(key, ANNA, BEN, title="Before") for key in keys))
+    for key, (_, shown) in zip(keys, titles, strict=True):
+        world.server.account.rename(str(world.known(key).chat_id), shown, world.entries()[0].requested_at)
+        look_at(world, key)
+    wanted = [row(key, ANNA, BEN, title=asked) for key, (asked, _) in zip(keys, titles, strict=True)]
+    assert outcomes(world.apply(*wanted)) == {}
+    assert outcomes(world.apply({**wanted[0], "title": "CAF\u00c9"})) == {("rename", "succeeded"): 1}
+
+
+@pytest.mark.parametrize("answers", ["shown", "empty", "as asked"])
+def test_a_rewriting_that_no_rule_knows_is_not_repeated(world: World, answers: str) -> None:
+    """The network keeps 10 characters and capitals only."""
+    world.apply(row("a", ANNA, BEN))
+    wanted = row("a", ANNA, BEN, title="North and South")
+    rewrite(world, ("North and South", "NORTH AND "))
+    renamed = world.server.knobs.transform_body
+    assert renamed is not None
+    if answers == "empty":
+        world.server.knobs.write_answer = (200, b"{}")
+    if answers == "as asked":
+        world.server.knobs.transform_body = None
+    renames = []
+    for _ in range(4):
+        renames.append(outcomes(world.apply(wanted)).get(("rename", "succeeded"), 0))
+        world.server.knobs.transform_body = renamed
+        look_at(world, "a")
+        if answers == "as asked":
+            world.server.knobs.transform_body = None
+    # Where an answer repeats what was asked, only the second time shows that the network does not keep it.
+    assert renames == ([1, 1, 0, 0] if answers == "as asked" else [1, 0, 0, 0])
+    world.server.knobs.transform_body = None
+    assert outcomes(world.apply({**wanted, "title": "Other"})) == {("rename", "succeeded"): 1}
+    # And what it was once shown as is a title that may be asked for.
+    for renames_now in (1, 0):
+        counts = outcomes(world.apply({**wanted, "title": "NORTH AND "}))
+        assert counts.get(("rename", "succeeded"), 0) == renames_now
+
+
+# -- one group that fails, fails alone
+
+
+@pytest.mark.parametrize(("status", "reads"), [(400, True), (403, True), (403, False), (409, False), (500, True)])
+def test_whatever_one_group_answers_the_others_are_done(world: World, status: int, reads: bool) -> None:
+    wanted = [row(key, ANNA, BEN) for key in "abc"]
+    world.apply(*wanted)
+    chat_id = str(world.known("b").chat_id)
+    world.server.knobs.refusal = lambda method, path: (
+        (status, "refused") if chat_id in path and (reads or method != "GET") else None
+    )
+    for _ in range(2):
+        wanted = [{**one, "title": f"{one['title']}x"} for one in wanted]
+        applied = world.apply(*wanted)
+        assert applied.halt is None
+        assert applied.counts["rename", "succeeded"] == 2
+        assert {failure.key for failure in applied.failures} == {"b"}
+
+
+def test_a_few_closed_groups_do_not_look_like_a_closed_account(world: World) -> None:
+    wanted = [row(key, ANNA, BEN) for key in "abcde"]
+    world.apply(*wanted)
+    closed = [str(world.known(key).chat_id) for key in "ab"]
+    world.server.knobs.refusal = lambda _method, path: (
+        (403, "forbidden") if any(chat_id in path for chat_id in closed) else None
+    )
+    wanted = [{**one, "title": "New"} for one in wanted]
+    # Nothing else was done yet, so it might be the account.
+    assert isinstance(world.apply(*wanted).halt, AuthenticationError)
+    # They come last from now on.
+    applied = world.apply(*wanted)
+    assert outcomes(applied) == {("rename", "succeeded"): 3, ("rename", "failed"): 2}
+    assert applied.halt is None
+
+
+def test_an_account_that_is_closed_meanwhile_ends_it(world: World) -> None:
+    wanted = [row(key, ANNA, BEN) for key in "abcdef"]
+
+    def close(_account: Any, number: int) -> None:
+        world.server.knobs.active = number <= 3
+
+    world.server.knobs.on_request = close
+    applied = world.apply(*wanted)
+    assert isinstance(applied.halt, AuthenticationError)
+    assert outcomes(applied) == {("create", "succeeded"): 2, ("create", "failed"): 2}
+    assert applied.left == 2
+
+
+@pytest.mark.parametrize("numbers", [(500, "failed"), (404, "not_found"), (400, "invalid_request"), None])
+def test_numbers_that_are_not_listed_do_not_stop_the_groups(world: World, numbers: tuple[int, str] | None) -> None:
+    world.server.knobs.refusal = lambda _method, path: numbers if path.endswith("/numbers") else None
+    if numbers is None:
+        world.server.knobs.transform_row = lambda kind, one: None if kind == "numbers" else one
+    world.apply(row("a", ANNA, BEN), row("b", ANNA, BEN, number="+14155550199"))
+    assert {entry.key: entry.outcome for entry in world.entries()} == {"a": "succeeded", "b": "failed"}
+
+
+@pytest.mark.parametrize("status", [400, 403])
+def test_a_group_that_cannot_be_looked_at_waits_alone(world: World, status: int) -> None:
+    world.apply(row("a", ANNA, BEN), row("b", ANNA, BEN))
+    world.max_attempts = 1
+    cut_next_write(world)
+    rows = [row("a", ANNA, BEN, title="New"), row("b", ANNA, BEN, title="New")]
+    world.apply(*rows)
+    chat_id = str(world.known("a").chat_id)
+    world.server.knobs.refusal = lambda _method, path: (status, "refused") if chat_id in path else None
+    applied = world.apply(*rows)
+    assert [(one.key, one.outcome) for one in applied.failures] == [("a", "unknown")]
+    assert world.known("b").title == "New"
+    world.server.knobs.refusal = None
+    assert world.apply(*rows).settled == 1

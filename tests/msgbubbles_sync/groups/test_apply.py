@@ -1,0 +1,309 @@
+"""Applying, against the sandbox over a socket: each way an answer can fail, and what the ledger says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from helpers.group_world import OURS, World, cut_next_write, outcomes, row
+from msgbubbles.errors import AuthenticationError, Interrupted
+from msgbubbles.models import Chat, Raw
+from msgbubbles_sync.groups.apply import idempotency_key_of, participants_of
+from msgbubbles_sync.groups.job import adopted, applied_groups
+from msgbubbles_sync.groups.ledger import Ledger
+from msgbubbles_sync.groups.model import Operation
+from msgbubbles_sync.groups.plan import plan_of
+from msgbubbles_sync.sandbox import Knobs
+from msgbubbles_sync.workspace import UsageError
+
+ANNA, BEN, CARLA, DORA = "+14155550111", "ben@example.com", "+14155550113", "dora@example.com"
+NewWorld = Callable[..., World]
+
+
+def test_a_group_comes_into_being_and_follows_its_row(world: World) -> None:
+    assert outcomes(world.apply(row("a", ANNA, BEN, title="One"))) == {("create", "succeeded"): 1}
+    (entry,) = world.entries()
+    assert (entry.http_status, entry.outcome, entry.message) == (201, "succeeded", None)
+    assert entry.request_id
+    assert entry.request_id.startswith("req_")
+    changed = row("a", BEN, CARLA, title="Two", message="Never sent")
+    assert outcomes(world.apply(changed)) == {
+        ("rename", "succeeded"): 1,
+        ("add", "succeeded"): 1,
+        ("remove", "succeeded"): 1,
+    }
+    truth = world.server.truth()
+    (group,) = [chat for chat in truth.chats if chat["is_group"]]
+    assert group["title"] == "Two"
+    assert world.server.account.participants(group["id"]) == [CARLA, BEN]
+    assert [message["text"] for message in truth.messages] == ["Hello"]
+    asked = len(world.server.requests)
+    assert outcomes(world.apply(changed)) == {}
+    assert world.asked(asked) == ["GET numbers"]
+
+
+def test_one_group_that_fails_does_not_stop_the_others(world: World) -> None:
+    world.server.knobs.unreachable = {DORA}
+    applied = world.apply(row("a", ANNA, BEN), row("b", ANNA, DORA), row("c", BEN, CARLA))
+    assert outcomes(applied) == {("create", "succeeded"): 2, ("create", "failed"): 1}
+    (failure,) = applied.failures
+    assert (failure.key, failure.operation) == ("b", "create")
+    assert failure.why.startswith("the API answered 400 invalid_handle (request req_")
+    assert DORA not in failure.why
+    entry = next(one for one in world.entries() if one.key == "b")
+    assert (entry.outcome, entry.http_status, entry.error_code) == ("failed", 400, "invalid_handle")
+    assert entry.error_message == f"{DORA} cannot be reached by iMessage"
+    assert applied.left == 0
+
+
+def test_somebody_who_cannot_join_does_not_keep_the_others_out_and_nobody_leaves_in_his_place(world: World) -> None:
+    world.apply(row("a", ANNA, BEN))
+    world.server.knobs.unreachable = {CARLA, DORA}
+    applied = world.apply(row("a", CARLA, DORA, title="New"))
+    assert outcomes(applied) == {("rename", "succeeded"): 1, ("add", "failed"): 2}
+    assert applied.left == 2
+    assert world.known("a").members == {ANNA, BEN}
+
+
+@pytest.mark.parametrize(("status", "code"), [(409, "not_a_group"), (404, "not_found")])
+def test_what_is_no_group_any_more_ends_in_one_row_and_leaves_the_rest(world: World, status: int, code: str) -> None:
+    world.apply(row("a", ANNA, BEN), row("b", ANNA, BEN))
+    chat_id = world.known("a").chat_id
+    world.server.knobs.refusal = lambda _method, path: (status, code) if f"/{chat_id}" in path else None
+    applied = world.apply(row("a", ANNA, CARLA, title="New"), row("b", ANNA, CARLA))
+    assert outcomes(applied) == {("rename", "failed"): 1, ("add", "succeeded"): 1, ("remove", "succeeded"): 1}
+    assert [failure.key for failure in applied.failures] == ["a"]
+    assert f"{status} {code}" in applied.failures[0].why
+    assert applied.left == 2
+    assert world.entries()[2].error_code == code
+
+
+@pytest.mark.parametrize(("status", "code"), [(502, "add_failed"), (503, "device_offline")])
+def test_without_a_verdict_the_row_says_so_and_the_next_apply_looks(world: World, status: int, code: str) -> None:
+    world.apply(row("a", ANNA, BEN), row("b", ANNA, BEN))
+    chat_id = world.known("a").chat_id
+    world.server.knobs.refusal = lambda method, path: (
+        (status, code) if f"/{chat_id}" in path and method == "POST" else None
+    )
+    rows = [row("a", ANNA, CARLA), row("b", ANNA, CARLA)]
+    applied = world.apply(*rows)
+    assert outcomes(applied) == {
+        ("add", "unknown"): 1,
+        ("add", "succeeded"): 1,
+        ("remove", "succeeded"): 1,
+    }
+    assert applied.failures[0].why.startswith(f"no verdict: {status} {code} (request req_")
+    entry = world.entries()[2]
+    assert (entry.outcome, entry.http_status, entry.error_code) == ("unknown", status, code)
+    world.server.knobs.refusal = None
+    asked = len(world.server.requests)
+    applied = world.apply(*rows)
+    # The look shows that it was not done, so it is planned again.
+    assert world.asked(asked)[:2] == ["GET numbers", f"GET {chat_id}"]
+    assert applied.settled == 1
+    assert outcomes(applied) == {("add", "succeeded"): 1, ("remove", "succeeded"): 1}
+    assert world.entries()[2].outcome == "failed"
+    assert world.known("a").members == {ANNA, CARLA}
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_what_was_done_and_never_answered_is_found_out(world: World, shown: bool) -> None:
+    world.max_attempts = 1
+    world.server.knobs.participants_on_detail = shown
+    world.apply(row("a", ANNA, BEN))
+    for wanted in (
+        row("a", ANNA, BEN, title="New"),
+        row("a", ANNA, BEN, CARLA, title="New"),
+        row("a", ANNA, CARLA, title="New"),
+        row("b", ANNA, BEN),
+    ):
+        done = len(world.server.operations)
+        cut_next_write(world)
+        applied = world.apply(wanted)
+        assert [outcome for _, outcome in applied.counts] == ["unknown"]
+        assert len(world.server.operations) == done + 1
+        applied = world.apply(wanted)
+        assert applied.settled == 1
+        assert outcomes(applied) == {}
+        assert len(world.server.operations) == done + 1
+        assert world.entries()[-1].outcome == "succeeded"
+    assert len(world.server.truth().messages) == 2
+
+
+def test_a_retry_that_finds_its_work_done_is_a_success(world: World) -> None:
+    world.apply(row("a", ANNA, BEN, CARLA))
+    cut_next_write(world)
+    applied = world.apply(row("a", ANNA, BEN))
+    assert outcomes(applied) == {("remove", "succeeded"): 1}
+    entry = world.entries()[-1]
+    assert (entry.http_status, entry.error_code) == (404, "not_found")
+    assert world.known("a").members == {ANNA, BEN}
+
+
+def test_removing_from_a_group_that_is_gone_is_no_success(world: World) -> None:
+    world.apply(row("a", ANNA, BEN, CARLA))
+    world.server.account.delete_chat(str(world.known("a").chat_id))
+    assert outcomes(world.apply(row("a", ANNA, BEN))) == {("remove", "failed"): 1}
+    assert world.known("a").is_gone
+    assert outcomes(world.apply(row("a", ANNA, BEN))) == {}
+
+
+def test_a_creation_that_was_cut_off_is_finished_as_it_was_begun_whatever_its_row_says_now(world: World) -> None:
+    world.max_attempts = 1
+    cut_next_write(world)
+    assert outcomes(world.apply(row("a", ANNA, BEN, title="Old", message="First"))) == {("create", "unknown"): 1}
+    applied = world.apply(row("a", ANNA, CARLA, title="New", message="Second"))
+    assert applied.settled == 1
+    assert outcomes(applied) == {("rename", "succeeded"): 1, ("add", "succeeded"): 1, ("remove", "succeeded"): 1}
+    assert [message["text"] for message in world.server.truth().messages] == ["First"]
+    assert [done.operation for done in world.server.operations] == ["create", "rename", "add", "remove"]
+
+
+def test_a_lost_ledger_makes_no_second_group(world: World) -> None:
+    world.apply(row("a", ANNA, BEN))
+    for path in world.place.folder.glob("groups.sqlite*"):
+        path.unlink()
+    world.apply(row("a", BEN, ANNA))
+    assert world.entries()[0].http_status == 200
+    assert [done.operation for done in world.server.operations] == ["create"]
+
+
+def test_a_number_that_is_off_line_costs_a_few_tries_and_the_others_go_on(world: World) -> None:
+    rows = [row(f"s{n}", ANNA, BEN) for n in range(6)] + [row("z", ANNA, BEN, number="+14155550101")]
+    world.apply(*rows)
+    sales = world.known("z").chat_id
+    offline = (503, "device_offline")
+    world.server.knobs.refusal = lambda method, path: offline if method != "GET" and str(sales) not in path else None
+    applied = world.apply(*({**one, "title": "New"} for one in rows))
+    assert outcomes(applied) == {("rename", "unknown"): 3, ("rename", "succeeded"): 1}
+    assert applied.left == 3
+
+
+def test_a_key_that_does_not_work_ends_it(world: World) -> None:
+    world.apply(row("a", ANNA, BEN))
+    world.server.knobs.refusal = lambda method, _path: (403, "forbidden") if method != "GET" else None
+    applied = world.apply(row("a", ANNA, BEN, title="New"), row("b", ANNA, BEN), row("c", ANNA, BEN))
+    assert isinstance(applied.halt, AuthenticationError)
+    # One group's 403 may be that group's own; the second shows that it is not.
+    assert outcomes(applied) == {("rename", "failed"): 1, ("create", "failed"): 1}
+    assert applied.left == 1
+    world.server.knobs.active = False
+    with pytest.raises(AuthenticationError):
+        world.apply(row("b", ANNA, BEN))
+
+
+def test_a_stop_leaves_no_intent_of_what_was_never_sent(world: World) -> None:
+    with world.client() as client:
+
+        def stop(_applied: Any) -> None:
+            client.transport._stop.set()
+
+        applied = applied_groups(
+            world.place,
+            client,
+            [row("a", ANNA, BEN), row("b", ANNA, BEN)],
+            max_creates=9,
+            max_removals=9,
+            on_operation=stop,
+        )
+    assert isinstance(applied.halt, Interrupted)
+    assert applied.left == 1
+    assert [entry.key for entry in world.entries()] == ["a"]
+
+
+def test_guards_refuse_before_anything_is_changed(world: World) -> None:
+    world.apply(row("a", ANNA, BEN, CARLA, DORA))
+    done = len(world.server.operations)
+    with pytest.raises(UsageError, match=r"would create 2 groups, and 1 are allowed.*--max-creates 2"):
+        world.apply(row("b", ANNA, BEN), row("c", ANNA, BEN), max_creates=1)
+    with pytest.raises(UsageError, match=r"would remove 2 people, and 1 are allowed.*--max-removals 2"):
+        world.apply(row("a", ANNA, BEN), max_removals=1)
+    with pytest.raises(UsageError, match="no rows"):
+        world.apply()
+    assert len(world.server.operations) == done
+
+
+def test_a_number_that_is_not_ours_is_refused_before_anything_is_changed(world: World) -> None:
+    with pytest.raises(UsageError, match=r"row 2 \(b\): from_handle is not one of the account's numbers"):
+        world.apply(row("a", ANNA, BEN), row("b", ANNA, BEN, number="+14155550199"))
+    assert world.asked() == ["GET numbers"]
+
+
+def test_vanished_groups_are_reported_and_left(world: World) -> None:
+    world.apply(row("a", ANNA, BEN), row("b", ANNA, BEN))
+    done = len(world.server.operations)
+    world.apply(row("b", ANNA, BEN))
+    assert len(world.server.operations) == done
+    plan = plan_of([], {"a": world.known("a")})
+    assert plan.vanished == ("a",)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_an_existing_group_is_adopted(world: World, shown: bool) -> None:
+    world.server.knobs.participants_on_detail = shown
+    with world.client() as client:
+        group = client.create_group(OURS, [ANNA, BEN], "Hello", "Old")
+        direct = client.send_message("Hi", to=ANNA, from_handle=OURS).conversation_id
+        adopted(world.place, client, "a", group.id)
+        with pytest.raises(UsageError, match="this group already has the key a"):
+            adopted(world.place, client, "b", group.id)
+        with pytest.raises(UsageError, match="this chat is not a group"):
+            adopted(world.place, client, "b", str(direct))
+        with pytest.raises(UsageError, match=r"404 not_found.*check the id and the account"):
+            adopted(world.place, client, "b", "00000000-0000-4000-8000-000000000000")
+        other = client.create_group(OURS, [ANNA, BEN], "Hello", "Other")
+        with pytest.raises(UsageError, match=f"the key a already stands for the group {group.id}"):
+            adopted(world.place, client, "a", other.id)
+    known = world.known("a")
+    assert (known.chat_id, known.title) == (group.id, "Old")
+    assert known.members == ({ANNA, BEN} if shown else set())
+    applied = world.apply(row("a", ANNA, BEN, title="New"))
+    # Whom nobody is known to be in the group is added: it changes nothing for those who are.
+    assert applied.counts["add", "succeeded"] == (0 if shown else 2)
+    assert [done.operation for done in world.server.operations] == ["create", "create", "rename"]
+
+
+def test_an_idempotency_key_is_of_all_that_a_creation_says_and_of_nothing_else() -> None:
+    creation = Operation("create", "a", (ANNA, BEN), "One", OURS, "Hello")
+    key = idempotency_key_of(creation)
+    assert idempotency_key_of(replace(creation, handles=(BEN, ANNA))) == key
+    for other in (
+        replace(creation, key="b"),
+        replace(creation, handles=(ANNA, CARLA)),
+        replace(creation, title=None),
+        replace(creation, message="Hello!"),
+        replace(creation, from_handle="+14155550101"),
+    ):
+        assert idempotency_key_of(other) != key
+    assert len(key) < 64
+
+
+@pytest.mark.parametrize(
+    ("extra", "handles"),
+    [
+        (b'{"participants":["a@b.de","c@d.de"]}', ["a@b.de", "c@d.de"]),
+        (b'{"participants":[{"handle":"a@b.de","name":"A"}]}', ["a@b.de"]),
+        (b'{"participants":[]}', []),
+        (b'{"participants":[1]}', None),
+        (b'{"participants":2}', None),
+        (b"{}", None),
+        (b"", None),
+    ],
+)
+def test_participants_are_read_in_any_form_they_may_have(extra: bytes, handles: list[str] | None) -> None:
+    assert participants_of(Chat(id="x", extra=Raw(extra))) == handles
+
+
+def test_intents_are_on_disk_before_the_request(new_world: NewWorld) -> None:
+    seen = []
+
+    def on_request(_account: Any, _number: int) -> None:
+        with Ledger.of(world.place.folder) as ledger:
+            seen.append([(entry.key, entry.outcome) for entry in ledger.unsettled()])
+
+    world = new_world(Knobs(on_request=on_request))
+    world.apply(row("a", ANNA, BEN), row("b", ANNA, BEN))
+    assert seen == [[], [("a", None)], [("b", None)]]

@@ -1,0 +1,150 @@
+"""The planner, by what has to hold for any world: a plan that is applied leaves nothing to do, and breaks no bound."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from msgbubbles_sync.groups.model import MAX_MEMBERS, MIN_MEMBERS, DesiredGroup, KnownGroup, Operation
+from msgbubbles_sync.groups.plan import Plan, load, plan_of, remaining, save
+from msgbubbles_sync.workspace import UsageError
+
+PEOPLE = [f"+1415555{number:04}" for number in range(40)]
+NUMBERS = ["+14155550100", "+14155550101"]
+members = st.one_of(
+    st.sets(st.sampled_from(PEOPLE), min_size=MIN_MEMBERS, max_size=5),
+    # Full groups, where somebody has to leave before somebody else can join.
+    st.sets(st.sampled_from(PEOPLE), min_size=MAX_MEMBERS - 1, max_size=MAX_MEMBERS),
+)
+titles = st.one_of(st.none(), st.sampled_from(["A", "B", "Ü 🎉"]))
+keys = st.sampled_from("abcdef")
+
+
+@st.composite
+def desired_tables(draw: st.DrawFn) -> list[DesiredGroup]:
+    return [
+        DesiredGroup(key, draw(st.sampled_from(NUMBERS)), tuple(sorted(draw(members))), "Hello", draw(titles))
+        for key in draw(st.lists(keys, unique=True, min_size=1))
+    ]
+
+
+@st.composite
+def known_worlds(draw: st.DrawFn) -> dict[str, KnownGroup]:
+    return {
+        key: KnownGroup(
+            key,
+            f"chat-{key}",
+            draw(st.sampled_from([*NUMBERS, None])),
+            draw(titles),
+            frozenset(draw(members)),
+            draw(st.booleans()) and draw(st.booleans()),
+        )
+        for key in draw(st.sets(keys))
+    }
+
+
+def world_after(known: dict[str, KnownGroup], operations: tuple[Operation, ...]) -> dict[str, KnownGroup]:
+    """What the network makes of it; it refuses what breaks a bound."""
+    world = dict(known)
+    for one in operations:
+        if one.kind == "create":
+            assert one.key not in world
+            assert one.message
+            world[one.key] = KnownGroup(one.key, "new", one.from_handle, one.title, frozenset(one.handles))
+        else:
+            world[one.key] = world[one.key].after(one.kind, one.handles, one.title)
+        assert MIN_MEMBERS <= len(world[one.key].members) <= MAX_MEMBERS
+    return world
+
+
+@given(desired_tables(), known_worlds())
+def test_what_is_planned_and_applied_is_what_was_desired(
+    desired: list[DesiredGroup], known: dict[str, KnownGroup]
+) -> None:
+    plan = plan_of(desired, known)
+    world = world_after(known, plan.operations)
+    for group in desired:
+        now = world[group.key]
+        if now.is_gone:
+            assert now == known[group.key]
+            continue
+        assert now.members == set(group.addresses)
+        assert now.title == (
+            group.title if group.title is not None or group.key not in known else known[group.key].title
+        )
+    assert plan_of(desired, world).operations == ()
+    # Nobody is touched who does not have to be: a request each for what differs.
+    assert len(set(plan.operations)) == len(plan.operations)
+    for key, group in known.items():
+        if key not in {one.key for one in desired}:
+            assert world[key] == group
+            assert (key in plan.vanished) is not group.is_gone
+
+
+@given(desired_tables(), known_worlds(), st.data())
+def test_a_plan_cut_off_anywhere_is_what_is_left_of_it(
+    desired: list[DesiredGroup], known: dict[str, KnownGroup], data: st.DataObject
+) -> None:
+    plan = plan_of(desired, known)
+    done = data.draw(st.integers(0, len(plan.operations)))
+    world = world_after(known, plan.operations[:done])
+    left = remaining(plan, world, begun=done > 0)
+    assert left.plan_id == plan.plan_id
+    assert left.operations == plan.operations[done:]
+
+
+def a_plan() -> tuple[Plan, dict[str, KnownGroup]]:
+    desired = [DesiredGroup("a", NUMBERS[0], tuple(PEOPLE[:3]), "Hello", "New")]
+    known = {"a": KnownGroup("a", "chat-a", NUMBERS[0], "Old", frozenset(PEOPLE[:2]))}
+    return plan_of(desired, known), known
+
+
+def test_a_plan_is_refused_when_the_world_moved_on() -> None:
+    plan, known = a_plan()
+    elsewhere = {**known, "z": KnownGroup("z", "chat-z", NUMBERS[0], None, frozenset(PEOPLE[:2]))}
+    assert remaining(plan, elsewhere, begun=False).operations == plan.operations
+    for moved in (
+        {},
+        {"a": replace(known["a"], title="Somebody's")},
+        {"a": replace(known["a"], members=frozenset(PEOPLE[5:8]))},
+        {"a": replace(known["a"], chat_id="another")},
+    ):
+        with pytest.raises(UsageError, match="not as they were when this plan was made"):
+            remaining(plan, moved, begun=False)
+    with pytest.raises(UsageError, match="not as they were"):
+        remaining(plan, {"a": replace(known["a"], members=frozenset(PEOPLE[5:8]))}, begun=True)
+
+
+def test_a_saved_plan_comes_back_as_it_was_and_is_its_owners(tmp_path: Path) -> None:
+    plan, _ = a_plan()
+    path = tmp_path / "plan.json"
+    save(plan, path)
+    assert load(path) == plan
+    assert path.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("content", ["{}", "not json", '{"desired": []}'])
+def test_what_is_no_plan_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=r"is not a plan; make one with: groups.py plan TABLE --out plan.json"):
+        load(path)
+    with pytest.raises(UsageError, match="cannot be read"):
+        load(tmp_path / "none.json")
+
+
+def test_what_no_operation_can_do_is_noted() -> None:
+    desired = [DesiredGroup(key, NUMBERS[0], tuple(PEOPLE[:2]), "Hello") for key in ("gone", "other")]
+    known = {
+        "gone": KnownGroup("gone", "1", NUMBERS[0], None, frozenset(PEOPLE[:2]), is_gone=True),
+        "other": KnownGroup("other", "2", NUMBERS[1], None, frozenset(PEOPLE[:2])),
+    }
+    plan = plan_of(desired, known)
+    assert plan.operations == ()
+    assert [note.key for note in plan.notes] == ["gone", "other"]
+    assert "a new group needs a new key" in plan.notes[0].what
+    assert "keeps the number" in plan.notes[1].what

@@ -1,0 +1,203 @@
+"""Groups where a policy hides who is in them: the account has what the table says, the files have not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.canary import PRIVACY_KEY, found_in
+from helpers.group_world import World, cut_next_write, outcomes, row
+from msgbubbles.policy import FULL, Pseudonyms
+from msgbubbles.redact import Redactor
+from msgbubbles_sync.groups.apply import NOBODY_KNOWS, look
+from msgbubbles_sync.groups.ledger import Ledger
+from msgbubbles_sync.groups.redact import Disguise, PrivateLedger
+from msgbubbles_sync.policy.vault import Vault
+from msgbubbles_sync.workspace import UsageError
+
+ANNA, BEN, CARLA, DORA = "+14155550111", "ben@example.com", "+14155550113", "dora@example.com"
+WORDS = [one.removeprefix("+") for one in (ANNA, BEN, CARLA, DORA)]
+PSEUDONYMS = Pseudonyms(PRIVACY_KEY)
+SETTING = "SOURCES__MSGBUBBLES__PRIVACY__"
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{SETTING}KEY", PRIVACY_KEY)
+
+
+@pytest.fixture
+def analytics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{SETTING}PRESET", "analytics")
+
+
+def group_of(world: World) -> dict[str, Any]:
+    (group,) = [chat for chat in world.server.truth().chats if chat["is_group"]]
+    return group | {"people": world.server.account.participants(group["id"])}
+
+
+def files_are_clean(world: World, *also: str) -> bool:
+    return found_in(world.place.database.parent, [*WORDS, *also]) == {}
+
+
+@pytest.mark.parametrize(("preset", "renames"), [("analytics", 1), ("minimal", 0)])
+def test_a_group_follows_its_row_and_no_file_tells_who_is_in_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, preset: str, renames: int
+) -> None:
+    monkeypatch.setenv(f"{SETTING}PRESET", preset)
+    assert outcomes(world.apply(row("a", ANNA, BEN, title="Word one", message="Word two"))) == {
+        ("create", "succeeded"): 1
+    }
+    group = group_of(world)
+    assert (group["title"], group["people"]) == ("Word one", [ANNA, BEN])
+    assert [message["text"] for message in world.server.truth().messages] == ["Word two"]
+    wanted = row("a", BEN, CARLA, title="Word three", message="Word two")
+    counts = outcomes(world.apply(wanted))
+    assert counts[("add", "succeeded")] == counts[("remove", "succeeded")] == 1, "the API showed who is to leave"
+    assert counts.get(("rename", "succeeded"), 0) == renames, "what is dropped cannot be compared"
+    assert group_of(world)["people"] == [CARLA, BEN]
+    assert group_of(world)["title"] == ("Word three" if renames else "Word one")
+    assert outcomes(world.apply(wanted)) == {}
+    assert world.known("a").members == {PSEUDONYMS.handle(one) for one in (BEN, CARLA)}
+    world.server.knobs.unreachable = {DORA}
+    refused = world.apply(row("a", BEN, CARLA, DORA, title="Word three"))
+    assert outcomes(refused) == {("add", "failed"): 1}
+    assert files_are_clean(world, "Word "), "the API's own words neither"
+
+
+@pytest.mark.usefixtures("analytics")
+def test_who_is_to_leave_has_to_be_known_from_somewhere(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    world.server.knobs.participants_on_detail = False
+    world.apply(row("a", ANNA, BEN, CARLA))
+    applied = world.apply(row("a", BEN, CARLA))
+    assert outcomes(applied) == {("remove", "failed"): 1}
+    assert [one.why for one in applied.failures] == [NOBODY_KNOWS]
+    assert files_are_clean(world)
+    monkeypatch.setenv(f"{SETTING}VAULT", str(tmp_path / "elsewhere" / "vault.sqlite"))
+    world.apply(row("b", ANNA, DORA))
+    assert outcomes(world.apply(row("a", BEN, CARLA))) == {("remove", "succeeded"): 1}
+    assert world.known("a").members == {PSEUDONYMS.handle(one) for one in (BEN, CARLA)}
+    assert found_in(world.place.folder, WORDS) == {}
+
+
+@pytest.mark.usefixtures("analytics")
+@pytest.mark.parametrize("changed", [row("a", ANNA, CARLA), row("a", ANNA, BEN, message="Other"), row("b", ANNA, BEN)])
+def test_a_creation_without_an_answer_waits_for_its_row_and_is_not_done_twice(
+    world: World, changed: dict[str, object]
+) -> None:
+    world.max_attempts = 1
+    cut_next_write(world)
+    assert outcomes(world.apply(row("a", ANNA, BEN))) == {("create", "unknown"): 1}
+    applied = world.apply(changed)
+    assert [one.why.split(":")[0] for one in applied.failures] == [
+        "no verdict, and its row is not in the table as it was"
+    ]
+    assert outcomes(applied) == ({("create", "succeeded"): 1} if changed["key"] == "b" else {})
+    applied = world.apply(row("a", ANNA, BEN))
+    assert applied.settled == 1
+    assert applied.failures == []
+    assert [done.operation for done in world.server.operations].count("create") == (2 if changed["key"] == "b" else 1)
+    assert outcomes(world.apply(row("a", ANNA, CARLA))) == {("add", "succeeded"): 1, ("remove", "succeeded"): 1}
+
+
+@pytest.mark.usefixtures("analytics")
+def test_a_change_without_an_answer_is_found_out(world: World) -> None:
+    world.apply(row("a", ANNA, BEN))
+    for wanted in (row("a", ANNA, BEN, title="New"), row("a", ANNA, BEN, CARLA), row("a", BEN, CARLA)):
+        world.max_attempts = 1
+        cut_next_write(world)
+        assert [outcome for _, outcome in world.apply(wanted).counts] == ["unknown"]
+        applied = world.apply(wanted)
+        assert (applied.settled, outcomes(applied)) == (1, {})
+
+
+@pytest.mark.usefixtures("analytics")
+def test_people_and_titles_shown_in_other_words_are_known_by_their_pseudonyms(world: World) -> None:
+    shown = {"+541123456789": "+5491123456789", "Caf&": "Caf&amp;", DORA: "+14155550999"}
+
+    def changed(_path: str, body: bytes) -> bytes:
+        for asked, answer in shown.items():
+            body = body.replace(f'"{asked}"'.encode(), f'"{answer}"'.encode())
+        return body
+
+    world.server.knobs.transform_body = changed
+    wanted = row("a", ANNA, "+541123456789", DORA, title="Caf&")
+    world.apply(wanted)
+    with world.client() as client:
+        client = Disguise.of(world.place).client(client)
+        with Ledger.of(world.place.folder) as ledger:
+            look(ledger, client, "a", str(world.known("a").chat_id))
+    assert outcomes(world.apply(wanted)) == {}
+    assert files_are_clean(world, "Caf", "1123456789", "4155550999")
+
+
+def test_a_number_erased_by_an_earlier_version_stays_erased() -> None:
+    # As it was written when each national spelling had a pseudonym of its own.
+    former = "p_" + PSEUDONYMS._hashed("p", "+5491123456789")
+    erased = frozenset({PSEUDONYMS._hashed("erased handle", former)})
+    assert PSEUDONYMS.was_erased("+54 9 11 2345-6789", erased)
+    assert not PSEUDONYMS.was_erased("+5491123456780", erased)
+    assert PSEUDONYMS.was_erased("+541123456789", frozenset({PSEUDONYMS.erased_handle("+5491123456789")}))
+
+
+@pytest.mark.usefixtures("analytics")
+def test_what_is_pseudonyms_already_is_no_table(world: World) -> None:
+    with pytest.raises(UsageError, match="address 1 is a pseudonym; take the numbers themselves from a table of your"):
+        world.apply(row("a", PSEUDONYMS.handle(ANNA), BEN))
+
+
+def test_who_was_erased_is_not_written_down_again(world: World) -> None:
+    from msgbubbles_sync.policy.applied import Record
+
+    Record(key_check=PSEUDONYMS.check, erased=frozenset({PSEUDONYMS.erased_handle(ANNA)})).save(world.place)
+    of_anna = [row("a", ANNA, BEN), row("a", BEN, CARLA, title=f"Without {ANNA}"), row("a", BEN, CARLA, message=ANNA)]
+    for wanted in of_anna:
+        with pytest.raises(UsageError, match=r"1 of the groups in the desired table have people .* who were erased"):
+            world.apply(wanted, row("b", BEN, CARLA))
+    assert world.server.operations == []
+    assert found_in(world.place.folder, WORDS) == {}
+
+
+def test_erased_handle_in_a_key_or_an_answer_is_not_written_down_and_makes_no_second_group(world: World) -> None:
+    from msgbubbles_sync.policy.applied import Record
+
+    wanted = row(f"friends of {ANNA}", BEN, CARLA)
+    world.apply(wanted)
+    erased = frozenset({PSEUDONYMS.erased_handle(ANNA)})
+    Record(key_check=PSEUDONYMS.check, erased=erased).save(world.place)
+    redactor = Redactor(FULL, PSEUDONYMS, erased)
+    with Ledger.of(world.place.folder) as ledger:
+        ledger.remove_people(redactor.is_erased, redactor.without_erased)
+    assert found_in(world.place.folder, [ANNA.removeprefix("+")]) == {}
+    assert outcomes(world.apply(wanted)) == {}
+    assert len([chat for chat in world.server.truth().chats if chat["is_group"]]) == 1
+    entry = replace(world.entries()[0], error_message=f"cannot reach {ANNA}", error_code=ANNA, title=f"of {ANNA}")
+    landed = PrivateLedger(redactor).entry(entry)
+    assert landed is not None
+    assert (landed.key, landed.title) == ("friends of [erased]", "of [erased]")
+    assert (landed.error_code, landed.error_message) == ("[erased]", "cannot reach [erased]")
+    assert Disguise(redactor).quoted(f"cannot reach tel:{ANNA}") == "cannot reach tel:[erased]"
+    assert found_in(world.place.folder, [ANNA.removeprefix("+")]) == {}
+
+
+def test_a_vault_keeps_who_is_behind_a_pseudonym_and_forgets_whom_it_is_told_to(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "vault.sqlite"
+    vault = Vault(path)
+    assert [one.stat().st_mode & 0o777 for one in (path, path.parent)] == [0o600, 0o700]
+    for handle in ("+1 415 555 0111", "Ben@Example.com"):
+        vault.note(PSEUDONYMS.handle(handle), handle)
+    assert Vault(path).handle_of(PSEUDONYMS.handle(ANNA)) is None, "not yet"
+    vault.keep()
+    other = Vault(path)
+    assert [other.handle_of(PSEUDONYMS.handle(one)) for one in (ANNA, BEN)] == [ANNA, BEN]
+    assert other.remove(lambda one: one == PSEUDONYMS.handle(ANNA)) == 1
+    assert other.handle_of(PSEUDONYMS.handle(ANNA)) is None
+    assert found_in(tmp_path, WORDS).keys() == {BEN}
+    path.write_bytes(b"no database")
+    with pytest.raises(UsageError, match=r"the vault cannot be used \(DatabaseError\); mend vault in dlt_config"):
+        Vault(path)

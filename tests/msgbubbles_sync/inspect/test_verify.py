@@ -1,0 +1,142 @@
+"""What `verify` finds by paging on its own: also rows that a sync left out."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from datetime import timedelta
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pytest
+
+from helpers.listing import Listing
+from helpers.world import OURS, World
+from msgbubbles.errors import PermanentError
+from msgbubbles.models import Page
+from msgbubbles.source.buffer import COLUMNS, arrow_table
+from msgbubbles.source.config import Settings
+from msgbubbles.source.coverage import Coverage
+from msgbubbles.source.paginate import BEGINNING_MS
+from msgbubbles.source.run import Run
+from msgbubbles_sync.inspect.verify import MAX_PAGES_WITHOUT_PROGRESS, Verdict, Verifier, pages
+from msgbubbles_sync.sandbox import Knobs, NewMessage
+
+MINUTE_US = 60_000_000
+IN_2001 = "2001-01-01T00:00:00.000Z"
+
+
+def verdict_of(world: World) -> Verdict:
+    """The verdict on all that the world's warehouse holds."""
+    with duckdb.connect() as database, world._client(Run()) as client:
+        database.execute("SET TimeZone = 'UTC'; CREATE SCHEMA msgbubbles")
+        for table in ("chats", "messages", "attachments"):
+            empty = arrow_table(COLUMNS[table], ())
+            rows = pa.Table.from_pylist(list(world.store.tables[table].values()), schema=empty.schema)
+            database.register("rows", rows)
+            database.execute(f"CREATE TABLE msgbubbles.{table} AS SELECT * FROM rows")
+        states = world.store.states
+        covered = {"chats": states["chats"]["covered"], "messages": states["messages"]["by_feed"]["covered"]}
+        coverage = {stream: Coverage((lo, hi, at) for lo, hi, at in pieces) for stream, pieces in covered.items()}
+        verifier = Verifier(client, database, coverage, Settings(), lambda: None)
+        verifier.full(feed=True)
+        return verifier.verdict
+
+
+@pytest.mark.parametrize("places", [[], [60], [99], [90, 97, 98, 99], [20, 130, 250]], ids=str)
+def test_rows_that_a_sync_left_out_are_missing_whatever_their_page_shows(places: list[int]) -> None:
+    shown: set[str] = set()
+
+    def transform(kind: str, row: dict[str, Any]) -> dict[str, Any]:
+        other = {"messages": "created_at", "chats": "last_message_at"}.get(kind)
+        return row | {other: IN_2001} if other and row["id"] in shown else row
+
+    with closing(World(Knobs(transform_row=transform), Settings(), page_size=100)) as world:
+        for number in range(300):
+            at = world.at() - timedelta(hours=number + 1)
+            chat_id = world.account.add_chat(OURS, "+14155550123", at)
+            world.account.add_message(NewMessage(chat_id, "outbound", "hello", at, "sent", sender=OURS))
+        messages = [row["id"] for row in world.account.all("SELECT id FROM messages ORDER BY created_us DESC")]
+        chats = [row["id"] for row in world.account.all("SELECT id FROM chats ORDER BY last_us DESC")]
+        shown |= {one for place in places for one in (messages[place], chats[place])}
+        world.sync()
+        world.sync()
+        verdict = verdict_of(world)
+        assert verdict.differences == []
+        assert verdict.compared["messages"] + verdict.compared["chats"] + verdict.newer == 600
+
+        left_out = {messages[place] for place in (150, 298, *places)} | {chats[place] for place in (101, 299, *places)}
+        for table in ("messages", "chats"):
+            rows = world.store.tables[table]
+            world.store.tables[table] = {key: row for key, row in rows.items() if key[0] not in left_out}
+        found = verdict_of(world).differences
+        assert {one.id for one in found if one.kind == "missing"} == left_out
+        assert len(found) == len(left_out)
+
+
+def test_a_row_from_the_future_is_compared_too() -> None:
+    shown: set[str] = set()
+
+    def transform(_kind: str, row: dict[str, Any]) -> dict[str, Any]:
+        return row | {"last_message_at": "2099-01-01T00:00:00.000Z"} if row.get("id") in shown else row
+
+    with closing(World(Knobs(transform_row=transform), Settings(), page_size=100)) as world:
+        for number in range(20):
+            at = world.at() - timedelta(hours=number + 1)
+            chat_id = world.account.add_chat(OURS, "+14155550123", at)
+            world.account.add_message(NewMessage(chat_id, "outbound", "hello", at, "sent", sender=OURS))
+        shown.add(chat_id)
+        world.sync()
+        assert verdict_of(world).is_equal
+        del world.store.tables["chats"][chat_id,]
+        assert [(one.id, one.kind) for one in verdict_of(world).differences] == [(chat_id, "missing")]
+
+
+def test_a_message_is_newer_than_the_last_run_although_the_date_header_lags() -> None:
+    with closing(World(Knobs(), Settings(), page_size=100)) as world:
+        for number in range(20):
+            at = world.at() - timedelta(hours=number + 1)
+            chat_id = world.account.add_chat(OURS, "+14155550123", at)
+            world.account.add_message(NewMessage(chat_id, "outbound", "hello", at, "sent", sender=OURS))
+        world.sync()
+        at = world.at() + timedelta(seconds=2.5)
+        world.account.add_message(NewMessage(chat_id, "outbound", "hello again", at, "sent", sender=OURS))
+        verdict = verdict_of(world)
+        assert verdict.differences == []
+        assert verdict.newer > 0
+
+
+def read(listing: Listing) -> set[str]:
+    return {row.key for page in pages(listing.fetch, BEGINNING_MS) for row in page.rows}
+
+
+@pytest.mark.parametrize("inclusive", [True, False])
+@pytest.mark.parametrize("count", [0, 1, 5, 10, 11, 200])
+def test_each_row_is_shown_once_at_little_more_cost_than_its_pages(count: int, inclusive: bool) -> None:
+    listing = Listing({f"{n:03}": 1_700_000_000_000_000 + n * MINUTE_US for n in range(count)}, 100, inclusive)
+    found = [row.key for page in pages(listing.fetch, BEGINNING_MS) for row in page.rows]
+    assert sorted(found) == sorted(listing.rows)
+    assert len(listing.asked) <= count // 97 + 3
+
+
+def test_ties_and_rows_without_a_time_do_not_end_it_early() -> None:
+    tied: dict[str, int | None] = {f"tie{n}": 1_700_000_000_000_000 for n in range(130)}
+    older: dict[str, int | None] = {f"old{n}": 1_600_000_000_000_000 + n * MINUTE_US for n in range(130)}
+    for inclusive in (True, False):
+        assert older.keys() <= read(Listing(tied | older, 100, inclusive))
+    nulls: dict[str, int | None] = {f"null{n}": None for n in range(30)}
+    for first in (True, False):
+        assert older.keys() <= read(Listing(nulls | older, 100, nulls_first=first, nulls_with_before=not first))
+
+
+def test_pages_that_do_not_end_are_refused() -> None:
+    numbers = iter(range(10**6))
+
+    def ever_new(_before: str | None) -> Page[Any]:
+        return Listing({f"{next(numbers)}": 1_700_000_000_000_000 for _ in range(10)}, 10).fetch(None)
+
+    with pytest.raises(PermanentError, match="none that is older"):
+        assert len(list(pages(ever_new, BEGINNING_MS))) <= MAX_PAGES_WITHOUT_PROGRESS + 2
+    listing = Listing({f"{n:03}": 1_700_000_000_000_000 + n * MINUTE_US for n in range(300)}, 100)
+    with pytest.raises(PermanentError, match="newer than the `before`"):
+        list(pages(lambda _before: Listing(listing.rows, 100).fetch(None), BEGINNING_MS))

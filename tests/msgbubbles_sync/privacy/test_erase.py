@@ -1,0 +1,303 @@
+from __future__ import annotations
+
+import json
+import sqlite3
+from datetime import UTC, datetime
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from helpers.canary import found_in, spellings
+from msgbubbles.personal import PERSONAL
+from msgbubbles.policy import PRESETS, Pseudonyms
+from msgbubbles.source.buffer import COLUMNS
+from msgbubbles_sync.dbt.runner import Transforms
+from msgbubbles_sync.groups.ledger import Entry, Ledger, Sighting
+from msgbubbles_sync.groups.load import COLUMNS as GROUP_COLUMNS
+from msgbubbles_sync.policy.applied import Record, redactor_of
+from msgbubbles_sync.policy.vault import Vault
+from msgbubbles_sync.privacy import erase as erasing
+from msgbubbles_sync.privacy.erase import erase
+from msgbubbles_sync.privacy.rewrite import compact
+from msgbubbles_sync.run_log import COLUMNS as RUN_COLUMNS
+from msgbubbles_sync.run_log import TABLE as SYNC_RUNS
+from msgbubbles_sync.run_log import Journal
+from msgbubbles_sync.webhooks.events import COLUMNS as EVENT_COLUMNS
+from msgbubbles_sync.webhooks.events import TABLE as EVENTS
+from msgbubbles_sync.workspace import Place, UsageError
+
+ANN, BEN, OURS = "+14155550111", "ben@example.com", "+14155550100"
+KEY = "of a test, and long enough to be a key"
+AT = datetime(2026, 3, 1, tzinfo=UTC)
+TABLES = {
+    "numbers": "handle VARCHAR, label VARCHAR",
+    "chats": "id VARCHAR, is_group BOOLEAN, remote_handle VARCHAR, title VARCHAR",
+    "messages": "id VARCHAR, conversation_id VARCHAR, sender_handle VARCHAR, text VARCHAR, metadata JSON, "
+    "direction VARCHAR",
+    "participant_lists": "id VARCHAR, chat_id VARCHAR, handle VARCHAR, _read_at TIMESTAMPTZ, _dlt_load_id VARCHAR",
+    "rejected_rows": "row_hash VARCHAR, row VARCHAR",
+    "sync_runs": "run_id VARCHAR PRIMARY KEY, error VARCHAR",
+}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__KEY", KEY)
+    place = Place.of(tmp_path / "company.duckdb")
+    place.make_folders()
+    with duckdb.connect(str(place.work)) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        run = connection.execute
+        run("CREATE SCHEMA msgbubbles")
+        for table, columns in TABLES.items():
+            run(f"CREATE TABLE msgbubbles.{table} ({columns})")
+        run("CREATE VIEW msgbubbles.of_ann AS SELECT * FROM msgbubbles.messages")
+        run("INSERT INTO msgbubbles.numbers VALUES (?, 'Support')", [OURS])
+        run("INSERT INTO msgbubbles.sync_runs VALUES ('r1', NULL)")
+    return place
+
+
+def put(place: Place, table: str, *rows: tuple[Any, ...]) -> None:
+    with duckdb.connect(str(place.work)) as connection:
+        marks = ", ".join("?" * len(rows[0]))
+        connection.executemany(f"INSERT INTO msgbubbles.{table} VALUES ({marks})", rows)
+
+
+def get(place: Place, query: str) -> list[tuple[Any, ...]]:
+    with duckdb.connect(str(place.database), read_only=True) as connection:
+        return connection.execute(query).fetchall()
+
+
+def erased(place: Place, *handles: str) -> dict[str, Any]:
+    return erase(place, handles, Transforms(), lambda _said: None).as_dict()
+
+
+def test_a_handle_within_a_text_is_replaced_and_a_longer_one_is_not(place: Place) -> None:
+    texts = [
+        f"call {ANN}, or 14155550111.", "+141555501112 is another", "041414155550111 too", "nothing",
+        f'say "{ANN}"', "Ben@Example.com!", "joben@example.com ben@example.com.au",
+    ]  # fmt: skip
+    put(
+        place,
+        "messages",
+        *[(str(n), "c", OURS, text, json.dumps({"said": text}), None) for n, text in enumerate(texts)],
+    )
+    assert erased(place, ANN, "BEN@example.com")["rows"] == {"messages": 6}
+    left = get(place, "SELECT text, metadata->>'said' FROM msgbubbles.messages ORDER BY id")
+    wanted = ["call [erased], or [erased].", *texts[1:4], 'say "[erased]"', "[erased]!", texts[6]]
+    assert left == [(one, one) for one in wanted]
+
+
+# The columns of every table that the product makes, with dlt's names of their types.
+TABLES_OF_CODE: dict[str, dict[str, str]] = {
+    **{table: {one.name: one.type for one in columns} for table, columns in COLUMNS.items()},
+    EVENTS: {one.name: one.type for one in EVENT_COLUMNS},
+    **GROUP_COLUMNS,
+    SYNC_RUNS: {name: {"VARCHAR": "text", "JSON": "json"}.get(kind, kind) for name, kind in RUN_COLUMNS.items()},
+}
+TEXT_COLUMNS = {
+    table: {name: kind for name, kind in columns.items() if kind in ("text", "json")}
+    for table, columns in TABLES_OF_CODE.items()
+}
+
+
+def test_each_text_column_has_a_decision_on_what_it_holds() -> None:
+    assert {table: columns.keys() - PERSONAL[table].keys() for table, columns in TEXT_COLUMNS.items()} == {
+        table: set() for table in TEXT_COLUMNS
+    }
+
+
+@pytest.mark.parametrize("handle", [ANN, BEN])
+def test_erased_handle_survives_in_no_column_and_no_file(place: Place, handle: str) -> None:
+    every, written = spellings(handle), cycle(spellings(handle))
+    # By these a row is known to be theirs, and goes; here nothing but the mention of them is looked at.
+    not_theirs = {"id", "chat_id", "conversation_id", "message_id", "handle", "remote_handle", "sender_handle"}
+
+    def value(name: str, kind: str, number: int) -> str:
+        if kind == "json":
+            return "[]" if name == "handles" else json.dumps({next(written): [next(written), {"of": next(written)}]})
+        return str(number) if name in not_theirs else next(written)
+
+    with duckdb.connect(str(place.work)) as connection:
+        connection.execute("DROP SCHEMA msgbubbles CASCADE; CREATE SCHEMA msgbubbles")
+        for table, columns in TEXT_COLUMNS.items():
+            declared = ", ".join(f'"{name}" {TYPES.get(kind, kind)}' for name, kind in TABLES_OF_CODE[table].items())
+            connection.execute(f"CREATE TABLE msgbubbles.{table} ({declared})")
+            names, marks = ", ".join(f'"{name}"' for name in columns), ", ".join("?" * len(columns))
+            connection.executemany(
+                f"INSERT INTO msgbubbles.{table} ({names}) VALUES ({marks})",
+                [[value(name, kind, number) for name, kind in columns.items()] for number in range(len(every))],
+            )
+    record = {"run_id": "r", "started_at": "", "outcome": "", "exit_status": 0}
+    for one in every:
+        Journal(place.folder).add(record | {"streams": {"chats": {"new_fields": [one]}}, one: {one: one}})
+    aside = place.folder / "webhooks" / "malformed"
+    aside.mkdir(parents=True)
+    (aside / "1.jsonl").write_text("".join(f'{{"of": "{one}"\n' for one in every) + "of somebody else\n")
+    assert {"attachments", "chat_titles", "group_operations", "sync_runs"} <= erased(place, handle)["rows"].keys()
+    assert found_in(place.database.parent, [*every, *(json.dumps(one)[1:-1] for one in every)]) == {}
+    assert (aside / "1.jsonl").read_text() == "of somebody else\n"
+    assert len(Journal(place.folder).records()) == len(every)
+    assert get(place, "SELECT count(*) FROM msgbubbles.attachments") == [(len(every),)]
+
+
+TYPES = {"text": "VARCHAR", "json": "JSON", "bool": "BOOLEAN", "timestamp": "TIMESTAMPTZ"}
+
+
+def test_lists_of_participants_are_as_they_would_have_been(place: Place) -> None:
+    lists = [(1, {ANN, BEN}), (2, {BEN}), (3, {ANN}), (4, {ANN, OURS}), (5, {ANN})]
+    put(
+        place, "participant_lists",
+        *[(f"g|{day}|{one}", "g", one, AT.replace(day=day), "1") for day, handles in lists for one in handles],
+    )  # fmt: skip
+    erased(place, ANN)
+    left = get(place, "SELECT day(_read_at), handle FROM msgbubbles.participant_lists ORDER BY 1, 2")
+    assert left == [(1, BEN), (3, None), (4, OURS), (5, None)]
+
+
+def test_threads_and_what_could_not_be_read_go_whole(place: Place) -> None:
+    put(place, "chats", ("c1", False, ANN, None), ("c2", False, BEN, None), ("g", True, "group:1", ANN))
+    put(
+        place, "messages",
+        *(
+            (str(number), chat, sender, "text", None, "outbound" if sender == OURS else "inbound")
+            for number, (chat, sender) in enumerate(
+                [("c1", ANN), ("c1", OURS), ("c2", BEN), ("g", ANN), ("never read", ANN), ("never read", OURS),
+                 ("unread group", ANN), ("unread group", BEN), ("unread group", OURS)]
+            )
+        ),
+    )  # fmt: skip
+    put(place, "rejected_rows", ("a", json.dumps({"sender": ANN})), ("b", json.dumps({"sender": BEN})))
+    counts = erased(place, ANN)
+    assert counts["people"] == 1
+    assert counts["rows"] == {"chats": 2, "messages": 6, "rejected_rows": 1}
+    assert get(place, "SELECT id, title FROM msgbubbles.chats ORDER BY id") == [("c2", None), ("g", "[erased]")]
+    assert get(place, "SELECT id FROM msgbubbles.messages ORDER BY id") == [("2",), ("7",), ("8",)]
+    assert get(place, "SELECT row_hash FROM msgbubbles.rejected_rows") == [("b",)]
+    assert get(place, "SELECT count(*) FROM msgbubbles.of_ann") == [(3,)]
+    assert get(place, "SELECT people, rows->>'messages' FROM msgbubbles.erasures") == [(1, "6")]
+    redactor = redactor_of(place)
+    assert [redactor.is_erased_chat(one) for one in ("c1", "never read", "c2", "g", "unread group")] == [True, True] + [
+        False
+    ] * 3
+    assert found_in(place.database.parent, [ANN[1:]]) == {}
+    assert erased(place, ANN)["rows"] == {}
+
+
+def test_the_ledger_of_groups_forgets_them_too(place: Place) -> None:
+    with Ledger.of(place.folder) as ledger:
+        entries = [
+            Entry(
+                kind,
+                "p",
+                "north",
+                kind,
+                "g",
+                OURS,
+                handles,
+                None,
+                None,
+                None,
+                AT,
+                AT,
+                AT,
+                "succeeded",
+                error_message=ANN,
+            )  # type: ignore[arg-type]
+            for kind, handles in (("create", (ANN, BEN)), ("add", (ANN,)), ("remove", (BEN,)))
+        ]
+        ledger.restore(entries, [Sighting("north", "g", OURS, None, (ANN, BEN), False, AT)])
+    put(place, "chats", ("c1", False, ANN, None))
+    assert erased(place, ANN)["rows"]["the ledger of groups"] == 4
+    with Ledger.of(place.folder) as ledger:
+        assert [(one.operation, one.handles) for one in ledger.entries()] == [("create", (BEN,)), ("remove", (BEN,))]
+        assert ledger.sightings()[0].handles == (BEN,)
+    assert found_in(place.folder, [ANN[1:]]) == {}
+    with sqlite3.connect(place.folder / "groups.sqlite") as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_an_erasure_that_is_cut_off_is_known_to_be_and_finished_without_being_told_whom(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(place, "chats", ("c1", False, ANN, None))
+    (place.folder / f"{place.work.name}.damaged-1").write_text(ANN)
+
+    def killed(_work: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("msgbubbles_sync.privacy.rewrite.compact", killed)
+        with pytest.raises(KeyboardInterrupt):
+            erased(place, ANN)
+    assert place.is_pending(erasing.STEP)
+    assert redactor_of(place).is_erased("+1 415 555 0111")
+    erasing.purge(place, Transforms(), lambda _said: None)
+    assert not place.is_pending(erasing.STEP)
+    assert get(place, "SELECT count(*) FROM msgbubbles.chats") == [(0,)]
+    assert found_in(place.database.parent, [ANN[1:]]) == {}
+
+
+@pytest.mark.parametrize(
+    ("handle", "says"), [(OURS, "number of the account itself"), ("ben@", "neither"), ("", "neither")]
+)
+def test_who_is_nobody_or_we_ourselves_is_refused_before_anything_is_changed(
+    place: Place, handle: str, says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        erased(place, handle)
+    assert Record.of(place) is None
+
+
+def test_without_the_key_nothing_is_erased_and_afterwards_nothing_lands(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.delenv("SOURCES__MSGBUBBLES__PRIVACY__KEY")
+        with pytest.raises(UsageError, match="token_hex"):
+            erased(place, ANN)
+    erased(place, ANN)
+    for key in (None, KEY + "."):
+        if key is None:
+            monkeypatch.delenv("SOURCES__MSGBUBBLES__PRIVACY__KEY")
+        else:
+            monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__KEY", key)
+        with pytest.raises(UsageError, match="not the one"):
+            redactor_of(place)
+
+
+def test_who_is_erased_stays_so_where_the_jobs_own_files_are_lost(place: Place) -> None:
+    erased(place, ANN)
+    for path in (place.work, place.folder / "privacy.json"):
+        path.unlink()
+    record = Record.of(place)
+    assert record is not None
+    assert record.erased == {Pseudonyms(KEY).erased_handle(ANN)}
+
+
+def test_a_database_that_is_written_anew_is_the_same(place: Place) -> None:
+    put(place, "chats", ("c1", False, ANN, None))
+    compact(place.work)
+    with duckdb.connect(str(place.work)) as connection:
+        assert connection.execute("SELECT id FROM msgbubbles.chats").fetchall() == [("c1",)]
+        with pytest.raises(duckdb.ConstraintException):
+            connection.execute("INSERT INTO msgbubbles.sync_runs VALUES ('r1', NULL)")
+    assert place.work.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_vault_forgets_who_is_erased(place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    names, path = Pseudonyms(KEY), tmp_path / "elsewhere" / "vault.sqlite"
+    monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__PRESET", "analytics")
+    monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__VAULT", str(path))
+    Record(PRESETS["analytics"], names.check).save(place)
+    vault = Vault(path)
+    for handle in (ANN, BEN):
+        vault.note(names.handle(handle), handle)
+    vault.keep()
+    put(place, "chats", ("c", False, names.handle(ANN), None))
+    assert erased(place, ANN)["rows"] == {"chats": 1, "the vault": 1}
+    assert [vault.handle_of(names.handle(one)) for one in (ANN, BEN)] == [None, BEN]
+    assert found_in(path.parent, [ANN.removeprefix("+"), names.handle(ANN)]) == {}

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from msgbubbles.policy import FULL, PRESETS, Pseudonyms
+from msgbubbles_sync.destinations.publish import publish
+from msgbubbles_sync.policy.applied import Record, configured, details_of, redactor_of
+from msgbubbles_sync.workspace import Place, UsageError
+
+KEY = "of a test, and long enough to be a key"
+PREFIX = "SOURCES__MSGBUBBLES__PRIVACY__"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    place = Place.of(tmp_path / "company.duckdb")
+    place.make_folders()
+    return place
+
+
+def test_the_policy_and_its_key_are_of_two_files_and_the_environment_goes_before_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DLT_PROJECT_DIR", str(tmp_path))
+    monkeypatch.setenv("DLT_CONFIG_FOLDER", "here")
+    (tmp_path / "here").mkdir()
+    assert configured() == (FULL, None)
+    config, secrets = tmp_path / "here" / "config.toml", tmp_path / "here" / "secrets.toml"
+    config.write_text('[sources.msgbubbles.privacy]\npreset = "minimal"\ntext = "length"\n')
+    with pytest.raises(UsageError, match="need a key"):
+        configured()
+    secrets.write_text(f'[sources.msgbubbles.privacy]\nkey = "{KEY}"\npreset = "full"\n')
+    policy, pseudonyms = configured()
+    assert (policy.text, policy.titles) == ("length", "drop")
+    assert pseudonyms is not None
+    assert pseudonyms.check == Pseudonyms(KEY).check
+    monkeypatch.setenv(f"{PREFIX}TEXT", "drop")
+    assert configured()[0] == PRESETS["minimal"]
+    monkeypatch.setenv(f"{PREFIX}TEXT", "shred")
+    with pytest.raises(UsageError, match="one of keep, length, drop"):
+        configured()
+    config.write_text(f'[sources.msgbubbles.privacy]\nkey = "{KEY}"\n')
+    with pytest.raises(UsageError, match=r"move it from config\.toml"):
+        configured()
+
+
+def test_a_new_warehouse_takes_the_policy_and_one_with_rows_has_to_be_brought_to_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert redactor_of(place).is_idle
+    assert Record.of(place) is None, "what is not set is not written down"
+    monkeypatch.setenv(f"{PREFIX}KEY", KEY)
+    monkeypatch.setenv(f"{PREFIX}PRESET", "analytics")
+    place.work.touch()
+    with pytest.raises(UsageError, match="privacy apply"):
+        redactor_of(place)
+    place.work.unlink()
+    assert redactor_of(place).policy == PRESETS["analytics"]
+    monkeypatch.setenv(f"{PREFIX}TEXT_DAYS", "30")
+    assert redactor_of(place).policy.text_days == 30, "days hold at once"
+    monkeypatch.setenv(f"{PREFIX}PRESET", "full")
+    with pytest.raises(UsageError, match="keeps more than this warehouse was filled with"):
+        redactor_of(place)
+    (place.folder / "privacy.json").write_text("{")
+    with pytest.raises(UsageError, match="damaged"):
+        redactor_of(place)
+
+
+def test_details_of_a_crash_quote_nothing_where_something_is_left_out(place: Place) -> None:
+    try:
+        try:
+            raise ValueError("canary inside")
+        except ValueError as error:
+            raise RuntimeError("canary outside") from error
+    except RuntimeError as error:
+        crash = error
+    assert details_of(crash, place).count("canary") >= 2
+    Record(PRESETS["minimal"]).save(place)
+    details = details_of(crash, place).replace('("canary', "")  # the lines of this test
+    assert "canary" not in details
+    assert "ValueError" in details
+    assert "RuntimeError" in details
+    assert "test_record.py" in details
+
+
+def test_who_lets_others_read_the_published_file_does_so_for_good(place: Place) -> None:
+    duckdb.connect(str(place.work)).close()
+    publish(place.work, place.database)
+    place.database.chmod(0o640)
+    publish(place.work, place.database)
+    assert place.database.stat().st_mode & 0o777 == 0o440

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import os
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from helpers.canary import found_in
+from msgbubbles.policy import Policy
+from msgbubbles_sync.dbt.runner import Transforms
+from msgbubbles_sync.privacy.retention import DONE, expire
+from msgbubbles_sync.workspace import Place, UsageError
+
+TABLES = {
+    "chats": "id VARCHAR, last_message_at TIMESTAMPTZ",
+    "messages": "id VARCHAR, conversation_id VARCHAR, text VARCHAR, cursor_at TIMESTAMPTZ",
+    "attachments": "id VARCHAR, message_id VARCHAR",
+    "chat_titles": "chat_id VARCHAR, title VARCHAR",
+    "webhook_events": "chat_id VARCHAR, payload JSON, message_at TIMESTAMPTZ, occurred_at TIMESTAMPTZ",
+    "rejected_rows": "row VARCHAR, _read_at TIMESTAMPTZ",
+}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """A thread of 5 days ago and one of 50, whose texts are named after their days; one without a time."""
+    place = Place.of(tmp_path / "company.duckdb")
+    place.make_folders()
+    now = datetime.now(UTC)
+    with duckdb.connect(str(place.work)) as connection:
+        connection.execute("CREATE SCHEMA msgbubbles")
+        for table, columns in TABLES.items():
+            connection.execute(f"CREATE TABLE msgbubbles.{table} ({columns})")
+        for days in (5, 50):
+            at, chat = now - timedelta(days), f"c{days}"
+            connection.execute("INSERT INTO msgbubbles.chats VALUES (?, ?)", [chat, at])
+            connection.execute(
+                "INSERT INTO msgbubbles.messages VALUES (?, ?, ?, ?)", [f"m{days}", chat, f"canary {days}", at]
+            )
+            connection.execute("INSERT INTO msgbubbles.attachments VALUES (?, ?)", [f"a{days}", f"m{days}"])
+            connection.execute("INSERT INTO msgbubbles.chat_titles VALUES (?, 'title')", [chat])
+            connection.execute(
+                "INSERT INTO msgbubbles.webhook_events VALUES (?, ?, NULL, ?)", [chat, f'"canary {days}"', at]
+            )
+            connection.execute("INSERT INTO msgbubbles.rejected_rows VALUES (?, ?)", [f"canary {days}", at])
+        connection.execute("INSERT INTO msgbubbles.chats VALUES ('timeless', NULL)")
+    (tmp_path / "company.duckdb").write_bytes(place.work.read_bytes())
+    return place
+
+
+def expired(place: Place, **days: int) -> dict[str, int]:
+    return dict(expire(place, Policy(**days), Transforms(), lambda _said: None))  # type: ignore[arg-type]
+
+
+def ids(place: Place) -> dict[str, int]:
+    with duckdb.connect(str(place.work), read_only=True) as connection:
+        count = "SELECT count(*) FROM msgbubbles."
+        return {table: (connection.execute(count + table).fetchone() or (0,))[0] for table in TABLES}
+
+
+def test_without_days_nothing_is_done(place: Place) -> None:
+    before = place.work.read_bytes()
+    assert expired(place) == {}
+    assert place.work.read_bytes() == before
+
+
+def test_old_texts_go_in_every_run_and_their_bytes_once_a_day(place: Place) -> None:
+    assert expired(place, text_days=10) == {"texts": 1}
+    assert found_in(place.folder, ["canary 5", "canary 50"]).keys() == {"canary 5"}
+    assert place.is_pending("publish")
+    assert ids(place) == {
+        "chats": 3,
+        "messages": 2,
+        "attachments": 2,
+        "chat_titles": 2,
+        "webhook_events": 2,
+        "rejected_rows": 1,
+    }
+    assert expired(place, text_days=4) == {"texts": 1}
+    assert place.is_pending("compact")
+    long_ago = time.time() - 25 * 3600
+    os.utime(place.folder / DONE, (long_ago, long_ago))
+    assert expired(place, text_days=4) == {}
+    assert not place.is_pending("compact")
+    assert found_in(place.folder, ["canary"]) == {}
+
+
+def test_a_dormant_thread_goes_whole_once_a_day(place: Place) -> None:
+    assert expired(place, thread_days=10) == {"threads": 1, "messages": 1}
+    left = {"chats": 2, "messages": 1, "attachments": 1, "chat_titles": 1, "webhook_events": 1, "rejected_rows": 2}
+    assert ids(place) == left
+    assert expired(place, thread_days=4) == {}
+    (place.folder / DONE).unlink()
+    assert expired(place, thread_days=4) == {"threads": 1, "messages": 1}
+    assert ids(place)["chats"] == 1, "a chat without a time is not dormant"
+
+
+def test_rows_on_a_server_are_not_expired_in_silence(tmp_path: Path) -> None:
+    place = Place.of(tmp_path / "warehouse.postgres", "postgres")
+    place.make_folders()
+    with pytest.raises(UsageError, match="on a server"):
+        expired(place, text_days=1)

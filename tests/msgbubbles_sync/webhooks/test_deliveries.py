@@ -1,0 +1,79 @@
+"""By which id an event is known when it comes again."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from msgbubbles_sync.webhooks.deliveries import MAX_EVENTS, deliveries_of
+
+AT = datetime(2026, 11, 25, 9, tzinfo=UTC)
+
+
+def ids(payload: Any, delivery_id: str | None = None, timestamp: str = "") -> list[str]:
+    body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+    return [one.event_id for one in deliveries_of(body, delivery_id, timestamp, AT)]
+
+
+TYPING = {"type": "conversation.typing", "conversation_id": "c1", "typing": True}
+READ = {"event": "message.read", "message_id": "m1", "conversation_id": "c1"}
+
+
+@pytest.mark.parametrize(
+    "payload", [TYPING, READ | {"event": "message.reaction"}, {"type": "contact.seen"}, {}, [TYPING]]
+)
+def test_what_may_happen_again_is_another_event_when_it_is_signed_later(payload: Any) -> None:
+    first = ids(payload, timestamp="1795600000")
+    assert first == ids(payload, timestamp="1795600000"), "a delivery that is repeated as it was"
+    assert first != ids(payload, timestamp="1795600200")
+
+
+@pytest.mark.parametrize(
+    ("payload", "delivery_id"),
+    [
+        (TYPING | {"id": "evt_1"}, None),
+        (TYPING | {"event_id": "5"}, None),
+        (TYPING, "msg_1"),
+        (READ, None),
+        ({"type": "message.received", "message": {"id": "m1"}}, None),
+        ([TYPING, READ], "msg_1"),
+        ([READ], None),
+        (b"no json", None),
+    ],
+)
+def test_a_retry_that_is_signed_anew_is_the_same_event(payload: Any, delivery_id: str | None) -> None:
+    assert ids(payload, delivery_id, "1795600000") == ids(payload, delivery_id, "1795600200")
+
+
+def test_each_event_of_a_list_has_an_id_of_its_own() -> None:
+    events = [TYPING | {"id": "evt_1"}, READ, TYPING, TYPING, "ping"]
+    assert ids(events, "msg_1") == ["evt_1", "msg_1:1", "msg_1:2", "msg_1:3", "msg_1:4"]
+    by_hash = ids(events, timestamp="1795600000")
+    assert len(set(by_hash)) == 5
+    assert ids(events[:2], timestamp="1795600000") == by_hash[:2], "whatever it is delivered with"
+    assert ids([READ]) == ids([READ, TYPING])[:1]
+
+
+@pytest.mark.parametrize("name", ["events", "data"])
+def test_a_list_in_an_object_is_taken_apart_and_each_event_keeps_what_is_around_it(name: str) -> None:
+    body = json.dumps({"id": "evt_9", "type": "message.read", "account": "a", name: [{"message_id": "m1"}, READ]})
+    found = deliveries_of(body.encode(), None, "", AT)
+    assert [one.event_id for one in found] == ["evt_9:0", "evt_9:1"]
+    assert [json.loads(one.body) for one in found] == [
+        {"type": "message.read", "account": "a", "message_id": "m1"},
+        {"type": "message.read", "account": "a", **READ},
+    ]
+
+
+@pytest.mark.parametrize("payload", [[], ["batch"], [1, 2], [{}] * (MAX_EVENTS + 1), {"data": [1]}, {"events": []}])
+def test_a_list_of_no_events_or_of_too_many_is_kept_whole(payload: Any) -> None:
+    (found,) = deliveries_of(json.dumps(payload).encode(), "msg_1", "", AT)
+    assert (found.event_id, json.loads(found.body)) == ("msg_1", payload)
+
+
+def test_a_body_that_is_no_json_is_kept_to_the_byte() -> None:
+    (found,) = deliveries_of(b"{\xff\x00", "msg_1", "", AT)
+    assert found.body == "{\\xff\x00"

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from helpers.hooks import place_in, receiving
+from msgbubbles.client import Client
+from msgbubbles.errors import NotFoundError, PermanentError
+from msgbubbles.transport import Transport
+from msgbubbles_sync.sandbox import Account, Server, serve
+from msgbubbles_sync.webhooks import endpoints
+from msgbubbles_sync.webhooks.events import KNOWN_TYPES
+from msgbubbles_sync.webhooks.secrets import SecretStore
+from msgbubbles_sync.webhooks.spool import finished, spool_of
+from msgbubbles_sync.workspace import UsageError
+
+URL = "https://example.com/hooks"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    account = Account()
+    with serve(account) as server:
+        yield server
+    account.close()
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    with Client(Transport(server.url, server.key, None)) as client:
+        yield client
+
+
+def test_a_secret_is_stored_where_it_was_said_and_for_nobody_else(client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "secrets.toml"
+    path.write_text('# mine\n[sources.msgbubbles]\napi_key = "sk_live"\n\n[webhooks]\nsecrets = "whsec_b2Y="  # old\n')
+    made = endpoints.registered(client, URL, KNOWN_TYPES, SecretStore(path))
+    assert (made.url, list(made.events), made.secret, made.stored_in) == (URL, list(KNOWN_TYPES), None, str(path))
+    text = path.read_text()
+    assert text.startswith('# mine\n[sources.msgbubbles]\napi_key = "sk_live"\n')
+    assert len(SecretStore(path).secrets) == 2
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert SecretStore(path).secrets[1] not in f"{made} {made.as_dict()}"
+    (listed,) = endpoints.listed(client)
+    assert (listed.as_dict()["id"], listed.as_dict()["url"], "secret" in listed.as_dict()) == (made.id, URL, False)
+
+
+def test_a_secret_that_cannot_be_stored_is_not_asked_for(server: Server, client: Client, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    broken = tmp_path / "broken.toml"
+    store = SecretStore(broken)
+    broken.write_text("[webhooks\n")
+    for one in (SecretStore(tmp_path / "file" / "secrets.toml"), store):
+        with pytest.raises(UsageError, match="cannot be written"):
+            endpoints.registered(client, URL, KNOWN_TYPES, one)
+    assert server.requests == []
+    assert broken.read_text() == "[webhooks\n"
+
+
+def test_one_that_cannot_be_stored_after_all_is_shown(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SecretStore(tmp_path / "secrets.toml")
+
+    def full(_secret: str) -> None:
+        raise UsageError("the disk is full now")
+
+    monkeypatch.setattr(store, "add", full)
+    made = endpoints.registered(client, URL, KNOWN_TYPES, store)
+    assert made.secret
+    assert made.secret in str(made)
+
+
+def test_where_a_secret_of_the_environment_would_hide_it_it_is_not_stored(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WEBHOOKS__SECRETS", '["whsec_b2Y=", "second"]')
+    store = SecretStore(tmp_path / "secrets.toml")
+    assert store.secrets == ("whsec_b2Y=", "second")
+    with pytest.raises(UsageError, match="WEBHOOKS__SECRETS is set"):
+        endpoints.registered(client, URL, KNOWN_TYPES, store)
+
+
+def test_a_rotation_loses_no_event(server: Server, client: Client, tmp_path: Path) -> None:
+    place, path = place_in(tmp_path), tmp_path / "secrets.toml"
+    account, deliverer = server.account, server.deliverer
+    with receiving(place, secrets_file=path) as served:
+        first = endpoints.registered(client, served.url, KNOWN_TYPES, SecretStore(path))
+        account.type("c1", "+14155550123", True, datetime.now(UTC))
+        assert deliverer.drained(timeout_seconds=60)
+        second = endpoints.rotated(client, first.id, SecretStore(path))
+        assert (second.replaces, second.is_replaced, second.url) == (first.id, True, served.url)
+        account.type("c1", "+14155550123", False, datetime.now(UTC))
+        assert deliverer.drained(timeout_seconds=60)
+        assert served.count("stored") == 2
+        # Shown and not stored, the old endpoint stays until the new secret is where it should be.
+        third = endpoints.rotated(client, second.id, None)
+        assert (third.secret or "").startswith("whsec_")
+        assert not third.is_replaced
+        assert {one.webhook.id for one in endpoints.listed(client)} == {second.id, third.id}
+    assert sum(len(segment.deliveries) for segment in finished(spool_of(place))) == 2
+    for one in (second, third):
+        client.delete_webhook(one.id)
+    assert endpoints.listed(client) == []
+    with pytest.raises(NotFoundError):
+        client.delete_webhook(second.id)
+    with pytest.raises(UsageError, match=r"webhooks.py list"):
+        endpoints.rotated(client, "nobody", None)
+
+
+def test_the_api_says_which_url_it_takes(client: Client) -> None:
+    with pytest.raises(PermanentError) as caught:
+        endpoints.registered(client, "http://example.com/", KNOWN_TYPES, None)
+    assert caught.value.code == "invalid_url"

@@ -1,0 +1,401 @@
+from __future__ import annotations
+
+import base64
+import gzip
+import hmac
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import msgspec
+import pytest
+
+from helpers.full_disk import full_disk
+from helpers.hooks import KEY, SECRET, SETTINGS, WEBHOOKS, Served, place_in, receiving, signed, typing
+from helpers.job import inherited_environment
+from msgbubbles_sync.webhooks import receiver
+from msgbubbles_sync.webhooks.heartbeat import last_beat
+from msgbubbles_sync.webhooks.load import aside_count, land_events
+from msgbubbles_sync.webhooks.spool import Delivery, finished, folder_of, segments, spool_of
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    with receiving(place_in(tmp_path)) as served:
+        yield served
+
+
+def stored(folder: Path) -> list[str]:
+    """Ids of what is on disk; the receiver has ended."""
+    return [one.event_id for one in finished_deliveries(folder)]
+
+
+def finished_deliveries(folder: Path) -> list[Delivery]:
+    return [one for segment in finished(spool_of(place_in(folder))) for one in segment.deliveries]
+
+
+def test_an_event_is_on_disk_when_it_is_answered(tmp_path: Path) -> None:
+    with receiving(place_in(tmp_path)) as served:
+        assert served.post(typing(1)).status_code == 204
+        lines = b"".join(path.read_bytes() for path in segments(spool_of(place_in(tmp_path))))
+        line = json.loads(lines)
+        assert line["event_id"] == "evt_1"
+        assert line["body"].encode() == typing(1)
+        assert served.count("stored") == 1
+        # The same again, and the same event in a delivery of its own.
+        assert served.post(typing(1)).status_code == 204
+        assert served.post(typing(1), delivery_id="msg_2").status_code == 204
+        assert served.count("duplicate") == 2
+    assert stored(tmp_path) == ["evt_1"]
+
+
+def test_an_event_without_an_id_is_known_by_the_deliverys_and_one_without_both_by_its_body(tmp_path: Path) -> None:
+    body = b'{"event": "message.read", "id": "of-the-message", "status": "read"}'
+    with receiving(place_in(tmp_path)) as served:
+        for delivery_id in ("msg_1", "msg_1", "msg_2"):
+            assert served.post(body, delivery_id=delivery_id).status_code == 204
+    assert stored(tmp_path) == ["msg_1", "msg_2"]
+    without = msgspec.structs.replace(SETTINGS, signed_content="{timestamp}.{body}")
+    other = tmp_path / "other"
+    other.mkdir()
+    with receiving(place_in(other), without) as served:
+        for sent, delivery_id in ((body, "msg_1"), (body, "msg_2"), (body.replace(b"read", b"sent"), "msg_3")):
+            headers = signed_without_id(sent) | {"webhook-id": delivery_id}
+            assert served.http.post(served.url, content=sent, headers=headers).status_code == 204
+    hashes = stored(other)
+    assert len(hashes) == 2
+    assert all(one.startswith("body:") for one in hashes)
+
+
+def test_the_same_typing_twice_is_two_events_where_no_id_is_signed(tmp_path: Path) -> None:
+    body = b'{"type": "conversation.typing", "conversation_id": "c1", "typing": true}'
+    now = time.time()
+    without = msgspec.structs.replace(SETTINGS, signed_content="{timestamp}.{body}")
+    in_signature = msgspec.structs.replace(without, signature_header="stripe-signature", timestamp_header="")
+    for number, settings in enumerate((without, in_signature)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with receiving(place_in(folder), settings) as served:
+            for at in (now - 200, now, now):
+                headers = signed_without_id(body, at)
+                both = f"t={headers['webhook-timestamp']},v1={headers['webhook-signature']}"
+                headers = headers if number == 0 else {"stripe-signature": both}
+                assert served.http.post(served.url, content=body, headers=headers).status_code == 204
+            assert (served.count("stored"), served.count("duplicate")) == (2, 1)
+        assert len(set(stored(folder))) == 2
+
+
+def signed_without_id(body: bytes, at_seconds: float | None = None) -> dict[str, str]:
+    at = str(int(time.time() if at_seconds is None else at_seconds))
+    digest = hmac.digest(KEY, f"{at}.".encode() + body, "sha256")
+    return {"webhook-timestamp": at, "webhook-signature": base64.b64encode(digest).decode()}
+
+
+def test_what_is_forged_or_replayed_is_refused_and_counted(tmp_path: Path) -> None:
+    with receiving(place_in(tmp_path)) as served:
+        assert served.post(typing(1), key=b"guessed").status_code == 401
+        assert served.http.post(served.url, content=typing(1), headers=signed(typing(2))).status_code == 401
+        assert served.post(typing(1), at=time.time() - 3600).status_code == 401
+        assert served.http.post(served.url, content=typing(1)).status_code == 401
+        packed = gzip.compress(typing(1))
+        for headers in (signed(typing(2)), signed(typing(1), key=b"guessed"), {}):
+            sent = served.http.post(served.url, content=packed, headers=headers | {"content-encoding": "gzip"})
+            assert sent.status_code == 401
+        assert served.http.get(served.url).status_code == 405
+        assert served.http.post(served.url + "elsewhere", content=b"{}").status_code == 404
+        counts = {name: served.count(name) for name in ("forged", "stale", "unsigned", "stored")}
+        assert counts == {"forged": 4, "stale": 1, "unsigned": 2, "stored": 0}
+        said = "\n".join(served.said)
+        assert said.count("forged") == 1, "a flood of them is no flood of lines"
+        assert "expected webhook-signature, webhook-id, webhook-timestamp, came with host" in said
+        assert "14155550123" not in said
+    assert stored(tmp_path) == []
+
+
+def test_other_json_than_an_object_half_an_emoji_and_bytes_that_are_no_text_are_kept(tmp_path: Path) -> None:
+    bodies = [b'["batch"]', b'{"text": "\\ud83d"}', b'{"text": "\xff"}', b'{"id": "evt_\\ud83d"}', b'{"id": 5}']
+    with receiving(place_in(tmp_path)) as served:
+        for number, body in enumerate(bodies):
+            assert served.post(body, delivery_id=f"msg_{number}").status_code == 204
+        assert served.http.get(served.url + "health").status_code == 200
+    assert stored(tmp_path) == [f"msg_{number}" for number in range(len(bodies))]
+
+
+def test_a_signed_body_that_is_no_json_is_kept_and_answered(tmp_path: Path) -> None:
+    bodies = [
+        b"",
+        b"{",
+        b"{'a': 1}",
+        b"[" * 100_000,
+        b'[{"a": ' * 400 + b"1" + b"}]" * 400,
+        b"\x00\xff",
+        gzip.compress(b"{}")[:-3],
+        b"a=1",
+    ]
+    lenient = [b'{"a": NaN}', b'\xef\xbb\xbf{"a": 1}', b'{"a": "1\n2"}', b"1e999", b'{"a": "\xff"}']
+    with receiving(place_in(tmp_path)) as served:
+        for number, body in enumerate([*bodies, *lenient]):
+            assert served.post(body, delivery_id=f"msg_{number}").status_code == 204, body[:20]
+        assert served.count("stored") == len(bodies) + len(lenient)
+    place = place_in(tmp_path)
+    landed = land_events(place)
+    assert (landed.deliveries, landed.malformed, aside_count(place)) == (len(lenient), len(bodies), len(bodies))
+
+
+@pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_a_compressed_body_is_taken_whichever_form_of_it_is_signed(
+    tmp_path: Path, encoding: str, pack: Callable[[bytes], bytes]
+) -> None:
+    with receiving(place_in(tmp_path)) as served:
+        for number in (1, 2):
+            body = typing(number)
+            headers = signed(body if number == 1 else pack(body)) | {"content-encoding": encoding}
+            assert served.http.post(served.url, content=pack(body), headers=headers).status_code == 204
+        # Decompressed by a proxy that leaves the header.
+        headers = signed(typing(3)) | {"content-encoding": encoding}
+        assert served.http.post(served.url, content=typing(3), headers=headers).status_code == 204
+        bomb = pack(b"0" * 20_000_000)
+        headers = signed(bomb) | {"content-encoding": encoding}
+        assert served.http.post(served.url, content=bomb, headers=headers).status_code == 413
+    found = [json.loads(one.body) for one in finished_deliveries(tmp_path)]
+    assert found == [json.loads(typing(number)) for number in (1, 2, 3)]
+
+
+def test_several_lines_of_the_signature_header_count_as_one(served: Served) -> None:
+    right = signed(typing(1))
+    others = [("webhook-signature", "v1,AAAA"), ("webhook-signature", "v1a,BBBB v1,CCCC")]
+    for lines in ([*others, *right.items()], [*right.items(), *others]):
+        assert served.http.post(served.url, content=typing(1), headers=lines).status_code == 204
+    wrong = [*others, *(right | {"webhook-signature": "v1,DDDD"}).items()]
+    assert served.http.post(served.url, content=typing(1), headers=wrong).status_code == 401
+
+
+def test_a_list_of_events_is_stored_one_by_one(tmp_path: Path) -> None:
+    events = [json.loads(typing(1)), json.loads(typing(2)), {"type": "message.read", "message_id": "m1"}]
+    with receiving(place_in(tmp_path)) as served:
+        assert served.post(json.dumps(events).encode()).status_code == 204
+        assert served.post(typing(2), delivery_id="msg_2").status_code == 204
+        assert (served.count("stored"), served.count("duplicate")) == (3, 1)
+    assert stored(tmp_path) == ["evt_1", "evt_2", "msg_1:2"]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_over_the_limit_is_refused(served: Served, chunked: bool) -> None:
+    limit = SETTINGS.max_body_bytes
+    for size in (limit + 1, 4 * limit):
+        body = b'{"a": "' + b"x" * (size - 9) + b'"}'
+        content = (body[start : start + 65536] for start in range(0, size, 65536)) if chunked else body
+        answer = served.http.post(served.url, content=content, headers=signed(body))
+        assert answer.status_code == 413
+    assert served.count("too_long") == 2
+    body = b'{"a": "' + b"x" * (limit - 9) + b'"}'
+    assert len(body) == limit
+    assert served.post(body).status_code == 204
+
+
+def test_a_body_far_over_the_limit_is_not_read(served: Served) -> None:
+    with connected(served) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 900000000\r\n\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 413")
+
+
+def connected(served: Served) -> socket.socket:
+    url = httpx.URL(served.url)
+    return socket.create_connection((url.host, url.port), timeout=30)
+
+
+def test_a_slow_head_or_body_is_cut_off(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receiver, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(receiver, "BODY_SECONDS", 0.5)
+    # Nothing at all, half a head, a head that drips, and half a body; of a second request on a connection, too.
+    first = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    for sent in (b"", b"POST / HTTP/1.1\r\nHost:", first + b"POST / HTTP/1.1\r\n"):
+        with connected(served) as connection:
+            connection.sendall(sent)
+            if sent.startswith(first):
+                assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+                connection.sendall(b"Host:")
+            assert is_closed(connection), sent
+    with connected(served) as connection, suppress(BrokenPipeError, ConnectionResetError):
+        for byte in b"GET /health HTTP/1.1\r\nX-Drop: " + b"x" * 200:
+            connection.sendall(bytes([byte]))
+            time.sleep(0.05)
+        pytest.fail("a head that drips is waited for")
+    with connected(served) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 408")
+        assert is_closed(connection)
+    assert served.count("slow") == 1
+    assert served.post(typing(1)).status_code == 204
+
+
+def is_closed(connection: socket.socket) -> bool:
+    connection.settimeout(20)
+    try:
+        while connection.recv(1000):
+            pass
+    except ConnectionResetError:
+        return True
+    except TimeoutError:
+        return False
+    return True
+
+
+def test_the_connections_and_the_bodies_in_memory_have_a_limit(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receiver, "MAX_CONNECTIONS", 5)
+    monkeypatch.setattr(receiver, "MAX_BODIES_BYTES", 3000)
+    assert served.post(typing(1)).status_code == 204
+    assert served.post(typing(2, text="x" * 3000)).status_code == 503
+    assert served.count("busy") == 1
+    body = typing(4, text="x" * 3500)
+    halves = (part for part in (body[:1800], body[1800:]) if not time.sleep(0.2))
+    assert served.http.post(served.url, content=halves, headers=signed(body)).status_code == 503
+    # What was refused holds nothing any more.
+    assert served.post(typing(3, text="x" * 2000)).status_code == 204
+    served.http.close()
+    time.sleep(0.2)
+    many = [connected(served) for _ in range(8)]
+    try:
+        time.sleep(0.2)
+        closed = sum(is_closed_now(one) for one in many)
+        assert closed == 3
+    finally:
+        for one in many:
+            one.close()
+
+
+def is_closed_now(connection: socket.socket) -> bool:
+    connection.settimeout(0.2)
+    try:
+        return connection.recv(10) == b""
+    except ConnectionResetError:
+        return True
+    except TimeoutError:
+        return False
+
+
+def test_a_secret_that_is_added_meanwhile_is_known(tmp_path: Path) -> None:
+    place = place_in(tmp_path)
+    secrets = place.folder / "secrets.toml"
+    with receiving(place, secrets_file=secrets) as served:
+        assert served.post(typing(1), key=b"another key, later").status_code == 401
+        later = "whsec_YW5vdGhlciBrZXksIGxhdGVy"
+        secrets.write_text(f'[webhooks]\nsecrets = ["{SECRET}", "{later}"]\n')
+        assert served.post(typing(1), key=b"another key, later").status_code == 204
+        assert served.post(typing(2)).status_code == 204
+        # A file that somebody is writing just now takes nothing away.
+        secrets.write_text("[webhooks\n")
+        assert served.post(typing(3), key=b"guessed").status_code == 401
+        assert served.post(typing(3)).status_code == 204
+        assert receiver.STALE_SECRETS in served.said
+
+
+def test_while_the_disk_refuses_so_does_the_receiver(tmp_path: Path) -> None:
+    place = place_in(tmp_path)
+    with receiving(place) as served:
+        shutil.rmtree(spool_of(place))
+        assert served.post(typing(1)).status_code == 503
+        assert served.http.get(served.url + "health").status_code == 503
+        spool_of(place).mkdir()
+        assert served.post(typing(1)).status_code == 204
+        assert served.http.get(served.url + "health").status_code == 200
+    assert stored(tmp_path) == ["evt_1"]
+
+
+# The receiver as a process whose sign of life comes often.
+SERVE = (
+    "from msgbubbles_sync.cli.webhooks import app; from msgbubbles_sync.webhooks import receiver; "
+    "receiver.HEARTBEAT_SECONDS = 0.1; app()"
+)
+
+
+def test_a_full_disk_ends_neither_the_receiver_nor_its_sign_of_life(tmp_path: Path) -> None:
+    secrets, place = tmp_path / "secrets.toml", place_in(tmp_path)
+    secrets.write_text(f'[webhooks]\nsecrets = ["{SECRET}"]\n')
+    options = ["--port", "0", "--database", str(place.database), "--secrets-file", str(secrets)]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SERVE, "serve", "--json", *options],
+            cwd=WEBHOOKS.parent, env=inherited_environment(), stdout=subprocess.PIPE, stderr=log, text=True,
+        )  # fmt: skip
+    try:
+        url = json.loads(process.stdout.readline() if process.stdout else "")["url"]
+        with httpx.Client(trust_env=False, timeout=30) as http:
+
+            def post(number: int) -> int:
+                body = typing(number)
+                return http.post(url, content=body, headers=signed(body, f"msg_{number}")).status_code
+
+            assert post(1) == 204
+            with full_disk(process.pid):
+                assert [post(number) for number in range(2, 8)] == [503] * 6
+                assert http.get(url + "health").status_code == 503
+                stopped = last_beat(folder_of(place))
+                time.sleep(0.4)
+                assert last_beat(folder_of(place)) == stopped
+            assert post(2) == 204
+            assert http.get(url + "health").status_code == 200
+            until = time.monotonic() + 30
+            while last_beat(folder_of(place)) == stopped and time.monotonic() < until:
+                time.sleep(0.02)
+            assert last_beat(folder_of(place)) != stopped
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert stored(tmp_path) == ["evt_1", "evt_2"]
+    assert not [path for path in folder_of(place).rglob("*") if path.is_file() and not path.stat().st_size]
+
+
+def test_it_stops_when_what_it_has_taken_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync, begun = os.fsync, threading.Event()
+
+    def slow_fsync(file: int) -> None:
+        begun.set()
+        time.sleep(0.7)
+        fsync(file)
+
+    answers: list[int] = []
+    with receiving(place_in(tmp_path)) as served:
+        monkeypatch.setattr(os, "fsync", slow_fsync)
+        url, headers = served.url, signed(typing(1))
+        sending = threading.Thread(
+            target=lambda: answers.append(httpx.post(url, content=typing(1), headers=headers, timeout=30).status_code)
+        )
+        sending.start()
+        assert begun.wait(30)
+    sending.join(30)
+    assert answers == [204]
+    assert stored(tmp_path) == ["evt_1"]
+
+
+def test_its_sign_of_life_outlives_a_short_break(tmp_path: Path) -> None:
+    folder = folder_of(place_in(tmp_path))
+    with receiving(place_in(tmp_path)) as served:
+        served.post(typing(1))
+    first = last_beat(folder)
+    assert first is not None
+    assert first.last_event_at is not None
+    with receiving(place_in(tmp_path)):
+        pass
+    second = last_beat(folder)
+    assert second is not None
+    assert (second.uninterrupted_since, second.last_event_at) == (first.uninterrupted_since, first.last_event_at)
+    assert second.beat_at > first.beat_at
+    old = msgspec.structs.replace(second, beat_at=second.beat_at.replace(year=2020))
+    (folder / "receiver.json").write_bytes(msgspec.json.encode(old))
+    with receiving(place_in(tmp_path)):
+        pass
+    third = last_beat(folder)
+    assert third is not None
+    assert third.uninterrupted_since > second.uninterrupted_since

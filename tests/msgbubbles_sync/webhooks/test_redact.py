@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from helpers.canary import spellings
+from helpers.hooks import place_in, receiving, typing
+from msgbubbles.policy import FULL, PRESETS, Pseudonyms
+from msgbubbles.redact import Redactor
+from msgbubbles_sync.policy.applied import Record
+from msgbubbles_sync.webhooks.events import event_of
+from msgbubbles_sync.webhooks.load import aside_of, land_events
+from msgbubbles_sync.webhooks.redact import left_of
+from msgbubbles_sync.webhooks.spool import Delivery, finished, spool_of
+
+KEY = "of a test, and long enough to be a key"
+NAMES = Pseudonyms(KEY)
+ANN, OURS = "+14155550123", "+14155550100"
+AT = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def delivery(**payload: Any) -> Delivery:
+    return Delivery("evt_1", AT, json.dumps(payload))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"handle": "+1 415 555 0123"},
+        {"data": {"message": {"sender": ANN}}},
+        {"message": {"id": "m1", "conversation_id": "theirs"}},
+        {"conversation": {"id": "theirs"}},
+        {"message": {"to": NAMES.handle(ANN)}},
+        {"message": {"sender": {"handle": "tel:+1-415-555-0123"}}},
+    ],
+)
+@pytest.mark.parametrize("policy", [FULL, PRESETS["minimal"]], ids=["full", "minimal"])
+def test_an_event_about_somebody_erased_is_not_kept(payload: dict[str, Any], policy: Any) -> None:
+    erased = frozenset({NAMES.erased_handle(ANN), NAMES.erased_chat("theirs")})
+    assert left_of(delivery(**payload), Redactor(policy, NAMES, erased)) is None
+    assert left_of(delivery(**payload), Redactor(policy, NAMES)) is not None
+
+
+def test_an_event_that_quotes_somebody_erased_is_kept_without_them() -> None:
+    redactor = Redactor(FULL, NAMES, frozenset({NAMES.erased_handle(ANN)}))
+    left = left_of(delivery(message={"text": f"ask {ANN}", "number": 14155550123, "at": 1772323200000}), redactor)
+    assert left is not None
+    assert json.loads(left.body) == {"message": {"text": "ask [erased]", "number": "[erased]", "at": 1772323200000}}
+    untouched = delivery(message={"text": "ask"})
+    assert left_of(untouched, redactor) is untouched
+
+
+@pytest.mark.parametrize("body", ["{", "+14155550123", "[" * 100_000])
+@pytest.mark.parametrize(
+    "redactor",
+    [Redactor(PRESETS["minimal"], NAMES), Redactor(FULL, NAMES, frozenset({NAMES.erased_handle(ANN)}))],
+    ids=["minimal", "erased"],
+)
+def test_of_a_body_that_cannot_be_parsed_only_that_it_came_is_kept(body: str, redactor: Redactor) -> None:
+    left = left_of(Delivery("msg_1", AT, body), redactor)
+    assert left == Delivery("msg_1", AT, "")
+    assert event_of(left) is None
+    assert left_of(Delivery("msg_1", AT, body), Redactor()) == Delivery("msg_1", AT, body)
+
+
+@pytest.mark.parametrize("policy", [FULL, PRESETS["minimal"]], ids=["full", "minimal"])
+def test_event_keeps_no_erased_handle_in_any_value_or_name(policy: Any) -> None:
+    redactor = Redactor(policy, NAMES, frozenset({NAMES.erased_handle(ANN)}))
+    for written in spellings(ANN):
+        quoted = dict.fromkeys(("type", "status", "direction", "effect", "reply_to", "note", written), written)
+        sent = msgspec.structs.replace(
+            delivery(**quoted, message={"id": f"m {written}", **quoted, "error": {"code": written}}),
+            event_id=f"evt {written}",
+        )
+        left = left_of(sent, redactor)
+        assert left is not None
+        event = event_of(left)
+        assert event is not None
+        assert [one for one in spellings(ANN) if one in repr(event) + left.body] == []
+
+
+def test_line_that_is_no_event_is_not_kept_where_it_names_somebody_erased(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__KEY", KEY)
+    place = place_in(tmp_path)
+    Record(FULL, NAMES.check, frozenset({NAMES.erased_handle(ANN)})).save(place)
+    spool_of(place).mkdir(parents=True)
+    lines = [*(f'{{"of": "{one}"' for one in spellings(ANN)), '{"of": "\\u002b14155550123"', "of somebody else"]
+    (spool_of(place) / "1-1.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    land_events(place)
+    (path,) = aside_of(place).glob("*.jsonl")
+    assert path.read_text() == "of somebody else\n"
+
+
+def test_our_number_that_was_received_as_a_pseudonym_lands_readable() -> None:
+    sent = delivery(type="message.received", message={"id": "m", "sender": OURS}, handle=ANN)
+    received = left_of(sent, Redactor(PRESETS["analytics"], NAMES))
+    assert received is not None
+    assert OURS not in received.body
+    loads = Redactor(PRESETS["analytics"], NAMES)
+    loads.know_own_numbers([OURS])
+    left = left_of(received, loads)
+    event = None if left is None else event_of(left)
+    assert event is not None
+    assert (event.message["sender"], event.handle) == (OURS, NAMES.handle(ANN))
+
+
+def test_a_receiver_that_runs_goes_by_the_policy_and_the_erasures_of_that_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__KEY", KEY)
+    place = place_in(tmp_path)
+    with receiving(place) as served:
+        assert served.post(typing(1)).status_code == 204
+        Record(FULL, NAMES.check, frozenset({NAMES.erased_handle(ANN)})).save(place)
+        # In a list of events, those about others stay.
+        listed = f'[{typing(2).decode()}, {{"type": "conversation.typing", "conversation_id": "c2"}}]'.encode()
+        assert served.post(listed, delivery_id="msg_2").status_code == 204
+        assert (served.count("erased"), served.count("stored")) == (1, 2)
+        monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__PRESET", "minimal")
+        Record(PRESETS["minimal"], NAMES.check).save(place)
+        assert served.post(typing(3), delivery_id="msg_3").status_code == 204
+        # Of a policy that is not the warehouse's, nothing is taken.
+        Record(PRESETS["analytics"], NAMES.check).save(place)
+        assert served.post(typing(4), delivery_id="msg_4").status_code == 503
+    bodies = [one.body for segment in finished(spool_of(place)) for one in segment.deliveries]
+    assert [ANN in body for body in bodies] == [True, False, False]
+    assert NAMES.handle(ANN) in bodies[2]

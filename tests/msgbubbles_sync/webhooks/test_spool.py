@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from concurrent.futures import wait
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from helpers.full_disk import full_disk
+from msgbubbles_sync.webhooks import spool
+from msgbubbles_sync.webhooks.spool import Delivery, SpoolWriter, finished, segments
+
+NOW = datetime(2026, 11, 23, 10, tzinfo=UTC)
+
+
+def delivery(number: int, body: str = "{}") -> Delivery:
+    return Delivery(f"evt_{number}", NOW, body)
+
+
+def found(folder: Path) -> list[str]:
+    return [one.event_id for segment in finished(folder) for one in segment.deliveries]
+
+
+def test_what_was_answered_is_there_once_and_in_order(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path / "spool")
+    outcomes = [writer.put(delivery(number % 900)) for number in range(1000)]
+    wait(outcomes, timeout=60)
+    assert [one.result() for one in outcomes] == ["stored"] * 900 + ["duplicate"] * 100
+    writer.close()
+    assert found(tmp_path / "spool") == [f"evt_{number}" for number in range(900)]
+
+
+def test_many_deliveries_cost_few_syncs(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path / "spool")
+    wait([writer.put(delivery(number)) for number in range(2000)], timeout=60)
+    writer.close()
+    assert writer.syncs < 1000
+
+
+def test_a_segment_in_use_is_left_alone_and_let_go_of_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "SEGMENT_SECONDS", 0.5)
+    writer = SpoolWriter(tmp_path / "spool")
+    writer.put(delivery(1)).result(60)
+    assert found(tmp_path / "spool") == []
+    until = time.monotonic() + 30
+    while not found(tmp_path / "spool") and time.monotonic() < until:
+        time.sleep(0.05)
+    assert found(tmp_path / "spool") == ["evt_1"]
+    writer.put(delivery(2)).result(60)
+    writer.close()
+    assert found(tmp_path / "spool") == ["evt_1", "evt_2"]
+
+
+def test_a_segment_is_never_seen_without_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it could be, a load would take it for a finished one, and remove it before the first event is in it."""
+    seen: list[bool] = []
+    flock = fcntl.flock
+
+    def look_before(file: int, how: int) -> None:
+        seen.append(bool(segments(tmp_path / "spool")))
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", look_before)
+    writer = SpoolWriter(tmp_path / "spool")
+    writer.put(delivery(1)).result(60)
+    assert seen == [False]
+    assert found(tmp_path / "spool") == []
+    writer.close()
+
+
+def test_a_line_that_was_cut_off_was_never_answered(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path / "spool")
+    writer.put(delivery(1)).result(60)
+    writer.close()
+    (path,) = segments(tmp_path / "spool")
+    path.write_bytes(path.read_bytes() + b'{"event_id": "evt_2", "rec')
+    (segment,) = finished(tmp_path / "spool")
+    assert [one.event_id for one in segment.deliveries] == ["evt_1"]
+    assert segment.malformed == []
+
+
+def test_a_line_that_is_no_delivery_is_told_apart(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path / "spool")
+    writer.put(delivery(1)).result(60)
+    writer.close()
+    (path,) = segments(tmp_path / "spool")
+    path.write_bytes(b"\0\0\0\n" + path.read_bytes() + b'{"event_id": 5}\n')
+    (segment,) = finished(tmp_path / "spool")
+    assert [one.event_id for one in segment.deliveries] == ["evt_1"]
+    assert segment.malformed == [b"\0\0\0", b'{"event_id": 5}']
+
+
+def test_a_disk_that_refuses_is_told_and_tried_again(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path / "spool")
+    shutil.rmtree(tmp_path / "spool")
+    with pytest.raises(FileNotFoundError):
+        writer.put(delivery(1)).result(60)
+    assert not writer.is_alive
+    (tmp_path / "spool").mkdir()
+    # What was refused is no duplicate.
+    assert writer.put(delivery(1)).result(60) == "stored"
+    assert writer.is_alive
+    writer.close()
+    assert found(tmp_path / "spool") == ["evt_1"]
+
+
+@pytest.mark.parametrize("room_bytes", [0, 100])
+def test_a_full_disk_leaves_neither_empty_segments_nor_half_lines(tmp_path: Path, room_bytes: int) -> None:
+    folder = tmp_path / "spool"
+    writer = SpoolWriter(folder)
+    with full_disk(room_bytes=room_bytes):
+        for number in range(5):
+            with pytest.raises(OSError, match="too large"):
+                writer.put(delivery(number, "x" * 200)).result(60)
+            assert list(folder.iterdir()) == []
+    assert writer.put(delivery(1)).result(60) == "stored"
+    # Into a segment that holds something already.
+    with full_disk(room_bytes=300), pytest.raises(OSError, match="too large"):
+        writer.put(delivery(2, "x" * 400)).result(60)
+    (segment,) = segments(folder)
+    assert segment.read_bytes().count(b"\n") == 1
+    assert segment.read_bytes().endswith(b"\n")
+    assert writer.put(delivery(2)).result(60) == "stored"
+    writer.close()
+    assert found(folder) == ["evt_1", "evt_2"]
+
+
+def test_what_is_remembered_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "RECENT_EVENTS", 10)
+    writer = SpoolWriter(tmp_path / "spool")
+    for number in range(12):
+        writer.put(delivery(number)).result(60)
+    assert writer.put(delivery(11)).result(60) == "duplicate"
+    assert writer.put(delivery(0)).result(60) == "stored"
+    writer.close()
+
+
+def test_nothing_is_answered_before_it_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = SpoolWriter(tmp_path / "spool")
+    writer.put(delivery(1)).result(60)
+
+    def refuse(_file: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", refuse)
+        with pytest.raises(OSError, match="Input/output"):
+            writer.put(delivery(2)).result(60)
+    # Behind a sync that failed nobody knows what is on disk: the next is written into another file.
+    assert writer.put(delivery(2)).result(60) == "stored"
+    assert len(segments(tmp_path / "spool")) == 2
+    writer.close()

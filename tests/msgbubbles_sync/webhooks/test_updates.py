@@ -1,0 +1,177 @@
+"""Messages as events change them: never older over newer."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from itertools import permutations
+from typing import Any
+
+import pytest
+
+from msgbubbles_sync.webhooks.events import Event, event_of
+from msgbubbles_sync.webhooks.spool import Delivery
+from msgbubbles_sync.webhooks.updates import changed_messages
+
+NINE = datetime(2026, 11, 23, 9, tzinfo=UTC)
+SENT = {
+    "id": "m1", "conversation_id": "c1", "direction": "outbound", "status": "sent", "channel": "sms", "text": "hi",
+    "effect": None, "reply_to": None, "error": None, "metadata": '{"a":1}', "sender_handle": "+1", "sent_at": NINE,
+    "delivered_at": None, "read_at": None, "created_at": NINE, "updated_at": NINE, "attachment_count": 2,
+    "cursor_at": NINE, "extra": '{"new":1}', "_read_at": NINE,
+}  # fmt: skip
+
+
+def at(minutes: int) -> datetime:
+    return NINE + timedelta(minutes=minutes)
+
+
+def event(kind: str, minutes: int, received: int | None = None, **message: Any) -> Event:
+    """`message.kind`, with what it shows of the message: nothing but its id without any."""
+    shown = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in message.items()}
+    about = {"message": {"id": "m1", "conversation_id": "c1", **shown}} if shown else {"message_id": "m1"}
+    payload = {"type": f"message.{kind}", "created_at": at(minutes).isoformat(), **about}
+    found = event_of(
+        Delivery(f"evt_{kind}{minutes}", at(minutes if received is None else received), json.dumps(payload))
+    )
+    assert found is not None
+    return found
+
+
+def after(*events: Event, **stored: Any) -> dict[str, Any]:
+    """The row afterwards, where that is another than before."""
+    changed = changed_messages([SENT | stored], events)
+    return changed[0] if changed else {}
+
+
+def test_ids_alone_move_a_status_and_its_time() -> None:
+    row = after(event("delivered", 1))
+    assert row == SENT | {"status": "delivered", "delivered_at": at(1), "_read_at": at(1)}
+    row = after(event("delivered", 1), event("read", 2))
+    assert row == SENT | {"status": "read", "delivered_at": at(1), "read_at": at(2), "_read_at": at(2)}
+
+
+def test_statuses_never_go_back_in_whatever_order_events_come() -> None:
+    events = [event("sent", 1), event("delivered", 2), event("read", 3)]
+    want = after(*events)
+    assert want["status"] == "read"
+    for order in permutations(events):
+        assert after(*order) == want
+
+
+READ = {"status": "read", "delivered_at": at(1), "read_at": at(2), "updated_at": at(2)}
+
+
+@pytest.mark.parametrize("kind", ["sent", "delivered", "failed", "reaction"])
+@pytest.mark.parametrize(
+    "status", ["queued", "received", "sent", "failed", "delivered", "Delivered", "unheard_of", None]
+)
+def test_a_late_event_with_a_newer_time_takes_no_progress_back(kind: str, status: str | None) -> None:
+    shown = {"status": status, "delivered_at": at(1), "read_at": None, "text": "edited", "updated_at": at(9)}
+    row = after(event(kind, 3, 9, **shown), **READ)
+    assert row == SENT | READ | {"text": "edited", "updated_at": at(9), "_read_at": at(9)}
+
+
+@pytest.mark.parametrize("status", ["sent", None])
+def test_a_failure_that_is_overtaken_by_a_delivery_brings_no_error(status: str | None) -> None:
+    failed = event("failed", 1, status="failed", error={"code": "x"}, updated_at=at(5))
+    delivered = event("delivered", 2, status="delivered", updated_at=at(4), delivered_at=at(2))
+    row = after(failed, delivered, status=status)
+    assert (row["status"], row["delivered_at"]) == ("delivered", at(2))
+    row = after(delivered, failed, status=status)
+    assert (row["status"], row["delivered_at"], row["error"]) == ("delivered", at(2), None)
+
+
+def test_what_an_event_shows_may_be_older_than_the_event() -> None:
+    row = after(event("read", 3, status="sent", updated_at=at(1)))
+    assert (row["status"], row["read_at"]) == ("read", at(3))
+    row = after(event("read", 3, 9, read_at=at(2), updated_at=at(5)), **READ | {"read_at": None, "status": "delivered"})
+    assert (row["status"], row["read_at"], row["delivered_at"]) == ("read", at(2), at(1))
+
+
+def test_two_late_events_of_one_message_come_to_the_same_in_either_order() -> None:
+    read = event("read", 2, status="read", read_at=at(2), delivered_at=at(1), updated_at=at(2))
+    late = event("delivered", 3, status="delivered", delivered_at=at(1), read_at=None, updated_at=at(3))
+    rows = [after(read, late), after(late, read)]
+    assert [(row["status"], row["read_at"], row["delivered_at"], row["updated_at"]) for row in rows] == [
+        ("read", at(2), at(1), at(3))
+    ] * 2
+
+
+@pytest.mark.parametrize("written", [1795424460_000, "1795424460", "Mon, 23 Nov 2026 09:01:00 GMT"])
+def test_times_of_a_message_are_read_however_they_are_written(written: Any) -> None:
+    zero = "0001-01-01T00:00:00Z"
+    shown = {
+        "created_at": written,
+        "updated_at": written,
+        "delivered_at": written,
+        "read_at": zero,
+        "status": "delivered",
+    }
+    row = after(event("delivered", 5, **shown))
+    assert (row["delivered_at"], row["read_at"], row["updated_at"], row["created_at"]) == (at(1), None, at(1), NINE)
+
+
+def test_an_event_about_another_chat_changes_nothing() -> None:
+    assert after(event("read", 1, conversation_id="c2", status="read", updated_at=at(5))) == {}
+    shown = {"type": "message.read", "message": {"id": "m1", "conversation_id": "..", "updated_at": at(5).isoformat()}}
+    found = event_of(Delivery("evt_1", at(5), json.dumps(shown)))
+    assert found is not None
+    assert after(found)["conversation_id"] == "c1"
+
+
+def test_what_is_stored_and_newer_stays() -> None:
+    stored = {"status": "read", "delivered_at": at(1), "read_at": at(2), "updated_at": at(2), "_read_at": at(3)}
+    old = {"status": "sent", "text": "before the edit", "updated_at": at(0), "delivered_at": None}
+    assert after(event("sent", 0, 9, **old), event("delivered", 1, 9), event("failed", 1, 9), **stored) == {}
+    # The time of an event says nothing: it may have been on its way for long, and clocks differ.
+    assert after(event("sent", 60, 60, **old), **stored) == {}
+    # Nor does a time that is set already move.
+    assert after(event("read", 50), **stored) == {}
+
+
+def test_what_a_newer_event_shows_of_the_message_is_taken() -> None:
+    shown = {"text": "edited", "updated_at": at(5), "reactions": [{"handle": "+2", "reaction": "love"}]}
+    row = after(event("reaction", 5, **shown))
+    assert json.loads(row.pop("extra")) == {"new": 1, "reactions": [{"handle": "+2", "reaction": "love"}]}
+    assert row == {name: value for name, value in SENT.items() if name != "extra"} | {
+        "text": "edited", "updated_at": at(5), "_read_at": at(5),
+    }  # fmt: skip
+    # What it does not show stays: the attachments, too.
+    assert row["attachment_count"] == 2
+    assert row["metadata"] == '{"a":1}'
+
+
+def test_the_same_state_is_no_change() -> None:
+    assert after(event("sent", 0, status="sent", updated_at=at(0), text="hi")) == {}
+    assert after(event("reaction", 3)) == {}
+    assert changed_messages([], [event("read", 3)]) == []
+
+
+def test_what_came_in_keeps_its_status_when_it_is_read() -> None:
+    inbound = {"direction": "inbound", "status": "received"}
+    row = after(event("read", 4), **inbound)
+    assert (row["status"], row["read_at"]) == ("received", at(4))
+
+
+def test_a_failure_brings_its_error() -> None:
+    row = after(event("failed", 1, status="failed", error={"code": "x"}), status="queued", sent_at=None)
+    assert (row["status"], json.loads(row["error"])) == ("failed", {"code": "x"})
+
+
+def test_a_status_that_nobody_knows_is_left_to_a_read() -> None:
+    assert after(event("delivered", 1), status="archived") | {"delivered_at": None, "_read_at": NINE} == SENT | {
+        "status": "archived"
+    }
+    assert after(event("sent", 1, status="archived")) == {}
+
+
+def test_a_message_keeps_its_place_in_time() -> None:
+    """Where the API shows no `created_at`, the time it was sent is its place."""
+    row = after(event("sent", 1), status="queued", created_at=None, sent_at=None, cursor_at=None)
+    assert (row["sent_at"], row["cursor_at"]) == (at(1), at(1))
+
+
+def test_when_it_was_read_never_goes_back() -> None:
+    row = after(event("delivered", 1), _read_at=at(30))
+    assert row["_read_at"] == at(30)
