@@ -75,10 +75,8 @@ def test_the_marts_are_built_as_is_documented() -> None:
 
 
 def test_the_accounts_in_the_examples_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from msgbubbles_sync import settings as configuration
-    from msgbubbles_sync.cli import accounts
+    from msgbubbles_sync import settings
 
-    assert documented("sync")["parallel_accounts"] == accounts.PARALLEL
     monkeypatch.setenv("DLT_PROJECT_DIR", str(tmp_path))
     (tmp_path / "dlt_config").mkdir()
     block = CONFIG.split("\n[accounts]\n")[1].split("\n\n")[0]
@@ -87,13 +85,13 @@ def test_the_accounts_in_the_examples_are_read(tmp_path: Path, monkeypatch: pyte
     written = secrets.split("\n\n")[0].partition("\n")[2].replace("# ", "")
     (tmp_path / "dlt_config" / "config.toml").write_text(shown)
     (tmp_path / "dlt_config" / "secrets.toml").write_text(written)
-    assert configuration.account_names() == ["north", "south"]
+    assert settings.account_names() == ["north", "south"]
     section = README.split("\n## Several accounts\n")[1].split("\n## ")[0]
     keys, set_here = re.findall(r"```toml\n(.*?)```", section, flags=re.DOTALL)
     assert tomllib.loads(keys) == tomllib.loads(written)
     assert tomllib.loads(set_here) == tomllib.loads(shown)
     described = section.split("# also ")[1].split("\n")[0].replace(".", "").split(", ")
-    assert tuple(described) == configuration.ACCOUNT_SECTIONS
+    assert tuple(described) == settings.ACCOUNT_SECTIONS
 
 
 def options_of(command: str) -> set[str]:

@@ -19,6 +19,9 @@ ACCOUNT_SECTIONS = ("groups", "sync", "transforms", "webhooks")
 ACCOUNT_NAME = re.compile(r"[a-z](?:_?[a-z0-9])*")
 # PostgreSQL truncates the name of a schema to 63 bytes.
 MAX_ACCOUNT_LETTERS = 40
+PARALLEL_ACCOUNTS = """[sync] parallel_accounts is no longer supported: accounts run one process after another. Remove
+it from dlt_config/config.toml, or unset SYNC__PARALLEL_ACCOUNTS. To run several accounts at once, use one cron line per
+account with --account NAME"""
 
 
 def configuration_folder() -> Path:
@@ -79,6 +82,8 @@ def from_environment(name: str, keys: list[str]) -> dict[str, str]:
 
 def account_names() -> list[str]:
     """Return the names of the configured accounts, in order. Raises `UsageError`."""
+    if setting_of_sync("parallel_accounts", None) is not None:
+        raise UsageError(PARALLEL_ACCOUNTS)
     names = {name for file in ("config.toml", "secrets.toml") for name in _accounts_in(file)}
     names |= {
         name.split("__")[1].lower() for name in os.environ if re.fullmatch(r"ACCOUNTS__[A-Z0-9_]+__API_KEY", name)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from msgbubbles_sync import settings as configuration
-from msgbubbles_sync.cli import accounts
+from msgbubbles_sync import settings
 from msgbubbles_sync.cli.options import place_of
 from msgbubbles_sync.workspace import UsageError
 
@@ -41,11 +40,11 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_they_are_those_of_both_files_and_of_the_environment(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCOUNTS__FAR_WEST__API_KEY", "sk_west")
-    assert configuration.account_names() == ["far_west", "north", "south"]
+    assert settings.account_names() == ["far_west", "north", "south"]
     monkeypatch.setenv("DLT_PROJECT_DIR", str(written))
     monkeypatch.delenv("ACCOUNTS__FAR_WEST__API_KEY")
     monkeypatch.delenv("ACCOUNTS__SOUTH__API_KEY")
-    assert configuration.account_names() == []
+    assert settings.account_names() == []
 
 
 @pytest.mark.parametrize(
@@ -54,14 +53,14 @@ def test_they_are_those_of_both_files_and_of_the_environment(written: Path, monk
 def test_a_name_that_no_schema_or_file_could_have_is_refused(written: Path, name: str) -> None:
     (written / "config.toml").write_text(f'[accounts."{name}"]\n')
     with pytest.raises(UsageError, match="choose another"):
-        configuration.account_names()
+        settings.account_names()
 
 
 @pytest.mark.usefixtures("written")
 def test_an_account_has_what_is_set_for_it_before_what_is_set_for_all() -> None:
     os.environ["SOURCES__MSGBUBBLES__API_KEY"] = "sk_of_nobody"
     os.environ["ACCOUNTS__NORTH__PRIVACY__TITLES"] = "keep"
-    configuration.use_account("north")
+    settings.use_account("north")
     assert {name: value for name, value in os.environ.items() if name.startswith(("SOURCES__", "TRANSFORMS__"))} == {
         "SOURCES__MSGBUBBLES__API_KEY": "sk_north",
         "SOURCES__MSGBUBBLES__SETTLE_SECONDS": "60.5",
@@ -79,7 +78,7 @@ def test_an_account_without_a_key_of_its_own_does_not_take_that_of_another(writt
     os.environ["SOURCES__MSGBUBBLES__API_KEY"] = "sk_of_nobody"
     (written / "secrets.toml").unlink()
     with pytest.raises(UsageError, match=r"account north has no API key: .*ACCOUNTS__NORTH__API_KEY"):
-        configuration.use_account("north")
+        settings.use_account("north")
 
 
 @pytest.mark.parametrize(
@@ -94,7 +93,7 @@ def test_an_account_without_a_key_of_its_own_does_not_take_that_of_another(writt
 def test_what_is_in_the_wrong_place_is_refused_without_being_quoted(written: Path, text: str, says: str) -> None:
     (written / "config.toml").write_text(text)
     with pytest.raises(UsageError, match=says) as refusal:
-        configuration.use_account("north")
+        settings.use_account("north")
     assert "sk_1" not in str(refusal.value)
 
 
@@ -105,11 +104,11 @@ def test_a_made_up_account_is_none_of_those_that_are_configured(tmp_path: Path) 
         place_of(tmp_path / "demo.duckdb", "north", sandbox=True)
 
 
-def test_how_many_at_once(written: Path) -> None:
-    assert accounts.parallel() == accounts.PARALLEL
-    (written / "config.toml").write_text("[sync]\nparallel_accounts = 2\n")
-    assert accounts.parallel() == 2
-    for value in ("0", "many", "true"):
-        os.environ["SYNC__PARALLEL_ACCOUNTS"] = value
-        with pytest.raises(UsageError, match="parallel_accounts is a whole number"):
-            accounts.parallel()
+def test_parallel_accounts_are_refused_wherever_they_are_configured(written: Path) -> None:
+    os.environ["SYNC__PARALLEL_ACCOUNTS"] = "2"
+    with pytest.raises(UsageError, match=r"SYNC__PARALLEL_ACCOUNTS.*one cron line per\naccount with --account"):
+        settings.account_names()
+    del os.environ["SYNC__PARALLEL_ACCOUNTS"]
+    (written / "config.toml").write_text("[sync]\nparallel_accounts = 1\n")
+    with pytest.raises(UsageError, match=r"\[sync\] parallel_accounts is no longer supported: accounts run one"):
+        place_of(None, None, sandbox=False)

@@ -30,7 +30,6 @@ from msgbubbles_sync.lock import one_job
 from msgbubbles_sync.run_log import Journal
 from msgbubbles_sync.workspace import CLAIM, Place, UsageError
 
-from . import accounts
 from .console import Reporter
 from .options import (
     EXIT_FAILED,
@@ -63,10 +62,6 @@ if TYPE_CHECKING:
 
 SCRIPT = "chats.py"
 STOPPED = "stopped at once; what was loaded stays, and the next run goes on from there"
-
-
-def one_at_a_time() -> int:
-    return 1
 
 
 class DefaultsToSync(TyperGroup):
@@ -117,7 +112,7 @@ def sync(
         with one_job(place.folder):
             return _recorded_sync(place, reporter, sandbox, since, max_requests, accept_ties, not no_transform, as_json)
 
-    _run(body, reporter, database, account, destination, sandbox=sandbox, for_each=accounts.parallel)
+    _run(body, reporter, database, account, destination, sandbox=sandbox, for_each=True)
 
 
 @app.command()
@@ -143,7 +138,7 @@ def plan(
             reporter.plan(steps, fresh, requests_per_minute(options))
         return 0
 
-    _run(body, reporter, database, account, destination, sandbox=sandbox, for_each=one_at_a_time)
+    _run(body, reporter, database, account, destination, sandbox=sandbox, for_each=True)
 
 
 @app.command()
@@ -172,7 +167,7 @@ def check(
             found = reporter.findings(chain(of_the_job, health.findings(place)))
         return EXIT_INCOMPLETE if any(one.state == "failed" for one in found) else 0
 
-    _run(body, reporter, database, account, destination, sandbox=sandbox, for_each=one_at_a_time)
+    _run(body, reporter, database, account, destination, sandbox=sandbox, for_each=True)
 
 
 @app.command()
@@ -218,7 +213,7 @@ def verify(
         reporter.verdict(verdict, run)
         return 0 if verdict.is_equal else EXIT_INCOMPLETE
 
-    _run(body, reporter, database, account, destination, sandbox=sandbox, for_each=one_at_a_time)
+    _run(body, reporter, database, account, destination, sandbox=sandbox, for_each=True)
 
 
 @app.command()
@@ -246,7 +241,7 @@ def status(
         stale = found.age_minutes is None or (max_age_minutes is not None and found.age_minutes > max_age_minutes)
         return EXIT_INCOMPLETE if stale and max_age_minutes is not None else 0
 
-    _run(body, reporter, database, account, destination, sandbox=sandbox, for_each=one_at_a_time)
+    _run(body, reporter, database, account, destination, sandbox=sandbox, for_each=True)
 
 
 @app.command()
@@ -350,7 +345,7 @@ def _run(
     destination: str,
     *,
     sandbox: bool,
-    for_each: Callable[[], int] | None = None,
+    for_each: bool = False,
 ) -> None:
     ended(body, lambda: place_of(database, account, destination, sandbox=sandbox), reporter, STOPPED, for_each=for_each)
 

@@ -24,7 +24,7 @@ from msgbubbles_sync.lock import AnotherJobRunsError, JobStalledError
 from msgbubbles_sync.settings import ACCOUNT_VARIABLE, account_names, configuration_folder, content_of, use_account
 from msgbubbles_sync.workspace import ROOT, Place, UsageError, written_privately
 
-from . import accounts
+from .accounts import run_each
 from .console import Reporter
 
 if TYPE_CHECKING:
@@ -149,22 +149,19 @@ def ended(
     reporter: Reporter,
     stopped: str,
     *,
-    for_each: Callable[[], int] | None = None,
+    for_each: bool = False,
 ) -> NoReturn:
     """Run a command, tell what went wrong in its way, and exit with the status that says so. `stopped` says what a
-    second Ctrl-C means. Where there are several accounts and none was named, it is run for each, as many at once as
-    `for_each` says."""
+    second Ctrl-C means. If several accounts are configured and none is named, `for_each` runs it for each of them."""
     os.umask(0o077)  # whatever dlt, dbt and we write is for this user only
     place = None
     try:
         try:
             place = place_of()
         except SeveralAccountsError as several:
-            if for_each is None:
+            if not for_each:
                 raise
-            status = accounts.run_each(
-                several.names, at_once=for_each(), quiet=reporter.quiet, as_json=reporter.as_json
-            )
+            status = run_each(several.names, quiet=reporter.quiet, as_json=reporter.as_json)
         else:
             status = body(place)
     except AnotherJobRunsError as error:

@@ -7,10 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,19 +66,23 @@ def test_a_file_that_is_somebody_elses_is_not_taken_for_an_accounts(tmp_path: Pa
 COMMAND = """
 import json, os, signal, sys, time
 sys.path.insert(0, {pipelines!r})
-from msgbubbles_sync.cli import accounts
-from msgbubbles_sync.destinations.claims import claim, files_of_accounts
+from msgbubbles_sync.cli.accounts import run_each
+from msgbubbles_sync.cli.options import start
 name = os.environ.get("MSGBUBBLES_ACCOUNT")
-if name is None:
-    sys.exit(accounts.run_each({names!r}, at_once={at_once}, quiet=False, as_json={as_json}))
+def main():
+    if name is None:
+        sys.exit(run_each({names!r}, quiet={quiet}, as_json={as_json}))
 {body}
+start(main)
 """
 
 
-def command(folder: Path, body: str, *names: str, at_once: int = 4, as_json: bool = False) -> subprocess.Popen[str]:
+def command(folder: Path, body: str, *names: str, quiet: bool = False, as_json: bool = False) -> subprocess.Popen[str]:
     script = folder / "command.py"
     script.write_text(
-        COMMAND.format(pipelines=str(PIPELINES), names=names, at_once=at_once, as_json=as_json, body=body)
+        COMMAND.format(
+            pipelines=str(PIPELINES), names=names, quiet=quiet, as_json=as_json, body=textwrap.indent(body, "    ")
+        )
     )
     environment = {name: value for name, value in os.environ.items() if name != "MSGBUBBLES_ACCOUNT"}
     return subprocess.Popen(
@@ -87,22 +91,43 @@ def command(folder: Path, body: str, *names: str, at_once: int = 4, as_json: boo
     )  # fmt: skip
 
 
-def test_each_line_says_whose_it_is(tmp_path: Path) -> None:
-    process = command(tmp_path, 'print("done", end=""); print("oh", file=sys.stderr)', "a", "b")
-    output, errors = process.communicate(timeout=60)
-    assert (sorted(output.splitlines()), sorted(errors.splitlines())) == (
-        ["a | done", "b | done"],
-        ["a | oh", "b | oh"],
+SPEAKS = 'print("done"); name == "b" and print("oh", "no", sep="\\n", file=sys.stderr)'
+
+
+def test_output_of_each_account_follows_its_name(tmp_path: Path) -> None:
+    assert command(tmp_path, SPEAKS, "a", "b").communicate(timeout=60) == ("a:\ndone\nb:\ndone\n", "oh\nno\n")
+
+
+def test_quiet_names_only_the_accounts_that_report_an_error(tmp_path: Path) -> None:
+    assert command(tmp_path, SPEAKS, "a", "b", "c", quiet=True).communicate(timeout=60) == (
+        "done\n" * 3,
+        "b:\noh\nno\n",
     )
 
 
-@pytest.mark.parametrize("at_once", [1, 4])
-def test_as_json_each_says_what_it_is_about(tmp_path: Path, at_once: int) -> None:
+def test_output_is_passed_on_as_it_comes(tmp_path: Path) -> None:
+    body = """
+print(json.dumps({"said": name}), flush=True)
+began = time.monotonic()
+while not os.path.exists("heard"):
+    time.monotonic() - began < 20 or sys.exit(1)
+    time.sleep(0.1)
+"""
+    with command(tmp_path, body, "a", as_json=True) as process:
+        assert process.stdout
+        assert json.loads(process.stdout.readline()) == {"account": "a", "said": "a"}
+        (tmp_path / "heard").touch()
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_as_json_each_line_names_its_account(tmp_path: Path, quiet: bool) -> None:
     body = 'print(json.dumps({"found": name} if name == "a" else [{"found": name}]))'
-    output, _ = command(tmp_path, body, "a", "b", at_once=at_once, as_json=True).communicate(timeout=60)
-    assert sorted(map(json.loads, output.splitlines()), key=str) == [
-        [{"account": "b", "found": "b"}], {"account": "a", "found": "a"}
+    output, errors = command(tmp_path, body, "a", "b", quiet=quiet, as_json=True).communicate(timeout=60)
+    assert list(map(json.loads, output.splitlines())) == [
+        {"account": "a", "found": "a"}, [{"account": "b", "found": "b"}]
     ]  # fmt: skip
+    assert errors == ("" if quiet else "a:\nb:\n")
 
 
 # The first signal is minded, a second one kills: as the job does it.
@@ -122,63 +147,56 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_reaches_all_that_run_and_they_are_waited_for(tmp_path: Path, number: signal.Signals) -> None:
-    process = command(tmp_path, STOPS.format(seconds=0.5), "a", "b", "c", at_once=2)
+def test_signal_reaches_the_account_that_runs_and_it_is_waited_for(tmp_path: Path, number: signal.Signals) -> None:
+    process = command(tmp_path, STOPS.format(seconds=0.5), "a", "b")
     assert process.stdout
-    begun = {process.stdout.readline() for _ in range(2)}
-    assert begun == {"a | begun\n", "b | begun\n"}
+    assert [process.stdout.readline() for _ in range(2)] == ["a:\n", "begun\n"]
     process.send_signal(number)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert output.count(" | stopped") == 2
-    assert "c | " not in output, "none begins after it"
+    assert output == "stopping\nstopped\n", "none begins after it"
 
 
-def test_a_second_signal_ends_them_at_once(tmp_path: Path) -> None:
+def test_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     process = command(tmp_path, STOPS.format(seconds=60), "a", "b")
     assert process.stdout
     for _ in range(2):
         process.stdout.readline()
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    for _ in range(2):
-        assert process.stdout.readline().endswith("stopping\n")
+    assert process.stdout.readline() == "stopping\n"
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert (process.returncode, time.monotonic() - began < 20) == (130, True)
 
 
-def test_one_that_begins_when_the_signal_comes_is_told_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[int] = []
+def test_signal_that_comes_while_an_account_is_started_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Started(subprocess.Popen[str]):
+        def __init__(self, *_: Any, **__: Any) -> None:
+            super().__init__([sys.executable, "-c", "import time; time.sleep(20)"])
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.3)  # it has come by then
 
-    class Begun:
-        def send_signal(self, number: int) -> None:
-            told.append(number)
-
-        def wait(self) -> int:
-            return 130 if told else 0
-
-    @contextmanager
-    def started(*_: object) -> Iterator[Begun]:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.3)  # it has come by then
-        yield Begun()
-
-    monkeypatch.setattr(accounts, "_started", started)
-    assert accounts.run_each(["a"], at_once=1, quiet=True, as_json=False) == 130
-    assert told == [signal.SIGTERM]
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(subprocess, "Popen", Started)
+    try:
+        assert accounts.run_each(["a"], quiet=True, as_json=False) == 130
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def test_one_that_is_killed_is_a_failure_and_stops_no_other(tmp_path: Path) -> None:
-    body = 'name == "a" and os.kill(os.getpid(), signal.SIGKILL); time.sleep(0.3); print("done")'
+def test_account_that_is_killed_is_a_failure_and_does_not_stop_the_next(tmp_path: Path) -> None:
+    body = 'name == "a" and os.kill(os.getpid(), signal.SIGKILL); print("done")'
     process = command(tmp_path, body, "a", "b")
     output, _ = process.communicate(timeout=60)
-    assert (process.returncode, output) == (1, "b | done\n")
+    assert (process.returncode, output) == (1, "a:\nb:\ndone\n")
 
 
-def test_who_listens_no_more_holds_nobody_up(tmp_path: Path) -> None:
-    process = command(tmp_path, 'print("xxxxxxxxx\\n" * 100_000)\nopen(name, "w").close()', "a", "b")
-    with process:
+@pytest.mark.parametrize("as_json", [False, True])
+def test_who_listens_no_more_holds_nobody_up(tmp_path: Path, as_json: bool) -> None:
+    body = 'print("xxxxxxxxx\\n" * 100_000)\nopen(name, "w").close()'
+    with command(tmp_path, body, "a", "b", as_json=as_json) as process:
         assert process.stdout
         process.stdout.close()
         try:
