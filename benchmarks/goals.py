@@ -38,7 +38,7 @@ SELECT 'stored-' || n AS id, threads.id AS conversation_id,
     CASE WHEN hash(n) % 2 = 0 THEN 'inbound' ELSE 'outbound' END AS direction,
     CASE WHEN hash(n) % 2 = 0 THEN 'received' ELSE 'delivered' END AS status,
     'sms' AS channel, 'hello' AS text, 0 AS attachment_count, moment AS created_at, moment AS cursor_at,
-    now() AS _read_at, (SELECT max(load_id) FROM msgbubbles._dlt_loads) AS _dlt_load_id
+    now() AS _fetched_at, (SELECT max(load_id) FROM msgbubbles._dlt_loads) AS _dlt_load_id
 FROM (SELECT n, hash(n + 1) % (SELECT count(*) FROM threads) AS number,
         TIMESTAMPTZ '2025-01-01 00:00:00+00' + to_milliseconds(n * $step_ms) AS moment
     FROM range($messages) AS numbers (n)) AS made
@@ -146,14 +146,14 @@ def state() -> dict[str, Any]:
     """Size of the coverage after a year of runs every five minutes, and how long it takes to plan from it."""
     found = {}
     for stream, tiers in (("chats", REFRESH_CHATS), ("messages", REFRESH_MESSAGES)):
-        parsed, settle_ms, now_ms = tiers_of(stream, tiers), 300_000, 0
+        parsed, lookback_ms, now_ms = tiers_of(stream, tiers), 300_000, 0
         covered = Coverage([(0, 1, 0)])
         largest = slowest = 0.0
         for number, now_ms in enumerate(range(5 * MINUTE_MS, 365 * DAY_MS, 5 * MINUTE_MS)):
             began = time.process_time()
             if number % 1000 == 0:
                 Coverage(covered.pieces)  # as it is read from the state; to do so each time would take the year
-            task = plan.head(covered, 0, settle_ms)
+            task = plan.head(covered, 0, lookback_ms)
             refreshed = plan.refresh(covered, parsed, 0, now_ms)
             plan.gaps(covered, 0)
             slowest = max(slowest, time.process_time() - began)

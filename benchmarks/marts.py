@@ -33,7 +33,7 @@ INSERT INTO msgbubbles.chats BY NAME
 SELECT 'chat' || n AS id, '+1415555010' || n % 3 AS from_handle, n % 10 = 0 AS is_group,
     CASE WHEN n % 10 = 0 THEN 'group:' || n ELSE '+1415556' || lpad(n::VARCHAR, 7, '0') END AS remote_handle,
     TIMESTAMPTZ '2025-01-01 00:00:00+00' AS created_at, TIMESTAMPTZ '2025-01-01 00:00:00+00' AS updated_at,
-    TIMESTAMPTZ '2026-01-01 00:00:00+00' AS last_message_at, now() AS _read_at, $load AS _dlt_load_id
+    TIMESTAMPTZ '2026-01-01 00:00:00+00' AS last_message_at, now() AS _fetched_at, $load AS _dlt_load_id
 FROM range($chats) AS numbers (n)
 """
 # Messages come to chats at random, over a year; or now.
@@ -44,7 +44,7 @@ SELECT $load || '-' || n AS id, 'chat' || (hash(n) % $chats) AS conversation_id,
     CASE WHEN hash(n + 1) % 2 = 0 THEN 'received' ELSE 'delivered' END AS status,
     'sms' AS channel, 'hello' AS text, 0 AS attachment_count,
     '+1415557' || lpad((hash(n) % $chats)::VARCHAR, 7, '0') AS sender_handle,
-    moment AS created_at, moment AS cursor_at, now() AS _read_at, $load AS _dlt_load_id
+    moment AS created_at, moment AS cursor_at, now() AS _fetched_at, $load AS _dlt_load_id
 FROM (
     SELECT n, TIMESTAMPTZ '2025-01-01 00:00:00+00' + to_seconds(
         CASE WHEN $is_new THEN 365 * 86400 + n ELSE hash(n + 2) % (365 * 86400) END) AS moment

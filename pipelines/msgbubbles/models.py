@@ -232,7 +232,7 @@ class Column:
 
 
 def columns_of(model: type[Row]) -> tuple[Column, ...]:
-    """The columns that rows of `model` land in, in order. `_read_at` is when the row was asked for."""
+    """The columns that rows of `model` land in, in order. `_fetched_at` is when the row was asked for."""
     columns = [
         Column(field.name, _column_type(field.type), nullable=field.name != model.key_field)
         for field in msgspec.structs.fields(model)
@@ -240,7 +240,7 @@ def columns_of(model: type[Row]) -> tuple[Column, ...]:
     ]
     if model is Message:
         columns += [Column("attachment_count", "bigint"), Column("cursor_at", "timestamp")]
-    return (*columns, Column("extra", "json"), Column("_read_at", "timestamp", nullable=False))
+    return (*columns, Column("extra", "json"), Column("_fetched_at", "timestamp", nullable=False))
 
 
 def _column_type(annotation: object) -> ColumnType:
@@ -265,7 +265,7 @@ TITLE_COLUMNS = (
     Column("chat_id", "text", nullable=False),
     Column("title", "text"),
     Column("updated_at", "timestamp"),
-    Column("_read_at", "timestamp", nullable=False),
+    Column("_fetched_at", "timestamp", nullable=False),
 )
 
 # When a group's participants were asked for last, and who they were: a JSON list, in order.
@@ -273,7 +273,7 @@ PARTICIPANT_READ_COLUMNS = (
     Column("chat_id", "text", nullable=False),
     Column("handles", "json"),
     Column("asked_at", "timestamp"),
-    Column("_read_at", "timestamp", nullable=False),
+    Column("_fetched_at", "timestamp", nullable=False),
 )
 
 # Since when and up to when a stream is complete: every row that was visible with an instant in between has landed.
@@ -281,7 +281,7 @@ COVERAGE_COLUMNS = (
     Column("stream", "text", nullable=False),
     Column("complete_since", "timestamp"),
     Column("complete_to", "timestamp"),
-    Column("_read_at", "timestamp", nullable=False),
+    Column("_fetched_at", "timestamp", nullable=False),
 )
 
 # A participant of a group, as of a list that was another than the one before. A list of nobody is a null handle.
@@ -289,7 +289,7 @@ PARTICIPANT_LIST_COLUMNS = (
     Column("id", "text", nullable=False),
     Column("chat_id", "text"),
     Column("handle", "text"),
-    Column("_read_at", "timestamp", nullable=False),
+    Column("_fetched_at", "timestamp", nullable=False),
 )
 
 REJECTED_COLUMNS = (
@@ -298,7 +298,7 @@ REJECTED_COLUMNS = (
     Column("reason", "text"),
     Column("row", "text"),
     Column("request_id", "text"),
-    Column("_read_at", "timestamp", nullable=False),
+    Column("_fetched_at", "timestamp", nullable=False),
 )
 
 

@@ -75,7 +75,7 @@ def is_without_privacy(place: Place) -> bool:
 
 
 def from_environment(name: str, keys: list[str]) -> dict[str, str]:
-    """What the environment says of a section, in dlt's form: SOURCES__MSGBUBBLES__SETTLE_SECONDS=600."""
+    """What the environment says of a section, in dlt's form: SOURCES__MSGBUBBLES__LOOKBACK_SECONDS=600."""
     names = {key: "__".join([*name.split("."), key]).upper() for key in keys}
     return {key: os.environ[variable] for key, variable in names.items() if variable in os.environ}
 

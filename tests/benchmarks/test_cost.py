@@ -17,7 +17,7 @@ def test_requests_stay_within_what_is_promised() -> None:
 
 
 def test_memory_does_not_grow_with_the_account(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SYNC__SLICE_PAGES", "50")
+    monkeypatch.setenv("SYNC__BATCH_PAGES", "50")
     peaks = []
     for messages in (20_000, 120_000):
         with pages(500, messages) as server:

@@ -94,7 +94,7 @@ def test_nobody_waits_and_a_job_that_is_killed_loses_nothing(new_job: NewJob, fi
                 reads[0] += 1
             time.sleep(0.1)
 
-    job.environment = {"SYNC__SLICE_PAGES": "20"}
+    job.environment = {"SYNC__BATCH_PAGES": "20"}
     reader = threading.Thread(target=poll)
     reader.start()
     try:

@@ -45,7 +45,7 @@ while not ended.wait(float(sys.argv[2])):
         marts = database.execute("SELECT count(*), sum(messages_total) FROM marts.thread_activity").fetchone()
         assert chats >= before[0] and messages >= before[1], (before, now)
         assert marts == now, (marts, now)
-        database.execute("SELECT count(DISTINCT id), max(text), max(_read_at) FROM msgbubbles.messages").fetchone()
+        database.execute("SELECT count(DISTINCT id), max(text), max(_fetched_at) FROM msgbubbles.messages").fetchone()
     opened, before = opened + 1, now
 print(json.dumps(opened))
 """

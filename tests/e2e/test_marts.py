@@ -47,11 +47,11 @@ def world_of(job: Job) -> dict[str, list[dict[str, Any]]]:
     """What the API shows; of what only the job knows, what it has landed."""
     truth = expected(job.server.truth())
     read_at = {
-        table: {row["id"]: row["_read_at"] for row in rows(job, f"SELECT id, _read_at FROM msgbubbles.{table}")}
+        table: {row["id"]: row["_fetched_at"] for row in rows(job, f"SELECT id, _fetched_at FROM msgbubbles.{table}")}
         for table in ("chats", "messages")
     }
     return {
-        table: [row | {"_read_at": read_at[table][key]} for key, row in truth[table].items()]
+        table: [row | {"_fetched_at": read_at[table][key]} for key, row in truth[table].items()]
         for table in ("chats", "messages")
     } | {
         "numbers": list(truth["numbers"].values()),

@@ -87,7 +87,7 @@ def fewer_fields(chance: random.Random, row: Row) -> None:
 
 
 def more_fields(chance: random.Random, row: Row) -> None:
-    names = ["", " ", "ID", "Id", "_read_at", "_dlt_load_id", "_extra", "extra", "a" * 300, "naïve\n", "'; --", "\0"]
+    names = ["", " ", "ID", "Id", "_fetched_at", "_dlt_load_id", "_extra", "extra", "a" * 300, "naïve\n", "'; --", "\0"]
     for name in chance.sample(names, 3):
         row[name] = chance.choice([1, None, "x", {"a": 1}])
 

@@ -53,7 +53,7 @@ def landed(address: str) -> dict[str, dict[str, dict[str, Any]]]:
     for table, key in (("chats", "id"), ("messages", "id"), ("attachments", "id"), ("numbers", "handle")):
         rows = query(address, f"SELECT * FROM msgbubbles.{table}")
         for row in rows:
-            for name in ("_read_at", "_dlt_load_id", "extra"):
+            for name in ("_fetched_at", "_dlt_load_id", "extra"):
                 row.pop(name, None)
         found[table] = {row[key]: row for row in rows}
         assert len(found[table]) == len(rows), f"{table}: a row is there twice"

@@ -177,7 +177,7 @@ def undecided(job: Job) -> list[tuple[str, str]]:
 
 
 OF_THE_RUN = (
-    "_read_at", "_dlt_load_id", "asked_at", "fetched_at", "first_seen_at", "last_seen_at", "complete_to", "id",
+    "_fetched_at", "_dlt_load_id", "asked_at", "fetched_at", "first_seen_at", "last_seen_at", "complete_to", "id",
     "valid_from", "chat_fetched_at", "messages_fetched_at", "messages_complete_to", "coverage_day", "computed_at",
     "first_contact_at", "last_contact_at", "is_current", "url",
 )  # fmt: skip

@@ -29,9 +29,9 @@ def wait_for_requests(job: Job, count: int) -> None:
 
 
 def test_killed_at_three_points_of_a_first_run(new_job: NewJob) -> None:
-    slice_pages = 20
+    batch_pages = 20
     job = new_job(Knobs(latency_seconds=0.02), chats=400, messages=12000)
-    job.environment["SYNC__SLICE_PAGES"] = str(slice_pages)
+    job.environment["SYNC__BATCH_PAGES"] = str(batch_pages)
     chance = random.Random(4)
     kills = 3
     for _ in range(kills):
@@ -46,8 +46,8 @@ def test_killed_at_three_points_of_a_first_run(new_job: NewJob) -> None:
     # and every slice reads the heads again, and the numbers.
     asked = len(job.server.requests)
     pages = 400 // 99 + 12000 // 99 + 2
-    slices = pages // slice_pages + kills + 2
-    assert asked <= pages + kills * 2 * slice_pages + slices * 3
+    slices = pages // batch_pages + kills + 2
+    assert asked <= pages + kills * 2 * batch_pages + slices * 3
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])

@@ -13,7 +13,7 @@ from helpers.marts_reference import Row, World
 ONE, OTHER = "+541123456789", "+5491123456789"
 KEYS = {
     "numbers": ("handle",),
-    "chat_titles": ("chat_id", "_read_at"),
+    "chat_titles": ("chat_id", "_fetched_at"),
     "stream_coverage": ("stream",),
     "webhook_events": ("event_id",),
 }
@@ -76,7 +76,7 @@ class Account:
             "last_message_at": self._instant(None),
             "created_at": self._instant(None),
             "deleted_at": pick([None, None, self._at(99)]),
-            "_read_at": self._instant(),
+            "_fetched_at": self._instant(),
         }
 
     def _message(self, key: str | None) -> Row:
@@ -92,7 +92,7 @@ class Account:
             "attachment_count": pick([None, 0, 2]),
             "delivered_at": self._instant(None, None),
             "read_at": pick([None, None, self._at(1)]),
-            "_read_at": self._instant(),
+            "_fetched_at": self._instant(),
         }
         if key and pick([True, False]):
             row = self._messages[key] | {"status": row["status"]}
@@ -108,14 +108,14 @@ class Account:
             "chat_id": chat,
             "title": self.random.choice([None, "old", "new"]),
             "updated_at": self._instant(None),
-            "_read_at": self._instant(),  # it may land after later ones, or replace one
+            "_fetched_at": self._instant(),  # it may land after later ones, or replace one
         }
 
     def _list(self, chat: str) -> list[Row]:
         at = self._instant()
         handles = self.random.sample(["+1", ONE, OTHER, "+9"], self.random.choice([0, 1, 3])) or [None]
         return [
-            {"id": f"{chat}|{at}|{handle}", "chat_id": chat, "handle": handle, "_read_at": at} for handle in handles
+            {"id": f"{chat}|{at}|{handle}", "chat_id": chat, "handle": handle, "_fetched_at": at} for handle in handles
         ]
 
     def _operation(self, chat: str) -> Row:
@@ -126,7 +126,7 @@ class Account:
             "handle": self.random.choice([ONE, OTHER]),
             "operation": self.random.choice(["added", "removed"]),
             "happened_at": self._instant(),
-            "_read_at": self._instant(),
+            "_fetched_at": self._instant(),
         }
 
     def _event(self, chat: str) -> Row:

@@ -211,7 +211,7 @@ def _thread(
         **_typed(messages, events, is_end_read=end_read),
         "messages_complete_since": since,
         "is_complete": beginning_read and end_read and within_coverage,
-        "fetched_at": max(row["_read_at"] for row in [chat, *(m.row for m in messages)]),
+        "fetched_at": max(row["_fetched_at"] for row in [chat, *(m.row for m in messages)]),
     }
 
 
@@ -329,14 +329,14 @@ def _members(chat: Row, messages: list[Message], world: World) -> list[Row]:
     lists: dict[datetime, set[str | None]] = defaultdict(set)
     for row in world["participant_lists"]:
         if row["chat_id"] == chat["id"]:
-            lists[row["_read_at"]].add(fold(row["handle"]))
+            lists[row["_fetched_at"]].add(fold(row["handle"]))
     seen: list[tuple[str, datetime, str]] = [
         (row["handle"], row["happened_at"], "operation") for row in operations if row["operation"] == "added"
     ]
     seen += [(handle, at, "participant_list") for at, members in lists.items() for handle in members if handle]
     seen += [(m.sender, m.at, "own_number" if m.outbound else "message") for m in messages if m.sender]
     if own:
-        seen.append((own, chat["created_at"] or chat["_read_at"], "own_number"))
+        seen.append((own, chat["created_at"] or chat["_fetched_at"], "own_number"))
     removed = [(row["handle"], row["happened_at"]) for row in operations if row["operation"] == "removed"]
 
     rows = []
@@ -511,11 +511,11 @@ def contact(world: World, zone: ZoneInfo) -> list[Row]:
 def chat_title_history(world: World, _zone: ZoneInfo) -> list[Row]:
     rows: list[Row] = []
     before: Row = {"chat_id": None}
-    for seen in sorted(world["chat_titles"], key=lambda row: (row["chat_id"], row["_read_at"])):
-        valid_from = min(seen["updated_at"] or seen["_read_at"], seen["_read_at"])
+    for seen in sorted(world["chat_titles"], key=lambda row: (row["chat_id"], row["_fetched_at"])):
+        valid_from = min(seen["updated_at"] or seen["_fetched_at"], seen["_fetched_at"])
         is_first = seen["chat_id"] != before["chat_id"]
         if not is_first:
-            valid_from = max(valid_from, before["_read_at"])
+            valid_from = max(valid_from, before["_fetched_at"])
         if is_first or seen["title"] != before["title"]:
             if not is_first:
                 rows[-1] |= {"valid_to": valid_from, "is_current": False}
@@ -526,7 +526,7 @@ def chat_title_history(world: World, _zone: ZoneInfo) -> list[Row]:
                     "valid_from": valid_from,
                     "valid_to": None,
                     "is_current": True,
-                    "first_seen_at": seen["_read_at"],
+                    "first_seen_at": seen["_fetched_at"],
                 }
             )
         before = seen

@@ -53,7 +53,7 @@ def landed_in(connection: duckdb.DuckDBPyConnection) -> dict[str, Rows]:
     """The same of what a connection reads."""
     found: dict[str, Rows] = {}
     for table, key in (("chats", "id"), ("messages", "id"), ("attachments", "id"), ("numbers", "handle")):
-        answer = connection.execute(f"SELECT * EXCLUDE (_read_at, _dlt_load_id, extra) FROM msgbubbles.{table}")
+        answer = connection.execute(f"SELECT * EXCLUDE (_fetched_at, _dlt_load_id, extra) FROM msgbubbles.{table}")
         names = [column[0] for column in answer.description]
         rows: Rows = {}
         for values in answer.fetchall():

@@ -38,7 +38,7 @@ from msgbubbles_sync.sandbox.listing import truth
 OURS = "+14155550100"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 KEYS = {"chats": ("id",), "messages": ("id",), "attachments": ("id",), "numbers": ("handle",),
-        "rejected_rows": ("row_hash",), "chat_titles": ("chat_id", "_read_at"), "participant_lists": ("id",),
+        "rejected_rows": ("row_hash",), "chat_titles": ("chat_id", "_fetched_at"), "participant_lists": ("id",),
         "participant_reads": ("chat_id",), "stream_coverage": ("stream",)}  # fmt: skip
 
 
@@ -115,7 +115,7 @@ class Store:
             for row in item.data.to_pylist():
                 key = tuple(row[name] for name in KEYS[table])
                 before = loaded.setdefault(table, {}).get(key)
-                if before is None or before["_read_at"] <= row["_read_at"]:
+                if before is None or before["_fetched_at"] <= row["_fetched_at"]:
                     loaded[table][key] = row
         for table, rows in loaded.items():
             self.tables[table] |= rows
@@ -130,7 +130,7 @@ class Store:
         return {one: (row["conversation_id"], row["cursor_at"]) for one, row in found.items()}
 
     def attachments_of(self, message_ids: Sequence[str]) -> list[Attachment]:
-        names = [column.name for column in COLUMNS["attachments"] if column.name != "_read_at"]
+        names = [column.name for column in COLUMNS["attachments"] if column.name != "_fetched_at"]
         return [
             Attachment(**{name: row[name] for name in names} | {"extra": msgspec.Raw((row["extra"] or "").encode())})
             for row in self.tables["attachments"].values()
@@ -139,7 +139,7 @@ class Store:
 
     def chats(self, ids: Sequence[str]) -> list[Chat]:
         found = [self.tables["chats"][(one,)] for one in ids if (one,) in self.tables["chats"]]
-        names = [column.name for column in COLUMNS["chats"] if column.name != "_read_at"]
+        names = [column.name for column in COLUMNS["chats"] if column.name != "_fetched_at"]
         return [
             Chat(**{name: row[name] for name in names} | {"extra": msgspec.Raw((row["extra"] or "").encode())})
             for row in found
@@ -299,7 +299,7 @@ class World:
     def differences(self) -> dict[str, dict[str, int]]:
         have = {
             table: {
-                key[0]: {n: v for n, v in row.items() if n not in ("_read_at", "extra")} for key, row in rows.items()
+                key[0]: {n: v for n, v in row.items() if n not in ("_fetched_at", "extra")} for key, row in rows.items()
             }
             for table, rows in self.store.tables.items()
         }

@@ -330,7 +330,7 @@ def write(world: World, chat: str, people: list[str], at: datetime, seconds: ran
 
 def rows(world: World, table: str) -> list[dict[str, Any]]:
     found = [
-        {name: one for name, one in row.items() if name != "_read_at"} for row in world.store.tables[table].values()
+        {name: one for name, one in row.items() if name != "_fetched_at"} for row in world.store.tables[table].values()
     ]
     return sorted(found, key=repr)
 

@@ -29,7 +29,7 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("DLT_PROJECT_DIR", str(tmp_path))
     (folder / "config.toml").write_text(
-        "[accounts.north]\nsettle_seconds = 60.5\nrefresh_chats = [{ every_hours = 12 }]\nread_participants = true\n"
+        "[accounts.north]\nlookback_seconds = 60.5\nrefresh_chats = [{ every_hours = 12 }]\nread_participants = true\n"
         '[accounts.north.privacy]\npreset = "minimal"\n[accounts.north.transforms]\ntime_zone = "Europe/Berlin"\n'
         '[accounts.north.transforms.spark]\n"spark.master" = "local[1]"\n[accounts.south]\n'
     )
@@ -63,7 +63,7 @@ def test_an_account_has_what_is_set_for_it_before_what_is_set_for_all() -> None:
     settings.use_account("north")
     assert {name: value for name, value in os.environ.items() if name.startswith(("SOURCES__", "TRANSFORMS__"))} == {
         "SOURCES__MSGBUBBLES__API_KEY": "sk_north",
-        "SOURCES__MSGBUBBLES__SETTLE_SECONDS": "60.5",
+        "SOURCES__MSGBUBBLES__LOOKBACK_SECONDS": "60.5",
         "SOURCES__MSGBUBBLES__REFRESH_CHATS": '[{"every_hours": 12}]',
         "SOURCES__MSGBUBBLES__READ_PARTICIPANTS": "true",
         "SOURCES__MSGBUBBLES__PRIVACY__PRESET": "minimal",

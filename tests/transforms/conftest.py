@@ -29,24 +29,24 @@ LANDED = {
 }
 # What the job lands without the column `extra`.
 OWN = {
-    "chat_titles": "chat_id varchar not null, title varchar, updated_at timestamptz, _read_at timestamptz not null",
+    "chat_titles": "chat_id varchar not null, title varchar, updated_at timestamptz, _fetched_at timestamptz not null",
     "stream_coverage": "stream varchar, complete_since timestamptz, complete_to timestamptz",
-    "participant_lists": "id varchar, chat_id varchar, handle varchar, _read_at timestamptz",
+    "participant_lists": "id varchar, chat_id varchar, handle varchar, _fetched_at timestamptz",
     "group_operations": "operation_id varchar, plan_id varchar, key varchar, operation varchar, chat_id varchar,"
     " handles json, title varchar, requested_at timestamptz, finished_at timestamptz, outcome varchar,"
-    " http_status bigint, error_code varchar, error_message varchar, request_id varchar, _read_at timestamptz",
+    " http_status bigint, error_code varchar, error_message varchar, request_id varchar, _fetched_at timestamptz",
     "group_member_operations": "id varchar, operation_id varchar, chat_id varchar, handle varchar, operation varchar,"
-    " happened_at timestamptz, _read_at timestamptz",
+    " happened_at timestamptz, _fetched_at timestamptz",
     "webhook_events": "event_id varchar, event_type varchar, chat_id varchar, message_id varchar, handle varchar,"
     " is_typing boolean, direction varchar, status varchar, reaction varchar, message_at timestamptz,"
-    " occurred_at timestamptz, received_at timestamptz, payload json, _read_at timestamptz",
+    " occurred_at timestamptz, received_at timestamptz, payload json, _fetched_at timestamptz",
     "rejected_rows": "row_hash varchar, stream varchar, reason varchar, row varchar, request_id varchar,"
-    " _read_at timestamptz",
+    " _fetched_at timestamptz",
 }
 DDL = [
     "create schema msgbubbles",
     *(
-        f"create table msgbubbles.{table} ({columns}, extra json, _read_at timestamptz, _dlt_load_id varchar not null)"
+        f"create table msgbubbles.{table} ({columns}, extra json, _fetched_at timestamptz, _dlt_load_id varchar not null)"
         for table, columns in LANDED.items()
     ),
     *(
@@ -58,7 +58,7 @@ DDL = [
 ]
 KEYS = {
     "numbers": ["handle"],
-    "chat_titles": ["chat_id", "_read_at"],
+    "chat_titles": ["chat_id", "_fetched_at"],
     "stream_coverage": ["stream"],
     "rejected_rows": ["row_hash"],
     "webhook_events": ["event_id"],
@@ -101,7 +101,7 @@ class Warehouse:
             for table, rows in tables.items():
                 key = KEYS.get(table, ["id"])
                 for row in rows:
-                    read_at = {} if table == "stream_coverage" else {"_read_at": READ_AT}
+                    read_at = {} if table == "stream_coverage" else {"_fetched_at": READ_AT}
                     landed = read_at | row | {"_dlt_load_id": load_id}
                     connection.execute(
                         f"delete from msgbubbles.{table} where ({', '.join(key)}) = ({', '.join('?' * len(key))})",

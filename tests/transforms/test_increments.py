@@ -62,7 +62,7 @@ def test_only_chats_with_something_new_are_written(warehouse: Any, at: Any) -> N
     assert [row["evidence_all"] for row in warehouse.mart("group_membership")] == ["own_number", "same"]
     assert [row["title"] for row in warehouse.mart("chat_title_history")] == ["as it was", "as it was"]
 
-    warehouse.load("3", chat_titles=[{"chat_id": "quiet", "title": "landed", "_read_at": at(0)}])
+    warehouse.load("3", chat_titles=[{"chat_id": "quiet", "title": "landed", "_fetched_at": at(0)}])
     warehouse.transform()
     assert [row["title"] for row in warehouse.mart("chat_title_history")] == ["as it was", "landed"]
     assert [row["main_channel"] for row in warehouse.mart("thread_activity")] == [None, "as it was"]

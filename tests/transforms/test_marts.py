@@ -96,7 +96,7 @@ def test_a_row_of_thread_activity(warehouse: Any, at: Any) -> None:
         messages=[
             {"id": "m1", "conversation_id": "a", "cursor_at": at(2), "direction": "inbound", "attachment_count": 2},
             {"id": "m2", "conversation_id": "a", "cursor_at": at(1), "direction": "inbound", "attachment_count": None},
-            {"id": "m3", "conversation_id": "a", "cursor_at": at(5), "attachment_count": 1, "_read_at": read_at},
+            {"id": "m3", "conversation_id": "a", "cursor_at": at(5), "attachment_count": 1, "_fetched_at": read_at},
             {"id": "no chat", "conversation_id": None, "cursor_at": at(1), "direction": "inbound"},
             {"id": "no time", "conversation_id": "a", "cursor_at": None, "direction": "outbound"},
             {"id": "unknown chat", "conversation_id": "elsewhere", "cursor_at": at(1), "direction": "inbound"},
@@ -191,7 +191,7 @@ def test_chat_whose_latest_message_is_not_visible_yet_is_not_complete(
     not_visible = {"not visible": (False, None, None, 1), "only one": (False, None, None, None)}
     assert found() == not_visible | {"deleted message": (True, 49, "us", 1), "read": (True, 49, "us", 1)}
     # The lookback is the source's, whatever the project was parsed with.
-    monkeypatch.setenv("SOURCES__MSGBUBBLES__SETTLE_SECONDS", "420")
+    monkeypatch.setenv("SOURCES__MSGBUBBLES__LOOKBACK_SECONDS", "420")
     place = Place.of(warehouse.path)
     dbt = _Dbt(place, "duckdb", {"MSGBUBBLES_DUCKDB_PATH": str(warehouse.path)}, Transforms())
     assert not dbt.run("run", "--select", "thread_activity").wrong

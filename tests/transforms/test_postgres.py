@@ -60,10 +60,10 @@ class Postgres:
     def load(self, load_id: str, tables: World) -> None:
         for table, rows in tables.items():
             for row in rows:
-                landed = {"_read_at": "2026-06-01 00:00:00+00"} | row if table == "numbers" else row
+                landed = {"_fetched_at": "2026-06-01 00:00:00+00"} | row if table == "numbers" else row
                 landed = landed | {"_dlt_load_id": load_id}
                 key = {"numbers": "handle", "stream_coverage": "stream", "webhook_events": "event_id"}.get(table, "id")
-                keys = [key] if key in landed else ["chat_id", "_read_at"]
+                keys = [key] if key in landed else ["chat_id", "_fetched_at"]
                 self.execute(
                     f"delete from msgbubbles.{table} where {' and '.join(f'{name} = %({name})s' for name in keys)}",
                     f"insert into msgbubbles.{table} ({', '.join(landed)})"

@@ -125,10 +125,10 @@ TYPING = [
     ("books", at(6, "09:30")),
 ]
 TITLES = [
-    {"chat_id": "books", "title": "Readers", "updated_at": at(5, "18:00"), "_read_at": at(6)},
-    {"chat_id": "books", "title": "Book club", "updated_at": at(15, "07:00"), "_read_at": at(16)},
-    {"chat_id": "quiet", "title": "Plans", "updated_at": at(9, "12:00"), "_read_at": at(9, "13:00")},
-    {"chat_id": "quiet", "title": None, "updated_at": at(17), "_read_at": at(18)},
+    {"chat_id": "books", "title": "Readers", "updated_at": at(5, "18:00"), "_fetched_at": at(6)},
+    {"chat_id": "books", "title": "Book club", "updated_at": at(15, "07:00"), "_fetched_at": at(16)},
+    {"chat_id": "quiet", "title": "Plans", "updated_at": at(9, "12:00"), "_fetched_at": at(9, "13:00")},
+    {"chat_id": "quiet", "title": None, "updated_at": at(17), "_fetched_at": at(18)},
 ]
 NEVER = None
 
@@ -240,7 +240,7 @@ def conversations(new_warehouse: Callable[[], Any]) -> Any:
             {"stream": "chats", "complete_since": at(1, month=9), "complete_to": at(22, "12:00")},
         ],
         participant_lists=[
-            {"id": f"{chat}|{handle}", "chat_id": chat, "handle": handle, "_read_at": read_at}
+            {"id": f"{chat}|{handle}", "chat_id": chat, "handle": handle, "_fetched_at": read_at}
             for (chat, read_at), handles in LISTS.items()
             for handle in handles
         ],
@@ -258,7 +258,7 @@ def conversations(new_warehouse: Callable[[], Any]) -> Any:
             }
             for n, (chat, typed_at) in enumerate(TYPING)
         ],
-        rejected_rows=[{"row_hash": "r", "stream": "chats", "reason": "no id", "_read_at": at(9)}],
+        rejected_rows=[{"row_hash": "r", "stream": "chats", "reason": "no id", "_fetched_at": at(9)}],
     )
     warehouse.transform()
     warehouse.path = warehouse.path.rename(warehouse.path.with_name("conversations.duckdb"))

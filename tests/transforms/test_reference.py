@@ -54,7 +54,7 @@ worlds = st.fixed_dictionaries(
             last_message_at=st.none() | instants,
             created_at=st.none() | instants,
             deleted_at=st.sampled_from([None, None, INSTANTS[-1]]),
-            _read_at=instants,
+            _fetched_at=instants,
         ),
         "messages": st.lists(
             st.fixed_dictionaries(
@@ -68,7 +68,7 @@ worlds = st.fixed_dictionaries(
                     "attachment_count": st.sampled_from([None, 0, 2]),
                     "delivered_at": st.none() | instants,
                     "read_at": st.none() | st.none() | instants,
-                    "_read_at": instants,
+                    "_fetched_at": instants,
                 }
             ),
             max_size=16,
@@ -91,7 +91,7 @@ worlds = st.fixed_dictionaries(
             unique_by=lambda seen: seen[:2],
         ).map(
             lambda lists: [
-                {"id": f"{chat}|{at}|{handle}", "chat_id": chat, "handle": handle, "_read_at": at}
+                {"id": f"{chat}|{at}|{handle}", "chat_id": chat, "handle": handle, "_fetched_at": at}
                 for chat, at, handles in lists
                 for handle in sorted(handles) or [None]
             ]
@@ -103,7 +103,7 @@ worlds = st.fixed_dictionaries(
                     "handle": st.sampled_from(HANDLES),
                     "operation": st.sampled_from(["added", "removed"]),
                     "happened_at": instants,
-                    "_read_at": instants,
+                    "_fetched_at": instants,
                 }
             ),
             max_size=5,
@@ -127,12 +127,12 @@ worlds = st.fixed_dictionaries(
             max_size=6,
         ).map(lambda rows: [{"event_id": f"e{n}", "received_at": row["occurred_at"]} | row for n, row in enumerate(rows)]),
         "chat_titles": rows_of(
-            lambda row: (row["chat_id"], row["_read_at"]),
+            lambda row: (row["chat_id"], row["_fetched_at"]),
             5,
             chat_id=st.sampled_from(CHATS),
             title=st.sampled_from(["old", "new", None]),
             updated_at=st.none() | instants,
-            _read_at=instants,
+            _fetched_at=instants,
         ),
     }
 )
@@ -223,9 +223,9 @@ def test_a_percentile_that_is_half_a_millisecond_is_rounded_up_however_long_the_
         for direction, wait in (("outbound", 1.0), ("inbound", seconds)):
             at += timedelta(seconds=wait)
             row = {"id": f"{number} {direction}", "conversation_id": "a", "direction": direction, "status": "sent"}
-            messages.append(row | {"cursor_at": at, "read_at": None, "delivered_at": None, "_read_at": at}
+            messages.append(row | {"cursor_at": at, "read_at": None, "delivered_at": None, "_fetched_at": at}
                             | dict.fromkeys(("channel", "sender_handle", "attachment_count")))  # fmt: skip
-    chat = {"id": "a", "from_handle": "+1", "remote_handle": "+3", "is_group": False, "title": None, "_read_at": at}
+    chat = {"id": "a", "from_handle": "+1", "remote_handle": "+3", "is_group": False, "title": None, "_fetched_at": at}
     times = dict.fromkeys(("last_message_at", "created_at", "deleted_at"))
     empty = dict.fromkeys(("numbers", "stream_coverage", "participant_lists", "group_member_operations", "chat_titles", "webhook_events"))
     models.build({"chats": [chat | times], "messages": messages, **{table: [] for table in empty}})

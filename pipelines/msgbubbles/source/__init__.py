@@ -38,7 +38,7 @@ def msgbubbles_source(
     api_key: str = dlt.secrets.value,
     base_url: str = BASE_URL,
     start_date: str | None = None,
-    settle_seconds: float = 300.0,
+    lookback_seconds: float = 300.0,
     refresh_chats: Sequence[Any] = REFRESH_CHATS,
     refresh_messages: Sequence[Any] = REFRESH_MESSAGES,
     refresh_share: float = 0.25,
@@ -63,9 +63,9 @@ def msgbubbles_source(
     check_number("requests_per_minute", requests_per_minute, at_least=0, expected=REQUESTS_PER_MINUTE)
     check_number("timeout_seconds", timeout_seconds, at_least=0.001, expected=30.0)
     check_number("max_attempts", max_attempts, at_least=1, expected=8)
-    check_number("settle_seconds", settle_seconds, at_least=0, expected=300.0)
+    check_number("lookback_seconds", lookback_seconds, at_least=0, expected=300.0)
     settings = settings_of(
-        start_date, settle_seconds, refresh_chats, refresh_messages, refresh_share, requests_per_minute,
+        start_date, lookback_seconds, refresh_chats, refresh_messages, refresh_share, requests_per_minute,
         read_participants, parallel_requests,
     )  # fmt: skip
     run.settings = settings

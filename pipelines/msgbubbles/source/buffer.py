@@ -362,7 +362,7 @@ class Landing:
         if any(refused):
             for row in taken(rows, refused).to_pylist():
                 rejected = RejectedRow(table, "the destination refuses it", json.dumps(row, default=str), None)
-                self._put(REJECTED, rejected.row_hash, rejected, row["_read_at"])
+                self._put(REJECTED, rejected.row_hash, rejected, row["_fetched_at"])
                 self.refused_rows += 1
             rows = taken(rows, [not one for one in refused])
         if rows.num_rows:
@@ -377,7 +377,7 @@ def item(table: str, rows: pa.Table) -> Any:
     columns = COLUMNS[table]
     hints = dlt.mark.make_hints(
         table_name=table,
-        primary_key=["chat_id", "_read_at"] if table == TITLES else key_of(columns),
+        primary_key=["chat_id", "_fetched_at"] if table == TITLES else key_of(columns),
         write_disposition={"disposition": "merge", "strategy": "delete-insert"},
         columns={column.name: column_hints(column, table) for column in columns},
     )
@@ -387,7 +387,7 @@ def item(table: str, rows: pa.Table) -> Any:
 def column_hints(column: Column, table: str) -> Any:
     """What dlt is told of a column."""
     hints: dict[str, Any] = {"name": column.name, "data_type": column.type, "nullable": column.nullable}
-    if column.name == "_read_at" and table != TITLES:
+    if column.name == "_fetched_at" and table != TITLES:
         hints["dedup_sort"] = "desc"
     return hints
 
@@ -420,7 +420,7 @@ def arrow_table(
     taken = list(rows)
     arrays = []
     for column in columns:
-        if column.name == "_read_at":
+        if column.name == "_fetched_at":
             values: list[Any] = [read_at for _, read_at in taken]
         elif column.name == "attachment_count":
             values = [len(row.attachments or ()) for row, _ in taken]

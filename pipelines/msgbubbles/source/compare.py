@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from msgbubbles.models import Column
 
 # When a row was read and loaded says nothing about the row.
-NOT_COMPARED = frozenset({"_read_at"})
+NOT_COMPARED = frozenset({"_fetched_at"})
 
 
 class Comparison:

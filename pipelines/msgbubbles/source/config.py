@@ -22,14 +22,14 @@ REFRESH_MESSAGES = ({"within_hours": 72, "every_hours": 1},)
 
 @dataclass(frozen=True)
 class Settings:
-    """`start_ms`: nothing older is read. `settle_ms`: how late a row may become visible after its own instant.
+    """`start_ms`: nothing older is read. `lookback_ms`: how late a row may become visible after its own instant.
     `tiers`: by stream, what is read again and how often. `refresh_per_minute`: requests that each stream may spend on
     reading again, for each minute since the run before; null for any number. `participants`: whether groups are asked
     for their participants. `requests_per_minute`: the limit, 0 for none. `least_walks`, `most_walks`: how many requests
     may be under way at once, at least where there is enough to read, and at most."""
 
     start_ms: int = BEGINNING_MS
-    settle_ms: int = 300_000
+    lookback_ms: int = 300_000
     tiers: Mapping[str, Sequence[Tier]] = field(default_factory=dict)
     refresh_per_minute: float | None = None
     participants: bool = False
@@ -40,7 +40,7 @@ class Settings:
 
 def settings_of(
     start_date: str | None,
-    settle_seconds: float,
+    lookback_seconds: float,
     refresh_chats: Any,
     refresh_messages: Any,
     refresh_share: float,
@@ -51,8 +51,8 @@ def settings_of(
     """Raises `ConfigurationError`, which names the key and what it should be."""
     if not 0 < refresh_share <= 1:
         raise ConfigurationError("refresh_share is a part of the requests, more than 0 and 1 at most; expected 0.25")
-    if settle_seconds < 0:
-        raise ConfigurationError("settle_seconds is a duration in seconds, 0 at least; expected one like 300.0")
+    if lookback_seconds < 0:
+        raise ConfigurationError("lookback_seconds is a duration in seconds, 0 at least; expected one like 300.0")
     if parallel_requests < 1:
         raise ConfigurationError(
             f"parallel_requests is how many requests may be under way at once, 1 at least; expected {MOST_WALKS}"
@@ -63,7 +63,7 @@ def settings_of(
     }
     return Settings(
         start_of(start_date),
-        round(settle_seconds * 1000),
+        round(lookback_seconds * 1000),
         tiers,
         # Each of the two streams has its half.
         requests_per_minute * refresh_share / 2 if requests_per_minute else None,

@@ -123,11 +123,11 @@ class Tier:
     within_ms: int | None = None
 
 
-def head(coverage: Coverage, start_ms: int, settle_ms: int) -> Task:
-    """What came since the last run. It begins `settle_ms` before the newest instant read, because a row can become
+def head(coverage: Coverage, start_ms: int, lookback_ms: int) -> Task:
+    """What came since the last run. It begins `lookback_ms` before the newest instant read, because a row can become
     visible later than its own instant."""
     newest_ms = coverage.newest_ms
-    return Task("head", start_ms if newest_ms is None else max(newest_ms - settle_ms, start_ms), None)
+    return Task("head", start_ms if newest_ms is None else max(newest_ms - lookback_ms, start_ms), None)
 
 
 def gaps(coverage: Coverage, start_ms: int) -> list[Task]:

@@ -67,7 +67,7 @@ def planned(warehouse: Warehouse, states: Mapping[str, Any], settings: Settings)
     failed = {(one.kind, one.id) for one in (*failed_reads_of(chats), *failed_reads_of(messages))}
     limit = REQUESTS_A_RUN + len(failed)
     orphans = [one for one in warehouse.orphans(limit) if ("chat", one) not in failed][:REQUESTS_A_RUN]
-    settled_ms = (messages_covered.newest_ms or 0) - settings.settle_ms
+    settled_ms = (messages_covered.newest_ms or 0) - settings.lookback_ms
     messages_complete = bool(messages_covered.pieces) and not messages_covered.gaps(settings.start_ms)
     asked, read = set(chats.get("named_by_events", ())), chats.get("told", {})
     # What has been asked for already must not hide the rest.
@@ -246,7 +246,7 @@ def _read_told(
     told = run.repair.told if run.repair is not None else {}
     for chat_id, (from_ms, to_ms) in told.items():
         # An event's time need not be the message's to the millisecond.
-        lo_ms, hi_ms = max(from_ms - settings.settle_ms, settings.start_ms), to_ms + settings.settle_ms
+        lo_ms, hi_ms = max(from_ms - settings.lookback_ms, settings.start_ms), to_ms + settings.lookback_ms
         is_read = yield from read_thread(client, landing, chat_id, lo_ms, hi_ms, run, allowance, failed)
         known = {**state.get("told", {}), chat_id: [from_ms, to_ms]}
         state["told"] = dict(list(known.items())[-MAX_TOLD:])

@@ -18,12 +18,12 @@ from .fetch import InFlight, InThreads
 from .paginate import Overflow, Step
 from .stored import Warehouse
 
-MIN_SLICE_PAGES = 20
+MIN_BATCH_PAGES = 20
 
 State = dict[str, Any]
 
 
-class SliceEnd(Halt):
+class BatchEnd(Halt):
     """The pages of this slice are read; the rest of the stream is for the next."""
 
 
@@ -64,8 +64,8 @@ class StreamProgress:
 class Run:
     """What a run allows its streams, and what came of it.
 
-    `slice_pages`: pages a stream reads before what it has is loaded; the rest is then `unfinished`. With fewer than
-    `MIN_SLICE_PAGES`, a slice may end within the ties of one instant, and the next begin there again.
+    `batch_pages`: pages a stream reads before what it has is loaded; the rest is then `unfinished`. With fewer than
+    `MIN_BATCH_PAGES`, a slice may end within the ties of one instant, and the next begin there again.
     `max_requests`: all requests of the run. `stop`: set it, and the run ends after the page in flight.
     `keep_on_error`: a fault ends the reading and is kept in `error`, so that what was read before it is loaded;
     otherwise it is raised, and dlt drops the load. `repair`: what to read by id, and nothing else.
@@ -75,7 +75,7 @@ class Run:
     what keeps the requests that are under way.
     """
 
-    slice_pages: int | None = None
+    batch_pages: int | None = None
     max_requests: int | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     keep_on_error: bool = False

@@ -92,7 +92,7 @@ class Warehouse:
 
     def attachments_of(self, message_ids: Sequence[str]) -> list[Attachment]:
         """The stored attachments of these messages that are not removed."""
-        names = [column.name for column in COLUMNS["attachments"] if column.name != "_read_at"]
+        names = [column.name for column in COLUMNS["attachments"] if column.name != "_fetched_at"]
         found: list[dict[str, Any]] = []
         # All columns: a warehouse of an older version has no `removed_at` yet.
         query = "SELECT * FROM {attachments} WHERE message_id IN "
@@ -106,7 +106,7 @@ class Warehouse:
 
     def chats(self, ids: Sequence[str]) -> list[Chat]:
         """The stored chats of these ids, as they were last seen."""
-        names = [column.name for column in COLUMNS["chats"] if column.name != "_read_at"]
+        names = [column.name for column in COLUMNS["chats"] if column.name != "_fetched_at"]
         columns = ", ".join(names)
         rows: list[Any] = []
         for some in _chunks(ids):

@@ -23,7 +23,7 @@ from .coverage import Coverage, Piece, Task
 from .failed_reads import FailedRead, FailedReads
 from .fetch import InFlight, OneByOne, walks_at_once
 from .paginate import Step, Walk, cursor_ms, epoch_ms, iso, walk
-from .run import Run, ShareSpent, SliceEnd, State, known_overflows, save_overflows
+from .run import BatchEnd, Run, ShareSpent, State, known_overflows, save_overflows
 from .stored import instant
 
 Fetch = Callable[[str | None], Page[R]]
@@ -171,8 +171,8 @@ class StreamReader(Generic[R]):
         self._now_seen: set[str] = set()
         self._now_seen_ms: int | None = None
         self._fetch = fetch
-        self._pages_left = run.slice_pages
-        self._is_first_slice = self.progress.pages == 0
+        self._pages_left = run.batch_pages
+        self._is_first_batch = self.progress.pages == 0
         self._refresh_from: int | None = None  # the pages read before the refresh began
         self._rejected_before: set[str] = set()
         self._odd_before: frozenset[str] = frozenset()
@@ -194,17 +194,17 @@ class StreamReader(Generic[R]):
             self._save()
 
     def _read(self) -> Iterator[Any]:
-        start_ms, settle_ms = self.settings.start_ms, self.settings.settle_ms
-        cut_off: SliceEnd | None = None
+        start_ms, lookback_ms = self.settings.start_ms, self.settings.lookback_ms
+        cut_off: BatchEnd | None = None
         try:
-            yield from self._read_tasks([plan.head(self.coverage, start_ms, settle_ms)])
-        except SliceEnd as end:
+            yield from self._read_tasks([plan.head(self.coverage, start_ms, lookback_ms)])
+        except BatchEnd as end:
             cut_off = None if self.coverage.pieces else end
         else:
             pages = self.progress.refresh_pages
             try:
                 yield from self._read_again()
-            except SliceEnd as end:
+            except BatchEnd as end:
                 cut_off = end if self.progress.refresh_pages > pages else None
         # A head that is cut off leaves a gap, and every slice reads a page of the gaps at least: so the slices of a run
         # come to an end, however busy the account is.
@@ -380,7 +380,7 @@ class StreamReader(Generic[R]):
                 return None
             task = longest.older_part()
         reach = _Reach(to_ms=None if task.hi_ms is None else task.hi_ms - 1, before=tuple(self.coverage.pieces))
-        if task.kind == "head" and self._is_first_slice:
+        if task.kind == "head" and self._is_first_batch:
             # What is not settled counts as unread from here on, so that a head that is cut off leaves it as a gap. What
             # this run has read stays read, or a head that is longer than a slice would never come to its end.
             self.coverage.forget_from(task.lo_ms)
@@ -406,8 +406,8 @@ class StreamReader(Generic[R]):
         return None
 
     def _question(self, before: str | None) -> Callable[[], Page[R]]:
-        self.check_slice()
-        self.take_from_slice()
+        self.check_batch()
+        self.take_from_batch()
         return partial(self._fetch, before)
 
     def _keep(self, stretch: _Stretch[R]) -> None:
@@ -444,12 +444,12 @@ class StreamReader(Generic[R]):
         self._now_seen_ms = self._now_seen_ms or epoch_ms(page.server_at)
         self._now_seen |= fingerprints
 
-    def check_slice(self) -> None:
-        """Raises `SliceEnd` when the pages of this slice have been read, or asked for."""
+    def check_batch(self) -> None:
+        """Raises `BatchEnd` when the pages of this slice have been read, or asked for."""
         if self._pages_left is not None and self._pages_left <= 0:
-            raise SliceEnd
+            raise BatchEnd
 
-    def take_from_slice(self) -> None:
+    def take_from_batch(self) -> None:
         self._pages_left = None if self._pages_left is None else self._pages_left - 1
 
     def note_time(self, page: Page[Any]) -> None:
@@ -503,7 +503,7 @@ class ChatReader(StreamReader[Chat]):
         landing.on_chats = self._note_threads
         # Up to here, all chats that were visible are known; not so while the first run has gaps to fill.
         has_gaps = bool(self.coverage.gaps(settings.start_ms))
-        self._known_to_ms = 0 if has_gaps else (self.coverage.newest_ms or 0) - settings.settle_ms
+        self._known_to_ms = 0 if has_gaps else (self.coverage.newest_ms or 0) - settings.lookback_ms
 
     def count(self, page: Page[Any]) -> None:
         super().count(page)
@@ -574,14 +574,14 @@ class ThreadReader(StreamReader[Chat]):
         # Messages older than this have been read in every thread: up to here no thread is missing.
         complete_to = self.coverage.complete_to(settings.start_ms)
         self._floor_ms = (
-            settings.start_ms if complete_to is None else max(complete_to - 1 - settings.settle_ms, settings.start_ms)
+            settings.start_ms if complete_to is None else max(complete_to - 1 - settings.lookback_ms, settings.start_ms)
         )
 
     def _question(self, before: str | None) -> Callable[[], Page[Chat]]:
         def fetch() -> Page[Chat]:
             # Not before the threads of the page before it have been read.
-            self.check_slice()
-            self.take_from_slice()
+            self.check_batch()
+            self.take_from_batch()
             return self._fetch(before)
 
         return fetch
@@ -614,7 +614,7 @@ class ThreadReader(StreamReader[Chat]):
             if is_outside and not is_outlier:
                 continue
             if reach.from_ms is not None and (task.hi_ms is None or reach.from_ms < task.hi_ms):
-                self.check_slice()
+                self.check_batch()
             mark = fingerprint(chat)
             if task.kind != "refresh" and self._is_settled(mark, at_ms):
                 reach.passed_over = True
@@ -629,7 +629,7 @@ class ThreadReader(StreamReader[Chat]):
 
     def _is_settled(self, mark: str, at_ms: int | None) -> bool:
         """Whether the thread was read as it is now, and so long after its last message that none can have come late."""
-        return mark in self.seen and (at_ms or 0) + self.settings.settle_ms < self.seen_ms
+        return mark in self.seen and (at_ms or 0) + self.settings.lookback_ms < self.seen_ms
 
     def _refresh_floor_ms(self) -> int:
         """How far back messages are read again."""
@@ -642,7 +642,7 @@ class ThreadReader(StreamReader[Chat]):
         # A thread is read whole, however long the slice gets by it: half of one is nothing that could be gone on from.
         def fetch(before: str | None) -> Page[Message]:
             page = self._client.list_messages(chat_id, before=before)
-            self.take_from_slice()
+            self.take_from_batch()
             self.count(page)
             return page
 
@@ -784,7 +784,7 @@ def read_stream(
         state["has_tables"] = landing.tables
     try:
         yield from _announced(read(client, landing, state, settings, run), run)
-    except SliceEnd:
+    except BatchEnd:
         progress.unfinished = True
     except Halt as halt:
         run.halt = halt

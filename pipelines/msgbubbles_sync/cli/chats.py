@@ -415,7 +415,7 @@ def _recorded_sync(
     with readable_configuration():
         import dlt
 
-        from msgbubbles.source.run import MIN_SLICE_PAGES, Run
+        from msgbubbles.source.run import MIN_BATCH_PAGES, Run
         from msgbubbles_sync.dbt.runner import Transforms
         from msgbubbles_sync.groups.load import land_ledger
         from msgbubbles_sync.inspect.local_state import Known
@@ -433,7 +433,7 @@ def _recorded_sync(
 
         if not sandbox and not dlt.secrets.get("sources.msgbubbles.api_key"):
             raise UsageError(NO_KEY.format(script=SCRIPT))
-        slice_pages = _number("sync.slice_pages", 500, at_least=MIN_SLICE_PAGES)
+        batch_pages = _number("sync.batch_pages", 500, at_least=MIN_BATCH_PAGES)
         publish_minutes = _number("sync.publish_minutes", 60, at_least=1)
         transforms = Transforms.configured()
     if not (place.folder / CLAIM).exists():
@@ -447,7 +447,7 @@ def _recorded_sync(
     if since is not None:
         options["start_date"] = f"{since:%Y-%m-%d}"
     options |= refresh_options(place)
-    run = Run(slice_pages=slice_pages, max_requests=max_requests, accept_overflows=accept_ties)
+    run = Run(batch_pages=batch_pages, max_requests=max_requests, accept_overflows=accept_ties)
     report = Report()
     status, message = EXIT_FAILED, ""
     try:

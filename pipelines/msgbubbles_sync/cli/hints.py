@@ -36,7 +36,7 @@ def trouble_of(error: BaseException, place: Place) -> str | None:
     if any(_is_of_memory(cause) for cause in causes):
         return (
             "memory ran out: allow this process more (ulimit -v, or its container's limit), set less to do at once "
-            "(parallel_requests, slice_pages), or a larger [sync] memory_limit; what was loaded stays, and the next "
+            "(parallel_requests, batch_pages), or a larger [sync] memory_limit; what was loaded stays, and the next "
             "run goes on from there"
         )
     if any(_is(cause, FULL, FULL_WORDS) for cause in causes):

@@ -249,8 +249,8 @@ def _lookback_seconds() -> float:
     """Return how late a message may become visible, as the source is configured."""
     import dlt
 
-    found = dlt.config.get("sources.msgbubbles.settle_seconds", float)
-    return Settings().settle_ms / 1000 if found is None else found
+    found = dlt.config.get("sources.msgbubbles.lookback_seconds", float)
+    return Settings().lookback_ms / 1000 if found is None else found
 
 
 def _digest(transforms: Transforms) -> str:

@@ -308,7 +308,7 @@ class Table:
     def rank(self) -> str:
         """1 for the row of a key that counts: SQL that DuckDB and Spark understand."""
         direction = "" if self.first_stays else " DESC"
-        order = [f"{name}{direction}" for name in ("_dlt_load_id", *["_read_at"] * self.has_read_at)]
+        order = [f"{name}{direction}" for name in ("_dlt_load_id", *["_fetched_at"] * self.has_read_at)]
         return f"row_number() OVER (PARTITION BY {', '.join(self.key)} ORDER BY {', '.join(order)})"
 
     @property
@@ -353,7 +353,7 @@ def dlt_destination(folder: Path) -> Any:
         return Table(
             schema["name"],
             tuple(get_columns_names_with_prop(schema, "primary_key")),
-            has_read_at="_read_at" in schema["columns"],
+            has_read_at="_fetched_at" in schema["columns"],
             first_stays=schema.get("x-merge-strategy") == "insert-only",
         )
 

@@ -21,15 +21,15 @@ COLUMNS: dict[str, dict[str, str]] = {
         "operation_id": "text", "plan_id": "text", "key": "text", "operation": "text", "chat_id": "text",
         "handles": "json", "title": "text", "requested_at": "timestamp", "finished_at": "timestamp", "outcome": "text",
         "http_status": "bigint", "error_code": "text", "error_message": "text", "request_id": "text",
-        "_read_at": "timestamp",
+        "_fetched_at": "timestamp",
     },
     "group_member_operations": {
         "id": "text", "operation_id": "text", "chat_id": "text", "handle": "text", "operation": "text",
-        "happened_at": "timestamp", "_read_at": "timestamp",
+        "happened_at": "timestamp", "_fetched_at": "timestamp",
     },
     "group_sightings": {
         "key": "text", "chat_id": "text", "from_handle": "text", "title": "text", "handles": "json", "is_gone": "bool",
-        "seen_at": "timestamp", "_read_at": "timestamp",
+        "seen_at": "timestamp", "_fetched_at": "timestamp",
     },
 }  # fmt: skip
 
@@ -90,10 +90,10 @@ def _resource(table: str, rows: list[dict[str, Any]]) -> Any:
     types = arrow_types()
     key = next(iter(columns))
     schema = pa.schema(
-        [pa.field(name, types[kind], nullable=name not in (key, "_read_at")) for name, kind in columns.items()]
+        [pa.field(name, types[kind], nullable=name not in (key, "_fetched_at")) for name, kind in columns.items()]
     )
     hints: Any = {
-        name: {"name": name, "data_type": kind, "nullable": name not in (key, "_read_at")}
+        name: {"name": name, "data_type": kind, "nullable": name not in (key, "_fetched_at")}
         for name, kind in columns.items()
     }
     return dlt.resource(
@@ -107,9 +107,9 @@ def _resource(table: str, rows: list[dict[str, Any]]) -> Any:
 
 
 def _operation_row(entry: Entry, at: datetime) -> dict[str, Any]:
-    row = {name: getattr(entry, name) for name in COLUMNS["group_operations"] if name != "_read_at"}
+    row = {name: getattr(entry, name) for name in COLUMNS["group_operations"] if name != "_fetched_at"}
     # Without a verdict, nobody knows yet.
-    return row | {"handles": json.dumps(entry.handles), "outcome": entry.outcome or "unknown", "_read_at": at}
+    return row | {"handles": json.dumps(entry.handles), "outcome": entry.outcome or "unknown", "_fetched_at": at}
 
 
 def _member_rows(entry: Entry, at: datetime) -> Iterator[dict[str, Any]]:
@@ -123,10 +123,10 @@ def _member_rows(entry: Entry, at: datetime) -> Iterator[dict[str, Any]]:
             "handle": handle,
             "operation": MEMBER_OPERATIONS[entry.operation],
             "happened_at": entry.happened_at,
-            "_read_at": at,
+            "_fetched_at": at,
         }
 
 
 def _sighting_row(sighting: Sighting, at: datetime) -> dict[str, Any]:
-    row = {name: getattr(sighting, name) for name in COLUMNS["group_sightings"] if name != "_read_at"}
-    return row | {"handles": None if sighting.handles is None else json.dumps(sighting.handles), "_read_at": at}
+    row = {name: getattr(sighting, name) for name in COLUMNS["group_sightings"] if name != "_fetched_at"}
+    return row | {"handles": None if sighting.handles is None else json.dumps(sighting.handles), "_fetched_at": at}

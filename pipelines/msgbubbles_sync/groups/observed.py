@@ -131,13 +131,13 @@ def published(place: Place) -> Published:
     with _queries(place) as rows:
         readings: dict[str, Reading] = {}
         for chat_id, from_handle, title, read_at, gone_at in rows(
-            "SELECT id, from_handle, title, _read_at, deleted_at FROM msgbubbles.chats WHERE is_group"
+            "SELECT id, from_handle, title, _fetched_at, deleted_at FROM msgbubbles.chats WHERE is_group"
         ):
             readings[chat_id] = Reading(from_handle, (read_at, title), gone_at)
         lists: dict[str, tuple[datetime, list[str]]] = {}
         for chat_id, read_at, handle in rows(
-            "SELECT chat_id, _read_at, handle FROM msgbubbles.participant_lists "
-            "QUALIFY rank() OVER (PARTITION BY chat_id ORDER BY _read_at DESC) = 1"
+            "SELECT chat_id, _fetched_at, handle FROM msgbubbles.participant_lists "
+            "QUALIFY rank() OVER (PARTITION BY chat_id ORDER BY _fetched_at DESC) = 1"
         ):
             handles = lists.setdefault(chat_id, (read_at, []))[1]
             if handle is not None:

@@ -65,7 +65,7 @@ def _of_stream(known: Known, stream: str, state: dict[str, Any], settings: Setti
     coverage = known.coverage(stream)
     if stream == "messages":
         state = state.get("by_thread" if state.get("feed") is False else "by_feed", {})
-    head = plan.head(coverage, settings.start_ms, settings.settle_ms)
+    head = plan.head(coverage, settings.start_ms, settings.lookback_ms)
     if not coverage.pieces:
         return [Step(stream, "everything", _since(settings.start_ms), None, None)]
     # As busy as it was before.

@@ -106,7 +106,7 @@ class Verifier:
         self._settings = settings
         self._on_page = on_page
         # What lies later was not there, or not settled, when the last run read.
-        self._known_to_ms = {stream: (one.newest_ms or 0) - settings.settle_ms for stream, one in coverage.items()}
+        self._known_to_ms = {stream: (one.newest_ms or 0) - settings.lookback_ms for stream, one in coverage.items()}
         self._rows: dict[str, dict[str, Row]] = {table: {} for table in TABLES.values()}
         self._chat_of_message: dict[str, str | None] = {}
         self._unreadable: set[str] = set()  # chats whose messages the API does not answer

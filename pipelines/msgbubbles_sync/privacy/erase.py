@@ -254,8 +254,8 @@ class _Rows:
         the first was ever written; one of nobody is a null handle."""
         for chat_id in chat_ids:
             before = self._all(
-                "SELECT _read_at, handle, _dlt_load_id FROM msgbubbles.participant_lists WHERE chat_id = ? "
-                "ORDER BY _read_at, handle", "participant_lists", chat_id,
+                "SELECT _fetched_at, handle, _dlt_load_id FROM msgbubbles.participant_lists WHERE chat_id = ? "
+                "ORDER BY _fetched_at, handle", "participant_lists", chat_id,
             )  # fmt: skip
             lists: dict[datetime, tuple[set[str | None], str]] = {}
             for read_at, handle, load_id in before:
@@ -264,16 +264,16 @@ class _Rows:
             for read_at, (were, load_id) in lists.items():
                 handles = were - people or {None}
                 if handles == known:
-                    self._delete("participant_lists", "chat_id = ? AND _read_at = ?", chat_id, read_at)
+                    self._delete("participant_lists", "chat_id = ? AND _fetched_at = ?", chat_id, read_at)
                     continue
                 known = handles
                 self._delete(
-                    "participant_lists", "chat_id = ? AND _read_at = ? AND handle IN (SELECT handle FROM people)",
+                    "participant_lists", "chat_id = ? AND _fetched_at = ? AND handle IN (SELECT handle FROM people)",
                     chat_id, read_at,
                 )  # fmt: skip
                 if handles == {None} != were:
                     self._connection.execute(
-                        "INSERT INTO msgbubbles.participant_lists (id, chat_id, handle, _read_at, _dlt_load_id) "
+                        "INSERT INTO msgbubbles.participant_lists (id, chat_id, handle, _fetched_at, _dlt_load_id) "
                         "VALUES (?, ?, NULL, ?, ?)",
                         [f"{chat_id}|{read_at.isoformat()}|", chat_id, read_at, load_id],
                     )

@@ -81,7 +81,7 @@ def _drop_texts(connection: duckdb.DuckDBPyConnection, before: datetime) -> int:
             "WHERE payload IS NOT NULL AND coalesce(message_at, occurred_at) < ?", before,
         )  # fmt: skip
     if "rejected_rows" in tables:
-        _count(connection, "DELETE FROM msgbubbles.rejected_rows WHERE _read_at < ?", before)
+        _count(connection, "DELETE FROM msgbubbles.rejected_rows WHERE _fetched_at < ?", before)
     return dropped
 
 

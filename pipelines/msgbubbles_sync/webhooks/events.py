@@ -44,7 +44,7 @@ COLUMNS = (
     Column("occurred_at", "timestamp"),
     Column("received_at", "timestamp", nullable=False),
     Column("payload", "json"),
-    Column("_read_at", "timestamp", nullable=False),
+    Column("_fetched_at", "timestamp", nullable=False),
 )
 # Objects of a payload that say more of the event, and of those, objects that do.
 INNER = ("data", "object", "payload", "event")

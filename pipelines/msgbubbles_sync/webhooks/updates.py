@@ -32,7 +32,7 @@ STATUS_OF_TYPE = {
 # Which kind of event sets each time of SET_ONCE.
 TYPES_OF_TIMES = ("message.sent", "message.delivered", "message.read")
 TIMES = tuple(column.name for column in COLUMNS["messages"] if column.type == "timestamp")
-WIRE_NAMES = {"sender_handle": "sender", "attachment_count": "", "cursor_at": "", "_read_at": ""}
+WIRE_NAMES = {"sender_handle": "sender", "attachment_count": "", "cursor_at": "", "_fetched_at": ""}
 Row = dict[str, Any]
 
 
@@ -49,7 +49,7 @@ def changed_messages(stored: Iterable[Row], events: Iterable[Event]) -> list[Row
             continue  # a message of another chat that has the same id
         after = _after(row, event)
         if after != row:
-            changed[message_id] = after | {"_read_at": max(row["_read_at"], event.received_at)}
+            changed[message_id] = after | {"_fetched_at": max(row["_fetched_at"], event.received_at)}
     return list(changed.values())
 
 

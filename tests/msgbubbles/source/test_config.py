@@ -11,7 +11,7 @@ from msgbubbles.source.fetch import walks_at_once
 
 GOOD: dict[str, Any] = {
     "start_date": None,
-    "settle_seconds": 300.0,
+    "lookback_seconds": 300.0,
     "refresh_chats": REFRESH_CHATS,
     "refresh_messages": REFRESH_MESSAGES,
     "refresh_share": 0.25,
@@ -49,7 +49,7 @@ def test_tiers_may_be_json_as_an_environment_variable_has_them() -> None:
     [
         ("refresh_share", 0),
         ("refresh_share", 1.5),
-        ("settle_seconds", -1),
+        ("lookback_seconds", -1),
         ("parallel_requests", 0),
         ("start_date", "yesterday"),
         ("refresh_chats", "often"),

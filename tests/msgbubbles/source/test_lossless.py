@@ -202,7 +202,7 @@ class Conversations(RuleBasedStateMachine):
     @rule(pages=st.integers(20, 25))
     def a_run_in_slices(self, pages: int) -> None:
         assert self.world
-        self.world.sync(Run(slice_pages=pages))
+        self.world.sync(Run(batch_pages=pages))
         self.unsynced_ms = 0
 
     @rule(errors=st.sampled_from([0.3, 1.0]))
@@ -217,7 +217,7 @@ class Conversations(RuleBasedStateMachine):
         assert self.world
         lists: dict[str, dict[Any, list[str]]] = {}
         for row in self.world.store.tables["participant_lists"].values():
-            handles = lists.setdefault(row["chat_id"], {}).setdefault(row["_read_at"], [])
+            handles = lists.setdefault(row["chat_id"], {}).setdefault(row["_fetched_at"], [])
             handles += [row["handle"]] if row["handle"] else []
         alive = lists.keys() - self.hidden_chats
         return {chat_id: sorted(lists[chat_id][max(lists[chat_id])]) for chat_id in alive}

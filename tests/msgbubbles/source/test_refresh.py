@@ -78,7 +78,7 @@ def test_threads_of_one_minute_that_a_slice_cannot_all_read_again_are_read_again
         world.pass_time(10 * MINUTE_MS)
         world.sync()
         world.pass_time(2 * HOUR_MS)
-        messages = world.sync(Run(slice_pages=8)).streams["messages"]
+        messages = world.sync(Run(batch_pages=8)).streams["messages"]
         assert messages.refresh_pages > 8
         assert messages.pages < 60, "none of them again and again"
 

@@ -27,7 +27,7 @@ from msgbubbles.source.streams import Sharing, StreamReader, read_messages, read
 from msgbubbles.transport import Transport
 from msgbubbles_sync.sandbox import Account, Knobs, NewMessage, seed, serve
 
-SETTLE_MS = 50
+LOOKBACK_MS = 50
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -61,7 +61,7 @@ def read_once(
     warehouse: dict[str, datetime | None],
     state: dict[str, Any],
     run: Run,
-    settle_ms: int = SETTLE_MS,
+    lookback_ms: int = LOOKBACK_MS,
     walks: int = 1,
 ) -> int:
     """One load: rows and state are kept together. Returns how many rows landed."""
@@ -71,7 +71,7 @@ def read_once(
         return StreamReader("chats", listing.fetch, landing, state, settings, run).read()
 
     run.keep_on_error = True
-    list(read_stream(read, None, landing, state, Settings(0, settle_ms, least_walks=walks), run))  # type: ignore[arg-type]
+    list(read_stream(read, None, landing, state, Settings(0, lookback_ms, least_walks=walks), run))  # type: ignore[arg-type]
     warehouse |= landing.rows
     return landing._changes("chats").new
 
@@ -101,7 +101,7 @@ def test_whatever_changes_and_wherever_it_is_cut_the_last_run_completes_it(
         if chance.random() < 0.3:
             listing.rows[chance.choice(sorted(listing.rows))] = now
         if chance.random() < 0.2:
-            hidden.append((clock["ms"] + chance.randint(0, SETTLE_MS - 1), f"late{chance.random()}", now))
+            hidden.append((clock["ms"] + chance.randint(0, LOOKBACK_MS - 1), f"late{chance.random()}", now))
         for due, key, at in list(hidden):
             if due <= clock["ms"]:
                 listing.rows[key] = at
@@ -112,7 +112,7 @@ def test_whatever_changes_and_wherever_it_is_cut_the_last_run_completes_it(
     warehouse: dict[str, datetime | None] = {}
     state: dict[str, Any] = {}
     for cut in cuts:
-        run = Run(slice_pages=chance.randint(1, 5) if cut == "slice" else None)
+        run = Run(batch_pages=chance.randint(1, 5) if cut == "slice" else None)
         end = chance.randint(1, 6)
 
         def breaks(listing: Listing, cut: str = cut, last: int = len(listing.asked) + end) -> None:
@@ -182,7 +182,7 @@ def test_an_end_that_one_walk_meets_keeps_what_the_others_have_read() -> None:
         return InAnyOrder(random.Random(1))
 
     listing, warehouse, state = steady(2000), dict[str, datetime | None](), dict[str, Any]()
-    read_once(listing, warehouse, state, Run(slice_pages=30, in_flight=any_order), walks=4)
+    read_once(listing, warehouse, state, Run(batch_pages=30, in_flight=any_order), walks=4)
     assert len(listing.asked) == 30
     assert len(state["covered"]) > 1, "the parts that were read"
     read_once(listing, warehouse, state, Run(in_flight=any_order), walks=4)
@@ -208,7 +208,7 @@ def steady(count: int = 400) -> Listing:
 def test_what_was_read_before_a_cut_is_not_read_again() -> None:
     listing, warehouse, state = steady(), dict[str, Any](), dict[str, Any]()
     for _ in range(30):
-        run = Run(slice_pages=5)
+        run = Run(batch_pages=5)
         read_once(listing, warehouse, state, run)
         if not run.unfinished:
             break
@@ -235,27 +235,27 @@ def test_a_row_from_the_future_does_not_hide_what_comes_after() -> None:
 
 def test_what_becomes_visible_late_is_read_though_it_is_not_on_the_newest_page() -> None:
     listing, warehouse, state = steady(), dict[str, Any](), dict[str, Any]()
-    read_once(listing, warehouse, state, Run(), settle_ms=100_000)
+    read_once(listing, warehouse, state, Run(), lookback_ms=100_000)
     listing.rows["late"] = listing.rows["0339"]
-    read_once(listing, warehouse, state, Run(), settle_ms=100_000)
+    read_once(listing, warehouse, state, Run(), lookback_ms=100_000)
     assert "late" in warehouse
 
 
 def test_a_head_that_is_cut_off_leaves_what_has_not_settled_to_be_read_again() -> None:
     listing, warehouse, state = steady(), dict[str, Any](), dict[str, Any]()
-    read_once(listing, warehouse, state, Run(), settle_ms=100_000)
+    read_once(listing, warehouse, state, Run(), lookback_ms=100_000)
     listing.rows |= {f"{n:04}": 1_700_000_000_000_000 + n * 1_000_000 for n in range(400, 520)}
     listing.rows["late"] = listing.rows["0339"]
-    read_once(listing, warehouse, state, Run(slice_pages=2), settle_ms=100_000)
+    read_once(listing, warehouse, state, Run(batch_pages=2), lookback_ms=100_000)
     assert "late" not in warehouse
-    read_once(listing, warehouse, state, Run(), settle_ms=100_000)
+    read_once(listing, warehouse, state, Run(), lookback_ms=100_000)
     assert warehouse.keys() == listing.rows.keys()
 
 
 def test_the_smallest_slices_come_to_an_end() -> None:
     listing, warehouse, state = steady(), dict[str, Any](), dict[str, Any]()
     for _ in range(40):
-        run = Run(slice_pages=1)
+        run = Run(batch_pages=1)
         read_once(listing, warehouse, state, run)
         if not run.unfinished:
             break
@@ -286,9 +286,9 @@ def test_a_head_of_more_threads_than_a_slice_has_pages_comes_to_an_end() -> None
             for _ in range(7):
                 world.account.add_message(NewMessage(chat_id, "inbound", "hi", world.at(), "received"))
                 world.pass_time(1)
-        world.sync(Run(slice_pages=20))
+        world.sync(Run(batch_pages=20))
         assert world.differences() == {}
-        world.sync(Run(slice_pages=20))
+        world.sync(Run(batch_pages=20))
 
 
 def test_threads_cut_at_every_few_requests_are_complete_in_the_end() -> None:

@@ -78,7 +78,7 @@ def test_message_id_in_two_chats_keeps_both_rows_in_one_run(world: World) -> Non
         write(world, first, "new"), write(world, second, "new")
         world.pass_time(2 * DAY_MS)
         world.sync()
-        assert stored(world, "messages")[TWIN] == kept | {"_read_at": stored(world, "messages")[TWIN]["_read_at"]}
+        assert stored(world, "messages")[TWIN] == kept | {"_fetched_at": stored(world, "messages")[TWIN]["_fetched_at"]}
 
 
 def test_message_id_that_another_chat_has_already_stays_there(world: World) -> None:

@@ -123,13 +123,13 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dlt.Pipeline:
 
 
 def load(pipeline: dlt.Pipeline, *tables: Rows, strategy: str = "delete-insert") -> None:
-    schema = pa.schema([("id", pa.string()), ("value", pa.int64()), ("_read_at", pa.timestamp("us", tz="UTC"))])
+    schema = pa.schema([("id", pa.string()), ("value", pa.int64()), ("_fetched_at", pa.timestamp("us", tz="UTC"))])
 
     @dlt.resource(
         name="things",
         primary_key="id",
         write_disposition={"disposition": "merge", "strategy": strategy},
-        columns={"_read_at": {"dedup_sort": "desc"}} if strategy == "delete-insert" else {},
+        columns={"_fetched_at": {"dedup_sort": "desc"}} if strategy == "delete-insert" else {},
     )
     def things() -> Iterator[pa.Table]:
         for rows in tables:

@@ -25,19 +25,19 @@ HOUR = timedelta(hours=1)
 
 def publish(place: Place, chat_id: str | None, **chat: object) -> None:
     """A published warehouse with one group in it, as the sync writes it."""
-    values = {"from_handle": OURS, "title": None, "_read_at": datetime.now(UTC), "deleted_at": None} | chat
+    values = {"from_handle": OURS, "title": None, "_fetched_at": datetime.now(UTC), "deleted_at": None} | chat
     people = values.pop("people", None)
     with duckdb.connect(str(place.database)) as database:
         database.execute("CREATE SCHEMA IF NOT EXISTS msgbubbles")
         database.execute(
             "CREATE OR REPLACE TABLE msgbubbles.chats (id TEXT, is_group BOOLEAN, from_handle TEXT, title TEXT, "
-            "_read_at TIMESTAMPTZ, deleted_at TIMESTAMPTZ)"
+            "_fetched_at TIMESTAMPTZ, deleted_at TIMESTAMPTZ)"
         )
         database.execute("INSERT INTO msgbubbles.chats VALUES (?, true, ?, ?, ?, ?)", [chat_id, *values.values()])
         if people is not None:
             database.execute(
                 "CREATE OR REPLACE TABLE msgbubbles.participant_lists "
-                "(id TEXT, chat_id TEXT, handle TEXT, _read_at TIMESTAMPTZ)"
+                "(id TEXT, chat_id TEXT, handle TEXT, _fetched_at TIMESTAMPTZ)"
             )
             database.executemany(
                 "INSERT INTO msgbubbles.participant_lists VALUES ('', ?, ?, ?)",
@@ -48,7 +48,7 @@ def publish(place: Place, chat_id: str | None, **chat: object) -> None:
 @pytest.mark.parametrize(("hours", "title"), [(-1, "Ours"), (1, "Theirs")])
 def test_a_title_read_later_than_ours_was_set_counts(world: World, hours: int, title: str) -> None:
     world.apply(row("a", ANNA, BEN, title="Ours"))
-    publish(world.place, world.known("a").chat_id, title="Theirs", _read_at=datetime.now(UTC) + hours * HOUR)
+    publish(world.place, world.known("a").chat_id, title="Theirs", _fetched_at=datetime.now(UTC) + hours * HOUR)
     assert world.known("a").title == title
 
 

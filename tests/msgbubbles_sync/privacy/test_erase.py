@@ -37,7 +37,7 @@ TABLES = {
     "chats": "id VARCHAR, is_group BOOLEAN, remote_handle VARCHAR, title VARCHAR",
     "messages": "id VARCHAR, conversation_id VARCHAR, sender_handle VARCHAR, text VARCHAR, metadata JSON, "
     "direction VARCHAR",
-    "participant_lists": "id VARCHAR, chat_id VARCHAR, handle VARCHAR, _read_at TIMESTAMPTZ, _dlt_load_id VARCHAR",
+    "participant_lists": "id VARCHAR, chat_id VARCHAR, handle VARCHAR, _fetched_at TIMESTAMPTZ, _dlt_load_id VARCHAR",
     "rejected_rows": "row_hash VARCHAR, row VARCHAR",
     "sync_runs": "run_id VARCHAR PRIMARY KEY, error VARCHAR",
 }
@@ -154,7 +154,7 @@ def test_lists_of_participants_are_as_they_would_have_been(place: Place) -> None
         *[(f"g|{day}|{one}", "g", one, AT.replace(day=day), "1") for day, handles in lists for one in handles],
     )  # fmt: skip
     erased(place, ANN)
-    left = get(place, "SELECT day(_read_at), handle FROM msgbubbles.participant_lists ORDER BY 1, 2")
+    left = get(place, "SELECT day(_fetched_at), handle FROM msgbubbles.participant_lists ORDER BY 1, 2")
     assert left == [(1, BEN), (3, None), (4, OURS), (5, None)]
 
 

@@ -20,7 +20,7 @@ TABLES = {
     "attachments": "id VARCHAR, message_id VARCHAR",
     "chat_titles": "chat_id VARCHAR, title VARCHAR",
     "webhook_events": "chat_id VARCHAR, payload JSON, message_at TIMESTAMPTZ, occurred_at TIMESTAMPTZ",
-    "rejected_rows": "row VARCHAR, _read_at TIMESTAMPTZ",
+    "rejected_rows": "row VARCHAR, _fetched_at TIMESTAMPTZ",
 }
 
 

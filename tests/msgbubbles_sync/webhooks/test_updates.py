@@ -18,7 +18,7 @@ SENT = {
     "id": "m1", "conversation_id": "c1", "direction": "outbound", "status": "sent", "channel": "sms", "text": "hi",
     "effect": None, "reply_to": None, "error": None, "metadata": '{"a":1}', "sender_handle": "+1", "sent_at": NINE,
     "delivered_at": None, "read_at": None, "created_at": NINE, "updated_at": NINE, "attachment_count": 2,
-    "cursor_at": NINE, "extra": '{"new":1}', "_read_at": NINE,
+    "cursor_at": NINE, "extra": '{"new":1}', "_fetched_at": NINE,
 }  # fmt: skip
 
 
@@ -46,9 +46,9 @@ def after(*events: Event, **stored: Any) -> dict[str, Any]:
 
 def test_ids_alone_move_a_status_and_its_time() -> None:
     row = after(event("delivered", 1))
-    assert row == SENT | {"status": "delivered", "delivered_at": at(1), "_read_at": at(1)}
+    assert row == SENT | {"status": "delivered", "delivered_at": at(1), "_fetched_at": at(1)}
     row = after(event("delivered", 1), event("read", 2))
-    assert row == SENT | {"status": "read", "delivered_at": at(1), "read_at": at(2), "_read_at": at(2)}
+    assert row == SENT | {"status": "read", "delivered_at": at(1), "read_at": at(2), "_fetched_at": at(2)}
 
 
 def test_statuses_never_go_back_in_whatever_order_events_come() -> None:
@@ -69,7 +69,7 @@ READ = {"status": "read", "delivered_at": at(1), "read_at": at(2), "updated_at":
 def test_a_late_event_with_a_newer_time_takes_no_progress_back(kind: str, status: str | None) -> None:
     shown = {"status": status, "delivered_at": at(1), "read_at": None, "text": "edited", "updated_at": at(9)}
     row = after(event(kind, 3, 9, **shown), **READ)
-    assert row == SENT | READ | {"text": "edited", "updated_at": at(9), "_read_at": at(9)}
+    assert row == SENT | READ | {"text": "edited", "updated_at": at(9), "_fetched_at": at(9)}
 
 
 @pytest.mark.parametrize("status", ["sent", None])
@@ -121,7 +121,7 @@ def test_an_event_about_another_chat_changes_nothing() -> None:
 
 
 def test_what_is_stored_and_newer_stays() -> None:
-    stored = {"status": "read", "delivered_at": at(1), "read_at": at(2), "updated_at": at(2), "_read_at": at(3)}
+    stored = {"status": "read", "delivered_at": at(1), "read_at": at(2), "updated_at": at(2), "_fetched_at": at(3)}
     old = {"status": "sent", "text": "before the edit", "updated_at": at(0), "delivered_at": None}
     assert after(event("sent", 0, 9, **old), event("delivered", 1, 9), event("failed", 1, 9), **stored) == {}
     # The time of an event says nothing: it may have been on its way for long, and clocks differ.
@@ -135,7 +135,7 @@ def test_what_a_newer_event_shows_of_the_message_is_taken() -> None:
     row = after(event("reaction", 5, **shown))
     assert json.loads(row.pop("extra")) == {"new": 1, "reactions": [{"handle": "+2", "reaction": "love"}]}
     assert row == {name: value for name, value in SENT.items() if name != "extra"} | {
-        "text": "edited", "updated_at": at(5), "_read_at": at(5),
+        "text": "edited", "updated_at": at(5), "_fetched_at": at(5),
     }  # fmt: skip
     # What it does not show stays: the attachments, too.
     assert row["attachment_count"] == 2
@@ -160,7 +160,7 @@ def test_a_failure_brings_its_error() -> None:
 
 
 def test_a_status_that_nobody_knows_is_left_to_a_read() -> None:
-    assert after(event("delivered", 1), status="archived") | {"delivered_at": None, "_read_at": NINE} == SENT | {
+    assert after(event("delivered", 1), status="archived") | {"delivered_at": None, "_fetched_at": NINE} == SENT | {
         "status": "archived"
     }
     assert after(event("sent", 1, status="archived")) == {}
@@ -173,5 +173,5 @@ def test_a_message_keeps_its_place_in_time() -> None:
 
 
 def test_when_it_was_read_never_goes_back() -> None:
-    row = after(event("delivered", 1), _read_at=at(30))
-    assert row["_read_at"] == at(30)
+    row = after(event("delivered", 1), _fetched_at=at(30))
+    assert row["_fetched_at"] == at(30)

@@ -8,6 +8,6 @@ select
     created_at,
     removed_at,
     extra,
-    _read_at as fetched_at,
+    _fetched_at as fetched_at,
     _dlt_load_id as load_id
 from {{ source('msgbubbles', 'attachments') }}

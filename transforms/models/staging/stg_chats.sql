@@ -10,6 +10,6 @@ select
     updated_at,
     deleted_at,
     extra,
-    _read_at as fetched_at,
+    _fetched_at as fetched_at,
     _dlt_load_id as load_id
 from {{ source('msgbubbles', 'chats') }}

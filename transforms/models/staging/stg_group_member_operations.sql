@@ -1,7 +1,7 @@
 -- Grain: one row a handle that we added to a group or removed from it.
 {%- set columns = {
     'id': 'varchar', 'operation_id': 'varchar', 'chat_id': 'varchar', 'handle': 'varchar', 'operation': 'varchar',
-    'happened_at': 'timestamptz', '_read_at': 'timestamptz', '_dlt_load_id': 'varchar',
+    'happened_at': 'timestamptz', '_fetched_at': 'timestamptz', '_dlt_load_id': 'varchar',
 } %}
 select
     id as member_operation_id,
@@ -10,6 +10,6 @@ select
     handle,
     operation,
     happened_at,
-    _read_at as fetched_at,
+    _fetched_at as fetched_at,
     _dlt_load_id as load_id
 from {{ landed('group_member_operations', columns) }}

@@ -3,7 +3,7 @@
     'operation_id': 'varchar', 'plan_id': 'varchar', 'key': 'varchar', 'operation': 'varchar', 'chat_id': 'varchar',
     'handles': 'json', 'title': 'varchar', 'requested_at': 'timestamptz', 'finished_at': 'timestamptz',
     'outcome': 'varchar', 'http_status': 'bigint', 'error_code': 'varchar', 'error_message': 'varchar',
-    'request_id': 'varchar', '_read_at': 'timestamptz', '_dlt_load_id': 'varchar',
+    'request_id': 'varchar', '_fetched_at': 'timestamptz', '_dlt_load_id': 'varchar',
 } %}
 select
     operation_id,
@@ -20,6 +20,6 @@ select
     error_code,
     error_message,
     request_id,
-    _read_at as fetched_at,
+    _fetched_at as fetched_at,
     _dlt_load_id as load_id
 from {{ landed('group_operations', columns) }}

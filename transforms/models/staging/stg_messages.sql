@@ -20,6 +20,6 @@ select
     updated_at,
     conversation_id is not null and cursor_at is not null as counts_in_thread,
     extra,
-    _read_at as fetched_at,
+    _fetched_at as fetched_at,
     _dlt_load_id as load_id
 from {{ source('msgbubbles', 'messages') }}

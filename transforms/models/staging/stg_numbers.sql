@@ -5,6 +5,6 @@ select
     status,
     channels,
     extra,
-    _read_at as fetched_at,
+    _fetched_at as fetched_at,
     _dlt_load_id as load_id
 from {{ source('msgbubbles', 'numbers') }}
