@@ -382,7 +382,7 @@ def dlt_destination(folder: Path) -> Any:
     class TableFiles(filesystem):
         @property
         def destination_type(self) -> str:
-            return "msgbubbles_sync.destinations.parquet_dlt.TableFiles"  # as it is in the state of earlier runs
+            return "warehouse.lake_dlt.TableFiles"  # as it is in the state of earlier runs
 
         @property
         def client_class(self) -> type[FilesystemClient]:

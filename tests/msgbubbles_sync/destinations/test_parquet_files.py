@@ -171,6 +171,11 @@ def test_a_table_without_rows_has_its_columns(pipeline: dlt.Pipeline) -> None:
     assert found(pipeline) == ([], [])
 
 
+def test_the_state_of_earlier_runs_is_of_the_same_destination(tmp_path: Path) -> None:
+    # dlt warns in every run where the names differ. This one is on users' disks: no rename changes it.
+    assert dlt_destination(tmp_path).destination_type == "warehouse." + "lake_dlt.TableFiles"
+
+
 def delta_folder(files: Path, place: Place) -> None:
     """Make a folder as an older release left it: Delta tables, and views of their files."""
     chats = files / "msgbubbles" / "chats"
