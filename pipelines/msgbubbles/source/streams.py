@@ -734,11 +734,8 @@ def _add_coverage_of_feed(by_thread: State, by_feed: State, start_ms: int) -> No
 def read_chats(client: Client, landing: Landing, state: State, settings: Settings, run: Run) -> Iterator[Any]:
     """Chats, newest first by `last_message_at`; then those that have to be asked for by id."""
 
-    def fetch(before: str | None) -> Page[Chat]:
-        return client.list_chats(before=before)
-
     failed = FailedReads(state, run, client)
-    reader = ChatReader(fetch, landing, state, settings, run, failed)
+    reader = ChatReader(lambda before: client.list_chats(before=before), landing, state, settings, run, failed)
     if run.repair is None:
         yield from reader.read()
     yield from repairs.read_by_id(client, landing, state, settings, run, failed)

@@ -58,22 +58,21 @@ class Reporter:
         self._progress.print(f"[dim]{message}[/dim]")
         self._said_at = time.monotonic()
 
-    def progress(self, line: str) -> None:
-        """Show how far the work has come, now and then."""
-        self._show(line)
-
     @contextmanager
     def following(self, run: Run) -> Iterator[None]:
         """Show how far the run has come: a line that moves on a terminal, now and then a line elsewhere."""
-        run.on_page = lambda: self._show(_described(run))
-        run.on_wait = lambda why, seconds: self._show(f"{_described(run)} · waiting {seconds:.0f} s ({why})", seconds)
+        run.on_page = lambda: self.progress(_described(run))
+        run.on_wait = lambda why, seconds: self.progress(
+            f"{_described(run)} · waiting {seconds:.0f} s ({why})", seconds
+        )
         if not self._progress.is_terminal:
             yield
             return
         with self._progress.status("reading") as self._status:
             yield
 
-    def _show(self, line: str, waiting_seconds: float = 0.0) -> None:
+    def progress(self, line: str, waiting_seconds: float = 0.0) -> None:
+        """Show how far the work has come, now and then."""
         note_progress(waiting_seconds)
         if self._status is not None:
             self._status.update(line)

@@ -130,7 +130,7 @@ class Verifier:
     def full(self, feed: bool) -> None:
         """Walk through everything, and list every difference. `feed` says whether the API answers all messages."""
         start = instant(self._settings.start_ms)
-        for page in self._walked(self._listed_chats):
+        for page in self._walked(lambda before: self._client.list_chats(before=before)):
             for chat in page.rows:
                 self._take(chat, "chats")
             self._compare_full_tables()
@@ -161,9 +161,6 @@ class Verifier:
         self._compare_all()
         deleted = "conversation_id NOT IN (SELECT id FROM msgbubbles.chats WHERE deleted_at IS NOT NULL)"
         self._surplus_messages(f"cursor_at >= ? AND {deleted}", start)
-
-    def _listed_chats(self, before: str | None) -> Page[Chat]:
-        return self._client.list_chats(before=before)
 
     def _walked(self, fetch: Callable[[str | None], Page[Any]]) -> Iterator[Page[Any]]:
         def counted(before: str | None) -> Page[Any]:
