@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -130,7 +131,10 @@ class Warehouse:
         arguments = [str(part) for pair in folders.items() for part in pair]
         quiet = ["--quiet", "--log-level", "none", "--log-level-file", "none", "--no-write-json"]
         try:
-            return dbtRunner(self._parsed(command, [*arguments, *quiet])).invoke([*command, *arguments, *quiet])
+            result = dbtRunner(self._parsed(command, [*arguments, *quiet])).invoke([*command, *arguments, *quiet])
+            if not result.success:
+                gc.collect()  # the cursors of models that failed
+            return result
         finally:
             DuckDBConnectionManager.close_all_connections()
 

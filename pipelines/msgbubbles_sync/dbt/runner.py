@@ -5,6 +5,7 @@ dbt takes seconds to import, so nothing here is imported before it is used.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import zoneinfo
@@ -197,7 +198,11 @@ class _Dbt:
                 self._manifest = parsed.result
                 store(self._manifest, *self._names)
             runner = dbtRunner(manifest=self._manifest, callbacks=[lambda _event: note_progress()])
-            return _Results(runner.invoke([*command, *self._options]))
+            results = _Results(runner.invoke([*command, *self._options]))
+            if results.wrong:
+                # The traceback of a model that failed holds a cursor in a cycle, which keeps the database open.
+                gc.collect()
+            return results
         finally:
             DuckDBConnectionManager.close_all_connections()
             # A password is among them, and libpq would take them for the user's own.
