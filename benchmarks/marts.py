@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "pipelines"))
 
 from msgbubbles_sync.dbt.runner import Transforms, transform  # noqa: E402
-from msgbubbles_sync.workspace import Place  # noqa: E402
+from msgbubbles_sync.workspace import Workspace  # noqa: E402
 
 NEW_MESSAGES = 1000
 CHATS = """
@@ -73,34 +73,34 @@ def main(messages: Annotated[list[int], typer.Option()] = [100_000, 1_000_000]) 
 
 def seconds_at(folder: Path, messages: int) -> tuple[float, float, float, float]:
     """Seconds from scratch, after an increment, with nothing new, and the same with the data tests."""
-    place = Place.of(folder / "bench.duckdb")
+    workspace = Workspace.from_path(folder / "bench.duckdb")
     command = [sys.executable, str(ROOT / "pipelines" / "chats.py"), "--sandbox", "--no-transform", "--quiet"]
-    subprocess.run([*command, "--database", str(place.database)], check=True)  # noqa: S603 - our own command
+    subprocess.run([*command, "--database", str(workspace.database)], check=True)  # noqa: S603 - our own command
     chats = messages // 25
-    with duckdb.connect(str(place.work)) as connection:
+    with duckdb.connect(str(workspace.work)) as connection:
         for table in ("chats", "messages", "attachments", "chat_titles"):
             connection.execute(f"TRUNCATE msgbubbles.{table}")
         connection.execute(CHATS, {"chats": chats, "load": "1.0"})
-    land(place, "1.0", chats, messages, is_new=False)
-    timed(place)  # what dbt imports and parses is paid here
-    (place.folder / "dbt" / "built_with").unlink()
-    whole = timed(place)
-    land(place, "2.0", chats, NEW_MESSAGES, is_new=True)
-    increment = timed(place)
-    quiet = timed(place)
-    tested = timed(place, Transforms(data_tests="publish"))
+    land(workspace, "1.0", chats, messages, is_new=False)
+    timed(workspace)  # what dbt imports and parses is paid here
+    (workspace.folder / "dbt" / "built_with").unlink()
+    whole = timed(workspace)
+    land(workspace, "2.0", chats, NEW_MESSAGES, is_new=True)
+    increment = timed(workspace)
+    quiet = timed(workspace)
+    tested = timed(workspace, Transforms(data_tests="publish"))
     return whole, increment, quiet, tested
 
 
-def land(place: Place, load: str, chats: int, messages: int, *, is_new: bool) -> None:
-    with duckdb.connect(str(place.work)) as connection:
+def land(workspace: Workspace, load: str, chats: int, messages: int, *, is_new: bool) -> None:
+    with duckdb.connect(str(workspace.work)) as connection:
         connection.execute(MESSAGES, {"load": load, "chats": chats, "messages": messages, "is_new": is_new})
         connection.execute("INSERT INTO msgbubbles._dlt_loads VALUES (?, 'msgbubbles', 0, now(), '')", [load])
 
 
-def timed(place: Place, transforms: Transforms = Transforms(data_tests="off")) -> float:  # noqa: B008
+def timed(workspace: Workspace, transforms: Transforms = Transforms(data_tests="off")) -> float:  # noqa: B008
     began = time.monotonic()
-    transform(place, transforms)
+    transform(workspace, transforms)
     return time.monotonic() - began
 
 

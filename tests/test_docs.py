@@ -17,7 +17,7 @@ import pytest
 from helpers.job import CHATS, inherited_environment
 from msgbubbles_sync.dbt import spark
 from msgbubbles_sync.destinations import destination_of
-from msgbubbles_sync.workspace import Place
+from msgbubbles_sync.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
 CLI = ROOT / "pipelines" / "msgbubbles_sync" / "cli"
@@ -215,9 +215,9 @@ def test_the_examples_of_files_and_of_spark_are_what_a_job_reads(
     block = example.split("# Only for --destination filesystem")[1].split("\n\n")[0].partition("\n")[2]
     written = tomllib.loads(block.replace("# ", "").replace("/shared/folder", str(tmp_path / "shared")))
     monkeypatch.setenv("DESTINATION__FILESYSTEM__BUCKET_URL", written["destination"]["filesystem"]["bucket_url"])
-    place = Place.of(tmp_path / "some.duckdb", "filesystem")
-    place.make_folders()
-    destination_of(place).prepare()
+    workspace = Workspace.from_path(tmp_path / "some.duckdb", "filesystem")
+    workspace.make_folders()
+    destination_of(workspace).prepare()
     assert (tmp_path / "shared").is_dir()
 
     in_config = CONFIG.split("# [transforms.spark]\n")[1].split("\n\n")[0].replace("# ", "")

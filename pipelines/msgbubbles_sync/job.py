@@ -1,6 +1,6 @@
 """One run of the job: load what is new, slice by slice; bring the marts up to date; publish.
 
-Imports dlt, so `Place.configure_dlt` comes before it.
+Imports dlt, so `Workspace.configure_dlt` comes before it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from msgbubbles_sync.policy import applied as privacy
 
 from .destinations import Destination, destination_of
 from .run_log import Journal, store, store_failed_reads
-from .workspace import PIPELINE, Place
+from .workspace import PIPELINE, Workspace
 
 REFUSED = """{title} refuses what was read, and takes each row of it alone: remove the constraints or triggers that were
 added to the tables of msgbubbles, and run again"""
@@ -72,7 +72,7 @@ class Report:
 
 
 def sync(
-    place: Place,
+    workspace: Workspace,
     run: Run,
     report: Report,
     source_options: dict[str, Any],
@@ -92,31 +92,31 @@ def sync(
     Faults of the API end the reading and are kept in `run.error`: what was read before is loaded and published.
     Raises what dlt, dbt and DuckDB raise; then the next run goes on from the last load that was finished.
     """
-    destination_of(place).prepare()
+    destination_of(workspace).prepare()
     if with_transform:
-        check_tools(place)  # what is missing is told before anything is read
+        check_tools(workspace)  # what is missing is told before anything is read
     run.keep_on_error = True
-    run.on_rows = lambda: place.set_pending("repair", "transform", "publish")
-    pipeline = pipeline_of(place)
+    run.on_rows = lambda: workspace.set_pending("repair", "transform", "publish")
+    pipeline = pipeline_of(workspace)
 
-    screen = Screen(destination_of(place))
-    run.refused = screen if place.is_pending("screen") else None
+    screen = Screen(destination_of(workspace))
+    run.refused = screen if workspace.is_pending("screen") else None
 
     def load(*resources: str) -> None:
         def load_once() -> None:
             source = msgbubbles_source(run=run, **source_options)
-            with destination_of(place).kept_open(pipeline):
+            with destination_of(workspace).kept_open(pipeline):
                 pipeline.run(source.with_resources(*resources) if resources else source)
             _add_steps(pipeline, report)
 
-        if not _is_taken(place, run, pipeline, load_once, say):
+        if not _is_taken(workspace, run, pipeline, load_once, say):
             run.refused = screen
-            _is_taken(place, run, pipeline, load_once, say)
+            _is_taken(workspace, run, pipeline, load_once, say)
 
     with report.timed("load"), _stopping(run):
         if pipeline.has_pending_data:
             say("finishing the load of a run that was cut off")
-            if not _is_taken(place, run, pipeline, pipeline.run, say):
+            if not _is_taken(workspace, run, pipeline, pipeline.run, say):
                 run.refused = screen
         while report.slices == 0 or run.unfinished:
             load()
@@ -124,19 +124,19 @@ def sync(
             if run.unfinished:
                 say(f"slice {report.slices} is loaded")
         if run.error is None and run.halt is None:
-            _repair(place, run, pipeline, load, say)
+            _repair(workspace, run, pipeline, load, say)
     if run.refused is not None and not screen.found and not run.stopped:
-        place.set_done("screen")
-    _note_failed_reads(place, run, pipeline, report)
+        workspace.set_done("screen")
+    _note_failed_reads(workspace, run, pipeline, report)
     # Whoever stops a run wants it to end now: the marts are brought up to date by the next one.
     if run.stop.is_set():
         run.halt = run.halt or Interrupted("stopped")
         return
-    _finish(place, report, record, say, transforms, with_transform=with_transform, publish_minutes=publish_minutes)
+    _finish(workspace, report, record, say, transforms, with_transform=with_transform, publish_minutes=publish_minutes)
 
 
 def repair(
-    place: Place,
+    workspace: Workspace,
     run: Run,
     report: Report,
     wanted: Repair,
@@ -146,34 +146,34 @@ def repair(
     record: Callable[[], dict[str, Any]],
 ) -> None:
     """Read by id what is wanted, and nothing else; then build the marts and publish. Raises as `sync` does."""
-    destination_of(place).prepare()
+    destination_of(workspace).prepare()
     run.keep_on_error = True
-    run.on_rows = lambda: place.set_pending("repair", "transform", "publish")
+    run.on_rows = lambda: workspace.set_pending("repair", "transform", "publish")
     run.repair = wanted
-    pipeline = pipeline_of(place)
-    run.refused = Screen(destination_of(place)) if place.is_pending("screen") else None
+    pipeline = pipeline_of(workspace)
+    run.refused = Screen(destination_of(workspace)) if workspace.is_pending("screen") else None
     with report.timed("load"), _stopping(run):
         if pipeline.has_pending_data:
             pipeline.run()
         pipeline.run(msgbubbles_source(run=run, **source_options).with_resources("chats"))
         _add_steps(pipeline, report)
-    _note_failed_reads(place, run, pipeline, report)
+    _note_failed_reads(workspace, run, pipeline, report)
     if not run.stop.is_set():
-        _finish(place, report, record, say, transforms, with_transform=True, publish_minutes=math.inf)
+        _finish(workspace, report, record, say, transforms, with_transform=True, publish_minutes=math.inf)
 
 
-def _note_failed_reads(place: Place, run: Run, pipeline: dlt.Pipeline, report: Report) -> None:
+def _note_failed_reads(workspace: Workspace, run: Run, pipeline: dlt.Pipeline, report: Report) -> None:
     report.failed_reads = all_failed_reads(states_of(pipeline))
     if run.failed_reads_changed:
         # The marts are not complete where it says so; and they are built before the rest is written.
-        place.set_pending("transform", "publish")
-        destination = destination_of(place)
+        workspace.set_pending("transform", "publish")
+        destination = destination_of(workspace)
         with destination.writing() as connection:
             store_failed_reads(connection, report.failed_reads, destination.landed)
 
 
 def _finish(
-    place: Place,
+    workspace: Workspace,
     report: Report,
     record: Callable[[], dict[str, Any]],
     say: Callable[[str], None],
@@ -183,34 +183,38 @@ def _finish(
     publish_minutes: float,
 ) -> None:
     """Build the marts and publish, where there is something to do."""
-    destination = destination_of(place)
-    is_due = with_transform and (place.is_pending("transform") or is_outdated(place, transforms))
+    destination = destination_of(workspace)
+    is_due = with_transform and (workspace.is_pending("transform") or is_outdated(workspace, transforms))
     # Without the first answer of the API there is nothing to build of, and its fault is what is to be told.
     if is_due and _has_streams(destination):
-        place.set_pending("publish")
+        workspace.set_pending("publish")
         say("building the marts")
         with report.timed("transform"):
-            transform(place, transforms)
-        place.set_done("transform")
-    report.tested = verdict(place)
+            transform(workspace, transforms)
+        workspace.set_done("transform")
+    report.tested = verdict(workspace)
     report.held_marts = report.tested.marts if transforms.data_tests == "hold" else []
-    if place.is_pending("publish") or destination.is_older_than(publish_minutes) or _has_turned(place, record()):
+    if (
+        workspace.is_pending("publish")
+        or destination.is_older_than(publish_minutes)
+        or _has_turned(workspace, record())
+    ):
         say("publishing")
         with report.timed("publish"):
             with destination.writing() as connection:
-                store(connection, [*Journal(place.folder).records(), record()], destination.landed)
+                store(connection, [*Journal(workspace.folder).records(), record()], destination.landed)
                 store_failed_reads(connection, report.failed_reads, destination.landed)
-                privacy.store(connection, place, destination.landed)
-                claims.store(connection, place, destination.landed)
+                privacy.store(connection, workspace, destination.landed)
+                claims.store(connection, workspace, destination.landed)
                 report.rows_in_warehouse = _row_counts(connection)
             report.published_bytes = destination.publish(report.held_marts)
             report.published = True
-        place.set_done("publish")
+        workspace.set_done("publish")
 
 
-def _has_turned(place: Place, record: dict[str, Any]) -> bool:
+def _has_turned(workspace: Workspace, record: dict[str, Any]) -> bool:
     """Whether the run before ended otherwise: readers are to see in `sync_runs` that it fails now, or does no more."""
-    last = Journal(place.folder).last()
+    last = Journal(workspace.folder).last()
     return last is not None and last["exit_status"] != record["exit_status"]
 
 
@@ -225,9 +229,9 @@ def _has_streams(destination: Destination) -> bool:
     return True
 
 
-def pipeline_of(place: Place, name: str = PIPELINE) -> dlt.Pipeline:
+def pipeline_of(workspace: Workspace, name: str = PIPELINE) -> dlt.Pipeline:
     """A pipeline that fills the warehouse. The caller holds the warehouse's lock."""
-    dlt_files = place.folder / "dlt" / name
+    dlt_files = workspace.folder / "dlt" / name
     # dlt moves a normalized package to its place and then removes what it was made of. Killed between the two, it would
     # fail to move it there a second time, for ever.
     for extracted in (dlt_files / "normalize" / "extracted").glob("*"):
@@ -235,9 +239,9 @@ def pipeline_of(place: Place, name: str = PIPELINE) -> dlt.Pipeline:
             shutil.rmtree(extracted)
     return dlt.pipeline(
         name,
-        destination=destination_of(place).dlt(),
-        dataset_name=destination_of(place).dataset,
-        pipelines_dir=str(place.folder / "dlt"),
+        destination=destination_of(workspace).dlt(),
+        dataset_name=destination_of(workspace).dataset,
+        pipelines_dir=str(workspace.folder / "dlt"),
     )
 
 
@@ -248,13 +252,13 @@ def states_of(pipeline: dlt.Pipeline) -> dict[str, Any]:
 
 
 def _repair(
-    place: Place, run: Run, pipeline: dlt.Pipeline, load: Callable[..., None], say: Callable[[str], None]
+    workspace: Workspace, run: Run, pipeline: dlt.Pipeline, load: Callable[..., None], say: Callable[[str], None]
 ) -> None:
     """Read by id what the loads of this run, and of those before, show to be missing."""
     if run.settings is None:
         return
     states = states_of(pipeline)
-    if not (place.is_pending("repair") or states.get("chats", {}).get("threads") or run.repair):
+    if not (workspace.is_pending("repair") or states.get("chats", {}).get("threads") or run.repair):
         return
     run.repair = planned(pipeline, run.settings)
     if run.repair is not None:
@@ -266,7 +270,7 @@ def _repair(
             if run.repair is not None and run.repair.chats_proven:
                 load("chats")
     if run.repair is None and run.error is None and run.halt is None:
-        place.set_done("repair")
+        workspace.set_done("repair")
 
 
 def planned(pipeline: dlt.Pipeline, settings: Settings) -> Repair | None:
@@ -285,7 +289,7 @@ def _add_steps(pipeline: dlt.Pipeline, report: Report) -> None:
 
 
 def _is_taken(
-    place: Place, run: Run, pipeline: dlt.Pipeline, load: Callable[[], Any], say: Callable[[str], None]
+    workspace: Workspace, run: Run, pipeline: dlt.Pipeline, load: Callable[[], Any], say: Callable[[str], None]
 ) -> bool:
     """Load, and return whether the destination takes the data. What it refuses is dropped, and so no later run fails
     for it. Raises where it was refused in spite of the screen, and whatever else `load` raises."""
@@ -296,9 +300,9 @@ def _is_taken(
         if not is_of_data(failure):
             raise
         pipeline.abort_packages()
-        place.set_pending("screen")
+        workspace.set_pending("screen")
         if run.refused is not None:
-            raise MsgBubblesError(REFUSED.format(title=destination_of(place).title)) from None
+            raise MsgBubblesError(REFUSED.format(title=destination_of(workspace).title)) from None
         say("the destination refuses a row: what was read is dropped, and read again row by row")
         run.changes.clear()
         run.changes.update(changes)

@@ -1,7 +1,7 @@
 """The job's own files, before a run and after it: a damaged one is moved aside, and made anew from what the
 destination has.
 
-Imports dlt, so `Place.configure_dlt` comes before it. The caller holds the warehouse's lock.
+Imports dlt, so `Workspace.configure_dlt` comes before it. The caller holds the warehouse's lock.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from msgbubbles_sync.destinations.publish import is_damaged, mark_of
 from msgbubbles_sync.policy import applied as privacy
 
 from .destinations import DuckDBFile, destination_of
-from .workspace import Place, UsageError, remove, set_aside, written_privately
+from .errors import UsageError
+from .files import move_damaged, remove, write_privately
+from .workspace import Workspace
 
 # A folder in the place of one of these keeps every run from finishing.
 FILES = ("runs.jsonl", "published.json", "work.json", "compacted", "last_error.txt",
@@ -40,72 +42,72 @@ DAMAGE = (ValueError, KeyError, TypeError, AttributeError, EOFError, zlib.error,
 CHUNK_BYTES = 1024 * 1024
 
 
-def restore(place: Place, say: Callable[[str], None]) -> None:
+def restore(workspace: Workspace, say: Callable[[str], None]) -> None:
     """Move damaged files aside, and restore what can be restored without a request; `say` is called for each.
 
     Raises `OSError`, and `duckdb.Error` where the database cannot be opened for another reason than damage.
     """
-    for path in (*(place.folder / name for name in FILES), *place.folder.glob("*.pending")):
+    for path in (*(workspace.folder / name for name in FILES), *workspace.folder.glob("*.pending")):
         if path.is_dir():
-            say(f"{path} was a folder: moved to {set_aside(path).name}")
-    if place.destination == "duckdb":
-        _restore_database(place, say)
-    if place.destination == "filesystem":
+            say(f"{path} was a folder: moved to {move_damaged(path).name}")
+    if workspace.destination == "duckdb":
+        _restore_database(workspace, say)
+    if workspace.destination == "filesystem":
         with suppress(UsageError):  # `prepare` raises it again
-            if moved := LakeFiles(place).set_delta_aside():
+            if moved := LakeFiles(workspace).set_delta_aside():
                 say(moved)
-    _restore_policy(place, say)
-    for folder in sorted((place.folder / "dlt").iterdir()):
+    _restore_policy(workspace, say)
+    for folder in sorted((workspace.folder / "dlt").iterdir()):
         if ".damaged-" not in folder.name and _is_damaged_pipeline(folder):
-            say(f"{folder} was damaged: moved to {set_aside(folder).name}, and restored from the warehouse")
+            say(f"{folder} was damaged: moved to {move_damaged(folder).name}, and restored from the warehouse")
 
 
-def tidy(place: Place) -> None:
+def tidy(workspace: Workspace) -> None:
     """Remove what a run that has ended leaves behind: dlt keeps a folder for every package that it has loaded.
 
     Also remember what the work database looks like: where it looks otherwise, the next run reads all of it."""
-    for package in (place.folder / "dlt").glob("*/load/loaded/*"):
+    for package in (workspace.folder / "dlt").glob("*/load/loaded/*"):
         remove(package)
-    if place.destination == "duckdb":
-        written_privately(_noted(place), json.dumps(mark_of(place.work)))
+    if workspace.destination == "duckdb":
+        write_privately(_noted(workspace), json.dumps(mark_of(workspace.work)))
 
 
-def _noted(place: Place) -> Path:
-    return place.folder / "work.json"
+def _noted(workspace: Workspace) -> Path:
+    return workspace.folder / "work.json"
 
 
-def _restore_database(place: Place, say: Callable[[str], None]) -> None:
-    work, log = place.work, place.work.with_name(f"{place.work.name}.wal")
-    is_as_noted = noted_of(_noted(place)) == mark_of(work) and not log.exists()
-    if not work.exists() or is_as_noted or not is_damaged(work, DuckDBFile(place).options()):
+def _restore_database(workspace: Workspace, say: Callable[[str], None]) -> None:
+    work, log = workspace.work, workspace.work.with_name(f"{workspace.work.name}.wal")
+    is_as_noted = noted_of(_noted(workspace)) == mark_of(work) and not log.exists()
+    if not work.exists() or is_as_noted or not is_damaged(work, DuckDBFile(workspace).options()):
         return
     for path in (work, log):
         if path.exists():
-            moved = set_aside(path)
-    forget_build(place)
-    place.set_pending("transform", "publish")
-    destination_of(place).prepare()
+            moved = move_damaged(path)
+    forget_build(workspace)
+    workspace.set_pending("transform", "publish")
+    destination_of(workspace).prepare()
     source = "the published file" if work.exists() else "the API, from the beginning"
     say(f"{work} was damaged: restored from {source}; the damaged one is now {moved.name}")
 
 
-def _restore_policy(place: Place, say: Callable[[str], None]) -> None:
+def _restore_policy(workspace: Workspace, say: Callable[[str], None]) -> None:
     """Restore the record of the privacy policy from its copy in the tables. Where more may have been erased than that
     says, it stays damaged, and reading it is refused."""
-    path = place.folder / privacy.FILE
-    is_behind = any(place.is_pending(step) for step in ("erase", "policy"))
-    if not path.exists() or is_behind or not (place.destination != "duckdb" or place.work.exists()):
+    path = workspace.folder / privacy.FILE
+    is_behind = any(workspace.is_pending(step) for step in ("erase", "policy"))
+    if not path.exists() or is_behind or not (workspace.destination != "duckdb" or workspace.work.exists()):
         return
     with suppress(UsageError, IsADirectoryError):
-        privacy.Record.of(place)
+        privacy.Record.of(workspace)
         return
-    destination = destination_of(place)
+    destination = destination_of(workspace)
     with suppress(duckdb.CatalogException), destination.writing() as connection:
         row = connection.execute(f"SELECT record FROM {destination.landed}.{privacy.TABLE}").fetchone()  # noqa: S608
         if row is not None:
             record = msgspec.json.decode(row[0], type=privacy.Record)
-            say(f"{path} was damaged: restored from the warehouse; the damaged one is now {set_aside(path).name}")
-            record.save(place)
+            say(f"{path} was damaged: restored from the warehouse; the damaged one is now {move_damaged(path).name}")
+            record.save(workspace)
 
 
 def _is_damaged_pipeline(folder: Path) -> bool:

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .workspace import ROOT, Place, UsageError
+from .errors import UsageError
+from .workspace import ROOT, Workspace
 
 ACCOUNT_VARIABLE = "MSGBUBBLES_ACCOUNT"
 # Sections that [accounts.NAME] may have; everything else in it configures the source.
@@ -66,12 +67,12 @@ def setting_of_sync(key: str, default: Any) -> Any:
 PRIVACY = "sources.msgbubbles.privacy"
 
 
-def is_without_privacy(place: Place) -> bool:
+def is_without_privacy(workspace: Workspace) -> bool:
     """Whether nothing is configured about personal data, and nobody was erased: all that looks into it is spared."""
     set_here = section(configuration_folder() / "config.toml", PRIVACY)
     by_environment = any(name.startswith("SOURCES__MSGBUBBLES__PRIVACY__") for name in os.environ)
     is_full = set_here.keys() <= {"preset"} and set_here.get("preset", "full") == "full"
-    return is_full and not by_environment and not (place.folder / "privacy.json").exists()
+    return is_full and not by_environment and not (workspace.folder / "privacy.json").exists()
 
 
 def from_environment(name: str, keys: list[str]) -> dict[str, str]:

@@ -26,7 +26,7 @@ from helpers.job import CHATS, Job
 from helpers.lake import lake_at
 from msgbubbles_sync.destinations import destination_of
 from msgbubbles_sync.sandbox import NewMessage, serve
-from msgbubbles_sync.workspace import Place
+from msgbubbles_sync.workspace import Workspace
 
 NewJob = Callable[..., Job]
 # The account's name before the keys that the tables have.
@@ -71,8 +71,8 @@ class Company:
             _, errors = process.communicate(timeout=300)
             assert process.returncode == 0, errors
 
-    def place(self, destination: str = "duckdb") -> Place:
-        return Place.of(next(iter(self.jobs.values())).database, destination)
+    def workspace(self, destination: str = "duckdb") -> Workspace:
+        return Workspace.from_path(next(iter(self.jobs.values())).database, destination)
 
 
 def company(new_job: NewJob, *names: str, **environment: str) -> Company:
@@ -102,7 +102,7 @@ def test_of_three_accounts_one_that_is_refused_stops_no_other(new_job: NewJob) -
     made.keys["west"] = "sk_test_of_nobody"
 
     def query(sql: str) -> list[Any]:
-        with duckdb.connect(str(made.place().database), read_only=True) as connection:
+        with duckdb.connect(str(made.workspace().database), read_only=True) as connection:
             return connection.execute(sql).fetchall()
 
     output, _ = made.run("--json", status=1)
@@ -140,7 +140,7 @@ def test_two_jobs_for_two_accounts_in_one_lake(new_job: NewJob, tmp_path: Path, 
         into = ("--destination", "ducklake")
 
         def query(sql: str) -> list[Any]:
-            with destination_of(made.place("ducklake")).reading() as connection:
+            with destination_of(made.workspace("ducklake")).reading() as connection:
                 return connection.execute(sql).fetchall()
 
         for _ in range(2):

@@ -21,7 +21,7 @@ from helpers.marts_reference import check_marts
 from helpers.warehouse_rows import differences_of, landed_in
 from msgbubbles_sync.destinations import destination_of
 from msgbubbles_sync.sandbox import NewMessage
-from msgbubbles_sync.workspace import Place
+from msgbubbles_sync.workspace import Workspace
 
 NewJob = Callable[..., Job]
 # Whoever has the time: as many as are asked for.
@@ -39,17 +39,17 @@ def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, 
         yield found
 
 
-def landed(place: Place) -> dict[str, dict[str, dict[str, Any]]]:
-    with destination_of(place).reading() as connection:
+def landed(workspace: Workspace) -> dict[str, dict[str, dict[str, Any]]]:
+    with destination_of(workspace).reading() as connection:
         return landed_in(connection)
 
 
 def test_the_whole_job_in_a_lake_while_somebody_reads(new_job: NewJob, lake: dict[str, str]) -> None:
     job = new_job(chats=130, messages=1500)
     job.environment = lake
-    place = Place.of(job.database, "ducklake")
+    workspace = Workspace.from_path(job.database, "ducklake")
     first = job.run(*INTO, transform=True).summary
-    assert differences_of(landed(place), job.server.truth()) == {}
+    assert differences_of(landed(workspace), job.server.truth()) == {}
     assert first["database"] == "ducklake"
     assert not job.database.exists()
 
@@ -57,8 +57,8 @@ def test_the_whole_job_in_a_lake_while_somebody_reads(new_job: NewJob, lake: dic
 
     def poll() -> None:
         while not done.is_set():
-            assert query(place, "SELECT count(*) AS n FROM msgbubbles.messages")[0]["n"] >= 1500
-            assert query(place, "SELECT count(*) AS n FROM marts.thread_activity")[0]["n"] > 0
+            assert query(workspace, "SELECT count(*) AS n FROM msgbubbles.messages")[0]["n"] >= 1500
+            assert query(workspace, "SELECT count(*) AS n FROM marts.thread_activity")[0]["n"] > 0
             reads[0] += 1
             time.sleep(0.1)
 
@@ -69,16 +69,16 @@ def test_the_whole_job_in_a_lake_while_somebody_reads(new_job: NewJob, lake: dic
         for number in range(RUNS):
             now = datetime.now(UTC)
             account.add_message(NewMessage(chats[9 + number % 9]["id"], "outbound", "hello", now, "sent"))
-            spool(place, [typing(number, conversation_id=chats[9]["id"])])
+            spool(workspace, [typing(number, conversation_id=chats[9]["id"])])
             assert job.run(*INTO, transform=True).summary["outcome"] == "complete"
         assert reader.is_alive(), "no read has failed"
     finally:
         done.set()
         reader.join()
     assert reads[0] >= 5 * RUNS
-    assert differences_of(landed(place), job.server.truth()) == {}
+    assert differences_of(landed(workspace), job.server.truth()) == {}
 
-    check_marts(partial(query, place))
+    check_marts(partial(query, workspace))
     assert job.ask("verify", "--full", *INTO)["equal"]
 
 

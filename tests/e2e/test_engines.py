@@ -12,18 +12,18 @@ from helpers import postgres
 from helpers.job import Job
 from helpers.lake import change, lake_at, needs_spark, query
 from helpers.marts_reference import MARTS, differences
-from msgbubbles_sync.workspace import Place
+from msgbubbles_sync.workspace import Workspace
 
 # What says when a job read something: the jobs of two engines do not read at one instant.
 READ_TIMES = {"fetched_at", "deleted_at"}
 TITLE_TIMES = {"valid_from", "valid_to", "first_seen_at"}
 
 
-def answers(place: Place, mart: str) -> list[dict[str, Any]]:
+def answers(workspace: Workspace, mart: str) -> list[dict[str, Any]]:
     """The rows of a mart, without when they were read. Counts, instants and shares are exact; so are the averages,
     which the marts round to the millisecond."""
     left_out = READ_TIMES | (TITLE_TIMES if mart == "chat_title_history" else set())
-    rows = query(place, f"SELECT * FROM marts.{mart}")
+    rows = query(workspace, f"SELECT * FROM marts.{mart}")
     return [
         {name: value for name, value in row.items() if name not in left_out}
         | {"is_deleted": row.get("deleted_at") is not None}
@@ -43,14 +43,16 @@ def check_same(job: Job, engines: Iterable[str]) -> None:
     deleted, _ = change(job)
     for transform in (False, True):
         run(transform=transform)
-    places = {engine: Place.of(job.database, engine) for engine in engines}
+    workspaces = {engine: Workspace.from_path(job.database, engine) for engine in engines}
     for mart in MARTS:
-        expected = answers(places["duckdb"], mart)
+        expected = answers(workspaces["duckdb"], mart)
         assert expected or mart == "typing_daily", mart
         for engine in engines[1:]:
-            assert not (wrong := differences(answers(places[engine], mart), expected)), f"{engine}, {mart}: {wrong[:5]}"
-    for place in places.values():
-        gone = query(place, "SELECT chat_id FROM marts.thread_activity WHERE deleted_at IS NOT NULL")
+            assert not (wrong := differences(answers(workspaces[engine], mart), expected)), (
+                f"{engine}, {mart}: {wrong[:5]}"
+            )
+    for workspace in workspaces.values():
+        gone = query(workspace, "SELECT chat_id FROM marts.thread_activity WHERE deleted_at IS NOT NULL")
         assert gone == [{"chat_id": deleted}]
 
 

@@ -19,7 +19,7 @@ from helpers.warehouse_rows import differences_of, landed_in
 from msgbubbles_sync.destinations import destination_of
 from msgbubbles_sync.destinations import parquet_files as lake_files
 from msgbubbles_sync.sandbox import NewMessage
-from msgbubbles_sync.workspace import Place
+from msgbubbles_sync.workspace import Workspace
 
 NewJob = Callable[..., Job]
 INTO = ("--destination", "filesystem")
@@ -49,7 +49,7 @@ def test_the_rows_in_files_are_those_of_the_account(
 ) -> None:
     job = new_job(chats=130, messages=1500)
     job.environment = {"SOURCES__MSGBUBBLES__REFRESH_CHATS": '[{"every_hours": 0.0001}]'}
-    place = Place.of(job.database, "filesystem")
+    workspace = Workspace.from_path(job.database, "filesystem")
     first = job.run(*INTO).summary
     assert differing(files, job) == {}
     assert first["database"] == "filesystem"
@@ -58,7 +58,7 @@ def test_the_rows_in_files_are_those_of_the_account(
     deleted, written = change(job, {"b": [1], "a": {}})
     now = datetime.now(UTC)
     for at in (now, now + timedelta(hours=1)):
-        spool(place, [typing(1, conversation_id=written, created_at=at.isoformat())])
+        spool(workspace, [typing(1, conversation_id=written, created_at=at.isoformat())])
         last = job.run(*INTO).summary
     assert differing(files, job) == {}
     assert query(files, "SELECT id FROM msgbubbles.chats WHERE deleted_at IS NOT NULL") == [(deleted,)]
@@ -116,17 +116,17 @@ def test_nobody_waits_and_a_job_that_is_killed_loses_nothing(new_job: NewJob, fi
 
 def test_a_delta_folder_is_read_again_into_parquet(new_job: NewJob, files: Path) -> None:
     job = new_job(chats=30, messages=200)
-    place = Place.of(job.database, "filesystem")
+    workspace = Workspace.from_path(job.database, "filesystem")
     now = datetime.now(UTC)
     chat = job.server.truth().chats[0]["id"]
-    spool(place, [typing(1, conversation_id=chat, created_at=now.isoformat())])
+    spool(workspace, [typing(1, conversation_id=chat, created_at=now.isoformat())])
     job.run(*INTO)
     for table in ("chats", "messages", "attachments", "webhook_events"):
         (files / "msgbubbles" / table / "_delta_log").mkdir(exist_ok=True)
     before = query(files, "SELECT id FROM msgbubbles.messages ORDER BY id")
 
     job.server.account.add_message(NewMessage(chat, "outbound", "hello", now, "sent"))
-    spool(place, [typing(2, conversation_id=chat, created_at=now.isoformat())])
+    spool(workspace, [typing(2, conversation_id=chat, created_at=now.isoformat())])
     job.environment = {"SYNC__TABLE_FORMAT": "delta"}
     _, errors = (process := job.start(*INTO)).communicate(timeout=120)
     assert process.returncode == 2, errors
@@ -158,7 +158,7 @@ def test_many_files_become_one_and_whoever_reads_does_not_notice(
     before = set(folder.glob("*.parquet"))
     assert len(before) == 3
     monkeypatch.setattr(lake_files, "MOST_FILES", 2)
-    destination = destination_of(Place.of(job.database, "filesystem"))
+    destination = destination_of(Workspace.from_path(job.database, "filesystem"))
     with duckdb.connect(str(files / "warehouse.duckdb"), read_only=True) as reader:
         for seconds, stay in ((3600, True), (3600, True), (0, False)):
             monkeypatch.setattr(lake_files, "KEPT_SECONDS", seconds)

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 import duckdb
 import pytest
 
-from helpers.hooks import place_in, spool, typing
+from helpers.hooks import spool, typing, workspace_in
 from helpers.job import Job
 from helpers.marts_reference import MARTS, differences
 from helpers.warehouse_rows import expected
@@ -38,7 +38,7 @@ def typed(job: Job) -> list[dict[str, Any]]:
         typing(n, conversation_id=one["chat_id"], handle=one["handle"], created_at=one["occurred_at"].isoformat())
         for n, one in enumerate(events)
     ]
-    spool(place_in(job.folder), bodies)
+    spool(workspace_in(job.folder), bodies)
     known = {"event_type": "conversation.typing", "is_typing": True, "direction": None}
     return [event | known for event in events]
 

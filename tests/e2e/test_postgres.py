@@ -19,7 +19,7 @@ from helpers.marts_reference import check_marts
 from helpers.warehouse_rows import differences_of
 from msgbubbles_sync.sandbox import NewMessage
 from msgbubbles_sync.sandbox.account import us
-from msgbubbles_sync.workspace import Place
+from msgbubbles_sync.workspace import Workspace
 
 NewJob = Callable[..., Job]
 READ_AT = datetime(2026, 11, 18, tzinfo=UTC)
@@ -92,7 +92,7 @@ def test_the_whole_job_on_a_server(new_job: NewJob, address: str) -> None:
     account.add_message(NewMessage(chats[9]["id"], "outbound", "hello", now, "sent", metadata={"b": [1], "a": {}}))
     read = account.all("SELECT id, chat_id FROM messages WHERE status = 'delivered' ORDER BY created_us LIMIT 1")[0]
     account.run("UPDATE messages SET status = 'read', read_us = ? WHERE id = ?", (us(READ_AT), read["id"]))
-    spool(Place.of(job.database, "postgres"), [typing(1, conversation_id=chats[9]["id"]), seen(read)])
+    spool(Workspace.from_path(job.database, "postgres"), [typing(1, conversation_id=chats[9]["id"]), seen(read)])
     for transform in (False, False, True):
         last = job.run("--destination", "postgres", transform=transform).summary
     [event] = query(

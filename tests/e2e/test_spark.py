@@ -13,7 +13,7 @@ from helpers.hooks import spool, typing
 from helpers.job import Job
 from helpers.lake import change, needs_spark, query
 from helpers.marts_reference import check_marts
-from msgbubbles_sync.workspace import Place
+from msgbubbles_sync.workspace import Workspace
 
 INTO = ("--destination", "filesystem")
 
@@ -31,17 +31,17 @@ def test_the_whole_job_with_spark(new_job: Callable[..., Job]) -> None:
         "SOURCES__MSGBUBBLES__REFRESH_CHATS": '[{"every_hours": 0.0001}]',
         "TRANSFORMS__DATA_TESTS": "hold",
     }
-    place = Place.of(job.database, "filesystem")
+    workspace = Workspace.from_path(job.database, "filesystem")
     assert job.run(*INTO, transform=True).summary["outcome"] == "complete"
 
     deleted, written = change(job)
-    spool(place, [typing(1, conversation_id=written, created_at=datetime.now(UTC).isoformat())])
+    spool(workspace, [typing(1, conversation_id=written, created_at=datetime.now(UTC).isoformat())])
     for do_transform in (False, False, True):
         last = job.run(*INTO, transform=do_transform).summary
     assert (last["failed_tests"], last["held_marts"]) == ([], [])
-    gone = query(place, "SELECT chat_id FROM marts.thread_activity WHERE deleted_at IS NOT NULL")
+    gone = query(workspace, "SELECT chat_id FROM marts.thread_activity WHERE deleted_at IS NOT NULL")
     assert gone == [{"chat_id": deleted}]
-    check_marts(partial(query, place))
+    check_marts(partial(query, workspace))
     assert all(one["state"] != "failed" for one in job.ask("check", *INTO))
 
 

@@ -11,7 +11,7 @@ from msgbubbles_sync.groups.job import applied_groups, known_now
 from msgbubbles_sync.groups.ledger import Entry, Ledger
 from msgbubbles_sync.groups.model import KnownGroup
 from msgbubbles_sync.sandbox import Server
-from msgbubbles_sync.workspace import Place
+from msgbubbles_sync.workspace import Workspace
 
 OURS = "+14155550100"
 
@@ -27,7 +27,7 @@ class World:
     """An account behind a socket, and a warehouse's folder with its ledger."""
 
     server: Server
-    place: Place
+    workspace: Workspace
     max_attempts: int = 2
 
     def client(self) -> Client:
@@ -38,13 +38,13 @@ class World:
 
     def apply(self, *rows: dict[str, object], max_creates: int = 50, max_removals: int = 50) -> Applied:
         with self.client() as client:
-            return applied_groups(self.place, client, rows, max_creates=max_creates, max_removals=max_removals)
+            return applied_groups(self.workspace, client, rows, max_creates=max_creates, max_removals=max_removals)
 
     def known(self, key: str) -> KnownGroup:
-        return known_now(self.place)[key]
+        return known_now(self.workspace)[key]
 
     def entries(self) -> list[Entry]:
-        with Ledger.of(self.place.folder) as ledger:
+        with Ledger.of(self.workspace.folder) as ledger:
             return ledger.entries()
 
     def asked(self, since: int = 0) -> list[str]:

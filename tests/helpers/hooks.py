@@ -23,7 +23,7 @@ from msgbubbles_sync.webhooks.receiver import Receiver, server_of
 from msgbubbles_sync.webhooks.secrets import SecretStore, WebhookSettings
 from msgbubbles_sync.webhooks.serving import listening, receiver_of
 from msgbubbles_sync.webhooks.spool import Delivery, SpoolWriter, spool_of
-from msgbubbles_sync.workspace import Place
+from msgbubbles_sync.workspace import Workspace
 
 WEBHOOKS = Path(__file__).parents[2] / "pipelines" / "webhooks.py"
 KEY = b"a key that nobody else has"
@@ -44,19 +44,19 @@ def typing(number: int, **more: Any) -> bytes:
     return json.dumps(event | {"typing": True, "created_at": "2026-11-23T10:00:00.000Z"} | more).encode()
 
 
-def spool(place: Place, bodies: list[bytes]) -> None:
+def spool(workspace: Workspace, bodies: list[bytes]) -> None:
     """Leave deliveries in the spool, as a receiver does that ended."""
-    writer = SpoolWriter(spool_of(place))
+    writer = SpoolWriter(spool_of(workspace))
     for body in bodies:
         event = json.loads(body)
         writer.put(Delivery(event["id"], datetime.now(UTC), body.decode())).result()
     writer.close()
 
 
-def place_in(folder: Path) -> Place:
-    place = Place.of(folder / "company.duckdb")
-    place.make_folders()
-    return place
+def workspace_in(folder: Path) -> Workspace:
+    workspace = Workspace.from_path(folder / "company.duckdb")
+    workspace.make_folders()
+    return workspace
 
 
 @dataclass
@@ -79,12 +79,14 @@ class Served:
 
 
 @contextmanager
-def receiving(place: Place, settings: WebhookSettings = SETTINGS, secrets_file: Path | None = None) -> Iterator[Served]:
-    path = secrets_file or place.folder / "secrets.toml"
+def receiving(
+    workspace: Workspace, settings: WebhookSettings = SETTINGS, secrets_file: Path | None = None
+) -> Iterator[Served]:
+    path = secrets_file or workspace.folder / "secrets.toml"
     if not path.exists():
         path.write_text(f'[webhooks]\nsecrets = ["{SECRET}"]\n')
     said: list[str] = []
-    receiver = receiver_of(place, settings, SecretStore(path), said.append)
+    receiver = receiver_of(workspace, settings, SecretStore(path), said.append)
     listener, url = listening(settings)
     server = server_of(receiver)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)

@@ -11,8 +11,9 @@ import pytest
 from helpers.job import Job
 from msgbubbles_sync.dbt import spark
 from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.sandbox import NewMessage
-from msgbubbles_sync.workspace import Place, UsageError
+from msgbubbles_sync.workspace import Workspace
 
 try:
     spark.require()
@@ -45,8 +46,8 @@ def change(job: Job, metadata: dict[str, Any] | None = None) -> tuple[str, str]:
     return chats[5]["id"], chats[9]["id"]
 
 
-def query(place: Place, sql: str) -> list[dict[str, Any]]:
-    with destination_of(place).reading() as connection:
+def query(workspace: Workspace, sql: str) -> list[dict[str, Any]]:
+    with destination_of(workspace).reading() as connection:
         result = connection.execute(sql)
         names = [column[0] for column in result.description or ()]
         return [dict(zip(names, row, strict=True)) for row in result.fetchall()]

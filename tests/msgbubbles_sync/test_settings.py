@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from msgbubbles_sync import settings
-from msgbubbles_sync.cli.options import place_of
-from msgbubbles_sync.workspace import UsageError
+from msgbubbles_sync.cli.options import workspace_of
+from msgbubbles_sync.errors import UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -99,9 +99,9 @@ def test_what_is_in_the_wrong_place_is_refused_without_being_quoted(written: Pat
 
 @pytest.mark.usefixtures("written")
 def test_a_made_up_account_is_none_of_those_that_are_configured(tmp_path: Path) -> None:
-    assert place_of(tmp_path / "demo.duckdb", None, sandbox=True).account is None
+    assert workspace_of(tmp_path / "demo.duckdb", None, sandbox=True).account is None
     with pytest.raises(UsageError, match="leave out --account, and unset MSGBUBBLES_ACCOUNT"):
-        place_of(tmp_path / "demo.duckdb", "north", sandbox=True)
+        workspace_of(tmp_path / "demo.duckdb", "north", sandbox=True)
 
 
 def test_parallel_accounts_are_refused_wherever_they_are_configured(written: Path) -> None:
@@ -111,4 +111,4 @@ def test_parallel_accounts_are_refused_wherever_they_are_configured(written: Pat
     del os.environ["SYNC__PARALLEL_ACCOUNTS"]
     (written / "config.toml").write_text("[sync]\nparallel_accounts = 1\n")
     with pytest.raises(UsageError, match=r"\[sync\] parallel_accounts is no longer supported: accounts run one"):
-        place_of(None, None, sandbox=False)
+        workspace_of(None, None, sandbox=False)

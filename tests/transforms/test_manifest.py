@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from msgbubbles_sync.dbt import manifest_cache as manifest, runner as transform
-from msgbubbles_sync.workspace import Place
+from msgbubbles_sync.workspace import Workspace
 from msgbubbles_sync.dbt.runner import compile_models
 
 NAMES = ("duckdb", ":memory:", "UTC", "")
@@ -24,15 +24,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for module in (manifest, transform):
         monkeypatch.setattr(module, "PROJECT", copy)
     monkeypatch.setenv("MSGBUBBLES_DUCKDB_PATH", "")  # what is compiled sets it, and another test needs its own
-    compile_models(_place(tmp_path / "one"))
+    compile_models(_workspace(tmp_path / "one"))
     return copy
 
 
-def _place(folder: Path) -> Place:
+def _workspace(folder: Path) -> Workspace:
     folder.mkdir()
-    place = Place.of(folder / "company.duckdb")
-    place.make_folders()
-    return place
+    workspace = Workspace.from_path(folder / "company.duckdb")
+    workspace.make_folders()
+    return workspace
 
 
 def _append(text: str) -> Callable[[Path], None]:
@@ -52,7 +52,7 @@ def test_it_is_parsed_once_for_all_and_anew_when_the_project_changes(
 
     parsed: list[Any] = []
     monkeypatch.setattr(transform, "store", lambda *names: parsed.append(names))
-    compile_models(_place(tmp_path / "two"))
+    compile_models(_workspace(tmp_path / "two"))
     assert not parsed, "another warehouse of that name parses nothing"
 
     model = project / "models" / "marts" / "contact.sql"
@@ -75,5 +75,5 @@ def test_a_file_that_cannot_be_used_is_parsed_over(project: Path, tmp_path: Path
     for damage in (b"", kept.read_bytes()[: manifest.KEY_BYTES] + b"no msgpack"):
         kept.write_bytes(damage)
         assert manifest.stored(*NAMES) is None
-    compile_models(_place(tmp_path / "two"))
+    compile_models(_workspace(tmp_path / "two"))
     assert manifest.stored(*NAMES) is not None

@@ -10,7 +10,7 @@ import pytest
 
 from msgbubbles.source.failed_reads import FailedRead
 from msgbubbles_sync.run_log import store_failed_reads
-from msgbubbles_sync.workspace import Place
+from msgbubbles_sync.workspace import Workspace
 from msgbubbles_sync.dbt.runner import Transforms, _Dbt
 
 ROWS_OF_A_CHAT = {
@@ -192,8 +192,8 @@ def test_chat_whose_latest_message_is_not_visible_yet_is_not_complete(
     assert found() == not_visible | {"deleted message": (True, 49, "us", 1), "read": (True, 49, "us", 1)}
     # The lookback is the source's, whatever the project was parsed with.
     monkeypatch.setenv("SOURCES__MSGBUBBLES__LOOKBACK_SECONDS", "420")
-    place = Place.of(warehouse.path)
-    dbt = _Dbt(place, "duckdb", {"MSGBUBBLES_DUCKDB_PATH": str(warehouse.path)}, Transforms())
+    workspace = Workspace.from_path(warehouse.path)
+    dbt = _Dbt(workspace, "duckdb", {"MSGBUBBLES_DUCKDB_PATH": str(warehouse.path)}, Transforms())
     assert not dbt.run("run", "--select", "thread_activity").wrong
     assert found() == not_visible | {"deleted message": (False, None, None, 1), "read": (True, 49, "us", 1)}
 

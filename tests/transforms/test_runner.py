@@ -11,21 +11,21 @@ import duckdb
 import pytest
 
 from msgbubbles_sync.dbt.runner import TransformError, Transforms, transform
-from msgbubbles_sync.workspace import Place
+from msgbubbles_sync.workspace import Workspace
 
 
 def test_failed_model_leaves_the_database_closed(warehouse: Any, tmp_path: Path) -> None:
-    place = Place.of(tmp_path / "company.duckdb")
-    place.make_folders()
+    workspace = Workspace.from_path(tmp_path / "company.duckdb")
+    workspace.make_folders()
     warehouse.load("1", chats=[{"id": "a", "from_handle": "+1"}])
     warehouse.execute("create schema staging", "create table staging.built_loads (renamed varchar)")
-    shutil.copy(warehouse.path, place.work)
+    shutil.copy(warehouse.path, workspace.work)
     gc.disable()  # it may come by chance
     try:
         with pytest.raises(TransformError, match="the marts could not be built"):
-            transform(place, Transforms())
+            transform(workspace, Transforms())
         # Refused while dbt has the file open to write.
-        with duckdb.connect(str(place.work), read_only=True) as connection:
+        with duckdb.connect(str(workspace.work), read_only=True) as connection:
             connection.execute("from duckdb_tables()").fetchall()
     finally:
         gc.enable()

@@ -15,7 +15,7 @@ from helpers.marts_account import KEYS, Account
 from helpers.marts_reference import MARTS, World, differences
 from msgbubbles_sync.destinations import destination_of
 from msgbubbles_sync.destinations.parquet_files import TABLES
-from msgbubbles_sync.workspace import Place
+from msgbubbles_sync.workspace import Workspace
 from msgbubbles_sync.dbt.runner import Transforms, transform
 
 ZONE = ZoneInfo("America/New_York")
@@ -59,20 +59,20 @@ def test_marts_of_two_executors_are_those_on_duckdb(
     told = {"enabled": "true", "dir": log.as_uri(), "rolling.enabled": "false", "compress": "false"}
     settings = CLUSTER | {f"spark.eventLog.{name}": value for name, value in told.items()}
     monkeypatch.setenv("TRANSFORMS__SPARK", json.dumps(settings))
-    place = Place.of(tmp_path / "company.duckdb", "filesystem")
-    place.make_folders()
-    destination = destination_of(place)
+    workspace = Workspace.from_path(tmp_path / "company.duckdb", "filesystem")
+    workspace.make_folders()
+    destination = destination_of(workspace)
     destination.prepare()
     account = Account(11, at)
     # A later load has a higher number, as dlt's do.
     load_ids = iter(sorted(account.load_ids))
     for size, options in ((12, ["--full-refresh"]), (2, [])):
         land(files / "msgbubbles", warehouse, next(load_ids), account.next_load(size=size))
-        transform(place, Transforms(ZONE.key, "publish"))
+        transform(workspace, Transforms(ZONE.key, "publish"))
         destination.publish()
         warehouse.transform("--vars", f"time_zone: {ZONE.key}", *options)
         for name, reference in MARTS.items():
-            built = query(place, f"SELECT * FROM marts.{name}")
+            built = query(workspace, f"SELECT * FROM marts.{name}")
             assert built, name
             assert list(built[0]) == list(warehouse.mart(name)[0]), name
             assert not (wrong := differences(built, warehouse.mart(name))), f"{name}: {wrong}"

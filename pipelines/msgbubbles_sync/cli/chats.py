@@ -26,9 +26,10 @@ from typer.core import TyperGroup
 
 from msgbubbles_sync.destinations import destination_of
 from msgbubbles_sync.destinations.claims import claim
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import one_job
 from msgbubbles_sync.run_log import Journal
-from msgbubbles_sync.workspace import CLAIM, Place, UsageError
+from msgbubbles_sync.workspace import CLAIM, Workspace
 
 from .console import Reporter
 from .options import (
@@ -44,12 +45,12 @@ from .options import (
     app_of,
     ended,
     explained,
-    place_of,
     readable_configuration,
     requests_per_minute,
     source_option,
     stopped_by_signals,
     transport_of,
+    workspace_of,
 )
 
 if TYPE_CHECKING:
@@ -106,11 +107,13 @@ def sync(
     """Load what is new, build the marts, publish (this is the default command)."""
     reporter = Reporter(quiet=quiet, as_json=as_json)
 
-    def body(place: Place) -> int:
-        place.make_folders()
-        place.configure_dlt()
-        with one_job(place.folder):
-            return _recorded_sync(place, reporter, sandbox, since, max_requests, accept_ties, not no_transform, as_json)
+    def body(workspace: Workspace) -> int:
+        workspace.make_folders()
+        workspace.configure_dlt()
+        with one_job(workspace.folder):
+            return _recorded_sync(
+                workspace, reporter, sandbox, since, max_requests, accept_ties, not no_transform, as_json
+            )
 
     _run(body, reporter, database, account, destination, sandbox=sandbox, for_each=True)
 
@@ -127,12 +130,12 @@ def plan(
     """Say what the next run would read and what that costs. Makes no request."""
     reporter = Reporter(quiet=False, as_json=as_json)
 
-    def body(place: Place) -> int:
-        with _configured(place, sandbox, serve=probe) as (options, run, settings):
+    def body(workspace: Workspace) -> int:
+        with _configured(workspace, sandbox, serve=probe) as (options, run, settings):
             from msgbubbles_sync.inspect import plan as planning
             from msgbubbles_sync.inspect.local_state import Known
 
-            known = Known(place)
+            known = Known(workspace)
             steps = planning.steps(known, settings, int(time.time() * 1000))
             fresh = planning.probe(known, transport_of(options, run, SCRIPT)) if probe else None
             reporter.plan(steps, fresh, requests_per_minute(options))
@@ -152,8 +155,8 @@ def check(
     """Look at everything a run needs, and at how the API behaves. Exit status 3 when something has to be mended."""
     reporter = Reporter(quiet=False, as_json=as_json)
 
-    def body(place: Place) -> int:
-        with _configured(place, sandbox) as (options, run, _settings):
+    def body(workspace: Workspace) -> int:
+        with _configured(workspace, sandbox) as (options, run, _settings):
             from msgbubbles.client import Client
             from msgbubbles_sync.inspect.check import findings
             from msgbubbles_sync.webhooks import health
@@ -163,8 +166,8 @@ def check(
                 return Client(transport_of(options, run, SCRIPT, max_attempts=2), sender_field)
 
             run.max_requests = 20
-            of_the_job = findings(place, connect)
-            found = reporter.findings(chain(of_the_job, health.findings(place)))
+            of_the_job = findings(workspace, connect)
+            found = reporter.findings(chain(of_the_job, health.findings(workspace)))
         return EXIT_INCOMPLETE if any(one.state == "failed" for one in found) else 0
 
     _run(body, reporter, database, account, destination, sandbox=sandbox, for_each=True)
@@ -186,13 +189,13 @@ def verify(
     """Compare the published warehouse with the API, field by field. Exit status 3 when they differ."""
     reporter = Reporter(quiet=False, as_json=as_json)
 
-    def body(place: Place) -> int:
+    def body(workspace: Workspace) -> int:
         if full == (sample is not None):
             raise UsageError("verify: say --full, or --sample 20")
-        if not destination_of(place).exists():
-            raise UsageError(f"verify: {place.database} is not there; run the sync first")
+        if not destination_of(workspace).exists():
+            raise UsageError(f"verify: {workspace.database} is not there; run the sync first")
         with (
-            _configured(place, sandbox) as (options, run, settings),
+            _configured(workspace, sandbox) as (options, run, settings),
             stopped_by_signals(run.stop),
             reporter.following(run),
         ):
@@ -205,11 +208,11 @@ def verify(
                 return client_of(transport_of(options, run, SCRIPT), options["privacy"], sender_field=sender_field)
 
             with connect() as client:
-                verdict = compare(Known(place), client, settings, sample=sample, on_page=run.on_page)
+                verdict = compare(Known(workspace), client, settings, sample=sample, on_page=run.on_page)
             if repair and not verdict.is_equal:
-                _repaired(place, reporter, options, verdict)
+                _repaired(workspace, reporter, options, verdict)
                 with connect() as client:
-                    verdict = compare(Known(place), client, settings, sample=sample, on_page=run.on_page)
+                    verdict = compare(Known(workspace), client, settings, sample=sample, on_page=run.on_page)
         reporter.verdict(verdict, run)
         return 0 if verdict.is_equal else EXIT_INCOMPLETE
 
@@ -230,12 +233,12 @@ def status(
     """Say how fresh and how complete the copy is, and what the last runs did. Makes no request."""
     reporter = Reporter(quiet=False, as_json=as_json)
 
-    def body(place: Place) -> int:
-        with _configured(place, sandbox, serve=False) as (_options, _run, settings):
+    def body(workspace: Workspace) -> int:
+        with _configured(workspace, sandbox, serve=False) as (_options, _run, settings):
             from msgbubbles_sync.inspect.local_state import Known
             from msgbubbles_sync.inspect.status import show, status_of
 
-            known, now = Known(place), datetime.now(UTC)
+            known, now = Known(workspace), datetime.now(UTC)
             found = status_of(known, settings.start_ms, now)
             reporter.print(found.as_dict(), lambda console: show(found, known, settings.start_ms, now, console))
         stale = found.age_minutes is None or (max_age_minutes is not None and found.age_minutes > max_age_minutes)
@@ -259,9 +262,9 @@ def erase(
     """Remove people from the warehouse and its files, and keep them out of it. Makes no request."""
     reporter = Reporter(quiet=False, as_json=as_json)
 
-    def body(place: Place) -> int:
-        place.make_folders()
-        place.configure_dlt()
+    def body(workspace: Workspace) -> int:
+        workspace.make_folders()
+        workspace.configure_dlt()
         with readable_configuration():
             import dlt  # noqa: F401
 
@@ -272,8 +275,8 @@ def erase(
         people = _lines(handles)
         if not yes and not typer.confirm(f"Erase {len(people)} people for good?", err=True):
             return EXIT_STOPPED
-        with one_job(place.folder), one_job(place.folder, "apply"):
-            certificate = erasing.erase(place, people, transforms, reporter.say)
+        with one_job(workspace.folder), one_job(workspace.folder, "apply"):
+            certificate = erasing.erase(workspace, people, transforms, reporter.say)
         reporter.print(certificate.as_dict(), lambda console: console.print(str(certificate), soft_wrap=True))
         return 0
 
@@ -303,9 +306,9 @@ def privacy(
     Makes no request."""
     reporter = Reporter(quiet=False, as_json=as_json)
 
-    def apply(place: Place) -> int:
-        place.make_folders()
-        place.configure_dlt()
+    def apply(workspace: Workspace) -> int:
+        workspace.make_folders()
+        workspace.configure_dlt()
         with readable_configuration():
             import dlt  # noqa: F401
 
@@ -313,13 +316,13 @@ def privacy(
             from msgbubbles_sync.privacy.reapply import apply
 
             transforms = Transforms.configured()
-        with one_job(place.folder), one_job(place.folder, "apply"):
-            changed = apply(place, transforms, reporter.say)
+        with one_job(workspace.folder), one_job(workspace.folder, "apply"):
+            changed = apply(workspace, transforms, reporter.say)
         what = ", ".join(f"{count:,} of {table}" for table, count in sorted(changed.items())) or "nothing had to change"
         reporter.print({action: dict(changed)}, lambda console: console.print(f"Changed: {what}.", soft_wrap=True))
         return 0
 
-    def lookup(_place: Place) -> int:
+    def lookup(_workspace: Workspace) -> int:
         from msgbubbles_sync.policy.applied import looked_up
 
         found = looked_up(_lines(names or []))
@@ -338,7 +341,7 @@ def privacy(
 
 
 def _run(
-    body: Callable[[Place], int],
+    body: Callable[[Workspace], int],
     reporter: Reporter,
     database: Path | None,
     account: str | None,
@@ -347,7 +350,13 @@ def _run(
     sandbox: bool,
     for_each: bool = False,
 ) -> None:
-    ended(body, lambda: place_of(database, account, destination, sandbox=sandbox), reporter, STOPPED, for_each=for_each)
+    ended(
+        body,
+        lambda: workspace_of(database, account, destination, sandbox=sandbox),
+        reporter,
+        STOPPED,
+        for_each=for_each,
+    )
 
 
 def _lines(arguments: Iterable[str]) -> list[str]:
@@ -357,28 +366,30 @@ def _lines(arguments: Iterable[str]) -> list[str]:
 
 
 @contextmanager
-def _configured(place: Place, sandbox: bool, *, serve: bool = True) -> Iterator[tuple[dict[str, Any], Run, Settings]]:
+def _configured(
+    workspace: Workspace, sandbox: bool, *, serve: bool = True
+) -> Iterator[tuple[dict[str, Any], Run, Settings]]:
     """What every command but sync begins with: how to reach the account, a run, and the source's settings."""
-    place.make_folders()
-    place.configure_dlt()
+    workspace.make_folders()
+    workspace.configure_dlt()
     with readable_configuration():
         import dlt
 
         from msgbubbles.source import msgbubbles_source
         from msgbubbles.source.run import Run
         from msgbubbles_sync.policy.applied import redactor_of
-    with account_of(place, sandbox=sandbox and serve) as account:
+    with account_of(workspace, sandbox=sandbox and serve) as account:
         run = Run()
         with readable_configuration():
             key: Any = dlt.secrets.get("sources.msgbubbles.api_key") or ""
-            options = {"api_key": key, "privacy": redactor_of(place), **account}
+            options = {"api_key": key, "privacy": redactor_of(workspace), **account}
             msgbubbles_source(run=run, **options)
         if run.settings is None:
             raise UsageError("dlt_config: the source could not be configured")
         yield options, run, run.settings
 
 
-def _repaired(place: Place, reporter: Reporter, options: dict[str, Any], verdict: Verdict) -> None:
+def _repaired(workspace: Workspace, reporter: Reporter, options: dict[str, Any], verdict: Verdict) -> None:
     """Read by id what a comparison found to differ."""
     from msgbubbles.source.run import Repair, Run
     from msgbubbles_sync.dbt.runner import Transforms
@@ -390,18 +401,18 @@ def _repaired(place: Place, reporter: Reporter, options: dict[str, Any], verdict
     threads = [one.chat_id for one in verdict.differences if one.table != "chats" and one.chat_id]
     run, report = Run(), Report()
     wanted = Repair(chats=list(dict.fromkeys(chats)), threads=list(dict.fromkeys(threads)))
-    with one_job(place.folder), stopped_by_signals(run.stop), reporter.following(run):
+    with one_job(workspace.folder), stopped_by_signals(run.stop), reporter.following(run):
         repair(
-            place, run, report, wanted, options, Transforms.configured(), reporter.say,
-            lambda: as_dict(place, run, report, _status_of(run, report)),
+            workspace, run, report, wanted, options, Transforms.configured(), reporter.say,
+            lambda: as_dict(workspace, run, report, _status_of(run, report)),
         )  # fmt: skip
-    Journal(place.folder).add(as_dict(place, run, report, _status_of(run, report)))
+    Journal(workspace.folder).add(as_dict(workspace, run, report, _status_of(run, report)))
     if run.error is not None:
         raise run.error
 
 
 def _recorded_sync(
-    place: Place,
+    workspace: Workspace,
     reporter: Reporter,
     sandbox: bool,
     since: datetime | None,
@@ -436,33 +447,33 @@ def _recorded_sync(
         batch_pages = _number("sync.batch_pages", 500, at_least=MIN_BATCH_PAGES)
         publish_minutes = _number("sync.publish_minutes", 60, at_least=1)
         transforms = Transforms.configured()
-    if not (place.folder / CLAIM).exists():
+    if not (workspace.folder / CLAIM).exists():
         # Tables of a newer version are refused as such, whosever they are.
         with suppress(UsageError):
-            Known(place).states()
-    claim(place, destination_of(place), sandbox=sandbox, say=reporter.fail)
-    restore(place, reporter.fail)
-    redactor = redactor_of(place)
+            Known(workspace).states()
+    claim(workspace, destination_of(workspace), sandbox=sandbox, say=reporter.fail)
+    restore(workspace, reporter.fail)
+    redactor = redactor_of(workspace)
     options: dict[str, Any] = {"privacy": redactor}
     if since is not None:
         options["start_date"] = f"{since:%Y-%m-%d}"
-    options |= refresh_options(place)
+    options |= refresh_options(workspace)
     run = Run(batch_pages=batch_pages, max_requests=max_requests, accept_overflows=accept_ties)
     report = Report()
     status, message = EXIT_FAILED, ""
     try:
-        with stopped_by_signals(run.stop), account_of(place, sandbox=sandbox) as account, reporter.following(run):
-            if place.is_pending("policy"):
+        with stopped_by_signals(run.stop), account_of(workspace, sandbox=sandbox) as account, reporter.following(run):
+            if workspace.is_pending("policy"):
                 reporter.say("finishing a change of the policy that was cut off")
-                apply_policy(place, transforms, reporter.say)
-            if place.is_pending("erase"):
+                apply_policy(workspace, transforms, reporter.say)
+            if workspace.is_pending("erase"):
                 reporter.say("finishing an erasure that was cut off")
-                purge(place, transforms, reporter.say)
-            report.expired = dict(expire(place, redactor.policy, transforms, reporter.say))
-            land_ledger(place)
-            _told(land_events(place), reporter)
+                purge(workspace, transforms, reporter.say)
+            report.expired = dict(expire(workspace, redactor.policy, transforms, reporter.say))
+            land_ledger(workspace)
+            _told(land_events(workspace), reporter)
             run_sync(
-                place,
+                workspace,
                 run,
                 report,
                 options | account,
@@ -470,22 +481,22 @@ def _recorded_sync(
                 transforms=transforms,
                 publish_minutes=publish_minutes,
                 say=reporter.say,
-                record=lambda: as_dict(place, run, report, _status_of(run, report)),
+                record=lambda: as_dict(workspace, run, report, _status_of(run, report)),
             )
-        keep_found(place, redactor)
-        tidy(place)
+        keep_found(workspace, redactor)
+        tidy(workspace)
         status = _status_of(run, report)
-        reporter.summary(place, run, report, sandbox=sandbox)
+        reporter.summary(workspace, run, report, sandbox=sandbox)
     except KeyboardInterrupt:
         status, message = EXIT_STOPPED, "stopped at once"
         raise
     except Exception as error:
-        status, message = explained(error, place)
+        status, message = explained(error, workspace)
         raise
     finally:
-        record = as_dict(place, run, report, status, error=message or None)
+        record = as_dict(workspace, run, report, status, error=message or None)
         with suppress(OSError):  # a full disk has its own error already
-            Journal(place.folder).add(record)
+            Journal(workspace.folder).add(record)
         if as_json:
             sys.stdout.write(json.dumps(record) + "\n")
     return status

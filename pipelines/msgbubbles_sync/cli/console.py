@@ -20,7 +20,7 @@ from rich.table import Table
 
 from msgbubbles_sync.destinations import destination_of
 from msgbubbles_sync.lock import note_progress
-from msgbubbles_sync.workspace import Place
+from msgbubbles_sync.workspace import Workspace
 
 if TYPE_CHECKING:
     from msgbubbles.source.coverage import Coverage
@@ -79,7 +79,7 @@ class Reporter:
         elif time.monotonic() - self._said_at > SECONDS_BETWEEN_LINES:
             self.say(line)
 
-    def summary(self, place: Place, run: Run, report: Report, *, sandbox: bool) -> None:
+    def summary(self, workspace: Workspace, run: Run, report: Report, *, sandbox: bool) -> None:
         """The closing words."""
         if self.as_json:
             return
@@ -105,7 +105,7 @@ class Reporter:
                 self._output.print("Nothing is new: the published file stays as it is.")
         else:
             size = "" if report.published_bytes is None else f" ({report.published_bytes / 1e6:.1f} MB)"
-            self._output.print(f"Published {destination_of(place).title}{size}:")
+            self._output.print(f"Published {destination_of(workspace).title}{size}:")
             rows = "  ".join(f"{table} {count:,}" for table, count in report.rows_in_warehouse.items())
             self._output.print(f"  {rows}", soft_wrap=True)
         if sandbox and run.error is None and run.halt is None:
@@ -248,7 +248,9 @@ def outcome_of(run: Run) -> str:
     return "failed" if run.error else "stopped" if run.stop.is_set() else "partial" if run.halt else "complete"
 
 
-def as_dict(place: Place, run: Run, report: Report, exit_status: int, *, error: str | None = None) -> dict[str, Any]:
+def as_dict(
+    workspace: Workspace, run: Run, report: Report, exit_status: int, *, error: str | None = None
+) -> dict[str, Any]:
     """The record of a run that ends now, for log collectors and `sync_runs`; instants are ISO 8601, durations
     seconds."""
     error = error or (None if run.error is None else str(run.error))
@@ -259,8 +261,8 @@ def as_dict(place: Place, run: Run, report: Report, exit_status: int, *, error: 
         "outcome": "failed" if error else outcome_of(run),
         "exit_status": exit_status,
         "error": error,
-        "account": place.account,
-        "database": destination_of(place).title,
+        "account": workspace.account,
+        "database": destination_of(workspace).title,
         "published": report.published,
         "slices": report.slices,
         "requests_total": run.traffic.total,

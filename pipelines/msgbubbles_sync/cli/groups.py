@@ -19,9 +19,10 @@ import typer
 
 from msgbubbles_sync.destinations import destination_of
 from msgbubbles_sync.destinations.claims import claim
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.guards import MAX_CREATES, MAX_REMOVALS
 from msgbubbles_sync.lock import AnotherJobRunsError, one_job
-from msgbubbles_sync.workspace import Place, UsageError
+from msgbubbles_sync.workspace import Workspace
 
 from .console import Reporter
 from .options import (
@@ -35,7 +36,7 @@ from .options import (
     app_of,
     begun,
     ended,
-    place_of,
+    workspace_of,
 )
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def plan(
 
     def body(command: Command) -> int:
         if out is not None:
-            _check_files(command.place)
+            _check_files(command.workspace)
         made = _planned(command, table)
         if out is not None:
             from msgbubbles_sync.groups.plan import save
@@ -112,13 +113,13 @@ def apply(
 
         saved = load(Path(table)) if table and table.endswith(".json") else None
         if saved is not None:
-            _check_files(command.place)
+            _check_files(command.workspace)
         if dry_run:
             return _dry_run(command, table, saved, max_creates, max_removals, reporter)
         if not yes and not sys.stdin.isatty():
             raise UsageError("nobody is there to be asked; say --yes to apply without asking")
-        _claim(command.place, reporter, sandbox=sandbox)
-        with one_job(command.place.folder, "apply"):
+        _claim(command.workspace, reporter, sandbox=sandbox)
+        with one_job(command.workspace.folder, "apply"):
             return _applied(command, table, saved, max_creates, max_removals, reporter, ask=not yes)
 
     _run(body, database, account, reporter, sandbox=sandbox, serve=not dry_run)
@@ -141,12 +142,12 @@ def import_(
 
         from .groups_report import adopted_text
 
-        _claim(command.place, reporter, sandbox=sandbox)
-        with one_job(command.place.folder, "apply"), command.client() as client:
-            sighting = adopted(command.place, client, key.strip(), chat_id)
+        _claim(command.workspace, reporter, sandbox=sandbox)
+        with one_job(command.workspace.folder, "apply"), command.client() as client:
+            sighting = adopted(command.workspace, client, key.strip(), chat_id)
         as_dict = {"key": sighting.key, "chat_id": sighting.chat_id, "members": len(sighting.handles or ())}
         reporter.print(as_dict, lambda console: console.print(adopted_text(sighting), markup=False, soft_wrap=True))
-        _land(command.place, reporter)
+        _land(command.workspace, reporter)
         return 0
 
     _run(body, database, account, reporter, sandbox=sandbox)
@@ -184,15 +185,15 @@ def _run(
     sandbox: bool,
     serve: bool = True,
 ) -> None:
-    def run(place: Place) -> int:
-        with begun(place, SCRIPT, sandbox=sandbox and serve) as command:
+    def run(workspace: Workspace) -> int:
+        with begun(workspace, SCRIPT, sandbox=sandbox and serve) as command:
             return body(command)
 
-    ended(run, lambda: place_of(database, account, sandbox=sandbox), reporter, STOPPED)
+    ended(run, lambda: workspace_of(database, account, sandbox=sandbox), reporter, STOPPED)
 
 
-def _claim(place: Place, reporter: Reporter, *, sandbox: bool) -> None:
-    claim(place, destination_of(place), sandbox=sandbox, say=reporter.fail)
+def _claim(workspace: Workspace, reporter: Reporter, *, sandbox: bool) -> None:
+    claim(workspace, destination_of(workspace), sandbox=sandbox, say=reporter.fail)
 
 
 def _table(table: str | None) -> str:
@@ -206,10 +207,10 @@ def _table(table: str | None) -> str:
     return str(named)
 
 
-def _check_files(place: Place) -> None:
+def _check_files(workspace: Workspace) -> None:
     from msgbubbles_sync.groups.redact import Disguise
 
-    if Disguise.of(place).hides:
+    if Disguise.of(workspace).hides:
         raise UsageError(NO_FILE)
 
 
@@ -217,7 +218,7 @@ def _planned(command: Command, table: str | None) -> Plan:
     from msgbubbles_sync.groups.desired import rows_of
     from msgbubbles_sync.groups.job import planned
 
-    return planned(command.place, rows_of(_table(table), command.place))
+    return planned(command.workspace, rows_of(_table(table), command.workspace))
 
 
 def _show_plan(command: Command, made: Plan, reporter: Reporter) -> None:
@@ -225,8 +226,8 @@ def _show_plan(command: Command, made: Plan, reporter: Reporter) -> None:
 
     from .groups_report import plan_dict, show_plan
 
-    unsettled, per_minute = unsettled_count(command.place), command.requests_per_minute
-    known = known_now(command.place)
+    unsettled, per_minute = unsettled_count(command.workspace), command.requests_per_minute
+    known = known_now(command.workspace)
     reporter.print(
         plan_dict(made, unsettled, per_minute),
         lambda console: show_plan(console, made, known, unsettled, per_minute),
@@ -239,7 +240,7 @@ def _dry_run(
     from msgbubbles_sync.groups import guards
     from msgbubbles_sync.groups.job import still_fitting
 
-    made = _planned(command, table) if saved is None else still_fitting(command.place, saved)
+    made = _planned(command, table) if saved is None else still_fitting(command.workspace, saved)
     _show_plan(command, made, reporter)
     guards.check(made, max_creates, max_removals)
     return 0
@@ -266,11 +267,11 @@ def _applied(
         _show_plan(command, made, Reporter(quiet=False, as_json=False))
         return typer.confirm("Apply it?", err=True)
 
-    wanted = saved or rows_of(_table(table), command.place)
+    wanted = saved or rows_of(_table(table), command.workspace)
     run = command.run
     with command.client() as client:
         applied = applied_groups(
-            command.place,
+            command.workspace,
             client,
             wanted,
             max_creates=max_creates,
@@ -282,7 +283,7 @@ def _applied(
     reporter.print(applied.as_dict() | {"requests": requests}, lambda console: show_applied(console, applied, requests))
     for line in complaints(applied):
         reporter.fail(line)
-    _land(command.place, reporter)
+    _land(command.workspace, reporter)
     return _status_of(applied)
 
 
@@ -296,13 +297,13 @@ def _status_of(applied: Applied) -> int:
     return EXIT_INCOMPLETE if applied.failures or applied.left else 0
 
 
-def _land(place: Place, reporter: Reporter) -> None:
+def _land(workspace: Workspace, reporter: Reporter) -> None:
     """Bring the ledger into the warehouse; where a sync is at work, the next one does it."""
     from msgbubbles_sync.groups.load import land_ledger
 
     try:
-        with one_job(place.folder):
-            land_ledger(place)
+        with one_job(workspace.folder):
+            land_ledger(workspace)
     except AnotherJobRunsError:
         reporter.say("a sync is at work; the next one brings these operations into the warehouse")
 
@@ -318,7 +319,7 @@ def _each(
         from msgbubbles_sync.groups.display import escaped
         from msgbubbles_sync.groups.job import known_now
 
-        known = known_now(command.place)
+        known = known_now(command.workspace)
         failed = forbidden = 0
         with command.client() as client:
             for chat in chats:

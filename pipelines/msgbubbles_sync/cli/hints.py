@@ -13,7 +13,7 @@ import duckdb
 
 from msgbubbles_sync.destinations import destination_of
 from msgbubbles_sync.destinations.publish import DAMAGE_WORDS
-from msgbubbles_sync.workspace import Place
+from msgbubbles_sync.workspace import Workspace
 
 FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -27,10 +27,10 @@ MEMORY_WORDS = re.compile("cannot allocate memory|out of memory|can't start new 
 LOCK_WORDS = re.compile(r"could not set lock on file .*?(?:\(PID (\d+)\)|$)", re.I | re.S)
 
 
-def trouble_of(error: BaseException, place: Place) -> str | None:
+def trouble_of(error: BaseException, workspace: Workspace) -> str | None:
     """What is wrong and how to fix it; null where this cannot be said."""
     causes = list(causes_of(error))
-    meant = destination_of(place).explain("\n".join(str(cause) for cause in causes))
+    meant = destination_of(workspace).explain("\n".join(str(cause) for cause in causes))
     if meant is not None:
         return meant
     if any(_is_of_memory(cause) for cause in causes):
@@ -42,12 +42,12 @@ def trouble_of(error: BaseException, place: Place) -> str | None:
     if any(_is(cause, FULL, FULL_WORDS) for cause in causes):
         where = _path(causes, FULL)
         return (
-            f"no space is left {f'for {where}' if where else f'to write next to {place.database}'} (or a file may not "
-            "grow that large): free some; what was loaded stays, and the next run goes on from there"
+            f"no space is left {f'for {where}' if where else f'to write next to {workspace.database}'} (or a file may "
+            "not grow that large): free some; what was loaded stays, and the next run goes on from there"
         )
     if any(_is(cause, REFUSED, REFUSED_WORDS) for cause in causes):
-        path = _path(causes, REFUSED) or place.folder
-        if not path.is_relative_to(place.file.parent) and not path.is_relative_to(place.folder):
+        path = _path(causes, REFUSED) or workspace.folder
+        if not path.is_relative_to(workspace.file.parent) and not path.is_relative_to(workspace.folder):
             return f"{path} cannot be used: let the user of this job read and write it"
         return (
             f"{path} cannot be written: let the user of this job write there, or choose another --database; the "
@@ -56,11 +56,11 @@ def trouble_of(error: BaseException, place: Place) -> str | None:
     locked = next(filter(None, (LOCK_WORDS.search(str(one)) for one in causes if _is_named(one))), None)
     if locked is not None:
         holder = f"process {locked[1]}" if locked[1] else "another process"
-        return f"{place.work} is open in {holder}: close it there; readers are to open {place.database}"
+        return f"{workspace.work} is open in {holder}: close it there; readers are to open {workspace.database}"
     if any(isinstance(cause, duckdb.Error) and DAMAGE_WORDS.search(str(cause)) for cause in causes):
         return (
-            f"{place.work} or {place.database} is damaged: run again; a run restores the one from the other, and reads "
-            "again what neither has"
+            f"{workspace.work} or {workspace.database} is damaged: run again; a run restores the one from the other, "
+            "and reads again what neither has"
         )
     failed = next((one for one in causes if isinstance(one, OSError) and one.errno is not None), None)
     if failed is not None:

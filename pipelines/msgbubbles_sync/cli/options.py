@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.lock import AnotherJobRunsError, JobStalledError
 from msgbubbles_sync.settings import ACCOUNT_VARIABLE, account_names, configuration_folder, content_of, use_account
-from msgbubbles_sync.workspace import ROOT, Place, UsageError, written_privately
+from msgbubbles_sync.workspace import ROOT, Workspace
 
 from .accounts import run_each
 from .console import Reporter
@@ -113,26 +115,28 @@ class _NoPandas(MetaPathFinder):
             raise ModuleNotFoundError("pandas is not for the job", name=name)
 
 
-def place_of(database: Path | None, account: str | None, destination: str = "duckdb", *, sandbox: bool) -> Place:
+def workspace_of(
+    database: Path | None, account: str | None, destination: str = "duckdb", *, sandbox: bool
+) -> Workspace:
     """The warehouse that a command is about, or one account's part of it, by which this process is then configured.
     Raises `UsageError`, of it `SeveralAccountsError` where none was named."""
     database = database or ROOT / f"{'sandbox' if sandbox else 'warehouse'}.{destination}"
     if sandbox:
         if account is not None:
             raise UsageError(f"--sandbox is an account by itself: leave out --account, and unset {ACCOUNT_VARIABLE}")
-        return Place.of(database, destination)
+        return Workspace.from_path(database, destination)
     known = account_names()
     if account is None:
         if known:
             raise SeveralAccountsError(known)
-        return Place.of(database, destination)
+        return Workspace.from_path(database, destination)
     if account not in known:
         there = f"there are {', '.join(known)}" if known else "there is none"
         raise UsageError(f"--account {account}: {there}, see [accounts.NAME] in dlt_config/config.toml")
     use_account(account)
-    place = Place.of(database, destination, account)
-    place.check_named()
-    return place
+    workspace = Workspace.from_path(database, destination, account)
+    workspace.check_named()
+    return workspace
 
 
 class SeveralAccountsError(UsageError):
@@ -144,8 +148,8 @@ class SeveralAccountsError(UsageError):
 
 
 def ended(
-    body: Callable[[Place], int],
-    place_of: Callable[[], Place],
+    body: Callable[[Workspace], int],
+    workspace_of: Callable[[], Workspace],
     reporter: Reporter,
     stopped: str,
     *,
@@ -154,16 +158,16 @@ def ended(
     """Run a command, tell what went wrong in its way, and exit with the status that says so. `stopped` says what a
     second Ctrl-C means. If several accounts are configured and none is named, `for_each` runs it for each of them."""
     os.umask(0o077)  # whatever dlt, dbt and we write is for this user only
-    place = None
+    workspace = None
     try:
         try:
-            place = place_of()
+            workspace = workspace_of()
         except SeveralAccountsError as several:
             if not for_each:
                 raise
             status = run_each(several.names, quiet=reporter.quiet, as_json=reporter.as_json)
         else:
-            status = body(place)
+            status = body(workspace)
     except AnotherJobRunsError as error:
         reporter.fail(str(error))
         status = EXIT_FAILED if isinstance(error, JobStalledError) else EXIT_LOCKED
@@ -171,13 +175,13 @@ def ended(
         reporter.fail(stopped)
         status = EXIT_STOPPED
     except Exception as error:
-        status, message = explained(error, place)
+        status, message = explained(error, workspace)
         reporter.fail(message)
     sys.stdout.flush()
     raise typer.Exit(status)
 
 
-def explained(error: Exception, place: Place | None) -> tuple[int, str]:
+def explained(error: Exception, workspace: Workspace | None) -> tuple[int, str]:
     """The exit status for an error, and what to say of it. What the database or dlt say may quote rows, so that goes
     to a file that only the user reads."""
     if isinstance(error, UsageError):
@@ -199,11 +203,11 @@ def explained(error: Exception, place: Place | None) -> tuple[int, str]:
         return EXIT_USAGE, str(error)
     if isinstance(error, Interrupted):
         return EXIT_STOPPED, str(error)
-    if isinstance(error, MsgBubblesError | TransformError) or place is None:
+    if isinstance(error, MsgBubblesError | TransformError) or workspace is None:
         return EXIT_FAILED, str(error)
-    trouble = trouble_of(error, place) or f"{type(error).__name__}; what was loaded stays"
+    trouble = trouble_of(error, workspace) or f"{type(error).__name__}; what was loaded stays"
     with suppress(OSError):  # where the disk is full, or is not ours
-        path = written_privately(place.folder / "last_error.txt", details_of(error, place))
+        path = write_privately(workspace.folder / "last_error.txt", details_of(error, workspace))
         trouble += f". Details, which may quote your data: {path}"
     return EXIT_FAILED, trouble
 
@@ -270,15 +274,15 @@ def _end_at_second_signal(received: socket.socket) -> None:
                 os._exit(EXIT_STOPPED)
 
 
-def account_of(place: Place, *, sandbox: bool) -> AbstractContextManager[dict[str, Any]]:
+def account_of(workspace: Workspace, *, sandbox: bool) -> AbstractContextManager[dict[str, Any]]:
     """How to reach the account, beyond what is configured: the sandbox's, or nothing more."""
     if sandbox:
-        return _sandbox(place)
+        return _sandbox(workspace)
     return nullcontext({})
 
 
 @contextmanager
-def _sandbox(place: Place) -> Iterator[dict[str, Any]]:
+def _sandbox(workspace: Workspace) -> Iterator[dict[str, Any]]:
     """A made-up account, served by a process of its own that ends with this one. Yields how to reach it."""
     command = [
         sys.executable,
@@ -286,7 +290,7 @@ def _sandbox(place: Place) -> Iterator[dict[str, Any]]:
         "msgbubbles_sync.sandbox",
         "--until-stdin-closes",
         "--state",
-        str(place.folder / "sandbox.sqlite"),
+        str(workspace.folder / "sandbox.sqlite"),
     ]
     process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
         command,
@@ -302,7 +306,7 @@ def _sandbox(place: Place) -> Iterator[dict[str, Any]]:
                 raise UsageError("the sandbox did not start: what it says is above")
             account = json.loads(line)
             # The budget of a made-up key is nobody else's business.
-            yield {"api_key": account["key"], "base_url": account["url"], "budget_dir": str(place.folder)}
+            yield {"api_key": account["key"], "base_url": account["url"], "budget_dir": str(workspace.folder)}
         finally:
             if process.stdin:
                 process.stdin.close()
@@ -313,7 +317,7 @@ class Command:
     """What a command that asks the API begins with. `options` say how to reach the account, beyond what is
     configured."""
 
-    place: Place
+    workspace: Workspace
     script: str
     run: Run
     options: dict[str, Any]
@@ -329,18 +333,18 @@ class Command:
 
 
 @contextmanager
-def begun(place: Place, script: str, *, sandbox: bool) -> Iterator[Command]:
+def begun(workspace: Workspace, script: str, *, sandbox: bool) -> Iterator[Command]:
     """Begin a command; a signal then stops its run."""
-    place.make_folders()
-    place.configure_dlt()
+    workspace.make_folders()
+    workspace.configure_dlt()
     # dlt reads its configuration when it is imported, which therefore has to wait until here.
     with readable_configuration():
         import dlt  # noqa: F401
 
         from msgbubbles.source.run import Run
     run = Run()
-    with stopped_by_signals(run.stop), account_of(place, sandbox=sandbox) as options:
-        yield Command(place, script, run, options)
+    with stopped_by_signals(run.stop), account_of(workspace, sandbox=sandbox) as options:
+        yield Command(workspace, script, run, options)
 
 
 def transport_of(options: dict[str, Any], run: Run, script: str, **others: Any) -> Transport:

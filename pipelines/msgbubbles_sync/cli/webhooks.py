@@ -20,8 +20,9 @@ import typer
 
 from msgbubbles_sync.destinations import destination_of
 from msgbubbles_sync.destinations.claims import claim
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import one_job
-from msgbubbles_sync.workspace import Place, UsageError
+from msgbubbles_sync.workspace import Workspace
 
 from .console import Reporter
 from .options import (
@@ -33,9 +34,9 @@ from .options import (
     app_of,
     begun,
     ended,
-    place_of,
     readable_configuration,
     stopped_by_signals,
+    workspace_of,
 )
 
 if TYPE_CHECKING:
@@ -71,22 +72,22 @@ def serve(
     """Receive events until SIGTERM or Ctrl-C. Answers 2xx once an event is on disk."""
     reporter = Reporter(quiet=False, as_json=as_json)
 
-    def body(place: Place) -> int:
+    def body(workspace: Workspace) -> int:
         # Not dlt: a receiver that was killed should be back at once.
         from msgbubbles_sync.webhooks.receiver import server_of, to_log
         from msgbubbles_sync.webhooks.secrets import SecretStore, settings_of
         from msgbubbles_sync.webhooks.serving import listening, receiver_of
 
-        place.make_folders()
+        workspace.make_folders()
         settings = settings_of({"host": host, "port": port})
-        secrets = SecretStore.of(place, sandbox=sandbox, path=secrets_file)
+        secrets = SecretStore.of(workspace, sandbox=sandbox, path=secrets_file)
         if not secrets.secrets:
             raise UsageError(
                 f"no signing secret in {secrets.path}: webhooks.py register gets one and puts it there, or set "
                 'secrets = ["whsec_..."] in its section [webhooks], or WEBHOOKS__SECRETS'
             )
         listener, url = listening(settings)
-        server = server_of(receiver_of(place, settings, secrets, to_log))
+        server = server_of(receiver_of(workspace, settings, secrets, to_log))
         reporter.print({"url": url}, lambda console: console.print(f"Receiving on {url}", soft_wrap=True))
         sys.stdout.flush()
 
@@ -101,7 +102,7 @@ def serve(
             server.run([listener])
         return 0
 
-    ended(body, lambda: place_of(database, account, destination, sandbox=sandbox), reporter, STOPPED)
+    ended(body, lambda: workspace_of(database, account, destination, sandbox=sandbox), reporter, STOPPED)
 
 
 @app.command()
@@ -115,23 +116,23 @@ def load(
     """Bring the events of the spool into the warehouse, and publish it. The marts follow with the next sync."""
     reporter = Reporter(quiet=False, as_json=as_json)
 
-    def body(place: Place) -> int:
-        place.make_folders()
-        place.configure_dlt()
+    def body(workspace: Workspace) -> int:
+        workspace.make_folders()
+        workspace.configure_dlt()
         with readable_configuration():
             import dlt  # noqa: F401
 
             from msgbubbles_sync.webhooks.load import land_events
-        destination = destination_of(place)
-        claim(place, destination, sandbox=sandbox, say=reporter.fail)
-        with one_job(place.folder):
-            landed = land_events(place)
+        destination = destination_of(workspace)
+        claim(workspace, destination, sandbox=sandbox, say=reporter.fail)
+        with one_job(workspace.folder):
+            landed = land_events(workspace)
             if landed.deliveries:
                 destination.publish()
         reporter.print(landed.as_dict(), lambda console: console.print(str(landed), soft_wrap=True))
         return EXIT_INCOMPLETE if landed.malformed else 0
 
-    ended(body, lambda: place_of(database, account, destination, sandbox=sandbox), reporter, STOPPED)
+    ended(body, lambda: workspace_of(database, account, destination, sandbox=sandbox), reporter, STOPPED)
 
 
 @app.command()
@@ -147,11 +148,11 @@ def register(
 ) -> None:
     """Tell the API where to send events, and store the signing secret. Without --event: all kinds that are known."""
 
-    def answer(place: Place, client: Client) -> Answer:
+    def answer(workspace: Workspace, client: Client) -> Answer:
         from msgbubbles_sync.webhooks.endpoints import registered
         from msgbubbles_sync.webhooks.events import KNOWN_TYPES
 
-        store = _store(place, secrets_file, sandbox=sandbox, show=show)
+        store = _store(workspace, secrets_file, sandbox=sandbox, show=show)
         made = registered(client, url, event or list(KNOWN_TYPES), store)
         return made.as_dict(), str(made)
 
@@ -164,7 +165,7 @@ def list_(
 ) -> None:
     """Show the endpoints that the API sends events to."""
 
-    def answer(_place: Place, client: Client) -> Answer:
+    def answer(_workspace: Workspace, client: Client) -> Answer:
         from msgbubbles_sync.webhooks.endpoints import listed
 
         found = listed(client)
@@ -186,10 +187,10 @@ def rotate(
 ) -> None:
     """Get a new signing secret, without losing an event: a new endpoint like this one, then this one is removed."""
 
-    def answer(place: Place, client: Client) -> Answer:
+    def answer(workspace: Workspace, client: Client) -> Answer:
         from msgbubbles_sync.webhooks.endpoints import rotated
 
-        made = rotated(client, webhook_id, _store(place, secrets_file, sandbox=sandbox, show=show))
+        made = rotated(client, webhook_id, _store(workspace, secrets_file, sandbox=sandbox, show=show))
         return made.as_dict(), str(made)
 
     _ask(answer, database, account, sandbox=sandbox, as_json=as_json)
@@ -205,7 +206,7 @@ def remove(
 ) -> None:
     """Stop events from being sent to an endpoint. Its secret stays where it is stored."""
 
-    def answer(_place: Place, client: Client) -> Answer:
+    def answer(_workspace: Workspace, client: Client) -> Answer:
         client.delete_webhook(webhook_id)
         return {"removed": webhook_id}, f"Removed {webhook_id}."
 
@@ -213,7 +214,7 @@ def remove(
 
 
 def _ask(
-    answer: Callable[[Place, Client], Answer],
+    answer: Callable[[Workspace, Client], Answer],
     database: Path | None,
     account: str | None,
     *,
@@ -222,16 +223,16 @@ def _ask(
 ) -> None:
     reporter = Reporter(quiet=False, as_json=as_json)
 
-    def body(place: Place) -> int:
-        with begun(place, SCRIPT, sandbox=sandbox) as command, command.client() as client:
-            as_data, as_text = answer(place, client)
+    def body(workspace: Workspace) -> int:
+        with begun(workspace, SCRIPT, sandbox=sandbox) as command, command.client() as client:
+            as_data, as_text = answer(workspace, client)
         reporter.print(as_data, lambda console: console.print(as_text, markup=False, soft_wrap=True))
         return 0
 
-    ended(body, lambda: place_of(database, account, sandbox=sandbox), reporter, STOPPED)
+    ended(body, lambda: workspace_of(database, account, sandbox=sandbox), reporter, STOPPED)
 
 
-def _store(place: Place, path: Path | None, *, sandbox: bool, show: bool) -> SecretStore | None:
+def _store(workspace: Workspace, path: Path | None, *, sandbox: bool, show: bool) -> SecretStore | None:
     from msgbubbles_sync.webhooks.secrets import SecretStore
 
-    return None if show else SecretStore.of(place, sandbox=sandbox, path=path)
+    return None if show else SecretStore.of(workspace, sandbox=sandbox, path=path)

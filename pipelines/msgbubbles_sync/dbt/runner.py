@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from msgbubbles.source.config import Settings
 from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.lock import note_progress
-from msgbubbles_sync.workspace import Place, UsageError, written_privately
+from msgbubbles_sync.workspace import Workspace
 
 from . import spark
 from .manifest_cache import PROJECT, digest_of, store, stored
@@ -70,61 +72,61 @@ class Verdict:
     marts: list[str] = field(default_factory=list)
 
 
-def is_outdated(place: Place, transforms: Transforms) -> bool:
+def is_outdated(workspace: Workspace, transforms: Transforms) -> bool:
     """Whether the models, or the time zone, are not those that the marts were last built with."""
-    built_with = _built_with(place)
+    built_with = _built_with(workspace)
     return not built_with.exists() or built_with.read_text(errors="replace") != _digest(transforms)
 
 
-def forget_build(place: Place) -> None:
+def forget_build(workspace: Workspace) -> None:
     """Have the marts built from scratch when they are built next."""
-    _built_with(place).unlink(missing_ok=True)
+    _built_with(workspace).unlink(missing_ok=True)
 
 
-def check_tools(place: Place) -> None:
+def check_tools(workspace: Workspace) -> None:
     """See that what builds the marts is installed and configured. Raises `UsageError`."""
-    target, _ = destination_of(place).dbt()
+    target, _ = destination_of(workspace).dbt()
     if target == "spark":
         spark.require()
 
 
-def transform(place: Place, transforms: Transforms) -> None:
+def transform(workspace: Workspace, transforms: Transforms) -> None:
     """Bring the marts of the work database up to date, and test them; from scratch when the models have changed,
     because a new model does not correct what an old one has built. What the tests said is kept for `verdict`. Raises
     `TransformError`."""
-    options = ["--full-refresh"] if is_outdated(place, transforms) else []
+    options = ["--full-refresh"] if is_outdated(workspace, transforms) else []
     digest = _digest(transforms)
-    destination = destination_of(place)
+    destination = destination_of(workspace)
     target, environment = destination.dbt()
-    dbt = _Dbt(place, target, environment, transforms)
+    dbt = _Dbt(workspace, target, environment, transforms)
     found = Verdict()
     with ExitStack() as stack:
         folders = stack.enter_context(destination.building())
         if folders is not None:
-            session = stack.enter_context(spark.session(spark.settings(), place.folder / "dbt"))
+            session = stack.enter_context(spark.session(spark.settings(), workspace.folder / "dbt"))
             spark.show(session, *folders, destination.prefix)
         results = dbt.run("run", *options)
         if results.wrong:
-            raise TransformError(f"the marts could not be built ({results.names}){results.explained(place)}")
-        written_privately(_built_with(place), digest)
+            raise TransformError(f"the marts could not be built ({results.names}){results.explained(workspace)}")
+        write_privately(_built_with(workspace), digest)
         if transforms.data_tests != "off":
             found = dbt.tested()
-    written_privately(_verdict_of(place), json.dumps(found.__dict__))
+    write_privately(_verdict_of(workspace), json.dumps(found.__dict__))
 
 
-def verdict(place: Place) -> Verdict:
+def verdict(workspace: Workspace) -> Verdict:
     """What the data tests said when the marts were last built."""
     with suppress(OSError, ValueError, TypeError):
-        return Verdict(**json.loads(_verdict_of(place).read_text()))
+        return Verdict(**json.loads(_verdict_of(workspace).read_text()))
     return Verdict()
 
 
-def compile_models(place: Place) -> None:
+def compile_models(workspace: Workspace) -> None:
     """See that the dbt project can be run at all, without a database. Raises `TransformError`."""
-    dbt = _Dbt(place, "duckdb", {"MSGBUBBLES_DUCKDB_PATH": ":memory:"}, Transforms())
+    dbt = _Dbt(workspace, "duckdb", {"MSGBUBBLES_DUCKDB_PATH": ":memory:"}, Transforms())
     results = dbt.run("compile")
     if results.wrong:
-        raise TransformError(f"the models do not compile ({results.names}); see {results.written(place)}")
+        raise TransformError(f"the models do not compile ({results.names}); see {results.written(workspace)}")
 
 
 class _Results:
@@ -141,16 +143,16 @@ class _Results:
     def names(self) -> str:
         return ", ".join(node.node.name for node in self.wrong if node) or "dbt did not start"
 
-    def explained(self, place: Place) -> str:
+    def explained(self, workspace: Workspace) -> str:
         """The end of a sentence: what the database said means, and the file with its words."""
-        meant = destination_of(place).explain(self._said)
-        return f": {meant}; see {self.written(place)}" if meant else f"; see {self.written(place)}"
+        meant = destination_of(workspace).explain(self._said)
+        return f": {meant}; see {self.written(workspace)}" if meant else f"; see {self.written(workspace)}"
 
-    def written(self, place: Place) -> Path:
+    def written(self, workspace: Workspace) -> Path:
         """The file with what the database said."""
-        path = place.folder / "dbt" / "last_error.txt"
+        path = workspace.folder / "dbt" / "last_error.txt"
         with suppress(OSError):  # where the disk is full, or is not ours; the run says that too
-            written_privately(path, self._said + "\n")
+            write_privately(path, self._said + "\n")
         return path
 
     @property
@@ -162,14 +164,14 @@ class _Results:
 class _Dbt:
     """dbt on one database. The project is parsed once, whatever is run of it."""
 
-    def __init__(self, place: Place, target: str, environment: dict[str, str], transforms: Transforms) -> None:
-        self._place = place
+    def __init__(self, workspace: Workspace, target: str, environment: dict[str, str], transforms: Transforms) -> None:
+        self._workspace = workspace
         self._environment = environment
         # All that the parsed project takes from the warehouse.
         database = environment.get("PGDATABASE") or Path(environment.get("MSGBUBBLES_DUCKDB_PATH", "")).stem
-        self._prefix = destination_of(place).prefix
+        self._prefix = destination_of(workspace).prefix
         self._names = (target, database, transforms.time_zone, self._prefix)
-        folder = place.folder / "dbt"
+        folder = workspace.folder / "dbt"
         variables = {
             "time_zone": transforms.time_zone, "schema_prefix": self._prefix, "lookback_seconds": _lookback_seconds(),
         }  # fmt: skip
@@ -216,9 +218,9 @@ class _Dbt:
         results = self.run("test", "--exclude-resource-type", "unit_test")
         if not results.wrong:
             return Verdict()
-        results.written(self._place)
+        results.written(self._workspace)
         if any(node is None or node.status == "error" for node in results.wrong):
-            raise TransformError(f"the marts could not be tested ({results.names}){results.explained(self._place)}")
+            raise TransformError(f"the marts could not be tested ({results.names}){results.explained(self._workspace)}")
         marts = sorted({mart for node in results.wrong for mart in self._marts_of(node.node)})
         return Verdict([node.node.name for node in results.wrong], marts)
 
@@ -242,12 +244,12 @@ class _Dbt:
         return found
 
 
-def _built_with(place: Place) -> Path:
-    return place.folder / "dbt" / "built_with"
+def _built_with(workspace: Workspace) -> Path:
+    return workspace.folder / "dbt" / "built_with"
 
 
-def _verdict_of(place: Place) -> Path:
-    return place.folder / "dbt" / "data_tests.json"
+def _verdict_of(workspace: Workspace) -> Path:
+    return workspace.folder / "dbt" / "data_tests.json"
 
 
 def _lookback_seconds() -> float:

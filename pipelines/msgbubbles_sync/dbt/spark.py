@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msgbubbles_sync.destinations.parquet_files import STAGING, tables_in
-from msgbubbles_sync.workspace import UsageError, written_privately
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.files import write_privately
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -82,8 +83,8 @@ def session(given: Mapping[str, str], logs: Path) -> Iterator[SparkSession]:
     require()
     options = DEFAULTS | dict(given) | NEEDED
     is_local = options["spark.master"].startswith("local")
-    log = written_privately(logs / "spark.log", "")
-    logging = written_privately(logs / "log4j2.properties", LOGGING.format(log=log))
+    log = write_privately(logs / "spark.log", "")
+    logging = write_privately(logs / "log4j2.properties", LOGGING.format(log=log))
     java = f"-Dlog4j2.configurationFile=file:{logging} {options.get('spark.driver.extraJavaOptions', '')}"
     options["spark.driver.extraJavaOptions"] = java.strip()
     if is_local:

@@ -29,9 +29,11 @@ from tenacity import (
     wait_random,
 )
 
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.files import set_umask_like, write_privately
 from msgbubbles_sync.settings import ACCOUNT_NAME, setting_of_sync
 from msgbubbles_sync.sql import named, quoted
-from msgbubbles_sync.workspace import DATASET, Place, UsageError, share_as, written_privately
+from msgbubbles_sync.workspace import DATASET, Workspace
 
 from .claims import files_of_accounts
 from .combined import combine, noted_of
@@ -123,18 +125,18 @@ class DuckDBFile:
     dataset = landed = DATASET
     file_format: Literal["parquet", "csv"] = "parquet"
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
-        self.title = str(place.database)
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self.title = str(workspace.database)
 
     def dlt(self) -> Any:
         import dlt
         from dlt.destinations.impl.duckdb.configuration import DuckDbCredentials
 
-        return dlt.destinations.duckdb(DuckDbCredentials(str(self._place.work), global_config=self.options()))
+        return dlt.destinations.duckdb(DuckDbCredentials(str(self._workspace.work), global_config=self.options()))
 
     def exists(self) -> bool:
-        return self._place.database.exists()
+        return self._workspace.database.exists()
 
     @contextmanager
     def reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -148,7 +150,7 @@ class DuckDBFile:
 
     @contextmanager
     def writing(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        with duckdb.connect(str(self._place.work), config=self.options()) as connection:
+        with duckdb.connect(str(self._workspace.work), config=self.options()) as connection:
             yield connection
 
     def building(self) -> AbstractContextManager[None]:
@@ -160,48 +162,50 @@ class DuckDBFile:
         return connection
 
     def prepare(self) -> None:
-        place, work = self._place, self._place.work
-        if place.account is not None and place.combined.exists() and _is_of_many(place.combined) is False:
-            how = f"mv {place.combined} {place.database}"
+        workspace, work = self._workspace, self._workspace.work
+        if workspace.account is not None and workspace.combined.exists() and _is_of_many(workspace.combined) is False:
+            how = f"mv {workspace.combined} {workspace.database}"
             raise UsageError(
-                ONE_ACCOUNT.format(where=place.combined, account=place.account, how=how, other="--database")
+                ONE_ACCOUNT.format(where=workspace.combined, account=workspace.account, how=how, other="--database")
             )
-        if self.exists() and _is_of_many(place.database):
+        if self.exists() and _is_of_many(workspace.database):
             raise UsageError(MANY_ACCOUNTS.format(where=self.title, other="--database"))
-        if place.account is not None:
+        if workspace.account is not None:
             # That of a warehouse of one account which has got a name.
             for end in (".wal", ""):
                 with suppress(FileNotFoundError):
-                    (place.folder / f"{place.combined.name}{end}").rename(place.folder / f"{work.name}{end}")
+                    (workspace.folder / f"{workspace.combined.name}{end}").rename(
+                        workspace.folder / f"{work.name}{end}"
+                    )
         if work.exists():
             return
-        place.forget_loads()  # which are of rows that are lost
-        if self.exists() and not is_damaged(place.database, self.options()):
+        workspace.forget_loads()  # which are of rows that are lost
+        if self.exists() and not is_damaged(workspace.database, self.options()):
             # A kill in the middle must not leave half a file under the name that counts.
             copy = work.with_suffix(".copying")
-            clone(place.database, copy)
+            clone(workspace.database, copy)
             copy.replace(work)
 
     def publish(self, held_marts: Sequence[str] = ()) -> int | None:
-        compact_if_wasteful(self._place.work, self._place.folder / "compacted", self.options())
-        size = publish(self._place.work, self._place.database, held_marts)
-        written_privately(self._published, json.dumps(mark_of(self._place.database)))
-        if self._place.account is not None:
+        compact_if_wasteful(self._workspace.work, self._workspace.folder / "compacted", self.options())
+        size = publish(self._workspace.work, self._workspace.database, held_marts)
+        write_privately(self._published, json.dumps(mark_of(self._workspace.database)))
+        if self._workspace.account is not None:
             self._combine()
         return size
 
     @property
     def _published(self) -> Path:
         """The mark of what was published last."""
-        return self._place.folder / "published.json"
+        return self._workspace.folder / "published.json"
 
     def _is_as_published(self) -> bool:
         """Whether nobody has written to what readers open, or replaced it."""
-        place = self._place
-        files = {place.database: noted_of(self._published)}
-        if place.account is not None:
-            noted = noted_of(Place.of(place.combined).folder / NOTED)
-            files[place.combined] = noted[-1] if isinstance(noted, list) and noted else None
+        workspace = self._workspace
+        files = {workspace.database: noted_of(self._published)}
+        if workspace.account is not None:
+            noted = noted_of(Workspace.from_path(workspace.combined).folder / NOTED)
+            files[workspace.combined] = noted[-1] if isinstance(noted, list) and noted else None
         # A version that noted no marks may have published last.
         return all(
             not has_foreign_log(file) and (mark is None or mark == mark_of(file)) for file, mark in files.items()
@@ -209,11 +213,11 @@ class DuckDBFile:
 
     def _combine(self) -> None:
         """Show what was published beside the other accounts."""
-        whole = Place.of(self._place.combined)
+        whole = Workspace.from_path(self._workspace.combined)
         whole.make_folders()
         with FileLock(whole.folder / "combine.lock"):
-            files = files_of_accounts(self._place)
-            combine(files, str(self._place.account), whole.database, whole.folder / NOTED, self.options())
+            files = files_of_accounts(self._workspace)
+            combine(files, str(self._workspace.account), whole.database, whole.folder / NOTED, self.options())
 
     def options(self) -> dict[str, Any]:
         """Return DuckDB's options of every connection to the file that is written: two with different ones cannot be
@@ -231,10 +235,10 @@ class DuckDBFile:
     def is_older_than(self, minutes: float) -> bool:
         if not (self.exists() and self._is_as_published()):
             return True
-        return time.time() - self._place.database.stat().st_mtime > minutes * 60
+        return time.time() - self._workspace.database.stat().st_mtime > minutes * 60
 
     def dbt(self) -> tuple[str, dict[str, str]]:
-        return "duckdb", {"MSGBUBBLES_DUCKDB_PATH": str(self._place.work)}
+        return "duckdb", {"MSGBUBBLES_DUCKDB_PATH": str(self._workspace.work)}
 
 
 class Shared(ABC):
@@ -246,9 +250,9 @@ class Shared(ABC):
     _another: str
     _renamed: str
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
-        self.prefix = place.prefix
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self.prefix = workspace.prefix
         self.dataset = f"{self.prefix}{DATASET}"
         self.landed = f"warehouse.{self.dataset}"
 
@@ -294,12 +298,12 @@ class Shared(ABC):
         with self._attached() as connection:
             tables = _columns(connection).get("", {})
             if self.dataset not in _schemas(connection):
-                self._place.forget_loads()
+                self._workspace.forget_loads()
         is_of_many = ACCOUNTS in tables
         if self.prefix and tables and not is_of_many:
             how = self._renamed.format(prefix=self.prefix)
             raise UsageError(
-                ONE_ACCOUNT.format(where=self.title, account=self._place.account, how=how, other=self._another)
+                ONE_ACCOUNT.format(where=self.title, account=self._workspace.account, how=how, other=self._another)
             )
         if not self.prefix and is_of_many:
             raise UsageError(MANY_ACCOUNTS.format(where=self.title, other=self._another))
@@ -501,7 +505,7 @@ class DuckLake(Shared):
         with self._catalog() as connection:
             check_server(connection, [lake.ducklake_name], self.title)
         with suppress(FileNotFoundError):  # made by the first who writes, or on no disk
-            share_as(Path(lake.storage.bucket_url.removeprefix("file://")))
+            set_umask_like(Path(lake.storage.bucket_url.removeprefix("file://")))
         super().prepare()
         with self._attached() as connection:
             # dbt begins in this schema.
@@ -562,7 +566,7 @@ class DuckLake(Shared):
         """A folder from which DuckDB loads the extensions that an ATTACH names."""
         with duckdb.connect() as connection:
             (platform,) = connection.execute("PRAGMA platform").fetchone() or ("",)
-        top = self._place.folder / "extensions"
+        top = self._workspace.folder / "extensions"
         folder = top / f"v{duckdb.__version__}" / platform
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in ("ducklake", "postgres_scanner"):
@@ -598,7 +602,7 @@ def _extension(name: str, title: str) -> Path:
     return Path(found.origin).parent / "extensions" / f"v{duckdb.__version__}" / f"{name}.duckdb_extension"
 
 
-DESTINATIONS: dict[str, Callable[[Place], Destination]] = {
+DESTINATIONS: dict[str, Callable[[Workspace], Destination]] = {
     "duckdb": DuckDBFile,
     "postgres": Postgres,
     "ducklake": DuckLake,
@@ -606,6 +610,6 @@ DESTINATIONS: dict[str, Callable[[Place], Destination]] = {
 }
 
 
-def destination_of(place: Place) -> Destination:
+def destination_of(workspace: Workspace) -> Destination:
     """Where the tables of a place are."""
-    return DESTINATIONS[place.destination](place)
+    return DESTINATIONS[workspace.destination](workspace)

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from msgbubbles_sync.workspace import CLAIM, CLAIM_TABLE, Place, UsageError, set_aside, written_privately
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.files import move_damaged, write_privately
+from msgbubbles_sync.workspace import CLAIM, CLAIM_TABLE, Workspace
 
 if TYPE_CHECKING:
     from msgbubbles_sync.destinations import Destination
@@ -24,28 +26,28 @@ REAL, SANDBOX = "a MsgBubbles account", "the sandbox"
 Claim = dict[str, str]
 
 
-def claim(place: Place, destination: Destination, *, sandbox: bool, say: Callable[[str], None]) -> None:
+def claim(workspace: Workspace, destination: Destination, *, sandbox: bool, say: Callable[[str], None]) -> None:
     """Refuse to mix a made-up account with a real one, or one of several with another.
 
     A damaged claim is moved aside and written anew, if nothing contradicts it. Raises `UsageError`.
     """
-    path = place.folder / CLAIM
+    path = workspace.folder / CLAIM
     ours = {"account": SANDBOX if sandbox else REAL}
-    if place.account is not None:
-        ours |= {"name": place.account, "of": place.combined.name}
+    if workspace.account is not None:
+        ours |= {"name": workspace.account, "of": workspace.combined.name}
     is_damaged = path.exists() and read_claim(path) is None
-    known = read_claim(path) or _evidence(place, destination, is_damaged=is_damaged) or ours
+    known = read_claim(path) or _evidence(workspace, destination, is_damaged=is_damaged) or ours
     if not path.exists() and "name" not in known:
         known = ours | known  # a warehouse of one account, which is given a name
     if known != ours:
         raise UsageError(
-            f"{place.database.name} holds the rows of {_described(known)}; choose another --database for "
+            f"{workspace.database.name} holds the rows of {_described(known)}; choose another --database for "
             f"{_described(ours)}"
         )
     if is_damaged:
-        say(f"{path} was damaged: restored; the damaged one is now {set_aside(path).name}")
+        say(f"{path} was damaged: restored; the damaged one is now {move_damaged(path).name}")
     if not path.exists():
-        written_privately(path, json.dumps(ours))
+        write_privately(path, json.dumps(ours))
 
 
 def read_claim(path: Path) -> Claim | None:
@@ -55,9 +57,9 @@ def read_claim(path: Path) -> Claim | None:
     return None
 
 
-def store(connection: duckdb.DuckDBPyConnection, place: Place, schema: str) -> None:
+def store(connection: duckdb.DuckDBPyConnection, workspace: Workspace, schema: str) -> None:
     """Bring the copy of the claim in a schema of the warehouse up to date."""
-    known = read_claim(place.folder / CLAIM)
+    known = read_claim(workspace.folder / CLAIM)
     if known is not None:
         table, text = f"{schema}.{CLAIM_TABLE}", json.dumps(known)
         connection.execute(f"CREATE TABLE IF NOT EXISTS {table} (claim VARCHAR)")
@@ -74,37 +76,39 @@ def published_claim(database: Path) -> Claim | None:
     return None
 
 
-def files_of_accounts(place: Place) -> dict[str, Path]:
-    """Return the published files of the accounts that share a warehouse, `place` among them, by name. They go by which
-    files exist: a job may be configured for one account only."""
-    found = {} if place.account is None else {place.account: place.database}
-    for folder in (place.database.parent / ".msgbubbles").iterdir():
+def files_of_accounts(workspace: Workspace) -> dict[str, Path]:
+    """Return the published files of the accounts that share a warehouse, `workspace` among them, by name. They go by
+    which files exist: a job may be configured for one account only."""
+    found = {} if workspace.account is None else {workspace.account: workspace.database}
+    for folder in (workspace.database.parent / ".msgbubbles").iterdir():
         known = read_claim(folder / CLAIM)
         if known is None and (folder / CLAIM).exists():  # damaged, until its own job runs
-            known = published_claim(place.database.with_name(f"{folder.name}{place.database.suffix}"))
-        if known is not None and known.get("of") == place.combined.name:
-            found[known["name"]] = Place.of(place.combined, place.destination, known["name"]).database
+            known = published_claim(workspace.database.with_name(f"{folder.name}{workspace.database.suffix}"))
+        if known is not None and known.get("of") == workspace.combined.name:
+            found[known["name"]] = Workspace.from_path(
+                workspace.combined, workspace.destination, known["name"]
+            ).database
     return {account: file for account, file in sorted(found.items()) if file.exists()}
 
 
-def _evidence(place: Place, destination: Destination, *, is_damaged: bool) -> Claim | None:
+def _evidence(workspace: Workspace, destination: Destination, *, is_damaged: bool) -> Claim | None:
     """Return what the tables and the job's other files say whose rows these are; null where they say nothing.
 
     Raises `UsageError` where the tables cannot be reached."""
     known = None
-    if place.destination == "duckdb":
-        known = published_claim(place.database) or published_claim(place.work)
+    if workspace.destination == "duckdb":
+        known = published_claim(workspace.database) or published_claim(workspace.work)
     elif destination.exists():
         with destination.reading() as connection:
             known = _stored(connection)
     if known is not None:
         return known
     account = None
-    if (place.folder / "sandbox.sqlite").exists():
+    if (workspace.folder / "sandbox.sqlite").exists():
         account = SANDBOX
-    elif is_damaged and (place.database.exists() or place.work.exists()):
+    elif is_damaged and (workspace.database.exists() or workspace.work.exists()):
         account = REAL  # rows without the state of a made-up account
-    named = {} if place.account is None else {"name": place.account, "of": place.combined.name}
+    named = {} if workspace.account is None else {"name": workspace.account, "of": workspace.combined.name}
     return None if account is None else {"account": account} | named
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import duckdb
 
+from msgbubbles_sync.files import move_damaged, sync_to_disk, write_privately
 from msgbubbles_sync.sql import named, quoted
-from msgbubbles_sync.workspace import set_aside, sync_to_disk, written_privately
 
 from .publish import beside, has_foreign_log, mark_of, replaced
 from .union_accounts import ACCOUNTS, SHOWN, Key, union_of
@@ -66,9 +66,9 @@ def combine(files: Mapping[str, Path], own: str, database: Path, noted: Path, op
     sync_to_disk(copy)
     replaced(database, copy)
     if noted.is_dir():
-        set_aside(noted)
+        move_damaged(noted)
     made_of = {account: version for account, version in versions.items() if account not in kept}
-    written_privately(noted, json.dumps([made_of, mark_of(database)]))
+    write_privately(noted, json.dumps([made_of, mark_of(database)]))
 
 
 def noted_of(noted: Path) -> Any:

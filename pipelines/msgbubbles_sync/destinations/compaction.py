@@ -9,8 +9,8 @@ from typing import Any
 
 import duckdb
 
+from msgbubbles_sync.files import follow_links, sync_to_disk
 from msgbubbles_sync.sql import named, quoted
-from msgbubbles_sync.workspace import names_of, sync_to_disk
 
 # A file is written anew when more of it than this is free, and a large one once a day at most: it takes seconds.
 MAX_FREE_SHARE = 0.2
@@ -49,7 +49,7 @@ def _drop_old_states(connection: duckdb.DuckDBPyConnection) -> None:
 
 def compact(work: Path, options: dict[str, Any] | None = None) -> None:
     """Write a database into a new file, which then replaces it, all or nothing. Nobody may have it open."""
-    file = names_of(work)[-1]
+    file = follow_links(work)[-1]
     new = file.with_name(f"{file.name}.compacting")
     for leftover in (new, new.with_name(f"{new.name}.wal")):
         leftover.unlink(missing_ok=True)

@@ -12,8 +12,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.settings import setting_of_sync
-from msgbubbles_sync.workspace import UsageError
 
 # libpq's parameters that reach all clients, and their environment variables. Of dbt's profile is what has another one.
 PARAMETERS = {

@@ -24,9 +24,11 @@ from typing import Any, Literal
 import duckdb
 from filelock import FileLock
 
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.files import remove, set_umask_like, sync_to_disk
 from msgbubbles_sync.settings import setting_of_sync
 from msgbubbles_sync.sql import named, quoted
-from msgbubbles_sync.workspace import CLAIM_TABLE, DATASET, UNUSABLE, Place, UsageError, remove, share_as, sync_to_disk
+from msgbubbles_sync.workspace import CLAIM_TABLE, DATASET, UNUSABLE, Workspace
 
 from .publish import beside, replaced
 from .union_accounts import OWN_TABLES, SHOWN, union_of
@@ -67,9 +69,9 @@ class LakeFiles:
     file_format: Literal["parquet", "csv"] = "parquet"
     landed = DATASET
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
-        self.prefix = place.prefix
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self.prefix = workspace.prefix
         self.dataset = f"{self.prefix}{DATASET}"
 
     def dlt(self) -> Any:
@@ -99,12 +101,12 @@ class LakeFiles:
 
     @property
     def _shown(self) -> Path:
-        return self._folder / ".msgbubbles" / f"{self._place.account or NAMELESS}.json"
+        return self._folder / ".msgbubbles" / f"{self._workspace.account or NAMELESS}.json"
 
     @property
     def _build(self) -> Path:
         """Where the name of the latest build is."""
-        return self._place.folder / "dbt" / "build"
+        return self._workspace.folder / "dbt" / "build"
 
     def exists(self) -> bool:
         return self._shown.exists()
@@ -173,14 +175,14 @@ class LakeFiles:
             (folder / ".msgbubbles").mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(NO_FOLDER.format(why=f"the folder cannot be made ({error.strerror})")) from None
-        share_as(folder)
+        set_umask_like(folder)
         accounts = {path.stem for path in (folder / ".msgbubbles").glob("*.json")}
-        if self._place.account is None and accounts - {NAMELESS}:
+        if self._workspace.account is None and accounts - {NAMELESS}:
             raise UsageError(MANY_ACCOUNTS.format(folder=folder))
-        if self._place.account is not None and NAMELESS in accounts:
+        if self._workspace.account is not None and NAMELESS in accounts:
             raise UsageError(ONE_ACCOUNT.format(folder=folder))
         if not self._tables.exists():
-            self._place.forget_loads()
+            self._workspace.forget_loads()
             self._build.unlink(missing_ok=True)
         if self._holds_delta():
             raise UsageError(HOLDS_DELTA.format(tables=self._tables))
@@ -342,7 +344,7 @@ def dlt_destination(folder: Path) -> Any:
     """Return dlt's destination `filesystem`. Parquet files cannot be changed, so a row that comes again is another row
     of its key; queries through dlt see the one that counts.
 
-    The classes are defined here because importing dlt reads its configuration, and `Place.configure_dlt` comes before.
+    The classes are defined here because importing dlt reads its configuration: `Workspace.configure_dlt` comes before.
     """
     from dlt.common.schema.utils import get_columns_names_with_prop
     from dlt.destinations import filesystem

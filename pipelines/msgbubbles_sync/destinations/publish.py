@@ -21,8 +21,8 @@ from typing import Any
 
 import duckdb
 
+from msgbubbles_sync.files import follow_links, remove, sync_to_disk
 from msgbubbles_sync.sql import named, quoted
-from msgbubbles_sync.workspace import names_of, remove, sync_to_disk
 
 FICLONE = 0x40049409  # <linux/fs.h>: share the blocks of another file, on file systems that can
 # The write-ahead log, and what DuckDB calls it while it writes the file.
@@ -55,7 +55,7 @@ def publish(work: Path, database: Path, held_marts: Sequence[str] = ()) -> int:
 def beside(database: Path) -> Path:
     """Where what is to replace a file is made: in the folder of the file itself, where `database` is a symbolic link.
     What a process that was killed has left there goes."""
-    file = names_of(database)[-1]
+    file = follow_links(database)[-1]
     for leftover in file.parent.glob(f".{glob.escape(file.name)}.*.publishing*"):
         remove(leftover)  # a folder is what DuckDB had no memory for
     return file.with_name(f".{file.name}.{os.getpid()}.publishing")
@@ -63,7 +63,7 @@ def beside(database: Path) -> Path:
 
 def replaced(database: Path, copy: Path) -> int:
     """Put a copy in the place of a database, which nobody may write to. Returns its size in bytes."""
-    file = names_of(database)[-1]
+    file = follow_links(database)[-1]
     # Who let others read it once, did so for all that is published there.
     copy.chmod((file if file.exists() else copy).stat().st_mode & 0o555)
     with _no_new_writer(file):
@@ -91,7 +91,7 @@ def has_foreign_log(database: Path) -> bool:
 
 def _logs(database: Path) -> Iterator[Path]:
     # DuckDB names a log by the path that the file was opened with.
-    return (name.with_name(f"{name.name}{end}") for name in names_of(database) for end in LOGS)
+    return (name.with_name(f"{name.name}{end}") for name in follow_links(database) for end in LOGS)
 
 
 def _remove_logs(database: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import duckdb
 
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.sql import named, quoted
-from msgbubbles_sync.workspace import UsageError
 
 from .libpq import written
 

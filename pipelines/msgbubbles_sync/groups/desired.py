@@ -24,8 +24,9 @@ import duckdb
 from msgbubbles.handles import fold_handle, handle_of
 from msgbubbles.policy import PSEUDONYM
 from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.sql import named
-from msgbubbles_sync.workspace import Place, UsageError
+from msgbubbles_sync.workspace import Workspace
 
 from .display import escaped
 from .model import MAX_MEMBERS, MAX_TITLE, MIN_MEMBERS, DesiredGroup
@@ -53,22 +54,22 @@ class InvalidRowsError(UsageError):
 # -- where the rows come from
 
 
-def rows_of(table: str, place: Place) -> list[Row]:
+def rows_of(table: str, workspace: Workspace) -> list[Row]:
     """The rows of a table, wherever it is. Raises `UsageError`."""
     path = Path(table)
     readers: dict[str, Callable[[Path], list[Row]]] = {".csv": _csv_rows, ".yml": _yaml_rows, ".yaml": _yaml_rows}
     if re.search(r"\s", table.strip()) and not path.is_file():
-        return _query_rows(table, place)
+        return _query_rows(table, workspace)
     if path.suffix in (*readers, ".sql"):
         try:
-            return readers[path.suffix](path) if path.suffix in readers else _query_rows(_text_in(path), place)
+            return readers[path.suffix](path) if path.suffix in readers else _query_rows(_text_in(path), workspace)
         except OSError as error:
             raise UsageError(f"{table} cannot be read ({error.strerror})") from None
         except UnicodeDecodeError:
             raise UsageError(f"{table} is not UTF-8 text; save it as UTF-8") from None
     if not re.fullmatch(r"(\w+\.)?\w+", table):
         raise UsageError(f"{table}: not a table; {WHAT_A_TABLE_IS}")
-    return _model_rows(table, place)
+    return _model_rows(table, workspace)
 
 
 def _text_in(path: Path) -> str:
@@ -162,10 +163,10 @@ def _check_columns(names: Iterable[object], where: str, *, every: bool = False) 
             raise UsageError(f'{where}: "{escaped(name)}" is there {count} times; remove all but one')
 
 
-def _query_rows(query: str, place: Place) -> list[Row]:
-    if not place.database.exists():
-        raise UsageError(f"{place.database} is not there to be asked; run chats.py first")
-    with destination_of(place).reading() as database:
+def _query_rows(query: str, workspace: Workspace) -> list[Row]:
+    if not workspace.database.exists():
+        raise UsageError(f"{workspace.database} is not there to be asked; run chats.py first")
+    with destination_of(workspace).reading() as database:
         try:
             result = database.execute(query)
             columns = [column[0] for column in result.description or ()]
@@ -173,24 +174,26 @@ def _query_rows(query: str, place: Place) -> list[Row]:
             return [dict(zip(columns, row, strict=True)) for row in result.fetchall()]
         except (duckdb.CatalogException, duckdb.BinderException, duckdb.ParserException) as error:
             # These speak of the query, not of rows.
-            raise UsageError(f"the query cannot be run on {place.database.name}: {error}") from None
+            raise UsageError(f"the query cannot be run on {workspace.database.name}: {error}") from None
         except duckdb.Error as error:
-            raise UsageError(f"the query failed on {place.database.name} ({type(error).__name__})") from None
+            raise UsageError(f"the query failed on {workspace.database.name} ({type(error).__name__})") from None
 
 
-def _model_rows(name: str, place: Place) -> list[Row]:
+def _model_rows(name: str, workspace: Workspace) -> list[Row]:
     schema, _, model = name.rpartition(".")
-    if not place.database.exists():
-        raise UsageError(f"{place.database} is not there to be asked for {name}; run chats.py first")
-    with destination_of(place).reading() as database:
+    if not workspace.database.exists():
+        raise UsageError(f"{workspace.database} is not there to be asked for {name}; run chats.py first")
+    with destination_of(workspace).reading() as database:
         found = database.execute(
             "SELECT table_schema FROM information_schema.tables WHERE table_name = ? AND table_schema = coalesce(?, "
             "table_schema) ORDER BY table_schema <> 'marts', table_schema",
             (model, schema or None),
         ).fetchall()
     if not found:
-        raise UsageError(f"{place.database.name} has no table {name}: build the dbt model first; or {WHAT_A_TABLE_IS}")
-    return _query_rows(f"SELECT * FROM {named(found[0][0])}.{named(model)}", place)  # noqa: S608 - they are quoted
+        raise UsageError(
+            f"{workspace.database.name} has no table {name}: build the dbt model first; or {WHAT_A_TABLE_IS}"
+        )
+    return _query_rows(f"SELECT * FROM {named(found[0][0])}.{named(model)}", workspace)  # noqa: S608 - they are quoted
 
 
 # -- what has to be true of them

@@ -22,8 +22,9 @@ from msgbubbles.client import BASE_URL, REQUESTS_PER_MINUTE, Client
 from msgbubbles.errors import MsgBubblesError, RetryableError
 from msgbubbles.rate_limit import RequestBudget
 from msgbubbles.transport import Transport
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import AnotherJobRunsError, one_job
-from msgbubbles_sync.workspace import Place, UsageError
+from msgbubbles_sync.workspace import Workspace
 
 from .display import escaped
 from .guards import MAX_CREATES, MAX_REMOVALS
@@ -65,14 +66,14 @@ def groups(
     group; the other groups are done. Fails for now when the API cannot be reached or another apply runs.
     """
     try:
-        place = Place.of(Path(database))
-        place.make_folders()
-        if Disguise.of(place).hides:
+        workspace = Workspace.from_path(Path(database))
+        workspace.make_folders()
+        if Disguise.of(workspace).hides:
             raise UsageError(NOT_PRIVATE)
         budget = RequestBudget.of_key(api_key, requests_per_minute, budget_dir) if requests_per_minute else None
         transport = Transport(base_url, api_key, budget, timeout_seconds=timeout_seconds, max_attempts=max_attempts)
-        with one_job(place.folder, "apply"), Client(transport) as client:
-            applied = applied_groups(place, client, items, max_creates=max_creates, max_removals=max_removals)
+        with one_job(workspace.folder, "apply"), Client(transport) as client:
+            applied = applied_groups(workspace, client, items, max_creates=max_creates, max_removals=max_removals)
     except (RetryableError, AnotherJobRunsError) as error:
         raise DestinationTransientException(str(error)) from None
     except (UsageError, MsgBubblesError) as error:

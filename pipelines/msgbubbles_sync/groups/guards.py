@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from msgbubbles_sync.workspace import UsageError
+from msgbubbles_sync.errors import UsageError
 
 if TYPE_CHECKING:  # it imports dlt, which has to wait until dlt is configured
     from .plan import Plan

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from msgbubbles.client import Client
 from msgbubbles.errors import ForbiddenError, PermanentError, RetryableError, UnreachableError
 from msgbubbles.models import participants_of
-from msgbubbles_sync.workspace import Place, UsageError
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.workspace import Workspace
 
 from . import guards
 from .apply import Applied, Applier
@@ -21,12 +22,12 @@ from .plan import Plan, plan_of, remaining
 from .redact import Disguise
 
 
-def planned(place: Place, rows: Sequence[Row]) -> Plan:
+def planned(workspace: Workspace, rows: Sequence[Row]) -> Plan:
     """The plan for the groups of these rows, from what is known without a request. Raises `UsageError`."""
-    read, disguise = published(place), Disguise.of(place)
+    read, disguise = published(workspace), Disguise.of(workspace)
     desired = _disguised(rows, read.numbers, disguise)
-    with Ledger.of(place.folder) as ledger:
-        restore(ledger, place)
+    with Ledger.of(workspace.folder) as ledger:
+        restore(ledger, workspace)
         return plan_of(desired, known_groups(ledger, read))
 
 
@@ -35,23 +36,23 @@ def _disguised(rows: Sequence[Row], numbers: frozenset[str] | None, disguise: Di
     return disguise.groups(validated(rows, numbers, disguise.own_handle))
 
 
-def still_fitting(place: Place, plan: Plan) -> Plan:
+def still_fitting(workspace: Workspace, plan: Plan) -> Plan:
     """What is left to do of a saved plan. Raises `UsageError` when it no longer fits what is known."""
-    with Ledger.of(place.folder) as ledger:
-        restore(ledger, place)
-        return remaining(plan, known_groups(ledger, published(place)), begun=bool(ledger.entries(plan.plan_id)))
+    with Ledger.of(workspace.folder) as ledger:
+        restore(ledger, workspace)
+        return remaining(plan, known_groups(ledger, published(workspace)), begun=bool(ledger.entries(plan.plan_id)))
 
 
-def known_now(place: Place) -> dict[str, KnownGroup]:
+def known_now(workspace: Workspace) -> dict[str, KnownGroup]:
     """The groups that have a key, by key, as far as they are known without a request."""
-    with Ledger.of(place.folder) as ledger:
-        restore(ledger, place)
-        return known_groups(ledger, published(place))
+    with Ledger.of(workspace.folder) as ledger:
+        restore(ledger, workspace)
+        return known_groups(ledger, published(workspace))
 
 
-def unsettled_count(place: Place) -> int:
+def unsettled_count(workspace: Workspace) -> int:
     """Operations of an earlier apply that have no verdict."""
-    with Ledger.of(place.folder) as ledger:
+    with Ledger.of(workspace.folder) as ledger:
         return len(ledger.unsettled())
 
 
@@ -67,7 +68,7 @@ def own_numbers(client: Client) -> frozenset[str] | None:
 
 
 def applied_groups(
-    place: Place,
+    workspace: Workspace,
     client: Client,
     wanted: Sequence[Row] | Plan,
     *,
@@ -81,18 +82,18 @@ def applied_groups(
     The caller holds the lock `apply`. Raises `UsageError` when rows, plan or guards forbid it, and what the client
     raises as long as nothing of the plan was sent; after that, see `Applied.halt`.
     """
-    disguise = Disguise.of(place)
+    disguise = Disguise.of(workspace)
     client = disguise.client(client)
-    with Ledger.of(place.folder) as ledger:
-        restore(ledger, place)
+    with Ledger.of(workspace.folder) as ledger:
+        restore(ledger, workspace)
         if isinstance(wanted, Plan):
             desired: Sequence[DesiredGroup] = wanted.desired
         else:
-            numbers = own_numbers(client) or published(place).numbers
+            numbers = own_numbers(client) or published(workspace).numbers
             desired = _disguised(wanted, numbers, disguise)
         applier = Applier(ledger, client, disguise, on_operation)
         applier.settle()
-        known = known_groups(ledger, published(place))
+        known = known_groups(ledger, published(workspace))
         if isinstance(wanted, Plan):
             plan = remaining(wanted, known, begun=bool(ledger.entries(wanted.plan_id)))
         else:
@@ -104,15 +105,15 @@ def applied_groups(
         return applier.run(plan, known)
 
 
-def adopted(place: Place, client: Client, key: str, chat_id: str) -> Sighting:
+def adopted(workspace: Workspace, client: Client, key: str, chat_id: str) -> Sighting:
     """Put an existing group under a key, as `GET /chats/:id` shows it. Raises `UsageError` when that cannot be.
 
     Where the API does not show who is in it, those are taken who are known from the published marts.
     """
-    client = Disguise.of(place).client(client)
-    with Ledger.of(place.folder) as ledger:
-        restore(ledger, place)
-        for other in known_groups(ledger, published(place)).values():
+    client = Disguise.of(workspace).client(client)
+    with Ledger.of(workspace.folder) as ledger:
+        restore(ledger, workspace)
+        for other in known_groups(ledger, published(workspace)).values():
             if other.chat_id == chat_id and other.key != key:
                 raise UsageError(f"this group already has the key {escaped(other.key)}")
             if other.key == key and other.chat_id not in (None, chat_id) and not other.is_gone:
@@ -125,7 +126,9 @@ def adopted(place: Place, client: Client, key: str, chat_id: str) -> Sighting:
         if not chat.is_group:
             raise UsageError("this chat is not a group; only groups can be adopted")
         shown = participants_of(chat)
-        handles = members_seen(place, chat_id, chat.from_handle) if shown is None else people(shown, chat.from_handle)
+        handles = (
+            members_seen(workspace, chat_id, chat.from_handle) if shown is None else people(shown, chat.from_handle)
+        )
         sighting = Sighting(key, chat.id, chat.from_handle, chat.title, handles, False, seen_at)
         ledger.saw(sighting)
         for entry in ledger.unsettled():

@@ -1,6 +1,6 @@
 """The ledger's copy in the warehouse: `group_operations`, `group_member_operations` and `group_sightings`.
 
-Importing this is cheap; dlt is only imported when there is something to land. `Place.configure_dlt` comes before.
+Importing this is cheap; dlt is only imported when there is something to land. `Workspace.configure_dlt` comes before.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from msgbubbles_sync.workspace import Place
+from msgbubbles_sync.workspace import Workspace
 
 from .ledger import Entry, Ledger, Sighting
 
@@ -34,17 +34,17 @@ COLUMNS: dict[str, dict[str, str]] = {
 }  # fmt: skip
 
 
-def land_ledger(place: Place) -> int:
+def land_ledger(workspace: Workspace) -> int:
     """Bring the copy of the ledger in the work database up to date. Returns how many rows of the ledger were new or had
     changed; without any, nothing is done. The marts and the published file are then due, and are marked so.
 
     The caller holds the warehouse's lock. May be repeated, and killed: rows are merged by their keys, and a row counts
     as landed once it is loaded. Without a work database nothing is landed: the first sync makes it.
     """
-    path = place.folder / "groups.sqlite"
-    if not path.exists() or not place.work.exists():
+    path = workspace.folder / "groups.sqlite"
+    if not path.exists() or not workspace.work.exists():
         return 0
-    with Ledger.of(place.folder) as ledger:
+    with Ledger.of(workspace.folder) as ledger:
         entries, sightings = ledger.not_landed()
         if not entries and not sightings:
             return 0
@@ -52,10 +52,10 @@ def land_ledger(place: Place) -> int:
 
         from .redact import PrivateLedger
 
-        place.set_pending("transform", "publish")
-        private = PrivateLedger(redactor_of(place))
+        workspace.set_pending("transform", "publish")
+        private = PrivateLedger(redactor_of(workspace))
         _load(
-            place,
+            workspace,
             [kept for entry, _ in entries if (kept := private.entry(entry))],
             [private.sighting(sighting) for sighting, _ in sightings],
         )
@@ -63,10 +63,10 @@ def land_ledger(place: Place) -> int:
         return len(entries) + len(sightings)
 
 
-def _load(place: Place, entries: list[Entry], sightings: list[Sighting]) -> None:
+def _load(workspace: Workspace, entries: list[Entry], sightings: list[Sighting]) -> None:
     from msgbubbles_sync.job import pipeline_of
 
-    pipeline = pipeline_of(place, PIPELINE)
+    pipeline = pipeline_of(workspace, PIPELINE)
     if pipeline.has_pending_data:
         # A run with a package left over loads that one and extracts nothing.
         pipeline.run()

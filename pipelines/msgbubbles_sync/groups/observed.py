@@ -17,7 +17,7 @@ import duckdb
 
 from msgbubbles.handles import fold_handle, handle_of
 from msgbubbles_sync.destinations import destination_of
-from msgbubbles_sync.workspace import Place
+from msgbubbles_sync.workspace import Workspace
 
 from .ledger import Entry, Ledger, Rendering, Sighting
 from .model import KnownGroup, fold_title
@@ -126,9 +126,9 @@ def people(handles: Iterable[str], from_handle: str | None) -> tuple[str, ...]:
 # -- the published file, which is opened to read and closed again
 
 
-def published(place: Place) -> Published:
+def published(workspace: Workspace) -> Published:
     """What the published warehouse knows; nothing, where there is none yet."""
-    with _queries(place) as rows:
+    with _queries(workspace) as rows:
         readings: dict[str, Reading] = {}
         for chat_id, from_handle, title, read_at, gone_at in rows(
             "SELECT id, from_handle, title, _fetched_at, deleted_at FROM msgbubbles.chats WHERE is_group"
@@ -148,18 +148,18 @@ def published(place: Place) -> Published:
     return Published(readings, numbers or None)
 
 
-def members_seen(place: Place, chat_id: str, from_handle: str | None) -> tuple[str, ...]:
+def members_seen(workspace: Workspace, chat_id: str, from_handle: str | None) -> tuple[str, ...]:
     """Who is in a group as far as the published marts know: a silent member is not among them."""
-    with _queries(place) as rows:
+    with _queries(workspace) as rows:
         found = rows("SELECT handle FROM marts.group_membership WHERE chat_id = ?", chat_id)
     return people((handle for (handle,) in found), from_handle)
 
 
-def restore(ledger: Ledger, place: Place) -> None:
+def restore(ledger: Ledger, workspace: Workspace) -> None:
     """Fill a ledger that is new from its copy in the published warehouse, where there is one: the file was lost."""
     if not ledger.is_new():
         return
-    with _queries(place) as rows:
+    with _queries(workspace) as rows:
         entries = [
             Entry(
                 operation_id=row[0], plan_id=row[1], key=row[2], operation=row[3], chat_id=row[4], from_handle=None,
@@ -185,12 +185,12 @@ def restore(ledger: Ledger, place: Place) -> None:
 
 
 @contextmanager
-def _queries(place: Place) -> Iterator[Callable[..., list[Any]]]:
+def _queries(workspace: Workspace) -> Iterator[Callable[..., list[Any]]]:
     """A function that asks the published file; a table that is not there has no rows."""
-    if not place.database.exists():
+    if not workspace.database.exists():
         yield lambda _sql, *_values: []
         return
-    with destination_of(place).reading() as database:
+    with destination_of(workspace).reading() as database:
 
         def rows(sql: str, *values: Any) -> list[Any]:
             try:

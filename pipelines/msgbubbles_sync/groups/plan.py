@@ -11,7 +11,8 @@ from uuid import uuid4
 import msgspec
 
 from msgbubbles.handles import fold_handle, without_people
-from msgbubbles_sync.workspace import UsageError, written_privately
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.files import write_privately
 
 from .display import escaped_json
 from .model import MAX_MEMBERS, DesiredGroup, KnownGroup, Operation, fold_title
@@ -104,7 +105,7 @@ def _plain(group: KnownGroup | None) -> object:
 def save(plan: Plan, path: Path) -> None:
     """Write a plan, for its owner only: it holds handles and messages."""
     document = msgspec.json.format(msgspec.json.encode(plan), indent=1).decode()
-    written_privately(path, escaped_json(document) + "\n")
+    write_privately(path, escaped_json(document) + "\n")
 
 
 def load(path: Path) -> Plan:

@@ -14,9 +14,10 @@ from msgbubbles.models import Chat
 from msgbubbles.personal import PERSONAL
 from msgbubbles.policy import PSEUDONYM
 from msgbubbles.redact import LeftOutChat, Redactor, client_of
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.policy.applied import redactor_of
 from msgbubbles_sync.policy.vault import Vault
-from msgbubbles_sync.workspace import Place, UsageError
+from msgbubbles_sync.workspace import Workspace
 
 from .ledger import Entry, Sighting
 from .model import DesiredGroup
@@ -41,9 +42,9 @@ class Disguise:
         self._desired: dict[str, DesiredGroup] = {}
 
     @classmethod
-    def of(cls, place: Place) -> Disguise:
+    def of(cls, workspace: Workspace) -> Disguise:
         """By the policy of a warehouse. Raises `UsageError` where that is not what its rows were landed by."""
-        return cls(redactor_of(place))
+        return cls(redactor_of(workspace))
 
     @property
     def hides(self) -> bool:

@@ -24,8 +24,9 @@ from msgbubbles_sync.cli.console import failed_reads
 from msgbubbles_sync.dbt import spark
 from msgbubbles_sync.dbt.runner import TransformError, compile_models
 from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import holder_of
-from msgbubbles_sync.workspace import Place, UsageError
+from msgbubbles_sync.workspace import Workspace
 
 from .local_state import Known
 
@@ -46,39 +47,42 @@ class Finding:
         return {"name": self.name, "state": self.state, "what": self.what, "fix": self.fix}
 
 
-def findings(place: Place, connect: Callable[[], Client]) -> Iterator[Finding]:
+def findings(workspace: Workspace, connect: Callable[[], Client]) -> Iterator[Finding]:
     """All findings, one by one as they are made. `connect` raises `ConfigurationError`."""
-    yield _destination(place)
-    if place.destination == "filesystem":
+    yield _destination(workspace)
+    if workspace.destination == "filesystem":
         yield _spark()
-    yield _state(place)
-    yield _disk(place)
-    yield _lock(place)
-    yield _last_run(place)
-    yield _failed_reads(place)
-    yield _models(place)
+    yield _state(workspace)
+    yield _disk(workspace)
+    yield _lock(workspace)
+    yield _last_run(workspace)
+    yield _failed_reads(workspace)
+    yield _models(workspace)
     try:
         connected = connect()
     except MsgBubblesError as error:
         yield Finding("configuration", "failed", str(error), "see dlt_config/config.toml and secrets.toml.example")
         return
     with connected as client:
-        yield from _api(client, place)
+        yield from _api(client, workspace)
 
 
-def _destination(place: Place) -> Finding:
+def _destination(workspace: Workspace) -> Finding:
     try:
-        destination = destination_of(place)
+        destination = destination_of(workspace)
         if destination.exists():
             with destination.reading():
                 pass
-        with TemporaryFile(dir=place.folder), TemporaryFile(dir=place.file.parent):
+        with TemporaryFile(dir=workspace.folder), TemporaryFile(dir=workspace.file.parent):
             pass
     except UsageError as error:
         return Finding("destination", "failed", str(error), "mend that, or move a damaged file away")
     except OSError as error:
         return Finding(
-            "destination", "failed", f"{error.filename or place.folder}: {error.strerror}", "make the folder writable"
+            "destination",
+            "failed",
+            f"{error.filename or workspace.folder}: {error.strerror}",
+            "make the folder writable",
         )
     return Finding("destination", "ok", f"{destination.title} can be written")
 
@@ -90,9 +94,9 @@ def _spark() -> Finding:
         return Finding("spark", "info", str(error))
 
 
-def _state(place: Place) -> Finding:
+def _state(workspace: Workspace) -> Finding:
     try:
-        Known(place).states()
+        Known(workspace).states()
     except UsageError:
         pass  # said already
     except ConfigurationError as error:
@@ -100,28 +104,28 @@ def _state(place: Place) -> Finding:
     return Finding("state", "ok", "this version can read what the runs remember")
 
 
-def _disk(place: Place) -> Finding:
-    free = shutil.disk_usage(place.folder).free
+def _disk(workspace: Workspace) -> Finding:
+    free = shutil.disk_usage(workspace.folder).free
     # A run needs a copy of the database to publish it, and room for what it loads.
-    needed = max(2 * place.database.stat().st_size if place.database.exists() else 0, MIN_FREE_BYTES)
+    needed = max(2 * workspace.database.stat().st_size if workspace.database.exists() else 0, MIN_FREE_BYTES)
     what = f"{free / 1e9:.1f} GB free"
     if free < needed:
         return Finding("disk", "failed", what, f"free {needed / 1e9:.1f} GB; a run writes the database anew")
     return Finding("disk", "ok", what)
 
 
-def _lock(place: Place) -> Finding:
+def _lock(workspace: Workspace) -> Finding:
     try:
-        holder = holder_of(place.folder)
+        holder = holder_of(workspace.folder)
     except OSError as error:
-        return Finding("lock", "failed", f"{place.folder}: {error.strerror}", "make the folder writable")
+        return Finding("lock", "failed", f"{workspace.folder}: {error.strerror}", "make the folder writable")
     if holder is not None and holder.is_stalled:
         return Finding("lock", "failed", f"a job is stuck: {holder}", "end that process")
     return Finding("lock", "ok", "no job runs" if holder is None else f"a job runs: {holder}")
 
 
-def _last_run(place: Place) -> Finding:
-    records = _records(place)
+def _last_run(workspace: Workspace) -> Finding:
+    records = _records(workspace)
     if not records:
         return Finding("last run", "ok", "there was none yet")
     last = records[-1]
@@ -131,9 +135,9 @@ def _last_run(place: Place) -> Finding:
     return Finding("last run", "failed", f"{what}: {last['error']}", "mend what it says and run again")
 
 
-def _failed_reads(place: Place) -> Finding:
+def _failed_reads(workspace: Workspace) -> Finding:
     try:
-        failed = failed_reads(all_failed_reads(Known(place).states()))
+        failed = failed_reads(all_failed_reads(Known(workspace).states()))
     except (UsageError, ConfigurationError):
         failed = []  # reported already
     if failed:
@@ -141,22 +145,22 @@ def _failed_reads(place: Place) -> Finding:
     return Finding("failed reads", "ok", "everything that was asked for could be read")
 
 
-def _records(place: Place) -> list[dict[str, Any]]:
+def _records(workspace: Workspace) -> list[dict[str, Any]]:
     try:
-        return Known(place).records()
+        return Known(workspace).records()
     except UsageError:
         return []  # said already
 
 
-def _models(place: Place) -> Finding:
+def _models(workspace: Workspace) -> Finding:
     try:
-        compile_models(place)
+        compile_models(workspace)
     except TransformError as error:
         return Finding("transforms", "failed", str(error), "mend the model; transforms/README.md says how they are run")
     return Finding("transforms", "ok", "the dbt project compiles")
 
 
-def _api(client: Client, place: Place) -> Iterator[Finding]:
+def _api(client: Client, workspace: Workspace) -> Iterator[Finding]:
     try:
         chats = client.list_chats()
     except MsgBubblesError as error:
@@ -170,7 +174,7 @@ def _api(client: Client, place: Place) -> Iterator[Finding]:
         yield Finding("numbers", "failed", str(error), "ask MsgBubbles about it; everything else is read without them")
     yield _clock(client.transport.last_answer)
     try:
-        yield from _behaviour(client, place, chats)
+        yield from _behaviour(client, workspace, chats)
     except MsgBubblesError as error:
         yield Finding("api behaviour", "failed", str(error), "run check again later")
 
@@ -186,7 +190,7 @@ def _clock(answer: Answer | None) -> Finding:
     return Finding("clock", "failed" if too_far else "ok", what, "set the clock, by NTP for example" if too_far else "")
 
 
-def _behaviour(client: Client, place: Place, chats: Page[Chat]) -> Iterator[Finding]:
+def _behaviour(client: Client, workspace: Workspace, chats: Page[Chat]) -> Iterator[Finding]:
     try:
         messages: Page[Message] | None = client.list_messages()
     except (PermanentError, ForbiddenError):
@@ -207,7 +211,7 @@ def _behaviour(client: Client, place: Place, chats: Page[Chat]) -> Iterator[Find
     )  # fmt: skip
     yield _precision([*chats.rows, *(messages.rows if messages else ())])
     yield from _before(client, chats.rows)
-    told = [one["retry_after"] for one in _records(place) if one.get("retry_after") is not None]
+    told = [one["retry_after"] for one in _records(workspace) if one.get("retry_after") is not None]
     yield _seen("Retry-After", bool(told), bool(told) and told[-1], "a 429 says how long to wait")
 
 

@@ -15,7 +15,7 @@ from msgbubbles.source.state import checked_state
 from msgbubbles.source.stored import instant
 from msgbubbles_sync.destinations import destination_of
 from msgbubbles_sync.run_log import COLUMNS, TABLE, Journal
-from msgbubbles_sync.workspace import Place
+from msgbubbles_sync.workspace import Workspace
 
 CURSORS = {"chats": "last_message_at", "messages": "cursor_at"}
 
@@ -23,14 +23,14 @@ CURSORS = {"chats": "last_message_at", "messages": "cursor_at"}
 class Known:
     """Reads what is there when it is asked."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
 
     def states(self) -> dict[str, Any]:
         """The states of the readers, by stream; those of the job's own files, else of the published one.
 
         Raises `ConfigurationError` when a newer version wrote them."""
-        path = self.place.folder / "dlt" / "msgbubbles" / "state.json"
+        path = self.workspace.folder / "dlt" / "msgbubbles" / "state.json"
         try:
             state = json.loads(path.read_text())
         except (OSError, ValueError):
@@ -61,7 +61,7 @@ class Known:
     def records(self) -> list[dict[str, Any]]:
         """The records of the runs, oldest first: the job's own, and the older ones of the published file."""
         found = {record["run_id"]: record for record in self._published_records()}
-        found |= {record["run_id"]: record for record in Journal(self.place.folder).records()}
+        found |= {record["run_id"]: record for record in Journal(self.workspace.folder).records()}
         return sorted(found.values(), key=lambda record: str(record["started_at"]))
 
     def _published_records(self) -> list[dict[str, Any]]:
@@ -96,7 +96,7 @@ class Known:
 
     @contextmanager
     def _published(self) -> Iterator[duckdb.DuckDBPyConnection | None]:
-        destination = destination_of(self.place)
+        destination = destination_of(self.workspace)
         if not destination.exists():
             yield None
             return

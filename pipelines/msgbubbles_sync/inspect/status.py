@@ -77,7 +77,7 @@ def status_of(known: Known, start_ms: int, now: datetime) -> Status:
 
 def _job(known: Known) -> Holder | None:
     with suppress(OSError):  # another user's
-        return holder_of(known.place.folder)
+        return holder_of(known.workspace.folder)
     return None
 
 

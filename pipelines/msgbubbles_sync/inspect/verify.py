@@ -362,7 +362,7 @@ def verify(
     """Compare `sample` chats picked at random, or everything where that is null."""
     coverage = {stream: known.coverage(stream) for stream in ("chats", "messages")}
     feed = known.states().get("messages", {}).get("feed") is not False
-    with destination_of(known.place).reading() as database:
+    with destination_of(known.workspace).reading() as database:
         verifier = Verifier(client, database, coverage, settings, on_page)
         if sample is None:
             verifier.full(feed)

@@ -19,8 +19,9 @@ from msgbubbles.errors import ConfigurationError
 from msgbubbles.policy import FULL, ORDERS, PSEUDONYM, SECTION, Policy, Pseudonyms, policy_of
 from msgbubbles.redact import Redactor
 from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.settings import configuration_folder, from_environment, section
-from msgbubbles_sync.workspace import PIPELINE, Place, UsageError
+from msgbubbles_sync.workspace import PIPELINE, Workspace
 
 from .vault import Vault
 
@@ -36,13 +37,13 @@ class Record(msgspec.Struct, frozen=True):
     erased: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, place: Place) -> Record | None:
+    def of(cls, workspace: Workspace) -> Record | None:
         """That of a warehouse; null where none was ever written. Raises `UsageError` for a damaged one."""
-        path = _path_of(place)
+        path = _path_of(workspace)
         try:
             text: str | bytes | None = path.read_bytes()
         except FileNotFoundError:
-            text = _published(place)
+            text = _published(workspace)
         if text is None:
             return None
         try:
@@ -53,8 +54,8 @@ class Record(msgspec.Struct, frozen=True):
                 "backup, or remove it together with the folder it is in: it is then restored from the published file"
             ) from None
 
-    def save(self, place: Place) -> None:
-        path = _path_of(place)
+    def save(self, workspace: Workspace) -> None:
+        path = _path_of(workspace)
         new = path.with_suffix(".new")
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
@@ -67,15 +68,15 @@ class Record(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, erased=self.erased | set(marks))
 
 
-def _path_of(place: Place) -> Path:
-    return place.folder / FILE
+def _path_of(workspace: Workspace) -> Path:
+    return workspace.folder / FILE
 
 
-def _published(place: Place) -> str | None:
+def _published(workspace: Workspace) -> str | None:
     """The copy in the published tables, where the job's own files are lost."""
-    if place.destination != "duckdb" or place.work.exists() or not place.database.exists():
+    if workspace.destination != "duckdb" or workspace.work.exists() or not workspace.database.exists():
         return None
-    with destination_of(place).reading() as connection:
+    with destination_of(workspace).reading() as connection:
         try:
             found = connection.execute(f"SELECT record FROM msgbubbles.{TABLE}").fetchone()  # noqa: S608
         except duckdb.CatalogException:
@@ -83,9 +84,9 @@ def _published(place: Place) -> str | None:
     return None if found is None else str(found[0])
 
 
-def store(connection: duckdb.DuckDBPyConnection, place: Place, schema: str) -> None:
+def store(connection: duckdb.DuckDBPyConnection, workspace: Workspace, schema: str) -> None:
     """Bring the copy of the record in a schema of the warehouse up to date."""
-    path, table = _path_of(place), f"{schema}.{TABLE}"
+    path, table = _path_of(workspace), f"{schema}.{TABLE}"
     if path.exists():
         connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
         connection.execute(f"CREATE TABLE IF NOT EXISTS {table} (record VARCHAR)")
@@ -148,20 +149,20 @@ def looked_up(names: Iterable[str]) -> dict[str, str | None]:
     return found
 
 
-def redactor_of(place: Place) -> Redactor:
+def redactor_of(workspace: Workspace) -> Redactor:
     """What applies the policy to what is to be landed, which is noted beside the warehouse.
 
     Raises `UsageError` where the rows that are there were landed by another policy, or with another key.
     """
     policy, pseudonyms = configured()
-    record = Record.of(place)
+    record = Record.of(workspace)
     if record is None:
         if not policy.redacts:
             return Redactor(policy)
-        if has_rows(place):
+        if has_rows(workspace):
             raise UsageError(_not_applied(policy, FULL))
         record = Record(policy, pseudonyms.check if pseudonyms else None)
-        record.save(place)
+        record.save(workspace)
     if _redaction(record.policy) != _redaction(policy):
         raise UsageError(_not_applied(policy, record.policy))
     check_key(record, pseudonyms)
@@ -179,11 +180,11 @@ def check_key(record: Record, pseudonyms: Pseudonyms | None) -> None:
     )
 
 
-def keep_found(place: Place, redactor: Redactor) -> None:
+def keep_found(workspace: Workspace, redactor: Redactor) -> None:
     """Remember the threads that turned out to be an erased person's: nobody has to ask for them again."""
-    record = Record.of(place)
+    record = Record.of(workspace)
     if redactor.found and record is not None:
-        record.with_erased(redactor.found).save(place)
+        record.with_erased(redactor.found).save(workspace)
 
 
 def _redaction(policy: Policy) -> list[str]:
@@ -210,18 +211,18 @@ def _not_applied(policy: Policy, before: Policy) -> str:
     )
 
 
-def has_rows(place: Place) -> bool:
+def has_rows(workspace: Workspace) -> bool:
     """Whether anything was ever landed, received or asked for here."""
-    folder = place.folder
-    paths = (place.work, place.database, folder / "dlt" / PIPELINE, folder / "groups.sqlite")
+    folder = workspace.folder
+    paths = (workspace.work, workspace.database, folder / "dlt" / PIPELINE, folder / "groups.sqlite")
     return any(path.exists() for path in paths) or any((folder / "webhooks" / "spool").glob("*"))
 
 
-def details_of(error: BaseException, place: Place) -> str:
+def details_of(error: BaseException, workspace: Workspace) -> str:
     """What went wrong, for a file. What an error says may quote rows: where these are not kept, only its type and
     where it happened are told."""
     try:
-        record = Record.of(place)
+        record = Record.of(workspace)
         is_private = record is not None and (record.policy.redacts or bool(record.erased))
     except (UsageError, OSError, duckdb.Error):
         is_private = True

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from msgbubbles.handles import normalised
-from msgbubbles_sync.workspace import UsageError
+from msgbubbles_sync.errors import UsageError
 
 MAX_KNOWN = 200_000
 

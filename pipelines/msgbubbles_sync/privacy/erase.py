@@ -29,12 +29,14 @@ from msgbubbles.policy import PSEUDONYM, Pseudonyms
 from msgbubbles.redact import Redactor
 from msgbubbles_sync.dbt.runner import Transforms
 from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.groups.ledger import Ledger
 from msgbubbles_sync.policy.applied import Record, configured, redactor_of
 from msgbubbles_sync.policy.vault import Vault
 from msgbubbles_sync.sql import named
 from msgbubbles_sync.webhooks.load import aside_of
-from msgbubbles_sync.workspace import Place, UsageError, written_privately
+from msgbubbles_sync.workspace import Workspace
 
 from .rewrite import rewriting, tables_of
 
@@ -64,7 +66,9 @@ class Certificate:
         return f"Erasure {self.erasure_id}, {self.erased_at:%Y-%m-%d %H:%M} UTC: {self.people} people; {what}."
 
 
-def erase(place: Place, handles: Sequence[str], transforms: Transforms, say: Callable[[str], None]) -> Certificate:
+def erase(
+    workspace: Workspace, handles: Sequence[str], transforms: Transforms, say: Callable[[str], None]
+) -> Certificate:
     """Erase the people of these handles (or of their pseudonyms) from everything in a warehouse, and keep them out.
 
     The caller holds the locks `job` and `apply`. Raises `UsageError` for what is nobody's handle or is our own, without
@@ -77,49 +81,51 @@ def erase(place: Place, handles: Sequence[str], transforms: Transforms, say: Cal
         except ConfigurationError as error:
             raise UsageError(f"to keep erased people out, {error}") from None
         raise AssertionError
-    redactor = redactor_of(place)
-    destination_of(place).prepare()
-    if place.destination == "duckdb" and not place.work.exists():
-        raise UsageError(f"erase: nothing has landed in {place.database}; is that the --database you mean?")
+    redactor = redactor_of(workspace)
+    destination_of(workspace).prepare()
+    if workspace.destination == "duckdb" and not workspace.work.exists():
+        raise UsageError(f"erase: nothing has landed in {workspace.database}; is that the --database you mean?")
     if not all(one.strip() and (handle_of(one) or PSEUDONYM.fullmatch(one) or "@" not in one) for one in handles):
         raise UsageError("erase takes handles: +14155550111, or ben@example.com; one of these is neither")
-    if {pseudonyms.handle(one) for one in handles} & {pseudonyms.handle(one) for one in _own_numbers(place)}:
+    if {pseudonyms.handle(one) for one in handles} & {pseudonyms.handle(one) for one in _own_numbers(workspace)}:
         raise UsageError("erase: one of these is a number of the account itself; its rows are not a person's")
-    record = Record.of(place) or Record(redactor.policy)
+    record = Record.of(workspace) or Record(redactor.policy)
     marks = {pseudonyms.erased_handle(one) for one in handles}
-    place.set_pending(STEP)
-    msgspec.structs.replace(record, key_check=pseudonyms.check).with_erased(marks).save(place)
-    return purge(place, transforms, say, handles)
+    workspace.set_pending(STEP)
+    msgspec.structs.replace(record, key_check=pseudonyms.check).with_erased(marks).save(workspace)
+    return purge(workspace, transforms, say, handles)
 
 
-def purge(place: Place, transforms: Transforms, say: Callable[[str], None], also: Collection[str] = ()) -> Certificate:
+def purge(
+    workspace: Workspace, transforms: Transforms, say: Callable[[str], None], also: Collection[str] = ()
+) -> Certificate:
     """Remove everybody whom the privacy record says to be erased, wherever they are; `also` are handles that may stand
     in texts only. May be repeated."""
-    redactor = redactor_of(place)
+    redactor = redactor_of(workspace)
     certificate = Certificate()
-    with rewriting(place, transforms, say) as connection:
+    with rewriting(workspace, transforms, say) as connection:
         tables = set(tables_of(connection))
         people = {one for one in _handles_in(connection, tables) if redactor.is_erased(one)}
         certificate.people = len({redactor.pseudonym(one) for one in people})
         rows = _Rows(connection, tables, certificate.rows)
         chats = rows.delete_people(people)
         marks = {redactor.mark_of_chat(one) for one in chats}
-        record = Record.of(place)
+        record = Record.of(workspace)
         if record is not None:
-            record.with_erased(marks).save(place)
+            record.with_erased(marks).save(workspace)
         # Of an erasure that was cut off, only hashes are known.
         rows.forget_mentions({*people, *also} if also else set(), redactor)
         _certify(connection, certificate)
-    certificate.rows += _purge_ledger(place, redactor)
-    _purge_files(place, redactor)
+    certificate.rows += _purge_ledger(workspace, redactor)
+    _purge_files(workspace, redactor)
     if isinstance(redactor.names, Vault):
         certificate.rows += Counter({"the vault": redactor.names.remove(redactor.is_erased)})
-    place.set_done(STEP)
+    workspace.set_done(STEP)
     return certificate
 
 
-def _own_numbers(place: Place) -> list[str]:
-    with destination_of(place).writing() as connection:
+def _own_numbers(workspace: Workspace) -> list[str]:
+    with destination_of(workspace).writing() as connection:
         try:
             return [row[0] for row in connection.execute("SELECT handle FROM msgbubbles.numbers").fetchall()]
         except duckdb.CatalogException:
@@ -310,19 +316,19 @@ def _certify(connection: duckdb.DuckDBPyConnection, certificate: Certificate) ->
     connection.execute(f"INSERT INTO {TABLE} VALUES (?, ?, ?, ?)", values)
 
 
-def _purge_ledger(place: Place, redactor: Redactor) -> Counter[str]:
-    if not (place.folder / "groups.sqlite").exists():
+def _purge_ledger(workspace: Workspace, redactor: Redactor) -> Counter[str]:
+    if not (workspace.folder / "groups.sqlite").exists():
         return Counter()
-    with Ledger.of(place.folder) as ledger:
+    with Ledger.of(workspace.folder) as ledger:
         return Counter({"the ledger of groups": ledger.remove_people(redactor.is_erased, redactor.without_erased)})
 
 
-def _purge_files(place: Place, redactor: Redactor) -> None:
+def _purge_files(workspace: Workspace, redactor: Redactor) -> None:
     """Lines that are no events are kept as they came: those that name somebody go. The records of runs stay without
     them."""
-    for path in aside_of(place).glob("*.jsonl"):
+    for path in aside_of(workspace).glob("*.jsonl"):
         _rewrite(path, lambda line: "" if redactor.mentions_erased(line) else line)
-    journal = place.folder / "runs.jsonl"
+    journal = workspace.folder / "runs.jsonl"
     if journal.exists():
         _rewrite(journal, redactor.json_without_erased)
 
@@ -331,4 +337,4 @@ def _rewrite(path: Path, left_of: Callable[[str], str]) -> None:
     lines = path.read_bytes().decode("utf-8", "replace").split("\n")
     left = [left_of(line) for line in lines]
     if left != lines:
-        written_privately(path, "".join(f"{line}\n" for line in left if line))
+        write_privately(path, "".join(f"{line}\n" for line in left if line))

@@ -21,7 +21,7 @@ from msgbubbles_sync.groups.load import land_ledger
 from msgbubbles_sync.policy.applied import Record, check_key, check_stricter, configured, redactor_of
 from msgbubbles_sync.sql import named
 from msgbubbles_sync.webhooks.load import aside_of
-from msgbubbles_sync.workspace import Place
+from msgbubbles_sync.workspace import Workspace
 
 from .rewrite import rewriting, tables_of
 
@@ -29,29 +29,29 @@ STEP = "policy"
 Change = Callable[[Any], Any]
 
 
-def apply(place: Place, transforms: Transforms, say: Callable[[str], None]) -> Counter[str]:
+def apply(workspace: Workspace, transforms: Transforms, say: Callable[[str], None]) -> Counter[str]:
     """Bring a warehouse to the policy of the configuration. Returns how many values changed, by table.
 
     The caller holds the locks `job` and `apply`. Raises `UsageError` where the policy keeps more than the warehouse's,
     or its key is another.
     """
     policy, pseudonyms = configured()
-    record = Record.of(place) or Record()
+    record = Record.of(workspace) or Record()
     check_stricter(policy, record.policy)
     check_key(record, pseudonyms)
-    place.set_pending(STEP)
+    workspace.set_pending(STEP)
     # First of all: what lands from now on, and what a receiver takes, is by the new one.
     check = pseudonyms.check if pseudonyms else None
-    msgspec.structs.replace(record, policy=policy, key_check=check or record.key_check).save(place)
+    msgspec.structs.replace(record, policy=policy, key_check=check or record.key_check).save(workspace)
     if policy.redacts:
-        land_ledger(place)
-    redactor = redactor_of(place)
-    with rewriting(place, transforms, say) as connection:
+        land_ledger(workspace)
+    redactor = redactor_of(workspace)
+    with rewriting(workspace, transforms, say) as connection:
         changed = bring_to(redactor, connection)
         redactor.keep_names()
     if policy.redacts:
-        _forget_what_is_beside(place)
-    place.set_done(STEP)
+        _forget_what_is_beside(workspace)
+    workspace.set_done(STEP)
     return changed
 
 
@@ -173,8 +173,8 @@ class _Landed:
             self.counts[table] += row[0]
 
 
-def _forget_what_is_beside(place: Place) -> None:
+def _forget_what_is_beside(workspace: Workspace) -> None:
     """Files that quote what came: lines that were no events, and the ledger of groups, whose copy has landed."""
-    paths = [*aside_of(place).glob("*.jsonl"), *place.folder.glob("groups.sqlite*")]
+    paths = [*aside_of(workspace).glob("*.jsonl"), *workspace.folder.glob("groups.sqlite*")]
     for path in paths:
         path.unlink()

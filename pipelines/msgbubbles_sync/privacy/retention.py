@@ -14,7 +14,9 @@ from msgbubbles.policy import Policy
 from msgbubbles_sync.dbt.runner import Transforms
 from msgbubbles_sync.destinations import destination_of
 from msgbubbles_sync.destinations.compaction import compact
-from msgbubbles_sync.workspace import Place, UsageError, remove
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.files import remove
+from msgbubbles_sync.workspace import Workspace
 
 from .rewrite import rewriting, tables_of
 
@@ -23,7 +25,7 @@ DAY_SECONDS = 86_400
 OF_A_THREAD = ("chat_titles", "participant_lists", "participant_reads", "webhook_events")
 
 
-def expire(place: Place, policy: Policy, transforms: Transforms, say: Callable[[str], None]) -> Counter[str]:
+def expire(workspace: Workspace, policy: Policy, transforms: Transforms, say: Callable[[str], None]) -> Counter[str]:
     """Drop the texts of messages older than `text_days`, and remove the threads whose last message is older than
     `thread_days`. Returns how many `texts`, `threads` and `messages` went; without days, nothing is done.
 
@@ -32,28 +34,28 @@ def expire(place: Place, policy: Policy, transforms: Transforms, say: Callable[[
     gone: Counter[str] = Counter()
     if not (policy.text_days or policy.thread_days):
         return gone
-    if place.destination != "duckdb":
+    if workspace.destination != "duckdb":
         raise UsageError("text_days and thread_days work on a DuckDB file; on a server, let it expire rows itself")
-    if not place.work.exists():
+    if not workspace.work.exists():
         return gone
     now = datetime.now(UTC)
-    with destination_of(place).writing() as connection:
+    with destination_of(workspace).writing() as connection:
         if policy.text_days:
             gone["texts"] = _drop_texts(connection, now - timedelta(policy.text_days))
         dormant = _dormant(connection, now - timedelta(policy.thread_days)) if policy.thread_days else 0
     if gone["texts"]:
-        place.set_pending("publish", "compact")
-    if _is_due(place) and (dormant or place.is_pending("compact")):
+        workspace.set_pending("publish", "compact")
+    if _is_due(workspace) and (dormant or workspace.is_pending("compact")):
         if dormant and policy.thread_days:
-            with rewriting(place, transforms, say) as connection:
+            with rewriting(workspace, transforms, say) as connection:
                 _remove_threads(connection, now - timedelta(policy.thread_days), gone)
         else:
             say("writing the database anew")
-            compact(place.work)
-            for path in place.damaged():
+            compact(workspace.work)
+            for path in workspace.damaged():
                 remove(path)
-        place.set_done("compact")
-        (place.folder / DONE).touch()
+        workspace.set_done("compact")
+        (workspace.folder / DONE).touch()
     return +gone
 
 
@@ -61,8 +63,8 @@ def expire(place: Place, policy: Policy, transforms: Transforms, say: Callable[[
 DONE = "retention.done"
 
 
-def _is_due(place: Place) -> bool:
-    path = place.folder / DONE
+def _is_due(workspace: Workspace) -> bool:
+    path = workspace.folder / DONE
     return not path.exists() or time.time() - path.stat().st_mtime >= DAY_SECONDS
 
 

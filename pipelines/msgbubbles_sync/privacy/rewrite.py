@@ -1,6 +1,6 @@
 """Changes rows that have landed, so that no byte of what was there is left: in the tables, in the marts, in the files.
 
-Imports dlt, so `Place.configure_dlt` comes before it. The caller holds the warehouse's lock.
+Imports dlt, so `Workspace.configure_dlt` comes before it. The caller holds the warehouse's lock.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from dlt.common.versioned_state import compress_state, decompress_state
 from msgbubbles_sync.dbt.runner import Transforms, forget_build, transform
 from msgbubbles_sync.destinations import destination_of
 from msgbubbles_sync.destinations.compaction import compact
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.files import remove
 from msgbubbles_sync.groups.load import PIPELINE as GROUPS
 from msgbubbles_sync.job import pipeline_of
 from msgbubbles_sync.policy import applied as privacy
@@ -24,7 +26,7 @@ from msgbubbles_sync.sql import named
 from msgbubbles_sync.webhooks.load import PIPELINE as WEBHOOKS
 from msgbubbles_sync.webhooks.load import land_events
 from msgbubbles_sync.webhooks.spool import SEGMENT_SECONDS, segments, spool_of
-from msgbubbles_sync.workspace import PIPELINE, Place, UsageError, remove
+from msgbubbles_sync.workspace import PIPELINE, Workspace
 
 # A receiver lets go of a segment after this.
 SPOOL_SECONDS = 10 * SEGMENT_SECONDS
@@ -32,24 +34,26 @@ BUILT = ("marts", "staging")
 
 
 @contextmanager
-def rewriting(place: Place, transforms: Transforms, say: Callable[[str], None]) -> Iterator[duckdb.DuckDBPyConnection]:
+def rewriting(
+    workspace: Workspace, transforms: Transforms, say: Callable[[str], None]
+) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection to change the rows by. When the block ends, the marts are built anew, the file is written anew, and
     published. What was under way (dlt's packages, the spool) has landed before.
 
     May be repeated, and killed: until all of it is done, readers have what was published before. Raises `UsageError`
     where rows are on a server, or a receiver does not let go of what it has received.
     """
-    if place.destination != "duckdb":
+    if workspace.destination != "duckdb":
         raise UsageError("this rewrites a DuckDB file; on a server, delete the rows there and let it vacuum its tables")
-    destination = destination_of(place)
+    destination = destination_of(workspace)
     destination.prepare()
-    _settle(place)
+    _settle(workspace)
     with destination.writing() as connection:
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("BEGIN")
         yield connection
         # Of one that was cut off, only the published file tells whether there were any.
-        has_marts = _has_marts(connection) or _has_published_marts(place)
+        has_marts = _has_marts(connection) or _has_published_marts(workspace)
         for schema in BUILT:
             connection.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
         for (table,) in connection.execute(
@@ -57,20 +61,20 @@ def rewriting(place: Place, transforms: Transforms, say: Callable[[str], None]) 
         ).fetchall():
             connection.execute(f"DELETE FROM msgbubbles_staging.{named(table)}")
         _forget_fingerprints(connection)
-        place.set_pending("publish", *(("transform",) if has_marts else ()))
+        workspace.set_pending("publish", *(("transform",) if has_marts else ()))
         connection.execute("COMMIT")
-    forget_build(place)
+    forget_build(workspace)
     if has_marts:
         say("building the marts")
-        transform(place, transforms)
-        place.set_done("transform")
+        transform(workspace, transforms)
+        workspace.set_done("transform")
     with destination.writing() as connection:
-        privacy.store(connection, place, destination.landed)
+        privacy.store(connection, workspace, destination.landed)
     say("writing the database anew")
-    compact(place.work)
+    compact(workspace.work)
     destination.publish()
-    place.set_done("publish")
-    _remove_leftovers(place)
+    workspace.set_done("publish")
+    _remove_leftovers(workspace)
 
 
 def tables_of(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, str]]:
@@ -104,8 +108,8 @@ def _forget_fingerprints(connection: duckdb.DuckDBPyConnection) -> None:
             connection.execute(f"UPDATE {table} SET state = ? WHERE pipeline_name = ?", [compress_state(state), name])
 
 
-def _has_published_marts(place: Place) -> bool:
-    destination = destination_of(place)
+def _has_published_marts(workspace: Workspace) -> bool:
+    destination = destination_of(workspace)
     if not destination.exists():
         return False
     with destination.reading() as published:
@@ -117,29 +121,29 @@ def _has_marts(connection: duckdb.DuckDBPyConnection) -> bool:
     return bool(found != [(0,)])
 
 
-def _settle(place: Place) -> None:
+def _settle(workspace: Workspace) -> None:
     """Land what is under way, and begin dlt's working folders anew: it restores them from the warehouse."""
     for name in (PIPELINE, WEBHOOKS, GROUPS):
-        if (place.folder / "dlt" / name).exists():
-            pipeline = pipeline_of(place, name)
+        if (workspace.folder / "dlt" / name).exists():
+            pipeline = pipeline_of(workspace, name)
             if pipeline.has_pending_data:
                 pipeline.run()
     time.sleep(0.2)  # what a receiver has already taken is in a segment now
-    waiting = set(segments(spool_of(place)))
+    waiting = set(segments(spool_of(workspace)))
     until = time.monotonic() + SPOOL_SECONDS
     while waiting:
-        land_events(place)
-        waiting &= set(segments(spool_of(place)))
+        land_events(workspace)
+        waiting &= set(segments(spool_of(workspace)))
         if waiting and time.monotonic() > until:
             raise UsageError("a receiver still holds events; stop webhooks.py serve, and try again")
         time.sleep(0.2)
     for name in (PIPELINE, WEBHOOKS, GROUPS):
-        shutil.rmtree(place.folder / "dlt" / name, ignore_errors=True)
+        shutil.rmtree(workspace.folder / "dlt" / name, ignore_errors=True)
 
 
-def _remove_leftovers(place: Place) -> None:
+def _remove_leftovers(workspace: Workspace) -> None:
     """What quotes rows and is no more than a help, or is left of a process that was killed."""
-    for path in (place.folder / "last_error.txt", place.folder / "dbt" / "last_error.txt"):
+    for path in (workspace.folder / "last_error.txt", workspace.folder / "dbt" / "last_error.txt"):
         path.unlink(missing_ok=True)
-    for path in (*place.folder.glob("*.copying"), *place.damaged()):
+    for path in (*workspace.folder.glob("*.copying"), *workspace.damaged()):
         remove(path)

@@ -9,7 +9,7 @@ from typing import Any
 
 from msgbubbles.client import Client
 from msgbubbles.models import Webhook
-from msgbubbles_sync.workspace import UsageError
+from msgbubbles_sync.errors import UsageError
 
 from .secrets import SecretStore
 

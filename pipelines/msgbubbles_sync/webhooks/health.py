@@ -10,8 +10,9 @@ from typing import Any
 import duckdb
 
 from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.inspect.check import Finding
-from msgbubbles_sync.workspace import Place, UsageError
+from msgbubbles_sync.workspace import Workspace
 
 from .heartbeat import Beat, last_beat
 from .load import aside_count, aside_of
@@ -53,9 +54,9 @@ class Times:
         ]
 
 
-def times_of(place: Place) -> Times:
+def times_of(workspace: Workspace) -> Times:
     """From what readers see: events are loaded before messages are read, so what is there fits together."""
-    destination = destination_of(place)
+    destination = destination_of(workspace)
     try:
         if not destination.exists():
             return Times()
@@ -67,33 +68,33 @@ def times_of(place: Place) -> Times:
     return Times(newest, last)
 
 
-def are_reliable(place: Place, now: datetime | None = None) -> bool:
+def are_reliable(workspace: Workspace, now: datetime | None = None) -> bool:
     """Whether the sync may rely on events for what changes: a receiver runs and has run without a break, and in either
     direction no message is there whose event did not come."""
     now = now or datetime.now(UTC)
-    beat = last_beat(folder_of(place))
+    beat = last_beat(folder_of(workspace))
     if beat is None or not beat.is_alive(now) or now - beat.uninterrupted_since < UNINTERRUPTED:
         return False
-    times = times_of(place)
+    times = times_of(workspace)
     return any(times.last) and not times.behind
 
 
-def findings(place: Place, now: datetime | None = None) -> Iterator[Finding]:
+def findings(workspace: Workspace, now: datetime | None = None) -> Iterator[Finding]:
     """What there is to say, where there is something about webhooks."""
     now = now or datetime.now(UTC)
-    beat = last_beat(folder_of(place))
+    beat = last_beat(folder_of(workspace))
     if beat is not None:
         yield _receiver(beat, now)
-        yield _events(beat, times_of(place), now)
-        yield _spool(place, now)
-    malformed = aside_count(place)
+        yield _events(beat, times_of(workspace), now)
+        yield _spool(workspace, now)
+    malformed = aside_count(workspace)
     if malformed:
-        what = f"{malformed} lines were no events; they are kept in {aside_of(place)}"
+        what = f"{malformed} lines were no events; they are kept in {aside_of(workspace)}"
         yield Finding("webhook lines", "failed", what, "look at them; remove the files when they are understood")
 
 
-def _spool(place: Place, now: datetime) -> Finding:
-    waiting = segments(spool_of(place))
+def _spool(workspace: Workspace, now: datetime) -> Finding:
+    waiting = segments(spool_of(workspace))
     since = min((_written_at(path) for path in waiting), default=now)
     if now - since > MAX_WAIT:
         what = f"{len(waiting)} files wait, the first for {_ago(now - since)}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from msgbubbles_sync.workspace import written_privately
+from msgbubbles_sync.files import write_privately
 
 # Without a sign of life for so long, the receiver is down; after such a break, what was sent meanwhile may be lost.
 MAX_SILENCE = timedelta(seconds=60)
@@ -46,7 +46,7 @@ class Heartbeat:
         """Write it. Raises `OSError`; the last sign of life then stays as it is."""
         with self._one_at_a_time:
             beat = Beat(os.getpid(), datetime.now(UTC), self._since, self.last_event_at)
-            written_privately(self._path, msgspec.json.encode(beat))
+            write_privately(self._path, msgspec.json.encode(beat))
 
 
 def path_of(folder: Path) -> Path:

@@ -1,6 +1,6 @@
 """The spool's way into the warehouse: `webhook_events`, and the messages that the events have changed.
 
-Importing this is cheap; dlt is only imported when there is something to land. `Place.configure_dlt` comes before.
+Importing this is cheap; dlt is only imported when there is something to land. `Workspace.configure_dlt` comes before.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import duckdb
 import msgspec
 
 from msgbubbles_sync.destinations import destination_of
-from msgbubbles_sync.workspace import Place, written_privately
+from msgbubbles_sync.files import write_privately
+from msgbubbles_sync.workspace import Workspace
 
 from .spool import Segment, finished, folder_of, segments, spool_of
 
@@ -58,37 +59,37 @@ class Landed:
         return said
 
 
-def aside_of(place: Place) -> Path:
+def aside_of(workspace: Workspace) -> Path:
     """The folder of the lines that are no events."""
-    return folder_of(place) / "malformed"
+    return folder_of(workspace) / "malformed"
 
 
-def land_events(place: Place) -> Landed:
+def land_events(workspace: Workspace) -> Landed:
     """Load what is in the spool, and remove it from there once that is committed. Readers' files and marts are then
     due, and are marked so.
 
     The caller holds the warehouse's lock. May be repeated, and killed: an event that is there already is left as it
     is, and a message never goes back.
     """
-    landed = Landed(aside=aside_of(place))
-    if not segments(spool_of(place)):
+    landed = Landed(aside=aside_of(workspace))
+    if not segments(spool_of(workspace)):
         return landed
     from msgbubbles_sync.policy.applied import redactor_of
 
-    redactor = redactor_of(place)
-    destination_of(place).prepare()
+    redactor = redactor_of(workspace)
+    destination_of(workspace).prepare()
     if redactor.asks_for_own_numbers:
-        redactor.know_own_numbers(_own_numbers(place))
-    for batch in _batches(finished(spool_of(place))):
+        redactor.know_own_numbers(_own_numbers(workspace))
+    for batch in _batches(finished(spool_of(workspace))):
         read = [(segment.path, *_events(segment, redactor)) for segment in batch]
         for path, _, malformed in read:
             landed.malformed += len(malformed)
             # Nobody knows what is in such a line.
             kept = [] if redactor.policy.redacts else [one for one in malformed if not _is_about_erased(one, redactor)]
-            _keep_aside(aside_of(place), path.name, kept)
+            _keep_aside(aside_of(workspace), path.name, kept)
         events = [event for _, some, _ in read for event in some]
         if events:
-            _load(place, events, landed, redactor.policy.redacts)
+            _load(workspace, events, landed, redactor.policy.redacts)
         for path, _, _ in read:
             path.unlink()
     return landed
@@ -109,8 +110,8 @@ def _batches(found: Iterable[Segment]) -> Iterator[list[Segment]]:
         yield batch
 
 
-def _own_numbers(place: Place) -> list[str]:
-    with destination_of(place).writing() as connection:
+def _own_numbers(workspace: Workspace) -> list[str]:
+    with destination_of(workspace).writing() as connection:
         try:
             return [row[0] for row in connection.execute("SELECT handle FROM msgbubbles.numbers").fetchall()]
         except duckdb.CatalogException:
@@ -142,17 +143,17 @@ def _keep_aside(folder: Path, name: str, lines: list[bytes]) -> None:
     """Write the lines into a file of their segment's name: a load that is repeated writes the same once more."""
     if lines:
         folder.mkdir(mode=0o700, exist_ok=True)
-        written_privately(folder / name, b"".join(line + b"\n" for line in lines))
+        write_privately(folder / name, b"".join(line + b"\n" for line in lines))
 
 
-def aside_count(place: Place) -> int:
+def aside_count(workspace: Workspace) -> int:
     """How many lines were ever kept aside, and are still there."""
-    folder = aside_of(place)
+    folder = aside_of(workspace)
     files = folder.glob("*.jsonl") if folder.is_dir() else ()
     return sum(path.read_bytes().count(b"\n") for path in files)
 
 
-def _load(place: Place, events: list[Event], landed: Landed, redacts: bool) -> None:
+def _load(workspace: Workspace, events: list[Event], landed: Landed, redacts: bool) -> None:
     import dlt
     from dlt.pipeline.exceptions import PipelineStepFailed
 
@@ -166,9 +167,9 @@ def _load(place: Place, events: list[Event], landed: Landed, redacts: bool) -> N
     from .updates import changed_messages, messages_table, stored_messages
 
     events = first_of_each(events)
-    pipeline = pipeline_of(place, PIPELINE)
+    pipeline = pipeline_of(workspace, PIPELINE)
     # Where events tell of messages and chats that are not there, the next run reads them.
-    place.set_pending("repair", "transform", "publish")
+    workspace.set_pending("repair", "transform", "publish")
     if pipeline.has_pending_data:
         # A run with a package left over loads that one and extracts nothing. All of it is in the spool, too.
         pipeline.abort_packages()
@@ -176,7 +177,7 @@ def _load(place: Place, events: list[Event], landed: Landed, redacts: bool) -> N
     warehouse = Warehouse(pipeline)
     messages = changed_messages(stored_messages(warehouse, in_order), in_order)
 
-    destination = destination_of(place)
+    destination = destination_of(workspace)
     rows = arrow_table(COLUMNS, [(event, event.received_at) for event in in_order])
     changed = messages_table(messages)
 
@@ -209,7 +210,7 @@ def _load(place: Place, events: list[Event], landed: Landed, redacts: bool) -> N
         changed = taken(changed, [not one for one in screen("messages", changed)])
         lines = [bytes(event.payload) for event, is_refused in zip(in_order, refused, strict=True) if is_refused]
         landed.malformed += len(lines)
-        _keep_aside(aside_of(place), f"refused.{time.time_ns()}.jsonl", [] if redacts else lines)
+        _keep_aside(aside_of(workspace), f"refused.{time.time_ns()}.jsonl", [] if redacts else lines)
         load()
     landed.deliveries += rows.num_rows
     landed.messages += changed.num_rows

@@ -27,7 +27,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from msgbubbles_sync.workspace import UsageError
+from msgbubbles_sync.errors import UsageError
 
 from .bodies import TooLong, decompressed
 from .deliveries import deliveries_of

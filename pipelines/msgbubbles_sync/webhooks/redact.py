@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from msgbubbles_sync.settings import is_without_privacy
-from msgbubbles_sync.workspace import Place
+from msgbubbles_sync.workspace import Workspace
 
 from .bodies import parsed
 from .spool import Delivery
@@ -51,8 +51,8 @@ class CurrentPolicy:
     """Applies the policy of a warehouse to deliveries, as it is at that moment: it may be changed, and people erased,
     while a receiver runs."""
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
         self._read_at_ns: int | None = None
         self._redactor: Redactor | None = None
         self._refresh()
@@ -64,17 +64,17 @@ class CurrentPolicy:
 
     def _refresh(self) -> None:
         try:
-            found = (self._place.folder / "privacy.json").stat().st_mtime_ns
+            found = (self._workspace.folder / "privacy.json").stat().st_mtime_ns
         except OSError:
             found = 0
         if found == self._read_at_ns:
             return
-        if is_without_privacy(self._place):
+        if is_without_privacy(self._workspace):
             self._redactor = None
         else:
             # This imports dlt, which a receiver without a policy is spared.
-            self._place.configure_dlt()
+            self._workspace.configure_dlt()
             from msgbubbles_sync.policy.applied import redactor_of
 
-            self._redactor = redactor_of(self._place)
+            self._redactor = redactor_of(self._workspace)
         self._read_at_ns = found

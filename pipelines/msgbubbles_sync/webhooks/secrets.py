@@ -13,8 +13,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.settings import configuration_folder, section
-from msgbubbles_sync.workspace import Place, UsageError, written_privately
+from msgbubbles_sync.workspace import Workspace
 
 ENVIRONMENT = "WEBHOOKS__"
 Secrets = tuple[str, ...]
@@ -72,11 +74,11 @@ class SecretStore:
         self.changed()
 
     @classmethod
-    def of(cls, place: Place, *, sandbox: bool, path: Path | None = None) -> SecretStore:
+    def of(cls, workspace: Workspace, *, sandbox: bool, path: Path | None = None) -> SecretStore:
         """By default dlt's own file of secrets; those of a made-up account, and of one of several, are beside its
         database."""
-        is_apart = sandbox or place.account is not None
-        default = (place.folder / "webhooks" if is_apart else configuration_folder()) / "secrets.toml"
+        is_apart = sandbox or workspace.account is not None
+        default = (workspace.folder / "webhooks" if is_apart else configuration_folder()) / "secrets.toml"
         return cls((path or default).expanduser().absolute())
 
     @property
@@ -137,7 +139,7 @@ class SecretStore:
     @staticmethod
     def _write(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        written_privately(path, text)
+        write_privately(path, text)
 
 
 def _listed(value: str) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
-from msgbubbles_sync.workspace import Place, UsageError
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.workspace import Workspace
 
 from .heartbeat import Heartbeat
 from .receiver import Receiver
@@ -14,11 +15,13 @@ from .secrets import SecretStore, WebhookSettings
 from .spool import SpoolWriter, folder_of, spool_of
 
 
-def receiver_of(place: Place, settings: WebhookSettings, secrets: SecretStore, say: Callable[[str], None]) -> Receiver:
-    folder = folder_of(place)
+def receiver_of(
+    workspace: Workspace, settings: WebhookSettings, secrets: SecretStore, say: Callable[[str], None]
+) -> Receiver:
+    folder = folder_of(workspace)
     folder.mkdir(mode=0o700, exist_ok=True)
-    left_of = CurrentPolicy(place).left_of
-    return Receiver(settings, secrets, SpoolWriter(spool_of(place)), Heartbeat(folder), say, left_of=left_of)
+    left_of = CurrentPolicy(workspace).left_of
+    return Receiver(settings, secrets, SpoolWriter(spool_of(workspace)), Heartbeat(folder), say, left_of=left_of)
 
 
 def listening(settings: WebhookSettings) -> tuple[socket.socket, str]:

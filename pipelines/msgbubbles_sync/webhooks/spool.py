@@ -24,7 +24,8 @@ from typing import Literal
 
 import msgspec
 
-from msgbubbles_sync.workspace import Place, sync_to_disk
+from msgbubbles_sync.files import sync_to_disk
+from msgbubbles_sync.workspace import Workspace
 
 SEGMENT_SECONDS = 2.0
 SEGMENT_BYTES = 16 * 1024 * 1024
@@ -34,13 +35,13 @@ BATCH_EVENTS = 1000
 SUFFIX = ".jsonl"
 
 
-def folder_of(place: Place) -> Path:
+def folder_of(workspace: Workspace) -> Path:
     """Where a warehouse keeps what is about its webhooks."""
-    return place.folder / "webhooks"
+    return workspace.folder / "webhooks"
 
 
-def spool_of(place: Place) -> Path:
-    return folder_of(place) / "spool"
+def spool_of(workspace: Workspace) -> Path:
+    return folder_of(workspace) / "spool"
 
 
 Outcome = Literal["stored", "duplicate"]

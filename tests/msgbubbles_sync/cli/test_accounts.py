@@ -17,7 +17,8 @@ import pytest
 from msgbubbles_sync.cli import accounts
 from msgbubbles_sync.destinations import destination_of
 from msgbubbles_sync.destinations.claims import claim, files_of_accounts
-from msgbubbles_sync.workspace import Place, UsageError
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.workspace import Workspace
 
 PIPELINES = Path(__file__).parents[3] / "pipelines"
 
@@ -33,18 +34,20 @@ def test_what_several_exit_statuses_come_to(statuses: list[int], comes_to: int) 
     assert accounts.overall(statuses) == comes_to
 
 
-def claimed(place: Place) -> Place:
-    place.make_folders()
-    claim(place, destination_of(place), sandbox=False, say=print)
-    place.database.touch()
-    return place
+def claimed(workspace: Workspace) -> Workspace:
+    workspace.make_folders()
+    claim(workspace, destination_of(workspace), sandbox=False, say=print)
+    workspace.database.touch()
+    return workspace
 
 
 def test_files_of_accounts_go_by_what_is_there(tmp_path: Path) -> None:
     """Whatever is configured for this process: each account may have a job of its own, which knows no other."""
-    north, south = (claimed(Place.of(tmp_path / "company.duckdb", account=name)) for name in ("north", "south"))
-    claimed(Place.of(tmp_path / "company_west.duckdb"))
-    claimed(Place.of(tmp_path / "other.duckdb", account="east"))
+    north, south = (
+        claimed(Workspace.from_path(tmp_path / "company.duckdb", account=name)) for name in ("north", "south")
+    )
+    claimed(Workspace.from_path(tmp_path / "company_west.duckdb"))
+    claimed(Workspace.from_path(tmp_path / "other.duckdb", account="east"))
     (south.folder.parent / "company_broken").mkdir()
     (south.folder.parent / "company_broken" / "account.json").write_text("{")
     assert files_of_accounts(north) == {"north": north.database, "south": south.database}
@@ -53,14 +56,14 @@ def test_files_of_accounts_go_by_what_is_there(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_somebody_elses_is_not_taken_for_an_accounts(tmp_path: Path) -> None:
-    claimed(Place.of(tmp_path / "company_north.duckdb"))
-    claimed(Place.of(tmp_path / "company.duckdb", account="a_b"))
-    for place, whose in (
-        (Place.of(tmp_path / "company.duckdb", account="north"), "a MsgBubbles account"),
-        (Place.of(tmp_path / "company_a.duckdb", account="b"), "account a_b of company.duckdb"),
+    claimed(Workspace.from_path(tmp_path / "company_north.duckdb"))
+    claimed(Workspace.from_path(tmp_path / "company.duckdb", account="a_b"))
+    for workspace, whose in (
+        (Workspace.from_path(tmp_path / "company.duckdb", account="north"), "a MsgBubbles account"),
+        (Workspace.from_path(tmp_path / "company_a.duckdb", account="b"), "account a_b of company.duckdb"),
     ):
         with pytest.raises(UsageError, match=f"holds the rows of {whose}; choose another --database for account"):
-            claimed(place)
+            claimed(workspace)
 
 
 COMMAND = """

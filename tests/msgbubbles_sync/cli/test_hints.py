@@ -21,7 +21,7 @@ from msgbubbles.errors import ConfigurationError
 from msgbubbles.source.config import check_number
 from msgbubbles_sync.cli.hints import trouble_of
 from msgbubbles_sync.cli.options import explained
-from msgbubbles_sync.workspace import Place
+from msgbubbles_sync.workspace import Workspace
 
 PIPELINES = Path(__file__).parents[3] / "pipelines"
 HOLDER = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print(flush=True); sys.stdin.read()"
@@ -38,29 +38,29 @@ with stopped_by_signals(threading.Event()):
 """
 
 
-def out_of_duckdbs_memory(_place: Place) -> None:
+def out_of_duckdbs_memory(_workspace: Workspace) -> None:
     with duckdb.connect(config={"memory_limit": "1MB"}) as connection:
         connection.execute("CREATE TABLE t AS SELECT i, md5(i::VARCHAR) AS text FROM range(1000000) t(i)")
 
 
-def held_by_another_process(place: Place) -> None:
-    place.make_folders()
+def held_by_another_process(workspace: Workspace) -> None:
+    workspace.make_folders()
     with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(place.work)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", HOLDER, str(workspace.work)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         assert process.stdout
         process.stdout.readline()
-        duckdb.connect(str(place.work))
+        duckdb.connect(str(workspace.work))
 
 
-def damaged(place: Place) -> None:
-    place.make_folders()
-    place.work.write_bytes(b"no database" * 5000)
-    duckdb.connect(str(place.work))
+def damaged(workspace: Workspace) -> None:
+    workspace.make_folders()
+    workspace.work.write_bytes(b"no database" * 5000)
+    duckdb.connect(str(workspace.work))
 
 
-def raised(error: BaseException) -> Callable[[Place], None]:
-    def fail(_place: Place) -> None:
+def raised(error: BaseException) -> Callable[[Workspace], None]:
+    def fail(_workspace: Workspace) -> None:
         # As dlt wraps it, which says nothing of the cause.
         raise PipelineException("msgbubbles", "load failed") from error
 
@@ -84,11 +84,13 @@ def raised(error: BaseException) -> Callable[[Place], None]:
         (raised(LoadClientJobFailed("1", "2", "of a row", "")), "LoadClientJobFailed"),
     ],
 )
-def test_cause_is_named_and_nothing_is_to_be_removed(tmp_path: Path, fail: Callable[[Place], None], says: str) -> None:
-    place = Place.of(tmp_path / "company.duckdb")
+def test_cause_is_named_and_nothing_is_to_be_removed(
+    tmp_path: Path, fail: Callable[[Workspace], None], says: str
+) -> None:
+    workspace = Workspace.from_path(tmp_path / "company.duckdb")
     with pytest.raises(Exception) as raising:  # noqa: PT011 - whatever it is
-        fail(place)
-    said = trouble_of(raising.value, place) or ""
+        fail(workspace)
+    said = trouble_of(raising.value, workspace) or ""
     assert says in said
     assert "remove" not in said
     assert "of a row" not in said
@@ -96,17 +98,17 @@ def test_cause_is_named_and_nothing_is_to_be_removed(tmp_path: Path, fail: Calla
 
 @pytest.mark.parametrize("error", [UnicodeEncodeError("ascii", "·", 0, 1, "no"), ValueError("of a row"), KeyError("x")])
 def test_cause_that_is_not_known_is_not_blamed_on_files(tmp_path: Path, error: Exception) -> None:
-    place = Place.of(tmp_path / "company.duckdb")
-    place.make_folders()
-    assert trouble_of(error, place) is None
-    status, said = explained(error, place)
+    workspace = Workspace.from_path(tmp_path / "company.duckdb")
+    workspace.make_folders()
+    assert trouble_of(error, workspace) is None
+    status, said = explained(error, workspace)
     assert (status, said.startswith(f"{type(error).__name__}; what was loaded stays")) == (1, True)
 
 
 def test_interrupted_load_is_a_stop(tmp_path: Path) -> None:
     error = PipelineException("msgbubbles", "load failed")
     error.__cause__ = KeyboardInterrupt()
-    status, said = explained(error, Place.of(tmp_path / "company.duckdb"))
+    status, said = explained(error, Workspace.from_path(tmp_path / "company.duckdb"))
     assert (status, "stopped at once" in said) == (130, True)
 
 

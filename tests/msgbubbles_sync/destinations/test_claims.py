@@ -12,23 +12,25 @@ import pytest
 from helpers.damage import DAMAGE
 from msgbubbles_sync.destinations import destination_of
 from msgbubbles_sync.destinations.claims import claim, files_of_accounts, store
-from msgbubbles_sync.workspace import CLAIM, MAX_SET_ASIDE, Place, UsageError
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.files import MAX_DAMAGED
+from msgbubbles_sync.workspace import CLAIM, Workspace
 
 damage = pytest.mark.parametrize("damage", DAMAGE)
 
 
-def claimed(place: Place, said: list[str] | None = None, *, sandbox: bool = False) -> Place:
-    place.make_folders()
-    claim(place, destination_of(place), sandbox=sandbox, say=(said if said is not None else []).append)
-    return place
+def claimed(workspace: Workspace, said: list[str] | None = None, *, sandbox: bool = False) -> Workspace:
+    workspace.make_folders()
+    claim(workspace, destination_of(workspace), sandbox=sandbox, say=(said if said is not None else []).append)
+    return workspace
 
 
-def publish(place: Place, *, with_claim: bool = True) -> None:
-    with destination_of(place).writing() as connection:
+def publish(workspace: Workspace, *, with_claim: bool = True) -> None:
+    with destination_of(workspace).writing() as connection:
         connection.execute("CREATE SCHEMA IF NOT EXISTS msgbubbles")
         if with_claim:
-            store(connection, place, "msgbubbles")
-    destination_of(place).publish()
+            store(connection, workspace, "msgbubbles")
+    destination_of(workspace).publish()
 
 
 @damage
@@ -37,49 +39,49 @@ def publish(place: Place, *, with_claim: bool = True) -> None:
 def test_damaged_claim_is_restored_and_never_to_another_account(
     tmp_path: Path, damage: str, account: str | None, sandbox: bool
 ) -> None:
-    place = Place.of(tmp_path / "company.duckdb", account=account)
-    publish(claimed(place, sandbox=sandbox))
-    path = place.folder / CLAIM
+    workspace = Workspace.from_path(tmp_path / "company.duckdb", account=account)
+    publish(claimed(workspace, sandbox=sandbox))
+    path = workspace.folder / CLAIM
     before = path.read_text()
     DAMAGE[damage](path)
     with pytest.raises(UsageError, match="choose another --database"):
-        claimed(place, sandbox=not sandbox)
+        claimed(workspace, sandbox=not sandbox)
     said: list[str] = []
-    claimed(place, said, sandbox=sandbox)
+    claimed(workspace, said, sandbox=sandbox)
     assert path.read_text() == before
     [line] = said
     assert f"{path} was damaged: restored" in line
-    assert len(place.damaged()) == 1
+    assert len(workspace.damaged()) == 1
 
 
 @pytest.mark.parametrize("lost", ["published", "work", "both"])
 def test_claim_without_tables_goes_by_the_other_files(tmp_path: Path, lost: str) -> None:
     for sandbox in (True, False):
-        place = Place.of(tmp_path / f"{sandbox}.duckdb")
-        publish(claimed(place, sandbox=sandbox), with_claim=lost != "both")
+        workspace = Workspace.from_path(tmp_path / f"{sandbox}.duckdb")
+        publish(claimed(workspace, sandbox=sandbox), with_claim=lost != "both")
         if sandbox:
-            (place.folder / "sandbox.sqlite").touch()
+            (workspace.folder / "sandbox.sqlite").touch()
         if lost != "both":
-            (place.database if lost == "published" else place.work).unlink()
-        (place.folder / CLAIM).write_text("{")
+            (workspace.database if lost == "published" else workspace.work).unlink()
+        (workspace.folder / CLAIM).write_text("{")
         with pytest.raises(UsageError, match="holds the rows of"):
-            claimed(place, sandbox=not sandbox)
-        claimed(place, sandbox=sandbox)
+            claimed(workspace, sandbox=not sandbox)
+        claimed(workspace, sandbox=sandbox)
 
 
 def test_published_file_alone_keeps_its_account(tmp_path: Path) -> None:
-    place = Place.of(tmp_path / "company.duckdb")
-    publish(claimed(place, sandbox=True))
-    shutil.rmtree(place.folder.parent)
+    workspace = Workspace.from_path(tmp_path / "company.duckdb")
+    publish(claimed(workspace, sandbox=True))
+    shutil.rmtree(workspace.folder.parent)
     with pytest.raises(UsageError, match="holds the rows of the sandbox"):
-        claimed(place)
-    claimed(place, sandbox=True)
+        claimed(workspace)
+    claimed(workspace, sandbox=True)
 
 
 def test_warehouse_of_one_account_takes_a_name_but_no_other_account(tmp_path: Path) -> None:
-    whole = claimed(Place.of(tmp_path / "company.duckdb"))
+    whole = claimed(Workspace.from_path(tmp_path / "company.duckdb"))
     publish(whole)
-    north = Place.of(whole.database, account="north")
+    north = Workspace.from_path(whole.database, account="north")
     whole.folder.rename(north.folder)
     whole.database.rename(north.database)
     with pytest.raises(UsageError, match="holds the rows of a MsgBubbles account"):
@@ -92,25 +94,27 @@ def test_warehouse_of_one_account_takes_a_name_but_no_other_account(tmp_path: Pa
 
 
 def test_account_with_a_damaged_claim_is_still_shown(tmp_path: Path) -> None:
-    places = [claimed(Place.of(tmp_path / "company.duckdb", account=name)) for name in ("north", "south")]
-    other = claimed(Place.of(tmp_path / "company_west.duckdb"))
-    for place in (*places, other):
-        publish(place)
-        (place.folder / CLAIM).write_text("{")
-    assert files_of_accounts(places[0]) == {"north": places[0].database, "south": places[1].database}
+    workspaces = [
+        claimed(Workspace.from_path(tmp_path / "company.duckdb", account=name)) for name in ("north", "south")
+    ]
+    other = claimed(Workspace.from_path(tmp_path / "company_west.duckdb"))
+    for workspace in (*workspaces, other):
+        publish(workspace)
+        (workspace.folder / CLAIM).write_text("{")
+    assert files_of_accounts(workspaces[0]) == {"north": workspaces[0].database, "south": workspaces[1].database}
 
 
 def test_damaged_files_are_kept_in_small_number(tmp_path: Path) -> None:
-    place = claimed(Place.of(tmp_path / "company.duckdb"))
-    for number in range(MAX_SET_ASIDE + 2):
-        (place.folder / CLAIM).write_text(f"{number}")
-        claimed(place)
-    assert [path.read_text() for path in sorted(place.damaged())] == ["2", "3", "4"]
-    assert json.loads((place.folder / CLAIM).read_text()) == {"account": "a MsgBubbles account"}
+    workspace = claimed(Workspace.from_path(tmp_path / "company.duckdb"))
+    for number in range(MAX_DAMAGED + 2):
+        (workspace.folder / CLAIM).write_text(f"{number}")
+        claimed(workspace)
+    assert [path.read_text() for path in sorted(workspace.damaged())] == ["2", "3", "4"]
+    assert json.loads((workspace.folder / CLAIM).read_text()) == {"account": "a MsgBubbles account"}
 
 
 def test_claim_in_the_tables_is_not_shown_with_those_of_all(tmp_path: Path) -> None:
-    place = claimed(Place.of(tmp_path / "company.duckdb", account="north"))
-    publish(place)
-    with duckdb.connect(str(place.combined), read_only=True) as connection:
+    workspace = claimed(Workspace.from_path(tmp_path / "company.duckdb", account="north"))
+    publish(workspace)
+    with duckdb.connect(str(workspace.combined), read_only=True) as connection:
         assert connection.execute("SELECT table_name FROM duckdb_tables()").fetchall() == [("accounts",)]

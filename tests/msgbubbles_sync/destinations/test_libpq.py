@@ -25,10 +25,11 @@ from msgbubbles_sync.dbt.runner import TransformError, Transforms, transform
 from msgbubbles_sync.destinations import destination_of
 from msgbubbles_sync.destinations.libpq import read_parameters
 from msgbubbles_sync.destinations.server import explain
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.inspect.check import _destination
 from msgbubbles_sync.job import pipeline_of
 from msgbubbles_sync.run_log import store
-from msgbubbles_sync.workspace import Place, UsageError
+from msgbubbles_sync.workspace import Workspace
 
 URL, CATALOG = "DESTINATION__POSTGRES__CREDENTIALS", "DESTINATION__DUCKLAKE__CREDENTIALS__CATALOG"
 SECRET = "not-for-the-wire"  # noqa: S105 - of no server
@@ -76,14 +77,14 @@ def without_tls() -> Iterator[WithoutTls]:
     server.close()
 
 
-def place_of(folder: Path, destination: str = "postgres") -> Place:
-    place = Place.of(folder / "company.duckdb", destination)
-    place.make_folders()
-    return place
+def workspace_of(folder: Path, destination: str = "postgres") -> Workspace:
+    workspace = Workspace.from_path(folder / "company.duckdb", destination)
+    workspace.make_folders()
+    return workspace
 
 
-def run_command(command: str, place: Place) -> str:
-    options = ["--destination", place.destination, "--database", str(place.database)]
+def run_command(command: str, workspace: Workspace) -> str:
+    options = ["--destination", workspace.destination, "--database", str(workspace.database)]
     said = CliRunner().invoke(chats.app, [*command.split(), *options])
     assert said.exit_code == 2, said.output
     assert "SSL" in said.output or "certificate" in said.output
@@ -103,13 +104,13 @@ def test_no_password_is_sent_without_the_tls_asked_for(
     monkeypatch.setenv(URL, address)
     monkeypatch.setenv(CATALOG, address)
     monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__BUCKET_URL", str(tmp_path / "lake"))
-    place = place_of(tmp_path, destination)
+    workspace = workspace_of(tmp_path, destination)
     if command == "check":  # the rest of it asks the API
-        found = _destination(place)
+        found = _destination(workspace)
         assert found.state == "failed"
         said = found.what
     else:
-        said = run_command(command, place)
+        said = run_command(command, workspace)
     assert without_tls.asked
     assert without_tls.received == b""
     assert SECRET not in said
@@ -119,39 +120,42 @@ def test_neither_dlt_nor_dbt_sends_a_password_without_tls(
     without_tls: WithoutTls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(URL, f"postgresql://job:{SECRET}@127.0.0.1:{without_tls.port}/warehouse?sslmode=require")
-    place = place_of(tmp_path)
-    with pytest.raises(Exception, match="SSL was required"), pipeline_of(place).sql_client():
+    workspace = workspace_of(tmp_path)
+    with pytest.raises(Exception, match="SSL was required"), pipeline_of(workspace).sql_client():
         pass
     with pytest.raises(Exception, match="SSL was required"):
-        connect_by_adbc(place)
+        connect_by_adbc(workspace)
     with pytest.raises(TransformError):
-        transform(place, Transforms())
+        transform(workspace, Transforms())
     monkeypatch.setenv(CATALOG, os.environ[URL])
     monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__BUCKET_URL", str(tmp_path / "lake"))
-    with pytest.raises(Exception, match="SSL was required"), pipeline_of(place_of(tmp_path, "ducklake")).sql_client():
+    with (
+        pytest.raises(Exception, match="SSL was required"),
+        pipeline_of(workspace_of(tmp_path, "ducklake")).sql_client(),
+    ):
         pass
     assert without_tls.asked >= 4
     assert without_tls.received == b""
     assert "PGPASSWORD" not in os.environ
 
 
-def connect_by_adbc(place: Place) -> None:
+def connect_by_adbc(workspace: Workspace) -> None:
     from adbc_driver_manager import dbapi
 
-    credentials = pipeline_of(place).destination_client().config.credentials  # type: ignore[attr-defined]
+    credentials = pipeline_of(workspace).destination_client().config.credentials  # type: ignore[attr-defined]
     uri = credentials.to_native_representation()
     with dbapi.connect(driver=get_adbc_driver_location(), db_kwargs={"uri": uri}):
         pass
 
 
-def connect_by_dbt(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def connect_by_dbt(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     from dbt.cli.main import dbtRunner
 
-    target, variables = destination_of(place).dbt()
+    target, variables = destination_of(workspace).dbt()
     with monkeypatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
-        folders = ("--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT), "--log-path", str(place.folder))
+        folders = ("--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT), "--log-path", str(workspace.folder))
         assert dbtRunner().invoke(["debug", "--connection", "--target", target, *folders, "--quiet"]).success
 
 
@@ -170,15 +174,15 @@ def test_a_parameter_reaches_the_server_from_every_client(tmp_path: Path, monkey
         query = {"host": folder, "application_name": name, "options": "-c search_path=public -c work_mem=5MB"}
         text = "&".join(f"{key}={quote_plus(value)}" for key, value in query.items())
         monkeypatch.setenv(URL, f"postgresql://job:p%40ss%20%27w%2Fo%2Brd%25@localhost/postgres?{text}")
-        place = place_of(tmp_path)
+        workspace = workspace_of(tmp_path)
 
         def connect_by_dlt() -> None:
-            with pipeline_of(place).sql_client():
+            with pipeline_of(workspace).sql_client():
                 pass
 
         for connect in (
-            destination_of(place).exists, connect_by_dlt, partial(connect_by_adbc, place),
-            partial(connect_by_dbt, place, monkeypatch),
+            destination_of(workspace).exists, connect_by_dlt, partial(connect_by_adbc, workspace),
+            partial(connect_by_dbt, workspace, monkeypatch),
         ):  # fmt: skip
             connect()
             cursor.execute("DELETE FROM logins RETURNING name, work_mem")
@@ -202,7 +206,7 @@ def test_a_parameter_that_cannot_reach_all_clients_is_refused_by_name(
 ) -> None:
     monkeypatch.setenv(URL, f"postgresql://job:{SECRET}@127.0.0.1:9/warehouse?{query}")
     with pytest.raises(UsageError, match=why) as refusal:
-        destination_of(place_of(tmp_path)).exists()
+        destination_of(workspace_of(tmp_path)).exists()
     assert SECRET not in str(refusal.value)
     assert "secret-of-the-key" not in str(refusal.value)
 
@@ -251,7 +255,7 @@ def test_a_server_that_cannot_have_the_warehouse_is_refused(tmp_path: Path, monk
             monkeypatch.setenv(URL, url)
             monkeypatch.setenv(CATALOG, url)
             with pytest.raises(UsageError) as refused:
-                destination_of(place_of(tmp_path, destination)).prepare()
+                destination_of(workspace_of(tmp_path, destination)).prepare()
             return str(refused.value)
 
         for destination in ("postgres", "ducklake"):
@@ -264,8 +268,8 @@ def test_a_server_that_cannot_have_the_warehouse_is_refused(tmp_path: Path, monk
         assert "GRANT USAGE, CREATE ON SCHEMA" in refusal("guest")
         # The role has its schemas, and needs no privilege on the database.
         monkeypatch.setenv(URL, address.replace("postgres:@", "job:@"))
-        destination_of(place_of(tmp_path)).prepare()
-        with destination_of(place_of(tmp_path)).writing() as connection:
+        destination_of(workspace_of(tmp_path)).prepare()
+        with destination_of(workspace_of(tmp_path)).writing() as connection:
             store(connection, [], "warehouse.msgbubbles")
 
 

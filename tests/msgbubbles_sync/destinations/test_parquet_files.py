@@ -17,8 +17,9 @@ import pytest
 
 from msgbubbles_sync.destinations import parquet_files as lake_files
 from msgbubbles_sync.destinations.parquet_files import STAGING, LakeFiles, dlt_destination, one_of_each, tables_in
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.restore import restore
-from msgbubbles_sync.workspace import Place, UsageError
+from msgbubbles_sync.workspace import Workspace
 
 Rows = list[tuple[str, int, int]]  # a key, a value, and the second at which it was read
 
@@ -34,9 +35,9 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def build(files: Path, tmp_path: Path) -> Callable[..., LakeFiles]:
     """Makes marts that all hold one number, as Spark and dbt would; or fails in the middle."""
-    place = Place.of(tmp_path / "company.duckdb", "filesystem")
-    place.make_folders()
-    destination = LakeFiles(place)
+    workspace = Workspace.from_path(tmp_path / "company.duckdb", "filesystem")
+    workspace.make_folders()
+    destination = LakeFiles(workspace)
     destination.prepare()
     assert files.is_dir()
 
@@ -176,7 +177,7 @@ def test_the_state_of_earlier_runs_is_of_the_same_destination(tmp_path: Path) ->
     assert dlt_destination(tmp_path).destination_type == "warehouse." + "lake_dlt.TableFiles"
 
 
-def delta_folder(files: Path, place: Place) -> None:
+def delta_folder(files: Path, workspace: Workspace) -> None:
     """Make a folder as an older release left it: Delta tables, and views of their files."""
     chats = files / "msgbubbles" / "chats"
     (chats / "_delta_log").mkdir(parents=True)
@@ -187,18 +188,18 @@ def delta_folder(files: Path, place: Place) -> None:
     shown = files / ".msgbubbles" / "_.json"
     shown.parent.mkdir()
     shown.write_text(json.dumps({"tables": tables, "marts": {}, "old": {}}))
-    (place.folder / "dlt" / "msgbubbles").mkdir()
+    (workspace.folder / "dlt" / "msgbubbles").mkdir()
 
 
 def test_delta_tables_are_moved_aside_and_read_again(files: Path, tmp_path: Path) -> None:
-    place = Place.of(tmp_path / "company.duckdb", "filesystem")
-    place.make_folders()
-    delta_folder(files, place)
-    destination = LakeFiles(place)
+    workspace = Workspace.from_path(tmp_path / "company.duckdb", "filesystem")
+    workspace.make_folders()
+    delta_folder(files, workspace)
+    destination = LakeFiles(workspace)
     with pytest.raises(UsageError, match=r"holds Delta tables of an older release.* Run chats\.py"):
         destination.prepare()
     said: list[str] = []
-    restore(place, said.append)
+    restore(workspace, said.append)
     [aside] = files.glob("msgbubbles.delta-*")
     assert len(said) == 1
     assert f"{files / 'msgbubbles'} held Delta tables" in said[0]
@@ -209,21 +210,21 @@ def test_delta_tables_are_moved_aside_and_read_again(files: Path, tmp_path: Path
         rows = reader.execute("SELECT id FROM msgbubbles.chats").fetchall()
     assert rows == [("old",)], "readers keep what they had"
     destination.prepare()
-    assert not (place.folder / "dlt" / "msgbubbles").exists(), "coverage starts anew"
-    restore(place, said.append)
+    assert not (workspace.folder / "dlt" / "msgbubbles").exists(), "coverage starts anew"
+    restore(workspace, said.append)
     assert len(said) == 1
 
 
 def test_delta_in_the_configuration_is_refused_before_anything_is_moved(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = Place.of(tmp_path / "company.duckdb", "filesystem")
-    place.make_folders()
-    delta_folder(files, place)
+    workspace = Workspace.from_path(tmp_path / "company.duckdb", "filesystem")
+    workspace.make_folders()
+    delta_folder(files, workspace)
     monkeypatch.setenv("SYNC__TABLE_FORMAT", "delta")
     said: list[str] = []
-    restore(place, said.append)
+    restore(workspace, said.append)
     with pytest.raises(UsageError, match=r'\[sync\] table_format: "delta" is no longer supported\. Remove the key'):
-        LakeFiles(place).prepare()
+        LakeFiles(workspace).prepare()
     assert said == []
     assert (files / "msgbubbles" / "chats" / "_delta_log").is_dir()

@@ -18,7 +18,8 @@ from msgbubbles_sync.destinations import DuckDBFile, destination_of
 from msgbubbles_sync.destinations.claims import claim
 from msgbubbles_sync.destinations.combined import combine
 from msgbubbles_sync.destinations.publish import publish
-from msgbubbles_sync.workspace import Place, UsageError
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.workspace import Workspace
 
 WRITER = """
 import duckdb, sys
@@ -67,12 +68,12 @@ def writer() -> Iterator[Callable[[Path], Writer]]:
         one.end(killed=True)
 
 
-def work_of(place: Place, first: int = 0) -> Place:
-    place.make_folders()
-    with duckdb.connect(str(place.work)) as connection:
+def work_of(workspace: Workspace, first: int = 0) -> Workspace:
+    workspace.make_folders()
+    with duckdb.connect(str(workspace.work)) as connection:
         connection.execute("CREATE SCHEMA IF NOT EXISTS msgbubbles")
         connection.execute(f"CREATE OR REPLACE TABLE msgbubbles.chats AS SELECT i AS id FROM range({first}, 10) t(i)")
-    return place
+    return workspace
 
 
 def rows(database: Path) -> list[int]:
@@ -90,15 +91,15 @@ def test_writer_across_a_publish_changes_no_row_for_readers(
     killed: bool,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    place = work_of(Place.of(tmp_path / "company.duckdb", account=account))
+    workspace = work_of(Workspace.from_path(tmp_path / "company.duckdb", account=account))
     if account:
-        claim(place, destination_of(place), sandbox=False, say=print)
-    destination = DuckDBFile(place)
+        claim(workspace, destination_of(workspace), sandbox=False, say=print)
+    destination = DuckDBFile(workspace)
     destination.publish()
-    shown = place.combined
+    shown = workspace.combined
     assert not destination.is_older_than(60)
     writing = writer(shown)
-    work_of(place, first=3)
+    work_of(workspace, first=3)
     destination.publish()
     assert rows(shown) == [*range(3, 10)]
     assert "open read-write in another process" in caplog.text
@@ -114,56 +115,56 @@ def test_writer_across_a_publish_changes_no_row_for_readers(
 
 
 def test_changed_or_lost_file_is_published_again(tmp_path: Path, writer: Callable[[Path], Writer]) -> None:
-    place = work_of(Place.of(tmp_path / "company.duckdb"))
-    destination = DuckDBFile(place)
+    workspace = work_of(Workspace.from_path(tmp_path / "company.duckdb"))
+    destination = DuckDBFile(workspace)
     destination.publish()
-    writing = writer(place.database)
+    writing = writer(workspace.database)
     writing.execute(DELETE)
     writing.end(killed=False)  # which writes the log into the file
-    assert 5 not in rows(place.database)
+    assert 5 not in rows(workspace.database)
     assert destination.is_older_than(60)
     destination.publish()
-    assert 5 in rows(place.database)
+    assert 5 in rows(workspace.database)
     assert not destination.is_older_than(60)
-    place.database.unlink()
+    workspace.database.unlink()
     assert destination.is_older_than(60)
 
 
 def test_log_that_is_there_before_a_publish_is_removed(tmp_path: Path, writer: Callable[[Path], Writer]) -> None:
-    place = work_of(Place.of(tmp_path / "company.duckdb"))
-    destination = DuckDBFile(place)
+    workspace = work_of(Workspace.from_path(tmp_path / "company.duckdb"))
+    destination = DuckDBFile(workspace)
     destination.publish()
-    writing = writer(place.database)
+    writing = writer(workspace.database)
     writing.execute(DELETE)
     assert destination.is_older_than(60), "somebody writes to it"
     destination.publish()
     writing.execute("DELETE FROM msgbubbles.chats")
     writing.end(killed=True)
-    assert rows(place.database) == [*range(10)]
+    assert rows(workspace.database) == [*range(10)]
     assert not destination.is_older_than(60)
 
 
 def test_nobody_may_write_and_readers_stay(tmp_path: Path) -> None:
-    place = work_of(Place.of(tmp_path / "company.duckdb"))
-    DuckDBFile(place).publish()
-    assert place.database.stat().st_mode & 0o222 == 0
-    place.database.chmod(0o664)
-    DuckDBFile(place).publish()
-    assert place.database.stat().st_mode & 0o777 == 0o444
+    workspace = work_of(Workspace.from_path(tmp_path / "company.duckdb"))
+    DuckDBFile(workspace).publish()
+    assert workspace.database.stat().st_mode & 0o222 == 0
+    workspace.database.chmod(0o664)
+    DuckDBFile(workspace).publish()
+    assert workspace.database.stat().st_mode & 0o777 == 0o444
 
 
 def test_log_of_one_account_does_not_reach_the_tables_of_all(tmp_path: Path, writer: Callable[[Path], Writer]) -> None:
     files = {}
     for name in ("north", "south"):
-        place = work_of(Place.of(tmp_path / "company.duckdb", account=name))
-        publish(place.work, place.database)
-        files[name] = place.database
+        workspace = work_of(Workspace.from_path(tmp_path / "company.duckdb", account=name))
+        publish(workspace.work, workspace.database)
+        files[name] = workspace.database
     shown, noted = tmp_path / "company.duckdb", tmp_path / "combined.json"
     combine(files, "north", shown, noted, {})
     writing = writer(files["south"])
     writing.execute(DELETE)
     writing.end(killed=True)
-    publish(work_of(Place.of(shown, account="north"), first=8).work, files["north"])
+    publish(work_of(Workspace.from_path(shown, account="north"), first=8).work, files["north"])
     combine(files, "north", shown, noted, {})
     assert rows(shown) == [*range(8), 8, 8, 9, 9]
 
@@ -201,12 +202,12 @@ def test_publish_writes_through_a_symbolic_link(
         shown.symlink_to(pointing)
     leftover = data / ".real.duckdb.1.publishing"
     leftover.write_text("rows")
-    place = work_of(Place.of(shown, account=account))
+    workspace = work_of(Workspace.from_path(shown, account=account))
     if account:
-        claim(place, destination_of(place), sandbox=False, say=print)
+        claim(workspace, destination_of(workspace), sandbox=False, say=print)
     for first in (0, 5):
-        work_of(place, first)
-        DuckDBFile(place).publish()
+        work_of(workspace, first)
+        DuckDBFile(workspace).publish()
         assert shown.is_symlink()
         assert rows(target) == rows(shown) == [*range(first, 10)]
     assert [path.name for path in data.iterdir()] == ["real.duckdb"]
@@ -220,4 +221,4 @@ def test_path_that_cannot_be_published_is_refused_by_name(tmp_path: Path) -> Non
     os.mkfifo(tmp_path / "pipe.duckdb")
     for name in ("circle.duckdb", "lost.duckdb", "pipe.duckdb", "it's.duckdb", "100%.duckdb", "a[1].duckdb"):
         with pytest.raises(UsageError, match="--database"):
-            Place.of(tmp_path / name)
+            Workspace.from_path(tmp_path / name)

@@ -11,7 +11,8 @@ import pytest
 
 from helpers import postgres
 from msgbubbles_sync.destinations import Shared, destination_of
-from msgbubbles_sync.workspace import Place, UsageError
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.workspace import Workspace
 
 Of = Callable[..., Shared]
 
@@ -25,9 +26,9 @@ def of(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__BUCKET_URL", str(tmp_path / "lake"))
 
         def make(account: str | None) -> Shared:
-            place = Place.of(tmp_path / f"company.{request.param}", request.param, account)
-            place.make_folders()
-            found = destination_of(place)
+            workspace = Workspace.from_path(tmp_path / f"company.{request.param}", request.param, account)
+            workspace.make_folders()
+            found = destination_of(workspace)
             assert isinstance(found, Shared)
             return found
 

@@ -8,7 +8,7 @@ import pytest
 
 from helpers.group_world import OURS, World
 from msgbubbles_sync.sandbox import Account, Knobs, serve
-from msgbubbles_sync.workspace import Place
+from msgbubbles_sync.workspace import Workspace
 
 
 @pytest.fixture
@@ -20,9 +20,9 @@ def new_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
             stack.callback(account.close)
             account.add_number(OURS, "Support")
             account.add_number("+14155550101", "Sales")
-            place = Place.of(tmp_path / "company.duckdb")
-            place.make_folders()
-            return World(stack.enter_context(serve(account, knobs)), place)
+            workspace = Workspace.from_path(tmp_path / "company.duckdb")
+            workspace.make_folders()
+            return World(stack.enter_context(serve(account, knobs)), workspace)
 
         yield make
 

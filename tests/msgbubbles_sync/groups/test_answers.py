@@ -46,7 +46,7 @@ def rewrite(world: World, *pairs: tuple[str, str]) -> None:
 
 def look_at(world: World, key: str) -> None:
     """What a sync finds out about a group that it reads."""
-    with world.client() as client, Ledger.of(world.place.folder) as ledger:
+    with world.client() as client, Ledger.of(world.workspace.folder) as ledger:
         look(ledger, client, key, str(world.known(key).chat_id))
 
 
@@ -112,7 +112,7 @@ def test_a_created_group_that_nothing_identifies_waits_to_be_adopted(world: Worl
         assert "groups.py import KEY CHAT_ID" in applied.failures[0].why
     world.server.knobs.write_answer = None
     with world.client() as client:
-        adopted(world.place, client, "a", groups_in(world)[0]["id"])
+        adopted(world.workspace, client, "a", groups_in(world)[0]["id"])
     assert outcomes(world.apply(row("a", ANNA, BEN, title="New"))) == {("rename", "succeeded"): 1}
     assert len(groups_in(world)) == 1
 

@@ -11,13 +11,13 @@ import pytest
 from helpers.group_world import OURS, World, cut_next_write, outcomes, row
 from msgbubbles.errors import AuthenticationError, Interrupted
 from msgbubbles.models import Chat, Raw
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.apply import idempotency_key_of, participants_of
 from msgbubbles_sync.groups.job import adopted, applied_groups
 from msgbubbles_sync.groups.ledger import Ledger
 from msgbubbles_sync.groups.model import Operation
 from msgbubbles_sync.groups.plan import plan_of
 from msgbubbles_sync.sandbox import Knobs
-from msgbubbles_sync.workspace import UsageError
 
 ANNA, BEN, CARLA, DORA = "+14155550111", "ben@example.com", "+14155550113", "dora@example.com"
 NewWorld = Callable[..., World]
@@ -164,7 +164,7 @@ def test_a_creation_that_was_cut_off_is_finished_as_it_was_begun_whatever_its_ro
 
 def test_a_lost_ledger_makes_no_second_group(world: World) -> None:
     world.apply(row("a", ANNA, BEN))
-    for path in world.place.folder.glob("groups.sqlite*"):
+    for path in world.workspace.folder.glob("groups.sqlite*"):
         path.unlink()
     world.apply(row("a", BEN, ANNA))
     assert world.entries()[0].http_status == 200
@@ -202,7 +202,7 @@ def test_a_stop_leaves_no_intent_of_what_was_never_sent(world: World) -> None:
             client.transport._stop.set()
 
         applied = applied_groups(
-            world.place,
+            world.workspace,
             client,
             [row("a", ANNA, BEN), row("b", ANNA, BEN)],
             max_creates=9,
@@ -247,16 +247,16 @@ def test_an_existing_group_is_adopted(world: World, shown: bool) -> None:
     with world.client() as client:
         group = client.create_group(OURS, [ANNA, BEN], "Hello", "Old")
         direct = client.send_message("Hi", to=ANNA, from_handle=OURS).conversation_id
-        adopted(world.place, client, "a", group.id)
+        adopted(world.workspace, client, "a", group.id)
         with pytest.raises(UsageError, match="this group already has the key a"):
-            adopted(world.place, client, "b", group.id)
+            adopted(world.workspace, client, "b", group.id)
         with pytest.raises(UsageError, match="this chat is not a group"):
-            adopted(world.place, client, "b", str(direct))
+            adopted(world.workspace, client, "b", str(direct))
         with pytest.raises(UsageError, match=r"404 not_found.*check the id and the account"):
-            adopted(world.place, client, "b", "00000000-0000-4000-8000-000000000000")
+            adopted(world.workspace, client, "b", "00000000-0000-4000-8000-000000000000")
         other = client.create_group(OURS, [ANNA, BEN], "Hello", "Other")
         with pytest.raises(UsageError, match=f"the key a already stands for the group {group.id}"):
-            adopted(world.place, client, "a", other.id)
+            adopted(world.workspace, client, "a", other.id)
     known = world.known("a")
     assert (known.chat_id, known.title) == (group.id, "Old")
     assert known.members == ({ANNA, BEN} if shown else set())
@@ -301,7 +301,7 @@ def test_intents_are_on_disk_before_the_request(new_world: NewWorld) -> None:
     seen = []
 
     def on_request(_account: Any, _number: int) -> None:
-        with Ledger.of(world.place.folder) as ledger:
+        with Ledger.of(world.workspace.folder) as ledger:
             seen.append([(entry.key, entry.outcome) for entry in ledger.unsettled()])
 
     world = new_world(Knobs(on_request=on_request))

@@ -10,10 +10,11 @@ import duckdb
 import pytest
 
 from msgbubbles.handles import handle_of
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.desired import InvalidRowsError, rows_of, validated
 from msgbubbles_sync.groups.display import escaped, escaped_json, quoted
 from msgbubbles_sync.groups.model import DesiredGroup
-from msgbubbles_sync.workspace import Place, UsageError
+from msgbubbles_sync.workspace import Workspace
 
 OURS = "+14155550100"
 NORTH = DesiredGroup("north", OURS, ("+14155550111", "ben@example.com"), "Hello, you!", "North")
@@ -41,11 +42,11 @@ QUERY = """SELECT 'north' AS key, '+14155550100' AS from_handle, 'North' AS titl
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    place = Place.of(tmp_path / "company.duckdb")
-    with duckdb.connect(str(place.database)) as database:
+def workspace(tmp_path: Path) -> Workspace:
+    workspace = Workspace.from_path(tmp_path / "company.duckdb")
+    with duckdb.connect(str(workspace.database)) as database:
         database.execute(f"CREATE SCHEMA marts; CREATE TABLE marts.desired_groups AS {QUERY}")
-    return place
+    return workspace
 
 
 @pytest.mark.parametrize(
@@ -69,18 +70,20 @@ def place(tmp_path: Path) -> Place:
         ("", "marts.desired_groups"),
     ],
 )
-def test_the_same_group_from_everywhere(place: Place, monkeypatch: pytest.MonkeyPatch, name: str, content: str) -> None:
-    monkeypatch.chdir(place.database.parent)
+def test_the_same_group_from_everywhere(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, name: str, content: str
+) -> None:
+    monkeypatch.chdir(workspace.database.parent)
     if name:
         Path(name).write_text(content)
-    assert validated(rows_of(name or content, place), {OURS}) == (NORTH,)
+    assert validated(rows_of(name or content, workspace), {OURS}) == (NORTH,)
 
 
-def test_a_missing_title_is_none(place: Place, tmp_path: Path) -> None:
+def test_a_missing_title_is_none(workspace: Workspace, tmp_path: Path) -> None:
     path = tmp_path / "groups.yml"
     for title in ("", "  title: null\n", "  title: ~\n", "  title:\n"):
         path.write_text(YAML.replace("  title: North\n", title))
-        assert validated(rows_of(str(path), place), None)[0].title is None
+        assert validated(rows_of(str(path), workspace), None)[0].title is None
 
 
 @pytest.mark.parametrize(
@@ -111,9 +114,9 @@ def test_a_missing_title_is_none(place: Place, tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_table_is_refused_with_what_to_do(
-    place: Place, monkeypatch: pytest.MonkeyPatch, table: str, says: str
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, table: str, says: str
 ) -> None:
-    monkeypatch.chdir(place.database.parent)
+    monkeypatch.chdir(workspace.database.parent)
     Path("short.csv").write_text("key,from_handle,addresses,message\na,+14155550100,+14155550111,+14155550112,Hello\n")
     Path("twice.csv").write_text("\nkey,message, Key \na,Hello,b\n")
     Path("twice.yml").write_text("groups:\n- &first {key: a}\n- message: Hello\n  <<: *first\n  message: Hi\n")
@@ -125,14 +128,14 @@ def test_what_is_no_table_is_refused_with_what_to_do(
     Path("list.yml").write_text("north: south")
     Path("latin.csv").write_bytes("key,message\na,Grüße\n".encode("latin-1"))
     with pytest.raises(UsageError, match=says) as raised:
-        validated(rows_of(table, place), None)
+        validated(rows_of(table, workspace), None)
     assert "secret" not in str(raised.value)
 
 
 def test_without_a_warehouse_a_query_says_what_comes_first(tmp_path: Path) -> None:
     for table in ("SELECT 1", "a_model"):
         with pytest.raises(UsageError, match=r"run chats.py first"):
-            rows_of(table, Place.of(tmp_path / "none.duckdb"))
+            rows_of(table, Workspace.from_path(tmp_path / "none.duckdb"))
 
 
 def row(**others: Any) -> dict[str, Any]:

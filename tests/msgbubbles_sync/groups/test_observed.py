@@ -17,17 +17,17 @@ from msgbubbles_sync.groups.ledger import Ledger
 from msgbubbles_sync.groups.load import PIPELINE, land_ledger
 from msgbubbles_sync.groups.observed import Published, published
 from msgbubbles_sync.job import pipeline_of
-from msgbubbles_sync.workspace import Place
+from msgbubbles_sync.workspace import Workspace
 
 ANNA, BEN, CARLA = "+14155550111", "ben@example.com", "+14155550113"
 HOUR = timedelta(hours=1)
 
 
-def publish(place: Place, chat_id: str | None, **chat: object) -> None:
+def publish(workspace: Workspace, chat_id: str | None, **chat: object) -> None:
     """A published warehouse with one group in it, as the sync writes it."""
     values = {"from_handle": OURS, "title": None, "_fetched_at": datetime.now(UTC), "deleted_at": None} | chat
     people = values.pop("people", None)
-    with duckdb.connect(str(place.database)) as database:
+    with duckdb.connect(str(workspace.database)) as database:
         database.execute("CREATE SCHEMA IF NOT EXISTS msgbubbles")
         database.execute(
             "CREATE OR REPLACE TABLE msgbubbles.chats (id TEXT, is_group BOOLEAN, from_handle TEXT, title TEXT, "
@@ -48,7 +48,7 @@ def publish(place: Place, chat_id: str | None, **chat: object) -> None:
 @pytest.mark.parametrize(("hours", "title"), [(-1, "Ours"), (1, "Theirs")])
 def test_a_title_read_later_than_ours_was_set_counts(world: World, hours: int, title: str) -> None:
     world.apply(row("a", ANNA, BEN, title="Ours"))
-    publish(world.place, world.known("a").chat_id, title="Theirs", _fetched_at=datetime.now(UTC) + hours * HOUR)
+    publish(world.workspace, world.known("a").chat_id, title="Theirs", _fetched_at=datetime.now(UTC) + hours * HOUR)
     assert world.known("a").title == title
 
 
@@ -57,11 +57,11 @@ def test_the_last_participant_list_counts_and_what_we_did_after_it(world: World)
     chat_id = world.known("a").chat_id
     now = datetime.now(UTC)
     lists = [(now - HOUR, BEN), (now, OURS), (now, "Dora@Example.com"), (now, ANNA)]
-    publish(world.place, chat_id, people=lists)
+    publish(world.workspace, chat_id, people=lists)
     assert world.known("a").members == {ANNA, "dora@example.com"}
     world.apply(row("a", ANNA, "dora@example.com", CARLA))
     assert world.known("a").members == {ANNA, "dora@example.com", CARLA}
-    publish(world.place, chat_id, people=[(datetime.now(UTC), None)])
+    publish(world.workspace, chat_id, people=[(datetime.now(UTC), None)])
     assert world.known("a").members == frozenset()
 
 
@@ -70,13 +70,13 @@ def test_a_group_that_the_sync_found_gone_is_gone_until_it_is_seen_again(world: 
     chat_id = str(world.known("a").chat_id)
 
     def seen() -> None:
-        with world.client() as client, Ledger.of(world.place.folder) as ledger:
+        with world.client() as client, Ledger.of(world.workspace.folder) as ledger:
             look(ledger, client, "a", chat_id)
 
     seen()
-    publish(world.place, chat_id, deleted_at=datetime.now(UTC))
+    publish(world.workspace, chat_id, deleted_at=datetime.now(UTC))
     assert world.known("a").is_gone
-    plan = planned(world.place, [row("a", ANNA, BEN, title="New")])
+    plan = planned(world.workspace, [row("a", ANNA, BEN, title="New")])
     assert plan.operations == ()
     assert plan.notes
     seen()
@@ -91,7 +91,7 @@ def test_a_refused_operation_is_no_knowledge(world: World) -> None:
 
 
 def test_nothing_is_known_where_nothing_is_there(tmp_path: Path) -> None:
-    assert published(Place.of(tmp_path / "none.duckdb")) == Published()
+    assert published(Workspace.from_path(tmp_path / "none.duckdb")) == Published()
 
 
 def test_the_ledger_lands_once_and_again_when_a_verdict_comes(
@@ -99,81 +99,81 @@ def test_the_ledger_lands_once_and_again_when_a_verdict_comes(
 ) -> None:
     for name in ("DLT_PROJECT_DIR", "DLT_CONFIG_FOLDER", "DLT_DATA_DIR", "DLT_LOCAL_DIR"):
         monkeypatch.setenv(name, str(tmp_path))
-    place = world.place
+    workspace = world.workspace
     world.apply(row("a", ANNA, BEN, title="One"))
     # Before the first sync there is nothing to land in; a database made here would stand in the way of a recovery.
-    assert land_ledger(place) == 0
-    assert not place.work.exists()
-    duckdb.connect(str(place.work)).close()
+    assert land_ledger(workspace) == 0
+    assert not workspace.work.exists()
+    duckdb.connect(str(workspace.work)).close()
     world.max_attempts = 1
     world.server.knobs.refusal = lambda method, _path: (503, "device_offline") if method == "POST" else None
     world.apply(row("a", ANNA, BEN, CARLA, title="One"))
-    assert land_ledger(place) == 2
-    assert place.is_pending("transform")
-    assert place.is_pending("publish")
-    place.set_done("publish")
-    assert land_ledger(place) == 0
-    assert not place.is_pending("publish")
+    assert land_ledger(workspace) == 2
+    assert workspace.is_pending("transform")
+    assert workspace.is_pending("publish")
+    workspace.set_done("publish")
+    assert land_ledger(workspace) == 0
+    assert not workspace.is_pending("publish")
 
     operations = "SELECT key, operation, outcome, error_code, chat_id IS NOT NULL FROM msgbubbles.group_operations"
     members = "SELECT handle, operation FROM msgbubbles.group_member_operations ORDER BY happened_at, handle"
-    assert asked(place.work, f"{operations} ORDER BY requested_at") == [
+    assert asked(workspace.work, f"{operations} ORDER BY requested_at") == [
         ("a", "create", "succeeded", None, True),
         ("a", "add", "unknown", "device_offline", True),
     ]
-    assert asked(place.work, members) == [(ANNA, "added"), (BEN, "added")]
+    assert asked(workspace.work, members) == [(ANNA, "added"), (BEN, "added")]
     created = "SELECT handles ->> '$[1]' FROM msgbubbles.group_operations WHERE operation = 'create'"
-    assert asked(place.work, created) == [(BEN,)]
+    assert asked(workspace.work, created) == [(BEN,)]
 
     world.server.knobs.refusal = None
     world.apply(row("a", ANNA, BEN, CARLA, title="One"))
     # The verdict that was missing, the operation that was repeated, and the look.
-    assert land_ledger(place) == 3
-    assert asked(place.work, f"{operations} ORDER BY requested_at") == [
+    assert land_ledger(workspace) == 3
+    assert asked(workspace.work, f"{operations} ORDER BY requested_at") == [
         ("a", "create", "succeeded", None, True),
         ("a", "add", "failed", None, True),
         ("a", "add", "succeeded", None, True),
     ]
-    assert asked(place.work, members) == [(ANNA, "added"), (BEN, "added"), (CARLA, "added")]
+    assert asked(workspace.work, members) == [(ANNA, "added"), (BEN, "added"), (CARLA, "added")]
     types = asked(
-        place.work,
+        workspace.work,
         "SELECT column_name, data_type FROM information_schema.columns WHERE table_schema = 'msgbubbles' "
         "AND table_name = 'group_operations' AND column_name IN ('requested_at', 'handles') ORDER BY 1",
     )
     assert types == [("handles", "JSON"), ("requested_at", "TIMESTAMP WITH TIME ZONE")]
 
     # A kill between the load and its note: everything lands again, and is there once.
-    with Ledger.of(place.folder) as ledger:
+    with Ledger.of(workspace.folder) as ledger:
         ledger._run("UPDATE operations SET landed_version = 0")
-    assert land_ledger(place) == 3
-    assert len(asked(place.work, operations)) == 3
-    assert len(asked(place.work, members)) == 3
+    assert land_ledger(workspace) == 3
+    assert len(asked(workspace.work, operations)) == 3
+    assert len(asked(workspace.work, members)) == 3
 
     # A lost folder: what the published file holds is enough to go on from.
     known = world.known("a")
-    place.work.replace(place.database)
-    for path in place.folder.glob("groups.sqlite*"):
+    workspace.work.replace(workspace.database)
+    for path in workspace.folder.glob("groups.sqlite*"):
         path.unlink()
-    assert known_now(place) == {"a": known}
-    assert land_ledger(place) == 0
+    assert known_now(workspace) == {"a": known}
+    assert land_ledger(workspace) == 0
 
 
 def test_a_landing_killed_between_the_two_steps_that_end_a_normalization_goes_on(world: World) -> None:
     """dlt moves the normalized package to its place, then removes the extracted one: here both are there."""
-    place = world.place
-    duckdb.connect(str(place.work)).close()
+    workspace = world.workspace
+    duckdb.connect(str(workspace.work)).close()
     world.apply(row("a", ANNA, BEN))
-    assert land_ledger(place) == 1
-    pipeline = pipeline_of(place, PIPELINE)
+    assert land_ledger(workspace) == 1
+    pipeline = pipeline_of(workspace, PIPELINE)
     pipeline.extract([{"n": 1}], table_name="any")
-    (extracted,) = (place.folder / "dlt" / PIPELINE / "normalize" / "extracted").iterdir()
-    kept = place.folder / "kept"
+    (extracted,) = (workspace.folder / "dlt" / PIPELINE / "normalize" / "extracted").iterdir()
+    kept = workspace.folder / "kept"
     shutil.copytree(extracted, kept)
     pipeline.normalize()
     kept.replace(extracted)
     world.apply(row("a", ANNA, BEN, CARLA))
-    assert land_ledger(place) == 1
-    assert len(asked(place.work, "SELECT 1 FROM msgbubbles.group_operations")) == 2
+    assert land_ledger(workspace) == 1
+    assert len(asked(workspace.work, "SELECT 1 FROM msgbubbles.group_operations")) == 2
 
 
 def asked(database: Path, query: str) -> list[tuple[object, ...]]:
@@ -196,7 +196,7 @@ def test_a_dlt_pipeline_can_have_groups_as_its_destination(
     reached = {"api_key": world.server.key, "base_url": world.server.url, "requests_per_minute": 0}
     pipeline = dlt.pipeline(
         "teams",
-        destination=groups(database=str(world.place.database), max_attempts=1, **reached),
+        destination=groups(database=str(world.workspace.database), max_attempts=1, **reached),
         pipelines_dir=str(tmp_path / "dlt"),
     )
     # An answer that is lost: dlt repeats the job, and the group is there once.

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.model import MAX_MEMBERS, MIN_MEMBERS, DesiredGroup, KnownGroup, Operation
 from msgbubbles_sync.groups.plan import Plan, load, plan_of, remaining, save
-from msgbubbles_sync.workspace import UsageError
 
 PEOPLE = [f"+1415555{number:04}" for number in range(40)]
 NUMBERS = ["+14155550100", "+14155550101"]

@@ -12,11 +12,11 @@ from helpers.canary import PRIVACY_KEY, found_in
 from helpers.group_world import World, cut_next_write, outcomes, row
 from msgbubbles.policy import FULL, Pseudonyms
 from msgbubbles.redact import Redactor
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.apply import NOBODY_KNOWS, look
 from msgbubbles_sync.groups.ledger import Ledger
 from msgbubbles_sync.groups.redact import Disguise, PrivateLedger
 from msgbubbles_sync.policy.vault import Vault
-from msgbubbles_sync.workspace import UsageError
 
 ANNA, BEN, CARLA, DORA = "+14155550111", "ben@example.com", "+14155550113", "dora@example.com"
 WORDS = [one.removeprefix("+") for one in (ANNA, BEN, CARLA, DORA)]
@@ -40,7 +40,7 @@ def group_of(world: World) -> dict[str, Any]:
 
 
 def files_are_clean(world: World, *also: str) -> bool:
-    return found_in(world.place.database.parent, [*WORDS, *also]) == {}
+    return found_in(world.workspace.database.parent, [*WORDS, *also]) == {}
 
 
 @pytest.mark.parametrize(("preset", "renames"), [("analytics", 1), ("minimal", 0)])
@@ -82,7 +82,7 @@ def test_who_is_to_leave_has_to_be_known_from_somewhere(
     world.apply(row("b", ANNA, DORA))
     assert outcomes(world.apply(row("a", BEN, CARLA))) == {("remove", "succeeded"): 1}
     assert world.known("a").members == {PSEUDONYMS.handle(one) for one in (BEN, CARLA)}
-    assert found_in(world.place.folder, WORDS) == {}
+    assert found_in(world.workspace.folder, WORDS) == {}
 
 
 @pytest.mark.usefixtures("analytics")
@@ -129,8 +129,8 @@ def test_people_and_titles_shown_in_other_words_are_known_by_their_pseudonyms(wo
     wanted = row("a", ANNA, "+541123456789", DORA, title="Caf&")
     world.apply(wanted)
     with world.client() as client:
-        client = Disguise.of(world.place).client(client)
-        with Ledger.of(world.place.folder) as ledger:
+        client = Disguise.of(world.workspace).client(client)
+        with Ledger.of(world.workspace.folder) as ledger:
             look(ledger, client, "a", str(world.known("a").chat_id))
     assert outcomes(world.apply(wanted)) == {}
     assert files_are_clean(world, "Caf", "1123456789", "4155550999")
@@ -154,13 +154,13 @@ def test_what_is_pseudonyms_already_is_no_table(world: World) -> None:
 def test_who_was_erased_is_not_written_down_again(world: World) -> None:
     from msgbubbles_sync.policy.applied import Record
 
-    Record(key_check=PSEUDONYMS.check, erased=frozenset({PSEUDONYMS.erased_handle(ANNA)})).save(world.place)
+    Record(key_check=PSEUDONYMS.check, erased=frozenset({PSEUDONYMS.erased_handle(ANNA)})).save(world.workspace)
     of_anna = [row("a", ANNA, BEN), row("a", BEN, CARLA, title=f"Without {ANNA}"), row("a", BEN, CARLA, message=ANNA)]
     for wanted in of_anna:
         with pytest.raises(UsageError, match=r"1 of the groups in the desired table have people .* who were erased"):
             world.apply(wanted, row("b", BEN, CARLA))
     assert world.server.operations == []
-    assert found_in(world.place.folder, WORDS) == {}
+    assert found_in(world.workspace.folder, WORDS) == {}
 
 
 def test_erased_handle_in_a_key_or_an_answer_is_not_written_down_and_makes_no_second_group(world: World) -> None:
@@ -169,11 +169,11 @@ def test_erased_handle_in_a_key_or_an_answer_is_not_written_down_and_makes_no_se
     wanted = row(f"friends of {ANNA}", BEN, CARLA)
     world.apply(wanted)
     erased = frozenset({PSEUDONYMS.erased_handle(ANNA)})
-    Record(key_check=PSEUDONYMS.check, erased=erased).save(world.place)
+    Record(key_check=PSEUDONYMS.check, erased=erased).save(world.workspace)
     redactor = Redactor(FULL, PSEUDONYMS, erased)
-    with Ledger.of(world.place.folder) as ledger:
+    with Ledger.of(world.workspace.folder) as ledger:
         ledger.remove_people(redactor.is_erased, redactor.without_erased)
-    assert found_in(world.place.folder, [ANNA.removeprefix("+")]) == {}
+    assert found_in(world.workspace.folder, [ANNA.removeprefix("+")]) == {}
     assert outcomes(world.apply(wanted)) == {}
     assert len([chat for chat in world.server.truth().chats if chat["is_group"]]) == 1
     entry = replace(world.entries()[0], error_message=f"cannot reach {ANNA}", error_code=ANNA, title=f"of {ANNA}")
@@ -182,7 +182,7 @@ def test_erased_handle_in_a_key_or_an_answer_is_not_written_down_and_makes_no_se
     assert (landed.key, landed.title) == ("friends of [erased]", "of [erased]")
     assert (landed.error_code, landed.error_message) == ("[erased]", "cannot reach [erased]")
     assert Disguise(redactor).quoted(f"cannot reach tel:{ANNA}") == "cannot reach tel:[erased]"
-    assert found_in(world.place.folder, [ANNA.removeprefix("+")]) == {}
+    assert found_in(world.workspace.folder, [ANNA.removeprefix("+")]) == {}
 
 
 def test_a_vault_keeps_who_is_behind_a_pseudonym_and_forgets_whom_it_is_told_to(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from rich.console import Console
 
 from helpers.group_world import OURS, World, row
 from msgbubbles_sync.cli.groups_report import complaints, show_applied, show_plan
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.apply import Applied, Failure, Remark
 from msgbubbles_sync.groups.job import adopted
 from msgbubbles_sync.groups.model import DesiredGroup, KnownGroup
 from msgbubbles_sync.groups.plan import load, plan_of, save
-from msgbubbles_sync.workspace import UsageError
 
 BAD = "x\x1b[31m\u202e\u200b\n\x9b"
 SHOWN = r"x\x1b[31m\u202e\u200b\x0a\x9b"
@@ -61,7 +61,7 @@ def test_what_came_of_it_shows_every_key_escaped(world: World) -> None:
     assert f"! b{SHOWN}: add: was there" in output
     world.apply(row("a", *PEOPLE))
     with world.client() as client:
-        adopted(world.place, client, f"a{BAD}", client.create_group(OURS, PEOPLE, "Hello").id)
+        adopted(world.workspace, client, f"a{BAD}", client.create_group(OURS, PEOPLE, "Hello").id)
         with pytest.raises(UsageError, match="already has the key a") as raised:
-            adopted(world.place, client, "b", str(world.known(f"a{BAD}").chat_id))
+            adopted(world.workspace, client, "b", str(world.known(f"a{BAD}").chat_id))
     assert SHOWN in str(raised.value)

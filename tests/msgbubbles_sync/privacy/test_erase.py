@@ -15,6 +15,7 @@ from msgbubbles.personal import PERSONAL
 from msgbubbles.policy import PRESETS, Pseudonyms
 from msgbubbles.source.buffer import COLUMNS
 from msgbubbles_sync.dbt.runner import Transforms
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.ledger import Entry, Ledger, Sighting
 from msgbubbles_sync.groups.load import COLUMNS as GROUP_COLUMNS
 from msgbubbles_sync.policy.applied import Record, redactor_of
@@ -27,7 +28,7 @@ from msgbubbles_sync.run_log import TABLE as SYNC_RUNS
 from msgbubbles_sync.run_log import Journal
 from msgbubbles_sync.webhooks.events import COLUMNS as EVENT_COLUMNS
 from msgbubbles_sync.webhooks.events import TABLE as EVENTS
-from msgbubbles_sync.workspace import Place, UsageError
+from msgbubbles_sync.workspace import Workspace
 
 ANN, BEN, OURS = "+14155550111", "ben@example.com", "+14155550100"
 KEY = "of a test, and long enough to be a key"
@@ -44,11 +45,11 @@ TABLES = {
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__KEY", KEY)
-    place = Place.of(tmp_path / "company.duckdb")
-    place.make_folders()
-    with duckdb.connect(str(place.work)) as connection:
+    workspace = Workspace.from_path(tmp_path / "company.duckdb")
+    workspace.make_folders()
+    with duckdb.connect(str(workspace.work)) as connection:
         connection.execute("SET TimeZone = 'UTC'")
         run = connection.execute
         run("CREATE SCHEMA msgbubbles")
@@ -57,36 +58,36 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
         run("CREATE VIEW msgbubbles.of_ann AS SELECT * FROM msgbubbles.messages")
         run("INSERT INTO msgbubbles.numbers VALUES (?, 'Support')", [OURS])
         run("INSERT INTO msgbubbles.sync_runs VALUES ('r1', NULL)")
-    return place
+    return workspace
 
 
-def put(place: Place, table: str, *rows: tuple[Any, ...]) -> None:
-    with duckdb.connect(str(place.work)) as connection:
+def put(workspace: Workspace, table: str, *rows: tuple[Any, ...]) -> None:
+    with duckdb.connect(str(workspace.work)) as connection:
         marks = ", ".join("?" * len(rows[0]))
         connection.executemany(f"INSERT INTO msgbubbles.{table} VALUES ({marks})", rows)
 
 
-def get(place: Place, query: str) -> list[tuple[Any, ...]]:
-    with duckdb.connect(str(place.database), read_only=True) as connection:
+def get(workspace: Workspace, query: str) -> list[tuple[Any, ...]]:
+    with duckdb.connect(str(workspace.database), read_only=True) as connection:
         return connection.execute(query).fetchall()
 
 
-def erased(place: Place, *handles: str) -> dict[str, Any]:
-    return erase(place, handles, Transforms(), lambda _said: None).as_dict()
+def erased(workspace: Workspace, *handles: str) -> dict[str, Any]:
+    return erase(workspace, handles, Transforms(), lambda _said: None).as_dict()
 
 
-def test_a_handle_within_a_text_is_replaced_and_a_longer_one_is_not(place: Place) -> None:
+def test_a_handle_within_a_text_is_replaced_and_a_longer_one_is_not(workspace: Workspace) -> None:
     texts = [
         f"call {ANN}, or 14155550111.", "+141555501112 is another", "041414155550111 too", "nothing",
         f'say "{ANN}"', "Ben@Example.com!", "joben@example.com ben@example.com.au",
     ]  # fmt: skip
     put(
-        place,
+        workspace,
         "messages",
         *[(str(n), "c", OURS, text, json.dumps({"said": text}), None) for n, text in enumerate(texts)],
     )
-    assert erased(place, ANN, "BEN@example.com")["rows"] == {"messages": 6}
-    left = get(place, "SELECT text, metadata->>'said' FROM msgbubbles.messages ORDER BY id")
+    assert erased(workspace, ANN, "BEN@example.com")["rows"] == {"messages": 6}
+    left = get(workspace, "SELECT text, metadata->>'said' FROM msgbubbles.messages ORDER BY id")
     wanted = ["call [erased], or [erased].", *texts[1:4], 'say "[erased]"', "[erased]!", texts[6]]
     assert left == [(one, one) for one in wanted]
 
@@ -111,7 +112,7 @@ def test_each_text_column_has_a_decision_on_what_it_holds() -> None:
 
 
 @pytest.mark.parametrize("handle", [ANN, BEN])
-def test_erased_handle_survives_in_no_column_and_no_file(place: Place, handle: str) -> None:
+def test_erased_handle_survives_in_no_column_and_no_file(workspace: Workspace, handle: str) -> None:
     every, written = spellings(handle), cycle(spellings(handle))
     # By these a row is known to be theirs, and goes; here nothing but the mention of them is looked at.
     not_theirs = {"id", "chat_id", "conversation_id", "message_id", "handle", "remote_handle", "sender_handle"}
@@ -121,7 +122,7 @@ def test_erased_handle_survives_in_no_column_and_no_file(place: Place, handle: s
             return "[]" if name == "handles" else json.dumps({next(written): [next(written), {"of": next(written)}]})
         return str(number) if name in not_theirs else next(written)
 
-    with duckdb.connect(str(place.work)) as connection:
+    with duckdb.connect(str(workspace.work)) as connection:
         connection.execute("DROP SCHEMA msgbubbles CASCADE; CREATE SCHEMA msgbubbles")
         for table, columns in TEXT_COLUMNS.items():
             declared = ", ".join(f'"{name}" {TYPES.get(kind, kind)}' for name, kind in TABLES_OF_CODE[table].items())
@@ -133,35 +134,35 @@ def test_erased_handle_survives_in_no_column_and_no_file(place: Place, handle: s
             )
     record = {"run_id": "r", "started_at": "", "outcome": "", "exit_status": 0}
     for one in every:
-        Journal(place.folder).add(record | {"streams": {"chats": {"new_fields": [one]}}, one: {one: one}})
-    aside = place.folder / "webhooks" / "malformed"
+        Journal(workspace.folder).add(record | {"streams": {"chats": {"new_fields": [one]}}, one: {one: one}})
+    aside = workspace.folder / "webhooks" / "malformed"
     aside.mkdir(parents=True)
     (aside / "1.jsonl").write_text("".join(f'{{"of": "{one}"\n' for one in every) + "of somebody else\n")
-    assert {"attachments", "chat_titles", "group_operations", "sync_runs"} <= erased(place, handle)["rows"].keys()
-    assert found_in(place.database.parent, [*every, *(json.dumps(one)[1:-1] for one in every)]) == {}
+    assert {"attachments", "chat_titles", "group_operations", "sync_runs"} <= erased(workspace, handle)["rows"].keys()
+    assert found_in(workspace.database.parent, [*every, *(json.dumps(one)[1:-1] for one in every)]) == {}
     assert (aside / "1.jsonl").read_text() == "of somebody else\n"
-    assert len(Journal(place.folder).records()) == len(every)
-    assert get(place, "SELECT count(*) FROM msgbubbles.attachments") == [(len(every),)]
+    assert len(Journal(workspace.folder).records()) == len(every)
+    assert get(workspace, "SELECT count(*) FROM msgbubbles.attachments") == [(len(every),)]
 
 
 TYPES = {"text": "VARCHAR", "json": "JSON", "bool": "BOOLEAN", "timestamp": "TIMESTAMPTZ"}
 
 
-def test_lists_of_participants_are_as_they_would_have_been(place: Place) -> None:
+def test_lists_of_participants_are_as_they_would_have_been(workspace: Workspace) -> None:
     lists = [(1, {ANN, BEN}), (2, {BEN}), (3, {ANN}), (4, {ANN, OURS}), (5, {ANN})]
     put(
-        place, "participant_lists",
+        workspace, "participant_lists",
         *[(f"g|{day}|{one}", "g", one, AT.replace(day=day), "1") for day, handles in lists for one in handles],
     )  # fmt: skip
-    erased(place, ANN)
-    left = get(place, "SELECT day(_fetched_at), handle FROM msgbubbles.participant_lists ORDER BY 1, 2")
+    erased(workspace, ANN)
+    left = get(workspace, "SELECT day(_fetched_at), handle FROM msgbubbles.participant_lists ORDER BY 1, 2")
     assert left == [(1, BEN), (3, None), (4, OURS), (5, None)]
 
 
-def test_threads_and_what_could_not_be_read_go_whole(place: Place) -> None:
-    put(place, "chats", ("c1", False, ANN, None), ("c2", False, BEN, None), ("g", True, "group:1", ANN))
+def test_threads_and_what_could_not_be_read_go_whole(workspace: Workspace) -> None:
+    put(workspace, "chats", ("c1", False, ANN, None), ("c2", False, BEN, None), ("g", True, "group:1", ANN))
     put(
-        place, "messages",
+        workspace, "messages",
         *(
             (str(number), chat, sender, "text", None, "outbound" if sender == OURS else "inbound")
             for number, (chat, sender) in enumerate(
@@ -170,25 +171,25 @@ def test_threads_and_what_could_not_be_read_go_whole(place: Place) -> None:
             )
         ),
     )  # fmt: skip
-    put(place, "rejected_rows", ("a", json.dumps({"sender": ANN})), ("b", json.dumps({"sender": BEN})))
-    counts = erased(place, ANN)
+    put(workspace, "rejected_rows", ("a", json.dumps({"sender": ANN})), ("b", json.dumps({"sender": BEN})))
+    counts = erased(workspace, ANN)
     assert counts["people"] == 1
     assert counts["rows"] == {"chats": 2, "messages": 6, "rejected_rows": 1}
-    assert get(place, "SELECT id, title FROM msgbubbles.chats ORDER BY id") == [("c2", None), ("g", "[erased]")]
-    assert get(place, "SELECT id FROM msgbubbles.messages ORDER BY id") == [("2",), ("7",), ("8",)]
-    assert get(place, "SELECT row_hash FROM msgbubbles.rejected_rows") == [("b",)]
-    assert get(place, "SELECT count(*) FROM msgbubbles.of_ann") == [(3,)]
-    assert get(place, "SELECT people, rows->>'messages' FROM msgbubbles.erasures") == [(1, "6")]
-    redactor = redactor_of(place)
+    assert get(workspace, "SELECT id, title FROM msgbubbles.chats ORDER BY id") == [("c2", None), ("g", "[erased]")]
+    assert get(workspace, "SELECT id FROM msgbubbles.messages ORDER BY id") == [("2",), ("7",), ("8",)]
+    assert get(workspace, "SELECT row_hash FROM msgbubbles.rejected_rows") == [("b",)]
+    assert get(workspace, "SELECT count(*) FROM msgbubbles.of_ann") == [(3,)]
+    assert get(workspace, "SELECT people, rows->>'messages' FROM msgbubbles.erasures") == [(1, "6")]
+    redactor = redactor_of(workspace)
     assert [redactor.is_erased_chat(one) for one in ("c1", "never read", "c2", "g", "unread group")] == [True, True] + [
         False
     ] * 3
-    assert found_in(place.database.parent, [ANN[1:]]) == {}
-    assert erased(place, ANN)["rows"] == {}
+    assert found_in(workspace.database.parent, [ANN[1:]]) == {}
+    assert erased(workspace, ANN)["rows"] == {}
 
 
-def test_the_ledger_of_groups_forgets_them_too(place: Place) -> None:
-    with Ledger.of(place.folder) as ledger:
+def test_the_ledger_of_groups_forgets_them_too(workspace: Workspace) -> None:
+    with Ledger.of(workspace.folder) as ledger:
         entries = [
             Entry(
                 kind,
@@ -210,21 +211,21 @@ def test_the_ledger_of_groups_forgets_them_too(place: Place) -> None:
             for kind, handles in (("create", (ANN, BEN)), ("add", (ANN,)), ("remove", (BEN,)))
         ]
         ledger.restore(entries, [Sighting("north", "g", OURS, None, (ANN, BEN), False, AT)])
-    put(place, "chats", ("c1", False, ANN, None))
-    assert erased(place, ANN)["rows"]["the ledger of groups"] == 4
-    with Ledger.of(place.folder) as ledger:
+    put(workspace, "chats", ("c1", False, ANN, None))
+    assert erased(workspace, ANN)["rows"]["the ledger of groups"] == 4
+    with Ledger.of(workspace.folder) as ledger:
         assert [(one.operation, one.handles) for one in ledger.entries()] == [("create", (BEN,)), ("remove", (BEN,))]
         assert ledger.sightings()[0].handles == (BEN,)
-    assert found_in(place.folder, [ANN[1:]]) == {}
-    with sqlite3.connect(place.folder / "groups.sqlite") as database:
+    assert found_in(workspace.folder, [ANN[1:]]) == {}
+    with sqlite3.connect(workspace.folder / "groups.sqlite") as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 def test_an_erasure_that_is_cut_off_is_known_to_be_and_finished_without_being_told_whom(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put(place, "chats", ("c1", False, ANN, None))
-    (place.folder / f"{place.work.name}.damaged-1").write_text(ANN)
+    put(workspace, "chats", ("c1", False, ANN, None))
+    (workspace.folder / f"{workspace.work.name}.damaged-1").write_text(ANN)
 
     def killed(_work: Path) -> None:
         raise KeyboardInterrupt
@@ -232,72 +233,72 @@ def test_an_erasure_that_is_cut_off_is_known_to_be_and_finished_without_being_to
     with monkeypatch.context() as patch:
         patch.setattr("msgbubbles_sync.privacy.rewrite.compact", killed)
         with pytest.raises(KeyboardInterrupt):
-            erased(place, ANN)
-    assert place.is_pending(erasing.STEP)
-    assert redactor_of(place).is_erased("+1 415 555 0111")
-    erasing.purge(place, Transforms(), lambda _said: None)
-    assert not place.is_pending(erasing.STEP)
-    assert get(place, "SELECT count(*) FROM msgbubbles.chats") == [(0,)]
-    assert found_in(place.database.parent, [ANN[1:]]) == {}
+            erased(workspace, ANN)
+    assert workspace.is_pending(erasing.STEP)
+    assert redactor_of(workspace).is_erased("+1 415 555 0111")
+    erasing.purge(workspace, Transforms(), lambda _said: None)
+    assert not workspace.is_pending(erasing.STEP)
+    assert get(workspace, "SELECT count(*) FROM msgbubbles.chats") == [(0,)]
+    assert found_in(workspace.database.parent, [ANN[1:]]) == {}
 
 
 @pytest.mark.parametrize(
     ("handle", "says"), [(OURS, "number of the account itself"), ("ben@", "neither"), ("", "neither")]
 )
 def test_who_is_nobody_or_we_ourselves_is_refused_before_anything_is_changed(
-    place: Place, handle: str, says: str
+    workspace: Workspace, handle: str, says: str
 ) -> None:
     with pytest.raises(UsageError, match=says):
-        erased(place, handle)
-    assert Record.of(place) is None
+        erased(workspace, handle)
+    assert Record.of(workspace) is None
 
 
 def test_without_the_key_nothing_is_erased_and_afterwards_nothing_lands(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         patch.delenv("SOURCES__MSGBUBBLES__PRIVACY__KEY")
         with pytest.raises(UsageError, match="token_hex"):
-            erased(place, ANN)
-    erased(place, ANN)
+            erased(workspace, ANN)
+    erased(workspace, ANN)
     for key in (None, KEY + "."):
         if key is None:
             monkeypatch.delenv("SOURCES__MSGBUBBLES__PRIVACY__KEY")
         else:
             monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__KEY", key)
         with pytest.raises(UsageError, match="not the one"):
-            redactor_of(place)
+            redactor_of(workspace)
 
 
-def test_who_is_erased_stays_so_where_the_jobs_own_files_are_lost(place: Place) -> None:
-    erased(place, ANN)
-    for path in (place.work, place.folder / "privacy.json"):
+def test_who_is_erased_stays_so_where_the_jobs_own_files_are_lost(workspace: Workspace) -> None:
+    erased(workspace, ANN)
+    for path in (workspace.work, workspace.folder / "privacy.json"):
         path.unlink()
-    record = Record.of(place)
+    record = Record.of(workspace)
     assert record is not None
     assert record.erased == {Pseudonyms(KEY).erased_handle(ANN)}
 
 
-def test_a_database_that_is_written_anew_is_the_same(place: Place) -> None:
-    put(place, "chats", ("c1", False, ANN, None))
-    compact(place.work)
-    with duckdb.connect(str(place.work)) as connection:
+def test_a_database_that_is_written_anew_is_the_same(workspace: Workspace) -> None:
+    put(workspace, "chats", ("c1", False, ANN, None))
+    compact(workspace.work)
+    with duckdb.connect(str(workspace.work)) as connection:
         assert connection.execute("SELECT id FROM msgbubbles.chats").fetchall() == [("c1",)]
         with pytest.raises(duckdb.ConstraintException):
             connection.execute("INSERT INTO msgbubbles.sync_runs VALUES ('r1', NULL)")
-    assert place.work.stat().st_mode & 0o777 == 0o600
+    assert workspace.work.stat().st_mode & 0o777 == 0o600
 
 
-def test_the_vault_forgets_who_is_erased(place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_vault_forgets_who_is_erased(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     names, path = Pseudonyms(KEY), tmp_path / "elsewhere" / "vault.sqlite"
     monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__PRESET", "analytics")
     monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__VAULT", str(path))
-    Record(PRESETS["analytics"], names.check).save(place)
+    Record(PRESETS["analytics"], names.check).save(workspace)
     vault = Vault(path)
     for handle in (ANN, BEN):
         vault.note(names.handle(handle), handle)
     vault.keep()
-    put(place, "chats", ("c", False, names.handle(ANN), None))
-    assert erased(place, ANN)["rows"] == {"chats": 1, "the vault": 1}
+    put(workspace, "chats", ("c", False, names.handle(ANN), None))
+    assert erased(workspace, ANN)["rows"] == {"chats": 1, "the vault": 1}
     assert [vault.handle_of(names.handle(one)) for one in (ANN, BEN)] == [None, BEN]
     assert found_in(path.parent, [ANN.removeprefix("+"), names.handle(ANN)]) == {}

@@ -7,18 +7,19 @@ import pytest
 
 from msgbubbles.policy import FULL, PRESETS, Pseudonyms
 from msgbubbles_sync.destinations.publish import publish
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.policy.applied import Record, configured, details_of, redactor_of
-from msgbubbles_sync.workspace import Place, UsageError
+from msgbubbles_sync.workspace import Workspace
 
 KEY = "of a test, and long enough to be a key"
 PREFIX = "SOURCES__MSGBUBBLES__PRIVACY__"
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    place = Place.of(tmp_path / "company.duckdb")
-    place.make_folders()
-    return place
+def workspace(tmp_path: Path) -> Workspace:
+    workspace = Workspace.from_path(tmp_path / "company.duckdb")
+    workspace.make_folders()
+    return workspace
 
 
 def test_the_policy_and_its_key_are_of_two_files_and_the_environment_goes_before_both(
@@ -48,28 +49,28 @@ def test_the_policy_and_its_key_are_of_two_files_and_the_environment_goes_before
 
 
 def test_a_new_warehouse_takes_the_policy_and_one_with_rows_has_to_be_brought_to_it(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert redactor_of(place).is_idle
-    assert Record.of(place) is None, "what is not set is not written down"
+    assert redactor_of(workspace).is_idle
+    assert Record.of(workspace) is None, "what is not set is not written down"
     monkeypatch.setenv(f"{PREFIX}KEY", KEY)
     monkeypatch.setenv(f"{PREFIX}PRESET", "analytics")
-    place.work.touch()
+    workspace.work.touch()
     with pytest.raises(UsageError, match="privacy apply"):
-        redactor_of(place)
-    place.work.unlink()
-    assert redactor_of(place).policy == PRESETS["analytics"]
+        redactor_of(workspace)
+    workspace.work.unlink()
+    assert redactor_of(workspace).policy == PRESETS["analytics"]
     monkeypatch.setenv(f"{PREFIX}TEXT_DAYS", "30")
-    assert redactor_of(place).policy.text_days == 30, "days hold at once"
+    assert redactor_of(workspace).policy.text_days == 30, "days hold at once"
     monkeypatch.setenv(f"{PREFIX}PRESET", "full")
     with pytest.raises(UsageError, match="keeps more than this warehouse was filled with"):
-        redactor_of(place)
-    (place.folder / "privacy.json").write_text("{")
+        redactor_of(workspace)
+    (workspace.folder / "privacy.json").write_text("{")
     with pytest.raises(UsageError, match="damaged"):
-        redactor_of(place)
+        redactor_of(workspace)
 
 
-def test_details_of_a_crash_quote_nothing_where_something_is_left_out(place: Place) -> None:
+def test_details_of_a_crash_quote_nothing_where_something_is_left_out(workspace: Workspace) -> None:
     try:
         try:
             raise ValueError("canary inside")
@@ -77,18 +78,18 @@ def test_details_of_a_crash_quote_nothing_where_something_is_left_out(place: Pla
             raise RuntimeError("canary outside") from error
     except RuntimeError as error:
         crash = error
-    assert details_of(crash, place).count("canary") >= 2
-    Record(PRESETS["minimal"]).save(place)
-    details = details_of(crash, place).replace('("canary', "")  # the lines of this test
+    assert details_of(crash, workspace).count("canary") >= 2
+    Record(PRESETS["minimal"]).save(workspace)
+    details = details_of(crash, workspace).replace('("canary', "")  # the lines of this test
     assert "canary" not in details
     assert "ValueError" in details
     assert "RuntimeError" in details
     assert "test_record.py" in details
 
 
-def test_who_lets_others_read_the_published_file_does_so_for_good(place: Place) -> None:
-    duckdb.connect(str(place.work)).close()
-    publish(place.work, place.database)
-    place.database.chmod(0o640)
-    publish(place.work, place.database)
-    assert place.database.stat().st_mode & 0o777 == 0o440
+def test_who_lets_others_read_the_published_file_does_so_for_good(workspace: Workspace) -> None:
+    duckdb.connect(str(workspace.work)).close()
+    publish(workspace.work, workspace.database)
+    workspace.database.chmod(0o640)
+    publish(workspace.work, workspace.database)
+    assert workspace.database.stat().st_mode & 0o777 == 0o440

@@ -11,8 +11,9 @@ import pytest
 from helpers.canary import found_in
 from msgbubbles.policy import Policy
 from msgbubbles_sync.dbt.runner import Transforms
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.privacy.retention import DONE, expire
-from msgbubbles_sync.workspace import Place, UsageError
+from msgbubbles_sync.workspace import Workspace
 
 TABLES = {
     "chats": "id VARCHAR, last_message_at TIMESTAMPTZ",
@@ -25,12 +26,12 @@ TABLES = {
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
+def workspace(tmp_path: Path) -> Workspace:
     """A thread of 5 days ago and one of 50, whose texts are named after their days; one without a time."""
-    place = Place.of(tmp_path / "company.duckdb")
-    place.make_folders()
+    workspace = Workspace.from_path(tmp_path / "company.duckdb")
+    workspace.make_folders()
     now = datetime.now(UTC)
-    with duckdb.connect(str(place.work)) as connection:
+    with duckdb.connect(str(workspace.work)) as connection:
         connection.execute("CREATE SCHEMA msgbubbles")
         for table, columns in TABLES.items():
             connection.execute(f"CREATE TABLE msgbubbles.{table} ({columns})")
@@ -47,31 +48,31 @@ def place(tmp_path: Path) -> Place:
             )
             connection.execute("INSERT INTO msgbubbles.rejected_rows VALUES (?, ?)", [f"canary {days}", at])
         connection.execute("INSERT INTO msgbubbles.chats VALUES ('timeless', NULL)")
-    (tmp_path / "company.duckdb").write_bytes(place.work.read_bytes())
-    return place
+    (tmp_path / "company.duckdb").write_bytes(workspace.work.read_bytes())
+    return workspace
 
 
-def expired(place: Place, **days: int) -> dict[str, int]:
-    return dict(expire(place, Policy(**days), Transforms(), lambda _said: None))  # type: ignore[arg-type]
+def expired(workspace: Workspace, **days: int) -> dict[str, int]:
+    return dict(expire(workspace, Policy(**days), Transforms(), lambda _said: None))  # type: ignore[arg-type]
 
 
-def ids(place: Place) -> dict[str, int]:
-    with duckdb.connect(str(place.work), read_only=True) as connection:
+def ids(workspace: Workspace) -> dict[str, int]:
+    with duckdb.connect(str(workspace.work), read_only=True) as connection:
         count = "SELECT count(*) FROM msgbubbles."
         return {table: (connection.execute(count + table).fetchone() or (0,))[0] for table in TABLES}
 
 
-def test_without_days_nothing_is_done(place: Place) -> None:
-    before = place.work.read_bytes()
-    assert expired(place) == {}
-    assert place.work.read_bytes() == before
+def test_without_days_nothing_is_done(workspace: Workspace) -> None:
+    before = workspace.work.read_bytes()
+    assert expired(workspace) == {}
+    assert workspace.work.read_bytes() == before
 
 
-def test_old_texts_go_in_every_run_and_their_bytes_once_a_day(place: Place) -> None:
-    assert expired(place, text_days=10) == {"texts": 1}
-    assert found_in(place.folder, ["canary 5", "canary 50"]).keys() == {"canary 5"}
-    assert place.is_pending("publish")
-    assert ids(place) == {
+def test_old_texts_go_in_every_run_and_their_bytes_once_a_day(workspace: Workspace) -> None:
+    assert expired(workspace, text_days=10) == {"texts": 1}
+    assert found_in(workspace.folder, ["canary 5", "canary 50"]).keys() == {"canary 5"}
+    assert workspace.is_pending("publish")
+    assert ids(workspace) == {
         "chats": 3,
         "messages": 2,
         "attachments": 2,
@@ -79,27 +80,27 @@ def test_old_texts_go_in_every_run_and_their_bytes_once_a_day(place: Place) -> N
         "webhook_events": 2,
         "rejected_rows": 1,
     }
-    assert expired(place, text_days=4) == {"texts": 1}
-    assert place.is_pending("compact")
+    assert expired(workspace, text_days=4) == {"texts": 1}
+    assert workspace.is_pending("compact")
     long_ago = time.time() - 25 * 3600
-    os.utime(place.folder / DONE, (long_ago, long_ago))
-    assert expired(place, text_days=4) == {}
-    assert not place.is_pending("compact")
-    assert found_in(place.folder, ["canary"]) == {}
+    os.utime(workspace.folder / DONE, (long_ago, long_ago))
+    assert expired(workspace, text_days=4) == {}
+    assert not workspace.is_pending("compact")
+    assert found_in(workspace.folder, ["canary"]) == {}
 
 
-def test_a_dormant_thread_goes_whole_once_a_day(place: Place) -> None:
-    assert expired(place, thread_days=10) == {"threads": 1, "messages": 1}
+def test_a_dormant_thread_goes_whole_once_a_day(workspace: Workspace) -> None:
+    assert expired(workspace, thread_days=10) == {"threads": 1, "messages": 1}
     left = {"chats": 2, "messages": 1, "attachments": 1, "chat_titles": 1, "webhook_events": 1, "rejected_rows": 2}
-    assert ids(place) == left
-    assert expired(place, thread_days=4) == {}
-    (place.folder / DONE).unlink()
-    assert expired(place, thread_days=4) == {"threads": 1, "messages": 1}
-    assert ids(place)["chats"] == 1, "a chat without a time is not dormant"
+    assert ids(workspace) == left
+    assert expired(workspace, thread_days=4) == {}
+    (workspace.folder / DONE).unlink()
+    assert expired(workspace, thread_days=4) == {"threads": 1, "messages": 1}
+    assert ids(workspace)["chats"] == 1, "a chat without a time is not dormant"
 
 
 def test_rows_on_a_server_are_not_expired_in_silence(tmp_path: Path) -> None:
-    place = Place.of(tmp_path / "warehouse.postgres", "postgres")
-    place.make_folders()
+    workspace = Workspace.from_path(tmp_path / "warehouse.postgres", "postgres")
+    workspace.make_folders()
     with pytest.raises(UsageError, match="on a server"):
-        expired(place, text_days=1)
+        expired(workspace, text_days=1)

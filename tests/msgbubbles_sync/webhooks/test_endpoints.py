@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from helpers.hooks import place_in, receiving
+from helpers.hooks import receiving, workspace_in
 from msgbubbles.client import Client
 from msgbubbles.errors import NotFoundError, PermanentError
 from msgbubbles.transport import Transport
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.sandbox import Account, Server, serve
 from msgbubbles_sync.webhooks import endpoints
 from msgbubbles_sync.webhooks.events import KNOWN_TYPES
 from msgbubbles_sync.webhooks.secrets import SecretStore
 from msgbubbles_sync.webhooks.spool import finished, spool_of
-from msgbubbles_sync.workspace import UsageError
 
 URL = "https://example.com/hooks"
 
@@ -86,9 +86,9 @@ def test_where_a_secret_of_the_environment_would_hide_it_it_is_not_stored(
 
 
 def test_a_rotation_loses_no_event(server: Server, client: Client, tmp_path: Path) -> None:
-    place, path = place_in(tmp_path), tmp_path / "secrets.toml"
+    workspace, path = workspace_in(tmp_path), tmp_path / "secrets.toml"
     account, deliverer = server.account, server.deliverer
-    with receiving(place, secrets_file=path) as served:
+    with receiving(workspace, secrets_file=path) as served:
         first = endpoints.registered(client, served.url, KNOWN_TYPES, SecretStore(path))
         account.type("c1", "+14155550123", True, datetime.now(UTC))
         assert deliverer.drained(timeout_seconds=60)
@@ -102,7 +102,7 @@ def test_a_rotation_loses_no_event(server: Server, client: Client, tmp_path: Pat
         assert (third.secret or "").startswith("whsec_")
         assert not third.is_replaced
         assert {one.webhook.id for one in endpoints.listed(client)} == {second.id, third.id}
-    assert sum(len(segment.deliveries) for segment in finished(spool_of(place))) == 2
+    assert sum(len(segment.deliveries) for segment in finished(spool_of(workspace))) == 2
     for one in (second, third):
         client.delete_webhook(one.id)
     assert endpoints.listed(client) == []

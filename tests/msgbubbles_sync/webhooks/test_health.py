@@ -11,25 +11,25 @@ import duckdb
 import msgspec
 import pytest
 
-from helpers.hooks import place_in
+from helpers.hooks import workspace_in
 from msgbubbles_sync.webhooks import health
 from msgbubbles_sync.webhooks.heartbeat import Beat
 from msgbubbles_sync.webhooks.refresh import refresh_options
 from msgbubbles_sync.webhooks.spool import folder_of, spool_of
-from msgbubbles_sync.workspace import Place
+from msgbubbles_sync.workspace import Workspace
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 Ago = timedelta
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return place_in(tmp_path)
+def workspace(tmp_path: Path) -> Workspace:
+    return workspace_in(tmp_path)
 
 
-def published(place: Place, messages: dict[str, timedelta], events: dict[str, timedelta]) -> None:
+def published(workspace: Workspace, messages: dict[str, timedelta], events: dict[str, timedelta]) -> None:
     """A warehouse with the newest message by direction, and the last event by kind, each so long ago."""
-    with duckdb.connect(str(place.database)) as database:
+    with duckdb.connect(str(workspace.database)) as database:
         database.execute("CREATE SCHEMA IF NOT EXISTS msgbubbles")
         database.execute("CREATE OR REPLACE TABLE msgbubbles.messages (direction TEXT, cursor_at TIMESTAMPTZ)")
         database.execute("CREATE OR REPLACE TABLE msgbubbles.webhook_events (event_type TEXT, received_at TIMESTAMPTZ)")
@@ -39,78 +39,78 @@ def published(place: Place, messages: dict[str, timedelta], events: dict[str, ti
             database.execute("INSERT INTO msgbubbles.webhook_events VALUES (?, ?)", [kind, NOW - ago])
 
 
-def beating(place: Place, *, beat: timedelta, since: timedelta, last: timedelta | None) -> None:
-    folder_of(place).mkdir(exist_ok=True)
+def beating(workspace: Workspace, *, beat: timedelta, since: timedelta, last: timedelta | None) -> None:
+    folder_of(workspace).mkdir(exist_ok=True)
     one = Beat(1, NOW - beat, NOW - since, None if last is None else NOW - last)
-    (folder_of(place) / "receiver.json").write_bytes(msgspec.json.encode(one))
+    (folder_of(workspace) / "receiver.json").write_bytes(msgspec.json.encode(one))
 
 
 BOTH = {"inbound": Ago(minutes=10), "outbound": Ago(hours=1)}
 COME = {"message.received": Ago(minutes=10), "message.delivered": Ago(hours=1)}
 
 
-def well(place: Place) -> None:
-    published(place, BOTH, COME)
-    beating(place, beat=Ago(seconds=5), since=Ago(hours=3), last=Ago(minutes=10))
+def well(workspace: Workspace) -> None:
+    published(workspace, BOTH, COME)
+    beating(workspace, beat=Ago(seconds=5), since=Ago(hours=3), last=Ago(minutes=10))
 
 
-def test_while_all_is_well_the_sync_may_rely_on_events(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    well(place)
-    assert health.are_reliable(place, NOW)
-    assert {one.state for one in health.findings(place, NOW)} == {"ok"}
-    assert refresh_options(place) == {}, "only where it is configured"
+def test_while_all_is_well_the_sync_may_rely_on_events(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    well(workspace)
+    assert health.are_reliable(workspace, NOW)
+    assert {one.state for one in health.findings(workspace, NOW)} == {"ok"}
+    assert refresh_options(workspace) == {}, "only where it is configured"
     monkeypatch.setenv("WEBHOOKS__REFRESH_MESSAGES", '[{"every_hours": 24}]')
     monkeypatch.setattr(health, "datetime", type("Clock", (datetime,), {"now": staticmethod(lambda _zone: NOW)}))
-    assert refresh_options(place) == {"refresh_messages": [{"every_hours": 24}]}
+    assert refresh_options(workspace) == {"refresh_messages": [{"every_hours": 24}]}
 
 
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda place: beating(place, beat=Ago(minutes=2), since=Ago(hours=3), last=Ago(minutes=10)),
-        lambda place: beating(place, beat=Ago(seconds=5), since=Ago(minutes=50), last=Ago(minutes=10)),
-        lambda place: (folder_of(place) / "receiver.json").unlink(),
-        lambda place: published(place, BOTH, COME | {"message.received": Ago(hours=1)}),
-        lambda place: published(place, BOTH, {"message.received": Ago(minutes=10)}),
-        lambda place: published(place, BOTH, {"conversation.typing": Ago(0)}),
-        lambda place: published(place, {}, {}),
-        lambda place: place.database.unlink(),
-        lambda place: place.database.write_text("no database"),
+        lambda workspace: beating(workspace, beat=Ago(minutes=2), since=Ago(hours=3), last=Ago(minutes=10)),
+        lambda workspace: beating(workspace, beat=Ago(seconds=5), since=Ago(minutes=50), last=Ago(minutes=10)),
+        lambda workspace: (folder_of(workspace) / "receiver.json").unlink(),
+        lambda workspace: published(workspace, BOTH, COME | {"message.received": Ago(hours=1)}),
+        lambda workspace: published(workspace, BOTH, {"message.received": Ago(minutes=10)}),
+        lambda workspace: published(workspace, BOTH, {"conversation.typing": Ago(0)}),
+        lambda workspace: published(workspace, {}, {}),
+        lambda workspace: workspace.database.unlink(),
+        lambda workspace: workspace.database.write_text("no database"),
     ],
 )
-def test_otherwise_it_may_not(place: Place, spoil: Callable[[Place], object]) -> None:
-    well(place)
-    spoil(place)
-    assert not health.are_reliable(place, NOW)
+def test_otherwise_it_may_not(workspace: Workspace, spoil: Callable[[Workspace], object]) -> None:
+    well(workspace)
+    spoil(workspace)
+    assert not health.are_reliable(workspace, NOW)
 
 
-def test_it_is_told_when_events_stop_coming(place: Place) -> None:
-    published(place, BOTH, {name: Ago(days=2) for name in COME})
-    beating(place, beat=Ago(seconds=5), since=Ago(days=3), last=Ago(days=2))
-    found = {one.name: one for one in health.findings(place, NOW)}
+def test_it_is_told_when_events_stop_coming(workspace: Workspace) -> None:
+    published(workspace, BOTH, {name: Ago(days=2) for name in COME})
+    beating(workspace, beat=Ago(seconds=5), since=Ago(days=3), last=Ago(days=2))
+    found = {one.name: one for one in health.findings(workspace, NOW)}
     assert found["webhook events"].state == "failed"
     assert found["webhook events"].what == "the last came 48 hours ago, and there are newer messages"
     # What came since the last load is no longer missing.
-    beating(place, beat=Ago(seconds=5), since=Ago(days=3), last=Ago(minutes=1))
-    found = {one.name: one for one in health.findings(place, NOW)}
+    beating(workspace, beat=Ago(seconds=5), since=Ago(days=3), last=Ago(minutes=1))
+    found = {one.name: one for one in health.findings(workspace, NOW)}
     assert found["webhook events"].state == "info"
     # Where nobody writes, no event is missing.
-    published(place, {name: Ago(days=9) for name in BOTH}, {name: Ago(days=9) for name in COME})
-    beating(place, beat=Ago(seconds=5), since=Ago(days=10), last=Ago(days=9))
-    assert {one.state for one in health.findings(place, NOW)} == {"ok"}
+    published(workspace, {name: Ago(days=9) for name in BOTH}, {name: Ago(days=9) for name in COME})
+    beating(workspace, beat=Ago(seconds=5), since=Ago(days=10), last=Ago(days=9))
+    assert {one.state for one in health.findings(workspace, NOW)} == {"ok"}
 
 
-def test_it_is_told_when_no_receiver_runs_and_when_nobody_loads(place: Place) -> None:
-    assert list(health.findings(place, NOW)) == []
-    well(place)
-    beating(place, beat=Ago(hours=3), since=Ago(days=3), last=Ago(minutes=10))
-    segment = spool_of(place) / "1-1.jsonl"
+def test_it_is_told_when_no_receiver_runs_and_when_nobody_loads(workspace: Workspace) -> None:
+    assert list(health.findings(workspace, NOW)) == []
+    well(workspace)
+    beating(workspace, beat=Ago(hours=3), since=Ago(days=3), last=Ago(minutes=10))
+    segment = spool_of(workspace) / "1-1.jsonl"
     segment.parent.mkdir()
     segment.write_text("")
     for hours, state in ((0.5, "ok"), (1.5, "failed")):
         at = (NOW - Ago(hours=hours)).timestamp()
         os.utime(segment, (at, at))
-        found = {one.name: one for one in health.findings(place, NOW)}
+        found = {one.name: one for one in health.findings(workspace, NOW)}
         assert found["webhook spool"].state == state
     assert found["webhook receiver"].what == "none runs; the last was here 3 hours ago"
     assert all(one.fix for one in found.values() if one.state == "failed")

@@ -9,7 +9,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from helpers.hooks import place_in
+from helpers.hooks import workspace_in
 from msgbubbles_sync.webhooks import load as landing
 from msgbubbles_sync.webhooks.load import aside_count, land_events
 from msgbubbles_sync.webhooks.spool import Segment, segments, spool_of
@@ -23,8 +23,8 @@ def line(number: int, received_at: str = "2026-11-23T10:00:00Z", **more: Any) ->
 def test_an_event_is_there_once_whatever_is_repeated_and_the_first_one_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = place_in(tmp_path)
-    spool = spool_of(place)
+    workspace = workspace_in(tmp_path)
+    spool = spool_of(workspace)
     spool.mkdir(parents=True)
     (spool / "1-1.jsonl").write_text(line(1) + "nonsense\n" + line(2) + line(1, n=5) + line(3)[:30])
 
@@ -34,19 +34,19 @@ def test_an_event_is_there_once_whatever_is_repeated_and_the_first_one_stays(
     with monkeypatch.context() as patched:
         patched.setattr(Path, "unlink", killed)
         with pytest.raises(KeyboardInterrupt):
-            land_events(place)
+            land_events(workspace)
     assert len(segments(spool)) == 1, "nothing is removed that is not committed"
     (spool / "2-1.jsonl").write_text(line(2, "2026-11-23T11:00:00Z") + line(3))
-    landed = land_events(place)
-    assert (landed.deliveries, landed.malformed, aside_count(place)) == (3, 1, 1)
+    landed = land_events(workspace)
+    assert (landed.deliveries, landed.malformed, aside_count(workspace)) == (3, 1, 1)
     (spool / "3-1.jsonl").write_text(line(1, "2026-11-23T12:00:00Z", n=9))
-    assert land_events(place).deliveries == 1
+    assert land_events(workspace).deliveries == 1
     (spool / "4-1.jsonl").write_text(line(4, conversation_id="..") + line(5, conversation_id=5) + line(6, a="conv_1"))
-    landed = land_events(place)
+    landed = land_events(workspace)
     assert (landed.deliveries, landed.malformed, landed.without_chat) == (3, 0, 2)
     assert landed.as_dict()["impossible_chat_ids"] == 2
     assert "2 name a chat by an impossible id" in str(landed)
-    with duckdb.connect(str(place.work)) as database:
+    with duckdb.connect(str(workspace.work)) as database:
         database.execute("SET TimeZone = 'UTC'")
         found = database.execute(
             "SELECT event_id, strftime(received_at, '%H'), payload ->> 'n' FROM msgbubbles.webhook_events "
@@ -56,23 +56,23 @@ def test_an_event_is_there_once_whatever_is_repeated_and_the_first_one_stays(
     assert found[:3] == [("evt_1", "10", "1"), ("evt_2", "10", "2"), ("evt_3", "10", "3")]
     assert chats == [("evt_1", "c"), ("evt_2", "c"), ("evt_3", "c"), ("evt_4", None), ("evt_5", None), ("evt_6", "c")]
     assert segments(spool) == []
-    assert [place.is_pending(step) for step in ("repair", "transform", "publish")] == [True] * 3
-    assert land_events(place).deliveries == 0
+    assert [workspace.is_pending(step) for step in ("repair", "transform", "publish")] == [True] * 3
+    assert land_events(workspace).deliveries == 0
 
 
 def test_an_event_that_the_destination_refuses_is_kept_aside(tmp_path: Path) -> None:
-    place = place_in(tmp_path)
-    spool = spool_of(place)
+    workspace = workspace_in(tmp_path)
+    spool = spool_of(workspace)
     spool.mkdir(parents=True)
     (spool / "1-1.jsonl").write_text(line(1, handle="+14155550123"))
-    land_events(place)
-    with duckdb.connect(str(place.work)) as database:
+    land_events(workspace)
+    with duckdb.connect(str(workspace.work)) as database:
         database.execute("ALTER TABLE msgbubbles.webhook_events ALTER handle SET NOT NULL")
     (spool / "2-1.jsonl").write_text(line(2, handle="nul \0") + line(3) + line(4, handle="+14155550123"))
-    landed = land_events(place)
-    assert (landed.deliveries, landed.malformed, aside_count(place)) == (2, 1, 1)
+    landed = land_events(workspace)
+    assert (landed.deliveries, landed.malformed, aside_count(workspace)) == (2, 1, 1)
     assert segments(spool) == []
-    with duckdb.connect(str(place.work)) as database:
+    with duckdb.connect(str(workspace.work)) as database:
         found = database.execute("SELECT event_id, handle FROM msgbubbles.webhook_events ORDER BY event_id").fetchall()
     assert found == [("evt_1", "+14155550123"), ("evt_2", "nul \ufffd"), ("evt_4", "+14155550123")]
 

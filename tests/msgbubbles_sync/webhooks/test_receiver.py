@@ -21,7 +21,7 @@ import msgspec
 import pytest
 
 from helpers.full_disk import full_disk
-from helpers.hooks import KEY, SECRET, SETTINGS, WEBHOOKS, Served, place_in, receiving, signed, typing
+from helpers.hooks import KEY, SECRET, SETTINGS, WEBHOOKS, Served, receiving, signed, typing, workspace_in
 from helpers.job import inherited_environment
 from msgbubbles_sync.webhooks import receiver
 from msgbubbles_sync.webhooks.heartbeat import last_beat
@@ -31,7 +31,7 @@ from msgbubbles_sync.webhooks.spool import Delivery, finished, folder_of, segmen
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
-    with receiving(place_in(tmp_path)) as served:
+    with receiving(workspace_in(tmp_path)) as served:
         yield served
 
 
@@ -41,13 +41,13 @@ def stored(folder: Path) -> list[str]:
 
 
 def finished_deliveries(folder: Path) -> list[Delivery]:
-    return [one for segment in finished(spool_of(place_in(folder))) for one in segment.deliveries]
+    return [one for segment in finished(spool_of(workspace_in(folder))) for one in segment.deliveries]
 
 
 def test_an_event_is_on_disk_when_it_is_answered(tmp_path: Path) -> None:
-    with receiving(place_in(tmp_path)) as served:
+    with receiving(workspace_in(tmp_path)) as served:
         assert served.post(typing(1)).status_code == 204
-        lines = b"".join(path.read_bytes() for path in segments(spool_of(place_in(tmp_path))))
+        lines = b"".join(path.read_bytes() for path in segments(spool_of(workspace_in(tmp_path))))
         line = json.loads(lines)
         assert line["event_id"] == "evt_1"
         assert line["body"].encode() == typing(1)
@@ -61,14 +61,14 @@ def test_an_event_is_on_disk_when_it_is_answered(tmp_path: Path) -> None:
 
 def test_an_event_without_an_id_is_known_by_the_deliverys_and_one_without_both_by_its_body(tmp_path: Path) -> None:
     body = b'{"event": "message.read", "id": "of-the-message", "status": "read"}'
-    with receiving(place_in(tmp_path)) as served:
+    with receiving(workspace_in(tmp_path)) as served:
         for delivery_id in ("msg_1", "msg_1", "msg_2"):
             assert served.post(body, delivery_id=delivery_id).status_code == 204
     assert stored(tmp_path) == ["msg_1", "msg_2"]
     without = msgspec.structs.replace(SETTINGS, signed_content="{timestamp}.{body}")
     other = tmp_path / "other"
     other.mkdir()
-    with receiving(place_in(other), without) as served:
+    with receiving(workspace_in(other), without) as served:
         for sent, delivery_id in ((body, "msg_1"), (body, "msg_2"), (body.replace(b"read", b"sent"), "msg_3")):
             headers = signed_without_id(sent) | {"webhook-id": delivery_id}
             assert served.http.post(served.url, content=sent, headers=headers).status_code == 204
@@ -85,7 +85,7 @@ def test_the_same_typing_twice_is_two_events_where_no_id_is_signed(tmp_path: Pat
     for number, settings in enumerate((without, in_signature)):
         folder = tmp_path / str(number)
         folder.mkdir()
-        with receiving(place_in(folder), settings) as served:
+        with receiving(workspace_in(folder), settings) as served:
             for at in (now - 200, now, now):
                 headers = signed_without_id(body, at)
                 both = f"t={headers['webhook-timestamp']},v1={headers['webhook-signature']}"
@@ -102,7 +102,7 @@ def signed_without_id(body: bytes, at_seconds: float | None = None) -> dict[str,
 
 
 def test_what_is_forged_or_replayed_is_refused_and_counted(tmp_path: Path) -> None:
-    with receiving(place_in(tmp_path)) as served:
+    with receiving(workspace_in(tmp_path)) as served:
         assert served.post(typing(1), key=b"guessed").status_code == 401
         assert served.http.post(served.url, content=typing(1), headers=signed(typing(2))).status_code == 401
         assert served.post(typing(1), at=time.time() - 3600).status_code == 401
@@ -124,7 +124,7 @@ def test_what_is_forged_or_replayed_is_refused_and_counted(tmp_path: Path) -> No
 
 def test_other_json_than_an_object_half_an_emoji_and_bytes_that_are_no_text_are_kept(tmp_path: Path) -> None:
     bodies = [b'["batch"]', b'{"text": "\\ud83d"}', b'{"text": "\xff"}', b'{"id": "evt_\\ud83d"}', b'{"id": 5}']
-    with receiving(place_in(tmp_path)) as served:
+    with receiving(workspace_in(tmp_path)) as served:
         for number, body in enumerate(bodies):
             assert served.post(body, delivery_id=f"msg_{number}").status_code == 204
         assert served.http.get(served.url + "health").status_code == 200
@@ -143,20 +143,20 @@ def test_a_signed_body_that_is_no_json_is_kept_and_answered(tmp_path: Path) -> N
         b"a=1",
     ]
     lenient = [b'{"a": NaN}', b'\xef\xbb\xbf{"a": 1}', b'{"a": "1\n2"}', b"1e999", b'{"a": "\xff"}']
-    with receiving(place_in(tmp_path)) as served:
+    with receiving(workspace_in(tmp_path)) as served:
         for number, body in enumerate([*bodies, *lenient]):
             assert served.post(body, delivery_id=f"msg_{number}").status_code == 204, body[:20]
         assert served.count("stored") == len(bodies) + len(lenient)
-    place = place_in(tmp_path)
-    landed = land_events(place)
-    assert (landed.deliveries, landed.malformed, aside_count(place)) == (len(lenient), len(bodies), len(bodies))
+    workspace = workspace_in(tmp_path)
+    landed = land_events(workspace)
+    assert (landed.deliveries, landed.malformed, aside_count(workspace)) == (len(lenient), len(bodies), len(bodies))
 
 
 @pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
 def test_a_compressed_body_is_taken_whichever_form_of_it_is_signed(
     tmp_path: Path, encoding: str, pack: Callable[[bytes], bytes]
 ) -> None:
-    with receiving(place_in(tmp_path)) as served:
+    with receiving(workspace_in(tmp_path)) as served:
         for number in (1, 2):
             body = typing(number)
             headers = signed(body if number == 1 else pack(body)) | {"content-encoding": encoding}
@@ -182,7 +182,7 @@ def test_several_lines_of_the_signature_header_count_as_one(served: Served) -> N
 
 def test_a_list_of_events_is_stored_one_by_one(tmp_path: Path) -> None:
     events = [json.loads(typing(1)), json.loads(typing(2)), {"type": "message.read", "message_id": "m1"}]
-    with receiving(place_in(tmp_path)) as served:
+    with receiving(workspace_in(tmp_path)) as served:
         assert served.post(json.dumps(events).encode()).status_code == 204
         assert served.post(typing(2), delivery_id="msg_2").status_code == 204
         assert (served.count("stored"), served.count("duplicate")) == (3, 1)
@@ -285,9 +285,9 @@ def is_closed_now(connection: socket.socket) -> bool:
 
 
 def test_a_secret_that_is_added_meanwhile_is_known(tmp_path: Path) -> None:
-    place = place_in(tmp_path)
-    secrets = place.folder / "secrets.toml"
-    with receiving(place, secrets_file=secrets) as served:
+    workspace = workspace_in(tmp_path)
+    secrets = workspace.folder / "secrets.toml"
+    with receiving(workspace, secrets_file=secrets) as served:
         assert served.post(typing(1), key=b"another key, later").status_code == 401
         later = "whsec_YW5vdGhlciBrZXksIGxhdGVy"
         secrets.write_text(f'[webhooks]\nsecrets = ["{SECRET}", "{later}"]\n')
@@ -301,12 +301,12 @@ def test_a_secret_that_is_added_meanwhile_is_known(tmp_path: Path) -> None:
 
 
 def test_while_the_disk_refuses_so_does_the_receiver(tmp_path: Path) -> None:
-    place = place_in(tmp_path)
-    with receiving(place) as served:
-        shutil.rmtree(spool_of(place))
+    workspace = workspace_in(tmp_path)
+    with receiving(workspace) as served:
+        shutil.rmtree(spool_of(workspace))
         assert served.post(typing(1)).status_code == 503
         assert served.http.get(served.url + "health").status_code == 503
-        spool_of(place).mkdir()
+        spool_of(workspace).mkdir()
         assert served.post(typing(1)).status_code == 204
         assert served.http.get(served.url + "health").status_code == 200
     assert stored(tmp_path) == ["evt_1"]
@@ -320,9 +320,9 @@ SERVE = (
 
 
 def test_a_full_disk_ends_neither_the_receiver_nor_its_sign_of_life(tmp_path: Path) -> None:
-    secrets, place = tmp_path / "secrets.toml", place_in(tmp_path)
+    secrets, workspace = tmp_path / "secrets.toml", workspace_in(tmp_path)
     secrets.write_text(f'[webhooks]\nsecrets = ["{SECRET}"]\n')
-    options = ["--port", "0", "--database", str(place.database), "--secrets-file", str(secrets)]
+    options = ["--port", "0", "--database", str(workspace.database), "--secrets-file", str(secrets)]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", SERVE, "serve", "--json", *options],
@@ -340,21 +340,21 @@ def test_a_full_disk_ends_neither_the_receiver_nor_its_sign_of_life(tmp_path: Pa
             with full_disk(process.pid):
                 assert [post(number) for number in range(2, 8)] == [503] * 6
                 assert http.get(url + "health").status_code == 503
-                stopped = last_beat(folder_of(place))
+                stopped = last_beat(folder_of(workspace))
                 time.sleep(0.4)
-                assert last_beat(folder_of(place)) == stopped
+                assert last_beat(folder_of(workspace)) == stopped
             assert post(2) == 204
             assert http.get(url + "health").status_code == 200
             until = time.monotonic() + 30
-            while last_beat(folder_of(place)) == stopped and time.monotonic() < until:
+            while last_beat(folder_of(workspace)) == stopped and time.monotonic() < until:
                 time.sleep(0.02)
-            assert last_beat(folder_of(place)) != stopped
+            assert last_beat(folder_of(workspace)) != stopped
     finally:
         process.terminate()
         process.communicate(timeout=60)
     assert process.returncode == 0
     assert stored(tmp_path) == ["evt_1", "evt_2"]
-    assert not [path for path in folder_of(place).rglob("*") if path.is_file() and not path.stat().st_size]
+    assert not [path for path in folder_of(workspace).rglob("*") if path.is_file() and not path.stat().st_size]
 
 
 def test_it_stops_when_what_it_has_taken_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,7 +366,7 @@ def test_it_stops_when_what_it_has_taken_is_answered(tmp_path: Path, monkeypatch
         fsync(file)
 
     answers: list[int] = []
-    with receiving(place_in(tmp_path)) as served:
+    with receiving(workspace_in(tmp_path)) as served:
         monkeypatch.setattr(os, "fsync", slow_fsync)
         url, headers = served.url, signed(typing(1))
         sending = threading.Thread(
@@ -380,13 +380,13 @@ def test_it_stops_when_what_it_has_taken_is_answered(tmp_path: Path, monkeypatch
 
 
 def test_its_sign_of_life_outlives_a_short_break(tmp_path: Path) -> None:
-    folder = folder_of(place_in(tmp_path))
-    with receiving(place_in(tmp_path)) as served:
+    folder = folder_of(workspace_in(tmp_path))
+    with receiving(workspace_in(tmp_path)) as served:
         served.post(typing(1))
     first = last_beat(folder)
     assert first is not None
     assert first.last_event_at is not None
-    with receiving(place_in(tmp_path)):
+    with receiving(workspace_in(tmp_path)):
         pass
     second = last_beat(folder)
     assert second is not None
@@ -394,7 +394,7 @@ def test_its_sign_of_life_outlives_a_short_break(tmp_path: Path) -> None:
     assert second.beat_at > first.beat_at
     old = msgspec.structs.replace(second, beat_at=second.beat_at.replace(year=2020))
     (folder / "receiver.json").write_bytes(msgspec.json.encode(old))
-    with receiving(place_in(tmp_path)):
+    with receiving(workspace_in(tmp_path)):
         pass
     third = last_beat(folder)
     assert third is not None

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from helpers.canary import spellings
-from helpers.hooks import place_in, receiving, typing
+from helpers.hooks import receiving, typing, workspace_in
 from msgbubbles.policy import FULL, PRESETS, Pseudonyms
 from msgbubbles.redact import Redactor
 from msgbubbles_sync.policy.applied import Record
@@ -88,13 +88,13 @@ def test_line_that_is_no_event_is_not_kept_where_it_names_somebody_erased(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__KEY", KEY)
-    place = place_in(tmp_path)
-    Record(FULL, NAMES.check, frozenset({NAMES.erased_handle(ANN)})).save(place)
-    spool_of(place).mkdir(parents=True)
+    workspace = workspace_in(tmp_path)
+    Record(FULL, NAMES.check, frozenset({NAMES.erased_handle(ANN)})).save(workspace)
+    spool_of(workspace).mkdir(parents=True)
     lines = [*(f'{{"of": "{one}"' for one in spellings(ANN)), '{"of": "\\u002b14155550123"', "of somebody else"]
-    (spool_of(place) / "1-1.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    land_events(place)
-    (path,) = aside_of(place).glob("*.jsonl")
+    (spool_of(workspace) / "1-1.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    land_events(workspace)
+    (path,) = aside_of(workspace).glob("*.jsonl")
     assert path.read_text() == "of somebody else\n"
 
 
@@ -115,20 +115,20 @@ def test_a_receiver_that_runs_goes_by_the_policy_and_the_erasures_of_that_moment
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__KEY", KEY)
-    place = place_in(tmp_path)
-    with receiving(place) as served:
+    workspace = workspace_in(tmp_path)
+    with receiving(workspace) as served:
         assert served.post(typing(1)).status_code == 204
-        Record(FULL, NAMES.check, frozenset({NAMES.erased_handle(ANN)})).save(place)
+        Record(FULL, NAMES.check, frozenset({NAMES.erased_handle(ANN)})).save(workspace)
         # In a list of events, those about others stay.
         listed = f'[{typing(2).decode()}, {{"type": "conversation.typing", "conversation_id": "c2"}}]'.encode()
         assert served.post(listed, delivery_id="msg_2").status_code == 204
         assert (served.count("erased"), served.count("stored")) == (1, 2)
         monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__PRESET", "minimal")
-        Record(PRESETS["minimal"], NAMES.check).save(place)
+        Record(PRESETS["minimal"], NAMES.check).save(workspace)
         assert served.post(typing(3), delivery_id="msg_3").status_code == 204
         # Of a policy that is not the warehouse's, nothing is taken.
-        Record(PRESETS["analytics"], NAMES.check).save(place)
+        Record(PRESETS["analytics"], NAMES.check).save(workspace)
         assert served.post(typing(4), delivery_id="msg_4").status_code == 503
-    bodies = [one.body for segment in finished(spool_of(place)) for one in segment.deliveries]
+    bodies = [one.body for segment in finished(spool_of(workspace)) for one in segment.deliveries]
     assert [ANN in body for body in bodies] == [True, False, False]
     assert NAMES.handle(ANN) in bodies[2]

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.webhooks.secrets import SecretStore, WebhookSettings, settings_of
-from msgbubbles_sync.workspace import Place, UsageError
+from msgbubbles_sync.workspace import Workspace
 
 
 def configured(monkeypatch: pytest.MonkeyPatch, folder: Path, config: str) -> None:
@@ -54,8 +55,8 @@ def test_the_secrets_of_one_of_several_accounts_are_beside_its_database(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DLT_PROJECT_DIR", str(tmp_path))
-    places = [Place.of(tmp_path / "company.duckdb", account=name) for name in (None, "north", "south")]
-    paths = [SecretStore.of(place, sandbox=False).path.relative_to(tmp_path).as_posix() for place in places]
+    workspaces = [Workspace.from_path(tmp_path / "company.duckdb", account=name) for name in (None, "north", "south")]
+    paths = [SecretStore.of(workspace, sandbox=False).path.relative_to(tmp_path).as_posix() for workspace in workspaces]
     assert paths == [
         "dlt_config/secrets.toml",
         ".msgbubbles/company_north/webhooks/secrets.toml",

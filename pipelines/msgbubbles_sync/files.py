@@ -1,0 +1,90 @@
+"""Write, move and remove files so that a crash or a full disk loses nothing."""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+
+
+def write_privately(path: Path, content: str | bytes) -> Path:
+    """Replace a small file that only its owner reads, all or nothing: what was there before stays whole where the disk
+    refuses. A file that holds the content already is not written. Returns its path; raises `OSError`."""
+    data = content.encode() if isinstance(content, str) else content
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)  # a device or a pipe, which cannot be replaced
+        return path
+    with suppress(OSError):
+        if path.read_bytes() == data:
+            return path
+    target = path.resolve()  # behind a link, the link stays
+    new = target.with_name(f".{target.name}.{os.getpid()}.new")
+    try:
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
+        raise
+    sync_to_disk(target.parent)
+    return path
+
+
+def sync_to_disk(path: Path) -> None:
+    """Make a file durable, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# How many damaged files are kept for each name; older ones are removed.
+MAX_DAMAGED = 3
+
+
+def move_damaged(path: Path) -> Path:
+    """Rename a damaged file or folder to `<name>.damaged-<time>` in the same folder, and return the new path.
+
+    The newest `MAX_DAMAGED` of each name are kept. Raises `OSError`.
+    """
+    kept = sorted(path.parent.glob(f"{glob.escape(path.name)}.damaged-*"))
+    for old in kept[: max(len(kept) - MAX_DAMAGED + 1, 0)]:
+        remove(old)
+    new = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+    path.rename(new)
+    return new
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with what is in it. Raises `OSError`."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def follow_links(path: Path) -> list[Path]:
+    """Return every path that a symbolic link goes through, the file itself last; only `path` where it is no link. The
+    last of links that form a circle is a link."""
+    names = [path]
+    while path.is_symlink():
+        # A relative link starts in the folder that the link really is in.
+        target = Path(os.path.realpath(path.parent)) / path.readlink()
+        path = Path(os.path.realpath(target.parent)) / target.name
+        if path in names:
+            break
+        names.append(path)
+    return names
+
+
+def set_umask_like(folder: Path) -> None:
+    """Have whatever is made from now on be for those whom this folder is for."""
+    os.umask(0o777 & ~folder.stat().st_mode)
