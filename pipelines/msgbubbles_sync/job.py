@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,8 +33,9 @@ from msgbubbles_sync.destinations.screen import Screen, is_of_data
 from msgbubbles_sync.policy import applied as privacy
 
 from .destinations import Destination, destination_of
+from .destinations.load import build_pipeline, resource_states
 from .run_log import Journal, store, store_failed_reads
-from .workspace import PIPELINE, Workspace
+from .workspace import Workspace
 
 REFUSED = """{title} refuses what was read, and takes each row of it alone: remove the constraints or triggers that were
 added to the tables of msgbubbles, and run again"""
@@ -97,7 +97,7 @@ def sync(
         check_tools(workspace)  # what is missing is told before anything is read
     run.keep_on_error = True
     run.on_rows = lambda: workspace.set_pending("repair", "transform", "publish")
-    pipeline = pipeline_of(workspace)
+    pipeline = build_pipeline(workspace)
 
     screen = Screen(destination_of(workspace))
     run.refused = screen if workspace.is_pending("screen") else None
@@ -150,7 +150,7 @@ def repair(
     run.keep_on_error = True
     run.on_rows = lambda: workspace.set_pending("repair", "transform", "publish")
     run.repair = wanted
-    pipeline = pipeline_of(workspace)
+    pipeline = build_pipeline(workspace)
     run.refused = Screen(destination_of(workspace)) if workspace.is_pending("screen") else None
     with report.timed("load"), _stopping(run):
         if pipeline.has_pending_data:
@@ -163,7 +163,7 @@ def repair(
 
 
 def _note_failed_reads(workspace: Workspace, run: Run, pipeline: dlt.Pipeline, report: Report) -> None:
-    report.failed_reads = all_failed_reads(states_of(pipeline))
+    report.failed_reads = all_failed_reads(resource_states(pipeline))
     if run.failed_reads_changed:
         # The marts are not complete where it says so; and they are built before the rest is written.
         workspace.set_pending("transform", "publish")
@@ -229,35 +229,13 @@ def _has_streams(destination: Destination) -> bool:
     return True
 
 
-def pipeline_of(workspace: Workspace, name: str = PIPELINE) -> dlt.Pipeline:
-    """A pipeline that fills the warehouse. The caller holds the warehouse's lock."""
-    dlt_files = workspace.folder / "dlt" / name
-    # dlt moves a normalized package to its place and then removes what it was made of. Killed between the two, it would
-    # fail to move it there a second time, for ever.
-    for extracted in (dlt_files / "normalize" / "extracted").glob("*"):
-        if (dlt_files / "load" / "normalized" / extracted.name).exists():
-            shutil.rmtree(extracted)
-    return dlt.pipeline(
-        name,
-        destination=destination_of(workspace).dlt(),
-        dataset_name=destination_of(workspace).dataset,
-        pipelines_dir=str(workspace.folder / "dlt"),
-    )
-
-
-def states_of(pipeline: dlt.Pipeline) -> dict[str, Any]:
-    """The states of the resources, by name."""
-    source: dict[str, Any] = pipeline.state.get("sources", {}).get("msgbubbles", {})
-    return dict(source.get("resources", {}))
-
-
 def _repair(
     workspace: Workspace, run: Run, pipeline: dlt.Pipeline, load: Callable[..., None], say: Callable[[str], None]
 ) -> None:
     """Read by id what the loads of this run, and of those before, show to be missing."""
     if run.settings is None:
         return
-    states = states_of(pipeline)
+    states = resource_states(pipeline)
     if not (workspace.is_pending("repair") or states.get("chats", {}).get("threads") or run.repair):
         return
     run.repair = planned(pipeline, run.settings)
@@ -277,7 +255,7 @@ def planned(pipeline: dlt.Pipeline, settings: Settings) -> Repair | None:
     """What finished loads show to be missing."""
     warehouse = Warehouse(pipeline)
     with warehouse.connected():
-        return repairs.planned(warehouse, states_of(pipeline), settings)
+        return repairs.planned(warehouse, resource_states(pipeline), settings)
 
 
 def _add_steps(pipeline: dlt.Pipeline, report: Report) -> None:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
+from msgbubbles.handles import handle_of
+
 if TYPE_CHECKING:
     from msgbubbles.source.failed_reads import FailedRead
 
@@ -58,6 +60,7 @@ FAILED_READS_COLUMNS = {
     "error_code": "VARCHAR",
 }
 KEPT_LINES = 1000
+FAILED_SHOWN = 5
 
 
 class Journal:
@@ -136,6 +139,23 @@ def store_failed_reads(connection: duckdb.DuckDBPyConnection, failed: Iterable[F
     if rows:
         connection.executemany(f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?, ?, ?)", rows)  # noqa: S608
     connection.execute("COMMIT")
+
+
+def describe_failed_reads(failed: Sequence[FailedRead]) -> list[str]:
+    """Return a line for each kind of what could not be read, with the first ids and the last error."""
+    lines = []
+    for kind in sorted({one.kind for one in failed}):
+        of_kind = [one for one in failed if one.kind == kind]
+        # A message may name a chat that is somebody's number.
+        ids = ", ".join("[handle]" if handle_of(one.id) else one.id for one in of_kind[:FAILED_SHOWN])
+        more = f" and {len(of_kind) - FAILED_SHOWN:,} more" if len(of_kind) > FAILED_SHOWN else ""
+        last = max(of_kind, key=lambda one: one.last_tried_ms)
+        error = " ".join(str(one) for one in (last.http_status, last.error_code) if one) or "no answer"
+        lines.append(
+            f"could not be read: {kind} {ids}{more} ({error}); everything else was, and these are tried again. "
+            "They are in msgbubbles.failed_reads"
+        )
+    return lines
 
 
 def _at(at_ms: int) -> datetime:

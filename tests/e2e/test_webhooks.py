@@ -150,7 +150,7 @@ def test_events_change_messages_without_a_request_and_name_what_is_missing(new_j
     sign_of_life(job, alive=True)
     assert job.run().summary["streams"]["messages"]["refresh_pages"] == 0
     assert not [row for row in job.server.requests[asked:] if "conversation_id" in row.query or "/chats/" in row.path]
-    states = {one.name: one.state for one in health.findings(Workspace.from_path(job.database))}
+    states = {one.name: one.state for one in health.check(Workspace.from_path(job.database))}
     assert states == {"webhook receiver": "ok", "webhook events": "ok", "webhook spool": "ok"}
     sign_of_life(job, alive=False)
     states = {one["name"]: one["state"] for one in job.ask("check", status=3)}
@@ -213,7 +213,7 @@ def test_a_load_that_is_killed_anywhere_loads_every_event_once(new_job: NewJob) 
     assert list(spool.glob("*.jsonl")) == []
     (aside,) = (spool.parent / "malformed").glob("*.jsonl")
     assert aside.read_text() == "this is no event\n"
-    (finding,) = health.findings(Workspace.from_path(job.database))
+    (finding,) = health.check(Workspace.from_path(job.database))
     assert (finding.name, finding.state, finding.what.split()[0]) == ("webhook lines", "failed", "1")
 
 

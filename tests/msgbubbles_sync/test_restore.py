@@ -14,7 +14,7 @@ import pytest
 from helpers.damage import DAMAGE
 from msgbubbles.policy import PRESETS
 from msgbubbles_sync.destinations import destination_of
-from msgbubbles_sync.job import pipeline_of
+from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.policy import applied as privacy
 from msgbubbles_sync.policy.applied import Record
 from msgbubbles_sync.restore import restore, tidy
@@ -32,7 +32,7 @@ def load(workspace: Workspace, *ids: int) -> list[int]:
         state["ids"] = [*state.get("ids", []), *ids]
         yield from ({"id": one} for one in ids)
 
-    pipeline = pipeline_of(workspace)
+    pipeline = build_pipeline(workspace)
     pipeline.run(rows())
     known: list[int] = pipeline.state["sources"]["msgbubbles"]["resources"]["rows"]["ids"]
     return known
@@ -103,7 +103,7 @@ def test_lost_schema_of_a_state_that_names_it_is_restored(workspace: Workspace) 
 
 @pytest.mark.parametrize("part", ["*.parquet", "*.json", "*.gz"])
 def test_damaged_package_that_waits_is_read_again(workspace: Workspace, part: str) -> None:
-    pipeline = pipeline_of(workspace)
+    pipeline = build_pipeline(workspace)
     rows: Any = dlt.resource([{"id": 3}], name="rows", write_disposition="append")
     if part == "*.parquet":
         pipeline.extract(rows, loader_file_format="parquet")

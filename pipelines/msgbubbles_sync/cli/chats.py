@@ -158,7 +158,7 @@ def check(
     def body(workspace: Workspace) -> int:
         with _configured(workspace, sandbox) as (options, run, _settings):
             from msgbubbles.client import Client
-            from msgbubbles_sync.inspect.check import findings
+            from msgbubbles_sync.inspect.check import check
             from msgbubbles_sync.webhooks import health
 
             def connect() -> Client:
@@ -166,9 +166,9 @@ def check(
                 return Client(transport_of(options, run, SCRIPT, max_attempts=2), sender_field)
 
             run.max_requests = 20
-            of_the_job = findings(workspace, connect)
-            found = reporter.findings(chain(of_the_job, health.findings(workspace)))
-        return EXIT_INCOMPLETE if any(one.state == "failed" for one in found) else 0
+            of_the_job = check(workspace, connect)
+            results = reporter.check_results(chain(of_the_job, health.check(workspace)))
+        return EXIT_INCOMPLETE if any(one.state == "failed" for one in results) else 0
 
     _run(body, reporter, database, account, destination, sandbox=sandbox, for_each=True)
 

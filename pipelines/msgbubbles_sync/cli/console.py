@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -20,20 +20,19 @@ from rich.table import Table
 
 from msgbubbles_sync.destinations import destination_of
 from msgbubbles_sync.lock import note_progress
+from msgbubbles_sync.run_log import describe_failed_reads
 from msgbubbles_sync.workspace import Workspace
 
 if TYPE_CHECKING:
     from msgbubbles.source.coverage import Coverage
-    from msgbubbles.source.failed_reads import FailedRead
     from msgbubbles.source.run import Run, StreamProgress
-    from msgbubbles_sync.inspect.check import Finding
+    from msgbubbles_sync.check_result import CheckResult
     from msgbubbles_sync.inspect.plan import Step
     from msgbubbles_sync.inspect.verify import Verdict
     from msgbubbles_sync.job import Report
 
 SECONDS_BETWEEN_LINES = 15.0
 DIFFERENCES_SHOWN = 50
-FAILED_SHOWN = 5
 # dlt's own steps, which are parts of the phase `load`.
 LOAD_STEPS = ("extract", "normalize", "commit", "sync")
 
@@ -98,7 +97,7 @@ class Reporter:
             f"{phase} {spent:.1f} s" for phase, spent in report.seconds.items() if phase not in LOAD_STEPS
         )
         self._output.print(f"{_requests(run)}; {seconds}")
-        for warning in [*warnings(run), *failed_reads(report.failed_reads), *held_back(report)]:
+        for warning in [*warnings(run), *describe_failed_reads(report.failed_reads), *held_back(report)]:
             self._output.print(f"[yellow]{warning}[/yellow]")
         if not report.published:
             if run.error is None and run.halt is None:
@@ -146,11 +145,11 @@ class Reporter:
         as_dict = {"steps": [step.as_dict() for step in steps], "requests": known, "more": is_open, "changed": fresh}
         self.print(as_dict, show)
 
-    def findings(self, found: Iterator[Finding]) -> list[Finding]:
-        """Print findings as they come; returns them."""
+    def check_results(self, results: Iterable[CheckResult]) -> list[CheckResult]:
+        """Print the results of checks as they come, and return them."""
         marks = {"ok": "[green]ok[/green]", "info": "[cyan]--[/cyan]", "failed": "[red]!![/red]"}
         taken = []
-        for one in found:
+        for one in results:
             taken.append(one)
             if not self.as_json:
                 fix = f"\n   -> {one.fix}" if one.state == "failed" else ""
@@ -207,25 +206,6 @@ def warnings(run: Run) -> list[str]:
             "messages: the API does not answer the account's whole feed, so each changed thread costs a request"
         )
     return found
-
-
-def failed_reads(failed: Sequence[FailedRead]) -> list[str]:
-    """What could not be read, for people: by kind, with the first ids and the last error."""
-    from msgbubbles.handles import handle_of  # dlt is configured when this is called
-
-    lines = []
-    for kind in sorted({one.kind for one in failed}):
-        of_kind = [one for one in failed if one.kind == kind]
-        # A message may name a chat that is somebody's number.
-        ids = ", ".join("[handle]" if handle_of(one.id) else one.id for one in of_kind[:FAILED_SHOWN])
-        more = f" and {len(of_kind) - FAILED_SHOWN:,} more" if len(of_kind) > FAILED_SHOWN else ""
-        last = max(of_kind, key=lambda one: one.last_tried_ms)
-        error = " ".join(str(one) for one in (last.http_status, last.error_code) if one) or "no answer"
-        lines.append(
-            f"could not be read: {kind} {ids}{more} ({error}); everything else was, and these are tried again. "
-            "They are in msgbubbles.failed_reads"
-        )
-    return lines
 
 
 def held_back(report: Report) -> list[str]:

@@ -64,9 +64,9 @@ def land_ledger(workspace: Workspace) -> int:
 
 
 def _load(workspace: Workspace, entries: list[Entry], sightings: list[Sighting]) -> None:
-    from msgbubbles_sync.job import pipeline_of
+    from msgbubbles_sync.destinations.load import build_pipeline
 
-    pipeline = pipeline_of(workspace, PIPELINE)
+    pipeline = build_pipeline(workspace, PIPELINE)
     if pipeline.has_pending_data:
         # A run with a package left over loads that one and extracts nothing.
         pipeline.run()

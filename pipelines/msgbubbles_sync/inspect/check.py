@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import timedelta
 from tempfile import TemporaryFile
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -20,12 +19,13 @@ from msgbubbles.models import Chat, Message, Page
 from msgbubbles.source.failed_reads import all_failed_reads
 from msgbubbles.source.paginate import cursor_ms, iso
 from msgbubbles.transport import Answer
-from msgbubbles_sync.cli.console import failed_reads
+from msgbubbles_sync.check_result import CheckResult
 from msgbubbles_sync.dbt import spark
 from msgbubbles_sync.dbt.runner import TransformError, compile_models
 from msgbubbles_sync.destinations import destination_of
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import holder_of
+from msgbubbles_sync.run_log import describe_failed_reads
 from msgbubbles_sync.workspace import Workspace
 
 from .local_state import Known
@@ -34,21 +34,8 @@ MIN_FREE_BYTES = 1_000_000_000
 MAX_SKEW = timedelta(seconds=30)
 
 
-@dataclass(frozen=True)
-class Finding:
-    """`state` is ok, info (how this API behaves), or failed, and then `fix` says what to do."""
-
-    name: str
-    state: Literal["ok", "info", "failed"]
-    what: str
-    fix: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "state": self.state, "what": self.what, "fix": self.fix}
-
-
-def findings(workspace: Workspace, connect: Callable[[], Client]) -> Iterator[Finding]:
-    """All findings, one by one as they are made. `connect` raises `ConfigurationError`."""
+def check(workspace: Workspace, connect: Callable[[], Client]) -> Iterator[CheckResult]:
+    """Run all checks, and yield each result as it is there. `connect` raises `ConfigurationError`."""
     yield _destination(workspace)
     if workspace.destination == "filesystem":
         yield _spark()
@@ -61,13 +48,13 @@ def findings(workspace: Workspace, connect: Callable[[], Client]) -> Iterator[Fi
     try:
         connected = connect()
     except MsgBubblesError as error:
-        yield Finding("configuration", "failed", str(error), "see dlt_config/config.toml and secrets.toml.example")
+        yield CheckResult("configuration", "failed", str(error), "see dlt_config/config.toml and secrets.toml.example")
         return
     with connected as client:
         yield from _api(client, workspace)
 
 
-def _destination(workspace: Workspace) -> Finding:
+def _destination(workspace: Workspace) -> CheckResult:
     try:
         destination = destination_of(workspace)
         if destination.exists():
@@ -76,73 +63,75 @@ def _destination(workspace: Workspace) -> Finding:
         with TemporaryFile(dir=workspace.folder), TemporaryFile(dir=workspace.file.parent):
             pass
     except UsageError as error:
-        return Finding("destination", "failed", str(error), "mend that, or move a damaged file away")
+        return CheckResult("destination", "failed", str(error), "mend that, or move a damaged file away")
     except OSError as error:
-        return Finding(
+        return CheckResult(
             "destination",
             "failed",
             f"{error.filename or workspace.folder}: {error.strerror}",
             "make the folder writable",
         )
-    return Finding("destination", "ok", f"{destination.title} can be written")
+    return CheckResult("destination", "ok", f"{destination.title} can be written")
 
 
-def _spark() -> Finding:
+def _spark() -> CheckResult:
     try:
-        return Finding("spark", "ok", spark.require())
+        return CheckResult("spark", "ok", spark.require())
     except UsageError as error:
-        return Finding("spark", "info", str(error))
+        return CheckResult("spark", "info", str(error))
 
 
-def _state(workspace: Workspace) -> Finding:
+def _state(workspace: Workspace) -> CheckResult:
     try:
         Known(workspace).states()
     except UsageError:
         pass  # said already
     except ConfigurationError as error:
-        return Finding("state", "failed", str(error), "upgrade this project")
-    return Finding("state", "ok", "this version can read what the runs remember")
+        return CheckResult("state", "failed", str(error), "upgrade this project")
+    return CheckResult("state", "ok", "this version can read what the runs remember")
 
 
-def _disk(workspace: Workspace) -> Finding:
+def _disk(workspace: Workspace) -> CheckResult:
     free = shutil.disk_usage(workspace.folder).free
     # A run needs a copy of the database to publish it, and room for what it loads.
     needed = max(2 * workspace.database.stat().st_size if workspace.database.exists() else 0, MIN_FREE_BYTES)
     what = f"{free / 1e9:.1f} GB free"
     if free < needed:
-        return Finding("disk", "failed", what, f"free {needed / 1e9:.1f} GB; a run writes the database anew")
-    return Finding("disk", "ok", what)
+        return CheckResult("disk", "failed", what, f"free {needed / 1e9:.1f} GB; a run writes the database anew")
+    return CheckResult("disk", "ok", what)
 
 
-def _lock(workspace: Workspace) -> Finding:
+def _lock(workspace: Workspace) -> CheckResult:
     try:
         holder = holder_of(workspace.folder)
     except OSError as error:
-        return Finding("lock", "failed", f"{workspace.folder}: {error.strerror}", "make the folder writable")
+        return CheckResult("lock", "failed", f"{workspace.folder}: {error.strerror}", "make the folder writable")
     if holder is not None and holder.is_stalled:
-        return Finding("lock", "failed", f"a job is stuck: {holder}", "end that process")
-    return Finding("lock", "ok", "no job runs" if holder is None else f"a job runs: {holder}")
+        return CheckResult("lock", "failed", f"a job is stuck: {holder}", "end that process")
+    return CheckResult("lock", "ok", "no job runs" if holder is None else f"a job runs: {holder}")
 
 
-def _last_run(workspace: Workspace) -> Finding:
+def _last_run(workspace: Workspace) -> CheckResult:
     records = _records(workspace)
     if not records:
-        return Finding("last run", "ok", "there was none yet")
+        return CheckResult("last run", "ok", "there was none yet")
     last = records[-1]
     what = f"{last['outcome']}, status {last['exit_status']}, {str(last['started_at'])[:16]} UTC"
     if last["exit_status"] in (0, 3, 130):
-        return Finding("last run", "ok", what)
-    return Finding("last run", "failed", f"{what}: {last['error']}", "mend what it says and run again")
+        return CheckResult("last run", "ok", what)
+    return CheckResult("last run", "failed", f"{what}: {last['error']}", "mend what it says and run again")
 
 
-def _failed_reads(workspace: Workspace) -> Finding:
+def _failed_reads(workspace: Workspace) -> CheckResult:
     try:
-        failed = failed_reads(all_failed_reads(Known(workspace).states()))
+        failed = describe_failed_reads(all_failed_reads(Known(workspace).states()))
     except (UsageError, ConfigurationError):
         failed = []  # reported already
     if failed:
-        return Finding("failed reads", "failed", "; ".join(failed), "ask MsgBubbles about these, if they keep failing")
-    return Finding("failed reads", "ok", "everything that was asked for could be read")
+        return CheckResult(
+            "failed reads", "failed", "; ".join(failed), "ask MsgBubbles about these, if they keep failing"
+        )
+    return CheckResult("failed reads", "ok", "everything that was asked for could be read")
 
 
 def _records(workspace: Workspace) -> list[dict[str, Any]]:
@@ -152,53 +141,63 @@ def _records(workspace: Workspace) -> list[dict[str, Any]]:
         return []  # said already
 
 
-def _models(workspace: Workspace) -> Finding:
+def _models(workspace: Workspace) -> CheckResult:
     try:
         compile_models(workspace)
     except TransformError as error:
-        return Finding("transforms", "failed", str(error), "mend the model; transforms/README.md says how they are run")
-    return Finding("transforms", "ok", "the dbt project compiles")
+        return CheckResult(
+            "transforms", "failed", str(error), "mend the model; transforms/README.md says how they are run"
+        )
+    return CheckResult("transforms", "ok", "the dbt project compiles")
 
 
-def _api(client: Client, workspace: Workspace) -> Iterator[Finding]:
+def _api(client: Client, workspace: Workspace) -> Iterator[CheckResult]:
     try:
         chats = client.list_chats()
     except MsgBubblesError as error:
-        yield Finding("api", "failed", str(error), "check base_url, the network and the key in dlt_config/secrets.toml")
+        yield CheckResult(
+            "api", "failed", str(error), "check base_url, the network and the key in dlt_config/secrets.toml"
+        )
         return
     what = "the key is good, the account is active"
     try:
-        yield Finding("api", "ok", f"{what} and has {len(client.list_numbers().rows)} numbers")
+        yield CheckResult("api", "ok", f"{what} and has {len(client.list_numbers().rows)} numbers")
     except ApiError as error:
-        yield Finding("api", "ok", what)
-        yield Finding("numbers", "failed", str(error), "ask MsgBubbles about it; everything else is read without them")
+        yield CheckResult("api", "ok", what)
+        yield CheckResult(
+            "numbers", "failed", str(error), "ask MsgBubbles about it; everything else is read without them"
+        )
     yield _clock(client.transport.last_answer)
     try:
         yield from _behaviour(client, workspace, chats)
     except MsgBubblesError as error:
-        yield Finding("api behaviour", "failed", str(error), "run check again later")
+        yield CheckResult("api behaviour", "failed", str(error), "run check again later")
 
 
-def _clock(answer: Answer | None) -> Finding:
+def _clock(answer: Answer | None) -> CheckResult:
     if answer is None or answer.date is None:
-        return Finding("clock", "info", "the API's answers have no readable Date, so this clock is taken for its own")
+        return CheckResult(
+            "clock", "info", "the API's answers have no readable Date, so this clock is taken for its own"
+        )
     skew = answer.date - answer.read_at
     what = (
         f"this clock is {abs(skew.total_seconds()):.0f} s {'behind' if skew > timedelta(0) else 'ahead of'} the API's"
     )
     too_far = abs(skew) > MAX_SKEW
-    return Finding("clock", "failed" if too_far else "ok", what, "set the clock, by NTP for example" if too_far else "")
+    return CheckResult(
+        "clock", "failed" if too_far else "ok", what, "set the clock, by NTP for example" if too_far else ""
+    )
 
 
-def _behaviour(client: Client, workspace: Workspace, chats: Page[Chat]) -> Iterator[Finding]:
+def _behaviour(client: Client, workspace: Workspace, chats: Page[Chat]) -> Iterator[CheckResult]:
     try:
         messages: Page[Message] | None = client.list_messages()
     except (PermanentError, ForbiddenError):
         messages = None
     if messages:
-        yield Finding("messages", "info", "the API answers the whole account's feed: a request for 100 messages")
+        yield CheckResult("messages", "info", "the API answers the whole account's feed: a request for 100 messages")
     else:
-        yield Finding(
+        yield CheckResult(
             "messages", "info", "no feed of the whole account: each changed thread costs a request", "nothing to do"
         )
         if chats.rows:
@@ -215,7 +214,7 @@ def _behaviour(client: Client, workspace: Workspace, chats: Page[Chat]) -> Itera
     yield _seen("Retry-After", bool(told), bool(told) and told[-1], "a 429 says how long to wait")
 
 
-def _senders(client: Client, chats: list[Chat], messages: list[Message]) -> Finding:
+def _senders(client: Client, chats: list[Chat], messages: list[Message]) -> CheckResult:
     """Which field names the senders in groups: of other chats, it is known who writes there."""
     groups = [chat.id for chat in chats if chat.is_group]
     in_groups = [one for one in messages if one.direction == "inbound" and one.conversation_id in groups]
@@ -224,16 +223,16 @@ def _senders(client: Client, chats: list[Chat], messages: list[Message]) -> Find
     named = [one for one in in_groups or messages if one.direction == "inbound" and one.sender_handle]
     if named:
         fields = " and ".join(sorted({f'"{one.sender_field or "sender"}"' for one in named}))
-        return Finding("senders", "info", f"messages name their sender in the field {fields}")
+        return CheckResult("senders", "info", f"messages name their sender in the field {fields}")
     if not in_groups:
-        return Finding("senders", "info", "not seen yet")
+        return CheckResult("senders", "info", "not seen yet")
     what = "not so: no message in a group names its sender; if a field does, set sender_field of [sources.msgbubbles]"
-    return Finding("senders", "info", what)
+    return CheckResult("senders", "info", what)
 
 
-def _seen(name: str, is_known: bool, is_so: bool, what: str) -> Finding:
+def _seen(name: str, is_known: bool, is_so: bool, what: str) -> CheckResult:
     said = "not seen yet" if not is_known else what if is_so else f"not so: {what}"
-    return Finding(name, "info", said)
+    return CheckResult(name, "info", said)
 
 
 def _shows_participants(client: Client, group: Chat) -> bool:
@@ -241,7 +240,7 @@ def _shows_participants(client: Client, group: Chat) -> bool:
     return bool(extra) and "participants" in msgspec.json.decode(extra, type=dict[str, msgspec.Raw])
 
 
-def _precision(rows: list[Any]) -> Finding:
+def _precision(rows: list[Any]) -> CheckResult:
     times = [row.cursor_at for row in rows if row.cursor_at is not None]
     if any(at.microsecond % 1000 for at in times):
         what = "microseconds"
@@ -249,18 +248,18 @@ def _precision(rows: list[Any]) -> Finding:
         what = "milliseconds"
     else:
         what = "seconds" if times else "not seen yet"
-    return Finding("timestamps", "info", what)
+    return CheckResult("timestamps", "info", what)
 
 
-def _before(client: Client, chats: list[Chat]) -> Iterator[Finding]:
+def _before(client: Client, chats: list[Chat]) -> Iterator[CheckResult]:
     times = [cursor_ms(chat) for chat in chats]
     alone = [chat for chat, at in zip(chats, times, strict=True) if at is not None and times.count(at) == 1]
     if not alone:
-        yield Finding("before", "info", "not seen yet")
+        yield CheckResult("before", "info", "not seen yet")
         return
     at_ms = cursor_ms(alone[-1]) or 0
     shown = {chat.id for chat in client.list_chats(limit=5, before=iso(at_ms)).rows}
     said = "includes its own instant"
     if alone[-1].id not in shown:
         said = "excludes its own instant, or times are finer than they are shown"
-    yield Finding("before", "info", said)
+    yield CheckResult("before", "info", said)

@@ -13,8 +13,8 @@ from rich.table import Table
 from msgbubbles.source.coverage import HOUR_MS, Coverage
 from msgbubbles.source.failed_reads import FailedRead, all_failed_reads
 from msgbubbles.source.stored import instant
-from msgbubbles_sync.cli.console import failed_reads
 from msgbubbles_sync.lock import Holder, holder_of
+from msgbubbles_sync.run_log import describe_failed_reads
 
 from .local_state import Known
 
@@ -112,7 +112,7 @@ def show(status: Status, known: Known, start_ms: int, now: datetime, console: Co
             console.print(f"         {status.standing[stream]:,} tie overflows: rows of these instants may be missing")
     shades = "  ".join(f"{shade} read within {_hours(ms)}" for ms, shade in SHADES)
     console.print(f"         [dim]{shades}  {OLD} longer ago  {NEVER} never[/dim]", highlight=False, soft_wrap=True)
-    for line in failed_reads(status.failed_reads):
+    for line in describe_failed_reads(status.failed_reads):
         console.print(line, style="yellow", markup=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False)
     for heading in ("run", "outcome", "requests", "new", "changed", "rejected", "seconds"):

@@ -17,10 +17,10 @@ from dlt.common.versioned_state import compress_state, decompress_state
 from msgbubbles_sync.dbt.runner import Transforms, forget_build, transform
 from msgbubbles_sync.destinations import destination_of
 from msgbubbles_sync.destinations.compaction import compact
+from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import remove
 from msgbubbles_sync.groups.load import PIPELINE as GROUPS
-from msgbubbles_sync.job import pipeline_of
 from msgbubbles_sync.policy import applied as privacy
 from msgbubbles_sync.sql import named
 from msgbubbles_sync.webhooks.load import PIPELINE as WEBHOOKS
@@ -125,7 +125,7 @@ def _settle(workspace: Workspace) -> None:
     """Land what is under way, and begin dlt's working folders anew: it restores them from the warehouse."""
     for name in (PIPELINE, WEBHOOKS, GROUPS):
         if (workspace.folder / "dlt" / name).exists():
-            pipeline = pipeline_of(workspace, name)
+            pipeline = build_pipeline(workspace, name)
             if pipeline.has_pending_data:
                 pipeline.run()
     time.sleep(0.2)  # what a receiver has already taken is in a segment now

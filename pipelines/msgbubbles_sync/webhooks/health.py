@@ -9,9 +9,9 @@ from typing import Any
 
 import duckdb
 
+from msgbubbles_sync.check_result import CheckResult
 from msgbubbles_sync.destinations import destination_of
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.inspect.check import Finding
 from msgbubbles_sync.workspace import Workspace
 
 from .heartbeat import Beat, last_beat
@@ -79,7 +79,7 @@ def are_reliable(workspace: Workspace, now: datetime | None = None) -> bool:
     return any(times.last) and not times.behind
 
 
-def findings(workspace: Workspace, now: datetime | None = None) -> Iterator[Finding]:
+def check(workspace: Workspace, now: datetime | None = None) -> Iterator[CheckResult]:
     """What there is to say, where there is something about webhooks."""
     now = now or datetime.now(UTC)
     beat = last_beat(folder_of(workspace))
@@ -90,26 +90,26 @@ def findings(workspace: Workspace, now: datetime | None = None) -> Iterator[Find
     malformed = aside_count(workspace)
     if malformed:
         what = f"{malformed} lines were no events; they are kept in {aside_of(workspace)}"
-        yield Finding("webhook lines", "failed", what, "look at them; remove the files when they are understood")
+        yield CheckResult("webhook lines", "failed", what, "look at them; remove the files when they are understood")
 
 
-def _spool(workspace: Workspace, now: datetime) -> Finding:
+def _spool(workspace: Workspace, now: datetime) -> CheckResult:
     waiting = segments(spool_of(workspace))
     since = min((_written_at(path) for path in waiting), default=now)
     if now - since > MAX_WAIT:
         what = f"{len(waiting)} files wait, the first for {_ago(now - since)}"
-        return Finding("webhook spool", "failed", what, "run the sync, or webhooks.py load, on a schedule")
-    return Finding("webhook spool", "ok", f"{len(waiting)} files wait to be loaded")
+        return CheckResult("webhook spool", "failed", what, "run the sync, or webhooks.py load, on a schedule")
+    return CheckResult("webhook spool", "ok", f"{len(waiting)} files wait to be loaded")
 
 
-def _receiver(beat: Beat, now: datetime) -> Finding:
+def _receiver(beat: Beat, now: datetime) -> CheckResult:
     if not beat.is_alive(now):
         what = f"none runs; the last was here {_ago(now - beat.beat_at)} ago"
-        return Finding("webhook receiver", "failed", what, "start webhooks.py serve, and see that it stays")
-    return Finding("webhook receiver", "ok", f"runs without a break for {_ago(now - beat.uninterrupted_since)}")
+        return CheckResult("webhook receiver", "failed", what, "start webhooks.py serve, and see that it stays")
+    return CheckResult("webhook receiver", "ok", f"runs without a break for {_ago(now - beat.uninterrupted_since)}")
 
 
-def _events(beat: Beat, times: Times, now: datetime) -> Finding:
+def _events(beat: Beat, times: Times, now: datetime) -> CheckResult:
     last = beat.last_event_at
     said = "none came yet" if last is None else f"the last came {_ago(now - last)} ago"
     # What came since the last load counts too.
@@ -117,11 +117,11 @@ def _events(beat: Beat, times: Times, now: datetime) -> Finding:
     if times.behind and (last is None or (newest is not None and newest - last > MAX_DELAY)):
         what = f"{said}, and there are newer messages"
         fix = "see webhooks.py list, and whether the URL still leads to the receiver; its log says what it refuses"
-        return Finding("webhook events", "failed", what, fix)
+        return CheckResult("webhook events", "failed", what, fix)
     if times.behind:
         what = f"{said}; none of {' and '.join(times.behind)} messages, although there are some"
-        return Finding("webhook events", "info", what)
-    return Finding("webhook events", "ok", said)
+        return CheckResult("webhook events", "info", what)
+    return CheckResult("webhook events", "ok", said)
 
 
 def _written_at(path: Any) -> datetime:

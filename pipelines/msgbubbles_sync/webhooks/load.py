@@ -160,14 +160,14 @@ def _load(workspace: Workspace, events: list[Event], landed: Landed, redacts: bo
     from msgbubbles.source.buffer import arrow_table, column_hints, item
     from msgbubbles.source.compare import taken
     from msgbubbles.source.stored import Warehouse
+    from msgbubbles_sync.destinations.load import build_pipeline
     from msgbubbles_sync.destinations.screen import Screen, is_of_data
-    from msgbubbles_sync.job import pipeline_of
 
     from .events import COLUMNS, TABLE, first_of_each
     from .updates import changed_messages, messages_table, stored_messages
 
     events = first_of_each(events)
-    pipeline = pipeline_of(workspace, PIPELINE)
+    pipeline = build_pipeline(workspace, PIPELINE)
     # Where events tell of messages and chats that are not there, the next run reads them.
     workspace.set_pending("repair", "transform", "publish")
     if pipeline.has_pending_data:

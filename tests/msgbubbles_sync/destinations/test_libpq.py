@@ -24,10 +24,10 @@ from msgbubbles_sync.dbt.manifest_cache import PROJECT
 from msgbubbles_sync.dbt.runner import TransformError, Transforms, transform
 from msgbubbles_sync.destinations import destination_of
 from msgbubbles_sync.destinations.libpq import read_parameters
+from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.destinations.server import explain
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.inspect.check import _destination
-from msgbubbles_sync.job import pipeline_of
 from msgbubbles_sync.run_log import store
 from msgbubbles_sync.workspace import Workspace
 
@@ -121,7 +121,7 @@ def test_neither_dlt_nor_dbt_sends_a_password_without_tls(
 ) -> None:
     monkeypatch.setenv(URL, f"postgresql://job:{SECRET}@127.0.0.1:{without_tls.port}/warehouse?sslmode=require")
     workspace = workspace_of(tmp_path)
-    with pytest.raises(Exception, match="SSL was required"), pipeline_of(workspace).sql_client():
+    with pytest.raises(Exception, match="SSL was required"), build_pipeline(workspace).sql_client():
         pass
     with pytest.raises(Exception, match="SSL was required"):
         connect_by_adbc(workspace)
@@ -131,7 +131,7 @@ def test_neither_dlt_nor_dbt_sends_a_password_without_tls(
     monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__BUCKET_URL", str(tmp_path / "lake"))
     with (
         pytest.raises(Exception, match="SSL was required"),
-        pipeline_of(workspace_of(tmp_path, "ducklake")).sql_client(),
+        build_pipeline(workspace_of(tmp_path, "ducklake")).sql_client(),
     ):
         pass
     assert without_tls.asked >= 4
@@ -142,7 +142,7 @@ def test_neither_dlt_nor_dbt_sends_a_password_without_tls(
 def connect_by_adbc(workspace: Workspace) -> None:
     from adbc_driver_manager import dbapi
 
-    credentials = pipeline_of(workspace).destination_client().config.credentials  # type: ignore[attr-defined]
+    credentials = build_pipeline(workspace).destination_client().config.credentials  # type: ignore[attr-defined]
     uri = credentials.to_native_representation()
     with dbapi.connect(driver=get_adbc_driver_location(), db_kwargs={"uri": uri}):
         pass
@@ -177,7 +177,7 @@ def test_a_parameter_reaches_the_server_from_every_client(tmp_path: Path, monkey
         workspace = workspace_of(tmp_path)
 
         def connect_by_dlt() -> None:
-            with pipeline_of(workspace).sql_client():
+            with build_pipeline(workspace).sql_client():
                 pass
 
         for connect in (

@@ -11,12 +11,12 @@ import duckdb
 import pytest
 
 from helpers.group_world import OURS, World, row
+from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.groups.apply import look
 from msgbubbles_sync.groups.job import known_now, planned
 from msgbubbles_sync.groups.ledger import Ledger
 from msgbubbles_sync.groups.load import PIPELINE, land_ledger
 from msgbubbles_sync.groups.observed import Published, published
-from msgbubbles_sync.job import pipeline_of
 from msgbubbles_sync.workspace import Workspace
 
 ANNA, BEN, CARLA = "+14155550111", "ben@example.com", "+14155550113"
@@ -164,7 +164,7 @@ def test_a_landing_killed_between_the_two_steps_that_end_a_normalization_goes_on
     duckdb.connect(str(workspace.work)).close()
     world.apply(row("a", ANNA, BEN))
     assert land_ledger(workspace) == 1
-    pipeline = pipeline_of(workspace, PIPELINE)
+    pipeline = build_pipeline(workspace, PIPELINE)
     pipeline.extract([{"n": 1}], table_name="any")
     (extracted,) = (workspace.folder / "dlt" / PIPELINE / "normalize" / "extracted").iterdir()
     kept = workspace.folder / "kept"

@@ -1,0 +1,38 @@
+"""The dlt pipelines that fill a warehouse.
+
+Imports dlt, so `Workspace.configure_dlt` comes before it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import dlt
+
+from msgbubbles_sync.workspace import PIPELINE, Workspace
+
+from . import destination_of
+
+
+def build_pipeline(workspace: Workspace, name: str = PIPELINE) -> dlt.Pipeline:
+    """Return a pipeline that fills the warehouse. The caller holds the warehouse's lock."""
+    dlt_files = workspace.folder / "dlt" / name
+    # dlt moves a normalized package to its place and then removes what it was made of. Killed between the two, it would
+    # fail to move it there a second time, for ever.
+    for extracted in (dlt_files / "normalize" / "extracted").glob("*"):
+        if (dlt_files / "load" / "normalized" / extracted.name).exists():
+            shutil.rmtree(extracted)
+    destination = destination_of(workspace)
+    return dlt.pipeline(
+        name,
+        destination=destination.dlt(),
+        dataset_name=destination.dataset,
+        pipelines_dir=str(workspace.folder / "dlt"),
+    )
+
+
+def resource_states(pipeline: dlt.Pipeline) -> dict[str, Any]:
+    """Return the states of the resources, by name."""
+    source: dict[str, Any] = pipeline.state.get("sources", {}).get("msgbubbles", {})
+    return dict(source.get("resources", {}))
