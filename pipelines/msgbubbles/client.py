@@ -24,23 +24,10 @@ from uuid import uuid4
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
+from .decode import SENDER_FIELDS, are_plain_rows, looks_like_row, read_row
 from .errors import ApiError, NoIdError, NotFoundError, PermanentError, RetryableError
 from .lenient import opened, reopened
-from .models import (
-    NULL,
-    SENDER_FIELDS,
-    Chat,
-    Key,
-    Message,
-    Number,
-    Page,
-    R,
-    Row,
-    Webhook,
-    is_plain_row,
-    is_row_of,
-    read_row,
-)
+from .models import NULL, Chat, Key, Message, Number, Page, R, Row, Webhook
 from .page_size import PageRequest, PageSize
 from .rate_limit import RequestBudget
 from .transport import Answer, Transport
@@ -387,7 +374,7 @@ def _decode_page(
     except (msgspec.DecodeError, RecursionError):
         pass
     else:
-        if is_plain_row(model, envelope.data):
+        if are_plain_rows(model, envelope.data):
             full = limit is not None and len(envelope.data) >= limit
             return replace(page, rows=envelope.data, has_more=envelope.has_more, full=full)
     # A row of this page is not what `models` declares: read it row by row, and keep what does not fit.
@@ -413,7 +400,7 @@ def _raw_rows(model: type[Row], body: bytes) -> tuple[Sequence[Raw], bool | None
     try:
         answer = opened(body)
     except msgspec.DecodeError:
-        answer = reopened(body, lambda text: is_row_of(model, text))
+        answer = reopened(body, lambda text: looks_like_row(model, text))
     odd = msgspec.json.decode(answer.envelope, type=_OddEnvelope)
     if not odd.is_of_a_list or (answer.rows is None and odd.data is not UNSET and answer.data != b"null"):
         raise msgspec.DecodeError("not a list")

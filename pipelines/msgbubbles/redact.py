@@ -19,9 +19,10 @@ import msgspec
 from msgspec import Raw
 
 from .client import MAX_PAGE_SIZE, Client
+from .decode import read_participants, without_senders
 from .errors import ApiError, NotFoundError, is_of_unit
 from .mentions import has_handle, replace_handles, unescaped
-from .models import NOTHING, NULL, Chat, Message, Number, Page, R, RejectedRow, Row, participants_of, without_senders
+from .models import NOTHING, NULL, Chat, Message, Number, Page, R, RejectedRow, Row
 from .personal import PERSONAL, Kind
 from .policy import FULL, ORDERS, Policy, Pseudonyms
 from .transport import Transport
@@ -303,7 +304,7 @@ class Redactor:
 
     def chat_by_id(self, row: Chat) -> Chat:
         """The chat as it is shown by its id: with its participants, where the API shows them."""
-        participants = participants_of(row)
+        participants = read_participants(row)
         chat = self.chat(row)
         if participants is not None and type(chat) is Chat:
             known = {} if self.policy.extra == "drop" else msgspec.json.decode(chat.extra)

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msgbubbles.client import Client, _decode_page
+from msgbubbles.decode import SENDER_FIELDS
 from msgbubbles.errors import ConflictError, NotFoundError, PermanentError
-from msgbubbles.models import SENDER_FIELDS, Chat, Message, Page, fingerprint
+from msgbubbles.models import Chat, Message, Page, fingerprint
 from msgbubbles.source.buffer import COLUMNS, Landing, arrow_table
 from msgbubbles.transport import Answer, Transport
 from msgbubbles_sync.sandbox import Account, Knobs, Server, seed, serve

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from helpers.canary import quoted_everywhere, spellings
 from helpers.world import OURS, World
+from msgbubbles.decode import SENDER_FIELDS, read_row
 from msgbubbles.errors import ConfigurationError
-from msgbubbles.models import SENDER_FIELDS, Chat, Message, Number, Page, RejectedRow, read_row
+from msgbubbles.models import Chat, Message, Number, Page, RejectedRow
 from msgbubbles.policy import FULL, PRESETS, PSEUDONYM, Policy, Pseudonyms, policy_of
 from msgbubbles.redact import LeftOutMessage, Redactor
 from msgbubbles.source import _configured_redactor

@@ -16,15 +16,10 @@ import dlt
 import msgspec
 from msgspec import UNSET, Raw
 
+from msgbubbles.decode import reject_row
 from msgbubbles.models import (
-    COVERAGE_COLUMNS,
-    PARTICIPANT_LIST_COLUMNS,
-    PARTICIPANT_READ_COLUMNS,
-    REJECTED_COLUMNS,
-    TITLE_COLUMNS,
     Attachment,
     Chat,
-    Column,
     Message,
     Number,
     Page,
@@ -34,9 +29,16 @@ from msgbubbles.models import (
     RejectedRow,
     Row,
     StreamCoverage,
-    columns_of,
     fingerprint,
-    rejected_twin,
+)
+from msgbubbles.tables import (
+    COVERAGE_COLUMNS,
+    PARTICIPANT_LIST_COLUMNS,
+    PARTICIPANT_READ_COLUMNS,
+    REJECTED_COLUMNS,
+    TITLE_COLUMNS,
+    Column,
+    columns_of,
 )
 
 from .compare import Comparison, key_of, taken
@@ -253,7 +255,7 @@ class Landing:
             if row.key not in twins or getattr(row, parent_field) in (None, owners[row.key]):
                 kept.append((row, read_at))
                 continue
-            twin = rejected_twin(row, table, f"the id is also that of one of another {parent_name}")
+            twin = reject_row(row, table, f"the id is also that of one of another {parent_name}")
             self._put(REJECTED, twin.row_hash, twin, read_at)
             hashes.add(twin.row_hash)
             for one in (row.attachments or ()) if isinstance(row, Message) else ():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from msgbubbles.models import Column
+    from msgbubbles.tables import Column
 
 # When a row was read and loaded says nothing about the row.
 NOT_COMPARED = frozenset({"_fetched_at"})

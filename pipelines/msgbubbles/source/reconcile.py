@@ -11,8 +11,9 @@ import msgspec
 from msgspec import Raw
 
 from msgbubbles.client import Client
+from msgbubbles.decode import read_participants
 from msgbubbles.errors import NotFoundError
-from msgbubbles.models import NOTHING, Chat, Message, Page, participants_of
+from msgbubbles.models import NOTHING, Chat, Message, Page
 
 from .buffer import Landing
 from .config import Settings
@@ -271,7 +272,7 @@ def _read_participants(
         run.on_page()
         if chat is None:
             continue
-        handles = participants_of(chat)
+        handles = read_participants(chat)
         if handles is None:
             state["participants_hidden_ms"] = state.get("seen_ms", 0)
             return

@@ -18,7 +18,8 @@ from dlt.common.destination.exceptions import DestinationUndefinedEntity, SqlCli
 from dlt.destinations.sql_client import DBApiCursorImpl
 from msgspec import Raw
 
-from msgbubbles.models import Attachment, Chat, Column
+from msgbubbles.models import Attachment, Chat
+from msgbubbles.tables import Column
 
 from .buffer import COLUMNS, arrow_types
 from .compare import key_of

@@ -12,8 +12,9 @@ from typing import Any, Generic
 
 from msgbubbles.api_time import MAX_SURPRISE
 from msgbubbles.client import Client
+from msgbubbles.decode import unknown_fields
 from msgbubbles.errors import ApiError, ForbiddenError, Halt, MsgBubblesError, NotFoundError, PermanentError, is_of_unit
-from msgbubbles.models import Chat, Message, Number, Page, R, StreamCoverage, fingerprint, unknown_fields
+from msgbubbles.models import Chat, Message, Number, Page, R, StreamCoverage, fingerprint
 
 from . import coverage as plan
 from . import reconcile as repairs

@@ -17,6 +17,7 @@ from itertools import groupby
 from typing import Any, Literal
 
 from msgbubbles.client import Client
+from msgbubbles.decode import read_participants
 from msgbubbles.errors import (
     ApiError,
     AuthenticationError,
@@ -29,7 +30,7 @@ from msgbubbles.errors import (
     RetryableError,
 )
 from msgbubbles.handles import fold_handle, without_people
-from msgbubbles.models import Chat, participants_of
+from msgbubbles.models import Chat
 
 from .ledger import Entry, Ledger, Outcome, Rendering, Sighting, Verdict
 from .lookup import find_created
@@ -425,7 +426,7 @@ class Applier:
         chat = None if answer is None else self._disguise.shown(answer)
         if entry.title is not None:
             self._learn_title(entry, entry.title, group, chat_id, chat)
-        participants = None if chat is None else participants_of(chat)
+        participants = None if chat is None else read_participants(chat)
         if participants is None or entry.operation not in ("create", "add"):
             return
         others = [one.shown for one in self._renderings(chat_id, "handle")] + sorted(group.members if group else ())
@@ -492,7 +493,7 @@ def look_closely(ledger: Ledger, client: Client, key: str, chat_id: str) -> Look
     except NotFoundError:
         sighting = Sighting(key, chat_id, None, None, None, True, seen_at)
     else:
-        shown = participants_of(chat)
+        shown = read_participants(chat)
         participants = None if shown is None else tuple(shown)
         handles = None if shown is None else people(shown, chat.from_handle)
         sighting = Sighting(key, chat_id, chat.from_handle, chat.title, handles, False, seen_at)

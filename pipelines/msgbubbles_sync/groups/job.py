@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from msgbubbles.client import Client
+from msgbubbles.decode import read_participants
 from msgbubbles.errors import ForbiddenError, PermanentError, RetryableError, UnreachableError
-from msgbubbles.models import participants_of
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.workspace import Workspace
 
@@ -125,7 +125,7 @@ def adopted(workspace: Workspace, client: Client, key: str, chat_id: str) -> Sig
             raise UsageError(f"no group can be adopted: {error}; check the id and the account") from None
         if not chat.is_group:
             raise UsageError("this chat is not a group; only groups can be adopted")
-        shown = participants_of(chat)
+        shown = read_participants(chat)
         handles = (
             members_seen(workspace, chat_id, chat.from_handle) if shown is None else people(shown, chat.from_handle)
         )

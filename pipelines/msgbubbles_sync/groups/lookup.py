@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from msgbubbles.client import Client
+from msgbubbles.decode import read_participants
 from msgbubbles.handles import fold_handle, without_people
-from msgbubbles.models import Chat, participants_of
+from msgbubbles.models import Chat
 
 from .ledger import Entry
 from .model import fold_title
@@ -71,7 +72,7 @@ def _may_be(row: Chat, creation: Entry, since: datetime) -> bool:
 
 def _fits(group: Chat, creation: Entry) -> bool | None:
     """Whether it is the group; null where the API shows nothing to tell it by."""
-    shown = participants_of(group)
+    shown = read_participants(group)
     if shown is not None:
         members = people(shown, group.from_handle)
         return not without_people(members, creation.handles) and not without_people(creation.handles, members)

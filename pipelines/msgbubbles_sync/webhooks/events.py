@@ -17,7 +17,8 @@ import msgspec
 
 from msgbubbles.client import mended
 from msgbubbles.lenient import without_links
-from msgbubbles.models import Column, Message
+from msgbubbles.models import Message
+from msgbubbles.tables import Column
 
 from .bodies import parsed
 from .deliveries import type_of

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from msgbubbles.models import Message, read_row
+from msgbubbles.decode import read_row
+from msgbubbles.models import Message
 from msgbubbles.source.buffer import COLUMNS, arrow_table, json_text
 from msgbubbles.source.progress import SET_ONCE, is_ahead, rank_of
 from msgbubbles.source.storable import storable

@@ -6,7 +6,8 @@ import msgspec
 import pytest
 from msgspec import Raw
 
-from msgbubbles.models import Chat, participants_of
+from msgbubbles.decode import read_participants
+from msgbubbles.models import Chat
 
 
 @pytest.mark.parametrize(
@@ -22,8 +23,8 @@ from msgbubbles.models import Chat, participants_of
     ],
 )
 def test_participants_are_read_in_the_forms_they_may_have(shown: Any, expected: list[str] | None) -> None:
-    assert participants_of(Chat(id="x", extra=Raw(msgspec.json.encode({"participants": shown})))) == expected
+    assert read_participants(Chat(id="x", extra=Raw(msgspec.json.encode({"participants": shown})))) == expected
 
 
 def test_a_chat_without_them_shows_none() -> None:
-    assert participants_of(Chat(id="x")) is None
+    assert read_participants(Chat(id="x")) is None

@@ -12,7 +12,7 @@ from helpers.group_world import OURS, World, cut_next_write, outcomes, row
 from msgbubbles.errors import AuthenticationError, Interrupted
 from msgbubbles.models import Chat, Raw
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.groups.apply import idempotency_key_of, participants_of
+from msgbubbles_sync.groups.apply import idempotency_key_of, read_participants
 from msgbubbles_sync.groups.job import adopted, applied_groups
 from msgbubbles_sync.groups.ledger import Ledger
 from msgbubbles_sync.groups.model import Operation
@@ -294,7 +294,7 @@ def test_an_idempotency_key_is_of_all_that_a_creation_says_and_of_nothing_else()
     ],
 )
 def test_participants_are_read_in_any_form_they_may_have(extra: bytes, handles: list[str] | None) -> None:
-    assert participants_of(Chat(id="x", extra=Raw(extra))) == handles
+    assert read_participants(Chat(id="x", extra=Raw(extra))) == handles
 
 
 def test_intents_are_on_disk_before_the_request(new_world: NewWorld) -> None:
