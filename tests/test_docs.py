@@ -16,7 +16,7 @@ import pytest
 
 from helpers.job import CHATS, inherited_environment
 from msgbubbles_sync.dbt import spark
-from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
@@ -217,7 +217,7 @@ def test_the_examples_of_files_and_of_spark_are_what_a_job_reads(
     monkeypatch.setenv("DESTINATION__FILESYSTEM__BUCKET_URL", written["destination"]["filesystem"]["bucket_url"])
     workspace = Workspace.from_path(tmp_path / "some.duckdb", "filesystem")
     workspace.make_folders()
-    destination_of(workspace).prepare()
+    build_destination(workspace).prepare()
     assert (tmp_path / "shared").is_dir()
 
     in_config = CONFIG.split("# [transforms.spark]\n")[1].split("\n\n")[0].replace("# ", "")

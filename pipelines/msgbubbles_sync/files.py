@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 
 def write_privately(path: Path, content: str | bytes) -> Path:
@@ -35,6 +37,13 @@ def write_privately(path: Path, content: str | bytes) -> Path:
         raise
     sync_to_disk(target.parent)
     return path
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file; null where it is missing or damaged."""
+    with suppress(OSError, ValueError):
+        return json.loads(path.read_text())
+    return None
 
 
 def sync_to_disk(path: Path) -> None:

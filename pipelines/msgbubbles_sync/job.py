@@ -29,10 +29,10 @@ from msgbubbles.source.run import Repair, Run
 from msgbubbles.source.stored import Warehouse
 from msgbubbles_sync.dbt.runner import Transforms, Verdict, check_tools, is_outdated, transform, verdict
 from msgbubbles_sync.destinations import claims
-from msgbubbles_sync.destinations.screen import Screen, is_of_data
+from msgbubbles_sync.destinations.screen import Screen, is_data_error
 from msgbubbles_sync.policy import applied as privacy
 
-from .destinations import Destination, destination_of
+from .destinations import Destination, build_destination
 from .destinations.load import build_pipeline, resource_states
 from .run_log import Journal, store, store_failed_reads
 from .workspace import Workspace
@@ -92,20 +92,20 @@ def sync(
     Faults of the API end the reading and are kept in `run.error`: what was read before is loaded and published.
     Raises what dlt, dbt and DuckDB raise; then the next run goes on from the last load that was finished.
     """
-    destination_of(workspace).prepare()
+    build_destination(workspace).prepare()
     if with_transform:
         check_tools(workspace)  # what is missing is told before anything is read
     run.keep_on_error = True
     run.on_rows = lambda: workspace.set_pending("repair", "transform", "publish")
     pipeline = build_pipeline(workspace)
 
-    screen = Screen(destination_of(workspace))
+    screen = Screen(build_destination(workspace))
     run.refused = screen if workspace.is_pending("screen") else None
 
     def load(*resources: str) -> None:
         def load_once() -> None:
             source = msgbubbles_source(run=run, **source_options)
-            with destination_of(workspace).kept_open(pipeline):
+            with build_destination(workspace).keep_open(pipeline):
                 pipeline.run(source.with_resources(*resources) if resources else source)
             _add_steps(pipeline, report)
 
@@ -146,12 +146,12 @@ def repair(
     record: Callable[[], dict[str, Any]],
 ) -> None:
     """Read by id what is wanted, and nothing else; then build the marts and publish. Raises as `sync` does."""
-    destination_of(workspace).prepare()
+    build_destination(workspace).prepare()
     run.keep_on_error = True
     run.on_rows = lambda: workspace.set_pending("repair", "transform", "publish")
     run.repair = wanted
     pipeline = build_pipeline(workspace)
-    run.refused = Screen(destination_of(workspace)) if workspace.is_pending("screen") else None
+    run.refused = Screen(build_destination(workspace)) if workspace.is_pending("screen") else None
     with report.timed("load"), _stopping(run):
         if pipeline.has_pending_data:
             pipeline.run()
@@ -167,9 +167,9 @@ def _note_failed_reads(workspace: Workspace, run: Run, pipeline: dlt.Pipeline, r
     if run.failed_reads_changed:
         # The marts are not complete where it says so; and they are built before the rest is written.
         workspace.set_pending("transform", "publish")
-        destination = destination_of(workspace)
-        with destination.writing() as connection:
-            store_failed_reads(connection, report.failed_reads, destination.landed)
+        destination = build_destination(workspace)
+        with destination.open_writer() as connection:
+            store_failed_reads(connection, report.failed_reads, destination.write_schema)
 
 
 def _finish(
@@ -183,7 +183,7 @@ def _finish(
     publish_minutes: float,
 ) -> None:
     """Build the marts and publish, where there is something to do."""
-    destination = destination_of(workspace)
+    destination = build_destination(workspace)
     is_due = with_transform and (workspace.is_pending("transform") or is_outdated(workspace, transforms))
     # Without the first answer of the API there is nothing to build of, and its fault is what is to be told.
     if is_due and _has_streams(destination):
@@ -201,11 +201,11 @@ def _finish(
     ):
         say("publishing")
         with report.timed("publish"):
-            with destination.writing() as connection:
-                store(connection, [*Journal(workspace.folder).records(), record()], destination.landed)
-                store_failed_reads(connection, report.failed_reads, destination.landed)
-                privacy.store(connection, workspace, destination.landed)
-                claims.store(connection, workspace, destination.landed)
+            with destination.open_writer() as connection:
+                store(connection, [*Journal(workspace.folder).records(), record()], destination.write_schema)
+                store_failed_reads(connection, report.failed_reads, destination.write_schema)
+                privacy.store(connection, workspace, destination.write_schema)
+                claims.store(connection, workspace, destination.write_schema)
                 report.rows_in_warehouse = _row_counts(connection)
             report.published_bytes = destination.publish(report.held_marts)
             report.published = True
@@ -220,10 +220,10 @@ def _has_turned(workspace: Workspace, record: dict[str, Any]) -> bool:
 
 def _has_streams(destination: Destination) -> bool:
     """Whether the tables of both streams are there."""
-    with destination.writing() as connection:
+    with destination.open_writer() as connection:
         try:
             for stream in ("chats", "messages"):
-                connection.execute(f"SELECT 1 FROM {destination.landed}.{stream} LIMIT 0")  # noqa: S608
+                connection.execute(f"SELECT 1 FROM {destination.write_schema}.{stream} LIMIT 0")  # noqa: S608
         except duckdb.CatalogException:
             return False
     return True
@@ -275,12 +275,12 @@ def _is_taken(
     try:
         load()
     except PipelineStepFailed as failure:
-        if not is_of_data(failure):
+        if not is_data_error(failure):
             raise
         pipeline.abort_packages()
         workspace.set_pending("screen")
         if run.refused is not None:
-            raise MsgBubblesError(REFUSED.format(title=destination_of(workspace).title)) from None
+            raise MsgBubblesError(REFUSED.format(title=build_destination(workspace).title)) from None
         say("the destination refuses a row: what was read is dropped, and read again row by row")
         run.changes.clear()
         run.changes.update(changes)

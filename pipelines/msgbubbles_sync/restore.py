@@ -23,14 +23,14 @@ from dlt.common.schema import Schema
 from dlt.pipeline.state_sync import migrate_state_to_current
 
 from msgbubbles_sync.dbt.runner import forget_build
-from msgbubbles_sync.destinations.combined import noted_of
-from msgbubbles_sync.destinations.parquet_files import LakeFiles
-from msgbubbles_sync.destinations.publish import is_damaged, mark_of
+from msgbubbles_sync.destinations.parquet_files import ParquetFiles
+from msgbubbles_sync.destinations.publish import is_damaged, read_mark
 from msgbubbles_sync.policy import applied as privacy
 
-from .destinations import DuckDBFile, destination_of
+from .destinations import build_destination
+from .destinations.duckdb_file import DuckDBFile
 from .errors import UsageError
-from .files import move_damaged, remove, write_privately
+from .files import move_damaged, read_json, remove, write_privately
 from .workspace import Workspace
 
 # A folder in the place of one of these keeps every run from finishing.
@@ -54,7 +54,7 @@ def restore(workspace: Workspace, say: Callable[[str], None]) -> None:
         _restore_database(workspace, say)
     if workspace.destination == "filesystem":
         with suppress(UsageError):  # `prepare` raises it again
-            if moved := LakeFiles(workspace).set_delta_aside():
+            if moved := ParquetFiles(workspace).move_delta_tables():
                 say(moved)
     _restore_policy(workspace, say)
     for folder in sorted((workspace.folder / "dlt").iterdir()):
@@ -69,7 +69,7 @@ def tidy(workspace: Workspace) -> None:
     for package in (workspace.folder / "dlt").glob("*/load/loaded/*"):
         remove(package)
     if workspace.destination == "duckdb":
-        write_privately(_noted(workspace), json.dumps(mark_of(workspace.work)))
+        write_privately(_noted(workspace), json.dumps(read_mark(workspace.work)))
 
 
 def _noted(workspace: Workspace) -> Path:
@@ -78,7 +78,7 @@ def _noted(workspace: Workspace) -> Path:
 
 def _restore_database(workspace: Workspace, say: Callable[[str], None]) -> None:
     work, log = workspace.work, workspace.work.with_name(f"{workspace.work.name}.wal")
-    is_as_noted = noted_of(_noted(workspace)) == mark_of(work) and not log.exists()
+    is_as_noted = read_json(_noted(workspace)) == read_mark(work) and not log.exists()
     if not work.exists() or is_as_noted or not is_damaged(work, DuckDBFile(workspace).options()):
         return
     for path in (work, log):
@@ -86,7 +86,7 @@ def _restore_database(workspace: Workspace, say: Callable[[str], None]) -> None:
             moved = move_damaged(path)
     forget_build(workspace)
     workspace.set_pending("transform", "publish")
-    destination_of(workspace).prepare()
+    build_destination(workspace).prepare()
     source = "the published file" if work.exists() else "the API, from the beginning"
     say(f"{work} was damaged: restored from {source}; the damaged one is now {moved.name}")
 
@@ -101,9 +101,9 @@ def _restore_policy(workspace: Workspace, say: Callable[[str], None]) -> None:
     with suppress(UsageError, IsADirectoryError):
         privacy.Record.of(workspace)
         return
-    destination = destination_of(workspace)
-    with suppress(duckdb.CatalogException), destination.writing() as connection:
-        row = connection.execute(f"SELECT record FROM {destination.landed}.{privacy.TABLE}").fetchone()  # noqa: S608
+    destination = build_destination(workspace)
+    with suppress(duckdb.CatalogException), destination.open_writer() as connection:
+        row = connection.execute(f"SELECT record FROM {destination.write_schema}.{privacy.TABLE}").fetchone()  # noqa: S608
         if row is not None:
             record = msgspec.json.decode(row[0], type=privacy.Record)
             say(f"{path} was damaged: restored from the warehouse; the damaged one is now {move_damaged(path).name}")

@@ -24,7 +24,7 @@ from helpers import postgres
 from helpers.canary import ANN, PRIVACY_KEY, account_of_canaries, found_in, now
 from helpers.job import CHATS, Job
 from helpers.lake import lake_at
-from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.sandbox import NewMessage, serve
 from msgbubbles_sync.workspace import Workspace
 
@@ -140,7 +140,7 @@ def test_two_jobs_for_two_accounts_in_one_lake(new_job: NewJob, tmp_path: Path, 
         into = ("--destination", "ducklake")
 
         def query(sql: str) -> list[Any]:
-            with destination_of(made.workspace("ducklake")).reading() as connection:
+            with build_destination(made.workspace("ducklake")).open_reader() as connection:
                 return connection.execute(sql).fetchall()
 
         for _ in range(2):

@@ -19,7 +19,7 @@ from helpers.job import Job
 from helpers.lake import lake_at, query
 from helpers.marts_reference import check_marts
 from helpers.warehouse_rows import differences_of, landed_in
-from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.sandbox import NewMessage
 from msgbubbles_sync.workspace import Workspace
 
@@ -40,7 +40,7 @@ def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, 
 
 
 def landed(workspace: Workspace) -> dict[str, dict[str, dict[str, Any]]]:
-    with destination_of(workspace).reading() as connection:
+    with build_destination(workspace).open_reader() as connection:
         return landed_in(connection)
 
 

@@ -16,8 +16,7 @@ from helpers.hooks import spool, typing
 from helpers.job import Job
 from helpers.lake import change
 from helpers.warehouse_rows import differences_of, landed_in
-from msgbubbles_sync.destinations import destination_of
-from msgbubbles_sync.destinations import parquet_files as lake_files
+from msgbubbles_sync.destinations import build_destination, parquet_files
 from msgbubbles_sync.sandbox import NewMessage
 from msgbubbles_sync.workspace import Workspace
 
@@ -157,11 +156,11 @@ def test_many_files_become_one_and_whoever_reads_does_not_notice(
     folder = files / "msgbubbles" / "messages"
     before = set(folder.glob("*.parquet"))
     assert len(before) == 3
-    monkeypatch.setattr(lake_files, "MOST_FILES", 2)
-    destination = destination_of(Workspace.from_path(job.database, "filesystem"))
+    monkeypatch.setattr(parquet_files, "MAX_FILES", 2)
+    destination = build_destination(Workspace.from_path(job.database, "filesystem"))
     with duckdb.connect(str(files / "warehouse.duckdb"), read_only=True) as reader:
         for seconds, stay in ((3600, True), (3600, True), (0, False)):
-            monkeypatch.setattr(lake_files, "KEPT_SECONDS", seconds)
+            monkeypatch.setattr(parquet_files, "REPLACED_FILES_SECONDS", seconds)
             destination.publish()
             [new] = set(folder.glob("*.parquet")) - before
             assert all(path.exists() == stay for path in before)

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.job import Job
 from msgbubbles_sync.dbt import spark
-from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.sandbox import NewMessage
 from msgbubbles_sync.workspace import Workspace
@@ -47,7 +47,7 @@ def change(job: Job, metadata: dict[str, Any] | None = None) -> tuple[str, str]:
 
 
 def query(workspace: Workspace, sql: str) -> list[dict[str, Any]]:
-    with destination_of(workspace).reading() as connection:
+    with build_destination(workspace).open_reader() as connection:
         result = connection.execute(sql)
         names = [column[0] for column in result.description or ()]
         return [dict(zip(names, row, strict=True)) for row in result.fetchall()]

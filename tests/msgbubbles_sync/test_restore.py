@@ -13,7 +13,7 @@ import pytest
 
 from helpers.damage import DAMAGE
 from msgbubbles.policy import PRESETS
-from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.policy import applied as privacy
 from msgbubbles_sync.policy.applied import Record
@@ -39,7 +39,7 @@ def load(workspace: Workspace, *ids: int) -> list[int]:
 
 
 def stored(workspace: Workspace) -> list[int]:
-    with destination_of(workspace).writing() as connection:
+    with build_destination(workspace).open_writer() as connection:
         return [one for (one,) in connection.execute("SELECT id FROM msgbubbles.rows ORDER BY id").fetchall()]
 
 
@@ -49,7 +49,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workspace = Workspace.from_path(tmp_path_factory.mktemp("loaded") / "company.duckdb")
     workspace.make_folders()
     load(workspace, 1, 2)
-    destination_of(workspace).publish()
+    build_destination(workspace).publish()
     tidy(workspace)
     return workspace.database.parent
 
@@ -63,7 +63,7 @@ def workspace(loaded: Path, tmp_path: Path) -> Workspace:
 def restored(workspace: Workspace) -> list[str]:
     said: list[str] = []
     restore(workspace, said.append)
-    destination_of(workspace).prepare()
+    build_destination(workspace).prepare()
     return said
 
 
@@ -157,7 +157,7 @@ def test_work_database_begins_anew_where_the_published_file_is_damaged_too(works
 def test_damaged_policy_is_restored_unless_an_erasure_is_under_way(workspace: Workspace, damage: str) -> None:
     record = Record(PRESETS["minimal"], "a key", frozenset({"somebody"}))
     record.save(workspace)
-    with destination_of(workspace).writing() as connection:
+    with build_destination(workspace).open_writer() as connection:
         privacy.store(connection, workspace, "msgbubbles")
     DAMAGE[damage](workspace.folder / "privacy.json")
     workspace.set_pending("erase")

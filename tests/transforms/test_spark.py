@@ -13,8 +13,8 @@ import pytest
 from helpers.lake import needs_spark, query
 from helpers.marts_account import KEYS, Account
 from helpers.marts_reference import MARTS, World, differences
-from msgbubbles_sync.destinations import destination_of
-from msgbubbles_sync.destinations.parquet_files import TABLES
+from msgbubbles_sync.destinations import build_destination
+from msgbubbles_sync.destinations.parquet_tables import TABLES
 from msgbubbles_sync.workspace import Workspace
 from msgbubbles_sync.dbt.runner import Transforms, transform
 
@@ -61,7 +61,7 @@ def test_marts_of_two_executors_are_those_on_duckdb(
     monkeypatch.setenv("TRANSFORMS__SPARK", json.dumps(settings))
     workspace = Workspace.from_path(tmp_path / "company.duckdb", "filesystem")
     workspace.make_folders()
-    destination = destination_of(workspace)
+    destination = build_destination(workspace)
     destination.prepare()
     account = Account(11, at)
     # A later load has a higher number, as dlt's do.

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.claims import claim
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import one_job
@@ -192,7 +192,7 @@ def verify(
     def body(workspace: Workspace) -> int:
         if full == (sample is not None):
             raise UsageError("verify: say --full, or --sample 20")
-        if not destination_of(workspace).exists():
+        if not build_destination(workspace).exists():
             raise UsageError(f"verify: {workspace.database} is not there; run the sync first")
         with (
             _configured(workspace, sandbox) as (options, run, settings),
@@ -451,7 +451,7 @@ def _recorded_sync(
         # Tables of a newer version are refused as such, whosever they are.
         with suppress(UsageError):
             Known(workspace).states()
-    claim(workspace, destination_of(workspace), sandbox=sandbox, say=reporter.fail)
+    claim(workspace, build_destination(workspace), sandbox=sandbox, say=reporter.fail)
     restore(workspace, reporter.fail)
     redactor = redactor_of(workspace)
     options: dict[str, Any] = {"privacy": redactor}

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.lock import note_progress
 from msgbubbles_sync.run_log import describe_failed_reads
 from msgbubbles_sync.workspace import Workspace
@@ -104,7 +104,7 @@ class Reporter:
                 self._output.print("Nothing is new: the published file stays as it is.")
         else:
             size = "" if report.published_bytes is None else f" ({report.published_bytes / 1e6:.1f} MB)"
-            self._output.print(f"Published {destination_of(workspace).title}{size}:")
+            self._output.print(f"Published {build_destination(workspace).title}{size}:")
             rows = "  ".join(f"{table} {count:,}" for table, count in report.rows_in_warehouse.items())
             self._output.print(f"  {rows}", soft_wrap=True)
         if sandbox and run.error is None and run.halt is None:
@@ -242,7 +242,7 @@ def as_dict(
         "exit_status": exit_status,
         "error": error,
         "account": workspace.account,
-        "database": destination_of(workspace).title,
+        "database": build_destination(workspace).title,
         "published": report.published,
         "slices": report.slices,
         "requests_total": run.traffic.total,

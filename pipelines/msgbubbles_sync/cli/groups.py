@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.claims import claim
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.guards import MAX_CREATES, MAX_REMOVALS
@@ -193,7 +193,7 @@ def _run(
 
 
 def _claim(workspace: Workspace, reporter: Reporter, *, sandbox: bool) -> None:
-    claim(workspace, destination_of(workspace), sandbox=sandbox, say=reporter.fail)
+    claim(workspace, build_destination(workspace), sandbox=sandbox, say=reporter.fail)
 
 
 def _table(table: str | None) -> str:

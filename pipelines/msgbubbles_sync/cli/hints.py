@@ -11,7 +11,7 @@ from pathlib import Path
 
 import duckdb
 
-from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.publish import DAMAGE_WORDS
 from msgbubbles_sync.workspace import Workspace
 
@@ -30,7 +30,7 @@ LOCK_WORDS = re.compile(r"could not set lock on file .*?(?:\(PID (\d+)\)|$)", re
 def trouble_of(error: BaseException, workspace: Workspace) -> str | None:
     """What is wrong and how to fix it; null where this cannot be said."""
     causes = list(causes_of(error))
-    meant = destination_of(workspace).explain("\n".join(str(cause) for cause in causes))
+    meant = build_destination(workspace).explain("\n".join(str(cause) for cause in causes))
     if meant is not None:
         return meant
     if any(_is_of_memory(cause) for cause in causes):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.claims import claim
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import one_job
@@ -123,7 +123,7 @@ def load(
             import dlt  # noqa: F401
 
             from msgbubbles_sync.webhooks.load import land_events
-        destination = destination_of(workspace)
+        destination = build_destination(workspace)
         claim(workspace, destination, sandbox=sandbox, say=reporter.fail)
         with one_job(workspace.folder):
             landed = land_events(workspace)

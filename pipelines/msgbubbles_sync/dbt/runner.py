@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from msgbubbles.source.config import Settings
-from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.lock import note_progress
@@ -85,7 +85,7 @@ def forget_build(workspace: Workspace) -> None:
 
 def check_tools(workspace: Workspace) -> None:
     """See that what builds the marts is installed and configured. Raises `UsageError`."""
-    target, _ = destination_of(workspace).dbt()
+    target, _ = build_destination(workspace).read_dbt_target()
     if target == "spark":
         spark.require()
 
@@ -96,12 +96,12 @@ def transform(workspace: Workspace, transforms: Transforms) -> None:
     `TransformError`."""
     options = ["--full-refresh"] if is_outdated(workspace, transforms) else []
     digest = _digest(transforms)
-    destination = destination_of(workspace)
-    target, environment = destination.dbt()
+    destination = build_destination(workspace)
+    target, environment = destination.read_dbt_target()
     dbt = _Dbt(workspace, target, environment, transforms)
     found = Verdict()
     with ExitStack() as stack:
-        folders = stack.enter_context(destination.building())
+        folders = stack.enter_context(destination.open_build())
         if folders is not None:
             session = stack.enter_context(spark.session(spark.settings(), workspace.folder / "dbt"))
             spark.show(session, *folders, destination.prefix)
@@ -145,7 +145,7 @@ class _Results:
 
     def explained(self, workspace: Workspace) -> str:
         """The end of a sentence: what the database said means, and the file with its words."""
-        meant = destination_of(workspace).explain(self._said)
+        meant = build_destination(workspace).explain(self._said)
         return f": {meant}; see {self.written(workspace)}" if meant else f"; see {self.written(workspace)}"
 
     def written(self, workspace: Workspace) -> Path:
@@ -169,7 +169,7 @@ class _Dbt:
         self._environment = environment
         # All that the parsed project takes from the warehouse.
         database = environment.get("PGDATABASE") or Path(environment.get("MSGBUBBLES_DUCKDB_PATH", "")).stem
-        self._prefix = destination_of(workspace).prefix
+        self._prefix = build_destination(workspace).prefix
         self._names = (target, database, transforms.time_zone, self._prefix)
         folder = workspace.folder / "dbt"
         variables = {

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msgbubbles_sync.destinations.parquet_files import STAGING, tables_in
+from msgbubbles_sync.destinations.parquet_files import STAGING
+from msgbubbles_sync.destinations.parquet_tables import read_tables
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import write_privately
 
@@ -127,11 +128,11 @@ def show(spark: SparkSession, landed: Path, build: Path, prefix: str) -> None:
         spark.sql(f"CREATE DATABASE {schema}")
     spark.sql(f"CREATE DATABASE {prefix}marts LOCATION {_quoted(str(build))}")
     spark.sql(f"CREATE DATABASE {prefix}staging LOCATION {_quoted(str(build / STAGING))}")
-    for table in tables_in(landed):
-        view = f"{prefix}msgbubbles.{table.name}"
-        options = f"path {_quoted(str(landed / table.name))}, mergeSchema 'true'"
-        spark.sql(f"CREATE TABLE files.{table.name} USING parquet OPTIONS ({options})")
-        ranked = f"SELECT *, {table.rank} AS _rank FROM files.{table.name}"  # noqa: S608
+    for name, table in read_tables(landed).items():
+        view = f"{prefix}msgbubbles.{name}"
+        options = f"path {_quoted(str(landed / name))}, mergeSchema 'true'"
+        spark.sql(f"CREATE TABLE files.{name} USING parquet OPTIONS ({options})")
+        ranked = f"SELECT *, {table.rank} AS _rank FROM files.{name}"  # noqa: S608
         spark.sql(f"CREATE VIEW {view} AS SELECT * EXCEPT (_rank) FROM ({ranked}) WHERE _rank = 1")  # noqa: S608
     # What only increments look at: everything is built anew.
     for view, columns in {

@@ -1,4 +1,4 @@
-"""Writes a DuckDB file anew: without the space of what was deleted, which DuckDB keeps in the file for what comes."""
+"""Rewrite a DuckDB file without the free space of deleted rows, which DuckDB keeps for later ones."""
 
 from __future__ import annotations
 
@@ -12,18 +12,23 @@ import duckdb
 from msgbubbles_sync.files import follow_links, sync_to_disk
 from msgbubbles_sync.sql import named, quoted
 
-# A file is written anew when more of it than this is free, and a large one once a day at most: it takes seconds.
+# A file is rewritten when more of it than this is free, and a large one once a day at most: it takes seconds.
 MAX_FREE_SHARE = 0.2
 LARGE_BYTES = 64 * 1024 * 1024
-SECONDS_BETWEEN = 24 * 3600
-# dlt adds a row with its state whenever that has changed, and reads the newest only.
+LARGE_INTERVAL_SECONDS = 24 * 3600
+# dlt adds a row with its state whenever that has changed, and reads only the newest.
 MAX_STATES = 10
 STATES = "msgbubbles._dlt_pipeline_state"
 
 
-def compact_if_wasteful(work: Path, noted: Path, options: dict[str, Any]) -> None:
-    """Compact a database of which too much is free. `noted` is a file that keeps when that was done last; `options` are
-    DuckDB's. Nobody may have the database open."""
+def compact_if_wasteful(work: Path, stamp: Path, options: dict[str, Any]) -> None:
+    """Compact a database of which too much is free. Nobody may have it open.
+
+    Args:
+        work: The database.
+        stamp: A file whose modification time is that of the last compaction.
+        options: DuckDB's options for the connection.
+    """
     with duckdb.connect(str(work), config=options) as connection:
         _drop_old_states(connection)
         connection.execute("CHECKPOINT")
@@ -33,10 +38,10 @@ def compact_if_wasteful(work: Path, noted: Path, options: dict[str, Any]) -> Non
         ).fetchall()[0]
     if free <= MAX_FREE_SHARE * total:
         return
-    is_recent = noted.exists() and 0 <= time.time() - noted.stat().st_mtime < SECONDS_BETWEEN
+    is_recent = stamp.exists() and 0 <= time.time() - stamp.stat().st_mtime < LARGE_INTERVAL_SECONDS
     if total * bytes_each < LARGE_BYTES or not is_recent:
         compact(work, options)
-        noted.touch()
+        stamp.touch()
 
 
 def _drop_old_states(connection: duckdb.DuckDBPyConnection) -> None:
@@ -48,7 +53,7 @@ def _drop_old_states(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def compact(work: Path, options: dict[str, Any] | None = None) -> None:
-    """Write a database into a new file, which then replaces it, all or nothing. Nobody may have it open."""
+    """Write a database to a new file that then replaces it, all or nothing. Nobody may have it open."""
     file = follow_links(work)[-1]
     new = file.with_name(f"{file.name}.compacting")
     for leftover in (new, new.with_name(f"{new.name}.wal")):

@@ -1,4 +1,4 @@
-"""How a PostgreSQL server is reached: one address for DuckDB, dlt (psycopg2 and ADBC) and dbt, with every parameter.
+"""Read the address of a PostgreSQL server: one for DuckDB, dlt (psycopg2 and ADBC) and dbt, with every parameter.
 
 All four connect through libpq. The first three take the parameters as a string of keywords; dbt knows only some, and
 libpq takes the others from its environment variables. A parameter that has no such variable is refused: a connection
@@ -15,7 +15,7 @@ from typing import Any
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.settings import setting_of_sync
 
-# libpq's parameters that reach all clients, and their environment variables. Of dbt's profile is what has another one.
+# libpq's parameters that reach all clients, and their environment variables. One of another name is in dbt's profile.
 PARAMETERS = {
     "host": "PGHOST",
     "hostaddr": "PGHOSTADDR",
@@ -61,26 +61,27 @@ LOCK_TIMEOUT_SECONDS, STATEMENT_TIMEOUT_SECONDS = 60, 3600
 
 def read_parameters(section: str) -> dict[str, str] | None:
     """Read libpq's parameters from a section of the configuration: a URL, or a table with dlt's keys and, in it or in
-    its `query`, libpq's; of the environment before the files. Returns null where nothing is configured, or no address.
+    its `query`, libpq's. The environment goes before the files. Returns null where no address is configured.
 
     Raises `UsageError`, which names a parameter that cannot reach all clients, or that has no usable value.
     """
+    # Importing dlt reads its configuration: `Workspace.configure_dlt` comes first.
     import dlt
 
     *sections, key = section.split(".")
     url: dict[str, Any] = {}
     table: dict[str, Any] = {}
-    # Some of it may be in another file than the rest.
+    # Parts may be in different files.
     for provider in reversed(dlt.config.config_providers):
         found, _ = provider.get_value(key, Any, "", *sections)
         if isinstance(found, str):
             url = _read_url(found)
         elif isinstance(found, dict):
-            table |= _flat(section, found)
+            table |= _flatten(section, found)
     prefix = f"{section.replace('.', '__').upper()}__"
     variables = {name[len(prefix) :].lower(): value for name, value in os.environ.items() if name.startswith(prefix)}
-    given = table | _flat(section, url) | _flat(section, variables)
-    values = {name: _checked(section, name, value) for name, value in given.items()}
+    given = table | _flatten(section, url) | _flatten(section, variables)
+    values = {name: _check(section, name, value) for name, value in given.items()}
     return _complete(values) if {"host", "user", "dbname"} <= values.keys() else None
 
 
@@ -94,8 +95,8 @@ def _read_url(url: str) -> dict[str, Any]:
     return dict(parts) if str(parts["drivername"]).startswith("postgres") else {}
 
 
-def _flat(section: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters by libpq's names, those in `query` among the others, which they go before."""
+def _flatten(section: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters by libpq's names. Those in `query` take precedence."""
     query = given.get("query") or {}
     if isinstance(query, str):
         try:
@@ -108,7 +109,7 @@ def _flat(section: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {ALIASES.get(name, name): value for name, value in {**rest, **query}.items() if value is not None}
 
 
-def _checked(section: str, name: str, value: Any) -> str:
+def _check(section: str, name: str, value: Any) -> str:
     if name not in PARAMETERS:
         raise UsageError(
             f"{section}: the parameter {name} cannot be passed to all clients of the server (DuckDB, dlt and dbt); "
@@ -127,25 +128,25 @@ def _checked(section: str, name: str, value: Any) -> str:
 
 
 def _complete(values: Mapping[str, str]) -> dict[str, str]:
-    """With what applies where the address says nothing, and the time limits of the job's sessions."""
+    """Add defaults for what the address leaves out, and the time limits of the job's sessions."""
     inherited = {name: os.environ[PARAMETERS[name]] for name in DEFAULTS if os.environ.get(PARAMETERS[name])}
     found = DEFAULTS | inherited | {"password": os.environ.get("PGPASSWORD", ""), "client_encoding": "UTF8"}
-    limits = [f"-c {name}={1000 * seconds}" for name, seconds in _limits().items() if seconds]
+    limits = [f"-c {name}={1000 * seconds}" for name, seconds in _read_limits().items() if seconds]
     # Of an option that is given twice, the server takes the later one.
     options = ["-c TimeZone=UTC", *limits, values.get("options", os.environ.get("PGOPTIONS", ""))]
     return found | dict(values) | {"options": " ".join(options).strip()}
 
 
-def _limits() -> dict[str, int]:
-    statement = _seconds("statement_timeout_seconds", STATEMENT_TIMEOUT_SECONDS)
+def _read_limits() -> dict[str, int]:
+    statement = _read_seconds("statement_timeout_seconds", STATEMENT_TIMEOUT_SECONDS)
     return {
-        "lock_timeout": _seconds("lock_timeout_seconds", LOCK_TIMEOUT_SECONDS),
+        "lock_timeout": _read_seconds("lock_timeout_seconds", LOCK_TIMEOUT_SECONDS),
         "statement_timeout": statement,
         "idle_in_transaction_session_timeout": statement,
     }
 
 
-def _seconds(key: str, default: int) -> int:
+def _read_seconds(key: str, default: int) -> int:
     text = str(setting_of_sync(key, default))
     if not text.isdecimal():
         raise UsageError(
@@ -154,12 +155,20 @@ def _seconds(key: str, default: int) -> int:
     return int(text)
 
 
-def written(parameters: Mapping[str, str]) -> str:
-    """Write parameters as libpq reads them."""
+def format_dsn(parameters: Mapping[str, str]) -> str:
+    """Format parameters as a connection string of libpq."""
     escaped = {name: value.replace("\\", "\\\\").replace("'", "\\'") for name, value in parameters.items()}
     return " ".join(f"{name}='{value}'" for name, value in escaped.items() if value)
 
 
-def environment(parameters: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment variables that say the same to dbt."""
+def build_environment(parameters: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment variables that give dbt the same parameters."""
     return {PARAMETERS[name]: value for name, value in parameters.items()}
+
+
+def fill_credentials(credentials: Any, parameters: Mapping[str, str]) -> None:
+    """Set the fields of dlt's credentials, with all parameters in `query`."""
+    credentials.host, credentials.port = parameters["host"], int(parameters["port"])
+    credentials.username, credentials.password = parameters["user"], parameters["password"]
+    credentials.database, credentials.query = parameters["dbname"], dict(parameters)
+    credentials.resolve()

@@ -12,7 +12,7 @@ import dlt
 
 from msgbubbles_sync.workspace import PIPELINE, Workspace
 
-from . import destination_of
+from . import build_destination
 
 
 def build_pipeline(workspace: Workspace, name: str = PIPELINE) -> dlt.Pipeline:
@@ -23,10 +23,10 @@ def build_pipeline(workspace: Workspace, name: str = PIPELINE) -> dlt.Pipeline:
     for extracted in (dlt_files / "normalize" / "extracted").glob("*"):
         if (dlt_files / "load" / "normalized" / extracted.name).exists():
             shutil.rmtree(extracted)
-    destination = destination_of(workspace)
+    destination = build_destination(workspace)
     return dlt.pipeline(
         name,
-        destination=destination.dlt(),
+        destination=destination.build_dlt_destination(),
         dataset_name=destination.dataset,
         pipelines_dir=str(workspace.folder / "dlt"),
     )

@@ -1,9 +1,9 @@
-"""The file that readers open, replaced as a whole.
+"""Replace the file that readers open, as a whole.
 
 A DuckDB file that one process has open cannot be written by another, so the job and its readers never share one. A
-reader that has the old file open keeps it, unchanged, until it closes it; who opens it next gets the new one.
+reader that has the old file open keeps it, unchanged, until it closes it; whoever opens it next gets the new one.
 
-Nobody else is to write to it: it has no write permission, and its write-ahead log is removed. DuckDB finds that log by
+Nobody else may write to it: it has no write permission, and its write-ahead log is removed. DuckDB finds that log by
 the file's name, so one that belongs to the old file would change rows of the new one.
 """
 
@@ -39,32 +39,32 @@ DAMAGE_WORDS = re.compile(
 def publish(work: Path, database: Path, held_marts: Sequence[str] = ()) -> int:
     """Replace `database` by a copy of `work`, all or nothing. Returns its size in bytes.
 
-    The marts that are held stay as `database` has them; where it does not have them, nobody gets to see them.
+    Held marts stay as `database` has them; those that it does not have are left out.
 
-    Nobody may have `work` open; all of it is in the file (`CHECKPOINT`). A process that is killed in here leaves the
-    old file whole.
+    Nobody may have `work` open, and all of it has to be in the file (`CHECKPOINT`). A process that is killed in here
+    leaves the old file whole.
     """
-    _remove_logs(database)  # before it is asked for the marts that are held
-    copy = beside(database)
+    _remove_logs(database)  # before held marts are copied from it
+    copy = new_copy(database)
     clone(work, copy)
     if held_marts:
-        _hold(held_marts, copy, database)
-    return replaced(database, copy)
+        _copy_held_marts(held_marts, copy, database)
+    return replace_database(database, copy)
 
 
-def beside(database: Path) -> Path:
-    """Where what is to replace a file is made: in the folder of the file itself, where `database` is a symbolic link.
-    What a process that was killed has left there goes."""
+def new_copy(database: Path) -> Path:
+    """Return the path at which to write a replacement of a database: next to the file itself, where `database` is a
+    symbolic link. Removes what a killed process has left there."""
     file = follow_links(database)[-1]
     for leftover in file.parent.glob(f".{glob.escape(file.name)}.*.publishing*"):
         remove(leftover)  # a folder is what DuckDB had no memory for
     return file.with_name(f".{file.name}.{os.getpid()}.publishing")
 
 
-def replaced(database: Path, copy: Path) -> int:
-    """Put a copy in the place of a database, which nobody may write to. Returns its size in bytes."""
+def replace_database(database: Path, copy: Path) -> int:
+    """Replace a database by a copy that nobody may write to. Returns its size in bytes."""
     file = follow_links(database)[-1]
-    # Who let others read it once, did so for all that is published there.
+    # Whoever let others read the old file meant all that is published there.
     copy.chmod((file if file.exists() else copy).stat().st_mode & 0o555)
     with _no_new_writer(file):
         _remove_logs(database)
@@ -75,8 +75,9 @@ def replaced(database: Path, copy: Path) -> int:
     return file.stat().st_size
 
 
-def mark_of(database: Path) -> list[int] | None:
-    """Return what a published file is recognized by: its size in bytes, and when it was written. Null without one."""
+def read_mark(database: Path) -> list[int] | None:
+    """Return a file's size in bytes and its modification time, by which a changed file is noticed; null where it is
+    missing."""
     try:
         stat = database.stat()
     except FileNotFoundError:
@@ -101,8 +102,10 @@ def _remove_logs(database: Path) -> None:
 
 @contextmanager
 def _no_new_writer(file: Path) -> Iterator[None]:
-    """Hold a reader's lock on a database, which keeps others from opening it to write. Where somebody has done so
-    already, that is reported: what they write is lost."""
+    """Hold a reader's lock on a database, which keeps others from opening it to write.
+
+    Logs a warning where a process has done so already: what it writes is lost.
+    """
     try:
         import fcntl
 
@@ -122,27 +125,27 @@ def _no_new_writer(file: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _hold(marts: Sequence[str], copy: Path, database: Path) -> None:
+def _copy_held_marts(marts: Sequence[str], copy: Path, database: Path) -> None:
     with duckdb.connect(str(copy)) as connection:
-        known: set[str] = set()
-        # A file that is damaged, or open in another process to write, has none.
+        published: set[str] = set()
+        # A file that is damaged, or open in another process to write, counts as empty.
         with suppress(duckdb.IOException):
             if database.exists():
                 connection.execute(f"ATTACH {quoted(str(database))} AS published (READ_ONLY)")
-                known = set(_relations(connection, "published"))
-        for mart, kind in _relations(connection).items():
+                published = set(_read_kinds(connection, "published"))
+        for mart, kind in _read_kinds(connection).items():
             if mart not in marts:
                 continue
             connection.execute(f"DROP {kind} marts.{named(mart)}")
-            if mart in known:
-                # What was a view is a table here: it would show what others have now.
+            if mart in published:
+                # A view becomes a table here: it would show what the other marts have now.
                 connection.execute(f"CREATE TABLE marts.{named(mart)} AS FROM published.marts.{named(mart)}")
         connection.execute("CHECKPOINT")
     sync_to_disk(copy)
 
 
-def _relations(connection: duckdb.DuckDBPyConnection, catalog: str | None = None) -> dict[str, str]:
-    """Of the marts, by name, what kind of relation each is."""
+def _read_kinds(connection: duckdb.DuckDBPyConnection, catalog: str | None = None) -> dict[str, str]:
+    """Return whether each mart is a view or a table, by name."""
     query = """SELECT table_name, CASE table_type WHEN 'VIEW' THEN 'VIEW' ELSE 'TABLE' END
                FROM information_schema.tables
                WHERE table_schema = 'marts' AND table_catalog = coalesce(?, current_catalog())"""
@@ -159,7 +162,7 @@ def is_damaged(database: Path, options: dict[str, Any]) -> bool:
             for schema, table in connection.execute(
                 "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = current_catalog()"
             ).fetchall():
-                connection.execute(f"SELECT bit_xor(hash(one)) FROM {named(schema)}.{named(table)} AS one")  # noqa: S608
+                connection.execute(f"SELECT bit_xor(hash(r)) FROM {named(schema)}.{named(table)} AS r")  # noqa: S608
     except DAMAGE as error:
         if isinstance(error, duckdb.IOException) and not DAMAGE_WORDS.search(str(error)):
             raise

@@ -1,7 +1,8 @@
-"""What a PostgreSQL server says of itself, and what its refusals mean."""
+"""Attach a PostgreSQL server, check that it can hold a warehouse, and explain what it refuses."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -13,9 +14,10 @@ import duckdb
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.sql import named, quoted
 
-from .libpq import written
+from .libpq import format_dsn
 
-# What libpq and the server say of a connection, as far as it can be repeated: DuckDB's message around it quotes the
+NO_PACKAGES = '--destination {name} needs more packages: pip install "msgbubbles-sync[{name}]"'
+# What libpq and the server say of a connection, as far as it may be repeated: DuckDB's message around it quotes the
 # whole address, with the password.
 REASONS = re.compile(
     "server does not support SSL, but SSL was required"
@@ -29,26 +31,41 @@ REASONS = re.compile(
 )
 
 
-def reason_of(error: Exception) -> str:
+def find_reason(error: Exception) -> str:
     """Return why a connection was refused, without anything secret, to follow a sentence; empty where it is not
     known."""
     reason = REASONS.search(str(error))
     return f": {reason[0]}" if reason else ""
 
 
+def find_extension(name: str, title: str) -> Path:
+    """Return the file of an extension of DuckDB, which comes as a package: a job downloads nothing.
+
+    Raises `UsageError` where the package is missing that destination `title` needs.
+    """
+    package = importlib.util.find_spec(f"duckdb_extension_{name}")
+    if package is None or package.origin is None:
+        raise UsageError(NO_PACKAGES.format(name=title))
+    return Path(package.origin).parent / "extensions" / f"v{duckdb.__version__}" / f"{name}.duckdb_extension"
+
+
 @contextmanager
-def attached(parameters: Mapping[str, str], extension: Path, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open a DuckDB connection that has the server's database attached, as `warehouse`. Raises `duckdb.Error`."""
+def attach_server(parameters: Mapping[str, str], title: str, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open a DuckDB connection that has the server's database attached as `warehouse`.
+
+    Raises `duckdb.Error`, and `UsageError` where the extension is missing that destination `title` needs.
+    """
+    extension = find_extension("postgres_scanner", title)
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute(f"LOAD {quoted(str(extension))}")
-        address = quoted(written(parameters))
+        address = quoted(format_dsn(parameters))
         connection.execute(f"ATTACH {address} AS warehouse ({', '.join(['TYPE postgres', *options])})")
         connection.execute("USE warehouse")
         yield connection
 
 
-def ask(connection: duckdb.DuckDBPyConnection, query: str) -> list[tuple[Any, ...]]:
+def query_server(connection: duckdb.DuckDBPyConnection, query: str) -> list[tuple[Any, ...]]:
     """Return the rows of a query that the attached server answers, in its own SQL. Raises `duckdb.Error`."""
     return connection.execute(f"FROM postgres_query('warehouse', {quoted(query)})").fetchall()
 
@@ -56,7 +73,7 @@ def ask(connection: duckdb.DuckDBPyConnection, query: str) -> list[tuple[Any, ..
 def check_server(connection: duckdb.DuckDBPyConnection, schemas: Sequence[str], title: str) -> None:
     """Check that the server stores every text, takes writes, and lets the job's role have its schemas. Raises
     `UsageError`, which says what to change."""
-    [(role, database, encoding, is_read_only, may_create)] = ask(connection, SERVER)
+    [(role, database, encoding, is_read_only, may_create)] = query_server(connection, SERVER)
     if encoding != "UTF8":
         raise UsageError(
             f"--destination {title}: the encoding of the database {database} is {encoding}, which cannot store every "
@@ -68,7 +85,7 @@ def check_server(connection: duckdb.DuckDBPyConnection, schemas: Sequence[str], 
             "default_transaction_read_only is on). Use the primary's address, or unset it"
         )
     listed = ", ".join(quoted(schema) for schema in schemas)
-    found = dict(ask(connection, MAY_USE_SCHEMAS.format(schemas=listed)))
+    found = dict(query_server(connection, MAY_USE_SCHEMAS.format(schemas=listed)))
     missing = [schema for schema in schemas if schema not in found]
     if missing and not may_create:
         raise UsageError(
@@ -102,34 +119,34 @@ GONE = re.compile(
 )
 
 
-def explain(said: str, title: str) -> str | None:
-    """Return what a server's refusal means and how to fix it; null where that is not known."""
-    denied = DENIED.search(said)
+def explain(message: str, title: str) -> str | None:
+    """Return what a server's message means and how to fix it; null where that is not known."""
+    denied = DENIED.search(message)
     if denied:
         kind, name = denied[1] or denied[3], denied[2] or denied[4]
         how = "grant it what is missing" if denied[1] else "let it be a member of the owner's role"
         return f"{title}: the job's role may not write {kind} {name}; {how}, and run again"
-    if READ_ONLY.search(said):
+    if READ_ONLY.search(message):
         return f"{title}: the server takes no writes; use the primary's address, and run again"
-    if FULL.search(said):
+    if FULL.search(message):
         return f"{title}: the server's disk is full; free some space there, and run again"
-    if TOO_LONG.search(said):
+    if TOO_LONG.search(message):
         return (
             f"{title}: a statement took longer than [sync] statement_timeout_seconds; raise it in "
             "dlt_config/config.toml, and run again"
         )
-    if GONE.search(said):
+    if GONE.search(message):
         return f"{title}: the connection to the server was lost; see that it is up, and run again"
     return None
 
 
-def explain_lock(title: str, parameters: Mapping[str, str], extension: Path, schemas: Sequence[str]) -> str:
+def explain_lock(title: str, parameters: Mapping[str, str], schemas: Sequence[str]) -> str:
     """Name the sessions, other than the job's own, that hold locks in these schemas, and say how to go on."""
     listed = ", ".join(quoted(schema) for schema in schemas)
     query = HOLDERS.format(schemas=listed, application=quoted(parameters["application_name"]))
     found: list[tuple[Any, ...]] = []
-    with suppress(duckdb.Error), attached(parameters, extension, "READ_ONLY") as connection:
-        found = ask(connection, query)
+    with suppress(duckdb.Error), attach_server(parameters, title, "READ_ONLY") as connection:
+        found = query_server(connection, query)
     holders = [
         f"session {pid} (user {user}, application {name or 'unnamed'}, {state or 'state unknown'}"
         f"{f' since {since:%Y-%m-%d %H:%M:%S} UTC' if since else ''}) holds {tables}"

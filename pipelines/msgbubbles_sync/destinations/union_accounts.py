@@ -1,54 +1,177 @@
-"""One table of the tables of all accounts, with the account before every key."""
+"""Show the tables of several accounts together: each with the account before the key.
+
+On a server and in a lake these are views. Next to DuckDB files it is one more file, copied from those that each account
+has published.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import duckdb
+
+from msgbubbles_sync.files import move_damaged, read_json, sync_to_disk, write_privately
 from msgbubbles_sync.sql import named, quoted
 
+from .publish import has_foreign_log, new_copy, read_mark, replace_database
+
+# Schema and name of a table.
 Key = tuple[str, str]
-Columns = Mapping[str, Mapping[Key, Sequence[str]]]
-SHOWN = ("msgbubbles", "marts")
+READER_SCHEMAS = ("msgbubbles", "marts")
 ACCOUNTS = ("msgbubbles", "accounts")
-MADE_AS = ("msgbubbles", "_accounts_made_as")
-# What only the job itself looks at.
+# Tables that only the job looks at.
 OWN_TABLES = re.compile(r"_dlt|_account|privacy$")
+# The schema of what a combined file showed before; no account can have this name.
+BEFORE = "shown before"
+COLUMNS = """SELECT schema_name, table_name, column_name FROM duckdb_columns()
+WHERE database_name = ? ORDER BY schema_name, table_name, column_index"""
+ONE_ACCOUNT = """{where} holds one account, which has no name. To go on with it as account {account}:
+
+  {how}
+
+Or let the accounts have another {other}"""
+MANY_ACCOUNTS = """{where} shows several accounts, and only theirs are loaded: see [accounts.NAME] in
+dlt_config/config.toml, or choose another {other}"""
 
 
-def union_of(
-    columns: Columns, source: Callable[[str, str, str], str], before: Mapping[Key, Sequence[str]] | None = None
-) -> dict[Key, tuple[list[str], str]]:
-    """The tables that show all accounts, by schema and name: their columns, and a query that makes them.
+@dataclass(frozen=True)
+class AccountsTable:
+    """The columns of a table that shows all accounts, and the query that makes it."""
 
-    `columns` has the columns of each account's tables; `source` is how a query names one of them. An account whose
-    tables are of another version has nulls where it lacks a column. Columns that were there `before` stay in their
-    places, because a view can be replaced only by one that begins as it does.
+    columns: list[str]
+    query: str
+
+
+def build_union(
+    columns: Mapping[str, Mapping[Key, Sequence[str]]],
+    source: Callable[[str, str, str], str],
+    before: Mapping[Key, Sequence[str]] | None = None,
+) -> dict[Key, AccountsTable]:
+    """Build the tables that show all accounts.
+
+    An account whose tables are of another version gets nulls for the columns that it lacks.
+
+    Args:
+        columns: The columns of each account's tables.
+        source: Returns how a query names an account's table, from account, schema and name.
+        before: The columns of these tables so far. They keep their positions, because a view can be replaced only by
+            one that starts with the same columns.
     """
-    found = {}
-    tables_of_any = {key for tables in columns.values() for key in tables if key[0] in SHOWN}
-    for schema, table in sorted(key for key in tables_of_any if not OWN_TABLES.match(key[1])):
-        having = {
-            account: tables[schema, table] for account, tables in sorted(columns.items()) if (schema, table) in tables
-        }
-        # By name, an account that has it.
-        had_by = {name: account for account, names in having.items() for name in names}
-        known = [name for name in (before or {}).get((schema, table), ())[1:] if name in had_by]
-        # The widest first: what it has more than others is behind what they have.
-        widest_first = sorted(having.values(), key=len, reverse=True)
-        names = list(dict.fromkeys([*known, *(name for of_one in widest_first for name in of_one)]))
+    tables: dict[Key, AccountsTable] = {}
+    keys = {key for of_account in columns.values() for key in of_account if key[0] in READER_SCHEMAS}
+    for key in sorted(key for key in keys if not OWN_TABLES.match(key[1])):
+        by_account = {account: found[key] for account, found in sorted(columns.items()) if key in found}
+        owner = {name: account for account, names in by_account.items() for name in names}
+        positioned = [name for name in (before or {}).get(key, ())[1:] if name in owner]
+        # The widest table first: what it has in addition comes after what the others have.
+        widest_first = sorted(by_account.values(), key=len, reverse=True)
+        names = list(dict.fromkeys([*positioned, *(name for found in widest_first for name in found)]))
         parts = []
-        for account, has in having.items():
-            # A null of the column's type: a bare one takes its type from what happens to be beside it.
-            taken = [
+        for account, own in by_account.items():
+            # A null of the column's type: a bare NULL would take its type from the other parts of the union.
+            values = [
                 named(name)
-                if name in has
-                else f"(SELECT {named(name)} FROM {source(had_by[name], schema, table)} LIMIT 0) AS {named(name)}"  # noqa: S608
+                if name in own
+                else f"(SELECT {named(name)} FROM {source(owner[name], *key)} LIMIT 0) AS {named(name)}"  # noqa: S608
                 for name in names
             ]
-            parts.append(
-                f"SELECT {quoted(account)} AS account, {', '.join(taken)} FROM {source(account, schema, table)}"  # noqa: S608
-            )
-        found[schema, table] = (["account", *names], " UNION ALL ".join(parts))
+            parts.append(f"SELECT {quoted(account)} AS account, {', '.join(values)} FROM {source(account, *key)}")  # noqa: S608
+        tables[key] = AccountsTable(["account", *names], " UNION ALL ".join(parts))
     accounts = " UNION ALL ".join(f"SELECT {quoted(account)} AS account" for account in sorted(columns))
-    return found | {ACCOUNTS: (["account"], accounts)}
+    return tables | {ACCOUNTS: AccountsTable(["account"], accounts)}
+
+
+def read_columns(connection: duckdb.DuckDBPyConnection, database: str) -> dict[Key, list[str]]:
+    """Return the columns of each table and view of an attached database."""
+    columns: dict[Key, list[str]] = {}
+    for schema, table, column in connection.execute(COLUMNS, [database]).fetchall():
+        columns.setdefault((schema, table), []).append(column)
+    return columns
+
+
+def shows_accounts(database: Path) -> bool | None:
+    """Return whether a file shows several accounts; null where it cannot be read."""
+    try:
+        with duckdb.connect(str(database), read_only=True) as connection:
+            query = "SELECT 1 FROM duckdb_tables() WHERE (schema_name, table_name) = (?, ?)"
+            return connection.execute(query, ACCOUNTS).fetchone() is not None
+    except duckdb.Error:
+        return None
+
+
+def combine(files: Mapping[str, Path], own: str, database: Path, note: Path, options: dict[str, Any]) -> None:
+    """Replace `database` by one that shows all accounts, unless it was made of these versions of the files already.
+
+    An account other than `own` whose file cannot be opened, because another process writes to it or it is damaged,
+    stays as `database` shows it.
+
+    Args:
+        files: The published file of each account.
+        own: The account whose job this is. Raises `duckdb.Error` where its file cannot be opened.
+        database: The file that shows all accounts.
+        note: The file that says what `database` was made of.
+        options: DuckDB's options for the connection.
+    """
+    versions = {account: file.stat().st_mtime_ns for account, file in files.items()}
+    if read_json(note) == [versions, read_mark(database)] and not has_foreign_log(database):
+        return
+    copy = new_copy(database)
+    with duckdb.connect(str(copy), config=options) as connection:
+        connection.execute("SET preserve_insertion_order = false")
+        sources = _attach_accounts(connection, files, own)
+        unreadable = files.keys() - sources.keys()
+        if unreadable and database.exists():
+            connection.execute(f"ATTACH {quoted(str(database))} AS {named(BEFORE)} (READ_ONLY)")
+            shown = connection.execute(f"SELECT account FROM {named(BEFORE)}.{'.'.join(ACCOUNTS)}").fetchall()  # noqa: S608
+            sources |= {account: BEFORE for (account,) in shown if account in unreadable}
+        _copy_accounts(connection, sources)
+    sync_to_disk(copy)
+    replace_database(database, copy)
+    if note.is_dir():
+        move_damaged(note)
+    made_of = {account: version for account, version in versions.items() if account not in unreadable}
+    write_privately(note, json.dumps([made_of, read_mark(database)]))
+
+
+def _attach_accounts(connection: duckdb.DuckDBPyConnection, files: Mapping[str, Path], own: str) -> dict[str, str]:
+    """Attach the file of each account that can be opened, and return the names of the attached databases."""
+    sources = {}
+    for account, file in files.items():
+        if account != own and has_foreign_log(file):
+            continue  # its own job publishes it anew
+        name = f"account {account}"  # a bare name may be one of DuckDB's own
+        try:
+            connection.execute(f"ATTACH {quoted(str(file))} AS {named(name)} (READ_ONLY)")
+        except duckdb.Error:
+            if account == own:
+                raise
+        else:
+            sources[account] = name
+    return sources
+
+
+def _copy_accounts(connection: duckdb.DuckDBPyConnection, sources: Mapping[str, str]) -> None:
+    def source(account: str, schema: str, table: str) -> str:
+        path = f"{named(sources[account])}.{schema}.{named(table)}"
+        if sources[account] == BEFORE:
+            return f"(SELECT * EXCLUDE (account) FROM {path} WHERE account = {quoted(account)}) AS before"  # noqa: S608
+        return path
+
+    columns = {}
+    for account, name in sources.items():
+        columns[account] = read_columns(connection, name)
+        if name == BEFORE:
+            del columns[account][ACCOUNTS]
+            columns[account] = {key: names[1:] for key, names in columns[account].items()}
+    for schema in READER_SCHEMAS:
+        connection.execute(f"CREATE SCHEMA {schema}")
+    for (schema, table), shown in build_union(columns, source).items():
+        connection.execute(f"CREATE TABLE {schema}.{named(table)} AS {shown.query}")
+    for name in set(sources.values()):
+        connection.execute(f"DETACH {named(name)}")
+    connection.execute("CHECKPOINT")

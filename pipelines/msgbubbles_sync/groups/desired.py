@@ -23,7 +23,7 @@ import duckdb
 
 from msgbubbles.handles import fold_handle, handle_of
 from msgbubbles.policy import PSEUDONYM
-from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.sql import named
 from msgbubbles_sync.workspace import Workspace
@@ -166,7 +166,7 @@ def _check_columns(names: Iterable[object], where: str, *, every: bool = False) 
 def _query_rows(query: str, workspace: Workspace) -> list[Row]:
     if not workspace.database.exists():
         raise UsageError(f"{workspace.database} is not there to be asked; run chats.py first")
-    with destination_of(workspace).reading() as database:
+    with build_destination(workspace).open_reader() as database:
         try:
             result = database.execute(query)
             columns = [column[0] for column in result.description or ()]
@@ -183,7 +183,7 @@ def _model_rows(name: str, workspace: Workspace) -> list[Row]:
     schema, _, model = name.rpartition(".")
     if not workspace.database.exists():
         raise UsageError(f"{workspace.database} is not there to be asked for {name}; run chats.py first")
-    with destination_of(workspace).reading() as database:
+    with build_destination(workspace).open_reader() as database:
         found = database.execute(
             "SELECT table_schema FROM information_schema.tables WHERE table_name = ? AND table_schema = coalesce(?, "
             "table_schema) ORDER BY table_schema <> 'marts', table_schema",

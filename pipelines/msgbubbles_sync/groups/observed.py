@@ -16,7 +16,7 @@ from typing import Any
 import duckdb
 
 from msgbubbles.handles import fold_handle, handle_of
-from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.workspace import Workspace
 
 from .ledger import Entry, Ledger, Rendering, Sighting
@@ -190,7 +190,7 @@ def _queries(workspace: Workspace) -> Iterator[Callable[..., list[Any]]]:
     if not workspace.database.exists():
         yield lambda _sql, *_values: []
         return
-    with destination_of(workspace).reading() as database:
+    with build_destination(workspace).open_reader() as database:
 
         def rows(sql: str, *values: Any) -> list[Any]:
             try:

@@ -22,7 +22,7 @@ from msgbubbles.transport import Answer
 from msgbubbles_sync.check_result import CheckResult
 from msgbubbles_sync.dbt import spark
 from msgbubbles_sync.dbt.runner import TransformError, compile_models
-from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import holder_of
 from msgbubbles_sync.run_log import describe_failed_reads
@@ -56,9 +56,9 @@ def check(workspace: Workspace, connect: Callable[[], Client]) -> Iterator[Check
 
 def _destination(workspace: Workspace) -> CheckResult:
     try:
-        destination = destination_of(workspace)
+        destination = build_destination(workspace)
         if destination.exists():
-            with destination.reading():
+            with destination.open_reader():
                 pass
         with TemporaryFile(dir=workspace.folder), TemporaryFile(dir=workspace.file.parent):
             pass

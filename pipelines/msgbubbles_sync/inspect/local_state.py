@@ -13,7 +13,7 @@ import duckdb
 from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.state import checked_state
 from msgbubbles.source.stored import instant
-from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.run_log import COLUMNS, TABLE, Journal
 from msgbubbles_sync.workspace import Workspace
 
@@ -96,11 +96,11 @@ class Known:
 
     @contextmanager
     def _published(self) -> Iterator[duckdb.DuckDBPyConnection | None]:
-        destination = destination_of(self.workspace)
+        destination = build_destination(self.workspace)
         if not destination.exists():
             yield None
             return
-        with destination.reading() as connection:
+        with destination.open_reader() as connection:
             yield connection
 
 

@@ -26,7 +26,7 @@ from msgbubbles.source.failed_reads import TRIES_AFTER_A_FAILURE
 from msgbubbles.source.paginate import BEGINNING_MS, CLOCK_TOLERANCE, DAY_MS, cursor_ms, epoch_ms, iso
 from msgbubbles.source.reconcile import as_listed
 from msgbubbles.source.stored import instant
-from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.destinations import build_destination
 
 from .local_state import Known
 
@@ -362,7 +362,7 @@ def verify(
     """Compare `sample` chats picked at random, or everything where that is null."""
     coverage = {stream: known.coverage(stream) for stream in ("chats", "messages")}
     feed = known.states().get("messages", {}).get("feed") is not False
-    with destination_of(known.workspace).reading() as database:
+    with build_destination(known.workspace).open_reader() as database:
         verifier = Verifier(client, database, coverage, settings, on_page)
         if sample is None:
             verifier.full(feed)

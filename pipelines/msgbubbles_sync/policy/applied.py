@@ -18,7 +18,7 @@ import msgspec
 from msgbubbles.errors import ConfigurationError
 from msgbubbles.policy import FULL, ORDERS, PSEUDONYM, SECTION, Policy, Pseudonyms, policy_of
 from msgbubbles.redact import Redactor
-from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.settings import configuration_folder, from_environment, section
 from msgbubbles_sync.workspace import PIPELINE, Workspace
@@ -76,7 +76,7 @@ def _published(workspace: Workspace) -> str | None:
     """The copy in the published tables, where the job's own files are lost."""
     if workspace.destination != "duckdb" or workspace.work.exists() or not workspace.database.exists():
         return None
-    with destination_of(workspace).reading() as connection:
+    with build_destination(workspace).open_reader() as connection:
         try:
             found = connection.execute(f"SELECT record FROM msgbubbles.{TABLE}").fetchone()  # noqa: S608
         except duckdb.CatalogException:

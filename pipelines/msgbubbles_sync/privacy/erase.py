@@ -28,7 +28,7 @@ from msgbubbles.personal import columns_with
 from msgbubbles.policy import PSEUDONYM, Pseudonyms
 from msgbubbles.redact import Redactor
 from msgbubbles_sync.dbt.runner import Transforms
-from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.groups.ledger import Ledger
@@ -82,7 +82,7 @@ def erase(
             raise UsageError(f"to keep erased people out, {error}") from None
         raise AssertionError
     redactor = redactor_of(workspace)
-    destination_of(workspace).prepare()
+    build_destination(workspace).prepare()
     if workspace.destination == "duckdb" and not workspace.work.exists():
         raise UsageError(f"erase: nothing has landed in {workspace.database}; is that the --database you mean?")
     if not all(one.strip() and (handle_of(one) or PSEUDONYM.fullmatch(one) or "@" not in one) for one in handles):
@@ -125,7 +125,7 @@ def purge(
 
 
 def _own_numbers(workspace: Workspace) -> list[str]:
-    with destination_of(workspace).writing() as connection:
+    with build_destination(workspace).open_writer() as connection:
         try:
             return [row[0] for row in connection.execute("SELECT handle FROM msgbubbles.numbers").fetchall()]
         except duckdb.CatalogException:

@@ -12,7 +12,7 @@ import duckdb
 
 from msgbubbles.policy import Policy
 from msgbubbles_sync.dbt.runner import Transforms
-from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.compaction import compact
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import remove
@@ -39,7 +39,7 @@ def expire(workspace: Workspace, policy: Policy, transforms: Transforms, say: Ca
     if not workspace.work.exists():
         return gone
     now = datetime.now(UTC)
-    with destination_of(workspace).writing() as connection:
+    with build_destination(workspace).open_writer() as connection:
         if policy.text_days:
             gone["texts"] = _drop_texts(connection, now - timedelta(policy.text_days))
         dormant = _dormant(connection, now - timedelta(policy.thread_days)) if policy.thread_days else 0

@@ -15,7 +15,7 @@ import duckdb
 from dlt.common.versioned_state import compress_state, decompress_state
 
 from msgbubbles_sync.dbt.runner import Transforms, forget_build, transform
-from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.compaction import compact
 from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.errors import UsageError
@@ -45,10 +45,10 @@ def rewriting(
     """
     if workspace.destination != "duckdb":
         raise UsageError("this rewrites a DuckDB file; on a server, delete the rows there and let it vacuum its tables")
-    destination = destination_of(workspace)
+    destination = build_destination(workspace)
     destination.prepare()
     _settle(workspace)
-    with destination.writing() as connection:
+    with destination.open_writer() as connection:
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("BEGIN")
         yield connection
@@ -68,8 +68,8 @@ def rewriting(
         say("building the marts")
         transform(workspace, transforms)
         workspace.set_done("transform")
-    with destination.writing() as connection:
-        privacy.store(connection, workspace, destination.landed)
+    with destination.open_writer() as connection:
+        privacy.store(connection, workspace, destination.write_schema)
     say("writing the database anew")
     compact(workspace.work)
     destination.publish()
@@ -109,10 +109,10 @@ def _forget_fingerprints(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def _has_published_marts(workspace: Workspace) -> bool:
-    destination = destination_of(workspace)
+    destination = build_destination(workspace)
     if not destination.exists():
         return False
-    with destination.reading() as published:
+    with destination.open_reader() as published:
         return _has_marts(published)
 
 

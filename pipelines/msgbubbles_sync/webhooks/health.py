@@ -10,7 +10,7 @@ from typing import Any
 import duckdb
 
 from msgbubbles_sync.check_result import CheckResult
-from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.workspace import Workspace
 
@@ -56,11 +56,11 @@ class Times:
 
 def times_of(workspace: Workspace) -> Times:
     """From what readers see: events are loaded before messages are read, so what is there fits together."""
-    destination = destination_of(workspace)
+    destination = build_destination(workspace)
     try:
         if not destination.exists():
             return Times()
-        with destination.reading() as connection:
+        with destination.open_reader() as connection:
             newest = connection.execute(NEWEST).fetchone() or (None, None)
             last = connection.execute(LAST).fetchone() or (None, None)
     except (duckdb.Error, UsageError):

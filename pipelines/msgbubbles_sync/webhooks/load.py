@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import msgspec
 
-from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.workspace import Workspace
 
@@ -77,7 +77,7 @@ def land_events(workspace: Workspace) -> Landed:
     from msgbubbles_sync.policy.applied import redactor_of
 
     redactor = redactor_of(workspace)
-    destination_of(workspace).prepare()
+    build_destination(workspace).prepare()
     if redactor.asks_for_own_numbers:
         redactor.know_own_numbers(_own_numbers(workspace))
     for batch in _batches(finished(spool_of(workspace))):
@@ -111,7 +111,7 @@ def _batches(found: Iterable[Segment]) -> Iterator[list[Segment]]:
 
 
 def _own_numbers(workspace: Workspace) -> list[str]:
-    with destination_of(workspace).writing() as connection:
+    with build_destination(workspace).open_writer() as connection:
         try:
             return [row[0] for row in connection.execute("SELECT handle FROM msgbubbles.numbers").fetchall()]
         except duckdb.CatalogException:
@@ -161,7 +161,7 @@ def _load(workspace: Workspace, events: list[Event], landed: Landed, redacts: bo
     from msgbubbles.source.compare import taken
     from msgbubbles.source.stored import Warehouse
     from msgbubbles_sync.destinations.load import build_pipeline
-    from msgbubbles_sync.destinations.screen import Screen, is_of_data
+    from msgbubbles_sync.destinations.screen import Screen, is_data_error
 
     from .events import COLUMNS, TABLE, first_of_each
     from .updates import changed_messages, messages_table, stored_messages
@@ -177,7 +177,7 @@ def _load(workspace: Workspace, events: list[Event], landed: Landed, redacts: bo
     warehouse = Warehouse(pipeline)
     messages = changed_messages(stored_messages(warehouse, in_order), in_order)
 
-    destination = destination_of(workspace)
+    destination = build_destination(workspace)
     rows = arrow_table(COLUMNS, [(event, event.received_at) for event in in_order])
     changed = messages_table(messages)
 
@@ -200,7 +200,7 @@ def _load(workspace: Workspace, events: list[Event], landed: Landed, redacts: bo
     try:
         load()
     except PipelineStepFailed as failure:
-        if not is_of_data(failure):
+        if not is_data_error(failure):
             raise
         # What was loaded is still in the spool. Without what the destination refuses, it is loaded again.
         pipeline.abort_packages()

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from msgbubbles_sync.cli import accounts
-from msgbubbles_sync.destinations import destination_of
-from msgbubbles_sync.destinations.claims import claim, files_of_accounts
+from msgbubbles_sync.destinations import build_destination
+from msgbubbles_sync.destinations.claims import claim, find_account_files
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.workspace import Workspace
 
@@ -36,7 +36,7 @@ def test_what_several_exit_statuses_come_to(statuses: list[int], comes_to: int) 
 
 def claimed(workspace: Workspace) -> Workspace:
     workspace.make_folders()
-    claim(workspace, destination_of(workspace), sandbox=False, say=print)
+    claim(workspace, build_destination(workspace), sandbox=False, say=print)
     workspace.database.touch()
     return workspace
 
@@ -50,9 +50,9 @@ def test_files_of_accounts_go_by_what_is_there(tmp_path: Path) -> None:
     claimed(Workspace.from_path(tmp_path / "other.duckdb", account="east"))
     (south.folder.parent / "company_broken").mkdir()
     (south.folder.parent / "company_broken" / "account.json").write_text("{")
-    assert files_of_accounts(north) == {"north": north.database, "south": south.database}
+    assert find_account_files(north) == {"north": north.database, "south": south.database}
     south.database.unlink()
-    assert files_of_accounts(north) == {"north": north.database}
+    assert find_account_files(north) == {"north": north.database}
 
 
 def test_a_file_that_is_somebody_elses_is_not_taken_for_an_accounts(tmp_path: Path) -> None:

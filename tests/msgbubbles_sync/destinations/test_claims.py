@@ -10,8 +10,8 @@ import duckdb
 import pytest
 
 from helpers.damage import DAMAGE
-from msgbubbles_sync.destinations import destination_of
-from msgbubbles_sync.destinations.claims import claim, files_of_accounts, store
+from msgbubbles_sync.destinations import build_destination
+from msgbubbles_sync.destinations.claims import claim, find_account_files, store
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import MAX_DAMAGED
 from msgbubbles_sync.workspace import CLAIM, Workspace
@@ -21,16 +21,16 @@ damage = pytest.mark.parametrize("damage", DAMAGE)
 
 def claimed(workspace: Workspace, said: list[str] | None = None, *, sandbox: bool = False) -> Workspace:
     workspace.make_folders()
-    claim(workspace, destination_of(workspace), sandbox=sandbox, say=(said if said is not None else []).append)
+    claim(workspace, build_destination(workspace), sandbox=sandbox, say=(said if said is not None else []).append)
     return workspace
 
 
 def publish(workspace: Workspace, *, with_claim: bool = True) -> None:
-    with destination_of(workspace).writing() as connection:
+    with build_destination(workspace).open_writer() as connection:
         connection.execute("CREATE SCHEMA IF NOT EXISTS msgbubbles")
         if with_claim:
             store(connection, workspace, "msgbubbles")
-    destination_of(workspace).publish()
+    build_destination(workspace).publish()
 
 
 @damage
@@ -90,7 +90,7 @@ def test_warehouse_of_one_account_takes_a_name_but_no_other_account(tmp_path: Pa
     with pytest.raises(UsageError, match="holds the rows of"):
         claimed(north, sandbox=True)
     publish(claimed(north))
-    assert files_of_accounts(north) == {"north": north.database}
+    assert find_account_files(north) == {"north": north.database}
 
 
 def test_account_with_a_damaged_claim_is_still_shown(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_account_with_a_damaged_claim_is_still_shown(tmp_path: Path) -> None:
     for workspace in (*workspaces, other):
         publish(workspace)
         (workspace.folder / CLAIM).write_text("{")
-    assert files_of_accounts(workspaces[0]) == {"north": workspaces[0].database, "south": workspaces[1].database}
+    assert find_account_files(workspaces[0]) == {"north": workspaces[0].database, "south": workspaces[1].database}
 
 
 def test_damaged_files_are_kept_in_small_number(tmp_path: Path) -> None:

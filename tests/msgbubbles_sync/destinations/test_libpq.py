@@ -22,7 +22,7 @@ from helpers import postgres
 from msgbubbles_sync.cli import chats
 from msgbubbles_sync.dbt.manifest_cache import PROJECT
 from msgbubbles_sync.dbt.runner import TransformError, Transforms, transform
-from msgbubbles_sync.destinations import destination_of
+from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.libpq import read_parameters
 from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.destinations.server import explain
@@ -151,7 +151,7 @@ def connect_by_adbc(workspace: Workspace) -> None:
 def connect_by_dbt(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     from dbt.cli.main import dbtRunner
 
-    target, variables = destination_of(workspace).dbt()
+    target, variables = build_destination(workspace).read_dbt_target()
     with monkeypatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
@@ -181,7 +181,7 @@ def test_a_parameter_reaches_the_server_from_every_client(tmp_path: Path, monkey
                 pass
 
         for connect in (
-            destination_of(workspace).exists, connect_by_dlt, partial(connect_by_adbc, workspace),
+            build_destination(workspace).exists, connect_by_dlt, partial(connect_by_adbc, workspace),
             partial(connect_by_dbt, workspace, monkeypatch),
         ):  # fmt: skip
             connect()
@@ -206,7 +206,7 @@ def test_a_parameter_that_cannot_reach_all_clients_is_refused_by_name(
 ) -> None:
     monkeypatch.setenv(URL, f"postgresql://job:{SECRET}@127.0.0.1:9/warehouse?{query}")
     with pytest.raises(UsageError, match=why) as refusal:
-        destination_of(workspace_of(tmp_path)).exists()
+        build_destination(workspace_of(tmp_path)).exists()
     assert SECRET not in str(refusal.value)
     assert "secret-of-the-key" not in str(refusal.value)
 
@@ -255,7 +255,7 @@ def test_a_server_that_cannot_have_the_warehouse_is_refused(tmp_path: Path, monk
             monkeypatch.setenv(URL, url)
             monkeypatch.setenv(CATALOG, url)
             with pytest.raises(UsageError) as refused:
-                destination_of(workspace_of(tmp_path, destination)).prepare()
+                build_destination(workspace_of(tmp_path, destination)).prepare()
             return str(refused.value)
 
         for destination in ("postgres", "ducklake"):
@@ -268,8 +268,8 @@ def test_a_server_that_cannot_have_the_warehouse_is_refused(tmp_path: Path, monk
         assert "GRANT USAGE, CREATE ON SCHEMA" in refusal("guest")
         # The role has its schemas, and needs no privilege on the database.
         monkeypatch.setenv(URL, address.replace("postgres:@", "job:@"))
-        destination_of(workspace_of(tmp_path)).prepare()
-        with destination_of(workspace_of(tmp_path)).writing() as connection:
+        build_destination(workspace_of(tmp_path)).prepare()
+        with build_destination(workspace_of(tmp_path)).open_writer() as connection:
             store(connection, [], "warehouse.msgbubbles")
 
 

@@ -15,8 +15,10 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from msgbubbles_sync.destinations import parquet_files as lake_files
-from msgbubbles_sync.destinations.parquet_files import STAGING, LakeFiles, dlt_destination, one_of_each, tables_in
+from msgbubbles_sync.destinations import parquet_files
+from msgbubbles_sync.destinations.parquet_dlt import build_table_files
+from msgbubbles_sync.destinations.parquet_files import STAGING, ParquetFiles
+from msgbubbles_sync.destinations.parquet_tables import read_tables
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.restore import restore
 from msgbubbles_sync.workspace import Workspace
@@ -33,16 +35,16 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def build(files: Path, tmp_path: Path) -> Callable[..., LakeFiles]:
+def build(files: Path, tmp_path: Path) -> Callable[..., ParquetFiles]:
     """Makes marts that all hold one number, as Spark and dbt would; or fails in the middle."""
     workspace = Workspace.from_path(tmp_path / "company.duckdb", "filesystem")
     workspace.make_folders()
-    destination = LakeFiles(workspace)
+    destination = ParquetFiles(workspace)
     destination.prepare()
     assert files.is_dir()
 
-    def made(number: int, *, fails: bool = False) -> LakeFiles:
-        with suppress(ZeroDivisionError), destination.building() as (landed, build):
+    def made(number: int, *, fails: bool = False) -> ParquetFiles:
+        with suppress(ZeroDivisionError), destination.open_build() as (landed, build):
             assert landed == files / "msgbubbles"
             for folder in (*(build / mart for mart in MARTS), build / STAGING / "thread_messages"):
                 folder.mkdir(parents=True)
@@ -59,7 +61,7 @@ def shown(files: Path) -> dict[str, int]:
         return {name: connection.execute(f"SELECT n FROM marts.{name}").fetchall()[0][0] for (name,) in names}
 
 
-def test_readers_see_the_latest_build_that_came_to_its_end(files: Path, build: Callable[..., LakeFiles]) -> None:
+def test_readers_see_the_latest_build_that_came_to_its_end(files: Path, build: Callable[..., ParquetFiles]) -> None:
     build(1).publish()
     assert shown(files) == {"contact": 1, "thread_activity": 1}
     destination = build(2)
@@ -70,7 +72,7 @@ def test_readers_see_the_latest_build_that_came_to_its_end(files: Path, build: C
     assert not list(files.rglob("thread_messages")), "what nobody reads is gone"
 
 
-def test_a_mart_that_is_held_stays_as_it_was(files: Path, build: Callable[..., LakeFiles]) -> None:
+def test_a_mart_that_is_held_stays_as_it_was(files: Path, build: Callable[..., ParquetFiles]) -> None:
     build(1).publish(["contact"])
     assert shown(files) == {"thread_activity": 1}, "there was none before"
     build(2).publish()
@@ -82,7 +84,7 @@ def test_a_mart_that_is_held_stays_as_it_was(files: Path, build: Callable[..., L
 
 
 def test_what_was_replaced_stays_for_an_hour(
-    files: Path, build: Callable[..., LakeFiles], monkeypatch: pytest.MonkeyPatch
+    files: Path, build: Callable[..., ParquetFiles], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build(1).publish()
     with duckdb.connect(str(files / "warehouse.duckdb"), read_only=True) as reader:
@@ -91,14 +93,14 @@ def test_what_was_replaced_stays_for_an_hour(
         assert reader.execute("SELECT n FROM marts.contact").fetchall() == [(1,)]
     assert len(list((files / "marts").iterdir())) == 3
     (files / "marts" / "of a job that was killed").mkdir()
-    monkeypatch.setattr(lake_files, "KEPT_SECONDS", 0)
+    monkeypatch.setattr(parquet_files, "REPLACED_FILES_SECONDS", 0)
     build(4).publish()
     [left] = (files / "marts").iterdir()
     assert json.loads((files / ".msgbubbles" / "_.json").read_text())["marts"] == dict.fromkeys(MARTS, left.name)
     assert shown(files) == {"contact": 4, "thread_activity": 4}
 
 
-def test_files_are_for_those_whom_the_folder_is_for(files: Path, build: Callable[..., LakeFiles]) -> None:
+def test_files_are_for_those_whom_the_folder_is_for(files: Path, build: Callable[..., ParquetFiles]) -> None:
     before = os.umask(0o077)
     try:
         build(1).publish()
@@ -119,7 +121,7 @@ def test_files_are_for_those_whom_the_folder_is_for(files: Path, build: Callable
 def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dlt.Pipeline:
     monkeypatch.setenv("NORMALIZE__PARQUET_NORMALIZER__ADD_DLT_LOAD_ID", "true")
     monkeypatch.setenv("RUNTIME__LOG_LEVEL", "CRITICAL")
-    destination = dlt_destination(tmp_path / "lake")
+    destination = build_table_files(tmp_path / "lake")
     return dlt.pipeline("some", destination=destination, dataset_name="some", pipelines_dir=str(tmp_path / "dlt"))
 
 
@@ -146,8 +148,7 @@ def found(pipeline: dlt.Pipeline) -> tuple[list[Any], list[Any]]:
     with pipeline.sql_client() as client, client.execute_query("SELECT id, value FROM things") as cursor:
         by_job = sorted(tuple(row) for row in cursor.fetchall())
     folder = Path(pipeline.sql_client().remote_client.dataset_path)  # type: ignore[attr-defined]
-    [table] = [table for table in tables_in(folder) if table.name == "things"]
-    query = one_of_each(table, [f"{folder / 'things'}/*.parquet"])
+    query = read_tables(folder)["things"].build_query([f"{folder / 'things'}/*.parquet"])
     with duckdb.connect() as connection:
         return by_job, sorted(connection.execute(f"SELECT id, value FROM ({query})").fetchall())
 
@@ -174,7 +175,7 @@ def test_a_table_without_rows_has_its_columns(pipeline: dlt.Pipeline) -> None:
 
 def test_the_state_of_earlier_runs_is_of_the_same_destination(tmp_path: Path) -> None:
     # dlt warns in every run where the names differ. This one is on users' disks: no rename changes it.
-    assert dlt_destination(tmp_path).destination_type == "warehouse." + "lake_dlt.TableFiles"
+    assert build_table_files(tmp_path).destination_type == "warehouse." + "lake_dlt.TableFiles"
 
 
 def delta_folder(files: Path, workspace: Workspace) -> None:
@@ -195,7 +196,7 @@ def test_delta_tables_are_moved_aside_and_read_again(files: Path, tmp_path: Path
     workspace = Workspace.from_path(tmp_path / "company.duckdb", "filesystem")
     workspace.make_folders()
     delta_folder(files, workspace)
-    destination = LakeFiles(workspace)
+    destination = ParquetFiles(workspace)
     with pytest.raises(UsageError, match=r"holds Delta tables of an older release.* Run chats\.py"):
         destination.prepare()
     said: list[str] = []
@@ -225,6 +226,6 @@ def test_delta_in_the_configuration_is_refused_before_anything_is_moved(
     said: list[str] = []
     restore(workspace, said.append)
     with pytest.raises(UsageError, match=r'\[sync\] table_format: "delta" is no longer supported\. Remove the key'):
-        LakeFiles(workspace).prepare()
+        ParquetFiles(workspace).prepare()
     assert said == []
     assert (files / "msgbubbles" / "chats" / "_delta_log").is_dir()

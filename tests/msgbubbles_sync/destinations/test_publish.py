@@ -14,10 +14,11 @@ from tempfile import TemporaryDirectory
 import duckdb
 import pytest
 
-from msgbubbles_sync.destinations import DuckDBFile, destination_of
+from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.claims import claim
-from msgbubbles_sync.destinations.combined import combine
+from msgbubbles_sync.destinations.duckdb_file import DuckDBFile
 from msgbubbles_sync.destinations.publish import publish
+from msgbubbles_sync.destinations.union_accounts import combine
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.workspace import Workspace
 
@@ -93,7 +94,7 @@ def test_writer_across_a_publish_changes_no_row_for_readers(
 ) -> None:
     workspace = work_of(Workspace.from_path(tmp_path / "company.duckdb", account=account))
     if account:
-        claim(workspace, destination_of(workspace), sandbox=False, say=print)
+        claim(workspace, build_destination(workspace), sandbox=False, say=print)
     destination = DuckDBFile(workspace)
     destination.publish()
     shown = workspace.combined
@@ -204,7 +205,7 @@ def test_publish_writes_through_a_symbolic_link(
     leftover.write_text("rows")
     workspace = work_of(Workspace.from_path(shown, account=account))
     if account:
-        claim(workspace, destination_of(workspace), sandbox=False, say=print)
+        claim(workspace, build_destination(workspace), sandbox=False, say=print)
     for first in (0, 5):
         work_of(workspace, first)
         DuckDBFile(workspace).publish()

@@ -9,8 +9,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from msgbubbles_sync.destinations.combined import combine
-from msgbubbles_sync.destinations.union_accounts import union_of
+from msgbubbles_sync.destinations.union_accounts import build_union, combine
 from msgbubbles_sync.sql import named
 
 WIDE = "CREATE SCHEMA msgbubbles; CREATE TABLE msgbubbles.chats AS SELECT 'c1' AS id, 'a' AS title, 7::BIGINT AS seen"
@@ -75,9 +74,9 @@ def test_columns_stay_in_their_places() -> None:
     key = ("msgbubbles", "chats")
     before = {key: ["account", "id", "title", "gone"]}
     columns = {"north": {key: ["id", "new", "title"]}, "south": {key: ["newer", "title", "id", "new"]}}
-    names, query = union_of(columns, lambda account, *_: account, before)[key]
-    assert names == ["account", "id", "title", "newer", "new"]
-    assert query == (
+    table = build_union(columns, lambda account, *_: account, before)[key]
+    assert table.columns == ["account", "id", "title", "newer", "new"]
+    assert table.query == (
         """SELECT 'north' AS account, "id", "title", (SELECT "newer" FROM south LIMIT 0) AS "newer", "new" """
         """FROM north UNION ALL SELECT 'south' AS account, "id", "title", "newer", "new" FROM south"""
     )
@@ -143,7 +142,8 @@ def test_an_account_whose_file_cannot_be_opened_stays_as_it_was(
 
 def test_a_name_is_quoted() -> None:
     key = ("msgbubbles", 'a "table"')
-    _, query = union_of({"north": {key: ['a "column"']}}, lambda _account, _schema, table: named(table))[key]
+    columns = {"north": {key: ['a "column"']}}
+    query = build_union(columns, lambda _account, _schema, table: named(table))[key].query
     with duckdb.connect() as connection:
         connection.execute('CREATE TABLE "a ""table""" AS SELECT 1 AS "a ""column"""')
         assert connection.execute(query).fetchall() == [("north", 1)]

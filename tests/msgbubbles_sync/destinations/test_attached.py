@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from helpers import postgres
-from msgbubbles_sync.destinations import Shared, destination_of
+from msgbubbles_sync.destinations import build_destination
+from msgbubbles_sync.destinations.attached import Attached
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.workspace import Workspace
 
-Of = Callable[..., Shared]
+Of = Callable[..., Attached]
 
 
 @pytest.fixture(params=["postgres", "ducklake"])
@@ -25,32 +26,32 @@ def of(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__CATALOG", address)
         monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__BUCKET_URL", str(tmp_path / "lake"))
 
-        def make(account: str | None) -> Shared:
+        def make(account: str | None) -> Attached:
             workspace = Workspace.from_path(tmp_path / f"company.{request.param}", request.param, account)
             workspace.make_folders()
-            found = destination_of(workspace)
-            assert isinstance(found, Shared)
+            found = build_destination(workspace)
+            assert isinstance(found, Attached)
             return found
 
         yield make
 
 
-def land(of: Shared, *statements: str) -> None:
-    with of.writing() as connection:
-        for statement in (f"CREATE SCHEMA IF NOT EXISTS {of.landed}", *statements):
-            connection.execute(statement.replace("@", f"{of.landed}."))
+def land(of: Attached, *statements: str) -> None:
+    with of.open_writer() as connection:
+        for statement in (f"CREATE SCHEMA IF NOT EXISTS {of.write_schema}", *statements):
+            connection.execute(statement.replace("@", f"{of.write_schema}."))
 
 
-def begun(of: Of, account: str) -> Shared:
+def begun(of: Of, account: str) -> Attached:
     found = of(account)
     found.prepare()
     land(found, f"CREATE TABLE @chats AS SELECT '{account}' || 1 AS id")
     return found
 
 
-def shown(of: Shared, table: str = "chats") -> list[Any]:
+def shown(of: Attached, table: str = "chats") -> list[Any]:
     """As somebody sees it who knows nothing of accounts."""
-    with of._attached("READ_ONLY") as connection:
+    with of._attach("READ_ONLY") as connection:
         return sorted(connection.execute(f"FROM msgbubbles.{table}").fetchall())
 
 
@@ -59,7 +60,7 @@ def test_a_table_or_a_column_that_one_has_later_is_shown(of: Of) -> None:
     for one in (north, south):
         one.publish()
     assert shown(north) == [("north", "north1"), ("south", "south1")]
-    with north.reading() as connection:
+    with north.open_reader() as connection:
         assert connection.execute("FROM msgbubbles.chats").fetchall() == [("north1",)]
     more = ("CREATE TABLE @later AS SELECT 1 AS id", "ALTER TABLE @chats ADD COLUMN more VARCHAR")
     for one, both in ((south, False), (north, True)):
@@ -67,7 +68,7 @@ def test_a_table_or_a_column_that_one_has_later_is_shown(of: Of) -> None:
         one.publish()
         assert shown(one) == [("north", "north1", "more" if both else None), ("south", "south1", "more")]
         assert shown(one, "later") == [("north", 1)] * both + [("south", 1)]
-    with north.writing() as connection:
+    with north.open_writer() as connection:
         connection.execute(f"DROP SCHEMA warehouse.{south.dataset} CASCADE")
     north.publish()
     assert (shown(north), shown(north, "accounts")) == ([("north", "north1", "more")], [("north",)])
@@ -75,7 +76,7 @@ def test_a_table_or_a_column_that_one_has_later_is_shown(of: Of) -> None:
 
 def test_who_writes_what_is_out_of_date_by_then_looks_again(of: Of, monkeypatch: pytest.MonkeyPatch) -> None:
     north, south = begun(of, "north"), of("south")
-    show = north._show
+    show = north._replace_views
     overtaken: list[bool] = []
 
     def show_late(connection: Any, views: Any) -> None:
@@ -84,7 +85,7 @@ def test_who_writes_what_is_out_of_date_by_then_looks_again(of: Of, monkeypatch:
             begun(of, "south").publish()
         show(connection, views)
 
-    monkeypatch.setattr(north, "_show", show_late)
+    monkeypatch.setattr(north, "_replace_views", show_late)
     north.publish()
     assert shown(north) == [("north", "north1"), ("south", "south1")]
     assert shown(south, "accounts") == [("north",), ("south",)]

@@ -1,0 +1,166 @@
+"""Tables that DuckDB attaches: on a PostgreSQL server, or in a lake.
+
+Nothing is published: readers see each table as soon as it is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
+
+import duckdb
+from tenacity import TryAgain, retry, retry_if_exception, stop_after_attempt, wait_random
+
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.settings import ACCOUNT_NAME
+from msgbubbles_sync.sql import named, quoted
+from msgbubbles_sync.workspace import DATASET, Workspace
+
+from .union_accounts import ACCOUNTS, MANY_ACCOUNTS, ONE_ACCOUNT, Key, build_union, read_columns
+
+# A view with a digest of the queries of the views of all accounts.
+VIEWS_DIGEST = ("msgbubbles", "_accounts_made_as")
+SCHEMA = re.compile(rf"((?:{ACCOUNT_NAME.pattern}_)?)(msgbubbles|marts|staging)")
+
+
+class Attached(ABC):
+    """Implement what `Destination` asks of a server and of a lake alike."""
+
+    title: str
+    file_format: Literal["parquet", "csv"] = "parquet"
+    # What to choose another of, where this one is taken; and how to give the schemas an account's name.
+    _another: str
+    _rename: str
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self.prefix = workspace.prefix
+        self.dataset = f"{self.prefix}{DATASET}"
+        self.write_schema = f"warehouse.{self.dataset}"
+
+    @abstractmethod
+    def _attach(self, *options: str) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        """Open a connection that has the tables attached as `warehouse`, with these options of ATTACH."""
+
+    @abstractmethod
+    def explain(self, message: str) -> str | None:
+        """See `Destination`."""
+
+    @abstractmethod
+    def _replace_views(self, connection: duckdb.DuckDBPyConnection, views: Mapping[Key, str]) -> None:
+        """Create or replace views, given as queries: all or none."""
+
+    def exists(self) -> bool:
+        with self._attach("READ_ONLY") as connection:
+            return self.dataset in _schemas(connection)
+
+    def open_reader(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        return self._open_account("READ_ONLY")
+
+    def open_writer(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        return self._open_account()
+
+    @contextmanager
+    def _open_account(self, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Open a connection in which an account's schemas have the names that those of an only account have."""
+        with self._attach(*options) as connection:
+            if self.prefix:
+                connection.execute("BEGIN")  # the job may be creating and dropping tables meanwhile
+                for schema, table in _columns_by_prefix(connection).get(self.prefix, {}):
+                    connection.execute(f"CREATE SCHEMA IF NOT EXISTS memory.{schema}")
+                    connection.execute(
+                        f"CREATE VIEW memory.{schema}.{named(table)} AS "
+                        f"FROM warehouse.{self.prefix}{schema}.{named(table)}"
+                    )
+                connection.execute("COMMIT")
+                connection.execute("USE memory")
+            yield connection
+
+    def open_build(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def keep_open(self, _pipeline: Any) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def prepare(self) -> None:
+        with self._attach() as connection:
+            tables = _columns_by_prefix(connection).get("", {})
+            if self.dataset not in _schemas(connection):
+                self._workspace.forget_loads()
+        shows_accounts = ACCOUNTS in tables
+        if self.prefix and tables and not shows_accounts:
+            account, how = self._workspace.account, self._rename.format(prefix=self.prefix)
+            raise UsageError(ONE_ACCOUNT.format(where=self.title, account=account, how=how, other=self._another))
+        if not self.prefix and shows_accounts:
+            raise UsageError(MANY_ACCOUNTS.format(where=self.title, other=self._another))
+
+    def publish(self, _held_marts: Sequence[str] = ()) -> int | None:
+        if self.prefix:
+            self._update_views()
+        return None
+
+    # The jobs of other accounts do the same, perhaps at the same time, and some of it excludes the others.
+    @retry(
+        retry=retry_if_exception(lambda error: isinstance(error, TryAgain) or _is_passing(error)),
+        stop=stop_after_attempt(20), wait=wait_random(0, 1), reraise=True,
+    )  # fmt: skip
+    def _update_views(self) -> None:
+        """Create a view of all accounts for each table that they have.
+
+        Another job may have replaced the views meanwhile by some that lack this account's tables, so look again until
+        nothing is left to do.
+        """
+        for _ in range(2):
+            with self._attach() as connection:
+                views = self._find_outdated_views(connection)
+                if not views:
+                    return
+                self._replace_views(connection, views)
+        raise TryAgain
+
+    def _find_outdated_views(self, connection: duckdb.DuckDBPyConnection) -> dict[Key, str]:
+        """Return the queries of all views, or of none where all of them are up to date."""
+        columns = _columns_by_prefix(connection)
+        shown = columns.pop("", {})
+        accounts = {prefix.removesuffix("_"): tables for prefix, tables in columns.items()}
+        union = build_union(accounts, lambda account, schema, table: f"{account}_{schema}.{named(table)}", shown)
+        # A database rewrites the query of a view, so a digest tells whether it has changed.
+        text = repr(sorted((key, (table.columns, table.query)) for key, table in union.items()))
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        stored: list[tuple[str]] = []
+        if VIEWS_DIGEST in shown:
+            stored = connection.execute(f"SELECT digest FROM warehouse.{'.'.join(VIEWS_DIGEST)}").fetchall()  # noqa: S608
+        if stored == [(digest,)] and all(shown.get(key) == table.columns for key, table in union.items()):
+            return {}
+        return {key: table.query for key, table in union.items()} | {VIEWS_DIGEST: f"SELECT {quoted(digest)} AS digest"}
+
+    def is_older_than(self, minutes: float) -> bool:
+        # The record of a run costs a row there, not a new file.
+        return minutes >= 0
+
+
+def _is_passing(error: BaseException) -> bool:
+    """Return whether the database may accept soon what it refused. A lock has been waited for long enough."""
+    return isinstance(error, duckdb.Error) and "lock timeout" not in str(error)
+
+
+def _schemas(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    rows = connection.execute("SELECT schema_name FROM duckdb_schemas() WHERE database_name = 'warehouse'").fetchall()
+    return {name for (name,) in rows}
+
+
+def _columns_by_prefix(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[Key, list[str]]]:
+    """Return the columns of the tables that readers look at, by the prefix of the account's schemas.
+
+    The tables of all accounts together, or of the only one, have no prefix.
+    """
+    found: dict[str, dict[Key, list[str]]] = {}
+    for (schema, table), names in read_columns(connection, "warehouse").items():
+        if match := SCHEMA.fullmatch(schema):
+            found.setdefault(match[1], {})[match[2], table] = names
+    # dlt's own schema has a name that looks like one of an account's.
+    return {prefix: tables for prefix, tables in found.items() if any(schema == DATASET for schema, _ in tables)}

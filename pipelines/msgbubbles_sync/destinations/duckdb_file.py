@@ -1,0 +1,151 @@
+"""Tables in a DuckDB file: the job writes to one next to the file that readers open, and then replaces that."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import duckdb
+from filelock import FileLock
+
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.files import read_json, write_privately
+from msgbubbles_sync.settings import setting_of_sync
+from msgbubbles_sync.workspace import DATASET, Workspace
+
+from .claims import find_account_files
+from .compaction import compact_if_wasteful
+from .publish import clone, has_foreign_log, is_damaged, publish, read_mark
+from .union_accounts import MANY_ACCOUNTS, ONE_ACCOUNT, combine, shows_accounts
+
+# What the file that shows all accounts was made of.
+COMBINED_NOTE = "combined.json"
+NO_LIMIT = '[sync] memory_limit is a size like "512MB", or "none"; correct dlt_config/config.toml'
+
+
+class DuckDBFile:
+    """Implement `Destination` with a DuckDB file."""
+
+    prefix = ""
+    dataset = write_schema = DATASET
+    file_format: Literal["parquet", "csv"] = "parquet"
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self.title = str(workspace.database)
+        # The mark of the file that was published last.
+        self._published_mark = workspace.folder / "published.json"
+
+    def build_dlt_destination(self) -> Any:
+        # Importing dlt reads its configuration: `Workspace.configure_dlt` comes first.
+        import dlt
+        from dlt.destinations.impl.duckdb.configuration import DuckDbCredentials
+
+        return dlt.destinations.duckdb(DuckDbCredentials(str(self._workspace.work), global_config=self.options()))
+
+    def read_dbt_target(self) -> tuple[str, dict[str, str]]:
+        return "duckdb", {"MSGBUBBLES_DUCKDB_PATH": str(self._workspace.work)}
+
+    def exists(self) -> bool:
+        return self._workspace.database.exists()
+
+    @contextmanager
+    def open_reader(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        try:
+            connection = duckdb.connect(self.title, read_only=True)
+        except duckdb.Error as error:
+            raise UsageError(f"{self.title} cannot be read as a DuckDB database ({type(error).__name__})") from None
+        with connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            yield connection
+
+    @contextmanager
+    def open_writer(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        with duckdb.connect(str(self._workspace.work), config=self.options()) as connection:
+            yield connection
+
+    def open_build(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def keep_open(self, pipeline: Any) -> AbstractContextManager[Any]:
+        # Each job of a load opens the file, and whoever closes it last writes every change to the disk.
+        client: AbstractContextManager[Any] = pipeline.sql_client()
+        return client
+
+    def prepare(self) -> None:
+        workspace, work = self._workspace, self._workspace.work
+        self._check_accounts()
+        if workspace.account is not None:
+            # The database of a warehouse of one account, which has been given a name.
+            for end in (".wal", ""):
+                with suppress(FileNotFoundError):
+                    unnamed = workspace.folder / f"{workspace.combined.name}{end}"
+                    unnamed.rename(workspace.folder / f"{work.name}{end}")
+        if work.exists():
+            return
+        workspace.forget_loads()  # they are of rows that are lost
+        if self.exists() and not is_damaged(workspace.database, self.options()):
+            # A kill in the middle must not leave half a file under the name that counts.
+            copy = work.with_suffix(".copying")
+            clone(workspace.database, copy)
+            copy.replace(work)
+
+    def _check_accounts(self) -> None:
+        """Refuse to mix an account that has a name with one that has none. Raises `UsageError`."""
+        account, combined, database = self._workspace.account, self._workspace.combined, self._workspace.database
+        if account is not None and combined.exists() and shows_accounts(combined) is False:
+            how = f"mv {combined} {database}"
+            raise UsageError(ONE_ACCOUNT.format(where=combined, account=account, how=how, other="--database"))
+        if self.exists() and shows_accounts(database):
+            raise UsageError(MANY_ACCOUNTS.format(where=self.title, other="--database"))
+
+    def publish(self, held_marts: Sequence[str] = ()) -> int | None:
+        workspace = self._workspace
+        compact_if_wasteful(workspace.work, workspace.folder / "compacted", self.options())
+        size = publish(workspace.work, workspace.database, held_marts)
+        write_privately(self._published_mark, json.dumps(read_mark(workspace.database)))
+        if workspace.account is not None:
+            combined = Workspace.from_path(workspace.combined)
+            combined.make_folders()
+            with FileLock(combined.folder / "combine.lock"):
+                files = find_account_files(workspace)
+                note = combined.folder / COMBINED_NOTE
+                combine(files, workspace.account, combined.database, note, self.options())
+        return size
+
+    def is_older_than(self, minutes: float) -> bool:
+        if not (self.exists() and self._is_as_published()):
+            return True
+        return time.time() - self._workspace.database.stat().st_mtime > minutes * 60
+
+    def _is_as_published(self) -> bool:
+        """Return whether nobody has written to the files that readers open, or replaced them."""
+        workspace = self._workspace
+        marks: dict[Path, Any] = {workspace.database: read_json(self._published_mark)}
+        if workspace.account is not None:
+            note = read_json(Workspace.from_path(workspace.combined).folder / COMBINED_NOTE)
+            marks[workspace.combined] = note[-1] if isinstance(note, list) and note else None
+        # An older version, which wrote no marks, may have published last.
+        return all(
+            not has_foreign_log(file) and (mark is None or mark == read_mark(file)) for file, mark in marks.items()
+        )
+
+    def options(self) -> dict[str, Any]:
+        """Return DuckDB's options for every connection to the file that is written.
+
+        Two connections with different options cannot be open at once. Raises `UsageError`.
+        """
+        limit = str(setting_of_sync("memory_limit", "none"))
+        if limit == "none":
+            return {}
+        if not re.fullmatch(r"\d+(\.\d+)?[KMGT]i?B", limit):
+            raise UsageError(NO_LIMIT)
+        return {"memory_limit": limit}
+
+    def explain(self, _message: str) -> str | None:
+        return None

@@ -1,0 +1,159 @@
+"""Tables in a lake: Parquet files in a folder that many machines see, and a catalog of them on a PostgreSQL server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, wait_random
+
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.files import set_umask_like
+from msgbubbles_sync.sql import named, quoted
+
+from .attached import Attached
+from .libpq import build_environment, format_dsn
+from .server import (
+    LOCKED,
+    attach_server,
+    check_server,
+    explain,
+    explain_lock,
+    find_extension,
+    find_reason,
+    query_server,
+)
+from .union_accounts import Key
+
+if TYPE_CHECKING:
+    from dlt.destinations.impl.ducklake.configuration import DuckLakeCredentials
+
+NO_LAKE = """--destination ducklake: {why}; say in dlt_config/secrets.toml where its catalog and its files are:
+
+  [destination.ducklake.credentials]
+  catalog = "postgresql://user:password@host:5432/database"
+  storage = {{ bucket_url = "/shared/folder" }}"""
+
+
+class DuckLake(Attached):
+    """Implement `Destination` with a lake, in which nobody waits for anybody."""
+
+    title = "ducklake"
+    _another = "ducklake_name"
+    _rename = "copy its schemas to {prefix}msgbubbles and so on, and drop them: DuckLake cannot rename any"
+
+    def build_dlt_destination(self) -> Any:
+        # Importing dlt reads its configuration: `Workspace.configure_dlt` comes first.
+        import dlt
+
+        lake = self._read_credentials()
+        lake.global_config = {"extension_directory": str(self._link_extensions())}
+        return dlt.destinations.ducklake(lake)
+
+    def _read_credentials(self) -> DuckLakeCredentials:
+        from .ducklake_dlt import read_credentials  # see above
+
+        return read_credentials()
+
+    def read_dbt_target(self) -> tuple[str, dict[str, str]]:
+        lake = self._read_credentials()
+        parameters = dict(lake.catalog.query or {})
+        # These have no environment variable of libpq's.
+        address = {name: parameters.pop(name) for name in ("dbname", "keepalives_idle") if name in parameters}
+        return "ducklake", {
+            "MSGBUBBLES_LAKE": lake.ducklake_name,
+            # libpq takes the rest from the environment, so that no message of dbt can quote it.
+            "MSGBUBBLES_LAKE_CATALOG": f"ducklake:postgres:{format_dsn(address)}",
+            "MSGBUBBLES_LAKE_FILES": lake.storage.bucket_url,
+            "MSGBUBBLES_EXTENSIONS": str(self._link_extensions()),
+            **build_environment(parameters),
+        }
+
+    @contextmanager
+    def _attach(self, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
+        lake = self._read_credentials()
+        address = quoted(f"ducklake:postgres:{format_dsn(lake.catalog.query or {})}")
+        where = f"DATA_PATH {quoted(lake.storage.bucket_url)}, METADATA_SCHEMA {quoted(lake.ducklake_name)}"
+        with duckdb.connect(config={"extension_directory": str(self._link_extensions())}) as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            try:
+                # Two jobs may be the first at once, and only one of them creates the lake. An unreachable server is
+                # reported at once.
+                for attempt in Retrying(
+                    retry=retry_if_not_exception_type(duckdb.IOException),
+                    stop=stop_after_attempt(10), wait=wait_random(0, 0.5), reraise=True,
+                ):  # fmt: skip
+                    with attempt:
+                        connection.execute(f"ATTACH {address} AS warehouse ({', '.join([where, *options])})")
+            except duckdb.Error as error:
+                raise UsageError(
+                    NO_LAKE.format(why=f"it cannot be opened ({type(error).__name__}){find_reason(error)}")
+                ) from None
+            connection.execute("USE warehouse")
+            yield connection
+
+    @contextmanager
+    def _attach_catalog(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Open a connection that has the database of the catalog attached as `warehouse`."""
+        try:
+            with attach_server(self._read_credentials().catalog.query or {}, self.title) as connection:
+                yield connection
+        except duckdb.Error as error:
+            raise UsageError(
+                NO_LAKE.format(why=f"its catalog cannot be opened ({type(error).__name__}){find_reason(error)}")
+            ) from None
+
+    def exists(self) -> bool:
+        # A lake that does not exist yet cannot be opened read-only.
+        table = quoted(f"{self._read_credentials().ducklake_name}.ducklake_metadata")
+        with self._attach_catalog() as connection:
+            is_made = query_server(connection, f"SELECT to_regclass({table}) IS NOT NULL") == [(True,)]
+        return is_made and super().exists()
+
+    def prepare(self) -> None:
+        lake = self._read_credentials()
+        with self._attach_catalog() as connection:
+            check_server(connection, [lake.ducklake_name], self.title)
+        with suppress(FileNotFoundError):  # created by the first writer, or not on a disk
+            set_umask_like(Path(lake.storage.bucket_url.removeprefix("file://")))
+        super().prepare()
+        with self._attach() as connection:
+            # dbt starts in this schema.
+            connection.execute(f"CREATE SCHEMA IF NOT EXISTS warehouse.{self.prefix}staging")
+
+    def _replace_views(self, connection: duckdb.DuckDBPyConnection, views: Mapping[Key, str]) -> None:
+        connection.execute("BEGIN")
+        try:
+            for schema in sorted({schema for schema, _ in views}):
+                connection.execute(f"CREATE SCHEMA IF NOT EXISTS warehouse.{schema}")
+            for (schema, table), query in views.items():
+                connection.execute(f"CREATE OR REPLACE VIEW warehouse.{schema}.{named(table)} AS {query}")
+            connection.execute("COMMIT")
+        except duckdb.Error:
+            with suppress(duckdb.Error):
+                connection.execute("ROLLBACK")
+            raise
+
+    def explain(self, message: str) -> str | None:
+        if LOCKED.search(message):
+            lake = self._read_credentials()
+            return explain_lock(self.title, lake.catalog.query or {}, [lake.ducklake_name])
+        return explain(message, self.title)
+
+    def _link_extensions(self) -> Path:
+        """Return a folder from which DuckDB loads the extensions that an ATTACH names."""
+        with duckdb.connect() as connection:
+            (platform,) = connection.execute("PRAGMA platform").fetchone() or ("",)
+        top = self._workspace.folder / "extensions"
+        folder = top / f"v{duckdb.__version__}" / platform
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in ("ducklake", "postgres_scanner"):
+            extension = find_extension(name, self.title)
+            link = folder / extension.name
+            if not link.exists():
+                link.unlink(missing_ok=True)
+                link.symlink_to(extension)
+        return top

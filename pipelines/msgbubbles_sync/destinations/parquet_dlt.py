@@ -1,0 +1,62 @@
+"""Build dlt's destination for Parquet files, which writes down their keys and queries only the rows that count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dlt.common.schema.utils import get_columns_names_with_prop
+from dlt.destinations import filesystem
+from dlt.destinations.impl.filesystem.filesystem import FilesystemClient
+from dlt.destinations.impl.filesystem.sql_client import FilesystemSqlClient
+
+from .parquet_tables import TABLES, Table, read_described_tables, write_json
+
+
+class TableFiles(filesystem):
+    """Parquet files with their keys."""
+
+    @property
+    def destination_type(self) -> str:
+        return "warehouse.lake_dlt.TableFiles"  # as it is in the state of earlier runs
+
+    @property
+    def client_class(self) -> type[FilesystemClient]:
+        return _Client
+
+
+class _Client(FilesystemClient):
+    def __init__(self, schema: Any, config: Any, capabilities: Any) -> None:
+        super().__init__(schema, config, capabilities)
+        self._sql_client = _SqlClient(self, self.dataset_name)
+
+    def update_stored_schema(self, *args: Any, **kwargs: Any) -> Any:
+        """Write down the key of each table before there are rows."""
+        update = super().update_stored_schema(*args, **kwargs)
+        folder = Path(self.dataset_path)
+        before = read_described_tables(folder)
+        after = before | {table["name"]: _table_from_schema(table) for table in self.schema.data_tables()}
+        if after != before:
+            write_json(folder / TABLES, after)
+        return update
+
+
+class _SqlClient(FilesystemSqlClient):
+    def create_view_select(self, table_schema: Any, schema: Any = None) -> tuple[str, str] | None:
+        select = super().create_view_select(table_schema, schema)
+        if select is None or self.remote_client.is_dlt_table(table_schema["name"]):
+            return select
+        return select[0], select[1] + _table_from_schema(table_schema).qualify
+
+
+def _table_from_schema(schema: Any) -> Table:
+    return Table(
+        tuple(get_columns_names_with_prop(schema, "primary_key")),
+        has_fetched_at="_fetched_at" in schema["columns"],
+        first_stays=schema.get("x-merge-strategy") == "insert-only",
+    )
+
+
+def build_table_files(folder: Path) -> TableFiles:
+    """Return dlt's destination for this folder."""
+    return TableFiles(str(folder), kwargs={"auto_mkdir": True})

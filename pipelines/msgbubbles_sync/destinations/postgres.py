@@ -1,0 +1,83 @@
+"""Tables in a database on a PostgreSQL server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import duckdb
+
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.sql import named, quoted
+
+from .attached import Attached
+from .libpq import build_environment, read_parameters
+from .server import LOCKED, attach_server, check_server, explain, explain_lock, find_reason
+from .union_accounts import READER_SCHEMAS, Key
+
+NO_SERVER = """--destination postgres: the server cannot be reached ({why}){reason}; set its address in
+dlt_config/secrets.toml, [destination.postgres] credentials = "postgresql://user:password@host:5432/database",
+or as DESTINATION__POSTGRES__CREDENTIALS"""
+# Replaced in place, so that what others have built on the view stays. Only one with other columns has to be dropped.
+REPLACE_VIEW = """DO $view$ BEGIN
+    CREATE OR REPLACE VIEW {view} AS {query};
+EXCEPTION WHEN invalid_table_definition THEN
+    DROP VIEW {view} CASCADE;
+    CREATE VIEW {view} AS {query};
+END $view$"""
+
+
+class Postgres(Attached):
+    """Implement `Destination` with a database on a server."""
+
+    title = "postgres"
+    # ADBC cannot copy JSON from Parquet into columns that other loads have created.
+    file_format: Literal["parquet", "csv"] = "csv"
+    _another = "database on the server"
+    _rename = "rename the schemas msgbubbles, msgbubbles_staging, staging and marts to {prefix}msgbubbles and so on"
+
+    def build_dlt_destination(self) -> Any:
+        # Importing dlt reads its configuration: `Workspace.configure_dlt` comes first.
+        from .postgres_dlt import build_postgres
+
+        return build_postgres(self._read_parameters())
+
+    def read_dbt_target(self) -> tuple[str, dict[str, str]]:
+        return "postgres", build_environment(self._read_parameters())
+
+    @contextmanager
+    def _attach(self, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
+        with ExitStack() as stack:
+            try:
+                connection = stack.enter_context(attach_server(self._read_parameters(), self.title, *options))
+            except duckdb.Error as error:
+                raise UsageError(NO_SERVER.format(why=type(error).__name__, reason=find_reason(error))) from None
+            yield connection
+
+    def prepare(self) -> None:
+        with self._attach() as connection:
+            check_server(connection, self._schemas, self.title)
+        super().prepare()
+
+    @property
+    def _schemas(self) -> list[str]:
+        own = [self.dataset, f"{self.dataset}_staging", f"{self.prefix}staging", f"{self.prefix}marts"]
+        return [*own, *(READER_SCHEMAS if self.prefix else ())]
+
+    def explain(self, message: str) -> str | None:
+        if LOCKED.search(message):
+            return explain_lock(self.title, self._read_parameters(), self._schemas)
+        return explain(message, self.title)
+
+    def _replace_views(self, connection: duckdb.DuckDBPyConnection, views: Mapping[Key, str]) -> None:
+        statements = ["BEGIN", "SELECT pg_advisory_xact_lock(hashtext('msgbubbles accounts'))"]
+        statements += [f"CREATE SCHEMA IF NOT EXISTS {schema}" for schema in sorted({schema for schema, _ in views})]
+        statements += [REPLACE_VIEW.format(view=f"{key[0]}.{named(key[1])}", query=views[key]) for key in sorted(views)]
+        connection.execute(f"CALL postgres_execute('warehouse', {quoted('; '.join([*statements, 'COMMIT']))})")
+
+    def _read_parameters(self) -> dict[str, str]:
+        parameters = read_parameters("destination.postgres.credentials")
+        if parameters is None:
+            raise UsageError(NO_SERVER.format(why="no usable credentials", reason=""))
+        return parameters
