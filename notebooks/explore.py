@@ -34,7 +34,7 @@ with app.setup(hide_code=True):
         "marts.thread_activity_hours",
         "msgbubbles.stream_coverage",
         "msgbubbles.sync_runs",
-        "staging.thread_messages",
+        "staging.int_thread_messages",
     )
 
     # Readable on white and on black.
@@ -419,7 +419,7 @@ def _(number, query):
                     WHEN reply_seconds < 7 * 86400 THEN '1–7 days'
                     ELSE '> 7 days'
                 END AS took
-            FROM staging.thread_messages
+            FROM staging.int_thread_messages
             WHERE reply_seconds IS NOT NULL AND ($number IS NULL OR from_handle = $number)
         )
         SELECT side, took, count(*) AS replies, count(*) / sum(count(*)) OVER (PARTITION BY side) AS share
@@ -436,7 +436,7 @@ def _(number, query):
             count(*) AS replies,
             quantile_cont(reply_seconds, 0.5) AS median_seconds,
             quantile_cont(reply_seconds, 0.9) AS p90_seconds
-        FROM staging.thread_messages
+        FROM staging.int_thread_messages
         WHERE reply_seconds IS NOT NULL AND ($number IS NULL OR from_handle = $number)
         GROUP BY side
         ORDER BY side DESC

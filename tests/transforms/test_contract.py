@@ -38,9 +38,9 @@ MODELS = {
         "unbuilt_loads",
         "changed_messages",
         "chats_to_build",
-        "thread_messages",
-        "thread_measures",
-        "typing_spells",
+        "int_thread_messages",
+        "int_thread_measures",
+        "int_typing_spells",
     },
     "marts": {
         "thread_activity",
@@ -186,7 +186,7 @@ def test_the_readme_draws_what_is_there(documentation: Documentation) -> None:
 
 def test_the_readme_lists_each_mart_with_its_grain(documentation: Documentation) -> None:
     listed = dict(re.findall(r"^\| `(?:marts|staging)\.(\w+)` \| (.*?) \|", README, flags=re.MULTILINE))
-    assert listed.keys() == MODELS["marts"] | {"thread_messages"}
+    assert listed.keys() == MODELS["marts"] | {"int_thread_messages"}
     grains = {name: documentation.models[name]["description"].partition("Grain is one row ")[2] for name in listed}
     assert {name: grains[name].startswith(grain) for name, grain in listed.items()} == dict.fromkeys(listed, True)
 
@@ -230,10 +230,10 @@ def test_the_data_tests_pass_on_sound_rows_and_find_each_fault(filled: Any) -> N
         "insert into msgbubbles.attachments (id, message_id, _dlt_load_id) values ('a', 'm', '1'), ('b', 'gone', '1')",
         "insert into msgbubbles.messages (id, conversation_id, direction, status, channel, _dlt_load_id) values"
         " ('m', 'g', 'up', 'lost', 'fax', '1'), ('dangling', 'gone', null, null, null, '1')",
-        "insert into staging.thread_messages by name (select 'gone' as chat_id)",
-        "insert into staging.thread_messages by name (from staging.thread_messages)",
-        "insert into staging.thread_measures by name (from staging.thread_measures)",
-        "update staging.thread_measures set waiting_on = 'godot', first_side = 'godot', messages_inbound = 9,"
+        "insert into staging.int_thread_messages by name (select 'gone' as chat_id)",
+        "insert into staging.int_thread_messages by name (from staging.int_thread_messages)",
+        "insert into staging.int_thread_measures by name (from staging.int_thread_measures)",
+        "update staging.int_thread_measures set waiting_on = 'godot', first_side = 'godot', messages_inbound = 9,"
         " messages_outbound = 2, messages_failed = 9, messages_delivered = 9, first_message_at = latest_message_at + interval 1 second,"
         " longest_gap_seconds = -1",
         "insert into marts.thread_activity_daily by name (from marts.thread_activity_daily)",
@@ -264,9 +264,9 @@ def test_the_data_tests_pass_on_sound_rows_and_find_each_fault(filled: Any) -> N
         "insert into msgbubbles.chat_titles values ('gone', 'T', null, now(), '1')",
         "insert into msgbubbles.webhook_events from msgbubbles.webhook_events",
         "insert into msgbubbles.webhook_events by name (select 'gone' as chat_id, '1' as _dlt_load_id)",
-        "insert into staging.typing_spells by name (select 'gone' as chat_id)",
-        "update staging.typing_spells set spell_number = 1, last_typing_at = started_at - interval 1 second",
-        "insert into staging.typing_spells from staging.typing_spells",
+        "insert into staging.int_typing_spells by name (select 'gone' as chat_id)",
+        "update staging.int_typing_spells set spell_number = 1, last_typing_at = started_at - interval 1 second",
+        "insert into staging.int_typing_spells from staging.int_typing_spells",
         "insert into marts.chat_title_history from marts.chat_title_history",
         "insert into marts.chat_title_history by name (select 'gone' as chat_id)",
         "update marts.chat_title_history set title = 'other', valid_from = first_seen_at + interval 1 second,"

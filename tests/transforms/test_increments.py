@@ -51,7 +51,7 @@ def test_only_chats_with_something_new_are_written(warehouse: Any, at: Any) -> N
     warehouse.transform()
     warehouse.execute(
         "update marts.chat_title_history set title = 'as it was'",
-        "update staging.thread_measures set main_channel = 'as it was'",
+        "update staging.int_thread_measures set main_channel = 'as it was'",
         "update marts.group_membership set evidence_all = 'same'",
     )
     message = {"id": "m", "conversation_id": "busy", "cursor_at": at(1), "direction": "outbound"}
@@ -181,7 +181,7 @@ def test_models_that_fail_keep_their_rows_and_catch_up(warehouse: Any, at: Any) 
     before = held(warehouse)
     warehouse.load("2", messages=[message | {"conversation_id": "b"}])
     warehouse.execute("alter table staging.built_loads rename column load_id to renamed")  # the last hook fails
-    for model in ("thread_messages", "thread_activity_daily"):
+    for model in ("int_thread_messages", "thread_activity_daily"):
         assert not warehouse.dbt("run", "--select", model).success
         assert held(warehouse) == before
     warehouse.execute("alter table staging.built_loads rename column renamed to load_id")

@@ -15,6 +15,12 @@
         from_handle varchar,
         day date not null
     );
+    {#- What these models were called before: they hold the same personal data. #}
+    {%- for old in ['thread_measures', 'thread_messages', 'typing_spells'] %}
+    drop table if exists {{ in_staging(old) }} cascade;
+    delete from {{ in_staging('built_loads') }} where mart = '{{ old }}';
+    delete from {{ in_staging('days_to_build') }} where mart = '{{ old }}';
+    {%- endfor %}
 {% endmacro %}
 
 {# The model holds the rows of all finished loads, and has built what it had to. #}
@@ -28,8 +34,8 @@
     {%- endif %}
 {% endmacro %}
 
-{# Before thread_messages is written: set aside the rows of the chats that it will write again, which are those with new
-   rows and those that a message has left. They are deleted here, because a chat without messages any more writes none
+{# Before int_thread_messages is written: set aside the rows of the chats that it will write again, which are those with
+   new rows and those that a message has left. They are deleted here, because a chat without messages any more writes none
    that would replace them. #}
 {% macro set_messages_aside() %}
     {% if is_incremental() %}
@@ -38,7 +44,7 @@
     select *
     from {{ this }}
     where chat_id in (
-        select chat_id from {{ ref('chats_to_build') }} where mart = 'thread_messages'
+        select chat_id from {{ ref('chats_to_build') }} where mart = 'int_thread_messages'
         union
         select built.chat_id
         from {{ this }} as built
@@ -48,9 +54,9 @@
     {% endif %}
 {% endmacro %}
 
-{# The chats that thread_messages writes again. #}
+{# The chats that int_thread_messages writes again. #}
 {% macro chats_of_messages() %}
-    select chat_id from {{ ref('chats_to_build') }} where mart = 'thread_messages'
+    select chat_id from {{ ref('chats_to_build') }} where mart = 'int_thread_messages'
     union
     select chat_id from messages_before
 {%- endmacro %}
@@ -62,7 +68,7 @@
     is_delivered, is_read, attachment_count, starts_thread, starts_turn, reply_seconds, fetched_at
 {%- endmacro %}
 
-{# After thread_messages is written: the days of each chat on which a message is another than before. #}
+{# After int_thread_messages is written: the days of each chat on which a message is another than before. #}
 {% macro note_days_to_build() %}{{ return(adapter.dispatch('note_days_to_build')()) }}{% endmacro %}
 {% macro spark__note_days_to_build() %}{% endmacro %}
 {% macro default__note_days_to_build() %}
@@ -92,7 +98,7 @@
         {%- endif %}
     ) as changed
     cross join (
-        values ('thread_measures'), ('thread_activity_daily'), ('thread_activity_hours'),
-            ('number_activity_daily'), ('group_membership'), ('typing_spells')
+        values ('int_thread_measures'), ('thread_activity_daily'), ('thread_activity_hours'),
+            ('number_activity_daily'), ('group_membership'), ('int_typing_spells')
     ) as marts (mart)
 {% endmacro %}

@@ -14,7 +14,7 @@ counted as (
     select 'thread_activity_hours', coalesce(sum(messages_total), 0) from {{ ref('thread_activity_hours') }}
     union all
     select 'number_activity_daily', coalesce(sum(messages_total), 0) + (
-        select count(*) from {{ ref('thread_messages') }} where from_handle is null
+        select count(*) from {{ ref('int_thread_messages') }} where from_handle is null
     )
     from {{ ref('number_activity_daily') }}
 )

@@ -46,7 +46,7 @@ def build(files: Path, tmp_path: Path) -> Callable[..., ParquetFiles]:
     def made(number: int, *, fails: bool = False) -> ParquetFiles:
         with suppress(ZeroDivisionError), destination.open_build() as (landed, build):
             assert landed == files / "msgbubbles"
-            for folder in (*(build / mart for mart in MARTS), build / STAGING / "thread_messages"):
+            for folder in (*(build / mart for mart in MARTS), build / STAGING / "int_thread_messages"):
                 folder.mkdir(parents=True)
                 duckdb.sql(f"COPY (SELECT {number} AS n) TO '{folder}/part-0.parquet' (FORMAT parquet)")
             assert 1 / (not fails)
@@ -69,7 +69,7 @@ def test_readers_see_the_latest_build_that_came_to_its_end(files: Path, build: C
     build(3, fails=True)
     destination.publish()
     assert shown(files) == {"contact": 2, "thread_activity": 2}
-    assert not list(files.rglob("thread_messages")), "what nobody reads is gone"
+    assert not list(files.rglob("int_thread_messages")), "what nobody reads is gone"
 
 
 def test_a_mart_that_is_held_stays_as_it_was(files: Path, build: Callable[..., ParquetFiles]) -> None:

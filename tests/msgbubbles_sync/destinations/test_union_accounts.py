@@ -18,7 +18,7 @@ OTHER = "CREATE SCHEMA msgbubbles; CREATE TABLE msgbubbles.chats AS SELECT 'c1' 
 MARTS = "CREATE SCHEMA marts; CREATE TABLE marts.contact AS SELECT '+1' AS handle"
 HIDDEN = (
     "CREATE TABLE msgbubbles._dlt_loads AS SELECT 1 AS a; CREATE TABLE msgbubbles.privacy AS SELECT 1 AS a; "
-    "CREATE SCHEMA staging; CREATE TABLE staging.thread_messages AS SELECT 1 AS a"
+    "CREATE SCHEMA staging; CREATE TABLE staging.int_thread_messages AS SELECT 1 AS a"
 )
 
 

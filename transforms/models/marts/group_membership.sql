@@ -31,7 +31,7 @@ groups_to_build as (
 
 messages as (
     select chat_id, {{ folded_handle('sender') }} as handle, sender as spelling, direction, message_at
-    from {{ ref('thread_messages') }}
+    from {{ ref('int_thread_messages') }}
     where chat_id in (select chat_id from groups_to_build)
 ),
 

@@ -11,7 +11,7 @@ with days as (
     from {{ source('bookkeeping', 'days_to_build') }}
     where mart = 'number_activity_daily' and from_handle is not null
     {%- else -%}
-    select distinct from_handle, day from {{ ref('thread_messages') }} where from_handle is not null
+    select distinct from_handle, day from {{ ref('int_thread_messages') }} where from_handle is not null
     {%- endif %}
 ),
 
@@ -33,7 +33,7 @@ daily as (
             as our_p90_reply_seconds,
         {{ percentile_of(0.5, "case when messages.side = 'them' then messages.reply_seconds end") }}
             as their_median_reply_seconds
-    from {{ ref('thread_messages') }} as messages
+    from {{ ref('int_thread_messages') }} as messages
     inner join days on days.from_handle = messages.from_handle and days.day = messages.day
     group by messages.from_handle, messages.day
 )

@@ -24,7 +24,7 @@ recent as (
 
 typing as (
     select chat_id, max(last_typing_at) as last_typing_at
-    from {{ ref('typing_spells') }}
+    from {{ ref('int_typing_spells') }}
     group by chat_id
 ),
 
@@ -98,7 +98,7 @@ threads as (
         typing.last_typing_at
     from {{ ref('stg_chats') }} as chats
     cross join coverage
-    left join {{ ref('thread_measures') }} as measures on measures.chat_id = chats.chat_id
+    left join {{ ref('int_thread_measures') }} as measures on measures.chat_id = chats.chat_id
     left join recent on recent.chat_id = chats.chat_id
     left join typing on typing.chat_id = chats.chat_id
     left join {{ ref('stg_failed_reads') }} as failed on failed.kind = 'thread' and failed.unit_id = chats.chat_id

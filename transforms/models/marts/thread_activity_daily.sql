@@ -9,7 +9,7 @@ with days as (
     {% if is_incremental() -%}
     select distinct chat_id, day from {{ source('bookkeeping', 'days_to_build') }} where mart = 'thread_activity_daily'
     {%- else -%}
-    select distinct chat_id, day from {{ ref('thread_messages') }}
+    select distinct chat_id, day from {{ ref('int_thread_messages') }}
     {%- endif %}
 ),
 
@@ -26,7 +26,7 @@ daily as (
         count(distinct sender) as distinct_senders,
         min(message_at) as first_message_at,
         max(message_at) as latest_message_at
-    from {{ ref('thread_messages') }}
+    from {{ ref('int_thread_messages') }}
     {%- if is_incremental() %}
     where chat_id in (select chat_id from days)
     {%- endif %}

@@ -6,7 +6,7 @@ with chats as (
     {% if is_incremental() -%}
     select distinct chat_id from {{ source('bookkeeping', 'days_to_build') }} where mart = 'thread_activity_hours'
     {%- else -%}
-    select distinct chat_id from {{ ref('thread_messages') }}
+    select distinct chat_id from {{ ref('int_thread_messages') }}
     {%- endif %}
 ),
 
@@ -18,7 +18,7 @@ hours as (
         count(*) as messages_total,
         count(case when direction = 'inbound' then 1 end) as messages_inbound,
         count(case when direction = 'outbound' then 1 end) as messages_outbound
-    from {{ ref('thread_messages') }}
+    from {{ ref('int_thread_messages') }}
     {%- if is_incremental() %}
     where chat_id in (select chat_id from chats)
     {%- endif %}

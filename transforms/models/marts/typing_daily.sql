@@ -10,5 +10,5 @@ select
     count(*) - count(sent_at) as spells_unsent,
     min(started_at) as first_started_at,
     max(last_typing_at) as last_typing_at
-from {{ ref('typing_spells') }}
+from {{ ref('int_typing_spells') }}
 group by chat_id, day

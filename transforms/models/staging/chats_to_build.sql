@@ -3,14 +3,14 @@
 {{ config(materialized='table') }}
 
 with touched as (
-    select 'thread_messages' as mart, chat_id from {{ ref('changed_messages') }}
+    select 'int_thread_messages' as mart, chat_id from {{ ref('changed_messages') }}
 
     union all
 
     select unbuilt_loads.mart, chats.chat_id
     from {{ ref('stg_chats') }} as chats
     inner join {{ ref('unbuilt_loads') }} as unbuilt_loads on unbuilt_loads.load_id = chats.load_id
-    where unbuilt_loads.mart in ('thread_messages', 'thread_measures', 'group_membership', 'typing_spells')
+    where unbuilt_loads.mart in ('int_thread_messages', 'int_thread_measures', 'group_membership', 'int_typing_spells')
 
     union all
 
@@ -38,7 +38,7 @@ with touched as (
     select unbuilt_loads.mart, events.chat_id
     from {{ ref('stg_webhook_events') }} as events
     inner join {{ ref('unbuilt_loads') }} as unbuilt_loads on unbuilt_loads.load_id = events.load_id
-    where unbuilt_loads.mart = 'typing_spells' and events.event_type = 'conversation.typing'
+    where unbuilt_loads.mart = 'int_typing_spells' and events.event_type = 'conversation.typing'
 )
 
 select distinct mart, chat_id

@@ -4,11 +4,11 @@
 select marts.mart, loads.load_id
 from (
     values -- a mart that is not here never changes
-        ('thread_messages'),
-        ('thread_measures'),
+        ('int_thread_messages'),
+        ('int_thread_measures'),
         ('group_membership'),
         ('chat_title_history'),
-        ('typing_spells')
+        ('int_typing_spells')
 ) as marts (mart)
 cross join {{ ref('loads') }} as loads
 left join {{ source('bookkeeping', 'built_loads') }} as built

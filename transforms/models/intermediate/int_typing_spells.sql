@@ -8,8 +8,8 @@ with chats as (
     from {{ ref('stg_chats') }}
     where
     {%- if is_incremental() %}
-        chat_id in (select chat_id from {{ ref('chats_to_build') }} where mart = 'typing_spells')
-        or chat_id in (select chat_id from {{ source('bookkeeping', 'days_to_build') }} where mart = 'typing_spells')
+        chat_id in (select chat_id from {{ ref('chats_to_build') }} where mart = 'int_typing_spells')
+        or chat_id in (select chat_id from {{ source('bookkeeping', 'days_to_build') }} where mart = 'int_typing_spells')
     {%- else %}
         chat_id in (select chat_id from {{ ref('stg_webhook_events') }} where event_type = 'conversation.typing')
     {%- endif %}
@@ -31,7 +31,7 @@ moments as (
     select chat_id, id, happened_at, 'typing' as kind from typing
     union all
     select chat_id, message_id, message_at, 'wrote'
-    from {{ ref('thread_messages') }}
+    from {{ ref('int_thread_messages') }}
     where direction = 'inbound' and chat_id in (select chat_id from typing)
 ),
 

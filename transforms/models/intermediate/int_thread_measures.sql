@@ -4,13 +4,13 @@ with chats as (
     select chat_id from {{ ref('stg_chats') }}
     {%- if is_incremental() %}
     where
-        chat_id in (select chat_id from {{ ref('chats_to_build') }} where mart = 'thread_measures')
-        or chat_id in (select chat_id from {{ source('bookkeeping', 'days_to_build') }} where mart = 'thread_measures')
+        chat_id in (select chat_id from {{ ref('chats_to_build') }} where mart = 'int_thread_measures')
+        or chat_id in (select chat_id from {{ source('bookkeeping', 'days_to_build') }} where mart = 'int_thread_measures')
     {%- endif %}
 ),
 
 messages as (
-    select * from {{ ref('thread_messages') }}
+    select * from {{ ref('int_thread_messages') }}
     {%- if is_incremental() %}
     where chat_id in (select chat_id from chats)
     {%- endif %}
