@@ -23,6 +23,7 @@ test: .venv/ready
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	PYTHONPATH=pipelines .venv/bin/lint-imports --no-logo --no-cache
 	$(PY) -m pytest
 
 test-spark: .venv/spark
