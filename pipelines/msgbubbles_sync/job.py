@@ -24,8 +24,8 @@ from msgbubbles.errors import Interrupted, MsgBubblesError
 from msgbubbles.source import msgbubbles_source
 from msgbubbles.source import reconcile as repairs
 from msgbubbles.source.config import Settings
-from msgbubbles.source.failed_reads import FailedRead, all_failed_reads
 from msgbubbles.source.run import Repair, Run
+from msgbubbles.source.state import FailedRead
 from msgbubbles.source.stored import Warehouse
 from msgbubbles_sync.dbt.runner import Transforms, Verdict, check_tools, is_outdated, transform, verdict
 from msgbubbles_sync.destinations import claims
@@ -163,7 +163,7 @@ def repair(
 
 
 def _note_failed_reads(workspace: Workspace, run: Run, pipeline: dlt.Pipeline, report: Report) -> None:
-    report.failed_reads = all_failed_reads(resource_states(pipeline))
+    report.failed_reads = resource_states(pipeline).failed_reads
     if run.failed_reads_changed:
         # The marts are not complete where it says so; and they are built before the rest is written.
         workspace.set_pending("transform", "publish")
@@ -236,7 +236,7 @@ def _repair(
     if run.settings is None:
         return
     states = resource_states(pipeline)
-    if not (workspace.is_pending("repair") or states.get("chats", {}).get("threads") or run.repair):
+    if not (workspace.is_pending("repair") or states.chats.threads or run.repair):
         return
     run.repair = planned(pipeline, run.settings)
     if run.repair is not None:

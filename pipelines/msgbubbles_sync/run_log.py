@@ -19,7 +19,7 @@ import duckdb
 from msgbubbles.handles import handle_of
 
 if TYPE_CHECKING:
-    from msgbubbles.source.failed_reads import FailedRead
+    from msgbubbles.source.state import FailedRead
 
 TABLE = "sync_runs"
 FAILED_READS = "failed_reads"

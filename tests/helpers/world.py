@@ -28,6 +28,7 @@ from msgbubbles.source.buffer import COLUMNS, Landing
 from msgbubbles.source.config import Settings
 from msgbubbles.source.paginate import epoch_ms
 from msgbubbles.source.run import Run
+from msgbubbles.source.state import States
 from msgbubbles.source.streams import read_chats, read_messages, read_numbers, read_stream
 from msgbubbles.transport import Clock, Transport
 from msgbubbles_sync.sandbox import Account, Knobs, NewMessage
@@ -255,7 +256,7 @@ class World:
             else:
                 raise AssertionError("the slices of a run do not come to an end")
             if run.error is None and run.halt is None:
-                run.repair = repairs.planned(self.store, self.store.states, self.settings)  # type: ignore[arg-type]
+                run.repair = repairs.planned(self.store, States.from_resources(self.store.states), self.settings)  # type: ignore[arg-type]
                 if run.repair:
                     self._slice(run)
         except Killed:

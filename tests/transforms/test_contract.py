@@ -16,7 +16,7 @@ import duckdb
 import pytest
 
 from helpers.diagram import entity_diagram
-from msgbubbles.source.failed_reads import FailedRead
+from msgbubbles.source.state import FailedRead
 from msgbubbles_sync.run_log import COLUMNS, FAILED_READS_COLUMNS, store_failed_reads
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from msgbubbles.source.failed_reads import FailedRead
+from msgbubbles.source.state import FailedRead
 from msgbubbles_sync.run_log import store_failed_reads
 from msgbubbles_sync.workspace import Workspace
 from msgbubbles_sync.dbt.runner import Transforms, _Dbt

@@ -263,8 +263,7 @@ def missing(job: Job) -> dict[str, list[tuple[int, int]]]:
     place = Place.of(job.database)
     place.configure_dlt()
     states = Known(place).states()
-    covered = {"messages": states["messages"]["by_feed"]["covered"], "chats": states["chats"]["covered"]}
-    return {name: Coverage(map(tuple, pieces)).gaps(BEGINNING_MS) for name, pieces in covered.items()}
+    return {name: Coverage(states.of_list(name).covered).gaps(BEGINNING_MS) for name in ("messages", "chats")}
 
 
 def forget_endpoints(account: Account) -> None:

@@ -26,7 +26,6 @@ from .buffer import Landing
 from .config import REFRESH_CHATS, REFRESH_MESSAGES, check_number, settings_of
 from .fetch import MOST_WALKS
 from .run import Run
-from .state import STATE_VERSION, checked_state
 from .stored import Warehouse
 from .streams import Read, read_chats, read_messages, read_numbers, read_stream
 
@@ -73,8 +72,6 @@ def msgbubbles_source(
 
     def resource(read: Read, *tables: str) -> Any:
         def read_it() -> Iterator[Any]:
-            state = checked_state(dlt.current.resource_state())
-            state["version"] = STATE_VERSION
             run.warehouse = run.warehouse or Warehouse.of_current_pipeline()
             budget = RequestBudget.of_key(api_key, requests_per_minute, budget_dir) if requests_per_minute else None
             transport = Transport(
@@ -94,7 +91,7 @@ def msgbubbles_source(
                 run.warehouse.connected() if run.warehouse else nullcontext(),
             ):
                 landing = Landing(tables, run.warehouse, run.changes)
-                yield from read_stream(read, client, landing, state, settings, run)
+                yield from read_stream(read, client, landing, dlt.current.resource_state(), settings, run)
 
         return dlt.resource(read_it, name=tables[0])
 

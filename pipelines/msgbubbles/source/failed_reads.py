@@ -7,52 +7,26 @@ key, no connection, a rate limit that does not reset, a stop.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from msgbubbles.client import Client
 from msgbubbles.errors import ApiError, is_of_unit
 
-from .coverage import DAY_MS
 from .paginate import epoch_ms
+from .state import FailedRead, Kind, ResourceState
 
 if TYPE_CHECKING:
-    from .run import Run, State
+    from .run import Run
 
-Kind = Literal["numbers", "feed", "page", "thread", "chat", "participants"]
-
-KEY = "failed_reads"
-# A fault that passes by itself has passed by one of these tries, which the next runs make.
-TRIES_WITHOUT_WAIT = 3
-FIRST_WAIT_MS = 5 * 60 * 1000
 # Requests for a unit that failed before, or that follows one that has just failed.
 TRIES_AFTER_A_FAILURE = 2
 # After so many failures in a row, the API shows once that it still answers, or the stream ends.
 FAILURES_BEFORE_PROBE = 10
-
-
-@dataclass(frozen=True)
-class FailedRead:
-    """One unit that failed whenever it was tried since `since_ms`. Times are milliseconds since 1970, by this machine's
-    clock. `from_ms`: the time from which rows of the unit are missing, null where it has no time. `http_status` and
-    `error_code` are of the last answer, null where there was none."""
-
-    kind: Kind
-    id: str
-    since_ms: int
-    last_tried_ms: int
-    tries: int
-    http_status: int | None = None
-    error_code: str | None = None
-    from_ms: int | None = None
-
-    @property
-    def next_try_ms(self) -> int:
-        """The earliest time of the next try: at once at first, then after twice as long each time, up to a day."""
-        waits = self.tries - TRIES_WITHOUT_WAIT
-        return self.last_tried_ms + (0 if waits < 0 else min(FIRST_WAIT_MS << min(waits, 16), DAY_MS))
 
 
 @dataclass
@@ -65,11 +39,11 @@ class Attempt:
 class FailedReads:
     """The failed reads in a resource's state, for one run."""
 
-    def __init__(self, state: State, run: Run, client: Client) -> None:
+    def __init__(self, state: ResourceState, run: Run, client: Client) -> None:
         self._state = state
         self._run = run
         self._client = client
-        self._entries = {(entry.kind, entry.id): entry for entry in failed_reads_of(state)}
+        self._entries = {(entry.kind, entry.id): entry for entry in state.failed_reads}
 
     def missing_from(self, kind: Kind, unit_id: str) -> int | None:
         """The time from which rows of a failed unit are missing; null where it has not failed."""
@@ -82,7 +56,7 @@ class FailedReads:
         if entry is None:
             return False
         if from_ms is not None and entry.from_ms is not None and from_ms < entry.from_ms:
-            self._save(FailedRead(**asdict(entry) | {"from_ms": from_ms}))
+            self._save(msgspec.structs.replace(entry, from_ms=from_ms))
         return (kind, unit_id) in self._run.failed_now or entry.next_try_ms > epoch_ms(self._run.clock.now())
 
     def all(self, kind: Kind) -> list[FailedRead]:
@@ -153,16 +127,5 @@ class FailedReads:
         self._write()
 
     def _write(self) -> None:
-        self._state[KEY] = [asdict(entry) for entry in self._entries.values()]
+        self._state.failed_reads = list(self._entries.values())
         self._run.failed_reads_changed = True
-
-
-def all_failed_reads(states: Mapping[str, State]) -> list[FailedRead]:
-    """The failed reads of all resources, by kind and id; what failed in two of them counts once."""
-    found = {(one.kind, one.id): one for state in states.values() for one in failed_reads_of(state)}
-    return [found[key] for key in sorted(found)]
-
-
-def failed_reads_of(state: State) -> list[FailedRead]:
-    """The failed reads that a resource's state holds."""
-    return [FailedRead(**entry) for entry in state.get(KEY, ())]

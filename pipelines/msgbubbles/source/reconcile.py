@@ -3,7 +3,7 @@ instants that hold more messages than a page."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -18,9 +18,10 @@ from msgbubbles.models import NOTHING, Chat, Message, Page
 from .buffer import Landing
 from .config import Settings
 from .coverage import DAY_MS, Coverage
-from .failed_reads import FailedReads, failed_reads_of
+from .failed_reads import FailedReads
 from .paginate import Overflow, walk
-from .run import Repair, Run, State, known_overflows, save_overflows
+from .run import Repair, Run, known_overflows, save_overflows
+from .state import ChatsState, ListState, OverflowProgress, States
 from .stored import Warehouse, instant
 
 # A chat that so many sweeps did not show is asked for by id.
@@ -52,71 +53,65 @@ class _Allowance:
             raise _Spent
 
 
-def planned(warehouse: Warehouse, states: Mapping[str, Any], settings: Settings) -> Repair | None:
-    """What finished loads show to be missing; null where it is nothing. `states` are those of the resources.
+def planned(warehouse: Warehouse, states: States, settings: Settings) -> Repair | None:
+    """Return what finished loads show to be missing; null where it is nothing.
 
     A message names its chat, and a chat the instant of its newest message: either tells of the other.
     """
-    chats, messages = states.get("chats", {}), states.get("messages", {})
-    by_feed = messages.get("feed") is True
-    of_messages = messages.get("by_feed" if by_feed else "by_thread", {})
-    chats_covered, messages_covered = _coverage(chats), _coverage(of_messages)
+    chats, of_messages, by_feed = states.chats, states.messages.in_use, states.messages.feed is True
+    chats_covered, messages_covered = Coverage(chats.covered), Coverage(of_messages.covered)
     # A chat that has not been read yet is not missing. An empty list has been read too, and covers no time.
-    if "seen_ms" not in chats or chats_covered.gaps(settings.start_ms):
+    if not chats.seen_ms or chats_covered.gaps(settings.start_ms):
         return None
     # What failed is tried again by itself, when it is due.
-    failed = {(one.kind, one.id) for one in (*failed_reads_of(chats), *failed_reads_of(messages))}
+    failed = {(one.kind, one.id) for one in states.failed_reads}
     limit = REQUESTS_A_RUN + len(failed)
     orphans = [one for one in warehouse.orphans(limit) if ("chat", one) not in failed][:REQUESTS_A_RUN]
     settled_ms = (messages_covered.newest_ms or 0) - settings.lookback_ms
     messages_complete = bool(messages_covered.pieces) and not messages_covered.gaps(settings.start_ms)
-    asked, read = set(chats.get("named_by_events", ())), chats.get("told", {})
+    asked, read = set(chats.named_by_events), chats.read_for_events
     # What has been asked for already must not hide the rest.
-    unknown, stretches = warehouse.told_of(chats.get("seen_ms", 0) - TOLD_WITHIN_MS, limit + len(asked) + len(read))
+    unknown, stretches = warehouse.told_of(chats.seen_ms - TOLD_WITHIN_MS, limit + len(asked) + len(read))
     known = asked | {one for kind, one in failed if kind == "chat"} | set(orphans)
     named = [one for one in unknown if one not in known][: max(REQUESTS_A_RUN - len(orphans), 0)]
     told = {
         one: at
         for one, at in stretches.items()
-        if read.get(one) != list(at) and at[1] >= settings.start_ms and ("thread", one) not in failed
+        if read.get(one) != at and at[1] >= settings.start_ms and ("thread", one) not in failed
     }
     told = dict(list(told.items())[:REQUESTS_A_RUN])
     lagging: dict[str, int] = {}
-    if messages_complete and chats.get("lagging_in_vain", 0) < LAGGING_IN_VAIN:
+    if messages_complete and chats.lagging_in_vain < LAGGING_IN_VAIN:
         lagging = warehouse.lagging(settings.start_ms, settled_ms, limit)
         lagging = {one: at_ms for one, at_ms in lagging.items() if ("thread", one) not in failed}
-    lags = any(chats.get("lagging", {}).get(chat_id) != at_ms for chat_id, at_ms in lagging.items())
+    lags = any(chats.lagging.get(chat_id) != at_ms for chat_id, at_ms in lagging.items())
     to_read = _to_read(of_messages) if by_feed and not (orphans or named) else []
     # Messages prove that no chat is missing, as far as each chat has some: where one is known that has none, there may
     # be others that nothing names.
     proven = (
-        by_feed and messages_complete and not (orphans or named) and not of_messages.get("overflows")
-        and any(from_ms is not None for from_ms, _ in chats.get("overflows", ()))
+        by_feed and messages_complete and not (orphans or named) and not of_messages.overflows
+        and any(from_ms is not None for from_ms, _ in chats.overflows)
         and not warehouse.has_chat_without_messages(settings.start_ms)
     )  # fmt: skip
     groups: dict[str, list[str] | None] = {}
-    now_ms = chats.get("seen_ms", 0)
-    if settings.participants and now_ms - chats.get("participants_hidden_ms", -DAY_MS) >= DAY_MS:
+    now_ms = chats.seen_ms
+    if settings.participants and now_ms - (chats.participants_hidden_ms or 0) >= DAY_MS:
         groups = warehouse.groups_to_ask(now_ms - DAY_MS, limit)
-        waiting = {one.id for one in failed_reads_of(chats) if one.kind == "participants" and one.next_try_ms > now_ms}
+        waiting = {one.id for one in states.failed_reads if one.kind == "participants" and one.next_try_ms > now_ms}
         groups = {one: before for one, before in groups.items() if one not in waiting}
-    if not (orphans or named or chats.get("threads") or lags or to_read or proven or told or groups):
+    if not (orphans or named or chats.threads or lags or to_read or proven or told or groups):
         return None
-    all_chats = not chats.get("overflows") and not (orphans or named)
+    all_chats = not chats.overflows and not (orphans or named)
     return Repair(
         orphans, (), lagging, bool(to_read), proven, told, groups, REQUESTS_A_RUN, named, all_chats_known=all_chats
     )
 
 
-def _coverage(state: Mapping[str, Any]) -> Coverage:
-    return Coverage((lo, hi, read) for lo, hi, read in state.get("covered", ()))
-
-
-def _to_read(state: Mapping[str, Any]) -> list[Overflow]:
+def _to_read(state: ListState) -> list[Overflow]:
     """Overflowed instants whose threads have not all been read."""
-    spans = [Overflow(*span) for span in state.get("overflows", ())]
-    done = state.get("overflows_done", {})
-    return [span for span in spans if span.from_ms is not None and not done.get(_name(span), ("", False, False))[2]]
+    done = {name for name, progress in state.overflows_done.items() if progress.is_over}
+    spans = [Overflow(*span) for span in state.overflows]
+    return [span for span in spans if span.from_ms is not None and _name(span) not in done]
 
 
 def _name(span: Overflow) -> str:
@@ -124,25 +119,23 @@ def _name(span: Overflow) -> str:
 
 
 def read_by_id(
-    client: Client, landing: Landing, state: State, settings: Settings, run: Run, failed: FailedReads
+    client: Client, landing: Landing, state: ChatsState, settings: Settings, run: Run, failed: FailedReads
 ) -> Iterator[Any]:
     """Ask for the chats that sweeps have missed, and for what `run.repair` names. What there is no allowance for stays
     in the state: `missed` (chats), `threads` (ids of chats whose messages are to be read again)."""
-    missed: dict[str, int] = state.setdefault("missed", {})
-    threads: list[str] = state.setdefault("threads", [])
+    missed, threads = state.missed, state.threads
     lagging: dict[str, int] = {}
     if run.repair is not None:
         missed.update(dict.fromkeys([*run.repair.chats, *run.repair.named_by_events], SWEEPS_MISSED))
-        named = [one for one in state.get("named_by_events", ()) if one not in run.repair.chats]
-        state["named_by_events"] = [*named, *run.repair.named_by_events][-MAX_NAMED_BY_EVENTS:]
+        named = [one for one in state.named_by_events if one not in run.repair.chats]
+        state.named_by_events = [*named, *run.repair.named_by_events][-MAX_NAMED_BY_EVENTS:]
         threads.extend(run.repair.threads)
         lagging = {one: at_ms for one, at_ms in run.repair.lagging.items() if one not in threads}
     missed.update({one.id: SWEEPS_MISSED for one in failed.due("chat")})
     threads[:] = dict.fromkeys([*threads, *(one.id for one in failed.due("thread"))])
     allowance = _Allowance(run)
     try:
-        named_by_events = state.get("named_by_events", ())
-        yield from _read_chats(client, landing, missed, named_by_events, run, allowance, failed)
+        yield from _read_chats(client, landing, state, run, allowance, failed)
         for chat_id in list(threads):
             is_read = yield from read_thread(client, landing, chat_id, settings.start_ms, None, run, allowance, failed)
             threads.remove(chat_id)
@@ -160,14 +153,9 @@ def read_by_id(
 
 
 def _read_chats(
-    client: Client,
-    landing: Landing,
-    missed: dict[str, int],
-    named_by_events: Sequence[str],
-    run: Run,
-    allowance: _Allowance,
-    failed: FailedReads,
+    client: Client, landing: Landing, state: ChatsState, run: Run, allowance: _Allowance, failed: FailedReads
 ) -> Iterator[Any]:
+    missed, named_by_events = state.missed, state.named_by_events
     for chat_id in [one for one, times in missed.items() if times >= SWEEPS_MISSED]:
         if failed.is_waiting("chat", chat_id):
             del missed[chat_id]
@@ -204,18 +192,18 @@ def _read_lagging(
     client: Client,
     landing: Landing,
     lagging: dict[str, int],
-    state: State,
+    state: ChatsState,
     settings: Settings,
     run: Run,
     allowance: _Allowance,
     failed: FailedReads,
 ) -> Iterator[Any]:
-    in_vain = state.get("lagging_in_vain", 0)
+    in_vain = state.lagging_in_vain
     if in_vain >= LAGGING_IN_VAIN:
         return
     # Those that still lag although they were read are not read again.
-    known: dict[str, int] = {one: at_ms for one, at_ms in state.get("lagging", {}).items() if lagging.get(one) == at_ms}
-    state["lagging"] = known
+    known = {one: at_ms for one, at_ms in state.lagging.items() if lagging.get(one) == at_ms}
+    state.lagging = known
     for chat_id, at_ms in lagging.items():
         if known.get(chat_id) == at_ms:
             continue
@@ -230,13 +218,13 @@ def _read_lagging(
             in_vain = 0
         else:
             in_vain += 1
-        state["lagging_in_vain"] = in_vain
+        state.lagging_in_vain = in_vain
 
 
 def _read_told(
     client: Client,
     landing: Landing,
-    state: State,
+    state: ChatsState,
     settings: Settings,
     run: Run,
     allowance: _Allowance,
@@ -249,13 +237,13 @@ def _read_told(
         # An event's time need not be the message's to the millisecond.
         lo_ms, hi_ms = max(from_ms - settings.lookback_ms, settings.start_ms), to_ms + settings.lookback_ms
         is_read = yield from read_thread(client, landing, chat_id, lo_ms, hi_ms, run, allowance, failed)
-        known = {**state.get("told", {}), chat_id: [from_ms, to_ms]}
-        state["told"] = dict(list(known.items())[-MAX_TOLD:])
+        known = {**state.read_for_events, chat_id: (from_ms, to_ms)}
+        state.read_for_events = dict(list(known.items())[-MAX_TOLD:])
         run.repaired["stretches that events told of"] += is_read
 
 
 def _read_participants(
-    client: Client, landing: Landing, state: State, run: Run, allowance: _Allowance, failed: FailedReads
+    client: Client, landing: Landing, state: ChatsState, run: Run, allowance: _Allowance, failed: FailedReads
 ) -> None:
     """Ask each group of `run.repair` who is in it. Where the API does not show it, another day is waited for."""
     for chat_id, before in run.repair.groups.items() if run.repair else ():
@@ -268,47 +256,45 @@ def _read_participants(
             try:
                 chat = client.get_chat(chat_id)
             except NotFoundError:
-                state["missed"][chat_id] = SWEEPS_MISSED
+                state.missed[chat_id] = SWEEPS_MISSED
         run.on_page()
         if chat is None:
             continue
         handles = read_participants(chat)
         if handles is None:
-            state["participants_hidden_ms"] = state.get("seen_ms", 0)
+            state.participants_hidden_ms = state.seen_ms
             return
         landing.put(as_listed(chat), read_at)
         # By the API's clock, like the change that it is compared with.
-        landing.put_participants(chat_id, handles, before, instant(state["seen_ms"]))
+        landing.put_participants(chat_id, handles, before, instant(state.seen_ms))
         run.repaired["participant lists"] += 1
 
 
-def read_overflows(client: Client, landing: Landing, state: State, run: Run, failed: FailedReads) -> Iterator[Any]:
+def read_overflows(client: Client, landing: Landing, state: ListState, run: Run, failed: FailedReads) -> Iterator[Any]:
     """Read the messages of timestamps that hold more than the feed shows, thread by thread, in the order of the
     threads' ids: where the allowance ends, the next run goes on. What one thread alone has too many of stays out of
     reach, and so does what is in chats that are not known: then the overflow stands."""
-    # By instant: the last id read, whether a thread of those had too many, whether all have been read.
-    done: dict[str, list[Any]] = state.setdefault("overflows_done", {})
     spans = known_overflows(state)
     allowance = _Allowance(run)
     try:
         for span in _to_read(state):
             if span.from_ms is None or span.to_ms is None or run.warehouse is None:
                 continue
-            after_id, stuck, _ = done.get(_name(span), ("", False, False))
-            while ids := run.warehouse.chats_alive_at(span.from_ms, span.to_ms, after_id, CHATS_AT_ONCE):
+            progress = state.overflows_done.setdefault(_name(span), OverflowProgress())
+            while ids := run.warehouse.chats_alive_at(span.from_ms, span.to_ms, progress.after_id, CHATS_AT_ONCE):
                 for chat_id in ids:
                     met: set[Overflow] = set()
                     is_read = yield from read_thread(
                         client, landing, chat_id, span.from_ms, span.to_ms, run, allowance, failed, met
                     )
-                    after_id, stuck = chat_id, stuck or bool(met) or not is_read
-                    done[_name(span)] = [after_id, stuck, False]
+                    progress.after_id = chat_id
+                    progress.is_stuck = progress.is_stuck or bool(met) or not is_read
             # Where a chat is not known, its messages may be missing still.
-            if stuck or run.repair is None or not run.repair.all_chats_known:
-                done[_name(span)] = [after_id, stuck, True]
+            if progress.is_stuck or run.repair is None or not run.repair.all_chats_known:
+                progress.is_over = True
             else:
                 spans = spans - {span}
-                done.pop(_name(span), None)
+                del state.overflows_done[_name(span)]
                 run.repaired["tie overflows"] += 1
     except _Spent:
         pass

@@ -16,11 +16,10 @@ from .config import Settings
 from .coverage import Coverage
 from .fetch import InFlight, InThreads
 from .paginate import Overflow, Step
+from .state import ListState
 from .stored import Warehouse
 
 MIN_BATCH_PAGES = 20
-
-State = dict[str, Any]
 
 
 class BatchEnd(Halt):
@@ -149,23 +148,18 @@ class Repair:
     all_chats_known: bool = False
 
 
-def known_overflows(state: State) -> set[Overflow]:
-    """The tie overflows of a stream that were neither repaired nor accepted."""
-    return _overflows(state, "overflows")
+def known_overflows(state: ListState) -> set[Overflow]:
+    """Return the tie overflows of a stream that were neither repaired nor accepted."""
+    return {Overflow(*span) for span in state.overflows}
 
 
-def save_overflows(state: State, spans: set[Overflow], run: Run, stream: str) -> None:
+def save_overflows(state: ListState, spans: set[Overflow], run: Run, stream: str) -> None:
     """Keep what is not repaired: all `spans`, but for those that were accepted, in this run or before."""
-    accepted = _overflows(state, "overflows_accepted") | (known_overflows(state) if run.accept_overflows else set())
+    accepted = {Overflow(*span) for span in state.overflows_accepted}
+    accepted |= known_overflows(state) if run.accept_overflows else set()
     run.progress(stream).standing = spans - accepted
-    for name, found in (("overflows", spans - accepted), ("overflows_accepted", accepted)):
-        if found or name in state:
-            state[name] = [[span.from_ms, span.to_ms] for span in sorted(found, key=_by_instant)]
+    state.overflows, state.overflows_accepted = _sorted(spans - accepted), _sorted(accepted)
 
 
-def _overflows(state: State, name: str) -> set[Overflow]:
-    return {Overflow(*span) for span in state.get(name, ())}
-
-
-def _by_instant(span: Overflow) -> tuple[int, int]:
-    return (span.from_ms or 0, span.to_ms or 0)
+def _sorted(spans: set[Overflow]) -> list[tuple[int | None, int | None]]:
+    return sorted(((span.from_ms, span.to_ms) for span in spans), key=lambda span: (span[0] or 0, span[1] or 0))

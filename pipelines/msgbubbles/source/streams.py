@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, MutableMapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -21,10 +21,20 @@ from . import reconcile as repairs
 from .buffer import Landing, NewChat
 from .config import Settings
 from .coverage import Coverage, Piece, Task
-from .failed_reads import FailedRead, FailedReads
+from .failed_reads import FailedReads
 from .fetch import InFlight, OneByOne, walks_at_once
 from .paginate import Step, Walk, cursor_ms, epoch_ms, iso, walk
-from .run import BatchEnd, Run, ShareSpent, State, known_overflows, save_overflows
+from .run import BatchEnd, Run, ShareSpent, known_overflows, save_overflows
+from .state import (
+    ChatsState,
+    FailedRead,
+    ListState,
+    MessagesState,
+    NumbersState,
+    ResourceState,
+    decode,
+    encode,
+)
 from .stored import instant
 
 Fetch = Callable[[str | None], Page[R]]
@@ -35,8 +45,6 @@ MAX_MINUTES_BETWEEN_RUNS = 60.0
 NEVER_MS = 2**53
 # A page that cannot be read is passed over in steps that grow by this, until the API answers below it.
 GROWTH_OF_PASSED_TIME = 4
-# What a stream remembers of when it was read, by the API's clock, besides its coverage.
-READ_MARKS = ("seen_ms", "head_swept_ms", "timeless_asked_ms", "participants_hidden_ms")
 # A mark may be so far ahead of the API's clock; later ones were made by a clock that was wrong.
 MAX_AHEAD_MS = round(MAX_SURPRISE / timedelta(milliseconds=1))
 
@@ -141,8 +149,7 @@ class _Stretch(Generic[R]):
 class StreamReader(Generic[R]):
     """Reads the rows of one list endpoint, and yields items for dlt.
 
-    `state` is kept by dlt with the rows: `covered` (coverage), `seen` (fingerprints of the newest page at `seen_ms`, so
-    that what has not changed is not landed again) and `overflows`.
+    `state` is kept by dlt with the rows.
     """
 
     # Whether the next page may be asked for while the rows of one are still being landed.
@@ -153,19 +160,19 @@ class StreamReader(Generic[R]):
         stream: str,
         fetch: Fetch[R],
         landing: Landing,
-        state: State,
+        state: ListState,
         settings: Settings,
         run: Run,
-        failed: FailedReads | None = None,
+        failed: FailedReads,
     ) -> None:
         self.stream = stream
         self.failed = failed
         self.landing = landing
         self.settings = settings
         self.progress = run.progress(stream)
-        self.coverage = Coverage((lo, hi, read) for lo, hi, read in state.get("covered", ()))
-        self.seen: frozenset[str] = frozenset(state.get("seen", ()))
-        self.seen_ms: int = state.get("seen_ms", 0)
+        self.coverage = Coverage(state.covered)
+        self.seen = frozenset(state.seen)
+        self.seen_ms = state.seen_ms
         self.state = state
         self.run = run
         self.now_ms: int | None = None  # the API's clock, by the last page
@@ -305,10 +312,10 @@ class StreamReader(Generic[R]):
             return answer()
         except ApiError as error:
             # Where nothing was answered yet, nothing says that the fault is the page's.
-            if self.failed is None or not is_of_unit(error) or not self.run.traffic.answered:
+            if not is_of_unit(error) or not self.run.traffic.answered:
                 raise
             lo_ms, hi_ms = stretch.task.lo_ms, stretch.covered_from_ms
-            below_ms = max(self._answered_below(stretch.walk.before, error, self.failed), lo_ms)
+            below_ms = max(self._answered_below(stretch.walk.before, error), lo_ms)
             self.failed.record(
                 "page", f"{self.stream} before {'now' if hi_ms is None else iso(hi_ms)}", error, below_ms
             )
@@ -317,7 +324,7 @@ class StreamReader(Generic[R]):
                 waiting.appendleft(Task(kind, lo_ms, below_ms))
             return None
 
-    def _answered_below(self, before: str | None, error: ApiError, failed: FailedReads) -> int:
+    def _answered_below(self, before: str | None, error: ApiError) -> int:
         """The first time below a page that cannot be read which the API has a page for. Raises `error` where there is
         none: then nothing of the list can be read.
 
@@ -326,14 +333,14 @@ class StreamReader(Generic[R]):
         now_ms = self.now_ms or epoch_ms(self.run.clock.now())
         hi_ms = now_ms if before is None else epoch_ms(datetime.fromisoformat(before))
         passed_ms = 1
-        with failed.few_tries():
+        with self.failed.few_tries():
             while hi_ms - passed_ms > 0:
                 try:
                     self._fetch(iso(hi_ms - passed_ms))
                 except ApiError as again:
                     if not is_of_unit(again):
                         raise
-                    failed.check_api(again)
+                    self.failed.check_api(again)
                     passed_ms *= GROWTH_OF_PASSED_TIME
                 else:
                     self.run.failures_in_a_row = 0
@@ -342,25 +349,21 @@ class StreamReader(Generic[R]):
 
     def _failed_pages(self) -> Iterator[tuple[FailedRead, int, int]]:
         """The pages of this list that failed, each with the interval that is missing for it."""
-        for entry in self.failed.all("page") if self.failed else ():
+        for entry in self.failed.all("page"):
             stream, _, before = entry.id.partition(" before ")
             if stream == self.stream and entry.from_ms is not None:
                 yield entry, entry.from_ms, NEVER_MS if before == "now" else epoch_ms(datetime.fromisoformat(before))
 
     def _waiting_pages(self) -> list[tuple[int, int]]:
         """The intervals of failed pages that are not to be tried now."""
-        failed = self.failed
-        return [
-            (lo_ms, hi_ms)
-            for entry, lo_ms, hi_ms in self._failed_pages()
-            if failed is not None and failed.is_waiting("page", entry.id)
-        ]
+        pages = self._failed_pages()
+        return [(lo_ms, hi_ms) for entry, lo_ms, hi_ms in pages if self.failed.is_waiting("page", entry.id)]
 
     def _forget_pages_read(self) -> None:
         """Pages that failed once are no longer failed reads when their interval has been read."""
         read = Coverage((lo, NEVER_MS if task.hi_ms is None else hi, 0) for task, lo, hi in self.stretches)
         for entry, lo_ms, hi_ms in list(self._failed_pages()):
-            if self.failed is not None and (read.complete_to(lo_ms) or 0) >= hi_ms:
+            if (read.complete_to(lo_ms) or 0) >= hi_ms:
                 self.failed.remove(entry)
 
     def _walks_at_once(self) -> int:
@@ -457,12 +460,13 @@ class StreamReader(Generic[R]):
         """Take the API's time from a page. With the first, forget marks of readings that are still to come."""
         is_first, self.now_ms = self.now_ms is None, epoch_ms(page.server_at)
         if is_first:
-            latest_ms = self.now_ms + MAX_AHEAD_MS
-            self.coverage.forget_readings_after(latest_ms)
-            for name in READ_MARKS:
-                if self.state.get(name, 0) > latest_ms:
-                    del self.state[name]
-            self.seen_ms = self.state.get("seen_ms", 0)
+            self.forget_times_after(self.now_ms + MAX_AHEAD_MS)
+
+    def forget_times_after(self, latest_ms: int) -> None:
+        """Forget when something was read, where that is still to come."""
+        self.coverage.forget_readings_after(latest_ms)
+        if self.state.seen_ms > latest_ms:
+            self.seen_ms = self.state.seen_ms = 0
 
     def count(self, page: Page[Any]) -> None:
         self.note_time(page)
@@ -482,10 +486,10 @@ class StreamReader(Generic[R]):
 
     def _save(self) -> None:
         self._forget_pages_read()
-        self.state["covered"] = [list(piece) for piece in self.coverage.compacted(self.now_ms or 0).pieces]
+        self.state.covered = self.coverage.compacted(self.now_ms or 0).pieces
         if self._now_seen_ms is not None:
-            self.state["seen"] = sorted(self._now_seen)
-            self.state["seen_ms"] = self._now_seen_ms
+            self.state.seen = sorted(self._now_seen)
+            self.state.seen_ms = self._now_seen_ms
         save_overflows(self.state, known_overflows(self.state) | self.progress.overflows, self.run, self.stream)
 
 
@@ -497,9 +501,10 @@ class ChatReader(StreamReader[Chat]):
     """
 
     def __init__(
-        self, fetch: Fetch[Chat], landing: Landing, state: State, settings: Settings, run: Run, failed: FailedReads
+        self, fetch: Fetch[Chat], landing: Landing, state: ChatsState, settings: Settings, run: Run, failed: FailedReads
     ) -> None:
         super().__init__("chats", fetch, landing, state, settings, run, failed)
+        self._chats = state
         self._shown: set[str] = set()
         landing.on_chats = self._note_threads
         # Up to here, all chats that were visible are known; not so while the first run has gaps to fill.
@@ -513,14 +518,21 @@ class ChatReader(StreamReader[Chat]):
     def _note_threads(self, chats: list[NewChat]) -> None:
         """A chat that is there again, or that should have been known long ago, was hidden for a while: its messages
         were too, and their time has been read."""
-        threads: list[str] = self.state.setdefault("threads", [])
         for chat in chats:
             was_hidden = chat.created_at is not None and epoch_ms(chat.created_at) < self._known_to_ms
             if chat.is_back or (was_hidden and self.run.repair is None):
-                threads.append(chat.id)
+                self._chats.threads.append(chat.id)
+
+    def forget_times_after(self, latest_ms: int) -> None:
+        super().forget_times_after(latest_ms)
+        state = self._chats
+        state.head_swept_ms = 0 if state.head_swept_ms > latest_ms else state.head_swept_ms
+        state.timeless_asked_ms = 0 if state.timeless_asked_ms > latest_ms else state.timeless_asked_ms
+        if (state.participants_hidden_ms or 0) > latest_ms:
+            state.participants_hidden_ms = None
 
     def finish(self) -> None:
-        missed: dict[str, int] = self.state.setdefault("missed", {})
+        missed = self._chats.missed
         for chat_id in self._shown & missed.keys():
             del missed[chat_id]
         warehouse, now_ms = self.run.warehouse, self.now_ms or 0
@@ -531,15 +543,15 @@ class ChatReader(StreamReader[Chat]):
                 continue
             if task.kind == "head":
                 # The newest page is read by every run; that is often enough to make a sweep of every hour's.
-                if now_ms - self.state.get("head_swept_ms", 0) < plan.HOUR_MS:
+                if now_ms - self._chats.head_swept_ms < plan.HOUR_MS:
                     continue
-                self.state["head_swept_ms"] = now_ms
+                self._chats.head_swept_ms = now_ms
                 hi_ms = NEVER_MS  # nothing is newer than the newest page, and the chat that was may be deleted
             for chat_id in warehouse.chats_between(lo_ms, hi_ms) - self._shown:
                 if chat_id in missed or len(missed) < MAX_MISSED:
                     missed[chat_id] = missed.get(chat_id, 0) + 1
-        if now_ms - self.state.get("timeless_asked_ms", 0) >= plan.DAY_MS:
-            self.state["timeless_asked_ms"] = now_ms
+        if now_ms - self._chats.timeless_asked_ms >= plan.DAY_MS:
+            self._chats.timeless_asked_ms = now_ms
             for chat_id in warehouse.chats_without_time(MAX_TIMELESS):
                 if chat_id not in self._shown:
                     missed[chat_id] = repairs.SWEEPS_MISSED
@@ -564,7 +576,7 @@ class ThreadReader(StreamReader[Chat]):
         fetch: Fetch[Chat],
         client: Client,
         landing: Landing,
-        state: State,
+        state: ListState,
         settings: Settings,
         run: Run,
         failed: FailedReads,
@@ -657,16 +669,17 @@ class ThreadReader(StreamReader[Chat]):
                 yield from self.landing.full_tables()
 
 
-def read_messages(client: Client, landing: Landing, state: State, settings: Settings, run: Run) -> Iterator[Any]:
+def read_messages(
+    client: Client, landing: Landing, state: MessagesState, settings: Settings, run: Run, failed: FailedReads
+) -> Iterator[Any]:
     """Messages, from the account's feed where the API answers it, else chat by chat.
 
     An API that refuses the feed is asked for it again once a day; while the feed only fails, this run reads chat by
     chat. Each way has its own coverage in `state`.
     """
-    failed = FailedReads(state, run, client)
     if run.repair is not None:
         if run.repair.overflows:
-            yield from repairs.read_overflows(client, landing, state["by_feed"], run, failed)
+            yield from repairs.read_overflows(client, landing, state.by_feed, run, failed)
         return
     first = _first_of_feed(client, state, run, failed)
     # An empty feed may be an account without messages, or an API that answers nothing without a conversation.
@@ -679,9 +692,8 @@ def read_messages(client: Client, landing: Landing, state: State, settings: Sett
                 return pages.pop()
             return client.list_messages(before=before)
 
-        by_feed = state.setdefault("by_feed", {})
         try:
-            yield from StreamReader("messages", fetch, landing, by_feed, settings, run, failed).read()
+            yield from StreamReader("messages", fetch, landing, state.by_feed, settings, run, failed).read()
         finally:
             for chat_id, error in client.unknown_chats.items():
                 failed.record("thread", chat_id, error, settings.start_ms)
@@ -689,22 +701,21 @@ def read_messages(client: Client, landing: Landing, state: State, settings: Sett
 
         def listed(before: str | None) -> Page[Chat]:
             page = client.list_chats(before=before)
-            if state.get("feed_refused_ms") is not None:
-                state["feed"] = False  # said by an API that answers something else
+            if state.feed_refused_ms is not None:
+                state.feed = False  # said by an API that answers something else
             return page
 
-        by_thread = state.setdefault("by_thread", {})
-        _add_coverage_of_feed(by_thread, state.get("by_feed", {}), settings.start_ms)
-        yield from ThreadReader(listed, client, landing, by_thread, settings, run, failed).read()
+        _add_coverage_of_feed(state, settings.start_ms)
+        yield from ThreadReader(listed, client, landing, state.by_thread, settings, run, failed).read()
     for thread in failed.due("thread"):
         from_ms = settings.start_ms if thread.from_ms is None else thread.from_ms
         yield from repairs.read_thread(client, landing, thread.id, from_ms, None, run, None, failed)
 
 
-def _first_of_feed(client: Client, state: State, run: Run, failed: FailedReads) -> Page[Message] | None:
+def _first_of_feed(client: Client, state: MessagesState, run: Run, failed: FailedReads) -> Page[Message] | None:
     """The newest page of the account's feed; null where the API refuses it, or does not manage to answer it."""
     now_ms = epoch_ms(run.clock.now())
-    is_refused = state.get("feed") is False and now_ms - state.get("feed_refused_ms", 0) < plan.DAY_MS
+    is_refused = state.feed is False and now_ms - (state.feed_refused_ms or 0) < plan.DAY_MS
     if is_refused or failed.is_waiting("feed", "messages"):
         return None
     first: Page[Message] | None = None
@@ -712,39 +723,40 @@ def _first_of_feed(client: Client, state: State, run: Run, failed: FailedReads) 
         try:
             first = client.list_messages()
         except (PermanentError, ForbiddenError):
-            state["feed_refused_ms"] = now_ms
+            state.feed_refused_ms = now_ms
     if first:
-        state["feed"] = True
-        state.pop("feed_refused_ms", None)
+        state.feed, state.feed_refused_ms = True, None
     return first
 
 
-def _add_coverage_of_feed(by_thread: State, by_feed: State, start_ms: int) -> None:
+def _add_coverage_of_feed(state: MessagesState, start_ms: int) -> None:
     """What the feed has shown without a gap since the start need not be read again chat by chat."""
-    of_feed = Coverage((lo, hi, read) for lo, hi, read in by_feed.get("covered", ()))
+    of_feed = Coverage(state.by_feed.covered)
     complete_to = of_feed.complete_to(start_ms)
     if complete_to is None:
         return
-    covered = Coverage((lo, hi, read) for lo, hi, read in by_thread.get("covered", ()))
+    covered = Coverage(state.by_thread.covered)
     if (covered.complete_to(start_ms) or 0) < complete_to:
         for lo, hi, read in of_feed.pieces:
             covered.add(lo, min(hi, complete_to), read)
-        by_thread["covered"] = [list(piece) for piece in covered.pieces]
+        state.by_thread.covered = covered.pieces
 
 
-def read_chats(client: Client, landing: Landing, state: State, settings: Settings, run: Run) -> Iterator[Any]:
+def read_chats(
+    client: Client, landing: Landing, state: ChatsState, settings: Settings, run: Run, failed: FailedReads
+) -> Iterator[Any]:
     """Chats, newest first by `last_message_at`; then those that have to be asked for by id."""
 
-    failed = FailedReads(state, run, client)
     reader = ChatReader(lambda before: client.list_chats(before=before), landing, state, settings, run, failed)
     if run.repair is None:
         yield from reader.read()
     yield from repairs.read_by_id(client, landing, state, settings, run, failed)
 
 
-def read_numbers(client: Client, landing: Landing, state: State, _settings: Settings, run: Run) -> Iterator[Any]:
+def read_numbers(
+    client: Client, landing: Landing, state: NumbersState, _settings: Settings, run: Run, failed: FailedReads
+) -> Iterator[Any]:
     """The account's own numbers: one request, whatever their number."""
-    failed = FailedReads(state, run, client)
     if failed.is_waiting("numbers", "numbers"):
         return
     page: Page[Number] | None = None
@@ -758,30 +770,46 @@ def read_numbers(client: Client, landing: Landing, state: State, _settings: Sett
     progress.rejected += len(page.rejected)
     progress.odd += len(page.odd)
     progress.new_fields.update(unknown_fields(page.rows))
-    landing.add(page, skip=frozenset(state.get("seen", ())))
-    state["seen"] = sorted(fingerprint(row) for row in page.rows)
+    landing.add(page, skip=frozenset(state.seen))
+    state.seen = sorted(fingerprint(row) for row in page.rows)
     run.on_page()
     yield from landing.full_tables()
 
 
-Read = Callable[[Client, Landing, State, Settings, Run], Iterator[Any]]
+Read = Callable[[Client, Landing, Any, Settings, Run, FailedReads], Iterator[Any]]
+KINDS: dict[str, type[NumbersState | MessagesState | ChatsState]] = {
+    "numbers": NumbersState,
+    "messages": MessagesState,
+    "chats": ChatsState,
+}
 
 
 def read_stream(
-    read: Read, client: Client, landing: Landing, state: State, settings: Settings, run: Run
+    read: Read, client: Client, landing: Landing, resource: MutableMapping[str, Any], settings: Settings, run: Run
 ) -> Iterator[Any]:
-    """Run one reader to where the run allows, land all that it read, and sort out why it ended."""
+    """Run one reader to where the run allows, land all that it read, and sort out why it ended. `resource` is dlt's
+    state of the resource."""
+    state, own = decode(resource, ResourceState), decode(resource, KINDS[landing.stream])
+    try:
+        yield from _read_stream(read, client, landing, state, own, settings, run)
+    finally:
+        encode(resource, state, own)
+
+
+def _read_stream(
+    read: Read, client: Client, landing: Landing, state: ResourceState, own: Any, settings: Settings, run: Run
+) -> Iterator[Any]:
     progress = run.progress(landing.stream)
     progress.unfinished = False
     landing.on_twins = run.reject
     landing.refused = run.refused
     if run.stopped:
         return
-    if state.get("has_tables") != landing.tables:
+    if state.tables != landing.tables:
         yield from landing.empty_tables()
-        state["has_tables"] = landing.tables
+        state.tables = landing.tables
     try:
-        yield from _announced(read(client, landing, state, settings, run), run)
+        yield from _announced(read(client, landing, own, settings, run, FailedReads(state, run, client)), run)
     except BatchEnd:
         progress.unfinished = True
     except Halt as halt:
@@ -795,16 +823,16 @@ def read_stream(
     progress.rejected += landing.refused_rows
 
 
-def _put_coverage(landing: Landing, state: State, run: Run) -> None:
+def _put_coverage(landing: Landing, state: ResourceState, run: Run) -> None:
     """What marts may rely on is kept beside the rows, when it is another than before."""
     covered = run.progress(landing.stream).covered
     stretch = covered.newest_stretch if covered else None
     if stretch is None:
         return
     # Where the newest rows are deleted, what was read stays read.
-    complete = [stretch[0], max(stretch[1], state.get("complete", stretch)[1])]
-    if state.get("complete") != complete:
-        state["complete"] = complete
+    complete = (stretch[0], max(stretch[1], (state.complete or stretch)[1]))
+    if state.complete != complete:
+        state.complete = complete
         landing.put_coverage(StreamCoverage(landing.stream, *map(instant, complete)), run.clock.now())
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import dlt
 
+from msgbubbles.source.state import States
 from msgbubbles_sync.workspace import PIPELINE, Workspace
 
 from . import build_destination
@@ -32,7 +33,7 @@ def build_pipeline(workspace: Workspace, name: str = PIPELINE) -> dlt.Pipeline:
     )
 
 
-def resource_states(pipeline: dlt.Pipeline) -> dict[str, Any]:
-    """Return the states of the resources, by name."""
+def resource_states(pipeline: dlt.Pipeline) -> States:
+    """Return the states of the resources."""
     source: dict[str, Any] = pipeline.state.get("sources", {}).get("msgbubbles", {})
-    return dict(source.get("resources", {}))
+    return States.from_resources(source.get("resources", {}))

@@ -16,7 +16,6 @@ import msgspec
 from msgbubbles.client import Client
 from msgbubbles.errors import ApiError, ConfigurationError, ForbiddenError, MsgBubblesError, PermanentError
 from msgbubbles.models import Chat, Message, Page
-from msgbubbles.source.failed_reads import all_failed_reads
 from msgbubbles.source.paginate import cursor_ms, iso
 from msgbubbles.transport import Answer
 from msgbubbles_sync.check_result import CheckResult
@@ -124,7 +123,7 @@ def _last_run(workspace: Workspace) -> CheckResult:
 
 def _failed_reads(workspace: Workspace) -> CheckResult:
     try:
-        failed = describe_failed_reads(all_failed_reads(Known(workspace).states()))
+        failed = describe_failed_reads(Known(workspace).states().failed_reads)
     except (UsageError, ConfigurationError):
         failed = []  # reported already
     if failed:

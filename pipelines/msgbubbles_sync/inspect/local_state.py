@@ -11,7 +11,7 @@ from typing import Any
 import duckdb
 
 from msgbubbles.source.coverage import Coverage
-from msgbubbles.source.state import checked_state
+from msgbubbles.source.state import States
 from msgbubbles.source.stored import instant
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.run_log import COLUMNS, TABLE, Journal
@@ -26,8 +26,8 @@ class Known:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
 
-    def states(self) -> dict[str, Any]:
-        """The states of the readers, by stream; those of the job's own files, else of the published one.
+    def states(self) -> States:
+        """Return the states of the readers: those of the job's own files, else of the published one.
 
         Raises `ConfigurationError` when a newer version wrote them."""
         path = self.workspace.folder / "dlt" / "msgbubbles" / "state.json"
@@ -38,7 +38,7 @@ class Known:
         if not isinstance(state, dict):
             state = self._published_state()
         source: dict[str, Any] = state.get("sources", {}).get("msgbubbles", {})
-        return {stream: checked_state(one) for stream, one in source.get("resources", {}).items()}
+        return States.from_resources(source.get("resources", {}))
 
     def _published_state(self) -> dict[str, Any]:
         from dlt.common.versioned_state import decompress_state
@@ -53,10 +53,7 @@ class Known:
 
     def coverage(self, stream: str) -> Coverage:
         """Which stretches of a stream have been read, and when."""
-        state = self.states().get(stream, {})
-        if stream == "messages":
-            state = state.get("by_thread" if state.get("feed") is False else "by_feed", {})
-        return Coverage((lo, hi, read) for lo, hi, read in state.get("covered", ()))
+        return Coverage(self.states().of_list(stream).covered)
 
     def records(self) -> list[dict[str, Any]]:
         """The records of the runs, oldest first: the job's own, and the older ones of the published file."""

@@ -18,6 +18,7 @@ from .local_state import Known
 
 if TYPE_CHECKING:
     from msgbubbles.source.config import Settings
+    from msgbubbles.source.state import ListState
     from msgbubbles.transport import Transport
 
 # The row at the edge of a page is on the next one again.
@@ -44,27 +45,24 @@ def steps(known: Known, settings: Settings, now_ms: int) -> list[Step]:
     found = [Step("numbers", "list", None, None, 1)]
     states = known.states()
     for stream in ("messages", "chats"):
-        found += _of_stream(known, stream, states.get(stream, {}), settings, now_ms)
-    chats = states.get("chats", {})
-    asked = sum(times >= SWEEPS_MISSED for times in chats.get("missed", {}).values())
+        found += _of_stream(known, stream, states.of_list(stream), settings, now_ms)
+    asked = sum(times >= SWEEPS_MISSED for times in states.chats.missed.values())
     if asked:
         found.append(Step("chats", "by id", None, None, asked))
-    if chats.get("threads"):
-        found.append(Step("messages", "threads again", None, None, len(chats["threads"])))
+    if states.chats.threads:
+        found.append(Step("messages", "threads again", None, None, len(states.chats.threads)))
     return found
 
 
 def probe(known: Known, transport: Transport) -> int:
     """How many of the newest 100 chats have changed since the last run; one request."""
-    seen = set(known.states().get("chats", {}).get("seen", ()))
+    seen = set(known.states().chats.seen)
     with Client(transport) as client:
         return sum(fingerprint(chat) not in seen for chat in client.list_chats().rows)
 
 
-def _of_stream(known: Known, stream: str, state: dict[str, Any], settings: Settings, now_ms: int) -> list[Step]:
-    coverage = known.coverage(stream)
-    if stream == "messages":
-        state = state.get("by_thread" if state.get("feed") is False else "by_feed", {})
+def _of_stream(known: Known, stream: str, state: ListState, settings: Settings, now_ms: int) -> list[Step]:
+    coverage = Coverage(state.covered)
     head = plan.head(coverage, settings.start_ms, settings.lookback_ms)
     if not coverage.pieces:
         return [Step(stream, "everything", _since(settings.start_ms), None, None)]
@@ -79,9 +77,9 @@ def _of_stream(known: Known, stream: str, state: dict[str, Any], settings: Setti
 
 
 def _refresh(
-    known: Known, stream: str, state: dict[str, Any], settings: Settings, coverage: Coverage, now_ms: int
+    known: Known, stream: str, state: ListState, settings: Settings, coverage: Coverage, now_ms: int
 ) -> list[Step]:
-    minutes = min(max((now_ms - state.get("seen_ms", 0)) / 60_000, 0.0), MAX_MINUTES_BETWEEN_RUNS)
+    minutes = min(max((now_ms - state.seen_ms) / 60_000, 0.0), MAX_MINUTES_BETWEEN_RUNS)
     left = math.inf if settings.refresh_per_minute is None else max(settings.refresh_per_minute * minutes, 1)
     read = Coverage(coverage.pieces)
     found: list[Step] = []

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from msgbubbles.source.coverage import HOUR_MS, Coverage
-from msgbubbles.source.failed_reads import FailedRead, all_failed_reads
+from msgbubbles.source.state import FailedRead
 from msgbubbles.source.stored import instant
 from msgbubbles_sync.lock import Holder, holder_of
 from msgbubbles_sync.run_log import describe_failed_reads
@@ -69,7 +69,7 @@ def status_of(known: Known, start_ms: int, now: datetime) -> Status:
             for record in records
             if datetime.fromisoformat(record["started_at"]) > hour_ago
         ),
-        failed_reads=all_failed_reads(known.states()),
+        failed_reads=known.states().failed_reads,
         runs=records[-RUNS_SHOWN:],
         job=_job(known),
     )
@@ -83,10 +83,7 @@ def _job(known: Known) -> Holder | None:
 
 def overflows(known: Known, stream: str) -> list[Any]:
     """Tie overflows that are neither repaired nor accepted."""
-    state = known.states().get(stream, {})
-    if stream == "messages":
-        state = state.get("by_thread" if state.get("feed") is False else "by_feed", {})
-    return list(state.get("overflows", ()))
+    return known.states().of_list(stream).overflows
 
 
 def show(status: Status, known: Known, start_ms: int, now: datetime, console: Console) -> None:

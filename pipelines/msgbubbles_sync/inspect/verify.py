@@ -361,7 +361,7 @@ def verify(
 ) -> Verdict:
     """Compare `sample` chats picked at random, or everything where that is null."""
     coverage = {stream: known.coverage(stream) for stream in ("chats", "messages")}
-    feed = known.states().get("messages", {}).get("feed") is not False
+    feed = known.states().messages.feed is not False
     with build_destination(known.workspace).open_reader() as database:
         verifier = Verifier(client, database, coverage, settings, on_page)
         if sample is None:

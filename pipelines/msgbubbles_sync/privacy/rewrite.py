@@ -14,6 +14,7 @@ from typing import Any
 import duckdb
 from dlt.common.versioned_state import compress_state, decompress_state
 
+from msgbubbles.source.state import forget_fingerprints
 from msgbubbles_sync.dbt.runner import Transforms, forget_build, transform
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.compaction import compact
@@ -90,7 +91,7 @@ def tables_of(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, str]
 
 
 def _forget_fingerprints(connection: duckdb.DuckDBPyConnection) -> None:
-    """dlt's state tells by hashes which rows it has seen as they were: of a chat, who has its id could try numbers."""
+    """Remove from dlt's state which rows it has seen as they were."""
     table = "msgbubbles._dlt_pipeline_state"
     if connection.execute(
         f"SELECT 1 FROM duckdb_tables() WHERE schema_name || '.' || table_name = '{table}'"
@@ -101,10 +102,7 @@ def _forget_fingerprints(connection: duckdb.DuckDBPyConnection) -> None:
         )
         for name, packed in connection.execute(f"SELECT pipeline_name, state FROM {table}").fetchall():
             state: Any = decompress_state(packed)
-            for resource in state.get("sources", {}).get("msgbubbles", {}).get("resources", {}).values():
-                for one in (resource, resource.get("by_feed", {}), resource.get("by_thread", {})):
-                    if "seen" in one:
-                        one["seen"] = []
+            forget_fingerprints(state.get("sources", {}).get("msgbubbles", {}).get("resources", {}).values())
             connection.execute(f"UPDATE {table} SET state = ? WHERE pipeline_name = ?", [compress_state(state), name])
 
 

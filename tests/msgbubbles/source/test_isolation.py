@@ -14,9 +14,9 @@ from msgbubbles.policy import FULL, PRESETS, Pseudonyms
 from msgbubbles.redact import Redactor
 from msgbubbles.source.config import Settings
 from msgbubbles.source.coverage import Tier
-from msgbubbles.source.failed_reads import FIRST_WAIT_MS, TRIES_WITHOUT_WAIT, all_failed_reads
 from msgbubbles.source.paginate import iso
 from msgbubbles.source.run import Run
+from msgbubbles.source.state import FIRST_WAIT_MS, TRIES_WITHOUT_WAIT, States
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 DAY_MS = 24 * 3600 * 1000
@@ -49,7 +49,7 @@ def chat_ids(world: World) -> list[str]:
 
 
 def failed(world: World) -> list[tuple[Any, ...]]:
-    found = all_failed_reads(world.store.states)
+    found = States.from_resources(world.store.states).failed_reads
     return [(one.kind, one.id, one.http_status, one.error_code) for one in found]
 
 
@@ -95,13 +95,13 @@ def test_a_failed_thread_is_retried_ever_less_often(new_world: Callable[..., Wor
     world.knobs.answer = of_messages({broken}, 500, "internal")
     for _ in range(TRIES_WITHOUT_WAIT):
         world.sync()
-    (entry,) = all_failed_reads(world.store.states)
+    (entry,) = States.from_resources(world.store.states).failed_reads
     assert entry.tries == TRIES_WITHOUT_WAIT
     world.sync()
-    assert all_failed_reads(world.store.states) == [entry], "not tried again before its time"
+    assert States.from_resources(world.store.states).failed_reads == [entry], "not tried again before its time"
     world.pass_time(FIRST_WAIT_MS)
     world.sync()
-    (later,) = all_failed_reads(world.store.states)
+    (later,) = States.from_resources(world.store.states).failed_reads
     assert (later.tries, later.since_ms) == (TRIES_WITHOUT_WAIT + 1, entry.since_ms)
     assert later.next_try_ms - later.last_tried_ms > FIRST_WAIT_MS
 

@@ -67,8 +67,8 @@ def read_once(
     """One load: rows and state are kept together. Returns how many rows landed."""
     landing = CollectingLanding()
 
-    def read(_client: Any, landing: Landing, state: Any, settings: Settings, run: Run) -> Any:
-        return StreamReader("chats", listing.fetch, landing, state, settings, run).read()
+    def read(_client: Any, landing: Landing, state: Any, settings: Settings, run: Run, failed: Any) -> Any:
+        return StreamReader("chats", listing.fetch, landing, state, settings, run, failed).read()
 
     run.keep_on_error = True
     list(read_stream(read, None, landing, state, Settings(0, lookback_ms, least_walks=walks), run))  # type: ignore[arg-type]
