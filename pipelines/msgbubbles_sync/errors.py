@@ -1,7 +1,7 @@
-"""The error that the application raises when the user has to change what was asked for."""
+"""Errors of the application."""
 
 from __future__ import annotations
 
 
 class UsageError(Exception):
-    """What was asked for cannot be done as it was asked; the message says what to ask instead."""
+    """The user has to change an option, the configuration or a file; the message says how."""

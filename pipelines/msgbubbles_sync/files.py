@@ -13,16 +13,18 @@ from typing import Any
 
 
 def write_privately(path: Path, content: str | bytes) -> Path:
-    """Replace a small file that only its owner reads, all or nothing: what was there before stays whole where the disk
-    refuses. A file that holds the content already is not written. Returns its path; raises `OSError`."""
+    """Replace a small file that only its owner can read, all or nothing. Returns its path.
+
+    If the disk refuses, the old file stays whole. A file with this content already is not written. Raises `OSError`.
+    """
     data = content.encode() if isinstance(content, str) else content
     if path.exists() and not path.is_file():
-        path.write_bytes(data)  # a device or a pipe, which cannot be replaced
+        path.write_bytes(data)  # a device or a pipe cannot be replaced
         return path
     with suppress(OSError):
         if path.read_bytes() == data:
             return path
-    target = path.resolve()  # behind a link, the link stays
+    target = path.resolve()  # a link stays
     new = target.with_name(f".{target.name}.{os.getpid()}.new")
     try:
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -47,7 +49,7 @@ def read_json(path: Path) -> Any:
 
 
 def sync_to_disk(path: Path) -> None:
-    """Make a file durable, or the names in a folder."""
+    """Flush a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -81,8 +83,10 @@ def remove(path: Path) -> None:
 
 
 def follow_links(path: Path) -> list[Path]:
-    """Return every path that a symbolic link goes through, the file itself last; only `path` where it is no link. The
-    last of links that form a circle is a link."""
+    """Return each path that a symbolic link leads through, the file itself last; only `path` where it is no link.
+
+    The last of links that form a circle is a link.
+    """
     names = [path]
     while path.is_symlink():
         # A relative link starts in the folder that the link really is in.
@@ -95,5 +99,5 @@ def follow_links(path: Path) -> list[Path]:
 
 
 def set_umask_like(folder: Path) -> None:
-    """Have whatever is made from now on be for those whom this folder is for."""
+    """Set the umask so that new files get this folder's permissions."""
     os.umask(0o777 & ~folder.stat().st_mode)

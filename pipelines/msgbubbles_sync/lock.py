@@ -1,4 +1,4 @@
-"""One job at a time on a warehouse: two dlt runs of one pipeline can destroy each other's load."""
+"""Run one job at a time on a warehouse: two dlt runs of one pipeline can destroy each other's load."""
 
 from __future__ import annotations
 
@@ -13,28 +13,30 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-# A job that has made no progress for so long is stuck. A page, a phase and a wait each are progress; what takes longest
-# without any is to build a large mart from scratch, or to load a slice, which are minutes.
+# A job that has made no progress for so long is stuck. A page, a phase and a wait each count as progress. Building a
+# large mart from scratch or loading a batch takes longest without any: minutes.
 STALLED_AFTER = timedelta(minutes=30)
-# Progress is noted no more often: it is made with every page.
-SECONDS_BETWEEN_NOTES = 1.0
+# Progress is recorded at most this often: there is some with every page.
+PROGRESS_INTERVAL_SECONDS = 1.0
 
-# The files of the locks that this process holds, and when progress was last noted in them.
+# The files of the locks that this process holds, and when progress was last recorded in them (monotonic seconds).
 _held: dict[Path, float] = {}
 
 
 class AnotherJobRunsError(Exception):
-    """The message names the job that runs."""
+    """Another job is active; the message names it."""
 
 
 class JobStalledError(AnotherJobRunsError):
-    """The job that runs has made no progress for `STALLED_AFTER`; the message names it."""
+    """The active job has made no progress for `STALLED_AFTER`; the message names it."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock: `pid` and `since` are null while it has not said so, `progress_at` (UTC) is when it last made
-    progress. That is in the future for one that waits."""
+    """The process that holds a lock. `pid` and `since` are null until it has written them.
+
+    `progress_at` (UTC) is when it last made progress; in the future while it waits.
+    """
 
     pid: int | None
     since: str | None
@@ -53,8 +55,8 @@ class Holder:
 
 
 @contextmanager
-def one_job(folder: Path, name: str = "job") -> Iterator[None]:
-    """Hold the warehouse's lock, or another of its locks by name. The system lets go of it when the process ends,
+def hold_lock(folder: Path, name: str = "job") -> Iterator[None]:
+    """Hold the warehouse's lock, or another of its locks by name. The system releases it when the process ends,
     however it ends.
 
     Raises `AnotherJobRunsError` at once when another process holds it, `JobStalledError` when that one is stuck.
@@ -77,21 +79,21 @@ def one_job(folder: Path, name: str = "job") -> Iterator[None]:
         lock.release()
 
 
-def note_progress(waiting_seconds: float = 0.0) -> None:
-    """Show in the locks of this process that it makes progress, or that it is about to wait on purpose."""
+def record_progress(waiting_seconds: float = 0.0) -> None:
+    """Record in the locks of this process that it makes progress, or that it is about to wait on purpose."""
     now = time.monotonic()
-    for path, noted in list(_held.items()):
-        if now - noted < SECONDS_BETWEEN_NOTES and not waiting_seconds:
+    for path, last in list(_held.items()):
+        if now - last < PROGRESS_INTERVAL_SECONDS and not waiting_seconds:
             continue
         _held[path] = now
         at = time.time() + waiting_seconds
-        with suppress(OSError):  # it only serves to find a stuck job
+        with suppress(OSError):  # it only helps to find a stuck job
             os.utime(path, (at, at))
 
 
-def holder_of(folder: Path) -> Holder | None:
-    """Return who holds the lock now, null when nobody does. Raises `OSError` where the lock cannot be tried."""
-    # The lock is tried only where somebody has left a name: to try it keeps a job that begins just now from running.
+def read_holder(folder: Path) -> Holder | None:
+    """Return the holder of the lock; null where it is free. Raises `OSError` where the lock cannot be tried."""
+    # Trying the lock keeps a job that starts at this moment from running, so try it only where a holder is recorded.
     if not (folder / "job.json").exists():
         return None
     lock = FileLock(folder / "job.lock")

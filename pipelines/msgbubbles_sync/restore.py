@@ -1,5 +1,4 @@
-"""The job's own files, before a run and after it: a damaged one is moved aside, and made anew from what the
-destination has.
+"""Repair and tidy the job's own files: rename damaged ones, and restore them from the destination.
 
 Imports dlt, so `Workspace.configure_dlt` comes before it. The caller holds the warehouse's lock.
 """
@@ -33,7 +32,7 @@ from .errors import UsageError
 from .files import move_damaged, read_json, remove, write_privately
 from .workspace import Workspace
 
-# A folder in the place of one of these keeps every run from finishing.
+# Files of the workspace. A folder with one of these names would keep every run from finishing.
 FILES = ("runs.jsonl", "published.json", "work.json", "compacted", "last_error.txt",
          "dbt/built_with", "dbt/data_tests.json", "dbt/build")  # fmt: skip
 # What reading a damaged file raises.
@@ -43,7 +42,7 @@ CHUNK_BYTES = 1024 * 1024
 
 
 def restore(workspace: Workspace, say: Callable[[str], None]) -> None:
-    """Move damaged files aside, and restore what can be restored without a request; `say` is called for each.
+    """Rename damaged files, and restore what can be restored without a request. Calls `say` for each.
 
     Raises `OSError`, and `duckdb.Error` where the database cannot be opened for another reason than damage.
     """
@@ -63,23 +62,24 @@ def restore(workspace: Workspace, say: Callable[[str], None]) -> None:
 
 
 def tidy(workspace: Workspace) -> None:
-    """Remove what a run that has ended leaves behind: dlt keeps a folder for every package that it has loaded.
+    """Remove the folders that dlt keeps of loaded packages, and record the mark of the work database.
 
-    Also remember what the work database looks like: where it looks otherwise, the next run reads all of it."""
+    If the mark differs at the next run, that run checks the whole database for damage.
+    """
     for package in (workspace.folder / "dlt").glob("*/load/loaded/*"):
         remove(package)
     if workspace.destination == "duckdb":
-        write_privately(_noted(workspace), json.dumps(read_mark(workspace.work)))
+        write_privately(_mark_file(workspace), json.dumps(read_mark(workspace.work)))
 
 
-def _noted(workspace: Workspace) -> Path:
+def _mark_file(workspace: Workspace) -> Path:
     return workspace.folder / "work.json"
 
 
 def _restore_database(workspace: Workspace, say: Callable[[str], None]) -> None:
     work, log = workspace.work, workspace.work.with_name(f"{workspace.work.name}.wal")
-    is_as_noted = read_json(_noted(workspace)) == read_mark(work) and not log.exists()
-    if not work.exists() or is_as_noted or not is_damaged(work, DuckDBFile(workspace).options()):
+    is_unchanged = read_json(_mark_file(workspace)) == read_mark(work) and not log.exists()
+    if not work.exists() or is_unchanged or not is_damaged(work, DuckDBFile(workspace).options()):
         return
     for path in (work, log):
         if path.exists():
@@ -92,8 +92,10 @@ def _restore_database(workspace: Workspace, say: Callable[[str], None]) -> None:
 
 
 def _restore_policy(workspace: Workspace, say: Callable[[str], None]) -> None:
-    """Restore the record of the privacy policy from its copy in the tables. Where more may have been erased than that
-    says, it stays damaged, and reading it is refused."""
+    """Restore the record of the privacy policy from its copy in the tables.
+
+    Where more may have been erased than the copy says, the file stays damaged, and reading it is refused.
+    """
     path = workspace.folder / privacy.FILE
     is_behind = any(workspace.is_pending(step) for step in ("erase", "policy"))
     if not path.exists() or is_behind or not (workspace.destination != "duckdb" or workspace.work.exists()):
@@ -123,12 +125,12 @@ def _is_damaged_pipeline(folder: Path) -> bool:
 
 
 def _read_pipeline(folder: Path) -> None:
-    """Read what dlt reads of a pipeline's folder, and the packages that wait to be loaded."""
+    """Read what dlt reads in a pipeline's folder, and the packages that wait to be loaded."""
     state_file = folder / "state.json"
     if not folder.is_dir():
         raise NotADirectoryError(folder.name)
     if not state_file.exists():
-        return  # dlt begins anew
+        return  # dlt starts anew
     state = migrate_state_to_current(folder.name, json.loads(state_file.read_text(encoding="utf-8")))
     for name in state["schema_names"] or ():
         schema = folder / "schemas" / f"{name}.schema.json"

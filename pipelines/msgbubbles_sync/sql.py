@@ -1,13 +1,13 @@
-"""Texts and names as SQL writes them, where a parameter cannot stand."""
+"""Quote SQL literals and identifiers that cannot be bind parameters."""
 
 from __future__ import annotations
 
 
-def quoted(value: str) -> str:
-    """A text as SQL writes it, where a parameter cannot stand."""
-    return "'" + value.replace("'", "''") + "'"
+def quote_literal(text: str) -> str:
+    """Quote a text as a string literal."""
+    return "'" + text.replace("'", "''") + "'"
 
 
-def named(name: str) -> str:
-    """A name of a table or the like as SQL writes it."""
+def quote_name(name: str) -> str:
+    """Quote the name of a table, column or the like as an identifier."""
     return '"' + name.replace('"', '""') + '"'

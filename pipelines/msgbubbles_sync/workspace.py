@@ -1,8 +1,8 @@
-"""Where a warehouse keeps its files.
+"""The files of a warehouse.
 
-`warehouse.duckdb` is what readers open. The job's own files are beside it, in `.msgbubbles/warehouse/`: the database
-it works on, dlt's and dbt's working folders, the lock, and what is still to be done. Of several accounts each has all
-of this for itself, as `warehouse_north.duckdb`; `warehouse.duckdb` then shows all of them.
+Readers open `warehouse.duckdb`. The job's own files are next to it, in `.msgbubbles/warehouse/`: the database that it
+works on, dlt's and dbt's working folders, the lock, and the markers of pending work. Each of several accounts has all
+of this, as `warehouse_north.duckdb`; `warehouse.duckdb` then shows all accounts.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ from .files import follow_links, move_damaged
 ROOT = Path(__file__).resolve().parents[2]
 PIPELINE = "msgbubbles"
 DATASET = "msgbubbles"
-# Whose rows a warehouse holds: a file of the job, and a copy of it in the tables.
+# The file that says whose rows a warehouse holds, and its copy in the tables.
 CLAIM, CLAIM_TABLE = "account.json", "_account"
-# Characters that mean something in the queries that dlt makes of a path, and bytes that are no UTF-8.
+# Characters with a meaning in the queries that dlt builds from a path, and bytes that are not UTF-8.
 UNUSABLE = re.compile(r"""['"%*?\[\]{}\x00-\x1f\ud800-\udfff]""")
 SCHEMAS = ("msgbubbles", "msgbubbles_staging", "staging", "marts")
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """The files of one warehouse, or of one of its accounts. `database` is the published one; with another
-    `destination` than a DuckDB file it only says where the job's own files are."""
+    """The files of a warehouse, or of one of its accounts.
+
+    `database` is the published file; with a `destination` other than `duckdb` it only says where the job's own files
+    are.
+    """
 
     database: Path
     destination: str = "duckdb"
@@ -37,7 +40,7 @@ class Workspace:
 
     @classmethod
     def from_path(cls, database: Path, destination: str = "duckdb", account: str | None = None) -> Workspace:
-        """Raises `UsageError` when the database cannot be there."""
+        """Check the path of a database, and return its workspace. Raises `UsageError`."""
         database = database.expanduser().absolute()
         if database.stem in SCHEMAS:
             raise UsageError(
@@ -61,7 +64,7 @@ class Workspace:
 
     @property
     def file(self) -> Path:
-        """The published file itself, where `database` is a symbolic link to it."""
+        """The published file itself, where `database` is a symbolic link."""
         return follow_links(self.database)[-1]
 
     @property
@@ -69,9 +72,8 @@ class Workspace:
         """The database that shows all accounts."""
         return self.database.with_name(f"{self.database.stem.removesuffix(f'_{self.account}')}{self.database.suffix}")
 
-    def check_named(self) -> None:
-        """Raises `UsageError` where what is to show all accounts is one that has no name, and says how to give it
-        this one's."""
+    def refuse_unnamed_account(self) -> None:
+        """Raise `UsageError` where the file that would show all accounts holds one that has no name."""
         whole = Workspace.from_path(self.combined, self.destination)
         if self.account is None or not (whole.folder / CLAIM).exists():
             return
@@ -85,41 +87,43 @@ class Workspace:
 
     @property
     def folder(self) -> Path:
+        """The folder of the job's own files."""
         name = self.database.stem if self.destination == "duckdb" else f"{self.database.stem}.{self.destination}"
         return self.database.parent / ".msgbubbles" / name
 
     @property
     def prefix(self) -> str:
-        """What an account's schemas begin with, where several are in one database."""
+        """The prefix of an account's schemas, where several accounts are in one database."""
         return "" if self.account is None else f"{self.account}_"
 
     def forget_loads(self) -> None:
-        """Have everything read once more: what dlt remembers speaks of tables that are lost, or are elsewhere."""
+        """Delete dlt's state so that everything is read again: the tables that it speaks of are lost, or elsewhere."""
         shutil.rmtree(self.folder / "dlt" / PIPELINE, ignore_errors=True)
 
     @property
     def work(self) -> Path:
-        """The database that the job works on. It has the published one's name: DuckDB calls a database by it."""
+        """The database that the job works on. It has the published one's name, by which SQL calls it."""
         return self.folder / self.database.name
 
-    def damaged(self) -> list[Path]:
-        """Return the damaged files and folders that were moved aside."""
+    def find_damaged(self) -> list[Path]:
+        """Return the damaged files and folders that were renamed."""
         return [path for folder in (self.folder, self.folder / "dlt") for path in folder.glob("*.damaged-*")]
 
     def make_folders(self) -> None:
+        """Create the folders that are missing."""
         for folder in (self.folder.parent, self.folder, self.folder / "dlt", self.folder / "dbt"):
             if folder.exists() and not folder.is_dir():
                 move_damaged(folder)
             folder.mkdir(mode=0o700, exist_ok=True)
 
     def configure_dlt(self) -> None:
-        """Point dlt at this project's configuration and this warehouse's working folder: before dlt is imported."""
+        """Point dlt at this project's configuration and this workspace. Call it before dlt is imported."""
         os.environ.setdefault("DLT_PROJECT_DIR", str(ROOT))
         os.environ.setdefault("DLT_CONFIG_FOLDER", "dlt_config")  # relative, or dlt keeps its state in there
         os.environ["DLT_DATA_DIR"] = str(self.folder / "dlt")
         os.environ["DLT_LOCAL_DIR"] = str(self.folder / "dlt")
 
-    # What is still to be done outlives a job that is killed.
+    # The markers of pending work outlive a killed job.
 
     def is_pending(self, step: str) -> bool:
         return (self.folder / f"{step}.pending").exists()

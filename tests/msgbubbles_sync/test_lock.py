@@ -13,7 +13,14 @@ import pytest
 from msgbubbles.source.run import Run
 from msgbubbles_sync.cli.console import Reporter
 from msgbubbles_sync.inspect.check import _lock
-from msgbubbles_sync.lock import STALLED_AFTER, AnotherJobRunsError, JobStalledError, holder_of, note_progress, one_job
+from msgbubbles_sync.lock import (
+    STALLED_AFTER,
+    AnotherJobRunsError,
+    JobStalledError,
+    hold_lock,
+    read_holder,
+    record_progress,
+)
 from msgbubbles_sync.workspace import Workspace
 
 README = Path(__file__).parents[2] / "README.md"
@@ -33,14 +40,14 @@ def age(workspace: Workspace, past: timedelta, name: str = "job") -> None:
 
 
 def refusal(workspace: Workspace, name: str = "job") -> AnotherJobRunsError:
-    with pytest.raises(AnotherJobRunsError) as raised, one_job(workspace.folder, name):
+    with pytest.raises(AnotherJobRunsError) as raised, hold_lock(workspace.folder, name):
         pass
     return raised.value
 
 
 @pytest.mark.parametrize("name", ["job", "apply"])
 def test_a_job_without_progress_is_reported_as_stuck(workspace: Workspace, name: str) -> None:
-    with one_job(workspace.folder, name):
+    with hold_lock(workspace.folder, name):
         assert not isinstance(refusal(workspace, name), JobStalledError)
         age(workspace, STALLED_AFTER + timedelta(minutes=1), name)
         stuck = refusal(workspace, name)
@@ -50,28 +57,28 @@ def test_a_job_without_progress_is_reported_as_stuck(workspace: Workspace, name:
         (workspace.folder / f"{name}.json").write_text("")
         age(workspace, STALLED_AFTER + timedelta(minutes=1), name)
         assert isinstance(refusal(workspace, name), JobStalledError)
-    with one_job(workspace.folder, name):
+    with hold_lock(workspace.folder, name):
         pass
 
 
 def test_check_shows_a_stuck_job(workspace: Workspace) -> None:
     assert _lock(workspace).what == "no job runs"
-    with one_job(workspace.folder):
+    with hold_lock(workspace.folder):
         assert _lock(workspace).state == "ok"
         age(workspace, 2 * STALLED_AFTER)
         found = _lock(workspace)
         assert (found.state, str(os.getpid()) in found.what) == ("failed", True)
     (workspace.folder / "job.json").write_text(json.dumps({"pid": 1, "since": "then"}))
-    assert holder_of(workspace.folder) is None, "one that was killed holds nothing"
+    assert read_holder(workspace.folder) is None, "one that was killed holds nothing"
 
 
 @pytest.mark.parametrize("progress", ["page", "phase", "wait"])
 def test_what_a_job_does_counts_as_progress(
     workspace: Workspace, progress: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("msgbubbles_sync.lock.SECONDS_BETWEEN_NOTES", 0.0)
+    monkeypatch.setattr("msgbubbles_sync.lock.PROGRESS_INTERVAL_SECONDS", 0.0)
     reporter, run = Reporter(quiet=True, as_json=True), Run()
-    with one_job(workspace.folder), reporter.following(run):
+    with hold_lock(workspace.folder), reporter.following(run):
         age(workspace, 2 * STALLED_AFTER)
         if progress == "page":
             run.on_page()
@@ -84,10 +91,10 @@ def test_what_a_job_does_counts_as_progress(
 
 
 def test_progress_is_noted_for_the_locks_that_are_held_only(workspace: Workspace) -> None:
-    note_progress()
-    with one_job(workspace.folder):
+    record_progress()
+    with hold_lock(workspace.folder):
         pass
-    note_progress()
+    record_progress()
     assert not (workspace.folder / "job.json").exists()
 
 

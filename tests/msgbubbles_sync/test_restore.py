@@ -139,7 +139,7 @@ def test_damaged_work_database_is_restored_from_the_published_file(workspace: Wo
     assert f"{workspace.work} was damaged: restored from the published file" in line
     assert stored(workspace) == [1, 2]
     assert load(workspace, 3) == [1, 2, 3], "what dlt remembers is what the published file has"
-    assert {path.name.partition(".damaged-")[0] for path in workspace.damaged()} == {
+    assert {path.name.partition(".damaged-")[0] for path in workspace.find_damaged()} == {
         "company.duckdb",
         "company.duckdb.wal",
     }

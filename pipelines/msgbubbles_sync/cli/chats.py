@@ -27,7 +27,7 @@ from typer.core import TyperGroup
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.claims import claim
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.lock import one_job
+from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.run_log import Journal
 from msgbubbles_sync.workspace import CLAIM, Workspace
 
@@ -110,7 +110,7 @@ def sync(
     def body(workspace: Workspace) -> int:
         workspace.make_folders()
         workspace.configure_dlt()
-        with one_job(workspace.folder):
+        with hold_lock(workspace.folder):
             return _recorded_sync(
                 workspace, reporter, sandbox, since, max_requests, accept_ties, not no_transform, as_json
             )
@@ -275,7 +275,7 @@ def erase(
         people = _lines(handles)
         if not yes and not typer.confirm(f"Erase {len(people)} people for good?", err=True):
             return EXIT_STOPPED
-        with one_job(workspace.folder), one_job(workspace.folder, "apply"):
+        with hold_lock(workspace.folder), hold_lock(workspace.folder, "apply"):
             certificate = erasing.erase(workspace, people, transforms, reporter.say)
         reporter.print(certificate.as_dict(), lambda console: console.print(str(certificate), soft_wrap=True))
         return 0
@@ -316,7 +316,7 @@ def privacy(
             from msgbubbles_sync.privacy.reapply import apply
 
             transforms = Transforms.configured()
-        with one_job(workspace.folder), one_job(workspace.folder, "apply"):
+        with hold_lock(workspace.folder), hold_lock(workspace.folder, "apply"):
             changed = apply(workspace, transforms, reporter.say)
         what = ", ".join(f"{count:,} of {table}" for table, count in sorted(changed.items())) or "nothing had to change"
         reporter.print({action: dict(changed)}, lambda console: console.print(f"Changed: {what}.", soft_wrap=True))
@@ -401,7 +401,7 @@ def _repaired(workspace: Workspace, reporter: Reporter, options: dict[str, Any],
     threads = [one.chat_id for one in verdict.differences if one.table != "chats" and one.chat_id]
     run, report = Run(), Report()
     wanted = Repair(chats=list(dict.fromkeys(chats)), threads=list(dict.fromkeys(threads)))
-    with one_job(workspace.folder), stopped_by_signals(run.stop), reporter.following(run):
+    with hold_lock(workspace.folder), stopped_by_signals(run.stop), reporter.following(run):
         repair(
             workspace, run, report, wanted, options, Transforms.configured(), reporter.say,
             lambda: as_dict(workspace, run, report, _status_of(run, report)),

@@ -19,7 +19,7 @@ from rich.status import Status
 from rich.table import Table
 
 from msgbubbles_sync.destinations import build_destination
-from msgbubbles_sync.lock import note_progress
+from msgbubbles_sync.lock import record_progress
 from msgbubbles_sync.run_log import describe_failed_reads
 from msgbubbles_sync.workspace import Workspace
 
@@ -53,7 +53,7 @@ class Reporter:
         sys.stderr.write(f"{message}\n")
 
     def say(self, message: str) -> None:
-        note_progress()
+        record_progress()
         self._progress.print(f"[dim]{message}[/dim]")
         self._said_at = time.monotonic()
 
@@ -72,7 +72,7 @@ class Reporter:
 
     def progress(self, line: str, waiting_seconds: float = 0.0) -> None:
         """Show how far the work has come, now and then."""
-        note_progress(waiting_seconds)
+        record_progress(waiting_seconds)
         if self._status is not None:
             self._status.update(line)
         elif time.monotonic() - self._said_at > SECONDS_BETWEEN_LINES:

@@ -21,7 +21,7 @@ from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.claims import claim
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.guards import MAX_CREATES, MAX_REMOVALS
-from msgbubbles_sync.lock import AnotherJobRunsError, one_job
+from msgbubbles_sync.lock import AnotherJobRunsError, hold_lock
 from msgbubbles_sync.workspace import Workspace
 
 from .console import Reporter
@@ -119,7 +119,7 @@ def apply(
         if not yes and not sys.stdin.isatty():
             raise UsageError("nobody is there to be asked; say --yes to apply without asking")
         _claim(command.workspace, reporter, sandbox=sandbox)
-        with one_job(command.workspace.folder, "apply"):
+        with hold_lock(command.workspace.folder, "apply"):
             return _applied(command, table, saved, max_creates, max_removals, reporter, ask=not yes)
 
     _run(body, database, account, reporter, sandbox=sandbox, serve=not dry_run)
@@ -143,7 +143,7 @@ def import_(
         from .groups_report import adopted_text
 
         _claim(command.workspace, reporter, sandbox=sandbox)
-        with one_job(command.workspace.folder, "apply"), command.client() as client:
+        with hold_lock(command.workspace.folder, "apply"), command.client() as client:
             sighting = adopted(command.workspace, client, key.strip(), chat_id)
         as_dict = {"key": sighting.key, "chat_id": sighting.chat_id, "members": len(sighting.handles or ())}
         reporter.print(as_dict, lambda console: console.print(adopted_text(sighting), markup=False, soft_wrap=True))
@@ -302,7 +302,7 @@ def _land(workspace: Workspace, reporter: Reporter) -> None:
     from msgbubbles_sync.groups.load import land_ledger
 
     try:
-        with one_job(workspace.folder):
+        with hold_lock(workspace.folder):
             land_ledger(workspace)
     except AnotherJobRunsError:
         reporter.say("a sync is at work; the next one brings these operations into the warehouse")

@@ -135,7 +135,7 @@ def workspace_of(
         raise UsageError(f"--account {account}: {there}, see [accounts.NAME] in dlt_config/config.toml")
     use_account(account)
     workspace = Workspace.from_path(database, destination, account)
-    workspace.check_named()
+    workspace.refuse_unnamed_account()
     return workspace
 
 

@@ -21,7 +21,7 @@ import typer
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.claims import claim
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.lock import one_job
+from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.workspace import Workspace
 
 from .console import Reporter
@@ -125,7 +125,7 @@ def load(
             from msgbubbles_sync.webhooks.load import land_events
         destination = build_destination(workspace)
         claim(workspace, destination, sandbox=sandbox, say=reporter.fail)
-        with one_job(workspace.folder):
+        with hold_lock(workspace.folder):
             landed = land_events(workspace)
             if landed.deliveries:
                 destination.publish()

@@ -18,7 +18,7 @@ from msgbubbles.source.config import Settings
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import write_privately
-from msgbubbles_sync.lock import note_progress
+from msgbubbles_sync.lock import record_progress
 from msgbubbles_sync.workspace import Workspace
 
 from . import spark
@@ -199,7 +199,7 @@ class _Dbt:
                     return _Results(parsed)
                 self._manifest = parsed.result
                 store(self._manifest, *self._names)
-            runner = dbtRunner(manifest=self._manifest, callbacks=[lambda _event: note_progress()])
+            runner = dbtRunner(manifest=self._manifest, callbacks=[lambda _event: record_progress()])
             results = _Results(runner.invoke([*command, *self._options]))
             if results.wrong:
                 # The traceback of a model that failed holds a cursor in a cycle, which keeps the database open.

@@ -17,7 +17,7 @@ from tenacity import TryAgain, retry, retry_if_exception, stop_after_attempt, wa
 
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.settings import ACCOUNT_NAME
-from msgbubbles_sync.sql import named, quoted
+from msgbubbles_sync.sql import quote_literal, quote_name
 from msgbubbles_sync.workspace import DATASET, Workspace
 
 from .union_accounts import ACCOUNTS, MANY_ACCOUNTS, ONE_ACCOUNT, Key, build_union, read_columns
@@ -73,8 +73,8 @@ class Attached(ABC):
                 for schema, table in _columns_by_prefix(connection).get(self.prefix, {}):
                     connection.execute(f"CREATE SCHEMA IF NOT EXISTS memory.{schema}")
                     connection.execute(
-                        f"CREATE VIEW memory.{schema}.{named(table)} AS "
-                        f"FROM warehouse.{self.prefix}{schema}.{named(table)}"
+                        f"CREATE VIEW memory.{schema}.{quote_name(table)} AS "
+                        f"FROM warehouse.{self.prefix}{schema}.{quote_name(table)}"
                     )
                 connection.execute("COMMIT")
                 connection.execute("USE memory")
@@ -127,7 +127,7 @@ class Attached(ABC):
         columns = _columns_by_prefix(connection)
         shown = columns.pop("", {})
         accounts = {prefix.removesuffix("_"): tables for prefix, tables in columns.items()}
-        union = build_union(accounts, lambda account, schema, table: f"{account}_{schema}.{named(table)}", shown)
+        union = build_union(accounts, lambda account, schema, table: f"{account}_{schema}.{quote_name(table)}", shown)
         # A database rewrites the query of a view, so a digest tells whether it has changed.
         text = repr(sorted((key, (table.columns, table.query)) for key, table in union.items()))
         digest = hashlib.sha256(text.encode()).hexdigest()
@@ -136,7 +136,8 @@ class Attached(ABC):
             stored = connection.execute(f"SELECT digest FROM warehouse.{'.'.join(VIEWS_DIGEST)}").fetchall()  # noqa: S608
         if stored == [(digest,)] and all(shown.get(key) == table.columns for key, table in union.items()):
             return {}
-        return {key: table.query for key, table in union.items()} | {VIEWS_DIGEST: f"SELECT {quoted(digest)} AS digest"}
+        queries = {key: table.query for key, table in union.items()}
+        return {**queries, VIEWS_DIGEST: f"SELECT {quote_literal(digest)} AS digest"}
 
     def is_older_than(self, minutes: float) -> bool:
         # The record of a run costs a row there, not a new file.

@@ -10,7 +10,7 @@ from typing import Any
 import duckdb
 
 from msgbubbles_sync.files import follow_links, sync_to_disk
-from msgbubbles_sync.sql import named, quoted
+from msgbubbles_sync.sql import quote_literal, quote_name
 
 # A file is rewritten when more of it than this is free, and a large one once a day at most: it takes seconds.
 MAX_FREE_SHARE = 0.2
@@ -61,8 +61,8 @@ def compact(work: Path, options: dict[str, Any] | None = None) -> None:
     with duckdb.connect(str(work), config=options or {}) as connection:
         connection.execute("CHECKPOINT")
         row = connection.execute("SELECT current_catalog()").fetchone()
-        catalog = named(row[0] if row else "")
-        connection.execute(f"ATTACH {quoted(str(new))} AS compacted")
+        catalog = quote_name(row[0] if row else "")
+        connection.execute(f"ATTACH {quote_literal(str(new))} AS compacted")
         connection.execute(f"COPY FROM DATABASE {catalog} TO compacted")
         connection.execute("CHECKPOINT compacted")
         connection.execute("DETACH compacted")

@@ -12,7 +12,7 @@ from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, 
 
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import set_umask_like
-from msgbubbles_sync.sql import named, quoted
+from msgbubbles_sync.sql import quote_literal, quote_name
 
 from .attached import Attached
 from .libpq import build_environment, format_dsn
@@ -75,8 +75,10 @@ class DuckLake(Attached):
     @contextmanager
     def _attach(self, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
         lake = self._read_credentials()
-        address = quoted(f"ducklake:postgres:{format_dsn(lake.catalog.query or {})}")
-        where = f"DATA_PATH {quoted(lake.storage.bucket_url)}, METADATA_SCHEMA {quoted(lake.ducklake_name)}"
+        address = quote_literal(f"ducklake:postgres:{format_dsn(lake.catalog.query or {})}")
+        where = (
+            f"DATA_PATH {quote_literal(lake.storage.bucket_url)}, METADATA_SCHEMA {quote_literal(lake.ducklake_name)}"
+        )
         with duckdb.connect(config={"extension_directory": str(self._link_extensions())}) as connection:
             connection.execute("SET TimeZone = 'UTC'")
             try:
@@ -108,7 +110,7 @@ class DuckLake(Attached):
 
     def exists(self) -> bool:
         # A lake that does not exist yet cannot be opened read-only.
-        table = quoted(f"{self._read_credentials().ducklake_name}.ducklake_metadata")
+        table = quote_literal(f"{self._read_credentials().ducklake_name}.ducklake_metadata")
         with self._attach_catalog() as connection:
             is_made = query_server(connection, f"SELECT to_regclass({table}) IS NOT NULL") == [(True,)]
         return is_made and super().exists()
@@ -130,7 +132,7 @@ class DuckLake(Attached):
             for schema in sorted({schema for schema, _ in views}):
                 connection.execute(f"CREATE SCHEMA IF NOT EXISTS warehouse.{schema}")
             for (schema, table), query in views.items():
-                connection.execute(f"CREATE OR REPLACE VIEW warehouse.{schema}.{named(table)} AS {query}")
+                connection.execute(f"CREATE OR REPLACE VIEW warehouse.{schema}.{quote_name(table)} AS {query}")
             connection.execute("COMMIT")
         except duckdb.Error:
             with suppress(duckdb.Error):

@@ -26,7 +26,7 @@ from filelock import FileLock
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import remove, set_umask_like, sync_to_disk
 from msgbubbles_sync.settings import setting_of_sync
-from msgbubbles_sync.sql import named, quoted
+from msgbubbles_sync.sql import quote_literal, quote_name
 from msgbubbles_sync.workspace import CLAIM_TABLE, DATASET, UNUSABLE, Workspace
 
 from .parquet_tables import read_tables, write_json
@@ -161,7 +161,7 @@ class ParquetFiles:
             for (name,) in tables.fetchall():
                 (self._tables / name).mkdir(parents=True, exist_ok=True)
                 new = self._tables / name / ".new"
-                connection.execute(f"COPY {DATASET}.{named(name)} TO {quoted(str(new))} (FORMAT parquet)")
+                connection.execute(f"COPY {DATASET}.{quote_name(name)} TO {quote_literal(str(new))} (FORMAT parquet)")
                 new.replace(self._tables / name / f"{name}.parquet")
 
     def keep_open(self, _pipeline: Any) -> AbstractContextManager[Any]:
@@ -179,7 +179,7 @@ class ParquetFiles:
         moved = self._tables.with_name(f"{self.dataset}.delta-{time.time_ns()}")
         self._tables.rename(moved)
         if (view := self._read_own_view()).tables:
-            old, new = quoted(f"{self._tables}/")[:-1], quoted(f"{moved}/")[:-1]
+            old, new = quote_literal(f"{self._tables}/")[:-1], quote_literal(f"{moved}/")[:-1]
             for name, table in view.tables[DATASET].items():
                 view.tables[DATASET][name] = ReaderTable(table.columns, table.query.replace(old, new))
             write_json(self._view_file, view)
@@ -280,7 +280,7 @@ class ParquetFiles:
                 with _connect() as connection:
                     connection.execute("SET preserve_insertion_order = false")
                     rows = table.build_query([str(path) for path in files.values()])
-                    connection.execute(f"COPY ({rows}) TO {quoted(str(new))} (FORMAT parquet)")
+                    connection.execute(f"COPY ({rows}) TO {quote_literal(str(new))} (FORMAT parquet)")
                 sync_to_disk(new)
                 new.rename(folder / f"compacted.{time.time_ns()}.parquet")
                 replaced += files
@@ -333,8 +333,8 @@ def _create_views(connection: duckdb.DuckDBPyConnection, queries: Mapping[Key, s
     for schema in READER_SCHEMAS:
         connection.execute(f"CREATE SCHEMA {schema}")
     for (schema, table), query in queries.items():
-        connection.execute(f"CREATE VIEW {schema}.{named(table)} AS {query}")
+        connection.execute(f"CREATE VIEW {schema}.{quote_name(table)} AS {query}")
 
 
 def _select_all(folder: Path) -> str:
-    return f"SELECT * FROM read_parquet({quoted(f'{folder}/*.parquet')})"  # noqa: S608
+    return f"SELECT * FROM read_parquet({quote_literal(f'{folder}/*.parquet')})"  # noqa: S608

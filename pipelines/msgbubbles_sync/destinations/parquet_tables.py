@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from msgbubbles_sync.files import sync_to_disk
-from msgbubbles_sync.sql import quoted
+from msgbubbles_sync.sql import quote_literal
 
 # The file that describes the tables of a dataset, in its folder.
 TABLES = "_tables.json"
@@ -39,7 +39,7 @@ class Table(msgspec.Struct, frozen=True):
 
     def build_query(self, files: Sequence[str]) -> str:
         """Return a query of DuckDB for the row of each key that counts."""
-        listed = ", ".join(map(quoted, files))
+        listed = ", ".join(map(quote_literal, files))
         return f"SELECT * FROM read_parquet([{listed}], union_by_name = true){self.qualify}"  # noqa: S608
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import duckdb
 
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.sql import named, quoted
+from msgbubbles_sync.sql import quote_literal, quote_name
 
 from .attached import Attached
 from .libpq import build_environment, read_parameters
@@ -73,8 +73,10 @@ class Postgres(Attached):
     def _replace_views(self, connection: duckdb.DuckDBPyConnection, views: Mapping[Key, str]) -> None:
         statements = ["BEGIN", "SELECT pg_advisory_xact_lock(hashtext('msgbubbles accounts'))"]
         statements += [f"CREATE SCHEMA IF NOT EXISTS {schema}" for schema in sorted({schema for schema, _ in views})]
-        statements += [REPLACE_VIEW.format(view=f"{key[0]}.{named(key[1])}", query=views[key]) for key in sorted(views)]
-        connection.execute(f"CALL postgres_execute('warehouse', {quoted('; '.join([*statements, 'COMMIT']))})")
+        statements += [
+            REPLACE_VIEW.format(view=f"{key[0]}.{quote_name(key[1])}", query=views[key]) for key in sorted(views)
+        ]
+        connection.execute(f"CALL postgres_execute('warehouse', {quote_literal('; '.join([*statements, 'COMMIT']))})")
 
     def _read_parameters(self) -> dict[str, str]:
         parameters = read_parameters("destination.postgres.credentials")

@@ -22,7 +22,7 @@ from typing import Any
 import duckdb
 
 from msgbubbles_sync.files import follow_links, remove, sync_to_disk
-from msgbubbles_sync.sql import named, quoted
+from msgbubbles_sync.sql import quote_literal, quote_name
 
 FICLONE = 0x40049409  # <linux/fs.h>: share the blocks of another file, on file systems that can
 # The write-ahead log, and what DuckDB calls it while it writes the file.
@@ -131,15 +131,15 @@ def _copy_held_marts(marts: Sequence[str], copy: Path, database: Path) -> None:
         # A file that is damaged, or open in another process to write, counts as empty.
         with suppress(duckdb.IOException):
             if database.exists():
-                connection.execute(f"ATTACH {quoted(str(database))} AS published (READ_ONLY)")
+                connection.execute(f"ATTACH {quote_literal(str(database))} AS published (READ_ONLY)")
                 published = set(_read_kinds(connection, "published"))
         for mart, kind in _read_kinds(connection).items():
             if mart not in marts:
                 continue
-            connection.execute(f"DROP {kind} marts.{named(mart)}")
+            connection.execute(f"DROP {kind} marts.{quote_name(mart)}")
             if mart in published:
                 # A view becomes a table here: it would show what the other marts have now.
-                connection.execute(f"CREATE TABLE marts.{named(mart)} AS FROM published.marts.{named(mart)}")
+                connection.execute(f"CREATE TABLE marts.{quote_name(mart)} AS FROM published.marts.{quote_name(mart)}")
         connection.execute("CHECKPOINT")
     sync_to_disk(copy)
 
@@ -162,7 +162,7 @@ def is_damaged(database: Path, options: dict[str, Any]) -> bool:
             for schema, table in connection.execute(
                 "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = current_catalog()"
             ).fetchall():
-                connection.execute(f"SELECT bit_xor(hash(r)) FROM {named(schema)}.{named(table)} AS r")  # noqa: S608
+                connection.execute(f"SELECT bit_xor(hash(r)) FROM {quote_name(schema)}.{quote_name(table)} AS r")  # noqa: S608
     except DAMAGE as error:
         if isinstance(error, duckdb.IOException) and not DAMAGE_WORDS.search(str(error)):
             raise

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import duckdb
 
 from msgbubbles_sync.destinations import Destination
-from msgbubbles_sync.sql import named
+from msgbubbles_sync.sql import quote_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,7 +46,7 @@ class Screen:
     def __call__(self, table: str, rows: pa.Table) -> list[bool]:
         refused = [False] * rows.num_rows
         ranges = [(0, rows.num_rows)] if rows.num_rows else []
-        path = f"{self._destination.write_schema}.{named(table)}"
+        path = f"{self._destination.write_schema}.{quote_name(table)}"
         with self._destination.open_writer() as connection:
             while ranges:
                 begin, end = ranges.pop()
@@ -67,10 +67,10 @@ def _accepts(connection: duckdb.DuckDBPyConnection, table: str, rows: pa.Table) 
     try:
         stored = {name for name, *_ in connection.execute(f"DESCRIBE {table}").fetchall()}
         names = [name for name in rows.column_names if name in stored]
-        values = [named(name) for name in names]
+        values = [quote_name(name) for name in names]
         if "_dlt_load_id" in stored:
             names, values = [*names, "_dlt_load_id"], [*values, "''"]
-        columns = ", ".join(named(name) for name in names)
+        columns = ", ".join(quote_name(name) for name in names)
         connection.execute(f"INSERT INTO {table} ({columns}) SELECT {', '.join(values)} FROM screened")  # noqa: S608
     except duckdb.CatalogException:  # no such table yet
         return True

@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.sql import named, quoted
+from msgbubbles_sync.sql import quote_literal, quote_name
 
 from .libpq import format_dsn
 
@@ -58,8 +58,8 @@ def attach_server(parameters: Mapping[str, str], title: str, *options: str) -> I
     extension = find_extension("postgres_scanner", title)
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'UTC'")
-        connection.execute(f"LOAD {quoted(str(extension))}")
-        address = quoted(format_dsn(parameters))
+        connection.execute(f"LOAD {quote_literal(str(extension))}")
+        address = quote_literal(format_dsn(parameters))
         connection.execute(f"ATTACH {address} AS warehouse ({', '.join(['TYPE postgres', *options])})")
         connection.execute("USE warehouse")
         yield connection
@@ -67,7 +67,7 @@ def attach_server(parameters: Mapping[str, str], title: str, *options: str) -> I
 
 def query_server(connection: duckdb.DuckDBPyConnection, query: str) -> list[tuple[Any, ...]]:
     """Return the rows of a query that the attached server answers, in its own SQL. Raises `duckdb.Error`."""
-    return connection.execute(f"FROM postgres_query('warehouse', {quoted(query)})").fetchall()
+    return connection.execute(f"FROM postgres_query('warehouse', {quote_literal(query)})").fetchall()
 
 
 def check_server(connection: duckdb.DuckDBPyConnection, schemas: Sequence[str], title: str) -> None:
@@ -84,19 +84,19 @@ def check_server(connection: duckdb.DuckDBPyConnection, schemas: Sequence[str], 
             f"--destination {title}: the server takes no writes of the role {role} (it is a standby, or "
             "default_transaction_read_only is on). Use the primary's address, or unset it"
         )
-    listed = ", ".join(quoted(schema) for schema in schemas)
+    listed = ", ".join(quote_literal(schema) for schema in schemas)
     found = dict(query_server(connection, MAY_USE_SCHEMAS.format(schemas=listed)))
     missing = [schema for schema in schemas if schema not in found]
     if missing and not may_create:
         raise UsageError(
             f"--destination {title}: the role {role} may not create the schemas {', '.join(missing)}. Run as an "
-            f"administrator: GRANT CREATE ON DATABASE {named(database)} TO {named(role)}"
+            f"administrator: GRANT CREATE ON DATABASE {quote_name(database)} TO {quote_name(role)}"
         )
     closed = [schema for schema, is_open in found.items() if not is_open]
     if closed:
         raise UsageError(
             f"--destination {title}: the role {role} may not use the schemas {', '.join(closed)}. Run as an "
-            f"administrator: GRANT USAGE, CREATE ON SCHEMA {', '.join(closed)} TO {named(role)}"
+            f"administrator: GRANT USAGE, CREATE ON SCHEMA {', '.join(closed)} TO {quote_name(role)}"
         )
 
 
@@ -142,8 +142,8 @@ def explain(message: str, title: str) -> str | None:
 
 def explain_lock(title: str, parameters: Mapping[str, str], schemas: Sequence[str]) -> str:
     """Name the sessions, other than the job's own, that hold locks in these schemas, and say how to go on."""
-    listed = ", ".join(quoted(schema) for schema in schemas)
-    query = HOLDERS.format(schemas=listed, application=quoted(parameters["application_name"]))
+    listed = ", ".join(quote_literal(schema) for schema in schemas)
+    query = HOLDERS.format(schemas=listed, application=quote_literal(parameters["application_name"]))
     found: list[tuple[Any, ...]] = []
     with suppress(duckdb.Error), attach_server(parameters, title, "READ_ONLY") as connection:
         found = query_server(connection, query)

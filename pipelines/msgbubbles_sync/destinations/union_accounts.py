@@ -16,7 +16,7 @@ from typing import Any
 import duckdb
 
 from msgbubbles_sync.files import move_damaged, read_json, sync_to_disk, write_privately
-from msgbubbles_sync.sql import named, quoted
+from msgbubbles_sync.sql import quote_literal, quote_name
 
 from .publish import has_foreign_log, new_copy, read_mark, replace_database
 
@@ -75,14 +75,15 @@ def build_union(
         for account, own in by_account.items():
             # A null of the column's type: a bare NULL would take its type from the other parts of the union.
             values = [
-                named(name)
+                quote_name(name)
                 if name in own
-                else f"(SELECT {named(name)} FROM {source(owner[name], *key)} LIMIT 0) AS {named(name)}"  # noqa: S608
+                else f"(SELECT {quote_name(name)} FROM {source(owner[name], *key)} LIMIT 0) AS {quote_name(name)}"  # noqa: S608
                 for name in names
             ]
-            parts.append(f"SELECT {quoted(account)} AS account, {', '.join(values)} FROM {source(account, *key)}")  # noqa: S608
+            selected = ", ".join([f"{quote_literal(account)} AS account", *values])
+            parts.append(f"SELECT {selected} FROM {source(account, *key)}")  # noqa: S608
         tables[key] = AccountsTable(["account", *names], " UNION ALL ".join(parts))
-    accounts = " UNION ALL ".join(f"SELECT {quoted(account)} AS account" for account in sorted(columns))
+    accounts = " UNION ALL ".join(f"SELECT {quote_literal(account)} AS account" for account in sorted(columns))
     return tables | {ACCOUNTS: AccountsTable(["account"], accounts)}
 
 
@@ -126,8 +127,8 @@ def combine(files: Mapping[str, Path], own: str, database: Path, note: Path, opt
         sources = _attach_accounts(connection, files, own)
         unreadable = files.keys() - sources.keys()
         if unreadable and database.exists():
-            connection.execute(f"ATTACH {quoted(str(database))} AS {named(BEFORE)} (READ_ONLY)")
-            shown = connection.execute(f"SELECT account FROM {named(BEFORE)}.{'.'.join(ACCOUNTS)}").fetchall()  # noqa: S608
+            connection.execute(f"ATTACH {quote_literal(str(database))} AS {quote_name(BEFORE)} (READ_ONLY)")
+            shown = connection.execute(f"SELECT account FROM {quote_name(BEFORE)}.{'.'.join(ACCOUNTS)}").fetchall()  # noqa: S608
             sources |= {account: BEFORE for (account,) in shown if account in unreadable}
         _copy_accounts(connection, sources)
     sync_to_disk(copy)
@@ -146,7 +147,7 @@ def _attach_accounts(connection: duckdb.DuckDBPyConnection, files: Mapping[str, 
             continue  # its own job publishes it anew
         name = f"account {account}"  # a bare name may be one of DuckDB's own
         try:
-            connection.execute(f"ATTACH {quoted(str(file))} AS {named(name)} (READ_ONLY)")
+            connection.execute(f"ATTACH {quote_literal(str(file))} AS {quote_name(name)} (READ_ONLY)")
         except duckdb.Error:
             if account == own:
                 raise
@@ -157,9 +158,9 @@ def _attach_accounts(connection: duckdb.DuckDBPyConnection, files: Mapping[str, 
 
 def _copy_accounts(connection: duckdb.DuckDBPyConnection, sources: Mapping[str, str]) -> None:
     def source(account: str, schema: str, table: str) -> str:
-        path = f"{named(sources[account])}.{schema}.{named(table)}"
+        path = f"{quote_name(sources[account])}.{schema}.{quote_name(table)}"
         if sources[account] == BEFORE:
-            return f"(SELECT * EXCLUDE (account) FROM {path} WHERE account = {quoted(account)}) AS before"  # noqa: S608
+            return f"(SELECT * EXCLUDE (account) FROM {path} WHERE account = {quote_literal(account)}) AS before"  # noqa: S608
         return path
 
     columns = {}
@@ -171,7 +172,7 @@ def _copy_accounts(connection: duckdb.DuckDBPyConnection, sources: Mapping[str, 
     for schema in READER_SCHEMAS:
         connection.execute(f"CREATE SCHEMA {schema}")
     for (schema, table), shown in build_union(columns, source).items():
-        connection.execute(f"CREATE TABLE {schema}.{named(table)} AS {shown.query}")
+        connection.execute(f"CREATE TABLE {schema}.{quote_name(table)} AS {shown.query}")
     for name in set(sources.values()):
-        connection.execute(f"DETACH {named(name)}")
+        connection.execute(f"DETACH {quote_name(name)}")
     connection.execute("CHECKPOINT")

@@ -25,7 +25,7 @@ from msgbubbles.handles import fold_handle, handle_of
 from msgbubbles.policy import PSEUDONYM
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.sql import named
+from msgbubbles_sync.sql import quote_name
 from msgbubbles_sync.workspace import Workspace
 
 from .display import escaped
@@ -193,7 +193,7 @@ def _model_rows(name: str, workspace: Workspace) -> list[Row]:
         raise UsageError(
             f"{workspace.database.name} has no table {name}: build the dbt model first; or {WHAT_A_TABLE_IS}"
         )
-    return _query_rows(f"SELECT * FROM {named(found[0][0])}.{named(model)}", workspace)  # noqa: S608 - they are quoted
+    return _query_rows(f"SELECT * FROM {quote_name(found[0][0])}.{quote_name(model)}", workspace)  # noqa: S608 - they are quoted
 
 
 # -- what has to be true of them

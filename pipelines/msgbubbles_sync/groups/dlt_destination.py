@@ -23,7 +23,7 @@ from msgbubbles.errors import MsgBubblesError, RetryableError
 from msgbubbles.rate_limit import RequestBudget
 from msgbubbles.transport import Transport
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.lock import AnotherJobRunsError, one_job
+from msgbubbles_sync.lock import AnotherJobRunsError, hold_lock
 from msgbubbles_sync.workspace import Workspace
 
 from .display import escaped
@@ -72,7 +72,7 @@ def groups(
             raise UsageError(NOT_PRIVATE)
         budget = RequestBudget.of_key(api_key, requests_per_minute, budget_dir) if requests_per_minute else None
         transport = Transport(base_url, api_key, budget, timeout_seconds=timeout_seconds, max_attempts=max_attempts)
-        with one_job(workspace.folder, "apply"), Client(transport) as client:
+        with hold_lock(workspace.folder, "apply"), Client(transport) as client:
             applied = applied_groups(workspace, client, items, max_creates=max_creates, max_removals=max_removals)
     except (RetryableError, AnotherJobRunsError) as error:
         raise DestinationTransientException(str(error)) from None

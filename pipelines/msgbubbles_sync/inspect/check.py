@@ -23,7 +23,7 @@ from msgbubbles_sync.dbt import spark
 from msgbubbles_sync.dbt.runner import TransformError, compile_models
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.lock import holder_of
+from msgbubbles_sync.lock import read_holder
 from msgbubbles_sync.run_log import describe_failed_reads
 from msgbubbles_sync.workspace import Workspace
 
@@ -102,7 +102,7 @@ def _disk(workspace: Workspace) -> CheckResult:
 
 def _lock(workspace: Workspace) -> CheckResult:
     try:
-        holder = holder_of(workspace.folder)
+        holder = read_holder(workspace.folder)
     except OSError as error:
         return CheckResult("lock", "failed", f"{workspace.folder}: {error.strerror}", "make the folder writable")
     if holder is not None and holder.is_stalled:

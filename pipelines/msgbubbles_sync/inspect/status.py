@@ -13,7 +13,7 @@ from rich.table import Table
 from msgbubbles.source.coverage import HOUR_MS, Coverage
 from msgbubbles.source.state import FailedRead
 from msgbubbles.source.stored import instant
-from msgbubbles_sync.lock import Holder, holder_of
+from msgbubbles_sync.lock import Holder, read_holder
 from msgbubbles_sync.run_log import describe_failed_reads
 
 from .local_state import Known
@@ -77,7 +77,7 @@ def status_of(known: Known, start_ms: int, now: datetime) -> Status:
 
 def _job(known: Known) -> Holder | None:
     with suppress(OSError):  # another user's
-        return holder_of(known.workspace.folder)
+        return read_holder(known.workspace.folder)
     return None
 
 

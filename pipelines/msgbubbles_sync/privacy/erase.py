@@ -34,7 +34,7 @@ from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.groups.ledger import Ledger
 from msgbubbles_sync.policy.applied import Record, configured, redactor_of
 from msgbubbles_sync.policy.vault import Vault
-from msgbubbles_sync.sql import named
+from msgbubbles_sync.sql import quote_name
 from msgbubbles_sync.webhooks.load import aside_of
 from msgbubbles_sync.workspace import Workspace
 
@@ -223,9 +223,9 @@ class _Rows:
     def _forget_in(self, table: str, column: str, kind: str, handles: set[str], redactor: Redactor) -> None:
         # A query narrows it down; what in a text is a handle, the redactor tells as it does when a text lands.
         written = handles | {redactor.pseudonym(one) for one in handles}
-        where, values = _may_hold(f"{named(column)}::VARCHAR", written)
+        where, values = _may_hold(f"{quote_name(column)}::VARCHAR", written)
         found = self._connection.execute(
-            f"SELECT rowid, {named(column)}::VARCHAR FROM msgbubbles.{named(table)} WHERE {where}", values
+            f"SELECT rowid, {quote_name(column)}::VARCHAR FROM msgbubbles.{quote_name(table)} WHERE {where}", values
         ).fetchall()
         for row_id, text in found:
             if table == "rejected_rows" and redactor.mentions_erased(text):
@@ -234,9 +234,9 @@ class _Rows:
                 continue
             left = redactor.json_without_erased(text) if kind == "JSON" else redactor.without_erased(text)
             if left != text:
+                change = f"{quote_name(column)} = CAST(? AS {kind})"
                 self._connection.execute(
-                    f"UPDATE msgbubbles.{named(table)} SET {named(column)} = CAST(? AS {kind}) WHERE rowid = ?",
-                    [left, row_id],
+                    f"UPDATE msgbubbles.{quote_name(table)} SET {change} WHERE rowid = ?", [left, row_id]
                 )
                 self._counts[table] += 1
 

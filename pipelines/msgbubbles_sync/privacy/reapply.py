@@ -19,7 +19,7 @@ from msgbubbles.redact import DOT, NO_PLAIN_ID, Redactor
 from msgbubbles_sync.dbt.runner import Transforms
 from msgbubbles_sync.groups.load import land_ledger
 from msgbubbles_sync.policy.applied import Record, check_key, check_stricter, configured, redactor_of
-from msgbubbles_sync.sql import named
+from msgbubbles_sync.sql import quote_name
 from msgbubbles_sync.webhooks.load import aside_of
 from msgbubbles_sync.workspace import Workspace
 
@@ -121,8 +121,8 @@ class _Landed:
         if column not in self._columns.get(table, ()):
             return []
         found = self._connection.execute(
-            f"SELECT DISTINCT {named(column)}::VARCHAR FROM msgbubbles.{table} "
-            f"WHERE regexp_matches({named(column)}::VARCHAR, ?)",
+            f"SELECT DISTINCT {quote_name(column)}::VARCHAR FROM msgbubbles.{table} "
+            f"WHERE regexp_matches({quote_name(column)}::VARCHAR, ?)",
             [pattern],
         ).fetchall()
         return [row[0] for row in found]
@@ -137,8 +137,8 @@ class _Landed:
         self._connection.register("changes", changes)
         self._count(
             table,
-            f"UPDATE msgbubbles.{table} SET {named(column)} = CAST(changes.new AS {self._columns[table][column]}) "
-            f"FROM changes WHERE {named(column)}::VARCHAR = changes.old",
+            f"UPDATE msgbubbles.{table} SET {quote_name(column)} = CAST(changes.new AS {self._columns[table][column]}) "
+            f"FROM changes WHERE {quote_name(column)}::VARCHAR = changes.old",
         )
         self._connection.unregister("changes")
 

@@ -52,7 +52,7 @@ def expire(workspace: Workspace, policy: Policy, transforms: Transforms, say: Ca
         else:
             say("writing the database anew")
             compact(workspace.work)
-            for path in workspace.damaged():
+            for path in workspace.find_damaged():
                 remove(path)
         workspace.set_done("compact")
         (workspace.folder / DONE).touch()

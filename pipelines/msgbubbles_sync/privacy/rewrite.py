@@ -23,7 +23,7 @@ from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import remove
 from msgbubbles_sync.groups.load import PIPELINE as GROUPS
 from msgbubbles_sync.policy import applied as privacy
-from msgbubbles_sync.sql import named
+from msgbubbles_sync.sql import quote_name
 from msgbubbles_sync.webhooks.load import PIPELINE as WEBHOOKS
 from msgbubbles_sync.webhooks.load import land_events
 from msgbubbles_sync.webhooks.spool import SEGMENT_SECONDS, segments, spool_of
@@ -60,7 +60,7 @@ def rewriting(
         for (table,) in connection.execute(
             "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'msgbubbles_staging'"
         ).fetchall():
-            connection.execute(f"DELETE FROM msgbubbles_staging.{named(table)}")
+            connection.execute(f"DELETE FROM msgbubbles_staging.{quote_name(table)}")
         _forget_fingerprints(connection)
         workspace.set_pending("publish", *(("transform",) if has_marts else ()))
         connection.execute("COMMIT")
@@ -143,5 +143,5 @@ def _remove_leftovers(workspace: Workspace) -> None:
     """What quotes rows and is no more than a help, or is left of a process that was killed."""
     for path in (workspace.folder / "last_error.txt", workspace.folder / "dbt" / "last_error.txt"):
         path.unlink(missing_ok=True)
-    for path in (*workspace.folder.glob("*.copying"), *workspace.damaged()):
+    for path in (*workspace.folder.glob("*.copying"), *workspace.find_damaged()):
         remove(path)

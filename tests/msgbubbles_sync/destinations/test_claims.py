@@ -51,7 +51,7 @@ def test_damaged_claim_is_restored_and_never_to_another_account(
     assert path.read_text() == before
     [line] = said
     assert f"{path} was damaged: restored" in line
-    assert len(workspace.damaged()) == 1
+    assert len(workspace.find_damaged()) == 1
 
 
 @pytest.mark.parametrize("lost", ["published", "work", "both"])
@@ -109,7 +109,7 @@ def test_damaged_files_are_kept_in_small_number(tmp_path: Path) -> None:
     for number in range(MAX_DAMAGED + 2):
         (workspace.folder / CLAIM).write_text(f"{number}")
         claimed(workspace)
-    assert [path.read_text() for path in sorted(workspace.damaged())] == ["2", "3", "4"]
+    assert [path.read_text() for path in sorted(workspace.find_damaged())] == ["2", "3", "4"]
     assert json.loads((workspace.folder / CLAIM).read_text()) == {"account": "a MsgBubbles account"}
 
 

@@ -10,7 +10,7 @@ import duckdb
 import pytest
 
 from msgbubbles_sync.destinations.union_accounts import build_union, combine
-from msgbubbles_sync.sql import named
+from msgbubbles_sync.sql import quote_name
 
 WIDE = "CREATE SCHEMA msgbubbles; CREATE TABLE msgbubbles.chats AS SELECT 'c1' AS id, 'a' AS title, 7::BIGINT AS seen"
 OLD = "CREATE SCHEMA msgbubbles; CREATE TABLE msgbubbles.chats AS SELECT 'c1' AS id, 'b' AS title"
@@ -143,7 +143,7 @@ def test_an_account_whose_file_cannot_be_opened_stays_as_it_was(
 def test_a_name_is_quoted() -> None:
     key = ("msgbubbles", 'a "table"')
     columns = {"north": {key: ['a "column"']}}
-    query = build_union(columns, lambda _account, _schema, table: named(table))[key].query
+    query = build_union(columns, lambda _account, _schema, table: quote_name(table))[key].query
     with duckdb.connect() as connection:
         connection.execute('CREATE TABLE "a ""table""" AS SELECT 1 AS "a ""column"""')
         assert connection.execute(query).fetchall() == [("north", 1)]
