@@ -23,8 +23,9 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "pipelines"), str(ROOT / "benchmarks")]
 
 from measure import Usage, fresh_folder, own_command, own_environment, pages, used  # noqa: E402
+from msgbubbles.settings import DEFAULTS  # noqa: E402
 from msgbubbles.source import coverage as plan  # noqa: E402
-from msgbubbles.source.config import REFRESH_CHATS, REFRESH_MESSAGES, tiers_of  # noqa: E402
+from msgbubbles.source.config import Settings  # noqa: E402
 from msgbubbles.source.coverage import DAY_MS, Coverage  # noqa: E402
 from msgbubbles_sync.sandbox import Account, NewMessage, Server, seed, serve  # noqa: E402
 
@@ -145,8 +146,9 @@ def build(folder: Path, work: Path) -> tuple[dict[str, float], Usage]:
 def state() -> dict[str, Any]:
     """Size of the coverage after a year of runs every five minutes, and how long it takes to plan from it."""
     found = {}
-    for stream, tiers in (("chats", REFRESH_CHATS), ("messages", REFRESH_MESSAGES)):
-        parsed, lookback_ms, now_ms = tiers_of(stream, tiers), 300_000, 0
+    settings = Settings.from_source(DEFAULTS)
+    for stream, tiers in settings.tiers.items():
+        lookback_ms, now_ms = settings.lookback_ms, 0
         covered = Coverage([(0, 1, 0)])
         largest = slowest = 0.0
         for number, now_ms in enumerate(range(5 * MINUTE_MS, 365 * DAY_MS, 5 * MINUTE_MS)):
@@ -154,7 +156,7 @@ def state() -> dict[str, Any]:
             if number % 1000 == 0:
                 Coverage(covered.pieces)  # as it is read from the state; to do so each time would take the year
             task = plan.head(covered, 0, lookback_ms)
-            refreshed = plan.refresh(covered, parsed, 0, now_ms)
+            refreshed = plan.refresh(covered, tiers, 0, now_ms)
             plan.gaps(covered, 0)
             slowest = max(slowest, time.process_time() - began)
             covered.add(task.lo_ms, now_ms, now_ms)

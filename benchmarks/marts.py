@@ -24,7 +24,8 @@ from rich.table import Table
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "pipelines"))
 
-from msgbubbles_sync.dbt.runner import Transforms, transform  # noqa: E402
+from msgbubbles_sync.dbt.runner import transform  # noqa: E402
+from msgbubbles_sync.settings import TransformSettings  # noqa: E402
 from msgbubbles_sync.workspace import Workspace  # noqa: E402
 
 NEW_MESSAGES = 1000
@@ -88,7 +89,7 @@ def seconds_at(folder: Path, messages: int) -> tuple[float, float, float, float]
     land(workspace, "2.0", chats, NEW_MESSAGES, is_new=True)
     increment = timed(workspace)
     quiet = timed(workspace)
-    tested = timed(workspace, Transforms(data_tests="publish"))
+    tested = timed(workspace, TransformSettings(data_tests="publish"))
     return whole, increment, quiet, tested
 
 
@@ -98,7 +99,7 @@ def land(workspace: Workspace, load: str, chats: int, messages: int, *, is_new: 
         connection.execute("INSERT INTO msgbubbles._dlt_loads VALUES (?, 'msgbubbles', 0, now(), '')", [load])
 
 
-def timed(workspace: Workspace, transforms: Transforms = Transforms(data_tests="off")) -> float:  # noqa: B008
+def timed(workspace: Workspace, transforms: TransformSettings = TransformSettings(data_tests="off")) -> float:  # noqa: B008
     began = time.monotonic()
     transform(workspace, transforms)
     return time.monotonic() - began

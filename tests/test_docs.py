@@ -9,14 +9,15 @@ import re
 import subprocess
 import sys
 import tomllib
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from msgspec.structs import asdict
 
 from helpers.job import CHATS, inherited_environment
-from msgbubbles_sync.dbt import spark
+from msgbubbles.settings import DEFAULTS, build_source_settings
 from msgbubbles_sync.destinations import build_destination
+from msgbubbles_sync.settings import SyncSettings, TransformSettings, WebhookSettings, load_settings
 from msgbubbles_sync.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
@@ -54,10 +55,11 @@ def test_every_key_of_the_source_is_documented_with_its_default() -> None:
     arguments = {name: parameter.default for name, parameter in parameters.items() if name not in OF_OTHERS}
     assert documented("sources.msgbubbles").keys() == arguments.keys()
     assert in_readme("sources.msgbubbles").keys() == {*arguments, "api_key"}
+    assert arguments == asdict(DEFAULTS)
     set_here = tomllib.loads(CONFIG)["sources"]["msgbubbles"]
     del set_here["privacy"]
     for name, value in set_here.items():
-        assert value == (list(arguments[name]) if isinstance(arguments[name], tuple) else arguments[name])  # type: ignore[call-overload]
+        assert build_source_settings({name: value}) == DEFAULTS
         assert same_in_toml(value, in_readme("sources.msgbubbles")[name].strip("`"))
     for name in arguments.keys() - set_here.keys():
         assert arguments[name] is None, "what is commented out has no default"
@@ -69,9 +71,11 @@ def test_the_jobs_own_keys_are_documented(section: str) -> None:
 
 
 def test_the_marts_are_built_as_is_documented() -> None:
-    from msgbubbles_sync.dbt.runner import Transforms
+    assert documented("transforms") | {"spark": {}} == asdict(TransformSettings())
 
-    assert documented("transforms") == asdict(Transforms())
+
+def test_the_jobs_own_keys_have_these_defaults() -> None:
+    assert documented("sync") == asdict(SyncSettings())
 
 
 def test_the_accounts_in_the_examples_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +230,7 @@ def test_the_examples_of_files_and_of_spark_are_what_a_job_reads(
     )
     assert tomllib.loads(in_config) == tomllib.loads(in_docs)
     monkeypatch.setenv("TRANSFORMS__SPARK", json.dumps(tomllib.loads(in_config)))
-    assert spark.settings() == {"spark.master": "spark://host:7077", "spark.executor.memory": "4g"}
+    assert load_settings().transforms.spark == {"spark.master": "spark://host:7077", "spark.executor.memory": "4g"}
 
 
 PRIVACY = ROOT / "docs" / "privacy.md"
@@ -266,8 +270,6 @@ WEBHOOKS = ROOT / "docs" / "webhooks.md"
 
 
 def test_the_keys_of_webhooks_are_documented_with_their_defaults() -> None:
-    from msgbubbles_sync.webhooks.secrets import WebhookSettings
-
     defaults = {name: getattr(WebhookSettings(), name) for name in WebhookSettings.__struct_fields__}
     table = WEBHOOKS.read_text().split("| key of `[webhooks]` |")[1].split("\n\n")[0]
     described = dict(re.findall(r"^\| `(\w+)` \| (.*?) ?\|", table, flags=re.MULTILINE))

@@ -30,10 +30,10 @@ from .lenient import opened, reopened
 from .models import NULL, Chat, Key, Message, Number, Page, R, Row, Webhook
 from .page_size import PageRequest, PageSize
 from .rate_limit import RequestBudget
+from .settings import DEFAULTS
 from .transport import Answer, Transport
 
-BASE_URL = "https://api.msgbubbles.com/v1"
-REQUESTS_PER_MINUTE = 120
+BASE_URL = DEFAULTS.base_url
 MAX_PAGE_SIZE = 100
 # How an API may refuse a `limit` over its maximum, which can be smaller than documented.
 TOO_LARGE, REFUSED = 413, (400, 413, 422)
@@ -90,7 +90,9 @@ class Client:
         self.sender_fields = (sender_field, *SENDER_FIELDS) if sender_field else SENDER_FIELDS
 
     @classmethod
-    def connect(cls, api_key: str, base_url: str = BASE_URL, requests_per_minute: int = REQUESTS_PER_MINUTE) -> Client:
+    def connect(
+        cls, api_key: str, base_url: str = BASE_URL, requests_per_minute: int = DEFAULTS.requests_per_minute
+    ) -> Client:
         """A client that shares the request budget of `api_key` with every other process of this user."""
         return cls(Transport(base_url, api_key, RequestBudget.of_key(api_key, requests_per_minute)))
 

@@ -46,6 +46,7 @@ from .errors import (
 from .mentions import has_handle
 from .page_size import PageSize
 from .rate_limit import WINDOW_SECONDS, RequestBudget
+from .settings import DEFAULTS, MAX_TIMEOUT_SECONDS
 
 T = TypeVar("T")
 
@@ -71,7 +72,6 @@ LATENCY_MEMORY = 5
 MAX_BODY_BYTES = 64 * 1024 * 1024
 # Both expand a read of 64 KB to that size at most. What others, or several together, make of it has no such bound.
 ENCODINGS = "gzip, deflate"
-MAX_TIMEOUT_SECONDS = 24 * 3600.0
 
 
 class Clock:
@@ -152,8 +152,8 @@ class Transport:
         api_key: str,
         budget: RequestBudget | None,
         *,
-        timeout_seconds: float = 30.0,
-        max_attempts: int = 8,
+        timeout_seconds: float = DEFAULTS.timeout_seconds,
+        max_attempts: int = DEFAULTS.max_attempts,
         max_backoff_seconds: float = 30.0,
         rate_limit_patience_seconds: float = 600.0,
         traffic: Traffic | None = None,

@@ -27,10 +27,11 @@ from msgbubbles.source.config import Settings
 from msgbubbles.source.run import Repair, Run
 from msgbubbles.source.state import FailedRead
 from msgbubbles.source.stored import Warehouse
-from msgbubbles_sync.dbt.runner import Transforms, Verdict, check_tools, is_outdated, transform, verdict
+from msgbubbles_sync.dbt.runner import Verdict, check_tools, is_outdated, transform, verdict
 from msgbubbles_sync.destinations import claims
 from msgbubbles_sync.destinations.screen import Screen, is_data_error
 from msgbubbles_sync.policy import applied as privacy
+from msgbubbles_sync.settings import TransformSettings
 
 from .destinations import Destination, build_destination
 from .destinations.load import build_pipeline, resource_states
@@ -78,7 +79,7 @@ def sync(
     source_options: dict[str, Any],
     *,
     with_transform: bool,
-    transforms: Transforms,
+    transforms: TransformSettings,
     publish_minutes: float,
     say: Callable[[str], None],
     record: Callable[[], dict[str, Any]],
@@ -141,7 +142,7 @@ def repair(
     report: Report,
     wanted: Repair,
     source_options: dict[str, Any],
-    transforms: Transforms,
+    transforms: TransformSettings,
     say: Callable[[str], None],
     record: Callable[[], dict[str, Any]],
 ) -> None:
@@ -177,7 +178,7 @@ def _finish(
     report: Report,
     record: Callable[[], dict[str, Any]],
     say: Callable[[str], None],
-    transforms: Transforms,
+    transforms: TransformSettings,
     *,
     with_transform: bool,
     publish_minutes: float,

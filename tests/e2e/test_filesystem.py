@@ -129,7 +129,7 @@ def test_a_delta_folder_is_read_again_into_parquet(new_job: NewJob, files: Path)
     job.environment = {"SYNC__TABLE_FORMAT": "delta"}
     _, errors = (process := job.start(*INTO)).communicate(timeout=120)
     assert process.returncode == 2, errors
-    assert '[sync] table_format: "delta" is no longer supported. Remove the key' in errors
+    assert "SYNC__TABLE_FORMAT is no longer supported. Remove it: a folder of Delta tables is read again" in errors
     assert query(files, "SELECT id FROM msgbubbles.messages ORDER BY id") == before
 
     job.environment = {}
@@ -184,7 +184,7 @@ def test_many_files_become_one_and_whoever_reads_does_not_notice(
         ({"DESTINATION__FILESYSTEM__BUCKET_URL": "/proc/none"}, "cannot be made"),
         (
             {"DESTINATION__FILESYSTEM__BUCKET_URL": "/tmp", "SYNC__TABLE_FORMAT": "delta"},  # noqa: S108 - nothing is written
-            '[sync] table_format: "delta" is no longer supported',
+            "SYNC__TABLE_FORMAT is no longer supported",
         ),
     ],
 )

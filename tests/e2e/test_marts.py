@@ -137,9 +137,9 @@ def test_marts_that_fail_a_data_test_are_held_back_until_they_pass(new_job: Call
 @pytest.mark.parametrize(
     ("key", "value", "named"),
     [
-        ("TRANSFORMS__TIME_ZONE", "Berlin", "transforms.time_zone"),
-        ("TRANSFORMS__DATA_TESTS", "maybe", "transforms.data_tests"),
-        ("SYNC__MEMORY_LIMIT", "little", '[sync] memory_limit is a size like "512MB"'),
+        ("TRANSFORMS__TIME_ZONE", "Berlin", "[transforms] time_zone"),
+        ("TRANSFORMS__DATA_TESTS", "maybe", "[transforms] data_tests"),
+        ("SYNC__MEMORY_LIMIT", "little", '[sync] memory_limit must be a size like "512MB"'),
     ],
 )
 def test_a_setting_that_is_none_is_refused_before_anything_is_asked(

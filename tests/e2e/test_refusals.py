@@ -219,7 +219,10 @@ def test_damaged_package_that_waits_to_be_loaded_is_read_again(new_job: NewJob) 
             {"NO_PROXY": "localhost,[::1]", "SOURCES__MSGBUBBLES__BASE_URL": "https://nowhere.invalid/v1"},
             "NO_PROXY: [::1] cannot be read; write an IPv6 address without brackets, as ::1",
         ),
-        ({"SOURCES__MSGBUBBLES__REQUESTS_PER_MINUTE": "-5"}, "requests_per_minute must be a number of at least 0"),
+        (
+            {"SOURCES__MSGBUBBLES__REQUESTS_PER_MINUTE": "-5"},
+            "requests_per_minute must be a whole number of at least 0",
+        ),
     ],
 )
 def test_environment_that_cannot_be_used_is_named(new_job: NewJob, environment: dict[str, str], says: str) -> None:

@@ -19,8 +19,9 @@ from typing import Any
 import httpx
 
 from helpers.job import inherited_environment
+from msgbubbles_sync.settings import WebhookSettings
 from msgbubbles_sync.webhooks.receiver import Receiver, server_of
-from msgbubbles_sync.webhooks.secrets import SecretStore, WebhookSettings
+from msgbubbles_sync.webhooks.secrets import SecretStore
 from msgbubbles_sync.webhooks.serving import listening, receiver_of
 from msgbubbles_sync.webhooks.spool import Delivery, SpoolWriter, spool_of
 from msgbubbles_sync.workspace import Workspace

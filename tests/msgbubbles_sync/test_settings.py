@@ -1,15 +1,22 @@
-"""Which accounts there are, and how each is configured."""
+"""What may be set where, in which file or variable, and what a wrong value or name is answered with."""
 
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from helpers.job import CHATS, inherited_environment
+from msgbubbles.policy import PRESETS
+from msgbubbles.settings import RefreshRule
 from msgbubbles_sync import settings
-from msgbubbles_sync.cli.options import workspace_of
+from msgbubbles_sync.cli.options import check_api_key, workspace_of
 from msgbubbles_sync.errors import UsageError
 
 
@@ -23,11 +30,18 @@ def environment() -> Iterator[None]:
 
 
 @pytest.fixture
-def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of configuration: north has its key in the file of secrets, south in the environment."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of configuration, which is also in the working folder."""
     folder = tmp_path / "dlt_config"
     folder.mkdir()
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DLT_PROJECT_DIR", str(tmp_path))
+    return folder
+
+
+@pytest.fixture
+def accounts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two accounts: north has its key in the file of secrets, south in the environment."""
     (folder / "config.toml").write_text(
         "[accounts.north]\nlookback_seconds = 60.5\nrefresh_chats = [{ every_hours = 12 }]\nread_participants = true\n"
         '[accounts.north.privacy]\npreset = "minimal"\n[accounts.north.transforms]\ntime_zone = "Europe/Berlin"\n'
@@ -38,10 +52,32 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_they_are_those_of_both_files_and_of_the_environment(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def refusal(config: str = "", secrets: str = "", account: str | None = None) -> str:
+    """Write the files, and return what loading them is refused with."""
+    Path("dlt_config/config.toml").write_text(config)
+    Path("dlt_config/secrets.toml").write_text(secrets)
+    with pytest.raises(UsageError) as refused:
+        settings.load_settings(account)
+    return str(refused.value)
+
+
+@pytest.mark.usefixtures("folder")
+def test_environment_overrides_secrets_and_secrets_override_the_configuration(folder: Path) -> None:
+    assert settings.load_settings() == settings.Settings()
+    (folder / "config.toml").write_text("[webhooks]\nport = 1\nhost = '::1'\n[sources.msgbubbles]\nmax_attempts = 2\n")
+    (folder / "secrets.toml").write_text("[sources.msgbubbles]\nmax_attempts = 3\n[webhooks]\nport = 2\n")
+    os.environ["WEBHOOKS__PORT"] = "3"
+    found = settings.load_settings()
+    assert (found.webhooks.host, found.webhooks.port, found.source.max_attempts) == ("::1", 3, 3)
+
+
+# Accounts
+
+
+def test_accounts_are_those_of_both_files_and_the_environment(accounts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCOUNTS__FAR_WEST__API_KEY", "sk_west")
     assert settings.account_names() == ["far_west", "north", "south"]
-    monkeypatch.setenv("DLT_PROJECT_DIR", str(written))
+    monkeypatch.setenv("DLT_PROJECT_DIR", str(accounts))
     monkeypatch.delenv("ACCOUNTS__FAR_WEST__API_KEY")
     monkeypatch.delenv("ACCOUNTS__SOUTH__API_KEY")
     assert settings.account_names() == []
@@ -50,65 +86,287 @@ def test_they_are_those_of_both_files_and_of_the_environment(written: Path, monk
 @pytest.mark.parametrize(
     "name", ["North", "no-rth", "1st", "a__b", "_a", "a_", "pg", "pg_one", "of_msgbubbles", "n" * 41]
 )
-def test_a_name_that_no_schema_or_file_could_have_is_refused(written: Path, name: str) -> None:
-    (written / "config.toml").write_text(f'[accounts."{name}"]\n')
+def test_account_that_no_schema_or_file_can_be_named_after_is_refused(accounts: Path, name: str) -> None:
+    (accounts / "config.toml").write_text(f'[accounts."{name}"]\n')
     with pytest.raises(UsageError, match="choose another"):
         settings.account_names()
 
 
-@pytest.mark.usefixtures("written")
-def test_an_account_has_what_is_set_for_it_before_what_is_set_for_all() -> None:
+@pytest.mark.usefixtures("accounts")
+def test_settings_of_an_account_override_those_of_all() -> None:
     os.environ["SOURCES__MSGBUBBLES__API_KEY"] = "sk_of_nobody"
+    os.environ["SOURCES__MSGBUBBLES__LOOKBACK_SECONDS"] = "5"
+    os.environ["SOURCES__MSGBUBBLES__MAX_ATTEMPTS"] = "4"
     os.environ["ACCOUNTS__NORTH__PRIVACY__TITLES"] = "keep"
-    settings.use_account("north")
-    assert {name: value for name, value in os.environ.items() if name.startswith(("SOURCES__", "TRANSFORMS__"))} == {
-        "SOURCES__MSGBUBBLES__API_KEY": "sk_north",
-        "SOURCES__MSGBUBBLES__LOOKBACK_SECONDS": "60.5",
-        "SOURCES__MSGBUBBLES__REFRESH_CHATS": '[{"every_hours": 12}]',
-        "SOURCES__MSGBUBBLES__READ_PARTICIPANTS": "true",
-        "SOURCES__MSGBUBBLES__PRIVACY__PRESET": "minimal",
-        "SOURCES__MSGBUBBLES__PRIVACY__TITLES": "keep",
-        "TRANSFORMS__TIME_ZONE": "Europe/Berlin",
-        "TRANSFORMS__SPARK": '{"spark.master": "local[1]"}',
-    }
-    assert os.environ["MSGBUBBLES_ACCOUNT"] == "north"
+    found = settings.load_settings("north")
+    assert found.api_key == "sk_north"
+    assert (found.source.lookback_seconds, found.source.max_attempts) == (60.5, 4)
+    assert found.source.refresh_chats == (RefreshRule(12),)
+    assert found.source.read_participants
+    assert found.preset == "minimal"
+    assert (found.policy.titles, found.policy.text) == ("keep", PRESETS["minimal"].text)
+    assert (found.transforms.time_zone, found.transforms.spark) == ("Europe/Berlin", {"spark.master": "local[1]"})
+    assert settings.load_settings("south").source.lookback_seconds == 5
 
 
-def test_an_account_without_a_key_of_its_own_does_not_take_that_of_another(written: Path) -> None:
+def test_account_without_a_key_of_its_own_does_not_take_another(accounts: Path) -> None:
     os.environ["SOURCES__MSGBUBBLES__API_KEY"] = "sk_of_nobody"
-    (written / "secrets.toml").unlink()
+    (accounts / "secrets.toml").unlink()
+    assert settings.load_settings("north").api_key == ""
     with pytest.raises(UsageError, match=r"account north has no API key: .*ACCOUNTS__NORTH__API_KEY"):
-        settings.use_account("north")
+        workspace_of(None, "north", sandbox=False)
 
 
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ('[accounts.north]\napi_key = "sk_1"\n', r"\[accounts\.north\] api_key is a secret"),
-        ('[accounts.north.privacy]\nkey = "k"\n', r"\[accounts\.north\.privacy\] key is a secret"),
-        ("[accounts]\nnorth = 1\n", r"accounts\.north is a section"),
-        ("accounts = 1\n", "accounts is a section"),
-    ],
-)
-def test_what_is_in_the_wrong_place_is_refused_without_being_quoted(written: Path, text: str, says: str) -> None:
-    (written / "config.toml").write_text(text)
-    with pytest.raises(UsageError, match=says) as refusal:
-        settings.use_account("north")
-    assert "sk_1" not in str(refusal.value)
-
-
-@pytest.mark.usefixtures("written")
-def test_a_made_up_account_is_none_of_those_that_are_configured(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("accounts")
+def test_sandbox_is_none_of_the_configured_accounts(tmp_path: Path) -> None:
     assert workspace_of(tmp_path / "demo.duckdb", None, sandbox=True).account is None
     with pytest.raises(UsageError, match="leave out --account, and unset MSGBUBBLES_ACCOUNT"):
         workspace_of(tmp_path / "demo.duckdb", "north", sandbox=True)
 
 
-def test_parallel_accounts_are_refused_wherever_they_are_configured(written: Path) -> None:
-    os.environ["SYNC__PARALLEL_ACCOUNTS"] = "2"
-    with pytest.raises(UsageError, match=r"SYNC__PARALLEL_ACCOUNTS.*one cron line per\naccount with --account"):
-        settings.account_names()
-    del os.environ["SYNC__PARALLEL_ACCOUNTS"]
-    (written / "config.toml").write_text("[sync]\nparallel_accounts = 1\n")
-    with pytest.raises(UsageError, match=r"\[sync\] parallel_accounts is no longer supported: accounts run one"):
-        workspace_of(None, None, sandbox=False)
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('[accounts.north]\napi_key = "sk_1"\n', "2: [accounts.north] api_key is a secret: move it"),
+        ('[accounts.north.privacy]\nkey = "k"\n', "2: [accounts.north.privacy] key is a secret: move it"),
+        ('[sources.msgbubbles]\napi_key = "sk_1"\n', "2: [sources.msgbubbles] api_key is a secret: move it"),
+        ('[webhooks]\nsecrets = ["sk_1"]\n', "2: [webhooks] secrets is a secret: move it"),
+        ("[accounts]\nnorth = 1\n", "2: accounts.north is a section. Write it as [accounts.north]."),
+        ("accounts = 1\n", "1: accounts is a section. Write it as [accounts]."),
+        ("sync = 5\n", "1: sync is a section. Write it as [sync]."),
+    ],
+)
+def test_value_in_the_wrong_place_is_refused_without_being_quoted(text: str, says: str) -> None:
+    said = refusal(text, account="north")
+    assert said.startswith(f"dlt_config/config.toml:{says}")
+    assert "sk_1" not in said
+
+
+# Names
+
+SECTIONS = settings._sections()
+SETTINGS = [(name, key) for name, keys in SECTIONS.items() for key in keys if key != "privacy"]
+ACCOUNT_SETTINGS = [
+    ("accounts.north" + ("" if name == "sources.msgbubbles" else f".{name.removeprefix('sources.msgbubbles.')}"), key)
+    for name, key in SETTINGS
+]
+HEADERS = [*SECTIONS, *dict.fromkeys(name for name, _ in ACCOUNT_SETTINGS)]
+
+
+def misspelt(name: str) -> str:
+    """Change a letter in the middle."""
+    at = len(name) // 2
+    return name[:at] + ("q" if name[at] != "q" else "z") + name[at + 1 :]
+
+
+def misspelt_sections() -> Iterator[tuple[str, str]]:
+    """Every section with each of its parts misspelt in turn; but for the names of accounts, which may be any."""
+    for header in HEADERS:
+        parts = header.split(".")
+        for at, part in enumerate(parts):
+            if part != "north":
+                yield header, ".".join([*parts[:at], misspelt(part), *parts[at + 1 :]])
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(("section", "key"), SETTINGS + ACCOUNT_SETTINGS)
+def test_misspelt_key_is_refused_with_the_right_one(section: str, key: str) -> None:
+    said = refusal(f"# A comment\n\n[{section}]\n{misspelt(key)} = 1\n")
+    assert said == (f"dlt_config/config.toml:4: [{section}] {misspelt(key)} is not a setting. Did you mean {key}?")
+    assert refusal("", f"[{section}]\n{misspelt(key)} = 1\n").startswith("dlt_config/secrets.toml:2: ")
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(("section", "wrong"), list(misspelt_sections()))
+def test_misspelt_section_is_refused_with_the_right_one(section: str, wrong: str) -> None:
+    said = refusal(f"\n[{wrong}]\nsome_key = 1\n")
+    assert said == (
+        f"dlt_config/config.toml:2: [{wrong}] is not a section of this project or of dlt. Did you mean [{section}]?"
+    )
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(("section", "key"), SETTINGS + ACCOUNT_SETTINGS)
+def test_misspelt_variable_is_refused_with_the_right_one(section: str, key: str) -> None:
+    parts = [*section.split("."), key]
+    right = "__".join(parts).upper()
+    for at, part in enumerate(parts):
+        if part == "north":
+            continue
+        wrong = "__".join([*parts[:at], misspelt(part), *parts[at + 1 :]]).upper()
+        os.environ[wrong] = "1"
+        assert refusal() == f"{wrong} is not a setting. Did you mean {right}?"
+        del os.environ[wrong]
+    os.environ[right.lower()] = "1"
+    assert refusal() == f"{right.lower()} is not a setting. Did you mean {right}?"
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[sync]\nfrobnicate = 1\n", "2: [sync] frobnicate is not a setting. Correct or remove it"),
+        ('[sources.msgbubbles]\npreset = "full"\n', "2: [sources.msgbubbles] preset is not a setting. Did you mean "
+         "[sources.msgbubbles.privacy] preset?"),
+        ('preset = "full"\n', "1: preset is not a setting. Did you mean [sources.msgbubbles.privacy] preset?"),
+        ("[frobnicate]\na = 1\n", "1: [frobnicate] is not a section of this project or of dlt. Correct or remove it"),
+        ("[destinaton.postgres]\na = 1\n", "1: [destinaton.postgres] is not a section of this project or of dlt. "
+         "Did you mean [destination.postgres]?"),
+        ("[sources.github]\na = 1\n", "1: [sources.github] is not a section of this project or of dlt."),
+        ("sync.batch_page = 1\n", "1: [sync] batch_page is not a setting. Did you mean batch_pages?"),
+    ],
+)  # fmt: skip
+def test_what_is_no_setting_is_refused(text: str, says: str) -> None:
+    assert refusal(text).startswith(f"dlt_config/config.toml:{says}")
+
+
+def test_what_belongs_to_dlt_or_to_other_programs_passes(folder: Path) -> None:
+    (folder / "config.toml").write_text(
+        '[runtime]\nlog_level = "CRITICAL"\n[destination.postgres]\ncredentials = "x"\n'
+        "[sources.data_writer]\nbuffer_max_items = 5\n[sources.msgbubbles.extract]\nworkers = 1\n"
+    )
+    os.environ |= {
+        "DESTINATION__POSTGRES__CREDENTIALS": "x", "LOAD__WORKERS": "1", "SOURCES__DATA_WRITER__BUFFER_MAX_ITEMS": "5",
+        "SOURCES__GITHUB__ACCESS_TOKEN": "x", "AIRFLOW__CORE__EXECUTOR": "x", "SYNCTHING__PORT": "1",
+        "__CF_USER_TEXT_ENCODING": "0x1F5",
+    }  # fmt: skip
+    assert settings.load_settings() == settings.Settings()
+
+
+def test_sections_of_dlt_are_those_that_dlt_knows() -> None:
+    from dlt.common.configuration.specs import known_sections
+
+    known = {value for name, value in vars(known_sections).items() if name.isupper()}
+    assert {*settings.DLT_SECTIONS} == known - {"sources"} | {"runtime"}
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("section", "key", "advice"),
+    [
+        ("sources.msgbubbles", "settle_seconds", "Rename it to lookback_seconds."),
+        ("sync", "slice_pages", "Rename it to batch_pages."),
+        ("sync", "parallel_accounts", "Remove it: accounts run one process after another."),
+        ("sync", "table_format", "Remove it: a folder of Delta tables is read again into Parquet."),
+    ],
+)
+def test_former_key_is_refused_with_what_replaces_it(section: str, key: str, advice: str) -> None:
+    says = f"{key} is no longer supported. {advice}"
+    assert refusal(f"[{section}]\n{key} = 1\n").startswith(f"dlt_config/config.toml:2: [{section}] {says}")
+    inner = section.removeprefix("sources.msgbubbles")
+    own = f"accounts.north.{inner}".rstrip(".")
+    assert refusal(f"[{own}]\n{key} = 1\n").startswith(f"dlt_config/config.toml:2: [{own}] {says}")
+    variable = f"{section.replace('.', '__')}__{key}".upper()
+    os.environ[variable] = "1"
+    assert refusal().startswith(f"{variable} {says.removeprefix(key + ' ')}")
+
+
+# Values
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("section", "key", "value", "expected"),
+    [
+        ("sources.msgbubbles", "requests_per_minute", -5, "a whole number of at least 0"),
+        ("sources.msgbubbles", "start_date", "last week", 'a date like "2026-01-31"'),
+        ("sources.msgbubbles.privacy", "text", "shred", 'one of "drop", "keep", "length"'),
+        ("sources.msgbubbles.privacy", "text_days", 0, "a whole number of at least 1 and at most 100,000"),
+        ("sources.msgbubbles.privacy", "vault", 5, "the path of a file"),
+        ("sync", "batch_pages", 19, "a whole number of at least 20"),
+        ("sync", "publish_minutes", 0, "a whole number of at least 1"),
+        ("sync", "memory_limit", "little", 'a size like "512MB", or "none"'),
+        ("sync", "lock_timeout_seconds", -1, "a whole number of seconds, or 0 for no limit"),
+        ("transforms", "time_zone", "Berlin", 'a name like "Europe/Berlin"'),
+        ("transforms", "data_tests", "maybe", 'one of "hold", "off", "publish"'),
+        ("transforms", "spark", "all of it", 'settings of Spark, like "spark.master" = "..."'),
+        ("groups", "table", 5, "text in quotes"),
+        ("webhooks", "port", 70000, "a whole number of at least 0 and at most 65,535"),
+        ("webhooks", "port", "many", "a whole number of at least 0 and at most 65,535"),
+        ("webhooks", "tolerance_seconds", 0, "a number of more than 0"),
+        ("webhooks", "signed_content", "{id}", "a text with {body} in it"),
+        ("webhooks", "path", "hooks", 'a path like "/"'),
+        ("webhooks", "digest", "md5", 'one of "sha1", "sha256", "sha512"'),
+    ],
+)
+def test_value_out_of_range_names_its_line_or_variable(section: str, key: str, value: Any, expected: str) -> None:
+    says = f": [{section}] {key} must be {expected}"
+    assert refusal(f"[{section}]\n# Not good\n{key} = {value!r}\n").startswith(f"dlt_config/config.toml:3{says}")
+    if isinstance(value, str) or key not in ("table", "vault"):  # a variable is text
+        variable = f"{section.replace('.', '__')}__{key}".upper()
+        os.environ[variable] = str(value)
+        assert refusal().startswith(f"{variable}{says}")
+
+
+@pytest.mark.usefixtures("folder")
+def test_line_is_found_wherever_a_value_begins() -> None:
+    text = '[sync]\n# batch_pages = 1\nmemory_limit = "batch_pages"\n"batch_pages" = 1\n'
+    assert "config.toml:3:" in refusal(text)
+    assert "config.toml:4:" in refusal(text.replace('"batch_pages"\n"', '"none"\n"'))
+    assert "config.toml:2:" in refusal("[sources.msgbubbles]\nrefresh_chats = [\n  { every_hours = 0 },\n]\n")
+    assert "config.toml:1:" in refusal("sources.msgbubbles.privacy.preset = 'none'\n")
+    assert "config.toml: line 2 is not TOML" in refusal("[sync]\nbatch_pages = \n")
+
+
+@pytest.mark.usefixtures("folder")
+def test_privacy_settings_that_do_not_go_together_are_refused() -> None:
+    said = refusal('[sources.msgbubbles.privacy]\nown_numbers = "pseudonym"\n')
+    assert said.startswith("dlt_config/config.toml:2: ")
+    assert "set handles too, or leave own_numbers out" in said
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    "key",
+    ["sk_live_...", "sk_live_…", "sk_live_xxx", "sk_test_XXXXXXXX", "...", "<your key>", "your-api-key", "sk_..."],
+)
+def test_placeholder_is_no_api_key(key: str) -> None:
+    Path("dlt_config/secrets.toml").write_text(f'[sources.msgbubbles]\napi_key = "{key}"\n')
+    with pytest.raises(UsageError) as refused:
+        check_api_key(settings.load_settings(), "chats.py")
+    assert str(refused.value).startswith("dlt_config/secrets.toml:2: api_key is the placeholder of an example.")
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("key", ["sk_live_x1x2x3", "sk_test_1", "0f4e"])
+def test_real_api_key_is_no_placeholder_and_is_not_shown(key: str) -> None:
+    os.environ["SOURCES__MSGBUBBLES__API_KEY"] = key
+    found = settings.load_settings()
+    check_api_key(found, "chats.py")
+    assert key not in repr(found)
+
+
+# The whole command
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("config", "variables", "says"),
+    [
+        (
+            '[source.msgbubbles.privacy]\npreset = "minimal"\n', {},
+            "dlt_config/config.toml:1: [source.msgbubbles.privacy] is not a section of this project or of dlt. "
+            "Did you mean [sources.msgbubbles.privacy]?",
+        ),
+        (
+            "", {"SOURCES__MSGBUBBLES__PRIVACY__PRESENT": "minimal"},
+            "SOURCES__MSGBUBBLES__PRIVACY__PRESENT is not a setting. "
+            "Did you mean SOURCES__MSGBUBBLES__PRIVACY__PRESET?",
+        ),
+    ],
+)  # fmt: skip
+def test_command_is_refused_before_anything_is_read(
+    folder: Path, config: str, variables: dict[str, str], says: str
+) -> None:
+    (folder / "config.toml").write_text(config)
+    done = subprocess.run(
+        [sys.executable, str(CHATS), "--database", "company.duckdb"],
+        cwd=folder.parent,
+        env={**inherited_environment(), **variables, "SOURCES__MSGBUBBLES__API_KEY": "sk_test_1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, re.sub(r"\s+", " ", done.stderr).strip()) == (2, says)
+    assert {path.name for path in folder.parent.iterdir()} == {"dlt_config"}

@@ -10,7 +10,8 @@ from typing import Any
 import duckdb
 import pytest
 
-from msgbubbles_sync.dbt.runner import TransformError, Transforms, transform
+from msgbubbles_sync.dbt.runner import TransformError, transform
+from msgbubbles_sync.settings import TransformSettings
 from msgbubbles_sync.workspace import Workspace
 
 
@@ -23,7 +24,7 @@ def test_failed_model_leaves_the_database_closed(warehouse: Any, tmp_path: Path)
     gc.disable()  # it may come by chance
     try:
         with pytest.raises(TransformError, match="the marts could not be built"):
-            transform(workspace, Transforms())
+            transform(workspace, TransformSettings())
         # Refused while dbt has the file open to write.
         with duckdb.connect(str(workspace.work), read_only=True) as connection:
             connection.execute("from duckdb_tables()").fetchall()

@@ -16,7 +16,8 @@ from helpers.marts_reference import MARTS, World, differences
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.parquet_tables import TABLES
 from msgbubbles_sync.workspace import Workspace
-from msgbubbles_sync.dbt.runner import Transforms, transform
+from msgbubbles_sync.dbt.runner import transform
+from msgbubbles_sync.settings import TransformSettings
 
 ZONE = ZoneInfo("America/New_York")
 # Two executors, each a process of its own.
@@ -58,7 +59,6 @@ def test_marts_of_two_executors_are_those_on_duckdb(
     log.mkdir()
     told = {"enabled": "true", "dir": log.as_uri(), "rolling.enabled": "false", "compress": "false"}
     settings = CLUSTER | {f"spark.eventLog.{name}": value for name, value in told.items()}
-    monkeypatch.setenv("TRANSFORMS__SPARK", json.dumps(settings))
     workspace = Workspace.from_path(tmp_path / "company.duckdb", "filesystem")
     workspace.make_folders()
     destination = build_destination(workspace)
@@ -68,7 +68,7 @@ def test_marts_of_two_executors_are_those_on_duckdb(
     load_ids = iter(sorted(account.load_ids))
     for size, options in ((12, ["--full-refresh"]), (2, [])):
         land(files / "msgbubbles", warehouse, next(load_ids), account.next_load(size=size))
-        transform(workspace, Transforms(ZONE.key, "publish"))
+        transform(workspace, TransformSettings(time_zone=ZONE.key, data_tests="publish", spark=settings))
         destination.publish()
         warehouse.transform("--vars", f"time_zone: {ZONE.key}", *options)
         for name, reference in MARTS.items():

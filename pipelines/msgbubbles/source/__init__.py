@@ -16,15 +16,15 @@ from typing import Any
 import dlt
 from dlt.extract import DltResource
 
-from msgbubbles.client import BASE_URL, REQUESTS_PER_MINUTE, Client
+from msgbubbles.client import BASE_URL, Client
 from msgbubbles.policy import SECTION, Policy, Pseudonyms, policy_of
 from msgbubbles.rate_limit import RequestBudget
 from msgbubbles.redact import Redactor, client_of
+from msgbubbles.settings import DEFAULTS, SourceSettings, build_source_settings
 from msgbubbles.transport import Transport
 
 from .buffer import Landing
-from .config import REFRESH_CHATS, REFRESH_MESSAGES, check_number, settings_of
-from .fetch import MOST_WALKS
+from .config import Settings
 from .run import Run
 from .stored import Warehouse
 from .streams import Read, read_chats, read_messages, read_numbers, read_stream
@@ -35,19 +35,19 @@ __all__ = ["BASE_URL", "Client", "Run", "msgbubbles_source"]
 @dlt.source(name="msgbubbles", section="msgbubbles")
 def msgbubbles_source(
     api_key: str = dlt.secrets.value,
-    base_url: str = BASE_URL,
-    start_date: str | None = None,
-    lookback_seconds: float = 300.0,
-    refresh_chats: Sequence[Any] = REFRESH_CHATS,
-    refresh_messages: Sequence[Any] = REFRESH_MESSAGES,
-    refresh_share: float = 0.25,
-    read_participants: bool = False,
-    sender_field: str | None = None,
-    requests_per_minute: int = REQUESTS_PER_MINUTE,
-    parallel_requests: int = MOST_WALKS,
-    budget_dir: str | None = None,
-    timeout_seconds: float = 30.0,
-    max_attempts: int = 8,
+    base_url: str = DEFAULTS.base_url,
+    start_date: str | None = DEFAULTS.start_date,
+    lookback_seconds: float = DEFAULTS.lookback_seconds,
+    refresh_chats: Sequence[Any] = DEFAULTS.refresh_chats,
+    refresh_messages: Sequence[Any] = DEFAULTS.refresh_messages,
+    refresh_share: float = DEFAULTS.refresh_share,
+    read_participants: bool = DEFAULTS.read_participants,
+    sender_field: str | None = DEFAULTS.sender_field,
+    requests_per_minute: int = DEFAULTS.requests_per_minute,
+    parallel_requests: int = DEFAULTS.parallel_requests,
+    budget_dir: str | None = DEFAULTS.budget_dir,
+    timeout_seconds: float = DEFAULTS.timeout_seconds,
+    max_attempts: int = DEFAULTS.max_attempts,
     privacy: Any = None,
     run: Any = None,
 ) -> tuple[DltResource, ...]:
@@ -58,28 +58,27 @@ def msgbubbles_source(
 
     Raises the errors of `msgbubbles.errors`, wrapped by dlt.
     """
+    # Before any other local: each setting is an argument of its name.
+    given = {name: value for name, value in locals().items() if name in SourceSettings.__struct_fields__}
     run = run or Run()
-    check_number("requests_per_minute", requests_per_minute, at_least=0, expected=REQUESTS_PER_MINUTE)
-    check_number("timeout_seconds", timeout_seconds, at_least=0.001, expected=30.0)
-    check_number("max_attempts", max_attempts, at_least=1, expected=8)
-    check_number("lookback_seconds", lookback_seconds, at_least=0, expected=300.0)
-    settings = settings_of(
-        start_date, lookback_seconds, refresh_chats, refresh_messages, refresh_share, requests_per_minute,
-        read_participants, parallel_requests,
-    )  # fmt: skip
-    run.settings = settings
+    source = build_source_settings(given)
+    settings = run.settings = Settings.from_source(source)
     redactor = privacy if isinstance(privacy, Redactor) else _configured_redactor(privacy)
 
     def resource(read: Read, *tables: str) -> Any:
         def read_it() -> Iterator[Any]:
             run.warehouse = run.warehouse or Warehouse.of_current_pipeline()
-            budget = RequestBudget.of_key(api_key, requests_per_minute, budget_dir) if requests_per_minute else None
+            budget = (
+                RequestBudget.of_key(api_key, source.requests_per_minute, source.budget_dir)
+                if source.requests_per_minute
+                else None
+            )
             transport = Transport(
-                base_url,
+                source.base_url,
                 api_key,
                 budget,
-                timeout_seconds=timeout_seconds,
-                max_attempts=max_attempts,
+                timeout_seconds=source.timeout_seconds,
+                max_attempts=source.max_attempts,
                 traffic=run.traffic,
                 max_requests=run.max_requests,
                 stop=run.stop,
@@ -87,7 +86,7 @@ def msgbubbles_source(
                 clock=run.clock,
             )
             with (
-                client_of(transport, redactor, _stored_chats(run), sender_field) as client,
+                client_of(transport, redactor, _stored_chats(run), source.sender_field) as client,
                 run.warehouse.connected() if run.warehouse else nullcontext(),
             ):
                 landing = Landing(tables, run.warehouse, run.changes)

@@ -8,10 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
+from msgbubbles.settings import DEFAULTS
+
 A = TypeVar("A")
 
 # As many as a client keeps connections to one host.
-MOST_WALKS = 16
+MOST_WALKS = DEFAULTS.parallel_requests
 # One walk makes a request after another: this much of the limit, and pauses for loads are made up for.
 SHARE_OF_ONE_WALK = 0.7
 # A limit that is not known is taken for this one.

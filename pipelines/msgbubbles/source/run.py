@@ -19,8 +19,6 @@ from .paginate import Overflow, Step
 from .state import ListState
 from .stored import Warehouse
 
-MIN_BATCH_PAGES = 20
-
 
 class BatchEnd(Halt):
     """The pages of this slice are read; the rest of the stream is for the next."""
@@ -64,7 +62,7 @@ class Run:
     """What a run allows its streams, and what came of it.
 
     `batch_pages`: pages a stream reads before what it has is loaded; the rest is then `unfinished`. With fewer than
-    `MIN_BATCH_PAGES`, a slice may end within the ties of one instant, and the next begin there again.
+    `settings.MIN_BATCH_PAGES`, a slice may end within the ties of one instant, and the next begin there again.
     `max_requests`: all requests of the run. `stop`: set it, and the run ends after the page in flight.
     `keep_on_error`: a fault ends the reading and is kept in `error`, so that what was read before it is loaded;
     otherwise it is raised, and dlt drops the load. `repair`: what to read by id, and nothing else.

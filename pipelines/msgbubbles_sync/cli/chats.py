@@ -16,12 +16,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from msgspec import structs
 from typer.core import TyperGroup
 
 from msgbubbles_sync.destinations import build_destination
@@ -29,6 +31,7 @@ from msgbubbles_sync.destinations.claims import claim
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.run_log import Journal
+from msgbubbles_sync.settings import Settings, load_settings, source_arguments
 from msgbubbles_sync.workspace import CLAIM, Workspace
 
 from .console import Reporter
@@ -36,18 +39,16 @@ from .options import (
     EXIT_FAILED,
     EXIT_INCOMPLETE,
     EXIT_STOPPED,
-    NO_KEY,
     Account,
     Database,
     Into,
     Sandbox,
     account_of,
     app_of,
+    check_api_key,
     ended,
     explained,
     readable_configuration,
-    requests_per_minute,
-    source_option,
     stopped_by_signals,
     transport_of,
     workspace_of,
@@ -55,7 +56,8 @@ from .options import (
 
 if TYPE_CHECKING:
     from msgbubbles.client import Client
-    from msgbubbles.source.config import Settings
+    from msgbubbles.redact import Redactor
+    from msgbubbles.source.config import Settings as ReadSettings
     from msgbubbles.source.run import Run
     from msgbubbles_sync.inspect.verify import Verdict
     from msgbubbles_sync.job import Report
@@ -131,14 +133,14 @@ def plan(
     reporter = Reporter(quiet=False, as_json=as_json)
 
     def body(workspace: Workspace) -> int:
-        with _configured(workspace, sandbox, serve=probe) as (options, run, settings):
+        with _configured(workspace, sandbox, serve=probe) as begun:
             from msgbubbles_sync.inspect import plan as planning
             from msgbubbles_sync.inspect.local_state import Known
 
             known = Known(workspace)
-            steps = planning.steps(known, settings, int(time.time() * 1000))
-            fresh = planning.probe(known, transport_of(options, run, SCRIPT)) if probe else None
-            reporter.plan(steps, fresh, requests_per_minute(options))
+            steps = planning.steps(known, begun.reading, int(time.time() * 1000))
+            fresh = planning.probe(known, transport_of(begun.settings, begun.run, SCRIPT)) if probe else None
+            reporter.plan(steps, fresh, begun.settings.source.requests_per_minute)
         return 0
 
     _run(body, reporter, database, account, destination, sandbox=sandbox, for_each=True)
@@ -156,17 +158,12 @@ def check(
     reporter = Reporter(quiet=False, as_json=as_json)
 
     def body(workspace: Workspace) -> int:
-        with _configured(workspace, sandbox) as (options, run, _settings):
-            from msgbubbles.client import Client
+        with _configured(workspace, sandbox) as begun:
             from msgbubbles_sync.inspect.check import check
             from msgbubbles_sync.webhooks import health
 
-            def connect() -> Client:
-                sender_field = source_option(options, "sender_field", None)
-                return Client(transport_of(options, run, SCRIPT, max_attempts=2), sender_field)
-
-            run.max_requests = 20
-            of_the_job = check(workspace, connect)
+            begun.run.max_requests = 20
+            of_the_job = check(workspace, lambda: begun.client(max_attempts=2))
             results = reporter.check_results(chain(of_the_job, health.check(workspace)))
         return EXIT_INCOMPLETE if any(one.state == "failed" for one in results) else 0
 
@@ -195,25 +192,27 @@ def verify(
         if not build_destination(workspace).exists():
             raise UsageError(f"verify: {workspace.database} is not there; run the sync first")
         with (
-            _configured(workspace, sandbox) as (options, run, settings),
-            stopped_by_signals(run.stop),
-            reporter.following(run),
+            _configured(workspace, sandbox) as begun,
+            stopped_by_signals(begun.run.stop),
+            reporter.following(begun.run),
         ):
             from msgbubbles.redact import client_of
             from msgbubbles_sync.inspect.local_state import Known
             from msgbubbles_sync.inspect.verify import verify as compare
 
             def connect() -> Client:
-                sender_field = source_option(options, "sender_field", None)
-                return client_of(transport_of(options, run, SCRIPT), options["privacy"], sender_field=sender_field)
+                transport = transport_of(begun.settings, begun.run, SCRIPT)
+                return client_of(transport, begun.redactor, sender_field=begun.settings.source.sender_field)
 
-            with connect() as client:
-                verdict = compare(Known(workspace), client, settings, sample=sample, on_page=run.on_page)
-            if repair and not verdict.is_equal:
-                _repaired(workspace, reporter, options, verdict)
+            def compared() -> Verdict:
                 with connect() as client:
-                    verdict = compare(Known(workspace), client, settings, sample=sample, on_page=run.on_page)
-        reporter.verdict(verdict, run)
+                    return compare(Known(workspace), client, begun.reading, sample=sample, on_page=begun.run.on_page)
+
+            verdict = compared()
+            if repair and not verdict.is_equal:
+                _repaired(workspace, reporter, begun, verdict)
+                verdict = compared()
+        reporter.verdict(verdict, begun.run)
         return 0 if verdict.is_equal else EXIT_INCOMPLETE
 
     _run(body, reporter, database, account, destination, sandbox=sandbox, for_each=True)
@@ -234,13 +233,13 @@ def status(
     reporter = Reporter(quiet=False, as_json=as_json)
 
     def body(workspace: Workspace) -> int:
-        with _configured(workspace, sandbox, serve=False) as (_options, _run, settings):
+        with _configured(workspace, sandbox, serve=False) as begun:
             from msgbubbles_sync.inspect.local_state import Known
             from msgbubbles_sync.inspect.status import show, status_of
 
-            known, now = Known(workspace), datetime.now(UTC)
-            found = status_of(known, settings.start_ms, now)
-            reporter.print(found.as_dict(), lambda console: show(found, known, settings.start_ms, now, console))
+            known, now, start_ms = Known(workspace), datetime.now(UTC), begun.reading.start_ms
+            found = status_of(known, start_ms, now)
+            reporter.print(found.as_dict(), lambda console: show(found, known, start_ms, now, console))
         stale = found.age_minutes is None or (max_age_minutes is not None and found.age_minutes > max_age_minutes)
         return EXIT_INCOMPLETE if stale and max_age_minutes is not None else 0
 
@@ -268,10 +267,8 @@ def erase(
         with readable_configuration():
             import dlt  # noqa: F401
 
-            from msgbubbles_sync.dbt.runner import Transforms
             from msgbubbles_sync.privacy import erase as erasing
-
-            transforms = Transforms.configured()
+        transforms = load_settings(workspace.account).transforms
         people = _lines(handles)
         if not yes and not typer.confirm(f"Erase {len(people)} people for good?", err=True):
             return EXIT_STOPPED
@@ -312,20 +309,18 @@ def privacy(
         with readable_configuration():
             import dlt  # noqa: F401
 
-            from msgbubbles_sync.dbt.runner import Transforms
             from msgbubbles_sync.privacy.reapply import apply
-
-            transforms = Transforms.configured()
+        transforms = load_settings(workspace.account).transforms
         with hold_lock(workspace.folder), hold_lock(workspace.folder, "apply"):
             changed = apply(workspace, transforms, reporter.say)
         what = ", ".join(f"{count:,} of {table}" for table, count in sorted(changed.items())) or "nothing had to change"
         reporter.print({action: dict(changed)}, lambda console: console.print(f"Changed: {what}.", soft_wrap=True))
         return 0
 
-    def lookup(_workspace: Workspace) -> int:
+    def lookup(workspace: Workspace) -> int:
         from msgbubbles_sync.policy.applied import looked_up
 
-        found = looked_up(_lines(names or []))
+        found = looked_up(_lines(names or []), load_settings(workspace.account))
         reporter.print(
             found,
             lambda console: console.print(
@@ -365,34 +360,40 @@ def _lines(arguments: Iterable[str]) -> list[str]:
     return [line.strip() for one in arguments for line in (sys.stdin if one == "-" else [one]) if line.strip()]
 
 
+@dataclass(frozen=True)
+class Configured:
+    """What every command but sync begins with. `reading` are the source's settings in the units of reading."""
+
+    settings: Settings
+    redactor: Redactor
+    run: Run
+    reading: ReadSettings
+
+    def client(self, **others: Any) -> Client:
+        """Connect to the API as it answers: nothing is left out."""
+        from msgbubbles.client import Client
+
+        return Client(transport_of(self.settings, self.run, SCRIPT, **others), self.settings.source.sender_field)
+
+
 @contextmanager
-def _configured(
-    workspace: Workspace, sandbox: bool, *, serve: bool = True
-) -> Iterator[tuple[dict[str, Any], Run, Settings]]:
-    """What every command but sync begins with: how to reach the account, a run, and the source's settings."""
+def _configured(workspace: Workspace, sandbox: bool, *, serve: bool = True) -> Iterator[Configured]:
+    """Read the settings, and start the sandbox if it is asked for."""
     workspace.make_folders()
     workspace.configure_dlt()
     with readable_configuration():
-        import dlt
+        import dlt  # noqa: F401
 
-        from msgbubbles.source import msgbubbles_source
+        from msgbubbles.source.config import Settings as ReadSettings
         from msgbubbles.source.run import Run
         from msgbubbles_sync.policy.applied import redactor_of
-    with account_of(workspace, sandbox=sandbox and serve) as account:
-        run = Run()
-        with readable_configuration():
-            key: Any = dlt.secrets.get("sources.msgbubbles.api_key") or ""
-            options = {"api_key": key, "privacy": redactor_of(workspace), **account}
-            msgbubbles_source(run=run, **options)
-        if run.settings is None:
-            raise UsageError("dlt_config: the source could not be configured")
-        yield options, run, run.settings
+    with account_of(workspace, sandbox=sandbox and serve) as settings:
+        yield Configured(settings, redactor_of(workspace), Run(), ReadSettings.from_source(settings.source))
 
 
-def _repaired(workspace: Workspace, reporter: Reporter, options: dict[str, Any], verdict: Verdict) -> None:
+def _repaired(workspace: Workspace, reporter: Reporter, begun: Configured, verdict: Verdict) -> None:
     """Read by id what a comparison found to differ."""
     from msgbubbles.source.run import Repair, Run
-    from msgbubbles_sync.dbt.runner import Transforms
     from msgbubbles_sync.job import Report, repair
 
     from .console import as_dict
@@ -403,7 +404,8 @@ def _repaired(workspace: Workspace, reporter: Reporter, options: dict[str, Any],
     wanted = Repair(chats=list(dict.fromkeys(chats)), threads=list(dict.fromkeys(threads)))
     with hold_lock(workspace.folder), stopped_by_signals(run.stop), reporter.following(run):
         repair(
-            workspace, run, report, wanted, options, Transforms.configured(), reporter.say,
+            workspace, run, report, wanted, source_arguments(begun.settings, begun.redactor),
+            begun.settings.transforms, reporter.say,
             lambda: as_dict(workspace, run, report, _status_of(run, report)),
         )  # fmt: skip
     Journal(workspace.folder).add(as_dict(workspace, run, report, _status_of(run, report)))
@@ -424,10 +426,9 @@ def _recorded_sync(
     """One run, and its record, whatever becomes of it."""
     # dlt reads its configuration when it is imported, which therefore has to wait until here.
     with readable_configuration():
-        import dlt
+        import dlt  # noqa: F401
 
-        from msgbubbles.source.run import MIN_BATCH_PAGES, Run
-        from msgbubbles_sync.dbt.runner import Transforms
+        from msgbubbles.source.run import Run
         from msgbubbles_sync.groups.load import land_ledger
         from msgbubbles_sync.inspect.local_state import Known
         from msgbubbles_sync.job import Report
@@ -438,15 +439,14 @@ def _recorded_sync(
         from msgbubbles_sync.privacy.retention import expire
         from msgbubbles_sync.restore import restore, tidy
         from msgbubbles_sync.webhooks.load import land_events
-        from msgbubbles_sync.webhooks.refresh import refresh_options
+        from msgbubbles_sync.webhooks.refresh import with_refresh
 
         from .console import as_dict
 
-        if not sandbox and not dlt.secrets.get("sources.msgbubbles.api_key"):
-            raise UsageError(NO_KEY.format(script=SCRIPT))
-        batch_pages = _number("sync.batch_pages", 500, at_least=MIN_BATCH_PAGES)
-        publish_minutes = _number("sync.publish_minutes", 60, at_least=1)
-        transforms = Transforms.configured()
+    settings = load_settings(workspace.account)
+    if not sandbox:
+        check_api_key(settings, SCRIPT)
+    transforms = settings.transforms
     if not (workspace.folder / CLAIM).exists():
         # Tables of a newer version are refused as such, whosever they are.
         with suppress(UsageError):
@@ -454,15 +454,14 @@ def _recorded_sync(
     claim(workspace, build_destination(workspace), sandbox=sandbox, say=reporter.fail)
     restore(workspace, reporter.fail)
     redactor = redactor_of(workspace)
-    options: dict[str, Any] = {"privacy": redactor}
-    if since is not None:
-        options["start_date"] = f"{since:%Y-%m-%d}"
-    options |= refresh_options(workspace)
-    run = Run(batch_pages=batch_pages, max_requests=max_requests, accept_overflows=accept_ties)
+    run = Run(batch_pages=settings.sync.batch_pages, max_requests=max_requests, accept_overflows=accept_ties)
     report = Report()
     status, message = EXIT_FAILED, ""
     try:
-        with stopped_by_signals(run.stop), account_of(workspace, sandbox=sandbox) as account, reporter.following(run):
+        with stopped_by_signals(run.stop), account_of(workspace, sandbox=sandbox) as settings, reporter.following(run):
+            source = with_refresh(workspace, settings)
+            if since is not None:
+                source = structs.replace(source, start_date=f"{since:%Y-%m-%d}")
             if workspace.is_pending("policy"):
                 reporter.say("finishing a change of the policy that was cut off")
                 apply_policy(workspace, transforms, reporter.say)
@@ -476,10 +475,10 @@ def _recorded_sync(
                 workspace,
                 run,
                 report,
-                options | account,
+                source_arguments(replace(settings, source=source), redactor),
                 with_transform=with_transform,
                 transforms=transforms,
-                publish_minutes=publish_minutes,
+                publish_minutes=settings.sync.publish_minutes,
                 say=reporter.say,
                 record=lambda: as_dict(workspace, run, report, _status_of(run, report)),
             )
@@ -519,19 +518,3 @@ def _status_of(run: Run, report: Report) -> int:
         return EXIT_FAILED
     lossy = any(progress.rejected or progress.standing for progress in run.streams.values())
     return EXIT_INCOMPLETE if lossy or report.failed_reads or report.tested.failed_tests else 0
-
-
-def _number(key: str, default: int, *, at_least: int) -> int:
-    """A whole number of the job's own configuration."""
-    import dlt
-
-    value: Any = dlt.config.get(key)
-    if value is None:
-        return default
-    try:
-        number = int(value)
-    except (TypeError, ValueError):
-        number = at_least - 1
-    if number < at_least:
-        raise UsageError(f"{key} is a whole number, {at_least} at least, not {value!r}; mend dlt_config/config.toml")
-    return number

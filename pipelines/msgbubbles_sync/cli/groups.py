@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from msgbubbles.client import Client
     from msgbubbles_sync.groups.apply import Applied
     from msgbubbles_sync.groups.plan import Plan
+    from msgbubbles_sync.settings import Settings
 
 SCRIPT = "groups.py"
 STOPPED = "stopped at once; what was asked is on record, and the next apply finds out what came of it"
@@ -196,10 +197,8 @@ def _claim(workspace: Workspace, reporter: Reporter, *, sandbox: bool) -> None:
     claim(workspace, build_destination(workspace), sandbox=sandbox, say=reporter.fail)
 
 
-def _table(table: str | None) -> str:
-    import dlt
-
-    named = table or dlt.config.get("groups.table")
+def _table(table: str | None, settings: Settings) -> str:
+    named = table or settings.groups.table
     if not named:
         from msgbubbles_sync.groups.desired import WHAT_A_TABLE_IS
 
@@ -218,7 +217,7 @@ def _planned(command: Command, table: str | None) -> Plan:
     from msgbubbles_sync.groups.desired import rows_of
     from msgbubbles_sync.groups.job import planned
 
-    return planned(command.workspace, rows_of(_table(table), command.workspace))
+    return planned(command.workspace, rows_of(_table(table, command.settings), command.workspace))
 
 
 def _show_plan(command: Command, made: Plan, reporter: Reporter) -> None:
@@ -226,7 +225,7 @@ def _show_plan(command: Command, made: Plan, reporter: Reporter) -> None:
 
     from .groups_report import plan_dict, show_plan
 
-    unsettled, per_minute = unsettled_count(command.workspace), command.requests_per_minute
+    unsettled, per_minute = unsettled_count(command.workspace), command.settings.source.requests_per_minute
     known = known_now(command.workspace)
     reporter.print(
         plan_dict(made, unsettled, per_minute),
@@ -267,7 +266,7 @@ def _applied(
         _show_plan(command, made, Reporter(quiet=False, as_json=False))
         return typer.confirm("Apply it?", err=True)
 
-    wanted = saved or rows_of(_table(table), command.workspace)
+    wanted = saved or rows_of(_table(table, command.settings), command.workspace)
     run = command.run
     with command.client() as client:
         applied = applied_groups(

@@ -13,17 +13,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
+from msgspec import structs
 
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.lock import AnotherJobRunsError, JobStalledError
-from msgbubbles_sync.settings import ACCOUNT_VARIABLE, account_names, configuration_folder, content_of, use_account
+from msgbubbles_sync.settings import (
+    ACCOUNT_VARIABLE,
+    Settings,
+    account_names,
+    configuration_folder,
+    load_settings,
+    read_toml,
+)
 from msgbubbles_sync.workspace import ROOT, Workspace
 
 from .accounts import run_each
@@ -133,7 +141,11 @@ def workspace_of(
     if account not in known:
         there = f"there are {', '.join(known)}" if known else "there is none"
         raise UsageError(f"--account {account}: {there}, see [accounts.NAME] in dlt_config/config.toml")
-    use_account(account)
+    if not load_settings(account).api_key:
+        raise UsageError(
+            f"account {account} has no API key: set api_key of [accounts.{account}] in dlt_config/secrets.toml, or "
+            f"ACCOUNTS__{account.upper()}__API_KEY"
+        )
     workspace = Workspace.from_path(database, destination, account)
     workspace.refuse_unnamed_account()
     return workspace
@@ -222,7 +234,7 @@ def readable_configuration() -> Iterator[None]:
     except Exception as error:
         folder = configuration_folder()
         for name in ("config.toml", "secrets.toml"):
-            content_of(folder / name)  # says which file cannot be read, and why
+            read_toml(folder / name)  # says which file cannot be read, and why
         # Whatever dlt makes of a value, the cause of it is in there.
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, ValueError):
@@ -274,16 +286,15 @@ def _end_at_second_signal(received: socket.socket) -> None:
                 os._exit(EXIT_STOPPED)
 
 
-def account_of(workspace: Workspace, *, sandbox: bool) -> AbstractContextManager[dict[str, Any]]:
-    """How to reach the account, beyond what is configured: the sandbox's, or nothing more."""
-    if sandbox:
-        return _sandbox(workspace)
-    return nullcontext({})
+def account_of(workspace: Workspace, *, sandbox: bool) -> AbstractContextManager[Settings]:
+    """Return the settings, with those that reach the sandbox if it is asked for. Raises `UsageError`."""
+    settings = load_settings(workspace.account)
+    return _sandbox(workspace, settings) if sandbox else nullcontext(settings)
 
 
 @contextmanager
-def _sandbox(workspace: Workspace) -> Iterator[dict[str, Any]]:
-    """A made-up account, served by a process of its own that ends with this one. Yields how to reach it."""
+def _sandbox(workspace: Workspace, settings: Settings) -> Iterator[Settings]:
+    """Serve a made-up account in a process of its own that ends with this one. Yields the settings that reach it."""
     command = [
         sys.executable,
         "-m",
@@ -306,7 +317,8 @@ def _sandbox(workspace: Workspace) -> Iterator[dict[str, Any]]:
                 raise UsageError("the sandbox did not start: what it says is above")
             account = json.loads(line)
             # The budget of a made-up key is nobody else's business.
-            yield {"api_key": account["key"], "base_url": account["url"], "budget_dir": str(workspace.folder)}
+            source = structs.replace(settings.source, base_url=account["url"], budget_dir=str(workspace.folder))
+            yield replace(settings, source=source, api_key=account["key"], placeholder=None)
         finally:
             if process.stdin:
                 process.stdin.close()
@@ -314,22 +326,17 @@ def _sandbox(workspace: Workspace) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Command:
-    """What a command that asks the API begins with. `options` say how to reach the account, beyond what is
-    configured."""
+    """What a command that asks the API begins with."""
 
     workspace: Workspace
     script: str
     run: Run
-    options: dict[str, Any]
+    settings: Settings
 
     def client(self) -> Client:
         from msgbubbles.client import Client
 
-        return Client(transport_of(self.options, self.run, self.script))
-
-    @property
-    def requests_per_minute(self) -> int:
-        return requests_per_minute(self.options)
+        return Client(transport_of(self.settings, self.run, self.script))
 
 
 @contextmanager
@@ -343,34 +350,25 @@ def begun(workspace: Workspace, script: str, *, sandbox: bool) -> Iterator[Comma
 
         from msgbubbles.source.run import Run
     run = Run()
-    with stopped_by_signals(run.stop), account_of(workspace, sandbox=sandbox) as options:
-        yield Command(workspace, script, run, options)
+    with stopped_by_signals(run.stop), account_of(workspace, sandbox=sandbox) as settings:
+        yield Command(workspace, script, run, settings)
 
 
-def transport_of(options: dict[str, Any], run: Run, script: str, **others: Any) -> Transport:
-    """The way to the API that the source would take, with `options` before what is configured. Raises `UsageError`
-    without a key."""
-    from msgbubbles.client import BASE_URL
+def transport_of(settings: Settings, run: Run, script: str, **others: Any) -> Transport:
+    """Build the transport that the source would use. Raises `UsageError` without a key."""
     from msgbubbles.rate_limit import RequestBudget
-    from msgbubbles.source.config import check_number
     from msgbubbles.transport import Transport
 
-    api_key = source_option(options, "api_key", "")
-    if not api_key:
-        raise UsageError(NO_KEY.format(script=script))
-    per_minute = requests_per_minute(options)
-    timeout_seconds = source_option(options, "timeout_seconds", 30.0)
-    max_attempts = source_option(options, "max_attempts", 8)
-    check_number("timeout_seconds", timeout_seconds, at_least=0.001, expected=30.0)
-    check_number("max_attempts", max_attempts, at_least=1, expected=8)
-    folder = source_option(options, "budget_dir", None)
-    budget = RequestBudget.of_key(api_key, per_minute, folder) if per_minute else None
+    check_api_key(settings, script)
+    source = settings.source
+    per_minute = source.requests_per_minute
+    budget = RequestBudget.of_key(settings.api_key, per_minute, source.budget_dir) if per_minute else None
     return Transport(
-        source_option(options, "base_url", BASE_URL),
-        api_key,
+        source.base_url,
+        settings.api_key,
         budget,
-        timeout_seconds=float(timeout_seconds),
-        **{"max_attempts": int(max_attempts), **others},
+        timeout_seconds=source.timeout_seconds,
+        **{"max_attempts": source.max_attempts, **others},
         traffic=run.traffic,
         max_requests=run.max_requests,
         stop=run.stop,
@@ -379,20 +377,9 @@ def transport_of(options: dict[str, Any], run: Run, script: str, **others: Any) 
     )
 
 
-def requests_per_minute(options: dict[str, Any]) -> int:
-    from msgbubbles.client import REQUESTS_PER_MINUTE
-    from msgbubbles.source.config import check_number
-
-    found = source_option(options, "requests_per_minute", REQUESTS_PER_MINUTE)
-    check_number("requests_per_minute", found, at_least=0, expected=REQUESTS_PER_MINUTE)
-    return int(found)
-
-
-def source_option(options: dict[str, Any], name: str, default: Any) -> Any:
-    """An option of the source: as given, as configured, or its default."""
-    import dlt
-
-    value = options.get(name)
-    if value is None:
-        value = (dlt.secrets if name == "api_key" else dlt.config).get(f"sources.msgbubbles.{name}")
-    return default if value is None else value
+def check_api_key(settings: Settings, script: str) -> None:
+    """Raise `UsageError` without an API key, or with the placeholder of an example."""
+    if not settings.api_key:
+        raise UsageError(NO_KEY.format(script=script))
+    if settings.placeholder:
+        raise UsageError(settings.placeholder)

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from msgspec import structs
 
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.claims import claim
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import hold_lock
+from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.workspace import Workspace
 
 from .console import Reporter
@@ -61,7 +63,9 @@ Show = Annotated[bool, typer.Option("--show", help="Print the secret, once, and 
 @app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: webhooks.host]")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. [default: webhooks.port]")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one. [default: webhooks.port]")
+    ] = None,
     secrets_file: SecretsFile = None,
     database: Database = None,
     account: Account = None,
@@ -75,11 +79,12 @@ def serve(
     def body(workspace: Workspace) -> int:
         # Not dlt: a receiver that was killed should be back at once.
         from msgbubbles_sync.webhooks.receiver import server_of, to_log
-        from msgbubbles_sync.webhooks.secrets import SecretStore, settings_of
+        from msgbubbles_sync.webhooks.secrets import SecretStore
         from msgbubbles_sync.webhooks.serving import listening, receiver_of
 
         workspace.make_folders()
-        settings = settings_of({"host": host, "port": port})
+        settings = load_settings(workspace.account).webhooks
+        settings = structs.replace(settings, host=host or settings.host, port=settings.port if port is None else port)
         secrets = SecretStore.of(workspace, sandbox=sandbox, path=secrets_file)
         if not secrets.secrets:
             raise UsageError(

@@ -8,17 +8,15 @@ from __future__ import annotations
 import gc
 import json
 import os
-import zoneinfo
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
-from msgbubbles.source.config import Settings
 from msgbubbles_sync.destinations import build_destination
-from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.lock import record_progress
+from msgbubbles_sync.settings import TransformSettings, load_settings
 from msgbubbles_sync.workspace import Workspace
 
 from . import spark
@@ -27,40 +25,10 @@ from .manifest_cache import PROJECT, digest_of, store, stored
 if TYPE_CHECKING:
     from dbt.contracts.graph.manifest import Manifest
 
-DataTests = Literal["hold", "publish", "off"]
-
 
 class TransformError(Exception):
     """The marts could not be built or tested. The message names the models, and the file with what the database said:
     that may quote rows, so it is in no message."""
-
-
-@dataclass(frozen=True)
-class Transforms:
-    """How the marts are built: the account's time zone (an IANA name), and what becomes of marts that fail their data
-    tests."""
-
-    time_zone: str = "UTC"
-    data_tests: DataTests = "hold"
-
-    @classmethod
-    def configured(cls) -> Transforms:
-        """From dlt's configuration, `[transforms]`. Raises `UsageError`."""
-        import dlt
-
-        time_zone: Any = dlt.config.get("transforms.time_zone") or cls.time_zone
-        data_tests: Any = dlt.config.get("transforms.data_tests") or cls.data_tests
-        try:
-            zoneinfo.ZoneInfo(time_zone)
-        except (zoneinfo.ZoneInfoNotFoundError, ValueError, TypeError, OSError):
-            raise UsageError(
-                'transforms.time_zone is a name like "Europe/Berlin" or "UTC"; mend dlt_config/config.toml'
-            ) from None
-        if data_tests not in get_args(DataTests):
-            raise UsageError(
-                f"transforms.data_tests is one of {', '.join(get_args(DataTests))}; mend dlt_config/config.toml"
-            )
-        return cls(time_zone, data_tests)
 
 
 @dataclass(frozen=True)
@@ -72,10 +40,10 @@ class Verdict:
     marts: list[str] = field(default_factory=list)
 
 
-def is_outdated(workspace: Workspace, transforms: Transforms) -> bool:
+def is_outdated(workspace: Workspace, transforms: TransformSettings) -> bool:
     """Whether the models, or the time zone, are not those that the marts were last built with."""
     built_with = _built_with(workspace)
-    return not built_with.exists() or built_with.read_text(errors="replace") != _digest(transforms)
+    return not built_with.exists() or built_with.read_text(errors="replace") != _digest(workspace, transforms)
 
 
 def forget_build(workspace: Workspace) -> None:
@@ -90,12 +58,12 @@ def check_tools(workspace: Workspace) -> None:
         spark.require()
 
 
-def transform(workspace: Workspace, transforms: Transforms) -> None:
+def transform(workspace: Workspace, transforms: TransformSettings) -> None:
     """Bring the marts of the work database up to date, and test them; from scratch when the models have changed,
     because a new model does not correct what an old one has built. What the tests said is kept for `verdict`. Raises
     `TransformError`."""
     options = ["--full-refresh"] if is_outdated(workspace, transforms) else []
-    digest = _digest(transforms)
+    digest = _digest(workspace, transforms)
     destination = build_destination(workspace)
     target, environment = destination.read_dbt_target()
     dbt = _Dbt(workspace, target, environment, transforms)
@@ -103,7 +71,7 @@ def transform(workspace: Workspace, transforms: Transforms) -> None:
     with ExitStack() as stack:
         folders = stack.enter_context(destination.open_build())
         if folders is not None:
-            session = stack.enter_context(spark.session(spark.settings(), workspace.folder / "dbt"))
+            session = stack.enter_context(spark.session(transforms.spark, workspace.folder / "dbt"))
             spark.show(session, *folders, destination.prefix)
         results = dbt.run("run", *options)
         if results.wrong:
@@ -123,7 +91,7 @@ def verdict(workspace: Workspace) -> Verdict:
 
 def compile_models(workspace: Workspace) -> None:
     """See that the dbt project can be run at all, without a database. Raises `TransformError`."""
-    dbt = _Dbt(workspace, "duckdb", {"MSGBUBBLES_DUCKDB_PATH": ":memory:"}, Transforms())
+    dbt = _Dbt(workspace, "duckdb", {"MSGBUBBLES_DUCKDB_PATH": ":memory:"}, TransformSettings())
     results = dbt.run("compile")
     if results.wrong:
         raise TransformError(f"the models do not compile ({results.names}); see {results.written(workspace)}")
@@ -164,7 +132,9 @@ class _Results:
 class _Dbt:
     """dbt on one database. The project is parsed once, whatever is run of it."""
 
-    def __init__(self, workspace: Workspace, target: str, environment: dict[str, str], transforms: Transforms) -> None:
+    def __init__(
+        self, workspace: Workspace, target: str, environment: dict[str, str], transforms: TransformSettings
+    ) -> None:
         self._workspace = workspace
         self._environment = environment
         # All that the parsed project takes from the warehouse.
@@ -173,8 +143,10 @@ class _Dbt:
         self._names = (target, database, transforms.time_zone, self._prefix)
         folder = workspace.folder / "dbt"
         variables = {
-            "time_zone": transforms.time_zone, "schema_prefix": self._prefix, "lookback_seconds": _lookback_seconds(),
-        }  # fmt: skip
+            "time_zone": transforms.time_zone,
+            "schema_prefix": self._prefix,
+            "lookback_seconds": load_settings(workspace.account).source.lookback_seconds,
+        }
         self._options = [
             *("--target", target),
             *("--vars", json.dumps(variables)),
@@ -252,15 +224,8 @@ def _verdict_of(workspace: Workspace) -> Path:
     return workspace.folder / "dbt" / "data_tests.json"
 
 
-def _lookback_seconds() -> float:
-    """Return how late a message may become visible, as the source is configured."""
-    import dlt
-
-    found = dlt.config.get("sources.msgbubbles.lookback_seconds", float)
-    return Settings().lookback_ms / 1000 if found is None else found
-
-
-def _digest(transforms: Transforms) -> str:
+def _digest(workspace: Workspace, transforms: TransformSettings) -> str:
     patterns = ("*.yml", "models/**/*.yml", "models/**/*.sql", "macros/**/*.sql")
     paths = (path for pattern in patterns for path in PROJECT.glob(pattern))
-    return digest_of(paths, transforms.time_zone, str(_lookback_seconds())).hexdigest()
+    lookback_seconds = load_settings(workspace.account).source.lookback_seconds
+    return digest_of(paths, transforms.time_zone, str(lookback_seconds)).hexdigest()

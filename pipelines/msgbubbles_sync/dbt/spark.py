@@ -6,7 +6,6 @@ Nothing of Spark outlives the session: what it is told of the tables is in memor
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import shutil
 import warnings
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 NO_SPARK = """the marts of files are made by Spark, which needs {what}; or leave them as they are: --no-transform"""
 NO_START = """Spark could not be started ({why}), which needs Java 17 or 21; what it said is in {log}; mend that, or
 [transforms.spark] of dlt_config/config.toml, or leave the marts as they are: --no-transform"""
-NO_SETTINGS = '[transforms] spark has settings of Spark, as "spark.master" = "..."; mend dlt_config/config.toml'
 # What the models rely on.
 NEEDED = {
     "spark.sql.session.timeZone": "UTC",
@@ -63,26 +61,15 @@ def require() -> str:
     return f"{java} runs it"
 
 
-def settings() -> dict[str, str]:
-    """From dlt's configuration, `[transforms.spark]`. Raises `UsageError`."""
-    import dlt
-
-    found: Any = dlt.config.get("transforms.spark") or {}
-    if isinstance(found, str):
-        try:
-            found = json.loads(found)
-        except ValueError:
-            found = None
-    if not isinstance(found, dict) or not all(isinstance(value, str | int | float) for value in found.values()):
-        raise UsageError(NO_SETTINGS)
-    return {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in found.items()}
+def _as_text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @contextmanager
-def session(given: Mapping[str, str], logs: Path) -> Iterator[SparkSession]:
+def session(given: Mapping[str, Any], logs: Path) -> Iterator[SparkSession]:
     """A session with these settings, which ends with the block. What Spark has to say is in a file in `logs`."""
     require()
-    options = DEFAULTS | dict(given) | NEEDED
+    options = DEFAULTS | {name: _as_text(value) for name, value in given.items()} | NEEDED
     is_local = options["spark.master"].startswith("local")
     log = write_privately(logs / "spark.log", "")
     logging = write_privately(logs / "log4j2.properties", LOGGING.format(log=log))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -15,7 +14,7 @@ from filelock import FileLock
 
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import read_json, write_privately
-from msgbubbles_sync.settings import setting_of_sync
+from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.workspace import DATASET, Workspace
 
 from .claims import find_account_files
@@ -25,7 +24,6 @@ from .union_accounts import MANY_ACCOUNTS, ONE_ACCOUNT, combine, shows_accounts
 
 # What the file that shows all accounts was made of.
 COMBINED_NOTE = "combined.json"
-NO_LIMIT = '[sync] memory_limit is a size like "512MB", or "none"; correct dlt_config/config.toml'
 
 
 class DuckDBFile:
@@ -140,12 +138,8 @@ class DuckDBFile:
 
         Two connections with different options cannot be open at once. Raises `UsageError`.
         """
-        limit = str(setting_of_sync("memory_limit", "none"))
-        if limit == "none":
-            return {}
-        if not re.fullmatch(r"\d+(\.\d+)?[KMGT]i?B", limit):
-            raise UsageError(NO_LIMIT)
-        return {"memory_limit": limit}
+        limit = load_settings(self._workspace.account).sync.memory_limit
+        return {} if limit == "none" else {"memory_limit": limit}
 
     def explain(self, _message: str) -> str | None:
         return None

@@ -11,6 +11,7 @@ from dlt.common.configuration.specs import ConnectionStringCredentials
 from dlt.destinations.impl.ducklake.configuration import DuckLakeCredentials
 
 from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.settings import SyncSettings
 
 from .ducklake import NO_LAKE
 from .libpq import fill_credentials, format_dsn, read_parameters
@@ -34,9 +35,9 @@ class _Address:
         return "" if hide_password else self._text.replace("'", "''")
 
 
-def read_credentials() -> DuckLakeCredentials:
+def read_credentials(settings: SyncSettings) -> DuckLakeCredentials:
     """Read where the lake is. Raises `UsageError`."""
-    parameters = read_parameters(f"{SECTION}.catalog")
+    parameters = read_parameters(f"{SECTION}.catalog", settings)
     folder: Any = dlt.secrets.get(f"{SECTION}.storage.bucket_url")
     name: Any = dlt.secrets.get(f"{SECTION}.ducklake_name") or "ducklake"
     if parameters is None:

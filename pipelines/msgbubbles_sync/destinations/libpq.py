@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.settings import setting_of_sync
+from msgbubbles_sync.settings import SyncSettings
 
 # libpq's parameters that reach all clients, and their environment variables. One of another name is in dbt's profile.
 PARAMETERS = {
@@ -56,10 +56,9 @@ ALIASES = {"username": "user", "database": "dbname"}
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 # Where neither the address nor libpq's environment says anything.
 DEFAULTS = {"port": "5432", "connect_timeout": "15", "application_name": "msgbubbles"}
-LOCK_TIMEOUT_SECONDS, STATEMENT_TIMEOUT_SECONDS = 60, 3600
 
 
-def read_parameters(section: str) -> dict[str, str] | None:
+def read_parameters(section: str, settings: SyncSettings) -> dict[str, str] | None:
     """Read libpq's parameters from a section of the configuration: a URL, or a table with dlt's keys and, in it or in
     its `query`, libpq's. The environment goes before the files. Returns null where no address is configured.
 
@@ -82,7 +81,7 @@ def read_parameters(section: str) -> dict[str, str] | None:
     variables = {name[len(prefix) :].lower(): value for name, value in os.environ.items() if name.startswith(prefix)}
     given = table | _flatten(section, url) | _flatten(section, variables)
     values = {name: _check(section, name, value) for name, value in given.items()}
-    return _complete(values) if {"host", "user", "dbname"} <= values.keys() else None
+    return _complete(values, settings) if {"host", "user", "dbname"} <= values.keys() else None
 
 
 def _read_url(url: str) -> dict[str, Any]:
@@ -127,32 +126,23 @@ def _check(section: str, name: str, value: Any) -> str:
     return text
 
 
-def _complete(values: Mapping[str, str]) -> dict[str, str]:
+def _complete(values: Mapping[str, str], settings: SyncSettings) -> dict[str, str]:
     """Add defaults for what the address leaves out, and the time limits of the job's sessions."""
     inherited = {name: os.environ[PARAMETERS[name]] for name in DEFAULTS if os.environ.get(PARAMETERS[name])}
     found = DEFAULTS | inherited | {"password": os.environ.get("PGPASSWORD", ""), "client_encoding": "UTF8"}
-    limits = [f"-c {name}={1000 * seconds}" for name, seconds in _read_limits().items() if seconds]
+    limits = [f"-c {name}={1000 * seconds}" for name, seconds in _limits(settings).items() if seconds]
     # Of an option that is given twice, the server takes the later one.
     options = ["-c TimeZone=UTC", *limits, values.get("options", os.environ.get("PGOPTIONS", ""))]
     return found | dict(values) | {"options": " ".join(options).strip()}
 
 
-def _read_limits() -> dict[str, int]:
-    statement = _read_seconds("statement_timeout_seconds", STATEMENT_TIMEOUT_SECONDS)
+def _limits(settings: SyncSettings) -> dict[str, int]:
+    statement = settings.statement_timeout_seconds
     return {
-        "lock_timeout": _read_seconds("lock_timeout_seconds", LOCK_TIMEOUT_SECONDS),
+        "lock_timeout": settings.lock_timeout_seconds,
         "statement_timeout": statement,
         "idle_in_transaction_session_timeout": statement,
     }
-
-
-def _read_seconds(key: str, default: int) -> int:
-    text = str(setting_of_sync(key, default))
-    if not text.isdecimal():
-        raise UsageError(
-            f"[sync] {key} is a whole number of seconds, or 0 for no limit; correct dlt_config/config.toml"
-        )
-    return int(text)
 
 
 def format_dsn(parameters: Mapping[str, str]) -> str:

@@ -25,7 +25,6 @@ from filelock import FileLock
 
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import remove, set_umask_like, sync_to_disk
-from msgbubbles_sync.settings import setting_of_sync
 from msgbubbles_sync.sql import quote_literal, quote_name
 from msgbubbles_sync.workspace import CLAIM_TABLE, DATASET, UNUSABLE, Workspace
 
@@ -37,8 +36,6 @@ NO_FOLDER = """--destination filesystem: {why}; say in dlt_config/secrets.toml w
 
   [destination.filesystem]
   bucket_url = "/shared/folder\""""
-NO_FORMAT = """[sync] table_format: "delta" is no longer supported. Remove the key; the folder is read again into
-Parquet. For an open format with merges use --destination ducklake."""
 HOLDS_DELTA = """{tables} holds Delta tables of an older release, which are no longer supported. Run chats.py: it moves
 them aside and reads everything again into Parquet."""
 MOVED_DELTA = """{tables} held Delta tables of an older release, which are no longer supported: moved to {moved}.
@@ -173,7 +170,6 @@ class ParquetFiles:
         `prepare` then begins with an empty folder. Readers keep the rows they had until the next `publish`. Raises
         `UsageError` and `OSError`.
         """
-        _check_format()
         if not self._holds_delta():
             return None
         moved = self._tables.with_name(f"{self.dataset}.delta-{time.time_ns()}")
@@ -190,7 +186,6 @@ class ParquetFiles:
         return any(self._tables.glob("*/_delta_log"))
 
     def prepare(self) -> None:
-        _check_format()
         folder = self._folder
         try:
             (folder / ".msgbubbles").mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -310,12 +305,6 @@ class ParquetFiles:
 
     def is_older_than(self, minutes: float) -> bool:
         return minutes >= 0
-
-
-def _check_format() -> None:
-    """Refuse the configuration of a release that could write Delta tables. Raises `UsageError`."""
-    if setting_of_sync("table_format", "parquet") != "parquet":
-        raise UsageError(NO_FORMAT)
 
 
 @contextmanager

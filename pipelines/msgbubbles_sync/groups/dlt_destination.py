@@ -18,9 +18,10 @@ from typing import Any
 import dlt
 from dlt.common.destination.exceptions import DestinationTerminalException, DestinationTransientException
 
-from msgbubbles.client import BASE_URL, REQUESTS_PER_MINUTE, Client
+from msgbubbles.client import Client
 from msgbubbles.errors import MsgBubblesError, RetryableError
 from msgbubbles.rate_limit import RequestBudget
+from msgbubbles.settings import DEFAULTS
 from msgbubbles.transport import Transport
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import AnotherJobRunsError, hold_lock
@@ -52,11 +53,11 @@ def groups(
     table: Any,  # noqa: ARG001 - dlt passes it
     database: str = "warehouse.duckdb",
     api_key: str = dlt.secrets.value,
-    base_url: str = BASE_URL,
-    requests_per_minute: int = REQUESTS_PER_MINUTE,
+    base_url: str = DEFAULTS.base_url,
+    requests_per_minute: int = DEFAULTS.requests_per_minute,
     budget_dir: str | None = None,
-    timeout_seconds: float = 30.0,
-    max_attempts: int = 8,
+    timeout_seconds: float = DEFAULTS.timeout_seconds,
+    max_attempts: int = DEFAULTS.max_attempts,
     max_creates: int = MAX_CREATES,
     max_removals: int = MAX_REMOVALS,
 ) -> None:

@@ -10,17 +10,16 @@ import os
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import msgspec
 
 from msgbubbles.errors import ConfigurationError
-from msgbubbles.policy import FULL, ORDERS, PSEUDONYM, SECTION, Policy, Pseudonyms, policy_of
+from msgbubbles.policy import FULL, ORDERS, PSEUDONYM, SECTION, Policy, Pseudonyms
 from msgbubbles.redact import Redactor
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.settings import configuration_folder, from_environment, section
+from msgbubbles_sync.settings import Settings, load_settings
 from msgbubbles_sync.workspace import PIPELINE, Workspace
 
 from .vault import Vault
@@ -96,42 +95,26 @@ def store(connection: duckdb.DuckDBPyConnection, workspace: Workspace, schema: s
             connection.execute(f"INSERT INTO {table} VALUES (?)", [path.read_text()])  # noqa: S608
 
 
-def _settings() -> dict[str, Any]:
-    folder = configuration_folder()
-    settings = section(folder / "config.toml", SECTION)
-    if "key" in settings:
-        raise UsageError(f"[{SECTION}] key is a secret: move it from config.toml to dlt_config/secrets.toml")
-    settings |= {name: value for name, value in section(folder / "secrets.toml", SECTION).items() if name == "key"}
-    return settings | from_environment(SECTION, ["preset", "key", "vault", *Policy.__struct_fields__])
+def configured_vault(settings: Settings) -> Vault | None:
+    """Return the vault of the configuration; null without one."""
+    return Vault(settings.vault) if settings.vault else None
 
 
-def configured_vault() -> Vault | None:
-    """The vault of the configuration; null without one. Raises `UsageError`."""
-    path = _settings().get("vault")
-    if path is None or path == "":
-        return None
-    if not isinstance(path, str):
-        raise UsageError(f"[{SECTION}] vault is the path of a file; mend dlt_config/config.toml")
-    return Vault(configuration_folder().parent / Path(path).expanduser())
-
-
-def configured() -> tuple[Policy, Pseudonyms | None]:
-    """The policy of the configuration, and its key where there is one. Raises `UsageError`."""
-    settings = _settings()
+def configured(settings: Settings) -> tuple[Policy, Pseudonyms | None]:
+    """Return the policy of the configuration, and its key if there is one. Raises `UsageError`."""
+    key = settings.privacy_key
     try:
-        policy = policy_of(settings)
-        key = settings.get("key")
-        return policy, Pseudonyms.configured(key) if key or policy.redacts else None
+        return settings.policy, Pseudonyms.configured(key) if key or settings.policy.redacts else None
     except ConfigurationError as error:
         raise UsageError(str(error)) from None
 
 
-def looked_up(names: Iterable[str]) -> dict[str, str | None]:
+def looked_up(names: Iterable[str], settings: Settings) -> dict[str, str | None]:
     """By pseudonym, who is behind it; by number or address, what stands for it. Null for whom nobody knows.
 
     Raises `UsageError` without a key, and for a pseudonym without a vault.
     """
-    vault, (_, pseudonyms) = configured_vault(), configured()
+    vault, (_, pseudonyms) = configured_vault(settings), configured(settings)
     if pseudonyms is None:
         raise UsageError(f"[{SECTION}] has no key, so nobody has a pseudonym here")
     found: dict[str, str | None] = {}
@@ -154,7 +137,8 @@ def redactor_of(workspace: Workspace) -> Redactor:
 
     Raises `UsageError` where the rows that are there were landed by another policy, or with another key.
     """
-    policy, pseudonyms = configured()
+    settings = load_settings(workspace.account)
+    policy, pseudonyms = configured(settings)
     record = Record.of(workspace)
     if record is None:
         if not policy.redacts:
@@ -166,7 +150,7 @@ def redactor_of(workspace: Workspace) -> Redactor:
     if _redaction(record.policy) != _redaction(policy):
         raise UsageError(_not_applied(policy, record.policy))
     check_key(record, pseudonyms)
-    return Redactor(policy, pseudonyms, record.erased, names=configured_vault() if policy.redacts else None)
+    return Redactor(policy, pseudonyms, record.erased, names=configured_vault(settings) if policy.redacts else None)
 
 
 def check_key(record: Record, pseudonyms: Pseudonyms | None) -> None:

@@ -27,13 +27,13 @@ from msgbubbles.mentions import MIN_DIGITS, one_form
 from msgbubbles.personal import columns_with
 from msgbubbles.policy import PSEUDONYM, Pseudonyms
 from msgbubbles.redact import Redactor
-from msgbubbles_sync.dbt.runner import Transforms
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.groups.ledger import Ledger
 from msgbubbles_sync.policy.applied import Record, configured, redactor_of
 from msgbubbles_sync.policy.vault import Vault
+from msgbubbles_sync.settings import TransformSettings, load_settings
 from msgbubbles_sync.sql import quote_name
 from msgbubbles_sync.webhooks.load import aside_of
 from msgbubbles_sync.workspace import Workspace
@@ -67,14 +67,14 @@ class Certificate:
 
 
 def erase(
-    workspace: Workspace, handles: Sequence[str], transforms: Transforms, say: Callable[[str], None]
+    workspace: Workspace, handles: Sequence[str], transforms: TransformSettings, say: Callable[[str], None]
 ) -> Certificate:
     """Erase the people of these handles (or of their pseudonyms) from everything in a warehouse, and keep them out.
 
     The caller holds the locks `job` and `apply`. Raises `UsageError` for what is nobody's handle or is our own, without
     a key, and where rows are on a server.
     """
-    _, pseudonyms = configured()
+    _, pseudonyms = configured(load_settings(workspace.account))
     if pseudonyms is None:
         try:
             Pseudonyms.configured(None)
@@ -97,7 +97,7 @@ def erase(
 
 
 def purge(
-    workspace: Workspace, transforms: Transforms, say: Callable[[str], None], also: Collection[str] = ()
+    workspace: Workspace, transforms: TransformSettings, say: Callable[[str], None], also: Collection[str] = ()
 ) -> Certificate:
     """Remove everybody whom the privacy record says to be erased, wherever they are; `also` are handles that may stand
     in texts only. May be repeated."""

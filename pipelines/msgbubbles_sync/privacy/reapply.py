@@ -16,9 +16,9 @@ from msgspec import Raw
 from msgbubbles.models import RejectedRow
 from msgbubbles.personal import PERSONAL, Kind
 from msgbubbles.redact import DOT, NO_PLAIN_ID, Redactor
-from msgbubbles_sync.dbt.runner import Transforms
 from msgbubbles_sync.groups.load import land_ledger
 from msgbubbles_sync.policy.applied import Record, check_key, check_stricter, configured, redactor_of
+from msgbubbles_sync.settings import TransformSettings, load_settings
 from msgbubbles_sync.sql import quote_name
 from msgbubbles_sync.webhooks.load import aside_of
 from msgbubbles_sync.workspace import Workspace
@@ -29,13 +29,13 @@ STEP = "policy"
 Change = Callable[[Any], Any]
 
 
-def apply(workspace: Workspace, transforms: Transforms, say: Callable[[str], None]) -> Counter[str]:
+def apply(workspace: Workspace, transforms: TransformSettings, say: Callable[[str], None]) -> Counter[str]:
     """Bring a warehouse to the policy of the configuration. Returns how many values changed, by table.
 
     The caller holds the locks `job` and `apply`. Raises `UsageError` where the policy keeps more than the warehouse's,
     or its key is another.
     """
-    policy, pseudonyms = configured()
+    policy, pseudonyms = configured(load_settings(workspace.account))
     record = Record.of(workspace) or Record()
     check_stricter(policy, record.policy)
     check_key(record, pseudonyms)

@@ -11,11 +11,11 @@ from datetime import UTC, datetime, timedelta
 import duckdb
 
 from msgbubbles.policy import Policy
-from msgbubbles_sync.dbt.runner import Transforms
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.compaction import compact
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import remove
+from msgbubbles_sync.settings import TransformSettings
 from msgbubbles_sync.workspace import Workspace
 
 from .rewrite import rewriting, tables_of
@@ -25,7 +25,9 @@ DAY_SECONDS = 86_400
 OF_A_THREAD = ("chat_titles", "participant_lists", "participant_reads", "webhook_events")
 
 
-def expire(workspace: Workspace, policy: Policy, transforms: Transforms, say: Callable[[str], None]) -> Counter[str]:
+def expire(
+    workspace: Workspace, policy: Policy, transforms: TransformSettings, say: Callable[[str], None]
+) -> Counter[str]:
     """Drop the texts of messages older than `text_days`, and remove the threads whose last message is older than
     `thread_days`. Returns how many `texts`, `threads` and `messages` went; without days, nothing is done.
 

@@ -15,7 +15,7 @@ import duckdb
 from dlt.common.versioned_state import compress_state, decompress_state
 
 from msgbubbles.source.state import forget_fingerprints
-from msgbubbles_sync.dbt.runner import Transforms, forget_build, transform
+from msgbubbles_sync.dbt.runner import forget_build, transform
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.compaction import compact
 from msgbubbles_sync.destinations.load import build_pipeline
@@ -23,6 +23,7 @@ from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import remove
 from msgbubbles_sync.groups.load import PIPELINE as GROUPS
 from msgbubbles_sync.policy import applied as privacy
+from msgbubbles_sync.settings import TransformSettings
 from msgbubbles_sync.sql import quote_name
 from msgbubbles_sync.webhooks.load import PIPELINE as WEBHOOKS
 from msgbubbles_sync.webhooks.load import land_events
@@ -36,7 +37,7 @@ BUILT = ("marts", "staging")
 
 @contextmanager
 def rewriting(
-    workspace: Workspace, transforms: Transforms, say: Callable[[str], None]
+    workspace: Workspace, transforms: TransformSettings, say: Callable[[str], None]
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection to change the rows by. When the block ends, the marts are built anew, the file is written anew, and
     published. What was under way (dlt's packages, the spool) has landed before.

@@ -28,12 +28,13 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.settings import WebhookSettings
 
 from .bodies import TooLong, decompressed
 from .deliveries import deliveries_of
 from .heartbeat import Heartbeat
 from .redact import LeftOf
-from .secrets import SecretStore, WebhookSettings
+from .secrets import SecretStore
 from .signature import Refusal, Scheme, refusal_of, signed_timestamp
 from .spool import SpoolWriter, segments
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from msgbubbles_sync.settings import is_without_privacy
+from msgbubbles.policy import FULL
+from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.workspace import Workspace
 
 from .bodies import parsed
@@ -69,7 +70,9 @@ class CurrentPolicy:
             found = 0
         if found == self._read_at_ns:
             return
-        if is_without_privacy(self._workspace):
+        settings = load_settings(self._workspace.account)
+        # Nothing is configured about personal data, and nobody was erased.
+        if settings.policy == FULL and settings.vault is None and not found:
             self._redactor = None
         else:
             # This imports dlt, which a receiver without a policy is spared.

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from msgspec import structs
 
+from msgbubbles.settings import SourceSettings
+from msgbubbles_sync.settings import Settings
 from msgbubbles_sync.workspace import Workspace
 
-from .secrets import settings_of
 
-
-def refresh_options(workspace: Workspace) -> dict[str, Any]:
-    """`refresh_messages` of `[webhooks]` in place of the source's own, while events are reliable. Raises `UsageError`
-    for a configuration that cannot be used."""
-    slower = settings_of().refresh_messages
+def with_refresh(workspace: Workspace, settings: Settings) -> SourceSettings:
+    """Return the source's settings, with `refresh_messages` of `[webhooks]` while events are reliable."""
+    slower = settings.webhooks.refresh_messages
     if slower is None:
-        return {}
-    # Only whoever has webhooks pays for the look.
+        return settings.source
+    # Only those who have webhooks pay for the look.
     from .health import are_reliable
 
-    return {"refresh_messages": slower} if are_reliable(workspace) else {}
+    return structs.replace(settings.source, refresh_messages=slower) if are_reliable(workspace) else settings.source

@@ -6,12 +6,13 @@ import socket
 from collections.abc import Callable
 
 from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.settings import WebhookSettings
 from msgbubbles_sync.workspace import Workspace
 
 from .heartbeat import Heartbeat
 from .receiver import Receiver
 from .redact import CurrentPolicy
-from .secrets import SecretStore, WebhookSettings
+from .secrets import SecretStore
 from .spool import SpoolWriter, folder_of, spool_of
 
 

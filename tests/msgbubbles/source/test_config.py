@@ -1,29 +1,26 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 
 from msgbubbles.errors import ConfigurationError
-from msgbubbles.source.config import REFRESH_CHATS, REFRESH_MESSAGES, settings_of, tiers_of
+from msgbubbles.settings import DEFAULTS, RefreshRule, build_source_settings
+from msgbubbles.source.config import Settings
 from msgbubbles.source.coverage import HOUR_MS, Tier
 from msgbubbles.source.fetch import walks_at_once
 
-GOOD: dict[str, Any] = {
-    "start_date": None,
-    "lookback_seconds": 300.0,
-    "refresh_chats": REFRESH_CHATS,
-    "refresh_messages": REFRESH_MESSAGES,
-    "refresh_share": 0.25,
-    "requests_per_minute": 120,
-}
+
+def reading(**values: Any) -> Settings:
+    return Settings.from_source(build_source_settings(values))
 
 
-def test_the_defaults() -> None:
-    settings = settings_of(**GOOD)
+def test_defaults_read_chats_daily_and_new_messages_hourly() -> None:
+    settings = Settings.from_source(DEFAULTS)
     assert settings.tiers == {"chats": (Tier(24 * HOUR_MS),), "messages": (Tier(HOUR_MS, 72 * HOUR_MS),)}
     assert settings.refresh_per_minute == 15, "a quarter of 120, half of it for each stream"
-    assert settings_of(**GOOD | {"requests_per_minute": 0}).refresh_per_minute is None
+    assert reading(requests_per_minute=0).refresh_per_minute is None
 
 
 @pytest.mark.parametrize(
@@ -36,31 +33,47 @@ def test_there_are_as_many_walks_as_it_takes_to_use_the_limit(
     assert walks_at_once(per_minute, latency_seconds) == walks
 
 
-def test_tiers_may_be_json_as_an_environment_variable_has_them() -> None:
-    assert tiers_of("x", '[{"every_hours": 0.5}, {"within_hours": 2, "every_hours": 1}]') == (
-        Tier(HOUR_MS // 2),
-        Tier(HOUR_MS, 2 * HOUR_MS),
-    )
-    assert tiers_of("x", []) == ()
+def test_refresh_rules_may_be_json_as_in_a_variable() -> None:
+    text = '[{"every_hours": 0.5}, {"within_hours": 2, "every_hours": 1}]'
+    assert reading(refresh_chats=text).tiers["chats"] == (Tier(HOUR_MS // 2), Tier(HOUR_MS, 2 * HOUR_MS))
+    assert reading(refresh_chats=[]).tiers["chats"] == ()
+    assert build_source_settings({"refresh_chats": [{"every_hours": "1"}]}).refresh_chats == (RefreshRule(1),)
+
+
+RULES = "a list of tables like { within_hours = 72, every_hours = 1 }"
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("key", "value", "expected"),
     [
-        ("refresh_share", 0),
-        ("refresh_share", 1.5),
-        ("lookback_seconds", -1),
-        ("parallel_requests", 0),
-        ("start_date", "yesterday"),
-        ("refresh_chats", "often"),
-        ("refresh_chats", [{"every_hours": 0}]),
-        ("refresh_chats", [{"within_hours": 3}]),
-        ("refresh_messages", [{"every_hours": 1, "within_days": 3}]),
-        ("refresh_messages", [{"every_hours": "1"}]),
-        ("refresh_messages", 5),
-        ("refresh_messages", [{"within_hours": -3, "every_hours": 1}]),
+        ("refresh_share", 0, "a number of more than 0 and at most 1"),
+        ("refresh_share", 1.5, "a number of more than 0 and at most 1"),
+        ("lookback_seconds", -1, "a number of at least 0"),
+        ("lookback_seconds", math.inf, "a number of at least 0"),
+        ("requests_per_minute", -5, "a whole number of at least 0"),
+        ("requests_per_minute", "-1", "a whole number of at least 0"),
+        ("requests_per_minute", "abc", "a whole number of at least 0"),
+        ("requests_per_minute", math.nan, "a whole number of at least 0"),
+        ("requests_per_minute", math.inf, "a whole number of at least 0"),
+        ("requests_per_minute", None, "a whole number of at least 0"),
+        ("requests_per_minute", [], "a whole number of at least 0"),
+        ("parallel_requests", 0, "a whole number of at least 1"),
+        ("timeout_seconds", 0, "a number of more than 0 and at most 86,400"),
+        ("timeout_seconds", math.nan, "a number of more than 0 and at most 86,400"),
+        ("max_attempts", 0, "a whole number of at least 1"),
+        ("read_participants", "maybe", "true or false"),
+        ("base_url", 5, "text in quotes"),
+        ("start_date", "yesterday", 'a date like "2026-01-31"'),
+        ("refresh_chats", "often", RULES),
+        ("refresh_chats", [{"every_hours": 0}], RULES),
+        ("refresh_chats", [{"within_hours": 3}], RULES),
+        ("refresh_messages", [{"every_hours": 1, "within_days": 3}], RULES),
+        ("refresh_messages", [{"every_hours": "often"}], RULES),
+        ("refresh_messages", 5, RULES),
+        ("refresh_messages", [{"within_hours": -3, "every_hours": 1}], RULES),
     ],
 )
-def test_what_cannot_be_used_is_named_with_what_is_expected(key: str, value: Any) -> None:
-    with pytest.raises(ConfigurationError, match=rf"^{key} is .*(expected|like)"):
-        settings_of(**GOOD | {key: value})
+def test_value_out_of_range_is_refused_with_what_is_expected(key: str, value: Any, expected: str) -> None:
+    with pytest.raises(ConfigurationError) as refusal:
+        build_source_settings({key: value})
+    assert str(refusal.value).startswith(f"{key} must be {expected}")

@@ -18,7 +18,6 @@ from dlt.load.exceptions import LoadClientJobFailed
 
 from msgbubbles.environment import check_certificates, check_proxies
 from msgbubbles.errors import ConfigurationError
-from msgbubbles.source.config import check_number
 from msgbubbles_sync.cli.hints import trouble_of
 from msgbubbles_sync.cli.options import explained
 from msgbubbles_sync.workspace import Workspace
@@ -127,13 +126,6 @@ def test_second_signal_ends_a_process_that_does_not_listen(numbers: tuple[signal
             assert process.wait(timeout=30) == 130
         finally:
             process.kill()
-
-
-@pytest.mark.parametrize("value", [-5, "-1", "abc", float("nan"), float("inf"), None, []])
-def test_setting_that_is_no_number_of_its_range_is_refused(value: object) -> None:
-    check_number("requests_per_minute", "120", at_least=0, expected=120)
-    with pytest.raises(ConfigurationError, match="requests_per_minute must be a number of at least 0, not "):
-        check_number("requests_per_minute", value, at_least=0, expected=120)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from helpers import postgres
 from msgbubbles_sync.cli import chats
 from msgbubbles_sync.dbt.manifest_cache import PROJECT
-from msgbubbles_sync.dbt.runner import TransformError, Transforms, transform
+from msgbubbles_sync.dbt.runner import TransformError, transform
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.libpq import read_parameters
 from msgbubbles_sync.destinations.load import build_pipeline
@@ -29,6 +29,7 @@ from msgbubbles_sync.destinations.server import explain
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.inspect.check import _destination
 from msgbubbles_sync.run_log import store
+from msgbubbles_sync.settings import SyncSettings, TransformSettings
 from msgbubbles_sync.workspace import Workspace
 
 URL, CATALOG = "DESTINATION__POSTGRES__CREDENTIALS", "DESTINATION__DUCKLAKE__CREDENTIALS__CATALOG"
@@ -126,7 +127,7 @@ def test_neither_dlt_nor_dbt_sends_a_password_without_tls(
     with pytest.raises(Exception, match="SSL was required"):
         connect_by_adbc(workspace)
     with pytest.raises(TransformError):
-        transform(workspace, Transforms())
+        transform(workspace, TransformSettings())
     monkeypatch.setenv(CATALOG, os.environ[URL])
     monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__BUCKET_URL", str(tmp_path / "lake"))
     with (
@@ -234,7 +235,7 @@ def test_parameters_are_read_wherever_they_are_configured(
     monkeypatch.setattr(type(dlt.config), "config_providers", providers)
     for name, value in variables.items():
         monkeypatch.setenv(f"{URL}__{name}", value)
-    found = read_parameters("destination.postgres.credentials")
+    found = read_parameters("destination.postgres.credentials", SyncSettings())
     assert found is not None
     assert (found["host"], found["user"], found["dbname"], found["sslmode"]) == ("h", "job", "d", "require")
 

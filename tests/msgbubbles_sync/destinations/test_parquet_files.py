@@ -214,18 +214,3 @@ def test_delta_tables_are_moved_aside_and_read_again(files: Path, tmp_path: Path
     assert not (workspace.folder / "dlt" / "msgbubbles").exists(), "coverage starts anew"
     restore(workspace, said.append)
     assert len(said) == 1
-
-
-def test_delta_in_the_configuration_is_refused_before_anything_is_moved(
-    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    workspace = Workspace.from_path(tmp_path / "company.duckdb", "filesystem")
-    workspace.make_folders()
-    delta_folder(files, workspace)
-    monkeypatch.setenv("SYNC__TABLE_FORMAT", "delta")
-    said: list[str] = []
-    restore(workspace, said.append)
-    with pytest.raises(UsageError, match=r'\[sync\] table_format: "delta" is no longer supported\. Remove the key'):
-        ParquetFiles(workspace).prepare()
-    assert said == []
-    assert (files / "msgbubbles" / "chats" / "_delta_log").is_dir()

@@ -14,7 +14,6 @@ from helpers.canary import found_in, spellings
 from msgbubbles.personal import PERSONAL
 from msgbubbles.policy import PRESETS, Pseudonyms
 from msgbubbles.source.buffer import COLUMNS
-from msgbubbles_sync.dbt.runner import Transforms
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.ledger import Entry, Ledger, Sighting
 from msgbubbles_sync.groups.load import COLUMNS as GROUP_COLUMNS
@@ -26,6 +25,7 @@ from msgbubbles_sync.privacy.rewrite import compact
 from msgbubbles_sync.run_log import COLUMNS as RUN_COLUMNS
 from msgbubbles_sync.run_log import TABLE as SYNC_RUNS
 from msgbubbles_sync.run_log import Journal
+from msgbubbles_sync.settings import TransformSettings
 from msgbubbles_sync.webhooks.events import COLUMNS as EVENT_COLUMNS
 from msgbubbles_sync.webhooks.events import TABLE as EVENTS
 from msgbubbles_sync.workspace import Workspace
@@ -73,7 +73,7 @@ def get(workspace: Workspace, query: str) -> list[tuple[Any, ...]]:
 
 
 def erased(workspace: Workspace, *handles: str) -> dict[str, Any]:
-    return erase(workspace, handles, Transforms(), lambda _said: None).as_dict()
+    return erase(workspace, handles, TransformSettings(), lambda _said: None).as_dict()
 
 
 def test_a_handle_within_a_text_is_replaced_and_a_longer_one_is_not(workspace: Workspace) -> None:
@@ -236,7 +236,7 @@ def test_an_erasure_that_is_cut_off_is_known_to_be_and_finished_without_being_to
             erased(workspace, ANN)
     assert workspace.is_pending(erasing.STEP)
     assert redactor_of(workspace).is_erased("+1 415 555 0111")
-    erasing.purge(workspace, Transforms(), lambda _said: None)
+    erasing.purge(workspace, TransformSettings(), lambda _said: None)
     assert not workspace.is_pending(erasing.STEP)
     assert get(workspace, "SELECT count(*) FROM msgbubbles.chats") == [(0,)]
     assert found_in(workspace.database.parent, [ANN[1:]]) == {}

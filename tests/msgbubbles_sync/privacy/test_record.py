@@ -9,6 +9,7 @@ from msgbubbles.policy import FULL, PRESETS, Pseudonyms
 from msgbubbles_sync.destinations.publish import publish
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.policy.applied import Record, configured, details_of, redactor_of
+from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.workspace import Workspace
 
 KEY = "of a test, and long enough to be a key"
@@ -28,24 +29,29 @@ def test_the_policy_and_its_key_are_of_two_files_and_the_environment_goes_before
     monkeypatch.setenv("DLT_PROJECT_DIR", str(tmp_path))
     monkeypatch.setenv("DLT_CONFIG_FOLDER", "here")
     (tmp_path / "here").mkdir()
-    assert configured() == (FULL, None)
+    assert configured(load_settings()) == (FULL, None)
     config, secrets = tmp_path / "here" / "config.toml", tmp_path / "here" / "secrets.toml"
     config.write_text('[sources.msgbubbles.privacy]\npreset = "minimal"\ntext = "length"\n')
     with pytest.raises(UsageError, match="need a key"):
-        configured()
+        configured(load_settings())
     secrets.write_text(f'[sources.msgbubbles.privacy]\nkey = "{KEY}"\npreset = "full"\n')
-    policy, pseudonyms = configured()
+    with pytest.raises(
+        UsageError, match=r"secrets\.toml:3: .*preset is no secret: move it from secrets\.toml to .*config"
+    ):
+        load_settings()
+    secrets.write_text(f'[sources.msgbubbles.privacy]\nkey = "{KEY}"\n')
+    policy, pseudonyms = configured(load_settings())
     assert (policy.text, policy.titles) == ("length", "drop")
     assert pseudonyms is not None
     assert pseudonyms.check == Pseudonyms(KEY).check
     monkeypatch.setenv(f"{PREFIX}TEXT", "drop")
-    assert configured()[0] == PRESETS["minimal"]
+    assert configured(load_settings())[0] == PRESETS["minimal"]
     monkeypatch.setenv(f"{PREFIX}TEXT", "shred")
-    with pytest.raises(UsageError, match="one of keep, length, drop"):
-        configured()
+    with pytest.raises(UsageError, match=r'TEXT: .* must be one of "drop", "keep", "length"'):
+        configured(load_settings())
     config.write_text(f'[sources.msgbubbles.privacy]\nkey = "{KEY}"\n')
     with pytest.raises(UsageError, match=r"move it from config\.toml"):
-        configured()
+        configured(load_settings())
 
 
 def test_a_new_warehouse_takes_the_policy_and_one_with_rows_has_to_be_brought_to_it(

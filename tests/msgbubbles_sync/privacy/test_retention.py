@@ -10,9 +10,9 @@ import pytest
 
 from helpers.canary import found_in
 from msgbubbles.policy import Policy
-from msgbubbles_sync.dbt.runner import Transforms
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.privacy.retention import DONE, expire
+from msgbubbles_sync.settings import TransformSettings
 from msgbubbles_sync.workspace import Workspace
 
 TABLES = {
@@ -53,7 +53,7 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 def expired(workspace: Workspace, **days: int) -> dict[str, int]:
-    return dict(expire(workspace, Policy(**days), Transforms(), lambda _said: None))  # type: ignore[arg-type]
+    return dict(expire(workspace, Policy(**days), TransformSettings(), lambda _said: None))  # type: ignore[arg-type]
 
 
 def ids(workspace: Workspace) -> dict[str, int]:

@@ -79,7 +79,7 @@ def test_where_a_secret_of_the_environment_would_hide_it_it_is_not_stored(
     client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WEBHOOKS__SECRETS", '["whsec_b2Y=", "second"]')
-    store = SecretStore(tmp_path / "secrets.toml")
+    store = SecretStore.of(workspace_in(tmp_path), sandbox=False, path=tmp_path / "secrets.toml")
     assert store.secrets == ("whsec_b2Y=", "second")
     with pytest.raises(UsageError, match="WEBHOOKS__SECRETS is set"):
         endpoints.registered(client, URL, KNOWN_TYPES, store)

@@ -10,11 +10,14 @@ from pathlib import Path
 import duckdb
 import msgspec
 import pytest
+from msgspec import structs
 
 from helpers.hooks import workspace_in
+from msgbubbles.settings import DEFAULTS, RefreshRule
+from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.webhooks import health
 from msgbubbles_sync.webhooks.heartbeat import Beat
-from msgbubbles_sync.webhooks.refresh import refresh_options
+from msgbubbles_sync.webhooks.refresh import with_refresh
 from msgbubbles_sync.webhooks.spool import folder_of, spool_of
 from msgbubbles_sync.workspace import Workspace
 
@@ -58,10 +61,11 @@ def test_while_all_is_well_the_sync_may_rely_on_events(workspace: Workspace, mon
     well(workspace)
     assert health.are_reliable(workspace, NOW)
     assert {one.state for one in health.findings(workspace, NOW)} == {"ok"}
-    assert refresh_options(workspace) == {}, "only where it is configured"
+    assert with_refresh(workspace, load_settings()) == DEFAULTS, "only where it is configured"
     monkeypatch.setenv("WEBHOOKS__REFRESH_MESSAGES", '[{"every_hours": 24}]')
     monkeypatch.setattr(health, "datetime", type("Clock", (datetime,), {"now": staticmethod(lambda _zone: NOW)}))
-    assert refresh_options(workspace) == {"refresh_messages": [{"every_hours": 24}]}
+    slower = structs.replace(DEFAULTS, refresh_messages=(RefreshRule(24),))
+    assert with_refresh(workspace, load_settings()) == slower
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,141 @@
+"""The settings of the connector: each with its type, range and default, declared once.
+
+Imports no dlt, so that what only needs to know a setting starts quickly.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from datetime import date, datetime
+from functools import cache
+from typing import Annotated, Any, get_args, get_type_hints
+
+import msgspec
+from msgspec import Meta, inspect
+
+from .errors import ConfigurationError
+
+MAX_TIMEOUT_SECONDS = 24 * 3600.0
+# A batch with fewer pages could end within rows of one timestamp, and the next one would begin there again.
+MIN_BATCH_PAGES = 20
+
+Hours = Annotated[float, Meta(gt=0)]
+
+
+class RefreshRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Rows of the last `within_hours`, of any age without it, are read again every `every_hours`."""
+
+    every_hours: Hours
+    within_hours: Hours | None = None
+
+
+def is_date(text: str) -> bool:
+    """Return whether a text is an ISO 8601 date or time."""
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
+RefreshRules = Annotated[
+    tuple[RefreshRule, ...],
+    Meta(
+        description="a list of tables like { within_hours = 72, every_hours = 1 }; without within_hours a table is for "
+        "rows of any age; hours are more than 0"
+    ),
+]
+Date = Annotated[str, Meta(description='a date like "2026-01-31"', extra={"check": is_date})]
+
+
+class SourceSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of the source. `dlt_config/config.toml` documents each."""
+
+    base_url: str = "https://api.msgbubbles.com/v1"
+    start_date: Date | None = None
+    lookback_seconds: Annotated[float, Meta(ge=0)] = 300.0
+    # A rename moves no cursor, at any age. Statuses, receipts and edits come within days.
+    refresh_chats: RefreshRules = (RefreshRule(every_hours=24),)
+    refresh_messages: RefreshRules = (RefreshRule(every_hours=1, within_hours=72),)
+    refresh_share: Annotated[float, Meta(gt=0, le=1)] = 0.25
+    read_participants: bool = False
+    sender_field: str | None = None
+    requests_per_minute: Annotated[int, Meta(ge=0)] = 120
+    parallel_requests: Annotated[int, Meta(ge=1)] = 16
+    budget_dir: str | None = None
+    timeout_seconds: Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_SECONDS)] = 30.0
+    max_attempts: Annotated[int, Meta(ge=1)] = 8
+
+
+DEFAULTS = SourceSettings()
+
+
+def build_source_settings(values: Mapping[str, Any]) -> SourceSettings:
+    """Check values and build the settings. Raises `ConfigurationError`, which names the key and what it must be."""
+    hints = settings_in(SourceSettings)
+    return SourceSettings(**{key: convert(key, value, hints[key]) for key, value in values.items()})
+
+
+@cache
+def settings_in(struct: type[msgspec.Struct]) -> dict[str, Any]:
+    """Return the settings that a struct declares, with their types and ranges."""
+    return get_type_hints(struct, include_extras=True)
+
+
+def convert(key: str, value: Any, hint: Any) -> Any:
+    """Convert a value to the type of a setting; lists and tables may be JSON, as an environment variable has them.
+
+    Raises `ConfigurationError`, which does not quote the value.
+    """
+    if isinstance(value, date):  # a TOML date needs no quotes
+        value = value.isoformat()
+    try:
+        try:
+            found = msgspec.convert(value, hint, strict=False)
+        except msgspec.ValidationError:
+            if not (isinstance(value, str) and value.lstrip()[:1] in ("[", "{")):
+                raise
+            found = msgspec.convert(json.loads(value), hint, strict=False)
+        checks = [meta.extra["check"] for meta in _metas(hint) if meta.extra]
+        if (isinstance(found, float) and not math.isfinite(found)) or not all(
+            check(found) for check in checks if found is not None
+        ):
+            raise ValueError
+    except ValueError:  # msgspec's and json's errors are of this kind
+        raise ConfigurationError(f"{key} must be {expected(hint)}") from None
+    return found
+
+
+def expected(hint: Any) -> str:
+    """Describe the values of a setting, for an error message."""
+    described = [meta.description for meta in _metas(hint) if meta.description]
+    if described:
+        return described[0]
+    kind = inspect.type_info(hint)
+    if isinstance(kind, inspect.Metadata):
+        kind = kind.type
+    if isinstance(kind, inspect.UnionType):
+        kind = next(one for one in kind.types if not isinstance(one, inspect.NoneType))
+    if isinstance(kind, inspect.LiteralType):
+        return f"one of {', '.join(json.dumps(value) for value in kind.values)}"
+    if isinstance(kind, inspect.IntType | inspect.FloatType):
+        bounds = [
+            f"{words} {bound:,g}"
+            for words, bound in (("at least", kind.ge), ("more than", kind.gt), ("at most", kind.le))
+            if bound is not None
+        ]
+        number = "a whole number" if isinstance(kind, inspect.IntType) else "a number"
+        return f"{number} of {' and '.join(bounds)}" if bounds else number
+    return "true or false" if isinstance(kind, inspect.BoolType) else 'text in quotes, like "..."'
+
+
+def _metas(hint: Any) -> list[Meta]:
+    """Return what is annotated to a type, also where it is one of a union."""
+    return [
+        found
+        for part in (hint, *get_args(hint))
+        for found in (part, *getattr(part, "__metadata__", ()))
+        if isinstance(found, Meta)
+    ]
