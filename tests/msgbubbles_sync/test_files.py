@@ -12,7 +12,7 @@ from helpers.full_disk import full_disk
 from msgbubbles_sync.files import write_privately
 
 
-def test_a_full_disk_leaves_no_empty_file(tmp_path: Path) -> None:
+def test_full_disk_leaves_no_empty_file(tmp_path: Path) -> None:
     path = tmp_path / "account.json"
     with full_disk(), pytest.raises(OSError, match="too large"):
         write_privately(path, '{"account": "north"}')
@@ -25,7 +25,7 @@ def test_a_full_disk_leaves_no_empty_file(tmp_path: Path) -> None:
     assert (path.read_text(), path.stat().st_mtime_ns) == ('{"account": "north"}', written_at_ns)
 
 
-def test_a_refused_write_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = write_privately(tmp_path / "one.json", "before")
     with full_disk(room_bytes=3), pytest.raises(OSError, match="too large"):
         write_privately(path, "after")
@@ -35,7 +35,7 @@ def test_a_refused_write_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_link_and_a_device_are_written_through(tmp_path: Path) -> None:
+def test_links_and_devices_are_written_through(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "there" / "file")

@@ -46,7 +46,7 @@ def refusal(workspace: Workspace, name: str = "job") -> AnotherJobRunsError:
 
 
 @pytest.mark.parametrize("name", ["job", "apply"])
-def test_a_job_without_progress_is_reported_as_stuck(workspace: Workspace, name: str) -> None:
+def test_job_without_progress_is_reported_as_stuck(workspace: Workspace, name: str) -> None:
     with hold_lock(workspace.folder, name):
         assert not isinstance(refusal(workspace, name), JobStalledError)
         age(workspace, STALLED_AFTER + timedelta(minutes=1), name)
@@ -73,7 +73,7 @@ def test_check_shows_a_stuck_job(workspace: Workspace) -> None:
 
 
 @pytest.mark.parametrize("progress", ["page", "phase", "wait"])
-def test_what_a_job_does_counts_as_progress(
+def test_pages_phases_and_waits_count_as_progress(
     workspace: Workspace, progress: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("msgbubbles_sync.lock.PROGRESS_INTERVAL_SECONDS", 0.0)
@@ -90,7 +90,7 @@ def test_what_a_job_does_counts_as_progress(
         assert not isinstance(refusal(workspace), JobStalledError)
 
 
-def test_progress_is_noted_for_the_locks_that_are_held_only(workspace: Workspace) -> None:
+def test_progress_is_recorded_only_for_held_locks(workspace: Workspace) -> None:
     record_progress()
     with hold_lock(workspace.folder):
         pass
@@ -98,5 +98,5 @@ def test_progress_is_noted_for_the_locks_that_are_held_only(workspace: Workspace
     assert not (workspace.folder / "job.json").exists()
 
 
-def test_the_time_is_documented() -> None:
+def test_stall_timeout_is_documented() -> None:
     assert f"no progress for {STALLED_AFTER.total_seconds() / 60:.0f} minutes" in README.read_text()

@@ -67,7 +67,7 @@ def restored(workspace: Workspace) -> list[str]:
     return said
 
 
-def test_files_that_are_whole_are_left_alone_and_loaded_packages_go(workspace: Workspace) -> None:
+def test_intact_files_stay_and_loaded_packages_are_removed(workspace: Workspace) -> None:
     assert list((workspace.folder / "dlt").glob("*/load/loaded/*")) == []
     before = {path: path.stat().st_mtime_ns for path in workspace.folder.rglob("*")}
     assert restored(workspace) == []
@@ -87,7 +87,7 @@ def test_damaged_files_of_dlt_are_restored_from_the_destination(workspace: Works
 
 
 @pytest.mark.parametrize("name", ["dlt", "dlt/msgbubbles"])
-def test_file_in_the_place_of_a_folder_is_moved_aside(workspace: Workspace, name: str) -> None:
+def test_file_with_the_name_of_a_folder_is_renamed(workspace: Workspace, name: str) -> None:
     shutil.rmtree(workspace.folder / name)
     (workspace.folder / name).touch()
     workspace.make_folders()
@@ -95,14 +95,14 @@ def test_file_in_the_place_of_a_folder_is_moved_aside(workspace: Workspace, name
     assert load(workspace, 3) == [1, 2, 3]
 
 
-def test_lost_schema_of_a_state_that_names_it_is_restored(workspace: Workspace) -> None:
+def test_missing_schema_is_restored_from_the_destination(workspace: Workspace) -> None:
     (workspace.folder / "dlt" / "msgbubbles" / "schemas" / "msgbubbles.schema.json").unlink()
     assert len(restored(workspace)) == 1
     assert load(workspace, 3) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("part", ["*.parquet", "*.json", "*.gz"])
-def test_damaged_package_that_waits_is_read_again(workspace: Workspace, part: str) -> None:
+def test_damaged_pending_package_is_read_again(workspace: Workspace, part: str) -> None:
     pipeline = build_pipeline(workspace)
     rows: Any = dlt.resource([{"id": 3}], name="rows", write_disposition="append")
     if part == "*.parquet":
@@ -145,7 +145,7 @@ def test_damaged_work_database_is_restored_from_the_published_file(workspace: Wo
     }
 
 
-def test_work_database_begins_anew_where_the_published_file_is_damaged_too(workspace: Workspace) -> None:
+def test_work_database_starts_empty_if_the_published_file_is_damaged_too(workspace: Workspace) -> None:
     for path in (workspace.work, workspace.database):
         path.write_bytes(LOG)
     [line] = restored(workspace)
@@ -154,7 +154,7 @@ def test_work_database_begins_anew_where_the_published_file_is_damaged_too(works
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_policy_is_restored_unless_an_erasure_is_under_way(workspace: Workspace, damage: str) -> None:
+def test_damaged_policy_is_restored_unless_an_erasure_is_pending(workspace: Workspace, damage: str) -> None:
     record = Record(PRESETS["minimal"], "a key", frozenset({"somebody"}))
     record.save(workspace)
     with build_destination(workspace).open_writer() as connection:
@@ -168,7 +168,7 @@ def test_damaged_policy_is_restored_unless_an_erasure_is_under_way(workspace: Wo
     assert Record.of(workspace) == record
 
 
-def test_work_database_that_a_command_has_changed_is_left_alone(workspace: Workspace) -> None:
+def test_work_database_changed_by_a_command_is_not_restored(workspace: Workspace) -> None:
     with duckdb.connect(str(workspace.work)) as connection:
         connection.execute("CREATE TABLE msgbubbles.more AS SELECT 1 AS id")
         connection.execute("CHECKPOINT")

@@ -55,7 +55,7 @@ def shown(of: Attached, table: str = "chats") -> list[Any]:
         return sorted(connection.execute(f"FROM msgbubbles.{table}").fetchall())
 
 
-def test_a_table_or_a_column_that_one_has_later_is_shown(of: Of) -> None:
+def test_later_tables_and_columns_appear_in_the_views(of: Of) -> None:
     north, south = begun(of, "north"), begun(of, "south")
     for one in (north, south):
         one.publish()
@@ -74,7 +74,7 @@ def test_a_table_or_a_column_that_one_has_later_is_shown(of: Of) -> None:
     assert (shown(north), shown(north, "accounts")) == ([("north", "north1", "more")], [("north",)])
 
 
-def test_who_writes_what_is_out_of_date_by_then_looks_again(of: Of, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outdated_views_are_replaced_after_a_concurrent_job(of: Of, monkeypatch: pytest.MonkeyPatch) -> None:
     north, south = begun(of, "north"), of("south")
     show = north._replace_views
     overtaken: list[bool] = []
@@ -91,7 +91,7 @@ def test_who_writes_what_is_out_of_date_by_then_looks_again(of: Of, monkeypatch:
     assert shown(south, "accounts") == [("north",), ("south",)]
 
 
-def test_the_first_jobs_of_four_accounts_at_once(of: Of) -> None:
+def test_first_jobs_of_four_accounts_run_concurrently(of: Of) -> None:
     names = ["east", "north", "south", "west"]
 
     def run(name: str) -> None:
@@ -102,7 +102,7 @@ def test_the_first_jobs_of_four_accounts_at_once(of: Of) -> None:
     assert shown(of("north")) == [(name, f"{name}1") for name in names]
 
 
-def test_one_account_without_a_name_and_several_do_not_mix(of: Of) -> None:
+def test_unnamed_account_and_named_accounts_do_not_mix(of: Of) -> None:
     alone = of(None)
     alone.prepare()
     land(alone, "CREATE TABLE @chats AS SELECT 'c1' AS id")

@@ -36,7 +36,7 @@ def publish(workspace: Workspace, *, with_claim: bool = True) -> None:
 @damage
 @pytest.mark.parametrize("sandbox", [True, False])
 @pytest.mark.parametrize("account", [None, "north"])
-def test_damaged_claim_is_restored_and_never_to_another_account(
+def test_damaged_claim_is_restored_to_its_own_account_only(
     tmp_path: Path, damage: str, account: str | None, sandbox: bool
 ) -> None:
     workspace = Workspace.from_path(tmp_path / "company.duckdb", account=account)
@@ -55,7 +55,7 @@ def test_damaged_claim_is_restored_and_never_to_another_account(
 
 
 @pytest.mark.parametrize("lost", ["published", "work", "both"])
-def test_claim_without_tables_goes_by_the_other_files(tmp_path: Path, lost: str) -> None:
+def test_claim_without_tables_is_inferred_from_other_files(tmp_path: Path, lost: str) -> None:
     for sandbox in (True, False):
         workspace = Workspace.from_path(tmp_path / f"{sandbox}.duckdb")
         publish(claimed(workspace, sandbox=sandbox), with_claim=lost != "both")
@@ -78,7 +78,7 @@ def test_published_file_alone_keeps_its_account(tmp_path: Path) -> None:
     claimed(workspace, sandbox=True)
 
 
-def test_warehouse_of_one_account_takes_a_name_but_no_other_account(tmp_path: Path) -> None:
+def test_unnamed_warehouse_accepts_a_name_but_no_other_account(tmp_path: Path) -> None:
     whole = claimed(Workspace.from_path(tmp_path / "company.duckdb"))
     publish(whole)
     north = Workspace.from_path(whole.database, account="north")
@@ -104,7 +104,7 @@ def test_account_with_a_damaged_claim_is_still_shown(tmp_path: Path) -> None:
     assert find_account_files(workspaces[0]) == {"north": workspaces[0].database, "south": workspaces[1].database}
 
 
-def test_damaged_files_are_kept_in_small_number(tmp_path: Path) -> None:
+def test_only_the_newest_damaged_files_are_kept(tmp_path: Path) -> None:
     workspace = claimed(Workspace.from_path(tmp_path / "company.duckdb"))
     for number in range(MAX_DAMAGED + 2):
         (workspace.folder / CLAIM).write_text(f"{number}")
@@ -113,7 +113,7 @@ def test_damaged_files_are_kept_in_small_number(tmp_path: Path) -> None:
     assert json.loads((workspace.folder / CLAIM).read_text()) == {"account": "a MsgBubbles account"}
 
 
-def test_claim_in_the_tables_is_not_shown_with_those_of_all(tmp_path: Path) -> None:
+def test_claims_are_left_out_of_the_combined_tables(tmp_path: Path) -> None:
     workspace = claimed(Workspace.from_path(tmp_path / "company.duckdb", account="north"))
     publish(workspace)
     with duckdb.connect(str(workspace.combined), read_only=True) as connection:

@@ -54,7 +54,7 @@ def described(work: Path) -> list[object]:
         ]
 
 
-def test_wasteful_database_is_written_anew_and_is_the_same(tmp_path: Path) -> None:
+def test_database_with_free_space_is_rewritten_unchanged(tmp_path: Path) -> None:
     work, noted = filled(tmp_path), tmp_path / "compacted"
     (tmp_path / "company.duckdb.compacting").write_text("of a process that was killed")
     before, size = described(work), work.stat().st_size
@@ -75,7 +75,7 @@ def test_wasteful_database_is_written_anew_and_is_the_same(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("large_bytes", [1, 1 << 40])
-def test_large_database_is_written_anew_once_a_day(
+def test_large_database_is_rewritten_once_a_day(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large_bytes: int
 ) -> None:
     monkeypatch.setattr(compaction, "LARGE_BYTES", large_bytes)
@@ -86,7 +86,7 @@ def test_large_database_is_written_anew_once_a_day(
     assert (work.stat().st_size == size) == (large_bytes == 1)
 
 
-def test_process_that_is_killed_leaves_the_old_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_compaction_leaves_the_old_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(_path: Path) -> None:
         raise KeyboardInterrupt
 

@@ -97,7 +97,7 @@ def run_command(command: str, workspace: Workspace) -> str:
     [("postgres", "sync", "require"), ("postgres", "status", "verify-full"), ("postgres", "check", "verify-ca"),
      ("postgres", "verify --full", "require"), ("ducklake", "sync", "require"), ("ducklake", "check", "verify-full")],
 )  # fmt: skip
-def test_no_password_is_sent_without_the_tls_asked_for(
+def test_no_password_is_sent_without_required_tls(
     command: str, ssl: str, destination: str, without_tls: WithoutTls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = f"&sslrootcert={tmp_path}" if ssl.startswith("verify") else ""
@@ -160,7 +160,7 @@ def connect_by_dbt(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Non
         assert dbtRunner().invoke(["debug", "--connection", "--target", target, *folders, "--quiet"]).success
 
 
-def test_a_parameter_reaches_the_server_from_every_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_client_passes_parameters_to_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "the job's \\ own+name"
     with postgres.running(tmp_path / "server") as address, closing(psycopg2.connect(address)) as admin:
         admin.autocommit = True
@@ -202,7 +202,7 @@ def test_a_parameter_reaches_the_server_from_every_client(tmp_path: Path, monkey
         ("client_encoding=latin1", "client_encoding is utf8"),
     ],
 )
-def test_a_parameter_that_cannot_reach_all_clients_is_refused_by_name(
+def test_parameter_unknown_to_a_client_is_refused_by_name(
     query: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(URL, f"postgresql://job:{SECRET}@127.0.0.1:9/warehouse?{query}")
@@ -226,7 +226,7 @@ def test_a_parameter_that_cannot_reach_all_clients_is_refused_by_name(
         ("", {"HOST": "h", "USERNAME": "job", "DATABASE": "d", "SSLMODE": "require"}),
     ],
 )
-def test_parameters_are_read_wherever_they_are_configured(
+def test_parameters_are_read_from_every_configuration_source(
     toml: str, variables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "secrets.toml"
@@ -240,7 +240,7 @@ def test_parameters_are_read_wherever_they_are_configured(
     assert (found["host"], found["user"], found["dbname"], found["sslmode"]) == ("h", "job", "d", "require")
 
 
-def test_a_server_that_cannot_have_the_warehouse_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsuitable_server_is_refused_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__BUCKET_URL", str(tmp_path / "lake"))
     with postgres.running(tmp_path / "server") as address, closing(psycopg2.connect(address)) as admin:
         admin.autocommit = True
@@ -286,6 +286,6 @@ def test_a_server_that_cannot_have_the_warehouse_is_refused(tmp_path: Path, monk
         ("dlt: something else", None),
     ],
 )
-def test_a_refusal_of_the_server_is_explained_as_its_own(said: str, meant: str | None) -> None:
+def test_server_errors_are_explained(said: str, meant: str | None) -> None:
     found = explain(said, "postgres")
     assert found == meant if meant is None else meant in str(found)

@@ -61,7 +61,7 @@ def shown(files: Path) -> dict[str, int]:
         return {name: connection.execute(f"SELECT n FROM marts.{name}").fetchall()[0][0] for (name,) in names}
 
 
-def test_readers_see_the_latest_build_that_came_to_its_end(files: Path, build: Callable[..., ParquetFiles]) -> None:
+def test_readers_see_the_latest_complete_build(files: Path, build: Callable[..., ParquetFiles]) -> None:
     build(1).publish()
     assert shown(files) == {"contact": 1, "thread_activity": 1}
     destination = build(2)
@@ -72,7 +72,7 @@ def test_readers_see_the_latest_build_that_came_to_its_end(files: Path, build: C
     assert not list(files.rglob("int_thread_messages")), "what nobody reads is gone"
 
 
-def test_a_mart_that_is_held_stays_as_it_was(files: Path, build: Callable[..., ParquetFiles]) -> None:
+def test_held_mart_keeps_its_earlier_build(files: Path, build: Callable[..., ParquetFiles]) -> None:
     build(1).publish(["contact"])
     assert shown(files) == {"thread_activity": 1}, "there was none before"
     build(2).publish()
@@ -83,7 +83,7 @@ def test_a_mart_that_is_held_stays_as_it_was(files: Path, build: Callable[..., P
     assert shown(files) == {"contact": 4, "thread_activity": 4}
 
 
-def test_what_was_replaced_stays_for_an_hour(
+def test_replaced_files_stay_for_an_hour(
     files: Path, build: Callable[..., ParquetFiles], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build(1).publish()
@@ -100,7 +100,7 @@ def test_what_was_replaced_stays_for_an_hour(
     assert shown(files) == {"contact": 4, "thread_activity": 4}
 
 
-def test_files_are_for_those_whom_the_folder_is_for(files: Path, build: Callable[..., ParquetFiles]) -> None:
+def test_new_files_get_the_permissions_of_the_folder(files: Path, build: Callable[..., ParquetFiles]) -> None:
     before = os.umask(0o077)
     try:
         build(1).publish()
@@ -153,7 +153,7 @@ def found(pipeline: dlt.Pipeline) -> tuple[list[Any], list[Any]]:
         return by_job, sorted(connection.execute(f"SELECT id, value FROM ({query})").fetchall())
 
 
-def test_the_last_row_of_a_key_counts(pipeline: dlt.Pipeline) -> None:
+def test_last_row_of_a_key_counts(pipeline: dlt.Pipeline) -> None:
     load(pipeline, [("a", 1, 1), ("b", 2, 2)], [("b", 3, 1), ("c", 4, 1)])
     expected = [("a", 1), ("b", 2), ("c", 4)]
     assert found(pipeline) == (expected, expected), "of one load, what was read last"
@@ -162,18 +162,18 @@ def test_the_last_row_of_a_key_counts(pipeline: dlt.Pipeline) -> None:
     assert found(pipeline) == (expected, expected), "of several, what was loaded last"
 
 
-def test_the_first_row_of_a_key_counts_where_nothing_replaces_it(pipeline: dlt.Pipeline) -> None:
+def test_first_row_of_an_insert_only_key_counts(pipeline: dlt.Pipeline) -> None:
     load(pipeline, [("a", 1, 1)], strategy="insert-only")
     load(pipeline, [("a", 2, 2), ("b", 9, 2)], [("b", 3, 1)], strategy="insert-only")
     assert found(pipeline) == ([("a", 1), ("b", 3)], [("a", 1), ("b", 3)])
 
 
-def test_a_table_without_rows_has_its_columns(pipeline: dlt.Pipeline) -> None:
+def test_table_without_rows_has_its_columns(pipeline: dlt.Pipeline) -> None:
     load(pipeline, [])
     assert found(pipeline) == ([], [])
 
 
-def test_the_state_of_earlier_runs_is_of_the_same_destination(tmp_path: Path) -> None:
+def test_destination_type_matches_the_state_of_earlier_runs(tmp_path: Path) -> None:
     # dlt warns in every run where the names differ. This one is on users' disks: no rename changes it.
     assert build_table_files(tmp_path).destination_type == "warehouse." + "lake_dlt.TableFiles"
 
@@ -192,7 +192,7 @@ def delta_folder(files: Path, workspace: Workspace) -> None:
     (workspace.folder / "dlt" / "msgbubbles").mkdir()
 
 
-def test_delta_tables_are_moved_aside_and_read_again(files: Path, tmp_path: Path) -> None:
+def test_delta_tables_are_renamed_and_read_again(files: Path, tmp_path: Path) -> None:
     workspace = Workspace.from_path(tmp_path / "company.duckdb", "filesystem")
     workspace.make_folders()
     delta_folder(files, workspace)

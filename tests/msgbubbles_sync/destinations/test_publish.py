@@ -85,7 +85,7 @@ def rows(database: Path) -> list[int]:
 
 @pytest.mark.parametrize("killed", [True, False])
 @pytest.mark.parametrize("account", [None, "north"])
-def test_writer_across_a_publish_changes_no_row_for_readers(
+def test_writer_during_a_publish_changes_no_published_row(
     tmp_path: Path,
     writer: Callable[[Path], Writer],
     account: str | None,
@@ -115,7 +115,7 @@ def test_writer_across_a_publish_changes_no_row_for_readers(
     assert not destination.is_older_than(60)
 
 
-def test_changed_or_lost_file_is_published_again(tmp_path: Path, writer: Callable[[Path], Writer]) -> None:
+def test_changed_or_missing_file_is_published_again(tmp_path: Path, writer: Callable[[Path], Writer]) -> None:
     workspace = work_of(Workspace.from_path(tmp_path / "company.duckdb"))
     destination = DuckDBFile(workspace)
     destination.publish()
@@ -131,7 +131,7 @@ def test_changed_or_lost_file_is_published_again(tmp_path: Path, writer: Callabl
     assert destination.is_older_than(60)
 
 
-def test_log_that_is_there_before_a_publish_is_removed(tmp_path: Path, writer: Callable[[Path], Writer]) -> None:
+def test_leftover_log_is_removed_before_a_publish(tmp_path: Path, writer: Callable[[Path], Writer]) -> None:
     workspace = work_of(Workspace.from_path(tmp_path / "company.duckdb"))
     destination = DuckDBFile(workspace)
     destination.publish()
@@ -145,7 +145,7 @@ def test_log_that_is_there_before_a_publish_is_removed(tmp_path: Path, writer: C
     assert not destination.is_older_than(60)
 
 
-def test_nobody_may_write_and_readers_stay(tmp_path: Path) -> None:
+def test_published_file_is_read_only_and_keeps_read_permissions(tmp_path: Path) -> None:
     workspace = work_of(Workspace.from_path(tmp_path / "company.duckdb"))
     DuckDBFile(workspace).publish()
     assert workspace.database.stat().st_mode & 0o222 == 0
@@ -154,7 +154,9 @@ def test_nobody_may_write_and_readers_stay(tmp_path: Path) -> None:
     assert workspace.database.stat().st_mode & 0o777 == 0o444
 
 
-def test_log_of_one_account_does_not_reach_the_tables_of_all(tmp_path: Path, writer: Callable[[Path], Writer]) -> None:
+def test_foreign_log_of_an_account_stays_out_of_the_combined_file(
+    tmp_path: Path, writer: Callable[[Path], Writer]
+) -> None:
     files = {}
     for name in ("north", "south"):
         workspace = work_of(Workspace.from_path(tmp_path / "company.duckdb", account=name))
@@ -215,7 +217,7 @@ def test_publish_writes_through_a_symbolic_link(
     assert (shown.parent / ".msgbubbles").is_dir(), "the job's own files stay next to the path that was named"
 
 
-def test_path_that_cannot_be_published_is_refused_by_name(tmp_path: Path) -> None:
+def test_unusable_published_path_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "circle.duckdb").symlink_to("back.duckdb")
     (tmp_path / "back.duckdb").symlink_to("circle.duckdb")
     (tmp_path / "lost.duckdb").symlink_to("nowhere/file.duckdb")

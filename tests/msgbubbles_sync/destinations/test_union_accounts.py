@@ -47,9 +47,7 @@ def combined(tmp_path: Path) -> Callable[..., Callable[[str], list[Any]]]:
     return run
 
 
-def test_the_account_is_before_every_key_and_what_an_account_lacks_is_null(
-    tmp_path: Path, combined: Callable[..., Any]
-) -> None:
+def test_union_has_the_account_first_and_null_for_missing_columns(tmp_path: Path, combined: Callable[..., Any]) -> None:
     query = combined(made(tmp_path, north=OLD, south=f"{WIDE}; {MARTS}; {HIDDEN}", west=OTHER))
     assert query("SELECT account, id, title, seen, gone FROM msgbubbles.chats ORDER BY account") == [
         ("north", "c1", "b", None, None), ("south", "c1", "a", 7, None), ("west", "c1", None, None, "{}"),
@@ -63,13 +61,13 @@ def test_the_account_is_before_every_key_and_what_an_account_lacks_is_null(
     assert tables == [("marts.contact",), ("msgbubbles.accounts",), ("msgbubbles.chats",)]
 
 
-def test_names_that_databases_have_for_themselves(tmp_path: Path, combined: Callable[..., Any]) -> None:
+def test_accounts_may_have_reserved_database_names(tmp_path: Path, combined: Callable[..., Any]) -> None:
     names = dict.fromkeys(("temp", "system", "memory", "main", "select", "msgbubbles_2", "marts"), WIDE)
     query = combined(made(tmp_path, **names), "temp")
     assert [name for (name,) in query("SELECT account FROM msgbubbles.chats ORDER BY account")] == sorted(names)
 
 
-def test_columns_stay_in_their_places() -> None:
+def test_union_keeps_the_order_of_existing_columns() -> None:
     """PostgreSQL replaces a view only by one that begins as it does."""
     key = ("msgbubbles", "chats")
     before = {key: ["account", "id", "title", "gone"]}
@@ -82,9 +80,7 @@ def test_columns_stay_in_their_places() -> None:
     )
 
 
-def test_the_file_is_replaced_when_an_account_is_and_at_no_other_time(
-    tmp_path: Path, combined: Callable[..., Any]
-) -> None:
+def test_combined_file_is_replaced_only_after_an_account_changed(tmp_path: Path, combined: Callable[..., Any]) -> None:
     files = made(tmp_path, north=WIDE, south=WIDE)
     database = tmp_path / "company.duckdb"
     combined(files)
@@ -101,7 +97,7 @@ def test_the_file_is_replaced_when_an_account_is_and_at_no_other_time(
     assert combined(files)("FROM msgbubbles.accounts") == [("north",)]
 
 
-def test_a_process_that_was_killed_leaves_nothing_behind(tmp_path: Path, combined: Callable[..., Any]) -> None:
+def test_leftover_copies_of_a_killed_process_are_removed(tmp_path: Path, combined: Callable[..., Any]) -> None:
     (tmp_path / ".company.duckdb.1.publishing").write_text("rows")
     (tmp_path / ".company.duckdb.1.publishing.wal").write_text("rows")
     (tmp_path / ".company.duckdb.1.publishing.tmp").mkdir()
@@ -111,7 +107,7 @@ def test_a_process_that_was_killed_leaves_nothing_behind(tmp_path: Path, combine
 
 
 @pytest.mark.parametrize("trouble", ["damaged", "open"])
-def test_an_account_whose_file_cannot_be_opened_stays_as_it_was(
+def test_account_with_an_unreadable_file_stays_as_it_was(
     tmp_path: Path, combined: Callable[..., Any], trouble: str
 ) -> None:
     files = made(tmp_path, north=OLD, south=f"{WIDE}; {MARTS}")
@@ -140,7 +136,7 @@ def test_an_account_whose_file_cannot_be_opened_stays_as_it_was(
     assert query("SELECT title FROM msgbubbles.chats WHERE account = 'north'") == [("c",)]
 
 
-def test_a_name_is_quoted() -> None:
+def test_names_of_tables_and_columns_are_quoted() -> None:
     key = ("msgbubbles", 'a "table"')
     columns = {"north": {key: ['a "column"']}}
     query = build_union(columns, lambda _account, _schema, table: quote_name(table))[key].query
