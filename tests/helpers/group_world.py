@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from msgbubbles.client import Client
 from msgbubbles.transport import Transport
-from msgbubbles_sync.groups.apply import Applied
-from msgbubbles_sync.groups.job import applied_groups, known_now
+from msgbubbles_sync.groups.job import apply_groups, list_groups
 from msgbubbles_sync.groups.ledger import Entry, Ledger
-from msgbubbles_sync.groups.model import KnownGroup
+from msgbubbles_sync.groups.model import ObservedGroup
+from msgbubbles_sync.groups.result import ApplyResult
 from msgbubbles_sync.sandbox import Server
 from msgbubbles_sync.workspace import Workspace
 
@@ -36,12 +36,12 @@ class World:
         )
         return Client(transport)
 
-    def apply(self, *rows: dict[str, object], max_creates: int = 50, max_removals: int = 50) -> Applied:
+    def apply(self, *rows: dict[str, object], max_creates: int = 50, max_removals: int = 50) -> ApplyResult:
         with self.client() as client:
-            return applied_groups(self.workspace, client, rows, max_creates=max_creates, max_removals=max_removals)
+            return apply_groups(self.workspace, client, rows, max_creates=max_creates, max_removals=max_removals)
 
-    def known(self, key: str) -> KnownGroup:
-        return known_now(self.workspace)[key]
+    def known(self, key: str) -> ObservedGroup:
+        return list_groups(self.workspace)[key]
 
     def entries(self) -> list[Entry]:
         with Ledger.of(self.workspace.folder) as ledger:
@@ -52,7 +52,7 @@ class World:
         return [f"{one.method} {one.path.split('/')[-1]}" for one in self.server.requests[since:]]
 
 
-def outcomes(applied: Applied) -> dict[tuple[str, str], int]:
+def outcomes(applied: ApplyResult) -> dict[tuple[str, str], int]:
     return dict(applied.counts)
 
 

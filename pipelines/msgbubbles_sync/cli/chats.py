@@ -429,7 +429,7 @@ def _recorded_sync(
         import dlt  # noqa: F401
 
         from msgbubbles.source.run import Run
-        from msgbubbles_sync.groups.load import land_ledger
+        from msgbubbles_sync.groups.load import load_ledger
         from msgbubbles_sync.inspect.local_state import Known
         from msgbubbles_sync.job import Report
         from msgbubbles_sync.job import sync as run_sync
@@ -469,7 +469,7 @@ def _recorded_sync(
                 reporter.say("finishing an erasure that was cut off")
                 purge(workspace, transforms, reporter.say)
             report.expired = dict(expire(workspace, redactor.policy, transforms, reporter.say))
-            land_ledger(workspace)
+            load_ledger(workspace)
             _told(land_events(workspace), reporter)
             run_sync(
                 workspace,

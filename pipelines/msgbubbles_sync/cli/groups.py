@@ -20,7 +20,7 @@ import typer
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.claims import claim
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.groups.guards import MAX_CREATES, MAX_REMOVALS
+from msgbubbles_sync.groups.plan import MAX_CREATES, MAX_REMOVALS, check_limits
 from msgbubbles_sync.lock import AnotherJobRunsError, hold_lock
 from msgbubbles_sync.workspace import Workspace
 
@@ -41,8 +41,8 @@ from .options import (
 
 if TYPE_CHECKING:
     from msgbubbles.client import Client
-    from msgbubbles_sync.groups.apply import Applied
     from msgbubbles_sync.groups.plan import Plan
+    from msgbubbles_sync.groups.result import ApplyResult
     from msgbubbles_sync.settings import Settings
 
 SCRIPT = "groups.py"
@@ -139,15 +139,15 @@ def import_(
     reporter = Reporter(quiet=False, as_json=as_json)
 
     def body(command: Command) -> int:
-        from msgbubbles_sync.groups.job import adopted
+        from msgbubbles_sync.groups.job import adopt_group
 
         from .groups_report import adopted_text
 
         _claim(command.workspace, reporter, sandbox=sandbox)
         with hold_lock(command.workspace.folder, "apply"), command.client() as client:
-            sighting = adopted(command.workspace, client, key.strip(), chat_id)
-        as_dict = {"key": sighting.key, "chat_id": sighting.chat_id, "members": len(sighting.handles or ())}
-        reporter.print(as_dict, lambda console: console.print(adopted_text(sighting), markup=False, soft_wrap=True))
+            observation = adopt_group(command.workspace, client, key.strip(), chat_id)
+        as_dict = {"key": observation.key, "chat_id": observation.chat_id, "members": len(observation.handles or ())}
+        reporter.print(as_dict, lambda console: console.print(adopted_text(observation), markup=False, soft_wrap=True))
         _land(command.workspace, reporter)
         return 0
 
@@ -207,41 +207,40 @@ def _table(table: str | None, settings: Settings) -> str:
 
 
 def _check_files(workspace: Workspace) -> None:
-    from msgbubbles_sync.groups.redact import Disguise
+    from msgbubbles_sync.groups.redact import GroupRedactor
 
-    if Disguise.of(workspace).hides:
+    if GroupRedactor.of(workspace).hides:
         raise UsageError(NO_FILE)
 
 
 def _planned(command: Command, table: str | None) -> Plan:
-    from msgbubbles_sync.groups.desired import rows_of
-    from msgbubbles_sync.groups.job import planned
+    from msgbubbles_sync.groups.desired import read_rows
+    from msgbubbles_sync.groups.job import plan_groups
 
-    return planned(command.workspace, rows_of(_table(table, command.settings), command.workspace))
+    return plan_groups(command.workspace, read_rows(_table(table, command.settings), command.workspace))
 
 
 def _show_plan(command: Command, made: Plan, reporter: Reporter) -> None:
-    from msgbubbles_sync.groups.job import known_now, unsettled_count
+    from msgbubbles_sync.groups.job import count_unresolved, list_groups
 
     from .groups_report import plan_dict, show_plan
 
-    unsettled, per_minute = unsettled_count(command.workspace), command.settings.source.requests_per_minute
-    known = known_now(command.workspace)
+    unresolved, per_minute = count_unresolved(command.workspace), command.settings.source.requests_per_minute
+    known = list_groups(command.workspace)
     reporter.print(
-        plan_dict(made, unsettled, per_minute),
-        lambda console: show_plan(console, made, known, unsettled, per_minute),
+        plan_dict(made, unresolved, per_minute),
+        lambda console: show_plan(console, made, known, unresolved, per_minute),
     )
 
 
 def _dry_run(
     command: Command, table: str | None, saved: Plan | None, max_creates: int, max_removals: int, reporter: Reporter
 ) -> int:
-    from msgbubbles_sync.groups import guards
-    from msgbubbles_sync.groups.job import still_fitting
+    from msgbubbles_sync.groups.job import resume_saved_plan
 
-    made = _planned(command, table) if saved is None else still_fitting(command.workspace, saved)
+    made = _planned(command, table) if saved is None else resume_saved_plan(command.workspace, saved)
     _show_plan(command, made, reporter)
-    guards.check(made, max_creates, max_removals)
+    check_limits(made, max_creates, max_removals)
     return 0
 
 
@@ -255,8 +254,8 @@ def _applied(
     *,
     ask: bool,
 ) -> int:
-    from msgbubbles_sync.groups.desired import rows_of
-    from msgbubbles_sync.groups.job import applied_groups
+    from msgbubbles_sync.groups.desired import read_rows
+    from msgbubbles_sync.groups.job import apply_groups
 
     from .groups_report import complaints, show_applied
 
@@ -266,10 +265,10 @@ def _applied(
         _show_plan(command, made, Reporter(quiet=False, as_json=False))
         return typer.confirm("Apply it?", err=True)
 
-    wanted = saved or rows_of(_table(table, command.settings), command.workspace)
+    wanted = saved or read_rows(_table(table, command.settings), command.workspace)
     run = command.run
     with command.client() as client:
-        applied = applied_groups(
+        applied = apply_groups(
             command.workspace,
             client,
             wanted,
@@ -286,7 +285,7 @@ def _applied(
     return _status_of(applied)
 
 
-def _status_of(applied: Applied) -> int:
+def _status_of(applied: ApplyResult) -> int:
     from msgbubbles.errors import Interrupted
 
     if isinstance(applied.halt, Interrupted):
@@ -298,11 +297,11 @@ def _status_of(applied: Applied) -> int:
 
 def _land(workspace: Workspace, reporter: Reporter) -> None:
     """Bring the ledger into the warehouse; where a sync is at work, the next one does it."""
-    from msgbubbles_sync.groups.load import land_ledger
+    from msgbubbles_sync.groups.load import load_ledger
 
     try:
         with hold_lock(workspace.folder):
-            land_ledger(workspace)
+            load_ledger(workspace)
     except AnotherJobRunsError:
         reporter.say("a sync is at work; the next one brings these operations into the warehouse")
 
@@ -316,9 +315,9 @@ def _each(
     def body(command: Command) -> int:
         from msgbubbles.errors import ForbiddenError, PermanentError, RetryableError
         from msgbubbles_sync.groups.display import escaped
-        from msgbubbles_sync.groups.job import known_now
+        from msgbubbles_sync.groups.job import list_groups
 
-        known = known_now(command.workspace)
+        known = list_groups(command.workspace)
         failed = forbidden = 0
         with command.client() as client:
             for chat in chats:

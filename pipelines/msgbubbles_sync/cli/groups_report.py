@@ -8,20 +8,20 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from msgbubbles_sync.groups.apply import Applied
 from msgbubbles_sync.groups.display import escaped, quoted
-from msgbubbles_sync.groups.ledger import Sighting
-from msgbubbles_sync.groups.model import KnownGroup, Operation
+from msgbubbles_sync.groups.ledger import Observation
+from msgbubbles_sync.groups.model import ObservedGroup, Operation
 from msgbubbles_sync.groups.plan import Plan
+from msgbubbles_sync.groups.result import ApplyResult
 
 SIGNS = {"create": ("+", "green"), "rename": ("~", "yellow"), "add": ("+", "green"), "remove": ("-", "red")}
 PAST = {"create": "created", "rename": "renamed", "add": "added", "remove": "removed"}
 
 
-def requests_of(plan: Plan, unsettled: int) -> int:
+def requests_of(plan: Plan, unresolved: int) -> int:
     """Requests that applying a plan takes, when nothing goes wrong: the numbers, a look at each operation without a
     verdict, and one for each operation."""
-    return len(plan.operations) + unsettled + 1 if plan.operations or unsettled else 0
+    return len(plan.operations) + unresolved + 1 if plan.operations or unresolved else 0
 
 
 def minutes_of(requests: int, per_minute: int) -> int:
@@ -29,9 +29,9 @@ def minutes_of(requests: int, per_minute: int) -> int:
     return max(math.ceil(requests / per_minute) - 1, 0) if per_minute else 0
 
 
-def plan_dict(plan: Plan, unsettled: int, per_minute: int) -> dict[str, Any]:
+def plan_dict(plan: Plan, unresolved: int, per_minute: int) -> dict[str, Any]:
     """A plan as JSON, for other programs: with handles, without messages."""
-    requests = requests_of(plan, unsettled)
+    requests = requests_of(plan, unresolved)
     return {
         "plan_id": plan.plan_id,
         "operations": [
@@ -41,13 +41,13 @@ def plan_dict(plan: Plan, unsettled: int, per_minute: int) -> dict[str, Any]:
         "counts": {kind: plan.count(kind) for kind in SIGNS},
         "vanished": list(plan.vanished),
         "notes": [{"key": note.key, "what": note.what} for note in plan.notes],
-        "unsettled": unsettled,
+        "unresolved": unresolved,
         "requests": requests,
         "minutes": minutes_of(requests, per_minute),
     }
 
 
-def show_plan(console: Console, plan: Plan, known: dict[str, KnownGroup], unsettled: int, per_minute: int) -> None:
+def show_plan(console: Console, plan: Plan, known: dict[str, ObservedGroup], unresolved: int, per_minute: int) -> None:
     width = max((len(escaped(operation.key)) for operation in plan.operations), default=0)
     for operation in plan.operations:
         sign, colour = SIGNS[operation.kind]
@@ -61,9 +61,9 @@ def show_plan(console: Console, plan: Plan, known: dict[str, KnownGroup], unsett
             f"? no longer in the table, and left as they are: {', '.join(map(escaped, plan.vanished))}",
             style="yellow", markup=False, soft_wrap=True,
         )  # fmt: skip
-    if unsettled:
-        console.print(f"{unsettled:,} operations of an earlier apply have no verdict; apply finds out first.")
-    requests = requests_of(plan, unsettled)
+    if unresolved:
+        console.print(f"{unresolved:,} operations of an earlier apply have no verdict; apply finds out first.")
+    requests = requests_of(plan, unresolved)
     if not requests:
         console.print("Nothing to do: the groups are as the table says.")
         return
@@ -73,7 +73,7 @@ def show_plan(console: Console, plan: Plan, known: dict[str, KnownGroup], unsett
     console.print(f"Plan: {counts}. {requests:,} requests{waits}.")
 
 
-def _what(operation: Operation, group: KnownGroup | None) -> str:
+def _what(operation: Operation, group: ObservedGroup | None) -> str:
     handles = ", ".join(map(escaped, operation.handles))
     if operation.kind == "create":
         title = f"{quoted(operation.title)} " if operation.title else ""
@@ -84,7 +84,7 @@ def _what(operation: Operation, group: KnownGroup | None) -> str:
     return handles
 
 
-def show_applied(console: Console, applied: Applied, requests: int) -> None:
+def show_applied(console: Console, applied: ApplyResult, requests: int) -> None:
     done = ", ".join(
         f"{count:,} {PAST[kind]}" for (kind, outcome), count in applied.counts.items() if outcome == "succeeded"
     )
@@ -96,7 +96,7 @@ def show_applied(console: Console, applied: Applied, requests: int) -> None:
         )
 
 
-def complaints(applied: Applied) -> list[str]:
+def complaints(applied: ApplyResult) -> list[str]:
     """What needs a look, a line each; no line holds a handle."""
     lines = [f"{escaped(one.key)}: {one.operation} {one.outcome}: {one.why}" for one in applied.failures]
     if applied.halt is not None:
@@ -106,6 +106,6 @@ def complaints(applied: Applied) -> list[str]:
     return lines
 
 
-def adopted_text(sighting: Sighting) -> str:
-    count = len(sighting.handles or ())
-    return f"{escaped(sighting.key)} is now {sighting.chat_id}: {count:,} people are known in it"
+def adopted_text(observation: Observation) -> str:
+    count = len(observation.handles or ())
+    return f"{escaped(observation.key)} is now {observation.chat_id}: {count:,} people are known in it"

@@ -54,7 +54,7 @@ class InvalidRowsError(UsageError):
 # -- where the rows come from
 
 
-def rows_of(table: str, workspace: Workspace) -> list[Row]:
+def read_rows(table: str, workspace: Workspace) -> list[Row]:
     """The rows of a table, wherever it is. Raises `UsageError`."""
     path = Path(table)
     readers: dict[str, Callable[[Path], list[Row]]] = {".csv": _csv_rows, ".yml": _yaml_rows, ".yaml": _yaml_rows}
@@ -199,7 +199,7 @@ def _model_rows(name: str, workspace: Workspace) -> list[Row]:
 # -- what has to be true of them
 
 
-def validated(
+def validate_rows(
     rows: Sequence[Row], numbers: Collection[str] | None, disguised: Callable[[str], str] = str
 ) -> tuple[DesiredGroup, ...]:
     """The rows as groups, in their order. `numbers` are the account's own, in disguise; null where they are not known.

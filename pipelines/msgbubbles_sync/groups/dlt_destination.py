@@ -28,9 +28,9 @@ from msgbubbles_sync.lock import AnotherJobRunsError, hold_lock
 from msgbubbles_sync.workspace import Workspace
 
 from .display import escaped
-from .guards import MAX_CREATES, MAX_REMOVALS
-from .job import applied_groups
-from .redact import Disguise
+from .job import apply_groups
+from .plan import MAX_CREATES, MAX_REMOVALS
+from .redact import GroupRedactor
 
 NOT_PRIVATE = (
     "dlt writes the rows of a pipeline to disk as they are, and [sources.msgbubbles.privacy] keeps numbers and "
@@ -69,12 +69,12 @@ def groups(
     try:
         workspace = Workspace.from_path(Path(database))
         workspace.make_folders()
-        if Disguise.of(workspace).hides:
+        if GroupRedactor.of(workspace).hides:
             raise UsageError(NOT_PRIVATE)
         budget = RequestBudget.of_key(api_key, requests_per_minute, budget_dir) if requests_per_minute else None
         transport = Transport(base_url, api_key, budget, timeout_seconds=timeout_seconds, max_attempts=max_attempts)
         with hold_lock(workspace.folder, "apply"), Client(transport) as client:
-            applied = applied_groups(workspace, client, items, max_creates=max_creates, max_removals=max_removals)
+            applied = apply_groups(workspace, client, items, max_creates=max_creates, max_removals=max_removals)
     except (RetryableError, AnotherJobRunsError) as error:
         raise DestinationTransientException(str(error)) from None
     except (UsageError, MsgBubblesError) as error:

@@ -11,52 +11,56 @@ from msgbubbles.errors import ForbiddenError, PermanentError, RetryableError, Un
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.workspace import Workspace
 
-from . import guards
-from .apply import Applied, Applier
-from .desired import Row, validated
+from .apply import Applier
+from .desired import Row, validate_rows
 from .display import escaped
-from .ledger import Ledger, Sighting, Verdict
-from .model import DesiredGroup, KnownGroup
-from .observed import known_groups, members_seen, people, published, restore
-from .plan import Plan, plan_of, remaining
-from .redact import Disguise
+from .ledger import Ledger, Observation, OperationResult
+from .model import DesiredGroup, ObservedGroup
+from .observed import observe_groups, people, read_members, read_published, restore
+from .plan import Plan, build_plan, check_limits, trim_plan
+from .redact import GroupRedactor
+from .result import ApplyResult
 
 
-def planned(workspace: Workspace, rows: Sequence[Row]) -> Plan:
+def plan_groups(workspace: Workspace, rows: Sequence[Row]) -> Plan:
     """The plan for the groups of these rows, from what is known without a request. Raises `UsageError`."""
-    read, disguise = published(workspace), Disguise.of(workspace)
+    read, disguise = read_published(workspace), GroupRedactor.of(workspace)
     desired = _disguised(rows, read.numbers, disguise)
     with Ledger.of(workspace.folder) as ledger:
         restore(ledger, workspace)
-        return plan_of(desired, known_groups(ledger, read))
+        return build_plan(desired, observe_groups(ledger, read))
 
 
-def _disguised(rows: Sequence[Row], numbers: frozenset[str] | None, disguise: Disguise) -> tuple[DesiredGroup, ...]:
+def _disguised(
+    rows: Sequence[Row], numbers: frozenset[str] | None, disguise: GroupRedactor
+) -> tuple[DesiredGroup, ...]:
     disguise.know_own_numbers(numbers or ())
-    return disguise.groups(validated(rows, numbers, disguise.own_handle))
+    return disguise.groups(validate_rows(rows, numbers, disguise.own_handle))
 
 
-def still_fitting(workspace: Workspace, plan: Plan) -> Plan:
+def resume_saved_plan(workspace: Workspace, plan: Plan) -> Plan:
     """What is left to do of a saved plan. Raises `UsageError` when it no longer fits what is known."""
     with Ledger.of(workspace.folder) as ledger:
         restore(ledger, workspace)
-        return remaining(plan, known_groups(ledger, published(workspace)), begun=bool(ledger.entries(plan.plan_id)))
+        return trim_plan(
+            plan, observe_groups(ledger, read_published(workspace)), begun=bool(ledger.entries(plan.plan_id))
+        )
 
 
-def known_now(workspace: Workspace) -> dict[str, KnownGroup]:
+def list_groups(workspace: Workspace) -> dict[str, ObservedGroup]:
     """The groups that have a key, by key, as far as they are known without a request."""
     with Ledger.of(workspace.folder) as ledger:
         restore(ledger, workspace)
-        return known_groups(ledger, published(workspace))
+        return observe_groups(ledger, read_published(workspace))
 
 
-def unsettled_count(workspace: Workspace) -> int:
+def count_unresolved(workspace: Workspace) -> int:
     """Operations of an earlier apply that have no verdict."""
     with Ledger.of(workspace.folder) as ledger:
-        return len(ledger.unsettled())
+        return len(ledger.unresolved())
 
 
-def own_numbers(client: Client) -> frozenset[str] | None:
+def fetch_own_numbers(client: Client) -> frozenset[str] | None:
     """The account's numbers, by `GET /v1/numbers`; null where the API does not list them: then each creation shows
     whether its number is one. Raises `AuthenticationError` for a key that does not work, and `UnreachableError`."""
     try:
@@ -67,7 +71,7 @@ def own_numbers(client: Client) -> frozenset[str] | None:
         return None
 
 
-def applied_groups(
+def apply_groups(
     workspace: Workspace,
     client: Client,
     wanted: Sequence[Row] | Plan,
@@ -75,45 +79,45 @@ def applied_groups(
     max_creates: int,
     max_removals: int,
     confirm: Callable[[Plan], bool] = lambda _plan: True,
-    on_operation: Callable[[Applied], None] = lambda _applied: None,
-) -> Applied:
+    on_operation: Callable[[ApplyResult], None] = lambda _applied: None,
+) -> ApplyResult:
     """Bring about the groups of these rows, or a saved plan. `confirm` is shown the plan before anything is changed.
 
     The caller holds the lock `apply`. Raises `UsageError` when rows, plan or guards forbid it, and what the client
-    raises as long as nothing of the plan was sent; after that, see `Applied.halt`.
+    raises as long as nothing of the plan was sent; after that, see `ApplyResult.halt`.
     """
-    disguise = Disguise.of(workspace)
+    disguise = GroupRedactor.of(workspace)
     client = disguise.client(client)
     with Ledger.of(workspace.folder) as ledger:
         restore(ledger, workspace)
         if isinstance(wanted, Plan):
             desired: Sequence[DesiredGroup] = wanted.desired
         else:
-            numbers = own_numbers(client) or published(workspace).numbers
+            numbers = fetch_own_numbers(client) or read_published(workspace).numbers
             desired = _disguised(wanted, numbers, disguise)
         applier = Applier(ledger, client, disguise, on_operation)
-        applier.settle()
-        known = known_groups(ledger, published(workspace))
+        applier.resolve_unknown()
+        known = observe_groups(ledger, read_published(workspace))
         if isinstance(wanted, Plan):
-            plan = remaining(wanted, known, begun=bool(ledger.entries(wanted.plan_id)))
+            plan = trim_plan(wanted, known, begun=bool(ledger.entries(wanted.plan_id)))
         else:
-            plan = plan_of(desired, known)
-        guards.check(plan, max_creates, max_removals)
+            plan = build_plan(desired, known)
+        check_limits(plan, max_creates, max_removals)
         if plan.operations and not confirm(plan):
             applier.applied.left = len(plan.operations)
             return applier.applied
         return applier.run(plan, known)
 
 
-def adopted(workspace: Workspace, client: Client, key: str, chat_id: str) -> Sighting:
+def adopt_group(workspace: Workspace, client: Client, key: str, chat_id: str) -> Observation:
     """Put an existing group under a key, as `GET /chats/:id` shows it. Raises `UsageError` when that cannot be.
 
     Where the API does not show who is in it, those are taken who are known from the published marts.
     """
-    client = Disguise.of(workspace).client(client)
+    client = GroupRedactor.of(workspace).client(client)
     with Ledger.of(workspace.folder) as ledger:
         restore(ledger, workspace)
-        for other in known_groups(ledger, published(workspace)).values():
+        for other in observe_groups(ledger, read_published(workspace)).values():
             if other.chat_id == chat_id and other.key != key:
                 raise UsageError(f"this group already has the key {escaped(other.key)}")
             if other.key == key and other.chat_id not in (None, chat_id) and not other.is_gone:
@@ -127,12 +131,12 @@ def adopted(workspace: Workspace, client: Client, key: str, chat_id: str) -> Sig
             raise UsageError("this chat is not a group; only groups can be adopted")
         shown = read_participants(chat)
         handles = (
-            members_seen(workspace, chat_id, chat.from_handle) if shown is None else people(shown, chat.from_handle)
+            read_members(workspace, chat_id, chat.from_handle) if shown is None else people(shown, chat.from_handle)
         )
-        sighting = Sighting(key, chat.id, chat.from_handle, chat.title, handles, False, seen_at)
-        ledger.saw(sighting)
-        for entry in ledger.unsettled():
+        observation = Observation(key, chat.id, chat.from_handle, chat.title, handles, False, seen_at)
+        ledger.record_observation(observation)
+        for entry in ledger.unresolved():
             if entry.key == key and entry.operation == "create":
                 # This is the group whose creation had no verdict.
-                ledger.finish(entry, Verdict("succeeded", chat_id=chat.id, happened_at=chat.created_at))
-        return sighting
+                ledger.finish(entry, OperationResult("succeeded", chat_id=chat.id, happened_at=chat.created_at))
+        return observation

@@ -41,7 +41,7 @@ OPERATION_COLUMNS = (
     "idempotency_key", "requested_at", "finished_at", "happened_at", "outcome", "http_status", "error_code",
     "error_message", "request_id",
 )  # fmt: skip
-SIGHTING_COLUMNS = ("key", "chat_id", "from_handle", "title", "handles", "is_gone", "seen_at")
+OBSERVATION_COLUMNS = ("key", "chat_id", "from_handle", "title", "handles", "is_gone", "seen_at")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class OperationResult:
     """What came of an operation. `error_message` is the API's own where it sent one: it may quote handles, so it goes
     into the ledger and into no log."""
 
@@ -84,7 +84,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Sighting:
+class Observation:
     """A group as `GET /chats/:id` showed it last. `handles` are its people without our number, null where the API does
     not show them; `is_gone` is the API's 404."""
 
@@ -150,7 +150,7 @@ class Ledger:
         self._insert("operations", OPERATION_COLUMNS, [_row_of(entry)])
         return entry
 
-    def finish(self, entry: Entry, verdict: Verdict) -> None:
+    def finish(self, entry: Entry, verdict: OperationResult) -> None:
         """Write down the verdict. The message of a creation is forgotten with it: nobody has to repeat it any more."""
         now = datetime.now(UTC)
         happened_at = (verdict.happened_at or now) if verdict.outcome == "succeeded" else None
@@ -175,7 +175,7 @@ class Ledger:
         rows = self._all(f"SELECT * FROM operations WHERE {where} ORDER BY number", values)
         return [_entry_of(row) for row in rows]
 
-    def unsettled(self) -> list[Entry]:
+    def unresolved(self) -> list[Entry]:
         """The operations without a verdict, in the order in which they were begun."""
         rows = self._all("SELECT * FROM operations WHERE outcome IS NULL OR outcome = 'unknown' ORDER BY number")
         return [_entry_of(row) for row in rows]
@@ -191,20 +191,20 @@ class Ledger:
 
     # -- sightings
 
-    def saw(self, sighting: Sighting) -> None:
-        """Keep how a group was seen; of a key, only the last sighting is kept."""
-        columns = ", ".join(SIGHTING_COLUMNS)
-        changes = ", ".join(f"{name} = excluded.{name}" for name in SIGHTING_COLUMNS)
+    def record_observation(self, observation: Observation) -> None:
+        """Keep how a group was seen; of a key, only the last observation is kept."""
+        columns = ", ".join(OBSERVATION_COLUMNS)
+        changes = ", ".join(f"{name} = excluded.{name}" for name in OBSERVATION_COLUMNS)
         self._run(
             f"INSERT INTO sightings ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?) "
             f"ON CONFLICT (key) DO UPDATE SET {changes}, version = version + 1",
             (
-                sighting.key, sighting.chat_id, sighting.from_handle, sighting.title, _json(sighting.handles),
-                sighting.is_gone, _text(sighting.seen_at),
+                observation.key, observation.chat_id, observation.from_handle, observation.title,
+                _json(observation.handles), observation.is_gone, _text(observation.seen_at),
             ),
         )  # fmt: skip
 
-    def sightings(self) -> list[Sighting]:
+    def observations(self) -> list[Observation]:
         return [_sighting_of(row) for row in self._all("SELECT * FROM sightings ORDER BY key")]
 
     # -- what the network makes of what it is asked for
@@ -228,31 +228,31 @@ class Ledger:
         """Whether nothing was ever written here."""
         return not self._all("SELECT 1 FROM operations UNION ALL SELECT 1 FROM sightings LIMIT 1")
 
-    def restore(self, entries: Iterable[Entry], sightings: Iterable[Sighting]) -> None:
+    def restore(self, entries: Iterable[Entry], sightings: Iterable[Observation]) -> None:
         """Fill a new ledger from its copy in the warehouse."""
         with self._transaction():
             self._insert("operations", OPERATION_COLUMNS, [_row_of(entry) for entry in entries])
-            for sighting in sightings:
-                self.saw(sighting)
+            for observation in sightings:
+                self.record_observation(observation)
             self._run("UPDATE operations SET landed_version = version")
             self._run("UPDATE sightings SET landed_version = version")
 
-    def not_landed(self) -> tuple[list[tuple[Entry, int]], list[tuple[Sighting, int]]]:
+    def not_landed(self) -> tuple[list[tuple[Entry, int]], list[tuple[Observation, int]]]:
         """What the warehouse does not have as it is here, each with its version."""
         changed = "SELECT * FROM {} WHERE landed_version < version ORDER BY rowid"
         operations = [(_entry_of(row), int(row["version"])) for row in self._all(changed.format("operations"))]
         sightings = [(_sighting_of(row), int(row["version"])) for row in self._all(changed.format("sightings"))]
         return operations, sightings
 
-    def set_landed(self, entries: Iterable[tuple[Entry, int]], sightings: Iterable[tuple[Sighting, int]]) -> None:
+    def set_landed(self, entries: Iterable[tuple[Entry, int]], sightings: Iterable[tuple[Observation, int]]) -> None:
         """Note which versions the warehouse has now; a row that has changed meanwhile lands again."""
         with self._transaction():
             for entry, version in entries:
                 self._run(
                     "UPDATE operations SET landed_version = ? WHERE operation_id = ?", (version, entry.operation_id)
                 )
-            for sighting, version in sightings:
-                self._run("UPDATE sightings SET landed_version = ? WHERE key = ?", (version, sighting.key))
+            for observation, version in sightings:
+                self._run("UPDATE sightings SET landed_version = ? WHERE key = ?", (version, observation.key))
 
     # -- erasure
 
@@ -336,10 +336,10 @@ def _entry_of(row: sqlite3.Row) -> Entry:
     return Entry(**values)
 
 
-def _sighting_of(row: sqlite3.Row) -> Sighting:
-    values = {name: row[name] for name in SIGHTING_COLUMNS}
+def _sighting_of(row: sqlite3.Row) -> Observation:
+    values = {name: row[name] for name in OBSERVATION_COLUMNS}
     values["handles"] = None if row["handles"] is None else tuple(json.loads(row["handles"]))
-    return Sighting(**values | {"is_gone": bool(row["is_gone"]), "seen_at": datetime.fromisoformat(row["seen_at"])})
+    return Observation(**values | {"is_gone": bool(row["is_gone"]), "seen_at": datetime.fromisoformat(row["seen_at"])})
 
 
 def _json(handles: Sequence[str] | None) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from msgbubbles_sync.workspace import Workspace
 
-from .ledger import Entry, Ledger, Sighting
+from .ledger import Entry, Ledger, Observation
 
 PIPELINE = "msgbubbles_groups"
 MEMBER_OPERATIONS = {"create": "added", "add": "added", "remove": "removed"}
@@ -34,7 +34,7 @@ COLUMNS: dict[str, dict[str, str]] = {
 }  # fmt: skip
 
 
-def land_ledger(workspace: Workspace) -> int:
+def load_ledger(workspace: Workspace) -> int:
     """Bring the copy of the ledger in the work database up to date. Returns how many rows of the ledger were new or had
     changed; without any, nothing is done. The marts and the published file are then due, and are marked so.
 
@@ -45,8 +45,8 @@ def land_ledger(workspace: Workspace) -> int:
     if not path.exists() or not workspace.work.exists():
         return 0
     with Ledger.of(workspace.folder) as ledger:
-        entries, sightings = ledger.not_landed()
-        if not entries and not sightings:
+        entries, observations = ledger.not_landed()
+        if not entries and not observations:
             return 0
         from msgbubbles_sync.policy.applied import redactor_of
 
@@ -57,13 +57,13 @@ def land_ledger(workspace: Workspace) -> int:
         _load(
             workspace,
             [kept for entry, _ in entries if (kept := private.entry(entry))],
-            [private.sighting(sighting) for sighting, _ in sightings],
+            [private.observation(observation) for observation, _ in observations],
         )
-        ledger.set_landed(entries, sightings)
-        return len(entries) + len(sightings)
+        ledger.set_landed(entries, observations)
+        return len(entries) + len(observations)
 
 
-def _load(workspace: Workspace, entries: list[Entry], sightings: list[Sighting]) -> None:
+def _load(workspace: Workspace, entries: list[Entry], observations: list[Observation]) -> None:
     from msgbubbles_sync.destinations.load import build_pipeline
 
     pipeline = build_pipeline(workspace, PIPELINE)
@@ -74,7 +74,7 @@ def _load(workspace: Workspace, entries: list[Entry], sightings: list[Sighting])
     rows = {
         "group_operations": [_operation_row(entry, at) for entry in entries],
         "group_member_operations": [row for entry in entries for row in _member_rows(entry, at)],
-        "group_sightings": [_sighting_row(sighting, at) for sighting in sightings],
+        "group_sightings": [_sighting_row(observation, at) for observation in observations],
     }
     pipeline.run([_resource(table, rows[table]) for table in COLUMNS], loader_file_format="parquet")
 
@@ -127,6 +127,9 @@ def _member_rows(entry: Entry, at: datetime) -> Iterator[dict[str, Any]]:
         }
 
 
-def _sighting_row(sighting: Sighting, at: datetime) -> dict[str, Any]:
-    row = {name: getattr(sighting, name) for name in COLUMNS["group_sightings"] if name != "_fetched_at"}
-    return row | {"handles": None if sighting.handles is None else json.dumps(sighting.handles), "_fetched_at": at}
+def _sighting_row(observation: Observation, at: datetime) -> dict[str, Any]:
+    row = {name: getattr(observation, name) for name in COLUMNS["group_sightings"] if name != "_fetched_at"}
+    return row | {
+        "handles": None if observation.handles is None else json.dumps(observation.handles),
+        "_fetched_at": at,
+    }

@@ -30,7 +30,7 @@ class Search:
 
 
 def find_created(client: Client, creation: Entry, taken: Collection[str]) -> Search:
-    """Look through the newest chats for the group of a creation; `taken` are the groups that have a key already.
+    """Search the newest chats for the group of a creation; `taken` are the groups that have a key already.
 
     A group fits that has its number and its people; where the API does not show them, its title. Raises as the client
     does.

@@ -44,7 +44,7 @@ class Operation:
 
 
 @dataclass(frozen=True)
-class KnownGroup:
+class ObservedGroup:
     """A group that has a key, as it is known: what the network confirmed to us, and what was read since. `members` are
     without our own number. `chat_id` is null while a creation has no verdict. `is_gone`: the API no longer has it."""
 
@@ -55,7 +55,7 @@ class KnownGroup:
     members: frozenset[str]
     is_gone: bool = False
 
-    def after(self, kind: Kind, handles: Iterable[str], title: str | None) -> KnownGroup:
+    def after(self, kind: Kind, handles: Iterable[str], title: str | None) -> ObservedGroup:
         """The group once the network has said yes to a change."""
         if kind == "rename":
             return replace(self, title=title)

@@ -19,10 +19,10 @@ from msgbubbles.handles import fold_handle, handle_of
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.workspace import Workspace
 
-from .ledger import Entry, Ledger, Rendering, Sighting
-from .model import KnownGroup, fold_title
+from .ledger import Entry, Ledger, Observation, Rendering
+from .model import ObservedGroup, fold_title
 
-Change = Callable[[KnownGroup], KnownGroup]
+Change = Callable[[ObservedGroup], ObservedGroup]
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -44,15 +44,15 @@ class Published:
     numbers: frozenset[str] | None = None
 
 
-def known_groups(ledger: Ledger, published: Published) -> dict[str, KnownGroup]:
+def observe_groups(ledger: Ledger, published: Published) -> dict[str, ObservedGroup]:
     """The groups that have a key, by key. An operation without a verdict counts as done: it is settled before anything
     else is."""
-    histories: dict[str, list[tuple[datetime, Entry | Sighting]]] = {}
+    histories: dict[str, list[tuple[datetime, Entry | Observation]]] = {}
     for entry in ledger.entries():
         if entry.key is not None and entry.outcome != "failed":
             histories.setdefault(entry.key, []).append((entry.finished_at or datetime.now(UTC), entry))
-    for sighting in ledger.sightings():
-        histories.setdefault(sighting.key, []).append((sighting.seen_at, sighting))
+    for observation in ledger.observations():
+        histories.setdefault(observation.key, []).append((observation.seen_at, observation))
     renderings: dict[str, list[Rendering]] = {}
     for rendering in ledger.renderings():
         renderings.setdefault(rendering.chat_id, []).append(rendering)
@@ -64,7 +64,7 @@ def known_groups(ledger: Ledger, published: Published) -> dict[str, KnownGroup]:
     return found
 
 
-def as_asked(group: KnownGroup, renderings: Iterable[Rendering]) -> KnownGroup:
+def as_asked(group: ObservedGroup, renderings: Iterable[Rendering]) -> ObservedGroup:
     """The group in the words in which the network was asked for it, where it is known to show others."""
     titles = {fold_title(one.shown): one.asked for one in renderings if one.field == "title"}
     handles = {fold_handle(one.shown): one.asked for one in renderings if one.field == "handle"}
@@ -76,8 +76,8 @@ def as_asked(group: KnownGroup, renderings: Iterable[Rendering]) -> KnownGroup:
 
 
 def _group(
-    key: str, history: list[tuple[datetime, Entry | Sighting]], readings: Mapping[str, Reading]
-) -> KnownGroup | None:
+    key: str, history: list[tuple[datetime, Entry | Observation]], readings: Mapping[str, Reading]
+) -> ObservedGroup | None:
     # A key stands for the chat that was created or adopted under it last.
     chat_id = next((one.chat_id for _, one in reversed(history) if one.chat_id is not None), None)
     ours = [(at, one) for at, one in history if one.chat_id == chat_id or one.chat_id is None]
@@ -85,19 +85,19 @@ def _group(
     numbers = [one.from_handle for _, one in ours if one.from_handle is not None]
     from_handle = numbers[-1] if numbers else reading.from_handle
     changes = [*((at, _change(one)) for at, one in ours), *_changes_read(reading, from_handle)]
-    group = KnownGroup(key, chat_id, from_handle, None, frozenset())
+    group = ObservedGroup(key, chat_id, from_handle, None, frozenset())
     for _, change in sorted(changes, key=lambda one: one[0]):
         group = change(group)
     return group
 
 
-def _change(one: Entry | Sighting) -> Change:
+def _change(one: Entry | Observation) -> Change:
     if isinstance(one, Entry):
         return lambda group: group.after(one.operation, one.handles, one.title)
     if one.is_gone:
         return lambda group: replace(group, is_gone=True)
 
-    def seen(group: KnownGroup) -> KnownGroup:
+    def seen(group: ObservedGroup) -> ObservedGroup:
         members = group.members if one.handles is None else frozenset(one.handles)
         return replace(group, title=one.title, members=members, is_gone=False)
 
@@ -126,7 +126,7 @@ def people(handles: Iterable[str], from_handle: str | None) -> tuple[str, ...]:
 # -- the published file, which is opened to read and closed again
 
 
-def published(workspace: Workspace) -> Published:
+def read_published(workspace: Workspace) -> Published:
     """What the published warehouse knows; nothing, where there is none yet."""
     with _queries(workspace) as rows:
         readings: dict[str, Reading] = {}
@@ -148,7 +148,7 @@ def published(workspace: Workspace) -> Published:
     return Published(readings, numbers or None)
 
 
-def members_seen(workspace: Workspace, chat_id: str, from_handle: str | None) -> tuple[str, ...]:
+def read_members(workspace: Workspace, chat_id: str, from_handle: str | None) -> tuple[str, ...]:
     """Who is in a group as far as the published marts know: a silent member is not among them."""
     with _queries(workspace) as rows:
         found = rows("SELECT handle FROM marts.group_membership WHERE chat_id = ?", chat_id)
@@ -175,13 +175,13 @@ def restore(ledger: Ledger, workspace: Workspace) -> None:
                 "ORDER BY requested_at"
             )
         ]  # fmt: skip
-        sightings = [
-            Sighting(row[0], row[1], row[2], row[3], None if row[4] is None else tuple(json.loads(row[4])), *row[5:])
+        observations = [
+            Observation(row[0], row[1], row[2], row[3], None if row[4] is None else tuple(json.loads(row[4])), *row[5:])
             for row in rows(
                 "SELECT key, chat_id, from_handle, title, handles, is_gone, seen_at FROM msgbubbles.group_sightings"
             )
         ]
-    ledger.restore(entries, sightings)
+    ledger.restore(entries, observations)
 
 
 @contextmanager

@@ -15,9 +15,13 @@ from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import write_privately
 
 from .display import escaped_json
-from .model import MAX_MEMBERS, DesiredGroup, KnownGroup, Operation, fold_title
+from .model import MAX_MEMBERS, DesiredGroup, ObservedGroup, Operation, fold_title
 
 VERSION = 1
+
+# A first roll-out is larger, and says so; what a schedule finds in between is not.
+MAX_CREATES = 50
+MAX_REMOVALS = 20
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Plan:
         return sum(operation.kind == kind for operation in self.operations)
 
 
-def plan_of(desired: Sequence[DesiredGroup], known: Mapping[str, KnownGroup]) -> Plan:
+def build_plan(desired: Sequence[DesiredGroup], known: Mapping[str, ObservedGroup]) -> Plan:
     """The plan that makes of the `known` groups, by key, the `desired` ones, whose keys are distinct."""
     operations: list[Operation] = []
     notes: list[Note] = []
@@ -70,7 +74,7 @@ def _creation(group: DesiredGroup) -> Operation:
     return Operation("create", group.key, group.addresses, group.title, group.from_handle, group.message)
 
 
-def _changes(group: DesiredGroup, now: KnownGroup) -> Iterator[Operation]:
+def _changes(group: DesiredGroup, now: ObservedGroup) -> Iterator[Operation]:
     if group.title is not None and fold_title(group.title) != fold_title(now.title):
         yield Operation("rename", group.key, title=group.title)
     # Nobody whom the table names may be removed, however the network spells their handle.
@@ -87,13 +91,13 @@ def _changes(group: DesiredGroup, now: KnownGroup) -> Iterator[Operation]:
             size -= 1
 
 
-def digest_of(keys: Iterable[str], known: Mapping[str, KnownGroup]) -> str:
+def digest_of(keys: Iterable[str], known: Mapping[str, ObservedGroup]) -> str:
     """A hash of all that is known of the groups with these keys, also that there are none."""
     groups = [(key, _plain(known.get(key))) for key in sorted(keys)]
     return hashlib.sha256(msgspec.json.encode(groups)).hexdigest()
 
 
-def _plain(group: KnownGroup | None) -> object:
+def _plain(group: ObservedGroup | None) -> object:
     if group is None:
         return None
     return [group.chat_id, group.from_handle, group.title, sorted(group.members), group.is_gone]
@@ -121,14 +125,28 @@ def load(path: Path) -> Plan:
     return plan
 
 
-def remaining(plan: Plan, known: Mapping[str, KnownGroup], *, begun: bool) -> Plan:
+def trim_plan(plan: Plan, known: Mapping[str, ObservedGroup], *, begun: bool) -> Plan:
     """What is left to do of a saved plan. Raises `UsageError` when it no longer fits what is known.
 
     A plan that nobody has begun fits what it was made from and nothing else. Of one that was cut off, what is left
     must be a part of it.
     """
-    now = plan_of(plan.desired, known)
+    now = build_plan(plan.desired, known)
     fits = set(now.operations) <= set(plan.operations) if begun else now.digest == plan.digest
     if not fits:
         raise UsageError("the groups are not as they were when this plan was made; make a new one, and look at it")
     return replace(now, plan_id=plan.plan_id)
+
+
+def check_limits(plan: Plan, max_creates: int, max_removals: int) -> None:
+    """Raise `UsageError` when a plan creates more groups, or removes more people, than is allowed: a wrong query."""
+    for kind, count, allowed, option in (
+        ("create", plan.count("create"), max_creates, "--max-creates"),
+        ("remove", plan.count("remove"), max_removals, "--max-removals"),
+    ):
+        if count > allowed:
+            what = f"create {count:,} groups" if kind == "create" else f"remove {count:,} people"
+            raise UsageError(
+                f"this would {what}, and {allowed:,} are allowed; nothing was changed. "
+                f"Look at the table, and if it is right: {option} {count}"
+            )

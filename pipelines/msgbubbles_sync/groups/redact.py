@@ -19,13 +19,13 @@ from msgbubbles_sync.policy.applied import redactor_of
 from msgbubbles_sync.policy.vault import Vault
 from msgbubbles_sync.workspace import Workspace
 
-from .ledger import Entry, Sighting
+from .ledger import Entry, Observation
 from .model import DesiredGroup
 
-Row = TypeVar("Row", Entry, Sighting)
+Row = TypeVar("Row", Entry, Observation)
 
 
-class Disguise:
+class GroupRedactor:
     """Groups as the policy lets them be known, and what is behind them.
 
     All that is compared, written down and landed is disguised; what is sent to the API is not. Who is behind a
@@ -42,7 +42,7 @@ class Disguise:
         self._desired: dict[str, DesiredGroup] = {}
 
     @classmethod
-    def of(cls, workspace: Workspace) -> Disguise:
+    def of(cls, workspace: Workspace) -> GroupRedactor:
         """By the policy of a warehouse. Raises `UsageError` where that is not what its rows were landed by."""
         return cls(redactor_of(workspace))
 
@@ -159,9 +159,9 @@ class PrivateLedger:
             return None
         return replace(self._left("group_operations", entry), handles=handles)
 
-    def sighting(self, sighting: Sighting) -> Sighting:
-        handles = None if sighting.handles is None else self._handles(sighting.handles)
-        return replace(self._left("group_sightings", sighting), handles=handles)
+    def observation(self, observation: Observation) -> Observation:
+        handles = None if observation.handles is None else self._handles(observation.handles)
+        return replace(self._left("group_sightings", observation), handles=handles)
 
     def _left(self, table: str, row: Row) -> Row:
         """The row with each of its texts as the policy leaves it, by what the column holds."""

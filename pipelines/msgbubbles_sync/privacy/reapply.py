@@ -16,7 +16,7 @@ from msgspec import Raw
 from msgbubbles.models import RejectedRow
 from msgbubbles.personal import PERSONAL, Kind
 from msgbubbles.redact import DOT, NO_PLAIN_ID, Redactor
-from msgbubbles_sync.groups.load import land_ledger
+from msgbubbles_sync.groups.load import load_ledger
 from msgbubbles_sync.policy.applied import Record, check_key, check_stricter, configured, redactor_of
 from msgbubbles_sync.settings import TransformSettings, load_settings
 from msgbubbles_sync.sql import quote_name
@@ -44,7 +44,7 @@ def apply(workspace: Workspace, transforms: TransformSettings, say: Callable[[st
     check = pseudonyms.check if pseudonyms else None
     msgspec.structs.replace(record, policy=policy, key_check=check or record.key_check).save(workspace)
     if policy.redacts:
-        land_ledger(workspace)
+        load_ledger(workspace)
     redactor = redactor_of(workspace)
     with rewriting(workspace, transforms, say) as connection:
         changed = bring_to(redactor, connection)

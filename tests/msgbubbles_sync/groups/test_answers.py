@@ -9,9 +9,9 @@ import pytest
 
 from helpers.group_world import OURS, World, cut_next_write, outcomes, row
 from msgbubbles.errors import AuthenticationError, NoIdError
-from msgbubbles_sync.groups.apply import look
-from msgbubbles_sync.groups.job import adopted
+from msgbubbles_sync.groups.job import adopt_group
 from msgbubbles_sync.groups.ledger import Ledger
+from msgbubbles_sync.groups.view import observe
 
 ANNA, BEN, CARLA, DORA = "+14155550111", "ben@example.com", "+14155550113", "dora@example.com"
 BODIES = [
@@ -47,7 +47,7 @@ def rewrite(world: World, *pairs: tuple[str, str]) -> None:
 def look_at(world: World, key: str) -> None:
     """What a sync finds out about a group that it reads."""
     with world.client() as client, Ledger.of(world.workspace.folder) as ledger:
-        look(ledger, client, key, str(world.known(key).chat_id))
+        observe(ledger, client, key, str(world.known(key).chat_id))
 
 
 # -- the status is the answer
@@ -112,7 +112,7 @@ def test_a_created_group_that_nothing_identifies_waits_to_be_adopted(world: Worl
         assert "groups.py import KEY CHAT_ID" in applied.failures[0].why
     world.server.knobs.write_answer = None
     with world.client() as client:
-        adopted(world.workspace, client, "a", groups_in(world)[0]["id"])
+        adopt_group(world.workspace, client, "a", groups_in(world)[0]["id"])
     assert outcomes(world.apply(row("a", ANNA, BEN, title="New"))) == {("rename", "succeeded"): 1}
     assert len(groups_in(world)) == 1
 

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 
 from helpers.group_world import OURS, World, cut_next_write, outcomes, row
+from msgbubbles.decode import read_participants
 from msgbubbles.errors import AuthenticationError, Interrupted
 from msgbubbles.models import Chat, Raw
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.groups.apply import idempotency_key_of, read_participants
-from msgbubbles_sync.groups.job import adopted, applied_groups
+from msgbubbles_sync.groups.apply import build_idempotency_key
+from msgbubbles_sync.groups.job import adopt_group, apply_groups
 from msgbubbles_sync.groups.ledger import Ledger
 from msgbubbles_sync.groups.model import Operation
-from msgbubbles_sync.groups.plan import plan_of
+from msgbubbles_sync.groups.plan import build_plan
 from msgbubbles_sync.sandbox import Knobs
 
 ANNA, BEN, CARLA, DORA = "+14155550111", "ben@example.com", "+14155550113", "dora@example.com"
@@ -201,7 +202,7 @@ def test_a_stop_leaves_no_intent_of_what_was_never_sent(world: World) -> None:
         def stop(_applied: Any) -> None:
             client.transport._stop.set()
 
-        applied = applied_groups(
+        applied = apply_groups(
             world.workspace,
             client,
             [row("a", ANNA, BEN), row("b", ANNA, BEN)],
@@ -237,7 +238,7 @@ def test_vanished_groups_are_reported_and_left(world: World) -> None:
     done = len(world.server.operations)
     world.apply(row("b", ANNA, BEN))
     assert len(world.server.operations) == done
-    plan = plan_of([], {"a": world.known("a")})
+    plan = build_plan([], {"a": world.known("a")})
     assert plan.vanished == ("a",)
 
 
@@ -247,16 +248,16 @@ def test_an_existing_group_is_adopted(world: World, shown: bool) -> None:
     with world.client() as client:
         group = client.create_group(OURS, [ANNA, BEN], "Hello", "Old")
         direct = client.send_message("Hi", to=ANNA, from_handle=OURS).conversation_id
-        adopted(world.workspace, client, "a", group.id)
+        adopt_group(world.workspace, client, "a", group.id)
         with pytest.raises(UsageError, match="this group already has the key a"):
-            adopted(world.workspace, client, "b", group.id)
+            adopt_group(world.workspace, client, "b", group.id)
         with pytest.raises(UsageError, match="this chat is not a group"):
-            adopted(world.workspace, client, "b", str(direct))
+            adopt_group(world.workspace, client, "b", str(direct))
         with pytest.raises(UsageError, match=r"404 not_found.*check the id and the account"):
-            adopted(world.workspace, client, "b", "00000000-0000-4000-8000-000000000000")
+            adopt_group(world.workspace, client, "b", "00000000-0000-4000-8000-000000000000")
         other = client.create_group(OURS, [ANNA, BEN], "Hello", "Other")
         with pytest.raises(UsageError, match=f"the key a already stands for the group {group.id}"):
-            adopted(world.workspace, client, "a", other.id)
+            adopt_group(world.workspace, client, "a", other.id)
     known = world.known("a")
     assert (known.chat_id, known.title) == (group.id, "Old")
     assert known.members == ({ANNA, BEN} if shown else set())
@@ -268,8 +269,8 @@ def test_an_existing_group_is_adopted(world: World, shown: bool) -> None:
 
 def test_an_idempotency_key_is_of_all_that_a_creation_says_and_of_nothing_else() -> None:
     creation = Operation("create", "a", (ANNA, BEN), "One", OURS, "Hello")
-    key = idempotency_key_of(creation)
-    assert idempotency_key_of(replace(creation, handles=(BEN, ANNA))) == key
+    key = build_idempotency_key(creation)
+    assert build_idempotency_key(replace(creation, handles=(BEN, ANNA))) == key
     for other in (
         replace(creation, key="b"),
         replace(creation, handles=(ANNA, CARLA)),
@@ -277,7 +278,7 @@ def test_an_idempotency_key_is_of_all_that_a_creation_says_and_of_nothing_else()
         replace(creation, message="Hello!"),
         replace(creation, from_handle="+14155550101"),
     ):
-        assert idempotency_key_of(other) != key
+        assert build_idempotency_key(other) != key
     assert len(key) < 64
 
 
@@ -302,7 +303,7 @@ def test_intents_are_on_disk_before_the_request(new_world: NewWorld) -> None:
 
     def on_request(_account: Any, _number: int) -> None:
         with Ledger.of(world.workspace.folder) as ledger:
-            seen.append([(entry.key, entry.outcome) for entry in ledger.unsettled()])
+            seen.append([(entry.key, entry.outcome) for entry in ledger.unresolved()])
 
     world = new_world(Knobs(on_request=on_request))
     world.apply(row("a", ANNA, BEN), row("b", ANNA, BEN))

@@ -11,7 +11,7 @@ import pytest
 
 from msgbubbles.handles import handle_of
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.groups.desired import InvalidRowsError, rows_of, validated
+from msgbubbles_sync.groups.desired import InvalidRowsError, read_rows, validate_rows
 from msgbubbles_sync.groups.display import escaped, escaped_json, quoted
 from msgbubbles_sync.groups.model import DesiredGroup
 from msgbubbles_sync.workspace import Workspace
@@ -76,14 +76,14 @@ def test_the_same_group_from_everywhere(
     monkeypatch.chdir(workspace.database.parent)
     if name:
         Path(name).write_text(content)
-    assert validated(rows_of(name or content, workspace), {OURS}) == (NORTH,)
+    assert validate_rows(read_rows(name or content, workspace), {OURS}) == (NORTH,)
 
 
 def test_a_missing_title_is_none(workspace: Workspace, tmp_path: Path) -> None:
     path = tmp_path / "groups.yml"
     for title in ("", "  title: null\n", "  title: ~\n", "  title:\n"):
         path.write_text(YAML.replace("  title: North\n", title))
-        assert validated(rows_of(str(path), workspace), None)[0].title is None
+        assert validate_rows(read_rows(str(path), workspace), None)[0].title is None
 
 
 @pytest.mark.parametrize(
@@ -128,14 +128,14 @@ def test_what_is_no_table_is_refused_with_what_to_do(
     Path("list.yml").write_text("north: south")
     Path("latin.csv").write_bytes("key,message\na,Grüße\n".encode("latin-1"))
     with pytest.raises(UsageError, match=says) as raised:
-        validated(rows_of(table, workspace), None)
+        validate_rows(read_rows(table, workspace), None)
     assert "secret" not in str(raised.value)
 
 
 def test_without_a_warehouse_a_query_says_what_comes_first(tmp_path: Path) -> None:
     for table in ("SELECT 1", "a_model"):
         with pytest.raises(UsageError, match=r"run chats.py first"):
-            rows_of(table, Workspace.from_path(tmp_path / "none.duckdb"))
+            read_rows(table, Workspace.from_path(tmp_path / "none.duckdb"))
 
 
 def row(**others: Any) -> dict[str, Any]:
@@ -165,21 +165,21 @@ def row(**others: Any) -> dict[str, Any]:
 )
 def test_each_fault_says_where_it_is(others: dict[str, Any], fault: str) -> None:
     with pytest.raises(InvalidRowsError) as raised:
-        validated([row(**others)], {OURS})
+        validate_rows([row(**others)], {OURS})
     assert len(raised.value.faults) == 1
     assert raised.value.faults[0].startswith(fault)
 
 
 def test_bounds_are_within() -> None:
     people = [f"p{n}@example.com" for n in range(31)]
-    (group,) = validated([row(addresses=people, title="x" * 100)], None)
+    (group,) = validate_rows([row(addresses=people, title="x" * 100)], None)
     assert len(group.addresses) == 31
 
 
 def test_all_faults_of_all_rows_are_told_at_once_and_quote_nobody() -> None:
     rows = [row(), row(key="b", message="", addresses=["anna", "+49"]), row(), row(key="c", from_handle="+1999")]
     with pytest.raises(InvalidRowsError) as raised:
-        validated(rows, {OURS})
+        validate_rows(rows, {OURS})
     assert str(raised.value).startswith(
         "5 faults in the desired table; nothing was sent:\n  row 2 (b): message is missing"
     )

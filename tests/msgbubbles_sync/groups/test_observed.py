@@ -12,11 +12,11 @@ import pytest
 
 from helpers.group_world import OURS, World, row
 from msgbubbles_sync.destinations.load import build_pipeline
-from msgbubbles_sync.groups.apply import look
-from msgbubbles_sync.groups.job import known_now, planned
+from msgbubbles_sync.groups.job import list_groups, plan_groups
 from msgbubbles_sync.groups.ledger import Ledger
-from msgbubbles_sync.groups.load import PIPELINE, land_ledger
-from msgbubbles_sync.groups.observed import Published, published
+from msgbubbles_sync.groups.load import PIPELINE, load_ledger
+from msgbubbles_sync.groups.observed import Published, read_published
+from msgbubbles_sync.groups.view import observe
 from msgbubbles_sync.workspace import Workspace
 
 ANNA, BEN, CARLA = "+14155550111", "ben@example.com", "+14155550113"
@@ -71,12 +71,12 @@ def test_a_group_that_the_sync_found_gone_is_gone_until_it_is_seen_again(world: 
 
     def seen() -> None:
         with world.client() as client, Ledger.of(world.workspace.folder) as ledger:
-            look(ledger, client, "a", chat_id)
+            observe(ledger, client, "a", chat_id)
 
     seen()
     publish(world.workspace, chat_id, deleted_at=datetime.now(UTC))
     assert world.known("a").is_gone
-    plan = planned(world.workspace, [row("a", ANNA, BEN, title="New")])
+    plan = plan_groups(world.workspace, [row("a", ANNA, BEN, title="New")])
     assert plan.operations == ()
     assert plan.notes
     seen()
@@ -91,7 +91,7 @@ def test_a_refused_operation_is_no_knowledge(world: World) -> None:
 
 
 def test_nothing_is_known_where_nothing_is_there(tmp_path: Path) -> None:
-    assert published(Workspace.from_path(tmp_path / "none.duckdb")) == Published()
+    assert read_published(Workspace.from_path(tmp_path / "none.duckdb")) == Published()
 
 
 def test_the_ledger_lands_once_and_again_when_a_verdict_comes(
@@ -102,17 +102,17 @@ def test_the_ledger_lands_once_and_again_when_a_verdict_comes(
     workspace = world.workspace
     world.apply(row("a", ANNA, BEN, title="One"))
     # Before the first sync there is nothing to land in; a database made here would stand in the way of a recovery.
-    assert land_ledger(workspace) == 0
+    assert load_ledger(workspace) == 0
     assert not workspace.work.exists()
     duckdb.connect(str(workspace.work)).close()
     world.max_attempts = 1
     world.server.knobs.refusal = lambda method, _path: (503, "device_offline") if method == "POST" else None
     world.apply(row("a", ANNA, BEN, CARLA, title="One"))
-    assert land_ledger(workspace) == 2
+    assert load_ledger(workspace) == 2
     assert workspace.is_pending("transform")
     assert workspace.is_pending("publish")
     workspace.set_done("publish")
-    assert land_ledger(workspace) == 0
+    assert load_ledger(workspace) == 0
     assert not workspace.is_pending("publish")
 
     operations = "SELECT key, operation, outcome, error_code, chat_id IS NOT NULL FROM msgbubbles.group_operations"
@@ -128,7 +128,7 @@ def test_the_ledger_lands_once_and_again_when_a_verdict_comes(
     world.server.knobs.refusal = None
     world.apply(row("a", ANNA, BEN, CARLA, title="One"))
     # The verdict that was missing, the operation that was repeated, and the look.
-    assert land_ledger(workspace) == 3
+    assert load_ledger(workspace) == 3
     assert asked(workspace.work, f"{operations} ORDER BY requested_at") == [
         ("a", "create", "succeeded", None, True),
         ("a", "add", "failed", None, True),
@@ -145,7 +145,7 @@ def test_the_ledger_lands_once_and_again_when_a_verdict_comes(
     # A kill between the load and its note: everything lands again, and is there once.
     with Ledger.of(workspace.folder) as ledger:
         ledger._run("UPDATE operations SET landed_version = 0")
-    assert land_ledger(workspace) == 3
+    assert load_ledger(workspace) == 3
     assert len(asked(workspace.work, operations)) == 3
     assert len(asked(workspace.work, members)) == 3
 
@@ -154,8 +154,8 @@ def test_the_ledger_lands_once_and_again_when_a_verdict_comes(
     workspace.work.replace(workspace.database)
     for path in workspace.folder.glob("groups.sqlite*"):
         path.unlink()
-    assert known_now(workspace) == {"a": known}
-    assert land_ledger(workspace) == 0
+    assert list_groups(workspace) == {"a": known}
+    assert load_ledger(workspace) == 0
 
 
 def test_a_landing_killed_between_the_two_steps_that_end_a_normalization_goes_on(world: World) -> None:
@@ -163,7 +163,7 @@ def test_a_landing_killed_between_the_two_steps_that_end_a_normalization_goes_on
     workspace = world.workspace
     duckdb.connect(str(workspace.work)).close()
     world.apply(row("a", ANNA, BEN))
-    assert land_ledger(workspace) == 1
+    assert load_ledger(workspace) == 1
     pipeline = build_pipeline(workspace, PIPELINE)
     pipeline.extract([{"n": 1}], table_name="any")
     (extracted,) = (workspace.folder / "dlt" / PIPELINE / "normalize" / "extracted").iterdir()
@@ -172,7 +172,7 @@ def test_a_landing_killed_between_the_two_steps_that_end_a_normalization_goes_on
     pipeline.normalize()
     kept.replace(extracted)
     world.apply(row("a", ANNA, BEN, CARLA))
-    assert land_ledger(workspace) == 1
+    assert load_ledger(workspace) == 1
     assert len(asked(workspace.work, "SELECT 1 FROM msgbubbles.group_operations")) == 2
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.groups.model import MAX_MEMBERS, MIN_MEMBERS, DesiredGroup, KnownGroup, Operation
-from msgbubbles_sync.groups.plan import Plan, load, plan_of, remaining, save
+from msgbubbles_sync.groups.model import MAX_MEMBERS, MIN_MEMBERS, DesiredGroup, ObservedGroup, Operation
+from msgbubbles_sync.groups.plan import Plan, build_plan, load, save, trim_plan
 
 PEOPLE = [f"+1415555{number:04}" for number in range(40)]
 NUMBERS = ["+14155550100", "+14155550101"]
@@ -33,9 +33,9 @@ def desired_tables(draw: st.DrawFn) -> list[DesiredGroup]:
 
 
 @st.composite
-def known_worlds(draw: st.DrawFn) -> dict[str, KnownGroup]:
+def known_worlds(draw: st.DrawFn) -> dict[str, ObservedGroup]:
     return {
-        key: KnownGroup(
+        key: ObservedGroup(
             key,
             f"chat-{key}",
             draw(st.sampled_from([*NUMBERS, None])),
@@ -47,14 +47,14 @@ def known_worlds(draw: st.DrawFn) -> dict[str, KnownGroup]:
     }
 
 
-def world_after(known: dict[str, KnownGroup], operations: tuple[Operation, ...]) -> dict[str, KnownGroup]:
+def world_after(known: dict[str, ObservedGroup], operations: tuple[Operation, ...]) -> dict[str, ObservedGroup]:
     """What the network makes of it; it refuses what breaks a bound."""
     world = dict(known)
     for one in operations:
         if one.kind == "create":
             assert one.key not in world
             assert one.message
-            world[one.key] = KnownGroup(one.key, "new", one.from_handle, one.title, frozenset(one.handles))
+            world[one.key] = ObservedGroup(one.key, "new", one.from_handle, one.title, frozenset(one.handles))
         else:
             world[one.key] = world[one.key].after(one.kind, one.handles, one.title)
         assert MIN_MEMBERS <= len(world[one.key].members) <= MAX_MEMBERS
@@ -63,9 +63,9 @@ def world_after(known: dict[str, KnownGroup], operations: tuple[Operation, ...])
 
 @given(desired_tables(), known_worlds())
 def test_what_is_planned_and_applied_is_what_was_desired(
-    desired: list[DesiredGroup], known: dict[str, KnownGroup]
+    desired: list[DesiredGroup], known: dict[str, ObservedGroup]
 ) -> None:
-    plan = plan_of(desired, known)
+    plan = build_plan(desired, known)
     world = world_after(known, plan.operations)
     for group in desired:
         now = world[group.key]
@@ -76,7 +76,7 @@ def test_what_is_planned_and_applied_is_what_was_desired(
         assert now.title == (
             group.title if group.title is not None or group.key not in known else known[group.key].title
         )
-    assert plan_of(desired, world).operations == ()
+    assert build_plan(desired, world).operations == ()
     # Nobody is touched who does not have to be: a request each for what differs.
     assert len(set(plan.operations)) == len(plan.operations)
     for key, group in known.items():
@@ -87,26 +87,26 @@ def test_what_is_planned_and_applied_is_what_was_desired(
 
 @given(desired_tables(), known_worlds(), st.data())
 def test_a_plan_cut_off_anywhere_is_what_is_left_of_it(
-    desired: list[DesiredGroup], known: dict[str, KnownGroup], data: st.DataObject
+    desired: list[DesiredGroup], known: dict[str, ObservedGroup], data: st.DataObject
 ) -> None:
-    plan = plan_of(desired, known)
+    plan = build_plan(desired, known)
     done = data.draw(st.integers(0, len(plan.operations)))
     world = world_after(known, plan.operations[:done])
-    left = remaining(plan, world, begun=done > 0)
+    left = trim_plan(plan, world, begun=done > 0)
     assert left.plan_id == plan.plan_id
     assert left.operations == plan.operations[done:]
 
 
-def a_plan() -> tuple[Plan, dict[str, KnownGroup]]:
+def a_plan() -> tuple[Plan, dict[str, ObservedGroup]]:
     desired = [DesiredGroup("a", NUMBERS[0], tuple(PEOPLE[:3]), "Hello", "New")]
-    known = {"a": KnownGroup("a", "chat-a", NUMBERS[0], "Old", frozenset(PEOPLE[:2]))}
-    return plan_of(desired, known), known
+    known = {"a": ObservedGroup("a", "chat-a", NUMBERS[0], "Old", frozenset(PEOPLE[:2]))}
+    return build_plan(desired, known), known
 
 
 def test_a_plan_is_refused_when_the_world_moved_on() -> None:
     plan, known = a_plan()
-    elsewhere = {**known, "z": KnownGroup("z", "chat-z", NUMBERS[0], None, frozenset(PEOPLE[:2]))}
-    assert remaining(plan, elsewhere, begun=False).operations == plan.operations
+    elsewhere = {**known, "z": ObservedGroup("z", "chat-z", NUMBERS[0], None, frozenset(PEOPLE[:2]))}
+    assert trim_plan(plan, elsewhere, begun=False).operations == plan.operations
     for moved in (
         {},
         {"a": replace(known["a"], title="Somebody's")},
@@ -114,9 +114,9 @@ def test_a_plan_is_refused_when_the_world_moved_on() -> None:
         {"a": replace(known["a"], chat_id="another")},
     ):
         with pytest.raises(UsageError, match="not as they were when this plan was made"):
-            remaining(plan, moved, begun=False)
+            trim_plan(plan, moved, begun=False)
     with pytest.raises(UsageError, match="not as they were"):
-        remaining(plan, {"a": replace(known["a"], members=frozenset(PEOPLE[5:8]))}, begun=True)
+        trim_plan(plan, {"a": replace(known["a"], members=frozenset(PEOPLE[5:8]))}, begun=True)
 
 
 def test_a_saved_plan_comes_back_as_it_was_and_is_its_owners(tmp_path: Path) -> None:
@@ -140,10 +140,10 @@ def test_what_is_no_plan_is_refused(tmp_path: Path, content: str) -> None:
 def test_what_no_operation_can_do_is_noted() -> None:
     desired = [DesiredGroup(key, NUMBERS[0], tuple(PEOPLE[:2]), "Hello") for key in ("gone", "other")]
     known = {
-        "gone": KnownGroup("gone", "1", NUMBERS[0], None, frozenset(PEOPLE[:2]), is_gone=True),
-        "other": KnownGroup("other", "2", NUMBERS[1], None, frozenset(PEOPLE[:2])),
+        "gone": ObservedGroup("gone", "1", NUMBERS[0], None, frozenset(PEOPLE[:2]), is_gone=True),
+        "other": ObservedGroup("other", "2", NUMBERS[1], None, frozenset(PEOPLE[:2])),
     }
-    plan = plan_of(desired, known)
+    plan = build_plan(desired, known)
     assert plan.operations == ()
     assert [note.key for note in plan.notes] == ["gone", "other"]
     assert "a new group needs a new key" in plan.notes[0].what

@@ -13,9 +13,10 @@ from helpers.group_world import World, cut_next_write, outcomes, row
 from msgbubbles.policy import FULL, Pseudonyms
 from msgbubbles.redact import Redactor
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.groups.apply import NOBODY_KNOWS, look
 from msgbubbles_sync.groups.ledger import Ledger
-from msgbubbles_sync.groups.redact import Disguise, PrivateLedger
+from msgbubbles_sync.groups.redact import GroupRedactor, PrivateLedger
+from msgbubbles_sync.groups.result import NOBODY_KNOWS
+from msgbubbles_sync.groups.view import observe
 from msgbubbles_sync.policy.vault import Vault
 
 ANNA, BEN, CARLA, DORA = "+14155550111", "ben@example.com", "+14155550113", "dora@example.com"
@@ -129,9 +130,9 @@ def test_people_and_titles_shown_in_other_words_are_known_by_their_pseudonyms(wo
     wanted = row("a", ANNA, "+541123456789", DORA, title="Caf&")
     world.apply(wanted)
     with world.client() as client:
-        client = Disguise.of(world.workspace).client(client)
+        client = GroupRedactor.of(world.workspace).client(client)
         with Ledger.of(world.workspace.folder) as ledger:
-            look(ledger, client, "a", str(world.known("a").chat_id))
+            observe(ledger, client, "a", str(world.known("a").chat_id))
     assert outcomes(world.apply(wanted)) == {}
     assert files_are_clean(world, "Caf", "1123456789", "4155550999")
 
@@ -181,7 +182,7 @@ def test_erased_handle_in_a_key_or_an_answer_is_not_written_down_and_makes_no_se
     assert landed is not None
     assert (landed.key, landed.title) == ("friends of [erased]", "of [erased]")
     assert (landed.error_code, landed.error_message) == ("[erased]", "cannot reach [erased]")
-    assert Disguise(redactor).quoted(f"cannot reach tel:{ANNA}") == "cannot reach tel:[erased]"
+    assert GroupRedactor(redactor).quoted(f"cannot reach tel:{ANNA}") == "cannot reach tel:[erased]"
     assert found_in(world.workspace.folder, [ANNA.removeprefix("+")]) == {}
 
 

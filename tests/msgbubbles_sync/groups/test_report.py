@@ -12,10 +12,10 @@ from rich.console import Console
 from helpers.group_world import OURS, World, row
 from msgbubbles_sync.cli.groups_report import complaints, show_applied, show_plan
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.groups.apply import Applied, Failure, Remark
-from msgbubbles_sync.groups.job import adopted
-from msgbubbles_sync.groups.model import DesiredGroup, KnownGroup
-from msgbubbles_sync.groups.plan import load, plan_of, save
+from msgbubbles_sync.groups.job import adopt_group
+from msgbubbles_sync.groups.model import DesiredGroup, ObservedGroup
+from msgbubbles_sync.groups.plan import build_plan, load, save
+from msgbubbles_sync.groups.result import ApplyResult, Failure, Remark
 
 BAD = "x\x1b[31m\u202e\u200b\n\x9b"
 SHOWN = r"x\x1b[31m\u202e\u200b\x0a\x9b"
@@ -35,11 +35,11 @@ def test_a_plan_shows_every_text_escaped(tmp_path: Path) -> None:
         DesiredGroup(f"gone{BAD}", OURS, PEOPLE, "Hello"),
     ]
     known = {
-        f"old{BAD}": KnownGroup(f"old{BAD}", "1", OURS, f"Before{BAD}", frozenset({*PEOPLE, f"who{BAD}"})),
-        f"gone{BAD}": KnownGroup(f"gone{BAD}", "2", OURS, None, frozenset(PEOPLE), is_gone=True),
-        f"left{BAD}": KnownGroup(f"left{BAD}", "3", OURS, None, frozenset(PEOPLE)),
+        f"old{BAD}": ObservedGroup(f"old{BAD}", "1", OURS, f"Before{BAD}", frozenset({*PEOPLE, f"who{BAD}"})),
+        f"gone{BAD}": ObservedGroup(f"gone{BAD}", "2", OURS, None, frozenset(PEOPLE), is_gone=True),
+        f"left{BAD}": ObservedGroup(f"left{BAD}", "3", OURS, None, frozenset(PEOPLE)),
     }
-    plan = plan_of(desired, known)
+    plan = build_plan(desired, known)
     output = printed(lambda console: show_plan(console, plan, known, 0, 0))
     assert not set(output) & set(BAD[1:]) - {"[", "3", "1", "m", "\n"}
     for text in ("new", r"Title", "old", "Before", "who", "gone", "left"):
@@ -53,7 +53,7 @@ def test_a_plan_shows_every_text_escaped(tmp_path: Path) -> None:
 
 
 def test_what_came_of_it_shows_every_key_escaped(world: World) -> None:
-    applied = Applied(
+    applied = ApplyResult(
         failures=[Failure(f"a{BAD}", "add", "failed", "why")], remarks=[Remark(f"b{BAD}", "add", "was there")]
     )
     output = "".join([printed(lambda console: show_applied(console, applied, 1)), *complaints(applied)])
@@ -61,7 +61,7 @@ def test_what_came_of_it_shows_every_key_escaped(world: World) -> None:
     assert f"! b{SHOWN}: add: was there" in output
     world.apply(row("a", *PEOPLE))
     with world.client() as client:
-        adopted(world.workspace, client, f"a{BAD}", client.create_group(OURS, PEOPLE, "Hello").id)
+        adopt_group(world.workspace, client, f"a{BAD}", client.create_group(OURS, PEOPLE, "Hello").id)
         with pytest.raises(UsageError, match="already has the key a") as raised:
-            adopted(world.workspace, client, "b", str(world.known(f"a{BAD}").chat_id))
+            adopt_group(world.workspace, client, "b", str(world.known(f"a{BAD}").chat_id))
     assert SHOWN in str(raised.value)

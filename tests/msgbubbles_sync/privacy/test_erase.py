@@ -15,7 +15,7 @@ from msgbubbles.personal import PERSONAL
 from msgbubbles.policy import PRESETS, Pseudonyms
 from msgbubbles.source.buffer import COLUMNS
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.groups.ledger import Entry, Ledger, Sighting
+from msgbubbles_sync.groups.ledger import Entry, Ledger, Observation
 from msgbubbles_sync.groups.load import COLUMNS as GROUP_COLUMNS
 from msgbubbles_sync.policy.applied import Record, redactor_of
 from msgbubbles_sync.policy.vault import Vault
@@ -210,12 +210,12 @@ def test_the_ledger_of_groups_forgets_them_too(workspace: Workspace) -> None:
             )  # type: ignore[arg-type]
             for kind, handles in (("create", (ANN, BEN)), ("add", (ANN,)), ("remove", (BEN,)))
         ]
-        ledger.restore(entries, [Sighting("north", "g", OURS, None, (ANN, BEN), False, AT)])
+        ledger.restore(entries, [Observation("north", "g", OURS, None, (ANN, BEN), False, AT)])
     put(workspace, "chats", ("c1", False, ANN, None))
     assert erased(workspace, ANN)["rows"]["the ledger of groups"] == 4
     with Ledger.of(workspace.folder) as ledger:
         assert [(one.operation, one.handles) for one in ledger.entries()] == [("create", (BEN,)), ("remove", (BEN,))]
-        assert ledger.sightings()[0].handles == (BEN,)
+        assert ledger.observations()[0].handles == (BEN,)
     assert found_in(workspace.folder, [ANN[1:]]) == {}
     with sqlite3.connect(workspace.folder / "groups.sqlite") as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
