@@ -24,7 +24,7 @@ from msgbubbles.client import _decode_page  # noqa: E402
 from msgbubbles.models import Message  # noqa: E402
 from msgbubbles.policy import PRESETS, Pseudonyms  # noqa: E402
 from msgbubbles.redact import Redactor  # noqa: E402
-from msgbubbles.source.buffer import Landing  # noqa: E402
+from msgbubbles.source.buffer import RowBuffer  # noqa: E402
 from msgbubbles.transport import Answer  # noqa: E402
 
 ROUNDS = 5
@@ -52,14 +52,14 @@ def pages_of(messages: int, people: int) -> list[Answer]:
 
 def seconds_taken(answers: list[Answer], redactor: Redactor) -> float:
     """From bytes to Arrow."""
-    landing = Landing(("messages", "attachments"))
+    buffer = RowBuffer(("messages", "attachments"))
     began = time.perf_counter()
     for answer in answers:
         page = _decode_page(Message, "messages", 100, answer)
-        landing.add(page if redactor.is_idle else redactor.page(page))
-        for _ in landing.full_tables():
+        buffer.add(page if redactor.is_idle else redactor.page(page))
+        for _ in buffer.flush_full():
             pass
-    for _ in landing.rest():
+    for _ in buffer.flush():
         pass
     return time.perf_counter() - began
 

@@ -29,7 +29,7 @@ from .errors import ApiError, NoIdError, NotFoundError, PermanentError, Retryabl
 from .lenient import opened, reopened
 from .models import NULL, Chat, Key, Message, Number, Page, R, Row, Webhook
 from .page_size import PageRequest, PageSize
-from .rate_limit import RequestBudget
+from .rate_limit import RateLimiter
 from .settings import DEFAULTS
 from .transport import Answer, Transport
 
@@ -48,7 +48,7 @@ class _Envelope(msgspec.Struct, Generic[D]):
     has_more: bool | None = None
 
 
-class _OddEnvelope(msgspec.Struct):
+class _LenientEnvelope(msgspec.Struct):
     """The envelope of a list, without its rows. Where the list is empty, some encoders leave `data` out."""
 
     data: Raw | UnsetType = UNSET
@@ -94,7 +94,7 @@ class Client:
         cls, api_key: str, base_url: str = BASE_URL, requests_per_minute: int = DEFAULTS.requests_per_minute
     ) -> Client:
         """A client that shares the request budget of `api_key` with every other process of this user."""
-        return cls(Transport(base_url, api_key, RequestBudget.of_key(api_key, requests_per_minute)))
+        return cls(Transport(base_url, api_key, RateLimiter.for_key(api_key, requests_per_minute)))
 
     def __enter__(self) -> Client:
         return self
@@ -245,7 +245,7 @@ class Client:
             elif path != "messages":
                 # One way to write an empty list. Of messages it may mean an unknown chat, or no feed.
                 now = self.transport.clock.now()
-                return Page([], [], has_more=False, full=False, read_at=now, server_at=now)
+                return Page([], [], has_more=False, full=False, fetched_at=now, server_at=now)
             raise
 
     def _sized_page(self, path: str, model: type[R], limit: int | None, given: dict[str, str | int]) -> Page[R]:
@@ -366,11 +366,11 @@ def _decode_page(
     answer: Answer,
     sender_fields: Sequence[str] = SENDER_FIELDS,
 ) -> Page[R]:
-    page: Page[R] = Page([], [], None, False, answer.read_at, answer.server_at, answer.request_id)
+    page: Page[R] = Page([], [], None, False, answer.fetched_at, answer.server_at, answer.request_id)
     if not answer.body.strip():
         # An empty list; or a body that was cut off, which does not happen twice in a row: so it is asked for again.
         return replace(page, has_more=answer.status != NO_CONTENT)
-    body = mended(answer.body)
+    body = fix_encoding(answer.body)
     try:
         envelope = _page_decoder(model).decode(body)
     except (msgspec.DecodeError, RecursionError):
@@ -403,14 +403,14 @@ def _raw_rows(model: type[Row], body: bytes) -> tuple[Sequence[Raw], bool | None
         answer = opened(body)
     except msgspec.DecodeError:
         answer = reopened(body, lambda text: looks_like_row(model, text))
-    odd = msgspec.json.decode(answer.envelope, type=_OddEnvelope)
+    odd = msgspec.json.decode(answer.envelope, type=_LenientEnvelope)
     if not odd.is_of_a_list or (answer.rows is None and odd.data is not UNSET and answer.data != b"null"):
         raise msgspec.DecodeError("not a list")
     return [Raw(row) for row in answer.rows or ()], odd.says_more
 
 
 def _decode_one(model: type[R], answer: Answer, sender_fields: Sequence[str] = SENDER_FIELDS) -> R:
-    body = mended(answer.body)
+    body = fix_encoding(answer.body)
     try:
         data = msgspec.json.decode(body, type=_Envelope[Raw]).data
     except (msgspec.DecodeError, RecursionError):
@@ -431,7 +431,7 @@ def _decode_written_chat(answer: Answer) -> Chat | None:
     """Read the chat in the answer to a write; null where it shows none. What such an answer holds is not documented,
     so its success is its status, and a body of another kind is no fault."""
     with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        body = msgspec.json.decode(mended(answer.body), type=dict[str, Raw])
+        body = msgspec.json.decode(fix_encoding(answer.body), type=dict[str, Raw])
         shown = msgspec.json.decode(body["data"], type=dict[str, Raw]) if "data" in body else body
         for name in ("chat", "conversation", "group"):
             if name in shown:
@@ -453,7 +453,7 @@ _MARKS = (b"\xef", b"\xfe", b"\xff", b"\0")
 _MAY_HOLD_HALVES = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def mended(body: bytes) -> bytes:
+def fix_encoding(body: bytes) -> bytes:
     """The same answer with what no strict decoder takes replaced by question marks, so that one text does not cost the
     page: half an emoji, as it is left where a text was cut, and bytes that are not UTF-8. The rest stays to the letter;
     without a byte-order mark, and in UTF-8 where it is in UTF-16 or UTF-32.

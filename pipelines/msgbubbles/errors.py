@@ -97,7 +97,7 @@ class RequestsSpent(Halt):
     """The run's own allowance of requests is used up."""
 
 
-def is_of_unit(error: BaseException) -> bool:
+def is_unit_error(error: BaseException) -> bool:
     """Return whether an error is about what was asked for, and not about the key, the network or the whole API."""
     if isinstance(error, AuthenticationError):
         return isinstance(error, ForbiddenError)

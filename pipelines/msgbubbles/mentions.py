@@ -57,9 +57,9 @@ def masked(text: str) -> str:
     return replace_handles(text, lambda _handle: True, MASK)
 
 
-def unescaped(json_text: str) -> str:
+def unescaped(to_json_text: str) -> str:
     r"""Replace `\u002b` and the like by their characters, to look for handles in JSON that is not decoded."""
-    return ESCAPE.sub(lambda found: chr(int(found[1], 16)), json_text) if "\\u" in json_text else json_text
+    return ESCAPE.sub(lambda found: chr(int(found[1], 16)), to_json_text) if "\\u" in to_json_text else to_json_text
 
 
 def one_form(written: str) -> str:

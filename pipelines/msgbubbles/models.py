@@ -33,7 +33,7 @@ class Row(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     key_field: ClassVar[str] = "id"
     cursor_fields: ClassVar[tuple[str, ...]] = ()
-    not_landed: ClassVar[frozenset[str]] = frozenset()
+    not_loaded: ClassVar[frozenset[str]] = frozenset()
 
     extra: Raw = msgspec.field(default=NOTHING, name="_extra")
 
@@ -71,7 +71,7 @@ class Chat(Row):
 class Attachment(Row):
     """A file of a message. `url` is signed and short-lived: for use at once, never stored."""
 
-    not_landed: ClassVar[frozenset[str]] = frozenset({"url"})
+    not_loaded: ClassVar[frozenset[str]] = frozenset({"url"})
 
     id: Key
     message_id: str | None = None
@@ -89,7 +89,7 @@ class Message(Row):
     that named the sender, null for `sender` itself. `attachments` is unset where the API does not show them."""
 
     cursor_fields: ClassVar[tuple[str, ...]] = ("created_at", "sent_at")
-    not_landed: ClassVar[frozenset[str]] = frozenset({"attachments", "sender_field"})
+    not_loaded: ClassVar[frozenset[str]] = frozenset({"attachments", "sender_field"})
 
     id: Key
     conversation_id: str | None = None
@@ -172,22 +172,22 @@ class ParticipantRead:
 
 @dataclass(frozen=True)
 class Participant:
-    """One of the participants that a group had at `read_at`; nobody is a null handle."""
+    """One of the participants that a group had at `fetched_at`; nobody is a null handle."""
 
     chat_id: str
     handle: str | None
-    read_at: datetime
+    fetched_at: datetime
 
     @property
     def id(self) -> str:
-        return f"{self.chat_id}|{self.read_at.isoformat()}|{self.handle or ''}"
+        return f"{self.chat_id}|{self.fetched_at.isoformat()}|{self.handle or ''}"
 
 
 @dataclass(frozen=True)
 class Page(Generic[R]):
     """One answer of a list endpoint.
 
-    `read_at` is when it was asked for, `server_at` the API's own clock then (UTC both). `full` is whether it
+    `fetched_at` is when it was asked for, `server_at` the API's own clock then (UTC both). `full` is whether it
     holds as many rows as were asked for. `has_more` is null where the API does not say. `odd` are the keys of rows that
     held something that only a lenient reader takes; it is null or text now.
     """
@@ -196,7 +196,7 @@ class Page(Generic[R]):
     rejected: list[RejectedRow]
     has_more: bool | None
     full: bool
-    read_at: datetime
+    fetched_at: datetime
     server_at: datetime
     request_id: str | None = None
     odd: frozenset[str] = frozenset()
@@ -210,7 +210,7 @@ def fingerprint(row: Row) -> str:
     loaded = {
         name: value
         for name in row.__struct_fields__
-        if name not in row.not_landed and not _is_empty(value := getattr(row, name))
+        if name not in row.not_loaded and not _is_empty(value := getattr(row, name))
     }
     if isinstance(row, Message):
         loaded["attachments"] = [fingerprint(attachment) for attachment in row.attachments or ()]

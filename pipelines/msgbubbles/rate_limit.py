@@ -26,7 +26,7 @@ GROWTH, GROWTH_SECONDS = 1.1, 600.0
 LONGEST_WAIT_SECONDS = 3600.0
 
 
-class RequestBudget:
+class RateLimiter:
     """Admits `requests_per_minute` requests in any 61 seconds.
 
     `clock` gives seconds since the epoch: wall time, because the record outlives the process.
@@ -46,16 +46,16 @@ class RequestBudget:
         self._lock = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
-            self._database = _opened(path)
+            self._database = _open(path)
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError:
             # Half a write, from before a power cut: a lost record costs a 429 at worst.
             path.unlink(missing_ok=True)
-            self._database = _opened(path)
+            self._database = _open(path)
 
     @classmethod
-    def of_key(cls, api_key: str, requests_per_minute: int, folder: str | Path | None = None) -> RequestBudget:
+    def for_key(cls, api_key: str, requests_per_minute: int, folder: str | Path | None = None) -> RateLimiter:
         """The budget that every process of this user shares for `api_key`.
 
         Raises `ConfigurationError` when `folder` cannot be written.
@@ -92,9 +92,9 @@ class RequestBudget:
         (closed_until,) = self._database.execute("SELECT max(until) FROM closed").fetchone()
         if closed_until is not None:
             return float(closed_until - now)
-        (used,) = self._database.execute("SELECT count(*) FROM requests").fetchone()
+        (count_requests,) = self._database.execute("SELECT count(*) FROM requests").fetchone()
         limit = self._limit(now)
-        if used < limit:
+        if count_requests < limit:
             return 0.0
         (frees,) = self._database.execute(
             "SELECT at FROM requests ORDER BY at DESC LIMIT 1 OFFSET ?", (limit - 1,)
@@ -109,7 +109,7 @@ class RequestBudget:
         periods = max(now - from_then_on, 0.0) // GROWTH_SECONDS
         return min(self.requests_per_minute, int(learned * GROWTH**periods))
 
-    def limited(self, seconds: float) -> None:
+    def note_rate_limited(self, seconds: float) -> None:
         """The API said 429: no process asks before `seconds` have passed (an hour at most). From then on a
         window has no more than came through in this one, and a tenth less than before at least; but half of that at
         least, because some of the limit may have been spent elsewhere. It grows again by a tenth every ten minutes."""
@@ -129,10 +129,10 @@ class RequestBudget:
             return  # this one was on its way when another was told the same
         # Where the API counts by the minutes of a clock, what came before it opened again was of another minute.
         since = max(now - self._window_seconds, opened if opened <= now else 0.0)
-        (used,) = self._database.execute("SELECT count(*) FROM requests WHERE at > ?", (since,)).fetchone()
+        (count_requests,) = self._database.execute("SELECT count(*) FROM requests WHERE at > ?", (since,)).fetchone()
         before = self._limit(now)
         # A tenth less at least: what came through may be of two of its minutes.
-        limit = max(min(int(before * 0.9), used - 1), before // 2, self.requests_per_minute // 10, 1)
+        limit = max(min(int(before * 0.9), count_requests - 1), before // 2, self.requests_per_minute // 10, 1)
         self._database.execute("DELETE FROM learned")
         self._database.execute("INSERT INTO learned VALUES (?, ?)", (limit, reopens))
 
@@ -142,18 +142,20 @@ class RequestBudget:
         with self._lock:
             return self._limit(self._clock())
 
-    def used(self) -> int:
+    def count_requests(self) -> int:
         """Requests of the current window."""
         with self._lock:
             since = self._clock() - self._window_seconds
-            (used,) = self._database.execute("SELECT count(*) FROM requests WHERE at > ?", (since,)).fetchone()
-            return int(used)
+            (count_requests,) = self._database.execute(
+                "SELECT count(*) FROM requests WHERE at > ?", (since,)
+            ).fetchone()
+            return int(count_requests)
 
     def close(self) -> None:
         self._database.close()
 
 
-def _opened(path: Path) -> sqlite3.Connection:
+def _open(path: Path) -> sqlite3.Connection:
     path.touch(mode=0o600)
     database = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
     try:

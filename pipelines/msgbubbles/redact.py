@@ -20,7 +20,7 @@ from msgspec import Raw
 
 from .client import MAX_PAGE_SIZE, Client
 from .decode import read_participants, without_senders
-from .errors import ApiError, NotFoundError, is_of_unit
+from .errors import ApiError, NotFoundError, is_unit_error
 from .mentions import has_handle, replace_handles, unescaped
 from .models import NOTHING, NULL, Chat, Message, Number, Page, R, RejectedRow, Row
 from .personal import PERSONAL, Kind
@@ -570,7 +570,7 @@ class PrivateClient(Client):
                     with self.transport.at_most(TRIES_OF_A_QUESTION):
                         self._numbers = super().list_numbers()
                 except ApiError as error:
-                    if not is_of_unit(error):
+                    if not is_unit_error(error):
                         raise
                 # Where they cannot be read, ours become pseudonyms as well, until they can.
                 self._redactor.know_own_numbers(row.handle for row in (self._numbers.rows if self._numbers else ()))
@@ -592,7 +592,7 @@ class PrivateClient(Client):
                 # Nobody can tell any more whose it was.
                 redactor.erase_chat(chat_id)
             except ApiError as error:
-                if not is_feed or not is_of_unit(error):
+                if not is_feed or not is_unit_error(error):
                     raise
                 self.unknown_chats[chat_id] = error
             else:

@@ -28,7 +28,7 @@ def columns_of(model: type[Row]) -> tuple[Column, ...]:
     columns = [
         Column(field.name, _column_type(field.type), nullable=field.name != model.key_field)
         for field in msgspec.structs.fields(model)
-        if field.name not in model.not_landed and field.name != "extra"
+        if field.name not in model.not_loaded and field.name != "extra"
     ]
     if model is Message:
         columns += [Column("attachment_count", "bigint"), Column("cursor_at", "timestamp")]

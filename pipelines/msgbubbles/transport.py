@@ -45,7 +45,7 @@ from .errors import (
 )
 from .mentions import has_handle
 from .page_size import PageSize
-from .rate_limit import WINDOW_SECONDS, RequestBudget
+from .rate_limit import WINDOW_SECONDS, RateLimiter
 from .settings import DEFAULTS, MAX_TIMEOUT_SECONDS
 
 T = TypeVar("T")
@@ -93,7 +93,7 @@ class Clock:
 @dataclass
 class Traffic:
     """What was sent and what came back, for progress and the run record. `answered` requests got what they asked for.
-    `budget_used` are the requests of all
+    `window_requests` are the requests of all
     processes in the current window; without a budget it is 0. `retry_after` is whether a 429 said how long to wait,
     null where there was none. `latency_seconds` is how long the last requests took to be answered. `page_sizes` are
     those that the API can make, by endpoint."""
@@ -105,8 +105,8 @@ class Traffic:
     retries: int = 0
     received_bytes: int = 0
     paced_seconds: float = 0.0
-    budget_used: int = 0
-    budget_per_minute: int = 0
+    window_requests: int = 0
+    window_limit: int = 0
     latency_seconds: float = 0.0
     page_sizes: dict[str, PageSize] = field(default_factory=dict)
 
@@ -123,7 +123,7 @@ class Answer:
     status: int
     body: bytes
     request_id: str | None
-    read_at: datetime
+    fetched_at: datetime
     server_at: datetime
     date: datetime | None = None
 
@@ -142,7 +142,8 @@ class Transport:
     `timeout_seconds` is for a whole exchange, from connecting to the last byte of the answer. `max_attempts` bounds the
     tries of one request; answers of 429 do not count as tries, but are waited for no longer than
     `rate_limit_patience_seconds` together.
-    `last_answer` is the last success, for who wants to know its status and request id. `last_said` is what the API said
+    `last_answer` is the last success, for who wants to know its status and request id. `last_error_message` is what the
+    API said
     for humans to the last request, if that failed: it may quote anything, so it is in no error.
     """
 
@@ -150,7 +151,7 @@ class Transport:
         self,
         base_url: str,
         api_key: str,
-        budget: RequestBudget | None,
+        rate_limiter: RateLimiter | None,
         *,
         timeout_seconds: float = DEFAULTS.timeout_seconds,
         max_attempts: int = DEFAULTS.max_attempts,
@@ -162,7 +163,7 @@ class Transport:
         on_wait: Callable[[str, float], None] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        url = checked_base_url(base_url)
+        url = check_base_url(base_url)
         _check_key(api_key)
         if not 0 < timeout_seconds <= MAX_TIMEOUT_SECONDS:
             raise ConfigurationError(
@@ -172,8 +173,8 @@ class Transport:
         self.max_attempts = max_attempts
         self.max_requests = max_requests
         self.last_answer: Answer | None = None
-        self.last_said: str | None = None
-        self._budget = budget
+        self.last_error_message: str | None = None
+        self._rate_limiter = rate_limiter
         self._stop = stop or threading.Event()
         self._on_wait = on_wait or (lambda _why, _seconds: None)
         self._timeout_seconds = timeout_seconds
@@ -192,7 +193,7 @@ class Transport:
                 "User-Agent": USER_AGENT,
             },
             timeout=timeout_seconds,
-            verify=_trusted(),
+            verify=_build_ssl_context(),
             # The key goes to the configured host and to no other.
             follow_redirects=False,
             # A proxy from the environment is for the way out, not for this machine.
@@ -208,8 +209,8 @@ class Transport:
 
     def close(self) -> None:
         self._http.close()
-        if self._budget:
-            self._budget.close()
+        if self._rate_limiter:
+            self._rate_limiter.close()
 
     @contextmanager
     def at_most(self, attempts: int) -> Iterator[None]:
@@ -292,24 +293,24 @@ class Transport:
             with self._counting:
                 if self.max_requests is not None and self.traffic.total >= self.max_requests:
                     raise RequestsSpent(f"the {self.max_requests} requests allowed to this run are used up")
-                wait = self._budget.acquire() if self._budget else 0.0
+                wait = self._rate_limiter.acquire() if self._rate_limiter else 0.0
                 if wait <= 0:
                     self.traffic.requests[endpoint] += 1
                     break
             self._on_wait("request budget", wait)
             self.traffic.paced_seconds += wait
             self._sleep(wait)
-        if self._budget:
-            self.traffic.budget_used = self._budget.used()
-            self.traffic.budget_per_minute = self._budget.limit
+        if self._rate_limiter:
+            self.traffic.window_requests = self._rate_limiter.count_requests()
+            self.traffic.window_limit = self._rate_limiter.limit
 
     def _sleep(self, seconds: float) -> None:
         if self._stop.wait(seconds):
             raise Interrupted("stopped")
 
     def _send(self, request: httpx.Request) -> Answer:
-        read_at = self.clock.now()
-        self.last_said = None
+        fetched_at = self.clock.now()
+        self.last_error_message = None
         fault, kind = "", RetryableError
         try:
             began = time.monotonic()
@@ -319,7 +320,7 @@ class Transport:
                     body = self._read_body(response)
                 finally:
                     response.close()
-            self._took(time.monotonic() - began)
+            self._note_latency(time.monotonic() - began)
         except httpx.ReadTimeout:
             fault = f"the API gave no whole answer within {self._timeout_seconds:g} s (timeout_seconds)"
         except (httpx.TransportError, httpx.DecodingError) as error:
@@ -331,14 +332,14 @@ class Transport:
         request_id = _id_of(response.headers.get("X-Request-Id"))
         if response.is_success:
             date = _server_time(response)
-            at = self.clock.api.at(date, read_at)
-            answer = Answer(response.status_code, body, request_id, read_at, at, date)
+            at = self.clock.api.at(date, fetched_at)
+            answer = Answer(response.status_code, body, request_id, fetched_at, at, date)
             self.last_answer = answer
             return answer
-        self.last_said = _error_of(body).message
+        self.last_error_message = _error_of(body).message
         raise _failure(response, body, request_id)
 
-    def _took(self, seconds: float) -> None:
+    def _note_latency(self, seconds: float) -> None:
         """Learn of one answer how long they take; a single slow one says little."""
         before = self.traffic.latency_seconds or seconds
         self.traffic.latency_seconds = before + (min(seconds, 2 * before) - before) / LATENCY_MEMORY
@@ -363,8 +364,8 @@ class Transport:
             return self._backoff(state)
         self.traffic.retry_after = error.retry_after_seconds is not None
         seconds = WINDOW_SECONDS if error.retry_after_seconds is None else error.retry_after_seconds
-        if self._budget:
-            self._budget.limited(seconds)
+        if self._rate_limiter:
+            self._rate_limiter.note_rate_limited(seconds)
         return seconds
 
     def _note_retry(self, state: RetryCallState) -> None:
@@ -376,7 +377,7 @@ class Transport:
 
 
 @cache
-def _trusted() -> ssl.SSLContext:
+def _build_ssl_context() -> ssl.SSLContext:
     """The certificates to trust. Reading them takes some 40 ms, and a run makes several clients."""
     check_certificates()
     return httpx.create_ssl_context()
@@ -399,7 +400,7 @@ class _Patience:
         return self._attempts_left <= 0
 
 
-def checked_base_url(base_url: str) -> httpx.URL:
+def check_base_url(base_url: str) -> httpx.URL:
     """The base URL, if a key may be sent there: https, or http to this machine."""
     try:
         url = httpx.URL(base_url)

@@ -52,7 +52,7 @@ class Listing:
             rejected=[],
             has_more=len(found) > size,
             full=size == self.limit and len(taken) == size,
-            read_at=datetime.now(UTC),
+            fetched_at=datetime.now(UTC),
             server_at=datetime.now(UTC),
         )
         self.after_request(self)

@@ -24,9 +24,9 @@ from msgbubbles.client import Client
 from msgbubbles.models import Attachment, Chat
 from msgbubbles.redact import Redactor, client_of
 from msgbubbles.source import reconcile as repairs
-from msgbubbles.source.buffer import COLUMNS, Landing
+from msgbubbles.source.buffer import COLUMNS, RowBuffer
 from msgbubbles.source.config import Settings
-from msgbubbles.source.paginate import epoch_ms
+from msgbubbles.source.paginate import to_epoch_ms
 from msgbubbles.source.run import Run
 from msgbubbles.source.state import States
 from msgbubbles.source.streams import read_chats, read_messages, read_numbers, read_stream
@@ -126,11 +126,11 @@ class Store:
         found = [row for key, row in self.tables[table].items() if key[0] in keys]
         return pa.Table.from_pylist(found, schema=incoming.schema) if found else None
 
-    def places(self, ids: Sequence[str]) -> dict[str, tuple[str | None, datetime | None]]:
+    def message_locations(self, ids: Sequence[str]) -> dict[str, tuple[str | None, datetime | None]]:
         found = {one: self.tables["messages"][(one,)] for one in ids if (one,) in self.tables["messages"]}
         return {one: (row["conversation_id"], row["cursor_at"]) for one, row in found.items()}
 
-    def attachments_of(self, message_ids: Sequence[str]) -> list[Attachment]:
+    def attachments(self, message_ids: Sequence[str]) -> list[Attachment]:
         names = [column.name for column in COLUMNS["attachments"] if column.name != "_fetched_at"]
         return [
             Attachment(**{name: row[name] for name in names} | {"extra": msgspec.Raw((row["extra"] or "").encode())})
@@ -156,7 +156,7 @@ class Store:
         found = [
             row["id"]
             for row in self._alive()
-            if (row["created_at"] is None or epoch_ms(row["created_at"]) <= to_ms)
+            if (row["created_at"] is None or to_epoch_ms(row["created_at"]) <= to_ms)
             and (row["at"] is None or row["at"] >= from_ms)
             and row["id"] > after_id
         ]
@@ -176,11 +176,13 @@ class Store:
             known = self.tables["participant_reads"].get((row["id"],))
             if row["is_group"] and known is None:
                 due[row["id"]] = None
-            elif row["is_group"] and known["asked_at"] < row["updated_at"] and epoch_ms(known["asked_at"]) < before_ms:
+            elif (
+                row["is_group"] and known["asked_at"] < row["updated_at"] and to_epoch_ms(known["asked_at"]) < before_ms
+            ):
                 due[row["id"]] = msgspec.json.decode(known["handles"])
         return dict(list(due.items())[:limit])
 
-    def told_of(self, _since_ms: int, _limit: int) -> tuple[list[str], dict[str, tuple[int, int]]]:
+    def missing_from_events(self, _since_ms: int, _limit: int) -> tuple[list[str], dict[str, tuple[int, int]]]:
         return [], {}
 
     def lagging(self, lo_ms: int, hi_ms: int, limit: int) -> dict[str, int]:
@@ -188,7 +190,7 @@ class Store:
         for row in self.tables["messages"].values():
             if row["cursor_at"] is None:
                 continue
-            newest[row["conversation_id"]] = max(newest.get(row["conversation_id"], 0), epoch_ms(row["cursor_at"]))
+            newest[row["conversation_id"]] = max(newest.get(row["conversation_id"], 0), to_epoch_ms(row["cursor_at"]))
         found = [
             (row["id"], row["at"])
             for row in self._alive()
@@ -198,7 +200,7 @@ class Store:
 
     def _alive(self) -> list[dict[str, Any]]:
         rows = [row for row in self.tables["chats"].values() if row["deleted_at"] is None]
-        return [row | {"at": row["last_message_at"] and epoch_ms(row["last_message_at"])} for row in rows]
+        return [row | {"at": row["last_message_at"] and to_epoch_ms(row["last_message_at"])} for row in rows]
 
 
 class World:
@@ -206,7 +208,7 @@ class World:
     far the job's own clock is ahead of it."""
 
     def __init__(self, knobs: Knobs, settings: Settings, *, page_size: int = 5, seed: int = 0) -> None:
-        self.now_ms = epoch_ms(datetime(2026, 3, 2, 9, tzinfo=UTC))
+        self.now_ms = to_epoch_ms(datetime(2026, 3, 2, 9, tzinfo=UTC))
         self.client_ahead_ms = 0
         self.knobs = knobs
         self.settings = settings
@@ -277,8 +279,8 @@ class World:
             if run.repair is not None and name == "numbers":
                 continue
             with self._client(run) as client:
-                landing = Landing(tables, run.warehouse, run.changes)
-                items += read_stream(read, client, landing, states.setdefault(name, {}), self.settings, run)
+                buffer = RowBuffer(tables, run.warehouse, run.changes)
+                items += read_stream(read, client, buffer, states.setdefault(name, {}), self.settings, run)
         # State is what survives being written down.
         self.store.load(items)
         self.store.states = msgspec.json.decode(msgspec.json.encode(states))

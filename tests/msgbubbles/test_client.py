@@ -16,7 +16,7 @@ from msgbubbles.client import Client, _decode_page
 from msgbubbles.decode import SENDER_FIELDS
 from msgbubbles.errors import ConflictError, NotFoundError, PermanentError
 from msgbubbles.models import Chat, Message, Page, fingerprint
-from msgbubbles.source.buffer import COLUMNS, Landing, arrow_table
+from msgbubbles.source.buffer import COLUMNS, RowBuffer, build_arrow_table
 from msgbubbles.transport import Answer, Transport
 from msgbubbles_sync.sandbox import Account, Knobs, Server, seed, serve
 
@@ -258,7 +258,7 @@ def test_what_a_lenient_reader_understands_is_read(row: bytes, text: str | None,
     assert page.odd == (set() if b'"id":"m2","id"' in row else {"m2"})
     # Read again, by whatever way, it is the same row, and it can be stored.
     assert fingerprint(page_of([], Message, around(row)).rows[1]) == fingerprint(read)
-    arrow_table(COLUMNS["messages"], [(read, page.read_at)])
+    build_arrow_table(COLUMNS["messages"], [(read, page.fetched_at)])
 
 
 @pytest.mark.parametrize(
@@ -409,9 +409,9 @@ def test_no_signed_link_is_stored_from_any_shape(attachments: Any, more: dict[st
     for body in (sent, sent.replace('"m1"', 'NaN"m1"').replace("/", r"\/")):
         body = body[:-1] + ', "has_more": false}'
         page = page_of([], Message, body.encode())
-        landing = Landing(("messages", "attachments"))
-        landing.add(page)
-        stored = json.dumps([item.data.to_pylist() for item in landing.rest()], default=str)
+        buffer = RowBuffer(("messages", "attachments"))
+        buffer.add(page)
+        stored = json.dumps([item.data.to_pylist() for item in buffer.flush()], default=str)
         assert "canary" not in stored
         assert len(page) >= 1
         for kept in (link, "https://a.example/b") if "NaN" not in body else ():
@@ -440,9 +440,9 @@ def test_every_row_is_read_or_rejected_and_can_land(rows: list[Any]) -> None:
     page = page_of(rows, Message)
     whole = [one for one in page.rejected if one.stream == "chats"]
     assert len(page.rows) + len(whole) == len(rows)
-    landing = Landing(("messages", "attachments"))
-    landing.add(page)
-    list(landing.rest())
+    buffer = RowBuffer(("messages", "attachments"))
+    buffer.add(page)
+    list(buffer.flush())
     for row in page.rows:
         fingerprint(row)
 
@@ -465,7 +465,7 @@ def test_rows_become_columns_of_the_declared_types() -> None:
 
     message = {"id": "m1", "sent_at": "2026-01-01T01:00:00+01:00", "metadata": {"a": 1}, "error": None, "new": [1]}
     page = page_of([message], Message)
-    table = arrow_table(COLUMNS["messages"], [(page.rows[0], page.read_at)])
+    table = build_arrow_table(COLUMNS["messages"], [(page.rows[0], page.fetched_at)])
     row = table.to_pylist()[0]
     assert row["sent_at"] == row["cursor_at"] == datetime(2026, 1, 1, tzinfo=UTC)
     assert (row["metadata"], row["error"], row["extra"]) == ('{"a": 1}', None, '{"new":[1]}')
@@ -474,9 +474,9 @@ def test_rows_become_columns_of_the_declared_types() -> None:
 
 
 def test_the_later_reading_of_a_row_replaces_the_earlier() -> None:
-    landing = Landing(("messages", "attachments"))
+    buffer = RowBuffer(("messages", "attachments"))
     for text in ("first", "second"):
-        landing.add(page_of([{"id": "m1", "text": text, "attachments": [{"id": "a1"}]}], Message))
-    messages, attachments = (item.data.to_pylist() for item in landing.rest())
+        buffer.add(page_of([{"id": "m1", "text": text, "attachments": [{"id": "a1"}]}], Message))
+    messages, attachments = (item.data.to_pylist() for item in buffer.flush())
     assert [row["text"] for row in messages] == ["second"]
     assert [row["message_id"] for row in attachments] == ["m1"]

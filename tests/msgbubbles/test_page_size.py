@@ -15,7 +15,7 @@ from msgbubbles.client import Client
 from msgbubbles.errors import PermanentError, RetryableError
 from msgbubbles.models import Page
 from msgbubbles.source.config import Settings
-from msgbubbles.source.paginate import walk
+from msgbubbles.source.paginate import paginate_interval
 from msgbubbles.transport import Transport
 from msgbubbles_sync.sandbox import Account, Knobs, NewMessage, Server, seed, serve
 
@@ -47,8 +47,10 @@ def read_all(client: Client, stream: str = "messages") -> tuple[set[str], int]:
     def fetch(before: str | None) -> Page[Any]:
         return client.list_chats(before=before) if stream == "chats" else client.list_messages(before=before)
 
-    steps = list(walk(fetch, lo_ms=0, before_ms=None, stream=stream))
-    return {row.key for step in steps for row in step.page.rows}, sum(step.overflow is not None for step in steps)
+    results = list(paginate_interval(fetch, lo_ms=0, before_ms=None, stream=stream))
+    return {row.key for result in results for row in result.page.rows}, sum(
+        result.overflow is not None for result in results
+    )
 
 
 def over(limit: int, answer: Callable[[], tuple[int, dict[str, str], bytes]]) -> Any:

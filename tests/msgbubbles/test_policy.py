@@ -24,7 +24,7 @@ from msgbubbles.models import Chat, Message, Number, Page, RejectedRow
 from msgbubbles.policy import FULL, PRESETS, PSEUDONYM, Policy, Pseudonyms, policy_of
 from msgbubbles.redact import LeftOutMessage, Redactor
 from msgbubbles.source import _configured_redactor
-from msgbubbles.source.buffer import Landing
+from msgbubbles.source.buffer import RowBuffer
 from msgbubbles.source.config import Settings
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
@@ -185,13 +185,13 @@ def test_texts_expire_and_threads_without_a_new_message_are_left_out() -> None:
     one = redactor(policy, now=lambda: AT + timedelta(days=10, seconds=1))
     assert one.message(message(text="old")).text is None
     assert redactor(policy, now=lambda: AT + timedelta(days=10)).message(message(text="new")).text == "new"
-    landing = Landing(("chats", "messages", "attachments"))
+    buffer = RowBuffer(("chats", "messages", "attachments"))
     asleep = redactor(policy, now=lambda: AT + timedelta(days=21))
     chats = [Chat(id="c1", last_message_at=AT), Chat(id="c2", last_message_at=AT + timedelta(days=2))]
     page = Page(chats, [], False, False, AT, AT)
-    landing.add(asleep.page(page))
-    landing.add(asleep.page(replace(page, rows=[message(conversation_id="c1")])))
-    assert [item.data.column("id").to_pylist() for item in landing.rest()] == [["c2"]]
+    buffer.add(asleep.page(page))
+    buffer.add(asleep.page(replace(page, rows=[message(conversation_id="c1")])))
+    assert [item.data.column("id").to_pylist() for item in buffer.flush()] == [["c2"]]
 
 
 def test_the_source_takes_its_policy_from_dlts_configuration_and_from_its_caller(
@@ -298,14 +298,14 @@ def test_no_handle_lands_in_a_column_or_name_that_is_not_for_handles(
             names = [name for progress in run.streams.values() for name in progress.new_fields]
             assert handles_in("\n".join(names), *people) == []
             world.pass_time(3_600_000)
-        landed = {table: list(rows.values()) for table, rows in world.store.tables.items()}
-        assert len(landed["messages"]) > 20
-        found = {(table, name) for table, some in landed.items() for row in some for name, value in row.items()
+        loaded = {table: list(rows.values()) for table, rows in world.store.tables.items()}
+        assert len(loaded["messages"]) > 20
+        found = {(table, name) for table, some in loaded.items() for row in some for name, value in row.items()
                  if handles_in("\n".join(texts_in(value)), *people)}  # fmt: skip
         assert found == set()
         assert handles_in("\n".join(texts_in(world.store.states)), *people) == []
         if policy == FULL:
-            assert {row["effect"] for row in landed["messages"]} >= {"[erased]", "tel:[erased]"}
+            assert {row["effect"] for row in loaded["messages"]} >= {"[erased]", "tel:[erased]"}
 
 
 @pytest.mark.parametrize("policy", [FULL, MINIMAL], ids=["full", "minimal"])
@@ -364,7 +364,7 @@ def test_rows_by_a_policy_are_the_rows_without_it_but_for_who_it_is(feed: bool) 
         assert not [word for word in (ANN, BEN, "Team", " at 2") if word in everything]
         # What is unchanged does not land again, and what has changed does.
         again = world.sync()
-        assert {table: changes.landed for table, changes in again.changes.items() if changes.landed} == {}
+        assert {table: changes.loaded for table, changes in again.changes.items() if changes.loaded} == {}
         world.account.rename(GROUP, "Other", world.at())
         world.pass_time(25 * 3_600_000)
         assert world.sync().changes["chats"].changed_keys == {GROUP}

@@ -28,17 +28,17 @@ BACKFILL = """
 import sys
 from pathlib import Path
 from msgbubbles.client import Client
-from msgbubbles.rate_limit import RequestBudget
+from msgbubbles.rate_limit import RateLimiter
 from msgbubbles.transport import Transport
-from msgbubbles.source.paginate import walk
+from msgbubbles.source.paginate import paginate_interval
 
 url, key, path, limit, window_seconds = sys.argv[1:]
 print("ready", flush=True)
 sys.stdin.readline()
-budget = RequestBudget(Path(path), int(limit), window_seconds=float(window_seconds))
+budget = RateLimiter(Path(path), int(limit), window_seconds=float(window_seconds))
 with Client(Transport(url, key, budget)) as client:
     pages = lambda before: client.list_messages(limit=2, before=before)
-    for _ in walk(pages, lo_ms=0, before_ms=None, stream="messages"):
+    for _ in paginate_interval(pages, lo_ms=0, before_ms=None, stream="messages"):
         pass
 """
 
@@ -86,7 +86,7 @@ class Limited:
         least_seconds = (len(self.asked_at) - 1) // self.limit * self.window_seconds
         return least_seconds / (self.asked_at[-1] - self.asked_at[0])
 
-    def limited(self) -> list[int]:
+    def note_rate_limited(self) -> list[int]:
         """Which requests were answered with 429, by number."""
         return [number for number, seen in enumerate(self.server.requests) if seen.status == 429]
 
@@ -120,7 +120,7 @@ def test_a_backfill_uses_what_the_limit_allows_and_never_more(new_limited: NewLi
     limited = new_limited(requests=1001, limit=250, window_seconds=6)
     limited.backfill(250)
     assert len(limited.asked_at) >= 1001
-    assert limited.limited() == []
+    assert limited.note_rate_limited() == []
     assert limited.share() >= 0.97
 
 
@@ -128,7 +128,7 @@ def test_two_processes_with_one_key_stay_within_it_together(new_limited: NewLimi
     limited = new_limited(requests=251, limit=250, window_seconds=6)
     limited.backfill(250, 250)
     assert len(limited.asked_at) >= 502
-    assert limited.limited() == []
+    assert limited.note_rate_limited() == []
     assert limited.share() >= 0.97
 
 
@@ -137,6 +137,6 @@ def test_a_lower_limit_that_nobody_told_is_learned_from_few_answers(new_limited:
     told, real = 160, 40
     limited = new_limited(requests=200, limit=real, window_seconds=3)
     limited.backfill(told)
-    found = limited.limited()
+    found = limited.note_rate_limited()
     assert 1 <= len(found) <= math.ceil(math.log2(told / real)) + 1
     assert len(limited.asked_at) - 1 - found[-1] >= 2 * real, "and then none"

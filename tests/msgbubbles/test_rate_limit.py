@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msgbubbles.rate_limit import WINDOW_SECONDS, RequestBudget
+from msgbubbles.rate_limit import WINDOW_SECONDS, RateLimiter
 
 SECRET = "sk_live_secret_of_mine"  # noqa: S105 - nobody's
 PIPELINES = str(Path(__file__).parents[2] / "pipelines")
@@ -39,21 +39,21 @@ def clock() -> Clock:
     return Clock()
 
 
-Open = Callable[..., RequestBudget]
+Open = Callable[..., RateLimiter]
 
 
 @pytest.fixture
 def budget_of(tmp_path: Path, clock: Clock) -> Iterator[Open]:
     """Opens the one budget of this test, as another process would."""
-    opened: list[RequestBudget] = []
+    opened: list[RateLimiter] = []
 
-    def open_it(limit: int = 5, **options: Any) -> RequestBudget:
-        opened.append(RequestBudget(tmp_path / "budget", limit, **{"clock": clock, **options}))
+    def open_it(limit: int = 5, **options: Any) -> RateLimiter:
+        opened.append(RateLimiter(tmp_path / "budget", limit, **{"clock": clock, **options}))
         return opened[-1]
 
     yield open_it
-    for budget in opened:
-        budget.close()
+    for rate_limiter in opened:
+        rate_limiter.close()
 
 
 def assert_no_window_has_more(times: list[float], limit: int, window_seconds: float) -> None:
@@ -76,38 +76,38 @@ def test_no_window_has_more_requests_than_allowed(steps: list[tuple[float, int, 
     clock, admitted = Clock(), list[float]()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "budget"
-        budget = RequestBudget(path, limit, window_seconds=60, clock=clock)
+        rate_limiter = RateLimiter(path, limit, window_seconds=60, clock=clock)
         for pause_seconds, tries, restart in steps:
             clock.now += pause_seconds
             if restart:
-                budget.close()
-                budget = RequestBudget(path, limit, window_seconds=60, clock=clock)
+                rate_limiter.close()
+                rate_limiter = RateLimiter(path, limit, window_seconds=60, clock=clock)
             for _ in range(tries):
-                wait = budget.acquire()
+                wait = rate_limiter.acquire()
                 if wait:
                     clock.now += wait
                     # The last bit of a float may be missing.
-                    if (rest := budget.acquire()) > 0:
+                    if (rest := rate_limiter.acquire()) > 0:
                         assert rest < 1e-6, "what it says to wait is enough"
                         clock.now += 1e-6
-                        assert budget.acquire() == 0
+                        assert rate_limiter.acquire() == 0
                 admitted.append(clock.now)
-        budget.close()
+        rate_limiter.close()
     assert_no_window_has_more(admitted, limit, 60 - 1e-6)
 
 
 def test_a_burst_is_free_and_the_next_waits_for_the_first_to_leave_the_window(budget_of: Open, clock: Clock) -> None:
-    budget = budget_of(5)
+    rate_limiter = budget_of(5)
     waits = []
     for _ in range(5):
-        waits.append(budget.acquire())
+        waits.append(rate_limiter.acquire())
         clock.now += 1
     assert waits == [0.0] * 5
-    assert budget.acquire() == pytest.approx(WINDOW_SECONDS - 5)
-    assert budget.used() == 5, "what was refused is not counted"
+    assert rate_limiter.acquire() == pytest.approx(WINDOW_SECONDS - 5)
+    assert rate_limiter.count_requests() == 5, "what was refused is not counted"
     clock.now += WINDOW_SECONDS - 5 + 0.5
-    assert budget.acquire() == 0
-    assert 0 < budget.acquire() <= 1, "one has left, not all"
+    assert rate_limiter.acquire() == 0
+    assert 0 < rate_limiter.acquire() <= 1, "one has left, not all"
 
 
 def test_a_restart_does_not_forget(budget_of: Open) -> None:
@@ -115,7 +115,7 @@ def test_a_restart_does_not_forget(budget_of: Open) -> None:
     assert [first.acquire() for _ in range(3)] == [0.0] * 3
     first.close()
     second = budget_of(3)
-    assert second.used() == 3
+    assert second.count_requests() == 3
     assert second.acquire() == pytest.approx(WINDOW_SECONDS)
 
 
@@ -129,9 +129,9 @@ def test_a_limit_that_is_lowered_counts_what_was_sent_under_the_higher(budget_of
 SPEND = """
 import json, sys, time
 from pathlib import Path
-from msgbubbles.rate_limit import RequestBudget
+from msgbubbles.rate_limit import RateLimiter
 
-budget = RequestBudget(Path(sys.argv[1]), 20, window_seconds=0.8)
+budget = RateLimiter(Path(sys.argv[1]), 20, window_seconds=0.8)
 print("ready", flush=True)
 sys.stdin.readline()
 end, times = time.monotonic() + 2, []
@@ -171,52 +171,54 @@ def test_processes_share_it(tmp_path: Path) -> None:
 def test_what_others_send_while_it_waits_for_them_is_not_of_the_future(
     tmp_path: Path, budget_of: Open, clock: Clock
 ) -> None:
-    budget = budget_of(1)
+    rate_limiter = budget_of(1)
     with closing(sqlite3.connect(tmp_path / "budget", isolation_level=None)) as other, ThreadPoolExecutor() as pool:
         other.execute("BEGIN IMMEDIATE")
-        waiting = pool.submit(budget.acquire)
+        waiting = pool.submit(rate_limiter.acquire)
         time.sleep(0.3)
         clock.now += 5
         other.execute("INSERT INTO requests VALUES (?)", (clock.now,))
         other.execute("COMMIT")
         assert waiting.result() == pytest.approx(WINDOW_SECONDS)
-    assert budget.acquire() == pytest.approx(WINDOW_SECONDS), "the other's request still counts for a whole window"
+    assert rate_limiter.acquire() == pytest.approx(WINDOW_SECONDS), (
+        "the other's request still counts for a whole window"
+    )
 
 
 def test_a_clock_set_back_neither_blocks_nor_gives_the_window_away(budget_of: Open, clock: Clock) -> None:
-    budget = budget_of(3)
+    rate_limiter = budget_of(3)
     for _ in range(3):
-        budget.acquire()
-    budget.limited(3000)
+        rate_limiter.acquire()
+    rate_limiter.note_rate_limited(3000)
     clock.now -= 500_000
-    assert 0 < budget.acquire() <= WINDOW_SECONDS, "those three may have been sent a moment ago"
+    assert 0 < rate_limiter.acquire() <= WINDOW_SECONDS, "those three may have been sent a moment ago"
     clock.now += WINDOW_SECONDS + 0.001
-    assert budget.acquire() == 0
+    assert rate_limiter.acquire() == 0
 
 
 def test_a_little_back_is_no_way_around_it_either(budget_of: Open, clock: Clock) -> None:
-    budget = budget_of(3)
+    rate_limiter = budget_of(3)
     for _ in range(3):
-        assert budget.acquire() == 0
+        assert rate_limiter.acquire() == 0
         clock.now -= 5
-    assert budget.acquire() > 0
+    assert rate_limiter.acquire() > 0
 
 
 def test_a_clock_set_forward_does_not_block(budget_of: Open, clock: Clock) -> None:
-    budget = budget_of(1)
-    budget.acquire()
+    rate_limiter = budget_of(1)
+    rate_limiter.acquire()
     clock.now += 500_000
-    assert budget.acquire() == 0
+    assert rate_limiter.acquire() == 0
 
 
 def test_a_429_closes_it_for_everybody_until_it_is_over(budget_of: Open, clock: Clock) -> None:
     one, other = budget_of(100), budget_of(100)
-    one.limited(20)
-    one.limited(5)
+    one.note_rate_limited(20)
+    one.note_rate_limited(5)
     assert other.acquire() == pytest.approx(20), "the longer one counts"
     assert one.acquire() == pytest.approx(20)
     assert budget_of(100).acquire() == pytest.approx(20), "and it survives a restart"
-    assert one.used() == 0
+    assert one.count_requests() == 0
     clock.now += 20.5
     assert (one.acquire(), other.acquire()) == (0, 0)
 
@@ -256,11 +258,11 @@ def test_a_lower_limit_is_learned_from_few_answers(
     """A 429 halves the limit, or lowers it to what came through if that is more. It may take one more where a minute of
     the API ends while requests are sent, because twice its limit came through then."""
     told = 120
-    budget, api = budget_of(told, window_seconds=WINDOW_SECONDS), Limiter(real, window)
+    rate_limiter, api = budget_of(told, window_seconds=WINDOW_SECONDS), Limiter(real, window)
     clock.now = 1_000_020.0 + begin_seconds
     begin, sent, refused = clock.now, list[float](), list[float]()
     while clock.now < begin + 540:
-        if wait := budget.acquire():
+        if wait := rate_limiter.acquire():
             clock.now += wait + 0.001
             continue
         clock.now += request_seconds
@@ -269,7 +271,7 @@ def test_a_lower_limit_is_learned_from_few_answers(
             sent.append(clock.now)
             continue
         refused.append(clock.now)
-        budget.limited(seconds if says_how_long else WINDOW_SECONDS)
+        rate_limiter.note_rate_limited(seconds if says_how_long else WINDOW_SECONDS)
     assert 0 < len(refused) <= math.ceil(math.log2(told / real)) + 1
     assert refused[-1] < begin + 240
     assert len([at for at in sent if at > begin + 300]) >= 3 * real / 2, "no less than half of what is allowed"
@@ -280,27 +282,27 @@ def test_a_429_of_two_requests_that_were_on_their_way_lowers_the_limit_once(budg
     for _ in range(31):
         assert one.acquire() == 0
         assert other.acquire() == 0
-    one.limited(20)
+    one.note_rate_limited(20)
     assert one.limit == 61
     clock.now += 0.1
-    other.limited(20)
+    other.note_rate_limited(20)
     assert one.limit == 61
 
 
 def test_it_is_closed_for_an_hour_at_most(budget_of: Open) -> None:
-    budget = budget_of()
-    budget.limited(10**9)
-    assert budget.acquire() == pytest.approx(3600)
+    rate_limiter = budget_of()
+    rate_limiter.note_rate_limited(10**9)
+    assert rate_limiter.acquire() == pytest.approx(3600)
 
 
 def test_each_key_has_its_own_and_its_file_does_not_name_it(tmp_path: Path) -> None:
-    one, other = (RequestBudget.of_key(key, 1, tmp_path) for key in (SECRET, "another"))
+    one, other = (RateLimiter.for_key(key, 1, tmp_path) for key in (SECRET, "another"))
     assert (one.acquire(), other.acquire()) == (0, 0)
     assert one.acquire() > 0
-    again = RequestBudget.of_key(SECRET, 1, str(tmp_path))
+    again = RateLimiter.for_key(SECRET, 1, str(tmp_path))
     assert again.acquire() > 0
-    for budget in (one, other, again):
-        budget.close()
+    for rate_limiter in (one, other, again):
+        rate_limiter.close()
     files = list(tmp_path.iterdir())
     assert len(files) == 2
     for file in files:
@@ -311,9 +313,9 @@ def test_each_key_has_its_own_and_its_file_does_not_name_it(tmp_path: Path) -> N
 def test_nobody_else_may_read_it(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir(mode=0o755)
     for folder in (tmp_path / "new", tmp_path / "shared"):
-        budget = RequestBudget.of_key(SECRET, 1, folder)
-        budget.acquire()
-        budget.close()
+        rate_limiter = RateLimiter.for_key(SECRET, 1, folder)
+        rate_limiter.acquire()
+        rate_limiter.close()
         assert [stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()] == [0o600]
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
 
@@ -321,6 +323,6 @@ def test_nobody_else_may_read_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("torn", [b"not a database, but long enough" * 50, b"SQLite format 3\0" + b"\xff" * 5000])
 def test_a_torn_file_is_begun_anew(tmp_path: Path, budget_of: Open, torn: bytes) -> None:
     (tmp_path / "budget").write_bytes(torn)
-    budget = budget_of(1)
-    assert budget.acquire() == 0
-    assert budget.acquire() > 0
+    rate_limiter = budget_of(1)
+    assert rate_limiter.acquire() == 0
+    assert rate_limiter.acquire() > 0

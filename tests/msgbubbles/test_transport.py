@@ -31,8 +31,8 @@ from msgbubbles.errors import (
     RequestsSpent,
     RetryableError,
 )
-from msgbubbles.rate_limit import RequestBudget
-from msgbubbles.transport import Transport, checked_base_url, retry_after_seconds
+from msgbubbles.rate_limit import RateLimiter
+from msgbubbles.transport import Transport, check_base_url, retry_after_seconds
 from msgbubbles_sync.sandbox import Account, Knobs, Server, seed, serve
 
 SECRET = "sk_live_secret_of_mine"  # noqa: S105 - nobody's
@@ -47,8 +47,8 @@ def server() -> Iterator[Server]:
         yield running
 
 
-def client_of(server: Server, budget: RequestBudget | None = None, **options: Any) -> Client:
-    return Client(Transport(server.url, server.key, budget, max_backoff_seconds=0.02, **options))
+def client_of(server: Server, rate_limiter: RateLimiter | None = None, **options: Any) -> Client:
+    return Client(Transport(server.url, server.key, rate_limiter, max_backoff_seconds=0.02, **options))
 
 
 @contextmanager
@@ -130,10 +130,10 @@ def test_an_id_that_no_url_holds_is_refused_without_a_request(server: Server, ch
 def test_after_429_it_waits_as_long_as_it_is_told_and_does_not_count_that_as_a_try(tmp_path: Path) -> None:
     limited = http("429 Too Many Requests", "{}", "Retry-After: 1")
     good = http("200 OK", '{"data": []}')
-    budget = RequestBudget(tmp_path / "budget", 100)
+    rate_limiter = RateLimiter(tmp_path / "budget", 100)
     with (
         answering(limited, limited, good) as (url, _),
-        Client(Transport(url, SECRET, budget, max_attempts=1)) as client,
+        Client(Transport(url, SECRET, rate_limiter, max_attempts=1)) as client,
     ):
         began = time.monotonic()
         assert len(client.list_chats()) == 0
@@ -175,7 +175,7 @@ def test_a_redirect_is_not_followed_with_the_key() -> None:
     "url", ["https://api.msgbubbles.com/v1", "http://127.0.0.1:8/v1", "http://localhost/v1", "http://[::1]:80/v1"]
 )
 def test_a_key_may_go_to_https_and_to_this_machine(url: str) -> None:
-    assert str(checked_base_url(url)) == url.replace(":80/", "/")
+    assert str(check_base_url(url)) == url.replace(":80/", "/")
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_a_key_may_go_to_https_and_to_this_machine(url: str) -> None:
 )
 def test_a_key_goes_nowhere_else(url: str) -> None:
     with pytest.raises(ConfigurationError, match="base_url"):
-        checked_base_url(url)
+        check_base_url(url)
 
 
 def test_a_run_does_not_send_more_requests_than_it_may(server: Server) -> None:
@@ -207,10 +207,10 @@ def test_a_run_does_not_send_more_requests_than_it_may(server: Server) -> None:
 @pytest.mark.parametrize("wait", ["backoff", "budget", "limit"])
 def test_a_stop_ends_every_wait_at_once_and_nothing_more_is_sent(server: Server, tmp_path: Path, wait: str) -> None:
     stop = threading.Event()
-    budget = RequestBudget(tmp_path / "budget", 1 if wait == "budget" else 100)
+    rate_limiter = RateLimiter(tmp_path / "budget", 1 if wait == "budget" else 100)
     server.knobs.server_errors = 1.0 if wait == "backoff" else 0.0
     server.knobs.rate_limit_per_minute = 1 if wait == "limit" else None
-    with Client(Transport(server.url, server.key, budget, max_attempts=50, stop=stop)) as client:
+    with Client(Transport(server.url, server.key, rate_limiter, max_attempts=50, stop=stop)) as client:
         if wait != "backoff":
             client.list_chats()
         timer = threading.Timer(0.3, stop.set)
@@ -265,7 +265,7 @@ def test_a_later_reading_has_a_later_time_even_if_the_clock_is_set_back(
     monkeypatch.setattr("msgbubbles.transport.datetime", Clock)
     with client_of(server) as client:
         first, second = client.list_chats(), client.list_chats()
-    assert first.read_at < second.read_at
+    assert first.fetched_at < second.fetched_at
 
 
 # -- the request budget
@@ -277,36 +277,36 @@ def test_a_later_reading_has_a_later_time_even_if_the_clock_is_set_back(
 def test_no_window_has_more_requests_than_allowed(pauses: list[float], limit: int) -> None:
     now = 1000.0
     folder = TemporaryDirectory()
-    budget = RequestBudget(Path(folder.name) / "budget", limit, window_seconds=60, clock=lambda: now)
+    rate_limiter = RateLimiter(Path(folder.name) / "budget", limit, window_seconds=60, clock=lambda: now)
     admitted: list[float] = []
     for pause in pauses:
         now += pause
-        wait = budget.acquire()
+        wait = rate_limiter.acquire()
         if wait:
             now += wait + 1e-6
-            assert budget.acquire() == 0, "what it says to wait is enough"
+            assert rate_limiter.acquire() == 0, "what it says to wait is enough"
         admitted.append(now)
-    budget.close()
+    rate_limiter.close()
     folder.cleanup()
     for at in admitted:
         assert sum(at < other + 60 and other <= at for other in admitted) <= limit
 
 
 def test_a_burst_is_free_and_a_restart_does_not_forget_it(tmp_path: Path) -> None:
-    first = RequestBudget(tmp_path / "budget", 5)
+    first = RateLimiter(tmp_path / "budget", 5)
     assert [first.acquire() for _ in range(5)] == [0.0] * 5
     first.close()
-    second = RequestBudget(tmp_path / "budget", 5)
+    second = RateLimiter(tmp_path / "budget", 5)
     assert 55 < second.acquire() <= 61
-    assert second.used() == 5
+    assert second.count_requests() == 5
     second.close()
 
 
 def test_processes_share_it(tmp_path: Path) -> None:
     path = tmp_path / "budget"
     spend = (
-        "import sys; from pathlib import Path; from msgbubbles.rate_limit import RequestBudget\n"
-        f"b = RequestBudget(Path({str(path)!r}), 50); print(sum(b.acquire() == 0 for _ in range(40))); b.close()"
+        "import sys; from pathlib import Path; from msgbubbles.rate_limit import RateLimiter\n"
+        f"b = RateLimiter(Path({str(path)!r}), 50); print(sum(b.acquire() == 0 for _ in range(40))); b.close()"
     )
     pipelines = str(Path(__file__).parents[2] / "pipelines")
     processes = [
@@ -318,22 +318,22 @@ def test_processes_share_it(tmp_path: Path) -> None:
 
 def test_a_clock_that_is_set_back_does_not_block(tmp_path: Path) -> None:
     now = 1_000_000.0
-    budget = RequestBudget(tmp_path / "budget", 2, clock=lambda: now)
-    budget.acquire()
-    budget.acquire()
-    budget.limited(3000)
+    rate_limiter = RateLimiter(tmp_path / "budget", 2, clock=lambda: now)
+    rate_limiter.acquire()
+    rate_limiter.acquire()
+    rate_limiter.note_rate_limited(3000)
     now -= 500_000
-    assert 0 < budget.acquire() <= 61, (
+    assert 0 < rate_limiter.acquire() <= 61, (
         "what was written a moment ago counts as now, and not as long as the clock is off"
     )
-    budget.close()
+    rate_limiter.close()
 
 
 def test_a_429_closes_it_for_every_process_until_it_is_over(tmp_path: Path) -> None:
     now = 1000.0
-    one = RequestBudget(tmp_path / "budget", 100, clock=lambda: now)
-    other = RequestBudget(tmp_path / "budget", 100, clock=lambda: now)
-    one.limited(20)
+    one = RateLimiter(tmp_path / "budget", 100, clock=lambda: now)
+    other = RateLimiter(tmp_path / "budget", 100, clock=lambda: now)
+    one.note_rate_limited(20)
     assert other.acquire() == 20
     now += 20.5
     assert other.acquire() == 0
@@ -342,8 +342,8 @@ def test_a_429_closes_it_for_every_process_until_it_is_over(tmp_path: Path) -> N
 
 
 def test_the_key_is_not_in_its_name(tmp_path: Path) -> None:
-    RequestBudget.of_key(SECRET, 1, tmp_path).close()
-    RequestBudget.of_key("another", 1, tmp_path).close()
+    RateLimiter.for_key(SECRET, 1, tmp_path).close()
+    RateLimiter.for_key("another", 1, tmp_path).close()
     names = [path.name for path in tmp_path.glob("*.sqlite")]
     assert len(names) == 2
     assert not any(SECRET[8:] in name for name in names)
@@ -352,4 +352,4 @@ def test_the_key_is_not_in_its_name(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match="budget_dir"):
-        RequestBudget.of_key(SECRET, 1, tmp_path / "file" / "folder")
+        RateLimiter.for_key(SECRET, 1, tmp_path / "file" / "folder")

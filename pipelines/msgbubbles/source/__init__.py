@@ -18,12 +18,12 @@ from dlt.extract import DltResource
 
 from msgbubbles.client import BASE_URL, Client
 from msgbubbles.policy import SECTION, Policy, Pseudonyms, policy_of
-from msgbubbles.rate_limit import RequestBudget
+from msgbubbles.rate_limit import RateLimiter
 from msgbubbles.redact import Redactor, client_of
 from msgbubbles.settings import DEFAULTS, SourceSettings, build_source_settings
 from msgbubbles.transport import Transport
 
-from .buffer import Landing
+from .buffer import RowBuffer
 from .config import Settings
 from .run import Run
 from .stored import Warehouse
@@ -67,16 +67,16 @@ def msgbubbles_source(
 
     def resource(read: Read, *tables: str) -> Any:
         def read_it() -> Iterator[Any]:
-            run.warehouse = run.warehouse or Warehouse.of_current_pipeline()
-            budget = (
-                RequestBudget.of_key(api_key, source.requests_per_minute, source.budget_dir)
+            run.warehouse = run.warehouse or Warehouse.from_current_pipeline()
+            rate_limiter = (
+                RateLimiter.for_key(api_key, source.requests_per_minute, source.budget_dir)
                 if source.requests_per_minute
                 else None
             )
             transport = Transport(
                 source.base_url,
                 api_key,
-                budget,
+                rate_limiter,
                 timeout_seconds=source.timeout_seconds,
                 max_attempts=source.max_attempts,
                 traffic=run.traffic,
@@ -89,8 +89,8 @@ def msgbubbles_source(
                 client_of(transport, redactor, _stored_chats(run), source.sender_field) as client,
                 run.warehouse.connected() if run.warehouse else nullcontext(),
             ):
-                landing = Landing(tables, run.warehouse, run.changes)
-                yield from read_stream(read, client, landing, dlt.current.resource_state(), settings, run)
+                buffer = RowBuffer(tables, run.warehouse, run.changes)
+                yield from read_stream(read, client, buffer, dlt.current.resource_state(), settings, run)
 
         return dlt.resource(read_it, name=tables[0])
 

@@ -41,8 +41,8 @@ from msgbubbles.tables import (
     columns_of,
 )
 
-from .compare import Comparison, key_of, taken
-from .paginate import epoch_us
+from .compare import Comparison, filter_rows, key_column
+from .paginate import to_epoch_us
 from .progress import keep_progress
 from .storable import storable
 
@@ -70,16 +70,16 @@ ROWS_PER_TABLE = 10_000
 PARENTS = {"messages": ("conversation_id", "chat"), "attachments": ("message_id", "message")}
 
 
-class Stored(Protocol):
+class StoredRows(Protocol):
     """What the warehouse holds: asked, so that only what is new or has changed is loaded."""
 
     def rows(self, table: str, incoming: pa.Table) -> pa.Table | None:
         """The stored rows that have the keys of `incoming`; null when there is no such table yet."""
 
-    def places(self, ids: Sequence[str]) -> dict[str, tuple[str | None, datetime | None]]:
+    def message_locations(self, ids: Sequence[str]) -> dict[str, tuple[str | None, datetime | None]]:
         """The chat and the time of stored messages, by their ids."""
 
-    def attachments_of(self, message_ids: Sequence[str]) -> list[Attachment]:
+    def attachments(self, message_ids: Sequence[str]) -> list[Attachment]:
         """The stored attachments of these messages that are not removed."""
 
 
@@ -97,7 +97,7 @@ class Changes:
     changed_keys: set[str] = field(default_factory=set)
 
     @property
-    def landed(self) -> int:
+    def loaded(self) -> int:
         return self.new + self.changed
 
     def on_replaced(self, rows: int) -> None:
@@ -113,7 +113,7 @@ class NewChat:
     created_at: datetime | None
 
 
-class Landing:
+class RowBuffer:
     """Gathers the rows of one stream and turns them into items for dlt.
 
     `tables` are the tables that the stream fills, its own first. `changes` counts their rows. `on_chats` is told
@@ -124,7 +124,7 @@ class Landing:
     def __init__(
         self,
         tables: tuple[str, ...],
-        stored: Stored | None = None,
+        stored: StoredRows | None = None,
         changes: dict[str, Changes] | None = None,
     ) -> None:
         self.stream = tables[0]
@@ -151,19 +151,19 @@ class Landing:
             if skip and fingerprint(row) in skip:
                 self._changes(self.stream).unchanged += 1
                 continue
-            self.put(row, page.read_at)
+            self.put(row, page.fetched_at)
         self.add_rejected(page)
 
-    def put(self, row: Row, read_at: datetime) -> None:
+    def put(self, row: Row, fetched_at: datetime) -> None:
         """Take one row, if it is one that lands."""
         table = _TABLES.get(type(row))
         if table is None:
             return
-        self._put(table, self._key(table, row), row, read_at)
+        self._put(table, self._key(table, row), row, fetched_at)
         if isinstance(row, Message):
             for attachment in row.attachments or ():
                 attachment.message_id = attachment.message_id or row.id
-                self._put("attachments", self._key("attachments", attachment), attachment, read_at)
+                self._put("attachments", self._key("attachments", attachment), attachment, fetched_at)
 
     def _key(self, table: str, row: Row) -> str:
         """By what a row is known until it is loaded: its key, with its parent where that is not the first one."""
@@ -184,29 +184,29 @@ class Landing:
                 one = Participant(chat_id, handle, at)
                 self._put(PARTICIPANTS, one.id, one, at)
 
-    def put_coverage(self, coverage: StreamCoverage, read_at: datetime) -> None:
+    def put_coverage(self, coverage: StreamCoverage, fetched_at: datetime) -> None:
         """Take up to where a stream has been read."""
-        self._put(COVERAGE, coverage.stream, coverage, read_at)
+        self._put(COVERAGE, coverage.stream, coverage, fetched_at)
 
     def add_rejected(self, page: Page[Any]) -> None:
         """Take only what could not be read of a page."""
         for rejected in page.rejected:
-            self._put(REJECTED, rejected.row_hash, rejected, page.read_at)
+            self._put(REJECTED, rejected.row_hash, rejected, page.fetched_at)
 
-    def _put(self, table: str, key: str, row: Any, read_at: datetime) -> None:
+    def _put(self, table: str, key: str, row: Any, fetched_at: datetime) -> None:
         # Pages that were asked for at once come in any order.
         known = self._rows[table].get(key)
-        if known is None or known[1] <= read_at:
-            self._rows[table][key] = (row, read_at)
+        if known is None or known[1] <= fetched_at:
+            self._rows[table][key] = (row, fetched_at)
 
     def _changes(self, table: str) -> Changes:
         return self.changes.setdefault(table, Changes())
 
-    def full_tables(self) -> Iterator[Any]:
+    def flush_full(self) -> Iterator[Any]:
         """Items for dlt, for the tables that have enough rows."""
         return self._items(ROWS_PER_TABLE)
 
-    def rest(self) -> Iterator[Any]:
+    def flush(self) -> Iterator[Any]:
         """Items for dlt, for all rows that are left."""
         return self._items(1)
 
@@ -219,7 +219,7 @@ class Landing:
     def empty_tables(self) -> Iterator[Any]:
         """Items for dlt that make it create the tables, so that a query on an empty one finds it."""
         names = (table.partition("(")[0] for table in self.tables)
-        return (item(table, arrow_table(COLUMNS[table], ())) for table in names)
+        return (build_item(table, build_arrow_table(COLUMNS[table], ())) for table in names)
 
     def _items(self, at_least: int) -> Iterator[Any]:
         for table, rows in self._rows.items():
@@ -229,7 +229,7 @@ class Landing:
             taken_rows = [row for key, row in rows.items() if key not in before or before[key][0] != row[0]]
             self._before[table], self._rows[table] = rows, {}
             if taken_rows:
-                yield from self._changed(table, taken_rows)
+                yield from self._build_changed_items(table, taken_rows)
 
     def _without_twins(self, table: str, rows: list[Read], stored: pa.Table | None) -> list[Read]:
         """Leave out, and reject, rows whose id is that of a row with another parent. The stored row stays, else the one
@@ -251,12 +251,12 @@ class Landing:
             if not (is_moved and len({one for one, _ in places[key]}) == 1):
                 owners[key] = parent
         kept, hashes = [], set()
-        for row, read_at in rows:
+        for row, fetched_at in rows:
             if row.key not in twins or getattr(row, parent_field) in (None, owners[row.key]):
-                kept.append((row, read_at))
+                kept.append((row, fetched_at))
                 continue
             twin = reject_row(row, table, f"the id is also that of one of another {parent_name}")
-            self._put(REJECTED, twin.row_hash, twin, read_at)
+            self._put(REJECTED, twin.row_hash, twin, fetched_at)
             hashes.add(twin.row_hash)
             for one in (row.attachments or ()) if isinstance(row, Message) else ():
                 self._rows["attachments"].pop(one.id, None)
@@ -281,42 +281,42 @@ class Landing:
                     found[keys[place]] = (parent, at)
         if table == "messages" and self._stored is not None:
             # The stored rows are only those of the same time.
-            for key, (parent, at) in self._stored.places([key for key in read if key not in known]).items():
+            for key, (parent, at) in self._stored.message_locations([key for key in read if key not in known]).items():
                 if parent is not None and (read[key] not in (None, parent) or key in twins):
                     found[key] = (parent, at)
         return found
 
-    def _take_removed(self, rows: list[Read], stored: pa.Table | None) -> None:
+    def _add_removed(self, rows: list[Read], stored: pa.Table | None) -> None:
         """Take the stored attachments that their messages no longer show, as removed."""
         if self._stored is None or stored is None:
             return
         counts = dict(zip(stored.column("id").to_pylist(), stored.column("attachment_count").to_pylist(), strict=True))
         shown = {
-            row.id: ({one.id for one in row.attachments or ()}, read_at)
-            for row, read_at in rows
+            row.id: ({one.id for one in row.attachments or ()}, fetched_at)
+            for row, fetched_at in rows
             if counts.get(row.id) and row.attachments is not UNSET
         }
-        for one in self._stored.attachments_of(list(shown)):
-            ids, read_at = shown[one.message_id or ""]
+        for one in self._stored.attachments(list(shown)):
+            ids, fetched_at = shown[one.message_id or ""]
             if one.id not in ids:
                 self._removed.add(one.id)
                 if one.id not in self._rows["attachments"]:
-                    one.removed_at = read_at
-                    self._put("attachments", self._key("attachments", one), one, read_at)
+                    one.removed_at = fetched_at
+                    self._put("attachments", self._key("attachments", one), one, fetched_at)
 
-    def _changed(self, table: str, rows: list[Read]) -> Iterator[Any]:
+    def _build_changed_items(self, table: str, rows: list[Read]) -> Iterator[Any]:
         """Items for dlt: what is not stored as it was read; and of chats, the titles that are others than before."""
         changes = self._changes(table)
-        incoming = arrow_table(COLUMNS[table], rows, changes.on_replaced)
+        incoming = build_arrow_table(COLUMNS[table], rows, changes.on_replaced)
         stored = None if self._stored is None else self._stored.rows(table, incoming)
         kept = self._without_twins(table, rows, stored)
         if len(kept) < len(rows):
-            rows, incoming = kept, arrow_table(COLUMNS[table], kept)
+            rows, incoming = kept, build_arrow_table(COLUMNS[table], kept)
         if table == "messages":
-            self._take_removed(rows, stored)
+            self._add_removed(rows, stored)
         if self._stored is None:
             changes.new += incoming.num_rows
-            yield from self._taken_items(table, incoming)
+            yield from self._build_items(table, incoming)
             return
         comparison = Comparison(incoming, stored, COLUMNS[table])
         if table == "messages" and any(comparison.is_stored):
@@ -334,7 +334,7 @@ class Landing:
         changes.unchanged += len(differs) - sum(differs)
         if not any(differs):
             return
-        yield from self._taken_items(table, taken(incoming, differs))
+        yield from self._build_items(table, filter_rows(incoming, differs))
         if table == "chats":
             gone = comparison.stored("deleted_at").is_valid().to_pylist()
             self.on_chats(
@@ -352,41 +352,41 @@ class Landing:
                 ]
             )
             differing = comparison.differing(["title"])["title"]
-            retitled = taken(incoming, [now or before for now, before in zip(differing, again, strict=True)])
+            retitled = filter_rows(incoming, [now or before for now, before in zip(differing, again, strict=True)])
             if retitled.num_rows:
                 names = ["id" if column.name == "chat_id" else column.name for column in TITLE_COLUMNS]
                 titles = retitled.select(names).rename_columns([column.name for column in TITLE_COLUMNS])
-                yield from self._taken_items(TITLES, titles)
+                yield from self._build_items(TITLES, titles)
 
-    def _taken_items(self, table: str, rows: pa.Table) -> Iterator[Any]:
+    def _build_items(self, table: str, rows: pa.Table) -> Iterator[Any]:
         """Items for dlt of the rows that the destination takes; the others become rejected rows."""
         refused = self.refused(table, rows) if self.refused else []
         if any(refused):
-            for row in taken(rows, refused).to_pylist():
+            for row in filter_rows(rows, refused).to_pylist():
                 rejected = RejectedRow(table, "the destination refuses it", json.dumps(row, default=str), None)
                 self._put(REJECTED, rejected.row_hash, rejected, row["_fetched_at"])
                 self.refused_rows += 1
-            rows = taken(rows, [not one for one in refused])
+            rows = filter_rows(rows, [not one for one in refused])
         if rows.num_rows:
-            yield item(table, rows)
+            yield build_item(table, rows)
 
 
 _TABLES = {model: table for table, model in MODELS.items()}
 
 
-def item(table: str, rows: pa.Table) -> Any:
+def build_item(table: str, rows: pa.Table) -> Any:
     """An item for dlt: rows to be merged into a table by its key."""
     columns = COLUMNS[table]
     hints = dlt.mark.make_hints(
         table_name=table,
-        primary_key=["chat_id", "_fetched_at"] if table == TITLES else key_of(columns),
+        primary_key=["chat_id", "_fetched_at"] if table == TITLES else key_column(columns),
         write_disposition={"disposition": "merge", "strategy": "delete-insert"},
-        columns={column.name: column_hints(column, table) for column in columns},
+        columns={column.name: build_column_hints(column, table) for column in columns},
     )
     return dlt.mark.with_hints(rows, hints, create_table_variant=True)
 
 
-def column_hints(column: Column, table: str) -> Any:
+def build_column_hints(column: Column, table: str) -> Any:
     """What dlt is told of a column."""
     hints: dict[str, Any] = {"name": column.name, "data_type": column.type, "nullable": column.nullable}
     if column.name == "_fetched_at" and table != TITLES:
@@ -408,7 +408,7 @@ def arrow_types() -> dict[str, pa.DataType]:
     }
 
 
-def arrow_table(
+def build_arrow_table(
     columns: tuple[Column, ...],
     rows: Iterable[tuple[Any, datetime]],
     on_replaced: Callable[[int], None] = lambda _rows: None,
@@ -419,20 +419,20 @@ def arrow_table(
     import pyarrow as pa
 
     types = arrow_types()
-    taken = list(rows)
+    filter_rows = list(rows)
     arrays = []
     for column in columns:
         if column.name == "_fetched_at":
-            values: list[Any] = [read_at for _, read_at in taken]
+            values: list[Any] = [fetched_at for _, fetched_at in filter_rows]
         elif column.name == "attachment_count":
-            values = [len(row.attachments or ()) for row, _ in taken]
+            values = [len(row.attachments or ()) for row, _ in filter_rows]
         else:
-            values = [getattr(row, column.name) for row, _ in taken]
+            values = [getattr(row, column.name) for row, _ in filter_rows]
             if column.type == "json":
-                values = [json_text(value) for value in values]
+                values = [to_json_text(value) for value in values]
         if column.type == "timestamp":
             # Arrow takes four times as long to make numbers of instants.
-            values = [None if at is None else epoch_us(at) for at in values]
+            values = [None if at is None else to_epoch_us(at) for at in values]
             arrays.append(pa.array(values, pa.int64()).cast(types[column.type]))
         else:
             arrays.append(pa.array(values, types[column.type]))
@@ -444,7 +444,7 @@ def arrow_table(
     return table
 
 
-def json_text(value: Any) -> str | None:
+def to_json_text(value: Any) -> str | None:
     """Raw JSON as it lands: null where the API sent null, or nothing."""
     text = bytes(value).decode()
     return None if text in ("", "null") else text

@@ -25,7 +25,7 @@ class Comparison:
     def __init__(self, incoming: pa.Table, stored: pa.Table | None, columns: Sequence[Column]) -> None:
         import pyarrow as pa
 
-        key = key_of(columns)
+        key = key_column(columns)
         self._json = {column.name for column in columns if column.type == "json"}
         self.incoming = incoming
         self.keys: list[str] = incoming.column(key).to_pylist()
@@ -81,13 +81,13 @@ def _meant(text: str | None) -> Any:
         return text  # stored by an older version, and deeper than can be read
 
 
-def taken(table: pa.Table, mask: list[bool]) -> pa.Table:
+def filter_rows(table: pa.Table, mask: list[bool]) -> pa.Table:
     """The rows of a table for which the mask is true."""
     import pyarrow as pa
 
     return table.filter(pa.array(mask, pa.bool_()))
 
 
-def key_of(columns: Iterable[Any]) -> str:
+def key_column(columns: Iterable[Any]) -> str:
     """The name of the key among landed columns: the first that is never null."""
     return next(str(column.name) for column in columns if not column.nullable)

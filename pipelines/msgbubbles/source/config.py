@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from msgbubbles.settings import DEFAULTS, RefreshRule, SourceSettings
 
 from .coverage import HOUR_MS, Tier
-from .paginate import BEGINNING_MS, epoch_ms
+from .paginate import BEGINNING_MS, to_epoch_ms
 
 
 @dataclass(frozen=True)
@@ -59,4 +59,4 @@ def _start_ms(start_date: str | None) -> int:
     if start_date is None:
         return BEGINNING_MS
     at = datetime.fromisoformat(start_date)
-    return epoch_ms(at if at.tzinfo else at.replace(tzinfo=UTC))
+    return to_epoch_ms(at if at.tzinfo else at.replace(tzinfo=UTC))

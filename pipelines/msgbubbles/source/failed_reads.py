@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from msgbubbles.client import Client
-from msgbubbles.errors import ApiError, is_of_unit
+from msgbubbles.errors import ApiError, is_unit_error
 
-from .paginate import epoch_ms
+from .paginate import to_epoch_ms
 from .state import FailedRead, Kind, ResourceState
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class FailedReads:
             return False
         if from_ms is not None and entry.from_ms is not None and from_ms < entry.from_ms:
             self._save(msgspec.structs.replace(entry, from_ms=from_ms))
-        return (kind, unit_id) in self._run.failed_now or entry.next_try_ms > epoch_ms(self._run.clock.now())
+        return (kind, unit_id) in self._run.failed_now or entry.next_try_ms > to_epoch_ms(self._run.clock.now())
 
     def all(self, kind: Kind) -> list[FailedRead]:
         """The failed units of a kind."""
@@ -77,7 +77,7 @@ class FailedReads:
             with self.few_tries() if is_suspect else nullcontext():
                 yield attempt
         except ApiError as error:
-            if not is_of_unit(error):
+            if not is_unit_error(error):
                 raise
             attempt.succeeded = False
             self.record(kind, unit_id, error, from_ms)
@@ -100,7 +100,7 @@ class FailedReads:
     def record(self, kind: Kind, unit_id: str, error: ApiError, from_ms: int | None = None) -> None:
         """Record that a unit failed, or failed again."""
         before = self._entries.get((kind, unit_id))
-        now_ms = epoch_ms(self._run.clock.now())
+        now_ms = to_epoch_ms(self._run.clock.now())
         missing_from = [one for one in (from_ms, before.from_ms if before else None) if one is not None]
         self._save(
             FailedRead(

@@ -64,7 +64,7 @@ class Overflow:
 
 
 @dataclass(frozen=True)
-class Step(Generic[R]):
+class PageResult(Generic[R]):
     """One page of a walk.
 
     `covered_from_ms`: every row from this instant up to the beginning of the walk has been read, or None while that
@@ -139,9 +139,9 @@ class _Times:
         return _Boundary(self.field, at_ms, frozenset(key for at, key in self.timed if at == at_ms))
 
 
-class Walk(Generic[R]):
+class Paginator(Generic[R]):
     """Reads every row with an instant from `lo_ms` up to `before_ms` (None: from the newest), newest first: ask for the
-    page before `before`, and let `take` have it, until `is_over`.
+    page before `before`, and hand it to `advance`, until `is_over`.
 
     Rows outside of that stretch that share a page with it come too. `lo_ms` may be raised meanwhile: somebody else
     reads what is below it.
@@ -177,9 +177,9 @@ class Walk(Generic[R]):
     @property
     def before(self) -> str | None:
         """The ISO 8601 instant to ask for."""
-        return None if self._before_ms is None else iso(self._before_ms)
+        return None if self._before_ms is None else format_ms(self._before_ms)
 
-    def take(self, page: Page[R]) -> Step[R]:
+    def advance(self, page: Page[R]) -> PageResult[R]:
         """What the page that was asked for means. Raises `PermanentError` when the API breaks its own paging."""
         awaited = self._expected
         if awaited is not None:
@@ -235,7 +235,7 @@ class Walk(Generic[R]):
         elif lowest_ms is None and before_ms is None:
             # Rows without an instant come first here; the others begin behind them.
             overflow = Overflow(None, None) if page.full else None
-            next_ms = epoch_ms(page.server_at) + DAY_MS
+            next_ms = to_epoch_ms(page.server_at) + DAY_MS
         elif lowest_ms is None and edge_ms is None and self._is_of_all:
             raise PermanentError(f"{stream}: a page of rows without an instant hides the others")
         elif lowest_ms is None and edge_ms is None and not page.full and self._idle < SHORT_ATTEMPTS:
@@ -295,9 +295,11 @@ class Walk(Generic[R]):
         if expected is not awaited:
             self._last, self._others = (page, times, before_ms), None
         self._before_ms, self._expected = next_ms, expected
-        return self._step(page, times, overflow)
+        return self._build_result(page, times, overflow)
 
-    def _step(self, page: Page[R], times: _Times, overflow: Overflow | None, *, is_in_order: bool = True) -> Step[R]:
+    def _build_result(
+        self, page: Page[R], times: _Times, overflow: Overflow | None, *, is_in_order: bool = True
+    ) -> PageResult[R]:
         edge_ms = self.edge_ms
         outliers: frozenset[str] = frozenset()
         if not times.is_in_order:
@@ -306,7 +308,7 @@ class Walk(Generic[R]):
                 for row, at in zip(page.rows, times.all_ms, strict=True)
                 if at is not None and edge_ms is not None and at < edge_ms
             )
-        return Step(
+        return PageResult(
             page,
             self._covered_from_ms,
             _newest_ms(page, times),
@@ -316,7 +318,7 @@ class Walk(Generic[R]):
             outliers,
         )
 
-    def _try_another(self, page: Page[R], failed: _Boundary) -> Step[R]:
+    def _try_another(self, page: Page[R], failed: _Boundary) -> PageResult[R]:
         """Ask on from another boundary of the page before this one: the row that the last was taken from is not where
         its time says. Where no boundary is left, ask for that page once more: all of its rows may have moved."""
         assert self._last is not None  # noqa: S101 - set with the boundary
@@ -338,7 +340,7 @@ class Walk(Generic[R]):
             self._asked_again = frozenset(row.key for row in last_page.rows)
             self._expected, self.edge_ms, self._before_ms = None, self._proven_ms, before_ms
             self._misled.clear()
-        return self._step(page, self._times_by(CURSOR, page, before_ms), None, is_in_order=False)
+        return self._build_result(page, self._times_by(CURSOR, page, before_ms), None, is_in_order=False)
 
     def _boundaries(self, failed: _Boundary, page: Page[R], times: _Times, before_ms: int | None) -> list[_Boundary]:
         """Other boundaries of a page, which are newer: by another field that the page is in order of, then rows further
@@ -430,35 +432,37 @@ class Walk(Generic[R]):
             self._may_hide_untimed = False
 
 
-def walk(
+def paginate_interval(
     fetch: Callable[[str | None], Page[R]], *, lo_ms: int, before_ms: int | None, stream: str
-) -> Iterator[Step[R]]:
-    """The steps of a `Walk`, one after another. `fetch` asks for the page before an ISO 8601 instant. Raises what it
-    raises, and what `Walk.take` does."""
-    reading: Walk[R] = Walk(lo_ms=lo_ms, before_ms=before_ms, stream=stream)
-    while not reading.is_over:
-        yield reading.take(fetch(reading.before))
+) -> Iterator[PageResult[R]]:
+    """Read an interval and yield the result of each page.
+
+    `fetch` requests the page before an ISO 8601 timestamp. Raises what `fetch` and `Paginator.advance` raise.
+    """
+    paginator: Paginator[R] = Paginator(lo_ms=lo_ms, before_ms=before_ms, stream=stream)
+    while not paginator.is_over:
+        yield paginator.advance(fetch(paginator.before))
 
 
 def cursor_ms(row: Row) -> int | None:
     """The instant a row is ordered by, as it is shown: milliseconds since 1970, what is behind them cut off."""
     at = row.cursor_at
-    return None if at is None else epoch_ms(at)
+    return None if at is None else to_epoch_ms(at)
 
 
-def iso(at_ms: int) -> str:
+def format_ms(at_ms: int) -> str:
     """An instant as the API writes it: `2026-11-23T09:30:00.000Z`."""
     return f"{(_EPOCH + timedelta(milliseconds=at_ms)).replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
 
 
-def epoch_ms(at: datetime) -> int:
+def to_epoch_ms(at: datetime) -> int:
     """Milliseconds since 1970, what is behind them cut off."""
     # A division of timedeltas takes five times as long, and this is asked of every row.
     since = at - _EPOCH
     return (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000
 
 
-def epoch_us(at: datetime) -> int:
+def to_epoch_us(at: datetime) -> int:
     """Microseconds since 1970, of UTC where the instant does not say."""
     since = (at if at.tzinfo else at.replace(tzinfo=UTC)) - _EPOCH
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
@@ -468,7 +472,7 @@ def _time_ms(row: Row, field: str) -> int | None:
     if field == CURSOR:
         return cursor_ms(row)
     at: datetime | None = getattr(row, field, None)
-    return None if at is None else epoch_ms(at if at.tzinfo else at.replace(tzinfo=UTC))
+    return None if at is None else to_epoch_ms(at if at.tzinfo else at.replace(tzinfo=UTC))
 
 
 def _in_order(times_ms: list[int]) -> list[int]:
@@ -494,5 +498,5 @@ def _in_order(times_ms: list[int]) -> list[int]:
 
 def _newest_ms(page: Page[R], times: _Times) -> int | None:
     # An instant in the future says nothing about what is still to come before it.
-    latest_ms = epoch_ms(page.server_at + CLOCK_TOLERANCE)
+    latest_ms = to_epoch_ms(page.server_at + CLOCK_TOLERANCE)
     return max((at for at in times.trusted_ms if at <= latest_ms), default=None)

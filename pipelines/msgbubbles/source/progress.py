@@ -14,14 +14,14 @@ RANKS = {"queued": 0, "received": 0, "sent": 1, "failed": 2, "delivered": 3, "re
 SET_ONCE = ("sent_at", "delivered_at", "read_at")
 
 
-def rank_of(status: str | None) -> int | None:
+def get_status_rank(status: str | None) -> int | None:
     """Return how far a status is; null for one that nobody knows, which has no place among the others."""
     return None if status is None else RANKS.get(status.lower())
 
 
 def is_ahead(status: str | None, stored: str | None) -> bool:
     """Whether a status is further than the stored one, as far as both are known. Each is further than none."""
-    rank, stored_rank = rank_of(status), rank_of(stored)
+    rank, stored_rank = get_status_rank(status), get_status_rank(stored)
     return rank is not None and (stored is None or (stored_rank is not None and rank > stored_rank))
 
 

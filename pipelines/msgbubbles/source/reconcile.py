@@ -15,14 +15,14 @@ from msgbubbles.decode import read_participants
 from msgbubbles.errors import NotFoundError
 from msgbubbles.models import NOTHING, Chat, Message, Page
 
-from .buffer import Landing
+from .buffer import RowBuffer
 from .config import Settings
 from .coverage import DAY_MS, Coverage
 from .failed_reads import FailedReads
-from .paginate import Overflow, walk
+from .paginate import Overflow, paginate_interval
 from .run import Repair, Run, known_overflows, save_overflows
 from .state import ChatsState, ListState, OverflowProgress, States
-from .stored import Warehouse, instant
+from .stored import Warehouse, from_epoch_ms
 
 # A chat that so many sweeps did not show is asked for by id.
 SWEEPS_MISSED = 2
@@ -71,7 +71,7 @@ def planned(warehouse: Warehouse, states: States, settings: Settings) -> Repair 
     messages_complete = bool(messages_covered.pieces) and not messages_covered.gaps(settings.start_ms)
     asked, read = set(chats.named_by_events), chats.read_for_events
     # What has been asked for already must not hide the rest.
-    unknown, stretches = warehouse.told_of(chats.seen_ms - TOLD_WITHIN_MS, limit + len(asked) + len(read))
+    unknown, stretches = warehouse.missing_from_events(chats.seen_ms - TOLD_WITHIN_MS, limit + len(asked) + len(read))
     known = asked | {one for kind, one in failed if kind == "chat"} | set(orphans)
     named = [one for one in unknown if one not in known][: max(REQUESTS_A_RUN - len(orphans), 0)]
     told = {
@@ -119,7 +119,7 @@ def _name(span: Overflow) -> str:
 
 
 def read_by_id(
-    client: Client, landing: Landing, state: ChatsState, settings: Settings, run: Run, failed: FailedReads
+    client: Client, buffer: RowBuffer, state: ChatsState, settings: Settings, run: Run, failed: FailedReads
 ) -> Iterator[Any]:
     """Ask for the chats that sweeps have missed, and for what `run.repair` names. What there is no allowance for stays
     in the state: `missed` (chats), `threads` (ids of chats whose messages are to be read again)."""
@@ -135,14 +135,14 @@ def read_by_id(
     threads[:] = dict.fromkeys([*threads, *(one.id for one in failed.due("thread"))])
     allowance = _Allowance(run)
     try:
-        yield from _read_chats(client, landing, state, run, allowance, failed)
+        yield from _read_chats(client, buffer, state, run, allowance, failed)
         for chat_id in list(threads):
-            is_read = yield from read_thread(client, landing, chat_id, settings.start_ms, None, run, allowance, failed)
+            is_read = yield from read_thread(client, buffer, chat_id, settings.start_ms, None, run, allowance, failed)
             threads.remove(chat_id)
             run.repaired["threads"] += is_read
-        yield from _read_told(client, landing, state, settings, run, allowance, failed)
-        yield from _read_lagging(client, landing, lagging, state, settings, run, allowance, failed)
-        _read_participants(client, landing, state, run, allowance, failed)
+        yield from _read_told(client, buffer, state, settings, run, allowance, failed)
+        yield from _read_lagging(client, buffer, lagging, state, settings, run, allowance, failed)
+        _read_participants(client, buffer, state, run, allowance, failed)
     except _Spent:
         pass
     spans = known_overflows(state)
@@ -153,7 +153,7 @@ def read_by_id(
 
 
 def _read_chats(
-    client: Client, landing: Landing, state: ChatsState, run: Run, allowance: _Allowance, failed: FailedReads
+    client: Client, buffer: RowBuffer, state: ChatsState, run: Run, allowance: _Allowance, failed: FailedReads
 ) -> Iterator[Any]:
     missed, named_by_events = state.missed, state.named_by_events
     for chat_id in [one for one, times in missed.items() if times >= SWEEPS_MISSED]:
@@ -161,22 +161,22 @@ def _read_chats(
             del missed[chat_id]
             continue
         allowance.check()
-        read_at = run.clock.now()
+        fetched_at = run.clock.now()
         with failed.attempt("chat", chat_id):
             try:
-                landing.put(as_listed(client.get_chat(chat_id)), read_at)
+                buffer.put(as_listed(client.get_chat(chat_id)), fetched_at)
                 run.repaired["chats"] += 1
             except NotFoundError:
                 stored = run.warehouse.chats([chat_id]) if run.warehouse else []
                 chat = stored[0] if stored else Chat(id=chat_id)
                 # A message that is stored has been in a chat. An id that only events name is no chat.
                 if chat.deleted_at is None and (stored or chat_id not in named_by_events):
-                    chat.deleted_at = read_at
-                    landing.put(chat, read_at)
+                    chat.deleted_at = fetched_at
+                    buffer.put(chat, fetched_at)
                     run.repaired["deleted chats"] += 1
         del missed[chat_id]
         run.on_page()
-        yield from landing.full_tables()
+        yield from buffer.flush_full()
 
 
 def as_listed(chat: Chat) -> Chat:
@@ -190,7 +190,7 @@ def as_listed(chat: Chat) -> Chat:
 
 def _read_lagging(
     client: Client,
-    landing: Landing,
+    buffer: RowBuffer,
     lagging: dict[str, int],
     state: ChatsState,
     settings: Settings,
@@ -207,13 +207,13 @@ def _read_lagging(
     for chat_id, at_ms in lagging.items():
         if known.get(chat_id) == at_ms:
             continue
-        before = run.landed("messages")
-        is_read = yield from read_thread(client, landing, chat_id, settings.start_ms, None, run, allowance, failed)
-        yield from landing.rest()
+        before = run.loaded("messages")
+        is_read = yield from read_thread(client, buffer, chat_id, settings.start_ms, None, run, allowance, failed)
+        yield from buffer.flush()
         known[chat_id] = at_ms
         if not is_read:
             continue
-        if run.landed("messages") > before:
+        if run.loaded("messages") > before:
             run.repaired["threads"] += 1
             in_vain = 0
         else:
@@ -223,7 +223,7 @@ def _read_lagging(
 
 def _read_told(
     client: Client,
-    landing: Landing,
+    buffer: RowBuffer,
     state: ChatsState,
     settings: Settings,
     run: Run,
@@ -236,21 +236,21 @@ def _read_told(
     for chat_id, (from_ms, to_ms) in told.items():
         # An event's time need not be the message's to the millisecond.
         lo_ms, hi_ms = max(from_ms - settings.lookback_ms, settings.start_ms), to_ms + settings.lookback_ms
-        is_read = yield from read_thread(client, landing, chat_id, lo_ms, hi_ms, run, allowance, failed)
+        is_read = yield from read_thread(client, buffer, chat_id, lo_ms, hi_ms, run, allowance, failed)
         known = {**state.read_for_events, chat_id: (from_ms, to_ms)}
         state.read_for_events = dict(list(known.items())[-MAX_TOLD:])
         run.repaired["stretches that events told of"] += is_read
 
 
 def _read_participants(
-    client: Client, landing: Landing, state: ChatsState, run: Run, allowance: _Allowance, failed: FailedReads
+    client: Client, buffer: RowBuffer, state: ChatsState, run: Run, allowance: _Allowance, failed: FailedReads
 ) -> None:
     """Ask each group of `run.repair` who is in it. Where the API does not show it, another day is waited for."""
     for chat_id, before in run.repair.groups.items() if run.repair else ():
         if failed.is_waiting("participants", chat_id):
             continue
         allowance.check()
-        read_at = run.clock.now()
+        fetched_at = run.clock.now()
         chat: Chat | None = None
         with failed.attempt("participants", chat_id):
             try:
@@ -264,13 +264,13 @@ def _read_participants(
         if handles is None:
             state.participants_hidden_ms = state.seen_ms
             return
-        landing.put(as_listed(chat), read_at)
+        buffer.put(as_listed(chat), fetched_at)
         # By the API's clock, like the change that it is compared with.
-        landing.put_participants(chat_id, handles, before, instant(state.seen_ms))
+        buffer.put_participants(chat_id, handles, before, from_epoch_ms(state.seen_ms))
         run.repaired["participant lists"] += 1
 
 
-def read_overflows(client: Client, landing: Landing, state: ListState, run: Run, failed: FailedReads) -> Iterator[Any]:
+def read_overflows(client: Client, buffer: RowBuffer, state: ListState, run: Run, failed: FailedReads) -> Iterator[Any]:
     """Read the messages of timestamps that hold more than the feed shows, thread by thread, in the order of the
     threads' ids: where the allowance ends, the next run goes on. What one thread alone has too many of stays out of
     reach, and so does what is in chats that are not known: then the overflow stands."""
@@ -285,7 +285,7 @@ def read_overflows(client: Client, landing: Landing, state: ListState, run: Run,
                 for chat_id in ids:
                     met: set[Overflow] = set()
                     is_read = yield from read_thread(
-                        client, landing, chat_id, span.from_ms, span.to_ms, run, allowance, failed, met
+                        client, buffer, chat_id, span.from_ms, span.to_ms, run, allowance, failed, met
                     )
                     progress.after_id = chat_id
                     progress.is_stuck = progress.is_stuck or bool(met) or not is_read
@@ -304,7 +304,7 @@ def read_overflows(client: Client, landing: Landing, state: ListState, run: Run,
 
 def read_thread(
     client: Client,
-    landing: Landing,
+    buffer: RowBuffer,
     chat_id: str,
     from_ms: int,
     to_ms: int | None,
@@ -331,9 +331,9 @@ def read_thread(
     hi_ms = None if to_ms is None else to_ms + 1
     # Whether the chat of a thread that is gone is deleted is asked for as of any chat.
     with failed.attempt("thread", chat_id, from_ms) as attempt, suppress(NotFoundError):
-        for step in walk(fetch, lo_ms=from_ms, before_ms=hi_ms, stream="messages"):
-            landing.add(step.page)
-            if step.overflow and met is not None:
-                met.add(step.overflow)
-            yield from landing.full_tables()
+        for result in paginate_interval(fetch, lo_ms=from_ms, before_ms=hi_ms, stream="messages"):
+            buffer.add(result.page)
+            if result.overflow and met is not None:
+                met.add(result.overflow)
+            yield from buffer.flush_full()
     return attempt.succeeded

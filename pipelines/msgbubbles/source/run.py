@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from msgbubbles.errors import ApiError, Halt, MsgBubblesError, is_of_unit
+from msgbubbles.errors import ApiError, Halt, MsgBubblesError, is_unit_error
 from msgbubbles.transport import Clock, Traffic
 
 from .buffer import Changes
 from .config import Settings
 from .coverage import Coverage
 from .fetch import InFlight, InThreads
-from .paginate import Overflow, Step
+from .paginate import Overflow, PageResult
 from .state import ListState
 from .stored import Warehouse
 
@@ -50,11 +50,11 @@ class StreamProgress:
     covered_before: Coverage | None = None
     covered: Coverage | None = None
 
-    def note(self, step: Step[Any]) -> None:
+    def note(self, result: PageResult[Any]) -> None:
         """Keep what a page says of the walk."""
-        if step.overflow:
-            self.overflows.add(step.overflow)
-        self.order_contradictions += not step.is_in_order
+        if result.overflow:
+            self.overflows.add(result.overflow)
+        self.order_contradictions += not result.is_in_order
 
 
 @dataclass
@@ -104,7 +104,7 @@ class Run:
         """Whether another request would be unwanted, or useless."""
         if self.halt is not None:
             return True
-        return isinstance(self.error, ApiError) and (not is_of_unit(self.error) or not self.traffic.answered)
+        return isinstance(self.error, ApiError) and (not is_unit_error(self.error) or not self.traffic.answered)
 
     @property
     def unfinished(self) -> bool:
@@ -119,9 +119,9 @@ class Run:
         self.progress(table).rejected += len(hashes - self._rejected)
         self._rejected |= hashes
 
-    def landed(self, table: str) -> int:
+    def loaded(self, table: str) -> int:
         """Rows of a table that were new or changed."""
-        return self.changes[table].landed if table in self.changes else 0
+        return self.changes[table].loaded if table in self.changes else 0
 
 
 @dataclass(frozen=True)

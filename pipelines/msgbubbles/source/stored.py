@@ -22,8 +22,8 @@ from msgbubbles.models import Attachment, Chat
 from msgbubbles.tables import Column
 
 from .buffer import COLUMNS, arrow_types
-from .compare import key_of
-from .paginate import BEGINNING_MS, epoch_ms
+from .compare import key_column
+from .paginate import BEGINNING_MS, to_epoch_ms
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,7 +58,7 @@ class Warehouse:
                 self._client = self._kept = None
 
     @classmethod
-    def of_current_pipeline(cls) -> Warehouse | None:
+    def from_current_pipeline(cls) -> Warehouse | None:
         """That of the pipeline that is running now; null where there is none."""
         pipeline = dlt.current.pipeline()
         return cls(pipeline) if isinstance(pipeline, dlt.Pipeline) else None
@@ -68,7 +68,7 @@ class Warehouse:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        key = key_of(COLUMNS[table])
+        key = key_column(COLUMNS[table])
         keys = incoming.column(key).to_pylist()
         where, values = "", []
         if table == "messages" and incoming.column("cursor_at").null_count == 0:
@@ -85,13 +85,13 @@ class Warehouse:
         tables = [one for one in found if one is not None]
         return pa.concat_tables(tables, promote_options="default") if tables else None
 
-    def places(self, ids: Sequence[str]) -> dict[str, tuple[str | None, datetime | None]]:
+    def message_locations(self, ids: Sequence[str]) -> dict[str, tuple[str | None, datetime | None]]:
         """The chat and the time of the messages of these ids that are stored."""
         query = "SELECT id, conversation_id, cursor_at FROM {messages} WHERE id IN "
         found = [row for some in _chunks(ids) for row in self._all(f"{query}({_marks(some)})", *some)]
         return {key: (chat_id, at) for key, chat_id, at in found}
 
-    def attachments_of(self, message_ids: Sequence[str]) -> list[Attachment]:
+    def attachments(self, message_ids: Sequence[str]) -> list[Attachment]:
         """The stored attachments of these messages that are not removed."""
         names = [column.name for column in COLUMNS["attachments"] if column.name != "_fetched_at"]
         found: list[dict[str, Any]] = []
@@ -118,7 +118,7 @@ class Warehouse:
         """Ids of the chats with `last_message_at` in the stretch that are not known to be deleted."""
         found = self._all(
             "SELECT id FROM {chats} WHERE last_message_at >= %s AND last_message_at < %s AND deleted_at IS NULL",
-            instant(lo_ms), instant(hi_ms),
+            from_epoch_ms(lo_ms), from_epoch_ms(hi_ms),
         )  # fmt: skip
         return {row[0] for row in found}
 
@@ -135,7 +135,7 @@ class Warehouse:
             "SELECT id FROM {chats} WHERE (created_at IS NULL OR created_at < %s) "
             "AND (last_message_at IS NULL OR last_message_at >= %s) "
             f"AND deleted_at IS NULL AND id > %s ORDER BY id LIMIT {limit:d}",
-            instant(to_ms + 1), instant(from_ms), after_id,
+            from_epoch_ms(to_ms + 1), from_epoch_ms(from_ms), after_id,
         )  # fmt: skip
         return [row[0] for row in found]
 
@@ -146,7 +146,7 @@ class Warehouse:
             self._all(
                 "SELECT 1 FROM {chats} AS chats WHERE last_message_at >= %s AND deleted_at IS NULL AND NOT EXISTS "
                 "(SELECT 1 FROM {messages} AS messages WHERE messages.conversation_id = chats.id) LIMIT 1",
-                instant(since_ms),
+                from_epoch_ms(since_ms),
             )
         )
 
@@ -167,7 +167,7 @@ class Warehouse:
             "WHERE chats.is_group AND chats.deleted_at IS NULL AND (known.chat_id IS NULL "
             "OR (chats.updated_at > known.asked_at AND known.asked_at < %s)) "
             f"ORDER BY known.asked_at NULLS FIRST, chats.updated_at DESC LIMIT {limit:d}",
-            instant(before_ms),
+            from_epoch_ms(before_ms),
         )
         return {chat_id: json.loads(handles) if isinstance(handles, str) else handles for chat_id, handles in found}
 
@@ -179,17 +179,17 @@ class Warehouse:
             "AND deleted_at IS NULL AND NOT EXISTS (SELECT 1 FROM {messages} AS messages "
             "WHERE messages.conversation_id = chats.id AND messages.cursor_at >= chats.last_message_at "
             f"AND messages.cursor_at >= %s) LIMIT {limit:d}",
-            instant(lo_ms), instant(hi_ms), instant(lo_ms),
+            from_epoch_ms(lo_ms), from_epoch_ms(hi_ms), from_epoch_ms(lo_ms),
         )  # fmt: skip
-        return {chat_id: epoch_ms(at) for chat_id, at in found}
+        return {chat_id: to_epoch_ms(at) for chat_id, at in found}
 
-    def told_of(self, since_ms: int, limit: int) -> tuple[list[str], dict[str, tuple[int, int]]]:
+    def missing_from_events(self, since_ms: int, limit: int) -> tuple[list[str], dict[str, tuple[int, int]]]:
         """What events that came since then tell of and that is not there: ids of chats; and by the ids of their chats,
         the first and the last instant of messages."""
         chats = self._all(
             "SELECT DISTINCT chat_id FROM {webhook_events} WHERE received_at >= %s AND chat_id IS NOT NULL "
             f"AND chat_id NOT IN (SELECT id FROM {{chats}}) LIMIT {limit:d}",
-            instant(since_ms),
+            from_epoch_ms(since_ms),
         )
         # Where an event does not show when its message was written, only a new message tells it by the event's time.
         stretches = self._all(
@@ -199,9 +199,9 @@ class Warehouse:
             "OR event_type IN ('message.received', 'message.sent')) "
             "AND NOT EXISTS (SELECT 1 FROM {messages} AS messages WHERE messages.id = events.message_id) "
             f"GROUP BY chat_id LIMIT {limit:d}",
-            instant(since_ms),
+            from_epoch_ms(since_ms),
         )
-        return [row[0] for row in chats], {row[0]: (epoch_ms(row[1]), epoch_ms(row[2])) for row in stretches}
+        return [row[0] for row in chats], {row[0]: (to_epoch_ms(row[1]), to_epoch_ms(row[2])) for row in stretches}
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
@@ -261,7 +261,7 @@ def _chat(values: dict[str, Any]) -> Chat:
     return Chat(**values | {"extra": Raw((values["extra"] or "").encode())})
 
 
-def instant(at_ms: int) -> datetime:
+def from_epoch_ms(at_ms: int) -> datetime:
     """The instant of milliseconds since 1970, no earlier and no later than can be written."""
     return EPOCH + timedelta(milliseconds=min(max(at_ms, BEGINNING_MS), LAST_MS))
 

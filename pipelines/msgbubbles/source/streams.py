@@ -13,17 +13,25 @@ from typing import Any, Generic
 from msgbubbles.api_time import MAX_SURPRISE
 from msgbubbles.client import Client
 from msgbubbles.decode import unknown_fields
-from msgbubbles.errors import ApiError, ForbiddenError, Halt, MsgBubblesError, NotFoundError, PermanentError, is_of_unit
+from msgbubbles.errors import (
+    ApiError,
+    ForbiddenError,
+    Halt,
+    MsgBubblesError,
+    NotFoundError,
+    PermanentError,
+    is_unit_error,
+)
 from msgbubbles.models import Chat, Message, Number, Page, R, StreamCoverage, fingerprint
 
 from . import coverage as plan
 from . import reconcile as repairs
-from .buffer import Landing, NewChat
+from .buffer import NewChat, RowBuffer
 from .config import Settings
 from .coverage import Coverage, Piece, Task
 from .failed_reads import FailedReads
 from .fetch import InFlight, OneByOne, walks_at_once
-from .paginate import Step, Walk, cursor_ms, epoch_ms, iso, walk
+from .paginate import PageResult, Paginator, cursor_ms, format_ms, paginate_interval, to_epoch_ms
 from .run import BatchEnd, Run, ShareSpent, known_overflows, save_overflows
 from .state import (
     ChatsState,
@@ -35,7 +43,7 @@ from .state import (
     decode,
     encode,
 )
-from .stored import instant
+from .stored import from_epoch_ms
 
 Fetch = Callable[[str | None], Page[R]]
 
@@ -85,7 +93,7 @@ class _Stretch(Generic[R]):
     covered."""
 
     task: Task
-    walk: Walk[R]
+    paginator: Paginator[R]
     reach: _Reach
     is_one_page: bool
     # What reads the older part of what this stretch was to read.
@@ -94,9 +102,9 @@ class _Stretch(Generic[R]):
     _pages_when_shared: int = field(default=0, init=False)
     _covered_from_ms: int | None = field(default=None, init=False)
 
-    def came_on_by(self, step: Step[R], covered_from_ms: int | None) -> bool:
+    def came_on_by(self, step: PageResult[R], covered_from_ms: int | None) -> bool:
         """Whether a page has covered more."""
-        self.reach.read_ms = self.reach.read_ms or epoch_ms(step.page.server_at)
+        self.reach.read_ms = self.reach.read_ms or to_epoch_ms(step.page.server_at)
         self.reach.to_ms = step.newest_ms if self.reach.to_ms is None else self.reach.to_ms
         self._pages += 1
         came_on = covered_from_ms != self._covered_from_ms
@@ -106,7 +114,9 @@ class _Stretch(Generic[R]):
     @property
     def is_over(self) -> bool:
         lo_ms, to_ms = self._covered_from_ms, self.reach.to_ms
-        return self.walk.is_over or (self.is_one_page and lo_ms is not None and to_ms is not None and lo_ms <= to_ms)
+        return self.paginator.is_over or (
+            self.is_one_page and lo_ms is not None and to_ms is not None and lo_ms <= to_ms
+        )
 
     @property
     def covered_from_ms(self) -> int | None:
@@ -120,20 +130,20 @@ class _Stretch(Generic[R]):
         # So one has to show a row before the next begins above it; where it shows none, that is nearly all there is.
         if self._pages < SHARING.pages_before:
             return 0.0
-        if self.below is not None and self.below.walk.edge_ms is None:
-            is_end = self.below.walk.is_over
+        if self.below is not None and self.below.paginator.edge_ms is None:
+            is_end = self.below.paginator.is_over
             if not is_end or self._pages < SHARING.times_the_pages * self._pages_when_shared:
                 return 0.0
         return self._unread_ms / self._page_ms
 
     @property
     def _unread_ms(self) -> int:
-        return 0 if self.walk.edge_ms is None else max(self.walk.edge_ms - self.task.lo_ms, 0)
+        return 0 if self.paginator.edge_ms is None else max(self.paginator.edge_ms - self.task.lo_ms, 0)
 
     @property
     def _page_ms(self) -> float:
         """How much time a page takes up."""
-        hi_ms, edge_ms = self.task.hi_ms, self.walk.edge_ms
+        hi_ms, edge_ms = self.task.hi_ms, self.paginator.edge_ms
         return 1.0 if hi_ms is None or edge_ms is None else max((hi_ms - edge_ms) / self._pages, 1.0)
 
     def older_part(self) -> Task:
@@ -141,7 +151,7 @@ class _Stretch(Generic[R]):
         kept_ms = min(self._unread_ms // 2, round(SHARING.pages_kept * self._page_ms))
         lo_ms, at_ms = self.task.lo_ms, self.task.lo_ms + self._unread_ms - kept_ms
         self.task = Task(self.task.kind, at_ms, self.task.hi_ms)
-        self.walk.lo_ms = at_ms
+        self.paginator.lo_ms = at_ms
         self._pages_when_shared = self._pages
         return Task(self.task.kind, lo_ms, at_ms)
 
@@ -159,7 +169,7 @@ class StreamReader(Generic[R]):
         self,
         stream: str,
         fetch: Fetch[R],
-        landing: Landing,
+        buffer: RowBuffer,
         state: ListState,
         settings: Settings,
         run: Run,
@@ -167,7 +177,7 @@ class StreamReader(Generic[R]):
     ) -> None:
         self.stream = stream
         self.failed = failed
-        self.landing = landing
+        self.buffer = buffer
         self.settings = settings
         self.progress = run.progress(stream)
         self.coverage = Coverage(state.covered)
@@ -265,7 +275,7 @@ class StreamReader(Generic[R]):
                 yield from self.land(step, stretch.task, stretch.reach)
                 stretch.reach.from_ms = self._covered_from(step, stretch.task)
 
-    def _steps(self, tasks: Iterable[Task], walks: Callable[[], int]) -> Generator[tuple[_Stretch[R], Step[R]]]:
+    def _steps(self, tasks: Iterable[Task], walks: Callable[[], int]) -> Generator[tuple[_Stretch[R], PageResult[R]]]:
         """The pages of these stretches, read by so many walks at once; where there are fewer stretches, they are shared
         out. While a page is dealt with, the next is on its way. What ends one walk ends the others, once what they have
         asked for has come."""
@@ -286,7 +296,7 @@ class StreamReader(Generic[R]):
                     page = self._page(stretch, answer, waiting)
                     if page is not None:
                         self.count(page)
-                        step = stretch.walk.take(page)
+                        step = stretch.paginator.advance(page)
                 except MsgBubblesError as error:
                     ended_by, page = ended_by or error, None
                 if page is not None:
@@ -312,12 +322,12 @@ class StreamReader(Generic[R]):
             return answer()
         except ApiError as error:
             # Where nothing was answered yet, nothing says that the fault is the page's.
-            if not is_of_unit(error) or not self.run.traffic.answered:
+            if not is_unit_error(error) or not self.run.traffic.answered:
                 raise
             lo_ms, hi_ms = stretch.task.lo_ms, stretch.covered_from_ms
-            below_ms = max(self._answered_below(stretch.walk.before, error), lo_ms)
+            below_ms = max(self._answered_below(stretch.paginator.before, error), lo_ms)
             self.failed.record(
-                "page", f"{self.stream} before {'now' if hi_ms is None else iso(hi_ms)}", error, below_ms
+                "page", f"{self.stream} before {'now' if hi_ms is None else format_ms(hi_ms)}", error, below_ms
             )
             if below_ms > lo_ms:
                 kind = "gap" if stretch.task.kind == "head" else stretch.task.kind
@@ -330,15 +340,15 @@ class StreamReader(Generic[R]):
 
         Nobody can say how much time the page takes up, so what is passed over grows until the API answers.
         """
-        now_ms = self.now_ms or epoch_ms(self.run.clock.now())
-        hi_ms = now_ms if before is None else epoch_ms(datetime.fromisoformat(before))
+        now_ms = self.now_ms or to_epoch_ms(self.run.clock.now())
+        hi_ms = now_ms if before is None else to_epoch_ms(datetime.fromisoformat(before))
         passed_ms = 1
         with self.failed.few_tries():
             while hi_ms - passed_ms > 0:
                 try:
-                    self._fetch(iso(hi_ms - passed_ms))
+                    self._fetch(format_ms(hi_ms - passed_ms))
                 except ApiError as again:
-                    if not is_of_unit(again):
+                    if not is_unit_error(again):
                         raise
                     self.failed.check_api(again)
                     passed_ms *= GROWTH_OF_PASSED_TIME
@@ -352,7 +362,7 @@ class StreamReader(Generic[R]):
         for entry in self.failed.all("page"):
             stream, _, before = entry.id.partition(" before ")
             if stream == self.stream and entry.from_ms is not None:
-                yield entry, entry.from_ms, NEVER_MS if before == "now" else epoch_ms(datetime.fromisoformat(before))
+                yield entry, entry.from_ms, NEVER_MS if before == "now" else to_epoch_ms(datetime.fromisoformat(before))
 
     def _waiting_pages(self) -> list[tuple[int, int]]:
         """The intervals of failed pages that are not to be tried now."""
@@ -388,10 +398,10 @@ class StreamReader(Generic[R]):
             # What is not settled counts as unread from here on, so that a head that is cut off leaves it as a gap. What
             # this run has read stays read, or a head that is longer than a slice would never come to its end.
             self.coverage.forget_from(task.lo_ms)
-        walk = Walk[R](lo_ms=task.lo_ms, before_ms=task.hi_ms, stream=self.stream)
+        paginator = Paginator[R](lo_ms=task.lo_ms, before_ms=task.hi_ms, stream=self.stream)
         # Of an account that was never read, the newest page is the head, and all the rest a gap like any other.
         is_one_page = task.kind == "head" and self.reads_ahead and not reach.before
-        begun = _Stretch(task, walk, reach, is_one_page)
+        begun = _Stretch(task, paginator, reach, is_one_page)
         if longest is not None:
             longest.below = begun
         return begun
@@ -403,7 +413,7 @@ class StreamReader(Generic[R]):
         try:
             if came_on:
                 self.check_share()
-            question = self._question(stretch.walk.before)
+            question = self._question(stretch.paginator.before)
         except MsgBubblesError as why:
             return why
         in_flight.ask(stretch, question)
@@ -433,19 +443,19 @@ class StreamReader(Generic[R]):
         for lo, hi, read in before:
             self.coverage.add(max(lo, lo_ms), min(hi, hi_ms), read)
 
-    def _covered_from(self, step: Step[R], _task: Task) -> int | None:
+    def _covered_from(self, step: PageResult[R], _task: Task) -> int | None:
         return step.covered_from_ms
 
-    def land(self, step: Step[R], task: Task, _reach: _Reach) -> Iterator[Any]:
+    def land(self, step: PageResult[R], task: Task, _reach: _Reach) -> Iterator[Any]:
         """Land the rows of one page. On the newest page, what has not changed since it was last read is left out."""
         is_newest = task.kind == "head" and self._now_seen_ms is None
-        self.landing.add(step.page, skip=self.seen if is_newest else frozenset())
+        self.buffer.add(step.page, skip=self.seen if is_newest else frozenset())
         if is_newest:
             self.mark_seen(step.page, {fingerprint(row) for row in step.page.rows})
-        yield from self.landing.full_tables()
+        yield from self.buffer.flush_full()
 
     def mark_seen(self, page: Page[Any], fingerprints: set[str]) -> None:
-        self._now_seen_ms = self._now_seen_ms or epoch_ms(page.server_at)
+        self._now_seen_ms = self._now_seen_ms or to_epoch_ms(page.server_at)
         self._now_seen |= fingerprints
 
     def check_batch(self) -> None:
@@ -458,7 +468,7 @@ class StreamReader(Generic[R]):
 
     def note_time(self, page: Page[Any]) -> None:
         """Take the API's time from a page. With the first, forget marks of readings that are still to come."""
-        is_first, self.now_ms = self.now_ms is None, epoch_ms(page.server_at)
+        is_first, self.now_ms = self.now_ms is None, to_epoch_ms(page.server_at)
         if is_first:
             self.forget_times_after(self.now_ms + MAX_AHEAD_MS)
 
@@ -481,7 +491,7 @@ class StreamReader(Generic[R]):
         self._odd_before = page.odd
         progress.new_fields.update(unknown_fields(page.rows))
         oldest = min((at for row in page.rows if (at := row.cursor_at) is not None), default=None)
-        progress.reached_ms = progress.reached_ms if oldest is None else epoch_ms(oldest)
+        progress.reached_ms = progress.reached_ms if oldest is None else to_epoch_ms(oldest)
         self.run.on_page()
 
     def _save(self) -> None:
@@ -501,12 +511,18 @@ class ChatReader(StreamReader[Chat]):
     """
 
     def __init__(
-        self, fetch: Fetch[Chat], landing: Landing, state: ChatsState, settings: Settings, run: Run, failed: FailedReads
+        self,
+        fetch: Fetch[Chat],
+        buffer: RowBuffer,
+        state: ChatsState,
+        settings: Settings,
+        run: Run,
+        failed: FailedReads,
     ) -> None:
-        super().__init__("chats", fetch, landing, state, settings, run, failed)
+        super().__init__("chats", fetch, buffer, state, settings, run, failed)
         self._chats = state
         self._shown: set[str] = set()
-        landing.on_chats = self._note_threads
+        buffer.on_chats = self._note_threads
         # Up to here, all chats that were visible are known; not so while the first run has gaps to fill.
         has_gaps = bool(self.coverage.gaps(settings.start_ms))
         self._known_to_ms = 0 if has_gaps else (self.coverage.newest_ms or 0) - settings.lookback_ms
@@ -519,7 +535,7 @@ class ChatReader(StreamReader[Chat]):
         """A chat that is there again, or that should have been known long ago, was hidden for a while: its messages
         were too, and their time has been read."""
         for chat in chats:
-            was_hidden = chat.created_at is not None and epoch_ms(chat.created_at) < self._known_to_ms
+            was_hidden = chat.created_at is not None and to_epoch_ms(chat.created_at) < self._known_to_ms
             if chat.is_back or (was_hidden and self.run.repair is None):
                 self._chats.threads.append(chat.id)
 
@@ -575,13 +591,13 @@ class ThreadReader(StreamReader[Chat]):
         self,
         fetch: Fetch[Chat],
         client: Client,
-        landing: Landing,
+        buffer: RowBuffer,
         state: ListState,
         settings: Settings,
         run: Run,
         failed: FailedReads,
     ) -> None:
-        super().__init__("messages", fetch, landing, state, settings, run, failed)
+        super().__init__("messages", fetch, buffer, state, settings, run, failed)
         self._client = client
         self._failed = failed
         # Messages older than this have been read in every thread: up to here no thread is missing.
@@ -606,14 +622,14 @@ class ThreadReader(StreamReader[Chat]):
         else:
             super().count(page)
 
-    def _covered_from(self, step: Step[Chat], task: Task) -> int | None:
+    def _covered_from(self, step: PageResult[Chat], task: Task) -> int | None:
         # Of what a page shows beyond the task, no messages are read.
         return None if step.covered_from_ms is None else max(step.covered_from_ms, task.lo_ms)
 
-    def land(self, step: Step[Chat], task: Task, reach: _Reach) -> Iterator[Any]:
+    def land(self, step: PageResult[Chat], task: Task, reach: _Reach) -> Iterator[Any]:
         is_newest = task.kind == "head" and reach.from_ms is None
         covered_ms = self._covered_from(step, task)
-        self.landing.add_rejected(step.page)
+        self.buffer.add_rejected(step.page)
         for rejected in step.page.rejected:
             # A chat whose row cannot be read has messages all the same.
             if rejected.key is not None and rejected.row_hash not in self.seen:
@@ -663,14 +679,14 @@ class ThreadReader(StreamReader[Chat]):
             return
         # A thread that is deleted while its page is read is not there to be read.
         with self._failed.attempt("thread", chat_id, lo_ms), suppress(NotFoundError):
-            for step in walk(fetch, lo_ms=lo_ms, before_ms=None, stream=self.stream):
+            for step in paginate_interval(fetch, lo_ms=lo_ms, before_ms=None, stream=self.stream):
                 self.progress.note(step)
-                self.landing.add(step.page)
-                yield from self.landing.full_tables()
+                self.buffer.add(step.page)
+                yield from self.buffer.flush_full()
 
 
 def read_messages(
-    client: Client, landing: Landing, state: MessagesState, settings: Settings, run: Run, failed: FailedReads
+    client: Client, buffer: RowBuffer, state: MessagesState, settings: Settings, run: Run, failed: FailedReads
 ) -> Iterator[Any]:
     """Messages, from the account's feed where the API answers it, else chat by chat.
 
@@ -679,7 +695,7 @@ def read_messages(
     """
     if run.repair is not None:
         if run.repair.overflows:
-            yield from repairs.read_overflows(client, landing, state.by_feed, run, failed)
+            yield from repairs.read_overflows(client, buffer, state.by_feed, run, failed)
         return
     first = _first_of_feed(client, state, run, failed)
     # An empty feed may be an account without messages, or an API that answers nothing without a conversation.
@@ -693,7 +709,7 @@ def read_messages(
             return client.list_messages(before=before)
 
         try:
-            yield from StreamReader("messages", fetch, landing, state.by_feed, settings, run, failed).read()
+            yield from StreamReader("messages", fetch, buffer, state.by_feed, settings, run, failed).read()
         finally:
             for chat_id, error in client.unknown_chats.items():
                 failed.record("thread", chat_id, error, settings.start_ms)
@@ -706,15 +722,15 @@ def read_messages(
             return page
 
         _add_coverage_of_feed(state, settings.start_ms)
-        yield from ThreadReader(listed, client, landing, state.by_thread, settings, run, failed).read()
+        yield from ThreadReader(listed, client, buffer, state.by_thread, settings, run, failed).read()
     for thread in failed.due("thread"):
         from_ms = settings.start_ms if thread.from_ms is None else thread.from_ms
-        yield from repairs.read_thread(client, landing, thread.id, from_ms, None, run, None, failed)
+        yield from repairs.read_thread(client, buffer, thread.id, from_ms, None, run, None, failed)
 
 
 def _first_of_feed(client: Client, state: MessagesState, run: Run, failed: FailedReads) -> Page[Message] | None:
     """The newest page of the account's feed; null where the API refuses it, or does not manage to answer it."""
-    now_ms = epoch_ms(run.clock.now())
+    now_ms = to_epoch_ms(run.clock.now())
     is_refused = state.feed is False and now_ms - (state.feed_refused_ms or 0) < plan.DAY_MS
     if is_refused or failed.is_waiting("feed", "messages"):
         return None
@@ -743,18 +759,18 @@ def _add_coverage_of_feed(state: MessagesState, start_ms: int) -> None:
 
 
 def read_chats(
-    client: Client, landing: Landing, state: ChatsState, settings: Settings, run: Run, failed: FailedReads
+    client: Client, buffer: RowBuffer, state: ChatsState, settings: Settings, run: Run, failed: FailedReads
 ) -> Iterator[Any]:
     """Chats, newest first by `last_message_at`; then those that have to be asked for by id."""
 
-    reader = ChatReader(lambda before: client.list_chats(before=before), landing, state, settings, run, failed)
+    reader = ChatReader(lambda before: client.list_chats(before=before), buffer, state, settings, run, failed)
     if run.repair is None:
         yield from reader.read()
-    yield from repairs.read_by_id(client, landing, state, settings, run, failed)
+    yield from repairs.read_by_id(client, buffer, state, settings, run, failed)
 
 
 def read_numbers(
-    client: Client, landing: Landing, state: NumbersState, _settings: Settings, run: Run, failed: FailedReads
+    client: Client, buffer: RowBuffer, state: NumbersState, _settings: Settings, run: Run, failed: FailedReads
 ) -> Iterator[Any]:
     """The account's own numbers: one request, whatever their number."""
     if failed.is_waiting("numbers", "numbers"):
@@ -770,13 +786,13 @@ def read_numbers(
     progress.rejected += len(page.rejected)
     progress.odd += len(page.odd)
     progress.new_fields.update(unknown_fields(page.rows))
-    landing.add(page, skip=frozenset(state.seen))
+    buffer.add(page, skip=frozenset(state.seen))
     state.seen = sorted(fingerprint(row) for row in page.rows)
     run.on_page()
-    yield from landing.full_tables()
+    yield from buffer.flush_full()
 
 
-Read = Callable[[Client, Landing, Any, Settings, Run, FailedReads], Iterator[Any]]
+Read = Callable[[Client, RowBuffer, Any, Settings, Run, FailedReads], Iterator[Any]]
 KINDS: dict[str, type[NumbersState | MessagesState | ChatsState]] = {
     "numbers": NumbersState,
     "messages": MessagesState,
@@ -785,31 +801,31 @@ KINDS: dict[str, type[NumbersState | MessagesState | ChatsState]] = {
 
 
 def read_stream(
-    read: Read, client: Client, landing: Landing, resource: MutableMapping[str, Any], settings: Settings, run: Run
+    read: Read, client: Client, buffer: RowBuffer, resource: MutableMapping[str, Any], settings: Settings, run: Run
 ) -> Iterator[Any]:
     """Run one reader to where the run allows, land all that it read, and sort out why it ended. `resource` is dlt's
     state of the resource."""
-    state, own = decode(resource, ResourceState), decode(resource, KINDS[landing.stream])
+    state, own = decode(resource, ResourceState), decode(resource, KINDS[buffer.stream])
     try:
-        yield from _read_stream(read, client, landing, state, own, settings, run)
+        yield from _read_stream(read, client, buffer, state, own, settings, run)
     finally:
         encode(resource, state, own)
 
 
 def _read_stream(
-    read: Read, client: Client, landing: Landing, state: ResourceState, own: Any, settings: Settings, run: Run
+    read: Read, client: Client, buffer: RowBuffer, state: ResourceState, own: Any, settings: Settings, run: Run
 ) -> Iterator[Any]:
-    progress = run.progress(landing.stream)
+    progress = run.progress(buffer.stream)
     progress.unfinished = False
-    landing.on_twins = run.reject
-    landing.refused = run.refused
+    buffer.on_twins = run.reject
+    buffer.refused = run.refused
     if run.stopped:
         return
-    if state.tables != landing.tables:
-        yield from landing.empty_tables()
-        state.tables = landing.tables
+    if state.tables != buffer.tables:
+        yield from buffer.empty_tables()
+        state.tables = buffer.tables
     try:
-        yield from _announced(read(client, landing, own, settings, run, FailedReads(state, run, client)), run)
+        yield from _announced(read(client, buffer, own, settings, run, FailedReads(state, run, client)), run)
     except BatchEnd:
         progress.unfinished = True
     except Halt as halt:
@@ -818,14 +834,14 @@ def _read_stream(
         if not run.keep_on_error:
             raise
         run.error = run.error or error
-    _put_coverage(landing, state, run)
-    yield from _announced(landing.rest(), run)
-    progress.rejected += landing.refused_rows
+    _put_coverage(buffer, state, run)
+    yield from _announced(buffer.flush(), run)
+    progress.rejected += buffer.refused_rows
 
 
-def _put_coverage(landing: Landing, state: ResourceState, run: Run) -> None:
+def _put_coverage(buffer: RowBuffer, state: ResourceState, run: Run) -> None:
     """What marts may rely on is kept beside the rows, when it is another than before."""
-    covered = run.progress(landing.stream).covered
+    covered = run.progress(buffer.stream).covered
     stretch = covered.newest_stretch if covered else None
     if stretch is None:
         return
@@ -833,7 +849,7 @@ def _put_coverage(landing: Landing, state: ResourceState, run: Run) -> None:
     complete = (stretch[0], max(stretch[1], (state.complete or stretch)[1]))
     if state.complete != complete:
         state.complete = complete
-        landing.put_coverage(StreamCoverage(landing.stream, *map(instant, complete)), run.clock.now())
+        buffer.put_coverage(StreamCoverage(buffer.stream, *map(from_epoch_ms, complete)), run.clock.now())
 
 
 def _announced(items: Iterator[Any], run: Run) -> Iterator[Any]:

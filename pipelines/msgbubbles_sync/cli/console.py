@@ -87,7 +87,7 @@ class Reporter:
             table.add_column(heading, justify="left" if heading in ("stream", "back to") else "right")
         for name, progress in run.streams.items():
             table.add_row(
-                name, f"{progress.rows:,}", f"{run.landed(name):,}", f"{progress.rejected:,}", _day(progress.reached_ms)
+                name, f"{progress.rows:,}", f"{run.loaded(name):,}", f"{progress.rejected:,}", _day(progress.reached_ms)
             )
         self._output.print(table)
         if run.repaired:
@@ -251,8 +251,8 @@ def as_dict(
         "retry_after": run.traffic.retry_after,
         "retries": run.traffic.retries,
         "received_bytes": run.traffic.received_bytes,
-        "budget_used": run.traffic.budget_used,
-        "budget_per_minute": run.traffic.budget_per_minute,
+        "budget_used": run.traffic.window_requests,
+        "budget_per_minute": run.traffic.window_limit,
         "paced_seconds": round(run.traffic.paced_seconds, 3),
         "seconds": {phase: round(spent, 3) for phase, spent in report.seconds.items()},
         "feed": run.feed,
@@ -261,7 +261,7 @@ def as_dict(
             | ({"replaced": changes.replaced} if changes.replaced else {})
             for table, changes in run.changes.items()
         },
-        "streams": {name: _stream_dict(progress, run.landed(name)) for name, progress in run.streams.items()},
+        "streams": {name: _stream_dict(progress, run.loaded(name)) for name, progress in run.streams.items()},
         "repaired": {what: count for what, count in run.repaired.items() if count},
         "expired": report.expired,
         "failed_reads": dict(Counter(one.kind for one in report.failed_reads)),
@@ -271,12 +271,12 @@ def as_dict(
     }
 
 
-def _stream_dict(progress: StreamProgress, landed: int) -> dict[str, Any]:
+def _stream_dict(progress: StreamProgress, loaded: int) -> dict[str, Any]:
     return {
         "pages": progress.pages,
         "refresh_pages": progress.refresh_pages,
         "rows": progress.rows,
-        "landed": landed,
+        "landed": loaded,
         "rejected": progress.rejected,
         "odd": progress.odd,
         "new_fields": sorted(progress.new_fields),
@@ -324,7 +324,7 @@ def _described(run: Run) -> str:
 
 def _requests(run: Run) -> str:
     traffic = run.traffic
-    budget = f" ({traffic.budget_used} of {traffic.budget_per_minute} this minute)" if traffic.budget_per_minute else ""
+    budget = f" ({traffic.window_requests} of {traffic.window_limit} this minute)" if traffic.window_limit else ""
     return f"{traffic.total:,} requests{budget}"
 
 

@@ -356,17 +356,17 @@ def begun(workspace: Workspace, script: str, *, sandbox: bool) -> Iterator[Comma
 
 def transport_of(settings: Settings, run: Run, script: str, **others: Any) -> Transport:
     """Build the transport that the source would use. Raises `UsageError` without a key."""
-    from msgbubbles.rate_limit import RequestBudget
+    from msgbubbles.rate_limit import RateLimiter
     from msgbubbles.transport import Transport
 
     check_api_key(settings, script)
     source = settings.source
     per_minute = source.requests_per_minute
-    budget = RequestBudget.of_key(settings.api_key, per_minute, source.budget_dir) if per_minute else None
+    rate_limiter = RateLimiter.for_key(settings.api_key, per_minute, source.budget_dir) if per_minute else None
     return Transport(
         source.base_url,
         settings.api_key,
-        budget,
+        rate_limiter,
         timeout_seconds=source.timeout_seconds,
         **{"max_attempts": source.max_attempts, **others},
         traffic=run.traffic,

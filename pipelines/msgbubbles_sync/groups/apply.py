@@ -345,7 +345,7 @@ class Applier:
             outcome,
             http_status=error.status,
             error_code=error.code,
-            error_message=self._redactor.quoted(self._client.transport.last_said or str(error)),
+            error_message=self._redactor.quoted(self._client.transport.last_error_message or str(error)),
             request_id=error.request_id,
         )
 

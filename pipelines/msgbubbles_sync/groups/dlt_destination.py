@@ -20,7 +20,7 @@ from dlt.common.destination.exceptions import DestinationTerminalException, Dest
 
 from msgbubbles.client import Client
 from msgbubbles.errors import MsgBubblesError, RetryableError
-from msgbubbles.rate_limit import RequestBudget
+from msgbubbles.rate_limit import RateLimiter
 from msgbubbles.settings import DEFAULTS
 from msgbubbles.transport import Transport
 from msgbubbles_sync.errors import UsageError
@@ -71,8 +71,10 @@ def groups(
         workspace.make_folders()
         if GroupRedactor.of(workspace).hides:
             raise UsageError(NOT_PRIVATE)
-        budget = RequestBudget.of_key(api_key, requests_per_minute, budget_dir) if requests_per_minute else None
-        transport = Transport(base_url, api_key, budget, timeout_seconds=timeout_seconds, max_attempts=max_attempts)
+        rate_limiter = RateLimiter.for_key(api_key, requests_per_minute, budget_dir) if requests_per_minute else None
+        transport = Transport(
+            base_url, api_key, rate_limiter, timeout_seconds=timeout_seconds, max_attempts=max_attempts
+        )
         with hold_lock(workspace.folder, "apply"), Client(transport) as client:
             applied = apply_groups(workspace, client, items, max_creates=max_creates, max_removals=max_removals)
     except (RetryableError, AnotherJobRunsError) as error:

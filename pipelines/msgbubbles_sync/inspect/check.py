@@ -16,7 +16,7 @@ import msgspec
 from msgbubbles.client import Client
 from msgbubbles.errors import ApiError, ConfigurationError, ForbiddenError, MsgBubblesError, PermanentError
 from msgbubbles.models import Chat, Message, Page
-from msgbubbles.source.paginate import cursor_ms, iso
+from msgbubbles.source.paginate import cursor_ms, format_ms
 from msgbubbles.transport import Answer
 from msgbubbles_sync.check_result import CheckResult
 from msgbubbles_sync.dbt import spark
@@ -178,7 +178,7 @@ def _clock(answer: Answer | None) -> CheckResult:
         return CheckResult(
             "clock", "info", "the API's answers have no readable Date, so this clock is taken for its own"
         )
-    skew = answer.date - answer.read_at
+    skew = answer.date - answer.fetched_at
     what = (
         f"this clock is {abs(skew.total_seconds()):.0f} s {'behind' if skew > timedelta(0) else 'ahead of'} the API's"
     )
@@ -257,7 +257,7 @@ def _before(client: Client, chats: list[Chat]) -> Iterator[CheckResult]:
         yield CheckResult("before", "info", "not seen yet")
         return
     at_ms = cursor_ms(alone[-1]) or 0
-    shown = {chat.id for chat in client.list_chats(limit=5, before=iso(at_ms)).rows}
+    shown = {chat.id for chat in client.list_chats(limit=5, before=format_ms(at_ms)).rows}
     said = "includes its own instant"
     if alone[-1].id not in shown:
         said = "excludes its own instant, or times are finer than they are shown"

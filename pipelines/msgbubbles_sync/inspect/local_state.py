@@ -12,7 +12,7 @@ import duckdb
 
 from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.state import States
-from msgbubbles.source.stored import instant
+from msgbubbles.source.stored import from_epoch_ms
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.run_log import COLUMNS, TABLE, Journal
 from msgbubbles_sync.workspace import Workspace
@@ -81,7 +81,7 @@ class Known:
         cursor = CURSORS[stream]
         query = f"SELECT count(*) FROM msgbubbles.{stream} WHERE {cursor} >= ? AND {cursor} < ?"  # noqa: S608
         with self._published() as database:
-            rows = [] if database is None else _all(database, query, instant(lo_ms), instant(hi_ms))
+            rows = [] if database is None else _all(database, query, from_epoch_ms(lo_ms), from_epoch_ms(hi_ms))
         return int(rows[0][0]) if rows else 0
 
     def oldest_ms(self, stream: str) -> int | None:

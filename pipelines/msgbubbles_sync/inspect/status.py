@@ -12,7 +12,7 @@ from rich.table import Table
 
 from msgbubbles.source.coverage import HOUR_MS, Coverage
 from msgbubbles.source.state import FailedRead
-from msgbubbles.source.stored import instant
+from msgbubbles.source.stored import from_epoch_ms
 from msgbubbles_sync.lock import Holder, read_holder
 from msgbubbles_sync.run_log import describe_failed_reads
 
@@ -101,7 +101,7 @@ def show(status: Status, known: Known, start_ms: int, now: datetime, console: Co
         begin_ms = max(known.oldest_ms(stream) or now_ms - 24 * HOUR_MS, start_ms)
         line = timeline(coverage, begin_ms, now_ms)
         console.print(
-            f"{stream:>8} {instant(begin_ms):%Y-%m-%d} [green]{line}[/green] now", highlight=False, soft_wrap=True
+            f"{stream:>8} {from_epoch_ms(begin_ms):%Y-%m-%d} [green]{line}[/green] now", highlight=False, soft_wrap=True
         )
         if status.missing[stream]:
             console.print(f"         {status.missing[stream]:,} stretches were never read; the next run goes on there")

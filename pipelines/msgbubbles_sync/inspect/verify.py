@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from msgbubbles.client import Client
-from msgbubbles.errors import ApiError, NotFoundError, PermanentError, is_of_unit
+from msgbubbles.errors import ApiError, NotFoundError, PermanentError, is_unit_error
 from msgbubbles.models import Attachment, Chat, Message, Page, R, Row
-from msgbubbles.source.buffer import COLUMNS, ROWS_PER_TABLE, arrow_table
-from msgbubbles.source.compare import Comparison, key_of
+from msgbubbles.source.buffer import COLUMNS, ROWS_PER_TABLE, build_arrow_table
+from msgbubbles.source.compare import Comparison, key_column
 from msgbubbles.source.config import Settings
 from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.failed_reads import TRIES_AFTER_A_FAILURE
-from msgbubbles.source.paginate import BEGINNING_MS, CLOCK_TOLERANCE, DAY_MS, cursor_ms, epoch_ms, iso
+from msgbubbles.source.paginate import BEGINNING_MS, CLOCK_TOLERANCE, DAY_MS, cursor_ms, format_ms, to_epoch_ms
 from msgbubbles.source.reconcile import as_listed
-from msgbubbles.source.stored import instant
+from msgbubbles.source.stored import from_epoch_ms
 from msgbubbles_sync.destinations import build_destination
 
 from .local_state import Known
@@ -129,13 +129,13 @@ class Verifier:
 
     def full(self, feed: bool) -> None:
         """Walk through everything, and list every difference. `feed` says whether the API answers all messages."""
-        start = instant(self._settings.start_ms)
+        start = from_epoch_ms(self._settings.start_ms)
         for page in self._walked(lambda before: self._client.list_chats(before=before)):
             for chat in page.rows:
                 self._take(chat, "chats")
             self._compare_full_tables()
         self._compare_all()
-        known_to = instant(self._known_to_ms["chats"])
+        known_to = from_epoch_ms(self._known_to_ms["chats"])
         gone = self._database.execute(
             "SELECT id FROM msgbubbles.chats WHERE deleted_at IS NULL AND last_message_at >= ? AND last_message_at < ? "
             "AND id NOT IN (SELECT id FROM shown WHERE kind = 'chats')",
@@ -150,7 +150,7 @@ class Verifier:
                         self._take(message, "messages")
                     self._compare_full_tables()
             except ApiError as error:
-                if not is_of_unit(error):
+                if not is_unit_error(error):
                     raise
                 feed = False
         if not feed:
@@ -166,7 +166,7 @@ class Verifier:
         def counted(before: str | None) -> Page[Any]:
             page = fetch(before)
             self._on_page()
-            self._now_ms = epoch_ms(page.server_at + CLOCK_TOLERANCE)
+            self._now_ms = to_epoch_ms(page.server_at + CLOCK_TOLERANCE)
             self.verdict.unreadable += len(page.rejected)
             return page
 
@@ -206,7 +206,7 @@ class Verifier:
         return self._client.transport.at_most(TRIES_AFTER_A_FAILURE) if self._unreadable else nullcontext()
 
     def _note_unreadable(self, error: ApiError, table: str, chat_id: str) -> None:
-        if not is_of_unit(error):
+        if not is_unit_error(error):
             raise error
         self._unreadable.add(chat_id)
         self._differs(Difference(table, chat_id, "unreadable", (), chat_id))
@@ -228,7 +228,7 @@ class Verifier:
 
     def _past_ms(self, row: Chat | Message) -> list[int]:
         """The times by which the row was listed, or else shown; a time in the API's future says nothing."""
-        shown = [epoch_ms(at) for at in (row.updated_at, row.created_at) if at is not None]
+        shown = [to_epoch_ms(at) for at in (row.updated_at, row.created_at) if at is not None]
         past = [[at for at in times if at <= self._now_ms] for times in (_listed_by_ms(row), shown)]
         return past[0] or past[1]
 
@@ -248,9 +248,9 @@ class Verifier:
         self._chat_of_message.clear()
 
     def _compare(self, table: str, rows: dict[str, Row]) -> None:
-        read_at = instant(0)
-        incoming = arrow_table(COLUMNS[table], [(row, read_at) for row in rows.values()])
-        key = key_of(COLUMNS[table])
+        fetched_at = from_epoch_ms(0)
+        incoming = build_arrow_table(COLUMNS[table], [(row, fetched_at) for row in rows.values()])
+        key = key_column(COLUMNS[table])
         keys: pa.Table = incoming.select([key])
         self._database.register("incoming_keys", keys)
         try:
@@ -287,7 +287,7 @@ class Verifier:
         found = self._database.execute(
             f"SELECT id, conversation_id FROM msgbubbles.messages WHERE {condition} AND cursor_at < ? "  # noqa: S608
             "AND id NOT IN (SELECT id FROM shown WHERE kind = 'messages')",
-            [value, instant(self._known_to_ms["messages"])],
+            [value, from_epoch_ms(self._known_to_ms["messages"])],
         ).fetchall()
         for message_id, chat_id in found:
             if chat_id not in self._unreadable:
@@ -311,7 +311,7 @@ def pages(fetch: Callable[[str | None], Page[R]], start_ms: int) -> Iterator[Pag
     repeats: Page[R] | None = None  # the next page repeats a row of this one
     without_news, without_progress = 0.0, 0
     while without_news < PAGES_WITHOUT_NEWS:
-        page = fetch(None if before_ms is None else iso(before_ms))
+        page = fetch(None if before_ms is None else format_ms(before_ms))
         keys = {row.key for row in page.rows}
         new = keys.difference(*recent)
         recent.append(keys)
@@ -324,7 +324,7 @@ def pages(fetch: Callable[[str | None], Page[R]], start_ms: int) -> Iterator[Pag
         if len(page) == 0:
             return
         found_ms = [at for row in page.rows if (at := _listed_ms(row)) is not None]
-        latest_ms = epoch_ms(page.server_at) + DAY_MS if before_ms is None else before_ms
+        latest_ms = to_epoch_ms(page.server_at) + DAY_MS if before_ms is None else before_ms
         times_ms = [at for at in found_ms if at <= latest_ms]
         is_end = page.has_more is False and not page.full
         if (times_ms and max(times_ms) < start_ms) or (not times_ms and is_end):
@@ -353,7 +353,7 @@ def _listed_ms(row: Row) -> int | None:
 
 def _listed_by_ms(row: Row) -> list[int]:
     sent_at = row.sent_at if isinstance(row, Message) else None
-    return [at for at in (cursor_ms(row), None if sent_at is None else epoch_ms(sent_at)) if at is not None]
+    return [at for at in (cursor_ms(row), None if sent_at is None else to_epoch_ms(sent_at)) if at is not None]
 
 
 def verify(

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from msgbubbles.client import mended
+from msgbubbles.client import fix_encoding
 from msgbubbles.lenient import without_links
 from msgbubbles.models import Message
 from msgbubbles.tables import Column
@@ -142,7 +142,7 @@ _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 def _storable(body: str) -> str:
     """The same as strict JSON, without what a database refuses: half an emoji, and the character NUL. Raises as
     `parsed`."""
-    text = mended(body.encode()).decode()
+    text = fix_encoding(body.encode()).decode()
     try:
         msgspec.json.decode(text)
     except msgspec.DecodeError:

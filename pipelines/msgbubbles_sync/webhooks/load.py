@@ -157,8 +157,8 @@ def _load(workspace: Workspace, events: list[Event], landed: Landed, redacts: bo
     import dlt
     from dlt.pipeline.exceptions import PipelineStepFailed
 
-    from msgbubbles.source.buffer import arrow_table, column_hints, item
-    from msgbubbles.source.compare import taken
+    from msgbubbles.source.buffer import build_arrow_table, build_column_hints, build_item
+    from msgbubbles.source.compare import filter_rows
     from msgbubbles.source.stored import Warehouse
     from msgbubbles_sync.destinations.load import build_pipeline
     from msgbubbles_sync.destinations.screen import Screen, is_data_error
@@ -178,7 +178,7 @@ def _load(workspace: Workspace, events: list[Event], landed: Landed, redacts: bo
     messages = changed_messages(stored_messages(warehouse, in_order), in_order)
 
     destination = build_destination(workspace)
-    rows = arrow_table(COLUMNS, [(event, event.received_at) for event in in_order])
+    rows = build_arrow_table(COLUMNS, [(event, event.received_at) for event in in_order])
     changed = messages_table(messages)
 
     def load() -> None:
@@ -188,11 +188,11 @@ def _load(workspace: Workspace, events: list[Event], landed: Landed, redacts: bo
                 primary_key="event_id",
                 # What came first stays, however often it is delivered or loaded.
                 write_disposition={"disposition": "merge", "strategy": "insert-only"},
-                columns={column.name: column_hints(column, TABLE) for column in COLUMNS},
+                columns={column.name: build_column_hints(column, TABLE) for column in COLUMNS},
             )
             yield dlt.mark.with_hints(rows, hints, create_table_variant=True)
             if changed.num_rows:
-                yield item("messages", changed)
+                yield build_item("messages", changed)
 
         resource = dlt.resource(items, name="webhook_events_and_messages")
         pipeline.run(resource, loader_file_format=destination.file_format)
@@ -206,8 +206,8 @@ def _load(workspace: Workspace, events: list[Event], landed: Landed, redacts: bo
         pipeline.abort_packages()
         screen = Screen(destination)
         refused = screen(TABLE, rows)
-        rows = taken(rows, [not one for one in refused])
-        changed = taken(changed, [not one for one in screen("messages", changed)])
+        rows = filter_rows(rows, [not one for one in refused])
+        changed = filter_rows(changed, [not one for one in screen("messages", changed)])
         lines = [bytes(event.payload) for event, is_refused in zip(in_order, refused, strict=True) if is_refused]
         landed.malformed += len(lines)
         _keep_aside(aside_of(workspace), f"refused.{time.time_ns()}.jsonl", [] if redacts else lines)

@@ -15,8 +15,8 @@ import msgspec
 
 from msgbubbles.decode import read_row
 from msgbubbles.models import Message
-from msgbubbles.source.buffer import COLUMNS, arrow_table, json_text
-from msgbubbles.source.progress import SET_ONCE, is_ahead, rank_of
+from msgbubbles.source.buffer import COLUMNS, build_arrow_table, to_json_text
+from msgbubbles.source.progress import SET_ONCE, get_status_rank, is_ahead
 from msgbubbles.source.storable import storable
 
 from .events import Event
@@ -58,7 +58,7 @@ def stored_messages(warehouse: Warehouse, events: Iterable[Event]) -> list[Row]:
     """The stored rows of the messages that events are about."""
     import pyarrow as pa
 
-    wanted = arrow_table(COLUMNS["messages"], ()).schema
+    wanted = build_arrow_table(COLUMNS["messages"], ()).schema
     ids = list(dict.fromkeys(event.message_id for event in events if event.is_of_a_message))
     keys = pa.table({"id": ids, "cursor_at": pa.nulls(len(ids), wanted.field("cursor_at").type)})
     stored = warehouse.rows("messages", keys) if ids else None
@@ -69,7 +69,7 @@ def messages_table(rows: list[Row]) -> pa.Table:
     """The rows as they land."""
     import pyarrow as pa
 
-    table = pa.Table.from_pylist(rows, schema=arrow_table(COLUMNS["messages"], ()).schema)
+    table = pa.Table.from_pylist(rows, schema=build_arrow_table(COLUMNS["messages"], ()).schema)
     return storable(table, [column.name for column in COLUMNS["messages"] if column.type == "json"])[0]
 
 
@@ -82,7 +82,7 @@ def _after(row: Row, event: Event) -> Row:
         newer["created_at"] = row["created_at"] or newer.get("created_at")
         if is_ahead(row["status"], shown.get("status") or row["status"]):
             newer.pop("error", None)  # of the status that is left behind
-        if rank_of(row["status"]) is None and "status" not in progress:
+        if get_status_rank(row["status"]) is None and "status" not in progress:
             newer["status"] = shown.get("status") or row["status"]
         after |= newer | {"extra": _joined(row["extra"], shown.get("extra"))}
     return after | {"cursor_at": after["created_at"] or after["sent_at"]}
@@ -132,7 +132,7 @@ def _shown(event: Event) -> Row:
         wire = WIRE_NAMES.get(column.name, column.name)
         if wire in event.message or column.name == "extra":
             value = getattr(message, column.name)
-            found[column.name] = json_text(value) if column.type == "json" else value
+            found[column.name] = to_json_text(value) if column.type == "json" else value
     return found
 
 

@@ -14,7 +14,7 @@ from msgbubbles.policy import FULL, PRESETS, Pseudonyms
 from msgbubbles.redact import Redactor
 from msgbubbles.source.config import Settings
 from msgbubbles.source.coverage import Tier
-from msgbubbles.source.paginate import iso
+from msgbubbles.source.paginate import format_ms
 from msgbubbles.source.run import Run
 from msgbubbles.source.state import FIRST_WAIT_MS, TRIES_WITHOUT_WAIT, States
 from msgbubbles_sync.sandbox import Knobs, NewMessage
@@ -314,7 +314,7 @@ def test_rows_below_a_failed_page_are_read_by_the_run_after_one_that_was_cut_off
 
     world = new_world(chats=40, messages_each=2)
     rows = world.account.all("SELECT id, created_us FROM messages ORDER BY created_us DESC")
-    failing_at = iso(rows[25]["created_us"] // 1000)
+    failing_at = format_ms(rows[25]["created_us"] // 1000)
     world.knobs.transform_body = page_with("messages", rows[25]["id"])
     world.knobs.answer = stop
     for _ in range(TRIES_WITHOUT_WAIT):

@@ -240,7 +240,7 @@ class Conversations(RuleBasedStateMachine):
             assert self.participants() == {group: world.account.participants(group) for group in groups}
         world.pass_time(MINUTE_MS)
         run = world.sync()
-        assert not any(changes.landed for changes in run.changes.values())
+        assert not any(changes.loaded for changes in run.changes.values())
         world.close()
 
 

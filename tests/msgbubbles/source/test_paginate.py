@@ -12,15 +12,23 @@ from hypothesis import strategies as st
 from helpers.listing import EPOCH, Listing
 from msgbubbles.errors import PermanentError
 from msgbubbles.models import Chat, Message, Page
-from msgbubbles.source.paginate import BEGINNING_MS, DAY_MS, MAX_PAGES_AT_ONE_TIMESTAMP, Overflow, Step, iso, walk
+from msgbubbles.source.paginate import (
+    BEGINNING_MS,
+    DAY_MS,
+    MAX_PAGES_AT_ONE_TIMESTAMP,
+    Overflow,
+    PageResult,
+    format_ms,
+    paginate_interval,
+)
 
 
-def read(listing: Listing, lo_ms: int = 0, before_ms: int | None = None) -> list[Step[Chat]]:
-    return list(walk(listing.fetch, lo_ms=lo_ms, before_ms=before_ms, stream="chats"))
+def read(listing: Listing, lo_ms: int = 0, before_ms: int | None = None) -> list[PageResult[Chat]]:
+    return list(paginate_interval(listing.fetch, lo_ms=lo_ms, before_ms=before_ms, stream="chats"))
 
 
-def keys(steps: list[Step[Chat]]) -> set[str]:
-    return {row.key for step in steps for row in step.page.rows}
+def keys(results: list[PageResult[Chat]]) -> set[str]:
+    return {row.key for result in results for row in result.page.rows}
 
 
 # Few instants and many rows, so that ties over the edge of a page are the rule.
@@ -46,24 +54,24 @@ def crowded(listing: Listing) -> set[int]:
 @settings(max_examples=400, deadline=None)
 @given(listings)
 def test_every_row_is_read_or_its_instant_is_reported(listing: Listing) -> None:
-    steps = read(listing)
-    reported = [step.overflow for step in steps if step.overflow]
-    missing = set(listing.rows) - keys(steps)
+    results = read(listing)
+    reported = [result.overflow for result in results if result.overflow]
+    missing = set(listing.rows) - keys(results)
     for key in missing:
         at_ms = (listing.rows[key] or 0) // 1000
         assert any((o.from_ms or 0) <= at_ms <= (o.to_ms or 0) for o in reported)
     for overflow in reported:
         assert overflow.to_ms in crowded(listing)
-    assert len(steps) < 15 * len(listing.rows) + 15
+    assert len(results) < 15 * len(listing.rows) + 15
 
 
 @settings(max_examples=200, deadline=None)
 @given(listings)
 def test_nothing_is_missing_where_a_page_holds_more_than_an_instant(listing: Listing) -> None:
     listing = replace(listing, limit=61, short_pages=False)
-    steps = read(listing)
-    assert keys(steps) == set(listing.rows)
-    assert not any(step.overflow for step in steps)
+    results = read(listing)
+    assert keys(results) == set(listing.rows)
+    assert not any(result.overflow for result in results)
 
 
 @settings(max_examples=200, deadline=None)
@@ -72,10 +80,12 @@ def test_coverage_never_claims_a_row_that_was_not_read(listing: Listing, pages: 
     covered_from_ms = None
     seen: set[str] = set()
     reported: list[Overflow] = []
-    for step, _ in zip(walk(listing.fetch, lo_ms=0, before_ms=None, stream="chats"), range(pages + 1), strict=False):
-        seen |= keys([step])
-        covered_from_ms = step.covered_from_ms
-        reported += [step.overflow] if step.overflow else []
+    for result, _ in zip(
+        paginate_interval(listing.fetch, lo_ms=0, before_ms=None, stream="chats"), range(pages + 1), strict=False
+    ):
+        seen |= keys([result])
+        covered_from_ms = result.covered_from_ms
+        reported += [result.overflow] if result.overflow else []
     for key, at in listing.rows.items():
         at_ms = (at or 0) // 1000
         if covered_from_ms is not None and at_ms >= covered_from_ms and key not in seen:
@@ -84,10 +94,10 @@ def test_coverage_never_claims_a_row_that_was_not_read(listing: Listing, pages: 
 
 def test_a_walk_stops_at_its_lower_end_and_reads_no_page_more() -> None:
     listing = Listing({f"{n:03}": 1_000_000 + n * 1000 for n in range(100)}, limit=10)
-    steps = read(listing, lo_ms=1085)
-    assert {f"{n:03}" for n in range(85, 100)} <= keys(steps)
-    assert len(steps) == 2
-    assert steps[-1].covered_from_ms == 1082, "the last page is used to its end"
+    results = read(listing, lo_ms=1085)
+    assert {f"{n:03}" for n in range(85, 100)} <= keys(results)
+    assert len(results) == 2
+    assert results[-1].covered_from_ms == 1082, "the last page is used to its end"
 
 
 def test_a_walk_begins_where_it_is_told() -> None:
@@ -101,9 +111,9 @@ def test_more_rows_in_an_instant_than_a_page_holds_are_reported_and_stepped_over
     tied = {f"tie{n:02}": 1_000_000 for n in range(13)}
     newer = {f"new{n}": 1_100_000 + n * 1000 for n in range(6)}
     listing = Listing({**older, **tied, **newer}, limit=10, inclusive=inclusive)
-    steps = read(listing)
-    assert keys(steps) == set(older) | set(newer) | {f"tie{n:02}" for n in range(10)}
-    assert {step.overflow for step in steps if step.overflow} == (
+    results = read(listing)
+    assert keys(results) == set(older) | set(newer) | {f"tie{n:02}" for n in range(10)}
+    assert {result.overflow for result in results if result.overflow} == (
         {Overflow(1000, 1000), Overflow(999, 1000)} if inclusive else {Overflow(1000, 1000)}
     )
 
@@ -127,20 +137,20 @@ def test_rows_without_an_instant_hide_no_others(nulls: int, nulls_first: bool, n
         with pytest.raises(PermanentError, match="without an instant"):
             read(listing)
         return
-    steps = read(listing)
-    assert set(timed) <= keys(steps)
+    results = read(listing)
+    assert set(timed) <= keys(results)
     reachable = nulls if nulls_with_before or nulls_first else 0
     if nulls <= listing.limit:
-        assert len(keys(steps) - set(timed)) == reachable
+        assert len(keys(results) - set(timed)) == reachable
     elif reachable:
-        assert Overflow(None, None) in {step.overflow for step in steps}
+        assert Overflow(None, None) in {result.overflow for result in results}
 
 
 def test_the_newest_instant_is_not_taken_from_the_future() -> None:
     now_ms = int(datetime.now(UTC).timestamp() * 1000)
     listing = Listing({"now": now_ms * 1000, "later": (now_ms + DAY_MS) * 1000})
-    (step,) = read(listing)
-    assert step.newest_ms == now_ms
+    (result,) = read(listing)
+    assert result.newest_ms == now_ms
 
 
 def test_an_empty_page_that_promises_more_is_asked_for_once_more() -> None:
@@ -153,20 +163,24 @@ def test_an_empty_page_that_promises_more_is_asked_for_once_more() -> None:
         page = listing.fetch(before)
         return replace(page, rows=[], has_more=True, full=False) if calls == 3 else page
 
-    seen = {row.key for step in walk(fetch, lo_ms=0, before_ms=None, stream="chats") for row in step.page.rows}
+    seen = {
+        row.key
+        for result in paginate_interval(fetch, lo_ms=0, before_ms=None, stream="chats")
+        for row in result.page.rows
+    }
     assert seen == set(listing.rows)
 
 
 def test_an_api_that_ignores_before_is_not_paged_for_ever() -> None:
     listing = Listing({f"{n:03}": 1_000_000 + n * 1000 for n in range(20)})
     with pytest.raises(PermanentError, match="newer than the `before`"):
-        list(walk(lambda _before: listing.fetch(None), lo_ms=0, before_ms=None, stream="chats"))
+        list(paginate_interval(lambda _before: listing.fetch(None), lo_ms=0, before_ms=None, stream="chats"))
 
 
 def test_an_instant_is_written_as_the_api_writes_it() -> None:
-    assert iso(1_764_000_000_007) == "2025-11-24T16:00:00.007Z"
-    assert iso(-1) == "1969-12-31T23:59:59.999Z"
-    assert iso(BEGINNING_MS) == "0001-01-02T00:00:00.000Z"
+    assert format_ms(1_764_000_000_007) == "2025-11-24T16:00:00.007Z"
+    assert format_ms(-1) == "1969-12-31T23:59:59.999Z"
+    assert format_ms(BEGINNING_MS) == "0001-01-02T00:00:00.000Z"
 
 
 # -- rows that show another time than the API lists them by
@@ -186,15 +200,15 @@ def chats_every_minute(count: int, outliers: dict[int, int], limit: int = 100, *
 @pytest.mark.parametrize("places", [[0], [50], [99], [150], [198], [299], [97, 98, 99], [3, 40, 99, 120]], ids=str)
 def test_outlier_times_are_loaded_and_move_nothing(places: list[int], shown_ms: int) -> None:
     listing = chats_every_minute(300, dict.fromkeys(places, shown_ms))
-    steps = read(listing, lo_ms=BEGINNING_MS)
-    assert keys(steps) == set(listing.rows)
-    assert not any(step.overflow for step in steps)
-    assert len(steps) <= 4 + 2 * len(places) + 2
+    results = read(listing, lo_ms=BEGINNING_MS)
+    assert keys(results) == set(listing.rows)
+    assert not any(result.overflow for result in results)
+    assert len(results) <= 4 + 2 * len(places) + 2
 
 
 def test_a_page_out_of_order_is_reported() -> None:
-    assert not any(step.is_in_order for step in read(chats_every_minute(90, {40: IN_2001_MS}))[:1])
-    assert all(step.is_in_order for step in read(chats_every_minute(300, {})))
+    assert not any(result.is_in_order for result in read(chats_every_minute(90, {40: IN_2001_MS}))[:1])
+    assert all(result.is_in_order for result in read(chats_every_minute(300, {})))
     (in_2001,) = read(chats_every_minute(90, {40: IN_2001_MS}), lo_ms=BASE_MS - 30 * MINUTE_MS)
     assert in_2001.outliers == {"0040"}
 
@@ -202,9 +216,9 @@ def test_a_page_out_of_order_is_reported() -> None:
 @pytest.mark.parametrize("place", [5, 40, 98, 99])
 def test_an_outlier_below_the_lower_end_does_not_end_a_walk(place: int) -> None:
     listing = chats_every_minute(300, {place: IN_2001_MS, place + 1: IN_2001_MS})
-    steps = read(listing, lo_ms=BASE_MS - 250 * MINUTE_MS)
-    assert {key for key in listing.rows if key <= "0250"} <= keys(steps)
-    assert len(steps) <= 5
+    results = read(listing, lo_ms=BASE_MS - 250 * MINUTE_MS)
+    assert {key for key in listing.rows if key <= "0250"} <= keys(results)
+    assert len(results) <= 5
 
 
 @settings(max_examples=150, deadline=None)
@@ -217,11 +231,11 @@ def test_outliers_anywhere_hide_no_row_and_claim_no_interval(data: st.DataObject
         count, outliers, limit, inclusive=data.draw(st.booleans()), shuffled_pages=data.draw(st.booleans())
     )
     seen: set[str] = set()
-    for step in walk(listing.fetch, lo_ms=BEGINNING_MS, before_ms=None, stream="chats"):
-        seen |= keys([step])
-        assert step.overflow is None
-        if step.covered_from_ms is not None:
-            assert {key for key, at in listing.rows.items() if (at or 0) // 1000 >= step.covered_from_ms} <= seen
+    for result in paginate_interval(listing.fetch, lo_ms=BEGINNING_MS, before_ms=None, stream="chats"):
+        seen |= keys([result])
+        assert result.overflow is None
+        if result.covered_from_ms is not None:
+            assert {key for key, at in listing.rows.items() if (at or 0) // 1000 >= result.covered_from_ms} <= seen
         assert len(listing.asked) < 100
     assert seen == set(listing.rows)
 
@@ -256,10 +270,10 @@ def test_a_field_that_the_page_follows_is_used_where_created_at_misleads(
 ) -> None:
     sent = [EPOCH + timedelta(milliseconds=BASE_MS - n * MINUTE_MS) for n in range(300)]
     rows = [Message(id=f"{n:03}", sent_at=at, created_at=created(at)) for n, at in enumerate(sent)]
-    steps = list(walk(by_sent_at(rows), lo_ms=BEGINNING_MS, before_ms=None, stream="messages"))
-    assert {row.key for step in steps for row in step.page.rows} == {row.id for row in rows}
-    assert not any(step.overflow for step in steps)
-    assert len(steps) <= 7
+    results = list(paginate_interval(by_sent_at(rows), lo_ms=BEGINNING_MS, before_ms=None, stream="messages"))
+    assert {row.key for result in results for row in result.page.rows} == {row.id for row in rows}
+    assert not any(result.overflow for result in results)
+    assert len(results) <= 7
 
 
 def test_times_that_the_api_does_not_page_by_are_given_up_after_some_pages() -> None:
@@ -273,24 +287,24 @@ def test_times_that_the_api_does_not_page_by_are_given_up_after_some_pages() -> 
         return Page(rows, [], True, True, now, now)
 
     with pytest.raises(PermanentError):
-        list(walk(fetch, lo_ms=BEGINNING_MS, before_ms=None, stream="chats"))
+        list(paginate_interval(fetch, lo_ms=BEGINNING_MS, before_ms=None, stream="chats"))
     assert asked < 500
 
 
 def test_ids_that_change_with_each_request_do_not_end_a_walk() -> None:
     listing = chats_every_minute(300, {})
-    steps: list[Step[Chat]] = []
+    results: list[PageResult[Chat]] = []
 
     def fetch(before: str | None) -> Page[Chat]:
         page = listing.fetch(before)
         return replace(
-            page, rows=[Chat(id=f"{len(steps)}-{row.id}", last_message_at=row.cursor_at) for row in page.rows]
+            page, rows=[Chat(id=f"{len(results)}-{row.id}", last_message_at=row.cursor_at) for row in page.rows]
         )
 
-    for step in walk(fetch, lo_ms=BEGINNING_MS, before_ms=None, stream="chats"):
-        steps.append(step)
-        assert len(steps) < 40
-    assert {key.partition("-")[2] for key in keys(steps)} == set(listing.rows)
+    for result in paginate_interval(fetch, lo_ms=BEGINNING_MS, before_ms=None, stream="chats"):
+        results.append(result)
+        assert len(results) < 40
+    assert {key.partition("-")[2] for key in keys(results)} == set(listing.rows)
 
 
 # -- an API that makes up rows
@@ -320,17 +334,17 @@ def test_ever_new_rows_at_one_timestamp_are_bounded_and_reported_and_the_rest_is
         return tied if before is None or before > tied else older if before > older else None
 
     fetch, asked = ever_new(at)
-    steps = list(walk(fetch, lo_ms=BEGINNING_MS, before_ms=None, stream="chats"))
-    reported = {step.overflow for step in steps if step.overflow}
+    results = list(paginate_interval(fetch, lo_ms=BEGINNING_MS, before_ms=None, stream="chats"))
+    reported = {result.overflow for result in results if result.overflow}
     assert reported == {Overflow(BASE_MS, BASE_MS), Overflow(BASE_MS - DAY_MS, BASE_MS - DAY_MS)}
     assert len(asked) <= 2 * MAX_PAGES_AT_ONE_TIMESTAMP + 5
-    assert steps[-1].covered_from_ms == BEGINNING_MS
+    assert results[-1].covered_from_ms == BEGINNING_MS
 
 
 def test_pages_that_never_go_down_are_refused() -> None:
     fetch, asked = ever_new(lambda number, _before: EPOCH + timedelta(milliseconds=BASE_MS + number * 1000))
     with pytest.raises(PermanentError, match="newer than the `before`"):
-        list(walk(fetch, lo_ms=BEGINNING_MS, before_ms=None, stream="chats"))
+        list(paginate_interval(fetch, lo_ms=BEGINNING_MS, before_ms=None, stream="chats"))
     assert len(asked) < 10
 
 
@@ -341,9 +355,9 @@ def test_everything_has_no_beginning_in_1970() -> None:
     moon_landing = datetime(1969, 7, 20, 20, 17, tzinfo=UTC)
     at_us = (moon_landing - EPOCH) // timedelta(microseconds=1)
     listing = Listing({f"{n:03}": at_us - n * 3_600_000_000 for n in range(250)}, limit=100)
-    steps = read(listing, lo_ms=BEGINNING_MS)
-    assert keys(steps) == set(listing.rows)
-    assert steps[-1].covered_from_ms == BEGINNING_MS
+    results = read(listing, lo_ms=BEGINNING_MS)
+    assert keys(results) == set(listing.rows)
+    assert results[-1].covered_from_ms == BEGINNING_MS
 
 
 @pytest.mark.parametrize("with_before", [True, False])
@@ -351,9 +365,9 @@ def test_everything_has_no_beginning_in_1970() -> None:
 def test_more_rows_without_a_time_than_a_page_shows_are_reported(timed: int, untimed: int, with_before: bool) -> None:
     listing = chats_every_minute(timed, {}, nulls_first=False, nulls_with_before=with_before)
     listing.rows |= {f"null{n:03}": None for n in range(untimed)}
-    steps = read(listing, lo_ms=BEGINNING_MS)
-    assert {key for key in listing.rows if not key.startswith("null")} <= keys(steps)
-    overflows = {step.overflow for step in steps if step.overflow}
-    missing = set(listing.rows) - keys(steps)
-    if any(key.startswith("null") for key in keys(steps)):
+    results = read(listing, lo_ms=BEGINNING_MS)
+    assert {key for key in listing.rows if not key.startswith("null")} <= keys(results)
+    overflows = {result.overflow for result in results if result.overflow}
+    missing = set(listing.rows) - keys(results)
+    if any(key.startswith("null") for key in keys(results)):
         assert overflows == ({Overflow(None, None)} if missing else set())

@@ -206,12 +206,12 @@ def test_ids_that_only_events_name_are_asked_for_once_and_make_no_chats(
     real = world.account.add_chat(OURS, "+14155550199", world.at())
     quiet, at_ms = ids(world)[0], world.now_ms - HOUR_MS
 
-    def told_of(_since_ms: int, limit: int) -> tuple[list[str], dict[str, tuple[int, int]]]:
+    def missing_from_events(_since_ms: int, limit: int) -> tuple[list[str], dict[str, tuple[int, int]]]:
         named = [*made_up, real]
         messages = dict.fromkeys([*made_up, quiet][:limit], (at_ms, at_ms))
         return [one for one in named if (one,) not in world.store.tables["chats"]][:limit], messages
 
-    monkeypatch.setattr(world.store, "told_of", told_of)
+    monkeypatch.setattr(world.store, "missing_from_events", missing_from_events)
     before = set(world.store.tables["chats"])
     spent, read = [], 0
     for _ in range(10):
@@ -231,7 +231,7 @@ def test_a_chat_that_messages_name_and_that_is_not_found_was_deleted(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = "00000000-0000-4000-8000-000000000000"
-    monkeypatch.setattr(world.store, "told_of", lambda _since_ms, _limit: ([gone], {}))
+    monkeypatch.setattr(world.store, "missing_from_events", lambda _since_ms, _limit: ([gone], {}))
     world.sync()
     assert (gone,) not in world.store.tables["chats"]
     row = next(iter(world.store.tables["messages"].values()))

@@ -20,7 +20,7 @@ from helpers.world import OURS, InAnyOrder, World
 from msgbubbles.client import Client
 from msgbubbles.errors import Interrupted, PermanentError, RetryableError
 from msgbubbles.models import Chat, Page, RejectedRow
-from msgbubbles.source.buffer import Landing
+from msgbubbles.source.buffer import RowBuffer
 from msgbubbles.source.config import Settings
 from msgbubbles.source.run import Run
 from msgbubbles.source.streams import Sharing, StreamReader, read_messages, read_stream
@@ -38,7 +38,7 @@ def small_parts() -> Iterator[None]:
         yield
 
 
-class CollectingLanding(Landing):
+class CollectingBuffer(RowBuffer):
     """Keeps rows instead of making Arrow of them; what a load drops is dropped here too."""
 
     def __init__(self) -> None:
@@ -65,15 +65,15 @@ def read_once(
     walks: int = 1,
 ) -> int:
     """One load: rows and state are kept together. Returns how many rows landed."""
-    landing = CollectingLanding()
+    buffer = CollectingBuffer()
 
-    def read(_client: Any, landing: Landing, state: Any, settings: Settings, run: Run, failed: Any) -> Any:
-        return StreamReader("chats", listing.fetch, landing, state, settings, run, failed).read()
+    def read(_client: Any, buffer: RowBuffer, state: Any, settings: Settings, run: Run, failed: Any) -> Any:
+        return StreamReader("chats", listing.fetch, buffer, state, settings, run, failed).read()
 
     run.keep_on_error = True
-    list(read_stream(read, None, landing, state, Settings(0, lookback_ms, least_walks=walks), run))  # type: ignore[arg-type]
-    warehouse |= landing.rows
-    return landing._changes("chats").new
+    list(read_stream(read, None, buffer, state, Settings(0, lookback_ms, least_walks=walks), run))  # type: ignore[arg-type]
+    warehouse |= buffer.rows
+    return buffer._changes("chats").new
 
 
 @settings(max_examples=150, deadline=None)
@@ -263,17 +263,17 @@ def test_the_smallest_slices_come_to_an_end() -> None:
 
 
 def messages_of(client: Client, state: dict[str, Any], run: Run) -> set[str]:
-    landing = Landing(("messages", "attachments"))
+    buffer = RowBuffer(("messages", "attachments"))
     found: set[str] = set()
-    put = landing._put
+    put = buffer._put
 
-    def noting(table: str, key: str, row: Any, read_at: datetime) -> None:
+    def noting(table: str, key: str, row: Any, fetched_at: datetime) -> None:
         found.update({key} if table == "messages" else ())
-        put(table, key, row, read_at)
+        put(table, key, row, fetched_at)
 
-    landing._put = noting  # type: ignore[method-assign]
+    buffer._put = noting  # type: ignore[method-assign]
     run.keep_on_error = True
-    for _ in read_stream(read_messages, client, landing, state, Settings(), run):
+    for _ in read_stream(read_messages, client, buffer, state, Settings(), run):
         pass
     assert run.error is None
     return found
@@ -342,7 +342,7 @@ def test_a_feed_that_answers_nothing_is_not_believed() -> None:
 
         def no_feed(conversation_id: str | None = None, limit: int = 100, before: str | None = None) -> Any:
             page = asked(conversation_id, limit, before)
-            return page if conversation_id else Page([], [], False, False, page.read_at, page.server_at)
+            return page if conversation_id else Page([], [], False, False, page.fetched_at, page.server_at)
 
         client.list_messages = no_feed  # type: ignore[method-assign]
         assert len(messages_of(client, {"has_tables": True}, Run())) == 20
@@ -354,7 +354,7 @@ def test_a_fault_is_raised_where_nobody_takes_care_of_it() -> None:
         yield
 
     with pytest.raises(PermanentError):
-        list(read_stream(fails, None, Landing(("chats",)), {"has_tables": True}, Settings(), Run()))  # type: ignore[arg-type]
+        list(read_stream(fails, None, RowBuffer(("chats",)), {"has_tables": True}, Settings(), Run()))  # type: ignore[arg-type]
 
 
 def test_a_rejected_row_at_the_edge_of_two_pages_is_counted_once() -> None:

@@ -14,7 +14,7 @@ from helpers.listing import Listing
 from helpers.world import OURS, World
 from msgbubbles.errors import PermanentError
 from msgbubbles.models import Page
-from msgbubbles.source.buffer import COLUMNS, arrow_table
+from msgbubbles.source.buffer import COLUMNS, build_arrow_table
 from msgbubbles.source.config import Settings
 from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.paginate import BEGINNING_MS
@@ -31,7 +31,7 @@ def verdict_of(world: World) -> Verdict:
     with duckdb.connect() as database, world._client(Run()) as client:
         database.execute("SET TimeZone = 'UTC'; CREATE SCHEMA msgbubbles")
         for table in ("chats", "messages", "attachments"):
-            empty = arrow_table(COLUMNS[table], ())
+            empty = build_arrow_table(COLUMNS[table], ())
             rows = pa.Table.from_pylist(list(world.store.tables[table].values()), schema=empty.schema)
             database.register("rows", rows)
             database.execute(f"CREATE TABLE msgbubbles.{table} AS SELECT * FROM rows")
