@@ -150,8 +150,8 @@ def without_senders(row: Message) -> Raw:
 
 def are_plain_rows(model: type[Row], rows: Sequence[Row]) -> bool:
     """Return whether rows that were decoded at once hold only values that every destination takes."""
-    times_of, raws_of = _checked(model)
-    years = {at.year for row in rows for at in times_of(row) if at is not None}
+    read_event_times, raws_of = _checked(model)
+    years = {at.year for row in rows for at in read_event_times(row) if at is not None}
     if years and not (min(years) > 1970 and max(years) < 9999):
         return False
     # `extra` is filled here only if the API has a field of its wire name.

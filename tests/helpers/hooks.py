@@ -20,10 +20,9 @@ import httpx
 
 from helpers.job import inherited_environment
 from msgbubbles_sync.settings import WebhookSettings
-from msgbubbles_sync.webhooks.receiver import Receiver, server_of
+from msgbubbles_sync.webhooks.receiver import Receiver, build_receiver, open_listener, server_of
 from msgbubbles_sync.webhooks.secrets import SecretStore
-from msgbubbles_sync.webhooks.serving import listening, receiver_of
-from msgbubbles_sync.webhooks.spool import Delivery, SpoolWriter, spool_of
+from msgbubbles_sync.webhooks.spool import Delivery, SpoolWriter, spool_folder
 from msgbubbles_sync.workspace import Workspace
 
 WEBHOOKS = Path(__file__).parents[2] / "pipelines" / "webhooks.py"
@@ -47,7 +46,7 @@ def typing(number: int, **more: Any) -> bytes:
 
 def spool(workspace: Workspace, bodies: list[bytes]) -> None:
     """Leave deliveries in the spool, as a receiver does that ended."""
-    writer = SpoolWriter(spool_of(workspace))
+    writer = SpoolWriter(spool_folder(workspace))
     for body in bodies:
         event = json.loads(body)
         writer.put(Delivery(event["id"], datetime.now(UTC), body.decode())).result()
@@ -87,8 +86,8 @@ def receiving(
     if not path.exists():
         path.write_text(f'[webhooks]\nsecrets = ["{SECRET}"]\n')
     said: list[str] = []
-    receiver = receiver_of(workspace, settings, SecretStore(path), said.append)
-    listener, url = listening(settings)
+    receiver = build_receiver(workspace, settings, SecretStore(path), said.append)
+    listener, url = open_listener(settings)
     server = server_of(receiver)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()

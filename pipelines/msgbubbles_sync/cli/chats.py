@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from msgbubbles.source.run import Run
     from msgbubbles_sync.inspect.verify import Verdict
     from msgbubbles_sync.job import Report
-    from msgbubbles_sync.webhooks.load import Landed
+    from msgbubbles_sync.webhooks.load import LoadResult
 
 SCRIPT = "chats.py"
 STOPPED = "stopped at once; what was loaded stays, and the next run goes on from there"
@@ -438,8 +438,8 @@ def _recorded_sync(
         from msgbubbles_sync.privacy.reapply import apply as apply_policy
         from msgbubbles_sync.privacy.retention import expire
         from msgbubbles_sync.restore import restore, tidy
-        from msgbubbles_sync.webhooks.load import land_events
-        from msgbubbles_sync.webhooks.refresh import with_refresh
+        from msgbubbles_sync.webhooks.health import with_refresh
+        from msgbubbles_sync.webhooks.load import load_events
 
         from .console import as_dict
 
@@ -470,7 +470,7 @@ def _recorded_sync(
                 purge(workspace, transforms, reporter.say)
             report.expired = dict(expire(workspace, redactor.policy, transforms, reporter.say))
             load_ledger(workspace)
-            _told(land_events(workspace), reporter)
+            _told(load_events(workspace), reporter)
             run_sync(
                 workspace,
                 run,
@@ -501,7 +501,7 @@ def _recorded_sync(
     return status
 
 
-def _told(landed: Landed, reporter: Reporter) -> None:
+def _told(landed: LoadResult, reporter: Reporter) -> None:
     """Say what the webhooks have brought, where that is something."""
     if landed.malformed:
         reporter.fail(f"webhooks: {landed}")

@@ -78,9 +78,8 @@ def serve(
 
     def body(workspace: Workspace) -> int:
         # Not dlt: a receiver that was killed should be back at once.
-        from msgbubbles_sync.webhooks.receiver import server_of, to_log
+        from msgbubbles_sync.webhooks.receiver import build_receiver, open_listener, server_of, to_log
         from msgbubbles_sync.webhooks.secrets import SecretStore
-        from msgbubbles_sync.webhooks.serving import listening, receiver_of
 
         workspace.make_folders()
         settings = load_settings(workspace.account).webhooks
@@ -91,8 +90,8 @@ def serve(
                 f"no signing secret in {secrets.path}: webhooks.py register gets one and puts it there, or set "
                 'secrets = ["whsec_..."] in its section [webhooks], or WEBHOOKS__SECRETS'
             )
-        listener, url = listening(settings)
-        server = server_of(receiver_of(workspace, settings, secrets, to_log))
+        listener, url = open_listener(settings)
+        server = server_of(build_receiver(workspace, settings, secrets, to_log))
         reporter.print({"url": url}, lambda console: console.print(f"Receiving on {url}", soft_wrap=True))
         sys.stdout.flush()
 
@@ -127,11 +126,11 @@ def load(
         with readable_configuration():
             import dlt  # noqa: F401
 
-            from msgbubbles_sync.webhooks.load import land_events
+            from msgbubbles_sync.webhooks.load import load_events
         destination = build_destination(workspace)
         claim(workspace, destination, sandbox=sandbox, say=reporter.fail)
         with hold_lock(workspace.folder):
-            landed = land_events(workspace)
+            landed = load_events(workspace)
             if landed.deliveries:
                 destination.publish()
         reporter.print(landed.as_dict(), lambda console: console.print(str(landed), soft_wrap=True))

@@ -35,7 +35,7 @@ from msgbubbles_sync.policy.applied import Record, configured, redactor_of
 from msgbubbles_sync.policy.vault import Vault
 from msgbubbles_sync.settings import TransformSettings, load_settings
 from msgbubbles_sync.sql import quote_name
-from msgbubbles_sync.webhooks.load import aside_of
+from msgbubbles_sync.webhooks.load import dead_letter_folder
 from msgbubbles_sync.workspace import Workspace
 
 from .rewrite import rewriting, tables_of
@@ -326,7 +326,7 @@ def _purge_ledger(workspace: Workspace, redactor: Redactor) -> Counter[str]:
 def _purge_files(workspace: Workspace, redactor: Redactor) -> None:
     """Lines that are no events are kept as they came: those that name somebody go. The records of runs stay without
     them."""
-    for path in aside_of(workspace).glob("*.jsonl"):
+    for path in dead_letter_folder(workspace).glob("*.jsonl"):
         _rewrite(path, lambda line: "" if redactor.mentions_erased(line) else line)
     journal = workspace.folder / "runs.jsonl"
     if journal.exists():

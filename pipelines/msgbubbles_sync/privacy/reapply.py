@@ -20,7 +20,7 @@ from msgbubbles_sync.groups.load import load_ledger
 from msgbubbles_sync.policy.applied import Record, check_key, check_stricter, configured, redactor_of
 from msgbubbles_sync.settings import TransformSettings, load_settings
 from msgbubbles_sync.sql import quote_name
-from msgbubbles_sync.webhooks.load import aside_of
+from msgbubbles_sync.webhooks.load import dead_letter_folder
 from msgbubbles_sync.workspace import Workspace
 
 from .rewrite import rewriting, tables_of
@@ -175,6 +175,6 @@ class _Landed:
 
 def _forget_what_is_beside(workspace: Workspace) -> None:
     """Files that quote what came: lines that were no events, and the ledger of groups, whose copy has landed."""
-    paths = [*aside_of(workspace).glob("*.jsonl"), *workspace.folder.glob("groups.sqlite*")]
+    paths = [*dead_letter_folder(workspace).glob("*.jsonl"), *workspace.folder.glob("groups.sqlite*")]
     for path in paths:
         path.unlink()

@@ -26,8 +26,8 @@ from msgbubbles_sync.policy import applied as privacy
 from msgbubbles_sync.settings import TransformSettings
 from msgbubbles_sync.sql import quote_name
 from msgbubbles_sync.webhooks.load import PIPELINE as WEBHOOKS
-from msgbubbles_sync.webhooks.load import land_events
-from msgbubbles_sync.webhooks.spool import SEGMENT_SECONDS, segments, spool_of
+from msgbubbles_sync.webhooks.load import load_events
+from msgbubbles_sync.webhooks.spool import SEGMENT_SECONDS, list_segments, spool_folder
 from msgbubbles_sync.workspace import PIPELINE, Workspace
 
 # A receiver lets go of a segment after this.
@@ -128,11 +128,11 @@ def _settle(workspace: Workspace) -> None:
             if pipeline.has_pending_data:
                 pipeline.run()
     time.sleep(0.2)  # what a receiver has already taken is in a segment now
-    waiting = set(segments(spool_of(workspace)))
+    waiting = set(list_segments(spool_folder(workspace)))
     until = time.monotonic() + SPOOL_SECONDS
     while waiting:
-        land_events(workspace)
-        waiting &= set(segments(spool_of(workspace)))
+        load_events(workspace)
+        waiting &= set(list_segments(spool_folder(workspace)))
         if waiting and time.monotonic() > until:
             raise UsageError("a receiver still holds events; stop webhooks.py serve, and try again")
         time.sleep(0.2)

@@ -20,8 +20,8 @@ class TooLong(Exception):  # noqa: N818 - says what to answer
     """The body is over the limit."""
 
 
-def decompressed(body: bytes, content_encoding: str, max_bytes: int) -> bytes | None:
-    """Return a body without its content encodings (gzip, deflate), null where it has none or cannot be decompressed.
+def decompress(body: bytes, content_encoding: str, max_bytes: int) -> bytes | None:
+    """Return a body without its content encodings (gzip, deflate), null where it has none or cannot be decompress.
 
     Some proxies decompress and leave the header, others leave the header out: the bytes decide.
     Raises `TooLong` for more than `max_bytes`, having made hardly more.
@@ -66,12 +66,12 @@ def _inflated(body: bytes, kind: int, max_bytes: int) -> bytes:
     raise ValueError("too many members")
 
 
-def text_of(body: bytes) -> str:
+def decode_text(body: bytes) -> str:
     """Return a body as text, by its byte-order mark or else as UTF-8; bytes that are no text become U+FFFD."""
     return body.decode(json.detect_encoding(body), "replace")
 
 
-def parsed(text: str) -> Any:
+def parse_json(text: str) -> Any:
     """Return what the JSON of a text says, read leniently where only one reading is possible: a byte-order mark, raw
     control characters in a text, and half an emoji, which is left where a text was cut. A number that JSON has not, or
     that no database takes (`NaN`, `1e999`), becomes a text.

@@ -14,8 +14,8 @@ from collections import Counter
 from datetime import datetime
 from typing import Any
 
-from .bodies import parsed, text_of
-from .signature import body_hash
+from .bodies import decode_text, parse_json
+from .signature import hash_body
 from .spool import Delivery
 
 # Each happens to a message once.
@@ -27,24 +27,24 @@ TYPE_NAMES = ("type", "event", "event_type")
 MAX_EVENTS = 10_000
 
 
-def deliveries_of(body: bytes, delivery_id: str | None, timestamp: str, now: datetime) -> list[Delivery]:
+def split_deliveries(body: bytes, delivery_id: str | None, timestamp: str, now: datetime) -> list[Delivery]:
     """Return the lines for the spool. `delivery_id` and `timestamp` are signed, or null and empty. A body that is no
     JSON is one line too, which the load puts aside."""
     delivery_id = usable_id(delivery_id)
-    text = text_of(body)
+    text = decode_text(body)
     try:
-        payload = parsed(text)
+        payload = parse_json(text)
     except (ValueError, RecursionError):
-        return [Delivery(delivery_id or body_hash(body), now, body.decode("utf-8", "backslashreplace"))]
+        return [Delivery(delivery_id or hash_body(body), now, body.decode("utf-8", "backslashreplace"))]
     events = _events_in(payload)
-    base = event_id_of(payload) or delivery_id
+    base = read_event_id(payload) or delivery_id
     if events is None:
         return [Delivery(base or _hash_of(body, payload, timestamp), now, text)]
     deliveries = []
     repeats: Counter[str] = Counter()
     for place, event in enumerate(events):
         written = json.dumps(event)
-        event_id = event_id_of(event) or (f"{base}:{place}" if base else None)
+        event_id = read_event_id(event) or (f"{base}:{place}" if base else None)
         if event_id is None:
             event_id = _hash_of(written.encode(), event, timestamp)
             repeats[event_id] += 1
@@ -58,7 +58,7 @@ def usable_id(event_id: Any) -> str | None:
     return event_id if isinstance(event_id, str) and re.fullmatch("[!-~]{1,200}", event_id) else None
 
 
-def event_id_of(payload: Any) -> str | None:
+def read_event_id(payload: Any) -> str | None:
     """The event's own id. An `id` counts only where it says that it is an event's: it may be the message's, of which
     there are many events."""
     if not isinstance(payload, dict):
@@ -70,7 +70,7 @@ def event_id_of(payload: Any) -> str | None:
     return other if other is not None and re.match("evt|event", other) else None
 
 
-def type_of(payload: Any) -> str | None:
+def read_event_type(payload: Any) -> str | None:
     """Return the kind of event that a payload names."""
     names = TYPE_NAMES if isinstance(payload, dict) else ()
     return next((value for name in names if isinstance(value := payload.get(name), str) and value), None)
@@ -93,4 +93,4 @@ def _is_list_of_events(value: Any) -> bool:
 
 
 def _hash_of(written: bytes, payload: Any, timestamp: str) -> str:
-    return body_hash(written, "" if type_of(payload) in STATES else timestamp)
+    return hash_body(written, "" if read_event_type(payload) in STATES else timestamp)

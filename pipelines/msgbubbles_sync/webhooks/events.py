@@ -20,10 +20,10 @@ from msgbubbles.lenient import without_links
 from msgbubbles.models import Message
 from msgbubbles.tables import Column
 
-from .bodies import parsed
-from .deliveries import type_of
+from .bodies import parse_json
+from .deliveries import read_event_type
 from .spool import Delivery
-from .times import time_of
+from .times import parse_time
 
 MESSAGE_TYPES = (
     "message.received", "message.sent", "message.delivered", "message.read", "message.failed", "message.reaction",
@@ -82,15 +82,15 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
         return self.message_id is not None and self.event_type in MESSAGE_TYPES
 
 
-def event_of(delivery: Delivery) -> Event | None:
+def parse_event(delivery: Delivery) -> Event | None:
     """What a delivery says; null where its body is no JSON at all."""
     try:
         text = _storable(delivery.body)
-        payload = parsed(text)
+        payload = parse_json(text)
     except (ValueError, RecursionError):
         return None
     top = payload if isinstance(payload, dict) else {}
-    event_type = type_of(top)
+    event_type = read_event_type(top)
     # Of the same name in two objects, the inner one is about the message or the chat, the outer about the event.
     objects = list(_objects(top))
     message = _message_among(objects, event_type)
@@ -127,7 +127,7 @@ _OWN_TIMES = {
 }
 
 
-def first_of_each(events: Iterable[Event]) -> list[Event]:
+def drop_duplicates(events: Iterable[Event]) -> list[Event]:
     """Without what was delivered again: the first that came stays."""
     found: dict[str, Event] = {}
     for event in events:
@@ -146,7 +146,7 @@ def _storable(body: str) -> str:
     try:
         msgspec.json.decode(text)
     except msgspec.DecodeError:
-        text = json.dumps(parsed(text))
+        text = json.dumps(parse_json(text))
     return _NUL.sub(r"\1\\ufffd", text) if "\\u0000" in text else text
 
 
@@ -224,7 +224,7 @@ def _text(found: dict[str, Any], *names: str) -> str | None:
 def _first_time(objects: Iterable[dict[str, Any]], *names: str) -> datetime | None:
     for one in objects:
         for name in names:
-            at = time_of(one.get(name))
+            at = parse_time(one.get(name))
             if at is not None:
                 return at
     return None

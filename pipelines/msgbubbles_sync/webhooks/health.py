@@ -1,4 +1,4 @@
-"""Whether events come: what `check` says of it, and whether the sync may rely on them."""
+"""Whether events arrive: what `check` reports, and when the sync may rely on them to refresh messages less often."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import duckdb
+from msgspec import structs
 
+from msgbubbles.settings import SourceSettings
 from msgbubbles_sync.check_result import CheckResult
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.settings import Settings
 from msgbubbles_sync.workspace import Workspace
 
-from .heartbeat import Beat, last_beat
-from .load import aside_count, aside_of
-from .spool import folder_of, segments, spool_of
+from .heartbeat import Beat, read_last_beat
+from .load import count_dead_letters, dead_letter_folder
+from .spool import list_segments, spool_folder, webhooks_folder
 
 # A message that is so much newer than the last event of its kind should have brought one, retries and all.
 MAX_DELAY = timedelta(minutes=15)
@@ -54,7 +57,7 @@ class Times:
         ]
 
 
-def times_of(workspace: Workspace) -> Times:
+def read_event_times(workspace: Workspace) -> Times:
     """From what readers see: events are loaded before messages are read, so what is there fits together."""
     destination = build_destination(workspace)
     try:
@@ -72,29 +75,29 @@ def are_reliable(workspace: Workspace, now: datetime | None = None) -> bool:
     """Whether the sync may rely on events for what changes: a receiver runs and has run without a break, and in either
     direction no message is there whose event did not come."""
     now = now or datetime.now(UTC)
-    beat = last_beat(folder_of(workspace))
+    beat = read_last_beat(webhooks_folder(workspace))
     if beat is None or not beat.is_alive(now) or now - beat.uninterrupted_since < UNINTERRUPTED:
         return False
-    times = times_of(workspace)
+    times = read_event_times(workspace)
     return any(times.last) and not times.behind
 
 
 def check(workspace: Workspace, now: datetime | None = None) -> Iterator[CheckResult]:
     """What there is to say, where there is something about webhooks."""
     now = now or datetime.now(UTC)
-    beat = last_beat(folder_of(workspace))
+    beat = read_last_beat(webhooks_folder(workspace))
     if beat is not None:
         yield _receiver(beat, now)
-        yield _events(beat, times_of(workspace), now)
+        yield _events(beat, read_event_times(workspace), now)
         yield _spool(workspace, now)
-    malformed = aside_count(workspace)
+    malformed = count_dead_letters(workspace)
     if malformed:
-        what = f"{malformed} lines were no events; they are kept in {aside_of(workspace)}"
+        what = f"{malformed} lines were no events; they are kept in {dead_letter_folder(workspace)}"
         yield CheckResult("webhook lines", "failed", what, "look at them; remove the files when they are understood")
 
 
 def _spool(workspace: Workspace, now: datetime) -> CheckResult:
-    waiting = segments(spool_of(workspace))
+    waiting = list_segments(spool_folder(workspace))
     since = min((_written_at(path) for path in waiting), default=now)
     if now - since > MAX_WAIT:
         what = f"{len(waiting)} files wait, the first for {_ago(now - since)}"
@@ -136,3 +139,11 @@ def _ago(span: timedelta) -> str:
     if minutes < 2:
         return f"{minutes * 60:.0f} seconds"
     return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.0f} hours"
+
+
+def with_refresh(workspace: Workspace, settings: Settings) -> SourceSettings:
+    """Return the source's settings, with `refresh_messages` of `[webhooks]` while events are reliable."""
+    slower = settings.webhooks.refresh_messages
+    if slower is None:
+        return settings.source
+    return structs.replace(settings.source, refresh_messages=slower) if are_reliable(workspace) else settings.source

@@ -32,7 +32,7 @@ class Heartbeat:
     """Writes it."""
 
     def __init__(self, folder: Path) -> None:
-        now, before = datetime.now(UTC), last_beat(folder)
+        now, before = datetime.now(UTC), read_last_beat(folder)
         self.last_event_at = before.last_event_at if before else None
         self._since = before.uninterrupted_since if before and before.is_alive(now) else now
         self._path = path_of(folder)
@@ -53,7 +53,7 @@ def path_of(folder: Path) -> Path:
     return folder / "receiver.json"
 
 
-def last_beat(folder: Path) -> Beat | None:
+def read_last_beat(folder: Path) -> Beat | None:
     """The last sign of life; null where no receiver ever ran."""
     try:
         return msgspec.json.decode(path_of(folder).read_bytes(), type=Beat)

@@ -18,7 +18,7 @@ from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.workspace import Workspace
 
-from .spool import Segment, finished, folder_of, segments, spool_of
+from .spool import Segment, list_segments, spool_folder, take_finished, webhooks_folder
 
 if TYPE_CHECKING:
     from msgbubbles.redact import Redactor
@@ -31,7 +31,7 @@ BODIES_AT_ONCE = 64 * 1024 * 1024  # characters
 
 
 @dataclass
-class Landed:
+class LoadResult:
     """What a load did. `deliveries` counts what was in the spool, what is in the warehouse already too;
     `messages` were changed by them. `malformed` lines of the spool are in `aside`. Of the deliveries,
     `without_chat` name their chat by what can be no id: they are stored without it."""
@@ -59,20 +59,20 @@ class Landed:
         return said
 
 
-def aside_of(workspace: Workspace) -> Path:
+def dead_letter_folder(workspace: Workspace) -> Path:
     """The folder of the lines that are no events."""
-    return folder_of(workspace) / "malformed"
+    return webhooks_folder(workspace) / "malformed"
 
 
-def land_events(workspace: Workspace) -> Landed:
+def load_events(workspace: Workspace) -> LoadResult:
     """Load what is in the spool, and remove it from there once that is committed. Readers' files and marts are then
     due, and are marked so.
 
     The caller holds the warehouse's lock. May be repeated, and killed: an event that is there already is left as it
     is, and a message never goes back.
     """
-    landed = Landed(aside=aside_of(workspace))
-    if not segments(spool_of(workspace)):
+    landed = LoadResult(aside=dead_letter_folder(workspace))
+    if not list_segments(spool_folder(workspace)):
         return landed
     from msgbubbles_sync.policy.applied import redactor_of
 
@@ -80,13 +80,13 @@ def land_events(workspace: Workspace) -> Landed:
     build_destination(workspace).prepare()
     if redactor.asks_for_own_numbers:
         redactor.know_own_numbers(_own_numbers(workspace))
-    for batch in _batches(finished(spool_of(workspace))):
+    for batch in _batches(take_finished(spool_folder(workspace))):
         read = [(segment.path, *_events(segment, redactor)) for segment in batch]
         for path, _, malformed in read:
             landed.malformed += len(malformed)
             # Nobody knows what is in such a line.
             kept = [] if redactor.policy.redacts else [one for one in malformed if not _is_about_erased(one, redactor)]
-            _keep_aside(aside_of(workspace), path.name, kept)
+            _write_dead_letters(dead_letter_folder(workspace), path.name, kept)
         events = [event for _, some, _ in read for event in some]
         if events:
             _load(workspace, events, landed, redactor.policy.redacts)
@@ -120,15 +120,15 @@ def _own_numbers(workspace: Workspace) -> list[str]:
 
 def _events(segment: Segment, redactor: Redactor) -> tuple[list[Event], list[bytes]]:
     """The events of a segment, as far as they are to land, and the lines that are none."""
-    from .events import event_of
-    from .redact import left_of, without_payload
+    from .events import parse_event
+    from .redact import drop_payload, redact_delivery
 
     events, malformed = [], list(segment.malformed)
     for delivery in segment.deliveries:
-        left = left_of(delivery, redactor)
-        event = event_of(left) if left is not None else None
+        left = redact_delivery(delivery, redactor)
+        event = parse_event(left) if left is not None else None
         if event is not None:
-            events.append(without_payload(event) if redactor.policy.webhook_payload == "drop" else event)
+            events.append(drop_payload(event) if redactor.policy.webhook_payload == "drop" else event)
         elif left is not None:
             # As a line of the spool: a body that is no JSON may hold line breaks.
             malformed.append(msgspec.json.encode(left))
@@ -139,21 +139,21 @@ def _is_about_erased(line: bytes, redactor: Redactor) -> bool:
     return redactor.mentions_erased(line.decode("utf-8", "replace"))
 
 
-def _keep_aside(folder: Path, name: str, lines: list[bytes]) -> None:
+def _write_dead_letters(folder: Path, name: str, lines: list[bytes]) -> None:
     """Write the lines into a file of their segment's name: a load that is repeated writes the same once more."""
     if lines:
         folder.mkdir(mode=0o700, exist_ok=True)
         write_privately(folder / name, b"".join(line + b"\n" for line in lines))
 
 
-def aside_count(workspace: Workspace) -> int:
+def count_dead_letters(workspace: Workspace) -> int:
     """How many lines were ever kept aside, and are still there."""
-    folder = aside_of(workspace)
+    folder = dead_letter_folder(workspace)
     files = folder.glob("*.jsonl") if folder.is_dir() else ()
     return sum(path.read_bytes().count(b"\n") for path in files)
 
 
-def _load(workspace: Workspace, events: list[Event], landed: Landed, redacts: bool) -> None:
+def _load(workspace: Workspace, events: list[Event], landed: LoadResult, redacts: bool) -> None:
     import dlt
     from dlt.pipeline.exceptions import PipelineStepFailed
 
@@ -163,10 +163,10 @@ def _load(workspace: Workspace, events: list[Event], landed: Landed, redacts: bo
     from msgbubbles_sync.destinations.load import build_pipeline
     from msgbubbles_sync.destinations.screen import Screen, is_data_error
 
-    from .events import COLUMNS, TABLE, first_of_each
-    from .updates import changed_messages, messages_table, stored_messages
+    from .events import COLUMNS, TABLE, drop_duplicates
+    from .updates import apply_events, build_messages_table, read_stored_messages
 
-    events = first_of_each(events)
+    events = drop_duplicates(events)
     pipeline = build_pipeline(workspace, PIPELINE)
     # Where events tell of messages and chats that are not there, the next run reads them.
     workspace.set_pending("repair", "transform", "publish")
@@ -175,11 +175,11 @@ def _load(workspace: Workspace, events: list[Event], landed: Landed, redacts: bo
         pipeline.abort_packages()
     in_order = sorted(events, key=lambda event: (event.occurred_at, event.received_at))
     warehouse = Warehouse(pipeline)
-    messages = changed_messages(stored_messages(warehouse, in_order), in_order)
+    messages = apply_events(read_stored_messages(warehouse, in_order), in_order)
 
     destination = build_destination(workspace)
     rows = build_arrow_table(COLUMNS, [(event, event.received_at) for event in in_order])
-    changed = messages_table(messages)
+    changed = build_messages_table(messages)
 
     def load() -> None:
         def items() -> Iterator[Any]:
@@ -210,7 +210,7 @@ def _load(workspace: Workspace, events: list[Event], landed: Landed, redacts: bo
         changed = filter_rows(changed, [not one for one in screen("messages", changed)])
         lines = [bytes(event.payload) for event, is_refused in zip(in_order, refused, strict=True) if is_refused]
         landed.malformed += len(lines)
-        _keep_aside(aside_of(workspace), f"refused.{time.time_ns()}.jsonl", [] if redacts else lines)
+        _write_dead_letters(dead_letter_folder(workspace), f"refused.{time.time_ns()}.jsonl", [] if redacts else lines)
         load()
     landed.deliveries += rows.num_rows
     landed.messages += changed.num_rows

@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 import sqlite3
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import uvicorn
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -29,14 +30,16 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.settings import WebhookSettings
+from msgbubbles_sync.workspace import Workspace
 
-from .bodies import TooLong, decompressed
-from .deliveries import deliveries_of
+from .bodies import TooLong, decompress
+from .deliveries import split_deliveries
 from .heartbeat import Heartbeat
-from .redact import LeftOf
+from .metrics import Metrics
+from .redact import CurrentPolicy, RedactDelivery
 from .secrets import SecretStore
-from .signature import Refusal, Scheme, refusal_of, signed_timestamp
-from .spool import SpoolWriter, segments
+from .signature import Refusal, Scheme, check_request, signed_timestamp
+from .spool import SpoolWriter, list_segments, spool_folder, webhooks_folder
 
 MAX_CONNECTIONS = 500
 HEAD_SECONDS = 5.0
@@ -66,34 +69,6 @@ class Signed:
     timestamp: str
 
 
-@dataclass
-class Metrics:
-    """What `/metrics` shows."""
-
-    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
-
-    def __post_init__(self) -> None:
-        self.deliveries = Counter(
-            "msgbubbles_webhook_deliveries",
-            "Deliveries, by what became of them: stored, duplicate, or why they were refused.",
-            ["outcome"],
-            registry=self.registry,
-        )
-        self.seconds = Histogram(
-            "msgbubbles_webhook_store_seconds",
-            "Seconds from the head of a delivery until it was on disk.",
-            buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
-            registry=self.registry,
-        )
-        self.bodies_bytes = Gauge("msgbubbles_webhook_bodies_bytes", "Bodies in memory.", registry=self.registry)
-        self.spool_segments = Gauge("msgbubbles_webhook_spool_segments", "Files to load.", registry=self.registry)
-        self.spool_bytes = Gauge("msgbubbles_webhook_spool_bytes", "Bytes to load.", registry=self.registry)
-        self.syncs = Gauge("msgbubbles_webhook_spool_syncs", "Times the disk was synced.", registry=self.registry)
-        self.last_event = Gauge(
-            "msgbubbles_webhook_last_event_timestamp_seconds", "When the last event came.", registry=self.registry
-        )
-
-
 class Receiver:
     """Takes deliveries for one warehouse. `say` gets lines for the log."""
 
@@ -105,7 +80,7 @@ class Receiver:
         heartbeat: Heartbeat,
         say: Callable[[str], None],
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
-        left_of: LeftOf = lambda delivery: delivery,
+        left_of: RedactDelivery = lambda delivery: delivery,
     ) -> None:
         self.metrics = Metrics()
         self._settings = settings
@@ -173,7 +148,7 @@ class Receiver:
             self._hold(-more)
 
     async def _kept(self, signed: Signed, now: datetime, began: float) -> Response:
-        deliveries = deliveries_of(signed.body, signed.delivery_id, signed.timestamp, now)
+        deliveries = split_deliveries(signed.body, signed.delivery_id, signed.timestamp, now)
         try:
             left = [one for one in map(self._left_of, deliveries) if one is not None]
         except UsageError:
@@ -202,7 +177,7 @@ class Receiver:
         return Response(content, 200 if is_well else 503, media_type="application/json")
 
     async def show_metrics(self, _request: Request) -> Response:
-        waiting = segments(self._spool.folder)
+        waiting = list_segments(self._spool.folder)
         self.metrics.spool_segments.set(len(waiting))
         self.metrics.spool_bytes.set(sum(_size(path) for path in waiting))
         self.metrics.bodies_bytes.set(self._bodies_bytes)
@@ -254,7 +229,7 @@ class Receiver:
         refusal, signed_body = self._refusal(headers, body, now), body
         if refusal is Refusal.UNSIGNED or refusal is Refusal.STALE:
             return refusal
-        plain = decompressed(body, headers.get("content-encoding", ""), self._settings.max_body_bytes)
+        plain = decompress(body, headers.get("content-encoding", ""), self._settings.max_body_bytes)
         if refusal is not None and plain is not None:
             refusal, signed_body = self._refusal(headers, plain, now), plain
         if refusal is not None:
@@ -268,7 +243,7 @@ class Receiver:
 
     def _refusal(self, headers: Mapping[str, str], body: bytes, now: datetime) -> Refusal | None:
         def checked() -> Refusal | None:
-            return refusal_of(self._scheme, self._secrets.secrets, headers, body, now.timestamp())
+            return check_request(self._scheme, self._secrets.secrets, headers, body, now.timestamp())
 
         refusal = checked()
         if refusal is Refusal.FORGED and self._changed_secrets():
@@ -389,3 +364,29 @@ def to_log(line: str) -> None:
     with suppress(OSError):  # a log on a full disk costs the line, and nothing else
         sys.stderr.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {line}\n")
         sys.stderr.flush()
+
+
+def build_receiver(
+    workspace: Workspace, settings: WebhookSettings, secrets: SecretStore, say: Callable[[str], None]
+) -> Receiver:
+    folder = webhooks_folder(workspace)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    left_of = CurrentPolicy(workspace).redact_delivery
+    return Receiver(settings, secrets, SpoolWriter(spool_folder(workspace)), Heartbeat(folder), say, left_of=left_of)
+
+
+def open_listener(settings: WebhookSettings) -> tuple[socket.socket, str]:
+    """A socket that takes connections already, and its URL. Raises `UsageError`."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    # With the protocol named, asyncio sends small answers at once instead of waiting 40 ms for an acknowledgement.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        where = f"{settings.host}:{settings.port}"
+        raise UsageError(f"{where} cannot be listened on ({error.strerror}); choose another --port or --host") from None
+    host = f"[{settings.host}]" if family == socket.AF_INET6 else settings.host
+    return listener, f"http://{host}:{listener.getsockname()[1]}{settings.path}"

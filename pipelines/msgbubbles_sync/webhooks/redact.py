@@ -13,7 +13,7 @@ from msgbubbles.policy import FULL
 from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.workspace import Workspace
 
-from .bodies import parsed
+from .bodies import parse_json
 from .spool import Delivery
 
 if TYPE_CHECKING:
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
     from .events import Event
 
-LeftOf = Callable[[Delivery], Delivery | None]
+RedactDelivery = Callable[[Delivery], Delivery | None]
 
 
-def left_of(delivery: Delivery, redactor: Redactor) -> Delivery | None:
+def redact_delivery(delivery: Delivery, redactor: Redactor) -> Delivery | None:
     """The delivery as it may be kept; null where it concerns somebody who was erased. Nobody knows who is in a body
     that cannot be parsed: of it, only that it came is kept."""
     if redactor.is_idle:
         return delivery
     try:
-        payload = parsed(delivery.body)
+        payload = parse_json(delivery.body)
         if redactor.concerns_erased(payload):
             return None
         left = redactor.payload(payload)
@@ -44,7 +44,7 @@ def left_of(delivery: Delivery, redactor: Redactor) -> Delivery | None:
     return msgspec.structs.replace(delivery, event_id=event_id, body=body)
 
 
-def without_payload(event: Event) -> Event:
+def drop_payload(event: Event) -> Event:
     return msgspec.structs.replace(event, payload=msgspec.Raw(b""))
 
 
@@ -58,10 +58,10 @@ class CurrentPolicy:
         self._redactor: Redactor | None = None
         self._refresh()
 
-    def left_of(self, delivery: Delivery) -> Delivery | None:
-        """As `left_of`. Raises `UsageError` where the warehouse and the configuration do not fit together."""
+    def redact_delivery(self, delivery: Delivery) -> Delivery | None:
+        """Redact a delivery. Raises `UsageError` where the warehouse and the configuration do not fit together."""
         self._refresh()
-        return delivery if self._redactor is None else left_of(delivery, self._redactor)
+        return delivery if self._redactor is None else redact_delivery(delivery, self._redactor)
 
     def _refresh(self) -> None:
         try:

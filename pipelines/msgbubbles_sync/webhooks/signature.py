@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 
-from .times import time_of
+from .times import parse_time
 
 MAX_CANDIDATES = 64
 MAX_TIMESTAMPS = 4
@@ -56,7 +56,7 @@ class Scheme:
         return (self.signature_header, *(name for part, name in optional if name and self.signs(part)))
 
 
-def refusal_of(
+def check_request(
     scheme: Scheme, secrets: Iterable[str], headers: Mapping[str, str], body: bytes, now_seconds: float
 ) -> Refusal | None:
     """Why a delivery has to be refused; null where one of the secrets has signed it just now. Of a header with several
@@ -73,7 +73,7 @@ def refusal_of(
     if timestamp is None:
         return Refusal.FORGED
     if scheme.signs("timestamp"):
-        at = time_of(timestamp)
+        at = parse_time(timestamp)
         if at is None or abs(now_seconds - at.timestamp()) > scheme.tolerance_seconds:
             return Refusal.STALE
     return None
@@ -138,7 +138,7 @@ def _is_written(digest: bytes, token: str) -> bool:
     return found
 
 
-def body_hash(body: bytes, timestamp: str = "") -> str:
+def hash_body(body: bytes, timestamp: str = "") -> str:
     """Return what stands for an event that has no id of its own; of the same body another for each timestamp."""
     content = body + f"\0{timestamp}".encode("latin-1", "replace") if timestamp else body
     return f"body:{hashlib.blake2b(content, digest_size=16).hexdigest()}"

@@ -35,13 +35,13 @@ BATCH_EVENTS = 1000
 SUFFIX = ".jsonl"
 
 
-def folder_of(workspace: Workspace) -> Path:
+def webhooks_folder(workspace: Workspace) -> Path:
     """Where a warehouse keeps what is about its webhooks."""
     return workspace.folder / "webhooks"
 
 
-def spool_of(workspace: Workspace) -> Path:
-    return folder_of(workspace) / "spool"
+def spool_folder(workspace: Workspace) -> Path:
+    return webhooks_folder(workspace) / "spool"
 
 
 Outcome = Literal["stored", "duplicate"]
@@ -209,14 +209,14 @@ class Segment:
     malformed: list[bytes]
 
 
-def segments(folder: Path) -> list[Path]:
+def list_segments(folder: Path) -> list[Path]:
     """All segments, oldest first, those too that are being written."""
     return sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: (len(path.name), path.name)) if folder.is_dir() else []
 
 
-def finished(folder: Path) -> Iterator[Segment]:
+def take_finished(folder: Path) -> Iterator[Segment]:
     """The segments that nobody writes any more, oldest first."""
-    for path in segments(folder):
+    for path in list_segments(folder):
         if _is_released(path):
             yield read_segment(path)
 

@@ -14,7 +14,7 @@ MICROSECONDS_PER_UNIT = ((1e11, 1e6), (1e14, 1e3), (1e17, 1.0), (1e20, 1e-3))
 _NUMBER = re.compile(r"[0-9]{1,20}(\.[0-9]{1,9})?")
 
 
-def time_of(value: Any) -> datetime | None:
+def parse_time(value: Any) -> datetime | None:
     """Return the timestamp in UTC that a text or a number stands for, a text without a zone taken as UTC.
 
     Null for anything else, and for what many languages write for "never": 1970-01-01 and what is before it.

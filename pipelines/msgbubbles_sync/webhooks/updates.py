@@ -20,7 +20,7 @@ from msgbubbles.source.progress import SET_ONCE, get_status_rank, is_ahead
 from msgbubbles.source.storable import storable
 
 from .events import Event
-from .times import time_of
+from .times import parse_time
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,7 +37,7 @@ WIRE_NAMES = {"sender_handle": "sender", "attachment_count": "", "cursor_at": ""
 Row = dict[str, Any]
 
 
-def changed_messages(stored: Iterable[Row], events: Iterable[Event]) -> list[Row]:
+def apply_events(stored: Iterable[Row], events: Iterable[Event]) -> list[Row]:
     """The stored rows that the events have changed, as they are now; `events` in the order in which they occurred."""
     rows = {row["id"]: row for row in stored}
     changed: dict[str, Row] = {}
@@ -54,7 +54,7 @@ def changed_messages(stored: Iterable[Row], events: Iterable[Event]) -> list[Row
     return list(changed.values())
 
 
-def stored_messages(warehouse: Warehouse, events: Iterable[Event]) -> list[Row]:
+def read_stored_messages(warehouse: Warehouse, events: Iterable[Event]) -> list[Row]:
     """The stored rows of the messages that events are about."""
     import pyarrow as pa
 
@@ -65,7 +65,7 @@ def stored_messages(warehouse: Warehouse, events: Iterable[Event]) -> list[Row]:
     return [] if stored is None else list(stored.select(wanted.names).cast(wanted).to_pylist())
 
 
-def messages_table(rows: list[Row]) -> pa.Table:
+def build_messages_table(rows: list[Row]) -> pa.Table:
     """The rows as they land."""
     import pyarrow as pa
 
@@ -137,5 +137,5 @@ def _shown(event: Event) -> Row:
 
 
 def _iso(value: object) -> str | None:
-    at = time_of(value)
+    at = parse_time(value)
     return None if at is None else at.isoformat()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from msgbubbles_sync.webhooks.bodies import MAX_MEMBERS, TooLong, decompressed, parsed, text_of
+from msgbubbles_sync.webhooks.bodies import MAX_MEMBERS, TooLong, decode_text, decompress, parse_json
 
 BODY = b'{"type": "message.read"}'
 RAW = zlib.compressobj(wbits=-15)
@@ -27,7 +27,7 @@ LIMIT = 10_000
     ],
 )
 def test_a_compressed_body_is_read_whichever_way(sent: bytes, encoding: str) -> None:
-    assert decompressed(sent, encoding, LIMIT) == BODY
+    assert decompress(sent, encoding, LIMIT) == BODY
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_compressed_body_is_read_whichever_way(sent: bytes, encoding: str) -> 
     ],
 )
 def test_what_is_not_compressed_or_damaged_is_left_alone(sent: bytes, encoding: str) -> None:
-    assert decompressed(sent, encoding, LIMIT) is None
+    assert decompress(sent, encoding, LIMIT) is None
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -54,8 +54,8 @@ def test_a_zip_bomb_is_not_inflated(layers: int) -> None:
     if layers == 2:
         bomb = gzip.compress(bomb, mtime=0)
     with pytest.raises(TooLong):
-        decompressed(bomb, ", ".join(["gzip"] * layers), LIMIT)
-    assert decompressed(gzip.compress(b"0" * LIMIT, mtime=0), "gzip", LIMIT) == b"0" * LIMIT
+        decompress(bomb, ", ".join(["gzip"] * layers), LIMIT)
+    assert decompress(gzip.compress(b"0" * LIMIT, mtime=0), "gzip", LIMIT) == b"0" * LIMIT
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_zip_bomb_is_not_inflated(layers: int) -> None:
     ],
 )
 def test_json_with_one_reading_is_read(sent: bytes, value: Any) -> None:
-    assert parsed(text_of(sent)) == value
+    assert parse_json(decode_text(sent)) == value
 
 
 @pytest.mark.parametrize(
@@ -80,4 +80,4 @@ def test_json_with_one_reading_is_read(sent: bytes, value: Any) -> None:
 )
 def test_what_may_mean_anything_is_no_json(sent: bytes) -> None:
     with pytest.raises((ValueError, RecursionError)):
-        json.dumps(parsed(text_of(sent)))
+        json.dumps(parse_json(decode_text(sent)))

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from msgbubbles_sync.webhooks.deliveries import MAX_EVENTS, deliveries_of
+from msgbubbles_sync.webhooks.deliveries import MAX_EVENTS, split_deliveries
 
 AT = datetime(2026, 11, 25, 9, tzinfo=UTC)
 
 
 def ids(payload: Any, delivery_id: str | None = None, timestamp: str = "") -> list[str]:
     body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
-    return [one.event_id for one in deliveries_of(body, delivery_id, timestamp, AT)]
+    return [one.event_id for one in split_deliveries(body, delivery_id, timestamp, AT)]
 
 
 TYPING = {"type": "conversation.typing", "conversation_id": "c1", "typing": True}
@@ -60,7 +60,7 @@ def test_each_event_of_a_list_has_an_id_of_its_own() -> None:
 @pytest.mark.parametrize("name", ["events", "data"])
 def test_a_list_in_an_object_is_taken_apart_and_each_event_keeps_what_is_around_it(name: str) -> None:
     body = json.dumps({"id": "evt_9", "type": "message.read", "account": "a", name: [{"message_id": "m1"}, READ]})
-    found = deliveries_of(body.encode(), None, "", AT)
+    found = split_deliveries(body.encode(), None, "", AT)
     assert [one.event_id for one in found] == ["evt_9:0", "evt_9:1"]
     assert [json.loads(one.body) for one in found] == [
         {"type": "message.read", "account": "a", "message_id": "m1"},
@@ -70,10 +70,10 @@ def test_a_list_in_an_object_is_taken_apart_and_each_event_keeps_what_is_around_
 
 @pytest.mark.parametrize("payload", [[], ["batch"], [1, 2], [{}] * (MAX_EVENTS + 1), {"data": [1]}, {"events": []}])
 def test_a_list_of_no_events_or_of_too_many_is_kept_whole(payload: Any) -> None:
-    (found,) = deliveries_of(json.dumps(payload).encode(), "msg_1", "", AT)
+    (found,) = split_deliveries(json.dumps(payload).encode(), "msg_1", "", AT)
     assert (found.event_id, json.loads(found.body)) == ("msg_1", payload)
 
 
 def test_a_body_that_is_no_json_is_kept_to_the_byte() -> None:
-    (found,) = deliveries_of(b"{\xff\x00", "msg_1", "", AT)
+    (found,) = split_deliveries(b"{\xff\x00", "msg_1", "", AT)
     assert found.body == "{\\xff\x00"

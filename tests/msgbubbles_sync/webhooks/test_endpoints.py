@@ -16,7 +16,7 @@ from msgbubbles_sync.sandbox import Account, Server, serve
 from msgbubbles_sync.webhooks import endpoints
 from msgbubbles_sync.webhooks.events import KNOWN_TYPES
 from msgbubbles_sync.webhooks.secrets import SecretStore
-from msgbubbles_sync.webhooks.spool import finished, spool_of
+from msgbubbles_sync.webhooks.spool import spool_folder, take_finished
 
 URL = "https://example.com/hooks"
 
@@ -102,7 +102,7 @@ def test_a_rotation_loses_no_event(server: Server, client: Client, tmp_path: Pat
         assert (third.secret or "").startswith("whsec_")
         assert not third.is_replaced
         assert {one.webhook.id for one in endpoints.listed(client)} == {second.id, third.id}
-    assert sum(len(segment.deliveries) for segment in finished(spool_of(workspace))) == 2
+    assert sum(len(segment.deliveries) for segment in take_finished(spool_folder(workspace))) == 2
     for one in (second, third):
         client.delete_webhook(one.id)
     assert endpoints.listed(client) == []

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msgbubbles_sync.webhooks.events import KNOWN_TYPES, Event, event_of, first_of_each
+from msgbubbles_sync.webhooks.events import KNOWN_TYPES, Event, drop_duplicates, parse_event
 from msgbubbles_sync.webhooks.spool import Delivery
-from msgbubbles_sync.webhooks.times import time_of
+from msgbubbles_sync.webhooks.times import parse_time
 
 RECEIVED_AT = datetime(2026, 11, 23, 10, 0, 5, tzinfo=UTC)
 AT = "2026-11-23T10:00:00.000Z"
@@ -26,7 +26,7 @@ MESSAGE = {
 
 def event(payload: Any) -> Event:
     body = payload if isinstance(payload, str) else json.dumps(payload)
-    found = event_of(Delivery("evt_1", RECEIVED_AT, body))
+    found = parse_event(Delivery("evt_1", RECEIVED_AT, body))
     assert found is not None
     return found
 
@@ -73,7 +73,7 @@ def test_a_typing_event_is_read_however_it_is_built(payload: dict[str, Any], is_
         "conversation.typing", "c1", "+1", is_typing,
     )  # fmt: skip
     assert found.message_id is None
-    assert found.occurred_at == (time_of(AT) if "created_at" in payload else RECEIVED_AT)
+    assert found.occurred_at == (parse_time(AT) if "created_at" in payload else RECEIVED_AT)
     assert not found.is_of_a_message
 
 
@@ -205,7 +205,7 @@ def test_any_other_chat_id_stays(chat_id: str) -> None:
     ],
 )
 def test_times(value: Any, at: datetime | None) -> None:
-    assert time_of(value) == at
+    assert parse_time(value) == at
 
 
 names = st.sampled_from(
@@ -228,7 +228,7 @@ def test_no_payload_breaks_it(payload: dict[str, Any], event_type: str) -> None:
 
 def test_of_what_came_twice_the_first_stays() -> None:
     one, two = event({"n": 1}), event({"n": 2})
-    assert first_of_each([one, two]) == [one]
+    assert drop_duplicates([one, two]) == [one]
 
 
 def test_link_of_an_attachment_is_not_stored() -> None:

@@ -16,9 +16,9 @@ from helpers.hooks import workspace_in
 from msgbubbles.settings import DEFAULTS, RefreshRule
 from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.webhooks import health
+from msgbubbles_sync.webhooks.health import with_refresh
 from msgbubbles_sync.webhooks.heartbeat import Beat
-from msgbubbles_sync.webhooks.refresh import with_refresh
-from msgbubbles_sync.webhooks.spool import folder_of, spool_of
+from msgbubbles_sync.webhooks.spool import spool_folder, webhooks_folder
 from msgbubbles_sync.workspace import Workspace
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -43,9 +43,9 @@ def published(workspace: Workspace, messages: dict[str, timedelta], events: dict
 
 
 def beating(workspace: Workspace, *, beat: timedelta, since: timedelta, last: timedelta | None) -> None:
-    folder_of(workspace).mkdir(exist_ok=True)
+    webhooks_folder(workspace).mkdir(exist_ok=True)
     one = Beat(1, NOW - beat, NOW - since, None if last is None else NOW - last)
-    (folder_of(workspace) / "receiver.json").write_bytes(msgspec.json.encode(one))
+    (webhooks_folder(workspace) / "receiver.json").write_bytes(msgspec.json.encode(one))
 
 
 BOTH = {"inbound": Ago(minutes=10), "outbound": Ago(hours=1)}
@@ -73,7 +73,7 @@ def test_while_all_is_well_the_sync_may_rely_on_events(workspace: Workspace, mon
     [
         lambda workspace: beating(workspace, beat=Ago(minutes=2), since=Ago(hours=3), last=Ago(minutes=10)),
         lambda workspace: beating(workspace, beat=Ago(seconds=5), since=Ago(minutes=50), last=Ago(minutes=10)),
-        lambda workspace: (folder_of(workspace) / "receiver.json").unlink(),
+        lambda workspace: (webhooks_folder(workspace) / "receiver.json").unlink(),
         lambda workspace: published(workspace, BOTH, COME | {"message.received": Ago(hours=1)}),
         lambda workspace: published(workspace, BOTH, {"message.received": Ago(minutes=10)}),
         lambda workspace: published(workspace, BOTH, {"conversation.typing": Ago(0)}),
@@ -108,7 +108,7 @@ def test_it_is_told_when_no_receiver_runs_and_when_nobody_loads(workspace: Works
     assert list(health.findings(workspace, NOW)) == []
     well(workspace)
     beating(workspace, beat=Ago(hours=3), since=Ago(days=3), last=Ago(minutes=10))
-    segment = spool_of(workspace) / "1-1.jsonl"
+    segment = spool_folder(workspace) / "1-1.jsonl"
     segment.parent.mkdir()
     segment.write_text("")
     for hours, state in ((0.5, "ok"), (1.5, "failed")):

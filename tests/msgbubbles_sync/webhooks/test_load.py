@@ -11,8 +11,8 @@ import pytest
 
 from helpers.hooks import workspace_in
 from msgbubbles_sync.webhooks import load as landing
-from msgbubbles_sync.webhooks.load import aside_count, land_events
-from msgbubbles_sync.webhooks.spool import Segment, segments, spool_of
+from msgbubbles_sync.webhooks.load import count_dead_letters, load_events
+from msgbubbles_sync.webhooks.spool import Segment, list_segments, spool_folder
 
 
 def line(number: int, received_at: str = "2026-11-23T10:00:00Z", **more: Any) -> str:
@@ -24,7 +24,7 @@ def test_an_event_is_there_once_whatever_is_repeated_and_the_first_one_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace = workspace_in(tmp_path)
-    spool = spool_of(workspace)
+    spool = spool_folder(workspace)
     spool.mkdir(parents=True)
     (spool / "1-1.jsonl").write_text(line(1) + "nonsense\n" + line(2) + line(1, n=5) + line(3)[:30])
 
@@ -34,15 +34,15 @@ def test_an_event_is_there_once_whatever_is_repeated_and_the_first_one_stays(
     with monkeypatch.context() as patched:
         patched.setattr(Path, "unlink", killed)
         with pytest.raises(KeyboardInterrupt):
-            land_events(workspace)
-    assert len(segments(spool)) == 1, "nothing is removed that is not committed"
+            load_events(workspace)
+    assert len(list_segments(spool)) == 1, "nothing is removed that is not committed"
     (spool / "2-1.jsonl").write_text(line(2, "2026-11-23T11:00:00Z") + line(3))
-    landed = land_events(workspace)
-    assert (landed.deliveries, landed.malformed, aside_count(workspace)) == (3, 1, 1)
+    landed = load_events(workspace)
+    assert (landed.deliveries, landed.malformed, count_dead_letters(workspace)) == (3, 1, 1)
     (spool / "3-1.jsonl").write_text(line(1, "2026-11-23T12:00:00Z", n=9))
-    assert land_events(workspace).deliveries == 1
+    assert load_events(workspace).deliveries == 1
     (spool / "4-1.jsonl").write_text(line(4, conversation_id="..") + line(5, conversation_id=5) + line(6, a="conv_1"))
-    landed = land_events(workspace)
+    landed = load_events(workspace)
     assert (landed.deliveries, landed.malformed, landed.without_chat) == (3, 0, 2)
     assert landed.as_dict()["impossible_chat_ids"] == 2
     assert "2 name a chat by an impossible id" in str(landed)
@@ -55,23 +55,23 @@ def test_an_event_is_there_once_whatever_is_repeated_and_the_first_one_stays(
         chats = database.execute("SELECT event_id, chat_id FROM msgbubbles.webhook_events ORDER BY event_id").fetchall()
     assert found[:3] == [("evt_1", "10", "1"), ("evt_2", "10", "2"), ("evt_3", "10", "3")]
     assert chats == [("evt_1", "c"), ("evt_2", "c"), ("evt_3", "c"), ("evt_4", None), ("evt_5", None), ("evt_6", "c")]
-    assert segments(spool) == []
+    assert list_segments(spool) == []
     assert [workspace.is_pending(step) for step in ("repair", "transform", "publish")] == [True] * 3
-    assert land_events(workspace).deliveries == 0
+    assert load_events(workspace).deliveries == 0
 
 
 def test_an_event_that_the_destination_refuses_is_kept_aside(tmp_path: Path) -> None:
     workspace = workspace_in(tmp_path)
-    spool = spool_of(workspace)
+    spool = spool_folder(workspace)
     spool.mkdir(parents=True)
     (spool / "1-1.jsonl").write_text(line(1, handle="+14155550123"))
-    land_events(workspace)
+    load_events(workspace)
     with duckdb.connect(str(workspace.work)) as database:
         database.execute("ALTER TABLE msgbubbles.webhook_events ALTER handle SET NOT NULL")
     (spool / "2-1.jsonl").write_text(line(2, handle="nul \0") + line(3) + line(4, handle="+14155550123"))
-    landed = land_events(workspace)
-    assert (landed.deliveries, landed.malformed, aside_count(workspace)) == (2, 1, 1)
-    assert segments(spool) == []
+    landed = load_events(workspace)
+    assert (landed.deliveries, landed.malformed, count_dead_letters(workspace)) == (2, 1, 1)
+    assert list_segments(spool) == []
     with duckdb.connect(str(workspace.work)) as database:
         found = database.execute("SELECT event_id, handle FROM msgbubbles.webhook_events ORDER BY event_id").fetchall()
     assert found == [("evt_1", "+14155550123"), ("evt_2", "nul \ufffd"), ("evt_4", "+14155550123")]

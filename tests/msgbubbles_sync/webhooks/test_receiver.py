@@ -24,9 +24,9 @@ from helpers.full_disk import full_disk
 from helpers.hooks import KEY, SECRET, SETTINGS, WEBHOOKS, Served, receiving, signed, typing, workspace_in
 from helpers.job import inherited_environment
 from msgbubbles_sync.webhooks import receiver
-from msgbubbles_sync.webhooks.heartbeat import last_beat
-from msgbubbles_sync.webhooks.load import aside_count, land_events
-from msgbubbles_sync.webhooks.spool import Delivery, finished, folder_of, segments, spool_of
+from msgbubbles_sync.webhooks.heartbeat import read_last_beat
+from msgbubbles_sync.webhooks.load import count_dead_letters, load_events
+from msgbubbles_sync.webhooks.spool import Delivery, list_segments, spool_folder, take_finished, webhooks_folder
 
 
 @pytest.fixture
@@ -41,13 +41,13 @@ def stored(folder: Path) -> list[str]:
 
 
 def finished_deliveries(folder: Path) -> list[Delivery]:
-    return [one for segment in finished(spool_of(workspace_in(folder))) for one in segment.deliveries]
+    return [one for segment in take_finished(spool_folder(workspace_in(folder))) for one in segment.deliveries]
 
 
 def test_an_event_is_on_disk_when_it_is_answered(tmp_path: Path) -> None:
     with receiving(workspace_in(tmp_path)) as served:
         assert served.post(typing(1)).status_code == 204
-        lines = b"".join(path.read_bytes() for path in segments(spool_of(workspace_in(tmp_path))))
+        lines = b"".join(path.read_bytes() for path in list_segments(spool_folder(workspace_in(tmp_path))))
         line = json.loads(lines)
         assert line["event_id"] == "evt_1"
         assert line["body"].encode() == typing(1)
@@ -148,8 +148,12 @@ def test_a_signed_body_that_is_no_json_is_kept_and_answered(tmp_path: Path) -> N
             assert served.post(body, delivery_id=f"msg_{number}").status_code == 204, body[:20]
         assert served.count("stored") == len(bodies) + len(lenient)
     workspace = workspace_in(tmp_path)
-    landed = land_events(workspace)
-    assert (landed.deliveries, landed.malformed, aside_count(workspace)) == (len(lenient), len(bodies), len(bodies))
+    landed = load_events(workspace)
+    assert (landed.deliveries, landed.malformed, count_dead_letters(workspace)) == (
+        len(lenient),
+        len(bodies),
+        len(bodies),
+    )
 
 
 @pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
@@ -303,10 +307,10 @@ def test_a_secret_that_is_added_meanwhile_is_known(tmp_path: Path) -> None:
 def test_while_the_disk_refuses_so_does_the_receiver(tmp_path: Path) -> None:
     workspace = workspace_in(tmp_path)
     with receiving(workspace) as served:
-        shutil.rmtree(spool_of(workspace))
+        shutil.rmtree(spool_folder(workspace))
         assert served.post(typing(1)).status_code == 503
         assert served.http.get(served.url + "health").status_code == 503
-        spool_of(workspace).mkdir()
+        spool_folder(workspace).mkdir()
         assert served.post(typing(1)).status_code == 204
         assert served.http.get(served.url + "health").status_code == 200
     assert stored(tmp_path) == ["evt_1"]
@@ -340,21 +344,21 @@ def test_a_full_disk_ends_neither_the_receiver_nor_its_sign_of_life(tmp_path: Pa
             with full_disk(process.pid):
                 assert [post(number) for number in range(2, 8)] == [503] * 6
                 assert http.get(url + "health").status_code == 503
-                stopped = last_beat(folder_of(workspace))
+                stopped = read_last_beat(webhooks_folder(workspace))
                 time.sleep(0.4)
-                assert last_beat(folder_of(workspace)) == stopped
+                assert read_last_beat(webhooks_folder(workspace)) == stopped
             assert post(2) == 204
             assert http.get(url + "health").status_code == 200
             until = time.monotonic() + 30
-            while last_beat(folder_of(workspace)) == stopped and time.monotonic() < until:
+            while read_last_beat(webhooks_folder(workspace)) == stopped and time.monotonic() < until:
                 time.sleep(0.02)
-            assert last_beat(folder_of(workspace)) != stopped
+            assert read_last_beat(webhooks_folder(workspace)) != stopped
     finally:
         process.terminate()
         process.communicate(timeout=60)
     assert process.returncode == 0
     assert stored(tmp_path) == ["evt_1", "evt_2"]
-    assert not [path for path in folder_of(workspace).rglob("*") if path.is_file() and not path.stat().st_size]
+    assert not [path for path in webhooks_folder(workspace).rglob("*") if path.is_file() and not path.stat().st_size]
 
 
 def test_it_stops_when_what_it_has_taken_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,15 +384,15 @@ def test_it_stops_when_what_it_has_taken_is_answered(tmp_path: Path, monkeypatch
 
 
 def test_its_sign_of_life_outlives_a_short_break(tmp_path: Path) -> None:
-    folder = folder_of(workspace_in(tmp_path))
+    folder = webhooks_folder(workspace_in(tmp_path))
     with receiving(workspace_in(tmp_path)) as served:
         served.post(typing(1))
-    first = last_beat(folder)
+    first = read_last_beat(folder)
     assert first is not None
     assert first.last_event_at is not None
     with receiving(workspace_in(tmp_path)):
         pass
-    second = last_beat(folder)
+    second = read_last_beat(folder)
     assert second is not None
     assert (second.uninterrupted_since, second.last_event_at) == (first.uninterrupted_since, first.last_event_at)
     assert second.beat_at > first.beat_at
@@ -396,6 +400,6 @@ def test_its_sign_of_life_outlives_a_short_break(tmp_path: Path) -> None:
     (folder / "receiver.json").write_bytes(msgspec.json.encode(old))
     with receiving(workspace_in(tmp_path)):
         pass
-    third = last_beat(folder)
+    third = read_last_beat(folder)
     assert third is not None
     assert third.uninterrupted_since > second.uninterrupted_since

@@ -13,10 +13,10 @@ from helpers.hooks import receiving, typing, workspace_in
 from msgbubbles.policy import FULL, PRESETS, Pseudonyms
 from msgbubbles.redact import Redactor
 from msgbubbles_sync.policy.applied import Record
-from msgbubbles_sync.webhooks.events import event_of
-from msgbubbles_sync.webhooks.load import aside_of, land_events
-from msgbubbles_sync.webhooks.redact import left_of
-from msgbubbles_sync.webhooks.spool import Delivery, finished, spool_of
+from msgbubbles_sync.webhooks.events import parse_event
+from msgbubbles_sync.webhooks.load import dead_letter_folder, load_events
+from msgbubbles_sync.webhooks.redact import redact_delivery
+from msgbubbles_sync.webhooks.spool import Delivery, spool_folder, take_finished
 
 KEY = "of a test, and long enough to be a key"
 NAMES = Pseudonyms(KEY)
@@ -42,17 +42,19 @@ def delivery(**payload: Any) -> Delivery:
 @pytest.mark.parametrize("policy", [FULL, PRESETS["minimal"]], ids=["full", "minimal"])
 def test_an_event_about_somebody_erased_is_not_kept(payload: dict[str, Any], policy: Any) -> None:
     erased = frozenset({NAMES.erased_handle(ANN), NAMES.erased_chat("theirs")})
-    assert left_of(delivery(**payload), Redactor(policy, NAMES, erased)) is None
-    assert left_of(delivery(**payload), Redactor(policy, NAMES)) is not None
+    assert redact_delivery(delivery(**payload), Redactor(policy, NAMES, erased)) is None
+    assert redact_delivery(delivery(**payload), Redactor(policy, NAMES)) is not None
 
 
 def test_an_event_that_quotes_somebody_erased_is_kept_without_them() -> None:
     redactor = Redactor(FULL, NAMES, frozenset({NAMES.erased_handle(ANN)}))
-    left = left_of(delivery(message={"text": f"ask {ANN}", "number": 14155550123, "at": 1772323200000}), redactor)
+    left = redact_delivery(
+        delivery(message={"text": f"ask {ANN}", "number": 14155550123, "at": 1772323200000}), redactor
+    )
     assert left is not None
     assert json.loads(left.body) == {"message": {"text": "ask [erased]", "number": "[erased]", "at": 1772323200000}}
     untouched = delivery(message={"text": "ask"})
-    assert left_of(untouched, redactor) is untouched
+    assert redact_delivery(untouched, redactor) is untouched
 
 
 @pytest.mark.parametrize("body", ["{", "+14155550123", "[" * 100_000])
@@ -62,10 +64,10 @@ def test_an_event_that_quotes_somebody_erased_is_kept_without_them() -> None:
     ids=["minimal", "erased"],
 )
 def test_of_a_body_that_cannot_be_parsed_only_that_it_came_is_kept(body: str, redactor: Redactor) -> None:
-    left = left_of(Delivery("msg_1", AT, body), redactor)
+    left = redact_delivery(Delivery("msg_1", AT, body), redactor)
     assert left == Delivery("msg_1", AT, "")
-    assert event_of(left) is None
-    assert left_of(Delivery("msg_1", AT, body), Redactor()) == Delivery("msg_1", AT, body)
+    assert parse_event(left) is None
+    assert redact_delivery(Delivery("msg_1", AT, body), Redactor()) == Delivery("msg_1", AT, body)
 
 
 @pytest.mark.parametrize("policy", [FULL, PRESETS["minimal"]], ids=["full", "minimal"])
@@ -77,9 +79,9 @@ def test_event_keeps_no_erased_handle_in_any_value_or_name(policy: Any) -> None:
             delivery(**quoted, message={"id": f"m {written}", **quoted, "error": {"code": written}}),
             event_id=f"evt {written}",
         )
-        left = left_of(sent, redactor)
+        left = redact_delivery(sent, redactor)
         assert left is not None
-        event = event_of(left)
+        event = parse_event(left)
         assert event is not None
         assert [one for one in spellings(ANN) if one in repr(event) + left.body] == []
 
@@ -90,23 +92,23 @@ def test_line_that_is_no_event_is_not_kept_where_it_names_somebody_erased(
     monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__KEY", KEY)
     workspace = workspace_in(tmp_path)
     Record(FULL, NAMES.check, frozenset({NAMES.erased_handle(ANN)})).save(workspace)
-    spool_of(workspace).mkdir(parents=True)
+    spool_folder(workspace).mkdir(parents=True)
     lines = [*(f'{{"of": "{one}"' for one in spellings(ANN)), '{"of": "\\u002b14155550123"', "of somebody else"]
-    (spool_of(workspace) / "1-1.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    land_events(workspace)
-    (path,) = aside_of(workspace).glob("*.jsonl")
+    (spool_folder(workspace) / "1-1.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    load_events(workspace)
+    (path,) = dead_letter_folder(workspace).glob("*.jsonl")
     assert path.read_text() == "of somebody else\n"
 
 
 def test_our_number_that_was_received_as_a_pseudonym_lands_readable() -> None:
     sent = delivery(type="message.received", message={"id": "m", "sender": OURS}, handle=ANN)
-    received = left_of(sent, Redactor(PRESETS["analytics"], NAMES))
+    received = redact_delivery(sent, Redactor(PRESETS["analytics"], NAMES))
     assert received is not None
     assert OURS not in received.body
     loads = Redactor(PRESETS["analytics"], NAMES)
     loads.know_own_numbers([OURS])
-    left = left_of(received, loads)
-    event = None if left is None else event_of(left)
+    left = redact_delivery(received, loads)
+    event = None if left is None else parse_event(left)
     assert event is not None
     assert (event.message["sender"], event.handle) == (OURS, NAMES.handle(ANN))
 
@@ -129,6 +131,6 @@ def test_a_receiver_that_runs_goes_by_the_policy_and_the_erasures_of_that_moment
         # Of a policy that is not the warehouse's, nothing is taken.
         Record(PRESETS["analytics"], NAMES.check).save(workspace)
         assert served.post(typing(4), delivery_id="msg_4").status_code == 503
-    bodies = [one.body for segment in finished(spool_of(workspace)) for one in segment.deliveries]
+    bodies = [one.body for segment in take_finished(spool_folder(workspace)) for one in segment.deliveries]
     assert [ANN in body for body in bodies] == [True, False, False]
     assert NAMES.handle(ANN) in bodies[2]

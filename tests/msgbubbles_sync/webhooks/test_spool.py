@@ -12,7 +12,7 @@ import pytest
 
 from helpers.full_disk import full_disk
 from msgbubbles_sync.webhooks import spool
-from msgbubbles_sync.webhooks.spool import Delivery, SpoolWriter, finished, segments
+from msgbubbles_sync.webhooks.spool import Delivery, SpoolWriter, list_segments, take_finished
 
 NOW = datetime(2026, 11, 23, 10, tzinfo=UTC)
 
@@ -22,7 +22,7 @@ def delivery(number: int, body: str = "{}") -> Delivery:
 
 
 def found(folder: Path) -> list[str]:
-    return [one.event_id for segment in finished(folder) for one in segment.deliveries]
+    return [one.event_id for segment in take_finished(folder) for one in segment.deliveries]
 
 
 def test_what_was_answered_is_there_once_and_in_order(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_segment_is_never_seen_without_its_owner(tmp_path: Path, monkeypatch: 
     flock = fcntl.flock
 
     def look_before(file: int, how: int) -> None:
-        seen.append(bool(segments(tmp_path / "spool")))
+        seen.append(bool(list_segments(tmp_path / "spool")))
         flock(file, how)
 
     monkeypatch.setattr(fcntl, "flock", look_before)
@@ -76,9 +76,9 @@ def test_a_line_that_was_cut_off_was_never_answered(tmp_path: Path) -> None:
     writer = SpoolWriter(tmp_path / "spool")
     writer.put(delivery(1)).result(60)
     writer.close()
-    (path,) = segments(tmp_path / "spool")
+    (path,) = list_segments(tmp_path / "spool")
     path.write_bytes(path.read_bytes() + b'{"event_id": "evt_2", "rec')
-    (segment,) = finished(tmp_path / "spool")
+    (segment,) = take_finished(tmp_path / "spool")
     assert [one.event_id for one in segment.deliveries] == ["evt_1"]
     assert segment.malformed == []
 
@@ -87,9 +87,9 @@ def test_a_line_that_is_no_delivery_is_told_apart(tmp_path: Path) -> None:
     writer = SpoolWriter(tmp_path / "spool")
     writer.put(delivery(1)).result(60)
     writer.close()
-    (path,) = segments(tmp_path / "spool")
+    (path,) = list_segments(tmp_path / "spool")
     path.write_bytes(b"\0\0\0\n" + path.read_bytes() + b'{"event_id": 5}\n')
-    (segment,) = finished(tmp_path / "spool")
+    (segment,) = take_finished(tmp_path / "spool")
     assert [one.event_id for one in segment.deliveries] == ["evt_1"]
     assert segment.malformed == [b"\0\0\0", b'{"event_id": 5}']
 
@@ -121,7 +121,7 @@ def test_a_full_disk_leaves_neither_empty_segments_nor_half_lines(tmp_path: Path
     # Into a segment that holds something already.
     with full_disk(room_bytes=300), pytest.raises(OSError, match="too large"):
         writer.put(delivery(2, "x" * 400)).result(60)
-    (segment,) = segments(folder)
+    (segment,) = list_segments(folder)
     assert segment.read_bytes().count(b"\n") == 1
     assert segment.read_bytes().endswith(b"\n")
     assert writer.put(delivery(2)).result(60) == "stored"
@@ -152,5 +152,5 @@ def test_nothing_is_answered_before_it_is_synced(tmp_path: Path, monkeypatch: py
             writer.put(delivery(2)).result(60)
     # Behind a sync that failed nobody knows what is on disk: the next is written into another file.
     assert writer.put(delivery(2)).result(60) == "stored"
-    assert len(segments(tmp_path / "spool")) == 2
+    assert len(list_segments(tmp_path / "spool")) == 2
     writer.close()

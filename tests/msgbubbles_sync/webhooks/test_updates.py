@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from msgbubbles_sync.webhooks.events import Event, event_of
+from msgbubbles_sync.webhooks.events import Event, parse_event
 from msgbubbles_sync.webhooks.spool import Delivery
-from msgbubbles_sync.webhooks.updates import changed_messages
+from msgbubbles_sync.webhooks.updates import apply_events
 
 NINE = datetime(2026, 11, 23, 9, tzinfo=UTC)
 SENT = {
@@ -31,7 +31,7 @@ def event(kind: str, minutes: int, received: int | None = None, **message: Any) 
     shown = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in message.items()}
     about = {"message": {"id": "m1", "conversation_id": "c1", **shown}} if shown else {"message_id": "m1"}
     payload = {"type": f"message.{kind}", "created_at": at(minutes).isoformat(), **about}
-    found = event_of(
+    found = parse_event(
         Delivery(f"evt_{kind}{minutes}", at(minutes if received is None else received), json.dumps(payload))
     )
     assert found is not None
@@ -40,7 +40,7 @@ def event(kind: str, minutes: int, received: int | None = None, **message: Any) 
 
 def after(*events: Event, **stored: Any) -> dict[str, Any]:
     """The row afterwards, where that is another than before."""
-    changed = changed_messages([SENT | stored], events)
+    changed = apply_events([SENT | stored], events)
     return changed[0] if changed else {}
 
 
@@ -115,7 +115,7 @@ def test_times_of_a_message_are_read_however_they_are_written(written: Any) -> N
 def test_an_event_about_another_chat_changes_nothing() -> None:
     assert after(event("read", 1, conversation_id="c2", status="read", updated_at=at(5))) == {}
     shown = {"type": "message.read", "message": {"id": "m1", "conversation_id": "..", "updated_at": at(5).isoformat()}}
-    found = event_of(Delivery("evt_1", at(5), json.dumps(shown)))
+    found = parse_event(Delivery("evt_1", at(5), json.dumps(shown)))
     assert found is not None
     assert after(found)["conversation_id"] == "c1"
 
@@ -145,7 +145,7 @@ def test_what_a_newer_event_shows_of_the_message_is_taken() -> None:
 def test_the_same_state_is_no_change() -> None:
     assert after(event("sent", 0, status="sent", updated_at=at(0), text="hi")) == {}
     assert after(event("reaction", 3)) == {}
-    assert changed_messages([], [event("read", 3)]) == []
+    assert apply_events([], [event("read", 3)]) == []
 
 
 def test_what_came_in_keeps_its_status_when_it_is_read() -> None:

@@ -1,0 +1,35 @@
+"""What the receiver counts and measures, in Prometheus' format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+
+@dataclass
+class Metrics:
+    """What `/metrics` shows."""
+
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+
+    def __post_init__(self) -> None:
+        self.deliveries = Counter(
+            "msgbubbles_webhook_deliveries",
+            "Deliveries, by what became of them: stored, duplicate, or why they were refused.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.seconds = Histogram(
+            "msgbubbles_webhook_store_seconds",
+            "Seconds from the head of a delivery until it was on disk.",
+            buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
+            registry=self.registry,
+        )
+        self.bodies_bytes = Gauge("msgbubbles_webhook_bodies_bytes", "Bodies in memory.", registry=self.registry)
+        self.spool_segments = Gauge("msgbubbles_webhook_spool_segments", "Files to load.", registry=self.registry)
+        self.spool_bytes = Gauge("msgbubbles_webhook_spool_bytes", "Bytes to load.", registry=self.registry)
+        self.syncs = Gauge("msgbubbles_webhook_spool_syncs", "Times the disk was synced.", registry=self.registry)
+        self.last_event = Gauge(
+            "msgbubbles_webhook_last_event_timestamp_seconds", "When the last event came.", registry=self.registry
+        )
