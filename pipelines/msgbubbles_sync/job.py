@@ -30,6 +30,7 @@ from msgbubbles.source.stored import Warehouse
 from msgbubbles_sync.dbt.runner import Verdict, check_tools, is_outdated, transform, verdict
 from msgbubbles_sync.destinations import claims
 from msgbubbles_sync.destinations.screen import Screen, is_data_error
+from msgbubbles_sync.destinations.version import store_version
 from msgbubbles_sync.policy import applied as privacy
 from msgbubbles_sync.settings import TransformSettings
 
@@ -207,6 +208,7 @@ def _finish(
                 store_failed_reads(connection, report.failed_reads, destination.write_schema)
                 privacy.store(connection, workspace, destination.write_schema)
                 claims.store(connection, workspace, destination.write_schema)
+                store_version(connection, destination.write_schema)
                 report.rows_in_warehouse = _row_counts(connection)
             report.published_bytes = destination.publish(report.held_marts)
             report.published = True

@@ -10,17 +10,20 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import UsageError
-from .files import follow_links, move_damaged
+from .files import follow_links, move_damaged, write_privately
 
 ROOT = Path(__file__).resolve().parents[2]
 PIPELINE = "msgbubbles"
 DATASET = "msgbubbles"
 # The file that says whose rows a warehouse holds, and its copy in the tables.
 CLAIM, CLAIM_TABLE = "account.json", "_account"
+# How many steps of `migrations.py` a workspace and a warehouse have: in a file, and in a table.
+VERSION, VERSION_FILE, VERSION_TABLE = 1, "version", "_version"
 # Characters with a meaning in the queries that dlt builds from a path, and bytes that are not UTF-8.
 UNUSABLE = re.compile(r"""['"%*?\[\]{}\x00-\x1f\ud800-\udfff]""")
 SCHEMAS = ("msgbubbles", "msgbubbles_staging", "staging", "marts")
@@ -111,10 +114,23 @@ class Workspace:
 
     def make_folders(self) -> None:
         """Create the folders that are missing."""
+        is_new = not self.folder.is_dir()
         for folder in (self.folder.parent, self.folder, self.folder / "dlt", self.folder / "dbt"):
             if folder.exists() and not folder.is_dir():
                 move_damaged(folder)
             folder.mkdir(mode=0o700, exist_ok=True)
+        if is_new:
+            self.store_version(VERSION)
+
+    @property
+    def version(self) -> int:
+        """The version of these files; 0 where a release without versions wrote them."""
+        with suppress(OSError, ValueError):
+            return int((self.folder / VERSION_FILE).read_text())
+        return 0
+
+    def store_version(self, version: int) -> None:
+        write_privately(self.folder / VERSION_FILE, f"{version}\n")
 
     def configure_dlt(self) -> None:
         """Point dlt at this project's configuration and this workspace. Call it before dlt is imported."""

@@ -28,6 +28,7 @@ from typer.core import TyperGroup
 
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.claims import claim
+from msgbubbles_sync.destinations.version import check_version, refuse_newer
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.run_log import Journal
@@ -269,6 +270,7 @@ def erase(
 
             from msgbubbles_sync.privacy import erase as erasing
         transforms = load_settings(workspace.account).transforms
+        check_version(workspace, build_destination(workspace))
         people = _lines(handles)
         if not yes and not typer.confirm(f"Erase {len(people)} people for good?", err=True):
             return EXIT_STOPPED
@@ -311,6 +313,7 @@ def privacy(
 
             from msgbubbles_sync.privacy.reapply import apply
         transforms = load_settings(workspace.account).transforms
+        check_version(workspace, build_destination(workspace))
         with hold_lock(workspace.folder), hold_lock(workspace.folder, "apply"):
             changed = apply(workspace, transforms, reporter.say)
         what = ", ".join(f"{count:,} of {table}" for table, count in sorted(changed.items())) or "nothing had to change"
@@ -387,6 +390,7 @@ def _configured(workspace: Workspace, sandbox: bool, *, serve: bool = True) -> I
         from msgbubbles.source.config import Settings as ReadSettings
         from msgbubbles.source.run import Run
         from msgbubbles_sync.policy.applied import redactor_of
+    check_version(workspace, build_destination(workspace))
     with account_of(workspace, sandbox=sandbox and serve) as settings:
         yield Configured(settings, redactor_of(workspace), Run(), ReadSettings.from_source(settings.source))
 
@@ -433,6 +437,7 @@ def _recorded_sync(
         from msgbubbles_sync.inspect.local_state import Known
         from msgbubbles_sync.job import Report
         from msgbubbles_sync.job import sync as run_sync
+        from msgbubbles_sync.migrations import migrate
         from msgbubbles_sync.policy.applied import keep_found, redactor_of
         from msgbubbles_sync.privacy.erase import purge
         from msgbubbles_sync.privacy.reapply import apply as apply_policy
@@ -446,6 +451,7 @@ def _recorded_sync(
     settings = load_settings(workspace.account)
     if not sandbox:
         check_api_key(settings, SCRIPT)
+    refuse_newer(workspace.version, str(workspace.folder))
     transforms = settings.transforms
     if not (workspace.folder / CLAIM).exists():
         # Tables of a newer version are refused as such, whosever they are.
@@ -453,6 +459,7 @@ def _recorded_sync(
             Known(workspace).states()
     claim(workspace, build_destination(workspace), sandbox=sandbox, say=reporter.fail)
     restore(workspace, reporter.fail)
+    migrate(workspace, reporter.say)
     redactor = redactor_of(workspace)
     run = Run(batch_pages=settings.sync.batch_pages, max_requests=max_requests, accept_overflows=accept_ties)
     report = Report()

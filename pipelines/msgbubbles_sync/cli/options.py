@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 from msgspec import structs
 
+from msgbubbles_sync.destinations import build_destination
+from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.lock import AnotherJobRunsError, JobStalledError
@@ -349,6 +351,7 @@ def begun(workspace: Workspace, script: str, *, sandbox: bool) -> Iterator[Comma
         import dlt  # noqa: F401
 
         from msgbubbles.source.run import Run
+    check_version(workspace, build_destination(workspace))
     run = Run()
     with stopped_by_signals(run.stop), account_of(workspace, sandbox=sandbox) as settings:
         yield Command(workspace, script, run, settings)

@@ -21,6 +21,7 @@ from msgspec import structs
 
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.claims import claim
+from msgbubbles_sync.destinations.version import check_version, refuse_newer
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.settings import load_settings
@@ -82,6 +83,7 @@ def serve(
         from msgbubbles_sync.webhooks.secrets import SecretStore
 
         workspace.make_folders()
+        refuse_newer(workspace.version, str(workspace.folder))
         settings = load_settings(workspace.account).webhooks
         settings = structs.replace(settings, host=host or settings.host, port=settings.port if port is None else port)
         secrets = SecretStore.of(workspace, sandbox=sandbox, path=secrets_file)
@@ -128,6 +130,7 @@ def load(
 
             from msgbubbles_sync.webhooks.load import load_events
         destination = build_destination(workspace)
+        check_version(workspace, destination)
         claim(workspace, destination, sandbox=sandbox, say=reporter.fail)
         with hold_lock(workspace.folder):
             landed = load_events(workspace)

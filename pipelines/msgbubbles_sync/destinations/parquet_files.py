@@ -26,7 +26,7 @@ from filelock import FileLock
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import remove, set_umask_like, sync_to_disk
 from msgbubbles_sync.sql import quote_literal, quote_name
-from msgbubbles_sync.workspace import CLAIM_TABLE, DATASET, UNUSABLE, Workspace
+from msgbubbles_sync.workspace import CLAIM_TABLE, DATASET, UNUSABLE, VERSION_TABLE, Workspace
 
 from .parquet_tables import read_tables, write_json
 from .publish import new_copy, replace_database
@@ -48,7 +48,7 @@ STAGING = ".staging"
 # Stands for the name of an only account; no account can be called so.
 NAMELESS = "_"
 # The job's own tables, each one file.
-JOB_TABLES = ("sync_runs", "failed_reads", "privacy", CLAIM_TABLE)
+JOB_TABLES = ("sync_runs", "failed_reads", "privacy", CLAIM_TABLE, VERSION_TABLE)
 # The files of a table are compacted into one when there are more than this.
 MAX_FILES = 100
 # How long a file stays for those who are reading it after it was replaced.

@@ -25,7 +25,7 @@ Key = tuple[str, str]
 READER_SCHEMAS = ("msgbubbles", "marts")
 ACCOUNTS = ("msgbubbles", "accounts")
 # Tables that only the job looks at.
-OWN_TABLES = re.compile(r"_dlt|_account|privacy$")
+OWN_TABLES = re.compile(r"_dlt|_account|_version$|privacy$")
 # The schema of what a combined file showed before; no account can have this name.
 BEFORE = "shown before"
 COLUMNS = """SELECT schema_name, table_name, column_name FROM duckdb_columns()

@@ -23,6 +23,8 @@ from msgbubbles.errors import MsgBubblesError, RetryableError
 from msgbubbles.rate_limit import RateLimiter
 from msgbubbles.settings import DEFAULTS
 from msgbubbles.transport import Transport
+from msgbubbles_sync.destinations import build_destination
+from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import AnotherJobRunsError, hold_lock
 from msgbubbles_sync.workspace import Workspace
@@ -69,6 +71,7 @@ def groups(
     try:
         workspace = Workspace.from_path(Path(database))
         workspace.make_folders()
+        check_version(workspace, build_destination(workspace))
         if GroupRedactor.of(workspace).hides:
             raise UsageError(NOT_PRIVATE)
         rate_limiter = RateLimiter.for_key(api_key, requests_per_minute, budget_dir) if requests_per_minute else None

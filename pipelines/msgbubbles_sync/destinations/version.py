@@ -1,0 +1,72 @@
+"""Check which release wrote a workspace and a warehouse: a newer one is refused, an older one needs `chats.py` first.
+
+The workspace has its version in a file, the warehouse in the table `_version`. Both count the steps of `migrations.py`.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import duckdb
+
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.workspace import DATASET, VERSION, VERSION_TABLE, Workspace
+
+if TYPE_CHECKING:
+    from msgbubbles_sync.destinations import Destination
+
+NEWER = """{what} was written by a newer release (it has version {found}, this release reads up to {version}). Upgrade,
+or choose another --database. Nothing was changed"""
+OLDER = "{what} was written by an older release. Run chats.py once: it upgrades the files and tables, and loses nothing"
+# The column that tables had before a warehouse had a version.
+READ_AT = "_read_at"
+
+
+def check_version(workspace: Workspace, destination: Destination) -> None:
+    """Check that this release wrote the workspace, and what readers open. Raises `UsageError` with what to do."""
+    refuse_newer(workspace.version, str(workspace.folder))
+    published = published_version(destination)
+    refuse_newer(published, destination.title)
+    for version, what in ((workspace.version, str(workspace.folder)), (published, destination.title)):
+        if version < VERSION:
+            raise UsageError(OLDER.format(what=what))
+
+
+def published_version(destination: Destination) -> int:
+    """Return the version of what readers open. A destination that cannot be opened has the version of this release:
+    whatever is done with it fails as well, and says why."""
+    with suppress(UsageError, duckdb.Error):
+        if destination.exists():
+            with destination.open_reader() as connection:
+                return stored_version(connection, DATASET)
+    return VERSION
+
+
+def refuse_newer(version: int, what: str) -> None:
+    """Raise `UsageError` if a newer release wrote something."""
+    if version > VERSION:
+        raise UsageError(NEWER.format(what=what, found=version, version=VERSION))
+
+
+def stored_version(connection: duckdb.DuckDBPyConnection, schema: str) -> int:
+    """Return the version of the tables in a schema. A warehouse without tables has the version of this release."""
+    with suppress(duckdb.CatalogException):
+        row = connection.execute(f"SELECT version FROM {schema}.{VERSION_TABLE}").fetchone()  # noqa: S608
+        if row is not None:
+            return int(row[0])
+    database, _, name = schema.rpartition(".")
+    found = connection.execute(
+        "SELECT 1 FROM duckdb_columns() WHERE database_name = coalesce(nullif(?, ''), current_database()) "
+        "AND schema_name = ? AND column_name = ?", [database, name, READ_AT],
+    )  # fmt: skip
+    return 0 if found.fetchone() else VERSION
+
+
+def store_version(connection: duckdb.DuckDBPyConnection, schema: str, version: int = VERSION) -> None:
+    """Write the version of the tables in a schema, if it has changed."""
+    table = f"{schema}.{VERSION_TABLE}"
+    connection.execute(f"CREATE TABLE IF NOT EXISTS {table} (version BIGINT)")
+    if connection.execute(f"SELECT version FROM {table}").fetchall() != [(version,)]:  # noqa: S608
+        connection.execute(f"DELETE FROM {table}")  # noqa: S608
+        connection.execute(f"INSERT INTO {table} VALUES (?)", [version])  # noqa: S608
