@@ -2,7 +2,7 @@
 payloads of webhooks.
 
 Rows are changed where they are decoded, so nothing of what the policy leaves out comes to fingerprints, to the
-comparison with what is stored, to dlt's files or to the warehouse. What a column holds is in `personal`; what a policy
+comparison with what is stored, to dlt's files or to the warehouse. What a column holds is in `tables`; what a policy
 does not know follows `extra`.
 """
 
@@ -23,8 +23,8 @@ from .decode import read_participants, without_senders
 from .errors import ApiError, NotFoundError, is_unit_error
 from .mentions import has_handle, replace_handles, unescaped
 from .models import NOTHING, NULL, Chat, Message, Number, Page, R, RejectedRow, Row
-from .personal import PERSONAL, Kind
 from .policy import FULL, ORDERS, Policy, Pseudonyms
+from .tables import TABLES, Pii
 from .transport import Transport
 
 # A text of which only the length is kept.
@@ -336,7 +336,9 @@ class Redactor:
         steps = self._steps.get(table)
         if steps is None:
             steps = self._steps[table] = [
-                (column, self._change(kind)) for column, kind in PERSONAL[table].items() if self.changes(kind)
+                (column.name, self._change(column.pii))
+                for column in TABLES[table].text_columns
+                if self.changes(column.pii)
             ]
         for column, change in steps:
             value = getattr(row, column)
@@ -344,19 +346,19 @@ class Redactor:
                 setattr(row, column, change(value))
         return row
 
-    def changes(self, kind: Kind) -> bool:
+    def changes(self, kind: Pii) -> bool:
         """Whether a column of that kind does not always stay as it is."""
         return bool(self.erased) or self.is_redacted(kind)
 
-    def is_redacted(self, kind: Kind) -> bool:
+    def is_redacted(self, kind: Pii) -> bool:
         """Whether the policy says so, whoever is erased."""
         return any(getattr(self.policy, name) != ORDERS[name][0] for name in _OF_KIND[kind][0])
 
-    def left_of(self, kind: Kind, value: Any) -> Any:
+    def left_of(self, kind: Pii, value: Any) -> Any:
         """What may land of a value, which is not null, of a column of that kind."""
         return self._change(kind)(value)
 
-    def _change(self, kind: Kind) -> Callable[[Any], Any]:
+    def _change(self, kind: Pii) -> Callable[[Any], Any]:
         redact = _OF_KIND[kind][1] if self.is_redacted(kind) else None
 
         def change(value: Any) -> Any:
@@ -456,21 +458,21 @@ def _as_it_is(_redactor: Redactor, value: Any) -> Any:
 
 
 # By what a column holds: the settings of a policy that concern it, and what becomes of a value by them.
-_OF_KIND: dict[Kind, tuple[tuple[str, ...], Callable[[Redactor, Any], Any]]] = {
-    "handle": (("handles",), Redactor.handle),
-    "own_handle": (("own_numbers",), Redactor.own_handle),
-    "title": (("titles",), Redactor.title),
-    "text": (("text",), Redactor.text),
-    "file_name": (("file_names",), Redactor.file_name),
-    "mime_type": (("file_names", "handles"), Redactor.mime_type),
-    "word": (("extra", "handles"), Redactor.word),
-    "words": (("extra",), Redactor.words),
-    "error": (("extra",), Redactor.error),
-    "metadata": (("metadata",), lambda _redactor, _raw: NULL),
-    "extra": (("extra",), lambda _redactor, _raw: NOTHING),
-    "id": (("handles",), Redactor.id),
-    "answer": (tuple(ORDERS), lambda _redactor, _text: None),
-    "ours": ((), _as_it_is),
+_OF_KIND: dict[Pii, tuple[tuple[str, ...], Callable[[Redactor, Any], Any]]] = {
+    Pii.HANDLE: (("handles",), Redactor.handle),
+    Pii.OWN_HANDLE: (("own_numbers",), Redactor.own_handle),
+    Pii.TITLE: (("titles",), Redactor.title),
+    Pii.TEXT: (("text",), Redactor.text),
+    Pii.FILE_NAME: (("file_names",), Redactor.file_name),
+    Pii.MIME_TYPE: (("file_names", "handles"), Redactor.mime_type),
+    Pii.WORD: (("extra", "handles"), Redactor.word),
+    Pii.WORDS: (("extra",), Redactor.words),
+    Pii.ERROR: (("extra",), Redactor.error),
+    Pii.METADATA: (("metadata",), lambda _redactor, _raw: NULL),
+    Pii.EXTRA: (("extra",), lambda _redactor, _raw: NOTHING),
+    Pii.ID: (("handles",), Redactor.id),
+    Pii.ANSWER: (tuple(ORDERS), lambda _redactor, _text: None),
+    Pii.NONE: ((), _as_it_is),
 }
 # By the name of a field: of which type its value is, and what becomes of it.
 _OF_FIELD: dict[str, tuple[Any, Callable[[Redactor, Any], Any]]] = {

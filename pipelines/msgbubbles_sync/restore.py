@@ -30,6 +30,7 @@ from .destinations import build_destination
 from .destinations.duckdb_file import DuckDBFile
 from .errors import UsageError
 from .files import move_damaged, read_json, remove, write_privately
+from .tables import PRIVACY
 from .workspace import Workspace
 
 # Files of the workspace. A folder with one of these names would keep every run from finishing.
@@ -105,7 +106,7 @@ def _restore_policy(workspace: Workspace, say: Callable[[str], None]) -> None:
         return
     destination = build_destination(workspace)
     with suppress(duckdb.CatalogException), destination.open_writer() as connection:
-        row = connection.execute(f"SELECT record FROM {destination.write_schema}.{privacy.TABLE}").fetchone()  # noqa: S608
+        row = connection.execute(f"SELECT record FROM {destination.write_schema}.{PRIVACY.name}").fetchone()  # noqa: S608
         if row is not None:
             record = msgspec.json.decode(row[0], type=privacy.Record)
             say(f"{path} was damaged: restored from the warehouse; the damaged one is now {move_damaged(path).name}")

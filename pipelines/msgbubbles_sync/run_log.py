@@ -17,48 +17,13 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from msgbubbles.handles import handle_of
+from msgbubbles.tables import ColumnType
+
+from .tables import FAILED_READS, SQL_TYPES, SYNC_RUNS, column_definitions
 
 if TYPE_CHECKING:
     from msgbubbles.source.state import FailedRead
 
-TABLE = "sync_runs"
-FAILED_READS = "failed_reads"
-# What a run's record has as columns of its own; what else it has is JSON.
-COLUMNS = {
-    "run_id": "VARCHAR",
-    "started_at": "TIMESTAMPTZ",
-    "ended_at": "TIMESTAMPTZ",
-    "outcome": "VARCHAR",
-    "exit_status": "INTEGER",
-    "error": "VARCHAR",
-    "requests_total": "BIGINT",
-    "requests": "JSON",
-    "rate_limited": "BIGINT",
-    "retry_after": "BOOLEAN",
-    "retries": "BIGINT",
-    "received_bytes": "BIGINT",
-    "paced_seconds": "DOUBLE",
-    "slices": "BIGINT",
-    "seconds": "JSON",
-    "tables": "JSON",
-    "streams": "JSON",
-    "repaired": "JSON",
-    "expired": "JSON",
-    "feed": "BOOLEAN",
-    "versions": "JSON",
-    "failed_tests": "JSON",
-    "held_marts": "JSON",
-    "failed_reads": "JSON",
-}
-FAILED_READS_COLUMNS = {
-    "kind": "VARCHAR",
-    "id": "VARCHAR",
-    "since": "TIMESTAMPTZ",
-    "last_tried_at": "TIMESTAMPTZ",
-    "tries": "BIGINT",
-    "http_status": "BIGINT",
-    "error_code": "VARCHAR",
-}
 KEPT_LINES = 1000
 FAILED_SHOWN = 5
 
@@ -105,35 +70,34 @@ class Journal:
 
 def store(connection: duckdb.DuckDBPyConnection, records: Iterable[dict[str, Any]], schema: str) -> None:
     """Bring `sync_runs` in a schema of the warehouse up to date with these records."""
-    table = f"{schema}.{TABLE}"
-    columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
+    table = f"{schema}.{SYNC_RUNS.name}"
     rows = [_row(record) for record in records]
     connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
-    connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns})")
+    connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({column_definitions(SYNC_RUNS)})")
     has = {row[0] for row in connection.execute(f"DESCRIBE {table}").fetchall()}
-    for name in COLUMNS.keys() - has:  # made by an older version
-        connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {COLUMNS[name]}")
+    for column in SYNC_RUNS.columns:
+        if column.name not in has:  # made by an older version
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN {column.name} {SQL_TYPES[column.type]}")
     # The run that publishes is not quite over: its row is written once more by the next.
     known = connection.execute(f"SELECT run_id, epoch_ms(ended_at) FROM {table}").fetchall()  # noqa: S608
     new = [row for row in rows if (row[0], _ended_ms(row)) not in known]
     if new:
-        marks = ", ".join("?" * len(COLUMNS))
+        names, marks = ", ".join(SYNC_RUNS.column_names), ", ".join("?" * len(SYNC_RUNS.columns))
         connection.execute("BEGIN")
         connection.executemany(f"DELETE FROM {table} WHERE run_id = ?", [row[:1] for row in new])  # noqa: S608
-        connection.executemany(f"INSERT INTO {table} ({', '.join(COLUMNS)}) VALUES ({marks})", new)  # noqa: S608
+        connection.executemany(f"INSERT INTO {table} ({names}) VALUES ({marks})", new)  # noqa: S608
         connection.execute("COMMIT")
 
 
 def store_failed_reads(connection: duckdb.DuckDBPyConnection, failed: Iterable[FailedRead], schema: str) -> None:
     """Make `failed_reads` in a schema of the warehouse hold these units and no others."""
-    table = f"{schema}.{FAILED_READS}"
+    table = f"{schema}.{FAILED_READS.name}"
     rows = [
         (one.kind, one.id, _at(one.since_ms), _at(one.last_tried_ms), one.tries, one.http_status, one.error_code)
         for one in failed
     ]
-    columns = ", ".join(f"{name} {kind}" for name, kind in FAILED_READS_COLUMNS.items())
     connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
-    connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns})")
+    connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({column_definitions(FAILED_READS)})")
     connection.execute("BEGIN")
     connection.execute(f"DELETE FROM {table}")  # noqa: S608
     if rows:
@@ -163,20 +127,20 @@ def _at(at_ms: int) -> datetime:
 
 
 def _ended_ms(row: Sequence[Any]) -> int:
-    return round(datetime.fromisoformat(row[list(COLUMNS).index("ended_at")]).timestamp() * 1000)
+    return round(datetime.fromisoformat(row[SYNC_RUNS.column_names.index("ended_at")]).timestamp() * 1000)
 
 
 def _row(record: dict[str, Any]) -> Sequence[Any]:
-    return [_stored(record.get(name), kind) for name, kind in COLUMNS.items()]
+    return [_stored(record.get(column.name), column.type) for column in SYNC_RUNS.columns]
 
 
-def _stored(value: Any, kind: str) -> Any:
+def _stored(value: Any, kind: ColumnType) -> Any:
     """A value as every destination stores it: names of fields are in there, which the API makes."""
     from msgbubbles.source.storable import (  # imports dlt, which has to be configured before
         storable_json,
         storable_text,
     )
 
-    if kind == "JSON" and value is not None:
+    if kind == "json" and value is not None:
         return storable_json(json.dumps(value))
     return storable_text(value) if isinstance(value, str) else value

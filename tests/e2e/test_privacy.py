@@ -21,10 +21,10 @@ import duckdb
 from helpers.canary import ANN, BEN, KEY, OURS, PEOPLE, PRIVACY_KEY, account_of_canaries, found_in, now, spellings
 from helpers.hooks import WEBHOOKS, Process
 from helpers.job import Job
-from msgbubbles.personal import PERSONAL
 from msgbubbles.policy import FULL, Pseudonyms
 from msgbubbles.redact import Redactor
 from msgbubbles_sync.sandbox import Knobs, NewMessage, serve
+from msgbubbles_sync.tables import TABLES
 
 # Whoever has a minute: ten syncs after an erasure, and the marts of a world in which nobody was to be erased.
 WHOLE = "MSGBUBBLES_WHOLE" in os.environ
@@ -166,14 +166,13 @@ def tables_of(job: Job) -> dict[str, list[tuple[Any, ...]]]:
 
 
 def undecided(job: Job) -> list[tuple[str, str]]:
-    """Text columns of the tables that `personal` says nothing of."""
+    """Return the columns of the tables that the registry does not list."""
     with duckdb.connect(str(job.database), read_only=True) as connection:
         found = connection.execute(
             "SELECT table_name, column_name FROM duckdb_columns() WHERE schema_name = 'msgbubbles' "
-            "AND data_type IN ('VARCHAR', 'JSON') AND table_name NOT IN ('privacy', 'erasures') "
             "AND NOT (starts_with(table_name, '_dlt') OR starts_with(column_name, '_dlt'))"
         ).fetchall()
-    return [one for one in found if one[1] not in PERSONAL.get(one[0], {})]
+    return [one for one in found if one[0] not in TABLES or one[1] not in TABLES[one[0]].column_names]
 
 
 OF_THE_RUN = (

@@ -8,15 +8,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from helpers.marts_reference import Row, World
+from msgbubbles_sync.tables import TABLES as DECLARED
 
 # Two spellings of one number.
 ONE, OTHER = "+541123456789", "+5491123456789"
-KEYS = {
-    "numbers": ("handle",),
-    "chat_titles": ("chat_id", "_fetched_at"),
-    "stream_coverage": ("stream",),
-    "webhook_events": ("event_id",),
-}
 
 
 class Account:
@@ -53,9 +48,8 @@ class Account:
             "webhook_events": [self._event(chat) for chat in self._chats if pick([True, False])],
         }
         for table, rows in load.items():
-            key = KEYS.get(table, ("id",))
             for row in rows:
-                self._landed[table][tuple(row[column] for column in key)] = row
+                self._landed[table][tuple(row[column] for column in DECLARED[table].key)] = row
         return load
 
     def _instant(self, *others: Any) -> Any:

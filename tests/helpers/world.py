@@ -24,12 +24,13 @@ from msgbubbles.client import Client
 from msgbubbles.models import Attachment, Chat
 from msgbubbles.redact import Redactor, client_of
 from msgbubbles.source import reconcile as repairs
-from msgbubbles.source.buffer import COLUMNS, RowBuffer
+from msgbubbles.source.buffer import RowBuffer
 from msgbubbles.source.config import Settings
 from msgbubbles.source.paginate import to_epoch_ms
 from msgbubbles.source.run import Run
 from msgbubbles.source.state import States
 from msgbubbles.source.streams import read_chats, read_messages, read_numbers, read_stream
+from msgbubbles.tables import ATTACHMENTS, CHATS, TABLES
 from msgbubbles.transport import Clock, Transport
 from msgbubbles_sync.sandbox import Account, Knobs, NewMessage
 from msgbubbles_sync.sandbox.app import Api
@@ -38,9 +39,6 @@ from msgbubbles_sync.sandbox.listing import truth
 
 OURS = "+14155550100"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-KEYS = {"chats": ("id",), "messages": ("id",), "attachments": ("id",), "numbers": ("handle",),
-        "rejected_rows": ("row_hash",), "chat_titles": ("chat_id", "_fetched_at"), "participant_lists": ("id",),
-        "participant_reads": ("chat_id",), "stream_coverage": ("stream",)}  # fmt: skip
 
 
 class Killed(BaseException):
@@ -105,7 +103,7 @@ class Store:
     """A warehouse in memory. It answers what the real one answers with SQL."""
 
     def __init__(self) -> None:
-        self.tables: dict[str, dict[Any, dict[str, Any]]] = {table: {} for table in COLUMNS}
+        self.tables: dict[str, dict[Any, dict[str, Any]]] = {table: {} for table in TABLES}
         self.states: dict[str, Any] = {}
 
     def load(self, items: Iterable[Any]) -> None:
@@ -114,7 +112,7 @@ class Store:
         for item in items:
             table = item.meta.hints["table_name"]
             for row in item.data.to_pylist():
-                key = tuple(row[name] for name in KEYS[table])
+                key = tuple(row[name] for name in TABLES[table].key)
                 before = loaded.setdefault(table, {}).get(key)
                 if before is None or before["_fetched_at"] <= row["_fetched_at"]:
                     loaded[table][key] = row
@@ -122,7 +120,7 @@ class Store:
             self.tables[table] |= rows
 
     def rows(self, table: str, incoming: pa.Table) -> pa.Table | None:
-        keys = set(incoming.column(KEYS[table][0]).to_pylist())
+        keys = set(incoming.column(TABLES[table].key[0]).to_pylist())
         found = [row for key, row in self.tables[table].items() if key[0] in keys]
         return pa.Table.from_pylist(found, schema=incoming.schema) if found else None
 
@@ -131,7 +129,7 @@ class Store:
         return {one: (row["conversation_id"], row["cursor_at"]) for one, row in found.items()}
 
     def attachments(self, message_ids: Sequence[str]) -> list[Attachment]:
-        names = [column.name for column in COLUMNS["attachments"] if column.name != "_fetched_at"]
+        names = [name for name in ATTACHMENTS.column_names if name != "_fetched_at"]
         return [
             Attachment(**{name: row[name] for name in names} | {"extra": msgspec.Raw((row["extra"] or "").encode())})
             for row in self.tables["attachments"].values()
@@ -140,7 +138,7 @@ class Store:
 
     def chats(self, ids: Sequence[str]) -> list[Chat]:
         found = [self.tables["chats"][(one,)] for one in ids if (one,) in self.tables["chats"]]
-        names = [column.name for column in COLUMNS["chats"] if column.name != "_fetched_at"]
+        names = [name for name in CHATS.column_names if name != "_fetched_at"]
         return [
             Chat(**{name: row[name] for name in names} | {"extra": msgspec.Raw((row["extra"] or "").encode())})
             for row in found

@@ -16,7 +16,8 @@ from msgbubbles.client import Client, _decode_page
 from msgbubbles.decode import SENDER_FIELDS
 from msgbubbles.errors import ConflictError, NotFoundError, PermanentError
 from msgbubbles.models import Chat, Message, Page, fingerprint
-from msgbubbles.source.buffer import COLUMNS, RowBuffer, build_arrow_table
+from msgbubbles.source.buffer import RowBuffer, build_arrow_table
+from msgbubbles.tables import ATTACHMENTS, MESSAGES
 from msgbubbles.transport import Answer, Transport
 from msgbubbles_sync.sandbox import Account, Knobs, Server, seed, serve
 
@@ -258,7 +259,7 @@ def test_what_a_lenient_reader_understands_is_read(row: bytes, text: str | None,
     assert page.odd == (set() if b'"id":"m2","id"' in row else {"m2"})
     # Read again, by whatever way, it is the same row, and it can be stored.
     assert fingerprint(page_of([], Message, around(row)).rows[1]) == fingerprint(read)
-    build_arrow_table(COLUMNS["messages"], [(read, page.fetched_at)])
+    build_arrow_table(MESSAGES, [(read, page.fetched_at)])
 
 
 @pytest.mark.parametrize(
@@ -450,7 +451,7 @@ def test_every_row_is_read_or_rejected_and_can_land(rows: list[Any]) -> None:
 def test_the_signed_link_never_lands_and_is_no_change() -> None:
     rows = [page_of([{"id": "m1", "attachments": [{"id": "a1", "url": url}]}], Message).rows[0] for url in "ab"]
     assert fingerprint(rows[0]) == fingerprint(rows[1])
-    assert "url" not in {column.name for column in COLUMNS["attachments"]}
+    assert "url" not in ATTACHMENTS.column_names
 
 
 @pytest.mark.parametrize(
@@ -465,7 +466,7 @@ def test_rows_become_columns_of_the_declared_types() -> None:
 
     message = {"id": "m1", "sent_at": "2026-01-01T01:00:00+01:00", "metadata": {"a": 1}, "error": None, "new": [1]}
     page = page_of([message], Message)
-    table = build_arrow_table(COLUMNS["messages"], [(page.rows[0], page.fetched_at)])
+    table = build_arrow_table(MESSAGES, [(page.rows[0], page.fetched_at)])
     row = table.to_pylist()[0]
     assert row["sent_at"] == row["cursor_at"] == datetime(2026, 1, 1, tzinfo=UTC)
     assert (row["metadata"], row["error"], row["extra"]) == ('{"a": 1}', None, '{"new":[1]}')

@@ -16,6 +16,7 @@ from jinja2 import Environment
 from helpers.marts_account import Account
 from helpers.marts_reference import MARTS, World, differences
 from msgbubbles.handles import fold_handle
+from msgbubbles_sync.tables import TABLES
 
 SPELLINGS = (
     "+541123456789", "+5491123456789", "+54911234567890", "+525512345678", "+5215512345678", "+521551234567",
@@ -62,10 +63,8 @@ class Postgres:
             for row in rows:
                 landed = {"_fetched_at": "2026-06-01 00:00:00+00"} | row if table == "numbers" else row
                 landed = landed | {"_dlt_load_id": load_id}
-                key = {"numbers": "handle", "stream_coverage": "stream", "webhook_events": "event_id"}.get(table, "id")
-                keys = [key] if key in landed else ["chat_id", "_fetched_at"]
                 self.execute(
-                    f"delete from msgbubbles.{table} where {' and '.join(f'{name} = %({name})s' for name in keys)}",
+                    f"delete from msgbubbles.{table} where {' and '.join(f'{name} = %({name})s' for name in TABLES[table].key)}",
                     f"insert into msgbubbles.{table} ({', '.join(landed)})"
                     f" values ({', '.join(f'%({name})s' for name in landed)})",
                     values=landed,
@@ -81,7 +80,7 @@ class Postgres:
 
 
 def test_marts_on_postgres_are_those_on_duckdb(server: dict[str, str], warehouse: Any, at: Any, tmp_path: Path) -> None:
-    postgres = Postgres([statement.replace(" row varchar", ' "row" varchar') for statement in warehouse.ddl])
+    postgres = Postgres(warehouse.ddl)
     account = Account(11, at)
 
     def transform(*options: str) -> None:

@@ -11,7 +11,8 @@ import duckdb
 import pytest
 
 from helpers.lake import needs_spark, query
-from helpers.marts_account import KEYS, Account
+from helpers.marts_account import Account
+from msgbubbles_sync.tables import TABLES as DECLARED
 from helpers.marts_reference import MARTS, World, differences
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.parquet_tables import TABLES
@@ -33,8 +34,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def land(folder: Path, warehouse: Any, load_id: str, load: World) -> None:
     """Put a load into the DuckDB warehouse, and what it has then of it into files of that load."""
     warehouse.load(load_id, **load)
-    tables = {name: {"key": KEYS.get(name, ("id",)), "has_read_at": name != "stream_coverage"} for name in load}
-    tables |= {"attachments": {"key": ("id",)}}
+    tables = {name: {"key": DECLARED[name].key} for name in (*load, "attachments")}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / TABLES).write_text(json.dumps(tables))
     with duckdb.connect(str(warehouse.path)) as connection:

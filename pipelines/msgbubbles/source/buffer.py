@@ -31,17 +31,9 @@ from msgbubbles.models import (
     StreamCoverage,
     fingerprint,
 )
-from msgbubbles.tables import (
-    COVERAGE_COLUMNS,
-    PARTICIPANT_LIST_COLUMNS,
-    PARTICIPANT_READ_COLUMNS,
-    REJECTED_COLUMNS,
-    TITLE_COLUMNS,
-    Column,
-    columns_of,
-)
+from msgbubbles.tables import CHAT_TITLES, TABLES, ColumnType, Table
 
-from .compare import Comparison, filter_rows, key_column
+from .compare import Comparison, filter_rows
 from .paginate import to_epoch_us
 from .progress import keep_progress
 from .storable import storable
@@ -49,17 +41,9 @@ from .storable import storable
 if TYPE_CHECKING:
     import pyarrow as pa
 
-REJECTED = "rejected_rows"
-TITLES = "chat_titles"
-MODELS: dict[str, type[Row]] = {"chats": Chat, "messages": Message, "attachments": Attachment, "numbers": Number}
-COLUMNS: dict[str, tuple[Column, ...]] = {name: columns_of(model) for name, model in MODELS.items()}
-COLUMNS[REJECTED] = REJECTED_COLUMNS
-COLUMNS[TITLES] = TITLE_COLUMNS
+REJECTED, TITLES, COVERAGE = "rejected_rows", "chat_titles", "stream_coverage"
 PARTICIPANTS, PARTICIPANT_READS = "participant_lists", "participant_reads"
-COLUMNS[PARTICIPANTS] = PARTICIPANT_LIST_COLUMNS
-COLUMNS[PARTICIPANT_READS] = PARTICIPANT_READ_COLUMNS
-COVERAGE = "stream_coverage"
-COLUMNS[COVERAGE] = COVERAGE_COLUMNS
+MODELS: dict[str, type[Row]] = {"chats": Chat, "messages": Message, "attachments": Attachment, "numbers": Number}
 # A row, and when it was read.
 Read = tuple[Any, datetime]
 # One Arrow table holds this many rows at most: 100 full pages. Larger ones are hardly faster and cost memory.
@@ -214,12 +198,12 @@ class RowBuffer:
     def tables(self) -> list[str]:
         """All tables that this may fill, with the names of their columns: what dlt has to know of."""
         tables = [*self._rows, TITLES] if self.stream == "chats" else [*self._rows]
-        return [f"{table}({','.join(column.name for column in COLUMNS[table])})" for table in tables]
+        return [f"{table}({','.join(TABLES[table].column_names)})" for table in tables]
 
     def empty_tables(self) -> Iterator[Any]:
         """Items for dlt that make it create the tables, so that a query on an empty one finds it."""
         names = (table.partition("(")[0] for table in self.tables)
-        return (build_item(table, build_arrow_table(COLUMNS[table], ())) for table in names)
+        return (build_item(table, build_arrow_table(TABLES[table], ())) for table in names)
 
     def _items(self, at_least: int) -> Iterator[Any]:
         for table, rows in self._rows.items():
@@ -307,22 +291,22 @@ class RowBuffer:
     def _build_changed_items(self, table: str, rows: list[Read]) -> Iterator[Any]:
         """Items for dlt: what is not stored as it was read; and of chats, the titles that are others than before."""
         changes = self._changes(table)
-        incoming = build_arrow_table(COLUMNS[table], rows, changes.on_replaced)
+        incoming = build_arrow_table(TABLES[table], rows, changes.on_replaced)
         stored = None if self._stored is None else self._stored.rows(table, incoming)
         kept = self._without_twins(table, rows, stored)
         if len(kept) < len(rows):
-            rows, incoming = kept, build_arrow_table(COLUMNS[table], kept)
+            rows, incoming = kept, build_arrow_table(TABLES[table], kept)
         if table == "messages":
             self._add_removed(rows, stored)
         if self._stored is None:
             changes.new += incoming.num_rows
             yield from self._build_items(table, incoming)
             return
-        comparison = Comparison(incoming, stored, COLUMNS[table])
+        comparison = Comparison(incoming, stored, TABLES[table])
         if table == "messages" and any(comparison.is_stored):
             ahead = keep_progress(incoming, comparison)
             if ahead is not incoming:
-                incoming, comparison = ahead, Comparison(ahead, stored, COLUMNS[table])
+                incoming, comparison = ahead, Comparison(ahead, stored, TABLES[table])
         # A rejected row is its own key; what came with it is of the request.
         changed = [False] * incoming.num_rows if table == REJECTED else comparison.changed()
         again = [key in changes.changed_keys for key in comparison.keys]
@@ -354,8 +338,8 @@ class RowBuffer:
             differing = comparison.differing(["title"])["title"]
             retitled = filter_rows(incoming, [now or before for now, before in zip(differing, again, strict=True)])
             if retitled.num_rows:
-                names = ["id" if column.name == "chat_id" else column.name for column in TITLE_COLUMNS]
-                titles = retitled.select(names).rename_columns([column.name for column in TITLE_COLUMNS])
+                names = ["id" if name == "chat_id" else name for name in CHAT_TITLES.column_names]
+                titles = retitled.select(names).rename_columns(CHAT_TITLES.column_names)
                 yield from self._build_items(TITLES, titles)
 
     def _build_items(self, table: str, rows: pa.Table) -> Iterator[Any]:
@@ -376,40 +360,43 @@ _TABLES = {model: table for table, model in MODELS.items()}
 
 def build_item(table: str, rows: pa.Table) -> Any:
     """An item for dlt: rows to be merged into a table by its key."""
-    columns = COLUMNS[table]
     hints = dlt.mark.make_hints(
         table_name=table,
-        primary_key=["chat_id", "_fetched_at"] if table == TITLES else key_column(columns),
+        primary_key=list(TABLES[table].key),
         write_disposition={"disposition": "merge", "strategy": "delete-insert"},
-        columns={column.name: build_column_hints(column, table) for column in columns},
+        columns=build_column_hints(TABLES[table]),
     )
     return dlt.mark.with_hints(rows, hints, create_table_variant=True)
 
 
-def build_column_hints(column: Column, table: str) -> Any:
-    """What dlt is told of a column."""
-    hints: dict[str, Any] = {"name": column.name, "data_type": column.type, "nullable": column.nullable}
-    if column.name == "_fetched_at" and table != TITLES:
-        hints["dedup_sort"] = "desc"
+def build_column_hints(table: Table) -> Any:
+    """Return dlt's hints for the columns of a table. Of rows with one key, the one that was read last is loaded."""
+    hints: dict[str, dict[str, Any]] = {
+        column.name: {"name": column.name, "data_type": column.type, "nullable": column.nullable}
+        for column in table.columns
+    }
+    if "_fetched_at" not in table.key:
+        hints["_fetched_at"]["dedup_sort"] = "desc"
     return hints
 
 
-def arrow_types() -> dict[str, pa.DataType]:
-    """The Arrow type of each of dlt's types that the tables have."""
+def arrow_schema(table: Table) -> pa.Schema:
+    """Return the Arrow schema of a table."""
     # pyarrow takes a second to import with pandas installed: a run that finds nothing does not pay for it.
     import pyarrow as pa
 
-    return {
+    types: dict[ColumnType, pa.DataType] = {
         "text": pa.string(),
         "bigint": pa.int64(),
         "bool": pa.bool_(),
         "timestamp": pa.timestamp("us", tz="UTC"),
         "json": pa.string(),
     }
+    return pa.schema([pa.field(column.name, types[column.type], column.nullable) for column in table.columns])
 
 
 def build_arrow_table(
-    columns: tuple[Column, ...],
+    table: Table,
     rows: Iterable[tuple[Any, datetime]],
     on_replaced: Callable[[int], None] = lambda _rows: None,
 ) -> pa.Table:
@@ -418,30 +405,27 @@ def build_arrow_table(
     """
     import pyarrow as pa
 
-    types = arrow_types()
-    filter_rows = list(rows)
+    schema = arrow_schema(table)
+    pairs = list(rows)
     arrays = []
-    for column in columns:
+    for column, kind in zip(table.columns, schema.types, strict=True):
         if column.name == "_fetched_at":
-            values: list[Any] = [fetched_at for _, fetched_at in filter_rows]
+            values: list[Any] = [fetched_at for _, fetched_at in pairs]
         elif column.name == "attachment_count":
-            values = [len(row.attachments or ()) for row, _ in filter_rows]
+            values = [len(row.attachments or ()) for row, _ in pairs]
         else:
-            values = [getattr(row, column.name) for row, _ in filter_rows]
+            values = [getattr(row, column.name) for row, _ in pairs]
             if column.type == "json":
                 values = [to_json_text(value) for value in values]
         if column.type == "timestamp":
             # Arrow takes four times as long to make numbers of instants.
             values = [None if at is None else to_epoch_us(at) for at in values]
-            arrays.append(pa.array(values, pa.int64()).cast(types[column.type]))
+            arrays.append(pa.array(values, pa.int64()).cast(kind))
         else:
-            arrays.append(pa.array(values, types[column.type]))
-    schema = pa.schema([pa.field(c.name, types[c.type], nullable=c.nullable) for c in columns])
-    table, changed = storable(
-        pa.Table.from_arrays(arrays, schema=schema), [c.name for c in columns if c.type == "json"]
-    )
+            arrays.append(pa.array(values, kind))
+    loaded, changed = storable(pa.Table.from_arrays(arrays, schema=schema), table.json_columns)
     on_replaced(sum(changed))
-    return table
+    return loaded
 
 
 def to_json_text(value: Any) -> str | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from msgbubbles.tables import Column
+    from msgbubbles.tables import Table
 
 # When a row was read and loaded says nothing about the row.
 NOT_COMPARED = frozenset({"_fetched_at"})
@@ -18,15 +18,15 @@ NOT_COMPARED = frozenset({"_fetched_at"})
 class Comparison:
     """Rows that were read (`incoming`) beside the rows that are stored under their keys.
 
-    `columns` are those that the table lands in. `incoming` has one row a key, `stored` too, in any order and with any
-    keys; columns that `stored` lacks are null there.
+    `incoming` has one row a key, `stored` too, in any order and with any keys; columns that `stored` lacks are null
+    there.
     """
 
-    def __init__(self, incoming: pa.Table, stored: pa.Table | None, columns: Sequence[Column]) -> None:
+    def __init__(self, incoming: pa.Table, stored: pa.Table | None, table: Table) -> None:
         import pyarrow as pa
 
-        key = key_column(columns)
-        self._json = {column.name for column in columns if column.type == "json"}
+        (key,) = table.key
+        self._json = {*table.json_columns}
         self.incoming = incoming
         self.keys: list[str] = incoming.column(key).to_pylist()
         places = {} if stored is None else {one: place for place, one in enumerate(stored.column(key).to_pylist())}
@@ -86,8 +86,3 @@ def filter_rows(table: pa.Table, mask: list[bool]) -> pa.Table:
     import pyarrow as pa
 
     return table.filter(pa.array(mask, pa.bool_()))
-
-
-def key_column(columns: Iterable[Any]) -> str:
-    """The name of the key among landed columns: the first that is never null."""
-    return next(str(column.name) for column in columns if not column.nullable)

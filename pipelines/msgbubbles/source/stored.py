@@ -19,10 +19,9 @@ from dlt.destinations.sql_client import DBApiCursorImpl
 from msgspec import Raw
 
 from msgbubbles.models import Attachment, Chat
-from msgbubbles.tables import Column
+from msgbubbles.tables import ATTACHMENTS, CHATS, TABLES, Table
 
-from .buffer import COLUMNS, arrow_types
-from .compare import key_column
+from .buffer import arrow_schema
 from .paginate import BEGINNING_MS, to_epoch_ms
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ class Warehouse:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        key = key_column(COLUMNS[table])
+        key = TABLES[table].key[0]
         keys = incoming.column(key).to_pylist()
         where, values = "", []
         if table == "messages" and incoming.column("cursor_at").null_count == 0:
@@ -93,7 +92,7 @@ class Warehouse:
 
     def attachments(self, message_ids: Sequence[str]) -> list[Attachment]:
         """The stored attachments of these messages that are not removed."""
-        names = [column.name for column in COLUMNS["attachments"] if column.name != "_fetched_at"]
+        names = [name for name in ATTACHMENTS.column_names if name != "_fetched_at"]
         found: list[dict[str, Any]] = []
         # All columns: a warehouse of an older version has no `removed_at` yet.
         query = "SELECT * FROM {attachments} WHERE message_id IN "
@@ -107,7 +106,7 @@ class Warehouse:
 
     def chats(self, ids: Sequence[str]) -> list[Chat]:
         """The stored chats of these ids, as they were last seen."""
-        names = [column.name for column in COLUMNS["chats"] if column.name != "_fetched_at"]
+        names = [name for name in CHATS.column_names if name != "_fetched_at"]
         columns = ", ".join(names)
         rows: list[Any] = []
         for some in _chunks(ids):
@@ -214,7 +213,7 @@ class Warehouse:
         return [] if found is None else list(found)
 
     def _arrow(self, table: str, query: str, *values: Any) -> pa.Table | None:
-        return self._asked(query, values, lambda cursor: _arrow_of(cursor, COLUMNS[table]))
+        return self._asked(query, values, lambda cursor: _arrow_of(cursor, TABLES[table]))
 
     def _asked(self, query: str, values: Sequence[Any], answer: Any) -> Any:
         try:
@@ -223,14 +222,14 @@ class Warehouse:
                 if client is None:
                     client = (self._kept or at_once).enter_context(self._opened())
                     self._client = client if self._kept else None
-                names = {table: client.make_qualified_table_name(table) for table in (*COLUMNS, EVENTS)}
+                names = {table: client.make_qualified_table_name(table) for table in (*TABLES, EVENTS)}
                 with client.execute_query(query.format(**names), *values) as cursor:
                     return answer(cursor)
         except (DestinationUndefinedEntity, SqlClientNotAvailable):
             return None
 
 
-def _arrow_of(cursor: Any, columns: Sequence[Column]) -> pa.Table:
+def _arrow_of(cursor: Any, table: Table) -> pa.Table:
     """The rows of a cursor, JSON as text."""
     if type(cursor).iter_arrow is not DBApiCursorImpl.iter_arrow:
         return cursor.arrow()
@@ -238,10 +237,10 @@ def _arrow_of(cursor: Any, columns: Sequence[Column]) -> pa.Table:
 
     names, rows = [one[0] for one in cursor.native_cursor.description], cursor.fetchall()
     found = {}
-    for column in columns:
-        place = names.index(column.name) if column.name in names else None
+    for field in arrow_schema(table):
+        place = names.index(field.name) if field.name in names else None
         values = [None if place is None else row[place] for row in rows]
-        found[column.name] = pa.array(values, arrow_types()[column.type])
+        found[field.name] = pa.array(values, field.type)
     return pa.table(found)
 
 

@@ -10,28 +10,14 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+from msgbubbles.tables import Table
+from msgbubbles_sync.tables import GROUP_MEMBER_OPERATIONS, GROUP_OPERATIONS, GROUP_SIGHTINGS
 from msgbubbles_sync.workspace import Workspace
 
 from .ledger import Entry, Ledger, Observation
 
 PIPELINE = "msgbubbles_groups"
 MEMBER_OPERATIONS = {"create": "added", "add": "added", "remove": "removed"}
-COLUMNS: dict[str, dict[str, str]] = {
-    "group_operations": {
-        "operation_id": "text", "plan_id": "text", "key": "text", "operation": "text", "chat_id": "text",
-        "handles": "json", "title": "text", "requested_at": "timestamp", "finished_at": "timestamp", "outcome": "text",
-        "http_status": "bigint", "error_code": "text", "error_message": "text", "request_id": "text",
-        "_fetched_at": "timestamp",
-    },
-    "group_member_operations": {
-        "id": "text", "operation_id": "text", "chat_id": "text", "handle": "text", "operation": "text",
-        "happened_at": "timestamp", "_fetched_at": "timestamp",
-    },
-    "group_sightings": {
-        "key": "text", "chat_id": "text", "from_handle": "text", "title": "text", "handles": "json", "is_gone": "bool",
-        "seen_at": "timestamp", "_fetched_at": "timestamp",
-    },
-}  # fmt: skip
 
 
 def load_ledger(workspace: Workspace) -> int:
@@ -71,43 +57,33 @@ def _load(workspace: Workspace, entries: list[Entry], observations: list[Observa
         # A run with a package left over loads that one and extracts nothing.
         pipeline.run()
     at = datetime.now(UTC)
-    rows = {
-        "group_operations": [_operation_row(entry, at) for entry in entries],
-        "group_member_operations": [row for entry in entries for row in _member_rows(entry, at)],
-        "group_sightings": [_sighting_row(observation, at) for observation in observations],
-    }
-    pipeline.run([_resource(table, rows[table]) for table in COLUMNS], loader_file_format="parquet")
+    resources = [
+        _resource(GROUP_OPERATIONS, [_operation_row(entry, at) for entry in entries]),
+        _resource(GROUP_MEMBER_OPERATIONS, [row for entry in entries for row in _member_rows(entry, at)]),
+        _resource(GROUP_SIGHTINGS, [_sighting_row(observation, at) for observation in observations]),
+    ]
+    pipeline.run(resources, loader_file_format="parquet")
 
 
-def _resource(table: str, rows: list[dict[str, Any]]) -> Any:
+def _resource(table: Table, rows: list[dict[str, Any]]) -> Any:
     import dlt
     import pyarrow as pa
 
-    from msgbubbles.source.buffer import arrow_types
+    from msgbubbles.source.buffer import arrow_schema, build_column_hints
     from msgbubbles.source.storable import storable
 
-    columns = COLUMNS[table]
-    types = arrow_types()
-    key = next(iter(columns))
-    schema = pa.schema(
-        [pa.field(name, types[kind], nullable=name not in (key, "_fetched_at")) for name, kind in columns.items()]
-    )
-    hints: Any = {
-        name: {"name": name, "data_type": kind, "nullable": name not in (key, "_fetched_at")}
-        for name, kind in columns.items()
-    }
     return dlt.resource(
         # With no rows as well: a query on an empty table finds it.
-        [storable(pa.Table.from_pylist(rows, schema=schema), [name for name in columns if columns[name] == "json"])[0]],
-        name=table,
-        primary_key=key,
-        columns=hints,
+        [storable(pa.Table.from_pylist(rows, schema=arrow_schema(table)), table.json_columns)[0]],
+        name=table.name,
+        primary_key=list(table.key),
+        columns=build_column_hints(table),
         write_disposition={"disposition": "merge", "strategy": "delete-insert"},
     )
 
 
 def _operation_row(entry: Entry, at: datetime) -> dict[str, Any]:
-    row = {name: getattr(entry, name) for name in COLUMNS["group_operations"] if name != "_fetched_at"}
+    row = {name: getattr(entry, name) for name in GROUP_OPERATIONS.column_names if name != "_fetched_at"}
     # Without a verdict, nobody knows yet.
     return row | {"handles": json.dumps(entry.handles), "outcome": entry.outcome or "unknown", "_fetched_at": at}
 
@@ -128,7 +104,7 @@ def _member_rows(entry: Entry, at: datetime) -> Iterator[dict[str, Any]]:
 
 
 def _sighting_row(observation: Observation, at: datetime) -> dict[str, Any]:
-    row = {name: getattr(observation, name) for name in COLUMNS["group_sightings"] if name != "_fetched_at"}
+    row = {name: getattr(observation, name) for name in GROUP_SIGHTINGS.column_names if name != "_fetched_at"}
     return row | {
         "handles": None if observation.handles is None else json.dumps(observation.handles),
         "_fetched_at": at,

@@ -11,12 +11,13 @@ import msgspec
 from msgbubbles.client import Client
 from msgbubbles.errors import ForbiddenError, PermanentError, RetryableError
 from msgbubbles.models import Chat
-from msgbubbles.personal import PERSONAL
 from msgbubbles.policy import PSEUDONYM
 from msgbubbles.redact import LeftOutChat, Redactor, client_of
+from msgbubbles.tables import Table
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.policy.applied import redactor_of
 from msgbubbles_sync.policy.vault import Vault
+from msgbubbles_sync.tables import GROUP_OPERATIONS, GROUP_SIGHTINGS
 from msgbubbles_sync.workspace import Workspace
 
 from .ledger import Entry, Observation
@@ -157,16 +158,19 @@ class PrivateLedger:
         handles = self._handles(entry.handles)
         if entry.handles and not handles:
             return None
-        return replace(self._left("group_operations", entry), handles=handles)
+        return replace(self._left(GROUP_OPERATIONS, entry), handles=handles)
 
     def observation(self, observation: Observation) -> Observation:
         handles = None if observation.handles is None else self._handles(observation.handles)
-        return replace(self._left("group_sightings", observation), handles=handles)
+        return replace(self._left(GROUP_SIGHTINGS, observation), handles=handles)
 
-    def _left(self, table: str, row: Row) -> Row:
+    def _left(self, table: Table, row: Row) -> Row:
         """The row with each of its texts as the policy leaves it, by what the column holds."""
-        texts = {name: getattr(row, name) for name in PERSONAL[table] if isinstance(getattr(row, name), str)}
-        left = {name: self._redactor.left_of(PERSONAL[table][name], text) for name, text in texts.items()}
+        left = {
+            column.name: self._redactor.left_of(column.pii, value)
+            for column in table.columns
+            if isinstance(value := getattr(row, column.name, None), str)
+        }
         return replace(row, **left)
 
     def _handles(self, handles: tuple[str, ...]) -> tuple[str, ...]:

@@ -14,7 +14,8 @@ from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.state import States
 from msgbubbles.source.stored import from_epoch_ms
 from msgbubbles_sync.destinations import build_destination
-from msgbubbles_sync.run_log import COLUMNS, TABLE, Journal
+from msgbubbles_sync.run_log import Journal
+from msgbubbles_sync.tables import SYNC_RUNS
 from msgbubbles_sync.workspace import Workspace
 
 CURSORS = {"chats": "last_message_at", "messages": "cursor_at"}
@@ -62,17 +63,19 @@ class Known:
         return sorted(found.values(), key=lambda record: str(record["started_at"]))
 
     def _published_records(self) -> list[dict[str, Any]]:
-        query = f"SELECT {', '.join(COLUMNS)} FROM msgbubbles.{TABLE} ORDER BY started_at DESC LIMIT 1000"  # noqa: S608
+        names = ", ".join(SYNC_RUNS.column_names)
+        query = f"SELECT {names} FROM msgbubbles.{SYNC_RUNS.name} ORDER BY started_at DESC LIMIT 1000"  # noqa: S608
         with self._published() as database:
             rows = [] if database is None else _all(database, query)
         records = []
         for row in rows:
-            record = dict(zip(COLUMNS, row, strict=True))
-            for name, kind in COLUMNS.items():
-                if kind == "JSON" and record[name] is not None:
-                    record[name] = json.loads(record[name])
-                elif kind == "TIMESTAMPTZ" and record[name] is not None:
-                    record[name] = record[name].isoformat(timespec="milliseconds")
+            record = dict(zip(SYNC_RUNS.column_names, row, strict=True))
+            for column in SYNC_RUNS.columns:
+                value = record[column.name]
+                if column.type == "json" and value is not None:
+                    record[column.name] = json.loads(value)
+                elif column.type == "timestamp" and value is not None:
+                    record[column.name] = value.isoformat(timespec="milliseconds")
             records.append(record)
         return records
 

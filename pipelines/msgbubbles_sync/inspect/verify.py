@@ -18,14 +18,15 @@ import duckdb
 from msgbubbles.client import Client
 from msgbubbles.errors import ApiError, NotFoundError, PermanentError, is_unit_error
 from msgbubbles.models import Attachment, Chat, Message, Page, R, Row
-from msgbubbles.source.buffer import COLUMNS, ROWS_PER_TABLE, build_arrow_table
-from msgbubbles.source.compare import Comparison, key_column
+from msgbubbles.source.buffer import ROWS_PER_TABLE, build_arrow_table
+from msgbubbles.source.compare import Comparison
 from msgbubbles.source.config import Settings
 from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.failed_reads import TRIES_AFTER_A_FAILURE
 from msgbubbles.source.paginate import BEGINNING_MS, CLOCK_TOLERANCE, DAY_MS, cursor_ms, format_ms, to_epoch_ms
 from msgbubbles.source.reconcile import as_listed
 from msgbubbles.source.stored import from_epoch_ms
+from msgbubbles.tables import TABLES
 from msgbubbles_sync.destinations import build_destination
 
 from .local_state import Known
@@ -43,7 +44,7 @@ MAX_PAGES_WITHOUT_PROGRESS = 200
 # Rows of so many pages are remembered to tell which are new.
 PAGES_REMEMBERED = 10
 
-TABLES: dict[type[Row], str] = {Chat: "chats", Message: "messages", Attachment: "attachments"}
+TABLE_NAMES: dict[type[Row], str] = {Chat: "chats", Message: "messages", Attachment: "attachments"}
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Verifier:
         self._on_page = on_page
         # What lies later was not there, or not settled, when the last run read.
         self._known_to_ms = {stream: (one.newest_ms or 0) - settings.lookback_ms for stream, one in coverage.items()}
-        self._rows: dict[str, dict[str, Row]] = {table: {} for table in TABLES.values()}
+        self._rows: dict[str, dict[str, Row]] = {table: {} for table in TABLE_NAMES.values()}
         self._chat_of_message: dict[str, str | None] = {}
         self._unreadable: set[str] = set()  # chats whose messages the API does not answer
         self._now_ms = 0  # the API's clock, by the last page
@@ -213,7 +214,7 @@ class Verifier:
 
     def _take(self, row: Chat | Message, table: str) -> None:
         at_ms = _listed_ms(row)
-        if type(row) not in TABLES or (at_ms is not None and at_ms < self._settings.start_ms):
+        if type(row) not in TABLE_NAMES or (at_ms is not None and at_ms < self._settings.start_ms):
             return  # not to be here, by the privacy policy or by its time
         if min(self._past_ms(row), default=BEGINNING_MS) >= self._known_to_ms[table]:
             self.verdict.newer += 1
@@ -249,8 +250,8 @@ class Verifier:
 
     def _compare(self, table: str, rows: dict[str, Row]) -> None:
         fetched_at = from_epoch_ms(0)
-        incoming = build_arrow_table(COLUMNS[table], [(row, fetched_at) for row in rows.values()])
-        key = key_column(COLUMNS[table])
+        incoming = build_arrow_table(TABLES[table], [(row, fetched_at) for row in rows.values()])
+        (key,) = TABLES[table].key
         keys: pa.Table = incoming.select([key])
         self._database.register("incoming_keys", keys)
         try:
@@ -260,7 +261,7 @@ class Verifier:
             self._database.execute(f"INSERT INTO shown SELECT '{table}', {key} FROM incoming_keys")  # noqa: S608
         finally:
             self._database.unregister("incoming_keys")
-        comparison = Comparison(incoming, stored, COLUMNS[table])
+        comparison = Comparison(incoming, stored, TABLES[table])
         differing = comparison.differing()
         newer = 0
         for number, one in enumerate(comparison.keys):

@@ -20,11 +20,12 @@ from msgbubbles.redact import Redactor
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.settings import Settings, load_settings
+from msgbubbles_sync.tables import PRIVACY, column_definitions
 from msgbubbles_sync.workspace import PIPELINE, Workspace
 
 from .vault import Vault
 
-TABLE, FILE = "privacy", "privacy.json"
+FILE = "privacy.json"
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -77,7 +78,7 @@ def _published(workspace: Workspace) -> str | None:
         return None
     with build_destination(workspace).open_reader() as connection:
         try:
-            found = connection.execute(f"SELECT record FROM msgbubbles.{TABLE}").fetchone()  # noqa: S608
+            found = connection.execute(f"SELECT record FROM msgbubbles.{PRIVACY.name}").fetchone()  # noqa: S608
         except duckdb.CatalogException:
             return None
     return None if found is None else str(found[0])
@@ -85,10 +86,10 @@ def _published(workspace: Workspace) -> str | None:
 
 def store(connection: duckdb.DuckDBPyConnection, workspace: Workspace, schema: str) -> None:
     """Bring the copy of the record in a schema of the warehouse up to date."""
-    path, table = _path_of(workspace), f"{schema}.{TABLE}"
+    path, table = _path_of(workspace), f"{schema}.{PRIVACY.name}"
     if path.exists():
         connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
-        connection.execute(f"CREATE TABLE IF NOT EXISTS {table} (record VARCHAR)")
+        connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({column_definitions(PRIVACY)})")
         known = connection.execute(f"SELECT record FROM {table}").fetchall()  # noqa: S608
         if known != [(path.read_text(),)]:
             connection.execute(f"DELETE FROM {table}")  # noqa: S608

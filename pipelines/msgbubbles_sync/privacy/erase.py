@@ -24,9 +24,9 @@ from dlt.common.versioned_state import compress_state, decompress_state
 from msgbubbles.errors import ConfigurationError
 from msgbubbles.handles import handle_of
 from msgbubbles.mentions import MIN_DIGITS, one_form
-from msgbubbles.personal import columns_with
 from msgbubbles.policy import PSEUDONYM, Pseudonyms
 from msgbubbles.redact import Redactor
+from msgbubbles.tables import Pii, Table
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import write_privately
@@ -35,13 +35,13 @@ from msgbubbles_sync.policy.applied import Record, configured, redactor_of
 from msgbubbles_sync.policy.vault import Vault
 from msgbubbles_sync.settings import TransformSettings, load_settings
 from msgbubbles_sync.sql import quote_name
+from msgbubbles_sync.tables import ERASURES, GROUP_OPERATIONS, TABLES, column_definitions
 from msgbubbles_sync.webhooks.load import dead_letter_folder
 from msgbubbles_sync.workspace import Workspace
 
 from .rewrite import rewriting, tables_of
 
 STEP = "erase"
-TABLE = "msgbubbles.erasures"
 
 
 @dataclass
@@ -134,15 +134,11 @@ def _own_numbers(workspace: Workspace) -> list[str]:
 
 def _handles_in(connection: duckdb.DuckDBPyConnection, tables: set[str]) -> set[str]:
     found: set[str] = set()
-    for table, _, column in columns_with("handle"):
-        if table in tables:
-            query = f"SELECT DISTINCT {column} FROM msgbubbles.{table} WHERE {column} IS NOT NULL"
-            found.update(row[0] for row in connection.execute(query).fetchall())
-    for table, _, column in columns_with("handles"):
-        if table in tables:
-            query = f"SELECT DISTINCT {column} FROM msgbubbles.{table} WHERE {column} IS NOT NULL"
-            for (handles,) in connection.execute(query).fetchall():
-                found.update(json.loads(handles))
+    for table in TABLES.values():
+        for column in table.columns_with(Pii.HANDLE, Pii.HANDLES) if table.name in tables else ():
+            query = f"SELECT DISTINCT {column.name} FROM msgbubbles.{table.name} WHERE {column.name} IS NOT NULL"
+            for (value,) in connection.execute(query).fetchall():
+                found.update(json.loads(value) if column.pii is Pii.HANDLES else [value])
     return found
 
 
@@ -186,27 +182,31 @@ class _Rows:
         groups = self._all(
             f"SELECT DISTINCT chat_id FROM msgbubbles.participant_lists WHERE handle {theirs}", "participant_lists"
         )
-        self._delete("attachments", f"message_id {in_messages}")
-        self._delete("messages", f"id {in_messages}")
-        self._delete("chat_titles", f"chat_id {in_chats}")
-        self._delete("chats", f"id {in_chats}")
-        self._delete("participant_reads", f"chat_id {in_chats}")
-        self._delete("webhook_events", f"chat_id {in_chats} OR message_id {in_messages} OR handle {theirs}")
-        self._delete("group_member_operations", f"handle {theirs}")
+        for table in TABLES.values():
+            keys = {table.chat_key: in_chats, table.message_key: in_messages, table.person_key: theirs}
+            conditions = [f"{column} {condition}" for column, condition in keys.items() if column is not None]
+            if conditions:
+                self._delete(table.name, " OR ".join(conditions))
         self._remove_from_lists([row[0] for row in groups], people)
-        for table, key, column in columns_with("handles"):
-            for key_value, handles in self._all(f"SELECT {key}, {column} FROM msgbubbles.{table}", table):
-                known = json.loads(handles) if handles else []
-                left = [one for one in known if one not in people]
-                if known and not left and table == "group_operations":
-                    self._delete(table, f"{key} = ?", key_value)
-                elif left != known:
-                    run(
-                        f"UPDATE msgbubbles.{table} SET {column} = ? WHERE {key} = ?",
-                        [msgspec.json.encode(left).decode(), key_value],
-                    )
-                    self._counts[table] += 1
+        for table in TABLES.values():
+            for column in table.columns_with(Pii.HANDLES):
+                self._remove_from_column(table, column.name, people)
         return [row[0] for row in run("SELECT DISTINCT id FROM gone_chats").fetchall()]
+
+    def _remove_from_column(self, table: Table, column: str, people: set[str]) -> None:
+        """Remove people from the lists of handles in a column."""
+        (key,) = table.key
+        for key_value, handles in self._all(f"SELECT {key}, {column} FROM msgbubbles.{table.name}", table.name):
+            known = json.loads(handles) if handles else []
+            left = [one for one in known if one not in people]
+            if known and not left and table is GROUP_OPERATIONS:
+                self._delete(table.name, f"{key} = ?", key_value)
+            elif left != known:
+                self._connection.execute(
+                    f"UPDATE msgbubbles.{table.name} SET {column} = ? WHERE {key} = ?",
+                    [msgspec.json.encode(left).decode(), key_value],
+                )
+                self._counts[table.name] += 1
 
     def forget_mentions(self, handles: set[str], redactor: Redactor) -> None:
         """Where a handle stands within a text, put a word in its place; a row that could not be read goes whole.
@@ -309,11 +309,9 @@ def _may_hold(text: str, handles: set[str]) -> tuple[str, list[str]]:
 
 
 def _certify(connection: duckdb.DuckDBPyConnection, certificate: Certificate) -> None:
-    connection.execute(
-        f"CREATE TABLE IF NOT EXISTS {TABLE} (erasure_id VARCHAR, erased_at TIMESTAMPTZ, people BIGINT, rows JSON)"
-    )
+    connection.execute(f"CREATE TABLE IF NOT EXISTS msgbubbles.{ERASURES.name} ({column_definitions(ERASURES)})")
     values = [certificate.erasure_id, certificate.erased_at, certificate.people, json.dumps(certificate.rows)]
-    connection.execute(f"INSERT INTO {TABLE} VALUES (?, ?, ?, ?)", values)
+    connection.execute(f"INSERT INTO msgbubbles.{ERASURES.name} VALUES (?, ?, ?, ?)", values)
 
 
 def _purge_ledger(workspace: Workspace, redactor: Redactor) -> Counter[str]:

@@ -14,12 +14,13 @@ import pyarrow as pa
 from msgspec import Raw
 
 from msgbubbles.models import RejectedRow
-from msgbubbles.personal import PERSONAL, Kind
 from msgbubbles.redact import DOT, NO_PLAIN_ID, Redactor
+from msgbubbles.tables import Column, Pii
 from msgbubbles_sync.groups.load import load_ledger
 from msgbubbles_sync.policy.applied import Record, check_key, check_stricter, configured, redactor_of
 from msgbubbles_sync.settings import TransformSettings, load_settings
 from msgbubbles_sync.sql import quote_name
+from msgbubbles_sync.tables import TABLES
 from msgbubbles_sync.webhooks.load import dead_letter_folder
 from msgbubbles_sync.workspace import Workspace
 
@@ -58,43 +59,45 @@ def apply(workspace: Workspace, transforms: TransformSettings, say: Callable[[st
 def bring_to(redactor: Redactor, connection: duckdb.DuckDBPyConnection) -> Counter[str]:
     """Apply a policy to the rows of a warehouse. Returns how many values changed, by table."""
     landed = _Landed(connection)
-    policy = redactor.policy
     if redactor.asks_for_own_numbers:
         redactor.know_own_numbers(landed.values("numbers", "handle"))
-    for table, columns in PERSONAL.items():
-        for column, kind in columns.items():
-            if kind == "handles" and policy.handles == "pseudonym":
-                landed.change(
-                    table, column, lambda text: json.dumps([redactor.handle(one) for one in json.loads(text)])
-                )
-            elif kind == "handle_key" and policy.handles == "pseudonym":
-                landed.change(table, column, lambda key: _with_last(key, redactor.handle))
-            elif kind == "payload" and policy.webhook_payload == "drop":
-                landed.set(table, column, "NULL")
-            elif kind == "payload" and policy.redacts:
-                landed.change(table, column, lambda text: json.dumps(redactor.payload(json.loads(text))))
-            elif kind == "row" and policy.redacts:
-                landed.change_rejected(redactor)
-            elif kind in SPECIAL or not redactor.is_redacted(kind):
-                continue
-            elif kind in ("metadata", "extra", "answer"):
-                landed.set(table, column, "NULL")
-            elif kind == "text":
-                landed.set(table, column, f"repeat('{DOT}', length({column}))" if policy.text == "length" else "NULL")
-            elif kind in ("words", "error"):
-                landed.change(table, column, partial(_json_left, redactor, kind))
-            else:
-                some = NO_PLAIN_ID.pattern if kind == "id" else ""
-                landed.change(table, column, partial(redactor.left_of, kind), some)
+    for table in TABLES.values():
+        for column in table.text_columns:
+            _bring_column_to(redactor, landed, table.name, column)
     return landed.counts
 
 
-# Kinds that only `bring_to` knows.
-SPECIAL = ("handles", "handle_key", "payload", "row")
+def _bring_column_to(redactor: Redactor, landed: _Landed, table: str, column: Column) -> None:
+    policy, name, pii = redactor.policy, column.name, column.pii
+    if pii is Pii.HANDLES:
+        if policy.handles == "pseudonym":
+            landed.change(table, name, lambda text: json.dumps([redactor.handle(one) for one in json.loads(text)]))
+    elif pii is Pii.HANDLE_KEY:
+        if policy.handles == "pseudonym":
+            landed.change(table, name, lambda key: _with_last(key, redactor.handle))
+    elif pii is Pii.PAYLOAD:
+        if policy.webhook_payload == "drop":
+            landed.set(table, name, "NULL")
+        elif policy.redacts:
+            landed.change(table, name, lambda text: json.dumps(redactor.payload(json.loads(text))))
+    elif pii is Pii.ROW:
+        if policy.redacts:
+            landed.change_rejected(redactor)
+    elif not redactor.is_redacted(pii):
+        return
+    elif pii in (Pii.METADATA, Pii.EXTRA, Pii.ANSWER):
+        landed.set(table, name, "NULL")
+    elif pii is Pii.TEXT:
+        landed.set(table, name, f"repeat('{DOT}', length({name}))" if policy.text == "length" else "NULL")
+    elif column.type == "json":
+        landed.change(table, name, partial(_redacted_json, redactor, pii))
+    else:
+        pattern = NO_PLAIN_ID.pattern if pii is Pii.ID else ""
+        landed.change(table, name, partial(redactor.left_of, pii), pattern)
 
 
-def _json_left(redactor: Redactor, kind: Kind, text: str) -> str | None:
-    return _text(redactor.left_of(kind, Raw(text.encode())))
+def _redacted_json(redactor: Redactor, pii: Pii, text: str) -> str | None:
+    return _text(redactor.left_of(pii, Raw(text.encode())))
 
 
 def _with_last(key: str, change: Change) -> str:

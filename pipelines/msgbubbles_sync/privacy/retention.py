@@ -11,18 +11,20 @@ from datetime import UTC, datetime, timedelta
 import duckdb
 
 from msgbubbles.policy import Policy
+from msgbubbles.tables import CHATS, MESSAGES, Pii
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.compaction import compact
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import remove
 from msgbubbles_sync.settings import TransformSettings
+from msgbubbles_sync.tables import TABLES
 from msgbubbles_sync.workspace import Workspace
 
 from .rewrite import rewriting, tables_of
 
 DAY_SECONDS = 86_400
-# Of a thread, besides its messages; each row names it in `chat_id`.
-OF_A_THREAD = ("chat_titles", "participant_lists", "participant_reads", "webhook_events")
+# Under what names `expired` in a run record counts rows.
+COUNTED = {CHATS: "threads", MESSAGES: "messages"}
 
 
 def expire(
@@ -73,19 +75,21 @@ def _is_due(workspace: Workspace) -> bool:
 def _drop_texts(connection: duckdb.DuckDBPyConnection, before: datetime) -> int:
     tables = tables_of(connection)
     dropped = 0
-    if "messages" in tables:
-        dropped = _count(
-            connection, "UPDATE msgbubbles.messages SET text = NULL WHERE text IS NOT NULL AND cursor_at < ?", before
-        )
-    if "webhook_events" in tables:
-        # The payload holds the text.
-        _count(
-            connection,
-            "UPDATE msgbubbles.webhook_events SET payload = NULL "
-            "WHERE payload IS NOT NULL AND coalesce(message_at, occurred_at) < ?", before,
-        )  # fmt: skip
-    if "rejected_rows" in tables:
-        _count(connection, "DELETE FROM msgbubbles.rejected_rows WHERE _fetched_at < ?", before)
+    for table in TABLES.values():
+        if table.dated_by is None or table.name not in tables:
+            continue
+        is_old = f"{table.dated_by} < ?"
+        if table.columns_with(Pii.ROW):
+            _count(connection, f"DELETE FROM msgbubbles.{table.name} WHERE {is_old}", before)
+        for column in table.columns_with(Pii.TEXT, Pii.PAYLOAD):
+            if column.name not in tables[table.name]:
+                continue
+            changed = _count(
+                connection,
+                f"UPDATE msgbubbles.{table.name} SET {column.name} = NULL "
+                f"WHERE {column.name} IS NOT NULL AND {is_old}", before,
+            )  # fmt: skip
+            dropped += changed if table is MESSAGES else 0
     return dropped
 
 
@@ -108,11 +112,11 @@ def _remove_threads(connection: duckdb.DuckDBPyConnection, before: datetime, gon
             "DELETE FROM msgbubbles.attachments WHERE message_id IN "
             f"(SELECT id FROM msgbubbles.messages WHERE conversation_id {theirs})",
         )
-        gone["messages"] = _count(connection, f"DELETE FROM msgbubbles.messages WHERE conversation_id {theirs}")
-    for table in OF_A_THREAD:
-        if table in tables:
-            _count(connection, f"DELETE FROM msgbubbles.{table} WHERE chat_id {theirs}")
-    gone["threads"] = _count(connection, f"DELETE FROM msgbubbles.chats WHERE id {theirs}")
+    for table in TABLES.values():
+        if table.chat_key is not None and table.name in tables:
+            count = _count(connection, f"DELETE FROM msgbubbles.{table.name} WHERE {table.chat_key} {theirs}")
+            if table in COUNTED:
+                gone[COUNTED[table]] = count
 
 
 def _count(connection: duckdb.DuckDBPyConnection, statement: str, *values: datetime) -> int:

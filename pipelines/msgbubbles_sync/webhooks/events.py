@@ -18,7 +18,6 @@ import msgspec
 from msgbubbles.client import fix_encoding
 from msgbubbles.lenient import without_links
 from msgbubbles.models import Message
-from msgbubbles.tables import Column
 
 from .bodies import parse_json
 from .deliveries import read_event_type
@@ -30,23 +29,6 @@ MESSAGE_TYPES = (
 )  # fmt: skip
 TYPING = "conversation.typing"
 KNOWN_TYPES = (*MESSAGE_TYPES, TYPING)
-TABLE = "webhook_events"
-COLUMNS = (
-    Column("event_id", "text", nullable=False),
-    Column("event_type", "text"),
-    Column("chat_id", "text"),
-    Column("message_id", "text"),
-    Column("handle", "text"),
-    Column("is_typing", "bool"),
-    Column("direction", "text"),
-    Column("status", "text"),
-    Column("reaction", "text"),
-    Column("message_at", "timestamp"),
-    Column("occurred_at", "timestamp"),
-    Column("received_at", "timestamp", nullable=False),
-    Column("payload", "json"),
-    Column("_fetched_at", "timestamp", nullable=False),
-)
 # Objects of a payload that say more of the event, and of those, objects that do.
 INNER = ("data", "object", "payload", "event")
 ABOUT_MESSAGE = "message"

@@ -16,6 +16,7 @@ import msgspec
 
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.files import write_privately
+from msgbubbles_sync.tables import WEBHOOK_EVENTS
 from msgbubbles_sync.workspace import Workspace
 
 from .spool import Segment, list_segments, spool_folder, take_finished, webhooks_folder
@@ -163,7 +164,7 @@ def _load(workspace: Workspace, events: list[Event], landed: LoadResult, redacts
     from msgbubbles_sync.destinations.load import build_pipeline
     from msgbubbles_sync.destinations.screen import Screen, is_data_error
 
-    from .events import COLUMNS, TABLE, drop_duplicates
+    from .events import drop_duplicates
     from .updates import apply_events, build_messages_table, read_stored_messages
 
     events = drop_duplicates(events)
@@ -178,17 +179,17 @@ def _load(workspace: Workspace, events: list[Event], landed: LoadResult, redacts
     messages = apply_events(read_stored_messages(warehouse, in_order), in_order)
 
     destination = build_destination(workspace)
-    rows = build_arrow_table(COLUMNS, [(event, event.received_at) for event in in_order])
+    rows = build_arrow_table(WEBHOOK_EVENTS, [(event, event.received_at) for event in in_order])
     changed = build_messages_table(messages)
 
     def load() -> None:
         def items() -> Iterator[Any]:
             hints = dlt.mark.make_hints(
-                table_name=TABLE,
-                primary_key="event_id",
+                table_name=WEBHOOK_EVENTS.name,
+                primary_key=list(WEBHOOK_EVENTS.key),
                 # What came first stays, however often it is delivered or loaded.
                 write_disposition={"disposition": "merge", "strategy": "insert-only"},
-                columns={column.name: build_column_hints(column, TABLE) for column in COLUMNS},
+                columns=build_column_hints(WEBHOOK_EVENTS),
             )
             yield dlt.mark.with_hints(rows, hints, create_table_variant=True)
             if changed.num_rows:
@@ -205,7 +206,7 @@ def _load(workspace: Workspace, events: list[Event], landed: LoadResult, redacts
         # What was loaded is still in the spool. Without what the destination refuses, it is loaded again.
         pipeline.abort_packages()
         screen = Screen(destination)
-        refused = screen(TABLE, rows)
+        refused = screen(WEBHOOK_EVENTS.name, rows)
         rows = filter_rows(rows, [not one for one in refused])
         changed = filter_rows(changed, [not one for one in screen("messages", changed)])
         lines = [bytes(event.payload) for event, is_refused in zip(in_order, refused, strict=True) if is_refused]

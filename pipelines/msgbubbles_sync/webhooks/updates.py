@@ -15,9 +15,10 @@ import msgspec
 
 from msgbubbles.decode import read_row
 from msgbubbles.models import Message
-from msgbubbles.source.buffer import COLUMNS, build_arrow_table, to_json_text
+from msgbubbles.source.buffer import arrow_schema, to_json_text
 from msgbubbles.source.progress import SET_ONCE, get_status_rank, is_ahead
 from msgbubbles.source.storable import storable
+from msgbubbles.tables import MESSAGES
 
 from .events import Event
 from .times import parse_time
@@ -32,7 +33,7 @@ STATUS_OF_TYPE = {
 }  # fmt: skip
 # Which kind of event sets each time of SET_ONCE.
 TYPES_OF_TIMES = ("message.sent", "message.delivered", "message.read")
-TIMES = tuple(column.name for column in COLUMNS["messages"] if column.type == "timestamp")
+TIMES = tuple(column.name for column in MESSAGES.columns if column.type == "timestamp")
 WIRE_NAMES = {"sender_handle": "sender", "attachment_count": "", "cursor_at": "", "_fetched_at": ""}
 Row = dict[str, Any]
 
@@ -58,7 +59,7 @@ def read_stored_messages(warehouse: Warehouse, events: Iterable[Event]) -> list[
     """The stored rows of the messages that events are about."""
     import pyarrow as pa
 
-    wanted = build_arrow_table(COLUMNS["messages"], ()).schema
+    wanted = arrow_schema(MESSAGES)
     ids = list(dict.fromkeys(event.message_id for event in events if event.is_of_a_message))
     keys = pa.table({"id": ids, "cursor_at": pa.nulls(len(ids), wanted.field("cursor_at").type)})
     stored = warehouse.rows("messages", keys) if ids else None
@@ -69,8 +70,8 @@ def build_messages_table(rows: list[Row]) -> pa.Table:
     """The rows as they land."""
     import pyarrow as pa
 
-    table = pa.Table.from_pylist(rows, schema=build_arrow_table(COLUMNS["messages"], ()).schema)
-    return storable(table, [column.name for column in COLUMNS["messages"] if column.type == "json"])[0]
+    table = pa.Table.from_pylist(rows, schema=arrow_schema(MESSAGES))
+    return storable(table, MESSAGES.json_columns)[0]
 
 
 def _after(row: Row, event: Event) -> Row:
@@ -126,7 +127,7 @@ def _shown(event: Event) -> Row:
     if message is None:
         return {}
     found: Row = {}
-    for column in COLUMNS["messages"]:
+    for column in MESSAGES.columns:
         if column.name == "conversation_id":
             continue  # a message stays in its chat
         wire = WIRE_NAMES.get(column.name, column.name)

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from msgbubbles.models import Message
-from msgbubbles.source.buffer import COLUMNS, build_arrow_table
+from msgbubbles.source.buffer import build_arrow_table
 from msgbubbles.source.compare import Comparison
 from msgbubbles.source.progress import keep_progress
+from msgbubbles.tables import MESSAGES
 
 NINE = datetime(2026, 11, 23, 9, tzinfo=UTC)
 
@@ -24,11 +25,10 @@ READ: dict[str, Any] = {"status": "read", "delivered_at": at(1), "read_at": at(2
 
 def kept(shown: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
     """The message that lands where the API shows `shown`, among one that is new and one that is as it was."""
-    columns = COLUMNS["messages"]
     others = [Message(id="m0", status="sent", updated_at=NINE), Message(id="m2", status="sent", updated_at=NINE)]
-    incoming = build_arrow_table(columns, [(one, NINE) for one in (others[0], Message(id="m1", **shown), others[1])])
-    known = build_arrow_table(columns, [(one, NINE) for one in (Message(id="m1", **stored), others[1])])
-    rows = keep_progress(incoming, Comparison(incoming, known, columns)).to_pylist()
+    incoming = build_arrow_table(MESSAGES, [(one, NINE) for one in (others[0], Message(id="m1", **shown), others[1])])
+    known = build_arrow_table(MESSAGES, [(one, NINE) for one in (Message(id="m1", **stored), others[1])])
+    rows = keep_progress(incoming, Comparison(incoming, known, MESSAGES)).to_pylist()
     assert [row["status"] for row in (rows[0], rows[2])] == ["sent", "sent"]
     return {name: rows[1][name] for name in ("status", "delivered_at", "read_at", "updated_at")}
 

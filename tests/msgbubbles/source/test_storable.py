@@ -18,8 +18,9 @@ from msgspec import Raw
 from helpers import postgres
 from msgbubbles.lenient import MAX_DEPTH
 from msgbubbles.models import Message
-from msgbubbles.source.buffer import COLUMNS, Changes, build_arrow_table
+from msgbubbles.source.buffer import Changes, build_arrow_table
 from msgbubbles.source.storable import storable_json
+from msgbubbles.tables import MESSAGES
 
 AT = datetime(2026, 11, 25, tzinfo=UTC)
 
@@ -52,7 +53,7 @@ def nested(levels: int) -> str:
 def test_json_that_no_server_stores_is_replaced_and_the_rest_stays(text: str, stored: str, server: Any) -> None:
     changes = Changes()
     message = Message(id="m", text="nul \0", metadata=Raw(text.encode()))
-    [row] = build_arrow_table(COLUMNS["messages"], [(message, AT)], changes.on_replaced).to_pylist()
+    [row] = build_arrow_table(MESSAGES, [(message, AT)], changes.on_replaced).to_pylist()
     assert (row["text"], row["metadata"], changes.replaced) == ("nul \ufffd", stored, 1)
     check_stored(stored, server)
 

@@ -14,11 +14,12 @@ from helpers.listing import Listing
 from helpers.world import OURS, World
 from msgbubbles.errors import PermanentError
 from msgbubbles.models import Page
-from msgbubbles.source.buffer import COLUMNS, build_arrow_table
+from msgbubbles.source.buffer import build_arrow_table
 from msgbubbles.source.config import Settings
 from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.paginate import BEGINNING_MS
 from msgbubbles.source.run import Run
+from msgbubbles.tables import TABLES
 from msgbubbles_sync.inspect.verify import MAX_PAGES_WITHOUT_PROGRESS, Verdict, Verifier, pages
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
@@ -31,7 +32,7 @@ def verdict_of(world: World) -> Verdict:
     with duckdb.connect() as database, world._client(Run()) as client:
         database.execute("SET TimeZone = 'UTC'; CREATE SCHEMA msgbubbles")
         for table in ("chats", "messages", "attachments"):
-            empty = build_arrow_table(COLUMNS[table], ())
+            empty = build_arrow_table(TABLES[table], ())
             rows = pa.Table.from_pylist(list(world.store.tables[table].values()), schema=empty.schema)
             database.register("rows", rows)
             database.execute(f"CREATE TABLE msgbubbles.{table} AS SELECT * FROM rows")

@@ -11,29 +11,23 @@ import duckdb
 import pytest
 
 from helpers.canary import found_in, spellings
-from msgbubbles.personal import PERSONAL
 from msgbubbles.policy import PRESETS, Pseudonyms
-from msgbubbles.source.buffer import COLUMNS
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.ledger import Entry, Ledger, Observation
-from msgbubbles_sync.groups.load import COLUMNS as GROUP_COLUMNS
 from msgbubbles_sync.policy.applied import Record, redactor_of
 from msgbubbles_sync.policy.vault import Vault
 from msgbubbles_sync.privacy import erase as erasing
 from msgbubbles_sync.privacy.erase import erase
 from msgbubbles_sync.privacy.rewrite import compact
-from msgbubbles_sync.run_log import COLUMNS as RUN_COLUMNS
-from msgbubbles_sync.run_log import TABLE as SYNC_RUNS
 from msgbubbles_sync.run_log import Journal
 from msgbubbles_sync.settings import TransformSettings
-from msgbubbles_sync.webhooks.events import COLUMNS as EVENT_COLUMNS
-from msgbubbles_sync.webhooks.events import TABLE as EVENTS
+from msgbubbles_sync.tables import TABLES, column_definitions
 from msgbubbles_sync.workspace import Workspace
 
 ANN, BEN, OURS = "+14155550111", "ben@example.com", "+14155550100"
 KEY = "of a test, and long enough to be a key"
 AT = datetime(2026, 3, 1, tzinfo=UTC)
-TABLES = {
+CREATED = {
     "numbers": "handle VARCHAR, label VARCHAR",
     "chats": "id VARCHAR, is_group BOOLEAN, remote_handle VARCHAR, title VARCHAR",
     "messages": "id VARCHAR, conversation_id VARCHAR, sender_handle VARCHAR, text VARCHAR, metadata JSON, "
@@ -53,7 +47,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
         connection.execute("SET TimeZone = 'UTC'")
         run = connection.execute
         run("CREATE SCHEMA msgbubbles")
-        for table, columns in TABLES.items():
+        for table, columns in CREATED.items():
             run(f"CREATE TABLE msgbubbles.{table} ({columns})")
         run("CREATE VIEW msgbubbles.of_ann AS SELECT * FROM msgbubbles.messages")
         run("INSERT INTO msgbubbles.numbers VALUES (?, 'Support')", [OURS])
@@ -92,25 +86,6 @@ def test_a_handle_within_a_text_is_replaced_and_a_longer_one_is_not(workspace: W
     assert left == [(one, one) for one in wanted]
 
 
-# The columns of every table that the product makes, with dlt's names of their types.
-TABLES_OF_CODE: dict[str, dict[str, str]] = {
-    **{table: {one.name: one.type for one in columns} for table, columns in COLUMNS.items()},
-    EVENTS: {one.name: one.type for one in EVENT_COLUMNS},
-    **GROUP_COLUMNS,
-    SYNC_RUNS: {name: {"VARCHAR": "text", "JSON": "json"}.get(kind, kind) for name, kind in RUN_COLUMNS.items()},
-}
-TEXT_COLUMNS = {
-    table: {name: kind for name, kind in columns.items() if kind in ("text", "json")}
-    for table, columns in TABLES_OF_CODE.items()
-}
-
-
-def test_each_text_column_has_a_decision_on_what_it_holds() -> None:
-    assert {table: columns.keys() - PERSONAL[table].keys() for table, columns in TEXT_COLUMNS.items()} == {
-        table: set() for table in TEXT_COLUMNS
-    }
-
-
 @pytest.mark.parametrize("handle", [ANN, BEN])
 def test_erased_handle_survives_in_no_column_and_no_file(workspace: Workspace, handle: str) -> None:
     every, written = spellings(handle), cycle(spellings(handle))
@@ -124,14 +99,15 @@ def test_erased_handle_survives_in_no_column_and_no_file(workspace: Workspace, h
 
     with duckdb.connect(str(workspace.work)) as connection:
         connection.execute("DROP SCHEMA msgbubbles CASCADE; CREATE SCHEMA msgbubbles")
-        for table, columns in TEXT_COLUMNS.items():
-            declared = ", ".join(f'"{name}" {TYPES.get(kind, kind)}' for name, kind in TABLES_OF_CODE[table].items())
-            connection.execute(f"CREATE TABLE msgbubbles.{table} ({declared})")
-            names, marks = ", ".join(f'"{name}"' for name in columns), ", ".join("?" * len(columns))
-            connection.executemany(
-                f"INSERT INTO msgbubbles.{table} ({names}) VALUES ({marks})",
-                [[value(name, kind, number) for name, kind in columns.items()] for number in range(len(every))],
-            )
+        for table in TABLES.values():
+            connection.execute(f"CREATE TABLE msgbubbles.{table.name} ({column_definitions(table)})")
+            columns = [] if table.name in WITHOUT_PEOPLE else table.text_columns
+            if columns:
+                names, marks = ", ".join(column.name for column in columns), ", ".join("?" * len(columns))
+                connection.executemany(
+                    f"INSERT INTO msgbubbles.{table.name} ({names}) VALUES ({marks})",
+                    [[value(column.name, column.type, number) for column in columns] for number in range(len(every))],
+                )
     record = {"run_id": "r", "started_at": "", "outcome": "", "exit_status": 0}
     for one in every:
         Journal(workspace.folder).add(record | {"streams": {"chats": {"new_fields": [one]}}, one: {one: one}})
@@ -145,7 +121,8 @@ def test_erased_handle_survives_in_no_column_and_no_file(workspace: Workspace, h
     assert get(workspace, "SELECT count(*) FROM msgbubbles.attachments") == [(len(every),)]
 
 
-TYPES = {"text": "VARCHAR", "json": "JSON", "bool": "BOOLEAN", "timestamp": "TIMESTAMPTZ"}
+# Hashes and counts, which an erasure writes itself.
+WITHOUT_PEOPLE = ("privacy", "erasures")
 
 
 def test_lists_of_participants_are_as_they_would_have_been(workspace: Workspace) -> None:
