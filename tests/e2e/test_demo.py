@@ -23,6 +23,7 @@ def test_the_second_run_is_visibly_small_and_the_marts_follow(demo: Path) -> Non
     output = run_demo(demo)
     assert "3 requests (" in output
     assert " of 120 this minute)" in output
+    assert "privacy policy: full, everything is stored" in output
     added = one(demo, "SELECT count(*) FROM msgbubbles.messages")[0] - before[0]  # type: ignore[operator]
     assert 40 <= added < 200
     assert one(demo, "SELECT count(*), sum(messages_total) FROM marts.thread_activity") == one(

@@ -17,6 +17,7 @@ from msgbubbles.policy import PRESETS
 from msgbubbles.settings import RefreshRule
 from msgbubbles_sync import settings
 from msgbubbles_sync.cli.options import check_api_key, workspace_of
+from msgbubbles_sync.configuration import DLT_SECTIONS, list_keys
 from msgbubbles_sync.errors import UsageError
 
 
@@ -145,13 +146,9 @@ def test_value_in_the_wrong_place_is_refused_without_being_quoted(text: str, say
 
 # Names
 
-SECTIONS = settings._sections()
-SETTINGS = [(name, key) for name, keys in SECTIONS.items() for key in keys if key != "privacy"]
-ACCOUNT_SETTINGS = [
-    ("accounts.north" + ("" if name == "sources.msgbubbles" else f".{name.removeprefix('sources.msgbubbles.')}"), key)
-    for name, key in SETTINGS
-]
-HEADERS = [*SECTIONS, *dict.fromkeys(name for name, _ in ACCOUNT_SETTINGS)]
+KEYS = [*list_keys(settings.SCHEMA.tree), *(("accounts", "north", *key) for key in list_keys(settings.SCHEMA.account))]
+SETTINGS = [(".".join(key[:-1]), key[-1]) for key in KEYS]
+HEADERS = [*dict.fromkeys(section for section, _ in SETTINGS), "transforms.spark"]
 
 
 def misspelt(name: str) -> str:
@@ -170,7 +167,7 @@ def misspelt_sections() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.usefixtures("folder")
-@pytest.mark.parametrize(("section", "key"), SETTINGS + ACCOUNT_SETTINGS)
+@pytest.mark.parametrize(("section", "key"), SETTINGS)
 def test_misspelt_key_is_refused_with_the_right_one(section: str, key: str) -> None:
     said = refusal(f"# A comment\n\n[{section}]\n{misspelt(key)} = 1\n")
     assert said == (f"dlt_config/config.toml:4: [{section}] {misspelt(key)} is not a setting. Did you mean {key}?")
@@ -187,7 +184,7 @@ def test_misspelt_section_is_refused_with_the_right_one(section: str, wrong: str
 
 
 @pytest.mark.usefixtures("folder")
-@pytest.mark.parametrize(("section", "key"), SETTINGS + ACCOUNT_SETTINGS)
+@pytest.mark.parametrize(("section", "key"), SETTINGS)
 def test_misspelt_variable_is_refused_with_the_right_one(section: str, key: str) -> None:
     parts = [*section.split("."), key]
     right = "__".join(parts).upper()
@@ -238,7 +235,7 @@ def test_sections_of_dlt_are_those_that_dlt_knows() -> None:
     from dlt.common.configuration.specs import known_sections
 
     known = {value for name, value in vars(known_sections).items() if name.isupper()}
-    assert {*settings.DLT_SECTIONS} == known - {"sources"} | {"runtime"}
+    assert {*DLT_SECTIONS} == known - {"sources"} | {"runtime"}
 
 
 @pytest.mark.usefixtures("folder")
@@ -335,6 +332,21 @@ def test_real_api_key_is_no_placeholder_and_is_not_shown(key: str) -> None:
     found = settings.load_settings()
     check_api_key(found, "chats.py")
     assert key not in repr(found)
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "full, everything is stored"),
+        ('preset = "minimal"', "minimal"),
+        ('preset = "analytics"\ntitles = "keep"\ntext_days = 365', 'analytics with titles = "keep", text_days = 365'),
+        ("thread_days = 30", "full with thread_days = 30"),
+    ],
+)
+def test_policy_is_described_by_its_preset_and_what_differs(text: str, says: str) -> None:
+    Path("dlt_config/config.toml").write_text(f"[sources.msgbubbles.privacy]\n{text}\n")
+    assert settings.load_settings().describe_policy() == says
 
 
 # The whole command

@@ -492,7 +492,7 @@ def _recorded_sync(
         keep_found(workspace, redactor)
         tidy(workspace)
         status = _status_of(run, report)
-        reporter.summary(workspace, run, report, sandbox=sandbox)
+        reporter.summary(workspace, run, report, settings.describe_policy(), sandbox=sandbox)
     except KeyboardInterrupt:
         status, message = EXIT_STOPPED, "stopped at once"
         raise

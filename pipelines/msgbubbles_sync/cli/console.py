@@ -78,7 +78,7 @@ class Reporter:
         elif time.monotonic() - self._said_at > SECONDS_BETWEEN_LINES:
             self.say(line)
 
-    def summary(self, workspace: Workspace, run: Run, report: Report, *, sandbox: bool) -> None:
+    def summary(self, workspace: Workspace, run: Run, report: Report, policy: str, *, sandbox: bool) -> None:
         """The closing words."""
         if self.as_json:
             return
@@ -97,6 +97,7 @@ class Reporter:
             f"{phase} {spent:.1f} s" for phase, spent in report.seconds.items() if phase not in LOAD_STEPS
         )
         self._output.print(f"{_requests(run)}; {seconds}")
+        self._output.print(f"privacy policy: {policy}", soft_wrap=True)
         for warning in [*warnings(run), *describe_failed_reads(report.failed_reads), *held_back(report)]:
             self._output.print(f"[yellow]{warning}[/yellow]")
         if not report.published:

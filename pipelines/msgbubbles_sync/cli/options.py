@@ -21,19 +21,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 from msgspec import structs
 
+from msgbubbles_sync.configuration import configuration_folder, read_toml
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.lock import AnotherJobRunsError, JobStalledError
-from msgbubbles_sync.settings import (
-    ACCOUNT_VARIABLE,
-    Settings,
-    account_names,
-    configuration_folder,
-    load_settings,
-    read_toml,
-)
+from msgbubbles_sync.settings import ACCOUNT_VARIABLE, Settings, account_names, load_settings
 from msgbubbles_sync.workspace import ROOT, Workspace
 
 from .accounts import run_each

@@ -25,6 +25,7 @@ from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import read_holder
 from msgbubbles_sync.run_log import describe_failed_reads
+from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.workspace import Workspace
 
 from .local_state import Known
@@ -44,6 +45,7 @@ def check(workspace: Workspace, connect: Callable[[], Client]) -> Iterator[Check
     yield _last_run(workspace)
     yield _failed_reads(workspace)
     yield _models(workspace)
+    yield CheckResult("privacy policy", "ok", load_settings(workspace.account).describe_policy())
     try:
         connected = connect()
     except MsgBubblesError as error:

@@ -6,9 +6,10 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
+from msgbubbles_sync.configuration import configuration_folder
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import write_privately
-from msgbubbles_sync.settings import configuration_folder, load_settings, read_webhook_secrets
+from msgbubbles_sync.settings import load_settings, read_webhook_secrets
 from msgbubbles_sync.workspace import Workspace
 
 Secrets = tuple[str, ...]
