@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal
+from contextlib import AbstractContextManager, contextmanager
 
 import duckdb
 from tenacity import TryAgain, retry, retry_if_exception, stop_after_attempt, wait_random
@@ -20,6 +19,7 @@ from msgbubbles_sync.settings import ACCOUNT_NAME
 from msgbubbles_sync.sql import quote_literal, quote_name
 from msgbubbles_sync.workspace import DATASET, Workspace
 
+from .base import Destination
 from .union_accounts import ACCOUNTS, MANY_ACCOUNTS, ONE_ACCOUNT, Key, build_union, read_columns
 
 # A view with a digest of the queries of the views of all accounts.
@@ -27,28 +27,20 @@ VIEWS_DIGEST = ("msgbubbles", "_accounts_made_as")
 SCHEMA = re.compile(rf"((?:{ACCOUNT_NAME.pattern}_)?)(msgbubbles|marts|staging)")
 
 
-class Attached(ABC):
-    """Implement what `Destination` asks of a server and of a lake alike."""
+class Attached(Destination):
+    """What a server and a lake have in common."""
 
-    title: str
-    file_format: Literal["parquet", "csv"] = "parquet"
     # What to choose another of, where this one is taken; and how to give the schemas an account's name.
     _another: str
     _rename: str
 
     def __init__(self, workspace: Workspace) -> None:
-        self._workspace = workspace
-        self.prefix = workspace.prefix
-        self.dataset = f"{self.prefix}{DATASET}"
+        super().__init__(workspace)
         self.write_schema = f"warehouse.{self.dataset}"
 
     @abstractmethod
     def _attach(self, *options: str) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """Open a connection that has the tables attached as `warehouse`, with these options of ATTACH."""
-
-    @abstractmethod
-    def explain(self, message: str) -> str | None:
-        """See `Destination`."""
 
     @abstractmethod
     def _replace_views(self, connection: duckdb.DuckDBPyConnection, views: Mapping[Key, str]) -> None:
@@ -79,12 +71,6 @@ class Attached(ABC):
                 connection.execute("COMMIT")
                 connection.execute("USE memory")
             yield connection
-
-    def open_build(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def keep_open(self, _pipeline: Any) -> AbstractContextManager[Any]:
-        return nullcontext()
 
     def prepare(self) -> None:
         with self._attach() as connection:
@@ -138,10 +124,6 @@ class Attached(ABC):
             return {}
         queries = {key: table.query for key, table in union.items()}
         return {**queries, VIEWS_DIGEST: f"SELECT {quote_literal(digest)} AS digest"}
-
-    def is_older_than(self, minutes: float) -> bool:
-        # The record of a run costs a row there, not a new file.
-        return minutes >= 0
 
 
 def _is_passing(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import duckdb
 
@@ -18,8 +18,7 @@ from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import move_damaged, read_json, write_privately
 from msgbubbles_sync.workspace import CLAIM, CLAIM_TABLE, Workspace
 
-if TYPE_CHECKING:
-    from msgbubbles_sync.destinations import Destination
+from .base import Destination
 
 REAL, SANDBOX = "a MsgBubbles account", "the sandbox"
 

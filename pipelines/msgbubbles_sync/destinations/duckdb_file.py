@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import duckdb
 from filelock import FileLock
@@ -17,6 +17,7 @@ from msgbubbles_sync.files import read_json, write_privately
 from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.workspace import DATASET, Workspace
 
+from .base import Destination
 from .claims import find_account_files
 from .compaction import compact_if_wasteful
 from .publish import clone, has_foreign_log, is_damaged, publish, read_mark
@@ -26,15 +27,12 @@ from .union_accounts import MANY_ACCOUNTS, ONE_ACCOUNT, combine, shows_accounts
 COMBINED_NOTE = "combined.json"
 
 
-class DuckDBFile:
-    """Implement `Destination` with a DuckDB file."""
-
-    prefix = ""
-    dataset = write_schema = DATASET
-    file_format: Literal["parquet", "csv"] = "parquet"
+class DuckDBFile(Destination):
+    """A DuckDB file."""
 
     def __init__(self, workspace: Workspace) -> None:
-        self._workspace = workspace
+        super().__init__(workspace)
+        self.prefix, self.dataset = "", DATASET  # each account has its own file
         self.title = str(workspace.database)
         # The mark of the file that was published last.
         self._published_mark = workspace.folder / "published.json"
@@ -66,9 +64,6 @@ class DuckDBFile:
     def open_writer(self) -> Iterator[duckdb.DuckDBPyConnection]:
         with duckdb.connect(str(self._workspace.work), config=self.options()) as connection:
             yield connection
-
-    def open_build(self) -> AbstractContextManager[None]:
-        return nullcontext()
 
     def keep_open(self, pipeline: Any) -> AbstractContextManager[Any]:
         # Each job of a load opens the file, and whoever closes it last writes every change to the disk.
@@ -140,6 +135,3 @@ class DuckDBFile:
         """
         limit = load_settings(self._workspace.account).sync.memory_limit
         return {} if limit == "none" else {"memory_limit": limit}
-
-    def explain(self, _message: str) -> str | None:
-        return None

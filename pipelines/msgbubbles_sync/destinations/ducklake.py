@@ -40,7 +40,7 @@ NO_LAKE = """--destination ducklake: {why}; say in dlt_config/secrets.toml where
 
 
 class DuckLake(Attached):
-    """Implement `Destination` with a lake, in which nobody waits for anybody."""
+    """A lake, in which nobody waits for anybody."""
 
     title = "ducklake"
     _another = "ducklake_name"

@@ -14,10 +14,10 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import duckdb
 import msgspec
@@ -26,8 +26,9 @@ from filelock import FileLock
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import remove, set_umask_like, sync_to_disk
 from msgbubbles_sync.sql import quote_literal, quote_name
-from msgbubbles_sync.workspace import CLAIM_TABLE, DATASET, UNUSABLE, VERSION_TABLE, Workspace
+from msgbubbles_sync.workspace import CLAIM_TABLE, DATASET, UNUSABLE, VERSION_TABLE
 
+from .base import Destination
 from .parquet_tables import read_tables, write_json
 from .publish import new_copy, replace_database
 from .union_accounts import MANY_ACCOUNTS, OWN_TABLES, READER_SCHEMAS, Key, build_union
@@ -79,17 +80,10 @@ class ReaderView(msgspec.Struct, frozen=True):
         return {key: table.query for key, table in self.by_key.items()}
 
 
-class ParquetFiles:
-    """Implement `Destination` with files in a folder."""
+class ParquetFiles(Destination):
+    """Files in a folder."""
 
     title = "filesystem"
-    file_format: Literal["parquet", "csv"] = "parquet"
-    write_schema = DATASET
-
-    def __init__(self, workspace: Workspace) -> None:
-        self._workspace = workspace
-        self.prefix = workspace.prefix
-        self.dataset = f"{self.prefix}{DATASET}"
 
     def build_dlt_destination(self) -> Any:
         # Importing dlt reads its configuration: `Workspace.configure_dlt` comes first.
@@ -160,9 +154,6 @@ class ParquetFiles:
                 new = self._tables / name / ".new"
                 connection.execute(f"COPY {DATASET}.{quote_name(name)} TO {quote_literal(str(new))} (FORMAT parquet)")
                 new.replace(self._tables / name / f"{name}.parquet")
-
-    def keep_open(self, _pipeline: Any) -> AbstractContextManager[Any]:
-        return nullcontext()
 
     def move_delta_tables(self) -> str | None:
         """Move the tables away if an older release wrote them as Delta, and return the message for the user.
@@ -299,12 +290,6 @@ class ParquetFiles:
             with duckdb.connect(str(copy)) as connection:
                 _create_views(connection, views)
             replace_database(database, copy)
-
-    def explain(self, _message: str) -> str | None:
-        return None
-
-    def is_older_than(self, minutes: float) -> bool:
-        return minutes >= 0
 
 
 @contextmanager

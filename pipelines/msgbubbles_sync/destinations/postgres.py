@@ -30,7 +30,7 @@ END $view$"""
 
 
 class Postgres(Attached):
-    """Implement `Destination` with a database on a server."""
+    """A database on a server."""
 
     title = "postgres"
     # ADBC cannot copy JSON from Parquet into columns that other loads have created.

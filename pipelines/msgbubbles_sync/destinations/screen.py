@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
-from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.sql import quote_name
+
+from .base import Destination
 
 if TYPE_CHECKING:
     import pyarrow as pa
