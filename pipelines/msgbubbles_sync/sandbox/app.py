@@ -28,9 +28,9 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
-from .account import HANDLE, MAX_TITLE, Account, Fault, NewMessage, is_uuid, us
+from .account import HANDLE, Account, Fault, NewMessage, is_uuid, us
+from .http import CutResponse, no_route, read_body, read_text, read_title
 from .knobs import Knobs
 from .listing import chat_row, list_chats, list_messages, message_rows, number_rows, page_before, page_size
 from .webhooks import EVENTS, webhook_row
@@ -93,7 +93,7 @@ class Api:
             ("/v1/webhooks/{webhook_id}", "DELETE", self.delete_webhook),
         ]
         routes = [Route(path, self._guarded(handler), methods=[method]) for path, method, handler in handlers]
-        return Starlette(routes=[*routes, Route("/{rest:path}", self._guarded(_no_route))])
+        return Starlette(routes=[*routes, Route("/{rest:path}", self._guarded(no_route))])
 
     def _guarded(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
@@ -199,7 +199,7 @@ class Api:
     # -- writes
 
     async def create_group(self, request: Request) -> tuple[int, dict[str, Any]]:
-        body = await _body(request)
+        body = await read_body(request)
         addresses = body.get("addresses")
         if not isinstance(addresses, list) or not all(isinstance(one, str) for one in addresses):
             raise Fault(400, "invalid_request", "addresses must be a list of handles")
@@ -208,8 +208,8 @@ class Api:
         if not all(HANDLE.fullmatch(address) for address in addresses):
             raise Fault(400, "invalid_handle", "An address is neither E.164 nor an e-mail address")
         self._check_reachable(*addresses)
-        text = _text_of(body, "message")
-        title = _title(body.get("title"))
+        text = read_text(body, "message")
+        title = read_title(body.get("title"))
         from_handle = self._own_number(body.get("from_handle"))
 
         def create() -> str:
@@ -226,10 +226,10 @@ class Api:
 
     async def rename(self, request: Request) -> tuple[int, dict[str, Any]]:
         chat_id = self._group_id(request)
-        body = await _body(request)
+        body = await read_body(request)
         if "title" not in body:
             raise Fault(400, "invalid_request", "title is required")
-        title = _title(body["title"])
+        title = read_title(body["title"])
         before = self.account.all("SELECT title FROM chats WHERE id = ?", (chat_id,))[0]["title"]
         self.account.rename(chat_id, title, datetime.now(UTC))
         if title != before:
@@ -238,7 +238,7 @@ class Api:
 
     async def add_participant(self, request: Request) -> tuple[int, dict[str, Any]]:
         chat_id = self._group_id(request)
-        handle = (await _body(request)).get("handle")
+        handle = (await read_body(request)).get("handle")
         if not isinstance(handle, str) or not HANDLE.fullmatch(handle):
             raise Fault(400, "invalid_handle", "handle is neither E.164 nor an e-mail address")
         self._check_reachable(handle)
@@ -261,14 +261,14 @@ class Api:
 
     async def set_typing(self, request: Request) -> tuple[int, dict[str, Any]]:
         chat_id = self._chat_id(request)
-        typing = (await _body(request)).get("typing")
+        typing = (await read_body(request)).get("typing")
         if not isinstance(typing, bool):
             raise Fault(400, "invalid_request", "typing must be true or false")
         return 200, {"data": {"id": chat_id, "typing": typing}}
 
     async def send_message(self, request: Request) -> tuple[int, dict[str, Any]]:
-        body = await _body(request)
-        text = _text_of(body, "text")
+        body = await read_body(request)
+        text = read_text(body, "text")
         chat_id = body.get("conversation_id")
         if chat_id is not None:
             self._known_chat(str(chat_id))
@@ -297,7 +297,7 @@ class Api:
         return 200, {"data": [webhook_row(row) for row in rows], "has_more": False}
 
     async def create_webhook(self, request: Request) -> tuple[int, dict[str, Any]]:
-        body = await _body(request)
+        body = await read_body(request)
         url, events = body.get("url"), body.get("events")
         if not isinstance(url, str) or not re.match(r"https://.|http://(127\.0\.0\.1|localhost)[:/]", url):
             raise Fault(400, "invalid_url", "url must begin with https://")
@@ -375,39 +375,3 @@ class Api:
     def _transformed(self, kind: str, rows: list[dict[str, Any]]) -> list[Any]:
         transform = self.knobs.transform_row
         return [transform(kind, row) for row in rows] if transform else rows
-
-
-class CutResponse(Response):
-    """A body that ends in the middle: less is sent than was announced, and the connection closes."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": bytes(self.body[: len(self.body) // 2]), "more_body": True})
-        raise ConnectionAbortedError
-
-
-async def _no_route(_request: Request) -> tuple[int, dict[str, Any]]:
-    raise Fault(404, "not_found", "No such route")
-
-
-async def _body(request: Request) -> dict[str, Any]:
-    try:
-        body = msgspec.json.decode(await request.body())
-    except msgspec.DecodeError:
-        body = None
-    if not isinstance(body, dict):
-        raise Fault(400, "invalid_request", "The body must be a JSON object")
-    return body
-
-
-def _text_of(body: dict[str, Any], name: str) -> str:
-    text = body.get(name)
-    if not isinstance(text, str) or not text.strip():
-        raise Fault(400, "invalid_request", f"{name} is required")
-    return text
-
-
-def _title(title: Any) -> str | None:
-    if title is not None and (not isinstance(title, str) or len(title) > MAX_TITLE):
-        raise Fault(400, "invalid_request", f"title must be text of at most {MAX_TITLE} characters")
-    return title

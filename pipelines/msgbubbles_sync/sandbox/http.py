@@ -1,0 +1,48 @@
+"""Requests read and answered: bodies checked, and a response that is cut off."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from .account import MAX_TITLE, Fault
+
+
+class CutResponse(Response):
+    """A body that ends in the middle: less is sent than was announced, and the connection closes."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": bytes(self.body[: len(self.body) // 2]), "more_body": True})
+        raise ConnectionAbortedError
+
+
+async def no_route(_request: Request) -> tuple[int, dict[str, Any]]:
+    raise Fault(404, "not_found", "No such route")
+
+
+async def read_body(request: Request) -> dict[str, Any]:
+    try:
+        body = msgspec.json.decode(await request.body())
+    except msgspec.DecodeError:
+        body = None
+    if not isinstance(body, dict):
+        raise Fault(400, "invalid_request", "The body must be a JSON object")
+    return body
+
+
+def read_text(body: dict[str, Any], name: str) -> str:
+    text = body.get(name)
+    if not isinstance(text, str) or not text.strip():
+        raise Fault(400, "invalid_request", f"{name} is required")
+    return text
+
+
+def read_title(title: Any) -> str | None:
+    if title is not None and (not isinstance(title, str) or len(title) > MAX_TITLE):
+        raise Fault(400, "invalid_request", f"title must be text of at most {MAX_TITLE} characters")
+    return title
