@@ -26,7 +26,8 @@ from measure import Usage, fresh_folder, own_command, own_environment, pages, us
 from msgbubbles.settings import DEFAULTS  # noqa: E402
 from msgbubbles.source import coverage as plan  # noqa: E402
 from msgbubbles.source.config import Settings  # noqa: E402
-from msgbubbles.source.coverage import DAY_MS, Coverage  # noqa: E402
+from msgbubbles.source.coverage import Coverage  # noqa: E402
+from msgbubbles.times import DAY_MS  # noqa: E402
 from msgbubbles_sync.sandbox import Account, NewMessage, Server, seed, serve  # noqa: E402
 
 RESULTS = ROOT / "docs" / "performance.json"

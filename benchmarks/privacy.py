@@ -20,12 +20,12 @@ import typer
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "pipelines"))
 
-from msgbubbles.client import _decode_page  # noqa: E402
+from msgbubbles.envelope import decode_page  # noqa: E402
 from msgbubbles.models import Message  # noqa: E402
 from msgbubbles.policy import PRESETS, Pseudonyms  # noqa: E402
 from msgbubbles.redact import Redactor  # noqa: E402
+from msgbubbles.responses import Answer  # noqa: E402
 from msgbubbles.source.buffer import RowBuffer  # noqa: E402
-from msgbubbles.transport import Answer  # noqa: E402
 
 ROUNDS = 5
 AT = datetime(2026, 3, 1, tzinfo=UTC)
@@ -55,7 +55,7 @@ def seconds_taken(answers: list[Answer], redactor: Redactor) -> float:
     buffer = RowBuffer(("messages", "attachments"))
     began = time.perf_counter()
     for answer in answers:
-        page = _decode_page(Message, "messages", 100, answer)
+        page = decode_page(Message, "messages", 100, answer)
         buffer.add(page if redactor.is_idle else redactor.page(page))
         for _ in buffer.flush_full():
             pass

@@ -11,27 +11,21 @@ up. Every method may be repeated safely; those that create something carry an `I
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import replace
-from functools import cache, partial
-from typing import Any, Generic, TypeVar
+from functools import partial
+from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
-import msgspec
-from msgspec import UNSET, Raw, UnsetType
-
-from .decode import SENDER_FIELDS, are_plain_rows, looks_like_row, read_row
+from .decode import SENDER_FIELDS
+from .envelope import decode_page, decode_row, decode_written_chat, decode_written_message
 from .errors import ApiError, NoIdError, NotFoundError, PermanentError, RetryableError
-from .lenient import opened, reopened
-from .models import NULL, Chat, Key, Message, Number, Page, R, Row, Webhook
+from .models import Chat, Message, Number, Page, R, Webhook
 from .page_size import PageRequest, PageSize
 from .rate_limit import RateLimiter
+from .responses import Answer
 from .settings import DEFAULTS
-from .transport import Answer, Transport
+from .transport import Transport
 
 BASE_URL = DEFAULTS.base_url
 MAX_PAGE_SIZE = 100
@@ -39,41 +33,6 @@ MAX_PAGE_SIZE = 100
 TOO_LARGE, REFUSED = 413, (400, 413, 422)
 # How often a larger page is tried when a reduced one has rows of one timestamp only.
 TIE_ATTEMPTS = 3
-
-D = TypeVar("D")
-
-
-class _Envelope(msgspec.Struct, Generic[D]):
-    data: D
-    has_more: bool | None = None
-
-
-class _LenientEnvelope(msgspec.Struct):
-    """The envelope of a list, without its rows. Where the list is empty, some encoders leave `data` out."""
-
-    data: Raw | UnsetType = UNSET
-    has_more: Raw = NULL
-    request_id: str | None = None
-    error: Raw = NULL
-
-    @property
-    def is_of_a_list(self) -> bool:
-        is_known = self.has_more != NULL or self.request_id is not None
-        return self.data is not UNSET or (self.error == NULL and is_known and not self.says_more)
-
-    @property
-    def says_more(self) -> bool | None:
-        """Raises `msgspec.DecodeError` for what is neither true nor false."""
-        try:
-            return _FLAGS[bytes(self.has_more)]
-        except KeyError:
-            raise msgspec.DecodeError("has_more is no flag") from None
-
-
-_FLAGS: dict[bytes, bool | None] = {
-    b"null": None, b"true": True, b"false": False, b"1": True, b"0": False, b'"true"': True, b'"false"': False,
-}  # fmt: skip
-NO_CONTENT = 204
 
 
 class Client:
@@ -114,7 +73,7 @@ class Client:
     def get_chat(self, chat_id: str) -> Chat:
         """GET /v1/chats/:id. `NotFoundError` when it is gone or another account's."""
         path, endpoint = _chat_route(chat_id, None, None)
-        return self.transport.request("GET", path, endpoint=f"GET {endpoint}", decode=partial(_decode_one, Chat))
+        return self.transport.request("GET", path, endpoint=f"GET {endpoint}", decode=partial(decode_row, Chat))
 
     def create_group(
         self,
@@ -134,7 +93,7 @@ class Client:
         if title is not None:
             body["title"] = title
         key = idempotency_key or str(uuid4())
-        return self._create("chats", _decode_written_chat, body, key)
+        return self._create("chats", decode_written_chat, body, key)
 
     def rename_group(self, chat_id: str, title: str) -> Chat | None:
         """PATCH /v1/chats/:id; a title has 100 characters at most. Returns the chat where the answer shows it.
@@ -198,7 +157,7 @@ class Client:
         body = {"text": text} | {name: value for name, value in addressed.items() if value is not None}
         return self._create(
             "messages",
-            partial(_decode_written_message, sender_fields=self.sender_fields),
+            partial(decode_written_message, sender_fields=self.sender_fields),
             body,
             idempotency_key or str(uuid4()),
         )
@@ -218,7 +177,7 @@ class Client:
             "POST",
             "webhooks",
             endpoint="POST /webhooks",
-            decode=partial(_decode_one, Webhook),
+            decode=partial(decode_row, Webhook),
             json={"url": url, "events": list(events)},
             idempotency_key=idempotency_key or str(uuid4()),
         )
@@ -229,7 +188,7 @@ class Client:
 
     def delete_webhook(self, webhook_id: str) -> None:
         """DELETE /v1/webhooks/:id (undocumented): sends nothing there any more. `NotFoundError`."""
-        path = f"webhooks/{_segment(webhook_id)}"
+        path = f"webhooks/{_quote_segment(webhook_id)}"
         self.transport.request("DELETE", path, endpoint="DELETE /webhooks/:id", decode=lambda _answer: None)
 
     # -- one place each for the three shapes of a call
@@ -251,7 +210,7 @@ class Client:
     def _sized_page(self, path: str, model: type[R], limit: int | None, given: dict[str, str | int]) -> Page[R]:
         endpoint = f"GET /{path}"
         if limit is None:
-            decode = partial(_decode_page, model, path, None, sender_fields=self.sender_fields)
+            decode = partial(decode_page, model, path, None, sender_fields=self.sender_fields)
             return self.transport.request("GET", path, endpoint=endpoint, decode=decode, params=lambda: given)
         size = self.transport.traffic.page_sizes.setdefault(endpoint, PageSize())
         asked = PageRequest(size, limit, self.transport.max_attempts)
@@ -274,7 +233,7 @@ class Client:
                     "GET",
                     path,
                     endpoint=f"GET /{path}",
-                    decode=lambda answer: _decode_page(model, path, asked.limit, answer, self.sender_fields),
+                    decode=lambda answer: decode_page(model, path, asked.limit, answer, self.sender_fields),
                     params=lambda: params | {"limit": asked.limit},
                     on_failure=asked.note_failure,
                 )
@@ -329,7 +288,7 @@ class Client:
     ) -> Chat | None:
         path, endpoint = _chat_route(chat_id, action, item)
         chat = self.transport.request(
-            method, path, endpoint=f"{method} {endpoint}", decode=_decode_written_chat, json=json
+            method, path, endpoint=f"{method} {endpoint}", decode=decode_written_chat, json=json
         )
         # The answer may show something else that has an id, as a participant.
         return chat if chat is not None and chat.id == chat_id else None
@@ -342,135 +301,20 @@ class Client:
 
 def _chat_route(chat_id: str, action: str | None, item: str | None) -> tuple[str, str]:
     """The path of a call on one chat, and its template, which names no chat and nobody."""
-    path, template = f"chats/{_segment(chat_id)}", "/chats/:id"
+    path, template = f"chats/{_quote_segment(chat_id)}", "/chats/:id"
     if action:
         path, template = f"{path}/{action}", f"{template}/{action}"
     if item is not None:
-        path, template = f"{path}/{_segment(item)}", f"{template}/:handle"
+        path, template = f"{path}/{_quote_segment(item)}", f"{template}/:handle"
     return path, template
 
 
-@cache
-def _page_decoder(model: type[R]) -> msgspec.json.Decoder[_Envelope[list[R]]]:
-    return msgspec.json.Decoder(_Envelope[list[model]])  # type: ignore[valid-type]
-
-
-def _is_one_timestamp(page: Page[Any]) -> bool:
-    return len({row.cursor_at for row in page.rows}) <= 1
-
-
-def _decode_page(
-    model: type[R],
-    stream: str,
-    limit: int | None,
-    answer: Answer,
-    sender_fields: Sequence[str] = SENDER_FIELDS,
-) -> Page[R]:
-    page: Page[R] = Page([], [], None, False, answer.fetched_at, answer.server_at, answer.request_id)
-    if not answer.body.strip():
-        # An empty list; or a body that was cut off, which does not happen twice in a row: so it is asked for again.
-        return replace(page, has_more=answer.status != NO_CONTENT)
-    body = fix_encoding(answer.body)
-    try:
-        envelope = _page_decoder(model).decode(body)
-    except (msgspec.DecodeError, RecursionError):
-        pass
-    else:
-        if are_plain_rows(model, envelope.data):
-            full = limit is not None and len(envelope.data) >= limit
-            return replace(page, rows=envelope.data, has_more=envelope.has_more, full=full)
-    # A row of this page is not what `models` declares: read it row by row, and keep what does not fit.
-    raws, has_more = _raw_rows(model, body)
-    rows, rejected, odd = [], [], set[str]()
-    for raw in raws:
-        row, faults = read_row(model, raw, stream, answer.request_id, sender_fields=sender_fields, on_odd=odd.add)
-        rejected += faults
-        if row is not None:
-            rows.append(row)
-    full = limit is not None and len(raws) >= limit
-    return replace(page, rows=rows, rejected=rejected, has_more=has_more, full=full, odd=frozenset(odd))
-
-
-def _raw_rows(model: type[Row], body: bytes) -> tuple[Sequence[Raw], bool | None]:
-    """The rows of an answer as they were sent, and its `has_more`. Raises `msgspec.DecodeError` where it is no list."""
-    try:
-        envelope = msgspec.json.decode(body, type=_Envelope[list[Raw]])
-    except (msgspec.DecodeError, RecursionError):
-        pass
-    else:
-        return envelope.data, envelope.has_more
-    try:
-        answer = opened(body)
-    except msgspec.DecodeError:
-        answer = reopened(body, lambda text: looks_like_row(model, text))
-    odd = msgspec.json.decode(answer.envelope, type=_LenientEnvelope)
-    if not odd.is_of_a_list or (answer.rows is None and odd.data is not UNSET and answer.data != b"null"):
-        raise msgspec.DecodeError("not a list")
-    return [Raw(row) for row in answer.rows or ()], odd.says_more
-
-
-def _decode_one(model: type[R], answer: Answer, sender_fields: Sequence[str] = SENDER_FIELDS) -> R:
-    body = fix_encoding(answer.body)
-    try:
-        data = msgspec.json.decode(body, type=_Envelope[Raw]).data
-    except (msgspec.DecodeError, RecursionError):
-        data = Raw(opened(body).data or NULL)
-    row, _ = read_row(model, data, model.__name__, answer.request_id, sender_fields=sender_fields)
-    if row is None:
-        raise msgspec.DecodeError
-    return row
-
-
-def _decode_written_message(answer: Answer, sender_fields: Sequence[str]) -> Message | None:
-    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _decode_one(Message, answer, sender_fields=sender_fields)
-    return None
-
-
-def _decode_written_chat(answer: Answer) -> Chat | None:
-    """Read the chat in the answer to a write; null where it shows none. What such an answer holds is not documented,
-    so its success is its status, and a body of another kind is no fault."""
-    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        body = msgspec.json.decode(fix_encoding(answer.body), type=dict[str, Raw])
-        shown = msgspec.json.decode(body["data"], type=dict[str, Raw]) if "data" in body else body
-        for name in ("chat", "conversation", "group"):
-            if name in shown:
-                shown = msgspec.json.decode(shown[name], type=dict[str, Raw])
-        # An object that belongs to a chat, as its first message, names the chat.
-        owner = next((shown[name] for name in ("chat_id", "conversation_id") if name in shown), None)
-        if owner is not None:
-            return Chat(id=msgspec.json.decode(owner, type=Key))
-        shown.pop("request_id", None)
-        row, _ = read_row(Chat, Raw(msgspec.json.encode(shown)), Chat.__name__, answer.request_id)
-        return row or Chat(id=msgspec.json.decode(shown.get("id", NULL), type=Key))
-    return None
-
-
-# A pair of surrogates, half of one, or another escape: tried in this order, so that `\\\\ud83d` is text and no half.
-_ESCAPES = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F]..)|\\.", re.DOTALL)
-# How an answer may begin that is marked by a byte-order mark, or that is no UTF-8.
-_MARKS = (b"\xef", b"\xfe", b"\xff", b"\0")
-_MAY_HOLD_HALVES = re.compile(rb"\\u[dD][89a-fA-F]")
-
-
-def fix_encoding(body: bytes) -> bytes:
-    """The same answer with what no strict decoder takes replaced by question marks, so that one text does not cost the
-    page: half an emoji, as it is left where a text was cut, and bytes that are not UTF-8. The rest stays to the letter;
-    without a byte-order mark, and in UTF-8 where it is in UTF-16 or UTF-32.
-    """
-    if body[:1] in _MARKS or body[1:2] == b"\0":
-        body = body.decode(json.detect_encoding(body), "replace").encode()
-    try:
-        body.decode()
-    except UnicodeDecodeError:
-        body = body.decode("utf-8", "replace").encode()
-    if _MAY_HOLD_HALVES.search(body):
-        body = _ESCAPES.sub(lambda match: b"?" if match[1] else match[0], body)
-    return body
-
-
-def _segment(value: str) -> str:
+def _quote_segment(value: str) -> str:
     """One part of a path. Where it is nothing, or dots, the path would be another route's."""
     if value in ("", ".", ".."):
         raise PermanentError("this is no id and no handle")
     return quote(value, safe="")
+
+
+def _is_one_timestamp(page: Page[Any]) -> bool:
+    return len({row.cursor_at for row in page.rows}) <= 1

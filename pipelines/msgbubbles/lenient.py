@@ -34,7 +34,7 @@ _MATES = {b"]": b"[", b"}": b"{"}
 
 
 @dataclass(frozen=True)
-class Answer:
+class SplitAnswer:
     """The parts of an answer. `envelope` is its text with null in the place of `data`, `data` is the text of that, and
     `rows` the text of each of its elements; null where `data` is no list."""
 
@@ -110,7 +110,7 @@ def storable(value: bytes) -> bytes:
     return value if is_storable(value) else strict_json(value, depth_kept=0)
 
 
-def opened(body: bytes) -> Answer:
+def split_answer(body: bytes) -> SplitAnswer:
     """Split an answer into its envelope and its rows, without a look into the rows. Raises `msgspec.DecodeError` where
     it is cut off, or no JSON object."""
     stack: list[bytes] = []
@@ -146,10 +146,10 @@ def opened(body: bytes) -> Answer:
     if stack or _SPACE.fullmatch(body, end) is None:
         raise msgspec.DecodeError("cut off")
     if data is None:
-        return Answer(strict_json(body), None, None)
+        return SplitAnswer(strict_json(body), None, None)
     text = body[slice(*data)]
     envelope = body[: data[0]] + b"null" + body[data[1] :]
-    return Answer(strict_json(envelope), text, rows if text[:1] == b"[" else None)
+    return SplitAnswer(strict_json(envelope), text, rows if text[:1] == b"[" else None)
 
 
 _MEMBERS = rb'(?:\s*+"\w++"\s*+:\s*+(?:"[^"\\]*+"|[\w.+-]++)\s*+%s)*'
@@ -162,7 +162,7 @@ _NEXT_ROW = re.compile(rb",\s*(?=\{)")
 _SCANS, _MOST_SCANNED = 20, 20_000_000
 
 
-def reopened(body: bytes, is_row: Callable[[bytes], bool]) -> Answer:
+def split_broken_answer(body: bytes, is_row: Callable[[bytes], bool]) -> SplitAnswer:
     """Split an answer of which a row has a quote or a bracket too many or too few: what lies between rows that can be
     read is one element. Raises `msgspec.DecodeError` where the envelope is not whole."""
     head, tail = _HEAD.match(body), _TAIL.search(body)
@@ -188,7 +188,7 @@ def reopened(body: bytes, is_row: Callable[[bytes], bool]) -> Answer:
         at = further.end() if further else len(inside)
     if skipped_at >= 0:
         rows.append(inside[skipped_at:].rstrip())
-    return Answer(body[: head.start(1)] + b"null" + body[tail.start() + 1 :], inside, rows)
+    return SplitAnswer(body[: head.start(1)] + b"null" + body[tail.start() + 1 :], inside, rows)
 
 
 def _value_end(text: bytes, at: int) -> tuple[int, int]:

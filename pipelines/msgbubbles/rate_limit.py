@@ -92,9 +92,9 @@ class RateLimiter:
         (closed_until,) = self._database.execute("SELECT max(until) FROM closed").fetchone()
         if closed_until is not None:
             return float(closed_until - now)
-        (count_requests,) = self._database.execute("SELECT count(*) FROM requests").fetchone()
+        (used,) = self._database.execute("SELECT count(*) FROM requests").fetchone()
         limit = self._limit(now)
-        if count_requests < limit:
+        if used < limit:
             return 0.0
         (frees,) = self._database.execute(
             "SELECT at FROM requests ORDER BY at DESC LIMIT 1 OFFSET ?", (limit - 1,)
@@ -129,10 +129,10 @@ class RateLimiter:
             return  # this one was on its way when another was told the same
         # Where the API counts by the minutes of a clock, what came before it opened again was of another minute.
         since = max(now - self._window_seconds, opened if opened <= now else 0.0)
-        (count_requests,) = self._database.execute("SELECT count(*) FROM requests WHERE at > ?", (since,)).fetchone()
+        (used,) = self._database.execute("SELECT count(*) FROM requests WHERE at > ?", (since,)).fetchone()
         before = self._limit(now)
         # A tenth less at least: what came through may be of two of its minutes.
-        limit = max(min(int(before * 0.9), count_requests - 1), before // 2, self.requests_per_minute // 10, 1)
+        limit = max(min(int(before * 0.9), used - 1), before // 2, self.requests_per_minute // 10, 1)
         self._database.execute("DELETE FROM learned")
         self._database.execute("INSERT INTO learned VALUES (?, ?)", (limit, reopens))
 
@@ -146,10 +146,8 @@ class RateLimiter:
         """Requests of the current window."""
         with self._lock:
             since = self._clock() - self._window_seconds
-            (count_requests,) = self._database.execute(
-                "SELECT count(*) FROM requests WHERE at > ?", (since,)
-            ).fetchone()
-            return int(count_requests)
+            (used,) = self._database.execute("SELECT count(*) FROM requests WHERE at > ?", (since,)).fetchone()
+            return int(used)
 
     def close(self) -> None:
         self._database.close()

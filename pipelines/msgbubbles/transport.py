@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import math
 import re
-import socket
 import ssl
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import Any, TypeVar
 
@@ -31,27 +28,32 @@ from .api_time import ApiTime
 from .deadline import deadline, enforce_deadlines
 from .environment import check_certificates, check_proxies
 from .errors import (
-    AuthenticationError,
     ConfigurationError,
-    ConflictError,
-    ForbiddenError,
     Interrupted,
-    NotFoundError,
     PermanentError,
     RateLimitedError,
     RequestsSpent,
     RetryableError,
     UnreachableError,
 )
-from .mentions import has_handle
 from .page_size import PageSize
 from .rate_limit import WINDOW_SECONDS, RateLimiter
+from .responses import (
+    ENCODINGS,
+    Answer,
+    build_error,
+    describe_connection_error,
+    read_body,
+    read_date,
+    read_error_message,
+    read_request_id,
+)
 from .settings import DEFAULTS, MAX_TIMEOUT_SECONDS
 
 T = TypeVar("T")
 
 
-def _without_handles(record: logging.LogRecord) -> bool:
+def _redact_handles(record: logging.LogRecord) -> bool:
     if isinstance(record.args, tuple):
         record.args = tuple(
             re.sub("/participants/[^/?#]+", "/participants/:handle", str(arg)) if isinstance(arg, httpx.URL) else arg
@@ -62,21 +64,17 @@ def _without_handles(record: logging.LogRecord) -> bool:
 
 # At INFO httpx logs whole URLs, and a participant's URL ends with a handle; so also where its level is set elsewhere.
 logging.getLogger("httpx").setLevel(logging.WARNING)
-logging.getLogger("httpx").addFilter(_without_handles)
+logging.getLogger("httpx").addFilter(_redact_handles)
 
 VERSION = "0.1.0"
 USER_AGENT = f"msgbubbles-sync/{VERSION}"
-# Of about how many answers the latency is the mean.
+# The latency is the mean of about so many answers.
 LATENCY_MEMORY = 5
-# A page of 100 messages with long texts is well under a megabyte. What is far over it is not an answer of this API.
-MAX_BODY_BYTES = 64 * 1024 * 1024
-# Both expand a read of 64 KB to that size at most. What others, or several together, make of it has no such bound.
-ENCODINGS = "gzip, deflate"
 
 
 class Clock:
-    """Wall time that never goes back: which of two readings of a row is the newer must not depend on a clock that was
-    set back in between. `wall` gives the time, UTC. `api` is what is known of the API's clock."""
+    """Wall time that never goes back, so that the later of two fetches of a row is the newer one, even where the clock
+    was set back in between. `wall` returns the time in UTC. `api` estimates the API's clock."""
 
     def __init__(self, wall: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.api = ApiTime()
@@ -92,11 +90,12 @@ class Clock:
 
 @dataclass
 class Traffic:
-    """What was sent and what came back, for progress and the run record. `answered` requests got what they asked for.
-    `window_requests` are the requests of all
-    processes in the current window; without a budget it is 0. `retry_after` is whether a 429 said how long to wait,
-    null where there was none. `latency_seconds` is how long the last requests took to be answered. `page_sizes` are
-    those that the API can make, by endpoint."""
+    """Counts of requests and answers, for progress and the run record.
+
+    `answered` requests succeeded. `window_requests` of all processes are in the rate limiter's current window, out of
+    `window_limit`; both are 0 without a rate limiter. `retry_after` is whether a 429 said how long to wait, null before
+    the first 429. `latency_seconds` is a moving mean. `page_sizes` are the sizes that work, by endpoint.
+    """
 
     requests: Counter[str] = field(default_factory=Counter)
     answered: int = 0
@@ -115,36 +114,15 @@ class Traffic:
         return self.requests.total()
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A successful response. `read_at` is when it was asked for, `server_at` the API's clock then, and `date` what the
-    response says of that, null if nothing that can be read (all UTC)."""
-
-    status: int
-    body: bytes
-    request_id: str | None
-    fetched_at: datetime
-    server_at: datetime
-    date: datetime | None = None
-
-
-class _ErrorBody(msgspec.Struct):
-    error: str | None = None
-    message: str | None = None
-    request_id: str | None = None
-
-
 class Transport:
     """Sends requests with one key to one base URL.
 
-    It may be used by several threads. `stop` interrupts every wait, and keeps another request from being sent. Requests
-    are counted in `traffic`, which may be shared; `max_requests` bounds that count, retries included.
-    `timeout_seconds` is for a whole exchange, from connecting to the last byte of the answer. `max_attempts` bounds the
-    tries of one request; answers of 429 do not count as tries, but are waited for no longer than
-    `rate_limit_patience_seconds` together.
-    `last_answer` is the last success, for who wants to know its status and request id. `last_error_message` is what the
-    API said
-    for humans to the last request, if that failed: it may quote anything, so it is in no error.
+    Several threads may use it. `stop` interrupts every wait and prevents further requests. Requests are counted in
+    `traffic`, which may be shared; `max_requests` limits that count, retries included. `timeout_seconds` is for a whole
+    exchange, from connecting to the last byte of the answer. `max_attempts` limits the attempts of one request, where a
+    429 does not count as an attempt: waiting for those ends after `rate_limit_patience_seconds` together.
+    `last_answer` is the last success. `last_error_message` is the API's text for people about the last request, if that
+    failed: it may quote anything, so no error holds it.
     """
 
     def __init__(
@@ -214,7 +192,7 @@ class Transport:
 
     @contextmanager
     def at_most(self, attempts: int) -> Iterator[None]:
-        """Try each request no more often than this until the block ends."""
+        """Limit the attempts of each request until the block ends."""
         configured = self.max_attempts
         self.max_attempts = min(configured, attempts)
         try:
@@ -237,47 +215,37 @@ class Transport:
     ) -> T:
         """Send one request until it succeeds, and decode its answer.
 
-        `endpoint` is the route's template, under which the request is counted. `decode` raises
-        `msgspec.DecodeError` for a malformed body; the request is then tried again. `params` gives the query of each
-        try, which may depend on what `on_failure` learned from the tries before. `max_attempts` is the transport's by
-        default.
+        `endpoint` is the route's template, under which requests are counted. `decode` raises `msgspec.DecodeError` for
+        a malformed body; the request is then repeated. `params` returns the query of each attempt, which may depend on
+        what `on_failure` learned from the attempts before. `max_attempts` is the transport's by default.
 
-        Raises the errors of `errors`; `RetryableError` when the tries are used up.
+        Raises the errors of `errors`; `RetryableError` when the attempts are used up.
         """
-        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         content = None
         if json is not None:
             content = msgspec.json.encode(json)
-            headers = {**(headers or {}), "Content-Type": "application/json"}
-        waited = _Patience(max_attempts or self.max_attempts, self._patience_seconds)
+            headers["Content-Type"] = "application/json"
+        limit = _RetryLimit(max_attempts or self.max_attempts, self._patience_seconds)
 
         def attempt() -> T:
-            try:
-                return send()
-            except RetryableError as error:
-                on_failure(error)
-                raise
-
-        def send() -> T:
-            query = params() or None
             request = None
+            query = params() or None
             with suppress(httpx.InvalidURL, UnicodeEncodeError):
                 request = self._http.build_request(method, path, params=query, content=content, headers=headers)
             if request is None:
                 # An id of 100,000 characters. Raised here, because httpx's error may quote it.
                 raise PermanentError(f"{endpoint}: an id is no part of a URL; the API cannot be asked for it")
-            self._admit(endpoint)
-            answer = self._send(request)
-            with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                decoded = decode(answer)
-                self.traffic.answered += 1
-                return decoded
-            # Raised here and not where the decoder's error is handled: that one may quote the body.
-            raise RetryableError(f"{endpoint}: malformed answer", status=answer.status, request_id=answer.request_id)
+            try:
+                self._wait_for_turn(endpoint)
+                return self._decode(self._send(request), decode, endpoint)
+            except RetryableError as error:
+                on_failure(error)
+                raise
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(RetryableError),
-            stop=waited.is_over,
+            stop=limit.is_reached,
             wait=self._seconds_before_retry,
             sleep=self._sleep,
             before_sleep=self._note_retry,
@@ -285,8 +253,8 @@ class Transport:
         )
         return retrying(attempt)
 
-    def _admit(self, endpoint: str) -> None:
-        """Count a request, once it may be sent."""
+    def _wait_for_turn(self, endpoint: str) -> None:
+        """Wait until a request may be sent, and count it. Raises `RequestsSpent` when the run may send no more."""
         while True:
             if self._stop.is_set():
                 raise Interrupted("stopped")
@@ -316,47 +284,39 @@ class Transport:
             began = time.monotonic()
             with deadline(self._timeout_seconds):
                 response = self._http.send(request, stream=True)
-                try:
-                    body = self._read_body(response)
-                finally:
-                    response.close()
+                with closing(response):
+                    body = read_body(response)
+            self.traffic.received_bytes += len(body)
             self._note_latency(time.monotonic() - began)
         except httpx.ReadTimeout:
             fault = f"the API gave no whole answer within {self._timeout_seconds:g} s (timeout_seconds)"
         except (httpx.TransportError, httpx.DecodingError) as error:
-            fault = f"the API could not be reached: {_unreachable(error, request.url.host)}"
+            fault = f"the API could not be reached: {describe_connection_error(error, request.url.host)}"
             kind = UnreachableError if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) else RetryableError
         if fault:
             # Raised here and not from httpx's error, which knows the URL and may quote a header.
             raise kind(fault)
-        request_id = _id_of(response.headers.get("X-Request-Id"))
-        if response.is_success:
-            date = _server_time(response)
-            at = self.clock.api.at(date, fetched_at)
-            answer = Answer(response.status_code, body, request_id, fetched_at, at, date)
-            self.last_answer = answer
-            return answer
-        self.last_error_message = _error_of(body).message
-        raise _failure(response, body, request_id)
+        if not response.is_success:
+            self.last_error_message = read_error_message(body)
+            raise build_error(response, body)
+        date = read_date(response)
+        server_at = self.clock.api.at(date, fetched_at)
+        answer = Answer(response.status_code, body, read_request_id(response), fetched_at, server_at, date)
+        self.last_answer = answer
+        return answer
+
+    def _decode(self, answer: Answer, decode: Callable[[Answer], T], endpoint: str) -> T:
+        with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            decoded = decode(answer)
+            self.traffic.answered += 1
+            return decoded
+        # Raised here and not where the decoder's error is handled: that one may quote the body.
+        raise RetryableError(f"{endpoint}: malformed answer", status=answer.status, request_id=answer.request_id)
 
     def _note_latency(self, seconds: float) -> None:
-        """Learn of one answer how long they take; a single slow one says little."""
+        """Update the mean latency with one answer; a single slow one counts little."""
         before = self.traffic.latency_seconds or seconds
         self.traffic.latency_seconds = before + (min(seconds, 2 * before) - before) / LATENCY_MEMORY
-
-    def _read_body(self, response: httpx.Response) -> bytes:
-        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-        if encoding not in ("identity", "", *ENCODINGS.split(", ")):
-            raise RetryableError(f"the answer is encoded otherwise than asked for, which was {ENCODINGS}")
-        chunks = []
-        size = 0
-        for chunk in response.iter_bytes():
-            size += len(chunk)
-            if size > MAX_BODY_BYTES:
-                raise RetryableError(f"an answer over {MAX_BODY_BYTES} bytes was cut off")
-            chunks.append(chunk)
-        self.traffic.received_bytes += size
-        return b"".join(chunks)
 
     def _seconds_before_retry(self, state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
@@ -378,20 +338,20 @@ class Transport:
 
 @cache
 def _build_ssl_context() -> ssl.SSLContext:
-    """The certificates to trust. Reading them takes some 40 ms, and a run makes several clients."""
+    """Load the trusted certificates. That takes some 40 ms, and a run makes several clients."""
     check_certificates()
     return httpx.create_ssl_context()
 
 
-class _Patience:
-    """Ends the tries of one request: by number for faults, by time for 429."""
+class _RetryLimit:
+    """Limits the retries of one request: by number for faults, by time for 429."""
 
     def __init__(self, max_attempts: int, patience_seconds: float) -> None:
         self._attempts_left = max_attempts
         self._patience_seconds = patience_seconds
         self._limited_since: float | None = None
 
-    def is_over(self, state: RetryCallState) -> bool:
+    def is_reached(self, state: RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome else None
         if isinstance(error, RateLimitedError):
             self._limited_since = self._limited_since or time.monotonic()
@@ -401,7 +361,7 @@ class _Patience:
 
 
 def check_base_url(base_url: str) -> httpx.URL:
-    """The base URL, if a key may be sent there: https, or http to this machine."""
+    """Return the base URL, if a key may be sent there: https, or http to this machine."""
     try:
         url = httpx.URL(base_url)
     except httpx.InvalidURL:
@@ -429,89 +389,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _unreachable(error: BaseException, host: str) -> str:
-    """What kept an answer from coming, by its kind, and what to look at where that is plain."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, socket.gaierror):
-            return f"there is no host {host}; check base_url and the network"
-        if isinstance(cause, ConnectionRefusedError):
-            return f"nothing listens on {host}; check base_url"
-        cause = cause.__cause__ or cause.__context__
-    return f"{type(error).__name__} ({host})"
-
-
-def _server_time(response: httpx.Response) -> datetime | None:
-    return _http_date(response.headers.get("Date"))
-
-
-def _http_date(value: str | None) -> datetime | None:
-    try:
-        at = parsedate_to_datetime(value) if value else None
-    except (ValueError, OverflowError):
-        return None
-    if at is None:
-        return None
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
-
-
-def _failure(response: httpx.Response, body: bytes, request_id: str | None) -> Exception:
-    status = response.status_code
-    said = _error_of(body)
-    # A stable code is a short word; anything else there is not one, and may hold anything.
-    is_code = said.error and said.error.isidentifier() and len(said.error) <= 64 and not has_handle(said.error)
-    code = said.error if is_code else None
-    request_id = request_id or _id_of(said.request_id)
-    # Not the reason phrase that was sent: it may say anything.
-    message = f"the API answered {status} {code or httpx.codes.get_reason_phrase(status)}".rstrip()
-    if status == 429:
-        limited = RateLimitedError(message, status=status, code=code, request_id=request_id)
-        now = _server_time(response) or datetime.now(UTC)
-        limited.retry_after_seconds = retry_after_seconds(response.headers.get("Retry-After"), now)
-        return limited
-    if status == 401:
-        return AuthenticationError(f"{message}: check the API key", status=status, code=code, request_id=request_id)
-    if status == 403:
-        hint = "the key is fine; this is closed to it, or the account is not active: ask MsgBubbles"
-        return ForbiddenError(f"{message}: {hint}", status=status, code=code, request_id=request_id)
-    if response.is_redirect:
-        return PermanentError(
-            f"{message}: redirects are not followed with the key; mend base_url",
-            status=status,
-            request_id=request_id,
-        )
-    kinds: dict[int, type[PermanentError]] = {404: NotFoundError, 409: ConflictError}
-    is_passing = (status >= 500 and status != 501) or status in (408, 425)
-    kind = RetryableError if is_passing else kinds.get(status, PermanentError)
-    return kind(message, status=status, code=code, request_id=request_id)
-
-
-def _error_of(body: bytes) -> _ErrorBody:
-    try:
-        return msgspec.json.decode(body, type=_ErrorBody)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _ErrorBody()
-
-
-def _id_of(value: str | None) -> str | None:
-    """A request id, which errors and rejected rows quote; null if it is more than that."""
-    return value if value and re.fullmatch("[A-Za-z0-9_-]{1,128}", value) else None
-
-
-def retry_after_seconds(value: str | None, now: datetime) -> float | None:
-    """Seconds to wait by a `Retry-After` header, one at least; null if it says nothing that can be read.
-
-    It is a number of seconds, or an HTTP date to be compared with `now`, the API's clock.
-    """
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        at = _http_date(value)
-        if at is None:
-            return None
-        seconds = (at - now).total_seconds()
-    return max(seconds, 1.0) if math.isfinite(seconds) else None

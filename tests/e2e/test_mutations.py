@@ -26,8 +26,9 @@ from helpers.job import Job
 from helpers.warehouse_rows import expected
 from helpers.world import World
 from msgbubbles.source.config import Settings
-from msgbubbles.source.coverage import DAY_MS, HOUR_MS, Tier
+from msgbubbles.source.coverage import Tier
 from msgbubbles.source.run import Run
+from msgbubbles.times import DAY_MS, HOUR_MS
 from msgbubbles_sync.sandbox import Knobs, Truth, seed
 from msgbubbles_sync.sandbox.listing import truth
 

@@ -26,11 +26,11 @@ from msgbubbles.redact import Redactor, client_of
 from msgbubbles.source import reconcile as repairs
 from msgbubbles.source.buffer import RowBuffer
 from msgbubbles.source.config import Settings
-from msgbubbles.source.paginate import to_epoch_ms
 from msgbubbles.source.run import Run
 from msgbubbles.source.state import States
 from msgbubbles.source.streams import read_chats, read_messages, read_numbers, read_stream
 from msgbubbles.tables import ATTACHMENTS, CHATS, TABLES
+from msgbubbles.times import to_epoch_ms
 from msgbubbles.transport import Clock, Transport
 from msgbubbles_sync.sandbox import Account, Knobs, NewMessage
 from msgbubbles_sync.sandbox.app import Api

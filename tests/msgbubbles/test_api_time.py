@@ -13,7 +13,8 @@ from helpers.world import OURS, World
 from msgbubbles.api_time import MORE_ANSWERS, ApiTime
 from msgbubbles.client import Client
 from msgbubbles.source.config import Settings
-from msgbubbles.source.coverage import DAY_MS, HOUR_MS, Tier
+from msgbubbles.source.coverage import Tier
+from msgbubbles.times import DAY_MS, HOUR_MS
 from msgbubbles.transport import Transport
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 

@@ -12,13 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msgbubbles.client import Client, _decode_page
+from msgbubbles.client import Client
 from msgbubbles.decode import SENDER_FIELDS
+from msgbubbles.envelope import decode_page
 from msgbubbles.errors import ConflictError, NotFoundError, PermanentError
 from msgbubbles.models import Chat, Message, Page, fingerprint
+from msgbubbles.responses import Answer
 from msgbubbles.source.buffer import RowBuffer, build_arrow_table
 from msgbubbles.tables import ATTACHMENTS, MESSAGES
-from msgbubbles.transport import Answer, Transport
+from msgbubbles.transport import Transport
 from msgbubbles_sync.sandbox import Account, Knobs, Server, seed, serve
 
 OURS, ANNA, BEN = "+14155550100", "+14155550111", "ben@example.com"
@@ -140,7 +142,7 @@ def test_messages_are_sent_once_for_a_key(client: Client, server: Server) -> Non
 def page_of(rows: list[Any], model: Any = Chat, body: bytes | None = None) -> Page[Any]:
     now = datetime.now(UTC)
     body = body or json.dumps({"data": rows, "has_more": False}).encode()
-    return _decode_page(model, "chats", 100, Answer(200, body, "req_9", now, now))
+    return decode_page(model, "chats", 100, Answer(200, body, "req_9", now, now))
 
 
 GOOD = {"id": "c1", "from_handle": OURS, "last_message_at": "2026-01-01T00:00:00.123Z", "is_group": False}
@@ -200,7 +202,7 @@ def test_a_text_that_is_no_text_costs_only_itself(other: bytes, sent: bytes, rea
 def test_what_is_no_page_is_malformed(body: bytes) -> None:
     now = datetime.now(UTC)
     with pytest.raises(msgspec.DecodeError):
-        _decode_page(Chat, "chats", 100, Answer(200, body, "req_9", now, now))
+        decode_page(Chat, "chats", 100, Answer(200, body, "req_9", now, now))
 
 
 @pytest.mark.parametrize(
@@ -217,7 +219,7 @@ def test_what_is_no_page_is_malformed(body: bytes) -> None:
 )
 def test_empty_list_has_many_spellings(status: int, body: bytes, has_more: bool | None) -> None:
     now = datetime.now(UTC)
-    page = _decode_page(Message, "messages", 100, Answer(status, body, "req_9", now, now))
+    page = decode_page(Message, "messages", 100, Answer(status, body, "req_9", now, now))
     assert (len(page), page.full, page.has_more) == (0, False, has_more)
 
 
@@ -377,7 +379,7 @@ def test_sender_is_read_from_the_fields_that_may_name_it(
 ) -> None:
     now = datetime.now(UTC)
     body = json.dumps({"data": [{"id": "m1", **fields}]}).encode()
-    (row,) = _decode_page(Message, "messages", 100, Answer(200, body, None, now, now), ("who", *SENDER_FIELDS)).rows
+    (row,) = decode_page(Message, "messages", 100, Answer(200, body, None, now, now), ("who", *SENDER_FIELDS)).rows
     assert (row.sender_handle, row.sender_field) == (sender, field)
     assert json.loads(bytes(row.extra) or b"null") == extra
 

@@ -153,7 +153,7 @@ BOMB = gzip.compress(b" " * 20_000_000, mtime=0)
 def test_a_compressed_answer_is_bounded(
     body: bytes, encoding: bytes, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("msgbubbles.transport.MAX_BODY_BYTES", 1_000_000)
+    monkeypatch.setattr("msgbubbles.responses.MAX_BODY_BYTES", 1_000_000)
     with (
         handling(compressed(body, encoding)) as port,
         Client(transport_to(port)) as client,

@@ -100,11 +100,11 @@ def test_the_tries_of_a_request_suffice_however_few(server: Server, max_attempts
 
 
 def test_a_body_over_the_bound_is_asked_for_in_parts(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("msgbubbles.transport.MAX_BODY_BYTES", 20_000)
+    monkeypatch.setattr("msgbubbles.responses.MAX_BODY_BYTES", 20_000)
     with client_of(server) as client:
         assert read_all(client) == ({row["id"] for row in server.truth().messages}, 0)
         # A row that is too large by itself fails, and says why.
-        monkeypatch.setattr("msgbubbles.transport.MAX_BODY_BYTES", 10)
+        monkeypatch.setattr("msgbubbles.responses.MAX_BODY_BYTES", 10)
         with pytest.raises(RetryableError, match="over 10 bytes"):
             client.list_messages()
 

@@ -32,7 +32,8 @@ from msgbubbles.errors import (
     RetryableError,
 )
 from msgbubbles.rate_limit import RateLimiter
-from msgbubbles.transport import Transport, check_base_url, retry_after_seconds
+from msgbubbles.responses import retry_after_seconds
+from msgbubbles.transport import Transport, check_base_url
 from msgbubbles_sync.sandbox import Account, Knobs, Server, seed, serve
 
 SECRET = "sk_live_secret_of_mine"  # noqa: S105 - nobody's

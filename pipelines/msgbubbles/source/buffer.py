@@ -32,9 +32,9 @@ from msgbubbles.models import (
     fingerprint,
 )
 from msgbubbles.tables import CHAT_TITLES, TABLES, ColumnType, Table
+from msgbubbles.times import to_epoch_us
 
 from .compare import Comparison, filter_rows
-from .paginate import to_epoch_us
 from .progress import keep_progress
 from .storable import storable
 

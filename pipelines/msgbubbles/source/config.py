@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from msgbubbles.settings import DEFAULTS, RefreshRule, SourceSettings
+from msgbubbles.times import BEGINNING_MS, HOUR_MS, to_epoch_ms
 
-from .coverage import HOUR_MS, Tier
-from .paginate import BEGINNING_MS, to_epoch_ms
+from .coverage import Tier
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-HOUR_MS = 3600 * 1000
-DAY_MS = 24 * HOUR_MS
+from msgbubbles.times import DAY_MS, HOUR_MS
+
 # When something was read is kept the more coarsely the longer ago it was: (up to this age, to this grain). Rounding
 # is down, so nothing ever looks fresher than it is, and a year of runs every five minutes stays a few hundred pieces.
 READ_AT_GRAINS = ((6 * HOUR_MS, 10 * 60 * 1000), (7 * DAY_MS, HOUR_MS), (31 * DAY_MS, DAY_MS))

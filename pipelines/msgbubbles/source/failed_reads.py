@@ -16,8 +16,8 @@ import msgspec
 
 from msgbubbles.client import Client
 from msgbubbles.errors import ApiError, is_unit_error
+from msgbubbles.times import to_epoch_ms
 
-from .paginate import to_epoch_ms
 from .state import FailedRead, Kind, ResourceState
 
 if TYPE_CHECKING:

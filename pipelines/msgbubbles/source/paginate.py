@@ -25,6 +25,7 @@ from typing import Generic
 
 from msgbubbles.errors import PermanentError
 from msgbubbles.models import Page, R, Row
+from msgbubbles.times import BEGINNING_MS, DAY_MS, format_ms, to_epoch_ms
 
 # How often the same question is asked when it brings nothing new: an API whose order among equals is not stable
 # shows other rows of the instant each time.
@@ -47,12 +48,8 @@ DOUBTFUL_SHARE, DOUBTFUL_GAP = 10, 4
 CURSOR = ""
 OTHER_FIELDS = ("sent_at", "updated_at", "created_at")
 BEFORE_IGNORED = "the API answered with rows that are newer than the `before` it was given"
-DAY_MS = 24 * 3600 * 1000
 # The API's clock is the `Date` header: whole seconds, and servers cache it for one more or two.
 CLOCK_TOLERANCE = timedelta(seconds=3)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# Where "everything" begins: the first day that is a date in every time zone.
-BEGINNING_MS = (datetime(1, 1, 2, tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)
 
 
 @dataclass(frozen=True)
@@ -448,24 +445,6 @@ def cursor_ms(row: Row) -> int | None:
     """The instant a row is ordered by, as it is shown: milliseconds since 1970, what is behind them cut off."""
     at = row.cursor_at
     return None if at is None else to_epoch_ms(at)
-
-
-def format_ms(at_ms: int) -> str:
-    """An instant as the API writes it: `2026-11-23T09:30:00.000Z`."""
-    return f"{(_EPOCH + timedelta(milliseconds=at_ms)).replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
-
-
-def to_epoch_ms(at: datetime) -> int:
-    """Milliseconds since 1970, what is behind them cut off."""
-    # A division of timedeltas takes five times as long, and this is asked of every row.
-    since = at - _EPOCH
-    return (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000
-
-
-def to_epoch_us(at: datetime) -> int:
-    """Microseconds since 1970, of UTC where the instant does not say."""
-    since = (at if at.tzinfo else at.replace(tzinfo=UTC)) - _EPOCH
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 def _time_ms(row: Row, field: str) -> int | None:

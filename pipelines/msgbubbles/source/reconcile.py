@@ -14,15 +14,16 @@ from msgbubbles.client import Client
 from msgbubbles.decode import read_participants
 from msgbubbles.errors import NotFoundError
 from msgbubbles.models import NOTHING, Chat, Message, Page
+from msgbubbles.times import DAY_MS, from_epoch_ms
 
 from .buffer import RowBuffer
 from .config import Settings
-from .coverage import DAY_MS, Coverage
+from .coverage import Coverage
 from .failed_reads import FailedReads
 from .paginate import Overflow, paginate_interval
 from .run import Repair, Run, known_overflows, save_overflows
 from .state import ChatsState, ListState, OverflowProgress, States
-from .stored import Warehouse, from_epoch_ms
+from .stored import Warehouse
 
 # A chat that so many sweeps did not show is asked for by id.
 SWEEPS_MISSED = 2

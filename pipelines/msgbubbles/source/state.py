@@ -14,8 +14,9 @@ import msgspec
 from msgspec import field
 
 from msgbubbles.errors import ConfigurationError
+from msgbubbles.times import DAY_MS
 
-from .coverage import DAY_MS, Piece
+from .coverage import Piece
 
 # Count it up when a state that is written can no longer be read by the versions before.
 STATE_VERSION = 1

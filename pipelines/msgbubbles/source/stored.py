@@ -10,7 +10,7 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import dlt
@@ -20,15 +20,13 @@ from msgspec import Raw
 
 from msgbubbles.models import Attachment, Chat
 from msgbubbles.tables import ATTACHMENTS, CHATS, TABLES, Table
+from msgbubbles.times import from_epoch_ms, to_epoch_ms
 
 from .buffer import arrow_schema
-from .paginate import BEGINNING_MS, to_epoch_ms
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-LAST_MS = 250_000_000_000_000  # in the year 9892
 # What webhooks tell, where somebody receives them.
 EVENTS = "webhook_events"
 # Values in one query. Each query looks at a whole column, however few they are.
@@ -258,11 +256,6 @@ def _leave_json(connection: Any) -> None:
 
 def _chat(values: dict[str, Any]) -> Chat:
     return Chat(**values | {"extra": Raw((values["extra"] or "").encode())})
-
-
-def from_epoch_ms(at_ms: int) -> datetime:
-    """The instant of milliseconds since 1970, no earlier and no later than can be written."""
-    return EPOCH + timedelta(milliseconds=min(max(at_ms, BEGINNING_MS), LAST_MS))
 
 
 def _marks(values: Sequence[Any]) -> str:

@@ -23,6 +23,7 @@ from msgbubbles.errors import (
     is_unit_error,
 )
 from msgbubbles.models import Chat, Message, Number, Page, R, StreamCoverage, fingerprint
+from msgbubbles.times import DAY_MS, HOUR_MS, format_ms, from_epoch_ms, to_epoch_ms
 
 from . import coverage as plan
 from . import reconcile as repairs
@@ -31,7 +32,7 @@ from .config import Settings
 from .coverage import Coverage, Piece, Task
 from .failed_reads import FailedReads
 from .fetch import InFlight, OneByOne, walks_at_once
-from .paginate import PageResult, Paginator, cursor_ms, format_ms, paginate_interval, to_epoch_ms
+from .paginate import PageResult, Paginator, cursor_ms, paginate_interval
 from .run import BatchEnd, Run, ShareSpent, known_overflows, save_overflows
 from .state import (
     ChatsState,
@@ -43,7 +44,6 @@ from .state import (
     decode,
     encode,
 )
-from .stored import from_epoch_ms
 
 Fetch = Callable[[str | None], Page[R]]
 
@@ -559,14 +559,14 @@ class ChatReader(StreamReader[Chat]):
                 continue
             if task.kind == "head":
                 # The newest page is read by every run; that is often enough to make a sweep of every hour's.
-                if now_ms - self._chats.head_swept_ms < plan.HOUR_MS:
+                if now_ms - self._chats.head_swept_ms < HOUR_MS:
                     continue
                 self._chats.head_swept_ms = now_ms
                 hi_ms = NEVER_MS  # nothing is newer than the newest page, and the chat that was may be deleted
             for chat_id in warehouse.chats_between(lo_ms, hi_ms) - self._shown:
                 if chat_id in missed or len(missed) < MAX_MISSED:
                     missed[chat_id] = missed.get(chat_id, 0) + 1
-        if now_ms - self._chats.timeless_asked_ms >= plan.DAY_MS:
+        if now_ms - self._chats.timeless_asked_ms >= DAY_MS:
             self._chats.timeless_asked_ms = now_ms
             for chat_id in warehouse.chats_without_time(MAX_TIMELESS):
                 if chat_id not in self._shown:
@@ -731,7 +731,7 @@ def read_messages(
 def _first_of_feed(client: Client, state: MessagesState, run: Run, failed: FailedReads) -> Page[Message] | None:
     """The newest page of the account's feed; null where the API refuses it, or does not manage to answer it."""
     now_ms = to_epoch_ms(run.clock.now())
-    is_refused = state.feed is False and now_ms - (state.feed_refused_ms or 0) < plan.DAY_MS
+    is_refused = state.feed is False and now_ms - (state.feed_refused_ms or 0) < DAY_MS
     if is_refused or failed.is_waiting("feed", "messages"):
         return None
     first: Page[Message] | None = None

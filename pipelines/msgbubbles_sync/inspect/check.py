@@ -16,8 +16,9 @@ import msgspec
 from msgbubbles.client import Client
 from msgbubbles.errors import ApiError, ConfigurationError, ForbiddenError, MsgBubblesError, PermanentError
 from msgbubbles.models import Chat, Message, Page
-from msgbubbles.source.paginate import cursor_ms, format_ms
-from msgbubbles.transport import Answer
+from msgbubbles.responses import Answer
+from msgbubbles.source.paginate import cursor_ms
+from msgbubbles.times import format_ms
 from msgbubbles_sync.check_result import CheckResult
 from msgbubbles_sync.dbt import spark
 from msgbubbles_sync.dbt.runner import TransformError, compile_models

@@ -12,7 +12,7 @@ import duckdb
 
 from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.state import States
-from msgbubbles.source.stored import from_epoch_ms
+from msgbubbles.times import from_epoch_ms
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.run_log import Journal
 from msgbubbles_sync.tables import SYNC_RUNS

@@ -10,9 +10,9 @@ from msgbubbles.client import MAX_PAGE_SIZE, Client
 from msgbubbles.models import fingerprint
 from msgbubbles.source import coverage as plan
 from msgbubbles.source.coverage import Coverage
-from msgbubbles.source.paginate import BEGINNING_MS
 from msgbubbles.source.reconcile import SWEEPS_MISSED
 from msgbubbles.source.streams import MAX_MINUTES_BETWEEN_RUNS
+from msgbubbles.times import BEGINNING_MS
 
 from .local_state import Known
 

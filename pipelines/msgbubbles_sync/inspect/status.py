@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from msgbubbles.source.coverage import HOUR_MS, Coverage
+from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.state import FailedRead
-from msgbubbles.source.stored import from_epoch_ms
+from msgbubbles.times import HOUR_MS, from_epoch_ms
 from msgbubbles_sync.lock import Holder, read_holder
 from msgbubbles_sync.run_log import describe_failed_reads
 

@@ -23,10 +23,10 @@ from msgbubbles.source.compare import Comparison
 from msgbubbles.source.config import Settings
 from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.failed_reads import TRIES_AFTER_A_FAILURE
-from msgbubbles.source.paginate import BEGINNING_MS, CLOCK_TOLERANCE, DAY_MS, cursor_ms, format_ms, to_epoch_ms
+from msgbubbles.source.paginate import CLOCK_TOLERANCE, cursor_ms
 from msgbubbles.source.reconcile import as_listed
-from msgbubbles.source.stored import from_epoch_ms
 from msgbubbles.tables import TABLES
+from msgbubbles.times import BEGINNING_MS, DAY_MS, format_ms, from_epoch_ms, to_epoch_ms
 from msgbubbles_sync.destinations import build_destination
 
 from .local_state import Known

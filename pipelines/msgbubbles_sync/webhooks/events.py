@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from msgbubbles.client import fix_encoding
+from msgbubbles.envelope import fix_encoding
 from msgbubbles.lenient import without_links
 from msgbubbles.models import Message
 

@@ -8,8 +8,9 @@ import pytest
 from msgbubbles.errors import ConfigurationError
 from msgbubbles.settings import DEFAULTS, RefreshRule, build_source_settings
 from msgbubbles.source.config import Settings
-from msgbubbles.source.coverage import HOUR_MS, Tier
+from msgbubbles.source.coverage import Tier
 from msgbubbles.source.fetch import walks_at_once
+from msgbubbles.times import HOUR_MS
 
 
 def reading(**values: Any) -> Settings:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msgbubbles.source.coverage import DAY_MS, HOUR_MS, Coverage, Task, Tier, gaps, head, refresh
+from msgbubbles.source.coverage import Coverage, Task, Tier, gaps, head, refresh
+from msgbubbles.times import DAY_MS, HOUR_MS
 
 LINE = range(30)
 stretches = st.tuples(st.integers(0, 29), st.integers(0, 29), st.integers(1, 99)).map(

@@ -14,9 +14,9 @@ from msgbubbles.policy import FULL, PRESETS, Pseudonyms
 from msgbubbles.redact import Redactor
 from msgbubbles.source.config import Settings
 from msgbubbles.source.coverage import Tier
-from msgbubbles.source.paginate import format_ms
 from msgbubbles.source.run import Run
 from msgbubbles.source.state import FIRST_WAIT_MS, TRIES_WITHOUT_WAIT, States
+from msgbubbles.times import format_ms
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 DAY_MS = 24 * 3600 * 1000

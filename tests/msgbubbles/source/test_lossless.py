@@ -15,9 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from helpers.world import OURS, World
 from msgbubbles.source.config import Settings
-from msgbubbles.source.coverage import DAY_MS, HOUR_MS, Tier
+from msgbubbles.source.coverage import Tier
 from msgbubbles.source.run import Run
 from msgbubbles.source.streams import Sharing
+from msgbubbles.times import DAY_MS, HOUR_MS
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 MINUTE_MS = 60_000

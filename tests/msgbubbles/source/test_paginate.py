@@ -12,15 +12,8 @@ from hypothesis import strategies as st
 from helpers.listing import EPOCH, Listing
 from msgbubbles.errors import PermanentError
 from msgbubbles.models import Chat, Message, Page
-from msgbubbles.source.paginate import (
-    BEGINNING_MS,
-    DAY_MS,
-    MAX_PAGES_AT_ONE_TIMESTAMP,
-    Overflow,
-    PageResult,
-    format_ms,
-    paginate_interval,
-)
+from msgbubbles.source.paginate import MAX_PAGES_AT_ONE_TIMESTAMP, Overflow, PageResult, paginate_interval
+from msgbubbles.times import BEGINNING_MS, DAY_MS, format_ms
 
 
 def read(listing: Listing, lo_ms: int = 0, before_ms: int | None = None) -> list[PageResult[Chat]]:

@@ -12,9 +12,10 @@ import pytest
 from helpers.world import EPOCH, OURS, World
 from msgbubbles.errors import PermanentError
 from msgbubbles.source.config import Settings
-from msgbubbles.source.coverage import DAY_MS, HOUR_MS, Coverage, Tier
-from msgbubbles.source.paginate import BEGINNING_MS, Overflow
+from msgbubbles.source.coverage import Coverage, Tier
+from msgbubbles.source.paginate import Overflow
 from msgbubbles.source.run import Run
+from msgbubbles.times import BEGINNING_MS, DAY_MS, HOUR_MS
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 IN_2001 = "2001-01-01T00:00:00.000Z"

@@ -14,8 +14,9 @@ from helpers.world import OURS, World
 from msgbubbles.models import Chat, Page
 from msgbubbles.source import reconcile as repairs
 from msgbubbles.source.config import Settings
-from msgbubbles.source.coverage import DAY_MS, HOUR_MS, Tier
+from msgbubbles.source.coverage import Tier
 from msgbubbles.source.run import Run
+from msgbubbles.times import DAY_MS, HOUR_MS
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 MINUTE_MS = 60_000

@@ -17,9 +17,9 @@ from msgbubbles.models import Page
 from msgbubbles.source.buffer import build_arrow_table
 from msgbubbles.source.config import Settings
 from msgbubbles.source.coverage import Coverage
-from msgbubbles.source.paginate import BEGINNING_MS
 from msgbubbles.source.run import Run
 from msgbubbles.tables import TABLES
+from msgbubbles.times import BEGINNING_MS
 from msgbubbles_sync.inspect.verify import MAX_PAGES_WITHOUT_PROGRESS, Verdict, Verifier, pages
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
