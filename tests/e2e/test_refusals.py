@@ -304,7 +304,7 @@ def test_a_state_from_a_newer_version(new_job: NewJob, lost: str, tmp_path: Path
     shutil.copytree(CHATS.parent, newer / "pipelines")
     shutil.copytree(CHATS.parents[1] / "dlt_config", newer / "dlt_config")
     module = newer / "pipelines" / "msgbubbles" / "source" / "state.py"
-    module.write_text(module.read_text().replace("STATE_VERSION = 1", "STATE_VERSION = 2"))
+    module.write_text(module.read_text().replace("STATE_VERSION = 2", "STATE_VERSION = 3"))
     done = subprocess.run(
         [sys.executable, str(newer / "pipelines" / "chats.py"), "--sandbox", "--no-transform", "--database",
          str(job.database)],

@@ -19,7 +19,7 @@ from msgbubbles.source.state import (
     encode,
 )
 
-COMMON: dict[str, Any] = {"version": 1, "has_tables": ["numbers(handle)"], "complete": [0, 5]}
+COMMON: dict[str, Any] = {"version": 2, "has_tables": ["numbers(handle)"], "complete": [0, 5]}
 FAILED = {
     "kind": "chat",
     "id": "c1",
@@ -80,7 +80,7 @@ def test_states_are_read_from_all_resources() -> None:
 
 @pytest.mark.parametrize(
     ("resource", "message"),
-    [({"version": 2}, "upgrade"), ({"version": "1"}, "upgrade"), ({"covered": [[0, 1]]}, r"damaged .*\$\.covered")],
+    [({"version": 3}, "upgrade"), ({"version": "1"}, "upgrade"), ({"covered": [[0, 1]]}, r"damaged .*\$\.covered")],
 )
 def test_unreadable_state_is_a_configuration_error(resource: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
