@@ -1,6 +1,8 @@
-"""Quote SQL literals and identifiers that cannot be bind parameters."""
+"""Quote SQL literals and identifiers that cannot be bind parameters, and store single values."""
 
 from __future__ import annotations
+
+import duckdb
 
 
 def quote_literal(text: str) -> str:
@@ -11,3 +13,11 @@ def quote_literal(text: str) -> str:
 def quote_name(name: str) -> str:
     """Quote the name of a table, column or the like as an identifier."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def store_value(connection: duckdb.DuckDBPyConnection, table: str, definition: str, value: str | int) -> None:
+    """Store a value in a table of one row and one column, unless it is there already. Creates the table."""
+    connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({definition})")
+    if connection.execute(f"FROM {table}").fetchall() != [(value,)]:
+        connection.execute(f"DELETE FROM {table}")  # noqa: S608
+        connection.execute(f"INSERT INTO {table} VALUES (?)", [value])  # noqa: S608

@@ -16,6 +16,7 @@ import duckdb
 
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import move_damaged, read_json, write_privately
+from msgbubbles_sync.sql import store_value
 from msgbubbles_sync.workspace import CLAIM, CLAIM_TABLE, Workspace
 
 from .base import Destination
@@ -58,11 +59,7 @@ def store(connection: duckdb.DuckDBPyConnection, workspace: Workspace, schema: s
     """Update the copy of the claim in a schema of the warehouse."""
     own = read_claim(workspace.folder / CLAIM)
     if own is not None:
-        table, text = f"{schema}.{CLAIM_TABLE}", json.dumps(own)
-        connection.execute(f"CREATE TABLE IF NOT EXISTS {table} (claim VARCHAR)")
-        if connection.execute(f"SELECT claim FROM {table}").fetchall() != [(text,)]:  # noqa: S608
-            connection.execute(f"DELETE FROM {table}")  # noqa: S608
-            connection.execute(f"INSERT INTO {table} VALUES (?)", [text])  # noqa: S608
+        store_value(connection, f"{schema}.{CLAIM_TABLE}", "claim VARCHAR", json.dumps(own))
 
 
 def read_published_claim(database: Path) -> Claim | None:

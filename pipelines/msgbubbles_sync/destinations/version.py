@@ -6,15 +6,14 @@ The workspace has its version in a file, the warehouse in the table `_version`. 
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import duckdb
 
 from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.sql import store_value
 from msgbubbles_sync.workspace import DATASET, VERSION, VERSION_TABLE, Workspace
 
-if TYPE_CHECKING:
-    from msgbubbles_sync.destinations import Destination
+from .base import Destination
 
 NEWER = """{what} was written by a newer release (it has version {found}, this release reads up to {version}). Upgrade,
 or choose another --database. Nothing was changed"""
@@ -65,8 +64,4 @@ def stored_version(connection: duckdb.DuckDBPyConnection, schema: str) -> int:
 
 def store_version(connection: duckdb.DuckDBPyConnection, schema: str, version: int = VERSION) -> None:
     """Write the version of the tables in a schema, if it has changed."""
-    table = f"{schema}.{VERSION_TABLE}"
-    connection.execute(f"CREATE TABLE IF NOT EXISTS {table} (version BIGINT)")
-    if connection.execute(f"SELECT version FROM {table}").fetchall() != [(version,)]:  # noqa: S608
-        connection.execute(f"DELETE FROM {table}")  # noqa: S608
-        connection.execute(f"INSERT INTO {table} VALUES (?)", [version])  # noqa: S608
+    store_value(connection, f"{schema}.{VERSION_TABLE}", "version BIGINT", version)

@@ -20,6 +20,7 @@ from msgbubbles.redact import Redactor
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.settings import Settings, load_settings
+from msgbubbles_sync.sql import store_value
 from msgbubbles_sync.tables import PRIVACY, column_definitions
 from msgbubbles_sync.workspace import PIPELINE, Workspace
 
@@ -86,14 +87,10 @@ def _published(workspace: Workspace) -> str | None:
 
 def store(connection: duckdb.DuckDBPyConnection, workspace: Workspace, schema: str) -> None:
     """Bring the copy of the record in a schema of the warehouse up to date."""
-    path, table = _path_of(workspace), f"{schema}.{PRIVACY.name}"
+    path = _path_of(workspace)
     if path.exists():
         connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
-        connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({column_definitions(PRIVACY)})")
-        known = connection.execute(f"SELECT record FROM {table}").fetchall()  # noqa: S608
-        if known != [(path.read_text(),)]:
-            connection.execute(f"DELETE FROM {table}")  # noqa: S608
-            connection.execute(f"INSERT INTO {table} VALUES (?)", [path.read_text()])  # noqa: S608
+        store_value(connection, f"{schema}.{PRIVACY.name}", column_definitions(PRIVACY), path.read_text())
 
 
 def configured_vault(settings: Settings) -> Vault | None:
