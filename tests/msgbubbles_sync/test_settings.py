@@ -259,6 +259,22 @@ def test_former_key_is_refused_with_what_replaces_it(section: str, key: str, adv
     assert refusal().startswith(f"{variable} {says.removeprefix(key + ' ')}")
 
 
+# Modules that read the configuration: two of ours, and what goes through dlt for destinations and for other pipelines.
+READERS = ("configuration.py", "settings.py", "source/__init__.py", "groups/dlt_destination.py", "destinations/")
+
+
+def test_nothing_else_reads_the_configuration() -> None:
+    packages = Path(settings.__file__).parents[1]
+    for path in packages.glob("msgbubbles*/**/*.py"):
+        name = path.relative_to(packages).as_posix().partition("/")[2]
+        text = path.read_text()
+        if not name.startswith(READERS):
+            found = re.search(
+                r"dlt\.(config|secrets)\b|tomllib|\b(SOURCES|SYNC|TRANSFORMS|WEBHOOKS|GROUPS)__\w+\"\]", text
+            )
+            assert not found, f"{name}: {found[0]}"
+
+
 # Values
 
 

@@ -3,8 +3,9 @@ once."""
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
+
+import tomlkit
 
 from msgbubbles_sync.configuration import configuration_folder
 from msgbubbles_sync.errors import UsageError
@@ -59,8 +60,6 @@ class SecretStore:
     def add(self, secret: str) -> None:
         """Write a secret behind those that are there, for nobody else to read. Comments and other keys stay as they
         are. Raises `UsageError` where the file cannot be written."""
-        import tomlkit
-
         try:
             text = self.path.read_text() if self.path.exists() else ""
             document = tomlkit.parse(text)
@@ -78,7 +77,7 @@ class SecretStore:
             raise UsageError(f"WEBHOOKS__SECRETS is set, and hides what is in {self.path}: say --show, or unset it")
         try:
             text = self.path.read_text() if self.path.exists() else ""
-            tomllib.loads(text)
+            tomlkit.parse(text)
             # The file itself is only written where it changes.
             trial = self.path.with_name(f".{self.path.name}.trial")
             self._write(trial, text)
