@@ -16,6 +16,7 @@ from msgspec.structs import asdict
 
 from helpers.job import CHATS, inherited_environment
 from msgbubbles.settings import DEFAULTS, build_source_settings
+from msgbubbles_sync import outcome
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.settings import SyncSettings, TransformSettings, WebhookSettings, load_settings
 from msgbubbles_sync.workspace import Workspace
@@ -125,9 +126,7 @@ def test_every_command_and_each_of_its_options_is_documented(command: str) -> No
 
 
 def test_every_exit_status_is_documented() -> None:
-    from msgbubbles_sync.cli import options as command
-
-    code = {str(value) for name, value in vars(command).items() if name.startswith("EXIT_")}
+    code = {str(value) for name, value in vars(outcome).items() if name.startswith("EXIT_")}
     table = README.split("| exit status | |")[1].split("\n\n")[0]
     assert set(re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)) == {"0", *code}
 

@@ -122,6 +122,10 @@ def describe_failed_reads(failed: Sequence[FailedRead]) -> list[str]:
     return lines
 
 
+def iso_timestamp(at_ms: int | None) -> str | None:
+    return None if at_ms is None else _at(at_ms).isoformat(timespec="milliseconds")
+
+
 def _at(at_ms: int) -> datetime:
     return datetime.fromtimestamp(at_ms / 1000, UTC)
 

@@ -78,7 +78,7 @@ def test_pages_phases_and_waits_count_as_progress(
 ) -> None:
     monkeypatch.setattr("msgbubbles_sync.lock.PROGRESS_INTERVAL_SECONDS", 0.0)
     reporter, run = Reporter(quiet=True, as_json=True), Run()
-    with hold_lock(workspace.folder), reporter.following(run):
+    with hold_lock(workspace.folder), reporter.follow(run):
         age(workspace, 2 * STALLED_AFTER)
         if progress == "page":
             run.on_page()

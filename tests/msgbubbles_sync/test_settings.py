@@ -16,7 +16,8 @@ from helpers.job import CHATS, inherited_environment
 from msgbubbles.policy import PRESETS
 from msgbubbles.settings import RefreshRule
 from msgbubbles_sync import settings
-from msgbubbles_sync.cli.options import check_api_key, workspace_of
+from msgbubbles_sync.cli.connection import check_api_key
+from msgbubbles_sync.cli.options import choose_workspace
 from msgbubbles_sync.configuration import DLT_SECTIONS, list_keys
 from msgbubbles_sync.errors import UsageError
 
@@ -115,14 +116,14 @@ def test_account_without_a_key_of_its_own_does_not_take_another(accounts: Path) 
     (accounts / "secrets.toml").unlink()
     assert settings.load_settings("north").api_key == ""
     with pytest.raises(UsageError, match=r"account north has no API key: .*ACCOUNTS__NORTH__API_KEY"):
-        workspace_of(None, "north", sandbox=False)
+        choose_workspace(None, "north", sandbox=False)
 
 
 @pytest.mark.usefixtures("accounts")
 def test_sandbox_is_none_of_the_configured_accounts(tmp_path: Path) -> None:
-    assert workspace_of(tmp_path / "demo.duckdb", None, sandbox=True).account is None
+    assert choose_workspace(tmp_path / "demo.duckdb", None, sandbox=True).account is None
     with pytest.raises(UsageError, match="leave out --account, and unset MSGBUBBLES_ACCOUNT"):
-        workspace_of(tmp_path / "demo.duckdb", "north", sandbox=True)
+        choose_workspace(tmp_path / "demo.duckdb", "north", sandbox=True)
 
 
 @pytest.mark.usefixtures("folder")

@@ -10,7 +10,8 @@ from typing import Any
 import duckdb
 import pytest
 
-from msgbubbles_sync.dbt.runner import TransformError, transform
+from msgbubbles_sync.dbt.runner import transform
+from msgbubbles_sync.errors import TransformError
 from msgbubbles_sync.settings import TransformSettings
 from msgbubbles_sync.workspace import Workspace
 

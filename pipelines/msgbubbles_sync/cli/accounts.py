@@ -12,10 +12,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from msgbubbles_sync.outcome import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_LOCKED, EXIT_STOPPED, EXIT_USAGE
 from msgbubbles_sync.settings import ACCOUNT_VARIABLE
-
-# Exit statuses.
-LOCKED, STOPPED = 75, 130
 
 
 def run_each(names: Sequence[str], *, quiet: bool, as_json: bool) -> int:
@@ -36,7 +34,7 @@ def run_each(names: Sequence[str], *, quiet: bool, as_json: bool) -> int:
     statuses: list[int] = []
     for name in names:
         if signals:
-            statuses.append(STOPPED)
+            statuses.append(EXIT_STOPPED)
             break
         if not quiet:
             heading = sys.stderr if as_json else sys.stdout
@@ -60,17 +58,18 @@ def run_each(names: Sequence[str], *, quiet: bool, as_json: bool) -> int:
             for count, line in enumerate(process.stderr or ()):
                 sys.stderr.write(line if count else f"{name}:\n{line}")
         # Until the process handles signals, they kill it.
-        statuses.append(STOPPED if signals and process.returncode < 0 else process.returncode)
+        statuses.append(EXIT_STOPPED if signals and process.returncode < 0 else process.returncode)
     return overall(statuses)
 
 
 def overall(statuses: Sequence[int]) -> int:
     """Return the exit status of several accounts: the most urgent. A locked account is no failure while others ran."""
-    if set(statuses) == {LOCKED}:
-        return LOCKED
+    if set(statuses) == {EXIT_LOCKED}:
+        return EXIT_LOCKED
+    own = (0, EXIT_USAGE, EXIT_INCOMPLETE, EXIT_LOCKED, EXIT_STOPPED)
     # A process that was killed counts as failed.
-    known = [status if status in (0, 2, 3, LOCKED, STOPPED) else 1 for status in statuses]
-    return next((status for status in (STOPPED, 1, 2, 3) if status in known), 0)
+    known = [status if status in own else EXIT_FAILED for status in statuses]
+    return next((status for status in (EXIT_STOPPED, EXIT_FAILED, EXIT_USAGE, EXIT_INCOMPLETE) if status in known), 0)
 
 
 def _with_account(line: str, name: str) -> str:

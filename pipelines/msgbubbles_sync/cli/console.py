@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -20,16 +17,14 @@ from rich.table import Table
 
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.lock import record_progress
-from msgbubbles_sync.run_log import describe_failed_reads
-from msgbubbles_sync.workspace import Workspace
+from msgbubbles_sync.run_log import describe_failed_reads, iso_timestamp
 
 if TYPE_CHECKING:
-    from msgbubbles.source.coverage import Coverage
-    from msgbubbles.source.run import Run, StreamProgress
+    from msgbubbles.source.run import Run
     from msgbubbles_sync.check_result import CheckResult
     from msgbubbles_sync.inspect.plan import Step
     from msgbubbles_sync.inspect.verify import Verdict
-    from msgbubbles_sync.job import Report
+    from msgbubbles_sync.report import RunReport
 
 SECONDS_BETWEEN_LINES = 15.0
 DIFFERENCES_SHOWN = 50
@@ -40,7 +35,7 @@ LOAD_STEPS = ("extract", "normalize", "commit", "sync")
 class Reporter:
     """Progress and errors go to standard error, the summary to standard output."""
 
-    def __init__(self, *, quiet: bool, as_json: bool) -> None:
+    def __init__(self, *, quiet: bool = False, as_json: bool = False) -> None:
         self.quiet = quiet
         self.as_json = as_json
         self._progress = Console(stderr=True, quiet=quiet, highlight=False)
@@ -58,7 +53,7 @@ class Reporter:
         self._said_at = time.monotonic()
 
     @contextmanager
-    def following(self, run: Run) -> Iterator[None]:
+    def follow(self, run: Run) -> Iterator[None]:
         """Show how far the run has come: a line that moves on a terminal, now and then a line elsewhere."""
         run.on_page = lambda: self.progress(_described(run))
         run.on_wait = lambda why, seconds: self.progress(
@@ -78,9 +73,14 @@ class Reporter:
         elif time.monotonic() - self._said_at > SECONDS_BETWEEN_LINES:
             self.say(line)
 
-    def summary(self, workspace: Workspace, run: Run, report: Report, policy: str, *, sandbox: bool) -> None:
-        """The closing words."""
+    def summary(self, report: RunReport, policy: str, *, sandbox: bool) -> None:
+        """Print how a run ended."""
+        run = report.run
         if self.as_json:
+            sys.stdout.write(json.dumps(report.record) + "\n")
+        if report.failure is not None:
+            self.fail(report.outcome.message)
+        if self.as_json or report.failure is not None:
             return
         table = Table(box=None, pad_edge=False)
         for heading in ("stream", "read", "new or changed", "rejected", "back to"):
@@ -105,7 +105,7 @@ class Reporter:
                 self._output.print("Nothing is new: the published file stays as it is.")
         else:
             size = "" if report.published_bytes is None else f" ({report.published_bytes / 1e6:.1f} MB)"
-            self._output.print(f"Published {build_destination(workspace).title}{size}:")
+            self._output.print(f"Published {build_destination(report.workspace).title}{size}:")
             rows = "  ".join(f"{table} {count:,}" for table, count in report.rows_in_warehouse.items())
             self._output.print(f"  {rows}", soft_wrap=True)
         if sandbox and run.error is None and run.halt is None:
@@ -123,6 +123,10 @@ class Reporter:
             sys.stdout.write(json.dumps(as_dict) + "\n")
         else:
             show(self._output)
+
+    def print_text(self, as_dict: Any, text: str) -> None:
+        """Print one line of JSON, or the text."""
+        self.print(as_dict, lambda console: console.print(text, markup=False, soft_wrap=True))
 
     def plan(self, steps: list[Step], fresh: int | None, per_minute: int) -> None:
         known = sum(step.requests or 0 for step in steps)
@@ -197,7 +201,7 @@ def warnings(run: Run) -> list[str]:
             names = ", ".join(sorted(progress.new_fields)[:10])
             found.append(f"{name}: fields that this version does not know are kept in the column extra: {names}")
         for overflow in sorted(progress.standing, key=lambda span: span.to_ms or 0)[:5]:
-            at = "without a time" if overflow.to_ms is None else f"at {_instant(overflow.to_ms)}"
+            at = "without a time" if overflow.to_ms is None else f"at {iso_timestamp(overflow.to_ms)}"
             found.append(
                 f"{name}: tie overflow: more rows {at} than a page holds; some may be out of reach "
                 "(--accept-ties, if you know that all are there)"
@@ -209,7 +213,7 @@ def warnings(run: Run) -> list[str]:
     return found
 
 
-def held_back(report: Report) -> list[str]:
+def held_back(report: RunReport) -> list[str]:
     """What the data tests found, for people."""
     tested = report.tested
     if not tested.failed_tests:
@@ -225,95 +229,6 @@ def held_back(report: Report) -> list[str]:
     ]
 
 
-def outcome_of(run: Run) -> str:
-    return "failed" if run.error else "stopped" if run.stop.is_set() else "partial" if run.halt else "complete"
-
-
-def as_dict(
-    workspace: Workspace, run: Run, report: Report, exit_status: int, *, error: str | None = None
-) -> dict[str, Any]:
-    """The record of a run that ends now, for log collectors and `sync_runs`; instants are ISO 8601, durations
-    seconds."""
-    error = error or (None if run.error is None else str(run.error))
-    return {
-        "run_id": report.run_id,
-        "started_at": report.started_at.isoformat(timespec="milliseconds"),
-        "ended_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "outcome": "failed" if error else outcome_of(run),
-        "exit_status": exit_status,
-        "error": error,
-        "account": workspace.account,
-        "database": build_destination(workspace).title,
-        "published": report.published,
-        "slices": report.slices,
-        "requests_total": run.traffic.total,
-        "requests": dict(run.traffic.requests),
-        "rate_limited": run.traffic.rate_limited,
-        "retry_after": run.traffic.retry_after,
-        "retries": run.traffic.retries,
-        "received_bytes": run.traffic.received_bytes,
-        "budget_used": run.traffic.window_requests,
-        "budget_per_minute": run.traffic.window_limit,
-        "paced_seconds": round(run.traffic.paced_seconds, 3),
-        "seconds": {phase: round(spent, 3) for phase, spent in report.seconds.items()},
-        "feed": run.feed,
-        "tables": {
-            table: {"new": changes.new, "changed": changes.changed, "unchanged": changes.unchanged}
-            | ({"replaced": changes.replaced} if changes.replaced else {})
-            for table, changes in run.changes.items()
-        },
-        "streams": {name: _stream_dict(progress, run.loaded(name)) for name, progress in run.streams.items()},
-        "repaired": {what: count for what, count in run.repaired.items() if count},
-        "expired": report.expired,
-        "failed_reads": dict(Counter(one.kind for one in report.failed_reads)),
-        "failed_tests": report.tested.failed_tests,
-        "held_marts": report.held_marts,
-        "versions": _versions(),
-    }
-
-
-def _stream_dict(progress: StreamProgress, loaded: int) -> dict[str, Any]:
-    return {
-        "pages": progress.pages,
-        "refresh_pages": progress.refresh_pages,
-        "rows": progress.rows,
-        "landed": loaded,
-        "rejected": progress.rejected,
-        "odd": progress.odd,
-        "new_fields": sorted(progress.new_fields),
-        "order_contradictions": progress.order_contradictions,
-        "tie_overflows": sorted(
-            ([_instant(span.from_ms), _instant(span.to_ms)] for span in progress.standing), key=str
-        ),
-        "reached_back_to": _instant(progress.reached_ms),
-        "covered_before": _stretch(progress.covered_before),
-        "covered": _stretch(progress.covered),
-    }
-
-
-def _stretch(coverage: Coverage | None) -> dict[str, Any] | None:
-    """From when to when rows have been read, and how many stretches between are missing."""
-    if coverage is None or not coverage.pieces:
-        return None
-    lo_ms = coverage.pieces[0][0]
-    return {"from": _instant(lo_ms), "to": _instant(coverage.newest_ms), "gaps": len(coverage.gaps(lo_ms))}
-
-
-def _versions() -> dict[str, str]:
-    from msgbubbles.transport import VERSION
-
-    found = {name: _version(name) for name in ("dlt", "duckdb", "dbt-core")}
-    ours = {"msgbubbles-sync": VERSION, "python": platform.python_version()}
-    return ours | {name: one for name, one in found.items() if one}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def _described(run: Run) -> str:
     streams = " · ".join(
         f"{name} {progress.rows:,}" + (f" back to {_day(progress.reached_ms)}" if progress.reached_ms else "")
@@ -327,10 +242,6 @@ def _requests(run: Run) -> str:
     traffic = run.traffic
     budget = f" ({traffic.window_requests} of {traffic.window_limit} this minute)" if traffic.window_limit else ""
     return f"{traffic.total:,} requests{budget}"
-
-
-def _instant(at_ms: int | None) -> str | None:
-    return None if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 def _moment(at_ms: int | None) -> str:

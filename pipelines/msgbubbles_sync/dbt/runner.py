@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msgbubbles_sync.destinations import build_destination
+from msgbubbles_sync.errors import TransformError
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.lock import record_progress
 from msgbubbles_sync.settings import TransformSettings, load_settings
@@ -24,11 +25,6 @@ from .manifest_cache import PROJECT, digest_of, store, stored
 
 if TYPE_CHECKING:
     from dbt.contracts.graph.manifest import Manifest
-
-
-class TransformError(Exception):
-    """The marts could not be built or tested. The message names the models, and the file with what the database said:
-    that may quote rows, so it is in no message."""
 
 
 @dataclass(frozen=True)

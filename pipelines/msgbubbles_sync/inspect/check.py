@@ -21,9 +21,9 @@ from msgbubbles.source.paginate import cursor_ms
 from msgbubbles.times import format_ms
 from msgbubbles_sync.check_result import CheckResult
 from msgbubbles_sync.dbt import spark
-from msgbubbles_sync.dbt.runner import TransformError, compile_models
+from msgbubbles_sync.dbt.runner import compile_models
 from msgbubbles_sync.destinations import build_destination
-from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.errors import TransformError, UsageError
 from msgbubbles_sync.lock import read_holder
 from msgbubbles_sync.run_log import describe_failed_reads
 from msgbubbles_sync.settings import load_settings

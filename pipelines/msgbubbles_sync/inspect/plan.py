@@ -19,7 +19,6 @@ from .local_state import Known
 if TYPE_CHECKING:
     from msgbubbles.source.config import Settings
     from msgbubbles.source.state import ListState
-    from msgbubbles.transport import Transport
 
 # The row at the edge of a page is on the next one again.
 ROWS_A_PAGE = MAX_PAGE_SIZE - 1
@@ -54,11 +53,10 @@ def steps(known: Known, settings: Settings, now_ms: int) -> list[Step]:
     return found
 
 
-def probe(known: Known, transport: Transport) -> int:
-    """How many of the newest 100 chats have changed since the last run; one request."""
+def probe(known: Known, client: Client) -> int:
+    """Return how many of the newest 100 chats have changed since the last run; makes one request."""
     seen = set(known.states().chats.seen)
-    with Client(transport) as client:
-        return sum(fingerprint(chat) not in seen for chat in client.list_chats().rows)
+    return sum(fingerprint(chat) not in seen for chat in client.list_chats().rows)
 
 
 def _of_stream(known: Known, stream: str, state: ListState, settings: Settings, now_ms: int) -> list[Step]:

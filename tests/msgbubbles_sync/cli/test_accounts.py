@@ -70,7 +70,7 @@ COMMAND = """
 import json, os, signal, sys, time
 sys.path.insert(0, {pipelines!r})
 from msgbubbles_sync.cli.accounts import run_each
-from msgbubbles_sync.cli.options import start
+from msgbubbles_sync.cli.main import start
 name = os.environ.get("MSGBUBBLES_ACCOUNT")
 def main():
     if name is None:

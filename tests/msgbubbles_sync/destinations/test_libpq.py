@@ -21,12 +21,12 @@ from typer.testing import CliRunner
 from helpers import postgres
 from msgbubbles_sync.cli import chats
 from msgbubbles_sync.dbt.manifest_cache import PROJECT
-from msgbubbles_sync.dbt.runner import TransformError, transform
+from msgbubbles_sync.dbt.runner import transform
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.libpq import read_parameters
 from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.destinations.server import explain
-from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.errors import TransformError, UsageError
 from msgbubbles_sync.inspect.check import _destination
 from msgbubbles_sync.run_log import store
 from msgbubbles_sync.settings import SyncSettings, TransformSettings

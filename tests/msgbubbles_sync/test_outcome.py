@@ -18,16 +18,15 @@ from dlt.load.exceptions import LoadClientJobFailed
 
 from msgbubbles.environment import check_certificates, check_proxies
 from msgbubbles.errors import ConfigurationError
-from msgbubbles_sync.cli.hints import trouble_of
-from msgbubbles_sync.cli.options import explained
+from msgbubbles_sync.outcome import explain_end, find_cause
 from msgbubbles_sync.workspace import Workspace
 
-PIPELINES = Path(__file__).parents[3] / "pipelines"
+PIPELINES = Path(__file__).parents[2] / "pipelines"
 HOLDER = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print(flush=True); sys.stdin.read()"
 # As dlt does while it loads, something else takes the signals.
 STOPPED_TWICE = """
 import signal, threading, time
-from msgbubbles_sync.cli.options import stopped_by_signals
+from msgbubbles_sync.cli.signals import stopped_by_signals
 with stopped_by_signals(threading.Event()):
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
@@ -89,7 +88,7 @@ def test_cause_is_named_and_nothing_is_to_be_removed(
     workspace = Workspace.from_path(tmp_path / "company.duckdb")
     with pytest.raises(Exception) as raising:  # noqa: PT011 - whatever it is
         fail(workspace)
-    said = trouble_of(raising.value, workspace) or ""
+    said = find_cause(raising.value, workspace) or ""
     assert says in said
     assert "remove" not in said
     assert "of a row" not in said
@@ -99,16 +98,18 @@ def test_cause_is_named_and_nothing_is_to_be_removed(
 def test_cause_that_is_not_known_is_not_blamed_on_files(tmp_path: Path, error: Exception) -> None:
     workspace = Workspace.from_path(tmp_path / "company.duckdb")
     workspace.make_folders()
-    assert trouble_of(error, workspace) is None
-    status, said = explained(error, workspace)
-    assert (status, said.startswith(f"{type(error).__name__}; what was loaded stays")) == (1, True)
+    assert find_cause(error, workspace) is None
+    outcome = explain_end(error, workspace)
+    assert outcome.exit_status == 1
+    assert outcome.message.startswith(f"{type(error).__name__}; what was loaded stays")
 
 
 def test_interrupted_load_is_a_stop(tmp_path: Path) -> None:
     error = PipelineException("msgbubbles", "load failed")
     error.__cause__ = KeyboardInterrupt()
-    status, said = explained(error, Workspace.from_path(tmp_path / "company.duckdb"))
-    assert (status, "stopped at once" in said) == (130, True)
+    outcome = explain_end(error, Workspace.from_path(tmp_path / "company.duckdb"))
+    assert outcome.exit_status == 130
+    assert "stopped at once" in outcome.message
 
 
 @pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)])

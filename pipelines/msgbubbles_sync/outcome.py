@@ -1,5 +1,7 @@
-"""What a failure of this machine means, and how to fix it. What DuckDB, dlt and sqlite say may quote rows, so none of
-it is repeated; only what kind of trouble it is, and where."""
+"""How a command ended: its exit status, and the message that says why and how to fix it.
+
+What DuckDB, dlt and sqlite say may quote rows, so no message repeats it: only what kind of failure it is, and where.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,24 @@ import errno
 import re
 import sqlite3
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 
-from msgbubbles_sync.destinations import build_destination
-from msgbubbles_sync.destinations.publish import DAMAGE_WORDS
-from msgbubbles_sync.workspace import Workspace
+from msgbubbles.errors import ConfigurationError, Interrupted, MsgBubblesError, RequestsSpent
+
+from .destinations import build_destination
+from .destinations.publish import DAMAGE_WORDS
+from .errors import TransformError, UsageError
+from .files import write_privately
+from .lock import AnotherJobRunsError, JobStalledError
+from .policy.applied import details_of
+from .workspace import Workspace
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INCOMPLETE, EXIT_LOCKED, EXIT_STOPPED = 1, 2, 3, 75, 130
+STOPPED = "stopped at once; what was loaded stays, and the next run goes on from there"
 
 FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -27,9 +40,49 @@ MEMORY_WORDS = re.compile("cannot allocate memory|out of memory|can't start new 
 LOCK_WORDS = re.compile(r"could not set lock on file .*?(?:\(PID (\d+)\)|$)", re.I | re.S)
 
 
-def trouble_of(error: BaseException, workspace: Workspace) -> str | None:
-    """What is wrong and how to fix it; null where this cannot be said."""
-    causes = list(causes_of(error))
+@dataclass(frozen=True)
+class Outcome:
+    """`message` says what ended a command before its time; empty where nothing did."""
+
+    exit_status: int
+    message: str = ""
+
+
+def explain_end(ended_by: BaseException | None, workspace: Workspace | None, *, is_incomplete: bool = False) -> Outcome:
+    """Return how a command ended that `ended_by` has ended, or that came to its end and has left something to look at.
+
+    The details of an error that may quote rows are written to a file of the workspace that only the user reads.
+    """
+    if ended_by is None or isinstance(ended_by, RequestsSpent):
+        return Outcome(EXIT_INCOMPLETE if is_incomplete else 0, str(ended_by or ""))
+    if isinstance(ended_by, AnotherJobRunsError):
+        return Outcome(EXIT_FAILED if isinstance(ended_by, JobStalledError) else EXIT_LOCKED, str(ended_by))
+    if isinstance(ended_by, UsageError):
+        return Outcome(EXIT_USAGE, str(ended_by))
+    if any(isinstance(cause, KeyboardInterrupt) for cause in _causes(ended_by)):  # dlt makes errors of it
+        return Outcome(EXIT_STOPPED, STOPPED)
+    if isinstance(ended_by, ConfigurationError):
+        return Outcome(EXIT_USAGE, str(ended_by))
+    if isinstance(ended_by, Interrupted):
+        return Outcome(EXIT_STOPPED, str(ended_by))
+    if isinstance(ended_by, MsgBubblesError | TransformError) or workspace is None:
+        return Outcome(EXIT_FAILED, str(ended_by))
+    # A wrong usage or a key that is missing is said without waiting for dlt.
+    from dlt.common.configuration.exceptions import ConfigValueCannotBeCoercedException
+
+    if isinstance(ended_by, ConfigValueCannotBeCoercedException):
+        field = ended_by.field_name
+        return Outcome(EXIT_USAGE, f"{field} has no value of its type; dlt_config/config.toml shows how it is set")
+    message = find_cause(ended_by, workspace) or f"{type(ended_by).__name__}; what was loaded stays"
+    with suppress(OSError):  # where the disk is full, or is not ours
+        path = write_privately(workspace.folder / "last_error.txt", details_of(ended_by, workspace))
+        message += f". Details, which may quote your data: {path}"
+    return Outcome(EXIT_FAILED, message)
+
+
+def find_cause(error: BaseException, workspace: Workspace) -> str | None:
+    """Return what is wrong and how to fix it; null where this is not known."""
+    causes = list(_causes(error))
     meant = build_destination(workspace).explain("\n".join(str(cause) for cause in causes))
     if meant is not None:
         return meant
@@ -73,7 +126,7 @@ def trouble_of(error: BaseException, workspace: Workspace) -> str | None:
     return None
 
 
-def causes_of(error: BaseException) -> Iterator[BaseException]:
+def _causes(error: BaseException) -> Iterator[BaseException]:
     """Yield the error, and whatever it comes from."""
     seen: set[int] = set()
     left: list[BaseException | None] = [error]

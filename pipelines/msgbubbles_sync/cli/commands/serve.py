@@ -1,0 +1,47 @@
+"""`webhooks.py serve`. Imports no dlt: a receiver that was killed should be back at once."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+from msgspec import structs
+
+from msgbubbles_sync.cli.main import Session
+from msgbubbles_sync.cli.signals import stopped_by_signals
+from msgbubbles_sync.destinations.version import refuse_newer
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.settings import load_settings
+from msgbubbles_sync.webhooks.receiver import build_receiver, open_listener, server_of, to_log
+from msgbubbles_sync.webhooks.secrets import SecretStore
+
+
+def run(session: Session, *, host: str | None, port: int | None, secrets_file: Path | None) -> int:
+    """Receive events until a signal arrives."""
+    workspace = session.workspace
+    workspace.make_folders()
+    refuse_newer(workspace.version, str(workspace.folder))
+    settings = load_settings(workspace.account).webhooks
+    settings = structs.replace(settings, host=host or settings.host, port=settings.port if port is None else port)
+    secrets = SecretStore.of(workspace, sandbox=session.sandbox, path=secrets_file)
+    if not secrets.secrets:
+        raise UsageError(
+            f"no signing secret in {secrets.path}: webhooks.py register gets one and puts it there, or set "
+            'secrets = ["whsec_..."] in its section [webhooks], or WEBHOOKS__SECRETS'
+        )
+    listener, url = open_listener(settings)
+    server = server_of(build_receiver(workspace, settings, secrets, to_log))
+    session.reporter.print_text({"url": url}, f"Receiving on {url}")
+    sys.stdout.flush()
+
+    class Stop(threading.Event):
+        """A signal from before uvicorn minds them itself; it raises each once more when it is done."""
+
+        def set(self) -> None:
+            super().set()
+            server.should_exit = True
+
+    with stopped_by_signals(Stop()):
+        server.run([listener])
+    return 0

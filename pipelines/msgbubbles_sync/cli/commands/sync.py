@@ -1,0 +1,43 @@
+"""`chats.py sync`: one run of the job."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from msgbubbles_sync import job
+from msgbubbles_sync.cli.connection import check_api_key, reach_account
+from msgbubbles_sync.cli.main import Session
+from msgbubbles_sync.cli.signals import stopped_by_signals
+from msgbubbles_sync.context import Context, Limits
+from msgbubbles_sync.destinations import build_destination
+from msgbubbles_sync.destinations.claims import claim
+from msgbubbles_sync.destinations.version import refuse_newer
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.inspect.local_state import Known
+from msgbubbles_sync.migrations import migrate
+from msgbubbles_sync.policy.applied import redactor_of
+from msgbubbles_sync.restore import restore
+from msgbubbles_sync.settings import load_settings
+from msgbubbles_sync.workspace import CLAIM
+
+
+def run(session: Session, limits: Limits) -> int:
+    """Bring the warehouse up to date, and print how that ended. The caller holds the lock `job`."""
+    workspace, reporter = session.workspace, session.reporter
+    settings = load_settings(workspace.account)
+    if not session.sandbox:
+        check_api_key(settings, session.script)
+    refuse_newer(workspace.version, str(workspace.folder))
+    if not (workspace.folder / CLAIM).exists():
+        # Tables of a newer version are refused as such, whosever they are.
+        with suppress(UsageError):
+            Known(workspace).states()
+    destination = build_destination(workspace)
+    claim(workspace, destination, sandbox=session.sandbox, say=reporter.fail)
+    restore(workspace, reporter.fail)
+    migrate(workspace, reporter.say)
+    redactor = redactor_of(workspace)
+    with stopped_by_signals(limits.stop), reach_account(session) as connection:
+        report = job.run(Context(workspace, destination, redactor, connection.settings, reporter), limits)
+    reporter.summary(report, settings.describe_policy(), sandbox=session.sandbox)
+    return report.outcome.exit_status

@@ -1,0 +1,132 @@
+"""How a command reaches the account: by its settings, or through the sandbox.
+
+Imports dlt, so `Workspace.configure_dlt` comes before it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from msgspec import structs
+
+from msgbubbles.client import Client
+from msgbubbles.rate_limit import RateLimiter
+from msgbubbles.redact import Redactor, client_of
+from msgbubbles.source.run import Run
+from msgbubbles.transport import Transport
+from msgbubbles_sync.destinations import build_destination
+from msgbubbles_sync.destinations.version import check_version
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.settings import Settings, load_settings
+from msgbubbles_sync.workspace import ROOT, Workspace
+
+from .main import Session
+
+NO_KEY = """No API key. Either
+
+  try it with a made-up account:   python pipelines/{script} --sandbox
+  or use your own key:             export SOURCES__MSGBUBBLES__API_KEY=sk_live_...
+                                   (or copy dlt_config/secrets.toml.example to secrets.toml and put it there)"""
+
+
+@dataclass(frozen=True)
+class Connection:
+    """`settings` reach the account: the configured one, or the sandbox. `run` counts the requests, and stops them."""
+
+    script: str
+    settings: Settings
+    run: Run = field(default_factory=Run)
+
+    def client(self, redactor: Redactor | None = None, *, max_attempts: int | None = None) -> Client:
+        """Return a client; by the privacy policy if there is a redactor. Raises `UsageError` without a key."""
+        transport = self._build_transport(max_attempts)
+        sender_field = self.settings.source.sender_field
+        if redactor is None:
+            return Client(transport, sender_field)
+        return client_of(transport, redactor, sender_field=sender_field)
+
+    def _build_transport(self, max_attempts: int | None) -> Transport:
+        """Build the transport that the source would use."""
+        check_api_key(self.settings, self.script)
+        source = self.settings.source
+        per_minute = source.requests_per_minute
+        rate_limiter = RateLimiter.for_key(self.settings.api_key, per_minute, source.budget_dir) if per_minute else None
+        return Transport(
+            source.base_url,
+            self.settings.api_key,
+            rate_limiter,
+            timeout_seconds=source.timeout_seconds,
+            max_attempts=max_attempts or source.max_attempts,
+            traffic=self.run.traffic,
+            max_requests=self.run.max_requests,
+            stop=self.run.stop,
+            on_wait=self.run.on_wait,
+            clock=self.run.clock,
+        )
+
+
+def check_api_key(settings: Settings, script: str) -> None:
+    """Raise `UsageError` without an API key, or with the placeholder of an example."""
+    if not settings.api_key:
+        raise UsageError(NO_KEY.format(script=script))
+    if settings.placeholder:
+        raise UsageError(settings.placeholder)
+
+
+@contextmanager
+def connect(session: Session, *, serve: bool = True) -> Iterator[Connection]:
+    """Yield the connection of a command, through the sandbox if its options say so; `serve`: it makes requests.
+
+    Raises `UsageError`, also for a warehouse of another release."""
+    check_version(session.workspace, build_destination(session.workspace))
+    with reach_account(session, serve=serve) as connection:
+        yield connection
+
+
+@contextmanager
+def reach_account(session: Session, *, serve: bool = True) -> Iterator[Connection]:
+    """Yield the connection of a command as `connect` does, whichever release wrote the warehouse."""
+    settings = load_settings(session.workspace.account)
+    if session.sandbox and serve:
+        with _sandbox(session.workspace, settings) as served:
+            yield Connection(session.script, served)
+    else:
+        yield Connection(session.script, settings)
+
+
+@contextmanager
+def _sandbox(workspace: Workspace, settings: Settings) -> Iterator[Settings]:
+    """Serve a made-up account in a process of its own that ends with this one. Yields the settings that reach it."""
+    command = [
+        sys.executable,
+        "-m",
+        "msgbubbles_sync.sandbox",
+        "--until-stdin-closes",
+        "--state",
+        str(workspace.folder / "sandbox.sqlite"),
+    ]
+    process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "pipelines")},
+        start_new_session=True,  # Ctrl-C is for the job
+    )
+    with process:
+        try:
+            line = process.stdout.readline() if process.stdout else b""
+            if not line:
+                raise UsageError("the sandbox did not start: what it says is above")
+            account = json.loads(line)
+            # The budget of a made-up key is nobody else's business.
+            source = structs.replace(settings.source, base_url=account["url"], budget_dir=str(workspace.folder))
+            yield replace(settings, source=source, api_key=account["key"], placeholder=None)
+        finally:
+            if process.stdin:
+                process.stdin.close()

@@ -1,0 +1,176 @@
+"""Loads the streams of a run through dlt: what a run before has left, batch after batch, then the missing rows by id.
+
+Imports dlt, so `Workspace.configure_dlt` comes before it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from dlt.common.exceptions import SignalReceivedException
+from dlt.pipeline.exceptions import PipelineStepFailed
+
+from msgbubbles.errors import MsgBubblesError
+from msgbubbles.settings import SourceSettings
+from msgbubbles.source import msgbubbles_source, reconcile
+from msgbubbles.source.config import Settings
+from msgbubbles.source.run import Repair
+from msgbubbles.source.stored import Warehouse
+
+from .context import Context
+from .destinations.load import build_pipeline, resource_states
+from .destinations.screen import Screen, is_data_error
+from .report import RunReport
+from .run_log import store_failed_reads
+from .settings import source_arguments
+
+REFUSED = """{title} refuses what was read, and takes each row of it alone: remove the constraints or triggers that were
+added to the tables of msgbubbles, and run again"""
+
+
+class StreamLoader:
+    """Loads what a run reads, and counts it in the report.
+
+    Faults of the API end the reading and are kept in `run.error`: what was read before is loaded. Raises what dlt and
+    DuckDB raise; then the next run goes on from the last load that was finished.
+    """
+
+    def __init__(self, context: Context, report: RunReport, source: SourceSettings) -> None:
+        self._workspace, self._destination = context.workspace, context.destination
+        self._say = context.console.say
+        self._report, self._run = report, report.run
+        settings = replace(context.settings, source=source)
+        self._arguments = source_arguments(settings, context.redactor)
+        self._pipeline = build_pipeline(context.workspace)
+        self._screen = Screen(context.destination)
+        self._run.keep_on_error = True
+        self._run.on_rows = lambda: self._workspace.set_pending("repair", "transform", "publish")
+        self._run.refused = self._screen if self._workspace.is_pending("screen") else None
+
+    def load_all(self) -> None:
+        """Load everything that is new, and then what that shows to be missing."""
+        run, report = self._run, self._report
+        with report.timed("load"), self._stopping():
+            self._finish_pending()
+            while report.slices == 0 or run.unfinished:
+                self._load()
+                report.slices += 1
+                if run.unfinished:
+                    self._say(f"slice {report.slices} is loaded")
+            if run.error is None and run.halt is None:
+                self._reconcile()
+        if run.refused is not None and not self._screen.found and not run.stopped:
+            self._workspace.set_done("screen")
+        self._note_failed_reads()
+
+    def load_missing(self, missing: Repair) -> None:
+        """Load by id what is missing, and nothing else."""
+        self._run.repair = missing
+        with self._report.timed("load"), self._stopping():
+            self._finish_pending()
+            self._load("chats")
+        self._note_failed_reads()
+
+    def _finish_pending(self) -> None:
+        if self._pipeline.has_pending_data:
+            self._say("finishing the load of a run that was cut off")
+            if not self._is_accepted(self._pipeline.run):
+                self._run.refused = self._screen
+
+    def _load(self, *resources: str) -> None:
+        if not self._is_accepted(lambda: self._load_once(*resources)):
+            self._run.refused = self._screen
+            self._is_accepted(lambda: self._load_once(*resources))
+
+    def _load_once(self, *resources: str) -> None:
+        source = msgbubbles_source(run=self._run, **self._arguments)
+        with self._destination.keep_open(self._pipeline):
+            self._pipeline.run(source.with_resources(*resources) if resources else source)
+        trace = self._pipeline.last_trace
+        for step in trace.steps if trace else ():
+            if step.step != "run" and step.started_at and step.finished_at:
+                phase = "commit" if step.step == "load" else step.step
+                self._report.add_seconds(phase, (step.finished_at - step.started_at).total_seconds())
+
+    def _is_accepted(self, load: Callable[[], Any]) -> bool:
+        """Load, and return whether the destination accepts the data. What it refuses is dropped, and so no later run
+        fails for it. Raises where it was refused in spite of the screen, and whatever else `load` raises."""
+        run = self._run
+        changes, streams = copy.deepcopy(run.changes), copy.deepcopy(run.streams)
+        try:
+            load()
+        except PipelineStepFailed as failure:
+            if not is_data_error(failure):
+                raise
+            self._pipeline.abort_packages()
+            self._workspace.set_pending("screen")
+            if run.refused is not None:
+                raise MsgBubblesError(REFUSED.format(title=self._destination.title)) from None
+            self._say("the destination refuses a row: what was read is dropped, and read again row by row")
+            run.changes.clear()
+            run.changes.update(changes)
+            run.streams = streams
+            return False
+        return True
+
+    def _reconcile(self) -> None:
+        """Load by id what the loads of this run, and of those before, show to be missing."""
+        run = self._run
+        if run.settings is None:
+            return
+        if not (self._workspace.is_pending("repair") or resource_states(self._pipeline).chats.threads or run.repair):
+            return
+        run.repair = self._find_missing(run.settings)
+        if run.repair is not None:
+            self._say("reading what is missing")
+            self._load("messages", "chats")
+            # With the orphans there, what only they could prove may be proven.
+            if run.error is None and run.halt is None:
+                run.repair = self._find_missing(run.settings)
+                if run.repair is not None and run.repair.chats_proven:
+                    self._load("chats")
+        if run.repair is None and run.error is None and run.halt is None:
+            self._workspace.set_done("repair")
+
+    def _find_missing(self, settings: Settings) -> Repair | None:
+        """Return what finished loads show to be missing."""
+        warehouse = Warehouse(self._pipeline)
+        with warehouse.connected():
+            return reconcile.planned(warehouse, resource_states(self._pipeline), settings)
+
+    def _note_failed_reads(self) -> None:
+        report = self._report
+        report.failed_reads = resource_states(self._pipeline).failed_reads
+        if self._run.failed_reads_changed:
+            # The marts are not complete where it says so; and they are built before the rest is written.
+            self._workspace.set_pending("transform", "publish")
+            with self._destination.open_writer() as connection:
+                store_failed_reads(connection, report.failed_reads, self._destination.write_schema)
+
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """Let a signal that reaches dlt while it loads stop the run as one that reaches us does. What dlt has on disk
+        is loaded by the next run."""
+        try:
+            yield
+        except SignalReceivedException:
+            self._run.stop.set()
+        except PipelineStepFailed as failure:
+            if isinstance(failure.exception, SignalReceivedException):
+                self._run.stop.set()
+                return
+            fault = _find_fault(failure)
+            if fault is not None:
+                raise fault from None
+            raise
+
+
+def _find_fault(error: BaseException | None) -> MsgBubblesError | None:
+    """Return the fault of the API that an error comes from."""
+    while error is not None and not isinstance(error, MsgBubblesError):
+        error = error.__cause__ or error.__context__
+    return error

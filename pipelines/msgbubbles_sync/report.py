@@ -1,0 +1,160 @@
+"""What one run did and how it ended, and its record for the run log."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+from uuid import uuid4
+
+from msgbubbles.errors import Interrupted
+from msgbubbles.source.coverage import Coverage
+from msgbubbles.source.run import Run, StreamProgress
+from msgbubbles.source.state import FailedRead
+from msgbubbles.transport import VERSION
+
+from .dbt.runner import Verdict
+from .destinations import build_destination
+from .outcome import Outcome, explain_end
+from .run_log import iso_timestamp
+from .workspace import Workspace
+
+
+@dataclass
+class RunReport:
+    """What a run did and how it ended. `run` is what it has read. `seconds` are of the wall clock, by phase; those of
+    dlt's steps are part of `load`. `expired` counts what was older than the privacy policy keeps; `failed_reads` could
+    not be read, in this run or one before, and are tried again. `failure` is the exception that ended the run, if one
+    did; `outcome` and `record` are as of the last `conclude`."""
+
+    workspace: Workspace
+    run: Run
+    run_id: str = field(default_factory=lambda: str(uuid4()))
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    slices: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    published: bool = False
+    published_bytes: int | None = None
+    rows_in_warehouse: dict[str, int] = field(default_factory=dict)
+    tested: Verdict = field(default_factory=Verdict)
+    held_marts: list[str] = field(default_factory=list)
+    expired: dict[str, int] = field(default_factory=dict)
+    failed_reads: list[FailedRead] = field(default_factory=list)
+    failure: BaseException | None = None
+    outcome: Outcome = field(default_factory=lambda: Outcome(0))
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add_seconds(phase, time.monotonic() - began)
+
+    def add_seconds(self, phase: str, seconds: float) -> None:
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+    @property
+    def ended_by(self) -> BaseException | None:
+        """What ended the run before its time: an exception, a signal, a fault of the API, or a limit."""
+        if self.failure is not None or isinstance(self.run.halt, Interrupted):
+            return self.failure or self.run.halt
+        return self.run.error or self.run.halt
+
+    def conclude(self) -> None:
+        """Work out the outcome and the record of the run, as far as it has come."""
+        is_lossy = any(progress.rejected or progress.standing for progress in self.run.streams.values())
+        is_incomplete = bool(is_lossy or self.failed_reads or self.tested.failed_tests)
+        self.outcome = explain_end(self.ended_by, self.workspace, is_incomplete=is_incomplete)
+        self.record = self._record()
+
+    def _record(self) -> dict[str, Any]:
+        """Return the record for log collectors and `sync_runs`: timestamps are ISO 8601, durations seconds."""
+        run = self.run
+        error = self.outcome.message if self.failure is not None else None if run.error is None else str(run.error)
+        return {
+            "run_id": self.run_id,
+            "started_at": self.started_at.isoformat(timespec="milliseconds"),
+            "ended_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "outcome": "failed" if error else _outcome(run),
+            "exit_status": self.outcome.exit_status,
+            "error": error,
+            "account": self.workspace.account,
+            "database": build_destination(self.workspace).title,
+            "published": self.published,
+            "slices": self.slices,
+            "requests_total": run.traffic.total,
+            "requests": dict(run.traffic.requests),
+            "rate_limited": run.traffic.rate_limited,
+            "retry_after": run.traffic.retry_after,
+            "retries": run.traffic.retries,
+            "received_bytes": run.traffic.received_bytes,
+            "budget_used": run.traffic.window_requests,
+            "budget_per_minute": run.traffic.window_limit,
+            "paced_seconds": round(run.traffic.paced_seconds, 3),
+            "seconds": {phase: round(spent, 3) for phase, spent in self.seconds.items()},
+            "feed": run.feed,
+            "tables": {
+                table: {"new": changes.new, "changed": changes.changed, "unchanged": changes.unchanged}
+                | ({"replaced": changes.replaced} if changes.replaced else {})
+                for table, changes in run.changes.items()
+            },
+            "streams": {name: _stream_dict(progress, run.loaded(name)) for name, progress in run.streams.items()},
+            "repaired": {what: count for what, count in run.repaired.items() if count},
+            "expired": self.expired,
+            "failed_reads": dict(Counter(failed.kind for failed in self.failed_reads)),
+            "failed_tests": self.tested.failed_tests,
+            "held_marts": self.held_marts,
+            "versions": _versions(),
+        }
+
+
+def _outcome(run: Run) -> str:
+    return "stopped" if run.stop.is_set() else "partial" if run.halt else "complete"
+
+
+def _stream_dict(progress: StreamProgress, loaded: int) -> dict[str, Any]:
+    return {
+        "pages": progress.pages,
+        "refresh_pages": progress.refresh_pages,
+        "rows": progress.rows,
+        "landed": loaded,
+        "rejected": progress.rejected,
+        "odd": progress.odd,
+        "new_fields": sorted(progress.new_fields),
+        "order_contradictions": progress.order_contradictions,
+        "tie_overflows": sorted(
+            ([iso_timestamp(span.from_ms), iso_timestamp(span.to_ms)] for span in progress.standing), key=str
+        ),
+        "reached_back_to": iso_timestamp(progress.reached_ms),
+        "covered_before": _covered_interval(progress.covered_before),
+        "covered": _covered_interval(progress.covered),
+    }
+
+
+def _covered_interval(coverage: Coverage | None) -> dict[str, Any] | None:
+    """Return from when to when rows have been read, and how many intervals between are missing."""
+    if coverage is None or not coverage.pieces:
+        return None
+    lo_ms = coverage.pieces[0][0]
+    return {"from": iso_timestamp(lo_ms), "to": iso_timestamp(coverage.newest_ms), "gaps": len(coverage.gaps(lo_ms))}
+
+
+def _versions() -> dict[str, str]:
+    found = {name: _version(name) for name in ("dlt", "duckdb", "dbt-core")}
+    ours = {"msgbubbles-sync": VERSION, "python": platform.python_version()}
+    return ours | {name: text for name, text in found.items() if text}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
