@@ -25,10 +25,13 @@ from msgbubbles.models import Attachment, Chat
 from msgbubbles.redact import Redactor, client_of
 from msgbubbles.source import reconcile as repairs
 from msgbubbles.source.buffer import RowBuffer
+from msgbubbles.source.chats import read_chats
 from msgbubbles.source.config import Settings
+from msgbubbles.source.messages import read_messages
+from msgbubbles.source.numbers import read_numbers
 from msgbubbles.source.run import Run
 from msgbubbles.source.state import States
-from msgbubbles.source.streams import read_chats, read_messages, read_numbers, read_stream
+from msgbubbles.source.streams import read_stream
 from msgbubbles.tables import ATTACHMENTS, CHATS, TABLES
 from msgbubbles.times import to_epoch_ms
 from msgbubbles.transport import Clock, Transport

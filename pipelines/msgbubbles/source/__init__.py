@@ -24,10 +24,13 @@ from msgbubbles.settings import DEFAULTS, SourceSettings, build_source_settings
 from msgbubbles.transport import Transport
 
 from .buffer import RowBuffer
+from .chats import read_chats
 from .config import Settings
+from .messages import read_messages
+from .numbers import read_numbers
 from .run import Run
 from .stored import Warehouse
-from .streams import Read, read_chats, read_messages, read_numbers, read_stream
+from .streams import Read, read_stream
 
 __all__ = ["BASE_URL", "Client", "Run", "msgbubbles_source"]
 

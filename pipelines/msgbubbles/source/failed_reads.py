@@ -83,7 +83,7 @@ class FailedReads:
             self.record(kind, unit_id, error, from_ms)
             self.check_api(error)
         else:
-            self._run.failures_in_a_row = 0
+            self.note_answer()
             before = self._entries.get((kind, unit_id))
             if before is not None and (before.from_ms is None or (from_ms or 0) <= before.from_ms):
                 self.remove(before)
@@ -109,6 +109,10 @@ class FailedReads:
             )
         )  # fmt: skip
         self._run.failed_now.add((kind, unit_id))
+
+    def note_answer(self) -> None:
+        """The API has answered: what fails next is the first failure in a row."""
+        self._run.failures_in_a_row = 0
 
     def check_api(self, error: ApiError) -> None:
         """Raise `error` where one unit after another fails because the API answers nothing."""

@@ -1,29 +1,26 @@
-"""Reads by id what no walk finds: chats that stopped showing up, chats that only messages know of, whole threads, and
-instants that hold more messages than a page."""
+"""Reads by id what no list shows: chats that stopped showing up, chats that only messages name, all messages of a chat,
+and timestamps that hold more messages than a page."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 from msgspec import Raw
 
-from msgbubbles.client import Client
 from msgbubbles.decode import read_participants
 from msgbubbles.errors import NotFoundError
-from msgbubbles.models import NOTHING, Chat, Message, Page
+from msgbubbles.models import NOTHING, Chat
 from msgbubbles.times import DAY_MS, from_epoch_ms
 
-from .buffer import RowBuffer
 from .config import Settings
 from .coverage import Coverage
-from .failed_reads import FailedReads
-from .paginate import Overflow, paginate_interval
-from .run import Repair, Run, known_overflows, save_overflows
+from .paginate import Overflow
+from .run import Repair, Run, StreamContext, known_overflows, save_overflows
 from .state import ChatsState, ListState, OverflowProgress, States
 from .stored import Warehouse
+from .threads import read_thread
 
 # A chat that so many sweeps did not show is asked for by id.
 SWEEPS_MISSED = 2
@@ -33,8 +30,8 @@ REQUESTS_A_RUN = 100
 LAGGING_IN_VAIN = 30
 CHATS_AT_ONCE = 50
 # How long an event may wait for the message that it tells of, and how many stretches are remembered as read.
-TOLD_WITHIN_MS = 7 * DAY_MS
-MAX_TOLD = 1000
+EVENT_WAITS_MS = 7 * DAY_MS
+MAX_READ_FOR_EVENTS = 1000
 # How many ids of chats that only events name are remembered as asked for.
 MAX_NAMED_BY_EVENTS = 1000
 
@@ -72,7 +69,7 @@ def planned(warehouse: Warehouse, states: States, settings: Settings) -> Repair 
     messages_complete = bool(messages_covered.pieces) and not messages_covered.gaps(settings.start_ms)
     asked, read = set(chats.named_by_events), chats.read_for_events
     # What has been asked for already must not hide the rest.
-    unknown, stretches = warehouse.missing_from_events(chats.seen_ms - TOLD_WITHIN_MS, limit + len(asked) + len(read))
+    unknown, stretches = warehouse.missing_from_events(chats.seen_ms - EVENT_WAITS_MS, limit + len(asked) + len(read))
     known = asked | {one for kind, one in failed if kind == "chat"} | set(orphans)
     named = [one for one in unknown if one not in known][: max(REQUESTS_A_RUN - len(orphans), 0)]
     told = {
@@ -119,12 +116,10 @@ def _name(span: Overflow) -> str:
     return f"{span.from_ms}-{span.to_ms}"
 
 
-def read_by_id(
-    client: Client, buffer: RowBuffer, state: ChatsState, settings: Settings, run: Run, failed: FailedReads
-) -> Iterator[Any]:
+def read_by_id(state: ChatsState, context: StreamContext) -> Iterator[Any]:
     """Ask for the chats that sweeps have missed, and for what `run.repair` names. What there is no allowance for stays
     in the state: `missed` (chats), `threads` (ids of chats whose messages are to be read again)."""
-    missed, threads = state.missed, state.threads
+    run, failed, missed, threads = context.run, context.failed, state.missed, state.threads
     lagging: dict[str, int] = {}
     if run.repair is not None:
         missed.update(dict.fromkeys([*run.repair.chats, *run.repair.named_by_events], SWEEPS_MISSED))
@@ -136,14 +131,15 @@ def read_by_id(
     threads[:] = dict.fromkeys([*threads, *(one.id for one in failed.due("thread"))])
     allowance = _Allowance(run)
     try:
-        yield from _read_chats(client, buffer, state, run, allowance, failed)
+        yield from _read_chats(state, context, allowance)
+        start_ms = context.settings.start_ms
         for chat_id in list(threads):
-            is_read = yield from read_thread(client, buffer, chat_id, settings.start_ms, None, run, allowance, failed)
+            result = yield from read_thread(context, chat_id, start_ms, before_request=allowance.check)
             threads.remove(chat_id)
-            run.repaired["threads"] += is_read
-        yield from _read_told(client, buffer, state, settings, run, allowance, failed)
-        yield from _read_lagging(client, buffer, lagging, state, settings, run, allowance, failed)
-        _read_participants(client, buffer, state, run, allowance, failed)
+            run.repaired["threads"] += result.is_read
+        yield from _read_for_events(state, context, allowance)
+        yield from _read_lagging(lagging, state, context, allowance)
+        _read_participants(state, context, allowance)
     except _Spent:
         pass
     spans = known_overflows(state)
@@ -153,9 +149,8 @@ def read_by_id(
     save_overflows(state, spans, run, "chats")
 
 
-def _read_chats(
-    client: Client, buffer: RowBuffer, state: ChatsState, run: Run, allowance: _Allowance, failed: FailedReads
-) -> Iterator[Any]:
+def _read_chats(state: ChatsState, context: StreamContext, allowance: _Allowance) -> Iterator[Any]:
+    client, buffer, run, failed = context.client, context.buffer, context.run, context.failed
     missed, named_by_events = state.missed, state.named_by_events
     for chat_id in [one for one, times in missed.items() if times >= SWEEPS_MISSED]:
         if failed.is_waiting("chat", chat_id):
@@ -190,16 +185,9 @@ def as_listed(chat: Chat) -> Chat:
 
 
 def _read_lagging(
-    client: Client,
-    buffer: RowBuffer,
-    lagging: dict[str, int],
-    state: ChatsState,
-    settings: Settings,
-    run: Run,
-    allowance: _Allowance,
-    failed: FailedReads,
+    lagging: dict[str, int], state: ChatsState, context: StreamContext, allowance: _Allowance
 ) -> Iterator[Any]:
-    in_vain = state.lagging_in_vain
+    run, in_vain = context.run, state.lagging_in_vain
     if in_vain >= LAGGING_IN_VAIN:
         return
     # Those that still lag although they were read are not read again.
@@ -209,10 +197,11 @@ def _read_lagging(
         if known.get(chat_id) == at_ms:
             continue
         before = run.loaded("messages")
-        is_read = yield from read_thread(client, buffer, chat_id, settings.start_ms, None, run, allowance, failed)
-        yield from buffer.flush()
+        start_ms = context.settings.start_ms
+        result = yield from read_thread(context, chat_id, start_ms, before_request=allowance.check)
+        yield from context.buffer.flush()
         known[chat_id] = at_ms
-        if not is_read:
+        if not result.is_read:
             continue
         if run.loaded("messages") > before:
             run.repaired["threads"] += 1
@@ -222,31 +211,23 @@ def _read_lagging(
         state.lagging_in_vain = in_vain
 
 
-def _read_told(
-    client: Client,
-    buffer: RowBuffer,
-    state: ChatsState,
-    settings: Settings,
-    run: Run,
-    allowance: _Allowance,
-    failed: FailedReads,
-) -> Iterator[Any]:
-    """Read just the stretches that events tell of. One that has been read is not read again for the same events,
-    whatever was there."""
-    told = run.repair.told if run.repair is not None else {}
-    for chat_id, (from_ms, to_ms) in told.items():
+def _read_for_events(state: ChatsState, context: StreamContext, allowance: _Allowance) -> Iterator[Any]:
+    """Read just the intervals in which events name messages that are missing. One that has been read is not read again
+    for the same events, whatever was there."""
+    run, settings = context.run, context.settings
+    for chat_id, (from_ms, to_ms) in run.repair.known_from_events.items() if run.repair else ():
         # An event's time need not be the message's to the millisecond.
         lo_ms, hi_ms = max(from_ms - settings.lookback_ms, settings.start_ms), to_ms + settings.lookback_ms
-        is_read = yield from read_thread(client, buffer, chat_id, lo_ms, hi_ms, run, allowance, failed)
+        result = yield from read_thread(context, chat_id, lo_ms, hi_ms, before_request=allowance.check)
         known = {**state.read_for_events, chat_id: (from_ms, to_ms)}
-        state.read_for_events = dict(list(known.items())[-MAX_TOLD:])
-        run.repaired["stretches that events told of"] += is_read
+        state.read_for_events = dict(list(known.items())[-MAX_READ_FOR_EVENTS:])
+        run.repaired["stretches that events told of"] += result.is_read
 
 
-def _read_participants(
-    client: Client, buffer: RowBuffer, state: ChatsState, run: Run, allowance: _Allowance, failed: FailedReads
-) -> None:
-    """Ask each group of `run.repair` who is in it. Where the API does not show it, another day is waited for."""
+def _read_participants(state: ChatsState, context: StreamContext, allowance: _Allowance) -> None:
+    """Ask for the participants of each group of `run.repair`. Where the API does not show them, wait for another
+    day."""
+    client, buffer, run, failed = context.client, context.buffer, context.run, context.failed
     for chat_id, before in run.repair.groups.items() if run.repair else ():
         if failed.is_waiting("participants", chat_id):
             continue
@@ -271,11 +252,11 @@ def _read_participants(
         run.repaired["participant lists"] += 1
 
 
-def read_overflows(client: Client, buffer: RowBuffer, state: ListState, run: Run, failed: FailedReads) -> Iterator[Any]:
+def read_overflows(state: ListState, context: StreamContext) -> Iterator[Any]:
     """Read the messages of timestamps that hold more than the feed shows, thread by thread, in the order of the
     threads' ids: where the allowance ends, the next run goes on. What one thread alone has too many of stays out of
     reach, and so does what is in chats that are not known: then the overflow stands."""
-    spans = known_overflows(state)
+    run, spans = context.run, known_overflows(state)
     allowance = _Allowance(run)
     try:
         for span in _to_read(state):
@@ -284,12 +265,11 @@ def read_overflows(client: Client, buffer: RowBuffer, state: ListState, run: Run
             progress = state.overflows_done.setdefault(_name(span), OverflowProgress())
             while ids := run.warehouse.chats_alive_at(span.from_ms, span.to_ms, progress.after_id, CHATS_AT_ONCE):
                 for chat_id in ids:
-                    met: set[Overflow] = set()
-                    is_read = yield from read_thread(
-                        client, buffer, chat_id, span.from_ms, span.to_ms, run, allowance, failed, met
+                    result = yield from read_thread(
+                        context, chat_id, span.from_ms, span.to_ms, before_request=allowance.check
                     )
                     progress.after_id = chat_id
-                    progress.is_stuck = progress.is_stuck or bool(met) or not is_read
+                    progress.is_stuck = progress.is_stuck or result.has_overflow or not result.is_read
             # Where a chat is not known, its messages may be missing still.
             if progress.is_stuck or run.repair is None or not run.repair.all_chats_known:
                 progress.is_over = True
@@ -301,40 +281,3 @@ def read_overflows(client: Client, buffer: RowBuffer, state: ListState, run: Run
         pass
     finally:
         save_overflows(state, spans, run, "messages")
-
-
-def read_thread(
-    client: Client,
-    buffer: RowBuffer,
-    chat_id: str,
-    from_ms: int,
-    to_ms: int | None,
-    run: Run,
-    allowance: _Allowance | None,
-    failed: FailedReads,
-    met: set[Overflow] | None = None,
-) -> Generator[Any, None, bool]:
-    """Read the messages of one chat in [from, to], as far as `allowance` goes. Returns whether that succeeded, or the
-    chat is gone."""
-
-    def fetch(before: str | None) -> Page[Message]:
-        if allowance:
-            allowance.check()
-        page = client.list_messages(chat_id, before=before)
-        run.on_page()
-        return page
-
-    if failed.is_waiting("thread", chat_id, from_ms):
-        return False
-    missing_from_ms = failed.missing_from("thread", chat_id)
-    if missing_from_ms is not None:  # all that is missing is read, whatever was asked for
-        from_ms, to_ms = min(from_ms, missing_from_ms), None
-    hi_ms = None if to_ms is None else to_ms + 1
-    # Whether the chat of a thread that is gone is deleted is asked for as of any chat.
-    with failed.attempt("thread", chat_id, from_ms) as attempt, suppress(NotFoundError):
-        for result in paginate_interval(fetch, lo_ms=from_ms, before_ms=hi_ms, stream="messages"):
-            buffer.add(result.page)
-            if result.overflow and met is not None:
-                met.add(result.overflow)
-            yield from buffer.flush_full()
-    return attempt.succeeded

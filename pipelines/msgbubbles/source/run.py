@@ -8,12 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgbubbles.client import Client
+from msgbubbles.decode import unknown_fields
 from msgbubbles.errors import ApiError, Halt, MsgBubblesError, is_unit_error
+from msgbubbles.models import Page
+from msgbubbles.times import to_epoch_ms
 from msgbubbles.transport import Clock, Traffic
 
-from .buffer import Changes
+from .buffer import Changes, RowBuffer
 from .config import Settings
 from .coverage import Coverage
+from .failed_reads import FailedReads
 from .fetch import InFlight, InThreads
 from .paginate import Overflow, PageResult
 from .state import ListState
@@ -49,6 +54,21 @@ class StreamProgress:
     unfinished: bool = False
     covered_before: Coverage | None = None
     covered: Coverage | None = None
+
+    _last_rejected: frozenset[str] = frozenset()
+    _last_odd: frozenset[str] = frozenset()
+
+    def count(self, page: Page[Any]) -> None:
+        """Count a page and its rows. What is at the edge of a page is on the next one again."""
+        self.pages += 1
+        self.rows += len(page.rows)
+        rejected = frozenset(row.row_hash for row in page.rejected)
+        self.rejected += len(rejected - self._last_rejected)
+        self.odd += len(page.odd - self._last_odd)
+        self._last_rejected, self._last_odd = rejected, page.odd
+        self.new_fields.update(unknown_fields(page.rows))
+        oldest = min((at for row in page.rows if (at := row.cursor_at) is not None), default=None)
+        self.reached_ms = self.reached_ms if oldest is None else to_epoch_ms(oldest)
 
     def note(self, result: PageResult[Any]) -> None:
         """Keep what a page says of the walk."""
@@ -129,8 +149,8 @@ class Repair:
     """What is missing in the warehouse, to be read by id: `chats`, and all messages of `threads`. `lagging` are threads
     whose newest message is missing, with the instant of that message. With `overflows`, the messages of instants that
     hold more than the feed shows are read thread by thread; `chats_proven` says that no chat is missing, though a list
-    could not show all of them, and `all_chats_known` that the list showed all. `told` are
-    chats of which an event tells messages that are missing, with their first and last instant. `groups` are
+    could not show all of them, and `all_chats_known` that the list showed all. `known_from_events` are
+    chats with messages that are known only from events, with their first and last time. `groups` are
     to be asked for their participants, with those they had before. `limit` bounds the requests. Only events name the
     chats of `named_by_events`: one of those that is not found never was one."""
 
@@ -139,11 +159,22 @@ class Repair:
     lagging: Mapping[str, int] = field(default_factory=dict)
     overflows: bool = False
     chats_proven: bool = False
-    told: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    known_from_events: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     groups: Mapping[str, Sequence[str] | None] = field(default_factory=dict)
     limit: int | None = None
     named_by_events: Sequence[str] = ()
     all_chats_known: bool = False
+
+
+@dataclass(frozen=True)
+class StreamContext:
+    """What the readers of one stream share."""
+
+    client: Client
+    buffer: RowBuffer
+    settings: Settings
+    run: Run
+    failed: FailedReads
 
 
 def known_overflows(state: ListState) -> set[Overflow]:

@@ -17,7 +17,6 @@ from helpers.world import OURS, World
 from msgbubbles.source.config import Settings
 from msgbubbles.source.coverage import Tier
 from msgbubbles.source.run import Run
-from msgbubbles.source.streams import Sharing
 from msgbubbles.times import DAY_MS, HOUR_MS
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
@@ -33,7 +32,8 @@ EXAMPLES = int(os.environ.get("LOSSLESS_EXAMPLES", "0"))
 def small_parts() -> Iterator[None]:
     """Walks share what is to be read though it is little."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("msgbubbles.source.streams.SHARING", Sharing(2, 1, 1, 1))
+        patch.setattr("msgbubbles.source.intervals.INTERVAL_PAGES", 1)
+        patch.setattr("msgbubbles.source.intervals.PAGES_BEFORE_CUT", 1)
         yield
 
 

@@ -22,8 +22,11 @@ from msgbubbles.errors import Interrupted, PermanentError, RetryableError
 from msgbubbles.models import Chat, Page, RejectedRow
 from msgbubbles.source.buffer import RowBuffer
 from msgbubbles.source.config import Settings
-from msgbubbles.source.run import Run
-from msgbubbles.source.streams import Sharing, StreamReader, read_messages, read_stream
+from msgbubbles.source.intervals import INTERVAL_PAGES, PAGES_BEFORE_CUT
+from msgbubbles.source.messages import read_messages
+from msgbubbles.source.run import Run, StreamContext
+from msgbubbles.source.state import ListState
+from msgbubbles.source.streams import StreamReader, read_stream
 from msgbubbles.transport import Transport
 from msgbubbles_sync.sandbox import Account, Knobs, NewMessage, seed, serve
 
@@ -34,7 +37,8 @@ LOOKBACK_MS = 50
 def small_parts() -> Iterator[None]:
     """Walks share what is to be read though it is little."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("msgbubbles.source.streams.SHARING", Sharing(4, 1, 1, 1))
+        patch.setattr("msgbubbles.source.intervals.INTERVAL_PAGES", 1)
+        patch.setattr("msgbubbles.source.intervals.PAGES_BEFORE_CUT", 1)
         yield
 
 
@@ -67,8 +71,8 @@ def read_once(
     """One load: rows and state are kept together. Returns how many rows landed."""
     buffer = CollectingBuffer()
 
-    def read(_client: Any, buffer: RowBuffer, state: Any, settings: Settings, run: Run, failed: Any) -> Any:
-        return StreamReader("chats", listing.fetch, buffer, state, settings, run, failed).read()
+    def read(state: ListState, context: StreamContext) -> Any:
+        return StreamReader("chats", listing.fetch, state, context).read()
 
     run.keep_on_error = True
     list(read_stream(read, None, buffer, state, Settings(0, lookback_ms, least_walks=walks), run))  # type: ignore[arg-type]
@@ -136,7 +140,7 @@ def test_whatever_changes_and_wherever_it_is_cut_the_last_run_completes_it(
 
 
 def test_walks_share_what_is_to_be_read_and_are_under_way_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("msgbubbles.source.streams.SHARING", Sharing(8, 16, 1, 1))
+    monkeypatch.setattr("msgbubbles.source.intervals.INTERVAL_PAGES", 8)
     listing, warehouse, state = steady(2000), dict[str, datetime | None](), dict[str, Any]()
     asking = threading.Lock()
     others, most = set[int](), 0
@@ -166,7 +170,8 @@ def test_walks_share_what_is_to_be_read_and_are_under_way_at_once(monkeypatch: p
     ids=["tiny", "small", "middle", "large"],
 )
 def test_many_walks_cost_hardly_more_requests_than_one(monkeypatch: pytest.MonkeyPatch, rows: int, more: float) -> None:
-    monkeypatch.setattr("msgbubbles.source.streams.SHARING", Sharing())
+    monkeypatch.setattr("msgbubbles.source.intervals.INTERVAL_PAGES", INTERVAL_PAGES)
+    monkeypatch.setattr("msgbubbles.source.intervals.PAGES_BEFORE_CUT", PAGES_BEFORE_CUT)
     asked = []
     for walks in (1, 8):
         listing, warehouse = steady(rows), dict[str, datetime | None]()
@@ -177,7 +182,9 @@ def test_many_walks_cost_hardly_more_requests_than_one(monkeypatch: pytest.Monke
     assert asked[1] <= asked[0] + more
 
 
-def test_an_end_that_one_walk_meets_keeps_what_the_others_have_read() -> None:
+def test_batch_end_keeps_what_every_worker_has_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msgbubbles.source.intervals.INTERVAL_PAGES", 4)
+
     def any_order() -> InAnyOrder:  # threads may come to one request more, on a busy machine
         return InAnyOrder(random.Random(1))
 

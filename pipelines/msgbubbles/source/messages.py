@@ -1,0 +1,89 @@
+"""Reads messages, from the account's feed where the API answers it, else chat by chat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from msgbubbles.errors import ForbiddenError, PermanentError
+from msgbubbles.models import Chat, Message, Page
+from msgbubbles.times import DAY_MS, to_epoch_ms
+
+from . import reconcile
+from .coverage import Coverage
+from .run import StreamContext
+from .state import MessagesState
+from .streams import StreamReader
+from .threads import ThreadReader, read_thread
+
+
+def read_messages(state: MessagesState, context: StreamContext) -> Iterator[Any]:
+    """Read the messages. Each way of reading them has its own coverage in `state`.
+
+    An API that refuses the feed is asked for it again once a day; while the feed only fails, this run reads chat by
+    chat.
+    """
+    client, run, failed = context.client, context.run, context.failed
+    if run.repair is not None:
+        if run.repair.overflows:
+            yield from reconcile.read_overflows(state.by_feed, context)
+        return
+    start_ms = context.settings.start_ms
+    first = _ask_for_feed(state, context)
+    # An empty feed may be an account without messages, or an API that answers nothing without a conversation.
+    run.feed = bool(first)
+    if first:
+        pages = [first]
+
+        def fetch(before: str | None) -> Page[Message]:
+            if before is None and pages:
+                return pages.pop()
+            return client.list_messages(before=before)
+
+        try:
+            yield from StreamReader("messages", fetch, state.by_feed, context).read()
+        finally:
+            for chat_id, error in client.unknown_chats.items():
+                failed.record("thread", chat_id, error, start_ms)
+    else:
+
+        def list_chats(before: str | None) -> Page[Chat]:
+            page = client.list_chats(before=before)
+            if state.feed_refused_ms is not None:
+                state.feed = False  # said by an API that answers something else
+            return page
+
+        _add_coverage_of_feed(state, start_ms)
+        yield from ThreadReader(list_chats, state.by_thread, context).read()
+    for entry in failed.due("thread"):
+        yield from read_thread(context, entry.id, start_ms if entry.from_ms is None else entry.from_ms)
+
+
+def _ask_for_feed(state: MessagesState, context: StreamContext) -> Page[Message] | None:
+    """Return the newest page of the account's feed; null where the API refuses it, or does not manage to answer it."""
+    now_ms = to_epoch_ms(context.run.clock.now())
+    is_refused = state.feed is False and now_ms - (state.feed_refused_ms or 0) < DAY_MS
+    if is_refused or context.failed.is_waiting("feed", "messages"):
+        return None
+    first: Page[Message] | None = None
+    with context.failed.attempt("feed", "messages"):
+        try:
+            first = context.client.list_messages()
+        except (PermanentError, ForbiddenError):
+            state.feed_refused_ms = now_ms
+    if first:
+        state.feed, state.feed_refused_ms = True, None
+    return first
+
+
+def _add_coverage_of_feed(state: MessagesState, start_ms: int) -> None:
+    """What the feed has shown without a gap since the start need not be read again chat by chat."""
+    of_feed = Coverage(state.by_feed.covered)
+    complete_to = of_feed.complete_to(start_ms)
+    if complete_to is None:
+        return
+    covered = Coverage(state.by_thread.covered)
+    if (covered.complete_to(start_ms) or 0) < complete_to:
+        for lo, hi, read in of_feed.pieces:
+            covered.add(lo, min(hi, complete_to), read)
+        state.by_thread.covered = covered.pieces
