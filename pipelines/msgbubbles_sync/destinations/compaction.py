@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import duckdb
 
 from msgbubbles_sync.files import follow_links, sync_to_disk
 from msgbubbles_sync.sql import quote_literal, quote_name
+
+from .publish import Options
 
 # A file is rewritten when more of it than this is free, and a large one once a day at most: it takes seconds.
 MAX_FREE_SHARE = 0.2
@@ -21,7 +22,7 @@ MAX_STATES = 10
 STATES = "msgbubbles._dlt_pipeline_state"
 
 
-def compact_if_wasteful(work: Path, stamp: Path, options: dict[str, Any]) -> None:
+def compact_if_wasteful(work: Path, stamp: Path, options: Options) -> None:
     """Compact a database of which too much is free. Nobody may have it open.
 
     Args:
@@ -52,7 +53,7 @@ def _drop_old_states(connection: duckdb.DuckDBPyConnection) -> None:
         )
 
 
-def compact(work: Path, options: dict[str, Any] | None = None) -> None:
+def compact(work: Path, options: Options | None = None) -> None:
     """Write a database to a new file that then replaces it, all or nothing. Nobody may have it open."""
     file = follow_links(work)[-1]
     new = file.with_name(f"{file.name}.compacting")

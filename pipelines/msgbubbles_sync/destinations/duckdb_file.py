@@ -20,7 +20,7 @@ from msgbubbles_sync.workspace import DATASET, Workspace
 from .base import Destination
 from .claims import find_account_files
 from .compaction import compact_if_wasteful
-from .publish import clone, has_foreign_log, is_damaged, publish, read_mark
+from .publish import Options, clone, has_foreign_log, is_damaged, publish, read_mark
 from .union_accounts import MANY_ACCOUNTS, ONE_ACCOUNT, combine, shows_accounts
 
 # What the file that shows all accounts was made of.
@@ -128,7 +128,7 @@ class DuckDBFile(Destination):
             not has_foreign_log(file) and (mark is None or mark == read_mark(file)) for file, mark in marks.items()
         )
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> Options:
         """Return DuckDB's options for every connection to the file that is written.
 
         Two connections with different options cannot be open at once. Raises `UsageError`.

@@ -68,8 +68,8 @@ def read_parameters(section: str, settings: SyncSettings) -> dict[str, str] | No
     import dlt
 
     *sections, key = section.split(".")
-    url: dict[str, Any] = {}
-    table: dict[str, Any] = {}
+    url: dict[str, object] = {}
+    table: dict[str, object] = {}
     # Parts may be in different files.
     for provider in reversed(dlt.config.config_providers):
         found, _ = provider.get_value(key, Any, "", *sections)
@@ -84,7 +84,7 @@ def read_parameters(section: str, settings: SyncSettings) -> dict[str, str] | No
     return _complete(values, settings) if {"host", "user", "dbname"} <= values.keys() else None
 
 
-def _read_url(url: str) -> dict[str, Any]:
+def _read_url(url: str) -> dict[str, object]:
     from dlt.common.libs.sql_alchemy_compat import make_url  # type: ignore[attr-defined]
 
     try:
@@ -94,7 +94,7 @@ def _read_url(url: str) -> dict[str, Any]:
     return dict(parts) if str(parts["drivername"]).startswith("postgres") else {}
 
 
-def _flatten(section: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def _flatten(section: str, given: Mapping[str, object]) -> dict[str, object]:
     """Return parameters by libpq's names. Those in `query` take precedence."""
     query = given.get("query") or {}
     if isinstance(query, str):
@@ -104,11 +104,11 @@ def _flatten(section: str, given: Mapping[str, Any]) -> dict[str, Any]:
             query = None
     if not isinstance(query, Mapping):
         raise UsageError(f'{section}.query is a table of libpq\'s parameters; write {{"sslmode": "require"}}, say')
-    rest: dict[str, Any] = {name: value for name, value in given.items() if name not in ("query", "drivername")}
+    rest: dict[str, object] = {name: value for name, value in given.items() if name not in ("query", "drivername")}
     return {ALIASES.get(name, name): value for name, value in {**rest, **query}.items() if value is not None}
 
 
-def _check(section: str, name: str, value: Any) -> str:
+def _check(section: str, name: str, value: object) -> str:
     if name not in PARAMETERS:
         raise UsageError(
             f"{section}: the parameter {name} cannot be passed to all clients of the server (DuckDB, dlt and dbt); "

@@ -17,13 +17,14 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import duckdb
 
 from msgbubbles_sync.files import follow_links, remove, sync_to_disk
 from msgbubbles_sync.sql import quote_literal, quote_name
 
+# DuckDB's options for a connection.
+Options = dict[str, str | bool | int | float | list[str]]
 FICLONE = 0x40049409  # <linux/fs.h>: share the blocks of another file, on file systems that can
 # The write-ahead log, and what DuckDB calls it while it writes the file.
 LOGS = (".wal", ".wal.checkpoint", ".wal.recovery")
@@ -152,7 +153,7 @@ def _read_kinds(connection: duckdb.DuckDBPyConnection, catalog: str | None = Non
     return dict(connection.execute(query, [catalog]).fetchall())
 
 
-def is_damaged(database: Path, options: dict[str, Any]) -> bool:
+def is_damaged(database: Path, options: Options) -> bool:
     """Read all of a database file, and return whether it is damaged. `options` are DuckDB's.
 
     Raises `duckdb.Error` where it cannot be read for another reason, as where another process has it open to write.

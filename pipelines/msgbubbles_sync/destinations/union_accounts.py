@@ -11,14 +11,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import duckdb
 
 from msgbubbles_sync.files import move_damaged, read_json, sync_to_disk, write_privately
 from msgbubbles_sync.sql import quote_literal, quote_name
 
-from .publish import has_foreign_log, new_copy, read_mark, replace_database
+from .publish import Options, has_foreign_log, new_copy, read_mark, replace_database
 
 # Schema and name of a table.
 Key = tuple[str, str]
@@ -105,7 +104,7 @@ def shows_accounts(database: Path) -> bool | None:
         return None
 
 
-def combine(files: Mapping[str, Path], own: str, database: Path, note: Path, options: dict[str, Any]) -> None:
+def combine(files: Mapping[str, Path], own: str, database: Path, note: Path, options: Options) -> None:
     """Replace `database` by one that shows all accounts, unless it was made of these versions of the files already.
 
     An account other than `own` whose file cannot be opened, because another process writes to it or it is damaged,
