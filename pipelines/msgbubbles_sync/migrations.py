@@ -129,6 +129,8 @@ def rename_column(workspace: Workspace, destination: Destination, old: str, new:
                 }
             pipeline.schemas.save_schema(schema)
             pipeline.sync_schema(schema_name)
+    if isinstance(destination, ParquetFiles):  # readers' queries name the column
+        destination.publish()
 
 
 def _rename_in_tables(connection: duckdb.DuckDBPyConnection, destination: Destination, old: str, new: str) -> None:
@@ -159,7 +161,6 @@ def _rename_in_files(destination: ParquetFiles, old: str, new: str) -> None:
                 connection.execute(f"COPY ({rows}) TO {quote_literal(str(copy))} (FORMAT parquet)")
             sync_to_disk(copy)
             copy.replace(path)
-    destination.publish()
 
 
 def _add_load_ids(connection: duckdb.DuckDBPyConnection, schema: str) -> None:
