@@ -204,6 +204,11 @@ class Page(Generic[R]):
     def __len__(self) -> int:
         return len(self.rows) + len(self.rejected)
 
+    @property
+    def may_hide_rows(self) -> bool:
+        """Whether the API may have more rows at the end of this page than it shows."""
+        return self.full or bool(self.has_more)
+
 
 def fingerprint(row: Row) -> str:
     """Return a short hash of what is loaded of a row, to detect whether it changed since it was last loaded."""

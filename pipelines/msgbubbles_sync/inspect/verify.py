@@ -23,7 +23,8 @@ from msgbubbles.source.compare import Comparison
 from msgbubbles.source.config import Settings
 from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.failed_reads import TRIES_AFTER_A_FAILURE
-from msgbubbles.source.paginate import CLOCK_TOLERANCE, cursor_ms
+from msgbubbles.source.page_times import CLOCK_TOLERANCE
+from msgbubbles.source.paginate import cursor_ms
 from msgbubbles.source.reconcile import as_listed
 from msgbubbles.tables import TABLES
 from msgbubbles.times import BEGINNING_MS, DAY_MS, format_ms, from_epoch_ms, to_epoch_ms

@@ -127,7 +127,7 @@ def test_rows_without_an_instant_hide_no_others(nulls: int, nulls_first: bool, n
         nulls_with_before=nulls_with_before,
     )
     if nulls_first and nulls_with_before and nulls >= listing.limit:
-        with pytest.raises(PermanentError, match="without an instant"):
+        with pytest.raises(PermanentError, match="without a timestamp"):
             read(listing)
         return
     results = read(listing)
