@@ -18,7 +18,8 @@ from msgbubbles.envelope import decode_page
 from msgbubbles.errors import ConflictError, NotFoundError, PermanentError
 from msgbubbles.models import Chat, Message, Page, fingerprint
 from msgbubbles.responses import Answer
-from msgbubbles.source.buffer import RowBuffer, build_arrow_table
+from msgbubbles.source.arrow import build_arrow_table
+from msgbubbles.source.buffer import RowBuffer
 from msgbubbles.tables import ATTACHMENTS, MESSAGES
 from msgbubbles.transport import Transport
 from msgbubbles_sync.sandbox import Account, Knobs, Server, seed, serve

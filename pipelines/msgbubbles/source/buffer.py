@@ -1,4 +1,4 @@
-"""Rows to what dlt loads: Arrow tables with an explicit schema, merged by key, the newest reading of a row first.
+"""Gather rows, compare them with the stored ones, and turn what differs into items for dlt.
 
 dlt's own `upsert` does not deduplicate within a load, so rows are deduplicated here within a table, and by
 `dedup_sort` between the tables of one load.
@@ -7,12 +7,11 @@ dlt's own `upsert` does not deduplicate within a load, so rows are deduplicated 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-import dlt
 import msgspec
 from msgspec import UNSET, Raw
 
@@ -31,12 +30,11 @@ from msgbubbles.models import (
     StreamCoverage,
     fingerprint,
 )
-from msgbubbles.tables import CHAT_TITLES, TABLES, ColumnType, Table
-from msgbubbles.times import to_epoch_us
+from msgbubbles.tables import CHAT_TITLES, TABLES
 
+from .arrow import build_arrow_table, build_item
 from .compare import Comparison, filter_rows
 from .progress import keep_progress
-from .storable import storable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -356,79 +354,3 @@ class RowBuffer:
 
 
 _TABLES = {model: table for table, model in MODELS.items()}
-
-
-def build_item(table: str, rows: pa.Table) -> Any:
-    """An item for dlt: rows to be merged into a table by its key."""
-    hints = dlt.mark.make_hints(
-        table_name=table,
-        primary_key=list(TABLES[table].key),
-        write_disposition={"disposition": "merge", "strategy": "delete-insert"},
-        columns=build_column_hints(TABLES[table]),
-    )
-    return dlt.mark.with_hints(rows, hints, create_table_variant=True)
-
-
-def build_column_hints(table: Table) -> Any:
-    """Return dlt's hints for the columns of a table. Of rows with one key, the one that was read last is loaded."""
-    hints: dict[str, dict[str, Any]] = {
-        column.name: {"name": column.name, "data_type": column.type, "nullable": column.nullable}
-        for column in table.columns
-    }
-    if "_fetched_at" not in table.key:
-        hints["_fetched_at"]["dedup_sort"] = "desc"
-    return hints
-
-
-def arrow_schema(table: Table) -> pa.Schema:
-    """Return the Arrow schema of a table."""
-    # pyarrow takes a second to import with pandas installed: a run that finds nothing does not pay for it.
-    import pyarrow as pa
-
-    types: dict[ColumnType, pa.DataType] = {
-        "text": pa.string(),
-        "bigint": pa.int64(),
-        "bool": pa.bool_(),
-        "timestamp": pa.timestamp("us", tz="UTC"),
-        "json": pa.string(),
-    }
-    return pa.schema([pa.field(column.name, types[column.type], column.nullable) for column in table.columns])
-
-
-def build_arrow_table(
-    table: Table,
-    rows: Iterable[tuple[Any, datetime]],
-    on_replaced: Callable[[int], None] = lambda _rows: None,
-) -> pa.Table:
-    """An Arrow table of rows and when each was read. JSON columns hold JSON text, null where the API sent null. What
-    some destination cannot store is replaced (see `storable`); `on_replaced` gets the number of rows with such values.
-    """
-    import pyarrow as pa
-
-    schema = arrow_schema(table)
-    pairs = list(rows)
-    arrays = []
-    for column, kind in zip(table.columns, schema.types, strict=True):
-        if column.name == "_fetched_at":
-            values: list[Any] = [fetched_at for _, fetched_at in pairs]
-        elif column.name == "attachment_count":
-            values = [len(row.attachments or ()) for row, _ in pairs]
-        else:
-            values = [getattr(row, column.name) for row, _ in pairs]
-            if column.type == "json":
-                values = [to_json_text(value) for value in values]
-        if column.type == "timestamp":
-            # Arrow takes four times as long to make numbers of instants.
-            values = [None if at is None else to_epoch_us(at) for at in values]
-            arrays.append(pa.array(values, pa.int64()).cast(kind))
-        else:
-            arrays.append(pa.array(values, kind))
-    loaded, changed = storable(pa.Table.from_arrays(arrays, schema=schema), table.json_columns)
-    on_replaced(sum(changed))
-    return loaded
-
-
-def to_json_text(value: Any) -> str | None:
-    """Raw JSON as it lands: null where the API sent null, or nothing."""
-    text = bytes(value).decode()
-    return None if text in ("", "null") else text

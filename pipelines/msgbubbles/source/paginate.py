@@ -146,7 +146,7 @@ class Paginator(Generic[R]):
         return None if self._before_ms is None else format_ms(self._before_ms)
 
     def advance(self, page: Page[R]) -> PageResult[R]:
-        """Take the page that was asked for, and move `before`. Raises `PermanentError` where the API's paging breaks."""
+        """Take the page that was asked for, and move `before`. Raises `PermanentError` where paging is broken."""
         awaited = self._expected
         if awaited is not None:
             if awaited.is_on(page, by_time=self._ids_change):

@@ -22,7 +22,7 @@ from msgbubbles.models import Attachment, Chat
 from msgbubbles.tables import ATTACHMENTS, CHATS, TABLES, Table
 from msgbubbles.times import from_epoch_ms, to_epoch_ms
 
-from .buffer import arrow_schema
+from .arrow import arrow_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -69,7 +69,7 @@ def _resource(table: Table, rows: list[dict[str, Any]]) -> Any:
     import dlt
     import pyarrow as pa
 
-    from msgbubbles.source.buffer import arrow_schema, build_column_hints
+    from msgbubbles.source.arrow import arrow_schema, build_column_hints
     from msgbubbles.source.storable import storable
 
     return dlt.resource(

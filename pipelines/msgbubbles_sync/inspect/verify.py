@@ -18,7 +18,8 @@ import duckdb
 from msgbubbles.client import Client
 from msgbubbles.errors import ApiError, NotFoundError, PermanentError, is_unit_error
 from msgbubbles.models import Attachment, Chat, Message, Page, R, Row
-from msgbubbles.source.buffer import ROWS_PER_TABLE, build_arrow_table
+from msgbubbles.source.arrow import build_arrow_table
+from msgbubbles.source.buffer import ROWS_PER_TABLE
 from msgbubbles.source.compare import Comparison
 from msgbubbles.source.config import Settings
 from msgbubbles.source.coverage import Coverage

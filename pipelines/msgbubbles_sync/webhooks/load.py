@@ -158,7 +158,7 @@ def _load(workspace: Workspace, events: list[Event], landed: LoadResult, redacts
     import dlt
     from dlt.pipeline.exceptions import PipelineStepFailed
 
-    from msgbubbles.source.buffer import build_arrow_table, build_column_hints, build_item
+    from msgbubbles.source.arrow import build_arrow_table, build_column_hints, build_item
     from msgbubbles.source.compare import filter_rows
     from msgbubbles.source.stored import Warehouse
     from msgbubbles_sync.destinations.load import build_pipeline

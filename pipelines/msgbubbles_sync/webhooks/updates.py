@@ -15,7 +15,7 @@ import msgspec
 
 from msgbubbles.decode import read_row
 from msgbubbles.models import Message
-from msgbubbles.source.buffer import arrow_schema, to_json_text
+from msgbubbles.source.arrow import arrow_schema, to_json_text
 from msgbubbles.source.progress import SET_ONCE, get_status_rank, is_ahead
 from msgbubbles.source.storable import storable
 from msgbubbles.tables import MESSAGES

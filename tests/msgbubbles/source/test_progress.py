@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from msgbubbles.models import Message
-from msgbubbles.source.buffer import build_arrow_table
+from msgbubbles.source.arrow import build_arrow_table
 from msgbubbles.source.compare import Comparison
 from msgbubbles.source.progress import keep_progress
 from msgbubbles.tables import MESSAGES

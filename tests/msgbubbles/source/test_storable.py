@@ -18,7 +18,8 @@ from msgspec import Raw
 from helpers import postgres
 from msgbubbles.lenient import MAX_DEPTH
 from msgbubbles.models import Message
-from msgbubbles.source.buffer import Changes, build_arrow_table
+from msgbubbles.source.arrow import build_arrow_table
+from msgbubbles.source.buffer import Changes
 from msgbubbles.source.storable import storable_json
 from msgbubbles.tables import MESSAGES
 

@@ -14,7 +14,7 @@ from helpers.listing import Listing
 from helpers.world import OURS, World
 from msgbubbles.errors import PermanentError
 from msgbubbles.models import Page
-from msgbubbles.source.buffer import build_arrow_table
+from msgbubbles.source.arrow import build_arrow_table
 from msgbubbles.source.config import Settings
 from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.run import Run
