@@ -157,8 +157,8 @@ class Warehouse:
         return [row[0] for row in found]
 
     def groups_to_ask(self, before_ms: int, limit: int) -> dict[str, list[str] | None]:
-        """Return groups whose participants were never fetched, or neither since the group changed nor since `before_ms`,
-        with the participants that were fetched last."""
+        """Return groups whose participants were not fetched since the group changed (and not since `before_ms`), with
+        the participants that were fetched last; null where they were never fetched."""
         found = self._fetch_all(
             "SELECT chats.id, known.handles FROM {chats} AS chats "
             "LEFT JOIN {participant_reads} AS known ON known.chat_id = chats.id "
