@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT / "pipelines"))
 
 from msgbubbles.envelope import decode_page  # noqa: E402
 from msgbubbles.models import Message  # noqa: E402
-from msgbubbles.policy import PRESETS, Pseudonyms  # noqa: E402
+from msgbubbles.policy import PRESETS, Pseudonymizer  # noqa: E402
 from msgbubbles.redact import Redactor  # noqa: E402
 from msgbubbles.responses import Answer  # noqa: E402
 from msgbubbles.source.buffer import RowBuffer  # noqa: E402
@@ -69,8 +69,8 @@ def main(messages: Annotated[int, typer.Option(min=100)] = 100_000, people: int 
     best: dict[str, float] = {}
     for _ in range(ROUNDS):
         for name, policy in PRESETS.items():
-            redactor = Redactor(policy, Pseudonyms("of the benchmark, and long enough to be a key"))
-            redactor.know_own_numbers(["+14155559999"])
+            redactor = Redactor(policy, Pseudonymizer("of the benchmark, and long enough to be a key"))
+            redactor.add_own_numbers(["+14155559999"])
             best[name] = min(best.get(name, 1e9), seconds_taken(answers, redactor))
     for name, seconds in best.items():
         typer.echo(f"{name:10} {messages / seconds:9,.0f} messages/s   {seconds / best['full']:.2f} x full")

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from .lenient import is_storable, storable, strict_json, without_links
-from .mentions import masked
+from .mentions import mask_handles
 from .models import NOTHING, NULL, Attachment, Chat, Key, Message, R, RejectedRow, Row
 from .times import TIME, read_time
 
@@ -242,7 +242,7 @@ class _Participant(msgspec.Struct):
 
 
 def unknown_fields(rows: list[R]) -> Iterator[str]:
-    """Yield the names of the fields in `extra`, for the run record: masked, because a name may be a handle."""
+    """Yield the names of the fields in `extra`, for the run record: mask_handles, because a name may be a handle."""
     for row in rows:
         if bytes(row.extra):
-            yield from map(masked, msgspec.json.decode(row.extra, type=dict[str, Raw]))
+            yield from map(mask_handles, msgspec.json.decode(row.extra, type=dict[str, Raw]))

@@ -22,7 +22,7 @@ NATIONAL_FORMS = (
 )
 
 
-def handle_of(written: str) -> str | None:
+def parse_handle(written: str) -> str | None:
     """The handle in its one form: `+14155550100` for `+1 (415) 555-0100`, e-mail addresses in lower case.
 
     Null for what is neither. A number has to begin with + and its country code; of which numbers are in use, Google's
@@ -45,16 +45,16 @@ def handle_of(written: str) -> str | None:
     return e164
 
 
-def normalised(written: str) -> str:
+def normalize_handle(written: str) -> str:
     """The one form of a handle; of what is neither a number nor an address, the text in lower case."""
-    return handle_of(written) or written.strip().lower()
+    return parse_handle(written) or written.strip().lower()
 
 
 @lru_cache(maxsize=100_000)
 def fold_handle(written: str) -> str:
     """Return a form that is equal for all spellings of one person's handle. It is for comparison, not for sending:
     `+541123456789` for `+54 9 11 2345-6789`, `ben@example.com` for `mailto:Ben@Example.com`."""
-    return _in_national_form(normalised(SCHEME.sub("", _visible(written), count=1)))
+    return _in_national_form(normalize_handle(SCHEME.sub("", _visible(written), count=1)))
 
 
 def without_people(handles: Iterable[str], others: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 
-from .handles import handle_of, normalised
+from .handles import normalize_handle, parse_handle
 
 MASK = "[handle]"
 MIN_DIGITS, MAX_DIGITS = 7, 15
@@ -52,20 +52,20 @@ def has_handle(text: str) -> bool:
 
 
 @lru_cache(maxsize=10_000)
-def masked(text: str) -> str:
+def mask_handles(text: str) -> str:
     """Replace what may be a handle in a text that is recorded or logged: a field's name."""
     return replace_handles(text, lambda _handle: True, MASK)
 
 
-def unescaped(to_json_text: str) -> str:
+def unescape_json(to_json_text: str) -> str:
     r"""Replace `\u002b` and the like by their characters, to look for handles in JSON that is not decoded."""
     return ESCAPE.sub(lambda found: chr(int(found[1], 16)), to_json_text) if "\\u" in to_json_text else to_json_text
 
 
-def one_form(written: str) -> str:
+def canonical_handle(written: str) -> str:
     """Return a handle in its one form, also where more than it is written: `tel:+14155550111`, `Ann <ann@example.com>`,
     `0014155550111`. What holds no handle, or more than that, is returned in lower case."""
-    return _only_handle(written) or normalised(written)
+    return _only_handle(written) or normalize_handle(written)
 
 
 def _only_handle(written: str) -> str | None:
@@ -75,7 +75,7 @@ def _only_handle(written: str) -> str | None:
         return None
     forms = _addresses(match[0]) if pattern is ADDRESS else _numbers(match[0])
     whole = (0, len(match[0]))
-    return next((handle for span, form in forms if span == whole and (handle := handle_of(form))), None)
+    return next((handle for span, form in forms if span == whole and (handle := parse_handle(form))), None)
 
 
 def _replaced(

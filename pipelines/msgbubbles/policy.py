@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from .errors import ConfigurationError
-from .handles import fold_handle, normalised
-from .mentions import one_form
+from .handles import fold_handle, normalize_handle
+from .mentions import canonical_handle
 
 SECTION = "sources.msgbubbles.privacy"
 MIN_KEY_CHARACTERS = 32
@@ -76,7 +76,7 @@ PRESETS: dict[str, Policy] = {
 }  # fmt: skip
 
 
-def policy_of(settings: Mapping[str, Any]) -> Policy:
+def parse_policy(settings: Mapping[str, Any]) -> Policy:
     """The policy of a preset (`preset`, by default `full`) with settings of its own over it. `key` and `vault` are not
     looked at.
 
@@ -111,7 +111,7 @@ def _shown(name: str) -> str:
     return name if re.fullmatch(r"\w{1,40}", name) else "of that name"
 
 
-class Pseudonyms:
+class Pseudonymizer:
     """Texts that stand for others, by one key. Raises `ConfigurationError` for a key that could be guessed."""
 
     def __init__(self, key: str) -> None:
@@ -124,7 +124,7 @@ class Pseudonyms:
         self._known: dict[tuple[str, str], str] = {}
 
     @classmethod
-    def configured(cls, key: object) -> Pseudonyms:
+    def from_key(cls, key: object) -> Pseudonymizer:
         """Raises `ConfigurationError` where there is no key."""
         if not isinstance(key, str) or not key:
             raise ConfigurationError(
@@ -155,7 +155,7 @@ class Pseudonyms:
         spelling of a number."""
         if self.erased_handle(written) in erased:
             return True
-        former = normalised(written)
+        former = normalize_handle(written)
         return former != fold_handle(written) and (
             self._hashed("erased handle", f"p_{self._hashed('p', former)}") in erased
         )
@@ -174,7 +174,7 @@ class Pseudonyms:
         if known is None:
             # What is a pseudonym already stays: a policy may be applied to rows that it was applied to before.
             is_one = written[:2] == f"{kind}_" and PSEUDONYM.fullmatch(written) is not None
-            text = fold_handle(one_form(written)) if kind == "p" else written
+            text = fold_handle(canonical_handle(written)) if kind == "p" else written
             known = written if is_one else f"{kind}_{self._hashed(kind, text)}"
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()

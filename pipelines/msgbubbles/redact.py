@@ -1,16 +1,14 @@
-"""A policy applied to what the API sends, before anything else sees it: rows, as `PrivateClient` returns them, and the
-payloads of webhooks.
+"""A policy applied to the rows of the API, before anything else sees them.
 
-Rows are changed where they are decoded, so nothing of what the policy leaves out comes to fingerprints, to the
-comparison with what is stored, to dlt's files or to the warehouse. What a column holds is in `tables`; what a policy
-does not know follows `extra`.
+Rows are redacted where they are decoded, so nothing that the policy leaves out reaches fingerprints, the comparison
+with what is stored, dlt's files or the warehouse. What a column holds is in `tables`; a field that the policy does not
+know follows `extra`. `redact_payloads` does the same for the payloads of webhooks.
 """
 
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -18,348 +16,99 @@ from typing import Any, Protocol
 import msgspec
 from msgspec import Raw
 
-from .client import MAX_PAGE_SIZE, Client
 from .decode import read_participants, without_senders
-from .errors import ApiError, NotFoundError, is_unit_error
-from .mentions import has_handle, replace_handles, unescaped
+from .mentions import has_handle, replace_handles, unescape_json
 from .models import NOTHING, NULL, Chat, Message, Number, Page, R, RejectedRow, Row
-from .policy import FULL, ORDERS, Policy, Pseudonyms
-from .tables import TABLES, Pii
-from .transport import Transport
+from .policy import FULL, ORDERS, Policy, Pseudonymizer
+from .tables import ATTACHMENTS, CHATS, MESSAGES, NUMBERS, Pii, Table
 
-# A text of which only the length is kept.
+# Stands for each character of a text of which only the length is stored.
 DOT = "·"
+ERASED = "[erased]"
 WORD = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 MIME_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+")
-# An id that may be made of a handle; digits alone are none there.
-NO_PLAIN_ID = re.compile(r"(?i)^(?:tel|sms):|[^a-z0-9_:-]")
+# An id that may be made of a handle; one of digits alone is not.
+HANDLE_LIKE_ID = re.compile(r"(?i)^(?:tel|sms):|[^a-z0-9_:-]")
+# Too short to be looked for within a text: only a text that is nothing else is taken for it.
+SHORT_CODE = re.compile(r"\+?\d{3,6}")
+MAX_CACHED_WORDS = 1000
 
-
-class Names(Protocol):
-    """Where it is noted who was replaced by a pseudonym."""
-
-    def note(self, pseudonym: str, handle: str) -> None: ...
-
-    def keep(self) -> None:
-        """What was noted is about to be landed."""
-
-
-# A column, and what becomes of its values.
+# A column, and the function that redacts its values.
 Step = tuple[str, Callable[[Any], Any]]
 
 
+class Vault(Protocol):
+    """Records who was replaced by which pseudonym."""
+
+    def add(self, pseudonym: str, handle: str) -> None: ...
+
+    def save(self) -> None:
+        """Put what was added on disk: before the redacted rows are loaded."""
+
+
 class LeftOutChat(Chat):
-    """A chat that does not land: of an erased person, or dormant. Its instant keeps the walk going."""
+    """A chat that is not loaded: of an erased person, or dormant. Its timestamp keeps the paginator going."""
 
 
 class LeftOutMessage(Message):
-    """A message that does not land."""
+    """A message that is not loaded."""
 
 
 @dataclass
 class Redactor:
-    """Applies `policy`. `erased` are hashes by `Pseudonyms.erased_handle` and `erased_chat`; threads that turn out to
-    be an erased person's are added to `found`, and those that are dormant to `dormant`. `names` is told who was
-    replaced, where somebody may look that up."""
+    """Applies `policy`. `erased` are hashes by `Pseudonymizer.erased_handle` and `erased_chat`; chats that turn out to
+    be an erased person's are added to `found_chats`, and dormant ones to `dormant`. Who was replaced by a pseudonym is
+    added to `vault`, if there is one."""
 
     policy: Policy = FULL
-    pseudonyms: Pseudonyms | None = None
+    pseudonymizer: Pseudonymizer | None = None
     erased: frozenset[str] = frozenset()
-    names: Names | None = None
+    vault: Vault | None = None
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
-    found: set[str] = field(default_factory=set)
+    found_chats: set[str] = field(default_factory=set)
     dormant: set[str] = field(default_factory=set)
     _words: set[str] = field(default_factory=set)
     _steps: dict[str, list[Step]] = field(default_factory=dict, init=False)
-    # Our numbers by their pseudonyms, null until they are known.
+    # Our numbers by their pseudonyms, null until they are read.
     _own: dict[str, str] | None = None
 
     @property
     def is_idle(self) -> bool:
-        """Whether everything is kept as the API sends it."""
+        """Whether everything is stored as the API sends it."""
         policy = self.policy
         return not (policy.redacts or self.erased or policy.text_days or policy.thread_days)
 
     @property
-    def asks_for_own_numbers(self) -> bool:
+    def needs_own_numbers(self) -> bool:
         return self._own is None and self._keeps_own
 
     @property
     def _keeps_own(self) -> bool:
         return self.policy.handles == "pseudonym" and self.policy.own_numbers == "keep"
 
-    def know_own_numbers(self, handles: Iterable[str]) -> None:
-        """These stay readable from now on, where the policy keeps ours; also where only their pseudonym is left."""
+    def add_own_numbers(self, handles: Iterable[str]) -> None:
+        """Keep these numbers readable from now on if the policy keeps ours, also where only a pseudonym is left."""
         if self._keeps_own:
-            self._own = (self._own or {}) | {self._pseudonyms.handle(one): one for one in handles}
+            self._own = (self._own or {}) | {self._pseudonyms.handle(handle): handle for handle in handles}
+
+    def save_vault(self) -> None:
+        """Put on disk who was replaced. Call this before redacted rows are written."""
+        if self.vault is not None:
+            self.vault.save()
 
     # -- values
 
-    def handle(self, written: str) -> str:
-        """A handle of anybody; ours stays where it is known to be ours and the policy keeps ours."""
-        if self.policy.handles == "keep" or written == ERASED:
-            return written
-        pseudonym = self._pseudonyms.handle(written)
-        own = self._own.get(pseudonym) if self._own else None
-        return self._noted(pseudonym, written) if own is None else own
+    def redact(self, pii: Pii, value: Any) -> Any:
+        """Return what may be loaded of a value that is not null, of a column of that kind."""
+        return self._redaction(pii)(value)
 
-    def own_handle(self, written: str) -> str:
-        """A handle in a field that only one of ours can be in."""
-        if self.policy.own_numbers == "keep" or written == ERASED:
-            return written
-        return self._noted(self._pseudonyms.handle(written), written)
+    def is_redacted(self, pii: Pii) -> bool:
+        """Return whether the policy changes columns of that kind, whoever is erased."""
+        return any(getattr(self.policy, name) != ORDERS[name][0] for name in _REDACTIONS[pii][0])
 
-    def _noted(self, pseudonym: str, written: str) -> str:
-        if self.names is not None and pseudonym != written:
-            self.names.note(pseudonym, written)
-        return pseudonym
-
-    def keep_names(self) -> None:
-        """Before what was redacted is written."""
-        if self.names is not None:
-            self.names.keep()
-
-    def text(self, written: str) -> str | None:
-        if self.policy.text == "keep":
-            return written
-        return DOT * len(written) if self.policy.text == "length" else None
-
-    def mark_of_text(self, written: str) -> str:
-        """By what a text is known again where it is not kept."""
-        return written if self.policy.text == "keep" else self._pseudonyms.row(written)
-
-    def title(self, written: str) -> str | None:
-        if self.policy.titles == "keep":
-            return written
-        return self._pseudonyms.title(written) if self.policy.titles == "pseudonym" else None
-
-    def file_name(self, written: str) -> str | None:
-        return written if self.policy.file_names == "keep" else None
-
-    def mime_type(self, written: str) -> str | None:
-        """Without its parameters, which may name the file."""
-        if self._is_hidden_handle(written):
-            return None
-        if self.policy.file_names == "keep":
-            return written
-        found = MIME_TYPE.match(written)
-        return found[0] if found else None
-
-    def word(self, written: str) -> str | None:
-        """A value of a field that holds one of a few words: anything else is something the policy does not know."""
-        if written in self._words:
-            return written
-        if self._is_hidden_handle(written) or (self.policy.extra == "drop" and not WORD.fullmatch(written)):
-            return None
-        if len(self._words) < MAX_WORDS:
-            self._words.add(written)
-        return written
-
-    def _is_hidden_handle(self, written: str) -> bool:
-        """Whether a field that is none for handles holds one all the same, which the policy hides."""
-        return self.policy.handles == "pseudonym" and written != ERASED and has_handle(written)
-
-    def id(self, written: str) -> str:
-        """An id of the API; another of its own where it is made of a handle."""
-        is_hidden = NO_PLAIN_ID.search(written) is not None and self._is_hidden_handle(written)
-        return self._pseudonyms.row(written) if is_hidden else written
-
-    def error(self, raw: Raw) -> Raw:
-        """Of an error, its stable code: the rest may quote anything."""
-        if self.policy.extra == "keep" or raw in (NULL, NOTHING):
-            return raw
-        try:
-            found = msgspec.json.decode(raw)
-        except msgspec.DecodeError:
-            return NULL
-        kept = self.known_error(found)
-        return NULL if kept is None else Raw(msgspec.json.encode(kept))
-
-    def known_error(self, found: Any) -> Any:
-        if self.policy.extra == "keep":
-            return found
-        if isinstance(found, dict):
-            codes = {
-                name: code
-                for name in ("code", "error")
-                if isinstance(code := found.get(name), str) and self._is_code(code)
-            }
-            return codes or None
-        return found if isinstance(found, str) and self._is_code(found) else None
-
-    def _is_code(self, written: str) -> bool:
-        return CODE.fullmatch(written) is not None and not self._is_hidden_handle(written)
-
-    @property
-    def _pseudonyms(self) -> Pseudonyms:
-        if self.pseudonyms is None:
-            raise ValueError("a policy that needs a key was made without one")
-        return self.pseudonyms
-
-    # -- who is left out
-
-    def is_erased(self, handle: str | None) -> bool:
-        return bool(self.erased) and handle is not None and self._pseudonyms.was_erased(handle, self.erased)
-
-    def without_erased(self, text: str) -> str:
-        """A text with a word in the place of every handle in it that is erased."""
-        if not self.erased:
-            return text
-        if SHORT_CODE.fullmatch(text) and self.is_erased(text):
-            return ERASED
-        return replace_handles(text, self.is_erased, ERASED)
-
-    def mentions_erased(self, text: str) -> bool:
-        """Whether somebody who is erased is in a text, or in JSON that is not decoded."""
-        readable = unescaped(text)
-        return self.without_erased(readable) != readable
-
-    def json_without_erased(self, text: str) -> str:
-        """The same of JSON text, which stays as it is written where nobody is in it."""
-        if not self.erased or not text:
-            return text
-        try:
-            value = msgspec.json.decode(text)
-            left = self._value_without_erased(value)
-        except (msgspec.DecodeError, RecursionError):
-            # It cannot be taken apart, so it goes whole.
-            return "null" if self.mentions_erased(text) else text
-        return text if left == value else msgspec.json.encode(left).decode()
-
-    def _value_without_erased(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return self.without_erased(value)
-        if isinstance(value, dict):
-            return {self.without_erased(name): self._value_without_erased(one) for name, one in value.items()}
-        if isinstance(value, list):
-            return [self._value_without_erased(one) for one in value]
-        if isinstance(value, int | float) and self.mentions_erased(str(value)):
-            return ERASED
-        return value
-
-    def _raw_without_erased(self, raw: Raw) -> Raw:
-        return Raw(self.json_without_erased(bytes(raw).decode()).encode())
-
-    def mark_of_chat(self, chat_id: str) -> str:
-        """By what an erased person's thread is known again."""
-        return self._pseudonyms.erased_chat(chat_id)
-
-    def pseudonym(self, handle: str) -> str:
-        return self._pseudonyms.handle(handle)
-
-    def is_erased_chat(self, chat_id: str | None) -> bool:
-        if not self.erased or chat_id is None:
-            return False
-        mark = self._pseudonyms.erased_chat(chat_id)
-        return mark in self.erased or mark in self.found
-
-    def erase_chat(self, chat_id: str) -> None:
-        """Know a thread as an erased person's from now on."""
-        mark = self._pseudonyms.erased_chat(chat_id)
-        if mark not in self.erased:
-            self.found.add(mark)
-
-    def is_erased_thread(self, chat: Chat) -> bool:
-        """Whether a chat is a thread with an erased person; noted, so that its messages are known too."""
-        if not self.erased or not (
-            self.is_erased_chat(chat.id) or (not chat.is_group and self.is_erased(chat.remote_handle))
-        ):
-            return False
-        self.erase_chat(chat.id)
-        return True
-
-    def is_dormant(self, last_message_at: datetime | None) -> bool:
-        days = self.policy.thread_days
-        return days is not None and last_message_at is not None and last_message_at < self.now() - timedelta(days)
-
-    def has_expired(self, at: datetime | None) -> bool:
-        """Whether the text of a message of that time is not kept any more."""
-        days = self.policy.text_days
-        return days is not None and at is not None and at < self.now() - timedelta(days)
-
-    # -- rows
-
-    def page(self, page: Page[Any]) -> Page[Any]:
-        rows = [_BY_MODEL[type(row)](self, row) for row in page.rows]
-        self.keep_names()
-        return replace(page, rows=rows, rejected=[self.rejected(one) for one in page.rejected])
-
-    def rejected(self, row: RejectedRow) -> RejectedRow:
-        """What could not be read is known to no policy: a hash tells it from others, and the reason stays."""
-        if not self.policy.redacts and not self.erased:
-            return row
-        request_id = None if row.request_id is None else self.without_erased(row.request_id)
-        is_hidden = self.policy.redacts or self.mentions_erased(row.row)
-        left = self._pseudonyms.row(f"{row.stream}\0{row.row}") if is_hidden else row.row
-        return replace(row, row=left, request_id=request_id)
-
-    def chat(self, row: Chat) -> Chat:
-        """The chat as the list shows it."""
-        if self.is_dormant(row.last_message_at):
-            self.dormant.add(row.id)
-        if self.is_erased_thread(row) or row.id in self.dormant:
-            return LeftOutChat(id=row.id, last_message_at=row.last_message_at)
-        return self._left_of(row, "chats")
-
-    def chat_by_id(self, row: Chat) -> Chat:
-        """The chat as it is shown by its id: with its participants, where the API shows them."""
-        participants = read_participants(row)
-        chat = self.chat(row)
-        if participants is not None and type(chat) is Chat:
-            known = {} if self.policy.extra == "drop" else msgspec.json.decode(chat.extra)
-            known["participants"] = [self.handle(one) for one in participants if not self.is_erased(one)]
-            chat.extra = Raw(msgspec.json.encode(known))
-        self.keep_names()
-        return chat
-
-    def message(self, row: Message) -> Message:
-        if (
-            self.is_erased(row.sender_handle)
-            or self.is_erased_chat(row.conversation_id)
-            or row.conversation_id in self.dormant
-        ):
-            return LeftOutMessage(id=row.id, created_at=row.created_at, sent_at=row.sent_at)
-        if self.has_expired(row.cursor_at):
-            row.text = None
-        if self.policy.handles != "keep":
-            row.extra = without_senders(row)
-        for attachment in row.attachments or ():
-            self._left_of(attachment, "attachments")
-        return self._left_of(row, "messages")
-
-    def number(self, row: Number) -> Number:
-        return self._left_of(row, "numbers")
-
-    def _left_of(self, row: R, table: str) -> R:
-        """The row with each of its columns as the policy leaves it, by what the column holds."""
-        steps = self._steps.get(table)
-        if steps is None:
-            steps = self._steps[table] = [
-                (column.name, self._change(column.pii))
-                for column in TABLES[table].text_columns
-                if self.changes(column.pii)
-            ]
-        for column, change in steps:
-            value = getattr(row, column)
-            if value is not None:
-                setattr(row, column, change(value))
-        return row
-
-    def changes(self, kind: Pii) -> bool:
-        """Whether a column of that kind does not always stay as it is."""
-        return bool(self.erased) or self.is_redacted(kind)
-
-    def is_redacted(self, kind: Pii) -> bool:
-        """Whether the policy says so, whoever is erased."""
-        return any(getattr(self.policy, name) != ORDERS[name][0] for name in _OF_KIND[kind][0])
-
-    def left_of(self, kind: Pii, value: Any) -> Any:
-        """What may land of a value, which is not null, of a column of that kind."""
-        return self._change(kind)(value)
-
-    def _change(self, kind: Pii) -> Callable[[Any], Any]:
-        redact = _OF_KIND[kind][1] if self.is_redacted(kind) else None
+    def _redaction(self, pii: Pii) -> Callable[[Any], Any]:
+        redact = _REDACTIONS[pii][1] if self.is_redacted(pii) else None
 
         def change(value: Any) -> Any:
             if self.erased:
@@ -368,8 +117,63 @@ class Redactor:
 
         return change
 
-    def words(self, raw: Raw) -> Raw:
-        """A list of words; null where it is anything else."""
+    def handle(self, written: str) -> str:
+        """Redact anybody's handle. One of ours stays if it is known to be ours and the policy keeps ours."""
+        if self.policy.handles == "keep" or written == ERASED:
+            return written
+        pseudonym = self._pseudonyms.handle(written)
+        own = self._own.get(pseudonym) if self._own else None
+        return self._record(pseudonym, written) if own is None else own
+
+    def own_handle(self, written: str) -> str:
+        """Redact a handle in a field that holds only our numbers."""
+        if self.policy.own_numbers == "keep" or written == ERASED:
+            return written
+        return self._record(self._pseudonyms.handle(written), written)
+
+    def _record(self, pseudonym: str, written: str) -> str:
+        if self.vault is not None and pseudonym != written:
+            self.vault.add(pseudonym, written)
+        return pseudonym
+
+    def text(self, written: str) -> str | None:
+        if self.policy.text == "keep":
+            return written
+        return DOT * len(written) if self.policy.text == "length" else None
+
+    def text_mark(self, written: str) -> str:
+        """Return what a text is recognised by where it is not stored."""
+        return written if self.policy.text == "keep" else self._pseudonyms.row(written)
+
+    def title(self, written: str) -> str | None:
+        if self.policy.titles == "keep":
+            return written
+        return self._pseudonyms.title(written) if self.policy.titles == "pseudonym" else None
+
+    def _file_name(self, written: str) -> str | None:
+        return written if self.policy.file_names == "keep" else None
+
+    def _mime_type(self, written: str) -> str | None:
+        """Remove the parameters, which may name the file."""
+        if self._is_hidden_handle(written):
+            return None
+        if self.policy.file_names == "keep":
+            return written
+        match = MIME_TYPE.match(written)
+        return match[0] if match else None
+
+    def _word(self, written: str) -> str | None:
+        """Keep the value of a field that holds one of a few words; anything else is unknown to the policy."""
+        if written in self._words:
+            return written
+        if self._is_hidden_handle(written) or (self.policy.extra == "drop" and not WORD.fullmatch(written)):
+            return None
+        if len(self._words) < MAX_CACHED_WORDS:
+            self._words.add(written)
+        return written
+
+    def _word_list(self, raw: Raw) -> Raw:
+        """Keep a list of words; null if it is anything else."""
         if raw in (NULL, NOTHING):
             return raw
         try:
@@ -378,236 +182,225 @@ class Redactor:
             return NULL
         return raw if all(map(self._is_code, words)) else NULL
 
-    # -- payloads of webhooks
+    def _is_hidden_handle(self, written: str) -> bool:
+        """Whether a field that is not for handles holds one that the policy hides."""
+        return self.policy.handles == "pseudonym" and written != ERASED and has_handle(written)
 
-    def payload(self, value: Any) -> Any:
-        """What the policy leaves of an event: of its objects, the fields that are known."""
-        if self.erased:
-            value = self._value_without_erased(value)
-        if not self.policy.redacts or not isinstance(value, dict):
-            return value if not self.policy.redacts or self.policy.extra == "keep" else None
-        kept = {name: self._field(name, one) for name, one in value.items()}
-        return {name: one for name, one in kept.items() if one is not None or value[name] is None}
+    def _id(self, written: str) -> str:
+        """Replace an id that is made of a handle by a hash."""
+        is_hidden = HANDLE_LIKE_ID.search(written) is not None and self._is_hidden_handle(written)
+        return self._pseudonyms.row(written) if is_hidden else written
 
-    def concerns_erased(self, value: Any) -> bool:
-        """Whether an event is about an erased person: in one of their threads, or with their handle."""
-        if not self.erased or not isinstance(value, dict):
-            return False
-        for name, one in value.items():
-            if name in CHAT_IDS and isinstance(one, str) and self.is_erased_chat(one):
-                return True
-            if name in HANDLES and self.is_erased(_text_of(one, "handle") if isinstance(one, dict) else _text(one)):
-                return True
-            if name in CHATS and isinstance(one, dict) and self.is_erased_chat(_text_of(one, "id")):
-                return True
-            if name in OBJECTS and self.concerns_erased(one):
-                return True
-        return False
-
-    def _field(self, name: str, value: Any) -> Any:
-        if value is None:
-            return None
-        if name in OBJECTS and isinstance(value, dict):
-            return self.payload(value)
-        if name == "attachments" and isinstance(value, list):
-            return [self.payload(one) for one in value if isinstance(one, dict)]
-        if name == "metadata":
-            return value if self.policy.metadata == "keep" else None
-        if name == "error":
-            return self.known_error(value)
-        of_kind = _OF_FIELD.get(name)
-        if of_kind is None or not isinstance(value, of_kind[0]):
-            return value if self.policy.extra == "keep" else None
-        return of_kind[1](self, value)
-
-    def _id(self, value: str) -> str | None:
-        left = self.id(value)
-        return left if self.policy.extra == "keep" or ID.fullmatch(left) else None
-
-    def _instant(self, value: str | float) -> str | float | None:
-        if self.policy.extra == "keep" or not isinstance(value, str):
-            return value
+    def _error(self, raw: Raw) -> Raw:
+        """Keep the stable code of an error: the rest may quote anything."""
+        if self.policy.extra == "keep" or raw in (NULL, NOTHING):
+            return raw
         try:
-            datetime.fromisoformat(value)
-        except ValueError:
-            return None
+            code = self.error_code(msgspec.json.decode(raw))
+        except msgspec.DecodeError:
+            return NULL
+        return NULL if code is None else Raw(msgspec.json.encode(code))
+
+    def error_code(self, error: Any) -> Any:
+        """Keep the stable code of a decoded error."""
+        if self.policy.extra == "keep":
+            return error
+        if isinstance(error, dict):
+            codes = {
+                name: code
+                for name in ("code", "error")
+                if isinstance(code := error.get(name), str) and self._is_code(code)
+            }
+            return codes or None
+        return error if isinstance(error, str) and self._is_code(error) else None
+
+    def _is_code(self, written: str) -> bool:
+        return CODE.fullmatch(written) is not None and not self._is_hidden_handle(written)
+
+    @property
+    def _pseudonyms(self) -> Pseudonymizer:
+        if self.pseudonymizer is None:
+            raise ValueError("a policy that needs a key was made without one")
+        return self.pseudonymizer
+
+    # -- erased people
+
+    def is_erased(self, handle: str | None) -> bool:
+        return bool(self.erased) and handle is not None and self._pseudonyms.was_erased(handle, self.erased)
+
+    def without_erased(self, text: str) -> str:
+        """Replace every erased handle in a text by a word."""
+        if not self.erased:
+            return text
+        if SHORT_CODE.fullmatch(text) and self.is_erased(text):
+            return ERASED
+        return replace_handles(text, self.is_erased, ERASED)
+
+    def mentions_erased(self, text: str) -> bool:
+        """Return whether an erased person is named in a text, or in JSON that is not decoded."""
+        readable = unescape_json(text)
+        return self.without_erased(readable) != readable
+
+    def json_without_erased(self, text: str) -> str:
+        """Replace erased handles in JSON text. It stays as it is written if nobody is in it."""
+        if not self.erased or not text:
+            return text
+        try:
+            value = msgspec.json.decode(text)
+            left = self.value_without_erased(value)
+        except (msgspec.DecodeError, RecursionError):
+            # It cannot be taken apart, so it goes whole.
+            return "null" if self.mentions_erased(text) else text
+        return text if left == value else msgspec.json.encode(left).decode()
+
+    def value_without_erased(self, value: Any) -> Any:
+        """Replace erased handles in a decoded JSON value, the names of fields included."""
+        if isinstance(value, str):
+            return self.without_erased(value)
+        if isinstance(value, dict):
+            return {self.without_erased(name): self.value_without_erased(inner) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [self.value_without_erased(inner) for inner in value]
+        if isinstance(value, int | float) and self.mentions_erased(str(value)):
+            return ERASED
         return value
 
+    def _raw_without_erased(self, raw: Raw) -> Raw:
+        return Raw(self.json_without_erased(bytes(raw).decode()).encode())
 
-MAX_WORDS = 1000
-ID = re.compile(r"[A-Za-z0-9_:-]{1,200}")
-ERASED = "[erased]"
-# Too short to be looked for within a text, so it is looked for where it is all of one.
-SHORT_CODE = re.compile(r"\+?\d{3,6}")
-OBJECTS = frozenset({"data", "object", "payload", "event", "message", "conversation", "chat"})
-CHATS = frozenset({"conversation", "chat"})
-CHAT_IDS = frozenset({"conversation_id", "chat_id"})
-HANDLES = frozenset({"handle", "sender", "sender_handle", "from", "author", "to", "remote_handle"})
+    def chat_mark(self, chat_id: str) -> str:
+        """Return the hash that an erased person's chat is recognised by."""
+        return self._pseudonyms.erased_chat(chat_id)
+
+    def pseudonym(self, handle: str) -> str:
+        return self._pseudonyms.handle(handle)
+
+    def is_erased_chat(self, chat_id: str | None) -> bool:
+        if not self.erased or chat_id is None:
+            return False
+        mark = self.chat_mark(chat_id)
+        return mark in self.erased or mark in self.found_chats
+
+    def erase_chat(self, chat_id: str) -> None:
+        """Treat a chat as an erased person's from now on."""
+        mark = self.chat_mark(chat_id)
+        if mark not in self.erased:
+            self.found_chats.add(mark)
+
+    def is_erased_thread(self, chat: Chat) -> bool:
+        """Return whether a chat is with an erased person. It is recorded, so that its messages are recognised too."""
+        if not self.erased or not (
+            self.is_erased_chat(chat.id) or (not chat.is_group and self.is_erased(chat.remote_handle))
+        ):
+            return False
+        self.erase_chat(chat.id)
+        return True
+
+    # -- retention
+
+    def is_dormant(self, last_message_at: datetime | None) -> bool:
+        days = self.policy.thread_days
+        return days is not None and last_message_at is not None and last_message_at < self.now() - timedelta(days)
+
+    def has_expired(self, at: datetime | None) -> bool:
+        """Return whether the text of a message of that time is no longer stored."""
+        days = self.policy.text_days
+        return days is not None and at is not None and at < self.now() - timedelta(days)
+
+    # -- rows
+
+    def page(self, page: Page[Any]) -> Page[Any]:
+        rows = [_BY_MODEL[type(row)](self, row) for row in page.rows]
+        self.save_vault()
+        return replace(page, rows=rows, rejected=[self.rejected(row) for row in page.rejected])
+
+    def rejected(self, row: RejectedRow) -> RejectedRow:
+        """Replace a row that could not be read by a hash, because nobody knows what is in it. The reason stays."""
+        if not self.policy.redacts and not self.erased:
+            return row
+        request_id = None if row.request_id is None else self.without_erased(row.request_id)
+        is_hidden = self.policy.redacts or self.mentions_erased(row.row)
+        left = self._pseudonyms.row(f"{row.stream}\0{row.row}") if is_hidden else row.row
+        return replace(row, row=left, request_id=request_id)
+
+    def chat(self, row: Chat) -> Chat:
+        """Redact a chat of the list."""
+        if self.is_dormant(row.last_message_at):
+            self.dormant.add(row.id)
+        if self.is_erased_thread(row) or row.id in self.dormant:
+            return LeftOutChat(id=row.id, last_message_at=row.last_message_at)
+        return self._redact_row(row, CHATS)
+
+    def chat_by_id(self, row: Chat) -> Chat:
+        """Redact a chat that was read by its id, with its participants if the API shows them."""
+        participants = read_participants(row)
+        chat = self.chat(row)
+        if participants is not None and type(chat) is Chat:
+            extra = {} if self.policy.extra == "drop" else msgspec.json.decode(chat.extra)
+            extra["participants"] = [self.handle(handle) for handle in participants if not self.is_erased(handle)]
+            chat.extra = Raw(msgspec.json.encode(extra))
+        self.save_vault()
+        return chat
+
+    def message(self, row: Message) -> Message:
+        if (
+            self.is_erased(row.sender_handle)
+            or self.is_erased_chat(row.conversation_id)
+            or row.conversation_id in self.dormant
+        ):
+            return left_out(row)
+        if self.has_expired(row.cursor_at):
+            row.text = None
+        if self.policy.handles != "keep":
+            row.extra = without_senders(row)
+        for attachment in row.attachments or ():
+            self._redact_row(attachment, ATTACHMENTS)
+        return self._redact_row(row, MESSAGES)
+
+    def number(self, row: Number) -> Number:
+        return self._redact_row(row, NUMBERS)
+
+    def _redact_row(self, row: R, table: Table) -> R:
+        """Redact each column of a row in place, by what it holds."""
+        steps = self._steps.get(table.name)
+        if steps is None:
+            steps = self._steps[table.name] = [
+                (column.name, self._redaction(column.pii))
+                for column in table.text_columns
+                if self.erased or self.is_redacted(column.pii)
+            ]
+        for column, redact in steps:
+            value = getattr(row, column)
+            if value is not None:
+                setattr(row, column, redact(value))
+        return row
 
 
-def _text_of(found: dict[str, Any], name: str) -> str | None:
-    return _text(found.get(name))
+def left_out(row: Message) -> LeftOutMessage:
+    """Return what the paginator needs of a message that is not loaded."""
+    return LeftOutMessage(id=row.id, created_at=row.created_at, sent_at=row.sent_at)
 
 
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _as_it_is(_redactor: Redactor, value: Any) -> Any:
-    return value
-
-
-# By what a column holds: the settings of a policy that concern it, and what becomes of a value by them.
-_OF_KIND: dict[Pii, tuple[tuple[str, ...], Callable[[Redactor, Any], Any]]] = {
+# By what a column holds: the settings of a policy that concern it, and how they change a value. The kinds that are
+# missing are in no row of the API.
+_REDACTIONS: dict[Pii, tuple[tuple[str, ...], Callable[[Redactor, Any], Any]]] = {
     Pii.HANDLE: (("handles",), Redactor.handle),
     Pii.OWN_HANDLE: (("own_numbers",), Redactor.own_handle),
     Pii.TITLE: (("titles",), Redactor.title),
     Pii.TEXT: (("text",), Redactor.text),
-    Pii.FILE_NAME: (("file_names",), Redactor.file_name),
-    Pii.MIME_TYPE: (("file_names", "handles"), Redactor.mime_type),
-    Pii.WORD: (("extra", "handles"), Redactor.word),
-    Pii.WORDS: (("extra",), Redactor.words),
-    Pii.ERROR: (("extra",), Redactor.error),
+    Pii.FILE_NAME: (("file_names",), Redactor._file_name),
+    Pii.MIME_TYPE: (("file_names", "handles"), Redactor._mime_type),
+    Pii.WORD: (("extra", "handles"), Redactor._word),
+    Pii.WORDS: (("extra",), Redactor._word_list),
+    Pii.ERROR: (("extra",), Redactor._error),
     Pii.METADATA: (("metadata",), lambda _redactor, _raw: NULL),
     Pii.EXTRA: (("extra",), lambda _redactor, _raw: NOTHING),
-    Pii.ID: (("handles",), Redactor.id),
+    Pii.ID: (("handles",), Redactor._id),
     Pii.ANSWER: (tuple(ORDERS), lambda _redactor, _text: None),
-    Pii.NONE: ((), _as_it_is),
+    Pii.NONE: ((), lambda _redactor, value: value),
 }
-# By the name of a field: of which type its value is, and what becomes of it.
-_OF_FIELD: dict[str, tuple[Any, Callable[[Redactor, Any], Any]]] = {
-    **dict.fromkeys(HANDLES, (str, Redactor.handle)),
-    "from_handle": (str, Redactor.own_handle),
-    **dict.fromkeys(("text", "reaction", "emoji"), (str, Redactor.text)),
-    "title": (str, Redactor.title),
-    "filename": (str, Redactor.file_name),
-    "mime_type": (str, Redactor.mime_type),
-    **dict.fromkeys(
-        ("type", "event", "event_type", "direction", "status", "channel", "effect", "state"), (str, Redactor.word)
-    ),
-    **dict.fromkeys(("id", "event_id", "message_id", "reply_to", *CHAT_IDS), (str, Redactor._id)),
-    **dict.fromkeys(
-        (
-            "occurred_at", "timestamp", "created_at", "updated_at", "sent_at", "delivered_at", "read_at",
-            "last_message_at",
-        ),
-        ((str, int, float), Redactor._instant),
-    ),
-    **dict.fromkeys(("typing", "is_typing", "is_group"), (bool, _as_it_is)),
-    "size_bytes": (int, _as_it_is),
-}  # fmt: skip
 _BY_MODEL: dict[type[Row], Callable[[Redactor, Any], Row]] = {
     Chat: Redactor.chat,
     Message: Redactor.message,
     Number: Redactor.number,
 }
-
-
-# What a redactor has to know is asked for no more often: the rows wait for it.
-TRIES_OF_A_QUESTION = 2
-StoredChats = Callable[[Sequence[str]], Sequence[str]]
-
-
-class PrivateClient(Client):
-    """A client whose answers are what a policy leaves of them.
-
-    `stored_chats` says which of these ids are chats in the warehouse: whose thread the others are has to be asked for
-    where somebody is erased, one request for each.
-    """
-
-    def __init__(
-        self,
-        transport: Transport,
-        redactor: Redactor,
-        stored_chats: StoredChats = lambda _ids: (),
-        sender_field: str | None = None,
-    ) -> None:
-        super().__init__(transport, sender_field)
-        self._redactor = redactor
-        self._stored_chats = stored_chats
-        self._kept_chats: set[str] = set()
-        self._numbers: Page[Number] | None = None
-        # Pages come side by side. What one shows of who is erased is known before the next is redacted.
-        self._redacting = threading.RLock()
-
-    def list_chats(self, limit: int = MAX_PAGE_SIZE, before: str | None = None) -> Page[Chat]:
-        self._know_own_numbers()
-        page = super().list_chats(limit, before)
-        with self._redacting:
-            return self._redactor.page(page)
-
-    def get_chat(self, chat_id: str) -> Chat:
-        self._know_own_numbers()
-        chat = super().get_chat(chat_id)
-        with self._redacting:
-            return self._redactor.chat_by_id(chat)
-
-    def list_messages(
-        self, conversation_id: str | None = None, limit: int = MAX_PAGE_SIZE, before: str | None = None
-    ) -> Page[Message]:
-        self._know_own_numbers()
-        page = super().list_messages(conversation_id, limit, before)
-        with self._redacting:
-            if self._redactor.erased:
-                chat_ids = {row.conversation_id for row in page.rows if row.conversation_id is not None}
-                self._know_threads(chat_ids, is_feed=conversation_id is None)
-            is_hidden = [row.conversation_id in self.unknown_chats for row in page.rows]
-            left = self._redactor.page(page)
-            rows = [
-                LeftOutMessage(id=row.id, created_at=row.created_at, sent_at=row.sent_at) if hidden else row
-                for row, hidden in zip(left.rows, is_hidden, strict=True)
-            ]
-            return replace(left, rows=rows) if any(is_hidden) else left
-
-    def list_numbers(self) -> Page[Number]:
-        with self._redacting:
-            page, self._numbers = self._numbers or super().list_numbers(), None
-            self._redactor.know_own_numbers(row.handle for row in page.rows)
-            return self._redactor.page(page)
-
-    def _know_own_numbers(self) -> None:
-        with self._redacting:
-            if self._redactor.asks_for_own_numbers:
-                try:
-                    with self.transport.at_most(TRIES_OF_A_QUESTION):
-                        self._numbers = super().list_numbers()
-                except ApiError as error:
-                    if not is_unit_error(error):
-                        raise
-                # Where they cannot be read, ours become pseudonyms as well, until they can.
-                self._redactor.know_own_numbers(row.handle for row in (self._numbers.rows if self._numbers else ()))
-
-    def _know_threads(self, chat_ids: set[str], *, is_feed: bool) -> None:
-        """Find out of threads that were never seen whether they are an erased person's: their messages do not say.
-        Where the API does not say either, one in the feed becomes one of `unknown_chats`; the error of any other is
-        raised."""
-        redactor = self._redactor
-        unknown = {one for one in chat_ids - self._kept_chats if not redactor.is_erased_chat(one)}
-        if unknown:
-            self._kept_chats.update(self._stored_chats(sorted(unknown)))
-        asked = unknown - self._kept_chats - (self.unknown_chats.keys() if is_feed else set())
-        for chat_id in sorted(asked):
-            try:
-                if not redactor.is_erased_thread(super().get_chat(chat_id)):
-                    self._kept_chats.add(chat_id)
-            except NotFoundError:
-                # Nobody can tell any more whose it was.
-                redactor.erase_chat(chat_id)
-            except ApiError as error:
-                if not is_feed or not is_unit_error(error):
-                    raise
-                self.unknown_chats[chat_id] = error
-            else:
-                self.unknown_chats.pop(chat_id, None)
-
-
-def client_of(
-    transport: Transport,
-    redactor: Redactor,
-    stored_chats: StoredChats = lambda _ids: (),
-    sender_field: str | None = None,
-) -> Client:
-    """A client by the policy; the plain one where that leaves everything as it is."""
-    if redactor.is_idle:
-        return Client(transport, sender_field)
-    return PrivateClient(transport, redactor, stored_chats, sender_field)

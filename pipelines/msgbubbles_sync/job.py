@@ -70,7 +70,7 @@ def run(context: Context, limits: Limits) -> RunReport:
         else:
             _build_marts(context, report, with_transform=limits.with_transform)
             _publish(context, report, max_age_minutes=context.settings.sync.publish_minutes)
-        policy.keep_found(context.workspace, context.redactor)
+        policy.save_found_chats(context.workspace, context.redactor)
         tidy(context.workspace)
     return report
 

@@ -22,7 +22,7 @@ from .destinations.publish import DAMAGE_WORDS
 from .errors import TransformError, UsageError
 from .files import write_privately
 from .lock import AnotherJobRunsError, JobStalledError
-from .policy.applied import details_of
+from .policy.applied import describe_error
 from .workspace import Workspace
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INCOMPLETE, EXIT_LOCKED, EXIT_STOPPED = 1, 2, 3, 75, 130
@@ -75,7 +75,7 @@ def explain_end(ended_by: BaseException | None, workspace: Workspace | None, *, 
         return Outcome(EXIT_USAGE, f"{field} has no value of its type; dlt_config/config.toml shows how it is set")
     message = find_cause(ended_by, workspace) or f"{type(ended_by).__name__}; what was loaded stays"
     with suppress(OSError):  # where the disk is full, or is not ours
-        path = write_privately(workspace.folder / "last_error.txt", details_of(ended_by, workspace))
+        path = write_privately(workspace.folder / "last_error.txt", describe_error(ended_by, workspace))
         message += f". Details, which may quote your data: {path}"
     return Outcome(EXIT_FAILED, message)
 

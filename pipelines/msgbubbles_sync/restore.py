@@ -102,7 +102,7 @@ def _restore_policy(workspace: Workspace, say: Callable[[str], None]) -> None:
     if not path.exists() or is_behind or not (workspace.destination != "duckdb" or workspace.work.exists()):
         return
     with suppress(UsageError, IsADirectoryError):
-        privacy.Record.of(workspace)
+        privacy.Record.load(workspace)
         return
     destination = build_destination(workspace)
     with suppress(duckdb.CatalogException), destination.open_writer() as connection:

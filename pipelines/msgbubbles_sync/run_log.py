@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from msgbubbles.handles import handle_of
+from msgbubbles.handles import parse_handle
 from msgbubbles.tables import ColumnType
 
 from .tables import FAILED_READS, SQL_TYPES, SYNC_RUNS, column_definitions
@@ -111,7 +111,7 @@ def describe_failed_reads(failed: Sequence[FailedRead]) -> list[str]:
     for kind in sorted({one.kind for one in failed}):
         of_kind = [one for one in failed if one.kind == kind]
         # A message may name a chat that is somebody's number.
-        ids = ", ".join("[handle]" if handle_of(one.id) else one.id for one in of_kind[:FAILED_SHOWN])
+        ids = ", ".join("[handle]" if parse_handle(one.id) else one.id for one in of_kind[:FAILED_SHOWN])
         more = f" and {len(of_kind) - FAILED_SHOWN:,} more" if len(of_kind) > FAILED_SHOWN else ""
         last = max(of_kind, key=lambda one: one.last_tried_ms)
         error = " ".join(str(one) for one in (last.http_status, last.error_code) if one) or "no answer"

@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from msgbubbles.errors import ConfigurationError
-from msgbubbles.policy import FULL, PRESETS, Policy, policy_of
+from msgbubbles.policy import FULL, PRESETS, Policy, parse_policy
 from msgbubbles.settings import MIN_BATCH_PAGES, RefreshRules, SourceSettings, convert, settings_in
 
 from .configuration import FILES, Key, Schema, Value, configuration_folder, read_toml, read_values
@@ -237,7 +237,7 @@ def _build(shared: dict[Key, Value], own: dict[Key, Value]) -> Settings:
     webhooks = by_section.get(("webhooks",), {})
     webhooks.pop("secrets", None)
     try:
-        policy = policy_of(privacy)
+        policy = parse_policy(privacy)
     except ConfigurationError as error:  # two settings that do not go together
         last = list(privacy)[-1]
         raise UsageError(f"{values[(*SOURCE_KEY, 'privacy', last)].where()}: {error}") from None

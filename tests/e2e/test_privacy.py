@@ -21,7 +21,7 @@ import duckdb
 from helpers.canary import ANN, BEN, KEY, OURS, PEOPLE, PRIVACY_KEY, account_of_canaries, found_in, now, spellings
 from helpers.hooks import WEBHOOKS, Process
 from helpers.job import Job
-from msgbubbles.policy import FULL, Pseudonyms
+from msgbubbles.policy import FULL, Pseudonymizer
 from msgbubbles.redact import Redactor
 from msgbubbles_sync.sandbox import Knobs, NewMessage, serve
 from msgbubbles_sync.tables import TABLES
@@ -137,7 +137,7 @@ def test_what_the_policy_leaves_out_is_in_no_file(tmp_path: Path) -> None:
         everything = [KEY, PRIVACY_KEY, *(word for kind in words.values() for word in kind), "canary"]
         found = found_in(job.folder, everything, NOT_THE_PRODUCTS)
         assert not [word for word in everything if word in said]
-        names = [Pseudonyms(PRIVACY_KEY).handle(one) for one in (*PEOPLE, OURS)]
+        names = [Pseudonymizer(PRIVACY_KEY).handle(one) for one in (*PEOPLE, OURS)]
         looked_up = job.ask("privacy", "lookup", *names)
     assert list(looked_up.values()) == [*PEOPLE, OURS], "in the vault, and nowhere else"
     written = [path for path in tmp_path.rglob("*") if path.name not in NOT_THE_PRODUCTS]
@@ -235,7 +235,7 @@ def test_who_is_erased_is_in_no_file_and_does_not_come_back(tmp_path: Path) -> N
         ):  # fmt: skip
             account.run(f"DELETE FROM {rows}", (ANN,))
         (tmp_path / "without").mkdir()
-        names = Pseudonyms(PRIVACY_KEY)
+        names = Pseudonymizer(PRIVACY_KEY)
         redactor = Redactor(FULL, names, frozenset({names.erased_handle(ANN)}))
         replaced = [redactor.without_erased(one) for one in spellings(ANN)]
         with serve(account, Knobs(transform_row=partial(quoting, replaced))) as server:

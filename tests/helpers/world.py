@@ -22,7 +22,8 @@ import pyarrow as pa
 from helpers.warehouse_rows import differences_of
 from msgbubbles.client import Client
 from msgbubbles.models import Attachment, Chat
-from msgbubbles.redact import Redactor, client_of
+from msgbubbles.private_client import build_client
+from msgbubbles.redact import Redactor
 from msgbubbles.source import reconcile as repairs
 from msgbubbles.source.buffer import RowBuffer
 from msgbubbles.source.chats import read_chats
@@ -292,7 +293,7 @@ class World:
             max_requests=run.max_requests, max_attempts=30, stop=run.stop,
         )  # fmt: skip
         transport._http._transport = self._http
-        client = client_of(transport, self.redactor, lambda ids: [chat.id for chat in self.store.chats(ids)])
+        client = build_client(transport, self.redactor, lambda ids: [chat.id for chat in self.store.chats(ids)])
         client.list_chats = partial(client.list_chats, self.page_size)  # type: ignore[method-assign]
         listed = client.list_messages
         client.list_messages = (  # type: ignore[method-assign]

@@ -21,15 +21,16 @@ from helpers.world import OURS, World
 from msgbubbles.decode import SENDER_FIELDS, read_row
 from msgbubbles.errors import ConfigurationError
 from msgbubbles.models import Chat, Message, Number, Page, RejectedRow
-from msgbubbles.policy import FULL, PRESETS, PSEUDONYM, Policy, Pseudonyms, policy_of
+from msgbubbles.policy import FULL, PRESETS, PSEUDONYM, Policy, Pseudonymizer, parse_policy
 from msgbubbles.redact import LeftOutMessage, Redactor
+from msgbubbles.redact_payloads import redact_payload
 from msgbubbles.source import _configured_redactor
 from msgbubbles.source.buffer import RowBuffer
 from msgbubbles.source.config import Settings
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 KEY = "of a test, and long enough to be a key"
-NAMES = Pseudonyms(KEY)
+NAMES = Pseudonymizer(KEY)
 AT = datetime(2026, 3, 1, tzinfo=UTC)
 ANN, BEN = "+14155550111", "ben@example.com"
 MINIMAL, ANALYTICS = PRESETS["minimal"], PRESETS["analytics"]
@@ -50,7 +51,7 @@ def message(**fields: Any) -> Message:
 def test_a_pseudonym_is_of_the_person_and_not_of_the_spelling() -> None:
     assert NAMES.handle("+1 (415) 555-0111") == NAMES.handle(ANN) != NAMES.handle("+14155550112")
     assert NAMES.handle("Ben@Example.COM") == NAMES.handle(BEN)
-    assert Pseudonyms(KEY + ".").handle(ANN) != NAMES.handle(ANN)
+    assert Pseudonymizer(KEY + ".").handle(ANN) != NAMES.handle(ANN)
     assert NAMES.handle(NAMES.handle(ANN)) == NAMES.handle(ANN), "applied twice, a policy changes nothing"
     assert NAMES.title(ANN)[2:] != NAMES.handle(ANN)[2:]
 
@@ -74,18 +75,18 @@ def test_a_pseudonym_is_never_taken_for_a_number(written: str) -> None:
 )
 def test_a_setting_that_means_nothing_is_refused_with_what_it_may_be(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(says)):
-        policy_of(settings)
+        parse_policy(settings)
 
 
 @pytest.mark.parametrize("key", [None, "", "short"])
 def test_a_policy_needs_a_key_that_cannot_be_guessed(key: object) -> None:
     with pytest.raises(ConfigurationError, match="token_hex"):
-        Pseudonyms.configured(key)
+        Pseudonymizer.from_key(key)
 
 
 def test_settings_go_before_those_of_the_preset() -> None:
-    assert policy_of({}) == FULL
-    assert policy_of({"preset": "minimal", "text": "keep", "text_days": "30"}) == msgspec.structs.replace(
+    assert parse_policy({}) == FULL
+    assert parse_policy({"preset": "minimal", "text": "keep", "text_days": "30"}) == msgspec.structs.replace(
         MINIMAL, text="keep", text_days=30
     )
     assert MINIMAL.loosened(ANALYTICS) == []
@@ -145,12 +146,12 @@ def test_our_numbers_stay_readable_by_choice_wherever_they_are() -> None:
     number = Number(handle=OURS, label="Ann's desk", channels=msgspec.Raw(b'["sms"]'))
     keeps, hides = redactor(ANALYTICS), redactor(MINIMAL)
     early = keeps.handle(OURS)
-    keeps.know_own_numbers([OURS])
+    keeps.add_own_numbers([OURS])
     assert keeps.handle(early) == keeps.handle(OURS) == keeps.handle("+1 415 555 0100") == OURS
     assert keeps.chat(Chat(id="c", from_handle=OURS, remote_handle=ANN)).from_handle == OURS
     assert keeps.number(number).handle == OURS
     assert number.label == NAMES.title("Ann's desk")
-    hides.know_own_numbers([OURS])
+    hides.add_own_numbers([OURS])
     assert hides.number(Number(handle=OURS)).handle == hides.handle(OURS) == NAMES.handle(OURS)
 
 
@@ -170,14 +171,14 @@ def test_of_a_payload_only_known_fields_of_their_kind_are_left() -> None:
         "handle": ANN, "timestamp": 12.5, "status": {"of": ANN}, "data": {"conversation_id": "c1", "secret": 1},
         "message": {"id": "m1", "text": "hello", "sender": ANN, "reaction": "love", "sent_at": "call Ann"},
     }  # fmt: skip
-    assert redactor(MINIMAL).payload(payload) == {
+    assert redact_payload(redactor(MINIMAL), payload) == {
         "id": "evt_1", "type": "message.received", "created_at": "2026-03-01T00:00:00Z", "handle": NAMES.handle(ANN),
         "timestamp": 12.5, "data": {"conversation_id": "c1"}, "message": {"id": "m1", "sender": NAMES.handle(ANN)},
     }  # fmt: skip
-    assert Redactor().payload(payload) == payload
-    assert redactor(MINIMAL).payload([payload]) is None
-    known = redactor(MINIMAL).payload(payload)
-    assert redactor(MINIMAL).payload(known) == known
+    assert redact_payload(Redactor(), payload) == payload
+    assert redact_payload(redactor(MINIMAL), [payload]) is None
+    known = redact_payload(redactor(MINIMAL), payload)
+    assert redact_payload(redactor(MINIMAL), known) == known
 
 
 def test_texts_expire_and_threads_without_a_new_message_are_left_out() -> None:
@@ -205,7 +206,7 @@ def test_the_source_takes_its_policy_from_dlts_configuration_and_from_its_caller
     assert _configured_redactor(None).policy == msgspec.structs.replace(FULL, text="drop")
     given = _configured_redactor({"preset": "minimal", "key": KEY + "."})
     assert given.policy == MINIMAL
-    assert given.handle(ANN) == Pseudonyms(KEY + ".").handle(ANN)
+    assert given.handle(ANN) == Pseudonymizer(KEY + ".").handle(ANN)
     with pytest.raises(ConfigurationError, match="no setting txt"):
         _configured_redactor({"txt": "drop"})
 

@@ -165,7 +165,7 @@ def test_damaged_policy_is_restored_unless_an_erasure_is_pending(workspace: Work
     workspace.set_done("erase")
     [line] = restored(workspace)
     assert "privacy.json was damaged: restored from the warehouse" in line
-    assert Record.of(workspace) == record
+    assert Record.load(workspace) == record
 
 
 def test_work_database_changed_by_a_command_is_not_restored(workspace: Workspace) -> None:

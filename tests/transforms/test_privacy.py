@@ -10,7 +10,7 @@ import duckdb
 
 from helpers.marts_account import Account
 from helpers.marts_reference import MARTS
-from msgbubbles.policy import PRESETS, Pseudonyms
+from msgbubbles.policy import PRESETS, Pseudonymizer
 from msgbubbles.redact import Redactor
 from msgbubbles_sync.privacy.reapply import bring_to
 
@@ -22,7 +22,7 @@ def test_marts_by_a_policy_are_those_without_it_with_handles_and_titles_replaced
     for load_id in account.load_ids[:6]:
         warehouse.load(load_id, **account.next_load(size=3))
     warehouse.transform("--full-refresh")
-    names = Pseudonyms("of a test, and long enough to be a key")
+    names = Pseudonymizer("of a test, and long enough to be a key")
     ours = {row["handle"] for row in warehouse.rows("SELECT handle FROM msgbubbles.numbers")}
 
     def replaced(column: str, value: Any) -> Any:

@@ -17,9 +17,10 @@ import dlt
 from dlt.extract import DltResource
 
 from msgbubbles.client import BASE_URL, Client
-from msgbubbles.policy import SECTION, Policy, Pseudonyms, policy_of
+from msgbubbles.policy import SECTION, Policy, Pseudonymizer, parse_policy
+from msgbubbles.private_client import build_client
 from msgbubbles.rate_limit import RateLimiter
-from msgbubbles.redact import Redactor, client_of
+from msgbubbles.redact import Redactor
 from msgbubbles.settings import DEFAULTS, SourceSettings, build_source_settings
 from msgbubbles.transport import Transport
 
@@ -89,7 +90,7 @@ def msgbubbles_source(
                 clock=run.clock,
             )
             with (
-                client_of(transport, redactor, _stored_chats(run), source.sender_field) as client,
+                build_client(transport, redactor, _stored_chats(run), source.sender_field) as client,
                 run.warehouse.connected() if run.warehouse else nullcontext(),
             ):
                 buffer = RowBuffer(tables, run.warehouse, run.changes)
@@ -110,9 +111,9 @@ def _configured_redactor(given: Any) -> Redactor:
     own: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {}
     names = ("preset", *Policy.__struct_fields__)
     settings: dict[str, Any] = {name: dlt.config.get(f"{SECTION}.{name}") for name in names}
-    policy = policy_of(settings | own)
+    policy = parse_policy(settings | own)
     key = own.get("key") or dlt.secrets.get(f"{SECTION}.key")
-    return Redactor(policy, Pseudonyms.configured(key) if policy.redacts else None)
+    return Redactor(policy, Pseudonymizer.from_key(key) if policy.redacts else None)
 
 
 def _stored_chats(run: Run) -> Callable[[Sequence[str]], Sequence[str]]:

@@ -23,7 +23,7 @@ from msgbubbles_sync.context import Limits
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.outcome import EXIT_INCOMPLETE, STOPPED
-from msgbubbles_sync.policy.applied import looked_up
+from msgbubbles_sync.policy.applied import look_up
 from msgbubbles_sync.settings import load_settings
 
 from . import commands
@@ -196,7 +196,7 @@ def privacy(
     Makes no request."""
 
     def lookup(session: Session) -> int:
-        found = looked_up(_lines(names or []), load_settings(session.workspace.account))
+        found = look_up(_lines(names or []), load_settings(session.workspace.account))
         lines = "\n".join(f"{name}  {behind or 'nobody knows'}" for name, behind in found.items())
         session.reporter.print_text(found, lines)
         return 0 if all(found.values()) else EXIT_INCOMPLETE

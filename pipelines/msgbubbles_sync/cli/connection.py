@@ -16,8 +16,9 @@ from dataclasses import dataclass, field, replace
 from msgspec import structs
 
 from msgbubbles.client import Client
+from msgbubbles.private_client import build_client
 from msgbubbles.rate_limit import RateLimiter
-from msgbubbles.redact import Redactor, client_of
+from msgbubbles.redact import Redactor
 from msgbubbles.source.run import Run
 from msgbubbles.transport import Transport
 from msgbubbles_sync.destinations import build_destination
@@ -49,7 +50,7 @@ class Connection:
         sender_field = self.settings.source.sender_field
         if redactor is None:
             return Client(transport, sender_field)
-        return client_of(transport, redactor, sender_field=sender_field)
+        return build_client(transport, redactor, sender_field=sender_field)
 
     def _build_transport(self, max_attempts: int | None) -> Transport:
         """Build the transport that the source would use."""

@@ -21,7 +21,7 @@ from typing import Any
 
 import duckdb
 
-from msgbubbles.handles import fold_handle, handle_of
+from msgbubbles.handles import fold_handle, parse_handle
 from msgbubbles.policy import PSEUDONYM
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.errors import UsageError
@@ -248,7 +248,7 @@ def _group_of(
         faults.append("message is missing; the first message is what establishes a group")
     if len(title) > MAX_TITLE:
         faults.append(f"title has {len(title)} characters; {MAX_TITLE} are allowed")
-    from_handle = handle_of(_text(row.get("from_handle")))
+    from_handle = parse_handle(_text(row.get("from_handle")))
     if from_handle is None:
         faults.append("from_handle is neither a number in E.164 form (like +14155550100) nor an e-mail address")
     elif numbers is not None:
@@ -267,7 +267,7 @@ def _addresses_of(value: Any, from_handle: str | None) -> tuple[tuple[str, ...],
     addresses: dict[str, str] = {}
     ours = None if from_handle is None else fold_handle(from_handle)
     for number, written in enumerate(_listed(value), 1):
-        handle = handle_of(written)
+        handle = parse_handle(written)
         if handle is None:
             faults.append(
                 f"address {number} is a pseudonym; take the numbers themselves from a table of your own"

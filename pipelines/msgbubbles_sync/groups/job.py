@@ -34,7 +34,7 @@ def plan_groups(workspace: Workspace, rows: Sequence[Row]) -> Plan:
 def _disguised(
     rows: Sequence[Row], numbers: frozenset[str] | None, disguise: GroupRedactor
 ) -> tuple[DesiredGroup, ...]:
-    disguise.know_own_numbers(numbers or ())
+    disguise.add_own_numbers(numbers or ())
     return disguise.groups(validate_rows(rows, numbers, disguise.own_handle))
 
 

@@ -34,12 +34,12 @@ def load_ledger(workspace: Workspace) -> int:
         entries, observations = ledger.not_landed()
         if not entries and not observations:
             return 0
-        from msgbubbles_sync.policy.applied import redactor_of
+        from msgbubbles_sync.policy.applied import build_redactor
 
         from .redact import PrivateLedger
 
         workspace.set_pending("transform", "publish")
-        private = PrivateLedger(redactor_of(workspace))
+        private = PrivateLedger(build_redactor(workspace))
         _load(
             workspace,
             [kept for entry, _ in entries if (kept := private.entry(entry))],

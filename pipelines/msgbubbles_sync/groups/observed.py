@@ -15,7 +15,7 @@ from typing import Any
 
 import duckdb
 
-from msgbubbles.handles import fold_handle, handle_of
+from msgbubbles.handles import fold_handle, parse_handle
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.workspace import Workspace
 
@@ -119,7 +119,7 @@ def _changes_read(reading: Reading, from_handle: str | None) -> Iterator[tuple[d
 def people(handles: Iterable[str], from_handle: str | None) -> tuple[str, ...]:
     """The participants of a group in their one form, each once, and without our own number."""
     ours = None if from_handle is None else fold_handle(from_handle)
-    found = {fold_handle(handle): handle_of(handle) or handle for handle in sorted(handles)}
+    found = {fold_handle(handle): parse_handle(handle) or handle for handle in sorted(handles)}
     return tuple(sorted(handle for folded, handle in found.items() if folded != ours))
 
 

@@ -12,10 +12,11 @@ from msgbubbles.client import Client
 from msgbubbles.errors import ForbiddenError, PermanentError, RetryableError
 from msgbubbles.models import Chat
 from msgbubbles.policy import PSEUDONYM
-from msgbubbles.redact import LeftOutChat, Redactor, client_of
+from msgbubbles.private_client import build_client
+from msgbubbles.redact import LeftOutChat, Redactor
 from msgbubbles.tables import Table
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.policy.applied import redactor_of
+from msgbubbles_sync.policy.applied import build_redactor
 from msgbubbles_sync.policy.vault import Vault
 from msgbubbles_sync.tables import GROUP_OPERATIONS, GROUP_SIGHTINGS
 from msgbubbles_sync.workspace import Workspace
@@ -34,10 +35,10 @@ class GroupRedactor:
     """
 
     def __init__(self, redactor: Redactor) -> None:
-        self._vault = redactor.names
+        self._vault = redactor.vault
         # However quiet a group is, it is looked at.
         policy = msgspec.structs.replace(redactor.policy, thread_days=None, text_days=None)
-        self._redactor = replace(redactor, policy=policy, names=self)
+        self._redactor = replace(redactor, policy=policy, vault=self)
         self._handles: dict[str, str] = {}
         self._titles: dict[str, str] = {}
         self._desired: dict[str, DesiredGroup] = {}
@@ -45,7 +46,7 @@ class GroupRedactor:
     @classmethod
     def of(cls, workspace: Workspace) -> GroupRedactor:
         """By the policy of a warehouse. Raises `UsageError` where that is not what its rows were landed by."""
-        return cls(redactor_of(workspace))
+        return cls(build_redactor(workspace))
 
     @property
     def hides(self) -> bool:
@@ -55,10 +56,10 @@ class GroupRedactor:
 
     def client(self, client: Client) -> Client:
         """One that shows chats in disguise."""
-        return client_of(client.transport, self._redactor)
+        return build_client(client.transport, self._redactor)
 
-    def know_own_numbers(self, handles: Iterable[str]) -> None:
-        self._redactor.know_own_numbers(handles)
+    def add_own_numbers(self, handles: Iterable[str]) -> None:
+        self._redactor.add_own_numbers(handles)
 
     def own_handle(self, written: str) -> str:
         """One of our own numbers."""
@@ -74,7 +75,7 @@ class GroupRedactor:
             )
         groups = tuple(map(self._group, desired))
         self._desired |= {left.key: group for left, group in zip(groups, desired, strict=True)}
-        self.keep()
+        self.save()
         return groups
 
     def _has_erased(self, group: DesiredGroup) -> bool:
@@ -95,7 +96,7 @@ class GroupRedactor:
             from_handle=redactor.own_handle(group.from_handle),
             addresses=tuple(sorted(map(redactor.handle, group.addresses))),
             title=title,
-            message=redactor.mark_of_text(group.message),
+            message=redactor.text_mark(group.message),
         )
 
     def creation(self, entry: Entry) -> DesiredGroup | None:
@@ -117,7 +118,7 @@ class GroupRedactor:
         if self._redactor.policy.handles == "keep" or not PSEUDONYM.fullmatch(disguised):
             return disguised
         if disguised not in self._handles and isinstance(self._vault, Vault):
-            found = self._vault.handle_of(disguised)
+            found = self._vault.find_handle(disguised)
             self._handles |= {} if found is None else {disguised: found}
         if disguised not in self._handles:
             try:
@@ -137,14 +138,14 @@ class GroupRedactor:
 
     # -- what the redactor tells
 
-    def note(self, pseudonym: str, handle: str) -> None:
+    def add(self, pseudonym: str, handle: str) -> None:
         self._handles[pseudonym] = handle
         if self._vault is not None:
-            self._vault.note(pseudonym, handle)
+            self._vault.add(pseudonym, handle)
 
-    def keep(self) -> None:
+    def save(self) -> None:
         if self._vault is not None:
-            self._vault.keep()
+            self._vault.save()
 
 
 class PrivateLedger:
@@ -167,7 +168,7 @@ class PrivateLedger:
     def _left(self, table: Table, row: Row) -> Row:
         """The row with each of its texts as the policy leaves it, by what the column holds."""
         left = {
-            column.name: self._redactor.left_of(column.pii, value)
+            column.name: self._redactor.redact(column.pii, value)
             for column in table.columns
             if isinstance(value := getattr(row, column.name, None), str)
         }

@@ -15,7 +15,7 @@ import duckdb
 import msgspec
 
 from msgbubbles.errors import ConfigurationError
-from msgbubbles.policy import FULL, ORDERS, PSEUDONYM, SECTION, Policy, Pseudonyms
+from msgbubbles.policy import FULL, ORDERS, PSEUDONYM, SECTION, Policy, Pseudonymizer
 from msgbubbles.redact import Redactor
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.errors import UsageError
@@ -38,7 +38,7 @@ class Record(msgspec.Struct, frozen=True):
     erased: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, workspace: Workspace) -> Record | None:
+    def load(cls, workspace: Workspace) -> Record | None:
         """That of a warehouse; null where none was ever written. Raises `UsageError` for a damaged one."""
         path = _path_of(workspace)
         try:
@@ -93,26 +93,26 @@ def store(connection: duckdb.DuckDBPyConnection, workspace: Workspace, schema: s
         store_value(connection, f"{schema}.{PRIVACY.name}", column_definitions(PRIVACY), path.read_text())
 
 
-def configured_vault(settings: Settings) -> Vault | None:
+def open_vault(settings: Settings) -> Vault | None:
     """Return the vault of the configuration; null without one."""
     return Vault(settings.vault) if settings.vault else None
 
 
-def configured(settings: Settings) -> tuple[Policy, Pseudonyms | None]:
+def read_policy(settings: Settings) -> tuple[Policy, Pseudonymizer | None]:
     """Return the policy of the configuration, and its key if there is one. Raises `UsageError`."""
     key = settings.privacy_key
     try:
-        return settings.policy, Pseudonyms.configured(key) if key or settings.policy.redacts else None
+        return settings.policy, Pseudonymizer.from_key(key) if key or settings.policy.redacts else None
     except ConfigurationError as error:
         raise UsageError(str(error)) from None
 
 
-def looked_up(names: Iterable[str], settings: Settings) -> dict[str, str | None]:
+def look_up(names: Iterable[str], settings: Settings) -> dict[str, str | None]:
     """By pseudonym, who is behind it; by number or address, what stands for it. Null for whom nobody knows.
 
     Raises `UsageError` without a key, and for a pseudonym without a vault.
     """
-    vault, (_, pseudonyms) = configured_vault(settings), configured(settings)
+    vault, (_, pseudonyms) = open_vault(settings), read_policy(settings)
     if pseudonyms is None:
         raise UsageError(f"[{SECTION}] has no key, so nobody has a pseudonym here")
     found: dict[str, str | None] = {}
@@ -124,20 +124,20 @@ def looked_up(names: Iterable[str], settings: Settings) -> dict[str, str | None]
                 f"who is behind a pseudonym is kept in a vault only, and there is none: [{SECTION}] vault is its path"
             )
         else:
-            found[name] = vault.handle_of(name)
+            found[name] = vault.find_handle(name)
     if not found:
         raise UsageError("privacy lookup takes pseudonyms, or numbers and addresses; - reads them from standard input")
     return found
 
 
-def redactor_of(workspace: Workspace) -> Redactor:
+def build_redactor(workspace: Workspace) -> Redactor:
     """What applies the policy to what is to be landed, which is noted beside the warehouse.
 
     Raises `UsageError` where the rows that are there were landed by another policy, or with another key.
     """
     settings = load_settings(workspace.account)
-    policy, pseudonyms = configured(settings)
-    record = Record.of(workspace)
+    policy, pseudonyms = read_policy(settings)
+    record = Record.load(workspace)
     if record is None:
         if not policy.redacts:
             return Redactor(policy)
@@ -148,10 +148,10 @@ def redactor_of(workspace: Workspace) -> Redactor:
     if _redaction(record.policy) != _redaction(policy):
         raise UsageError(_not_applied(policy, record.policy))
     check_key(record, pseudonyms)
-    return Redactor(policy, pseudonyms, record.erased, names=configured_vault(settings) if policy.redacts else None)
+    return Redactor(policy, pseudonyms, record.erased, vault=open_vault(settings) if policy.redacts else None)
 
 
-def check_key(record: Record, pseudonyms: Pseudonyms | None) -> None:
+def check_key(record: Record, pseudonyms: Pseudonymizer | None) -> None:
     """Raises `UsageError` where a warehouse needs the key that it was filled with, and there is another or none."""
     if record.key_check is None or (pseudonyms is not None and pseudonyms.check == record.key_check):
         return
@@ -162,11 +162,11 @@ def check_key(record: Record, pseudonyms: Pseudonyms | None) -> None:
     )
 
 
-def keep_found(workspace: Workspace, redactor: Redactor) -> None:
+def save_found_chats(workspace: Workspace, redactor: Redactor) -> None:
     """Remember the threads that turned out to be an erased person's: nobody has to ask for them again."""
-    record = Record.of(workspace)
-    if redactor.found and record is not None:
-        record.with_erased(redactor.found).save(workspace)
+    record = Record.load(workspace)
+    if redactor.found_chats and record is not None:
+        record.with_erased(redactor.found_chats).save(workspace)
 
 
 def _redaction(policy: Policy) -> list[str]:
@@ -200,11 +200,11 @@ def has_rows(workspace: Workspace) -> bool:
     return any(path.exists() for path in paths) or any((folder / "webhooks" / "spool").glob("*"))
 
 
-def details_of(error: BaseException, workspace: Workspace) -> str:
+def describe_error(error: BaseException, workspace: Workspace) -> str:
     """What went wrong, for a file. What an error says may quote rows: where these are not kept, only its type and
     where it happened are told."""
     try:
-        record = Record.of(workspace)
+        record = Record.load(workspace)
         is_private = record is not None and (record.policy.redacts or bool(record.erased))
     except (UsageError, OSError, duckdb.Error):
         is_private = True

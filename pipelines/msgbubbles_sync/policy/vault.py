@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from msgbubbles.handles import normalised
+from msgbubbles.handles import normalize_handle
 from msgbubbles_sync.errors import UsageError
 
 MAX_KNOWN = 200_000
@@ -37,7 +37,7 @@ class Vault:
                 f"{path}: the vault cannot be used ({type(error).__name__}); mend vault in dlt_config/config.toml"
             ) from None
 
-    def note(self, pseudonym: str, handle: str) -> None:
+    def add(self, pseudonym: str, handle: str) -> None:
         """Somebody was replaced. On disk after `keep`."""
         if pseudonym in self._known:
             return
@@ -45,9 +45,9 @@ class Vault:
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
             self._known.add(pseudonym)
-            self._new[pseudonym] = normalised(handle)
+            self._new[pseudonym] = normalize_handle(handle)
 
-    def keep(self) -> None:
+    def save(self) -> None:
         """Put on disk who was noted: before the rows in which they are replaced are."""
         if not self._new:
             return
@@ -55,7 +55,7 @@ class Vault:
             database.executemany("INSERT OR IGNORE INTO people VALUES (?, ?)", self._new.items())
             self._new = {}
 
-    def handle_of(self, pseudonym: str) -> str | None:
+    def find_handle(self, pseudonym: str) -> str | None:
         with self._lock, self._opened() as database:
             found = database.execute("SELECT handle FROM people WHERE pseudonym = ?", (pseudonym,)).fetchone()
         return None if found is None else str(found[0])

@@ -22,16 +22,16 @@ from dlt.common.json import json as dlt_json
 from dlt.common.versioned_state import compress_state, decompress_state
 
 from msgbubbles.errors import ConfigurationError
-from msgbubbles.handles import handle_of
-from msgbubbles.mentions import MIN_DIGITS, one_form
-from msgbubbles.policy import PSEUDONYM, Pseudonyms
+from msgbubbles.handles import parse_handle
+from msgbubbles.mentions import MIN_DIGITS, canonical_handle
+from msgbubbles.policy import PSEUDONYM, Pseudonymizer
 from msgbubbles.redact import Redactor
 from msgbubbles.tables import Pii, Table
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.groups.ledger import Ledger
-from msgbubbles_sync.policy.applied import Record, configured, redactor_of
+from msgbubbles_sync.policy.applied import Record, build_redactor, read_policy
 from msgbubbles_sync.policy.vault import Vault
 from msgbubbles_sync.settings import TransformSettings, load_settings
 from msgbubbles_sync.sql import quote_name
@@ -74,22 +74,22 @@ def erase(
     The caller holds the locks `job` and `apply`. Raises `UsageError` for what is nobody's handle or is our own, without
     a key, and where rows are on a server.
     """
-    _, pseudonyms = configured(load_settings(workspace.account))
+    _, pseudonyms = read_policy(load_settings(workspace.account))
     if pseudonyms is None:
         try:
-            Pseudonyms.configured(None)
+            Pseudonymizer.from_key(None)
         except ConfigurationError as error:
             raise UsageError(f"to keep erased people out, {error}") from None
         raise AssertionError
-    redactor = redactor_of(workspace)
+    redactor = build_redactor(workspace)
     build_destination(workspace).prepare()
     if workspace.destination == "duckdb" and not workspace.work.exists():
         raise UsageError(f"erase: nothing has landed in {workspace.database}; is that the --database you mean?")
-    if not all(one.strip() and (handle_of(one) or PSEUDONYM.fullmatch(one) or "@" not in one) for one in handles):
+    if not all(one.strip() and (parse_handle(one) or PSEUDONYM.fullmatch(one) or "@" not in one) for one in handles):
         raise UsageError("erase takes handles: +14155550111, or ben@example.com; one of these is neither")
     if {pseudonyms.handle(one) for one in handles} & {pseudonyms.handle(one) for one in _own_numbers(workspace)}:
         raise UsageError("erase: one of these is a number of the account itself; its rows are not a person's")
-    record = Record.of(workspace) or Record(redactor.policy)
+    record = Record.load(workspace) or Record(redactor.policy)
     marks = {pseudonyms.erased_handle(one) for one in handles}
     workspace.set_pending(STEP)
     msgspec.structs.replace(record, key_check=pseudonyms.check).with_erased(marks).save(workspace)
@@ -101,7 +101,7 @@ def purge(
 ) -> Certificate:
     """Remove everybody whom the privacy record says to be erased, wherever they are; `also` are handles that may stand
     in texts only. May be repeated."""
-    redactor = redactor_of(workspace)
+    redactor = build_redactor(workspace)
     certificate = Certificate()
     with rewriting(workspace, transforms, say) as connection:
         tables = set(tables_of(connection))
@@ -109,8 +109,8 @@ def purge(
         certificate.people = len({redactor.pseudonym(one) for one in people})
         rows = _Rows(connection, tables, certificate.rows)
         chats = rows.delete_people(people)
-        marks = {redactor.mark_of_chat(one) for one in chats}
-        record = Record.of(workspace)
+        marks = {redactor.chat_mark(one) for one in chats}
+        record = Record.load(workspace)
         if record is not None:
             record.with_erased(marks).save(workspace)
         # Of an erasure that was cut off, only hashes are known.
@@ -118,8 +118,8 @@ def purge(
         _certify(connection, certificate)
     certificate.rows += _purge_ledger(workspace, redactor)
     _purge_files(workspace, redactor)
-    if isinstance(redactor.names, Vault):
-        certificate.rows += Counter({"the vault": redactor.names.remove(redactor.is_erased)})
+    if isinstance(redactor.vault, Vault):
+        certificate.rows += Counter({"the vault": redactor.vault.remove(redactor.is_erased)})
     workspace.set_done(STEP)
     return certificate
 
@@ -301,7 +301,7 @@ def _may_hold(text: str, handles: set[str]) -> tuple[str, list[str]]:
     others = f"contains({text}, '\\u') OR regexp_matches(regexp_replace({text}, '[0-9]', '', 'g'), '\\p{{Nd}}')"
     if not handles:
         return f"regexp_matches({text}, '[@0-9]') OR contains({text}, 'p_') OR {others}", []
-    forms = {form for one in handles for form in (one_form(one), one.strip().lower())}
+    forms = {form for one in handles for form in (canonical_handle(one), one.strip().lower())}
     numbers = {digits[-MIN_DIGITS:] for form in forms if len(digits := re.sub(r"[^0-9]", "", form)) >= MIN_DIGITS}
     digits_only = f"regexp_replace({text}, '[^0-9]', '', 'g')"
     conditions = [f"contains({digits_only}, ?)"] * len(numbers) + [f"contains(lower({text}), ?)"] * len(forms)

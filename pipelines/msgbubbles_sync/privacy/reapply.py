@@ -14,10 +14,11 @@ import pyarrow as pa
 from msgspec import Raw
 
 from msgbubbles.models import RejectedRow
-from msgbubbles.redact import DOT, NO_PLAIN_ID, Redactor
+from msgbubbles.redact import DOT, HANDLE_LIKE_ID, Redactor
+from msgbubbles.redact_payloads import redact_payload
 from msgbubbles.tables import Column, Pii
 from msgbubbles_sync.groups.load import load_ledger
-from msgbubbles_sync.policy.applied import Record, check_key, check_stricter, configured, redactor_of
+from msgbubbles_sync.policy.applied import Record, build_redactor, check_key, check_stricter, read_policy
 from msgbubbles_sync.settings import TransformSettings, load_settings
 from msgbubbles_sync.sql import quote_name
 from msgbubbles_sync.tables import TABLES
@@ -36,8 +37,8 @@ def apply(workspace: Workspace, transforms: TransformSettings, say: Callable[[st
     The caller holds the locks `job` and `apply`. Raises `UsageError` where the policy keeps more than the warehouse's,
     or its key is another.
     """
-    policy, pseudonyms = configured(load_settings(workspace.account))
-    record = Record.of(workspace) or Record()
+    policy, pseudonyms = read_policy(load_settings(workspace.account))
+    record = Record.load(workspace) or Record()
     check_stricter(policy, record.policy)
     check_key(record, pseudonyms)
     workspace.set_pending(STEP)
@@ -46,10 +47,10 @@ def apply(workspace: Workspace, transforms: TransformSettings, say: Callable[[st
     msgspec.structs.replace(record, policy=policy, key_check=check or record.key_check).save(workspace)
     if policy.redacts:
         load_ledger(workspace)
-    redactor = redactor_of(workspace)
+    redactor = build_redactor(workspace)
     with rewriting(workspace, transforms, say) as connection:
         changed = bring_to(redactor, connection)
-        redactor.keep_names()
+        redactor.save_vault()
     if policy.redacts:
         _forget_what_is_beside(workspace)
     workspace.set_done(STEP)
@@ -59,8 +60,8 @@ def apply(workspace: Workspace, transforms: TransformSettings, say: Callable[[st
 def bring_to(redactor: Redactor, connection: duckdb.DuckDBPyConnection) -> Counter[str]:
     """Apply a policy to the rows of a warehouse. Returns how many values changed, by table."""
     landed = _Landed(connection)
-    if redactor.asks_for_own_numbers:
-        redactor.know_own_numbers(landed.values("numbers", "handle"))
+    if redactor.needs_own_numbers:
+        redactor.add_own_numbers(landed.values("numbers", "handle"))
     for table in TABLES.values():
         for column in table.text_columns:
             _bring_column_to(redactor, landed, table.name, column)
@@ -79,7 +80,7 @@ def _bring_column_to(redactor: Redactor, landed: _Landed, table: str, column: Co
         if policy.webhook_payload == "drop":
             landed.set(table, name, "NULL")
         elif policy.redacts:
-            landed.change(table, name, lambda text: json.dumps(redactor.payload(json.loads(text))))
+            landed.change(table, name, lambda text: json.dumps(redact_payload(redactor, json.loads(text))))
     elif pii is Pii.ROW:
         if policy.redacts:
             landed.change_rejected(redactor)
@@ -92,12 +93,12 @@ def _bring_column_to(redactor: Redactor, landed: _Landed, table: str, column: Co
     elif column.type == "json":
         landed.change(table, name, partial(_redacted_json, redactor, pii))
     else:
-        pattern = NO_PLAIN_ID.pattern if pii is Pii.ID else ""
-        landed.change(table, name, partial(redactor.left_of, pii), pattern)
+        pattern = HANDLE_LIKE_ID.pattern if pii is Pii.ID else ""
+        landed.change(table, name, partial(redactor.redact, pii), pattern)
 
 
 def _redacted_json(redactor: Redactor, pii: Pii, text: str) -> str | None:
-    return _text(redactor.left_of(pii, Raw(text.encode())))
+    return _text(redactor.redact(pii, Raw(text.encode())))
 
 
 def _with_last(key: str, change: Change) -> str:

@@ -75,12 +75,12 @@ def load_events(workspace: Workspace) -> LoadResult:
     landed = LoadResult(aside=dead_letter_folder(workspace))
     if not list_segments(spool_folder(workspace)):
         return landed
-    from msgbubbles_sync.policy.applied import redactor_of
+    from msgbubbles_sync.policy.applied import build_redactor
 
-    redactor = redactor_of(workspace)
+    redactor = build_redactor(workspace)
     build_destination(workspace).prepare()
-    if redactor.asks_for_own_numbers:
-        redactor.know_own_numbers(_own_numbers(workspace))
+    if redactor.needs_own_numbers:
+        redactor.add_own_numbers(_own_numbers(workspace))
     for batch in _batches(take_finished(spool_folder(workspace))):
         read = [(segment.path, *_events(segment, redactor)) for segment in batch]
         for path, _, malformed in read:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from msgbubbles.policy import FULL
+from msgbubbles.redact_payloads import concerns_erased, redact_payload
 from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.workspace import Workspace
 
@@ -31,13 +32,13 @@ def redact_delivery(delivery: Delivery, redactor: Redactor) -> Delivery | None:
         return delivery
     try:
         payload = parse_json(delivery.body)
-        if redactor.concerns_erased(payload):
+        if concerns_erased(redactor, payload):
             return None
-        left = redactor.payload(payload)
+        left = redact_payload(redactor, payload)
         body = delivery.body if left == payload else json.dumps(left)
     except (ValueError, RecursionError):
         body = ""
-    redactor.keep_names()
+    redactor.save_vault()
     event_id = redactor.without_erased(delivery.event_id)
     if body == delivery.body and event_id == delivery.event_id:
         return delivery
@@ -77,7 +78,7 @@ class CurrentPolicy:
         else:
             # This imports dlt, which a receiver without a policy is spared.
             self._workspace.configure_dlt()
-            from msgbubbles_sync.policy.applied import redactor_of
+            from msgbubbles_sync.policy.applied import build_redactor
 
-            self._redactor = redactor_of(self._workspace)
+            self._redactor = build_redactor(self._workspace)
         self._read_at_ns = found

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.world import OURS, World
 from msgbubbles.errors import AuthenticationError, ForbiddenError, NotFoundError
-from msgbubbles.policy import FULL, PRESETS, Pseudonyms
+from msgbubbles.policy import FULL, PRESETS, Pseudonymizer
 from msgbubbles.redact import Redactor
 from msgbubbles.source.config import Settings
 from msgbubbles.source.coverage import Tier
@@ -377,7 +377,7 @@ def test_an_outage_in_the_middle_of_a_list_is_a_failed_run(new_world: Callable[.
 
 
 def test_messages_wait_while_nobody_can_say_whose_thread_they_are_in(new_world: Callable[..., World]) -> None:
-    names = Pseudonyms("k" * 32)
+    names = Pseudonymizer("k" * 32)
     world = new_world(chats=6)
     world.redactor = Redactor(FULL, names, frozenset({names.erased_handle("+14155550005")}))
     unclear, *_ = [row["id"] for row in world.account.all("SELECT id FROM chats WHERE remote_handle = '+14155550002'")]
@@ -394,7 +394,7 @@ def test_messages_wait_while_nobody_can_say_whose_thread_they_are_in(new_world: 
 
 def test_numbers_that_cannot_be_read_keep_no_row_from_a_policy_that_needs_them(new_world: Callable[..., World]) -> None:
     world = new_world(chats=4)
-    world.redactor = Redactor(PRESETS["analytics"], Pseudonyms("k" * 32))
+    world.redactor = Redactor(PRESETS["analytics"], Pseudonymizer("k" * 32))
     world.knobs.answer = lambda _method, path, _query: (500, {}, b"{}") if path == "/v1/numbers" else None
     assert world.sync().error is None
     assert (len(world.store.tables["chats"]), len(world.store.tables["messages"])) == (4, 12)

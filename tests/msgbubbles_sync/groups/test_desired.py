@@ -9,7 +9,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from msgbubbles.handles import handle_of
+from msgbubbles.handles import parse_handle
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.desired import InvalidRowsError, read_rows, validate_rows
 from msgbubbles_sync.groups.display import escaped, escaped_json, quoted
@@ -210,9 +210,9 @@ def test_all_faults_of_all_rows_are_told_at_once_and_quote_nobody() -> None:
     ],
 )
 def test_handles_have_one_form(written: str, handle: str | None) -> None:
-    assert handle_of(written) == handle
+    assert parse_handle(written) == handle
     if handle:
-        assert handle_of(handle) == handle
+        assert parse_handle(handle) == handle
 
 
 def test_a_title_or_a_key_cannot_write_over_what_is_shown() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.canary import PRIVACY_KEY, found_in
 from helpers.group_world import World, cut_next_write, outcomes, row
-from msgbubbles.policy import FULL, Pseudonyms
+from msgbubbles.policy import FULL, Pseudonymizer
 from msgbubbles.redact import Redactor
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.ledger import Ledger
@@ -21,7 +21,7 @@ from msgbubbles_sync.policy.vault import Vault
 
 ANNA, BEN, CARLA, DORA = "+14155550111", "ben@example.com", "+14155550113", "dora@example.com"
 WORDS = [one.removeprefix("+") for one in (ANNA, BEN, CARLA, DORA)]
-PSEUDONYMS = Pseudonyms(PRIVACY_KEY)
+PSEUDONYMS = Pseudonymizer(PRIVACY_KEY)
 SETTING = "SOURCES__MSGBUBBLES__PRIVACY__"
 
 
@@ -191,13 +191,13 @@ def test_a_vault_keeps_who_is_behind_a_pseudonym_and_forgets_whom_it_is_told_to(
     vault = Vault(path)
     assert [one.stat().st_mode & 0o777 for one in (path, path.parent)] == [0o600, 0o700]
     for handle in ("+1 415 555 0111", "Ben@Example.com"):
-        vault.note(PSEUDONYMS.handle(handle), handle)
-    assert Vault(path).handle_of(PSEUDONYMS.handle(ANNA)) is None, "not yet"
-    vault.keep()
+        vault.add(PSEUDONYMS.handle(handle), handle)
+    assert Vault(path).find_handle(PSEUDONYMS.handle(ANNA)) is None, "not yet"
+    vault.save()
     other = Vault(path)
-    assert [other.handle_of(PSEUDONYMS.handle(one)) for one in (ANNA, BEN)] == [ANNA, BEN]
+    assert [other.find_handle(PSEUDONYMS.handle(one)) for one in (ANNA, BEN)] == [ANNA, BEN]
     assert other.remove(lambda one: one == PSEUDONYMS.handle(ANNA)) == 1
-    assert other.handle_of(PSEUDONYMS.handle(ANNA)) is None
+    assert other.find_handle(PSEUDONYMS.handle(ANNA)) is None
     assert found_in(tmp_path, WORDS).keys() == {BEN}
     path.write_bytes(b"no database")
     with pytest.raises(UsageError, match=r"the vault cannot be used \(DatabaseError\); mend vault in dlt_config"):

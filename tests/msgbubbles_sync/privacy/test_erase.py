@@ -11,10 +11,10 @@ import duckdb
 import pytest
 
 from helpers.canary import found_in, spellings
-from msgbubbles.policy import PRESETS, Pseudonyms
+from msgbubbles.policy import PRESETS, Pseudonymizer
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.ledger import Entry, Ledger, Observation
-from msgbubbles_sync.policy.applied import Record, redactor_of
+from msgbubbles_sync.policy.applied import Record, build_redactor
 from msgbubbles_sync.policy.vault import Vault
 from msgbubbles_sync.privacy import erase as erasing
 from msgbubbles_sync.privacy.erase import erase
@@ -157,7 +157,7 @@ def test_threads_and_what_could_not_be_read_go_whole(workspace: Workspace) -> No
     assert get(workspace, "SELECT row_hash FROM msgbubbles.rejected_rows") == [("b",)]
     assert get(workspace, "SELECT count(*) FROM msgbubbles.of_ann") == [(3,)]
     assert get(workspace, "SELECT people, rows->>'messages' FROM msgbubbles.erasures") == [(1, "6")]
-    redactor = redactor_of(workspace)
+    redactor = build_redactor(workspace)
     assert [redactor.is_erased_chat(one) for one in ("c1", "never read", "c2", "g", "unread group")] == [True, True] + [
         False
     ] * 3
@@ -212,7 +212,7 @@ def test_an_erasure_that_is_cut_off_is_known_to_be_and_finished_without_being_to
         with pytest.raises(KeyboardInterrupt):
             erased(workspace, ANN)
     assert workspace.is_pending(erasing.STEP)
-    assert redactor_of(workspace).is_erased("+1 415 555 0111")
+    assert build_redactor(workspace).is_erased("+1 415 555 0111")
     erasing.purge(workspace, TransformSettings(), lambda _said: None)
     assert not workspace.is_pending(erasing.STEP)
     assert get(workspace, "SELECT count(*) FROM msgbubbles.chats") == [(0,)]
@@ -227,7 +227,7 @@ def test_who_is_nobody_or_we_ourselves_is_refused_before_anything_is_changed(
 ) -> None:
     with pytest.raises(UsageError, match=says):
         erased(workspace, handle)
-    assert Record.of(workspace) is None
+    assert Record.load(workspace) is None
 
 
 def test_without_the_key_nothing_is_erased_and_afterwards_nothing_lands(
@@ -244,16 +244,16 @@ def test_without_the_key_nothing_is_erased_and_afterwards_nothing_lands(
         else:
             monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__KEY", key)
         with pytest.raises(UsageError, match="not the one"):
-            redactor_of(workspace)
+            build_redactor(workspace)
 
 
 def test_who_is_erased_stays_so_where_the_jobs_own_files_are_lost(workspace: Workspace) -> None:
     erased(workspace, ANN)
     for path in (workspace.work, workspace.folder / "privacy.json"):
         path.unlink()
-    record = Record.of(workspace)
+    record = Record.load(workspace)
     assert record is not None
-    assert record.erased == {Pseudonyms(KEY).erased_handle(ANN)}
+    assert record.erased == {Pseudonymizer(KEY).erased_handle(ANN)}
 
 
 def test_a_database_that_is_written_anew_is_the_same(workspace: Workspace) -> None:
@@ -267,15 +267,15 @@ def test_a_database_that_is_written_anew_is_the_same(workspace: Workspace) -> No
 
 
 def test_the_vault_forgets_who_is_erased(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    names, path = Pseudonyms(KEY), tmp_path / "elsewhere" / "vault.sqlite"
+    names, path = Pseudonymizer(KEY), tmp_path / "elsewhere" / "vault.sqlite"
     monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__PRESET", "analytics")
     monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__VAULT", str(path))
     Record(PRESETS["analytics"], names.check).save(workspace)
     vault = Vault(path)
     for handle in (ANN, BEN):
-        vault.note(names.handle(handle), handle)
-    vault.keep()
+        vault.add(names.handle(handle), handle)
+    vault.save()
     put(workspace, "chats", ("c", False, names.handle(ANN), None))
     assert erased(workspace, ANN)["rows"] == {"chats": 1, "the vault": 1}
-    assert [vault.handle_of(names.handle(one)) for one in (ANN, BEN)] == [None, BEN]
+    assert [vault.find_handle(names.handle(one)) for one in (ANN, BEN)] == [None, BEN]
     assert found_in(path.parent, [ANN.removeprefix("+"), names.handle(ANN)]) == {}

@@ -5,10 +5,10 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from msgbubbles.policy import FULL, PRESETS, Pseudonyms
+from msgbubbles.policy import FULL, PRESETS, Pseudonymizer
 from msgbubbles_sync.destinations.publish import publish
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.policy.applied import Record, configured, details_of, redactor_of
+from msgbubbles_sync.policy.applied import Record, build_redactor, describe_error, read_policy
 from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.workspace import Workspace
 
@@ -29,51 +29,51 @@ def test_the_policy_and_its_key_are_of_two_files_and_the_environment_goes_before
     monkeypatch.setenv("DLT_PROJECT_DIR", str(tmp_path))
     monkeypatch.setenv("DLT_CONFIG_FOLDER", "here")
     (tmp_path / "here").mkdir()
-    assert configured(load_settings()) == (FULL, None)
+    assert read_policy(load_settings()) == (FULL, None)
     config, secrets = tmp_path / "here" / "config.toml", tmp_path / "here" / "secrets.toml"
     config.write_text('[sources.msgbubbles.privacy]\npreset = "minimal"\ntext = "length"\n')
     with pytest.raises(UsageError, match="need a key"):
-        configured(load_settings())
+        read_policy(load_settings())
     secrets.write_text(f'[sources.msgbubbles.privacy]\nkey = "{KEY}"\npreset = "full"\n')
     with pytest.raises(
         UsageError, match=r"secrets\.toml:3: .*preset is no secret: move it from secrets\.toml to .*config"
     ):
         load_settings()
     secrets.write_text(f'[sources.msgbubbles.privacy]\nkey = "{KEY}"\n')
-    policy, pseudonyms = configured(load_settings())
+    policy, pseudonyms = read_policy(load_settings())
     assert (policy.text, policy.titles) == ("length", "drop")
     assert pseudonyms is not None
-    assert pseudonyms.check == Pseudonyms(KEY).check
+    assert pseudonyms.check == Pseudonymizer(KEY).check
     monkeypatch.setenv(f"{PREFIX}TEXT", "drop")
-    assert configured(load_settings())[0] == PRESETS["minimal"]
+    assert read_policy(load_settings())[0] == PRESETS["minimal"]
     monkeypatch.setenv(f"{PREFIX}TEXT", "shred")
     with pytest.raises(UsageError, match=r'TEXT: .* must be one of "drop", "keep", "length"'):
-        configured(load_settings())
+        read_policy(load_settings())
     config.write_text(f'[sources.msgbubbles.privacy]\nkey = "{KEY}"\n')
     with pytest.raises(UsageError, match=r"move it from config\.toml"):
-        configured(load_settings())
+        read_policy(load_settings())
 
 
 def test_a_new_warehouse_takes_the_policy_and_one_with_rows_has_to_be_brought_to_it(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert redactor_of(workspace).is_idle
-    assert Record.of(workspace) is None, "what is not set is not written down"
+    assert build_redactor(workspace).is_idle
+    assert Record.load(workspace) is None, "what is not set is not written down"
     monkeypatch.setenv(f"{PREFIX}KEY", KEY)
     monkeypatch.setenv(f"{PREFIX}PRESET", "analytics")
     workspace.work.touch()
     with pytest.raises(UsageError, match="privacy apply"):
-        redactor_of(workspace)
+        build_redactor(workspace)
     workspace.work.unlink()
-    assert redactor_of(workspace).policy == PRESETS["analytics"]
+    assert build_redactor(workspace).policy == PRESETS["analytics"]
     monkeypatch.setenv(f"{PREFIX}TEXT_DAYS", "30")
-    assert redactor_of(workspace).policy.text_days == 30, "days hold at once"
+    assert build_redactor(workspace).policy.text_days == 30, "days hold at once"
     monkeypatch.setenv(f"{PREFIX}PRESET", "full")
     with pytest.raises(UsageError, match="keeps more than this warehouse was filled with"):
-        redactor_of(workspace)
+        build_redactor(workspace)
     (workspace.folder / "privacy.json").write_text("{")
     with pytest.raises(UsageError, match="damaged"):
-        redactor_of(workspace)
+        build_redactor(workspace)
 
 
 def test_details_of_a_crash_quote_nothing_where_something_is_left_out(workspace: Workspace) -> None:
@@ -84,9 +84,9 @@ def test_details_of_a_crash_quote_nothing_where_something_is_left_out(workspace:
             raise RuntimeError("canary outside") from error
     except RuntimeError as error:
         crash = error
-    assert details_of(crash, workspace).count("canary") >= 2
+    assert describe_error(crash, workspace).count("canary") >= 2
     Record(PRESETS["minimal"]).save(workspace)
-    details = details_of(crash, workspace).replace('("canary', "")  # the lines of this test
+    details = describe_error(crash, workspace).replace('("canary', "")  # the lines of this test
     assert "canary" not in details
     assert "ValueError" in details
     assert "RuntimeError" in details

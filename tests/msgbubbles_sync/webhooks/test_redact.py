@@ -10,7 +10,7 @@ import pytest
 
 from helpers.canary import spellings
 from helpers.hooks import receiving, typing, workspace_in
-from msgbubbles.policy import FULL, PRESETS, Pseudonyms
+from msgbubbles.policy import FULL, PRESETS, Pseudonymizer
 from msgbubbles.redact import Redactor
 from msgbubbles_sync.policy.applied import Record
 from msgbubbles_sync.webhooks.events import parse_event
@@ -19,7 +19,7 @@ from msgbubbles_sync.webhooks.redact import redact_delivery
 from msgbubbles_sync.webhooks.spool import Delivery, spool_folder, take_finished
 
 KEY = "of a test, and long enough to be a key"
-NAMES = Pseudonyms(KEY)
+NAMES = Pseudonymizer(KEY)
 ANN, OURS = "+14155550123", "+14155550100"
 AT = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -106,7 +106,7 @@ def test_our_number_that_was_received_as_a_pseudonym_lands_readable() -> None:
     assert received is not None
     assert OURS not in received.body
     loads = Redactor(PRESETS["analytics"], NAMES)
-    loads.know_own_numbers([OURS])
+    loads.add_own_numbers([OURS])
     left = redact_delivery(received, loads)
     event = None if left is None else parse_event(left)
     assert event is not None

@@ -23,7 +23,7 @@ from msgbubbles_sync.inspect.verify import Verdict
 from msgbubbles_sync.inspect.verify import verify as compare
 from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.outcome import EXIT_INCOMPLETE
-from msgbubbles_sync.policy.applied import redactor_of
+from msgbubbles_sync.policy.applied import build_redactor
 from msgbubbles_sync.webhooks import health
 
 MAX_CHECK_REQUESTS = 20
@@ -32,7 +32,7 @@ MAX_CHECK_REQUESTS = 20
 def plan(session: Session, *, probe: bool) -> int:
     """Print what the next run would read."""
     known = Known(session.workspace)
-    redactor_of(session.workspace)  # refuses a policy that no run would accept
+    build_redactor(session.workspace)  # refuses a policy that no run would accept
     with connect(session, serve=probe) as connection:
         source = connection.settings.source
         steps = planning.steps(known, Settings.from_source(source), int(time.time() * 1000))
@@ -47,7 +47,7 @@ def plan(session: Session, *, probe: bool) -> int:
 def check(session: Session) -> int:
     """Print the results of all checks."""
     workspace = session.workspace
-    redactor_of(workspace)  # refuses a policy that no run would accept
+    build_redactor(workspace)  # refuses a policy that no run would accept
     with connect(session) as connection:
         connection.run.max_requests = MAX_CHECK_REQUESTS
         results = chain(checks.check(workspace, lambda: connection.client(max_attempts=2)), health.check(workspace))
@@ -61,7 +61,7 @@ def verify(session: Session, *, sample: int | None, repair: bool) -> int:
     if not build_destination(workspace).exists():
         raise UsageError(f"verify: {workspace.database} is not there; run the sync first")
     with connect(session) as connection:
-        run, redactor = connection.run, redactor_of(workspace)
+        run, redactor = connection.run, build_redactor(workspace)
         settings = Settings.from_source(connection.settings.source)
         with stopped_by_signals(run.stop), reporter.follow(run):
             for is_last in (not repair, True):
@@ -80,7 +80,7 @@ def _repair(session: Session, connection: Connection, verdict: Verdict) -> None:
     chats = [one.id for one in verdict.differences if one.table == "chats"]
     threads = [one.chat_id for one in verdict.differences if one.table != "chats" and one.chat_id]
     missing = Repair(chats=list(dict.fromkeys(chats)), threads=list(dict.fromkeys(threads)))
-    limits, redactor = Limits(), redactor_of(workspace)
+    limits, redactor = Limits(), build_redactor(workspace)
     context = Context(workspace, build_destination(workspace), redactor, connection.settings, session.reporter)
     with hold_lock(workspace.folder), stopped_by_signals(limits.stop):
         report = job.repair(context, missing, limits)
@@ -91,7 +91,7 @@ def _repair(session: Session, connection: Connection, verdict: Verdict) -> None:
 def status(session: Session, *, max_age_minutes: float | None) -> int:
     """Print how fresh and how complete the copy is."""
     known, now = Known(session.workspace), datetime.now(UTC)
-    redactor_of(session.workspace)  # refuses a policy that no run would accept
+    build_redactor(session.workspace)  # refuses a policy that no run would accept
     with connect(session, serve=False) as connection:
         start_ms = Settings.from_source(connection.settings.source).start_ms
     found = status_of(known, start_ms, now)

@@ -15,7 +15,7 @@ from msgbubbles_sync.destinations.version import refuse_newer
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.inspect.local_state import Known
 from msgbubbles_sync.migrations import migrate
-from msgbubbles_sync.policy.applied import redactor_of
+from msgbubbles_sync.policy.applied import build_redactor
 from msgbubbles_sync.restore import restore
 from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.workspace import CLAIM
@@ -36,7 +36,7 @@ def run(session: Session, limits: Limits) -> int:
     claim(workspace, destination, sandbox=session.sandbox, say=reporter.fail)
     restore(workspace, reporter.fail)
     migrate(workspace, reporter.say)
-    redactor = redactor_of(workspace)
+    redactor = build_redactor(workspace)
     with stopped_by_signals(limits.stop), reach_account(session) as connection:
         report = job.run(Context(workspace, destination, redactor, connection.settings, reporter), limits)
     reporter.summary(report, settings.describe_policy(), sandbox=session.sandbox)

@@ -1,0 +1,119 @@
+"""A client whose answers are what a privacy policy leaves of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from .client import MAX_PAGE_SIZE, Client
+from .errors import ApiError, NotFoundError, is_unit_error
+from .models import Chat, Message, Number, Page
+from .redact import Redactor, left_out
+from .transport import Transport
+
+# Attempts for what a redactor has to know: rows wait for the answer.
+ATTEMPTS_OF_A_QUESTION = 2
+StoredChats = Callable[[Sequence[str]], Sequence[str]]
+
+
+class PrivateClient(Client):
+    """A client that applies a policy to every answer.
+
+    `stored_chats` returns which of some ids are chats in the warehouse. If anybody is erased, the client reads each
+    other chat by its id before it returns messages of it, to find out whose chat it is.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        redactor: Redactor,
+        stored_chats: StoredChats = lambda _ids: (),
+        sender_field: str | None = None,
+    ) -> None:
+        super().__init__(transport, sender_field)
+        self._redactor = redactor
+        self._stored_chats = stored_chats
+        self._kept_chats: set[str] = set()
+        self._numbers: Page[Number] | None = None
+        # Pages are read by several threads. What one shows of erased chats counts for the next.
+        self._redacting = threading.RLock()
+
+    def list_chats(self, limit: int = MAX_PAGE_SIZE, before: str | None = None) -> Page[Chat]:
+        self._read_own_numbers()
+        page = super().list_chats(limit, before)
+        with self._redacting:
+            return self._redactor.page(page)
+
+    def get_chat(self, chat_id: str) -> Chat:
+        self._read_own_numbers()
+        chat = super().get_chat(chat_id)
+        with self._redacting:
+            return self._redactor.chat_by_id(chat)
+
+    def list_messages(
+        self, conversation_id: str | None = None, limit: int = MAX_PAGE_SIZE, before: str | None = None
+    ) -> Page[Message]:
+        self._read_own_numbers()
+        page = super().list_messages(conversation_id, limit, before)
+        with self._redacting:
+            if self._redactor.erased:
+                chat_ids = {row.conversation_id for row in page.rows if row.conversation_id is not None}
+                self._check_threads(chat_ids, is_feed=conversation_id is None)
+            is_hidden = [row.conversation_id in self.unknown_chats for row in page.rows]
+            left = self._redactor.page(page)
+            rows = [left_out(row) if hidden else row for row, hidden in zip(left.rows, is_hidden, strict=True)]
+            return replace(left, rows=rows) if any(is_hidden) else left
+
+    def list_numbers(self) -> Page[Number]:
+        with self._redacting:
+            page, self._numbers = self._numbers or super().list_numbers(), None
+            self._redactor.add_own_numbers(row.handle for row in page.rows)
+            return self._redactor.page(page)
+
+    def _read_own_numbers(self) -> None:
+        with self._redacting:
+            if self._redactor.needs_own_numbers:
+                try:
+                    with self.transport.at_most(ATTEMPTS_OF_A_QUESTION):
+                        self._numbers = super().list_numbers()
+                except ApiError as error:
+                    if not is_unit_error(error):
+                        raise
+                # Until they can be read, our numbers become pseudonyms as well.
+                self._redactor.add_own_numbers(row.handle for row in (self._numbers.rows if self._numbers else ()))
+
+    def _check_threads(self, chat_ids: set[str], *, is_feed: bool) -> None:
+        """Find out whether chats that were never seen are an erased person's, because their messages do not say.
+
+        If a chat cannot be read, one in the feed becomes one of `unknown_chats`; the error of any other is raised."""
+        redactor = self._redactor
+        unknown = {one for one in chat_ids - self._kept_chats if not redactor.is_erased_chat(one)}
+        if unknown:
+            self._kept_chats.update(self._stored_chats(sorted(unknown)))
+        asked = unknown - self._kept_chats - (self.unknown_chats.keys() if is_feed else set())
+        for chat_id in sorted(asked):
+            try:
+                if not redactor.is_erased_thread(super().get_chat(chat_id)):
+                    self._kept_chats.add(chat_id)
+            except NotFoundError:
+                # Nobody can find out any more whose it was.
+                redactor.erase_chat(chat_id)
+            except ApiError as error:
+                if not is_feed or not is_unit_error(error):
+                    raise
+                self.unknown_chats[chat_id] = error
+            else:
+                self.unknown_chats.pop(chat_id, None)
+
+
+def build_client(
+    transport: Transport,
+    redactor: Redactor,
+    stored_chats: StoredChats = lambda _ids: (),
+    sender_field: str | None = None,
+) -> Client:
+    """Return a client that applies the policy: a plain one if the policy leaves everything as it is."""
+    if redactor.is_idle:
+        return Client(transport, sender_field)
+    return PrivateClient(transport, redactor, stored_chats, sender_field)
