@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "pipelines"))
 
 from msgbubbles_sync.dbt.runner import transform  # noqa: E402
+from msgbubbles_sync.destinations import build_destination  # noqa: E402
 from msgbubbles_sync.settings import TransformSettings  # noqa: E402
 from msgbubbles_sync.workspace import Workspace  # noqa: E402
 
@@ -101,7 +102,7 @@ def land(workspace: Workspace, load: str, chats: int, messages: int, *, is_new: 
 
 def timed(workspace: Workspace, transforms: TransformSettings = TransformSettings(data_tests="off")) -> float:  # noqa: B008
     began = time.monotonic()
-    transform(workspace, transforms)
+    transform(workspace, build_destination(workspace), transforms)
     return time.monotonic() - began
 
 

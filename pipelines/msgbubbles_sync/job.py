@@ -62,7 +62,7 @@ def run(context: Context, limits: Limits) -> RunReport:
         _load_events(context)
         context.destination.prepare()
         if limits.with_transform:
-            check_tools(context.workspace)  # what is missing is reported before anything is read
+            check_tools(context.destination)  # what is missing is reported before anything is read
         StreamLoader(context, report, _source_settings(context, limits)).load_all()
         # A run that is stopped should end now: the next one brings the marts up to date.
         if limits.stop.is_set():
@@ -134,7 +134,7 @@ def _build_marts(context: Context, report: RunReport, *, with_transform: bool) -
         workspace.set_pending("publish")
         context.console.say("building the marts")
         with report.timed("transform"):
-            transform(workspace, transforms)
+            transform(workspace, context.destination, transforms)
         workspace.set_done("transform")
     report.tested = verdict(workspace)
     report.held_marts = report.tested.marts if transforms.data_tests == "hold" else []

@@ -26,7 +26,7 @@ from msgbubbles_sync.destinations.parquet_files import ParquetFiles
 from msgbubbles_sync.destinations.publish import is_damaged, read_mark
 from msgbubbles_sync.policy import applied as privacy
 
-from .destinations import build_destination
+from .destinations import Destination
 from .destinations.duckdb_file import DuckDBFile
 from .errors import UsageError
 from .files import move_damaged, read_json, remove, write_privately
@@ -42,7 +42,7 @@ DAMAGE = (ValueError, KeyError, TypeError, AttributeError, EOFError, zlib.error,
 CHUNK_BYTES = 1024 * 1024
 
 
-def restore(workspace: Workspace, say: Callable[[str], None]) -> None:
+def restore(workspace: Workspace, destination: Destination, say: Callable[[str], None]) -> None:
     """Rename damaged files, and restore what can be restored without a request. Calls `say` for each.
 
     Raises `OSError`, and `duckdb.Error` where the database cannot be opened for another reason than damage.
@@ -51,12 +51,12 @@ def restore(workspace: Workspace, say: Callable[[str], None]) -> None:
         if path.is_dir():
             say(f"{path} was a folder: moved to {move_damaged(path).name}")
     if workspace.destination == "duckdb":
-        _restore_database(workspace, say)
+        _restore_database(workspace, destination, say)
     if workspace.destination == "filesystem":
         with suppress(UsageError):  # `prepare` raises it again
             if moved := ParquetFiles(workspace).move_delta_tables():
                 say(moved)
-    _restore_policy(workspace, say)
+    _restore_policy(workspace, destination, say)
     for folder in sorted((workspace.folder / "dlt").iterdir()):
         if ".damaged-" not in folder.name and _is_damaged_pipeline(folder):
             say(f"{folder} was damaged: moved to {move_damaged(folder).name}, and restored from the warehouse")
@@ -77,7 +77,7 @@ def _mark_file(workspace: Workspace) -> Path:
     return workspace.folder / "work.json"
 
 
-def _restore_database(workspace: Workspace, say: Callable[[str], None]) -> None:
+def _restore_database(workspace: Workspace, destination: Destination, say: Callable[[str], None]) -> None:
     work, log = workspace.work, workspace.work.with_name(f"{workspace.work.name}.wal")
     is_unchanged = read_json(_mark_file(workspace)) == read_mark(work) and not log.exists()
     if not work.exists() or is_unchanged or not is_damaged(work, DuckDBFile(workspace).options()):
@@ -87,12 +87,12 @@ def _restore_database(workspace: Workspace, say: Callable[[str], None]) -> None:
             moved = move_damaged(path)
     forget_build(workspace)
     workspace.set_pending("transform", "publish")
-    build_destination(workspace).prepare()
+    destination.prepare()
     source = "the published file" if work.exists() else "the API, from the beginning"
     say(f"{work} was damaged: restored from {source}; the damaged one is now {moved.name}")
 
 
-def _restore_policy(workspace: Workspace, say: Callable[[str], None]) -> None:
+def _restore_policy(workspace: Workspace, destination: Destination, say: Callable[[str], None]) -> None:
     """Restore the record of the privacy policy from its copy in the tables.
 
     Where more may have been erased than the copy says, the file stays damaged, and reading it is refused.
@@ -104,7 +104,6 @@ def _restore_policy(workspace: Workspace, say: Callable[[str], None]) -> None:
     with suppress(UsageError, IsADirectoryError):
         privacy.Record.load(workspace)
         return
-    destination = build_destination(workspace)
     with suppress(duckdb.CatalogException), destination.open_writer() as connection:
         row = connection.execute(f"SELECT record FROM {destination.write_schema}.{PRIVACY.name}").fetchone()  # noqa: S608
         if row is not None:

@@ -62,7 +62,7 @@ def workspace(loaded: Path, tmp_path: Path) -> Workspace:
 
 def restored(workspace: Workspace) -> list[str]:
     said: list[str] = []
-    restore(workspace, said.append)
+    restore(workspace, build_destination(workspace), said.append)
     build_destination(workspace).prepare()
     return said
 

@@ -10,6 +10,7 @@ from typing import Any
 import duckdb
 import pytest
 
+from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.dbt.runner import transform
 from msgbubbles_sync.errors import TransformError
 from msgbubbles_sync.settings import TransformSettings
@@ -25,7 +26,7 @@ def test_failed_model_leaves_the_database_closed(warehouse: Any, tmp_path: Path)
     gc.disable()  # it may come by chance
     try:
         with pytest.raises(TransformError, match="the marts could not be built"):
-            transform(workspace, TransformSettings())
+            transform(workspace, build_destination(workspace), TransformSettings())
         # Refused while dbt has the file open to write.
         with duckdb.connect(str(workspace.work), read_only=True) as connection:
             connection.execute("from duckdb_tables()").fetchall()

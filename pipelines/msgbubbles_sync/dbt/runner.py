@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msgbubbles_sync.destinations import build_destination
+from msgbubbles_sync.destinations import Destination, build_destination
 from msgbubbles_sync.errors import TransformError
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.lock import record_progress
@@ -47,22 +47,21 @@ def forget_build(workspace: Workspace) -> None:
     _built_with(workspace).unlink(missing_ok=True)
 
 
-def check_tools(workspace: Workspace) -> None:
+def check_tools(destination: Destination) -> None:
     """See that what builds the marts is installed and configured. Raises `UsageError`."""
-    target, _ = build_destination(workspace).read_dbt_target()
+    target, _ = destination.read_dbt_target()
     if target == "spark":
         spark.require()
 
 
-def transform(workspace: Workspace, transforms: TransformSettings) -> None:
+def transform(workspace: Workspace, destination: Destination, transforms: TransformSettings) -> None:
     """Bring the marts of the work database up to date, and test them; from scratch when the models have changed,
     because a new model does not correct what an old one has built. What the tests said is kept for `verdict`. Raises
     `TransformError`."""
     options = ["--full-refresh"] if is_outdated(workspace, transforms) else []
     digest = _digest(workspace, transforms)
-    destination = build_destination(workspace)
     target, environment = destination.read_dbt_target()
-    dbt = _Dbt(workspace, target, environment, transforms)
+    dbt = _Dbt(workspace, destination, target, environment, transforms)
     found = Verdict()
     with ExitStack() as stack:
         folders = stack.enter_context(destination.open_build())
@@ -71,7 +70,9 @@ def transform(workspace: Workspace, transforms: TransformSettings) -> None:
             spark.show(session, *folders, destination.prefix)
         results = dbt.run("run", *options)
         if results.wrong:
-            raise TransformError(f"the marts could not be built ({results.names}){results.explained(workspace)}")
+            raise TransformError(
+                f"the marts could not be built ({results.names}){results.explained(workspace, destination)}"
+            )
         write_privately(_built_with(workspace), digest)
         if transforms.data_tests != "off":
             found = dbt.tested()
@@ -87,7 +88,9 @@ def verdict(workspace: Workspace) -> Verdict:
 
 def compile_models(workspace: Workspace) -> None:
     """See that the dbt project can be run at all, without a database. Raises `TransformError`."""
-    dbt = _Dbt(workspace, "duckdb", {"MSGBUBBLES_DUCKDB_PATH": ":memory:"}, TransformSettings())
+    dbt = _Dbt(
+        workspace, build_destination(workspace), "duckdb", {"MSGBUBBLES_DUCKDB_PATH": ":memory:"}, TransformSettings()
+    )
     results = dbt.run("compile")
     if results.wrong:
         raise TransformError(f"the models do not compile ({results.names}); see {results.written(workspace)}")
@@ -107,9 +110,9 @@ class _Results:
     def names(self) -> str:
         return ", ".join(node.node.name for node in self.wrong if node) or "dbt did not start"
 
-    def explained(self, workspace: Workspace) -> str:
+    def explained(self, workspace: Workspace, destination: Destination) -> str:
         """The end of a sentence: what the database said means, and the file with its words."""
-        meant = build_destination(workspace).explain(self._said)
+        meant = destination.explain(self._said)
         return f": {meant}; see {self.written(workspace)}" if meant else f"; see {self.written(workspace)}"
 
     def written(self, workspace: Workspace) -> Path:
@@ -129,13 +132,18 @@ class _Dbt:
     """dbt on one database. The project is parsed once, whatever is run of it."""
 
     def __init__(
-        self, workspace: Workspace, target: str, environment: dict[str, str], transforms: TransformSettings
+        self,
+        workspace: Workspace,
+        destination: Destination,
+        target: str,
+        environment: dict[str, str],
+        transforms: TransformSettings,
     ) -> None:
-        self._workspace = workspace
+        self._workspace, self._destination = workspace, destination
         self._environment = environment
         # All that the parsed project takes from the warehouse.
         database = environment.get("PGDATABASE") or Path(environment.get("MSGBUBBLES_DUCKDB_PATH", "")).stem
-        self._prefix = build_destination(workspace).prefix
+        self._prefix = destination.prefix
         self._names = (target, database, transforms.time_zone, self._prefix)
         folder = workspace.folder / "dbt"
         variables = {
@@ -188,7 +196,8 @@ class _Dbt:
             return Verdict()
         results.written(self._workspace)
         if any(node is None or node.status == "error" for node in results.wrong):
-            raise TransformError(f"the marts could not be tested ({results.names}){results.explained(self._workspace)}")
+            why = results.explained(self._workspace, self._destination)
+            raise TransformError(f"the marts could not be tested ({results.names}){why}")
         marts = sorted({mart for node in results.wrong for mart in self._marts_of(node.node)})
         return Verdict([node.node.name for node in results.wrong], marts)
 

@@ -68,7 +68,7 @@ def rewriting(
     forget_build(workspace)
     if has_marts:
         say("building the marts")
-        transform(workspace, transforms)
+        transform(workspace, destination, transforms)
         workspace.set_done("transform")
     with destination.open_writer() as connection:
         privacy.store(connection, workspace, destination.write_schema)

@@ -200,7 +200,7 @@ def test_delta_tables_are_renamed_and_read_again(files: Path, tmp_path: Path) ->
     with pytest.raises(UsageError, match=r"holds Delta tables of an older release.* Run chats\.py"):
         destination.prepare()
     said: list[str] = []
-    restore(workspace, said.append)
+    restore(workspace, destination, said.append)
     [aside] = files.glob("msgbubbles.delta-*")
     assert len(said) == 1
     assert f"{files / 'msgbubbles'} held Delta tables" in said[0]
@@ -212,5 +212,5 @@ def test_delta_tables_are_renamed_and_read_again(files: Path, tmp_path: Path) ->
     assert rows == [("old",)], "readers keep what they had"
     destination.prepare()
     assert not (workspace.folder / "dlt" / "msgbubbles").exists(), "coverage starts anew"
-    restore(workspace, said.append)
+    restore(workspace, destination, said.append)
     assert len(said) == 1

@@ -34,7 +34,7 @@ def run(session: Session, limits: Limits) -> int:
             Known(workspace).states()
     destination = build_destination(workspace)
     claim(workspace, destination, sandbox=session.sandbox, say=reporter.fail)
-    restore(workspace, reporter.fail)
+    restore(workspace, destination, reporter.fail)
     migrate(workspace, reporter.say)
     redactor = build_redactor(workspace)
     with stopped_by_signals(limits.stop), reach_account(session) as connection:
