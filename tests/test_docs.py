@@ -296,3 +296,18 @@ def test_the_page_on_webhooks_has_the_exit_statuses_of_its_help() -> None:
     assert set(re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)) == set(
         re.findall(r"(?:^|; |\n)\s*(\d+)\b", said)
     )
+
+
+def test_architecture_names_code_that_exists() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    code = "\n".join(path.read_text() for path in (ROOT / "pipelines").rglob("*.py"))
+    defined = set(re.findall(r"^\s*(?:def|class) (\w+)|^\s*(?:self\.)?(\w+)\b ?[:=]", code, flags=re.MULTILINE))
+    names = {name for pair in defined for name in pair if name} | {
+        path.stem for path in (ROOT / "pipelines").rglob("*.py")
+    }
+    names |= {path.name for path in (ROOT / "pipelines").rglob("*") if path.is_dir()}
+    written = re.findall(r"`([a-z_]\w*(?:\.\w+)+|[A-Z]\w+(?:\.\w+)*)`", page)
+    assert len(written) > 30
+    files = (".md", ".toml", ".py")
+    missing = [one for one in written if not one.endswith(files) and not set(one.split(".")) <= names]
+    assert missing == []
