@@ -1,8 +1,8 @@
-"""The API's clock, as far as the `Date` of its answers can be believed.
+"""Estimate the API's clock from the `Date` of its answers.
 
-What was read when is remembered by this clock, so one answer with a wrong `Date` would keep rows from being read again
-until that date. A `Date` near the expected one is believed at once. Another one is believed only when several answers
-in a row agree on it: then the clock of this machine is wrong, or was set meanwhile.
+Coverage records times by this clock, so one answer with a wrong `Date` would keep rows from being read again until that
+date. A `Date` near the expected one is believed at once, another one only when several answers in a row agree on it:
+then the clock of this machine is wrong, or was set meanwhile.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FIRST_ANSWERS, MORE_ANSWERS = 2, 10
 
 
 class ApiTime:
-    """Gives the API's time. It may be used by several threads."""
+    """The API's clock. Several threads may use it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -30,7 +30,7 @@ class ApiTime:
         self._agreeing = 0
 
     def at(self, date: datetime | None, now: datetime) -> datetime:
-        """The API's time `now` by this machine's clock, for an answer with this `Date`, null if it has none (UTC)."""
+        """Return the API's time when this machine's is `now`, given the `Date` of an answer (null without one; UTC)."""
         with self._lock:
             if date is None:
                 return now + self._ahead

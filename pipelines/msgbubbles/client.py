@@ -38,9 +38,9 @@ TIE_ATTEMPTS = 3
 class Client:
     """The API, as methods. Create one with `Client.connect`, or around a `Transport` of your own.
 
-    `sender_field` is the field of a message that names its sender, where that is none of `SENDER_FIELDS`.
-    `unknown_chats` are chats whose messages the feed has and that are left out, by the error for which nobody knows
-    whether they may be stored: see `PrivateClient`.
+    `sender_field` is the field of a message that names its sender, if it is none of `SENDER_FIELDS`. `unknown_chats`
+    are chats whose messages are left out of the feed, with the error because of which it is unknown whether they may be
+    stored: see `PrivateClient`.
     """
 
     def __init__(self, transport: Transport, sender_field: str | None = None) -> None:
@@ -52,7 +52,7 @@ class Client:
     def connect(
         cls, api_key: str, base_url: str = BASE_URL, requests_per_minute: int = DEFAULTS.requests_per_minute
     ) -> Client:
-        """A client that shares the request budget of `api_key` with every other process of this user."""
+        """Build a client that shares the rate limit of `api_key` with every other process of this user."""
         return cls(Transport(base_url, api_key, RateLimiter.for_key(api_key, requests_per_minute)))
 
     def __enter__(self) -> Client:
@@ -64,9 +64,9 @@ class Client:
     # -- chats
 
     def list_chats(self, limit: int = MAX_PAGE_SIZE, before: str | None = None) -> Page[Chat]:
-        """GET /v1/chats: threads, newest first by `last_message_at`; `before` is an ISO 8601 instant.
+        """GET /v1/chats: chats, newest first by `last_message_at`; `before` is an ISO 8601 timestamp.
 
-        `PermanentError` `invalid_request` for a `limit` over 100 or a `before` that is no instant.
+        `PermanentError` `invalid_request` for a `limit` over 100 or a `before` that is no timestamp.
         """
         return self._list("chats", Chat, limit=limit, before=before)
 

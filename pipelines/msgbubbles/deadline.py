@@ -1,7 +1,7 @@
-"""A deadline for an exchange as a whole: connecting, TLS, headers and body.
+"""Enforce one deadline for a whole exchange: connecting, TLS, headers and body.
 
 httpx's timeouts are for single reads, so a server that sends a byte a second never meets them. Its network backend
-gives every operation on a socket what is left of the exchange's time instead.
+limits every socket operation to what is left of the exchange's time.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _ends_at: ContextVar[float | None] = ContextVar("_ends_at", default=None)
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Let everything that a client of `enforce_deadlines` does in this block take `seconds` together.
+    """Limit everything that a client of `enforce_deadlines` does in this block to `seconds` together.
 
-    What takes longer raises `httpx.ConnectTimeout` before there is a connection, `httpx.ReadTimeout` or
+    A longer exchange raises `httpx.ConnectTimeout` before there is a connection, `httpx.ReadTimeout` or
     `httpx.WriteTimeout` after that.
     """
     token = _ends_at.set(time.monotonic() + seconds)
@@ -35,7 +35,7 @@ def deadline(seconds: float) -> Iterator[None]:
 
 
 def enforce_deadlines(client: httpx.Client) -> None:
-    """Make a client mind `deadline`, through proxies too. httpx has no public option for the network backend."""
+    """Make a client respect `deadline`, through proxies too. httpx has no public option for the network backend."""
     for transport in (client._transport, *client._mounts.values()):
         if isinstance(transport, httpx.HTTPTransport):
             pool = transport._pool

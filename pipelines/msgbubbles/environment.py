@@ -1,4 +1,4 @@
-"""Variables of the environment that say how to reach the network."""
+"""Check the environment variables that say how to reach the network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCHEMES = ("http", "https", "socks5", "socks5h")
 
 
 def check_certificates() -> None:
-    """Raise `ConfigurationError` where SSL_CERT_FILE is no file of certificates."""
+    """Raise `ConfigurationError` if SSL_CERT_FILE is no file of certificates."""
     path = os.environ.get("SSL_CERT_FILE")
     if not path:
         return

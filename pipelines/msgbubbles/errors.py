@@ -1,13 +1,13 @@
-"""What can go wrong, by what the caller should do about it.
+"""Errors, by what the caller should do about them.
 
 MsgBubblesError
-├── ConfigurationError      mend the configuration
+├── ConfigurationError      fix the configuration
 ├── RetryableError          try again later: the network, a malformed answer, 5xx
 │   ├── RateLimitedError    try again when the window resets
 │   └── UnreachableError    no connection: check the network and `base_url`
 ├── PermanentError          do not repeat the request as it is: 4xx, or an API that breaks its own paging
 │   ├── NotFoundError       404: gone, or another account's
-│   ├── NoIdError           done, and the answer does not say under which id: look for it
+│   ├── NoIdError           created, but the answer has no id: look it up
 │   └── ConflictError       409: `conflict`, `not_a_group`
 ├── AuthenticationError     401: fix the key
 │   └── ForbiddenError      403: this object, this endpoint or the whole account is closed to the key
@@ -26,7 +26,7 @@ class MsgBubblesError(Exception):
 
 
 class ConfigurationError(MsgBubblesError):
-    """The configuration cannot be used; the message says which key and how to mend it."""
+    """The configuration cannot be used; the message says which key is wrong and how to fix it."""
 
 
 class ApiError(MsgBubblesError):
@@ -69,7 +69,7 @@ class NotFoundError(PermanentError):
 
 
 class NoIdError(PermanentError):
-    """A success whose answer has no id: what was created is there, and has to be looked for."""
+    """A success whose answer has no id: it was created, and has to be looked up."""
 
 
 class ConflictError(PermanentError):
@@ -81,12 +81,12 @@ class AuthenticationError(ApiError):
 
 
 class ForbiddenError(AuthenticationError):
-    """403: the key is right; this object, this endpoint or the whole account is closed to it. Which one it is only
-    shows from what else answers."""
+    """403: the key is right; this object, this endpoint or the whole account is closed to it. Only other requests show
+    which of them."""
 
 
 class Halt(MsgBubblesError):  # noqa: N818 - not an error
-    """The caller asked to stop; what was read until now is good."""
+    """The caller asked to stop. What was read until now is valid."""
 
 
 class Interrupted(Halt):
@@ -94,11 +94,11 @@ class Interrupted(Halt):
 
 
 class RequestsSpent(Halt):
-    """The run's own allowance of requests is used up."""
+    """The requests that the caller allowed (`max_requests`) are used up."""
 
 
 def is_unit_error(error: BaseException) -> bool:
-    """Return whether an error is about what was asked for, and not about the key, the network or the whole API."""
+    """Return whether an error concerns only what was requested, and not the key, the network or the whole API."""
     if isinstance(error, AuthenticationError):
         return isinstance(error, ForbiddenError)
     return isinstance(error, ApiError) and not isinstance(error, UnreachableError | RateLimitedError)

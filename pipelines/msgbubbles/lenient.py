@@ -35,8 +35,8 @@ _MATES = {b"]": b"[", b"}": b"{"}
 
 @dataclass(frozen=True)
 class SplitAnswer:
-    """The parts of an answer. `envelope` is its text with null in the place of `data`, `data` is the text of that, and
-    `rows` the text of each of its elements; null where `data` is no list."""
+    """The parts of an answer: `envelope` is its text with null in place of `data`, `data` the text of that, and `rows`
+    the text of each of its elements, null where `data` is no list."""
 
     envelope: bytes
     data: bytes | None
@@ -100,7 +100,7 @@ def _escaped(found: re.Match[bytes]) -> bytes:
 
 
 def is_storable(value: bytes) -> bool:
-    """Whether a JSON value is certainly neither nested too deep nor holds a number that is too large."""
+    """Return whether a JSON value is certainly neither nested too deep nor holds a number that is too large."""
     brackets = 0 if len(value) <= MAX_DEPTH else value.count(b"[") + value.count(b"{")
     return brackets <= MAX_DEPTH and not _MAY_BE_TOO_LARGE.search(value)
 
@@ -111,7 +111,7 @@ def storable(value: bytes) -> bytes:
 
 
 def split_answer(body: bytes) -> SplitAnswer:
-    """Split an answer into its envelope and its rows, without a look into the rows. Raises `msgspec.DecodeError` where
+    """Split an answer into its envelope and its rows, without parsing the rows. Raises `msgspec.DecodeError` where
     it is cut off, or no JSON object."""
     stack: list[bytes] = []
     end = 0
@@ -192,7 +192,7 @@ def split_broken_answer(body: bytes, is_row: Callable[[bytes], bool]) -> SplitAn
 
 
 def _value_end(text: bytes, at: int) -> tuple[int, int]:
-    """Where the value ends that begins at `at`, or 0 where it does not; and how many bytes were looked at."""
+    """Return where the value that begins at `at` ends, 0 if it does not; and how many bytes were scanned."""
     stack: list[bytes] = []
     end = at
     for token in _TOKEN.finditer(text, at):

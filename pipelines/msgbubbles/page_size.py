@@ -1,4 +1,4 @@
-"""How many rows to ask a list endpoint for: fewer while the API cannot make larger pages, then more again.
+"""Choose how many rows to ask a list endpoint for: fewer while larger pages fail, then more again.
 
 A page that fails is tried twice at its size, then with each further failure at half of it. What worked is remembered
 for the pages that follow. They grow again one after another, so a short outage costs little; after a larger size has
@@ -16,7 +16,7 @@ PAGES_BEFORE_GROWTH_FACTOR, MAX_PAGES_BEFORE_GROWTH = 4, 64
 
 
 class PageSize:
-    """The size of one endpoint's pages. It may be used by several threads.
+    """The size of one endpoint's pages. Several threads may use it.
 
     `limit` is what is asked for at most, null while that is whatever is wanted.
     """
@@ -38,7 +38,7 @@ class PageSize:
             self.limit, self._proven = limit, limit or 0
 
     def reduce(self, failed: int, divisor: int) -> int:
-        """Remember that a size has failed; returns the one to try next."""
+        """Record that a size has failed, and return the one to try next."""
         with self._lock:
             self._pages = 0
             if self._proven and failed > self._proven:
@@ -51,7 +51,7 @@ class PageSize:
             return self.limit
 
     def note_answer(self, limit: int, wanted: int) -> None:
-        """Remember that a size has worked, of the `wanted` one."""
+        """Record that a size has worked, where `wanted` rows were wanted."""
         with self._lock:
             if self.limit is None or limit < self.limit:
                 return
@@ -66,8 +66,7 @@ class PageSize:
 
 
 class PageRequest:
-    """One page of `wanted` rows at most that is asked for, however many tries that takes. `limit` is the size to ask
-    for now."""
+    """The attempts to get one page of at most `wanted` rows. `limit` is the size to ask for now."""
 
     def __init__(self, size: PageSize, wanted: int, max_attempts: int) -> None:
         self.limit = wanted if size.limit is None else min(size.limit, wanted)
@@ -83,7 +82,7 @@ class PageRequest:
         return self.limit < self._wanted
 
     def note_failure(self, error: RetryableError) -> None:
-        """Make the next try smaller, unless the size cannot be the reason, or this may be a passing fault."""
+        """Make the next attempt smaller, unless the size cannot be the reason, or the fault may pass."""
         if isinstance(error, RateLimitedError | UnreachableError):
             return
         if self._failures_allowed:
@@ -92,11 +91,11 @@ class PageRequest:
             self.reduce()
 
     def reduce(self) -> None:
-        """Make the next try smaller."""
+        """Make the next attempt smaller."""
         self.limit = self._size.reduce(self.limit, self._divisor)
 
     def enlarge(self) -> None:
-        """Make the next try larger, although it may fail."""
+        """Make the next attempt larger, although it may fail."""
         self.limit = min(2 * self.limit, self._wanted)
         self._failures_allowed = 0
 
@@ -105,5 +104,5 @@ class PageRequest:
         self._size.restore(self._limit_before)
 
     def note_answer(self) -> None:
-        """Remember that this size has worked."""
+        """Record that this size has worked."""
         self._size.note_answer(self.limit, self._wanted)

@@ -1,4 +1,4 @@
-"""The request budget: at most so many requests in any window, over all processes that use a key.
+"""Limit requests per minute, over all processes that use a key.
 
 The record of requests is a small SQLite file in the user's state folder, named by a hash of the key, so that jobs,
 notebooks and other pipelines of one user share it, and a restart does not forget it. Within the window bursts are
@@ -50,13 +50,13 @@ class RateLimiter:
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError:
-            # Half a write, from before a power cut: a lost record costs a 429 at worst.
+            # A write that a power cut interrupted. Losing the record costs a 429 at worst.
             path.unlink(missing_ok=True)
             self._database = _open(path)
 
     @classmethod
     def for_key(cls, api_key: str, requests_per_minute: int, folder: str | Path | None = None) -> RateLimiter:
-        """The budget that every process of this user shares for `api_key`.
+        """Return the rate limiter that every process of this user shares for `api_key`.
 
         Raises `ConfigurationError` when `folder` cannot be written.
         """
@@ -66,7 +66,7 @@ class RateLimiter:
             return cls(folder / f"budget-{name}.sqlite", requests_per_minute)
         except (OSError, sqlite3.Error) as error:
             raise ConfigurationError(
-                f"budget_dir: the request budget cannot be kept in {folder} ({error}); name one that can be written"
+                f"budget_dir: the rate limiter cannot write its record to {folder} ({error}); name a writable one"
             ) from None
 
     def acquire(self) -> float:
@@ -74,7 +74,7 @@ class RateLimiter:
         with self._lock:
             self._database.execute("BEGIN IMMEDIATE")
             try:
-                # Not before the lock is held: that may take a while, and what others did meanwhile would be the future.
+                # Read with the lock held: waiting for it takes time, in which others may write later timestamps.
                 now = self._clock()
                 wait = self._seconds_to_wait(now)
                 if wait <= 0:
@@ -102,7 +102,7 @@ class RateLimiter:
         return float(frees + self._window_seconds - now)
 
     def _limit(self, now: float) -> int:
-        """What may be sent in a window: what was configured, or less where the API has said so lately."""
+        """Return how many requests a window may have: what was configured, or less after a recent 429."""
         learned, from_then_on = self._database.execute("SELECT max(requests), max(at) FROM learned").fetchone()
         if learned is None or from_then_on > now + LONGEST_WAIT_SECONDS:
             return self.requests_per_minute
@@ -110,9 +110,11 @@ class RateLimiter:
         return min(self.requests_per_minute, int(learned * GROWTH**periods))
 
     def note_rate_limited(self, seconds: float) -> None:
-        """The API said 429: no process asks before `seconds` have passed (an hour at most). From then on a
-        window has no more than came through in this one, and a tenth less than before at least; but half of that at
-        least, because some of the limit may have been spent elsewhere. It grows again by a tenth every ten minutes."""
+        """Close the window after a 429: no process sends a request for `seconds` (an hour at most).
+
+        From then on the limit is what came through in this window, and at least a tenth less than before; but not less
+        than half, because some of the limit may have been spent elsewhere. It grows by a tenth every ten minutes.
+        """
         with self._lock:
             self._database.execute("BEGIN IMMEDIATE")
             try:
@@ -126,7 +128,7 @@ class RateLimiter:
     def _learn(self, now: float, reopens: float) -> None:
         (opened,) = self._database.execute("SELECT coalesce(max(at), 0) FROM learned").fetchone()
         if now < opened <= now + LONGEST_WAIT_SECONDS:
-            return  # this one was on its way when another was told the same
+            return  # this request was on its way when another one got its 429
         # Where the API counts by the minutes of a clock, what came before it opened again was of another minute.
         since = max(now - self._window_seconds, opened if opened <= now else 0.0)
         (used,) = self._database.execute("SELECT count(*) FROM requests WHERE at > ?", (since,)).fetchone()
@@ -138,12 +140,12 @@ class RateLimiter:
 
     @property
     def limit(self) -> int:
-        """Requests that may be sent in a window now."""
+        """How many requests a window may have now."""
         with self._lock:
             return self._limit(self._clock())
 
     def count_requests(self) -> int:
-        """Requests of the current window."""
+        """Count the requests of the current window."""
         with self._lock:
             since = self._clock() - self._window_seconds
             (used,) = self._database.execute("SELECT count(*) FROM requests WHERE at > ?", (since,)).fetchone()

@@ -265,7 +265,7 @@ class Transport:
                 if wait <= 0:
                     self.traffic.requests[endpoint] += 1
                     break
-            self._on_wait("request budget", wait)
+            self._on_wait("rate limit", wait)
             self.traffic.paced_seconds += wait
             self._sleep(wait)
         if self._rate_limiter:

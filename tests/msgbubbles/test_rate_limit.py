@@ -1,4 +1,4 @@
-"""The request budget: what it admits, to whom, and what it survives."""
+"""The rate limiter: what it admits, to whom, and what it survives."""
 
 from __future__ import annotations
 

@@ -269,7 +269,7 @@ def test_a_later_reading_has_a_later_time_even_if_the_clock_is_set_back(
     assert first.fetched_at < second.fetched_at
 
 
-# -- the request budget
+# -- the rate limiter
 
 
 @settings(deadline=None)

@@ -53,22 +53,22 @@ PARENTS = {"messages": ("conversation_id", "chat"), "attachments": ("message_id"
 
 
 class StoredRows(Protocol):
-    """What the warehouse holds: asked, so that only what is new or has changed is loaded."""
+    """Queries of the warehouse, so that only rows that are new or have changed are loaded."""
 
     def rows(self, table: str, incoming: pa.Table) -> pa.Table | None:
-        """The stored rows that have the keys of `incoming`; null when there is no such table yet."""
+        """Return the stored rows that have the keys of `incoming`; null when the table is missing."""
 
     def message_locations(self, ids: Sequence[str]) -> dict[str, tuple[str | None, datetime | None]]:
-        """The chat and the time of stored messages, by their ids."""
+        """Return the chat and the time of stored messages, by their ids."""
 
     def attachments(self, message_ids: Sequence[str]) -> list[Attachment]:
-        """The stored attachments of these messages that are not removed."""
+        """Return the stored attachments of these messages that are not removed."""
 
 
 @dataclass
 class Changes:
-    """Rows of one table that were read, by what they are beside the stored ones. Without a look at the warehouse
-    every row counts as new."""
+    """Counts of the rows of one table that were read, compared with the stored ones. Without a warehouse, every row
+    is new."""
 
     new: int = 0
     changed: int = 0
@@ -98,8 +98,8 @@ class NewChat:
 class RowBuffer:
     """Gathers the rows of one stream and turns them into items for dlt.
 
-    `tables` are the tables that the stream fills, its own first. `changes` counts their rows. `on_chats` is told
-    which chats were not there before. `on_twins` gets the table and the hashes of rows that are in `rejected_rows`
+    `tables` are the tables that the stream fills, its own first. `changes` counts their rows. `on_chats` gets
+    the chats that were not stored before. `on_twins` gets the table and the hashes of rows that are in `rejected_rows`
     because another chat's message, or another message's attachment, has their id.
     """
 
@@ -137,7 +137,7 @@ class RowBuffer:
         self.add_rejected(page)
 
     def put(self, row: Row, fetched_at: datetime) -> None:
-        """Take one row, if it is one that lands."""
+        """Take one row, unless its table is not loaded."""
         table = _TABLES.get(type(row))
         if table is None:
             return
@@ -148,7 +148,7 @@ class RowBuffer:
                 self._put("attachments", self._key("attachments", attachment), attachment, fetched_at)
 
     def _key(self, table: str, row: Row) -> str:
-        """By what a row is known until it is loaded: its key, with its parent where that is not the first one."""
+        """Return the key of a row until it is loaded: its own, with its parent where that is not the first one."""
         parent = getattr(row, PARENTS[table][0]) if table in PARENTS else None
         if parent is None or self._parents[table].setdefault(row.key, parent) == parent:
             return row.key
@@ -158,7 +158,7 @@ class RowBuffer:
     def put_participants(
         self, chat_id: str, handles: Sequence[str], before: Sequence[str] | None, at: datetime
     ) -> None:
-        """Take who is in a group; of people that are the same as before, only when they were asked for."""
+        """Take the participants of a group. If they are the same as before, only the time of reading is loaded."""
         read = ParticipantRead(chat_id, Raw(msgspec.json.encode(handles)), at)
         self._put(PARTICIPANT_READS, chat_id, read, at)
         if before is None or list(before) != list(handles):
@@ -167,11 +167,11 @@ class RowBuffer:
                 self._put(PARTICIPANTS, one.id, one, at)
 
     def put_coverage(self, coverage: StreamCoverage, fetched_at: datetime) -> None:
-        """Take up to where a stream has been read."""
+        """Take the interval that a stream has been read in."""
         self._put(COVERAGE, coverage.stream, coverage, fetched_at)
 
     def add_rejected(self, page: Page[Any]) -> None:
-        """Take only what could not be read of a page."""
+        """Take only the rows of a page that could not be read."""
         for rejected in page.rejected:
             self._put(REJECTED, rejected.row_hash, rejected, page.fetched_at)
 
@@ -185,21 +185,21 @@ class RowBuffer:
         return self.changes.setdefault(table, Changes())
 
     def flush_full(self) -> Iterator[Any]:
-        """Items for dlt, for the tables that have enough rows."""
+        """Build items for dlt of the tables that have enough rows."""
         return self._items(ROWS_PER_TABLE)
 
     def flush(self) -> Iterator[Any]:
-        """Items for dlt, for all rows that are left."""
+        """Build items for dlt of all rows that are left."""
         return self._items(1)
 
     @property
     def tables(self) -> list[str]:
-        """All tables that this may fill, with the names of their columns: what dlt has to know of."""
+        """All tables that this may fill, with the names of their columns."""
         tables = [*self._rows, TITLES] if self.stream == "chats" else [*self._rows]
         return [f"{table}({','.join(TABLES[table].column_names)})" for table in tables]
 
     def empty_tables(self) -> Iterator[Any]:
-        """Items for dlt that make it create the tables, so that a query on an empty one finds it."""
+        """Build items that make dlt create the tables, so that a query finds an empty one."""
         names = (table.partition("(")[0] for table in self.tables)
         return (build_item(table, build_arrow_table(TABLES[table], ())) for table in names)
 
@@ -214,8 +214,8 @@ class RowBuffer:
                 yield from self._build_changed_items(table, taken_rows)
 
     def _without_twins(self, table: str, rows: list[Read], stored: pa.Table | None) -> list[Read]:
-        """Leave out, and reject, rows whose id is that of a row with another parent. The stored row stays, else the one
-        that was read first; but a message of the same time that is read in one chat only has moved there."""
+        """Reject rows whose id is that of a row with another parent. The stored row stays, else the one that was read
+        first; but a message that now shows in one other chat only, with the same time, has moved there."""
         if table not in PARENTS:
             return rows
         owners, (parent_field, parent_name) = self._parents[table], PARENTS[table]
@@ -249,7 +249,7 @@ class RowBuffer:
     def _stored_elsewhere(
         self, table: str, read: dict[str, str | None], stored: pa.Table | None
     ) -> dict[str, tuple[str, datetime | None]]:
-        """By the ids of rows whose stored parent is not the only one that was read: that, and the stored time."""
+        """Find rows whose stored parent is not the only one that was read. Returns it and the stored time, by id."""
         twins = self._twins[table]
         found: dict[str, tuple[str, datetime | None]] = {}
         known: set[str] = set()
@@ -269,7 +269,7 @@ class RowBuffer:
         return found
 
     def _add_removed(self, rows: list[Read], stored: pa.Table | None) -> None:
-        """Take the stored attachments that their messages no longer show, as removed."""
+        """Take stored attachments that their messages no longer show, as removed."""
         if self._stored is None or stored is None:
             return
         counts = dict(zip(stored.column("id").to_pylist(), stored.column("attachment_count").to_pylist(), strict=True))
@@ -287,7 +287,7 @@ class RowBuffer:
                     self._put("attachments", self._key("attachments", one), one, fetched_at)
 
     def _build_changed_items(self, table: str, rows: list[Read]) -> Iterator[Any]:
-        """Items for dlt: what is not stored as it was read; and of chats, the titles that are others than before."""
+        """Build items for dlt of the rows that are new or differ from the stored ones, and of titles that changed."""
         changes = self._changes(table)
         incoming = build_arrow_table(TABLES[table], rows, changes.on_replaced)
         stored = None if self._stored is None else self._stored.rows(table, incoming)
@@ -341,7 +341,7 @@ class RowBuffer:
                 yield from self._build_items(TITLES, titles)
 
     def _build_items(self, table: str, rows: pa.Table) -> Iterator[Any]:
-        """Items for dlt of the rows that the destination takes; the others become rejected rows."""
+        """Build items for dlt of the rows that the destination accepts; the others become rejected rows."""
         refused = self.refused(table, rows) if self.refused else []
         if any(refused):
             for row in filter_rows(rows, refused).to_pylist():

@@ -1,4 +1,4 @@
-"""What is different between rows that were read and rows that are stored: Arrow tables, compared column by column."""
+"""Compare the rows that were read with the stored ones: Arrow tables, column by column."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOT_COMPARED = frozenset({"_fetched_at"})
 
 
 class Comparison:
-    """Rows that were read (`incoming`) beside the rows that are stored under their keys.
+    """Rows that were read (`incoming`), compared with the stored rows that have their keys.
 
     `incoming` has one row a key, `stored` too, in any order and with any keys; columns that `stored` lacks are null
     there.
@@ -36,7 +36,7 @@ class Comparison:
         self._indices = indices
 
     def stored(self, column: str) -> pa.Array:
-        """The stored values of a column in the order of `incoming`, null where the row is not stored."""
+        """Return the stored values of a column in the order of `incoming`, null where the row is not stored."""
         import pyarrow as pa
 
         kind = self.incoming.schema.field(column).type
@@ -45,8 +45,8 @@ class Comparison:
         return self._stored[column].cast(kind).take(self._indices).combine_chunks()
 
     def differing(self, columns: Iterable[str] | None = None) -> dict[str, list[bool]]:
-        """By column: whether the value that was read is another than the stored one. Rows that are not stored differ
-        wherever their value is not null."""
+        """Return for each column whether the value that was read differs from the stored one. Rows that are not stored
+        differ wherever their value is not null."""
         import pyarrow.compute as pc
 
         found = {}
@@ -55,14 +55,14 @@ class Comparison:
             same = pc.or_(pc.and_(pc.is_null(read), pc.is_null(stored)), pc.fill_null(pc.equal(read, stored), False))
             differs = pc.invert(same).to_pylist()
             if column in self._json and any(differs):
-                # A warehouse may keep JSON as what it means, and not as it was written.
+                # A warehouse may store JSON normalized, and not as it was written.
                 pairs = zip(differs, read.to_pylist(), stored.to_pylist(), strict=True)
-                differs = [differ and _meant(one) != _meant(other) for differ, one, other in pairs]
+                differs = [differ and _parse_json(one) != _parse_json(other) for differ, one, other in pairs]
             found[column] = differs
         return found
 
     def changed(self) -> list[bool]:
-        """Whether a row is stored, and not as it was read."""
+        """Return whether each row is stored and differs from what was read."""
         if not any(self.is_stored):
             return self.is_stored
         import pyarrow as pa
@@ -74,7 +74,7 @@ class Comparison:
         return list(pc.and_(different, pa.array(self.is_stored, pa.bool_())).to_pylist())
 
 
-def _meant(text: str | None) -> Any:
+def _parse_json(text: str | None) -> Any:
     try:
         return None if text is None else json.loads(text)
     except (ValueError, RecursionError):
@@ -82,7 +82,7 @@ def _meant(text: str | None) -> Any:
 
 
 def filter_rows(table: pa.Table, mask: list[bool]) -> pa.Table:
-    """The rows of a table for which the mask is true."""
+    """Return the rows of a table for which the mask is true."""
     import pyarrow as pa
 
     return table.filter(pa.array(mask, pa.bool_()))

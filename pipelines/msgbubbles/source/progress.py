@@ -1,5 +1,5 @@
-"""How far a message has come. Its status only moves forward, and when it was sent, delivered and read is set once:
-what arrives late, or was read from a copy that lags, takes nothing back."""
+"""Keep the progress of messages. A status only moves forward, and the times of sending, delivery and reading are set
+once: what arrives late, or was read from a replica that lags, takes nothing back."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ SET_ONCE = ("sent_at", "delivered_at", "read_at")
 
 
 def get_status_rank(status: str | None) -> int | None:
-    """Return how far a status is; null for one that nobody knows, which has no place among the others."""
+    """Return the rank of a status; null for an unknown one."""
     return None if status is None else RANKS.get(status.lower())
 
 
 def is_ahead(status: str | None, stored: str | None) -> bool:
-    """Whether a status is further than the stored one, as far as both are known. Each is further than none."""
+    """Return whether a status is further than the stored one, as far as both are known. Each is further than none."""
     rank, stored_rank = get_status_rank(status), get_status_rank(stored)
     return rank is not None and (stored is None or (stored_rank is not None and rank > stored_rank))
 
 
 def keep_progress(incoming: pa.Table, comparison: Comparison) -> pa.Table:
-    """Return messages as the API shows them, with what is stored of their progress where it is further.
+    """Return messages as the API shows them, with the stored progress where that is further.
 
-    The API's word counts where it shows a later `updated_at`, or none. A row that it does not claim to have changed
+    The API's values count where it shows a later `updated_at`, or none. A row that it does not claim to have changed
     since the stored one is older than the events that have changed that.
     """
     import pyarrow as pa

@@ -1,4 +1,4 @@
-"""Values made to fit every destination, so that one of them does not cost a load.
+"""Replace values that some destination cannot store, so that one of them does not fail a load.
 
 PostgreSQL stores no NUL character, and JSON only up to some depth and size of numbers; drivers read back even less. The
 same is stored everywhere, because the tables of all destinations have the same rows.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 REPLACEMENT = "\ufffd"
-# Which JSON texts are worth a closer look. RE2 knows no larger count than 1,000.
+# JSON texts that need a closer look. RE2 allows no count above 1,000.
 _ODD = rf"\\u(?:0000|[dD][89a-fA-F])|[0-9]{{{MAX_DIGITS}}}|[0-9][eE][+-]?[0-9]{{4}}|NaN|Infinity|\x00"
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*|-?Infinity|NaN|[\[{]|[\]}]', re.DOTALL)
 # A pair of surrogates, what no text holds, or another escape, in this order.
