@@ -241,8 +241,9 @@ def test_two_jobs_for_two_accounts_on_one_server(new_job: NewJob, tmp_path: Path
 
 def test_who_is_erased_from_an_account_is_in_no_file_that_shows_it(new_job: NewJob, tmp_path: Path) -> None:
     account, _ = account_of_canaries(now())
-    texts = "SELECT text FROM messages WHERE sender = ?1 OR chat_id IN (SELECT id FROM chats WHERE remote_handle = ?1)"
-    sought = [ANN.removeprefix("+"), *(row["text"] for row in account.all(texts, (ANN,)))]
+    chats = "SELECT id FROM chats WHERE remote_handle = :handle"
+    texts = f"SELECT text FROM messages WHERE sender = :handle OR chat_id IN ({chats})"
+    sought = [ANN.removeprefix("+"), *(row["text"] for row in account.all(texts, {"handle": ANN}))]
     with serve(account) as server:
         jobs = {"north": Job(tmp_path, server), "south": new_job(chats=10, messages=50)}
         made = Company(jobs, {"SOURCES__MSGBUBBLES__PRIVACY__KEY": PRIVACY_KEY})

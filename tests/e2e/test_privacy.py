@@ -200,8 +200,8 @@ def test_who_is_erased_is_in_no_file_and_does_not_come_back(tmp_path: Path) -> N
         "SOURCES__MSGBUBBLES__READ_PARTICIPANTS": "true", "SOURCES__MSGBUBBLES__PRIVACY__KEY": PRIVACY_KEY,
     })  # fmt: skip
     account, words = account_of_canaries(at)
-    theirs = "sender = ?1 OR chat_id IN (SELECT id FROM chats WHERE remote_handle = ?1)"
-    texts = [row["text"] for row in account.all(f"SELECT text FROM messages WHERE {theirs}", (ANN,))]
+    theirs = "sender = :handle OR chat_id IN (SELECT id FROM chats WHERE remote_handle = :handle)"
+    texts = [row["text"] for row in account.all(f"SELECT text FROM messages WHERE {theirs}", {"handle": ANN})]
     sought = [ANN.removeprefix("+"), *texts]
     (tmp_path / "with").mkdir()
     # Their handle also stands where no handle belongs, and is the name of a field.
@@ -231,9 +231,9 @@ def test_who_is_erased_is_in_no_file_and_does_not_come_back(tmp_path: Path) -> N
     if WHOLE:
         for rows in (
             f"attachments WHERE message_id IN (SELECT id FROM messages WHERE {theirs})", f"messages WHERE {theirs}",
-            "chats WHERE remote_handle = ?1", "participants WHERE handle = ?1",
+            "chats WHERE remote_handle = :handle", "participants WHERE handle = :handle",
         ):  # fmt: skip
-            account.run(f"DELETE FROM {rows}", (ANN,))
+            account.run(f"DELETE FROM {rows}", {"handle": ANN})
         (tmp_path / "without").mkdir()
         names = Pseudonymizer(PRIVACY_KEY)
         redactor = Redactor(FULL, names, frozenset({names.erased_handle(ANN)}))

@@ -11,7 +11,7 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -99,15 +99,15 @@ class Account:
         # Many tests drop an account with its server. Python 3.13 warns of a database that nobody has closed.
         self.close()
 
-    def all(self, sql: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+    def all(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[sqlite3.Row]:
         with self.lock:
             return self._database.execute(sql, values).fetchall()
 
-    def one(self, sql: str, values: Sequence[Any] = ()) -> sqlite3.Row | None:
+    def one(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> sqlite3.Row | None:
         rows = self.all(sql, values)
         return rows[0] if rows else None
 
-    def run(self, sql: str, values: Sequence[Any] = ()) -> int:
+    def run(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> int:
         with self.lock:
             return self._database.execute(sql, values).rowcount
 
@@ -191,9 +191,8 @@ class Account:
             self._database.executemany(f"INSERT INTO messages VALUES ({', '.join('?' * 17)})", rows)
             self._database.executemany("INSERT INTO attachments VALUES (?, ?, ?, ?, ?, ?)", files)
             self._database.executemany(
-                "UPDATE chats SET last_us = max(coalesce(last_us, 0), ?2), updated_us = max(updated_us, ?2) "
-                "WHERE id = ?1",
-                list(newest.items()),
+                "UPDATE chats SET last_us = max(coalesce(last_us, 0), ?), updated_us = max(updated_us, ?) WHERE id = ?",
+                [(at_us, at_us, chat_id) for chat_id, at_us in newest.items()],
             )
             for message, row in zip(messages, rows, strict=True):
                 for kind, at in _events_of(message):
@@ -221,8 +220,8 @@ class Account:
         column = {"sent": "sent_us", "delivered": "delivered_us", "read": "read_us"}.get(status, "updated_us")
         with self.bulk():
             self.run(
-                f"UPDATE messages SET status = ?1, {column} = ?2, updated_us = ?2 WHERE id = ?3",
-                (status, us(at), message_id),
+                f"UPDATE messages SET status = ?, {column} = ?, updated_us = ? WHERE id = ?",
+                (status, us(at), us(at), message_id),
             )
             if status in ("sent", "delivered", "read", "failed"):
                 self.on_event(f"message.{status}", at, self._chat_of(message_id), message_id, {})
@@ -270,9 +269,9 @@ class Account:
 
     def mark_read(self, chat_id: str, at: datetime) -> None:
         self.run(
-            "UPDATE messages SET read_us = ?1, updated_us = ?1 "
-            "WHERE chat_id = ?2 AND direction = 'inbound' AND read_us IS NULL",
-            (us(at), chat_id),
+            "UPDATE messages SET read_us = ?, updated_us = ? "
+            "WHERE chat_id = ? AND direction = 'inbound' AND read_us IS NULL",
+            (us(at), us(at), chat_id),
         )
 
     def participants(self, chat_id: str) -> list[str]:
