@@ -66,7 +66,7 @@ audit: .venv/ready
 COMPILE := uv pip compile pyproject.toml --universal --generate-hashes --no-annotate --no-header --quiet \
 	--no-emit-package dbt-core-experimental-parser
 lock: .venv/ready
-	PATH="$$PATH:$(CURDIR)/.venv/bin" $(COMPILE) --extra postgres --extra ducklake --extra filesystem --extra notebooks \
+	PATH="$$PATH:$(CURDIR)/.venv/bin" $(COMPILE) --extra groups --extra webhooks --extra postgres --extra ducklake --extra notebooks \
 		--group dev --output-file requirements.lock
 	PATH="$$PATH:$(CURDIR)/.venv/bin" $(COMPILE) --extra spark --constraints requirements.lock \
 		$$(sed -n 's/^\([a-z0-9-]*\)==.*/--no-emit-package \1/p' requirements.lock) --output-file requirements-spark.lock

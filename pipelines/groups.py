@@ -1,7 +1,8 @@
 """Run `python pipelines/groups.py --help` for what it does."""
 
-from msgbubbles_sync.cli.groups import app
-from msgbubbles_sync.cli.main import start
+import sys
+
+from msgbubbles_sync.cli.dispatch import run
 
 if __name__ == "__main__":
-    start(app)
+    run("groups", sys.argv[1:], "groups.py")

@@ -1,7 +1,8 @@
 """Run `python pipelines/webhooks.py --help` for what it does."""
 
-from msgbubbles_sync.cli.main import start
-from msgbubbles_sync.cli.webhooks import app
+import sys
+
+from msgbubbles_sync.cli.dispatch import run
 
 if __name__ == "__main__":
-    start(app)
+    run("webhooks", sys.argv[1:], "webhooks.py")

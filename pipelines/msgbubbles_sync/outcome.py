@@ -20,6 +20,7 @@ from msgbubbles.errors import ConfigurationError, Interrupted, MsgBubblesError, 
 from .destinations import build_destination
 from .destinations.publish import DAMAGE_WORDS
 from .errors import TransformError, UsageError
+from .extras import missing_extra
 from .files import write_privately
 from .lock import AnotherJobRunsError, JobStalledError
 from .policy.applied import describe_error
@@ -59,6 +60,8 @@ def explain_end(ended_by: BaseException | None, workspace: Workspace | None, *, 
         return Outcome(EXIT_FAILED if isinstance(ended_by, JobStalledError) else EXIT_LOCKED, str(ended_by))
     if isinstance(ended_by, UsageError):
         return Outcome(EXIT_USAGE, str(ended_by))
+    if isinstance(ended_by, ModuleNotFoundError) and (missing := missing_extra(ended_by)):
+        return Outcome(EXIT_USAGE, missing)
     if any(isinstance(cause, KeyboardInterrupt) for cause in _causes(ended_by)):  # dlt makes errors of it
         return Outcome(EXIT_STOPPED, STOPPED)
     if isinstance(ended_by, ConfigurationError):

@@ -17,7 +17,10 @@ from pathlib import Path
 from .errors import UsageError
 from .files import follow_links, move_damaged, write_privately
 
-ROOT = Path(__file__).resolve().parents[2]
+# The project: the checkout that this module is in; where the package is installed, the working directory.
+CHECKOUT = Path(__file__).resolve().parents[2]
+IS_CHECKOUT = (CHECKOUT / "pyproject.toml").is_file()
+ROOT = CHECKOUT if IS_CHECKOUT else Path.cwd()
 PIPELINE = "msgbubbles"
 DATASET = "msgbubbles"
 # The file that says whose rows a warehouse holds, and its copy in the tables.
@@ -26,6 +29,16 @@ CLAIM, CLAIM_TABLE = "account.json", "_account"
 VERSION, VERSION_FILE, VERSION_TABLE = 1, "version", "_version"
 # Characters with a meaning in the queries that dlt builds from a path, and bytes that are not UTF-8.
 UNUSABLE = re.compile(r"""['"%*?\[\]{}\x00-\x1f\ud800-\udfff]""")
+# Settings of dlt that the job relies on.
+RELIED_ON = {
+    "EXTRACT__NEXT_ITEM_MODE": "fifo",
+    "NORMALIZE__PARQUET_NORMALIZER__ADD_DLT_LOAD_ID": "true",
+    "LOAD__DELETE_COMPLETED_JOBS": "true",
+    "LOAD__TRUNCATE_STAGING_DATASET": "true",
+    "RUNTIME__DLTHUB_TELEMETRY": "false",
+    # The job says what goes wrong; what dlt logs of it quotes rows.
+    "RUNTIME__LOG_LEVEL": "CRITICAL",
+}
 SCHEMAS = ("msgbubbles", "msgbubbles_staging", "staging", "marts")
 
 
@@ -138,6 +151,8 @@ class Workspace:
         os.environ.setdefault("DLT_CONFIG_FOLDER", "dlt_config")  # relative, or dlt keeps its state in there
         os.environ["DLT_DATA_DIR"] = str(self.folder / "dlt")
         os.environ["DLT_LOCAL_DIR"] = str(self.folder / "dlt")
+        for name, value in RELIED_ON.items():
+            os.environ.setdefault(name, value)
 
     # The markers of pending work outlive a killed job.
 

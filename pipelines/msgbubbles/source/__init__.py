@@ -3,7 +3,7 @@
 import dlt
 from msgbubbles.source import msgbubbles_source
 
-pipeline = dlt.pipeline("msgbubbles", destination="duckdb", dataset_name="msgbubbles")
+pipeline = dlt.pipeline("conversations", destination="duckdb", dataset_name="msgbubbles")
 pipeline.run(msgbubbles_source())
 """
 

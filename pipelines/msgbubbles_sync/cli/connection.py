@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from msgspec import structs
 
@@ -25,7 +26,7 @@ from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.settings import Settings, load_settings
-from msgbubbles_sync.workspace import ROOT, Workspace
+from msgbubbles_sync.workspace import Workspace
 
 from .main import Session
 
@@ -33,7 +34,7 @@ NO_KEY = """No API key. Either
 
   try it with a made-up account:   python pipelines/{script} --sandbox
   or use your own key:             export SOURCES__MSGBUBBLES__API_KEY=sk_live_...
-                                   (or copy dlt_config/secrets.toml.example to secrets.toml and put it there)"""
+                                   (or put it into dlt_config/secrets.toml, as secrets.toml.example shows)"""
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def _sandbox(workspace: Workspace, settings: Settings) -> Iterator[Settings]:
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "pipelines")},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
         start_new_session=True,  # Ctrl-C is for the job
     )
     with process:

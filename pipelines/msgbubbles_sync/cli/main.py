@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ import typer
 from msgbubbles_sync.configuration import configuration_folder, read_toml
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.outcome import explain_end
-from msgbubbles_sync.workspace import Workspace
+from msgbubbles_sync.workspace import IS_CHECKOUT, Workspace
 
 from .accounts import run_each
 from .console import Reporter
@@ -72,7 +73,7 @@ class Script:
                 status = body(Session(self.name, workspace, reporter, sandbox))
         except (Exception, KeyboardInterrupt) as error:
             outcome = explain_end(error, workspace)
-            reporter.fail(self.stopped if isinstance(error, KeyboardInterrupt) else outcome.message)
+            reporter.fail(self.stopped if isinstance(error, KeyboardInterrupt) else name_as_called(outcome.message))
             status = outcome.exit_status
         sys.stdout.flush()
         raise typer.Exit(status)
@@ -104,13 +105,20 @@ def readable_configuration() -> Iterator[None]:
 def build_app(doc: str | None, **options: Any) -> typer.Typer:
     """Return a program whose help is its module's docstring."""
     # \b keeps the help from running the lines of a paragraph together.
-    text = (doc or "").replace("\n\n", "\n\n\b\n")
+    text = name_as_called(doc or "").replace("\n\n", "\n\n\b\n")
     return typer.Typer(
         help=text, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, **options
     )
 
 
-def start(app: typer.Typer) -> None:
+def name_as_called(text: str) -> str:
+    """Name the commands of a text as they are called here: as scripts in a checkout, as `msgbubbles` elsewhere."""
+    if IS_CHECKOUT:
+        return text
+    return re.sub(r"(?:python pipelines/)?\b(chats|groups|webhooks)\.py\b", r"msgbubbles \1", text)
+
+
+def start(app: Callable[[], Any]) -> None:
     """Run a program as this process."""
     # A number that is closed would be given to the next file that is opened, and what is printed would go there.
     for number in (0, 1, 2):

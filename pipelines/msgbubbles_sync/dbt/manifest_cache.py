@@ -1,4 +1,4 @@
-"""The dbt project as dbt has parsed it, kept in `transforms/target/`.
+"""The dbt project as dbt has parsed it, kept in `transforms/target/`; of an installed package, in the user's cache.
 
 Parsing takes dbt longer than building a small account's marts does. What comes of it depends on the project's files,
 on dbt, and on the names of target, database, schemas and time zone, and on nothing else of a warehouse: so warehouses
@@ -18,12 +18,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msgbubbles_sync.workspace import ROOT
+import platformdirs
+
+from msgbubbles_sync.workspace import IS_CHECKOUT
 
 if TYPE_CHECKING:
     from dbt.contracts.graph.manifest import Manifest
 
-PROJECT = ROOT / "transforms"
+# In a checkout this is a link to the folder of that name at the top.
+PROJECT = (Path(__file__).parents[1] / "transforms").resolve()
 # What dbt itself puts there.
 MADE_BY_DBT = ("target", "logs", "dbt_packages")
 KEY_BYTES = 32
@@ -57,7 +60,7 @@ def store(manifest: Manifest, target: str, database: str, time_zone: str, schema
     """Keep it for all warehouses. Where it cannot be kept, the next run parses again."""
     path = _path(target, database, schema_prefix)
     with suppress(OSError):
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, new = tempfile.mkstemp(dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
             file.write(_key(target, database, time_zone, schema_prefix) + manifest.to_msgpack())
@@ -66,7 +69,8 @@ def store(manifest: Manifest, target: str, database: str, time_zone: str, schema
 
 def _path(target: str, database: str, schema_prefix: str) -> Path:
     # The name of a database may be anything.
-    return PROJECT / "target" / f"{target}-{schema_prefix}{hashlib.sha256(database.encode()).hexdigest()[:16]}.msgpack"
+    folder = PROJECT / "target" if IS_CHECKOUT else platformdirs.user_cache_path("msgbubbles") / "dbt"
+    return folder / f"{target}-{schema_prefix}{hashlib.sha256(database.encode()).hexdigest()[:16]}.msgpack"
 
 
 def _key(*names: str) -> bytes:
