@@ -33,17 +33,19 @@ def migrate(workspace: Workspace, say: Callable[[str], None]) -> None:
     """Bring workspace and warehouse to the version of this release. Raises `UsageError` if they have a newer one."""
     refuse_newer(workspace.version, str(workspace.folder))
     destination = build_destination(workspace)
-    if workspace.destination == "duckdb":
-        if not workspace.work.exists():  # it is restored from the published file
-            workspace.store_version(min(workspace.version, published_version(destination)))
-        elif workspace.version == VERSION:
-            return
-    destination.prepare()
+    is_file = workspace.destination == "duckdb"
+    if is_file and not workspace.work.exists():  # it is restored from the published file
+        workspace.store_version(min(workspace.version, published_version(destination)))
+    elif is_file and workspace.version == VERSION:  # that database is a part of the workspace
+        return
+    if is_file:
+        destination.prepare()
     has_tables = _has_tables(workspace, destination)
     version = _warehouse_version(destination) if has_tables else VERSION
     refuse_newer(version, destination.title)
     if workspace.version == version == VERSION:
         return
+    destination.prepare()
     say("upgrading the files and tables of an older release")
     workspace.set_pending("transform", "publish")
     forget_build(workspace)
