@@ -155,16 +155,16 @@ def state() -> dict[str, Any]:
         for number, now_ms in enumerate(range(5 * MINUTE_MS, 365 * DAY_MS, 5 * MINUTE_MS)):
             began = time.process_time()
             if number % 1000 == 0:
-                Coverage(covered.pieces)  # as it is read from the state; to do so each time would take the year
-            task = plan.head(covered, 0, lookback_ms)
+                Coverage(covered.intervals)  # as it is read from the state; to do so each time would take the year
+            task = plan.incremental(covered, 0, lookback_ms)
             refreshed = plan.refresh(covered, tiers, 0, now_ms)
-            plan.gaps(covered, 0)
+            plan.backfill(covered, 0)
             slowest = max(slowest, time.process_time() - began)
             covered.add(task.lo_ms, now_ms, now_ms)
             if refreshed and refreshed.hi_ms:
                 covered.add(refreshed.lo_ms, refreshed.hi_ms, now_ms)
-            covered = covered.compacted(now_ms)
-            largest = max(largest, len(json.dumps(covered.pieces)))
+            covered = covered.compact(now_ms)
+            largest = max(largest, len(json.dumps(covered.intervals)))
         found[stream] = {"largest_bytes": largest, "slowest_planning_ms": round(slowest * 1000, 1)}
     return found
 

@@ -14,7 +14,7 @@ from msgspec import structs
 
 from msgbubbles.errors import Interrupted
 from msgbubbles.settings import SourceSettings
-from msgbubbles.source.run import Repair, Run
+from msgbubbles.source.run import MissingRows, Run
 
 from .context import Context, Limits
 from .dbt.runner import check_tools, is_outdated, transform, verdict
@@ -75,7 +75,7 @@ def run(context: Context, limits: Limits) -> RunReport:
     return report
 
 
-def repair(context: Context, missing: Repair, limits: Limits) -> RunReport:
+def repair(context: Context, missing: MissingRows, limits: Limits) -> RunReport:
     """Read by id what is missing, and nothing else; then build the marts and publish. Returns as `run` does."""
     report = RunReport(context.workspace, Run(stop=limits.stop))
     with _logged(context, report):

@@ -18,7 +18,7 @@ from msgbubbles.errors import MsgBubblesError
 from msgbubbles.settings import SourceSettings
 from msgbubbles.source import msgbubbles_source, reconcile
 from msgbubbles.source.config import Settings
-from msgbubbles.source.run import Repair
+from msgbubbles.source.run import MissingRows
 from msgbubbles.source.stored import Warehouse
 
 from .context import Context
@@ -67,9 +67,9 @@ class StreamLoader:
             self._workspace.set_done("screen")
         self._note_failed_reads()
 
-    def load_missing(self, missing: Repair) -> None:
+    def load_missing(self, missing: MissingRows) -> None:
         """Load by id what is missing, and nothing else."""
-        self._run.repair = missing
+        self._run.missing = missing
         with self._report.timed("load"), self._stopping():
             self._finish_pending()
             self._load("chats")
@@ -122,25 +122,25 @@ class StreamLoader:
         run = self._run
         if run.settings is None:
             return
-        if not (self._workspace.is_pending("repair") or resource_states(self._pipeline).chats.threads or run.repair):
+        if not (self._workspace.is_pending("repair") or resource_states(self._pipeline).chats.threads or run.missing):
             return
-        run.repair = self._find_missing(run.settings)
-        if run.repair is not None:
+        run.missing = self._find_missing(run.settings)
+        if run.missing is not None:
             self._say("reading what is missing")
             self._load("messages", "chats")
             # With the orphans there, what only they could prove may be proven.
             if run.error is None and run.halt is None:
-                run.repair = self._find_missing(run.settings)
-                if run.repair is not None and run.repair.chats_proven:
+                run.missing = self._find_missing(run.settings)
+                if run.missing is not None and run.missing.chats_proven:
                     self._load("chats")
-        if run.repair is None and run.error is None and run.halt is None:
+        if run.missing is None and run.error is None and run.halt is None:
             self._workspace.set_done("repair")
 
-    def _find_missing(self, settings: Settings) -> Repair | None:
+    def _find_missing(self, settings: Settings) -> MissingRows | None:
         """Return what finished loads show to be missing."""
         warehouse = Warehouse(self._pipeline)
         with warehouse.connected():
-            return reconcile.planned(warehouse, resource_states(self._pipeline), settings)
+            return reconcile.find_missing(warehouse, resource_states(self._pipeline), settings)
 
     def _note_failed_reads(self) -> None:
         report = self._report

@@ -107,7 +107,7 @@ class RunReport:
                 for table, changes in run.changes.items()
             },
             "streams": {name: _stream_dict(progress, run.loaded(name)) for name, progress in run.streams.items()},
-            "repaired": {what: count for what, count in run.repaired.items() if count},
+            "repaired": {what: count for what, count in run.reconciled.items() if count},
             "expired": self.expired,
             "failed_reads": dict(Counter(failed.kind for failed in self.failed_reads)),
             "failed_tests": self.tested.failed_tests,
@@ -141,9 +141,9 @@ def _stream_dict(progress: StreamProgress, loaded: int) -> dict[str, Any]:
 
 def _covered_interval(coverage: Coverage | None) -> dict[str, Any] | None:
     """Return from when to when rows have been read, and how many intervals between are missing."""
-    if coverage is None or not coverage.pieces:
+    if coverage is None or not coverage.intervals:
         return None
-    lo_ms = coverage.pieces[0][0]
+    lo_ms = coverage.intervals[0][0]
     return {"from": iso_timestamp(lo_ms), "to": iso_timestamp(coverage.newest_ms), "gaps": len(coverage.gaps(lo_ms))}
 
 

@@ -24,7 +24,7 @@ from msgbubbles.client import Client
 from msgbubbles.models import Attachment, Chat
 from msgbubbles.private_client import build_client
 from msgbubbles.redact import Redactor
-from msgbubbles.source import reconcile as repairs
+from msgbubbles.source import reconcile
 from msgbubbles.source.buffer import RowBuffer
 from msgbubbles.source.chats import read_chats
 from msgbubbles.source.config import Settings
@@ -260,8 +260,10 @@ class World:
             else:
                 raise AssertionError("the slices of a run do not come to an end")
             if run.error is None and run.halt is None:
-                run.repair = repairs.planned(self.store, States.from_resources(self.store.states), self.settings)  # type: ignore[arg-type]
-                if run.repair:
+                run.missing = reconcile.find_missing(
+                    self.store, States.from_resources(self.store.states), self.settings
+                )  # type: ignore[arg-type]
+                if run.missing:
                     self._slice(run)
         except Killed:
             pass
@@ -278,7 +280,7 @@ class World:
             ("messages", read_messages, ("messages", "attachments")),
             ("chats", read_chats, ("chats", "messages", "attachments", "participant_reads", "participant_lists")),
         ):
-            if run.repair is not None and name == "numbers":
+            if run.missing is not None and name == "numbers":
                 continue
             with self._client(run) as client:
                 buffer = RowBuffer(tables, run.warehouse, run.changes)

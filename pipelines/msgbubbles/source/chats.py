@@ -27,7 +27,7 @@ def read_chats(state: ChatsState, context: StreamContext) -> Iterator[Any]:
         return context.client.list_chats(before=before)
 
     reader = ChatReader(fetch, state, context)
-    if context.run.repair is None:
+    if context.run.missing is None:
         yield from reader.read()
     yield from reconcile.read_by_id(state, context)
 
@@ -57,7 +57,7 @@ class ChatReader(StreamReader[Chat]):
         were too, and their time has been read."""
         for chat in chats:
             was_hidden = chat.created_at is not None and to_epoch_ms(chat.created_at) < self._known_to_ms
-            if chat.is_back or (was_hidden and self.run.repair is None):
+            if chat.is_back or (was_hidden and self.run.missing is None):
                 self.state.threads.append(chat.id)
 
     def forget_times_after(self, latest_ms: int) -> None:
@@ -76,9 +76,9 @@ class ChatReader(StreamReader[Chat]):
         if warehouse is None:
             return
         for task, lo_ms, hi_ms in self.intervals:
-            if task.kind == "gap":
+            if task.kind == "backfill":
                 continue
-            if task.kind == "head":
+            if task.kind == "incremental":
                 # The newest page is read by every run; that is often enough to make a sweep of every hour's.
                 if now_ms - state.head_swept_ms < HOUR_MS:
                     continue

@@ -10,7 +10,7 @@ from typing import Generic
 from msgbubbles.models import R
 from msgbubbles.times import to_epoch_ms
 
-from .coverage import Piece, Task
+from .coverage import CoveredInterval, Task
 from .paginate import PageResult, Paginator
 
 # When a worker is idle, the longest interval is cut: its own worker keeps about so many pages, or half of what is left.
@@ -31,7 +31,7 @@ class OpenInterval(Generic[R]):
 
     task: Task
     paginator: Paginator[R]
-    before: tuple[Piece, ...]
+    before: tuple[CoveredInterval, ...]
     is_one_page: bool
     from_ms: int | None = None
     to_ms: int | None = field(init=False)
@@ -92,7 +92,7 @@ class IntervalQueue(Generic[R]):
             return None
         if self.waiting:
             return self.waiting.popleft()
-        left = [(interval.pages_left, interval) for interval in self.open if interval.task.kind == "gap"]
+        left = [(interval.pages_left, interval) for interval in self.open if interval.task.kind == "backfill"]
         # A list may end long before the interval does, and each part below its end costs a request. So an interval has
         # to show how much there is of it before the next is cut.
         if not left or any(interval.pages < PAGES_BEFORE_CUT for _, interval in left):

@@ -24,8 +24,8 @@ def read_messages(state: MessagesState, context: StreamContext) -> Iterator[Any]
     chat.
     """
     client, run, failed = context.client, context.run, context.failed
-    if run.repair is not None:
-        if run.repair.overflows:
+    if run.missing is not None:
+        if run.missing.overflows:
             yield from reconcile.read_overflows(state.by_feed, context)
         return
     start_ms = context.settings.start_ms
@@ -84,6 +84,6 @@ def _add_coverage_of_feed(state: MessagesState, start_ms: int) -> None:
         return
     covered = Coverage(state.by_thread.covered)
     if (covered.complete_to(start_ms) or 0) < complete_to:
-        for lo, hi, read in of_feed.pieces:
+        for lo, hi, read in of_feed.intervals:
             covered.add(lo, min(hi, complete_to), read)
-        state.by_thread.covered = covered.pieces
+        state.by_thread.covered = covered.intervals

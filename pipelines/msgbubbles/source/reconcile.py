@@ -17,7 +17,7 @@ from msgbubbles.times import DAY_MS, from_epoch_ms
 from .config import Settings
 from .coverage import Coverage
 from .paginate import Overflow
-from .run import Repair, Run, StreamContext, known_overflows, save_overflows
+from .run import MissingRows, Run, StreamContext, known_overflows, save_overflows
 from .state import ChatsState, ListState, OverflowProgress, States
 from .stored import Warehouse
 from .threads import read_thread
@@ -43,7 +43,7 @@ class _Spent(Exception):  # noqa: N818 - not an error
 class _Allowance:
     def __init__(self, run: Run) -> None:
         self._run = run
-        limit = run.repair.limit if run.repair else REQUESTS_A_RUN
+        limit = run.missing.limit if run.missing else REQUESTS_A_RUN
         self._last = None if limit is None else run.traffic.total + limit
 
     def check(self) -> None:
@@ -51,7 +51,7 @@ class _Allowance:
             raise _Spent
 
 
-def planned(warehouse: Warehouse, states: States, settings: Settings) -> Repair | None:
+def find_missing(warehouse: Warehouse, states: States, settings: Settings) -> MissingRows | None:
     """Return what finished loads show to be missing; null where it is nothing.
 
     A message names its chat, and a chat the instant of its newest message: either tells of the other.
@@ -66,7 +66,7 @@ def planned(warehouse: Warehouse, states: States, settings: Settings) -> Repair 
     limit = REQUESTS_A_RUN + len(failed)
     orphans = [one for one in warehouse.orphans(limit) if ("chat", one) not in failed][:REQUESTS_A_RUN]
     settled_ms = (messages_covered.newest_ms or 0) - settings.lookback_ms
-    messages_complete = bool(messages_covered.pieces) and not messages_covered.gaps(settings.start_ms)
+    messages_complete = bool(messages_covered.intervals) and not messages_covered.gaps(settings.start_ms)
     asked, read = set(chats.named_by_events), chats.read_for_events
     # What has been asked for already must not hide the rest.
     unknown, stretches = warehouse.missing_from_events(chats.seen_ms - EVENT_WAITS_MS, limit + len(asked) + len(read))
@@ -100,7 +100,7 @@ def planned(warehouse: Warehouse, states: States, settings: Settings) -> Repair 
     if not (orphans or named or chats.threads or lags or to_read or proven or told or groups):
         return None
     all_chats = not chats.overflows and not (orphans or named)
-    return Repair(
+    return MissingRows(
         orphans, (), lagging, bool(to_read), proven, told, groups, REQUESTS_A_RUN, named, all_chats_known=all_chats
     )
 
@@ -117,16 +117,16 @@ def _name(span: Overflow) -> str:
 
 
 def read_by_id(state: ChatsState, context: StreamContext) -> Iterator[Any]:
-    """Ask for the chats that sweeps have missed, and for what `run.repair` names. What there is no allowance for stays
+    """Ask for the chats that sweeps have missed, and for what `run.missing` names. What there is no allowance for stays
     in the state: `missed` (chats), `threads` (ids of chats whose messages are to be read again)."""
     run, failed, missed, threads = context.run, context.failed, state.missed, state.threads
     lagging: dict[str, int] = {}
-    if run.repair is not None:
-        missed.update(dict.fromkeys([*run.repair.chats, *run.repair.named_by_events], SWEEPS_MISSED))
-        named = [one for one in state.named_by_events if one not in run.repair.chats]
-        state.named_by_events = [*named, *run.repair.named_by_events][-MAX_NAMED_BY_EVENTS:]
-        threads.extend(run.repair.threads)
-        lagging = {one: at_ms for one, at_ms in run.repair.lagging.items() if one not in threads}
+    if run.missing is not None:
+        missed.update(dict.fromkeys([*run.missing.chats, *run.missing.named_by_events], SWEEPS_MISSED))
+        named = [one for one in state.named_by_events if one not in run.missing.chats]
+        state.named_by_events = [*named, *run.missing.named_by_events][-MAX_NAMED_BY_EVENTS:]
+        threads.extend(run.missing.threads)
+        lagging = {one: at_ms for one, at_ms in run.missing.lagging.items() if one not in threads}
     missed.update({one.id: SWEEPS_MISSED for one in failed.due("chat")})
     threads[:] = dict.fromkeys([*threads, *(one.id for one in failed.due("thread"))])
     allowance = _Allowance(run)
@@ -136,15 +136,15 @@ def read_by_id(state: ChatsState, context: StreamContext) -> Iterator[Any]:
         for chat_id in list(threads):
             result = yield from read_thread(context, chat_id, start_ms, before_request=allowance.check)
             threads.remove(chat_id)
-            run.repaired["threads"] += result.is_read
+            run.reconciled["threads"] += result.is_read
         yield from _read_for_events(state, context, allowance)
         yield from _read_lagging(lagging, state, context, allowance)
         _read_participants(state, context, allowance)
     except _Spent:
         pass
     spans = known_overflows(state)
-    if run.repair is not None and run.repair.chats_proven:
-        run.repaired["tie overflows"] += sum(span.from_ms is not None for span in spans)
+    if run.missing is not None and run.missing.chats_proven:
+        run.reconciled["tie overflows"] += sum(span.from_ms is not None for span in spans)
         spans = {span for span in spans if span.from_ms is None}
     save_overflows(state, spans, run, "chats")
 
@@ -161,7 +161,7 @@ def _read_chats(state: ChatsState, context: StreamContext, allowance: _Allowance
         with failed.attempt("chat", chat_id):
             try:
                 buffer.put(as_listed(client.get_chat(chat_id)), fetched_at)
-                run.repaired["chats"] += 1
+                run.reconciled["chats"] += 1
             except NotFoundError:
                 stored = run.warehouse.chats([chat_id]) if run.warehouse else []
                 chat = stored[0] if stored else Chat(id=chat_id)
@@ -169,7 +169,7 @@ def _read_chats(state: ChatsState, context: StreamContext, allowance: _Allowance
                 if chat.deleted_at is None and (stored or chat_id not in named_by_events):
                     chat.deleted_at = fetched_at
                     buffer.put(chat, fetched_at)
-                    run.repaired["deleted chats"] += 1
+                    run.reconciled["deleted chats"] += 1
         del missed[chat_id]
         run.on_page()
         yield from buffer.flush_full()
@@ -204,7 +204,7 @@ def _read_lagging(
         if not result.is_read:
             continue
         if run.loaded("messages") > before:
-            run.repaired["threads"] += 1
+            run.reconciled["threads"] += 1
             in_vain = 0
         else:
             in_vain += 1
@@ -215,20 +215,20 @@ def _read_for_events(state: ChatsState, context: StreamContext, allowance: _Allo
     """Read just the intervals in which events name messages that are missing. One that has been read is not read again
     for the same events, whatever was there."""
     run, settings = context.run, context.settings
-    for chat_id, (from_ms, to_ms) in run.repair.known_from_events.items() if run.repair else ():
+    for chat_id, (from_ms, to_ms) in run.missing.known_from_events.items() if run.missing else ():
         # An event's time need not be the message's to the millisecond.
         lo_ms, hi_ms = max(from_ms - settings.lookback_ms, settings.start_ms), to_ms + settings.lookback_ms
         result = yield from read_thread(context, chat_id, lo_ms, hi_ms, before_request=allowance.check)
         known = {**state.read_for_events, chat_id: (from_ms, to_ms)}
         state.read_for_events = dict(list(known.items())[-MAX_READ_FOR_EVENTS:])
-        run.repaired["stretches that events told of"] += result.is_read
+        run.reconciled["stretches that events told of"] += result.is_read
 
 
 def _read_participants(state: ChatsState, context: StreamContext, allowance: _Allowance) -> None:
-    """Ask for the participants of each group of `run.repair`. Where the API does not show them, wait for another
+    """Ask for the participants of each group of `run.missing`. Where the API does not show them, wait for another
     day."""
     client, buffer, run, failed = context.client, context.buffer, context.run, context.failed
-    for chat_id, before in run.repair.groups.items() if run.repair else ():
+    for chat_id, before in run.missing.groups.items() if run.missing else ():
         if failed.is_waiting("participants", chat_id):
             continue
         allowance.check()
@@ -249,7 +249,7 @@ def _read_participants(state: ChatsState, context: StreamContext, allowance: _Al
         buffer.put(as_listed(chat), fetched_at)
         # By the API's clock, like the change that it is compared with.
         buffer.put_participants(chat_id, handles, before, from_epoch_ms(state.seen_ms))
-        run.repaired["participant lists"] += 1
+        run.reconciled["participant lists"] += 1
 
 
 def read_overflows(state: ListState, context: StreamContext) -> Iterator[Any]:
@@ -271,12 +271,12 @@ def read_overflows(state: ListState, context: StreamContext) -> Iterator[Any]:
                     progress.after_id = chat_id
                     progress.is_stuck = progress.is_stuck or result.has_overflow or not result.is_read
             # Where a chat is not known, its messages may be missing still.
-            if progress.is_stuck or run.repair is None or not run.repair.all_chats_known:
+            if progress.is_stuck or run.missing is None or not run.missing.all_chats_known:
                 progress.is_over = True
             else:
                 spans = spans - {span}
                 del state.overflows_done[_name(span)]
-                run.repaired["tie overflows"] += 1
+                run.reconciled["tie overflows"] += 1
     except _Spent:
         pass
     finally:

@@ -85,7 +85,7 @@ class Run:
     `settings.MIN_BATCH_PAGES`, a slice may end within the ties of one instant, and the next begin there again.
     `max_requests`: all requests of the run. `stop`: set it, and the run ends after the page in flight.
     `keep_on_error`: a fault ends the reading and is kept in `error`, so that what was read before it is loaded;
-    otherwise it is raised, and dlt drops the load. `repair`: what to read by id, and nothing else.
+    otherwise it is raised, and dlt drops the load. `missing`: what to read by id, and nothing else.
     `accept_overflows`: nothing is missing at the tie overflows known until now. `clock` tells the wall time.
     `warehouse`: what is stored, where it can be asked. `refused`: which rows of a table (Arrow) the destination
     refuses, where a load has failed for its data. `settings`: what the source was configured with. `in_flight` makes
@@ -96,7 +96,7 @@ class Run:
     max_requests: int | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     keep_on_error: bool = False
-    repair: Repair | None = None
+    missing: MissingRows | None = None
     accept_overflows: bool = False
     clock: Clock = field(default_factory=Clock)
     on_page: Callable[[], None] = lambda: None
@@ -109,7 +109,7 @@ class Run:
     traffic: Traffic = field(default_factory=Traffic)
     streams: dict[str, StreamProgress] = field(default_factory=dict)
     changes: dict[str, Changes] = field(default_factory=dict)
-    repaired: Counter[str] = field(default_factory=Counter)
+    reconciled: Counter[str] = field(default_factory=Counter)
     feed: bool | None = None
     halt: Halt | None = None
     error: MsgBubblesError | None = None
@@ -145,7 +145,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Repair:
+class MissingRows:
     """What is missing in the warehouse, to be read by id: `chats`, and all messages of `threads`. `lagging` are threads
     whose newest message is missing, with the instant of that message. With `overflows`, the messages of instants that
     hold more than the feed shows are read thread by thread; `chats_proven` says that no chat is missing, though a list

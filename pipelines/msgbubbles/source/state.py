@@ -16,7 +16,7 @@ from msgspec import field
 from msgbubbles.errors import ConfigurationError
 from msgbubbles.times import DAY_MS
 
-from .coverage import Piece
+from .coverage import CoveredInterval
 
 # Count it up when the releases before cannot go on with this state, or with the tables beside it: they refuse both.
 STATE_VERSION = 2
@@ -84,7 +84,7 @@ class ListState(_State):
     that what has not changed is not loaded again. `overflows` are tie overflows (first and last time) that are neither
     repaired nor accepted, `overflows_done` how far each of them has been read, by name."""
 
-    covered: list[Piece] = field(default_factory=list)
+    covered: list[CoveredInterval] = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
     seen_ms: int = 0
     overflows: list[tuple[int | None, int | None]] = field(default_factory=list)

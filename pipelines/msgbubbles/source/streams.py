@@ -70,7 +70,7 @@ class StreamReader(Generic[R]):
         self._pages_left = self.run.batch_pages
         self._is_first_batch = self.progress.pages == 0
         self._refresh_from: int | None = None  # the pages read before the refresh began
-        self.progress.covered_before = self.progress.covered_before or Coverage(self.coverage.pieces)
+        self.progress.covered_before = self.progress.covered_before or Coverage(self.coverage.intervals)
         self.progress.covered = self.coverage
 
     def read(self) -> Iterator[Any]:
@@ -88,9 +88,9 @@ class StreamReader(Generic[R]):
         start_ms, lookback_ms = self.settings.start_ms, self.settings.lookback_ms
         cut_off: BatchEnd | None = None
         try:
-            yield from self._read_tasks([plan.head(self.coverage, start_ms, lookback_ms)])
+            yield from self._read_tasks([plan.incremental(self.coverage, start_ms, lookback_ms)])
         except BatchEnd as end:
-            cut_off = None if self.coverage.pieces else end
+            cut_off = None if self.coverage.intervals else end
         else:
             pages = self.progress.refresh_pages
             try:
@@ -103,7 +103,7 @@ class StreamReader(Generic[R]):
         # A gap that begins with a page that is not to be tried now begins below it.
         below = {hi_ms: lo_ms for lo_ms, hi_ms in self._failed_pages.waiting()}
         gaps = [(lo_ms, below.get(hi_ms, hi_ms)) for lo_ms, hi_ms in self.coverage.gaps(start_ms)]
-        readable = [Task("gap", lo_ms, hi_ms) for lo_ms, hi_ms in gaps if lo_ms < hi_ms]
+        readable = [Task("backfill", lo_ms, hi_ms) for lo_ms, hi_ms in gaps if lo_ms < hi_ms]
         yield from self._read_tasks(readable, self._workers)
         if cut_off:
             raise cut_off
@@ -203,7 +203,9 @@ class StreamReader(Generic[R]):
             now_ms = self.now_ms or to_epoch_ms(self.run.clock.now())
             below_ms = self._failed_pages.pass_over(interval.paginator.before, task.lo_ms, hi_ms, now_ms, error)
             if below_ms > task.lo_ms:
-                queue.waiting.appendleft(Task("gap" if task.kind == "head" else task.kind, task.lo_ms, below_ms))
+                queue.waiting.appendleft(
+                    Task("backfill" if task.kind == "incremental" else task.kind, task.lo_ms, below_ms)
+                )
             return None
         self.count(page)
         return interval.paginator.advance(page)
@@ -216,14 +218,14 @@ class StreamReader(Generic[R]):
         return max(min(wanted, settings.most_walks), settings.least_walks)
 
     def _begin(self, task: Task) -> OpenInterval[R]:
-        before = tuple(self.coverage.pieces)
-        if task.kind == "head" and self._is_first_batch:
+        before = tuple(self.coverage.intervals)
+        if task.kind == "incremental" and self._is_first_batch:
             # What is within the lookback counts as unread from here on, so that it is left as a gap when this is cut
             # off. What this run has read stays read, or what is more than a batch would never come to its end.
             self.coverage.forget_from(task.lo_ms)
         paginator = Paginator[R](lo_ms=task.lo_ms, before_ms=task.hi_ms, stream=self.stream)
         # Of an account that was never read, the newest page is what is new, and all the rest a gap like any other.
-        return OpenInterval(task, paginator, before, task.kind == "head" and self.reads_ahead and not before)
+        return OpenInterval(task, paginator, before, task.kind == "incremental" and self.reads_ahead and not before)
 
     def _ask(
         self, in_flight: InFlight[Page[R]], interval: OpenInterval[R], *, is_further: bool = False
@@ -268,7 +270,7 @@ class StreamReader(Generic[R]):
 
     def load(self, step: PageResult[R], interval: OpenInterval[R]) -> Iterator[Any]:
         """Load the rows of one page. On the newest page, what has not changed since it was last read is left out."""
-        is_newest = interval.task.kind == "head" and self._now_seen_ms is None
+        is_newest = interval.task.kind == "incremental" and self._now_seen_ms is None
         self.buffer.add(step.page, skip=self.seen if is_newest else frozenset())
         if is_newest:
             self.mark_seen(step.page, {fingerprint(row) for row in step.page.rows})
@@ -309,7 +311,7 @@ class StreamReader(Generic[R]):
     def _save(self) -> None:
         read = Coverage((lo, NEVER_MS if task.hi_ms is None else hi, 0) for task, lo, hi in self.intervals)
         self._failed_pages.forget(read)
-        self.state.covered = self.coverage.compacted(self.now_ms or 0).pieces
+        self.state.covered = self.coverage.compact(self.now_ms or 0).intervals
         if self._now_seen_ms is not None:
             self.state.seen = sorted(self._now_seen)
             self.state.seen_ms = self._now_seen_ms
@@ -353,7 +355,7 @@ def read_stream(
 def _put_coverage(buffer: RowBuffer, state: ResourceState, run: Run) -> None:
     """Load what marts may rely on, when it is another than before."""
     covered = run.progress(buffer.stream).covered
-    newest = covered.newest_stretch if covered else None
+    newest = covered.newest_interval if covered else None
     if newest is None:
         return
     # Where the newest rows are deleted, what was read stays read.

@@ -98,7 +98,7 @@ class ThreadReader(StreamReader[Chat]):
 
     def load(self, step: PageResult[Chat], interval: OpenInterval[Chat]) -> Iterator[Any]:
         task = interval.task
-        is_newest = task.kind == "head" and interval.from_ms is None
+        is_newest = task.kind == "incremental" and interval.from_ms is None
         covered_ms = self._covered_from(step, task)
         self.buffer.add_rejected(step.page)
         for rejected in step.page.rejected:

@@ -90,8 +90,8 @@ class Reporter:
                 name, f"{progress.rows:,}", f"{run.loaded(name):,}", f"{progress.rejected:,}", _day(progress.reached_ms)
             )
         self._output.print(table)
-        if run.repaired:
-            counts = ", ".join(f"{count:,} {what}" for what, count in run.repaired.items() if count)
+        if run.reconciled:
+            counts = ", ".join(f"{count:,} {what}" for what, count in run.reconciled.items() if count)
             self._output.print(f"read by id: {counts}")
         seconds = ", ".join(
             f"{phase} {spent:.1f} s" for phase, spent in report.seconds.items() if phase not in LOAD_STEPS

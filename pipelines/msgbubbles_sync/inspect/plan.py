@@ -61,15 +61,15 @@ def probe(known: Known, client: Client) -> int:
 
 def _of_stream(known: Known, stream: str, state: ListState, settings: Settings, now_ms: int) -> list[Step]:
     coverage = Coverage(state.covered)
-    head = plan.head(coverage, settings.start_ms, settings.lookback_ms)
-    if not coverage.pieces:
+    head = plan.incremental(coverage, settings.start_ms, settings.lookback_ms)
+    if not coverage.intervals:
         return [Step(stream, "everything", _since(settings.start_ms), None, None)]
     # As busy as it was before.
     passed_ms = max(now_ms - head.lo_ms, 0)
     expected = known.rows_between(stream, head.lo_ms - passed_ms, head.lo_ms)
     found = [Step(stream, "head", head.lo_ms, None, _pages(expected))]
     found += _refresh(known, stream, state, settings, coverage, now_ms)
-    for gap in plan.gaps(coverage, settings.start_ms):
+    for gap in plan.backfill(coverage, settings.start_ms):
         found.append(Step(stream, "gap", _since(gap.lo_ms), gap.hi_ms, _gap_pages(known, stream, coverage, gap)))
     return found
 
@@ -79,7 +79,7 @@ def _refresh(
 ) -> list[Step]:
     minutes = min(max((now_ms - state.seen_ms) / 60_000, 0.0), MAX_MINUTES_BETWEEN_RUNS)
     left = math.inf if settings.refresh_per_minute is None else max(settings.refresh_per_minute * minutes, 1)
-    read = Coverage(coverage.pieces)
+    read = Coverage(coverage.intervals)
     found: list[Step] = []
     while left > 0 and (task := plan.refresh(read, settings.tiers.get(stream, ()), settings.start_ms, now_ms)):
         hi_ms = task.hi_ms or now_ms
@@ -94,8 +94,8 @@ def _gap_pages(known: Known, stream: str, coverage: Coverage, gap: plan.Task) ->
     """As dense as what has been read; unknown where a gap goes back to the beginning of everything."""
     if _since(gap.lo_ms) is None or gap.hi_ms is None:
         return None
-    covered_ms = sum(hi - max(lo, gap.lo_ms) for lo, hi, _ in coverage.pieces if hi > gap.lo_ms)
-    rows = known.rows_between(stream, gap.lo_ms, coverage.pieces[-1][1])
+    covered_ms = sum(hi - max(lo, gap.lo_ms) for lo, hi, _ in coverage.intervals if hi > gap.lo_ms)
+    rows = known.rows_between(stream, gap.lo_ms, coverage.intervals[-1][1])
     return _pages(round(rows * (gap.hi_ms - gap.lo_ms) / covered_ms)) if covered_ms else None
 
 

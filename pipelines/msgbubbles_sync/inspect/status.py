@@ -136,13 +136,13 @@ def timeline(coverage: Coverage, begin_ms: int, now_ms: int) -> str:
     newest_ms = coverage.newest_ms or 0
     for number in range(TIMELINE_CELLS):
         lo, hi = begin_ms + round(number * width), begin_ms + round((number + 1) * width)
-        if lo > newest_ms and coverage.pieces:
+        if lo > newest_ms and coverage.intervals:
             # Nothing is there since the newest row, as of the last reading.
-            reads = [coverage.pieces[-1][2]]
+            reads = [coverage.intervals[-1][2]]
             whole = True
         else:
             hi = min(hi, newest_ms + 1)
-            inside = [(max(a, lo), min(b, hi), read) for a, b, read in coverage.pieces if a < hi and b > lo]
+            inside = [(max(a, lo), min(b, hi), read) for a, b, read in coverage.intervals if a < hi and b > lo]
             reads = [read for _, _, read in inside]
             whole = sum(b - a for a, b, _ in inside) >= hi - lo
         age_ms = now_ms - min(reads) if reads and whole else None

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msgbubbles.source.coverage import Coverage, Task, Tier, gaps, head, refresh
+from msgbubbles.source.coverage import Coverage, Task, Tier, backfill, incremental, refresh
 from msgbubbles.times import DAY_MS, HOUR_MS
 
 LINE = range(30)
@@ -33,18 +33,18 @@ def build(steps: list[tuple[int, int, int] | int]) -> tuple[Coverage, dict[int, 
 @given(changes)
 def test_it_knows_what_was_read_and_when(steps: list[tuple[int, int, int] | int]) -> None:
     coverage, model = build(steps)
-    assert {at: read for lo, hi, read in coverage.pieces for at in range(lo, hi)} == model
+    assert {at: read for lo, hi, read in coverage.intervals for at in range(lo, hi)} == model
     assert coverage.newest_ms == max(model, default=None)
-    assert Coverage(coverage.pieces).pieces == coverage.pieces
+    assert Coverage(coverage.intervals).intervals == coverage.intervals
 
 
 @given(changes)
 def test_the_newest_stretch_has_no_gap_and_a_gap_before_it(steps: list[tuple[int, int, int] | int]) -> None:
     coverage, model = build(steps)
     if not model:
-        assert coverage.newest_stretch is None
+        assert coverage.newest_interval is None
         return
-    lo, hi = coverage.newest_stretch or (0, 0)
+    lo, hi = coverage.newest_interval or (0, 0)
     assert hi == max(model) + 1
     assert all(at in model for at in range(lo, hi))
     assert lo - 1 not in model
@@ -53,9 +53,9 @@ def test_the_newest_stretch_has_no_gap_and_a_gap_before_it(steps: list[tuple[int
 @given(changes, st.integers(0, 29))
 def test_gaps_are_what_was_not_read_newest_first(steps: list[tuple[int, int, int] | int], start: int) -> None:
     coverage, model = build(steps)
-    found = [at for task in gaps(coverage, start) for at in range(task.lo_ms, task.hi_ms or 0)]
+    found = [at for task in backfill(coverage, start) for at in range(task.lo_ms, task.hi_ms or 0)]
     assert set(found) == {at for at in range(start, max(model, default=-1)) if at not in model}
-    tasks = gaps(coverage, start)
+    tasks = backfill(coverage, start)
     assert tasks == sorted(tasks, key=lambda task: -task.lo_ms)
 
 
@@ -73,11 +73,11 @@ def test_complete_to_is_the_end_of_what_begins_at_the_start(
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 10**6), st.integers(0, 10**11)), max_size=10))
 def test_compacting_keeps_what_was_read_and_makes_nothing_look_fresher(pieces: list[tuple[int, int, int]]) -> None:
     coverage = Coverage((lo, lo + length, read) for lo, length, read in pieces)
-    compacted = coverage.compacted(10**11)
+    compacted = coverage.compact(10**11)
     assert compacted.gaps(0) == coverage.gaps(0)
     assert compacted.newest_ms == coverage.newest_ms
-    for lo, hi, read in coverage.pieces:
-        inside = [piece for piece in compacted.pieces if piece[0] < hi and piece[1] > lo]
+    for lo, hi, read in coverage.intervals:
+        inside = [piece for piece in compacted.intervals if piece[0] < hi and piece[1] > lo]
         assert all(r <= read for _, _, r in inside)
         assert all(read - r < 7 * DAY_MS for _, _, r in inside)
 
@@ -89,19 +89,19 @@ def test_a_year_of_runs_stays_small() -> None:
     steps = [60 * 60_000] * (24 * 335) + [5 * 60_000] * (12 * 24 * 30)
     for step in steps:
         now += step
-        task = head(coverage, 0, 300_000)
+        task = incremental(coverage, 0, 300_000)
         coverage.forget_from(task.lo_ms)
         coverage.add(task.lo_ms, now, now)
-        coverage = coverage.compacted(now)
-    assert gaps(coverage, 0) == []
-    assert len(json.dumps(coverage.pieces)) < 64 * 1024
-    assert len({read for _, _, read in coverage.pieces}) > 50, "when it was read is still known"
+        coverage = coverage.compact(now)
+    assert backfill(coverage, 0) == []
+    assert len(json.dumps(coverage.intervals)) < 64 * 1024
+    assert len({read for _, _, read in coverage.intervals}) > 50, "when it was read is still known"
 
 
 def test_the_head_begins_before_the_newest_instant_and_not_before_the_start() -> None:
-    assert head(Coverage(), 1000, 300).lo_ms == 1000
-    assert head(Coverage([(0, 5001, 1)]), 1000, 300).lo_ms == 4700
-    assert head(Coverage([(0, 1101, 1)]), 1000, 300).lo_ms == 1000
+    assert incremental(Coverage(), 1000, 300).lo_ms == 1000
+    assert incremental(Coverage([(0, 5001, 1)]), 1000, 300).lo_ms == 4700
+    assert incremental(Coverage([(0, 1101, 1)]), 1000, 300).lo_ms == 1000
 
 
 NOW = 100 * DAY_MS
@@ -164,12 +164,12 @@ def test_nothing_before_the_start_is_read_again() -> None:
 def test_a_refresh_that_is_cut_off_everywhere_comes_to_an_end(pieces: list[tuple[int, int, int]], share: int) -> None:
     """Each read goes only as far as its share; what is due gets less with each, and never more than what is due."""
     coverage = read_hours_ago(*((max(lo, hi), min(lo, hi), read) for lo, hi, read in pieces))
-    before = list(coverage.pieces)
+    before = list(coverage.intervals)
     for _ in range(2000):
         task = refresh(coverage, [DAILY], 0, NOW)
         if task is None:
             break
         assert task.hi_ms is not None
         coverage.add(max(task.lo_ms, task.hi_ms - share * HOUR_MS), task.hi_ms, NOW)
-    assert all(NOW - read < DAY_MS for _, _, read in coverage.pieces)
-    assert gaps(Coverage(before), 0) == gaps(coverage, 0), "only what was read is read again"
+    assert all(NOW - read < DAY_MS for _, _, read in coverage.intervals)
+    assert backfill(Coverage(before), 0) == backfill(coverage, 0), "only what was read is read again"

@@ -112,7 +112,7 @@ def test_a_run_that_is_cut_off_below_an_outlier_claims_no_interval_that_was_not_
             read = Coverage((lo, hi, at) for lo, hi, at in state.get("covered", ()))
             for row in newest_first:
                 at_ms = row["created_us"] // 1000
-                if any(lo <= at_ms < hi for lo, hi, _ in read.pieces):
+                if any(lo <= at_ms < hi for lo, hi, _ in read.intervals):
                     assert row["id"] in ids(world, "messages")
         world.sync()
         assert len(ids(world, "messages")) == 600
@@ -158,7 +158,7 @@ def test_tied_chats_without_messages_stay_reported(world: World) -> None:
         run = world.sync()
         assert len(ids(world, "chats")) == 130
         assert len(standing(run, "chats")) == 1
-        assert not run.repaired["tie overflows"]
+        assert not run.reconciled["tie overflows"]
         world.pass_time(HOUR_MS)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from helpers.world import OURS, World
 from msgbubbles.models import Chat, Page
-from msgbubbles.source import reconcile as repairs
+from msgbubbles.source import reconcile
 from msgbubbles.source.config import Settings
 from msgbubbles.source.coverage import Tier
 from msgbubbles.source.run import Run
@@ -196,7 +196,7 @@ def test_threads_whose_time_is_no_message_s_are_given_up(world: World) -> None:
         world.pass_time(26 * HOUR_MS)
         requests.append(world.sync().traffic.requests["GET /messages"])
     assert world.differences() == {}
-    assert requests[0] >= repairs.LAGGING_IN_VAIN
+    assert requests[0] >= reconcile.LAGGING_IN_VAIN
     assert requests[-1] <= 3, "and after that it is quiet"
 
 
@@ -220,10 +220,10 @@ def test_ids_that_only_events_name_are_asked_for_once_and_make_no_chats(
         asked = world.requests
         run = world.sync()
         spent.append(world.requests - asked)
-        assert run.repaired["deleted chats"] == 0
-        read += run.repaired["stretches that events told of"]
+        assert run.reconciled["deleted chats"] == 0
+        read += run.reconciled["stretches that events told of"]
     assert set(world.store.tables["chats"]) == before | {(real,)}
-    assert max(spent) < repairs.REQUESTS_A_RUN + 20
+    assert max(spent) < reconcile.REQUESTS_A_RUN + 20
     assert read == 301, "those that are asked for first do not hide the last"
     assert max(spent[8:]) < 20, "nothing is asked for again"
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from itertools import chain
 
 from msgbubbles.source.config import Settings
-from msgbubbles.source.run import Repair
+from msgbubbles.source.run import MissingRows
 from msgbubbles_sync import job
 from msgbubbles_sync.cli.connection import Connection, connect
 from msgbubbles_sync.cli.main import Session
@@ -79,7 +79,7 @@ def _repair(session: Session, connection: Connection, verdict: Verdict) -> None:
     workspace = session.workspace
     chats = [one.id for one in verdict.differences if one.table == "chats"]
     threads = [one.chat_id for one in verdict.differences if one.table != "chats" and one.chat_id]
-    missing = Repair(chats=list(dict.fromkeys(chats)), threads=list(dict.fromkeys(threads)))
+    missing = MissingRows(chats=list(dict.fromkeys(chats)), threads=list(dict.fromkeys(threads)))
     limits, redactor = Limits(), build_redactor(workspace)
     context = Context(workspace, build_destination(workspace), redactor, connection.settings, session.reporter)
     with hold_lock(workspace.folder), stopped_by_signals(limits.stop):
