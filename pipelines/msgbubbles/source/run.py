@@ -55,20 +55,24 @@ class StreamProgress:
     covered_before: Coverage | None = None
     covered: Coverage | None = None
 
-    _last_rejected: frozenset[str] = frozenset()
-    _last_odd: frozenset[str] = frozenset()
+    _rejected: set[str] = field(default_factory=set)
+    _odd: set[str] = field(default_factory=set)
 
     def count(self, page: Page[Any]) -> None:
-        """Count a page and its rows. What is at the edge of a page is on the next one again."""
+        """Count a page and its rows. What is wrong with a row counts once, however often the run reads it."""
         self.pages += 1
         self.rows += len(page.rows)
-        rejected = frozenset(row.row_hash for row in page.rejected)
-        self.rejected += len(rejected - self._last_rejected)
-        self.odd += len(page.odd - self._last_odd)
-        self._last_rejected, self._last_odd = rejected, page.odd
+        self.reject({row.row_hash for row in page.rejected})
+        self.odd += len(page.odd - self._odd)
+        self._odd |= page.odd
         self.new_fields.update(unknown_fields(page.rows))
         oldest = min((at for row in page.rows if (at := row.cursor_at) is not None), default=None)
         self.reached_ms = self.reached_ms if oldest is None else to_epoch_ms(oldest)
+
+    def reject(self, hashes: set[str]) -> None:
+        """Count rows that are in `rejected_rows`, by their hashes."""
+        self.rejected += len(hashes - self._rejected)
+        self._rejected |= hashes
 
     def note(self, result: PageResult[Any]) -> None:
         """Keep what a page says of the walk."""
@@ -117,7 +121,6 @@ class Run:
     failed_now: set[tuple[str, str]] = field(default_factory=set)
     failures_in_a_row: int = 0
     failed_reads_changed: bool = False
-    _rejected: set[str] = field(default_factory=set)
 
     @property
     def stopped(self) -> bool:
@@ -135,9 +138,8 @@ class Run:
         return self.streams.setdefault(stream, StreamProgress())
 
     def reject(self, table: str, hashes: set[str]) -> None:
-        """Count rows that could be read and are in `rejected_rows` all the same, each once."""
-        self.progress(table).rejected += len(hashes - self._rejected)
-        self._rejected |= hashes
+        """Count rows that could be read and are in `rejected_rows` all the same."""
+        self.progress(table).reject(hashes)
 
     def loaded(self, table: str) -> int:
         """Rows of a table that were new or changed."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
@@ -45,7 +46,7 @@ class Status:
             "age_minutes": None if self.age_minutes is None else round(self.age_minutes, 1),
             "missing_stretches": self.missing,
             "tie_overflows": self.standing,
-            "failed_reads": [asdict(one) for one in self.failed_reads],
+            "failed_reads": [msgspec.structs.asdict(entry) for entry in self.failed_reads],
             "requests_last_hour": self.requests_last_hour,
             "job": None if self.job is None else str(self.job),
             "runs": self.runs,
