@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dlt
 
 from msgbubbles.tables import TABLES, ColumnType, Table
 from msgbubbles.times import to_epoch_us
 
+from .lazy_pyarrow import pa
 from .storable import storable
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 def build_item(table: str, rows: pa.Table) -> Any:
@@ -41,8 +39,6 @@ def build_column_hints(table: Table) -> Any:
 
 def arrow_schema(table: Table) -> pa.Schema:
     """Return the Arrow schema of a table."""
-    # pyarrow takes a second to import with pandas installed: a run that finds nothing does not pay for it.
-    import pyarrow as pa
 
     types: dict[ColumnType, pa.DataType] = {
         "text": pa.string(),
@@ -64,7 +60,6 @@ def build_arrow_table(
     JSON columns hold JSON text, null where the API sent null. Values that some destination cannot store are replaced
     (see `storable`); `on_replaced` gets the number of rows with such values.
     """
-    import pyarrow as pa
 
     schema = arrow_schema(table)
     pairs = list(rows)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import UNSET, Raw
@@ -34,10 +34,8 @@ from msgbubbles.tables import CHAT_TITLES, TABLES
 
 from .arrow import build_arrow_table, build_item
 from .compare import Comparison, filter_rows
+from .lazy_pyarrow import pa
 from .progress import keep_progress
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 REJECTED, TITLES, COVERAGE = "rejected_rows", "chat_titles", "stream_coverage"
 PARTICIPANTS, PARTICIPANT_READS = "participant_lists", "participant_reads"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+from msgbubbles.tables import Table
 
-    from msgbubbles.tables import Table
+from .lazy_pyarrow import pa, pc
 
 # When a row was read and loaded says nothing about the row.
 NOT_COMPARED = frozenset({"_fetched_at"})
@@ -23,8 +22,6 @@ class Comparison:
     """
 
     def __init__(self, incoming: pa.Table, stored: pa.Table | None, table: Table) -> None:
-        import pyarrow as pa
-
         (key,) = table.key
         self._json = {*table.json_columns}
         self.incoming = incoming
@@ -37,7 +34,6 @@ class Comparison:
 
     def stored(self, column: str) -> pa.Array:
         """Return the stored values of a column in the order of `incoming`, null where the row is not stored."""
-        import pyarrow as pa
 
         kind = self.incoming.schema.field(column).type
         if column not in self._stored:
@@ -47,7 +43,6 @@ class Comparison:
     def differing(self, columns: Iterable[str] | None = None) -> dict[str, list[bool]]:
         """Return for each column whether the value that was read differs from the stored one. Rows that are not stored
         differ wherever their value is not null."""
-        import pyarrow.compute as pc
 
         found = {}
         for column in columns or (name for name in self.incoming.column_names if name not in NOT_COMPARED):
@@ -65,8 +60,6 @@ class Comparison:
         """Return whether each row is stored and differs from what was read."""
         if not any(self.is_stored):
             return self.is_stored
-        import pyarrow as pa
-        import pyarrow.compute as pc
 
         different = pa.nulls(len(self.keys), pa.bool_()).fill_null(False)
         for mask in self.differing().values():
@@ -83,6 +76,5 @@ def _parse_json(text: str | None) -> Any:
 
 def filter_rows(table: pa.Table, mask: list[bool]) -> pa.Table:
     """Return the rows of a table for which the mask is true."""
-    import pyarrow as pa
 
     return table.filter(pa.array(mask, pa.bool_()))

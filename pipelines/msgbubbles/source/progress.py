@@ -3,12 +3,8 @@ once: what arrives late, or was read from a replica that lags, takes nothing bac
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from .compare import Comparison
+from .compare import Comparison
+from .lazy_pyarrow import pa, pc
 
 RANKS = {"queued": 0, "received": 0, "sent": 1, "failed": 2, "delivered": 3, "read": 4}
 SET_ONCE = ("sent_at", "delivered_at", "read_at")
@@ -31,8 +27,6 @@ def keep_progress(incoming: pa.Table, comparison: Comparison) -> pa.Table:
     The API's values count where it shows a later `updated_at`, or none. A row that it does not claim to have changed
     since the stored one is older than the events that have changed that.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     def column(name: str) -> pa.Array:
         return incoming.column(name).combine_chunks()

@@ -9,12 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from msgbubbles.lenient import MAX_DEPTH, MAX_DIGITS
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+from .lazy_pyarrow import pa, pc
 
 REPLACEMENT = "\ufffd"
 # JSON texts that need a closer look. RE2 allows no count above 1,000.
@@ -32,8 +30,6 @@ def storable(table: pa.Table, json_columns: Iterable[str]) -> tuple[pa.Table, li
     In texts, NUL becomes U+FFFD. In JSON, so do NUL and halves of surrogate pairs; numbers of more than 400 digits,
     NaN and Infinity become texts; and a value nested more than 100 levels deep becomes one text.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     changed: list[bool] = []
     of_json = frozenset(json_columns)

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dlt
 from dlt.common.destination.exceptions import DestinationUndefinedEntity, SqlClientNotAvailable
@@ -23,9 +23,7 @@ from msgbubbles.tables import ATTACHMENTS, CHATS, TABLES, Table
 from msgbubbles.times import from_epoch_ms, to_epoch_ms
 
 from .arrow import arrow_schema
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from .lazy_pyarrow import pa, pc
 
 # The table of webhook events, where a receiver runs.
 EVENTS = "webhook_events"
@@ -62,8 +60,6 @@ class Warehouse:
 
     def rows(self, table: str, incoming: pa.Table) -> pa.Table | None:
         """Return the stored rows that have the keys of `incoming`; null without any, or without the table."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
 
         key = TABLES[table].key[0]
         keys = incoming.column(key).to_pylist()
@@ -232,7 +228,6 @@ def _read_arrow(cursor: Any, table: Table) -> pa.Table:
     """Read all rows of a cursor, JSON as text."""
     if type(cursor).iter_arrow is not DBApiCursorImpl.iter_arrow:
         return cursor.arrow()
-    import pyarrow as pa
 
     names, rows = [one[0] for one in cursor.native_cursor.description], cursor.fetchall()
     found = {}

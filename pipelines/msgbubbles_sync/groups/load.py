@@ -1,6 +1,6 @@
 """The ledger's copy in the warehouse: `group_operations`, `group_member_operations` and `group_sightings`.
 
-Importing this is cheap; dlt is only imported when there is something to land. `Workspace.configure_dlt` comes before.
+Imports dlt, so `Workspace.configure_dlt` comes before it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,19 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+import dlt
+
+from msgbubbles.source.arrow import arrow_schema, build_column_hints
+from msgbubbles.source.lazy_pyarrow import pa
+from msgbubbles.source.storable import storable
 from msgbubbles.tables import Table
+from msgbubbles_sync.destinations.load import build_pipeline
+from msgbubbles_sync.policy.applied import build_redactor
 from msgbubbles_sync.tables import GROUP_MEMBER_OPERATIONS, GROUP_OPERATIONS, GROUP_SIGHTINGS
 from msgbubbles_sync.workspace import Workspace
 
 from .ledger import Entry, Ledger, Observation
+from .redact import PrivateLedger
 
 PIPELINE = "msgbubbles_groups"
 MEMBER_OPERATIONS = {"create": "added", "add": "added", "remove": "removed"}
@@ -34,9 +42,6 @@ def load_ledger(workspace: Workspace) -> int:
         entries, observations = ledger.not_landed()
         if not entries and not observations:
             return 0
-        from msgbubbles_sync.policy.applied import build_redactor
-
-        from .redact import PrivateLedger
 
         workspace.set_pending("transform", "publish")
         private = PrivateLedger(build_redactor(workspace))
@@ -50,8 +55,6 @@ def load_ledger(workspace: Workspace) -> int:
 
 
 def _load(workspace: Workspace, entries: list[Entry], observations: list[Observation]) -> None:
-    from msgbubbles_sync.destinations.load import build_pipeline
-
     pipeline = build_pipeline(workspace, PIPELINE)
     if pipeline.has_pending_data:
         # A run with a package left over loads that one and extracts nothing.
@@ -66,12 +69,6 @@ def _load(workspace: Workspace, entries: list[Entry], observations: list[Observa
 
 
 def _resource(table: Table, rows: list[dict[str, Any]]) -> Any:
-    import dlt
-    import pyarrow as pa
-
-    from msgbubbles.source.arrow import arrow_schema, build_column_hints
-    from msgbubbles.source.storable import storable
-
     return dlt.resource(
         # With no rows as well: a query on an empty table finds it.
         [storable(pa.Table.from_pylist(rows, schema=arrow_schema(table)), table.json_columns)[0]],

@@ -1,6 +1,6 @@
 """The spool's way into the warehouse: `webhook_events`, and the messages that the events have changed.
 
-Importing this is cheap; dlt is only imported when there is something to land. `Workspace.configure_dlt` comes before.
+Imports dlt, so `Workspace.configure_dlt` comes before it.
 """
 
 from __future__ import annotations
@@ -11,15 +11,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import dlt
 import duckdb
 import msgspec
+from dlt.pipeline.exceptions import PipelineStepFailed
 
+from msgbubbles.source.arrow import build_arrow_table, build_column_hints, build_item
+from msgbubbles.source.compare import filter_rows
+from msgbubbles.source.stored import Warehouse
 from msgbubbles_sync.destinations import build_destination
+from msgbubbles_sync.destinations.load import build_pipeline
+from msgbubbles_sync.destinations.screen import Screen, is_data_error
 from msgbubbles_sync.files import write_privately
+from msgbubbles_sync.policy.applied import build_redactor
 from msgbubbles_sync.tables import WEBHOOK_EVENTS
 from msgbubbles_sync.workspace import Workspace
 
+from .events import drop_duplicates, parse_event
+from .redact import drop_payload, redact_delivery
 from .spool import Segment, list_segments, spool_folder, take_finished, webhooks_folder
+from .updates import apply_events, build_messages_table, read_stored_messages
 
 if TYPE_CHECKING:
     from msgbubbles.redact import Redactor
@@ -75,7 +86,6 @@ def load_events(workspace: Workspace) -> LoadResult:
     landed = LoadResult(aside=dead_letter_folder(workspace))
     if not list_segments(spool_folder(workspace)):
         return landed
-    from msgbubbles_sync.policy.applied import build_redactor
 
     redactor = build_redactor(workspace)
     build_destination(workspace).prepare()
@@ -121,8 +131,6 @@ def _own_numbers(workspace: Workspace) -> list[str]:
 
 def _events(segment: Segment, redactor: Redactor) -> tuple[list[Event], list[bytes]]:
     """The events of a segment, as far as they are to land, and the lines that are none."""
-    from .events import parse_event
-    from .redact import drop_payload, redact_delivery
 
     events, malformed = [], list(segment.malformed)
     for delivery in segment.deliveries:
@@ -155,18 +163,6 @@ def count_dead_letters(workspace: Workspace) -> int:
 
 
 def _load(workspace: Workspace, events: list[Event], landed: LoadResult, redacts: bool) -> None:
-    import dlt
-    from dlt.pipeline.exceptions import PipelineStepFailed
-
-    from msgbubbles.source.arrow import build_arrow_table, build_column_hints, build_item
-    from msgbubbles.source.compare import filter_rows
-    from msgbubbles.source.stored import Warehouse
-    from msgbubbles_sync.destinations.load import build_pipeline
-    from msgbubbles_sync.destinations.screen import Screen, is_data_error
-
-    from .events import drop_duplicates
-    from .updates import apply_events, build_messages_table, read_stored_messages
-
     events = drop_duplicates(events)
     pipeline = build_pipeline(workspace, PIPELINE)
     # Where events tell of messages and chats that are not there, the next run reads them.

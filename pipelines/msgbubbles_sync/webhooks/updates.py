@@ -9,24 +9,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from msgbubbles.decode import read_row
 from msgbubbles.models import Message
 from msgbubbles.source.arrow import arrow_schema, to_json_text
+from msgbubbles.source.lazy_pyarrow import pa
 from msgbubbles.source.progress import SET_ONCE, get_status_rank, is_ahead
 from msgbubbles.source.storable import storable
+from msgbubbles.source.stored import Warehouse
 from msgbubbles.tables import MESSAGES
 
 from .events import Event
 from .times import parse_time
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from msgbubbles.source.stored import Warehouse
 
 STATUS_OF_TYPE = {
     "message.sent": "sent", "message.delivered": "delivered", "message.read": "read", "message.failed": "failed",
@@ -57,7 +54,6 @@ def apply_events(stored: Iterable[Row], events: Iterable[Event]) -> list[Row]:
 
 def read_stored_messages(warehouse: Warehouse, events: Iterable[Event]) -> list[Row]:
     """The stored rows of the messages that events are about."""
-    import pyarrow as pa
 
     wanted = arrow_schema(MESSAGES)
     ids = list(dict.fromkeys(event.message_id for event in events if event.is_of_a_message))
@@ -68,7 +64,6 @@ def read_stored_messages(warehouse: Warehouse, events: Iterable[Event]) -> list[
 
 def build_messages_table(rows: list[Row]) -> pa.Table:
     """The rows as they land."""
-    import pyarrow as pa
 
     table = pa.Table.from_pylist(rows, schema=arrow_schema(MESSAGES))
     return storable(table, MESSAGES.json_columns)[0]

@@ -1,0 +1,25 @@
+"""pyarrow, imported when it is first used: that takes a second with pandas installed, which a run that finds nothing to
+load is spared."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+else:
+
+    class _Module:
+        def __init__(self, name: str) -> None:
+            self._name = name
+
+        def __getattr__(self, attribute: str) -> Any:
+            value = getattr(importlib.import_module(self._name), attribute)
+            setattr(self, attribute, value)
+            return value
+
+    pa, pc = _Module("pyarrow"), _Module("pyarrow.compute")
+
+__all__ = ["pa", "pc"]
