@@ -111,7 +111,9 @@ def draw_payload(draw: st.DrawFn, words: Words, depth: int = 2) -> dict[str, Any
             payload[name] = words.new_id()
         elif column.pii is not Pii.NONE:
             payload[name] = {"of": words.value(draw, Pii.EXTRA)} if draw(st.booleans()) else "word"
-    for name in draw(st.lists(st.sampled_from(sorted(OBJECTS)), max_size=3, unique=True)) if depth else ():
+    for name in (
+        draw(st.lists(st.sampled_from(sorted(OBJECTS - payload.keys())), max_size=3, unique=True)) if depth else ()
+    ):
         payload[name] = draw_payload(draw, words, depth - 1)
     return payload
 
