@@ -1,4 +1,4 @@
-"""Handles in one form, so that the same person is written the same way everywhere: E.164, or an e-mail address."""
+"""Handles in canonical form, so that a person is written the same way everywhere: E.164, or an e-mail address."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ NATIONAL_FORMS = (
 
 
 def parse_handle(written: str) -> str | None:
-    """The handle in its one form: `+14155550100` for `+1 (415) 555-0100`, e-mail addresses in lower case.
+    """Return a handle in its canonical form: `+14155550100` for `+1 (415) 555-0100`, e-mail addresses in lower case.
 
-    Null for what is neither. A number has to begin with + and its country code; of which numbers are in use, Google's
-    tables know less than the network does, so only their length is looked at. Characters that cannot be seen, as they
-    come along when a number is copied, do not count, nor does an apostrophe in front, with which spreadsheets mark
-    text.
+    Null for what is neither. A number has to begin with + and its country code. Only its length is checked, because
+    Google's tables of the numbers in use lag behind the network. Invisible characters, which come along when a number
+    is copied, are ignored, and so is a leading apostrophe, with which spreadsheets mark text.
     """
     written = _visible(written).removeprefix("'")
     if "@" in written:
@@ -46,7 +45,7 @@ def parse_handle(written: str) -> str | None:
 
 
 def normalize_handle(written: str) -> str:
-    """The one form of a handle; of what is neither a number nor an address, the text in lower case."""
+    """Return the canonical form of a handle, or a text that is neither a number nor an address in lower case."""
     return parse_handle(written) or written.strip().lower()
 
 
@@ -69,7 +68,7 @@ def without_people(handles: Iterable[str], others: Iterable[str]) -> list[str]:
 
 
 def _lacks_code(one: str, other: str) -> bool:
-    """Whether one of two numbers lacks its country code, and may be the other."""
+    """Return whether one of two numbers lacks its country code, and may be the other."""
     if one.startswith("+") == other.startswith("+") or not NUMBER.fullmatch(one) or not NUMBER.fullmatch(other):
         return False
     return phonenumbers.is_number_match(one, other) in (
@@ -86,6 +85,6 @@ def _in_national_form(e164: str) -> str:
 
 
 def _visible(written: str) -> str:
-    """Without what cannot be seen (direction marks, zero-width characters), and full-width characters as others."""
+    """Remove invisible characters (direction marks, zero-width ones), and make full-width characters ordinary ones."""
     shown = (one for one in unicodedata.normalize("NFKC", written) if unicodedata.category(one) != "Cf")
     return "".join(shown).strip()

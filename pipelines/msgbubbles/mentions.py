@@ -47,7 +47,7 @@ def replace_handles(text: str, is_meant: Callable[[str], bool], word: str) -> st
 
 
 def has_handle(text: str) -> bool:
-    """Whether a text holds what may be a handle."""
+    """Return whether a text holds what may be a handle."""
     return replace_handles(text, lambda _handle: True, MASK) != text
 
 
@@ -63,8 +63,8 @@ def unescape_json(to_json_text: str) -> str:
 
 
 def canonical_handle(written: str) -> str:
-    """Return a handle in its one form, also where more than it is written: `tel:+14155550111`, `Ann <ann@example.com>`,
-    `0014155550111`. What holds no handle, or more than that, is returned in lower case."""
+    """Return a handle in its canonical form, also from a text around it: `tel:+14155550111`, `Ann <ann@example.com>`,
+    `0014155550111`. A text without a handle, or with more than one handle, is returned in lower case."""
     return _only_handle(written) or normalize_handle(written)
 
 
@@ -107,8 +107,8 @@ def _addresses(written: str) -> Iterator[tuple[Span, str]]:
 
 
 def _numbers(written: str) -> Iterator[tuple[Span, str]]:
-    """The numbers that a run of digits may be, longest first for each beginning. Digits that stand together are never
-    parted. A plus sign is where a number begins: `+1 415 555 0112` is not `+41 55 550 112` after a 1."""
+    """Yield the numbers that a run of digits may be, longest first for each beginning. Adjacent digits are never
+    separated. A plus sign is where a number begins: `+1 415 555 0112` is not `+41 55 550 112` after a 1."""
     groups = [match.span() for match in re.finditer(r"\d+", written)]
     parts = ["".join(str(unicodedata.decimal(one)) for one in written[slice(*span)]) for span in groups]
     has_plus = written[0] in "+＋"

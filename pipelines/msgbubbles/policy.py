@@ -1,7 +1,7 @@
-"""What of personal data is kept: the policy, and the pseudonyms that stand for handles and titles.
+"""Privacy policies: what is stored of personal data, and the pseudonyms that replace handles and titles.
 
-A pseudonym is a keyed hash (HMAC-SHA256) of a handle in its one form, so it is the same in every table and every run,
-and nobody without the key can find out by trying numbers whom it stands for.
+A pseudonym is a keyed hash (HMAC-SHA256) of a handle in its canonical form, so it is the same in every table and every
+run, and nobody without the key can find out whom it stands for by trying numbers.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Days = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Each is documented in `dlt_config/config.toml`. The defaults are those of the preset `full`."""
+    """The privacy settings, documented in `dlt_config/config.toml`. The defaults are those of the preset `full`."""
 
     handles: Literal["keep", "pseudonym"] = "keep"
     own_numbers: Literal["keep", "pseudonym"] = "keep"
@@ -50,11 +50,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def redacts(self) -> bool:
-        """Whether anything of a row is not kept as the API sent it. Then there has to be a key."""
+        """Whether any value of a row is not stored as the API sent it, which takes a key."""
         return any(getattr(self, name) != order[0] for name, order in ORDERS.items())
 
     def loosened(self, before: Policy) -> list[str]:
-        """The settings that keep more than `before` did."""
+        """Return the settings that keep more than those of `before`."""
         return [name for name, order in ORDERS.items() if _rank(self, name, order) < _rank(before, name, order)]
 
 
@@ -77,15 +77,15 @@ PRESETS: dict[str, Policy] = {
 
 
 def parse_policy(settings: Mapping[str, Any]) -> Policy:
-    """The policy of a preset (`preset`, by default `full`) with settings of its own over it. `key` and `vault` are not
-    looked at.
+    """Build the policy of a preset (`preset`, by default `full`), changed by the other settings. Ignores `key` and
+    `vault`.
 
-    Raises `ConfigurationError`, which names the setting and what it may be.
+    Raises `ConfigurationError`, which names the setting and its possible values.
     """
     given = {name: value for name, value in settings.items() if name not in ("key", "vault") and value is not None}
     preset = given.pop("preset", "full")
     if preset not in PRESETS:
-        raise ConfigurationError(f"[{SECTION}] preset is one of {', '.join(PRESETS)}; mend dlt_config/config.toml")
+        raise ConfigurationError(f"[{SECTION}] preset is one of {', '.join(PRESETS)}; fix dlt_config/config.toml")
     unknown = sorted(given.keys() - set(Policy.__struct_fields__))
     if unknown:
         raise ConfigurationError(
@@ -98,7 +98,7 @@ def parse_policy(settings: Mapping[str, Any]) -> Policy:
         where = re.search(r"\$\.(\w+)", str(error))
         name = where[1] if where else "a setting"
         may_be = f"one of {', '.join(ORDERS[name])}" if name in ORDERS else "a whole number of days, 1 at least"
-        raise ConfigurationError(f"[{SECTION}] {name} is {may_be}; mend dlt_config/config.toml") from None
+        raise ConfigurationError(f"[{SECTION}] {name} is {may_be}; fix dlt_config/config.toml") from None
     if policy.own_numbers == "pseudonym" and policy.handles == "keep":
         raise ConfigurationError(
             f'[{SECTION}] own_numbers = "pseudonym" goes with handles = "pseudonym" only: our numbers would be hidden '
@@ -112,7 +112,7 @@ def _shown(name: str) -> str:
 
 
 class Pseudonymizer:
-    """Texts that stand for others, by one key. Raises `ConfigurationError` for a key that could be guessed."""
+    """Makes pseudonyms and hashes with one key. Raises `ConfigurationError` for a key that could be guessed."""
 
     def __init__(self, key: str) -> None:
         if len(key) < MIN_KEY_CHARACTERS:
@@ -121,11 +121,11 @@ class Pseudonymizer:
                 "python -c 'import secrets; print(secrets.token_hex(32))'"
             )
         self._key = key.encode()
-        self._known: dict[tuple[str, str], str] = {}
+        self._cache: dict[tuple[str, str], str] = {}
 
     @classmethod
     def from_key(cls, key: object) -> Pseudonymizer:
-        """Raises `ConfigurationError` where there is no key."""
+        """Build one with the configured key. Raises `ConfigurationError` if the key is missing."""
         if not isinstance(key, str) or not key:
             raise ConfigurationError(
                 f"the privacy settings need a key of their own: put it into dlt_config/secrets.toml, [{SECTION}] "
@@ -135,23 +135,23 @@ class Pseudonymizer:
         return cls(key)
 
     def handle(self, written: str) -> str:
-        """What stands for a handle, however it is written: `p_` and 24 letters and digits."""
-        return self._of("p", written)
+        """Return the pseudonym of a handle in any spelling: `p_` and 24 letters and digits."""
+        return self._pseudonym("p", written)
 
     def title(self, written: str) -> str:
-        """What stands for a title: `t_` and 24 letters and digits."""
-        return self._of("t", written)
+        """Return the pseudonym of a title: `t_` and 24 letters and digits."""
+        return self._pseudonym("t", written)
 
     def row(self, written: str) -> str:
-        """What stands for a row that could not be read: `r_` and 24 letters and digits."""
-        return self._of("r", written)
+        """Return the hash that replaces a row that could not be read: `r_` and 24 letters and digits."""
+        return self._pseudonym("r", written)
 
     def erased_handle(self, written: str) -> str:
-        """By what an erased handle, or its pseudonym, is known again."""
+        """Return the hash that an erased handle, or its pseudonym, is recognised by."""
         return self._hashed("erased handle", self.handle(written))
 
     def was_erased(self, written: str, erased: frozenset[str]) -> bool:
-        """Whether a handle is among those whose `erased_handle` is known. Earlier versions wrote it for each national
+        """Return whether the `erased_handle` of a handle is in `erased`. Earlier versions stored one for each national
         spelling of a number."""
         if self.erased_handle(written) in erased:
             return True
@@ -161,25 +161,25 @@ class Pseudonymizer:
         )
 
     def erased_chat(self, chat_id: str) -> str:
-        """By what an erased person's thread is known again."""
+        """Return the hash that an erased person's chat is recognised by."""
         return self._hashed("erased chat", chat_id)
 
     @property
     def check(self) -> str:
-        """Tells this key from others, and nothing more of it."""
+        """A hash that tells this key from others, and reveals nothing else about it."""
         return self._hashed("key", "")
 
-    def _of(self, kind: str, written: str) -> str:
-        known = self._known.get((kind, written))
-        if known is None:
-            # What is a pseudonym already stays: a policy may be applied to rows that it was applied to before.
-            is_one = written[:2] == f"{kind}_" and PSEUDONYM.fullmatch(written) is not None
+    def _pseudonym(self, kind: str, written: str) -> str:
+        pseudonym = self._cache.get((kind, written))
+        if pseudonym is None:
+            # A pseudonym stays as it is: a policy may be applied to rows that it was applied to before.
+            is_pseudonym = written[:2] == f"{kind}_" and PSEUDONYM.fullmatch(written) is not None
             text = fold_handle(canonical_handle(written)) if kind == "p" else written
-            known = written if is_one else f"{kind}_{self._hashed(kind, text)}"
-            if len(self._known) >= MAX_KNOWN:
-                self._known.clear()
-            self._known[kind, written] = known
-        return known
+            pseudonym = written if is_pseudonym else f"{kind}_{self._hashed(kind, text)}"
+            if len(self._cache) >= MAX_CACHED:
+                self._cache.clear()
+            self._cache[kind, written] = pseudonym
+        return pseudonym
 
     def _hashed(self, kind: str, text: str) -> str:
         digest = hmac.digest(self._key, f"{kind}\0{text}".encode(), "sha256")
@@ -187,4 +187,4 @@ class Pseudonymizer:
 
 
 PSEUDONYM = re.compile(r"[ptr]_[a-z2-7]{24}")
-MAX_KNOWN = 200_000
+MAX_CACHED = 200_000

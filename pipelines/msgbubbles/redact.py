@@ -76,8 +76,7 @@ class Redactor:
     @property
     def is_idle(self) -> bool:
         """Whether everything is stored as the API sends it."""
-        policy = self.policy
-        return not (policy.redacts or self.erased or policy.text_days or policy.thread_days)
+        return not (self.policy.redacts or self.erased or self.policy.text_days or self.policy.thread_days)
 
     @property
     def needs_own_numbers(self) -> bool:
@@ -142,7 +141,7 @@ class Redactor:
         return DOT * len(written) if self.policy.text == "length" else None
 
     def text_mark(self, written: str) -> str:
-        """Return what a text is recognised by where it is not stored."""
+        """Return what a text is recognised by."""
         return written if self.policy.text == "keep" else self._pseudonyms.row(written)
 
     def title(self, written: str) -> str | None:
@@ -173,7 +172,6 @@ class Redactor:
         return written
 
     def _word_list(self, raw: Raw) -> Raw:
-        """Keep a list of words; null if it is anything else."""
         if raw in (NULL, NOTHING):
             return raw
         try:
@@ -202,7 +200,6 @@ class Redactor:
         return NULL if code is None else Raw(msgspec.json.encode(code))
 
     def error_code(self, error: Any) -> Any:
-        """Keep the stable code of a decoded error."""
         if self.policy.extra == "keep":
             return error
         if isinstance(error, dict):
@@ -296,14 +293,11 @@ class Redactor:
         self.erase_chat(chat.id)
         return True
 
-    # -- retention
-
     def is_dormant(self, last_message_at: datetime | None) -> bool:
         days = self.policy.thread_days
         return days is not None and last_message_at is not None and last_message_at < self.now() - timedelta(days)
 
-    def has_expired(self, at: datetime | None) -> bool:
-        """Return whether the text of a message of that time is no longer stored."""
+    def _has_expired(self, at: datetime | None) -> bool:
         days = self.policy.text_days
         return days is not None and at is not None and at < self.now() - timedelta(days)
 
@@ -324,7 +318,6 @@ class Redactor:
         return replace(row, row=left, request_id=request_id)
 
     def chat(self, row: Chat) -> Chat:
-        """Redact a chat of the list."""
         if self.is_dormant(row.last_message_at):
             self.dormant.add(row.id)
         if self.is_erased_thread(row) or row.id in self.dormant:
@@ -349,7 +342,7 @@ class Redactor:
             or row.conversation_id in self.dormant
         ):
             return left_out(row)
-        if self.has_expired(row.cursor_at):
+        if self._has_expired(row.cursor_at):
             row.text = None
         if self.policy.handles != "keep":
             row.extra = without_senders(row)
@@ -381,8 +374,7 @@ def left_out(row: Message) -> LeftOutMessage:
     return LeftOutMessage(id=row.id, created_at=row.created_at, sent_at=row.sent_at)
 
 
-# By what a column holds: the settings of a policy that concern it, and how they change a value. The kinds that are
-# missing are in no row of the API.
+# By kind: the settings that concern it, and how they change a value. The missing kinds are in no row of the API.
 _REDACTIONS: dict[Pii, tuple[tuple[str, ...], Callable[[Redactor, Any], Any]]] = {
     Pii.HANDLE: (("handles",), Redactor.handle),
     Pii.OWN_HANDLE: (("own_numbers",), Redactor.own_handle),

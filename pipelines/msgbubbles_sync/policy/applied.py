@@ -1,7 +1,7 @@
-"""The privacy policy of one warehouse: what is configured, and what its rows were landed by.
+"""The privacy policy of one warehouse: the configured one, and the one that its rows were loaded under.
 
-What a warehouse was filled by is kept beside it in `privacy.json`, with a copy in the published tables: a policy that
-was changed must be applied to what is there before more is landed, and who was erased must stay so.
+The second is stored next to the warehouse in `privacy.json`, with a copy in the published tables: a changed policy has
+to be applied to the stored rows before more are loaded, and erased people must stay erased.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ FILE = "privacy.json"
 
 
 class Record(msgspec.Struct, frozen=True):
-    """By what policy and key a warehouse was filled, and who was erased from it: hashes, by that key. `key_check` tells
-    the key from others; null while there is none."""
+    """The policy and key that a warehouse was filled with, and who was erased from it, as hashes with that key.
+    `key_check` tells the key from others; null without a key."""
 
     policy: Policy = FULL
     key_check: str | None = None
@@ -39,7 +39,7 @@ class Record(msgspec.Struct, frozen=True):
 
     @classmethod
     def load(cls, workspace: Workspace) -> Record | None:
-        """That of a warehouse; null where none was ever written. Raises `UsageError` for a damaged one."""
+        """Load the record of a warehouse; null if none was ever written. Raises `UsageError` for a damaged one."""
         path = _path_of(workspace)
         try:
             text: str | bytes | None = path.read_bytes()
@@ -74,7 +74,7 @@ def _path_of(workspace: Workspace) -> Path:
 
 
 def _published(workspace: Workspace) -> str | None:
-    """The copy in the published tables, where the job's own files are lost."""
+    """Return the copy in the published tables, if the job's own files are lost."""
     if workspace.destination != "duckdb" or workspace.work.exists() or not workspace.database.exists():
         return None
     with build_destination(workspace).open_reader() as connection:
@@ -108,7 +108,7 @@ def read_policy(settings: Settings) -> tuple[Policy, Pseudonymizer | None]:
 
 
 def look_up(names: Iterable[str], settings: Settings) -> dict[str, str | None]:
-    """By pseudonym, who is behind it; by number or address, what stands for it. Null for whom nobody knows.
+    """Return the handle of each pseudonym, and the pseudonym of each number or address. Null for unknown pseudonyms.
 
     Raises `UsageError` without a key, and for a pseudonym without a vault.
     """
@@ -131,9 +131,9 @@ def look_up(names: Iterable[str], settings: Settings) -> dict[str, str | None]:
 
 
 def build_redactor(workspace: Workspace) -> Redactor:
-    """What applies the policy to what is to be landed, which is noted beside the warehouse.
+    """Build what applies the configured policy, and record the policy next to an empty warehouse.
 
-    Raises `UsageError` where the rows that are there were landed by another policy, or with another key.
+    Raises `UsageError` if the stored rows were loaded under another policy, or with another key.
     """
     settings = load_settings(workspace.account)
     policy, pseudonyms = read_policy(settings)
@@ -152,7 +152,7 @@ def build_redactor(workspace: Workspace) -> Redactor:
 
 
 def check_key(record: Record, pseudonyms: Pseudonymizer | None) -> None:
-    """Raises `UsageError` where a warehouse needs the key that it was filled with, and there is another or none."""
+    """Check that the key is the one that the warehouse was filled with. Raises `UsageError`."""
     if record.key_check is None or (pseudonyms is not None and pseudonyms.check == record.key_check):
         return
     raise UsageError(
@@ -163,19 +163,19 @@ def check_key(record: Record, pseudonyms: Pseudonymizer | None) -> None:
 
 
 def save_found_chats(workspace: Workspace, redactor: Redactor) -> None:
-    """Remember the threads that turned out to be an erased person's: nobody has to ask for them again."""
+    """Record the chats that turned out to be an erased person's, so that they are not asked for again."""
     record = Record.load(workspace)
     if redactor.found_chats and record is not None:
         record.with_erased(redactor.found_chats).save(workspace)
 
 
 def _redaction(policy: Policy) -> list[str]:
-    """What a change of is a migration. Days are not: they hold from the next run on."""
+    """Return the settings that stored rows have to be changed for. Days hold from the next run on."""
     return [getattr(policy, name) for name in ORDERS]
 
 
 def check_stricter(policy: Policy, before: Policy) -> None:
-    """Raises `UsageError` where a policy keeps what an earlier one has left out already."""
+    """Check that a policy keeps nothing that an earlier one has left out. Raises `UsageError`."""
     loosened = policy.loosened(before)
     if loosened:
         raise UsageError(
@@ -194,15 +194,15 @@ def _not_applied(policy: Policy, before: Policy) -> str:
 
 
 def has_rows(workspace: Workspace) -> bool:
-    """Whether anything was ever landed, received or asked for here."""
+    """Return whether anything was ever loaded, received or asked for here."""
     folder = workspace.folder
     paths = (workspace.work, workspace.database, folder / "dlt" / PIPELINE, folder / "groups.sqlite")
     return any(path.exists() for path in paths) or any((folder / "webhooks" / "spool").glob("*"))
 
 
 def describe_error(error: BaseException, workspace: Workspace) -> str:
-    """What went wrong, for a file. What an error says may quote rows: where these are not kept, only its type and
-    where it happened are told."""
+    """Return the traceback of an error, for a file. Messages may quote rows, so under a policy only the types of the
+    errors and the places in the code are left."""
     try:
         record = Record.load(workspace)
         is_private = record is not None and (record.policy.redacts or bool(record.erased))

@@ -1,7 +1,7 @@
-"""Who is behind a pseudonym: for those who must look it up.
+"""The vault: which handle each pseudonym stands for, for those who have to look it up.
 
-Off by default. What is in it is what the policy keeps out of everything else, so it is a file of its own, which can lie
-where the warehouse does not.
+Off by default. It holds what the policy keeps out of everything else, so it is a separate file, which can be stored
+apart from the warehouse.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from pathlib import Path
 from msgbubbles.handles import normalize_handle
 from msgbubbles_sync.errors import UsageError
 
-MAX_KNOWN = 200_000
+MAX_CACHED = 200_000
 
 
 class Vault:
-    """A SQLite file of pseudonyms and handles, for its owner only. Safe to use from several threads and processes."""
+    """A SQLite file of pseudonyms and handles, readable by its owner only. Safe to use from several threads and
+    processes."""
 
     def __init__(self, path: Path) -> None:
-        """Raises `UsageError` where there can be no such file."""
+        """Create the file if it is missing. Raises `UsageError` if it cannot be used."""
         self._lock = threading.Lock()
-        self._known: set[str] = set()
+        self._saved: set[str] = set()
         self._new: dict[str, str] = {}
         self._path = path
         try:
@@ -34,21 +35,21 @@ class Vault:
                 database.execute("CREATE TABLE IF NOT EXISTS people (pseudonym TEXT PRIMARY KEY, handle TEXT NOT NULL)")
         except (OSError, sqlite3.Error) as error:
             raise UsageError(
-                f"{path}: the vault cannot be used ({type(error).__name__}); mend vault in dlt_config/config.toml"
+                f"{path}: the vault cannot be used ({type(error).__name__}); fix vault in dlt_config/config.toml"
             ) from None
 
     def add(self, pseudonym: str, handle: str) -> None:
-        """Somebody was replaced. On disk after `keep`."""
-        if pseudonym in self._known:
+        """Record who was replaced by a pseudonym. It is on disk after `save`."""
+        if pseudonym in self._saved:
             return
         with self._lock:
-            if len(self._known) >= MAX_KNOWN:
-                self._known.clear()
-            self._known.add(pseudonym)
+            if len(self._saved) >= MAX_CACHED:
+                self._saved.clear()
+            self._saved.add(pseudonym)
             self._new[pseudonym] = normalize_handle(handle)
 
     def save(self) -> None:
-        """Put on disk who was noted: before the rows in which they are replaced are."""
+        """Put on disk what was added. Call this before the redacted rows are written."""
         if not self._new:
             return
         with self._lock, self._opened() as database:
@@ -61,9 +62,9 @@ class Vault:
         return None if found is None else str(found[0])
 
     def remove(self, is_gone: Callable[[str], bool]) -> int:
-        """Take people out by their pseudonyms, so that no byte of them is left. Returns how many there were."""
+        """Remove people by their pseudonyms, so that no byte of them is left. Returns how many there were."""
         with self._lock, self._opened() as database:
-            self._known.clear()
+            self._saved.clear()
             gone = [one for (one,) in database.execute("SELECT pseudonym FROM people").fetchall() if is_gone(one)]
             database.executemany("DELETE FROM people WHERE pseudonym = ?", [(one,) for one in gone])
         return len(gone)

@@ -1,7 +1,7 @@
-"""Erases people: from the tables, the marts and the files, and from what is to land later.
+"""Erase people from the tables, the marts and the files, and from what is loaded later.
 
-Who is erased is kept as a keyed hash in the warehouse's privacy record, first of all. So an erasure that was cut off is
-finished by the next run, and nobody comes back.
+First, a keyed hash of each is stored in the warehouse's privacy record. So the next run finishes an erasure that was
+interrupted, and nobody comes back.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ STEP = "erase"
 
 @dataclass
 class Certificate:
-    """What was erased: `rows` by table, deleted or changed; `people` of them were there. Nothing in it says who."""
+    """What was erased: `rows` deleted or changed, by table, and how many `people` were found. It names nobody."""
 
     erasure_id: str = field(default_factory=lambda: uuid4().hex)
     erased_at: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -69,10 +69,10 @@ class Certificate:
 def erase(
     workspace: Workspace, handles: Sequence[str], transforms: TransformSettings, say: Callable[[str], None]
 ) -> Certificate:
-    """Erase the people of these handles (or of their pseudonyms) from everything in a warehouse, and keep them out.
+    """Erase the people with these handles, or pseudonyms, from everything in a warehouse, and keep them out.
 
-    The caller holds the locks `job` and `apply`. Raises `UsageError` for what is nobody's handle or is our own, without
-    a key, and where rows are on a server.
+    The caller holds the locks `job` and `apply`. Raises `UsageError` for what is not a handle or is one of ours,
+    without a key, and if rows are on a server.
     """
     _, pseudonyms = read_policy(load_settings(workspace.account))
     if pseudonyms is None:

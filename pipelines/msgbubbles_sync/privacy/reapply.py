@@ -1,4 +1,4 @@
-"""Brings what has landed to a stricter policy. May be repeated, and killed: the next sync finishes it."""
+"""Apply a stricter policy to stored rows. May be repeated, and killed: the next sync finishes it."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ Change = Callable[[Any], Any]
 
 
 def apply(workspace: Workspace, transforms: TransformSettings, say: Callable[[str], None]) -> Counter[str]:
-    """Bring a warehouse to the policy of the configuration. Returns how many values changed, by table.
+    """Apply the configured policy to a warehouse. Returns how many values changed, by table.
 
-    The caller holds the locks `job` and `apply`. Raises `UsageError` where the policy keeps more than the warehouse's,
-    or its key is another.
+    The caller holds the locks `job` and `apply`. Raises `UsageError` if the policy keeps more than the warehouse's, or
+    the key is another.
     """
     policy, pseudonyms = read_policy(load_settings(workspace.account))
     record = Record.load(workspace) or Record()

@@ -1,5 +1,5 @@
-"""Removes what is older than the policy keeps: texts in every run, threads once a day, because the marts are then built
-anew."""
+"""Remove what is older than the policy keeps: texts in every run, chats once a day, because the marts are then
+rebuilt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Changes rows that have landed, so that no byte of what was there is left: in the tables, in the marts, in the files.
+"""Change stored rows so that no byte of the old values is left: in the tables, in the marts, in the files.
 
 Imports dlt, so `Workspace.configure_dlt` comes before it. The caller holds the warehouse's lock.
 """
@@ -39,22 +39,22 @@ BUILT = ("marts", "staging")
 def rewriting(
     workspace: Workspace, transforms: TransformSettings, say: Callable[[str], None]
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection to change the rows by. When the block ends, the marts are built anew, the file is written anew, and
-    published. What was under way (dlt's packages, the spool) has landed before.
+    """Open a connection to change stored rows. First, what is under way (dlt's packages, the spool) is loaded. When the
+    block ends, the marts are rebuilt, and the file is rewritten and published.
 
-    May be repeated, and killed: until all of it is done, readers have what was published before. Raises `UsageError`
-    where rows are on a server, or a receiver does not let go of what it has received.
+    May be repeated, and killed: until all of it is done, readers have what was published before. Raises `UsageError` if
+    rows are on a server, or a receiver does not release what it has received.
     """
     if workspace.destination != "duckdb":
         raise UsageError("this rewrites a DuckDB file; on a server, delete the rows there and let it vacuum its tables")
     destination = build_destination(workspace)
     destination.prepare()
-    _settle(workspace)
+    _load_pending(workspace)
     with destination.open_writer() as connection:
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("BEGIN")
         yield connection
-        # Of one that was cut off, only the published file tells whether there were any.
+        # After an interrupted attempt, only the published file shows whether there were any.
         has_marts = _has_marts(connection) or _has_published_marts(workspace)
         for schema in BUILT:
             connection.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
@@ -80,7 +80,7 @@ def rewriting(
 
 
 def tables_of(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, str]]:
-    """The tables that rows land in, and their columns with their types."""
+    """Return the tables that rows are loaded into, and their columns with their types."""
     found: dict[str, dict[str, str]] = {}
     for table, column, kind in connection.execute(
         "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE schema_name = 'msgbubbles' "
@@ -120,8 +120,8 @@ def _has_marts(connection: duckdb.DuckDBPyConnection) -> bool:
     return bool(found != [(0,)])
 
 
-def _settle(workspace: Workspace) -> None:
-    """Land what is under way, and begin dlt's working folders anew: it restores them from the warehouse."""
+def _load_pending(workspace: Workspace) -> None:
+    """Load what is under way, and remove dlt's working folders, which it restores from the warehouse."""
     for name in (PIPELINE, WEBHOOKS, GROUPS):
         if (workspace.folder / "dlt" / name).exists():
             pipeline = build_pipeline(workspace, name)
@@ -141,7 +141,7 @@ def _settle(workspace: Workspace) -> None:
 
 
 def _remove_leftovers(workspace: Workspace) -> None:
-    """What quotes rows and is no more than a help, or is left of a process that was killed."""
+    """Remove error reports, which may quote rows, and what killed processes left."""
     for path in (workspace.folder / "last_error.txt", workspace.folder / "dbt" / "last_error.txt"):
         path.unlink(missing_ok=True)
     for path in (*workspace.folder.glob("*.copying"), *workspace.find_damaged()):

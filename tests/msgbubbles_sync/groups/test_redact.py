@@ -200,5 +200,5 @@ def test_a_vault_keeps_who_is_behind_a_pseudonym_and_forgets_whom_it_is_told_to(
     assert other.find_handle(PSEUDONYMS.handle(ANNA)) is None
     assert found_in(tmp_path, WORDS).keys() == {BEN}
     path.write_bytes(b"no database")
-    with pytest.raises(UsageError, match=r"the vault cannot be used \(DatabaseError\); mend vault in dlt_config"):
+    with pytest.raises(UsageError, match=r"the vault cannot be used \(DatabaseError\); fix vault in dlt_config"):
         Vault(path)
