@@ -28,7 +28,7 @@ from .privacy.reapply import apply as apply_policy
 from .privacy.retention import expire
 from .report import RunReport
 from .restore import tidy
-from .run_log import Journal, store, store_failed_reads
+from .run_log import RunLog, store, store_failed_reads
 from .webhooks.health import with_refresh
 from .webhooks.load import load_events
 
@@ -104,7 +104,7 @@ def _logged(context: Context, report: RunReport) -> Iterator[None]:
         report.failure = error
     report.conclude()
     with suppress(OSError):  # a full disk has its own error already
-        Journal(context.workspace.folder).add(report.record)
+        RunLog(context.workspace.folder).add(report.record)
 
 
 def _finish_privacy_work(context: Context) -> None:
@@ -144,7 +144,7 @@ def _publish(context: Context, report: RunReport, *, max_age_minutes: float) -> 
     """Publish what has changed, or what is older than that, or that the run ends otherwise than the last: readers
     should see in `sync_runs` that it fails now, or no longer fails."""
     workspace, destination = context.workspace, context.destination
-    run_log = Journal(workspace.folder)
+    run_log = RunLog(workspace.folder)
     report.conclude()
     last = run_log.last()
     has_turned = last is not None and last["exit_status"] != report.outcome.exit_status

@@ -109,7 +109,7 @@ def find_cause(error: BaseException, workspace: Workspace) -> str | None:
             f"{path} cannot be written: let the user of this job write there, or choose another --database; the "
             "published file is as it was"
         )
-    locked = next(filter(None, (LOCK_WORDS.search(str(one)) for one in causes if _is_named(one))), None)
+    locked = next(filter(None, (LOCK_WORDS.search(str(cause)) for cause in causes if _is_named(cause))), None)
     if locked is not None:
         holder = f"process {locked[1]}" if locked[1] else "another process"
         return f"{workspace.work} is open in {holder}: close it there; readers are to open {workspace.database}"
@@ -118,7 +118,7 @@ def find_cause(error: BaseException, workspace: Workspace) -> str | None:
             f"{workspace.work} or {workspace.database} is damaged: run again; a run restores the one from the other, "
             "and reads again what neither has"
         )
-    failed = next((one for one in causes if isinstance(one, OSError) and one.errno is not None), None)
+    failed = next((cause for cause in causes if isinstance(cause, OSError) and cause.errno is not None), None)
     if failed is not None:
         return f"{f'{failed.filename}: ' if failed.filename else ''}{failed.strerror}; what was loaded stays"
     if any(type(cause).__module__.startswith("dlt.") for cause in causes):
@@ -134,12 +134,12 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     seen: set[int] = set()
     left: list[BaseException | None] = [error]
     while left:
-        one = left.pop(0)
-        if one is None or id(one) in seen:
+        cause = left.pop(0)
+        if cause is None or id(cause) in seen:
             continue
-        seen.add(id(one))
-        yield one
-        left += [one.__cause__, one.__context__, getattr(one, "exception", None)]
+        seen.add(id(cause))
+        yield cause
+        left += [cause.__cause__, cause.__context__, getattr(cause, "exception", None)]
 
 
 def _is(cause: BaseException, numbers: set[int], words: re.Pattern[str]) -> bool:
@@ -149,7 +149,7 @@ def _is(cause: BaseException, numbers: set[int], words: re.Pattern[str]) -> bool
 
 
 def _is_named(cause: BaseException) -> bool:
-    """Whether the kind of an error is in its words, which are not a row's."""
+    """Return whether the words of an error say its kind, and quote no row."""
     names = ("dlt.", "pyarrow")
     return isinstance(cause, duckdb.Error | sqlite3.Error | OSError) or type(cause).__module__.startswith(names)
 
@@ -161,6 +161,6 @@ def _is_of_memory(cause: BaseException) -> bool:
 
 
 def _path(causes: list[BaseException], numbers: set[int]) -> Path | None:
-    """The file that an error of the system names."""
-    named = (one.filename for one in causes if isinstance(one, OSError) and one.errno in numbers)
+    """Return the file that an error of the system names."""
+    named = (cause.filename for cause in causes if isinstance(cause, OSError) and cause.errno in numbers)
     return next((Path(str(name)) for name in named if name), None)

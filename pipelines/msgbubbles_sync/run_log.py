@@ -28,7 +28,7 @@ KEPT_LINES = 1000
 FAILED_SHOWN = 5
 
 
-class Journal:
+class RunLog:
     """The records of one warehouse's runs, oldest first."""
 
     def __init__(self, folder: Path) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,23 +15,13 @@ from dlt.common.exceptions import PipelineException
 from dlt.load.exceptions import LoadClientJobFailed
 
 from msgbubbles.environment import check_certificates, check_proxies
-from msgbubbles.errors import ConfigurationError
+from msgbubbles.errors import AuthenticationError, ConfigurationError, Interrupted, RequestsSpent
+from msgbubbles_sync.errors import TransformError, UsageError
+from msgbubbles_sync.lock import AnotherJobRunsError, JobStalledError
 from msgbubbles_sync.outcome import explain_end, find_cause
 from msgbubbles_sync.workspace import Workspace
 
-PIPELINES = Path(__file__).parents[2] / "pipelines"
 HOLDER = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print(flush=True); sys.stdin.read()"
-# As dlt does while it loads, something else takes the signals.
-STOPPED_TWICE = """
-import signal, threading, time
-from msgbubbles_sync.cli.signals import stopped_by_signals
-with stopped_by_signals(threading.Event()):
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-    print(flush=True)
-    while True:
-        time.sleep(60)
-"""
 
 
 def out_of_duckdbs_memory(_workspace: Workspace) -> None:
@@ -112,21 +100,27 @@ def test_interrupted_load_is_a_stop(tmp_path: Path) -> None:
     assert "stopped at once" in outcome.message
 
 
-@pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)])
-def test_second_signal_ends_a_process_that_does_not_listen(numbers: tuple[signal.Signals, signal.Signals]) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", STOPPED_TWICE], env={**os.environ, "PYTHONPATH": str(PIPELINES)}, stdout=subprocess.PIPE
-    ) as process:
-        try:
-            assert process.stdout
-            process.stdout.readline()
-            for number in numbers:
-                assert process.poll() is None
-                process.send_signal(number)
-                time.sleep(0.2)  # two of a kind at once are one
-            assert process.wait(timeout=30) == 130
-        finally:
-            process.kill()
+@pytest.mark.parametrize(
+    ("ended_by", "status"),
+    [
+        (None, 0),
+        (RequestsSpent("the limit"), 0),
+        (UsageError("--database"), 2),
+        (ConfigurationError("start_date"), 2),
+        (AnotherJobRunsError("process 1"), 75),
+        (JobStalledError("process 1"), 1),
+        (Interrupted("stopped"), 130),
+        (KeyboardInterrupt(), 130),
+        (AuthenticationError("401"), 1),
+        (TransformError("model"), 1),
+        (MemoryError(), 1),
+    ],
+)
+def test_each_end_of_a_command_has_its_exit_status(tmp_path: Path, ended_by: BaseException | None, status: int) -> None:
+    workspace = Workspace.from_path(tmp_path / "company.duckdb")
+    workspace.make_folders()
+    assert explain_end(ended_by, workspace).exit_status == status
+    assert explain_end(ended_by, workspace, is_incomplete=True).exit_status == (status or 3)
 
 
 @pytest.mark.parametrize(

@@ -18,20 +18,20 @@ SIGNS = {"create": ("+", "green"), "rename": ("~", "yellow"), "add": ("+", "gree
 PAST = {"create": "created", "rename": "renamed", "add": "added", "remove": "removed"}
 
 
-def requests_of(plan: Plan, unresolved: int) -> int:
-    """Requests that applying a plan takes, when nothing goes wrong: the numbers, a look at each operation without a
-    verdict, and one for each operation."""
+def count_requests(plan: Plan, unresolved: int) -> int:
+    """Return how many requests applying a plan takes if nothing goes wrong: one for the numbers, one for each
+    operation, and one for each operation of an earlier apply without a verdict."""
     return len(plan.operations) + unresolved + 1 if plan.operations or unresolved else 0
 
 
-def minutes_of(requests: int, per_minute: int) -> int:
-    """Minutes that so many requests take at a limit; the first minute's are sent at once."""
+def estimate_minutes(requests: int, per_minute: int) -> int:
+    """Return how many minutes so many requests take at a limit; the first minute's are sent at once."""
     return max(math.ceil(requests / per_minute) - 1, 0) if per_minute else 0
 
 
 def plan_dict(plan: Plan, unresolved: int, per_minute: int) -> dict[str, Any]:
-    """A plan as JSON, for other programs: with handles, without messages."""
-    requests = requests_of(plan, unresolved)
+    """Return a plan as JSON, for other programs: with handles, without messages."""
+    requests = count_requests(plan, unresolved)
     return {
         "plan_id": plan.plan_id,
         "operations": [
@@ -43,7 +43,7 @@ def plan_dict(plan: Plan, unresolved: int, per_minute: int) -> dict[str, Any]:
         "notes": [{"key": note.key, "what": note.what} for note in plan.notes],
         "unresolved": unresolved,
         "requests": requests,
-        "minutes": minutes_of(requests, per_minute),
+        "minutes": estimate_minutes(requests, per_minute),
     }
 
 
@@ -63,12 +63,12 @@ def show_plan(console: Console, plan: Plan, known: dict[str, ObservedGroup], unr
         )  # fmt: skip
     if unresolved:
         console.print(f"{unresolved:,} operations of an earlier apply have no verdict; apply finds out first.")
-    requests = requests_of(plan, unresolved)
+    requests = count_requests(plan, unresolved)
     if not requests:
         console.print("Nothing to do: the groups are as the table says.")
         return
     counts = ", ".join(f"{plan.count(kind):,} to {kind}" for kind in SIGNS if plan.count(kind)) or "nothing to change"
-    minutes = minutes_of(requests, per_minute)
+    minutes = estimate_minutes(requests, per_minute)
     waits = f", {minutes:,} minutes at the limit of {per_minute} a minute" if minutes else ""
     console.print(f"Plan: {counts}. {requests:,} requests{waits}.")
 
@@ -97,7 +97,7 @@ def show_applied(console: Console, applied: ApplyResult, requests: int) -> None:
 
 
 def complaints(applied: ApplyResult) -> list[str]:
-    """What needs a look, a line each; no line holds a handle."""
+    """Return a line for each thing that needs a look; no line holds a handle."""
     lines = [f"{escaped(one.key)}: {one.operation} {one.outcome}: {one.why}" for one in applied.failures]
     if applied.halt is not None:
         lines.append(f"ended early: {applied.halt}")

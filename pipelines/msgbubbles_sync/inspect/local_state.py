@@ -14,7 +14,7 @@ from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.state import States
 from msgbubbles.times import from_epoch_ms
 from msgbubbles_sync.destinations import build_destination
-from msgbubbles_sync.run_log import Journal
+from msgbubbles_sync.run_log import RunLog
 from msgbubbles_sync.tables import SYNC_RUNS
 from msgbubbles_sync.workspace import Workspace
 
@@ -59,7 +59,7 @@ class Known:
     def records(self) -> list[dict[str, Any]]:
         """The records of the runs, oldest first: the job's own, and the older ones of the published file."""
         found = {record["run_id"]: record for record in self._published_records()}
-        found |= {record["run_id"]: record for record in Journal(self.workspace.folder).records()}
+        found |= {record["run_id"]: record for record in RunLog(self.workspace.folder).records()}
         return sorted(found.values(), key=lambda record: str(record["started_at"]))
 
     def _published_records(self) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ PIPELINES = Path(__file__).parents[3] / "pipelines"
         ([75, 75], 75), ([75, 1], 1), ([75, 3], 3),
     ],
 )  # fmt: skip
-def test_what_several_exit_statuses_come_to(statuses: list[int], comes_to: int) -> None:
+def test_most_urgent_exit_status_of_the_accounts_wins(statuses: list[int], comes_to: int) -> None:
     assert accounts.overall(statuses) == comes_to
 
 
@@ -41,7 +41,7 @@ def claimed(workspace: Workspace) -> Workspace:
     return workspace
 
 
-def test_files_of_accounts_go_by_what_is_there(tmp_path: Path) -> None:
+def test_account_files_are_found_by_their_claims(tmp_path: Path) -> None:
     """Whatever is configured for this process: each account may have a job of its own, which knows no other."""
     north, south = (
         claimed(Workspace.from_path(tmp_path / "company.duckdb", account=name)) for name in ("north", "south")
@@ -55,7 +55,7 @@ def test_files_of_accounts_go_by_what_is_there(tmp_path: Path) -> None:
     assert find_account_files(north) == {"north": north.database}
 
 
-def test_a_file_that_is_somebody_elses_is_not_taken_for_an_accounts(tmp_path: Path) -> None:
+def test_file_of_another_account_is_refused(tmp_path: Path) -> None:
     claimed(Workspace.from_path(tmp_path / "company_north.duckdb"))
     claimed(Workspace.from_path(tmp_path / "company.duckdb", account="a_b"))
     for workspace, whose in (
@@ -108,7 +108,7 @@ def test_quiet_names_only_the_accounts_that_report_an_error(tmp_path: Path) -> N
     )
 
 
-def test_output_is_passed_on_as_it_comes(tmp_path: Path) -> None:
+def test_output_is_passed_on_line_by_line(tmp_path: Path) -> None:
     body = """
 print(json.dumps({"said": name}), flush=True)
 began = time.monotonic()
@@ -150,7 +150,7 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_reaches_the_account_that_runs_and_it_is_waited_for(tmp_path: Path, number: signal.Signals) -> None:
+def test_signal_is_passed_on_to_the_running_account(tmp_path: Path, number: signal.Signals) -> None:
     process = command(tmp_path, STOPS.format(seconds=0.5), "a", "b")
     assert process.stdout
     assert [process.stdout.readline() for _ in range(2)] == ["a:\n", "begun\n"]
@@ -160,7 +160,7 @@ def test_signal_reaches_the_account_that_runs_and_it_is_waited_for(tmp_path: Pat
     assert output == "stopping\nstopped\n", "none begins after it"
 
 
-def test_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+def test_second_signal_ends_the_account_at_once(tmp_path: Path) -> None:
     process = command(tmp_path, STOPS.format(seconds=60), "a", "b")
     assert process.stdout
     for _ in range(2):
@@ -173,7 +173,7 @@ def test_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     assert (process.returncode, time.monotonic() - began < 20) == (130, True)
 
 
-def test_signal_that_comes_while_an_account_is_started_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signal_during_the_start_of_an_account_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
     class Started(subprocess.Popen[str]):
         def __init__(self, *_: Any, **__: Any) -> None:
             super().__init__([sys.executable, "-c", "import time; time.sleep(20)"])
@@ -189,7 +189,7 @@ def test_signal_that_comes_while_an_account_is_started_stops_it(monkeypatch: pyt
             signal.signal(number, handler)
 
 
-def test_account_that_is_killed_is_a_failure_and_does_not_stop_the_next(tmp_path: Path) -> None:
+def test_killed_account_fails_and_the_next_one_runs(tmp_path: Path) -> None:
     body = 'name == "a" and os.kill(os.getpid(), signal.SIGKILL); print("done")'
     process = command(tmp_path, body, "a", "b")
     output, _ = process.communicate(timeout=60)
@@ -197,7 +197,7 @@ def test_account_that_is_killed_is_a_failure_and_does_not_stop_the_next(tmp_path
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_who_listens_no_more_holds_nobody_up(tmp_path: Path, as_json: bool) -> None:
+def test_closed_output_does_not_stop_the_accounts(tmp_path: Path, as_json: bool) -> None:
     body = 'print("xxxxxxxxx\\n" * 100_000)\nopen(name, "w").close()'
     with command(tmp_path, body, "a", "b", as_json=as_json) as process:
         assert process.stdout

@@ -19,7 +19,7 @@ from msgbubbles_sync.policy.vault import Vault
 from msgbubbles_sync.privacy import erase as erasing
 from msgbubbles_sync.privacy.erase import erase
 from msgbubbles_sync.privacy.rewrite import compact
-from msgbubbles_sync.run_log import Journal
+from msgbubbles_sync.run_log import RunLog
 from msgbubbles_sync.settings import TransformSettings
 from msgbubbles_sync.tables import TABLES, column_definitions
 from msgbubbles_sync.workspace import Workspace
@@ -110,14 +110,14 @@ def test_erased_handle_survives_in_no_column_and_no_file(workspace: Workspace, h
                 )
     record = {"run_id": "r", "started_at": "", "outcome": "", "exit_status": 0}
     for one in every:
-        Journal(workspace.folder).add(record | {"streams": {"chats": {"new_fields": [one]}}, one: {one: one}})
+        RunLog(workspace.folder).add(record | {"streams": {"chats": {"new_fields": [one]}}, one: {one: one}})
     aside = workspace.folder / "webhooks" / "malformed"
     aside.mkdir(parents=True)
     (aside / "1.jsonl").write_text("".join(f'{{"of": "{one}"\n' for one in every) + "of somebody else\n")
     assert {"attachments", "chat_titles", "group_operations", "sync_runs"} <= erased(workspace, handle)["rows"].keys()
     assert found_in(workspace.database.parent, [*every, *(json.dumps(one)[1:-1] for one in every)]) == {}
     assert (aside / "1.jsonl").read_text() == "of somebody else\n"
-    assert len(Journal(workspace.folder).records()) == len(every)
+    assert len(RunLog(workspace.folder).records()) == len(every)
     assert get(workspace, "SELECT count(*) FROM msgbubbles.attachments") == [(len(every),)]
 
 
