@@ -111,7 +111,7 @@ class Redactor:
 
         def change(value: Any) -> Any:
             if self.erased:
-                value = self._raw_without_erased(value) if isinstance(value, Raw) else self.without_erased(value)
+                value = self._raw_without_erased(value) if isinstance(value, Raw) else self.value_without_erased(value)
             return value if redact is None else redact(self, value)
 
         return change

@@ -86,6 +86,15 @@ def test_event_keeps_no_erased_handle_in_any_value_or_name(policy: Any) -> None:
         assert [one for one in spellings(ANN) if one in repr(event) + left.body] == []
 
 
+@pytest.mark.parametrize("preset", ["analytics", "minimal"])
+def test_event_keeps_values_that_are_no_text_after_an_erasure(preset: str) -> None:
+    redactor = Redactor(PRESETS[preset], NAMES, frozenset({NAMES.erased_handle(ANN)}))
+    values = {"is_group": True, "size_bytes": 5, "created_at": 1772323200000}
+    left = redact_delivery(delivery(type="conversation.created", **values), redactor)
+    assert left is not None
+    assert json.loads(left.body).items() >= values.items()
+
+
 def test_line_that_is_no_event_is_not_kept_where_it_names_somebody_erased(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
