@@ -148,8 +148,9 @@ FAILED_READS = Table(
     ),
     key=("kind", "id"),
 )
-# Whose rows these are, of what policy, and how many people were erased: nothing in them says who.
+# Whose rows these are, of what release and policy, and how many people were erased: nothing in them says who.
 CLAIM = Table("_account", (text("claim", Pii.NONE),), key=("claim",))
+VERSION = Table("_version", (_number("version"),), key=("version",))
 PRIVACY = Table("privacy", (text("record", Pii.NONE),), key=("record",))
 ERASURES = Table(
     "erasures",
@@ -161,6 +162,6 @@ TABLES: dict[str, Table] = SOURCE_TABLES | {
     table.name: table
     for table in (
         WEBHOOK_EVENTS, GROUP_OPERATIONS, GROUP_MEMBER_OPERATIONS, GROUP_SIGHTINGS, SYNC_RUNS, FAILED_READS, CLAIM,
-        PRIVACY, ERASURES,
+        VERSION, PRIVACY, ERASURES,
     )
 }  # fmt: skip

@@ -190,6 +190,7 @@ def start(job: Job, *options: str) -> subprocess.CompletedProcess[str]:
 def test_a_load_that_is_killed_anywhere_loads_every_event_once(new_job: NewJob) -> None:
     job = new_job(chats=0)
     spool = job.folder / ".msgbubbles" / "company" / "webhooks" / "spool"
+    Workspace.from_path(job.database).make_folders()
     spool.mkdir(parents=True)
     lines = [spool_line(number) for number in range(3000)]
     (spool / "1-1.jsonl").write_text("".join(lines[:2000]) + "this is no event\n" + lines[0][:40])
