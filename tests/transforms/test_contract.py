@@ -174,7 +174,7 @@ def test_sources_list_the_columns_of_the_registry(documentation: Documentation) 
     assert listed.pop("_dlt_loads") == []
     assert listed == {name: TABLES[name].column_names for name in listed}
     # What no model reads.
-    assert TABLES.keys() - listed == {"participant_reads", "group_sightings", "_account", "privacy", "erasures"}
+    assert TABLES.keys() - listed == {"participant_reads", "group_sightings", "_account", "_version", "privacy", "erasures"}
 
 
 def test_what_no_view_shows_is_described_where_it_lands(documentation: Documentation) -> None:
