@@ -57,9 +57,9 @@ def mask_handles(text: str) -> str:
     return replace_handles(text, lambda _handle: True, MASK)
 
 
-def unescape_json(to_json_text: str) -> str:
+def unescape_json(text: str) -> str:
     r"""Replace `\u002b` and the like by their characters, to look for handles in JSON that is not decoded."""
-    return ESCAPE.sub(lambda found: chr(int(found[1], 16)), to_json_text) if "\\u" in to_json_text else to_json_text
+    return ESCAPE.sub(lambda found: chr(int(found[1], 16)), text) if "\\u" in text else text
 
 
 def canonical_handle(written: str) -> str:

@@ -8,7 +8,7 @@ from importlib import import_module
 
 from msgbubbles_sync.extras import missing_extra
 
-EXIT_USAGE = 2
+EXIT_USAGE = 2  # as in `outcome`, which needs an extra to import
 COMMANDS = ("chats", "groups", "webhooks")
 HELP = """Usage: msgbubbles COMMAND ...
 

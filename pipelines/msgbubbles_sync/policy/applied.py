@@ -220,3 +220,12 @@ def _bare(error: BaseException | None) -> Iterator[str]:
         yield type(error).__name__
         yield from (line.rstrip("\n") for line in traceback.format_tb(error.__traceback__))
         error = error.__cause__ or error.__context__
+
+
+def read_own_numbers(workspace: Workspace) -> list[str]:
+    """Read the account's own numbers from the tables that the job writes; empty before the first load."""
+    with build_destination(workspace).open_writer() as connection:
+        try:
+            return [row[0] for row in connection.execute("SELECT handle FROM msgbubbles.numbers").fetchall()]
+        except duckdb.CatalogException:
+            return []

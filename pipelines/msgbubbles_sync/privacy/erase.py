@@ -31,7 +31,7 @@ from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.groups.ledger import Ledger
-from msgbubbles_sync.policy.applied import Record, build_redactor, read_policy
+from msgbubbles_sync.policy.applied import Record, build_redactor, read_own_numbers, read_policy
 from msgbubbles_sync.policy.vault import Vault
 from msgbubbles_sync.settings import TransformSettings, load_settings
 from msgbubbles_sync.sql import quote_name
@@ -87,7 +87,7 @@ def erase(
         raise UsageError(f"erase: nothing has landed in {workspace.database}; is that the --database you mean?")
     if not all(one.strip() and (parse_handle(one) or PSEUDONYM.fullmatch(one) or "@" not in one) for one in handles):
         raise UsageError("erase takes handles: +14155550111, or ben@example.com; one of these is neither")
-    if {pseudonyms.handle(one) for one in handles} & {pseudonyms.handle(one) for one in _own_numbers(workspace)}:
+    if {pseudonyms.handle(one) for one in handles} & {pseudonyms.handle(one) for one in read_own_numbers(workspace)}:
         raise UsageError("erase: one of these is a number of the account itself; its rows are not a person's")
     record = Record.load(workspace) or Record(redactor.policy)
     marks = {pseudonyms.erased_handle(one) for one in handles}
@@ -122,14 +122,6 @@ def purge(
         certificate.rows += Counter({"the vault": redactor.vault.remove(redactor.is_erased)})
     workspace.set_done(STEP)
     return certificate
-
-
-def _own_numbers(workspace: Workspace) -> list[str]:
-    with build_destination(workspace).open_writer() as connection:
-        try:
-            return [row[0] for row in connection.execute("SELECT handle FROM msgbubbles.numbers").fetchall()]
-        except duckdb.CatalogException:
-            return []
 
 
 def _handles_in(connection: duckdb.DuckDBPyConnection, tables: set[str]) -> set[str]:

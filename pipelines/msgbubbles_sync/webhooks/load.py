@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dlt
-import duckdb
 import msgspec
 from dlt.pipeline.exceptions import PipelineStepFailed
 
@@ -23,7 +22,7 @@ from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.destinations.screen import Screen, is_data_error
 from msgbubbles_sync.files import write_privately
-from msgbubbles_sync.policy.applied import build_redactor
+from msgbubbles_sync.policy.applied import build_redactor, read_own_numbers
 from msgbubbles_sync.tables import WEBHOOK_EVENTS
 from msgbubbles_sync.workspace import Workspace
 
@@ -90,7 +89,7 @@ def load_events(workspace: Workspace) -> LoadResult:
     redactor = build_redactor(workspace)
     build_destination(workspace).prepare()
     if redactor.needs_own_numbers:
-        redactor.add_own_numbers(_own_numbers(workspace))
+        redactor.add_own_numbers(read_own_numbers(workspace))
     for batch in _batches(take_finished(spool_folder(workspace))):
         read = [(segment.path, *_events(segment, redactor)) for segment in batch]
         for path, _, malformed in read:
@@ -119,14 +118,6 @@ def _batches(found: Iterable[Segment]) -> Iterator[list[Segment]]:
             batch, events, size = [], 0, 0
     if batch:
         yield batch
-
-
-def _own_numbers(workspace: Workspace) -> list[str]:
-    with build_destination(workspace).open_writer() as connection:
-        try:
-            return [row[0] for row in connection.execute("SELECT handle FROM msgbubbles.numbers").fetchall()]
-        except duckdb.CatalogException:
-            return []
 
 
 def _events(segment: Segment, redactor: Redactor) -> tuple[list[Event], list[bytes]]:
