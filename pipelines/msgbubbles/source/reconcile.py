@@ -24,12 +24,12 @@ from .threads import read_thread
 
 # A chat that so many sweeps did not show is asked for by id.
 SWEEPS_MISSED = 2
-# Repairs that a run makes besides what it is told to. They come seldom; a great many are spread over runs.
+# Requests for missing rows in one run. They are rare; a great many are spread over runs.
 REQUESTS_A_RUN = 100
 # Where reading so many lagging threads again has brought nothing, `last_message_at` is not the time of a message.
 LAGGING_IN_VAIN = 30
 CHATS_AT_ONCE = 50
-# How long an event may wait for the message that it tells of, and how many stretches are remembered as read.
+# How long an event may wait for the message that it names, and how many intervals are remembered as read.
 EVENT_WAITS_MS = 7 * DAY_MS
 MAX_READ_FOR_EVENTS = 1000
 # How many ids of chats that only events name are remembered as asked for.
@@ -54,7 +54,7 @@ class _Allowance:
 def find_missing(warehouse: Warehouse, states: States, settings: Settings) -> MissingRows | None:
     """Return what finished loads show to be missing; null where it is nothing.
 
-    A message names its chat, and a chat the instant of its newest message: either tells of the other.
+    A message names its chat, and a chat the timestamp of its newest message: each shows that the other exists.
     """
     chats, of_messages, by_feed = states.chats, states.messages.in_use, states.messages.feed is True
     chats_covered, messages_covered = Coverage(chats.covered), Coverage(of_messages.covered)
@@ -69,15 +69,15 @@ def find_missing(warehouse: Warehouse, states: States, settings: Settings) -> Mi
     messages_complete = bool(messages_covered.intervals) and not messages_covered.gaps(settings.start_ms)
     asked, read = set(chats.named_by_events), chats.read_for_events
     # What has been asked for already must not hide the rest.
-    unknown, stretches = warehouse.missing_from_events(chats.seen_ms - EVENT_WAITS_MS, limit + len(asked) + len(read))
+    unknown, intervals = warehouse.missing_from_events(chats.seen_ms - EVENT_WAITS_MS, limit + len(asked) + len(read))
     known = asked | {one for kind, one in failed if kind == "chat"} | set(orphans)
     named = [one for one in unknown if one not in known][: max(REQUESTS_A_RUN - len(orphans), 0)]
-    told = {
+    known_from_events = {
         one: at
-        for one, at in stretches.items()
+        for one, at in intervals.items()
         if read.get(one) != at and at[1] >= settings.start_ms and ("thread", one) not in failed
     }
-    told = dict(list(told.items())[:REQUESTS_A_RUN])
+    known_from_events = dict(list(known_from_events.items())[:REQUESTS_A_RUN])
     lagging: dict[str, int] = {}
     if messages_complete and chats.lagging_in_vain < LAGGING_IN_VAIN:
         lagging = warehouse.lagging(settings.start_ms, settled_ms, limit)
@@ -97,16 +97,25 @@ def find_missing(warehouse: Warehouse, states: States, settings: Settings) -> Mi
         groups = warehouse.groups_to_ask(now_ms - DAY_MS, limit)
         waiting = {one.id for one in states.failed_reads if one.kind == "participants" and one.next_try_ms > now_ms}
         groups = {one: before for one, before in groups.items() if one not in waiting}
-    if not (orphans or named or chats.threads or lags or to_read or proven or told or groups):
+    if not (orphans or named or chats.threads or lags or to_read or proven or known_from_events or groups):
         return None
     all_chats = not chats.overflows and not (orphans or named)
     return MissingRows(
-        orphans, (), lagging, bool(to_read), proven, told, groups, REQUESTS_A_RUN, named, all_chats_known=all_chats
+        orphans,
+        (),
+        lagging,
+        bool(to_read),
+        proven,
+        known_from_events,
+        groups,
+        REQUESTS_A_RUN,
+        named,
+        all_chats_known=all_chats,
     )
 
 
 def _to_read(state: ListState) -> list[Overflow]:
-    """Overflowed instants whose threads have not all been read."""
+    """Return the overflowed timestamps whose threads have not all been read."""
     done = {name for name, progress in state.overflows_done.items() if progress.is_over}
     spans = [Overflow(*span) for span in state.overflows]
     return [span for span in spans if span.from_ms is not None and _name(span) not in done]
