@@ -11,13 +11,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import duckdb
+import pytest
 
 from helpers.hooks import WEBHOOKS, Process
 from helpers.job import Job
 from helpers.warehouse_rows import differences
+from msgbubbles_sync.files import remove
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 from msgbubbles_sync.webhooks import health
 from msgbubbles_sync.workspace import Workspace
@@ -187,14 +190,21 @@ def start(job: Job, *options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.parametrize("missing", ["load/normalized", "schemas/msgbubbles_webhooks.schema.json"])
+def test_load_needs_no_file_of_a_killed_load(new_job: NewJob, missing: str) -> None:
+    """dlt makes its folders and files one after another: a kill leaves only some of them."""
+    job = new_job(chats=0)
+    spool = fill_spool(job)
+    command(job, "load", status=3)
+    (spool / "3-1.jsonl").write_text(spool_line(3000))
+    remove(job.folder / ".msgbubbles" / "company" / "dlt" / "msgbubbles_webhooks" / missing)
+    command(job, "load")
+    assert rows(job, "SELECT count(*), count(DISTINCT event_id) FROM msgbubbles.webhook_events") == [(3001, 3001)]
+
+
 def test_a_load_that_is_killed_anywhere_loads_every_event_once(new_job: NewJob) -> None:
     job = new_job(chats=0)
-    spool = job.folder / ".msgbubbles" / "company" / "webhooks" / "spool"
-    Workspace.from_path(job.database).make_folders()
-    spool.mkdir(parents=True)
-    lines = [spool_line(number) for number in range(3000)]
-    (spool / "1-1.jsonl").write_text("".join(lines[:2000]) + "this is no event\n" + lines[0][:40])
-    (spool / "2-1.jsonl").write_text("".join(lines[1000:]))
+    spool = fill_spool(job)
     arguments = [sys.executable, str(WEBHOOKS), "load", *DATABASE]
     chance = random.Random(11)
     for _ in range(2):
@@ -216,6 +226,17 @@ def test_a_load_that_is_killed_anywhere_loads_every_event_once(new_job: NewJob) 
     assert aside.read_text() == "this is no event\n"
     (finding,) = health.check(Workspace.from_path(job.database))
     assert (finding.name, finding.state, finding.what.split()[0]) == ("webhook lines", "failed", "1")
+
+
+def fill_spool(job: Job) -> Path:
+    """Write 3,000 events into a spool, a third of them twice, and a line that is no event."""
+    spool = job.folder / ".msgbubbles" / "company" / "webhooks" / "spool"
+    Workspace.from_path(job.database).make_folders()
+    spool.mkdir(parents=True)
+    lines = [spool_line(number) for number in range(3000)]
+    (spool / "1-1.jsonl").write_text("".join(lines[:2000]) + "this is no event\n" + lines[0][:40])
+    (spool / "2-1.jsonl").write_text("".join(lines[1000:]))
+    return spool
 
 
 def spool_line(number: int) -> str:

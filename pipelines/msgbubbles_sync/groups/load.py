@@ -16,7 +16,7 @@ from msgbubbles.source.arrow import arrow_schema, build_column_hints
 from msgbubbles.source.lazy_pyarrow import pa
 from msgbubbles.source.storable import storable
 from msgbubbles.tables import Table
-from msgbubbles_sync.destinations.load import build_pipeline
+from msgbubbles_sync.destinations.load import build_fresh_pipeline
 from msgbubbles_sync.policy.applied import build_redactor
 from msgbubbles_sync.tables import GROUP_MEMBER_OPERATIONS, GROUP_OPERATIONS, GROUP_SIGHTINGS
 from msgbubbles_sync.workspace import Workspace
@@ -55,10 +55,7 @@ def load_ledger(workspace: Workspace) -> int:
 
 
 def _load(workspace: Workspace, entries: list[Entry], observations: list[Observation]) -> None:
-    pipeline = build_pipeline(workspace, PIPELINE)
-    if pipeline.has_pending_data:
-        # A run with a package left over loads that one and extracts nothing.
-        pipeline.run()
+    pipeline = build_fresh_pipeline(workspace, PIPELINE)
     at = datetime.now(UTC)
     resources = [
         _resource(GROUP_OPERATIONS, [_operation_row(entry, at) for entry in entries]),

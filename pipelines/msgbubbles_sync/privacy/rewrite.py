@@ -122,11 +122,10 @@ def _has_marts(connection: duckdb.DuckDBPyConnection) -> bool:
 
 def _load_pending(workspace: Workspace) -> None:
     """Load what is under way, and remove dlt's working folders, which it restores from the warehouse."""
-    for name in (PIPELINE, WEBHOOKS, GROUPS):
-        if (workspace.folder / "dlt" / name).exists():
-            pipeline = build_pipeline(workspace, name)
-            if pipeline.has_pending_data:
-                pipeline.run()
+    if (workspace.folder / "dlt" / PIPELINE).exists():
+        pipeline = build_pipeline(workspace)
+        if pipeline.has_pending_data:
+            pipeline.run()
     time.sleep(0.2)  # what a receiver has already taken is in a segment now
     waiting = set(list_segments(spool_folder(workspace)))
     until = time.monotonic() + SPOOL_SECONDS

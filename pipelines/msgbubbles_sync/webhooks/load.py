@@ -19,7 +19,7 @@ from msgbubbles.source.arrow import build_arrow_table, build_column_hints, build
 from msgbubbles.source.compare import filter_rows
 from msgbubbles.source.stored import Warehouse
 from msgbubbles_sync.destinations import build_destination
-from msgbubbles_sync.destinations.load import build_pipeline
+from msgbubbles_sync.destinations.load import build_fresh_pipeline
 from msgbubbles_sync.destinations.screen import Screen, is_data_error
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.policy.applied import build_redactor, read_own_numbers
@@ -155,12 +155,9 @@ def count_dead_letters(workspace: Workspace) -> int:
 
 def _load(workspace: Workspace, events: list[Event], landed: LoadResult, redacts: bool) -> None:
     events = drop_duplicates(events)
-    pipeline = build_pipeline(workspace, PIPELINE)
+    pipeline = build_fresh_pipeline(workspace, PIPELINE)
     # Where events tell of messages and chats that are not there, the next run reads them.
     workspace.set_pending("repair", "transform", "publish")
-    if pipeline.has_pending_data:
-        # A run with a package left over loads that one and extracts nothing. All of it is in the spool, too.
-        pipeline.abort_packages()
     in_order = sorted(events, key=lambda event: (event.occurred_at, event.received_at))
     warehouse = Warehouse(pipeline)
     messages = apply_events(read_stored_messages(warehouse, in_order), in_order)

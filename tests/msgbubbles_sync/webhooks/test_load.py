@@ -28,8 +28,12 @@ def test_an_event_is_there_once_whatever_is_repeated_and_the_first_one_stays(
     spool.mkdir(parents=True)
     (spool / "1-1.jsonl").write_text(line(1) + "nonsense\n" + line(2) + line(1, n=5) + line(3)[:30])
 
-    def killed(_path: Path) -> None:
-        raise KeyboardInterrupt
+    unlink = Path.unlink
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".jsonl":
+            raise KeyboardInterrupt
+        unlink(path, missing_ok)
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "unlink", killed)
