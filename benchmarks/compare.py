@@ -117,7 +117,8 @@ CONTESTANTS = {
 @dataclass(frozen=True)
 class Figures:
     """Of one contestant. `server_share` is how busy the server was, of one core. `lost` are rows that were there when
-    the first run began and are not when it has ended; `lost_for_good` those still missing after another run."""
+    the first run began and are not when it has ended; `lost_for_good` those still missing after another run.
+    """
 
     first_seconds: float
     first_cpu_seconds: float

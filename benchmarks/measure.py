@@ -64,7 +64,8 @@ def used(command: Sequence[str | Path], folder: Path, environment: Mapping[str, 
 
 class _Peak:
     """Watches a process and its children. What the kernel tells at its end (`ru_maxrss`) is no help: it begins with
-    what the process had that started it."""
+    what the process had that started it.
+    """
 
     def __init__(self, pid: int) -> None:
         self.bytes = 0

@@ -93,7 +93,8 @@ def fault_of(database: Path) -> str | None:
 @app.function(hide_code=True)
 def connected(database: Path) -> duckdb.DuckDBPyConnection:
     """The file as it is now, read-only. Attached, because `duckdb.connect` would give what this process opened before
-    under that name, though the job has replaced the file since."""
+    under that name, though the job has replaced the file since.
+    """
     connection = duckdb.connect()
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute(f"ATTACH '{str(database).replace(chr(39), chr(39) * 2)}' AS warehouse (READ_ONLY)")

@@ -107,7 +107,8 @@ def _read_fields(raw: Raw) -> tuple[dict[str, Raw] | None, bool]:
 
 def looks_like_row(model: type[Row], text: bytes) -> bool:
     """Return whether a text is an object with the key of `model` and another of its fields, most of whose fields
-    `model` declares. An attachment does not look like a message."""
+    `model` declares. An attachment does not look like a message.
+    """
     fields = _read_fields(Raw(text))[0] or {}
     declared = fields.keys() & _declared(model).keys()
     return model.key_field in fields and len(declared) > 1 and 2 * len(declared) > len(fields)
@@ -224,7 +225,8 @@ def reject_row(row: Row, stream: str, reason: str) -> RejectedRow:
 
 def read_participants(chat: Chat) -> list[str] | None:
     """Return the handles in the undocumented field `participants` of a chat that was read by id, sorted: a list of
-    handles, or of objects with a `handle`. Null if there is no such list."""
+    handles, or of objects with a `handle`. Null if there is no such list.
+    """
     if not bytes(chat.extra):
         return None
     try:

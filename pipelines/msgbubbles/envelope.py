@@ -136,7 +136,8 @@ def decode_written_message(answer: Answer, sender_fields: Sequence[str]) -> Mess
 
 def decode_written_chat(answer: Answer) -> Chat | None:
     """Decode the chat in the answer to a write; null where it shows none. The body of such an answer is not documented,
-    so another kind of body is no failure."""
+    so another kind of body is no failure.
+    """
     with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         body = msgspec.json.decode(fix_encoding(answer.body), type=dict[str, Raw])
         shown = msgspec.json.decode(body["data"], type=dict[str, Raw]) if "data" in body else body

@@ -33,7 +33,8 @@ def check_certificates() -> None:
 
 def check_proxies() -> None:
     """Raise `ConfigurationError` for a proxy, or a host that needs none, that httpx cannot read. The message quotes no
-    proxy, which may hold a password."""
+    proxy, which may hold a password.
+    """
     for name, value in os.environ.items():
         if name.upper() in PROXIES and value:
             _check_proxy(name, value)

@@ -82,7 +82,8 @@ class AuthenticationError(ApiError):
 
 class ForbiddenError(AuthenticationError):
     """403: the key is right; this object, this endpoint or the whole account is closed to it. Only other requests show
-    which of them."""
+    which of them.
+    """
 
 
 class Halt(MsgBubblesError):  # noqa: N818 - not an error

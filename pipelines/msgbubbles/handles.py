@@ -52,13 +52,15 @@ def normalize_handle(written: str) -> str:
 @lru_cache(maxsize=100_000)
 def fold_handle(written: str) -> str:
     """Return a form that is equal for all spellings of one person's handle. It is for comparison, not for sending:
-    `+541123456789` for `+54 9 11 2345-6789`, `ben@example.com` for `mailto:Ben@Example.com`."""
+    `+541123456789` for `+54 9 11 2345-6789`, `ben@example.com` for `mailto:Ben@Example.com`.
+    """
     return _in_national_form(normalize_handle(SCHEME.sub("", _visible(written), count=1)))
 
 
 def without_people(handles: Iterable[str], others: Iterable[str]) -> list[str]:
     """Return the handles, sorted, that are no spelling of any of `others`; a number without its country code may be
-    one of several people, and counts as each of them."""
+    one of several people, and counts as each of them.
+    """
     others = {fold_handle(other) for other in others}
     return sorted(
         one

@@ -36,7 +36,8 @@ _MATES = {b"]": b"[", b"}": b"{"}
 @dataclass(frozen=True)
 class SplitAnswer:
     """The parts of an answer: `envelope` is its text with null in place of `data`, `data` the text of that, and `rows`
-    the text of each of its elements, null where `data` is no list."""
+    the text of each of its elements, null where `data` is no list.
+    """
 
     envelope: bytes
     data: bytes | None
@@ -112,7 +113,8 @@ def storable(value: bytes) -> bytes:
 
 def split_answer(body: bytes) -> SplitAnswer:
     """Split an answer into its envelope and its rows, without parsing the rows. Raises `msgspec.DecodeError` where
-    it is cut off, or no JSON object."""
+    it is cut off, or no JSON object.
+    """
     stack: list[bytes] = []
     end = 0
     key = data_at = row_at = None
@@ -164,7 +166,8 @@ _SCANS, _MOST_SCANNED = 20, 20_000_000
 
 def split_broken_answer(body: bytes, is_row: Callable[[bytes], bool]) -> SplitAnswer:
     """Split an answer of which a row has a quote or a bracket too many or too few: what lies between rows that can be
-    read is one element. Raises `msgspec.DecodeError` where the envelope is not whole."""
+    read is one element. Raises `msgspec.DecodeError` where the envelope is not whole.
+    """
     head, tail = _HEAD.match(body), _TAIL.search(body)
     # Only the envelope says whether there is more; an answer that was cut off behind a list in a row does not.
     if not head or not tail or b'"has_more"' not in body[: head.end()] + body[tail.start() :]:
@@ -224,7 +227,8 @@ _OWN_WORDS = frozenset({b'"text"', b'"metadata"'})
 
 def without_links(text: bytes, *, of_attachment: bool = False) -> bytes:
     """Return JSON without links that may be signed: in and below `attachments` (or anywhere, with `of_attachment`) no
-    link at all, elsewhere none with a query. Other text than JSON keeps no link."""
+    link at all, elsewhere none with a query. Other text than JSON keeps no link.
+    """
     if not (_LINK.search(text) or (_names_link(text) and (of_attachment or b"attachments" in text))):
         return text
     out: list[bytes] = []

@@ -38,7 +38,8 @@ Span = tuple[int, int]
 
 def replace_handles(text: str, is_meant: Callable[[str], bool], word: str) -> str:
     """Put `word` in the place of every handle for which `is_meant`: it gets a number with + and digits only, an
-    address, or a pseudonym, as written otherwise."""
+    address, or a pseudonym, as written otherwise.
+    """
     if "@" in text:
         text = _replaced(text, ADDRESS, _addresses, is_meant, word)
     if "p_" in text:
@@ -64,7 +65,8 @@ def unescape_json(text: str) -> str:
 
 def canonical_handle(written: str) -> str:
     """Return a handle in its canonical form, also from a text around it: `tel:+14155550111`, `Ann <ann@example.com>`,
-    `0014155550111`. A text without a handle, or with more than one handle, is returned in lower case."""
+    `0014155550111`. A text without a handle, or with more than one handle, is returned in lower case.
+    """
     return _only_handle(written) or normalize_handle(written)
 
 
@@ -108,7 +110,8 @@ def _addresses(written: str) -> Iterator[tuple[Span, str]]:
 
 def _numbers(written: str) -> Iterator[tuple[Span, str]]:
     """Yield the numbers that a run of digits may be, longest first for each beginning. Adjacent digits are never
-    separated. A plus sign is where a number begins: `+1 415 555 0112` is not `+41 55 550 112` after a 1."""
+    separated. A plus sign is where a number begins: `+1 415 555 0112` is not `+41 55 550 112` after a 1.
+    """
     groups = [match.span() for match in re.finditer(r"\d+", written)]
     parts = ["".join(str(unicodedata.decimal(one)) for one in written[slice(*span)]) for span in groups]
     has_plus = written[0] in "+＋"

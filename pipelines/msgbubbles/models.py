@@ -86,7 +86,8 @@ class Attachment(Row):
 
 class Message(Row):
     """One message of a thread. `created_at`, `updated_at` and the sender are undocumented. `sender_field` is the field
-    that named the sender, null for `sender` itself. `attachments` is unset where the API does not show them."""
+    that named the sender, null for `sender` itself. `attachments` is unset where the API does not show them.
+    """
 
     cursor_fields: ClassVar[tuple[str, ...]] = ("created_at", "sent_at")
     not_loaded: ClassVar[frozenset[str]] = frozenset({"attachments", "sender_field"})
@@ -124,7 +125,8 @@ class Number(Row):
 
 class Webhook(Row):
     """An endpoint that the API sends events to. It is not landed. The `secret` is shown once, when it is made; all
-    but `url`, `events` and `secret` is undocumented."""
+    but `url`, `events` and `secret` is undocumented.
+    """
 
     id: Key
     url: str | None = None

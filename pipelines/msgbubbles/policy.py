@@ -152,7 +152,8 @@ class Pseudonymizer:
 
     def was_erased(self, written: str, erased: frozenset[str]) -> bool:
         """Return whether the `erased_handle` of a handle is in `erased`. Earlier versions stored one for each national
-        spelling of a number."""
+        spelling of a number.
+        """
         if self.erased_handle(written) in erased:
             return True
         former = normalize_handle(written)

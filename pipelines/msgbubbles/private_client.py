@@ -86,7 +86,8 @@ class PrivateClient(Client):
     def _check_threads(self, chat_ids: set[str], *, is_feed: bool) -> None:
         """Find out whether chats that were never seen are an erased person's, because their messages do not say.
 
-        If a chat cannot be read, one in the feed becomes one of `unknown_chats`; the error of any other is raised."""
+        If a chat cannot be read, one in the feed becomes one of `unknown_chats`; the error of any other is raised.
+        """
         redactor = self._redactor
         unknown = {one for one in chat_ids - self._kept_chats if not redactor.is_erased_chat(one)}
         if unknown:

@@ -59,7 +59,8 @@ class LeftOutMessage(Message):
 class Redactor:
     """Applies `policy`. `erased` are hashes by `Pseudonymizer.erased_handle` and `erased_chat`; chats that turn out to
     be an erased person's are added to `found_chats`, and dormant ones to `dormant`. Who was replaced by a pseudonym is
-    added to `vault`, if there is one."""
+    added to `vault`, if there is one.
+    """
 
     policy: Policy = FULL
     pseudonymizer: Pseudonymizer | None = None

@@ -32,7 +32,8 @@ ENCODINGS = "gzip, deflate"
 @dataclass(frozen=True)
 class Answer:
     """A successful response. `fetched_at` is when the request was sent by this machine's clock, `server_at` the same
-    time by the API's clock, and `date` the response's `Date`, null if it has none that can be read (all UTC)."""
+    time by the API's clock, and `date` the response's `Date`, null if it has none that can be read (all UTC).
+    """
 
     status: int
     body: bytes

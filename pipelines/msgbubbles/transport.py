@@ -74,7 +74,8 @@ LATENCY_MEMORY = 5
 
 class Clock:
     """Wall time that never goes back, so that the later of two fetches of a row is the newer one, even where the clock
-    was set back in between. `wall` returns the time in UTC. `api` estimates the API's clock."""
+    was set back in between. `wall` returns the time in UTC. `api` estimates the API's clock.
+    """
 
     def __init__(self, wall: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.api = ApiTime()

@@ -37,7 +37,8 @@ Where = Callable[[Key], str]
 @dataclass(frozen=True)
 class Schema:
     """What may be set. A section `[accounts.NAME]` may have other sections of `tree`; everything else in it is of the
-    section `source`. `former` are keys of earlier versions, with what to do about them."""
+    section `source`. `former` are keys of earlier versions, with what to do about them.
+    """
 
     tree: Mapping[str, Any]
     source: Key
@@ -86,7 +87,8 @@ def list_keys(tree: Mapping[str, Any]) -> list[Key]:
 @dataclass(frozen=True)
 class Value:
     """A value that is set, by its key without `accounts.NAME`. `file` is null for a variable, and `where` finds the
-    line or the variable for a message."""
+    line or the variable for a message.
+    """
 
     key: Key
     value: Any

@@ -45,7 +45,8 @@ class Context:
 @dataclass(frozen=True)
 class Limits:
     """What one run may do. It reads nothing older than `since` (UTC), makes at most `max_requests`, and ends after the
-    request in flight when `stop` is set. `accept_ties`: nothing is missing at the tie overflows known until now."""
+    request in flight when `stop` is set. `accept_ties`: nothing is missing at the tie overflows known until now.
+    """
 
     since: datetime | None = None
     max_requests: int | None = None

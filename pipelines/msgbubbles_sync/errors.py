@@ -9,4 +9,5 @@ class UsageError(Exception):
 
 class TransformError(Exception):
     """The marts could not be built or tested. The message names the models, and the file with what the database said:
-    that may quote rows, so it is in no message."""
+    that may quote rows, so it is in no message.
+    """

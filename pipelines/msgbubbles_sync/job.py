@@ -142,7 +142,8 @@ def _build_marts(context: Context, report: RunReport, *, with_transform: bool) -
 
 def _publish(context: Context, report: RunReport, *, max_age_minutes: float) -> None:
     """Publish what has changed, or what is older than that, or that the run ends otherwise than the last: readers
-    should see in `sync_runs` that it fails now, or no longer fails."""
+    should see in `sync_runs` that it fails now, or no longer fails.
+    """
     workspace, destination = context.workspace, context.destination
     run_log = RunLog(workspace.folder)
     report.conclude()

@@ -98,7 +98,8 @@ class StreamLoader:
 
     def _is_accepted(self, load: Callable[[], Any]) -> bool:
         """Load, and return whether the destination accepts the data. What it refuses is dropped, and so no later run
-        fails for it. Raises where it was refused in spite of the screen, and whatever else `load` raises."""
+        fails for it. Raises where it was refused in spite of the screen, and whatever else `load` raises.
+        """
         run = self._run
         changes, streams = copy.deepcopy(run.changes), copy.deepcopy(run.streams)
         try:
@@ -154,7 +155,8 @@ class StreamLoader:
     @contextmanager
     def _stopping(self) -> Iterator[None]:
         """Let a signal that reaches dlt while it loads stop the run as one that reaches us does. What dlt has on disk
-        is loaded by the next run."""
+        is loaded by the next run.
+        """
         try:
             yield
         except SignalReceivedException:

@@ -95,7 +95,8 @@ def _store_version(destination: Destination, version: int) -> None:
 
 def _rename_read_at(workspace: Workspace, destination: Destination) -> None:
     """`_read_at` became `_fetched_at`; and tables of groups may lack `_dlt_load_id`, of a load without dlt's
-    configuration."""
+    configuration.
+    """
     if not isinstance(destination, ParquetFiles):
         with destination.open_writer() as connection:
             for schema in (destination.write_schema, f"{destination.write_schema}_staging"):

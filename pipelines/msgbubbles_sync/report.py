@@ -31,7 +31,8 @@ class RunReport:
     """What a run did and how it ended. `run` is what it has read. `seconds` are of the wall clock, by phase; those of
     dlt's steps are part of `load`. `expired` counts what was older than the privacy policy keeps; `failed_reads` could
     not be read, in this run or one before, and are tried again. `failure` is the exception that ended the run, if one
-    did; `outcome` and `record` are as of the last `conclude`."""
+    did; `outcome` and `record` are as of the last `conclude`.
+    """
 
     workspace: Workspace
     run: Run

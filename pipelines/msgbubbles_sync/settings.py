@@ -98,7 +98,8 @@ class WebhookSettings(msgspec.Struct, frozen=True, kw_only=True):
 @dataclass(frozen=True)
 class Settings:
     """All settings, checked. `webhook_secrets` are those that do not change while a receiver runs; null where they are
-    read from a file, which may change."""
+    read from a file, which may change.
+    """
 
     source: SourceSettings = field(default_factory=SourceSettings)
     sync: SyncSettings = field(default_factory=SyncSettings)

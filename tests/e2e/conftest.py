@@ -15,7 +15,8 @@ from msgbubbles_sync.sandbox import Account, Knobs, seed, serve
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """What `make demo` publishes, made once for all workers. Another test may run the job on it at any time: who counts
-    on what is in it, copies it first."""
+    on what is in it, copies it first.
+    """
     own = tmp_path_factory.getbasetemp()
     folder = (own if worker_id == "master" else own.parent) / "demo"
     with FileLock(folder.with_suffix(".lock")):

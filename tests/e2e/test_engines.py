@@ -21,7 +21,8 @@ TITLE_TIMES = {"valid_from", "valid_to", "first_seen_at"}
 
 def answers(workspace: Workspace, mart: str) -> list[dict[str, Any]]:
     """The rows of a mart, without when they were read. Counts, instants and shares are exact; so are the averages,
-    which the marts round to the millisecond."""
+    which the marts round to the millisecond.
+    """
     left_out = READ_TIMES | (TITLE_TIMES if mart == "chat_title_history" else set())
     rows = query(workspace, f"SELECT * FROM marts.{mart}")
     return [

@@ -302,7 +302,7 @@ def test_the_exit_statuses_and_options_are_documented() -> None:
 
 @pytest.mark.parametrize("script", ["chats", "groups", "webhooks"])
 def test_importing_a_script_does_not_import_dlt(script: str) -> None:
-    """dlt reads its configuration when it is imported: before `configure_dlt`, it would find none."""
+    """Dlt reads its configuration when it is imported: before `configure_dlt`, it would find none."""
     code = f"import sys, {script}; sys.exit('dlt' in sys.modules)"
     environment = {**inherited_environment(), "PYTHONPATH": str(CHATS.parent)}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0

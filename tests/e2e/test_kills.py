@@ -135,7 +135,7 @@ class Victim:
 
 
 def test_killed_between_the_two_steps_that_end_a_normalization(new_job: NewJob) -> None:
-    """dlt moves the normalized package to its place, then removes the extracted one: here both are there."""
+    """Dlt moves the normalized package to its place, then removes the extracted one: here both are there."""
     job = new_job()
     job.run()
     change(job.server.account, random.Random(7))

@@ -191,7 +191,8 @@ class Mutations:
 
 def check(want: Truth, rows_of: Callable[[str], list[Row]], *, feed: bool = True) -> None:
     """Every untouched row is landed as it is; a touched one is landed or rejected. Without a feed, the messages of a
-    chat whose id cannot be read are out of reach."""
+    chat whose id cannot be read are out of reach.
+    """
     rejected = [row["row"] for row in rows_of("rejected_rows")]
     chats = {row["id"] for row in rows_of("chats")} | {key for text in rejected if (key := readable_id(text))}
     for kind in KINDS:

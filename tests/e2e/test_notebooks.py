@@ -52,7 +52,8 @@ def rows(database: Path, query: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def eventful(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo, where members have left, a group was deleted, the older messages are not read yet, and the latest run
-    was long after the newest message."""
+    was long after the newest message.
+    """
     database = tmp_path_factory.mktemp("eventful") / "it's eventful.duckdb"
     database.write_bytes(demo.read_bytes())
     with duckdb.connect(str(database)) as connection:

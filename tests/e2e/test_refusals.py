@@ -1,5 +1,6 @@
 """Each refusal says what is wrong and how to mend it, with its own exit status, without a traceback, key or handle;
-and when it is mended, the next run completes and nothing is lost."""
+and when it is mended, the next run completes and nothing is lost.
+"""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ def start(job: Job, *options: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("missing", ["load/normalized", "schemas/msgbubbles_webhooks.schema.json"])
 def test_load_needs_no_file_of_a_killed_load(new_job: NewJob, missing: str) -> None:
-    """dlt makes its folders and files one after another: a kill leaves only some of them."""
+    """Dlt makes its folders and files one after another: a kill leaves only some of them."""
     job = new_job(chats=0)
     spool = fill_spool(job)
     command(job, "load", status=3)

@@ -1,5 +1,6 @@
 """An account in which every handle, text, title and name is a word that is nowhere else, and a search for such words in
-every file of a folder, byte by byte, and in what files hold in packed form."""
+every file of a folder, byte by byte, and in what files hold in packed form.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +88,8 @@ def spellings(handle: str) -> list[str]:
 
 def quoted_everywhere(row: dict[str, Any], written: Iterator[str], but: frozenset[str] = frozenset()) -> dict[str, Any]:
     """Quote handles, one after the other, in each text of a row of the API, in what may be a text, and as names of
-    fields; fields of the names in `but`, and times, stay."""
+    fields; fields of the names in `but`, and times, stay.
+    """
     quoted: dict[str, Any] = {}
     for name, value in row.items():
         if name in but or name.endswith("_at") or not (value is None or isinstance(value, str | dict | list)):

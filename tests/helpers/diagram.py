@@ -10,7 +10,8 @@ TYPES = {"TIMESTAMP WITH TIME ZONE": "timestamptz"}
 
 def entity_diagram(manifest: dict[str, Any], catalog: dict[str, Any]) -> str:
     """Mermaid's erDiagram of the marts and of what the relationships tests join. Each entity has its keys: PK is what
-    a test says is unique, FK what one says is elsewhere. A test that only warns is a row that may be missing."""
+    a test says is unique, FK what one says is elsewhere. A test that only warns is a row that may be missing.
+    """
     tests = [
         node for node in manifest["nodes"].values() if node["resource_type"] == "test" and node.get("test_metadata")
     ]

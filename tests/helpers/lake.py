@@ -35,7 +35,8 @@ def lake_at(address: str, folder: Path) -> dict[str, str]:
 
 def change(job: Job, metadata: dict[str, Any] | None = None) -> tuple[str, str]:
     """Rename a chat, delete one, and write in one: now, and once more of a time that has been read already. Returns the
-    chat that is deleted, and the one with the messages."""
+    chat that is deleted, and the one with the messages.
+    """
     account, now = job.server.account, datetime.now(UTC)
     chats = sorted(job.server.truth().chats, key=lambda row: row["last_message_at"] or "")
     account.rename(chats[3]["id"], "Another name", now)

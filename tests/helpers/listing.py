@@ -15,7 +15,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 @dataclass
 class Listing:
     """Rows by id, each with its instant in microseconds (shown as milliseconds) or None. `shown_as` are rows that show
-    another instant than the one they are listed by."""
+    another instant than the one they are listed by.
+    """
 
     rows: dict[str, int | None]
     limit: int = 5

@@ -82,7 +82,8 @@ def alive(have: dict[str, Rows]) -> dict[str, Rows]:
 
 def differences(database: Path, truth: Truth) -> dict[str, dict[str, int]]:
     """By table: rows that are missing, that should not be there, and that are not as the API shows them. A deleted
-    chat and its messages should be there, and marked."""
+    chat and its messages should be there, and marked.
+    """
     return differences_of(landed(database), truth)
 
 

@@ -207,7 +207,8 @@ class Store:
 
 class World:
     """An account, its API, a job and a warehouse. Times are milliseconds of the API's clock; `client_ahead_ms` is how
-    far the job's own clock is ahead of it."""
+    far the job's own clock is ahead of it.
+    """
 
     def __init__(self, knobs: Knobs, settings: Settings, *, page_size: int = 5, seed: int = 0) -> None:
         self.now_ms = to_epoch_ms(datetime(2026, 3, 2, 9, tzinfo=UTC))

@@ -256,7 +256,8 @@ def test_a_lower_limit_is_learned_from_few_answers(
     begin_seconds: float,
 ) -> None:
     """A 429 halves the limit, or lowers it to what came through if that is more. It may take one more where a minute of
-    the API ends while requests are sent, because twice its limit came through then."""
+    the API ends while requests are sent, because twice its limit came through then.
+    """
     told = 120
     rate_limiter, api = budget_of(told, window_seconds=WINDOW_SECONDS), Limiter(real, window)
     clock.now = 1_000_020.0 + begin_seconds

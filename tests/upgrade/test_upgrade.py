@@ -84,7 +84,8 @@ class Opened:
 
     def check_not_read_again(self, stream: str, loaded: set[str]) -> None:
         """Of the rows that were loaded, only those on the newest page are read again, and those on the page with which
-        a missing interval ends. The oldest ends with the list."""
+        a missing interval ends. The oldest ends with the list.
+        """
         allowed = PAGE * len(self.facts["missing"][stream])
         assert allowed < len(loaded)
         assert len({key for kind, key in self.served if kind == stream} & loaded) <= allowed

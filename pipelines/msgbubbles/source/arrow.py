@@ -39,7 +39,6 @@ def build_column_hints(table: Table) -> Any:
 
 def arrow_schema(table: Table) -> pa.Schema:
     """Return the Arrow schema of a table."""
-
     types: dict[ColumnType, pa.DataType] = {
         "text": pa.string(),
         "bigint": pa.int64(),
@@ -60,7 +59,6 @@ def build_arrow_table(
     JSON columns hold JSON text, null where the API sent null. Values that some destination cannot store are replaced
     (see `storable`); `on_replaced` gets the number of rows with such values.
     """
-
     schema = arrow_schema(table)
     pairs = list(rows)
     arrays = []

@@ -66,7 +66,8 @@ class StoredRows(Protocol):
 @dataclass
 class Changes:
     """Counts of the rows of one table that were read, compared with the stored ones. Without a warehouse, every row
-    is new."""
+    is new.
+    """
 
     new: int = 0
     changed: int = 0
@@ -213,7 +214,8 @@ class RowBuffer:
 
     def _without_twins(self, table: str, rows: list[Read], stored: pa.Table | None) -> list[Read]:
         """Reject rows whose id is that of a row with another parent. The stored row stays, else the one that was read
-        first; but a message that now shows in one other chat only, with the same time, has moved there."""
+        first; but a message that now shows in one other chat only, with the same time, has moved there.
+        """
         if table not in PARENTS:
             return rows
         owners, (parent_field, parent_name) = self._parents[table], PARENTS[table]

@@ -54,7 +54,8 @@ class ChatReader(StreamReader[Chat]):
 
     def _note_threads(self, chats: list[NewChat]) -> None:
         """A chat that is there again, or that should have been known long ago, was hidden for a while: its messages
-        were too, and their time has been read."""
+        were too, and their time has been read.
+        """
         for chat in chats:
             was_hidden = chat.created_at is not None and to_epoch_ms(chat.created_at) < self._known_to_ms
             if chat.is_back or (was_hidden and self.run.missing is None):

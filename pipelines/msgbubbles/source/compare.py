@@ -34,7 +34,6 @@ class Comparison:
 
     def stored(self, column: str) -> pa.Array:
         """Return the stored values of a column in the order of `incoming`, null where the row is not stored."""
-
         kind = self.incoming.schema.field(column).type
         if column not in self._stored:
             return pa.nulls(len(self.keys), kind)
@@ -42,8 +41,8 @@ class Comparison:
 
     def differing(self, columns: Iterable[str] | None = None) -> dict[str, list[bool]]:
         """Return for each column whether the value that was read differs from the stored one. Rows that are not stored
-        differ wherever their value is not null."""
-
+        differ wherever their value is not null.
+        """
         found = {}
         for column in columns or (name for name in self.incoming.column_names if name not in NOT_COMPARED):
             read, stored = self.incoming.column(column).combine_chunks(), self.stored(column)
@@ -76,5 +75,4 @@ def _parse_json(text: str | None) -> Any:
 
 def filter_rows(table: pa.Table, mask: list[bool]) -> pa.Table:
     """Return the rows of a table for which the mask is true."""
-
     return table.filter(pa.array(mask, pa.bool_()))

@@ -18,7 +18,8 @@ class Settings:
     `tiers`: by stream, what is read again and how often. `refresh_per_minute`: requests that each stream may spend on
     reading again, for each minute since the run before; null for any number. `participants`: whether groups are asked
     for their participants. `requests_per_minute`: the limit, 0 for none. `least_walks`, `most_walks`: how many requests
-    may be under way at once, at least where there is enough to read, and at most."""
+    may be under way at once, at least where there is enough to read, and at most.
+    """
 
     start_ms: int = BEGINNING_MS
     lookback_ms: int = round(DEFAULTS.lookback_seconds * 1000)

@@ -125,7 +125,8 @@ class Tier:
 
 def incremental(coverage: Coverage, start_ms: int, lookback_ms: int) -> Task:
     """Plan what came since the last run. It begins `lookback_ms` before the newest time read, because a row can become
-    visible later than its own time."""
+    visible later than its own time.
+    """
     newest_ms = coverage.newest_ms
     return Task("incremental", start_ms if newest_ms is None else max(newest_ms - lookback_ms, start_ms), None)
 

@@ -70,7 +70,8 @@ class FailedReads:
     @contextmanager
     def attempt(self, kind: Kind, unit_id: str, from_ms: int | None = None) -> Iterator[Attempt]:
         """Record what goes wrong with one unit inside the block, or that it succeeds now. Raises what is not about the
-        unit, and the unit's error where the API does not answer at all any more."""
+        unit, and the unit's error where the API does not answer at all any more.
+        """
         attempt = Attempt()
         is_suspect = (kind, unit_id) in self._entries or self._run.failures_in_a_row > 0
         try:

@@ -22,7 +22,8 @@ UNKNOWN_LIMIT_PER_MINUTE = 1200
 
 def walks_at_once(requests_per_minute: int, latency_seconds: float) -> int:
     """How many walks it takes to use what may be asked, when an answer takes so long; `requests_per_minute` is 0 where
-    nobody counts. Twice as many as would just do, because a load is a pause for all of them."""
+    nobody counts. Twice as many as would just do, because a load is a pause for all of them.
+    """
     needed = (requests_per_minute or UNKNOWN_LIMIT_PER_MINUTE) / 60 * latency_seconds
     return 1 if needed <= SHARE_OF_ONE_WALK else min(math.ceil(2 * needed), MOST_WALKS)
 

@@ -1,5 +1,6 @@
 """pyarrow, imported when it is first used: that takes a second with pandas installed, which a run that finds nothing to
-load is spared."""
+load is spared.
+"""
 
 from __future__ import annotations
 

@@ -308,7 +308,8 @@ class Paginator(Generic[R]):
 
     def _try_another(self, page: Page[R], failed: Boundary) -> PageResult[R]:
         """Ask on from another boundary of the page before this one: the row that the last was taken from is not where
-        its time says. Where no boundary is left, ask for that page once more: all of its rows may have moved."""
+        its time says. Where no boundary is left, ask for that page once more: all of its rows may have moved.
+        """
         last = self._last
         assert last is not None  # noqa: S101 - set with the boundary
         if self._others is None:
@@ -332,7 +333,8 @@ class Paginator(Generic[R]):
 
     def _find_boundaries(self, failed: Boundary, last: _Asked[R]) -> list[Boundary]:
         """Find other boundaries of a page, which are newer: by another field that the page is in order of, then rows
-        further up, and further with each."""
+        further up, and further with each.
+        """
         fields = [field for field in (CURSOR, *OTHER_FIELDS) if field != last.times.field]
         others = [self._read_times(field, last.page, last.before_ms) for field in fields]
         boundaries = [
@@ -360,7 +362,8 @@ class Paginator(Generic[R]):
 
     def _find_sure_ms(self, page: Page[R], times: PageTimes) -> int | None:
         """Find the time down to which the pages until now leave nothing out; None while that cannot be said. The API
-        has shown it, or the page is in order."""
+        has shown it, or the page is in order.
+        """
         sure_ms = times.sure_ms(page) if times.field == self._field else None
         return min((at for at in (sure_ms, self._proven_ms) if at is not None), default=None)
 
@@ -376,7 +379,8 @@ class Paginator(Generic[R]):
 
     def _note_untimed(self, page: Page[R], times: PageTimes, *, brings_timed: bool) -> None:
         """Rows without a time at the end of a page may be followed by others, which `before` may leave out; but not
-        where rows with a time follow."""
+        where rows with a time follow.
+        """
         if None in times.all_ms:
             self._may_hide_untimed = page.may_hide_rows and (times.all_ms[-1] is None or not times.is_in_order)
         elif brings_timed:

@@ -1,5 +1,6 @@
 """Keep the progress of messages. A status only moves forward, and the times of sending, delivery and reading are set
-once: what arrives late, or was read from a replica that lags, takes nothing back."""
+once: what arrives late, or was read from a replica that lags, takes nothing back.
+"""
 
 from __future__ import annotations
 

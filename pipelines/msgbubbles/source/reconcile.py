@@ -1,5 +1,6 @@
 """Reads by id what no list shows: chats that stopped showing up, chats that only messages name, all messages of a chat,
-and timestamps that hold more messages than a page."""
+and timestamps that hold more messages than a page.
+"""
 
 from __future__ import annotations
 
@@ -127,7 +128,8 @@ def _name(span: Overflow) -> str:
 
 def read_by_id(state: ChatsState, context: StreamContext) -> Iterator[Any]:
     """Ask for the chats that sweeps have missed, and for what `run.missing` names. What there is no allowance for stays
-    in the state: `missed` (chats), `threads` (ids of chats whose messages are to be read again)."""
+    in the state: `missed` (chats), `threads` (ids of chats whose messages are to be read again).
+    """
     run, failed, missed, threads = context.run, context.failed, state.missed, state.threads
     lagging: dict[str, int] = {}
     if run.missing is not None:
@@ -222,7 +224,8 @@ def _read_lagging(
 
 def _read_for_events(state: ChatsState, context: StreamContext, allowance: _Allowance) -> Iterator[Any]:
     """Read just the intervals in which events name messages that are missing. One that has been read is not read again
-    for the same events, whatever was there."""
+    for the same events, whatever was there.
+    """
     run, settings = context.run, context.settings
     for chat_id, (from_ms, to_ms) in run.missing.known_from_events.items() if run.missing else ():
         # An event's time need not be the message's to the millisecond.
@@ -235,7 +238,8 @@ def _read_for_events(state: ChatsState, context: StreamContext, allowance: _Allo
 
 def _read_participants(state: ChatsState, context: StreamContext, allowance: _Allowance) -> None:
     """Ask for the participants of each group of `run.missing`. Where the API does not show them, wait for another
-    day."""
+    day.
+    """
     client, buffer, run, failed = context.client, context.buffer, context.run, context.failed
     for chat_id, before in run.missing.groups.items() if run.missing else ():
         if failed.is_waiting("participants", chat_id):
@@ -264,7 +268,8 @@ def _read_participants(state: ChatsState, context: StreamContext, allowance: _Al
 def read_overflows(state: ListState, context: StreamContext) -> Iterator[Any]:
     """Read the messages of timestamps that hold more than the feed shows, thread by thread, in the order of the
     threads' ids: where the allowance ends, the next run goes on. What one thread alone has too many of stays out of
-    reach, and so does what is in chats that are not known: then the overflow stands."""
+    reach, and so does what is in chats that are not known: then the overflow stands.
+    """
     run, spans = context.run, known_overflows(state)
     allowance = _Allowance(run)
     try:

@@ -39,7 +39,8 @@ class StreamProgress:
     `reached_ms` is the oldest timestamp of the page read last. `overflows` are the tie overflows that the run met,
     `standing` those that are neither repaired nor accepted. `order_contradictions` counts pages whose rows are not in
     the order of the time that is read, or not where it says. `covered_before` and `covered` are the coverage before the
-    run and now, null while nothing is covered."""
+    run and now, null while nothing is covered.
+    """
 
     pages: int = 0
     refresh_pages: int = 0
@@ -154,7 +155,8 @@ class MissingRows:
     could not show all of them, and `all_chats_known` that the list showed all. `known_from_events` are
     chats with messages that are known only from events, with their first and last time. `groups` are
     to be asked for their participants, with those they had before. `limit` bounds the requests. Only events name the
-    chats of `named_by_events`: one of those that is not found never was one."""
+    chats of `named_by_events`: one of those that is not found never was one.
+    """
 
     chats: Sequence[str] = ()
     threads: Sequence[str] = ()

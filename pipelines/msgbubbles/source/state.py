@@ -36,7 +36,8 @@ class _State(msgspec.Struct, kw_only=True, omit_defaults=True):
 class FailedRead(msgspec.Struct, frozen=True):
     """One unit that failed whenever it was tried since `since_ms`. Times are by this machine's clock. `from_ms`: the
     time from which rows of the unit are missing, null where it has no time. `http_status` and `error_code` are of the
-    last answer, null where there was none."""
+    last answer, null where there was none.
+    """
 
     kind: Kind
     id: str
@@ -50,14 +51,16 @@ class FailedRead(msgspec.Struct, frozen=True):
     @property
     def next_try_ms(self) -> int:
         """Return the earliest time of the next try: at once at first, then after twice as long each time, up to a
-        day."""
+        day.
+        """
         waits = self.tries - TRIES_WITHOUT_WAIT
         return self.last_tried_ms + (0 if waits < 0 else min(FIRST_WAIT_MS << min(waits, 16), DAY_MS))
 
 
 class ResourceState(_State):
     """What every resource remembers. `tables`: those that dlt was told to create, with their columns; true in states of
-    an old version. `complete`: the interval without a gap that `stream_coverage` shows."""
+    an old version. `complete`: the interval without a gap that `stream_coverage` shows.
+    """
 
     tables: list[str] | bool = field(name="has_tables", default_factory=list)
     complete: tuple[int, int] | None = None
@@ -72,7 +75,8 @@ class NumbersState(_State):
 
 class OverflowProgress(msgspec.Struct, array_like=True):
     """How far the chats of a tie overflow have been read: up to `after_id`. `is_stuck`: one of them could not be read
-    completely."""
+    completely.
+    """
 
     after_id: str = ""
     is_stuck: bool = False
@@ -82,7 +86,8 @@ class OverflowProgress(msgspec.Struct, array_like=True):
 class ListState(_State):
     """What was read of a list. `covered` is its coverage; `seen` are fingerprints of the newest page at `seen_ms`, so
     that what has not changed is not loaded again. `overflows` are tie overflows (first and last time) that are neither
-    repaired nor accepted, `overflows_done` how far each of them has been read, by name."""
+    repaired nor accepted, `overflows_done` how far each of them has been read, by name.
+    """
 
     covered: list[CoveredInterval] = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
@@ -94,7 +99,8 @@ class ListState(_State):
 
 class MessagesState(_State):
     """What was read of the messages, in each of the two ways. `feed`: whether the API answers the account's feed, null
-    while that is not known; `feed_refused_ms`: when it refused it last, by this machine's clock."""
+    while that is not known; `feed_refused_ms`: when it refused it last, by this machine's clock.
+    """
 
     feed: bool | None = None
     feed_refused_ms: int | None = None
@@ -132,7 +138,8 @@ class ChatsState(ListState):
 @dataclass(frozen=True)
 class States:
     """The states of all resources. `failed_reads` are in the order of kind and id; what failed in two resources counts
-    once."""
+    once.
+    """
 
     messages: MessagesState
     chats: ChatsState

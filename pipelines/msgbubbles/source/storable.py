@@ -30,7 +30,6 @@ def storable(table: pa.Table, json_columns: Iterable[str]) -> tuple[pa.Table, li
     In texts, NUL becomes U+FFFD. In JSON, so do NUL and halves of surrogate pairs; numbers of more than 400 digits,
     NaN and Infinity become texts; and a value nested more than 100 levels deep becomes one text.
     """
-
     changed: list[bool] = []
     of_json = frozenset(json_columns)
     for place, field in enumerate(table.schema):

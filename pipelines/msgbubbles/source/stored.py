@@ -33,7 +33,8 @@ KEYS_AT_ONCE = 10_000
 
 class Warehouse:
     """The tables of a pipeline's dataset. Times are milliseconds since 1970; intervals include their first millisecond
-    and exclude their last."""
+    and exclude their last.
+    """
 
     def __init__(self, pipeline: dlt.Pipeline) -> None:
         self._pipeline = pipeline
@@ -45,7 +46,8 @@ class Warehouse:
     @contextmanager
     def connected(self) -> Iterator[None]:
         """Keep one connection until the block ends, because opening one takes longer than most queries. The first query
-        opens it."""
+        opens it.
+        """
         with ExitStack() as self._session:
             try:
                 yield
@@ -60,7 +62,6 @@ class Warehouse:
 
     def rows(self, table: str, incoming: pa.Table) -> pa.Table | None:
         """Return the stored rows that have the keys of `incoming`; null without any, or without the table."""
-
         key = TABLES[table].key[0]
         keys = incoming.column(key).to_pylist()
         where, values = "", []
@@ -154,7 +155,8 @@ class Warehouse:
 
     def groups_to_ask(self, before_ms: int, limit: int) -> dict[str, list[str] | None]:
         """Return groups whose participants were not fetched since the group changed (and not since `before_ms`), with
-        the participants that were fetched last; null where they were never fetched."""
+        the participants that were fetched last; null where they were never fetched.
+        """
         found = self._fetch_all(
             "SELECT chats.id, known.handles FROM {chats} AS chats "
             "LEFT JOIN {participant_reads} AS known ON known.chat_id = chats.id "
@@ -167,7 +169,8 @@ class Warehouse:
 
     def lagging(self, lo_ms: int, hi_ms: int, limit: int) -> dict[str, int]:
         """Return chats with a `last_message_at` in the interval and no stored message since then, with that time by the
-        chat's id."""
+        chat's id.
+        """
         found = self._fetch_all(
             "SELECT id, last_message_at FROM {chats} AS chats WHERE last_message_at >= %s AND last_message_at < %s "
             "AND deleted_at IS NULL AND NOT EXISTS (SELECT 1 FROM {messages} AS messages "
@@ -179,7 +182,8 @@ class Warehouse:
 
     def missing_from_events(self, since_ms: int, limit: int) -> tuple[list[str], dict[str, tuple[int, int]]]:
         """Return what events received since then refer to and that is not stored: ids of chats; and by the ids of their
-        chats, the first and the last time of messages."""
+        chats, the first and the last time of messages.
+        """
         chats = self._fetch_all(
             "SELECT DISTINCT chat_id FROM {webhook_events} WHERE received_at >= %s AND chat_id IS NOT NULL "
             f"AND chat_id NOT IN (SELECT id FROM {{chats}}) LIMIT {limit:d}",

@@ -152,7 +152,8 @@ class StreamReader(Generic[R]):
         self, tasks: Iterable[Task], workers: Callable[[], int]
     ) -> Generator[tuple[OpenInterval[R], PageResult[R]]]:
         """Yield the pages of these intervals. While one is dealt with, the next is on its way. What ends one interval
-        ends the others, once what they have asked for has come."""
+        ends the others, once what they have asked for has come.
+        """
         queue = IntervalQueue[R](tasks, workers)
         in_flight: InFlight[Page[R]] = self.run.in_flight() if self.reads_ahead else OneByOne()
         ended_by: MsgBubblesError | None = None
@@ -191,7 +192,8 @@ class StreamReader(Generic[R]):
         self, interval: OpenInterval[R], answer: Callable[[], Page[R]], queue: IntervalQueue[R]
     ) -> PageResult[R] | None:
         """Take the answer for an interval. Return null where the page cannot be read: that is recorded, and what is
-        below it waits to be read. Raises an error that is not about the page."""
+        below it waits to be read. Raises an error that is not about the page.
+        """
         try:
             page = answer()
         except ApiError as error:
@@ -322,7 +324,8 @@ def read_stream(
     read: Read, client: Client, buffer: RowBuffer, resource: MutableMapping[str, Any], settings: Settings, run: Run
 ) -> Iterator[Any]:
     """Run one reader to where the run allows, load all that it read, and sort out why it ended. `resource` is dlt's
-    state of the resource."""
+    state of the resource.
+    """
     progress = run.progress(buffer.stream)
     progress.unfinished = False
     buffer.on_twins = run.reject

@@ -22,7 +22,8 @@ from .streams import Fetch, StreamReader
 @dataclass
 class ThreadResult:
     """`is_read`: the messages were read, or the chat is gone. `has_overflow`: some of them share a timestamp with more
-    than a page shows."""
+    than a page shows.
+    """
 
     is_read: bool = False
     has_overflow: bool = False
@@ -133,7 +134,8 @@ class ThreadReader(StreamReader[Chat]):
 
     def _is_unchanged(self, mark: str, at_ms: int | None) -> bool:
         """Return whether the messages were read with the chat as it is now, and so long after the last of them that
-        none can have come late."""
+        none can have come late.
+        """
         return mark in self.seen and (at_ms or 0) + self.settings.lookback_ms < self.seen_ms
 
     def _refresh_floor_ms(self) -> int:

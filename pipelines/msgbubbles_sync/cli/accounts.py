@@ -20,7 +20,8 @@ def run_each(names: Sequence[str], *, quiet: bool, as_json: bool) -> int:
     """Run this process's command for each account and return the overall exit status.
 
     The output of an account follows a line with its name; with `quiet` only if it reports an error. As JSON, each line
-    names its account. Ctrl-C and SIGTERM are passed on, and no other account is started after them."""
+    names its account. Ctrl-C and SIGTERM are passed on, and no other account is started after them.
+    """
     signals: list[int] = []
     started: list[subprocess.Popen[str]] = []
 

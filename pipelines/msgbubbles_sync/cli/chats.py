@@ -193,7 +193,8 @@ def privacy(
     as_json: AsJson = False,
 ) -> None:
     """Apply a stricter policy to what has landed (what was left out before does not come back), or look somebody up.
-    Makes no request."""
+    Makes no request.
+    """
 
     def lookup(session: Session) -> int:
         found = look_up(_lines(names or []), load_settings(session.workspace.account))
@@ -210,5 +211,6 @@ def privacy(
 
 def _lines(arguments: Iterable[str]) -> list[str]:
     """Return the arguments, with the lines of standard input in place of -: other users see arguments in the list of
-    processes."""
+    processes.
+    """
     return [line.strip() for one in arguments for line in (sys.stdin if one == "-" else [one]) if line.strip()]

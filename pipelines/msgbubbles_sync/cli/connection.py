@@ -85,7 +85,8 @@ def check_api_key(settings: Settings, script: str) -> None:
 def connect(session: Session, *, serve: bool = True) -> Iterator[Connection]:
     """Yield the connection of a command, through the sandbox if its options say so; `serve`: it makes requests.
 
-    Raises `UsageError`, also for a warehouse of another release."""
+    Raises `UsageError`, also for a warehouse of another release.
+    """
     check_version(session.workspace, build_destination(session.workspace))
     with reach_account(session, serve=serve) as connection:
         yield connection

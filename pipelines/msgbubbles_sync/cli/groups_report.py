@@ -20,7 +20,8 @@ PAST = {"create": "created", "rename": "renamed", "add": "added", "remove": "rem
 
 def count_requests(plan: Plan, unresolved: int) -> int:
     """Return how many requests applying a plan takes if nothing goes wrong: one for the numbers, one for each
-    operation, and one for each operation of an earlier apply without a verdict."""
+    operation, and one for each operation of an earlier apply without a verdict.
+    """
     return len(plan.operations) + unresolved + 1 if plan.operations or unresolved else 0
 
 

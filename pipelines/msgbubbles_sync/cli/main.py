@@ -56,7 +56,8 @@ class Script:
     ) -> NoReturn:
         """Run a command, report what ended it before its time, and exit with the status that says so.
 
-        If several accounts are configured and none is named, `for_each` runs it for each of them."""
+        If several accounts are configured and none is named, `for_each` runs it for each of them.
+        """
         os.umask(0o077)  # whatever dlt, dbt and we write is for this user only
         workspace = None
         try:
@@ -135,7 +136,8 @@ def start(app: Callable[[], Any]) -> None:
 
 class _Output(io.TextIOWrapper):
     """A standard stream that never fails: what its terminal cannot show is a question mark, and where nobody reads any
-    more, nothing is said. The work goes on."""
+    more, nothing is said. The work goes on.
+    """
 
     @classmethod
     def of(cls, stream: Any) -> _Output:
@@ -156,7 +158,8 @@ class _Output(io.TextIOWrapper):
 class _NoPandas(MetaPathFinder):
     """Hide pandas from the job. DuckDB imports it with the first parameter of a query, and pyarrow with the first
     array, to see whether a value is one of its: that costs a run that finds nothing a sixth of its CPU time, and
-    38 MB."""
+    38 MB.
+    """
 
     def find_spec(self, name: str, _path: object, _target: object = None) -> None:
         if name == "pandas":

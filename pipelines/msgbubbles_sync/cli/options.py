@@ -38,7 +38,8 @@ def choose_workspace(
 ) -> Workspace:
     """Return the workspace that a command is about: the whole warehouse, or that of a named account.
 
-    Raises `UsageError`, of it `SeveralAccountsError` where none was named."""
+    Raises `UsageError`, of it `SeveralAccountsError` where none was named.
+    """
     database = database or ROOT / f"{'sandbox' if sandbox else 'warehouse'}.{destination}"
     if sandbox:
         if account is not None:

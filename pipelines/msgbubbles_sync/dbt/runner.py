@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Verdict:
     """What the data tests said of the marts as they are built now: names of the tests that failed, and of the marts
-    they concern."""
+    they concern.
+    """
 
     failed_tests: list[str] = field(default_factory=list)
     marts: list[str] = field(default_factory=list)
@@ -57,7 +58,8 @@ def check_tools(destination: Destination) -> None:
 def transform(workspace: Workspace, destination: Destination, transforms: TransformSettings) -> None:
     """Bring the marts of the work database up to date, and test them; from scratch when the models have changed,
     because a new model does not correct what an old one has built. What the tests said is kept for `verdict`. Raises
-    `TransformError`."""
+    `TransformError`.
+    """
     options = ["--full-refresh"] if is_outdated(workspace, transforms) else []
     digest = _digest(workspace, transforms)
     target, environment = destination.read_dbt_target()

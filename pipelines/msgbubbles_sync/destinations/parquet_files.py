@@ -65,7 +65,8 @@ class ReaderTable(msgspec.Struct, frozen=True):
 
 class ReaderView(msgspec.Struct, frozen=True):
     """What readers see of an account: its tables, by schema and name; the build of each mart; and since when (as a Unix
-    timestamp) a file or build is replaced, by its path in the folder."""
+    timestamp) a file or build is replaced, by its path in the folder.
+    """
 
     tables: dict[str, dict[str, ReaderTable]] = {}
     marts: dict[str, str] = {}

@@ -20,7 +20,8 @@ TABLES = "_tables.json"
 
 class Table(msgspec.Struct, frozen=True):
     """The key of a table. Of the rows of a key the one of the latest load counts, and of that the one fetched last;
-    with `first_stays`, the first of the first load."""
+    with `first_stays`, the first of the first load.
+    """
 
     key: tuple[str, ...]
     has_fetched_at: bool = msgspec.field(default=True, name="has_read_at")  # as it is in the files of earlier runs

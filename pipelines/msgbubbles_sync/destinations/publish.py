@@ -55,7 +55,8 @@ def publish(work: Path, database: Path, held_marts: Sequence[str] = ()) -> int:
 
 def new_copy(database: Path) -> Path:
     """Return the path at which to write a replacement of a database: next to the file itself, where `database` is a
-    symbolic link. Removes what a killed process has left there."""
+    symbolic link. Removes what a killed process has left there.
+    """
     file = follow_links(database)[-1]
     for leftover in file.parent.glob(f".{glob.escape(file.name)}.*.publishing*"):
         remove(leftover)  # a folder is what DuckDB had no memory for
@@ -78,7 +79,8 @@ def replace_database(database: Path, copy: Path) -> int:
 
 def read_mark(database: Path) -> list[int] | None:
     """Return a file's size in bytes and its modification time, by which a changed file is noticed; null where it is
-    missing."""
+    missing.
+    """
     try:
         stat = database.stat()
     except FileNotFoundError:

@@ -38,7 +38,8 @@ def _refuses_value(error: BaseException) -> bool:
 
 class Screen:
     """Find the rows of a table that a destination refuses: write them, in ever smaller halves, and roll back. `found`
-    counts them."""
+    counts them.
+    """
 
     def __init__(self, destination: Destination) -> None:
         self._destination = destination

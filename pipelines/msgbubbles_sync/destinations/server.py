@@ -33,7 +33,8 @@ REASONS = re.compile(
 
 def find_reason(error: Exception) -> str:
     """Return why a connection was refused, without anything secret, to follow a sentence; empty where it is not
-    known."""
+    known.
+    """
     reason = REASONS.search(str(error))
     return f": {reason[0]}" if reason else ""
 
@@ -72,7 +73,8 @@ def query_server(connection: duckdb.DuckDBPyConnection, query: str) -> list[tupl
 
 def check_server(connection: duckdb.DuckDBPyConnection, schemas: Sequence[str], title: str) -> None:
     """Check that the server stores every text, takes writes, and lets the job's role have its schemas. Raises
-    `UsageError`, which says what to change."""
+    `UsageError`, which says what to change.
+    """
     [(role, database, encoding, is_read_only, may_create)] = query_server(connection, SERVER)
     if encoding != "UTF8":
         raise UsageError(

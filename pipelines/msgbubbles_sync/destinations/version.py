@@ -34,7 +34,8 @@ def check_version(workspace: Workspace, destination: Destination) -> None:
 
 def published_version(destination: Destination) -> int:
     """Return the version of what readers open. A destination that cannot be opened has the version of this release:
-    whatever is done with it fails as well, and says why."""
+    whatever is done with it fails as well, and says why.
+    """
     with suppress(UsageError, duckdb.Error):
         if destination.exists():
             with destination.open_reader() as connection:

@@ -58,7 +58,8 @@ class RedactedOperationError(Exception):
 
 class Applier:
     """Sends operations with one client, and writes them into one ledger. One at a time on a ledger: its caller holds
-    the lock."""
+    the lock.
+    """
 
     def __init__(
         self,
@@ -117,7 +118,8 @@ class Applier:
 
     def run(self, plan: Plan, known: Mapping[str, ObservedGroup]) -> ApplyResult:
         """Send the operations of a plan. A group that fails does not stop the others. What ends everything is kept in
-        `halt`: a signal, or a key that does not work."""
+        `halt`: a signal, or a key that does not work.
+        """
         self.applied.plan_id = plan.plan_id
         numbers = {group.key: group.from_handle for group in plan.desired}
         unreachable: Counter[str] = Counter()
@@ -145,14 +147,16 @@ class Applier:
 
     def _by_group(self, operations: Iterable[Operation]) -> list[tuple[str, list[Operation]]]:
         """The operations by group. Groups that were refused with 403 before come last, so that a few of them do not
-        look like a closed account before anything else was tried."""
+        look like a closed account before anything else was tried.
+        """
         entries = {one.key: one.http_status for one in self._ledger.entries() if one.outcome != "succeeded"}
         groups = [(key, list(theirs)) for key, theirs in groupby(operations, key=lambda operation: operation.key)]
         return sorted(groups, key=lambda group: entries.get(group[0]) == 403)
 
     def _is_closed(self) -> bool:
         """Whether it is the account that answers 403, and not a few of its groups: nothing was done, or reads are
-        refused as well."""
+        refused as well.
+        """
         if not self.applied.succeeded:
             return True
         try:
@@ -265,7 +269,8 @@ class Applier:
 
     def _created_without_id(self, entry: Entry, send: Callable[[], Chat | None]) -> OperationResult:
         """The verdict on a creation that succeeded, and whose answer does not say which group it is: asked once more,
-        with its own key, and looked for."""
+        with its own key, and looked for.
+        """
         done = self._success(None, None)
         try:
             chat = send() or self._search(entry)[0]

@@ -124,7 +124,8 @@ def _yaml_rows(path: Path) -> list[Row]:
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
         """Texts as they are written: in plain YAML +14155550100 is a number, and loses its +. A key that is there twice
-        is refused; of a merged mapping (`<<: *base`), the keys count that the mapping does not have itself."""
+        is refused; of a merged mapping (`<<: *base`), the keys count that the mapping does not have itself.
+        """
 
         def compose_mapping_node(self, anchor: Any) -> Any:
             node = super().compose_mapping_node(anchor)
@@ -203,7 +204,8 @@ def validate_rows(
     rows: Sequence[Row], numbers: Collection[str] | None, disguised: Callable[[str], str] = str
 ) -> tuple[DesiredGroup, ...]:
     """The rows as groups, in their order. `numbers` are the account's own, in disguise; null where they are not known.
-    Raises `UsageError` when there are no rows, `InvalidRowsError` with all faults of all rows."""
+    Raises `UsageError` when there are no rows, `InvalidRowsError` with all faults of all rows.
+    """
     if not rows:
         raise UsageError("the desired table has no rows, which is taken for a mistake; no group was touched")
     for number, row in enumerate(rows, 1):

@@ -62,7 +62,8 @@ def count_unresolved(workspace: Workspace) -> int:
 
 def fetch_own_numbers(client: Client) -> frozenset[str] | None:
     """The account's numbers, by `GET /v1/numbers`; null where the API does not list them: then each creation shows
-    whether its number is one. Raises `AuthenticationError` for a key that does not work, and `UnreachableError`."""
+    whether its number is one. Raises `AuthenticationError` for a key that does not work, and `UnreachableError`.
+    """
     try:
         return frozenset(number.handle for number in client.list_numbers().rows) or None
     except UnreachableError:

@@ -47,7 +47,8 @@ OBSERVATION_COLUMNS = ("key", "chat_id", "from_handle", "title", "handles", "is_
 @dataclass(frozen=True)
 class Entry:
     """An operation that was begun. `outcome` is null while there is no verdict, `unknown` where the tries ended without
-    one. `happened_at` is our best knowledge of when the network did it."""
+    one. `happened_at` is our best knowledge of when the network did it.
+    """
 
     operation_id: str
     plan_id: str
@@ -72,7 +73,8 @@ class Entry:
 @dataclass(frozen=True)
 class OperationResult:
     """What came of an operation. `error_message` is the API's own where it sent one: it may quote handles, so it goes
-    into the ledger and into no log."""
+    into the ledger and into no log.
+    """
 
     outcome: Outcome
     chat_id: str | None = None
@@ -86,7 +88,8 @@ class OperationResult:
 @dataclass(frozen=True)
 class Observation:
     """A group as `GET /chats/:id` showed it last. `handles` are its people without our number, null where the API does
-    not show them; `is_gone` is the API's 404."""
+    not show them; `is_gone` is the API's 404.
+    """
 
     key: str
     chat_id: str

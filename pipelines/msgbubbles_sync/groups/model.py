@@ -21,7 +21,8 @@ VARIATION_SELECTORS = frozenset("\ufe0e\ufe0f")
 @dataclass(frozen=True)
 class DesiredGroup:
     """A row of the desired table. `addresses` are sorted; without a title, the group's own is left alone. The message
-    is sent once, when the group is created."""
+    is sent once, when the group is created.
+    """
 
     key: str
     from_handle: str
@@ -33,7 +34,8 @@ class DesiredGroup:
 @dataclass(frozen=True)
 class Operation:
     """One request to the API, for the group with this key. `handles` are those who are added or removed, or all
-    addresses of a creation, which alone has `from_handle` and `message`."""
+    addresses of a creation, which alone has `from_handle` and `message`.
+    """
 
     kind: Kind
     key: str
@@ -46,7 +48,8 @@ class Operation:
 @dataclass(frozen=True)
 class ObservedGroup:
     """A group that has a key, as it is known: what the network confirmed to us, and what was read since. `members` are
-    without our own number. `chat_id` is null while a creation has no verdict. `is_gone`: the API no longer has it."""
+    without our own number. `chat_id` is null while a creation has no verdict. `is_gone`: the API no longer has it.
+    """
 
     key: str
     chat_id: str | None
@@ -70,7 +73,8 @@ class ObservedGroup:
 
 def fold_title(title: str | None) -> str:
     """Return a form that is equal for all spellings in which a network may store a title: composed characters, `&` or
-    `&amp;`, spaces as one, none around it, nothing that cannot be seen, and no more than 100 characters."""
+    `&amp;`, spaces as one, none around it, nothing that cannot be seen, and no more than 100 characters.
+    """
     text = unicodedata.normalize("NFC", html.unescape(html.unescape(title or "")))
     seen = "".join(one for one in text if unicodedata.category(one) != "Cf" and one not in VARIATION_SELECTORS)
     return re.sub(r"[\s\x00-\x1f\x7f]+", " ", seen).strip()[:MAX_TITLE].rstrip()

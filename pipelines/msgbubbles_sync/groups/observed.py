@@ -46,7 +46,8 @@ class Published:
 
 def observe_groups(ledger: Ledger, published: Published) -> dict[str, ObservedGroup]:
     """The groups that have a key, by key. An operation without a verdict counts as done: it is settled before anything
-    else is."""
+    else is.
+    """
     histories: dict[str, list[tuple[datetime, Entry | Observation]]] = {}
     for entry in ledger.entries():
         if entry.key is not None and entry.outcome != "failed":

@@ -35,7 +35,8 @@ class Note:
 @dataclass(frozen=True)
 class Plan:
     """The operations, those of a group together and in the order in which they are sent. `digest` is of what was known
-    of the desired groups. `vanished` are the keys of known groups that nobody desires any more."""
+    of the desired groups. `vanished` are the keys of known groups that nobody desires any more.
+    """
 
     desired: tuple[DesiredGroup, ...]
     operations: tuple[Operation, ...]

@@ -21,7 +21,8 @@ from .redact import GroupRedactor
 @dataclass(frozen=True)
 class GroupView:
     """A group as `GET /chats/:id` shows it, and its people as they are written there; null where it does not show
-    them."""
+    them.
+    """
 
     observation: Observation
     participants: tuple[str, ...] | None = None

@@ -1,5 +1,6 @@
 """What a warehouse says of itself, without a request and without its lock: the states of the readers, the records of
-the runs, and rows of the published file."""
+the runs, and rows of the published file.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ class Known:
     def states(self) -> States:
         """Return the states of the readers: those of the job's own files, else of the published one.
 
-        Raises `ConfigurationError` when a newer version wrote them."""
+        Raises `ConfigurationError` when a newer version wrote them.
+        """
         path = self.workspace.folder / "dlt" / "msgbubbles" / "state.json"
         try:
             state = json.loads(path.read_text())

@@ -27,7 +27,8 @@ ROWS_A_PAGE = MAX_PAGE_SIZE - 1
 @dataclass(frozen=True)
 class Step:
     """Something that the next run does. `requests` is an estimate, null where nothing is known; the stretch is in
-    milliseconds since 1970, null where it has no such end."""
+    milliseconds since 1970, null where it has no such end.
+    """
 
     stream: str
     kind: str

@@ -29,7 +29,8 @@ OLD, NEVER = "░", "·"
 @dataclass(frozen=True)
 class Status:
     """`age_minutes` is since the last run that was complete began; null when there was none. `missing` are stretches
-    that were never read, by stream. `job` is the one that runs now; null when none does."""
+    that were never read, by stream. `job` is the one that runs now; null when none does.
+    """
 
     last_complete_at: datetime | None
     age_minutes: float | None

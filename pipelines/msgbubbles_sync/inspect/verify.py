@@ -53,7 +53,8 @@ TABLE_NAMES: dict[type[Row], str] = {Chat: "chats", Message: "messages", Attachm
 class Difference:
     """`kind` is missing (in the warehouse), surplus (not in the API), unreadable (a chat, or all messages of one, that
     the API does not answer) or different, and then `fields` are those that are. Ids only: a difference holds no text
-    and no handle."""
+    and no handle.
+    """
 
     table: str
     id: str
@@ -188,7 +189,8 @@ class Verifier:
 
     def _ask_for(self, chat_id: str) -> bool:
         """Compare a chat by its id: one that the list did not show may have moved, or share a timestamp with too many
-        others. Returns whether the API has it."""
+        others. Returns whether the API has it.
+        """
         try:
             with self._tries():
                 chat = as_listed(self._client.get_chat(chat_id))

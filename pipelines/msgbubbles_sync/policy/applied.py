@@ -31,7 +31,8 @@ FILE = "privacy.json"
 
 class Record(msgspec.Struct, frozen=True):
     """The policy and key that a warehouse was filled with, and who was erased from it, as hashes with that key.
-    `key_check` tells the key from others; null without a key."""
+    `key_check` tells the key from others; null without a key.
+    """
 
     policy: Policy = FULL
     key_check: str | None = None
@@ -202,7 +203,8 @@ def has_rows(workspace: Workspace) -> bool:
 
 def describe_error(error: BaseException, workspace: Workspace) -> str:
     """Return the traceback of an error, for a file. Messages may quote rows, so under a policy only the types of the
-    errors and the places in the code are left."""
+    errors and the places in the code are left.
+    """
     try:
         record = Record.load(workspace)
         is_private = record is not None and (record.policy.redacts or bool(record.erased))

@@ -20,7 +20,8 @@ MAX_CACHED = 200_000
 
 class Vault:
     """A SQLite file of pseudonyms and handles, readable by its owner only. Safe to use from several threads and
-    processes."""
+    processes.
+    """
 
     def __init__(self, path: Path) -> None:
         """Create the file if it is missing. Raises `UsageError` if it cannot be used."""

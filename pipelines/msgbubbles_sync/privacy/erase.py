@@ -100,7 +100,8 @@ def purge(
     workspace: Workspace, transforms: TransformSettings, say: Callable[[str], None], also: Collection[str] = ()
 ) -> Certificate:
     """Remove everybody whom the privacy record says to be erased, wherever they are; `also` are handles that may stand
-    in texts only. May be repeated."""
+    in texts only. May be repeated.
+    """
     redactor = build_redactor(workspace)
     certificate = Certificate()
     with rewriting(workspace, transforms, say) as connection:
@@ -146,7 +147,8 @@ class _Rows:
 
     def delete_people(self, people: set[str]) -> list[str]:
         """Delete their threads, and of groups what they wrote and that they were in it. Returns the ids of the
-        threads."""
+        threads.
+        """
         run = self._connection.execute
         run("CREATE OR REPLACE TEMP TABLE people (handle VARCHAR)")
         run("CREATE OR REPLACE TEMP TABLE gone_chats (id VARCHAR)")
@@ -233,7 +235,7 @@ class _Rows:
                 self._counts[table] += 1
 
     def _forget_in_state(self, redactor: Redactor) -> None:
-        """dlt's state names chats by their ids."""
+        """Dlt's state names chats by their ids."""
         if "_dlt_pipeline_state" not in self._own_tables:
             return
         for row_id, packed in self._connection.execute(
@@ -249,7 +251,8 @@ class _Rows:
 
     def _remove_from_lists(self, chat_ids: list[str], people: set[str]) -> None:
         """Write the lists of these groups as they would have been without them: of lists that are then the same, only
-        the first was ever written; one of nobody is a null handle."""
+        the first was ever written; one of nobody is a null handle.
+        """
         for chat_id in chat_ids:
             before = self._all(
                 "SELECT _fetched_at, handle, _dlt_load_id FROM msgbubbles.participant_lists WHERE chat_id = ? "
@@ -288,7 +291,8 @@ class _Rows:
 
 def _may_hold(text: str, handles: set[str]) -> tuple[str, list[str]]:
     """A condition for texts, given as SQL, in which one of these handles may stand in any spelling; without handles,
-    anybody's."""
+    anybody's.
+    """
     # Escapes of JSON, and digits of other scripts.
     others = f"contains({text}, '\\u') OR regexp_matches(regexp_replace({text}, '[0-9]', '', 'g'), '\\p{{Nd}}')"
     if not handles:
@@ -315,7 +319,8 @@ def _purge_ledger(workspace: Workspace, redactor: Redactor) -> Counter[str]:
 
 def _purge_files(workspace: Workspace, redactor: Redactor) -> None:
     """Lines that are no events are kept as they came: those that name somebody go. The records of runs stay without
-    them."""
+    them.
+    """
     for path in dead_letter_folder(workspace).glob("*.jsonl"):
         _rewrite(path, lambda line: "" if redactor.mentions_erased(line) else line)
     journal = workspace.folder / "runs.jsonl"

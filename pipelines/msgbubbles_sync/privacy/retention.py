@@ -1,5 +1,6 @@
 """Remove what is older than the policy keeps: texts in every run, chats once a day, because the marts are then
-rebuilt."""
+rebuilt.
+"""
 
 from __future__ import annotations
 

@@ -52,7 +52,8 @@ class Seen:
 @dataclass(frozen=True)
 class Done:
     """A change of a group that a request has made: `create`, `rename`, `add` or `remove`. What repeats a change that
-    was made, or changes nothing, is none."""
+    was made, or changes nothing, is none.
+    """
 
     operation: str
     chat_id: str

@@ -1,5 +1,6 @@
 """What the API's pages leave open, and what goes wrong on a bad day: read at every request, so a test may turn
-any of them while the server runs."""
+any of them while the server runs.
+"""
 
 from __future__ import annotations
 

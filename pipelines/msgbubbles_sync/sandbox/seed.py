@@ -103,7 +103,8 @@ def seed(
 
 def advance(account: Account, now: datetime, minimum: int = 40) -> int:
     """Let the time since the account was last used pass in it: at least `minimum` new messages in about a dozen
-    threads, one of them new, a group renamed, statuses moved on. Returns the number of new messages."""
+    threads, one of them new, a group renamed, statuses moved on. Returns the number of new messages.
+    """
     saved_us = int(account.recall("saved_us") or 0)
     since = EPOCH + timedelta(microseconds=saved_us)
     if now <= since:

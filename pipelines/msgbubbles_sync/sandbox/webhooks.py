@@ -43,7 +43,8 @@ def webhook_row(row: sqlite3.Row) -> dict[str, Any]:
 
 class Deliverer:
     """Writes each event into the account with the change that it tells of, and delivers from there: what is not
-    delivered when it ends is when it begins again. `failures` counts the tries that brought no 2xx."""
+    delivered when it ends is when it begins again. `failures` counts the tries that brought no 2xx.
+    """
 
     def __init__(self, account: Account, knobs: Knobs) -> None:
         self.delivered = 0

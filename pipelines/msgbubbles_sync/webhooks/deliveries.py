@@ -29,7 +29,8 @@ MAX_EVENTS = 10_000
 
 def split_deliveries(body: bytes, delivery_id: str | None, timestamp: str, now: datetime) -> list[Delivery]:
     """Return the lines for the spool. `delivery_id` and `timestamp` are signed, or null and empty. A body that is no
-    JSON is one line too, which the load puts aside."""
+    JSON is one line too, which the load puts aside.
+    """
     delivery_id = usable_id(delivery_id)
     text = decode_text(body)
     try:
@@ -60,7 +61,8 @@ def usable_id(event_id: Any) -> str | None:
 
 def read_event_id(payload: Any) -> str | None:
     """The event's own id. An `id` counts only where it says that it is an event's: it may be the message's, of which
-    there are many events."""
+    there are many events.
+    """
     if not isinstance(payload, dict):
         return None
     own = usable_id(payload.get("event_id"))

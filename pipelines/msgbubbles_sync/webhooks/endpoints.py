@@ -17,7 +17,8 @@ from .secrets import SecretStore
 @dataclass(frozen=True)
 class Made:
     """An endpoint that was made. `secret` is null where it was stored in `stored_in`. `replaces` is the endpoint that
-    it takes the place of, removed or not."""
+    it takes the place of, removed or not.
+    """
 
     id: str
     url: str
@@ -83,7 +84,8 @@ def listed(client: Client) -> list[Listed]:
 
 def rotated(client: Client, webhook_id: str, store: SecretStore | None) -> Made:
     """Make another endpoint like this one, and remove this one once the receiver can know the new secret. Until then
-    both send: what comes twice is stored once. Without `store`, this one stays."""
+    both send: what comes twice is stored once. Without `store`, this one stays.
+    """
     webhook = next((one for one in client.list_webhooks().rows if one.id == webhook_id), None)
     if webhook is None or webhook.url is None or webhook.events is None:
         raise UsageError(f"there is no endpoint {webhook_id} whose URL and events the API shows; see webhooks.py list")

@@ -41,7 +41,8 @@ OF_A_MESSAGE = frozenset({"direction", "text", "status", "channel", "attachments
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """A row of `webhook_events`. `occurred_at` is the API's time of it, or when it came where the payload has none;
-    `message_at` the message's own time. `message` is what the payload shows of it, by the names of the API."""
+    `message_at` the message's own time. `message` is what the payload shows of it, by the names of the API.
+    """
 
     event_id: str
     event_type: str | None = None
@@ -123,7 +124,8 @@ _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 def _storable(body: str) -> str:
     """The same as strict JSON, without what a database refuses: half an emoji, and the character NUL. Raises as
-    `parsed`."""
+    `parsed`.
+    """
     text = fix_encoding(body.encode()).decode()
     try:
         msgspec.json.decode(text)
@@ -134,7 +136,8 @@ def _storable(body: str) -> str:
 
 def is_possible_id(value: Any) -> bool:
     """Whether the API can have a chat of this id, and can be asked for it. It stands in the path of a URL: dots and
-    slashes would make another route of it."""
+    slashes would make another route of it.
+    """
     return (
         isinstance(value, str)
         and 0 < len(value) <= MAX_ID_CHARACTERS

@@ -41,7 +41,8 @@ FROM msgbubbles.webhook_events"""
 @dataclass(frozen=True)
 class Times:
     """By direction of the messages (inbound, outbound): the newest message, and the last event of one; null where there
-    is none."""
+    is none.
+    """
 
     newest: tuple[datetime | None, datetime | None] = (None, None)
     last: tuple[datetime | None, datetime | None] = (None, None)
@@ -73,7 +74,8 @@ def read_event_times(workspace: Workspace) -> Times:
 
 def are_reliable(workspace: Workspace, now: datetime | None = None) -> bool:
     """Whether the sync may rely on events for what changes: a receiver runs and has run without a break, and in either
-    direction no message is there whose event did not come."""
+    direction no message is there whose event did not come.
+    """
     now = now or datetime.now(UTC)
     beat = read_last_beat(webhooks_folder(workspace))
     if beat is None or not beat.is_alive(now) or now - beat.uninterrupted_since < UNINTERRUPTED:

@@ -1,5 +1,6 @@
 """A sign of life of the receiver, in a file: whether one runs, since when without a break, and when the last event
-came."""
+came.
+"""
 
 from __future__ import annotations
 

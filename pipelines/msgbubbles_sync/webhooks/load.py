@@ -45,7 +45,8 @@ BODIES_AT_ONCE = 64 * 1024 * 1024  # characters
 class LoadResult:
     """What a load did. `deliveries` counts what was in the spool, what is in the warehouse already too;
     `messages` were changed by them. `malformed` lines of the spool are in `aside`. Of the deliveries,
-    `without_chat` name their chat by what can be no id: they are stored without it."""
+    `without_chat` name their chat by what can be no id: they are stored without it.
+    """
 
     deliveries: int = 0
     messages: int = 0
@@ -122,7 +123,6 @@ def _batches(found: Iterable[Segment]) -> Iterator[list[Segment]]:
 
 def _events(segment: Segment, redactor: Redactor) -> tuple[list[Event], list[bytes]]:
     """The events of a segment, as far as they are to land, and the lines that are none."""
-
     events, malformed = [], list(segment.malformed)
     for delivery in segment.deliveries:
         left = redact_delivery(delivery, redactor)

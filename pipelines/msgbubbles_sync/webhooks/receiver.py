@@ -62,7 +62,8 @@ class Busy(Exception):  # noqa: N818 - says what to answer
 @dataclass(frozen=True)
 class Signed:
     """What the API has signed of a request. `body` is without its content encoding; `delivery_id` is null and
-    `timestamp` empty where the scheme does not sign them."""
+    `timestamp` empty where the scheme does not sign them.
+    """
 
     body: bytes
     delivery_id: str | None
@@ -221,7 +222,8 @@ class Receiver:
 
     def _signed(self, request: Request, body: bytes, now: datetime) -> Signed | Refusal:
         """What is signed of a request: the body as it came over the wire, or without its content encoding. Raises
-        `TooLong`."""
+        `TooLong`.
+        """
         names = (self._scheme.signature_header, self._scheme.timestamp_header)
         headers = dict(request.headers) | {
             name: "\n".join(request.headers.getlist(name)) for name in names if name in request.headers

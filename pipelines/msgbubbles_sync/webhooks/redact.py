@@ -1,5 +1,6 @@
 """What the policy leaves of a delivery: before it is written to disk, and once more before it lands, because a policy
-may have become stricter in between."""
+may have become stricter in between.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ RedactDelivery = Callable[[Delivery], Delivery | None]
 
 def redact_delivery(delivery: Delivery, redactor: Redactor) -> Delivery | None:
     """The delivery as it may be kept; null where it concerns somebody who was erased. Nobody knows who is in a body
-    that cannot be parsed: of it, only that it came is kept."""
+    that cannot be parsed: of it, only that it came is kept.
+    """
     if redactor.is_idle:
         return delivery
     try:
@@ -51,7 +53,8 @@ def drop_payload(event: Event) -> Event:
 
 class CurrentPolicy:
     """Applies the policy of a warehouse to deliveries, as it is at that moment: it may be changed, and people erased,
-    while a receiver runs."""
+    while a receiver runs.
+    """
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace

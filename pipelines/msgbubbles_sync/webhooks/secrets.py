@@ -1,5 +1,6 @@
 """The signing secrets of webhooks. Imports no dlt, which takes seconds: a receiver that was killed should be back at
-once."""
+once.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ Secrets = tuple[str, ...]
 
 class SecretStore:
     """The signing secrets: `fixed` ones, which the environment or an account has, or else those in the section
-    `[webhooks]` of a file, which may change while a receiver runs."""
+    `[webhooks]` of a file, which may change while a receiver runs.
+    """
 
     def __init__(self, path: Path, fixed: Secrets | None = None) -> None:
         self.path = path
@@ -30,7 +32,8 @@ class SecretStore:
     @classmethod
     def of(cls, workspace: Workspace, *, sandbox: bool, path: Path | None = None) -> SecretStore:
         """By default dlt's own file of secrets; those of a made-up account, and of one of several, are beside its
-        database."""
+        database.
+        """
         is_apart = sandbox or workspace.account is not None
         default = (workspace.folder / "webhooks" if is_apart else configuration_folder()) / "secrets.toml"
         return cls((path or default).expanduser().absolute(), load_settings(workspace.account).webhook_secrets)
@@ -42,7 +45,8 @@ class SecretStore:
     def changed(self) -> bool:
         """Read the file again, if it is another than before. Returns whether the secrets are others now.
 
-        Raises `UsageError` for a file that cannot be read."""
+        Raises `UsageError` for a file that cannot be read.
+        """
         before = self._secrets
         if self._fixed is not None:
             self._secrets = self._fixed
@@ -59,7 +63,8 @@ class SecretStore:
 
     def add(self, secret: str) -> None:
         """Write a secret behind those that are there, for nobody else to read. Comments and other keys stay as they
-        are. Raises `UsageError` where the file cannot be written."""
+        are. Raises `UsageError` where the file cannot be written.
+        """
         try:
             text = self.path.read_text() if self.path.exists() else ""
             document = tomlkit.parse(text)

@@ -81,7 +81,8 @@ def check_request(
 
 def signed_timestamp(scheme: Scheme, secrets: Iterable[str], headers: Mapping[str, str], body: bytes) -> str | None:
     """Return the timestamp, as it is written, under which one of the secrets has signed the body: empty where the
-    scheme signs none, null where nothing is signed. Takes the same time whichever part of a signature is wrong."""
+    scheme signs none, null where nothing is signed. Takes the same time whichever part of a signature is wrong.
+    """
     tokens = _tokens(scheme, headers)
     keys = [key for secret in secrets for key in keys_of(secret)]
     found = None

@@ -49,7 +49,8 @@ Outcome = Literal["stored", "duplicate"]
 
 class Delivery(msgspec.Struct, frozen=True):
     """One event, a line of the spool. `body` is as it was sent, to the letter where it was valid UTF-8 and the delivery
-    held no other event."""
+    held no other event.
+    """
 
     event_id: str
     received_at: datetime
@@ -64,7 +65,8 @@ class _Waiting:
 
 class SpoolWriter:
     """Writes deliveries from a thread of its own: all that wait are written and synced at once, so that many a second
-    cost few syncs."""
+    cost few syncs.
+    """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -165,7 +167,8 @@ class SpoolWriter:
 
     def _drop_unsynced(self) -> None:
         """Take out of the segment what was not answered. One that holds nothing else goes: a disk that refuses for
-        long would otherwise fill with empty files."""
+        long would otherwise fill with empty files.
+        """
         if self._segment is None:
             return
         with suppress(OSError):

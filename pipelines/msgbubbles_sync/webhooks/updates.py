@@ -54,7 +54,6 @@ def apply_events(stored: Iterable[Row], events: Iterable[Event]) -> list[Row]:
 
 def read_stored_messages(warehouse: Warehouse, events: Iterable[Event]) -> list[Row]:
     """The stored rows of the messages that events are about."""
-
     wanted = arrow_schema(MESSAGES)
     ids = list(dict.fromkeys(event.message_id for event in events if event.is_of_a_message))
     keys = pa.table({"id": ids, "cursor_at": pa.nulls(len(ids), wanted.field("cursor_at").type)})
@@ -64,7 +63,6 @@ def read_stored_messages(warehouse: Warehouse, events: Iterable[Event]) -> list[
 
 def build_messages_table(rows: list[Row]) -> pa.Table:
     """The rows as they land."""
-
     table = pa.Table.from_pylist(rows, schema=arrow_schema(MESSAGES))
     return storable(table, MESSAGES.json_columns)[0]
 

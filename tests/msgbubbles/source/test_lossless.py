@@ -54,7 +54,8 @@ knobs = st.builds(
 
 class Conversations(RuleBasedStateMachine):
     """Time passes only as far as the documentation promises: statuses change within two days, and a complete run comes
-    every 20 hours at least."""
+    every 20 hours at least.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -307,7 +307,8 @@ def ever_new(
     at: Callable[[int, datetime | None], datetime | None],
 ) -> tuple[Callable[[str | None], Page[Chat]], list[str]]:
     """Pages of ten rows that were never shown before, each at what `at` says of its page's number and of `before`; and
-    what was asked."""
+    what was asked.
+    """
     asked: list[str] = []
 
     def fetch(before: str | None) -> Page[Chat]:

@@ -159,7 +159,7 @@ def test_the_ledger_lands_once_and_again_when_a_verdict_comes(
 
 
 def test_a_landing_killed_between_the_two_steps_that_end_a_normalization_goes_on(world: World) -> None:
-    """dlt moves the normalized package to its place, then removes the extracted one: here both are there."""
+    """Dlt moves the normalized package to its place, then removes the extracted one: here both are there."""
     workspace = world.workspace
     duckdb.connect(str(workspace.work)).close()
     world.apply(row("a", ANNA, BEN))
