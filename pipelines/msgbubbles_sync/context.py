@@ -1,4 +1,4 @@
-"""What a run of the job works with: built once, in the CLI, and passed down."""
+"""What a command works with: built once in the CLI and passed down."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import threading
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from msgbubbles.redact import Redactor
 
-from .destinations import Destination
+from .destinations import Destination, build_destination
+from .policy.applied import build_redactor
 from .settings import Settings
 from .workspace import Workspace
 
@@ -19,33 +21,54 @@ if TYPE_CHECKING:
 
 
 class Console(Protocol):
-    """Where the job reports what it does."""
+    """Where a command reports what it does."""
 
     def say(self, message: str, /) -> None:
         """Report progress."""
 
     def fail(self, message: str, /) -> None:
-        """Report an error, or what needs a look."""
+        """Report an error or a warning."""
 
     def follow(self, run: Run, /) -> AbstractContextManager[None]:
-        """Show how far a run has come until the block ends."""
+        """Show the progress of a run until the block ends."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """`settings` reach the account: the configured one, or the sandbox."""
+    """One warehouse, its settings, and where progress is reported.
+
+    `cli.main.Script.run` builds it, and commands get it as `session.context`. A command that makes requests gets a
+    `Connection`, whose `context` has the settings that reach the account: the configured one, or the sandbox. Layers
+    above this module take the context; those below (policy, dbt, destinations) take the parts that they need.
+    """
 
     workspace: Workspace
-    destination: Destination
-    redactor: Redactor
     settings: Settings
     console: Console
+
+    @cached_property
+    def destination(self) -> Destination:
+        return build_destination(self.workspace)
+
+    @cached_property
+    def redactor(self) -> Redactor:
+        """Raises `UsageError` if the stored rows were loaded under another policy, as no run would start then.
+
+        An erasure or a change of the policy needs a new one afterwards: `build_redactor`.
+        """
+        return build_redactor(self.workspace)
+
+    def check_policy(self) -> None:
+        """Raise `UsageError` if the configured policy is not the one of the stored rows."""
+        _ = self.redactor
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one run may do. It reads nothing older than `since` (UTC), makes at most `max_requests`, and ends after the
-    request in flight when `stop` is set. `accept_ties`: nothing is missing at the tie overflows known until now.
+    """What one run may do.
+
+    It reads nothing older than `since` (UTC), makes at most `max_requests`, and ends after the request in flight when
+    `stop` is set. `accept_ties`: no rows are missing at the tie overflows that are known so far.
     """
 
     since: datetime | None = None

@@ -45,7 +45,7 @@ def run(context: Context, limits: Limits) -> RunReport:
     `job`.
     """
     report = RunReport(
-        context.workspace,
+        context,
         Run(
             batch_pages=context.settings.sync.batch_pages,
             max_requests=limits.max_requests,
@@ -77,7 +77,7 @@ def run(context: Context, limits: Limits) -> RunReport:
 
 def repair(context: Context, missing: MissingRows, limits: Limits) -> RunReport:
     """Read by id what is missing, and nothing else; then build the marts and publish. Returns as `run` does."""
-    report = RunReport(context.workspace, Run(stop=limits.stop))
+    report = RunReport(context, Run(stop=limits.stop))
     with _logged(context, report):
         context.destination.prepare()
         StreamLoader(context, report, context.settings.source).load_missing(missing)

@@ -17,14 +17,13 @@ import duckdb
 
 from msgbubbles.errors import ConfigurationError, Interrupted, MsgBubblesError, RequestsSpent
 
-from .destinations import build_destination
+from .context import Context
 from .destinations.publish import DAMAGE_WORDS
 from .errors import TransformError, UsageError
 from .extras import missing_extra
 from .files import write_privately
 from .lock import AnotherJobRunsError, JobStalledError
 from .policy.applied import describe_error
-from .workspace import Workspace
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INCOMPLETE, EXIT_LOCKED, EXIT_STOPPED = 1, 2, 3, 75, 130
 STOPPED = "stopped at once; what was loaded stays, and the next run goes on from there"
@@ -49,7 +48,7 @@ class Outcome:
     message: str = ""
 
 
-def explain_end(ended_by: BaseException | None, workspace: Workspace | None, *, is_incomplete: bool = False) -> Outcome:
+def explain_end(ended_by: BaseException | None, context: Context | None, *, is_incomplete: bool = False) -> Outcome:
     """Return how a command ended that `ended_by` has ended, or that came to its end and has left something to look at.
 
     The details of an error that may quote rows are written to a file of the workspace that only the user reads.
@@ -68,7 +67,7 @@ def explain_end(ended_by: BaseException | None, workspace: Workspace | None, *, 
         return Outcome(EXIT_USAGE, str(ended_by))
     if isinstance(ended_by, Interrupted):
         return Outcome(EXIT_STOPPED, str(ended_by))
-    if isinstance(ended_by, MsgBubblesError | TransformError) or workspace is None:
+    if isinstance(ended_by, MsgBubblesError | TransformError) or context is None:
         return Outcome(EXIT_FAILED, str(ended_by))
     # A wrong usage or a key that is missing is said without waiting for dlt.
     from dlt.common.configuration.exceptions import ConfigValueCannotBeCoercedException
@@ -76,17 +75,17 @@ def explain_end(ended_by: BaseException | None, workspace: Workspace | None, *, 
     if isinstance(ended_by, ConfigValueCannotBeCoercedException):
         field = ended_by.field_name
         return Outcome(EXIT_USAGE, f"{field} has no value of its type; dlt_config/config.toml shows how it is set")
-    message = find_cause(ended_by, workspace) or f"{type(ended_by).__name__}; what was loaded stays"
+    message = find_cause(ended_by, context) or f"{type(ended_by).__name__}; what was loaded stays"
     with suppress(OSError):  # where the disk is full, or is not ours
-        path = write_privately(workspace.folder / "last_error.txt", describe_error(ended_by, workspace))
+        path = write_privately(context.workspace.folder / "last_error.txt", describe_error(ended_by, context.workspace))
         message += f". Details, which may quote your data: {path}"
     return Outcome(EXIT_FAILED, message)
 
 
-def find_cause(error: BaseException, workspace: Workspace) -> str | None:
+def find_cause(error: BaseException, context: Context) -> str | None:
     """Return what is wrong and how to fix it; null where this is not known."""
-    causes = list(_causes(error))
-    meant = build_destination(workspace).explain("\n".join(str(cause) for cause in causes))
+    causes, workspace = list(_causes(error)), context.workspace
+    meant = context.destination.explain("\n".join(str(cause) for cause in causes))
     if meant is not None:
         return meant
     if any(_is_of_memory(cause) for cause in causes):

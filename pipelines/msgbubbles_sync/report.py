@@ -19,11 +19,10 @@ from msgbubbles.source.run import Run, StreamProgress
 from msgbubbles.source.state import FailedRead
 from msgbubbles.transport import VERSION
 
+from .context import Context
 from .dbt.runner import Verdict
-from .destinations import build_destination
 from .outcome import Outcome, explain_end
 from .run_log import iso_timestamp
-from .workspace import Workspace
 
 
 @dataclass
@@ -34,7 +33,7 @@ class RunReport:
     did; `outcome` and `record` are as of the last `conclude`.
     """
 
-    workspace: Workspace
+    context: Context
     run: Run
     run_id: str = field(default_factory=lambda: str(uuid4()))
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -73,7 +72,7 @@ class RunReport:
         """Work out the outcome and the record of the run, as far as it has come."""
         is_lossy = any(progress.rejected or progress.standing for progress in self.run.streams.values())
         is_incomplete = bool(is_lossy or self.failed_reads or self.tested.failed_tests)
-        self.outcome = explain_end(self.ended_by, self.workspace, is_incomplete=is_incomplete)
+        self.outcome = explain_end(self.ended_by, self.context, is_incomplete=is_incomplete)
         self.record = self._record()
 
     def _record(self) -> dict[str, Any]:
@@ -87,8 +86,8 @@ class RunReport:
             "outcome": "failed" if error else _outcome(run),
             "exit_status": self.outcome.exit_status,
             "error": error,
-            "account": self.workspace.account,
-            "database": build_destination(self.workspace).title,
+            "account": self.context.workspace.account,
+            "database": self.context.destination.title,
             "published": self.published,
             "slices": self.slices,
             "requests_total": run.traffic.total,

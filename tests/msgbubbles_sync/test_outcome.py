@@ -14,6 +14,7 @@ import pytest
 from dlt.common.exceptions import PipelineException
 from dlt.load.exceptions import LoadClientJobFailed
 
+from helpers.context import build_context
 from msgbubbles.environment import check_certificates, check_proxies
 from msgbubbles.errors import AuthenticationError, ConfigurationError, Interrupted, RequestsSpent
 from msgbubbles_sync.errors import TransformError, UsageError
@@ -76,7 +77,7 @@ def test_cause_is_named_and_nothing_is_to_be_removed(
     workspace = Workspace.from_path(tmp_path / "company.duckdb")
     with pytest.raises(Exception) as raising:  # noqa: PT011 - whatever it is
         fail(workspace)
-    said = find_cause(raising.value, workspace) or ""
+    said = find_cause(raising.value, build_context(workspace)) or ""
     assert says in said
     assert "remove" not in said
     assert "of a row" not in said
@@ -86,8 +87,9 @@ def test_cause_is_named_and_nothing_is_to_be_removed(
 def test_cause_that_is_not_known_is_not_blamed_on_files(tmp_path: Path, error: Exception) -> None:
     workspace = Workspace.from_path(tmp_path / "company.duckdb")
     workspace.make_folders()
-    assert find_cause(error, workspace) is None
-    outcome = explain_end(error, workspace)
+    context = build_context(workspace)
+    assert find_cause(error, context) is None
+    outcome = explain_end(error, context)
     assert outcome.exit_status == 1
     assert outcome.message.startswith(f"{type(error).__name__}; what was loaded stays")
 
@@ -95,7 +97,7 @@ def test_cause_that_is_not_known_is_not_blamed_on_files(tmp_path: Path, error: E
 def test_interrupted_load_is_a_stop(tmp_path: Path) -> None:
     error = PipelineException("msgbubbles", "load failed")
     error.__cause__ = KeyboardInterrupt()
-    outcome = explain_end(error, Workspace.from_path(tmp_path / "company.duckdb"))
+    outcome = explain_end(error, build_context(Workspace.from_path(tmp_path / "company.duckdb")))
     assert outcome.exit_status == 130
     assert "stopped at once" in outcome.message
 
@@ -119,8 +121,9 @@ def test_interrupted_load_is_a_stop(tmp_path: Path) -> None:
 def test_each_end_of_a_command_has_its_exit_status(tmp_path: Path, ended_by: BaseException | None, status: int) -> None:
     workspace = Workspace.from_path(tmp_path / "company.duckdb")
     workspace.make_folders()
-    assert explain_end(ended_by, workspace).exit_status == status
-    assert explain_end(ended_by, workspace, is_incomplete=True).exit_status == (status or 3)
+    context = build_context(workspace)
+    assert explain_end(ended_by, context).exit_status == status
+    assert explain_end(ended_by, context, is_incomplete=True).exit_status == (status or 3)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,6 @@ from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.outcome import EXIT_INCOMPLETE, STOPPED
 from msgbubbles_sync.policy.applied import look_up
-from msgbubbles_sync.settings import load_settings
 
 from . import commands
 from .console import Reporter
@@ -74,7 +73,7 @@ def sync(
 
     def body(session: Session) -> int:
         # Another job that runs is found before dlt is imported.
-        with hold_lock(session.workspace.folder):
+        with hold_lock(session.context.workspace.folder):
             return commands.sync.run(session, limits)
 
     limits = Limits(since, max_requests, accept_ties, with_transform=not no_transform)
@@ -197,7 +196,7 @@ def privacy(
     """
 
     def lookup(session: Session) -> int:
-        found = look_up(_lines(names or []), load_settings(session.workspace.account))
+        found = look_up(_lines(names or []), session.context.settings)
         lines = "\n".join(f"{name}  {behind or 'nobody knows'}" for name, behind in found.items())
         session.reporter.print_text(found, lines)
         return 0 if all(found.values()) else EXIT_INCOMPLETE

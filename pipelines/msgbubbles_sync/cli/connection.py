@@ -22,10 +22,10 @@ from msgbubbles.rate_limit import RateLimiter
 from msgbubbles.redact import Redactor
 from msgbubbles.source.run import Run
 from msgbubbles.transport import Transport
-from msgbubbles_sync.destinations import build_destination
+from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.settings import Settings, load_settings
+from msgbubbles_sync.settings import Settings
 from msgbubbles_sync.workspace import Workspace
 
 from .main import Session
@@ -39,29 +39,31 @@ NO_KEY = """No API key. Either
 
 @dataclass(frozen=True)
 class Connection:
-    """`settings` reach the account: the configured one, or the sandbox. `run` counts the requests, and stops them."""
+    """The settings of `context` reach the account: the configured one, or the sandbox. `run` counts the requests, and
+    stops them.
+    """
 
     script: str
-    settings: Settings
+    context: Context
     run: Run = field(default_factory=Run)
 
     def client(self, redactor: Redactor | None = None, *, max_attempts: int | None = None) -> Client:
         """Return a client; by the privacy policy if there is a redactor. Raises `UsageError` without a key."""
         transport = self._build_transport(max_attempts)
-        sender_field = self.settings.source.sender_field
+        sender_field = self.context.settings.source.sender_field
         if redactor is None:
             return Client(transport, sender_field)
         return build_client(transport, redactor, sender_field=sender_field)
 
     def _build_transport(self, max_attempts: int | None) -> Transport:
         """Build the transport that the source would use."""
-        check_api_key(self.settings, self.script)
-        source = self.settings.source
+        settings, source = self.context.settings, self.context.settings.source
+        check_api_key(settings, self.script)
         per_minute = source.requests_per_minute
-        rate_limiter = RateLimiter.for_key(self.settings.api_key, per_minute, source.budget_dir) if per_minute else None
+        rate_limiter = RateLimiter.for_key(settings.api_key, per_minute, source.budget_dir) if per_minute else None
         return Transport(
             source.base_url,
-            self.settings.api_key,
+            settings.api_key,
             rate_limiter,
             timeout_seconds=source.timeout_seconds,
             max_attempts=max_attempts or source.max_attempts,
@@ -87,7 +89,7 @@ def connect(session: Session, *, serve: bool = True) -> Iterator[Connection]:
 
     Raises `UsageError`, also for a warehouse of another release.
     """
-    check_version(session.workspace, build_destination(session.workspace))
+    check_version(session.context.workspace, session.context.destination)
     with reach_account(session, serve=serve) as connection:
         yield connection
 
@@ -95,12 +97,12 @@ def connect(session: Session, *, serve: bool = True) -> Iterator[Connection]:
 @contextmanager
 def reach_account(session: Session, *, serve: bool = True) -> Iterator[Connection]:
     """Yield the connection of a command as `connect` does, whichever release wrote the warehouse."""
-    settings = load_settings(session.workspace.account)
+    context = session.context
     if session.sandbox and serve:
-        with _sandbox(session.workspace, settings) as served:
-            yield Connection(session.script, served)
+        with _sandbox(context.workspace, context.settings) as served:
+            yield Connection(session.script, replace(context, settings=served))
     else:
-        yield Connection(session.script, settings)
+        yield Connection(session.script, context)
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.lock import record_progress
 from msgbubbles_sync.run_log import describe_failed_reads, iso_timestamp
 
@@ -105,7 +104,7 @@ class Reporter:
                 self._output.print("Nothing is new: the published file stays as it is.")
         else:
             size = "" if report.published_bytes is None else f" ({report.published_bytes / 1e6:.1f} MB)"
-            self._output.print(f"Published {build_destination(report.workspace).title}{size}:")
+            self._output.print(f"Published {report.context.destination.title}{size}:")
             rows = "  ".join(f"{table} {count:,}" for table, count in report.rows_in_warehouse.items())
             self._output.print(f"  {rows}", soft_wrap=True)
         if sandbox and run.error is None and run.halt is None:

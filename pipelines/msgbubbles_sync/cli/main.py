@@ -16,9 +16,11 @@ from typing import Any, NoReturn
 import typer
 
 from msgbubbles_sync.configuration import configuration_folder, read_toml
+from msgbubbles_sync.context import Context
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.outcome import explain_end
-from msgbubbles_sync.workspace import IS_CHECKOUT, Workspace
+from msgbubbles_sync.settings import load_settings
+from msgbubbles_sync.workspace import IS_CHECKOUT
 
 from .accounts import run_each
 from .console import Reporter
@@ -30,7 +32,7 @@ class Session:
     """What a command works with, by its options."""
 
     script: str
-    workspace: Workspace
+    context: Context
     reporter: Reporter
     sandbox: bool
 
@@ -59,7 +61,7 @@ class Script:
         If several accounts are configured and none is named, `for_each` runs it for each of them.
         """
         os.umask(0o077)  # whatever dlt, dbt and we write is for this user only
-        workspace = None
+        context = None
         try:
             try:
                 workspace = choose_workspace(database, account, destination, sandbox=sandbox)
@@ -68,12 +70,13 @@ class Script:
                     raise
                 status = run_each(several.names, quiet=reporter.quiet, as_json=reporter.as_json)
             else:
+                context = Context(workspace, load_settings(workspace.account), reporter)
                 if uses_dlt:
                     workspace.make_folders()
                     workspace.configure_dlt()
-                status = body(Session(self.name, workspace, reporter, sandbox))
+                status = body(Session(self.name, context, reporter, sandbox))
         except (Exception, KeyboardInterrupt) as error:
-            outcome = explain_end(error, workspace)
+            outcome = explain_end(error, context)
             reporter.fail(self.stopped if isinstance(error, KeyboardInterrupt) else name_as_called(outcome.message))
             status = outcome.exit_status
         sys.stdout.flush()

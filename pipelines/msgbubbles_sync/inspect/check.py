@@ -20,13 +20,12 @@ from msgbubbles.responses import Answer
 from msgbubbles.source.paginate import cursor_ms
 from msgbubbles.times import format_ms
 from msgbubbles_sync.check_result import CheckResult
+from msgbubbles_sync.context import Context
 from msgbubbles_sync.dbt import spark
 from msgbubbles_sync.dbt.runner import compile_models
-from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.errors import TransformError, UsageError
 from msgbubbles_sync.lock import read_holder
 from msgbubbles_sync.run_log import describe_failed_reads
-from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.workspace import Workspace
 
 from .local_state import Known
@@ -35,30 +34,31 @@ MIN_FREE_BYTES = 1_000_000_000
 MAX_SKEW = timedelta(seconds=30)
 
 
-def check(workspace: Workspace, connect: Callable[[], Client]) -> Iterator[CheckResult]:
+def check(context: Context, connect: Callable[[], Client]) -> Iterator[CheckResult]:
     """Run all checks, and yield each result as it is there. `connect` raises `ConfigurationError`."""
-    yield _destination(workspace)
+    workspace = context.workspace
+    yield _destination(context)
     if workspace.destination == "filesystem":
         yield _spark()
-    yield _state(workspace)
+    yield _state(context)
     yield _disk(workspace)
     yield _lock(workspace)
-    yield _last_run(workspace)
-    yield _failed_reads(workspace)
+    yield _last_run(context)
+    yield _failed_reads(context)
     yield _models(workspace)
-    yield CheckResult("privacy policy", "ok", load_settings(workspace.account).describe_policy())
+    yield CheckResult("privacy policy", "ok", context.settings.describe_policy())
     try:
         connected = connect()
     except MsgBubblesError as error:
         yield CheckResult("configuration", "failed", str(error), "see dlt_config/config.toml and secrets.toml.example")
         return
     with connected as client:
-        yield from _api(client, workspace)
+        yield from _api(client, context)
 
 
-def _destination(workspace: Workspace) -> CheckResult:
+def _destination(context: Context) -> CheckResult:
+    workspace, destination = context.workspace, context.destination
     try:
-        destination = build_destination(workspace)
         if destination.exists():
             with destination.open_reader():
                 pass
@@ -83,9 +83,9 @@ def _spark() -> CheckResult:
         return CheckResult("spark", "info", str(error))
 
 
-def _state(workspace: Workspace) -> CheckResult:
+def _state(context: Context) -> CheckResult:
     try:
-        Known(workspace).states()
+        Known(context).states()
     except UsageError:
         pass  # said already
     except ConfigurationError as error:
@@ -113,8 +113,8 @@ def _lock(workspace: Workspace) -> CheckResult:
     return CheckResult("lock", "ok", "no job runs" if holder is None else f"a job runs: {holder}")
 
 
-def _last_run(workspace: Workspace) -> CheckResult:
-    records = _records(workspace)
+def _last_run(context: Context) -> CheckResult:
+    records = _records(context)
     if not records:
         return CheckResult("last run", "ok", "there was none yet")
     last = records[-1]
@@ -124,9 +124,9 @@ def _last_run(workspace: Workspace) -> CheckResult:
     return CheckResult("last run", "failed", f"{what}: {last['error']}", "mend what it says and run again")
 
 
-def _failed_reads(workspace: Workspace) -> CheckResult:
+def _failed_reads(context: Context) -> CheckResult:
     try:
-        failed = describe_failed_reads(Known(workspace).states().failed_reads)
+        failed = describe_failed_reads(Known(context).states().failed_reads)
     except (UsageError, ConfigurationError):
         failed = []  # reported already
     if failed:
@@ -136,9 +136,9 @@ def _failed_reads(workspace: Workspace) -> CheckResult:
     return CheckResult("failed reads", "ok", "everything that was asked for could be read")
 
 
-def _records(workspace: Workspace) -> list[dict[str, Any]]:
+def _records(context: Context) -> list[dict[str, Any]]:
     try:
-        return Known(workspace).records()
+        return Known(context).records()
     except UsageError:
         return []  # said already
 
@@ -153,7 +153,7 @@ def _models(workspace: Workspace) -> CheckResult:
     return CheckResult("transforms", "ok", "the dbt project compiles")
 
 
-def _api(client: Client, workspace: Workspace) -> Iterator[CheckResult]:
+def _api(client: Client, context: Context) -> Iterator[CheckResult]:
     try:
         chats = client.list_chats()
     except MsgBubblesError as error:
@@ -171,7 +171,7 @@ def _api(client: Client, workspace: Workspace) -> Iterator[CheckResult]:
         )
     yield _clock(client.transport.last_answer)
     try:
-        yield from _behaviour(client, workspace, chats)
+        yield from _behaviour(client, context, chats)
     except MsgBubblesError as error:
         yield CheckResult("api behaviour", "failed", str(error), "run check again later")
 
@@ -191,7 +191,7 @@ def _clock(answer: Answer | None) -> CheckResult:
     )
 
 
-def _behaviour(client: Client, workspace: Workspace, chats: Page[Chat]) -> Iterator[CheckResult]:
+def _behaviour(client: Client, context: Context, chats: Page[Chat]) -> Iterator[CheckResult]:
     try:
         messages: Page[Message] | None = client.list_messages()
     except (PermanentError, ForbiddenError):
@@ -212,7 +212,7 @@ def _behaviour(client: Client, workspace: Workspace, chats: Page[Chat]) -> Itera
     )  # fmt: skip
     yield _precision([*chats.rows, *(messages.rows if messages else ())])
     yield from _before(client, chats.rows)
-    told = [one["retry_after"] for one in _records(workspace) if one.get("retry_after") is not None]
+    told = [one["retry_after"] for one in _records(context) if one.get("retry_after") is not None]
     yield _seen("Retry-After", bool(told), bool(told) and told[-1], "a 429 says how long to wait")
 
 

@@ -14,10 +14,9 @@ import duckdb
 from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.state import States
 from msgbubbles.times import from_epoch_ms
-from msgbubbles_sync.destinations import build_destination
+from msgbubbles_sync.context import Context
 from msgbubbles_sync.run_log import RunLog
 from msgbubbles_sync.tables import SYNC_RUNS
-from msgbubbles_sync.workspace import Workspace
 
 CURSORS = {"chats": "last_message_at", "messages": "cursor_at"}
 
@@ -25,8 +24,8 @@ CURSORS = {"chats": "last_message_at", "messages": "cursor_at"}
 class Known:
     """Reads what is there when it is asked."""
 
-    def __init__(self, workspace: Workspace) -> None:
-        self.workspace = workspace
+    def __init__(self, context: Context) -> None:
+        self.workspace, self.destination = context.workspace, context.destination
 
     def states(self) -> States:
         """Return the states of the readers: those of the job's own files, else of the published one.
@@ -98,11 +97,10 @@ class Known:
 
     @contextmanager
     def _published(self) -> Iterator[duckdb.DuckDBPyConnection | None]:
-        destination = build_destination(self.workspace)
-        if not destination.exists():
+        if not self.destination.exists():
             yield None
             return
-        with destination.open_reader() as connection:
+        with self.destination.open_reader() as connection:
             yield connection
 
 

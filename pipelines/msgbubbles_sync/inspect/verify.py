@@ -29,7 +29,6 @@ from msgbubbles.source.paginate import cursor_ms
 from msgbubbles.source.reconcile import as_listed
 from msgbubbles.tables import TABLES
 from msgbubbles.times import BEGINNING_MS, DAY_MS, format_ms, from_epoch_ms, to_epoch_ms
-from msgbubbles_sync.destinations import build_destination
 
 from .local_state import Known
 
@@ -367,7 +366,7 @@ def verify(
     """Compare `sample` chats picked at random, or everything where that is null."""
     coverage = {stream: known.coverage(stream) for stream in ("chats", "messages")}
     feed = known.states().messages.feed is not False
-    with build_destination(known.workspace).open_reader() as database:
+    with known.destination.open_reader() as database:
         verifier = Verifier(client, database, coverage, settings, on_page)
         if sample is None:
             verifier.full(feed)

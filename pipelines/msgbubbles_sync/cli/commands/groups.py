@@ -16,7 +16,6 @@ from msgbubbles_sync.cli.console import Reporter
 from msgbubbles_sync.cli.groups_report import adopted_text, complaints, plan_dict, show_applied, show_plan
 from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.cli.signals import stopped_by_signals
-from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.claims import claim
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups import job
@@ -28,7 +27,6 @@ from msgbubbles_sync.groups.plan import Plan
 from msgbubbles_sync.groups.redact import GroupRedactor
 from msgbubbles_sync.lock import AnotherJobRunsError, hold_lock
 from msgbubbles_sync.outcome import EXIT_FAILED, EXIT_INCOMPLETE, explain_end
-from msgbubbles_sync.settings import load_settings
 
 NO_FILE = (
     "a plan in a file has to hold numbers and messages, which [sources.msgbubbles.privacy] keeps out of files: "
@@ -63,14 +61,15 @@ def apply(
         if saved is not None:
             _check_files(session)
         if dry_run:
-            plan = _plan_table(session, table) if saved is None else job.resume_saved_plan(session.workspace, saved)
+            workspace = session.context.workspace
+            plan = _plan_table(session, table) if saved is None else job.resume_saved_plan(workspace, saved)
             _show_plan(session, connection, plan, session.reporter)
             plans.check_limits(plan, max_creates, max_removals)
             return 0
         if ask and not sys.stdin.isatty():
             raise UsageError("nobody is there to be asked; say --yes to apply without asking")
         _claim(session)
-        with hold_lock(session.workspace.folder, "apply"):
+        with hold_lock(session.context.workspace.folder, "apply"):
             return _apply(session, connection, table, saved, max_creates, max_removals, ask=ask)
 
 
@@ -78,8 +77,8 @@ def adopt(session: Session, key: str, chat_id: str) -> int:
     """Put an existing group under a key."""
     with _connect(session) as connection:
         _claim(session)
-        with hold_lock(session.workspace.folder, "apply"), connection.client() as client:
-            group = job.adopt_group(session.workspace, client, key.strip(), chat_id)
+        with hold_lock(session.context.workspace.folder, "apply"), connection.client() as client:
+            group = job.adopt_group(session.context.workspace, client, key.strip(), chat_id)
         as_dict = {"key": group.key, "chat_id": group.chat_id, "members": len(group.handles or ())}
         session.reporter.print_text(as_dict, adopted_text(group))
         _load_ledger(session)
@@ -90,7 +89,7 @@ def send_each(session: Session, chats: list[str], send: Callable[[Client, str], 
     """Make a request for each chat, and go on with the next when one is refused."""
     failed = forbidden = 0
     with _connect(session) as connection:
-        groups = job.list_groups(session.workspace)
+        groups = job.list_groups(session.context.workspace)
         with connection.client() as client:
             for chat in chats:
                 group = groups.get(chat)
@@ -112,29 +111,28 @@ def _connect(session: Session, *, serve: bool = True) -> Iterator[Connection]:
 
 
 def _claim(session: Session) -> None:
-    workspace = session.workspace
-    claim(workspace, build_destination(workspace), sandbox=session.sandbox, say=session.reporter.fail)
+    claim(session.context.workspace, session.context.destination, sandbox=session.sandbox, say=session.reporter.fail)
 
 
 def _check_files(session: Session) -> None:
-    if GroupRedactor.of(session.workspace).hides:
+    if GroupRedactor.of(session.context.workspace).hides:
         raise UsageError(NO_FILE)
 
 
 def _table_name(session: Session, table: str | None) -> str:
-    name = table or load_settings(session.workspace.account).groups.table
+    name = table or session.context.settings.groups.table
     if not name:
         raise UsageError(f"which groups? {WHAT_A_TABLE_IS}; or set table in [groups] of dlt_config/config.toml")
     return name
 
 
 def _plan_table(session: Session, table: str | None) -> Plan:
-    return job.plan_groups(session.workspace, read_rows(_table_name(session, table), session.workspace))
+    return job.plan_groups(session.context.workspace, read_rows(_table_name(session, table), session.context.workspace))
 
 
 def _show_plan(session: Session, connection: Connection, plan: Plan, reporter: Reporter) -> None:
-    unresolved, per_minute = job.count_unresolved(session.workspace), connection.settings.source.requests_per_minute
-    groups = job.list_groups(session.workspace)
+    workspace, per_minute = session.context.workspace, connection.context.settings.source.requests_per_minute
+    unresolved, groups = job.count_unresolved(workspace), job.list_groups(workspace)
     reporter.print(
         plan_dict(plan, unresolved, per_minute),
         lambda console: show_plan(console, plan, groups, unresolved, per_minute),
@@ -151,7 +149,7 @@ def _apply(
     *,
     ask: bool,
 ) -> int:
-    workspace, reporter = session.workspace, session.reporter
+    workspace, reporter = session.context.workspace, session.reporter
 
     def confirm(plan: Plan) -> bool:
         if not ask:
@@ -175,13 +173,13 @@ def _apply(
         reporter.fail(line)
     _load_ledger(session)
     is_incomplete = bool(applied.failures or applied.left)
-    return explain_end(applied.halt, workspace, is_incomplete=is_incomplete).exit_status
+    return explain_end(applied.halt, session.context, is_incomplete=is_incomplete).exit_status
 
 
 def _load_ledger(session: Session) -> None:
     """Load the ledger into the warehouse; if a sync is active, the next one does it."""
     try:
-        with hold_lock(session.workspace.folder):
-            load_ledger(session.workspace)
+        with hold_lock(session.context.workspace.folder):
+            load_ledger(session.context.workspace)
     except AnotherJobRunsError:
         session.reporter.say("a sync is at work; the next one brings these operations into the warehouse")

@@ -12,8 +12,7 @@ from msgbubbles_sync import job
 from msgbubbles_sync.cli.connection import Connection, connect
 from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.cli.signals import stopped_by_signals
-from msgbubbles_sync.context import Context, Limits
-from msgbubbles_sync.destinations import build_destination
+from msgbubbles_sync.context import Limits
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.inspect import check as checks
 from msgbubbles_sync.inspect import plan as planning
@@ -23,7 +22,6 @@ from msgbubbles_sync.inspect.verify import Verdict
 from msgbubbles_sync.inspect.verify import verify as compare
 from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.outcome import EXIT_INCOMPLETE
-from msgbubbles_sync.policy.applied import build_redactor
 from msgbubbles_sync.webhooks import health
 
 MAX_CHECK_REQUESTS = 20
@@ -31,10 +29,10 @@ MAX_CHECK_REQUESTS = 20
 
 def plan(session: Session, *, probe: bool) -> int:
     """Print what the next run would read."""
-    known = Known(session.workspace)
-    build_redactor(session.workspace)  # refuses a policy that no run would accept
+    known = Known(session.context)
+    session.context.check_policy()
     with connect(session, serve=probe) as connection:
-        source = connection.settings.source
+        source = connection.context.settings.source
         steps = planning.steps(known, Settings.from_source(source), int(time.time() * 1000))
         changed = None
         if probe:
@@ -46,54 +44,54 @@ def plan(session: Session, *, probe: bool) -> int:
 
 def check(session: Session) -> int:
     """Print the results of all checks."""
-    workspace = session.workspace
-    build_redactor(workspace)  # refuses a policy that no run would accept
+    context = session.context
+    context.check_policy()
     with connect(session) as connection:
         connection.run.max_requests = MAX_CHECK_REQUESTS
-        results = chain(checks.check(workspace, lambda: connection.client(max_attempts=2)), health.check(workspace))
+        results = chain(
+            checks.check(context, lambda: connection.client(max_attempts=2)), health.check(context.workspace)
+        )
         printed = session.reporter.check_results(results)
     return EXIT_INCOMPLETE if any(result.state == "failed" for result in printed) else 0
 
 
 def verify(session: Session, *, sample: int | None, repair: bool) -> int:
     """Compare the published warehouse with the API, and print the differences."""
-    workspace, reporter = session.workspace, session.reporter
-    if not build_destination(workspace).exists():
-        raise UsageError(f"verify: {workspace.database} is not there; run the sync first")
+    context, reporter = session.context, session.reporter
+    if not context.destination.exists():
+        raise UsageError(f"verify: {context.workspace.database} is not there; run the sync first")
     with connect(session) as connection:
-        run, redactor = connection.run, build_redactor(workspace)
-        settings = Settings.from_source(connection.settings.source)
+        run = connection.run
+        settings = Settings.from_source(connection.context.settings.source)
         with stopped_by_signals(run.stop), reporter.follow(run):
             for is_last in (not repair, True):
-                with connection.client(redactor) as client:
-                    verdict = compare(Known(workspace), client, settings, sample=sample, on_page=run.on_page)
+                with connection.client(context.redactor) as client:
+                    verdict = compare(Known(context), client, settings, sample=sample, on_page=run.on_page)
                 if is_last or verdict.is_equal:
                     break
-                _repair(session, connection, verdict)
+                _repair(connection, verdict)
     reporter.verdict(verdict, run)
     return 0 if verdict.is_equal else EXIT_INCOMPLETE
 
 
-def _repair(session: Session, connection: Connection, verdict: Verdict) -> None:
+def _repair(connection: Connection, verdict: Verdict) -> None:
     """Read by id what a comparison found to differ. Raises what ended that before its time."""
-    workspace = session.workspace
     chats = [one.id for one in verdict.differences if one.table == "chats"]
     threads = [one.chat_id for one in verdict.differences if one.table != "chats" and one.chat_id]
     missing = MissingRows(chats=list(dict.fromkeys(chats)), threads=list(dict.fromkeys(threads)))
-    limits, redactor = Limits(), build_redactor(workspace)
-    context = Context(workspace, build_destination(workspace), redactor, connection.settings, session.reporter)
-    with hold_lock(workspace.folder), stopped_by_signals(limits.stop):
-        report = job.repair(context, missing, limits)
+    limits = Limits()
+    with hold_lock(connection.context.workspace.folder), stopped_by_signals(limits.stop):
+        report = job.repair(connection.context, missing, limits)
     if report.ended_by is not None:
         raise report.ended_by
 
 
 def status(session: Session, *, max_age_minutes: float | None) -> int:
     """Print how fresh and how complete the copy is."""
-    known, now = Known(session.workspace), datetime.now(UTC)
-    build_redactor(session.workspace)  # refuses a policy that no run would accept
+    known, now = Known(session.context), datetime.now(UTC)
+    session.context.check_policy()
     with connect(session, serve=False) as connection:
-        start_ms = Settings.from_source(connection.settings.source).start_ms
+        start_ms = Settings.from_source(connection.context.settings.source).start_ms
     found = status_of(known, start_ms, now)
     session.reporter.print(found.as_dict(), lambda console: show(found, known, start_ms, now, console))
     if max_age_minutes is None:

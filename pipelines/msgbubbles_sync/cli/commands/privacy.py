@@ -5,35 +5,33 @@ from __future__ import annotations
 import typer
 
 from msgbubbles_sync.cli.main import Session
-from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.outcome import EXIT_STOPPED
 from msgbubbles_sync.privacy import erase as erasing
 from msgbubbles_sync.privacy import reapply
-from msgbubbles_sync.settings import load_settings
 
 
 def erase(session: Session, people: list[str], *, ask: bool) -> int:
     """Erase people, if the user says yes."""
-    transforms = load_settings(session.workspace.account).transforms
-    check_version(session.workspace, build_destination(session.workspace))
+    context = session.context
+    workspace, transforms = context.workspace, context.settings.transforms
+    check_version(workspace, context.destination)
     if ask and not typer.confirm(f"Erase {len(people)} people for good?", err=True):
         return EXIT_STOPPED
-    folder = session.workspace.folder
-    with hold_lock(folder), hold_lock(folder, "apply"):
-        certificate = erasing.erase(session.workspace, people, transforms, session.reporter.say)
+    with hold_lock(workspace.folder), hold_lock(workspace.folder, "apply"):
+        certificate = erasing.erase(workspace, people, transforms, session.reporter.say)
     session.reporter.print_text(certificate.as_dict(), str(certificate))
     return 0
 
 
 def apply_policy(session: Session) -> int:
     """Apply a stricter policy to the rows that are stored."""
-    transforms = load_settings(session.workspace.account).transforms
-    check_version(session.workspace, build_destination(session.workspace))
-    folder = session.workspace.folder
-    with hold_lock(folder), hold_lock(folder, "apply"):
-        changed = reapply.apply(session.workspace, transforms, session.reporter.say)
+    context = session.context
+    workspace, transforms = context.workspace, context.settings.transforms
+    check_version(workspace, context.destination)
+    with hold_lock(workspace.folder), hold_lock(workspace.folder, "apply"):
+        changed = reapply.apply(workspace, transforms, session.reporter.say)
     counts = ", ".join(f"{count:,} of {table}" for table, count in sorted(changed.items()))
     session.reporter.print_text({"apply": dict(changed)}, f"Changed: {counts or 'nothing had to change'}.")
     return 0

@@ -12,17 +12,16 @@ from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.cli.signals import stopped_by_signals
 from msgbubbles_sync.destinations.version import refuse_newer
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.webhooks.receiver import build_receiver, open_listener, server_of, to_log
 from msgbubbles_sync.webhooks.secrets import SecretStore
 
 
 def run(session: Session, *, host: str | None, port: int | None, secrets_file: Path | None) -> int:
     """Receive events until a signal arrives."""
-    workspace = session.workspace
+    workspace = session.context.workspace
     workspace.make_folders()
     refuse_newer(workspace.version, str(workspace.folder))
-    settings = load_settings(workspace.account).webhooks
+    settings = session.context.settings.webhooks
     settings = structs.replace(settings, host=host or settings.host, port=settings.port if port is None else port)
     secrets = SecretStore.of(workspace, sandbox=session.sandbox, path=secrets_file)
     if not secrets.secrets:

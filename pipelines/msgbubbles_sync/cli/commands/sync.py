@@ -8,36 +8,32 @@ from msgbubbles_sync import job
 from msgbubbles_sync.cli.connection import check_api_key, reach_account
 from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.cli.signals import stopped_by_signals
-from msgbubbles_sync.context import Context, Limits
-from msgbubbles_sync.destinations import build_destination
+from msgbubbles_sync.context import Limits
 from msgbubbles_sync.destinations.claims import claim
 from msgbubbles_sync.destinations.version import refuse_newer
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.inspect.local_state import Known
 from msgbubbles_sync.migrations import migrate
-from msgbubbles_sync.policy.applied import build_redactor
 from msgbubbles_sync.restore import restore
-from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.workspace import CLAIM
 
 
 def run(session: Session, limits: Limits) -> int:
     """Bring the warehouse up to date, and print how that ended. The caller holds the lock `job`."""
-    workspace, reporter = session.workspace, session.reporter
-    settings = load_settings(workspace.account)
+    context, reporter = session.context, session.reporter
+    workspace, destination = context.workspace, context.destination
     if not session.sandbox:
-        check_api_key(settings, session.script)
+        check_api_key(context.settings, session.script)
     refuse_newer(workspace.version, str(workspace.folder))
     if not (workspace.folder / CLAIM).exists():
         # Tables of a newer version are refused as such, whosever they are.
         with suppress(UsageError):
-            Known(workspace).states()
-    destination = build_destination(workspace)
+            Known(context).states()
     claim(workspace, destination, sandbox=session.sandbox, say=reporter.fail)
     restore(workspace, destination, reporter.fail)
     migrate(workspace, reporter.say)
-    redactor = build_redactor(workspace)
+    context.check_policy()
     with stopped_by_signals(limits.stop), reach_account(session) as connection:
-        report = job.run(Context(workspace, destination, redactor, connection.settings, reporter), limits)
-    reporter.summary(report, settings.describe_policy(), sandbox=session.sandbox)
+        report = job.run(connection.context, limits)
+    reporter.summary(report, context.settings.describe_policy(), sandbox=session.sandbox)
     return report.outcome.exit_status

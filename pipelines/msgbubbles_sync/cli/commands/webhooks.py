@@ -10,7 +10,6 @@ from msgbubbles.client import Client
 from msgbubbles_sync.cli.connection import connect
 from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.cli.signals import stopped_by_signals
-from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.claims import claim
 from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.lock import hold_lock
@@ -26,8 +25,7 @@ Answer = tuple[Any, str]
 
 def load(session: Session) -> int:
     """Load the events of the spool, and publish them."""
-    workspace = session.workspace
-    destination = build_destination(workspace)
+    workspace, destination = session.context.workspace, session.context.destination
     check_version(workspace, destination)
     claim(workspace, destination, sandbox=session.sandbox, say=session.reporter.fail)
     with hold_lock(workspace.folder):
@@ -89,4 +87,4 @@ def _ask(session: Session, answer: Callable[[Client], Answer]) -> int:
 
 def _secret_store(session: Session, path: Path | None, *, show: bool) -> SecretStore | None:
     """Return where the secret is stored; null where it is only shown."""
-    return None if show else SecretStore.of(session.workspace, sandbox=session.sandbox, path=path)
+    return None if show else SecretStore.of(session.context.workspace, sandbox=session.sandbox, path=path)
