@@ -51,12 +51,13 @@ class Column:
     name: str
     type: ColumnType
     pii: Pii
+    description: str = ""
     nullable: bool = True
 
 
 @dataclass(frozen=True)
 class Table:
-    """A loaded table. `key` is its primary key.
+    """A loaded table. `description` says what a row is, `key` is the primary key.
 
     A row is deleted together with its chat, its message or its person, which are in the columns `chat_key`,
     `message_key` and `person_key`. `dated_by` is SQL for the time from which `text_days` counts; null where no text
@@ -64,6 +65,7 @@ class Table:
     """
 
     name: str
+    description: str
     columns: tuple[Column, ...]
     key: tuple[str, ...]
     chat_key: str | None = None
@@ -88,37 +90,45 @@ class Table:
         return [column for column in self.columns if column.pii in kinds]
 
 
-FETCHED_AT = Column("_fetched_at", "timestamp", Pii.NONE, nullable=False)
+def fetched_at(description: str = "When this row was read from the API.") -> Column:
+    """Return the column with the time at which a row was fetched."""
+    return Column("_fetched_at", "timestamp", Pii.NONE, description, nullable=False)
 
 
-def text(name: str, pii: Pii, *, nullable: bool = True) -> Column:
+def text(name: str, pii: Pii, description: str = "", *, nullable: bool = True) -> Column:
     """Return a column of text."""
-    return Column(name, "text", pii, nullable)
+    return Column(name, "text", pii, description, nullable)
 
 
-def time(name: str, *, nullable: bool = True) -> Column:
+def time(name: str, description: str = "", *, nullable: bool = True) -> Column:
     """Return a column of timestamps."""
-    return Column(name, "timestamp", Pii.NONE, nullable)
+    return Column(name, "timestamp", Pii.NONE, description, nullable)
 
 
-def _model_columns(model: type[Row], *computed: Column, **decisions: Pii) -> tuple[Column, ...]:
-    """Return the columns that rows of `model` are loaded into: the fields of the struct in order, those that the
-    loader computes, `extra`, and when the row was read. `decisions` say what each text and JSON field holds.
+def _model_columns(model: type[Row], *computed: Column, **decisions: tuple[Pii, str] | str) -> tuple[Column, ...]:
+    """Return the columns that rows of `model` are loaded into.
 
-    Raises `ValueError` if a decision is missing, or is about no field.
+    These are the fields of the struct in order, the columns that the loader computes, `extra`, and `_fetched_at`.
+    `decisions` describe each field. For text and JSON they also say what it holds of people.
+
+    Raises `ValueError` if a decision is missing, or its field.
     """
     columns = []
     for field in msgspec.structs.fields(model):
         if field.name in model.not_loaded or field.name == "extra":
             continue
         kind = _column_type(field.type)
-        pii = decisions.pop(field.name, None) if kind in ("text", "json") else Pii.NONE
-        if pii is None:
+        decision = decisions.pop(field.name, "")
+        if isinstance(decision, str) and kind in ("text", "json"):
             raise ValueError(f"{model.__name__}.{field.name}: say what it holds")
-        columns.append(Column(field.name, kind, pii, nullable=field.name != model.key_field))
+        pii, description = (Pii.NONE, decision) if isinstance(decision, str) else decision
+        columns.append(Column(field.name, kind, pii, description, nullable=field.name != model.key_field))
     if decisions:
-        raise ValueError(f"{model.__name__} has no text or JSON field {', '.join(decisions)}")
-    return (*columns, *computed, Column("extra", "json", Pii.EXTRA), FETCHED_AT)
+        raise ValueError(f"{model.__name__} has no field {', '.join(decisions)}")
+    extra = Column(
+        "extra", "json", Pii.EXTRA, "Fields of the API that have no column, as JSON. Null if there are none."
+    )
+    return (*columns, *computed, extra, fetched_at())
 
 
 def _column_type(annotation: object) -> ColumnType:
@@ -140,27 +150,50 @@ def _unannotated(annotation: object) -> object:
 
 CHATS = Table(
     "chats",
-    _model_columns(Chat, id=Pii.ID, from_handle=Pii.OWN_HANDLE, remote_handle=Pii.HANDLE, title=Pii.TITLE),
+    "One row per chat, as last read. A deleted chat keeps its row, with deleted_at.",
+    _model_columns(
+        Chat,
+        id=(Pii.ID, "The API's id of the chat, a UUID."),
+        from_handle=(Pii.OWN_HANDLE, "The account's number in the chat, as the API writes it."),
+        remote_handle=(Pii.HANDLE, "The other side's phone number or e-mail address. Undocumented for groups."),
+        is_group="Whether the chat is a group.",
+        title=(Pii.TITLE, "The title, at most 100 characters. Null if the chat has none."),
+        last_message_at="Time of the newest message, according to the API. Null if the API reports none.",
+        created_at="When the chat was created.",
+        updated_at="When the chat last changed. A rename updates it; a message may.",
+        deleted_at="When the job found the chat deleted. Null while the chat exists.",
+    ),
     key=("id",),
     chat_key="id",
 )
 MESSAGES = Table(
     "messages",
+    "One row per message, as last read.",
     _model_columns(
         Message,
-        Column("attachment_count", "bigint", Pii.NONE),
-        time("cursor_at"),
-        id=Pii.ID,
-        conversation_id=Pii.ID,
-        direction=Pii.WORD,
-        status=Pii.WORD,
-        channel=Pii.WORD,
-        text=Pii.TEXT,
-        effect=Pii.WORD,
-        reply_to=Pii.ID,
-        error=Pii.ERROR,
-        metadata=Pii.METADATA,
-        sender_handle=Pii.HANDLE,
+        Column(
+            "attachment_count", "bigint", Pii.NONE, "Number of attachments that the message had when it was last read."
+        ),
+        time("cursor_at", "The time that the API orders the message by: created_at, or sent_at without it."),
+        id=(Pii.ID, "The API's id of the message."),
+        conversation_id=(Pii.ID, "The chat of the message. Null if the API reports none."),
+        direction=(Pii.WORD, "inbound (to the account) or outbound (from it)."),
+        status=(Pii.WORD, "queued, sent, delivered, read or failed; received for inbound messages."),
+        channel=(Pii.WORD, "The network: imessage, sms or whatsapp. Null until it is known."),
+        text=(Pii.TEXT, "The text. Null if there is none, as for an attachment alone."),
+        effect=(Pii.WORD, "The effect that the message was sent with. Null if there is none."),
+        reply_to=(Pii.ID, "The id of the message that this one is a reply to. Null if it is not a reply."),
+        error=(Pii.ERROR, "Why sending failed, as JSON. Null if it did not fail."),
+        metadata=(Pii.METADATA, "What the sender's software attached, as JSON."),
+        sender_handle=(
+            Pii.HANDLE,
+            "Who wrote the message, for inbound messages of groups. Null if the API does not say.",
+        ),
+        sent_at="When the message was sent.",
+        delivered_at="When the message was delivered. Null while unconfirmed.",
+        read_at="When the recipient read the message. Null while no receipt came; not every network sends one.",
+        created_at="When the message was created. Undocumented, so null where the API does not send it.",
+        updated_at="When the message last changed. Undocumented, so null where the API does not send it.",
     ),
     key=("id",),
     chat_key="conversation_id",
@@ -170,51 +203,94 @@ MESSAGES = Table(
 )
 ATTACHMENTS = Table(
     "attachments",
-    _model_columns(Attachment, id=Pii.ID, message_id=Pii.ID, filename=Pii.FILE_NAME, mime_type=Pii.MIME_TYPE),
+    "One row per attachment, as last read. One that its message no longer has keeps its row, with removed_at.",
+    _model_columns(
+        Attachment,
+        id=(Pii.ID, "The API's id of the attachment."),
+        message_id=(Pii.ID, "The message of the attachment."),
+        filename=(Pii.FILE_NAME, "The file's name."),
+        mime_type=(Pii.MIME_TYPE, "The file's type, for example image/jpeg."),
+        size_bytes="The file's size in bytes.",
+        created_at="When the attachment was created.",
+        removed_at="When its message was found without it. Null while the message has it.",
+    ),
     key=("id",),
     message_key="message_id",
 )
 NUMBERS = Table(
     "numbers",
-    _model_columns(Number, handle=Pii.OWN_HANDLE, channels=Pii.WORDS, label=Pii.TITLE, status=Pii.WORD),
+    "One row per number of the account, as last read, including numbers that the API no longer lists.",
+    _model_columns(
+        Number,
+        handle=(Pii.OWN_HANDLE, "The number, as the API writes it."),
+        channels=(Pii.WORDS, "The networks that the number can use, as a JSON list."),
+        label=(Pii.TITLE, "The name that the account gave the number. Null if it has none."),
+        status=(Pii.WORD, "The number's state, as the API reports it."),
+    ),
     key=("handle",),
 )
-# A title of a chat, each time that another one than before was read; null if the title was removed.
 CHAT_TITLES = Table(
     "chat_titles",
-    (text("chat_id", Pii.ID, nullable=False), text("title", Pii.TITLE), time("updated_at"), FETCHED_AT),
+    "One row each time that a chat was read with another title than before.",
+    (
+        text("chat_id", Pii.ID, "The chat.", nullable=False),
+        text("title", Pii.TITLE, "The title. Null if it was removed."),
+        time("updated_at", "When the chat had last changed: the rename happened then or earlier."),
+        fetched_at("When the title was read from the API."),
+    ),
     key=("chat_id", "_fetched_at"),
     chat_key="chat_id",
 )
-# When a group's participants were last asked for, and who they were, in order.
 PARTICIPANT_READS = Table(
     "participant_reads",
-    (text("chat_id", Pii.ID, nullable=False), Column("handles", "json", Pii.HANDLES), time("asked_at"), FETCHED_AT),
+    "One row per group whose participants were requested: the last answer.",
+    (
+        text("chat_id", Pii.ID, "The group.", nullable=False),
+        Column("handles", "json", Pii.HANDLES, "The participants' handles, in the API's order, as a JSON list."),
+        time("asked_at", "When the participants were last requested."),
+        fetched_at(),
+    ),
     key=("chat_id",),
     chat_key="chat_id",
 )
-# A participant of a group, by a list that differs from the one before. An empty list is one row without a handle.
 PARTICIPANT_LISTS = Table(
     "participant_lists",
-    (text("id", Pii.HANDLE_KEY, nullable=False), text("chat_id", Pii.ID), text("handle", Pii.HANDLE), FETCHED_AT),
+    "One row per handle of each list of participants that differed from the list before it.",
+    (
+        text("id", Pii.HANDLE_KEY, "The key: chat, time and handle, joined by |.", nullable=False),
+        text("chat_id", Pii.ID, "The group."),
+        text("handle", Pii.HANDLE, "A handle in the list. Null in the single row of an empty list."),
+        fetched_at("When the list was read from the API. The rows of one list share it."),
+    ),
     key=("id",),
     chat_key="chat_id",
 )
-# The interval in which a stream is complete: every row that was visible with a time in it has been loaded.
 STREAM_COVERAGE = Table(
     "stream_coverage",
-    (text("stream", Pii.NONE, nullable=False), time("complete_since"), time("complete_to"), FETCHED_AT),
+    "One row per stream (chats, messages): the interval in which every row that the API lists is loaded.",
+    (
+        text("stream", Pii.NONE, "chats or messages.", nullable=False),
+        time("complete_since", "Start of the interval, inclusive. 1970-01-01 once the backfill is finished."),
+        time("complete_to", "End of the interval, exclusive: just after the newest row."),
+        fetched_at(),
+    ),
     key=("stream",),
 )
 REJECTED_ROWS = Table(
     "rejected_rows",
+    "One row per row of the API that could not be parsed.",
     (
-        text("row_hash", Pii.NONE, nullable=False),
-        text("stream", Pii.NONE),
-        text("reason", Pii.NONE),
-        text("row", Pii.ROW),
-        text("request_id", Pii.ID),
-        FETCHED_AT,
+        text(
+            "row_hash",
+            Pii.NONE,
+            "A hash of stream and row: the same row, read again, has the same hash.",
+            nullable=False,
+        ),
+        text("stream", Pii.NONE, "The stream that the row was requested for: chats, messages or numbers."),
+        text("reason", Pii.NONE, "Why the row could not be parsed."),
+        text("row", Pii.ROW, "The row as the API sent it, as text. It may hold message texts."),
+        text("request_id", Pii.ID, "The API's id of the request. Null if the API sent none."),
+        fetched_at(),
     ),
     key=("row_hash",),
     dated_by="_fetched_at",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from msgbubbles.tables import FETCHED_AT, Column, ColumnType, Pii, Table, text, time
 from msgbubbles.tables import TABLES as SOURCE_TABLES
+from msgbubbles.tables import Column, ColumnType, Pii, Table, fetched_at, text, time
 
 # DuckDB's names, through which every destination is written.
 SQL_TYPES: dict[ColumnType, str] = {
@@ -22,31 +22,34 @@ def column_definitions(table: Table) -> str:
     return ", ".join(f'"{column.name}" {SQL_TYPES[column.type]}' for column in table.columns)
 
 
-def _json(name: str, pii: Pii = Pii.NONE) -> Column:
-    return Column(name, "json", pii)
+def _json(name: str, description: str, pii: Pii = Pii.NONE) -> Column:
+    return Column(name, "json", pii, description)
 
 
-def _number(name: str, kind: ColumnType = "bigint") -> Column:
-    return Column(name, kind, Pii.NONE)
+def _number(name: str, description: str, kind: ColumnType = "bigint") -> Column:
+    return Column(name, kind, Pii.NONE, description)
 
+
+WRITTEN_BY_GROUPS = "When groups.py wrote this row."
 
 WEBHOOK_EVENTS = Table(
     "webhook_events",
+    "One row per webhook event. Payloads are undocumented, so a column is null where the payload lacks the value.",
     (
-        text("event_id", Pii.ID, nullable=False),
-        text("event_type", Pii.WORD),
-        text("chat_id", Pii.ID),
-        text("message_id", Pii.ID),
-        text("handle", Pii.HANDLE),
-        Column("is_typing", "bool", Pii.NONE),
-        text("direction", Pii.WORD),
-        text("status", Pii.WORD),
-        text("reaction", Pii.TEXT),
-        time("message_at"),
-        time("occurred_at"),
-        time("received_at", nullable=False),
-        _json("payload", Pii.PAYLOAD),
-        FETCHED_AT,
+        text("event_id", Pii.ID, "The event's id, the delivery's id, or a hash of its body.", nullable=False),
+        text("event_type", Pii.WORD, "What happened, for example message.received or conversation.typing."),
+        text("chat_id", Pii.ID, "The chat of the event."),
+        text("message_id", Pii.ID, "The message of the event. Null if the event is about no message."),
+        text("handle", Pii.HANDLE, "Who did it, as the API writes it."),
+        Column("is_typing", "bool", Pii.NONE, "For conversation.typing, whether somebody types or has stopped."),
+        text("direction", Pii.WORD, "inbound or outbound."),
+        text("status", Pii.WORD, "The message status that the event reports."),
+        text("reaction", Pii.TEXT, "For message.reaction, the reaction: a word, an emoji or a JSON object."),
+        time("message_at", "Time of the message."),
+        time("occurred_at", "When the event happened, according to the API; without that, when it was received."),
+        time("received_at", "When the receiver got the event.", nullable=False),
+        _json("payload", "The whole delivery, as JSON. It may hold message texts.", Pii.PAYLOAD),
+        fetched_at("When the receiver got the event."),
     ),
     key=("event_id",),
     chat_key="chat_id",
@@ -57,104 +60,139 @@ WEBHOOK_EVENTS = Table(
 # What was done to groups stays when a chat goes: only the people in it are removed.
 GROUP_OPERATIONS = Table(
     "group_operations",
+    "One row per request to change a group, with its outcome.",
     (
-        text("operation_id", Pii.NONE, nullable=False),
-        text("plan_id", Pii.NONE),
-        text("key", Pii.NONE),
-        text("operation", Pii.NONE),
-        text("chat_id", Pii.ID),
-        _json("handles", Pii.HANDLES),
-        text("title", Pii.TITLE),
-        time("requested_at"),
-        time("finished_at"),
-        text("outcome", Pii.NONE),
-        _number("http_status"),
-        text("error_code", Pii.WORD),
-        text("error_message", Pii.ANSWER),
-        text("request_id", Pii.ID),
-        FETCHED_AT,
+        text("operation_id", Pii.NONE, "Our id of the request.", nullable=False),
+        text("plan_id", Pii.NONE, "The plan that the request was part of."),
+        text("key", Pii.NONE, "The group's key in the declaration. Null if it has none."),
+        text("operation", Pii.NONE, "create, rename, add or remove."),
+        text("chat_id", Pii.ID, "The group. Null if none was created."),
+        _json("handles", "The handles to add or remove, as a JSON list; empty for a rename.", Pii.HANDLES),
+        text("title", Pii.TITLE, "The requested title. Null if none was requested."),
+        time("requested_at", "When the request was first sent."),
+        time("finished_at", "When the outcome was known. Null while it is unknown."),
+        text("outcome", Pii.NONE, "succeeded or failed, as the network confirmed; unknown without an answer."),
+        _number("http_status", "The HTTP status of the answer. Null without an answer."),
+        text("error_code", Pii.WORD, "The API's error code. Null without an error."),
+        text("error_message", Pii.ANSWER, "The API's error message. Null without an error."),
+        text("request_id", Pii.ID, "The API's id of the request. Null without an answer."),
+        fetched_at(WRITTEN_BY_GROUPS),
     ),
     key=("operation_id",),
 )
 GROUP_MEMBER_OPERATIONS = Table(
     "group_member_operations",
+    "One row per handle that we added to or removed from a group, and the network confirmed.",
     (
-        text("id", Pii.HANDLE_KEY, nullable=False),
-        text("operation_id", Pii.NONE),
-        text("chat_id", Pii.ID),
-        text("handle", Pii.HANDLE),
-        text("operation", Pii.NONE),
-        time("happened_at"),
-        FETCHED_AT,
+        text("id", Pii.HANDLE_KEY, "The key: operation and handle, joined by |.", nullable=False),
+        text("operation_id", Pii.NONE, "The request."),
+        text("chat_id", Pii.ID, "The group."),
+        text("handle", Pii.HANDLE, "The handle that was added or removed."),
+        text("operation", Pii.NONE, "added or removed."),
+        time("happened_at", "When the network confirmed it."),
+        fetched_at(WRITTEN_BY_GROUPS),
     ),
     key=("id",),
     person_key="handle",
 )
 GROUP_SIGHTINGS = Table(
     "group_sightings",
+    "One row per declared group: the state in which groups.py last read it.",
     (
-        text("key", Pii.NONE, nullable=False),
-        text("chat_id", Pii.ID),
-        text("from_handle", Pii.OWN_HANDLE),
-        text("title", Pii.TITLE),
-        _json("handles", Pii.HANDLES),
-        Column("is_gone", "bool", Pii.NONE),
-        time("seen_at"),
-        FETCHED_AT,
+        text("key", Pii.NONE, "The group's key in the declaration.", nullable=False),
+        text("chat_id", Pii.ID, "The group."),
+        text("from_handle", Pii.OWN_HANDLE, "The account's number in the group."),
+        text("title", Pii.TITLE, "The group's title."),
+        _json(
+            "handles", "The group's members without the account's number, as a JSON list. Null if unknown.", Pii.HANDLES
+        ),
+        Column("is_gone", "bool", Pii.NONE, "Whether the group no longer exists."),
+        time("seen_at", "When the group was read."),
+        fetched_at(WRITTEN_BY_GROUPS),
     ),
     key=("key",),
 )
 # What a run record has as columns; anything else in it is only in the run log.
 SYNC_RUNS = Table(
     "sync_runs",
+    "One row per run of the job, added when the warehouse is next published.",
     (
-        text("run_id", Pii.NONE),
-        time("started_at"),
-        time("ended_at"),
-        text("outcome", Pii.NONE),
-        _number("exit_status", "integer"),
-        text("error", Pii.NONE),
-        _number("requests_total"),
-        _json("requests"),
-        _number("rate_limited"),
-        Column("retry_after", "bool", Pii.NONE),
-        _number("retries"),
-        _number("received_bytes"),
-        _number("paced_seconds", "double"),
-        _number("slices"),
-        _json("seconds"),
-        _json("tables"),
-        _json("streams"),
-        _json("repaired"),
-        _json("expired"),
-        Column("feed", "bool", Pii.NONE),
-        _json("versions"),
-        _json("failed_tests"),
-        _json("held_marts"),
-        _json("failed_reads"),
+        text("run_id", Pii.NONE, "The run."),
+        time("started_at", "When the run started."),
+        time("ended_at", "When the run ended."),
+        text(
+            "outcome",
+            Pii.NONE,
+            "complete, partial (--max-requests was reached), stopped (by a signal) or failed.",
+        ),
+        _number("exit_status", "The exit status of the command.", "integer"),
+        text("error", Pii.NONE, "The error. Null without one."),
+        _number("requests_total", "Number of requests."),
+        _json("requests", "Number of requests by kind, as a JSON object."),
+        _number("rate_limited", "Number of answers with status 429."),
+        Column("retry_after", "bool", Pii.NONE, "Whether a 429 said how long to wait. Null without a 429."),
+        _number("retries", "Number of requests that were repeated after an error."),
+        _number("received_bytes", "Size of the answers in bytes."),
+        _number("paced_seconds", "Seconds spent waiting for the rate limiter.", "double"),
+        _number("slices", "Number of loads."),
+        _json("seconds", "Seconds by phase, as a JSON object."),
+        _json("tables", "Number of new, changed and unchanged rows by table, as a JSON object."),
+        _json("streams", "Pages, rows, rejected rows and coverage by stream, as a JSON object."),
+        _json("repaired", "Number of missing things that were read again, by kind, as a JSON object."),
+        _json("expired", "Number of texts, threads and messages that the privacy policy expired, as a JSON object."),
+        Column("feed", "bool", Pii.NONE, "Whether the API has a feed of all messages. Null if it was not requested."),
+        _json("versions", "Versions of the software, as a JSON object."),
+        _json("failed_tests", "Data tests that failed, as a JSON list."),
+        _json("held_marts", "Marts that were not published because of failed tests, as a JSON list."),
+        _json("failed_reads", "Number of failed reads that are tried again, by kind, as a JSON object."),
     ),
     key=("run_id",),
 )
 FAILED_READS = Table(
     "failed_reads",
+    "One row per unit that could not be read and is tried again; removed once it is read.",
     (
-        text("kind", Pii.NONE),
-        text("id", Pii.ID),
-        time("since"),
-        time("last_tried_at"),
-        _number("tries"),
-        _number("http_status"),
-        text("error_code", Pii.WORD),
+        text(
+            "kind",
+            Pii.NONE,
+            "numbers, feed, page (part of a list), thread (a chat's messages), chat or participants.",
+        ),
+        text("id", Pii.ID, "The chat's id; for a page, the list and the time that it ends at."),
+        time("since", "When it first failed."),
+        time("last_tried_at", "When it was last tried."),
+        _number("tries", "Number of runs that tried it."),
+        _number("http_status", "The HTTP status of the last answer. Null without an answer."),
+        text("error_code", Pii.WORD, "The API's error code in the last answer. Null if it had none."),
     ),
     key=("kind", "id"),
 )
-# Whose rows these are, of what release and policy, and how many people were erased: nothing in them says who.
-CLAIM = Table("_account", (text("claim", Pii.NONE),), key=("claim",))
-VERSION = Table("_version", (_number("version"),), key=("version",))
-PRIVACY = Table("privacy", (text("record", Pii.NONE),), key=("record",))
+CLAIM = Table(
+    "_account",
+    "Whose rows this warehouse holds.",
+    (text("claim", Pii.NONE, "JSON: a MsgBubbles account or the sandbox, and the account's name if it has one."),),
+    key=("claim",),
+)
+VERSION = Table(
+    "_version",
+    "The version of these tables, which a newer release migrates.",
+    (_number("version", "Number of migrations that were applied."),),
+    key=("version",),
+)
+PRIVACY = Table(
+    "privacy",
+    "The privacy policy of the stored rows. It names nobody.",
+    (text("record", Pii.NONE, "A JSON object: the policy, and hashes of the key and of erased people."),),
+    key=("record",),
+)
 ERASURES = Table(
     "erasures",
-    (text("erasure_id", Pii.NONE), time("erased_at"), _number("people"), _json("rows")),
+    "One row per erasure of people. It names nobody.",
+    (
+        text("erasure_id", Pii.NONE, "The id on the erasure's certificate."),
+        time("erased_at", "When the people were erased."),
+        _number("people", "Number of people that were found."),
+        _json("rows", "Number of rows deleted or changed by table, as a JSON object."),
+    ),
     key=("erasure_id",),
 )
 # Every table that is loaded, by name.

@@ -5,18 +5,26 @@ import pytest
 from msgbubbles.models import Chat
 from msgbubbles.tables import TABLES, Pii, _model_columns
 
-DECISIONS = {"id": Pii.ID, "from_handle": Pii.OWN_HANDLE, "remote_handle": Pii.HANDLE, "title": Pii.TITLE}
+DECISIONS = {
+    "id": (Pii.ID, ""),
+    "from_handle": (Pii.OWN_HANDLE, ""),
+    "remote_handle": (Pii.HANDLE, ""),
+    "title": (Pii.TITLE, ""),
+}
 
 
 def test_text_field_without_a_decision_is_refused() -> None:
-    assert _model_columns(Chat, **DECISIONS) == TABLES["chats"].columns
+    columns = _model_columns(Chat, **DECISIONS)
+    assert [(column.name, column.type, column.pii, column.nullable) for column in columns] == [
+        (column.name, column.type, column.pii, column.nullable) for column in TABLES["chats"].columns
+    ]
     with pytest.raises(ValueError, match=r"Chat\.title: say what it holds"):
         _model_columns(Chat, **{name: pii for name, pii in DECISIONS.items() if name != "title"})
 
 
 def test_decision_about_a_field_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ValueError, match="no text or JSON field subject"):
-        _model_columns(Chat, **DECISIONS, subject=Pii.TITLE)
+    with pytest.raises(ValueError, match="no field subject"):
+        _model_columns(Chat, **DECISIONS, subject=(Pii.TITLE, ""))
 
 
 def test_keys_of_every_table_are_among_its_columns() -> None:

@@ -29,7 +29,12 @@ def build_item(table: str, rows: pa.Table) -> Any:
 def build_column_hints(table: Table) -> Any:
     """Return dlt's hints for the columns of a table. Of rows with one key, the one that was read last is loaded."""
     hints: dict[str, dict[str, Any]] = {
-        column.name: {"name": column.name, "data_type": column.type, "nullable": column.nullable}
+        column.name: {
+            "name": column.name,
+            "data_type": column.type,
+            "nullable": column.nullable,
+            "description": column.description,
+        }
         for column in table.columns
     }
     if "_fetched_at" not in table.key:
