@@ -215,7 +215,7 @@ def test_a_saved_plan_is_applied_as_it_was_saved_or_not_at_all(groups: Groups) -
     groups.run("apply", groups.write(two("A third")), "--yes")
     done = len(groups.job.server.operations)
     _, errors = groups.run("apply", "late.json", "--yes", status=2)
-    assert errors == "the groups are not as they were when this plan was made; make a new one, and look at it\n"
+    assert errors == "the groups have changed since this plan was made. Make a new one and review it.\n"
     assert len(groups.job.server.operations) == done
 
 

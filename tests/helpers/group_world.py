@@ -44,7 +44,7 @@ class World:
         return list_groups(self.workspace)[key]
 
     def entries(self) -> list[Entry]:
-        with Ledger.of(self.workspace.folder) as ledger:
+        with Ledger.open(self.workspace.folder) as ledger:
             return ledger.entries()
 
     def asked(self, since: int = 0) -> list[str]:

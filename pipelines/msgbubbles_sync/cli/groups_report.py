@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from msgbubbles_sync.groups.display import escaped, quoted
+from msgbubbles_sync.groups.display import escape, quote
 from msgbubbles_sync.groups.ledger import Observation
 from msgbubbles_sync.groups.model import ObservedGroup, Operation
 from msgbubbles_sync.groups.plan import Plan
@@ -49,17 +49,17 @@ def plan_dict(plan: Plan, unresolved: int, per_minute: int) -> dict[str, Any]:
 
 
 def show_plan(console: Console, plan: Plan, known: dict[str, ObservedGroup], unresolved: int, per_minute: int) -> None:
-    width = max((len(escaped(operation.key)) for operation in plan.operations), default=0)
+    width = max((len(escape(operation.key)) for operation in plan.operations), default=0)
     for operation in plan.operations:
         sign, colour = SIGNS[operation.kind]
-        line = Text(f"{sign} {operation.kind:<6}  {escaped(operation.key):<{width}}  ", style=colour)
+        line = Text(f"{sign} {operation.kind:<6}  {escape(operation.key):<{width}}  ", style=colour)
         line.append(_what(operation, known.get(operation.key)), style="default")
         console.print(line, soft_wrap=True)
     for note in plan.notes:
-        console.print(f"! {escaped(note.key)}: {note.what}", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"! {escape(note.key)}: {note.what}", style="yellow", markup=False, soft_wrap=True)
     if plan.vanished:
         console.print(
-            f"? no longer in the table, and left as they are: {', '.join(map(escaped, plan.vanished))}",
+            f"? no longer in the table, and left as they are: {', '.join(map(escape, plan.vanished))}",
             style="yellow", markup=False, soft_wrap=True,
         )  # fmt: skip
     if unresolved:
@@ -75,13 +75,13 @@ def show_plan(console: Console, plan: Plan, known: dict[str, ObservedGroup], unr
 
 
 def _what(operation: Operation, group: ObservedGroup | None) -> str:
-    handles = ", ".join(map(escaped, operation.handles))
+    handles = ", ".join(map(escape, operation.handles))
     if operation.kind == "create":
-        title = f"{quoted(operation.title)} " if operation.title else ""
-        return f"{title}from {escaped(operation.from_handle or '')}: {handles}"
+        title = f"{quote(operation.title)} " if operation.title else ""
+        return f"{title}from {escape(operation.from_handle or '')}: {handles}"
     if operation.kind == "rename":
         before = group.title if group and group.title else ""
-        return f"{quoted(before)} -> {quoted(operation.title or '')}"
+        return f"{quote(before)} -> {quote(operation.title or '')}"
     return handles
 
 
@@ -89,24 +89,22 @@ def show_applied(console: Console, applied: ApplyResult, requests: int) -> None:
     done = ", ".join(
         f"{count:,} {PAST[kind]}" for (kind, outcome), count in applied.counts.items() if outcome == "succeeded"
     )
-    settled = f"; {applied.settled:,} of an earlier apply settled" if applied.settled else ""
+    settled = f"; {applied.resolved:,} of an earlier apply settled" if applied.resolved else ""
     console.print(f"{done or 'Nothing changed'}{settled}. {requests:,} requests.")
     for one in applied.remarks:
-        console.print(
-            f"! {escaped(one.key)}: {one.operation}: {one.what}", style="yellow", markup=False, soft_wrap=True
-        )
+        console.print(f"! {escape(one.key)}: {one.operation}: {one.what}", style="yellow", markup=False, soft_wrap=True)
 
 
 def complaints(applied: ApplyResult) -> list[str]:
     """Return a line for each thing that needs a look; no line holds a handle."""
-    lines = [f"{escaped(one.key)}: {one.operation} {one.outcome}: {one.why}" for one in applied.failures]
+    lines = [f"{escape(one.key)}: {one.operation} {one.outcome}: {one.why}" for one in applied.failures]
     if applied.halt is not None:
         lines.append(f"ended early: {applied.halt}")
-    if applied.left:
-        lines.append(f"{applied.left:,} operations were left; the next apply goes on with them")
+    if applied.not_sent:
+        lines.append(f"{applied.not_sent:,} operations were left; the next apply goes on with them")
     return lines
 
 
 def adopted_text(observation: Observation) -> str:
     count = len(observation.handles or ())
-    return f"{escaped(observation.key)} is now {observation.chat_id}: {count:,} people are known in it"
+    return f"{escape(observation.key)} is now {observation.chat_id}: {count:,} people are known in it"

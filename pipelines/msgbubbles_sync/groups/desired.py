@@ -28,7 +28,7 @@ from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.sql import quote_name
 from msgbubbles_sync.workspace import Workspace
 
-from .display import escaped
+from .display import escape
 from .model import MAX_MEMBERS, MAX_TITLE, MIN_MEMBERS, DesiredGroup
 
 REQUIRED = ("key", "from_handle", "addresses", "message")
@@ -161,7 +161,7 @@ def _check_columns(names: Iterable[object], where: str, *, every: bool = False) 
     counts = Counter(_column(name) if _column(name) in COLUMNS else str(name) for name in names)
     for name, count in counts.items():
         if count > 1 and (every or name in COLUMNS):
-            raise UsageError(f'{where}: "{escaped(name)}" is there {count} times; remove all but one')
+            raise UsageError(f'{where}: "{escape(name)}" is there {count} times; remove all but one')
 
 
 def _query_rows(query: str, workspace: Workspace) -> list[Row]:
@@ -218,14 +218,14 @@ def validate_rows(
     groups = []
     for number, row in enumerate(rows, 1):
         group, found = _group_of(row, numbers, disguised)
-        name = f"row {number} ({escaped(group.key)})" if group.key else f"row {number}"
+        name = f"row {number} ({escape(group.key)})" if group.key else f"row {number}"
         faults += [f"{name}: {fault}" for fault in found]
         groups.append(group)
     counts = Counter(group.key for group in groups if group.key)
     for key, count in counts.items():
         if count > 1:
             same = [str(number) for number, group in enumerate(groups, 1) if group.key == key]
-            faults.append(f"rows {', '.join(same)} ({escaped(key)}): the same key; each group has its own")
+            faults.append(f"rows {', '.join(same)} ({escape(key)}): the same key; each group has its own")
     if faults:
         raise InvalidRowsError(faults)
     return tuple(groups)
@@ -244,7 +244,7 @@ def _group_of(
     key, message, title = (_text(row.get(name)) for name in ("key", "message", "title"))
     if not key:
         faults.append("key is missing")
-    elif escaped(key) != key:
+    elif escape(key) != key:
         faults.append("key has characters that cannot be seen, or that move others; type it again")
     if not message:
         faults.append("message is missing; the first message is what establishes a group")

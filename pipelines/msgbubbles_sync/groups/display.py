@@ -1,57 +1,60 @@
-"""Texts of others, as they may be shown on a screen."""
+"""Escaping of untrusted text for a terminal or a JSON file."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-# Letters by Unicode that show nothing: fillers of Hangul, and a blank of Braille.
+# Letters that show nothing: fillers of Hangul, a blank of Braille, and the combining grapheme joiner.
 BLANKS = frozenset("\u115f\u1160\u3164\uffa0\u2800\u034f")
-# Controls, formats as direction marks, halves of characters, private ones, and what breaks a line.
-UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
+# Controls, formats such as direction marks, surrogates, private use, and separators of lines and paragraphs.
+INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 SPACES = frozenset(" \u3000")
 JOINER = "\u200d"
 
 
-def escaped(text: str) -> str:
-    """Return a text with every character that moves others, hides or cannot be seen as its escape: `\\x1b`, `\\u202e`.
+def escape(text: str) -> str:
+    """Escape every character that is invisible, or moves or hides others: `\\x1b`, `\\u202e`.
 
-    What is left is what the text shows: nothing that an approver reads can be written over, turned around or be of
-    another length than it looks. The joiner within one emoji stays.
+    The result shows what the text holds: nothing that an approver reads can be overwritten, reversed, or longer than
+    it looks. The joiner within an emoji stays.
     """
-    return "".join(one if _is_seen(one, text[max(at - 1, 0) : at + 2]) else _escape(one) for at, one in enumerate(text))
+    return "".join(
+        char if _is_visible(char, text[max(index - 1, 0) : index + 2]) else _escape(char)
+        for index, char in enumerate(text)
+    )
 
 
-def quoted(text: str) -> str:
-    """Return a text between quotation marks, which it cannot end itself."""
-    return '"' + escaped(text).replace('"', '\\"') + '"'
+def quote(text: str) -> str:
+    """Return an escaped text in quotation marks, which it cannot close itself."""
+    return '"' + escape(text).replace('"', '\\"') + '"'
 
 
-def escaped_json(document: str) -> str:
-    """Return a JSON document that decodes to the same, with such characters as JSON's own escapes."""
+def escape_json(document: str) -> str:
+    """Write such characters of a JSON document as JSON escapes; it decodes to the same value."""
     return re.sub(
         "[^\\x00-\\x7e]",
-        lambda found: found[0] if _is_seen(found[0], "") else "".join(f"\\u{unit:04x}" for unit in _utf16(found[0])),
+        lambda match: match[0] if _is_visible(match[0], "") else "".join(f"\\u{unit:04x}" for unit in _utf16(match[0])),
         document,
     )
 
 
-def _is_seen(one: str, around: str) -> bool:
-    if one == JOINER and len(around) == 3:
+def _is_visible(char: str, around: str) -> bool:
+    if char == JOINER and len(around) == 3:
         return _is_symbol(around[0]) and _is_symbol(around[2])
-    category = unicodedata.category(one)
-    return category not in UNSEEN and one not in BLANKS and (category != "Zs" or one in SPACES)
+    category = unicodedata.category(char)
+    return category not in INVISIBLE and char not in BLANKS and (category != "Zs" or char in SPACES)
 
 
-def _is_symbol(one: str) -> bool:
-    return unicodedata.category(one) in ("So", "Sk") or one == "\ufe0f"
+def _is_symbol(char: str) -> bool:
+    return unicodedata.category(char) in ("So", "Sk") or char == "\ufe0f"
 
 
-def _escape(one: str) -> str:
-    code = ord(one)
+def _escape(char: str) -> str:
+    code = ord(char)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def _utf16(one: str) -> list[int]:
-    data = one.encode("utf-16-be", "surrogatepass")
-    return [int.from_bytes(data[at : at + 2], "big") for at in range(0, len(data), 2)]
+def _utf16(char: str) -> list[int]:
+    data = char.encode("utf-16-be", "surrogatepass")
+    return [int.from_bytes(data[start : start + 2], "big") for start in range(0, len(data), 2)]

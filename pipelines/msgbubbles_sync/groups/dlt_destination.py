@@ -27,9 +27,10 @@ from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import AnotherJobRunsError, hold_lock
+from msgbubbles_sync.policy.applied import build_redactor
 from msgbubbles_sync.workspace import Workspace
 
-from .display import escaped
+from .display import escape
 from .job import apply_groups
 from .plan import MAX_CREATES, MAX_REMOVALS
 from .redact import GroupRedactor
@@ -72,7 +73,7 @@ def groups(
         workspace = Workspace.from_path(Path(database))
         workspace.make_folders()
         check_version(workspace, build_destination(workspace))
-        if GroupRedactor.of(workspace).hides:
+        if GroupRedactor(build_redactor(workspace)).is_redacting:
             raise UsageError(NOT_PRIVATE)
         rate_limiter = RateLimiter.for_key(api_key, requests_per_minute, budget_dir) if requests_per_minute else None
         transport = Transport(
@@ -86,8 +87,8 @@ def groups(
         raise DestinationTerminalException(str(error)) from None
     if applied.halt is not None:
         raise DestinationTerminalException(str(applied.halt))
-    said = "\n".join(f"{escaped(one.key)}: {one.operation}: {one.why}" for one in applied.failures)
+    said = "\n".join(f"{escape(one.key)}: {one.operation}: {one.why}" for one in applied.failures)
     if any(one.outcome == "failed" for one in applied.failures):
         raise DestinationTerminalException(said)
-    if applied.failures or applied.left:
-        raise DestinationTransientException(said or f"{applied.left:,} operations are left")
+    if applied.failures or applied.not_sent:
+        raise DestinationTransientException(said or f"{applied.not_sent:,} operations are left")

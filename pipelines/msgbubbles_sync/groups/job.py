@@ -9,14 +9,15 @@ from msgbubbles.client import Client
 from msgbubbles.decode import read_participants
 from msgbubbles.errors import ForbiddenError, PermanentError, RetryableError, UnreachableError
 from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.policy.applied import build_redactor
 from msgbubbles_sync.workspace import Workspace
 
 from .apply import Applier
 from .desired import Row, validate_rows
-from .display import escaped
+from .display import escape
 from .ledger import Ledger, Observation, OperationResult
 from .model import DesiredGroup, ObservedGroup
-from .observed import observe_groups, people, read_members, read_published, restore
+from .observed import normalize_members, observe_groups, read_members, read_published, restore
 from .plan import Plan, build_plan, check_limits, trim_plan
 from .redact import GroupRedactor
 from .result import ApplyResult
@@ -24,9 +25,9 @@ from .result import ApplyResult
 
 def plan_groups(workspace: Workspace, rows: Sequence[Row]) -> Plan:
     """The plan for the groups of these rows, from what is known without a request. Raises `UsageError`."""
-    read, disguise = read_published(workspace), GroupRedactor.of(workspace)
+    read, disguise = read_published(workspace), GroupRedactor(build_redactor(workspace))
     desired = _disguised(rows, read.numbers, disguise)
-    with Ledger.of(workspace.folder) as ledger:
+    with Ledger.open(workspace.folder) as ledger:
         restore(ledger, workspace)
         return build_plan(desired, observe_groups(ledger, read))
 
@@ -35,12 +36,12 @@ def _disguised(
     rows: Sequence[Row], numbers: frozenset[str] | None, disguise: GroupRedactor
 ) -> tuple[DesiredGroup, ...]:
     disguise.add_own_numbers(numbers or ())
-    return disguise.groups(validate_rows(rows, numbers, disguise.own_handle))
+    return disguise.redact_groups(validate_rows(rows, numbers, disguise.redact_own_handle))
 
 
 def resume_saved_plan(workspace: Workspace, plan: Plan) -> Plan:
     """What is left to do of a saved plan. Raises `UsageError` when it no longer fits what is known."""
-    with Ledger.of(workspace.folder) as ledger:
+    with Ledger.open(workspace.folder) as ledger:
         restore(ledger, workspace)
         return trim_plan(
             plan, observe_groups(ledger, read_published(workspace)), begun=bool(ledger.entries(plan.plan_id))
@@ -49,14 +50,14 @@ def resume_saved_plan(workspace: Workspace, plan: Plan) -> Plan:
 
 def list_groups(workspace: Workspace) -> dict[str, ObservedGroup]:
     """The groups that have a key, by key, as far as they are known without a request."""
-    with Ledger.of(workspace.folder) as ledger:
+    with Ledger.open(workspace.folder) as ledger:
         restore(ledger, workspace)
         return observe_groups(ledger, read_published(workspace))
 
 
 def count_unresolved(workspace: Workspace) -> int:
     """Operations of an earlier apply that have no verdict."""
-    with Ledger.of(workspace.folder) as ledger:
+    with Ledger.open(workspace.folder) as ledger:
         return len(ledger.unresolved())
 
 
@@ -87,9 +88,9 @@ def apply_groups(
     The caller holds the lock `apply`. Raises `UsageError` when rows, plan or guards forbid it, and what the client
     raises as long as nothing of the plan was sent; after that, see `ApplyResult.halt`.
     """
-    disguise = GroupRedactor.of(workspace)
-    client = disguise.client(client)
-    with Ledger.of(workspace.folder) as ledger:
+    disguise = GroupRedactor(build_redactor(workspace))
+    client = disguise.wrap_client(client)
+    with Ledger.open(workspace.folder) as ledger:
         restore(ledger, workspace)
         if isinstance(wanted, Plan):
             desired: Sequence[DesiredGroup] = wanted.desired
@@ -105,7 +106,7 @@ def apply_groups(
             plan = build_plan(desired, known)
         check_limits(plan, max_creates, max_removals)
         if plan.operations and not confirm(plan):
-            applier.applied.left = len(plan.operations)
+            applier.applied.not_sent = len(plan.operations)
             return applier.applied
         return applier.run(plan, known)
 
@@ -115,14 +116,14 @@ def adopt_group(workspace: Workspace, client: Client, key: str, chat_id: str) ->
 
     Where the API does not show who is in it, those are taken who are known from the published marts.
     """
-    client = GroupRedactor.of(workspace).client(client)
-    with Ledger.of(workspace.folder) as ledger:
+    client = GroupRedactor(build_redactor(workspace)).wrap_client(client)
+    with Ledger.open(workspace.folder) as ledger:
         restore(ledger, workspace)
         for other in observe_groups(ledger, read_published(workspace)).values():
             if other.chat_id == chat_id and other.key != key:
-                raise UsageError(f"this group already has the key {escaped(other.key)}")
+                raise UsageError(f"this group already has the key {escape(other.key)}")
             if other.key == key and other.chat_id not in (None, chat_id) and not other.is_gone:
-                raise UsageError(f"the key {escaped(key)} already stands for the group {other.chat_id}")
+                raise UsageError(f"the key {escape(key)} already stands for the group {other.chat_id}")
         seen_at = datetime.now(UTC)
         try:
             chat = client.get_chat(chat_id)
@@ -132,7 +133,9 @@ def adopt_group(workspace: Workspace, client: Client, key: str, chat_id: str) ->
             raise UsageError("this chat is not a group; only groups can be adopted")
         shown = read_participants(chat)
         handles = (
-            read_members(workspace, chat_id, chat.from_handle) if shown is None else people(shown, chat.from_handle)
+            read_members(workspace, chat_id, chat.from_handle)
+            if shown is None
+            else normalize_members(shown, chat.from_handle)
         )
         observation = Observation(key, chat.id, chat.from_handle, chat.title, handles, False, seen_at)
         ledger.record_observation(observation)

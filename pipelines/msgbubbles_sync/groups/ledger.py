@@ -1,7 +1,7 @@
-"""What was asked of the API for each group, and what came of it: written before the request, and again after it.
+"""The ledger: every operation on a group, recorded before its request, and its result afterwards.
 
-A SQLite file in the warehouse's own folder, on disk before a request is sent (`synchronous = FULL`). It is the truth on
-which key stands for which group; the warehouse gets a copy of it (`landing`), from which a lost file is restored.
+It is a SQLite file in the workspace, synced to disk before a request is sent (`synchronous = FULL`), and decides which
+group a key stands for. The warehouse has a copy of it (`load`), from which a lost file is restored.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CREATE TABLE IF NOT EXISTS operations (
     http_status INTEGER, error_code TEXT, error_message TEXT, request_id TEXT,
     version INTEGER NOT NULL DEFAULT 1, landed_version INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX IF NOT EXISTS operations_by_key ON operations (key, number);
-CREATE TABLE IF NOT EXISTS sightings (
+CREATE TABLE IF NOT EXISTS sightings ( -- codespell:ignore sightings
     key TEXT PRIMARY KEY, chat_id TEXT NOT NULL, from_handle TEXT, title TEXT, handles TEXT, is_gone INTEGER NOT NULL,
     seen_at TEXT NOT NULL, version INTEGER NOT NULL DEFAULT 1, landed_version INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS renderings (
@@ -41,13 +41,24 @@ OPERATION_COLUMNS = (
     "idempotency_key", "requested_at", "finished_at", "happened_at", "outcome", "http_status", "error_code",
     "error_message", "request_id",
 )  # fmt: skip
+OBSERVATIONS = "sightings"  # codespell:ignore sightings
 OBSERVATION_COLUMNS = ("key", "chat_id", "from_handle", "title", "handles", "is_gone", "seen_at")
+# The columns that may name a person, with the key of their table.
+TEXTS = (
+    (
+        "operations", "operation_id",
+        ("key", "chat_id", "from_handle", "title", "message", "error_code", "error_message", "request_id"),
+    ),
+    (OBSERVATIONS, "key", ("key", "chat_id", "from_handle", "title")),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An operation that was begun. `outcome` is null while there is no verdict, `unknown` where the tries ended without
-    one. `happened_at` is our best knowledge of when the network did it.
+    """An operation that was begun.
+
+    `outcome` is null while its request is in flight, and `unknown` after attempts without an answer. `happened_at` is
+    the best estimate of when the network did it.
     """
 
     operation_id: str
@@ -72,8 +83,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class OperationResult:
-    """What came of an operation. `error_message` is the API's own where it sent one: it may quote handles, so it goes
-    into the ledger and into no log.
+    """The result of an operation.
+
+    `error_message` is the API's own, if it sent one. It may quote handles, so it is stored in the ledger and never
+    logged.
     """
 
     outcome: Outcome
@@ -87,8 +100,9 @@ class OperationResult:
 
 @dataclass(frozen=True)
 class Observation:
-    """A group as `GET /chats/:id` showed it last. `handles` are its people without our number, null where the API does
-    not show them; `is_gone` is the API's 404.
+    """A group as `GET /chats/:id` last showed it.
+
+    `handles` are its members without our number, null if the API does not show them. `is_gone`: the API answered 404.
     """
 
     key: str
@@ -102,7 +116,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Rendering:
-    """How the network shows what it was asked for in a group: a title, or a handle."""
+    """A title or handle that was requested (`asked`), and how the network shows it."""
 
     chat_id: str
     field: Literal["title", "handle"]
@@ -111,7 +125,7 @@ class Rendering:
 
 
 class Ledger:
-    """The file. Safe to use from several threads and processes."""
+    """The file of the ledger. Safe to use from several threads and processes."""
 
     def __init__(self, path: Path) -> None:
         path.touch(mode=0o600)
@@ -123,8 +137,8 @@ class Ledger:
         self._database.executescript(SCHEMA)
 
     @classmethod
-    def of(cls, folder: Path) -> Ledger:
-        """The ledger of the warehouse whose own files are in `folder`."""
+    def open(cls, folder: Path) -> Ledger:
+        """Open the ledger in the folder of a workspace, or create it."""
         return cls(folder / "groups.sqlite")
 
     def __enter__(self) -> Ledger:
@@ -136,7 +150,7 @@ class Ledger:
     # -- operations
 
     def begin(self, plan_id: str, operation: Operation, chat_id: str | None, idempotency_key: str | None) -> Entry:
-        """Write down what is about to be asked. When this returns, it is on disk."""
+        """Record an operation before its request is sent. It is on disk when this returns."""
         entry = Entry(
             operation_id=uuid4().hex,
             plan_id=plan_id,
@@ -150,41 +164,41 @@ class Ledger:
             idempotency_key=idempotency_key,
             requested_at=datetime.now(UTC),
         )
-        self._insert("operations", OPERATION_COLUMNS, [_row_of(entry)])
+        self._insert("operations", OPERATION_COLUMNS, [_to_row(entry)])
         return entry
 
-    def finish(self, entry: Entry, verdict: OperationResult) -> None:
-        """Write down the verdict. The message of a creation is forgotten with it: nobody has to repeat it any more."""
+    def finish(self, entry: Entry, result: OperationResult) -> None:
+        """Record the result. Unless the outcome is unknown, the message of a creation is deleted: it is sent once."""
         now = datetime.now(UTC)
-        happened_at = (verdict.happened_at or now) if verdict.outcome == "succeeded" else None
+        happened_at = (result.happened_at or now) if result.outcome == "succeeded" else None
         self._run(
             "UPDATE operations SET finished_at = ?, happened_at = ?, outcome = ?, chat_id = coalesce(?, chat_id), "
             "http_status = ?, error_code = ?, error_message = ?, request_id = ?, "
             "message = CASE WHEN ? THEN message END, version = version + 1 WHERE operation_id = ?",
             (
-                _text(now), _text(happened_at), verdict.outcome, verdict.chat_id, verdict.http_status,
-                verdict.error_code, verdict.error_message, verdict.request_id, verdict.outcome == "unknown",
+                _format_time(now), _format_time(happened_at), result.outcome, result.chat_id, result.http_status,
+                result.error_code, result.error_message, result.request_id, result.outcome == "unknown",
                 entry.operation_id,
             ),
         )  # fmt: skip
 
     def withdraw(self, entry: Entry) -> None:
-        """Forget an operation that was begun and of which nothing was sent."""
+        """Delete an operation whose request was never sent."""
         self._run("DELETE FROM operations WHERE operation_id = ? AND landed_version = 0", (entry.operation_id,))
 
     def entries(self, plan_id: str | None = None) -> list[Entry]:
-        """All operations in the order in which they were begun, or those of one plan."""
+        """Return all operations, or those of one plan, in the order in which they were begun."""
         where, values = ("plan_id = ?", (plan_id,)) if plan_id else ("1", ())
         rows = self._all(f"SELECT * FROM operations WHERE {where} ORDER BY number", values)
-        return [_entry_of(row) for row in rows]
+        return [_to_entry(row) for row in rows]
 
     def unresolved(self) -> list[Entry]:
-        """The operations without a verdict, in the order in which they were begun."""
+        """Return the operations whose outcome is not known, in the order in which they were begun."""
         rows = self._all("SELECT * FROM operations WHERE outcome IS NULL OR outcome = 'unknown' ORDER BY number")
-        return [_entry_of(row) for row in rows]
+        return [_to_entry(row) for row in rows]
 
     def last_title(self, key: str | None) -> str | None:
-        """The title that the network last agreed to give to the group of a key; null where it was never asked."""
+        """Return the last title that the network confirmed for a key; null if none was ever requested."""
         rows = self._all(
             "SELECT title FROM operations WHERE key = ? AND outcome = 'succeeded' AND title IS NOT NULL "
             "ORDER BY number DESC LIMIT 1",
@@ -192,35 +206,35 @@ class Ledger:
         )
         return rows[0]["title"] if rows else None
 
-    # -- sightings
+    # -- observations
 
     def record_observation(self, observation: Observation) -> None:
-        """Keep how a group was seen; of a key, only the last observation is kept."""
+        """Store an observation in place of the previous one of its key."""
         columns = ", ".join(OBSERVATION_COLUMNS)
         changes = ", ".join(f"{name} = excluded.{name}" for name in OBSERVATION_COLUMNS)
         self._run(
-            f"INSERT INTO sightings ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?) "
+            f"INSERT INTO {OBSERVATIONS} ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?) "
             f"ON CONFLICT (key) DO UPDATE SET {changes}, version = version + 1",
             (
                 observation.key, observation.chat_id, observation.from_handle, observation.title,
-                _json(observation.handles), observation.is_gone, _text(observation.seen_at),
+                _json(observation.handles), observation.is_gone, _format_time(observation.seen_at),
             ),
         )  # fmt: skip
 
     def observations(self) -> list[Observation]:
-        return [_sighting_of(row) for row in self._all("SELECT * FROM sightings ORDER BY key")]
+        return [_to_observation(row) for row in self._all(f"SELECT * FROM {OBSERVATIONS} ORDER BY key")]
 
-    # -- what the network makes of what it is asked for
+    # -- renderings
 
     def remember(self, rendering: Rendering) -> None:
-        """Keep how the network shows what it was asked for; what was asked for last counts."""
+        """Store a rendering; the last request that led to it counts."""
         self._run(
             "INSERT OR REPLACE INTO renderings (chat_id, field, shown, asked) VALUES (?, ?, ?, ?)",
             (rendering.chat_id, rendering.field, rendering.shown, rendering.asked),
         )
 
     def renderings(self, chat_id: str | None = None) -> list[Rendering]:
-        """What is remembered of all groups, or of one."""
+        """Return the renderings of all groups, or of one."""
         where, values = ("chat_id = ?", (chat_id,)) if chat_id else ("1", ())
         rows = self._all(f"SELECT chat_id, field, shown, asked FROM renderings WHERE {where}", values)
         return [Rendering(*row) for row in rows]
@@ -228,72 +242,78 @@ class Ledger:
     # -- the copy in the warehouse
 
     def is_new(self) -> bool:
-        """Whether nothing was ever written here."""
-        return not self._all("SELECT 1 FROM operations UNION ALL SELECT 1 FROM sightings LIMIT 1")
+        """Return whether the ledger is empty."""
+        return not self._all(f"SELECT 1 FROM operations UNION ALL SELECT 1 FROM {OBSERVATIONS} LIMIT 1")
 
-    def restore(self, entries: Iterable[Entry], sightings: Iterable[Observation]) -> None:
-        """Fill a new ledger from its copy in the warehouse."""
+    def restore(self, entries: Iterable[Entry], observations: Iterable[Observation]) -> None:
+        """Fill an empty ledger from its copy in the warehouse."""
         with self._transaction():
-            self._insert("operations", OPERATION_COLUMNS, [_row_of(entry) for entry in entries])
-            for observation in sightings:
+            self._insert("operations", OPERATION_COLUMNS, [_to_row(entry) for entry in entries])
+            for observation in observations:
                 self.record_observation(observation)
-            self._run("UPDATE operations SET landed_version = version")
-            self._run("UPDATE sightings SET landed_version = version")
+            for table in ("operations", OBSERVATIONS):
+                self._run(f"UPDATE {table} SET landed_version = version")
 
-    def not_landed(self) -> tuple[list[tuple[Entry, int]], list[tuple[Observation, int]]]:
-        """What the warehouse does not have as it is here, each with its version."""
+    def not_loaded(self) -> tuple[list[tuple[Entry, int]], list[tuple[Observation, int]]]:
+        """Return the rows that the warehouse does not have in this version, each with its version."""
         changed = "SELECT * FROM {} WHERE landed_version < version ORDER BY rowid"
-        operations = [(_entry_of(row), int(row["version"])) for row in self._all(changed.format("operations"))]
-        sightings = [(_sighting_of(row), int(row["version"])) for row in self._all(changed.format("sightings"))]
-        return operations, sightings
+        entries = [(_to_entry(row), int(row["version"])) for row in self._all(changed.format("operations"))]
+        observations = [(_to_observation(row), int(row["version"])) for row in self._all(changed.format(OBSERVATIONS))]
+        return entries, observations
 
-    def set_landed(self, entries: Iterable[tuple[Entry, int]], sightings: Iterable[tuple[Observation, int]]) -> None:
-        """Note which versions the warehouse has now; a row that has changed meanwhile lands again."""
+    def set_loaded(self, entries: Iterable[tuple[Entry, int]], observations: Iterable[tuple[Observation, int]]) -> None:
+        """Record which versions the warehouse has now; a row that has changed since is loaded again."""
         with self._transaction():
             for entry, version in entries:
                 self._run(
                     "UPDATE operations SET landed_version = ? WHERE operation_id = ?", (version, entry.operation_id)
                 )
-            for observation, version in sightings:
-                self._run("UPDATE sightings SET landed_version = ? WHERE key = ?", (version, observation.key))
+            for observation, version in observations:
+                self._run(f"UPDATE {OBSERVATIONS} SET landed_version = ? WHERE key = ?", (version, observation.key))
 
     # -- erasure
 
     def remove_people(self, is_erased: Callable[[str], bool], without_erased: Callable[[str], str]) -> int:
-        """Take people out of all that is written down, so that no byte of it is left. Returns how many rows changed."""
-        changed = 0
+        """Remove erased people from every row, so that no byte of them stays. Returns how many rows changed."""
         with self._transaction():
-            for one in self.renderings():
-                if any(is_erased(text) or without_erased(text) != text for text in (one.shown, one.asked)):
+            changed = sum(
+                self._remove_people(table, key, texts, is_erased, without_erased) for table, key, texts in TEXTS
+            )
+            for rendering in self.renderings():
+                if any(is_erased(text) or without_erased(text) != text for text in (rendering.shown, rendering.asked)):
                     changed += 1
                     self._run(
                         "DELETE FROM renderings WHERE chat_id = ? AND field = ? AND shown = ?",
-                        (one.chat_id, one.field, one.shown),
+                        (rendering.chat_id, rendering.field, rendering.shown),
                     )
-            for table, key, texts in (
-                (
-                    "operations", "operation_id",
-                    ("key", "chat_id", "from_handle", "title", "message", "error_code", "error_message", "request_id"),
-                ),
-                ("sightings", "key", ("key", "chat_id", "from_handle", "title")),
-            ):  # fmt: skip
-                for row in self._all(f"SELECT * FROM {table}"):
-                    known = json.loads(row["handles"] or "[]")
-                    left = [one for one in known if not is_erased(one)]
-                    if known and not left and table == "operations":
-                        changed += 1
-                        self._run(f"DELETE FROM {table} WHERE {key} = ?", (row[key],))
-                        continue
-                    now = {name: row[name] and without_erased(row[name]) for name in texts}
-                    now |= {"handles": json.dumps(left)} if left != known else {}
-                    now = {name: value for name, value in now.items() if value != row[name]}
-                    if now:
-                        changed += 1
-                        changes = ", ".join(f"{name} = ?" for name in now)
-                        self._run(f"UPDATE {table} SET {changes} WHERE {key} = ?", (*now.values(), row[key]))
         if changed:
             self._run("VACUUM")
             self._run("PRAGMA wal_checkpoint(TRUNCATE)")
+        return changed
+
+    def _remove_people(
+        self,
+        table: str,
+        key: str,
+        texts: Sequence[str],
+        is_erased: Callable[[str], bool],
+        without_erased: Callable[[str], str],
+    ) -> int:
+        changed = 0
+        for row in self._all(f"SELECT * FROM {table}"):
+            handles = json.loads(row["handles"] or "[]")
+            others = [handle for handle in handles if not is_erased(handle)]
+            if handles and not others and table == "operations":
+                changed += 1
+                self._run(f"DELETE FROM {table} WHERE {key} = ?", (row[key],))
+                continue
+            values = {name: row[name] and without_erased(row[name]) for name in texts}
+            values |= {"handles": json.dumps(others)} if others != handles else {}
+            values = {name: value for name, value in values.items() if value != row[name]}
+            if values:
+                changed += 1
+                assignments = ", ".join(f"{name} = ?" for name in values)
+                self._run(f"UPDATE {table} SET {assignments} WHERE {key} = ?", (*values.values(), row[key]))
         return changed
 
     # -- the database
@@ -323,23 +343,23 @@ class Ledger:
             self._run("COMMIT")
 
 
-def _row_of(entry: Entry) -> list[Any]:
+def _to_row(entry: Entry) -> list[Any]:
     values = {name: getattr(entry, name) for name in OPERATION_COLUMNS}
     values["handles"] = _json(entry.handles)
     for name in ("requested_at", "finished_at", "happened_at"):
-        values[name] = _text(values[name])
+        values[name] = _format_time(values[name])
     return list(values.values())
 
 
-def _entry_of(row: sqlite3.Row) -> Entry:
+def _to_entry(row: sqlite3.Row) -> Entry:
     values = {name: row[name] for name in OPERATION_COLUMNS}
     values["handles"] = tuple(json.loads(row["handles"]))
     for name in ("requested_at", "finished_at", "happened_at"):
-        values[name] = _instant(values[name])
+        values[name] = _parse_time(values[name])
     return Entry(**values)
 
 
-def _sighting_of(row: sqlite3.Row) -> Observation:
+def _to_observation(row: sqlite3.Row) -> Observation:
     values = {name: row[name] for name in OBSERVATION_COLUMNS}
     values["handles"] = None if row["handles"] is None else tuple(json.loads(row["handles"]))
     return Observation(**values | {"is_gone": bool(row["is_gone"]), "seen_at": datetime.fromisoformat(row["seen_at"])})
@@ -349,9 +369,9 @@ def _json(handles: Sequence[str] | None) -> str | None:
     return None if handles is None else json.dumps(handles)
 
 
-def _text(at: datetime | None) -> str | None:
+def _format_time(at: datetime | None) -> str | None:
     return None if at is None else at.isoformat(timespec="microseconds")
 
 
-def _instant(text: str | None) -> datetime | None:
+def _parse_time(text: str | None) -> datetime | None:
     return None if text is None else datetime.fromisoformat(text)

@@ -22,7 +22,7 @@ from msgbubbles_sync.tables import GROUP_MEMBER_OPERATIONS, GROUP_OPERATIONS, GR
 from msgbubbles_sync.workspace import Workspace
 
 from .ledger import Entry, Ledger, Observation
-from .redact import PrivateLedger
+from .redact import LedgerRedactor
 
 PIPELINE = "msgbubbles_groups"
 MEMBER_OPERATIONS = {"create": "added", "add": "added", "remove": "removed"}
@@ -38,19 +38,19 @@ def load_ledger(workspace: Workspace) -> int:
     path = workspace.folder / "groups.sqlite"
     if not path.exists() or not workspace.work.exists():
         return 0
-    with Ledger.of(workspace.folder) as ledger:
-        entries, observations = ledger.not_landed()
+    with Ledger.open(workspace.folder) as ledger:
+        entries, observations = ledger.not_loaded()
         if not entries and not observations:
             return 0
 
         workspace.set_pending("transform", "publish")
-        private = PrivateLedger(build_redactor(workspace))
+        private = LedgerRedactor(build_redactor(workspace))
         _load(
             workspace,
-            [kept for entry, _ in entries if (kept := private.entry(entry))],
-            [private.observation(observation) for observation, _ in observations],
+            [kept for entry, _ in entries if (kept := private.redact_entry(entry))],
+            [private.redact_observation(observation) for observation, _ in observations],
         )
-        ledger.set_landed(entries, observations)
+        ledger.set_loaded(entries, observations)
         return len(entries) + len(observations)
 
 

@@ -1,4 +1,4 @@
-"""Find a group that was created while its answer was lost, or did not say its id."""
+"""Find a group whose creation got no answer, or an answer without an id."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ from msgbubbles.models import Chat
 
 from .ledger import Entry
 from .model import fold_title
-from .observed import people
+from .observed import normalize_members
 
-# The API's clock and ours may differ by this much.
+# The clocks of the API and of this machine may differ by this much.
 CLOCK_SKEW = timedelta(minutes=5)
-# A group that was just created is on the first page of the list; on a busy account, or after a day, further down.
+# A new group is on the first page of the list; on a busy account, or after a day, on a later one.
 MAX_PAGES = 10
 
 
 @dataclass(frozen=True)
 class Search:
-    """What came of it: the group, where exactly one fits; `is_certain` is whether there is surely none otherwise."""
+    """The group, if exactly one matches. `is_certain`: without a match, the group does not exist."""
 
     group: Chat | None = None
     is_certain: bool = False
 
 
 def find_created(client: Client, creation: Entry, taken: Collection[str]) -> Search:
-    """Search the newest chats for the group of a creation; `taken` are the groups that have a key already.
+    """Search the newest chats for the group of a creation. `taken` are the ids of groups that have a key.
 
-    A group fits that has its number and its people; where the API does not show them, its title. Raises as the client
-    does.
+    A group matches if it has the same number and members, or the same title if the API does not show members. Raises
+    as the client does.
     """
     since = creation.requested_at - CLOCK_SKEW
-    fitting, is_certain = [], True
-    for row in _newest(client, since):
-        if row is None:
+    matches, is_certain = [], True
+    for chat in _list_newest(client, since):
+        if chat is None:
             is_certain = False
-        elif _may_be(row, creation, since) and row.id not in taken:
-            fits = _fits(client.get_chat(row.id), creation)
-            if fits:
-                fitting.append(row)
-            is_certain = is_certain and fits is False
-    return Search(fitting[0]) if len(fitting) == 1 else Search(None, is_certain and not fitting)
+        elif _is_candidate(chat, creation, since) and chat.id not in taken:
+            is_match = _matches(client.get_chat(chat.id), creation)
+            if is_match:
+                matches.append(chat)
+            is_certain = is_certain and is_match is False
+    return Search(matches[0]) if len(matches) == 1 else Search(None, is_certain and not matches)
 
 
-def _newest(client: Client, since: datetime) -> Iterator[Chat | None]:
-    """The chats back to a time, each once; null at the end where it was not reached."""
+def _list_newest(client: Client, since: datetime) -> Iterator[Chat | None]:
+    """Yield the chats back to a time, each once; null at the end if the time was not reached."""
     seen: set[str] = set()
     before = None
     for _ in range(MAX_PAGES):
@@ -64,17 +64,17 @@ def _newest(client: Client, since: datetime) -> Iterator[Chat | None]:
     yield None
 
 
-def _may_be(row: Chat, creation: Entry, since: datetime) -> bool:
-    at = row.created_at or row.cursor_at
-    is_ours = row.from_handle is None or fold_handle(row.from_handle) == fold_handle(creation.from_handle or "")
-    return row.is_group is not False and is_ours and (at is None or at >= since)
+def _is_candidate(chat: Chat, creation: Entry, since: datetime) -> bool:
+    at = chat.created_at or chat.cursor_at
+    is_ours = chat.from_handle is None or fold_handle(chat.from_handle) == fold_handle(creation.from_handle or "")
+    return chat.is_group is not False and is_ours and (at is None or at >= since)
 
 
-def _fits(group: Chat, creation: Entry) -> bool | None:
-    """Whether it is the group; null where the API shows nothing to tell it by."""
+def _matches(group: Chat, creation: Entry) -> bool | None:
+    """Return whether a chat is the group; null if the API shows too little to decide."""
     shown = read_participants(group)
     if shown is not None:
-        members = people(shown, group.from_handle)
+        members = normalize_members(shown, group.from_handle)
         return not without_people(members, creation.handles) and not without_people(creation.handles, members)
     if group.title is None or creation.title is None:
         return None

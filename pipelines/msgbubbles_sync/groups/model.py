@@ -1,4 +1,4 @@
-"""The words of this package: a group as it should be, as it is known to be, and an operation on it."""
+"""Desired groups, observed groups, and operations on them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from msgbubbles.handles import fold_handle
 
 Kind = Literal["create", "rename", "add", "remove"]
 
-# The documented bounds: 2 to 31 addresses besides our own number, and 100 characters of title.
+# The API's documented limits; the account's own number is not counted.
 MIN_MEMBERS, MAX_MEMBERS, MAX_TITLE = 2, 31, 100
 VARIATION_SELECTORS = frozenset("\ufe0e\ufe0f")
 
 
 @dataclass(frozen=True)
 class DesiredGroup:
-    """A row of the desired table. `addresses` are sorted; without a title, the group's own is left alone. The message
-    is sent once, when the group is created.
+    """A row of the desired table.
+
+    `addresses` are sorted. A group without a title keeps the one it has. The message is sent once, on creation.
     """
 
     key: str
@@ -33,8 +34,10 @@ class DesiredGroup:
 
 @dataclass(frozen=True)
 class Operation:
-    """One request to the API, for the group with this key. `handles` are those who are added or removed, or all
-    addresses of a creation, which alone has `from_handle` and `message`.
+    """One request to the API, for the group with this key.
+
+    `handles` are the people to add or remove, or all addresses of a creation. Only a creation has `from_handle` and
+    `message`.
     """
 
     kind: Kind
@@ -47,8 +50,10 @@ class Operation:
 
 @dataclass(frozen=True)
 class ObservedGroup:
-    """A group that has a key, as it is known: what the network confirmed to us, and what was read since. `members` are
-    without our own number. `chat_id` is null while a creation has no verdict. `is_gone`: the API no longer has it.
+    """The state of a group that has a key, by what the network confirmed and what was read since.
+
+    `members` does not include our own number. `chat_id` is null while the outcome of the creation is unknown.
+    `is_gone`: the API no longer has the group.
     """
 
     key: str
@@ -59,22 +64,26 @@ class ObservedGroup:
     is_gone: bool = False
 
     def after(self, kind: Kind, handles: Iterable[str], title: str | None) -> ObservedGroup:
-        """The group once the network has said yes to a change."""
+        """Return the group after a change that the network confirmed."""
         if kind == "rename":
             return replace(self, title=title)
-        folded = {fold_handle(one) for one in handles}
-        if kind == "add":
-            there = {fold_handle(one) for one in self.members}
-            return replace(self, members=self.members | {one for one in handles if fold_handle(one) not in there})
+        if kind == "create":
+            return replace(self, members=frozenset(handles), title=title)
         if kind == "remove":
-            return replace(self, members=frozenset(one for one in self.members if fold_handle(one) not in folded))
-        return replace(self, members=frozenset(handles), title=title)
+            removed = {fold_handle(handle) for handle in handles}
+            return replace(
+                self, members=frozenset(handle for handle in self.members if fold_handle(handle) not in removed)
+            )
+        before = {fold_handle(handle) for handle in self.members}
+        return replace(self, members=self.members | {handle for handle in handles if fold_handle(handle) not in before})
 
 
 def fold_title(title: str | None) -> str:
-    """Return a form that is equal for all spellings in which a network may store a title: composed characters, `&` or
-    `&amp;`, spaces as one, none around it, nothing that cannot be seen, and no more than 100 characters.
+    """Return a form that is equal for all spellings in which a network may store a title.
+
+    Characters are composed, HTML entities decoded, runs of spaces one space, invisible characters and spaces at the
+    ends removed, and the result cut at 100 characters.
     """
     text = unicodedata.normalize("NFC", html.unescape(html.unescape(title or "")))
-    seen = "".join(one for one in text if unicodedata.category(one) != "Cf" and one not in VARIATION_SELECTORS)
-    return re.sub(r"[\s\x00-\x1f\x7f]+", " ", seen).strip()[:MAX_TITLE].rstrip()
+    visible = "".join(char for char in text if unicodedata.category(char) != "Cf" and char not in VARIATION_SELECTORS)
+    return re.sub(r"[\s\x00-\x1f\x7f]+", " ", visible).strip()[:MAX_TITLE].rstrip()

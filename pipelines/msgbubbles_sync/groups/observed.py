@@ -111,13 +111,13 @@ def _changes_read(reading: Reading, from_handle: str | None) -> Iterator[tuple[d
         yield at, lambda group: replace(group, title=title)
     if reading.participants is not None:
         at, handles = reading.participants
-        members = frozenset(people(handles, from_handle))
+        members = frozenset(normalize_members(handles, from_handle))
         yield at, lambda group: replace(group, members=members)
     if reading.gone_at is not None:
         yield reading.gone_at, lambda group: replace(group, is_gone=True)
 
 
-def people(handles: Iterable[str], from_handle: str | None) -> tuple[str, ...]:
+def normalize_members(handles: Iterable[str], from_handle: str | None) -> tuple[str, ...]:
     """The participants of a group in their one form, each once, and without our own number."""
     ours = None if from_handle is None else fold_handle(from_handle)
     found = {fold_handle(handle): parse_handle(handle) or handle for handle in sorted(handles)}
@@ -153,7 +153,7 @@ def read_members(workspace: Workspace, chat_id: str, from_handle: str | None) ->
     """Who is in a group as far as the published marts know: a silent member is not among them."""
     with _queries(workspace) as rows:
         found = rows("SELECT handle FROM marts.group_membership WHERE chat_id = ?", chat_id)
-    return people((handle for (handle,) in found), from_handle)
+    return normalize_members((handle for (handle,) in found), from_handle)
 
 
 def restore(ledger: Ledger, workspace: Workspace) -> None:

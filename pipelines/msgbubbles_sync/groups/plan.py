@@ -1,4 +1,4 @@
-"""What has to be done so that the known groups become the desired ones. Pure: no file, no request."""
+"""Plan the operations that turn observed groups into desired ones. Makes no request."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from msgbubbles.handles import fold_handle, without_people
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import write_privately
 
-from .display import escaped_json
+from .display import escape_json
 from .model import MAX_MEMBERS, DesiredGroup, ObservedGroup, Operation, fold_title
 
 VERSION = 1
 
-# A first roll-out is larger, and says so; what a schedule finds in between is not.
+# Larger than the changes between two scheduled applies. A first roll-out passes its own limits.
 MAX_CREATES = 50
 MAX_REMOVALS = 20
 
 
 @dataclass(frozen=True)
 class Note:
-    """Something about a group that no operation can bring about."""
+    """A difference that no operation can remove."""
 
     key: str
     what: str
@@ -34,8 +34,10 @@ class Note:
 
 @dataclass(frozen=True)
 class Plan:
-    """The operations, those of a group together and in the order in which they are sent. `digest` is of what was known
-    of the desired groups. `vanished` are the keys of known groups that nobody desires any more.
+    """Operations in the order in which they are sent, those of a group together.
+
+    `digest` is of the observed state of the desired groups. `vanished` are the keys of observed groups that are no
+    longer desired.
     """
 
     desired: tuple[DesiredGroup, ...]
@@ -50,14 +52,16 @@ class Plan:
         return sum(operation.kind == kind for operation in self.operations)
 
 
-def build_plan(desired: Sequence[DesiredGroup], known: Mapping[str, ObservedGroup]) -> Plan:
-    """The plan that makes of the `known` groups, by key, the `desired` ones, whose keys are distinct."""
+def build_plan(desired: Sequence[DesiredGroup], observed: Mapping[str, ObservedGroup]) -> Plan:
+    """Plan how `observed` groups, by key, become the `desired` ones, whose keys are distinct."""
     operations: list[Operation] = []
     notes: list[Note] = []
     for group in desired:
-        now = known.get(group.key)
+        now = observed.get(group.key)
         if now is None:
-            operations.append(_creation(group))
+            operations.append(
+                Operation("create", group.key, group.addresses, group.title, group.from_handle, group.message)
+            )
         elif now.is_gone:
             notes.append(Note(group.key, "its group is gone from the account; a new group needs a new key"))
         else:
@@ -65,23 +69,19 @@ def build_plan(desired: Sequence[DesiredGroup], known: Mapping[str, ObservedGrou
                 notes.append(
                     Note(group.key, "a group keeps the number it was created from; from_handle stays as it is")
                 )
-            operations += _changes(group, now)
-    wanted = {group.key for group in desired}
-    vanished = sorted(key for key, group in known.items() if key not in wanted and not group.is_gone)
-    return Plan(tuple(desired), tuple(operations), digest_of(wanted, known), tuple(vanished), tuple(notes))
+            operations += _plan_changes(group, now)
+    keys = {group.key for group in desired}
+    vanished = sorted(key for key, group in observed.items() if key not in keys and not group.is_gone)
+    return Plan(tuple(desired), tuple(operations), compute_digest(keys, observed), tuple(vanished), tuple(notes))
 
 
-def _creation(group: DesiredGroup) -> Operation:
-    return Operation("create", group.key, group.addresses, group.title, group.from_handle, group.message)
-
-
-def _changes(group: DesiredGroup, now: ObservedGroup) -> Iterator[Operation]:
+def _plan_changes(group: DesiredGroup, now: ObservedGroup) -> Iterator[Operation]:
     if group.title is not None and fold_title(group.title) != fold_title(now.title):
         yield Operation("rename", group.key, title=group.title)
-    # Nobody whom the table names may be removed, however the network spells their handle.
+    # A person in the table is never removed, whatever spelling of their handle the network shows.
     joining = without_people(group.addresses, now.members)
     leaving = without_people(now.members, group.addresses)
-    # Whoever joins comes first, so that the group never falls below two; but where it is full, somebody has to leave.
+    # Additions come first, so that the group never has fewer than two members; if it is full, a removal does.
     size = len(now.members)
     while joining or leaving:
         if joining and (size < MAX_MEMBERS or not leaving):
@@ -92,62 +92,62 @@ def _changes(group: DesiredGroup, now: ObservedGroup) -> Iterator[Operation]:
             size -= 1
 
 
-def digest_of(keys: Iterable[str], known: Mapping[str, ObservedGroup]) -> str:
-    """A hash of all that is known of the groups with these keys, also that there are none."""
-    groups = [(key, _plain(known.get(key))) for key in sorted(keys)]
+def compute_digest(keys: Iterable[str], observed: Mapping[str, ObservedGroup]) -> str:
+    """Hash the observed state of the groups with these keys, missing groups included."""
+    groups = [(key, _to_plain(observed.get(key))) for key in sorted(keys)]
     return hashlib.sha256(msgspec.json.encode(groups)).hexdigest()
 
 
-def _plain(group: ObservedGroup | None) -> object:
+def _to_plain(group: ObservedGroup | None) -> object:
     if group is None:
         return None
     return [group.chat_id, group.from_handle, group.title, sorted(group.members), group.is_gone]
 
 
-# -- a plan in a file
+# -- saved plans
 
 
 def save(plan: Plan, path: Path) -> None:
-    """Write a plan, for its owner only: it holds handles and messages."""
+    """Write a plan that only its owner may read: it holds handles and messages."""
     document = msgspec.json.format(msgspec.json.encode(plan), indent=1).decode()
-    write_privately(path, escaped_json(document) + "\n")
+    write_privately(path, escape_json(document) + "\n")
 
 
 def load(path: Path) -> Plan:
-    """A plan that was saved. Raises `UsageError`."""
+    """Load a saved plan. Raises `UsageError`."""
     try:
         plan = msgspec.json.decode(path.read_bytes(), type=Plan)
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror})") from None
     except msgspec.DecodeError:
-        raise UsageError(f"{path} is not a plan; make one with: groups.py plan TABLE --out {path.name}") from None
+        raise UsageError(f"{path} is not a plan. Make one with: groups.py plan TABLE --out {path.name}") from None
     if plan.version != VERSION:
-        raise UsageError(f"{path} was made by another version of groups.py; make it again")
+        raise UsageError(f"{path} was made by another version of groups.py. Make it again.")
     return plan
 
 
-def trim_plan(plan: Plan, known: Mapping[str, ObservedGroup], *, begun: bool) -> Plan:
-    """What is left to do of a saved plan. Raises `UsageError` when it no longer fits what is known.
+def trim_plan(plan: Plan, observed: Mapping[str, ObservedGroup], *, begun: bool) -> Plan:
+    """Return what is left to do of a saved plan.
 
-    A plan that nobody has begun fits what it was made from and nothing else. Of one that was cut off, what is left
-    must be a part of it.
+    Raises `UsageError` if the groups have changed since. A plan that was not begun must still match the state it was
+    made from; of one that was begun, the remaining operations must be a part.
     """
-    now = build_plan(plan.desired, known)
-    fits = set(now.operations) <= set(plan.operations) if begun else now.digest == plan.digest
-    if not fits:
-        raise UsageError("the groups are not as they were when this plan was made; make a new one, and look at it")
+    now = build_plan(plan.desired, observed)
+    is_valid = set(now.operations) <= set(plan.operations) if begun else now.digest == plan.digest
+    if not is_valid:
+        raise UsageError("the groups have changed since this plan was made. Make a new one and review it.")
     return replace(now, plan_id=plan.plan_id)
 
 
 def check_limits(plan: Plan, max_creates: int, max_removals: int) -> None:
-    """Raise `UsageError` when a plan creates more groups, or removes more people, than is allowed: a wrong query."""
-    for kind, count, allowed, option in (
-        ("create", plan.count("create"), max_creates, "--max-creates"),
-        ("remove", plan.count("remove"), max_removals, "--max-removals"),
+    """Raise `UsageError` if a plan creates more groups or removes more people than allowed, as after a wrong query."""
+    for kind, what, allowed, option in (
+        ("create", "groups", max_creates, "--max-creates"),
+        ("remove", "people", max_removals, "--max-removals"),
     ):
+        count = plan.count(kind)
         if count > allowed:
-            what = f"create {count:,} groups" if kind == "create" else f"remove {count:,} people"
             raise UsageError(
-                f"this would {what}, and {allowed:,} are allowed; nothing was changed. "
-                f"Look at the table, and if it is right: {option} {count}"
+                f"this would {kind} {count:,} {what}, and {allowed:,} are allowed; nothing was changed. "
+                f"Check the table. If it is right, pass {option} {count}"
             )

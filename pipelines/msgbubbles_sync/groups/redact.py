@@ -1,4 +1,4 @@
-"""What the policy leaves of groups: what is planned, written down and landed, and who is behind it when it is sent."""
+"""Apply the privacy policy to groups before they are planned, recorded and loaded, and reverse it for requests."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from msgbubbles.private_client import build_client
 from msgbubbles.redact import LeftOutChat, Redactor
 from msgbubbles.tables import Table
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.policy.applied import build_redactor
 from msgbubbles_sync.policy.vault import Vault
 from msgbubbles_sync.tables import GROUP_OPERATIONS, GROUP_SIGHTINGS
-from msgbubbles_sync.workspace import Workspace
 
 from .ledger import Entry, Observation
 from .model import DesiredGroup
@@ -28,53 +26,47 @@ Row = TypeVar("Row", Entry, Observation)
 
 
 class GroupRedactor:
-    """Groups as the policy lets them be known, and what is behind them.
+    """Replaces handles, titles and messages of groups by the policy, and reveals them for requests.
 
-    All that is compared, written down and landed is disguised; what is sent to the API is not. Who is behind a
-    pseudonym is known from the desired table, from the API's own answers, and from the vault, where there is one.
+    Only pseudonyms are compared, recorded and loaded; requests have the real values. These come from the desired table,
+    the API's answers, and the vault, if there is one.
     """
 
     def __init__(self, redactor: Redactor) -> None:
         self._vault = redactor.vault
-        # However quiet a group is, it is looked at.
+        # A group is never left out for being quiet.
         policy = msgspec.structs.replace(redactor.policy, thread_days=None, text_days=None)
         self._redactor = replace(redactor, policy=policy, vault=self)
         self._handles: dict[str, str] = {}
         self._titles: dict[str, str] = {}
         self._desired: dict[str, DesiredGroup] = {}
 
-    @classmethod
-    def of(cls, workspace: Workspace) -> GroupRedactor:
-        """By the policy of a warehouse. Raises `UsageError` where that is not what its rows were landed by."""
-        return cls(build_redactor(workspace))
-
     @property
-    def hides(self) -> bool:
-        """Whether a group is not written down as it is."""
+    def is_redacting(self) -> bool:
+        """Whether the policy changes how groups are recorded."""
         policy = self._redactor.policy
         return (policy.handles, policy.titles, policy.text) != ("keep", "keep", "keep")
 
-    def client(self, client: Client) -> Client:
-        """One that shows chats in disguise."""
+    def wrap_client(self, client: Client) -> Client:
+        """Return a client whose answers are redacted."""
         return build_client(client.transport, self._redactor)
 
     def add_own_numbers(self, handles: Iterable[str]) -> None:
         self._redactor.add_own_numbers(handles)
 
-    def own_handle(self, written: str) -> str:
-        """One of our own numbers."""
-        return self._redactor.own_handle(written)
+    def redact_own_handle(self, handle: str) -> str:
+        return self._redactor.own_handle(handle)
 
-    def groups(self, desired: Sequence[DesiredGroup]) -> tuple[DesiredGroup, ...]:
-        """Groups as they are compared and written down. Raises `UsageError` where somebody in them was erased."""
+    def redact_groups(self, desired: Sequence[DesiredGroup]) -> tuple[DesiredGroup, ...]:
+        """Redact desired groups. Raises `UsageError` if one has a person who was erased."""
         erased = sum(map(self._has_erased, desired))
         if erased:
             raise UsageError(
-                f"{erased:,} of the groups in the desired table have people in them who were erased from this "
-                "warehouse: take these out of the table; nothing was sent"
+                f"{erased:,} of the groups in the desired table have people who were erased from this warehouse; "
+                "nothing was sent. Remove these people from the table."
             )
-        groups = tuple(map(self._group, desired))
-        self._desired |= {left.key: group for left, group in zip(groups, desired, strict=True)}
+        groups = tuple(map(self._redact_group, desired))
+        self._desired |= {redacted.key: group for redacted, group in zip(groups, desired, strict=True)}
         self.save()
         return groups
 
@@ -84,14 +76,14 @@ class GroupRedactor:
             text is not None and redactor.mentions_erased(text) for text in (group.title, group.message)
         )
 
-    def _group(self, group: DesiredGroup) -> DesiredGroup:
+    def _redact_group(self, group: DesiredGroup) -> DesiredGroup:
         redactor = self._redactor
         title = None if group.title is None else redactor.title(group.title)
         if title is not None and group.title is not None:
             self._titles[title] = group.title
         return replace(
             group,
-            # Without this the ledger, which is without them too, would not know the group by its key.
+            # The ledger has the key without erased people, too.
             key=redactor.without_erased(group.key),
             from_handle=redactor.own_handle(group.from_handle),
             addresses=tuple(sorted(map(redactor.handle, group.addresses))),
@@ -99,44 +91,44 @@ class GroupRedactor:
             message=redactor.text_mark(group.message),
         )
 
-    def creation(self, entry: Entry) -> DesiredGroup | None:
-        """The group that a creation is to bring about; null where the desired table has another one now."""
-        said = DesiredGroup(
+    def reveal_creation(self, entry: Entry) -> DesiredGroup | None:
+        """Return the group to create; null if its row in the desired table has changed."""
+        recorded = DesiredGroup(
             entry.key or "", entry.from_handle or "", tuple(sorted(entry.handles)), entry.message or "", entry.title
         )
-        if not self.hides:
-            return said
-        real = self._desired.get(said.key)
-        return real if real is not None and self._group(real) == said else None
+        if not self.is_redacting:
+            return recorded
+        group = self._desired.get(recorded.key)
+        return group if group is not None and self._redact_group(group) == recorded else None
 
-    def title(self, disguised: str) -> str | None:
-        """The title; null where it is not in the desired table."""
-        return disguised if self._redactor.policy.titles == "keep" else self._titles.get(disguised)
+    def reveal_title(self, title: str) -> str | None:
+        """Return the title to send; null if it is not in the desired table."""
+        return title if self._redactor.policy.titles == "keep" else self._titles.get(title)
 
-    def handle(self, disguised: str, client: Client, chat_id: str) -> str | None:
-        """Who that is; null where nobody knows. Asks for the group where that may tell."""
-        if self._redactor.policy.handles == "keep" or not PSEUDONYM.fullmatch(disguised):
-            return disguised
-        if disguised not in self._handles and isinstance(self._vault, Vault):
-            found = self._vault.find_handle(disguised)
-            self._handles |= {} if found is None else {disguised: found}
-        if disguised not in self._handles:
+    def reveal_handle(self, handle: str, client: Client, chat_id: str) -> str | None:
+        """Return the handle to send; null if it is unknown. Fetches the group if its answer may show the handle."""
+        if self._redactor.policy.handles == "keep" or not PSEUDONYM.fullmatch(handle):
+            return handle
+        if handle not in self._handles and isinstance(self._vault, Vault):
+            stored = self._vault.find_handle(handle)
+            self._handles |= {} if stored is None else {handle: stored}
+        if handle not in self._handles:
             try:
                 client.get_chat(chat_id)
             except (PermanentError, RetryableError, ForbiddenError):
                 return None
-        return self._handles.get(disguised)
+        return self._handles.get(handle)
 
-    def shown(self, chat: Chat) -> Chat | None:
-        """A chat as the answer to a write shows it, in disguise; null where the policy leaves it out."""
-        seen = self._redactor.chat_by_id(chat)
-        return None if isinstance(seen, LeftOutChat) else seen
+    def redact_chat(self, chat: Chat) -> Chat | None:
+        """Redact the answer to a write; null if the policy leaves the chat out."""
+        redacted = self._redactor.chat_by_id(chat)
+        return None if isinstance(redacted, LeftOutChat) else redacted
 
-    def quoted(self, said: str) -> str | None:
-        """The API's own words, which may quote handles."""
-        return None if self._redactor.policy.redacts else self._redactor.without_erased(said)
+    def redact_message(self, message: str) -> str | None:
+        """Redact an error message of the API, which may quote handles."""
+        return None if self._redactor.policy.redacts else self._redactor.without_erased(message)
 
-    # -- what the redactor tells
+    # -- the interface of a vault, which the redactor calls
 
     def add(self, pseudonym: str, handle: str) -> None:
         self._handles[pseudonym] = handle
@@ -148,31 +140,31 @@ class GroupRedactor:
             self._vault.save()
 
 
-class PrivateLedger:
-    """Rows of the ledger as they may land."""
+class LedgerRedactor:
+    """Redacts rows of the ledger before they are loaded."""
 
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
 
-    def entry(self, entry: Entry) -> Entry | None:
-        """Null where the operation was about somebody who was erased, and nobody else."""
-        handles = self._handles(entry.handles)
+    def redact_entry(self, entry: Entry) -> Entry | None:
+        """Redact an operation; null if it was only about people who were erased."""
+        handles = self._redact_handles(entry.handles)
         if entry.handles and not handles:
             return None
-        return replace(self._left(GROUP_OPERATIONS, entry), handles=handles)
+        return replace(self._redact_row(GROUP_OPERATIONS, entry), handles=handles)
 
-    def observation(self, observation: Observation) -> Observation:
-        handles = None if observation.handles is None else self._handles(observation.handles)
-        return replace(self._left(GROUP_SIGHTINGS, observation), handles=handles)
+    def redact_observation(self, observation: Observation) -> Observation:
+        handles = None if observation.handles is None else self._redact_handles(observation.handles)
+        return replace(self._redact_row(GROUP_SIGHTINGS, observation), handles=handles)
 
-    def _left(self, table: Table, row: Row) -> Row:
-        """The row with each of its texts as the policy leaves it, by what the column holds."""
-        left = {
+    def _redact_row(self, table: Table, row: Row) -> Row:
+        """Redact each text of a row by what its column holds."""
+        values = {
             column.name: self._redactor.redact(column.pii, value)
             for column in table.columns
             if isinstance(value := getattr(row, column.name, None), str)
         }
-        return replace(row, **left)
+        return replace(row, **values)
 
-    def _handles(self, handles: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(self._redactor.handle(one) for one in handles if not self._redactor.is_erased(one))
+    def _redact_handles(self, handles: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(self._redactor.handle(handle) for handle in handles if not self._redactor.is_erased(handle))

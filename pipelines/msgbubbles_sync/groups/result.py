@@ -1,4 +1,4 @@
-"""What an apply did: results of its operations, counted, and put into words that name no handle."""
+"""Results of an apply, counted and described without handles."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 
 from .ledger import OperationResult
 
-NOBODY_KNOWS = (
-    "who is behind the pseudonym is in no table here, and the API does not show it: remove them in the app, or "
+UNKNOWN_PERSON = (
+    "no table has the handle of this pseudonym, and the API does not show it: remove the person in the app, or "
     "configure a vault"
 )
-# Of an operation that cannot be repeated: what it said is kept as a pseudonym only.
-DISGUISED = "disguised"
-NOT_IN_EFFECT = "no answer came; a look at the chat showed that it was not done"
-# Of a creation: it may be there, and nothing that the API shows says which group it is.
+# Error code of an operation that cannot be sent again, because the ledger has only pseudonyms of it.
+PSEUDONYMIZED = "disguised"  # codespell:ignore disguised
+NOT_IN_EFFECT = "no answer came; the chat shows that it was not done"
+# Error code of a creation that may have succeeded, but no chat can be identified as its group.
 NOT_FOUND = "not_found_again"
 DONE_BEFORE = {
     "create": "found among the chats of the account",
-    "rename": "the group had this title already",
-    "add": "the person was in the group already",
-    "remove": "the person was not in the group any more",
+    "rename": "the group already had this title",
+    "add": "the person was already in the group",
+    "remove": "the person was no longer in the group",
 }
 
 
@@ -37,7 +37,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Remark:
-    """Something to know about an operation that succeeded. `what` names no handle."""
+    """A note about an operation that succeeded. `what` names no handle."""
 
     key: str
     operation: str
@@ -46,14 +46,18 @@ class Remark:
 
 @dataclass
 class ApplyResult:
-    """What came of it. `counts` are of operations, by kind and outcome; `left` were not sent. `halt` ended it early."""
+    """The result of an apply.
+
+    `counts` are of operations, by kind and outcome; `not_sent` were not sent. `resolved` are operations of earlier
+    applies whose outcome is known now. `halt` ended the apply early.
+    """
 
     plan_id: str = ""
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
     remarks: list[Remark] = field(default_factory=list)
-    settled: int = 0
-    left: int = 0
+    resolved: int = 0
+    not_sent: int = 0
     halt: Exception | None = None
 
     @property
@@ -68,25 +72,28 @@ class ApplyResult:
                 kind: {outcome: n for (what, outcome), n in sorted(self.counts.items()) if what == kind}
                 for kind in kinds
             },
-            "settled": self.settled,
-            "left": self.left,
+            "settled": self.resolved,  # codespell:ignore settled
+            "left": self.not_sent,
             "failures": [vars(failure) for failure in self.failures],
             "remarks": [vars(remark) for remark in self.remarks],
             "halt": None if self.halt is None else str(self.halt),
         }
 
 
-def describe_result(verdict: OperationResult) -> str:
-    """What the API said, in its stable words: its message for humans may quote handles."""
-    said = " ".join(str(one) for one in (verdict.http_status, verdict.error_code) if one is not None)
-    request = f" (request {verdict.request_id})" if verdict.request_id else ""
-    if verdict.error_code == DISGUISED:
-        return "no verdict, and its row is not in the table as it was: have it so for one apply, which finds out"
-    if verdict.error_code == NOT_FOUND:
+def describe_result(result: OperationResult) -> str:
+    """Describe a result by its status and code; the API's message may quote handles."""
+    code = " ".join(str(part) for part in (result.http_status, result.error_code) if part is not None)
+    request = f" (request {result.request_id})" if result.request_id else ""
+    if result.error_code == PSEUDONYMIZED:
         return (
-            f"it may have been created{request}, and no chat shows which group it is; if it is there, run: "
+            "outcome unknown, and its row in the table has changed: restore the row for one apply, which finds out "
+            "the outcome"
+        )
+    if result.error_code == NOT_FOUND:
+        return (
+            f"it may have been created{request}, but no chat can be identified as this group; if it exists, run: "
             "groups.py import KEY CHAT_ID"
         )
-    if verdict.outcome == "unknown":
-        return f"no verdict: {said or 'the API could not be reached'}{request}; the next apply finds out"
-    return f"the API answered {said or 'with an error'}{request}"
+    if result.outcome == "unknown":
+        return f"outcome unknown: {code or 'the API could not be reached'}{request}; the next apply finds out"
+    return f"the API answered {code or 'with an error'}{request}"

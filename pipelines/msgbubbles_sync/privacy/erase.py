@@ -313,7 +313,7 @@ def _certify(connection: duckdb.DuckDBPyConnection, certificate: Certificate) ->
 def _purge_ledger(workspace: Workspace, redactor: Redactor) -> Counter[str]:
     if not (workspace.folder / "groups.sqlite").exists():
         return Counter()
-    with Ledger.of(workspace.folder) as ledger:
+    with Ledger.open(workspace.folder) as ledger:
         return Counter({"the ledger of groups": ledger.remove_people(redactor.is_erased, redactor.without_erased)})
 
 

@@ -46,7 +46,7 @@ def rewrite(world: World, *pairs: tuple[str, str]) -> None:
 
 def look_at(world: World, key: str) -> None:
     """What a sync finds out about a group that it reads."""
-    with world.client() as client, Ledger.of(world.workspace.folder) as ledger:
+    with world.client() as client, Ledger.open(world.workspace.folder) as ledger:
         observe(ledger, client, key, str(world.known(key).chat_id))
 
 
@@ -160,7 +160,7 @@ def test_a_creation_not_on_the_list_yet_is_unknown_and_then_looked_for_again(wor
     hidden.clear()
     # Every repeat is refused; the title has changed meanwhile.
     applied = world.apply(row("a", ANNA, BEN))
-    assert (applied.settled, outcomes(applied)) == (1, {})
+    assert (applied.resolved, outcomes(applied)) == (1, {})
     assert [chat["id"] for chat in groups_in(world)] == [world.known("a").chat_id]
 
 
@@ -171,7 +171,7 @@ def test_a_creation_that_is_surely_not_there_ends_as_failed(world: World) -> Non
     assert outcomes(world.apply(row("a", ANNA, BEN))) == {("create", "unknown"): 1}
     applied = world.apply(row("a", ANNA, BEN))
     # Looked for and not found, so it is planned again.
-    assert (applied.settled, outcomes(applied)) == (1, {("create", "succeeded"): 1})
+    assert (applied.resolved, outcomes(applied)) == (1, {("create", "succeeded"): 1})
     assert [entry.outcome for entry in world.entries()] == ["failed", "succeeded"]
     assert len(groups_in(world)) == 1
 
@@ -205,7 +205,7 @@ def test_adding_somebody_who_is_in_the_group_is_done_with_a_remark(world: World,
     world.server.knobs.refusal = lambda _method, path: (409, code) if path.endswith("/participants") else None
     applied = world.apply(row("a", ANNA, BEN, CARLA))
     assert outcomes(applied) == {("add", "succeeded"): 1}
-    assert [one.what for one in applied.remarks] == ["the person was in the group already"]
+    assert [one.what for one in applied.remarks] == ["the person was already in the group"]
     assert applied.failures == []
 
 
@@ -217,7 +217,7 @@ def test_removing_somebody_who_left_is_done_with_a_remark(world: World, status: 
     world.server.knobs.refusal = lambda method, _path: (status, "conflict") if method == "DELETE" else None
     applied = world.apply(row("a", ANNA, BEN))
     assert outcomes(applied) == {("remove", "succeeded"): 1}
-    assert [one.what for one in applied.remarks] == ["the person was not in the group any more"]
+    assert [one.what for one in applied.remarks] == ["the person was no longer in the group"]
 
 
 def test_a_conflict_about_somebody_unseen_removes_nobody(world: World) -> None:
@@ -226,7 +226,7 @@ def test_a_conflict_about_somebody_unseen_removes_nobody(world: World) -> None:
     world.server.knobs.refusal = lambda _method, path: (409, "conflict") if path.endswith("/participants") else None
     applied = world.apply(row("a", ANNA, BEN, DORA))
     assert outcomes(applied) == {("add", "failed"): 1}
-    assert applied.left == 1
+    assert applied.not_sent == 1
     assert people_in(world, "a") == {ANNA, BEN, CARLA}
 
 
@@ -369,7 +369,7 @@ def test_an_account_that_is_closed_meanwhile_ends_it(world: World) -> None:
     applied = world.apply(*wanted)
     assert isinstance(applied.halt, AuthenticationError)
     assert outcomes(applied) == {("create", "succeeded"): 2, ("create", "failed"): 2}
-    assert applied.left == 2
+    assert applied.not_sent == 2
 
 
 @pytest.mark.parametrize("numbers", [(500, "failed"), (404, "not_found"), (400, "invalid_request"), None])
@@ -394,4 +394,4 @@ def test_a_group_that_cannot_be_looked_at_waits_alone(world: World, status: int)
     assert [(one.key, one.outcome) for one in applied.failures] == [("a", "unknown")]
     assert world.known("b").title == "New"
     world.server.knobs.refusal = None
-    assert world.apply(*rows).settled == 1
+    assert world.apply(*rows).resolved == 1

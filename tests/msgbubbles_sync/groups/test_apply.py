@@ -57,7 +57,7 @@ def test_one_group_that_fails_does_not_stop_the_others(world: World) -> None:
     entry = next(one for one in world.entries() if one.key == "b")
     assert (entry.outcome, entry.http_status, entry.error_code) == ("failed", 400, "invalid_handle")
     assert entry.error_message == f"{DORA} cannot be reached by iMessage"
-    assert applied.left == 0
+    assert applied.not_sent == 0
 
 
 def test_somebody_who_cannot_join_does_not_keep_the_others_out_and_nobody_leaves_in_his_place(world: World) -> None:
@@ -65,7 +65,7 @@ def test_somebody_who_cannot_join_does_not_keep_the_others_out_and_nobody_leaves
     world.server.knobs.unreachable = {CARLA, DORA}
     applied = world.apply(row("a", CARLA, DORA, title="New"))
     assert outcomes(applied) == {("rename", "succeeded"): 1, ("add", "failed"): 2}
-    assert applied.left == 2
+    assert applied.not_sent == 2
     assert world.known("a").members == {ANNA, BEN}
 
 
@@ -78,7 +78,7 @@ def test_what_is_no_group_any_more_ends_in_one_row_and_leaves_the_rest(world: Wo
     assert outcomes(applied) == {("rename", "failed"): 1, ("add", "succeeded"): 1, ("remove", "succeeded"): 1}
     assert [failure.key for failure in applied.failures] == ["a"]
     assert f"{status} {code}" in applied.failures[0].why
-    assert applied.left == 2
+    assert applied.not_sent == 2
     assert world.entries()[2].error_code == code
 
 
@@ -96,7 +96,7 @@ def test_without_a_verdict_the_row_says_so_and_the_next_apply_looks(world: World
         ("add", "succeeded"): 1,
         ("remove", "succeeded"): 1,
     }
-    assert applied.failures[0].why.startswith(f"no verdict: {status} {code} (request req_")
+    assert applied.failures[0].why.startswith(f"outcome unknown: {status} {code} (request req_")
     entry = world.entries()[2]
     assert (entry.outcome, entry.http_status, entry.error_code) == ("unknown", status, code)
     world.server.knobs.refusal = None
@@ -104,7 +104,7 @@ def test_without_a_verdict_the_row_says_so_and_the_next_apply_looks(world: World
     applied = world.apply(*rows)
     # The look shows that it was not done, so it is planned again.
     assert world.asked(asked)[:2] == ["GET numbers", f"GET {chat_id}"]
-    assert applied.settled == 1
+    assert applied.resolved == 1
     assert outcomes(applied) == {("add", "succeeded"): 1, ("remove", "succeeded"): 1}
     assert world.entries()[2].outcome == "failed"
     assert world.known("a").members == {ANNA, CARLA}
@@ -127,7 +127,7 @@ def test_what_was_done_and_never_answered_is_found_out(world: World, shown: bool
         assert [outcome for _, outcome in applied.counts] == ["unknown"]
         assert len(world.server.operations) == done + 1
         applied = world.apply(wanted)
-        assert applied.settled == 1
+        assert applied.resolved == 1
         assert outcomes(applied) == {}
         assert len(world.server.operations) == done + 1
         assert world.entries()[-1].outcome == "succeeded"
@@ -157,7 +157,7 @@ def test_a_creation_that_was_cut_off_is_finished_as_it_was_begun_whatever_its_ro
     cut_next_write(world)
     assert outcomes(world.apply(row("a", ANNA, BEN, title="Old", message="First"))) == {("create", "unknown"): 1}
     applied = world.apply(row("a", ANNA, CARLA, title="New", message="Second"))
-    assert applied.settled == 1
+    assert applied.resolved == 1
     assert outcomes(applied) == {("rename", "succeeded"): 1, ("add", "succeeded"): 1, ("remove", "succeeded"): 1}
     assert [message["text"] for message in world.server.truth().messages] == ["First"]
     assert [done.operation for done in world.server.operations] == ["create", "rename", "add", "remove"]
@@ -180,7 +180,7 @@ def test_a_number_that_is_off_line_costs_a_few_tries_and_the_others_go_on(world:
     world.server.knobs.refusal = lambda method, path: offline if method != "GET" and str(sales) not in path else None
     applied = world.apply(*({**one, "title": "New"} for one in rows))
     assert outcomes(applied) == {("rename", "unknown"): 3, ("rename", "succeeded"): 1}
-    assert applied.left == 3
+    assert applied.not_sent == 3
 
 
 def test_a_key_that_does_not_work_ends_it(world: World) -> None:
@@ -190,7 +190,7 @@ def test_a_key_that_does_not_work_ends_it(world: World) -> None:
     assert isinstance(applied.halt, AuthenticationError)
     # One group's 403 may be that group's own; the second shows that it is not.
     assert outcomes(applied) == {("rename", "failed"): 1, ("create", "failed"): 1}
-    assert applied.left == 1
+    assert applied.not_sent == 1
     world.server.knobs.active = False
     with pytest.raises(AuthenticationError):
         world.apply(row("b", ANNA, BEN))
@@ -211,7 +211,7 @@ def test_a_stop_leaves_no_intent_of_what_was_never_sent(world: World) -> None:
             on_operation=stop,
         )
     assert isinstance(applied.halt, Interrupted)
-    assert applied.left == 1
+    assert applied.not_sent == 1
     assert [entry.key for entry in world.entries()] == ["a"]
 
 
@@ -302,7 +302,7 @@ def test_intents_are_on_disk_before_the_request(new_world: NewWorld) -> None:
     seen = []
 
     def on_request(_account: Any, _number: int) -> None:
-        with Ledger.of(world.workspace.folder) as ledger:
+        with Ledger.open(world.workspace.folder) as ledger:
             seen.append([(entry.key, entry.outcome) for entry in ledger.unresolved()])
 
     world = new_world(Knobs(on_request=on_request))

@@ -12,7 +12,7 @@ import pytest
 from msgbubbles.handles import parse_handle
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.desired import InvalidRowsError, read_rows, validate_rows
-from msgbubbles_sync.groups.display import escaped, escaped_json, quoted
+from msgbubbles_sync.groups.display import escape, escape_json, quote
 from msgbubbles_sync.groups.model import DesiredGroup
 from msgbubbles_sync.workspace import Workspace
 
@@ -216,11 +216,11 @@ def test_handles_have_one_form(written: str, handle: str | None) -> None:
 
 
 def test_a_title_or_a_key_cannot_write_over_what_is_shown() -> None:
-    assert escaped("a\x1b[2K\r\u202eb\u200b\u00a0\n") == r"a\x1b[2K\x0d\u202eb\u200b\xa0\x0a"
-    assert escaped("\U000e0041\u3164\ud800") == r"\U000e0041\u3164\ud800"
+    assert escape("a\x1b[2K\r\u202eb\u200b\u00a0\n") == r"a\x1b[2K\x0d\u202eb\u200b\xa0\x0a"
+    assert escape("\U000e0041\u3164\ud800") == r"\U000e0041\u3164\ud800"
     unchanged = "Ü 🎉 👨‍👩‍👧 ❤️‍🔥 北区\u3000チーム שלום"
-    assert escaped(unchanged) == unchanged
-    assert quoted('A" from "B') == r'"A\" from \"B"'
+    assert escape(unchanged) == unchanged
+    assert quote('A" from "B') == r'"A\" from \"B"'
     document = json.dumps({"title": "\u202eÜ\U000e0041"}, ensure_ascii=False)
-    assert "\u202e" not in escaped_json(document)
-    assert json.loads(escaped_json(document)) == json.loads(document)
+    assert "\u202e" not in escape_json(document)
+    assert json.loads(escape_json(document)) == json.loads(document)

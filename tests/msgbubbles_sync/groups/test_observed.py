@@ -70,7 +70,7 @@ def test_a_group_that_the_sync_found_gone_is_gone_until_it_is_seen_again(world: 
     chat_id = str(world.known("a").chat_id)
 
     def seen() -> None:
-        with world.client() as client, Ledger.of(world.workspace.folder) as ledger:
+        with world.client() as client, Ledger.open(world.workspace.folder) as ledger:
             observe(ledger, client, "a", chat_id)
 
     seen()
@@ -143,7 +143,7 @@ def test_the_ledger_lands_once_and_again_when_a_verdict_comes(
     assert types == [("handles", "JSON"), ("requested_at", "TIMESTAMP WITH TIME ZONE")]
 
     # A kill between the load and its note: everything lands again, and is there once.
-    with Ledger.of(workspace.folder) as ledger:
+    with Ledger.open(workspace.folder) as ledger:
         ledger._run("UPDATE operations SET landed_version = 0")
     assert load_ledger(workspace) == 3
     assert len(asked(workspace.work, operations)) == 3

@@ -14,9 +14,10 @@ from msgbubbles.policy import FULL, Pseudonymizer
 from msgbubbles.redact import Redactor
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.ledger import Ledger
-from msgbubbles_sync.groups.redact import GroupRedactor, PrivateLedger
-from msgbubbles_sync.groups.result import NOBODY_KNOWS
+from msgbubbles_sync.groups.redact import GroupRedactor, LedgerRedactor
+from msgbubbles_sync.groups.result import UNKNOWN_PERSON
 from msgbubbles_sync.groups.view import observe
+from msgbubbles_sync.policy.applied import build_redactor
 from msgbubbles_sync.policy.vault import Vault
 
 ANNA, BEN, CARLA, DORA = "+14155550111", "ben@example.com", "+14155550113", "dora@example.com"
@@ -77,7 +78,7 @@ def test_who_is_to_leave_has_to_be_known_from_somewhere(
     world.apply(row("a", ANNA, BEN, CARLA))
     applied = world.apply(row("a", BEN, CARLA))
     assert outcomes(applied) == {("remove", "failed"): 1}
-    assert [one.why for one in applied.failures] == [NOBODY_KNOWS]
+    assert [one.why for one in applied.failures] == [UNKNOWN_PERSON]
     assert files_are_clean(world)
     monkeypatch.setenv(f"{SETTING}VAULT", str(tmp_path / "elsewhere" / "vault.sqlite"))
     world.apply(row("b", ANNA, DORA))
@@ -96,11 +97,11 @@ def test_a_creation_without_an_answer_waits_for_its_row_and_is_not_done_twice(
     assert outcomes(world.apply(row("a", ANNA, BEN))) == {("create", "unknown"): 1}
     applied = world.apply(changed)
     assert [one.why.split(":")[0] for one in applied.failures] == [
-        "no verdict, and its row is not in the table as it was"
+        "outcome unknown, and its row in the table has changed"
     ]
     assert outcomes(applied) == ({("create", "succeeded"): 1} if changed["key"] == "b" else {})
     applied = world.apply(row("a", ANNA, BEN))
-    assert applied.settled == 1
+    assert applied.resolved == 1
     assert applied.failures == []
     assert [done.operation for done in world.server.operations].count("create") == (2 if changed["key"] == "b" else 1)
     assert outcomes(world.apply(row("a", ANNA, CARLA))) == {("add", "succeeded"): 1, ("remove", "succeeded"): 1}
@@ -114,7 +115,7 @@ def test_a_change_without_an_answer_is_found_out(world: World) -> None:
         cut_next_write(world)
         assert [outcome for _, outcome in world.apply(wanted).counts] == ["unknown"]
         applied = world.apply(wanted)
-        assert (applied.settled, outcomes(applied)) == (1, {})
+        assert (applied.resolved, outcomes(applied)) == (1, {})
 
 
 @pytest.mark.usefixtures("analytics")
@@ -130,8 +131,8 @@ def test_people_and_titles_shown_in_other_words_are_known_by_their_pseudonyms(wo
     wanted = row("a", ANNA, "+541123456789", DORA, title="Caf&")
     world.apply(wanted)
     with world.client() as client:
-        client = GroupRedactor.of(world.workspace).client(client)
-        with Ledger.of(world.workspace.folder) as ledger:
+        client = GroupRedactor(build_redactor(world.workspace)).wrap_client(client)
+        with Ledger.open(world.workspace.folder) as ledger:
             observe(ledger, client, "a", str(world.known("a").chat_id))
     assert outcomes(world.apply(wanted)) == {}
     assert files_are_clean(world, "Caf", "1123456789", "4155550999")
@@ -158,7 +159,9 @@ def test_who_was_erased_is_not_written_down_again(world: World) -> None:
     Record(key_check=PSEUDONYMS.check, erased=frozenset({PSEUDONYMS.erased_handle(ANNA)})).save(world.workspace)
     of_anna = [row("a", ANNA, BEN), row("a", BEN, CARLA, title=f"Without {ANNA}"), row("a", BEN, CARLA, message=ANNA)]
     for wanted in of_anna:
-        with pytest.raises(UsageError, match=r"1 of the groups in the desired table have people .* who were erased"):
+        with pytest.raises(
+            UsageError, match=r"1 of the groups in the desired table have people who were erased .*Remove these people"
+        ):
             world.apply(wanted, row("b", BEN, CARLA))
     assert world.server.operations == []
     assert found_in(world.workspace.folder, WORDS) == {}
@@ -172,17 +175,17 @@ def test_erased_handle_in_a_key_or_an_answer_is_not_written_down_and_makes_no_se
     erased = frozenset({PSEUDONYMS.erased_handle(ANNA)})
     Record(key_check=PSEUDONYMS.check, erased=erased).save(world.workspace)
     redactor = Redactor(FULL, PSEUDONYMS, erased)
-    with Ledger.of(world.workspace.folder) as ledger:
+    with Ledger.open(world.workspace.folder) as ledger:
         ledger.remove_people(redactor.is_erased, redactor.without_erased)
     assert found_in(world.workspace.folder, [ANNA.removeprefix("+")]) == {}
     assert outcomes(world.apply(wanted)) == {}
     assert len([chat for chat in world.server.truth().chats if chat["is_group"]]) == 1
     entry = replace(world.entries()[0], error_message=f"cannot reach {ANNA}", error_code=ANNA, title=f"of {ANNA}")
-    landed = PrivateLedger(redactor).entry(entry)
+    landed = LedgerRedactor(redactor).redact_entry(entry)
     assert landed is not None
     assert (landed.key, landed.title) == ("friends of [erased]", "of [erased]")
     assert (landed.error_code, landed.error_message) == ("[erased]", "cannot reach [erased]")
-    assert GroupRedactor(redactor).quoted(f"cannot reach tel:{ANNA}") == "cannot reach tel:[erased]"
+    assert GroupRedactor(redactor).redact_message(f"cannot reach tel:{ANNA}") == "cannot reach tel:[erased]"
     assert found_in(world.workspace.folder, [ANNA.removeprefix("+")]) == {}
 
 

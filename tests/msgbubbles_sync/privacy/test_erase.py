@@ -166,7 +166,7 @@ def test_threads_and_what_could_not_be_read_go_whole(workspace: Workspace) -> No
 
 
 def test_the_ledger_of_groups_forgets_them_too(workspace: Workspace) -> None:
-    with Ledger.of(workspace.folder) as ledger:
+    with Ledger.open(workspace.folder) as ledger:
         entries = [
             Entry(
                 kind,
@@ -190,7 +190,7 @@ def test_the_ledger_of_groups_forgets_them_too(workspace: Workspace) -> None:
         ledger.restore(entries, [Observation("north", "g", OURS, None, (ANN, BEN), False, AT)])
     put(workspace, "chats", ("c1", False, ANN, None))
     assert erased(workspace, ANN)["rows"]["the ledger of groups"] == 4
-    with Ledger.of(workspace.folder) as ledger:
+    with Ledger.open(workspace.folder) as ledger:
         assert [(one.operation, one.handles) for one in ledger.entries()] == [("create", (BEN,)), ("remove", (BEN,))]
         assert ledger.observations()[0].handles == (BEN,)
     assert found_in(workspace.folder, [ANN[1:]]) == {}

@@ -21,7 +21,7 @@ from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups import job
 from msgbubbles_sync.groups import plan as plans
 from msgbubbles_sync.groups.desired import WHAT_A_TABLE_IS, read_rows
-from msgbubbles_sync.groups.display import escaped
+from msgbubbles_sync.groups.display import escape
 from msgbubbles_sync.groups.load import load_ledger
 from msgbubbles_sync.groups.plan import Plan
 from msgbubbles_sync.groups.redact import GroupRedactor
@@ -96,7 +96,7 @@ def send_each(session: Session, chats: list[str], send: Callable[[Client, str], 
                 try:
                     send(client, group.chat_id if group and group.chat_id else chat)
                 except (PermanentError, RetryableError, ForbiddenError) as error:
-                    session.reporter.fail(f"{escaped(chat)}: {error}")
+                    session.reporter.fail(f"{escape(chat)}: {error}")
                     failed += 1
                     forbidden += isinstance(error, ForbiddenError)
     if forbidden == len(chats):
@@ -115,7 +115,7 @@ def _claim(session: Session) -> None:
 
 
 def _check_files(session: Session) -> None:
-    if GroupRedactor.of(session.context.workspace).hides:
+    if GroupRedactor(session.context.redactor).is_redacting:
         raise UsageError(NO_FILE)
 
 
@@ -172,7 +172,7 @@ def _apply(
     for line in complaints(applied):
         reporter.fail(line)
     _load_ledger(session)
-    is_incomplete = bool(applied.failures or applied.left)
+    is_incomplete = bool(applied.failures or applied.not_sent)
     return explain_end(applied.halt, session.context, is_incomplete=is_incomplete).exit_status
 
 
