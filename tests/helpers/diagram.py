@@ -28,8 +28,8 @@ def entity_diagram(manifest: dict[str, Any], catalog: dict[str, Any]) -> str:
         match test["test_metadata"]["name"]:
             case "unique" if child:
                 primary[child] = [column]
-            case "unique_together" if child:
-                primary.setdefault(child, arguments["columns"])
+            case "unique_combination_of_columns" if child and not test["config"].get("where"):
+                primary.setdefault(child, arguments["combination_of_columns"])
             case "not_null" if child:
                 not_null.add((child, column))
             case "relationships" if child:

@@ -119,8 +119,8 @@ def test_every_column_is_documented_and_no_other(filled: Any) -> None:
             columns = [row["column_name"] for row in filled.rows(f"describe {schema}.{name}")]
             assert list(documented[name].columns) == columns, name
             assert all(column.description for column in documented[name].columns.values()), name
-            assert "Grain is" in documented[name].description, name
-            assert "Owner is" in documented[name].description, name
+            assert documented[name].description.startswith("One row per "), name
+            assert manifest.groups[f"group.msgbubbles.{documented[name].group}"].owner.name, name
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,8 @@ def test_the_documentation_has_every_relation_with_its_columns(documentation: Do
     assert documentation.models.keys() == MODELS["staging"] | MODELS["marts"]
     for name, model in documentation.models.items():
         assert list(model["columns"]) == documentation.columns[name]
-    assert "seconds that the replies of ours took" in documentation.page
-    assert "What holds everywhere" in documentation.page
+    assert "Median reply time of ours in seconds" in documentation.page
+    assert "Null means unknown or not read" in documentation.page
 
 
 def test_sources_list_the_columns_of_the_registry(documentation: Documentation) -> None:
@@ -191,7 +191,7 @@ def test_the_readme_draws_what_is_there(documentation: Documentation) -> None:
 def test_the_readme_lists_each_mart_with_its_grain(documentation: Documentation) -> None:
     listed = dict(re.findall(r"^\| `(?:marts|staging)\.(\w+)` \| (.*?) \|", README, flags=re.MULTILINE))
     assert listed.keys() == MODELS["marts"] | {"int_thread_messages"}
-    grains = {name: documentation.models[name]["description"].partition("Grain is one row ")[2] for name in listed}
+    grains = {name: documentation.models[name]["description"].removeprefix("One row per ") for name in listed}
     assert {name: grains[name].startswith(grain) for name, grain in listed.items()} == dict.fromkeys(listed, True)
 
 
@@ -285,16 +285,16 @@ def test_the_data_tests_pass_on_sound_rows_and_find_each_fault(filled: Any) -> N
         "relationships_thread_activity_chat_id__chat_id__ref_stg_chats_",
         "thread_activity_typed_unsent_has_typed",
         "typing_daily_spells_are_sent_or_unsent",
-        "unique_together_typing_daily_chat_id__day",
+        "unique_combination_of_columns_typing_daily_chat_id__day",
         "unique_loads_load_id",
-        "unique_together_chats_to_build_mart__chat_id",
+        "unique_combination_of_columns_chats_to_build_mart__chat_id",
     }
     assert {"not_null_thread_activity_daily_messages_total", "not_null_group_membership_handle"}.isdisjoint(passed)
     assert {name for name, status in found.items() if status == "warn"} == {
         "accepted_values_stg_messages_channel__imessage__sms__whatsapp",
         "accepted_values_stg_messages_direction__inbound__outbound",
         "accepted_values_stg_messages_status__queued__sent__delivered__read__failed__received",
-        "chat_title_history_ends_with_the_title_of_the_chat",
+        "chat_title_history_ends_with_current_title",
         "every_message_counts_in_a_thread",
         "relationships_stg_attachments_message_id__message_id__ref_stg_messages_",
         "relationships_stg_group_member_operations_operation_id__operation_id__ref_stg_group_operations_",

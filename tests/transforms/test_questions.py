@@ -138,26 +138,26 @@ ANSWERS: dict[str, list[tuple[Any, ...]]] = {
         ("+2", 2, 1470, 2622, 50),  # 30 and 2,910 minutes
         ("+3", 1, 40, 40, 100),
     ],
-    "How long does a newcomer wait for the first answer?": [
+    "How long do new contacts wait for the first answer?": [
         (on(16), 1, 1, 30),
         (on(9), 3, 0, NEVER),  # bob, deleted, unnamed
         (on(2), 2, 2, 30),  # ann 20, fay 40
         (on(26, month=10), 1, 0, NEVER),
     ],
-    "Who waits on us, and since when?": [
+    "Who is waiting for our answer, and since when?": [
         ("+2", "+20", None, at(26, "07:00", month=10)),
         ("+1", "group:1", "Book club", at(5, "18:30")),
         ("+1", "group:3", "Who is who", at(9, "13:00")),
         ("+1", "+12", None, at(10, "08:00")),
         ("+2", "cat@example.com", None, at(21, "10:00")),
     ],
-    "Whom did we answer in vain?": [("+1", "+12", None, at(10, "08:00"), at(10, "10:05"))],
-    "Which threads went silent after our message?": [
+    "Which answers failed?": [("+1", "+12", None, at(10, "08:00"), at(10, "10:05"))],
+    "Which chats went silent after our message?": [
         ("+3", "+13", None, at(4, "12:40"), 17),
         ("+1", "+13", None, at(4, "11:06"), 18),
         ("+1", "+11", None, at(3, "12:00"), 19),
     ],
-    "How much is there to do on each number?": [
+    "How busy is each number?": [
         (on(16), "+1", "Support", 2, 0, 0, 1),
         (on(16), "+2", "Sales", 4, 3, 2, 1),
         (on(9), "+1", "Support", 3, 2, 0, 1),
@@ -177,7 +177,7 @@ ANSWERS: dict[str, list[tuple[Any, ...]]] = {
         ("+2", 2, 9, 1),
         ("+3", 3, 12, 1),
     ],
-    "How many threads are new each week, and where do they come from?": [
+    "How many chats are new each week, and where do they come from?": [
         (on(16), "+2", 2, 1, 1, 0, 1, 1),
         (on(9), "+1", 2, 2, 0, 1, 1, 0),
         (on(9), "+2", 1, 1, 0, 0, 1, 0),
@@ -191,7 +191,7 @@ ANSWERS: dict[str, list[tuple[Any, ...]]] = {
         ("sms", 2, 50, 50, 100),
         ("whatsapp", 2, 0, 50, 0),
     ],
-    "Who reaches us in several ways?": [
+    "Who writes to us over several channels?": [
         ("+11", "imessage,sms", 2, 2, at(17, "09:30")),
         ("+13", "imessage", 2, 0, at(4, "12:40")),
         ("+20", "imessage,sms", 1, 0, at(2, "07:00")),
@@ -206,7 +206,7 @@ ANSWERS: dict[str, list[tuple[Any, ...]]] = {
         ("Book club", "+12", at(14), "participant_list", True),
         ("Book club", "dora@example.com", at(12, "10:00"), "operation", False),
     ],
-    "How many members of a group say nothing?": [
+    "How many members of a group are silent?": [
         ("quiet", None, 2, 2, 100),
         ("books", "Book club", 4, 2, 50),  # +12 has not written since it is back
     ],
@@ -214,12 +214,12 @@ ANSWERS: dict[str, list[tuple[Any, ...]]] = {
         ("quiet", "Plans", None, at(17)),
         ("books", "Readers", "Book club", at(15, "07:00")),
     ],
-    "Who began to write, and sent nothing?": [
+    "Who typed and sent nothing?": [
         ("+2", "cat@example.com", None, at(21, "10:01"), "us"),
         ("+1", "+11", None, at(3, "10:05"), "them"),
     ],
-    "How often does typing come to nothing?": [(on(16), 2, 50), (on(2), 5, 40)],
-    "How much of this can I trust?": [(13, 10, 2, at(26, month=10), at(22, "12:00"), 2, 1)],
+    "How often does typing lead to no message?": [(on(16), 2, 50), (on(2), 5, 40)],
+    "How complete is the data?": [(13, 10, 2, at(26, month=10), at(22, "12:00"), 2, 1)],
 }
 POSTGRES_TYPES = {"DOUBLE": "double precision", "VARCHAR": "text", "JSON": "text"}
 

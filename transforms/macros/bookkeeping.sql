@@ -1,5 +1,5 @@
-{# What each model holds, and what it has still to do. Written in the transaction that writes the model, so the two
-   cannot disagree. #}
+{# Which loads each model contains, and which rows it has to rebuild. Written in the transaction that writes the model,
+   so the two cannot disagree. #}
 
 {% macro create_bookkeeping() %}{{ return(adapter.dispatch('create_bookkeeping')()) }}{% endmacro %}
 {% macro spark__create_bookkeeping() %}{% endmacro %}
@@ -15,7 +15,7 @@
         from_handle varchar,
         day date not null
     );
-    {#- What these models were called before: they hold the same personal data. #}
+    {#- Tables under the models' former names hold the same personal data. #}
     {%- for old in ['thread_measures', 'thread_messages', 'typing_spells'] %}
     drop table if exists {{ in_staging(old) }} cascade;
     delete from {{ in_staging('built_loads') }} where mart = '{{ old }}';
@@ -23,8 +23,8 @@
     {%- endfor %}
 {% endmacro %}
 
-{# The model holds the rows of all finished loads, and has built what it had to. #}
-{% macro remember_build() %}
+{# Record that the model contains all finished loads and has rebuilt its rows. #}
+{% macro record_build() %}
     {%- if model.config.materialized == 'incremental' %}
     insert into {{ in_staging('built_loads') }} (mart, load_id)
     select '{{ this.identifier }}', load_id
@@ -34,10 +34,10 @@
     {%- endif %}
 {% endmacro %}
 
-{# Before int_thread_messages is written: set aside the rows of the chats that it will write again, which are those with
-   new rows and those that a message has left. They are deleted here, because a chat without messages any more writes none
-   that would replace them. #}
-{% macro set_messages_aside() %}
+{# Before int_thread_messages is written, copy the rows of the chats that it will rebuild: chats with new rows, and chats
+   that a message has left. Delete them here, because a chat that no longer has messages writes no rows that would replace
+   them. #}
+{% macro copy_messages_before() %}
     {% if is_incremental() %}
     drop table if exists messages_before;
     create temporary table messages_before as
@@ -48,37 +48,37 @@
         union
         select built.chat_id
         from {{ this }} as built
-        inner join {{ ref('changed_messages') }} as landed on landed.message_id = built.message_id
+        inner join {{ ref('changed_messages') }} as changed on changed.message_id = built.message_id
     );
     delete from {{ this }} where chat_id in (select chat_id from messages_before)
     {% endif %}
 {% endmacro %}
 
-{# The chats that int_thread_messages writes again. #}
-{% macro chats_of_messages() %}
+{# Select the chats that int_thread_messages rebuilds. #}
+{% macro select_chats_to_rebuild() %}
     select chat_id from {{ ref('chats_to_build') }} where mart = 'int_thread_messages'
     union
     select chat_id from messages_before
 {%- endmacro %}
 
-{# What the marts of days take from a message. Not its number in the thread or the gap before it: these change when
-   another message does, on whatever day that was. #}
-{% macro columns_of_days() -%}
+{# List the columns of int_thread_messages that daily marts depend on. place_in_thread and gap_seconds are not among them:
+   they also change when a message of another day does. #}
+{% macro daily_columns() -%}
     chat_id, message_id, from_handle, message_at, day, weekday, hour, direction, side, channel, sender, is_failed,
     is_delivered, is_read, attachment_count, starts_thread, starts_turn, reply_seconds, fetched_at
 {%- endmacro %}
 
-{# After int_thread_messages is written: the days of each chat on which a message is another than before. #}
-{% macro note_days_to_build() %}{{ return(adapter.dispatch('note_days_to_build')()) }}{% endmacro %}
-{% macro spark__note_days_to_build() %}{% endmacro %}
-{% macro default__note_days_to_build() %}
+{# After int_thread_messages is written, record the days of each chat on which a message differs from before. #}
+{% macro record_days_to_build() %}{{ return(adapter.dispatch('record_days_to_build')()) }}{% endmacro %}
+{% macro spark__record_days_to_build() %}{% endmacro %}
+{% macro default__record_days_to_build() %}
     {%- set rows_now -%}
-        select {{ columns_of_days() }} from {{ this }} where chat_id in ({{ chats_of_messages() }})
+        select {{ daily_columns() }} from {{ this }} where chat_id in ({{ select_chats_to_rebuild() }})
     {%- endset %}
     {%- set rows_before -%}
-        select {{ columns_of_days() }} from messages_before
+        select {{ daily_columns() }} from messages_before
     {%- endset %}
-    {#- Built anew, but not with everything else: nothing tells which of the marts' rows have no messages any more. -#}
+    {#- Only this model is rebuilt from scratch: the daily marts may have rows whose messages are gone. -#}
     {%- if not is_incremental() and not flags.FULL_REFRESH %}
     {%- for mart in ['thread_activity_daily', 'thread_activity_hours', 'number_activity_daily'] %}
     {%- if adapter.get_relation(this.database, var('schema_prefix') ~ 'marts', mart) %}
@@ -90,9 +90,9 @@
     select marts.mart, changed.chat_id, changed.from_handle, changed.day
     from (
         {%- if is_incremental() %}
-        select chat_id, from_handle, day from ({{ rows_before }} except {{ rows_now }}) as gone
+        select chat_id, from_handle, day from ({{ rows_before }} except {{ rows_now }}) as removed
         union
-        select chat_id, from_handle, day from ({{ rows_now }} except {{ rows_before }}) as come
+        select chat_id, from_handle, day from ({{ rows_now }} except {{ rows_before }}) as added
         {%- else %}
         select distinct chat_id, from_handle, day from {{ this }}
         {%- endif %}

@@ -1,6 +1,6 @@
-{# Where the engines differ. Everything else in this project is SQL that DuckDB, PostgreSQL and Spark understand. #}
+{# Differences between the engines. All other SQL in this project runs on DuckDB, PostgreSQL and Spark. #}
 
-{# Seconds between two instants, to the microsecond. #}
+{# Seconds between two timestamps, to the microsecond. #}
 {% macro seconds_between(earlier, later) %}{{ return(adapter.dispatch('seconds_between')(earlier, later)) }}{% endmacro %}
 
 {% macro default__seconds_between(earlier, later) -%}
@@ -15,9 +15,8 @@
     (cast(unix_micros({{ later }}) - unix_micros({{ earlier }}) as double) / 1000000)
 {%- endmacro %}
 
-{# The value that the given share of all values is at or below, interpolated, to the millisecond: the databases
-   interpolate with other roundings in the last bit. Null values do not count. #}
-{% macro percentile_of(share, seconds) -%}
+{# Interpolated percentile, ignoring nulls. Rounded to the millisecond, because the engines differ in the last bit. #}
+{% macro percentile(share, seconds) -%}
     cast(round(cast(
         percentile_cont({{ share }}) within group (order by {{ seconds }})
         as decimal(38, 7)), 3) as {{ double() }})
@@ -29,24 +28,24 @@
 
 {% macro as_double(number) %}cast({{ number }} as {{ double() }}){% endmacro %}
 
-{# 1970-01-01, as an instant. #}
+{# 1970-01-01 as a timestamp. #}
 {% macro epoch() %}{{ return(adapter.dispatch('epoch')()) }}{% endmacro %}
 {% macro default__epoch() %}timestamptz '1970-01-01 00:00:00+00'{% endmacro %}
 {% macro spark__epoch() %}timestamp '1970-01-01 00:00:00Z'{% endmacro %}
 
-{# Of a local time, from 1 for Monday to 7. #}
-{% macro weekday_of(local_at) %}{{ return(adapter.dispatch('weekday_of')(local_at)) }}{% endmacro %}
-{% macro default__weekday_of(local_at) %}cast(extract(isodow from {{ local_at }}) as integer){% endmacro %}
-{% macro spark__weekday_of(local_at) %}cast(extract(dayofweek_iso from {{ local_at }}) as integer){% endmacro %}
+{# Day of the week of a local time, from 1 (Monday) to 7 (Sunday). #}
+{% macro weekday(local_at) %}{{ return(adapter.dispatch('weekday')(local_at)) }}{% endmacro %}
+{% macro default__weekday(local_at) %}cast(extract(isodow from {{ local_at }}) as integer){% endmacro %}
+{% macro spark__weekday(local_at) %}cast(extract(dayofweek_iso from {{ local_at }}) as integer){% endmacro %}
 
-{# Text in the order of its bytes, whatever the database's language is. #}
+{# Sort text by its bytes, regardless of the database's locale. #}
 {% macro by_bytes(text) %}{{ return(adapter.dispatch('by_bytes')(text)) }}{% endmacro %}
 {% macro default__by_bytes(text) %}{{ text }} collate "C"{% endmacro %}
 {% macro duckdb__by_bytes(text) %}{{ text }}{% endmacro %}
 {% macro spark__by_bytes(text) %}{{ text }}{% endmacro %}
 
-{# A table that the job lands; an empty one, with these columns, where a job of an older version has not made it. #}
-{% macro landed(table, columns) -%}
+{# A table that the job loads, or an empty one with these columns if no load has created it yet. #}
+{% macro loaded_table(table, columns) -%}
     {%- set relation = source('msgbubbles', table) -%}
     {%- if not execute or load_relation(relation) -%}
     {{ relation }}
@@ -54,44 +53,44 @@
     (
         select
             {%- for name, type in columns.items() %}
-            cast(null as {{ type_named(type) }}) as {{ name }}{{ ',' if not loop.last }}
+            cast(null as {{ engine_type(type) }}) as {{ name }}{{ ',' if not loop.last }}
             {%- endfor %}
         where false
     ) as {{ table }}
     {%- endif -%}
 {%- endmacro %}
 
-{% macro type_named(type) %}{{ return(adapter.dispatch('type_named')(type)) }}{% endmacro %}
-{% macro default__type_named(type) %}{{ type }}{% endmacro %}
-{% macro spark__type_named(type) -%}
+{% macro engine_type(type) %}{{ return(adapter.dispatch('engine_type')(type)) }}{% endmacro %}
+{% macro default__engine_type(type) %}{{ type }}{% endmacro %}
+{% macro spark__engine_type(type) -%}
     {{ {'varchar': 'string', 'json': 'string', 'timestamptz': 'timestamp'}.get(type, type) }}
 {%- endmacro %}
 
-{# In the account's time zone. #}
-{% macro local_time(instant) %}{{ return(adapter.dispatch('local_time')(instant)) }}{% endmacro %}
-{% macro default__local_time(instant) %}({{ instant }} at time zone '{{ var("time_zone") }}'){% endmacro %}
-{# The session's own time zone is UTC. #}
-{% macro spark__local_time(instant) -%}
-    convert_timezone('UTC', '{{ var("time_zone") }}', cast({{ instant }} as timestamp_ntz))
+{# Convert a timestamp to the account's time zone. #}
+{% macro local_time(timestamp) %}{{ return(adapter.dispatch('local_time')(timestamp)) }}{% endmacro %}
+{% macro default__local_time(timestamp) %}({{ timestamp }} at time zone '{{ var("time_zone") }}'){% endmacro %}
+{# The session's time zone is UTC. #}
+{% macro spark__local_time(timestamp) -%}
+    convert_timezone('UTC', '{{ var("time_zone") }}', cast({{ timestamp }} as timestamp_ntz))
 {%- endmacro %}
 
-{# The instant at which a day of the account's time zone begins. #}
+{# Timestamp at which a day begins in the account's time zone. #}
 {% macro midnight(day) %}{{ return(adapter.dispatch('midnight')(day)) }}{% endmacro %}
 {% macro default__midnight(day) %}(cast({{ day }} as timestamp) at time zone '{{ var("time_zone") }}'){% endmacro %}
 {% macro spark__midnight(day) -%}
     cast(convert_timezone('{{ var("time_zone") }}', 'UTC', cast({{ day }} as timestamp_ntz)) as timestamp)
 {%- endmacro %}
 
-{# Spark builds everything anew, because its Parquet files cannot be changed: what increments need is not done there. #}
+{# Spark rebuilds everything, because Parquet files cannot be changed in place, and needs no deletes. #}
 {% macro delete_where(condition) %}{{ return(adapter.dispatch('delete_where')(condition)) }}{% endmacro %}
 {% macro default__delete_where(condition) %}delete from {{ this }} where {{ condition }}{% endmacro %}
 {% macro spark__delete_where(condition) %}{% endmacro %}
 
-{# A view of Spark's ends with its session, and others could not read it. #}
+{# A Spark view ends with its session, so readers get a table there. #}
 {% macro view_for_readers() %}{{ return('table' if target.type == 'spark' else 'view') }}{% endmacro %}
 
-{# A form of a handle that is equal for all spellings of one person's: for joins and groups, not for display. It has the
-   rules of `fold_handle` in pipelines/msgbubbles/handles.py. A pseudonym stays. #}
+{# Normalize a handle so that all its spellings compare equal, for joins and groups, not for display. Same rules as
+   `fold_handle` in pipelines/msgbubbles/handles.py. Pseudonyms are left unchanged. #}
 {% macro folded_handle(handle) -%}
     {%- set number = "translate(" ~ handle ~ ", ' -().', '')" -%}
     case

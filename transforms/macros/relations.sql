@@ -1,5 +1,5 @@
-{# Relations are written schema.table, without the database: the file is copied and opened under other names, and a
-   view that named its database would look for it there. #}
+{# Write relations as schema.table, without the database: the file is copied and opened under other names, where a view
+   that named its database would not find it. #}
 
 {% macro ref() %}
     {% do return(builtins.ref(*varargs, **kwargs).include(database=false)) %}

@@ -1,4 +1,4 @@
-{# A model's `+schema` is the name of its schema, with no prefix but that of an account. #}
+{# Use a model's `+schema` as the schema name, with the account's prefix instead of dbt's. #}
 {% macro generate_schema_name(custom_schema_name, node) -%}
     {{ var('schema_prefix') ~ ((custom_schema_name or 'staging') | trim) }}
 {%- endmacro %}

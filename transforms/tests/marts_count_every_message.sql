@@ -1,5 +1,5 @@
--- Every message of a known chat is counted, once, in each of the marts that count messages.
-with landed as (
+-- Each mart that counts messages counts every message of a known chat exactly once.
+with loaded as (
     select count(*) as messages_total
     from {{ ref('stg_messages') }}
     where counts_in_thread and chat_id in (select chat_id from {{ ref('stg_chats') }})
@@ -19,7 +19,7 @@ counted as (
     from {{ ref('number_activity_daily') }}
 )
 
-select counted.mart, counted.messages_total, landed.messages_total as landed_total
+select counted.mart, counted.messages_total, loaded.messages_total as loaded_total
 from counted
-cross join landed
-where counted.messages_total <> landed.messages_total
+cross join loaded
+where counted.messages_total <> loaded.messages_total

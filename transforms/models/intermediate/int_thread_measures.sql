@@ -1,4 +1,3 @@
--- Grain: one row a chat. What its messages say, whatever the time is now: thread_activity adds that. Owner: data team.
 -- depends_on: {{ ref('chats_to_build') }}
 with chats as (
     select chat_id from {{ ref('stg_chats') }}
@@ -16,7 +15,7 @@ messages as (
     {%- endif %}
 ),
 
--- At a tie, the channel of the latest message; then the first in the alphabet.
+-- In a tie, the channel of the latest message, then the first in alphabetical order.
 channels as (
     select
         chat_id,
@@ -50,17 +49,17 @@ threads as (
         max(case when direction = 'inbound' then message_at end) as last_inbound_at,
         max(case when direction = 'outbound' then message_at end) as last_outbound_at,
         max(case when side = 'us' then message_at end) as last_answer_at,
-        -- The side that spoke first: its first turn is no reply.
+        -- The side that spoke first is the one whose first turn is not a reply.
         max(case when starts_turn and reply_number is null then side end) as first_side,
         max(case when starts_turn and side = 'them' then message_at end) as last_asked_at,
         count(case when side = 'us' then reply_number end) as our_replies,
         count(case when side = 'them' then reply_number end) as their_replies,
         max(case when side = 'us' and reply_number = 1 then reply_seconds end) as our_first_response_seconds,
         max(case when side = 'them' and reply_number = 1 then reply_seconds end) as their_first_response_seconds,
-        {{ percentile_of(0.5, "case when side = 'us' then reply_seconds end") }} as our_median_reply_seconds,
-        {{ percentile_of(0.9, "case when side = 'us' then reply_seconds end") }} as our_p90_reply_seconds,
-        {{ percentile_of(0.5, "case when side = 'them' then reply_seconds end") }} as their_median_reply_seconds,
-        {{ percentile_of(0.9, "case when side = 'them' then reply_seconds end") }} as their_p90_reply_seconds,
+        {{ percentile(0.5, "case when side = 'us' then reply_seconds end") }} as our_median_reply_seconds,
+        {{ percentile(0.9, "case when side = 'us' then reply_seconds end") }} as our_p90_reply_seconds,
+        {{ percentile(0.5, "case when side = 'them' then reply_seconds end") }} as their_median_reply_seconds,
+        {{ percentile(0.9, "case when side = 'them' then reply_seconds end") }} as their_p90_reply_seconds,
         max(fetched_at) as messages_fetched_at
     from messages
     group by chat_id

@@ -1,7 +1,6 @@
--- Grain: one row a message that counts in a thread, with its place in the conversation. Owner: data team.
 {{ config(
-    pre_hook="{{ set_messages_aside() }}",
-    post_hook="{{ note_days_to_build() }}",
+    pre_hook="{{ copy_messages_before() }}",
+    post_hook="{{ record_days_to_build() }}",
     indexes=[{'columns': ['message_id']}, {'columns': ['chat_id']}] if target.type == 'postgres' else []
 ) }}
 -- depends_on: {{ ref('chats_to_build') }}, {{ ref('changed_messages') }}
@@ -14,13 +13,13 @@ with messages as (
         messages.message_at,
         {{ local_time('messages.message_at') }} as local_at,
         messages.direction,
-        -- Who speaks. A failed message reaches nobody, so nobody has spoken; one without a status is taken as sent.
+        -- A failed message reaches nobody, so no side has spoken. A message without a status counts as sent.
         case
             when messages.direction = 'inbound' then 'them'
             when messages.direction = 'outbound' and coalesce(messages.status, '') <> 'failed' then 'us'
         end as side,
-        -- At one instant what comes to us is the later: rather a thread too many to look at than one missed.
-        case when messages.direction = 'inbound' then 1 else 0 end as order_within_instant,
+        -- At equal times the inbound message is the later one: better to check a chat too many than to miss one.
+        case when messages.direction = 'inbound' then 1 else 0 end as order_at_equal_times,
         messages.channel,
         case
             when messages.direction = 'outbound' then chats.from_handle
@@ -47,7 +46,7 @@ with messages as (
     where
         messages.counts_in_thread
         {%- if is_incremental() %}
-        and messages.chat_id in ({{ chats_of_messages() }})
+        and messages.chat_id in ({{ select_chats_to_rebuild() }})
         {%- endif %}
 ),
 
@@ -57,10 +56,10 @@ in_order as (
         row_number() over thread as place_in_thread,
         lag(message_at) over thread as message_before_at
     from messages
-    window thread as (partition by chat_id order by message_at, order_within_instant, message_id)
+    window thread as (partition by chat_id order by message_at, order_at_equal_times, message_id)
 ),
 
--- A turn begins where the other side begins to speak; it is what the other side has waited for, if it spoke before.
+-- A turn begins where the side changes. It answers the other side's turn before it, which began at asked_at.
 turns as (
     select
         chat_id,
@@ -100,7 +99,7 @@ select
     in_order.from_handle,
     in_order.message_at,
     cast(in_order.local_at as date) as day,
-    {{ weekday_of('in_order.local_at') }} as weekday,
+    {{ weekday('in_order.local_at') }} as weekday,
     cast(extract(hour from in_order.local_at) as integer) as hour,
     in_order.direction,
     in_order.side,
@@ -110,7 +109,7 @@ select
     in_order.is_delivered,
     in_order.is_read,
     in_order.attachment_count,
-    -- Where the chat came into being more than a day before, its first messages have not been read.
+    -- If the chat was created more than a day earlier, its first messages have not been read.
     in_order.place_in_thread = 1
     and in_order.message_at <= coalesce(in_order.chat_created_at, in_order.message_at) + interval '1 day'
         as starts_thread,

@@ -1,6 +1,5 @@
--- Grain: one row a chat and a time in which somebody on the other side was typing. Owner: data team.
 -- depends_on: {{ ref('chats_to_build') }}
--- A chat without a spell yields a row without one: it replaces the old ones, and the hook removes it.
+-- A chat that no longer has spells yields a row without one, which replaces the old rows and is deleted by the hook.
 {{ config(post_hook="{{ delete_where('spell_number is null') }}") }}
 
 with chats as (
@@ -22,12 +21,12 @@ typing as (
     where
         events.event_type = 'conversation.typing'
         and coalesce(events.is_typing, true)
-        -- Ours, which we know without being told.
+        -- Typing of our own side is not counted.
         and coalesce(events.direction, 'inbound') <> 'outbound'
         and (events.handle is null or chats.from_handle is null or {{ folded_handle('events.handle') }} <> {{ folded_handle('chats.from_handle') }})
 ),
 
-moments as (
+events_in_chat as (
     select chat_id, id, happened_at, 'typing' as kind from typing
     union all
     select chat_id, message_id, message_at, 'wrote'
@@ -35,16 +34,16 @@ moments as (
     where direction = 'inbound' and chat_id in (select chat_id from typing)
 ),
 
--- At one instant, who typed has written what then came: 'typing' sorts before 'wrote'.
+-- At equal times, typing comes before the message: 'typing' sorts before 'wrote'.
 in_order as (
     select
         *,
         lag(happened_at) over (partition by chat_id order by happened_at, kind, {{ by_bytes('id') }}) as before_at,
         lag(kind) over (partition by chat_id order by happened_at, kind, {{ by_bytes('id') }}) as kind_before
-    from moments
+    from events_in_chat
 ),
 
--- A message belongs to the spell before it.
+-- A message belongs to the preceding spell.
 numbered as (
     select
         *,

@@ -1,12 +1,11 @@
--- Grain: one row a chat and a time for which it had one title. Owner: data team.
 -- depends_on: {{ ref('chats_to_build') }}
-with readings as (
+with title_reads as (
     select
         chat_id,
         title,
         fetched_at,
-        -- A rename moves updated_at, and so may what comes after it: the rename was then or before. Clocks differ, so
-        -- it is never later than the read that saw it.
+        -- A rename moves updated_at, and later changes may move it further: the rename was at that time or before.
+        -- Clocks differ, so limit it to the time of the read that saw the title.
         least(coalesce(updated_at, fetched_at), fetched_at) as renamed_by,
         lag(fetched_at) over (partition by chat_id order by fetched_at) as fetched_before_at,
         lag(title) over (partition by chat_id order by fetched_at) as title_before
@@ -16,15 +15,15 @@ with readings as (
     {%- endif %}
 ),
 
--- Two readings in a row may show one title: the second is no rename, and says how long the title was there at least.
+-- Two consecutive reads may see the same title: the second one is not a rename.
 titles as (
     select
         chat_id,
         title,
-        -- The reading before still saw another title.
+        -- The previous read still saw another title.
         greatest(coalesce(fetched_before_at, renamed_by), renamed_by) as valid_from,
         fetched_at as first_seen_at
-    from readings
+    from title_reads
     where fetched_before_at is null or title is distinct from title_before
 ),
 

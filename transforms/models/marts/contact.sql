@@ -1,6 +1,5 @@
--- Grain: one row a handle of somebody else. Owner: data team.
--- A person is known by the folded handle, and shown by one of its spellings.
--- A view: it adds up what is built for each chat, and nothing of its own has to be kept right.
+-- Rows are grouped by the folded handle, and show one of its spellings.
+-- A view over tables that are built per chat, so it needs no increments of its own.
 {{ config(materialized=view_for_readers()) }}
 
 with ours as (

@@ -1,5 +1,4 @@
--- Grain: one row a group chat, a handle, and a time for which it was a member. Owner: data team.
--- A chat without members yields a row without a handle: it replaces the chat's old rows, and the hook removes it.
+-- A chat that no longer has members yields a row without a handle, which replaces the old rows and is deleted by the hook.
 {{ config(post_hook="{{ delete_where('handle is null') }}") }}
 -- depends_on: {{ ref('chats_to_build') }}
 
@@ -56,7 +55,7 @@ operations as (
     where operations.chat_id in (select chat_id from groups_to_build) and operations.happened_at is not null
 ),
 
--- A person's handle may be spelled in several ways in one group: from here on it is folded, and shown as one of them.
+-- A handle may have several spellings in a group: from here on it is folded, and the result shows one spelling.
 spellings as (
     select chat_id, handle, max(spelling) as spelling
     from (
@@ -71,7 +70,7 @@ spellings as (
     group by chat_id, handle
 ),
 
--- Instants at which a handle was seen in the group, and the evidence for it.
+-- Times at which a handle was seen in the group, with the evidence.
 seen as (
     select chat_id, handle, happened_at as seen_at, 'operation' as evidence, 0 as is_message
     from operations
@@ -83,7 +82,7 @@ seen as (
 
     union all
 
-    -- Our number is in the group from its beginning on; when that was, the API may not say.
+    -- Our number is in the group from its creation, whose time the API may not report.
     select chat_id, from_handle, coalesce(created_at, fetched_at), 'own_number', 0 from groups_to_build
 
     union all
@@ -98,7 +97,7 @@ seen as (
     where direction in ('inbound', 'outbound')
 ),
 
--- Whoever we removed had been in the group: where nothing says since when, since its beginning.
+-- A handle that we removed was a member before: if there is no earlier evidence, since the creation of the group.
 present as (
     select chat_id, handle, seen_at, evidence, is_message
     from seen
@@ -128,7 +127,8 @@ handles as (
     select distinct chat_id, handle from present
 ),
 
--- Instants at which it was not. A list says so of whoever is not on it; but not of our number, which it may leave out.
+-- Times at which a handle was absent: a list proves it for every handle that is not on it, except our number, which lists
+-- may leave out.
 absent as (
     select chat_id, handle, happened_at as seen_at, 'operation' as evidence
     from operations
@@ -147,8 +147,8 @@ absent as (
     where lists.chat_id is null and handles.handle is distinct from groups_to_build.from_handle
 ),
 
--- One row an instant: at one instant, to be seen is later than not to be seen.
-instants as (
+-- One row per time; at equal times, presence comes after absence.
+observations_in_order as (
     select chat_id, handle, seen_at, 0 as is_present, max(case when evidence = 'operation' then 1 else 0 end) as by_us
     from absent
     where handle is not null
@@ -161,14 +161,14 @@ instants as (
     group by chat_id, handle, seen_at
 ),
 
--- A membership begins at the first instant of presence, and after absence; it ends at the first instant of absence.
+-- A membership begins at the first presence after absence, and ends at the first absence after presence.
 changes as (
     select
         *,
         case
             when is_present <> coalesce(lag(is_present) over thread, 0) then 1 else 0
         end as is_change
-    from instants
+    from observations_in_order
     window thread as (partition by chat_id, handle order by seen_at, is_present)
 ),
 
@@ -218,7 +218,7 @@ threads as (
     select
         chat_id,
         count(*) as messages_total,
-        -- Where the API says of no message whose it is, nobody is known to be silent.
+        -- If the API names the sender of no inbound message, silence proves nothing.
         count(case when direction = 'inbound' then 1 end) = 0
         or count(case when direction = 'inbound' then handle end) > 0 as names_senders
     from messages
@@ -231,7 +231,7 @@ select
     members.valid_from,
     members.valid_to,
     members.valid_to is null as is_current,
-    -- In the order of their weight: the first is the main one.
+    -- Strongest evidence first.
     coalesce(
         members.operation, members.participant_list, members.own_number, members.message, members.removal
     ) as evidence,

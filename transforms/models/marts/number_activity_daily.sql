@@ -1,5 +1,4 @@
--- Grain: one row a number of ours and a day on which its chats have messages. Owner: data team.
--- A day without messages any more yields a row without counts: it replaces the old one, and the hook removes it.
+-- A day that no longer has messages yields a row without counts, which replaces the old one and is deleted by the hook.
 {{ config(
     unique_key=['from_handle', 'day'],
     post_hook="{{ delete_where('messages_total is null') }}"
@@ -27,11 +26,11 @@ daily as (
         count(case when messages.is_failed then 1 end) as messages_failed,
         count(case when messages.side = 'us' then messages.reply_number end) as our_replies,
         count(case when messages.side = 'them' then messages.reply_number end) as their_replies,
-        {{ percentile_of(0.5, "case when messages.side = 'us' then messages.reply_seconds end") }}
+        {{ percentile(0.5, "case when messages.side = 'us' then messages.reply_seconds end") }}
             as our_median_reply_seconds,
-        {{ percentile_of(0.9, "case when messages.side = 'us' then messages.reply_seconds end") }}
+        {{ percentile(0.9, "case when messages.side = 'us' then messages.reply_seconds end") }}
             as our_p90_reply_seconds,
-        {{ percentile_of(0.5, "case when messages.side = 'them' then messages.reply_seconds end") }}
+        {{ percentile(0.5, "case when messages.side = 'them' then messages.reply_seconds end") }}
             as their_median_reply_seconds
     from {{ ref('int_thread_messages') }} as messages
     inner join days on days.from_handle = messages.from_handle and days.day = messages.day

@@ -1,5 +1,4 @@
--- Grain: one row a chat. Owner: data team.
--- A view: what depends on how far the messages have been read changes for all chats at once, and is not built.
+-- A view, because coverage changes for all chats at once.
 {{ config(materialized=view_for_readers()) }}
 
 with coverage as ( -- always one row
@@ -72,14 +71,14 @@ threads as (
         coverage.complete_since as messages_complete_since,
         coverage.complete_to as messages_complete_to,
         coverage.day as coverage_day,
-        -- From the chat's beginning on, all messages have been read. A chat that was deleted before it was read has
-        -- no beginning. Of one whose messages could not be read, nobody knows which are missing.
+        -- All messages since the chat's creation have been read. A chat that was deleted before it was read has no
+        -- known creation, and if reading a chat's messages failed, any of them may be missing.
         failed.unit_id is null and coalesce(
             coverage.complete_since
             <= least(coalesce(chats.created_at, {{ epoch() }}), measures.first_message_at),
             false
         ) and (chats.deleted_at is null or chats.created_at is not null) as is_beginning_read,
-        -- The latest message has been read, or the API has had its lookback to show it and does not (it was deleted).
+        -- The latest message has been read, or the API has not returned it within the lookback (it was deleted).
         failed.unit_id is null and coalesce(
             measures.latest_message_at >= chats.last_message_at
             or (
@@ -89,7 +88,7 @@ threads as (
             ),
             chats.last_message_at is null
         ) as is_end_read,
-        -- A message that is newer than what has been read whole may have others before it that were not read.
+        -- Before a message that is newer than the coverage, there may be others that have not been read.
         coalesce(
             greatest(chats.last_message_at, measures.latest_message_at) < coverage.complete_to, true
         ) as is_within_coverage,
@@ -104,7 +103,7 @@ threads as (
     left join {{ ref('stg_failed_reads') }} as failed on failed.kind = 'thread' and failed.unit_id = chats.chat_id
 ),
 
--- Where no message was read, there were none only if all that there were have been read.
+-- If no message has been read, the chat is known to be empty only if its coverage is complete.
 counted as (
     select
         *,
@@ -168,7 +167,7 @@ select
     last_outbound_at,
     case when is_beginning_read then first_side end as initiator,
     case
-        -- Nobody can write in a deleted chat.
+        -- No side can write in a deleted chat.
         when deleted_at is not null then 'nobody'
         when not is_end_read then null
         when messages_total = 0 then 'nobody'

@@ -1,5 +1,4 @@
--- Grain: one row a chat and a day on which it has messages. Owner: data team.
--- A day without messages any more yields a row without counts: it replaces the old one, and the hook removes it.
+-- A day that no longer has messages yields a row without counts, which replaces the old one and is deleted by the hook.
 {{ config(
     unique_key=['chat_id', 'day'],
     post_hook="{{ delete_where('messages_total is null') }}"

@@ -1,5 +1,4 @@
--- Grain: one row a chat, a day of the week and an hour of the day in which it has messages. Owner: data team.
--- A chat without messages any more yields a row without counts: it replaces the old ones, and the hook removes it.
+-- A chat that no longer has messages yields a row without counts, which replaces the old rows and is deleted by the hook.
 {{ config(post_hook="{{ delete_where('messages_total is null') }}") }}
 
 with chats as (

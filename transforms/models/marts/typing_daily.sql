@@ -1,5 +1,4 @@
--- Grain: one row a chat and a day on which somebody on the other side began to type. Owner: data team.
--- A view: it counts what is built spell by spell.
+-- A view over int_typing_spells, so it needs no increments of its own.
 {{ config(materialized=view_for_readers()) }}
 
 select

@@ -1,5 +1,4 @@
--- Grain: one row a message that came, or came again, with a load that int_thread_messages does not hold yet.
--- A table: all that follows in a run looks at these rows and not at every message again.
+-- A table, so that later models read these rows instead of scanning all messages again.
 {{ config(materialized='table') }}
 
 select message_id, chat_id

@@ -1,5 +1,3 @@
--- Grain: one row a mart and a chat that has rows of a load which the mart does not hold yet.
--- What the messages of a chat change in the marts that count them is in days_to_build.
 {{ config(materialized='table') }}
 
 with touched as (

@@ -1,4 +1,4 @@
--- Grain: one row a finished load. A table, so that all marts of a run see the same loads.
+-- A table, so that all models of a run see the same loads.
 {{ config(materialized='table') }}
 
 select distinct load_id

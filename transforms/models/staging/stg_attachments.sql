@@ -1,4 +1,3 @@
--- Grain: one row an attachment.
 select
     id as attachment_id,
     message_id,

@@ -1,4 +1,3 @@
--- Grain: one row a chat and a read that saw another title than before.
 select
     chat_id,
     title,

@@ -1,4 +1,3 @@
--- Grain: one row a chat.
 select
     id as chat_id,
     from_handle,

@@ -1,4 +1,3 @@
--- Grain: one row a handle that we added to a group or removed from it.
 {%- set columns = {
     'id': 'varchar', 'operation_id': 'varchar', 'chat_id': 'varchar', 'handle': 'varchar', 'operation': 'varchar',
     'happened_at': 'timestamptz', '_fetched_at': 'timestamptz', '_dlt_load_id': 'varchar',
@@ -12,4 +11,4 @@ select
     happened_at,
     _fetched_at as fetched_at,
     _dlt_load_id as load_id
-from {{ landed('group_member_operations', columns) }}
+from {{ loaded_table('group_member_operations', columns) }}

@@ -1,4 +1,3 @@
--- Grain: one row a request that was made to change a group.
 {%- set columns = {
     'operation_id': 'varchar', 'plan_id': 'varchar', 'key': 'varchar', 'operation': 'varchar', 'chat_id': 'varchar',
     'handles': 'json', 'title': 'varchar', 'requested_at': 'timestamptz', 'finished_at': 'timestamptz',
@@ -22,4 +21,4 @@ select
     request_id,
     _fetched_at as fetched_at,
     _dlt_load_id as load_id
-from {{ landed('group_operations', columns) }}
+from {{ loaded_table('group_operations', columns) }}

@@ -1,4 +1,3 @@
--- Grain: one row a message.
 select
     id as message_id,
     conversation_id as chat_id,

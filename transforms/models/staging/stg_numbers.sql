@@ -1,4 +1,3 @@
--- Grain: one row a number of ours.
 select
     handle,
     label,

@@ -1,4 +1,3 @@
--- Grain: one row a group, a read that saw another list of participants than before, and a handle of that list.
 {%- set columns = {
     'chat_id': 'varchar', 'handle': 'varchar', '_fetched_at': 'timestamptz', '_dlt_load_id': 'varchar',
 } %}
@@ -7,4 +6,4 @@ select
     handle,
     _fetched_at as fetched_at,
     _dlt_load_id as load_id
-from {{ landed('participant_lists', columns) }}
+from {{ loaded_table('participant_lists', columns) }}

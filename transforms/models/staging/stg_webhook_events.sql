@@ -1,4 +1,3 @@
--- Grain: one row an event that a webhook brought.
 {%- set columns = {
     'event_id': 'varchar', 'event_type': 'varchar', 'chat_id': 'varchar', 'message_id': 'varchar', 'handle': 'varchar',
     'is_typing': 'boolean', 'direction': 'varchar', 'status': 'varchar', 'reaction': 'varchar',
@@ -20,4 +19,4 @@ select
     received_at,
     payload,
     _dlt_load_id as load_id
-from {{ landed('webhook_events', columns) }}
+from {{ loaded_table('webhook_events', columns) }}

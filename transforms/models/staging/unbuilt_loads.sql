@@ -1,9 +1,8 @@
--- Grain: one row a mart and a finished load that it does not hold yet.
 {{ config(materialized='table') }}
 
 select marts.mart, loads.load_id
 from (
-    values -- a mart that is not here never changes
+    values -- a model that is missing here is never updated
         ('int_thread_messages'),
         ('int_thread_measures'),
         ('group_membership'),

@@ -1,5 +1,5 @@
--- The current title is the one that the chat has.
-{{ config(severity='warn') }} -- a title that came and went within one load may have left only half of its rows
+-- The current title is the title of the chat.
+{{ config(severity="warn") }} -- a title set and replaced within one load may leave half of its rows
 
 select history.chat_id, history.title, chats.title as title_of_chat
 from {{ ref('chat_title_history') }} as history

@@ -1,5 +1,4 @@
--- The other way round than the relationships: every chat is in thread_activity, and every group with a number of ours
--- has a member.
+-- The inverse of the relationships: every chat is in thread_activity, and every group with a number of ours has a member.
 select chats.chat_id
 from {{ ref('stg_chats') }} as chats
 left join {{ ref('thread_activity') }} as threads on threads.chat_id = chats.chat_id
