@@ -56,7 +56,7 @@ class Context:
 
         An erasure or a change of the policy needs a new one afterwards: `build_redactor`.
         """
-        return build_redactor(self.workspace)
+        return build_redactor(self.workspace, self.settings)
 
     def check_policy(self) -> None:
         """Raise `UsageError` if the configured policy is not the one of the stored rows."""

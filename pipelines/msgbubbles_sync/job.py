@@ -55,9 +55,7 @@ def run(context: Context, limits: Limits) -> RunReport:
     )
     with _logged(context, report):
         _finish_privacy_work(context)
-        report.expired = dict(
-            expire(context.workspace, context.redactor.policy, context.settings.transforms, context.console.say)
-        )
+        report.expired = dict(expire(context))
         load_ledger(context.workspace)
         _load_events(context)
         context.destination.prepare()
@@ -108,13 +106,12 @@ def _logged(context: Context, report: RunReport) -> Iterator[None]:
 
 
 def _finish_privacy_work(context: Context) -> None:
-    workspace, transforms, say = context.workspace, context.settings.transforms, context.console.say
-    if workspace.is_pending("policy"):
-        say("finishing a change of the policy that was cut off")
-        apply_policy(workspace, transforms, say)
-    if workspace.is_pending("erase"):
-        say("finishing an erasure that was cut off")
-        purge(workspace, transforms, say)
+    if context.workspace.is_pending("policy"):
+        context.console.say("finishing a change of the policy that was cut off")
+        apply_policy(context)
+    if context.workspace.is_pending("erase"):
+        context.console.say("finishing an erasure that was cut off")
+        purge(context)
 
 
 def _load_events(context: Context) -> None:

@@ -12,7 +12,7 @@ from helpers.marts_account import Account
 from helpers.marts_reference import MARTS
 from msgbubbles.policy import PRESETS, Pseudonymizer
 from msgbubbles.redact import Redactor
-from msgbubbles_sync.privacy.reapply import bring_to
+from msgbubbles_sync.privacy.reapply import redact_stored_rows
 
 
 def test_marts_by_a_policy_are_those_without_it_with_handles_and_titles_replaced(
@@ -36,7 +36,7 @@ def test_marts_by_a_policy_are_those_without_it_with_handles_and_titles_replaced
     expected = {mart: sorted(repr(row_replaced(row)) for row in warehouse.mart(mart)) for mart in MARTS}
     assert "p_" in repr(expected)
     with duckdb.connect(str(warehouse.path)) as connection:
-        changed = bring_to(Redactor(PRESETS["analytics"], names), connection)
+        changed = redact_stored_rows(Redactor(PRESETS["analytics"], names), connection)
     assert {"chats", "messages", "participant_lists", "group_member_operations", "chat_titles"} <= changed.keys()
     warehouse.transform("--full-refresh")
     for mart in MARTS:

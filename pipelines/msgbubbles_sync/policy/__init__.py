@@ -1,1 +1,1 @@
-"""The privacy policy that a warehouse is under, and the vault of its pseudonyms."""
+"""The privacy policy of a warehouse, and the vault of its pseudonyms."""

@@ -1,7 +1,7 @@
-"""The vault: which handle each pseudonym stands for, for those who have to look it up.
+"""Store the handle of each pseudonym in a vault, for those who have to resolve pseudonyms.
 
-Off by default. It holds what the policy keeps out of everything else, so it is a separate file, which can be stored
-apart from the warehouse.
+The vault is off by default. It holds what the policy keeps out of everything else, so it is a separate file, which can
+be stored away from the warehouse.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ MAX_CACHED = 200_000
 
 
 class Vault:
-    """A SQLite file of pseudonyms and handles, readable by its owner only. Safe to use from several threads and
-    processes.
-    """
+    """A SQLite file of pseudonyms and handles, readable by its owner only. Thread-safe and process-safe."""
 
     def __init__(self, path: Path) -> None:
         """Create the file if it is missing. Raises `UsageError` if it cannot be used."""
@@ -32,7 +30,7 @@ class Vault:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.touch(mode=0o600)
-            with self._opened() as database:
+            with self._open() as database:
                 database.execute("CREATE TABLE IF NOT EXISTS people (pseudonym TEXT PRIMARY KEY, handle TEXT NOT NULL)")
         except (OSError, sqlite3.Error) as error:
             raise UsageError(
@@ -40,7 +38,7 @@ class Vault:
             ) from None
 
     def add(self, pseudonym: str, handle: str) -> None:
-        """Record who was replaced by a pseudonym. It is on disk after `save`."""
+        """Record the handle of a pseudonym. It is on disk after `save`."""
         if pseudonym in self._saved:
             return
         with self._lock:
@@ -50,29 +48,29 @@ class Vault:
             self._new[pseudonym] = normalize_handle(handle)
 
     def save(self) -> None:
-        """Put on disk what was added. Call this before the redacted rows are written."""
+        """Write what was added to the disk. Call it before the redacted rows are written."""
         if not self._new:
             return
-        with self._lock, self._opened() as database:
+        with self._lock, self._open() as database:
             database.executemany("INSERT OR IGNORE INTO people VALUES (?, ?)", self._new.items())
             self._new = {}
 
     def find_handle(self, pseudonym: str) -> str | None:
-        with self._lock, self._opened() as database:
-            found = database.execute("SELECT handle FROM people WHERE pseudonym = ?", (pseudonym,)).fetchone()
-        return None if found is None else str(found[0])
+        with self._lock, self._open() as database:
+            row = database.execute("SELECT handle FROM people WHERE pseudonym = ?", (pseudonym,)).fetchone()
+        return None if row is None else str(row[0])
 
     def remove(self, is_gone: Callable[[str], bool]) -> int:
-        """Remove people by their pseudonyms, so that no byte of them is left. Returns how many there were."""
-        with self._lock, self._opened() as database:
+        """Remove people by their pseudonyms, so that no byte of them is left. Returns how many were removed."""
+        with self._lock, self._open() as database:
             self._saved.clear()
-            gone = [one for (one,) in database.execute("SELECT pseudonym FROM people").fetchall() if is_gone(one)]
-            database.executemany("DELETE FROM people WHERE pseudonym = ?", [(one,) for one in gone])
+            gone = [row for row in database.execute("SELECT pseudonym FROM people").fetchall() if is_gone(*row)]
+            database.executemany("DELETE FROM people WHERE pseudonym = ?", gone)
         return len(gone)
 
     @contextmanager
-    def _opened(self) -> Iterator[sqlite3.Connection]:
-        # No file stays open, and none is left beside it.
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        # Opened and closed each time, so that no log file is left next to it.
         database = sqlite3.connect(self._path, timeout=60)
         try:
             database.execute("PRAGMA secure_delete = ON")

@@ -1,1 +1,1 @@
-"""Erases people, applies a stricter policy, and removes old rows."""
+"""Erase people, apply a stricter policy, and remove old rows."""

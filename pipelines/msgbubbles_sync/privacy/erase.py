@@ -1,7 +1,7 @@
 """Erase people from the tables, the marts and the files, and from what is loaded later.
 
-First, a keyed hash of each is stored in the warehouse's privacy record. So the next run finishes an erasure that was
-interrupted, and nobody comes back.
+First, a keyed hash of each person is stored in the warehouse's privacy record. With it, the next run finishes an
+interrupted erasure, and keeps the person out of later loads.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from msgbubbles.mentions import MIN_DIGITS, canonical_handle
 from msgbubbles.policy import PSEUDONYM, Pseudonymizer
 from msgbubbles.redact import Redactor
 from msgbubbles.tables import Pii, Table
-from msgbubbles_sync.destinations import build_destination
+from msgbubbles_sync.context import Context
+from msgbubbles_sync.destinations.compaction import STATES
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.groups.ledger import Ledger
 from msgbubbles_sync.policy.applied import Record, build_redactor, read_own_numbers, read_policy
 from msgbubbles_sync.policy.vault import Vault
-from msgbubbles_sync.settings import TransformSettings, load_settings
 from msgbubbles_sync.sql import quote_name
 from msgbubbles_sync.tables import ERASURES, GROUP_OPERATIONS, TABLES, column_definitions
 from msgbubbles_sync.webhooks.load import dead_letter_folder
 from msgbubbles_sync.workspace import Workspace
 
-from .rewrite import rewriting, tables_of
+from .rewrite import count_changes, read_column_types, rewriting
 
 STEP = "erase"
 
@@ -66,57 +66,58 @@ class Certificate:
         return f"Erasure {self.erasure_id}, {self.erased_at:%Y-%m-%d %H:%M} UTC: {self.people} people; {what}."
 
 
-def erase(
-    workspace: Workspace, handles: Sequence[str], transforms: TransformSettings, say: Callable[[str], None]
-) -> Certificate:
-    """Erase the people with these handles, or pseudonyms, from everything in a warehouse, and keep them out.
+def erase(context: Context, handles: Sequence[str]) -> Certificate:
+    """Erase the people with these handles or pseudonyms from everything in a warehouse, and keep them out.
 
-    The caller holds the locks `job` and `apply`. Raises `UsageError` for what is not a handle or is one of ours,
-    without a key, and if rows are on a server.
+    The caller holds the locks `job` and `apply`. Raises `UsageError` for a text that is no handle, for the account's
+    own numbers, without a key, and if rows are on a server.
     """
-    _, pseudonyms = read_policy(load_settings(workspace.account))
+    workspace = context.workspace
+    _, pseudonyms = read_policy(context.settings)
     if pseudonyms is None:
         try:
-            Pseudonymizer.from_key(None)
+            pseudonyms = Pseudonymizer.from_key(None)
         except ConfigurationError as error:
             raise UsageError(f"to keep erased people out, {error}") from None
-        raise AssertionError
-    redactor = build_redactor(workspace)
-    build_destination(workspace).prepare()
+    redactor = build_redactor(workspace, context.settings)
+    context.destination.prepare()
     if workspace.destination == "duckdb" and not workspace.work.exists():
-        raise UsageError(f"erase: nothing has landed in {workspace.database}; is that the --database you mean?")
-    if not all(one.strip() and (parse_handle(one) or PSEUDONYM.fullmatch(one) or "@" not in one) for one in handles):
+        raise UsageError(f"erase: {workspace.database} has no rows; check --database")
+    if not all(map(_is_handle, handles)):
         raise UsageError("erase takes handles: +14155550111, or ben@example.com; one of these is neither")
-    if {pseudonyms.handle(one) for one in handles} & {pseudonyms.handle(one) for one in read_own_numbers(workspace)}:
+    own_numbers = read_own_numbers(context.destination)
+    if {*map(pseudonyms.handle, handles)} & {*map(pseudonyms.handle, own_numbers)}:
         raise UsageError("erase: one of these is a number of the account itself; its rows are not a person's")
     record = Record.load(workspace) or Record(redactor.policy)
-    marks = {pseudonyms.erased_handle(one) for one in handles}
     workspace.set_pending(STEP)
-    msgspec.structs.replace(record, key_check=pseudonyms.check).with_erased(marks).save(workspace)
-    return purge(workspace, transforms, say, handles)
+    hashes = {*map(pseudonyms.erased_handle, handles)}
+    msgspec.structs.replace(record, key_check=pseudonyms.check).with_erased(hashes).save(workspace)
+    return purge(context, handles)
 
 
-def purge(
-    workspace: Workspace, transforms: TransformSettings, say: Callable[[str], None], also: Collection[str] = ()
-) -> Certificate:
-    """Remove everybody whom the privacy record says to be erased, wherever they are; `also` are handles that may stand
-    in texts only. May be repeated.
+def _is_handle(text: str) -> bool:
+    return bool(text.strip() and (parse_handle(text) or PSEUDONYM.fullmatch(text) or "@" not in text))
+
+
+def purge(context: Context, handles: Collection[str] = ()) -> Certificate:
+    """Remove everybody whose hash is in the privacy record. May be repeated.
+
+    `handles` are those to remove from texts as well. Without them, as after an interrupted erasure, each handle in a
+    text is compared with the hashes.
     """
-    redactor = build_redactor(workspace)
+    workspace = context.workspace
+    redactor = build_redactor(workspace, context.settings)
     certificate = Certificate()
-    with rewriting(workspace, transforms, say) as connection:
-        tables = set(tables_of(connection))
-        people = {one for one in _handles_in(connection, tables) if redactor.is_erased(one)}
-        certificate.people = len({redactor.pseudonym(one) for one in people})
-        rows = _Rows(connection, tables, certificate.rows)
+    with rewriting(context) as connection:
+        rows = _Rows(connection, certificate.rows)
+        people = {handle for handle in rows.read_handles() if redactor.is_erased(handle)}
+        certificate.people = len({*map(redactor.pseudonym, people)})
         chats = rows.delete_people(people)
-        marks = {redactor.chat_mark(one) for one in chats}
         record = Record.load(workspace)
         if record is not None:
-            record.with_erased(marks).save(workspace)
-        # Of an erasure that was cut off, only hashes are known.
-        rows.forget_mentions({*people, *also} if also else set(), redactor)
-        _certify(connection, certificate)
+            record.with_erased(map(redactor.chat_mark, chats)).save(workspace)
+        rows.remove_mentions({*people, *handles} if handles else set(), redactor)
+        _store_certificate(connection, certificate)
     certificate.rows += _purge_ledger(workspace, redactor)
     _purge_files(workspace, redactor)
     if isinstance(redactor.vault, Vault):
@@ -125,186 +126,183 @@ def purge(
     return certificate
 
 
-def _handles_in(connection: duckdb.DuckDBPyConnection, tables: set[str]) -> set[str]:
-    found: set[str] = set()
-    for table in TABLES.values():
-        for column in table.columns_with(Pii.HANDLE, Pii.HANDLES) if table.name in tables else ():
-            query = f"SELECT DISTINCT {column.name} FROM msgbubbles.{table.name} WHERE {column.name} IS NOT NULL"
-            for (value,) in connection.execute(query).fetchall():
-                found.update(json.loads(value) if column.pii is Pii.HANDLES else [value])
-    return found
-
-
 class _Rows:
-    """The landed rows, by what is removed of them. `counts` are rows that were deleted or changed, by table."""
+    """The stored rows. `counts` are the rows that were deleted or changed, by table."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, tables: set[str], counts: Counter[str]) -> None:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, counts: Counter[str]) -> None:
         self._connection = connection
-        self._tables = tables
-        own = connection.execute("SELECT table_name FROM duckdb_tables() WHERE schema_name = 'msgbubbles'").fetchall()
-        self._own_tables = {row[0] for row in own}
+        self._types = read_column_types(connection)
         self._counts = counts
 
+    def read_handles(self) -> set[str]:
+        """Return the handles in all columns that hold handles."""
+        handles: set[str] = set()
+        for table in TABLES.values():
+            for column in table.columns_with(Pii.HANDLE, Pii.HANDLES):
+                for (value,) in self._fetch(
+                    f"SELECT DISTINCT {column.name} FROM msgbubbles.{table.name} WHERE {column.name} IS NOT NULL",
+                    table.name,
+                ):
+                    handles.update(json.loads(value) if column.pii is Pii.HANDLES else [value])
+        return handles
+
     def delete_people(self, people: set[str]) -> list[str]:
-        """Delete their threads, and of groups what they wrote and that they were in it. Returns the ids of the
-        threads.
-        """
+        """Delete people's chats, their messages in groups, and their memberships. Returns the ids of the chats."""
+        self._find_rows_to_delete(people)
+        is_theirs, is_in_chat = "IN (SELECT handle FROM people)", "IN (SELECT id FROM gone_chats)"
+        is_in_message = "IN (SELECT id FROM gone_messages)"
+        groups = self._fetch(
+            f"SELECT DISTINCT chat_id FROM msgbubbles.participant_lists WHERE handle {is_theirs}", "participant_lists"
+        )
+        for table in TABLES.values():
+            keys = {table.chat_key: is_in_chat, table.message_key: is_in_message, table.person_key: is_theirs}
+            conditions = [f"{column} {condition}" for column, condition in keys.items() if column is not None]
+            if conditions:
+                self._delete(table.name, " OR ".join(conditions))
+        for (chat_id,) in groups:
+            self._rewrite_participant_lists(chat_id, people)
+        for table in TABLES.values():
+            for column in table.columns_with(Pii.HANDLES):
+                self._remove_from_column(table, column.name, people)
+        return [chat_id for (chat_id,) in self._connection.execute("SELECT DISTINCT id FROM gone_chats").fetchall()]
+
+    def _find_rows_to_delete(self, people: set[str]) -> None:
+        """Fill the temporary tables `people`, `gone_chats` and `gone_messages`."""
         run = self._connection.execute
         run("CREATE OR REPLACE TEMP TABLE people (handle VARCHAR)")
         run("CREATE OR REPLACE TEMP TABLE gone_chats (id VARCHAR)")
         run("CREATE OR REPLACE TEMP TABLE gone_messages (id VARCHAR)")
         if people:
-            self._connection.executemany("INSERT INTO people VALUES (?)", [[one] for one in people])
-        theirs = "IN (SELECT handle FROM people)"
-        if "chats" in self._tables:
+            self._connection.executemany("INSERT INTO people VALUES (?)", [[handle] for handle in people])
+        is_theirs = "IN (SELECT handle FROM people)"
+        if "chats" in self._types:
             run(
                 "INSERT INTO gone_chats SELECT id FROM msgbubbles.chats "
-                f"WHERE NOT coalesce(is_group, false) AND remote_handle {theirs}"
+                f"WHERE NOT coalesce(is_group, false) AND remote_handle {is_theirs}"
             )
-        if {"chats", "messages"} <= self._tables:
-            # A thread whose chat was never read is taken for theirs where they, and nobody else, wrote to us in it.
+        if {"chats", "messages"} <= self._types.keys():
+            # A chat that was never read counts as theirs if nobody else wrote to the account in it.
             run(
                 "INSERT INTO gone_chats SELECT conversation_id FROM msgbubbles.messages "
                 "WHERE conversation_id NOT IN (SELECT id FROM msgbubbles.chats) AND direction = 'inbound' "
-                f"GROUP BY conversation_id HAVING bool_and(coalesce(sender_handle {theirs}, false))"
+                f"GROUP BY conversation_id HAVING bool_and(coalesce(sender_handle {is_theirs}, false))"
             )
             run(
                 f"INSERT INTO gone_messages SELECT id FROM msgbubbles.messages "
-                f"WHERE sender_handle {theirs} OR conversation_id IN (SELECT id FROM gone_chats)"
+                f"WHERE sender_handle {is_theirs} OR conversation_id IN (SELECT id FROM gone_chats)"
             )
-        in_chats, in_messages = "IN (SELECT id FROM gone_chats)", "IN (SELECT id FROM gone_messages)"
-        groups = self._all(
-            f"SELECT DISTINCT chat_id FROM msgbubbles.participant_lists WHERE handle {theirs}", "participant_lists"
-        )
-        for table in TABLES.values():
-            keys = {table.chat_key: in_chats, table.message_key: in_messages, table.person_key: theirs}
-            conditions = [f"{column} {condition}" for column, condition in keys.items() if column is not None]
-            if conditions:
-                self._delete(table.name, " OR ".join(conditions))
-        self._remove_from_lists([row[0] for row in groups], people)
-        for table in TABLES.values():
-            for column in table.columns_with(Pii.HANDLES):
-                self._remove_from_column(table, column.name, people)
-        return [row[0] for row in run("SELECT DISTINCT id FROM gone_chats").fetchall()]
 
     def _remove_from_column(self, table: Table, column: str, people: set[str]) -> None:
         """Remove people from the lists of handles in a column."""
         (key,) = table.key
-        for key_value, handles in self._all(f"SELECT {key}, {column} FROM msgbubbles.{table.name}", table.name):
-            known = json.loads(handles) if handles else []
-            left = [one for one in known if one not in people]
-            if known and not left and table is GROUP_OPERATIONS:
+        for key_value, text in self._fetch(f"SELECT {key}, {column} FROM msgbubbles.{table.name}", table.name):
+            handles = json.loads(text) if text else []
+            remaining = [handle for handle in handles if handle not in people]
+            if handles and not remaining and table is GROUP_OPERATIONS:
                 self._delete(table.name, f"{key} = ?", key_value)
-            elif left != known:
+            elif remaining != handles:
                 self._connection.execute(
                     f"UPDATE msgbubbles.{table.name} SET {column} = ? WHERE {key} = ?",
-                    [msgspec.json.encode(left).decode(), key_value],
+                    [msgspec.json.encode(remaining).decode(), key_value],
                 )
                 self._counts[table.name] += 1
 
-    def forget_mentions(self, handles: set[str], redactor: Redactor) -> None:
-        """Where a handle stands within a text, put a word in its place; a row that could not be read goes whole.
+    def remove_mentions(self, handles: set[str], redactor: Redactor) -> None:
+        """Replace handles within texts, in every text column of every table; delete rows that could not be parsed.
 
-        Every column of text is looked through, whatever it is for. Without `handles`, everybody is looked for whom the
-        redactor knows to be erased.
+        Without `handles`, each handle in a text is compared with the hashes of the erased ones.
         """
-        for table, kinds in tables_of(self._connection).items():
-            for column, kind in kinds.items():
+        for table, types in self._types.items():
+            for column, kind in types.items():
                 if kind in ("VARCHAR", "JSON"):
-                    self._forget_in(table, column, kind, handles, redactor)
-        self._forget_in_state(redactor)
+                    self._remove_from_texts(table, column, kind, handles, redactor)
+        self._remove_from_state(redactor)
 
-    def _forget_in(self, table: str, column: str, kind: str, handles: set[str], redactor: Redactor) -> None:
-        # A query narrows it down; what in a text is a handle, the redactor tells as it does when a text lands.
-        written = handles | {redactor.pseudonym(one) for one in handles}
-        where, values = _may_hold(f"{quote_name(column)}::VARCHAR", written)
-        found = self._connection.execute(
-            f"SELECT rowid, {quote_name(column)}::VARCHAR FROM msgbubbles.{quote_name(table)} WHERE {where}", values
+    def _remove_from_texts(self, table: str, column: str, kind: str, handles: set[str], redactor: Redactor) -> None:
+        # The query only preselects rows: the redactor finds the handles in a text, as it does when a text is loaded.
+        condition, values = _may_hold(f"{quote_name(column)}::VARCHAR", handles | {*map(redactor.pseudonym, handles)})
+        rows = self._connection.execute(
+            f"SELECT rowid, {quote_name(column)}::VARCHAR FROM msgbubbles.{quote_name(table)} WHERE {condition}", values
         ).fetchall()
-        for row_id, text in found:
+        for row_id, text in rows:
             if table == "rejected_rows" and redactor.mentions_erased(text):
-                self._connection.execute(f"DELETE FROM msgbubbles.{table} WHERE rowid = ?", [row_id])
-                self._counts[table] += 1
+                self._delete(table, "rowid = ?", row_id)
                 continue
-            left = redactor.json_without_erased(text) if kind == "JSON" else redactor.without_erased(text)
-            if left != text:
-                change = f"{quote_name(column)} = CAST(? AS {kind})"
+            cleaned = redactor.json_without_erased(text) if kind == "JSON" else redactor.without_erased(text)
+            if cleaned != text:
                 self._connection.execute(
-                    f"UPDATE msgbubbles.{quote_name(table)} SET {change} WHERE rowid = ?", [left, row_id]
-                )
+                    f"UPDATE msgbubbles.{quote_name(table)} SET {quote_name(column)} = CAST(? AS {kind}) "
+                    "WHERE rowid = ?", [cleaned, row_id],
+                )  # fmt: skip
                 self._counts[table] += 1
 
-    def _forget_in_state(self, redactor: Redactor) -> None:
-        """Dlt's state names chats by their ids."""
-        if "_dlt_pipeline_state" not in self._own_tables:
+    def _remove_from_state(self, redactor: Redactor) -> None:
+        """Remove handles from dlt's state, which holds ids of chats."""
+        try:
+            states = self._connection.execute(f"SELECT rowid, state FROM {STATES}").fetchall()
+        except duckdb.CatalogException:
             return
-        for row_id, packed in self._connection.execute(
-            "SELECT rowid, state FROM msgbubbles._dlt_pipeline_state"
-        ).fetchall():
+        for row_id, packed in states:
             text = dlt_json.typed_dumps(decompress_state(packed))
-            left = redactor.json_without_erased(text)
-            if left != text:
+            cleaned = redactor.json_without_erased(text)
+            if cleaned != text:
+                packed = compress_state(dlt_json.typed_loads(cleaned))
+                self._connection.execute(f"UPDATE {STATES} SET state = ? WHERE rowid = ?", [packed, row_id])
+
+    def _rewrite_participant_lists(self, chat_id: str, people: set[str]) -> None:
+        """Write a group's lists as they would have been without these people.
+
+        A list that is then the same as the one before was never stored, and an empty one is a null handle.
+        """
+        lists: dict[datetime, tuple[set[str | None], str]] = {}
+        for fetched_at, handle, load_id in self._fetch(
+            "SELECT _fetched_at, handle, _dlt_load_id FROM msgbubbles.participant_lists WHERE chat_id = ? "
+            "ORDER BY _fetched_at, handle", "participant_lists", chat_id,
+        ):  # fmt: skip
+            lists.setdefault(fetched_at, (set(), load_id))[0].add(handle)
+        is_in_list, previous = "chat_id = ? AND _fetched_at = ?", None
+        for fetched_at, (handles, load_id) in lists.items():
+            remaining = handles - people or {None}
+            if remaining == previous:
+                self._delete("participant_lists", is_in_list, chat_id, fetched_at)
+                continue
+            previous = remaining
+            is_theirs = "handle IN (SELECT handle FROM people)"
+            self._delete("participant_lists", f"{is_in_list} AND {is_theirs}", chat_id, fetched_at)
+            if remaining == {None} != handles:
                 self._connection.execute(
-                    "UPDATE msgbubbles._dlt_pipeline_state SET state = ? WHERE rowid = ?",
-                    [compress_state(dlt_json.typed_loads(left)), row_id],
+                    "INSERT INTO msgbubbles.participant_lists (id, chat_id, handle, _fetched_at, _dlt_load_id) "
+                    "VALUES (?, ?, NULL, ?, ?)",
+                    [f"{chat_id}|{fetched_at.isoformat()}|", chat_id, fetched_at, load_id],
                 )
 
-    def _remove_from_lists(self, chat_ids: list[str], people: set[str]) -> None:
-        """Write the lists of these groups as they would have been without them: of lists that are then the same, only
-        the first was ever written; one of nobody is a null handle.
-        """
-        for chat_id in chat_ids:
-            before = self._all(
-                "SELECT _fetched_at, handle, _dlt_load_id FROM msgbubbles.participant_lists WHERE chat_id = ? "
-                "ORDER BY _fetched_at, handle", "participant_lists", chat_id,
-            )  # fmt: skip
-            lists: dict[datetime, tuple[set[str | None], str]] = {}
-            for read_at, handle, load_id in before:
-                lists.setdefault(read_at, (set(), load_id))[0].add(handle)
-            known: set[str | None] | None = None
-            for read_at, (were, load_id) in lists.items():
-                handles = were - people or {None}
-                if handles == known:
-                    self._delete("participant_lists", "chat_id = ? AND _fetched_at = ?", chat_id, read_at)
-                    continue
-                known = handles
-                self._delete(
-                    "participant_lists", "chat_id = ? AND _fetched_at = ? AND handle IN (SELECT handle FROM people)",
-                    chat_id, read_at,
-                )  # fmt: skip
-                if handles == {None} != were:
-                    self._connection.execute(
-                        "INSERT INTO msgbubbles.participant_lists (id, chat_id, handle, _fetched_at, _dlt_load_id) "
-                        "VALUES (?, ?, NULL, ?, ?)",
-                        [f"{chat_id}|{read_at.isoformat()}|", chat_id, read_at, load_id],
-                    )
+    def _fetch(self, query: str, table: str, *values: Any) -> list[Any]:
+        return self._connection.execute(query, values).fetchall() if table in self._types else []
 
-    def _all(self, query: str, table: str, *values: Any) -> list[Any]:
-        return self._connection.execute(query, values).fetchall() if table in self._tables else []
-
-    def _delete(self, table: str, where: str, *values: Any) -> None:
-        if table in self._tables:
-            row = self._connection.execute(f"DELETE FROM msgbubbles.{table} WHERE {where}", values).fetchone()
-            if row and row[0]:
-                self._counts[table] += row[0]
+    def _delete(self, table: str, condition: str, *values: Any) -> None:
+        if table in self._types:
+            statement = f"DELETE FROM msgbubbles.{table} WHERE {condition}"
+            if count := count_changes(self._connection, statement, *values):
+                self._counts[table] += count
 
 
 def _may_hold(text: str, handles: set[str]) -> tuple[str, list[str]]:
-    """A condition for texts, given as SQL, in which one of these handles may stand in any spelling; without handles,
-    anybody's.
+    """Return a condition in SQL for texts that may hold one of these handles in any spelling, and its parameters.
+
+    Without handles, the condition is for texts that may hold any handle.
     """
     # Escapes of JSON, and digits of other scripts.
     others = f"contains({text}, '\\u') OR regexp_matches(regexp_replace({text}, '[0-9]', '', 'g'), '\\p{{Nd}}')"
     if not handles:
         return f"regexp_matches({text}, '[@0-9]') OR contains({text}, 'p_') OR {others}", []
-    forms = {form for one in handles for form in (canonical_handle(one), one.strip().lower())}
+    forms = {form for handle in handles for form in (canonical_handle(handle), handle.strip().lower())}
     numbers = {digits[-MIN_DIGITS:] for form in forms if len(digits := re.sub(r"[^0-9]", "", form)) >= MIN_DIGITS}
     digits_only = f"regexp_replace({text}, '[^0-9]', '', 'g')"
     conditions = [f"contains({digits_only}, ?)"] * len(numbers) + [f"contains(lower({text}), ?)"] * len(forms)
     return " OR ".join([*conditions, others]), [*numbers, *forms]
 
 
-def _certify(connection: duckdb.DuckDBPyConnection, certificate: Certificate) -> None:
+def _store_certificate(connection: duckdb.DuckDBPyConnection, certificate: Certificate) -> None:
     connection.execute(f"CREATE TABLE IF NOT EXISTS msgbubbles.{ERASURES.name} ({column_definitions(ERASURES)})")
     values = [certificate.erasure_id, certificate.erased_at, certificate.people, json.dumps(certificate.rows)]
     connection.execute(f"INSERT INTO msgbubbles.{ERASURES.name} VALUES (?, ?, ?, ?)", values)
@@ -318,18 +316,17 @@ def _purge_ledger(workspace: Workspace, redactor: Redactor) -> Counter[str]:
 
 
 def _purge_files(workspace: Workspace, redactor: Redactor) -> None:
-    """Lines that are no events are kept as they came: those that name somebody go. The records of runs stay without
-    them.
-    """
+    """Remove dead letters of webhooks that mention an erased person, and mentions in the run log."""
     for path in dead_letter_folder(workspace).glob("*.jsonl"):
         _rewrite(path, lambda line: "" if redactor.mentions_erased(line) else line)
-    journal = workspace.folder / "runs.jsonl"
-    if journal.exists():
-        _rewrite(journal, redactor.json_without_erased)
+    run_log = workspace.folder / "runs.jsonl"
+    if run_log.exists():
+        _rewrite(run_log, redactor.json_without_erased)
 
 
-def _rewrite(path: Path, left_of: Callable[[str], str]) -> None:
-    lines = path.read_bytes().decode("utf-8", "replace").split("\n")
-    left = [left_of(line) for line in lines]
-    if left != lines:
-        write_privately(path, "".join(f"{line}\n" for line in left if line))
+def _rewrite(path: Path, change: Callable[[str], str]) -> None:
+    """Change each line of a file, and remove lines that become empty."""
+    before = path.read_bytes().decode("utf-8", "replace").split("\n")
+    after = [*map(change, before)]
+    if after != before:
+        write_privately(path, "".join(f"{line}\n" for line in after if line))

@@ -1,4 +1,4 @@
-"""Change stored rows so that no byte of the old values is left: in the tables, in the marts, in the files.
+"""Change stored rows so that no byte of the old values is left in the tables, the marts or the files.
 
 Imports dlt, so `Workspace.configure_dlt` comes before it. The caller holds the warehouse's lock.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,48 +15,51 @@ import duckdb
 from dlt.common.versioned_state import compress_state, decompress_state
 
 from msgbubbles.source.state import forget_fingerprints
+from msgbubbles_sync.context import Context
 from msgbubbles_sync.dbt.runner import forget_build, transform
-from msgbubbles_sync.destinations import build_destination
-from msgbubbles_sync.destinations.compaction import compact
+from msgbubbles_sync.destinations import Destination
+from msgbubbles_sync.destinations.compaction import STATES, compact
 from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import remove
 from msgbubbles_sync.groups.load import PIPELINE as GROUPS
-from msgbubbles_sync.policy import applied as privacy
-from msgbubbles_sync.settings import TransformSettings
+from msgbubbles_sync.policy import applied as policy
 from msgbubbles_sync.sql import quote_name
 from msgbubbles_sync.webhooks.load import PIPELINE as WEBHOOKS
 from msgbubbles_sync.webhooks.load import load_events
 from msgbubbles_sync.webhooks.spool import SEGMENT_SECONDS, list_segments, spool_folder
 from msgbubbles_sync.workspace import PIPELINE, Workspace
 
-# A receiver lets go of a segment after this.
+# A receiver releases a segment after `SEGMENT_SECONDS`.
 SPOOL_SECONDS = 10 * SEGMENT_SECONDS
-BUILT = ("marts", "staging")
+# The schemas that dbt builds.
+BUILT_SCHEMAS = ("marts", "staging")
+COLUMN_TYPES = r"""SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE schema_name = 'msgbubbles'
+AND table_oid IN (SELECT table_oid FROM duckdb_tables()) AND table_name NOT IN ('privacy', 'erasures')
+AND table_name NOT LIKE '\_dlt\_%' ESCAPE '\'"""
 
 
 @contextmanager
-def rewriting(
-    workspace: Workspace, transforms: TransformSettings, say: Callable[[str], None]
-) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open a connection to change stored rows. First, what is under way (dlt's packages, the spool) is loaded. When the
-    block ends, the marts are rebuilt, and the file is rewritten and published.
+def rewriting(context: Context) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open a connection to change stored rows. First, pending loads and the spool are loaded.
 
-    May be repeated, and killed: until all of it is done, readers have what was published before. Raises `UsageError` if
-    rows are on a server, or a receiver does not release what it has received.
+    When the block ends, the marts are rebuilt, and the file is rewritten and published. Until all of it is done,
+    readers see what was published before; a process that is killed in between leaves work that can be repeated.
+
+    Raises `UsageError` if rows are on a server, or if a receiver does not release its events.
     """
+    workspace, destination, say = context.workspace, context.destination, context.console.say
     if workspace.destination != "duckdb":
         raise UsageError("this rewrites a DuckDB file; on a server, delete the rows there and let it vacuum its tables")
-    destination = build_destination(workspace)
     destination.prepare()
     _load_pending(workspace)
     with destination.open_writer() as connection:
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("BEGIN")
         yield connection
-        # After an interrupted attempt, only the published file shows whether there were any.
-        has_marts = _has_marts(connection) or _has_published_marts(workspace)
-        for schema in BUILT:
+        # After an interrupted attempt, only the published file shows whether marts were built.
+        has_marts = _has_marts(connection) or _has_published_marts(destination)
+        for schema in BUILT_SCHEMAS:
             connection.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
         for (table,) in connection.execute(
             "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'msgbubbles_staging'"
@@ -68,47 +71,48 @@ def rewriting(
     forget_build(workspace)
     if has_marts:
         say("building the marts")
-        transform(workspace, destination, transforms)
+        transform(workspace, destination, context.settings.transforms)
         workspace.set_done("transform")
     with destination.open_writer() as connection:
-        privacy.store(connection, workspace, destination.write_schema)
-    say("writing the database anew")
+        policy.store(connection, workspace, destination.write_schema)
+    say("rewriting the database")
     compact(workspace.work)
     destination.publish()
     workspace.set_done("publish")
     _remove_leftovers(workspace)
 
 
-def tables_of(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, str]]:
-    """Return the tables that rows are loaded into, and their columns with their types."""
-    found: dict[str, dict[str, str]] = {}
-    for table, column, kind in connection.execute(
-        "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE schema_name = 'msgbubbles' "
-        "AND table_oid IN (SELECT table_oid FROM duckdb_tables()) AND table_name NOT IN ('privacy', 'erasures') "
-        "AND table_name NOT LIKE '\\_dlt\\_%' ESCAPE '\\'"
-    ).fetchall():
-        found.setdefault(table, {})[column] = kind
-    return found
+def read_column_types(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, str]]:
+    """Return the types of the columns of each table that rows are loaded into."""
+    types: dict[str, dict[str, str]] = {}
+    for table, column, kind in connection.execute(COLUMN_TYPES).fetchall():
+        types.setdefault(table, {})[column] = kind
+    return types
+
+
+def count_changes(connection: duckdb.DuckDBPyConnection, statement: str, *values: Any) -> int:
+    """Execute a DELETE or UPDATE, and return how many rows it changed."""
+    row = connection.execute(statement, values).fetchone()
+    return row[0] if row else 0
 
 
 def _forget_fingerprints(connection: duckdb.DuckDBPyConnection) -> None:
-    """Remove from dlt's state which rows it has seen as they were."""
-    table = "msgbubbles._dlt_pipeline_state"
-    if connection.execute(
-        f"SELECT 1 FROM duckdb_tables() WHERE schema_name || '.' || table_name = '{table}'"
+    """Remove the hashes of the rows that were read from dlt's state, and all but its newest version."""
+    if not connection.execute(
+        "SELECT 1 FROM duckdb_tables() WHERE schema_name || '.' || table_name = ?", [STATES]
     ).fetchall():
-        connection.execute(
-            f"DELETE FROM {table} WHERE (pipeline_name, version) NOT IN "
-            f"(SELECT (pipeline_name, max(version)) FROM {table} GROUP BY pipeline_name)"
-        )
-        for name, packed in connection.execute(f"SELECT pipeline_name, state FROM {table}").fetchall():
-            state: Any = decompress_state(packed)
-            forget_fingerprints(state.get("sources", {}).get("msgbubbles", {}).get("resources", {}).values())
-            connection.execute(f"UPDATE {table} SET state = ? WHERE pipeline_name = ?", [compress_state(state), name])
+        return
+    connection.execute(
+        f"DELETE FROM {STATES} WHERE (pipeline_name, version) NOT IN "
+        f"(SELECT (pipeline_name, max(version)) FROM {STATES} GROUP BY pipeline_name)"
+    )
+    for name, packed in connection.execute(f"SELECT pipeline_name, state FROM {STATES}").fetchall():
+        state: Any = decompress_state(packed)
+        forget_fingerprints(state.get("sources", {}).get("msgbubbles", {}).get("resources", {}).values())
+        connection.execute(f"UPDATE {STATES} SET state = ? WHERE pipeline_name = ?", [compress_state(state), name])
 
 
-def _has_published_marts(workspace: Workspace) -> bool:
-    destination = build_destination(workspace)
+def _has_published_marts(destination: Destination) -> bool:
     if not destination.exists():
         return False
     with destination.open_reader() as published:
@@ -116,23 +120,23 @@ def _has_published_marts(workspace: Workspace) -> bool:
 
 
 def _has_marts(connection: duckdb.DuckDBPyConnection) -> bool:
-    found = connection.execute("SELECT count(*) FROM duckdb_schemas() WHERE schema_name = 'marts'").fetchall()
-    return bool(found != [(0,)])
+    counts = connection.execute("SELECT count(*) FROM duckdb_schemas() WHERE schema_name = 'marts'").fetchall()
+    return bool(counts != [(0,)])
 
 
 def _load_pending(workspace: Workspace) -> None:
-    """Load what is under way, and remove dlt's working folders, which it restores from the warehouse."""
+    """Load pending packages and the spool, and remove dlt's folders, which it restores from the warehouse."""
     if (workspace.folder / "dlt" / PIPELINE).exists():
         pipeline = build_pipeline(workspace)
         if pipeline.has_pending_data:
             pipeline.run()
-    time.sleep(0.2)  # what a receiver has already taken is in a segment now
+    time.sleep(0.2)  # events that a receiver has just accepted are in a segment by then
     waiting = set(list_segments(spool_folder(workspace)))
-    until = time.monotonic() + SPOOL_SECONDS
+    deadline = time.monotonic() + SPOOL_SECONDS
     while waiting:
         load_events(workspace)
         waiting &= set(list_segments(spool_folder(workspace)))
-        if waiting and time.monotonic() > until:
+        if waiting and time.monotonic() > deadline:
             raise UsageError("a receiver still holds events; stop webhooks.py serve, and try again")
         time.sleep(0.2)
     for name in (PIPELINE, WEBHOOKS, GROUPS):

@@ -90,7 +90,7 @@ def load_events(workspace: Workspace) -> LoadResult:
     redactor = build_redactor(workspace)
     build_destination(workspace).prepare()
     if redactor.needs_own_numbers:
-        redactor.add_own_numbers(read_own_numbers(workspace))
+        redactor.add_own_numbers(read_own_numbers(build_destination(workspace)))
     for batch in _batches(take_finished(spool_folder(workspace))):
         read = [(segment.path, *_events(segment, redactor)) for segment in batch]
         for path, _, malformed in read:

@@ -11,6 +11,7 @@ import duckdb
 import pytest
 
 from helpers.canary import found_in, spellings
+from helpers.context import build_context
 from msgbubbles.policy import PRESETS, Pseudonymizer
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.ledger import Entry, Ledger, Observation
@@ -20,7 +21,6 @@ from msgbubbles_sync.privacy import erase as erasing
 from msgbubbles_sync.privacy.erase import erase
 from msgbubbles_sync.privacy.rewrite import compact
 from msgbubbles_sync.run_log import RunLog
-from msgbubbles_sync.settings import TransformSettings
 from msgbubbles_sync.tables import TABLES, column_definitions
 from msgbubbles_sync.workspace import Workspace
 
@@ -67,7 +67,7 @@ def get(workspace: Workspace, query: str) -> list[tuple[Any, ...]]:
 
 
 def erased(workspace: Workspace, *handles: str) -> dict[str, Any]:
-    return erase(workspace, handles, TransformSettings(), lambda _said: None).as_dict()
+    return erase(build_context(workspace), handles).as_dict()
 
 
 def test_a_handle_within_a_text_is_replaced_and_a_longer_one_is_not(workspace: Workspace) -> None:
@@ -213,7 +213,7 @@ def test_an_erasure_that_is_cut_off_is_known_to_be_and_finished_without_being_to
             erased(workspace, ANN)
     assert workspace.is_pending(erasing.STEP)
     assert build_redactor(workspace).is_erased("+1 415 555 0111")
-    erasing.purge(workspace, TransformSettings(), lambda _said: None)
+    erasing.purge(build_context(workspace))
     assert not workspace.is_pending(erasing.STEP)
     assert get(workspace, "SELECT count(*) FROM msgbubbles.chats") == [(0,)]
     assert found_in(workspace.database.parent, [ANN[1:]]) == {}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import duckdb
 import pytest
 
 from helpers.canary import found_in
+from helpers.context import build_context
 from msgbubbles.policy import Policy
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.privacy.retention import DONE, expire
-from msgbubbles_sync.settings import TransformSettings
+from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.workspace import Workspace
 
 TABLES = {
@@ -53,7 +55,8 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 def expired(workspace: Workspace, **days: int) -> dict[str, int]:
-    return dict(expire(workspace, Policy(**days), TransformSettings(), lambda _said: None))  # type: ignore[arg-type]
+    settings = replace(load_settings(), policy=Policy(**days))  # type: ignore[arg-type]
+    return dict(expire(build_context(workspace, settings)))
 
 
 def ids(workspace: Workspace) -> dict[str, int]:

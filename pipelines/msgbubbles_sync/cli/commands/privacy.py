@@ -15,12 +15,12 @@ from msgbubbles_sync.privacy import reapply
 def erase(session: Session, people: list[str], *, ask: bool) -> int:
     """Erase people, if the user says yes."""
     context = session.context
-    workspace, transforms = context.workspace, context.settings.transforms
+    workspace = context.workspace
     check_version(workspace, context.destination)
     if ask and not typer.confirm(f"Erase {len(people)} people for good?", err=True):
         return EXIT_STOPPED
     with hold_lock(workspace.folder), hold_lock(workspace.folder, "apply"):
-        certificate = erasing.erase(workspace, people, transforms, session.reporter.say)
+        certificate = erasing.erase(context, people)
     session.reporter.print_text(certificate.as_dict(), str(certificate))
     return 0
 
@@ -28,10 +28,10 @@ def erase(session: Session, people: list[str], *, ask: bool) -> int:
 def apply_policy(session: Session) -> int:
     """Apply a stricter policy to the rows that are stored."""
     context = session.context
-    workspace, transforms = context.workspace, context.settings.transforms
+    workspace = context.workspace
     check_version(workspace, context.destination)
     with hold_lock(workspace.folder), hold_lock(workspace.folder, "apply"):
-        changed = reapply.apply(workspace, transforms, session.reporter.say)
+        changed = reapply.apply(context)
     counts = ", ".join(f"{count:,} of {table}" for table, count in sorted(changed.items()))
     session.reporter.print_text({"apply": dict(changed)}, f"Changed: {counts or 'nothing had to change'}.")
     return 0
