@@ -100,14 +100,14 @@ def test_a_check_of_a_healthy_setup_says_how_the_api_behaves(new_job: NewJob) ->
     job.run()
     found = findings(job)
     assert all(one["state"] in ("ok", "info") for one in found.values())
-    assert found["api"]["what"] == "the key is good, the account is active and has 3 numbers"
+    assert found["api"]["what"] == "the API key is valid, the account is active and has 3 numbers"
     said = {name: one["what"] for name, one in found.items() if one["state"] == "info"}
     assert said == {
-        "messages": "the API answers the whole account's feed: a request for 100 messages",
+        "messages": "the API lists all messages of the account, 100 a request",
         "senders": 'messages name their sender in the field "sender"',
-        "participants": "a group by id shows its participants",
+        "participants": "a group read by id shows its participants",
         "timestamps": "milliseconds",
-        "before": "excludes its own instant, or times are finer than they are shown",
+        "before": "excludes rows of that timestamp, or timestamps are more precise than they are shown",
         "Retry-After": "not seen yet",
     }
 
@@ -122,10 +122,10 @@ def test_a_check_sees_an_api_that_behaves_otherwise(new_job: NewJob) -> None:
         sent_at = at + timedelta(hours=number)
         account.add_message(NewMessage(chat_id, "inbound", "hi", sent_at, "received", sender="+14155550123"))
     said = {name: one["what"] for name, one in findings(job).items() if one["state"] == "info"}
-    assert said["messages"].startswith("no feed of the whole account")
-    assert said["senders"].startswith("not so")
-    assert said["participants"].startswith("not so")
-    assert said["before"] == "includes its own instant"
+    assert said["messages"].startswith("no list of all messages")
+    assert said["senders"].startswith("no message in a group names its sender")
+    assert said["participants"] == "a group read by id does not show its participants"
+    assert said["before"] == "includes rows of that timestamp"
 
 
 def test_a_check_names_each_fault_with_its_fix(new_job: NewJob) -> None:
@@ -134,8 +134,8 @@ def test_a_check_names_each_fault_with_its_fix(new_job: NewJob) -> None:
     job.environment = {"SOURCES__MSGBUBBLES__MAX_ATTEMPTS": "2"}
     job.run(status=1)
     text = job.ask("check", "--text", status=3)
-    assert re.search(r"^!! last run: failed, status 1, .*\n   -> mend what it says and run again", text, re.MULTILINE)
-    assert re.search(r"^!! api: .*50[23].*\n   -> check base_url, the network and the key", text, re.MULTILINE)
+    assert re.search(r"^!! last run: failed, status 1, .*\n   -> fix the error and run again", text, re.MULTILINE)
+    assert re.search(r"^!! api: .*50[23].*\n   -> check base_url, the network, and the key", text, re.MULTILINE)
     assert re.search(r"^ok transforms: ", text, re.MULTILINE)
     assert job.server.key not in text
 
@@ -218,7 +218,7 @@ def test_status_tells_freshness_and_what_is_missing_and_makes_no_request(new_job
     assert behind["missing_stretches"]["messages"] >= 1
     text = job.ask("status", "--text")
     assert re.search(r"messages \d{4}-\d\d-\d\d ·+█+ now", text)
-    assert "stretches were never read; the next run goes on there" in text
+    assert "1 interval was never read; the next run continues there" in text
     assert len(job.server.requests) == asked
 
     outcome = job.run()

@@ -12,7 +12,7 @@ import pytest
 
 from msgbubbles.source.run import Run
 from msgbubbles_sync.cli.console import Reporter
-from msgbubbles_sync.inspect.check import _lock
+from msgbubbles_sync.inspect.check import check_lock
 from msgbubbles_sync.lock import (
     STALLED_AFTER,
     AnotherJobRunsError,
@@ -62,11 +62,11 @@ def test_job_without_progress_is_reported_as_stuck(workspace: Workspace, name: s
 
 
 def test_check_shows_a_stuck_job(workspace: Workspace) -> None:
-    assert _lock(workspace).what == "no job runs"
+    assert check_lock(workspace).what == "no job is active"
     with hold_lock(workspace.folder):
-        assert _lock(workspace).state == "ok"
+        assert check_lock(workspace).state == "ok"
         age(workspace, 2 * STALLED_AFTER)
-        found = _lock(workspace)
+        found = check_lock(workspace)
         assert (found.state, str(os.getpid()) in found.what) == ("failed", True)
     (workspace.folder / "job.json").write_text(json.dumps({"pid": 1, "since": "then"}))
     assert read_holder(workspace.folder) is None, "one that was killed holds nothing"

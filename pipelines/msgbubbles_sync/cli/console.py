@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from msgbubbles.source.run import Run
     from msgbubbles_sync.check_result import CheckResult
     from msgbubbles_sync.inspect.plan import Step
-    from msgbubbles_sync.inspect.verify import Verdict
+    from msgbubbles_sync.inspect.verify import VerifyResult
     from msgbubbles_sync.report import RunReport
 
 SECONDS_BETWEEN_LINES = 15.0
@@ -163,20 +163,20 @@ class Reporter:
             sys.stdout.write(json.dumps([one.as_dict() for one in taken]) + "\n")
         return taken
 
-    def verdict(self, verdict: Verdict, run: Run) -> None:
+    def verify_result(self, result: VerifyResult, run: Run) -> None:
         def show(console: Console) -> None:
-            for one in verdict.differences[:DIFFERENCES_SHOWN]:
-                console.print(str(one), markup=False, soft_wrap=True)
-            left = len(verdict.differences) - DIFFERENCES_SHOWN
+            for difference in result.differences[:DIFFERENCES_SHOWN]:
+                console.print(str(difference), markup=False, soft_wrap=True)
+            left = len(result.differences) - DIFFERENCES_SHOWN
             if left > 0:
                 console.print(f"... and {left:,} more; --json lists all")
-            compared = ", ".join(f"{count:,} {table}" for table, count in verdict.compared.items()) or "nothing"
-            result = "equal" if verdict.is_equal else f"{len(verdict.differences):,} differences"
-            newer = f"; {verdict.newer:,} rows are newer than the last run" if verdict.newer else ""
-            unreadable = f"; {verdict.unreadable:,} rows of the API cannot be read" if verdict.unreadable else ""
-            console.print(f"Compared {compared}: {result}{newer}{unreadable}. {_requests(run)}.", soft_wrap=True)
+            compared = ", ".join(f"{count:,} {table}" for table, count in result.compared.items()) or "nothing"
+            outcome = "equal" if result.is_equal else f"{len(result.differences):,} differences"
+            newer = f"; {result.newer:,} rows are newer than the last run" if result.newer else ""
+            unreadable = f"; {result.unreadable:,} rows of the API cannot be read" if result.unreadable else ""
+            console.print(f"Compared {compared}: {outcome}{newer}{unreadable}. {_requests(run)}.", soft_wrap=True)
 
-        self.print(verdict.as_dict() | {"requests": run.traffic.total}, show)
+        self.print(result.as_dict() | {"requests": run.traffic.total}, show)
 
 
 def warnings(run: Run) -> list[str]:

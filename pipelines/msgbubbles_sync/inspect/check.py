@@ -1,6 +1,6 @@
-"""Looks at everything that a run needs, and at what this API does where its pages leave it open.
+"""Check everything that a run needs, and show how this API behaves where its documentation leaves that open.
 
-Costs up to seven requests.
+Makes up to seven requests.
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ from msgbubbles_sync.lock import read_holder
 from msgbubbles_sync.run_log import describe_failed_reads
 from msgbubbles_sync.workspace import Workspace
 
-from .local_state import Known
+from .local_state import LocalState
 
 MIN_FREE_BYTES = 1_000_000_000
 MAX_SKEW = timedelta(seconds=30)
 
 
 def check(context: Context, connect: Callable[[], Client]) -> Iterator[CheckResult]:
-    """Run all checks, and yield each result as it is there. `connect` raises `ConfigurationError`."""
-    workspace = context.workspace
-    yield _destination(context)
+    """Run all checks, and yield each result as soon as it is known. `connect` raises `ConfigurationError`."""
+    workspace, local = context.workspace, LocalState(context)
+    yield check_destination(context)
     if workspace.destination == "filesystem":
-        yield _spark()
-    yield _state(context)
-    yield _disk(workspace)
-    yield _lock(workspace)
-    yield _last_run(context)
-    yield _failed_reads(context)
-    yield _models(workspace)
+        yield _check_spark()
+    yield _check_state(local)
+    yield _check_disk(workspace)
+    yield check_lock(workspace)
+    yield _check_last_run(local)
+    yield _check_failed_reads(local)
+    yield _check_models(context)
     yield CheckResult("privacy policy", "ok", context.settings.describe_policy())
     try:
-        connected = connect()
+        client = connect()
     except MsgBubblesError as error:
         yield CheckResult("configuration", "failed", str(error), "see dlt_config/config.toml and secrets.toml.example")
         return
-    with connected as client:
-        yield from _api(client, context)
+    with client:
+        yield from _check_api(client, local)
 
 
-def _destination(context: Context) -> CheckResult:
+def check_destination(context: Context) -> CheckResult:
     workspace, destination = context.workspace, context.destination
     try:
         if destination.exists():
@@ -65,176 +65,158 @@ def _destination(context: Context) -> CheckResult:
         with TemporaryFile(dir=workspace.folder), TemporaryFile(dir=workspace.file.parent):
             pass
     except UsageError as error:
-        return CheckResult("destination", "failed", str(error), "mend that, or move a damaged file away")
+        return CheckResult("destination", "failed", str(error), "fix that, or move the damaged file away")
     except OSError as error:
-        return CheckResult(
-            "destination",
-            "failed",
-            f"{error.filename or workspace.folder}: {error.strerror}",
-            "make the folder writable",
-        )
+        what = f"{error.filename or workspace.folder}: {error.strerror}"
+        return CheckResult("destination", "failed", what, "make the folder writable")
     return CheckResult("destination", "ok", f"{destination.title} can be written")
 
 
-def _spark() -> CheckResult:
+def _check_spark() -> CheckResult:
     try:
         return CheckResult("spark", "ok", spark.require())
     except UsageError as error:
         return CheckResult("spark", "info", str(error))
 
 
-def _state(context: Context) -> CheckResult:
+def _check_state(local: LocalState) -> CheckResult:
     try:
-        Known(context).states()
+        _ = local.states
     except UsageError:
-        pass  # said already
+        pass  # the check of the destination reports it
     except ConfigurationError as error:
         return CheckResult("state", "failed", str(error), "upgrade this project")
-    return CheckResult("state", "ok", "this version can read what the runs remember")
+    return CheckResult("state", "ok", "this release can read the state of the streams")
 
 
-def _disk(workspace: Workspace) -> CheckResult:
+def _check_disk(workspace: Workspace) -> CheckResult:
     free = shutil.disk_usage(workspace.folder).free
-    # A run needs a copy of the database to publish it, and room for what it loads.
+    # A run needs a copy of the database to publish it, and room for the rows that it loads.
     needed = max(2 * workspace.database.stat().st_size if workspace.database.exists() else 0, MIN_FREE_BYTES)
     what = f"{free / 1e9:.1f} GB free"
     if free < needed:
-        return CheckResult("disk", "failed", what, f"free {needed / 1e9:.1f} GB; a run writes the database anew")
+        return CheckResult("disk", "failed", what, f"free {needed / 1e9:.1f} GB: a run copies the whole database")
     return CheckResult("disk", "ok", what)
 
 
-def _lock(workspace: Workspace) -> CheckResult:
+def check_lock(workspace: Workspace) -> CheckResult:
+    """Check that the active job, if there is one, makes progress."""
     try:
         holder = read_holder(workspace.folder)
     except OSError as error:
         return CheckResult("lock", "failed", f"{workspace.folder}: {error.strerror}", "make the folder writable")
     if holder is not None and holder.is_stalled:
         return CheckResult("lock", "failed", f"a job is stuck: {holder}", "end that process")
-    return CheckResult("lock", "ok", "no job runs" if holder is None else f"a job runs: {holder}")
+    return CheckResult("lock", "ok", "no job is active" if holder is None else f"a job is active: {holder}")
 
 
-def _last_run(context: Context) -> CheckResult:
-    records = _records(context)
+def _check_last_run(local: LocalState) -> CheckResult:
+    records = _load_records(local)
     if not records:
-        return CheckResult("last run", "ok", "there was none yet")
+        return CheckResult("last run", "ok", "no run yet")
     last = records[-1]
     what = f"{last['outcome']}, status {last['exit_status']}, {str(last['started_at'])[:16]} UTC"
     if last["exit_status"] in (0, 3, 130):
         return CheckResult("last run", "ok", what)
-    return CheckResult("last run", "failed", f"{what}: {last['error']}", "mend what it says and run again")
+    return CheckResult("last run", "failed", f"{what}: {last['error']}", "fix the error and run again")
 
 
-def _failed_reads(context: Context) -> CheckResult:
+def _check_failed_reads(local: LocalState) -> CheckResult:
     try:
-        failed = describe_failed_reads(Known(context).states().failed_reads)
+        failed = describe_failed_reads(local.states.failed_reads)
     except (UsageError, ConfigurationError):
-        failed = []  # reported already
+        failed = []  # other checks report it
     if failed:
-        return CheckResult(
-            "failed reads", "failed", "; ".join(failed), "ask MsgBubbles about these, if they keep failing"
-        )
-    return CheckResult("failed reads", "ok", "everything that was asked for could be read")
+        fix = "ask MsgBubbles about these if they keep failing"
+        return CheckResult("failed reads", "failed", "; ".join(failed), fix)
+    return CheckResult("failed reads", "ok", "every request for data was answered")
 
 
-def _records(context: Context) -> list[dict[str, Any]]:
+def _load_records(local: LocalState) -> list[dict[str, Any]]:
     try:
-        return Known(context).records()
+        return local.records
     except UsageError:
-        return []  # said already
+        return []  # the check of the destination reports it
 
 
-def _models(workspace: Workspace) -> CheckResult:
+def _check_models(context: Context) -> CheckResult:
     try:
-        compile_models(workspace)
+        compile_models(context.workspace)
     except TransformError as error:
-        return CheckResult(
-            "transforms", "failed", str(error), "mend the model; transforms/README.md says how they are run"
-        )
+        fix = "fix the model; transforms/README.md shows how to run it"
+        return CheckResult("transforms", "failed", str(error), fix)
     return CheckResult("transforms", "ok", "the dbt project compiles")
 
 
-def _api(client: Client, context: Context) -> Iterator[CheckResult]:
+def _check_api(client: Client, local: LocalState) -> Iterator[CheckResult]:
     try:
         chats = client.list_chats()
     except MsgBubblesError as error:
-        yield CheckResult(
-            "api", "failed", str(error), "check base_url, the network and the key in dlt_config/secrets.toml"
-        )
+        fix = "check base_url, the network, and the key in dlt_config/secrets.toml"
+        yield CheckResult("api", "failed", str(error), fix)
         return
-    what = "the key is good, the account is active"
+    what = "the API key is valid, the account is active"
     try:
         yield CheckResult("api", "ok", f"{what} and has {len(client.list_numbers().rows)} numbers")
     except ApiError as error:
         yield CheckResult("api", "ok", what)
-        yield CheckResult(
-            "numbers", "failed", str(error), "ask MsgBubbles about it; everything else is read without them"
-        )
-    yield _clock(client.transport.last_answer)
+        yield CheckResult("numbers", "failed", str(error), "ask MsgBubbles about it; all other data is read without it")
+    yield _check_clock(client.transport.last_answer)
     try:
-        yield from _behaviour(client, context, chats)
+        yield from _observe_api(client, local, chats)
     except MsgBubblesError as error:
         yield CheckResult("api behaviour", "failed", str(error), "run check again later")
 
 
-def _clock(answer: Answer | None) -> CheckResult:
+def _check_clock(answer: Answer | None) -> CheckResult:
     if answer is None or answer.date is None:
-        return CheckResult(
-            "clock", "info", "the API's answers have no readable Date, so this clock is taken for its own"
-        )
+        return CheckResult("clock", "info", "the API's responses have no readable Date, so this machine's clock counts")
     skew = answer.date - answer.fetched_at
-    what = (
-        f"this clock is {abs(skew.total_seconds()):.0f} s {'behind' if skew > timedelta(0) else 'ahead of'} the API's"
-    )
-    too_far = abs(skew) > MAX_SKEW
-    return CheckResult(
-        "clock", "failed" if too_far else "ok", what, "set the clock, by NTP for example" if too_far else ""
-    )
+    side = "behind" if skew > timedelta(0) else "ahead of"
+    what = f"this machine's clock is {abs(skew.total_seconds()):.0f} s {side} the API's"
+    if abs(skew) > MAX_SKEW:
+        return CheckResult("clock", "failed", what, "set the clock, for example by NTP")
+    return CheckResult("clock", "ok", what)
 
 
-def _behaviour(client: Client, context: Context, chats: Page[Chat]) -> Iterator[CheckResult]:
+def _observe_api(client: Client, local: LocalState, chats: Page[Chat]) -> Iterator[CheckResult]:
     try:
         messages: Page[Message] | None = client.list_messages()
+        yield CheckResult("messages", "info", "the API lists all messages of the account, 100 a request")
     except (PermanentError, ForbiddenError):
-        messages = None
-    if messages:
-        yield CheckResult("messages", "info", "the API answers the whole account's feed: a request for 100 messages")
-    else:
-        yield CheckResult(
-            "messages", "info", "no feed of the whole account: each changed thread costs a request", "nothing to do"
-        )
-        if chats.rows:
-            messages = client.list_messages(chats.rows[0].id)
+        messages = client.list_messages(chats.rows[0].id) if chats.rows else None
+        yield CheckResult("messages", "info", "no list of all messages: each changed chat costs a request")
     group = next((chat for chat in chats.rows if chat.is_group), None)
-    yield _senders(client, chats.rows, messages.rows if messages else [])
-    yield _seen(
-        "participants", group is not None, group is not None and _shows_participants(client, group),
-        "a group by id shows its participants",
-    )  # fmt: skip
-    yield _precision([*chats.rows, *(messages.rows if messages else ())])
-    yield from _before(client, chats.rows)
-    told = [one["retry_after"] for one in _records(context) if one.get("retry_after") is not None]
-    yield _seen("Retry-After", bool(told), bool(told) and told[-1], "a 429 says how long to wait")
+    yield _observe_senders(client, chats.rows, messages.rows if messages else [])
+    shows_participants = None if group is None else _shows_participants(client, group)
+    yield _observe("participants", shows_participants, "a group read by id shows its participants",
+                   "a group read by id does not show its participants")  # fmt: skip
+    yield _observe_precision([*chats.rows, *(messages.rows if messages else ())])
+    yield _observe_before(client, chats.rows)
+    headers = [value for record in _load_records(local) if (value := record.get("retry_after")) is not None]
+    yield _observe("Retry-After", headers[-1] if headers else None, "a 429 says how long to wait",
+                   "a 429 does not say how long to wait")  # fmt: skip
 
 
-def _senders(client: Client, chats: list[Chat], messages: list[Message]) -> CheckResult:
-    """Which field names the senders in groups: of other chats, it is known who writes there."""
+def _observe(name: str, holds: bool | None, if_so: str, if_not: str) -> CheckResult:
+    """Build the result of an observation; `holds` is null if there was nothing to observe."""
+    return CheckResult(name, "info", "not seen yet" if holds is None else if_so if holds else if_not)
+
+
+def _observe_senders(client: Client, chats: list[Chat], messages: list[Message]) -> CheckResult:
+    """Find the field that names the senders in groups; in other chats the sender is known anyway."""
     groups = [chat.id for chat in chats if chat.is_group]
-    in_groups = [one for one in messages if one.direction == "inbound" and one.conversation_id in groups]
+    in_groups = [row for row in messages if row.direction == "inbound" and row.conversation_id in groups]
     if groups and not in_groups:
-        in_groups = [one for one in client.list_messages(groups[0]).rows if one.direction == "inbound"]
-    named = [one for one in in_groups or messages if one.direction == "inbound" and one.sender_handle]
-    if named:
-        fields = " and ".join(sorted({f'"{one.sender_field or "sender"}"' for one in named}))
+        in_groups = [row for row in client.list_messages(groups[0]).rows if row.direction == "inbound"]
+    with_sender = [row for row in in_groups or messages if row.direction == "inbound" and row.sender_handle]
+    if with_sender:
+        fields = " and ".join(sorted({f'"{row.sender_field or "sender"}"' for row in with_sender}))
         return CheckResult("senders", "info", f"messages name their sender in the field {fields}")
     if not in_groups:
         return CheckResult("senders", "info", "not seen yet")
-    what = "not so: no message in a group names its sender; if a field does, set sender_field of [sources.msgbubbles]"
+    what = "no message in a group names its sender; if a field does, set sender_field of [sources.msgbubbles]"
     return CheckResult("senders", "info", what)
-
-
-def _seen(name: str, is_known: bool, is_so: bool, what: str) -> CheckResult:
-    said = "not seen yet" if not is_known else what if is_so else f"not so: {what}"
-    return CheckResult(name, "info", said)
 
 
 def _shows_participants(client: Client, group: Chat) -> bool:
@@ -242,7 +224,7 @@ def _shows_participants(client: Client, group: Chat) -> bool:
     return bool(extra) and "participants" in msgspec.json.decode(extra, type=dict[str, msgspec.Raw])
 
 
-def _precision(rows: list[Any]) -> CheckResult:
+def _observe_precision(rows: list[Any]) -> CheckResult:
     times = [row.cursor_at for row in rows if row.cursor_at is not None]
     if any(at.microsecond % 1000 for at in times):
         what = "microseconds"
@@ -253,15 +235,13 @@ def _precision(rows: list[Any]) -> CheckResult:
     return CheckResult("timestamps", "info", what)
 
 
-def _before(client: Client, chats: list[Chat]) -> Iterator[CheckResult]:
+def _observe_before(client: Client, chats: list[Chat]) -> CheckResult:
     times = [cursor_ms(chat) for chat in chats]
-    alone = [chat for chat, at in zip(chats, times, strict=True) if at is not None and times.count(at) == 1]
-    if not alone:
-        yield CheckResult("before", "info", "not seen yet")
-        return
-    at_ms = cursor_ms(alone[-1]) or 0
-    shown = {chat.id for chat in client.list_chats(limit=5, before=format_ms(at_ms)).rows}
-    said = "includes its own instant"
-    if alone[-1].id not in shown:
-        said = "excludes its own instant, or times are finer than they are shown"
-    yield CheckResult("before", "info", said)
+    unique = [chat for chat, at in zip(chats, times, strict=True) if at is not None and times.count(at) == 1]
+    if not unique:
+        return CheckResult("before", "info", "not seen yet")
+    at_ms = cursor_ms(unique[-1]) or 0
+    if unique[-1].id in {chat.id for chat in client.list_chats(limit=5, before=format_ms(at_ms)).rows}:
+        return CheckResult("before", "info", "includes rows of that timestamp")
+    what = "excludes rows of that timestamp, or timestamps are more precise than they are shown"
+    return CheckResult("before", "info", what)

@@ -1,7 +1,7 @@
-"""Compares the published warehouse with the API, row by row and field by field, and changes nothing.
+"""Compare the published warehouse with the API, row by row and field by field, without changing anything.
 
-What the API shows that is newer than what the last run read is no difference: it is for the next run. The API is paged
-by rules of this module (`pages`), not by those of a sync, so that a mistake there shows here.
+Rows that are newer than the last run are no difference: the next run reads them. This module has its own rules for
+paging (`paginate`), so that it shows mistakes in those of the sync.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from msgbubbles.source.reconcile import as_listed
 from msgbubbles.tables import TABLES
 from msgbubbles.times import BEGINNING_MS, DAY_MS, format_ms, from_epoch_ms, to_epoch_ms
 
-from .local_state import Known
+from .local_state import LocalState
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# A page goes on from the median of so many rows at its end.
+# The next page is requested from the median of this many rows at the end of a page.
 LAST_ROWS = 5
-# So many pages in a row without a new row are the end of a list.
+# A list ends after this many pages in a row without a new row. A short page may be an exception, so it counts less.
 PAGES_WITHOUT_NEWS = 3
 SHORT_PAGE_COUNTS = 0.2
-# So many pages in a row with new rows, and none older, are no list.
+# An API that shows this many pages in a row with new rows, and none older, is refused.
 MAX_PAGES_WITHOUT_PROGRESS = 200
-# Rows of so many pages are remembered to tell which are new.
+# A row is new if it is not on one of this many pages before.
 PAGES_REMEMBERED = 10
 
 TABLE_NAMES: dict[type[Row], str] = {Chat: "chats", Message: "messages", Attachment: "attachments"}
@@ -50,9 +50,10 @@ TABLE_NAMES: dict[type[Row], str] = {Chat: "chats", Message: "messages", Attachm
 
 @dataclass(frozen=True)
 class Difference:
-    """`kind` is missing (in the warehouse), surplus (not in the API), unreadable (a chat, or all messages of one, that
-    the API does not answer) or different, and then `fields` are those that are. Ids only: a difference holds no text
-    and no handle.
+    """A row that is not the same in the warehouse and in the API. It holds ids only, no texts and no handles.
+
+    `kind` is `missing` (in the warehouse), `surplus` (not in the API), `unreadable` (a chat, or all messages of a chat,
+    for which the API returns an error) or `different`, in these `fields`.
     """
 
     table: str
@@ -67,8 +68,8 @@ class Difference:
 
 
 @dataclass
-class Verdict:
-    """What was compared, by table, and what is not equal. `newer` rows are for the next run."""
+class VerifyResult:
+    """How many rows were compared, by table, and their differences. The next run reads the `newer` ones."""
 
     compared: dict[str, int] = field(default_factory=dict)
     newer: int = 0
@@ -86,14 +87,19 @@ class Verdict:
             "newer": self.newer,
             "unreadable": self.unreadable,
             "differences": [
-                {"table": one.table, "id": one.id, "kind": one.kind, "fields": list(one.fields)}
-                for one in self.differences
+                {
+                    "table": difference.table,
+                    "id": difference.id,
+                    "kind": difference.kind,
+                    "fields": list(difference.fields),
+                }
+                for difference in self.differences
             ],
         }
 
 
 class Verifier:
-    """Compares what a client reads with what is published. `on_page` is called after every request."""
+    """Compares what a client reads with the published tables. Calls `on_page` after every request."""
 
     def __init__(
         self,
@@ -103,55 +109,46 @@ class Verifier:
         settings: Settings,
         on_page: Callable[[], None],
     ) -> None:
-        self.verdict = Verdict()
+        self.result = VerifyResult()
         self._client = client
         self._database = database
         self._settings = settings
         self._on_page = on_page
-        # What lies later was not there, or not settled, when the last run read.
-        self._known_to_ms = {stream: (one.newest_ms or 0) - settings.lookback_ms for stream, one in coverage.items()}
+        # Later rows did not exist, or could still change, when the last run read.
+        self._final_to_ms = {stream: (read.newest_ms or 0) - settings.lookback_ms for stream, read in coverage.items()}
         self._rows: dict[str, dict[str, Row]] = {table: {} for table in TABLE_NAMES.values()}
         self._chat_of_message: dict[str, str | None] = {}
-        self._unreadable: set[str] = set()  # chats whose messages the API does not answer
+        self._unreadable: set[str] = set()  # chats that the API returns an error for
         self._now_ms = 0  # the API's clock, by the last page
         database.execute("CREATE TEMP TABLE shown (kind VARCHAR, id VARCHAR)")
 
     def sample(self, count: int, seed: int | None = None) -> None:
         """Compare chats picked at random, by id, and all of their messages."""
-        found = self._database.execute(
-            "SELECT id FROM msgbubbles.chats WHERE deleted_at IS NULL ORDER BY id"
-        ).fetchall()
-        ids = [row[0] for row in found]
+        query = "SELECT id FROM msgbubbles.chats WHERE deleted_at IS NULL ORDER BY id"
+        ids = [chat_id for (chat_id,) in self._database.execute(query).fetchall()]
         for chat_id in random.Random(seed).sample(ids, min(count, len(ids))):  # noqa: S311 - a sample, not a secret
-            if not self._ask_for(chat_id):
+            if not self._compare_by_id(chat_id):
                 continue
             self._read_thread(chat_id)
             self._compare_all()
             self._surplus_messages("conversation_id = ?", chat_id)
             self._database.execute("DELETE FROM shown")
 
-    def full(self, feed: bool) -> None:
-        """Walk through everything, and list every difference. `feed` says whether the API answers all messages."""
+    def full(self, *, feed: bool) -> None:
+        """Compare everything. `feed` is whether the API lists the messages of all chats together."""
         start = from_epoch_ms(self._settings.start_ms)
-        for page in self._walked(lambda before: self._client.list_chats(before=before)):
-            for chat in page.rows:
-                self._take(chat, "chats")
-            self._compare_full_tables()
+        self._read_list("chats", lambda before: self._client.list_chats(before=before))
         self._compare_all()
-        known_to = from_epoch_ms(self._known_to_ms["chats"])
-        gone = self._database.execute(
+        not_listed = self._database.execute(
             "SELECT id FROM msgbubbles.chats WHERE deleted_at IS NULL AND last_message_at >= ? AND last_message_at < ? "
             "AND id NOT IN (SELECT id FROM shown WHERE kind = 'chats')",
-            [start, known_to],
+            [start, from_epoch_ms(self._final_to_ms["chats"])],
         ).fetchall()
-        for (chat_id,) in gone:
-            self._ask_for(chat_id)
+        for (chat_id,) in not_listed:
+            self._compare_by_id(chat_id)
         if feed:
             try:
-                for page in self._walked(lambda before: self._client.list_messages(before=before)):
-                    for message in page.rows:
-                        self._take(message, "messages")
-                    self._compare_full_tables()
+                self._read_list("messages", lambda before: self._client.list_messages(before=before))
             except ApiError as error:
                 if not is_unit_error(error):
                     raise
@@ -160,67 +157,69 @@ class Verifier:
             chats = self._database.execute("SELECT DISTINCT id FROM shown WHERE kind = 'chats'").fetchall()
             for (chat_id,) in chats:
                 self._read_thread(chat_id)
-                self._compare_full_tables()
         self._compare_all()
         deleted = "conversation_id NOT IN (SELECT id FROM msgbubbles.chats WHERE deleted_at IS NOT NULL)"
         self._surplus_messages(f"cursor_at >= ? AND {deleted}", start)
 
-    def _walked(self, fetch: Callable[[str | None], Page[Any]]) -> Iterator[Page[Any]]:
-        def counted(before: str | None) -> Page[Any]:
+    def _read_list(self, table: str, fetch: Callable[[str | None], Page[Any]]) -> None:
+        def fetch_page(before: str | None) -> Page[Any]:
             page = fetch(before)
             self._on_page()
             self._now_ms = to_epoch_ms(page.server_at + CLOCK_TOLERANCE)
-            self.verdict.unreadable += len(page.rejected)
+            self.result.unreadable += len(page.rejected)
             return page
 
-        yield from pages(counted, self._settings.start_ms)
+        for page in paginate(fetch_page, self._settings.start_ms):
+            for row in page.rows:
+                self._add(row, table)
+            if any(len(rows) >= ROWS_PER_TABLE for rows in self._rows.values()):
+                self._compare_all()
 
     def _read_thread(self, chat_id: str) -> None:
         try:
-            with self._tries():
-                for page in self._walked(lambda before: self._client.list_messages(chat_id, before=before)):
-                    for message in page.rows:
-                        self._take(message, "messages")
+            with self._limit_tries():
+                self._read_list("messages", lambda before: self._client.list_messages(chat_id, before=before))
         except NotFoundError:
-            pass  # gone meanwhile
+            pass  # it was deleted meanwhile
         except ApiError as error:
-            self._note_unreadable(error, "messages", chat_id)
+            self._add_unreadable(error, "messages", chat_id)
 
-    def _ask_for(self, chat_id: str) -> bool:
-        """Compare a chat by its id: one that the list did not show may have moved, or share a timestamp with too many
-        others. Returns whether the API has it.
+    def _compare_by_id(self, chat_id: str) -> bool:
+        """Compare a chat by its id, and return whether the API has it.
+
+        A chat that the list did not show may have moved, or share its timestamp with too many others.
         """
         try:
-            with self._tries():
+            with self._limit_tries():
                 chat = as_listed(self._client.get_chat(chat_id))
         except NotFoundError:
-            self._differs(Difference("chats", chat_id, "surplus"))
+            self.result.differences.append(Difference("chats", chat_id, "surplus"))
             return False
         except ApiError as error:
-            self._note_unreadable(error, "chats", chat_id)
+            self._add_unreadable(error, "chats", chat_id)
             return True
         finally:
             self._on_page()
-        self._take(chat, "chats")
+        self._add(chat, "chats")
         self._compare_all()
         return True
 
-    def _tries(self) -> AbstractContextManager[None]:
-        """After the first failure the others are not tried long."""
+    def _limit_tries(self) -> AbstractContextManager[None]:
+        """Retry less often once a read has failed."""
         return self._client.transport.at_most(TRIES_AFTER_A_FAILURE) if self._unreadable else nullcontext()
 
-    def _note_unreadable(self, error: ApiError, table: str, chat_id: str) -> None:
+    def _add_unreadable(self, error: ApiError, table: str, chat_id: str) -> None:
         if not is_unit_error(error):
             raise error
         self._unreadable.add(chat_id)
-        self._differs(Difference(table, chat_id, "unreadable", (), chat_id))
+        self.result.differences.append(Difference(table, chat_id, "unreadable", (), chat_id))
 
-    def _take(self, row: Chat | Message, table: str) -> None:
-        at_ms = _listed_ms(row)
+    def _add(self, row: Chat | Message, table: str) -> None:
+        at_ms = _find_listed_ms(row)
         if type(row) not in TABLE_NAMES or (at_ms is not None and at_ms < self._settings.start_ms):
-            return  # not to be here, by the privacy policy or by its time
-        if min(self._past_ms(row), default=BEGINNING_MS) >= self._known_to_ms[table]:
-            self.verdict.newer += 1
+            return  # the privacy policy drops it, or it is too old
+        if min(self._find_past_ms(row), default=BEGINNING_MS) >= self._final_to_ms[table]:
+            self.result.newer += 1
             self._database.execute("INSERT INTO shown VALUES (?, ?)", [table, row.key])
             return
         self._rows[table][row.key] = row
@@ -230,19 +229,15 @@ class Verifier:
                 self._chat_of_message[row.id] = row.conversation_id
                 self._rows["attachments"][attachment.key] = attachment
 
-    def _past_ms(self, row: Chat | Message) -> list[int]:
-        """The times by which the row was listed, or else shown; a time in the API's future says nothing."""
-        shown = [to_epoch_ms(at) for at in (row.updated_at, row.created_at) if at is not None]
-        past = [[at for at in times if at <= self._now_ms] for times in (_listed_by_ms(row), shown)]
+    def _find_past_ms(self, row: Chat | Message) -> list[int]:
+        """Return the times that the row may be listed by, or else its other times; none in the API's future."""
+        others = [to_epoch_ms(at) for at in (row.updated_at, row.created_at) if at is not None]
+        past = [[at for at in times if at <= self._now_ms] for times in (_list_times_ms(row), others)]
         return past[0] or past[1]
 
     def _is_new(self, row: Chat | Message, table: str) -> bool:
-        """Whether a row that is not stored came after the last run."""
-        return max(self._past_ms(row), default=BEGINNING_MS) >= self._known_to_ms[table]
-
-    def _compare_full_tables(self) -> None:
-        if any(len(rows) >= ROWS_PER_TABLE for rows in self._rows.values()):
-            self._compare_all()
+        """Return whether a row that is not stored was added after the last run."""
+        return max(self._find_past_ms(row), default=BEGINNING_MS) >= self._final_to_ms[table]
 
     def _compare_all(self) -> None:
         for table, rows in self._rows.items():
@@ -267,48 +262,46 @@ class Verifier:
         comparison = Comparison(incoming, stored, TABLES[table])
         differing = comparison.differing()
         newer = 0
-        for number, one in enumerate(comparison.keys):
-            row = rows[one]
-            chat_id = one if table == "chats" else self._chat_of(row)
-            if not comparison.is_stored[number]:
-                if isinstance(row, Chat | Message) and self._is_new(row, table):
-                    self.verdict.newer += 1
-                    newer += 1
-                    continue
-                self._differs(Difference(table, one, "missing", (), chat_id))
-                continue
+        for number, row_key in enumerate(comparison.keys):
+            row = rows[row_key]
+            chat_id = row_key if table == "chats" else self._find_chat_id(row)
             fields = tuple(name for name, mask in differing.items() if mask[number])
-            if fields:
-                self._differs(Difference(table, one, "different", fields, chat_id))
-        self.verdict.compared[table] = self.verdict.compared.get(table, 0) + len(rows) - newer
+            if comparison.is_stored[number]:
+                if fields:
+                    self.result.differences.append(Difference(table, row_key, "different", fields, chat_id))
+            elif isinstance(row, Chat | Message) and self._is_new(row, table):
+                newer += 1
+            else:
+                self.result.differences.append(Difference(table, row_key, "missing", (), chat_id))
+        self.result.newer += newer
+        self.result.compared[table] = self.result.compared.get(table, 0) + len(rows) - newer
 
-    def _chat_of(self, row: Row) -> str | None:
+    def _find_chat_id(self, row: Row) -> str | None:
         if isinstance(row, Attachment):
             return self._chat_of_message.get(row.message_id or "")
         return getattr(row, "conversation_id", None)
 
     def _surplus_messages(self, condition: str, value: Any) -> None:
-        found = self._database.execute(
+        surplus = self._database.execute(
             f"SELECT id, conversation_id FROM msgbubbles.messages WHERE {condition} AND cursor_at < ? "  # noqa: S608
             "AND id NOT IN (SELECT id FROM shown WHERE kind = 'messages')",
-            [value, from_epoch_ms(self._known_to_ms["messages"])],
+            [value, from_epoch_ms(self._final_to_ms["messages"])],
         ).fetchall()
-        for message_id, chat_id in found:
-            if chat_id not in self._unreadable:
-                self._differs(Difference("messages", message_id, "surplus", (), chat_id))
+        self.result.differences += [
+            Difference("messages", message_id, "surplus", (), chat_id)
+            for message_id, chat_id in surplus
+            if chat_id not in self._unreadable
+        ]
 
-    def _differs(self, difference: Difference) -> None:
-        self.verdict.differences.append(difference)
 
+def paginate(fetch: Callable[[str | None], Page[R]], start_ms: int) -> Iterator[Page[R]]:
+    """Page through a list, newest first, down to `start_ms`, and yield the pages without repeated rows.
 
-def pages(fetch: Callable[[str | None], Page[R]], start_ms: int) -> Iterator[Page[R]]:
-    """Page through a list, newest first, down to `start_ms`; `fetch` asks for the page before an ISO 8601 timestamp.
-    Yields the pages with the rows that were not on the pages before.
-
-    A page is asked for above the last rows of the one before (the median of `LAST_ROWS`, so that outliers do not
-    count), and has to repeat one of its rows: otherwise their times mislead, and the middle of that page is where to go
-    on. The list ends with an empty page, or with `PAGES_WITHOUT_NEWS`. Raises `PermanentError` where an API shows newer
-    rows than those asked for, or new ones for ever and none that is older.
+    `fetch` requests the page before an ISO 8601 timestamp. A page is requested above the last rows of the page before
+    (the median of `LAST_ROWS`, so that outliers do not count), and has to repeat one of its rows. If it does not, the
+    times of these rows mislead, and paging continues from the middle of that page. The list ends with an empty page,
+    or with `PAGES_WITHOUT_NEWS`. Raises `PermanentError` if the API returns newer rows than requested, or new rows
+    without end and none that is older.
     """
     recent: deque[set[str]] = deque(maxlen=PAGES_REMEMBERED)
     before_ms: int | None = None
@@ -321,55 +314,55 @@ def pages(fetch: Callable[[str | None], Page[R]], start_ms: int) -> Iterator[Pag
         recent.append(keys)
         yield replace(page, rows=[row for row in page.rows if row.key in new])
         if repeats is not None and not keys & {row.key for row in repeats.rows}:
-            times_ms = sorted(filter(None, map(_listed_ms, repeats.rows)))
+            times_ms = sorted(filter(None, map(_find_listed_ms, repeats.rows)))
             before_ms, repeats = times_ms[len(times_ms) // 2] + 1, None
             without_news += 1
             continue
         if len(page) == 0:
             return
-        found_ms = [at for row in page.rows if (at := _listed_ms(row)) is not None]
+        all_ms = [at for row in page.rows if (at := _find_listed_ms(row)) is not None]
         latest_ms = to_epoch_ms(page.server_at) + DAY_MS if before_ms is None else before_ms
-        times_ms = [at for at in found_ms if at <= latest_ms]
+        times_ms = [at for at in all_ms if at <= latest_ms]
         is_end = page.has_more is False and not page.full
         if (times_ms and max(times_ms) < start_ms) or (not times_ms and is_end):
             return
-        if found_ms and not times_ms and before_ms is not None:
-            raise PermanentError("verify: the API answered with rows that are newer than the `before` it was given")
+        if all_ms and not times_ms and before_ms is not None:
+            raise PermanentError("verify: the API returned rows that are newer than the `before` of the request")
         if not times_ms and before_ms is not None:
             return  # rows without a time come last
-        # A page that is short for no reason may bring more the next time.
+        # A page that is short for no reason may have more rows the next time.
         is_short = bool(page.has_more) and not page.full
         without_news = 0 if new else without_news + (SHORT_PAGE_COUNTS if is_short else 1)
-        # Rows without a time come first here. Of those that share a timestamp, no more than a page can be reached.
+        # Rows without a time are listed first here. Of rows that share a timestamp, only a page can be reached.
         last_ms = sorted(times_ms[-LAST_ROWS:] if new else times_ms) or [latest_ms]
         oldest_ms = last_ms[0] if is_end else last_ms[len(last_ms) // 2 if new else len(last_ms) // 4]
         next_ms = oldest_ms + (0 if is_end else 1) - int(without_news)
         without_progress = 0 if before_ms is None or next_ms < before_ms else without_progress + 1
         if without_progress > MAX_PAGES_WITHOUT_PROGRESS:
-            raise PermanentError("verify: the API shows new rows page after page, and none that is older")
+            raise PermanentError("verify: the API returns new rows on page after page, and none that is older")
         before_ms, repeats = next_ms, page if new and times_ms and not is_end else None
 
 
-def _listed_ms(row: Row) -> int | None:
-    """The latest time that the API may list a row by."""
-    return max(_listed_by_ms(row), default=None)
+def _find_listed_ms(row: Row) -> int | None:
+    """Return the latest time that the API may list a row by."""
+    return max(_list_times_ms(row), default=None)
 
 
-def _listed_by_ms(row: Row) -> list[int]:
+def _list_times_ms(row: Row) -> list[int]:
+    """Return the times that the API may list a row by."""
     sent_at = row.sent_at if isinstance(row, Message) else None
     return [at for at in (cursor_ms(row), None if sent_at is None else to_epoch_ms(sent_at)) if at is not None]
 
 
 def verify(
-    known: Known, client: Client, settings: Settings, *, sample: int | None, on_page: Callable[[], None]
-) -> Verdict:
-    """Compare `sample` chats picked at random, or everything where that is null."""
-    coverage = {stream: known.coverage(stream) for stream in ("chats", "messages")}
-    feed = known.states().messages.feed is not False
-    with known.destination.open_reader() as database:
+    local: LocalState, client: Client, settings: Settings, *, sample: int | None, on_page: Callable[[], None]
+) -> VerifyResult:
+    """Compare `sample` chats picked at random, or everything if that is null."""
+    coverage = {stream: local.load_coverage(stream) for stream in ("chats", "messages")}
+    with local.destination.open_reader() as database:
         verifier = Verifier(client, database, coverage, settings, on_page)
         if sample is None:
-            verifier.full(feed)
+            verifier.full(feed=local.states.messages.feed is not False)
         else:
             verifier.sample(sample)
-        return verifier.verdict
+        return verifier.result

@@ -19,6 +19,7 @@ from dlt.destinations.impl.postgres.factory import get_adbc_driver_location
 from typer.testing import CliRunner
 
 from helpers import postgres
+from helpers.context import build_context
 from msgbubbles_sync.cli import chats
 from msgbubbles_sync.dbt.manifest_cache import PROJECT
 from msgbubbles_sync.dbt.runner import transform
@@ -27,7 +28,7 @@ from msgbubbles_sync.destinations.libpq import read_parameters
 from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.destinations.server import explain
 from msgbubbles_sync.errors import TransformError, UsageError
-from msgbubbles_sync.inspect.check import _destination
+from msgbubbles_sync.inspect.check import check_destination
 from msgbubbles_sync.run_log import store
 from msgbubbles_sync.settings import SyncSettings, TransformSettings
 from msgbubbles_sync.workspace import Workspace
@@ -107,7 +108,7 @@ def test_no_password_is_sent_without_required_tls(
     monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__BUCKET_URL", str(tmp_path / "lake"))
     workspace = workspace_of(tmp_path, destination)
     if command == "check":  # the rest of it asks the API
-        found = _destination(workspace)
+        found = check_destination(build_context(workspace))
         assert found.state == "failed"
         said = found.what
     else:

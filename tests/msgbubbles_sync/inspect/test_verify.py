@@ -1,4 +1,4 @@
-"""What `verify` finds by paging on its own: also rows that a sync left out."""
+"""`verify` pages on its own, and so finds rows that a sync left out."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.run import Run
 from msgbubbles.tables import TABLES
 from msgbubbles.times import BEGINNING_MS
-from msgbubbles_sync.inspect.verify import MAX_PAGES_WITHOUT_PROGRESS, Verdict, Verifier, pages
+from msgbubbles_sync.inspect.verify import MAX_PAGES_WITHOUT_PROGRESS, Verifier, VerifyResult, paginate
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 MINUTE_US = 60_000_000
 IN_2001 = "2001-01-01T00:00:00.000Z"
 
 
-def verdict_of(world: World) -> Verdict:
-    """The verdict on all that the world's warehouse holds."""
+def compare(world: World) -> VerifyResult:
+    """Compare the world's warehouse with its account."""
     with duckdb.connect() as database, world._client(Run()) as client:
         database.execute("SET TimeZone = 'UTC'; CREATE SCHEMA msgbubbles")
         for table in ("chats", "messages", "attachments"):
@@ -38,14 +38,14 @@ def verdict_of(world: World) -> Verdict:
             database.execute(f"CREATE TABLE msgbubbles.{table} AS SELECT * FROM rows")
         states = world.store.states
         covered = {"chats": states["chats"]["covered"], "messages": states["messages"]["by_feed"]["covered"]}
-        coverage = {stream: Coverage((lo, hi, at) for lo, hi, at in pieces) for stream, pieces in covered.items()}
+        coverage = {stream: Coverage((lo, hi, at) for lo, hi, at in intervals) for stream, intervals in covered.items()}
         verifier = Verifier(client, database, coverage, Settings(), lambda: None)
         verifier.full(feed=True)
-        return verifier.verdict
+        return verifier.result
 
 
 @pytest.mark.parametrize("places", [[], [60], [99], [90, 97, 98, 99], [20, 130, 250]], ids=str)
-def test_rows_that_a_sync_left_out_are_missing_whatever_their_page_shows(places: list[int]) -> None:
+def test_rows_left_out_by_a_sync_are_reported_missing(places: list[int]) -> None:
     shown: set[str] = set()
 
     def transform(kind: str, row: dict[str, Any]) -> dict[str, Any]:
@@ -59,23 +59,23 @@ def test_rows_that_a_sync_left_out_are_missing_whatever_their_page_shows(places:
             world.account.add_message(NewMessage(chat_id, "outbound", "hello", at, "sent", sender=OURS))
         messages = [row["id"] for row in world.account.all("SELECT id FROM messages ORDER BY created_us DESC")]
         chats = [row["id"] for row in world.account.all("SELECT id FROM chats ORDER BY last_us DESC")]
-        shown |= {one for place in places for one in (messages[place], chats[place])}
+        shown |= {row_id for place in places for row_id in (messages[place], chats[place])}
         world.sync()
         world.sync()
-        verdict = verdict_of(world)
-        assert verdict.differences == []
-        assert verdict.compared["messages"] + verdict.compared["chats"] + verdict.newer == 600
+        result = compare(world)
+        assert result.differences == []
+        assert result.compared["messages"] + result.compared["chats"] + result.newer == 600
 
         left_out = {messages[place] for place in (150, 298, *places)} | {chats[place] for place in (101, 299, *places)}
         for table in ("messages", "chats"):
             rows = world.store.tables[table]
             world.store.tables[table] = {key: row for key, row in rows.items() if key[0] not in left_out}
-        found = verdict_of(world).differences
-        assert {one.id for one in found if one.kind == "missing"} == left_out
-        assert len(found) == len(left_out)
+        differences = compare(world).differences
+        assert {row.id for row in differences if row.kind == "missing"} == left_out
+        assert len(differences) == len(left_out)
 
 
-def test_a_row_from_the_future_is_compared_too() -> None:
+def test_row_from_the_future_is_compared() -> None:
     shown: set[str] = set()
 
     def transform(_kind: str, row: dict[str, Any]) -> dict[str, Any]:
@@ -88,12 +88,12 @@ def test_a_row_from_the_future_is_compared_too() -> None:
             world.account.add_message(NewMessage(chat_id, "outbound", "hello", at, "sent", sender=OURS))
         shown.add(chat_id)
         world.sync()
-        assert verdict_of(world).is_equal
+        assert compare(world).is_equal
         del world.store.tables["chats"][chat_id,]
-        assert [(one.id, one.kind) for one in verdict_of(world).differences] == [(chat_id, "missing")]
+        assert [(row.id, row.kind) for row in compare(world).differences] == [(chat_id, "missing")]
 
 
-def test_a_message_is_newer_than_the_last_run_although_the_date_header_lags() -> None:
+def test_message_is_newer_than_the_last_run_if_the_date_header_lags() -> None:
     with closing(World(Knobs(), Settings(), page_size=100)) as world:
         for number in range(20):
             at = world.at() - timedelta(hours=number + 1)
@@ -102,25 +102,25 @@ def test_a_message_is_newer_than_the_last_run_although_the_date_header_lags() ->
         world.sync()
         at = world.at() + timedelta(seconds=2.5)
         world.account.add_message(NewMessage(chat_id, "outbound", "hello again", at, "sent", sender=OURS))
-        verdict = verdict_of(world)
-        assert verdict.differences == []
-        assert verdict.newer > 0
+        result = compare(world)
+        assert result.differences == []
+        assert result.newer > 0
 
 
 def read(listing: Listing) -> set[str]:
-    return {row.key for page in pages(listing.fetch, BEGINNING_MS) for row in page.rows}
+    return {row.key for page in paginate(listing.fetch, BEGINNING_MS) for row in page.rows}
 
 
 @pytest.mark.parametrize("inclusive", [True, False])
 @pytest.mark.parametrize("count", [0, 1, 5, 10, 11, 200])
-def test_each_row_is_shown_once_at_little_more_cost_than_its_pages(count: int, inclusive: bool) -> None:
+def test_each_row_is_yielded_once_with_few_extra_requests(count: int, inclusive: bool) -> None:
     listing = Listing({f"{n:03}": 1_700_000_000_000_000 + n * MINUTE_US for n in range(count)}, 100, inclusive)
-    found = [row.key for page in pages(listing.fetch, BEGINNING_MS) for row in page.rows]
-    assert sorted(found) == sorted(listing.rows)
+    keys = [row.key for page in paginate(listing.fetch, BEGINNING_MS) for row in page.rows]
+    assert sorted(keys) == sorted(listing.rows)
     assert len(listing.asked) <= count // 97 + 3
 
 
-def test_ties_and_rows_without_a_time_do_not_end_it_early() -> None:
+def test_ties_and_null_times_do_not_end_paging_early() -> None:
     tied: dict[str, int | None] = {f"tie{n}": 1_700_000_000_000_000 for n in range(130)}
     older: dict[str, int | None] = {f"old{n}": 1_600_000_000_000_000 + n * MINUTE_US for n in range(130)}
     for inclusive in (True, False):
@@ -130,14 +130,14 @@ def test_ties_and_rows_without_a_time_do_not_end_it_early() -> None:
         assert older.keys() <= read(Listing(nulls | older, 100, nulls_first=first, nulls_with_before=not first))
 
 
-def test_pages_that_do_not_end_are_refused() -> None:
+def test_endless_pages_are_refused() -> None:
     numbers = iter(range(10**6))
 
-    def ever_new(_before: str | None) -> Page[Any]:
+    def fetch_new_rows(_before: str | None) -> Page[Any]:
         return Listing({f"{next(numbers)}": 1_700_000_000_000_000 for _ in range(10)}, 10).fetch(None)
 
     with pytest.raises(PermanentError, match="none that is older"):
-        assert len(list(pages(ever_new, BEGINNING_MS))) <= MAX_PAGES_WITHOUT_PROGRESS + 2
+        assert len(list(paginate(fetch_new_rows, BEGINNING_MS))) <= MAX_PAGES_WITHOUT_PROGRESS + 2
     listing = Listing({f"{n:03}": 1_700_000_000_000_000 + n * MINUTE_US for n in range(300)}, 100)
     with pytest.raises(PermanentError, match="newer than the `before`"):
-        list(pages(lambda _before: Listing(listing.rows, 100).fetch(None), BEGINNING_MS))
+        list(paginate(lambda _before: Listing(listing.rows, 100).fetch(None), BEGINNING_MS))

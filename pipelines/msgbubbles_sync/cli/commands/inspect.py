@@ -16,9 +16,9 @@ from msgbubbles_sync.context import Limits
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.inspect import check as checks
 from msgbubbles_sync.inspect import plan as planning
-from msgbubbles_sync.inspect.local_state import Known
-from msgbubbles_sync.inspect.status import show, status_of
-from msgbubbles_sync.inspect.verify import Verdict
+from msgbubbles_sync.inspect.local_state import LocalState
+from msgbubbles_sync.inspect.status import build_status, print_status
+from msgbubbles_sync.inspect.verify import VerifyResult
 from msgbubbles_sync.inspect.verify import verify as compare
 from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.outcome import EXIT_INCOMPLETE
@@ -29,15 +29,15 @@ MAX_CHECK_REQUESTS = 20
 
 def plan(session: Session, *, probe: bool) -> int:
     """Print what the next run would read."""
-    known = Known(session.context)
+    local = LocalState(session.context)
     session.context.check_policy()
     with connect(session, serve=probe) as connection:
         source = connection.context.settings.source
-        steps = planning.steps(known, Settings.from_source(source), int(time.time() * 1000))
+        steps = planning.plan_steps(local, Settings.from_source(source), int(time.time() * 1000))
         changed = None
         if probe:
             with connection.client() as client:
-                changed = planning.probe(known, client)
+                changed = planning.count_changed_chats(local, client)
         session.reporter.plan(steps, changed, source.requests_per_minute)
     return 0
 
@@ -66,18 +66,18 @@ def verify(session: Session, *, sample: int | None, repair: bool) -> int:
         with stopped_by_signals(run.stop), reporter.follow(run):
             for is_last in (not repair, True):
                 with connection.client(context.redactor) as client:
-                    verdict = compare(Known(context), client, settings, sample=sample, on_page=run.on_page)
-                if is_last or verdict.is_equal:
+                    result = compare(LocalState(context), client, settings, sample=sample, on_page=run.on_page)
+                if is_last or result.is_equal:
                     break
-                _repair(connection, verdict)
-    reporter.verdict(verdict, run)
-    return 0 if verdict.is_equal else EXIT_INCOMPLETE
+                _repair(connection, result)
+    reporter.verify_result(result, run)
+    return 0 if result.is_equal else EXIT_INCOMPLETE
 
 
-def _repair(connection: Connection, verdict: Verdict) -> None:
+def _repair(connection: Connection, result: VerifyResult) -> None:
     """Read by id what a comparison found to differ. Raises what ended that before its time."""
-    chats = [one.id for one in verdict.differences if one.table == "chats"]
-    threads = [one.chat_id for one in verdict.differences if one.table != "chats" and one.chat_id]
+    chats = [row.id for row in result.differences if row.table == "chats"]
+    threads = [row.chat_id for row in result.differences if row.table != "chats" and row.chat_id]
     missing = MissingRows(chats=list(dict.fromkeys(chats)), threads=list(dict.fromkeys(threads)))
     limits = Limits()
     with hold_lock(connection.context.workspace.folder), stopped_by_signals(limits.stop):
@@ -88,12 +88,12 @@ def _repair(connection: Connection, verdict: Verdict) -> None:
 
 def status(session: Session, *, max_age_minutes: float | None) -> int:
     """Print how fresh and how complete the copy is."""
-    known, now = Known(session.context), datetime.now(UTC)
+    local, now = LocalState(session.context), datetime.now(UTC)
     session.context.check_policy()
     with connect(session, serve=False) as connection:
         start_ms = Settings.from_source(connection.context.settings.source).start_ms
-    found = status_of(known, start_ms, now)
-    session.reporter.print(found.as_dict(), lambda console: show(found, known, start_ms, now, console))
+    status = build_status(local, start_ms, now)
+    session.reporter.print(status.as_dict(), lambda console: print_status(status, local, start_ms, now, console))
     if max_age_minutes is None:
         return 0
-    return EXIT_INCOMPLETE if found.age_minutes is None or found.age_minutes > max_age_minutes else 0
+    return EXIT_INCOMPLETE if status.age_minutes is None or status.age_minutes > max_age_minutes else 0

@@ -12,7 +12,7 @@ from msgbubbles_sync.context import Limits
 from msgbubbles_sync.destinations.claims import claim
 from msgbubbles_sync.destinations.version import refuse_newer
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.inspect.local_state import Known
+from msgbubbles_sync.inspect.local_state import LocalState
 from msgbubbles_sync.migrations import migrate
 from msgbubbles_sync.restore import restore
 from msgbubbles_sync.workspace import CLAIM
@@ -28,7 +28,7 @@ def run(session: Session, limits: Limits) -> int:
     if not (workspace.folder / CLAIM).exists():
         # Tables of a newer version are refused as such, whosever they are.
         with suppress(UsageError):
-            Known(context).states()
+            _ = LocalState(context).states
     claim(workspace, destination, sandbox=session.sandbox, say=reporter.fail)
     restore(workspace, destination, reporter.fail)
     migrate(workspace, reporter.say)
