@@ -1,4 +1,4 @@
-"""README, configuration and code say the same."""
+"""Check that docs, configuration and code agree."""
 
 from __future__ import annotations
 
@@ -23,18 +23,20 @@ from msgbubbles_sync.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
 CLI = ROOT / "pipelines" / "msgbubbles_sync" / "cli"
-README = (ROOT / "README.md").read_text()
+DOCS = ROOT / "docs"
+CONFIGURATION = (DOCS / "configuration.md").read_text()
+COMMANDS = (DOCS / "commands.md").read_text()
 CONFIG = (ROOT / "dlt_config" / "config.toml").read_text()
 
 
 def documented(section: str) -> dict[str, object]:
-    """The keys of a section of config.toml, those too that are commented out."""
+    """Return the keys of a section of config.toml, including those that are commented out."""
     body = CONFIG.split(f"[{section}]\n")[1].split("\n[")[0]
     return tomllib.loads(re.sub(r"^# (\w+ = )", r"\1", body, flags=re.MULTILINE))
 
 
-def in_readme(section: str) -> dict[str, str]:
-    table = README.split(f"| key of `[{section}]` |")[1].split("\n\n")[0]
+def read_key_table(section: str) -> dict[str, str]:
+    table = CONFIGURATION.split(f"| key of `[{section}]` |")[1].split("\n\n")[0]
     return dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", table, flags=re.MULTILINE))
 
 
@@ -55,20 +57,20 @@ def test_every_key_of_the_source_is_documented_with_its_default() -> None:
     parameters = inspect.signature(msgbubbles_source).parameters
     arguments = {name: parameter.default for name, parameter in parameters.items() if name not in OF_OTHERS}
     assert documented("sources.msgbubbles").keys() == arguments.keys()
-    assert in_readme("sources.msgbubbles").keys() == {*arguments, "api_key"}
+    assert read_key_table("sources.msgbubbles").keys() == {*arguments, "api_key"}
     assert arguments == asdict(DEFAULTS)
     set_here = tomllib.loads(CONFIG)["sources"]["msgbubbles"]
     del set_here["privacy"]
     for name, value in set_here.items():
         assert build_source_settings({name: value}) == DEFAULTS
-        assert same_in_toml(value, in_readme("sources.msgbubbles")[name].strip("`"))
+        assert same_in_toml(value, read_key_table("sources.msgbubbles")[name].strip("`"))
     for name in arguments.keys() - set_here.keys():
         assert arguments[name] is None, "what is commented out has no default"
 
 
 @pytest.mark.parametrize("section", ["sync", "transforms"])
 def test_the_jobs_own_keys_are_documented(section: str) -> None:
-    assert {name: str(value) for name, value in documented(section).items()} == in_readme(section)
+    assert {name: str(value) for name, value in documented(section).items()} == read_key_table(section)
 
 
 def test_the_marts_are_built_as_is_documented() -> None:
@@ -91,7 +93,7 @@ def test_the_accounts_in_the_examples_are_read(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "dlt_config" / "config.toml").write_text(shown)
     (tmp_path / "dlt_config" / "secrets.toml").write_text(written)
     assert settings.account_names() == ["north", "south"]
-    section = README.split("\n## Several accounts\n")[1].split("\n## ")[0]
+    section = CONFIGURATION.split("\n## Several accounts\n")[1].split("\n## ")[0]
     keys, set_here = re.findall(r"```toml\n(.*?)```", section, flags=re.DOTALL)
     assert tomllib.loads(keys) == tomllib.loads(written)
     assert tomllib.loads(set_here) == tomllib.loads(shown)
@@ -111,15 +113,15 @@ def options_of(command: str) -> set[str]:
 
 
 def commands() -> list[str]:
-    return re.findall(r"^@app.command\(\)\ndef (\w+)", CHATS.read_text(), flags=re.MULTILINE)
+    return re.findall(r"^@app.command\(\)\ndef (\w+)", (CLI / "chats.py").read_text(), flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", commands())
 def test_every_command_and_each_of_its_options_is_documented(command: str) -> None:
-    described = re.search(rf"^\| `{command}(?: |`)(.*)$", README, flags=re.MULTILINE)
-    assert described, f"README has no row for {command}"
+    described = re.search(rf"^\| `{command}(?: |`)(.*)$", COMMANDS, flags=re.MULTILINE)
+    assert described, f"docs/commands.md has no row for {command}"
     own = set(re.findall(r"--[\w-]+", described[0]))
-    table = set(re.findall(r"^\| `(--[\w-]+)", README, flags=re.MULTILINE))
+    table = set(re.findall(r"^\| `(--[\w-]+)", COMMANDS, flags=re.MULTILINE))
     shared = {"--account", "--database", "--destination", "--sandbox", "--json"}
     assert shared <= table
     assert options_of(command) - shared == (table - shared if command == "sync" else own)
@@ -127,7 +129,7 @@ def test_every_command_and_each_of_its_options_is_documented(command: str) -> No
 
 def test_every_exit_status_is_documented() -> None:
     code = {str(value) for name, value in vars(outcome).items() if name.startswith("EXIT_")}
-    table = README.split("| exit status | |")[1].split("\n\n")[0]
+    table = COMMANDS.split("| exit status | |")[1].split("\n\n")[0]
     assert set(re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)) == {"0", *code}
 
 
@@ -136,7 +138,7 @@ TEST = r"(tests/[\w/]+\.py)::((?:Test\w+::)?test_\w+)"
 
 
 def faults() -> list[list[str]]:
-    """The rows of the tables of faults: fault, what the product does, exit status, test."""
+    """Return the rows of the tables of faults: fault, what the product does, exit status, test."""
     heading = "| fault | what the product does | exit status | test |\n| --- | --- | --- | --- |\n"
     tables = [part.split("\n\n")[0] for part in FAULTS.read_text().split(heading)[1:]]
     # A pipe within a cell is escaped.
@@ -145,7 +147,7 @@ def faults() -> list[list[str]]:
 
 
 def names_of_tests(path: Path) -> set[str]:
-    """The names of the tests of a file, those in classes as `TestClass::test_name`."""
+    """Return the names of the tests of a file, those in classes as `TestClass::test_name`."""
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     found = set()
     for node in ast.parse(path.read_text()).body:
@@ -159,7 +161,7 @@ def names_of_tests(path: Path) -> set[str]:
 def test_each_fault_names_tests_that_exist() -> None:
     rows = faults()
     assert rows
-    assert f"]({FAULTS.relative_to(ROOT).as_posix()})" in README.split("## How nothing gets lost")[1].split("\n## ")[0]
+    assert f"]({FAULTS.name})" in (DOCS / "reliability.md").read_text().split("\n## ")[0]
     for fault, does, _, cell in rows:
         assert fault
         assert does
@@ -172,7 +174,7 @@ def test_each_fault_names_tests_that_exist() -> None:
 
 
 def test_each_fault_ends_with_documented_exit_statuses() -> None:
-    table = README.split("| exit status | |")[1].split("\n\n")[0]
+    table = COMMANDS.split("| exit status | |")[1].split("\n\n")[0]
     documented = set(re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE))
     for fault, _, status, _ in faults():
         # A server that goes on has none, in words.
@@ -181,7 +183,7 @@ def test_each_fault_ends_with_documented_exit_statuses() -> None:
 
 
 def test_the_folders_named_exist() -> None:
-    layout = README.split("## Where things are")[1]
+    layout = (DOCS / "architecture.md").read_text().split("## Where things are")[1]
     paths = re.findall(r"^(\w\S*)  ", layout, flags=re.MULTILINE)
     assert len(paths) >= 6
     for path in paths:
@@ -224,9 +226,8 @@ def test_the_examples_of_files_and_of_spark_are_what_a_job_reads(
     assert (tmp_path / "shared").is_dir()
 
     in_config = CONFIG.split("# [transforms.spark]\n")[1].split("\n\n")[0].replace("# ", "")
-    in_docs = (
-        (ROOT / "docs" / "files.md").read_text().split("[transforms.spark]")[1].split("\n```")[0].partition("\n")[2]
-    )
+    page = (DOCS / "destinations.md").read_text()
+    in_docs = page.split("[transforms.spark]")[1].split("\n```")[0].partition("\n")[2]
     assert tomllib.loads(in_config) == tomllib.loads(in_docs)
     monkeypatch.setenv("TRANSFORMS__SPARK", json.dumps(tomllib.loads(in_config)))
     assert load_settings().transforms.spark == {"spark.master": "spark://host:7077", "spark.executor.memory": "4g"}

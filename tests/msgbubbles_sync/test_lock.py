@@ -23,7 +23,7 @@ from msgbubbles_sync.lock import (
 )
 from msgbubbles_sync.workspace import Workspace
 
-README = Path(__file__).parents[2] / "README.md"
+COMMANDS = Path(__file__).parents[2] / "docs" / "commands.md"
 
 
 @pytest.fixture
@@ -99,4 +99,4 @@ def test_progress_is_recorded_only_for_held_locks(workspace: Workspace) -> None:
 
 
 def test_stall_timeout_is_documented() -> None:
-    assert f"no progress for {STALLED_AFTER.total_seconds() / 60:.0f} minutes" in README.read_text()
+    assert f"no progress for {STALLED_AFTER.total_seconds() / 60:.0f} minutes" in COMMANDS.read_text()

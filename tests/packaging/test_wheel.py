@@ -192,8 +192,8 @@ def test_package_without_extras_has_the_source_and_the_client(new_environment: C
     new_environment().run("-c", IMPORT_ALL, "msgbubbles")
 
 
-def test_five_lines_of_the_readme_load_everything(new_environment: Callable[..., Environment], server: Server) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+def test_five_lines_of_the_docs_load_everything(new_environment: Callable[..., Environment], server: Server) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(), flags=re.DOTALL)
     (block,) = (block for block in blocks if "msgbubbles_source" in block)
     counted = block + 'print(pipeline.dataset().messages.select("id").arrow().num_rows)\n'
     environment = new_environment(others=("duckdb",))

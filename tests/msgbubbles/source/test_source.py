@@ -1,4 +1,4 @@
-"""The source in somebody else's pipeline, as the README shows it."""
+"""The source in somebody else's pipeline, as docs/library.md shows it."""
 
 from __future__ import annotations
 

@@ -1,0 +1,190 @@
+"""Run every block of README and docs, in the order of the pages, in a fresh folder, and compare what it prints."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from configparser import ConfigParser
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+import pytest
+import yaml
+
+from helpers.doc_blocks import Block, find_missing_line, read_blocks, split_console
+from helpers.job import inherited_environment
+from msgbubbles_sync.sandbox import Account, Server, seed, serve
+from msgbubbles_sync.settings import load_settings
+
+ROOT = Path(__file__).parents[1]
+OTHERS = ("groups.md", "webhooks.md")
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(page for page in (ROOT / "docs").glob("**/*.md") if page.name not in OTHERS),
+]
+BLOCKS = [block for page in PAGES for block in read_blocks(page)]
+# Run or parsed; a block without a language is text.
+LANGUAGES = {"console", "cron", "csv", "dockerfile", "ini", "mermaid", "python", "sh", "sql", "toml", "yaml"}
+CRON_LINE = re.compile(r"([\d*/,-]+ +){5}/path/to/project/\.venv/bin/python /path/to/project/pipelines/chats\.py ")
+BASH = shutil.which("bash") or "/bin/bash"
+COPIED = ("pipelines", "transforms", "notebooks", "examples", "dlt_config", "docs", "tests")
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    account = Account()
+    seed(account, now=datetime.now(UTC), chats=40, messages=200, days=20)
+    with serve(account) as server:
+        yield server
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Return a copy of the project, as a user has it after `git clone` and the set-up of `make`."""
+    folder = tmp_path / "project"
+    ignored = shutil.ignore_patterns("secrets.toml", "logs", "__marimo__")
+    for name in COPIED:
+        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=ignored)
+    for path in ROOT.glob("*"):
+        if path.is_file() and path.suffix in (".md", ".toml", ".lock", ""):
+            shutil.copy2(path, folder)
+    (folder / ".venv").symlink_to(sys.prefix)
+    return folder
+
+
+def environment(project: Path, server: Server) -> dict[str, str]:
+    editor = project / "editor.sh"
+    editor.write_text(f'#!/bin/sh\nsed -i "s/^api_key = .*/api_key = \\"{server.key}\\"/" "$1"\n')
+    editor.chmod(0o700)
+    inherited = {name: value for name, value in inherited_environment().items() if not name.startswith("MAKE")}
+    return {
+        **inherited,
+        "EDITOR": str(editor),
+        "MAKEFLAGS": "--old-file=.venv/ready",
+        "SOURCES__MSGBUBBLES__BASE_URL": server.url,
+        "XDG_STATE_HOME": str(project / "state"),
+        "DLT_DATA_DIR": str(project / "dlt"),
+        "RUNTIME__DLTHUB_TELEMETRY": "false",
+        "COLUMNS": "120",
+    }
+
+
+def run(block: Block, command: list[str], project: Path, variables: dict[str, str]) -> str:
+    done = subprocess.run(
+        command,
+        cwd=project,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, f"{block}: exit status {done.returncode}\n{done.stdout}"
+    return done.stdout
+
+
+def test_blocks_run_in_order_and_print_what_is_documented(project: Path, server: Server) -> None:
+    variables = environment(project, server)
+    python = {**variables, "PYTHONPATH": str(project / "pipelines"), "SOURCES__MSGBUBBLES__API_KEY": server.key}
+    for block in BLOCKS:
+        if block.reason:
+            continue
+        if block.language == "console":
+            for command in split_console(block):
+                printed = run(block, [BASH, "-c", command.text], project, variables)
+                missing = find_missing_line(command.output, printed, project)
+                assert missing is None, f"{block}: {command.text}\nnot printed: {missing}\nprinted:\n{printed}"
+        elif block.language == "sh":
+            run(block, [BASH, "-ec", block.body], project, variables)
+        elif block.language == "python":
+            run(block, [sys.executable, "-c", block.body], project, python)
+        elif block.language == "sql":
+            with duckdb.connect(str(project / "demo.duckdb"), read_only=True) as connection:
+                connection.execute(block.body)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_block_is_valid_in_its_language(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = block.body
+    assert block.language in LANGUAGES | {""}
+    match block.language:
+        case "console":
+            for command in split_console(block):
+                subprocess.run([BASH, "-n", "-c", command.text], check=True)
+        case "sh":
+            subprocess.run([BASH, "-n", "-c", body], check=True)
+        case "python":
+            ast.parse(body)
+        case "sql":
+            assert duckdb.extract_statements(body)
+        case "toml":
+            check_settings(block, tmp_path, monkeypatch)
+        case "yaml":
+            assert all(yaml.safe_load_all(body))
+        case "ini":
+            parser = ConfigParser(strict=False, interpolation=None)
+            parser.optionxform = str  # type: ignore[method-assign, assignment]
+            parser.read_string(body)
+            assert parser.sections()
+        case "csv":
+            header, *rows = list(csv.reader(body.splitlines()))
+            assert rows
+            assert {len(row) for row in rows} == {len(header)}
+        case "cron":
+            for line in body.splitlines():
+                assert re.match(r"([\d*/,-]+ +){5}/path/to/project/\.venv/bin/python /path/to/project/(\S+)", line), (
+                    line
+                )
+
+
+def check_settings(block: Block, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load a block as the file that its first line names; the job refuses settings that do not exist."""
+    named = re.match(r"# (dlt_config/(?:config|secrets)\.toml)", block.body)
+    assert named, f"{block}: begin with the name of the file, as # dlt_config/config.toml"
+    assert tomllib.loads(block.body)
+    for name in [name for name in os.environ if "__" in name.strip("_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("DLT_PROJECT_DIR", str(folder))
+    (folder / "dlt_config").mkdir()
+    (folder / named[1]).write_text(block.body)
+    load_settings()
+
+
+def test_every_link_leads_to_a_file_and_a_heading() -> None:
+    for page in [*PAGES, *(ROOT / "docs" / name for name in OTHERS)]:
+        text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        links = re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)|src=\"([^\"]+)\"", text)
+        for path, anchor, image in links:
+            target = (page.parent / (path or image or page.name)).resolve()
+            assert target.exists(), f"{page.name}: {path or image} does not exist"
+            if anchor:
+                headings = re.findall(r"^#+ (.+)$", target.read_text(), flags=re.MULTILINE)
+                assert anchor in {build_anchor(heading) for heading in headings}, f"{page.name}: {path}#{anchor}"
+
+
+def build_anchor(heading: str) -> str:
+    """Return GitHub's anchor of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_readme_fits_on_a_screen_and_names_both_commands() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    assert "make demo" in text
+    assert "make test" in text
+
+
+def test_no_page_installs_a_name_that_is_not_on_an_index() -> None:
+    for page in [*PAGES, *(ROOT / "docs" / name for name in OTHERS), *(ROOT / "notebooks").glob("*")]:
+        if page.is_file():
+            assert not re.search(r"pip install [^\n]*msgbubbles[-_]sync", page.read_text()), page
