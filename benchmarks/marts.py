@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT / "pipelines"))
 
 from msgbubbles_sync.dbt.runner import transform  # noqa: E402
 from msgbubbles_sync.destinations import build_destination  # noqa: E402
-from msgbubbles_sync.settings import TransformSettings  # noqa: E402
+from msgbubbles_sync.settings import Settings, TransformSettings  # noqa: E402
 from msgbubbles_sync.workspace import Workspace  # noqa: E402
 
 NEW_MESSAGES = 1000
@@ -102,7 +102,7 @@ def land(workspace: Workspace, load: str, chats: int, messages: int, *, is_new: 
 
 def timed(workspace: Workspace, transforms: TransformSettings = TransformSettings(data_tests="off")) -> float:  # noqa: B008
     began = time.monotonic()
-    transform(workspace, build_destination(workspace), transforms)
+    transform(workspace, build_destination(workspace), Settings(transforms=transforms))
     return time.monotonic() - began
 
 

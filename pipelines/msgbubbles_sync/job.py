@@ -17,7 +17,7 @@ from msgbubbles.settings import SourceSettings
 from msgbubbles.source.run import MissingRows, Run
 
 from .context import Context, Limits
-from .dbt.runner import check_tools, is_outdated, transform, verdict
+from .dbt.runner import check_tools, is_outdated, load_test_result, transform
 from .destinations import Destination, claims
 from .destinations.version import store_version
 from .groups.load import load_ledger
@@ -124,17 +124,17 @@ def _load_events(context: Context) -> None:
 
 def _build_marts(context: Context, report: RunReport, *, with_transform: bool) -> None:
     """Bring the marts up to date where rows or models have changed."""
-    workspace, transforms = context.workspace, context.settings.transforms
-    is_due = with_transform and (workspace.is_pending("transform") or is_outdated(workspace, transforms))
+    workspace = context.workspace
+    is_due = with_transform and (workspace.is_pending("transform") or is_outdated(workspace, context.settings))
     # Without the first answer of the API there is nothing to build from, and its fault is what to report.
     if is_due and _has_streams(context.destination):
         workspace.set_pending("publish")
         context.console.say("building the marts")
         with report.timed("transform"):
-            transform(workspace, context.destination, transforms)
+            transform(workspace, context.destination, context.settings)
         workspace.set_done("transform")
-    report.tested = verdict(workspace)
-    report.held_marts = report.tested.marts if transforms.data_tests == "hold" else []
+    report.tested = load_test_result(workspace)
+    report.held_marts = report.tested.marts if context.settings.transforms.data_tests == "hold" else []
 
 
 def _publish(context: Context, report: RunReport, *, max_age_minutes: float) -> None:

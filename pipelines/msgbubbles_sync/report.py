@@ -20,7 +20,7 @@ from msgbubbles.source.state import FailedRead
 from msgbubbles.transport import VERSION
 
 from .context import Context
-from .dbt.runner import Verdict
+from .dbt.runner import DataTestResult
 from .outcome import Outcome, explain_end
 from .run_log import iso_timestamp
 
@@ -42,7 +42,7 @@ class RunReport:
     published: bool = False
     published_bytes: int | None = None
     rows_in_warehouse: dict[str, int] = field(default_factory=dict)
-    tested: Verdict = field(default_factory=Verdict)
+    tested: DataTestResult = field(default_factory=DataTestResult)
     held_marts: list[str] = field(default_factory=list)
     expired: dict[str, int] = field(default_factory=dict)
     failed_reads: list[FailedRead] = field(default_factory=list)

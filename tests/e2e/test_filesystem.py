@@ -202,7 +202,7 @@ def test_without_spark_the_marts_are_refused_before_anything_is_read(new_job: Ne
     job.environment = {"PATH": "/nowhere", "JAVA_HOME": "/nowhere"}
     _, errors = (process := job.start(*INTO, transform=True)).communicate(timeout=120)
     assert process.returncode == 2, errors
-    assert "the marts of files are made by Spark, which needs" in errors
+    assert "Spark builds the marts of --destination filesystem, and it needs" in errors
     assert "--no-transform" in errors
     assert job.server.requests == []
     assert not list(files.glob("msgbubbles/*"))

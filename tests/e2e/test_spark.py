@@ -52,7 +52,7 @@ def test_spark_that_cannot_be_started_is_told_of(new_job: Callable[..., Job]) ->
     job.environment = {"TRANSFORMS__SPARK": '{"spark.master": "nonsense"}'}
     _, errors = (process := job.start(*INTO, transform=True)).communicate(timeout=120)
     assert process.returncode == 2, errors
-    assert "Spark could not be started" in errors
+    assert "Spark did not start" in errors
     log = job.folder / ".msgbubbles" / "company.filesystem" / "dbt" / "spark.log"
     assert str(log) in errors
     assert "Master must" in log.read_text()

@@ -109,10 +109,10 @@ class Warehouse:
         if command[0] == "parse" or {"--vars", "--target"} & set(command):
             return None
         names = ("duckdb", self.path.stem, "UTC", "")
-        found = manifest.stored(*names)
+        found = manifest.load_manifest(*names)
         if found is None:
             found = dbtRunner().invoke(["parse", *arguments]).result
-            manifest.store(found, *names)
+            manifest.store_manifest(found, *names)
         return found
 
     def transform(self, *options: str) -> None:

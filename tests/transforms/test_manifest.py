@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from msgbubbles_sync.dbt import manifest_cache as manifest, runner as transform
+from msgbubbles_sync.settings import Settings
 from msgbubbles_sync.workspace import Workspace
 from msgbubbles_sync.dbt.runner import compile_models
 
@@ -24,7 +25,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for module in (manifest, transform):
         monkeypatch.setattr(module, "PROJECT", copy)
     monkeypatch.setenv("MSGBUBBLES_DUCKDB_PATH", "")  # what is compiled sets it, and another test needs its own
-    compile_models(_workspace(tmp_path / "one"))
+    compile_models(_workspace(tmp_path / "one"), "", Settings())
     return copy
 
 
@@ -45,14 +46,14 @@ def _append(text: str) -> Callable[[Path], None]:
 def test_it_is_parsed_once_for_all_and_anew_when_the_project_changes(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert manifest.stored(*NAMES) is not None
-    assert manifest.stored("duckdb", ":memory:", "Asia/Kolkata", "") is None
-    assert manifest.stored("duckdb", "company", "UTC", "") is None
-    assert manifest.stored("duckdb", ":memory:", "UTC", "north_") is None
+    assert manifest.load_manifest(*NAMES) is not None
+    assert manifest.load_manifest("duckdb", ":memory:", "Asia/Kolkata", "") is None
+    assert manifest.load_manifest("duckdb", "company", "UTC", "") is None
+    assert manifest.load_manifest("duckdb", ":memory:", "UTC", "north_") is None
 
     parsed: list[Any] = []
-    monkeypatch.setattr(transform, "store", lambda *names: parsed.append(names))
-    compile_models(_workspace(tmp_path / "two"))
+    monkeypatch.setattr(transform, "store_manifest", lambda *names: parsed.append(names))
+    compile_models(_workspace(tmp_path / "two"), "", Settings())
     assert not parsed, "another warehouse of that name parses nothing"
 
     model = project / "models" / "marts" / "contact.sql"
@@ -63,17 +64,17 @@ def test_it_is_parsed_once_for_all_and_anew_when_the_project_changes(
         project / "models" / "marts" / "_marts.yml": lambda path: path.rename(path.with_name("_other.yml")),
         project / "tests" / "new.sql": lambda path: path.write_text("select 1 as one where false"),
     }.items():
-        kept = manifest.stored(*NAMES)
+        kept = manifest.load_manifest(*NAMES)
         assert kept is not None
         change(path)
-        assert manifest.stored(*NAMES) is None, path.name
-        manifest.store(kept, *NAMES)
+        assert manifest.load_manifest(*NAMES) is None, path.name
+        manifest.store_manifest(kept, *NAMES)
 
 
 def test_a_file_that_cannot_be_used_is_parsed_over(project: Path, tmp_path: Path) -> None:
     [kept] = (project / "target").iterdir()
     for damage in (b"", kept.read_bytes()[: manifest.KEY_BYTES] + b"no msgpack"):
         kept.write_bytes(damage)
-        assert manifest.stored(*NAMES) is None
-    compile_models(_workspace(tmp_path / "two"))
-    assert manifest.stored(*NAMES) is not None
+        assert manifest.load_manifest(*NAMES) is None
+    compile_models(_workspace(tmp_path / "two"), "", Settings())
+    assert manifest.load_manifest(*NAMES) is not None

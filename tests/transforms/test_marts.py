@@ -10,10 +10,9 @@ import pytest
 
 from msgbubbles.source.state import FailedRead
 from msgbubbles_sync.run_log import store_failed_reads
-from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.workspace import Workspace
 from msgbubbles_sync.dbt.runner import _Dbt
-from msgbubbles_sync.settings import TransformSettings
+from msgbubbles_sync.settings import load_settings
 
 ROWS_OF_A_CHAT = {
     # messages of one chat: (minute, direction, status), in the order of their landing
@@ -195,8 +194,8 @@ def test_chat_whose_latest_message_is_not_visible_yet_is_not_complete(
     # The lookback is the source's, whatever the project was parsed with.
     monkeypatch.setenv("SOURCES__MSGBUBBLES__LOOKBACK_SECONDS", "420")
     workspace = Workspace.from_path(warehouse.path)
-    dbt = _Dbt(workspace, build_destination(workspace), "duckdb", {"MSGBUBBLES_DUCKDB_PATH": str(warehouse.path)}, TransformSettings())
-    assert not dbt.run("run", "--select", "thread_activity").wrong
+    dbt = _Dbt(workspace, "", "duckdb", {"MSGBUBBLES_DUCKDB_PATH": str(warehouse.path)}, load_settings())
+    assert not dbt.run("run", "--select", "thread_activity").failed
     assert found() == not_visible | {"deleted message": (False, None, None, 1), "read": (True, 49, "us", 1)}
 
 

@@ -13,7 +13,7 @@ import pytest
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.dbt.runner import transform
 from msgbubbles_sync.errors import TransformError
-from msgbubbles_sync.settings import TransformSettings
+from msgbubbles_sync.settings import Settings
 from msgbubbles_sync.workspace import Workspace
 
 
@@ -26,7 +26,7 @@ def test_failed_model_leaves_the_database_closed(warehouse: Any, tmp_path: Path)
     gc.disable()  # it may come by chance
     try:
         with pytest.raises(TransformError, match="the marts could not be built"):
-            transform(workspace, build_destination(workspace), TransformSettings())
+            transform(workspace, build_destination(workspace), Settings())
         # Refused while dbt has the file open to write.
         with duckdb.connect(str(workspace.work), read_only=True) as connection:
             connection.execute("from duckdb_tables()").fetchall()

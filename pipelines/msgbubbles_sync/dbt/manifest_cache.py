@@ -1,9 +1,8 @@
-"""The dbt project as dbt has parsed it, kept in `transforms/target/`; of an installed package, in the user's cache.
+"""Store the parsed dbt project in `transforms/target/`, or in the user's cache if the package is installed.
 
-Parsing takes dbt longer than building a small account's marts does. What comes of it depends on the project's files,
-on dbt, and on the names of target, database, schemas and time zone, and on nothing else of a warehouse: so warehouses
-share it.
-dbt's own memory of it (`partial_parse`) is for one database file only.
+dbt takes longer to parse the project than to build a small account's marts. The result depends on the project's files,
+on dbt, and on the names of target, database, schemas and time zone, but on nothing else in a warehouse, so that
+warehouses share it. dbt's own cache (`partial_parse`) works for one database file only.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ if TYPE_CHECKING:
 
 # In a checkout this is a link to the folder of that name at the top.
 PROJECT = (Path(__file__).parents[1] / "transforms").resolve()
-# What dbt itself puts there.
+# Folders that dbt creates.
 MADE_BY_DBT = ("target", "logs", "dbt_packages")
 KEY_BYTES = 32
 
 
-def digest_of(paths: Iterable[Path], *settings: str) -> hashlib._Hash:
-    """Stands for files of the project and for settings; of files that differ, it differs."""
+def compute_digest(paths: Iterable[Path], *settings: str) -> hashlib._Hash:
+    """Compute a digest of files of the project and of settings."""
     digest = hashlib.sha256("\0".join(settings).encode())
     for path in sorted(paths):
         content = path.read_bytes()
@@ -41,42 +40,42 @@ def digest_of(paths: Iterable[Path], *settings: str) -> hashlib._Hash:
     return digest
 
 
-def stored(target: str, database: str, time_zone: str, schema_prefix: str) -> Manifest | None:
-    """What was stored for the project as it is now; null where it has to be parsed."""
-    from dbt.contracts.graph.manifest import Manifest
+def load_manifest(target: str, database: str, time_zone: str, schema_prefix: str) -> Manifest | None:
+    """Load the manifest of the project as it is now; null if it has to be parsed."""
+    from dbt.contracts.graph.manifest import Manifest  # takes seconds
 
     try:
-        kept = _path(target, database, schema_prefix).read_bytes()
-        if kept[:KEY_BYTES] != _key(target, database, time_zone, schema_prefix):
+        content = _path(target, database, schema_prefix).read_bytes()
+        if content[:KEY_BYTES] != _compute_key(target, database, time_zone, schema_prefix):
             return None
-        found = Manifest.from_msgpack(kept[KEY_BYTES:])
-    except Exception:  # whatever is wrong with the file, parsing mends it
+        manifest = Manifest.from_msgpack(content[KEY_BYTES:])
+    except Exception:  # whatever is wrong with the file, parsing replaces it
         return None
-    found.build_parent_and_child_maps()
-    return found
+    manifest.build_parent_and_child_maps()
+    return manifest
 
 
-def store(manifest: Manifest, target: str, database: str, time_zone: str, schema_prefix: str) -> None:
-    """Keep it for all warehouses. Where it cannot be kept, the next run parses again."""
+def store_manifest(manifest: Manifest, target: str, database: str, time_zone: str, schema_prefix: str) -> None:
+    """Store a manifest for all warehouses."""
     path = _path(target, database, schema_prefix)
-    with suppress(OSError):
+    with suppress(OSError):  # the next run parses again
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, new = tempfile.mkstemp(dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(_key(target, database, time_zone, schema_prefix) + manifest.to_msgpack())
+            file.write(_compute_key(target, database, time_zone, schema_prefix) + manifest.to_msgpack())
         Path(new).replace(path)
 
 
 def _path(target: str, database: str, schema_prefix: str) -> Path:
-    # The name of a database may be anything.
+    # A database may have any name, so its hash is in the path.
     folder = PROJECT / "target" if IS_CHECKOUT else platformdirs.user_cache_path("msgbubbles") / "dbt"
     return folder / f"{target}-{schema_prefix}{hashlib.sha256(database.encode()).hexdigest()[:16]}.msgpack"
 
 
-def _key(*names: str) -> bytes:
+def _compute_key(*names: str) -> bytes:
     files = (path for path in PROJECT.rglob("*") if path.is_file() and _is_source(path))
     made_with = [version(name) for name in ("dbt-core", "dbt-duckdb", "dbt-common", "dbt-adapters")]
-    return digest_of(files, platform.python_version(), *made_with, *names).digest()
+    return compute_digest(files, platform.python_version(), *made_with, *names).digest()
 
 
 def _is_source(path: Path) -> bool:

@@ -1,6 +1,6 @@
-"""A session of Spark in which dbt builds marts of files, and leaves files.
+"""Open a Spark session in which dbt builds marts from files, and writes files.
 
-Nothing of Spark outlives the session: what it is told of the tables is in memory, and all it makes are Parquet files.
+The session's catalog is in memory: only Parquet files outlive it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from msgbubbles_sync.files import write_privately
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-NO_SPARK = """the marts of files are made by Spark, which needs {what}; or leave them as they are: --no-transform"""
-NO_START = """Spark could not be started ({why}), which needs Java 17 or 21; what it said is in {log}; mend that, or
-[transforms.spark] of dlt_config/config.toml, or leave the marts as they are: --no-transform"""
-# What the models rely on.
+NO_SPARK = """Spark builds the marts of --destination filesystem, and it needs {what};
+or skip the marts: --no-transform"""
+NO_START = """Spark did not start ({why}); its messages are in {log}. It needs Java 17 or 21: fix that, or
+[transforms.spark] in dlt_config/config.toml, or skip the marts: --no-transform"""
+# The models rely on these.
 NEEDED = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
@@ -38,7 +39,7 @@ DEFAULTS = {
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
 }
-# On one machine, Spark's own 200 are mostly empty ones.
+# On one machine, most of Spark's default of 200 partitions would be empty.
 ONE_MACHINE = {"spark.sql.shuffle.partitions": "8"}
 LOGGING = """rootLogger.level = warn
 rootLogger.appenderRef.file.ref = file
@@ -52,7 +53,7 @@ appender.file.layout.pattern = %d %p %c: %m%n%ex
 
 
 def require() -> str:
-    """What is there of Spark, in words. Raises `UsageError` where it could not run."""
+    """Check that Spark can run, and describe with what. Raises `UsageError`."""
     if importlib.util.find_spec("pyspark") is None or importlib.util.find_spec("dbt.adapters.spark") is None:
         raise UsageError(NO_SPARK.format(what='more packages: pip install "msgbubbles-sync[spark]"'))
     java = shutil.which("java", path=f"{os.environ.get('JAVA_HOME', '')}/bin{os.pathsep}{os.environ.get('PATH', '')}")
@@ -66,10 +67,10 @@ def _as_text(value: Any) -> str:
 
 
 @contextmanager
-def session(given: Mapping[str, Any], logs: Path) -> Iterator[SparkSession]:
-    """A session with these settings, which ends with the block. What Spark has to say is in a file in `logs`."""
+def open_session(settings: Mapping[str, Any], logs: Path) -> Iterator[SparkSession]:
+    """Open a session with these settings until the block ends. Spark's messages go to a file in `logs`."""
     require()
-    options = DEFAULTS | {name: _as_text(value) for name, value in given.items()} | NEEDED
+    options = DEFAULTS | {name: _as_text(value) for name, value in settings.items()} | NEEDED
     is_local = options["spark.master"].startswith("local")
     log = write_privately(logs / "spark.log", "")
     logging = write_privately(logs / "log4j2.properties", LOGGING.format(log=log))
@@ -77,18 +78,18 @@ def session(given: Mapping[str, Any], logs: Path) -> Iterator[SparkSession]:
     options["spark.driver.extraJavaOptions"] = java.strip()
     if is_local:
         options = ONE_MACHINE | options
-        # All of it is on this machine, and nobody else has to reach it.
+        # No other machine has to reach it.
         os.environ |= {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_LOCAL_HOSTNAME": "localhost"}
-    with warnings.catch_warnings(), _errors_into(log):
-        warnings.simplefilter("ignore")  # it says that pandas is too new for a part that is not used
-        from pyspark.sql import SparkSession
+    with warnings.catch_warnings(), _redirect_stderr(log):
+        warnings.simplefilter("ignore")  # pandas is too new for a part of Spark that is not used here
+        from pyspark.sql import SparkSession  # only a part of the users have it installed
 
         builder = SparkSession.builder
         for name, value in options.items():
             builder = builder.config(name, value)
         try:
             spark = builder.getOrCreate()
-        except Exception as error:  # its kinds are many, and what it says is for its log
+        except Exception as error:  # of many types; the log has its message
             raise UsageError(NO_START.format(why=type(error).__name__, log=log)) from None
     try:
         yield spark
@@ -97,8 +98,8 @@ def session(given: Mapping[str, Any], logs: Path) -> Iterator[SparkSession]:
 
 
 @contextmanager
-def _errors_into(path: Path) -> Iterator[None]:
-    """What processes that are begun here write to standard error goes into a file."""
+def _redirect_stderr(path: Path) -> Iterator[None]:
+    """Redirect the standard error of this process, and of those started in the block, to a file."""
     before = os.dup(2)
     try:
         with path.open("ab") as file:
@@ -109,19 +110,19 @@ def _errors_into(path: Path) -> Iterator[None]:
         os.close(before)
 
 
-def show(spark: SparkSession, landed: Path, build: Path, prefix: str) -> None:
-    """Have the session know the tables that lie in `landed`, and write what is built of them into `build`."""
+def register_tables(spark: SparkSession, loaded: Path, build: Path, prefix: str) -> None:
+    """Register the tables in the folder `loaded`, and let the models be written to the folder `build`."""
     for schema in ("files", f"{prefix}msgbubbles"):
         spark.sql(f"CREATE DATABASE {schema}")
-    spark.sql(f"CREATE DATABASE {prefix}marts LOCATION {_quoted(str(build))}")
-    spark.sql(f"CREATE DATABASE {prefix}staging LOCATION {_quoted(str(build / STAGING))}")
-    for name, table in read_tables(landed).items():
+    spark.sql(f"CREATE DATABASE {prefix}marts LOCATION {_quote(str(build))}")
+    spark.sql(f"CREATE DATABASE {prefix}staging LOCATION {_quote(str(build / STAGING))}")
+    for name, table in read_tables(loaded).items():
         view = f"{prefix}msgbubbles.{name}"
-        options = f"path {_quoted(str(landed / name))}, mergeSchema 'true'"
+        options = f"path {_quote(str(loaded / name))}, mergeSchema 'true'"
         spark.sql(f"CREATE TABLE files.{name} USING parquet OPTIONS ({options})")
         ranked = f"SELECT *, {table.rank} AS _rank FROM files.{name}"  # noqa: S608
         spark.sql(f"CREATE VIEW {view} AS SELECT * EXCEPT (_rank) FROM ({ranked}) WHERE _rank = 1")  # noqa: S608
-    # What only increments look at: everything is built anew.
+    # Only incremental builds read these, and Spark always builds everything.
     for view, columns in {
         f"{prefix}msgbubbles._dlt_loads": "'' AS load_id, 0 AS status",
         f"{prefix}staging.built_loads": "'' AS mart, '' AS load_id",
@@ -129,5 +130,5 @@ def show(spark: SparkSession, landed: Path, build: Path, prefix: str) -> None:
         spark.sql(f"CREATE VIEW {view} AS SELECT {columns} WHERE false")
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -141,7 +141,7 @@ def _load_records(local: LocalState) -> list[dict[str, Any]]:
 
 def _check_models(context: Context) -> CheckResult:
     try:
-        compile_models(context.workspace)
+        compile_models(context.workspace, context.destination.prefix, context.settings)
     except TransformError as error:
         fix = "fix the model; transforms/README.md shows how to run it"
         return CheckResult("transforms", "failed", str(error), fix)

@@ -71,7 +71,7 @@ def rewriting(context: Context) -> Iterator[duckdb.DuckDBPyConnection]:
     forget_build(workspace)
     if has_marts:
         say("building the marts")
-        transform(workspace, destination, context.settings.transforms)
+        transform(workspace, destination, context.settings)
         workspace.set_done("transform")
     with destination.open_writer() as connection:
         policy.store(connection, workspace, destination.write_schema)

@@ -30,7 +30,7 @@ from msgbubbles_sync.destinations.server import explain
 from msgbubbles_sync.errors import TransformError, UsageError
 from msgbubbles_sync.inspect.check import check_destination
 from msgbubbles_sync.run_log import store
-from msgbubbles_sync.settings import SyncSettings, TransformSettings
+from msgbubbles_sync.settings import Settings, SyncSettings
 from msgbubbles_sync.workspace import Workspace
 
 URL, CATALOG = "DESTINATION__POSTGRES__CREDENTIALS", "DESTINATION__DUCKLAKE__CREDENTIALS__CATALOG"
@@ -128,7 +128,7 @@ def test_neither_dlt_nor_dbt_sends_a_password_without_tls(
     with pytest.raises(Exception, match="SSL was required"):
         connect_by_adbc(workspace)
     with pytest.raises(TransformError):
-        transform(workspace, build_destination(workspace), TransformSettings())
+        transform(workspace, build_destination(workspace), Settings())
     monkeypatch.setenv(CATALOG, os.environ[URL])
     monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__BUCKET_URL", str(tmp_path / "lake"))
     with (
