@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT / "pipelines"), str(ROOT / "benchmarks")]
 from measure import Usage, fresh_folder, own_command, own_environment, pages, used  # noqa: E402
 from msgbubbles.settings import DEFAULTS  # noqa: E402
 from msgbubbles.source import coverage as plan  # noqa: E402
-from msgbubbles.source.config import Settings  # noqa: E402
+from msgbubbles.source.config import SourceConfig  # noqa: E402
 from msgbubbles.source.coverage import Coverage  # noqa: E402
 from msgbubbles.times import DAY_MS  # noqa: E402
 from msgbubbles_sync.sandbox import Account, NewMessage, Server, seed, serve  # noqa: E402
@@ -147,7 +147,7 @@ def build(folder: Path, work: Path) -> tuple[dict[str, float], Usage]:
 def state() -> dict[str, Any]:
     """Size of the coverage after a year of runs every five minutes, and how long it takes to plan from it."""
     found = {}
-    settings = Settings.from_source(DEFAULTS)
+    settings = SourceConfig.from_settings(DEFAULTS)
     for stream, tiers in settings.tiers.items():
         lookback_ms, now_ms = settings.lookback_ms, 0
         covered = Coverage([(0, 1, 0)])

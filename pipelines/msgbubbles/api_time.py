@@ -1,7 +1,7 @@
 """Estimate the API's clock from the `Date` of its answers.
 
-Coverage records times by this clock, so one answer with a wrong `Date` would keep rows from being read again until that
-date. A `Date` near the expected one is believed at once, another one only when several answers in a row agree on it:
+Coverage records times by this clock, so one answer with a wrong `Date` would prevent rows from being read again until
+that date. A `Date` near the expected one is accepted at once, any other only when several answers in a row agree on it:
 then the clock of this machine is wrong, or was set meanwhile.
 """
 
@@ -10,16 +10,16 @@ from __future__ import annotations
 import threading
 from datetime import datetime, timedelta
 
-# How far a `Date` may be from the expected one and still be believed at once.
+# How far a `Date` may be from the expected one to be accepted at once.
 MAX_SURPRISE = timedelta(minutes=15)
-# Dates of different answers agree when they differ from this machine's clock by the same, to this.
+# Two dates agree if their offsets from this machine's clock differ by less than this.
 AGREEMENT = timedelta(minutes=1)
-# Answers in a row that have to agree on an unexpected date, before an expected one was seen and after.
+# Answers in a row that have to agree on an unexpected date: before any date was accepted, and after.
 FIRST_ANSWERS, MORE_ANSWERS = 2, 10
 
 
 class ApiTime:
-    """The API's clock. Several threads may use it."""
+    """The API's clock. It is thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

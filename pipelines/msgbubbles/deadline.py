@@ -1,7 +1,7 @@
 """Enforce one deadline for a whole exchange: connecting, TLS, headers and body.
 
-httpx's timeouts are for single reads, so a server that sends a byte a second never meets them. Its network backend
-limits every socket operation to what is left of the exchange's time.
+httpx's timeouts apply to single reads, so a server that sends a byte a second never triggers them. The network backend
+here limits each socket operation to the remaining time of the exchange.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from typing import Any
 import httpcore
 import httpx
 
-# When the exchange of this thread has to be over, in seconds of the monotonic clock.
+# When the exchange of this thread has to end, in seconds of the monotonic clock.
 _ends_at: ContextVar[float | None] = ContextVar("_ends_at", default=None)
 
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Limit everything that a client of `enforce_deadlines` does in this block to `seconds` together.
+    """Limit everything that a client with `enforce_deadlines` does in this block to `seconds` in total.
 
-    A longer exchange raises `httpx.ConnectTimeout` before there is a connection, `httpx.ReadTimeout` or
-    `httpx.WriteTimeout` after that.
+    A longer exchange raises `httpx.ConnectTimeout`, `httpx.ReadTimeout` or `httpx.WriteTimeout`.
     """
     token = _ends_at.set(time.monotonic() + seconds)
     try:
@@ -35,7 +34,7 @@ def deadline(seconds: float) -> Iterator[None]:
 
 
 def enforce_deadlines(client: httpx.Client) -> None:
-    """Make a client respect `deadline`, through proxies too. httpx has no public option for the network backend."""
+    """Make a client respect `deadline`, also through proxies. httpx has no public option for the network backend."""
     for transport in (client._transport, *client._mounts.values()):
         if isinstance(transport, httpx.HTTPTransport):
             pool = transport._pool

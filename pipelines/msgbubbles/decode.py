@@ -1,8 +1,8 @@
-"""Rows of the API as `models` declares them. Reading a row never loses anything:
+"""Decode rows of the API into the structs of `models`, without losing anything.
 
-- a field that is not declared, or whose value has another type than declared, is stored as JSON in `extra`;
-- a row that has no usable key, or whose cursor is not a timestamp, becomes a `RejectedRow`, whole;
-- a link that may be signed is never part of either: `lenient.without_links` says which are.
+- Fields that are not declared, or have a value of another type, are stored as JSON in `extra`.
+- A row without a usable key, or whose cursor is not a timestamp, becomes a `RejectedRow` as a whole.
+- Links that may be signed are removed from both; see `lenient.without_links`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from operator import attrgetter
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET, Raw
 
 from .lenient import is_storable, storable, strict_json, without_links
 from .mentions import mask_handles
 from .models import NOTHING, NULL, Attachment, Chat, Key, Message, R, RejectedRow, Row
 from .times import TIME, read_time
 
-# Where a message may name its sender: by a handle, or by an object that has one.
+# Fields in which a message may name its sender, by a handle or an object with one of `HANDLE_FIELDS`.
 SENDER_FIELDS = ("sender", "sender_handle", "from", "author")
 HANDLE_FIELDS = ("handle", "address", "phone_number", "email")
 
@@ -35,40 +35,28 @@ def read_row(
     sender_fields: Sequence[str] = SENDER_FIELDS,
     on_odd: Callable[[str], None] = lambda _key: None,
 ) -> tuple[R | None, list[RejectedRow]]:
-    """Decode one row that did not fit the fast path. Returns the row, or None, and what was rejected of it.
+    """Decode one row that did not fit the fast path. Return the row, or null, and what was rejected of it.
 
-    `on_odd` gets the key of a row in which only a lenient reader understands a value.
+    `on_odd` is called with the key of a row that has values which only a lenient reader understands.
     """
     fields, is_odd = _read_fields(raw)
     if fields is None:
         return None, [_reject(stream, "not JSON" if is_odd else "not an object", raw, request_id)]
-
     values: dict[str, Any] = {}
     undeclared: dict[str, Raw] = {}
     rejected: list[RejectedRow] = []
-    declared, times = _declared(model), _times(model)
     if model is Message:
         values["sender_handle"], values["sender_field"] = _take_sender(fields, sender_fields)
     for name, value in fields.items():
-        field = declared.get(name)
+        field = _declared(model).get(name)
         if field is None or name.startswith("_"):
             undeclared[name] = value
         elif field.name == "sender_handle":
             # Another field named the sender, or this one does not.
             undeclared |= {} if value in (NULL, Raw(b'""')) else {name: value}
-        elif field.name == "attachments":
-            attachments = _attachments(value, request_id, rejected)
-            if attachments is UNSET:
-                undeclared[name] = value
-            else:
-                values[field.name] = attachments
-        elif field.type is Raw:
-            values[field.name] = value
         else:
             try:
-                values[field.name] = (
-                    read_time(value) if field.name in times else msgspec.json.decode(value, type=field.type)
-                )
+                values[field.name] = _read_value(field, value, request_id, rejected)
             except (msgspec.DecodeError, RecursionError):
                 if field.name in model.cursor_fields:
                     key = _read_key(fields.get(model.key_field, NULL))
@@ -76,11 +64,11 @@ def read_row(
                 undeclared[name] = value
     if not values.get(model.key_field):
         return None, [_reject(stream, f"no usable {model.key_field}", raw, request_id)]
-    for found in (values, undeclared):
-        for name, value in found.items():
+    for part in (values, undeclared):
+        for name, value in part.items():
             if isinstance(value, Raw) and not is_storable(bytes(value)):
-                found[name] = Raw(storable(bytes(value)))
-                is_odd = is_odd or found[name] != value
+                part[name] = Raw(storable(bytes(value)))
+                is_odd = is_odd or part[name] != value
     if undeclared:
         extra = msgspec.json.encode(undeclared)
         values["extra"] = Raw(without_links(extra, of_attachment=model is Attachment))
@@ -89,8 +77,18 @@ def read_row(
     return model(**values), rejected
 
 
+def _read_value(
+    field: msgspec.structs.FieldInfo, value: Raw, request_id: str | None, rejected: list[RejectedRow]
+) -> Any:
+    if field.name == "attachments":
+        return _read_attachments(value, request_id, rejected)
+    if field.type is Raw:
+        return value
+    return read_time(value) if field.type == TIME else msgspec.json.decode(value, type=field.type)
+
+
 def _read_fields(raw: Raw) -> tuple[dict[str, Raw] | None, bool]:
-    """Return the fields of a row, null where it is not an object, and whether only a lenient reader reads it."""
+    """Return the fields of a row, null if it is not an object, and whether only a lenient reader understands it."""
     try:
         return msgspec.json.decode(raw, type=dict[str, Raw]), False
     except msgspec.ValidationError:
@@ -106,8 +104,9 @@ def _read_fields(raw: Raw) -> tuple[dict[str, Raw] | None, bool]:
 
 
 def looks_like_row(model: type[Row], text: bytes) -> bool:
-    """Return whether a text is an object with the key of `model` and another of its fields, most of whose fields
-    `model` declares. An attachment does not look like a message.
+    """Return whether a text is an object with the key of `model`, mostly with fields that `model` declares.
+
+    An attachment does not look like a message.
     """
     fields = _read_fields(Raw(text))[0] or {}
     declared = fields.keys() & _declared(model).keys()
@@ -115,8 +114,9 @@ def looks_like_row(model: type[Row], text: bytes) -> bool:
 
 
 def _take_sender(fields: dict[str, Raw], names: Sequence[str]) -> tuple[str | None, str | None]:
-    """Remove the sender from the fields of a message. Returns the handle, and the name of the field unless that is
-    `sender`. What else a field says of the sender, a name for example, stays in it.
+    """Remove the sender from the fields of a message. Return the handle, and the field unless that is `sender`.
+
+    Other data about the sender, such as a name, stays in the field.
     """
     for name in names:
         try:
@@ -141,22 +141,22 @@ def _take_sender(fields: dict[str, Raw], names: Sequence[str]) -> tuple[str | No
 
 
 def without_senders(row: Message) -> Raw:
-    """Return the `extra` of a message without what it says of the sender, for a policy that hides handles."""
+    """Return the `extra` of a message without data about the sender, for a policy that hides handles."""
     if not bytes(row.extra):
         return row.extra
     fields = msgspec.json.decode(row.extra, type=dict[str, Raw])
-    kept = {name: value for name, value in fields.items() if name not in (*SENDER_FIELDS, row.sender_field)}
-    return row.extra if len(kept) == len(fields) else Raw(msgspec.json.encode(kept)) if kept else NOTHING
+    others = {name: value for name, value in fields.items() if name not in (*SENDER_FIELDS, row.sender_field)}
+    return row.extra if len(others) == len(fields) else Raw(msgspec.json.encode(others)) if others else NOTHING
 
 
 def are_plain_rows(model: type[Row], rows: Sequence[Row]) -> bool:
-    """Return whether rows that were decoded at once hold only values that every destination takes."""
-    read_event_times, raws_of = _checked(model)
-    years = {at.year for row in rows for at in read_event_times(row) if at is not None}
+    """Return whether rows that were decoded at once hold only values that every destination can store."""
+    get_times, get_raws = _build_getters(model)
+    years = {at.year for row in rows for at in get_times(row) if at is not None}
     if years and not (min(years) > 1970 and max(years) < 9999):
         return False
     # `extra` is filled here only if the API has a field of its wire name.
-    raws = [raw for row in rows for raw in raws_of(row) if raw is not NOTHING and len(raw) > len("null")]
+    raws = [raw for row in rows for raw in get_raws(row) if raw is not NOTHING and len(raw) > len("null")]
     if any(row.extra is not NOTHING for row in rows) or not all(is_storable(bytes(raw)) for raw in raws):
         return False
     attachments = [file for row in rows if isinstance(row, Message) and row.attachments for file in row.attachments]
@@ -164,18 +164,13 @@ def are_plain_rows(model: type[Row], rows: Sequence[Row]) -> bool:
 
 
 @cache
-def _checked(model: type[Row]) -> tuple[Callable[[Row], tuple[Any, ...]], Callable[[Row], tuple[Any, ...]]]:
-    """Return a getter of a row's timestamps, and one of its values that may be any JSON."""
+def _build_getters(model: type[Row]) -> tuple[Callable[[Row], tuple[Any, ...]], Callable[[Row], tuple[Any, ...]]]:
+    """Build a function that returns a row's timestamps, and one for its values that may be any JSON."""
     fields = [field for field in msgspec.structs.fields(model) if not field.encode_name.startswith("_")]
     times = [field.name for field in fields if field.type == TIME]
     raws = [field.name for field in fields if field.type is Raw]
-    # With one name, `attrgetter` gives a value and no tuple.
+    # With a single name, `attrgetter` returns a value instead of a tuple.
     return tuple(attrgetter(*names, *names[:1]) if names else lambda _row: () for names in (times, raws))  # type: ignore[return-value]
-
-
-@cache
-def _times(model: type[Row]) -> frozenset[str]:
-    return frozenset(field.name for field in msgspec.structs.fields(model) if field.type == TIME)
 
 
 @cache
@@ -184,13 +179,8 @@ def _declared(model: type[Row]) -> dict[str, msgspec.structs.FieldInfo]:
     return {field.encode_name: field for field in msgspec.structs.fields(model)}
 
 
-def _attachments(
-    value: Raw, request_id: str | None, rejected: list[RejectedRow]
-) -> list[Attachment] | UnsetType | None:
-    try:
-        items = msgspec.json.decode(value, type=list[Raw] | None)
-    except (msgspec.DecodeError, RecursionError):
-        return UNSET
+def _read_attachments(value: Raw, request_id: str | None, rejected: list[RejectedRow]) -> list[Attachment] | None:
+    items = msgspec.json.decode(value, type=list[Raw] | None)
     if items is None:
         return None
     attachments = []
@@ -214,7 +204,7 @@ def _reject(stream: str, reason: str, raw: Raw, request_id: str | None, key: str
 
 
 def reject_row(row: Row, stream: str, reason: str) -> RejectedRow:
-    """Return a row that was decoded, but has no place in its table, as a rejected row, whole."""
+    """Return a row that was decoded, but cannot be stored in its table, as a rejected row."""
     fields = {
         field.encode_name: getattr(row, field.name) for field in msgspec.structs.fields(row) if field.name != "extra"
     }
@@ -224,8 +214,9 @@ def reject_row(row: Row, stream: str, reason: str) -> RejectedRow:
 
 
 def read_participants(chat: Chat) -> list[str] | None:
-    """Return the handles in the undocumented field `participants` of a chat that was read by id, sorted: a list of
-    handles, or of objects with a `handle`. Null if there is no such list.
+    """Return the sorted handles in the undocumented field `participants` of a chat that was read by id.
+
+    That is a list of handles, or of objects with a `handle`. Null if there is no such list.
     """
     if not bytes(chat.extra):
         return None
@@ -236,7 +227,7 @@ def read_participants(chat: Chat) -> list[str] | None:
         return None
     if participants is None:
         return None
-    return sorted({one if isinstance(one, str) else one.handle for one in participants})
+    return sorted({person if isinstance(person, str) else person.handle for person in participants})
 
 
 class _Participant(msgspec.Struct):
@@ -244,7 +235,7 @@ class _Participant(msgspec.Struct):
 
 
 def unknown_fields(rows: list[R]) -> Iterator[str]:
-    """Yield the names of the fields in `extra`, for the run record: mask_handles, because a name may be a handle."""
+    """Yield the names of the fields in `extra`, for the run record. They may contain handles, which are masked."""
     for row in rows:
         if bytes(row.extra):
             yield from map(mask_handles, msgspec.json.decode(row.extra, type=dict[str, Raw]))

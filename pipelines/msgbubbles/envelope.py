@@ -1,7 +1,7 @@
-"""Decode the answers of the API: lists, single rows, and what writes answer with.
+"""Decode the answers of the API: lists, single rows, and answers to writes.
 
-A page of well-formed rows is decoded in one pass. Otherwise each row is read alone: one that does not fit `models`
-becomes a rejected row and costs no other.
+A page of well-formed rows is decoded in one pass. Otherwise each row is decoded separately, so that one that does not
+fit `models` becomes a rejected row and affects no other.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Envelope(msgspec.Struct, Generic[D]):
 
 
 class _LenientEnvelope(msgspec.Struct):
-    """The envelope of a list without its rows, leniently typed. Some encoders leave out an empty `data`."""
+    """The envelope of a list without its rows, leniently typed. Some encoders omit an empty `data`."""
 
     data: Raw | UnsetType = UNSET
     has_more: Raw = NULL
@@ -45,7 +45,7 @@ class _LenientEnvelope(msgspec.Struct):
 
     @property
     def says_more(self) -> bool | None:
-        """Read `has_more`. Raises `msgspec.DecodeError` for what is neither true, false nor null."""
+        """The value of `has_more`. Raises `msgspec.DecodeError` if that is neither true, false nor null."""
         try:
             return _FLAGS[bytes(self.has_more)]
         except KeyError:
@@ -70,10 +70,10 @@ def decode_page(
     answer: Answer,
     sender_fields: Sequence[str] = SENDER_FIELDS,
 ) -> Page[R]:
-    """Decode a page of a list that was asked for with `limit`. Raises `msgspec.DecodeError` where it is no list."""
+    """Decode a page of a list that was requested with `limit`. Raises `msgspec.DecodeError` if it is not a list."""
     page: Page[R] = Page([], [], None, False, answer.fetched_at, answer.server_at, answer.request_id)
     if not answer.body.strip():
-        # An empty list; or a body that was cut off, which does not happen twice in a row: so it is asked for again.
+        # An empty list, or a body that was cut off: `has_more` makes the paginator request it once more.
         return replace(page, has_more=answer.status != NO_CONTENT)
     body = fix_encoding(answer.body)
     try:
@@ -84,7 +84,6 @@ def decode_page(
         if are_plain_rows(model, envelope.data):
             full = limit is not None and len(envelope.data) >= limit
             return replace(page, rows=envelope.data, has_more=envelope.has_more, full=full)
-    # A row of this page is not what `models` declares: read it row by row, and keep what does not fit.
     raws, has_more = _read_raw_rows(model, body)
     rows, rejected, odd = [], [], set[str]()
     for raw in raws:
@@ -97,7 +96,7 @@ def decode_page(
 
 
 def _read_raw_rows(model: type[Row], body: bytes) -> tuple[Sequence[Raw], bool | None]:
-    """Return the rows of a list as sent, and its `has_more`. Raises `msgspec.DecodeError` where it is no list."""
+    """Return the rows of a list as sent, and its `has_more`. Raises `msgspec.DecodeError` if it is not a list."""
     try:
         envelope = msgspec.json.decode(body, type=_Envelope[list[Raw]])
     except (msgspec.DecodeError, RecursionError):
@@ -115,7 +114,7 @@ def _read_raw_rows(model: type[Row], body: bytes) -> tuple[Sequence[Raw], bool |
 
 
 def decode_row(model: type[R], answer: Answer, sender_fields: Sequence[str] = SENDER_FIELDS) -> R:
-    """Decode an answer that is one row. Raises `msgspec.DecodeError` where it is none."""
+    """Decode an answer that is one row. Raises `msgspec.DecodeError` if it is not a row."""
     body = fix_encoding(answer.body)
     try:
         data = msgspec.json.decode(body, type=_Envelope[Raw]).data
@@ -128,23 +127,21 @@ def decode_row(model: type[R], answer: Answer, sender_fields: Sequence[str] = SE
 
 
 def decode_written_message(answer: Answer, sender_fields: Sequence[str]) -> Message | None:
-    """Decode the message in the answer to a write; null where it shows none."""
+    """Decode the message in the answer to a write; null if it has none."""
     with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return decode_row(Message, answer, sender_fields=sender_fields)
     return None
 
 
 def decode_written_chat(answer: Answer) -> Chat | None:
-    """Decode the chat in the answer to a write; null where it shows none. The body of such an answer is not documented,
-    so another kind of body is no failure.
-    """
+    """Decode the chat in the answer to a write; null if it has none. The body of such an answer is undocumented."""
     with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         body = msgspec.json.decode(fix_encoding(answer.body), type=dict[str, Raw])
         shown = msgspec.json.decode(body["data"], type=dict[str, Raw]) if "data" in body else body
         for name in ("chat", "conversation", "group"):
             if name in shown:
                 shown = msgspec.json.decode(shown[name], type=dict[str, Raw])
-        # An object that belongs to a chat, as its first message, names the chat.
+        # An object that belongs to a chat, such as its first message, names the chat.
         owner = next((shown[name] for name in ("chat_id", "conversation_id") if name in shown), None)
         if owner is not None:
             return Chat(id=msgspec.json.decode(owner, type=Key))
@@ -154,17 +151,18 @@ def decode_written_chat(answer: Answer) -> Chat | None:
     return None
 
 
-# A pair of surrogates, half of one, or another escape: tried in this order, so that `\\\\ud83d` is text and no half.
+# A pair of surrogates, half of one, or another escape, in this order, so that `\\\\ud83d` is text.
 _ESCAPES = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F]..)|\\.", re.DOTALL)
-# How an answer may begin that is marked by a byte-order mark, or that is no UTF-8.
+# The first byte of a byte-order mark, or of an answer that is not UTF-8.
 _MARKS = (b"\xef", b"\xfe", b"\xff", b"\0")
 _MAY_HOLD_HALVES = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def fix_encoding(body: bytes) -> bytes:
-    """Replace what no strict decoder accepts by question marks, so that one text does not cost the page: halves of
-    surrogate pairs, which a text that was cut may end with, and bytes that are not UTF-8. The result is UTF-8 without a
-    byte-order mark, also where the answer is UTF-16 or UTF-32; nothing else changes.
+    """Convert a body to UTF-8 without a byte-order mark, also from UTF-16 or UTF-32.
+
+    Halves of surrogate pairs, with which a truncated text may end, and invalid bytes become question marks, so that one
+    text does not make the page unreadable.
     """
     if body[:1] in _MARKS or body[1:2] == b"\0":
         body = body.decode(json.detect_encoding(body), "replace").encode()

@@ -1,4 +1,4 @@
-"""Check the environment variables that say how to reach the network."""
+"""Check the environment variables that configure the network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCHEMES = ("http", "https", "socks5", "socks5h")
 
 
 def check_certificates() -> None:
-    """Raise `ConfigurationError` if SSL_CERT_FILE is no file of certificates."""
+    """Raise `ConfigurationError` if SSL_CERT_FILE is not a file of certificates."""
     path = os.environ.get("SSL_CERT_FILE")
     if not path:
         return
@@ -32,9 +32,7 @@ def check_certificates() -> None:
 
 
 def check_proxies() -> None:
-    """Raise `ConfigurationError` for a proxy, or a host that needs none, that httpx cannot read. The message quotes no
-    proxy, which may hold a password.
-    """
+    """Raise `ConfigurationError` for proxy settings that httpx cannot read, without quoting the proxy's password."""
     for name, value in os.environ.items():
         if name.upper() in PROXIES and value:
             _check_proxy(name, value)

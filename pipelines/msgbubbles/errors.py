@@ -1,4 +1,4 @@
-"""Errors, by what the caller should do about them.
+"""Errors, grouped by what the caller should do.
 
 MsgBubblesError
 ├── ConfigurationError      fix the configuration
@@ -10,15 +10,21 @@ MsgBubblesError
 │   ├── NoIdError           created, but the answer has no id: look it up
 │   └── ConflictError       409: `conflict`, `not_a_group`
 ├── AuthenticationError     401: fix the key
-│   └── ForbiddenError      403: this object, this endpoint or the whole account is closed to the key
+│   └── ForbiddenError      403: the key has no access to this object, this endpoint or the whole account
 └── Halt                    not a fault: the caller asked to stop
     ├── Interrupted         Ctrl-C, or SIGTERM
-    └── RequestsSpent       the requests allowed to this run are used up
+    └── LimitReached        one of the limits of this run
 
-No message holds a key, a handle or a text: the API's own message is quoted only as its stable code.
+No message holds a key, a handle or a text: of the API's own message only its stable code is quoted.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+Limit = Literal["requests", "batch", "refresh share", "missing rows"]
 
 
 class MsgBubblesError(Exception):
@@ -26,11 +32,11 @@ class MsgBubblesError(Exception):
 
 
 class ConfigurationError(MsgBubblesError):
-    """The configuration cannot be used; the message says which key is wrong and how to fix it."""
+    """The configuration is wrong; the message names the key and how to fix it."""
 
 
 class ApiError(MsgBubblesError):
-    """The API, or the way to it, failed. `code` is the API's stable error code, where it sent one."""
+    """The API or the connection failed. `code` is the API's stable error code, null if it sent none."""
 
     def __init__(
         self,
@@ -51,7 +57,7 @@ class RetryableError(ApiError):
 
 
 class RateLimitedError(RetryableError):
-    """429. `retry_after_seconds` is what the API asked for, null where it did not say."""
+    """429. `retry_after_seconds` is the wait that the API asked for, null if it named none."""
 
     retry_after_seconds: float | None = None
 
@@ -69,7 +75,7 @@ class NotFoundError(PermanentError):
 
 
 class NoIdError(PermanentError):
-    """A success whose answer has no id: it was created, and has to be looked up."""
+    """Something was created, but the answer has no id. Look it up."""
 
 
 class ConflictError(PermanentError):
@@ -81,25 +87,37 @@ class AuthenticationError(ApiError):
 
 
 class ForbiddenError(AuthenticationError):
-    """403: the key is right; this object, this endpoint or the whole account is closed to it. Only other requests show
-    which of them.
-    """
+    """403: the key is valid, but has no access to this object, this endpoint or the whole account."""
 
 
 class Halt(MsgBubblesError):  # noqa: N818 - not an error
-    """The caller asked to stop. What was read until now is valid."""
+    """The caller asked to stop. Everything read so far is valid."""
 
 
 class Interrupted(Halt):
     """A signal asked to stop."""
 
 
-class RequestsSpent(Halt):
-    """The requests that the caller allowed (`max_requests`) are used up."""
+class LimitReached(Halt):
+    """A limit of this run was reached: all its requests, or those for one purpose."""
+
+    def __init__(self, limit: Limit, message: str = "") -> None:
+        super().__init__(message or f"limit reached: {limit}")
+        self.limit = limit
+
+
+@contextmanager
+def until(limit: Limit) -> Iterator[None]:
+    """End the block without an error when this limit is reached."""
+    try:
+        yield
+    except LimitReached as reached:
+        if reached.limit != limit:
+            raise
 
 
 def is_unit_error(error: BaseException) -> bool:
-    """Return whether an error concerns only what was requested, and not the key, the network or the whole API."""
+    """Return whether an error concerns only the requested object, not the key, the network or the whole API."""
     if isinstance(error, AuthenticationError):
         return isinstance(error, ForbiddenError)
     return isinstance(error, ApiError) and not isinstance(error, UnreachableError | RateLimitedError)

@@ -30,9 +30,9 @@ from .environment import check_certificates, check_proxies
 from .errors import (
     ConfigurationError,
     Interrupted,
+    LimitReached,
     PermanentError,
     RateLimitedError,
-    RequestsSpent,
     RetryableError,
     UnreachableError,
 )
@@ -255,13 +255,13 @@ class Transport:
         return retrying(attempt)
 
     def _wait_for_turn(self, endpoint: str) -> None:
-        """Wait until a request may be sent, and count it. Raises `RequestsSpent` when the run may send no more."""
+        """Wait until a request may be sent, and count it. Raises `LimitReached` when the run may send no more."""
         while True:
             if self._stop.is_set():
                 raise Interrupted("stopped")
             with self._counting:
                 if self.max_requests is not None and self.traffic.total >= self.max_requests:
-                    raise RequestsSpent(f"the {self.max_requests} requests allowed to this run are used up")
+                    raise LimitReached("requests", f"the {self.max_requests} requests allowed to this run are used up")
                 wait = self._rate_limiter.acquire() if self._rate_limiter else 0.0
                 if wait <= 0:
                     self.traffic.requests[endpoint] += 1

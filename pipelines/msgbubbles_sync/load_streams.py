@@ -17,7 +17,6 @@ from dlt.pipeline.exceptions import PipelineStepFailed
 from msgbubbles.errors import MsgBubblesError
 from msgbubbles.settings import SourceSettings
 from msgbubbles.source import msgbubbles_source, reconcile
-from msgbubbles.source.config import Settings
 from msgbubbles.source.run import MissingRows
 from msgbubbles.source.stored import Warehouse
 
@@ -121,27 +120,25 @@ class StreamLoader:
     def _reconcile(self) -> None:
         """Load by id what the loads of this run, and of those before, show to be missing."""
         run = self._run
-        if run.settings is None:
-            return
         if not (self._workspace.is_pending("repair") or resource_states(self._pipeline).chats.threads or run.missing):
             return
-        run.missing = self._find_missing(run.settings)
+        run.missing = self._find_missing()
         if run.missing is not None:
             self._say("reading what is missing")
             self._load("messages", "chats")
             # With the orphans there, what only they could prove may be proven.
             if run.error is None and run.halt is None:
-                run.missing = self._find_missing(run.settings)
+                run.missing = self._find_missing()
                 if run.missing is not None and run.missing.chats_proven:
                     self._load("chats")
         if run.missing is None and run.error is None and run.halt is None:
             self._workspace.set_done("repair")
 
-    def _find_missing(self, settings: Settings) -> MissingRows | None:
+    def _find_missing(self) -> MissingRows | None:
         """Return what finished loads show to be missing."""
         warehouse = Warehouse(self._pipeline)
         with warehouse.connected():
-            return reconcile.find_missing(warehouse, resource_states(self._pipeline), settings)
+            return reconcile.find_missing(warehouse, resource_states(self._pipeline), self._run.config)
 
     def _note_failed_reads(self) -> None:
         report = self._report

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import duckdb
 
-from msgbubbles.errors import ConfigurationError, Interrupted, MsgBubblesError, RequestsSpent
+from msgbubbles.errors import ConfigurationError, Interrupted, LimitReached, MsgBubblesError
 
 from .context import Context
 from .destinations.publish import DAMAGE_WORDS
@@ -53,7 +53,7 @@ def explain_end(ended_by: BaseException | None, context: Context | None, *, is_i
 
     The details of an error that may quote rows are written to a file of the workspace that only the user reads.
     """
-    if ended_by is None or isinstance(ended_by, RequestsSpent):
+    if ended_by is None or isinstance(ended_by, LimitReached):
         return Outcome(EXIT_INCOMPLETE if is_incomplete else 0, str(ended_by or ""))
     if isinstance(ended_by, AnotherJobRunsError):
         return Outcome(EXIT_FAILED if isinstance(ended_by, JobStalledError) else EXIT_LOCKED, str(ended_by))

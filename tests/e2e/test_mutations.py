@@ -25,7 +25,7 @@ from helpers import postgres
 from helpers.job import Job
 from helpers.warehouse_rows import expected
 from helpers.world import World
-from msgbubbles.source.config import Settings
+from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.coverage import Tier
 from msgbubbles.source.run import Run
 from msgbubbles.times import DAY_MS, HOUR_MS
@@ -232,7 +232,7 @@ def shown(row: Row, name: str) -> Any:
 def test_a_mutated_row_costs_at_most_itself(family: str, feed: bool) -> None:
     mutations = Mutations((FAMILIES[family],))
     knobs = Knobs(transform_row=mutations.row, feed=feed)
-    settings = Settings(0, 300_000, {"chats": [Tier(DAY_MS)], "messages": [Tier(HOUR_MS, 72 * HOUR_MS)]})
+    settings = SourceConfig(0, 300_000, {"chats": [Tier(DAY_MS)], "messages": [Tier(HOUR_MS, 72 * HOUR_MS)]})
     with closing(World(knobs, settings, page_size=20)) as world:
         world.account.run("DELETE FROM numbers")
         seed(world.account, now=world.at(), chats=60, messages=200, days=30)

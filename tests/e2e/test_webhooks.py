@@ -140,7 +140,7 @@ def test_events_change_messages_without_a_request_and_name_what_is_missing(new_j
     assert {query["conversation_id"] for query in stretches} == {quiet, unknown, gone}
     # Just that stretch: a thread that is read whole is read from its newest message.
     assert all("before" in query for query in stretches)
-    assert outcome.summary["repaired"]["stretches that events told of"] == 3
+    assert outcome.summary["repaired"]["intervals from events"] == 3
     ((extra,),) = rows(job, f"SELECT extra FROM msgbubbles.messages WHERE id = '{older[0]['id']}'")
     assert json.loads(extra)["reactions"] == [{"handle": "+14155550123", "reaction": "love"}]
     typed = rows(job, "SELECT chat_id, handle, is_typing FROM msgbubbles.webhook_events WHERE is_typing IS NOT NULL")

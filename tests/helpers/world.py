@@ -27,7 +27,7 @@ from msgbubbles.redact import Redactor
 from msgbubbles.source import reconcile
 from msgbubbles.source.buffer import RowBuffer
 from msgbubbles.source.chats import read_chats
-from msgbubbles.source.config import Settings
+from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.messages import read_messages
 from msgbubbles.source.numbers import read_numbers
 from msgbubbles.source.run import Run
@@ -210,7 +210,7 @@ class World:
     far the job's own clock is ahead of it.
     """
 
-    def __init__(self, knobs: Knobs, settings: Settings, *, page_size: int = 5, seed: int = 0) -> None:
+    def __init__(self, knobs: Knobs, settings: SourceConfig, *, page_size: int = 5, seed: int = 0) -> None:
         self.now_ms = to_epoch_ms(datetime(2026, 3, 2, 9, tzinfo=UTC))
         self.client_ahead_ms = 0
         self.knobs = knobs
@@ -250,7 +250,7 @@ class World:
         run = run or Run()
         run.keep_on_error = True
         run.clock = Clock(lambda: self.at(self.now_ms + self.client_ahead_ms))
-        run.warehouse, run.settings = self.store, self.settings  # type: ignore[assignment]
+        run.warehouse, run.config = self.store, self.settings  # type: ignore[assignment]
         run.in_flight = lambda: InAnyOrder(self.random)
         self.killed_at = None if killed_after is None else self.requests + killed_after
         try:
@@ -285,7 +285,7 @@ class World:
                 continue
             with self._client(run) as client:
                 buffer = RowBuffer(tables, run.warehouse, run.changes)
-                items += read_stream(read, client, buffer, states.setdefault(name, {}), self.settings, run)
+                items += read_stream(read, client, buffer, states.setdefault(name, {}), run)
         # State is what survives being written down.
         self.store.load(items)
         self.store.states = msgspec.json.decode(msgspec.json.encode(states))

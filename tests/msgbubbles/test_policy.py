@@ -24,9 +24,9 @@ from msgbubbles.models import Chat, Message, Number, Page, RejectedRow
 from msgbubbles.policy import FULL, PRESETS, PSEUDONYM, Policy, Pseudonymizer, parse_policy
 from msgbubbles.redact import LeftOutMessage, Redactor
 from msgbubbles.redact_payloads import redact_payload
-from msgbubbles.source import _configured_redactor
+from msgbubbles.source import _configure_redactor
 from msgbubbles.source.buffer import RowBuffer
-from msgbubbles.source.config import Settings
+from msgbubbles.source.config import SourceConfig
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 KEY = "of a test, and long enough to be a key"
@@ -198,17 +198,17 @@ def test_texts_expire_and_threads_without_a_new_message_are_left_out() -> None:
 def test_the_source_takes_its_policy_from_dlts_configuration_and_from_its_caller(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert _configured_redactor(None).is_idle
+    assert _configure_redactor(None).is_idle
     monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__TEXT", "drop")
     with pytest.raises(ConfigurationError, match="need a key"):
-        _configured_redactor(None)
+        _configure_redactor(None)
     monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__KEY", KEY)
-    assert _configured_redactor(None).policy == msgspec.structs.replace(FULL, text="drop")
-    given = _configured_redactor({"preset": "minimal", "key": KEY + "."})
+    assert _configure_redactor(None).policy == msgspec.structs.replace(FULL, text="drop")
+    given = _configure_redactor({"preset": "minimal", "key": KEY + "."})
     assert given.policy == MINIMAL
     assert given.handle(ANN) == Pseudonymizer(KEY + ".").handle(ANN)
     with pytest.raises(ConfigurationError, match="no setting txt"):
-        _configured_redactor({"txt": "drop"})
+        _configure_redactor({"txt": "drop"})
 
 
 @pytest.mark.parametrize("handle", [ANN, BEN])
@@ -251,7 +251,7 @@ def texts_in(value: Any) -> Iterator[str]:
 @contextmanager
 def world_of(*people: str, policy: Redactor | None = None, knobs: Knobs | None = None) -> Iterator[World]:
     """Threads with Ann and Ben, and a group of them; of the people not named, nobody is there and wrote anything."""
-    world = World(knobs or Knobs(), Settings(participants=True), page_size=5)
+    world = World(knobs or Knobs(), SourceConfig(participants=True), page_size=5)
     world.redactor = policy or Redactor()
     at = world.at()
     for number, person in enumerate((ANN, BEN)):

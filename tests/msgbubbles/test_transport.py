@@ -25,10 +25,10 @@ from msgbubbles.errors import (
     ConfigurationError,
     ConflictError,
     Interrupted,
+    LimitReached,
     NotFoundError,
     PermanentError,
     RateLimitedError,
-    RequestsSpent,
     RetryableError,
 )
 from msgbubbles.rate_limit import RateLimiter
@@ -200,7 +200,7 @@ def test_a_run_does_not_send_more_requests_than_it_may(server: Server) -> None:
     with client_of(server, max_requests=3) as client:
         for _ in range(3):
             client.list_chats()
-        with pytest.raises(RequestsSpent):
+        with pytest.raises(LimitReached):
             client.list_chats()
     assert len(server.requests) == 3
 

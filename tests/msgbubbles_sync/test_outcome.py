@@ -16,7 +16,7 @@ from dlt.load.exceptions import LoadClientJobFailed
 
 from helpers.context import build_context
 from msgbubbles.environment import check_certificates, check_proxies
-from msgbubbles.errors import AuthenticationError, ConfigurationError, Interrupted, RequestsSpent
+from msgbubbles.errors import AuthenticationError, ConfigurationError, Interrupted, LimitReached
 from msgbubbles_sync.errors import TransformError, UsageError
 from msgbubbles_sync.lock import AnotherJobRunsError, JobStalledError
 from msgbubbles_sync.outcome import explain_end, find_cause
@@ -106,7 +106,7 @@ def test_interrupted_load_is_a_stop(tmp_path: Path) -> None:
     ("ended_by", "status"),
     [
         (None, 0),
-        (RequestsSpent("the limit"), 0),
+        (LimitReached("requests"), 0),
         (UsageError("--database"), 2),
         (ConfigurationError("start_date"), 2),
         (AnotherJobRunsError("process 1"), 75),

@@ -9,7 +9,7 @@ pipeline.run(msgbubbles_source())
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -26,7 +26,7 @@ from msgbubbles.transport import Transport
 
 from .buffer import RowBuffer
 from .chats import read_chats
-from .config import Settings
+from .config import SourceConfig
 from .messages import read_messages
 from .numbers import read_numbers
 from .run import Run
@@ -34,6 +34,13 @@ from .stored import Warehouse
 from .streams import Read, read_stream
 
 __all__ = ["BASE_URL", "Client", "Run", "msgbubbles_source"]
+
+# Messages before chats: then the chat of every new message exists when the chats are read.
+RESOURCES: tuple[tuple[Read, tuple[str, ...]], ...] = (
+    (read_numbers, ("numbers",)),
+    (read_messages, ("messages", "attachments")),
+    (read_chats, ("chats", "messages", "attachments", "participant_reads", "participant_lists")),
+)
 
 
 @dlt.source(name="msgbubbles", section="msgbubbles")
@@ -55,67 +62,63 @@ def msgbubbles_source(
     privacy: Any = None,
     run: Any = None,
 ) -> tuple[DltResource, ...]:
-    """What is new in an account since the last load, what was not read before, and what has to be read again.
+    """Load what is new in an account, what was never read, and what is due to be read again.
 
-    Args are configuration: `dlt_config/config.toml` of this project documents each. `privacy` are settings as in its
-    section of that name, or a `Redactor`. `run` is a `Run`: what this run may do, and what came of it.
+    `dlt_config/config.toml` of this project documents the arguments, which dlt also reads from the configuration.
+    `privacy` is a `Redactor`, or the settings of the section of that name. `run` is a `Run`: the limits of this run,
+    and its results.
 
     Raises the errors of `msgbubbles.errors`, wrapped by dlt.
     """
     # Before any other local: each setting is an argument of its name.
-    given = {name: value for name, value in locals().items() if name in SourceSettings.__struct_fields__}
+    values = {name: value for name, value in locals().items() if name in SourceSettings.__struct_fields__}
     run = run or Run()
-    source = build_source_settings(given)
-    settings = run.settings = Settings.from_source(source)
-    redactor = privacy if isinstance(privacy, Redactor) else _configured_redactor(privacy)
+    settings = build_source_settings(values)
+    run.config = SourceConfig.from_settings(settings)
+    redactor = privacy if isinstance(privacy, Redactor) else _configure_redactor(privacy)
 
-    def resource(read: Read, *tables: str) -> Any:
-        def read_it() -> Iterator[Any]:
+    def build_resource(read: Read, tables: tuple[str, ...]) -> Any:
+        def rows() -> Iterator[Any]:
             run.warehouse = run.warehouse or Warehouse.from_current_pipeline()
-            rate_limiter = (
-                RateLimiter.for_key(api_key, source.requests_per_minute, source.budget_dir)
-                if source.requests_per_minute
-                else None
-            )
-            transport = Transport(
-                source.base_url,
-                api_key,
-                rate_limiter,
-                timeout_seconds=source.timeout_seconds,
-                max_attempts=source.max_attempts,
-                traffic=run.traffic,
-                max_requests=run.max_requests,
-                stop=run.stop,
-                on_wait=run.on_wait,
-                clock=run.clock,
-            )
             with (
-                build_client(transport, redactor, _stored_chats(run), source.sender_field) as client,
+                _connect(api_key, settings, redactor, run) as client,
                 run.warehouse.connected() if run.warehouse else nullcontext(),
             ):
                 buffer = RowBuffer(tables, run.warehouse, run.changes)
-                yield from read_stream(read, client, buffer, dlt.current.resource_state(), settings, run)
+                yield from read_stream(read, client, buffer, dlt.current.resource_state(), run)
 
-        return dlt.resource(read_it, name=tables[0])
+        return dlt.resource(rows, name=tables[0])
 
-    # Messages before chats: then the chat of every message that is new exists when the chats are read.
-    return (
-        resource(read_numbers, "numbers"),
-        resource(read_messages, "messages", "attachments"),
-        resource(read_chats, "chats", "messages", "attachments", "participant_reads", "participant_lists"),
+    return tuple(build_resource(read, tables) for read, tables in RESOURCES)
+
+
+def _connect(api_key: str, settings: SourceSettings, redactor: Redactor, run: Run) -> Client:
+    transport = Transport(
+        settings.base_url,
+        api_key,
+        RateLimiter.for_key(api_key, settings.requests_per_minute, settings.budget_dir)
+        if settings.requests_per_minute
+        else None,
+        timeout_seconds=settings.timeout_seconds,
+        max_attempts=settings.max_attempts,
+        traffic=run.traffic,
+        max_requests=run.max_requests,
+        stop=run.stop,
+        on_wait=run.on_wait,
+        clock=run.clock,
     )
 
+    def stored_chats(ids: Sequence[str]) -> Sequence[str]:
+        return [chat.id for chat in run.warehouse.chats(ids)] if run.warehouse else ()
 
-def _configured_redactor(given: Any) -> Redactor:
-    """From settings as they are given, or as dlt has them, one by one: its providers may each have some of them."""
-    own: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {}
+    return build_client(transport, redactor, stored_chats, settings.sender_field)
+
+
+def _configure_redactor(privacy: Any) -> Redactor:
+    """Build the redactor from the argument and from dlt's configuration, of which each provider may have a part."""
+    own: dict[str, Any] = dict(privacy) if isinstance(privacy, Mapping) else {}
     names = ("preset", *Policy.__struct_fields__)
     settings: dict[str, Any] = {name: dlt.config.get(f"{SECTION}.{name}") for name in names}
     policy = parse_policy(settings | own)
     key = own.get("key") or dlt.secrets.get(f"{SECTION}.key")
     return Redactor(policy, Pseudonymizer.from_key(key) if policy.redacts else None)
-
-
-def _stored_chats(run: Run) -> Callable[[Sequence[str]], Sequence[str]]:
-    """A function that says which of some ids are chats in the warehouse."""
-    return lambda ids: [chat.id for chat in run.warehouse.chats(ids)] if run.warehouse else ()

@@ -1,7 +1,7 @@
-"""Gather rows, compare them with the stored ones, and turn what differs into items for dlt.
+"""Gather rows, compare them with the stored ones, and build items for dlt from those that differ.
 
-dlt's own `upsert` does not deduplicate within a load, so rows are deduplicated here within a table, and by
-`dedup_sort` between the tables of one load.
+dlt's `upsert` does not deduplicate within a load. So rows are deduplicated here within one Arrow table, and by
+`dedup_sort` among the Arrow tables of a load.
 """
 
 from __future__ import annotations
@@ -40,13 +40,11 @@ from .progress import keep_progress
 REJECTED, TITLES, COVERAGE = "rejected_rows", "chat_titles", "stream_coverage"
 PARTICIPANTS, PARTICIPANT_READS = "participant_lists", "participant_reads"
 MODELS: dict[str, type[Row]] = {"chats": Chat, "messages": Message, "attachments": Attachment, "numbers": Number}
-# A row, and when it was read.
-Read = tuple[Any, datetime]
-# One Arrow table holds this many rows at most: 100 full pages. Larger ones are hardly faster and cost memory.
+# A row, and when it was fetched.
+Fetched = tuple[Any, datetime]
+# An Arrow table has at most this many rows (100 full pages). Larger ones are hardly faster and cost memory.
 ROWS_PER_TABLE = 10_000
-
-
-# The parent of a row: where two rows with one id have different ones, neither is a newer reading of the other.
+# The column of a row's parent, and what that is. Rows with one id and different parents are not versions of one row.
 PARENTS = {"messages": ("conversation_id", "chat"), "attachments": ("message_id", "message")}
 
 
@@ -54,27 +52,27 @@ class StoredRows(Protocol):
     """Queries of the warehouse, so that only rows that are new or have changed are loaded."""
 
     def rows(self, table: str, incoming: pa.Table) -> pa.Table | None:
-        """Return the stored rows that have the keys of `incoming`; null when the table is missing."""
+        """Return the stored rows with the keys of `incoming`; null if there are none."""
 
     def message_locations(self, ids: Sequence[str]) -> dict[str, tuple[str | None, datetime | None]]:
         """Return the chat and the time of stored messages, by their ids."""
 
     def attachments(self, message_ids: Sequence[str]) -> list[Attachment]:
-        """Return the stored attachments of these messages that are not removed."""
+        """Return the stored attachments of these messages, except removed ones."""
 
 
 @dataclass
 class Changes:
-    """Counts of the rows of one table that were read, compared with the stored ones. Without a warehouse, every row
-    is new.
+    """Counts of the rows of one table that were read, compared with the stored ones.
+
+    Without a warehouse, every row is new. `replaced` rows had values that some destination cannot store.
     """
 
     new: int = 0
     changed: int = 0
     unchanged: int = 0
-    # With values that some destination cannot store, and that were replaced.
     replaced: int = 0
-    # A row that changes back within one load is as it is stored, and not as it is about to be.
+    # A row that changes back within a load equals the stored row, but has to be loaded again.
     changed_keys: set[str] = field(default_factory=set)
 
     @property
@@ -87,7 +85,7 @@ class Changes:
 
 @dataclass(frozen=True)
 class NewChat:
-    """A chat that the warehouse did not have, or had as a deleted one (`is_back`)."""
+    """A chat that was not stored, or was stored as deleted (`is_back`)."""
 
     id: str
     is_back: bool
@@ -95,11 +93,11 @@ class NewChat:
 
 
 class RowBuffer:
-    """Gathers the rows of one stream and turns them into items for dlt.
+    """Gathers the rows of one stream and builds items for dlt.
 
-    `tables` are the tables that the stream fills, its own first. `changes` counts their rows. `on_chats` gets
-    the chats that were not stored before. `on_twins` gets the table and the hashes of rows that are in `rejected_rows`
-    because another chat's message, or another message's attachment, has their id.
+    `tables` are the tables that the stream fills, its own first. `changes` counts their rows. `on_chats` is called
+    with the chats that were not stored before, and `on_twins` with a table and the hashes of rows that were rejected
+    because a row with another parent has the same id. `refused` returns which rows of a table the destination refuses.
     """
 
     def __init__(
@@ -113,21 +111,20 @@ class RowBuffer:
         self._stored = stored
         self.on_chats: Callable[[list[NewChat]], None] = lambda _chats: None
         self.on_twins: Callable[[str, set[str]], None] = lambda _table, _hashes: None
-        # Which parent the row with an id has, for what was read since the last load.
+        self.refused: Callable[[str, pa.Table], list[bool]] | None = None
+        self.refused_rows = 0
+        # The parent of each row that was read since the last load, by id.
         self._parents: dict[str, dict[str, str]] = {table: {} for table in PARENTS}
         # Ids that were read with several parents.
         self._twins: dict[str, set[str]] = {table: set() for table in PARENTS}
         # Attachments that their stored message no longer shows.
         self._removed: set[str] = set()
-        # Which rows of a table the destination refuses, where it has refused some.
-        self.refused: Callable[[str, pa.Table], list[bool]] | None = None
-        self.refused_rows = 0
-        self._rows: dict[str, dict[str, tuple[Any, datetime]]] = {table: {} for table in (*tables, REJECTED, COVERAGE)}
-        # What was turned into items last: the edge of the next pages repeats some of it.
-        self._before: dict[str, dict[str, tuple[Any, datetime]]] = {}
+        self._rows: dict[str, dict[str, Fetched]] = {table: {} for table in (*tables, REJECTED, COVERAGE)}
+        # The rows of the last items: the next pages repeat some of them.
+        self._before: dict[str, dict[str, Fetched]] = {}
 
     def add(self, page: Page[R], skip: frozenset[str] = frozenset()) -> None:
-        """Take the rows of a page, except those whose fingerprint is in `skip`: they are as they were."""
+        """Add the rows of a page, except unchanged ones, whose fingerprints are in `skip`."""
         for row in page.rows:
             if skip and fingerprint(row) in skip:
                 self._changes(self.stream).unchanged += 1
@@ -136,7 +133,7 @@ class RowBuffer:
         self.add_rejected(page)
 
     def put(self, row: Row, fetched_at: datetime) -> None:
-        """Take one row, unless its table is not loaded."""
+        """Add one row, unless its table is not loaded."""
         table = _TABLES.get(type(row))
         if table is None:
             return
@@ -147,7 +144,7 @@ class RowBuffer:
                 self._put("attachments", self._key("attachments", attachment), attachment, fetched_at)
 
     def _key(self, table: str, row: Row) -> str:
-        """Return the key of a row until it is loaded: its own, with its parent where that is not the first one."""
+        """Return the key of a row in this buffer: its own, plus its parent if another parent came first."""
         parent = getattr(row, PARENTS[table][0]) if table in PARENTS else None
         if parent is None or self._parents[table].setdefault(row.key, parent) == parent:
             return row.key
@@ -157,64 +154,61 @@ class RowBuffer:
     def put_participants(
         self, chat_id: str, handles: Sequence[str], before: Sequence[str] | None, at: datetime
     ) -> None:
-        """Take the participants of a group. If they are the same as before, only the time of reading is loaded."""
+        """Add the participants of a group. If they are the same as before, only the time of reading is loaded."""
         read = ParticipantRead(chat_id, Raw(msgspec.json.encode(handles)), at)
         self._put(PARTICIPANT_READS, chat_id, read, at)
         if before is None or list(before) != list(handles):
             for handle in handles or (None,):
-                one = Participant(chat_id, handle, at)
-                self._put(PARTICIPANTS, one.id, one, at)
+                participant = Participant(chat_id, handle, at)
+                self._put(PARTICIPANTS, participant.id, participant, at)
 
     def put_coverage(self, coverage: StreamCoverage, fetched_at: datetime) -> None:
-        """Take the interval that a stream has been read in."""
         self._put(COVERAGE, coverage.stream, coverage, fetched_at)
 
     def add_rejected(self, page: Page[Any]) -> None:
-        """Take only the rows of a page that could not be read."""
         for rejected in page.rejected:
             self._put(REJECTED, rejected.row_hash, rejected, page.fetched_at)
 
     def _put(self, table: str, key: str, row: Any, fetched_at: datetime) -> None:
-        # Pages that were asked for at once come in any order.
-        known = self._rows[table].get(key)
-        if known is None or known[1] <= fetched_at:
+        # Pages that were requested at once arrive in any order.
+        before = self._rows[table].get(key)
+        if before is None or before[1] <= fetched_at:
             self._rows[table][key] = (row, fetched_at)
 
     def _changes(self, table: str) -> Changes:
         return self.changes.setdefault(table, Changes())
 
     def flush_full(self) -> Iterator[Any]:
-        """Build items for dlt of the tables that have enough rows."""
-        return self._items(ROWS_PER_TABLE)
-
-    def flush(self) -> Iterator[Any]:
-        """Build items for dlt of all rows that are left."""
-        return self._items(1)
+        """Build items from the tables that have enough rows."""
+        return self.flush(ROWS_PER_TABLE)
 
     @property
     def tables(self) -> list[str]:
-        """All tables that this may fill, with the names of their columns."""
+        """The tables that this may fill, with the names of their columns."""
         tables = [*self._rows, TITLES] if self.stream == "chats" else [*self._rows]
         return [f"{table}({','.join(TABLES[table].column_names)})" for table in tables]
 
     def empty_tables(self) -> Iterator[Any]:
-        """Build items that make dlt create the tables, so that a query finds an empty one."""
+        """Build items that make dlt create empty tables, so that they can be queried."""
         names = (table.partition("(")[0] for table in self.tables)
         return (build_item(table, build_arrow_table(TABLES[table], ())) for table in names)
 
-    def _items(self, at_least: int) -> Iterator[Any]:
+    def flush(self, min_rows: int = 1) -> Iterator[Any]:
+        """Build items from the tables that have this many rows."""
         for table, rows in self._rows.items():
-            if len(rows) < at_least:
+            if len(rows) < min_rows:
                 continue
             before = self._before.get(table, {})
-            taken_rows = [row for key, row in rows.items() if key not in before or before[key][0] != row[0]]
+            new_rows = [row for key, row in rows.items() if key not in before or before[key][0] != row[0]]
             self._before[table], self._rows[table] = rows, {}
-            if taken_rows:
-                yield from self._build_changed_items(table, taken_rows)
+            if new_rows:
+                yield from self._build_changed_items(table, new_rows)
 
-    def _without_twins(self, table: str, rows: list[Read], stored: pa.Table | None) -> list[Read]:
-        """Reject rows whose id is that of a row with another parent. The stored row stays, else the one that was read
-        first; but a message that now shows in one other chat only, with the same time, has moved there.
+    def _without_twins(self, table: str, rows: list[Fetched], stored: pa.Table | None) -> list[Fetched]:
+        """Reject rows whose id belongs to a row with another parent.
+
+        The stored row stays, or else the one that was read first. But a message that now shows in one other chat only,
+        with the same time, has moved there.
         """
         if table not in PARENTS:
             return rows
@@ -224,76 +218,79 @@ class RowBuffer:
         twins = (self._twins[table] & read.keys()) | elsewhere.keys()
         if not twins:
             return rows
-        places: dict[str, set[Any]] = {}
+        parents: dict[str, set[str | None]] = {}
+        times: dict[str, set[datetime | None]] = {}
         for row, _ in rows:
             if row.key in twins:
-                places.setdefault(row.key, set()).add((getattr(row, parent_field), row.cursor_at))
+                parents.setdefault(row.key, set()).add(getattr(row, parent_field))
+                times.setdefault(row.key, set()).add(row.cursor_at)
         for key, (parent, at) in elsewhere.items():
-            is_moved = key in self._removed or (table == "messages" and {one for _, one in places[key]} == {at})
-            if not (is_moved and len({one for one, _ in places[key]}) == 1):
+            is_moved = key in self._removed or (table == "messages" and times[key] == {at})
+            if not (is_moved and len(parents[key]) == 1):
                 owners[key] = parent
-        kept, hashes = [], set()
+        accepted, hashes = [], set()
         for row, fetched_at in rows:
             if row.key not in twins or getattr(row, parent_field) in (None, owners[row.key]):
-                kept.append((row, fetched_at))
+                accepted.append((row, fetched_at))
                 continue
             twin = reject_row(row, table, f"the id is also that of one of another {parent_name}")
             self._put(REJECTED, twin.row_hash, twin, fetched_at)
             hashes.add(twin.row_hash)
-            for one in (row.attachments or ()) if isinstance(row, Message) else ():
-                self._rows["attachments"].pop(one.id, None)
+            for attachment in (row.attachments or ()) if isinstance(row, Message) else ():
+                self._rows["attachments"].pop(attachment.id, None)
         if hashes:
             self.on_twins(table, hashes)
-        return kept
+        return accepted
 
     def _stored_elsewhere(
         self, table: str, read: dict[str, str | None], stored: pa.Table | None
     ) -> dict[str, tuple[str, datetime | None]]:
-        """Find rows whose stored parent is not the only one that was read. Returns it and the stored time, by id."""
-        twins = self._twins[table]
-        found: dict[str, tuple[str, datetime | None]] = {}
-        known: set[str] = set()
+        """Find rows that are stored with another parent than was read, or were read with several.
+
+        Return the stored parent and the stored time, by id.
+        """
+        locations: dict[str, tuple[str | None, datetime | None]] = {}
         if stored is not None:
             keys = stored.column("id").to_pylist()
-            known = set(keys)
-            for place, parent in enumerate(stored.column(PARENTS[table][0]).to_pylist()):
-                one = read.get(keys[place])
-                if one is not None and parent is not None and (one != parent or keys[place] in twins):
-                    at = stored.column("cursor_at")[place].as_py() if table == "messages" else None
-                    found[keys[place]] = (parent, at)
+            times = stored.column("cursor_at").to_pylist() if table == "messages" else [None] * len(keys)
+            locations = dict(
+                zip(keys, zip(stored.column(PARENTS[table][0]).to_pylist(), times, strict=True), strict=True)
+            )
         if table == "messages" and self._stored is not None:
-            # The stored rows are only those of the same time.
-            for key, (parent, at) in self._stored.message_locations([key for key in read if key not in known]).items():
-                if parent is not None and (read[key] not in (None, parent) or key in twins):
-                    found[key] = (parent, at)
-        return found
+            # `stored` has only messages with the times that were read.
+            locations |= self._stored.message_locations([key for key in read if key not in locations])
+        return {
+            key: (parent, at)
+            for key, (parent, at) in locations.items()
+            if key in read and parent is not None and (read[key] not in (None, parent) or key in self._twins[table])
+        }
 
-    def _add_removed(self, rows: list[Read], stored: pa.Table | None) -> None:
-        """Take stored attachments that their messages no longer show, as removed."""
+    def _add_removed(self, rows: list[Fetched], stored: pa.Table | None) -> None:
+        """Add stored attachments that their messages no longer show, as removed."""
         if self._stored is None or stored is None:
             return
         counts = dict(zip(stored.column("id").to_pylist(), stored.column("attachment_count").to_pylist(), strict=True))
         shown = {
-            row.id: ({one.id for one in row.attachments or ()}, fetched_at)
+            row.id: ({attachment.id for attachment in row.attachments or ()}, fetched_at)
             for row, fetched_at in rows
             if counts.get(row.id) and row.attachments is not UNSET
         }
-        for one in self._stored.attachments(list(shown)):
-            ids, fetched_at = shown[one.message_id or ""]
-            if one.id not in ids:
-                self._removed.add(one.id)
-                if one.id not in self._rows["attachments"]:
-                    one.removed_at = fetched_at
-                    self._put("attachments", self._key("attachments", one), one, fetched_at)
+        for attachment in self._stored.attachments(list(shown)):
+            ids, fetched_at = shown[attachment.message_id or ""]
+            if attachment.id not in ids:
+                self._removed.add(attachment.id)
+                if attachment.id not in self._rows["attachments"]:
+                    attachment.removed_at = fetched_at
+                    self._put("attachments", self._key("attachments", attachment), attachment, fetched_at)
 
-    def _build_changed_items(self, table: str, rows: list[Read]) -> Iterator[Any]:
-        """Build items for dlt of the rows that are new or differ from the stored ones, and of titles that changed."""
+    def _build_changed_items(self, table: str, rows: list[Fetched]) -> Iterator[Any]:
+        """Build items from the rows that are new or differ from the stored ones, and from titles that changed."""
         changes = self._changes(table)
         incoming = build_arrow_table(TABLES[table], rows, changes.on_replaced)
         stored = None if self._stored is None else self._stored.rows(table, incoming)
-        kept = self._without_twins(table, rows, stored)
-        if len(kept) < len(rows):
-            rows, incoming = kept, build_arrow_table(TABLES[table], kept)
+        accepted = self._without_twins(table, rows, stored)
+        if len(accepted) < len(rows):
+            rows, incoming = accepted, build_arrow_table(TABLES[table], accepted)
         if table == "messages":
             self._add_removed(rows, stored)
         if self._stored is None:
@@ -305,11 +302,11 @@ class RowBuffer:
             ahead = keep_progress(incoming, comparison)
             if ahead is not incoming:
                 incoming, comparison = ahead, Comparison(ahead, stored, TABLES[table])
-        # A rejected row is its own key; what came with it is of the request.
+        # Rejected rows with one key are equal; the other columns describe the request.
         changed = [False] * incoming.num_rows if table == REJECTED else comparison.changed()
         again = [key in changes.changed_keys for key in comparison.keys]
         changed = [now or before for now, before in zip(changed, again, strict=True)]
-        differs = [now or not known for now, known in zip(changed, comparison.is_stored, strict=True)]
+        differs = [now or not is_stored for now, is_stored in zip(changed, comparison.is_stored, strict=True)]
         changes.changed_keys.update(key for key, now in zip(comparison.keys, changed, strict=True) if now)
         changes.new += len(differs) - sum(comparison.is_stored)
         changes.changed += sum(changed)
@@ -318,19 +315,20 @@ class RowBuffer:
             return
         yield from self._build_items(table, filter_rows(incoming, differs))
         if table == "chats":
-            gone = comparison.stored("deleted_at").is_valid().to_pylist()
+            was_deleted = comparison.stored("deleted_at").is_valid().to_pylist()
+            chats = zip(
+                comparison.keys,
+                was_deleted,
+                comparison.is_stored,
+                incoming.column("created_at").to_pylist(),
+                incoming.column("deleted_at").to_pylist(),
+                strict=True,
+            )
             self.on_chats(
                 [
-                    NewChat(key, was_gone, created_at)
-                    for key, was_gone, is_stored, created_at, deleted_at in zip(
-                        comparison.keys,
-                        gone,
-                        comparison.is_stored,
-                        incoming.column("created_at").to_pylist(),
-                        incoming.column("deleted_at").to_pylist(),
-                        strict=True,
-                    )
-                    if deleted_at is None and (was_gone or not is_stored)
+                    NewChat(key, is_back, created_at)
+                    for key, is_back, is_stored, created_at, deleted_at in chats
+                    if deleted_at is None and (is_back or not is_stored)
                 ]
             )
             differing = comparison.differing(["title"])["title"]
@@ -341,14 +339,14 @@ class RowBuffer:
                 yield from self._build_items(TITLES, titles)
 
     def _build_items(self, table: str, rows: pa.Table) -> Iterator[Any]:
-        """Build items for dlt of the rows that the destination accepts; the others become rejected rows."""
+        """Build items from the rows that the destination accepts; the others become rejected rows."""
         refused = self.refused(table, rows) if self.refused else []
         if any(refused):
             for row in filter_rows(rows, refused).to_pylist():
                 rejected = RejectedRow(table, "the destination refuses it", json.dumps(row, default=str), None)
                 self._put(REJECTED, rejected.row_hash, rejected, row["_fetched_at"])
                 self.refused_rows += 1
-            rows = filter_rows(rows, [not one for one in refused])
+            rows = filter_rows(rows, [not is_refused for is_refused in refused])
         if rows.num_rows:
             yield build_item(table, rows)
 

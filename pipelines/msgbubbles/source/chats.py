@@ -1,4 +1,4 @@
-"""Reads the chats, newest first by `last_message_at`; then those that have to be asked for by id."""
+"""Read the chats, newest first by `last_message_at`, then what has to be read by id."""
 
 from __future__ import annotations
 
@@ -15,14 +15,12 @@ from .run import StreamContext
 from .state import ChatsState
 from .streams import Fetch, StreamReader
 
-# More than this at once are more likely the API's fault than deletes; those that are left are missed again.
+# More than this at once are more likely a fault of the API than deletes. The others are missed again later.
 MAX_MISSED = 1000
 MAX_TIMELESS = 50
 
 
 def read_chats(state: ChatsState, context: StreamContext) -> Iterator[Any]:
-    """Read the chats, and what has to be read by id."""
-
     def fetch(before: str | None) -> Page[Chat]:
         return context.client.list_chats(before=before)
 
@@ -33,9 +31,9 @@ def read_chats(state: ChatsState, context: StreamContext) -> Iterator[Any]:
 
 
 class ChatReader(StreamReader[Chat]):
-    """Reads the chats, and notes which of them did not show up where they should have.
+    """Reads the chats, and records those that the list no longer shows where it should.
 
-    A chat that is `missed` need not be deleted: one that gets a message while its interval is read moves out of it.
+    Such a `missed` chat need not be deleted: a new message moves a chat out of the interval that is being read.
     """
 
     state: ChatsState
@@ -44,17 +42,18 @@ class ChatReader(StreamReader[Chat]):
         super().__init__("chats", fetch, state, context)
         self._shown: set[str] = set()
         context.buffer.on_chats = self._note_threads
-        # Up to here, all chats that were visible are known; not so while the first run has gaps to fill.
-        has_gaps = bool(self.coverage.gaps(self.settings.start_ms))
-        self._known_to_ms = 0 if has_gaps else (self.coverage.newest_ms or 0) - self.settings.lookback_ms
+        # Up to here, all visible chats are stored; unknown while the first run still has gaps.
+        has_gaps = bool(self.coverage.gaps(self.config.start_ms))
+        self._known_to_ms = 0 if has_gaps else (self.coverage.newest_ms or 0) - self.config.lookback_ms
 
     def count(self, page: Page[Any]) -> None:
         super().count(page)
         self._shown.update(row.key for row in page.rows)
 
     def _note_threads(self, chats: list[NewChat]) -> None:
-        """A chat that is there again, or that should have been known long ago, was hidden for a while: its messages
-        were too, and their time has been read.
+        """Queue the messages of chats that reappeared, or should have been stored long ago, to be read again.
+
+        The chats were hidden for a while, and so were their messages when their time was read.
         """
         for chat in chats:
             was_hidden = chat.created_at is not None and to_epoch_ms(chat.created_at) < self._known_to_ms
@@ -80,11 +79,11 @@ class ChatReader(StreamReader[Chat]):
             if task.kind == "backfill":
                 continue
             if task.kind == "incremental":
-                # The newest page is read by every run; that is often enough to make a sweep of every hour's.
+                # Every run reads the newest page; as a sweep, once an hour is enough.
                 if now_ms - state.head_swept_ms < HOUR_MS:
                     continue
                 state.head_swept_ms = now_ms
-                hi_ms = NEVER_MS  # nothing is newer than the newest page, and the chat that was may be deleted
+                hi_ms = NEVER_MS  # a deleted chat may have been newer than the newest page
             for chat_id in warehouse.chats_between(lo_ms, hi_ms) - self._shown:
                 if chat_id in missed or len(missed) < MAX_MISSED:
                     missed[chat_id] = missed.get(chat_id, 0) + 1

@@ -1,4 +1,4 @@
-"""The settings of the source in the units that reading needs."""
+"""Convert the settings of the source to the units that reading needs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ from .coverage import Tier
 
 
 @dataclass(frozen=True)
-class Settings:
-    """`start_ms`: nothing older is read. `lookback_ms`: how late a row may become visible after its own timestamp.
-    `tiers`: by stream, what is read again and how often. `refresh_per_minute`: requests that each stream may spend on
-    reading again, for each minute since the run before; null for any number. `participants`: whether groups are asked
-    for their participants. `requests_per_minute`: the limit, 0 for none. `least_walks`, `most_walks`: how many requests
-    may be under way at once, at least where there is enough to read, and at most.
+class SourceConfig:
+    """What to read, and how fast.
+
+    Attributes:
+        start_ms: Rows before this time are not read.
+        lookback_ms: How long after its own timestamp a row may become visible.
+        tiers: What each stream reads again, and how often.
+        refresh_per_minute: Requests that a stream may spend on reading again, per minute since the last run; null for
+            no limit.
+        participants: Whether to ask for the participants of groups.
+        requests_per_minute: The rate limit; 0 for none.
+        min_workers, max_workers: How many requests may be in flight at once.
     """
 
     start_ms: int = BEGINNING_MS
@@ -27,26 +33,25 @@ class Settings:
     refresh_per_minute: float | None = None
     participants: bool = DEFAULTS.read_participants
     requests_per_minute: int = 0
-    least_walks: int = 1
-    most_walks: int = DEFAULTS.parallel_requests
+    min_workers: int = 1
+    max_workers: int = DEFAULTS.parallel_requests
 
     @classmethod
-    def from_source(cls, source: SourceSettings) -> Settings:
-        """Convert checked settings."""
+    def from_settings(cls, source: SourceSettings) -> SourceConfig:
         per_minute = source.requests_per_minute
         return cls(
-            _start_ms(source.start_date),
+            _parse_start(source.start_date),
             round(source.lookback_seconds * 1000),
-            {"chats": _tiers(source.refresh_chats), "messages": _tiers(source.refresh_messages)},
-            # Each of the two streams has its half.
+            {"chats": _build_tiers(source.refresh_chats), "messages": _build_tiers(source.refresh_messages)},
+            # Half for each of the two streams.
             per_minute * source.refresh_share / 2 if per_minute else None,
             source.read_participants,
             per_minute,
-            most_walks=source.parallel_requests,
+            max_workers=source.parallel_requests,
         )
 
 
-def _tiers(rules: Sequence[RefreshRule]) -> tuple[Tier, ...]:
+def _build_tiers(rules: Sequence[RefreshRule]) -> tuple[Tier, ...]:
     return tuple(
         Tier(
             round(rule.every_hours * HOUR_MS), None if rule.within_hours is None else round(rule.within_hours * HOUR_MS)
@@ -55,8 +60,7 @@ def _tiers(rules: Sequence[RefreshRule]) -> tuple[Tier, ...]:
     )
 
 
-def _start_ms(start_date: str | None) -> int:
-    """Return the first timestamp to read; a date without a time zone is UTC."""
+def _parse_start(start_date: str | None) -> int:
     if start_date is None:
         return BEGINNING_MS
     at = datetime.fromisoformat(start_date)

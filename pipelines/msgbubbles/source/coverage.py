@@ -1,8 +1,8 @@
-"""Which intervals of time have been read, and when: the answer to what has to be read next.
+"""Track which intervals of time have been read, and when, and plan what to read next.
 
-Coverage of a stream says: *every row whose cursor time lay here, then, has been loaded*. It is kept in the state of the
-dlt resource, so it commits with the rows it speaks of. Times are whole milliseconds since 1970; intervals include their
-first millisecond and exclude their last.
+Coverage of a stream states: *every row whose cursor time was in this interval, at that time, has been loaded*. It is
+stored in the state of the dlt resource, so it commits together with the rows. Times are milliseconds since 1970;
+intervals include their first millisecond and exclude their last.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Literal
 
 from msgbubbles.times import DAY_MS, HOUR_MS
 
-# When something was read is kept the more coarsely the longer ago it was: (up to this age, to this grain). Rounding
-# is down, so nothing ever looks fresher than it is, and a year of runs every five minutes is a few hundred intervals.
+# The older a time of reading, the more coarsely it is stored: (up to this age, to this grain). It is rounded down, so
+# nothing looks fresher than it is. A year of runs every five minutes takes a few hundred intervals.
 READ_AT_GRAINS = ((6 * HOUR_MS, 10 * 60 * 1000), (7 * DAY_MS, HOUR_MS), (31 * DAY_MS, DAY_MS))
 OLDEST_GRAIN_MS = 7 * DAY_MS
 
@@ -22,7 +22,7 @@ CoveredInterval = tuple[int, int, int]
 
 
 class Coverage:
-    """A map of intervals to when they were read: `intervals` are (from, to, read at), oldest first, without overlap."""
+    """Maps intervals to when they were read: `intervals` are (from, to, read at), oldest first, without overlap."""
 
     def __init__(self, intervals: Iterable[CoveredInterval] = ()) -> None:
         self.intervals: list[CoveredInterval] = []
@@ -31,22 +31,21 @@ class Coverage:
 
     @property
     def newest_ms(self) -> int | None:
-        """Return the newest time that was read."""
         return self.intervals[-1][1] - 1 if self.intervals else None
 
     def add(self, lo_ms: int, hi_ms: int, read_ms: int) -> None:
-        """Record that everything from `lo_ms` to before `hi_ms` was read at `read_ms`."""
+        """Record that the interval was read at `read_ms`."""
         if lo_ms < hi_ms:
             before = [(lo, min(hi, lo_ms), read) for lo, hi, read in self.intervals if lo < lo_ms]
             after = [(max(lo, hi_ms), hi, read) for lo, hi, read in self.intervals if hi > hi_ms]
             self.intervals = _join([*before, (lo_ms, hi_ms, read_ms), *after])
 
     def forget_from(self, lo_ms: int) -> None:
-        """Forget what begins at `lo_ms`, so that it is read again."""
+        """Remove everything from `lo_ms` on, so that it is read again."""
         self.intervals = [(lo, min(hi, lo_ms), read) for lo, hi, read in self.intervals if lo < lo_ms]
 
     def without(self, lo_ms: int, hi_ms: int) -> Coverage:
-        """Return the same but for what lies from `lo_ms` to before `hi_ms`."""
+        """Return a copy without this interval."""
         rest = Coverage()
         for lo, hi, read in self.intervals:
             rest.add(lo, min(hi, lo_ms), read)
@@ -54,20 +53,20 @@ class Coverage:
         return rest
 
     def forget_readings_after(self, latest_ms: int) -> None:
-        """Count what was read later than `latest_ms` as read as long ago as can be, so that it is soon read again."""
+        """Treat what was read after `latest_ms` as read long ago, so that it is soon read again."""
         self.intervals = _join([(lo, hi, read if read <= latest_ms else 0) for lo, hi, read in self.intervals])
 
     def gaps(self, lo_ms: int) -> list[tuple[int, int]]:
-        """Return the intervals from `lo_ms` to the newest time read that were never read, newest first."""
-        found = []
+        """Return the intervals between `lo_ms` and the newest time read that were never read, newest first."""
+        gaps = []
         for lo, hi, _ in self.intervals:
             if lo > lo_ms:
-                found.append((lo_ms, lo))
+                gaps.append((lo_ms, lo))
             lo_ms = max(lo_ms, hi)
-        return found[::-1]
+        return gaps[::-1]
 
     def complete_to(self, lo_ms: int) -> int | None:
-        """Return up to where nothing is missing since `lo_ms`; None when not even that was read."""
+        """Return the end of the first gap-free interval that begins at `lo_ms`; null if `lo_ms` was not read."""
         end_ms = lo_ms
         for lo, hi, _ in self.intervals:
             if lo <= end_ms < hi:
@@ -76,7 +75,7 @@ class Coverage:
 
     @property
     def newest_interval(self) -> tuple[int, int] | None:
-        """Return the interval without a gap that ends at the newest time read."""
+        """The gap-free interval that ends at the newest time read."""
         if not self.intervals:
             return None
         lo_ms, hi_ms, _ = self.intervals[-1]
@@ -85,14 +84,14 @@ class Coverage:
         return lo_ms, hi_ms
 
     def compact(self, now_ms: int) -> Coverage:
-        """Return the same intervals, with the times of reading kept more coarsely the older they are."""
+        """Return a copy with older times of reading rounded down, so that neighbors merge."""
         compact = Coverage()
         compact.intervals = _join([(lo, hi, _round_down(read, now_ms - read)) for lo, hi, read in self.intervals])
         return compact
 
 
 def _join(intervals: list[CoveredInterval]) -> list[CoveredInterval]:
-    """Join neighbours that were read at the same time."""
+    """Join neighbors that were read at the same time."""
     joined: list[CoveredInterval] = []
     for lo, hi, read in intervals:
         if joined and joined[-1][1:] == (lo, read):
@@ -108,7 +107,7 @@ def _round_down(read_ms: int, age_ms: int) -> int:
 
 @dataclass(frozen=True)
 class Task:
-    """A interval to read: from `lo_ms` to before `hi_ms`, or to the newest row where that is None."""
+    """An interval to read: from `lo_ms` to before `hi_ms`, or to the newest row where that is None."""
 
     kind: Literal["incremental", "backfill", "refresh"]
     lo_ms: int
@@ -117,32 +116,32 @@ class Task:
 
 @dataclass(frozen=True)
 class Tier:
-    """Rows that are at most `within_ms` old (None: of any age) are read again every `every_ms`."""
+    """Read rows up to the age `within_ms` (null: any) again every `every_ms`."""
 
     every_ms: int
     within_ms: int | None = None
 
 
 def incremental(coverage: Coverage, start_ms: int, lookback_ms: int) -> Task:
-    """Plan what came since the last run. It begins `lookback_ms` before the newest time read, because a row can become
-    visible later than its own time.
+    """Plan the rows since the last run.
+
+    The task begins `lookback_ms` before the newest time read, because a row can become visible later than its own time.
     """
     newest_ms = coverage.newest_ms
     return Task("incremental", start_ms if newest_ms is None else max(newest_ms - lookback_ms, start_ms), None)
 
 
 def backfill(coverage: Coverage, start_ms: int) -> list[Task]:
-    """Plan what was never read: the rest of a first run, or of one that was cut off. Newest first."""
+    """Plan the rows that were never read, newest first: the rest of a first run, or of one that was cut off."""
     return [Task("backfill", lo_ms, hi_ms) for lo_ms, hi_ms in coverage.gaps(start_ms)]
 
 
 def refresh(coverage: Coverage, tiers: Iterable[Tier], start_ms: int, now_ms: int) -> Task | None:
-    """Plan what was read longest ago, of that which has to be read again by now; None when nothing has to.
+    """Plan the interval that is most overdue to be read again; null if none is due.
 
-    Neighbours that have come half of their way are read with it: reading many small intervals at once costs as
-    many requests as there are rows, reading each alone costs one request each at least. But a refresh that
-    cannot keep up begins exactly where it stopped, or the newest rows would be read again and again and the others
-    never.
+    Neighbors that are at least half due are included, because every separate interval costs a request or more. But a
+    refresh that cannot keep up resumes exactly where it stopped: otherwise it would read the newest rows again and
+    again, and never the others.
     """
     most_overdue, task = 0.0, None
     for tier in tiers:

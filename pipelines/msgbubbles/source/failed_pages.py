@@ -1,4 +1,4 @@
-"""Pages of a list that cannot be read: passed over, recorded with the interval that is missing, tried again later."""
+"""Skip pages of a list that cannot be read, record the missing interval, and try them again later."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .failed_reads import FailedReads
 from .state import FailedRead
 
 NEVER_MS = 2**53
-# A page that cannot be read is passed over in steps that grow by this, until the API answers below it.
-GROWTH_OF_PASSED_TIME = 4
+# The steps in which a failed page is skipped grow by this factor, until the API answers below it.
+SKIP_GROWTH = 4
 
 
 class FailedPages:
-    """The failed pages of one list. `fetch` asks for the page before an ISO 8601 time."""
+    """The failed pages of one list. `fetch` requests the page before an ISO 8601 time."""
 
     def __init__(self, stream: str, fetch: Callable[[str | None], Any], failed: FailedReads) -> None:
         self._stream = stream
@@ -27,14 +27,14 @@ class FailedPages:
         self._failed = failed
 
     def waiting(self) -> list[tuple[int, int]]:
-        """Return the intervals of the pages that are not to be tried now."""
+        """Return the intervals of the failed pages that are not due to be tried again."""
         return [(lo_ms, hi_ms) for entry, lo_ms, hi_ms in self._all() if self._failed.is_waiting("page", entry.id)]
 
-    def pass_over(self, before: str | None, lo_ms: int, hi_ms: int | None, now_ms: int, error: ApiError) -> int:
+    def skip(self, before: str | None, lo_ms: int, hi_ms: int | None, now_ms: int, error: ApiError) -> int:
         """Record the page before `before` as failed, in the interval from `lo_ms` to `hi_ms` (null: now).
 
-        Return from where on the interval can be read, `lo_ms` where nothing is left of it. Raises `error` where the API
-        has no page below either: then nothing of the list can be read.
+        Return the time below which the interval can be read, at least `lo_ms`. Raises `error` if the API answers no
+        page below either: then nothing of the list can be read.
         """
         below_ms = max(self._find_answer_below(before, now_ms, error), lo_ms)
         self._failed.record(
@@ -43,7 +43,7 @@ class FailedPages:
         return below_ms
 
     def forget(self, read: Coverage) -> None:
-        """Forget the pages whose interval has been read."""
+        """Remove the failed pages whose interval has been read."""
         for entry, lo_ms, hi_ms in list(self._all()):
             if (read.complete_to(lo_ms) or 0) >= hi_ms:
                 self._failed.remove(entry)
@@ -55,22 +55,22 @@ class FailedPages:
                 yield entry, entry.from_ms, NEVER_MS if before == "now" else to_epoch_ms(datetime.fromisoformat(before))
 
     def _find_answer_below(self, before: str | None, now_ms: int, error: ApiError) -> int:
-        """Return the first time below a page that the API has a page for.
+        """Return the newest time below a failed page for which the API answers.
 
-        Nobody can say how much time the failed page takes up, so what is passed over grows until the API answers.
+        It is unknown how much time the page spans, so the skipped time grows until the API answers.
         """
         hi_ms = now_ms if before is None else to_epoch_ms(datetime.fromisoformat(before))
-        passed_ms = 1
+        skipped_ms = 1
         with self._failed.few_tries():
-            while hi_ms - passed_ms > 0:
+            while hi_ms - skipped_ms > 0:
                 try:
-                    self._fetch(format_ms(hi_ms - passed_ms))
+                    self._fetch(format_ms(hi_ms - skipped_ms))
                 except ApiError as again:
                     if not is_unit_error(again):
                         raise
                     self._failed.check_api(again)
-                    passed_ms *= GROWTH_OF_PASSED_TIME
+                    skipped_ms *= SKIP_GROWTH
                 else:
                     self._failed.note_answer()
-                    return hi_ms - passed_ms
+                    return hi_ms - skipped_ms
         raise error

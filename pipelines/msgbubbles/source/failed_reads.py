@@ -1,8 +1,8 @@
-"""Units that could not be read: kept in the state of a resource, tried again later, and shown to people.
+"""Record units that could not be read in the state of a resource, and try them again later.
 
-A unit is what can fail alone: the list of numbers, the feed, an interval of a list, a chat by id, the messages of one
-chat. Its failure ends nothing else. What makes the whole run impossible is no unit's failure and is raised: a refused
-key, no connection, a rate limit that does not reset, a stop.
+A unit can fail without affecting anything else: the list of numbers, the feed, an interval of a list, a chat by id, the
+messages of one chat. An error that makes the whole run impossible is raised: a refused key, no connection, a rate limit
+that does not reset, a stop.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from .state import FailedRead, Kind, ResourceState
 if TYPE_CHECKING:
     from .run import Run
 
-# Requests for a unit that failed before, or that follows one that has just failed.
+# Attempts for a unit that failed before, or that follows one that has just failed.
 TRIES_AFTER_A_FAILURE = 2
-# After so many failures in a row, the API shows once that it still answers, or the stream ends.
+# After this many failures in a row, the API has to answer some other request, or the stream ends.
 FAILURES_BEFORE_PROBE = 10
 
 
@@ -46,12 +46,12 @@ class FailedReads:
         self._entries = {(entry.kind, entry.id): entry for entry in state.failed_reads}
 
     def missing_from(self, kind: Kind, unit_id: str) -> int | None:
-        """The time from which rows of a failed unit are missing; null where it has not failed."""
+        """Return the time from which rows of a failed unit are missing; null if it has not failed."""
         entry = self._entries.get((kind, unit_id))
         return None if entry is None else entry.from_ms
 
     def is_waiting(self, kind: Kind, unit_id: str, from_ms: int | None = None) -> bool:
-        """Whether a unit failed and is not to be tried now. `from_ms`: what would have been read now is read then."""
+        """Return whether a unit failed and is not due yet. Rows from `from_ms` on are then read with the next try."""
         entry = self._entries.get((kind, unit_id))
         if entry is None:
             return False
@@ -60,17 +60,17 @@ class FailedReads:
         return (kind, unit_id) in self._run.failed_now or entry.next_try_ms > to_epoch_ms(self._run.clock.now())
 
     def all(self, kind: Kind) -> list[FailedRead]:
-        """The failed units of a kind."""
         return [entry for entry in self._entries.values() if entry.kind == kind]
 
     def due(self, kind: Kind) -> list[FailedRead]:
-        """The failed units of a kind that are to be tried now."""
+        """Return the failed units of a kind that are due to be tried again."""
         return [entry for entry in self.all(kind) if not self.is_waiting(kind, entry.id)]
 
     @contextmanager
     def attempt(self, kind: Kind, unit_id: str, from_ms: int | None = None) -> Iterator[Attempt]:
-        """Record what goes wrong with one unit inside the block, or that it succeeds now. Raises what is not about the
-        unit, and the unit's error where the API does not answer at all any more.
+        """Record whether a unit fails or succeeds inside the block.
+
+        Raises errors that do not concern only the unit, and the unit's error if the API answers nothing any more.
         """
         attempt = Attempt()
         is_suspect = (kind, unit_id) in self._entries or self._run.failures_in_a_row > 0
@@ -90,11 +90,11 @@ class FailedReads:
                 self.remove(before)
 
     def few_tries(self) -> AbstractContextManager[None]:
-        """Until the block ends, requests are tried as often as those for units that failed before."""
+        """Limit the attempts of each request, until the block ends."""
         return self._client.transport.at_most(TRIES_AFTER_A_FAILURE)
 
     def remove(self, entry: FailedRead) -> None:
-        """Forget a unit, which has been read."""
+        """Remove a unit that has been read."""
         del self._entries[entry.kind, entry.id]
         self._write()
 
@@ -102,7 +102,7 @@ class FailedReads:
         """Record that a unit failed, or failed again."""
         before = self._entries.get((kind, unit_id))
         now_ms = to_epoch_ms(self._run.clock.now())
-        missing_from = [one for one in (from_ms, before.from_ms if before else None) if one is not None]
+        missing_from = [at for at in (from_ms, before.from_ms if before else None) if at is not None]
         self._save(
             FailedRead(
                 kind, unit_id, before.since_ms if before else now_ms, now_ms, before.tries + 1 if before else 1,
@@ -112,11 +112,11 @@ class FailedReads:
         self._run.failed_now.add((kind, unit_id))
 
     def note_answer(self) -> None:
-        """The API has answered: what fails next is the first failure in a row."""
+        """Reset the count of failures in a row."""
         self._run.failures_in_a_row = 0
 
     def check_api(self, error: ApiError) -> None:
-        """Raise `error` where one unit after another fails because the API answers nothing."""
+        """Raise `error` if one unit after another fails because the API answers nothing."""
         self._run.failures_in_a_row += 1
         if self._run.failures_in_a_row % FAILURES_BEFORE_PROBE:
             return

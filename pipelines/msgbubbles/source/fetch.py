@@ -1,4 +1,4 @@
-"""Requests that are under way while the pages that came before them are dealt with."""
+"""Keep requests in flight while earlier pages are processed."""
 
 from __future__ import annotations
 
@@ -12,60 +12,61 @@ from msgbubbles.settings import DEFAULTS
 
 A = TypeVar("A")
 
-# As many as a client keeps connections to one host.
-MOST_WALKS = DEFAULTS.parallel_requests
-# One walk makes a request after another: this much of the limit, and pauses for loads are made up for.
-SHARE_OF_ONE_WALK = 0.7
-# A limit that is not known is taken for this one.
+# A client has this many connections to one host.
+MAX_WORKERS = DEFAULTS.parallel_requests
+# One worker is enough up to this share of the rate limit: it still makes up for the pauses during loads.
+SHARE_OF_ONE_WORKER = 0.7
+# Assumed when there is no rate limit.
 UNKNOWN_LIMIT_PER_MINUTE = 1200
 
 
-def walks_at_once(requests_per_minute: int, latency_seconds: float) -> int:
-    """How many walks it takes to use what may be asked, when an answer takes so long; `requests_per_minute` is 0 where
-    nobody counts. Twice as many as would just do, because a load is a pause for all of them.
+def count_workers(requests_per_minute: int, latency_seconds: float) -> int:
+    """Return how many workers it takes to use up the rate limit (0: none) at this latency.
+
+    Twice as many as strictly needed, because all of them pause during a load.
     """
     needed = (requests_per_minute or UNKNOWN_LIMIT_PER_MINUTE) / 60 * latency_seconds
-    return 1 if needed <= SHARE_OF_ONE_WALK else min(math.ceil(2 * needed), MOST_WALKS)
+    return 1 if needed <= SHARE_OF_ONE_WORKER else min(math.ceil(2 * needed), MAX_WORKERS)
 
 
 class InFlight(Protocol[A]):
-    """Questions that were asked and are not answered yet, by who asked."""
+    """Requests that were sent and not answered yet, each with its sender."""
 
-    def ask(self, who: Any, question: Callable[[], A]) -> None: ...
+    def ask(self, sender: Any, request: Callable[[], A]) -> None: ...
 
     def answer(self) -> tuple[Any, Callable[[], A]]:
-        """The next answer that comes, of whoever it is; to call it raises what the question raised."""
+        """Return the next answer from any sender; calling it raises what the request raised."""
 
     def close(self) -> None:
-        """What was asked is answered, and not looked at."""
+        """Wait for the outstanding requests, and ignore their answers."""
 
 
 class InThreads(Generic[A]):
-    """Each question in a thread of its own."""
+    """Run each request in its own thread."""
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(MOST_WALKS, thread_name_prefix="page")
+        self._threads = ThreadPoolExecutor(MAX_WORKERS, thread_name_prefix="page")
         self._answered: SimpleQueue[tuple[Any, Future[A]]] = SimpleQueue()
 
-    def ask(self, who: Any, question: Callable[[], A]) -> None:
-        self._threads.submit(question).add_done_callback(lambda future: self._answered.put((who, future)))
+    def ask(self, sender: Any, request: Callable[[], A]) -> None:
+        self._threads.submit(request).add_done_callback(lambda future: self._answered.put((sender, future)))
 
     def answer(self) -> tuple[Any, Callable[[], A]]:
-        who, future = self._answered.get()
-        return who, future.result
+        sender, future = self._answered.get()
+        return sender, future.result
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
 
 
 class OneByOne(Generic[A]):
-    """A question is put when its answer is wanted, and not before."""
+    """Run each request only when its answer is wanted."""
 
     def __init__(self) -> None:
         self._asked: list[tuple[Any, Callable[[], A]]] = []
 
-    def ask(self, who: Any, question: Callable[[], A]) -> None:
-        self._asked.append((who, question))
+    def ask(self, sender: Any, request: Callable[[], A]) -> None:
+        self._asked.append((sender, request))
 
     def answer(self) -> tuple[Any, Callable[[], A]]:
         return self._asked.pop(0)

@@ -1,4 +1,4 @@
-"""The queue of intervals of one list: each worker takes the next one, and leaves a long rest of it to the others."""
+"""Queue the intervals of one list: each worker takes the next one, and a long one is split among idle workers."""
 
 from __future__ import annotations
 
@@ -13,20 +13,24 @@ from msgbubbles.times import to_epoch_ms
 from .coverage import CoveredInterval, Task
 from .paginate import PageResult, Paginator
 
-# When a worker is idle, the longest interval is cut: its own worker keeps about so many pages, or half of what is left.
-# Each cut costs a request, because the last page of a part shows rows of the next one: 1.6% of a long backfill.
+# When a worker is idle, the longest interval is split: its own worker continues with about this many pages, or half of
+# the rest. A split costs a request, because the last page of a part shows rows of the next: 1.6% of a long backfill.
 INTERVAL_PAGES = 64
-# How much time a page takes up is not known before. A list may also end there: then the cut was in vain.
-PAGES_BEFORE_CUT = 2
+# Until then it is unknown how much time a page spans, and whether the list ends here.
+PAGES_BEFORE_SPLIT = 2
 
 
 @dataclass(eq=False)
 class OpenInterval(Generic[R]):
-    """An interval that is being read, newest first. `before` is the coverage when it began.
+    """An interval that is being read, newest first.
 
-    Pages are read ahead of being loaded: `read_from_ms` is how far down it was read, and everything in
-    [`from_ms`, `to_ms`] is with the rows that are to be loaded; it was read from `read_ms` on. With `is_one_page` it is
-    over when anything of it was read. `has_skipped`: some of it was not read, because it has not changed.
+    Attributes:
+        before: The coverage when the reading began.
+        is_one_page: Whether the interval is over once any part of it was read.
+        from_ms, to_ms: The part whose rows are loaded or about to be, first and last time.
+        read_ms: When the reading began.
+        read_from_ms: How far down it was read; pages are read before they are loaded.
+        has_skipped: Whether rows were skipped because they have not changed.
     """
 
     task: Task
@@ -39,16 +43,15 @@ class OpenInterval(Generic[R]):
     read_from_ms: int | None = None
     has_skipped: bool = False
     pages: int = 0
-    _pages_before_cut: int = field(init=False)
+    _pages_before_split: int = field(default_factory=lambda: PAGES_BEFORE_SPLIT)
 
     def __post_init__(self) -> None:
         self.to_ms = None if self.task.hi_ms is None else self.task.hi_ms - 1
-        self._pages_before_cut = PAGES_BEFORE_CUT
 
-    def advance(self, step: PageResult[R], read_from_ms: int | None) -> bool:
-        """Take note of a page. Return whether it has brought the reading further down."""
-        self.read_ms = self.read_ms or to_epoch_ms(step.page.server_at)
-        self.to_ms = step.newest_ms if self.to_ms is None else self.to_ms
+    def advance(self, result: PageResult[R], read_from_ms: int | None) -> bool:
+        """Record a page, and return whether it reaches further down."""
+        self.read_ms = self.read_ms or to_epoch_ms(result.page.server_at)
+        self.to_ms = result.newest_ms if self.to_ms is None else self.to_ms
         self.pages += 1
         is_further = read_from_ms != self.read_from_ms
         self.read_from_ms = read_from_ms
@@ -63,23 +66,23 @@ class OpenInterval(Generic[R]):
 
     @property
     def pages_left(self) -> float:
-        """Return about how many pages are still to be read; 0 where it is too early for a cut."""
+        """Estimate how many pages are left; 0 if it is too early for a split."""
         hi_ms, edge_ms = self.task.hi_ms, self.paginator.edge_ms
-        if hi_ms is None or edge_ms is None or self.pages < self._pages_before_cut:
+        if hi_ms is None or edge_ms is None or self.pages < self._pages_before_split:
             return 0.0
         return (edge_ms - self.task.lo_ms) / max(hi_ms - edge_ms, 1) * self.pages
 
-    def cut(self, pages_left: float) -> Task:
-        """Leave the older part of what is still to be read to another worker."""
+    def split(self, pages_left: float) -> Task:
+        """Return the older part of the unread rest, for another worker."""
         lo_ms, edge_ms = self.task.lo_ms, self.paginator.edge_ms or 0
-        self._pages_before_cut = 2 * self.pages
+        self._pages_before_split = 2 * self.pages
         self.paginator.lo_ms = edge_ms - round((edge_ms - lo_ms) * min(0.5, INTERVAL_PAGES / pages_left))
         self.task = Task(self.task.kind, self.paginator.lo_ms, self.task.hi_ms)
         return Task(self.task.kind, lo_ms, self.paginator.lo_ms)
 
 
 class IntervalQueue(Generic[R]):
-    """Intervals that wait, and those that are being read by so many workers at once."""
+    """The waiting intervals, and the open ones, of which there are at most `workers()`."""
 
     def __init__(self, tasks: Iterable[Task], workers: Callable[[], int]) -> None:
         self.waiting = deque(tasks)
@@ -87,15 +90,15 @@ class IntervalQueue(Generic[R]):
         self._workers = workers
 
     def take(self) -> Task | None:
-        """Return what another worker is to read; null where all are busy, or nothing is left."""
+        """Return an interval for another worker; null if all are busy, or nothing is left."""
         if len(self.open) >= self._workers():
             return None
         if self.waiting:
             return self.waiting.popleft()
         left = [(interval.pages_left, interval) for interval in self.open if interval.task.kind == "backfill"]
-        # A list may end long before the interval does, and each part below its end costs a request. So an interval has
-        # to show how much there is of it before the next is cut.
-        if not left or any(interval.pages < PAGES_BEFORE_CUT for _, interval in left):
+        # A list may end long before the interval does, and each part below its end costs a request. So each interval
+        # has to bring some pages before the next split.
+        if not left or any(interval.pages < PAGES_BEFORE_SPLIT for _, interval in left):
             return None
         pages, longest = max(left, key=lambda pair: pair[0])
-        return longest.cut(pages) if pages > INTERVAL_PAGES / 2 else None
+        return longest.split(pages) if pages > INTERVAL_PAGES / 2 else None

@@ -1,5 +1,6 @@
-"""pyarrow, imported when it is first used: that takes a second with pandas installed, which a run that finds nothing to
-load is spared.
+"""Import pyarrow on first use.
+
+The import takes a second where pandas is installed; a run that finds nothing to load does not need it.
 """
 
 from __future__ import annotations

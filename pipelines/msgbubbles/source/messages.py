@@ -1,4 +1,4 @@
-"""Reads messages, from the account's feed where the API answers it, else chat by chat."""
+"""Read messages from the account's feed if the API has one, otherwise chat by chat."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ from .threads import ThreadReader, read_thread
 
 
 def read_messages(state: MessagesState, context: StreamContext) -> Iterator[Any]:
-    """Read the messages. Each way of reading them has its own coverage in `state`.
+    """Read the messages. Each of the two ways has its own coverage in `state`.
 
-    An API that refuses the feed is asked for it again once a day; while the feed only fails, this run reads chat by
-    chat.
+    An API that refuses the feed is asked again once a day. If the feed only fails, this run reads chat by chat.
     """
     client, run, failed = context.client, context.run, context.failed
     if run.missing is not None:
         if run.missing.overflows:
             yield from reconcile.read_overflows(state.by_feed, context)
         return
-    start_ms = context.settings.start_ms
+    start_ms = context.run.config.start_ms
     first = _ask_for_feed(state, context)
-    # An empty feed may be an account without messages, or an API that answers nothing without a conversation.
+    # An empty feed may mean that there are no messages, or that the API needs a `conversation_id`.
     run.feed = bool(first)
     if first:
         pages = [first]
@@ -50,7 +49,7 @@ def read_messages(state: MessagesState, context: StreamContext) -> Iterator[Any]
         def list_chats(before: str | None) -> Page[Chat]:
             page = client.list_chats(before=before)
             if state.feed_refused_ms is not None:
-                state.feed = False  # said by an API that answers something else
+                state.feed = False  # only believed from an API that answers another request
             return page
 
         _add_coverage_of_feed(state, start_ms)
@@ -60,7 +59,7 @@ def read_messages(state: MessagesState, context: StreamContext) -> Iterator[Any]
 
 
 def _ask_for_feed(state: MessagesState, context: StreamContext) -> Page[Message] | None:
-    """Return the newest page of the account's feed; null where the API refuses it, or does not manage to answer it."""
+    """Return the newest page of the account's feed; null if the API refuses it, or fails."""
     now_ms = to_epoch_ms(context.run.clock.now())
     is_refused = state.feed is False and now_ms - (state.feed_refused_ms or 0) < DAY_MS
     if is_refused or context.failed.is_waiting("feed", "messages"):
@@ -77,13 +76,13 @@ def _ask_for_feed(state: MessagesState, context: StreamContext) -> Page[Message]
 
 
 def _add_coverage_of_feed(state: MessagesState, start_ms: int) -> None:
-    """What the feed has shown without a gap since the start need not be read again chat by chat."""
-    of_feed = Coverage(state.by_feed.covered)
-    complete_to = of_feed.complete_to(start_ms)
+    """Copy the coverage of the feed up to its first gap: this part need not be read again chat by chat."""
+    feed = Coverage(state.by_feed.covered)
+    complete_to = feed.complete_to(start_ms)
     if complete_to is None:
         return
     covered = Coverage(state.by_thread.covered)
     if (covered.complete_to(start_ms) or 0) < complete_to:
-        for lo, hi, read in of_feed.intervals:
+        for lo, hi, read in feed.intervals:
             covered.add(lo, min(hi, complete_to), read)
         state.by_thread.covered = covered.intervals

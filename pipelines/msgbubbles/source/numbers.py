@@ -1,4 +1,4 @@
-"""Reads the account's own numbers: one request, whatever their number."""
+"""Read the account's own numbers, all with one request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def read_numbers(state: NumbersState, context: StreamContext) -> Iterator[Any]:
     if context.failed.is_waiting("numbers", "numbers"):
         return
     page: Page[Number] | None = None
-    with context.failed.attempt("numbers", "numbers"), suppress(NotFoundError):  # one way to write an empty list
+    with context.failed.attempt("numbers", "numbers"), suppress(NotFoundError):  # some APIs answer an empty list so
         page = context.client.list_numbers()
     if page is None:
         return

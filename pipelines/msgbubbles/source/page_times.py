@@ -1,4 +1,4 @@
-"""The times of a page's rows: which of them the page is in order of, and how far down they can be trusted."""
+"""Examine the times of a page's rows: which of them order the page, and how far down they can be trusted."""
 
 from __future__ import annotations
 
@@ -12,53 +12,54 @@ from typing import Any
 from msgbubbles.models import Page, Row
 from msgbubbles.times import to_epoch_ms
 
-# This share of a page's rows has to be in order for the others to count as outliers.
+# If this share of a page's rows is in order, the others count as outliers.
 MOSTLY = 0.75
 # Fewer rows can be in order by chance, or share a timestamp, whatever the API orders them by.
 FEWEST_ROWS_IN_ORDER = 10
-# At most this share of a page, at its end, is taken for outliers when so many times the time between the other rows
-# lies before it.
+# Rows at the end of a page (a tenth at most) are doubtful if the gap before them is this many times the span above it.
 DOUBTFUL_SHARE, DOUBTFUL_GAP = 10, 4
-# The time that a row is ordered by, as `models` says, and what the API may order by instead.
+# The cursor time of a row (see `models`), and the fields that the API may order by instead.
 CURSOR = ""
 OTHER_FIELDS = ("sent_at", "updated_at", "created_at")
-# The API's clock is the `Date` header: whole seconds, and servers cache it for one more or two.
+# The `Date` header has whole seconds, and servers cache it for another one or two.
 CLOCK_TOLERANCE = timedelta(seconds=3)
 
 
 def read_time_ms(row: Row, field: str) -> int | None:
-    """Return one of a row's times in milliseconds since 1970, rounded down; null where the row has none."""
+    """Return one of a row's times in milliseconds since 1970, rounded down; null if the row has none."""
     at: datetime | None = row.cursor_at if field == CURSOR else getattr(row, field, None)
     return None if at is None else to_epoch_ms(at if at.tzinfo else at.replace(tzinfo=UTC))
 
 
 @dataclass(frozen=True)
 class Boundary:
-    """Rows at `at_ms` by `field`. One of them has to be on the page that is asked for with the millisecond after."""
+    """Rows at `at_ms` by `field`. One of them has to be on the page before the next millisecond."""
 
     field: str
     at_ms: int
     keys: frozenset[str]
 
     def is_on(self, page: Page[Any], *, by_time: bool) -> bool:
-        """Return whether one of the rows is on a page; with `by_time`, any row of their time will do."""
+        """Return whether one of the rows is on a page; with `by_time`, or any other row of their time."""
         return any(
             row.key in self.keys or (by_time and read_time_ms(row, self.field) == self.at_ms) for row in page.rows
         )
 
     def may_follow(self, page: Page[Any]) -> bool:
-        """Return whether the rows may be further down: others of this timestamp, or of the next, fill the page."""
+        """Return whether the rows may be further down because rows of this timestamp, or newer ones, fill the page."""
         times_ms = [at for row in page.rows if (at := read_time_ms(row, self.field)) is not None]
         return bool(times_ms) and min(times_ms) >= self.at_ms and page.may_hide_rows
 
 
 @dataclass(frozen=True)
 class PageTimes:
-    """The rows of a page by one of their times, newest first as the API sends them.
+    """One of the times of each row of a page, in the order of the page.
 
-    `all_ms` has one entry for each row, None where the row has no such time. `timed` are time and key of the rows that
-    count: not newer than the `before` that was asked for (those are counted in `above`), and not at a timestamp that
-    misled. `in_order` are the times of the longest sequence that is in order.
+    Attributes:
+        all_ms: One entry per row, null if the row has no such time.
+        timed: Time and key of the usable rows: not newer than the requested `before`, nor at a misleading timestamp.
+        in_order: The times of the longest sequence that is in order.
+        above: How many rows are newer than the requested `before`.
     """
 
     field: str
@@ -68,14 +69,14 @@ class PageTimes:
     above: int
 
     @classmethod
-    def from_page(cls, page: Page[Any], field: str, before_ms: int | None, misled: Collection[int]) -> PageTimes:
-        """Read the times of a page that was asked for with `before_ms`. `misled` are timestamps not to trust."""
+    def from_page(cls, page: Page[Any], field: str, before_ms: int | None, misleading: Collection[int]) -> PageTimes:
+        """Read the times of the page before `before_ms`. Timestamps in `misleading` are not trusted."""
         all_ms = [read_time_ms(row, field) for row in page.rows]
         pairs = [(at, row.key) for row, at in zip(page.rows, all_ms, strict=True) if at is not None]
         timed = pairs if before_ms is None else [pair for pair in pairs if pair[0] <= before_ms]
         above = len(pairs) - len(timed)
-        if misled:
-            timed = [pair for pair in timed if pair[0] not in misled] or timed
+        if misleading:
+            timed = [pair for pair in timed if pair[0] not in misleading] or timed
         return cls(field, all_ms, timed, _find_longest_order([at for at, _ in timed]), above)
 
     @property
@@ -102,21 +103,21 @@ class PageTimes:
 
     @property
     def trusted_ms(self) -> list[int]:
-        """Times to take a boundary from; all times of a page that is in no order."""
+        """The times to take a boundary from; all of them if the page is in no order."""
         return self.in_order if self.is_mostly_in_order else self.timed_ms
 
     def boundary(self, at_ms: int) -> Boundary:
         return Boundary(self.field, at_ms, frozenset(key for at, key in self.timed if at == at_ms))
 
     def newest_ms(self, page: Page[Any]) -> int | None:
-        """Return the newest trusted time that is not in the future, which would say nothing about rows to come."""
+        """Return the newest trusted time that is not in the future."""
         latest_ms = to_epoch_ms(page.server_at + CLOCK_TOLERANCE)
         return max((at for at in self.trusted_ms if at <= latest_ms), default=None)
 
     def sure_ms(self, page: Page[Any]) -> int | None:
-        """Return the time down to which a page in order leaves nothing out; None where its order proves nothing.
+        """Return the time down to which the page leaves nothing out; null if its order proves nothing.
 
-        That is the last row, or the last but one where the last is far from the others, or was sent later than it says.
+        That is the last row, or the last but one if the last is far from the others, or was sent later than it says.
         """
         in_order = self.in_order
         outliers = len(self.timed) + self.above - len(in_order)
@@ -126,16 +127,16 @@ class PageTimes:
         is_close = self.is_in_order and (ages_ms[-1] - ages_ms[-2]) * (len(ages_ms) - 2) <= 2 * ages_ms[-2]
         last = 1 if is_close and len(ages_ms) > 2 else 2
         sure_ms = in_order[-last]
-        for place in range(len(ages_ms) - max(len(ages_ms) // DOUBTFUL_SHARE, 2), len(ages_ms) - 1):
-            if place > 1 and ages_ms[place] > (DOUBTFUL_GAP + 1) * ages_ms[place - 1]:
-                sure_ms, last = in_order[place - 1], 2
+        for index in range(len(ages_ms) - max(len(ages_ms) // DOUBTFUL_SHARE, 2), len(ages_ms) - 1):
+            if index > 1 and ages_ms[index] > (DOUBTFUL_GAP + 1) * ages_ms[index - 1]:
+                sure_ms, last = in_order[index - 1], 2
                 break
         last_keys = {key for _, key in self.timed[-last:]}
         sent_ms = [at for row in page.rows if row.key in last_keys and (at := read_time_ms(row, "sent_at")) is not None]
         return max(sure_ms, *sent_ms, *(at for at, _ in self.timed[-last:]))
 
     def find_outliers(self, page: Page[Any], edge_ms: int | None) -> frozenset[str]:
-        """Return the keys of the rows that are older than the page's boundary, where the page is not in order."""
+        """Return the keys of the rows that are older than the boundary, if the page is not in order."""
         if self.is_in_order or edge_ms is None:
             return frozenset()
         times = zip(page.rows, self.all_ms, strict=True)
@@ -143,23 +144,23 @@ class PageTimes:
 
     def untimed_after(self, page: Page[Any], at_ms: int) -> frozenset[str]:
         """Return the keys of the rows without a time that come after the last row of this timestamp."""
-        places = [place for place, at in enumerate(self.all_ms) if at == at_ms]
-        first = places[-1] + 1 if places else len(page.rows)
+        indices = [index for index, at in enumerate(self.all_ms) if at == at_ms]
+        first = indices[-1] + 1 if indices else len(page.rows)
         return frozenset(row.key for row, at in zip(page.rows[first:], self.all_ms[first:], strict=True) if at is None)
 
 
 def _find_longest_order(times_ms: list[int]) -> list[int]:
-    """Return the longest subsequence that does not rise; of several, the one that ends highest."""
+    """Return the longest non-increasing subsequence; of several, the one that ends highest."""
     if all(newer >= older for newer, older in pairwise(times_ms)):
         return times_ms
-    # By length, the place where the subsequence that ends highest does, and for each place the one before it.
+    # By length, the index where the subsequence that ends highest does; and for each index the one before it.
     ends: list[int] = []
     lengths: list[int] = []
     before: list[int | None] = []
-    for place, at_ms in enumerate(times_ms):
+    for index, at_ms in enumerate(times_ms):
         length = bisect_right(lengths, -at_ms)
         before.append(ends[length - 1] if length else None)
-        ends[length : length + 1] = [place]
+        ends[length : length + 1] = [index]
         lengths[length : length + 1] = [-at_ms]
     longest: list[int] = []
     at: int | None = ends[-1]

@@ -1,5 +1,7 @@
-"""Keep the progress of messages. A status only moves forward, and the times of sending, delivery and reading are set
-once: what arrives late, or was read from a replica that lags, takes nothing back.
+"""Preserve the progress of messages.
+
+A status only moves forward, and the times of sending, delivery and reading are set once. Data that arrives late, or
+comes from a replica that lags behind, reverts nothing.
 """
 
 from __future__ import annotations
@@ -12,12 +14,11 @@ SET_ONCE = ("sent_at", "delivered_at", "read_at")
 
 
 def get_status_rank(status: str | None) -> int | None:
-    """Return the rank of a status; null for an unknown one."""
     return None if status is None else RANKS.get(status.lower())
 
 
 def is_ahead(status: str | None, stored: str | None) -> bool:
-    """Return whether a status is further than the stored one, as far as both are known. Each is further than none."""
+    """Return whether a status is further than the stored one. An unknown status never is; any is further than null."""
     rank, stored_rank = get_status_rank(status), get_status_rank(stored)
     return rank is not None and (stored is None or (stored_rank is not None and rank > stored_rank))
 
@@ -25,8 +26,8 @@ def is_ahead(status: str | None, stored: str | None) -> bool:
 def keep_progress(incoming: pa.Table, comparison: Comparison) -> pa.Table:
     """Return messages as the API shows them, with the stored progress where that is further.
 
-    The API's values count where it shows a later `updated_at`, or none. A row that it does not claim to have changed
-    since the stored one is older than the events that have changed that.
+    If the API shows a later `updated_at`, or none, its values win. Otherwise the row is older than the events that have
+    updated the stored one.
     """
 
     def column(name: str) -> pa.Array:
@@ -42,7 +43,7 @@ def keep_progress(incoming: pa.Table, comparison: Comparison) -> pa.Table:
     for name, (mask, values) in stays.items():
         mask = pc.and_(mask, unclaimed)
         if pc.any(mask).as_py():
-            place = incoming.schema.get_field_index(name)
-            kept = pc.if_else(mask, values, column(name))
-            incoming = incoming.set_column(place, incoming.schema.field(place), kept)
+            index = incoming.schema.get_field_index(name)
+            merged = pc.if_else(mask, values, column(name))
+            incoming = incoming.set_column(index, incoming.schema.field(index), merged)
     return incoming

@@ -1,4 +1,4 @@
-"""What a run allows its streams, and what came of it."""
+"""The limits of a run, and its results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from msgbubbles.times import to_epoch_ms
 from msgbubbles.transport import Clock, Traffic
 
 from .buffer import Changes, RowBuffer
-from .config import Settings
+from .config import SourceConfig
 from .coverage import Coverage
 from .failed_reads import FailedReads
 from .fetch import InFlight, InThreads
@@ -25,21 +25,16 @@ from .state import ListState
 from .stored import Warehouse
 
 
-class BatchEnd(Halt):
-    """The pages of this slice are read; the rest of the stream is for the next."""
-
-
-class ShareSpent(Halt):
-    """The requests that this run may spend on reading again are spent."""
-
-
 @dataclass
 class StreamProgress:
-    """What a run has done to one stream. `rows` were read, `odd` of them held values that are not valid JSON.
-    `reached_ms` is the oldest timestamp of the page read last. `overflows` are the tie overflows that the run met,
-    `standing` those that are neither repaired nor accepted. `order_contradictions` counts pages whose rows are not in
-    the order of the time that is read, or not where it says. `covered_before` and `covered` are the coverage before the
-    run and now, null while nothing is covered.
+    """Progress of a run on one stream.
+
+    Attributes:
+        rows: Rows that were read; `odd` of them had values that are not valid JSON.
+        overflows: The tie overflows of this run; `standing` are those that are neither repaired nor accepted.
+        order_contradictions: Pages that are not in the order of the cursor time, or not where it says.
+        reached_ms: The oldest timestamp of the last page.
+        covered_before, covered: The coverage before the run and now; null if there is none.
     """
 
     pages: int = 0
@@ -60,7 +55,7 @@ class StreamProgress:
     _odd: set[str] = field(default_factory=set)
 
     def count(self, page: Page[Any]) -> None:
-        """Count a page and its rows. What is wrong with a row counts once, however often the run reads it."""
+        """Count a page and its rows. A rejected or odd row counts once, however often it is read."""
         self.pages += 1
         self.rows += len(page.rows)
         self.reject({row.row_hash for row in page.rejected})
@@ -71,12 +66,11 @@ class StreamProgress:
         self.reached_ms = self.reached_ms if oldest is None else to_epoch_ms(oldest)
 
     def reject(self, hashes: set[str]) -> None:
-        """Count rows that are in `rejected_rows`, by their hashes."""
+        """Count rejected rows by their hashes."""
         self.rejected += len(hashes - self._rejected)
         self._rejected |= hashes
 
     def note(self, result: PageResult[Any]) -> None:
-        """Keep what a page says of the walk."""
         if result.overflow:
             self.overflows.add(result.overflow)
         self.order_contradictions += not result.is_in_order
@@ -84,17 +78,21 @@ class StreamProgress:
 
 @dataclass
 class Run:
-    """What a run allows its streams, and what came of it.
+    """The limits of a run, and its results.
 
-    `batch_pages`: pages a stream reads before what it has is loaded; the rest is then `unfinished`. With fewer than
-    `settings.MIN_BATCH_PAGES`, a slice may end within the ties of one instant, and the next begin there again.
-    `max_requests`: all requests of the run. `stop`: set it, and the run ends after the page in flight.
-    `keep_on_error`: a fault ends the reading and is kept in `error`, so that what was read before it is loaded;
-    otherwise it is raised, and dlt drops the load. `missing`: what to read by id, and nothing else.
-    `accept_overflows`: nothing is missing at the tie overflows known until now. `clock` tells the wall time.
-    `warehouse`: what is stored, where it can be asked. `refused`: which rows of a table (Arrow) the destination
-    refuses, where a load has failed for its data. `settings`: what the source was configured with. `in_flight` makes
-    what keeps the requests that are under way.
+    Attributes:
+        batch_pages: Pages that a stream reads before its rows are loaded; the rest is then `unfinished`. With fewer
+            than `settings.MIN_BATCH_PAGES`, a batch may end within rows of one timestamp, and the next repeat them.
+        max_requests: The number of requests, retries included.
+        stop: Set it to end the run after the page in flight.
+        keep_on_error: Whether an error ends the reading and is stored in `error`, so that the rows read before it are
+            loaded. Otherwise it is raised, and dlt drops the load.
+        missing: If set, only these rows are read, by id.
+        accept_overflows: Whether to treat all known tie overflows as complete.
+        warehouse: The stored rows, if the destination can be queried.
+        refused: Returns which rows of an Arrow table the destination refuses; set once a load failed for its data.
+        in_flight: Builds the queue of requests in flight.
+        failed_now: Units that failed in this run, by kind and id; the run does not try them again.
     """
 
     batch_pages: int | None = None
@@ -109,7 +107,7 @@ class Run:
     on_wait: Callable[[str, float], None] = lambda _why, _seconds: None
     warehouse: Warehouse | None = None
     refused: Callable[[str, Any], list[bool]] | None = None
-    settings: Settings | None = None
+    config: SourceConfig = field(default_factory=SourceConfig)
     in_flight: Callable[[], InFlight[Any]] = InThreads
     traffic: Traffic = field(default_factory=Traffic)
     streams: dict[str, StreamProgress] = field(default_factory=dict)
@@ -118,44 +116,47 @@ class Run:
     feed: bool | None = None
     halt: Halt | None = None
     error: MsgBubblesError | None = None
-    # Units that failed in this run, by kind and id: they are left alone until the next.
     failed_now: set[tuple[str, str]] = field(default_factory=set)
     failures_in_a_row: int = 0
     failed_reads_changed: bool = False
 
     @property
     def stopped(self) -> bool:
-        """Whether another request would be unwanted, or useless."""
+        """Whether there is no point in another request."""
         if self.halt is not None:
             return True
         return isinstance(self.error, ApiError) and (not is_unit_error(self.error) or not self.traffic.answered)
 
     @property
     def unfinished(self) -> bool:
-        """Whether there is something left for another slice."""
+        """Whether another batch is to be read."""
         return not self.stopped and any(progress.unfinished for progress in self.streams.values())
 
     def progress(self, stream: str) -> StreamProgress:
         return self.streams.setdefault(stream, StreamProgress())
 
     def reject(self, table: str, hashes: set[str]) -> None:
-        """Count rows that could be read and are in `rejected_rows` all the same."""
         self.progress(table).reject(hashes)
 
     def loaded(self, table: str) -> int:
-        """Rows of a table that were new or changed."""
+        """Return how many rows of a table were new or changed."""
         return self.changes[table].loaded if table in self.changes else 0
 
 
 @dataclass(frozen=True)
 class MissingRows:
-    """What is missing in the warehouse, to be read by id: `chats`, and all messages of `threads`. `lagging` are threads
-    whose newest message is missing, with the instant of that message. With `overflows`, the messages of instants that
-    hold more than the feed shows are read thread by thread; `chats_proven` says that no chat is missing, though a list
-    could not show all of them, and `all_chats_known` that the list showed all. `known_from_events` are
-    chats with messages that are known only from events, with their first and last time. `groups` are
-    to be asked for their participants, with those they had before. `limit` bounds the requests. Only events name the
-    chats of `named_by_events`: one of those that is not found never was one.
+    """Rows that are missing in the warehouse, and have to be read by id.
+
+    Attributes:
+        threads: Chats of which to read all messages.
+        lagging: Chats whose newest message is missing, with the time of that message.
+        overflows: Whether to read the messages of overflowed timestamps chat by chat.
+        chats_proven: Whether messages prove that no chat is missing, although a tie overflow hid some of the list.
+        known_from_events: Chats with messages that only webhooks mention, with their first and last time.
+        groups: Groups to ask for their participants, with the participants stored before.
+        limit: The number of requests.
+        named_by_events: Chats that only webhooks mention; a 404 means that they never existed.
+        all_chats_known: Whether the list showed all chats.
     """
 
     chats: Sequence[str] = ()
@@ -176,18 +177,17 @@ class StreamContext:
 
     client: Client
     buffer: RowBuffer
-    settings: Settings
     run: Run
     failed: FailedReads
 
 
 def known_overflows(state: ListState) -> set[Overflow]:
-    """Return the tie overflows of a stream that were neither repaired nor accepted."""
+    """Return the tie overflows of a stream that are neither repaired nor accepted."""
     return {Overflow(*span) for span in state.overflows}
 
 
 def save_overflows(state: ListState, spans: set[Overflow], run: Run, stream: str) -> None:
-    """Keep what is not repaired: all `spans`, but for those that were accepted, in this run or before."""
+    """Store `spans`, the overflows that are not repaired, except those that were accepted now or earlier."""
     accepted = {Overflow(*span) for span in state.overflows_accepted}
     accepted |= known_overflows(state) if run.accept_overflows else set()
     run.progress(stream).standing = spans - accepted

@@ -1,7 +1,7 @@
-"""What the readers remember between runs: typed here, JSON in dlt's resource state, which commits with the rows.
+"""Type the state of the readers, which is JSON in dlt's resource state and commits together with the rows.
 
-The state also travels with a published database. Times are milliseconds since 1970, by the API's clock unless they say
-otherwise; 0 and null stand for never.
+The state also travels with a published database. Times are milliseconds since 1970, by the API's clock unless noted
+otherwise; 0 and null mean never.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from msgbubbles.times import DAY_MS
 
 from .coverage import CoveredInterval
 
-# Count it up when the releases before cannot go on with this state, or with the tables beside it: they refuse both.
+# Increase it when earlier releases cannot continue from this state or its tables, so that they refuse them.
 STATE_VERSION = 2
 
-# A fault that passes by itself has passed by one of these tries, which the next runs make.
+# The next runs make these tries at once; a temporary fault has passed by then.
 TRIES_WITHOUT_WAIT = 3
 FIRST_WAIT_MS = 5 * 60 * 1000
 
@@ -34,9 +34,10 @@ class _State(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class FailedRead(msgspec.Struct, frozen=True):
-    """One unit that failed whenever it was tried since `since_ms`. Times are by this machine's clock. `from_ms`: the
-    time from which rows of the unit are missing, null where it has no time. `http_status` and `error_code` are of the
-    last answer, null where there was none.
+    """A unit that failed each time it was tried since `since_ms`. Times are by this machine's clock.
+
+    Rows of the unit are missing from `from_ms` on, null if it has no time. `http_status` and `error_code` are those of
+    the last answer, null without one.
     """
 
     kind: Kind
@@ -50,16 +51,16 @@ class FailedRead(msgspec.Struct, frozen=True):
 
     @property
     def next_try_ms(self) -> int:
-        """Return the earliest time of the next try: at once at first, then after twice as long each time, up to a
-        day.
-        """
+        """The earliest time of the next try: at once at first, then after twice as long each time, up to a day."""
         waits = self.tries - TRIES_WITHOUT_WAIT
         return self.last_tried_ms + (0 if waits < 0 else min(FIRST_WAIT_MS << min(waits, 16), DAY_MS))
 
 
 class ResourceState(_State):
-    """What every resource remembers. `tables`: those that dlt was told to create, with their columns; true in states of
-    an old version. `complete`: the interval without a gap that `stream_coverage` shows.
+    """The state of every resource.
+
+    `tables` are those that dlt was asked to create, with their columns; true in states of an old version. `complete` is
+    the gap-free interval in `stream_coverage`.
     """
 
     tables: list[str] | bool = field(name="has_tables", default_factory=list)
@@ -68,15 +69,13 @@ class ResourceState(_State):
 
 
 class NumbersState(_State):
-    """`seen`: fingerprints of the numbers as they were read last."""
+    """`seen` are the fingerprints of the numbers that were read last."""
 
     seen: list[str] = field(default_factory=list)
 
 
 class OverflowProgress(msgspec.Struct, array_like=True):
-    """How far the chats of a tie overflow have been read: up to `after_id`. `is_stuck`: one of them could not be read
-    completely.
-    """
+    """How many chats of a tie overflow were read: up to `after_id`. `is_stuck`: one could not be read completely."""
 
     after_id: str = ""
     is_stuck: bool = False
@@ -84,9 +83,13 @@ class OverflowProgress(msgspec.Struct, array_like=True):
 
 
 class ListState(_State):
-    """What was read of a list. `covered` is its coverage; `seen` are fingerprints of the newest page at `seen_ms`, so
-    that what has not changed is not loaded again. `overflows` are tie overflows (first and last time) that are neither
-    repaired nor accepted, `overflows_done` how far each of them has been read, by name.
+    """The state of a list.
+
+    Attributes:
+        covered: Its coverage.
+        seen: Fingerprints of the newest page at `seen_ms`, so that unchanged rows are not loaded again.
+        overflows: Tie overflows (first and last time) that are neither repaired nor accepted.
+        overflows_done: The progress of each overflow, by name.
     """
 
     covered: list[CoveredInterval] = field(default_factory=list)
@@ -98,8 +101,10 @@ class ListState(_State):
 
 
 class MessagesState(_State):
-    """What was read of the messages, in each of the two ways. `feed`: whether the API answers the account's feed, null
-    while that is not known; `feed_refused_ms`: when it refused it last, by this machine's clock.
+    """The state of the messages, for each of the two ways to read them.
+
+    `feed` is whether the API answers the account's feed, null while unknown. `feed_refused_ms` is when the API last
+    refused it, by this machine's clock.
     """
 
     feed: bool | None = None
@@ -109,26 +114,30 @@ class MessagesState(_State):
 
     @property
     def in_use(self) -> ListState:
-        """Return the state of the way in which messages are read."""
+        """The state of the way in which messages are read."""
         return self.by_feed if self.feed else self.by_thread
 
 
 class ChatsState(ListState):
-    """What was read of the chats, and what has to be read by id.
+    """The state of the chats, and what has to be read by id.
 
-    `missed` counts, by id, the sweeps that did not show a chat. `threads`: chats whose messages are to be read again.
-    `lagging`: chats that were read because no message of their `last_message_at` was stored, with that time;
-    `lagging_in_vain`: how many of them in a row brought nothing. `read_for_events`: the intervals that were read
-    because events name messages in them, by chat. `named_by_events`: chats that were asked for because events name
-    them. The others are times: of the last sweep of the newest page, of the last question for chats without a time,
-    and when the API showed no participants.
+    Attributes:
+        missed: In how many sweeps a chat was missing, by id.
+        threads: Chats whose messages have to be read again.
+        lagging: Chats that were read because no message of their `last_message_at` was stored, with that time.
+        lagging_in_vain: How many of those in a row brought nothing.
+        read_for_events: The intervals that were read because events name messages in them, by chat.
+        named_by_events: Chats that were asked for because events name them.
+        head_swept_ms: When the newest page last counted as a sweep.
+        timeless_asked_ms: When chats without a time were last asked for.
+        participants_hidden_ms: When the API last showed no participants.
     """
 
     missed: dict[str, int] = field(default_factory=dict)
     threads: list[str] = field(default_factory=list)
     lagging: dict[str, int] = field(default_factory=dict)
     lagging_in_vain: int = 0
-    read_for_events: dict[str, tuple[int, int]] = field(name="told", default_factory=dict)
+    read_for_events: dict[str, tuple[int, int]] = field(name="told", default_factory=dict)  # codespell:ignore told
     named_by_events: list[str] = field(default_factory=list)
     head_swept_ms: int = 0
     timeless_asked_ms: int = 0
@@ -137,21 +146,19 @@ class ChatsState(ListState):
 
 @dataclass(frozen=True)
 class States:
-    """The states of all resources. `failed_reads` are in the order of kind and id; what failed in two resources counts
-    once.
-    """
+    """The states of all resources. `failed_reads` are sorted by kind and id; each unit counts once."""
 
     messages: MessagesState
     chats: ChatsState
     failed_reads: list[FailedRead]
 
     def of_list(self, stream: str) -> ListState:
-        """Return the state of the list that a stream, chats or messages, is read from."""
+        """Return the state of the list that a stream (chats or messages) is read from."""
         return self.chats if stream == "chats" else self.messages.in_use
 
     @classmethod
     def from_resources(cls, resources: Mapping[str, Any]) -> States:
-        """Decode dlt's states of the resources, by name. Raises `ConfigurationError`."""
+        """Decode dlt's resource states, by name. Raises `ConfigurationError`."""
         failed = {
             (entry.kind, entry.id): entry
             for resource in resources.values()
@@ -165,7 +172,7 @@ class States:
 
 
 def decode(resource: Mapping[str, Any], kind: type[S]) -> S:
-    """Decode one part of a resource's state. Raises `ConfigurationError` where this version cannot read it."""
+    """Decode one part of a resource's state. Raises `ConfigurationError` if this version cannot read it."""
     version = resource.get("version", STATE_VERSION)
     if not isinstance(version, int) or version > STATE_VERSION:
         raise ConfigurationError(
@@ -182,7 +189,7 @@ def decode(resource: Mapping[str, Any], kind: type[S]) -> S:
 
 
 def encode(resource: MutableMapping[str, Any], *parts: _State) -> None:
-    """Write the parts of a resource's state into it, as JSON would hold them."""
+    """Replace a resource's state by these parts, as JSON values."""
     resource.clear()
     resource["version"] = STATE_VERSION
     for part in parts:
@@ -190,7 +197,7 @@ def encode(resource: MutableMapping[str, Any], *parts: _State) -> None:
 
 
 def forget_fingerprints(resources: Iterable[dict[str, Any]]) -> None:
-    """Remove the fingerprints of rows from resources' states: who has the id of a chat could try numbers."""
+    """Remove the fingerprints of rows: with them and the id of a chat, one could find a number by trying."""
     for resource in resources:
         for part in (resource, resource.get("by_feed", {}), resource.get("by_thread", {})):
             part.pop("seen", None)

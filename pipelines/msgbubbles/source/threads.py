@@ -1,4 +1,4 @@
-"""Reads the messages of one chat, and those of all chats one after another."""
+"""Read the messages of one chat, or of all chats one after another."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ from .streams import Fetch, StreamReader
 
 @dataclass
 class ThreadResult:
-    """`is_read`: the messages were read, or the chat is gone. `has_overflow`: some of them share a timestamp with more
-    than a page shows.
-    """
+    """`is_read`: the messages were read, or the chat is gone. `has_overflow`: there was a tie overflow."""
 
     is_read: bool = False
     has_overflow: bool = False
@@ -37,8 +35,8 @@ def read_thread(
     *,
     before_request: Callable[[], None] = lambda: None,
 ) -> Generator[Any, None, ThreadResult]:
-    """Read the messages of one chat in [from, to]. `before_request` may raise what ends the reading."""
-    failed, progress, result = context.failed, context.run.progress("messages"), ThreadResult()
+    """Read the messages of one chat in [from, to]. `before_request` may raise to end the reading."""
+    failed, progress, thread = context.failed, context.run.progress("messages"), ThreadResult()
 
     def fetch(before: str | None) -> Page[Message]:
         before_request()
@@ -48,41 +46,41 @@ def read_thread(
         return page
 
     if failed.is_waiting("thread", chat_id, from_ms):
-        return result
+        return thread
     missing_from_ms = failed.missing_from("thread", chat_id)
-    if missing_from_ms is not None:  # all that is missing is read, whatever was asked for
+    if missing_from_ms is not None:  # everything that is missing is read, even if less was asked for
         from_ms, to_ms = min(from_ms, missing_from_ms), None
     before_ms = None if to_ms is None else to_ms + 1
-    # Whether the chat of a thread that is gone is deleted is asked for as of any chat.
+    # A 404 here does not mark the chat as deleted; `reconcile` asks for the chat itself.
     with failed.attempt("thread", chat_id, from_ms) as attempt, suppress(NotFoundError):
-        for step in paginate_interval(fetch, lo_ms=from_ms, before_ms=before_ms, stream="messages"):
-            progress.note(step)
-            context.buffer.add(step.page)
-            result.has_overflow = result.has_overflow or step.overflow is not None
+        for result in paginate_interval(fetch, lo_ms=from_ms, before_ms=before_ms, stream="messages"):
+            progress.note(result)
+            context.buffer.add(result.page)
+            thread.has_overflow = thread.has_overflow or result.overflow is not None
             yield from context.buffer.flush_full()
-    result.is_read = attempt.succeeded
-    return result
+    thread.is_read = attempt.succeeded
+    return thread
 
 
 class ThreadReader(StreamReader[Chat]):
-    """Reads messages chat by chat, for accounts whose API does not answer the whole feed.
+    """Reads messages chat by chat, for accounts whose API has no feed of all messages.
 
-    It reads the list of chats and the messages of each, so its coverage is in the time of `last_message_at`: *of every
-    chat that lay here then, the messages have been read*.
+    It reads the list of chats and the messages of each. So its coverage is in terms of `last_message_at`: *the messages
+    of every chat that was in this interval then have been read*.
     """
 
     reads_ahead = False
 
     def __init__(self, fetch: Fetch[Chat], state: ListState, context: StreamContext) -> None:
         super().__init__("messages", fetch, state, context)
-        # Messages older than this have been read of every chat: up to here no chat is missing.
-        start_ms = self.settings.start_ms
+        # Messages before this time have been read in every chat, because up to here no chat is missing.
+        start_ms = self.config.start_ms
         complete_to = self.coverage.complete_to(start_ms)
-        self._floor_ms = start_ms if complete_to is None else max(complete_to - 1 - self.settings.lookback_ms, start_ms)
+        self._floor_ms = start_ms if complete_to is None else max(complete_to - 1 - self.config.lookback_ms, start_ms)
 
-    def _question(self, before: str | None) -> Callable[[], Page[Chat]]:
+    def _build_request(self, before: str | None) -> Callable[[], Page[Chat]]:
         def fetch() -> Page[Chat]:
-            # Not before the chats of the page before it have been read.
+            # Checked late: the chats of the previous page come first.
             self.check_batch()
             self.take_from_batch()
             return self._fetch(before)
@@ -93,24 +91,24 @@ class ThreadReader(StreamReader[Chat]):
         self.note_time(page)
         self.progress.pages += 1
 
-    def _covered_from(self, step: PageResult[Chat], task: Task) -> int | None:
-        # Of what a page shows beyond the task, no messages are read.
-        return None if step.covered_from_ms is None else max(step.covered_from_ms, task.lo_ms)
+    def _covered_from(self, result: PageResult[Chat], task: Task) -> int | None:
+        # The messages of chats outside of the task are not read, although the page shows them.
+        return None if result.covered_from_ms is None else max(result.covered_from_ms, task.lo_ms)
 
-    def load(self, step: PageResult[Chat], interval: OpenInterval[Chat]) -> Iterator[Any]:
+    def load(self, result: PageResult[Chat], interval: OpenInterval[Chat]) -> Iterator[Any]:
         task = interval.task
         is_newest = task.kind == "incremental" and interval.from_ms is None
-        covered_ms = self._covered_from(step, task)
-        self.buffer.add_rejected(step.page)
-        for rejected in step.page.rejected:
-            # A chat whose row cannot be read has messages all the same.
+        covered_ms = self._covered_from(result, task)
+        self.buffer.add_rejected(result.page)
+        for rejected in result.page.rejected:
+            # The chat has messages even if its row cannot be read.
             if rejected.key is not None and rejected.row_hash not in self.seen:
                 yield from self._read_thread(rejected.key, self._floor_ms)
             if is_newest:
-                self.mark_seen(step.page, {rejected.row_hash})
-        for chat in sorted(step.page.rows, key=_newest_first):
+                self.mark_seen(result.page, {rejected.row_hash})
+        for chat in sorted(result.page.rows, key=_newest_first):
             at_ms = cursor_ms(chat)
-            is_outlier = chat.key in step.outliers  # listed within the task, whatever time it shows
+            is_outlier = chat.key in result.outliers  # listed within the task, whatever time it shows
             is_outside = at_ms is not None and (at_ms < task.lo_ms or (task.hi_ms is not None and at_ms >= task.hi_ms))
             if is_outside and not is_outlier:
                 continue
@@ -123,26 +121,23 @@ class ThreadReader(StreamReader[Chat]):
                 lo_ms = self._refresh_floor_ms() if task.kind == "refresh" else self._floor_ms
                 yield from self._read_thread(chat.id, lo_ms)
             if is_newest:
-                self.mark_seen(step.page, {mark})
+                self.mark_seen(result.page, {mark})
             if at_ms is not None and covered_ms is not None:
                 interval.from_ms = max(at_ms + 1, covered_ms)
-                self.check_share()
+                self.check_refresh_share()
 
     def _read_thread(self, chat_id: str, from_ms: int) -> Iterator[Any]:
-        # A chat is read whole, however long the batch gets by it: half of one is nothing that could be gone on from.
+        # A chat is always read to its end, even beyond the batch: there is no state to resume within one.
         yield from read_thread(self.context, chat_id, from_ms, before_request=self.take_from_batch)
 
     def _is_unchanged(self, mark: str, at_ms: int | None) -> bool:
-        """Return whether the messages were read with the chat as it is now, and so long after the last of them that
-        none can have come late.
-        """
-        return mark in self.seen and (at_ms or 0) + self.settings.lookback_ms < self.seen_ms
+        """Return whether the chat is as it was when its messages were read, and none can have become visible since."""
+        return mark in self.seen and (at_ms or 0) + self.config.lookback_ms < self.seen_ms
 
     def _refresh_floor_ms(self) -> int:
-        """Return how far back messages are read again."""
-        within = [tier.within_ms for tier in self.settings.tiers.get(self.stream, ())]
+        within = [tier.within_ms for tier in self.config.tiers.get(self.stream, ())]
         widest = max((within_ms for within_ms in within if within_ms is not None), default=0)
-        start_ms = self.settings.start_ms
+        start_ms = self.config.start_ms
         return start_ms if None in within else max(start_ms, (self.now_ms or 0) - widest)
 
 

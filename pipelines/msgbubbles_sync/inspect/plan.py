@@ -17,7 +17,7 @@ from msgbubbles.times import BEGINNING_MS
 from .local_state import LocalState
 
 if TYPE_CHECKING:
-    from msgbubbles.source.config import Settings
+    from msgbubbles.source.config import SourceConfig
     from msgbubbles.source.state import ListState
 
 # The last row of a page is repeated on the next one.
@@ -42,7 +42,7 @@ class Step:
         return asdict(self)
 
 
-def plan_steps(local: LocalState, settings: Settings, now_ms: int) -> list[Step]:
+def plan_steps(local: LocalState, settings: SourceConfig, now_ms: int) -> list[Step]:
     """Return the steps of the next run, in order."""
     steps = [Step("numbers", "list", None, None, 1)]
     states = local.states
@@ -62,7 +62,7 @@ def count_changed_chats(local: LocalState, client: Client) -> int:
     return sum(fingerprint(chat) not in seen for chat in client.list_chats().rows)
 
 
-def _plan_stream(local: LocalState, stream: str, state: ListState, settings: Settings, now_ms: int) -> list[Step]:
+def _plan_stream(local: LocalState, stream: str, state: ListState, settings: SourceConfig, now_ms: int) -> list[Step]:
     coverage = Coverage(state.covered)
     head = tasks.incremental(coverage, settings.start_ms, settings.lookback_ms)
     if not coverage.intervals:
@@ -79,7 +79,7 @@ def _plan_stream(local: LocalState, stream: str, state: ListState, settings: Set
 
 
 def _plan_refresh(
-    local: LocalState, stream: str, state: ListState, settings: Settings, coverage: Coverage, now_ms: int
+    local: LocalState, stream: str, state: ListState, settings: SourceConfig, coverage: Coverage, now_ms: int
 ) -> list[Step]:
     minutes = min(max((now_ms - state.seen_ms) / 60_000, 0.0), MAX_MINUTES_BETWEEN_RUNS)
     allowed = math.inf if settings.refresh_per_minute is None else max(settings.refresh_per_minute * minutes, 1)

@@ -21,7 +21,7 @@ from msgbubbles.models import Attachment, Chat, Message, Page, R, Row
 from msgbubbles.source.arrow import build_arrow_table
 from msgbubbles.source.buffer import ROWS_PER_TABLE
 from msgbubbles.source.compare import Comparison
-from msgbubbles.source.config import Settings
+from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.failed_reads import TRIES_AFTER_A_FAILURE
 from msgbubbles.source.page_times import CLOCK_TOLERANCE
@@ -106,7 +106,7 @@ class Verifier:
         client: Client,
         database: duckdb.DuckDBPyConnection,
         coverage: dict[str, Coverage],
-        settings: Settings,
+        settings: SourceConfig,
         on_page: Callable[[], None],
     ) -> None:
         self.result = VerifyResult()
@@ -355,7 +355,7 @@ def _list_times_ms(row: Row) -> list[int]:
 
 
 def verify(
-    local: LocalState, client: Client, settings: Settings, *, sample: int | None, on_page: Callable[[], None]
+    local: LocalState, client: Client, settings: SourceConfig, *, sample: int | None, on_page: Callable[[], None]
 ) -> VerifyResult:
     """Compare `sample` chats picked at random, or everything if that is null."""
     coverage = {stream: local.load_coverage(stream) for stream in ("chats", "messages")}

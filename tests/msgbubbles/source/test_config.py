@@ -7,31 +7,31 @@ import pytest
 
 from msgbubbles.errors import ConfigurationError
 from msgbubbles.settings import DEFAULTS, RefreshRule, build_source_settings
-from msgbubbles.source.config import Settings
+from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.coverage import Tier
-from msgbubbles.source.fetch import walks_at_once
+from msgbubbles.source.fetch import count_workers
 from msgbubbles.times import HOUR_MS
 
 
-def reading(**values: Any) -> Settings:
-    return Settings.from_source(build_source_settings(values))
+def reading(**values: Any) -> SourceConfig:
+    return SourceConfig.from_settings(build_source_settings(values))
 
 
 def test_defaults_read_chats_daily_and_new_messages_hourly() -> None:
-    settings = Settings.from_source(DEFAULTS)
+    settings = SourceConfig.from_settings(DEFAULTS)
     assert settings.tiers == {"chats": (Tier(24 * HOUR_MS),), "messages": (Tier(HOUR_MS, 72 * HOUR_MS),)}
     assert settings.refresh_per_minute == 15, "a quarter of 120, half of it for each stream"
     assert reading(requests_per_minute=0).refresh_per_minute is None
 
 
 @pytest.mark.parametrize(
-    ("per_minute", "latency_seconds", "walks"),
+    ("per_minute", "latency_seconds", "workers"),
     [(120, 0.2, 1), (120, 0.4, 2), (1200, 0.02, 1), (1200, 0.2, 8), (1200, 5.0, 16), (0, 0.005, 1), (0, 0.2, 8)],
 )
-def test_there_are_as_many_walks_as_it_takes_to_use_the_limit(
-    per_minute: int, latency_seconds: float, walks: int
+def test_there_are_as_many_workers_as_it_takes_to_use_the_limit(
+    per_minute: int, latency_seconds: float, workers: int
 ) -> None:
-    assert walks_at_once(per_minute, latency_seconds) == walks
+    assert count_workers(per_minute, latency_seconds) == workers
 
 
 def test_refresh_rules_may_be_json_as_in_a_variable() -> None:

@@ -12,7 +12,7 @@ from helpers.world import OURS, World
 from msgbubbles.errors import AuthenticationError, ForbiddenError, NotFoundError
 from msgbubbles.policy import FULL, PRESETS, Pseudonymizer
 from msgbubbles.redact import Redactor
-from msgbubbles.source.config import Settings
+from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.coverage import Tier
 from msgbubbles.source.run import Run
 from msgbubbles.source.state import FIRST_WAIT_MS, TRIES_WITHOUT_WAIT, States
@@ -27,7 +27,7 @@ def new_world() -> Iterator[Callable[..., World]]:
     worlds = []
 
     def make(knobs: Knobs | None = None, *, chats: int = 20, messages_each: int = 3) -> World:
-        world = World(knobs or Knobs(), Settings(lookback_ms=5_000))
+        world = World(knobs or Knobs(), SourceConfig(lookback_ms=5_000))
         worlds.append(world)
         for number in range(chats):
             at = world.at() - timedelta(minutes=number)
@@ -329,7 +329,7 @@ def test_rows_below_a_failed_page_are_read_by_the_run_after_one_that_was_cut_off
 
 def test_a_page_that_fails_later_keeps_no_other_row_from_being_refreshed(new_world: Callable[..., World]) -> None:
     world = new_world(chats=40, messages_each=2)
-    world.settings = Settings(lookback_ms=5_000, tiers={"messages": [Tier(3_600_000, 72 * 3_600_000)]})
+    world.settings = SourceConfig(lookback_ms=5_000, tiers={"messages": [Tier(3_600_000, 72 * 3_600_000)]})
     world.sync()
     rows = [row["id"] for row in world.account.all("SELECT id FROM messages ORDER BY created_us DESC")]
     world.knobs.transform_body = page_with("messages", rows[25])

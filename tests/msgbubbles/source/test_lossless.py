@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from helpers.world import OURS, World
-from msgbubbles.source.config import Settings
+from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.coverage import Tier
 from msgbubbles.source.run import Run
 from msgbubbles.times import DAY_MS, HOUR_MS
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 MINUTE_MS = 60_000
-SETTINGS = Settings(0, 5 * MINUTE_MS, {"chats": [Tier(DAY_MS)], "messages": [Tier(HOUR_MS, 72 * HOUR_MS)]})
+SETTINGS = SourceConfig(0, 5 * MINUTE_MS, {"chats": [Tier(DAY_MS)], "messages": [Tier(HOUR_MS, 72 * HOUR_MS)]})
 # How many rows share a millisecond at most: fewer than a page has, or some could be out of reach.
 TIES = 3
 # Always the same, so that a failure is the fault of a change; others, and as many as are asked for, where this is set.
@@ -33,7 +33,7 @@ def small_parts() -> Iterator[None]:
     """Walks share what is to be read though it is little."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("msgbubbles.source.intervals.INTERVAL_PAGES", 1)
-        patch.setattr("msgbubbles.source.intervals.PAGES_BEFORE_CUT", 1)
+        patch.setattr("msgbubbles.source.intervals.PAGES_BEFORE_SPLIT", 1)
         yield
 
 
@@ -68,7 +68,7 @@ class Conversations(RuleBasedStateMachine):
 
     @initialize(knobs=knobs, seed=st.integers(0, 1000))
     def begin(self, knobs: Knobs, seed: int) -> None:
-        self.world = World(knobs, replace(SETTINGS, participants=seed % 2 == 0, least_walks=1 + seed % 3), seed=seed)
+        self.world = World(knobs, replace(SETTINGS, participants=seed % 2 == 0, min_workers=1 + seed % 3), seed=seed)
         for _ in range(seed % 15):
             self.a_new_chat(group=False)
             self.world.pass_time(1 + seed * 1000)

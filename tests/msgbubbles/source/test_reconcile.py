@@ -11,7 +11,7 @@ import pytest
 
 from helpers.world import EPOCH, OURS, World
 from msgbubbles.errors import PermanentError
-from msgbubbles.source.config import Settings
+from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.coverage import Coverage, Tier
 from msgbubbles.source.paginate import Overflow
 from msgbubbles.source.run import Run
@@ -22,9 +22,9 @@ IN_2001 = "2001-01-01T00:00:00.000Z"
 TIERS = {"chats": [Tier(DAY_MS)], "messages": [Tier(HOUR_MS, 72 * HOUR_MS)]}
 
 
-def world_of(knobs: Knobs, settings: Settings | None = None) -> World:
+def world_of(knobs: Knobs, settings: SourceConfig | None = None) -> World:
     """An empty account whose pages have 100 rows, as those of the API do."""
-    return World(knobs, settings or Settings(tiers=TIERS), page_size=100)
+    return World(knobs, settings or SourceConfig(tiers=TIERS), page_size=100)
 
 
 @pytest.fixture

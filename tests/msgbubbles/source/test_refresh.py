@@ -13,14 +13,14 @@ import pytest
 from helpers.world import OURS, World
 from msgbubbles.models import Chat, Page
 from msgbubbles.source import reconcile
-from msgbubbles.source.config import Settings
+from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.coverage import Tier
 from msgbubbles.source.run import Run
 from msgbubbles.times import DAY_MS, HOUR_MS
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 MINUTE_MS = 60_000
-SETTINGS = Settings(0, 5 * MINUTE_MS, {"chats": [Tier(DAY_MS)], "messages": [Tier(HOUR_MS, 72 * HOUR_MS)]})
+SETTINGS = SourceConfig(0, 5 * MINUTE_MS, {"chats": [Tier(DAY_MS)], "messages": [Tier(HOUR_MS, 72 * HOUR_MS)]})
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_all_chats_deleted_at_once_are_seen(world: World) -> None:
 
 
 def test_the_only_chats_deleted_just_after_they_were_read_are_seen_by_the_head_alone() -> None:
-    with closing(World(Knobs(), Settings(0, 5 * MINUTE_MS))) as world:
+    with closing(World(Knobs(), SourceConfig(0, 5 * MINUTE_MS))) as world:
         for _ in range(2):
             write(world, world.account.add_chat(OURS, "+14155550123", world.at()))
         world.sync()
@@ -221,7 +221,7 @@ def test_ids_that_only_events_name_are_asked_for_once_and_make_no_chats(
         run = world.sync()
         spent.append(world.requests - asked)
         assert run.reconciled["deleted chats"] == 0
-        read += run.reconciled["stretches that events told of"]
+        read += run.reconciled["intervals from events"]
     assert set(world.store.tables["chats"]) == before | {(real,)}
     assert max(spent) < reconcile.REQUESTS_A_RUN + 20
     assert read == 301, "those that are asked for first do not hide the last"

@@ -21,8 +21,8 @@ from msgbubbles.client import Client
 from msgbubbles.errors import Interrupted, PermanentError, RetryableError
 from msgbubbles.models import Chat, Page, RejectedRow
 from msgbubbles.source.buffer import RowBuffer
-from msgbubbles.source.config import Settings
-from msgbubbles.source.intervals import INTERVAL_PAGES, PAGES_BEFORE_CUT
+from msgbubbles.source.config import SourceConfig
+from msgbubbles.source.intervals import INTERVAL_PAGES, PAGES_BEFORE_SPLIT
 from msgbubbles.source.messages import read_messages
 from msgbubbles.source.run import Run, StreamContext
 from msgbubbles.source.state import ListState
@@ -38,7 +38,7 @@ def small_parts() -> Iterator[None]:
     """Walks share what is to be read though it is little."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("msgbubbles.source.intervals.INTERVAL_PAGES", 1)
-        patch.setattr("msgbubbles.source.intervals.PAGES_BEFORE_CUT", 1)
+        patch.setattr("msgbubbles.source.intervals.PAGES_BEFORE_SPLIT", 1)
         yield
 
 
@@ -66,7 +66,7 @@ def read_once(
     state: dict[str, Any],
     run: Run,
     lookback_ms: int = LOOKBACK_MS,
-    walks: int = 1,
+    workers: int = 1,
 ) -> int:
     """One load: rows and state are kept together. Returns how many rows landed."""
     buffer = CollectingBuffer()
@@ -74,8 +74,8 @@ def read_once(
     def read(state: ListState, context: StreamContext) -> Any:
         return StreamReader("chats", listing.fetch, state, context).read()
 
-    run.keep_on_error = True
-    list(read_stream(read, None, buffer, state, Settings(0, lookback_ms, least_walks=walks), run))  # type: ignore[arg-type]
+    run.keep_on_error, run.config = True, SourceConfig(0, lookback_ms, min_workers=workers)
+    list(read_stream(read, None, buffer, state, run))  # type: ignore[arg-type]
     warehouse |= buffer.rows
     return buffer._changes("chats").new
 
@@ -86,11 +86,11 @@ def read_once(
     inclusive=st.booleans(),
     unstable=st.booleans(),
     short=st.booleans(),
-    walks=st.integers(1, 4),
+    workers=st.integers(1, 4),
     cuts=st.lists(st.sampled_from(["slice", "stop", "fault", "none"]), max_size=8),
 )
 def test_whatever_changes_and_wherever_it_is_cut_the_last_run_completes_it(
-    seed_number: int, inclusive: bool, unstable: bool, short: bool, walks: int, cuts: list[str]
+    seed_number: int, inclusive: bool, unstable: bool, short: bool, workers: int, cuts: list[str]
 ) -> None:
     chance = random.Random(seed_number)
     clock = {"ms": (datetime.now(UTC) - EPOCH) // timedelta(milliseconds=1) - 10**6}
@@ -126,13 +126,13 @@ def test_whatever_changes_and_wherever_it_is_cut_the_last_run_completes_it(
 
         listing.after_request = breaks
         run.in_flight = lambda: InAnyOrder(chance)
-        read_once(listing, warehouse, state, run, walks=walks)
+        read_once(listing, warehouse, state, run, workers=workers)
     while hidden:
         clock["ms"] += 1
         live(listing)
     listing.after_request = lambda _listing: None
     run = Run(in_flight=lambda: InAnyOrder(chance))
-    read_once(listing, warehouse, state, run, walks=walks)
+    read_once(listing, warehouse, state, run, workers=workers)
     assert run.error is None
     shown = {key: EPOCH + timedelta(milliseconds=(at or 0) // 1000) for key, at in listing.rows.items()}
     if not state.get("overflows"):
@@ -157,7 +157,7 @@ def test_walks_share_what_is_to_be_read_and_are_under_way_at_once(monkeypatch: p
         return page
 
     fetch, listing.fetch = listing.fetch, slow  # type: ignore[method-assign]
-    read_once(listing, warehouse, state, Run(), walks=4)
+    read_once(listing, warehouse, state, Run(), workers=4)
     assert most == 4
     assert len(warehouse) == 2000
     assert len(state["covered"]) == 1, "there is no gap between the parts"
@@ -169,13 +169,15 @@ def test_walks_share_what_is_to_be_read_and_are_under_way_at_once(monkeypatch: p
     [(30, 0), (60, 1), (800, 3), (8000, 0.02 * 8000 / 20)],
     ids=["tiny", "small", "middle", "large"],
 )
-def test_many_walks_cost_hardly_more_requests_than_one(monkeypatch: pytest.MonkeyPatch, rows: int, more: float) -> None:
+def test_many_workers_cost_hardly_more_requests_than_one(
+    monkeypatch: pytest.MonkeyPatch, rows: int, more: float
+) -> None:
     monkeypatch.setattr("msgbubbles.source.intervals.INTERVAL_PAGES", INTERVAL_PAGES)
-    monkeypatch.setattr("msgbubbles.source.intervals.PAGES_BEFORE_CUT", PAGES_BEFORE_CUT)
+    monkeypatch.setattr("msgbubbles.source.intervals.PAGES_BEFORE_SPLIT", PAGES_BEFORE_SPLIT)
     asked = []
-    for walks in (1, 8):
+    for workers in (1, 8):
         listing, warehouse = steady(rows), dict[str, datetime | None]()
-        read_once(listing, warehouse, {}, Run(in_flight=lambda: InAnyOrder(random.Random(1))), walks=walks)
+        read_once(listing, warehouse, {}, Run(in_flight=lambda: InAnyOrder(random.Random(1))), workers=workers)
         assert len(warehouse) == rows
         asked.append(len(listing.asked))
     assert asked[0] < asked[1] or rows < 8000, "they were many"
@@ -189,10 +191,10 @@ def test_batch_end_keeps_what_every_worker_has_read(monkeypatch: pytest.MonkeyPa
         return InAnyOrder(random.Random(1))
 
     listing, warehouse, state = steady(2000), dict[str, datetime | None](), dict[str, Any]()
-    read_once(listing, warehouse, state, Run(batch_pages=30, in_flight=any_order), walks=4)
+    read_once(listing, warehouse, state, Run(batch_pages=30, in_flight=any_order), workers=4)
     assert len(listing.asked) == 30
     assert len(state["covered"]) > 1, "the parts that were read"
-    read_once(listing, warehouse, state, Run(in_flight=any_order), walks=4)
+    read_once(listing, warehouse, state, Run(in_flight=any_order), workers=4)
     assert len(warehouse) == 2000
     assert len(listing.asked) <= 100 + 2000 / 20 / 4 + 8
 
@@ -202,7 +204,7 @@ def test_rows_without_an_instant_at_the_end_are_the_end_of_a_walk_that_begins_th
     nulls: dict[str, int | None] = {f"null{n}": None for n in range(30)}
     listing = Listing(timed | nulls, limit=20, nulls_first=False, nulls_with_before=True)
     warehouse, state, run = dict[str, datetime | None](), dict[str, Any](), Run()
-    read_once(listing, warehouse, state, run, walks=4)
+    read_once(listing, warehouse, state, run, workers=4)
     assert run.error is None
     assert warehouse.keys() >= timed.keys()
     assert [None, None] in state["overflows"], "more of them than a page shows"
@@ -280,14 +282,14 @@ def messages_of(client: Client, state: dict[str, Any], run: Run) -> set[str]:
 
     buffer._put = noting  # type: ignore[method-assign]
     run.keep_on_error = True
-    for _ in read_stream(read_messages, client, buffer, state, Settings(), run):
+    for _ in read_stream(read_messages, client, buffer, state, run):
         pass
     assert run.error is None
     return found
 
 
 def test_a_head_of_more_threads_than_a_slice_has_pages_comes_to_an_end() -> None:
-    with closing(World(Knobs(feed=False), Settings())) as world:
+    with closing(World(Knobs(feed=False), SourceConfig())) as world:
         for _ in range(60):
             chat_id = world.account.add_chat(OURS, "+14155550123", world.at())
             for _ in range(7):
@@ -361,7 +363,7 @@ def test_a_fault_is_raised_where_nobody_takes_care_of_it() -> None:
         yield
 
     with pytest.raises(PermanentError):
-        list(read_stream(fails, None, RowBuffer(("chats",)), {"has_tables": True}, Settings(), Run()))  # type: ignore[arg-type]
+        list(read_stream(fails, None, RowBuffer(("chats",)), {"has_tables": True}, Run()))  # type: ignore[arg-type]
 
 
 def test_a_rejected_row_at_the_edge_of_two_pages_is_counted_once() -> None:

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from helpers.world import OURS, World
-from msgbubbles.source.config import Settings
+from msgbubbles.source.config import SourceConfig
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 MINUTE_MS = 60_000
 DAY_MS = 24 * 60 * MINUTE_MS
 TWIN, FILE = "same-message", "same-file"
 # Everything is read again by every run that comes two hours later.
-SETTINGS = Settings(0, 5 * MINUTE_MS)
+SETTINGS = SourceConfig(0, 5 * MINUTE_MS)
 
 
 @pytest.fixture(params=[True, False], ids=["feed", "threads"])

@@ -6,7 +6,7 @@ import time
 from datetime import UTC, datetime
 from itertools import chain
 
-from msgbubbles.source.config import Settings
+from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.run import MissingRows
 from msgbubbles_sync import job
 from msgbubbles_sync.cli.connection import Connection, connect
@@ -33,7 +33,7 @@ def plan(session: Session, *, probe: bool) -> int:
     session.context.check_policy()
     with connect(session, serve=probe) as connection:
         source = connection.context.settings.source
-        steps = planning.plan_steps(local, Settings.from_source(source), int(time.time() * 1000))
+        steps = planning.plan_steps(local, SourceConfig.from_settings(source), int(time.time() * 1000))
         changed = None
         if probe:
             with connection.client() as client:
@@ -62,7 +62,7 @@ def verify(session: Session, *, sample: int | None, repair: bool) -> int:
         raise UsageError(f"verify: {context.workspace.database} is not there; run the sync first")
     with connect(session) as connection:
         run = connection.run
-        settings = Settings.from_source(connection.context.settings.source)
+        settings = SourceConfig.from_settings(connection.context.settings.source)
         with stopped_by_signals(run.stop), reporter.follow(run):
             for is_last in (not repair, True):
                 with connection.client(context.redactor) as client:
@@ -91,7 +91,7 @@ def status(session: Session, *, max_age_minutes: float | None) -> int:
     local, now = LocalState(session.context), datetime.now(UTC)
     session.context.check_policy()
     with connect(session, serve=False) as connection:
-        start_ms = Settings.from_source(connection.context.settings.source).start_ms
+        start_ms = SourceConfig.from_settings(connection.context.settings.source).start_ms
     status = build_status(local, start_ms, now)
     session.reporter.print(status.as_dict(), lambda console: print_status(status, local, start_ms, now, console))
     if max_age_minutes is None:
