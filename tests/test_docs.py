@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import asdict
 
-from helpers.job import CHATS, inherited_environment
+from helpers.job import CHATS
+from helpers.process import inherited_environment
 from msgbubbles.settings import DEFAULTS, build_source_settings
 from msgbubbles_sync import outcome
 from msgbubbles_sync.destinations import build_destination

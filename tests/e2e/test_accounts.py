@@ -24,6 +24,7 @@ from helpers import postgres
 from helpers.canary import ANN, PRIVACY_KEY, account_of_canaries, found_in, now
 from helpers.job import CHATS, Job
 from helpers.lake import lake_at
+from helpers.process import Process
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.sandbox import NewMessage, serve
 from msgbubbles_sync.workspace import Workspace
@@ -49,11 +50,10 @@ class Company:
         for name, one in self.jobs.items():
             environment[f"ACCOUNTS__{name.upper()}__API_KEY"] = self.keys.get(name, one.server.key)
             environment[f"ACCOUNTS__{name.upper()}__BASE_URL"] = one.server.url
-        return subprocess.Popen(
+        return Process(
             [sys.executable, str(CHATS.with_name(script)), *options, "--database", "company.duckdb"],
             cwd=job.folder,
             env=environment,
-            text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )

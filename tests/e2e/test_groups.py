@@ -18,7 +18,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from helpers.job import CHATS, Job, inherited_environment
+from helpers.job import CHATS, Job
+from helpers.process import Process, inherited_environment
 
 GROUPS = CHATS.with_name("groups.py")
 OURS = "+14155550100"
@@ -34,7 +35,7 @@ class Groups:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         server = self.job.server
-        return subprocess.Popen(
+        return Process(
             [sys.executable, str(GROUPS), *arguments, "--database", "company.duckdb"],
             cwd=self.job.folder,
             env={
@@ -44,7 +45,6 @@ class Groups:
                 "SOURCES__MSGBUBBLES__REQUESTS_PER_MINUTE": "0",
                 "XDG_STATE_HOME": str(self.job.folder / "state"),
             },
-            text=True,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

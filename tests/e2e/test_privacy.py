@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ import duckdb
 from helpers.canary import ANN, BEN, KEY, OURS, PEOPLE, PRIVACY_KEY, account_of_canaries, found_in, now, spellings
 from helpers.hooks import WEBHOOKS, Process
 from helpers.job import Job
+from helpers.process import run_process
 from msgbubbles.policy import FULL, Pseudonymizer
 from msgbubbles.redact import Redactor
 from msgbubbles_sync.sandbox import Knobs, NewMessage, serve
@@ -76,7 +76,7 @@ def receiving(job: Job) -> Iterator[Process]:
     process = Process(job.folder, job.whole_environment(), *DATABASE, "--secrets-file", str(secrets))
     try:
         register = [sys.executable, str(WEBHOOKS), "register", process.url, *DATABASE, "--secrets-file", str(secrets)]
-        subprocess.run(register, cwd=job.folder, env=job.whole_environment(), check=True, capture_output=True)
+        run_process(register, cwd=job.folder, env=job.whole_environment(), check=True, capture_output=True)
         yield process
     finally:
         process.stop()
@@ -99,7 +99,9 @@ def lived_through(job: Job) -> tuple[str, Found]:
         spooled = found_in(job.folder / ".msgbubbles", ("canary", "evt_"))
         assert spooled["evt_"]
         receiver.start()
+    job.start_anew = True  # its command line is looked at
     killed = job.start()
+    job.start_anew = False
     until = time.monotonic() + 60
     while not any((job.folder / ".msgbubbles").rglob("*.parquet")) and killed.poll() is None:
         assert time.monotonic() < until
@@ -112,9 +114,7 @@ def lived_through(job: Job) -> tuple[str, Found]:
     (job.folder / "table.yml").write_text(TABLE)
     apply = [sys.executable, str(GROUPS), "apply", "table.yml", "--yes", *DATABASE]
     for _ in range(2):
-        applied = subprocess.run(
-            apply, cwd=job.folder, env=job.whole_environment(), check=True, capture_output=True, text=True
-        )
+        applied = run_process(apply, cwd=job.folder, env=job.whole_environment(), check=True, capture_output=True)
         said += [applied.stdout, applied.stderr]
     assert "Nothing changed" in applied.stdout
     done = job.run(status=3)

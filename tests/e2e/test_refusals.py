@@ -24,7 +24,8 @@ import duckdb
 import pytest
 
 from helpers.damage import DAMAGE
-from helpers.job import CHATS, Job, Outcome, inherited_environment
+from helpers.job import CHATS, Job, Outcome
+from helpers.process import inherited_environment, run_process
 from helpers.warehouse_rows import differences
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
@@ -56,10 +57,11 @@ def command(job: Job, name: str, *options: str) -> tuple[int, str]:
         "SOURCES__MSGBUBBLES__REQUESTS_PER_MINUTE": "0",
         **job.environment,
     }
-    done = subprocess.run(
+    done = run_process(
         [sys.executable, str(CHATS), name, "--database", str(job.database), *options],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+    )
     assert "Traceback" not in done.stderr
     return done.returncode, " ".join((done.stdout + done.stderr).split())
 

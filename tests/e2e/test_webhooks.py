@@ -19,6 +19,7 @@ import pytest
 
 from helpers.hooks import WEBHOOKS, Process
 from helpers.job import Job
+from helpers.process import run_process
 from helpers.warehouse_rows import differences
 from msgbubbles_sync.files import remove
 from msgbubbles_sync.sandbox import Knobs, NewMessage
@@ -34,13 +35,11 @@ DATABASE = ("--database", "company.duckdb")
 
 def command(job: Job, *arguments: str, status: int = 0) -> Any:
     """What a command of webhooks.py answers, as JSON."""
-    done = subprocess.run(
+    done = run_process(
         [sys.executable, str(WEBHOOKS), *arguments, *DATABASE, "--json"],
         cwd=job.folder,
         env=job.whole_environment(),
         capture_output=True,
-        text=True,
-        timeout=300,
     )
     assert done.returncode == status, (done.stdout, done.stderr)
     return json.loads(done.stdout) if done.stdout else None
@@ -185,9 +184,7 @@ def test_without_a_secret_or_a_free_port_it_does_not_start(new_job: NewJob) -> N
 
 def start(job: Job, *options: str) -> subprocess.CompletedProcess[str]:
     arguments = [sys.executable, str(WEBHOOKS), "serve", "--port", "0", *options, *DATABASE]
-    return subprocess.run(
-        arguments, cwd=job.folder, env=job.whole_environment(), capture_output=True, text=True, timeout=60
-    )
+    return run_process(arguments, cwd=job.folder, env=job.whole_environment(), capture_output=True, timeout=60)
 
 
 @pytest.mark.parametrize("missing", ["load/normalized", "schemas/msgbubbles_webhooks.schema.json"])

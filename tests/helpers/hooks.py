@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 
-from helpers.job import inherited_environment
+from helpers import process
 from msgbubbles_sync.settings import WebhookSettings
 from msgbubbles_sync.webhooks.receiver import Receiver, build_receiver, open_listener, server_of
 from msgbubbles_sync.webhooks.secrets import SecretStore
@@ -105,19 +105,18 @@ class Process:
 
     def __init__(self, folder: Path, environment: dict[str, str], *options: str) -> None:
         self._folder = folder
-        self._environment = {**inherited_environment(), **environment}
+        self._environment = {**process.inherited_environment(), **environment}
         self._options = options
         self._port = 0
         self.url = ""
         self.start()
 
     def start(self) -> None:
-        self._process = subprocess.Popen(
+        self._process = process.Process(
             [sys.executable, str(WEBHOOKS), "serve", "--json", "--port", str(self._port), *self._options],
             cwd=self._folder,
             env=self._environment,
             stdout=subprocess.PIPE,
-            text=True,
         )
         line = self._process.stdout.readline() if self._process.stdout else ""
         assert line, "the receiver did not start"

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from helpers.process import Process, inherited_environment
 from msgbubbles_sync.sandbox import Server
 
 CHATS = Path(__file__).parents[2] / "pipelines" / "chats.py"
 
 
-def inherited_environment() -> dict[str, str]:
-    """Ours, without what would make every start compile dlt and dbt anew."""
-    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-
-
 def run_demo(database: Path) -> str:
-    """What `make demo` says."""
+    """Run `make demo` as a process started anew. Returns what it prints."""
     done = subprocess.run(
         [sys.executable, str(CHATS), "--sandbox", "--database", str(database)],
         cwd=database.parent,
@@ -48,11 +43,15 @@ class Outcome:
 
 @dataclass
 class Job:
-    """Runs `chats.py` on a database in a temporary folder, from another folder than the project's."""
+    """Runs `chats.py` on a database in a temporary folder, from another folder than the project's.
+
+    `start_anew` runs each command in an interpreter of its own, instead of a fork of one that has imported everything.
+    """
 
     folder: Path
     server: Server
     environment: dict[str, str] = field(default_factory=dict)
+    start_anew: bool = False
 
     @property
     def database(self) -> Path:
@@ -77,11 +76,11 @@ class Job:
         }
 
     def _start(self, command: tuple[str, ...], *options: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        return Process(
             [sys.executable, str(CHATS), *command, "--database", "company.duckdb", *options],
+            start_anew=self.start_anew,
             cwd=self.folder,
             env=self.whole_environment(),
-            text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )

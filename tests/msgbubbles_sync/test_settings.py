@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from helpers.job import CHATS, inherited_environment
+from helpers.job import CHATS
+from helpers.process import inherited_environment
 from msgbubbles.policy import PRESETS
 from msgbubbles.settings import RefreshRule
 from msgbubbles_sync import settings

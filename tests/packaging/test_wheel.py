@@ -25,7 +25,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from helpers.job import inherited_environment
+from helpers.process import inherited_environment
 from msgbubbles_sync.sandbox import Account, Server, seed, serve
 
 ROOT = Path(__file__).parents[2]

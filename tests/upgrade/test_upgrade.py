@@ -10,7 +10,6 @@ import csv
 import json
 import math
 import sqlite3
-import subprocess
 import sys
 import tarfile
 import tomllib
@@ -28,6 +27,7 @@ import httpx
 
 from helpers.hooks import Process, signed
 from helpers.job import CHATS, Job
+from helpers.process import run_process
 from helpers.warehouse_rows import differences, landed
 from msgbubbles_sync.sandbox import Account, Knobs, NewMessage, Server, serve
 from msgbubbles_sync.sandbox.app import Done
@@ -177,14 +177,11 @@ def test_the_groups_and_what_was_asked_for_them_are_known(tmp_path: Path) -> Non
 
 
 def run_groups(old: Opened) -> None:
-    done = subprocess.run(
+    done = run_process(
         [sys.executable, str(GROUPS), "apply", "groups.csv", "--yes", *DATABASE],
         cwd=old.job.folder,
         env=old.job.whole_environment(),
         capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
     )
     assert done.returncode == 0, (done.stdout, done.stderr)
 

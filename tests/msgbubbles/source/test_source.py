@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.job import inherited_environment
+from helpers.process import inherited_environment
 from msgbubbles_sync.sandbox import Account, Knobs, seed, serve
 
 PIPELINE = """

@@ -22,7 +22,7 @@ import pytest
 
 from helpers.full_disk import full_disk
 from helpers.hooks import KEY, SECRET, SETTINGS, WEBHOOKS, Served, receiving, signed, typing, workspace_in
-from helpers.job import inherited_environment
+from helpers.process import inherited_environment
 from msgbubbles_sync.webhooks import receiver
 from msgbubbles_sync.webhooks.heartbeat import read_last_beat
 from msgbubbles_sync.webhooks.load import count_dead_letters, load_events

@@ -1,0 +1,209 @@
+"""Runs Python commands as forks of one process that has imported dlt, dbt and DuckDB: run by `helpers.process`.
+
+Importing them takes most of the time of a short command. A fork skips that and is otherwise what a command started
+anew is: a process with its own arguments, environment, folder, standard streams, limits and exit status.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import importlib
+import io
+import json
+import os
+import pkgutil
+import resource
+import runpy
+import select
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+REQUEST_BYTES = 1 << 18
+# The libraries read them when they are imported. `Workspace.configure_dlt` sets the first before that.
+IMPORT_ENVIRONMENT = {"DLT_CONFIG_FOLDER": "dlt_config", "ARROW_DEFAULT_MEMORY_POOL": "system"}
+# What the application imports when it needs it.
+LIBRARIES = (
+    "adbc_driver_postgresql.dbapi",
+    "dbt.adapters.duckdb.impl",
+    "dbt.adapters.postgres.impl",
+    "dbt.cli.main",
+    "dlt.destinations.impl.duckdb.duck",
+    "dlt.destinations.impl.ducklake.ducklake",
+    "dlt.destinations.impl.filesystem.filesystem",
+    "dlt.destinations.impl.postgres.postgres",
+    "psycopg2.extras",
+    "pyarrow.compute",
+    "pyarrow.parquet",
+    "rich.console",
+    "tomlkit",
+    "uvicorn.lifespan.on",
+    "uvicorn.protocols.http.h11_impl",
+    "yaml",
+)
+
+
+def preload() -> None:
+    """Import what commands use. It opens no connection and leaves no thread of Python's."""
+    from msgbubbles_sync.cli.main import _NoPandas
+    from msgbubbles_sync.workspace import RELIED_ON
+
+    before = dict(os.environ)
+    os.environ |= IMPORT_ENVIRONMENT | RELIED_ON
+    hide_pandas = _NoPandas()
+    sys.meta_path.insert(0, hide_pandas)
+    for package in ("msgbubbles", "msgbubbles_sync"):
+        module = importlib.import_module(package)
+        for found in pkgutil.walk_packages(module.__path__, f"{package}."):
+            if not found.name.endswith("__main__"):
+                _import(found.name)
+    for name in LIBRARIES:
+        _import(name)
+    sys.meta_path.remove(hide_pandas)
+    import duckdb
+
+    duckdb.default_connection().close()  # it has threads, which a fork does not inherit
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def _import(name: str) -> None:
+    with suppress(ModuleNotFoundError):  # an extra that is not installed
+        importlib.import_module(name)
+
+
+def serve(control: socket.socket) -> None:
+    """Fork a process for each request until the client closes its end. Reports its id, and how it ended."""
+    running: dict[int, tuple[int, socket.socket]] = {}
+    poller = select.poll()
+    poller.register(control, select.POLLIN)
+    while True:
+        for number, _ in poller.poll():
+            if number in running:
+                pid, report = running.pop(number)
+                poller.unregister(number)
+                os.close(number)
+                with report:
+                    _, status, usage = os.wait4(pid, 0)
+                    seconds = usage.ru_utime + usage.ru_stime
+                    with suppress(OSError):  # nobody waits for it any more
+                        report.send(json.dumps([status, seconds, usage.ru_maxrss]).encode())
+                continue
+            data, descriptors, _, _ = socket.recv_fds(control, REQUEST_BYTES, 4)
+            if not data:
+                return
+            report = socket.socket(fileno=descriptors[0])
+            pid = os.fork()
+            if pid == 0:
+                inherited = [control, report, *(other for _, other in running.values())]
+                _run(json.loads(data), descriptors[1:], inherited, list(running))
+            for descriptor in descriptors[1:]:
+                os.close(descriptor)
+            with suppress(OSError):
+                report.send(str(pid).encode())
+            exited = os.pidfd_open(pid)
+            running[exited] = pid, report
+            poller.register(exited, select.POLLIN)
+
+
+def _run(request: dict[str, Any], streams: list[int], sockets: list[socket.socket], descriptors: list[int]) -> None:
+    """Become the process that was asked for, and end as the interpreter does."""
+    status = 1
+    try:
+        for other in sockets:
+            other.close()
+        for descriptor in descriptors:
+            os.close(descriptor)
+        _set_up(request, streams)
+        status = _exit_status(request["arguments"])
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        _finish(status)
+
+
+def _set_up(request: dict[str, Any], streams: list[int]) -> None:
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    if request["new_session"]:
+        os.setsid()
+    os.chdir(request["folder"])
+    os.umask(request["umask"])
+    for limit, values in request["limits"].items():
+        resource.setrlimit(int(limit), tuple(values))
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    time.tzset()
+    tempfile.tempdir = None
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.FileIO(0, closefd=False), encoding="utf-8")
+    sys.stdout = sys.__stdout__ = _writer(1, "strict", line_buffering=os.isatty(1))
+    sys.stderr = sys.__stderr__ = _writer(2, "backslashreplace", line_buffering=True)
+
+
+def _writer(number: int, errors: str, *, line_buffering: bool) -> io.TextIOWrapper:
+    raw = io.BufferedWriter(io.FileIO(number, "w", closefd=False))
+    return io.TextIOWrapper(raw, encoding="utf-8", errors=errors, line_buffering=line_buffering)
+
+
+def _exit_status(arguments: list[str]) -> int:
+    """Run `-c CODE ...` or `SCRIPT ...`. Returns the exit status."""
+    try:
+        if arguments[0] == "-c":
+            sys.argv = ["-c", *arguments[2:]]
+            sys.path[0] = ""
+            main = sys.modules["__main__"] = ModuleType("__main__")
+            exec(compile(arguments[1], "<string>", "exec"), main.__dict__)  # noqa: S102
+        else:
+            sys.argv = arguments
+            sys.path[0] = str(Path(arguments[0]).resolve().parent)
+            runpy.run_path(arguments[0], run_name="__main__")
+    except SystemExit as error:
+        if error.code is None or isinstance(error.code, int):
+            return (error.code or 0) & 0xFF
+        sys.stderr.write(f"{error.code}\n")
+        return 1
+    except KeyboardInterrupt:
+        traceback.print_exc()
+        sys.stderr.flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        return 1
+    return 0
+
+
+def _finish(status: int) -> None:
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:
+        status = status or 120
+    os._exit(status)
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the client decides when this ends
+    sys.path[0] = sys.argv[2]
+    preload()
+    gc.collect()
+    gc.freeze()
+    serve(socket.socket(fileno=int(sys.argv[1])))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Starts commands as processes. A Python script of ours is forked from a process that has imported its libraries."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import select
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from helpers import fork_server
+
+PIPELINES = Path(__file__).parents[2] / "pipelines"
+# Read when Python starts or when a library is imported: a process with others cannot be a fork.
+READ_AT_IMPORT = re.compile("PYTHON(?!DONTWRITE)|LD_|LC_|LANG|MALLOC|ARROW_|DLT_CONFIG_FOLDER|DLT_USE_JSON|DLT_DLT_ID")
+LIMITS = [value for name, value in vars(resource).items() if name.startswith("RLIMIT_")]
+FORKS = sys.platform == "linux" and not os.environ.get("PLAIN_STARTS")
+
+
+def inherited_environment() -> dict[str, str]:
+    """Return our environment without what would make every start compile dlt and dbt anew."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
+def _read_at_import(environment: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if READ_AT_IMPORT.match(name)}
+
+
+class _Server:
+    """The process that is forked. It ends when this process does."""
+
+    def __init__(self) -> None:
+        environment = inherited_environment()
+        self._read_at_import = _read_at_import(environment)
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, fork_server.__file__, str(theirs.fileno()), str(PIPELINES)],
+                env=environment,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+
+    def has_same_imports(self, environment: dict[str, str]) -> bool:
+        return _read_at_import(environment) == self._read_at_import
+
+    def start(self, request: dict[str, Any], streams: list[int]) -> tuple[int, socket.socket]:
+        """Fork a process. Returns its id, and where its end is reported."""
+        report, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            socket.send_fds(self._control, [json.dumps(request).encode()], [theirs.fileno(), *streams])
+        pid = report.recv(100)
+        if not pid:
+            raise RuntimeError("the fork server has ended")
+        return int(pid), report
+
+    def close(self) -> None:
+        self._control.close()
+        self._process.wait()
+
+
+_servers: list[_Server] = []
+
+
+def stop_server() -> None:
+    """End the process that is forked, if there is one."""
+    while _servers:
+        _servers.pop().close()
+
+
+def server() -> _Server:
+    if not _servers:
+        _servers.append(_Server())
+    return _servers[0]
+
+
+class Process(subprocess.Popen[str]):
+    """Popen, as a fork where the arguments, the environment and the other options allow it.
+
+    `cpu_seconds` and `max_kilobytes` are known of a fork that has ended.
+    """
+
+    cpu_seconds = 0.0
+    max_kilobytes = 0
+    _report: socket.socket | None = None
+
+    def __init__(self, arguments: list[str], *, start_anew: bool = False, **options: Any) -> None:
+        environment = options.get("env") or dict(os.environ)
+        self._is_fork = (
+            FORKS
+            and not start_anew
+            and arguments[0] == sys.executable
+            and (arguments[1] == "-c" or Path(arguments[1]).parent == PIPELINES)
+            and not {"preexec_fn", "pass_fds", "process_group"} & options.keys()
+            and server().has_same_imports(environment)
+        )
+        self._request = {
+            "arguments": arguments[1:],
+            "environment": environment,
+            "folder": str(options.get("cwd") or Path.cwd()),
+            "new_session": options.get("start_new_session", False),
+        }
+        super().__init__(arguments, text=True, **options)
+
+    def _execute_child(self, *arguments: Any) -> None:
+        if not self._is_fork:
+            super()._execute_child(*arguments)  # type: ignore[misc]
+            return
+        p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite = arguments[10:16]
+        streams = [own if given == -1 else given for own, given in enumerate((p2cread, c2pwrite, errwrite))]
+        request = self._request | {"umask": _umask(), "limits": {each: resource.getrlimit(each) for each in LIMITS}}
+        self.pid, self._report = server().start(request, streams)
+        self._child_created = True
+        self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
+
+    def _try_wait(self, wait_flags: int) -> tuple[int, int]:
+        if self._report is None:
+            return super()._try_wait(wait_flags)  # type: ignore[misc, no-any-return]
+        if wait_flags == os.WNOHANG and not select.select([self._report], [], [], 0)[0]:
+            return 0, 0
+        with self._report:
+            answer = self._report.recv(1000)
+        # As from a process that another has waited for.
+        status, self.cpu_seconds, self.max_kilobytes = json.loads(answer) if answer else (signal.SIGKILL, 0, 0)
+        return self.pid, status
+
+    def _internal_poll(self, *arguments: Any, **options: Any) -> int | None:
+        if self._report is None:
+            return super()._internal_poll(*arguments, **options)  # type: ignore[misc, no-any-return]
+        if self.returncode is None and self._waitpid_lock.acquire(blocking=False):  # type: ignore[attr-defined]
+            try:
+                if self.returncode is None:
+                    pid, status = self._try_wait(os.WNOHANG)
+                    if pid == self.pid:
+                        self._handle_exitstatus(status)  # type: ignore[attr-defined]
+            finally:
+                self._waitpid_lock.release()  # type: ignore[attr-defined]
+        return self.returncode
+
+
+def _umask() -> int:
+    """Return this process's umask, without changing it for other threads."""
+    text = Path("/proc/self/status").read_text()
+    return int(text.partition("Umask:")[2].split()[0], 8)
+
+
+def run_process(
+    arguments: list[str], *, timeout: float = 300, check: bool = False, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, as `subprocess.run` does with text."""
+    if options.pop("capture_output", False):
+        options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with Process(arguments, **options) as process:
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+    if check and process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, arguments, output, errors)
+    return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
