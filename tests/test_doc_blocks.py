@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from helpers.doc_blocks import Block, find_missing_line, read_blocks, split_console
-from helpers.job import inherited_environment
+from helpers.process import inherited_environment
 from msgbubbles_sync.sandbox import Account, Server, seed, serve
 from msgbubbles_sync.settings import load_settings
 

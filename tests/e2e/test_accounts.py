@@ -45,7 +45,7 @@ class Company:
 
     def start(self, *options: str, script: str = "chats.py") -> subprocess.Popen[str]:
         job = next(iter(self.jobs.values()))
-        environment = job.whole_environment() | self.environment
+        environment = {**job.whole_environment(), **self.environment}
         del environment["SOURCES__MSGBUBBLES__API_KEY"]
         for name, one in self.jobs.items():
             environment[f"ACCOUNTS__{name.upper()}__API_KEY"] = self.keys.get(name, one.server.key)

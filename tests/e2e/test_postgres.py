@@ -74,8 +74,9 @@ def test_the_whole_job_on_a_server(new_job: NewJob, address: str) -> None:
     }
     # Read again by the next run, and no change: JSON, which the server keeps as what it means.
     chat = job.server.truth().chats[0]["id"]
-    refused = {"error": {"code": "refused", "message": "no"}, "metadata": {"b": [1], "a": {}}}
-    for more in ({}, {"metadata": {"c": 1}}, {"metadata": {}}):
+    refused: dict[str, Any] = {"error": {"code": "refused", "message": "no"}, "metadata": {"b": [1], "a": {}}}
+    changes: list[dict[str, Any]] = [{}, {"metadata": {"c": 1}}, {"metadata": {}}]
+    for more in changes:
         job.server.account.add_message(
             NewMessage(chat, "outbound", "hello", datetime.now(UTC), "failed", **refused | more)
         )
@@ -92,7 +93,7 @@ def test_the_whole_job_on_a_server(new_job: NewJob, address: str) -> None:
     account.add_message(NewMessage(chats[9]["id"], "outbound", "hello", now, "sent", metadata={"b": [1], "a": {}}))
     read = account.all("SELECT id, chat_id FROM messages WHERE status = 'delivered' ORDER BY created_us LIMIT 1")[0]
     account.run("UPDATE messages SET status = 'read', read_us = ? WHERE id = ?", (us(READ_AT), read["id"]))
-    spool(Workspace.from_path(job.database, "postgres"), [typing(1, conversation_id=chats[9]["id"]), seen(read)])
+    spool(Workspace.from_path(job.database, "postgres"), [typing(1, conversation_id=chats[9]["id"]), seen(dict(read))])
     for transform in (False, False, True):
         last = job.run("--destination", "postgres", transform=transform).summary
     [event] = query(

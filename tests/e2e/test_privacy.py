@@ -51,7 +51,8 @@ def canaries(folder: Path, preset: str) -> Iterator[tuple[Job, dict[str, list[st
     def spoiled(kind: str, row: dict[str, Any]) -> dict[str, Any]:
         # One message has no id, one no instant: neither can be read.
         if kind == "messages" and row["text"] in ("canary text 004", "canary text 006"):
-            return row | ({"id": None} if row["text"].endswith("4") else {"created_at": "canary text 004"})
+            spoils_id = row["text"].endswith("4")
+            return {**row, "id": None} if spoils_id else {**row, "created_at": "canary text 004"}
         return row
 
     knobs = Knobs(
@@ -147,7 +148,7 @@ def test_what_the_policy_leaves_out_is_in_no_file(tmp_path: Path) -> None:
     assert found == {}
 
 
-def tables_of(job: Job) -> dict[str, list[tuple[Any, ...]]]:
+def tables_of(job: Job) -> dict[str, list[str]]:
     """The rows of all tables and marts, without what tells of the run that landed them."""
     with duckdb.connect(str(job.database), read_only=True) as connection:
         connection.execute("SET TimeZone = 'UTC'")

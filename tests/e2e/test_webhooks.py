@@ -104,7 +104,7 @@ def test_events_change_messages_without_a_request_and_name_what_is_missing(new_j
     with subscribed(job):
         # However a payload is built.
         for number, payload in enumerate(("nested", "flat", "ids")):
-            knobs.webhook_payload = payload
+            knobs.webhook_payload = payload  # type: ignore[assignment]
             for row in older[number::3]:
                 account.set_status(row["id"], "read", now)
         knobs.webhook_payload = "nested"

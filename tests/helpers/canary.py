@@ -95,7 +95,7 @@ def quoted_everywhere(row: dict[str, Any], written: Iterator[str], but: frozense
         if name in but or name.endswith("_at") or not (value is None or isinstance(value, str | dict | list)):
             quoted[name] = value
         elif name == "attachments":
-            quoted[name] = [quoted_everywhere(one, written, frozenset({"message_id", "url"})) for one in value]
+            quoted[name] = [quoted_everywhere(one, written, frozenset({"message_id", "url"})) for one in row[name]]
         elif name in ("metadata", "error", "channels"):
             quoted[name] = {next(written): next(written), "deep": [{"code": next(written)}, next(written)]}
         else:

@@ -40,10 +40,10 @@ def entity_diagram(manifest: dict[str, Any], catalog: dict[str, Any]) -> str:
                 foreign.setdefault(child, []).append(column)
 
     lines = ["erDiagram"]
-    for parent, child, column, is_sure in sorted(relationships):
+    for table, child, column, is_sure in sorted(relationships):
         one = "||" if is_sure and (child, column) in not_null else "|o"
         many = "o|" if primary.get(child) == [column] else "o{"
-        lines.append(f"    {parent} {one}--{many} {child} : {column}")
+        lines.append(f"    {table} {one}--{many} {child} : {column}")
     marts = {node["metadata"]["name"] for node in catalog["nodes"].values() if node["metadata"]["schema"] == "marts"}
     shown = marts | {name for one in relationships for name in one[:2]}
     columns = {node["metadata"]["name"]: node["columns"] for node in catalog["nodes"].values()}

@@ -146,9 +146,10 @@ def _set_up(request: dict[str, Any], streams: list[int]) -> None:
     time.tzset()
     tempfile.tempdir = None
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.FileIO(0, closefd=False), encoding="utf-8")
-    sys.stdout = sys.__stdout__ = _writer(1, "strict", line_buffering=os.isatty(1))
-    sys.stderr = sys.__stderr__ = _writer(2, "backslashreplace", line_buffering=True)
+    sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), encoding="utf-8")
+    sys.stdout = _writer(1, "strict", line_buffering=os.isatty(1))
+    sys.stderr = _writer(2, "backslashreplace", line_buffering=True)
+    vars(sys).update(__stdin__=sys.stdin, __stdout__=sys.stdout, __stderr__=sys.stderr)
 
 
 def _writer(number: int, errors: str, *, line_buffering: bool) -> io.TextIOWrapper:

@@ -107,7 +107,9 @@ class Account:
 
     def _list(self, chat: str) -> list[Row]:
         at = self._instant()
-        handles = self.random.sample(["+1", ONE, OTHER, "+9"], self.random.choice([0, 1, 3])) or [None]
+        handles: list[str | None] = [*self.random.sample(["+1", ONE, OTHER, "+9"], self.random.choice([0, 1, 3]))] or [
+            None
+        ]
         return [
             {"id": f"{chat}|{at}|{handle}", "chat_id": chat, "handle": handle, "_fetched_at": at} for handle in handles
         ]

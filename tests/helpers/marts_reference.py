@@ -24,7 +24,8 @@ SECOND = timedelta(seconds=1)
 LOOKBACK = timedelta(seconds=300)
 
 
-def seconds(span: timedelta) -> float:
+def seconds(span: timedelta | None) -> float:
+    assert span is not None
     return (span // timedelta(microseconds=1)) / 1_000_000
 
 

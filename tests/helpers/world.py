@@ -176,11 +176,11 @@ class Store:
         due: dict[str, list[str] | None] = {}
         for row in self._alive():
             known = self.tables["participant_reads"].get((row["id"],))
-            if row["is_group"] and known is None:
+            if not row["is_group"]:
+                continue
+            if known is None:
                 due[row["id"]] = None
-            elif (
-                row["is_group"] and known["asked_at"] < row["updated_at"] and to_epoch_ms(known["asked_at"]) < before_ms
-            ):
+            elif known["asked_at"] < row["updated_at"] and to_epoch_ms(known["asked_at"]) < before_ms:
                 due[row["id"]] = msgspec.json.decode(known["handles"])
         return dict(list(due.items())[:limit])
 
@@ -261,9 +261,8 @@ class World:
             else:
                 raise AssertionError("the slices of a run do not come to an end")
             if run.error is None and run.halt is None:
-                run.missing = reconcile.find_missing(
-                    self.store, States.from_resources(self.store.states), self.settings
-                )  # type: ignore[arg-type]
+                states = States.from_resources(self.store.states)
+                run.missing = reconcile.find_missing(self.store, states, self.settings)  # type: ignore[arg-type]
                 if run.missing:
                     self._slice(run)
         except Killed:
@@ -299,9 +298,11 @@ class World:
         client = build_client(transport, self.redactor, lambda ids: [chat.id for chat in self.store.chats(ids)])
         client.list_chats = partial(client.list_chats, self.page_size)  # type: ignore[method-assign]
         listed = client.list_messages
-        client.list_messages = (  # type: ignore[method-assign]
-            lambda conversation_id=None, before=None: listed(conversation_id, self.page_size, before)
-        )
+
+        def list_messages(conversation_id: str | None = None, before: str | None = None) -> Any:
+            return listed(conversation_id, self.page_size, before)
+
+        client.list_messages = list_messages  # type: ignore[method-assign, assignment]
         return client
 
     def differences(self) -> dict[str, dict[str, int]]:

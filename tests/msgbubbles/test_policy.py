@@ -106,7 +106,8 @@ def test_of_a_message_only_what_the_policy_knows_is_left() -> None:
     assert (left.direction, left.status, left.channel, left.conversation_id) == ("inbound", "received", "sms", "c1")
     assert bytes(left.error) == b'{"code":"device_offline"}'
     assert (bytes(left.metadata), bytes(left.extra)) == (b"null", b"")
-    (attachment,) = left.attachments or ()
+    assert left.attachments
+    (attachment,) = left.attachments
     assert (attachment.filename, attachment.mime_type, attachment.size_bytes) == (None, "application/pdf", 3)
     assert bytes(attachment.extra) == b""
     assert redactor(MINIMAL).message(message(**fields)).text is None
@@ -189,7 +190,7 @@ def test_texts_expire_and_threads_without_a_new_message_are_left_out() -> None:
     buffer = RowBuffer(("chats", "messages", "attachments"))
     asleep = redactor(policy, now=lambda: AT + timedelta(days=21))
     chats = [Chat(id="c1", last_message_at=AT), Chat(id="c2", last_message_at=AT + timedelta(days=2))]
-    page = Page(chats, [], False, False, AT, AT)
+    page: Page[Any] = Page(chats, [], False, False, AT, AT)
     buffer.add(asleep.page(page))
     buffer.add(asleep.page(replace(page, rows=[message(conversation_id="c1")])))
     assert [item.data.column("id").to_pylist() for item in buffer.flush()] == [["c2"]]

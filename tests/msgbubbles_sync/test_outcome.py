@@ -68,7 +68,7 @@ def raised(error: BaseException) -> Callable[[Workspace], None]:
         (raised(OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/a/file")), "/a/file: Too many open files"),
         (raised(PermissionError(errno.EACCES, "Permission denied", "/etc/key")), "/etc/key cannot be used"),
         (raised(ValueError("of a row")), "a load could not be finished (ValueError): run again"),
-        (raised(LoadClientJobFailed("1", "2", "of a row", "")), "LoadClientJobFailed"),
+        (raised(LoadClientJobFailed("1", "2", "of a row", ValueError())), "LoadClientJobFailed"),
     ],
 )
 def test_cause_is_named_and_nothing_is_to_be_removed(

@@ -111,8 +111,9 @@ class Warehouse:
         names = ("duckdb", self.path.stem, "UTC", "")
         found = manifest.load_manifest(*names)
         if found is None:
-            found = dbtRunner().invoke(["parse", *arguments]).result
-            manifest.store_manifest(found, *names)
+            parsed: Any = dbtRunner().invoke(["parse", *arguments]).result
+            manifest.store_manifest(parsed, *names)
+            return parsed
         return found
 
     def transform(self, *options: str) -> None:

@@ -14,7 +14,7 @@ from msgbubbles_sync.workspace import Workspace
 from msgbubbles_sync.dbt.runner import _Dbt
 from msgbubbles_sync.settings import load_settings
 
-ROWS_OF_A_CHAT = {
+ROWS_OF_A_CHAT: dict[str, list[tuple[int, str | None, str | None]]] = {
     # messages of one chat: (minute, direction, status), in the order of their landing
     "no messages": [],
     "they wrote": [(1, "inbound", "received")],
@@ -33,7 +33,7 @@ ROWS_OF_A_CHAT = {
     "unheard-of direction last": [(1, "inbound", None), (2, "sideways", "sent")],
     "inbound called failed": [(1, "inbound", "failed")],
 }
-EXPECTED = {
+EXPECTED: dict[str, tuple[Any, ...]] = {
     # total, inbound, outbound, failed, last inbound, last outbound, waiting on
     "no messages": (None, None, None, None, None, None, None),
     "they wrote": (1, 1, 0, 0, 1, None, "us"),
@@ -258,6 +258,7 @@ def test_what_no_mart_reads_is_in_staging(warehouse: Any) -> None:
     number = {"handle": "+1", "label": "desk", "status": "active", "channels": '["sms"]'} | extra
     warehouse.load("1", attachments=[attachment], numbers=[number])
     warehouse.transform("--select", "stg_attachments", "stg_numbers")
-    for view, row in {"stg_attachments": attachment, "stg_numbers": number}.items():
+    rows: dict[str, dict[str, Any]] = {"stg_attachments": attachment, "stg_numbers": number}
+    for view, row in rows.items():
         [staged] = warehouse.rows(f"from staging.{view}")
         assert set(row.values()) | {"1"} <= set(staged.values())

@@ -72,7 +72,7 @@ worlds = st.fixed_dictionaries(
                 }
             ),
             max_size=16,
-        ).map(lambda rows: [{"id": f"m{n}"} | row for n, row in enumerate(rows)]),
+        ).map(lambda rows: [{"id": f"m{n}", **row} for n, row in enumerate(rows)]),
         "numbers": rows_of(lambda row: row["handle"], 1, handle=st.sampled_from(["+2", OTHER])),
         "stream_coverage": rows_of(
             lambda row: row["stream"],
@@ -93,7 +93,7 @@ worlds = st.fixed_dictionaries(
             lambda lists: [
                 {"id": f"{chat}|{at}|{handle}", "chat_id": chat, "handle": handle, "_fetched_at": at}
                 for chat, at, handles in lists
-                for handle in sorted(handles) or [None]
+                for handle in (sorted(handles) or (None,))
             ]
         ),
         "group_member_operations": st.lists(

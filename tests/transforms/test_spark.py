@@ -68,7 +68,7 @@ def test_marts_of_two_executors_are_those_on_duckdb(
     load_ids = iter(sorted(account.load_ids))
     for size, options in ((12, ["--full-refresh"]), (2, [])):
         land(files / "msgbubbles", warehouse, next(load_ids), account.next_load(size=size))
-        transform(workspace, build_destination(workspace), Settings(transforms=TransformSettings(time_zone=ZONE.key, data_tests="publish", spark=settings)))
+        transform(workspace, build_destination(workspace), Settings(transforms=TransformSettings(time_zone=ZONE.key, data_tests="publish", spark={**settings})))
         destination.publish()
         warehouse.transform("--vars", f"time_zone: {ZONE.key}", *options)
         for name, reference in MARTS.items():

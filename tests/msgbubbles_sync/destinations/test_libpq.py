@@ -145,6 +145,7 @@ def connect_by_adbc(workspace: Workspace) -> None:
     from adbc_driver_manager import dbapi
 
     credentials = build_pipeline(workspace).destination_client().config.credentials  # type: ignore[attr-defined]
+    assert credentials is not None
     uri = credentials.to_native_representation()
     with dbapi.connect(driver=get_adbc_driver_location(), db_kwargs={"uri": uri}):
         pass

@@ -128,17 +128,20 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dlt.Pipeline:
 def load(pipeline: dlt.Pipeline, *tables: Rows, strategy: str = "delete-insert") -> None:
     schema = pa.schema([("id", pa.string()), ("value", pa.int64()), ("_fetched_at", pa.timestamp("us", tz="UTC"))])
 
+    disposition: Any = {"disposition": "merge", "strategy": strategy}
+    columns: Any = {"_fetched_at": {"dedup_sort": "desc"}} if strategy == "delete-insert" else {}
+
     @dlt.resource(
         name="things",
         primary_key="id",
-        write_disposition={"disposition": "merge", "strategy": strategy},
-        columns={"_fetched_at": {"dedup_sort": "desc"}} if strategy == "delete-insert" else {},
+        write_disposition=disposition,
+        columns=columns,
     )
     def things() -> Iterator[pa.Table]:
         for rows in tables:
             instants = [datetime(2026, 1, 1, 0, 0, second, tzinfo=UTC) for _, _, second in rows]
-            columns = [[row[0] for row in rows], [row[1] for row in rows], instants]
-            yield pa.table(columns, schema=schema)
+            values = [[row[0] for row in rows], [row[1] for row in rows], instants]
+            yield pa.table(values, schema=schema)
 
     pipeline.run(things(), loader_file_format="parquet")
 

@@ -299,7 +299,7 @@ def test_participants_are_read_in_any_form_they_may_have(extra: bytes, handles: 
 
 
 def test_intents_are_on_disk_before_the_request(new_world: NewWorld) -> None:
-    seen = []
+    seen: list[Any] = []
 
     def on_request(_account: Any, _number: int) -> None:
         with Ledger.open(world.workspace.folder) as ledger:

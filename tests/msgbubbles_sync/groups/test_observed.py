@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -193,7 +194,7 @@ def test_a_dlt_pipeline_can_have_groups_as_its_destination(
     from msgbubbles_sync.groups.dlt_destination import groups
 
     world = new_world()
-    reached = {"api_key": world.server.key, "base_url": world.server.url, "requests_per_minute": 0}
+    reached: dict[str, Any] = {"api_key": world.server.key, "base_url": world.server.url, "requests_per_minute": 0}
     pipeline = dlt.pipeline(
         "teams",
         destination=groups(database=str(world.workspace.database), max_attempts=1, **reached),

@@ -79,10 +79,10 @@ def test_what_is_planned_and_applied_is_what_was_desired(
     assert build_plan(desired, world).operations == ()
     # Nobody is touched who does not have to be: a request each for what differs.
     assert len(set(plan.operations)) == len(plan.operations)
-    for key, group in known.items():
+    for key, observed in known.items():
         if key not in {one.key for one in desired}:
-            assert world[key] == group
-            assert (key in plan.vanished) is not group.is_gone
+            assert world[key] == observed
+            assert (key in plan.vanished) is not observed.is_gone
 
 
 @given(desired_tables(), known_worlds(), st.data())

@@ -167,6 +167,7 @@ def test_threads_and_what_could_not_be_read_go_whole(workspace: Workspace) -> No
 
 def test_the_ledger_of_groups_forgets_them_too(workspace: Workspace) -> None:
     with Ledger.open(workspace.folder) as ledger:
+        made: list[tuple[Any, tuple[str, ...]]] = [("create", (ANN, BEN)), ("add", (ANN,)), ("remove", (BEN,))]
         entries = [
             Entry(
                 kind,
@@ -184,8 +185,8 @@ def test_the_ledger_of_groups_forgets_them_too(workspace: Workspace) -> None:
                 AT,
                 "succeeded",
                 error_message=ANN,
-            )  # type: ignore[arg-type]
-            for kind, handles in (("create", (ANN, BEN)), ("add", (ANN,)), ("remove", (BEN,)))
+            )
+            for kind, handles in made
         ]
         ledger.restore(entries, [Observation("north", "g", OURS, None, (ANN, BEN), False, AT)])
     put(workspace, "chats", ("c1", False, ANN, None))

@@ -154,7 +154,7 @@ def loaded_ledger(redactor: Redactor, draw: st.DrawFn, words: Words) -> list[Any
 @st.composite
 def policies(draw: st.DrawFn) -> Policy:
     """Draw any policy that drops what it does not know; of the others, unknown fields may hold anything."""
-    chosen = {name: draw(st.sampled_from(order)) for name, order in ORDERS.items()}
+    chosen: dict[str, Any] = {name: draw(st.sampled_from(order)) for name, order in ORDERS.items()}
     if chosen["handles"] == "keep":
         chosen["own_numbers"] = "keep"
     return Policy(**chosen | {"extra": "drop", "webhook_payload": chosen["webhook_payload"]})

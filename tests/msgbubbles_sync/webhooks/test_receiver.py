@@ -215,7 +215,7 @@ def test_a_body_far_over_the_limit_is_not_read(served: Served) -> None:
 
 def connected(served: Served) -> socket.socket:
     url = httpx.URL(served.url)
-    return socket.create_connection((url.host, url.port), timeout=30)
+    return socket.create_connection((url.host, url.port or 0), timeout=30)
 
 
 def test_a_slow_head_or_body_is_cut_off(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

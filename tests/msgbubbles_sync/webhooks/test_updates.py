@@ -29,7 +29,9 @@ def at(minutes: int) -> datetime:
 def event(kind: str, minutes: int, received: int | None = None, **message: Any) -> Event:
     """`message.kind`, with what it shows of the message: nothing but its id without any."""
     shown = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in message.items()}
-    about = {"message": {"id": "m1", "conversation_id": "c1", **shown}} if shown else {"message_id": "m1"}
+    about: dict[str, Any] = (
+        {"message": {"id": "m1", "conversation_id": "c1", **shown}} if shown else {"message_id": "m1"}
+    )
     payload = {"type": f"message.{kind}", "created_at": at(minutes).isoformat(), **about}
     found = parse_event(
         Delivery(f"evt_{kind}{minutes}", at(minutes if received is None else received), json.dumps(payload))
@@ -122,7 +124,7 @@ def test_an_event_about_another_chat_changes_nothing() -> None:
 
 def test_what_is_stored_and_newer_stays() -> None:
     stored = {"status": "read", "delivered_at": at(1), "read_at": at(2), "updated_at": at(2), "_fetched_at": at(3)}
-    old = {"status": "sent", "text": "before the edit", "updated_at": at(0), "delivered_at": None}
+    old: dict[str, Any] = {"status": "sent", "text": "before the edit", "updated_at": at(0), "delivered_at": None}
     assert after(event("sent", 0, 9, **old), event("delivered", 1, 9), event("failed", 1, 9), **stored) == {}
     # The time of an event says nothing: it may have been on its way for long, and clocks differ.
     assert after(event("sent", 60, 60, **old), **stored) == {}
@@ -131,7 +133,7 @@ def test_what_is_stored_and_newer_stays() -> None:
 
 
 def test_what_a_newer_event_shows_of_the_message_is_taken() -> None:
-    shown = {"text": "edited", "updated_at": at(5), "reactions": [{"handle": "+2", "reaction": "love"}]}
+    shown: dict[str, Any] = {"text": "edited", "updated_at": at(5), "reactions": [{"handle": "+2", "reaction": "love"}]}
     row = after(event("reaction", 5, **shown))
     assert json.loads(row.pop("extra")) == {"new": 1, "reactions": [{"handle": "+2", "reaction": "love"}]}
     assert row == {name: value for name, value in SENT.items() if name != "extra"} | {
