@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import io
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +28,10 @@ from msgbubbles_sync.workspace import IS_CHECKOUT
 from .accounts import run_each
 from .console import Reporter
 from .options import SeveralAccountsError, choose_workspace
+
+# How many new objects start a garbage collection. Python's 700 make it a fifth of what a quiet run costs; a first load
+# of 200,000 messages peaks 30 MB higher than with those, and 280 MB higher without any collection.
+GC_THRESHOLD = 100_000
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,8 @@ def name_as_called(text: str) -> str:
 
 def start(app: Callable[[], Any]) -> None:
     """Run a program as this process."""
-    # A number that is closed would be given to the next file that is opened, and what is printed would go there.
+    gc.set_threshold(GC_THRESHOLD, 10, 10)
+    # The next file that is opened would get the number of a closed standard stream, and with it what is printed.
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -132,9 +140,29 @@ def start(app: Callable[[], Any]) -> None:
             os.open(os.devnull, os.O_RDWR)
     sys.stdout, sys.stderr = _Output.of(sys.stdout), _Output.of(sys.stderr)
     sys.meta_path.insert(0, _NoPandas())
-    # Arrow's own allocators keep what they have used: some 30 MB here.
+    # Arrow's own allocators do not return freed memory: some 30 MB here.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    app()
+    try:
+        app()
+    except SystemExit as ended:
+        if isinstance(ended.code, int):
+            _end_process(ended.code)
+        raise
+
+
+def _end_process(status: int) -> None:
+    """Exit without taking the interpreter down, if that is safe: with dlt imported, it takes 0.2 seconds.
+
+    Databases, locks and child processes are closed by now. Does nothing in a process without dlt, such as the webhook
+    receiver, or with a thread that Python would wait for.
+    """
+    others = (thread for thread in threading.enumerate() if thread is not threading.main_thread())
+    if "dlt" not in sys.modules or not all(thread.daemon for thread in others):
+        return
+    atexit._run_exitfuncs()  # of logging, temporary files and the semaphores of dbt
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 class _Output(io.TextIOWrapper):
