@@ -17,9 +17,10 @@ from helpers import postgres
 from helpers.hooks import spool, typing
 from helpers.job import Job
 from helpers.lake import lake_at, query
-from helpers.marts_reference import check_marts
+from helpers.marts_reference import MARTS, check_marts
 from helpers.warehouse_rows import differences_of, landed_in
 from msgbubbles_sync.destinations import build_destination
+from msgbubbles_sync.destinations.comments import read_comments
 from msgbubbles_sync.sandbox import NewMessage
 from msgbubbles_sync.workspace import Workspace
 
@@ -79,6 +80,12 @@ def test_the_whole_job_in_a_lake_while_somebody_reads(new_job: NewJob, lake: dic
     assert differences_of(landed(workspace), job.server.truth()) == {}
 
     check_marts(partial(query, workspace))
+    with build_destination(workspace).open_reader() as connection:
+        comments = read_comments(connection, "warehouse")
+    marts = {table: columns for (schema, table), columns in comments.items() if schema == "marts"}
+    assert set(marts) == set(MARTS)
+    assert marts["thread_activity_daily"]["messages_total"].startswith("Number of messages, ")
+    assert marts["thread_activity"][""].startswith("One row per chat, ")
     assert job.ask("verify", "--full", *INTO)["equal"]
 
 

@@ -15,8 +15,10 @@ from typing import Any
 import duckdb
 import pytest
 
+from helpers.catalog import describe
 from helpers.diagram import entity_diagram
 from msgbubbles.source.state import FailedRead
+from msgbubbles_sync.destinations.comments import read_comments
 from msgbubbles_sync.run_log import store_failed_reads
 from msgbubbles_sync.tables import TABLES
 
@@ -121,6 +123,16 @@ def test_every_column_is_documented_and_no_other(filled: Any) -> None:
             assert all(column.description for column in documented[name].columns.values()), name
             assert documented[name].description.startswith("One row per "), name
             assert manifest.groups[f"group.msgbubbles.{documented[name].group}"].owner.name, name
+
+
+def test_descriptions_are_comments_in_the_database(filled: Any) -> None:
+    filled.transform()  # an increment, which creates the views again
+    manifest = filled.dbt("parse").result
+    described = {node.name: describe(node) for node in manifest.nodes.values() if node.resource_type == "model"}
+    with duckdb.connect(str(filled.path), read_only=True) as connection:
+        comments = read_comments(connection, filled.path.stem)
+    assert {name: comments[schema, name] for schema, names in MODELS.items() for name in names} == described
+    assert all(described["thread_activity"].values())
 
 
 @dataclass(frozen=True)

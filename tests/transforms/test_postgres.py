@@ -13,6 +13,7 @@ import psycopg2
 import pytest
 from jinja2 import Environment
 
+from helpers.catalog import describe
 from helpers.marts_account import Account
 from helpers.marts_reference import MARTS, World, differences
 from msgbubbles.handles import fold_handle
@@ -71,6 +72,16 @@ class Postgres:
                 )
         self.execute("insert into msgbubbles._dlt_loads values (%(id)s, '', 0, now(), '')", values={"id": load_id})
 
+    def comments(self, name: str) -> dict[str, str]:
+        """Return the comments of a mart's columns by name, and under the empty name that of the mart."""
+        with closing(psycopg2.connect("")) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "select coalesce(attname, ''), description from pg_description left join pg_attribute"
+                " on attrelid = objoid and attnum = objsubid and attnum > 0 where objoid = %s::regclass",
+                [f"marts.{name}"],
+            )
+            return dict(cursor.fetchall())
+
     def mart(self, name: str) -> list[dict[str, Any]]:
         with closing(psycopg2.connect("")) as connection, connection.cursor() as cursor:
             cursor.execute("set time zone 'UTC'")
@@ -103,6 +114,11 @@ def test_marts_on_postgres_are_those_on_duckdb(server: dict[str, str], warehouse
     transform("--full-refresh")
     for name, rows in increments.items():
         assert not (wrong := differences(postgres.mart(name), rows)), f"{name}: {wrong}"
+
+    transform()  # an increment, which replaces the views
+    manifest = warehouse.dbt("parse", "--target", "postgres", *VARS, folder=tmp_path).result
+    described = {node.name: describe(node) for node in manifest.nodes.values() if node.resource_type == "model"}
+    assert {name: postgres.comments(name) for name in MARTS} == {name: described[name] for name in MARTS}
 
     answer = warehouse.dbt(
         "test", "--target", "postgres", *VARS, "--exclude-resource-type", "unit_test", folder=tmp_path

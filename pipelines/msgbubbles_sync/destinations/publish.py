@@ -23,6 +23,8 @@ import duckdb
 from msgbubbles_sync.files import follow_links, remove, sync_to_disk
 from msgbubbles_sync.sql import quote_literal, quote_name
 
+from .comments import Comments, read_comments, write_comments
+
 # DuckDB's options for a connection.
 Options = dict[str, str | bool | int | float | list[str]]
 FICLONE = 0x40049409  # <linux/fs.h>: share the blocks of another file, on file systems that can
@@ -131,11 +133,13 @@ def _no_new_writer(file: Path) -> Iterator[None]:
 def _copy_held_marts(marts: Sequence[str], copy: Path, database: Path) -> None:
     with duckdb.connect(str(copy)) as connection:
         published: set[str] = set()
+        comments: dict[tuple[str, str], Comments] = {}
         # A file that is damaged, or open in another process to write, counts as empty.
         with suppress(duckdb.IOException):
             if database.exists():
                 connection.execute(f"ATTACH {quote_literal(str(database))} AS published (READ_ONLY)")
                 published = set(_read_kinds(connection, "published"))
+                comments = read_comments(connection, "published")
         for mart, kind in _read_kinds(connection).items():
             if mart not in marts:
                 continue
@@ -143,6 +147,7 @@ def _copy_held_marts(marts: Sequence[str], copy: Path, database: Path) -> None:
             if mart in published:
                 # A view becomes a table here: it would show what the other marts have now.
                 connection.execute(f"CREATE TABLE marts.{quote_name(mart)} AS FROM published.marts.{quote_name(mart)}")
+                write_comments(connection, "marts", mart, comments.get(("marts", mart), {}))
         connection.execute("CHECKPOINT")
     sync_to_disk(copy)
 

@@ -17,6 +17,7 @@ import duckdb
 from msgbubbles_sync.files import move_damaged, read_json, sync_to_disk, write_privately
 from msgbubbles_sync.sql import quote_literal, quote_name
 
+from .comments import Comments, read_comments, write_comments
 from .publish import Options, has_foreign_log, new_copy, read_mark, replace_database
 
 # Schema and name of a table.
@@ -168,10 +169,15 @@ def _copy_accounts(connection: duckdb.DuckDBPyConnection, sources: Mapping[str, 
         if name == BEFORE:
             del columns[account][ACCOUNTS]
             columns[account] = {key: names[1:] for key, names in columns[account].items()}
+    comments: dict[Key, Comments] = {}
+    for name in set(sources.values()):
+        for key, described in read_comments(connection, name).items():
+            comments[key] = comments.get(key, {}) | described
     for schema in READER_SCHEMAS:
         connection.execute(f"CREATE SCHEMA {schema}")
     for (schema, table), shown in build_union(columns, source).items():
         connection.execute(f"CREATE TABLE {schema}.{quote_name(table)} AS {shown.query}")
+        write_comments(connection, schema, table, comments.get((schema, table), {}))
     for name in set(sources.values()):
         connection.execute(f"DETACH {quote_name(name)}")
     connection.execute("CHECKPOINT")

@@ -225,3 +225,29 @@ def test_unusable_published_path_is_refused_by_name(tmp_path: Path) -> None:
     for name in ("circle.duckdb", "lost.duckdb", "pipe.duckdb", "it's.duckdb", "100%.duckdb", "a[1].duckdb"):
         with pytest.raises(UsageError, match="--database"):
             Workspace.from_path(tmp_path / name)
+
+
+def read_descriptions(database: Path) -> list[tuple[str, str | None, str | None]]:
+    with duckdb.connect(str(database), read_only=True) as connection:
+        return connection.execute(
+            """SELECT columns.table_name, coalesce(tables.comment, views.comment), columns.comment
+            FROM duckdb_columns() AS columns LEFT JOIN duckdb_tables() AS tables USING (schema_name, table_name)
+            LEFT JOIN duckdb_views() AS views ON views.view_name = columns.table_name
+            WHERE columns.schema_name = 'marts' ORDER BY ALL"""
+        ).fetchall()
+
+
+def test_published_and_held_marts_keep_their_descriptions(tmp_path: Path) -> None:
+    work, database = tmp_path / "work.duckdb", tmp_path / "company.duckdb"
+    with duckdb.connect(str(work)) as connection:
+        connection.execute(
+            "CREATE SCHEMA marts; CREATE TABLE marts.daily AS SELECT 1 AS chat_id;"
+            "CREATE VIEW marts.contact AS SELECT chat_id FROM marts.daily;"
+            "COMMENT ON TABLE marts.daily IS 'daily'; COMMENT ON COLUMN marts.daily.chat_id IS 'The chat''s id.';"
+            "COMMENT ON VIEW marts.contact IS 'contact'; COMMENT ON COLUMN marts.contact.chat_id IS 'The chat.'"
+        )
+    described = [("contact", "contact", "The chat."), ("daily", "daily", "The chat's id.")]
+    publish(work, database)
+    assert read_descriptions(database) == described
+    publish(work, database, ["contact", "daily"])
+    assert read_descriptions(database) == described

@@ -61,6 +61,14 @@ def test_union_has_the_account_first_and_null_for_missing_columns(tmp_path: Path
     assert tables == [("marts.contact",), ("msgbubbles.accounts",), ("msgbubbles.chats",)]
 
 
+def test_combined_tables_have_the_descriptions_of_the_accounts(tmp_path: Path, combined: Callable[..., Any]) -> None:
+    comments = "; COMMENT ON TABLE msgbubbles.chats IS 'Chats.'; COMMENT ON COLUMN msgbubbles.chats.seen IS 'Seen.'"
+    query = combined(made(tmp_path, north=OLD, south=f"{WIDE}{comments}"))
+    assert query("SELECT comment FROM duckdb_tables() WHERE table_name = 'chats'") == [("Chats.",)]
+    described = query("SELECT column_name, comment FROM duckdb_columns() WHERE comment IS NOT NULL")
+    assert described == [("seen", "Seen.")]
+
+
 def test_accounts_may_have_reserved_database_names(tmp_path: Path, combined: Callable[..., Any]) -> None:
     names = dict.fromkeys(("temp", "system", "memory", "main", "select", "msgbubbles_2", "marts"), WIDE)
     query = combined(made(tmp_path, **names), "temp")
