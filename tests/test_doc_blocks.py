@@ -107,7 +107,8 @@ def test_blocks_run_in_order_and_print_what_is_documented(project: Path, server:
         elif block.language == "sh":
             run(block, [BASH, "-ec", block.body], project, variables)
         elif block.language == "python":
-            run(block, [sys.executable, "-c", block.body], project, python)
+            body = block.body.replace('connect("sk_live_...")', f'connect("{server.key}", "{server.url}")')
+            run(block, [sys.executable, "-c", body], project, python)
         elif block.language == "sql":
             with duckdb.connect(str(project / "demo.duckdb"), read_only=True) as connection:
                 connection.execute(block.body)
