@@ -285,7 +285,7 @@ def test_the_keys_of_webhooks_are_documented_with_their_defaults() -> None:
 def test_every_command_and_option_of_webhooks_is_documented() -> None:
     script = CLI / "webhooks.py"
     page = WEBHOOKS.read_text()
-    commands = re.findall(r"^@app.command\((?:\"(\w+)\")?\)\ndef (\w+)", script.read_text(), flags=re.MULTILINE)
+    commands = re.findall(r"^@app.command\((?:\"(\w+)\")?\)\n@.*\ndef (\w+)", script.read_text(), flags=re.MULTILINE)
     table = page.split("| `webhooks.py` command | |")[1].split("\n\n")[0]
     assert set(re.findall(r"^\| `(\w+)", table, flags=re.MULTILINE)) == {named or name for named, name in commands}
     for option in re.findall(r"\"(--[\w-]+)\"", script.read_text()):

@@ -96,6 +96,16 @@ def read_time(value: Raw) -> datetime | None:
         raise msgspec.DecodeError("not a timestamp") from None
 
 
+def parse_time(value: Any) -> datetime | None:
+    """Parse a timestamp as `read_time` does, in UTC; null for anything else, and for times up to 1970-01-01."""
+    try:
+        parsed = _parse(value)
+        at = None if parsed is None else check_time(parsed)
+    except (ValueError, OverflowError, TypeError):
+        return None
+    return at.astimezone(UTC) if at is not None and at > EPOCH else None
+
+
 def _parse(written: str | int | float | None) -> datetime | None:
     text = "" if written is None else str(written).strip()
     if not text or _NO_DATE.fullmatch(text):

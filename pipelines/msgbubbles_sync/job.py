@@ -56,7 +56,7 @@ def run(context: Context, limits: Limits) -> RunReport:
     with _logged(context, report):
         _finish_privacy_work(context)
         report.expired = dict(expire(context))
-        load_ledger(context.workspace)
+        load_ledger(context.workspace, context.redactor)
         _load_events(context)
         context.destination.prepare()
         if limits.with_transform:
@@ -86,7 +86,7 @@ def repair(context: Context, missing: MissingRows, limits: Limits) -> RunReport:
 
 
 def _source_settings(context: Context, limits: Limits) -> SourceSettings:
-    source = with_refresh(context.workspace, context.settings)
+    source = with_refresh(context)
     if limits.since is None:
         return source
     return structs.replace(source, start_date=f"{limits.since:%Y-%m-%d}")
@@ -115,7 +115,7 @@ def _finish_privacy_work(context: Context) -> None:
 
 
 def _load_events(context: Context) -> None:
-    loaded = load_events(context.workspace)
+    loaded = load_events(context.workspace, context.destination, context.redactor)
     if loaded.malformed:
         context.console.fail(f"webhooks: {loaded}")
     elif loaded.deliveries:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -163,7 +164,7 @@ def test_on_the_worst_day_every_group_is_there_once(new_job: NewJob, shown: bool
     applied_under_kills(groups, groups.write(rows), chance, kills)
     check(groups, rows)
     output, _ = groups.run("plan", "groups.csv")
-    assert output == "Nothing to do: the groups are as the table says.\n"
+    assert output == "No changes: the groups match the table.\n"
     # And the sync, which carries the ledger to the readers, finds its own state beside ours.
     job.server.knobs.server_errors = job.server.knobs.cut_bodies = job.server.knobs.errors_after_acting = 0.0
     job.run()
@@ -199,7 +200,7 @@ def test_what_only_looks_sends_nothing(groups: Groups) -> None:
     groups.run("apply", table, "--dry-run")
     groups.run("apply", "plan.json", "--dry-run", "--yes")
     _, errors = groups.run("apply", table, status=2)
-    assert errors == "nobody is there to be asked; say --yes to apply without asking\n"
+    assert errors == "stdin is not a terminal; pass --yes to skip the confirmation\n"
     _, errors = groups.run("apply", table, "--dry-run", "--max-creates", "1", status=2)
     assert "would create 2 groups, and 1 are allowed" in errors
     assert groups.job.server.requests == []
@@ -232,7 +233,7 @@ def test_a_group_that_fails_is_told_without_its_people_and_shows_in_the_status(g
     _, errors = groups.run("apply", groups.write(rows), "--yes", status=2)
     assert errors == (
         "2 faults in the desired table; nothing was sent:\n"
-        "  row 1 (north): message is missing; the first message is what establishes a group\n"
+        "  row 1 (north): message is missing; a group is created by its first message\n"
         "  row 2 (south): from_handle is not one of the account's numbers; GET /v1/numbers lists them\n"
     )
     assert [seen.method for seen in groups.job.server.requests[asked:]] == ["GET"]
@@ -252,7 +253,7 @@ def test_two_applies_do_not_meet_and_a_signal_stops_between_two_requests(groups:
     first.send_signal(signal.SIGTERM)
     _, errors = first.communicate(timeout=60)
     assert first.returncode == 130
-    assert "operations were left; the next apply goes on with them" in errors
+    assert "operations not sent; the next apply continues" in errors
     groups.job.server.knobs.latency_seconds = 0.0
     created = len(groups.job.server.operations)
     assert created < 30
@@ -267,27 +268,54 @@ def test_import_read_and_typing(groups: Groups) -> None:
     for path in (groups.job.folder / ".msgbubbles" / "company").glob("groups.sqlite*"):
         path.unlink()
     output, _ = groups.run("import", "north", chat_id)
-    assert output == f"north is now {chat_id}: 2 people are known in it\n"
+    assert output == f"north is now {chat_id}, with 2 known members\n"
     _, errors = groups.run("import", "other", chat_id, status=2)
     assert errors == "this group already has the key north\n"
     asked = len(groups.job.server.requests)
     groups.run("typing", "north", "--on")
     groups.run("typing", chat_id, "--off")
-    _, errors = groups.run("read", "north", "nobody", chat_id, status=3)
-    assert errors.startswith("nobody: the API answered 404 not_found")
-    assert [(seen.path.rsplit("/", 1)[1], seen.status) for seen in groups.job.server.requests[asked:]] == [
+    other = groups.job.server.operations[1].chat_id
+    groups.job.server.knobs.refusal = lambda _method, path: (409, "closed") if path.endswith(f"{other}/read") else None
+    _, errors = groups.run("read", "north", other, chat_id, status=3)
+    assert errors.startswith(f"{other}: the API answered 409 closed")
+    assert [(seen.path.rsplit("/", 1)[1], seen.status) for seen in writes(groups, asked)] == [
         ("typing", 200),
         ("typing", 200),
         ("read", 200),
-        ("read", 404),
+        ("read", 409),
         ("read", 200),
     ]
+
+
+def writes(groups: Groups, since: int) -> list[Any]:
+    return [seen for seen in groups.job.server.requests[since:] if seen.method != "GET"]
+
+
+def test_read_and_typing_refuse_wrong_usage_before_sending(groups: Groups) -> None:
+    groups.run("apply", groups.write(two()), "--yes")
+    asked = len(groups.job.server.requests)
+    _, errors = groups.run("read", "north", "nroth", status=2)
+    assert errors == "nroth is neither the key of a group nor the id of a chat. Did you mean north?\n"
+    _, errors = groups.run("typing", "elsewhere", "--on", status=2)
+    assert errors.startswith("elsewhere is neither the key of a group nor the id of a chat. groups.py import KEY")
+    _, errors = groups.run("typing", "north", status=2)
+    assert errors == "typing needs --on or --off: pass --on to show the indicator, or --off to hide it\n"
+    assert writes(groups, asked) == []
+
+
+def test_detailed_exitcode_is_4_only_with_changes(groups: Groups) -> None:
+    table = groups.write(two())
+    groups.run("plan", table, "--detailed-exitcode", status=4)
+    groups.run("plan", table)
+    groups.run("apply", table, "--yes")
+    groups.run("plan", table, "--detailed-exitcode")
 
 
 def test_the_exit_statuses_and_options_are_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "groups.md").read_text()
     for option in (
         "--out",
+        "--detailed-exitcode",
         "--json",
         "--yes",
         "--dry-run",

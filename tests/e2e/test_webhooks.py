@@ -17,6 +17,7 @@ from typing import Any
 import duckdb
 import pytest
 
+from helpers.context import build_context
 from helpers.hooks import WEBHOOKS, Process
 from helpers.job import Job
 from helpers.process import run_process
@@ -152,7 +153,7 @@ def test_events_change_messages_without_a_request_and_name_what_is_missing(new_j
     sign_of_life(job, alive=True)
     assert job.run().summary["streams"]["messages"]["refresh_pages"] == 0
     assert not [row for row in job.server.requests[asked:] if "conversation_id" in row.query or "/chats/" in row.path]
-    states = {one.name: one.state for one in health.check(Workspace.from_path(job.database))}
+    states = {one.name: one.state for one in health.check(build_context(Workspace.from_path(job.database)))}
     assert states == {"webhook receiver": "ok", "webhook events": "ok", "webhook spool": "ok"}
     sign_of_life(job, alive=False)
     states = {one["name"]: one["state"] for one in job.ask("check", status=3)}
@@ -173,18 +174,51 @@ def test_without_a_secret_or_a_free_port_it_does_not_start(new_job: NewJob) -> N
     job = new_job(chats=0)
     empty = job.folder / "empty.toml"
     done = start(job, "--secrets-file", str(empty))
-    assert (done.returncode, "no signing secret" in done.stderr) == (2, True)
+    assert (done.returncode, "has no signing secret" in done.stderr) == (2, True)
     empty.write_text('[webhooks]\nsecrets = ["whsec_b2Y="]\n')
     done = start(job, "--secrets-file", str(empty), "--host", "192.0.2.1")
-    assert (done.returncode, "cannot be listened on" in done.stderr) == (2, True)
+    assert (done.returncode, "cannot listen on" in done.stderr) == (2, True)
     job.environment = {"WEBHOOKS__TOLERANCE_SECONDS": "soon"}
     done = start(job, "--secrets-file", str(empty))
     assert (done.returncode, "[webhooks] tolerance_seconds" in done.stderr) == (2, True)
 
 
+def test_an_unknown_event_type_is_questioned_before_it_is_registered(new_job: NewJob) -> None:
+    job = new_job(chats=0)
+    arguments = ("register", "http://127.0.0.1:9/", "--show", "--event", "message.recieved")
+    done = run(job, *arguments)
+    assert (done.returncode, done.stderr) == (
+        2,
+        'unknown event type "message.recieved". Did you mean message.received? Pass --yes to register it anyway.\n',
+    )
+    assert job.server.requests == []
+    done = run(job, *arguments, "--yes")
+    assert (done.returncode, done.stderr.split(" (")[0]) == (1, "the API answered 400 invalid_request")
+
+
+def test_quiet_load_prints_nothing(new_job: NewJob) -> None:
+    done = run(new_job(chats=0), "load", "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_register_reports_retries(new_job: NewJob) -> None:
+    job = new_job(chats=0)
+    job.environment = {
+        "SOURCES__MSGBUBBLES__BASE_URL": "https://api.invalid",
+        "SOURCES__MSGBUBBLES__MAX_ATTEMPTS": "2",
+    }
+    done = run(job, "register", "http://127.0.0.1:9/", "--show")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0].startswith("the API does not answer; next attempt in ")
+
+
+def run(job: Job, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(WEBHOOKS), *arguments, *DATABASE]
+    return run_process(command, cwd=job.folder, env=job.whole_environment(), capture_output=True, timeout=120)
+
+
 def start(job: Job, *options: str) -> subprocess.CompletedProcess[str]:
-    arguments = [sys.executable, str(WEBHOOKS), "serve", "--port", "0", *options, *DATABASE]
-    return run_process(arguments, cwd=job.folder, env=job.whole_environment(), capture_output=True, timeout=60)
+    return run(job, "serve", "--port", "0", *options)
 
 
 @pytest.mark.parametrize("missing", ["load/normalized", "schemas/msgbubbles_webhooks.schema.json"])
@@ -221,7 +255,7 @@ def test_a_load_that_is_killed_anywhere_loads_every_event_once(new_job: NewJob) 
     assert list(spool.glob("*.jsonl")) == []
     (aside,) = (spool.parent / "malformed").glob("*.jsonl")
     assert aside.read_text() == "this is no event\n"
-    (finding,) = health.check(Workspace.from_path(job.database))
+    (finding,) = health.check(build_context(Workspace.from_path(job.database)))
     assert (finding.name, finding.state, finding.what.split()[0]) == ("webhook lines", "failed", "1")
 
 

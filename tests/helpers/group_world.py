@@ -1,11 +1,13 @@
-"""A world for groups: an account behind a socket, and a warehouse's folder with its ledger."""
+"""An account and a workspace for tests of groups."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from helpers.context import build_context
 from msgbubbles.client import Client
 from msgbubbles.transport import Transport
+from msgbubbles_sync.context import Context
 from msgbubbles_sync.groups.job import apply_groups, list_groups
 from msgbubbles_sync.groups.ledger import Entry, Ledger
 from msgbubbles_sync.groups.model import ObservedGroup
@@ -24,7 +26,7 @@ def row(
 
 @dataclass
 class World:
-    """An account behind a socket, and a warehouse's folder with its ledger."""
+    """A served account, and a workspace with its ledger."""
 
     server: Server
     workspace: Workspace
@@ -38,18 +40,21 @@ class World:
 
     def apply(self, *rows: dict[str, object], max_creates: int = 50, max_removals: int = 50) -> ApplyResult:
         with self.client() as client:
-            return apply_groups(self.workspace, client, rows, max_creates=max_creates, max_removals=max_removals)
+            return apply_groups(self.context(), client, rows, max_creates=max_creates, max_removals=max_removals)
 
-    def known(self, key: str) -> ObservedGroup:
-        return list_groups(self.workspace)[key]
+    def context(self) -> Context:
+        return build_context(self.workspace)
+
+    def observed(self, key: str) -> ObservedGroup:
+        return list_groups(self.context())[key]
 
     def entries(self) -> list[Entry]:
         with Ledger.open(self.workspace.folder) as ledger:
             return ledger.entries()
 
-    def asked(self, since: int = 0) -> list[str]:
-        """Method and last part of the path of each request."""
-        return [f"{one.method} {one.path.split('/')[-1]}" for one in self.server.requests[since:]]
+    def requests(self, since: int = 0) -> list[str]:
+        """Return the method and the last part of the path of each request."""
+        return [f"{request.method} {request.path.split('/')[-1]}" for request in self.server.requests[since:]]
 
 
 def outcomes(applied: ApplyResult) -> dict[tuple[str, str], int]:
@@ -57,7 +62,7 @@ def outcomes(applied: ApplyResult) -> dict[tuple[str, str], int]:
 
 
 def cut_next_write(world: World) -> None:
-    """The next request that changes something is done, and answered with 502; only that one."""
+    """Perform the next write, but answer it with 502."""
     knobs = world.server.knobs
 
     def refusal(method: str, _path: str) -> None:

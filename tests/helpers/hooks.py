@@ -1,4 +1,4 @@
-"""Deliveries as a vendor would send them, and the real receiver: in a thread, or as a process that can be killed."""
+"""Deliveries as the API would send them, and the receiver in a thread or in a process that can be killed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from typing import Any
 import httpx
 
 from helpers import process
+from helpers.context import build_context
 from msgbubbles_sync.settings import WebhookSettings
-from msgbubbles_sync.webhooks.receiver import Receiver, build_receiver, open_listener, server_of
+from msgbubbles_sync.webhooks.load import LoadResult, load_events
+from msgbubbles_sync.webhooks.receiver import Receiver, build_receiver, build_server, open_listener
 from msgbubbles_sync.webhooks.secrets import SecretStore
 from msgbubbles_sync.webhooks.spool import Delivery, SpoolWriter, spool_folder
 from msgbubbles_sync.workspace import Workspace
@@ -32,7 +34,7 @@ SETTINGS = WebhookSettings(port=0)
 
 
 def signed(body: bytes, delivery_id: str = "msg_1", *, key: bytes = KEY, at: float | None = None) -> dict[str, str]:
-    """The headers of a delivery by the Standard Webhooks specification."""
+    """Sign a delivery by the Standard Webhooks specification. Returns its headers."""
     timestamp = str(int(time.time() if at is None else at))
     content = f"{delivery_id}.{timestamp}.".encode() + body
     signature = base64.b64encode(hmac.digest(key, content, "sha256")).decode()
@@ -45,12 +47,18 @@ def typing(number: int, **more: Any) -> bytes:
 
 
 def spool(workspace: Workspace, bodies: list[bytes]) -> None:
-    """Leave deliveries in the spool, as a receiver does that ended."""
+    """Write deliveries to the spool, as a receiver that has ended."""
     writer = SpoolWriter(spool_folder(workspace))
     for body in bodies:
         event = json.loads(body)
         writer.put(Delivery(event["id"], datetime.now(UTC), body.decode())).result()
     writer.close()
+
+
+def load_all(workspace: Workspace) -> LoadResult:
+    """Load the spool, as a sync does."""
+    context = build_context(workspace)
+    return load_events(workspace, context.destination, context.redactor)
 
 
 def workspace_in(folder: Path) -> Workspace:
@@ -65,14 +73,14 @@ class Served:
 
     url: str
     receiver: Receiver
-    said: list[str]
+    log: list[str]
     http: httpx.Client
 
     def post(self, body: bytes, **options: Any) -> httpx.Response:
         return self.http.post(self.url, content=body, headers=signed(body, **options))
 
     def count(self, outcome: str) -> float:
-        """What `/metrics` says of this outcome."""
+        """Return the number of deliveries with this outcome by `/metrics`."""
         wanted = f'msgbubbles_webhook_deliveries_total{{outcome="{outcome}"}} '
         lines = self.http.get(self.url + "metrics").text.splitlines()
         return next((float(line.removeprefix(wanted)) for line in lines if line.startswith(wanted)), 0.0)
@@ -85,15 +93,15 @@ def receiving(
     path = secrets_file or workspace.folder / "secrets.toml"
     if not path.exists():
         path.write_text(f'[webhooks]\nsecrets = ["{SECRET}"]\n')
-    said: list[str] = []
-    receiver = build_receiver(workspace, settings, SecretStore(path), said.append)
+    log: list[str] = []
+    receiver = build_receiver(workspace, settings, SecretStore(path), log.append)
     listener, url = open_listener(settings)
-    server = server_of(receiver)
+    server = build_server(receiver)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     try:
         with httpx.Client(trust_env=False, timeout=30) as http:
-            yield Served(url, receiver, said, http)
+            yield Served(url, receiver, log, http)
     finally:
         server.should_exit = True
         thread.join(30)
@@ -101,7 +109,7 @@ def receiving(
 
 
 class Process:
-    """`webhooks.py serve` as a process, which can be killed and started again on its port."""
+    """A process of `webhooks.py serve` that can be killed and started again on the same port."""
 
     def __init__(self, folder: Path, environment: dict[str, str], *options: str) -> None:
         self._folder = folder
@@ -128,7 +136,7 @@ class Process:
         self._process.communicate()
 
     def stop(self) -> int:
-        """Ask it to stop, and wait. Returns its exit status."""
+        """Terminate the process and return its exit status."""
         self._process.terminate()
         self._process.communicate(timeout=60)
         return self._process.returncode

@@ -29,6 +29,7 @@ from msgbubbles_sync.settings import Settings
 from msgbubbles_sync.workspace import Workspace
 
 from .main import Session
+from .signals import stopped_by_signals
 
 NO_KEY = """No API key. Either
 
@@ -91,6 +92,22 @@ def connect(session: Session, *, serve: bool = True) -> Iterator[Connection]:
     """
     check_version(session.context.workspace, session.context.destination)
     with reach_account(session, serve=serve) as connection:
+        yield connection
+
+
+@contextmanager
+def connect_until_stopped(session: Session, *, serve: bool = True) -> Iterator[Connection]:
+    """Connect as `connect` does. A signal stops the requests, and waits for the API are reported."""
+    with connect(session, serve=serve) as connection, stopped_by_signals(connection.run.stop):
+
+        def report(reason: str, seconds: float) -> None:
+            if reason == "rate limit":  # reported for every request that waits
+                session.reporter.progress(f"waiting {seconds:.0f} s (rate limit)", seconds)
+            else:
+                cause = "the API does not answer" if reason == "retry" else reason
+                session.reporter.say(f"{cause}; next attempt in {max(seconds, 1):.0f} s")
+
+        connection.run.on_wait = report
         yield connection
 
 

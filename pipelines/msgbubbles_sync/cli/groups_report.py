@@ -1,4 +1,4 @@
-"""What groups.py says. A plan on a terminal shows handles, because it is there to be looked at; nothing else does."""
+"""Output of groups.py. Only a plan shows handles, because it is there to be reviewed."""
 
 from __future__ import annotations
 
@@ -13,31 +13,34 @@ from msgbubbles_sync.groups.ledger import Observation
 from msgbubbles_sync.groups.model import ObservedGroup, Operation
 from msgbubbles_sync.groups.plan import Plan
 from msgbubbles_sync.groups.result import ApplyResult
+from msgbubbles_sync.text import format_count
 
 SIGNS = {"create": ("+", "green"), "rename": ("~", "yellow"), "add": ("+", "green"), "remove": ("-", "red")}
 PAST = {"create": "created", "rename": "renamed", "add": "added", "remove": "removed"}
 
 
 def count_requests(plan: Plan, unresolved: int) -> int:
-    """Return how many requests applying a plan takes if nothing goes wrong: one for the numbers, one for each
-    operation, and one for each operation of an earlier apply without a verdict.
+    """Return how many requests an apply of the plan takes if nothing goes wrong.
+
+    One for the numbers, one for each operation, and one for each operation of unknown outcome.
     """
     return len(plan.operations) + unresolved + 1 if plan.operations or unresolved else 0
 
 
 def estimate_minutes(requests: int, per_minute: int) -> int:
-    """Return how many minutes so many requests take at a limit; the first minute's are sent at once."""
+    """Return how many minutes the requests take at a rate limit; those of the first minute are sent at once."""
     return max(math.ceil(requests / per_minute) - 1, 0) if per_minute else 0
 
 
 def plan_dict(plan: Plan, unresolved: int, per_minute: int) -> dict[str, Any]:
-    """Return a plan as JSON, for other programs: with handles, without messages."""
+    """Return a plan as JSON, with handles and without messages."""
     requests = count_requests(plan, unresolved)
     return {
         "plan_id": plan.plan_id,
         "operations": [
-            {"operation": one.kind, "key": one.key, "handles": list(one.handles), "title": one.title}
-            for one in plan.operations
+            {"operation": operation.kind, "key": operation.key, "handles": list(operation.handles)}
+            | {"title": operation.title}
+            for operation in plan.operations
         ],
         "counts": {kind: plan.count(kind) for kind in SIGNS},
         "vanished": list(plan.vanished),
@@ -48,33 +51,33 @@ def plan_dict(plan: Plan, unresolved: int, per_minute: int) -> dict[str, Any]:
     }
 
 
-def show_plan(console: Console, plan: Plan, known: dict[str, ObservedGroup], unresolved: int, per_minute: int) -> None:
+def show_plan(
+    console: Console, plan: Plan, observed: dict[str, ObservedGroup], unresolved: int, per_minute: int
+) -> None:
     width = max((len(escape(operation.key)) for operation in plan.operations), default=0)
     for operation in plan.operations:
         sign, colour = SIGNS[operation.kind]
         line = Text(f"{sign} {operation.kind:<6}  {escape(operation.key):<{width}}  ", style=colour)
-        line.append(_what(operation, known.get(operation.key)), style="default")
+        line.append(_describe_operation(operation, observed.get(operation.key)), style="default")
         console.print(line, soft_wrap=True)
     for note in plan.notes:
-        console.print(f"! {escape(note.key)}: {note.what}", style="yellow", markup=False, soft_wrap=True)
+        _warn(console, f"! {escape(note.key)}: {note.what}")
     if plan.vanished:
-        console.print(
-            f"? no longer in the table, and left as they are: {', '.join(map(escape, plan.vanished))}",
-            style="yellow", markup=False, soft_wrap=True,
-        )  # fmt: skip
+        _warn(console, f"? no longer in the table, left unchanged: {', '.join(map(escape, plan.vanished))}")
     if unresolved:
-        console.print(f"{unresolved:,} operations of an earlier apply have no verdict; apply finds out first.")
+        operations = format_count(unresolved, "operation")
+        console.print(f"{operations} of an earlier apply with unknown outcome; apply finds out first.")
     requests = count_requests(plan, unresolved)
     if not requests:
-        console.print("Nothing to do: the groups are as the table says.")
+        console.print("No changes: the groups match the table.")
         return
     counts = ", ".join(f"{plan.count(kind):,} to {kind}" for kind in SIGNS if plan.count(kind)) or "nothing to change"
     minutes = estimate_minutes(requests, per_minute)
-    waits = f", {minutes:,} minutes at the limit of {per_minute} a minute" if minutes else ""
-    console.print(f"Plan: {counts}. {requests:,} requests{waits}.")
+    duration = f", {format_count(minutes, 'minute')} at {per_minute} requests a minute" if minutes else ""
+    console.print(f"Plan: {counts}. {format_count(requests, 'request')}{duration}.")
 
 
-def _what(operation: Operation, group: ObservedGroup | None) -> str:
+def _describe_operation(operation: Operation, group: ObservedGroup | None) -> str:
     handles = ", ".join(map(escape, operation.handles))
     if operation.kind == "create":
         title = f"{quote(operation.title)} " if operation.title else ""
@@ -86,25 +89,31 @@ def _what(operation: Operation, group: ObservedGroup | None) -> str:
 
 
 def show_applied(console: Console, applied: ApplyResult, requests: int) -> None:
-    done = ", ".join(
+    counts = ", ".join(
         f"{count:,} {PAST[kind]}" for (kind, outcome), count in applied.counts.items() if outcome == "succeeded"
     )
-    settled = f"; {applied.resolved:,} of an earlier apply settled" if applied.resolved else ""
-    console.print(f"{done or 'Nothing changed'}{settled}. {requests:,} requests.")
-    for one in applied.remarks:
-        console.print(f"! {escape(one.key)}: {one.operation}: {one.what}", style="yellow", markup=False, soft_wrap=True)
+    resolved = f"; {applied.resolved:,} of an earlier apply resolved" if applied.resolved else ""
+    console.print(f"{counts or 'Nothing changed'}{resolved}. {format_count(requests, 'request')}.")
+    for remark in applied.remarks:
+        _warn(console, f"! {escape(remark.key)}: {remark.operation}: {remark.what}")
 
 
-def complaints(applied: ApplyResult) -> list[str]:
-    """Return a line for each thing that needs a look; no line holds a handle."""
-    lines = [f"{escape(one.key)}: {one.operation} {one.outcome}: {one.why}" for one in applied.failures]
+def list_problems(applied: ApplyResult) -> list[str]:
+    """Return a line for each problem. No line has a handle."""
+    lines = [
+        f"{escape(failure.key)}: {failure.operation} {failure.outcome}: {failure.why}" for failure in applied.failures
+    ]
     if applied.halt is not None:
-        lines.append(f"ended early: {applied.halt}")
+        lines.append(f"stopped early: {applied.halt}")
     if applied.not_sent:
-        lines.append(f"{applied.not_sent:,} operations were left; the next apply goes on with them")
+        lines.append(f"{format_count(applied.not_sent, 'operation')} not sent; the next apply continues")
     return lines
 
 
-def adopted_text(observation: Observation) -> str:
-    count = len(observation.handles or ())
-    return f"{escape(observation.key)} is now {observation.chat_id}: {count:,} people are known in it"
+def describe_adopted(observation: Observation) -> str:
+    members = format_count(len(observation.handles or ()), "known member")
+    return f"{escape(observation.key)} is now {observation.chat_id}, with {members}"
+
+
+def _warn(console: Console, line: str) -> None:
+    console.print(line, style="yellow", markup=False, soft_wrap=True)

@@ -14,7 +14,7 @@ JOINER = "\u200d"
 
 
 def escape(text: str) -> str:
-    """Escape every character that is invisible, or moves or hides others: `\\x1b`, `\\u202e`.
+    r"""Escape every character that is invisible, or moves or hides others: `\x1b`, `\u202e`.
 
     The result shows what the text holds: nothing that an approver reads can be overwritten, reversed, or longer than
     it looks. The joiner within an emoji stays.

@@ -1,17 +1,18 @@
-"""`groups`: a dlt destination. The rows of a pipeline are desired groups, and loading them brings them about.
+"""`groups`: a dlt destination that applies the rows of a pipeline as desired groups.
 
     import dlt
     from msgbubbles_sync.groups.dlt_destination import groups
 
     dlt.pipeline("teams", destination=groups(database="warehouse.duckdb")).run(teams, table_name="teams")
 
-It is the `apply` of groups.py, with its ledger beside the database: what a load that failed has done already is not
-done again when dlt repeats it. By dlt's default a load that failed for its rows waits to be repeated as it is; with
-`LOAD__AUTO_ABORT_ON_TERMINAL_ERROR=true` it is dropped, and the next run takes the rows as they are then.
+It works like `groups.py apply`, with the ledger in the workspace of the database: when dlt repeats a failed load, what
+was done before is not done again. By dlt's default, a load that failed because of its rows is repeated unchanged. With
+`LOAD__AUTO_ABORT_ON_TERMINAL_ERROR=true` it is dropped, and the next run uses the current rows.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ from msgbubbles.errors import MsgBubblesError, RetryableError
 from msgbubbles.rate_limit import RateLimiter
 from msgbubbles.settings import DEFAULTS
 from msgbubbles.transport import Transport
-from msgbubbles_sync.destinations import build_destination
+from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import AnotherJobRunsError, hold_lock
-from msgbubbles_sync.policy.applied import build_redactor
+from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.workspace import Workspace
 
 from .display import escape
@@ -36,12 +37,24 @@ from .plan import MAX_CREATES, MAX_REMOVALS
 from .redact import GroupRedactor
 
 NOT_PRIVATE = (
-    "dlt writes the rows of a pipeline to disk as they are, and [sources.msgbubbles.privacy] keeps numbers and "
-    "messages from there: apply the table with groups.py"
+    "dlt writes the rows of a pipeline to disk unredacted, which [sources.msgbubbles.privacy] forbids. Apply the table "
+    "with groups.py."
 )
 
 
-# A batch is validated as a whole, so it is large: groups are few, and each row is a request at most.
+class _NoConsole:
+    """A console for a pipeline, which reports by exceptions."""
+
+    def say(self, _message: str) -> None:
+        pass
+
+    fail = say
+
+    def follow(self, _run: object) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+# Large, because the rows of a batch are validated together.
 @dlt.destination(
     name="groups",
     batch_size=10_000,
@@ -64,31 +77,32 @@ def groups(
     max_creates: int = MAX_CREATES,
     max_removals: int = MAX_REMOVALS,
 ) -> None:
-    """Bring about the groups of a batch of rows: columns as in `msgbubbles_sync.groups.desired`.
+    """Apply the groups of a batch of rows. See `msgbubbles_sync.groups.desired` for the columns.
 
-    Fails for good, so that dlt does not repeat it, when rows are invalid, a guard is exceeded or the API refuses a
-    group; the other groups are done. Fails for now when the API cannot be reached or another apply runs.
+    Raises a terminal exception, which dlt does not retry, if rows are invalid, a limit is exceeded, or the API refuses
+    a group; the other groups are applied. Raises a transient one if the API cannot be reached or another apply runs.
     """
     try:
         workspace = Workspace.from_path(Path(database))
         workspace.make_folders()
-        check_version(workspace, build_destination(workspace))
-        if GroupRedactor(build_redactor(workspace)).is_redacting:
+        context = Context(workspace, load_settings(), _NoConsole())
+        check_version(workspace, context.destination)
+        if GroupRedactor(context.redactor).is_redacting:
             raise UsageError(NOT_PRIVATE)
         rate_limiter = RateLimiter.for_key(api_key, requests_per_minute, budget_dir) if requests_per_minute else None
         transport = Transport(
             base_url, api_key, rate_limiter, timeout_seconds=timeout_seconds, max_attempts=max_attempts
         )
         with hold_lock(workspace.folder, "apply"), Client(transport) as client:
-            applied = apply_groups(workspace, client, items, max_creates=max_creates, max_removals=max_removals)
+            applied = apply_groups(context, client, items, max_creates=max_creates, max_removals=max_removals)
     except (RetryableError, AnotherJobRunsError) as error:
         raise DestinationTransientException(str(error)) from None
     except (UsageError, MsgBubblesError) as error:
         raise DestinationTerminalException(str(error)) from None
     if applied.halt is not None:
         raise DestinationTerminalException(str(applied.halt))
-    said = "\n".join(f"{escape(one.key)}: {one.operation}: {one.why}" for one in applied.failures)
-    if any(one.outcome == "failed" for one in applied.failures):
-        raise DestinationTerminalException(said)
+    message = "\n".join(f"{escape(failure.key)}: {failure.operation}: {failure.why}" for failure in applied.failures)
+    if any(failure.outcome == "failed" for failure in applied.failures):
+        raise DestinationTerminalException(message)
     if applied.failures or applied.not_sent:
-        raise DestinationTransientException(said or f"{applied.not_sent:,} operations are left")
+        raise DestinationTransientException(message or f"{applied.not_sent:,} operations were not sent")

@@ -1,4 +1,4 @@
-"""The ledger's copy in the warehouse: `group_operations`, `group_member_operations` and `group_sightings`.
+"""Load the ledger into the warehouse: `group_operations`, `group_member_operations` and `group_sightings`.
 
 Imports dlt, so `Workspace.configure_dlt` comes before it.
 """
@@ -12,12 +12,12 @@ from typing import Any
 
 import dlt
 
+from msgbubbles.redact import Redactor
 from msgbubbles.source.arrow import arrow_schema, build_column_hints
 from msgbubbles.source.lazy_pyarrow import pa
 from msgbubbles.source.storable import storable
 from msgbubbles.tables import Table
 from msgbubbles_sync.destinations.load import build_fresh_pipeline
-from msgbubbles_sync.policy.applied import build_redactor
 from msgbubbles_sync.tables import GROUP_MEMBER_OPERATIONS, GROUP_OPERATIONS, GROUP_SIGHTINGS
 from msgbubbles_sync.workspace import Workspace
 
@@ -28,15 +28,14 @@ PIPELINE = "msgbubbles_groups"
 MEMBER_OPERATIONS = {"create": "added", "add": "added", "remove": "removed"}
 
 
-def load_ledger(workspace: Workspace) -> int:
-    """Bring the copy of the ledger in the work database up to date. Returns how many rows of the ledger were new or had
-    changed; without any, nothing is done. The marts and the published file are then due, and are marked so.
+def load_ledger(workspace: Workspace, redactor: Redactor) -> int:
+    """Load new and changed rows of the ledger into the work database. Returns how many there were.
 
-    The caller holds the warehouse's lock. May be repeated, and killed: rows are merged by their keys, and a row counts
-    as landed once it is loaded. Without a work database nothing is landed: the first sync makes it.
+    If there were any, the marts and the published file are marked as pending. The caller holds the lock `job`. May be
+    killed and repeated: rows are merged by key, and marked only after they are loaded. Does nothing without a work
+    database, which the first sync creates.
     """
-    path = workspace.folder / "groups.sqlite"
-    if not path.exists() or not workspace.work.exists():
+    if not (workspace.folder / "groups.sqlite").exists() or not workspace.work.exists():
         return 0
     with Ledger.open(workspace.folder) as ledger:
         entries, observations = ledger.not_loaded()
@@ -44,10 +43,10 @@ def load_ledger(workspace: Workspace) -> int:
             return 0
 
         workspace.set_pending("transform", "publish")
-        private = LedgerRedactor(build_redactor(workspace))
+        private = LedgerRedactor(redactor)
         _load(
             workspace,
-            [kept for entry, _ in entries if (kept := private.redact_entry(entry))],
+            [redacted for entry, _ in entries if (redacted := private.redact_entry(entry))],
             [private.redact_observation(observation) for observation, _ in observations],
         )
         ledger.set_loaded(entries, observations)
@@ -58,16 +57,16 @@ def _load(workspace: Workspace, entries: list[Entry], observations: list[Observa
     pipeline = build_fresh_pipeline(workspace, PIPELINE)
     at = datetime.now(UTC)
     resources = [
-        _resource(GROUP_OPERATIONS, [_operation_row(entry, at) for entry in entries]),
-        _resource(GROUP_MEMBER_OPERATIONS, [row for entry in entries for row in _member_rows(entry, at)]),
-        _resource(GROUP_SIGHTINGS, [_sighting_row(observation, at) for observation in observations]),
+        _build_resource(GROUP_OPERATIONS, [_build_operation_row(entry, at) for entry in entries]),
+        _build_resource(GROUP_MEMBER_OPERATIONS, [row for entry in entries for row in _build_member_rows(entry, at)]),
+        _build_resource(GROUP_SIGHTINGS, [_build_observation_row(observation, at) for observation in observations]),
     ]
     pipeline.run(resources, loader_file_format="parquet")
 
 
-def _resource(table: Table, rows: list[dict[str, Any]]) -> Any:
+def _build_resource(table: Table, rows: list[dict[str, Any]]) -> Any:
     return dlt.resource(
-        # With no rows as well: a query on an empty table finds it.
+        # Without rows, too: the table should exist.
         [storable(pa.Table.from_pylist(rows, schema=arrow_schema(table)), table.json_columns)[0]],
         name=table.name,
         primary_key=list(table.key),
@@ -76,13 +75,12 @@ def _resource(table: Table, rows: list[dict[str, Any]]) -> Any:
     )
 
 
-def _operation_row(entry: Entry, at: datetime) -> dict[str, Any]:
+def _build_operation_row(entry: Entry, at: datetime) -> dict[str, Any]:
     row = {name: getattr(entry, name) for name in GROUP_OPERATIONS.column_names if name != "_fetched_at"}
-    # Without a verdict, nobody knows yet.
     return row | {"handles": json.dumps(entry.handles), "outcome": entry.outcome or "unknown", "_fetched_at": at}
 
 
-def _member_rows(entry: Entry, at: datetime) -> Iterator[dict[str, Any]]:
+def _build_member_rows(entry: Entry, at: datetime) -> Iterator[dict[str, Any]]:
     if entry.outcome != "succeeded" or entry.operation not in MEMBER_OPERATIONS:
         return
     for handle in entry.handles:
@@ -97,7 +95,7 @@ def _member_rows(entry: Entry, at: datetime) -> Iterator[dict[str, Any]]:
         }
 
 
-def _sighting_row(observation: Observation, at: datetime) -> dict[str, Any]:
+def _build_observation_row(observation: Observation, at: datetime) -> dict[str, Any]:
     row = {name: getattr(observation, name) for name in GROUP_SIGHTINGS.column_names if name != "_fetched_at"}
     return row | {
         "handles": None if observation.handles is None else json.dumps(observation.handles),

@@ -46,9 +46,9 @@ def apply(context: Context) -> Counter[str]:
     # The record comes first: from now on, loads and receivers use the new policy.
     key_check = pseudonyms.check if pseudonyms else record.key_check
     msgspec.structs.replace(record, policy=policy, key_check=key_check).save(workspace)
+    redactor = build_redactor(workspace, context.settings)
     if policy.redacts:
-        load_ledger(workspace)
-    redactor = build_redactor(workspace)
+        load_ledger(workspace, redactor)
     with rewriting(context) as connection:
         counts = redact_stored_rows(redactor, connection)
         redactor.save_vault()

@@ -52,7 +52,7 @@ def rewriting(context: Context) -> Iterator[duckdb.DuckDBPyConnection]:
     if workspace.destination != "duckdb":
         raise UsageError("this rewrites a DuckDB file; on a server, delete the rows there and let it vacuum its tables")
     destination.prepare()
-    _load_pending(workspace)
+    _load_pending(context)
     with destination.open_writer() as connection:
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("BEGIN")
@@ -124,17 +124,19 @@ def _has_marts(connection: duckdb.DuckDBPyConnection) -> bool:
     return bool(counts != [(0,)])
 
 
-def _load_pending(workspace: Workspace) -> None:
+def _load_pending(context: Context) -> None:
     """Load pending packages and the spool, and remove dlt's folders, which it restores from the warehouse."""
+    workspace = context.workspace
     if (workspace.folder / "dlt" / PIPELINE).exists():
         pipeline = build_pipeline(workspace)
         if pipeline.has_pending_data:
             pipeline.run()
     time.sleep(0.2)  # events that a receiver has just accepted are in a segment by then
     waiting = set(list_segments(spool_folder(workspace)))
+    redactor = policy.build_redactor(workspace, context.settings)
     deadline = time.monotonic() + SPOOL_SECONDS
     while waiting:
-        load_events(workspace)
+        load_events(workspace, context.destination, redactor)
         waiting &= set(list_segments(spool_folder(workspace)))
         if waiting and time.monotonic() > deadline:
             raise UsageError("a receiver still holds events; stop webhooks.py serve, and try again")

@@ -1,4 +1,4 @@
-"""Bodies of deliveries: out of their content encodings, to text, and to what their JSON says."""
+"""Decode bodies of deliveries: from their content encodings, to text, to JSON."""
 
 from __future__ import annotations
 
@@ -12,52 +12,52 @@ GZIP_MAGIC = b"\x1f\x8b"
 MAX_ENCODINGS = 3
 # A gzip file may have several members; each costs a copy of what follows it.
 MAX_MEMBERS = 16
-# What reads a payload later (redaction, the JSON encoders) calls itself for each level.
+# Later readers of a payload (redaction, JSON encoders) recurse once per level.
 MAX_DEPTH = 200
 
 
-class TooLong(Exception):  # noqa: N818 - says what to answer
+class BodyTooLongError(Exception):
     """The body is over the limit."""
 
 
 def decompress(body: bytes, content_encoding: str, max_bytes: int) -> bytes | None:
-    """Return a body without its content encodings (gzip, deflate), null where it has none or cannot be decompress.
+    """Decompress a body (gzip, deflate). Returns null if it is not compressed or cannot be decompressed.
 
-    Some proxies decompress and leave the header, others leave the header out: the bytes decide.
-    Raises `TooLong` for more than `max_bytes`, having made hardly more.
+    Some proxies decompress and keep the header, others drop the header, so the bytes decide. Raises
+    `BodyTooLongError` as soon as the result exceeds `max_bytes`.
     """
-    encodings = [one.strip().lower() for one in content_encoding.split(",")]
-    encodings = [one for one in encodings if one not in ("", "identity")]
+    encodings = [name.strip().lower() for name in content_encoding.split(",")]
+    encodings = [name for name in encodings if name not in ("", "identity")]
     if not encodings and body.startswith(GZIP_MAGIC):
         encodings = ["gzip"]
     if not 0 < len(encodings) <= MAX_ENCODINGS:
         return None
     try:
         for encoding in reversed(encodings):
-            body = _undone(body, encoding, max_bytes)
+            body = _decode(body, encoding, max_bytes)
     except (zlib.error, ValueError):
         return None
     return body
 
 
-def _undone(body: bytes, encoding: str, max_bytes: int) -> bytes:
+def _decode(body: bytes, encoding: str, max_bytes: int) -> bytes:
     if encoding in ("gzip", "x-gzip"):
-        return _inflated(body, GZIP, max_bytes)
+        return _inflate(body, GZIP, max_bytes)
     if encoding != "deflate":
         raise ValueError(encoding)
     try:
-        return _inflated(body, ZLIB, max_bytes)
+        return _inflate(body, ZLIB, max_bytes)
     except zlib.error:
-        return _inflated(body, DEFLATE, max_bytes)
+        return _inflate(body, DEFLATE, max_bytes)
 
 
-def _inflated(body: bytes, kind: int, max_bytes: int) -> bytes:
+def _inflate(body: bytes, kind: int, max_bytes: int) -> bytes:
     plain = b""
     for _ in range(MAX_MEMBERS):
         inflater = zlib.decompressobj(kind)
         plain += inflater.decompress(body, max_bytes + 1 - len(plain))
         if len(plain) > max_bytes:
-            raise TooLong
+            raise BodyTooLongError
         if not inflater.eof:
             raise ValueError("cut off")
         body = inflater.unused_data
@@ -67,19 +67,19 @@ def _inflated(body: bytes, kind: int, max_bytes: int) -> bytes:
 
 
 def decode_text(body: bytes) -> str:
-    """Return a body as text, by its byte-order mark or else as UTF-8; bytes that are no text become U+FFFD."""
+    """Decode a body by its byte-order mark, or else as UTF-8. Invalid bytes become U+FFFD."""
     return body.decode(json.detect_encoding(body), "replace")
 
 
 def parse_json(text: str) -> Any:
-    """Return what the JSON of a text says, read leniently where only one reading is possible: a byte-order mark, raw
-    control characters in a text, and half an emoji, which is left where a text was cut. A number that JSON has not, or
-    that no database takes (`NaN`, `1e999`), becomes a text.
+    """Parse JSON, accepting deviations that have only one meaning.
 
-    Raises `ValueError` where it is no JSON or nests deeper than `MAX_DEPTH`, `RecursionError` for a very deep one.
+    These are a byte-order mark, raw control characters in strings, and lone surrogates of truncated emoji. Numbers that
+    JSON or databases lack (`NaN`, `1e999`) become text. Raises `ValueError` for anything else and for nesting deeper
+    than `MAX_DEPTH`; `RecursionError` for extreme nesting.
     """
     text = text.removeprefix("\ufeff")
-    value = json.loads(text, strict=False, parse_constant=str, parse_float=_number, parse_int=_integer)
+    value = json.loads(text, strict=False, parse_constant=str, parse_float=_parse_float, parse_int=_parse_int)
     if _is_deep(value):
         raise ValueError("nested too deep")
     return value
@@ -90,22 +90,22 @@ def _is_deep(value: Any) -> bool:
     for _ in range(MAX_DEPTH):
         level = [
             inner
-            for one in level
-            if isinstance(one, dict | list)
-            for inner in (one.values() if isinstance(one, dict) else one)
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
         if not level:
             return False
     return True
 
 
-def _number(written: str) -> float | str:
-    number = float(written)
-    return number if math.isfinite(number) else written
+def _parse_float(text: str) -> float | str:
+    number = float(text)
+    return number if math.isfinite(number) else text
 
 
-def _integer(written: str) -> int | str:
+def _parse_int(text: str) -> int | str:
     try:
-        return int(written)
+        return int(text)
     except ValueError:  # thousands of digits
-        return written
+        return text

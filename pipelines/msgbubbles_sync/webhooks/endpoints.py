@@ -1,10 +1,10 @@
-"""The account's webhook endpoints: made, listed, and given a new secret without an event that nobody can verify."""
+"""Create and list the account's webhook endpoints, and replace their secrets without losing events."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from msgbubbles.client import Client
@@ -15,9 +15,10 @@ from .secrets import SecretStore
 
 
 @dataclass(frozen=True)
-class Made:
-    """An endpoint that was made. `secret` is null where it was stored in `stored_in`. `replaces` is the endpoint that
-    it takes the place of, removed or not.
+class NewEndpoint:
+    """An endpoint that was created.
+
+    `secret` is null if it was stored in `stored_in`. `replaces` is the id of an endpoint that this one replaces.
     """
 
     id: str
@@ -26,31 +27,31 @@ class Made:
     secret: str | None
     stored_in: str | None
     replaces: str | None = None
-    is_replaced: bool = False
+    is_old_removed: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"id": self.id, "url": self.url, "events": list(self.events)}
-        found |= {"stored_in": self.stored_in} if self.secret is None else {"secret": self.secret}
-        return found | ({"replaces": self.replaces, "removed": self.is_replaced} if self.replaces else {})
+        values: dict[str, Any] = {"id": self.id, "url": self.url, "events": list(self.events)}
+        values |= {"stored_in": self.stored_in} if self.secret is None else {"secret": self.secret}
+        return values | ({"replaces": self.replaces, "removed": self.is_old_removed} if self.replaces else {})
 
     def __str__(self) -> str:
         lines = [f"{self.id} sends {', '.join(self.events)} to {self.url}."]
         if self.secret is None:
-            lines.append(f"Its signing secret is in {self.stored_in}; a receiver that runs takes it from there.")
+            lines.append(f"Its signing secret is stored in {self.stored_in}; a running receiver picks it up.")
         else:
-            lines.append(f"Its signing secret, which nobody shows again: {self.secret}")
-            lines.append("Give it to the receiver as WEBHOOKS__SECRETS, or in secrets of [webhooks].")
+            lines.append(f"Its signing secret, which is not shown again: {self.secret}")
+            lines.append("Pass it to the receiver as WEBHOOKS__SECRETS, or as secrets in [webhooks].")
         if self.replaces:
             lines.append(
-                f"{self.replaces} is removed; its secret may be taken out of the file in an hour."
-                if self.is_replaced
-                else f"Once the receiver has it: webhooks.py remove {self.replaces}"
+                f"{self.replaces} is removed. You can delete its secret from the file in an hour."
+                if self.is_old_removed
+                else f"Once the receiver has it, run: webhooks.py remove {self.replaces}"
             )
         return "\n".join(lines)
 
 
 @dataclass(frozen=True)
-class Listed:
+class Endpoint:
     """An endpoint as the API shows it."""
 
     webhook: Webhook
@@ -68,50 +69,47 @@ class Listed:
         return f"{self.webhook.id}  {self.webhook.url}  {', '.join(self.webhook.events or ())}"
 
 
-def registered(client: Client, url: str, events: Sequence[str], store: SecretStore | None) -> Made:
-    """Make an endpoint. Its secret goes into `store`, or into the result where there is none.
+def register_endpoint(client: Client, url: str, events: Sequence[str], store: SecretStore | None) -> NewEndpoint:
+    """Create an endpoint. Its secret is written to `store`, or returned if `store` is null.
 
-    Raises `UsageError` before anything is asked where the secret could not be stored.
+    Raises `UsageError` before the request if the secret cannot be stored.
     """
     if store is not None:
         store.check_writable()
-    return _made(client.create_webhook(url, events), url, events, store)
-
-
-def listed(client: Client) -> list[Listed]:
-    return [Listed(webhook) for webhook in client.list_webhooks().rows]
-
-
-def rotated(client: Client, webhook_id: str, store: SecretStore | None) -> Made:
-    """Make another endpoint like this one, and remove this one once the receiver can know the new secret. Until then
-    both send: what comes twice is stored once. Without `store`, this one stays.
-    """
-    webhook = next((one for one in client.list_webhooks().rows if one.id == webhook_id), None)
-    if webhook is None or webhook.url is None or webhook.events is None:
-        raise UsageError(f"there is no endpoint {webhook_id} whose URL and events the API shows; see webhooks.py list")
-    made = registered(client, webhook.url, webhook.events, store)
-    if made.secret is None:
-        client.delete_webhook(webhook_id)
-    return Made(
-        made.id, made.url, made.events, made.secret, made.stored_in, webhook_id, is_replaced=made.secret is None
-    )
-
-
-def _made(webhook: Webhook, url: str, events: Sequence[str], store: SecretStore | None) -> Made:
+    webhook = client.create_webhook(url, events)
     if not webhook.secret:
         raise UsageError(
-            f"{webhook.id} was made, and the API has shown no secret: without it nothing it sends can be verified; "
-            f"webhooks.py remove {webhook.id}, and see how the vendor's own pages hand it out"
+            f"{webhook.id} was created, but the API returned no secret, so its events cannot be verified. Run "
+            f"webhooks.py remove {webhook.id}, and check the API's own pages for the secret."
         )
     is_stored = False
     if store is not None:
-        with suppress(UsageError):  # then it is shown, because nobody shows it again
+        with suppress(UsageError):  # the secret is then shown, because the API does not show it again
             store.add(webhook.secret)
             is_stored = True
-    return Made(
+    return NewEndpoint(
         webhook.id,
         webhook.url or url,
         webhook.events or events,
         secret=None if is_stored else webhook.secret,
         stored_in=str(store.path) if store is not None and is_stored else None,
     )
+
+
+def list_endpoints(client: Client) -> list[Endpoint]:
+    return [Endpoint(webhook) for webhook in client.list_webhooks().rows]
+
+
+def rotate_secret(client: Client, webhook_id: str, store: SecretStore | None) -> NewEndpoint:
+    """Create an endpoint like an existing one, then remove that one if the new secret was stored.
+
+    In between, both send, and each event is stored once.
+    """
+    webhook = next((webhook for webhook in client.list_webhooks().rows if webhook.id == webhook_id), None)
+    if webhook is None or webhook.url is None or webhook.events is None:
+        raise UsageError(f"the API shows no endpoint {webhook_id} with URL and events. Check webhooks.py list.")
+    endpoint = register_endpoint(client, webhook.url, webhook.events, store)
+    is_stored = endpoint.secret is None
+    if is_stored:
+        client.delete_webhook(webhook_id)
+    return replace(endpoint, replaces=webhook_id, is_old_removed=is_stored)

@@ -1,6 +1,4 @@
-"""A sign of life of the receiver, in a file: whether one runs, since when without a break, and when the last event
-came.
-"""
+"""The heartbeat file of the receiver: whether it runs, since when without a break, and the time of the last event."""
 
 from __future__ import annotations
 
@@ -13,12 +11,12 @@ import msgspec
 
 from msgbubbles_sync.files import write_privately
 
-# Without a sign of life for so long, the receiver is down; after such a break, what was sent meanwhile may be lost.
+# Without a heartbeat for this long, the receiver counts as down, and events sent meanwhile may be lost.
 MAX_SILENCE = timedelta(seconds=60)
 
 
 class Beat(msgspec.Struct, frozen=True):
-    """What the file says. `uninterrupted_since` survives restarts that take less than `MAX_SILENCE`."""
+    """The content of the file. `uninterrupted_since` survives restarts that take less than `MAX_SILENCE`."""
 
     pid: int
     beat_at: datetime
@@ -30,33 +28,32 @@ class Beat(msgspec.Struct, frozen=True):
 
 
 class Heartbeat:
-    """Writes it."""
+    """Writes the heartbeat file of one receiver."""
 
     def __init__(self, folder: Path) -> None:
         now, before = datetime.now(UTC), read_last_beat(folder)
         self.last_event_at = before.last_event_at if before else None
         self._since = before.uninterrupted_since if before and before.is_alive(now) else now
-        self._path = path_of(folder)
-        self._one_at_a_time = threading.Lock()
+        self._path = _heartbeat_path(folder)
+        self._write_lock = threading.Lock()
 
-    def saw(self, at: datetime) -> None:
-        """An event came."""
+    def record_event(self, at: datetime) -> None:
         self.last_event_at = at
 
     def beat(self) -> None:
-        """Write it. Raises `OSError`; the last sign of life then stays as it is."""
-        with self._one_at_a_time:
+        """Write the file. Raises `OSError`; the previous content then stays."""
+        with self._write_lock:
             beat = Beat(os.getpid(), datetime.now(UTC), self._since, self.last_event_at)
             write_privately(self._path, msgspec.json.encode(beat))
 
 
-def path_of(folder: Path) -> Path:
+def _heartbeat_path(folder: Path) -> Path:
     return folder / "receiver.json"
 
 
 def read_last_beat(folder: Path) -> Beat | None:
-    """The last sign of life; null where no receiver ever ran."""
+    """Read the last heartbeat; null if no receiver ever ran."""
     try:
-        return msgspec.json.decode(path_of(folder).read_bytes(), type=Beat)
+        return msgspec.json.decode(_heartbeat_path(folder).read_bytes(), type=Beat)
     except (OSError, msgspec.DecodeError):
         return None

@@ -1,4 +1,4 @@
-"""The spool's way into the warehouse: `webhook_events`, and the messages that the events have changed.
+"""Load the spool into the warehouse: `webhook_events`, and the messages that the events have changed.
 
 Imports dlt, so `Workspace.configure_dlt` comes before it.
 """
@@ -18,11 +18,11 @@ from dlt.pipeline.exceptions import PipelineStepFailed
 from msgbubbles.source.arrow import build_arrow_table, build_column_hints, build_item
 from msgbubbles.source.compare import filter_rows
 from msgbubbles.source.stored import Warehouse
-from msgbubbles_sync.destinations import build_destination
+from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.destinations.load import build_fresh_pipeline
 from msgbubbles_sync.destinations.screen import Screen, is_data_error
 from msgbubbles_sync.files import write_privately
-from msgbubbles_sync.policy.applied import build_redactor, read_own_numbers
+from msgbubbles_sync.policy.applied import read_own_numbers
 from msgbubbles_sync.tables import WEBHOOK_EVENTS
 from msgbubbles_sync.workspace import Workspace
 
@@ -33,26 +33,28 @@ from .updates import apply_events, build_messages_table, read_stored_messages
 
 if TYPE_CHECKING:
     from msgbubbles.redact import Redactor
+    from msgbubbles.source.lazy_pyarrow import pa
 
     from .events import Event
 
 PIPELINE = "msgbubbles_webhooks"
-EVENTS_AT_ONCE = 20_000
-BODIES_AT_ONCE = 64 * 1024 * 1024  # characters
+MAX_BATCH_EVENTS = 20_000
+MAX_BATCH_CHARACTERS = 64 * 1024 * 1024
 
 
 @dataclass
 class LoadResult:
-    """What a load did. `deliveries` counts what was in the spool, what is in the warehouse already too;
-    `messages` were changed by them. `malformed` lines of the spool are in `aside`. Of the deliveries,
-    `without_chat` name their chat by what can be no id: they are stored without it.
+    """The result of a load.
+
+    `deliveries` are events that are in the warehouse now, or were before; `messages` were changed by them. `malformed`
+    lines are in `dead_letters`. `without_chat` events have an impossible chat id and are stored without a chat.
     """
 
     deliveries: int = 0
     messages: int = 0
     malformed: int = 0
     without_chat: int = 0
-    aside: Path | None = None
+    dead_letters: Path | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -63,140 +65,148 @@ class LoadResult:
         }
 
     def __str__(self) -> str:
-        said = f"{self.deliveries:,} deliveries; {self.messages:,} messages changed by them."
+        text = f"{self.deliveries:,} deliveries, {self.messages:,} messages changed."
         if self.malformed:
-            said += f" {self.malformed:,} lines are no events: they are kept in {self.aside}."
+            text += f" {self.malformed:,} lines are not events; they are in {self.dead_letters}."
         if self.without_chat:
-            said += f" {self.without_chat:,} name a chat by an impossible id; they are stored without a chat."
-        return said
+            text += f" {self.without_chat:,} events have an impossible chat id; they are stored without a chat."
+        return text
 
 
 def dead_letter_folder(workspace: Workspace) -> Path:
-    """The folder of the lines that are no events."""
+    """Return the folder of the lines that are not events."""
     return webhooks_folder(workspace) / "malformed"
 
 
-def load_events(workspace: Workspace) -> LoadResult:
-    """Load what is in the spool, and remove it from there once that is committed. Readers' files and marts are then
-    due, and are marked so.
+def load_events(workspace: Workspace, destination: Destination, redactor: Redactor) -> LoadResult:
+    """Load the finished segments of the spool, and remove each when it is committed.
 
-    The caller holds the warehouse's lock. May be repeated, and killed: an event that is there already is left as it
-    is, and a message never goes back.
+    The marts and the published file are marked as pending. The caller holds the lock `job`. May be killed and repeated:
+    a stored event stays as it is, and the state of a message never goes back.
     """
-    landed = LoadResult(aside=dead_letter_folder(workspace))
+    result = LoadResult(dead_letters=dead_letter_folder(workspace))
     if not list_segments(spool_folder(workspace)):
-        return landed
+        return result
 
-    redactor = build_redactor(workspace)
-    build_destination(workspace).prepare()
+    destination.prepare()
     if redactor.needs_own_numbers:
-        redactor.add_own_numbers(read_own_numbers(build_destination(workspace)))
-    for batch in _batches(take_finished(spool_folder(workspace))):
-        read = [(segment.path, *_events(segment, redactor)) for segment in batch]
-        for path, _, malformed in read:
-            landed.malformed += len(malformed)
-            # Nobody knows what is in such a line.
-            kept = [] if redactor.policy.redacts else [one for one in malformed if not _is_about_erased(one, redactor)]
-            _write_dead_letters(dead_letter_folder(workspace), path.name, kept)
-        events = [event for _, some, _ in read for event in some]
-        if events:
-            _load(workspace, events, landed, redactor.policy.redacts)
-        for path, _, _ in read:
-            path.unlink()
-    return landed
+        redactor.add_own_numbers(read_own_numbers(destination))
+    load = _Load(workspace, destination, redactor, result)
+    for batch in _batch_segments(take_finished(spool_folder(workspace))):
+        load.load_batch(batch)
+    return result
 
 
-def _batches(found: Iterable[Segment]) -> Iterator[list[Segment]]:
-    """Segments of so many events together that they fit into memory and are loaded in one go."""
+def _batch_segments(segments: Iterable[Segment]) -> Iterator[list[Segment]]:
+    """Collect segments into batches that fit into memory."""
     batch: list[Segment] = []
-    events = size = 0
-    for segment in found:
+    events = characters = 0
+    for segment in segments:
         batch.append(segment)
         events += len(segment.deliveries)
-        size += sum(len(one.body) for one in segment.deliveries)
-        if events >= EVENTS_AT_ONCE or size >= BODIES_AT_ONCE:
+        characters += sum(len(delivery.body) for delivery in segment.deliveries)
+        if events >= MAX_BATCH_EVENTS or characters >= MAX_BATCH_CHARACTERS:
             yield batch
-            batch, events, size = [], 0, 0
+            batch, events, characters = [], 0, 0
     if batch:
         yield batch
 
 
-def _events(segment: Segment, redactor: Redactor) -> tuple[list[Event], list[bytes]]:
-    """The events of a segment, as far as they are to land, and the lines that are none."""
-    events, malformed = [], list(segment.malformed)
-    for delivery in segment.deliveries:
-        left = redact_delivery(delivery, redactor)
-        event = parse_event(left) if left is not None else None
-        if event is not None:
-            events.append(drop_payload(event) if redactor.policy.webhook_payload == "drop" else event)
-        elif left is not None:
-            # As a line of the spool: a body that is no JSON may hold line breaks.
-            malformed.append(msgspec.json.encode(left))
-    return events, malformed
-
-
-def _is_about_erased(line: bytes, redactor: Redactor) -> bool:
-    return redactor.mentions_erased(line.decode("utf-8", "replace"))
-
-
-def _write_dead_letters(folder: Path, name: str, lines: list[bytes]) -> None:
-    """Write the lines into a file of their segment's name: a load that is repeated writes the same once more."""
-    if lines:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        write_privately(folder / name, b"".join(line + b"\n" for line in lines))
-
-
 def count_dead_letters(workspace: Workspace) -> int:
-    """How many lines were ever kept aside, and are still there."""
+    """Count the lines in the dead letter files that were not removed."""
     folder = dead_letter_folder(workspace)
     files = folder.glob("*.jsonl") if folder.is_dir() else ()
     return sum(path.read_bytes().count(b"\n") for path in files)
 
 
-def _load(workspace: Workspace, events: list[Event], landed: LoadResult, redacts: bool) -> None:
-    events = drop_duplicates(events)
-    pipeline = build_fresh_pipeline(workspace, PIPELINE)
-    # Where events tell of messages and chats that are not there, the next run reads them.
-    workspace.set_pending("repair", "transform", "publish")
-    in_order = sorted(events, key=lambda event: (event.occurred_at, event.received_at))
-    warehouse = Warehouse(pipeline)
-    messages = apply_events(read_stored_messages(warehouse, in_order), in_order)
+@dataclass(frozen=True)
+class _Load:
+    workspace: Workspace
+    destination: Destination
+    redactor: Redactor
+    result: LoadResult
 
-    destination = build_destination(workspace)
-    rows = build_arrow_table(WEBHOOK_EVENTS, [(event, event.received_at) for event in in_order])
-    changed = build_messages_table(messages)
+    def load_batch(self, batch: list[Segment]) -> None:
+        events: list[Event] = []
+        for segment in batch:
+            segment_events, malformed = self._parse(segment)
+            events += segment_events
+            self.result.malformed += len(malformed)
+            # A malformed line may name anybody.
+            if not self.redactor.policy.redacts:
+                lines = [line for line in malformed if not self._mentions_erased(line)]
+                self._write_dead_letters(segment.path.name, lines)
+        if events:
+            self._load(drop_duplicates(events))
+        for segment in batch:
+            segment.path.unlink()
 
-    def load() -> None:
-        def items() -> Iterator[Any]:
-            hints = dlt.mark.make_hints(
-                table_name=WEBHOOK_EVENTS.name,
-                primary_key=list(WEBHOOK_EVENTS.key),
-                # What came first stays, however often it is delivered or loaded.
-                write_disposition={"disposition": "merge", "strategy": "insert-only"},
-                columns=build_column_hints(WEBHOOK_EVENTS),
-            )
-            yield dlt.mark.with_hints(rows, hints, create_table_variant=True)
-            if changed.num_rows:
-                yield build_item("messages", changed)
+    def _parse(self, segment: Segment) -> tuple[list[Event], list[bytes]]:
+        """Return the redacted events of a segment, and its malformed lines."""
+        events, malformed = [], list(segment.malformed)
+        drops_payload = self.redactor.policy.webhook_payload == "drop"
+        for delivery in segment.deliveries:
+            redacted = redact_delivery(delivery, self.redactor)
+            if redacted is None:
+                continue
+            event = parse_event(redacted)
+            if event is not None:
+                events.append(drop_payload(event) if drops_payload else event)
+            else:
+                # Encoded, because a body that is not JSON may contain line breaks.
+                malformed.append(msgspec.json.encode(redacted))
+        return events, malformed
 
-        resource = dlt.resource(items, name="webhook_events_and_messages")
-        pipeline.run(resource, loader_file_format=destination.file_format)
+    def _mentions_erased(self, line: bytes) -> bool:
+        return self.redactor.mentions_erased(line.decode("utf-8", "replace"))
 
-    try:
-        load()
-    except PipelineStepFailed as failure:
-        if not is_data_error(failure):
-            raise
-        # What was loaded is still in the spool. Without what the destination refuses, it is loaded again.
-        pipeline.abort_packages()
-        screen = Screen(destination)
-        refused = screen(WEBHOOK_EVENTS.name, rows)
-        rows = filter_rows(rows, [not one for one in refused])
-        changed = filter_rows(changed, [not one for one in screen("messages", changed)])
-        lines = [bytes(event.payload) for event, is_refused in zip(in_order, refused, strict=True) if is_refused]
-        landed.malformed += len(lines)
-        _write_dead_letters(dead_letter_folder(workspace), f"refused.{time.time_ns()}.jsonl", [] if redacts else lines)
-        load()
-    landed.deliveries += rows.num_rows
-    landed.messages += changed.num_rows
-    landed.without_chat += sum(event.has_impossible_chat for event in in_order)
+    def _write_dead_letters(self, name: str, lines: list[bytes]) -> None:
+        """Write lines to a file named after their segment, which a repeated load overwrites."""
+        if lines:
+            folder = dead_letter_folder(self.workspace)
+            folder.mkdir(mode=0o700, exist_ok=True)
+            write_privately(folder / name, b"".join(line + b"\n" for line in lines))
+
+    def _load(self, events: list[Event]) -> None:
+        pipeline = build_fresh_pipeline(self.workspace, PIPELINE)
+        # "repair": the next run reads messages and chats that only events know.
+        self.workspace.set_pending("repair", "transform", "publish")
+        events.sort(key=lambda event: (event.occurred_at, event.received_at))
+        messages = build_messages_table(apply_events(read_stored_messages(Warehouse(pipeline), events), events))
+        rows = build_arrow_table(WEBHOOK_EVENTS, [(event, event.received_at) for event in events])
+        file_format = self.destination.file_format
+        try:
+            pipeline.run(_build_resource(rows, messages), loader_file_format=file_format)
+        except PipelineStepFailed as failure:
+            if not is_data_error(failure):
+                raise
+            # Load the segments again, without the rows that the destination refuses.
+            pipeline.abort_packages()
+            screen = Screen(self.destination)
+            refused = screen(WEBHOOK_EVENTS.name, rows)
+            rows = filter_rows(rows, [not is_refused for is_refused in refused])
+            messages = filter_rows(messages, [not is_refused for is_refused in screen("messages", messages)])
+            lines = [bytes(event.payload) for event, is_refused in zip(events, refused, strict=True) if is_refused]
+            self.result.malformed += len(lines)
+            if not self.redactor.policy.redacts:
+                self._write_dead_letters(f"refused.{time.time_ns()}.jsonl", lines)
+            pipeline.run(_build_resource(rows, messages), loader_file_format=file_format)
+        self.result.deliveries += rows.num_rows
+        self.result.messages += messages.num_rows
+        self.result.without_chat += sum(event.has_impossible_chat for event in events)
+
+
+def _build_resource(rows: pa.Table, messages: pa.Table) -> Any:
+    def items() -> Iterator[Any]:
+        hints = dlt.mark.make_hints(
+            table_name=WEBHOOK_EVENTS.name,
+            primary_key=list(WEBHOOK_EVENTS.key),
+            # A repeated event never replaces the stored one.
+            write_disposition={"disposition": "merge", "strategy": "insert-only"},
+            columns=build_column_hints(WEBHOOK_EVENTS),
+        )
+        yield dlt.mark.with_hints(rows, hints, create_table_variant=True)
+        if messages.num_rows:
+            yield build_item("messages", messages)
+
+    return dlt.resource(items, name="webhook_events_and_messages")

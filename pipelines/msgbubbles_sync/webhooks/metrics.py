@@ -1,4 +1,4 @@
-"""What the receiver counts and measures, in Prometheus' format."""
+"""Metrics of the receiver for Prometheus."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 @dataclass
 class Metrics:
-    """What `/metrics` shows."""
+    """The metrics that `/metrics` shows."""
 
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
     def __post_init__(self) -> None:
         self.deliveries = Counter(
             "msgbubbles_webhook_deliveries",
-            "Deliveries, by what became of them: stored, duplicate, or why they were refused.",
+            "Deliveries by outcome: stored, duplicate, or the reason of a refusal.",
             ["outcome"],
             registry=self.registry,
         )
@@ -27,9 +27,9 @@ class Metrics:
             registry=self.registry,
         )
         self.bodies_bytes = Gauge("msgbubbles_webhook_bodies_bytes", "Bodies in memory.", registry=self.registry)
-        self.spool_segments = Gauge("msgbubbles_webhook_spool_segments", "Files to load.", registry=self.registry)
-        self.spool_bytes = Gauge("msgbubbles_webhook_spool_bytes", "Bytes to load.", registry=self.registry)
-        self.syncs = Gauge("msgbubbles_webhook_spool_syncs", "Times the disk was synced.", registry=self.registry)
+        self.spool_segments = Gauge("msgbubbles_webhook_spool_segments", "Spool files to load.", registry=self.registry)
+        self.spool_bytes = Gauge("msgbubbles_webhook_spool_bytes", "Spool bytes to load.", registry=self.registry)
+        self.syncs = Gauge("msgbubbles_webhook_spool_syncs", "Number of disk syncs.", registry=self.registry)
         self.last_event = Gauge(
-            "msgbubbles_webhook_last_event_timestamp_seconds", "When the last event came.", registry=self.registry
+            "msgbubbles_webhook_last_event_timestamp_seconds", "Time of the last event.", registry=self.registry
         )

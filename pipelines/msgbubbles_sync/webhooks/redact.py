@@ -1,5 +1,6 @@
-"""What the policy leaves of a delivery: before it is written to disk, and once more before it lands, because a policy
-may have become stricter in between.
+"""Apply the privacy policy to deliveries: before they are written, and again before they are loaded.
+
+The policy may have become stricter in between.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ RedactDelivery = Callable[[Delivery], Delivery | None]
 
 
 def redact_delivery(delivery: Delivery, redactor: Redactor) -> Delivery | None:
-    """The delivery as it may be kept; null where it concerns somebody who was erased. Nobody knows who is in a body
-    that cannot be parsed: of it, only that it came is kept.
+    """Redact a delivery; null if it is about a person who was erased.
+
+    Of a body that cannot be parsed, only the fact that it came is stored: it may name anybody.
     """
     if redactor.is_idle:
         return delivery
@@ -36,8 +38,8 @@ def redact_delivery(delivery: Delivery, redactor: Redactor) -> Delivery | None:
         payload = parse_json(delivery.body)
         if concerns_erased(redactor, payload):
             return None
-        left = redact_payload(redactor, payload)
-        body = delivery.body if left == payload else json.dumps(left)
+        redacted = redact_payload(redactor, payload)
+        body = delivery.body if redacted == payload else json.dumps(redacted)
     except (ValueError, RecursionError):
         body = ""
     redactor.save_vault()
@@ -52,36 +54,33 @@ def drop_payload(event: Event) -> Event:
 
 
 class CurrentPolicy:
-    """Applies the policy of a warehouse to deliveries, as it is at that moment: it may be changed, and people erased,
-    while a receiver runs.
-    """
+    """Redacts deliveries by the current policy, which may change while a receiver runs, as may the erased people."""
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
-        self._read_at_ns: int | None = None
+        self._modified_at_ns: int | None = None
         self._redactor: Redactor | None = None
         self._refresh()
 
     def redact_delivery(self, delivery: Delivery) -> Delivery | None:
-        """Redact a delivery. Raises `UsageError` where the warehouse and the configuration do not fit together."""
+        """Redact a delivery. Raises `UsageError` if the configured policy is not that of the warehouse."""
         self._refresh()
         return delivery if self._redactor is None else redact_delivery(delivery, self._redactor)
 
     def _refresh(self) -> None:
         try:
-            found = (self._workspace.folder / "privacy.json").stat().st_mtime_ns
+            modified_at_ns = (self._workspace.folder / "privacy.json").stat().st_mtime_ns
         except OSError:
-            found = 0
-        if found == self._read_at_ns:
+            modified_at_ns = 0
+        if modified_at_ns == self._modified_at_ns:
             return
         settings = load_settings(self._workspace.account)
-        # Nothing is configured about personal data, and nobody was erased.
-        if settings.policy == FULL and settings.vault is None and not found:
+        if settings.policy == FULL and settings.vault is None and not modified_at_ns:
             self._redactor = None
         else:
-            # This imports dlt, which a receiver without a policy is spared.
+            # Imports dlt, which takes seconds; a receiver without a policy does not need it.
             self._workspace.configure_dlt()
             from msgbubbles_sync.policy.applied import build_redactor
 
             self._redactor = build_redactor(self._workspace)
-        self._read_at_ns = found
+        self._modified_at_ns = modified_at_ns

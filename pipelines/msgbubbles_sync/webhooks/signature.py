@@ -1,11 +1,10 @@
-"""Whether a delivery was signed by the account's API.
+"""Verify the signature of a delivery.
 
-The vendor documents that deliveries are signed, and neither the header nor the scheme where we can read it. So the
-headers and what is signed are configuration; the defaults are those of the Standard Webhooks specification
-(standardwebhooks.com), whose secrets begin with `whsec_` too. In the signature's header, one signature or several are
-taken, in hex or base64, alone or behind a version as in `v1,...`, `v1=...` or `sha256=...`; a `t=` among them is the
-time, where no header is named for it. Header lines of the same name count as one. A secret is used as it is written,
-and as base64 behind its `whsec_`.
+The public documentation says that deliveries are signed, but not how. So the headers and the signed content are
+configurable; the defaults are those of the Standard Webhooks specification (standardwebhooks.com), whose secrets also
+begin with `whsec_`. The signature header may have several signatures, in hex or base64, with or without a version as in
+`v1,...`, `v1=...` or `sha256=...`. A `t=` among them is the timestamp, if no header is configured for it. Header lines
+of the same name are joined. A secret is tried as text, and as base64 after its `whsec_`.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 
-from .times import parse_time
+from msgbubbles.times import parse_time
 
 MAX_CANDIDATES = 64
 MAX_TIMESTAMPS = 4
@@ -28,7 +27,7 @@ _DATES = re.compile(r"(?:^|[\s,;])t=(.*?)(?=[\s,;]\w{1,10}=|$)", re.MULTILINE)
 
 
 class Refusal(StrEnum):
-    """Why a delivery is not taken for the API's. `STALE` is one that is signed, and too old or of the future."""
+    """Why a delivery is refused. `STALE` is signed, but too old or in the future."""
 
     UNSIGNED = "unsigned"
     FORGED = "forged"
@@ -37,7 +36,7 @@ class Refusal(StrEnum):
 
 @dataclass(frozen=True)
 class Scheme:
-    """What is signed, and where its parts are. Names of headers are in lower case; `timestamp_header` may be empty."""
+    """The signed content and the headers of its parts, in lower case. `timestamp_header` may be empty."""
 
     signature_header: str
     timestamp_header: str
@@ -51,7 +50,7 @@ class Scheme:
 
     @property
     def headers(self) -> tuple[str, ...]:
-        """The headers that a delivery must have."""
+        """Headers that a delivery must have."""
         optional = [("id", self.id_header), ("timestamp", self.timestamp_header)]
         return (self.signature_header, *(name for part, name in optional if name and self.signs(part)))
 
@@ -59,10 +58,10 @@ class Scheme:
 def check_request(
     scheme: Scheme, secrets: Iterable[str], headers: Mapping[str, str], body: bytes, now_seconds: float
 ) -> Refusal | None:
-    """Why a delivery has to be refused; null where one of the secrets has signed it just now. Of a header with several
-    lines, `headers` has them with line breaks between them.
+    """Return why a delivery must be refused; null if one of the secrets signed it just now.
 
-    Where the time is not signed, age is not looked at.
+    `headers` has the lines of a repeated header joined by line breaks. If the timestamp is not signed, the age of a
+    delivery is not checked.
     """
     if any(not headers.get(name) for name in scheme.headers):
         return Refusal.UNSIGNED
@@ -80,20 +79,21 @@ def check_request(
 
 
 def signed_timestamp(scheme: Scheme, secrets: Iterable[str], headers: Mapping[str, str], body: bytes) -> str | None:
-    """Return the timestamp, as it is written, under which one of the secrets has signed the body: empty where the
-    scheme signs none, null where nothing is signed. Takes the same time whichever part of a signature is wrong.
+    """Return the timestamp with which one of the secrets signed the body, as it is written; null if none did.
+
+    Empty if the scheme signs no timestamp. Takes the same time whichever part of a signature is wrong.
     """
     tokens = _tokens(scheme, headers)
-    keys = [key for secret in secrets for key in keys_of(secret)]
-    found = None
+    keys = [key for secret in secrets for key in _decode_secret(secret)]
+    signed = None
     for timestamp in _timestamps(scheme, headers):
         content = _content(scheme, headers.get(scheme.id_header) or "", timestamp, body)
         for key in keys:
             digest = hmac.digest(key, content, scheme.digest)
             for token in tokens:
-                if _is_written(digest, token):
-                    found = timestamp
-    return found
+                if _is_digest(token, digest):
+                    signed = timestamp
+    return signed
 
 
 def _tokens(scheme: Scheme, headers: Mapping[str, str]) -> list[str]:
@@ -101,21 +101,21 @@ def _tokens(scheme: Scheme, headers: Mapping[str, str]) -> list[str]:
 
 
 def _timestamps(scheme: Scheme, headers: Mapping[str, str]) -> list[str]:
-    """Which timestamps may be signed: several where a header has several lines, or several signatures one each."""
+    """Return the candidates for the signed timestamp: one for each header line, or for each signature."""
     if not scheme.signs("timestamp"):
         return [""]
     if scheme.timestamp_header:
-        given = (headers.get(scheme.timestamp_header) or "").split("\n")
+        candidates = (headers.get(scheme.timestamp_header) or "").split("\n")
     else:
-        given = [token[2:] for token in _tokens(scheme, headers) if token.startswith("t=")]
-        # An HTTP date holds what divides tokens.
-        given += [one.strip(" ,;") for one in _DATES.findall(headers.get(scheme.signature_header) or "")]
-    return list(dict.fromkeys(given))[:MAX_TIMESTAMPS] or [""]
+        candidates = [token[2:] for token in _tokens(scheme, headers) if token.startswith("t=")]
+        # An HTTP date contains the separators of tokens.
+        candidates += [date.strip(" ,;") for date in _DATES.findall(headers.get(scheme.signature_header) or "")]
+    return list(dict.fromkeys(candidates))[:MAX_TIMESTAMPS] or [""]
 
 
 @lru_cache(maxsize=64)
-def keys_of(secret: str) -> tuple[bytes, ...]:
-    """The keys that a secret may stand for: as it is written, and as base64 without its prefix."""
+def _decode_secret(secret: str) -> tuple[bytes, ...]:
+    """Return the keys that a secret may stand for: its text, and its base64 without the prefix."""
     keys = [secret.encode()]
     encoded = secret.removeprefix("whsec_")
     with suppress(ValueError):
@@ -129,17 +129,17 @@ def _content(scheme: Scheme, delivery_id: str, timestamp: str, body: bytes) -> b
     return b"".join(body if piece == "{body}" else parts.get(piece, piece.encode()) for piece in pieces)
 
 
-def _is_written(digest: bytes, token: str) -> bool:
-    found = False
-    # Behind a version, or without one: the padding of base64 is also an equals sign.
+def _is_digest(token: str, digest: bytes) -> bool:
+    is_equal = False
+    # With or without a version: an equals sign may also be the padding of base64.
     for candidate in (token, token.partition("=")[2]):
-        given = candidate.encode("latin-1", "replace")
-        found |= hmac.compare_digest(given.lower(), digest.hex().encode())
-        found |= hmac.compare_digest(given.rstrip(b"="), base64.b64encode(digest).rstrip(b"="))
-    return found
+        text = candidate.encode("latin-1", "replace")
+        is_equal |= hmac.compare_digest(text.lower(), digest.hex().encode())
+        is_equal |= hmac.compare_digest(text.rstrip(b"="), base64.b64encode(digest).rstrip(b"="))
+    return is_equal
 
 
 def hash_body(body: bytes, timestamp: str = "") -> str:
-    """Return what stands for an event that has no id of its own; of the same body another for each timestamp."""
+    """Return an id for an event without one, by its body and, if given, its timestamp."""
     content = body + f"\0{timestamp}".encode("latin-1", "replace") if timestamp else body
     return f"body:{hashlib.blake2b(content, digest_size=16).hexdigest()}"

@@ -1,9 +1,9 @@
-"""Deliveries on disk: written and synced by the receiver before it says yes, read and removed by the load.
+"""The spool: deliveries on disk, synced by the receiver before it answers, then loaded and removed.
 
-The spool is a folder of segments, files of JSON lines that only grow. A segment belongs to the receiver that holds its
-lock (`flock`, which the system lets go of however a process ends); one that nobody holds is never written again. A
-receiver begins a new segment when it starts, and lets go of one after `SEGMENT_SECONDS`, so the load finds events
-seconds after they came. A line without its line break was cut off before it was answered.
+It is a folder of segments, append-only files of JSON lines. A segment belongs to the receiver that holds its lock
+(`flock`, which the system releases however a process ends); an unlocked one is never written again. A receiver starts a
+new segment when it starts and releases it after `SEGMENT_SECONDS`, so that events can be loaded seconds after they
+arrive. A line without a line break was cut off before its delivery was answered.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from msgbubbles_sync.workspace import Workspace
 
 SEGMENT_SECONDS = 2.0
 SEGMENT_BYTES = 16 * 1024 * 1024
-# Ids of deliveries that are not written a second time; what is forgotten here, the load still finds.
+# Ids that are not written a second time; the load drops older duplicates.
 RECENT_EVENTS = 50_000
 BATCH_EVENTS = 1000
 SUFFIX = ".jsonl"
 
 
 def webhooks_folder(workspace: Workspace) -> Path:
-    """Where a warehouse keeps what is about its webhooks."""
+    """Return the folder of the files about webhooks."""
     return workspace.folder / "webhooks"
 
 
@@ -48,9 +48,7 @@ Outcome = Literal["stored", "duplicate"]
 
 
 class Delivery(msgspec.Struct, frozen=True):
-    """One event, a line of the spool. `body` is as it was sent, to the letter where it was valid UTF-8 and the delivery
-    held no other event.
-    """
+    """One event, a line of the spool. `body` is as sent if it was valid UTF-8 and the delivery had no other event."""
 
     event_id: str
     received_at: datetime
@@ -64,9 +62,7 @@ class _Waiting:
 
 
 class SpoolWriter:
-    """Writes deliveries from a thread of its own: all that wait are written and synced at once, so that many a second
-    cost few syncs.
-    """
+    """Writes deliveries in a thread. All that wait are written and synced together, which saves syncs."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -77,25 +73,25 @@ class SpoolWriter:
         self._segment: io.FileIO | None = None
         self._segment_path = folder
         self._segment_until = 0.0
-        # Bytes of the segment that were written, synced and answered.
+        # Bytes of the segment whose deliveries were answered.
         self._synced_bytes = 0
         self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
         self._thread.start()
 
     def put(self, delivery: Delivery) -> Future[Outcome]:
-        """The outcome comes when the delivery is on disk. It raises `OSError` where the disk refuses."""
+        """Write a delivery. The outcome is set once it is on disk; an `OSError` if that fails."""
         waiting = _Waiting(delivery)
         self._waiting.put(waiting)
         return waiting.outcome
 
     @property
     def is_alive(self) -> bool:
-        """Whether deliveries can be stored, as far as the last one tells."""
+        """Whether deliveries can be stored, judging by the last one."""
         return self._thread.is_alive() and not self.failed
 
     def close(self) -> None:
-        """Write what waits, and end."""
+        """Write the waiting deliveries and end the thread."""
         self._waiting.put(None)
         self._thread.join()
 
@@ -105,21 +101,21 @@ class SpoolWriter:
             if batch:
                 self._store(batch)
             if self._segment is not None and (is_last or time.monotonic() >= self._segment_until):
-                self._let_go()
+                self._release()
             if is_last:
                 return
 
     def _next_batch(self) -> tuple[list[_Waiting], bool]:
-        """What waits, and whether it is the last. Comes back without anything when a segment has had its time."""
+        """Return the waiting deliveries and whether they are the last; nothing if it is time to release a segment."""
         seconds = None if self._segment is None else max(self._segment_until - time.monotonic(), 0.0)
         batch: list[_Waiting] = []
         try:
-            one = self._waiting.get(timeout=seconds)
-            while one is not None:
-                batch.append(one)
+            waiting = self._waiting.get(timeout=seconds)
+            while waiting is not None:
+                batch.append(waiting)
                 if len(batch) >= BATCH_EVENTS:
                     return batch, False
-                one = self._waiting.get_nowait()
+                waiting = self._waiting.get_nowait()
         except queue.Empty:
             return batch, False
         return batch, True
@@ -129,17 +125,17 @@ class SpoolWriter:
         outcomes: list[Outcome] = []
         for waiting in batch:
             event_id = waiting.delivery.event_id
-            is_known = event_id in self._recent or event_id in new
-            outcomes.append("duplicate" if is_known else "stored")
-            if not is_known:
+            is_duplicate = event_id in self._recent or event_id in new
+            outcomes.append("duplicate" if is_duplicate else "stored")
+            if not is_duplicate:
                 new[event_id] = waiting.delivery
         try:
             if new:
-                self._append(b"".join(msgspec.json.encode(one) + b"\n" for one in new.values()))
+                self._append(b"".join(msgspec.json.encode(delivery) + b"\n" for delivery in new.values()))
         except OSError as error:
-            # Half a line may be there, and behind a sync that failed nobody knows what is: nothing is written after it.
+            # The file may end in half a line, or in lines that did not reach the disk: write nothing after them.
             self._drop_unsynced()
-            self._let_go()
+            self._release()
             self.failed = True
             for waiting in batch:
                 waiting.outcome.set_exception(error)
@@ -156,19 +152,17 @@ class SpoolWriter:
             self._segment, self._segment_path = _new_segment(self.folder)
             self._segment_until = time.monotonic() + SEGMENT_SECONDS
             self._synced_bytes = 0
-        left = memoryview(lines)
-        while left:  # where a disk is nearly full, less is written than was asked for
-            left = left[self._segment.write(left) :]
+        rest = memoryview(lines)
+        while rest:  # on a disk that is nearly full, `write` is partial
+            rest = rest[self._segment.write(rest) :]
         os.fsync(self._segment.fileno())
         self.syncs += 1
-        self._synced_bytes = self._segment.tell()
+        self._synced_bytes = self._segment.tell()  # codespell:ignore tell
         if self._synced_bytes >= SEGMENT_BYTES:
-            self._let_go()
+            self._release()
 
     def _drop_unsynced(self) -> None:
-        """Take out of the segment what was not answered. One that holds nothing else goes: a disk that refuses for
-        long would otherwise fill with empty files.
-        """
+        """Cut what was not answered from the segment. Remove a segment that is then empty: they would pile up."""
         if self._segment is None:
             return
         with suppress(OSError):
@@ -177,18 +171,18 @@ class SpoolWriter:
             else:
                 self._segment_path.unlink()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         if self._segment is not None:
-            with suppress(OSError):  # what was answered is synced
+            with suppress(OSError):  # answered deliveries are already synced
                 self._segment.close()
             self._segment = None
 
 
 def _new_segment(folder: Path) -> tuple[io.FileIO, Path]:
-    """A segment that is ours before anybody can see it: one that nobody holds would be taken for a finished one."""
+    """Create a segment, locked before it is visible: an unlocked one would be taken for finished."""
     path = folder / f"{time.time_ns()}-{os.getpid()}{SUFFIX}"
     hidden = path.with_suffix(".new")
-    # Not buffered: what is written is written, or raises.
+    # Unbuffered, so that errors are raised by the write.
     segment = io.FileIO(hidden, "a")
     try:
         fcntl.flock(segment, fcntl.LOCK_EX)
@@ -196,16 +190,16 @@ def _new_segment(folder: Path) -> tuple[io.FileIO, Path]:
         sync_to_disk(folder)
     except OSError:
         segment.close()
-        for one in (hidden, path):
+        for file in (hidden, path):
             with suppress(OSError):
-                one.unlink(missing_ok=True)
+                file.unlink(missing_ok=True)
         raise
     return segment, path
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A segment that nobody writes any more. `malformed` are lines that are no deliveries, as they are."""
+    """A finished segment. `malformed` are lines that are not deliveries."""
 
     path: Path
     deliveries: list[Delivery]
@@ -213,19 +207,19 @@ class Segment:
 
 
 def list_segments(folder: Path) -> list[Path]:
-    """All segments, oldest first, those too that are being written."""
+    """Return all segments, oldest first, including those that are being written."""
     return sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: (len(path.name), path.name)) if folder.is_dir() else []
 
 
 def take_finished(folder: Path) -> Iterator[Segment]:
-    """The segments that nobody writes any more, oldest first."""
+    """Yield the finished segments, oldest first."""
     for path in list_segments(folder):
         if _is_released(path):
             yield read_segment(path)
 
 
 def read_segment(path: Path) -> Segment:
-    """What is in a segment. What stands behind the last line break was never answered, and is left out."""
+    """Read a segment, without what follows the last line break: that was never answered."""
     deliveries, malformed = [], []
     for line in path.read_bytes().split(b"\n")[:-1]:
         try:

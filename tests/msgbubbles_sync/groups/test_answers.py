@@ -30,7 +30,7 @@ def groups_in(world: World) -> list[dict[str, Any]]:
 
 
 def people_in(world: World, key: str) -> set[str]:
-    return set(world.server.account.participants(str(world.known(key).chat_id)))
+    return set(world.server.account.participants(str(world.observed(key).chat_id)))
 
 
 def rewrite(world: World, *pairs: tuple[str, str]) -> None:
@@ -47,7 +47,7 @@ def rewrite(world: World, *pairs: tuple[str, str]) -> None:
 def look_at(world: World, key: str) -> None:
     """What a sync finds out about a group that it reads."""
     with world.client() as client, Ledger.open(world.workspace.folder) as ledger:
-        observe(ledger, client, key, str(world.known(key).chat_id))
+        observe(ledger, client, key, str(world.observed(key).chat_id))
 
 
 # -- the status is the answer
@@ -56,13 +56,13 @@ def look_at(world: World, key: str) -> None:
 @pytest.mark.parametrize(("status", "body"), BODIES)
 def test_a_change_succeeds_by_its_status_whatever_the_body(world: World, status: int, body: bytes) -> None:
     world.apply(row("a", ANNA, BEN))
-    chat_id = world.known("a").chat_id
+    chat_id = world.observed("a").chat_id
     world.server.knobs.write_answer = (status, body)
     asked = len(world.server.requests)
     applied = world.apply(row("a", BEN, CARLA, title="New"))
     assert outcomes(applied) == {("rename", "succeeded"): 1, ("add", "succeeded"): 1, ("remove", "succeeded"): 1}
     # Each is asked once; and which title the group has now, which no answer says.
-    assert [one.split()[0] for one in world.asked(asked)] == ["GET", "PATCH", "GET", "POST", "DELETE"]
+    assert [one.split()[0] for one in world.requests(asked)] == ["GET", "PATCH", "GET", "POST", "DELETE"]
     assert {entry.chat_id for entry in world.entries()} == {chat_id}
     assert outcomes(world.apply(row("a", BEN, CARLA, title="New"))) == {}
 
@@ -83,7 +83,7 @@ def test_the_id_of_a_new_group_is_read_wherever_it_stands(world: World, wrapped:
 
     world.server.knobs.transform_body = changed
     assert outcomes(world.apply(row("a", ANNA, BEN))) == {("create", "succeeded"): 1}
-    assert [chat["id"] for chat in groups_in(world)] == [world.known("a").chat_id]
+    assert [chat["id"] for chat in groups_in(world)] == [world.observed("a").chat_id]
     assert len(world.server.requests) == 2
 
 
@@ -99,7 +99,7 @@ def test_a_group_created_without_an_id_is_asked_for_again_and_looked_for(
         client.send_message("Hi", to=ANNA, from_handle=OURS)
     assert outcomes(world.apply(row("a", ANNA, CARLA), row("b", ANNA, BEN))) == {("create", "succeeded"): 2}
     assert people_in(world, "a") == {ANNA, CARLA}
-    assert len({world.known(key).chat_id for key in ("other", "a", "b")}) == 3
+    assert len({world.observed(key).chat_id for key in ("other", "a", "b")}) == 3
     assert outcomes(world.apply(row("a", ANNA, CARLA), row("b", ANNA, BEN))) == {}
 
 
@@ -112,7 +112,7 @@ def test_a_created_group_that_nothing_identifies_waits_to_be_adopted(world: Worl
         assert "groups.py import KEY CHAT_ID" in applied.failures[0].why
     world.server.knobs.write_answer = None
     with world.client() as client:
-        adopt_group(world.workspace, client, "a", groups_in(world)[0]["id"])
+        adopt_group(world.context(), client, "a", groups_in(world)[0]["id"])
     assert outcomes(world.apply(row("a", ANNA, BEN, title="New"))) == {("rename", "succeeded"): 1}
     assert len(groups_in(world)) == 1
 
@@ -161,7 +161,7 @@ def test_a_creation_not_on_the_list_yet_is_unknown_and_then_looked_for_again(wor
     # Every repeat is refused; the title has changed meanwhile.
     applied = world.apply(row("a", ANNA, BEN))
     assert (applied.resolved, outcomes(applied)) == (1, {})
-    assert [chat["id"] for chat in groups_in(world)] == [world.known("a").chat_id]
+    assert [chat["id"] for chat in groups_in(world)] == [world.observed("a").chat_id]
 
 
 def test_a_creation_that_is_surely_not_there_ends_as_failed(world: World) -> None:
@@ -201,7 +201,7 @@ def test_a_change_refused_after_a_lost_answer_is_looked_at(
 def test_adding_somebody_who_is_in_the_group_is_done_with_a_remark(world: World, shown: bool, code: str) -> None:
     world.apply(row("a", ANNA, BEN))
     world.server.knobs.participants_on_detail = shown
-    world.server.account.add_participant(str(world.known("a").chat_id), CARLA, world.entries()[0].requested_at)
+    world.server.account.add_participant(str(world.observed("a").chat_id), CARLA, world.entries()[0].requested_at)
     world.server.knobs.refusal = lambda _method, path: (409, code) if path.endswith("/participants") else None
     applied = world.apply(row("a", ANNA, BEN, CARLA))
     assert outcomes(applied) == {("add", "succeeded"): 1}
@@ -213,7 +213,7 @@ def test_adding_somebody_who_is_in_the_group_is_done_with_a_remark(world: World,
 def test_removing_somebody_who_left_is_done_with_a_remark(world: World, status: int, shown: bool) -> None:
     world.apply(row("a", ANNA, BEN, CARLA))
     world.server.knobs.participants_on_detail = shown
-    world.server.account.remove_participant(str(world.known("a").chat_id), CARLA, world.entries()[0].requested_at)
+    world.server.account.remove_participant(str(world.observed("a").chat_id), CARLA, world.entries()[0].requested_at)
     world.server.knobs.refusal = lambda method, _path: (status, "conflict") if method == "DELETE" else None
     applied = world.apply(row("a", ANNA, BEN))
     assert outcomes(applied) == {("remove", "succeeded"): 1}
@@ -259,12 +259,12 @@ def test_a_spelling_that_no_rule_knows_is_learned_from_the_answer(world: World) 
     world.apply(row("a", ANNA, BEN, CARLA, DORA))
     look_at(world, "a")
     assert outcomes(world.apply(row("a", ANNA, BEN, CARLA, DORA))) == {}
-    assert world.known("a").members == {ANNA, BEN, CARLA, DORA}
+    assert world.observed("a").members == {ANNA, BEN, CARLA, DORA}
 
 
 def test_a_removal_is_repeated_with_the_spelling_that_the_group_shows(world: World) -> None:
     world.apply(row("a", ANNA, BEN, "+541123456789"))
-    chat_id, at = str(world.known("a").chat_id), world.entries()[0].requested_at
+    chat_id, at = str(world.observed("a").chat_id), world.entries()[0].requested_at
     world.server.account.remove_participant(chat_id, "+541123456789", at)
     world.server.account.add_participant(chat_id, "+5491123456789", at)
     assert outcomes(world.apply(row("a", ANNA, BEN))) == {("remove", "succeeded"): 1}
@@ -288,7 +288,7 @@ def test_a_title_that_the_network_stores_otherwise_is_no_rename(world: World) ->
     keys = [f"key{number}" for number in range(len(titles))]
     world.apply(*(row(key, ANNA, BEN, title="Before") for key in keys))
     for key, (_, shown) in zip(keys, titles, strict=True):
-        world.server.account.rename(str(world.known(key).chat_id), shown, world.entries()[0].requested_at)
+        world.server.account.rename(str(world.observed(key).chat_id), shown, world.entries()[0].requested_at)
         look_at(world, key)
     wanted = [row(key, ANNA, BEN, title=asked) for key, (asked, _) in zip(keys, titles, strict=True)]
     assert outcomes(world.apply(*wanted)) == {}
@@ -331,7 +331,7 @@ def test_a_rewriting_that_no_rule_knows_is_not_repeated(world: World, answers: s
 def test_whatever_one_group_answers_the_others_are_done(world: World, status: int, reads: bool) -> None:
     wanted = [row(key, ANNA, BEN) for key in "abc"]
     world.apply(*wanted)
-    chat_id = str(world.known("b").chat_id)
+    chat_id = str(world.observed("b").chat_id)
     world.server.knobs.refusal = lambda method, path: (
         (status, "refused") if chat_id in path and (reads or method != "GET") else None
     )
@@ -346,7 +346,7 @@ def test_whatever_one_group_answers_the_others_are_done(world: World, status: in
 def test_a_few_closed_groups_do_not_look_like_a_closed_account(world: World) -> None:
     wanted = [row(key, ANNA, BEN) for key in "abcde"]
     world.apply(*wanted)
-    closed = [str(world.known(key).chat_id) for key in "ab"]
+    closed = [str(world.observed(key).chat_id) for key in "ab"]
     world.server.knobs.refusal = lambda _method, path: (
         (403, "forbidden") if any(chat_id in path for chat_id in closed) else None
     )
@@ -388,10 +388,10 @@ def test_a_group_that_cannot_be_looked_at_waits_alone(world: World, status: int)
     cut_next_write(world)
     rows = [row("a", ANNA, BEN, title="New"), row("b", ANNA, BEN, title="New")]
     world.apply(*rows)
-    chat_id = str(world.known("a").chat_id)
+    chat_id = str(world.observed("a").chat_id)
     world.server.knobs.refusal = lambda _method, path: (status, "refused") if chat_id in path else None
     applied = world.apply(*rows)
     assert [(one.key, one.outcome) for one in applied.failures] == [("a", "unknown")]
-    assert world.known("b").title == "New"
+    assert world.observed("b").title == "New"
     world.server.knobs.refusal = None
     assert world.apply(*rows).resolved == 1

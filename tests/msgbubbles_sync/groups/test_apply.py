@@ -43,7 +43,7 @@ def test_a_group_comes_into_being_and_follows_its_row(world: World) -> None:
     assert [message["text"] for message in truth.messages] == ["Hello"]
     asked = len(world.server.requests)
     assert outcomes(world.apply(changed)) == {}
-    assert world.asked(asked) == ["GET numbers"]
+    assert world.requests(asked) == ["GET numbers"]
 
 
 def test_one_group_that_fails_does_not_stop_the_others(world: World) -> None:
@@ -66,13 +66,13 @@ def test_somebody_who_cannot_join_does_not_keep_the_others_out_and_nobody_leaves
     applied = world.apply(row("a", CARLA, DORA, title="New"))
     assert outcomes(applied) == {("rename", "succeeded"): 1, ("add", "failed"): 2}
     assert applied.not_sent == 2
-    assert world.known("a").members == {ANNA, BEN}
+    assert world.observed("a").members == {ANNA, BEN}
 
 
 @pytest.mark.parametrize(("status", "code"), [(409, "not_a_group"), (404, "not_found")])
 def test_what_is_no_group_any_more_ends_in_one_row_and_leaves_the_rest(world: World, status: int, code: str) -> None:
     world.apply(row("a", ANNA, BEN), row("b", ANNA, BEN))
-    chat_id = world.known("a").chat_id
+    chat_id = world.observed("a").chat_id
     world.server.knobs.refusal = lambda _method, path: (status, code) if f"/{chat_id}" in path else None
     applied = world.apply(row("a", ANNA, CARLA, title="New"), row("b", ANNA, CARLA))
     assert outcomes(applied) == {("rename", "failed"): 1, ("add", "succeeded"): 1, ("remove", "succeeded"): 1}
@@ -85,7 +85,7 @@ def test_what_is_no_group_any_more_ends_in_one_row_and_leaves_the_rest(world: Wo
 @pytest.mark.parametrize(("status", "code"), [(502, "add_failed"), (503, "device_offline")])
 def test_without_a_verdict_the_row_says_so_and_the_next_apply_looks(world: World, status: int, code: str) -> None:
     world.apply(row("a", ANNA, BEN), row("b", ANNA, BEN))
-    chat_id = world.known("a").chat_id
+    chat_id = world.observed("a").chat_id
     world.server.knobs.refusal = lambda method, path: (
         (status, code) if f"/{chat_id}" in path and method == "POST" else None
     )
@@ -103,11 +103,11 @@ def test_without_a_verdict_the_row_says_so_and_the_next_apply_looks(world: World
     asked = len(world.server.requests)
     applied = world.apply(*rows)
     # The look shows that it was not done, so it is planned again.
-    assert world.asked(asked)[:2] == ["GET numbers", f"GET {chat_id}"]
+    assert world.requests(asked)[:2] == ["GET numbers", f"GET {chat_id}"]
     assert applied.resolved == 1
     assert outcomes(applied) == {("add", "succeeded"): 1, ("remove", "succeeded"): 1}
     assert world.entries()[2].outcome == "failed"
-    assert world.known("a").members == {ANNA, CARLA}
+    assert world.observed("a").members == {ANNA, CARLA}
 
 
 @pytest.mark.parametrize("shown", [True, False])
@@ -141,14 +141,14 @@ def test_a_retry_that_finds_its_work_done_is_a_success(world: World) -> None:
     assert outcomes(applied) == {("remove", "succeeded"): 1}
     entry = world.entries()[-1]
     assert (entry.http_status, entry.error_code) == (404, "not_found")
-    assert world.known("a").members == {ANNA, BEN}
+    assert world.observed("a").members == {ANNA, BEN}
 
 
 def test_removing_from_a_group_that_is_gone_is_no_success(world: World) -> None:
     world.apply(row("a", ANNA, BEN, CARLA))
-    world.server.account.delete_chat(str(world.known("a").chat_id))
+    world.server.account.delete_chat(str(world.observed("a").chat_id))
     assert outcomes(world.apply(row("a", ANNA, BEN))) == {("remove", "failed"): 1}
-    assert world.known("a").is_gone
+    assert world.observed("a").is_gone
     assert outcomes(world.apply(row("a", ANNA, BEN))) == {}
 
 
@@ -175,7 +175,7 @@ def test_a_lost_ledger_makes_no_second_group(world: World) -> None:
 def test_a_number_that_is_off_line_costs_a_few_tries_and_the_others_go_on(world: World) -> None:
     rows = [row(f"s{n}", ANNA, BEN) for n in range(6)] + [row("z", ANNA, BEN, number="+14155550101")]
     world.apply(*rows)
-    sales = world.known("z").chat_id
+    sales = world.observed("z").chat_id
     offline = (503, "device_offline")
     world.server.knobs.refusal = lambda method, path: offline if method != "GET" and str(sales) not in path else None
     applied = world.apply(*({**one, "title": "New"} for one in rows))
@@ -203,7 +203,7 @@ def test_a_stop_leaves_no_intent_of_what_was_never_sent(world: World) -> None:
             client.transport._stop.set()
 
         applied = apply_groups(
-            world.workspace,
+            world.context(),
             client,
             [row("a", ANNA, BEN), row("b", ANNA, BEN)],
             max_creates=9,
@@ -230,7 +230,7 @@ def test_guards_refuse_before_anything_is_changed(world: World) -> None:
 def test_a_number_that_is_not_ours_is_refused_before_anything_is_changed(world: World) -> None:
     with pytest.raises(UsageError, match=r"row 2 \(b\): from_handle is not one of the account's numbers"):
         world.apply(row("a", ANNA, BEN), row("b", ANNA, BEN, number="+14155550199"))
-    assert world.asked() == ["GET numbers"]
+    assert world.requests() == ["GET numbers"]
 
 
 def test_vanished_groups_are_reported_and_left(world: World) -> None:
@@ -238,7 +238,7 @@ def test_vanished_groups_are_reported_and_left(world: World) -> None:
     done = len(world.server.operations)
     world.apply(row("b", ANNA, BEN))
     assert len(world.server.operations) == done
-    plan = build_plan([], {"a": world.known("a")})
+    plan = build_plan([], {"a": world.observed("a")})
     assert plan.vanished == ("a",)
 
 
@@ -248,17 +248,17 @@ def test_an_existing_group_is_adopted(world: World, shown: bool) -> None:
     with world.client() as client:
         group = client.create_group(OURS, [ANNA, BEN], "Hello", "Old")
         direct = client.send_message("Hi", to=ANNA, from_handle=OURS).conversation_id
-        adopt_group(world.workspace, client, "a", group.id)
+        adopt_group(world.context(), client, "a", group.id)
         with pytest.raises(UsageError, match="this group already has the key a"):
-            adopt_group(world.workspace, client, "b", group.id)
-        with pytest.raises(UsageError, match="this chat is not a group"):
-            adopt_group(world.workspace, client, "b", str(direct))
-        with pytest.raises(UsageError, match=r"404 not_found.*check the id and the account"):
-            adopt_group(world.workspace, client, "b", "00000000-0000-4000-8000-000000000000")
+            adopt_group(world.context(), client, "b", group.id)
+        with pytest.raises(UsageError, match="this chat is not a group, and only groups can be imported"):
+            adopt_group(world.context(), client, "b", str(direct))
+        with pytest.raises(UsageError, match=r"404 not_found.*Check the id and the account"):
+            adopt_group(world.context(), client, "b", "00000000-0000-4000-8000-000000000000")
         other = client.create_group(OURS, [ANNA, BEN], "Hello", "Other")
         with pytest.raises(UsageError, match=f"the key a already stands for the group {group.id}"):
-            adopt_group(world.workspace, client, "a", other.id)
-    known = world.known("a")
+            adopt_group(world.context(), client, "a", other.id)
+    known = world.observed("a")
     assert (known.chat_id, known.title) == (group.id, "Old")
     assert known.members == ({ANNA, BEN} if shown else set())
     applied = world.apply(row("a", ANNA, BEN, title="New"))

@@ -9,6 +9,7 @@ from typing import Any
 import duckdb
 import pytest
 
+from helpers.context import build_context
 from msgbubbles.handles import parse_handle
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.desired import InvalidRowsError, read_rows, validate_rows
@@ -76,41 +77,47 @@ def test_the_same_group_from_everywhere(
     monkeypatch.chdir(workspace.database.parent)
     if name:
         Path(name).write_text(content)
-    assert validate_rows(read_rows(name or content, workspace), {OURS}) == (NORTH,)
+    assert validate_rows(read_rows(name or content, build_context(workspace)), {OURS}) == (NORTH,)
 
 
 def test_a_missing_title_is_none(workspace: Workspace, tmp_path: Path) -> None:
     path = tmp_path / "groups.yml"
     for title in ("", "  title: null\n", "  title: ~\n", "  title:\n"):
         path.write_text(YAML.replace("  title: North\n", title))
-        assert validate_rows(read_rows(str(path), workspace), None)[0].title is None
+        assert validate_rows(read_rows(str(path), build_context(workspace)), None)[0].title is None
 
 
 @pytest.mark.parametrize(
     ("table", "says"),
     [
         ("none.csv", r"none.csv cannot be read \(No such file"),
-        ("table-1.xlsx", "not a table; name a .csv, .yml or .sql file, a dbt model, or write a query"),
-        ("table.xlsx", "no table table.xlsx: build the dbt model first; or name a .csv, .yml or .sql file"),
-        ("empty.yml", "no rows, which is taken for a mistake"),
+        (
+            "table-1.xlsx",
+            "table-1.xlsx is not a table: name a .csv, .yml or .sql file or a dbt model, or write a query",
+        ),
+        ("table.xlsx", "no table table.xlsx: build the dbt model first, or name a .csv, .yml or .sql file"),
+        ("empty.yml", "no rows, which is probably a mistake"),
         ("no_such_model", "company.duckdb has no table no_such_model: build the dbt model first"),
         ("SELECT nothing FROM nowhere", "the query cannot be run on company.duckdb: Catalog Error"),
         ("SELECT 1/'secret text' AS x", r"the query failed on company.duckdb \(ConversionException\)"),
         ("SELECT 1 AS key", "has no column from_handle, addresses, message; it needs key, from_handle"),
         (
             "SELECT * FROM marts.desired_groups WHERE false",
-            "no rows, which is taken for a mistake; no group was touched",
+            "no rows, which is probably a mistake; no group was changed",
         ),
-        ("short.csv", r"short.csv, row 1: more fields than columns; put texts with commas, as addresses, in quotes"),
-        ("bad.yml", r"bad.yml, line 2 is not YAML"),
-        ("list.yml", "list.yml is not a list of groups; each begins like `- key: north`"),
-        ("twice.csv", r'twice.csv, line 2: "key" is there 2 times; remove all but one'),
-        ("twice.yml", r'twice.yml, line 3: "message" is there 2 times; remove all but one'),
-        ("cases.yml", r'cases.yml, line 1: "key" is there 2 times'),
-        ("quotes.csv", "quotes.csv, line 3 is not CSV; put texts with commas or line breaks in quotes"),
-        ("wide.csv", "wide.csv is not UTF-8 text; save it as UTF-8"),
-        ("SELECT 1 AS key, 2 AS Key", 'the query\'s columns: "key" is there 2 times'),
-        ("latin.csv", "latin.csv is not UTF-8 text; save it as UTF-8"),
+        (
+            "short.csv",
+            r"short.csv:2: row 1 has more fields than columns. Quote texts that contain commas, such as addresses.",
+        ),
+        ("bad.yml", r"bad.yml:2 is not valid YAML"),
+        ("list.yml", "list.yml is not a list of groups. Begin each group like `- key: north`."),
+        ("twice.csv", r'twice.csv:2: "key" occurs 2 times. Remove all but one.'),
+        ("twice.yml", r'twice.yml:3: "message" occurs 2 times. Remove all but one.'),
+        ("cases.yml", r'cases.yml:1: "key" occurs 2 times'),
+        ("quotes.csv", "quotes.csv:3 is not valid CSV. Quote texts that contain commas or line breaks."),
+        ("wide.csv", "wide.csv is not UTF-8 text. Save it as UTF-8."),
+        ("SELECT 1 AS key, 2 AS Key", 'the query\'s columns: "key" occurs 2 times'),
+        ("latin.csv", "latin.csv is not UTF-8 text. Save it as UTF-8."),
     ],
 )
 def test_what_is_no_table_is_refused_with_what_to_do(
@@ -128,14 +135,14 @@ def test_what_is_no_table_is_refused_with_what_to_do(
     Path("list.yml").write_text("north: south")
     Path("latin.csv").write_bytes("key,message\na,Grüße\n".encode("latin-1"))
     with pytest.raises(UsageError, match=says) as raised:
-        validate_rows(read_rows(table, workspace), None)
+        validate_rows(read_rows(table, build_context(workspace)), None)
     assert "secret" not in str(raised.value)
 
 
 def test_without_a_warehouse_a_query_says_what_comes_first(tmp_path: Path) -> None:
     for table in ("SELECT 1", "a_model"):
-        with pytest.raises(UsageError, match=r"run chats.py first"):
-            read_rows(table, Workspace.from_path(tmp_path / "none.duckdb"))
+        with pytest.raises(UsageError, match=r"none.duckdb does not exist. Run chats.py first."):
+            read_rows(table, build_context(Workspace.from_path(tmp_path / "none.duckdb")))
 
 
 def row(**others: Any) -> dict[str, Any]:
@@ -146,20 +153,26 @@ def row(**others: Any) -> dict[str, Any]:
     ("others", "fault"),
     [
         ({"key": " "}, "row 1: key is missing"),
-        ({"key": "a\u200b"}, r"row 1 (a\u200b): key has characters that cannot be seen, or that move others"),
-        ({"addresses": "+541123456789, +54 9 11 2345-6789"}, "row 1 (a): address 2 is there twice"),
-        ({"addresses": "mailto:b@example.com, c@example.com"}, "row 1 (a): address 1 is neither a number in E.164"),
-        ({"message": None}, "row 1 (a): message is missing; the first message is what establishes a group"),
+        ({"key": "a\u200b"}, r"row 1 (a\u200b): key has invisible characters; type it again"),
+        ({"addresses": "+541123456789, +54 9 11 2345-6789"}, "row 1 (a): address 2 is listed twice"),
+        (
+            {"addresses": "mailto:b@example.com, c@example.com"},
+            "row 1 (a): address 1 is neither a phone number in E.164",
+        ),
+        ({"message": None}, "row 1 (a): message is missing; a group is created by its first message"),
         ({"title": "x" * 101}, "row 1 (a): title has 101 characters; 100 are allowed"),
-        ({"from_handle": "4155550100"}, "row 1 (a): from_handle is neither a number in E.164 form (like +14155550100)"),
+        (
+            {"from_handle": "4155550100"},
+            "row 1 (a): from_handle is neither a phone number in E.164, for example +1",
+        ),
         ({"from_handle": "+14155550199"}, "row 1 (a): from_handle is not one of the account's numbers"),
         ({"addresses": "+14155550111"}, "row 1 (a): a group has 2 to 31 addresses, not 1"),
         ({"title": ["a", "b"]}, "row 1 (a): title is a list; write it as text"),
         ({"addresses": None}, "row 1 (a): a group has 2 to 31 addresses, not 0"),
         ({"addresses": [f"p{n}@example.com" for n in range(32)]}, "row 1 (a): a group has 2 to 31 addresses, not 32"),
-        ({"addresses": ["b@example.com", "B@Example.com"]}, "row 1 (a): address 2 is there twice"),
-        ({"addresses": ["+14155550111", "0415 555 0112"]}, "row 1 (a): address 2 is neither a number in E.164 form"),
-        ({"addresses": ["+1415", "b@example.com"]}, "row 1 (a): address 1 is neither a number in E.164 form"),
+        ({"addresses": ["b@example.com", "B@Example.com"]}, "row 1 (a): address 2 is listed twice"),
+        ({"addresses": ["+14155550111", "0415 555 0112"]}, "row 1 (a): address 2 is neither a phone number in E.164"),
+        ({"addresses": ["+1415", "b@example.com"]}, "row 1 (a): address 1 is neither a phone number in E.164"),
         ({"addresses": ["b@example.com", "c@example.com", OURS]}, "row 1 (a): address 3 is from_handle"),
     ],
 )
@@ -183,7 +196,7 @@ def test_all_faults_of_all_rows_are_told_at_once_and_quote_nobody() -> None:
     assert str(raised.value).startswith(
         "5 faults in the desired table; nothing was sent:\n  row 2 (b): message is missing"
     )
-    assert raised.value.faults[-1] == "rows 1, 3 (a): the same key; each group has its own"
+    assert raised.value.faults[-1] == "rows 1, 3 (a) have the same key; each group needs its own"
     for handle in ("anna", "+49", "+1999", "ben@example.com", OURS + " is"):
         assert handle not in str(raised.value)
 

@@ -11,7 +11,9 @@ from typing import Any
 import duckdb
 import pytest
 
+from helpers.context import build_context
 from helpers.group_world import OURS, World, row
+from msgbubbles.redact import Redactor
 from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.groups.job import list_groups, plan_groups
 from msgbubbles_sync.groups.ledger import Ledger
@@ -49,26 +51,26 @@ def publish(workspace: Workspace, chat_id: str | None, **chat: object) -> None:
 @pytest.mark.parametrize(("hours", "title"), [(-1, "Ours"), (1, "Theirs")])
 def test_a_title_read_later_than_ours_was_set_counts(world: World, hours: int, title: str) -> None:
     world.apply(row("a", ANNA, BEN, title="Ours"))
-    publish(world.workspace, world.known("a").chat_id, title="Theirs", _fetched_at=datetime.now(UTC) + hours * HOUR)
-    assert world.known("a").title == title
+    publish(world.workspace, world.observed("a").chat_id, title="Theirs", _fetched_at=datetime.now(UTC) + hours * HOUR)
+    assert world.observed("a").title == title
 
 
 def test_the_last_participant_list_counts_and_what_we_did_after_it(world: World) -> None:
     world.apply(row("a", ANNA, BEN))
-    chat_id = world.known("a").chat_id
+    chat_id = world.observed("a").chat_id
     now = datetime.now(UTC)
     lists = [(now - HOUR, BEN), (now, OURS), (now, "Dora@Example.com"), (now, ANNA)]
     publish(world.workspace, chat_id, people=lists)
-    assert world.known("a").members == {ANNA, "dora@example.com"}
+    assert world.observed("a").members == {ANNA, "dora@example.com"}
     world.apply(row("a", ANNA, "dora@example.com", CARLA))
-    assert world.known("a").members == {ANNA, "dora@example.com", CARLA}
+    assert world.observed("a").members == {ANNA, "dora@example.com", CARLA}
     publish(world.workspace, chat_id, people=[(datetime.now(UTC), None)])
-    assert world.known("a").members == frozenset()
+    assert world.observed("a").members == frozenset()
 
 
 def test_a_group_that_the_sync_found_gone_is_gone_until_it_is_seen_again(world: World) -> None:
     world.apply(row("a", ANNA, BEN))
-    chat_id = str(world.known("a").chat_id)
+    chat_id = str(world.observed("a").chat_id)
 
     def seen() -> None:
         with world.client() as client, Ledger.open(world.workspace.folder) as ledger:
@@ -76,23 +78,23 @@ def test_a_group_that_the_sync_found_gone_is_gone_until_it_is_seen_again(world: 
 
     seen()
     publish(world.workspace, chat_id, deleted_at=datetime.now(UTC))
-    assert world.known("a").is_gone
-    plan = plan_groups(world.workspace, [row("a", ANNA, BEN, title="New")])
+    assert world.observed("a").is_gone
+    plan = plan_groups(world.context(), [row("a", ANNA, BEN, title="New")])
     assert plan.operations == ()
     assert plan.notes
     seen()
-    assert not world.known("a").is_gone
+    assert not world.observed("a").is_gone
 
 
 def test_a_refused_operation_is_no_knowledge(world: World) -> None:
     world.apply(row("a", ANNA, BEN))
     world.server.knobs.unreachable = {CARLA}
     world.apply(row("a", ANNA, BEN, CARLA))
-    assert world.known("a").members == {ANNA, BEN}
+    assert world.observed("a").members == {ANNA, BEN}
 
 
 def test_nothing_is_known_where_nothing_is_there(tmp_path: Path) -> None:
-    assert read_published(Workspace.from_path(tmp_path / "none.duckdb")) == Published()
+    assert read_published(build_context(Workspace.from_path(tmp_path / "none.duckdb"))) == Published()
 
 
 def test_the_ledger_lands_once_and_again_when_a_verdict_comes(
@@ -103,17 +105,17 @@ def test_the_ledger_lands_once_and_again_when_a_verdict_comes(
     workspace = world.workspace
     world.apply(row("a", ANNA, BEN, title="One"))
     # Before the first sync there is nothing to land in; a database made here would stand in the way of a recovery.
-    assert load_ledger(workspace) == 0
+    assert load_ledger(workspace, Redactor()) == 0
     assert not workspace.work.exists()
     duckdb.connect(str(workspace.work)).close()
     world.max_attempts = 1
     world.server.knobs.refusal = lambda method, _path: (503, "device_offline") if method == "POST" else None
     world.apply(row("a", ANNA, BEN, CARLA, title="One"))
-    assert load_ledger(workspace) == 2
+    assert load_ledger(workspace, Redactor()) == 2
     assert workspace.is_pending("transform")
     assert workspace.is_pending("publish")
     workspace.set_done("publish")
-    assert load_ledger(workspace) == 0
+    assert load_ledger(workspace, Redactor()) == 0
     assert not workspace.is_pending("publish")
 
     operations = "SELECT key, operation, outcome, error_code, chat_id IS NOT NULL FROM msgbubbles.group_operations"
@@ -129,7 +131,7 @@ def test_the_ledger_lands_once_and_again_when_a_verdict_comes(
     world.server.knobs.refusal = None
     world.apply(row("a", ANNA, BEN, CARLA, title="One"))
     # The verdict that was missing, the operation that was repeated, and the look.
-    assert load_ledger(workspace) == 3
+    assert load_ledger(workspace, Redactor()) == 3
     assert asked(workspace.work, f"{operations} ORDER BY requested_at") == [
         ("a", "create", "succeeded", None, True),
         ("a", "add", "failed", None, True),
@@ -146,17 +148,17 @@ def test_the_ledger_lands_once_and_again_when_a_verdict_comes(
     # A kill between the load and its note: everything lands again, and is there once.
     with Ledger.open(workspace.folder) as ledger:
         ledger._run("UPDATE operations SET landed_version = 0")
-    assert load_ledger(workspace) == 3
+    assert load_ledger(workspace, Redactor()) == 3
     assert len(asked(workspace.work, operations)) == 3
     assert len(asked(workspace.work, members)) == 3
 
     # A lost folder: what the published file holds is enough to go on from.
-    known = world.known("a")
+    known = world.observed("a")
     workspace.work.replace(workspace.database)
     for path in workspace.folder.glob("groups.sqlite*"):
         path.unlink()
-    assert list_groups(workspace) == {"a": known}
-    assert load_ledger(workspace) == 0
+    assert list_groups(world.context()) == {"a": known}
+    assert load_ledger(workspace, Redactor()) == 0
 
 
 def test_a_landing_killed_between_the_two_steps_that_end_a_normalization_goes_on(world: World) -> None:
@@ -164,7 +166,7 @@ def test_a_landing_killed_between_the_two_steps_that_end_a_normalization_goes_on
     workspace = world.workspace
     duckdb.connect(str(workspace.work)).close()
     world.apply(row("a", ANNA, BEN))
-    assert load_ledger(workspace) == 1
+    assert load_ledger(workspace, Redactor()) == 1
     pipeline = build_pipeline(workspace, PIPELINE)
     pipeline.extract([{"n": 1}], table_name="any")
     (extracted,) = (workspace.folder / "dlt" / PIPELINE / "normalize" / "extracted").iterdir()
@@ -173,7 +175,7 @@ def test_a_landing_killed_between_the_two_steps_that_end_a_normalization_goes_on
     pipeline.normalize()
     kept.replace(extracted)
     world.apply(row("a", ANNA, BEN, CARLA))
-    assert load_ledger(workspace) == 1
+    assert load_ledger(workspace, Redactor()) == 1
     assert len(asked(workspace.work, "SELECT 1 FROM msgbubbles.group_operations")) == 2
 
 
@@ -208,7 +210,7 @@ def test_a_dlt_pipeline_can_have_groups_as_its_destination(
     pipeline.run([row("a", ANNA, BEN, title="One"), row("b", ANNA, BEN)], table_name="teams")
     assert [done.operation for done in world.server.operations] == ["create", "create"]
     assert [entry.outcome for entry in world.entries()] == ["succeeded", "succeeded"]
-    assert world.known("a").members == {ANNA, BEN}
+    assert world.observed("a").members == {ANNA, BEN}
 
     for rows, says in (
         ([row("a", ANNA)], r"row 1 \(a\): a group has 2 to 31 addresses, not 1"),
@@ -222,4 +224,4 @@ def test_a_dlt_pipeline_can_have_groups_as_its_destination(
     world.server.knobs.unreachable = {CARLA}
     with pytest.raises(PipelineStepFailed, match="c: create: the API answered 400 invalid_handle"):
         pipeline.run([row("c", ANNA, CARLA), row("d", ANNA, BEN)], table_name="teams")
-    assert world.known("d").members == {ANNA, BEN}
+    assert world.observed("d").members == {ANNA, BEN}

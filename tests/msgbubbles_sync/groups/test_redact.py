@@ -17,7 +17,6 @@ from msgbubbles_sync.groups.ledger import Ledger
 from msgbubbles_sync.groups.redact import GroupRedactor, LedgerRedactor
 from msgbubbles_sync.groups.result import UNKNOWN_PERSON
 from msgbubbles_sync.groups.view import observe
-from msgbubbles_sync.policy.applied import build_redactor
 from msgbubbles_sync.policy.vault import Vault
 
 ANNA, BEN, CARLA, DORA = "+14155550111", "ben@example.com", "+14155550113", "dora@example.com"
@@ -63,7 +62,7 @@ def test_a_group_follows_its_row_and_no_file_tells_who_is_in_it(
     assert group_of(world)["people"] == [CARLA, BEN]
     assert group_of(world)["title"] == ("Word three" if renames else "Word one")
     assert outcomes(world.apply(wanted)) == {}
-    assert world.known("a").members == {PSEUDONYMS.handle(one) for one in (BEN, CARLA)}
+    assert world.observed("a").members == {PSEUDONYMS.handle(one) for one in (BEN, CARLA)}
     world.server.knobs.unreachable = {DORA}
     refused = world.apply(row("a", BEN, CARLA, DORA, title="Word three"))
     assert outcomes(refused) == {("add", "failed"): 1}
@@ -83,7 +82,7 @@ def test_who_is_to_leave_has_to_be_known_from_somewhere(
     monkeypatch.setenv(f"{SETTING}VAULT", str(tmp_path / "elsewhere" / "vault.sqlite"))
     world.apply(row("b", ANNA, DORA))
     assert outcomes(world.apply(row("a", BEN, CARLA))) == {("remove", "succeeded"): 1}
-    assert world.known("a").members == {PSEUDONYMS.handle(one) for one in (BEN, CARLA)}
+    assert world.observed("a").members == {PSEUDONYMS.handle(one) for one in (BEN, CARLA)}
     assert found_in(world.workspace.folder, WORDS) == {}
 
 
@@ -131,9 +130,9 @@ def test_people_and_titles_shown_in_other_words_are_known_by_their_pseudonyms(wo
     wanted = row("a", ANNA, "+541123456789", DORA, title="Caf&")
     world.apply(wanted)
     with world.client() as client:
-        client = GroupRedactor(build_redactor(world.workspace)).wrap_client(client)
+        client = GroupRedactor(world.context().redactor).wrap_client(client)
         with Ledger.open(world.workspace.folder) as ledger:
-            observe(ledger, client, "a", str(world.known("a").chat_id))
+            observe(ledger, client, "a", str(world.observed("a").chat_id))
     assert outcomes(world.apply(wanted)) == {}
     assert files_are_clean(world, "Caf", "1123456789", "4155550999")
 
@@ -149,7 +148,7 @@ def test_a_number_erased_by_an_earlier_version_stays_erased() -> None:
 
 @pytest.mark.usefixtures("analytics")
 def test_what_is_pseudonyms_already_is_no_table(world: World) -> None:
-    with pytest.raises(UsageError, match="address 1 is a pseudonym; take the numbers themselves from a table of your"):
+    with pytest.raises(UsageError, match="address 1 is a pseudonym; use the number itself, from a table of your own"):
         world.apply(row("a", PSEUDONYMS.handle(ANNA), BEN))
 
 

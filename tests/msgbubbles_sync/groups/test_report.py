@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from helpers.group_world import OURS, World, row
-from msgbubbles_sync.cli.groups_report import complaints, show_applied, show_plan
+from msgbubbles_sync.cli.groups_report import list_problems, show_applied, show_plan
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.job import adopt_group
 from msgbubbles_sync.groups.model import DesiredGroup, ObservedGroup
@@ -56,12 +56,12 @@ def test_what_came_of_it_shows_every_key_escaped(world: World) -> None:
     applied = ApplyResult(
         failures=[Failure(f"a{BAD}", "add", "failed", "why")], remarks=[Remark(f"b{BAD}", "add", "was there")]
     )
-    output = "".join([printed(lambda console: show_applied(console, applied, 1)), *complaints(applied)])
+    output = "".join([printed(lambda console: show_applied(console, applied, 1)), *list_problems(applied)])
     assert f"a{SHOWN}: add failed: why" in output
     assert f"! b{SHOWN}: add: was there" in output
     world.apply(row("a", *PEOPLE))
     with world.client() as client:
-        adopt_group(world.workspace, client, f"a{BAD}", client.create_group(OURS, PEOPLE, "Hello").id)
+        adopt_group(world.context(), client, f"a{BAD}", client.create_group(OURS, PEOPLE, "Hello").id)
         with pytest.raises(UsageError, match="already has the key a") as raised:
-            adopt_group(world.workspace, client, "b", str(world.known(f"a{BAD}").chat_id))
+            adopt_group(world.context(), client, "b", str(world.observed(f"a{BAD}").chat_id))
     assert SHOWN in str(raised.value)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.context import build_context
 from helpers.hooks import receiving, workspace_in
 from msgbubbles.client import Client
 from msgbubbles.errors import NotFoundError, PermanentError
@@ -38,14 +39,14 @@ def client(server: Server) -> Iterator[Client]:
 def test_a_secret_is_stored_where_it_was_said_and_for_nobody_else(client: Client, tmp_path: Path) -> None:
     path = tmp_path / "secrets.toml"
     path.write_text('# mine\n[sources.msgbubbles]\napi_key = "sk_live"\n\n[webhooks]\nsecrets = "whsec_b2Y="  # old\n')
-    made = endpoints.registered(client, URL, KNOWN_TYPES, SecretStore(path))
+    made = endpoints.register_endpoint(client, URL, KNOWN_TYPES, SecretStore(path))
     assert (made.url, list(made.events), made.secret, made.stored_in) == (URL, list(KNOWN_TYPES), None, str(path))
     text = path.read_text()
     assert text.startswith('# mine\n[sources.msgbubbles]\napi_key = "sk_live"\n')
     assert len(SecretStore(path).secrets) == 2
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert SecretStore(path).secrets[1] not in f"{made} {made.as_dict()}"
-    (listed,) = endpoints.listed(client)
+    (listed,) = endpoints.list_endpoints(client)
     assert (listed.as_dict()["id"], listed.as_dict()["url"], "secret" in listed.as_dict()) == (made.id, URL, False)
 
 
@@ -56,7 +57,7 @@ def test_a_secret_that_cannot_be_stored_is_not_asked_for(server: Server, client:
     broken.write_text("[webhooks\n")
     for one in (SecretStore(tmp_path / "file" / "secrets.toml"), store):
         with pytest.raises(UsageError, match="cannot be written"):
-            endpoints.registered(client, URL, KNOWN_TYPES, one)
+            endpoints.register_endpoint(client, URL, KNOWN_TYPES, one)
     assert server.requests == []
     assert broken.read_text() == "[webhooks\n"
 
@@ -70,7 +71,7 @@ def test_one_that_cannot_be_stored_after_all_is_shown(
         raise UsageError("the disk is full now")
 
     monkeypatch.setattr(store, "add", full)
-    made = endpoints.registered(client, URL, KNOWN_TYPES, store)
+    made = endpoints.register_endpoint(client, URL, KNOWN_TYPES, store)
     assert made.secret
     assert made.secret in str(made)
 
@@ -79,40 +80,42 @@ def test_where_a_secret_of_the_environment_would_hide_it_it_is_not_stored(
     client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WEBHOOKS__SECRETS", '["whsec_b2Y=", "second"]')
-    store = SecretStore.of(workspace_in(tmp_path), sandbox=False, path=tmp_path / "secrets.toml")
+    store = SecretStore.from_context(
+        build_context(workspace_in(tmp_path)), sandbox=False, path=tmp_path / "secrets.toml"
+    )
     assert store.secrets == ("whsec_b2Y=", "second")
     with pytest.raises(UsageError, match="WEBHOOKS__SECRETS is set"):
-        endpoints.registered(client, URL, KNOWN_TYPES, store)
+        endpoints.register_endpoint(client, URL, KNOWN_TYPES, store)
 
 
 def test_a_rotation_loses_no_event(server: Server, client: Client, tmp_path: Path) -> None:
     workspace, path = workspace_in(tmp_path), tmp_path / "secrets.toml"
     account, deliverer = server.account, server.deliverer
     with receiving(workspace, secrets_file=path) as served:
-        first = endpoints.registered(client, served.url, KNOWN_TYPES, SecretStore(path))
+        first = endpoints.register_endpoint(client, served.url, KNOWN_TYPES, SecretStore(path))
         account.type("c1", "+14155550123", True, datetime.now(UTC))
         assert deliverer.drained(timeout_seconds=60)
-        second = endpoints.rotated(client, first.id, SecretStore(path))
-        assert (second.replaces, second.is_replaced, second.url) == (first.id, True, served.url)
+        second = endpoints.rotate_secret(client, first.id, SecretStore(path))
+        assert (second.replaces, second.is_old_removed, second.url) == (first.id, True, served.url)
         account.type("c1", "+14155550123", False, datetime.now(UTC))
         assert deliverer.drained(timeout_seconds=60)
         assert served.count("stored") == 2
         # Shown and not stored, the old endpoint stays until the new secret is where it should be.
-        third = endpoints.rotated(client, second.id, None)
+        third = endpoints.rotate_secret(client, second.id, None)
         assert (third.secret or "").startswith("whsec_")
-        assert not third.is_replaced
-        assert {one.webhook.id for one in endpoints.listed(client)} == {second.id, third.id}
+        assert not third.is_old_removed
+        assert {one.webhook.id for one in endpoints.list_endpoints(client)} == {second.id, third.id}
     assert sum(len(segment.deliveries) for segment in take_finished(spool_folder(workspace))) == 2
     for one in (second, third):
         client.delete_webhook(one.id)
-    assert endpoints.listed(client) == []
+    assert endpoints.list_endpoints(client) == []
     with pytest.raises(NotFoundError):
         client.delete_webhook(second.id)
     with pytest.raises(UsageError, match=r"webhooks.py list"):
-        endpoints.rotated(client, "nobody", None)
+        endpoints.rotate_secret(client, "nobody", None)
 
 
 def test_the_api_says_which_url_it_takes(client: Client) -> None:
     with pytest.raises(PermanentError) as caught:
-        endpoints.registered(client, "http://example.com/", KNOWN_TYPES, None)
+        endpoints.register_endpoint(client, "http://example.com/", KNOWN_TYPES, None)
     assert caught.value.code == "invalid_url"

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from msgbubbles.times import parse_time
 from msgbubbles_sync.webhooks.events import KNOWN_TYPES, Event, drop_duplicates, parse_event
 from msgbubbles_sync.webhooks.spool import Delivery
-from msgbubbles_sync.webhooks.times import parse_time
 
 RECEIVED_AT = datetime(2026, 11, 23, 10, 0, 5, tzinfo=UTC)
 AT = "2026-11-23T10:00:00.000Z"
@@ -51,7 +51,7 @@ def test_a_message_event_is_read_however_it_is_built(payload: dict[str, Any]) ->
     assert found.message["status"] == "delivered"
     assert "event" not in found.message
     assert json.loads(bytes(found.payload)) == payload
-    assert found.is_of_a_message
+    assert found.is_about_message
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_typing_event_is_read_however_it_is_built(payload: dict[str, Any], is_
     )  # fmt: skip
     assert found.message_id is None
     assert found.occurred_at == (parse_time(AT) if "created_at" in payload else RECEIVED_AT)
-    assert not found.is_of_a_message
+    assert not found.is_about_message
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import msgspec
 import pytest
 from msgspec import structs
 
+from helpers.context import build_context
 from helpers.hooks import workspace_in
 from msgbubbles.settings import DEFAULTS, RefreshRule
-from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.webhooks import health
 from msgbubbles_sync.webhooks.health import with_refresh
 from msgbubbles_sync.webhooks.heartbeat import Beat
@@ -59,13 +59,13 @@ def well(workspace: Workspace) -> None:
 
 def test_while_all_is_well_the_sync_may_rely_on_events(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     well(workspace)
-    assert health.are_reliable(workspace, NOW)
-    assert {one.state for one in health.check(workspace, NOW)} == {"ok"}
-    assert with_refresh(workspace, load_settings()) == DEFAULTS, "only where it is configured"
+    assert health.are_reliable(build_context(workspace), NOW)
+    assert {one.state for one in health.check(build_context(workspace), NOW)} == {"ok"}
+    assert with_refresh(build_context(workspace)) == DEFAULTS, "only where it is configured"
     monkeypatch.setenv("WEBHOOKS__REFRESH_MESSAGES", '[{"every_hours": 24}]')
     monkeypatch.setattr(health, "datetime", type("Clock", (datetime,), {"now": staticmethod(lambda _zone: NOW)}))
     slower = structs.replace(DEFAULTS, refresh_messages=(RefreshRule(24),))
-    assert with_refresh(workspace, load_settings()) == slower
+    assert with_refresh(build_context(workspace)) == slower
 
 
 @pytest.mark.parametrize(
@@ -85,27 +85,27 @@ def test_while_all_is_well_the_sync_may_rely_on_events(workspace: Workspace, mon
 def test_otherwise_it_may_not(workspace: Workspace, spoil: Callable[[Workspace], object]) -> None:
     well(workspace)
     spoil(workspace)
-    assert not health.are_reliable(workspace, NOW)
+    assert not health.are_reliable(build_context(workspace), NOW)
 
 
 def test_it_is_told_when_events_stop_coming(workspace: Workspace) -> None:
     published(workspace, BOTH, {name: Ago(days=2) for name in COME})
     beating(workspace, beat=Ago(seconds=5), since=Ago(days=3), last=Ago(days=2))
-    found = {one.name: one for one in health.check(workspace, NOW)}
+    found = {one.name: one for one in health.check(build_context(workspace), NOW)}
     assert found["webhook events"].state == "failed"
-    assert found["webhook events"].what == "the last came 48 hours ago, and there are newer messages"
+    assert found["webhook events"].what == "the last arrived 48 hours ago, but there are newer messages"
     # What came since the last load is no longer missing.
     beating(workspace, beat=Ago(seconds=5), since=Ago(days=3), last=Ago(minutes=1))
-    found = {one.name: one for one in health.check(workspace, NOW)}
+    found = {one.name: one for one in health.check(build_context(workspace), NOW)}
     assert found["webhook events"].state == "info"
     # Where nobody writes, no event is missing.
     published(workspace, {name: Ago(days=9) for name in BOTH}, {name: Ago(days=9) for name in COME})
     beating(workspace, beat=Ago(seconds=5), since=Ago(days=10), last=Ago(days=9))
-    assert {one.state for one in health.check(workspace, NOW)} == {"ok"}
+    assert {one.state for one in health.check(build_context(workspace), NOW)} == {"ok"}
 
 
 def test_it_is_told_when_no_receiver_runs_and_when_nobody_loads(workspace: Workspace) -> None:
-    assert list(health.check(workspace, NOW)) == []
+    assert list(health.check(build_context(workspace), NOW)) == []
     well(workspace)
     beating(workspace, beat=Ago(hours=3), since=Ago(days=3), last=Ago(minutes=10))
     segment = spool_folder(workspace) / "1-1.jsonl"
@@ -114,7 +114,7 @@ def test_it_is_told_when_no_receiver_runs_and_when_nobody_loads(workspace: Works
     for hours, state in ((0.5, "ok"), (1.5, "failed")):
         at = (NOW - Ago(hours=hours)).timestamp()
         os.utime(segment, (at, at))
-        found = {one.name: one for one in health.check(workspace, NOW)}
+        found = {one.name: one for one in health.check(build_context(workspace), NOW)}
         assert found["webhook spool"].state == state
-    assert found["webhook receiver"].what == "none runs; the last was here 3 hours ago"
+    assert found["webhook receiver"].what == "not running; the last heartbeat was 3 hours ago"
     assert all(one.fix for one in found.values() if one.state == "failed")

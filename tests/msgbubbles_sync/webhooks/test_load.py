@@ -9,9 +9,9 @@ from typing import Any
 import duckdb
 import pytest
 
-from helpers.hooks import workspace_in
-from msgbubbles_sync.webhooks import load as landing
-from msgbubbles_sync.webhooks.load import count_dead_letters, load_events
+from helpers.hooks import load_all, workspace_in
+from msgbubbles_sync.webhooks import load
+from msgbubbles_sync.webhooks.load import count_dead_letters
 from msgbubbles_sync.webhooks.spool import Segment, list_segments, spool_folder
 
 
@@ -38,18 +38,18 @@ def test_an_event_is_there_once_whatever_is_repeated_and_the_first_one_stays(
     with monkeypatch.context() as patched:
         patched.setattr(Path, "unlink", killed)
         with pytest.raises(KeyboardInterrupt):
-            load_events(workspace)
+            load_all(workspace)
     assert len(list_segments(spool)) == 1, "nothing is removed that is not committed"
     (spool / "2-1.jsonl").write_text(line(2, "2026-11-23T11:00:00Z") + line(3))
-    landed = load_events(workspace)
+    landed = load_all(workspace)
     assert (landed.deliveries, landed.malformed, count_dead_letters(workspace)) == (3, 1, 1)
     (spool / "3-1.jsonl").write_text(line(1, "2026-11-23T12:00:00Z", n=9))
-    assert load_events(workspace).deliveries == 1
+    assert load_all(workspace).deliveries == 1
     (spool / "4-1.jsonl").write_text(line(4, conversation_id="..") + line(5, conversation_id=5) + line(6, a="conv_1"))
-    landed = load_events(workspace)
+    landed = load_all(workspace)
     assert (landed.deliveries, landed.malformed, landed.without_chat) == (3, 0, 2)
     assert landed.as_dict()["impossible_chat_ids"] == 2
-    assert "2 name a chat by an impossible id" in str(landed)
+    assert "2 events have an impossible chat id" in str(landed)
     with duckdb.connect(str(workspace.work)) as database:
         database.execute("SET TimeZone = 'UTC'")
         found = database.execute(
@@ -61,7 +61,7 @@ def test_an_event_is_there_once_whatever_is_repeated_and_the_first_one_stays(
     assert chats == [("evt_1", "c"), ("evt_2", "c"), ("evt_3", "c"), ("evt_4", None), ("evt_5", None), ("evt_6", "c")]
     assert list_segments(spool) == []
     assert [workspace.is_pending(step) for step in ("repair", "transform", "publish")] == [True] * 3
-    assert load_events(workspace).deliveries == 0
+    assert load_all(workspace).deliveries == 0
 
 
 def test_an_event_that_the_destination_refuses_is_kept_aside(tmp_path: Path) -> None:
@@ -69,11 +69,11 @@ def test_an_event_that_the_destination_refuses_is_kept_aside(tmp_path: Path) -> 
     spool = spool_folder(workspace)
     spool.mkdir(parents=True)
     (spool / "1-1.jsonl").write_text(line(1, handle="+14155550123"))
-    load_events(workspace)
+    load_all(workspace)
     with duckdb.connect(str(workspace.work)) as database:
         database.execute("ALTER TABLE msgbubbles.webhook_events ALTER handle SET NOT NULL")
     (spool / "2-1.jsonl").write_text(line(2, handle="nul \0") + line(3) + line(4, handle="+14155550123"))
-    landed = load_events(workspace)
+    landed = load_all(workspace)
     assert (landed.deliveries, landed.malformed, count_dead_letters(workspace)) == (2, 1, 1)
     assert list_segments(spool) == []
     with duckdb.connect(str(workspace.work)) as database:
@@ -85,8 +85,8 @@ def test_a_load_takes_many_small_segments_at_once_and_not_too_much(monkeypatch: 
     from msgbubbles_sync.webhooks.spool import _DECODER
 
     small = [Segment(Path(str(number)), [_DECODER.decode(line(number))], []) for number in range(500)]
-    assert [len(batch) for batch in landing._batches(small)] == [500]
-    monkeypatch.setattr(landing, "EVENTS_AT_ONCE", 200)
-    assert [len(batch) for batch in landing._batches(small)] == [200, 200, 100]
-    monkeypatch.setattr(landing, "BODIES_AT_ONCE", 10 * len(small[0].deliveries[0].body))
-    assert max(len(batch) for batch in landing._batches(small)) == 10
+    assert [len(batch) for batch in load._batch_segments(small)] == [500]
+    monkeypatch.setattr(load, "MAX_BATCH_EVENTS", 200)
+    assert [len(batch) for batch in load._batch_segments(small)] == [200, 200, 100]
+    monkeypatch.setattr(load, "MAX_BATCH_CHARACTERS", 10 * len(small[0].deliveries[0].body))
+    assert max(len(batch) for batch in load._batch_segments(small)) == 10

@@ -21,11 +21,11 @@ import msgspec
 import pytest
 
 from helpers.full_disk import full_disk
-from helpers.hooks import KEY, SECRET, SETTINGS, WEBHOOKS, Served, receiving, signed, typing, workspace_in
+from helpers.hooks import KEY, SECRET, SETTINGS, WEBHOOKS, Served, load_all, receiving, signed, typing, workspace_in
 from helpers.process import inherited_environment
 from msgbubbles_sync.webhooks import receiver
 from msgbubbles_sync.webhooks.heartbeat import read_last_beat
-from msgbubbles_sync.webhooks.load import count_dead_letters, load_events
+from msgbubbles_sync.webhooks.load import count_dead_letters
 from msgbubbles_sync.webhooks.spool import Delivery, list_segments, spool_folder, take_finished, webhooks_folder
 
 
@@ -115,10 +115,10 @@ def test_what_is_forged_or_replayed_is_refused_and_counted(tmp_path: Path) -> No
         assert served.http.post(served.url + "elsewhere", content=b"{}").status_code == 404
         counts = {name: served.count(name) for name in ("forged", "stale", "unsigned", "stored")}
         assert counts == {"forged": 4, "stale": 1, "unsigned": 2, "stored": 0}
-        said = "\n".join(served.said)
-        assert said.count("forged") == 1, "a flood of them is no flood of lines"
-        assert "expected webhook-signature, webhook-id, webhook-timestamp, came with host" in said
-        assert "14155550123" not in said
+        log = "\n".join(served.log)
+        assert log.count("forged") == 1, "a flood of them is no flood of lines"
+        assert "expected webhook-signature, webhook-id, webhook-timestamp, got host" in log
+        assert "14155550123" not in log
     assert stored(tmp_path) == []
 
 
@@ -148,7 +148,7 @@ def test_a_signed_body_that_is_no_json_is_kept_and_answered(tmp_path: Path) -> N
             assert served.post(body, delivery_id=f"msg_{number}").status_code == 204, body[:20]
         assert served.count("stored") == len(bodies) + len(lenient)
     workspace = workspace_in(tmp_path)
-    landed = load_events(workspace)
+    landed = load_all(workspace)
     assert (landed.deliveries, landed.malformed, count_dead_letters(workspace)) == (
         len(lenient),
         len(bodies),
@@ -301,7 +301,7 @@ def test_a_secret_that_is_added_meanwhile_is_known(tmp_path: Path) -> None:
         secrets.write_text("[webhooks\n")
         assert served.post(typing(3), key=b"guessed").status_code == 401
         assert served.post(typing(3)).status_code == 204
-        assert receiver.STALE_SECRETS in served.said
+        assert receiver.STALE_SECRETS in served.log
 
 
 def test_while_the_disk_refuses_so_does_the_receiver(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import msgspec
 import pytest
 
 from helpers.canary import spellings
-from helpers.hooks import receiving, typing, workspace_in
+from helpers.hooks import load_all, receiving, typing, workspace_in
 from msgbubbles.policy import FULL, PRESETS, Pseudonymizer
 from msgbubbles.redact import Redactor
 from msgbubbles_sync.policy.applied import Record
 from msgbubbles_sync.webhooks.events import parse_event
-from msgbubbles_sync.webhooks.load import dead_letter_folder, load_events
+from msgbubbles_sync.webhooks.load import dead_letter_folder
 from msgbubbles_sync.webhooks.redact import redact_delivery
 from msgbubbles_sync.webhooks.spool import Delivery, spool_folder, take_finished
 
@@ -104,7 +104,7 @@ def test_line_that_is_no_event_is_not_kept_where_it_names_somebody_erased(
     spool_folder(workspace).mkdir(parents=True)
     lines = [*(f'{{"of": "{one}"' for one in spellings(ANN)), '{"of": "\\u002b14155550123"', "of somebody else"]
     (spool_folder(workspace) / "1-1.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    load_events(workspace)
+    load_all(workspace)
     (path,) = dead_letter_folder(workspace).glob("*.jsonl")
     assert path.read_text() == "of somebody else\n"
 

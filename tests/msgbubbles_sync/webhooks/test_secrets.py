@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.context import build_context
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.webhooks.secrets import SecretStore
 from msgbubbles_sync.workspace import Workspace
@@ -15,7 +16,10 @@ def test_the_secrets_of_one_of_several_accounts_are_beside_its_database(
 ) -> None:
     monkeypatch.setenv("DLT_PROJECT_DIR", str(tmp_path))
     workspaces = [Workspace.from_path(tmp_path / "company.duckdb", account=name) for name in (None, "north", "south")]
-    paths = [SecretStore.of(workspace, sandbox=False).path.relative_to(tmp_path).as_posix() for workspace in workspaces]
+    paths = [
+        SecretStore.from_context(build_context(workspace), sandbox=False).path.relative_to(tmp_path).as_posix()
+        for workspace in workspaces
+    ]
     assert paths == [
         "dlt_config/secrets.toml",
         ".msgbubbles/company_north/webhooks/secrets.toml",
@@ -29,21 +33,21 @@ def test_secrets_are_one_or_several_and_none_is_quoted(tmp_path: Path, monkeypat
     path.write_text('[webhooks]\nsecrets = "one"\n')
     store = SecretStore(path)
     assert store.secrets == ("one",)
-    assert not store.changed()
+    assert not store.reload()
     path.write_text('[webhooks]\nsecrets = ["one", "two"]\n')
     os.utime(path, ns=(1, 1))
-    assert store.changed()
+    assert store.reload()
     assert store.secrets == ("one", "two")
     path.write_text('[webhooks]\nsecrets = ["whsec_private"\n')
     os.utime(path, ns=(2, 2))
     with pytest.raises(UsageError) as caught:
-        store.changed()
+        store.reload()
     assert "private" not in str(caught.value)
     for wrong in ("[5]", '[""]', "5"):
         path.write_text(f"[webhooks]\nsecrets = {wrong}\n")
         with pytest.raises(UsageError, match="secrets"):
             SecretStore(path)
     monkeypatch.setenv("WEBHOOKS__SECRETS", "alone")
-    assert SecretStore.of(Workspace.from_path(tmp_path / "company.duckdb"), sandbox=False, path=path).secrets == (
-        "alone",
-    )
+    assert SecretStore.from_context(
+        build_context(Workspace.from_path(tmp_path / "company.duckdb")), sandbox=False, path=path
+    ).secrets == ("alone",)

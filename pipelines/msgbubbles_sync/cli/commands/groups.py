@@ -3,47 +3,48 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 
 import typer
 
 from msgbubbles.client import Client
-from msgbubbles.errors import ForbiddenError, PermanentError, RetryableError
-from msgbubbles_sync.cli.connection import Connection, connect
+from msgbubbles.errors import ForbiddenError, NotFoundError, PermanentError, RetryableError
+from msgbubbles_sync.cli.connection import Connection, connect_until_stopped
 from msgbubbles_sync.cli.console import Reporter
-from msgbubbles_sync.cli.groups_report import adopted_text, complaints, plan_dict, show_applied, show_plan
+from msgbubbles_sync.cli.groups_report import describe_adopted, list_problems, plan_dict, show_applied, show_plan
 from msgbubbles_sync.cli.main import Session
-from msgbubbles_sync.cli.signals import stopped_by_signals
 from msgbubbles_sync.destinations.claims import claim
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups import job
 from msgbubbles_sync.groups import plan as plans
-from msgbubbles_sync.groups.desired import WHAT_A_TABLE_IS, read_rows
+from msgbubbles_sync.groups.desired import TABLE_HELP, Row, read_rows
 from msgbubbles_sync.groups.display import escape
 from msgbubbles_sync.groups.load import load_ledger
+from msgbubbles_sync.groups.observed import find_chat_ids
 from msgbubbles_sync.groups.plan import Plan
 from msgbubbles_sync.groups.redact import GroupRedactor
 from msgbubbles_sync.lock import AnotherJobRunsError, hold_lock
 from msgbubbles_sync.outcome import EXIT_FAILED, EXIT_INCOMPLETE, explain_end
 
+EXIT_CHANGES = 4
 NO_FILE = (
-    "a plan in a file has to hold numbers and messages, which [sources.msgbubbles.privacy] keeps out of files: "
-    "apply the table itself; --dry-run shows what that would do"
+    "a saved plan has numbers and messages, which [sources.msgbubbles.privacy] forbids in files. Apply the table "
+    "itself; --dry-run shows what that would do."
 )
 
 
-def plan(session: Session, table: str | None, *, out: Path | None) -> int:
-    """Print what has to be done, and save it if there is a file for it."""
-    with _connect(session, serve=False) as connection:
+def plan(session: Session, table: str | None, *, out: Path | None, detailed_exitcode: bool) -> int:
+    """Print a plan, and save it if `out` is given."""
+    with connect_until_stopped(session, serve=False) as connection:
         if out is not None:
             _check_files(session)
         plan = _plan_table(session, table)
         if out is not None:
             plans.save(plan, out)
-        _show_plan(session, connection, plan, session.reporter)
-    return 0
+        unresolved = _show_plan(session, connection, plan, session.reporter)
+    return EXIT_CHANGES if detailed_exitcode and (plan.operations or unresolved) else 0
 
 
 def apply(
@@ -55,59 +56,68 @@ def apply(
     max_creates: int,
     max_removals: int,
 ) -> int:
-    """Apply a table or a saved plan; or print what that would do."""
-    with _connect(session, serve=not dry_run) as connection:
+    """Apply a table or a saved plan, or print what that would do."""
+    with connect_until_stopped(session, serve=not dry_run) as connection:
         saved = plans.load(Path(table)) if table and table.endswith(".json") else None
         if saved is not None:
             _check_files(session)
         if dry_run:
-            workspace = session.context.workspace
-            plan = _plan_table(session, table) if saved is None else job.resume_saved_plan(workspace, saved)
+            plan = job.resume_saved_plan(session.context, saved) if saved else _plan_table(session, table)
             _show_plan(session, connection, plan, session.reporter)
             plans.check_limits(plan, max_creates, max_removals)
             return 0
         if ask and not sys.stdin.isatty():
-            raise UsageError("nobody is there to be asked; say --yes to apply without asking")
+            raise UsageError("stdin is not a terminal; pass --yes to skip the confirmation")
         _claim(session)
         with hold_lock(session.context.workspace.folder, "apply"):
             return _apply(session, connection, table, saved, max_creates, max_removals, ask=ask)
 
 
 def adopt(session: Session, key: str, chat_id: str) -> int:
-    """Put an existing group under a key."""
-    with _connect(session) as connection:
+    """Assign a key to an existing group."""
+    with connect_until_stopped(session) as connection:
         _claim(session)
         with hold_lock(session.context.workspace.folder, "apply"), connection.client() as client:
-            group = job.adopt_group(session.context.workspace, client, key.strip(), chat_id)
+            group = job.adopt_group(session.context, client, key.strip(), chat_id)
         as_dict = {"key": group.key, "chat_id": group.chat_id, "members": len(group.handles or ())}
-        session.reporter.print_text(as_dict, adopted_text(group))
+        session.reporter.print_text(as_dict, describe_adopted(group))
         _load_ledger(session)
     return 0
 
 
-def send_each(session: Session, chats: list[str], send: Callable[[Client, str], None]) -> int:
-    """Make a request for each chat, and go on with the next when one is refused."""
+def send_each(session: Session, names: list[str], send: Callable[[Client, str], None]) -> int:
+    """Send a request for each chat; one that is refused does not stop the others."""
     failed = forbidden = 0
-    with _connect(session) as connection:
-        groups = job.list_groups(session.context.workspace)
-        with connection.client() as client:
-            for chat in chats:
-                group = groups.get(chat)
-                try:
-                    send(client, group.chat_id if group and group.chat_id else chat)
-                except (PermanentError, RetryableError, ForbiddenError) as error:
-                    session.reporter.fail(f"{escape(chat)}: {error}")
-                    failed += 1
-                    forbidden += isinstance(error, ForbiddenError)
-    if forbidden == len(chats):
+    with connect_until_stopped(session) as connection, connection.client() as client:
+        for name, chat_id in _find_chats(session, client, names).items():
+            try:
+                send(client, chat_id)
+            except (PermanentError, RetryableError, ForbiddenError) as error:
+                session.reporter.fail(f"{escape(name)}: {error}")
+                failed += 1
+                forbidden += isinstance(error, ForbiddenError)
+    if forbidden == len(names):
         return EXIT_FAILED
     return EXIT_INCOMPLETE if failed else 0
 
 
-@contextmanager
-def _connect(session: Session, *, serve: bool = True) -> Iterator[Connection]:
-    with connect(session, serve=serve) as connection, stopped_by_signals(connection.run.stop):
-        yield connection
+def _find_chats(session: Session, client: Client, names: list[str]) -> dict[str, str]:
+    """Return the chat id of each name, a group's key or a chat's id. Raises `UsageError` before anything is sent."""
+    groups = job.list_groups(session.context)
+    chat_ids = {name: group.chat_id for name in names if (group := groups.get(name)) and group.chat_id}
+    chat_ids |= {chat_id: chat_id for chat_id in find_chat_ids(session.context, set(names) - chat_ids.keys())}
+    for name in names:
+        if name not in chat_ids:
+            try:
+                chat_ids[name] = client.get_chat(name).id
+            except NotFoundError:
+                # Checked for every name before the first request that changes something.
+                close = get_close_matches(name, groups, 1)
+                hint = f"Did you mean {escape(close[0])}?" if close else "groups.py import KEY CHAT_ID assigns a key."
+                raise UsageError(f"{escape(name)} is neither the key of a group nor the id of a chat. {hint}") from None
+            except (PermanentError, RetryableError, ForbiddenError):
+                chat_ids[name] = name
+    return {name: chat_ids[name] for name in names}
 
 
 def _claim(session: Session) -> None:
@@ -119,24 +129,27 @@ def _check_files(session: Session) -> None:
         raise UsageError(NO_FILE)
 
 
-def _table_name(session: Session, table: str | None) -> str:
+def _read_table(session: Session, table: str | None) -> list[Row]:
     name = table or session.context.settings.groups.table
     if not name:
-        raise UsageError(f"which groups? {WHAT_A_TABLE_IS}; or set table in [groups] of dlt_config/config.toml")
-    return name
+        raise UsageError(f"no table was given: {TABLE_HELP}, or set table in [groups] of dlt_config/config.toml")
+    return read_rows(name, session.context)
 
 
 def _plan_table(session: Session, table: str | None) -> Plan:
-    return job.plan_groups(session.context.workspace, read_rows(_table_name(session, table), session.context.workspace))
+    return job.plan_groups(session.context, _read_table(session, table))
 
 
-def _show_plan(session: Session, connection: Connection, plan: Plan, reporter: Reporter) -> None:
-    workspace, per_minute = session.context.workspace, connection.context.settings.source.requests_per_minute
-    unresolved, groups = job.count_unresolved(workspace), job.list_groups(workspace)
+def _show_plan(session: Session, connection: Connection, plan: Plan, reporter: Reporter) -> int:
+    """Print a plan. Returns how many operations of earlier applies have an unknown outcome."""
+    unresolved = job.count_unresolved(session.context)
+    per_minute = connection.context.settings.source.requests_per_minute
+    groups = job.list_groups(session.context)
     reporter.print(
         plan_dict(plan, unresolved, per_minute),
         lambda console: show_plan(console, plan, groups, unresolved, per_minute),
     )
+    return unresolved
 
 
 def _apply(
@@ -149,7 +162,7 @@ def _apply(
     *,
     ask: bool,
 ) -> int:
-    workspace, reporter = session.context.workspace, session.reporter
+    reporter = session.reporter
 
     def confirm(plan: Plan) -> bool:
         if not ask:
@@ -159,9 +172,9 @@ def _apply(
 
     with connection.client() as client:
         applied = job.apply_groups(
-            workspace,
+            session.context,
             client,
-            saved or read_rows(_table_name(session, table), workspace),
+            saved or _read_table(session, table),
             max_creates=max_creates,
             max_removals=max_removals,
             confirm=confirm,
@@ -169,7 +182,7 @@ def _apply(
         )
     requests = connection.run.traffic.total
     reporter.print(applied.as_dict() | {"requests": requests}, lambda console: show_applied(console, applied, requests))
-    for line in complaints(applied):
+    for line in list_problems(applied):
         reporter.fail(line)
     _load_ledger(session)
     is_incomplete = bool(applied.failures or applied.not_sent)
@@ -178,8 +191,9 @@ def _apply(
 
 def _load_ledger(session: Session) -> None:
     """Load the ledger into the warehouse; if a sync is active, the next one does it."""
+    context = session.context
     try:
-        with hold_lock(session.context.workspace.folder):
-            load_ledger(session.context.workspace)
+        with hold_lock(context.workspace.folder):
+            load_ledger(context.workspace, context.redactor)
     except AnotherJobRunsError:
-        session.reporter.say("a sync is at work; the next one brings these operations into the warehouse")
+        session.reporter.say("a sync is active; the next one loads these operations into the warehouse")

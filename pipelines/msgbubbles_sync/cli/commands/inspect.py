@@ -48,9 +48,7 @@ def check(session: Session) -> int:
     context.check_policy()
     with connect(session) as connection:
         connection.run.max_requests = MAX_CHECK_REQUESTS
-        results = chain(
-            checks.check(context, lambda: connection.client(max_attempts=2)), health.check(context.workspace)
-        )
+        results = chain(checks.check(context, lambda: connection.client(max_attempts=2)), health.check(context))
         printed = session.reporter.check_results(results)
     return EXIT_INCOMPLETE if any(result.state == "failed" for result in printed) else 0
 

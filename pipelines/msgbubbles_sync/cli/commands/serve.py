@@ -1,4 +1,4 @@
-"""`webhooks.py serve`. Imports no dlt: a receiver that was killed should be back at once."""
+"""`webhooks.py serve`. Imports no dlt, so that a receiver starts quickly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.cli.signals import stopped_by_signals
 from msgbubbles_sync.destinations.version import refuse_newer
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.webhooks.receiver import build_receiver, open_listener, server_of, to_log
+from msgbubbles_sync.webhooks.receiver import build_receiver, build_server, open_listener, write_log
 from msgbubbles_sync.webhooks.secrets import SecretStore
 
 
@@ -23,19 +23,19 @@ def run(session: Session, *, host: str | None, port: int | None, secrets_file: P
     refuse_newer(workspace.version, str(workspace.folder))
     settings = session.context.settings.webhooks
     settings = structs.replace(settings, host=host or settings.host, port=settings.port if port is None else port)
-    secrets = SecretStore.of(workspace, sandbox=session.sandbox, path=secrets_file)
+    secrets = SecretStore.from_context(session.context, sandbox=session.sandbox, path=secrets_file)
     if not secrets.secrets:
         raise UsageError(
-            f"no signing secret in {secrets.path}: webhooks.py register gets one and puts it there, or set "
-            'secrets = ["whsec_..."] in its section [webhooks], or WEBHOOKS__SECRETS'
+            f"{secrets.path} has no signing secret. Run webhooks.py register URL, which stores one, or set "
+            'secrets = ["whsec_..."] in its section [webhooks], or WEBHOOKS__SECRETS.'
         )
     listener, url = open_listener(settings)
-    server = server_of(build_receiver(workspace, settings, secrets, to_log))
+    server = build_server(build_receiver(workspace, settings, secrets, write_log))
     session.reporter.print_text({"url": url}, f"Receiving on {url}")
     sys.stdout.flush()
 
     class Stop(threading.Event):
-        """A signal from before uvicorn minds them itself; it raises each once more when it is done."""
+        """Stops the server after a signal that came before uvicorn handles signals itself."""
 
         def set(self) -> None:
             super().set()

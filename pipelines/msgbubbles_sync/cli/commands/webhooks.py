@@ -2,89 +2,110 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from msgbubbles.client import Client
-from msgbubbles_sync.cli.connection import connect
+from msgbubbles_sync.cli.connection import connect_until_stopped
 from msgbubbles_sync.cli.main import Session
-from msgbubbles_sync.cli.signals import stopped_by_signals
 from msgbubbles_sync.destinations.claims import claim
 from msgbubbles_sync.destinations.version import check_version
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import hold_lock
-from msgbubbles_sync.outcome import EXIT_INCOMPLETE
-from msgbubbles_sync.webhooks.endpoints import listed, registered, rotated
+from msgbubbles_sync.outcome import EXIT_INCOMPLETE, EXIT_STOPPED
+from msgbubbles_sync.webhooks.endpoints import list_endpoints, register_endpoint, rotate_secret
 from msgbubbles_sync.webhooks.events import KNOWN_TYPES
 from msgbubbles_sync.webhooks.load import load_events
 from msgbubbles_sync.webhooks.secrets import SecretStore
 
-# For --json, and for people.
+# For --json, and for a terminal.
 Answer = tuple[Any, str]
 
 
 def load(session: Session) -> int:
-    """Load the events of the spool, and publish them."""
-    workspace, destination = session.context.workspace, session.context.destination
-    check_version(workspace, destination)
-    claim(workspace, destination, sandbox=session.sandbox, say=session.reporter.fail)
-    with hold_lock(workspace.folder):
-        loaded = load_events(workspace)
+    """Load the events of the spool and publish them."""
+    context = session.context
+    check_version(context.workspace, context.destination)
+    claim(context.workspace, context.destination, sandbox=session.sandbox, say=session.reporter.fail)
+    with hold_lock(context.workspace.folder):
+        loaded = load_events(context.workspace, context.destination, context.redactor)
         if loaded.deliveries:
-            destination.publish()
+            context.destination.publish()
     session.reporter.print_text(loaded.as_dict(), str(loaded))
     return EXIT_INCOMPLETE if loaded.malformed else 0
 
 
-def register(session: Session, url: str, events: list[str] | None, *, show: bool, secrets_file: Path | None) -> int:
-    """Create an endpoint, and store its secret."""
+def register(
+    session: Session, url: str, events: list[str] | None, *, ask: bool, show: bool, secrets_file: Path | None
+) -> int:
+    """Create an endpoint and store its secret."""
+    events = events or list(KNOWN_TYPES)
+    if ask and not _confirm_types(events):
+        return EXIT_STOPPED
 
-    def answer(client: Client) -> Answer:
-        secrets = _secret_store(session, secrets_file, show=show)
-        endpoint = registered(client, url, events or list(KNOWN_TYPES), secrets)
+    def create(client: Client) -> Answer:
+        endpoint = register_endpoint(client, url, events, _open_store(session, secrets_file, show=show))
         return endpoint.as_dict(), str(endpoint)
 
-    return _ask(session, answer)
+    return _request(session, create)
+
+
+def _confirm_types(types: list[str]) -> bool:
+    """Ask about types of events that are not documented. Raises `UsageError` if nobody can answer."""
+    for name in types:
+        if name not in KNOWN_TYPES:
+            close = get_close_matches(name, KNOWN_TYPES, 1)
+            hint = f"Did you mean {close[0]}?" if close else f"Known types: {', '.join(KNOWN_TYPES)}."
+            if not sys.stdin.isatty():
+                raise UsageError(f'unknown event type "{name}". {hint} Pass --yes to register it anyway.')
+            if not typer.confirm(f'Unknown event type "{name}". {hint} Register it anyway?', err=True):
+                return False
+    return True
 
 
 def show_endpoints(session: Session) -> int:
     """Print the endpoints."""
 
-    def answer(client: Client) -> Answer:
-        endpoints = listed(client)
-        lines = "\n".join(map(str, endpoints)) or "No endpoints: webhooks.py register URL makes one."
+    def fetch(client: Client) -> Answer:
+        endpoints = list_endpoints(client)
+        lines = "\n".join(map(str, endpoints)) or "No endpoints. Create one with: webhooks.py register URL"
         return [endpoint.as_dict() for endpoint in endpoints], lines
 
-    return _ask(session, answer)
+    return _request(session, fetch)
 
 
 def rotate(session: Session, webhook_id: str, *, show: bool, secrets_file: Path | None) -> int:
     """Replace an endpoint by one with a new secret."""
 
-    def answer(client: Client) -> Answer:
-        endpoint = rotated(client, webhook_id, _secret_store(session, secrets_file, show=show))
+    def replace(client: Client) -> Answer:
+        endpoint = rotate_secret(client, webhook_id, _open_store(session, secrets_file, show=show))
         return endpoint.as_dict(), str(endpoint)
 
-    return _ask(session, answer)
+    return _request(session, replace)
 
 
 def remove(session: Session, webhook_id: str) -> int:
     """Remove an endpoint."""
 
-    def answer(client: Client) -> Answer:
+    def delete(client: Client) -> Answer:
         client.delete_webhook(webhook_id)
         return {"removed": webhook_id}, f"Removed {webhook_id}."
 
-    return _ask(session, answer)
+    return _request(session, delete)
 
 
-def _ask(session: Session, answer: Callable[[Client], Answer]) -> int:
-    with connect(session) as connection, stopped_by_signals(connection.run.stop), connection.client() as client:
-        as_dict, text = answer(client)
+def _request(session: Session, request: Callable[[Client], Answer]) -> int:
+    with connect_until_stopped(session) as connection, connection.client() as client:
+        as_dict, text = request(client)
     session.reporter.print_text(as_dict, text)
     return 0
 
 
-def _secret_store(session: Session, path: Path | None, *, show: bool) -> SecretStore | None:
-    """Return where the secret is stored; null where it is only shown."""
-    return None if show else SecretStore.of(session.context.workspace, sandbox=session.sandbox, path=path)
+def _open_store(session: Session, path: Path | None, *, show: bool) -> SecretStore | None:
+    """Return the store of the secret; null if the secret is only shown."""
+    return None if show else SecretStore.from_context(session.context, sandbox=session.sandbox, path=path)

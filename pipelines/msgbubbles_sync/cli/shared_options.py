@@ -1,0 +1,56 @@
+"""Add the options that commands share to a command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from inspect import Parameter, Signature, signature
+from typing import Any
+
+from .console import Reporter
+from .main import Script
+from .options import Account, AsJson, Database, Destination, Quiet, Sandbox
+
+# Each option with its default.
+OPTIONS: dict[str, tuple[Any, Any]] = {
+    "database": (Database, None),
+    "account": (Account, None),
+    "destination": (Destination, "duckdb"),
+    "sandbox": (Sandbox, False),
+    "quiet": (Quiet, False),
+    "as_json": (AsJson, False),
+}
+
+
+def with_shared_options(
+    script: Script, *names: str, uses_dlt: bool = True
+) -> Callable[[Callable[..., int]], Callable[..., None]]:
+    """Turn a function of a `Session` into a command of a script.
+
+    The command has the parameters of the function as options and arguments, and `--database`, `--account`, `--sandbox`
+    and the named options. It exits with the status that the function returns.
+    """
+
+    def decorate(body: Callable[..., int]) -> Callable[..., None]:
+        def run(**values: Any) -> None:
+            shared = {name: values.pop(name, default) for name, (_, default) in OPTIONS.items()}
+            script.run(
+                lambda session: body(session, **values),
+                Reporter(quiet=shared["quiet"], as_json=shared["as_json"]),
+                shared["database"],
+                shared["account"],
+                shared["destination"],
+                sandbox=shared["sandbox"],
+                uses_dlt=uses_dlt,
+            )
+
+        own = [one.replace(kind=Parameter.KEYWORD_ONLY) for one in signature(body, eval_str=True).parameters.values()]
+        common = [
+            Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for name, (annotation, default) in OPTIONS.items()
+            if name in ("database", "account", "sandbox", *names)
+        ]
+        run.__name__, run.__doc__, run.__annotations__ = body.__name__, body.__doc__, {}
+        run.__signature__ = Signature([*own[1:], *common])  # type: ignore[attr-defined]
+        return run
+
+    return decorate
