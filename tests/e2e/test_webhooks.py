@@ -214,7 +214,9 @@ def test_register_reports_retries(new_job: NewJob) -> None:
 
 def run(job: Job, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(WEBHOOKS), *arguments, *DATABASE]
-    return run_process(command, cwd=job.folder, env=job.whole_environment(), capture_output=True, timeout=120)
+    return run_process(
+        command, cwd=job.folder, env=job.whole_environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=120
+    )
 
 
 def start(job: Job, *options: str) -> subprocess.CompletedProcess[str]:
