@@ -1,7 +1,6 @@
-"""Reads values of a schema from `config.toml`, `secrets.toml` and the environment, and refuses what is not in it.
+"""Read the values of a schema from `config.toml`, `secrets.toml` and the environment, and refuse unknown keys.
 
-The schema is a tree of sections; its leaves are the types of the settings. Knows the way of a value, not its meaning:
-what may be set is declared in `settings`.
+The schema is a tree of sections; its leaves are the types of the settings. `settings` declares it.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from .errors import UsageError
 from .workspace import ROOT
 
 FILES = ("config.toml", "secrets.toml")
-# Sections of dlt's own, at the top and, for one source, in [sources].
+# dlt's own sections, at the top level and, for one source, in [sources].
 DLT_SECTIONS = (
     *("dashboard", "data_writer", "datasets", "dbt_cloud", "dbt_package_runner", "destination", "destinations"),
     *("extract", "load", "normalize", "pipelines", "providers", "runtime", "schema", "workspace"),
 )
-# How alike a variable has to be to one of ours to be a misspelt one, and not another program's.
+# A variable that is this similar to one of ours is misspelt; others belong to other programs.
 MIN_VARIABLE_LIKENESS = 0.85
 
 Key = tuple[str, ...]
@@ -36,8 +35,10 @@ Where = Callable[[Key], str]
 
 @dataclass(frozen=True)
 class Schema:
-    """What may be set. A section `[accounts.NAME]` may have other sections of `tree`; everything else in it is of the
-    section `source`. `former` are keys of earlier versions, with what to do about them.
+    """Declares what may be set.
+
+    A section `[accounts.NAME]` may have other sections of `tree`; its other keys belong to the section `source`.
+    `former` has the keys of earlier releases, with what to do about them.
     """
 
     tree: Mapping[str, Any]
@@ -46,7 +47,7 @@ class Schema:
 
     @property
     def account(self) -> dict[str, Any]:
-        """What an account may set."""
+        """The tree of a section `[accounts.NAME]`."""
         source: Any = self.tree
         for part in self.source:
             source = source[part]
@@ -57,18 +58,18 @@ class Schema:
         return {**self.tree, "accounts": dict.fromkeys(names, self.account)}
 
     def split(self, key: Key) -> tuple[str | None, Key]:
-        """Split a key into the account that it is for, and the key without it."""
+        """Split a key into its account and the key without it."""
         if key[0] != "accounts":
             return None, key
         rest = key[2:]
         return key[1], rest if rest and rest[0] in self.tree else (*self.source, *rest)
 
     def find_elsewhere(self, name: str) -> list[str]:
-        """Return where a setting of this name is, as `[section] name`."""
+        """Return the settings of this name, as `[section] name`."""
         return [f"[{'.'.join(key[:-1])}] {name}" for key in list_keys(self.tree) if key[-1] == name]
 
     def list_variables(self, parts: Key) -> list[str]:
-        """Return the variables of all settings, and those of an account if `parts` have the place for its name."""
+        """Return the variables of all settings, and those of an account if `parts` are long enough to have one."""
         keys = list_keys(self.tree)
         if len(parts) > 2:
             keys += [("accounts", parts[1], *key) for key in list_keys(self.account)]
@@ -86,8 +87,9 @@ def list_keys(tree: Mapping[str, Any]) -> list[Key]:
 
 @dataclass(frozen=True)
 class Value:
-    """A value that is set, by its key without `accounts.NAME`. `file` is null for a variable, and `where` finds the
-    line or the variable for a message.
+    """A value that is set, and its key without `accounts.NAME`.
+
+    `file` is null for a variable. `where` finds the line or the variable, for messages.
     """
 
     key: Key
@@ -98,17 +100,17 @@ class Value:
 
 
 def configuration_folder() -> Path:
-    """Return the folder of the configuration, which is dlt's."""
+    """Return the folder of the configuration, which dlt reads as well."""
     return Path(os.environ.get("DLT_PROJECT_DIR", str(ROOT)), os.environ.get("DLT_CONFIG_FOLDER", "dlt_config"))
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file; one that does not exist is empty. Raises `UsageError`, which quotes none of it."""
+    """Read a TOML file; a missing file is empty. Raises `UsageError`, which quotes nothing of it."""
     return _parse(path, _read(path))
 
 
 def read_values(schema: Schema) -> Iterator[Value]:
-    """Yield every value that is set, checked; a later one overrides an earlier one. Raises `UsageError`."""
+    """Yield every value that is set, converted; a later one overrides an earlier one. Raises `UsageError`."""
     for name in FILES:
         path = configuration_folder() / name
         text = _read(path)
@@ -143,13 +145,13 @@ def _read_variable(schema: Schema, variable: str, text: str) -> Iterator[Value]:
     for part in reversed(parts):
         tree = {part: tree}
     for key, value, hint in _walk(schema, tree, schema.with_accounts(tree.get("accounts", ())), (), find):
-        if isinstance(value, Mapping):  # a part too many
+        if isinstance(value, Mapping):  # the name has a part too many
             raise UsageError(_describe_unknown(schema, parts, value, (), variable))
         yield _check(schema, key, value, hint, find, None)
 
 
 def _is_of_another_source(schema: Schema, parts: Key) -> bool:
-    """Return whether a variable is for another dlt source, which may share the environment with this one."""
+    """Return whether a variable belongs to another dlt source, which may share the environment."""
     if parts[0] != schema.source[0]:
         return False
     names = {part for key in list_keys({schema.source[0]: schema.tree[schema.source[0]]}) for part in key[1:]}
@@ -159,7 +161,7 @@ def _is_of_another_source(schema: Schema, parts: Key) -> bool:
 def _walk(
     schema: Schema, values: Mapping[str, Any], tree: Mapping[str, Any], section: Key, find: Where
 ) -> Iterator[tuple[Key, Any, Any]]:
-    """Yield each value with its key and its type. Raises `UsageError` for what is no setting."""
+    """Yield each value with its key and its type. Raises `UsageError` for an unknown key."""
     for name, value in values.items():
         key = (*section, name)
         if name not in tree:
@@ -184,7 +186,7 @@ def _check(schema: Schema, key: Key, value: Any, hint: Any, find: Where, file: s
 
 
 def _describe_unknown(schema: Schema, key: Key, value: Any, names: Iterable[str], where: str) -> str:
-    """Describe what is no setting, and what may have been meant. `names` are those of its section."""
+    """Describe an unknown key, and suggest a similar one. `names` are the keys of its section."""
     *section, name = key
     is_variable = where in os.environ
     header = f"[{'.'.join(section)}] " if section else ""
@@ -218,7 +220,7 @@ def _read(path: Path) -> str:
         return ""
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"{path} cannot be read ({type(error).__name__}); mend it, or let the user of this job read it"
+            f"{path} cannot be read ({type(error).__name__}); fix it, or give the user of this job access"
         ) from None
 
 
@@ -229,23 +231,23 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
         line = re.search(r"at line (\d+)", str(error))
         where = f"line {line[1]}" if line else "its end"
         raise UsageError(
-            f"{path}: {where} is not TOML; mend it (text is in quotes, a section's name in brackets)"
+            f"{path}: {where} is not TOML; put text in quotes, and names of sections in brackets"
         ) from None
 
 
 def _display(path: Path) -> str:
-    """Return the path of a file as it is seen from the working folder."""
+    """Return the path of a file, relative to the working directory if it is in there."""
     path = path.absolute()
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def find_line(text: str, key: Key) -> int | None:
-    """Return the number of the line that sets a key, or begins its section; null if it cannot be found."""
+    """Return the number of the line that sets a key, or starts its section; null if there is none."""
     lines = text.splitlines()
     for number, line in enumerate(lines, 1):
         if key[-1] not in line or line.lstrip().startswith("#"):
             continue
-        for end in range(number, len(lines) + 1):  # a value may go on for several lines
+        for end in range(number, len(lines) + 1):  # a value may span several lines
             try:
                 tree: Any = tomllib.loads("\n".join(lines[:end]))
             except tomllib.TOMLDecodeError:

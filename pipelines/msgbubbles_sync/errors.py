@@ -4,10 +4,11 @@ from __future__ import annotations
 
 
 class UsageError(Exception):
-    """The user has to change an option, the configuration or a file; the message says how."""
+    """An option, the configuration or a file is wrong; the message says how to fix it."""
 
 
 class TransformError(Exception):
-    """The marts could not be built or tested. The message names the models, and the file with what the database said:
-    that may quote rows, so it is in no message.
+    """The marts could not be built or tested.
+
+    The message names the models, and the file with the database's messages, which may quote rows.
     """

@@ -1,4 +1,4 @@
-"""The extras of the package: which one installs what an import lacks."""
+"""Find the extra of the package that installs a missing module."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ SYNC = ("dbt", "duckdb", "filelock", "rich", "starlette", "typer", "uvicorn")
 
 
 def missing_extra(error: ImportError) -> str | None:
-    """Say how to install the module that could not be imported; null for a module of no extra."""
+    """Return how to install the module that could not be imported; null if it belongs to no extra."""
     module = (error.name or "").partition(".")[0]
     for extra, modules in (("sync", SYNC), ("groups", GROUPS), ("webhooks", WEBHOOKS)):
         if module in modules:

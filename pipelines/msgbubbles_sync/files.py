@@ -13,9 +13,9 @@ from typing import Any
 
 
 def write_privately(path: Path, content: str | bytes) -> Path:
-    """Replace a small file that only its owner can read, all or nothing. Returns its path.
+    """Replace a small file, which only its owner can read, all or nothing, and return its path.
 
-    If the disk refuses, the old file stays whole. A file with this content already is not written. Raises `OSError`.
+    If the disk is full, the old file stays whole. A file that has this content is not written. Raises `OSError`.
     """
     data = content.encode() if isinstance(content, str) else content
     if path.exists() and not path.is_file():
@@ -24,7 +24,7 @@ def write_privately(path: Path, content: str | bytes) -> Path:
     with suppress(OSError):
         if path.read_bytes() == data:
             return path
-    target = path.resolve()  # a link stays
+    target = path.resolve()  # do not replace a link
     new = target.with_name(f".{target.name}.{os.getpid()}.new")
     try:
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -57,17 +57,17 @@ def sync_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-# How many damaged files are kept for each name; older ones are removed.
+# How many damaged files of each name stay; older ones are removed.
 MAX_DAMAGED = 3
 
 
 def move_damaged(path: Path) -> Path:
     """Rename a damaged file or folder to `<name>.damaged-<time>` in the same folder, and return the new path.
 
-    The newest `MAX_DAMAGED` of each name are kept. Raises `OSError`.
+    The newest `MAX_DAMAGED` of each name stay. Raises `OSError`.
     """
-    kept = sorted(path.parent.glob(f"{glob.escape(path.name)}.damaged-*"))
-    for old in kept[: max(len(kept) - MAX_DAMAGED + 1, 0)]:
+    earlier = sorted(path.parent.glob(f"{glob.escape(path.name)}.damaged-*"))
+    for old in earlier[: max(len(earlier) - MAX_DAMAGED + 1, 0)]:
         remove(old)
     new = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
     path.rename(new)
@@ -83,9 +83,9 @@ def remove(path: Path) -> None:
 
 
 def follow_links(path: Path) -> list[Path]:
-    """Return each path that a symbolic link leads through, the file itself last; only `path` where it is no link.
+    """Return each path that a symbolic link leads through, and the file itself last; only `path` if it is no link.
 
-    The last of links that form a circle is a link.
+    If links form a circle, the last path is a link.
     """
     names = [path]
     while path.is_symlink():

@@ -1,4 +1,4 @@
-"""One run of the job: load what is new, bring the marts up to date, publish.
+"""Run the job once: load what is new, bring the marts up to date, publish.
 
 Imports dlt, so `Workspace.configure_dlt` comes before it.
 """
@@ -40,9 +40,8 @@ COUNTED_TABLES = ("chats", "messages", "attachments", "numbers", "rejected_rows"
 def run(context: Context, limits: Limits) -> RunReport:
     """Bring the warehouse up to date with the API, as far as `limits` allow, and return how the run ended.
 
-    An exception ends the run and is in the report, as is a fault of the API, which only ends the reading: what was read
-    before is loaded and published. The next run goes on from the last load that was finished. The caller holds the lock
-    `job`.
+    An exception ends the run, and an error of the API ends the reading; both are in the report. What was read before is
+    loaded and published. The next run continues from the last finished load. The caller holds the lock `job`.
     """
     report = RunReport(
         context,
@@ -53,16 +52,16 @@ def run(context: Context, limits: Limits) -> RunReport:
             stop=limits.stop,
         ),
     )
-    with _logged(context, report):
+    with _log_run(context, report):
         _finish_privacy_work(context)
         report.expired = dict(expire(context))
         load_ledger(context.workspace, context.redactor)
         _load_events(context)
         context.destination.prepare()
         if limits.with_transform:
-            check_tools(context.destination)  # what is missing is reported before anything is read
-        StreamLoader(context, report, _source_settings(context, limits)).load_all()
-        # A run that is stopped should end now: the next one brings the marts up to date.
+            check_tools(context.destination)  # before anything is read
+        StreamLoader(context, report, _adjust_source(context, limits)).load_all()
+        # A stopped run should end now; the next one brings the marts up to date.
         if limits.stop.is_set():
             report.run.halt = report.run.halt or Interrupted("stopped")
         else:
@@ -74,9 +73,9 @@ def run(context: Context, limits: Limits) -> RunReport:
 
 
 def repair(context: Context, missing: MissingRows, limits: Limits) -> RunReport:
-    """Read by id what is missing, and nothing else; then build the marts and publish. Returns as `run` does."""
+    """Read missing rows by id, and nothing else; then build the marts and publish. Returns as `run` does."""
     report = RunReport(context, Run(stop=limits.stop))
-    with _logged(context, report):
+    with _log_run(context, report):
         context.destination.prepare()
         StreamLoader(context, report, context.settings.source).load_missing(missing)
         if not limits.stop.is_set():
@@ -85,7 +84,8 @@ def repair(context: Context, missing: MissingRows, limits: Limits) -> RunReport:
     return report
 
 
-def _source_settings(context: Context, limits: Limits) -> SourceSettings:
+def _adjust_source(context: Context, limits: Limits) -> SourceSettings:
+    """Return the settings of the source for this run."""
     source = with_refresh(context)
     if limits.since is None:
         return source
@@ -93,24 +93,24 @@ def _source_settings(context: Context, limits: Limits) -> SourceSettings:
 
 
 @contextmanager
-def _logged(context: Context, report: RunReport) -> Iterator[None]:
-    """Show how far a run has come; put what ends it into its report; and write its record, however it ended."""
+def _log_run(context: Context, report: RunReport) -> Iterator[None]:
+    """Show the progress of a run, store in its report what ends it, and write its record however it ended."""
     try:
         with context.console.follow(report.run):
             yield
     except (Exception, KeyboardInterrupt) as error:
         report.failure = error
     report.conclude()
-    with suppress(OSError):  # a full disk has its own error already
+    with suppress(OSError):  # a full disk has been reported already
         RunLog(context.workspace.folder).add(report.record)
 
 
 def _finish_privacy_work(context: Context) -> None:
     if context.workspace.is_pending("policy"):
-        context.console.say("finishing a change of the policy that was cut off")
+        context.console.say("finishing an interrupted change of the privacy policy")
         apply_policy(context)
     if context.workspace.is_pending("erase"):
-        context.console.say("finishing an erasure that was cut off")
+        context.console.say("finishing an interrupted erasure")
         purge(context)
 
 
@@ -123,10 +123,10 @@ def _load_events(context: Context) -> None:
 
 
 def _build_marts(context: Context, report: RunReport, *, with_transform: bool) -> None:
-    """Bring the marts up to date where rows or models have changed."""
+    """Bring the marts up to date if rows or models have changed."""
     workspace = context.workspace
     is_due = with_transform and (workspace.is_pending("transform") or is_outdated(workspace, context.settings))
-    # Without the first answer of the API there is nothing to build from, and its fault is what to report.
+    # If the API has never answered, there is nothing to build from, and its error is what to report.
     if is_due and _has_streams(context.destination):
         workspace.set_pending("publish")
         context.console.say("building the marts")
@@ -138,15 +138,17 @@ def _build_marts(context: Context, report: RunReport, *, with_transform: bool) -
 
 
 def _publish(context: Context, report: RunReport, *, max_age_minutes: float) -> None:
-    """Publish what has changed, or what is older than that, or that the run ends otherwise than the last: readers
-    should see in `sync_runs` that it fails now, or no longer fails.
+    """Publish if something has changed, or if the published tables are older than `max_age_minutes`.
+
+    Also publish if the run ends differently from the last one: readers should see in `sync_runs` that runs fail now,
+    or no longer fail.
     """
     workspace, destination = context.workspace, context.destination
     run_log = RunLog(workspace.folder)
     report.conclude()
     last = run_log.last()
-    has_turned = last is not None and last["exit_status"] != report.outcome.exit_status
-    if not (workspace.is_pending("publish") or destination.is_older_than(max_age_minutes) or has_turned):
+    has_other_status = last is not None and last["exit_status"] != report.outcome.exit_status
+    if not (workspace.is_pending("publish") or destination.is_older_than(max_age_minutes) or has_other_status):
         return
     context.console.say("publishing")
     with report.timed("publish"):

@@ -1,4 +1,4 @@
-"""Loads the streams of a run through dlt: what a run before has left, batch after batch, then the missing rows by id.
+"""Load the streams of a run through dlt: first a pending load, then batch by batch, then missing rows by id.
 
 Imports dlt, so `Workspace.configure_dlt` comes before it.
 """
@@ -27,15 +27,15 @@ from .report import RunReport
 from .run_log import store_failed_reads
 from .settings import source_arguments
 
-REFUSED = """{title} refuses what was read, and takes each row of it alone: remove the constraints or triggers that were
-added to the tables of msgbubbles, and run again"""
+REFUSED = """{title} refuses the rows that were read, although it accepts each row alone: remove the constraints or
+triggers that were added to the tables of msgbubbles, and run again"""
 
 
 class StreamLoader:
     """Loads what a run reads, and counts it in the report.
 
-    Faults of the API end the reading and are kept in `run.error`: what was read before is loaded. Raises what dlt and
-    DuckDB raise; then the next run goes on from the last load that was finished.
+    An error of the API ends the reading, and is stored in `run.error`; what was read before is loaded. Raises what dlt
+    and DuckDB raise; the next run then continues from the last finished load.
     """
 
     def __init__(self, context: Context, report: RunReport, source: SourceSettings) -> None:
@@ -51,32 +51,32 @@ class StreamLoader:
         self._run.refused = self._screen if self._workspace.is_pending("screen") else None
 
     def load_all(self) -> None:
-        """Load everything that is new, and then what that shows to be missing."""
+        """Load everything that is new, and then rows that the new rows show to be missing."""
         run, report = self._run, self._report
-        with report.timed("load"), self._stopping():
+        with report.timed("load"), self._stop_on_signal():
             self._finish_pending()
-            while report.slices == 0 or run.unfinished:
+            while report.batches == 0 or run.unfinished:
                 self._load()
-                report.slices += 1
+                report.batches += 1
                 if run.unfinished:
-                    self._say(f"slice {report.slices} is loaded")
+                    self._say(f"batch {report.batches} loaded")
             if run.error is None and run.halt is None:
                 self._reconcile()
         if run.refused is not None and not self._screen.found and not run.stopped:
             self._workspace.set_done("screen")
-        self._note_failed_reads()
+        self._store_failed_reads()
 
     def load_missing(self, missing: MissingRows) -> None:
-        """Load by id what is missing, and nothing else."""
+        """Load these missing rows by id, and nothing else."""
         self._run.missing = missing
-        with self._report.timed("load"), self._stopping():
+        with self._report.timed("load"), self._stop_on_signal():
             self._finish_pending()
             self._load("chats")
-        self._note_failed_reads()
+        self._store_failed_reads()
 
     def _finish_pending(self) -> None:
         if self._pipeline.has_pending_data:
-            self._say("finishing the load of a run that was cut off")
+            self._say("finishing the load of an interrupted run")
             if not self._is_accepted(self._pipeline.run):
                 self._run.refused = self._screen
 
@@ -96,8 +96,10 @@ class StreamLoader:
                 self._report.add_seconds(phase, (step.finished_at - step.started_at).total_seconds())
 
     def _is_accepted(self, load: Callable[[], Any]) -> bool:
-        """Load, and return whether the destination accepts the data. What it refuses is dropped, and so no later run
-        fails for it. Raises where it was refused in spite of the screen, and whatever else `load` raises.
+        """Load, and return whether the destination accepts the data.
+
+        Refused data is dropped, so that no later run fails because of it. Raises `MsgBubblesError` if the data was
+        refused although it was screened, and whatever else `load` raises.
         """
         run = self._run
         changes, streams = copy.deepcopy(run.changes), copy.deepcopy(run.streams)
@@ -110,7 +112,7 @@ class StreamLoader:
             self._workspace.set_pending("screen")
             if run.refused is not None:
                 raise MsgBubblesError(REFUSED.format(title=self._destination.title)) from None
-            self._say("the destination refuses a row: what was read is dropped, and read again row by row")
+            self._say("the destination refuses a row: reading the batch again, row by row")
             run.changes.clear()
             run.changes.update(changes)
             run.streams = streams
@@ -118,15 +120,15 @@ class StreamLoader:
         return True
 
     def _reconcile(self) -> None:
-        """Load by id what the loads of this run, and of those before, show to be missing."""
+        """Load by id what the loads of this run, and of earlier runs, show to be missing."""
         run = self._run
         if not (self._workspace.is_pending("repair") or resource_states(self._pipeline).chats.threads or run.missing):
             return
         run.missing = self._find_missing()
         if run.missing is not None:
-            self._say("reading what is missing")
+            self._say("reading missing rows")
             self._load("messages", "chats")
-            # With the orphans there, what only they could prove may be proven.
+            # The rows that were missing may prove what could not be proven without them.
             if run.error is None and run.halt is None:
                 run.missing = self._find_missing()
                 if run.missing is not None and run.missing.chats_proven:
@@ -135,24 +137,25 @@ class StreamLoader:
             self._workspace.set_done("repair")
 
     def _find_missing(self) -> MissingRows | None:
-        """Return what finished loads show to be missing."""
+        """Find what finished loads show to be missing."""
         warehouse = Warehouse(self._pipeline)
         with warehouse.connected():
             return reconcile.find_missing(warehouse, resource_states(self._pipeline), self._run.config)
 
-    def _note_failed_reads(self) -> None:
+    def _store_failed_reads(self) -> None:
         report = self._report
         report.failed_reads = resource_states(self._pipeline).failed_reads
         if self._run.failed_reads_changed:
-            # The marts are not complete where it says so; and they are built before the rest is written.
+            # The marts read this table, so it is written before they are built.
             self._workspace.set_pending("transform", "publish")
             with self._destination.open_writer() as connection:
                 store_failed_reads(connection, report.failed_reads, self._destination.write_schema)
 
     @contextmanager
-    def _stopping(self) -> Iterator[None]:
-        """Let a signal that reaches dlt while it loads stop the run as one that reaches us does. What dlt has on disk
-        is loaded by the next run.
+    def _stop_on_signal(self) -> Iterator[None]:
+        """Let a signal that dlt handles while it loads stop the run, like one that this process handles.
+
+        The next run loads what dlt has on disk.
         """
         try:
             yield
@@ -162,14 +165,14 @@ class StreamLoader:
             if isinstance(failure.exception, SignalReceivedException):
                 self._run.stop.set()
                 return
-            fault = _find_fault(failure)
-            if fault is not None:
-                raise fault from None
+            error = _find_api_error(failure)
+            if error is not None:
+                raise error from None
             raise
 
 
-def _find_fault(error: BaseException | None) -> MsgBubblesError | None:
-    """Return the fault of the API that an error comes from."""
+def _find_api_error(error: BaseException | None) -> MsgBubblesError | None:
+    """Find the error of the API that an error comes from."""
     while error is not None and not isinstance(error, MsgBubblesError):
         error = error.__cause__ or error.__context__
     return error

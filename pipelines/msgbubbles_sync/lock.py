@@ -13,10 +13,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-# A job that has made no progress for so long is stuck. A page, a phase and a wait each count as progress. Building a
-# large mart from scratch or loading a batch takes longest without any: minutes.
+# A job without progress for this long is stuck. A page, a phase and a wait each count as progress. Building a large
+# mart from scratch, or loading a batch, takes longest without any: minutes.
 STALLED_AFTER = timedelta(minutes=30)
-# Progress is recorded at most this often: there is some with every page.
+# Progress is recorded at most this often: every page is progress.
 PROGRESS_INTERVAL_SECONDS = 1.0
 
 # The files of the locks that this process holds, and when progress was last recorded in them (monotonic seconds).
@@ -47,7 +47,7 @@ class Holder:
         return self.progress_at is not None and datetime.now(UTC) - self.progress_at > STALLED_AFTER
 
     def __str__(self) -> str:
-        who = "it has only just begun" if self.pid is None else f"process {self.pid}, since {self.since}"
+        who = "it has just started" if self.pid is None else f"process {self.pid}, since {self.since}"
         if not self.is_stalled or self.progress_at is None:
             return who
         progress_at = self.progress_at.isoformat(timespec="seconds")
@@ -56,10 +56,10 @@ class Holder:
 
 @contextmanager
 def hold_lock(folder: Path, name: str = "job") -> Iterator[None]:
-    """Hold the warehouse's lock, or another of its locks by name. The system releases it when the process ends,
-    however it ends.
+    """Hold the warehouse's lock, or another of its locks by name.
 
-    Raises `AnotherJobRunsError` at once when another process holds it, `JobStalledError` when that one is stuck.
+    The system releases it when the process ends, however it ends. Raises `AnotherJobRunsError` immediately if another
+    process holds it, and `JobStalledError` if that process is stuck.
     """
     path = folder / f"{name}.json"
     lock = FileLock(folder / f"{name}.lock")
@@ -68,7 +68,7 @@ def hold_lock(folder: Path, name: str = "job") -> Iterator[None]:
     except Timeout:
         holder = _read(path)
         kind = JobStalledError if holder.is_stalled else AnotherJobRunsError
-        raise kind(f"another {name} runs on this database: {holder}") from None
+        raise kind(f"another {name} is active on this database: {holder}") from None
     try:
         path.write_text(json.dumps({"pid": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")}))
         _held[path] = time.monotonic()
@@ -87,13 +87,13 @@ def record_progress(waiting_seconds: float = 0.0) -> None:
             continue
         _held[path] = now
         at = time.time() + waiting_seconds
-        with suppress(OSError):  # it only helps to find a stuck job
+        with suppress(OSError):  # progress only helps to find a stuck job
             os.utime(path, (at, at))
 
 
 def read_holder(folder: Path) -> Holder | None:
-    """Return the holder of the lock; null where it is free. Raises `OSError` where the lock cannot be tried."""
-    # Trying the lock keeps a job that starts at this moment from running, so try it only where a holder is recorded.
+    """Return the holder of the lock; null if it is free. Raises `OSError` if the lock cannot be tried."""
+    # Trying the lock refuses a job that starts at this moment, so try it only if a holder is recorded.
     if not (folder / "job.json").exists():
         return None
     lock = FileLock(folder / "job.lock")

@@ -1,7 +1,7 @@
 """Upgrade a workspace and a warehouse that an older release wrote.
 
 To rename something on users' disks or in their warehouses, add a step to `STEPS` and raise `workspace.VERSION`. A step
-may be killed anywhere and is then repeated, so it must do nothing to what it has changed already.
+may be killed anywhere and is then repeated, so it must skip what it has changed already.
 
 Imports dlt, so `Workspace.configure_dlt` comes before it. The caller holds the warehouse's lock.
 """
@@ -9,6 +9,7 @@ Imports dlt, so `Workspace.configure_dlt` comes before it. The caller holds the 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable
 
 import duckdb
@@ -18,42 +19,44 @@ import pyarrow.parquet as pq
 from msgbubbles_sync.dbt.runner import forget_build
 from msgbubbles_sync.sql import quote_literal, quote_name
 
-from .destinations import Destination, build_destination
+from .context import Context
+from .destinations import Destination
 from .destinations.load import build_pipeline
 from .destinations.parquet_files import ParquetFiles
 from .destinations.version import READ_AT, published_version, refuse_newer, store_version, stored_version
-from .files import remove, sync_to_disk
+from .files import remove, sync_to_disk, write_privately
+from .run_log import FILE as RUN_LOG
 from .workspace import PIPELINE, VERSION, VERSION_TABLE, Workspace
 
 PIPELINES = (PIPELINE, "msgbubbles_groups", "msgbubbles_webhooks")
 GROUP_TABLES = ("group_operations", "group_member_operations", "group_sightings")
 
 
-def migrate(workspace: Workspace, say: Callable[[str], None]) -> None:
+def migrate(context: Context) -> None:
     """Bring workspace and warehouse to the version of this release. Raises `UsageError` if they have a newer one."""
+    workspace, destination = context.workspace, context.destination
     refuse_newer(workspace.version, str(workspace.folder))
-    destination = build_destination(workspace)
     is_file = workspace.destination == "duckdb"
-    if is_file and not workspace.work.exists():  # it is restored from the published file
+    if is_file and not workspace.work.exists():  # `prepare` restores it from the published file
         workspace.store_version(min(workspace.version, published_version(destination)))
-    elif is_file and workspace.version == VERSION:  # that database is a part of the workspace
+    elif is_file and workspace.version == VERSION:  # the work database is a part of the workspace
         return
     if is_file:
         destination.prepare()
-    has_tables = _has_tables(workspace, destination)
+    has_tables = destination.has_tables()
     version = _warehouse_version(destination) if has_tables else VERSION
     refuse_newer(version, destination.title)
     if workspace.version == version == VERSION:
         return
     destination.prepare()
-    say("upgrading the files and tables of an older release")
+    context.console.say("upgrading the files and tables of an older release")
     workspace.set_pending("transform", "publish")
     forget_build(workspace)
     # What an older release has extracted and not loaded is read again, from where the last finished load ended.
     for name in PIPELINES:
         remove(workspace.folder / "dlt" / name)
     for number in range(min(workspace.version, version), VERSION):
-        # A run that is killed leaves what makes the next one repeat the step.
+        # If this run is killed, the next one finds the version of the step, and repeats it.
         workspace.store_version(number)
         if has_tables:
             _store_version(destination, number)
@@ -62,18 +65,12 @@ def migrate(workspace: Workspace, say: Callable[[str], None]) -> None:
         workspace.store_version(number + 1)
 
 
-def _has_tables(workspace: Workspace, destination: Destination) -> bool:
-    if isinstance(destination, ParquetFiles):
-        return destination._tables.exists()
-    return workspace.work.exists() if workspace.destination == "duckdb" else destination.exists()
-
-
 def _warehouse_version(destination: Destination) -> int:
     """Return the version of the tables that the job writes."""
     if not isinstance(destination, ParquetFiles):
         with destination.open_writer() as connection:
             return stored_version(connection, destination.write_schema)
-    # Views of an older release's files cannot be made.
+    # No views can be created on the files of an older release.
     file = destination._tables / VERSION_TABLE / f"{VERSION_TABLE}.parquet"
     if file.exists():
         return int(pq.read_table(file)["version"][0].as_py())
@@ -94,8 +91,9 @@ def _store_version(destination: Destination, version: int) -> None:
 
 
 def _rename_read_at(workspace: Workspace, destination: Destination) -> None:
-    """`_read_at` became `_fetched_at`; and tables of groups may lack `_dlt_load_id`, of a load without dlt's
-    configuration.
+    """Rename `_read_at` to `_fetched_at`, and add `_dlt_load_id` to the tables of groups.
+
+    They lack it if an older release loaded them without dlt's configuration.
     """
     if not isinstance(destination, ParquetFiles):
         with destination.open_writer() as connection:
@@ -104,21 +102,22 @@ def _rename_read_at(workspace: Workspace, destination: Destination) -> None:
     rename_column(workspace, destination, READ_AT, "_fetched_at")
 
 
+def _rename_slices(workspace: Workspace, destination: Destination) -> None:
+    _rename_in_warehouse(destination, "slices", "batches")  # codespell:ignore slices
+    path = workspace.folder / RUN_LOG
+    if path.exists():
+        write_privately(path, path.read_bytes().replace(b'"slices":', b'"batches":'))  # codespell:ignore slices
+    if isinstance(destination, ParquetFiles):
+        destination.publish()
+
+
 # Step n brings version n to n + 1.
-STEPS: list[Callable[[Workspace, Destination], None]] = [_rename_read_at]
+STEPS: list[Callable[[Workspace, Destination], None]] = [_rename_read_at, _rename_slices]
 
 
 def rename_column(workspace: Workspace, destination: Destination, old: str, new: str) -> None:
-    """Rename a column in every table that dlt has made, in its stored schemas, and in the views that use it."""
-    if isinstance(destination, ParquetFiles):
-        _rename_in_files(destination, old, new)
-    else:
-        with destination.open_writer() as connection:
-            if "." in destination.write_schema:
-                connection.execute("USE warehouse")
-            connection.execute("BEGIN")
-            _rename_in_tables(connection, destination, old, new)
-            connection.execute("COMMIT")
+    """Rename a column in every table, in dlt's stored schemas, and in the views that use it."""
+    _rename_in_warehouse(destination, old, new)
     for name in PIPELINES:
         pipeline = build_pipeline(workspace, name)
         pipeline.sync_destination()
@@ -132,18 +131,30 @@ def rename_column(workspace: Workspace, destination: Destination, old: str, new:
                 }
             pipeline.schemas.save_schema(schema)
             pipeline.sync_schema(schema_name)
-    if isinstance(destination, ParquetFiles):  # readers' queries name the column
+    if isinstance(destination, ParquetFiles):  # the queries of readers' views have the column's name
         destination.publish()
+
+
+def _rename_in_warehouse(destination: Destination, old: str, new: str) -> None:
+    if isinstance(destination, ParquetFiles):
+        _rename_in_files(destination, old, new)
+        return
+    with destination.open_writer() as connection:
+        if "." in destination.write_schema:
+            connection.execute("USE warehouse")
+        connection.execute("BEGIN")
+        _rename_in_tables(connection, destination, old, new)
+        connection.execute("COMMIT")
 
 
 def _rename_in_tables(connection: duckdb.DuckDBPyConnection, destination: Destination, old: str, new: str) -> None:
     for schema in (destination.write_schema, f"{destination.write_schema}_staging"):
-        for table, columns in _tables(connection, schema).items():
+        for table, columns in _list_columns(connection, schema).items():
             if old in columns:
                 connection.execute(
                     f"ALTER TABLE {schema}.{quote_name(table)} RENAME COLUMN {quote_name(old)} TO {quote_name(new)}"
                 )
-    # On a server, they follow by themselves.
+    # A server renames the column in its views by itself.
     views = connection.execute(
         "SELECT sql FROM duckdb_views() WHERE database_name = current_database() AND contains(sql, ?) "
         "AND schema_name IN (?, ?)", [old, f"{destination.prefix}staging", f"{destination.prefix}marts"],
@@ -154,7 +165,7 @@ def _rename_in_tables(connection: duckdb.DuckDBPyConnection, destination: Destin
 
 
 def _rename_in_files(destination: ParquetFiles, old: str, new: str) -> None:
-    """Replace each file by one with the new name; who reads the old one goes on reading it."""
+    """Replace each file by one with the new name; readers that have the old file open keep reading it."""
     for path in destination._tables.glob("[!_]*/*.parquet"):
         if old in pq.read_schema(path).names:
             copy = path.with_suffix(".new")
@@ -167,23 +178,23 @@ def _rename_in_files(destination: ParquetFiles, old: str, new: str) -> None:
 
 
 def _add_load_ids(connection: duckdb.DuckDBPyConnection, schema: str) -> None:
-    """Add `_dlt_load_id` to the tables of groups that lack it: the marts need it."""
-    tables = _tables(connection, schema)
+    """Add `_dlt_load_id`, which the marts need, to the tables of groups that lack it."""
+    tables = _list_columns(connection, schema)
     for table in GROUP_TABLES:
         if table in tables and "_dlt_load_id" not in tables[table]:
             connection.execute(f"ALTER TABLE {schema}.{table} ADD COLUMN _dlt_load_id VARCHAR")
             connection.execute(f"UPDATE {schema}.{table} SET _dlt_load_id = '0'")  # noqa: S608
 
 
-def _tables(connection: duckdb.DuckDBPyConnection, schema: str) -> dict[str, list[str]]:
-    """The columns of each table in a schema."""
-    found: dict[str, list[str]] = {}
+def _list_columns(connection: duckdb.DuckDBPyConnection, schema: str) -> dict[str, list[str]]:
+    """Return the columns of each table in a schema."""
     database, _, name = schema.rpartition(".")
     rows = connection.execute(
         "SELECT table_name, column_name FROM duckdb_columns() JOIN duckdb_tables() USING (database_name, schema_name, "
         "table_name) WHERE database_name = coalesce(nullif(?, ''), current_database()) AND schema_name = ?",
         [database, name],
     ).fetchall()
+    columns = defaultdict(list)
     for table, column in rows:
-        found.setdefault(table, []).append(column)
-    return found
+        columns[table].append(column)
+    return columns

@@ -1,4 +1,4 @@
-"""What one run did and how it ended, and its record for the run log."""
+"""Report what a run did and how it ended, and build its record for the run log."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -27,17 +27,23 @@ from .run_log import iso_timestamp
 
 @dataclass
 class RunReport:
-    """What a run did and how it ended. `run` is what it has read. `seconds` are of the wall clock, by phase; those of
-    dlt's steps are part of `load`. `expired` counts what was older than the privacy policy keeps; `failed_reads` could
-    not be read, in this run or one before, and are tried again. `failure` is the exception that ended the run, if one
-    did; `outcome` and `record` are as of the last `conclude`.
+    """What a run did and how it ended.
+
+    Attributes:
+        run: What it has read.
+        seconds: Wall-clock seconds by phase; those of dlt's steps are part of `load`.
+        tested: The result of the data tests when the marts were last built.
+        expired: How many rows and texts were removed because the privacy policy limits their age.
+        failed_reads: What could not be read, in this run or one before, and is tried again.
+        failure: The exception that ended the run, if one did.
+        outcome: The outcome as of the last `conclude`; `record` too.
     """
 
     context: Context
     run: Run
     run_id: str = field(default_factory=lambda: str(uuid4()))
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
-    slices: int = 0
+    batches: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     published: bool = False
     published_bytes: int | None = None
@@ -52,24 +58,24 @@ class RunReport:
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        began = time.monotonic()
+        started = time.monotonic()
         try:
             yield
         finally:
-            self.add_seconds(phase, time.monotonic() - began)
+            self.add_seconds(phase, time.monotonic() - started)
 
     def add_seconds(self, phase: str, seconds: float) -> None:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
     @property
     def ended_by(self) -> BaseException | None:
-        """What ended the run before its time: an exception, a signal, a fault of the API, or a limit."""
+        """What ended the run early: an exception, a signal, an error of the API, or a limit."""
         if self.failure is not None or isinstance(self.run.halt, Interrupted):
             return self.failure or self.run.halt
         return self.run.error or self.run.halt
 
     def conclude(self) -> None:
-        """Work out the outcome and the record of the run, as far as it has come."""
+        """Set the outcome and the record of the run so far."""
         is_lossy = any(progress.rejected or progress.standing for progress in self.run.streams.values())
         is_incomplete = bool(is_lossy or self.failed_reads or self.tested.failed_tests)
         self.outcome = explain_end(self.ended_by, self.context, is_incomplete=is_incomplete)
@@ -83,13 +89,13 @@ class RunReport:
             "run_id": self.run_id,
             "started_at": self.started_at.isoformat(timespec="milliseconds"),
             "ended_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "outcome": "failed" if error else _outcome(run),
+            "outcome": "failed" if error else _describe_outcome(run),
             "exit_status": self.outcome.exit_status,
             "error": error,
             "account": self.context.workspace.account,
             "database": self.context.destination.title,
             "published": self.published,
-            "slices": self.slices,
+            "batches": self.batches,
             "requests_total": run.traffic.total,
             "requests": dict(run.traffic.requests),
             "rate_limited": run.traffic.rate_limited,
@@ -106,26 +112,26 @@ class RunReport:
                 | ({"replaced": changes.replaced} if changes.replaced else {})
                 for table, changes in run.changes.items()
             },
-            "streams": {name: _stream_dict(progress, run.loaded(name)) for name, progress in run.streams.items()},
+            "streams": {name: _build_stream_dict(progress, run.loaded(name)) for name, progress in run.streams.items()},
             "repaired": {what: count for what, count in run.reconciled.items() if count},
             "expired": self.expired,
             "failed_reads": dict(Counter(failed.kind for failed in self.failed_reads)),
             "failed_tests": self.tested.failed_tests,
             "held_marts": self.held_marts,
-            "versions": _versions(),
+            "versions": _find_versions(),
         }
 
 
-def _outcome(run: Run) -> str:
+def _describe_outcome(run: Run) -> str:
     return "stopped" if run.stop.is_set() else "partial" if run.halt else "complete"
 
 
-def _stream_dict(progress: StreamProgress, loaded: int) -> dict[str, Any]:
+def _build_stream_dict(progress: StreamProgress, loaded: int) -> dict[str, Any]:
     return {
         "pages": progress.pages,
         "refresh_pages": progress.refresh_pages,
         "rows": progress.rows,
-        "landed": loaded,
+        "landed": loaded,  # codespell:ignore landed
         "rejected": progress.rejected,
         "odd": progress.odd,
         "new_fields": sorted(progress.new_fields),
@@ -134,27 +140,22 @@ def _stream_dict(progress: StreamProgress, loaded: int) -> dict[str, Any]:
             ([iso_timestamp(span.from_ms), iso_timestamp(span.to_ms)] for span in progress.standing), key=str
         ),
         "reached_back_to": iso_timestamp(progress.reached_ms),
-        "covered_before": _covered_interval(progress.covered_before),
-        "covered": _covered_interval(progress.covered),
+        "covered_before": _build_covered_dict(progress.covered_before),
+        "covered": _build_covered_dict(progress.covered),
     }
 
 
-def _covered_interval(coverage: Coverage | None) -> dict[str, Any] | None:
-    """Return from when to when rows have been read, and how many intervals between are missing."""
+def _build_covered_dict(coverage: Coverage | None) -> dict[str, Any] | None:
+    """Return the interval in which rows have been read, and how many gaps it has."""
     if coverage is None or not coverage.intervals:
         return None
     lo_ms = coverage.intervals[0][0]
     return {"from": iso_timestamp(lo_ms), "to": iso_timestamp(coverage.newest_ms), "gaps": len(coverage.gaps(lo_ms))}
 
 
-def _versions() -> dict[str, str]:
-    found = {name: _version(name) for name in ("dlt", "duckdb", "dbt-core")}
-    ours = {"msgbubbles-sync": VERSION, "python": platform.python_version()}
-    return ours | {name: text for name, text in found.items() if text}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+def _find_versions() -> dict[str, str]:
+    versions = {"msgbubbles-sync": VERSION, "python": platform.python_version()}
+    for name in ("dlt", "duckdb", "dbt-core"):
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions

@@ -1,4 +1,4 @@
-"""Repair and tidy the job's own files: rename damaged ones, and restore them from the destination.
+"""Restore damaged files of the job from the destination, and remove files that are no longer needed.
 
 Imports dlt, so `Workspace.configure_dlt` comes before it. The caller holds the warehouse's lock.
 """
@@ -36,16 +36,16 @@ from .workspace import Workspace
 # Files of the workspace. A folder with one of these names would keep every run from finishing.
 FILES = ("version", "runs.jsonl", "published.json", "work.json", "compacted", "last_error.txt",
          "dbt/built_with", "dbt/data_tests.json", "dbt/build")  # fmt: skip
-# What reading a damaged file raises.
+# Errors that reading a damaged file raises.
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, EOFError, zlib.error, gzip.BadGzipFile, DltException,
           pa.ArrowException, IsADirectoryError, NotADirectoryError)  # fmt: skip
 CHUNK_BYTES = 1024 * 1024
 
 
 def restore(workspace: Workspace, destination: Destination, say: Callable[[str], None]) -> None:
-    """Rename damaged files, and restore what can be restored without a request. Calls `say` for each.
+    """Rename damaged files, and restore them if that takes no request. Calls `say` for each.
 
-    Raises `OSError`, and `duckdb.Error` where the database cannot be opened for another reason than damage.
+    Raises `OSError`, and `duckdb.Error` if the database cannot be opened for another reason than damage.
     """
     for path in (*(workspace.folder / name for name in FILES), *workspace.folder.glob("*.pending")):
         if path.is_dir():
@@ -63,7 +63,7 @@ def restore(workspace: Workspace, destination: Destination, say: Callable[[str],
 
 
 def tidy(workspace: Workspace) -> None:
-    """Remove the folders that dlt keeps of loaded packages, and record the mark of the work database.
+    """Remove the folders of loaded dlt packages, and record the mark of the work database.
 
     If the mark differs at the next run, that run checks the whole database for damage.
     """
@@ -89,13 +89,13 @@ def _restore_database(workspace: Workspace, destination: Destination, say: Calla
     workspace.set_pending("transform", "publish")
     destination.prepare()
     source = "the published file" if work.exists() else "the API, from the beginning"
-    say(f"{work} was damaged: restored from {source}; the damaged one is now {moved.name}")
+    say(f"{work} was damaged: restored from {source}; the damaged file is now {moved.name}")
 
 
 def _restore_policy(workspace: Workspace, destination: Destination, say: Callable[[str], None]) -> None:
     """Restore the record of the privacy policy from its copy in the tables.
 
-    Where more may have been erased than the copy says, the file stays damaged, and reading it is refused.
+    If more people may have been erased than the copy has, the file stays damaged, and reading it is refused.
     """
     path = workspace.folder / privacy.FILE
     is_behind = any(workspace.is_pending(step) for step in ("erase", "policy"))
@@ -108,7 +108,7 @@ def _restore_policy(workspace: Workspace, destination: Destination, say: Callabl
         row = connection.execute(f"SELECT record FROM {destination.write_schema}.{PRIVACY.name}").fetchone()  # noqa: S608
         if row is not None:
             record = msgspec.json.decode(row[0], type=privacy.Record)
-            say(f"{path} was damaged: restored from the warehouse; the damaged one is now {move_damaged(path).name}")
+            say(f"{path} was damaged: restored from the warehouse; the damaged file is now {move_damaged(path).name}")
             record.save(workspace)
 
 
@@ -125,12 +125,12 @@ def _is_damaged_pipeline(folder: Path) -> bool:
 
 
 def _read_pipeline(folder: Path) -> None:
-    """Read what dlt reads in a pipeline's folder, and the packages that wait to be loaded."""
+    """Read what dlt reads in a pipeline's folder, and its pending packages."""
     state_file = folder / "state.json"
     if not folder.is_dir():
         raise NotADirectoryError(folder.name)
     if not state_file.exists():
-        return  # dlt starts anew
+        return  # dlt starts from scratch
     state = migrate_state_to_current(folder.name, json.loads(state_file.read_text(encoding="utf-8")))
     for name in state["schema_names"] or ():
         schema = folder / "schemas" / f"{name}.schema.json"
@@ -140,17 +140,17 @@ def _read_pipeline(folder: Path) -> None:
     for part in ("load", "normalize"):
         if (folder / part / ".version").exists():
             semver.Version.parse((folder / part / ".version").read_text(encoding="utf-8"))
-    for waiting in _files(folder / "normalize" / "extracted", folder / "load" / "normalized"):
-        if waiting.suffix == ".json":
-            json.loads(waiting.read_text(encoding="utf-8"))
-        elif waiting.suffix == ".parquet":
-            for _ in pq.ParquetFile(waiting).iter_batches():
+    for path in _list_files(folder / "normalize" / "extracted", folder / "load" / "normalized"):
+        if path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+        elif path.suffix == ".parquet":
+            for _ in pq.ParquetFile(path).iter_batches():
                 pass
-        elif waiting.suffix == ".gz":
-            with gzip.open(waiting) as packed:
+        elif path.suffix == ".gz":
+            with gzip.open(path) as packed:
                 while packed.read(CHUNK_BYTES):
                     pass
 
 
-def _files(*folders: Path) -> Iterator[Path]:
+def _list_files(*folders: Path) -> Iterator[Path]:
     return (path for folder in folders for path in folder.rglob("*") if path.is_file())

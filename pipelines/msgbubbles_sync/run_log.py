@@ -1,8 +1,7 @@
-"""What every run did: a line of JSON for each, beside the database, and the table `msgbubbles.sync_runs` in it; and
-the table `msgbubbles.source.failed_reads`, what could not be read and is tried again.
+"""Record every run: a line of JSON next to the database, and a row of `msgbubbles.sync_runs` in it.
 
-The line is written whatever became of the run, also where the database could not be opened. The tables are written
-whenever the database is published.
+The line is written however the run ended, even if the database could not be opened. The table is written whenever the
+database is published, and so is `msgbubbles.failed_reads`: what could not be read and is tried again.
 """
 
 from __future__ import annotations
@@ -24,18 +23,19 @@ from .tables import FAILED_READS, SQL_TYPES, SYNC_RUNS, column_definitions
 if TYPE_CHECKING:
     from msgbubbles.source.state import FailedRead
 
-KEPT_LINES = 1000
-FAILED_SHOWN = 5
+FILE = "runs.jsonl"
+MAX_LINES = 1000
+IDS_SHOWN = 5
 
 
 class RunLog:
     """The records of one warehouse's runs, oldest first."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "runs.jsonl"
+        self._path = folder / FILE
 
     def add(self, record: dict[str, Any]) -> None:
-        """Write a line, all or nothing, and forget those that are too many. The database has them longer."""
+        """Append a line, all or nothing, and remove old lines; the table has more of them."""
         line = json.dumps(record, separators=(",", ":")) + "\n"
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
@@ -43,44 +43,44 @@ class RunLog:
         finally:
             os.close(descriptor)
         lines = self._path.read_bytes().splitlines(keepends=True)
-        if len(lines) > 2 * KEPT_LINES:
-            kept = self._path.with_suffix(".new")
-            kept.write_bytes(b"".join(lines[-KEPT_LINES:]))
-            kept.replace(self._path)
+        if len(lines) > 2 * MAX_LINES:
+            new = self._path.with_suffix(".new")
+            new.write_bytes(b"".join(lines[-MAX_LINES:]))
+            new.replace(self._path)
 
     def records(self) -> list[dict[str, Any]]:
-        """All records that can be read; a line that a power cut has halved cannot."""
+        """Return all readable records; a power cut may leave half a line."""
         return self._read(0)
 
     def last(self) -> dict[str, Any] | None:
-        """The newest record; null where there is none, or it cannot be read."""
+        """Return the newest record; null if it is missing or damaged."""
         return next(iter(self._read(-1)), None)
 
     def _read(self, begin: int) -> list[dict[str, Any]]:
-        found = []
+        records = []
         for line in self._path.read_text(errors="replace").splitlines()[begin:] if self._path.exists() else ():
             try:
                 record = json.loads(line)
             except ValueError:
                 continue
             if isinstance(record, dict) and {"run_id", "started_at", "outcome", "exit_status"} <= record.keys():
-                found.append(record)
-        return found
+                records.append(record)
+        return records
 
 
 def store(connection: duckdb.DuckDBPyConnection, records: Iterable[dict[str, Any]], schema: str) -> None:
-    """Bring `sync_runs` in a schema of the warehouse up to date with these records."""
+    """Write these records to `sync_runs` in a schema of the warehouse."""
     table = f"{schema}.{SYNC_RUNS.name}"
     rows = [_row(record) for record in records]
     connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
     connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({column_definitions(SYNC_RUNS)})")
     has = {row[0] for row in connection.execute(f"DESCRIBE {table}").fetchall()}
     for column in SYNC_RUNS.columns:
-        if column.name not in has:  # made by an older version
+        if column.name not in has:  # an older release created the table
             connection.execute(f"ALTER TABLE {table} ADD COLUMN {column.name} {SQL_TYPES[column.type]}")
-    # The run that publishes is not quite over: its row is written once more by the next.
-    known = connection.execute(f"SELECT run_id, epoch_ms(ended_at) FROM {table}").fetchall()  # noqa: S608
-    new = [row for row in rows if (row[0], _ended_ms(row)) not in known]
+    # The run that publishes has not ended yet, so the next one writes its row again.
+    stored = connection.execute(f"SELECT run_id, epoch_ms(ended_at) FROM {table}").fetchall()  # noqa: S608
+    new = [row for row in rows if (row[0], _ended_ms(row)) not in stored]
     if new:
         names, marks = ", ".join(SYNC_RUNS.column_names), ", ".join("?" * len(SYNC_RUNS.columns))
         connection.execute("BEGIN")
@@ -90,11 +90,11 @@ def store(connection: duckdb.DuckDBPyConnection, records: Iterable[dict[str, Any
 
 
 def store_failed_reads(connection: duckdb.DuckDBPyConnection, failed: Iterable[FailedRead], schema: str) -> None:
-    """Make `failed_reads` in a schema of the warehouse hold these units and no others."""
+    """Replace the rows of `failed_reads` in a schema of the warehouse."""
     table = f"{schema}.{FAILED_READS.name}"
     rows = [
-        (one.kind, one.id, _at(one.since_ms), _at(one.last_tried_ms), one.tries, one.http_status, one.error_code)
-        for one in failed
+        (read.kind, read.id, _at(read.since_ms), _at(read.last_tried_ms), read.tries, read.http_status, read.error_code)
+        for read in failed
     ]
     connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
     connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({column_definitions(FAILED_READS)})")
@@ -106,18 +106,18 @@ def store_failed_reads(connection: duckdb.DuckDBPyConnection, failed: Iterable[F
 
 
 def describe_failed_reads(failed: Sequence[FailedRead]) -> list[str]:
-    """Return a line for each kind of what could not be read, with the first ids and the last error."""
+    """Return a line for each kind of failed reads, with the first ids and the last error."""
     lines = []
-    for kind in sorted({one.kind for one in failed}):
-        of_kind = [one for one in failed if one.kind == kind]
-        # A message may name a chat that is somebody's number.
-        ids = ", ".join("[handle]" if parse_handle(one.id) else one.id for one in of_kind[:FAILED_SHOWN])
-        more = f" and {len(of_kind) - FAILED_SHOWN:,} more" if len(of_kind) > FAILED_SHOWN else ""
-        last = max(of_kind, key=lambda one: one.last_tried_ms)
-        error = " ".join(str(one) for one in (last.http_status, last.error_code) if one) or "no answer"
+    for kind in sorted({read.kind for read in failed}):
+        reads = [read for read in failed if read.kind == kind]
+        # The id of a chat may be a phone number.
+        ids = ", ".join("[handle]" if parse_handle(read.id) else read.id for read in reads[:IDS_SHOWN])
+        more = f" and {len(reads) - IDS_SHOWN:,} more" if len(reads) > IDS_SHOWN else ""
+        last = max(reads, key=lambda read: read.last_tried_ms)
+        error = " ".join(str(part) for part in (last.http_status, last.error_code) if part) or "no response"
         lines.append(
-            f"could not be read: {kind} {ids}{more} ({error}); everything else was, and these are tried again. "
-            "They are in msgbubbles.failed_reads"
+            f"could not be read: {kind} {ids}{more} ({error}). The next run tries again; all other rows were read. "
+            "See msgbubbles.failed_reads"
         )
     return lines
 
@@ -135,15 +135,12 @@ def _ended_ms(row: Sequence[Any]) -> int:
 
 
 def _row(record: dict[str, Any]) -> Sequence[Any]:
-    return [_stored(record.get(column.name), column.type) for column in SYNC_RUNS.columns]
+    return [_storable(record.get(column.name), column.type) for column in SYNC_RUNS.columns]
 
 
-def _stored(value: Any, kind: ColumnType) -> Any:
-    """A value as every destination stores it: names of fields are in there, which the API makes."""
-    from msgbubbles.source.storable import (  # imports dlt, which has to be configured before
-        storable_json,
-        storable_text,
-    )
+def _storable(value: Any, kind: ColumnType) -> Any:
+    """Return a value that every destination can store: it may contain field names, which the API makes up."""
+    from msgbubbles.source.storable import storable_json, storable_text  # imports dlt, which must be configured first
 
     if kind == "json" and value is not None:
         return storable_json(json.dumps(value))

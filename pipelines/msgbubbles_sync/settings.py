@@ -1,8 +1,8 @@
-"""The settings of the application: each with its type, range and default, declared once, and the only way to them.
+"""Declare the settings of the application, each with its type, range and default, and load them.
 
-A value comes from `config.toml`, from `secrets.toml` or from the environment; a later one of these overrides an earlier
-one, and those of `[accounts.NAME]` override all of them. What is not a setting is refused, so that no typing error
-goes unnoticed. Imports no dlt, which takes seconds that a receiver after a crash does not have.
+A value comes from `config.toml`, `secrets.toml` or the environment; a later source overrides an earlier one, and values
+of `[accounts.NAME]` override all of them. Unknown keys are refused, so that typing errors are noticed. This module does
+not import dlt, which takes seconds: a receiver has to restart quickly after a crash.
 """
 
 from __future__ import annotations
@@ -97,8 +97,10 @@ class WebhookSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings, checked. `webhook_secrets` are those that do not change while a receiver runs; null where they are
-    read from a file, which may change.
+    """All settings, checked.
+
+    `webhook_secrets` do not change while a receiver runs; null if a file has them, which the receiver reads again.
+    `placeholder` is the error message if the API key is a placeholder.
     """
 
     source: SourceSettings = field(default_factory=SourceSettings)
@@ -112,11 +114,10 @@ class Settings:
     api_key: str = field(default="", repr=False)
     privacy_key: str | None = field(default=None, repr=False)
     webhook_secrets: tuple[str, ...] | None = field(default=None, repr=False)
-    # What to say where the API key is that of an example.
     placeholder: str | None = None
 
     def describe_policy(self) -> str:
-        """Describe the privacy policy: its preset, and the settings that are different."""
+        """Describe the privacy policy: its preset, and the settings that differ from it."""
         preset = PRESETS[self.preset]
         own = [
             f"{name} = {json.dumps(value)}"
@@ -143,7 +144,7 @@ OWN: dict[str, dict[str, Any]] = {
     "transforms": settings_in(TransformSettings),
     "webhooks": {**settings_in(WebhookSettings), "secrets": Secrets | Text},
 }
-# Sections that [accounts.NAME] may have besides `privacy`; everything else in it configures the source.
+# Sections that [accounts.NAME] may have besides `privacy`; its other keys configure the source.
 ACCOUNT_SECTIONS = tuple(OWN)
 SOURCE = {**settings_in(SourceSettings), "api_key": Text, "privacy": PRIVACY}
 SOURCE_KEY = ("sources", "msgbubbles")
@@ -151,7 +152,7 @@ API_KEY, PRIVACY_KEY = (*SOURCE_KEY, "api_key"), (*SOURCE_KEY, "privacy", "key")
 SECRETS = (API_KEY, PRIVACY_KEY, ("webhooks", "secrets"))
 PLACEHOLDER = re.compile(r"(sk|whsec)?_?(live|test)?_?(\.{2,}|…|x+|\*+|<.*>|your.*key.*)", re.IGNORECASE)
 
-# What was a setting once, and what to do about it.
+# Settings of earlier releases, and what to do about them.
 FORMER = {
     (*SOURCE_KEY, "settle_seconds"): "Rename it to lookback_seconds.",
     ("sync", "slice_pages"): "Rename it to batch_pages.",
@@ -168,13 +169,13 @@ SCHEMA = Schema({"sources": {"msgbubbles": SOURCE}, **OWN}, SOURCE_KEY, FORMER)
 
 
 def load_settings(account: str | None = None) -> Settings:
-    """Read the settings, those of an account if one is named. Raises `UsageError`, which says what to correct where."""
-    given = list(_read_values())
-    shared = {value.key: value for value in given if value.account is None}
+    """Load the settings, or those of an account. Raises `UsageError`, which says what to fix where."""
+    values = list(_read_values())
+    shared = {value.key: value for value in values if value.account is None}
     if account is None:
         return _build(shared, {})
     shared.pop(API_KEY, None)  # an account without a key must not read another one
-    return _build(shared, {value.key: value for value in given if value.account == account})
+    return _build(shared, {value.key: value for value in values if value.account == account})
 
 
 def read_webhook_secrets(path: Path) -> tuple[str, ...]:
@@ -196,24 +197,24 @@ def account_names() -> list[str]:
     for file in FILES:  # a section may be empty
         names |= read_toml(configuration_folder() / file).get("accounts", {}).keys()
     for name in names:
-        # PostgreSQL keeps names that begin with pg_ for itself; others would be taken for schemas of dlt's.
-        is_taken = f"{name}_".startswith("pg_") or name.endswith("msgbubbles")
-        if not ACCOUNT_NAME.fullmatch(name) or len(name) > MAX_ACCOUNT_LETTERS or is_taken:
+        # PostgreSQL reserves names that start with pg_; others would look like schemas of dlt.
+        is_reserved = f"{name}_".startswith("pg_") or name.endswith("msgbubbles")
+        if not ACCOUNT_NAME.fullmatch(name) or len(name) > MAX_ACCOUNT_LETTERS or is_reserved:
             raise UsageError(
-                f"[accounts.{name}]: an account's name is of small letters and digits, with _ between them; it begins "
-                "with a letter but not with pg_, does not end in msgbubbles, and has "
-                f"{MAX_ACCOUNT_LETTERS} of them at most; choose another"
+                f"[accounts.{name}]: the name of an account has at most {MAX_ACCOUNT_LETTERS} lowercase letters and "
+                "digits, with _ between them; it starts with a letter but not with pg_, and does not end with "
+                "msgbubbles. Choose another"
             )
     return sorted(names)
 
 
 def _read_values() -> Iterator[Value]:
-    """Yield every value that is set, if it is in the file where it belongs. Raises `UsageError`."""
+    """Yield every value that is set. Raises `UsageError` if it is in the wrong file."""
     for value in read_values(SCHEMA):
         if value.file == "config.toml" and value.key in SECRETS:
             raise UsageError(f"{_name(value)} is a secret: move it from config.toml to dlt_config/secrets.toml")
         if value.file == "secrets.toml" and value.key[:-1] == PRIVACY_KEY[:-1] and value.key != PRIVACY_KEY:
-            # The policy is in one file, so that nobody misses half of it.
+            # The whole policy is in one file, so that nobody overlooks a part of it.
             raise UsageError(f"{_name(value)} is no secret: move it from secrets.toml to dlt_config/config.toml")
         yield value
 
@@ -227,7 +228,7 @@ def _name(value: Value) -> str:
 
 
 def _build(shared: dict[Key, Value], own: dict[Key, Value]) -> Settings:
-    """Build the settings from what is given for all accounts and for one."""
+    """Build the settings from the values for all accounts and those for one."""
     values = shared | own
     by_section: dict[Key, dict[str, Any]] = {}
     for key, value in values.items():
@@ -239,7 +240,7 @@ def _build(shared: dict[Key, Value], own: dict[Key, Value]) -> Settings:
     webhooks.pop("secrets", None)
     try:
         policy = parse_policy(privacy)
-    except ConfigurationError as error:  # two settings that do not go together
+    except ConfigurationError as error:  # two settings contradict each other
         last = list(privacy)[-1]
         raise UsageError(f"{values[(*SOURCE_KEY, 'privacy', last)].where()}: {error}") from None
     vault = privacy.get("vault")
@@ -260,15 +261,15 @@ def _build(shared: dict[Key, Value], own: dict[Key, Value]) -> Settings:
 
 
 def _find_fixed_secrets(shared: dict[Key, Value], own: dict[Key, Value]) -> tuple[str, ...] | None:
-    """Return the secrets of an account or of the environment: those in a file for all may change."""
-    given = own.get(("webhooks", "secrets")) or shared.get(("webhooks", "secrets"))
-    if given is None or (given.file is not None and given.account is None):
+    """Return the secrets of an account or of the environment; those of a file for all accounts may change."""
+    value = own.get(("webhooks", "secrets")) or shared.get(("webhooks", "secrets"))
+    if value is None or (value.file is not None and value.account is None):
         return None
-    return _convert_secrets(given.value, given.where)
+    return _convert_secrets(value.value, value.where)
 
 
 def _convert_secrets(value: Any, where: Callable[[], str]) -> tuple[str, ...]:
-    """Convert secrets: a list, the same as JSON, or only one."""
+    """Convert secrets: a list, a list as JSON, or a single one."""
     is_alone = isinstance(value, str) and not value.lstrip().startswith("[")
     try:
         return tuple(convert("[webhooks] secrets", (value,) if is_alone else value, Secrets))
@@ -279,4 +280,4 @@ def _convert_secrets(value: Any, where: Callable[[], str]) -> tuple[str, ...]:
 def _describe_placeholder(api_key: Value | None) -> str | None:
     if api_key is None or not PLACEHOLDER.fullmatch(api_key.value.strip()):
         return None
-    return f"{api_key.where()}: api_key is the placeholder of an example. Put the key of your account there."
+    return f"{api_key.where()}: api_key is a placeholder. Replace it by the key of your account."

@@ -134,7 +134,7 @@ SYNC_RUNS = Table(
         _number("retries", "Number of requests that were repeated after an error."),
         _number("received_bytes", "Size of the answers in bytes."),
         _number("paced_seconds", "Seconds spent waiting for the rate limiter.", "double"),
-        _number("slices", "Number of loads."),
+        _number("batches", "Number of loads."),
         _json("seconds", "Seconds by phase, as a JSON object."),
         _json("tables", "Number of new, changed and unchanged rows by table, as a JSON object."),
         _json("streams", "Pages, rows, rejected rows and coverage by stream, as a JSON object."),

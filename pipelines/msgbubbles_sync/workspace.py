@@ -1,4 +1,4 @@
-"""The files of a warehouse.
+"""Find the files of a warehouse.
 
 Readers open `warehouse.duckdb`. The job's own files are next to it, in `.msgbubbles/warehouse/`: the database that it
 works on, dlt's and dbt's working folders, the lock, and the markers of pending work. Each of several accounts has all
@@ -17,16 +17,16 @@ from pathlib import Path
 from .errors import UsageError
 from .files import follow_links, move_damaged, write_privately
 
-# The project: the checkout that this module is in; where the package is installed, the working directory.
+# The project: the checkout that this module is in, or the working directory if the package is installed.
 CHECKOUT = Path(__file__).resolve().parents[2]
 IS_CHECKOUT = (CHECKOUT / "pyproject.toml").is_file()
 ROOT = CHECKOUT if IS_CHECKOUT else Path.cwd()
 PIPELINE = "msgbubbles"
 DATASET = "msgbubbles"
-# The file that says whose rows a warehouse holds, and its copy in the tables.
+# The file that names the account whose rows a warehouse holds, and its copy in the tables.
 CLAIM, CLAIM_TABLE = "account.json", "_account"
-# How many steps of `migrations.py` a workspace and a warehouse have: in a file, and in a table.
-VERSION, VERSION_FILE, VERSION_TABLE = 1, "version", "_version"
+# How many steps of `migrations.py` a workspace (in a file) and a warehouse (in a table) have.
+VERSION, VERSION_FILE, VERSION_TABLE = 2, "version", "_version"
 # Characters with a meaning in the queries that dlt builds from a path, and bytes that are not UTF-8.
 UNUSABLE = re.compile(r"""['"%*?\[\]{}\x00-\x1f\ud800-\udfff]""")
 # Settings of dlt that the job relies on.
@@ -36,7 +36,7 @@ RELIED_ON = {
     "LOAD__DELETE_COMPLETED_JOBS": "true",
     "LOAD__TRUNCATE_STAGING_DATASET": "true",
     "RUNTIME__DLTHUB_TELEMETRY": "false",
-    # The job says what goes wrong; what dlt logs of it quotes rows.
+    # dlt's log messages may quote rows; the job reports errors itself.
     "RUNTIME__LOG_LEVEL": "CRITICAL",
 }
 SCHEMAS = ("msgbubbles", "msgbubbles_staging", "staging", "marts")
@@ -46,8 +46,7 @@ SCHEMAS = ("msgbubbles", "msgbubbles_staging", "staging", "marts")
 class Workspace:
     """The files of a warehouse, or of one of its accounts.
 
-    `database` is the published file; with a `destination` other than `duckdb` it only says where the job's own files
-    are.
+    `database` is the published file; with another `destination` than `duckdb` it only places the job's own files.
     """
 
     database: Path
@@ -56,18 +55,18 @@ class Workspace:
 
     @classmethod
     def from_path(cls, database: Path, destination: str = "duckdb", account: str | None = None) -> Workspace:
-        """Check the path of a database, and return its workspace. Raises `UsageError`."""
+        """Build the workspace of a database. Raises `UsageError` for a path that cannot be used."""
         database = database.expanduser().absolute()
         if database.stem in SCHEMAS:
             raise UsageError(
-                f"--database: no file may be called {database.name}, because {database.stem} is also a schema in it, "
-                "and DuckDB could not tell which of the two a query means; choose another name"
+                f"--database: the file may not be called {database.name}, because the database has a schema "
+                f"{database.stem}, and queries would be ambiguous; choose another name"
             )
         refused = UNUSABLE.search(str(database))
         if refused:
             raise UsageError(
-                f"--database: the path {str(database)!r} contains {refused[0]!r}, and DuckDB and dlt cannot load files "
-                "from such a folder; rename it, or choose another"
+                f"--database: the path {str(database)!r} contains {refused[0]!r}, which DuckDB and dlt cannot handle; "
+                "rename the folder or file, or choose another"
             )
         if database.is_dir() or not database.parent.is_dir():
             raise UsageError(f"--database: {database} must be a file in a folder that exists")
@@ -85,11 +84,11 @@ class Workspace:
 
     @property
     def combined(self) -> Path:
-        """The database that shows all accounts."""
+        """The database that shows the tables of all accounts."""
         return self.database.with_name(f"{self.database.stem.removesuffix(f'_{self.account}')}{self.database.suffix}")
 
     def refuse_unnamed_account(self) -> None:
-        """Raise `UsageError` where the file that would show all accounts holds one that has no name."""
+        """Raise `UsageError` if the file that would show all accounts holds an unnamed account."""
         whole = Workspace.from_path(self.combined, self.destination)
         if self.account is None or not (whole.folder / CLAIM).exists():
             return
@@ -97,8 +96,9 @@ class Workspace:
         if self.destination == "duckdb":
             moves = [f"mv {whole.database} {self.database}", *moves]
         raise UsageError(
-            f"{whole.database.name} holds one account, which has no name. If it is {self.account}, let it go on under "
-            "that name:\n\n  " + "\n  ".join(moves) + "\n\nOtherwise choose another --database for the accounts"
+            f"{whole.database.name} holds an account without a name. If it is {self.account}, rename it:\n\n  "
+            + "\n  ".join(moves)
+            + "\n\nOtherwise choose another --database for the accounts"
         )
 
     @property
@@ -113,12 +113,12 @@ class Workspace:
         return "" if self.account is None else f"{self.account}_"
 
     def forget_loads(self) -> None:
-        """Delete dlt's state so that everything is read again: the tables that it speaks of are lost, or elsewhere."""
+        """Delete dlt's state so that everything is read again, because its tables are lost or elsewhere."""
         shutil.rmtree(self.folder / "dlt" / PIPELINE, ignore_errors=True)
 
     @property
     def work(self) -> Path:
-        """The database that the job works on. It has the published one's name, by which SQL calls it."""
+        """The database that the job works on. It has the same name as the published one, because queries use it."""
         return self.folder / self.database.name
 
     def find_damaged(self) -> list[Path]:
@@ -137,7 +137,7 @@ class Workspace:
 
     @property
     def version(self) -> int:
-        """The version of these files; 0 where a release without versions wrote them."""
+        """The version of these files; 0 if a release without versions wrote them."""
         with suppress(OSError, ValueError):
             return int((self.folder / VERSION_FILE).read_text())
         return 0
@@ -154,7 +154,7 @@ class Workspace:
         for name, value in RELIED_ON.items():
             os.environ.setdefault(name, value)
 
-    # The markers of pending work outlive a killed job.
+    # Markers of pending work, which outlive a killed job.
 
     def is_pending(self, step: str) -> bool:
         return (self.folder / f"{step}.pending").exists()

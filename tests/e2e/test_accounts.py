@@ -273,7 +273,7 @@ def test_a_warehouse_of_one_account_goes_on_as_one_of_several(new_job: NewJob) -
     north = made.jobs["north"]
     north.run()
     _, errors = made.run("--account", "north", "--no-transform", status=2)
-    assert "company.duckdb holds one account, which has no name. If it is north," in errors
+    assert "company.duckdb holds an account without a name. If it is north," in errors
     for line in errors.splitlines():
         if line.startswith("  "):
             subprocess.run(line.split(), check=True)

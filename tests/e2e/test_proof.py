@@ -53,7 +53,7 @@ def test_every_run_is_on_record_in_the_warehouse_and_as_json(new_job: NewJob) ->
     assert first["streams"]["chats"]["new_fields"] == ["mood"]
     assert first["streams"]["messages"]["covered_before"] is None
     assert last["streams"]["messages"]["covered_before"]["to"] < last["streams"]["messages"]["covered"]["to"]
-    assert first["slices"] == 1
+    assert first["batches"] == 1
     assert first["received_bytes"] > 100_000
     assert {"extract", "normalize", "commit", "load", "publish"} <= first["seconds"].keys()
     assert {"msgbubbles-sync", "dlt", "duckdb", "python"} <= first["versions"].keys()

@@ -136,7 +136,7 @@ def test_a_disk_that_is_full(new_job: NewJob) -> None:
         free = shutil.disk_usage(disk).free
         ballast.write_bytes(bytes(free - 1_500_000))
         said = refused(job)
-        assert "no space is left" in said
+        assert "no space left" in said
         ballast.unlink()
         completes(job)
 
@@ -151,7 +151,7 @@ def test_a_file_that_may_not_grow(new_job: NewJob) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     outcome = job.finish(process)
     assert outcome.status == 1
-    assert "no space is left" in said_by(job, outcome)
+    assert "no space left" in said_by(job, outcome)
     completes(job)
 
 

@@ -1,4 +1,4 @@
-"""A failure of this machine is named by its cause; deleting files is proposed for none."""
+"""A failure of this machine is explained by its cause, and no message proposes to delete files."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from msgbubbles_sync.workspace import Workspace
 HOLDER = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print(flush=True); sys.stdin.read()"
 
 
-def out_of_duckdbs_memory(_workspace: Workspace) -> None:
+def exceed_duckdb_memory(_workspace: Workspace) -> None:
     with duckdb.connect(config={"memory_limit": "1MB"}) as connection:
         connection.execute("CREATE TABLE t AS SELECT i, md5(i::VARCHAR) AS text FROM range(1000000) t(i)")
 
 
-def held_by_another_process(workspace: Workspace) -> None:
+def hold_in_another_process(workspace: Workspace) -> None:
     workspace.make_folders()
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(workspace.work)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -40,15 +40,15 @@ def held_by_another_process(workspace: Workspace) -> None:
         duckdb.connect(str(workspace.work))
 
 
-def damaged(workspace: Workspace) -> None:
+def damage(workspace: Workspace) -> None:
     workspace.make_folders()
     workspace.work.write_bytes(b"no database" * 5000)
     duckdb.connect(str(workspace.work))
 
 
-def raised(error: BaseException) -> Callable[[Workspace], None]:
+def raise_in_dlt(error: BaseException) -> Callable[[Workspace], None]:
     def fail(_workspace: Workspace) -> None:
-        # As dlt wraps it, which says nothing of the cause.
+        # dlt wraps it in an error that does not name the cause.
         raise PipelineException("msgbubbles", "load failed") from error
 
     return fail
@@ -57,49 +57,52 @@ def raised(error: BaseException) -> Callable[[Workspace], None]:
 @pytest.mark.parametrize(
     ("fail", "says"),
     [
-        (out_of_duckdbs_memory, "memory ran out"),
-        (raised(MemoryError()), "memory ran out"),
-        (raised(RuntimeError("can't start new thread")), "memory ran out"),
-        (raised(OSError(errno.ENOMEM, "Cannot allocate memory", "/a/file")), "memory ran out"),
-        (raised(ImportError("libarrow.so: failed to map segment from shared object")), "memory ran out"),
-        (held_by_another_process, "is open in process"),
-        (damaged, "a run restores the one from the other"),
-        (raised(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/file")), "no space is left for /a/file"),
-        (raised(OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/a/file")), "/a/file: Too many open files"),
-        (raised(PermissionError(errno.EACCES, "Permission denied", "/etc/key")), "/etc/key cannot be used"),
-        (raised(ValueError("of a row")), "a load could not be finished (ValueError): run again"),
-        (raised(LoadClientJobFailed("1", "2", "of a row", ValueError())), "LoadClientJobFailed"),
+        (exceed_duckdb_memory, "out of memory"),
+        (raise_in_dlt(MemoryError()), "out of memory"),
+        (raise_in_dlt(RuntimeError("can't start new thread")), "out of memory"),
+        (raise_in_dlt(OSError(errno.ENOMEM, "Cannot allocate memory", "/a/file")), "out of memory"),
+        (raise_in_dlt(ImportError("libarrow.so: failed to map segment from shared object")), "out of memory"),
+        (hold_in_another_process, "is open in process"),
+        (damage, "the next run restores one from the other"),
+        (raise_in_dlt(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/file")), "no space left for /a/file"),
+        (raise_in_dlt(OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/a/file")), "/a/file: Too many open files"),
+        (
+            raise_in_dlt(PermissionError(errno.EACCES, "Permission denied", "/etc/key")),
+            "/etc/key cannot be read or written",
+        ),
+        (raise_in_dlt(ValueError("of a row")), "a load did not finish (ValueError): run again"),
+        (raise_in_dlt(LoadClientJobFailed("1", "2", "of a row", "")), "LoadClientJobFailed"),
     ],
 )
-def test_cause_is_named_and_nothing_is_to_be_removed(
+def test_cause_is_explained_without_proposing_to_remove_files(
     tmp_path: Path, fail: Callable[[Workspace], None], says: str
 ) -> None:
     workspace = Workspace.from_path(tmp_path / "company.duckdb")
-    with pytest.raises(Exception) as raising:  # noqa: PT011 - whatever it is
+    with pytest.raises(Exception) as raising:  # noqa: PT011 - of any type
         fail(workspace)
-    said = find_cause(raising.value, build_context(workspace)) or ""
-    assert says in said
-    assert "remove" not in said
-    assert "of a row" not in said
+    message = find_cause(raising.value, build_context(workspace)) or ""
+    assert says in message
+    assert "remove" not in message
+    assert "of a row" not in message
 
 
 @pytest.mark.parametrize("error", [UnicodeEncodeError("ascii", "·", 0, 1, "no"), ValueError("of a row"), KeyError("x")])
-def test_cause_that_is_not_known_is_not_blamed_on_files(tmp_path: Path, error: Exception) -> None:
+def test_unknown_cause_is_not_blamed_on_files(tmp_path: Path, error: Exception) -> None:
     workspace = Workspace.from_path(tmp_path / "company.duckdb")
     workspace.make_folders()
     context = build_context(workspace)
     assert find_cause(error, context) is None
     outcome = explain_end(error, context)
     assert outcome.exit_status == 1
-    assert outcome.message.startswith(f"{type(error).__name__}; what was loaded stays")
+    assert outcome.message.startswith(f"{type(error).__name__}; loaded rows stay")
 
 
-def test_interrupted_load_is_a_stop(tmp_path: Path) -> None:
+def test_interrupted_load_counts_as_stopped(tmp_path: Path) -> None:
     error = PipelineException("msgbubbles", "load failed")
     error.__cause__ = KeyboardInterrupt()
     outcome = explain_end(error, build_context(Workspace.from_path(tmp_path / "company.duckdb")))
     assert outcome.exit_status == 130
-    assert "stopped at once" in outcome.message
+    assert "stopped immediately" in outcome.message
 
 
 @pytest.mark.parametrize(
@@ -140,7 +143,7 @@ def test_each_end_of_a_command_has_its_exit_status(tmp_path: Path, ended_by: Bas
         ("SSL_CERT_FILE", "/dev/null", "SSL_CERT_FILE: /dev/null cannot be read"),
     ],
 )
-def test_variable_that_cannot_be_used_is_named_without_a_password(
+def test_unusable_variable_is_named_without_its_password(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str | None
 ) -> None:
     monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""Damaged files of the job are moved aside, and restored from what the destination knows."""
+"""Damaged files of the job are renamed, and restored from the destination."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ LOG = b"\xff\x00 of a write-ahead log" * 20
 
 
 def load(workspace: Workspace, *ids: int) -> list[int]:
-    """Load rows with dlt, and return which have ever been loaded, as its state knows them."""
+    """Load rows with dlt, and return the ids of all loads, which its state has."""
 
     @dlt.resource(name="rows", write_disposition="append")
     def rows() -> Iterator[dict[str, int]]:
         state = dlt.current.resource_state()
         state["ids"] = [*state.get("ids", []), *ids]
-        yield from ({"id": one} for one in ids)
+        yield from ({"id": number} for number in ids)
 
     pipeline = build_pipeline(workspace)
     pipeline.run(rows())
-    known: list[int] = pipeline.state["sources"]["msgbubbles"]["resources"]["rows"]["ids"]
-    return known
+    loaded: list[int] = pipeline.state["sources"]["msgbubbles"]["resources"]["rows"]["ids"]
+    return loaded
 
 
 def stored(workspace: Workspace) -> list[int]:
     with build_destination(workspace).open_writer() as connection:
-        return [one for (one,) in connection.execute("SELECT id FROM msgbubbles.rows ORDER BY id").fetchall()]
+        return [number for (number,) in connection.execute("SELECT id FROM msgbubbles.rows ORDER BY id").fetchall()]
 
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a warehouse into which dlt has loaded, and that was published."""
+    """Build a folder with a published warehouse."""
     workspace = Workspace.from_path(tmp_path_factory.mktemp("loaded") / "company.duckdb")
     workspace.make_folders()
     load(workspace, 1, 2)
@@ -61,10 +61,10 @@ def workspace(loaded: Path, tmp_path: Path) -> Workspace:
 
 
 def restored(workspace: Workspace) -> list[str]:
-    said: list[str] = []
-    restore(workspace, build_destination(workspace), said.append)
+    messages: list[str] = []
+    restore(workspace, build_destination(workspace), messages.append)
     build_destination(workspace).prepare()
-    return said
+    return messages
 
 
 def test_intact_files_stay_and_loaded_packages_are_removed(workspace: Workspace) -> None:
@@ -138,7 +138,7 @@ def test_damaged_work_database_is_restored_from_the_published_file(workspace: Wo
     [line] = restored(workspace)
     assert f"{workspace.work} was damaged: restored from the published file" in line
     assert stored(workspace) == [1, 2]
-    assert load(workspace, 3) == [1, 2, 3], "what dlt remembers is what the published file has"
+    assert load(workspace, 3) == [1, 2, 3], "dlt's state is that of the published file"
     assert {path.name.partition(".damaged-")[0] for path in workspace.find_damaged()} == {
         "company.duckdb",
         "company.duckdb.wal",
@@ -172,4 +172,4 @@ def test_work_database_changed_by_a_command_is_not_restored(workspace: Workspace
     with duckdb.connect(str(workspace.work)) as connection:
         connection.execute("CREATE TABLE msgbubbles.more AS SELECT 1 AS id")
         connection.execute("CHECKPOINT")
-    assert restored(workspace) == [], "it looks otherwise than when the last run ended, and is whole"
+    assert restored(workspace) == [], "it differs from when the last run ended, but is not damaged"

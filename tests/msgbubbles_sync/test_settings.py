@@ -25,7 +25,7 @@ from msgbubbles_sync.errors import UsageError
 
 @pytest.fixture(autouse=True)
 def environment() -> Iterator[None]:
-    """What is set in a test is gone after it."""
+    """Unset after each test what it has set."""
     before = dict(os.environ)
     yield
     os.environ.clear()
@@ -34,7 +34,7 @@ def environment() -> Iterator[None]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder of configuration, which is also in the working folder."""
+    """Create an empty configuration folder in the working directory."""
     folder = tmp_path / "dlt_config"
     folder.mkdir()
     monkeypatch.chdir(tmp_path)
@@ -91,7 +91,7 @@ def test_accounts_are_those_of_both_files_and_the_environment(accounts: Path, mo
 )
 def test_account_that_no_schema_or_file_can_be_named_after_is_refused(accounts: Path, name: str) -> None:
     (accounts / "config.toml").write_text(f'[accounts."{name}"]\n')
-    with pytest.raises(UsageError, match="choose another"):
+    with pytest.raises(UsageError, match="Choose another"):
         settings.account_names()
 
 
@@ -141,9 +141,9 @@ def test_sandbox_is_none_of_the_configured_accounts(tmp_path: Path) -> None:
     ],
 )
 def test_value_in_the_wrong_place_is_refused_without_being_quoted(text: str, says: str) -> None:
-    said = refusal(text, account="north")
-    assert said.startswith(f"dlt_config/config.toml:{says}")
-    assert "sk_1" not in said
+    message = refusal(text, account="north")
+    assert message.startswith(f"dlt_config/config.toml:{says}")
+    assert "sk_1" not in message
 
 
 # Names
@@ -171,16 +171,16 @@ def misspelt_sections() -> Iterator[tuple[str, str]]:
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(("section", "key"), SETTINGS)
 def test_misspelt_key_is_refused_with_the_right_one(section: str, key: str) -> None:
-    said = refusal(f"# A comment\n\n[{section}]\n{misspelt(key)} = 1\n")
-    assert said == (f"dlt_config/config.toml:4: [{section}] {misspelt(key)} is not a setting. Did you mean {key}?")
+    message = refusal(f"# A comment\n\n[{section}]\n{misspelt(key)} = 1\n")
+    assert message == (f"dlt_config/config.toml:4: [{section}] {misspelt(key)} is not a setting. Did you mean {key}?")
     assert refusal("", f"[{section}]\n{misspelt(key)} = 1\n").startswith("dlt_config/secrets.toml:2: ")
 
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(("section", "wrong"), list(misspelt_sections()))
 def test_misspelt_section_is_refused_with_the_right_one(section: str, wrong: str) -> None:
-    said = refusal(f"\n[{wrong}]\nsome_key = 1\n")
-    assert said == (
+    message = refusal(f"\n[{wrong}]\nsome_key = 1\n")
+    assert message == (
         f"dlt_config/config.toml:2: [{wrong}] is not a section of this project or of dlt. Did you mean [{section}]?"
     )
 
@@ -326,9 +326,9 @@ def test_line_is_found_wherever_a_value_begins() -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_privacy_settings_that_do_not_go_together_are_refused() -> None:
-    said = refusal('[sources.msgbubbles.privacy]\nown_numbers = "pseudonym"\n')
-    assert said.startswith("dlt_config/config.toml:2: ")
-    assert "set handles too, or leave own_numbers out" in said
+    message = refusal('[sources.msgbubbles.privacy]\nown_numbers = "pseudonym"\n')
+    assert message.startswith("dlt_config/config.toml:2: ")
+    assert "set handles too, or leave own_numbers out" in message
 
 
 @pytest.mark.usefixtures("folder")
@@ -340,7 +340,7 @@ def test_placeholder_is_no_api_key(key: str) -> None:
     Path("dlt_config/secrets.toml").write_text(f'[sources.msgbubbles]\napi_key = "{key}"\n')
     with pytest.raises(UsageError) as refused:
         check_api_key(settings.load_settings(), "chats.py")
-    assert str(refused.value).startswith("dlt_config/secrets.toml:2: api_key is the placeholder of an example.")
+    assert str(refused.value).startswith("dlt_config/secrets.toml:2: api_key is a placeholder.")
 
 
 @pytest.mark.usefixtures("folder")

@@ -1,4 +1,4 @@
-"""What an older release wrote is brought to this one's version, wherever it stopped, and a newer one is refused."""
+"""The files and tables of an older release are upgraded, wherever it stopped; those of a newer one are refused."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import duckdb
 import pytest
 
 from helpers import postgres
+from helpers.context import RecordingConsole, build_context
 from helpers.job import Job
 from helpers.lake import lake_at
 from helpers.warehouse_rows import differences_of, landed_in
@@ -23,6 +24,7 @@ from msgbubbles_sync.destinations.parquet_tables import Table
 from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.migrations import PIPELINES, migrate, rename_column
+from msgbubbles_sync.run_log import RunLog
 from msgbubbles_sync.sandbox import Account, NewMessage, seed, serve
 from msgbubbles_sync.workspace import VERSION, Workspace
 
@@ -32,13 +34,13 @@ OLD, NEW = "_read_at", "_fetched_at"
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    """The fixture `plain`, which the release before versions wrote."""
+    """Unpack the fixture `plain`, which the release before versions wrote."""
     with tarfile.open(HERE / "plain.tar.xz") as archive:
         archive.extractall(tmp_path, filter="tar")
-    found = Workspace.from_path(tmp_path / "company.duckdb")
-    found.make_folders()
-    found.configure_dlt()
-    return found
+    workspace = Workspace.from_path(tmp_path / "company.duckdb")
+    workspace.make_folders()
+    workspace.configure_dlt()
+    return workspace
 
 
 def tables_with(workspace: Workspace, column: str) -> set[tuple[str, str]]:
@@ -52,25 +54,25 @@ def tables_with(workspace: Workspace, column: str) -> set[tuple[str, str]]:
         )
 
 
-def dlt_knows(workspace: Workspace) -> dict[str, tuple[set[str], Any]]:
-    """The columns that the stored schema of each pipeline has, and what its state remembers."""
-    found = {}
+def read_dlt_files(workspace: Workspace) -> dict[str, tuple[set[str], Any]]:
+    """Return the columns in the stored schema of each pipeline, and its state."""
+    pipelines = {}
     for name in PIPELINES:
         shutil.rmtree(workspace.folder / "dlt" / name, ignore_errors=True)
         pipeline = build_pipeline(workspace, name)
         pipeline.sync_destination()
         [schema_name] = pipeline.schema_names
         tables = pipeline.schemas[schema_name].tables.values()
-        found[name] = ({column for table in tables for column in table["columns"]}, pipeline.state.get("sources"))
-    return found
+        pipelines[name] = ({column for table in tables for column in table["columns"]}, pipeline.state.get("sources"))
+    return pipelines
 
 
 class StopHereError(Exception):
-    """As if the process had been killed."""
+    """Stands for a kill of the process."""
 
 
-def stopping_after(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
-    """Stop a migration after so many of the things that it does."""
+def stop_after(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+    """Stop a migration after this many calls."""
     done = 0
 
     def stops(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -88,22 +90,20 @@ def stopping_after(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
 
 
 @pytest.mark.parametrize("calls", [2, 4, 6, 8])
-def test_migration_goes_on_where_it_was_killed(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, calls: int
-) -> None:
-    expected = {name: state for name, (_, state) in dlt_knows(workspace).items()}
+def test_killed_migration_is_continued(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+    expected = {name: state for name, (_, state) in read_dlt_files(workspace).items()}
     tables = tables_with(workspace, OLD)
     assert tables
     with monkeypatch.context() as patch:
-        stopping_after(patch, calls)
+        stop_after(patch, calls)
         with pytest.raises(StopHereError):
-            migrate(workspace, print)
+            migrate(build_context(workspace))
     with pytest.raises(UsageError, match=r"Run chats\.py once"):
         check_version(workspace, build_destination(workspace))
 
-    migrate(workspace, print)
+    migrate(build_context(workspace))
     assert (tables_with(workspace, OLD), tables_with(workspace, NEW)) == (set(), tables)
-    for name, (columns, state) in dlt_knows(workspace).items():
+    for name, (columns, state) in read_dlt_files(workspace).items():
         assert NEW in columns
         assert OLD not in columns
         assert state == expected[name]
@@ -111,24 +111,24 @@ def test_migration_goes_on_where_it_was_killed(
         assert connection.execute("SELECT version FROM msgbubbles._version").fetchall() == [(VERSION,)]
         for mart in ("thread_activity", "contact", "typing_daily"):
             connection.execute(f"FROM marts.{mart}").fetchall()
-    said: list[str] = []
-    migrate(workspace, said.append)
-    assert (workspace.version, said) == (VERSION, [])
+    console = RecordingConsole()
+    migrate(build_context(workspace, console=console))
+    assert (workspace.version, console.lines) == (VERSION, [])
 
 
-def test_published_file_of_older_release_is_migrated_without_its_workspace(workspace: Workspace) -> None:
+def test_published_file_is_migrated_without_its_workspace(workspace: Workspace) -> None:
     shutil.rmtree(workspace.folder)
     workspace.make_folders()
     assert workspace.version == VERSION
-    migrate(workspace, print)
+    migrate(build_context(workspace))
     assert tables_with(workspace, OLD) == set()
 
 
-def test_tables_of_groups_get_the_load_id_that_marts_need(workspace: Workspace) -> None:
+def test_group_tables_get_the_load_id_that_marts_need(workspace: Workspace) -> None:
     with duckdb.connect(str(workspace.work)) as connection:
         for table in migrations.GROUP_TABLES:
             connection.execute(f"ALTER TABLE msgbubbles.{table} DROP COLUMN _dlt_load_id")
-    migrate(workspace, print)
+    migrate(build_context(workspace))
     with duckdb.connect(str(workspace.work)) as connection:
         for table in migrations.GROUP_TABLES:
             [(count,)] = connection.execute(
@@ -137,8 +137,8 @@ def test_tables_of_groups_get_the_load_id_that_marts_need(workspace: Workspace) 
             assert count == 0
 
 
-def test_what_a_newer_release_wrote_is_refused(workspace: Workspace) -> None:
-    migrate(workspace, print)
+def test_newer_release_is_refused(workspace: Workspace) -> None:
+    migrate(build_context(workspace))
     destination = build_destination(workspace)
     destination.publish()
     check_version(workspace, destination)
@@ -147,25 +147,52 @@ def test_what_a_newer_release_wrote_is_refused(workspace: Workspace) -> None:
     destination.publish()
     with pytest.raises(UsageError, match=r"newer release.*Upgrade,\nor choose another --database"):
         check_version(workspace, destination)
-    # Also where the workspace is lost.
+    # It is refused without its workspace too.
     shutil.rmtree(workspace.folder)
     workspace.make_folders()
     with pytest.raises(UsageError, match="newer release"):
-        migrate(workspace, print)
+        migrate(build_context(workspace))
     workspace.store_version(VERSION + 1)
-    for command in (migrate, lambda place, _say: check_version(place, destination)):
-        with pytest.raises(UsageError, match="newer release"):
-            command(workspace, print)
+    with pytest.raises(UsageError, match="newer release"):
+        migrate(build_context(workspace))
+    with pytest.raises(UsageError, match="newer release"):
+        check_version(workspace, destination)
+
+
+def test_runs_keep_their_number_of_batches(workspace: Workspace) -> None:
+    with duckdb.connect(str(workspace.work)) as connection:
+        before = connection.execute(
+            "SELECT run_id, slices FROM msgbubbles.sync_runs ORDER BY 1"
+        ).fetchall()  # codespell:ignore slices
+    assert before
+    logged = [record["slices"] for record in RunLog(workspace.folder).records()]  # codespell:ignore slices
+    assert logged
+    migrate(build_context(workspace))
+    with duckdb.connect(str(workspace.work)) as connection:
+        assert connection.execute("SELECT run_id, batches FROM msgbubbles.sync_runs ORDER BY 1").fetchall() == before
+    assert [record["batches"] for record in RunLog(workspace.folder).records()] == logged
+
+
+def test_workspace_without_version_and_tables_is_stamped(tmp_path: Path) -> None:
+    workspace = Workspace.from_path(tmp_path / "company.duckdb")
+    workspace.make_folders()
+    (workspace.folder / "version").unlink()
+    check_version(workspace, build_destination(workspace))
+    assert workspace.version == VERSION
+    (workspace.folder / "version").unlink()
+    (workspace.folder / "dlt" / "msgbubbles").mkdir()
+    with pytest.raises(UsageError, match=r"Run chats\.py once"):
+        check_version(workspace, build_destination(workspace))
 
 
 @pytest.fixture(params=["postgres", "ducklake", "filesystem"])
 def job(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Job, Any]]:
-    """A job with another destination than a DuckDB file."""
+    """Build a job with another destination than a DuckDB file."""
     account = Account()
     seed(account, now=datetime.now(UTC), chats=20, messages=150, days=20)
     with serve(account) as server, postgres.running(tmp_path / "server") as address:
-        found = {"DESTINATION__POSTGRES__CREDENTIALS": address, **lake_at(address, tmp_path / "lake")}
-        for name, value in {**found, "DESTINATION__FILESYSTEM__BUCKET_URL": str(tmp_path / "files")}.items():
+        variables = {"DESTINATION__POSTGRES__CREDENTIALS": address, **lake_at(address, tmp_path / "lake")}
+        for name, value in {**variables, "DESTINATION__FILESYSTEM__BUCKET_URL": str(tmp_path / "files")}.items():
             monkeypatch.setenv(name, value)
         yield Job(tmp_path, server), request.param
     account.close()
@@ -181,7 +208,7 @@ def drop_version(workspace: Workspace, destination: Any) -> None:
             connection.execute(f"DROP TABLE {destination.write_schema}._version")
 
 
-def test_tables_elsewhere_are_migrated_and_not_read_again(
+def test_tables_of_other_destinations_are_migrated_without_reading_again(
     job: tuple[Job, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner, name = job
@@ -190,11 +217,12 @@ def test_tables_elsewhere_are_migrated_and_not_read_again(
     workspace = Workspace.from_path(runner.database, name)
     workspace.configure_dlt()
     destination = build_destination(workspace)
-    # As the release before versions would have left it.
+    # Rename back what the release before versions called otherwise.
     rank = Table.rank.fget  # type: ignore[attr-defined]
     with monkeypatch.context() as patch:
         patch.setattr(Table, "rank", property(lambda table: rank(table).replace(NEW, OLD)))
         rename_column(workspace, destination, NEW, OLD)
+        migrations._rename_in_warehouse(destination, "batches", "slices")  # codespell:ignore slices
         drop_version(workspace, destination)
     with destination.open_reader() as connection:
         assert OLD in {row[0] for row in connection.execute("DESCRIBE msgbubbles.messages").fetchall()}

@@ -42,6 +42,10 @@ class Destination(ABC):
     def exists(self) -> bool:
         """Return whether there is something to read."""
 
+    def has_tables(self) -> bool:
+        """Return whether the job has written tables here."""
+        return self.exists()
+
     @abstractmethod
     def open_reader(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """Open a connection for readers. Raises `UsageError` where there is nothing to read."""

@@ -50,6 +50,9 @@ class DuckDBFile(Destination):
     def exists(self) -> bool:
         return self._workspace.database.exists()
 
+    def has_tables(self) -> bool:
+        return self._workspace.work.exists()
+
     @contextmanager
     def open_reader(self) -> Iterator[duckdb.DuckDBPyConnection]:
         try:

@@ -129,6 +129,9 @@ class ParquetFiles(Destination):
     def exists(self) -> bool:
         return self._view_file.exists()
 
+    def has_tables(self) -> bool:
+        return self._tables.exists()
+
     @contextmanager
     def open_reader(self) -> Iterator[duckdb.DuckDBPyConnection]:
         try:

@@ -25,6 +25,8 @@ READ_AT = "_read_at"
 def check_version(workspace: Workspace, destination: Destination) -> None:
     """Check that this release wrote the workspace, and what readers open. Raises `UsageError` with what to do."""
     refuse_newer(workspace.version, str(workspace.folder))
+    if not (destination.exists() or destination.has_tables() or any((workspace.folder / "dlt").glob("*"))):
+        workspace.store_version(VERSION)  # there is nothing to upgrade
     published = published_version(destination)
     refuse_newer(published, destination.title)
     for version, what in ((workspace.version, str(workspace.folder)), (published, destination.title)):

@@ -31,7 +31,7 @@ def run(session: Session, limits: Limits) -> int:
             _ = LocalState(context).states
     claim(workspace, destination, sandbox=session.sandbox, say=reporter.fail)
     restore(workspace, destination, reporter.fail)
-    migrate(workspace, reporter.say)
+    migrate(context)
     context.check_policy()
     with stopped_by_signals(limits.stop), reach_account(session) as connection:
         report = job.run(connection.context, limits)
