@@ -71,7 +71,7 @@ def raise_in_dlt(error: BaseException) -> Callable[[Workspace], None]:
             "/etc/key cannot be read or written",
         ),
         (raise_in_dlt(ValueError("of a row")), "a load did not finish (ValueError): run again"),
-        (raise_in_dlt(LoadClientJobFailed("1", "2", "of a row", "")), "LoadClientJobFailed"),
+        (raise_in_dlt(LoadClientJobFailed("1", "2", "of a row", ValueError())), "LoadClientJobFailed"),
     ],
 )
 def test_cause_is_explained_without_proposing_to_remove_files(
