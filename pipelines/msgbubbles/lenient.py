@@ -1,7 +1,7 @@
 """Read JSON that a strict decoder refuses, token by token and without recursion.
 
-A token is a string, a bracket, a comma, a colon or a bare word, so one pass handles any nesting and costs no more than
-the length of the text. Everything here takes and returns UTF-8 bytes; what needs no change is returned to the letter.
+A token is a string, a bracket, a comma, a colon or a bare word, so one pass in linear time handles any nesting. All
+functions take and return UTF-8 bytes, and return text that needs no change as it is.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-# Deeper values become text: every reader behind this one (json, dlt, SQL engines) ends somewhere, each elsewhere.
+# Deeper values become text: all later readers (json, dlt, SQL engines) have some limit.
 MAX_DEPTH = 100
-# Python reads integers of 4,300 digits at most, PostgreSQL numbers of 131,072.
+# Python reads integers of up to 4,300 digits, PostgreSQL numbers of up to 131,072.
 MAX_DIGITS = 400
 
 _TOKEN = re.compile(rb'([ \t\r\n\f\v\0]*+)("[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},:]|[^\s"\[\]{},:\0]++)', re.DOTALL)
@@ -35,8 +35,9 @@ _MATES = {b"]": b"[", b"}": b"{"}
 
 @dataclass(frozen=True)
 class SplitAnswer:
-    """The parts of an answer: `envelope` is its text with null in place of `data`, `data` the text of that, and `rows`
-    the text of each of its elements, null where `data` is no list.
+    """The parts of an answer, as text: the `envelope` with null in place of `data`, `data`, and its elements.
+
+    `rows` is null if `data` is not a list.
     """
 
     envelope: bytes
@@ -44,12 +45,12 @@ class SplitAnswer:
     rows: list[bytes] | None
 
 
-def strict_json(text: bytes, depth_kept: int = 1) -> bytes:
-    """Rewrite a value as strict JSON, as far as a lenient reader understands it.
+def strict_json(text: bytes, member_depth: int = 1) -> bytes:
+    """Rewrite a value as strict JSON, if possible. The result may still be invalid.
 
-    Control characters in strings are escaped, trailing commas removed, NaN and its like null, other bare words text.
-    Members at `depth_kept` (0: the value itself, 1: the fields of an object) that nest deeper than `MAX_DEPTH` are
-    their own text. The result may still be no JSON.
+    Control characters in strings are escaped, trailing commas removed, NaN and the like become null, other bare words
+    text. Members at `member_depth` (0: the value itself, 1: the fields of an object) that nest deeper than `MAX_DEPTH`
+    become text.
     """
     out: list[bytes] = []
     end = depth = deepest = start = place = 0
@@ -69,51 +70,52 @@ def strict_json(text: bytes, depth_kept: int = 1) -> bytes:
         elif word == b"," and last == b":":
             out.append(b"null")
         elif word in _OPEN:
-            if depth == depth_kept:
+            if depth == member_depth:
                 start, place, deepest = token.start(2), len(out), depth
             depth += 1
             deepest = max(deepest, depth)
-        out.append(_rewritten(word))
-        if word in _CLOSE and depth == depth_kept and deepest > MAX_DEPTH:
+        out.append(_rewrite(word))
+        if word in _CLOSE and depth == member_depth and deepest > MAX_DEPTH:
             out[place:] = [msgspec.json.encode(text[start:end].decode("utf-8", "replace"))]
             deepest = 0
         last = word
     return b"".join(out) + text[end:]
 
 
-def _rewritten(word: bytes) -> bytes:
+def _rewrite(word: bytes) -> bytes:
     if word[:1] == b'"':
-        return _IN_STRING.sub(_escaped, word)
+        return _IN_STRING.sub(_escape, word)
     if word in b"[]{},:":
         return word
-    known = _WORDS.get(word)
-    if known is not None:
-        return known
+    literal = _WORDS.get(word)
+    if literal is not None:
+        return literal
     if _NUMBER.fullmatch(word) and len(word) <= MAX_DIGITS and math.isfinite(float(word)):
         return word
     return msgspec.json.encode(word.decode("utf-8", "replace"))
 
 
-def _escaped(found: re.Match[bytes]) -> bytes:
-    if found[1] is not None:
-        return b"'" if found[1] == b"'" else b"\\\\" + _IN_STRING.sub(_escaped, found[1])
-    return found[0] if found[0][:1] == b"\\" else b"\\u%04x" % found[0][0]
+def _escape(match: re.Match[bytes]) -> bytes:
+    if match[1] is not None:
+        return b"'" if match[1] == b"'" else b"\\\\" + _IN_STRING.sub(_escape, match[1])
+    return match[0] if match[0][:1] == b"\\" else b"\\u%04x" % match[0][0]
 
 
 def is_storable(value: bytes) -> bool:
-    """Return whether a JSON value is certainly neither nested too deep nor holds a number that is too large."""
+    """Return whether a JSON value certainly is not nested too deep, and has no number that is too large."""
     brackets = 0 if len(value) <= MAX_DEPTH else value.count(b"[") + value.count(b"{")
     return brackets <= MAX_DEPTH and not _MAY_BE_TOO_LARGE.search(value)
 
 
 def storable(value: bytes) -> bytes:
-    """Return a JSON value as every destination takes it: nested too deep, it is text; so are numbers out of range."""
-    return value if is_storable(value) else strict_json(value, depth_kept=0)
+    """Return a JSON value that every destination can store: what is nested too deep, or out of range, becomes text."""
+    return value if is_storable(value) else strict_json(value, member_depth=0)
 
 
 def split_answer(body: bytes) -> SplitAnswer:
-    """Split an answer into its envelope and its rows, without parsing the rows. Raises `msgspec.DecodeError` where
-    it is cut off, or no JSON object.
+    """Split an answer into its envelope and its rows, without parsing the rows.
+
+    Raises `msgspec.DecodeError` if it is cut off, or not a JSON object.
     """
     stack: list[bytes] = []
     end = 0
@@ -160,16 +162,17 @@ _TAIL = re.compile(rb"\]\s*(?:,\s*" + _MEMBERS % b",?" + rb")?\}\s*\Z")
 _ROW_ENDS = re.compile(rb"\s*(?:,|\Z)")
 _BETWEEN_ROWS = re.compile(rb"[\s,]*+")
 _NEXT_ROW = re.compile(rb",\s*(?=\{)")
-# How often a list may be scanned, on average, for the rows behind one that has no end; and how many bytes more at most.
+# How often a list may be scanned, on average, for the rows after one without an end; and the maximum of bytes.
 _SCANS, _MOST_SCANNED = 20, 20_000_000
 
 
 def split_broken_answer(body: bytes, is_row: Callable[[bytes], bool]) -> SplitAnswer:
-    """Split an answer of which a row has a quote or a bracket too many or too few: what lies between rows that can be
-    read is one element. Raises `msgspec.DecodeError` where the envelope is not whole.
+    """Split an answer with a row that has a quote or a bracket too many or too few.
+
+    The text between readable rows becomes one element. Raises `msgspec.DecodeError` if the envelope is not complete.
     """
     head, tail = _HEAD.match(body), _TAIL.search(body)
-    # Only the envelope says whether there is more; an answer that was cut off behind a list in a row does not.
+    # The envelope has `has_more`; an answer that was cut off after a list within a row has not.
     if not head or not tail or b'"has_more"' not in body[: head.end()] + body[tail.start() :]:
         raise msgspec.DecodeError("not JSON")
     inside = body[head.end() : tail.start()]
@@ -195,7 +198,7 @@ def split_broken_answer(body: bytes, is_row: Callable[[bytes], bool]) -> SplitAn
 
 
 def _value_end(text: bytes, at: int) -> tuple[int, int]:
-    """Return where the value that begins at `at` ends, 0 if it does not; and how many bytes were scanned."""
+    """Return the end of the value that begins at `at`, 0 without an end; and how many bytes were scanned."""
     stack: list[bytes] = []
     end = at
     for token in _TOKEN.finditer(text, at):
@@ -214,39 +217,41 @@ def _value_end(text: bytes, at: int) -> tuple[int, int]:
 
 # -- links
 
-# What stands in the place of a link that is not stored.
+# Replaces a link that is not stored.
 NO_LINK = b"[link]"
 _IN_LINK = rb'(?:[^\s"\\]|\\*/|\\u[0-9a-fA-F]{4})*+'
 _SCHEME = rb"[A-Za-z][A-Za-z0-9+.-]*+(?::|\\u003[aA])(?:\\*/|\\u002[fF]){2}"
 _LINK = re.compile(_SCHEME + _IN_LINK)
 _NAMES_LINK = re.compile(rb"(?i)(?:ur[il]|href|link|src)s?\"$")
 _QUERY = re.compile(rb"[?@#]|\\u003[fF]|\\u0040|\\u0023")
-# What people write and what callers add is stored as it is; a link in it is theirs.
-_OWN_WORDS = frozenset({b'"text"', b'"metadata"'})
+# Links in texts that people write, and in the caller's metadata, are stored.
+_OWN_TEXTS = frozenset({b'"text"', b'"metadata"'})
 
 
 def without_links(text: bytes, *, of_attachment: bool = False) -> bytes:
-    """Return JSON without links that may be signed: in and below `attachments` (or anywhere, with `of_attachment`) no
-    link at all, elsewhere none with a query. Other text than JSON keeps no link.
+    """Return JSON without links that may be signed.
+
+    Removes all links in and below `attachments` (everywhere with `of_attachment`), elsewhere those with a query. Text
+    that is not JSON loses all links.
     """
     if not (_LINK.search(text) or (_names_link(text) and (of_attachment or b"attachments" in text))):
         return text
     out: list[bytes] = []
     end = 0
     key = b""
-    # Of each open bracket: whether all its links go, whether its strings are links by their name, whether they stay.
+    # For each open bracket: whether all links are removed, whether its strings are links by name, whether links stay.
     stack = [(of_attachment, False, False)]
     for token in _TOKEN.finditer(text):
         if token.start() != end:
             return _LINK.sub(NO_LINK, text)
         word = token[2]
         end = token.end()
-        of_this, is_link, is_own = stack[-1]
-        of_this = of_this or key == b'"attachments"'
-        is_link = of_this and (is_link or bool(_NAMES_LINK.search(key)))
-        is_own = not of_this and (is_own or key in _OWN_WORDS)
+        in_attachment, is_link, is_own_text = stack[-1]
+        in_attachment = in_attachment or key == b'"attachments"'
+        is_link = in_attachment and (is_link or bool(_NAMES_LINK.search(key)))
+        is_own_text = not in_attachment and (is_own_text or key in _OWN_TEXTS)
         if word in _OPEN:
-            stack.append((of_this, is_link, is_own))
+            stack.append((in_attachment, is_link, is_own_text))
             key = b""
         elif word in _CLOSE:
             if len(stack) > 1:
@@ -259,9 +264,9 @@ def without_links(text: bytes, *, of_attachment: bool = False) -> bytes:
         elif word[:1] == b'"':
             if is_link:
                 word = b'"%s"' % NO_LINK
-            elif of_this:
+            elif in_attachment:
                 word = _LINK.sub(NO_LINK, word)
-            elif not is_own:
+            elif not is_own_text:
                 word = _LINK.sub(_without_query, word)
         out += (token[1], word)
     rest = text[end:]

@@ -1,9 +1,9 @@
-"""The API's objects: one place for their names, types and nullability.
+"""Define the API's objects: the names, types and nullability of their fields.
 
-Source of every field: the vendor's public pages as recorded in the project's API notes. Fields that no page
-documents are marked *undocumented*: they are read where the API shows them and are null where it does not.
+The source of every field is the vendor's public documentation. Fields marked *undocumented* are null if the API does
+not show them.
 
-A struct says how a row looks on the wire, `tables` how it is loaded, and `decode` reads one from the other.
+A struct defines a row on the wire, `tables` the columns it is loaded into; `decode` reads the wire format.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 from .times import Timestamp
 
-# What a column of type bigint holds; a larger number is kept in `extra`.
+# The range of a bigint column; a larger number is stored in `extra`.
 BigInt = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Key = Annotated[str, msgspec.Meta(min_length=1)]
 
@@ -27,8 +27,10 @@ NOTHING = Raw(b"")
 
 
 class Row(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What every row of the API shares. `extra` is a JSON object of what the declared fields could not hold,
-    or empty; its wire name only keeps it from shadowing a field that the API might call `extra`.
+    """Base of every row of the API.
+
+    `extra` is a JSON object of the values that the declared fields cannot hold, or empty. Its wire name avoids a
+    conflict with a field of the API called `extra`.
     """
 
     key_field: ClassVar[str] = "id"
@@ -43,7 +45,7 @@ class Row(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def cursor_at(self) -> datetime | None:
-        """The timestamp that the API orders this row by; null if the row has none."""
+        """The timestamp by which the API orders this row; null if it has none."""
         for name in self.cursor_fields:
             at: datetime | None = getattr(self, name)
             if at is not None:
@@ -52,7 +54,7 @@ class Row(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Chat(Row):
-    """A thread between one of the account's numbers and a contact, or a group."""
+    """A chat between one of the account's numbers and a contact, or a group."""
 
     cursor_fields: ClassVar[tuple[str, ...]] = ("last_message_at",)
 
@@ -64,12 +66,12 @@ class Chat(Row):
     last_message_at: Timestamp | None = None
     created_at: Timestamp | None = None
     updated_at: Timestamp | None = None
-    # Not the API's: when the chat was found to be gone.
+    # Not from the API: when we noticed that the chat was deleted.
     deleted_at: Timestamp | None = msgspec.field(default=None, name="_deleted_at")
 
 
 class Attachment(Row):
-    """A file of a message. `url` is signed and short-lived: for use at once, never stored."""
+    """A file of a message. `url` is signed and short-lived, and never stored."""
 
     not_loaded: ClassVar[frozenset[str]] = frozenset({"url"})
 
@@ -80,13 +82,15 @@ class Attachment(Row):
     size_bytes: BigInt | None = None
     created_at: Timestamp | None = None
     url: str | None = None
-    # Not the API's: when its message was found to show it no longer.
+    # Not from the API: when we noticed that its message no longer shows it.
     removed_at: Timestamp | None = msgspec.field(default=None, name="_removed_at")
 
 
 class Message(Row):
-    """One message of a thread. `created_at`, `updated_at` and the sender are undocumented. `sender_field` is the field
-    that named the sender, null for `sender` itself. `attachments` is unset where the API does not show them.
+    """A message of a chat. `created_at`, `updated_at` and the sender are undocumented.
+
+    `sender_field` is the field that named the sender, null for `sender` itself. `attachments` is unset if the API does
+    not show them.
     """
 
     cursor_fields: ClassVar[tuple[str, ...]] = ("created_at", "sent_at")
@@ -124,8 +128,9 @@ class Number(Row):
 
 
 class Webhook(Row):
-    """An endpoint that the API sends events to. It is not landed. The `secret` is shown once, when it is made; all
-    but `url`, `events` and `secret` is undocumented.
+    """An endpoint that the API sends events to; it is not loaded.
+
+    The `secret` is shown only once, on creation. All fields but `url`, `events` and `secret` are undocumented.
     """
 
     id: Key
@@ -140,7 +145,7 @@ R = TypeVar("R", bound=Row)
 
 @dataclass(frozen=True)
 class RejectedRow:
-    """A row that could not be read, as the API sent it. `key` is its id, if that could be read."""
+    """A row that could not be read, as the API sent it. `key` is its id, if that is readable."""
 
     stream: str
     reason: str
@@ -150,13 +155,13 @@ class RejectedRow:
 
     @property
     def row_hash(self) -> str:
-        """The same unreadable row, read again, is the same rejected row."""
+        """The key of this row: an unreadable row that is read again is the same rejected row."""
         return hashlib.blake2b(f"{self.stream}\0{self.row}".encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
 class StreamCoverage:
-    """Between which timestamps a stream has been read without a gap."""
+    """The interval in which a stream has been read without a gap."""
 
     stream: str
     complete_since: datetime
@@ -165,7 +170,7 @@ class StreamCoverage:
 
 @dataclass(frozen=True)
 class ParticipantRead:
-    """Who was in a group when it was asked for."""
+    """The participants of a group at `asked_at`."""
 
     chat_id: str
     handles: Raw
@@ -174,7 +179,7 @@ class ParticipantRead:
 
 @dataclass(frozen=True)
 class Participant:
-    """One of the participants that a group had at `fetched_at`; nobody is a null handle."""
+    """A participant of a group at `fetched_at`. A null handle means that there were none."""
 
     chat_id: str
     handle: str | None
@@ -187,11 +192,11 @@ class Participant:
 
 @dataclass(frozen=True)
 class Page(Generic[R]):
-    """One answer of a list endpoint.
+    """An answer of a list endpoint.
 
-    `fetched_at` is when it was asked for, `server_at` the API's own clock then (UTC both). `full` is whether it
-    holds as many rows as were asked for. `has_more` is null where the API does not say. `odd` are the keys of rows that
-    held something that only a lenient reader takes; it is null or text now.
+    `fetched_at` is when it was requested, `server_at` the same moment by the API's clock (both UTC). `full` is whether
+    it has as many rows as requested. `has_more` is null if the API does not send it. `odd` are the keys of rows with
+    values that only a lenient reader understands; they are null or text now.
     """
 
     rows: list[R]
@@ -208,12 +213,12 @@ class Page(Generic[R]):
 
     @property
     def may_hide_rows(self) -> bool:
-        """Whether the API may have more rows at the end of this page than it shows."""
+        """Whether the list may go on after this page."""
         return self.full or bool(self.has_more)
 
 
 def fingerprint(row: Row) -> str:
-    """Return a short hash of what is loaded of a row, to detect whether it changed since it was last loaded."""
+    """Return a short hash of the loaded values of a row, to detect changes."""
     loaded = {
         name: value
         for name in row.__struct_fields__

@@ -1,8 +1,8 @@
-"""Choose how many rows to ask a list endpoint for: fewer while larger pages fail, then more again.
+"""Choose how many rows to request from a list endpoint: fewer while larger pages fail, then more again.
 
-A page that fails is tried twice at its size, then with each further failure at half of it. What worked is remembered
-for the pages that follow. They grow again one after another, so a short outage costs little; after a larger size has
-failed it is tried again more and more seldom.
+A page that fails is tried twice at its size, then at half the size after each further failure. The next pages start
+with the size that worked, and grow step by step, so a short outage costs little. A larger size that has failed is tried
+again less and less often.
 """
 
 from __future__ import annotations
@@ -11,29 +11,26 @@ import threading
 
 from .errors import RateLimitedError, RetryableError, UnreachableError
 
-# How many pages have to work before a larger size is tried: one at first, and so many times more each time that fails.
+# How many pages have to succeed before a larger size is tried: one at first, then this factor more after each failure.
 PAGES_BEFORE_GROWTH_FACTOR, MAX_PAGES_BEFORE_GROWTH = 4, 64
 
 
 class PageSize:
-    """The size of one endpoint's pages. Several threads may use it.
-
-    `limit` is what is asked for at most, null while that is whatever is wanted.
-    """
+    """The size of one endpoint's pages. It is thread-safe. `limit` is the current maximum, null without one."""
 
     def __init__(self) -> None:
         self.limit: int | None = None
         self._lock = threading.Lock()
-        self._proven = 0  # what has worked since `limit` last went down
+        self._proven = 0  # the size that has worked since `limit` last went down
         self._pages = 0
         self._pages_before_growth = 1
 
     def is_proven(self, limit: int) -> bool:
-        """Return whether a page of this size has worked, or none has failed."""
+        """Return whether a page of this size has succeeded, or none has failed."""
         return self.limit is None or limit <= self._proven
 
     def restore(self, limit: int | None) -> None:
-        """Forget what failed since it was `limit`."""
+        """Return to a former `limit`, and forget later failures."""
         with self._lock:
             self.limit, self._proven = limit, limit or 0
 
@@ -51,7 +48,7 @@ class PageSize:
             return self.limit
 
     def note_answer(self, limit: int, wanted: int) -> None:
-        """Record that a size has worked, where `wanted` rows were wanted."""
+        """Record that a page with `limit` of the `wanted` rows has succeeded."""
         with self._lock:
             if self.limit is None or limit < self.limit:
                 return
@@ -66,14 +63,14 @@ class PageSize:
 
 
 class PageRequest:
-    """The attempts to get one page of at most `wanted` rows. `limit` is the size to ask for now."""
+    """The attempts to read one page of at most `wanted` rows. `limit` is the size to request now."""
 
     def __init__(self, size: PageSize, wanted: int, max_attempts: int) -> None:
         self.limit = wanted if size.limit is None else min(size.limit, wanted)
         self._size = size
         self._wanted = wanted
         self._limit_before = size.limit
-        # The last of several tries is for a single row, however few they are.
+        # However few the attempts are, the last one requests a single row.
         self._divisor = max(round(wanted ** (1 / max(max_attempts - 2, 1))), 2)
         self._failures_allowed = 1 if max_attempts != 2 and size.is_proven(self.limit) else 0
 
@@ -82,7 +79,7 @@ class PageRequest:
         return self.limit < self._wanted
 
     def note_failure(self, error: RetryableError) -> None:
-        """Make the next attempt smaller, unless the size cannot be the reason, or the fault may pass."""
+        """Make the next attempt smaller, unless the size cannot be the reason, or the fault may be temporary."""
         if isinstance(error, RateLimitedError | UnreachableError):
             return
         if self._failures_allowed:
@@ -91,7 +88,6 @@ class PageRequest:
             self.reduce()
 
     def reduce(self) -> None:
-        """Make the next attempt smaller."""
         self.limit = self._size.reduce(self.limit, self._divisor)
 
     def enlarge(self) -> None:
@@ -100,9 +96,8 @@ class PageRequest:
         self._failures_allowed = 0
 
     def give_up(self) -> None:
-        """Forget the failures of this page: at every size the same, they say nothing about the size."""
+        """Forget the failures of this page: it failed at every size, so the size is not the reason."""
         self._size.restore(self._limit_before)
 
     def note_answer(self) -> None:
-        """Record that this size has worked."""
         self._size.note_answer(self.limit, self._wanted)

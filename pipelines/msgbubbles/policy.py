@@ -1,7 +1,7 @@
-"""Privacy policies: what is stored of personal data, and the pseudonyms that replace handles and titles.
+"""Define privacy policies: which personal data is stored, and the pseudonyms that replace handles and titles.
 
-A pseudonym is a keyed hash (HMAC-SHA256) of a handle in its canonical form, so it is the same in every table and every
-run, and nobody without the key can find out whom it stands for by trying numbers.
+A pseudonym is a keyed hash (HMAC-SHA256) of a handle in its canonical form. It is the same in every table and every
+run, and cannot be reversed by trying numbers without the key.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from .mentions import canonical_handle
 
 SECTION = "sources.msgbubbles.privacy"
 MIN_KEY_CHARACTERS = 32
-# From the loosest to the strictest. An order of one field is what `loosened` compares by.
+GENERATE_KEY = "python -c 'import secrets; print(secrets.token_hex(32))'"
+PSEUDONYM = re.compile(r"[ptr]_[a-z2-7]{24}")
+MAX_CACHED = 200_000
+# The values of each setting, from the loosest to the strictest.
 ORDERS: dict[str, tuple[str, ...]] = {
     "handles": ("keep", "pseudonym"),
     "own_numbers": ("keep", "pseudonym"),
@@ -50,16 +53,16 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def redacts(self) -> bool:
-        """Whether any value of a row is not stored as the API sent it, which takes a key."""
+        """Whether any value of a row is changed, which requires a key."""
         return any(getattr(self, name) != order[0] for name, order in ORDERS.items())
 
     def loosened(self, before: Policy) -> list[str]:
-        """Return the settings that keep more than those of `before`."""
-        return [name for name, order in ORDERS.items() if _rank(self, name, order) < _rank(before, name, order)]
-
-
-def _rank(policy: Policy, name: str, order: tuple[str, ...]) -> int:
-    return order.index(getattr(policy, name))
+        """Return the settings that are looser than those of `before`."""
+        return [
+            name
+            for name, order in ORDERS.items()
+            if order.index(getattr(self, name)) < order.index(getattr(before, name))
+        ]
 
 
 FULL = Policy()
@@ -77,48 +80,42 @@ PRESETS: dict[str, Policy] = {
 
 
 def parse_policy(settings: Mapping[str, Any]) -> Policy:
-    """Build the policy of a preset (`preset`, by default `full`), changed by the other settings. Ignores `key` and
-    `vault`.
+    """Build the policy of a `preset` (default: `full`), modified by the other settings except `key` and `vault`.
 
     Raises `ConfigurationError`, which names the setting and its possible values.
     """
-    given = {name: value for name, value in settings.items() if name not in ("key", "vault") and value is not None}
-    preset = given.pop("preset", "full")
+    values = {name: value for name, value in settings.items() if name not in ("key", "vault") and value is not None}
+    preset = values.pop("preset", "full")
     if preset not in PRESETS:
         raise ConfigurationError(f"[{SECTION}] preset is one of {', '.join(PRESETS)}; fix dlt_config/config.toml")
-    unknown = sorted(given.keys() - set(Policy.__struct_fields__))
+    unknown = sorted(values.keys() - set(Policy.__struct_fields__))
     if unknown:
+        name = unknown[0] if re.fullmatch(r"\w{1,40}", unknown[0]) else "of that name"
         raise ConfigurationError(
-            f"[{SECTION}] has no setting {_shown(unknown[0])}; there are preset, key, vault, "
-            f"{', '.join(Policy.__struct_fields__)}"
+            f"[{SECTION}] has no setting {name}; there are preset, key, vault, {', '.join(Policy.__struct_fields__)}"
         )
     try:
-        policy = msgspec.convert(msgspec.structs.asdict(PRESETS[preset]) | given, Policy, strict=False)
+        policy = msgspec.convert(msgspec.structs.asdict(PRESETS[preset]) | values, Policy, strict=False)
     except msgspec.ValidationError as error:
-        where = re.search(r"\$\.(\w+)", str(error))
-        name = where[1] if where else "a setting"
+        match = re.search(r"\$\.(\w+)", str(error))
+        name = match[1] if match else "a setting"
         may_be = f"one of {', '.join(ORDERS[name])}" if name in ORDERS else "a whole number of days, 1 at least"
         raise ConfigurationError(f"[{SECTION}] {name} is {may_be}; fix dlt_config/config.toml") from None
     if policy.own_numbers == "pseudonym" and policy.handles == "keep":
         raise ConfigurationError(
-            f'[{SECTION}] own_numbers = "pseudonym" goes with handles = "pseudonym" only: our numbers would be hidden '
-            "and everybody else's not; set handles too, or leave own_numbers out"
+            f'[{SECTION}] own_numbers = "pseudonym" requires handles = "pseudonym": it would hide only ours; '
+            "set handles too, or leave own_numbers out"
         )
     return policy
 
 
-def _shown(name: str) -> str:
-    return name if re.fullmatch(r"\w{1,40}", name) else "of that name"
-
-
 class Pseudonymizer:
-    """Makes pseudonyms and hashes with one key. Raises `ConfigurationError` for a key that could be guessed."""
+    """Builds pseudonyms and hashes with one key. Raises `ConfigurationError` for a key that could be guessed."""
 
     def __init__(self, key: str) -> None:
         if len(key) < MIN_KEY_CHARACTERS:
             raise ConfigurationError(
-                f"[{SECTION}] key has fewer than {MIN_KEY_CHARACTERS} characters; make one with: "
-                "python -c 'import secrets; print(secrets.token_hex(32))'"
+                f"[{SECTION}] key has fewer than {MIN_KEY_CHARACTERS} characters; generate one with: {GENERATE_KEY}"
             )
         self._key = key.encode()
         self._cache: dict[tuple[str, str], str] = {}
@@ -128,14 +125,14 @@ class Pseudonymizer:
         """Build one with the configured key. Raises `ConfigurationError` if the key is missing."""
         if not isinstance(key, str) or not key:
             raise ConfigurationError(
-                f"the privacy settings need a key of their own: put it into dlt_config/secrets.toml, [{SECTION}] "
-                'key = "...", or into SOURCES__MSGBUBBLES__PRIVACY__KEY; make one with: python -c \'import secrets; '
-                "print(secrets.token_hex(32))'. Keep it: with another key, everybody gets another pseudonym"
+                f'the privacy settings need a key: set [{SECTION}] key = "..." in dlt_config/secrets.toml, or '
+                f"SOURCES__MSGBUBBLES__PRIVACY__KEY; generate one with: {GENERATE_KEY}. Keep it: with another key, "
+                "everybody gets another pseudonym"
             )
         return cls(key)
 
     def handle(self, written: str) -> str:
-        """Return the pseudonym of a handle in any spelling: `p_` and 24 letters and digits."""
+        """Return the pseudonym of a handle, the same for any spelling: `p_` and 24 letters and digits."""
         return self._pseudonym("p", written)
 
     def title(self, written: str) -> str:
@@ -143,49 +140,44 @@ class Pseudonymizer:
         return self._pseudonym("t", written)
 
     def row(self, written: str) -> str:
-        """Return the hash that replaces a row that could not be read: `r_` and 24 letters and digits."""
+        """Return the hash that replaces an unreadable row: `r_` and 24 letters and digits."""
         return self._pseudonym("r", written)
 
     def erased_handle(self, written: str) -> str:
-        """Return the hash that an erased handle, or its pseudonym, is recognised by."""
-        return self._hashed("erased handle", self.handle(written))
+        """Return the hash by which an erased handle, or its pseudonym, is recognized."""
+        return self._hash("erased handle", self.handle(written))
 
     def was_erased(self, written: str, erased: frozenset[str]) -> bool:
-        """Return whether the `erased_handle` of a handle is in `erased`. Earlier versions stored one for each national
-        spelling of a number.
-        """
+        """Return whether the `erased_handle` of a handle is in `erased`."""
         if self.erased_handle(written) in erased:
             return True
+        # Earlier versions stored a hash for each national spelling of a number.
         former = normalize_handle(written)
         return former != fold_handle(written) and (
-            self._hashed("erased handle", f"p_{self._hashed('p', former)}") in erased
+            self._hash("erased handle", f"p_{self._hash('p', former)}") in erased
         )
 
     def erased_chat(self, chat_id: str) -> str:
-        """Return the hash that an erased person's chat is recognised by."""
-        return self._hashed("erased chat", chat_id)
+        """Return the hash by which an erased person's chat is recognized."""
+        return self._hash("erased chat", chat_id)
 
     @property
     def check(self) -> str:
-        """A hash that tells this key from others, and reveals nothing else about it."""
-        return self._hashed("key", "")
+        """A hash that identifies this key, and reveals nothing else about it."""
+        return self._hash("key", "")
 
     def _pseudonym(self, kind: str, written: str) -> str:
         pseudonym = self._cache.get((kind, written))
         if pseudonym is None:
-            # A pseudonym stays as it is: a policy may be applied to rows that it was applied to before.
+            # A pseudonym stays as it is, because a policy may be applied to redacted rows again.
             is_pseudonym = written[:2] == f"{kind}_" and PSEUDONYM.fullmatch(written) is not None
             text = fold_handle(canonical_handle(written)) if kind == "p" else written
-            pseudonym = written if is_pseudonym else f"{kind}_{self._hashed(kind, text)}"
+            pseudonym = written if is_pseudonym else f"{kind}_{self._hash(kind, text)}"
             if len(self._cache) >= MAX_CACHED:
                 self._cache.clear()
             self._cache[kind, written] = pseudonym
         return pseudonym
 
-    def _hashed(self, kind: str, text: str) -> str:
+    def _hash(self, kind: str, text: str) -> str:
         digest = hmac.digest(self._key, f"{kind}\0{text}".encode(), "sha256")
         return base64.b32encode(digest[:15]).decode().lower()
-
-
-PSEUDONYM = re.compile(r"[ptr]_[a-z2-7]{24}")
-MAX_CACHED = 200_000

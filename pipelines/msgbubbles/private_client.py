@@ -1,4 +1,4 @@
-"""A client whose answers are what a privacy policy leaves of them."""
+"""Apply a privacy policy to the answers of the API."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .models import Chat, Message, Number, Page
 from .redact import Redactor, left_out
 from .transport import Transport
 
-# Attempts for what a redactor has to know: rows wait for the answer.
+# Attempts of the requests that a redactor needs, because rows wait for their answers.
 ATTEMPTS_OF_A_QUESTION = 2
 StoredChats = Callable[[Sequence[str]], Sequence[str]]
 
@@ -20,8 +20,9 @@ StoredChats = Callable[[Sequence[str]], Sequence[str]]
 class PrivateClient(Client):
     """A client that applies a policy to every answer.
 
-    `stored_chats` returns which of some ids are chats in the warehouse. If anybody is erased, the client reads each
-    other chat by its id before it returns messages of it, to find out whose chat it is.
+    `stored_chats` returns which of some ids are stored chats. If anybody is erased, the client reads each other chat by
+    its id before it returns messages of it, to find out whose chat it is. If a chat cannot be read, its messages are
+    left out of the feed, and it is in `unknown_chats` with the error.
     """
 
     def __init__(
@@ -34,9 +35,9 @@ class PrivateClient(Client):
         super().__init__(transport, sender_field)
         self._redactor = redactor
         self._stored_chats = stored_chats
-        self._kept_chats: set[str] = set()
+        self._allowed_chats: set[str] = set()
         self._numbers: Page[Number] | None = None
-        # Pages are read by several threads. What one shows of erased chats counts for the next.
+        # Several threads read pages; erased chats found on one page matter for the next.
         self._redacting = threading.RLock()
 
     def list_chats(self, limit: int = MAX_PAGE_SIZE, before: str | None = None) -> Page[Chat]:
@@ -80,25 +81,24 @@ class PrivateClient(Client):
                 except ApiError as error:
                     if not is_unit_error(error):
                         raise
-                # Until they can be read, our numbers become pseudonyms as well.
+                # Our numbers become pseudonyms, too, until they can be read.
                 self._redactor.add_own_numbers(row.handle for row in (self._numbers.rows if self._numbers else ()))
 
     def _check_threads(self, chat_ids: set[str], *, is_feed: bool) -> None:
-        """Find out whether chats that were never seen are an erased person's, because their messages do not say.
+        """Find out whether new chats are an erased person's, because messages do not show that.
 
-        If a chat cannot be read, one in the feed becomes one of `unknown_chats`; the error of any other is raised.
+        If a chat in the feed cannot be read, it is added to `unknown_chats`; the error of any other chat is raised.
         """
         redactor = self._redactor
-        unknown = {one for one in chat_ids - self._kept_chats if not redactor.is_erased_chat(one)}
-        if unknown:
-            self._kept_chats.update(self._stored_chats(sorted(unknown)))
-        asked = unknown - self._kept_chats - (self.unknown_chats.keys() if is_feed else set())
-        for chat_id in sorted(asked):
+        new = {chat_id for chat_id in chat_ids - self._allowed_chats if not redactor.is_erased_chat(chat_id)}
+        if new:
+            self._allowed_chats.update(self._stored_chats(sorted(new)))
+        for chat_id in sorted(new - self._allowed_chats - (self.unknown_chats.keys() if is_feed else set())):
             try:
                 if not redactor.is_erased_thread(super().get_chat(chat_id)):
-                    self._kept_chats.add(chat_id)
+                    self._allowed_chats.add(chat_id)
             except NotFoundError:
-                # Nobody can find out any more whose it was.
+                # It is too late to find out whose chat it was.
                 redactor.erase_chat(chat_id)
             except ApiError as error:
                 if not is_feed or not is_unit_error(error):
@@ -114,7 +114,7 @@ def build_client(
     stored_chats: StoredChats = lambda _ids: (),
     sender_field: str | None = None,
 ) -> Client:
-    """Return a client that applies the policy: a plain one if the policy leaves everything as it is."""
+    """Build a client that applies the policy; a plain one if the policy changes nothing."""
     if redactor.is_idle:
         return Client(transport, sender_field)
     return PrivateClient(transport, redactor, stored_chats, sender_field)

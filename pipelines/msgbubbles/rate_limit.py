@@ -1,8 +1,8 @@
-"""Limit requests per minute, over all processes that use a key.
+"""Limit requests per minute, across all processes that use a key.
 
-The record of requests is a small SQLite file in the user's state folder, named by a hash of the key, so that jobs,
-notebooks and other pipelines of one user share it, and a restart does not forget it. Within the window bursts are
-free: the 120 requests of a minute may be spent in its first second.
+Requests are recorded in a small SQLite file in the user's state folder, named by a hash of the key. So jobs, notebooks
+and other pipelines of one user share it, and it survives a restart. Bursts are allowed: all 120 requests of a minute
+may be sent in its first second.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ import hashlib
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
 
 from .errors import ConfigurationError
 
-# The API may count a request later than we sent it. A second more than its own minute keeps the 121st request of a
-# full window from arriving there a moment too early; it costs 1.6% of the rate.
+# The API may count a request later than we sent it. The extra second prevents the 121st request of a full window from
+# arriving a moment too early; it costs 1.6% of the rate.
 WINDOW_SECONDS = 61.0
-# How a limit that the API has taught us grows again: by so much in so many seconds.
+# A limit that was reduced after a 429 grows by this factor, each time this many seconds have passed.
 GROWTH, GROWTH_SECONDS = 1.1, 600.0
 LONGEST_WAIT_SECONDS = 3600.0
 
@@ -29,7 +30,7 @@ LONGEST_WAIT_SECONDS = 3600.0
 class RateLimiter:
     """Admits `requests_per_minute` requests in any 61 seconds.
 
-    `clock` gives seconds since the epoch: wall time, because the record outlives the process.
+    `clock` returns seconds since the epoch. It is wall time, because the record outlives the process.
     """
 
     def __init__(
@@ -50,15 +51,15 @@ class RateLimiter:
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError:
-            # A write that a power cut interrupted. Losing the record costs a 429 at worst.
+            # A power cut interrupted a write. Losing the record costs a 429 at worst.
             path.unlink(missing_ok=True)
             self._database = _open(path)
 
     @classmethod
     def for_key(cls, api_key: str, requests_per_minute: int, folder: str | Path | None = None) -> RateLimiter:
-        """Return the rate limiter that every process of this user shares for `api_key`.
+        """Return the rate limiter that all processes of this user share for `api_key`.
 
-        Raises `ConfigurationError` when `folder` cannot be written.
+        Raises `ConfigurationError` if `folder` is not writable.
         """
         folder = Path(folder) if folder else platformdirs.user_state_path("msgbubbles")
         name = hashlib.sha256(api_key.encode()).hexdigest()[:16]
@@ -66,90 +67,88 @@ class RateLimiter:
             return cls(folder / f"budget-{name}.sqlite", requests_per_minute)
         except (OSError, sqlite3.Error) as error:
             raise ConfigurationError(
-                f"budget_dir: the rate limiter cannot write its record to {folder} ({error}); name a writable one"
+                f"budget_dir: the rate limiter cannot write its record to {folder} ({error}); name a writable folder"
             ) from None
 
     def acquire(self) -> float:
-        """Count one request and return 0, or count nothing and return the seconds until it is worth asking again."""
+        """Count one request and return 0, or count nothing and return how many seconds to wait before the next try."""
+        with self._transaction() as now:
+            wait = self._seconds_to_wait(now)
+            if wait <= 0:
+                self._database.execute("INSERT INTO requests VALUES (?)", (now,))
+            return max(wait, 0.0)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[float]:
         with self._lock:
             self._database.execute("BEGIN IMMEDIATE")
             try:
-                # Read with the lock held: waiting for it takes time, in which others may write later timestamps.
-                now = self._clock()
-                wait = self._seconds_to_wait(now)
-                if wait <= 0:
-                    self._database.execute("INSERT INTO requests VALUES (?)", (now,))
-                return max(wait, 0.0)
+                # Read with the lock held: others may write later timestamps while we wait for it.
+                yield self._clock()
             finally:
                 self._database.execute("COMMIT")
 
     def _seconds_to_wait(self, now: float) -> float:
-        # What lies in the future was written before the clock was set back, and would block for as long. It may have
-        # been a moment ago, so it counts as now.
+        # Times in the future were written before the clock was set back, and would block for as long. They may be from
+        # a moment ago, so they count as now.
         self._database.execute("UPDATE requests SET at = ? WHERE at > ?", (now, now + 1))
         self._database.execute("DELETE FROM requests WHERE at <= ?", (now - self._window_seconds,))
         self._database.execute("DELETE FROM closed WHERE until <= ? OR until > ?", (now, now + LONGEST_WAIT_SECONDS))
         (closed_until,) = self._database.execute("SELECT max(until) FROM closed").fetchone()
         if closed_until is not None:
             return float(closed_until - now)
-        (used,) = self._database.execute("SELECT count(*) FROM requests").fetchone()
-        limit = self._limit(now)
-        if used < limit:
-            return 0.0
-        (frees,) = self._database.execute(
-            "SELECT at FROM requests ORDER BY at DESC LIMIT 1 OFFSET ?", (limit - 1,)
+        row = self._database.execute(
+            "SELECT at FROM requests ORDER BY at DESC LIMIT 1 OFFSET ?", (self._limit(now) - 1,)
         ).fetchone()
-        return float(frees + self._window_seconds - now)
+        return 0.0 if row is None else float(row[0] + self._window_seconds - now)
 
     def _limit(self, now: float) -> int:
-        """Return how many requests a window may have: what was configured, or less after a recent 429."""
-        learned, from_then_on = self._database.execute("SELECT max(requests), max(at) FROM learned").fetchone()
-        if learned is None or from_then_on > now + LONGEST_WAIT_SECONDS:
+        """Return how many requests a window may have: as configured, or fewer after a recent 429."""
+        learned, valid_from = self._database.execute("SELECT max(requests), max(at) FROM learned").fetchone()
+        if learned is None or valid_from > now + LONGEST_WAIT_SECONDS:
             return self.requests_per_minute
-        periods = max(now - from_then_on, 0.0) // GROWTH_SECONDS
+        periods = max(now - valid_from, 0.0) // GROWTH_SECONDS
         return min(self.requests_per_minute, int(learned * GROWTH**periods))
 
     def note_rate_limited(self, seconds: float) -> None:
         """Close the window after a 429: no process sends a request for `seconds` (an hour at most).
 
-        From then on the limit is what came through in this window, and at least a tenth less than before; but not less
-        than half, because some of the limit may have been spent elsewhere. It grows by a tenth every ten minutes.
+        Then the limit is the number of requests that succeeded in this window: at least a tenth less than before, but
+        not less than half, because some of the limit may have been used elsewhere. It grows by a tenth every ten
+        minutes.
         """
-        with self._lock:
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                now = self._clock()
-                reopens = now + min(seconds, LONGEST_WAIT_SECONDS)
-                self._learn(now, reopens)
-                self._database.execute("INSERT INTO closed VALUES (?)", (reopens,))
-            finally:
-                self._database.execute("COMMIT")
+        with self._transaction() as now:
+            reopens = now + min(seconds, LONGEST_WAIT_SECONDS)
+            self._learn(now, reopens)
+            self._database.execute("INSERT INTO closed VALUES (?)", (reopens,))
 
     def _learn(self, now: float, reopens: float) -> None:
         (opened,) = self._database.execute("SELECT coalesce(max(at), 0) FROM learned").fetchone()
         if now < opened <= now + LONGEST_WAIT_SECONDS:
-            return  # this request was on its way when another one got its 429
-        # Where the API counts by the minutes of a clock, what came before it opened again was of another minute.
+            return  # this request was in flight when another one got its 429
+        # If the API counts by clock minutes, requests before it opened again belong to another minute.
         since = max(now - self._window_seconds, opened if opened <= now else 0.0)
-        (used,) = self._database.execute("SELECT count(*) FROM requests WHERE at > ?", (since,)).fetchone()
         before = self._limit(now)
-        # A tenth less at least: what came through may be of two of its minutes.
-        limit = max(min(int(before * 0.9), used - 1), before // 2, self.requests_per_minute // 10, 1)
+        # At least a tenth less: the requests may belong to two of its minutes.
+        limit = max(
+            min(int(before * 0.9), self._count_since(since) - 1), before // 2, self.requests_per_minute // 10, 1
+        )
         self._database.execute("DELETE FROM learned")
         self._database.execute("INSERT INTO learned VALUES (?, ?)", (limit, reopens))
 
     @property
     def limit(self) -> int:
-        """How many requests a window may have now."""
+        """The number of requests that a window may have now."""
         with self._lock:
             return self._limit(self._clock())
 
     def count_requests(self) -> int:
         """Count the requests of the current window."""
         with self._lock:
-            since = self._clock() - self._window_seconds
-            (used,) = self._database.execute("SELECT count(*) FROM requests WHERE at > ?", (since,)).fetchone()
-            return int(used)
+            return self._count_since(self._clock() - self._window_seconds)
+
+    def _count_since(self, since: float) -> int:
+        return int(self._database.execute("SELECT count(*) FROM requests WHERE at > ?", (since,)).fetchone()[0])
 
     def close(self) -> None:
         self._database.close()
@@ -159,7 +158,7 @@ def _open(path: Path) -> sqlite3.Connection:
     path.touch(mode=0o600)
     database = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
     try:
-        # Losing the last requests of the record to a power cut costs a 429 at worst; an fsync a request costs more.
+        # Losing the last requests to a power cut costs a 429 at worst; an fsync per request costs more.
         database.execute("PRAGMA synchronous = OFF")
         database.execute("CREATE TABLE IF NOT EXISTS requests (at REAL NOT NULL)")
         database.execute("CREATE TABLE IF NOT EXISTS closed (until REAL NOT NULL)")

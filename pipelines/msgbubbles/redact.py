@@ -1,8 +1,8 @@
-"""A policy applied to the rows of the API, before anything else sees them.
+"""Apply a policy to the rows of the API, before anything else sees them.
 
-Rows are redacted where they are decoded, so nothing that the policy leaves out reaches fingerprints, the comparison
-with what is stored, dlt's files or the warehouse. What a column holds is in `tables`; a field that the policy does not
-know follows `extra`. `redact_payloads` does the same for the payloads of webhooks.
+Rows are redacted right after they are decoded. So nothing that the policy drops reaches fingerprints, the comparison
+with stored rows, dlt's files or the warehouse. `tables` classifies the columns; unknown fields follow `extra`.
+`redact_payloads` does the same for the payloads of webhooks.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from .models import NOTHING, NULL, Chat, Message, Number, Page, R, RejectedRow, 
 from .policy import FULL, ORDERS, Policy, Pseudonymizer
 from .tables import ATTACHMENTS, CHATS, MESSAGES, NUMBERS, Pii, Table
 
-# Stands for each character of a text of which only the length is stored.
+# Replaces each character of a text of which only the length is stored.
 DOT = "·"
 ERASED = "[erased]"
 WORD = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 MIME_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+")
-# An id that may be made of a handle; one of digits alone is not.
+# An id that may contain a handle; digits alone do not count.
 HANDLE_LIKE_ID = re.compile(r"(?i)^(?:tel|sms):|[^a-z0-9_:-]")
-# Too short to be looked for within a text: only a text that is nothing else is taken for it.
+# Too short to be searched for within a text; it has to be the whole text.
 SHORT_CODE = re.compile(r"\+?\d{3,6}")
 MAX_CACHED_WORDS = 1000
 
@@ -39,16 +39,16 @@ Step = tuple[str, Callable[[Any], Any]]
 
 
 class Vault(Protocol):
-    """Records who was replaced by which pseudonym."""
+    """Records the handles behind pseudonyms."""
 
     def add(self, pseudonym: str, handle: str) -> None: ...
 
     def save(self) -> None:
-        """Put what was added on disk: before the redacted rows are loaded."""
+        """Write new entries to disk, before the redacted rows are loaded."""
 
 
 class LeftOutChat(Chat):
-    """A chat that is not loaded: of an erased person, or dormant. Its timestamp keeps the paginator going."""
+    """A chat that is not loaded: of an erased person, or dormant. The paginator needs its timestamp."""
 
 
 class LeftOutMessage(Message):
@@ -57,9 +57,10 @@ class LeftOutMessage(Message):
 
 @dataclass
 class Redactor:
-    """Applies `policy`. `erased` are hashes by `Pseudonymizer.erased_handle` and `erased_chat`; chats that turn out to
-    be an erased person's are added to `found_chats`, and dormant ones to `dormant`. Who was replaced by a pseudonym is
-    added to `vault`, if there is one.
+    """Applies `policy`.
+
+    `erased` are hashes by `Pseudonymizer.erased_handle` and `erased_chat`. Chats that turn out to be an erased person's
+    are added to `found_chats`, dormant ones to `dormant`, and pseudonyms with their handles to `vault`.
     """
 
     policy: Policy = FULL
@@ -71,7 +72,7 @@ class Redactor:
     dormant: set[str] = field(default_factory=set)
     _words: set[str] = field(default_factory=set)
     _steps: dict[str, list[Step]] = field(default_factory=dict, init=False)
-    # Our numbers by their pseudonyms, null until they are read.
+    # Our own numbers by their pseudonyms, null until they are read.
     _own: dict[str, str] | None = None
 
     @property
@@ -88,23 +89,23 @@ class Redactor:
         return self.policy.handles == "pseudonym" and self.policy.own_numbers == "keep"
 
     def add_own_numbers(self, handles: Iterable[str]) -> None:
-        """Keep these numbers readable from now on if the policy keeps ours, also where only a pseudonym is left."""
+        """Keep these numbers readable if the policy keeps ours, and restore them where only a pseudonym is left."""
         if self._keeps_own:
             self._own = (self._own or {}) | {self._pseudonyms.handle(handle): handle for handle in handles}
 
     def save_vault(self) -> None:
-        """Put on disk who was replaced. Call this before redacted rows are written."""
+        """Save the vault, if there is one. Call this before redacted rows are written."""
         if self.vault is not None:
             self.vault.save()
 
     # -- values
 
     def redact(self, pii: Pii, value: Any) -> Any:
-        """Return what may be loaded of a value that is not null, of a column of that kind."""
+        """Redact a value that is not null, of a column of this kind."""
         return self._redaction(pii)(value)
 
     def is_redacted(self, pii: Pii) -> bool:
-        """Return whether the policy changes columns of that kind, whoever is erased."""
+        """Return whether the policy changes columns of this kind, regardless of erased people."""
         return any(getattr(self.policy, name) != ORDERS[name][0] for name in _REDACTIONS[pii][0])
 
     def _redaction(self, pii: Pii) -> Callable[[Any], Any]:
@@ -118,20 +119,18 @@ class Redactor:
         return change
 
     def handle(self, written: str) -> str:
-        """Redact anybody's handle. One of ours stays if it is known to be ours and the policy keeps ours."""
+        """Redact anybody's handle. Our own numbers stay if the policy keeps them."""
         if self.policy.handles == "keep" or written == ERASED:
             return written
-        pseudonym = self._pseudonyms.handle(written)
-        own = self._own.get(pseudonym) if self._own else None
-        return self._record(pseudonym, written) if own is None else own
+        own = (self._own or {}).get(self._pseudonyms.handle(written))
+        return self._replace_handle(written) if own is None else own
 
     def own_handle(self, written: str) -> str:
-        """Redact a handle in a field that holds only our numbers."""
-        if self.policy.own_numbers == "keep" or written == ERASED:
-            return written
-        return self._record(self._pseudonyms.handle(written), written)
+        """Redact a handle in a field that has only our own numbers."""
+        return written if self.policy.own_numbers == "keep" or written == ERASED else self._replace_handle(written)
 
-    def _record(self, pseudonym: str, written: str) -> str:
+    def _replace_handle(self, written: str) -> str:
+        pseudonym = self._pseudonyms.handle(written)
         if self.vault is not None and pseudonym != written:
             self.vault.add(pseudonym, written)
         return pseudonym
@@ -142,7 +141,7 @@ class Redactor:
         return DOT * len(written) if self.policy.text == "length" else None
 
     def text_mark(self, written: str) -> str:
-        """Return what a text is recognised by."""
+        """Return a value by which a text can be recognized."""
         return written if self.policy.text == "keep" else self._pseudonyms.row(written)
 
     def title(self, written: str) -> str | None:
@@ -163,7 +162,7 @@ class Redactor:
         return match[0] if match else None
 
     def _word(self, written: str) -> str | None:
-        """Keep the value of a field that holds one of a few words; anything else is unknown to the policy."""
+        """Keep a word in a field with a fixed set of words; treat anything else like an unknown field."""
         if written in self._words:
             return written
         if self._is_hidden_handle(written) or (self.policy.extra == "drop" and not WORD.fullmatch(written)):
@@ -182,16 +181,16 @@ class Redactor:
         return raw if all(map(self._is_code, words)) else NULL
 
     def _is_hidden_handle(self, written: str) -> bool:
-        """Whether a field that is not for handles holds one that the policy hides."""
+        """Return whether a field that is not for handles has one that the policy hides."""
         return self.policy.handles == "pseudonym" and written != ERASED and has_handle(written)
 
     def _id(self, written: str) -> str:
-        """Replace an id that is made of a handle by a hash."""
+        """Replace an id that contains a handle by a hash."""
         is_hidden = HANDLE_LIKE_ID.search(written) is not None and self._is_hidden_handle(written)
         return self._pseudonyms.row(written) if is_hidden else written
 
     def _error(self, raw: Raw) -> Raw:
-        """Keep the stable code of an error: the rest may quote anything."""
+        """Keep only the stable code of an error: the rest may quote anything."""
         if self.policy.extra == "keep" or raw in (NULL, NOTHING):
             return raw
         try:
@@ -204,21 +203,16 @@ class Redactor:
         if self.policy.extra == "keep":
             return error
         if isinstance(error, dict):
-            codes = {
-                name: code
-                for name in ("code", "error")
-                if isinstance(code := error.get(name), str) and self._is_code(code)
-            }
-            return codes or None
-        return error if isinstance(error, str) and self._is_code(error) else None
+            return {name: error[name] for name in ("code", "error") if self._is_code(error.get(name))} or None
+        return error if self._is_code(error) else None
 
-    def _is_code(self, written: str) -> bool:
-        return CODE.fullmatch(written) is not None and not self._is_hidden_handle(written)
+    def _is_code(self, value: Any) -> bool:
+        return isinstance(value, str) and CODE.fullmatch(value) is not None and not self._is_hidden_handle(value)
 
     @property
     def _pseudonyms(self) -> Pseudonymizer:
         if self.pseudonymizer is None:
-            raise ValueError("a policy that needs a key was made without one")
+            raise ValueError("this policy needs a Pseudonymizer")
         return self.pseudonymizer
 
     # -- erased people
@@ -227,7 +221,7 @@ class Redactor:
         return bool(self.erased) and handle is not None and self._pseudonyms.was_erased(handle, self.erased)
 
     def without_erased(self, text: str) -> str:
-        """Replace every erased handle in a text by a word."""
+        """Replace every erased handle in a text by `ERASED`."""
         if not self.erased:
             return text
         if SHORT_CODE.fullmatch(text) and self.is_erased(text):
@@ -235,19 +229,19 @@ class Redactor:
         return replace_handles(text, self.is_erased, ERASED)
 
     def mentions_erased(self, text: str) -> bool:
-        """Return whether an erased person is named in a text, or in JSON that is not decoded."""
+        """Return whether a text, or JSON that is not decoded, has an erased handle."""
         readable = unescape_json(text)
         return self.without_erased(readable) != readable
 
     def json_without_erased(self, text: str) -> str:
-        """Replace erased handles in JSON text. It stays as it is written if nobody is in it."""
+        """Replace erased handles in JSON text. Without any, the text stays as it is."""
         if not self.erased or not text:
             return text
         try:
             value = msgspec.json.decode(text)
             left = self.value_without_erased(value)
         except (msgspec.DecodeError, RecursionError):
-            # It cannot be taken apart, so it goes whole.
+            # It cannot be decoded, so it is dropped as a whole.
             return "null" if self.mentions_erased(text) else text
         return text if left == value else msgspec.json.encode(left).decode()
 
@@ -267,7 +261,7 @@ class Redactor:
         return Raw(self.json_without_erased(bytes(raw).decode()).encode())
 
     def chat_mark(self, chat_id: str) -> str:
-        """Return the hash that an erased person's chat is recognised by."""
+        """Return the hash by which an erased person's chat is recognized."""
         return self._pseudonyms.erased_chat(chat_id)
 
     def pseudonym(self, handle: str) -> str:
@@ -286,7 +280,7 @@ class Redactor:
             self.found_chats.add(mark)
 
     def is_erased_thread(self, chat: Chat) -> bool:
-        """Return whether a chat is with an erased person. It is recorded, so that its messages are recognised too."""
+        """Return whether a chat is with an erased person, and record it, so that its messages are recognized."""
         if not self.erased or not (
             self.is_erased_chat(chat.id) or (not chat.is_group and self.is_erased(chat.remote_handle))
         ):
@@ -310,7 +304,7 @@ class Redactor:
         return replace(page, rows=rows, rejected=[self.rejected(row) for row in page.rejected])
 
     def rejected(self, row: RejectedRow) -> RejectedRow:
-        """Replace a row that could not be read by a hash, because nobody knows what is in it. The reason stays."""
+        """Replace a row that could not be read by a hash, because its contents are unknown. The reason stays."""
         if not self.policy.redacts and not self.erased:
             return row
         request_id = None if row.request_id is None else self.without_erased(row.request_id)
@@ -326,7 +320,7 @@ class Redactor:
         return self._redact_row(row, CHATS)
 
     def chat_by_id(self, row: Chat) -> Chat:
-        """Redact a chat that was read by its id, with its participants if the API shows them."""
+        """Redact a chat that was read by its id, including its participants."""
         participants = read_participants(row)
         chat = self.chat(row)
         if participants is not None and type(chat) is Chat:
@@ -355,7 +349,7 @@ class Redactor:
         return self._redact_row(row, NUMBERS)
 
     def _redact_row(self, row: R, table: Table) -> R:
-        """Redact each column of a row in place, by what it holds."""
+        """Redact each column of a row in place, by its kind."""
         steps = self._steps.get(table.name)
         if steps is None:
             steps = self._steps[table.name] = [
@@ -371,11 +365,11 @@ class Redactor:
 
 
 def left_out(row: Message) -> LeftOutMessage:
-    """Return what the paginator needs of a message that is not loaded."""
+    """Return the parts of a message that the paginator needs, if it is not loaded."""
     return LeftOutMessage(id=row.id, created_at=row.created_at, sent_at=row.sent_at)
 
 
-# By kind: the settings that concern it, and how they change a value. The missing kinds are in no row of the API.
+# By kind: the settings that apply to it, and the function that changes a value. Rows of the API have no other kinds.
 _REDACTIONS: dict[Pii, tuple[tuple[str, ...], Callable[[Redactor, Any], Any]]] = {
     Pii.HANDLE: (("handles",), Redactor.handle),
     Pii.OWN_HANDLE: (("own_numbers",), Redactor.own_handle),

@@ -1,6 +1,6 @@
-"""A policy applied to the payloads of webhooks: of their objects, only the fields that are known are left.
+"""Apply a policy to the payloads of webhooks, and drop their unknown fields.
 
-A field that rows of the API have too is redacted as its column in `tables`.
+A field that rows of the API have, too, is redacted like its column in `tables`.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ HANDLES = frozenset({"handle", "sender", "sender_handle", "from", "author", "to"
 
 
 def _row_fields(model: type[Row], table: Table) -> Iterator[tuple[str, Column]]:
-    """Yield the fields that the API sends of a row, by name, with their columns."""
+    """Yield the names of the fields that the API sends, with their columns."""
     columns = {column.name: column for column in table.columns}
     for field in msgspec.structs.fields(model):
         if field.name in columns and not field.encode_name.startswith("_"):
             yield field.encode_name, columns[field.name]
 
 
-# What a field holds, by its name.
+# The kinds of fields, by name.
 FIELDS: dict[str, Column] = {
     **dict(_row_fields(Chat, CHATS)),
     **dict(_row_fields(Message, MESSAGES)),
     **dict(_row_fields(Attachment, ATTACHMENTS)),
-    # What only events have.
+    # Fields that only events have.
     **{name: text(name, Pii.HANDLE) for name in HANDLES},
     **{name: text(name, Pii.ID) for name in ("event_id", *CHAT_IDS)},
     **{name: text(name, Pii.TEXT) for name in ("reaction", "emoji")},
@@ -54,7 +54,7 @@ _PYTHON_TYPES: dict[ColumnType, Any] = {
 
 
 def redact_payload(redactor: Redactor, payload: Any) -> Any:
-    """Return what the policy leaves of an event."""
+    """Redact an event."""
     if redactor.erased:
         payload = redactor.value_without_erased(payload)
     if not redactor.policy.redacts:
@@ -66,7 +66,7 @@ def redact_payload(redactor: Redactor, payload: Any) -> Any:
 
 
 def concerns_erased(redactor: Redactor, payload: Any) -> bool:
-    """Return whether an event is about an erased person: in one of their chats, or with their handle."""
+    """Return whether an event has an erased person's chat or handle."""
     if not redactor.erased or not isinstance(payload, dict):
         return False
     for name, value in payload.items():

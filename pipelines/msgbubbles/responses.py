@@ -1,4 +1,4 @@
-"""Read an HTTP response: the body within bounds, and a failure as the error that says what to do about it."""
+"""Read HTTP responses: the body up to a maximum size, and failures as the errors of `errors`."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ from .errors import (
 )
 from .mentions import has_handle
 
-# A page of 100 messages with long texts is well under a megabyte. What is far over it is not an answer of this API.
+# A page of 100 messages with long texts is well under a megabyte.
 MAX_BODY_BYTES = 64 * 1024 * 1024
-# Both expand a read of 64 KB to that size at most. Other encodings, and several together, have no such bound.
+# Both expand a read of 64 KB to at most that size. Other encodings, and combinations, have no such limit.
 ENCODINGS = "gzip, deflate"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A successful response. `fetched_at` is when the request was sent by this machine's clock, `server_at` the same
-    time by the API's clock, and `date` the response's `Date`, null if it has none that can be read (all UTC).
+    """A successful response.
+
+    `fetched_at` is when the request was sent by this machine's clock, `server_at` the same moment by the API's clock,
+    and `date` the response's `Date`, null without a readable one (all UTC).
     """
 
     status: int
@@ -50,10 +52,10 @@ class _ErrorBody(msgspec.Struct):
 
 
 def read_body(response: httpx.Response) -> bytes:
-    """Read and decompress a body. Raises `RetryableError` for one that is too large or encoded otherwise than asked."""
+    """Read and decompress a body. Raises `RetryableError` if it is too large, or has another encoding."""
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("identity", "", *ENCODINGS.split(", ")):
-        raise RetryableError(f"the answer is encoded otherwise than asked for, which was {ENCODINGS}")
+        raise RetryableError(f"the answer has another encoding than the requested {ENCODINGS}")
     chunks = []
     size = 0
     for chunk in response.iter_bytes():
@@ -75,19 +77,19 @@ def read_request_id(response: httpx.Response) -> str | None:
 
 
 def read_error_message(body: bytes) -> str | None:
-    """Read what the API says to people. It may quote anything, so it belongs in no error."""
+    """Read the API's message for people. Never put it into an error, because it may quote anything."""
     return _decode_error(body).message
 
 
 def build_error(response: httpx.Response, body: bytes) -> Exception:
-    """Build the error of a response that is no success."""
+    """Build the error for an unsuccessful response."""
     status = response.status_code
     fields = _decode_error(body)
-    # A stable code is a short word; anything else there is not one, and may hold anything.
+    # A stable code is a short word; other text may be anything.
     is_code = fields.error and fields.error.isidentifier() and len(fields.error) <= 64 and not has_handle(fields.error)
     code = fields.error if is_code else None
     request_id = read_request_id(response) or _check_request_id(fields.request_id)
-    # Not the reason phrase that was sent: it may say anything.
+    # Not the reason phrase of the response: it may be anything.
     message = f"the API answered {status} {code or httpx.codes.get_reason_phrase(status)}".rstrip()
     if status == 429:
         limited = RateLimitedError(message, status=status, code=code, request_id=request_id)
@@ -100,14 +102,14 @@ def build_error(response: httpx.Response, body: bytes) -> Exception:
     if status == 401:
         message += ": check the API key"
     elif status == 403:
-        message += ": the key is fine; this is closed to it, or the account is not active: ask MsgBubbles"
+        message += ": the key is valid, but has no access to this, or the account is not active; ask MsgBubbles"
     elif response.is_redirect:
-        message, code = f"{message}: redirects are not followed with the key; fix base_url", None
+        message, code = f"{message}: redirects are not followed, to protect the key; fix base_url", None
     return kind(message, status=status, code=code, request_id=request_id)
 
 
 def describe_connection_error(error: BaseException, host: str) -> str:
-    """Say what kept an answer from coming, and what to check where that is plain. Quotes no URL."""
+    """Describe why there was no answer, and what to check if that is clear. Quotes no URL."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, socket.gaierror):
@@ -121,7 +123,7 @@ def describe_connection_error(error: BaseException, host: str) -> str:
 def retry_after_seconds(value: str | None, now: datetime) -> float | None:
     """Return the seconds to wait by a `Retry-After` header, at least one; null if it cannot be read.
 
-    The header is a number of seconds, or an HTTP date, which is compared with `now`, the API's clock.
+    The header is a number of seconds or an HTTP date; `now` is the time by the API's clock.
     """
     if value is None:
         return None
@@ -151,5 +153,5 @@ def _decode_error(body: bytes) -> _ErrorBody:
 
 
 def _check_request_id(value: str | None) -> str | None:
-    """Return a request id, which errors and rejected rows quote; null if it is more than that."""
+    """Return a request id, which errors and rejected rows quote; null for other text."""
     return value if value and re.fullmatch("[A-Za-z0-9_-]{1,128}", value) else None

@@ -1,6 +1,6 @@
-"""The settings of the connector: each with its type, range and default, declared once.
+"""Declare the settings of the connector, each once with its type, range and default.
 
-Imports no dlt, so that what only needs to know a setting starts quickly.
+Imports no dlt, so that commands that only need a setting start quickly.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from msgspec import Meta, inspect
 from .errors import ConfigurationError
 
 MAX_TIMEOUT_SECONDS = 24 * 3600.0
-# A batch with fewer pages could end within rows of one timestamp, and the next one would begin there again.
+# A smaller batch could end within rows of one timestamp, and the next one would begin there again.
 MIN_BATCH_PAGES = 20
 
 Hours = Annotated[float, Meta(gt=0)]
 
 
 class RefreshRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Rows of the last `within_hours`, of any age without it, are read again every `every_hours`."""
+    """Read rows of the last `within_hours` (of any age without it) again every `every_hours`."""
 
     every_hours: Hours
     within_hours: Hours | None = None
@@ -56,7 +56,7 @@ class SourceSettings(msgspec.Struct, frozen=True, kw_only=True):
     base_url: str = "https://api.msgbubbles.com/v1"
     start_date: Date | None = None
     lookback_seconds: Annotated[float, Meta(ge=0)] = 300.0
-    # A rename moves no cursor, at any age. Statuses, receipts and edits come within days.
+    # A rename does not change the cursor time, at any age. Statuses, receipts and edits come within days.
     refresh_chats: RefreshRules = (RefreshRule(every_hours=24),)
     refresh_messages: RefreshRules = (RefreshRule(every_hours=1, within_hours=72),)
     refresh_share: Annotated[float, Meta(gt=0, le=1)] = 0.25
@@ -73,7 +73,7 @@ DEFAULTS = SourceSettings()
 
 
 def build_source_settings(values: Mapping[str, Any]) -> SourceSettings:
-    """Check values and build the settings. Raises `ConfigurationError`, which names the key and what it must be."""
+    """Check values and build the settings. Raises `ConfigurationError`, which names the key and the valid values."""
     hints = settings_in(SourceSettings)
     return SourceSettings(**{key: convert(key, value, hints[key]) for key, value in values.items()})
 
@@ -85,7 +85,7 @@ def settings_in(struct: type[msgspec.Struct]) -> dict[str, Any]:
 
 
 def convert(key: str, value: Any, hint: Any) -> Any:
-    """Convert a value to the type of a setting; lists and tables may be JSON, as an environment variable has them.
+    """Convert a value to the type of a setting; lists and tables may be JSON, as in environment variables.
 
     Raises `ConfigurationError`, which does not quote the value.
     """
@@ -93,31 +93,31 @@ def convert(key: str, value: Any, hint: Any) -> Any:
         value = value.isoformat()
     try:
         try:
-            found = msgspec.convert(value, hint, strict=False)
+            converted = msgspec.convert(value, hint, strict=False)
         except msgspec.ValidationError:
             if not (isinstance(value, str) and value.lstrip()[:1] in ("[", "{")):
                 raise
-            found = msgspec.convert(json.loads(value), hint, strict=False)
-        checks = [meta.extra["check"] for meta in _metas(hint) if meta.extra]
-        if (isinstance(found, float) and not math.isfinite(found)) or not all(
-            check(found) for check in checks if found is not None
+            converted = msgspec.convert(json.loads(value), hint, strict=False)
+        checks = [meta.extra["check"] for meta in _find_metas(hint) if meta.extra]
+        if (isinstance(converted, float) and not math.isfinite(converted)) or not all(
+            check(converted) for check in checks if converted is not None
         ):
             raise ValueError
-    except ValueError:  # msgspec's and json's errors are of this kind
-        raise ConfigurationError(f"{key} must be {expected(hint)}") from None
-    return found
+    except ValueError:  # includes msgspec's and json's errors
+        raise ConfigurationError(f"{key} must be {describe_type(hint)}") from None
+    return converted
 
 
-def expected(hint: Any) -> str:
-    """Describe the values of a setting, for an error message."""
-    described = [meta.description for meta in _metas(hint) if meta.description]
-    if described:
-        return described[0]
+def describe_type(hint: Any) -> str:
+    """Describe the valid values of a setting, for an error message."""
+    descriptions = [meta.description for meta in _find_metas(hint) if meta.description]
+    if descriptions:
+        return descriptions[0]
     kind = inspect.type_info(hint)
     if isinstance(kind, inspect.Metadata):
         kind = kind.type
     if isinstance(kind, inspect.UnionType):
-        kind = next(one for one in kind.types if not isinstance(one, inspect.NoneType))
+        kind = next(member for member in kind.types if not isinstance(member, inspect.NoneType))
     if isinstance(kind, inspect.LiteralType):
         return f"one of {', '.join(json.dumps(value) for value in kind.values)}"
     if isinstance(kind, inspect.IntType | inspect.FloatType):
@@ -131,11 +131,11 @@ def expected(hint: Any) -> str:
     return "true or false" if isinstance(kind, inspect.BoolType) else 'text in quotes, like "..."'
 
 
-def _metas(hint: Any) -> list[Meta]:
-    """Return what is annotated to a type, also where it is one of a union."""
+def _find_metas(hint: Any) -> list[Meta]:
+    """Return the annotations of a type, or of the members of a union."""
     return [
-        found
+        meta
         for part in (hint, *get_args(hint))
-        for found in (part, *getattr(part, "__metadata__", ()))
-        if isinstance(found, Meta)
+        for meta in (part, *getattr(part, "__metadata__", ()))
+        if isinstance(meta, Meta)
     ]

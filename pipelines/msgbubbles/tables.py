@@ -1,8 +1,8 @@
-"""The tables that are loaded, and what each column holds of people.
+"""Register the tables that are loaded, and which personal data each column has.
 
-This is the one place that says so. From it follow the Arrow schema and dlt's hints (`source.buffer`), what a policy
-leaves of rows and of webhook payloads (`redact`, `redact_payloads`), and in `msgbubbles_sync` the DDL, the change to a
-stricter policy, erasure and retention. `msgbubbles_sync.tables` adds the tables of the application.
+Derived from this are the Arrow schema and dlt's hints (`source.arrow`), the redaction of rows and of webhook payloads
+(`redact`, `redact_payloads`), and in `msgbubbles_sync` the DDL, the change to a stricter policy, erasure and retention.
+`msgbubbles_sync.tables` adds the tables of the application.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from msgspec import Raw
 
 from .models import Attachment, Chat, Message, Number, Row
 
-# dlt's names, and `integer`, which only tables that dlt does not load have.
+# dlt's names, and `integer`, which only tables not loaded by dlt have.
 ColumnType = Literal["text", "bigint", "bool", "timestamp", "json", "double", "integer"]
 
 
 class Pii(Enum):
-    """What the values of a column are, as far as they are about people."""
+    """The personal data in a column."""
 
     HANDLE = "a number or an address of anybody"
     OWN_HANDLE = "one of the account's own numbers"
@@ -57,11 +57,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A loaded table. `description` says what a row is, `key` is the primary key.
+    """A loaded table. `description` defines a row, `key` is the primary key.
 
-    A row is deleted together with its chat, its message or its person, which are in the columns `chat_key`,
-    `message_key` and `person_key`. `dated_by` is SQL for the time from which `text_days` counts; null where no text
-    expires.
+    A row is deleted together with its chat, its message or its person, which the columns `chat_key`, `message_key` and
+    `person_key` name. `dated_by` is SQL for the time from which `text_days` counts; null if no text expires.
     """
 
     name: str
@@ -83,7 +82,7 @@ class Table:
 
     @property
     def text_columns(self) -> list[Column]:
-        """The columns of text and JSON: in others there is nobody."""
+        """The columns of text and JSON: only these have personal data."""
         return [column for column in self.columns if column.type in ("text", "json")]
 
     def columns_with(self, *kinds: Pii) -> list[Column]:
@@ -91,25 +90,22 @@ class Table:
 
 
 def fetched_at(description: str = "When this row was read from the API.") -> Column:
-    """Return the column with the time at which a row was fetched."""
     return Column("_fetched_at", "timestamp", Pii.NONE, description, nullable=False)
 
 
 def text(name: str, pii: Pii, description: str = "", *, nullable: bool = True) -> Column:
-    """Return a column of text."""
     return Column(name, "text", pii, description, nullable)
 
 
 def time(name: str, description: str = "", *, nullable: bool = True) -> Column:
-    """Return a column of timestamps."""
     return Column(name, "timestamp", Pii.NONE, description, nullable)
 
 
 def _model_columns(model: type[Row], *computed: Column, **decisions: tuple[Pii, str] | str) -> tuple[Column, ...]:
-    """Return the columns that rows of `model` are loaded into.
+    """Build the columns that rows of `model` are loaded into.
 
     These are the fields of the struct in order, the columns that the loader computes, `extra`, and `_fetched_at`.
-    `decisions` describe each field. For text and JSON they also say what it holds of people.
+    `decisions` describe each field, and the personal data in text and JSON.
 
     Raises `ValueError` if a decision is missing, or its field.
     """

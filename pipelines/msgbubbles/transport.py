@@ -1,6 +1,6 @@
-"""One request to the API: paced, retried, and with its failures sorted by what can be done about them.
+"""Send requests to the API: pace them, retry them, and raise failures as the errors of `errors`.
 
-Every method is safe to repeat (writes that create carry an `Idempotency-Key`), so every request is retried.
+All requests are retried, because all are safe to repeat: those that create something send an `Idempotency-Key`.
 """
 
 from __future__ import annotations
@@ -62,19 +62,20 @@ def _redact_handles(record: logging.LogRecord) -> bool:
     return True
 
 
-# At INFO httpx logs whole URLs, and a participant's URL ends with a handle; so also where its level is set elsewhere.
+# At INFO, httpx logs whole URLs, and a participant's URL ends with a handle. The filter applies at any log level.
 logging.getLogger("httpx").setLevel(logging.WARNING)
 logging.getLogger("httpx").addFilter(_redact_handles)
 
 VERSION = "0.1.0"
 USER_AGENT = f"msgbubbles-sync/{VERSION}"
-# The latency is the mean of about so many answers.
+# The latency is the mean of about this many answers.
 LATENCY_MEMORY = 5
 
 
 class Clock:
-    """Wall time that never goes back, so that the later of two fetches of a row is the newer one, even where the clock
-    was set back in between. `wall` returns the time in UTC. `api` estimates the API's clock.
+    """Wall time that never goes back, so that the later of two fetches of a row always has the later time.
+
+    `wall` returns the time in UTC. `api` estimates the API's clock.
     """
 
     def __init__(self, wall: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
@@ -93,9 +94,12 @@ class Clock:
 class Traffic:
     """Counts of requests and answers, for progress and the run record.
 
-    `answered` requests succeeded. `window_requests` of all processes are in the rate limiter's current window, out of
-    `window_limit`; both are 0 without a rate limiter. `retry_after` is whether a 429 said how long to wait, null before
-    the first 429. `latency_seconds` is a moving mean. `page_sizes` are the sizes that work, by endpoint.
+    Attributes:
+        answered: Requests that succeeded.
+        window_requests: Requests of all processes in the current window, out of `window_limit`; 0 without a limiter.
+        retry_after: Whether a 429 had a `Retry-After`; null before the first 429.
+        latency_seconds: A moving mean.
+        page_sizes: The page sizes that work, by endpoint.
     """
 
     requests: Counter[str] = field(default_factory=Counter)
@@ -116,14 +120,15 @@ class Traffic:
 
 
 class Transport:
-    """Sends requests with one key to one base URL.
+    """Sends requests with one key to one base URL. It is thread-safe.
 
-    Several threads may use it. `stop` interrupts every wait and prevents further requests. Requests are counted in
-    `traffic`, which may be shared; `max_requests` limits that count, retries included. `timeout_seconds` is for a whole
-    exchange, from connecting to the last byte of the answer. `max_attempts` limits the attempts of one request, where a
-    429 does not count as an attempt: waiting for those ends after `rate_limit_patience_seconds` together.
+    `stop` interrupts every wait and prevents further requests. `traffic`, which may be shared, counts the requests;
+    `max_requests` limits that count, retries included. `timeout_seconds` applies to a whole exchange, from connecting
+    to the last byte. `max_attempts` limits the attempts of one request. A 429 is no attempt: waiting for those ends
+    after `rate_limit_patience_seconds` in total.
+
     `last_answer` is the last success. `last_error_message` is the API's text for people about the last request, if that
-    failed: it may quote anything, so no error holds it.
+    failed. It may quote anything, so no error contains it.
     """
 
     def __init__(
@@ -175,7 +180,7 @@ class Transport:
             verify=_build_ssl_context(),
             # The key goes to the configured host and to no other.
             follow_redirects=False,
-            # A proxy from the environment is for the way out, not for this machine.
+            # Proxies from the environment do not apply to this machine.
             trust_env=not is_loopback(url.host),
         )
         enforce_deadlines(self._http)
@@ -193,7 +198,7 @@ class Transport:
 
     @contextmanager
     def at_most(self, attempts: int) -> Iterator[None]:
-        """Limit the attempts of each request until the block ends."""
+        """Limit the attempts of each request, until the block ends."""
         configured = self.max_attempts
         self.max_attempts = min(configured, attempts)
         try:
@@ -216,11 +221,11 @@ class Transport:
     ) -> T:
         """Send one request until it succeeds, and decode its answer.
 
-        `endpoint` is the route's template, under which requests are counted. `decode` raises `msgspec.DecodeError` for
-        a malformed body; the request is then repeated. `params` returns the query of each attempt, which may depend on
-        what `on_failure` learned from the attempts before. `max_attempts` is the transport's by default.
+        `endpoint` is the template of the route, under which requests are counted. If `decode` raises
+        `msgspec.DecodeError`, the request is repeated. `params` returns the query of each attempt, which may depend on
+        earlier calls of `on_failure`. `max_attempts` is the transport's by default.
 
-        Raises the errors of `errors`; `RetryableError` when the attempts are used up.
+        Raises the errors of `errors`; `RetryableError` after the last attempt.
         """
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         content = None
@@ -236,7 +241,7 @@ class Transport:
                 request = self._http.build_request(method, path, params=query, content=content, headers=headers)
             if request is None:
                 # An id of 100,000 characters. Raised here, because httpx's error may quote it.
-                raise PermanentError(f"{endpoint}: an id is no part of a URL; the API cannot be asked for it")
+                raise PermanentError(f"{endpoint}: an id cannot be part of a URL")
             try:
                 self._wait_for_turn(endpoint)
                 return self._decode(self._send(request), decode, endpoint)
@@ -255,7 +260,7 @@ class Transport:
         return retrying(attempt)
 
     def _wait_for_turn(self, endpoint: str) -> None:
-        """Wait until a request may be sent, and count it. Raises `LimitReached` when the run may send no more."""
+        """Wait until a request may be sent, and count it. Raises `LimitReached` if the run may send no more."""
         while True:
             if self._stop.is_set():
                 raise Interrupted("stopped")
@@ -290,12 +295,12 @@ class Transport:
             self.traffic.received_bytes += len(body)
             self._note_latency(time.monotonic() - began)
         except httpx.ReadTimeout:
-            fault = f"the API gave no whole answer within {self._timeout_seconds:g} s (timeout_seconds)"
+            fault = f"the API gave no complete answer within {self._timeout_seconds:g} s (timeout_seconds)"
         except (httpx.TransportError, httpx.DecodingError) as error:
             fault = f"the API could not be reached: {describe_connection_error(error, request.url.host)}"
             kind = UnreachableError if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) else RetryableError
         if fault:
-            # Raised here and not from httpx's error, which knows the URL and may quote a header.
+            # Raised here, not from httpx's error, which contains the URL and may quote a header.
             raise kind(fault)
         if not response.is_success:
             self.last_error_message = read_error_message(body)
@@ -311,11 +316,11 @@ class Transport:
             decoded = decode(answer)
             self.traffic.answered += 1
             return decoded
-        # Raised here and not where the decoder's error is handled: that one may quote the body.
+        # Raised here, not from the decoder's error, which may quote the body.
         raise RetryableError(f"{endpoint}: malformed answer", status=answer.status, request_id=answer.request_id)
 
     def _note_latency(self, seconds: float) -> None:
-        """Update the mean latency with one answer; a single slow one counts little."""
+        """Update the mean latency; a single slow answer counts little."""
         before = self.traffic.latency_seconds or seconds
         self.traffic.latency_seconds = before + (min(seconds, 2 * before) - before) / LATENCY_MEMORY
 
@@ -339,13 +344,13 @@ class Transport:
 
 @cache
 def _build_ssl_context() -> ssl.SSLContext:
-    """Load the trusted certificates. That takes some 40 ms, and a run makes several clients."""
+    """Load the trusted certificates, once for all clients: it takes some 40 ms."""
     check_certificates()
     return httpx.create_ssl_context()
 
 
 class _RetryLimit:
-    """Limits the retries of one request: by number for faults, by time for 429."""
+    """Limits the retries of one request: by number for failures, by time for 429."""
 
     def __init__(self, max_attempts: int, patience_seconds: float) -> None:
         self._attempts_left = max_attempts
@@ -362,7 +367,7 @@ class _RetryLimit:
 
 
 def check_base_url(base_url: str) -> httpx.URL:
-    """Return the base URL, if a key may be sent there: https, or http to this machine."""
+    """Return the base URL. Raises `ConfigurationError` unless it is https, or http to this machine."""
     try:
         url = httpx.URL(base_url)
     except httpx.InvalidURL:
@@ -373,14 +378,14 @@ def check_base_url(base_url: str) -> httpx.URL:
         return url
     raise ConfigurationError(
         f"base_url must begin with https:// (http:// only to this machine), not {url.scheme or 'nothing'}://: "
-        "the key would travel in the clear"
+        "the key would be sent unencrypted"
     )
 
 
 def _check_key(api_key: str) -> None:
     # httpx would quote it where it cannot be a header.
     if not re.fullmatch("[!-~]+", api_key):
-        raise ConfigurationError("api_key is empty, or holds spaces or other characters that no key has")
+        raise ConfigurationError("api_key is empty, or has spaces or other characters that no key has")
 
 
 def is_loopback(host: str) -> bool:

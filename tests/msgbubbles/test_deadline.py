@@ -145,8 +145,8 @@ BOMB = gzip.compress(b" " * 20_000_000, mtime=0)
     ("body", "encoding", "says"),
     [
         (BOMB, b"gzip", "over 1000000 bytes"),
-        (gzip.compress(BOMB, mtime=0), b"gzip, gzip", "encoded otherwise"),
-        (b"data", b"br", "encoded otherwise"),
+        (gzip.compress(BOMB, mtime=0), b"gzip, gzip", "another encoding"),
+        (b"data", b"br", "another encoding"),
         (b"data", b"gzip", "could not be reached"),
     ],
 )

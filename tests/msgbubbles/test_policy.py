@@ -70,7 +70,7 @@ def test_a_pseudonym_is_never_taken_for_a_number(written: str) -> None:
         ({"text": "gone"}, "text is one of keep, length, drop"),
         ({"txt": "drop"}, "has no setting txt"),
         ({"text_days": 0}, "text_days is a whole number of days"),
-        ({"own_numbers": "pseudonym"}, "goes with handles"),
+        ({"own_numbers": "pseudonym"}, "requires handles"),
     ],
 )
 def test_a_setting_that_means_nothing_is_refused_with_what_it_may_be(settings: dict[str, Any], says: str) -> None:

@@ -32,8 +32,9 @@ KEYS_AT_ONCE = 10_000
 
 
 class Warehouse:
-    """The tables of a pipeline's dataset. Times are milliseconds since 1970; intervals include their first millisecond
-    and exclude their last.
+    """The tables of a pipeline's dataset.
+
+    Times are milliseconds since 1970; intervals include their first millisecond and exclude their last.
     """
 
     def __init__(self, pipeline: dlt.Pipeline) -> None:

@@ -139,8 +139,8 @@ def test_people_and_titles_shown_in_other_words_are_known_by_their_pseudonyms(wo
 
 def test_a_number_erased_by_an_earlier_version_stays_erased() -> None:
     # As it was written when each national spelling had a pseudonym of its own.
-    former = "p_" + PSEUDONYMS._hashed("p", "+5491123456789")
-    erased = frozenset({PSEUDONYMS._hashed("erased handle", former)})
+    former = "p_" + PSEUDONYMS._hash("p", "+5491123456789")
+    erased = frozenset({PSEUDONYMS._hash("erased handle", former)})
     assert PSEUDONYMS.was_erased("+54 9 11 2345-6789", erased)
     assert not PSEUDONYMS.was_erased("+5491123456780", erased)
     assert PSEUDONYMS.was_erased("+541123456789", frozenset({PSEUDONYMS.erased_handle("+5491123456789")}))
