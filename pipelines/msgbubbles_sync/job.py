@@ -23,7 +23,7 @@ from .destinations.version import store_version
 from .groups.load import load_ledger
 from .load_streams import StreamLoader
 from .policy import applied as policy
-from .privacy.erase import purge
+from .privacy.erase import create_erasures, purge
 from .privacy.reapply import apply as apply_policy
 from .privacy.retention import expire
 from .report import RunReport
@@ -158,6 +158,8 @@ def _publish(context: Context, report: RunReport, *, max_age_minutes: float) -> 
             policy.store(connection, workspace, destination.write_schema)
             claims.store(connection, workspace, destination.write_schema)
             store_version(connection, destination.write_schema)
+            create_erasures(connection, destination.write_schema)
+            destination.describe_tables(connection)
             report.rows_in_warehouse = _count_rows(connection)
         report.published_bytes = destination.publish(report.held_marts)
         report.published = True

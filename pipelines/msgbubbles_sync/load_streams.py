@@ -21,7 +21,7 @@ from msgbubbles.source.run import MissingRows
 from msgbubbles.source.stored import Warehouse
 
 from .context import Context
-from .destinations.load import build_pipeline, resource_states
+from .destinations.load import build_missing_tables, build_pipeline, resource_states
 from .destinations.screen import Screen, is_data_error
 from .report import RunReport
 from .run_log import store_failed_reads
@@ -87,6 +87,9 @@ class StreamLoader:
 
     def _load_once(self, *resources: str) -> None:
         source = msgbubbles_source(run=self._run, **self._arguments)
+        missing_tables = build_missing_tables(self._pipeline)
+        if missing_tables is not None:
+            source.resources.add(missing_tables)
         with self._destination.keep_open(self._pipeline):
             self._pipeline.run(source.with_resources(*resources) if resources else source)
         trace = self._pipeline.last_trace

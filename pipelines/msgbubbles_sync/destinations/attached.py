@@ -46,6 +46,13 @@ class Attached(Destination):
     def _replace_views(self, connection: duckdb.DuckDBPyConnection, views: Mapping[Key, str]) -> None:
         """Create or replace views, given as queries: all or none."""
 
+    @abstractmethod
+    def _describe_schema(self, connection: duckdb.DuckDBPyConnection, schema: str) -> None:
+        """Store the descriptions of the tables or views in a schema as comments."""
+
+    def describe_tables(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._describe_schema(connection, self.dataset)
+
     def exists(self) -> bool:
         with self._attach("READ_ONLY") as connection:
             return self.dataset in _schemas(connection)
@@ -106,6 +113,7 @@ class Attached(Destination):
                 if not views:
                     return
                 self._replace_views(connection, views)
+                self._describe_schema(connection, DATASET)
         raise TryAgain
 
     def _find_outdated_views(self, connection: duckdb.DuckDBPyConnection) -> dict[Key, str]:

@@ -12,6 +12,8 @@ import duckdb
 
 from msgbubbles_sync.workspace import DATASET, Workspace
 
+from .comments import list_descriptions, write_comments
+
 
 class Destination(ABC):
     """The tables of a warehouse, or of one of its accounts."""
@@ -64,6 +66,10 @@ class Destination(ABC):
     @abstractmethod
     def publish(self, held_marts: Sequence[str] = ()) -> int | None:
         """Show readers what was written. Held marts stay as readers have them. Returns the size in bytes, if known."""
+
+    def describe_tables(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Store the descriptions of tables and columns as comments. Needs a connection for writing."""
+        write_comments(connection, self.write_schema, list_descriptions())
 
     def is_older_than(self, minutes: float) -> bool:
         """Return whether readers see something older, or something that others have changed."""

@@ -1,34 +1,67 @@
-"""Carry the descriptions of tables and columns, which a database has as comments, over to copies."""
+"""Store the descriptions of tables and columns as comments, so that every client of the warehouse shows them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import duckdb
 
 from msgbubbles_sync.sql import quote_literal, quote_name
+from msgbubbles_sync.tables import TABLES
 
 # Descriptions by column; under the empty name, that of the table.
 Comments = dict[str, str]
-QUERY = """SELECT schema_name, table_name, column_name, comment FROM duckdb_columns()
-WHERE database_name = $database AND comment IS NOT NULL
-UNION ALL SELECT schema_name, table_name, '', comment FROM duckdb_tables()
-WHERE database_name = $database AND comment IS NOT NULL
-UNION ALL SELECT schema_name, view_name, '', comment FROM duckdb_views()
-WHERE database_name = $database AND comment IS NOT NULL"""
+# Schema, table, column, comment and kind of everything that may have a comment.
+STORED = """SELECT schema_name, table_name, '', comment, 'TABLE' FROM duckdb_tables() WHERE database_name = $1
+UNION ALL SELECT schema_name, view_name, '', comment, 'VIEW' FROM duckdb_views() WHERE database_name = $1
+UNION ALL SELECT schema_name, table_name, column_name, comment, 'COLUMN' FROM duckdb_columns()
+WHERE database_name = $1"""
+
+
+def list_descriptions() -> dict[str, Comments]:
+    """Return the descriptions of the tables that the job loads, by name."""
+    descriptions = {"_dlt_loads": {"": "One row per finished load."}, "accounts": {"account": "The account's name."}}
+    for table in TABLES.values():
+        descriptions[table.name] = {
+            "": table.description,
+            # Columns that only tables loaded by dlt have, or those of several accounts.
+            "_dlt_load_id": "The load that wrote this row; see _dlt_loads.",
+            "account": "The account of the row.",
+            **{column.name: column.description for column in table.columns},
+        }
+    return descriptions
 
 
 def read_comments(connection: duckdb.DuckDBPyConnection, database: str) -> dict[tuple[str, str], Comments]:
     """Return the comments of each table and view of an attached database, by schema and name."""
     comments: dict[tuple[str, str], Comments] = {}
-    for schema, table, column, comment in connection.execute(QUERY, {"database": database}).fetchall():
-        comments.setdefault((schema, table), {})[column] = comment
+    for schema, table, column, text, _ in connection.execute(STORED, [database]).fetchall():
+        if text is not None:
+            comments.setdefault((schema, table), {})[column] = text
     return comments
 
 
-def write_comments(connection: duckdb.DuckDBPyConnection, schema: str, table: str, comments: Mapping[str, str]) -> None:
-    """Set the comments of a table. Every column that they name must exist."""
-    path = f"{quote_name(schema)}.{quote_name(table)}"
-    for column, comment in comments.items():
-        subject = f"COLUMN {path}.{quote_name(column)}" if column else f"TABLE {path}"
-        connection.execute(f"COMMENT ON {subject} IS {quote_literal(comment)}")
+def write_comments(connection: duckdb.DuckDBPyConnection, schema: str, comments: Mapping[str, Comments]) -> None:
+    """Write the comments of tables in a DuckDB file or a lake, as far as they differ from the stored ones.
+
+    Ignores comments of tables and columns that do not exist. `schema` may begin with the name of the database.
+    """
+    database, _, name = schema.rpartition(".")
+    database = database or connection.execute("SELECT current_database()").fetchall()[0][0]
+    stored = connection.execute(f"FROM ({STORED}) WHERE schema_name = $2", [database, name]).fetchall()
+    statements = build_statements(f"{quote_name(database)}.{name}", stored, comments)
+    if statements:
+        connection.execute("; ".join(["BEGIN", *statements, "COMMIT"]))
+
+
+def build_statements(
+    schema: str, stored: Iterable[tuple[str, str, str, str | None, str]], comments: Mapping[str, Comments]
+) -> list[str]:
+    """Return the statements that replace the stored comments of a schema."""
+    statements = []
+    for _, table, column, text, kind in stored:
+        wanted = comments.get(table, {}).get(column)
+        if wanted is not None and wanted != text:
+            path = ".".join([schema, *map(quote_name, filter(None, (table, column)))])
+            statements.append(f"COMMENT ON {kind} {path} IS {quote_literal(wanted)}")
+    return statements

@@ -16,6 +16,7 @@ from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.sql import quote_literal, quote_name
 
 from .attached import Attached
+from .comments import list_descriptions, write_comments
 from .libpq import build_environment, format_dsn
 from .server import (
     LOCKED,
@@ -139,6 +140,12 @@ class DuckLake(Attached):
             with suppress(duckdb.Error):
                 connection.execute("ROLLBACK")
             raise
+
+    def _describe_schema(self, connection: duckdb.DuckDBPyConnection, schema: str) -> None:
+        comments = list_descriptions()
+        if schema != self.dataset:  # the views of all accounts: DuckLake stores no comments on their columns
+            comments = {table: {"": texts[""]} for table, texts in comments.items() if "" in texts}
+        write_comments(connection, f"warehouse.{schema}", comments)
 
     def explain(self, message: str) -> str | None:
         if LOCKED.search(message):

@@ -6,15 +6,31 @@ Imports dlt, so `Workspace.configure_dlt` comes before it.
 from __future__ import annotations
 
 import shutil
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import dlt
 
+from msgbubbles.source.arrow import build_arrow_table, build_column_hints
 from msgbubbles.source.state import States
+from msgbubbles.tables import Table
 from msgbubbles_sync.files import remove
+from msgbubbles_sync.tables import GROUP_MEMBER_OPERATIONS, GROUP_OPERATIONS, GROUP_SIGHTINGS, WEBHOOK_EVENTS
 from msgbubbles_sync.workspace import PIPELINE, Workspace
 
 from . import build_destination
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Strategy = Literal["delete-insert", "insert-only"]
+# The tables of commands that may never run.
+LATER_TABLES: tuple[tuple[Table, Strategy], ...] = (
+    (WEBHOOK_EVENTS, "insert-only"),
+    (GROUP_OPERATIONS, "delete-insert"),
+    (GROUP_MEMBER_OPERATIONS, "delete-insert"),
+    (GROUP_SIGHTINGS, "delete-insert"),
+)
 
 
 def build_fresh_pipeline(workspace: Workspace, name: str) -> dlt.Pipeline:
@@ -44,6 +60,39 @@ def build_pipeline(workspace: Workspace, name: str = PIPELINE) -> dlt.Pipeline:
         dataset_name=destination.dataset,
         pipelines_dir=str(workspace.folder / "dlt"),
     )
+
+
+def build_table_item(table: Table, rows: pa.Table, strategy: Strategy) -> Any:
+    """Build an item for dlt: rows to be merged into a table by its key. With `insert-only`, a stored row stays."""
+    hints = dlt.mark.make_hints(
+        table_name=table.name,
+        primary_key=list(table.key),
+        write_disposition={"disposition": "merge", "strategy": strategy},
+        columns=build_column_hints(table),
+    )
+    return dlt.mark.with_hints(rows, hints, create_table_variant=True)
+
+
+def build_missing_tables(pipeline: dlt.Pipeline) -> dlt.sources.DltResource | None:
+    """Build a resource that creates the tables of groups and webhooks, empty; null if the pipeline has created them.
+
+    Other pipelines load these tables, when there is something to load. Readers find the documented tables before that.
+    """
+    name = pipeline.default_schema_name
+    created: Mapping[str, Any] = pipeline.schemas[name].tables if name else {}
+    missing = [
+        (table, strategy)
+        for table, strategy in LATER_TABLES
+        if not {*table.column_names} <= created.get(table.name, {"columns": {}})["columns"].keys()
+    ]
+    if not missing:
+        return None
+
+    def items() -> Iterator[Any]:
+        for table, strategy in missing:
+            yield build_table_item(table, build_arrow_table(table, ()), strategy)
+
+    return dlt.resource(items, name="missing_tables")
 
 
 def resource_states(pipeline: dlt.Pipeline) -> States:

@@ -29,6 +29,7 @@ from msgbubbles_sync.sql import quote_literal, quote_name
 from msgbubbles_sync.workspace import CLAIM_TABLE, DATASET, UNUSABLE, VERSION_TABLE
 
 from .base import Destination
+from .comments import list_descriptions, write_comments
 from .parquet_tables import read_tables, write_json
 from .publish import new_copy, replace_database
 from .union_accounts import MANY_ACCOUNTS, OWN_TABLES, READER_SCHEMAS, Key, build_union
@@ -49,7 +50,7 @@ STAGING = ".staging"
 # Stands for the name of an only account; no account can be called so.
 NAMELESS = "_"
 # The job's own tables, each one file.
-JOB_TABLES = ("sync_runs", "failed_reads", "privacy", CLAIM_TABLE, VERSION_TABLE)
+JOB_TABLES = ("sync_runs", "failed_reads", "privacy", "erasures", CLAIM_TABLE, VERSION_TABLE)
 # The files of a table are compacted into one when there are more than this.
 MAX_FILES = 100
 # How long a file stays for those who are reading it after it was replaced.
@@ -158,6 +159,9 @@ class ParquetFiles(Destination):
                 new = self._tables / name / ".new"
                 connection.execute(f"COPY {DATASET}.{quote_name(name)} TO {quote_literal(str(new))} (FORMAT parquet)")
                 new.replace(self._tables / name / f"{name}.parquet")
+
+    def describe_tables(self, _connection: duckdb.DuckDBPyConnection) -> None:
+        """Do nothing: comments are stored with the views that readers open, by `publish`."""
 
     def move_delta_tables(self) -> str | None:
         """Move the tables away if an older release wrote them as Delta, and return the message for the user.
@@ -293,6 +297,7 @@ class ParquetFiles(Destination):
             copy = new_copy(database)
             with duckdb.connect(str(copy)) as connection:
                 _create_views(connection, views)
+                write_comments(connection, DATASET, list_descriptions())
             replace_database(database, copy)
 
 

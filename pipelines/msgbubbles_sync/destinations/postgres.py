@@ -13,8 +13,9 @@ from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.sql import quote_literal, quote_name
 
 from .attached import Attached
+from .comments import build_statements, list_descriptions
 from .libpq import build_environment, read_parameters
-from .server import LOCKED, attach_server, check_server, explain, explain_lock, find_reason
+from .server import LOCKED, attach_server, check_server, explain, explain_lock, find_reason, query_server
 from .union_accounts import READER_SCHEMAS, Key
 
 NO_SERVER = """--destination postgres: the server cannot be reached ({why}){reason}; set its address in
@@ -27,6 +28,13 @@ EXCEPTION WHEN invalid_table_definition THEN
     DROP VIEW {view} CASCADE;
     CREATE VIEW {view} AS {query};
 END $view$"""
+
+COMMENTS = """SELECT {schema} AS in_schema, relname::text, '' AS of_column, obj_description(oid, 'pg_class'),
+CASE relkind WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END AS kind
+FROM pg_class WHERE relnamespace = to_regnamespace({schema}) AND relkind IN ('r', 'p', 'v')
+UNION ALL SELECT {schema}, relname, attname, col_description(pg_class.oid, attnum), 'COLUMN'
+FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped
+WHERE relnamespace = to_regnamespace({schema}) AND relkind IN ('r', 'p', 'v')"""
 
 
 class Postgres(Attached):
@@ -78,6 +86,12 @@ class Postgres(Attached):
             REPLACE_VIEW.format(view=f"{key[0]}.{quote_name(key[1])}", query=views[key]) for key in sorted(views)
         ]
         connection.execute(f"CALL postgres_execute('warehouse', {quote_literal('; '.join([*statements, 'COMMIT']))})")
+
+    def _describe_schema(self, connection: duckdb.DuckDBPyConnection, schema: str) -> None:
+        stored = query_server(connection, COMMENTS.format(schema=quote_literal(schema)))
+        statements = build_statements(schema, stored, list_descriptions())
+        if statements:
+            connection.execute(f"CALL postgres_execute('warehouse', {quote_literal('; '.join(statements))})")
 
     def _read_parameters(self) -> dict[str, str]:
         parameters = read_parameters("destination.postgres.credentials", load_settings(self._workspace.account).sync)

@@ -22,6 +22,7 @@ import duckdb
 
 from msgbubbles_sync.files import follow_links, remove, sync_to_disk
 from msgbubbles_sync.sql import quote_literal, quote_name
+from msgbubbles_sync.workspace import DATASET
 
 from .comments import Comments, read_comments, write_comments
 
@@ -50,8 +51,7 @@ def publish(work: Path, database: Path, held_marts: Sequence[str] = ()) -> int:
     _remove_logs(database)  # before held marts are copied from it
     copy = new_copy(database)
     clone(work, copy)
-    if held_marts:
-        _copy_held_marts(held_marts, copy, database)
+    _remove_from_copy(held_marts, copy, database)
     return replace_database(database, copy)
 
 
@@ -130,26 +130,33 @@ def _no_new_writer(file: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _copy_held_marts(marts: Sequence[str], copy: Path, database: Path) -> None:
+def _remove_from_copy(held_marts: Sequence[str], copy: Path, database: Path) -> None:
+    """Remove dlt's staging tables from a copy, and put back the held marts as readers have them."""
     with duckdb.connect(str(copy)) as connection:
-        published: set[str] = set()
-        comments: dict[tuple[str, str], Comments] = {}
-        # A file that is damaged, or open in another process to write, counts as empty.
-        with suppress(duckdb.IOException):
-            if database.exists():
-                connection.execute(f"ATTACH {quote_literal(str(database))} AS published (READ_ONLY)")
-                published = set(_read_kinds(connection, "published"))
-                comments = read_comments(connection, "published")
-        for mart, kind in _read_kinds(connection).items():
-            if mart not in marts:
-                continue
-            connection.execute(f"DROP {kind} marts.{quote_name(mart)}")
-            if mart in published:
-                # A view becomes a table here: it would show what the other marts have now.
-                connection.execute(f"CREATE TABLE marts.{quote_name(mart)} AS FROM published.marts.{quote_name(mart)}")
-                write_comments(connection, "marts", mart, comments.get(("marts", mart), {}))
+        connection.execute(f"DROP SCHEMA IF EXISTS {DATASET}_staging CASCADE")
+        if held_marts:
+            _copy_held_marts(connection, held_marts, database)
         connection.execute("CHECKPOINT")
     sync_to_disk(copy)
+
+
+def _copy_held_marts(connection: duckdb.DuckDBPyConnection, held_marts: Sequence[str], database: Path) -> None:
+    published: set[str] = set()
+    comments: dict[tuple[str, str], Comments] = {}
+    # A file that is damaged, or open in another process to write, counts as empty.
+    with suppress(duckdb.IOException):
+        if database.exists():
+            connection.execute(f"ATTACH {quote_literal(str(database))} AS published (READ_ONLY)")
+            published = set(_read_kinds(connection, "published"))
+            comments = read_comments(connection, "published")
+    for mart, kind in _read_kinds(connection).items():
+        if mart not in held_marts:
+            continue
+        connection.execute(f"DROP {kind} marts.{quote_name(mart)}")
+        if mart in published:
+            # A view becomes a table here: it would show what the other marts have now.
+            connection.execute(f"CREATE TABLE marts.{quote_name(mart)} AS FROM published.marts.{quote_name(mart)}")
+    write_comments(connection, "marts", {mart: comments.get(("marts", mart), {}) for mart in held_marts})
 
 
 def _read_kinds(connection: duckdb.DuckDBPyConnection, catalog: str | None = None) -> dict[str, str]:

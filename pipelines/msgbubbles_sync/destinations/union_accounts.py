@@ -169,15 +169,16 @@ def _copy_accounts(connection: duckdb.DuckDBPyConnection, sources: Mapping[str, 
         if name == BEFORE:
             del columns[account][ACCOUNTS]
             columns[account] = {key: names[1:] for key, names in columns[account].items()}
+    for schema in READER_SCHEMAS:
+        connection.execute(f"CREATE SCHEMA {schema}")
+    for (schema, table), shown in build_union(columns, source).items():
+        connection.execute(f"CREATE TABLE {schema}.{quote_name(table)} AS {shown.query}")
     comments: dict[Key, Comments] = {}
     for name in set(sources.values()):
         for key, described in read_comments(connection, name).items():
             comments[key] = comments.get(key, {}) | described
     for schema in READER_SCHEMAS:
-        connection.execute(f"CREATE SCHEMA {schema}")
-    for (schema, table), shown in build_union(columns, source).items():
-        connection.execute(f"CREATE TABLE {schema}.{quote_name(table)} AS {shown.query}")
-        write_comments(connection, schema, table, comments.get((schema, table), {}))
+        write_comments(connection, schema, {key[1]: texts for key, texts in comments.items() if key[0] == schema})
     for name in set(sources.values()):
         connection.execute(f"DETACH {quote_name(name)}")
     connection.execute("CHECKPOINT")

@@ -302,8 +302,13 @@ def _may_hold(text: str, handles: set[str]) -> tuple[str, list[str]]:
     return " OR ".join([*conditions, others]), [*numbers, *forms]
 
 
+def create_erasures(connection: duckdb.DuckDBPyConnection, schema: str) -> None:
+    """Create the table of erasures in a schema of the warehouse, if it is missing."""
+    connection.execute(f"CREATE TABLE IF NOT EXISTS {schema}.{ERASURES.name} ({column_definitions(ERASURES)})")
+
+
 def _store_certificate(connection: duckdb.DuckDBPyConnection, certificate: Certificate) -> None:
-    connection.execute(f"CREATE TABLE IF NOT EXISTS msgbubbles.{ERASURES.name} ({column_definitions(ERASURES)})")
+    create_erasures(connection, "msgbubbles")
     values = [certificate.erasure_id, certificate.erased_at, certificate.people, json.dumps(certificate.rows)]
     connection.execute(f"INSERT INTO msgbubbles.{ERASURES.name} VALUES (?, ?, ?, ?)", values)
 

@@ -63,6 +63,8 @@ def read_event_times(destination: Destination) -> EventTimes:
         if not destination.exists():
             return EventTimes()
         with destination.open_reader() as connection:
+            if connection.execute("SELECT 1 FROM msgbubbles.webhook_events LIMIT 1").fetchone() is None:
+                return EventTimes()
             newest = connection.execute(NEWEST).fetchone() or (None, None)
             last = connection.execute(LAST).fetchone() or (None, None)
     except (duckdb.Error, UsageError):
