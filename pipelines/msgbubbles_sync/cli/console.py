@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -17,6 +20,7 @@ from rich.table import Table
 
 from msgbubbles_sync.lock import record_progress
 from msgbubbles_sync.run_log import describe_failed_reads, iso_timestamp
+from msgbubbles_sync.workspace import IS_CHECKOUT
 
 if TYPE_CHECKING:
     from msgbubbles.source.run import Run
@@ -25,10 +29,18 @@ if TYPE_CHECKING:
     from msgbubbles_sync.inspect.verify import VerifyResult
     from msgbubbles_sync.report import RunReport
 
+# A script of this project, as messages and help texts name it.
+SCRIPT_NAME = re.compile(r"(?:python pipelines/)?\b(chats|groups|webhooks)\.py\b")
 SECONDS_BETWEEN_LINES = 15.0
 DIFFERENCES_SHOWN = 50
 # dlt's own steps, which are parts of the phase `load`.
 LOAD_STEPS = ("extract", "normalize", "commit", "sync")
+
+
+def name_as_called(text: str) -> str:
+    """Name commands as this process was called: as scripts, or as `msgbubbles chats` and so on."""
+    is_script = IS_CHECKOUT and Path(sys.argv[0]).name != "msgbubbles"
+    return text if is_script else SCRIPT_NAME.sub(r"msgbubbles \1", text)
 
 
 class Reporter:
@@ -43,8 +55,8 @@ class Reporter:
         self._said_at = time.monotonic()
 
     def fail(self, message: str) -> None:
-        """Errors are told whatever was asked for."""
-        sys.stderr.write(f"{message}\n")
+        """Print an error, also with `--quiet`."""
+        sys.stderr.write(f"{name_as_called(message)}\n")
 
     def say(self, message: str) -> None:
         record_progress()
@@ -125,7 +137,7 @@ class Reporter:
 
     def print_text(self, as_dict: Any, text: str) -> None:
         """Print one line of JSON, or the text."""
-        self.print(as_dict, lambda console: console.print(text, markup=False, soft_wrap=True))
+        self.print(as_dict, lambda console: console.print(name_as_called(text), markup=False, soft_wrap=True))
 
     def plan(self, steps: list[Step], fresh: int | None, per_minute: int) -> None:
         known = sum(step.requests or 0 for step in steps)
@@ -152,16 +164,17 @@ class Reporter:
     def check_results(self, results: Iterable[CheckResult]) -> list[CheckResult]:
         """Print the results of checks as they come, and return them."""
         marks = {"ok": "[green]ok[/green]", "info": "[cyan]--[/cyan]", "failed": "[red]!![/red]"}
-        taken = []
-        for one in results:
-            taken.append(one)
+        printed = []
+        for result in results:
+            result = replace(result, what=name_as_called(result.what), fix=name_as_called(result.fix))
+            printed.append(result)
             if not self.as_json:
-                fix = f"\n   -> {one.fix}" if one.state == "failed" else ""
-                self._output.print(f"{marks[one.state]} {one.name}: ", end="", soft_wrap=True)
-                self._output.print(f"{one.what}{fix}", markup=False, soft_wrap=True)
+                fix = f"\n   -> {result.fix}" if result.state == "failed" else ""
+                self._output.print(f"{marks[result.state]} {result.name}: ", end="", soft_wrap=True)
+                self._output.print(f"{result.what}{fix}", markup=False, soft_wrap=True)
         if self.as_json:
-            sys.stdout.write(json.dumps([one.as_dict() for one in taken]) + "\n")
-        return taken
+            sys.stdout.write(json.dumps([result.as_dict() for result in printed]) + "\n")
+        return printed
 
     def verify_result(self, result: VerifyResult, run: Run) -> None:
         def show(console: Console) -> None:

@@ -6,7 +6,6 @@ import atexit
 import gc
 import io
 import os
-import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -23,10 +22,9 @@ from msgbubbles_sync.context import Context
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.outcome import explain_end
 from msgbubbles_sync.settings import load_settings
-from msgbubbles_sync.workspace import IS_CHECKOUT
 
 from .accounts import run_each
-from .console import Reporter
+from .console import Reporter, name_as_called
 from .options import SeveralAccountsError, choose_workspace
 
 # How many new objects start a garbage collection. Python's 700 make it a fifth of what a quiet run costs; a first load
@@ -84,7 +82,7 @@ class Script:
                 status = body(Session(self.name, context, reporter, sandbox))
         except (Exception, KeyboardInterrupt) as error:
             outcome = explain_end(error, context)
-            reporter.fail(self.stopped if isinstance(error, KeyboardInterrupt) else name_as_called(outcome.message))
+            reporter.fail(self.stopped if isinstance(error, KeyboardInterrupt) else outcome.message)
             status = outcome.exit_status
         sys.stdout.flush()
         raise typer.Exit(status)
@@ -120,13 +118,6 @@ def build_app(doc: str | None, **options: Any) -> typer.Typer:
     return typer.Typer(
         help=text, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, **options
     )
-
-
-def name_as_called(text: str) -> str:
-    """Name the commands of a text as they are called here: as scripts in a checkout, as `msgbubbles` elsewhere."""
-    if IS_CHECKOUT:
-        return text
-    return re.sub(r"(?:python pipelines/)?\b(chats|groups|webhooks)\.py\b", r"msgbubbles \1", text)
 
 
 def start(app: Callable[[], Any]) -> None:
