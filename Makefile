@@ -1,10 +1,12 @@
-# make demo   set everything up, and run the job against a made-up account
-# make test   set everything up, and run lint, types and tests
-# make test-spark   install Spark too, and run what is tested with it; takes some seven minutes, and Java 17 or 21
-# make docs   what every column of the warehouse means, how they are tested and made, as one page
-# make bench  speed, cost and memory beside what else one could use; takes a while, and makes environments for the others
-# make audit  look up whether a known vulnerability is in what is locked
-# make lock   resolve the dependencies anew
+# make demo        set everything up, and sync a simulated account
+# make test        set everything up, and run lint, types, words and tests
+# make test-spark  install Spark too, and run its tests; some seven minutes, with Java 17 or 21
+# make words       find words that docs/words.txt replaces, in Markdown, code, SQL and YAML
+# make docs        build a page with every column of the warehouse, its tests and its origin
+# make bench       measure speed, cost and memory next to other tools; takes a while, and makes environments for them
+# make audit       look for known vulnerabilities in the locked packages
+# make lock        resolve the dependencies again
+# make clean       delete the environment, all local databases and caches
 
 # A command that cannot cache its bytecode compiles dbt and dlt at every start.
 unexport PYTHONDONTWRITEBYTECODE
@@ -14,7 +16,7 @@ export UV_SYSTEM_CERTS ?= 1
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test test-spark docs bench audit lock clean
+.PHONY: demo test test-spark words docs bench audit lock clean
 
 demo: .venv/ready
 	@$(PY) pipelines/chats.py --sandbox --database demo.duckdb
@@ -22,6 +24,7 @@ demo: .venv/ready
 test: .venv/ready
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	@$(MAKE) --no-print-directory words
 	$(PY) -m mypy
 	PYTHONPATH=pipelines .venv/bin/lint-imports --no-logo --no-cache
 	$(PY) -m pytest
@@ -29,14 +32,20 @@ test: .venv/ready
 test-spark: .venv/spark
 	$(PY) -m pytest -m spark --numprocesses=0
 
-# Of a copy: dbt opens a database to write it, and would keep others from reading it.
+# What has not been rewritten yet is left out; a path is added once codespell finds nothing in it.
+WORDS := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md Makefile docs dlt_config deploy examples
+
+words: .venv/ready
+	.venv/bin/codespell $(WORDS)
+
+# From a copy: dbt opens a database to write to it, and would keep others from reading it.
 DATABASE ?= $(firstword $(wildcard warehouse.duckdb demo.duckdb))
 DOCS := $(CURDIR)/build/docs
 
 docs: .venv/ready
-	@test -f '$(DATABASE)' || { echo 'There is no database yet: make demo, or make docs DATABASE=path/to/the.duckdb'; exit 2; }
-	@mkdir -p '$(DOCS)' && cp '$(DATABASE)' '$(DOCS)/docs.duckdb'
-	@MSGBUBBLES_DUCKDB_PATH='$(DOCS)/docs.duckdb' .venv/bin/dbt docs generate --static --quiet \
+	@test -f '$(DATABASE)' || { echo 'There is no database yet. Run make demo, or make docs DATABASE=path/to/the.duckdb'; exit 2; }
+	@umask 077; mkdir -p '$(DOCS)' && cp '$(DATABASE)' '$(DOCS)/docs.duckdb'
+	@umask 077; MSGBUBBLES_DUCKDB_PATH='$(DOCS)/docs.duckdb' .venv/bin/dbt docs generate --static --quiet \
 		--project-dir transforms --profiles-dir transforms --target-path '$(DOCS)' --log-path '$(DOCS)'
 	@rm '$(DOCS)/docs.duckdb'
 	@echo 'Open $(DOCS)/static_index.html'
@@ -47,7 +56,7 @@ bench: .venv/ready
 # With uv on the path this takes seconds; without it, uv is installed into the environment first.
 .venv/ready: requirements.lock
 	@echo 'Setting up .venv'
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; say which: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed. Name one: make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@command -v uv >/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check uv
 	@PATH="$$PATH:$(CURDIR)/.venv/bin" uv pip sync --quiet --python $(PY) --require-hashes requirements.lock
@@ -57,12 +66,12 @@ bench: .venv/ready
 	PATH="$$PATH:$(CURDIR)/.venv/bin" uv pip install --quiet --python $(PY) --no-deps --require-hashes -r requirements-spark.lock
 	@touch $@
 
-# Strict: what cannot be looked up is no success.
+# Strict: a package that cannot be looked up is a failure.
 audit: .venv/ready
 	PATH="$$PATH:$(CURDIR)/.venv/bin" uv tool run --quiet pip-audit --strict --progress-spinner off \
 		--requirement requirements.lock --require-hashes --disable-pip
 
-# Spark is larger than all else together, and so in a file of its own, which has what it needs beside requirements.lock.
+# Spark is larger than everything else together, so what it needs on top of requirements.lock has a file of its own.
 COMPILE := uv pip compile pyproject.toml --universal --generate-hashes --no-annotate --no-header --quiet \
 	--no-emit-package dbt-core-experimental-parser
 lock: .venv/ready

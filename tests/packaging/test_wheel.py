@@ -44,7 +44,7 @@ for module in pkgutil.walk_packages(package.__path__, f"{sys.argv[1]}."):
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the wheel from a copy of the repository, because setuptools writes next to what it builds."""
     copy = tmp_path_factory.mktemp("repository")
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     ignored = shutil.ignore_patterns("__pycache__", "logs", "dbt_packages", "*.egg-info")
     for name in ("pipelines", "transforms"):
