@@ -1,13 +1,13 @@
-"""Looks at the warehouse: how fresh and complete it is, and what its conversations show. Reads only.
+"""Show how fresh and complete the warehouse is, and what its chats contain. Read-only.
 
-marimo run --token notebooks/explore.py                   # to look at
-marimo edit notebooks/explore.py -- --database my.duckdb  # to change its queries
+marimo run --token notebooks/explore.py                   # view the dashboard
+marimo edit notebooks/explore.py -- --database my.duckdb  # change its queries
 """
 
 import marimo
 
 __generated_with = "0.25.2"
-app = marimo.App(width="medium", app_title="Conversations", sql_output="pandas")
+app = marimo.App(width="medium", app_title="MsgBubbles", sql_output="pandas")
 
 with app.setup(hide_code=True):
     import os
@@ -21,7 +21,7 @@ with app.setup(hide_code=True):
     import marimo as mo
     import pandas as pd
 
-    # DuckDB 1.5 does this to every result with a time; it is nothing that a query could do better.
+    # DuckDB 1.5 causes it for every result with a timestamp.
     warnings.filterwarnings("ignore", message="The inplace keyword in DataFrame.drop", category=DeprecationWarning)
 
     PROJECT = Path(__file__).resolve().parents[1]
@@ -37,7 +37,7 @@ with app.setup(hide_code=True):
         "staging.int_thread_messages",
     )
 
-    # Readable on white and on black.
+    # Readable on light and dark backgrounds.
     SIDES = {"them": "#3f8fd6", "us": "#e8833a", "unknown": "#8c8c8c"}
     EVIDENCE = {
         "operation": "#2a9d8f",
@@ -53,8 +53,8 @@ with app.setup(hide_code=True):
 
 
 @app.function(hide_code=True)
-def database_to_read() -> Path:
-    """The argument --database, else MSGBUBBLES_DATABASE, else the job's default file, else that of `make demo`."""
+def find_database() -> Path:
+    """Return --database, else MSGBUBBLES_DATABASE, else the job's default file, else the file of `make demo`."""
     named = mo.cli_args().get("database") or os.environ.get("MSGBUBBLES_DATABASE")
     if named:
         return Path(str(named)).expanduser().resolve()
@@ -63,37 +63,39 @@ def database_to_read() -> Path:
 
 
 @app.function(hide_code=True)
-def fault_of(database: Path) -> str | None:
-    """Why the file cannot be shown, and what to do. Null where it can."""
+def find_problem(database: Path) -> str | None:
+    """Return why the file cannot be shown and how to fix it; null if it can be shown."""
     job = f"`python pipelines/chats.py --database {database}`"
     if ".msgbubbles" in database.parts:
-        return f"`{database}` is the job's own file, and whoever opens it keeps the job out. Open the published one."
+        return f"`{database}` is the job's work file, and opening it blocks the job. Open the published file instead."
     if not database.exists():
         return (
-            f"There is no file `{database}`. Make it with {job}; or make the demo with `make demo`; or name another "
-            "file: `-- --database PATH`."
+            f"`{database}` does not exist. Create it with {job}, create the demo with `make demo`, or pass another "
+            "file with `-- --database PATH`."
         )
     try:
-        warehouse = connected(database)
+        warehouse = connect(database)
     except duckdb.Error as error:
-        return f"`{database}` does not open as a DuckDB file ({type(error).__name__}). Publish it anew: {job}."
+        return f"`{database}` cannot be opened as a DuckDB file ({type(error).__name__}). Publish it again with {job}."
     with warehouse:
         relations = warehouse.execute(
             "SELECT table_schema || '.' || table_name FROM information_schema.tables"
         ).fetchall()
     if ("msgbubbles.accounts",) in relations:
-        one = f"{database.stem}_NAME{database.suffix}"
-        return f"`{database}` shows several accounts, and this notebook one. Open the published one of it: `{one}`."
+        account_file = f"{database.stem}_NAME{database.suffix}"
+        return f"`{database}` contains several accounts, but this notebook shows one. Open its file: `{account_file}`."
     missing = set(RELATIONS) - {name for (name,) in relations}
     if missing:
-        return f"`{database}` has no `{min(missing)}` yet. Build it with {job}, without `--no-transform`."
+        return f"`{database}` has no table `{min(missing)}`. Build it with {job}, without `--no-transform`."
     return None
 
 
 @app.function(hide_code=True)
-def connected(database: Path) -> duckdb.DuckDBPyConnection:
-    """The file as it is now, read-only. Attached, because `duckdb.connect` would give what this process opened before
-    under that name, though the job has replaced the file since.
+def connect(database: Path) -> duckdb.DuckDBPyConnection:
+    """Open the current file read-only.
+
+    It is attached, because `duckdb.connect` would return the file that this process opened before under that name, even
+    if the job has replaced it since.
     """
     connection = duckdb.connect()
     connection.execute("SET TimeZone = 'UTC'")
@@ -103,13 +105,13 @@ def connected(database: Path) -> duckdb.DuckDBPyConnection:
 
 
 @app.function(hide_code=True)
-def grain_of(days: float) -> str:
-    """How finely to draw so many days: some hundred bars at most."""
+def choose_grain(days: float) -> str:
+    """Return the time unit that draws so many days with at most some hundred bars."""
     return "day" if days <= 200 else "week" if days <= 1400 else "month"
 
 
 @app.function(hide_code=True)
-def in_words(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     for unit, size in (("days", 86400), ("hours", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
@@ -117,46 +119,46 @@ def in_words(seconds: float) -> str:
 
 
 @app.function(hide_code=True)
-def age_in_words(at: datetime) -> str:
-    return f"{in_words((datetime.now(UTC) - at).total_seconds())} ago"
+def format_age(at: datetime) -> str:
+    return f"{format_duration((datetime.now(UTC) - at).total_seconds())} ago"
 
 
 @app.function(hide_code=True)
-def minute_of(at: datetime | None) -> str:
+def format_minute(at: datetime | None) -> str:
     return "" if pd.isna(at) else f"{at:%Y-%m-%d %H:%M} UTC"
 
 
 @app.function(hide_code=True)
 def time_axis(field: str, title: str) -> alt.X:
-    """In UTC, wherever the browser is."""
+    """Build a time axis in UTC, whatever the browser's time zone."""
     axis = alt.Axis(format="%Y-%m-%d", tickCount=8, labelOverlap=True)
     return alt.X(field, type="temporal", scale=alt.Scale(type="utc"), title=title, axis=axis)
 
 
 @app.function(hide_code=True)
 def colour(frame: pd.DataFrame, field: str, colours: dict[str, str], title: str | None) -> alt.Color:
-    """The colours of those values that there are."""
+    """Build a colour scale of the values that occur."""
     present = [value for value in colours if value in set(frame[field])]
     scale = alt.Scale(domain=present, range=[colours[value] for value in present])
     return alt.Color(field, type="nominal", scale=scale, title=title)
 
 
 @app.function(hide_code=True)
-def instant(field: str, title: str) -> alt.Tooltip:
-    """A time in UTC, wherever the browser is."""
+def time_tooltip(field: str, title: str) -> alt.Tooltip:
+    """Build a tooltip of a timestamp in UTC, whatever the browser's time zone."""
     return alt.Tooltip(f"{field}:T", timeUnit="utcyearmonthdatehoursminutes", format="%Y-%m-%d %H:%M", title=title)
 
 
 @app.function(hide_code=True)
-def day(field: str, title: str) -> alt.Tooltip:
+def day_tooltip(field: str, title: str) -> alt.Tooltip:
     return alt.Tooltip(f"{field}:T", timeUnit="utcyearmonthdate", format="%Y-%m-%d", title=title)
 
 
 @app.function(hide_code=True)
-def drawn(chart: alt.Chart, frame: pd.DataFrame, nothing: str) -> object:
-    """The chart, or a sentence where it would be empty. Text and ground get no colour: the page is light or dark."""
+def draw(chart: alt.Chart, frame: pd.DataFrame, empty_message: str) -> object:
+    """Return the chart, or a message if it has no data. Text and background have no colour, so that themes apply."""
     if frame.empty:
-        return mo.callout(mo.md(nothing), kind="neutral")
+        return mo.callout(mo.md(empty_message), kind="neutral")
     return (
         chart.properties(width="container", background="transparent")
         .configure_title(anchor="start", fontSize=13, offset=12)
@@ -178,17 +180,19 @@ def table(frame: pd.DataFrame) -> object:
 
 @app.cell(hide_code=True)
 def _():
-    reload = mo.ui.run_button(label="Reload", tooltip="The job replaces the file after each run that changed something")
+    reload = mo.ui.run_button(
+        label="Reload", tooltip="Read the file again; the job replaces it after each run with changes"
+    )
     return (reload,)
 
 
 @app.cell
 def _(reload):
-    reload.value  # noqa: B018 - pressing it runs this cell again
-    database = database_to_read()
-    fault = fault_of(database)
-    mo.stop(fault is not None, mo.callout(mo.md(str(fault)), kind="danger"))
-    warehouse = connected(database)
+    reload.value  # noqa: B018 - pressing the button runs this cell again
+    database = find_database()
+    problem = find_problem(database)
+    mo.stop(problem is not None, mo.callout(mo.md(str(problem)), kind="danger"))
+    warehouse = connect(database)
 
     def query(sql: str, **parameters: object) -> pd.DataFrame:
         return warehouse.sql(sql, params=parameters).to_arrow_table().to_pandas()
@@ -224,7 +228,7 @@ def _(number_choice):
 def _(database, number_choice, reload):
     mo.vstack(
         [
-            mo.md(f"# Conversations\n\n`{os.path.relpath(database)}`"),
+            mo.md(f"# MsgBubbles\n\n`{os.path.relpath(database)}`"),
             mo.hstack([number_choice, reload], justify="start", align="end"),
         ]
     )
@@ -236,7 +240,7 @@ def _(query):
     standing = query(
         """
         SELECT
-            -- All that was visible then has been read, though the newest message may be older.
+            -- Everything visible at that time has been read, even if the newest message is older.
             greatest(
                 (SELECT max(started_at) FROM msgbubbles.sync_runs WHERE exit_status IN (0, 3)),
                 (SELECT max(complete_to) FROM msgbubbles.stream_coverage WHERE stream = 'messages')
@@ -254,7 +258,7 @@ def _(query):
 
 @app.cell
 def _(as_of, query):
-    # The account begins with its first chat or message.
+    # The account's history begins with its first chat or message.
     coverage = query(
         """
         WITH account AS (
@@ -301,45 +305,45 @@ def _(query):
 def _(as_of, coverage, runs, standing):
     _now = standing.iloc[0]
     if pd.isna(_now.complete_since):
-        _since = ("–", "nothing was there to read")
+        _since = ("–", "nothing has been read")
     elif _now.complete_since.year == 1970:
-        _since = ("the start", "all there is was read")
+        _since = ("the start", "everything has been read")
     else:
-        _since = (f"{_now.complete_since:%Y-%m-%d}", "older ones are still to be read")
-    _newest = f"newest {minute_of(_now.newest_message_at)}" if _now.messages else "none yet"
+        _since = (f"{_now.complete_since:%Y-%m-%d}", "older messages have not been read yet")
+    _newest = f"newest {format_minute(_now.newest_message_at)}" if _now.messages else "none yet"
     mo.vstack(
         [
-            mo.md("## How fresh and how complete"),
+            mo.md("## Freshness and completeness"),
             mo.hstack(
                 [
-                    stat("Fresh as of", "–" if as_of is None else age_in_words(as_of), minute_of(as_of)),
+                    stat("Fresh as of", "–" if as_of is None else format_age(as_of), format_minute(as_of)),
                     stat("Complete since", *_since),
                     stat("Messages", f"{_now.messages:,}", _newest),
-                    stat("Threads", f"{_now.threads:,}", f"{_now.threads_waiting_on_us:,} wait on us"),
+                    stat("Chats", f"{_now.threads:,}", f"{_now.threads_waiting_on_us:,} waiting on us"),
                 ],
                 widths="equal",
                 gap=1,
             ),
-            drawn(
-                alt.Chart(coverage, title="What has been read")
+            draw(
+                alt.Chart(coverage, title="Intervals that have been read")
                 .mark_bar(height=14)
                 .encode(
-                    time_axis("from", "Time of the message, or of the chat's last message (UTC)"),
+                    time_axis("from", "Time of the message, or of the chat's latest message (UTC)"),
                     alt.X2("to:T"),
                     alt.Y("stream:N", title=None),
                     colour(coverage, "state", STATES, "State"),
                     tooltip=[
                         alt.Tooltip("stream:N", title="Stream"),
                         alt.Tooltip("state:N", title="State"),
-                        instant("from", "From (UTC)"),
-                        instant("to", "To (UTC)"),
+                        time_tooltip("from", "From (UTC)"),
+                        time_tooltip("to", "To (UTC)"),
                     ],
                 )
                 .properties(height=60),
                 coverage,
-                "No chat and no message yet.",
+                "No chats or messages yet.",
             ),
-            mo.accordion({"The last runs of the job": table(runs)}),
+            mo.accordion({"Latest runs": table(runs)}),
         ]
     )
     return
@@ -348,8 +352,8 @@ def _(as_of, coverage, runs, standing):
 @app.cell
 def _(number, query):
     _span = query("SELECT min(day) AS first, max(day) AS last FROM marts.thread_activity_daily").iloc[0]
-    grain = "day" if pd.isna(_span["first"]) else grain_of((_span["last"] - _span["first"]).days)
-    # Days are the account's; they travel as midnight UTC, so that no browser moves them.
+    grain = "day" if pd.isna(_span["first"]) else choose_grain((_span["last"] - _span["first"]).days)
+    # Days are in the account's time zone. They are sent as midnight UTC, so that no browser shifts them.
     volume = query(
         f"""
         WITH chosen AS (
@@ -380,16 +384,16 @@ def _(number, query):
 def _(grain, volume):
     mo.vstack(
         [
-            mo.md("## Volume over time"),
-            drawn(
-                alt.Chart(volume, title=f"Messages a {grain}, by who wrote them")
+            mo.md("## Message volume"),
+            draw(
+                alt.Chart(volume, title=f"Messages per {grain} and side")
                 .mark_bar()
                 .encode(
                     time_axis("began", f"{grain.capitalize()} (the account's time zone)").timeUnit(BINS[grain]),
-                    alt.Y("messages:Q", title=f"Messages a {grain}"),
+                    alt.Y("messages:Q", title=f"Messages per {grain}"),
                     colour(volume, "side", SIDES, "Written by"),
                     tooltip=[
-                        day("began", grain.capitalize()),
+                        day_tooltip("began", grain.capitalize()),
                         alt.Tooltip("side:N", title="Written by"),
                         alt.Tooltip("messages:Q", format=",", title="Messages"),
                     ],
@@ -453,34 +457,34 @@ def _(replies, reply_quantiles):
     mo.vstack(
         [
             mo.md("""
-            ## How long a reply takes
+            ## Reply times
 
-            A reply is the first message of a turn, and its time runs from the first message that it answers. A thread
-            that is taken up again after weeks counts as a reply, too.
+            A reply is the first message of a turn. Its time is measured from the first message that it answers. A
+            message that resumes a chat after weeks counts as a reply, too.
             """),
             mo.hstack(
                 [
                     stat(
                         f"{_answer[row.side]}, median",
-                        in_words(row.median_seconds),
-                        f"nine of ten within {in_words(row.p90_seconds)}; {row.replies:,} replies",
+                        format_duration(row.median_seconds),
+                        f"90% within {format_duration(row.p90_seconds)}; {row.replies:,} replies",
                     )
                     for row in reply_quantiles.itertuples()
                 ],
                 justify="start",
                 gap=1,
             ),
-            drawn(
-                alt.Chart(replies, title="Replies by the time that they took")
+            draw(
+                alt.Chart(replies, title="Replies by reply time")
                 .mark_bar()
                 .encode(
-                    alt.X("took:O", sort=REPLY_TIMES, title="Time to reply", axis=alt.Axis(labelAngle=0)),
+                    alt.X("took:O", sort=REPLY_TIMES, title="Reply time", axis=alt.Axis(labelAngle=0)),
                     alt.XOffset("side:N", sort=["them", "us"]),
-                    alt.Y("share:Q", axis=alt.Axis(format="%"), title="Share of that side's replies"),
+                    alt.Y("share:Q", axis=alt.Axis(format="%"), title="Share of the side's replies"),
                     colour(replies, "side", SIDES, "Reply by"),
                     tooltip=[
                         alt.Tooltip("side:N", title="Reply by"),
-                        alt.Tooltip("took:O", title="Took"),
+                        alt.Tooltip("took:O", title="Reply time"),
                         alt.Tooltip("replies:Q", format=",", title="Replies"),
                         alt.Tooltip("share:Q", format=".1%", title="Share"),
                     ],
@@ -529,7 +533,7 @@ def _(hours):
     mo.vstack(
         [
             mo.md("## Busiest hours"),
-            drawn(
+            draw(
                 alt.Chart(hours, title="Messages by hour of the week")
                 .mark_rect()
                 .encode(
@@ -540,7 +544,7 @@ def _(hours):
                         alt.Tooltip("day:O", title="Day"),
                         alt.Tooltip("hour:O", title="Hour"),
                         alt.Tooltip("messages:Q", format=",", title="Messages"),
-                        alt.Tooltip("inbound:Q", format=",", title="of which to us"),
+                        alt.Tooltip("inbound:Q", format=",", title="Inbound"),
                     ],
                 )
                 .properties(height=190),
@@ -603,21 +607,21 @@ def _(waiting, waiting_times):
     _total = int(waiting_times["threads"].sum())
     mo.vstack(
         [
-            mo.md("## Threads that wait on us"),
-            drawn(
-                alt.Chart(waiting_times, title=f"{_total:,} threads, by how long they have waited")
+            mo.md("## Chats waiting on us"),
+            draw(
+                alt.Chart(waiting_times, title=f"{_total:,} chats by waiting time")
                 .mark_bar(color=SIDES["us"])
                 .encode(
-                    alt.X("waited:O", sort=WAITS, title="Waited", axis=alt.Axis(labelAngle=0)),
-                    alt.Y("threads:Q", title="Threads", axis=alt.Axis(tickMinStep=1)),
+                    alt.X("waited:O", sort=WAITS, title="Waiting time", axis=alt.Axis(labelAngle=0)),
+                    alt.Y("threads:Q", title="Chats", axis=alt.Axis(tickMinStep=1)),
                     tooltip=[
-                        alt.Tooltip("waited:O", title="Waited"),
-                        alt.Tooltip("threads:Q", format=",", title="Threads"),
+                        alt.Tooltip("waited:O", title="Waiting time"),
+                        alt.Tooltip("threads:Q", format=",", title="Chats"),
                     ],
                 )
                 .properties(height=180),
                 waiting_times,
-                "No thread waits on us.",
+                "No chat is waiting on us.",
             ),
             *([] if waiting.empty else [table(waiting)]),
         ]
@@ -628,8 +632,8 @@ def _(waiting, waiting_times):
 @app.cell
 def _(query):
     _first = query("SELECT min(valid_from) AS first FROM marts.group_membership")["first"][0]
-    membership_grain = "day" if pd.isna(_first) else grain_of((datetime.now(UTC) - _first).days)
-    # A deleted group has no members after its end.
+    membership_grain = "day" if pd.isna(_first) else choose_grain((datetime.now(UTC) - _first).days)
+    # A deleted group has no members after its deletion.
     members = query(
         f"""
         WITH membership AS (
@@ -708,15 +712,15 @@ def _(group, query):
 
 @app.cell(hide_code=True)
 def _(group_choice, members, membership, membership_grain):
-    _all_groups = drawn(
-        alt.Chart(members, title="Members known to be in all groups, by how we know")
+    _all_groups = draw(
+        alt.Chart(members, title="Known members of all groups by evidence")
         .mark_area(interpolate="step-after", opacity=0.85)
         .encode(
             time_axis("began", f"{membership_grain.capitalize()} (UTC)"),
             alt.Y("members:Q", title=f"Members at the end of the {membership_grain}"),
             colour(members, "evidence", EVIDENCE, "Evidence"),
             tooltip=[
-                day("began", f"{membership_grain.capitalize()} (UTC)"),
+                day_tooltip("began", f"{membership_grain.capitalize()} (UTC)"),
                 alt.Tooltip("evidence:N", title="Evidence"),
                 alt.Tooltip("members:Q", format=",", title="Members"),
             ],
@@ -725,8 +729,8 @@ def _(group_choice, members, membership, membership_grain):
         members,
         "No groups yet.",
     )
-    _one_group = drawn(
-        alt.Chart(membership, title="Known to be a member")
+    _one_group = draw(
+        alt.Chart(membership, title="Known membership in the group")
         .mark_bar(height={"band": 0.6})
         .encode(
             time_axis("valid_from", "Time (UTC)"),
@@ -735,8 +739,8 @@ def _(group_choice, members, membership, membership_grain):
             colour(membership, "evidence", EVIDENCE, "Evidence"),
             tooltip=[
                 alt.Tooltip("handle:N", title="Handle"),
-                instant("valid_from", "From (UTC)"),
-                instant("valid_until", "Until (UTC)"),
+                time_tooltip("valid_from", "From (UTC)"),
+                time_tooltip("valid_until", "Until (UTC)"),
                 alt.Tooltip("evidence:N", title="Evidence"),
                 alt.Tooltip("confidence:N", title="Confidence"),
                 alt.Tooltip("message_count:Q", format=",", title="Messages"),
@@ -744,16 +748,16 @@ def _(group_choice, members, membership, membership_grain):
         )
         .properties(height=alt.Step(22)),
         membership,
-        "No group is chosen.",
+        "No group is selected.",
     )
     mo.vstack(
         [
             mo.md("""
-            ## Group membership over time
+            ## Group membership
 
-            Put together from evidence: `operation` is that we added the handle, `participant_list` that a list showed
-            it, `own_number` that it is our number of the group, `message` that it wrote. A silent member that nobody
-            recorded is not here.
+            Inferred from evidence. `operation`: we added the handle. `participant_list`: a list contained it.
+            `own_number`: it is our number in the group. `message`: it wrote there. A silent member that nobody recorded
+            is missing.
             """),
             _all_groups,
             *([] if members.empty else [group_choice, _one_group]),
@@ -766,14 +770,14 @@ def _(group_choice, members, membership, membership_grain):
 @app.cell(hide_code=True)
 def _(database):
     mo.md(f"""
-    ## Ask it something
+    ## Your own queries
 
-    Three queries to start from. `marimo edit notebooks/explore.py -- --database {database}` shows them, and runs what
-    you make of them. The tables are in the README, their columns in `transforms/models`.
+    Three examples. Edit and run them with `marimo edit notebooks/explore.py -- --database {database}`.
+    `transforms/README.md` describes the tables and has more queries.
 
-    1. Who has waited longest for us?
-    2. How busy was each of our numbers in its last week, and how fast?
-    3. With whom do we write most?
+    1. Which chats have waited longest for our answer?
+    2. How busy was each of our numbers in its last week, and how fast did we reply?
+    3. With which contacts do we exchange most messages?
     """)
     return
 
@@ -782,7 +786,7 @@ def _(database):
 def _(warehouse):
     longest_waiting = mo.sql(
         f"""
-        -- Who has waited longest for us?
+        -- Which chats have waited longest for our answer?
         SELECT coalesce(title, remote_handle) AS who, unanswered_since, messages_total
         FROM marts.thread_activity
         WHERE waiting_on = 'us'
@@ -798,7 +802,7 @@ def _(warehouse):
 def _(warehouse):
     numbers_last_week = mo.sql(
         f"""
-        -- How busy was each of our numbers in its last week, and how fast?
+        -- How busy was each of our numbers in its last week, and how fast did we reply?
         SELECT
             from_handle,
             sum(messages_inbound) AS messages_inbound,
@@ -819,7 +823,7 @@ def _(warehouse):
 def _(warehouse):
     busiest_contacts = mo.sql(
         f"""
-        -- With whom do we write most?
+        -- With which contacts do we exchange most messages?
         SELECT handle, threads, groups_current, messages_inbound, messages_outbound, last_contact_at
         FROM marts.contact
         ORDER BY coalesce(messages_inbound, 0) + coalesce(messages_outbound, 0) DESC, handle

@@ -1,4 +1,4 @@
-"""The notebooks on what the job published: no cell fails, and the numbers are those of the rows behind them."""
+"""Tests of the notebooks on published files: no cell fails, and the figures match the rows."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ NOTEBOOKS = PROJECT / "notebooks"
 UTC_ZONE = ZoneInfo("UTC")
 
 
-def explored(database: Path, **chosen: Any) -> tuple[str, Mapping[str, Any]]:
-    """What the notebook shows, as HTML, and its variables; a cell that fails raises."""
+def run_notebook(database: Path, **chosen: Any) -> tuple[str, Mapping[str, Any]]:
+    """Run the notebook, and return its output as HTML and its variables. A failing cell raises."""
     from explore import app
 
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        # As the notebook has it; pytest takes that back after each test.
+        # The notebook sets the same filter, but pytest resets filters after each test.
         warnings.filterwarnings("ignore", message="The inplace keyword", category=DeprecationWarning)
         patch.setenv("MSGBUBBLES_DATABASE", str(database))
         outputs, variables = app.run(defs=chosen)
@@ -51,8 +51,8 @@ def rows(database: Path, query: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def eventful(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo, where members have left, a group was deleted, the older messages are not read yet, and the latest run
-    was long after the newest message.
+    """Copy the demo, with members who left, a deleted group, older messages that have not been read, and a latest run
+    long after the newest message.
     """
     database = tmp_path_factory.mktemp("eventful") / "it's eventful.duckdb"
     database.write_bytes(demo.read_bytes())
@@ -77,7 +77,7 @@ def eventful(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shown(eventful: Path) -> Mapping[str, Any]:
-    return explored(eventful)[1]
+    return run_notebook(eventful)[1]
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def world(eventful: Path) -> reference.World:
 
 @pytest.fixture(scope="module")
 def messages(world: reference.World) -> list[reference.Message]:
-    """Of all threads, paired with what they answer in plain Python."""
+    """Return the messages of all chats, with the messages that they answer, computed in Python."""
     return [message for thread in reference.threads(world, UTC_ZONE).values() for message in thread]
 
 
@@ -98,7 +98,7 @@ def counts(frame: pd.DataFrame, *key: str, value: str) -> dict[Any, int]:
     return {tuple(row[:-1]): row[-1] for row in frame[[*key, value]].itertuples(index=False, name=None)}
 
 
-def test_the_documented_command_exports_it_without_a_failing_cell(eventful: Path, tmp_path: Path) -> None:
+def test_documented_export_command_runs_every_cell(eventful: Path, tmp_path: Path) -> None:
     page = (PROJECT / "docs" / "tables.md").read_text()
     lines = re.findall(r"^\.venv/bin/(marimo export html .*)$", page, flags=re.MULTILINE)
     exported = tmp_path / "page.html"
@@ -115,22 +115,22 @@ def side_of(message: reference.Message) -> str:
     return {"inbound": "them", "outbound": "us"}.get(message.row["direction"], "unknown")
 
 
-def test_the_volume_is_that_of_the_messages(shown: Mapping[str, Any], messages: list[reference.Message]) -> None:
+def test_volume_chart_counts_every_message(shown: Mapping[str, Any], messages: list[reference.Message]) -> None:
     assert shown["grain"] == "day"
     volume = shown["volume"].assign(day=shown["volume"]["began"].dt.date)
     assert counts(volume, "day", "side", value="messages") == Counter((m.day, side_of(m)) for m in messages)
 
 
-def test_a_choice_of_a_number_shows_its_messages_only(
+def test_selected_number_limits_every_figure(
     eventful: Path, world: reference.World, messages: list[reference.Message]
 ) -> None:
     number = world["numbers"][0]["handle"]
-    _, shown = explored(eventful, number=number)
-    of_number = [m for m in messages if m.chat["from_handle"] == number]
-    assert 0 < len(of_number) < len(messages)
-    assert shown["volume"]["messages"].sum() == len(of_number)
-    assert shown["hours"]["messages"].sum() == len(of_number)
-    assert shown["reply_quantiles"]["replies"].sum() == sum(m.asked_at is not None for m in of_number)
+    _, shown = run_notebook(eventful, number=number)
+    selected = [m for m in messages if m.chat["from_handle"] == number]
+    assert 0 < len(selected) < len(messages)
+    assert shown["volume"]["messages"].sum() == len(selected)
+    assert shown["hours"]["messages"].sum() == len(selected)
+    assert shown["reply_quantiles"]["replies"].sum() == sum(m.asked_at is not None for m in selected)
     waiting = [row for row in reference.thread_activity(world, UTC_ZONE) if row["waiting_on"] == "us"]
     ours = {row["chat_id"] for row in waiting if row["from_handle"] == number}
     assert set(shown["waiting"]["Chat"]) == ours
@@ -140,9 +140,7 @@ def test_a_choice_of_a_number_shows_its_messages_only(
 BUCKETS = {60: "< 1 min", 300: "1–5 min", 900: "5–15 min", 3600: "15–60 min", 14400: "1–4 h", 86400: "4–24 h"}
 
 
-def test_the_replies_took_as_long_as_the_messages_say(
-    shown: Mapping[str, Any], messages: list[reference.Message]
-) -> None:
+def test_reply_times_match_the_messages(shown: Mapping[str, Any], messages: list[reference.Message]) -> None:
     waits = [(m.side, m.waited) for m in messages if m.waited is not None]
 
     def bucket(waited: timedelta) -> str:
@@ -162,7 +160,7 @@ def test_the_replies_took_as_long_as_the_messages_say(
         assert row.p90_seconds == pytest.approx(reference.percentile(Fraction(9, 10), of_side), abs=0.001)
 
 
-def test_the_heat_map_has_every_hour_of_the_week(shown: Mapping[str, Any], messages: list[reference.Message]) -> None:
+def test_heat_map_has_every_hour_of_the_week(shown: Mapping[str, Any], messages: list[reference.Message]) -> None:
     hours = shown["hours"]
     names = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]
     for value, counted in (("messages", messages), ("inbound", [m for m in messages if m.inbound])):
@@ -175,7 +173,7 @@ def test_the_heat_map_has_every_hour_of_the_week(shown: Mapping[str, Any], messa
 AGES = {3600: "< 1 h", 14400: "1–4 h", 86400: "4–24 h", 259200: "1–3 days", 604800: "3–7 days", 2419200: "1–4 weeks"}
 
 
-def test_the_threads_that_wait_are_those_of_the_messages(shown: Mapping[str, Any], world: reference.World) -> None:
+def test_waiting_chats_match_the_messages(shown: Mapping[str, Any], world: reference.World) -> None:
     waiting = {
         row["chat_id"]: row["unanswered_since"]
         for row in reference.thread_activity(world, UTC_ZONE)
@@ -196,7 +194,7 @@ def test_the_threads_that_wait_are_those_of_the_messages(shown: Mapping[str, Any
     assert shown["standing"].iloc[0]["threads_waiting_on_us"] == len(waiting)
 
 
-def test_the_members_of_each_day_are_those_of_the_rows(eventful: Path, shown: Mapping[str, Any]) -> None:
+def test_daily_members_match_the_rows(eventful: Path, shown: Mapping[str, Any]) -> None:
     membership = rows(
         eventful,
         """SELECT chat_id, handle, evidence, valid_from, valid_to, deleted_at
@@ -209,12 +207,12 @@ def test_the_members_of_each_day_are_those_of_the_rows(eventful: Path, shown: Ma
     expected: dict[tuple[date, str], int] = {}
     while day <= last:
         end = datetime.combine(day + timedelta(days=1), datetime.min.time(), UTC)
-        there = Counter(
+        members_then = Counter(
             row["evidence"]
             for row in membership
             if row["valid_from"] < end and all(at is None or at >= end for at in (row["valid_to"], row["deleted_at"]))
         )
-        expected |= {(day, kind): there[kind] for kind in {row["evidence"] for row in membership}}
+        expected |= {(day, kind): members_then[kind] for kind in {row["evidence"] for row in membership}}
         day += timedelta(days=1)
     members = shown["members"].assign(day=shown["members"]["began"].dt.date)
     assert counts(members, "day", "evidence", value="members") == expected
@@ -223,13 +221,13 @@ def test_the_members_of_each_day_are_those_of_the_rows(eventful: Path, shown: Ma
     assert sorted(shown["membership"]["handle"]) == sorted(row["handle"] for row in chosen)
 
 
-def test_what_was_not_read_is_shown_as_such(shown: Mapping[str, Any], world: reference.World) -> None:
+def test_unread_intervals_are_shown(shown: Mapping[str, Any], world: reference.World) -> None:
     since = reference.coverage(world)[0]
     as_of = max(row["started_at"] for row in world["sync_runs"])
     began = min(row["created_at"] for row in world["chats"])
     assert began < since  # type: ignore[operator]
-    stretches = [tuple(row) for row in shown["coverage"].itertuples(index=False, name=None)]
-    assert stretches == [
+    intervals = [tuple(row) for row in shown["coverage"].itertuples(index=False, name=None)]
+    assert intervals == [
         ("chats", "read", began, as_of),
         ("messages", "not read", began, since),
         ("messages", "read", since, as_of),
@@ -240,7 +238,7 @@ def test_what_was_not_read_is_shown_as_such(shown: Mapping[str, Any], world: ref
     assert standing["newest_message_at"] == max(row["cursor_at"] for row in world["messages"])
 
 
-def test_a_long_history_is_drawn_by_month(eventful: Path, tmp_path: Path) -> None:
+def test_long_history_is_grouped_by_month(eventful: Path, tmp_path: Path) -> None:
     database = tmp_path / "long.duckdb"
     database.write_bytes(eventful.read_bytes())
     before = rows(database, "SELECT sum(messages_total) AS n FROM marts.thread_activity_daily")[0]["n"]
@@ -258,7 +256,7 @@ def test_a_long_history_is_drawn_by_month(eventful: Path, tmp_path: Path) -> Non
         connection.execute("UPDATE msgbubbles.sync_runs SET started_at = started_at - INTERVAL 9 DAY")
         connection.execute("UPDATE msgbubbles.stream_coverage SET complete_to = complete_to - INTERVAL 3 DAY")
     as_of = rows(database, "SELECT max(complete_to) AS at FROM msgbubbles.stream_coverage WHERE stream = 'messages'")
-    _, shown = explored(database)
+    _, shown = run_notebook(database)
     last = shown["coverage"].iloc[-1]
     assert (last["state"], last["from"]) == ("not read", as_of[0]["at"])
     assert (shown["grain"], shown["membership_grain"]) == ("month", "week")
@@ -270,31 +268,31 @@ def test_a_long_history_is_drawn_by_month(eventful: Path, tmp_path: Path) -> Non
     assert shown["members"].groupby("began")["members"].sum().iloc[0] == 1
 
 
-def test_an_account_without_rows_is_a_page_of_sentences(new_job: Callable[..., Job]) -> None:
+def test_empty_account_shows_messages_instead_of_charts(new_job: Callable[..., Job]) -> None:
     job = new_job(chats=0)
     job.run(transform=True)
-    page, shown = explored(job.database)
+    page, shown = run_notebook(job.database)
     for frame in ("volume", "replies", "hours", "waiting", "members", "membership", "longest_waiting"):
         assert shown[frame].empty, frame
-    for nothing in ("No messages yet", "No replies yet", "No thread waits on us", "No groups yet"):
-        assert nothing in page
+    for message in ("No messages yet", "No replies yet", "No chat is waiting on us", "No groups yet"):
+        assert message in page
     assert len(shown["runs"]) == 1
     run_in_jupyter(job.database)
 
 
-def test_the_file_that_the_job_published_last_is_shown_although_one_is_open(eventful: Path, tmp_path: Path) -> None:
-    from explore import connected
+def test_latest_published_file_is_shown_while_an_older_one_is_open(eventful: Path, tmp_path: Path) -> None:
+    from explore import connect
 
     database = tmp_path / "replaced.duckdb"
     database.write_bytes(eventful.read_bytes())
     count = "SELECT count(*) FROM msgbubbles.numbers"
-    with connected(database) as before:
+    with connect(database) as before:
         newer = tmp_path / "newer.duckdb"
         newer.write_bytes(eventful.read_bytes())
         with duckdb.connect(str(newer)) as connection:
             connection.execute("DELETE FROM msgbubbles.numbers")
         newer.replace(database)
-        with connected(database) as after:
+        with connect(database) as after:
             assert after.execute(count).fetchall() == [(0,)]
             assert before.execute(count).fetchall() == [(3,)]
             with pytest.raises(duckdb.Error, match="read-only"):
@@ -302,41 +300,43 @@ def test_the_file_that_the_job_published_last_is_shown_although_one_is_open(even
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
-        ("nowhere.duckdb", "There is no file"),
-        ("text.duckdb", "does not open as a DuckDB file"),
+        ("nowhere.duckdb", "does not exist"),
+        ("text.duckdb", "cannot be opened as a DuckDB file"),
         ("bare.duckdb", "marts.contact"),
-        ("all.duckdb", "shows several accounts, and this notebook one"),
-        (".msgbubbles/work/work.duckdb", "Open the published one"),
+        ("all.duckdb", "contains several accounts, but this notebook shows one"),
+        (".msgbubbles/work/work.duckdb", "Open the published file instead"),
     ],
 )
-def test_what_cannot_be_shown_says_why(name: str, said: str, tmp_path: Path) -> None:
+def test_unusable_file_is_explained(name: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "text.duckdb").write_text("no database" * 5000)
     with duckdb.connect(str(tmp_path / "bare.duckdb")) as connection:
         connection.execute("CREATE TABLE nothing_else AS SELECT 1")
     with duckdb.connect(str(tmp_path / "all.duckdb")) as connection:
         connection.execute("CREATE SCHEMA msgbubbles")
         connection.execute("CREATE TABLE msgbubbles.accounts AS SELECT 'north' AS account")
-    page, shown = explored(tmp_path / name)
-    assert said in page
-    assert "python pipelines/chats.py --database" in page or "published one" in page
+    page, shown = run_notebook(tmp_path / name)
+    assert message in page
+    assert (
+        "python pipelines/chats.py --database" in page or "Open the published file" in page or "Open its file" in page
+    )
     assert "volume" not in shown
 
 
 def run_in_jupyter(database: Path, *cells: str) -> list[str]:
-    """What further cells of the pandas notebook print; a cell that fails raises."""
+    """Run the pandas notebook with more cells, and return what these print. A failing cell raises."""
     notebook = nbformat.read(NOTEBOOKS / "pandas.ipynb", as_version=4)
     assert all(cell.outputs == [] and cell.execution_count is None for cell in notebook.cells if "outputs" in cell)
-    asked = [nbformat.v4.new_code_cell(cell) for cell in cells]
-    notebook.cells += asked
+    added = [nbformat.v4.new_code_cell(cell) for cell in cells]
+    notebook.cells += added
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MSGBUBBLES_DATABASE", str(database))
         NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
-    return ["".join(output.text for output in cell.outputs) for cell in asked]
+    return ["".join(output.text for output in cell.outputs) for cell in added]
 
 
-def test_the_pandas_notebook_says_the_same(eventful: Path, messages: list[reference.Message]) -> None:
+def test_pandas_notebook_shows_the_same_figures(eventful: Path, messages: list[reference.Message]) -> None:
     weeks, quantiles = run_in_jupyter(
         eventful,
         "print(weekly.sum(axis=1).to_json(date_format='iso'))",
