@@ -1,4 +1,4 @@
-"""The real command, as a subprocess, against the sandbox over a socket: on a bad day, killed, stopped, refused."""
+"""groups.py as a process against the sandbox: with faults, kills, signals and wrong usage."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NewJob = Callable[..., Job]
 
 @dataclass
 class Groups:
-    """Runs `groups.py` beside the job, on the same database."""
+    """Runs `groups.py` on the database of a job."""
 
     job: Job
 
@@ -84,7 +84,7 @@ def some_rows(chance: random.Random, count: int) -> list[Row]:
 
 
 def changed_rows(chance: random.Random, rows: list[Row]) -> list[Row]:
-    """Another title for some, other people for some."""
+    """Change the titles and people of some rows."""
     changed = []
     for row in rows:
         people = row["addresses"].split(", ")
@@ -96,7 +96,7 @@ def changed_rows(chance: random.Random, rows: list[Row]) -> list[Row]:
 
 
 def applied_under_kills(groups: Groups, table: str, chance: random.Random, kills: int) -> int:
-    """Apply a table, killed at random points, until an apply comes through. Returns how many were started."""
+    """Apply a table, killing all but the last apply at random points. Returns how many were started."""
     requests = groups.job.server.requests
     arguments = ("apply", table, "--yes", "--max-creates", "1000", "--max-removals", "1000")
     started = 0
@@ -114,7 +114,7 @@ def applied_under_kills(groups: Groups, table: str, chance: random.Random, kills
 
 
 def check(groups: Groups, rows: list[Row]) -> None:
-    """The sandbox has exactly these groups; each was greeted once; the landed ledger equals the sandbox's own log."""
+    """Check that the sandbox has exactly these groups, each greeted once, and that the loaded ledger equals its log."""
     account, truth = groups.job.server.account, groups.job.server.truth()
     shown = {chat["title"]: chat for chat in truth.chats if chat["is_group"]}
     assert len([chat for chat in truth.chats if chat["is_group"]]) == len(rows)
@@ -146,7 +146,7 @@ def check(groups: Groups, rows: list[Row]) -> None:
 
 
 @pytest.mark.parametrize("shown", [True, False])
-def test_on_the_worst_day_every_group_is_there_once(new_job: NewJob, shown: bool) -> None:
+def test_every_group_is_created_once_despite_kills_and_faults(new_job: NewJob, shown: bool) -> None:
     count = int(os.environ.get("GROUPS_COUNT", "25")) if shown else 15
     kills = int(os.environ.get("GROUPS_KILLS", "2")) if shown else 1
     job = new_job(chats=0)
@@ -165,12 +165,12 @@ def test_on_the_worst_day_every_group_is_there_once(new_job: NewJob, shown: bool
     check(groups, rows)
     output, _ = groups.run("plan", "groups.csv")
     assert output == "No changes: the groups match the table.\n"
-    # And the sync, which carries the ledger to the readers, finds its own state beside ours.
+    # A sync publishes the ledger, and finds its own dlt state.
     job.server.knobs.server_errors = job.server.knobs.cut_bodies = job.server.knobs.errors_after_acting = 0.0
     job.run()
     with duckdb.connect(str(job.database), read_only=True) as database:
-        landed = database.execute("SELECT count(*) FROM msgbubbles.group_operations WHERE operation = 'create'")
-        assert landed.fetchone() == (count,)
+        created = database.execute("SELECT count(*) FROM msgbubbles.group_operations WHERE operation = 'create'")
+        assert created.fetchone() == (count,)
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def two(chance_title: str = "North") -> list[Row]:
     ]
 
 
-def test_what_only_looks_sends_nothing(groups: Groups) -> None:
+def test_plan_and_dry_run_send_nothing(groups: Groups) -> None:
     table = groups.write(two())
     output, _ = groups.run("plan", table, "--out", "plan.json")
     assert output == (
@@ -206,7 +206,7 @@ def test_what_only_looks_sends_nothing(groups: Groups) -> None:
     assert groups.job.server.requests == []
 
 
-def test_a_saved_plan_is_applied_as_it_was_saved_or_not_at_all(groups: Groups) -> None:
+def test_saved_plan_is_applied_unchanged_or_refused(groups: Groups) -> None:
     groups.run("plan", groups.write(two()), "--out", "plan.json")
     groups.write(two("Another title"))
     output, _ = groups.run("apply", "plan.json", "--yes")
@@ -220,7 +220,7 @@ def test_a_saved_plan_is_applied_as_it_was_saved_or_not_at_all(groups: Groups) -
     assert len(groups.job.server.operations) == done
 
 
-def test_a_group_that_fails_is_told_without_its_people_and_shows_in_the_status(groups: Groups) -> None:
+def test_failed_group_is_reported_without_handles(groups: Groups) -> None:
     groups.job.server.knobs.unreachable = {"c@example.com"}
     output, errors = groups.run("apply", groups.write(two()), "--yes", status=3)
     assert output == "1 created. 3 requests.\n"
@@ -239,7 +239,7 @@ def test_a_group_that_fails_is_told_without_its_people_and_shows_in_the_status(g
     assert [seen.method for seen in groups.job.server.requests[asked:]] == ["GET"]
 
 
-def test_two_applies_do_not_meet_and_a_signal_stops_between_two_requests(groups: Groups) -> None:
+def test_second_apply_is_refused_and_a_signal_stops_the_first(groups: Groups) -> None:
     groups.job.server.knobs.latency_seconds = 0.3
     rows = some_rows(random.Random(1), 30)
     table = groups.write(rows)
@@ -330,7 +330,7 @@ def test_the_exit_statuses_and_options_are_documented() -> None:
 
 @pytest.mark.parametrize("script", ["chats", "groups", "webhooks"])
 def test_importing_a_script_does_not_import_dlt(script: str) -> None:
-    """Dlt reads its configuration when it is imported: before `configure_dlt`, it would find none."""
+    """Dlt reads its configuration on import, so it must come after `configure_dlt`."""
     code = f"import sys, {script}; sys.exit('dlt' in sys.modules)"
     environment = {**inherited_environment(), "PYTHONPATH": str(CHATS.parent)}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0

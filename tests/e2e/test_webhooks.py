@@ -1,4 +1,4 @@
-"""Webhooks from end to end: the sandbox sends, `webhooks.py serve` receives and is killed, a sync loads."""
+"""Webhooks from end to end: the sandbox sends events, `webhooks.py serve` receives them, a sync loads them."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from msgbubbles_sync.webhooks import health
 from msgbubbles_sync.workspace import Workspace
 
 NewJob = Callable[..., Job]
-# The whole of it, once in a while: MSGBUBBLES_FLOOD=20000 MSGBUBBLES_KILLS=10.
+# For the full test: MSGBUBBLES_FLOOD=20000 MSGBUBBLES_KILLS=10.
 EVENTS = int(os.environ.get("MSGBUBBLES_FLOOD", "600"))
 KILLS = int(os.environ.get("MSGBUBBLES_KILLS", "2"))
 DATABASE = ("--database", "company.duckdb")
 
 
 def command(job: Job, *arguments: str, status: int = 0) -> Any:
-    """What a command of webhooks.py answers, as JSON."""
+    """Run a command of webhooks.py and return its JSON."""
     done = run_process(
         [sys.executable, str(WEBHOOKS), *arguments, *DATABASE, "--json"],
         cwd=job.folder,
@@ -48,7 +48,7 @@ def command(job: Job, *arguments: str, status: int = 0) -> Any:
 
 @contextmanager
 def subscribed(job: Job) -> Iterator[Process]:
-    """A receiver that the account sends its events to."""
+    """Run a receiver that is registered at the account."""
     secrets = job.folder / "secrets.toml"
     secrets.write_text('[webhooks]\nsecrets = ["whsec_b2Y="]\n')
     process = Process(job.folder, job.whole_environment(), *DATABASE, "--secrets-file", str(secrets))
@@ -65,7 +65,7 @@ def rows(job: Job, sql: str) -> list[tuple[Any, ...]]:
         return connection.execute(sql).fetchall()
 
 
-def test_every_event_that_was_answered_is_in_the_warehouse_once_whatever_is_killed(new_job: NewJob) -> None:
+def test_every_answered_event_is_loaded_once_despite_kills(new_job: NewJob) -> None:
     job = new_job(Knobs(webhook_repeats=0.02), chats=0)
     account, deliverer = job.server.account, job.server.deliverer
     chance, at = random.Random(5), datetime.now(UTC)
@@ -87,12 +87,12 @@ def test_every_event_that_was_answered_is_in_the_warehouse_once_whatever_is_kill
     print(f"{EVENTS} events, {deliverer.failures} failures, {seconds:.1f} s")  # noqa: T201
     loaded = command(job, "load")
     assert (loaded["deliveries"] >= EVENTS, loaded["malformed"]) == (True, 0)
-    landed = [row[0] for row in rows(job, "SELECT event_id FROM msgbubbles.webhook_events WHERE _dlt_load_id > ''")]
-    assert len(landed) == len(set(landed)) == EVENTS
-    assert set(landed) == sent
+    event_ids = [row[0] for row in rows(job, "SELECT event_id FROM msgbubbles.webhook_events WHERE _dlt_load_id > ''")]
+    assert len(event_ids) == len(set(event_ids)) == EVENTS
+    assert set(event_ids) == sent
 
 
-def test_events_change_messages_without_a_request_and_name_what_is_missing(new_job: NewJob) -> None:
+def test_events_update_messages_and_name_missing_ones(new_job: NewJob) -> None:
     job = new_job(chats=130, messages=700)
     job.environment = {"WEBHOOKS__REFRESH_MESSAGES": '[{"within_hours": 500, "every_hours": 1000}]'}
     job.run()
@@ -103,7 +103,7 @@ def test_events_change_messages_without_a_request_and_name_what_is_missing(new_j
     quiet = account.all("SELECT id FROM chats ORDER BY last_us LIMIT 1")[0]["id"]
     long_ago = now - timedelta(days=80)
     with subscribed(job):
-        # However a payload is built.
+        # Payloads of every structure.
         for number, payload in enumerate(("nested", "flat", "ids")):
             knobs.webhook_payload = payload  # type: ignore[assignment]
             for row in older[number::3]:
@@ -111,24 +111,24 @@ def test_events_change_messages_without_a_request_and_name_what_is_missing(new_j
         knobs.webhook_payload = "nested"
         account.react(older[0]["id"], "+14155550123", "love", now + timedelta(seconds=1))
         account.type(quiet, "+14155550123", True, now)
-        # In a thread that was quiet, in one that nobody knows, and in one that is gone when it is asked for.
+        # In a quiet chat, in an unknown chat, and in a chat that is deleted before it is read.
         late = NewMessage(quiet, "inbound", "I was offline", long_ago, "received", sender="+14155550123")
         unknown = account.add_chat("+14155550100", "+14155550177", long_ago)
         account.add_messages([late, NewMessage(unknown, "inbound", "hello", long_ago, "received")])
         gone = account.add_chat("+14155550100", "+14155550188", long_ago)
         account.add_message(NewMessage(gone, "inbound", "bye", long_ago, "received"))
         account.delete_chat(gone)
-        # Events about chats that never were: of an id that can be asked for, and of one that cannot.
+        # Events about chats that do not exist, with a possible and an impossible id.
         for made_up in ("conv_123", ".."):
             account.type(made_up, "+14155550123", True, now)
         assert job.server.deliverer.drained(timeout_seconds=60)
     asked = len(job.server.requests)
-    # The receiver has not run for an hour, so messages are read again as without it.
+    # The receiver has not run for an hour, so messages are refreshed as without it.
     job.environment["SOURCES__MSGBUBBLES__REFRESH_MESSAGES"] = '[{"within_hours": 500, "every_hours": 0.0001}]'
     outcome = job.run()
     assert outcome.summary["streams"]["messages"]["refresh_pages"] > 0
     found = differences(job.database, job.server.truth())
-    # What only ids told is right, but for when the API last touched it.
+    # After events with ids only, `updated_at` is outdated.
     stale = found.pop("messages", {"missing": 0, "surplus": 0})
     assert found == {}
     assert (stale["missing"], stale["surplus"]) == (0, 0)
@@ -136,10 +136,10 @@ def test_events_change_messages_without_a_request_and_name_what_is_missing(new_j
     assert {row[0] for row in rows(job, "SELECT id FROM msgbubbles.messages WHERE status = 'read'")} >= read
     by_id = [row for row in job.server.requests[asked:] if row.path.count("/") > 2 or "conversation_id" in row.query]
     assert {row.path.rpartition("/")[2] for row in by_id} == {unknown, gone, "conv_123", "messages"}
-    stretches = [row.query for row in by_id if row.path.endswith("/messages")]
-    assert {query["conversation_id"] for query in stretches} == {quiet, unknown, gone}
-    # Just that stretch: a thread that is read whole is read from its newest message.
-    assert all("before" in query for query in stretches)
+    intervals = [row.query for row in by_id if row.path.endswith("/messages")]
+    assert {query["conversation_id"] for query in intervals} == {quiet, unknown, gone}
+    # Only that interval: a whole chat would be read from its newest message.
+    assert all("before" in query for query in intervals)
     assert outcome.summary["repaired"]["intervals from events"] == 3
     ((extra,),) = rows(job, f"SELECT extra FROM msgbubbles.messages WHERE id = '{older[0]['id']}'")
     assert json.loads(extra)["reactions"] == [{"handle": "+14155550123", "reaction": "love"}]
@@ -148,20 +148,20 @@ def test_events_change_messages_without_a_request_and_name_what_is_missing(new_j
     chats = {row[0] for row in rows(job, "SELECT id FROM msgbubbles.chats")}
     assert (unknown in chats, chats & {"conv_123", "..", gone}) == (True, set())
 
-    # Nothing is asked for twice because of the same events; and while events come, the refresh takes its time.
+    # The same events cause no second request, and while events arrive, the refresh is slower.
     asked = len(job.server.requests)
-    sign_of_life(job, alive=True)
+    write_heartbeat(job, alive=True)
     assert job.run().summary["streams"]["messages"]["refresh_pages"] == 0
     assert not [row for row in job.server.requests[asked:] if "conversation_id" in row.query or "/chats/" in row.path]
     states = {one.name: one.state for one in health.check(build_context(Workspace.from_path(job.database)))}
     assert states == {"webhook receiver": "ok", "webhook events": "ok", "webhook spool": "ok"}
-    sign_of_life(job, alive=False)
+    write_heartbeat(job, alive=False)
     states = {one["name"]: one["state"] for one in job.ask("check", status=3)}
     assert states["webhook receiver"] == "failed"
 
 
-def sign_of_life(job: Job, *, alive: bool) -> None:
-    """As of a receiver that has run for two hours, and runs, or stopped a while ago."""
+def write_heartbeat(job: Job, *, alive: bool) -> None:
+    """Write the heartbeat of a receiver that has run for two hours, and is running or has stopped."""
     path = job.folder / ".msgbubbles" / "company" / "webhooks" / "receiver.json"
     beat = json.loads(path.read_text())
     now = datetime.now(UTC)
@@ -170,7 +170,7 @@ def sign_of_life(job: Job, *, alive: bool) -> None:
     path.write_text(json.dumps(beat))
 
 
-def test_without_a_secret_or_a_free_port_it_does_not_start(new_job: NewJob) -> None:
+def test_serve_needs_a_secret_and_a_free_port(new_job: NewJob) -> None:
     job = new_job(chats=0)
     empty = job.folder / "empty.toml"
     done = start(job, "--secrets-file", str(empty))
@@ -183,7 +183,7 @@ def test_without_a_secret_or_a_free_port_it_does_not_start(new_job: NewJob) -> N
     assert (done.returncode, "[webhooks] tolerance_seconds" in done.stderr) == (2, True)
 
 
-def test_an_unknown_event_type_is_questioned_before_it_is_registered(new_job: NewJob) -> None:
+def test_unknown_event_type_needs_a_confirmation(new_job: NewJob) -> None:
     job = new_job(chats=0)
     arguments = ("register", "http://127.0.0.1:9/", "--show", "--event", "message.recieved")
     done = run(job, *arguments)
@@ -224,8 +224,8 @@ def start(job: Job, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("missing", ["load/normalized", "schemas/msgbubbles_webhooks.schema.json"])
-def test_load_needs_no_file_of_a_killed_load(new_job: NewJob, missing: str) -> None:
-    """Dlt makes its folders and files one after another: a kill leaves only some of them."""
+def test_load_needs_no_files_of_a_killed_load(new_job: NewJob, missing: str) -> None:
+    """Dlt creates its folders and files one by one: a kill leaves only some of them."""
     job = new_job(chats=0)
     spool = fill_spool(job)
     command(job, "load", status=3)
@@ -235,7 +235,7 @@ def test_load_needs_no_file_of_a_killed_load(new_job: NewJob, missing: str) -> N
     assert rows(job, "SELECT count(*), count(DISTINCT event_id) FROM msgbubbles.webhook_events") == [(3001, 3001)]
 
 
-def test_a_load_that_is_killed_anywhere_loads_every_event_once(new_job: NewJob) -> None:
+def test_killed_load_stores_every_event_once(new_job: NewJob) -> None:
     job = new_job(chats=0)
     spool = fill_spool(job)
     arguments = [sys.executable, str(WEBHOOKS), "load", *DATABASE]
@@ -252,17 +252,17 @@ def test_a_load_that_is_killed_anywhere_loads_every_event_once(new_job: NewJob) 
         process.kill()
         process.communicate()
     command(job, "load", status=3 if list(spool.glob("*.jsonl")) else 0)
-    landed = [row[0] for row in rows(job, "SELECT event_id FROM msgbubbles.webhook_events")]
-    assert len(landed) == len(set(landed)) == 3000
+    event_ids = [row[0] for row in rows(job, "SELECT event_id FROM msgbubbles.webhook_events")]
+    assert len(event_ids) == len(set(event_ids)) == 3000
     assert list(spool.glob("*.jsonl")) == []
-    (aside,) = (spool.parent / "malformed").glob("*.jsonl")
-    assert aside.read_text() == "this is no event\n"
+    (dead_letters,) = (spool.parent / "malformed").glob("*.jsonl")
+    assert dead_letters.read_text() == "this is no event\n"
     (finding,) = health.check(build_context(Workspace.from_path(job.database)))
     assert (finding.name, finding.state, finding.what.split()[0]) == ("webhook lines", "failed", "1")
 
 
 def fill_spool(job: Job) -> Path:
-    """Write 3,000 events into a spool, a third of them twice, and a line that is no event."""
+    """Write 3,000 events to a spool, a third of them twice, and a line that is not an event."""
     spool = job.folder / ".msgbubbles" / "company" / "webhooks" / "spool"
     Workspace.from_path(job.database).make_folders()
     spool.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Answers to writes as an API may give them: without a body, late, redundant, or in other words than was asked."""
+"""Answers to writes as an API may give them: without a body, late, redundant, or with other spellings."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def people_in(world: World, key: str) -> set[str]:
 
 
 def rewrite(world: World, *pairs: tuple[str, str]) -> None:
-    """Have every answer show these texts in place of others."""
+    """Replace texts in every answer."""
 
     def changed(_path: str, body: bytes) -> bytes:
         for asked, shown in pairs:
@@ -44,31 +44,31 @@ def rewrite(world: World, *pairs: tuple[str, str]) -> None:
     world.server.knobs.transform_body = changed
 
 
-def look_at(world: World, key: str) -> None:
-    """What a sync finds out about a group that it reads."""
+def observe_group(world: World, key: str) -> None:
+    """Observe a group, as a sync does."""
     with world.client() as client, Ledger.open(world.workspace.folder) as ledger:
         observe(ledger, client, key, str(world.observed(key).chat_id))
 
 
-# -- the status is the answer
+# -- statuses
 
 
 @pytest.mark.parametrize(("status", "body"), BODIES)
-def test_a_change_succeeds_by_its_status_whatever_the_body(world: World, status: int, body: bytes) -> None:
+def test_change_succeeds_by_status_whatever_the_body(world: World, status: int, body: bytes) -> None:
     world.apply(row("a", ANNA, BEN))
     chat_id = world.observed("a").chat_id
     world.server.knobs.write_answer = (status, body)
     asked = len(world.server.requests)
     applied = world.apply(row("a", BEN, CARLA, title="New"))
     assert outcomes(applied) == {("rename", "succeeded"): 1, ("add", "succeeded"): 1, ("remove", "succeeded"): 1}
-    # Each is asked once; and which title the group has now, which no answer says.
+    # One request each, and one for the title, which no answer shows.
     assert [one.split()[0] for one in world.requests(asked)] == ["GET", "PATCH", "GET", "POST", "DELETE"]
     assert {entry.chat_id for entry in world.entries()} == {chat_id}
     assert outcomes(world.apply(row("a", BEN, CARLA, title="New"))) == {}
 
 
 @pytest.mark.parametrize("wrapped", ["chat", "chat_id", "bare", "conversation_id"])
-def test_the_id_of_a_new_group_is_read_wherever_it_stands(world: World, wrapped: str) -> None:
+def test_id_of_new_group_is_read_from_any_place(world: World, wrapped: str) -> None:
     def changed(path: str, body: bytes) -> bytes:
         if not path.endswith("/chats"):
             return body
@@ -88,9 +88,7 @@ def test_the_id_of_a_new_group_is_read_wherever_it_stands(world: World, wrapped:
 
 
 @pytest.mark.parametrize("answer", BODIES[:3])
-def test_a_group_created_without_an_id_is_asked_for_again_and_looked_for(
-    world: World, answer: tuple[int, bytes]
-) -> None:
+def test_group_created_without_id_is_identified(world: World, answer: tuple[int, bytes]) -> None:
     world.apply(row("other", ANNA, BEN))
     world.server.knobs.write_answer = answer
     with world.client() as client, pytest.raises(NoIdError, match="does not say which one"):
@@ -103,7 +101,7 @@ def test_a_group_created_without_an_id_is_asked_for_again_and_looked_for(
     assert outcomes(world.apply(row("a", ANNA, CARLA), row("b", ANNA, BEN))) == {}
 
 
-def test_a_created_group_that_nothing_identifies_waits_to_be_adopted(world: World) -> None:
+def test_unidentified_group_waits_for_import(world: World) -> None:
     world.server.knobs.participants_on_detail = False
     world.server.knobs.write_answer = (201, b"{}")
     for _ in range(2):
@@ -117,11 +115,11 @@ def test_a_created_group_that_nothing_identifies_waits_to_be_adopted(world: Worl
     assert len(groups_in(world)) == 1
 
 
-# -- a refusal after a try without an answer
+# -- refusals after an attempt without an answer
 
 
 def refuse_after_cut(world: World, status: int, code: str) -> None:
-    """The next write is done and answered with 502, and all writes after it are refused."""
+    """Perform the next write, but answer it with 502; refuse all later writes."""
     knobs = world.server.knobs
     writes: list[str] = []
 
@@ -138,9 +136,7 @@ def refuse_after_cut(world: World, status: int, code: str) -> None:
     "refused", [(409, "conflict"), (400, "invalid_request"), (404, "not_found"), (403, "forbidden")]
 )
 @pytest.mark.parametrize("shown", [True, False])
-def test_a_creation_refused_after_a_lost_answer_makes_no_second_group(
-    world: World, refused: tuple[int, str], shown: bool
-) -> None:
+def test_refusal_after_lost_answer_creates_no_second_group(world: World, refused: tuple[int, str], shown: bool) -> None:
     world.server.knobs.participants_on_detail = shown
     refuse_after_cut(world, *refused)
     applied = world.apply(row("a", ANNA, BEN, title="One"))
@@ -151,26 +147,26 @@ def test_a_creation_refused_after_a_lost_answer_makes_no_second_group(
     assert [chat["title"] for chat in groups_in(world)] == ["Two"]
 
 
-def test_a_creation_not_on_the_list_yet_is_unknown_and_then_looked_for_again(world: World) -> None:
+def test_creation_missing_from_list_is_unknown_then_found(world: World) -> None:
     hidden = [True]
     knobs = world.server.knobs
     refuse_after_cut(world, 409, "conflict")
     knobs.transform_body = lambda path, body: b'{"data": []}' if hidden and path.endswith("/chats") else body
     assert outcomes(world.apply(row("a", ANNA, BEN, title="One"))) == {("create", "unknown"): 1}
     hidden.clear()
-    # Every repeat is refused; the title has changed meanwhile.
+    # Every repetition is refused, and the title has changed since.
     applied = world.apply(row("a", ANNA, BEN))
     assert (applied.resolved, outcomes(applied)) == (1, {})
     assert [chat["id"] for chat in groups_in(world)] == [world.observed("a").chat_id]
 
 
-def test_a_creation_that_is_surely_not_there_ends_as_failed(world: World) -> None:
+def test_creation_that_does_not_exist_is_failed_and_repeated(world: World) -> None:
     world.max_attempts = 2
     answers = iter([(502, "send_failed"), (400, "invalid_request"), (400, "invalid_request")])
     world.server.knobs.refusal = lambda method, _path: next(answers, None) if method == "POST" else None
     assert outcomes(world.apply(row("a", ANNA, BEN))) == {("create", "unknown"): 1}
     applied = world.apply(row("a", ANNA, BEN))
-    # Looked for and not found, so it is planned again.
+    # Searched and not found, so planned again.
     assert (applied.resolved, outcomes(applied)) == (1, {("create", "succeeded"): 1})
     assert [entry.outcome for entry in world.entries()] == ["failed", "succeeded"]
     assert len(groups_in(world)) == 1
@@ -178,9 +174,7 @@ def test_a_creation_that_is_surely_not_there_ends_as_failed(world: World) -> Non
 
 @pytest.mark.parametrize("shown", [True, False])
 @pytest.mark.parametrize("wanted", [row("a", ANNA, BEN, DORA, title="New"), row("a", ANNA, BEN, CARLA, DORA)])
-def test_a_change_refused_after_a_lost_answer_is_looked_at(
-    world: World, wanted: dict[str, object], shown: bool
-) -> None:
+def test_change_refused_after_lost_answer_is_checked(world: World, wanted: dict[str, object], shown: bool) -> None:
     world.server.knobs.participants_on_detail = shown
     world.apply(row("a", ANNA, BEN, DORA))
     refuse_after_cut(world, 400, "invalid_request")
@@ -194,11 +188,11 @@ def test_a_change_refused_after_a_lost_answer_is_looked_at(
     assert people_in(world, "a") == set(wanted["addresses"])  # type: ignore[call-overload]
 
 
-# -- nothing left to do
+# -- redundant operations
 
 
 @pytest.mark.parametrize(("shown", "code"), [(True, "conflict"), (False, "already_a_participant")])
-def test_adding_somebody_who_is_in_the_group_is_done_with_a_remark(world: World, shown: bool, code: str) -> None:
+def test_adding_a_member_succeeds_with_a_remark(world: World, shown: bool, code: str) -> None:
     world.apply(row("a", ANNA, BEN))
     world.server.knobs.participants_on_detail = shown
     world.server.account.add_participant(str(world.observed("a").chat_id), CARLA, world.entries()[0].requested_at)
@@ -210,7 +204,7 @@ def test_adding_somebody_who_is_in_the_group_is_done_with_a_remark(world: World,
 
 
 @pytest.mark.parametrize(("status", "shown"), [(404, False), (409, True), (409, False)])
-def test_removing_somebody_who_left_is_done_with_a_remark(world: World, status: int, shown: bool) -> None:
+def test_removing_a_former_member_succeeds_with_a_remark(world: World, status: int, shown: bool) -> None:
     world.apply(row("a", ANNA, BEN, CARLA))
     world.server.knobs.participants_on_detail = shown
     world.server.account.remove_participant(str(world.observed("a").chat_id), CARLA, world.entries()[0].requested_at)
@@ -220,8 +214,8 @@ def test_removing_somebody_who_left_is_done_with_a_remark(world: World, status: 
     assert [one.what for one in applied.remarks] == ["the person was no longer in the group"]
 
 
-def test_a_conflict_about_somebody_unseen_removes_nobody(world: World) -> None:
-    """The API has somebody under a handle that we do not know as theirs: it might be the one whom we would remove."""
+def test_conflict_about_unseen_member_removes_nobody(world: World) -> None:
+    """The API has the person under an unknown handle, which may be the one to remove."""
     world.apply(row("a", ANNA, BEN, CARLA))
     world.server.knobs.refusal = lambda _method, path: (409, "conflict") if path.endswith("/participants") else None
     applied = world.apply(row("a", ANNA, BEN, DORA))
@@ -230,10 +224,10 @@ def test_a_conflict_about_somebody_unseen_removes_nobody(world: World) -> None:
     assert people_in(world, "a") == {ANNA, BEN, CARLA}
 
 
-# -- handles and titles in other words
+# -- other spellings
 
 
-def test_people_whom_the_network_spells_otherwise_stay(world: World) -> None:
+def test_members_with_another_spelling_are_not_removed(world: World) -> None:
     spellings = [
         ("+541123456789", "+5491123456789"),
         ("+5493512345678", "+543512345678"),
@@ -248,21 +242,21 @@ def test_people_whom_the_network_spells_otherwise_stay(world: World) -> None:
     rewrite(world, *spellings)
     wanted = row("a", *(asked for asked, _ in spellings))
     world.apply(wanted)
-    look_at(world, "a")
+    observe_group(world, "a")
     assert outcomes(world.apply(wanted)) == {}
     assert people_in(world, "a") == {asked for asked, _ in spellings}
 
 
-def test_a_spelling_that_no_rule_knows_is_learned_from_the_answer(world: World) -> None:
+def test_unknown_spelling_is_learned_from_the_answer(world: World) -> None:
     rewrite(world, (DORA, "+14155550999"), (CARLA, "urn:carla"))
     world.apply(row("a", ANNA, BEN, DORA))
     world.apply(row("a", ANNA, BEN, CARLA, DORA))
-    look_at(world, "a")
+    observe_group(world, "a")
     assert outcomes(world.apply(row("a", ANNA, BEN, CARLA, DORA))) == {}
     assert world.observed("a").members == {ANNA, BEN, CARLA, DORA}
 
 
-def test_a_removal_is_repeated_with_the_spelling_that_the_group_shows(world: World) -> None:
+def test_removal_is_repeated_with_the_spelling_shown(world: World) -> None:
     world.apply(row("a", ANNA, BEN, "+541123456789"))
     chat_id, at = str(world.observed("a").chat_id), world.entries()[0].requested_at
     world.server.account.remove_participant(chat_id, "+541123456789", at)
@@ -271,13 +265,13 @@ def test_a_removal_is_repeated_with_the_spelling_that_the_group_shows(world: Wor
     assert people_in(world, "a") == {ANNA, BEN}
 
 
-def test_a_number_of_ours_is_sent_as_the_account_writes_it(world: World) -> None:
+def test_own_number_is_sent_in_the_accounts_spelling(world: World) -> None:
     world.server.account.add_number("+5491123456789", "Buenos Aires")
     assert outcomes(world.apply(row("a", ANNA, BEN, number="+541123456789"))) == {("create", "succeeded"): 1}
     assert groups_in(world)[0]["from_handle"] == "+5491123456789"
 
 
-def test_a_title_that_the_network_stores_otherwise_is_no_rename(world: World) -> None:
+def test_title_stored_in_another_form_needs_no_rename(world: World) -> None:
     titles = [
         ("Cafe\u0301", "Caf\u00e9"),
         ("R&D", "R&amp;D"),
@@ -289,15 +283,15 @@ def test_a_title_that_the_network_stores_otherwise_is_no_rename(world: World) ->
     world.apply(*(row(key, ANNA, BEN, title="Before") for key in keys))
     for key, (_, shown) in zip(keys, titles, strict=True):
         world.server.account.rename(str(world.observed(key).chat_id), shown, world.entries()[0].requested_at)
-        look_at(world, key)
+        observe_group(world, key)
     wanted = [row(key, ANNA, BEN, title=asked) for key, (asked, _) in zip(keys, titles, strict=True)]
     assert outcomes(world.apply(*wanted)) == {}
     assert outcomes(world.apply({**wanted[0], "title": "CAF\u00c9"})) == {("rename", "succeeded"): 1}
 
 
 @pytest.mark.parametrize("answers", ["shown", "empty", "as asked"])
-def test_a_rewriting_that_no_rule_knows_is_not_repeated(world: World, answers: str) -> None:
-    """The network keeps 10 characters and capitals only."""
+def test_rename_that_the_network_rewrites_is_not_repeated(world: World, answers: str) -> None:
+    """The network stores 10 capital letters only."""
     world.apply(row("a", ANNA, BEN))
     wanted = row("a", ANNA, BEN, title="North and South")
     rewrite(world, ("North and South", "NORTH AND "))
@@ -311,24 +305,24 @@ def test_a_rewriting_that_no_rule_knows_is_not_repeated(world: World, answers: s
     for _ in range(4):
         renames.append(outcomes(world.apply(wanted)).get(("rename", "succeeded"), 0))
         world.server.knobs.transform_body = renamed
-        look_at(world, "a")
+        observe_group(world, "a")
         if answers == "as asked":
             world.server.knobs.transform_body = None
-    # Where an answer repeats what was asked, only the second time shows that the network does not keep it.
+    # If the answer repeats the request, only the second attempt shows that the network stores something else.
     assert renames == ([1, 1, 0, 0] if answers == "as asked" else [1, 0, 0, 0])
     world.server.knobs.transform_body = None
     assert outcomes(world.apply({**wanted, "title": "Other"})) == {("rename", "succeeded"): 1}
-    # And what it was once shown as is a title that may be asked for.
+    # The title that the network showed can itself be requested.
     for renames_now in (1, 0):
         counts = outcomes(world.apply({**wanted, "title": "NORTH AND "}))
         assert counts.get(("rename", "succeeded"), 0) == renames_now
 
 
-# -- one group that fails, fails alone
+# -- isolation
 
 
 @pytest.mark.parametrize(("status", "reads"), [(400, True), (403, True), (403, False), (409, False), (500, True)])
-def test_whatever_one_group_answers_the_others_are_done(world: World, status: int, reads: bool) -> None:
+def test_failing_group_does_not_stop_the_others(world: World, status: int, reads: bool) -> None:
     wanted = [row(key, ANNA, BEN) for key in "abc"]
     world.apply(*wanted)
     chat_id = str(world.observed("b").chat_id)
@@ -343,7 +337,7 @@ def test_whatever_one_group_answers_the_others_are_done(world: World, status: in
         assert {failure.key for failure in applied.failures} == {"b"}
 
 
-def test_a_few_closed_groups_do_not_look_like_a_closed_account(world: World) -> None:
+def test_closed_groups_are_not_taken_for_a_closed_account(world: World) -> None:
     wanted = [row(key, ANNA, BEN) for key in "abcde"]
     world.apply(*wanted)
     closed = [str(world.observed(key).chat_id) for key in "ab"]
@@ -351,15 +345,15 @@ def test_a_few_closed_groups_do_not_look_like_a_closed_account(world: World) -> 
         (403, "forbidden") if any(chat_id in path for chat_id in closed) else None
     )
     wanted = [{**one, "title": "New"} for one in wanted]
-    # Nothing else was done yet, so it might be the account.
+    # Nothing succeeded before, so it might be the account.
     assert isinstance(world.apply(*wanted).halt, AuthenticationError)
-    # They come last from now on.
+    # From now on, they come last.
     applied = world.apply(*wanted)
     assert outcomes(applied) == {("rename", "succeeded"): 3, ("rename", "failed"): 2}
     assert applied.halt is None
 
 
-def test_an_account_that_is_closed_meanwhile_ends_it(world: World) -> None:
+def test_account_closed_during_apply_ends_it(world: World) -> None:
     wanted = [row(key, ANNA, BEN) for key in "abcdef"]
 
     def close(_account: Any, number: int) -> None:
@@ -373,7 +367,7 @@ def test_an_account_that_is_closed_meanwhile_ends_it(world: World) -> None:
 
 
 @pytest.mark.parametrize("numbers", [(500, "failed"), (404, "not_found"), (400, "invalid_request"), None])
-def test_numbers_that_are_not_listed_do_not_stop_the_groups(world: World, numbers: tuple[int, str] | None) -> None:
+def test_apply_works_without_listed_numbers(world: World, numbers: tuple[int, str] | None) -> None:
     world.server.knobs.refusal = lambda _method, path: numbers if path.endswith("/numbers") else None
     if numbers is None:
         world.server.knobs.transform_row = lambda kind, one: None if kind == "numbers" else one
@@ -382,7 +376,7 @@ def test_numbers_that_are_not_listed_do_not_stop_the_groups(world: World, number
 
 
 @pytest.mark.parametrize("status", [400, 403])
-def test_a_group_that_cannot_be_looked_at_waits_alone(world: World, status: int) -> None:
+def test_group_that_cannot_be_fetched_waits_alone(world: World, status: int) -> None:
     world.apply(row("a", ANNA, BEN), row("b", ANNA, BEN))
     world.max_attempts = 1
     cut_next_write(world)

@@ -1,4 +1,4 @@
-"""Applying, against the sandbox over a socket: each way an answer can fail, and what the ledger says of it."""
+"""Apply against the sandbox: each way in which an answer can fail, and the entry in the ledger."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ANNA, BEN, CARLA, DORA = "+14155550111", "ben@example.com", "+14155550113", "dor
 NewWorld = Callable[..., World]
 
 
-def test_a_group_comes_into_being_and_follows_its_row(world: World) -> None:
+def test_group_is_created_and_follows_its_row(world: World) -> None:
     assert outcomes(world.apply(row("a", ANNA, BEN, title="One"))) == {("create", "succeeded"): 1}
     (entry,) = world.entries()
     assert (entry.http_status, entry.outcome, entry.message) == (201, "succeeded", None)
@@ -46,7 +46,7 @@ def test_a_group_comes_into_being_and_follows_its_row(world: World) -> None:
     assert world.requests(asked) == ["GET numbers"]
 
 
-def test_one_group_that_fails_does_not_stop_the_others(world: World) -> None:
+def test_failed_creation_does_not_stop_the_others(world: World) -> None:
     world.server.knobs.unreachable = {DORA}
     applied = world.apply(row("a", ANNA, BEN), row("b", ANNA, DORA), row("c", BEN, CARLA))
     assert outcomes(applied) == {("create", "succeeded"): 2, ("create", "failed"): 1}
@@ -60,7 +60,7 @@ def test_one_group_that_fails_does_not_stop_the_others(world: World) -> None:
     assert applied.not_sent == 0
 
 
-def test_somebody_who_cannot_join_does_not_keep_the_others_out_and_nobody_leaves_in_his_place(world: World) -> None:
+def test_failed_addition_removes_nobody(world: World) -> None:
     world.apply(row("a", ANNA, BEN))
     world.server.knobs.unreachable = {CARLA, DORA}
     applied = world.apply(row("a", CARLA, DORA, title="New"))
@@ -70,7 +70,7 @@ def test_somebody_who_cannot_join_does_not_keep_the_others_out_and_nobody_leaves
 
 
 @pytest.mark.parametrize(("status", "code"), [(409, "not_a_group"), (404, "not_found")])
-def test_what_is_no_group_any_more_ends_in_one_row_and_leaves_the_rest(world: World, status: int, code: str) -> None:
+def test_chat_that_is_no_longer_a_group_fails_alone(world: World, status: int, code: str) -> None:
     world.apply(row("a", ANNA, BEN), row("b", ANNA, BEN))
     chat_id = world.observed("a").chat_id
     world.server.knobs.refusal = lambda _method, path: (status, code) if f"/{chat_id}" in path else None
@@ -83,7 +83,7 @@ def test_what_is_no_group_any_more_ends_in_one_row_and_leaves_the_rest(world: Wo
 
 
 @pytest.mark.parametrize(("status", "code"), [(502, "add_failed"), (503, "device_offline")])
-def test_without_a_verdict_the_row_says_so_and_the_next_apply_looks(world: World, status: int, code: str) -> None:
+def test_next_apply_finds_out_an_unknown_outcome(world: World, status: int, code: str) -> None:
     world.apply(row("a", ANNA, BEN), row("b", ANNA, BEN))
     chat_id = world.observed("a").chat_id
     world.server.knobs.refusal = lambda method, path: (
@@ -102,7 +102,7 @@ def test_without_a_verdict_the_row_says_so_and_the_next_apply_looks(world: World
     world.server.knobs.refusal = None
     asked = len(world.server.requests)
     applied = world.apply(*rows)
-    # The look shows that it was not done, so it is planned again.
+    # The chat shows that it was not done, so it is planned again.
     assert world.requests(asked)[:2] == ["GET numbers", f"GET {chat_id}"]
     assert applied.resolved == 1
     assert outcomes(applied) == {("add", "succeeded"): 1, ("remove", "succeeded"): 1}
@@ -111,7 +111,7 @@ def test_without_a_verdict_the_row_says_so_and_the_next_apply_looks(world: World
 
 
 @pytest.mark.parametrize("shown", [True, False])
-def test_what_was_done_and_never_answered_is_found_out(world: World, shown: bool) -> None:
+def test_operation_without_an_answer_is_found_done(world: World, shown: bool) -> None:
     world.max_attempts = 1
     world.server.knobs.participants_on_detail = shown
     world.apply(row("a", ANNA, BEN))
@@ -134,7 +134,7 @@ def test_what_was_done_and_never_answered_is_found_out(world: World, shown: bool
     assert len(world.server.truth().messages) == 2
 
 
-def test_a_retry_that_finds_its_work_done_is_a_success(world: World) -> None:
+def test_retry_that_finds_its_work_done_succeeds(world: World) -> None:
     world.apply(row("a", ANNA, BEN, CARLA))
     cut_next_write(world)
     applied = world.apply(row("a", ANNA, BEN))
@@ -144,7 +144,7 @@ def test_a_retry_that_finds_its_work_done_is_a_success(world: World) -> None:
     assert world.observed("a").members == {ANNA, BEN}
 
 
-def test_removing_from_a_group_that_is_gone_is_no_success(world: World) -> None:
+def test_removal_from_a_deleted_group_fails(world: World) -> None:
     world.apply(row("a", ANNA, BEN, CARLA))
     world.server.account.delete_chat(str(world.observed("a").chat_id))
     assert outcomes(world.apply(row("a", ANNA, BEN))) == {("remove", "failed"): 1}
@@ -152,7 +152,7 @@ def test_removing_from_a_group_that_is_gone_is_no_success(world: World) -> None:
     assert outcomes(world.apply(row("a", ANNA, BEN))) == {}
 
 
-def test_a_creation_that_was_cut_off_is_finished_as_it_was_begun_whatever_its_row_says_now(world: World) -> None:
+def test_interrupted_creation_is_finished_as_begun(world: World) -> None:
     world.max_attempts = 1
     cut_next_write(world)
     assert outcomes(world.apply(row("a", ANNA, BEN, title="Old", message="First"))) == {("create", "unknown"): 1}
@@ -163,7 +163,7 @@ def test_a_creation_that_was_cut_off_is_finished_as_it_was_begun_whatever_its_ro
     assert [done.operation for done in world.server.operations] == ["create", "rename", "add", "remove"]
 
 
-def test_a_lost_ledger_makes_no_second_group(world: World) -> None:
+def test_lost_ledger_creates_no_second_group(world: World) -> None:
     world.apply(row("a", ANNA, BEN))
     for path in world.workspace.folder.glob("groups.sqlite*"):
         path.unlink()
@@ -172,7 +172,7 @@ def test_a_lost_ledger_makes_no_second_group(world: World) -> None:
     assert [done.operation for done in world.server.operations] == ["create"]
 
 
-def test_a_number_that_is_off_line_costs_a_few_tries_and_the_others_go_on(world: World) -> None:
+def test_offline_number_does_not_stop_other_numbers(world: World) -> None:
     rows = [row(f"s{n}", ANNA, BEN) for n in range(6)] + [row("z", ANNA, BEN, number="+14155550101")]
     world.apply(*rows)
     sales = world.observed("z").chat_id
@@ -183,12 +183,12 @@ def test_a_number_that_is_off_line_costs_a_few_tries_and_the_others_go_on(world:
     assert applied.not_sent == 3
 
 
-def test_a_key_that_does_not_work_ends_it(world: World) -> None:
+def test_invalid_key_ends_the_apply(world: World) -> None:
     world.apply(row("a", ANNA, BEN))
     world.server.knobs.refusal = lambda method, _path: (403, "forbidden") if method != "GET" else None
     applied = world.apply(row("a", ANNA, BEN, title="New"), row("b", ANNA, BEN), row("c", ANNA, BEN))
     assert isinstance(applied.halt, AuthenticationError)
-    # One group's 403 may be that group's own; the second shows that it is not.
+    # The first 403 may be about the group; the second shows that it is about the account.
     assert outcomes(applied) == {("rename", "failed"): 1, ("create", "failed"): 1}
     assert applied.not_sent == 1
     world.server.knobs.active = False
@@ -196,7 +196,7 @@ def test_a_key_that_does_not_work_ends_it(world: World) -> None:
         world.apply(row("b", ANNA, BEN))
 
 
-def test_a_stop_leaves_no_intent_of_what_was_never_sent(world: World) -> None:
+def test_stop_leaves_no_entry_for_unsent_operations(world: World) -> None:
     with world.client() as client:
 
         def stop(_applied: Any) -> None:
@@ -215,7 +215,7 @@ def test_a_stop_leaves_no_intent_of_what_was_never_sent(world: World) -> None:
     assert [entry.key for entry in world.entries()] == ["a"]
 
 
-def test_guards_refuse_before_anything_is_changed(world: World) -> None:
+def test_limits_refuse_before_anything_is_changed(world: World) -> None:
     world.apply(row("a", ANNA, BEN, CARLA, DORA))
     done = len(world.server.operations)
     with pytest.raises(UsageError, match=r"would create 2 groups, and 1 are allowed.*--max-creates 2"):
@@ -227,13 +227,13 @@ def test_guards_refuse_before_anything_is_changed(world: World) -> None:
     assert len(world.server.operations) == done
 
 
-def test_a_number_that_is_not_ours_is_refused_before_anything_is_changed(world: World) -> None:
+def test_foreign_number_is_refused_before_anything_is_changed(world: World) -> None:
     with pytest.raises(UsageError, match=r"row 2 \(b\): from_handle is not one of the account's numbers"):
         world.apply(row("a", ANNA, BEN), row("b", ANNA, BEN, number="+14155550199"))
     assert world.requests() == ["GET numbers"]
 
 
-def test_vanished_groups_are_reported_and_left(world: World) -> None:
+def test_vanished_groups_are_reported_and_unchanged(world: World) -> None:
     world.apply(row("a", ANNA, BEN), row("b", ANNA, BEN))
     done = len(world.server.operations)
     world.apply(row("b", ANNA, BEN))
@@ -243,7 +243,7 @@ def test_vanished_groups_are_reported_and_left(world: World) -> None:
 
 
 @pytest.mark.parametrize("shown", [True, False])
-def test_an_existing_group_is_adopted(world: World, shown: bool) -> None:
+def test_existing_group_is_adopted(world: World, shown: bool) -> None:
     world.server.knobs.participants_on_detail = shown
     with world.client() as client:
         group = client.create_group(OURS, [ANNA, BEN], "Hello", "Old")
@@ -262,12 +262,12 @@ def test_an_existing_group_is_adopted(world: World, shown: bool) -> None:
     assert (known.chat_id, known.title) == (group.id, "Old")
     assert known.members == ({ANNA, BEN} if shown else set())
     applied = world.apply(row("a", ANNA, BEN, title="New"))
-    # Whom nobody is known to be in the group is added: it changes nothing for those who are.
+    # Members that are not known are added, which has no effect.
     assert applied.counts["add", "succeeded"] == (0 if shown else 2)
     assert [done.operation for done in world.server.operations] == ["create", "create", "rename"]
 
 
-def test_an_idempotency_key_is_of_all_that_a_creation_says_and_of_nothing_else() -> None:
+def test_idempotency_key_depends_on_the_whole_creation() -> None:
     creation = Operation("create", "a", (ANNA, BEN), "One", OURS, "Hello")
     key = build_idempotency_key(creation)
     assert build_idempotency_key(replace(creation, handles=(BEN, ANNA))) == key
@@ -294,11 +294,11 @@ def test_an_idempotency_key_is_of_all_that_a_creation_says_and_of_nothing_else()
         (b"", None),
     ],
 )
-def test_participants_are_read_in_any_form_they_may_have(extra: bytes, handles: list[str] | None) -> None:
+def test_participants_are_read_in_any_form(extra: bytes, handles: list[str] | None) -> None:
     assert read_participants(Chat(id="x", extra=Raw(extra))) == handles
 
 
-def test_intents_are_on_disk_before_the_request(new_world: NewWorld) -> None:
+def test_entries_are_on_disk_before_the_request(new_world: NewWorld) -> None:
     seen: list[Any] = []
 
     def on_request(_account: Any, _number: int) -> None:

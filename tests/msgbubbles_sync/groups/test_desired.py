@@ -1,4 +1,4 @@
-"""Where desired groups come from, and what is said of those that cannot be."""
+"""Sources of desired groups, and the messages about faults."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def workspace(tmp_path: Path) -> Workspace:
         ("", "marts.desired_groups"),
     ],
 )
-def test_the_same_group_from_everywhere(
+def test_every_source_gives_the_same_group(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, name: str, content: str
 ) -> None:
     monkeypatch.chdir(workspace.database.parent)
@@ -120,7 +120,7 @@ def test_a_missing_title_is_none(workspace: Workspace, tmp_path: Path) -> None:
         ("latin.csv", "latin.csv is not UTF-8 text. Save it as UTF-8."),
     ],
 )
-def test_what_is_no_table_is_refused_with_what_to_do(
+def test_invalid_table_is_refused_with_a_fix(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, table: str, says: str
 ) -> None:
     monkeypatch.chdir(workspace.database.parent)
@@ -139,7 +139,7 @@ def test_what_is_no_table_is_refused_with_what_to_do(
     assert "secret" not in str(raised.value)
 
 
-def test_without_a_warehouse_a_query_says_what_comes_first(tmp_path: Path) -> None:
+def test_query_without_a_warehouse_says_to_sync_first(tmp_path: Path) -> None:
     for table in ("SELECT 1", "a_model"):
         with pytest.raises(UsageError, match=r"none.duckdb does not exist. Run chats.py first."):
             read_rows(table, build_context(Workspace.from_path(tmp_path / "none.duckdb")))
@@ -176,20 +176,20 @@ def row(**others: Any) -> dict[str, Any]:
         ({"addresses": ["b@example.com", "c@example.com", OURS]}, "row 1 (a): address 3 is from_handle"),
     ],
 )
-def test_each_fault_says_where_it_is(others: dict[str, Any], fault: str) -> None:
+def test_each_fault_names_its_row(others: dict[str, Any], fault: str) -> None:
     with pytest.raises(InvalidRowsError) as raised:
         validate_rows([row(**others)], {OURS})
     assert len(raised.value.faults) == 1
     assert raised.value.faults[0].startswith(fault)
 
 
-def test_bounds_are_within() -> None:
+def test_largest_group_and_title_are_accepted() -> None:
     people = [f"p{n}@example.com" for n in range(31)]
     (group,) = validate_rows([row(addresses=people, title="x" * 100)], None)
     assert len(group.addresses) == 31
 
 
-def test_all_faults_of_all_rows_are_told_at_once_and_quote_nobody() -> None:
+def test_all_faults_are_listed_without_handles() -> None:
     rows = [row(), row(key="b", message="", addresses=["anna", "+49"]), row(), row(key="c", from_handle="+1999")]
     with pytest.raises(InvalidRowsError) as raised:
         validate_rows(rows, {OURS})
@@ -222,13 +222,13 @@ def test_all_faults_of_all_rows_are_told_at_once_and_quote_nobody() -> None:
         ("", None),
     ],
 )
-def test_handles_have_one_form(written: str, handle: str | None) -> None:
+def test_handles_have_one_canonical_form(written: str, handle: str | None) -> None:
     assert parse_handle(written) == handle
     if handle:
         assert parse_handle(handle) == handle
 
 
-def test_a_title_or_a_key_cannot_write_over_what_is_shown() -> None:
+def test_text_cannot_overwrite_the_terminal() -> None:
     assert escape("a\x1b[2K\r\u202eb\u200b\u00a0\n") == r"a\x1b[2K\x0d\u202eb\u200b\xa0\x0a"
     assert escape("\U000e0041\u3164\ud800") == r"\U000e0041\u3164\ud800"
     unchanged = "Ü 🎉 👨‍👩‍👧 ❤️‍🔥 北区\u3000チーム שלום"

@@ -1,4 +1,4 @@
-"""What is known of a group: the later evidence counts, wherever it comes from."""
+"""The observed state of groups: later evidence counts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HOUR = timedelta(hours=1)
 
 
 def publish(workspace: Workspace, chat_id: str | None, **chat: object) -> None:
-    """A published warehouse with one group in it, as the sync writes it."""
+    """Create a published warehouse with one group, as the sync writes it."""
     values = {"from_handle": OURS, "title": None, "_fetched_at": datetime.now(UTC), "deleted_at": None} | chat
     people = values.pop("people", None)
     with duckdb.connect(str(workspace.database)) as database:
@@ -49,13 +49,13 @@ def publish(workspace: Workspace, chat_id: str | None, **chat: object) -> None:
 
 
 @pytest.mark.parametrize(("hours", "title"), [(-1, "Ours"), (1, "Theirs")])
-def test_a_title_read_later_than_ours_was_set_counts(world: World, hours: int, title: str) -> None:
+def test_later_title_counts(world: World, hours: int, title: str) -> None:
     world.apply(row("a", ANNA, BEN, title="Ours"))
     publish(world.workspace, world.observed("a").chat_id, title="Theirs", _fetched_at=datetime.now(UTC) + hours * HOUR)
     assert world.observed("a").title == title
 
 
-def test_the_last_participant_list_counts_and_what_we_did_after_it(world: World) -> None:
+def test_last_participant_list_and_later_operations_count(world: World) -> None:
     world.apply(row("a", ANNA, BEN))
     chat_id = world.observed("a").chat_id
     now = datetime.now(UTC)
@@ -68,7 +68,7 @@ def test_the_last_participant_list_counts_and_what_we_did_after_it(world: World)
     assert world.observed("a").members == frozenset()
 
 
-def test_a_group_that_the_sync_found_gone_is_gone_until_it_is_seen_again(world: World) -> None:
+def test_deleted_group_is_gone_until_it_is_seen_again(world: World) -> None:
     world.apply(row("a", ANNA, BEN))
     chat_id = str(world.observed("a").chat_id)
 
@@ -86,25 +86,25 @@ def test_a_group_that_the_sync_found_gone_is_gone_until_it_is_seen_again(world: 
     assert not world.observed("a").is_gone
 
 
-def test_a_refused_operation_is_no_knowledge(world: World) -> None:
+def test_refused_operation_does_not_change_the_observed_state(world: World) -> None:
     world.apply(row("a", ANNA, BEN))
     world.server.knobs.unreachable = {CARLA}
     world.apply(row("a", ANNA, BEN, CARLA))
     assert world.observed("a").members == {ANNA, BEN}
 
 
-def test_nothing_is_known_where_nothing_is_there(tmp_path: Path) -> None:
+def test_missing_warehouse_has_no_groups(tmp_path: Path) -> None:
     assert read_published(build_context(Workspace.from_path(tmp_path / "none.duckdb"))) == Published()
 
 
-def test_the_ledger_lands_once_and_again_when_a_verdict_comes(
+def test_ledger_rows_are_loaded_once_and_after_changes(
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in ("DLT_PROJECT_DIR", "DLT_CONFIG_FOLDER", "DLT_DATA_DIR", "DLT_LOCAL_DIR"):
         monkeypatch.setenv(name, str(tmp_path))
     workspace = world.workspace
     world.apply(row("a", ANNA, BEN, title="One"))
-    # Before the first sync there is nothing to land in; a database made here would stand in the way of a recovery.
+    # Only the first sync creates the database: one created here would prevent a recovery.
     assert load_ledger(workspace, Redactor()) == 0
     assert not workspace.work.exists()
     duckdb.connect(str(workspace.work)).close()
@@ -130,7 +130,7 @@ def test_the_ledger_lands_once_and_again_when_a_verdict_comes(
 
     world.server.knobs.refusal = None
     world.apply(row("a", ANNA, BEN, CARLA, title="One"))
-    # The verdict that was missing, the operation that was repeated, and the look.
+    # The outcome that was unknown, the repeated operation, and the observation.
     assert load_ledger(workspace, Redactor()) == 3
     assert asked(workspace.work, f"{operations} ORDER BY requested_at") == [
         ("a", "create", "succeeded", None, True),
@@ -145,14 +145,14 @@ def test_the_ledger_lands_once_and_again_when_a_verdict_comes(
     )
     assert types == [("handles", "JSON"), ("requested_at", "TIMESTAMP WITH TIME ZONE")]
 
-    # A kill between the load and its note: everything lands again, and is there once.
+    # A kill before the rows are marked: they are loaded again, and stored once.
     with Ledger.open(workspace.folder) as ledger:
         ledger._run("UPDATE operations SET landed_version = 0")
     assert load_ledger(workspace, Redactor()) == 3
     assert len(asked(workspace.work, operations)) == 3
     assert len(asked(workspace.work, members)) == 3
 
-    # A lost folder: what the published file holds is enough to go on from.
+    # A lost workspace is restored from the published file.
     known = world.observed("a")
     workspace.work.replace(workspace.database)
     for path in workspace.folder.glob("groups.sqlite*"):
@@ -161,8 +161,8 @@ def test_the_ledger_lands_once_and_again_when_a_verdict_comes(
     assert load_ledger(workspace, Redactor()) == 0
 
 
-def test_a_landing_killed_between_the_two_steps_that_end_a_normalization_goes_on(world: World) -> None:
-    """Dlt moves the normalized package to its place, then removes the extracted one: here both are there."""
+def test_load_continues_after_a_kill_during_normalize(world: World) -> None:
+    """Dlt moves the normalized package, then removes the extracted one; here both exist."""
     workspace = world.workspace
     duckdb.connect(str(workspace.work)).close()
     world.apply(row("a", ANNA, BEN))
@@ -170,10 +170,10 @@ def test_a_landing_killed_between_the_two_steps_that_end_a_normalization_goes_on
     pipeline = build_pipeline(workspace, PIPELINE)
     pipeline.extract([{"n": 1}], table_name="any")
     (extracted,) = (workspace.folder / "dlt" / PIPELINE / "normalize" / "extracted").iterdir()
-    kept = workspace.folder / "kept"
-    shutil.copytree(extracted, kept)
+    copy = workspace.folder / "copy"
+    shutil.copytree(extracted, copy)
     pipeline.normalize()
-    kept.replace(extracted)
+    copy.replace(extracted)
     world.apply(row("a", ANNA, BEN, CARLA))
     assert load_ledger(workspace, Redactor()) == 1
     assert len(asked(workspace.work, "SELECT 1 FROM msgbubbles.group_operations")) == 2
@@ -184,7 +184,7 @@ def asked(database: Path, query: str) -> list[tuple[object, ...]]:
         return connection.execute(query).fetchall()
 
 
-def test_a_dlt_pipeline_can_have_groups_as_its_destination(
+def test_dlt_pipeline_applies_groups_as_its_destination(
     new_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in ("DLT_PROJECT_DIR", "DLT_CONFIG_FOLDER", "DLT_DATA_DIR", "DLT_LOCAL_DIR"):
@@ -202,7 +202,7 @@ def test_a_dlt_pipeline_can_have_groups_as_its_destination(
         destination=groups(database=str(world.workspace.database), max_attempts=1, **reached),
         pipelines_dir=str(tmp_path / "dlt"),
     )
-    # An answer that is lost: dlt repeats the job, and the group is there once.
+    # After a lost answer, dlt repeats the job, and the group exists once.
     answers = iter([0.0, 1.0])
     world.server.knobs.on_request = lambda _account, _number: setattr(
         world.server.knobs, "errors_after_acting", next(answers, 0.0)

@@ -1,4 +1,4 @@
-"""The planner, by what has to hold for any world: a plan that is applied leaves nothing to do, and breaks no bound."""
+"""Properties of plans: an applied plan leaves nothing to do and exceeds no limit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PEOPLE = [f"+1415555{number:04}" for number in range(40)]
 NUMBERS = ["+14155550100", "+14155550101"]
 members = st.one_of(
     st.sets(st.sampled_from(PEOPLE), min_size=MIN_MEMBERS, max_size=5),
-    # Full groups, where somebody has to leave before somebody else can join.
+    # Full groups, where a removal must come before an addition.
     st.sets(st.sampled_from(PEOPLE), min_size=MAX_MEMBERS - 1, max_size=MAX_MEMBERS),
 )
 titles = st.one_of(st.none(), st.sampled_from(["A", "B", "Ü 🎉"]))
@@ -48,7 +48,7 @@ def known_worlds(draw: st.DrawFn) -> dict[str, ObservedGroup]:
 
 
 def world_after(known: dict[str, ObservedGroup], operations: tuple[Operation, ...]) -> dict[str, ObservedGroup]:
-    """What the network makes of it; it refuses what breaks a bound."""
+    """Apply operations as the network does, within the limits of a group."""
     world = dict(known)
     for one in operations:
         if one.kind == "create":
@@ -62,9 +62,7 @@ def world_after(known: dict[str, ObservedGroup], operations: tuple[Operation, ..
 
 
 @given(desired_tables(), known_worlds())
-def test_what_is_planned_and_applied_is_what_was_desired(
-    desired: list[DesiredGroup], known: dict[str, ObservedGroup]
-) -> None:
+def test_applied_plan_leads_to_the_desired_groups(desired: list[DesiredGroup], known: dict[str, ObservedGroup]) -> None:
     plan = build_plan(desired, known)
     world = world_after(known, plan.operations)
     for group in desired:
@@ -77,7 +75,7 @@ def test_what_is_planned_and_applied_is_what_was_desired(
             group.title if group.title is not None or group.key not in known else known[group.key].title
         )
     assert build_plan(desired, world).operations == ()
-    # Nobody is touched who does not have to be: a request each for what differs.
+    # One request for each difference, and no others.
     assert len(set(plan.operations)) == len(plan.operations)
     for key, observed in known.items():
         if key not in {one.key for one in desired}:
@@ -86,7 +84,7 @@ def test_what_is_planned_and_applied_is_what_was_desired(
 
 
 @given(desired_tables(), known_worlds(), st.data())
-def test_a_plan_cut_off_anywhere_is_what_is_left_of_it(
+def test_interrupted_plan_is_trimmed_to_the_rest(
     desired: list[DesiredGroup], known: dict[str, ObservedGroup], data: st.DataObject
 ) -> None:
     plan = build_plan(desired, known)
@@ -103,7 +101,7 @@ def a_plan() -> tuple[Plan, dict[str, ObservedGroup]]:
     return build_plan(desired, known), known
 
 
-def test_a_plan_is_refused_when_the_world_moved_on() -> None:
+def test_outdated_plan_is_refused() -> None:
     plan, known = a_plan()
     elsewhere = {**known, "z": ObservedGroup("z", "chat-z", NUMBERS[0], None, frozenset(PEOPLE[:2]))}
     assert trim_plan(plan, elsewhere, begun=False).operations == plan.operations
@@ -119,7 +117,7 @@ def test_a_plan_is_refused_when_the_world_moved_on() -> None:
         trim_plan(plan, {"a": replace(known["a"], members=frozenset(PEOPLE[5:8]))}, begun=True)
 
 
-def test_a_saved_plan_comes_back_as_it_was_and_is_its_owners(tmp_path: Path) -> None:
+def test_saved_plan_is_private_and_loads_unchanged(tmp_path: Path) -> None:
     plan, _ = a_plan()
     path = tmp_path / "plan.json"
     save(plan, path)
@@ -128,7 +126,7 @@ def test_a_saved_plan_comes_back_as_it_was_and_is_its_owners(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("content", ["{}", "not json", '{"desired": []}'])
-def test_what_is_no_plan_is_refused(tmp_path: Path, content: str) -> None:
+def test_file_that_is_not_a_plan_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "plan.json"
     path.write_text(content)
     with pytest.raises(UsageError, match=r"is not a plan. Make one with: groups.py plan TABLE --out plan.json"):
@@ -137,7 +135,7 @@ def test_what_is_no_plan_is_refused(tmp_path: Path, content: str) -> None:
         load(tmp_path / "none.json")
 
 
-def test_what_no_operation_can_do_is_noted() -> None:
+def test_impossible_changes_become_notes() -> None:
     desired = [DesiredGroup(key, NUMBERS[0], tuple(PEOPLE[:2]), "Hello") for key in ("gone", "other")]
     known = {
         "gone": ObservedGroup("gone", "1", NUMBERS[0], None, frozenset(PEOPLE[:2]), is_gone=True),

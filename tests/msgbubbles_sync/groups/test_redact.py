@@ -1,4 +1,4 @@
-"""Groups where a policy hides who is in them: the account has what the table says, the files have not."""
+"""Groups under a privacy policy: the account has the real values, the files do not."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def files_are_clean(world: World, *also: str) -> bool:
 
 
 @pytest.mark.parametrize(("preset", "renames"), [("analytics", 1), ("minimal", 0)])
-def test_a_group_follows_its_row_and_no_file_tells_who_is_in_it(
+def test_group_follows_its_row_without_handles_in_files(
     world: World, monkeypatch: pytest.MonkeyPatch, preset: str, renames: int
 ) -> None:
     monkeypatch.setenv(f"{SETTING}PRESET", preset)
@@ -70,9 +70,7 @@ def test_a_group_follows_its_row_and_no_file_tells_who_is_in_it(
 
 
 @pytest.mark.usefixtures("analytics")
-def test_who_is_to_leave_has_to_be_known_from_somewhere(
-    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_removal_needs_a_known_handle(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     world.server.knobs.participants_on_detail = False
     world.apply(row("a", ANNA, BEN, CARLA))
     applied = world.apply(row("a", BEN, CARLA))
@@ -88,9 +86,7 @@ def test_who_is_to_leave_has_to_be_known_from_somewhere(
 
 @pytest.mark.usefixtures("analytics")
 @pytest.mark.parametrize("changed", [row("a", ANNA, CARLA), row("a", ANNA, BEN, message="Other"), row("b", ANNA, BEN)])
-def test_a_creation_without_an_answer_waits_for_its_row_and_is_not_done_twice(
-    world: World, changed: dict[str, object]
-) -> None:
+def test_redacted_creation_waits_for_its_row_and_is_not_repeated(world: World, changed: dict[str, object]) -> None:
     world.max_attempts = 1
     cut_next_write(world)
     assert outcomes(world.apply(row("a", ANNA, BEN))) == {("create", "unknown"): 1}
@@ -107,7 +103,7 @@ def test_a_creation_without_an_answer_waits_for_its_row_and_is_not_done_twice(
 
 
 @pytest.mark.usefixtures("analytics")
-def test_a_change_without_an_answer_is_found_out(world: World) -> None:
+def test_redacted_change_without_an_answer_is_found_done(world: World) -> None:
     world.apply(row("a", ANNA, BEN))
     for wanted in (row("a", ANNA, BEN, title="New"), row("a", ANNA, BEN, CARLA), row("a", BEN, CARLA)):
         world.max_attempts = 1
@@ -118,7 +114,7 @@ def test_a_change_without_an_answer_is_found_out(world: World) -> None:
 
 
 @pytest.mark.usefixtures("analytics")
-def test_people_and_titles_shown_in_other_words_are_known_by_their_pseudonyms(world: World) -> None:
+def test_other_spellings_are_recognized_by_pseudonym(world: World) -> None:
     shown = {"+541123456789": "+5491123456789", "Caf&": "Caf&amp;", DORA: "+14155550999"}
 
     def changed(_path: str, body: bytes) -> bytes:
@@ -137,8 +133,8 @@ def test_people_and_titles_shown_in_other_words_are_known_by_their_pseudonyms(wo
     assert files_are_clean(world, "Caf", "1123456789", "4155550999")
 
 
-def test_a_number_erased_by_an_earlier_version_stays_erased() -> None:
-    # As it was written when each national spelling had a pseudonym of its own.
+def test_number_erased_by_an_earlier_version_stays_erased() -> None:
+    # From the time when each national spelling had its own pseudonym.
     former = "p_" + PSEUDONYMS._hash("p", "+5491123456789")
     erased = frozenset({PSEUDONYMS._hash("erased handle", former)})
     assert PSEUDONYMS.was_erased("+54 9 11 2345-6789", erased)
@@ -147,12 +143,12 @@ def test_a_number_erased_by_an_earlier_version_stays_erased() -> None:
 
 
 @pytest.mark.usefixtures("analytics")
-def test_what_is_pseudonyms_already_is_no_table(world: World) -> None:
+def test_table_of_pseudonyms_is_refused(world: World) -> None:
     with pytest.raises(UsageError, match="address 1 is a pseudonym; use the number itself, from a table of your own"):
         world.apply(row("a", PSEUDONYMS.handle(ANNA), BEN))
 
 
-def test_who_was_erased_is_not_written_down_again(world: World) -> None:
+def test_erased_person_in_a_table_is_refused(world: World) -> None:
     from msgbubbles_sync.policy.applied import Record
 
     Record(key_check=PSEUDONYMS.check, erased=frozenset({PSEUDONYMS.erased_handle(ANNA)})).save(world.workspace)
@@ -166,7 +162,7 @@ def test_who_was_erased_is_not_written_down_again(world: World) -> None:
     assert found_in(world.workspace.folder, WORDS) == {}
 
 
-def test_erased_handle_in_a_key_or_an_answer_is_not_written_down_and_makes_no_second_group(world: World) -> None:
+def test_erased_handle_in_a_key_is_not_recorded_again(world: World) -> None:
     from msgbubbles_sync.policy.applied import Record
 
     wanted = row(f"friends of {ANNA}", BEN, CARLA)
@@ -180,15 +176,15 @@ def test_erased_handle_in_a_key_or_an_answer_is_not_written_down_and_makes_no_se
     assert outcomes(world.apply(wanted)) == {}
     assert len([chat for chat in world.server.truth().chats if chat["is_group"]]) == 1
     entry = replace(world.entries()[0], error_message=f"cannot reach {ANNA}", error_code=ANNA, title=f"of {ANNA}")
-    landed = LedgerRedactor(redactor).redact_entry(entry)
-    assert landed is not None
-    assert (landed.key, landed.title) == ("friends of [erased]", "of [erased]")
-    assert (landed.error_code, landed.error_message) == ("[erased]", "cannot reach [erased]")
+    redacted = LedgerRedactor(redactor).redact_entry(entry)
+    assert redacted is not None
+    assert (redacted.key, redacted.title) == ("friends of [erased]", "of [erased]")
+    assert (redacted.error_code, redacted.error_message) == ("[erased]", "cannot reach [erased]")
     assert GroupRedactor(redactor).redact_message(f"cannot reach tel:{ANNA}") == "cannot reach tel:[erased]"
     assert found_in(world.workspace.folder, [ANNA.removeprefix("+")]) == {}
 
 
-def test_a_vault_keeps_who_is_behind_a_pseudonym_and_forgets_whom_it_is_told_to(tmp_path: Path) -> None:
+def test_vault_stores_and_removes_handles(tmp_path: Path) -> None:
     path = tmp_path / "new" / "vault.sqlite"
     vault = Vault(path)
     assert [one.stat().st_mode & 0o777 for one in (path, path.parent)] == [0o600, 0o700]

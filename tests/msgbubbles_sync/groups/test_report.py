@@ -1,4 +1,4 @@
-"""What is shown of groups: nothing that a title, a key or a handle holds reaches the screen as it is."""
+"""Output about groups: titles, keys and handles are escaped."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def printed(show: Callable[[Console], None]) -> str:
     return output.getvalue()
 
 
-def test_a_plan_shows_every_text_escaped(tmp_path: Path) -> None:
+def test_plan_shows_every_text_escaped(tmp_path: Path) -> None:
     desired = [
         DesiredGroup(f"new{BAD}", OURS + BAD, PEOPLE, "Hello", f'Title{BAD}" from'),
         DesiredGroup(f"old{BAD}", OURS, PEOPLE, "Hello", f"Title{BAD}"),
@@ -52,7 +52,7 @@ def test_a_plan_shows_every_text_escaped(tmp_path: Path) -> None:
     assert load(path) == plan
 
 
-def test_what_came_of_it_shows_every_key_escaped(world: World) -> None:
+def test_result_shows_every_key_escaped(world: World) -> None:
     applied = ApplyResult(
         failures=[Failure(f"a{BAD}", "add", "failed", "why")], remarks=[Remark(f"b{BAD}", "add", "was there")]
     )

@@ -26,7 +26,7 @@ LIMIT = 10_000
         (gzip.compress(zlib.compress(BODY), mtime=0), "deflate, identity, gzip"),
     ],
 )
-def test_a_compressed_body_is_read_whichever_way(sent: bytes, encoding: str) -> None:
+def test_compressed_body_is_read_in_any_encoding(sent: bytes, encoding: str) -> None:
     assert decompress(sent, encoding, LIMIT) == BODY
 
 
@@ -44,12 +44,12 @@ def test_a_compressed_body_is_read_whichever_way(sent: bytes, encoding: str) -> 
         (b"", "gzip"),
     ],
 )
-def test_what_is_not_compressed_or_damaged_is_left_alone(sent: bytes, encoding: str) -> None:
+def test_uncompressed_or_damaged_body_is_left_alone(sent: bytes, encoding: str) -> None:
     assert decompress(sent, encoding, LIMIT) is None
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_a_zip_bomb_is_not_inflated(layers: int) -> None:
+def test_zip_bomb_is_not_inflated(layers: int) -> None:
     bomb = gzip.compress(b"0" * 50_000_000, mtime=0)
     if layers == 2:
         bomb = gzip.compress(bomb, mtime=0)
@@ -71,13 +71,13 @@ def test_a_zip_bomb_is_not_inflated(layers: int) -> None:
         (b"[" * 100 + b"]" * 100, json.loads("[" * 100 + "]" * 100)),
     ],
 )
-def test_json_with_one_reading_is_read(sent: bytes, value: Any) -> None:
+def test_unambiguous_json_is_read(sent: bytes, value: Any) -> None:
     assert parse_json(decode_text(sent)) == value
 
 
 @pytest.mark.parametrize(
     "sent", [b"", b"{", b"{'a': 1}", b"a=1&b=2", b"<xml/>", b"[" * 100_000, b"{}{}", b"[" * 201 + b"]" * 201]
 )
-def test_what_may_mean_anything_is_no_json(sent: bytes) -> None:
+def test_ambiguous_json_is_refused(sent: bytes) -> None:
     with pytest.raises((ValueError, RecursionError)):
         json.dumps(parse_json(decode_text(sent)))

@@ -1,4 +1,4 @@
-"""By which id an event is known when it comes again."""
+"""Ids by which repeated events are recognized."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ READ = {"event": "message.read", "message_id": "m1", "conversation_id": "c1"}
 @pytest.mark.parametrize(
     "payload", [TYPING, READ | {"event": "message.reaction"}, {"type": "contact.seen"}, {}, [TYPING]]
 )
-def test_what_may_happen_again_is_another_event_when_it_is_signed_later(payload: Any) -> None:
+def test_repeatable_event_signed_later_is_another_event(payload: Any) -> None:
     first = ids(payload, timestamp="1795600000")
     assert first == ids(payload, timestamp="1795600000"), "a delivery that is repeated as it was"
     assert first != ids(payload, timestamp="1795600200")
@@ -44,11 +44,11 @@ def test_what_may_happen_again_is_another_event_when_it_is_signed_later(payload:
         (b"no json", None),
     ],
 )
-def test_a_retry_that_is_signed_anew_is_the_same_event(payload: Any, delivery_id: str | None) -> None:
+def test_retry_with_a_new_signature_is_the_same_event(payload: Any, delivery_id: str | None) -> None:
     assert ids(payload, delivery_id, "1795600000") == ids(payload, delivery_id, "1795600200")
 
 
-def test_each_event_of_a_list_has_an_id_of_its_own() -> None:
+def test_each_event_of_a_list_has_its_own_id() -> None:
     events = [TYPING | {"id": "evt_1"}, READ, TYPING, TYPING, "ping"]
     assert ids(events, "msg_1") == ["evt_1", "msg_1:1", "msg_1:2", "msg_1:3", "msg_1:4"]
     by_hash = ids(events, timestamp="1795600000")
@@ -58,7 +58,7 @@ def test_each_event_of_a_list_has_an_id_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("name", ["events", "data"])
-def test_a_list_in_an_object_is_taken_apart_and_each_event_keeps_what_is_around_it(name: str) -> None:
+def test_list_in_an_object_is_split_with_shared_fields(name: str) -> None:
     body = json.dumps({"id": "evt_9", "type": "message.read", "account": "a", name: [{"message_id": "m1"}, READ]})
     found = split_deliveries(body.encode(), None, "", AT)
     assert [one.event_id for one in found] == ["evt_9:0", "evt_9:1"]
@@ -69,11 +69,11 @@ def test_a_list_in_an_object_is_taken_apart_and_each_event_keeps_what_is_around_
 
 
 @pytest.mark.parametrize("payload", [[], ["batch"], [1, 2], [{}] * (MAX_EVENTS + 1), {"data": [1]}, {"events": []}])
-def test_a_list_of_no_events_or_of_too_many_is_kept_whole(payload: Any) -> None:
+def test_list_without_events_or_too_long_is_not_split(payload: Any) -> None:
     (found,) = split_deliveries(json.dumps(payload).encode(), "msg_1", "", AT)
     assert (found.event_id, json.loads(found.body)) == ("msg_1", payload)
 
 
-def test_a_body_that_is_no_json_is_kept_to_the_byte() -> None:
+def test_body_that_is_not_json_is_stored_unchanged() -> None:
     (found,) = split_deliveries(b"{\xff\x00", "msg_1", "", AT)
     assert found.body == "{\\xff\x00"

@@ -36,7 +36,7 @@ def client(server: Server) -> Iterator[Client]:
         yield client
 
 
-def test_a_secret_is_stored_where_it_was_said_and_for_nobody_else(client: Client, tmp_path: Path) -> None:
+def test_secret_is_stored_privately_in_the_given_file(client: Client, tmp_path: Path) -> None:
     path = tmp_path / "secrets.toml"
     path.write_text('# mine\n[sources.msgbubbles]\napi_key = "sk_live"\n\n[webhooks]\nsecrets = "whsec_b2Y="  # old\n')
     made = endpoints.register_endpoint(client, URL, KNOWN_TYPES, SecretStore(path))
@@ -50,7 +50,7 @@ def test_a_secret_is_stored_where_it_was_said_and_for_nobody_else(client: Client
     assert (listed.as_dict()["id"], listed.as_dict()["url"], "secret" in listed.as_dict()) == (made.id, URL, False)
 
 
-def test_a_secret_that_cannot_be_stored_is_not_asked_for(server: Server, client: Client, tmp_path: Path) -> None:
+def test_no_secret_is_requested_that_cannot_be_stored(server: Server, client: Client, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     broken = tmp_path / "broken.toml"
     store = SecretStore(broken)
@@ -62,9 +62,7 @@ def test_a_secret_that_cannot_be_stored_is_not_asked_for(server: Server, client:
     assert broken.read_text() == "[webhooks\n"
 
 
-def test_one_that_cannot_be_stored_after_all_is_shown(
-    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_secret_is_shown_if_storing_fails(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = SecretStore(tmp_path / "secrets.toml")
 
     def full(_secret: str) -> None:
@@ -76,7 +74,7 @@ def test_one_that_cannot_be_stored_after_all_is_shown(
     assert made.secret in str(made)
 
 
-def test_where_a_secret_of_the_environment_would_hide_it_it_is_not_stored(
+def test_secret_is_not_stored_if_the_environment_overrides_it(
     client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WEBHOOKS__SECRETS", '["whsec_b2Y=", "second"]')
@@ -88,7 +86,7 @@ def test_where_a_secret_of_the_environment_would_hide_it_it_is_not_stored(
         endpoints.register_endpoint(client, URL, KNOWN_TYPES, store)
 
 
-def test_a_rotation_loses_no_event(server: Server, client: Client, tmp_path: Path) -> None:
+def test_rotation_loses_no_event(server: Server, client: Client, tmp_path: Path) -> None:
     workspace, path = workspace_in(tmp_path), tmp_path / "secrets.toml"
     account, deliverer = server.account, server.deliverer
     with receiving(workspace, secrets_file=path) as served:
@@ -100,7 +98,7 @@ def test_a_rotation_loses_no_event(server: Server, client: Client, tmp_path: Pat
         account.type("c1", "+14155550123", False, datetime.now(UTC))
         assert deliverer.drained(timeout_seconds=60)
         assert served.count("stored") == 2
-        # Shown and not stored, the old endpoint stays until the new secret is where it should be.
+        # If the secret is only shown, the old endpoint stays.
         third = endpoints.rotate_secret(client, second.id, None)
         assert (third.secret or "").startswith("whsec_")
         assert not third.is_old_removed
@@ -115,7 +113,7 @@ def test_a_rotation_loses_no_event(server: Server, client: Client, tmp_path: Pat
         endpoints.rotate_secret(client, "nobody", None)
 
 
-def test_the_api_says_which_url_it_takes(client: Client) -> None:
+def test_invalid_url_is_refused_by_the_api(client: Client) -> None:
     with pytest.raises(PermanentError) as caught:
         endpoints.register_endpoint(client, "http://example.com/", KNOWN_TYPES, None)
     assert caught.value.code == "invalid_url"

@@ -1,4 +1,4 @@
-"""One fact, wherever a payload has it."""
+"""Values of events in any structure of a payload."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def event(payload: Any) -> Event:
         {"event": "message.delivered", **MESSAGE},
     ],
 )
-def test_a_message_event_is_read_however_it_is_built(payload: dict[str, Any]) -> None:
+def test_message_event_is_read_in_any_structure(payload: dict[str, Any]) -> None:
     found = event(payload)
     assert (found.event_type, found.chat_id, found.message_id) == ("message.delivered", "c1", "m1")
     assert (found.direction, found.status, found.handle) == ("outbound", "delivered", "+1")
@@ -67,7 +67,7 @@ def test_a_message_event_is_read_however_it_is_built(payload: dict[str, Any]) ->
         ({"type": "conversation.typing", "conversation_id": "c1", "handle": "+1"}, None),
     ],
 )
-def test_a_typing_event_is_read_however_it_is_built(payload: dict[str, Any], is_typing: bool | None) -> None:
+def test_typing_event_is_read_in_any_structure(payload: dict[str, Any], is_typing: bool | None) -> None:
     found = event(payload)
     assert (found.event_type, found.chat_id, found.handle, found.is_typing) == (
         "conversation.typing", "c1", "+1", is_typing,
@@ -88,28 +88,28 @@ def test_a_typing_event_is_read_however_it_is_built(payload: dict[str, Any], is_
         ),
     ],
 )
-def test_a_reaction_names_its_message(payload: dict[str, Any], reaction: str) -> None:
+def test_reaction_names_its_message(payload: dict[str, Any], reaction: str) -> None:
     found = event(payload)
     assert (found.message_id, found.chat_id, found.reaction) == ("m1", "c1", reaction)
 
 
-def test_what_is_no_message_gives_no_message_id() -> None:
+def test_id_of_another_object_is_no_message_id() -> None:
     assert event({"id": "evt_2", "type": "message.read", "status": "read"}).message_id is None
     assert event({"id": "m1", "type": "conversation.typing", "status": "started"}).message_id is None
     assert event({"id": "x", "type": "contact.created", "status": "new"}).message_id is None
 
 
 @pytest.mark.parametrize("payload", ["[1, 2]", "5", '"text"', "null", "{}", '{"type": 5, "message": [], "data": "x"}'])
-def test_other_payloads_are_kept_as_they_are(payload: str) -> None:
+def test_other_payloads_are_stored_unchanged(payload: str) -> None:
     found = event(payload)
     assert bytes(found.payload).decode() == payload
     assert (found.event_type, found.chat_id, found.message_id) == (None, None, None)
     assert found.occurred_at == RECEIVED_AT
 
 
-def test_what_no_database_takes_is_taken_out_of_the_payload() -> None:
-    kept = bytes(event(r'{"type": "a\u0000", "b": "\\u0000", "c": "\\\u0000", "d": "\ud83d"}').payload).decode()
-    assert json.loads(kept) == {"type": "a\ufffd", "b": "\\u0000", "c": "\\\ufffd", "d": "?"}
+def test_characters_that_databases_refuse_are_replaced() -> None:
+    stored = bytes(event(r'{"type": "a\u0000", "b": "\\u0000", "c": "\\\u0000", "d": "\ud83d"}').payload).decode()
+    assert json.loads(stored) == {"type": "a\ufffd", "b": "\\u0000", "c": "\\\ufffd", "d": "?"}
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_what_no_database_takes_is_taken_out_of_the_payload() -> None:
          {"type": "t", "a": ["NaN", "1e999"], "message": {"text": "NaN"}}),
     ],
 )  # fmt: skip
-def test_odd_json_lands_as_strict_json(body: str, payload: Any) -> None:
+def test_odd_json_is_stored_as_strict_json(body: str, payload: Any) -> None:
     found = event(body)
     assert msgspec.json.decode(bytes(found.payload)) == payload
     assert found.event_type == "t"
@@ -149,7 +149,7 @@ IMPOSSIBLE = [
 
 
 @pytest.mark.parametrize("chat_id", IMPOSSIBLE)
-def test_an_event_with_an_impossible_chat_id_is_kept_and_names_no_chat(chat_id: Any) -> None:
+def test_event_with_impossible_chat_id_is_stored_without_chat(chat_id: Any) -> None:
     for payload in (
         {"type": "conversation.typing", "conversation_id": chat_id, "typing": True},
         {"type": "message.read", "message": {"id": "m1", "conversation_id": chat_id}},
@@ -163,7 +163,7 @@ def test_an_event_with_an_impossible_chat_id_is_kept_and_names_no_chat(chat_id: 
 @pytest.mark.parametrize(
     "chat_id", ["conv_123", "0b5e6b9e-5d8c-4a0e-9d6f-0c8a3c1f7a55", "a..b", "a b", "é%2e", "x" * 200]
 )
-def test_any_other_chat_id_stays(chat_id: str) -> None:
+def test_possible_chat_id_is_stored(chat_id: str) -> None:
     found = event({"type": "conversation.typing", "conversation_id": chat_id})
     assert (found.chat_id, found.has_impossible_chat) == (chat_id, False)
     found = event({"type": "message.read", "conversation_id": "..", "message": {"id": "m", "conversation_id": chat_id}})
@@ -204,7 +204,7 @@ def test_any_other_chat_id_stays(chat_id: str) -> None:
         ],
     ],
 )
-def test_times(value: Any, at: datetime | None) -> None:
+def test_timestamps_are_read_in_any_spelling(value: Any, at: datetime | None) -> None:
     assert parse_time(value) == at
 
 
@@ -220,13 +220,13 @@ json_values = st.recursive(
 
 
 @given(st.dictionaries(names, json_values, max_size=8), st.sampled_from(KNOWN_TYPES))
-def test_no_payload_breaks_it(payload: dict[str, Any], event_type: str) -> None:
+def test_any_payload_can_be_parsed(payload: dict[str, Any], event_type: str) -> None:
     found = event(payload | {"type": event_type})
     assert found.event_type == event_type
     assert found.occurred_at.utcoffset() == timedelta(0)
 
 
-def test_of_what_came_twice_the_first_stays() -> None:
+def test_first_of_repeated_events_stays() -> None:
     one, two = event({"n": 1}), event({"n": 2})
     assert drop_duplicates([one, two]) == [one]
 

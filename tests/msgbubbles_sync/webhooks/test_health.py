@@ -1,4 +1,4 @@
-"""Whether events come, by what readers see and by the receiver's sign of life."""
+"""Checks of the receiver and its events."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 def published(workspace: Workspace, messages: dict[str, timedelta], events: dict[str, timedelta]) -> None:
-    """A warehouse with the newest message by direction, and the last event by kind, each so long ago."""
+    """Create a warehouse with the newest message of each direction and the last event of each type, by age."""
     with duckdb.connect(str(workspace.database)) as database:
         database.execute("CREATE SCHEMA IF NOT EXISTS msgbubbles")
         database.execute("CREATE OR REPLACE TABLE msgbubbles.messages (direction TEXT, cursor_at TIMESTAMPTZ)")
@@ -57,7 +57,7 @@ def well(workspace: Workspace) -> None:
     beating(workspace, beat=Ago(seconds=5), since=Ago(hours=3), last=Ago(minutes=10))
 
 
-def test_while_all_is_well_the_sync_may_rely_on_events(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_are_reliable_while_they_arrive(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     well(workspace)
     assert health.are_reliable(build_context(workspace), NOW)
     assert {one.state for one in health.check(build_context(workspace), NOW)} == {"ok"}
@@ -82,29 +82,29 @@ def test_while_all_is_well_the_sync_may_rely_on_events(workspace: Workspace, mon
         lambda workspace: workspace.database.write_text("no database"),
     ],
 )
-def test_otherwise_it_may_not(workspace: Workspace, spoil: Callable[[Workspace], object]) -> None:
+def test_events_are_unreliable_after_a_fault(workspace: Workspace, spoil: Callable[[Workspace], object]) -> None:
     well(workspace)
     spoil(workspace)
     assert not health.are_reliable(build_context(workspace), NOW)
 
 
-def test_it_is_told_when_events_stop_coming(workspace: Workspace) -> None:
+def test_check_reports_when_events_stop(workspace: Workspace) -> None:
     published(workspace, BOTH, {name: Ago(days=2) for name in COME})
     beating(workspace, beat=Ago(seconds=5), since=Ago(days=3), last=Ago(days=2))
     found = {one.name: one for one in health.check(build_context(workspace), NOW)}
     assert found["webhook events"].state == "failed"
     assert found["webhook events"].what == "the last arrived 48 hours ago, but there are newer messages"
-    # What came since the last load is no longer missing.
+    # An event that is not loaded yet counts.
     beating(workspace, beat=Ago(seconds=5), since=Ago(days=3), last=Ago(minutes=1))
     found = {one.name: one for one in health.check(build_context(workspace), NOW)}
     assert found["webhook events"].state == "info"
-    # Where nobody writes, no event is missing.
+    # Without new messages, no event is missing.
     published(workspace, {name: Ago(days=9) for name in BOTH}, {name: Ago(days=9) for name in COME})
     beating(workspace, beat=Ago(seconds=5), since=Ago(days=10), last=Ago(days=9))
     assert {one.state for one in health.check(build_context(workspace), NOW)} == {"ok"}
 
 
-def test_it_is_told_when_no_receiver_runs_and_when_nobody_loads(workspace: Workspace) -> None:
+def test_check_reports_a_stopped_receiver_and_a_waiting_spool(workspace: Workspace) -> None:
     assert list(health.check(build_context(workspace), NOW)) == []
     well(workspace)
     beating(workspace, beat=Ago(hours=3), since=Ago(days=3), last=Ago(minutes=10))

@@ -1,4 +1,4 @@
-"""The spool's way into a real DuckDB file by dlt."""
+"""Load the spool into a DuckDB file."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ def line(number: int, received_at: str = "2026-11-23T10:00:00Z", **more: Any) ->
     return json.dumps({"event_id": f"evt_{number}", "received_at": received_at, "body": body}) + "\n"
 
 
-def test_an_event_is_there_once_whatever_is_repeated_and_the_first_one_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_repeated_event_is_stored_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = workspace_in(tmp_path)
     spool = spool_folder(workspace)
     spool.mkdir(parents=True)
@@ -41,15 +39,15 @@ def test_an_event_is_there_once_whatever_is_repeated_and_the_first_one_stays(
             load_all(workspace)
     assert len(list_segments(spool)) == 1, "nothing is removed that is not committed"
     (spool / "2-1.jsonl").write_text(line(2, "2026-11-23T11:00:00Z") + line(3))
-    landed = load_all(workspace)
-    assert (landed.deliveries, landed.malformed, count_dead_letters(workspace)) == (3, 1, 1)
+    result = load_all(workspace)
+    assert (result.deliveries, result.malformed, count_dead_letters(workspace)) == (3, 1, 1)
     (spool / "3-1.jsonl").write_text(line(1, "2026-11-23T12:00:00Z", n=9))
     assert load_all(workspace).deliveries == 1
     (spool / "4-1.jsonl").write_text(line(4, conversation_id="..") + line(5, conversation_id=5) + line(6, a="conv_1"))
-    landed = load_all(workspace)
-    assert (landed.deliveries, landed.malformed, landed.without_chat) == (3, 0, 2)
-    assert landed.as_dict()["impossible_chat_ids"] == 2
-    assert "2 events have an impossible chat id" in str(landed)
+    result = load_all(workspace)
+    assert (result.deliveries, result.malformed, result.without_chat) == (3, 0, 2)
+    assert result.as_dict()["impossible_chat_ids"] == 2
+    assert "2 events have an impossible chat id" in str(result)
     with duckdb.connect(str(workspace.work)) as database:
         database.execute("SET TimeZone = 'UTC'")
         found = database.execute(
@@ -64,7 +62,7 @@ def test_an_event_is_there_once_whatever_is_repeated_and_the_first_one_stays(
     assert load_all(workspace).deliveries == 0
 
 
-def test_an_event_that_the_destination_refuses_is_kept_aside(tmp_path: Path) -> None:
+def test_event_that_the_destination_refuses_becomes_a_dead_letter(tmp_path: Path) -> None:
     workspace = workspace_in(tmp_path)
     spool = spool_folder(workspace)
     spool.mkdir(parents=True)
@@ -73,15 +71,15 @@ def test_an_event_that_the_destination_refuses_is_kept_aside(tmp_path: Path) -> 
     with duckdb.connect(str(workspace.work)) as database:
         database.execute("ALTER TABLE msgbubbles.webhook_events ALTER handle SET NOT NULL")
     (spool / "2-1.jsonl").write_text(line(2, handle="nul \0") + line(3) + line(4, handle="+14155550123"))
-    landed = load_all(workspace)
-    assert (landed.deliveries, landed.malformed, count_dead_letters(workspace)) == (2, 1, 1)
+    result = load_all(workspace)
+    assert (result.deliveries, result.malformed, count_dead_letters(workspace)) == (2, 1, 1)
     assert list_segments(spool) == []
     with duckdb.connect(str(workspace.work)) as database:
         found = database.execute("SELECT event_id, handle FROM msgbubbles.webhook_events ORDER BY event_id").fetchall()
     assert found == [("evt_1", "+14155550123"), ("evt_2", "nul \ufffd"), ("evt_4", "+14155550123")]
 
 
-def test_a_load_takes_many_small_segments_at_once_and_not_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_segments_are_batched_within_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     from msgbubbles_sync.webhooks.spool import _DECODER
 
     small = [Segment(Path(str(number)), [_DECODER.decode(line(number))], []) for number in range(500)]

@@ -36,7 +36,7 @@ def served(tmp_path: Path) -> Iterator[Served]:
 
 
 def stored(folder: Path) -> list[str]:
-    """Ids of what is on disk; the receiver has ended."""
+    """Return the ids of the stored events after the receiver has ended."""
     return [one.event_id for one in finished_deliveries(folder)]
 
 
@@ -44,7 +44,7 @@ def finished_deliveries(folder: Path) -> list[Delivery]:
     return [one for segment in take_finished(spool_folder(workspace_in(folder))) for one in segment.deliveries]
 
 
-def test_an_event_is_on_disk_when_it_is_answered(tmp_path: Path) -> None:
+def test_event_is_on_disk_when_it_is_answered(tmp_path: Path) -> None:
     with receiving(workspace_in(tmp_path)) as served:
         assert served.post(typing(1)).status_code == 204
         lines = b"".join(path.read_bytes() for path in list_segments(spool_folder(workspace_in(tmp_path))))
@@ -52,14 +52,14 @@ def test_an_event_is_on_disk_when_it_is_answered(tmp_path: Path) -> None:
         assert line["event_id"] == "evt_1"
         assert line["body"].encode() == typing(1)
         assert served.count("stored") == 1
-        # The same again, and the same event in a delivery of its own.
+        # The same delivery again, and the same event in another delivery.
         assert served.post(typing(1)).status_code == 204
         assert served.post(typing(1), delivery_id="msg_2").status_code == 204
         assert served.count("duplicate") == 2
     assert stored(tmp_path) == ["evt_1"]
 
 
-def test_an_event_without_an_id_is_known_by_the_deliverys_and_one_without_both_by_its_body(tmp_path: Path) -> None:
+def test_event_without_an_id_gets_that_of_the_delivery_or_a_hash(tmp_path: Path) -> None:
     body = b'{"event": "message.read", "id": "of-the-message", "status": "read"}'
     with receiving(workspace_in(tmp_path)) as served:
         for delivery_id in ("msg_1", "msg_1", "msg_2"):
@@ -77,7 +77,7 @@ def test_an_event_without_an_id_is_known_by_the_deliverys_and_one_without_both_b
     assert all(one.startswith("body:") for one in hashes)
 
 
-def test_the_same_typing_twice_is_two_events_where_no_id_is_signed(tmp_path: Path) -> None:
+def test_repeated_typing_without_signed_ids_is_two_events(tmp_path: Path) -> None:
     body = b'{"type": "conversation.typing", "conversation_id": "c1", "typing": true}'
     now = time.time()
     without = msgspec.structs.replace(SETTINGS, signed_content="{timestamp}.{body}")
@@ -101,7 +101,7 @@ def signed_without_id(body: bytes, at_seconds: float | None = None) -> dict[str,
     return {"webhook-timestamp": at, "webhook-signature": base64.b64encode(digest).decode()}
 
 
-def test_what_is_forged_or_replayed_is_refused_and_counted(tmp_path: Path) -> None:
+def test_forged_and_replayed_deliveries_are_refused_and_counted(tmp_path: Path) -> None:
     with receiving(workspace_in(tmp_path)) as served:
         assert served.post(typing(1), key=b"guessed").status_code == 401
         assert served.http.post(served.url, content=typing(1), headers=signed(typing(2))).status_code == 401
@@ -122,7 +122,7 @@ def test_what_is_forged_or_replayed_is_refused_and_counted(tmp_path: Path) -> No
     assert stored(tmp_path) == []
 
 
-def test_other_json_than_an_object_half_an_emoji_and_bytes_that_are_no_text_are_kept(tmp_path: Path) -> None:
+def test_unusual_json_is_stored(tmp_path: Path) -> None:
     bodies = [b'["batch"]', b'{"text": "\\ud83d"}', b'{"text": "\xff"}', b'{"id": "evt_\\ud83d"}', b'{"id": 5}']
     with receiving(workspace_in(tmp_path)) as served:
         for number, body in enumerate(bodies):
@@ -131,7 +131,7 @@ def test_other_json_than_an_object_half_an_emoji_and_bytes_that_are_no_text_are_
     assert stored(tmp_path) == [f"msg_{number}" for number in range(len(bodies))]
 
 
-def test_a_signed_body_that_is_no_json_is_kept_and_answered(tmp_path: Path) -> None:
+def test_signed_body_that_is_not_json_becomes_a_dead_letter(tmp_path: Path) -> None:
     bodies = [
         b"",
         b"{",
@@ -148,8 +148,8 @@ def test_a_signed_body_that_is_no_json_is_kept_and_answered(tmp_path: Path) -> N
             assert served.post(body, delivery_id=f"msg_{number}").status_code == 204, body[:20]
         assert served.count("stored") == len(bodies) + len(lenient)
     workspace = workspace_in(tmp_path)
-    landed = load_all(workspace)
-    assert (landed.deliveries, landed.malformed, count_dead_letters(workspace)) == (
+    result = load_all(workspace)
+    assert (result.deliveries, result.malformed, count_dead_letters(workspace)) == (
         len(lenient),
         len(bodies),
         len(bodies),
@@ -157,7 +157,7 @@ def test_a_signed_body_that_is_no_json_is_kept_and_answered(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
-def test_a_compressed_body_is_taken_whichever_form_of_it_is_signed(
+def test_compressed_body_is_accepted_with_either_form_signed(
     tmp_path: Path, encoding: str, pack: Callable[[bytes], bytes]
 ) -> None:
     with receiving(workspace_in(tmp_path)) as served:
@@ -165,7 +165,7 @@ def test_a_compressed_body_is_taken_whichever_form_of_it_is_signed(
             body = typing(number)
             headers = signed(body if number == 1 else pack(body)) | {"content-encoding": encoding}
             assert served.http.post(served.url, content=pack(body), headers=headers).status_code == 204
-        # Decompressed by a proxy that leaves the header.
+        # Decompressed by a proxy that keeps the header.
         headers = signed(typing(3)) | {"content-encoding": encoding}
         assert served.http.post(served.url, content=typing(3), headers=headers).status_code == 204
         bomb = pack(b"0" * 20_000_000)
@@ -175,7 +175,7 @@ def test_a_compressed_body_is_taken_whichever_form_of_it_is_signed(
     assert found == [json.loads(typing(number)) for number in (1, 2, 3)]
 
 
-def test_several_lines_of_the_signature_header_count_as_one(served: Served) -> None:
+def test_repeated_signature_headers_are_joined(served: Served) -> None:
     right = signed(typing(1))
     others = [("webhook-signature", "v1,AAAA"), ("webhook-signature", "v1a,BBBB v1,CCCC")]
     for lines in ([*others, *right.items()], [*right.items(), *others]):
@@ -184,7 +184,7 @@ def test_several_lines_of_the_signature_header_count_as_one(served: Served) -> N
     assert served.http.post(served.url, content=typing(1), headers=wrong).status_code == 401
 
 
-def test_a_list_of_events_is_stored_one_by_one(tmp_path: Path) -> None:
+def test_list_of_events_is_stored_one_by_one(tmp_path: Path) -> None:
     events = [json.loads(typing(1)), json.loads(typing(2)), {"type": "message.read", "message_id": "m1"}]
     with receiving(workspace_in(tmp_path)) as served:
         assert served.post(json.dumps(events).encode()).status_code == 204
@@ -194,7 +194,7 @@ def test_a_list_of_events_is_stored_one_by_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_over_the_limit_is_refused(served: Served, chunked: bool) -> None:
+def test_body_over_the_limit_is_refused(served: Served, chunked: bool) -> None:
     limit = SETTINGS.max_body_bytes
     for size in (limit + 1, 4 * limit):
         body = b'{"a": "' + b"x" * (size - 9) + b'"}'
@@ -207,7 +207,7 @@ def test_a_body_over_the_limit_is_refused(served: Served, chunked: bool) -> None
     assert served.post(body).status_code == 204
 
 
-def test_a_body_far_over_the_limit_is_not_read(served: Served) -> None:
+def test_body_far_over_the_limit_is_not_read(served: Served) -> None:
     with connected(served) as connection:
         connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 900000000\r\n\r\n")
         assert connection.recv(1000).startswith(b"HTTP/1.1 413")
@@ -218,10 +218,10 @@ def connected(served: Served) -> socket.socket:
     return socket.create_connection((url.host, url.port or 0), timeout=30)
 
 
-def test_a_slow_head_or_body_is_cut_off(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_head_or_body_is_cut_off(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receiver, "HEAD_SECONDS", 0.3)
     monkeypatch.setattr(receiver, "BODY_SECONDS", 0.5)
-    # Nothing at all, half a head, a head that drips, and half a body; of a second request on a connection, too.
+    # No head, half a head, a slow head, and half a body; also for the second request of a connection.
     first = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
     for sent in (b"", b"POST / HTTP/1.1\r\nHost:", first + b"POST / HTTP/1.1\r\n"):
         with connected(served) as connection:
@@ -255,7 +255,7 @@ def is_closed(connection: socket.socket) -> bool:
     return True
 
 
-def test_the_connections_and_the_bodies_in_memory_have_a_limit(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_and_bodies_in_memory_are_limited(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receiver, "MAX_CONNECTIONS", 5)
     monkeypatch.setattr(receiver, "MAX_BODIES_BYTES", 3000)
     assert served.post(typing(1)).status_code == 204
@@ -264,7 +264,7 @@ def test_the_connections_and_the_bodies_in_memory_have_a_limit(served: Served, m
     body = typing(4, text="x" * 3500)
     halves = (part for part in (body[:1800], body[1800:]) if not time.sleep(0.2))
     assert served.http.post(served.url, content=halves, headers=signed(body)).status_code == 503
-    # What was refused holds nothing any more.
+    # Refused bodies are released.
     assert served.post(typing(3, text="x" * 2000)).status_code == 204
     served.http.close()
     time.sleep(0.2)
@@ -288,7 +288,7 @@ def is_closed_now(connection: socket.socket) -> bool:
         return False
 
 
-def test_a_secret_that_is_added_meanwhile_is_known(tmp_path: Path) -> None:
+def test_secret_added_while_running_is_used(tmp_path: Path) -> None:
     workspace = workspace_in(tmp_path)
     secrets = workspace.folder / "secrets.toml"
     with receiving(workspace, secrets_file=secrets) as served:
@@ -297,14 +297,14 @@ def test_a_secret_that_is_added_meanwhile_is_known(tmp_path: Path) -> None:
         secrets.write_text(f'[webhooks]\nsecrets = ["{SECRET}", "{later}"]\n')
         assert served.post(typing(1), key=b"another key, later").status_code == 204
         assert served.post(typing(2)).status_code == 204
-        # A file that somebody is writing just now takes nothing away.
+        # An invalid file does not remove the previous secrets.
         secrets.write_text("[webhooks\n")
         assert served.post(typing(3), key=b"guessed").status_code == 401
         assert served.post(typing(3)).status_code == 204
         assert receiver.STALE_SECRETS in served.log
 
 
-def test_while_the_disk_refuses_so_does_the_receiver(tmp_path: Path) -> None:
+def test_receiver_refuses_while_the_disk_does(tmp_path: Path) -> None:
     workspace = workspace_in(tmp_path)
     with receiving(workspace) as served:
         shutil.rmtree(spool_folder(workspace))
@@ -316,14 +316,14 @@ def test_while_the_disk_refuses_so_does_the_receiver(tmp_path: Path) -> None:
     assert stored(tmp_path) == ["evt_1"]
 
 
-# The receiver as a process whose sign of life comes often.
+# A receiver with a frequent heartbeat.
 SERVE = (
     "from msgbubbles_sync.cli.webhooks import app; from msgbubbles_sync.webhooks import receiver; "
     "receiver.HEARTBEAT_SECONDS = 0.1; app()"
 )
 
 
-def test_a_full_disk_ends_neither_the_receiver_nor_its_sign_of_life(tmp_path: Path) -> None:
+def test_receiver_and_heartbeat_survive_a_full_disk(tmp_path: Path) -> None:
     secrets, workspace = tmp_path / "secrets.toml", workspace_in(tmp_path)
     secrets.write_text(f'[webhooks]\nsecrets = ["{SECRET}"]\n')
     options = ["--port", "0", "--database", str(workspace.database), "--secrets-file", str(secrets)]
@@ -361,7 +361,7 @@ def test_a_full_disk_ends_neither_the_receiver_nor_its_sign_of_life(tmp_path: Pa
     assert not [path for path in webhooks_folder(workspace).rglob("*") if path.is_file() and not path.stat().st_size]
 
 
-def test_it_stops_when_what_it_has_taken_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_receiver_answers_open_requests_before_it_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fsync, begun = os.fsync, threading.Event()
 
     def slow_fsync(file: int) -> None:
@@ -383,7 +383,7 @@ def test_it_stops_when_what_it_has_taken_is_answered(tmp_path: Path, monkeypatch
     assert stored(tmp_path) == ["evt_1"]
 
 
-def test_its_sign_of_life_outlives_a_short_break(tmp_path: Path) -> None:
+def test_heartbeat_survives_a_short_break(tmp_path: Path) -> None:
     folder = webhooks_folder(workspace_in(tmp_path))
     with receiving(workspace_in(tmp_path)) as served:
         served.post(typing(1))

@@ -40,13 +40,13 @@ def delivery(**payload: Any) -> Delivery:
     ],
 )
 @pytest.mark.parametrize("policy", [FULL, PRESETS["minimal"]], ids=["full", "minimal"])
-def test_an_event_about_somebody_erased_is_not_kept(payload: dict[str, Any], policy: Any) -> None:
+def test_event_about_an_erased_person_is_not_stored(payload: dict[str, Any], policy: Any) -> None:
     erased = frozenset({NAMES.erased_handle(ANN), NAMES.erased_chat("theirs")})
     assert redact_delivery(delivery(**payload), Redactor(policy, NAMES, erased)) is None
     assert redact_delivery(delivery(**payload), Redactor(policy, NAMES)) is not None
 
 
-def test_an_event_that_quotes_somebody_erased_is_kept_without_them() -> None:
+def test_mention_of_an_erased_person_is_removed() -> None:
     redactor = Redactor(FULL, NAMES, frozenset({NAMES.erased_handle(ANN)}))
     left = redact_delivery(
         delivery(message={"text": f"ask {ANN}", "number": 14155550123, "at": 1772323200000}), redactor
@@ -63,7 +63,7 @@ def test_an_event_that_quotes_somebody_erased_is_kept_without_them() -> None:
     [Redactor(PRESETS["minimal"], NAMES), Redactor(FULL, NAMES, frozenset({NAMES.erased_handle(ANN)}))],
     ids=["minimal", "erased"],
 )
-def test_of_a_body_that_cannot_be_parsed_only_that_it_came_is_kept(body: str, redactor: Redactor) -> None:
+def test_invalid_body_is_stored_empty_under_a_policy(body: str, redactor: Redactor) -> None:
     left = redact_delivery(Delivery("msg_1", AT, body), redactor)
     assert left == Delivery("msg_1", AT, "")
     assert parse_event(left) is None
@@ -71,7 +71,7 @@ def test_of_a_body_that_cannot_be_parsed_only_that_it_came_is_kept(body: str, re
 
 
 @pytest.mark.parametrize("policy", [FULL, PRESETS["minimal"]], ids=["full", "minimal"])
-def test_event_keeps_no_erased_handle_in_any_value_or_name(policy: Any) -> None:
+def test_no_value_or_name_has_an_erased_handle(policy: Any) -> None:
     redactor = Redactor(policy, NAMES, frozenset({NAMES.erased_handle(ANN)}))
     for written in spellings(ANN):
         quoted = dict.fromkeys(("type", "status", "direction", "effect", "reply_to", "note", written), written)
@@ -87,7 +87,7 @@ def test_event_keeps_no_erased_handle_in_any_value_or_name(policy: Any) -> None:
 
 
 @pytest.mark.parametrize("preset", ["analytics", "minimal"])
-def test_event_keeps_values_that_are_no_text_after_an_erasure(preset: str) -> None:
+def test_values_that_are_not_text_survive_an_erasure(preset: str) -> None:
     redactor = Redactor(PRESETS[preset], NAMES, frozenset({NAMES.erased_handle(ANN)}))
     values = {"is_group": True, "size_bytes": 5, "created_at": 1772323200000}
     left = redact_delivery(delivery(type="conversation.created", **values), redactor)
@@ -95,9 +95,7 @@ def test_event_keeps_values_that_are_no_text_after_an_erasure(preset: str) -> No
     assert json.loads(left.body).items() >= values.items()
 
 
-def test_line_that_is_no_event_is_not_kept_where_it_names_somebody_erased(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dead_letter_never_names_an_erased_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__KEY", KEY)
     workspace = workspace_in(tmp_path)
     Record(FULL, NAMES.check, frozenset({NAMES.erased_handle(ANN)})).save(workspace)
@@ -109,7 +107,7 @@ def test_line_that_is_no_event_is_not_kept_where_it_names_somebody_erased(
     assert path.read_text() == "of somebody else\n"
 
 
-def test_our_number_that_was_received_as_a_pseudonym_lands_readable() -> None:
+def test_own_number_received_as_a_pseudonym_is_loaded_readable() -> None:
     sent = delivery(type="message.received", message={"id": "m", "sender": OURS}, handle=ANN)
     received = redact_delivery(sent, Redactor(PRESETS["analytics"], NAMES))
     assert received is not None
@@ -122,22 +120,20 @@ def test_our_number_that_was_received_as_a_pseudonym_lands_readable() -> None:
     assert (event.message["sender"], event.handle) == (OURS, NAMES.handle(ANN))
 
 
-def test_a_receiver_that_runs_goes_by_the_policy_and_the_erasures_of_that_moment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_running_receiver_follows_the_current_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__KEY", KEY)
     workspace = workspace_in(tmp_path)
     with receiving(workspace) as served:
         assert served.post(typing(1)).status_code == 204
         Record(FULL, NAMES.check, frozenset({NAMES.erased_handle(ANN)})).save(workspace)
-        # In a list of events, those about others stay.
+        # The events of a list that are about other people stay.
         listed = f'[{typing(2).decode()}, {{"type": "conversation.typing", "conversation_id": "c2"}}]'.encode()
         assert served.post(listed, delivery_id="msg_2").status_code == 204
         assert (served.count("erased"), served.count("stored")) == (1, 2)
         monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__PRESET", "minimal")
         Record(PRESETS["minimal"], NAMES.check).save(workspace)
         assert served.post(typing(3), delivery_id="msg_3").status_code == 204
-        # Of a policy that is not the warehouse's, nothing is taken.
+        # Nothing is accepted if the configured policy is not that of the warehouse.
         Record(PRESETS["analytics"], NAMES.check).save(workspace)
         assert served.post(typing(4), delivery_id="msg_4").status_code == 503
     bodies = [one.body for segment in take_finished(spool_folder(workspace)) for one in segment.deliveries]

@@ -11,9 +11,7 @@ from msgbubbles_sync.webhooks.secrets import SecretStore
 from msgbubbles_sync.workspace import Workspace
 
 
-def test_the_secrets_of_one_of_several_accounts_are_beside_its_database(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_of_several_accounts_has_its_own_secrets_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DLT_PROJECT_DIR", str(tmp_path))
     workspaces = [Workspace.from_path(tmp_path / "company.duckdb", account=name) for name in (None, "north", "south")]
     paths = [
@@ -27,7 +25,7 @@ def test_the_secrets_of_one_of_several_accounts_are_beside_its_database(
     ]
 
 
-def test_secrets_are_one_or_several_and_none_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_or_several_secrets_are_read_and_never_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "secrets.toml"
     assert SecretStore(path).secrets == ()
     path.write_text('[webhooks]\nsecrets = "one"\n')

@@ -24,14 +24,14 @@ def digest(content: bytes, secret: bytes = b"plain secret", kind: str = "sha256"
     return hmac.digest(secret, content, kind).hex()
 
 
-def test_a_delivery_by_the_default_scheme_is_taken() -> None:
+def test_delivery_by_the_default_scheme_is_accepted() -> None:
     assert check_request(STANDARD, [SECRET], signed(BODY, at=NOW), BODY, NOW) is None
 
 
 @pytest.mark.parametrize(
     "scheme", ["stripe", "github", "millis", "micros", "nanos", "http_date", "iso", "sha512", "upper"]
 )
-def test_other_schemes_are_a_matter_of_configuration(scheme: str) -> None:
+def test_other_schemes_can_be_configured(scheme: str) -> None:
     at = str(int(NOW))
     timed = Scheme("x-signature", "x-timestamp", "", "{timestamp}.{body}", "sha256", 300)
     date = formatdate(NOW, usegmt=True)
@@ -69,7 +69,7 @@ def test_other_schemes_are_a_matter_of_configuration(scheme: str) -> None:
         assert check_request(chosen, ["plain secret"], headers, BODY, NOW + 400) is Refusal.STALE
 
 
-def test_any_of_several_secrets_and_of_several_signatures_will_do() -> None:
+def test_any_of_several_secrets_and_signatures_is_accepted() -> None:
     headers = signed(BODY, at=NOW)
     assert check_request(STANDARD, ["whsec_b2xk", SECRET], headers, BODY, NOW) is None
     headers["webhook-signature"] = f"v1,{'A' * 44} v1a,nonsense {headers['webhook-signature']}"
@@ -77,7 +77,7 @@ def test_any_of_several_secrets_and_of_several_signatures_will_do() -> None:
     assert check_request(STANDARD, [], headers, BODY, NOW) is Refusal.FORGED
 
 
-def test_each_of_several_signatures_may_have_its_own_time() -> None:
+def test_each_signature_may_have_its_own_timestamp() -> None:
     scheme = Scheme("stripe-signature", "", "", "{timestamp}.{body}", "sha256", 300)
     date = formatdate(NOW, usegmt=True)
     for at in (str(int(NOW)), f"{int(NOW)}000", date):
@@ -91,24 +91,24 @@ def test_each_of_several_signatures_may_have_its_own_time() -> None:
 
 
 @pytest.mark.parametrize("seconds", [-301, 301, 1e6, -1e9])
-def test_what_is_signed_and_too_old_or_of_the_future_is_refused(seconds: float) -> None:
+def test_signed_delivery_outside_the_tolerance_is_refused(seconds: float) -> None:
     assert check_request(STANDARD, [SECRET], signed(BODY, at=NOW + seconds), BODY, NOW) is Refusal.STALE
     assert check_request(STANDARD, [SECRET], signed(BODY, at=NOW + max(min(seconds, 299), -299)), BODY, NOW) is None
 
 
 @pytest.mark.parametrize("missing", ["webhook-id", "webhook-timestamp", "webhook-signature"])
-def test_without_one_of_its_headers_it_is_not_signed(missing: str) -> None:
+def test_delivery_without_a_required_header_is_unsigned(missing: str) -> None:
     headers = {name: value for name, value in signed(BODY, at=NOW).items() if name != missing}
     assert check_request(STANDARD, [SECRET], headers, BODY, NOW) is Refusal.UNSIGNED
 
 
-def test_the_id_and_the_time_are_signed_too() -> None:
+def test_id_and_timestamp_are_signed() -> None:
     for name, value in (("webhook-id", "msg_2"), ("webhook-timestamp", str(int(NOW) + 1))):
         headers = signed(BODY, at=NOW) | {name: value}
         assert check_request(STANDARD, [SECRET], headers, BODY, NOW) is Refusal.FORGED
 
 
-def test_a_time_that_cannot_be_read_is_no_time() -> None:
+def test_unreadable_timestamp_is_stale() -> None:
     for timestamp in ("soon", "9" * 16, "-5", "1e9", "２０"):
         content = f"msg_1.{timestamp}.".encode("latin-1", "replace") + BODY
         signature = base64.b64encode(hmac.digest(KEY, content, "sha256")).decode()
@@ -117,7 +117,7 @@ def test_a_time_that_cannot_be_read_is_no_time() -> None:
 
 
 @given(st.text(max_size=200), st.binary(max_size=50))
-def test_no_other_signature_is_taken(signature: str, body: bytes) -> None:
+def test_any_other_signature_is_refused(signature: str, body: bytes) -> None:
     headers = signed(body, at=NOW)
     right = headers["webhook-signature"].removeprefix("v1,")
     if right.rstrip("=") in signature:

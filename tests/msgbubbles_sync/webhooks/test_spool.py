@@ -25,7 +25,7 @@ def found(folder: Path) -> list[str]:
     return [one.event_id for segment in take_finished(folder) for one in segment.deliveries]
 
 
-def test_what_was_answered_is_there_once_and_in_order(tmp_path: Path) -> None:
+def test_answered_deliveries_are_stored_once_in_order(tmp_path: Path) -> None:
     writer = SpoolWriter(tmp_path / "spool")
     outcomes = [writer.put(delivery(number % 900)) for number in range(1000)]
     wait(outcomes, timeout=60)
@@ -34,14 +34,14 @@ def test_what_was_answered_is_there_once_and_in_order(tmp_path: Path) -> None:
     assert found(tmp_path / "spool") == [f"evt_{number}" for number in range(900)]
 
 
-def test_many_deliveries_cost_few_syncs(tmp_path: Path) -> None:
+def test_many_deliveries_need_few_syncs(tmp_path: Path) -> None:
     writer = SpoolWriter(tmp_path / "spool")
     wait([writer.put(delivery(number)) for number in range(2000)], timeout=60)
     writer.close()
     assert writer.syncs < 1000
 
 
-def test_a_segment_in_use_is_left_alone_and_let_go_of_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_segment_in_use_is_left_alone_until_it_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spool, "SEGMENT_SECONDS", 0.5)
     writer = SpoolWriter(tmp_path / "spool")
     writer.put(delivery(1)).result(60)
@@ -55,8 +55,8 @@ def test_a_segment_in_use_is_left_alone_and_let_go_of_soon(tmp_path: Path, monke
     assert found(tmp_path / "spool") == ["evt_1", "evt_2"]
 
 
-def test_a_segment_is_never_seen_without_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it could be, a load would take it for a finished one, and remove it before the first event is in it."""
+def test_new_segment_is_never_visible_unlocked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A load would take an unlocked one for finished and remove it."""
     seen: list[bool] = []
     flock = fcntl.flock
 
@@ -72,7 +72,7 @@ def test_a_segment_is_never_seen_without_its_owner(tmp_path: Path, monkeypatch: 
     writer.close()
 
 
-def test_a_line_that_was_cut_off_was_never_answered(tmp_path: Path) -> None:
+def test_cut_off_line_was_never_answered(tmp_path: Path) -> None:
     writer = SpoolWriter(tmp_path / "spool")
     writer.put(delivery(1)).result(60)
     writer.close()
@@ -83,7 +83,7 @@ def test_a_line_that_was_cut_off_was_never_answered(tmp_path: Path) -> None:
     assert segment.malformed == []
 
 
-def test_a_line_that_is_no_delivery_is_told_apart(tmp_path: Path) -> None:
+def test_line_that_is_not_a_delivery_is_malformed(tmp_path: Path) -> None:
     writer = SpoolWriter(tmp_path / "spool")
     writer.put(delivery(1)).result(60)
     writer.close()
@@ -94,14 +94,14 @@ def test_a_line_that_is_no_delivery_is_told_apart(tmp_path: Path) -> None:
     assert segment.malformed == [b"\0\0\0", b'{"event_id": 5}']
 
 
-def test_a_disk_that_refuses_is_told_and_tried_again(tmp_path: Path) -> None:
+def test_failed_write_is_reported_and_the_next_one_works(tmp_path: Path) -> None:
     writer = SpoolWriter(tmp_path / "spool")
     shutil.rmtree(tmp_path / "spool")
     with pytest.raises(FileNotFoundError):
         writer.put(delivery(1)).result(60)
     assert not writer.is_alive
     (tmp_path / "spool").mkdir()
-    # What was refused is no duplicate.
+    # A refused delivery does not count as stored.
     assert writer.put(delivery(1)).result(60) == "stored"
     assert writer.is_alive
     writer.close()
@@ -109,7 +109,7 @@ def test_a_disk_that_refuses_is_told_and_tried_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("room_bytes", [0, 100])
-def test_a_full_disk_leaves_neither_empty_segments_nor_half_lines(tmp_path: Path, room_bytes: int) -> None:
+def test_full_disk_leaves_no_empty_segments_or_half_lines(tmp_path: Path, room_bytes: int) -> None:
     folder = tmp_path / "spool"
     writer = SpoolWriter(folder)
     with full_disk(room_bytes=room_bytes):
@@ -118,7 +118,7 @@ def test_a_full_disk_leaves_neither_empty_segments_nor_half_lines(tmp_path: Path
                 writer.put(delivery(number, "x" * 200)).result(60)
             assert list(folder.iterdir()) == []
     assert writer.put(delivery(1)).result(60) == "stored"
-    # Into a segment that holds something already.
+    # In a segment that has events already.
     with full_disk(room_bytes=300), pytest.raises(OSError, match="too large"):
         writer.put(delivery(2, "x" * 400)).result(60)
     (segment,) = list_segments(folder)
@@ -129,7 +129,7 @@ def test_a_full_disk_leaves_neither_empty_segments_nor_half_lines(tmp_path: Path
     assert found(folder) == ["evt_1", "evt_2"]
 
 
-def test_what_is_remembered_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_remembered_ids_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spool, "RECENT_EVENTS", 10)
     writer = SpoolWriter(tmp_path / "spool")
     for number in range(12):
@@ -139,7 +139,7 @@ def test_what_is_remembered_has_a_limit(tmp_path: Path, monkeypatch: pytest.Monk
     writer.close()
 
 
-def test_nothing_is_answered_before_it_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_delivery_is_answered_only_after_its_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = SpoolWriter(tmp_path / "spool")
     writer.put(delivery(1)).result(60)
 
@@ -150,7 +150,7 @@ def test_nothing_is_answered_before_it_is_synced(tmp_path: Path, monkeypatch: py
         patched.setattr(os, "fsync", refuse)
         with pytest.raises(OSError, match="Input/output"):
             writer.put(delivery(2)).result(60)
-    # Behind a sync that failed nobody knows what is on disk: the next is written into another file.
+    # After a failed sync, the next delivery goes to another file.
     assert writer.put(delivery(2)).result(60) == "stored"
     assert len(list_segments(tmp_path / "spool")) == 2
     writer.close()

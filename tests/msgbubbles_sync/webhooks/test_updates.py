@@ -1,4 +1,4 @@
-"""Messages as events change them: never older over newer."""
+"""Updates of stored messages by events."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def at(minutes: int) -> datetime:
 
 
 def event(kind: str, minutes: int, received: int | None = None, **message: Any) -> Event:
-    """`message.kind`, with what it shows of the message: nothing but its id without any."""
+    """Build an event `message.kind` with these fields of the message; without any, it has only the id."""
     shown = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in message.items()}
     about: dict[str, Any] = (
         {"message": {"id": "m1", "conversation_id": "c1", **shown}} if shown else {"message_id": "m1"}
@@ -41,19 +41,19 @@ def event(kind: str, minutes: int, received: int | None = None, **message: Any) 
 
 
 def after(*events: Event, **stored: Any) -> dict[str, Any]:
-    """The row afterwards, where that is another than before."""
+    """Return the changed row; empty if it did not change."""
     changed = apply_events([SENT | stored], events)
     return changed[0] if changed else {}
 
 
-def test_ids_alone_move_a_status_and_its_time() -> None:
+def test_event_with_ids_only_moves_status_and_time() -> None:
     row = after(event("delivered", 1))
     assert row == SENT | {"status": "delivered", "delivered_at": at(1), "_fetched_at": at(1)}
     row = after(event("delivered", 1), event("read", 2))
     assert row == SENT | {"status": "read", "delivered_at": at(1), "read_at": at(2), "_fetched_at": at(2)}
 
 
-def test_statuses_never_go_back_in_whatever_order_events_come() -> None:
+def test_statuses_never_go_back_in_any_order_of_events() -> None:
     events = [event("sent", 1), event("delivered", 2), event("read", 3)]
     want = after(*events)
     assert want["status"] == "read"
@@ -68,14 +68,14 @@ READ = {"status": "read", "delivered_at": at(1), "read_at": at(2), "updated_at":
 @pytest.mark.parametrize(
     "status", ["queued", "received", "sent", "failed", "delivered", "Delivered", "unheard_of", None]
 )
-def test_a_late_event_with_a_newer_time_takes_no_progress_back(kind: str, status: str | None) -> None:
+def test_late_event_with_a_newer_time_undoes_nothing(kind: str, status: str | None) -> None:
     shown = {"status": status, "delivered_at": at(1), "read_at": None, "text": "edited", "updated_at": at(9)}
     row = after(event(kind, 3, 9, **shown), **READ)
     assert row == SENT | READ | {"text": "edited", "updated_at": at(9), "_fetched_at": at(9)}
 
 
 @pytest.mark.parametrize("status", ["sent", None])
-def test_a_failure_that_is_overtaken_by_a_delivery_brings_no_error(status: str | None) -> None:
+def test_failure_after_a_delivery_sets_no_error(status: str | None) -> None:
     failed = event("failed", 1, status="failed", error={"code": "x"}, updated_at=at(5))
     delivered = event("delivered", 2, status="delivered", updated_at=at(4), delivered_at=at(2))
     row = after(failed, delivered, status=status)
@@ -84,14 +84,14 @@ def test_a_failure_that_is_overtaken_by_a_delivery_brings_no_error(status: str |
     assert (row["status"], row["delivered_at"], row["error"]) == ("delivered", at(2), None)
 
 
-def test_what_an_event_shows_may_be_older_than_the_event() -> None:
+def test_message_in_an_event_may_be_older_than_the_event() -> None:
     row = after(event("read", 3, status="sent", updated_at=at(1)))
     assert (row["status"], row["read_at"]) == ("read", at(3))
     row = after(event("read", 3, 9, read_at=at(2), updated_at=at(5)), **READ | {"read_at": None, "status": "delivered"})
     assert (row["status"], row["read_at"], row["delivered_at"]) == ("read", at(2), at(1))
 
 
-def test_two_late_events_of_one_message_come_to_the_same_in_either_order() -> None:
+def test_two_late_events_commute() -> None:
     read = event("read", 2, status="read", read_at=at(2), delivered_at=at(1), updated_at=at(2))
     late = event("delivered", 3, status="delivered", delivered_at=at(1), read_at=None, updated_at=at(3))
     rows = [after(read, late), after(late, read)]
@@ -101,7 +101,7 @@ def test_two_late_events_of_one_message_come_to_the_same_in_either_order() -> No
 
 
 @pytest.mark.parametrize("written", [1795424460_000, "1795424460", "Mon, 23 Nov 2026 09:01:00 GMT"])
-def test_times_of_a_message_are_read_however_they_are_written(written: Any) -> None:
+def test_times_of_a_message_are_read_in_any_spelling(written: Any) -> None:
     zero = "0001-01-01T00:00:00Z"
     shown = {
         "created_at": written,
@@ -114,7 +114,7 @@ def test_times_of_a_message_are_read_however_they_are_written(written: Any) -> N
     assert (row["delivered_at"], row["read_at"], row["updated_at"], row["created_at"]) == (at(1), None, at(1), NINE)
 
 
-def test_an_event_about_another_chat_changes_nothing() -> None:
+def test_event_about_another_chat_changes_nothing() -> None:
     assert after(event("read", 1, conversation_id="c2", status="read", updated_at=at(5))) == {}
     shown = {"type": "message.read", "message": {"id": "m1", "conversation_id": "..", "updated_at": at(5).isoformat()}}
     found = parse_event(Delivery("evt_1", at(5), json.dumps(shown)))
@@ -122,58 +122,58 @@ def test_an_event_about_another_chat_changes_nothing() -> None:
     assert after(found)["conversation_id"] == "c1"
 
 
-def test_what_is_stored_and_newer_stays() -> None:
+def test_newer_stored_values_stay() -> None:
     stored = {"status": "read", "delivered_at": at(1), "read_at": at(2), "updated_at": at(2), "_fetched_at": at(3)}
     old: dict[str, Any] = {"status": "sent", "text": "before the edit", "updated_at": at(0), "delivered_at": None}
     assert after(event("sent", 0, 9, **old), event("delivered", 1, 9), event("failed", 1, 9), **stored) == {}
-    # The time of an event says nothing: it may have been on its way for long, and clocks differ.
+    # The time of an event does not count: it may be late, and clocks differ.
     assert after(event("sent", 60, 60, **old), **stored) == {}
-    # Nor does a time that is set already move.
+    # A time that is set does not change.
     assert after(event("read", 50), **stored) == {}
 
 
-def test_what_a_newer_event_shows_of_the_message_is_taken() -> None:
+def test_values_of_a_newer_message_are_taken() -> None:
     shown: dict[str, Any] = {"text": "edited", "updated_at": at(5), "reactions": [{"handle": "+2", "reaction": "love"}]}
     row = after(event("reaction", 5, **shown))
     assert json.loads(row.pop("extra")) == {"new": 1, "reactions": [{"handle": "+2", "reaction": "love"}]}
     assert row == {name: value for name, value in SENT.items() if name != "extra"} | {
         "text": "edited", "updated_at": at(5), "_fetched_at": at(5),
     }  # fmt: skip
-    # What it does not show stays: the attachments, too.
+    # Fields that the event lacks stay, including the attachments.
     assert row["attachment_count"] == 2
     assert row["metadata"] == '{"a":1}'
 
 
-def test_the_same_state_is_no_change() -> None:
+def test_equal_state_is_no_change() -> None:
     assert after(event("sent", 0, status="sent", updated_at=at(0), text="hi")) == {}
     assert after(event("reaction", 3)) == {}
     assert apply_events([], [event("read", 3)]) == []
 
 
-def test_what_came_in_keeps_its_status_when_it_is_read() -> None:
+def test_inbound_message_keeps_its_status_when_read() -> None:
     inbound = {"direction": "inbound", "status": "received"}
     row = after(event("read", 4), **inbound)
     assert (row["status"], row["read_at"]) == ("received", at(4))
 
 
-def test_a_failure_brings_its_error() -> None:
+def test_failure_sets_its_error() -> None:
     row = after(event("failed", 1, status="failed", error={"code": "x"}), status="queued", sent_at=None)
     assert (row["status"], json.loads(row["error"])) == ("failed", {"code": "x"})
 
 
-def test_a_status_that_nobody_knows_is_left_to_a_read() -> None:
+def test_unknown_status_waits_for_the_next_read() -> None:
     assert after(event("delivered", 1), status="archived") | {"delivered_at": None, "_fetched_at": NINE} == SENT | {
         "status": "archived"
     }
     assert after(event("sent", 1, status="archived")) == {}
 
 
-def test_a_message_keeps_its_place_in_time() -> None:
-    """Where the API shows no `created_at`, the time it was sent is its place."""
+def test_cursor_time_of_a_message_stays() -> None:
+    """Without `created_at`, the cursor time is `sent_at`."""
     row = after(event("sent", 1), status="queued", created_at=None, sent_at=None, cursor_at=None)
     assert (row["sent_at"], row["cursor_at"]) == (at(1), at(1))
 
 
-def test_when_it_was_read_never_goes_back() -> None:
+def test_fetch_time_never_goes_back() -> None:
     row = after(event("delivered", 1), _fetched_at=at(30))
     assert row["_fetched_at"] == at(30)
