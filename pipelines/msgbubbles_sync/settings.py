@@ -18,11 +18,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from msgbubbles.configuration import FILES, SOURCE_KEY, SOURCE_SCHEMA, Key, Schema, Text, Value, read_values
 from msgbubbles.errors import ConfigurationError
 from msgbubbles.policy import FULL, PRESETS, Policy, parse_policy
 from msgbubbles.settings import MIN_BATCH_PAGES, RefreshRules, SourceSettings, convert, settings_in
 
-from .configuration import FILES, Key, Schema, Value, configuration_folder, read_toml, read_values
+from .configuration import configuration_folder, raising_usage_errors, read_toml
 from .errors import UsageError
 
 ACCOUNT_VARIABLE = "MSGBUBBLES_ACCOUNT"
@@ -128,16 +129,9 @@ class Settings:
         return f"{self.preset}{' with ' if own else ''}{', '.join(own)}{meaning}"
 
 
-Text = Annotated[str, Meta(description='text in quotes, like "..."')]
 Secrets = Annotated[
     tuple[Annotated[str, Meta(min_length=1)], ...], Meta(description='a list of texts like ["whsec_..."]')
 ]
-PRIVACY = {
-    "preset": Literal[tuple(PRESETS)],
-    "vault": Annotated[str, Meta(description="the path of a file")],
-    "key": Text,
-    **settings_in(Policy),
-}
 OWN: dict[str, dict[str, Any]] = {
     "groups": settings_in(GroupSettings),
     "sync": settings_in(SyncSettings),
@@ -146,15 +140,13 @@ OWN: dict[str, dict[str, Any]] = {
 }
 # Sections that [accounts.NAME] may have besides `privacy`; its other keys configure the source.
 ACCOUNT_SECTIONS = tuple(OWN)
-SOURCE = {**settings_in(SourceSettings), "api_key": Text, "privacy": PRIVACY}
-SOURCE_KEY = ("sources", "msgbubbles")
 API_KEY, PRIVACY_KEY = (*SOURCE_KEY, "api_key"), (*SOURCE_KEY, "privacy", "key")
 SECRETS = (API_KEY, PRIVACY_KEY, ("webhooks", "secrets"))
 PLACEHOLDER = re.compile(r"(sk|whsec)?_?(live|test)?_?(\.{2,}|…|x+|\*+|<.*>|your.*key.*)", re.IGNORECASE)
 
 # Settings of earlier releases, and what to do about them.
 FORMER = {
-    (*SOURCE_KEY, "settle_seconds"): "Rename it to lookback_seconds.",
+    **SOURCE_SCHEMA.former,
     ("sync", "slice_pages"): "Rename it to batch_pages.",
     ("sync", "parallel_accounts"): (
         "Remove it: accounts run one process after another. To run several at once, use one cron line per account with "
@@ -165,7 +157,7 @@ FORMER = {
         "--destination ducklake."
     ),
 }
-SCHEMA = Schema({"sources": {"msgbubbles": SOURCE}, **OWN}, SOURCE_KEY, FORMER)
+SCHEMA = Schema({**SOURCE_SCHEMA.tree, **OWN}, SOURCE_KEY, FORMER)
 
 
 def load_settings(account: str | None = None) -> Settings:
@@ -210,13 +202,14 @@ def account_names() -> list[str]:
 
 def _read_values() -> Iterator[Value]:
     """Yield every value that is set. Raises `UsageError` if it is in the wrong file."""
-    for value in read_values(SCHEMA):
-        if value.file == "config.toml" and value.key in SECRETS:
-            raise UsageError(f"{_name(value)} is a secret: move it from config.toml to dlt_config/secrets.toml")
-        if value.file == "secrets.toml" and value.key[:-1] == PRIVACY_KEY[:-1] and value.key != PRIVACY_KEY:
-            # The whole policy is in one file, so that nobody overlooks a part of it.
-            raise UsageError(f"{_name(value)} is no secret: move it from secrets.toml to dlt_config/config.toml")
-        yield value
+    with raising_usage_errors():
+        for value in read_values(SCHEMA, configuration_folder()):
+            if value.file == "config.toml" and value.key in SECRETS:
+                raise UsageError(f"{_name(value)} is a secret: move it from config.toml to dlt_config/secrets.toml")
+            if value.file == "secrets.toml" and value.key[:-1] == PRIVACY_KEY[:-1] and value.key != PRIVACY_KEY:
+                # The whole policy is in one file, so that nobody overlooks a part of it.
+                raise UsageError(f"{_name(value)} is no secret: move it from secrets.toml to dlt_config/config.toml")
+            yield value
 
 
 def _name(value: Value) -> str:

@@ -14,12 +14,12 @@ import pytest
 
 from helpers.job import CHATS
 from helpers.process import inherited_environment
+from msgbubbles.configuration import DLT_SECTIONS, list_keys
 from msgbubbles.policy import PRESETS
 from msgbubbles.settings import RefreshRule
 from msgbubbles_sync import settings
 from msgbubbles_sync.cli.connection import check_api_key
 from msgbubbles_sync.cli.options import choose_workspace
-from msgbubbles_sync.configuration import DLT_SECTIONS, list_keys
 from msgbubbles_sync.errors import UsageError
 
 

@@ -9,14 +9,17 @@ pipeline.run(msgbubbles_source())
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import dlt
 from dlt.extract import DltResource
 
 from msgbubbles.client import BASE_URL, Client
+from msgbubbles.configuration import SOURCE_KEY, SOURCE_SCHEMA, read_values
 from msgbubbles.policy import SECTION, Policy, Pseudonymizer, parse_policy
 from msgbubbles.private_client import build_client
 from msgbubbles.rate_limit import RateLimiter
@@ -75,7 +78,11 @@ def msgbubbles_source(
     run = run or Run()
     settings = build_source_settings(values)
     run.config = SourceConfig.from_settings(settings)
-    redactor = privacy if isinstance(privacy, Redactor) else _configure_redactor(privacy)
+    if isinstance(privacy, Redactor):  # then the caller has read the configuration
+        redactor = privacy
+    else:
+        _check_configuration()
+        redactor = _configure_redactor(privacy)
 
     def build_resource(read: Read, tables: tuple[str, ...]) -> Any:
         def rows() -> Iterator[Any]:
@@ -112,6 +119,13 @@ def _connect(api_key: str, settings: SourceSettings, redactor: Redactor, run: Ru
         return [chat.id for chat in run.warehouse.chats(ids)] if run.warehouse else ()
 
     return build_client(transport, redactor, stored_chats, settings.sender_field)
+
+
+def _check_configuration() -> None:
+    """Raise `ConfigurationError` for a setting under [sources.msgbubbles] that does not exist, or has a wrong value."""
+    context = dlt.current.run_context()
+    for folder in (context.global_dir, context.settings_dir):
+        deque(read_values(SOURCE_SCHEMA, Path(folder), SOURCE_KEY), maxlen=0)
 
 
 def _configure_redactor(privacy: Any) -> Redactor:

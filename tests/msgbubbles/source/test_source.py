@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from helpers.process import inherited_environment
+from msgbubbles.errors import ConfigurationError
+from msgbubbles.source import msgbubbles_source
 from msgbubbles_sync.sandbox import Account, Knobs, seed, serve
 
 PIPELINE = """
@@ -73,3 +75,42 @@ def test_five_lines_load_everything_and_a_fault_loads_nothing(tmp_path: Path, on
         everything = counts | {"messages": 400, "attachments": files, "numbers": 3, "stream_coverage": 2}
         assert run() == (counts if only else everything)
         assert run() == (counts if only else everything)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return an empty configuration folder of dlt."""
+    monkeypatch.setenv("DLT_PROJECT_DIR", str(tmp_path))
+    monkeypatch.setenv("DLT_CONFIG_FOLDER", ".dlt")
+    folder = tmp_path / ".dlt"
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "refusal"),
+    [
+        ("[sources.msgbubbles]\nlookback_second = 1", ":2: .* lookback_second is not a setting. .* lookback_seconds"),
+        ("[sources.msgbubbles.privcy]\npreset = 'minimal'", ":1: .*mean .sources.msgbubbles.privacy"),
+        ("[sources.msgbubbles.privacy]\nprest = 'minimal'", ":2: .* Did you mean preset"),
+        ("[sources.msgbubbles]\nmax_attempts = 0", ":2: .* max_attempts must be a whole number of at least 1"),
+        ("[sources.msgbubbles]\nsettle_seconds = 1", ":2: .* Rename it to lookback_seconds"),
+    ],
+)
+def test_misspelt_setting_in_a_file_is_refused(folder: Path, text: str, refusal: str) -> None:
+    (folder / "config.toml").write_text(text)
+    with pytest.raises(ConfigurationError, match=r"config.toml" + refusal):
+        msgbubbles_source("sk_test")
+
+
+@pytest.mark.usefixtures("folder")
+def test_misspelt_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__PRESETS", "minimal")
+    with pytest.raises(ConfigurationError, match="Did you mean SOURCES__MSGBUBBLES__PRIVACY__PRESET"):
+        msgbubbles_source("sk_test")
+
+
+def test_other_sections_and_valid_settings_are_accepted(folder: Path) -> None:
+    text = "[sources.msgbubbles]\nlookback_seconds = 1\n[sources.msgbubbles.schema]\n[sources.github]\nx = 1\n[ours]"
+    (folder / "config.toml").write_text(text)
+    assert msgbubbles_source("sk_test").resources.keys() == {"numbers", "messages", "chats"}
