@@ -1,4 +1,4 @@
-"""What may be set where, in which file or variable, and what a wrong value or name is answered with."""
+"""Settings are read from files and variables; wrong names and values are refused with a suggestion."""
 
 from __future__ import annotations
 
@@ -65,19 +65,19 @@ def refusal(config: str = "", secrets: str = "", account: str | None = None) -> 
 
 
 @pytest.mark.usefixtures("folder")
-def test_environment_overrides_secrets_and_secrets_override_the_configuration(folder: Path) -> None:
+def test_environment_overrides_secrets_file_overrides_config_file(folder: Path) -> None:
     assert settings.load_settings() == settings.Settings()
     (folder / "config.toml").write_text("[webhooks]\nport = 1\nhost = '::1'\n[sources.msgbubbles]\nmax_attempts = 2\n")
     (folder / "secrets.toml").write_text("[sources.msgbubbles]\nmax_attempts = 3\n[webhooks]\nport = 2\n")
     os.environ["WEBHOOKS__PORT"] = "3"
-    found = settings.load_settings()
-    assert (found.webhooks.host, found.webhooks.port, found.source.max_attempts) == ("::1", 3, 3)
+    loaded = settings.load_settings()
+    assert (loaded.webhooks.host, loaded.webhooks.port, loaded.source.max_attempts) == ("::1", 3, 3)
 
 
 # Accounts
 
 
-def test_accounts_are_those_of_both_files_and_the_environment(accounts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accounts_come_from_both_files_and_the_environment(accounts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCOUNTS__FAR_WEST__API_KEY", "sk_west")
     assert settings.account_names() == ["far_west", "north", "south"]
     monkeypatch.setenv("DLT_PROJECT_DIR", str(accounts))
@@ -89,30 +89,30 @@ def test_accounts_are_those_of_both_files_and_the_environment(accounts: Path, mo
 @pytest.mark.parametrize(
     "name", ["North", "no-rth", "1st", "a__b", "_a", "a_", "pg", "pg_one", "of_msgbubbles", "n" * 41]
 )
-def test_account_that_no_schema_or_file_can_be_named_after_is_refused(accounts: Path, name: str) -> None:
+def test_unusable_account_name_is_refused(accounts: Path, name: str) -> None:
     (accounts / "config.toml").write_text(f'[accounts."{name}"]\n')
     with pytest.raises(UsageError, match="Choose another"):
         settings.account_names()
 
 
 @pytest.mark.usefixtures("accounts")
-def test_settings_of_an_account_override_those_of_all() -> None:
+def test_account_settings_override_shared_settings() -> None:
     os.environ["SOURCES__MSGBUBBLES__API_KEY"] = "sk_of_nobody"
     os.environ["SOURCES__MSGBUBBLES__LOOKBACK_SECONDS"] = "5"
     os.environ["SOURCES__MSGBUBBLES__MAX_ATTEMPTS"] = "4"
     os.environ["ACCOUNTS__NORTH__PRIVACY__TITLES"] = "keep"
-    found = settings.load_settings("north")
-    assert found.api_key == "sk_north"
-    assert (found.source.lookback_seconds, found.source.max_attempts) == (60.5, 4)
-    assert found.source.refresh_chats == (RefreshRule(12),)
-    assert found.source.read_participants
-    assert found.preset == "minimal"
-    assert (found.policy.titles, found.policy.text) == ("keep", PRESETS["minimal"].text)
-    assert (found.transforms.time_zone, found.transforms.spark) == ("Europe/Berlin", {"spark.master": "local[1]"})
+    loaded = settings.load_settings("north")
+    assert loaded.api_key == "sk_north"
+    assert (loaded.source.lookback_seconds, loaded.source.max_attempts) == (60.5, 4)
+    assert loaded.source.refresh_chats == (RefreshRule(12),)
+    assert loaded.source.read_participants
+    assert loaded.preset == "minimal"
+    assert (loaded.policy.titles, loaded.policy.text) == ("keep", PRESETS["minimal"].text)
+    assert (loaded.transforms.time_zone, loaded.transforms.spark) == ("Europe/Berlin", {"spark.master": "local[1]"})
     assert settings.load_settings("south").source.lookback_seconds == 5
 
 
-def test_account_without_a_key_of_its_own_does_not_take_another(accounts: Path) -> None:
+def test_account_without_a_key_does_not_use_another(accounts: Path) -> None:
     os.environ["SOURCES__MSGBUBBLES__API_KEY"] = "sk_of_nobody"
     (accounts / "secrets.toml").unlink()
     assert settings.load_settings("north").api_key == ""
@@ -121,7 +121,7 @@ def test_account_without_a_key_of_its_own_does_not_take_another(accounts: Path) 
 
 
 @pytest.mark.usefixtures("accounts")
-def test_sandbox_is_none_of_the_configured_accounts(tmp_path: Path) -> None:
+def test_sandbox_is_not_a_configured_account(tmp_path: Path) -> None:
     assert choose_workspace(tmp_path / "demo.duckdb", None, sandbox=True).account is None
     with pytest.raises(UsageError, match="leave out --account, and unset MSGBUBBLES_ACCOUNT"):
         choose_workspace(tmp_path / "demo.duckdb", "north", sandbox=True)
@@ -140,7 +140,7 @@ def test_sandbox_is_none_of_the_configured_accounts(tmp_path: Path) -> None:
         ("sync = 5\n", "1: sync is a section. Write it as [sync]."),
     ],
 )
-def test_value_in_the_wrong_place_is_refused_without_being_quoted(text: str, says: str) -> None:
+def test_misplaced_value_is_refused_without_quoting_it(text: str, says: str) -> None:
     message = refusal(text, account="north")
     assert message.startswith(f"dlt_config/config.toml:{says}")
     assert "sk_1" not in message
@@ -170,7 +170,7 @@ def misspelt_sections() -> Iterator[tuple[str, str]]:
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(("section", "key"), SETTINGS)
-def test_misspelt_key_is_refused_with_the_right_one(section: str, key: str) -> None:
+def test_misspelt_key_is_refused_with_a_suggestion(section: str, key: str) -> None:
     message = refusal(f"# A comment\n\n[{section}]\n{misspelt(key)} = 1\n")
     assert message == (f"dlt_config/config.toml:4: [{section}] {misspelt(key)} is not a setting. Did you mean {key}?")
     assert refusal("", f"[{section}]\n{misspelt(key)} = 1\n").startswith("dlt_config/secrets.toml:2: ")
@@ -178,7 +178,7 @@ def test_misspelt_key_is_refused_with_the_right_one(section: str, key: str) -> N
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(("section", "wrong"), list(misspelt_sections()))
-def test_misspelt_section_is_refused_with_the_right_one(section: str, wrong: str) -> None:
+def test_misspelt_section_is_refused_with_a_suggestion(section: str, wrong: str) -> None:
     message = refusal(f"\n[{wrong}]\nsome_key = 1\n")
     assert message == (
         f"dlt_config/config.toml:2: [{wrong}] is not a section of this project or of dlt. Did you mean [{section}]?"
@@ -187,7 +187,7 @@ def test_misspelt_section_is_refused_with_the_right_one(section: str, wrong: str
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(("section", "key"), SETTINGS)
-def test_misspelt_variable_is_refused_with_the_right_one(section: str, key: str) -> None:
+def test_misspelt_variable_is_refused_with_a_suggestion(section: str, key: str) -> None:
     parts = [*section.split("."), key]
     right = "__".join(parts).upper()
     for at, part in enumerate(parts):
@@ -216,11 +216,11 @@ def test_misspelt_variable_is_refused_with_the_right_one(section: str, key: str)
         ("sync.batch_page = 1\n", "1: [sync] batch_page is not a setting. Did you mean batch_pages?"),
     ],
 )  # fmt: skip
-def test_what_is_no_setting_is_refused(text: str, says: str) -> None:
+def test_unknown_key_is_refused(text: str, says: str) -> None:
     assert refusal(text).startswith(f"dlt_config/config.toml:{says}")
 
 
-def test_what_belongs_to_dlt_or_to_other_programs_passes(folder: Path) -> None:
+def test_settings_of_dlt_and_other_programs_are_ignored(folder: Path) -> None:
     (folder / "config.toml").write_text(
         '[runtime]\nlog_level = "CRITICAL"\n[destination.postgres]\ncredentials = "x"\n'
         "[sources.data_writer]\nbuffer_max_items = 5\n[sources.msgbubbles.extract]\nworkers = 1\n"
@@ -233,7 +233,7 @@ def test_what_belongs_to_dlt_or_to_other_programs_passes(folder: Path) -> None:
     assert settings.load_settings() == settings.Settings()
 
 
-def test_sections_of_dlt_are_those_that_dlt_knows() -> None:
+def test_dlt_sections_match_dlt() -> None:
     from dlt.common.configuration.specs import known_sections
 
     known = {value for name, value in vars(known_sections).items() if name.isupper()}
@@ -250,7 +250,7 @@ def test_sections_of_dlt_are_those_that_dlt_knows() -> None:
         ("sync", "table_format", "Remove it: a folder of Delta tables is read again into Parquet."),
     ],
 )
-def test_former_key_is_refused_with_what_replaces_it(section: str, key: str, advice: str) -> None:
+def test_former_key_is_refused_with_its_replacement(section: str, key: str, advice: str) -> None:
     says = f"{key} is no longer supported. {advice}"
     assert refusal(f"[{section}]\n{key} = 1\n").startswith(f"dlt_config/config.toml:2: [{section}] {says}")
     inner = section.removeprefix("sources.msgbubbles")
@@ -265,7 +265,7 @@ def test_former_key_is_refused_with_what_replaces_it(section: str, key: str, adv
 READERS = ("configuration.py", "settings.py", "source/__init__.py", "groups/dlt_destination.py", "destinations/")
 
 
-def test_nothing_else_reads_the_configuration() -> None:
+def test_no_other_module_reads_the_configuration() -> None:
     packages = Path(settings.__file__).parents[1]
     for path in packages.glob("msgbubbles*/**/*.py"):
         name = path.relative_to(packages).as_posix().partition("/")[2]
@@ -305,7 +305,9 @@ def test_nothing_else_reads_the_configuration() -> None:
         ("webhooks", "digest", "md5", 'one of "sha1", "sha256", "sha512"'),
     ],
 )
-def test_value_out_of_range_names_its_line_or_variable(section: str, key: str, value: Any, expected: str) -> None:
+def test_value_out_of_range_is_refused_with_its_line_or_variable(
+    section: str, key: str, value: Any, expected: str
+) -> None:
     says = f": [{section}] {key} must be {expected}"
     assert refusal(f"[{section}]\n# Not good\n{key} = {value!r}\n").startswith(f"dlt_config/config.toml:3{says}")
     if isinstance(value, str) or key not in ("table", "vault"):  # a variable is text
@@ -315,7 +317,7 @@ def test_value_out_of_range_names_its_line_or_variable(section: str, key: str, v
 
 
 @pytest.mark.usefixtures("folder")
-def test_line_is_found_wherever_a_value_begins() -> None:
+def test_line_of_a_multiline_value_is_found() -> None:
     text = '[sync]\n# batch_pages = 1\nmemory_limit = "batch_pages"\n"batch_pages" = 1\n'
     assert "config.toml:3:" in refusal(text)
     assert "config.toml:4:" in refusal(text.replace('"batch_pages"\n"', '"none"\n"'))
@@ -325,7 +327,7 @@ def test_line_is_found_wherever_a_value_begins() -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_privacy_settings_that_do_not_go_together_are_refused() -> None:
+def test_contradicting_privacy_settings_are_refused() -> None:
     message = refusal('[sources.msgbubbles.privacy]\nown_numbers = "pseudonym"\n')
     assert message.startswith("dlt_config/config.toml:2: ")
     assert "set handles too, or leave own_numbers out" in message
@@ -336,7 +338,7 @@ def test_privacy_settings_that_do_not_go_together_are_refused() -> None:
     "key",
     ["sk_live_...", "sk_live_…", "sk_live_xxx", "sk_test_XXXXXXXX", "...", "<your key>", "your-api-key", "sk_..."],
 )
-def test_placeholder_is_no_api_key(key: str) -> None:
+def test_placeholder_api_key_is_refused(key: str) -> None:
     Path("dlt_config/secrets.toml").write_text(f'[sources.msgbubbles]\napi_key = "{key}"\n')
     with pytest.raises(UsageError) as refused:
         check_api_key(settings.load_settings(), "chats.py")
@@ -345,9 +347,9 @@ def test_placeholder_is_no_api_key(key: str) -> None:
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("key", ["sk_live_x1x2x3", "sk_test_1", "0f4e"])
-def test_real_api_key_is_no_placeholder_and_is_not_shown(key: str) -> None:
+def test_real_api_key_is_accepted_and_not_shown(key: str) -> None:
     os.environ["SOURCES__MSGBUBBLES__API_KEY"] = key
-    found = settings.load_settings()
+    loaded = settings.load_settings()
     check_api_key(found, "chats.py")
     assert key not in repr(found)
 
@@ -362,7 +364,7 @@ def test_real_api_key_is_no_placeholder_and_is_not_shown(key: str) -> None:
         ("thread_days = 30", "full with thread_days = 30"),
     ],
 )
-def test_policy_is_described_by_its_preset_and_what_differs(text: str, says: str) -> None:
+def test_policy_is_described_by_its_preset_and_differences(text: str, says: str) -> None:
     Path("dlt_config/config.toml").write_text(f"[sources.msgbubbles.privacy]\n{text}\n")
     assert settings.load_settings().describe_policy() == says
 
@@ -386,7 +388,7 @@ def test_policy_is_described_by_its_preset_and_what_differs(text: str, says: str
         ),
     ],
 )  # fmt: skip
-def test_command_is_refused_before_anything_is_read(
+def test_command_is_refused_before_reading_anything(
     folder: Path, config: str, variables: dict[str, str], says: str
 ) -> None:
     (folder / "config.toml").write_text(config)

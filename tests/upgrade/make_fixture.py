@@ -38,7 +38,7 @@ import duckdb
 from hooks import WEBHOOKS, Process
 from job import CHATS, Job
 from msgbubbles.coverage import Coverage
-from msgbubbles.walk import BEGINNING_MS
+from msgbubbles.walk import BEGINNING_MS  # codespell:ignore walk
 from sandbox import Account, Knobs, NewMessage, seed, serve
 from warehouse.known import Known
 from warehouse.lock import one_job
@@ -259,7 +259,7 @@ def spooled(job: Job) -> list[str]:
 
 
 def missing(job: Job) -> dict[str, list[tuple[int, int]]]:
-    """The intervals of each stream that were never read, in milliseconds since 1970."""
+    """Return the intervals of each stream that were never read, in milliseconds since 1970."""
     place = Place.of(job.database)
     place.configure_dlt()
     states = Known(place).states()

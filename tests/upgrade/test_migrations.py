@@ -161,9 +161,8 @@ def test_newer_release_is_refused(workspace: Workspace) -> None:
 
 def test_runs_keep_their_number_of_batches(workspace: Workspace) -> None:
     with duckdb.connect(str(workspace.work)) as connection:
-        before = connection.execute(
-            "SELECT run_id, slices FROM msgbubbles.sync_runs ORDER BY 1"
-        ).fetchall()  # codespell:ignore slices
+        query = "SELECT run_id, slices FROM msgbubbles.sync_runs ORDER BY 1"  # codespell:ignore slices
+        before = connection.execute(query).fetchall()
     assert before
     logged = [record["slices"] for record in RunLog(workspace.folder).records()]  # codespell:ignore slices
     assert logged

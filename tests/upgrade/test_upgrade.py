@@ -1,7 +1,7 @@
-"""What the release before the rebuild left on a disk goes on with this one, and nothing of it is lost or read again.
+"""This release continues with the files of the release before the rebuild, and loses or reads again nothing.
 
-`make_fixture.py` says what is in the archives. What this release calls otherwise than that one is named at the top. The
-queries on a fixture before it is upgraded use the older names, and stay as they are.
+`make_fixture.py` describes the archives. Names that this release has changed are at the top. Queries on a fixture
+before its upgrade use the old names, and stay as they are.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ MEMBERS = "SELECT handle, operation, chat_id FROM msgbubbles.group_member_operat
 EVENTS = "SELECT event_id FROM msgbubbles.webhook_events"
 REJECTED = "SELECT row->>'id' FROM msgbubbles.rejected_rows"
 RUNS = "SELECT run_id FROM msgbubbles.sync_runs"
-# Rows are not read again because of their age: how old those of a fixture are depends on when the test runs.
+# No row is read again because of its age, which depends on when the test runs.
 WITHOUT_REFRESH = {"SOURCES__MSGBUBBLES__REFRESH_CHATS": "[]", "SOURCES__MSGBUBBLES__REFRESH_MESSAGES": "[]"}
 POLICY = "SOURCES__MSGBUBBLES__PRIVACY__"
 
 
 @dataclass
 class Opened:
-    """A copy of a fixture, whose account is served again. `served` counts how often each row of a list was answered."""
+    """A copy of a fixture, and a server for its account. `served` counts how often each row of a list was returned."""
 
     job: Job
     facts: dict[str, Any]
@@ -65,7 +65,7 @@ class Opened:
             return connection.execute(sql).fetchall()
 
     def loaded(self) -> dict[str, set[str]]:
-        """Ids of what is published and has not changed since; a chat that has a new message is listed elsewhere."""
+        """Return the ids of published rows whose place in the list has not changed: a new message moves its chat."""
         chats = dict(self.rows("SELECT id, epoch_ms(last_message_at) FROM msgbubbles.chats"))
         now = self.server.account.all("SELECT id, last_us / 1000 AS last_ms FROM chats")
         return {
@@ -74,7 +74,7 @@ class Opened:
         }
 
     def pages_needed(self, loaded: dict[str, set[str]]) -> int:
-        """How many pages it takes to read the rest: each missing interval begins and ends within a page."""
+        """Return how many pages the other rows take: each missing interval starts and ends within a page."""
         truth = self.server.truth()
         rows = {"messages": len(truth.messages), "chats": len(truth.chats)}
         return sum(
@@ -83,8 +83,9 @@ class Opened:
         )
 
     def check_not_read_again(self, stream: str, loaded: set[str]) -> None:
-        """Of the rows that were loaded, only those on the newest page are read again, and those on the page with which
-        a missing interval ends. The oldest ends with the list.
+        """Check that loaded rows are read again only on the newest page, and on the last page of a missing interval.
+
+        The oldest interval ends with the list.
         """
         allowed = PAGE * len(self.facts["missing"][stream])
         assert allowed < len(loaded)
@@ -92,36 +93,36 @@ class Opened:
 
 
 @contextmanager
-def opened(name: str, folder: Path) -> Iterator[Opened]:
+def open_fixture(name: str, folder: Path) -> Iterator[Opened]:
     with tarfile.open(HERE / f"{name}.tar.xz") as archive:
         archive.extractall(folder, filter="tar")
     facts = json.loads((folder / "facts.json").read_text())
 
-    def seen(kind: str, row: dict[str, Any]) -> dict[str, Any]:
+    def count(kind: str, row: dict[str, Any]) -> dict[str, Any]:
         if "id" in row:
             old.served[kind, row["id"]] += 1
         return {**row, "created_at": "yesterday"} if row.get("id") == facts.get("rejected_message") else row
 
     account = Account(folder / "account.sqlite")
-    with serve(account, Knobs(transform_row=seen)) as server:
+    with serve(account, Knobs(transform_row=count)) as server:
         old = Opened(Job(folder, server, dict(WITHOUT_REFRESH)), facts)
         yield old
     account.close()
 
 
 def write(account: Account) -> None:
-    """Let time pass: messages in known chats, and a new chat."""
+    """Add messages to existing chats, and a new chat."""
     now = datetime.now(UTC)
     known = account.all("SELECT id FROM chats WHERE NOT is_group AND last_us IS NOT NULL ORDER BY last_us, id LIMIT 10")
     chats = [*(row["id"] for row in known), account.add_chat("+14155550100", "+14155550199", now)]
     account.add_messages(
-        NewMessage(one, "inbound", "since the upgrade", now - timedelta(seconds=number), "received")
-        for number, one in enumerate(chats)
+        NewMessage(chat_id, "inbound", "since the upgrade", now - timedelta(seconds=number), "received")
+        for number, chat_id in enumerate(chats)
     )
 
 
-def test_a_backfill_goes_on_where_the_older_release_stopped(tmp_path: Path) -> None:
-    with opened("plain", tmp_path) as old:
+def test_backfill_continues_where_the_older_release_stopped(tmp_path: Path) -> None:
+    with open_fixture("plain", tmp_path) as old:
         rejected, runs = old.rows(REJECTED), set(old.rows(RUNS))
         write(old.server.account)
         loaded = old.loaded()
@@ -131,7 +132,7 @@ def test_a_backfill_goes_on_where_the_older_release_stopped(tmp_path: Path) -> N
         outcome = old.job.run(transform=True, status=3)
         assert outcome.summary["streams"]["messages"]["rejected"] == 1
         assert (outcome.summary["outcome"], outcome.summary["failed_reads"]) == ("complete", {})
-        # The row that could not be read is where it was, and is not asked for again either.
+        # The rejected row stays where it was.
         assert differences(old.job.database, old.server.truth()) == {
             "messages": {"missing": 1, "surplus": 0, "stale": 0}
         }
@@ -145,15 +146,15 @@ def test_a_backfill_goes_on_where_the_older_release_stopped(tmp_path: Path) -> N
 
         again = old.job.run()
         assert again.requests <= 5
-        assert all(stream["landed"] == 0 for stream in again.summary["streams"].values())
+        assert all(stream["landed"] == 0 for stream in again.summary["streams"].values())  # codespell:ignore landed
 
 
-def test_the_groups_and_what_was_asked_for_them_are_known(tmp_path: Path) -> None:
-    with opened("plain", tmp_path) as old:
+def test_groups_and_their_operations_are_known(tmp_path: Path) -> None:
+    with open_fixture("plain", tmp_path) as old:
         shown = old.server.account.all("SELECT id, title FROM chats WHERE is_group")
         chats = {row["title"]: row["id"] for row in shown}
         members = set(old.rows(MEMBERS))
-        # Not loaded yet, with the release that wrote it: what was renamed and added, and what got no answer.
+        # The older release had not loaded a rename, an addition, and an operation without a response.
         old.job.run("--max-requests", "1", status=3)
         asked = Counter(old.rows(OPERATIONS))
         assert asked == Counter(
@@ -164,12 +165,12 @@ def test_the_groups_and_what_was_asked_for_them_are_known(tmp_path: Path) -> Non
         )  # fmt: skip
         assert set(old.rows(MEMBERS)) == members | {("+14155550144", "added", chats["South"])}
 
-        # The creation without an answer is settled, and no group is made or changed a second time.
+        # The creation without a response gets its outcome, and no group is created or changed a second time.
         run_groups(old)
         assert old.server.operations == []
         old.job.run("--max-requests", "1", status=3)
-        settled = {("west", "create", "unknown"): ("west", "create", "succeeded")}
-        assert Counter(old.rows(OPERATIONS)) == Counter(settled.get(one, one) for one in asked.elements())
+        final = {("west", "create", "unknown"): ("west", "create", "succeeded")}
+        assert Counter(old.rows(OPERATIONS)) == Counter(final.get(row, row) for row in asked.elements())
 
         rename(tmp_path / "groups.csv", "west", "West, renamed")
         run_groups(old)
@@ -196,10 +197,10 @@ def rename(table: Path, key: str, title: str) -> None:
 
 
 def test_each_event_is_loaded_once(tmp_path: Path) -> None:
-    with opened("plain", tmp_path) as old:
+    with open_fixture("plain", tmp_path) as old:
         before = {row[0] for row in old.rows(EVENTS)}
         spooled = old.facts["spooled"]
-        # The receiver of this release starts on the older one's files, and the API sends an event a second time.
+        # The receiver starts on the files of the older release, and the API sends an event a second time.
         secrets = tmp_path / "secrets.toml"
         key = b64decode(tomllib.loads(secrets.read_text())["webhooks"]["secrets"][-1].removeprefix("whsec_"))
         receiver = Process(tmp_path, old.job.whole_environment(), *DATABASE, "--secrets-file", str(secrets))
@@ -220,8 +221,8 @@ def test_each_event_is_loaded_once(tmp_path: Path) -> None:
         assert len(files) == 1, "the dead letter is still there"
 
 
-def test_everybody_keeps_their_pseudonym_and_the_erased_stay_away(tmp_path: Path) -> None:
-    with opened("pseudonymous", tmp_path) as old:
+def test_pseudonyms_stay_and_erased_people_do_not_return(tmp_path: Path) -> None:
+    with open_fixture("pseudonymous", tmp_path) as old:
         erased, key = old.facts["erased"], old.facts["key"]
         policy = {"PRESET": "analytics", "KEY": key, "VAULT": str(tmp_path / "vault.sqlite")}
         old.job.environment |= {POLICY + name: value for name, value in policy.items()}
@@ -249,7 +250,7 @@ def test_everybody_keeps_their_pseudonym_and_the_erased_stay_away(tmp_path: Path
         }
         assert old.rows("SELECT sum(people) FROM msgbubbles.erasures") == [(1,)]
         pseudonyms = {row["remote_handle"]: people[chat] for chat, row in rows["chats"].items() if not row["is_group"]}
-        assert old.job.ask("privacy", "lookup", *pseudonyms) == pseudonyms, "the vault knows all"
+        assert old.job.ask("privacy", "lookup", *pseudonyms) == pseudonyms, "the vault has all pseudonyms"
         assert old.job.ask("verify", "--full")["equal"]
         (threads,) = old.rows("SELECT count(*) FROM marts.thread_activity")
         assert threads == (len(people),)
