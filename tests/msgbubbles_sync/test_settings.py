@@ -350,8 +350,8 @@ def test_placeholder_api_key_is_refused(key: str) -> None:
 def test_real_api_key_is_accepted_and_not_shown(key: str) -> None:
     os.environ["SOURCES__MSGBUBBLES__API_KEY"] = key
     loaded = settings.load_settings()
-    check_api_key(found, "chats.py")
-    assert key not in repr(found)
+    check_api_key(loaded, "chats.py")
+    assert key not in repr(loaded)
 
 
 @pytest.mark.usefixtures("folder")
