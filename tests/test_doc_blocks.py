@@ -25,11 +25,9 @@ from msgbubbles_sync.sandbox import Account, Server, seed, serve
 from msgbubbles_sync.settings import load_settings
 
 ROOT = Path(__file__).parents[1]
-OTHERS = ("groups.md", "webhooks.md")
 PAGES = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    *sorted(page for page in (ROOT / "docs").glob("**/*.md") if page.name not in OTHERS),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").glob("**/*.md")),
 ]
 BLOCKS = [block for page in PAGES for block in read_blocks(page)]
 # Run or parsed; a block without a language is text.
@@ -74,6 +72,8 @@ def environment(project: Path, server: Server) -> dict[str, str]:
         "XDG_STATE_HOME": str(project / "state"),
         "DLT_DATA_DIR": str(project / "dlt"),
         "RUNTIME__DLTHUB_TELEMETRY": "false",
+        "DESTINATION__GROUPS__API_KEY": server.key,
+        "DESTINATION__GROUPS__BASE_URL": server.url,
         "COLUMNS": "120",
     }
 
@@ -162,7 +162,7 @@ def check_settings(block: Block, folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_every_link_leads_to_a_file_and_a_heading() -> None:
-    for page in [*PAGES, *(ROOT / "docs" / name for name in OTHERS)]:
+    for page in PAGES:
         text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
         links = re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)|src=\"([^\"]+)\"", text)
         for path, anchor, image in links:
@@ -186,6 +186,6 @@ def test_readme_fits_on_a_screen_and_names_both_commands() -> None:
 
 
 def test_no_page_installs_a_name_that_is_not_on_an_index() -> None:
-    for page in [*PAGES, *(ROOT / "docs" / name for name in OTHERS), *(ROOT / "notebooks").glob("*")]:
+    for page in [*PAGES, *(ROOT / "notebooks").glob("*.*")]:
         if page.is_file():
             assert not re.search(r"pip install [^\n]*msgbubbles[-_]sync", page.read_text()), page

@@ -6,6 +6,7 @@ import ast
 import inspect
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -260,10 +261,10 @@ def test_the_key_of_groups_is_documented() -> None:
 
 
 def test_the_page_on_groups_has_the_exit_statuses_of_its_help() -> None:
-    said = (CLI / "groups.py").read_text().split("Exit status:")[1].split('"""')[0]
+    help_text = (CLI / "groups.py").read_text().split("Exit status:")[1].split('"""')[0]
     table = GROUPS.read_text().split("| exit status of `groups.py` | |")[1].split("\n\n")[0]
     assert set(re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)) == set(
-        re.findall(r"(?:^|; |\n)\s*(\d+)\b", said)
+        re.findall(r"(?:^|; |\n)\s*(\d+)\b", help_text)
     )
 
 
@@ -293,10 +294,10 @@ def test_every_command_and_option_of_webhooks_is_documented() -> None:
 
 
 def test_the_page_on_webhooks_has_the_exit_statuses_of_its_help() -> None:
-    said = (CLI / "webhooks.py").read_text().split("Exit status:")[1].split('"""')[0]
+    help_text = (CLI / "webhooks.py").read_text().split("Exit status:")[1].split('"""')[0]
     table = WEBHOOKS.read_text().split("| exit status of `webhooks.py` | |")[1].split("\n\n")[0]
     assert set(re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)) == set(
-        re.findall(r"(?:^|; |\n)\s*(\d+)\b", said)
+        re.findall(r"(?:^|; |\n)\s*(\d+)\b", help_text)
     )
 
 
@@ -313,3 +314,24 @@ def test_architecture_names_code_that_exists() -> None:
     files = (".md", ".toml", ".py")
     missing = [one for one in written if not one.endswith(files) and not set(one.split(".")) <= names]
     assert missing == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "conversations.html",
+        "plan.json",
+        "groups.csv",
+        "backup/warehouse.duckdb",
+        "dlt_config/secrets.toml",
+        "deploy/.env",
+        "notebooks/__marimo__/session/explore.py.json",
+        "build/docs/static_index.html",
+    ],
+)
+def test_git_ignores_files_with_personal_data(name: str, tmp_path: Path) -> None:
+    (tmp_path / ".gitignore").write_text((ROOT / ".gitignore").read_text())
+    git = shutil.which("git")
+    assert git
+    subprocess.run([git, "init", "--quiet"], cwd=tmp_path, check=True)
+    subprocess.run([git, "check-ignore", "--quiet", name], cwd=tmp_path, check=True)
