@@ -55,7 +55,7 @@ def run(context: Context, limits: Limits) -> RunReport:
     with _log_run(context, report):
         _finish_privacy_work(context)
         report.expired = dict(expire(context))
-        load_ledger(context.workspace, context.redactor)
+        load_ledger(context.workspace, context.destination, context.redactor)
         _load_events(context)
         context.destination.prepare()
         if limits.with_transform:

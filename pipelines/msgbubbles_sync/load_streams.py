@@ -44,7 +44,7 @@ class StreamLoader:
         self._report, self._run = report, report.run
         settings = replace(context.settings, source=source)
         self._arguments = source_arguments(settings, context.redactor)
-        self._pipeline = build_pipeline(context.workspace)
+        self._pipeline = build_pipeline(context.workspace, context.destination)
         self._screen = Screen(context.destination)
         self._run.keep_on_error = True
         self._run.on_rows = lambda: self._workspace.set_pending("repair", "transform", "publish")

@@ -119,7 +119,7 @@ def rename_column(workspace: Workspace, destination: Destination, old: str, new:
     """Rename a column in every table, in dlt's stored schemas, and in the views that use it."""
     _rename_in_warehouse(destination, old, new)
     for name in PIPELINES:
-        pipeline = build_pipeline(workspace, name)
+        pipeline = build_pipeline(workspace, destination, name)
         pipeline.sync_destination()
         for schema_name in pipeline.schema_names:
             schema = pipeline.schemas[schema_name]

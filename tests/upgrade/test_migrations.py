@@ -59,7 +59,7 @@ def read_dlt_files(workspace: Workspace) -> dict[str, tuple[set[str], Any]]:
     pipelines = {}
     for name in PIPELINES:
         shutil.rmtree(workspace.folder / "dlt" / name, ignore_errors=True)
-        pipeline = build_pipeline(workspace, name)
+        pipeline = build_pipeline(workspace, build_destination(workspace), name)
         pipeline.sync_destination()
         [schema_name] = pipeline.schema_names
         tables = pipeline.schemas[schema_name].tables.values()

@@ -1,7 +1,7 @@
-"""Where a warehouse's tables are: in a DuckDB file, on a PostgreSQL server, in a lake, or in Parquet files.
+"""The destinations of a warehouse: a DuckDB file, a PostgreSQL server, a lake, or Parquet files.
 
-Everything but the load and the transforms goes through a DuckDB connection, which reads and writes all of them: so each
-query of a warehouse is written once.
+Loads go through dlt, and transforms through dbt. Everything else uses a DuckDB connection, which reads and writes all
+destinations, so each query is written once.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Tables that DuckDB attaches: on a PostgreSQL server, or in a lake.
+"""Destinations that DuckDB attaches: a PostgreSQL server, or a lake.
 
-Nothing is published: readers see each table as soon as it is written.
+Readers see each table as soon as it is written.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from msgbubbles_sync.workspace import DATASET, Workspace
 from .base import Destination
 from .union_accounts import ACCOUNTS, MANY_ACCOUNTS, ONE_ACCOUNT, Key, build_union, read_columns
 
-# A view with a digest of the queries of the views of all accounts.
+# A view that holds a digest of the queries of the views of all accounts.
 VIEWS_DIGEST = ("msgbubbles", "_accounts_made_as")
 SCHEMA = re.compile(rf"((?:{ACCOUNT_NAME.pattern}_)?)(msgbubbles|marts|staging)")
 
 
 class Attached(Destination):
-    """What a server and a lake have in common."""
+    """A server or a lake."""
 
-    # What to choose another of, where this one is taken; and how to give the schemas an account's name.
+    # For error messages: what to choose another of if this one is taken, and how to rename the schemas.
     _another: str
     _rename: str
 
@@ -65,10 +65,10 @@ class Attached(Destination):
 
     @contextmanager
     def _open_account(self, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
-        """Open a connection in which an account's schemas have the names that those of an only account have."""
+        """Open a connection in which an account's schemas have names without its prefix."""
         with self._attach(*options) as connection:
             if self.prefix:
-                connection.execute("BEGIN")  # the job may be creating and dropping tables meanwhile
+                connection.execute("BEGIN")  # the job may create and drop tables meanwhile
                 for schema, table in _columns_by_prefix(connection).get(self.prefix, {}):
                     connection.execute(f"CREATE SCHEMA IF NOT EXISTS memory.{schema}")
                     connection.execute(
@@ -96,16 +96,15 @@ class Attached(Destination):
             self._update_views()
         return None
 
-    # The jobs of other accounts do the same, perhaps at the same time, and some of it excludes the others.
+    # The jobs of other accounts may do the same at the same time, with conflicting locks.
     @retry(
         retry=retry_if_exception(lambda error: isinstance(error, TryAgain) or _is_passing(error)),
         stop=stop_after_attempt(20), wait=wait_random(0, 1), reraise=True,
     )  # fmt: skip
     def _update_views(self) -> None:
-        """Create a view of all accounts for each table that they have.
+        """Create the views that show all accounts.
 
-        Another job may have replaced the views meanwhile by some that lack this account's tables, so look again until
-        nothing is left to do.
+        A concurrent job may replace them by views without this account's tables, so check until they are up to date.
         """
         for _ in range(2):
             with self._attach() as connection:
@@ -117,12 +116,12 @@ class Attached(Destination):
         raise TryAgain
 
     def _find_outdated_views(self, connection: duckdb.DuckDBPyConnection) -> dict[Key, str]:
-        """Return the queries of all views, or of none where all of them are up to date."""
+        """Return the queries of all views; none if all views are up to date."""
         columns = _columns_by_prefix(connection)
         shown = columns.pop("", {})
         accounts = {prefix.removesuffix("_"): tables for prefix, tables in columns.items()}
         union = build_union(accounts, lambda account, schema, table: f"{account}_{schema}.{quote_name(table)}", shown)
-        # A database rewrites the query of a view, so a digest tells whether it has changed.
+        # A database rewrites the query of a view, so changes are detected by a digest.
         text = repr(sorted((key, (table.columns, table.query)) for key, table in union.items()))
         digest = hashlib.sha256(text.encode()).hexdigest()
         stored: list[tuple[str]] = []
@@ -135,7 +134,7 @@ class Attached(Destination):
 
 
 def _is_passing(error: BaseException) -> bool:
-    """Return whether the database may accept soon what it refused. A lock has been waited for long enough."""
+    """Return whether an error may pass with another attempt. A lock timeout does not: that was a long wait."""
     return isinstance(error, duckdb.Error) and "lock timeout" not in str(error)
 
 
@@ -145,13 +144,13 @@ def _schemas(connection: duckdb.DuckDBPyConnection) -> set[str]:
 
 
 def _columns_by_prefix(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[Key, list[str]]]:
-    """Return the columns of the tables that readers look at, by the prefix of the account's schemas.
+    """Return the columns of the tables for readers, by the prefix of the account's schemas.
 
-    The tables of all accounts together, or of the only one, have no prefix.
+    The prefix is empty for the views of all accounts, and for the tables of a single one.
     """
-    found: dict[str, dict[Key, list[str]]] = {}
+    columns: dict[str, dict[Key, list[str]]] = {}
     for (schema, table), names in read_columns(connection, "warehouse").items():
         if match := SCHEMA.fullmatch(schema):
-            found.setdefault(match[1], {})[match[2], table] = names
-    # dlt's own schema has a name that looks like one of an account's.
-    return {prefix: tables for prefix, tables in found.items() if any(schema == DATASET for schema, _ in tables)}
+            columns.setdefault(match[1], {})[match[2], table] = names
+    # The name of dlt's staging schema looks like that of an account's schema.
+    return {prefix: tables for prefix, tables in columns.items() if any(schema == DATASET for schema, _ in tables)}

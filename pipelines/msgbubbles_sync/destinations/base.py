@@ -1,4 +1,4 @@
-"""What the job asks of the place where its tables are."""
+"""The interface of a destination."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from .comments import list_descriptions, write_comments
 class Destination(ABC):
     """The tables of a warehouse, or of one of its accounts."""
 
-    # What people call it.
+    # The name in messages.
     title: str
-    # What dlt loads Arrow tables from.
+    # The files that dlt loads Arrow tables from.
     file_format: Literal["parquet", "csv"] = "parquet"
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
-        # What the names of its schemas begin with.
+        # The prefix of its schemas.
         self.prefix = workspace.prefix
         # The schema of the loaded tables.
         self.dataset = f"{self.prefix}{DATASET}"
-        # What a connection for writing calls that schema. A connection for reading always calls it `msgbubbles`.
+        # The name of that schema in a connection for writing. In a connection for reading, it is always `msgbubbles`.
         self.write_schema = DATASET
 
     @abstractmethod
@@ -42,7 +42,7 @@ class Destination(ABC):
 
     @abstractmethod
     def exists(self) -> bool:
-        """Return whether there is something to read."""
+        """Return whether there are tables to read."""
 
     def has_tables(self) -> bool:
         """Return whether the job has written tables here."""
@@ -50,7 +50,7 @@ class Destination(ABC):
 
     @abstractmethod
     def open_reader(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
-        """Open a connection for readers. Raises `UsageError` where there is nothing to read."""
+        """Open a connection for reading. Raises `UsageError` if there are no tables."""
 
     @abstractmethod
     def open_writer(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
@@ -58,34 +58,34 @@ class Destination(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Check before a run that the tables can be reached.
+        """Check before a run that the tables can be reached, and restore lost ones from the published copy.
 
-        Starts from the published ones where the job's own files are lost. Raises `UsageError`.
+        Raises `UsageError`.
         """
 
     @abstractmethod
     def publish(self, held_marts: Sequence[str] = ()) -> int | None:
-        """Show readers what was written. Held marts stay as readers have them. Returns the size in bytes, if known."""
+        """Publish what was written, except the held marts. Returns the size in bytes, if known."""
 
     def describe_tables(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Store the descriptions of tables and columns as comments. Needs a connection for writing."""
         write_comments(connection, self.write_schema, list_descriptions())
 
     def is_older_than(self, minutes: float) -> bool:
-        """Return whether readers see something older, or something that others have changed."""
-        return minutes >= 0  # the record of a run costs a row, not a new file
+        """Return whether the published tables are older, or were changed by others."""
+        return minutes >= 0  # publishing is cheap: the record of a run costs a row, not a new file
 
     def keep_open(self, _pipeline: Any) -> AbstractContextManager[Any]:
-        """Make it cheap for a pipeline to open and close the tables until the block ends."""
+        """Keep the tables open until the block ends, so that a pipeline opens and closes them cheaply."""
         return nullcontext()
 
     def open_build(self) -> AbstractContextManager[tuple[Path, Path] | None]:
-        """Enclose dbt's build and test of the marts, which counts when the block ends without an error.
+        """Enclose dbt's build and tests of the marts. The build is discarded if the block raises.
 
-        Yields the folder of the loaded tables and the one for the marts, where tables are folders.
+        Where tables are folders, yields the folder of the loaded tables and the one for the marts.
         """
         return nullcontext()
 
     def explain(self, _message: str) -> str | None:
-        """Return what a message of the database means and how to fix it; null where that is not known."""
+        """Return what an error message of the database means and how to fix it; null if unknown."""
         return None

@@ -1,7 +1,6 @@
-"""Record whose rows a warehouse holds: the sandbox's or a real account's, and of which of several accounts.
+"""Record whose rows a warehouse holds: the sandbox's or a real account's, and which of several accounts.
 
-The claim is in a file of the workspace, with a copy in the tables. A lost or damaged file is restored from the copy,
-and never to something that the tables contradict.
+The claim is in a file of the workspace, with a copy in the tables. A lost or damaged file is restored from that copy.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ Claim = dict[str, str]
 
 
 def claim(workspace: Workspace, destination: Destination, *, sandbox: bool, say: Callable[[str], None]) -> None:
-    """Refuse to mix the sandbox with a real account, or one of several accounts with another.
+    """Claim a warehouse for an account. Raises `UsageError` if it holds the rows of another one.
 
-    Renames a damaged claim and writes it again, if nothing contradicts it. Raises `UsageError`.
+    Renames a damaged claim, and writes it again if the tables do not contradict it.
     """
     path = workspace.folder / CLAIM
     ours = {"account": SANDBOX if sandbox else REAL}
@@ -38,7 +37,7 @@ def claim(workspace: Workspace, destination: Destination, *, sandbox: bool, say:
     is_damaged = path.exists() and read_claim(path) is None
     stored = read_claim(path) or _infer_claim(workspace, destination, is_damaged=is_damaged) or ours
     if not path.exists() and "name" not in stored:
-        stored = ours | stored  # a warehouse of one account, which is given a name
+        stored = ours | stored  # a warehouse of one account that now gets a name
     if stored != ours:
         raise UsageError(
             f"{workspace.database.name} holds the rows of {_describe(stored)}; choose another --database for "
@@ -51,7 +50,7 @@ def claim(workspace: Workspace, destination: Destination, *, sandbox: bool, say:
 
 
 def read_claim(path: Path) -> Claim | None:
-    """Return the claim of a file; null where it is missing or damaged."""
+    """Return the claim in a file; null if it is missing or damaged."""
     return _check(read_json(path))
 
 
@@ -63,7 +62,7 @@ def store(connection: duckdb.DuckDBPyConnection, workspace: Workspace, schema: s
 
 
 def read_published_claim(database: Path) -> Claim | None:
-    """Return the claim in a DuckDB file; null where the file or the claim is missing."""
+    """Return the claim in a DuckDB file; null if the file or the claim is missing."""
     with suppress(duckdb.Error), duckdb.connect(str(database), read_only=True) as connection:
         return _read_copy(connection)
     return None
@@ -72,23 +71,23 @@ def read_published_claim(database: Path) -> Claim | None:
 def find_account_files(workspace: Workspace) -> dict[str, Path]:
     """Return the published files of the accounts that share a warehouse, by name.
 
-    Goes by the files that exist, because a job may be configured for one account only.
+    Looks for files, because the configuration of this job may lack the other accounts.
     """
-    found = {} if workspace.account is None else {workspace.account: workspace.database}
+    files = {} if workspace.account is None else {workspace.account: workspace.database}
     for folder in (workspace.database.parent / ".msgbubbles").iterdir():
         other = read_claim(folder / CLAIM)
-        if other is None and (folder / CLAIM).exists():  # damaged, until its own job runs
+        if other is None and (folder / CLAIM).exists():  # damaged: its own job will restore it
             other = read_published_claim(workspace.database.with_name(f"{folder.name}{workspace.database.suffix}"))
         if other is not None and other.get("of") == workspace.combined.name:
             name = other["name"]
-            found[name] = Workspace.from_path(workspace.combined, workspace.destination, name).database
-    return {account: file for account, file in sorted(found.items()) if file.exists()}
+            files[name] = Workspace.from_path(workspace.combined, workspace.destination, name).database
+    return {account: file for account, file in sorted(files.items()) if file.exists()}
 
 
 def _infer_claim(workspace: Workspace, destination: Destination, *, is_damaged: bool) -> Claim | None:
-    """Return the claim that the tables and the workspace's other files imply; null where they imply none.
+    """Return the claim that the tables and the other files of the workspace imply; null if they imply none.
 
-    Raises `UsageError` where the tables cannot be reached.
+    Raises `UsageError` if the tables cannot be reached.
     """
     stored = None
     if workspace.destination == "duckdb":
@@ -114,9 +113,9 @@ def _read_copy(connection: duckdb.DuckDBPyConnection) -> Claim | None:
     return None
 
 
-def _check(found: Any) -> Claim | None:
-    is_claim = isinstance(found, dict) and "account" in found and (("name" in found) == ("of" in found))
-    return found if is_claim and all(isinstance(value, str) for value in found.values()) else None
+def _check(claim: Any) -> Claim | None:
+    is_claim = isinstance(claim, dict) and "account" in claim and (("name" in claim) == ("of" in claim))
+    return claim if is_claim and all(isinstance(value, str) for value in claim.values()) else None
 
 
 def _describe(stored: Claim) -> str:

@@ -1,4 +1,4 @@
-"""Rewrite a DuckDB file without the free space of deleted rows, which DuckDB keeps for later ones."""
+"""Rewrite a DuckDB file without the space of deleted rows, which DuckDB would reuse but not release."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from msgbubbles_sync.sql import quote_literal, quote_name
 
 from .publish import Options
 
-# A file is rewritten when more of it than this is free, and a large one once a day at most: it takes seconds.
+# A file is rewritten if more than this share is free. That takes seconds for a large file: once a day at most.
 MAX_FREE_SHARE = 0.2
 LARGE_BYTES = 64 * 1024 * 1024
 LARGE_INTERVAL_SECONDS = 24 * 3600
-# dlt adds a row with its state whenever that has changed, and reads only the newest.
+# dlt adds a row for each change of its state, and reads only the newest.
 MAX_STATES = 10
 STATES = "msgbubbles._dlt_pipeline_state"
 
 
 def compact_if_wasteful(work: Path, stamp: Path, options: Options) -> None:
-    """Compact a database of which too much is free. Nobody may have it open.
+    """Compact a database if too much of it is free. No process may have it open.
 
     Args:
         work: The database.
-        stamp: A file whose modification time is that of the last compaction.
+        stamp: A file whose modification time is when the database was last compacted.
         options: DuckDB's options for the connection.
     """
     with duckdb.connect(str(work), config=options) as connection:
@@ -54,7 +54,7 @@ def _drop_old_states(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def compact(work: Path, options: Options | None = None) -> None:
-    """Write a database to a new file that then replaces it, all or nothing. Nobody may have it open."""
+    """Write a database to a new file that then replaces it, all or nothing. No process may have it open."""
     file = follow_links(work)[-1]
     new = file.with_name(f"{file.name}.compacting")
     for leftover in (new, new.with_name(f"{new.name}.wal")):

@@ -1,4 +1,4 @@
-"""Tables in a DuckDB file: the job writes to one next to the file that readers open, and then replaces that."""
+"""Tables in a DuckDB file: the job writes to a work file, and then replaces the published file with a copy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .compaction import compact_if_wasteful
 from .publish import Options, clone, has_foreign_log, is_damaged, publish, read_mark
 from .union_accounts import MANY_ACCOUNTS, ONE_ACCOUNT, combine, shows_accounts
 
-# What the file that shows all accounts was made of.
+# The files that the file of all accounts was made from.
 COMBINED_NOTE = "combined.json"
 
 
@@ -38,7 +38,7 @@ class DuckDBFile(Destination):
         self._published_mark = workspace.folder / "published.json"
 
     def build_dlt_destination(self) -> Any:
-        # Importing dlt reads its configuration: `Workspace.configure_dlt` comes first.
+        # Importing dlt reads its configuration, so `Workspace.configure_dlt` has to run first.
         import dlt
         from dlt.destinations.impl.duckdb.configuration import DuckDbCredentials
 
@@ -69,7 +69,7 @@ class DuckDBFile(Destination):
             yield connection
 
     def keep_open(self, pipeline: Any) -> AbstractContextManager[Any]:
-        # Each job of a load opens the file, and whoever closes it last writes every change to the disk.
+        # Each job of a load opens the file, and the last connection that closes it writes every change to the disk.
         client: AbstractContextManager[Any] = pipeline.sql_client()
         return client
 
@@ -77,22 +77,22 @@ class DuckDBFile(Destination):
         workspace, work = self._workspace, self._workspace.work
         self._check_accounts()
         if workspace.account is not None:
-            # The database of a warehouse of one account, which has been given a name.
+            # The warehouse was one of a single account, which now has a name.
             for end in (".wal", ""):
                 with suppress(FileNotFoundError):
                     unnamed = workspace.folder / f"{workspace.combined.name}{end}"
                     unnamed.rename(workspace.folder / f"{work.name}{end}")
         if work.exists():
             return
-        workspace.forget_loads()  # they are of rows that are lost
+        workspace.forget_loads()  # their rows are lost
         if self.exists() and not is_damaged(workspace.database, self.options()):
-            # A kill in the middle must not leave half a file under the name that counts.
+            # A killed process must not leave half a file under the final name.
             copy = work.with_suffix(".copying")
             clone(workspace.database, copy)
             copy.replace(work)
 
     def _check_accounts(self) -> None:
-        """Refuse to mix an account that has a name with one that has none. Raises `UsageError`."""
+        """Raise `UsageError` if a named account would be mixed with an unnamed one."""
         account, combined, database = self._workspace.account, self._workspace.combined, self._workspace.database
         if account is not None and combined.exists() and shows_accounts(combined) is False:
             how = f"mv {combined} {database}"
@@ -120,21 +120,18 @@ class DuckDBFile(Destination):
         return time.time() - self._workspace.database.stat().st_mtime > minutes * 60
 
     def _is_as_published(self) -> bool:
-        """Return whether nobody has written to the files that readers open, or replaced them."""
+        """Return whether the published files are as this job left them."""
         workspace = self._workspace
         marks: dict[Path, Any] = {workspace.database: read_json(self._published_mark)}
         if workspace.account is not None:
             note = read_json(Workspace.from_path(workspace.combined).folder / COMBINED_NOTE)
             marks[workspace.combined] = note[-1] if isinstance(note, list) and note else None
-        # An older version, which wrote no marks, may have published last.
+        # A file that an older release published has no mark.
         return all(
             not has_foreign_log(file) and (mark is None or mark == read_mark(file)) for file, mark in marks.items()
         )
 
     def options(self) -> Options:
-        """Return DuckDB's options for every connection to the file that is written.
-
-        Two connections with different options cannot be open at once. Raises `UsageError`.
-        """
+        """Return DuckDB's options for all connections to the work file, which must be equal. Raises `UsageError`."""
         limit = load_settings(self._workspace.account).sync.memory_limit
         return {} if limit == "none" else {"memory_limit": limit}

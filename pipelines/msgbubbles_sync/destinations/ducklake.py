@@ -1,4 +1,4 @@
-"""Tables in a lake: Parquet files in a folder that many machines see, and a catalog of them on a PostgreSQL server."""
+"""Tables in a lake: Parquet files in a shared folder, with a catalog on a PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from .union_accounts import Key
 if TYPE_CHECKING:
     from dlt.destinations.impl.ducklake.configuration import DuckLakeCredentials
 
-NO_LAKE = """--destination ducklake: {why}; say in dlt_config/secrets.toml where its catalog and its files are:
+NO_LAKE = """--destination ducklake: {why}; set its catalog and folder in dlt_config/secrets.toml:
 
   [destination.ducklake.credentials]
   catalog = "postgresql://user:password@host:5432/database"
@@ -41,14 +41,14 @@ NO_LAKE = """--destination ducklake: {why}; say in dlt_config/secrets.toml where
 
 
 class DuckLake(Attached):
-    """A lake, in which nobody waits for anybody."""
+    """A lake. Readers and writers do not wait for each other."""
 
     title = "ducklake"
     _another = "ducklake_name"
     _rename = "copy its schemas to {prefix}msgbubbles and so on, and drop them: DuckLake cannot rename any"
 
     def build_dlt_destination(self) -> Any:
-        # Importing dlt reads its configuration: `Workspace.configure_dlt` comes first.
+        # Importing dlt reads its configuration, so `Workspace.configure_dlt` has to run first.
         import dlt
 
         lake = self._read_credentials()
@@ -63,11 +63,11 @@ class DuckLake(Attached):
     def read_dbt_target(self) -> tuple[str, dict[str, str]]:
         lake = self._read_credentials()
         parameters = dict(lake.catalog.query or {})
-        # These have no environment variable of libpq's.
+        # libpq has no environment variables for these.
         address = {name: parameters.pop(name) for name in ("dbname", "keepalives_idle") if name in parameters}
         return "ducklake", {
             "MSGBUBBLES_LAKE": lake.ducklake_name,
-            # libpq takes the rest from the environment, so that no message of dbt can quote it.
+            # libpq reads the rest from the environment, so that no message of dbt can quote it.
             "MSGBUBBLES_LAKE_CATALOG": f"ducklake:postgres:{format_dsn(address)}",
             "MSGBUBBLES_LAKE_FILES": lake.storage.bucket_url,
             "MSGBUBBLES_EXTENSIONS": str(self._link_extensions()),
@@ -84,8 +84,7 @@ class DuckLake(Attached):
         with duckdb.connect(config={"extension_directory": str(self._link_extensions())}) as connection:
             connection.execute("SET TimeZone = 'UTC'")
             try:
-                # Two jobs may be the first at once, and only one of them creates the lake. An unreachable server is
-                # reported at once.
+                # Of two concurrent first jobs, only one can create the lake. An unreachable server is reported at once.
                 for attempt in Retrying(
                     retry=retry_if_not_exception_type(duckdb.IOException),
                     stop=stop_after_attempt(10), wait=wait_random(0, 0.5), reraise=True,
@@ -101,7 +100,7 @@ class DuckLake(Attached):
 
     @contextmanager
     def _attach_catalog(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """Open a connection that has the database of the catalog attached as `warehouse`."""
+        """Open a connection with the catalog's database attached as `warehouse`."""
         try:
             with attach_server(self._read_credentials().catalog.query or {}, self.title) as connection:
                 yield connection
@@ -121,11 +120,11 @@ class DuckLake(Attached):
         lake = self._read_credentials()
         with self._attach_catalog() as connection:
             check_server(connection, [lake.ducklake_name], self.title)
-        with suppress(FileNotFoundError):  # created by the first writer, or not on a disk
+        with suppress(FileNotFoundError):  # the first writer creates it, or it is not on a disk
             set_umask_like(Path(lake.storage.bucket_url.removeprefix("file://")))
         super().prepare()
         with self._attach() as connection:
-            # dbt starts in this schema.
+            # dbt connects to this schema.
             connection.execute(f"CREATE SCHEMA IF NOT EXISTS warehouse.{self.prefix}staging")
 
     def _replace_views(self, connection: duckdb.DuckDBPyConnection, views: Mapping[Key, str]) -> None:
@@ -154,7 +153,7 @@ class DuckLake(Attached):
         return explain(message, self.title)
 
     def _link_extensions(self) -> Path:
-        """Return a folder from which DuckDB loads the extensions that an ATTACH names."""
+        """Return a folder from which DuckDB loads extensions."""
         with duckdb.connect() as connection:
             (platform,) = connection.execute("PRAGMA platform").fetchone() or ("",)
         top = self._workspace.folder / "extensions"

@@ -1,4 +1,4 @@
-"""Build dlt's credentials of a lake from the configuration."""
+"""Build dlt's credentials for a lake from the configuration."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class _Address:
         self._text = text
 
     def render_as_string(self, hide_password: bool = True) -> str:
-        """Return the address as it stands between quotes in an ATTACH statement; nothing that may be shown."""
+        """Return the address for an ATTACH statement, with quotes doubled; empty for messages."""
         return "" if hide_password else self._text.replace("'", "''")
 
 
 def read_credentials(settings: SyncSettings) -> DuckLakeCredentials:
-    """Read where the lake is. Raises `UsageError`."""
+    """Read the address of the lake from the configuration. Raises `UsageError`."""
     parameters = read_parameters(f"{SECTION}.catalog", settings)
     folder: Any = dlt.secrets.get(f"{SECTION}.storage.bucket_url")
     name: Any = dlt.secrets.get(f"{SECTION}.ducklake_name") or "ducklake"
@@ -45,7 +45,7 @@ def read_credentials(settings: SyncSettings) -> DuckLakeCredentials:
     if not isinstance(folder, str) or not folder:
         raise UsageError(NO_LAKE.format(why="it has no folder for its files"))
     if not re.fullmatch(r"[a-z_][a-z0-9_]*", str(name)):
-        raise UsageError(NO_LAKE.format(why="ducklake_name is letters, digits and underscores"))
+        raise UsageError(NO_LAKE.format(why="ducklake_name may have lower-case letters, digits and underscores only"))
     return DuckLakeCredentials(str(name), catalog=_build_catalog(parameters), storage=folder)
 
 

@@ -1,8 +1,8 @@
-"""Read the address of a PostgreSQL server: one for DuckDB, dlt (psycopg2 and ADBC) and dbt, with every parameter.
+"""Read the address of a PostgreSQL server for all clients: DuckDB, dlt (psycopg2 and ADBC) and dbt.
 
-All four connect through libpq. The first three take the parameters as a string of keywords; dbt knows only some, and
-libpq takes the others from its environment variables. A parameter that has no such variable is refused: a connection
-without `sslmode=verify-full`, say, must not be made by any of them.
+All of them connect through libpq. DuckDB, psycopg2 and ADBC accept a connection string with all parameters. dbt accepts
+some, and libpq reads the others from environment variables. A parameter without such a variable is refused, so that no
+client connects without, for example, `sslmode=verify-full`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.settings import SyncSettings
 
-# libpq's parameters that reach all clients, and their environment variables. One of another name is in dbt's profile.
+# The parameters that reach all clients, and their environment variables. `MSGBUBBLES_` ones are read by dbt's profile.
 PARAMETERS = {
     "host": "PGHOST",
     "hostaddr": "PGHOSTADDR",
@@ -51,26 +51,28 @@ PARAMETERS = {
     "target_session_attrs": "PGTARGETSESSIONATTRS",
     "load_balance_hosts": "PGLOADBALANCEHOSTS",
 }
-# As dlt calls them.
+# dlt's names of parameters.
 ALIASES = {"username": "user", "database": "dbname"}
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-# Where neither the address nor libpq's environment says anything.
+# Used if neither the address nor libpq's environment variables set them.
 DEFAULTS = {"port": "5432", "connect_timeout": "15", "application_name": "msgbubbles"}
 
 
 def read_parameters(section: str, settings: SyncSettings) -> dict[str, str] | None:
-    """Read libpq's parameters from a section of the configuration: a URL, or a table with dlt's keys and, in it or in
-    its `query`, libpq's. The environment goes before the files. Returns null where no address is configured.
+    """Read libpq's parameters from a section of the configuration; null if no address is configured.
 
-    Raises `UsageError`, which names a parameter that cannot reach all clients, or that has no usable value.
+    The section is a URL, or a table with dlt's keys and libpq's, which may also be in its `query`. The environment
+    takes precedence over the files.
+
+    Raises `UsageError` for a parameter that cannot reach all clients, or has an invalid value.
     """
-    # Importing dlt reads its configuration: `Workspace.configure_dlt` comes first.
+    # Importing dlt reads its configuration, so `Workspace.configure_dlt` has to run first.
     import dlt
 
     *sections, key = section.split(".")
     url: dict[str, object] = {}
     table: dict[str, object] = {}
-    # Parts may be in different files.
+    # Several files may each have a part.
     for provider in reversed(dlt.config.config_providers):
         found, _ = provider.get_value(key, Any, "", *sections)
         if isinstance(found, str):
@@ -89,7 +91,7 @@ def _read_url(url: str) -> dict[str, object]:
 
     try:
         parts = make_url(url)._asdict()
-    except Exception:  # whatever the parser raises quotes the password
+    except Exception:  # the parser's message quotes the password
         return {}
     return dict(parts) if str(parts["drivername"]).startswith("postgres") else {}
 
@@ -103,7 +105,9 @@ def _flatten(section: str, given: Mapping[str, object]) -> dict[str, object]:
         except ValueError:
             query = None
     if not isinstance(query, Mapping):
-        raise UsageError(f'{section}.query is a table of libpq\'s parameters; write {{"sslmode": "require"}}, say')
+        raise UsageError(
+            f'{section}.query must be a table of libpq\'s parameters, for example {{"sslmode": "require"}}'
+        )
     rest: dict[str, object] = {name: value for name, value in given.items() if name not in ("query", "drivername")}
     return {ALIASES.get(name, name): value for name, value in {**rest, **query}.items() if value is not None}
 
@@ -116,22 +120,22 @@ def _check(section: str, name: str, value: object) -> str:
         )
     text = str(int(value)) if isinstance(value, bool) else str(value)
     if isinstance(value, Mapping | list | tuple) or "\0" in text:
-        raise UsageError(f"{section}: the parameter {name} is not one text; give it once")
+        raise UsageError(f"{section}: the parameter {name} must be a single text; set it once")
     if name == "sslmode" and text not in SSL_MODES:
-        raise UsageError(f"{section}: sslmode is one of {', '.join(SSL_MODES)}; correct it")
+        raise UsageError(f"{section}: sslmode must be one of {', '.join(SSL_MODES)}")
     if name in ("port", "connect_timeout", "keepalives_idle") and not text.isdecimal():
-        raise UsageError(f"{section}: {name} is a whole number; correct it")
+        raise UsageError(f"{section}: {name} must be a whole number")
     if name == "client_encoding" and text.lower().replace("-", "") not in ("utf8", "unicode"):
-        raise UsageError(f"{section}: client_encoding is utf8, because texts are; remove it")
+        raise UsageError(f"{section}: client_encoding must be utf8; remove it")
     return text
 
 
 def _complete(values: Mapping[str, str], settings: SyncSettings) -> dict[str, str]:
-    """Add defaults for what the address leaves out, and the time limits of the job's sessions."""
+    """Add defaults, and the timeouts of the job's sessions."""
     inherited = {name: os.environ[PARAMETERS[name]] for name in DEFAULTS if os.environ.get(PARAMETERS[name])}
     found = DEFAULTS | inherited | {"password": os.environ.get("PGPASSWORD", ""), "client_encoding": "UTF8"}
     limits = [f"-c {name}={1000 * seconds}" for name, seconds in _limits(settings).items() if seconds]
-    # Of an option that is given twice, the server takes the later one.
+    # If an option is set twice, the server uses the later value.
     options = ["-c TimeZone=UTC", *limits, values.get("options", os.environ.get("PGOPTIONS", ""))]
     return found | dict(values) | {"options": " ".join(options).strip()}
 
@@ -152,7 +156,7 @@ def format_dsn(parameters: Mapping[str, str]) -> str:
 
 
 def build_environment(parameters: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment variables that give dbt the same parameters."""
+    """Return the environment variables that pass the parameters to dbt."""
     return {PARAMETERS[name]: value for name, value in parameters.items()}
 
 

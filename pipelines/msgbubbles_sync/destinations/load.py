@@ -1,4 +1,4 @@
-"""The dlt pipelines that fill a warehouse.
+"""Build the dlt pipelines that load a warehouse.
 
 Imports dlt, so `Workspace.configure_dlt` comes before it.
 """
@@ -18,7 +18,7 @@ from msgbubbles_sync.files import remove
 from msgbubbles_sync.tables import GROUP_MEMBER_OPERATIONS, GROUP_OPERATIONS, GROUP_SIGHTINGS, WEBHOOK_EVENTS
 from msgbubbles_sync.workspace import PIPELINE, Workspace
 
-from . import build_destination
+from .base import Destination
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,27 +33,26 @@ LATER_TABLES: tuple[tuple[Table, Strategy], ...] = (
 )
 
 
-def build_fresh_pipeline(workspace: Workspace, name: str) -> dlt.Pipeline:
+def build_fresh_pipeline(workspace: Workspace, destination: Destination, name: str) -> dlt.Pipeline:
     """Build a pipeline without the files of its last run, for rows that stay in a file of ours until they are loaded.
 
-    A run that was killed leaves dlt's files in any state. Here nothing in them is needed: dlt restores the schema from
-    the destination. The caller holds the warehouse's lock.
+    A killed run leaves dlt's files in any state. None of them is needed here, because dlt restores the schema from the
+    destination. The caller holds the warehouse's lock.
     """
     remove(workspace.folder / "dlt" / name)
-    pipeline = build_pipeline(workspace, name)
+    pipeline = build_pipeline(workspace, destination, name)
     pipeline.sync_destination()
     return pipeline
 
 
-def build_pipeline(workspace: Workspace, name: str = PIPELINE) -> dlt.Pipeline:
-    """Build a pipeline that fills the warehouse. The caller holds the warehouse's lock."""
+def build_pipeline(workspace: Workspace, destination: Destination, name: str = PIPELINE) -> dlt.Pipeline:
+    """Build a pipeline that loads the warehouse. The caller holds the warehouse's lock."""
     dlt_files = workspace.folder / "dlt" / name
-    # dlt moves a normalized package to its place and then removes what it was made of. Killed between the two, it would
-    # fail to move it there a second time, for ever.
+    # dlt moves a normalized package to its place, and then removes its source. If it was killed between the two, moving
+    # the package a second time would fail in every run.
     for extracted in (dlt_files / "normalize" / "extracted").glob("*"):
         if (dlt_files / "load" / "normalized" / extracted.name).exists():
             shutil.rmtree(extracted)
-    destination = build_destination(workspace)
     return dlt.pipeline(
         name,
         destination=destination.build_dlt_destination(),

@@ -1,4 +1,4 @@
-"""Build dlt's destination for Parquet files, which writes down their keys and queries only the rows that count."""
+"""Build dlt's destination for Parquet files: it stores the keys of tables, and reads only the current row of a key."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .parquet_tables import TABLES, Table, read_described_tables, write_json
 
 
 class TableFiles(filesystem):
-    """Parquet files with their keys."""
+    """A folder of Parquet files, and of the keys of their tables."""
 
     @property
     def destination_type(self) -> str:
@@ -31,7 +31,7 @@ class _Client(FilesystemClient):
         self._sql_client = _SqlClient(self, self.dataset_name)
 
     def update_stored_schema(self, *args: Any, **kwargs: Any) -> Any:
-        """Write down the key of each table before there are rows."""
+        """Store the key of each table before its first rows."""
         update = super().update_stored_schema(*args, **kwargs)
         folder = Path(self.dataset_path)
         before = read_described_tables(folder)

@@ -1,12 +1,12 @@
-"""Tables that are Parquet files in a folder, for Spark and other engines: `--destination filesystem`.
+"""Tables of Parquet files in a folder, for Spark and other engines: `--destination filesystem`.
 
     /shared/folder/
-      warehouse.duckdb            views of all that is below, for DuckDB
-      msgbubbles/<table>/         what the job loads; dlt writes it
-      marts/<build>/<mart>/       a build of Spark's, in new files each time: readers of the last one are not disturbed
-      .msgbubbles/<account>.json  what readers see of an account: a query for each table
+      warehouse.duckdb            views of all tables, for DuckDB
+      msgbubbles/<table>/         loaded rows; dlt writes them
+      marts/<build>/<mart>/       a build by Spark, in new files each time
+      .msgbubbles/<account>.json  the view of an account: a query for each table
 
-No file is changed, and one that is replaced stays for another hour: nobody waits for anybody.
+Files are never changed, and a replaced one stays for another hour, so readers and writers do not wait for each other.
 """
 
 from __future__ import annotations
@@ -34,39 +34,41 @@ from .parquet_tables import read_tables, write_json
 from .publish import new_copy, replace_database
 from .union_accounts import MANY_ACCOUNTS, OWN_TABLES, READER_SCHEMAS, Key, build_union
 
-NO_FOLDER = """--destination filesystem: {why}; say in dlt_config/secrets.toml where its files are:
+NO_FOLDER = """--destination filesystem: {why}; set its folder in dlt_config/secrets.toml:
 
   [destination.filesystem]
   bucket_url = "/shared/folder\""""
 HOLDS_DELTA = """{tables} holds Delta tables of an older release, which are no longer supported. Run chats.py: it moves
-them aside and reads everything again into Parquet."""
+them away and reads everything again into Parquet."""
 MOVED_DELTA = """{tables} held Delta tables of an older release, which are no longer supported: moved to {moved}.
 Everything is read again from the API into Parquet. Webhook events that were loaded before, and rows that the API no
 longer returns, are only in {moved}. Delete it when you do not need them."""
-ONE_ACCOUNT = """{folder} holds one account, which has no name; let the accounts have another bucket_url"""
+ONE_ACCOUNT = """{folder} holds one account without a name; choose another bucket_url for the named accounts"""
 
-# The folder in a build with the tables that nobody reads.
+# The folder in a build with the intermediate tables.
 STAGING = ".staging"
-# Stands for the name of an only account; no account can be called so.
+# Stands for the name of a single account; no account can have this name.
 NAMELESS = "_"
-# The job's own tables, each one file.
+# The job's own tables, which are one file each.
 JOB_TABLES = ("sync_runs", "failed_reads", "privacy", "erasures", CLAIM_TABLE, VERSION_TABLE)
-# The files of a table are compacted into one when there are more than this.
+# More files of a table than this are compacted into one.
 MAX_FILES = 100
-# How long a file stays for those who are reading it after it was replaced.
+# How long a replaced file stays for its readers.
 REPLACED_FILES_SECONDS = 3600
 
 
 class ReaderTable(msgspec.Struct, frozen=True):
-    """A table as readers see it."""
+    """The columns of a table for readers, and the query that returns its rows."""
 
     columns: list[str]
     query: str
 
 
 class ReaderView(msgspec.Struct, frozen=True):
-    """What readers see of an account: its tables, by schema and name; the build of each mart; and since when (as a Unix
-    timestamp) a file or build is replaced, by its path in the folder.
+    """What readers see of an account.
+
+    `tables` is by schema and name, `marts` has the build of each mart, and `old` has the Unix timestamp at which a file
+    or build was replaced, by its path in the folder.
     """
 
     tables: dict[str, dict[str, ReaderTable]] = {}
@@ -75,7 +77,7 @@ class ReaderView(msgspec.Struct, frozen=True):
 
     @property
     def by_key(self) -> dict[Key, ReaderTable]:
-        return {(schema, name): table for schema, found in self.tables.items() for name, table in found.items()}
+        return {(schema, name): table for schema, tables in self.tables.items() for name, table in tables.items()}
 
     @property
     def queries(self) -> dict[Key, str]:
@@ -83,12 +85,12 @@ class ReaderView(msgspec.Struct, frozen=True):
 
 
 class ParquetFiles(Destination):
-    """Files in a folder."""
+    """Parquet files in a folder."""
 
     title = "filesystem"
 
     def build_dlt_destination(self) -> Any:
-        # Importing dlt reads its configuration: `Workspace.configure_dlt` comes first.
+        # Importing dlt reads its configuration, so `Workspace.configure_dlt` has to run first.
         from .parquet_dlt import build_table_files
 
         return build_table_files(self._folder)
@@ -100,15 +102,15 @@ class ParquetFiles(Destination):
     def _folder(self) -> Path:
         import dlt  # see above
 
-        found: Any = dlt.secrets.get("destination.filesystem.bucket_url")
-        if not isinstance(found, str) or not found:
+        path: Any = dlt.secrets.get("destination.filesystem.bucket_url")
+        if not isinstance(path, str) or not path:
             raise UsageError(NO_FOLDER.format(why="it has no folder"))
-        found = found.removeprefix("file://")
-        if "://" in found or not Path(found).is_absolute():
-            raise UsageError(NO_FOLDER.format(why="bucket_url is the whole path of a folder that all readers see"))
-        if refused := UNUSABLE.search(found):
+        path = path.removeprefix("file://")
+        if "://" in path or not Path(path).is_absolute():
+            raise UsageError(NO_FOLDER.format(why="bucket_url must be the absolute path of a folder"))
+        if refused := UNUSABLE.search(path):
             raise UsageError(NO_FOLDER.format(why=f"DuckDB and dlt cannot load files from a path with {refused[0]!r}"))
-        return Path(found)
+        return Path(path)
 
     @property
     def _tables(self) -> Path:
@@ -124,7 +126,7 @@ class ParquetFiles(Destination):
 
     @property
     def _build_file(self) -> Path:
-        """The file with the name of the latest build."""
+        """The file that holds the name of the latest build."""
         return self._workspace.folder / "dbt" / "build"
 
     def exists(self) -> bool:
@@ -145,7 +147,7 @@ class ParquetFiles(Destination):
 
     @contextmanager
     def open_writer(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """Open a connection to views of the loaded tables, and to the job's tables, which are written in the end."""
+        """Open a connection to views of the loaded tables, and to the job's tables, which are saved at the end."""
         with _connect() as connection:
             queries = self._build_queries(self._find_builds({}))
             own = {name: queries.pop((DATASET, name)) for name in JOB_TABLES if (DATASET, name) in queries}
@@ -164,10 +166,9 @@ class ParquetFiles(Destination):
         """Do nothing: comments are stored with the views that readers open, by `publish`."""
 
     def move_delta_tables(self) -> str | None:
-        """Move the tables away if an older release wrote them as Delta, and return the message for the user.
+        """Move away tables that an older release wrote as Delta, and return the message for the user.
 
-        `prepare` then begins with an empty folder. Readers keep the rows they had until the next `publish`. Raises
-        `UsageError` and `OSError`.
+        Readers see the old rows until the next `publish`. Raises `UsageError` and `OSError`.
         """
         if not self._holds_delta():
             return None
@@ -234,12 +235,12 @@ class ParquetFiles(Destination):
         return None
 
     def _read_own_view(self) -> ReaderView:
-        with suppress(FileNotFoundError, msgspec.MsgspecError):  # this run replaces a damaged one
+        with suppress(FileNotFoundError, msgspec.MsgspecError):  # `publish` replaces a damaged one
             return _read_view(self._view_file)
         return ReaderView()
 
     def _find_builds(self, before: Mapping[str, str], held: Sequence[str] = ()) -> dict[str, str]:
-        """Return the build of each mart that readers are to see. Held marts keep the build they had."""
+        """Return the build of each mart to publish. Held marts stay at their build."""
         try:
             build = self._build_file.read_text()
         except FileNotFoundError:
@@ -249,20 +250,20 @@ class ParquetFiles(Destination):
                 **{name: build for name, build in before.items() if name in held}}  # fmt: skip
 
     def _build_queries(self, marts: Mapping[str, str]) -> dict[Key, str]:
-        found = {}
+        queries = {}
         for name, table in read_tables(self._tables).items():
-            found[DATASET, name] = table.build_query([f"{self._tables / name}/*.parquet"])
+            queries[DATASET, name] = table.build_query([f"{self._tables / name}/*.parquet"])
         for name in JOB_TABLES:
             if (self._tables / name / f"{name}.parquet").exists():
-                found[DATASET, name] = _select_all(self._tables / name)
+                queries[DATASET, name] = _select_all(self._tables / name)
         for mart, build in marts.items():
-            found["marts", mart] = _select_all(self._marts / build / mart)
-        return found
+            queries["marts", mart] = _select_all(self._marts / build / mart)
+        return queries
 
     def _compact(self, old: Mapping[str, float]) -> list[str]:
-        """Merge the files of each table that has too many, and return those that are replaced.
+        """Merge the files of each table that has too many, and return the replaced ones.
 
-        While both exist, each row is there twice, which changes nothing.
+        While old and new files exist, each row exists twice; only one of them is current.
         """
         replaced: list[str] = []
         for name, table in read_tables(self._tables).items():
@@ -281,7 +282,7 @@ class ParquetFiles(Destination):
         return replaced
 
     def _replace_reader_database(self) -> None:
-        """Replace the database with the views that readers open, of all accounts."""
+        """Replace the database of views, which shows all accounts."""
         with FileLock(self._view_file.parent / "lock"):
             accounts = {path.stem: _read_view(path).by_key for path in self._view_file.parent.glob("*.json")}
             if NAMELESS in accounts:
@@ -289,7 +290,7 @@ class ParquetFiles(Destination):
                 views = {key: table.query for key, table in only if not OWN_TABLES.match(key[1])}
             else:
                 columns = {
-                    name: {key: table.columns for key, table in found.items()} for name, found in accounts.items()
+                    name: {key: table.columns for key, table in tables.items()} for name, tables in accounts.items()
                 }
                 union = build_union(columns, lambda account, *key: f"({accounts[account][key].query})")
                 views = {key: table.query for key, table in union.items()}

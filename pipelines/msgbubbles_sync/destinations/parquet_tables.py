@@ -1,6 +1,6 @@
-"""The tables of a dataset of Parquet files: their keys, and which row of a key counts.
+"""The tables of a dataset of Parquet files: their keys, and which row of a key is current.
 
-Parquet files cannot be changed, so a row that comes again is another row of its key.
+Parquet files cannot be changed, so a row that is loaded again is another row with the same key.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ TABLES = "_tables.json"
 
 
 class Table(msgspec.Struct, frozen=True):
-    """The key of a table. Of the rows of a key the one of the latest load counts, and of that the one fetched last;
-    with `first_stays`, the first of the first load.
+    """The key of a table. The current row of a key is that of the latest load, and in it the one fetched last.
+
+    With `first_stays`, it is the first row of the first load.
     """
 
     key: tuple[str, ...]
@@ -29,7 +30,7 @@ class Table(msgspec.Struct, frozen=True):
 
     @property
     def rank(self) -> str:
-        """SQL, for DuckDB and Spark, which is 1 for the row of a key that counts."""
+        """An SQL expression, for DuckDB and Spark, that is 1 for the current row of a key."""
         direction = "" if self.first_stays else " DESC"
         order = [f"{name}{direction}" for name in ("_dlt_load_id", *["_fetched_at"] * self.has_fetched_at)]
         return f"row_number() OVER (PARTITION BY {', '.join(self.key)} ORDER BY {', '.join(order)})"
@@ -39,13 +40,13 @@ class Table(msgspec.Struct, frozen=True):
         return f" QUALIFY {self.rank} = 1"
 
     def build_query(self, files: Sequence[str]) -> str:
-        """Return a query of DuckDB for the row of each key that counts."""
+        """Return a query of DuckDB for the current row of each key."""
         listed = ", ".join(map(quote_literal, files))
         return f"SELECT * FROM read_parquet([{listed}], union_by_name = true){self.qualify}"  # noqa: S608
 
 
 def read_described_tables(folder: Path) -> dict[str, Table]:
-    """Return the tables that a dataset's folder describes, by name, with or without files."""
+    """Return the tables of a dataset by name, with or without files."""
     try:
         return msgspec.json.decode((folder / TABLES).read_bytes(), type=dict[str, Table])
     except FileNotFoundError:

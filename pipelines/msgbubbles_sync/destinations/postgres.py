@@ -21,7 +21,7 @@ from .union_accounts import READER_SCHEMAS, Key
 NO_SERVER = """--destination postgres: the server cannot be reached ({why}){reason}; set its address in
 dlt_config/secrets.toml, [destination.postgres] credentials = "postgresql://user:password@host:5432/database",
 or as DESTINATION__POSTGRES__CREDENTIALS"""
-# Replaced in place, so that what others have built on the view stays. Only one with other columns has to be dropped.
+# A view is replaced in place, so that views of others on top of it stay, unless its columns changed.
 REPLACE_VIEW = """DO $view$ BEGIN
     CREATE OR REPLACE VIEW {view} AS {query};
 EXCEPTION WHEN invalid_table_definition THEN
@@ -47,7 +47,7 @@ class Postgres(Attached):
     _rename = "rename the schemas msgbubbles, msgbubbles_staging, staging and marts to {prefix}msgbubbles and so on"
 
     def build_dlt_destination(self) -> Any:
-        # Importing dlt reads its configuration: `Workspace.configure_dlt` comes first.
+        # Importing dlt reads its configuration, so `Workspace.configure_dlt` has to run first.
         from .postgres_dlt import build_postgres
 
         return build_postgres(self._read_parameters())

@@ -1,7 +1,7 @@
 """Build dlt's destination for a PostgreSQL server.
 
-dlt's URLs turn a space into a plus sign, which libpq keeps, and its COPY turns an empty text into null. So here libpq
-gets its own connection string, and COPY its own defaults.
+dlt's URLs turn a space into a plus sign, and its COPY turns an empty text into null. Here libpq gets its own connection
+string, and COPY uses its own defaults.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .libpq import fill_credentials, format_dsn
 
 
 class Server(postgres):
-    """Load empty texts as such."""
+    """A PostgreSQL destination that loads empty texts as such."""
 
     @property
     def destination_type(self) -> str:
@@ -36,7 +36,7 @@ class _Client(PostgresClient):
 
 
 class _Copy(PostgresCsvCopyJob):
-    """Copy a file of Arrow, in which an empty text is quoted and null is not, as COPY has it by default."""
+    """Copy a CSV file of Arrow, which quotes empty texts and not nulls, as COPY expects by default."""
 
     def run(self) -> None:
         client = self._job_client.sql_client
@@ -49,7 +49,7 @@ class _Copy(PostgresCsvCopyJob):
 
 
 class ServerCredentials(PostgresCredentials):
-    """Give psycopg2 and ADBC the address of a server."""
+    """Credentials that give psycopg2 and ADBC libpq's connection string."""
 
     def to_native_representation(self) -> str:
         return format_dsn(self.query or {})

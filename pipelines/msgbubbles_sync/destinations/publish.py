@@ -1,10 +1,10 @@
 """Replace the file that readers open, as a whole.
 
 A DuckDB file that one process has open cannot be written by another, so the job and its readers never share one. A
-reader that has the old file open keeps it, unchanged, until it closes it; whoever opens it next gets the new one.
+reader that has the old file open reads it until it closes it, and then opens the new one.
 
-Nobody else may write to it: it has no write permission, and its write-ahead log is removed. DuckDB finds that log by
-the file's name, so one that belongs to the old file would change rows of the new one.
+Other processes must not write to the published file: it has no write permission, and its write-ahead log is removed.
+DuckDB finds the log by the file's name, so the log of the old file would change rows of the new one.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from .comments import Comments, read_comments, write_comments
 # DuckDB's options for a connection.
 Options = dict[str, str | bool | int | float | list[str]]
 FICLONE = 0x40049409  # <linux/fs.h>: share the blocks of another file, on file systems that can
-# The write-ahead log, and what DuckDB calls it while it writes the file.
+# The write-ahead log, and its names while DuckDB writes the file.
 LOGS = (".wal", ".wal.checkpoint", ".wal.recovery")
 
-# What DuckDB raises for a damaged file, and its words where it raises the same for other reasons.
+# What DuckDB raises for a damaged file, and the messages that distinguish damage from other causes.
 DAMAGE = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException, duckdb.SerializationException)
 DAMAGE_WORDS = re.compile(
     "not a valid duckdb database|corrupt|checksum|could not read enough bytes|failed to deserialize|is a directory",
@@ -43,10 +43,10 @@ DAMAGE_WORDS = re.compile(
 def publish(work: Path, database: Path, held_marts: Sequence[str] = ()) -> int:
     """Replace `database` by a copy of `work`, all or nothing. Returns its size in bytes.
 
-    Held marts stay as `database` has them; those that it does not have are left out.
+    Held marts stay as they are in `database`; those that it lacks are left out.
 
-    Nobody may have `work` open, and all of it has to be in the file (`CHECKPOINT`). A process that is killed in here
-    leaves the old file whole.
+    No process may have `work` open, and all of it has to be in the file (`CHECKPOINT`). A killed process leaves the old
+    file whole.
     """
     _remove_logs(database)  # before held marts are copied from it
     copy = new_copy(database)
@@ -56,33 +56,32 @@ def publish(work: Path, database: Path, held_marts: Sequence[str] = ()) -> int:
 
 
 def new_copy(database: Path) -> Path:
-    """Return the path at which to write a replacement of a database: next to the file itself, where `database` is a
-    symbolic link. Removes what a killed process has left there.
+    """Return the path for a replacement of a database, next to the file that symbolic links lead to.
+
+    Removes what killed processes left there.
     """
     file = follow_links(database)[-1]
     for leftover in file.parent.glob(f".{glob.escape(file.name)}.*.publishing*"):
-        remove(leftover)  # a folder is what DuckDB had no memory for
+        remove(leftover)  # DuckDB may have left a folder of temporary files
     return file.with_name(f".{file.name}.{os.getpid()}.publishing")
 
 
 def replace_database(database: Path, copy: Path) -> int:
-    """Replace a database by a copy that nobody may write to. Returns its size in bytes."""
+    """Replace a database by a copy without write permission. Returns its size in bytes."""
     file = follow_links(database)[-1]
-    # Whoever let others read the old file meant all that is published there.
+    # Permissions to read the old file apply to its replacements too.
     copy.chmod((file if file.exists() else copy).stat().st_mode & 0o555)
     with _no_new_writer(file):
         _remove_logs(database)
         copy.replace(file)
-    # A process that still writes to the old file may have begun a log in between.
+    # A process that still writes to the old file may have created a log meanwhile.
     _remove_logs(database)
     sync_to_disk(file.parent)
     return file.stat().st_size
 
 
 def read_mark(database: Path) -> list[int] | None:
-    """Return a file's size in bytes and its modification time, by which a changed file is noticed; null where it is
-    missing.
-    """
+    """Return a file's size in bytes and modification time, to detect changes; null if it is missing."""
     try:
         stat = database.stat()
     except FileNotFoundError:
@@ -96,7 +95,7 @@ def has_foreign_log(database: Path) -> bool:
 
 
 def _logs(database: Path) -> Iterator[Path]:
-    # DuckDB names a log by the path that the file was opened with.
+    # DuckDB names a log after the path that the file was opened with.
     return (name.with_name(f"{name.name}{end}") for name in follow_links(database) for end in LOGS)
 
 
@@ -107,9 +106,9 @@ def _remove_logs(database: Path) -> None:
 
 @contextmanager
 def _no_new_writer(file: Path) -> Iterator[None]:
-    """Hold a reader's lock on a database, which keeps others from opening it to write.
+    """Hold a reader's lock on a database, so that other processes cannot open it for writing.
 
-    Logs a warning where a process has done so already: what it writes is lost.
+    Logs a warning if one has it open already: its changes are lost.
     """
     try:
         import fcntl
@@ -143,7 +142,7 @@ def _remove_from_copy(held_marts: Sequence[str], copy: Path, database: Path) -> 
 def _copy_held_marts(connection: duckdb.DuckDBPyConnection, held_marts: Sequence[str], database: Path) -> None:
     published: set[str] = set()
     comments: dict[tuple[str, str], Comments] = {}
-    # A file that is damaged, or open in another process to write, counts as empty.
+    # A file that is damaged, or open for writing in another process, counts as empty.
     with suppress(duckdb.IOException):
         if database.exists():
             connection.execute(f"ATTACH {quote_literal(str(database))} AS published (READ_ONLY)")
@@ -154,7 +153,7 @@ def _copy_held_marts(connection: duckdb.DuckDBPyConnection, held_marts: Sequence
             continue
         connection.execute(f"DROP {kind} marts.{quote_name(mart)}")
         if mart in published:
-            # A view becomes a table here: it would show what the other marts have now.
+            # A view becomes a table, because it would show the new rows of the other marts.
             connection.execute(f"CREATE TABLE marts.{quote_name(mart)} AS FROM published.marts.{quote_name(mart)}")
     write_comments(connection, "marts", {mart: comments.get(("marts", mart), {}) for mart in held_marts})
 
@@ -170,7 +169,7 @@ def _read_kinds(connection: duckdb.DuckDBPyConnection, catalog: str | None = Non
 def is_damaged(database: Path, options: Options) -> bool:
     """Read all of a database file, and return whether it is damaged. `options` are DuckDB's.
 
-    Raises `duckdb.Error` where it cannot be read for another reason, as where another process has it open to write.
+    Raises `duckdb.Error` if it cannot be read for another reason, for example if another process is writing to it.
     """
     try:
         with duckdb.connect(str(database), read_only=True, config=options) as connection:
@@ -186,7 +185,7 @@ def is_damaged(database: Path, options: Options) -> bool:
 
 
 def clone(source: Path, target: Path) -> None:
-    """Copy a file durably; without copying its bytes, where the file system can share them."""
+    """Copy a file durably. File systems that can share blocks do not copy the bytes."""
     with source.open("rb") as original, target.open("wb") as copy:
         try:
             import fcntl

@@ -1,6 +1,6 @@
 """Find the rows that a destination refuses, after a load has failed because of its data.
 
-The load is dropped and read again, and each row is tried first. Coverage commits with the rows, so nothing is lost.
+The load is dropped and its rows are read again. Coverage commits with the rows, so nothing is lost.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from .base import Destination
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Classes of SQLSTATE: data exceptions, violated constraints, exceeded limits, and what a trigger raises.
+# Classes of SQLSTATE: data exceptions, violated constraints, exceeded limits, and errors of triggers.
 DATA_CLASSES = ("22", "23", "54", "P0")
 
 
 def is_data_error(error: BaseException) -> bool:
-    """Return whether a destination refused a value, rather than the load for another reason."""
+    """Return whether a load failed because the destination refused a value."""
     causes = [error]
-    for cause in causes:  # grows while it is read
+    for cause in causes:  # grows meanwhile
         more = (cause.__cause__, cause.__context__, getattr(cause, "exception", None))
         causes += [other for other in more if isinstance(other, BaseException) and other not in causes]
     return any(_refuses_value(cause) for cause in causes)
@@ -37,8 +37,9 @@ def _refuses_value(error: BaseException) -> bool:
 
 
 class Screen:
-    """Find the rows of a table that a destination refuses: write them, in ever smaller halves, and roll back. `found`
-    counts them.
+    """Finds the rows of a table that a destination refuses, by inserting ever smaller halves and rolling back.
+
+    `found` counts them.
     """
 
     def __init__(self, destination: Destination) -> None:
@@ -74,10 +75,10 @@ def _accepts(connection: duckdb.DuckDBPyConnection, table: str, rows: pa.Table) 
             names, values = [*names, "_dlt_load_id"], [*values, "''"]
         columns = ", ".join(quote_name(name) for name in names)
         connection.execute(f"INSERT INTO {table} ({columns}) SELECT {', '.join(values)} FROM screened")  # noqa: S608
-    except duckdb.CatalogException:  # no such table yet
+    except duckdb.CatalogException:  # the table does not exist yet
         return True
     except duckdb.Error as error:
-        # A stored key is no error: a load replaces its row.
+        # A stored key is not an error: a load replaces its row.
         return rows.num_rows == 1 and "duplicate key" in str(error).lower()
     finally:
         connection.execute("ROLLBACK")

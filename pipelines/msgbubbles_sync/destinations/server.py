@@ -17,8 +17,8 @@ from msgbubbles_sync.sql import quote_literal, quote_name
 from .libpq import format_dsn
 
 NO_PACKAGES = '--destination {name} needs more packages: pip install "msgbubbles-sync[{name}]"'
-# What libpq and the server say of a connection, as far as it may be repeated: DuckDB's message around it quotes the
-# whole address, with the password.
+# The messages of libpq and the server that may be shown. DuckDB's message around them quotes the address, with its
+# password.
 REASONS = re.compile(
     "server does not support SSL, but SSL was required"
     "|root certificate file .{0,200}? does not exist|certificate verify failed"
@@ -32,17 +32,15 @@ REASONS = re.compile(
 
 
 def find_reason(error: Exception) -> str:
-    """Return why a connection was refused, without anything secret, to follow a sentence; empty where it is not
-    known.
-    """
+    """Return why a connection was refused, as the end of a sentence without secrets; empty if unknown."""
     reason = REASONS.search(str(error))
     return f": {reason[0]}" if reason else ""
 
 
 def find_extension(name: str, title: str) -> Path:
-    """Return the file of an extension of DuckDB, which comes as a package: a job downloads nothing.
+    """Return the file of a DuckDB extension that was installed as a package, because a job downloads nothing.
 
-    Raises `UsageError` where the package is missing that destination `title` needs.
+    Raises `UsageError` if the package is missing, which destination `title` needs.
     """
     package = importlib.util.find_spec(f"duckdb_extension_{name}")
     if package is None or package.origin is None:
@@ -52,9 +50,9 @@ def find_extension(name: str, title: str) -> Path:
 
 @contextmanager
 def attach_server(parameters: Mapping[str, str], title: str, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open a DuckDB connection that has the server's database attached as `warehouse`.
+    """Open a DuckDB connection with the server's database attached as `warehouse`.
 
-    Raises `duckdb.Error`, and `UsageError` where the extension is missing that destination `title` needs.
+    Raises `duckdb.Error`, and `UsageError` if the extension is missing, which destination `title` needs.
     """
     extension = find_extension("postgres_scanner", title)
     with duckdb.connect() as connection:
@@ -67,34 +65,35 @@ def attach_server(parameters: Mapping[str, str], title: str, *options: str) -> I
 
 
 def query_server(connection: duckdb.DuckDBPyConnection, query: str) -> list[tuple[Any, ...]]:
-    """Return the rows of a query that the attached server answers, in its own SQL. Raises `duckdb.Error`."""
+    """Run a query on the attached server, in its own SQL, and return the rows. Raises `duckdb.Error`."""
     return connection.execute(f"FROM postgres_query('warehouse', {quote_literal(query)})").fetchall()
 
 
 def check_server(connection: duckdb.DuckDBPyConnection, schemas: Sequence[str], title: str) -> None:
-    """Check that the server stores every text, takes writes, and lets the job's role have its schemas. Raises
-    `UsageError`, which says what to change.
+    """Check the server's encoding, that it is writable, and that the job's role may use its schemas.
+
+    Raises `UsageError` with the statement that fixes it.
     """
     [(role, database, encoding, is_read_only, may_create)] = query_server(connection, SERVER)
     if encoding != "UTF8":
         raise UsageError(
             f"--destination {title}: the encoding of the database {database} is {encoding}, which cannot store every "
-            "text. Create another, and use it: CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0"
+            "text. Create another one and use it: CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0"
         )
     if is_read_only:
         raise UsageError(
-            f"--destination {title}: the server takes no writes of the role {role} (it is a standby, or "
-            "default_transaction_read_only is on). Use the primary's address, or unset it"
+            f"--destination {title}: the server is read-only for the role {role} (it is a standby, or "
+            "default_transaction_read_only is on). Use the primary's address, or unset that option"
         )
     listed = ", ".join(quote_literal(schema) for schema in schemas)
-    found = dict(query_server(connection, MAY_USE_SCHEMAS.format(schemas=listed)))
-    missing = [schema for schema in schemas if schema not in found]
+    may_use = dict(query_server(connection, MAY_USE_SCHEMAS.format(schemas=listed)))
+    missing = [schema for schema in schemas if schema not in may_use]
     if missing and not may_create:
         raise UsageError(
             f"--destination {title}: the role {role} may not create the schemas {', '.join(missing)}. Run as an "
             f"administrator: GRANT CREATE ON DATABASE {quote_name(database)} TO {quote_name(role)}"
         )
-    closed = [schema for schema, is_open in found.items() if not is_open]
+    closed = [schema for schema, is_open in may_use.items() if not is_open]
     if closed:
         raise UsageError(
             f"--destination {title}: the role {role} may not use the schemas {', '.join(closed)}. Run as an "
@@ -122,14 +121,14 @@ GONE = re.compile(
 
 
 def explain(message: str, title: str) -> str | None:
-    """Return what a server's message means and how to fix it; null where that is not known."""
+    """Return what an error message of a server means and how to fix it; null if unknown."""
     denied = DENIED.search(message)
     if denied:
         kind, name = denied[1] or denied[3], denied[2] or denied[4]
-        how = "grant it what is missing" if denied[1] else "let it be a member of the owner's role"
-        return f"{title}: the job's role may not write {kind} {name}; {how}, and run again"
+        fix = "grant it the missing privilege" if denied[1] else "make it a member of the owner's role"
+        return f"{title}: the job's role may not write {kind} {name}; {fix}, and run again"
     if READ_ONLY.search(message):
-        return f"{title}: the server takes no writes; use the primary's address, and run again"
+        return f"{title}: the server is read-only; use the primary's address, and run again"
     if FULL.search(message):
         return f"{title}: the server's disk is full; free some space there, and run again"
     if TOO_LONG.search(message):
@@ -138,27 +137,27 @@ def explain(message: str, title: str) -> str | None:
             "dlt_config/config.toml, and run again"
         )
     if GONE.search(message):
-        return f"{title}: the connection to the server was lost; see that it is up, and run again"
+        return f"{title}: the connection to the server was lost; check that it is up, and run again"
     return None
 
 
 def explain_lock(title: str, parameters: Mapping[str, str], schemas: Sequence[str]) -> str:
-    """Name the sessions, other than the job's own, that hold locks in these schemas, and say how to go on."""
+    """Return a message that names the other sessions with locks in these schemas, and says how to go on."""
     listed = ", ".join(quote_literal(schema) for schema in schemas)
     query = HOLDERS.format(schemas=listed, application=quote_literal(parameters["application_name"]))
-    found: list[tuple[Any, ...]] = []
+    rows: list[tuple[Any, ...]] = []
     with suppress(duckdb.Error), attach_server(parameters, title, "READ_ONLY") as connection:
-        found = query_server(connection, query)
+        rows = query_server(connection, query)
     holders = [
         f"session {pid} (user {user}, application {name or 'unnamed'}, {state or 'state unknown'}"
         f"{f' since {since:%Y-%m-%d %H:%M:%S} UTC' if since else ''}) holds {tables}"
-        for pid, user, name, state, since, tables in found
+        for pid, user, name, state, since, tables in rows
     ]
-    who = "; ".join(holders) or "by a session that is over now"
-    end = f"End it, with SELECT pg_terminate_backend({found[0][0]}), say, and run" if found else "Run"
+    who = "; ".join(holders) or "by a session that has ended since"
+    end = f"End it with SELECT pg_terminate_backend({rows[0][0]}), and run" if rows else "Run"
     return (
         f"{title}: a table stayed locked for longer than [sync] lock_timeout_seconds: {who}. {end} again: the next run "
-        "goes on where this one ended"
+        "continues where this one ended"
     )
 
 

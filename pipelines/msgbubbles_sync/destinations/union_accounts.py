@@ -1,7 +1,6 @@
-"""Show the tables of several accounts together: each with the account before the key.
+"""Show the tables of several accounts together, with the account as the first column.
 
-On a server and in a lake these are views. Next to DuckDB files it is one more file, copied from those that each account
-has published.
+On a server and in a lake these are views. For DuckDB files, one more file is copied from the published ones.
 """
 
 from __future__ import annotations
@@ -24,24 +23,24 @@ from .publish import Options, has_foreign_log, new_copy, read_mark, replace_data
 Key = tuple[str, str]
 READER_SCHEMAS = ("msgbubbles", "marts")
 ACCOUNTS = ("msgbubbles", "accounts")
-# Tables that only the job looks at.
+# Tables that only the job reads.
 OWN_TABLES = re.compile(r"_dlt|_account|_version$|privacy$")
-# The schema of what a combined file showed before; no account can have this name.
+# The name of the attached old combined file; no account can have this name.
 BEFORE = "shown before"
 COLUMNS = """SELECT schema_name, table_name, column_name FROM duckdb_columns()
 WHERE database_name = ? ORDER BY schema_name, table_name, column_index"""
-ONE_ACCOUNT = """{where} holds one account, which has no name. To go on with it as account {account}:
+ONE_ACCOUNT = """{where} holds one account, which has no name. To continue it as account {account}:
 
   {how}
 
-Or let the accounts have another {other}"""
-MANY_ACCOUNTS = """{where} shows several accounts, and only theirs are loaded: see [accounts.NAME] in
+Or choose another {other} for the named accounts"""
+MANY_ACCOUNTS = """{where} shows several accounts, so this account needs a name: see [accounts.NAME] in
 dlt_config/config.toml, or choose another {other}"""
 
 
 @dataclass(frozen=True)
 class AccountsTable:
-    """The columns of a table that shows all accounts, and the query that makes it."""
+    """The columns of a table that shows all accounts, and the query that returns its rows."""
 
     columns: list[str]
     query: str
@@ -54,26 +53,26 @@ def build_union(
 ) -> dict[Key, AccountsTable]:
     """Build the tables that show all accounts.
 
-    An account whose tables are of another version gets nulls for the columns that it lacks.
+    Columns that an account lacks, because another release loaded its tables, are null.
 
     Args:
         columns: The columns of each account's tables.
-        source: Returns how a query names an account's table, from account, schema and name.
-        before: The columns of these tables so far. They keep their positions, because a view can be replaced only by
-            one that starts with the same columns.
+        source: A function that returns a table in SQL, from account, schema and name.
+        before: The columns of the tables that are to be replaced. They keep their positions, because a view can be
+            replaced only by one that starts with the same columns.
     """
     tables: dict[Key, AccountsTable] = {}
     keys = {key for of_account in columns.values() for key in of_account if key[0] in READER_SCHEMAS}
     for key in sorted(key for key in keys if not OWN_TABLES.match(key[1])):
-        by_account = {account: found[key] for account, found in sorted(columns.items()) if key in found}
+        by_account = {account: own[key] for account, own in sorted(columns.items()) if key in own}
         owner = {name: account for account, names in by_account.items() for name in names}
         positioned = [name for name in (before or {}).get(key, ())[1:] if name in owner]
-        # The widest table first: what it has in addition comes after what the others have.
+        # New columns come after the others: the widest table determines the order.
         widest_first = sorted(by_account.values(), key=len, reverse=True)
-        names = list(dict.fromkeys([*positioned, *(name for found in widest_first for name in found)]))
+        names = list(dict.fromkeys([*positioned, *(name for own in widest_first for name in own)]))
         parts = []
         for account, own in by_account.items():
-            # A null of the column's type: a bare NULL would take its type from the other parts of the union.
+            # The subquery is a null of the column's type.
             values = [
                 quote_name(name)
                 if name in own
@@ -96,7 +95,7 @@ def read_columns(connection: duckdb.DuckDBPyConnection, database: str) -> dict[K
 
 
 def shows_accounts(database: Path) -> bool | None:
-    """Return whether a file shows several accounts; null where it cannot be read."""
+    """Return whether a file shows several accounts; null if it cannot be read."""
     try:
         with duckdb.connect(str(database), read_only=True) as connection:
             query = "SELECT 1 FROM duckdb_tables() WHERE (schema_name, table_name) = (?, ?)"
@@ -106,16 +105,16 @@ def shows_accounts(database: Path) -> bool | None:
 
 
 def combine(files: Mapping[str, Path], own: str, database: Path, note: Path, options: Options) -> None:
-    """Replace `database` by one that shows all accounts, unless it was made of these versions of the files already.
+    """Replace `database` by a copy of the files of all accounts, unless it has their versions already.
 
-    An account other than `own` whose file cannot be opened, because another process writes to it or it is damaged,
-    stays as `database` shows it.
+    If the file of another account cannot be opened, because it is damaged or being written, the account stays as it is
+    in `database`.
 
     Args:
         files: The published file of each account.
-        own: The account whose job this is. Raises `duckdb.Error` where its file cannot be opened.
+        own: The account of this job. Raises `duckdb.Error` if its file cannot be opened.
         database: The file that shows all accounts.
-        note: The file that says what `database` was made of.
+        note: A file with the versions that `database` was copied from.
         options: DuckDB's options for the connection.
     """
     versions = {account: file.stat().st_mtime_ns for account, file in files.items()}
@@ -144,7 +143,7 @@ def _attach_accounts(connection: duckdb.DuckDBPyConnection, files: Mapping[str, 
     sources = {}
     for account, file in files.items():
         if account != own and has_foreign_log(file):
-            continue  # its own job publishes it anew
+            continue  # its own job will publish it again
         name = f"account {account}"  # a bare name may be one of DuckDB's own
         try:
             connection.execute(f"ATTACH {quote_literal(str(file))} AS {quote_name(name)} (READ_ONLY)")

@@ -1,4 +1,4 @@
-"""Check which release wrote a workspace and a warehouse: a newer one is refused, an older one needs `chats.py` first.
+"""Check which release wrote a workspace and a warehouse, to refuse newer ones and to migrate older ones.
 
 The workspace has its version in a file, the warehouse in the table `_version`. Both count the steps of `migrations.py`.
 """
@@ -17,13 +17,15 @@ from .base import Destination
 
 NEWER = """{what} was written by a newer release (it has version {found}, this release reads up to {version}). Upgrade,
 or choose another --database. Nothing was changed"""
-OLDER = "{what} was written by an older release. Run chats.py once: it upgrades the files and tables, and loses nothing"
-# The column that tables had before a warehouse had a version.
+OLDER = (
+    "{what} was written by an older release. Run chats.py once: it upgrades the files and tables, and keeps all rows"
+)
+# A column of tables without a version.
 READ_AT = "_read_at"
 
 
 def check_version(workspace: Workspace, destination: Destination) -> None:
-    """Check that this release wrote the workspace, and what readers open. Raises `UsageError` with what to do."""
+    """Check that this release wrote the workspace and the published tables. Raises `UsageError` otherwise."""
     refuse_newer(workspace.version, str(workspace.folder))
     if not (destination.exists() or destination.has_tables() or any((workspace.folder / "dlt").glob("*"))):
         workspace.store_version(VERSION)  # there is nothing to upgrade
@@ -35,8 +37,9 @@ def check_version(workspace: Workspace, destination: Destination) -> None:
 
 
 def published_version(destination: Destination) -> int:
-    """Return the version of what readers open. A destination that cannot be opened has the version of this release:
-    whatever is done with it fails as well, and says why.
+    """Return the version of the published tables.
+
+    For a destination that cannot be opened, returns this release's version: the next operation on it will report why.
     """
     with suppress(UsageError, duckdb.Error):
         if destination.exists():

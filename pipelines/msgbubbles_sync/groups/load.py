@@ -17,6 +17,7 @@ from msgbubbles.source.arrow import arrow_schema, build_column_hints
 from msgbubbles.source.lazy_pyarrow import pa
 from msgbubbles.source.storable import storable
 from msgbubbles.tables import Table
+from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.destinations.load import build_fresh_pipeline
 from msgbubbles_sync.tables import GROUP_MEMBER_OPERATIONS, GROUP_OPERATIONS, GROUP_SIGHTINGS
 from msgbubbles_sync.workspace import Workspace
@@ -28,7 +29,7 @@ PIPELINE = "msgbubbles_groups"
 MEMBER_OPERATIONS = {"create": "added", "add": "added", "remove": "removed"}
 
 
-def load_ledger(workspace: Workspace, redactor: Redactor) -> int:
+def load_ledger(workspace: Workspace, destination: Destination, redactor: Redactor) -> int:
     """Load new and changed rows of the ledger into the work database. Returns how many there were.
 
     If there were any, the marts and the published file are marked as pending. The caller holds the lock `job`. May be
@@ -45,7 +46,7 @@ def load_ledger(workspace: Workspace, redactor: Redactor) -> int:
         workspace.set_pending("transform", "publish")
         private = LedgerRedactor(redactor)
         _load(
-            workspace,
+            build_fresh_pipeline(workspace, destination, PIPELINE),
             [redacted for entry, _ in entries if (redacted := private.redact_entry(entry))],
             [private.redact_observation(observation) for observation, _ in observations],
         )
@@ -53,8 +54,7 @@ def load_ledger(workspace: Workspace, redactor: Redactor) -> int:
         return len(entries) + len(observations)
 
 
-def _load(workspace: Workspace, entries: list[Entry], observations: list[Observation]) -> None:
-    pipeline = build_fresh_pipeline(workspace, PIPELINE)
+def _load(pipeline: dlt.Pipeline, entries: list[Entry], observations: list[Observation]) -> None:
     at = datetime.now(UTC)
     resources = [
         _build_resource(GROUP_OPERATIONS, [_build_operation_row(entry, at) for entry in entries]),

@@ -20,7 +20,7 @@ from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.destinations.duckdb_file import DuckDBFile
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import write_privately
-from msgbubbles_sync.settings import Settings, load_settings
+from msgbubbles_sync.settings import Settings
 from msgbubbles_sync.sql import store_value
 from msgbubbles_sync.tables import PRIVACY, column_definitions
 from msgbubbles_sync.workspace import PIPELINE, Workspace
@@ -121,12 +121,11 @@ def look_up(names: Iterable[str], settings: Settings) -> dict[str, str | None]:
     return answers
 
 
-def build_redactor(workspace: Workspace, settings: Settings | None = None) -> Redactor:
+def build_redactor(workspace: Workspace, settings: Settings) -> Redactor:
     """Build the redactor of the configured policy, and record the policy next to an empty warehouse.
 
     Raises `UsageError` if the stored rows were loaded under another policy, or with another key.
     """
-    settings = settings or load_settings(workspace.account)
     policy, pseudonyms = read_policy(settings)
     record = Record.load(workspace)
     if record is None:

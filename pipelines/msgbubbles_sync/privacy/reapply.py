@@ -48,7 +48,7 @@ def apply(context: Context) -> Counter[str]:
     msgspec.structs.replace(record, policy=policy, key_check=key_check).save(workspace)
     redactor = build_redactor(workspace, context.settings)
     if policy.redacts:
-        load_ledger(workspace, redactor)
+        load_ledger(workspace, context.destination, redactor)
     with rewriting(context) as connection:
         counts = redact_stored_rows(redactor, connection)
         redactor.save_vault()

@@ -128,7 +128,7 @@ def _load_pending(context: Context) -> None:
     """Load pending packages and the spool, and remove dlt's folders, which it restores from the warehouse."""
     workspace = context.workspace
     if (workspace.folder / "dlt" / PIPELINE).exists():
-        pipeline = build_pipeline(workspace)
+        pipeline = build_pipeline(workspace, context.destination)
         if pipeline.has_pending_data:
             pipeline.run()
     time.sleep(0.2)  # events that a receiver has just accepted are in a segment by then

@@ -15,11 +15,11 @@ import dlt
 import msgspec
 from dlt.pipeline.exceptions import PipelineStepFailed
 
-from msgbubbles.source.arrow import build_arrow_table, build_column_hints, build_item
+from msgbubbles.source.arrow import build_arrow_table, build_item
 from msgbubbles.source.compare import filter_rows
 from msgbubbles.source.stored import Warehouse
 from msgbubbles_sync.destinations import Destination
-from msgbubbles_sync.destinations.load import build_fresh_pipeline
+from msgbubbles_sync.destinations.load import build_fresh_pipeline, build_table_item
 from msgbubbles_sync.destinations.screen import Screen, is_data_error
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.policy.applied import read_own_numbers
@@ -168,7 +168,7 @@ class _Load:
             write_privately(folder / name, b"".join(line + b"\n" for line in lines))
 
     def _load(self, events: list[Event]) -> None:
-        pipeline = build_fresh_pipeline(self.workspace, PIPELINE)
+        pipeline = build_fresh_pipeline(self.workspace, self.destination, PIPELINE)
         # "repair": the next run reads messages and chats that only events know.
         self.workspace.set_pending("repair", "transform", "publish")
         events.sort(key=lambda event: (event.occurred_at, event.received_at))
@@ -198,14 +198,8 @@ class _Load:
 
 def _build_resource(rows: pa.Table, messages: pa.Table) -> Any:
     def items() -> Iterator[Any]:
-        hints = dlt.mark.make_hints(
-            table_name=WEBHOOK_EVENTS.name,
-            primary_key=list(WEBHOOK_EVENTS.key),
-            # A repeated event never replaces the stored one.
-            write_disposition={"disposition": "merge", "strategy": "insert-only"},
-            columns=build_column_hints(WEBHOOK_EVENTS),
-        )
-        yield dlt.mark.with_hints(rows, hints, create_table_variant=True)
+        # A repeated event never replaces the stored one.
+        yield build_table_item(WEBHOOK_EVENTS, rows, "insert-only")
         if messages.num_rows:
             yield build_item("messages", messages)
 

@@ -82,5 +82,5 @@ class CurrentPolicy:
             self._workspace.configure_dlt()
             from msgbubbles_sync.policy.applied import build_redactor
 
-            self._redactor = build_redactor(self._workspace)
+            self._redactor = build_redactor(self._workspace, settings)
         self._modified_at_ns = modified_at_ns

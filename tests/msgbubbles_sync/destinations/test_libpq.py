@@ -123,7 +123,8 @@ def test_neither_dlt_nor_dbt_sends_a_password_without_tls(
 ) -> None:
     monkeypatch.setenv(URL, f"postgresql://job:{SECRET}@127.0.0.1:{without_tls.port}/warehouse?sslmode=require")
     workspace = workspace_of(tmp_path)
-    with pytest.raises(Exception, match="SSL was required"), build_pipeline(workspace).sql_client():
+    pipeline = build_pipeline(workspace, build_destination(workspace))
+    with pytest.raises(Exception, match="SSL was required"), pipeline.sql_client():
         pass
     with pytest.raises(Exception, match="SSL was required"):
         connect_by_adbc(workspace)
@@ -131,9 +132,10 @@ def test_neither_dlt_nor_dbt_sends_a_password_without_tls(
         transform(workspace, build_destination(workspace), Settings())
     monkeypatch.setenv(CATALOG, os.environ[URL])
     monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__BUCKET_URL", str(tmp_path / "lake"))
+    lake = workspace_of(tmp_path, "ducklake")
     with (
         pytest.raises(Exception, match="SSL was required"),
-        build_pipeline(workspace_of(tmp_path, "ducklake")).sql_client(),
+        build_pipeline(lake, build_destination(lake)).sql_client(),
     ):
         pass
     assert without_tls.asked >= 4
@@ -144,7 +146,8 @@ def test_neither_dlt_nor_dbt_sends_a_password_without_tls(
 def connect_by_adbc(workspace: Workspace) -> None:
     from adbc_driver_manager import dbapi
 
-    credentials = build_pipeline(workspace).destination_client().config.credentials  # type: ignore[attr-defined]
+    pipeline = build_pipeline(workspace, build_destination(workspace))
+    credentials = pipeline.destination_client().config.credentials  # type: ignore[attr-defined]
     assert credentials is not None
     uri = credentials.to_native_representation()
     with dbapi.connect(driver=get_adbc_driver_location(), db_kwargs={"uri": uri}):
@@ -180,7 +183,7 @@ def test_each_client_passes_parameters_to_the_server(tmp_path: Path, monkeypatch
         workspace = workspace_of(tmp_path)
 
         def connect_by_dlt() -> None:
-            with build_pipeline(workspace).sql_client():
+            with build_pipeline(workspace, build_destination(workspace)).sql_client():
                 pass
 
         for connect in (
@@ -195,13 +198,13 @@ def test_each_client_passes_parameters_to_the_server(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("query", "why"),
     [
-        ("sslmode=VERIFY-FULL", "sslmode is one of disable"),
-        ("sslmode=require&sslmode=disable", "sslmode is not one text"),
+        ("sslmode=VERIFY-FULL", "sslmode must be one of disable"),
+        ("sslmode=require&sslmode=disable", "sslmode must be a single text"),
         ("ssl=true", "the parameter ssl cannot be passed"),
         ("tcp_user_timeout=1000", "the parameter tcp_user_timeout cannot be passed"),
         ("sslpassword=secret-of-the-key", "the parameter sslpassword cannot be passed"),
-        ("host=a,b&port=1,2", "port is a whole number"),
-        ("client_encoding=latin1", "client_encoding is utf8"),
+        ("host=a,b&port=1,2", "port must be a whole number"),
+        ("client_encoding=latin1", "client_encoding must be utf8"),
     ],
 )
 def test_parameter_unknown_to_a_client_is_refused_by_name(
@@ -265,7 +268,7 @@ def test_unsuitable_server_is_refused_before_the_run(tmp_path: Path, monkeypatch
             assert "the encoding of the database latin is LATIN1" in refusal("postgres", "latin", destination)
             assert "ENCODING 'UTF8'" in refusal("postgres", "latin", destination)
             assert 'GRANT CREATE ON DATABASE "postgres" TO "job"' in refusal("job", destination=destination)
-            assert "takes no writes" in refusal("standby", destination=destination)
+            assert "is read-only" in refusal("standby", destination=destination)
         for schema in ("msgbubbles", "msgbubbles_staging", "staging", "marts"):
             cursor.execute(f"CREATE SCHEMA {schema} AUTHORIZATION job")
         assert "GRANT USAGE, CREATE ON SCHEMA" in refusal("guest")
@@ -279,9 +282,9 @@ def test_unsuitable_server_is_refused_before_the_run(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("said", "meant"),
     [
-        ("ERROR: permission denied for schema marts", "may not write schema marts; grant it what is missing"),
-        ('must be owner of table "messages"', "let it be a member of the owner's role"),
-        ("cannot execute INSERT in a read-only transaction", "takes no writes"),
+        ("ERROR: permission denied for schema marts", "may not write schema marts; grant it the missing privilege"),
+        ('must be owner of table "messages"', "make it a member of the owner's role"),
+        ("cannot execute INSERT in a read-only transaction", "is read-only"),
         ("could not extend file: No space left on device", "the server's disk is full"),
         ("canceling statement due to statement timeout", "[sync] statement_timeout_seconds"),
         ("server closed the connection unexpectedly", "the connection to the server was lost"),

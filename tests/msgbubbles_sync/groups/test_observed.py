@@ -14,6 +14,7 @@ import pytest
 from helpers.context import build_context
 from helpers.group_world import OURS, World, row
 from msgbubbles.redact import Redactor
+from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.groups.job import list_groups, plan_groups
 from msgbubbles_sync.groups.ledger import Ledger
@@ -105,17 +106,17 @@ def test_ledger_rows_are_loaded_once_and_after_changes(
     workspace = world.workspace
     world.apply(row("a", ANNA, BEN, title="One"))
     # Only the first sync creates the database: one created here would prevent a recovery.
-    assert load_ledger(workspace, Redactor()) == 0
+    assert load_ledger(workspace, build_destination(workspace), Redactor()) == 0
     assert not workspace.work.exists()
     duckdb.connect(str(workspace.work)).close()
     world.max_attempts = 1
     world.server.knobs.refusal = lambda method, _path: (503, "device_offline") if method == "POST" else None
     world.apply(row("a", ANNA, BEN, CARLA, title="One"))
-    assert load_ledger(workspace, Redactor()) == 2
+    assert load_ledger(workspace, build_destination(workspace), Redactor()) == 2
     assert workspace.is_pending("transform")
     assert workspace.is_pending("publish")
     workspace.set_done("publish")
-    assert load_ledger(workspace, Redactor()) == 0
+    assert load_ledger(workspace, build_destination(workspace), Redactor()) == 0
     assert not workspace.is_pending("publish")
 
     operations = "SELECT key, operation, outcome, error_code, chat_id IS NOT NULL FROM msgbubbles.group_operations"
@@ -131,7 +132,7 @@ def test_ledger_rows_are_loaded_once_and_after_changes(
     world.server.knobs.refusal = None
     world.apply(row("a", ANNA, BEN, CARLA, title="One"))
     # The outcome that was unknown, the repeated operation, and the observation.
-    assert load_ledger(workspace, Redactor()) == 3
+    assert load_ledger(workspace, build_destination(workspace), Redactor()) == 3
     assert asked(workspace.work, f"{operations} ORDER BY requested_at") == [
         ("a", "create", "succeeded", None, True),
         ("a", "add", "failed", None, True),
@@ -148,7 +149,7 @@ def test_ledger_rows_are_loaded_once_and_after_changes(
     # A kill before the rows are marked: they are loaded again, and stored once.
     with Ledger.open(workspace.folder) as ledger:
         ledger._run("UPDATE operations SET landed_version = 0")
-    assert load_ledger(workspace, Redactor()) == 3
+    assert load_ledger(workspace, build_destination(workspace), Redactor()) == 3
     assert len(asked(workspace.work, operations)) == 3
     assert len(asked(workspace.work, members)) == 3
 
@@ -158,7 +159,7 @@ def test_ledger_rows_are_loaded_once_and_after_changes(
     for path in workspace.folder.glob("groups.sqlite*"):
         path.unlink()
     assert list_groups(world.context()) == {"a": known}
-    assert load_ledger(workspace, Redactor()) == 0
+    assert load_ledger(workspace, build_destination(workspace), Redactor()) == 0
 
 
 def test_load_continues_after_a_kill_during_normalize(world: World) -> None:
@@ -166,8 +167,8 @@ def test_load_continues_after_a_kill_during_normalize(world: World) -> None:
     workspace = world.workspace
     duckdb.connect(str(workspace.work)).close()
     world.apply(row("a", ANNA, BEN))
-    assert load_ledger(workspace, Redactor()) == 1
-    pipeline = build_pipeline(workspace, PIPELINE)
+    assert load_ledger(workspace, build_destination(workspace), Redactor()) == 1
+    pipeline = build_pipeline(workspace, build_destination(workspace), PIPELINE)
     pipeline.extract([{"n": 1}], table_name="any")
     (extracted,) = (workspace.folder / "dlt" / PIPELINE / "normalize" / "extracted").iterdir()
     copy = workspace.folder / "copy"
@@ -175,7 +176,7 @@ def test_load_continues_after_a_kill_during_normalize(world: World) -> None:
     pipeline.normalize()
     copy.replace(extracted)
     world.apply(row("a", ANNA, BEN, CARLA))
-    assert load_ledger(workspace, Redactor()) == 1
+    assert load_ledger(workspace, build_destination(workspace), Redactor()) == 1
     assert len(asked(workspace.work, "SELECT 1 FROM msgbubbles.group_operations")) == 2
 
 

@@ -21,6 +21,7 @@ from msgbubbles_sync.privacy import erase as erasing
 from msgbubbles_sync.privacy.erase import erase
 from msgbubbles_sync.privacy.rewrite import compact
 from msgbubbles_sync.run_log import RunLog
+from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.tables import TABLES, column_definitions
 from msgbubbles_sync.workspace import Workspace
 
@@ -157,7 +158,7 @@ def test_threads_and_what_could_not_be_read_go_whole(workspace: Workspace) -> No
     assert get(workspace, "SELECT row_hash FROM msgbubbles.rejected_rows") == [("b",)]
     assert get(workspace, "SELECT count(*) FROM msgbubbles.of_ann") == [(3,)]
     assert get(workspace, "SELECT people, rows->>'messages' FROM msgbubbles.erasures") == [(1, "6")]
-    redactor = build_redactor(workspace)
+    redactor = build_redactor(workspace, load_settings())
     assert [redactor.is_erased_chat(one) for one in ("c1", "never read", "c2", "g", "unread group")] == [True, True] + [
         False
     ] * 3
@@ -213,7 +214,7 @@ def test_an_erasure_that_is_cut_off_is_known_to_be_and_finished_without_being_to
         with pytest.raises(KeyboardInterrupt):
             erased(workspace, ANN)
     assert workspace.is_pending(erasing.STEP)
-    assert build_redactor(workspace).is_erased("+1 415 555 0111")
+    assert build_redactor(workspace, load_settings()).is_erased("+1 415 555 0111")
     erasing.purge(build_context(workspace))
     assert not workspace.is_pending(erasing.STEP)
     assert get(workspace, "SELECT count(*) FROM msgbubbles.chats") == [(0,)]
@@ -245,7 +246,7 @@ def test_without_the_key_nothing_is_erased_and_afterwards_nothing_lands(
         else:
             monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__KEY", key)
         with pytest.raises(UsageError, match="not the one"):
-            build_redactor(workspace)
+            build_redactor(workspace, load_settings())
 
 
 def test_who_is_erased_stays_so_where_the_jobs_own_files_are_lost(workspace: Workspace) -> None:

@@ -57,23 +57,23 @@ def test_the_policy_and_its_key_are_of_two_files_and_the_environment_goes_before
 def test_a_new_warehouse_takes_the_policy_and_one_with_rows_has_to_be_brought_to_it(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert build_redactor(workspace).is_idle
+    assert build_redactor(workspace, load_settings()).is_idle
     assert Record.load(workspace) is None, "what is not set is not written down"
     monkeypatch.setenv(f"{PREFIX}KEY", KEY)
     monkeypatch.setenv(f"{PREFIX}PRESET", "analytics")
     workspace.work.touch()
     with pytest.raises(UsageError, match="privacy apply"):
-        build_redactor(workspace)
+        build_redactor(workspace, load_settings())
     workspace.work.unlink()
-    assert build_redactor(workspace).policy == PRESETS["analytics"]
+    assert build_redactor(workspace, load_settings()).policy == PRESETS["analytics"]
     monkeypatch.setenv(f"{PREFIX}TEXT_DAYS", "30")
-    assert build_redactor(workspace).policy.text_days == 30, "days hold at once"
+    assert build_redactor(workspace, load_settings()).policy.text_days == 30, "days hold at once"
     monkeypatch.setenv(f"{PREFIX}PRESET", "full")
     with pytest.raises(UsageError, match="keeps more than this warehouse was filled with"):
-        build_redactor(workspace)
+        build_redactor(workspace, load_settings())
     (workspace.folder / "privacy.json").write_text("{")
     with pytest.raises(UsageError, match="damaged"):
-        build_redactor(workspace)
+        build_redactor(workspace, load_settings())
 
 
 def test_details_of_a_crash_quote_nothing_where_something_is_left_out(workspace: Workspace) -> None:

@@ -194,6 +194,6 @@ def _load_ledger(session: Session) -> None:
     context = session.context
     try:
         with hold_lock(context.workspace.folder):
-            load_ledger(context.workspace, context.redactor)
+            load_ledger(context.workspace, context.destination, context.redactor)
     except AnotherJobRunsError:
         session.reporter.say("a sync is active; the next one loads these operations into the warehouse")
