@@ -185,7 +185,7 @@ def test_readme_fits_on_a_screen_and_names_both_commands() -> None:
     assert "make test" in text
 
 
-def test_no_page_installs_a_name_that_is_not_on_an_index() -> None:
-    for page in [*PAGES, *(ROOT / "notebooks").glob("*.*")]:
-        if page.is_file():
-            assert not re.search(r"pip install [^\n]*msgbubbles[-_]sync", page.read_text()), page
+def test_no_text_installs_a_name_that_is_not_on_an_index() -> None:
+    texts = [*PAGES, *(ROOT / "notebooks").glob("*.*"), *(ROOT / "pipelines").rglob("*.py")]
+    for path in texts:
+        assert not re.search(r"pip install [^\n]*msgbubbles[-_]sync", path.read_text()), path

@@ -12,5 +12,5 @@ def missing_extra(error: ImportError) -> str | None:
     module = (error.name or "").partition(".")[0]
     for extra, modules in (("sync", SYNC), ("groups", GROUPS), ("webhooks", WEBHOOKS)):
         if module in modules:
-            return f"{module} is not installed: pip install 'msgbubbles-sync[{extra}]'"
+            return f"{module} is not installed: pip install '/path/to/project[{extra}]'"
     return None

@@ -241,13 +241,13 @@ def test_installed_command_is_the_script(new_environment: Callable[..., Environm
 def test_missing_extra_is_named(new_environment: Callable[..., Environment]) -> None:
     alone = new_environment()
     refused = alone.call("msgbubbles", "chats", "--sandbox", status=2)
-    assert refused.stderr.endswith(" is not installed: pip install 'msgbubbles-sync[sync]'\n")
+    assert refused.stderr.endswith(" is not installed: pip install '/path/to/project[sync]'\n")
     assert "Traceback" not in refused.stderr
     refused = alone.run("-c", "import msgbubbles_sync.groups.dlt_destination", status=1)
-    assert refused.stderr.endswith("pip install 'msgbubbles-sync[groups]'\n")
+    assert refused.stderr.endswith("pip install '/path/to/project[groups]'\n")
     environment = new_environment("sync")
     refused = environment.call("msgbubbles", "webhooks", "serve", status=2)
-    assert "pip install 'msgbubbles-sync[webhooks]'" in refused.stderr
+    assert "pip install '/path/to/project[webhooks]'" in refused.stderr
 
 
 def test_command_that_does_not_exist_is_refused(new_environment: Callable[..., Environment]) -> None:

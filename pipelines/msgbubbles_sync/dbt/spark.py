@@ -55,7 +55,7 @@ appender.file.layout.pattern = %d %p %c: %m%n%ex
 def require() -> str:
     """Check that Spark can run, and describe with what. Raises `UsageError`."""
     if importlib.util.find_spec("pyspark") is None or importlib.util.find_spec("dbt.adapters.spark") is None:
-        raise UsageError(NO_SPARK.format(what='more packages: pip install "msgbubbles-sync[spark]"'))
+        raise UsageError(NO_SPARK.format(what='more packages: pip install "/path/to/project[spark]"'))
     java = shutil.which("java", path=f"{os.environ.get('JAVA_HOME', '')}/bin{os.pathsep}{os.environ.get('PATH', '')}")
     if java is None:
         raise UsageError(NO_SPARK.format(what="Java 17 or 21 on the path, or in JAVA_HOME"))

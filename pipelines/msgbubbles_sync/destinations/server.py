@@ -16,7 +16,7 @@ from msgbubbles_sync.sql import quote_literal, quote_name
 
 from .libpq import format_dsn
 
-NO_PACKAGES = '--destination {name} needs more packages: pip install "msgbubbles-sync[{name}]"'
+NO_PACKAGES = '--destination {name} needs more packages: pip install "/path/to/project[{name}]"'
 # The messages of libpq and the server that may be shown. DuckDB's message around them quotes the address, with its
 # password.
 REASONS = re.compile(

@@ -4,6 +4,6 @@ from importlib.util import find_spec
 
 if find_spec("duckdb") is None:
     raise ModuleNotFoundError(
-        "duckdb is not installed: pip install 'msgbubbles-sync[groups]'",
+        "duckdb is not installed: pip install '/path/to/project[groups]'",
         name="duckdb",
     )
