@@ -44,7 +44,7 @@ def read_key_table(section: str) -> dict[str, str]:
 
 def same_in_toml(value: object, written: str) -> bool:
     try:
-        return tomllib.loads(f"value = {written}")["value"] == value
+        return bool(tomllib.loads(f"value = {written}")["value"] == value)
     except tomllib.TOMLDecodeError:
         return value == written
 

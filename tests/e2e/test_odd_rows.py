@@ -56,7 +56,8 @@ def on_postgres(job: Job, stack: ExitStack) -> Query:
     def query(sql: str) -> list[tuple[Any, ...]]:
         with psycopg2.connect(address) as connection, connection.cursor() as cursor:
             cursor.execute(sql)
-            return cursor.fetchall()
+            rows: list[tuple[Any, ...]] = cursor.fetchall()
+            return rows
 
     return query
 

@@ -147,7 +147,8 @@ def _thread(
         chat_began = min([m.at for m in messages[:1]] + [chat["created_at"]] * bool(chat["created_at"]), default=window)
         if since > max(window, chat_began):
             return None
-        return sum(first_day <= m.day <= to.astimezone(zone).date() for m in messages)
+        count: int = sum(first_day <= m.day <= to.astimezone(zone).date() for m in messages)
+        return count
 
     ours = [m for m in messages if m.asked_at and m.side == "us"]
     theirs = [m for m in messages if m.asked_at and m.side == "them"]

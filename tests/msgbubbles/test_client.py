@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -106,7 +106,7 @@ def test_a_group_is_renamed_and_people_come_and_go(client: Client, server: Serve
 
 def test_what_is_not_a_group_cannot_be_changed(client: Client, server: Server) -> None:
     direct = next(row["id"] for row in server.truth().chats if not row["is_group"])
-    calls = [
+    calls: list[Callable[[], object]] = [
         lambda: client.rename_group(direct, "x"),
         lambda: client.add_participant(direct, ANNA),
         lambda: client.remove_participant(direct, ANNA),

@@ -95,7 +95,8 @@ def built(new_warehouse: Callable[[], Any], at: Any) -> Path:
     with duckdb.connect(str(warehouse.path)) as connection:
         store_failed_reads(connection, [FailedRead("numbers", "numbers", 0, 0, 1)], "msgbubbles")
     warehouse.transform()
-    return warehouse.path.rename(warehouse.path.with_name("built.duckdb"))
+    path: Path = warehouse.path.rename(warehouse.path.with_name("built.duckdb"))
+    return path
 
 
 @pytest.fixture

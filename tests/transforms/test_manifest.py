@@ -57,13 +57,14 @@ def test_it_is_parsed_once_for_all_and_anew_when_the_project_changes(
     assert not parsed, "another warehouse of that name parses nothing"
 
     model = project / "models" / "marts" / "contact.sql"
-    for path, change in {
+    changes: dict[Path, Callable[[Path], object]] = {
         model: _append("\n-- changed\n"),
         project / "macros" / "dialects.sql": _append("\n{# changed #}\n"),
         project / "models" / "staging" / "new.sql": lambda path: path.write_text("select 1 as one"),
         project / "models" / "marts" / "_marts.yml": lambda path: path.rename(path.with_name("_other.yml")),
         project / "tests" / "new.sql": lambda path: path.write_text("select 1 as one where false"),
-    }.items():
+    }
+    for path, change in changes.items():
         kept = manifest.load_manifest(*NAMES)
         assert kept is not None
         change(path)

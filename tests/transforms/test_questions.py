@@ -281,7 +281,8 @@ def on_postgres(conversations: Any, tmp_path: Path) -> Iterator[Callable[[str], 
 
         def ask(query: str) -> list[tuple[Any, ...]]:
             cursor.execute(query)
-            return cursor.fetchall()
+            rows: list[tuple[Any, ...]] = cursor.fetchall()
+            return rows
 
         yield ask
 

@@ -235,7 +235,7 @@ def _read_arrow(cursor: Any, table: Table) -> pa.Table:
 def _return_json_as_text(connection: Any) -> None:
     """Make psycopg2 return JSON as text: decoding fails at numbers and depths that a server can store."""
     if type(connection).__module__.startswith("psycopg2"):
-        from psycopg2.extras import (  # type: ignore[import-untyped]
+        from psycopg2.extras import (
             register_default_json,
             register_default_jsonb,
         )

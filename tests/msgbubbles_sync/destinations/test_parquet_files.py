@@ -150,7 +150,7 @@ def found(pipeline: dlt.Pipeline) -> tuple[list[Any], list[Any]]:
     """What the job finds there, and what readers do."""
     with pipeline.sql_client() as client, client.execute_query("SELECT id, value FROM things") as cursor:
         by_job = sorted(tuple(row) for row in cursor.fetchall())
-    folder = Path(pipeline.sql_client().remote_client.dataset_path)  # type: ignore[attr-defined]
+    folder = Path(pipeline.sql_client().remote_client.dataset_path)
     query = read_tables(folder)["things"].build_query([f"{folder / 'things'}/*.parquet"])
     with duckdb.connect() as connection:
         return by_job, sorted(connection.execute(f"SELECT id, value FROM ({query})").fetchall())

@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import Raw
 
 from helpers.group_world import OURS, World, cut_next_write, outcomes, row
 from msgbubbles.decode import read_participants
 from msgbubbles.errors import AuthenticationError, Interrupted
-from msgbubbles.models import Chat, Raw
+from msgbubbles.models import Chat
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.apply import build_idempotency_key
 from msgbubbles_sync.groups.job import adopt_group, apply_groups

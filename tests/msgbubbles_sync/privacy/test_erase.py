@@ -13,13 +13,13 @@ import pytest
 from helpers.canary import found_in, spellings
 from helpers.context import build_context
 from msgbubbles.policy import PRESETS, Pseudonymizer
+from msgbubbles_sync.destinations.compaction import compact
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.ledger import Entry, Ledger, Observation
 from msgbubbles_sync.policy.applied import Record, build_redactor
 from msgbubbles_sync.policy.vault import Vault
 from msgbubbles_sync.privacy import erase as erasing
 from msgbubbles_sync.privacy.erase import erase
-from msgbubbles_sync.privacy.rewrite import compact
 from msgbubbles_sync.run_log import RunLog
 from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.tables import TABLES, column_definitions

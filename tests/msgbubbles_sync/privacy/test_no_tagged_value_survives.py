@@ -21,7 +21,8 @@ from msgbubbles.models import Attachment, Chat, Message, Number, Page, Row
 from msgbubbles.policy import ORDERS, PRESETS, Policy, Pseudonymizer
 from msgbubbles.redact import _REDACTIONS, Redactor
 from msgbubbles.redact_payloads import FIELDS, OBJECTS
-from msgbubbles.source.buffer import RowBuffer, build_arrow_table
+from msgbubbles.source.arrow import build_arrow_table
+from msgbubbles.source.buffer import RowBuffer
 from msgbubbles.tables import TABLES, Pii
 from msgbubbles_sync.groups.ledger import Entry, Observation
 from msgbubbles_sync.groups.redact import LedgerRedactor
