@@ -1,5 +1,6 @@
 # make demo        set everything up, and sync a simulated account
-# make test        set everything up, and run lint, types, words and tests
+# make check       run lint, types, words and the tests that start no process; a minute on two cores
+# make test        set everything up, and run lint, types, words and all tests but Spark's; NIGHTLY=1 tries more examples
 # make test-spark  install Spark too, and run its tests; some seven minutes, with Java 17 or 21
 # make words       find words that docs/words.txt replaces, in Markdown, code, SQL and YAML
 # make docs        build a page with every column of the warehouse, its tests and its origin
@@ -16,18 +17,28 @@ export UV_SYSTEM_CERTS ?= 1
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test test-spark words docs bench audit lock clean
+.PHONY: demo check lint types words unit test test-spark docs bench audit lock clean
 
 demo: .venv/ready
 	@$(PY) pipelines/chats.py --sandbox --database demo.duckdb
 
+check: .venv/ready
+	@$(MAKE) --no-print-directory --jobs=2 types unit lint words
+
 test: .venv/ready
+	@$(MAKE) --no-print-directory lint types words
+	$(PY) -m pytest
+
+lint: .venv/ready
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	@$(MAKE) --no-print-directory words
-	$(PY) -m mypy
 	PYTHONPATH=pipelines .venv/bin/lint-imports --no-logo --no-cache
-	$(PY) -m pytest
+
+types: .venv/ready
+	$(PY) -m mypy pipelines notebooks tests
+
+unit: .venv/ready
+	$(PY) -m pytest --quiet --numprocesses=0 -m 'not slow and not spark' tests/msgbubbles tests/msgbubbles_sync
 
 test-spark: .venv/spark
 	$(PY) -m pytest -m spark --numprocesses=0

@@ -18,6 +18,7 @@ import runpy
 import select
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -131,10 +132,39 @@ def _run(request: dict[str, Any], streams: list[int], sockets: list[socket.socke
         _finish(status)
 
 
+class _Fork(subprocess.Popen[Any]):
+    """A command that starts itself for each account: as another fork, which is a child of its own."""
+
+    def _execute_child(self, *arguments: Any) -> None:
+        command, folder, environment = arguments[0], arguments[5], arguments[6]
+        if command[:2] != [sys.executable, sys.argv[0]] or arguments[2] or arguments[4]:
+            super()._execute_child(*arguments)  # type: ignore[misc]
+            return
+        p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite = arguments[10:16]
+        mask = os.umask(0)
+        os.umask(mask)
+        request = {
+            "arguments": command[1:],
+            "environment": dict(environment or os.environ),
+            "folder": str(folder or Path.cwd()),
+            "new_session": arguments[21],
+            "umask": mask,
+            "limits": {},
+        }
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            streams = [os.dup(own if given == -1 else given) for own, given in enumerate((p2cread, c2pwrite, errwrite))]
+            _run(request, streams, [], [])
+        self._child_created = True
+        self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
+
+
 def _set_up(request: dict[str, Any], streams: list[int]) -> None:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
-        os.close(stream)
+    os.closerange(3, 256)
     if request["new_session"]:
         os.setsid()
     os.chdir(request["folder"])
@@ -145,7 +175,9 @@ def _set_up(request: dict[str, Any], streams: list[int]) -> None:
     os.environ.update(request["environment"])
     time.tzset()
     tempfile.tempdir = None
+    subprocess.Popen = _Fork  # type: ignore[misc]
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), encoding="utf-8")
     sys.stdout = _writer(1, "strict", line_buffering=os.isatty(1))
     sys.stderr = _writer(2, "backslashreplace", line_buffering=True)

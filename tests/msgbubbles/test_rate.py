@@ -21,6 +21,8 @@ import pytest
 from msgbubbles.rate_limit import WINDOW_SECONDS
 from msgbubbles_sync.sandbox import Account, Knobs, NewMessage, Server, serve
 
+pytestmark = pytest.mark.slow
+
 PIPELINES = str(Path(__file__).parents[2] / "pipelines")
 
 # Each page has one row that the page before did not show.

@@ -142,6 +142,7 @@ print(json.dumps(times))
 """
 
 
+@pytest.mark.slow
 def test_processes_share_it(tmp_path: Path) -> None:
     processes = [
         subprocess.Popen(

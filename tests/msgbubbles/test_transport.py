@@ -303,6 +303,7 @@ def test_a_burst_is_free_and_a_restart_does_not_forget_it(tmp_path: Path) -> Non
     second.close()
 
 
+@pytest.mark.slow
 def test_processes_share_it(tmp_path: Path) -> None:
     path = tmp_path / "budget"
     spend = (

@@ -62,7 +62,7 @@ def raise_in_dlt(error: BaseException) -> Callable[[Workspace], None]:
         (raise_in_dlt(RuntimeError("can't start new thread")), "out of memory"),
         (raise_in_dlt(OSError(errno.ENOMEM, "Cannot allocate memory", "/a/file")), "out of memory"),
         (raise_in_dlt(ImportError("libarrow.so: failed to map segment from shared object")), "out of memory"),
-        (hold_in_another_process, "is open in process"),
+        pytest.param(hold_in_another_process, "is open in process", marks=pytest.mark.slow),
         (damage, "the next run restores one from the other"),
         (raise_in_dlt(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/file")), "no space left for /a/file"),
         (raise_in_dlt(OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/a/file")), "/a/file: Too many open files"),

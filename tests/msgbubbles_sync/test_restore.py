@@ -20,6 +20,8 @@ from msgbubbles_sync.policy.applied import Record
 from msgbubbles_sync.restore import restore, tidy
 from msgbubbles_sync.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 LOG = b"\xff\x00 of a write-ahead log" * 20
 
 

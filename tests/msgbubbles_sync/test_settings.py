@@ -372,6 +372,7 @@ def test_policy_is_described_by_its_preset_and_differences(text: str, says: str)
 # The whole command
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
     ("config", "variables", "says"),

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from helpers.marts_account import ONE, OTHER
+from helpers.sizes import pick_size
 from helpers.marts_reference import MARTS, World, differences
 
 ZONE = ZoneInfo("Europe/Berlin")
@@ -207,7 +208,7 @@ def models(new_warehouse: Callable[[], Any]) -> Iterator[Models]:
     models.close()
 
 
-@settings(max_examples=100, phases=[Phase.generate], deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=pick_size(40, nightly=100), phases=[Phase.generate], deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(world=worlds)
 def test_every_mart_is_what_the_reference_says(models: Models, world: World) -> None:
     models.build(world)

@@ -82,6 +82,7 @@ def test_compacting_keeps_what_was_read_and_makes_nothing_look_fresher(pieces: l
         assert all(read - r < 7 * DAY_MS for _, _, r in inside)
 
 
+@pytest.mark.slow
 def test_a_year_of_runs_stays_small() -> None:
     coverage = Coverage()
     now = 1_800_000_000_000

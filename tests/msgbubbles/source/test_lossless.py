@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from helpers.sizes import pick_size
 from helpers.world import OURS, World
 from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.coverage import Tier
@@ -20,6 +21,7 @@ from msgbubbles.source.run import Run
 from msgbubbles.times import DAY_MS, HOUR_MS
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
+pytestmark = pytest.mark.slow
 MINUTE_MS = 60_000
 SETTINGS = SourceConfig(0, 5 * MINUTE_MS, {"chats": [Tier(DAY_MS)], "messages": [Tier(HOUR_MS, 72 * HOUR_MS)]})
 # How many rows share a millisecond at most: fewer than a page has, or some could be out of reach.
@@ -247,7 +249,7 @@ class Conversations(RuleBasedStateMachine):
 
 
 Conversations.TestCase.settings = settings(
-    max_examples=EXAMPLES or 120,
+    max_examples=EXAMPLES or pick_size(60, nightly=120),
     derandomize=not EXAMPLES,
     stateful_step_count=30,
     deadline=None,

@@ -39,6 +39,7 @@ else:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("only", [(), ("chats",)])
 def test_five_lines_load_everything_and_a_fault_loads_nothing(tmp_path: Path, only: tuple[str, ...]) -> None:
     account = Account()

@@ -23,6 +23,8 @@ from msgbubbles.source.buffer import Changes
 from msgbubbles.source.storable import storable_json
 from msgbubbles.tables import MESSAGES
 
+pytestmark = pytest.mark.slow
+
 AT = datetime(2026, 11, 25, tzinfo=UTC)
 
 

@@ -20,6 +20,8 @@ from msgbubbles_sync.destinations.claims import claim, find_account_files
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 PIPELINES = Path(__file__).parents[3] / "pipelines"
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PIPELINES = Path(__file__).parents[3] / "pipelines"
 # As dlt does while it loads, something else takes the signals.
 STOPPED_TWICE = """

@@ -15,6 +15,8 @@ from msgbubbles_sync.destinations.attached import Attached
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 Of = Callable[..., Attached]
 
 

@@ -20,6 +20,8 @@ from msgbubbles_sync.destinations.union_accounts import combine
 from msgbubbles_sync.tables import TABLES
 from msgbubbles_sync.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 CREATED = """CREATE SCHEMA IF NOT EXISTS {0}; CREATE TABLE {0}.chats (id VARCHAR, title VARCHAR, "o'wn" INTEGER);
 CREATE TABLE {0}.sync_runs (run_id VARCHAR)"""
 WRITTEN = {

@@ -33,6 +33,8 @@ from msgbubbles_sync.run_log import store
 from msgbubbles_sync.settings import Settings, SyncSettings
 from msgbubbles_sync.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 URL, CATALOG = "DESTINATION__POSTGRES__CREDENTIALS", "DESTINATION__DUCKLAKE__CREDENTIALS__CATALOG"
 SECRET = "not-for-the-wire"  # noqa: S105 - of no server
 SSL_REQUEST, GSS_REQUEST = (80877103).to_bytes(4, "big"), (80877104).to_bytes(4, "big")

@@ -22,6 +22,8 @@ from msgbubbles_sync.destinations.union_accounts import combine
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 WRITER = """
 import duckdb, sys
 connection = duckdb.connect(sys.argv[1])

@@ -25,6 +25,8 @@ from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.tables import TABLES, column_definitions
 from msgbubbles_sync.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 ANN, BEN, OURS = "+14155550111", "ben@example.com", "+14155550100"
 KEY = "of a test, and long enough to be a key"
 AT = datetime(2026, 3, 1, tzinfo=UTC)

@@ -162,6 +162,7 @@ def started(state: Path) -> tuple[subprocess.Popen[str], dict[str, Any]]:
     return process, json.loads(process.stdout.readline())
 
 
+@pytest.mark.slow
 def test_it_remembers_itself_when_it_is_killed_and_ends_with_its_parent(tmp_path: Path) -> None:
     process, account = started(tmp_path / "state.sqlite")
     headers = {"Authorization": f"Bearer {account['key']}"}

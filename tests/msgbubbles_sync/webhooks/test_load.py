@@ -14,6 +14,8 @@ from msgbubbles_sync.webhooks import load
 from msgbubbles_sync.webhooks.load import count_dead_letters
 from msgbubbles_sync.webhooks.spool import Segment, list_segments, spool_folder
 
+pytestmark = pytest.mark.slow
+
 
 def line(number: int, received_at: str = "2026-11-23T10:00:00Z", **more: Any) -> str:
     body = json.dumps({"type": "conversation.typing", "conversation_id": "c", "typing": True, "n": number} | more)

@@ -323,6 +323,7 @@ SERVE = (
 )
 
 
+@pytest.mark.slow
 def test_receiver_and_heartbeat_survive_a_full_disk(tmp_path: Path) -> None:
     secrets, workspace = tmp_path / "secrets.toml", workspace_in(tmp_path)
     secrets.write_text(f'[webhooks]\nsecrets = ["{SECRET}"]\n')
