@@ -149,7 +149,7 @@ def connect_by_adbc(workspace: Workspace) -> None:
     from adbc_driver_manager import dbapi
 
     pipeline = build_pipeline(workspace, build_destination(workspace))
-    credentials = pipeline.destination_client().config.credentials  # type: ignore[attr-defined]
+    credentials = pipeline.destination_client().config.credentials
     assert credentials is not None
     uri = credentials.to_native_representation()
     with dbapi.connect(driver=get_adbc_driver_location(), db_kwargs={"uri": uri}):
