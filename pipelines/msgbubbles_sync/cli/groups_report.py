@@ -38,9 +38,8 @@ def plan_dict(plan: Plan, unresolved: int, per_minute: int) -> dict[str, Any]:
     return {
         "plan_id": plan.plan_id,
         "operations": [
-            {"operation": operation.kind, "key": operation.key, "handles": list(operation.handles)}
-            | {"title": operation.title}
-            for operation in plan.operations
+            {"operation": each.kind, "key": each.key, "handles": list(each.handles), "title": each.title}
+            for each in plan.operations
         ],
         "counts": {kind: plan.count(kind) for kind in SIGNS},
         "vanished": list(plan.vanished),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 
@@ -34,7 +35,7 @@ def escape_json(document: str) -> str:
     """Write such characters of a JSON document as JSON escapes; it decodes to the same value."""
     return re.sub(
         "[^\\x00-\\x7e]",
-        lambda match: match[0] if _is_visible(match[0], "") else "".join(f"\\u{unit:04x}" for unit in _utf16(match[0])),
+        lambda match: match[0] if _is_visible(match[0], "") else json.dumps(match[0])[1:-1],
         document,
     )
 
@@ -53,8 +54,3 @@ def _is_symbol(char: str) -> bool:
 def _escape(char: str) -> str:
     code = ord(char)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-
-def _utf16(char: str) -> list[int]:
-    data = char.encode("utf-16-be", "surrogatepass")
-    return [int.from_bytes(data[start : start + 2], "big") for start in range(0, len(data), 2)]

@@ -11,10 +11,10 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from uuid import uuid4
 
 from .model import Kind, Operation
@@ -36,13 +36,7 @@ CREATE TABLE IF NOT EXISTS renderings (
     chat_id TEXT NOT NULL, field TEXT NOT NULL, shown TEXT NOT NULL, asked TEXT NOT NULL,
     PRIMARY KEY (chat_id, field, shown));
 """
-OPERATION_COLUMNS = (
-    "operation_id", "plan_id", "key", "operation", "chat_id", "from_handle", "handles", "title", "message",
-    "idempotency_key", "requested_at", "finished_at", "happened_at", "outcome", "http_status", "error_code",
-    "error_message", "request_id",
-)  # fmt: skip
 OBSERVATIONS = "sightings"  # codespell:ignore sightings
-OBSERVATION_COLUMNS = ("key", "chat_id", "from_handle", "title", "handles", "is_gone", "seen_at")
 # The columns that may name a person, with the key of their table.
 TEXTS = (
     (
@@ -124,6 +118,10 @@ class Rendering:
     asked: str
 
 
+Record = Entry | Observation
+Row = TypeVar("Row", Entry, Observation)
+
+
 class Ledger:
     """The file of the ledger. Safe to use from several threads and processes."""
 
@@ -164,7 +162,7 @@ class Ledger:
             idempotency_key=idempotency_key,
             requested_at=datetime.now(UTC),
         )
-        self._insert("operations", OPERATION_COLUMNS, [_to_row(entry)])
+        self._insert("operations", entry)
         return entry
 
     def finish(self, entry: Entry, result: OperationResult) -> None:
@@ -176,7 +174,7 @@ class Ledger:
             "http_status = ?, error_code = ?, error_message = ?, request_id = ?, "
             "message = CASE WHEN ? THEN message END, version = version + 1 WHERE operation_id = ?",
             (
-                _format_time(now), _format_time(happened_at), result.outcome, result.chat_id, result.http_status,
+                _to_sql(now), _to_sql(happened_at), result.outcome, result.chat_id, result.http_status,
                 result.error_code, result.error_message, result.request_id, result.outcome == "unknown",
                 entry.operation_id,
             ),
@@ -190,12 +188,12 @@ class Ledger:
         """Return all operations, or those of one plan, in the order in which they were begun."""
         where, values = ("plan_id = ?", (plan_id,)) if plan_id else ("1", ())
         rows = self._all(f"SELECT * FROM operations WHERE {where} ORDER BY number", values)
-        return [_to_entry(row) for row in rows]
+        return [_from_row(Entry, row) for row in rows]
 
     def unresolved(self) -> list[Entry]:
         """Return the operations whose outcome is not known, in the order in which they were begun."""
         rows = self._all("SELECT * FROM operations WHERE outcome IS NULL OR outcome = 'unknown' ORDER BY number")
-        return [_to_entry(row) for row in rows]
+        return [_from_row(Entry, row) for row in rows]
 
     def last_title(self, key: str | None) -> str | None:
         """Return the last title that the network confirmed for a key; null if none was ever requested."""
@@ -210,19 +208,11 @@ class Ledger:
 
     def record_observation(self, observation: Observation) -> None:
         """Store an observation in place of the previous one of its key."""
-        columns = ", ".join(OBSERVATION_COLUMNS)
-        changes = ", ".join(f"{name} = excluded.{name}" for name in OBSERVATION_COLUMNS)
-        self._run(
-            f"INSERT INTO {OBSERVATIONS} ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?) "
-            f"ON CONFLICT (key) DO UPDATE SET {changes}, version = version + 1",
-            (
-                observation.key, observation.chat_id, observation.from_handle, observation.title,
-                _json(observation.handles), observation.is_gone, _format_time(observation.seen_at),
-            ),
-        )  # fmt: skip
+        changes = ", ".join(f"{field.name} = excluded.{field.name}" for field in fields(Observation))
+        self._insert(OBSERVATIONS, observation, f"ON CONFLICT (key) DO UPDATE SET {changes}, version = version + 1")
 
     def observations(self) -> list[Observation]:
-        return [_to_observation(row) for row in self._all(f"SELECT * FROM {OBSERVATIONS} ORDER BY key")]
+        return [_from_row(Observation, row) for row in self._all(f"SELECT * FROM {OBSERVATIONS} ORDER BY key")]
 
     # -- renderings
 
@@ -248,7 +238,8 @@ class Ledger:
     def restore(self, entries: Iterable[Entry], observations: Iterable[Observation]) -> None:
         """Fill an empty ledger from its copy in the warehouse."""
         with self._transaction():
-            self._insert("operations", OPERATION_COLUMNS, [_to_row(entry) for entry in entries])
+            for entry in entries:
+                self._insert("operations", entry)
             for observation in observations:
                 self.record_observation(observation)
             for table in ("operations", OBSERVATIONS):
@@ -257,9 +248,11 @@ class Ledger:
     def not_loaded(self) -> tuple[list[tuple[Entry, int]], list[tuple[Observation, int]]]:
         """Return the rows that the warehouse does not have in this version, each with its version."""
         changed = "SELECT * FROM {} WHERE landed_version < version ORDER BY rowid"
-        entries = [(_to_entry(row), int(row["version"])) for row in self._all(changed.format("operations"))]
-        observations = [(_to_observation(row), int(row["version"])) for row in self._all(changed.format(OBSERVATIONS))]
-        return entries, observations
+        operations, observations = (self._all(changed.format(table)) for table in ("operations", OBSERVATIONS))
+        return (
+            [(_from_row(Entry, row), int(row["version"])) for row in operations],
+            [(_from_row(Observation, row), int(row["version"])) for row in observations],
+        )
 
     def set_loaded(self, entries: Iterable[tuple[Entry, int]], observations: Iterable[tuple[Observation, int]]) -> None:
         """Record which versions the warehouse has now; a row that has changed since is loaded again."""
@@ -326,10 +319,10 @@ class Ledger:
         with self._lock:
             self._database.execute(sql, values)
 
-    def _insert(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        marks = ", ".join("?" * len(columns))
-        for row in rows:
-            self._run(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", row)
+    def _insert(self, table: str, record: Record, on_conflict: str = "") -> None:
+        columns = ", ".join(field.name for field in fields(record))
+        values = _to_row(record)
+        self._run(f"INSERT INTO {table} ({columns}) VALUES ({', '.join('?' * len(values))}) {on_conflict}", values)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -343,35 +336,25 @@ class Ledger:
             self._run("COMMIT")
 
 
-def _to_row(entry: Entry) -> list[Any]:
-    values = {name: getattr(entry, name) for name in OPERATION_COLUMNS}
-    values["handles"] = _json(entry.handles)
-    for name in ("requested_at", "finished_at", "happened_at"):
-        values[name] = _format_time(values[name])
-    return list(values.values())
+def _to_row(record: Record) -> list[Any]:
+    return [_to_sql(getattr(record, field.name)) for field in fields(record)]
 
 
-def _to_entry(row: sqlite3.Row) -> Entry:
-    values = {name: row[name] for name in OPERATION_COLUMNS}
-    values["handles"] = tuple(json.loads(row["handles"]))
-    for name in ("requested_at", "finished_at", "happened_at"):
-        values[name] = _parse_time(values[name])
-    return Entry(**values)
+def _from_row(kind: type[Row], row: sqlite3.Row) -> Row:
+    return kind(**{field.name: _from_sql(field.name, row[field.name]) for field in fields(kind)})
 
 
-def _to_observation(row: sqlite3.Row) -> Observation:
-    values = {name: row[name] for name in OBSERVATION_COLUMNS}
-    values["handles"] = None if row["handles"] is None else tuple(json.loads(row["handles"]))
-    return Observation(**values | {"is_gone": bool(row["is_gone"]), "seen_at": datetime.fromisoformat(row["seen_at"])})
+def _to_sql(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return json.dumps(value)
+    return value.isoformat(timespec="microseconds") if isinstance(value, datetime) else value
 
 
-def _json(handles: Sequence[str] | None) -> str | None:
-    return None if handles is None else json.dumps(handles)
-
-
-def _format_time(at: datetime | None) -> str | None:
-    return None if at is None else at.isoformat(timespec="microseconds")
-
-
-def _parse_time(text: str | None) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(text)
+def _from_sql(column: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if column == "handles":
+        return tuple(json.loads(value))
+    if column == "is_gone":
+        return bool(value)
+    return datetime.fromisoformat(value) if column.endswith("_at") else value

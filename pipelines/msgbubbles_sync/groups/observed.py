@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,8 +18,17 @@ import duckdb
 from msgbubbles.handles import fold_handle, parse_handle
 from msgbubbles_sync.context import Context
 
-from .ledger import Entry, Ledger, Observation, Rendering
+from .ledger import Entry, Ledger, Observation, Rendering, Row
 from .model import ObservedGroup, fold_title
+
+# The fields of `Entry` and `Observation`. An unknown outcome cannot be found out without the lost file.
+RECORDED_OPERATIONS = """
+SELECT operation_id, plan_id, key, operation, chat_id, NULL, handles, title, NULL, NULL, requested_at,
+    coalesce(finished_at, requested_at), finished_at, if(outcome = 'unknown', 'failed', outcome),
+    http_status, error_code, error_message, request_id
+FROM msgbubbles.group_operations ORDER BY requested_at"""
+RECORDED_OBSERVATIONS = """
+SELECT key, chat_id, from_handle, title, handles, is_gone, seen_at FROM msgbubbles.group_sightings"""
 
 Event = tuple[datetime, Entry | Observation]
 Change = Callable[[ObservedGroup], ObservedGroup]
@@ -172,28 +181,15 @@ def open_ledger(context: Context) -> Iterator[Ledger]:
 
 def _read_ledger(context: Context) -> tuple[list[Entry], list[Observation]]:
     with _open_published(context) as fetch:
-        entries = [
-            Entry(
-                operation_id=row[0], plan_id=row[1], key=row[2], operation=row[3], chat_id=row[4], from_handle=None,
-                handles=tuple(json.loads(row[5])), title=row[6], message=None, idempotency_key=None,
-                requested_at=row[7], finished_at=row[8] or row[7], happened_at=row[8],
-                # An unknown outcome cannot be found out without the lost file.
-                outcome="failed" if row[9] == "unknown" else row[9],
-                http_status=row[10], error_code=row[11], error_message=row[12], request_id=row[13],
-            )
-            for row in fetch(
-                "SELECT operation_id, plan_id, key, operation, chat_id, handles, title, requested_at, finished_at, "
-                "outcome, http_status, error_code, error_message, request_id FROM msgbubbles.group_operations "
-                "ORDER BY requested_at"
-            )
-        ]  # fmt: skip
-        observations = [
-            Observation(row[0], row[1], row[2], row[3], None if row[4] is None else tuple(json.loads(row[4])), *row[5:])
-            for row in fetch(
-                "SELECT key, chat_id, from_handle, title, handles, is_gone, seen_at FROM msgbubbles.group_sightings"
-            )
-        ]
-    return entries, observations
+        entries = [_to_record(Entry, row) for row in fetch(RECORDED_OPERATIONS)]
+        return entries, [_to_record(Observation, row) for row in fetch(RECORDED_OBSERVATIONS)]
+
+
+def _to_record(kind: type[Row], row: tuple[Any, ...]) -> Row:
+    values = dict(zip((field.name for field in fields(kind)), row, strict=True))
+    if values["handles"] is not None:
+        values["handles"] = tuple(json.loads(values["handles"]))
+    return kind(**values)
 
 
 @contextmanager

@@ -26,13 +26,8 @@ class GroupView:
     participants: tuple[str, ...] | None = None
 
 
-def observe(ledger: Ledger, client: Client, key: str, chat_id: str) -> Observation:
-    """Fetch the state of a group and record it in the ledger. Raises as the client does, except for 404."""
-    return fetch_view(ledger, client, key, chat_id).observation
-
-
 def fetch_view(ledger: Ledger, client: Client, key: str, chat_id: str) -> GroupView:
-    """Fetch a group as `observe` does, with its participants as the API writes them."""
+    """Fetch a group and record its state in the ledger. Raises as the client does, except for 404."""
     seen_at = datetime.now(UTC)
     participants = None
     try:

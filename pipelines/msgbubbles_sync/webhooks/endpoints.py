@@ -50,25 +50,6 @@ class NewEndpoint:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """An endpoint as the API shows it."""
-
-    webhook: Webhook
-
-    def as_dict(self) -> dict[str, Any]:
-        created_at = self.webhook.created_at
-        return {
-            "id": self.webhook.id,
-            "url": self.webhook.url,
-            "events": self.webhook.events,
-            "created_at": created_at.isoformat(timespec="seconds") if created_at else None,
-        }
-
-    def __str__(self) -> str:
-        return f"{self.webhook.id}  {self.webhook.url}  {', '.join(self.webhook.events or ())}"
-
-
 def register_endpoint(client: Client, url: str, events: Sequence[str], store: SecretStore | None) -> NewEndpoint:
     """Create an endpoint. Its secret is written to `store`, or returned if `store` is null.
 
@@ -96,8 +77,10 @@ def register_endpoint(client: Client, url: str, events: Sequence[str], store: Se
     )
 
 
-def list_endpoints(client: Client) -> list[Endpoint]:
-    return [Endpoint(webhook) for webhook in client.list_webhooks().rows]
+def endpoint_dict(webhook: Webhook) -> dict[str, Any]:
+    """Return an endpoint as JSON, without its secret."""
+    created_at = webhook.created_at.isoformat(timespec="seconds") if webhook.created_at else None
+    return {"id": webhook.id, "url": webhook.url, "events": webhook.events, "created_at": created_at}
 
 
 def rotate_secret(client: Client, webhook_id: str, store: SecretStore | None) -> NewEndpoint:

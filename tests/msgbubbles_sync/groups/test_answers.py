@@ -11,7 +11,7 @@ from helpers.group_world import OURS, World, cut_next_write, outcomes, row
 from msgbubbles.errors import AuthenticationError, NoIdError
 from msgbubbles_sync.groups.job import adopt_group
 from msgbubbles_sync.groups.ledger import Ledger
-from msgbubbles_sync.groups.view import observe
+from msgbubbles_sync.groups.view import fetch_view
 
 ANNA, BEN, CARLA, DORA = "+14155550111", "ben@example.com", "+14155550113", "dora@example.com"
 BODIES = [
@@ -47,7 +47,7 @@ def rewrite(world: World, *pairs: tuple[str, str]) -> None:
 def observe_group(world: World, key: str) -> None:
     """Observe a group, as a sync does."""
     with world.client() as client, Ledger.open(world.workspace.folder) as ledger:
-        observe(ledger, client, key, str(world.observed(key).chat_id))
+        fetch_view(ledger, client, key, str(world.observed(key).chat_id))
 
 
 # -- statuses

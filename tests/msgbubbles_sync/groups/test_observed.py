@@ -20,7 +20,7 @@ from msgbubbles_sync.groups.job import list_groups, plan_groups
 from msgbubbles_sync.groups.ledger import Ledger
 from msgbubbles_sync.groups.load import PIPELINE, load_ledger
 from msgbubbles_sync.groups.observed import Published, read_published
-from msgbubbles_sync.groups.view import observe
+from msgbubbles_sync.groups.view import fetch_view
 from msgbubbles_sync.workspace import Workspace
 
 ANNA, BEN, CARLA = "+14155550111", "ben@example.com", "+14155550113"
@@ -75,7 +75,7 @@ def test_deleted_group_is_gone_until_it_is_seen_again(world: World) -> None:
 
     def seen() -> None:
         with world.client() as client, Ledger.open(world.workspace.folder) as ledger:
-            observe(ledger, client, "a", chat_id)
+            fetch_view(ledger, client, "a", chat_id)
 
     seen()
     publish(world.workspace, chat_id, deleted_at=datetime.now(UTC))

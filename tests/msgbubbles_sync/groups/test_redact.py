@@ -16,7 +16,7 @@ from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.ledger import Ledger
 from msgbubbles_sync.groups.redact import GroupRedactor, LedgerRedactor
 from msgbubbles_sync.groups.result import UNKNOWN_PERSON
-from msgbubbles_sync.groups.view import observe
+from msgbubbles_sync.groups.view import fetch_view
 from msgbubbles_sync.policy.vault import Vault
 
 ANNA, BEN, CARLA, DORA = "+14155550111", "ben@example.com", "+14155550113", "dora@example.com"
@@ -128,7 +128,7 @@ def test_other_spellings_are_recognized_by_pseudonym(world: World) -> None:
     with world.client() as client:
         client = GroupRedactor(world.context().redactor).wrap_client(client)
         with Ledger.open(world.workspace.folder) as ledger:
-            observe(ledger, client, "a", str(world.observed("a").chat_id))
+            fetch_view(ledger, client, "a", str(world.observed("a").chat_id))
     assert outcomes(world.apply(wanted)) == {}
     assert files_are_clean(world, "Caf", "1123456789", "4155550999")
 

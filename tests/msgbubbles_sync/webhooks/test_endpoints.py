@@ -46,8 +46,8 @@ def test_secret_is_stored_privately_in_the_given_file(client: Client, tmp_path: 
     assert len(SecretStore(path).secrets) == 2
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert SecretStore(path).secrets[1] not in f"{made} {made.as_dict()}"
-    (listed,) = endpoints.list_endpoints(client)
-    assert (listed.as_dict()["id"], listed.as_dict()["url"], "secret" in listed.as_dict()) == (made.id, URL, False)
+    (listed,) = map(endpoints.endpoint_dict, client.list_webhooks().rows)
+    assert (listed["id"], listed["url"], "secret" in listed) == (made.id, URL, False)
 
 
 def test_no_secret_is_requested_that_cannot_be_stored(server: Server, client: Client, tmp_path: Path) -> None:
@@ -102,11 +102,11 @@ def test_rotation_loses_no_event(server: Server, client: Client, tmp_path: Path)
         third = endpoints.rotate_secret(client, second.id, None)
         assert (third.secret or "").startswith("whsec_")
         assert not third.is_old_removed
-        assert {one.webhook.id for one in endpoints.list_endpoints(client)} == {second.id, third.id}
+        assert {one.id for one in client.list_webhooks().rows} == {second.id, third.id}
     assert sum(len(segment.deliveries) for segment in take_finished(spool_folder(workspace))) == 2
     for one in (second, third):
         client.delete_webhook(one.id)
-    assert endpoints.list_endpoints(client) == []
+    assert client.list_webhooks().rows == []
     with pytest.raises(NotFoundError):
         client.delete_webhook(second.id)
     with pytest.raises(UsageError, match=r"webhooks.py list"):

@@ -25,6 +25,7 @@ from msgbubbles_sync.groups.load import load_ledger
 from msgbubbles_sync.groups.observed import find_chat_ids
 from msgbubbles_sync.groups.plan import Plan
 from msgbubbles_sync.groups.redact import GroupRedactor
+from msgbubbles_sync.groups.result import ApplyResult
 from msgbubbles_sync.lock import AnotherJobRunsError, hold_lock
 from msgbubbles_sync.outcome import EXIT_FAILED, EXIT_INCOMPLETE, explain_end
 
@@ -70,7 +71,33 @@ def apply(
             raise UsageError("stdin is not a terminal; pass --yes to skip the confirmation")
         _claim(session)
         with hold_lock(session.context.workspace.folder, "apply"):
-            return _apply(session, connection, table, saved, max_creates, max_removals, ask=ask)
+            with connection.client() as client:
+                applied = job.apply_groups(
+                    session.context,
+                    client,
+                    saved or _read_table(session, table),
+                    max_creates=max_creates,
+                    max_removals=max_removals,
+                    confirm=lambda plan: not ask or _confirm(session, connection, plan),
+                    on_operation=lambda so_far: session.reporter.progress(f"{so_far.counts.total():,} operations"),
+                )
+            return _report(session, connection, applied)
+
+
+def _confirm(session: Session, connection: Connection, plan: Plan) -> bool:
+    _show_plan(session, connection, plan, Reporter())
+    return typer.confirm("Apply it?", err=True)
+
+
+def _report(session: Session, connection: Connection, applied: ApplyResult) -> int:
+    """Print the result of an apply and load the ledger. Returns the exit status."""
+    requests, reporter = connection.run.traffic.total, session.reporter
+    reporter.print(applied.as_dict() | {"requests": requests}, lambda console: show_applied(console, applied, requests))
+    for line in list_problems(applied):
+        reporter.fail(line)
+    _load_ledger(session)
+    is_incomplete = bool(applied.failures or applied.not_sent)
+    return explain_end(applied.halt, session.context, is_incomplete=is_incomplete).exit_status
 
 
 def adopt(session: Session, key: str, chat_id: str) -> int:
@@ -150,43 +177,6 @@ def _show_plan(session: Session, connection: Connection, plan: Plan, reporter: R
         lambda console: show_plan(console, plan, groups, unresolved, per_minute),
     )
     return unresolved
-
-
-def _apply(
-    session: Session,
-    connection: Connection,
-    table: str | None,
-    saved: Plan | None,
-    max_creates: int,
-    max_removals: int,
-    *,
-    ask: bool,
-) -> int:
-    reporter = session.reporter
-
-    def confirm(plan: Plan) -> bool:
-        if not ask:
-            return True
-        _show_plan(session, connection, plan, Reporter())
-        return typer.confirm("Apply it?", err=True)
-
-    with connection.client() as client:
-        applied = job.apply_groups(
-            session.context,
-            client,
-            saved or _read_table(session, table),
-            max_creates=max_creates,
-            max_removals=max_removals,
-            confirm=confirm,
-            on_operation=lambda so_far: reporter.progress(f"{so_far.counts.total():,} operations"),
-        )
-    requests = connection.run.traffic.total
-    reporter.print(applied.as_dict() | {"requests": requests}, lambda console: show_applied(console, applied, requests))
-    for line in list_problems(applied):
-        reporter.fail(line)
-    _load_ledger(session)
-    is_incomplete = bool(applied.failures or applied.not_sent)
-    return explain_end(applied.halt, session.context, is_incomplete=is_incomplete).exit_status
 
 
 def _load_ledger(session: Session) -> None:

@@ -18,7 +18,7 @@ from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.outcome import EXIT_INCOMPLETE, EXIT_STOPPED
-from msgbubbles_sync.webhooks.endpoints import list_endpoints, register_endpoint, rotate_secret
+from msgbubbles_sync.webhooks.endpoints import endpoint_dict, register_endpoint, rotate_secret
 from msgbubbles_sync.webhooks.events import KNOWN_TYPES
 from msgbubbles_sync.webhooks.load import load_events
 from msgbubbles_sync.webhooks.secrets import SecretStore
@@ -72,9 +72,9 @@ def show_endpoints(session: Session) -> int:
     """Print the endpoints."""
 
     def fetch(client: Client) -> Answer:
-        endpoints = list_endpoints(client)
-        lines = "\n".join(map(str, endpoints)) or "No endpoints. Create one with: webhooks.py register URL"
-        return [endpoint.as_dict() for endpoint in endpoints], lines
+        webhooks = client.list_webhooks().rows
+        lines = "\n".join(f"{each.id}  {each.url}  {', '.join(each.events or ())}" for each in webhooks)
+        return list(map(endpoint_dict, webhooks)), lines or "No endpoints. Create one with: webhooks.py register URL"
 
     return _request(session, fetch)
 
