@@ -1,4 +1,4 @@
-"""Run `python pipelines/chats.py --help` for what it does."""
+"""Entry script of `chats`; see `python pipelines/chats.py --help`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Run `python pipelines/groups.py --help` for what it does."""
+"""Entry script of `groups`; see `python pipelines/groups.py --help`."""
 
 import sys
 

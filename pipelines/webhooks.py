@@ -1,4 +1,4 @@
-"""Run `python pipelines/webhooks.py --help` for what it does."""
+"""Entry script of `webhooks`; see `python pipelines/webhooks.py --help`."""
 
 import sys
 

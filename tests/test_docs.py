@@ -115,7 +115,7 @@ def options_of(command: str) -> set[str]:
 
 
 def commands() -> list[str]:
-    return re.findall(r"^@app.command\(\)\ndef (\w+)", (CLI / "chats.py").read_text(), flags=re.MULTILINE)
+    return re.findall(r"^@app.command\(\)\n@.*\ndef (\w+)", (CLI / "chats.py").read_text(), flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", commands())

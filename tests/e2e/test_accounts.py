@@ -294,8 +294,8 @@ def test_a_warehouse_of_one_account_goes_on_as_one_of_several(new_job: NewJob) -
 @pytest.mark.parametrize(
     ("environment", "says"),
     [
-        ({}, "say of which account: --account north or south"),
-        ({"MSGBUBBLES_ACCOUNT": "west"}, "--account west: there are north, south"),
+        ({}, "several accounts are configured. Choose one: --account north or south"),
+        ({"MSGBUBBLES_ACCOUNT": "west"}, "--account west: the configured accounts are north, south"),
     ],
 )
 def test_what_is_about_one_account_asks_which(new_job: NewJob, environment: dict[str, str], says: str) -> None:
@@ -308,7 +308,7 @@ def test_webhooks_and_groups_are_of_one_account(new_job: NewJob) -> None:
     made = company(new_job, "north", "south")
     endpoint = "http://127.0.0.1:8484/"
     _, errors = made.run("register", endpoint, status=2, script="webhooks.py")
-    assert "say of which account" in errors
+    assert "several accounts are configured" in errors
     made.run("register", endpoint, "--account", "north", script="webhooks.py")
     listed = {name: made.run("list", "--account", name, script="webhooks.py")[0] for name in made.jobs}
     assert [endpoint in listed[name] for name in ("north", "south")] == [True, False]

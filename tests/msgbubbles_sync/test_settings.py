@@ -19,7 +19,7 @@ from msgbubbles.policy import PRESETS
 from msgbubbles.settings import RefreshRule
 from msgbubbles_sync import settings
 from msgbubbles_sync.cli.connection import check_api_key
-from msgbubbles_sync.cli.options import choose_workspace
+from msgbubbles_sync.cli.session import choose_workspace
 from msgbubbles_sync.errors import UsageError
 
 

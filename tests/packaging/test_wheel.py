@@ -251,6 +251,6 @@ def test_missing_extra_is_named(new_environment: Callable[..., Environment]) -> 
 
 
 def test_command_that_does_not_exist_is_refused(new_environment: Callable[..., Environment]) -> None:
-    alone = new_environment()
-    assert "chats" in alone.call("msgbubbles", "--help").stdout
-    assert "no command chat\n" in alone.call("msgbubbles", "chat", status=2).stderr
+    assert "chats" in new_environment().call("msgbubbles", "--help", status=2).stdout
+    environment = new_environment("sync")
+    assert "Did you mean 'chats'?" in environment.call("msgbubbles", "chat", status=2).stderr

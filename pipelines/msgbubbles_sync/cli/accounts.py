@@ -1,4 +1,4 @@
-"""Runs a command for several accounts, one process after another.
+"""Run a command for several accounts, one process after another.
 
 The accounts share no file and no lock, so an account that fails does not stop the next one.
 """
@@ -17,9 +17,9 @@ from msgbubbles_sync.settings import ACCOUNT_VARIABLE
 
 
 def run_each(names: Sequence[str], *, quiet: bool, as_json: bool) -> int:
-    """Run this process's command for each account and return the overall exit status.
+    """Run this process's command for each account, and return the overall exit status.
 
-    The output of an account follows a line with its name; with `quiet` only if it reports an error. As JSON, each line
+    A line with the account's name precedes its output; with `quiet` only if it reports an error. In JSON, each line
     names its account. Ctrl-C and SIGTERM are passed on, and no other account is started after them.
     """
     signals: list[int] = []
@@ -28,7 +28,7 @@ def run_each(names: Sequence[str], *, quiet: bool, as_json: bool) -> int:
     def on_signal(number: int, _frame: object) -> None:
         signals.append(number)
         for process in started:
-            process.send_signal(number)  # does nothing to those that have ended
+            process.send_signal(number)  # ignored by processes that have ended
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
@@ -48,36 +48,39 @@ def run_each(names: Sequence[str], *, quiet: bool, as_json: bool) -> int:
             errors="replace",
             stdout=subprocess.PIPE if as_json else None,
             stderr=subprocess.PIPE if quiet and not as_json else None,
-            start_new_session=True,  # a terminal would send Ctrl-C as well
+            start_new_session=True,  # the terminal would send Ctrl-C a second time
         ) as process:
             started.append(process)
-            if signals:  # it arrived while the process was being started
+            if signals:  # it arrived while the process started
                 process.send_signal(signals[0])
             for line in process.stdout or ():
                 sys.stdout.write(_with_account(line, name))
                 sys.stdout.flush()
             for count, line in enumerate(process.stderr or ()):
                 sys.stderr.write(line if count else f"{name}:\n{line}")
-        # Until the process handles signals, they kill it.
+        # A signal kills a process that does not handle it yet.
         statuses.append(EXIT_STOPPED if signals and process.returncode < 0 else process.returncode)
-    return overall(statuses)
+    return combine_statuses(statuses)
 
 
-def overall(statuses: Sequence[int]) -> int:
-    """Return the exit status of several accounts: the most urgent. A locked account is no failure while others ran."""
+def combine_statuses(statuses: Sequence[int]) -> int:
+    """Return the most urgent exit status of the accounts. A locked account is no failure if others ran."""
     if set(statuses) == {EXIT_LOCKED}:
         return EXIT_LOCKED
     own = (0, EXIT_USAGE, EXIT_INCOMPLETE, EXIT_LOCKED, EXIT_STOPPED)
-    # A process that was killed counts as failed.
-    known = [status if status in own else EXIT_FAILED for status in statuses]
-    return next((status for status in (EXIT_STOPPED, EXIT_FAILED, EXIT_USAGE, EXIT_INCOMPLETE) if status in known), 0)
+    # A killed process counts as failed.
+    own_statuses = [status if status in own else EXIT_FAILED for status in statuses]
+    by_urgency = (EXIT_STOPPED, EXIT_FAILED, EXIT_USAGE, EXIT_INCOMPLETE)
+    return next((status for status in by_urgency if status in own_statuses), 0)
 
 
 def _with_account(line: str, name: str) -> str:
-    """Return a line of JSON with the account's name in it; any other line as it is."""
+    """Add the account's name to a line of JSON. Returns other lines unchanged."""
     try:
-        found = json.loads(line)
+        value = json.loads(line)
     except ValueError:
         return line
-    labelled = [{"account": name, **one} for one in found] if isinstance(found, list) else {"account": name, **found}
-    return json.dumps(labelled) + "\n"
+    with_name = (
+        [{"account": name, **entry} for entry in value] if isinstance(value, list) else {"account": name, **value}
+    )
+    return json.dumps(with_name) + "\n"

@@ -1,4 +1,4 @@
-"""How a command reaches the account: by its settings, or through the sandbox.
+"""Connect a command to its account: the configured one, or the sandbox.
 
 Imports dlt, so `Workspace.configure_dlt` comes before it.
 """
@@ -33,23 +33,21 @@ from .signals import stopped_by_signals
 
 NO_KEY = """No API key. Either
 
-  try it with a made-up account:   python pipelines/{script} --sandbox
-  or use your own key:             export SOURCES__MSGBUBBLES__API_KEY=sk_live_...
-                                   (or put it into dlt_config/secrets.toml, as secrets.toml.example shows)"""
+  try a simulated account:   python pipelines/{script} --sandbox
+  or use your own key:       export SOURCES__MSGBUBBLES__API_KEY=sk_live_...
+                             (or set it in dlt_config/secrets.toml, see secrets.toml.example)"""
 
 
 @dataclass(frozen=True)
 class Connection:
-    """The settings of `context` reach the account: the configured one, or the sandbox. `run` counts the requests, and
-    stops them.
-    """
+    """An account that a command reaches with the settings of `context`. `run` counts the requests, and stops them."""
 
     script: str
     context: Context
     run: Run = field(default_factory=Run)
 
     def client(self, redactor: Redactor | None = None, *, max_attempts: int | None = None) -> Client:
-        """Return a client; by the privacy policy if there is a redactor. Raises `UsageError` without a key."""
+        """Build a client; with a redactor, one that applies the privacy policy. Raises `UsageError` without a key."""
         transport = self._build_transport(max_attempts)
         sender_field = self.context.settings.source.sender_field
         if redactor is None:
@@ -57,7 +55,7 @@ class Connection:
         return build_client(transport, redactor, sender_field=sender_field)
 
     def _build_transport(self, max_attempts: int | None) -> Transport:
-        """Build the transport that the source would use."""
+        """Build the transport as the source builds it."""
         settings, source = self.context.settings, self.context.settings.source
         check_api_key(settings, self.script)
         per_minute = source.requests_per_minute
@@ -86,7 +84,7 @@ def check_api_key(settings: Settings, script: str) -> None:
 
 @contextmanager
 def connect(session: Session, *, serve: bool = True) -> Iterator[Connection]:
-    """Yield the connection of a command, through the sandbox if its options say so; `serve`: it makes requests.
+    """Connect a command to its account. With `--sandbox`, start the sandbox if it makes requests (`serve`).
 
     Raises `UsageError`, also for a warehouse of another release.
     """
@@ -113,7 +111,7 @@ def connect_until_stopped(session: Session, *, serve: bool = True) -> Iterator[C
 
 @contextmanager
 def reach_account(session: Session, *, serve: bool = True) -> Iterator[Connection]:
-    """Yield the connection of a command as `connect` does, whichever release wrote the warehouse."""
+    """Connect as `connect` does, whichever release wrote the warehouse."""
     context = session.context
     if session.sandbox and serve:
         with _sandbox(context.workspace, context.settings) as served:
@@ -124,7 +122,7 @@ def reach_account(session: Session, *, serve: bool = True) -> Iterator[Connectio
 
 @contextmanager
 def _sandbox(workspace: Workspace, settings: Settings) -> Iterator[Settings]:
-    """Serve a made-up account in a process of its own that ends with this one. Yields the settings that reach it."""
+    """Serve a simulated account in a child process. Yields the settings that reach it."""
     command = [
         sys.executable,
         "-m",
@@ -144,9 +142,9 @@ def _sandbox(workspace: Workspace, settings: Settings) -> Iterator[Settings]:
         try:
             line = process.stdout.readline() if process.stdout else b""
             if not line:
-                raise UsageError("the sandbox did not start: what it says is above")
+                raise UsageError("the sandbox did not start; its error is above")
             account = json.loads(line)
-            # The budget of a made-up key is nobody else's business.
+            # The sandbox's rate limit is shared with no other process.
             source = structs.replace(settings.source, base_url=account["url"], budget_dir=str(workspace.folder))
             yield replace(settings, source=source, api_key=account["key"], placeholder=None)
         finally:

@@ -1,47 +1,35 @@
-"""The command `msgbubbles`. Its commands are programs of their own: each is imported when it is called."""
+"""Run the command `msgbubbles`, or one of its subcommands as a script."""
 
 from __future__ import annotations
 
 import sys
-from functools import partial
 from importlib import import_module
 
 from msgbubbles_sync.extras import missing_extra
 
 EXIT_USAGE = 2  # as in `outcome`, which needs an extra to import
-COMMANDS = ("chats", "groups", "webhooks")
-HELP = """Usage: msgbubbles COMMAND ...
-
-Commands:
-  chats     Keep a warehouse up to date with a MsgBubbles account, and look at it.
-  groups    Plan and apply the groups that a table describes.
-  webhooks  Receive events, and register endpoints.
-
-msgbubbles COMMAND --help describes each.
-"""
+SUMMARIES = {
+    "chats": "Keep a warehouse up to date with a MsgBubbles account.",
+    "groups": "Plan and apply the groups that a table declares.",
+    "webhooks": "Receive events, and register endpoints.",
+}
 
 
 def main() -> None:
-    """Run the command that the arguments begin with."""
-    name, *arguments = sys.argv[1:] or ["--help"]
-    if name in COMMANDS:
-        run(name, arguments, f"msgbubbles {name}")
-    elif name == "--help":
-        sys.stdout.write(HELP)
-    else:
-        sys.stderr.write(f"msgbubbles: there is no command {name}\n\n{HELP}")
-        sys.exit(EXIT_USAGE)
+    """Run `msgbubbles`."""
+    run("msgbubbles", sys.argv[1:], "msgbubbles")
 
 
 def run(name: str, arguments: list[str], program: str) -> None:
-    """Run a command for the whole life of this process."""
+    """Run the program of a module in this package as this process."""
     try:
         from .main import start
 
-        app = import_module(f".{name}", __package__).app
-        start(partial(app, arguments, prog_name=program))
+        start(lambda: import_module(f".{name}", __package__).app(arguments, prog_name=program))
     except ModuleNotFoundError as error:
         if (message := missing_extra(error)) is None:
             raise
+        if arguments in (["--help"], ["-h"]):
+            sys.stdout.write("".join(f"{program} {name:<10} {summary}\n" for name, summary in SUMMARIES.items()))
         sys.stderr.write(f"{program}: {message}\n")
         sys.exit(EXIT_USAGE)

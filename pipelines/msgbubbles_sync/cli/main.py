@@ -1,35 +1,36 @@
-"""The life of a command: its process, its workspace, and how it ends."""
+"""Define a program: its help, its commands, its process, and how it ends.
+
+Imports neither dlt nor DuckDB, so that help and wrong usage are quick. `session` runs a command.
+"""
 
 from __future__ import annotations
 
 import atexit
+import codecs
 import gc
 import io
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.abc import MetaPathFinder
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from msgbubbles_sync.configuration import configuration_folder, read_toml
-from msgbubbles_sync.context import Context
-from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.outcome import explain_end
-from msgbubbles_sync.settings import load_settings
-
-from .accounts import run_each
 from .console import Reporter, name_as_called
-from .options import SeveralAccountsError, choose_workspace
 
-# How many new objects start a garbage collection. Python's 700 make it a fifth of what a quiet run costs; a first load
-# of 200,000 messages peaks 30 MB higher than with those, and 280 MB higher without any collection.
+if TYPE_CHECKING:
+    from msgbubbles_sync.context import Context
+
+# New objects that start a garbage collection. With Python's 700, collecting takes a fifth of the CPU time of a quiet
+# run. A first load of 200,000 messages peaks 30 MB higher than with 700, and 280 MB higher without any collection.
 GC_THRESHOLD = 100_000
+# What an ASCII terminal shows in place of the symbols of progress and of `status`.
+ASCII_SYMBOLS = {"█": "#", "▓": "*", "▒": "+", "░": ":", "·": ".", "…": "...", "→": "->"}
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,28 @@ class Session:
 
 
 @dataclass(frozen=True)
+class Options:
+    """The shared options of a command, and what the command needs.
+
+    If several accounts are configured and none is named, the command runs `for_each` of them. `uses_dlt`: it writes to
+    the folder of the workspace. `needs_warehouse`: it exits with status 2 before the first sync.
+    """
+
+    database: Path | None
+    account: str | None
+    destination: str
+    sandbox: bool
+    for_each: bool
+    uses_dlt: bool
+    needs_warehouse: bool
+
+
+@dataclass(frozen=True)
 class Script:
-    """One of the scripts, by its file's name. `stopped` says what a second Ctrl-C means."""
+    """A script, by the name of its file. `stopped` is what a second Ctrl-C prints; by default that of a sync."""
 
     name: str
-    stopped: str
+    stopped: str = ""
 
     def run(
         self,
@@ -60,64 +78,53 @@ class Script:
         sandbox: bool,
         for_each: bool = False,
         uses_dlt: bool = True,
+        needs_warehouse: bool = False,
     ) -> NoReturn:
-        """Run a command, report what ended it before its time, and exit with the status that says so.
+        """Run a command, report what ended it early, and exit with its status. `Options` describes the parameters."""
+        # It imports DuckDB.
+        from .session import run_command
 
-        If several accounts are configured and none is named, `for_each` runs it for each of them.
-        """
-        os.umask(0o077)  # whatever dlt, dbt and we write is for this user only
-        context = None
-        try:
-            try:
-                workspace = choose_workspace(database, account, destination, sandbox=sandbox)
-            except SeveralAccountsError as several:
-                if not for_each:
-                    raise
-                status = run_each(several.names, quiet=reporter.quiet, as_json=reporter.as_json)
-            else:
-                context = Context(workspace, load_settings(workspace.account), reporter)
-                if uses_dlt:
-                    workspace.make_folders()
-                    workspace.configure_dlt()
-                status = body(Session(self.name, context, reporter, sandbox))
-        except (Exception, KeyboardInterrupt) as error:
-            outcome = explain_end(error, context)
-            reporter.fail(self.stopped if isinstance(error, KeyboardInterrupt) else outcome.message)
-            status = outcome.exit_status
+        os.umask(0o077)  # files of dlt, of dbt and of ours are for this user only
+        options = Options(database, account, destination, sandbox, for_each, uses_dlt, needs_warehouse)
+        status = run_command(self, body, reporter, options)
         sys.stdout.flush()
         raise typer.Exit(status)
 
 
-@contextmanager
-def readable_configuration() -> Iterator[None]:
-    """Turn what dlt makes of a broken configuration file into a `UsageError`."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except Exception as error:
-        folder = configuration_folder()
-        for name in ("config.toml", "secrets.toml"):
-            read_toml(folder / name)  # says which file cannot be read, and why
-        # Whatever dlt makes of a value, the cause of it is in there.
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, ValueError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
-            raise
-        raise UsageError(
-            f"{folder}: config.toml, secrets.toml or the environment has a value of the wrong type; fix it as "
-            "config.toml shows"
-        ) from None
-
-
-def build_app(doc: str | None, **options: Any) -> typer.Typer:
-    """Return a program whose help is its module's docstring."""
-    # \b keeps the help from running the lines of a paragraph together.
-    text = name_as_called(doc or "").replace("\n\n", "\n\n\b\n")
-    return typer.Typer(
-        help=text, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, **options
+def build_app(doc: str | None, *, add_completion: bool = False, **options: Any) -> typer.Typer:
+    """Build a program whose help is its module's docstring."""
+    # \b keeps the lines of an example apart.
+    paragraphs = name_as_called(doc or "").split("\n\n")
+    text = "\n\n".join(f"\b\n{text}" if text.startswith(" ") else text for text in paragraphs)
+    app = typer.Typer(
+        help=text,
+        add_completion=add_completion,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        **options,
     )
+    app.callback()(_main)
+    return app
+
+
+def print_version(is_asked: bool) -> None:
+    """Print the version and exit, if `--version` was passed."""
+    if not is_asked:
+        return
+    from msgbubbles.transport import VERSION  # it imports httpx
+
+    typer.echo(f"msgbubbles-sync {VERSION}")
+    raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version and exit.")
+]
+
+
+def _main(version: Version = False) -> None:
+    pass
 
 
 def start(app: Callable[[], Any]) -> None:
@@ -129,7 +136,8 @@ def start(app: Callable[[], Any]) -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    sys.stdout, sys.stderr = _Output.of(sys.stdout), _Output.of(sys.stderr)
+    codecs.register_error("symbols", _replace_symbols)
+    sys.stdout, sys.stderr = _Output.from_stream(sys.stdout), _Output.from_stream(sys.stderr)
     sys.meta_path.insert(0, _NoPandas())
     # Arrow's own allocators do not return freed memory: some 30 MB here.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
@@ -156,16 +164,25 @@ def _end_process(status: int) -> None:
     os._exit(status)
 
 
+def _replace_symbols(error: UnicodeError) -> tuple[str, int]:
+    """Replace characters that an encoding lacks: an error handler of `codecs`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(ASCII_SYMBOLS.get(character, "?") for character in text), error.end
+
+
 class _Output(io.TextIOWrapper):
-    """A standard stream that never fails: what its terminal cannot show is a question mark, and where nobody reads any
-    more, nothing is said. The work goes on.
+    """A standard stream that never fails.
+
+    A character that its encoding lacks is replaced, and output that nobody reads is dropped: the work continues.
     """
 
     @classmethod
-    def of(cls, stream: Any) -> _Output:
+    def from_stream(cls, stream: Any) -> _Output:
         if stream is None:
             return cls(Path(os.devnull).open("wb"), encoding="utf-8")
-        return cls(stream.detach(), stream.encoding, "replace", line_buffering=stream.line_buffering)
+        return cls(stream.detach(), stream.encoding, "symbols", line_buffering=stream.line_buffering)
 
     def write(self, text: str, /) -> int:
         with suppress(OSError):
@@ -178,11 +195,12 @@ class _Output(io.TextIOWrapper):
 
 
 class _NoPandas(MetaPathFinder):
-    """Hide pandas from the job. DuckDB imports it with the first parameter of a query, and pyarrow with the first
-    array, to see whether a value is one of its: that costs a run that finds nothing a sixth of its CPU time, and
-    38 MB.
+    """Hide pandas from the job.
+
+    DuckDB imports it with the first parameter of a query, and pyarrow with the first array, to see whether a value is
+    one of its types. In a quiet run that is a sixth of the CPU time, and 38 MB.
     """
 
     def find_spec(self, name: str, _path: object, _target: object = None) -> None:
         if name == "pandas":
-            raise ModuleNotFoundError("pandas is not for the job", name=name)
+            raise ModuleNotFoundError("the job does not import pandas", name=name)

@@ -22,7 +22,7 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
 
 
 def with_shared_options(
-    script: Script, *names: str, uses_dlt: bool = True
+    script: Script, *names: str, for_each: bool = False, uses_dlt: bool = True, needs_warehouse: bool = False
 ) -> Callable[[Callable[..., int]], Callable[..., None]]:
     """Turn a function of a `Session` into a command of a script.
 
@@ -40,7 +40,9 @@ def with_shared_options(
                 shared["account"],
                 shared["destination"],
                 sandbox=shared["sandbox"],
+                for_each=for_each,
                 uses_dlt=uses_dlt,
+                needs_warehouse=needs_warehouse,
             )
 
         own = [one.replace(kind=Parameter.KEYWORD_ONLY) for one in signature(body, eval_str=True).parameters.values()]

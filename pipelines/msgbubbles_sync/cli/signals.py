@@ -1,4 +1,4 @@
-"""Stops a command by Ctrl-C or SIGTERM: in good order at first, at once by a second one."""
+"""Stop a command by Ctrl-C or SIGTERM: in order at the first signal, immediately at the second."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from contextlib import contextmanager
 
 from msgbubbles_sync.outcome import EXIT_STOPPED
 
-# How long a second signal lets the process end in an orderly way.
+# How long the process may take to end after the second signal.
 SECONDS_TO_END = 1.0
 
 
 @contextmanager
 def stopped_by_signals(stop: threading.Event) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM stops after the request in flight; a second one stops at once."""
+    """Set `stop` at the first Ctrl-C or SIGTERM, which ends after the request in flight; end at once at the second."""
 
     def on_signal(_number: int, _frame: object) -> None:
         if stop.is_set():
@@ -28,7 +28,7 @@ def stopped_by_signals(stop: threading.Event) -> Iterator[None]:
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     received, sent = socket.socketpair()
     sent.setblocking(False)
-    # Python writes a byte there for every signal, also while dlt has handlers of its own, or DuckDB has the thread.
+    # Python writes a byte there for every signal, even while dlt handles signals or DuckDB occupies the thread.
     writes_to = signal.set_wakeup_fd(sent.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=_end_at_second_signal, args=(received,), daemon=True).start()
     try:
@@ -41,7 +41,7 @@ def stopped_by_signals(stop: threading.Event) -> Iterator[None]:
 
 
 def _end_at_second_signal(received: socket.socket) -> None:
-    """End the process soon after the second signal: its threads may wait for an answer or for a disk."""
+    """End the process soon after the second signal: its threads may be waiting for a response or a disk."""
     count = 0
     with received:
         while numbers := received.recv(16):

@@ -33,7 +33,7 @@ PIPELINES = Path(__file__).parents[3] / "pipelines"
     ],
 )  # fmt: skip
 def test_most_urgent_exit_status_of_the_accounts_wins(statuses: list[int], comes_to: int) -> None:
-    assert accounts.overall(statuses) == comes_to
+    assert accounts.combine_statuses(statuses) == comes_to
 
 
 def claimed(workspace: Workspace) -> Workspace:

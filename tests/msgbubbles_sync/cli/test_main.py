@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
+
+from msgbubbles.source.config import SourceConfig
+from msgbubbles.source.run import Run
+from msgbubbles_sync.cli import chats
+from msgbubbles_sync.cli.console import Reporter, _Countdown, _Estimate
+from msgbubbles_sync.cli.msgbubbles import SUMMARIES
 
 pytestmark = pytest.mark.slow
 PIPELINES = Path(__file__).parents[3] / "pipelines"
+CHATS = (sys.executable, str(PIPELINES / "chats.py"))
+MSGBUBBLES = (sys.executable, "-c", "from msgbubbles_sync.cli.dispatch import main; main()")
+
+
+def run_command(
+    *command: str, folder: Path | None = None, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(PIPELINES), **(environment or {})},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
 
 
 def run_program(body: str) -> subprocess.CompletedProcess[str]:
@@ -53,3 +74,120 @@ def test_process_with_dlt_exits_without_interpreter_teardown(body: str, is_taken
     assert "no newline" in ended.stdout
     assert ("thread done" in ended.stdout) is ("Thread" in body)
     assert ended.stderr == ""
+
+
+@pytest.mark.parametrize("command", [CHATS, MSGBUBBLES])
+def test_version_is_shown(command: tuple[str, ...]) -> None:
+    shown = run_command(*command, "--version")
+    assert (shown.returncode, shown.stdout, shown.stderr) == (0, "msgbubbles-sync 0.1.0\n", "")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["--version"], ["status", "-h"], ["statsu"]])
+def test_quick_commands_import_no_database(arguments: list[str]) -> None:
+    modules = "import sys; print(sorted({'dlt', 'dbt', 'duckdb', 'pyarrow'} & set(sys.modules)), file=sys.stderr)"
+    program = f"import atexit\natexit.register(lambda: exec({modules!r}))\n"
+    run = "from msgbubbles_sync.cli.dispatch import run\nrun('chats', sys.argv[1:], 'chats.py')"
+    shown = run_command(sys.executable, "-c", f"{program}import sys\n{run}", *arguments)
+    assert shown.stderr.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "suggestion"),
+    [
+        (("chats", "statsu"), "No such command 'statsu'. Did you mean 'status'?"),
+        (("chtas",), "No such command 'chtas'. Did you mean 'chats'?"),
+        (("chats", "status", "--jsn"), "No such option: --jsn (Possible options: --json"),
+        (("chats", "--quite"), "No such option: --quite (Possible options: --quiet"),
+    ],
+)
+def test_misspelt_word_is_corrected(arguments: tuple[str, ...], suggestion: str) -> None:
+    refused = run_command(*MSGBUBBLES, *arguments)
+    assert refused.returncode == 2
+    assert suggestion in refused.stderr
+
+
+def test_shell_completes_commands() -> None:
+    words = {"_MSGBUBBLES_COMPLETE": "complete_bash", "COMP_WORDS": "msgbubbles chats st", "COMP_CWORD": "2"}
+    assert run_command(*MSGBUBBLES, environment=words).stdout.split() == ["status"]
+
+
+def test_summaries_fit_80_columns_and_metavars_are_words() -> None:
+    for app in (chats.app, chats.privacy):
+        program: Any = get_command(app)
+        pages = [program, *program.commands.values()]
+        for page in pages:
+            help_text = page.get_help(page.make_context("chats.py", [], resilient_parsing=True))
+            assert not re.search(r"<(path|int|float|text|%Y)|[a-z]\.\.\.$", help_text, re.M), help_text
+    assert max(len(f"  webhooks  {summary}") for summary in SUMMARIES.values()) <= 80
+
+
+@pytest.mark.parametrize("action", ["apply", "lookup"])
+def test_privacy_commands_have_help_pages_of_their_own(action: str) -> None:
+    page = run_command(*CHATS, "privacy", action, "-h").stdout
+    assert page.startswith(f"Usage: chats.py privacy {action} [OPTIONS]")
+    assert "--json" in page
+
+
+def test_future_start_is_refused(tmp_path: Path) -> None:
+    refused = run_command(*CHATS, "--since", "2999-01-01", "--database", "new.duckdb", folder=tmp_path)
+    assert refused.returncode == 2
+    assert "2999-01-01 is in the future" in refused.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [["status"], ["status", "--json"], ["verify", "--full"]])
+def test_missing_warehouse_is_refused_and_nothing_is_created(tmp_path: Path, command: list[str]) -> None:
+    refused = run_command(*CHATS, *command, "--database", "typo.duckdb", folder=tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.endswith(
+        "typo.duckdb has no warehouse. Run the sync first, or pass the --database that it uses.\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["status", "-h"], ["--version"]])
+def test_closed_pipe_ends_quietly(arguments: list[str]) -> None:
+    with subprocess.Popen([*CHATS, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
+def test_symbols_are_readable_on_an_ascii_terminal() -> None:
+    shown = run_program('print("█▓▒░· é")')
+    assert shown.stdout == "█▓▒░· é\n"
+    environment = {"PYTHONIOENCODING": "ascii"}
+    program = "from msgbubbles_sync.cli.main import start; start(lambda: print('█▓▒░· é'))"
+    assert run_command(sys.executable, "-c", program, environment=environment).stdout == "#*+:. ?\n"
+
+
+def test_piped_lines_are_not_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
+    Reporter().print({}, lambda console: console.print("word " * 100))
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_wait_counts_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    countdown = _Countdown("messages 5", 40, "rate limit")
+    assert countdown.__rich__() == "messages 5 · waiting 40 s (rate limit)"
+    now = 125.0
+    assert countdown.__rich__() == "messages 5 · waiting 15 s (rate limit)"
+    now = 150.0
+    assert countdown.__rich__() == "messages 5 · waiting 0 s (rate limit)"
+
+
+def test_backfill_with_a_start_shows_its_share_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    monkeypatch.setattr("time.time", lambda: 100_000.0)
+    estimate, run = _Estimate(), Run(config=SourceConfig(start_ms=1))
+    run.progress("messages").reached_ms = 100_000_000
+    assert estimate.describe(run) == ""
+    now = 600.0
+    run.progress("messages").reached_ms = 75_000_000
+    assert estimate.describe(run) == " · messages 25%, about 30 minutes left"
+    run.config = SourceConfig()
+    assert estimate.describe(run) == "", "the end is not known"

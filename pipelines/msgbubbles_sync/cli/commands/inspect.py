@@ -1,4 +1,4 @@
-"""`chats.py plan`, `check`, `verify` and `status`: commands that look at a warehouse and at the API."""
+"""`chats.py plan`, `check`, `verify` and `status`: inspect a warehouse and the API."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.run import MissingRows
 from msgbubbles_sync import job
 from msgbubbles_sync.cli.connection import Connection, connect
+from msgbubbles_sync.cli.inspect_report import print_checks, print_plan, print_verify_result
 from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.cli.signals import stopped_by_signals
 from msgbubbles_sync.context import Limits
@@ -38,7 +39,7 @@ def plan(session: Session, *, probe: bool) -> int:
         if probe:
             with connection.client() as client:
                 changed = planning.count_changed_chats(local, client)
-        session.reporter.plan(steps, changed, source.requests_per_minute)
+        print_plan(session.reporter, steps, changed, source.requests_per_minute)
     return 0
 
 
@@ -49,7 +50,7 @@ def check(session: Session) -> int:
     with connect(session) as connection:
         connection.run.max_requests = MAX_CHECK_REQUESTS
         results = chain(checks.check(context, lambda: connection.client(max_attempts=2)), health.check(context))
-        printed = session.reporter.check_results(results)
+        printed = print_checks(session.reporter, results)
     return EXIT_INCOMPLETE if any(result.state == "failed" for result in printed) else 0
 
 
@@ -57,7 +58,7 @@ def verify(session: Session, *, sample: int | None, repair: bool) -> int:
     """Compare the published warehouse with the API, and print the differences."""
     context, reporter = session.context, session.reporter
     if not context.destination.exists():
-        raise UsageError(f"verify: {context.workspace.database} is not there; run the sync first")
+        raise UsageError(f"verify: {context.workspace.database} does not exist. Run the sync first.")
     with connect(session) as connection:
         run = connection.run
         settings = SourceConfig.from_settings(connection.context.settings.source)
@@ -68,12 +69,12 @@ def verify(session: Session, *, sample: int | None, repair: bool) -> int:
                 if is_last or result.is_equal:
                     break
                 _repair(connection, result)
-    reporter.verify_result(result, run)
+    print_verify_result(reporter, result, run)
     return 0 if result.is_equal else EXIT_INCOMPLETE
 
 
 def _repair(connection: Connection, result: VerifyResult) -> None:
-    """Read by id what a comparison found to differ. Raises what ended that before its time."""
+    """Read the rows that differ by id. Raises the error that ended the run early."""
     chats = [row.id for row in result.differences if row.table == "chats"]
     threads = [row.chat_id for row in result.differences if row.table != "chats" and row.chat_id]
     missing = MissingRows(chats=list(dict.fromkeys(chats)), threads=list(dict.fromkeys(threads)))

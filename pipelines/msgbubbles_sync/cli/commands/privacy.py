@@ -1,4 +1,4 @@
-"""`chats.py erase` and `privacy apply`: commands that change the rows of a warehouse for somebody's privacy."""
+"""`chats.py erase` and `privacy apply`: remove personal data from stored rows."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from msgbubbles_sync.privacy import reapply
 
 
 def erase(session: Session, people: list[str], *, ask: bool) -> int:
-    """Erase people, if the user says yes."""
+    """Erase people, after a confirmation."""
     context = session.context
     workspace = context.workspace
     check_version(workspace, context.destination)
-    if ask and not typer.confirm(f"Erase {len(people)} people for good?", err=True):
+    if ask and not typer.confirm(
+        f"Erase {'1 person' if len(people) == 1 else f'{len(people)} people'} for good?", err=True
+    ):
         return EXIT_STOPPED
     with hold_lock(workspace.folder), hold_lock(workspace.folder, "apply"):
         certificate = erasing.erase(context, people)
@@ -33,5 +35,5 @@ def apply_policy(session: Session) -> int:
     with hold_lock(workspace.folder), hold_lock(workspace.folder, "apply"):
         changed = reapply.apply(context)
     counts = ", ".join(f"{count:,} of {table}" for table, count in sorted(changed.items()))
-    session.reporter.print_text({"apply": dict(changed)}, f"Changed: {counts or 'nothing had to change'}.")
+    session.reporter.print_text({"apply": dict(changed)}, f"Changed: {counts or 'nothing'}.")
     return 0

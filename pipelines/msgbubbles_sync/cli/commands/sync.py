@@ -1,13 +1,15 @@
-"""`chats.py sync`: one run of the job."""
+"""`chats.py sync`: run the job once."""
 
 from __future__ import annotations
 
 from contextlib import suppress
+from datetime import datetime
 
 from msgbubbles_sync import job
 from msgbubbles_sync.cli.connection import check_api_key, reach_account
 from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.cli.signals import stopped_by_signals
+from msgbubbles_sync.cli.sync_report import print_report
 from msgbubbles_sync.context import Limits
 from msgbubbles_sync.destinations.claims import claim
 from msgbubbles_sync.destinations.version import refuse_newer
@@ -18,15 +20,18 @@ from msgbubbles_sync.restore import restore
 from msgbubbles_sync.workspace import CLAIM
 
 
-def run(session: Session, limits: Limits) -> int:
+def run(
+    session: Session, since: datetime | None, max_requests: int | None, *, accept_ties: bool, with_transform: bool
+) -> int:
     """Bring the warehouse up to date, and print how that ended. The caller holds the lock `job`."""
+    limits = Limits(since, max_requests, accept_ties, with_transform)
     context, reporter = session.context, session.reporter
     workspace, destination = context.workspace, context.destination
     if not session.sandbox:
         check_api_key(context.settings, session.script)
     refuse_newer(workspace.version, str(workspace.folder))
     if not (workspace.folder / CLAIM).exists():
-        # Tables of a newer version are refused as such, whosever they are.
+        # A newer version is the more useful error, even if the tables belong to another account.
         with suppress(UsageError):
             _ = LocalState(context).states
     claim(workspace, destination, sandbox=session.sandbox, say=reporter.fail)
@@ -35,5 +40,5 @@ def run(session: Session, limits: Limits) -> int:
     context.check_policy()
     with stopped_by_signals(limits.stop), reach_account(session) as connection:
         report = job.run(connection.context, limits)
-    reporter.summary(report, context.settings.describe_policy(), sandbox=session.sandbox)
+    print_report(reporter, report, context.settings.describe_policy(), sandbox=session.sandbox)
     return report.outcome.exit_status

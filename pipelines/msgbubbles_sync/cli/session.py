@@ -1,0 +1,107 @@
+"""Run a command in its workspace. Imports DuckDB, so `main` imports this module only to run a command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from msgbubbles_sync.configuration import configuration_folder, read_toml
+from msgbubbles_sync.context import Context
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.outcome import explain_end
+from msgbubbles_sync.settings import ACCOUNT_VARIABLE, account_names, load_settings
+from msgbubbles_sync.workspace import ROOT, Workspace
+
+from .accounts import run_each
+from .console import Reporter
+from .main import Options, Script, Session
+
+
+def run_command(script: Script, body: Callable[[Session], int], reporter: Reporter, options: Options) -> int:
+    """Run a command, report what ended it early, and return its exit status."""
+    context = None
+    try:
+        try:
+            workspace = choose_workspace(
+                options.database, options.account, options.destination, sandbox=options.sandbox
+            )
+        except SeveralAccountsError as several:
+            if not options.for_each:
+                raise
+            return run_each(several.names, quiet=reporter.quiet, as_json=reporter.as_json)
+        context = Context(workspace, load_settings(workspace.account), reporter)
+        if options.needs_warehouse and not workspace.folder.exists() and not context.destination.exists():
+            raise UsageError(
+                f"{workspace.database} has no warehouse. Run the sync first, or pass the --database that it uses."
+            )
+        if options.uses_dlt:
+            workspace.make_folders()
+            workspace.configure_dlt()
+        return body(Session(script.name, context, reporter, options.sandbox))
+    except (Exception, KeyboardInterrupt) as error:
+        outcome = explain_end(error, context)
+        is_interrupt = isinstance(error, KeyboardInterrupt)
+        reporter.fail(script.stopped if is_interrupt and script.stopped else outcome.message)
+        return outcome.exit_status
+
+
+def choose_workspace(
+    database: Path | None, account: str | None, destination: str = "duckdb", *, sandbox: bool
+) -> Workspace:
+    """Return the workspace of a command: the whole warehouse, or that of a named account.
+
+    Raises `UsageError`, or `SeveralAccountsError` if accounts are configured and none is named.
+    """
+    database = database or ROOT / f"{'sandbox' if sandbox else 'warehouse'}.{destination}"
+    if sandbox:
+        if account is not None:
+            raise UsageError(f"--sandbox has its own account. Omit --account, and unset {ACCOUNT_VARIABLE}.")
+        return Workspace.from_path(database, destination)
+    configured = account_names()
+    if account is None:
+        if configured:
+            raise SeveralAccountsError(configured)
+        return Workspace.from_path(database, destination)
+    if account not in configured:
+        names = f"the configured accounts are {', '.join(configured)}" if configured else "no account is configured"
+        raise UsageError(f"--account {account}: {names}; see [accounts.NAME] in dlt_config/config.toml")
+    if not load_settings(account).api_key:
+        raise UsageError(
+            f"account {account} has no API key. Set api_key of [accounts.{account}] in dlt_config/secrets.toml, or "
+            f"ACCOUNTS__{account.upper()}__API_KEY."
+        )
+    workspace = Workspace.from_path(database, destination, account)
+    workspace.refuse_unnamed_account()
+    return workspace
+
+
+class SeveralAccountsError(UsageError):
+    """A command works on one account, and several are configured."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(f"several accounts are configured. Choose one: --account {' or '.join(names)}")
+        self.names = names
+
+
+@contextmanager
+def readable_configuration() -> Iterator[None]:
+    """Turn dlt's error about a broken configuration file into a `UsageError`."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        folder = configuration_folder()
+        for name in ("config.toml", "secrets.toml"):
+            read_toml(folder / name)  # raises an error that names the file and the line
+        # dlt wraps the error about a value in errors of its own.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ValueError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise UsageError(
+            f"a value in {folder}/config.toml, secrets.toml or the environment has the wrong type. Set it as "
+            "config.toml shows."
+        ) from None

@@ -1,0 +1,117 @@
+"""Print how a run of the job ended."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from msgbubbles.source.run import Run
+from msgbubbles_sync.report import RunReport
+from msgbubbles_sync.run_log import describe_failed_reads, iso_timestamp
+from msgbubbles_sync.text import format_count
+
+from .console import Reporter, count_requests, format_day
+
+# dlt's own steps, which are parts of the phase `load`.
+LOAD_STEPS = ("extract", "normalize", "commit", "sync")
+
+
+def print_report(reporter: Reporter, report: RunReport, policy: str, *, sandbox: bool) -> None:
+    """Print the result of a run, and what ended it early."""
+    run = report.run
+    if report.failure is not None:
+        if reporter.as_json:
+            sys.stdout.write(json.dumps(report.record) + "\n")
+        reporter.fail(report.outcome.message)
+        return
+    reporter.print(report.record, lambda console: _show(console, report, policy, sandbox=sandbox))
+    if reporter.as_json:
+        return
+    ending = "the rows read before are stored, and the next run continues from there"
+    if run.error is not None:
+        reporter.fail(f"failed: {run.error}; {ending}")
+    elif run.halt is not None:
+        reporter.fail(f"{run.halt}; {ending}")
+
+
+def _show(console: Console, report: RunReport, policy: str, *, sandbox: bool) -> None:
+    run = report.run
+    table = Table(box=None, pad_edge=False)
+    for heading in ("stream", "read", "new or changed", "rejected", "back to"):
+        table.add_column(heading, justify="left" if heading in ("stream", "back to") else "right")
+    for name, progress in run.streams.items():
+        table.add_row(
+            name,
+            f"{progress.rows:,}",
+            f"{run.loaded(name):,}",
+            f"{progress.rejected:,}",
+            format_day(progress.reached_ms),
+        )
+    console.print(table)
+    if run.reconciled:
+        counts = ", ".join(f"{count:,} {table}" for table, count in run.reconciled.items() if count)
+        console.print(f"read by id: {counts}")
+    seconds = ", ".join(
+        f"{phase} {duration:.1f} s" for phase, duration in report.seconds.items() if phase not in LOAD_STEPS
+    )
+    console.print(f"{count_requests(run)}; {seconds}")
+    console.print(f"privacy policy: {policy}", soft_wrap=True)
+    for warning in [*find_warnings(run), *describe_failed_reads(report.failed_reads), *describe_failed_tests(report)]:
+        console.print(f"[yellow]{warning}[/yellow]")
+    if report.published:
+        size = "" if report.published_bytes is None else f" ({report.published_bytes / 1e6:.1f} MB)"
+        console.print(f"Published {report.context.destination.title}{size}:")
+        rows = "  ".join(f"{table} {count:,}" for table, count in report.rows_in_warehouse.items())
+        console.print(f"  {rows}", soft_wrap=True)
+    elif run.error is None and run.halt is None:
+        console.print("Nothing is new: the published file is unchanged.")
+    if sandbox and run.error is None and run.halt is None:
+        console.print("This is simulated data. Run it again to see new activity arrive.")
+
+
+def find_warnings(run: Run) -> list[str]:
+    """Return what the user should look at, and where."""
+    warnings = []
+    for name, progress in run.streams.items():
+        if progress.rejected:
+            rows = format_count(progress.rejected, "row")
+            warnings.append(f"{name}: {rows} could not be read or loaded; see msgbubbles.rejected_rows")
+        if progress.odd:
+            rows = format_count(progress.odd, "row")
+            warnings.append(f"{name}: values in {rows} are not valid JSON; they are stored as null or text")
+        if progress.order_contradictions:
+            pages = format_count(progress.order_contradictions, "page")
+            warnings.append(
+                f"{name}: {pages} did not follow the order of the timestamps in the rows; paging used the rows that do"
+            )
+        if progress.new_fields:
+            names = ", ".join(sorted(progress.new_fields)[:10])
+            warnings.append(f"{name}: fields unknown to this version are stored in the column extra: {names}")
+        for overflow in sorted(progress.standing, key=lambda span: span.to_ms or 0)[:5]:
+            at = "without a timestamp" if overflow.to_ms is None else f"at {iso_timestamp(overflow.to_ms)}"
+            warnings.append(
+                f"{name}: tie overflow: more rows {at} than fit on a page; some may be missing "
+                "(pass --accept-ties if you know that none are)"
+            )
+    if run.feed is False:
+        warnings.append("messages: the API does not serve the account's feed, so each changed chat costs a request")
+    return warnings
+
+
+def describe_failed_tests(report: RunReport) -> list[str]:
+    """Return which data tests failed, and what that means for readers."""
+    tested = report.tested
+    if not tested.failed_tests:
+        return []
+    consequence = (
+        "readers see the last published version"
+        if report.held_marts
+        else "they are published anyway, as transforms.data_tests says"
+    )
+    return [
+        f"data tests failed: {', '.join(tested.failed_tests)}; marts concerned: "
+        f"{', '.join(tested.marts) or '(none)'}; {consequence}"
+    ]
