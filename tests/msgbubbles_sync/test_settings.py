@@ -116,14 +116,14 @@ def test_account_without_a_key_does_not_use_another(accounts: Path) -> None:
     os.environ["SOURCES__MSGBUBBLES__API_KEY"] = "sk_of_nobody"
     (accounts / "secrets.toml").unlink()
     assert settings.load_settings("north").api_key == ""
-    with pytest.raises(UsageError, match=r"account north has no API key: .*ACCOUNTS__NORTH__API_KEY"):
+    with pytest.raises(UsageError, match=r"account north has no API key. .*ACCOUNTS__NORTH__API_KEY"):
         choose_workspace(None, "north", sandbox=False)
 
 
 @pytest.mark.usefixtures("accounts")
 def test_sandbox_is_not_a_configured_account(tmp_path: Path) -> None:
     assert choose_workspace(tmp_path / "demo.duckdb", None, sandbox=True).account is None
-    with pytest.raises(UsageError, match="leave out --account, and unset MSGBUBBLES_ACCOUNT"):
+    with pytest.raises(UsageError, match="Omit --account, and unset MSGBUBBLES_ACCOUNT"):
         choose_workspace(tmp_path / "demo.duckdb", "north", sandbox=True)
 
 

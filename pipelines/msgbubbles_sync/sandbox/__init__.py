@@ -1,4 +1,4 @@
-"""A MsgBubbles account on this machine: the demo's, and the tests' truth. It imports nothing of the product."""
+"""A simulated MsgBubbles account, for the demo and as the truth of the tests. Imports nothing of the product."""
 
 from .account import Account, NewMessage
 from .knobs import KEY, Knobs

@@ -1,4 +1,4 @@
-"""`python -m msgbubbles_sync.sandbox`: a MsgBubbles account on this machine, until it is told to stop."""
+"""Serve a simulated MsgBubbles account: `python -m msgbubbles_sync.sandbox`."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ from .webhooks import Deliverer
 
 
 def main(
-    state: Annotated[Path | None, typer.Option(help="Where the account is kept; without it, it is forgotten.")] = None,
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
-    chats: Annotated[int, typer.Option(help="Threads of a new account.")] = 240,
+    state: Annotated[
+        Path | None, typer.Option(help="The file of the account. Without it, the account is in memory only.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 picks a free one.")] = 0,
+    chats: Annotated[int, typer.Option(help="Chats of a new account.")] = 240,
     messages: Annotated[int, typer.Option(help="Messages of a new account.")] = 6000,
     days: Annotated[int, typer.Option(help="Days of history of a new account.")] = 120,
-    seed_number: Annotated[int, typer.Option("--seed", help="The same seed tells the same story.")] = 7,
-    rate_limit: Annotated[int, typer.Option(help="Requests a minute, as the real API allows; 0: no limit.")] = 120,
-    until_stdin_closes: Annotated[bool, typer.Option(help="Stop when standard input ends.")] = False,
+    seed_number: Annotated[int, typer.Option("--seed", help="The same seed makes the same account.")] = 7,
+    rate_limit: Annotated[int, typer.Option(help="Requests per minute; 0 for no limit.")] = 120,
+    until_stdin_closes: Annotated[bool, typer.Option(help="Stop when stdin is closed.")] = False,
 ) -> None:
-    """Serve a made-up MsgBubbles account on this machine. Prints its URL and key as a line of JSON."""
+    """Serve a simulated MsgBubbles account on this machine, and print its URL and key as a line of JSON."""
     if state is not None:
         state.parent.mkdir(parents=True, exist_ok=True)
     now = datetime.now(UTC)
@@ -44,7 +46,7 @@ def main(
         else:
             advance(account, now)
     except sqlite3.DatabaseError as error:
-        sys.stderr.write(f"{state} cannot be used ({error}): remove it, and the database that was filled from it\n")
+        sys.stderr.write(f"{state} cannot be read ({error}). Remove it, and the database that was synced from it.\n")
         raise SystemExit(1) from None
     listener, url = bound(port)
     server = uvicorn_server(Api(account, knobs))
@@ -60,7 +62,7 @@ def main(
 
 def _exit_with_stdin(deliverer: Deliverer) -> None:
     sys.stdin.buffer.read()
-    # Every change is committed as it is made; what could not be delivered, the next start goes on with.
+    # Every change is committed immediately; the next start continues the deliveries.
     deliverer.drained(timeout_seconds=2)
     os._exit(0)
 

@@ -1,7 +1,7 @@
-"""A MsgBubbles account in a SQLite file: what the API would remember, and the operations on it.
+"""A simulated MsgBubbles account in a SQLite file, and the operations on it.
 
-Times are stored in microseconds since 1970 (UTC) and shown cut off to milliseconds, so that there can be more order
-behind an instant than is shown.
+Timestamps are stored in microseconds since 1970 (UTC) and shown truncated to milliseconds, so that rows with equal
+timestamps can have an order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from uuid import UUID, uuid4
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 HANDLE = re.compile(r"\+[1-9]\d{6,14}|[^@\s]+@[^@\s]+\.[^@\s]+")
 MAX_TITLE = 100
-_START = datetime(1970, 1, 1)  # noqa: DTZ001 - written with its Z
+_START = datetime(1970, 1, 1)  # noqa: DTZ001 - shown with a Z
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
@@ -59,7 +59,7 @@ class Fault(Exception):  # noqa: N818 - what the API calls it
 
 @dataclass(frozen=True)
 class NewMessage:
-    """What `Account.add_messages` takes. `status` decides which of the other times are set."""
+    """A message for `Account.add_messages`. `status` decides which of the other timestamps are set."""
 
     chat_id: str
     direction: str
@@ -84,7 +84,7 @@ class Account:
     def __init__(self, path: Path | None = None) -> None:
         self.lock = threading.RLock()
         self._late: list[tuple[float, NewMessage]] = []
-        # Told of what happens, within its transaction: kind of event, when, chat, message, and what else there is.
+        # Called for each event, within its transaction: kind, time, chat, message and further fields.
         self.on_event: Callable[[str, datetime, str, str | None, dict[str, Any]], None] = lambda *_: None
         self._database = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
         self._database.row_factory = sqlite3.Row
@@ -96,7 +96,7 @@ class Account:
         self._database.close()
 
     def __del__(self) -> None:
-        # Many tests drop an account with its server. Python 3.13 warns of a database that nobody has closed.
+        # Many tests drop an account with its server. Python 3.13 warns about a database that is not closed.
         self.close()
 
     def all(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[sqlite3.Row]:
@@ -113,7 +113,7 @@ class Account:
 
     @contextmanager
     def bulk(self) -> Iterator[None]:
-        """One transaction around many changes."""
+        """Make many changes in one transaction."""
         with self.lock:
             if self._database.in_transaction:
                 yield
@@ -200,12 +200,12 @@ class Account:
         return [row[0] for row in rows]
 
     def add_message_late(self, message: NewMessage, visible_after_seconds: float) -> None:
-        """A message that nobody can see before so many seconds have passed, although its own time is earlier."""
+        """Add a message that becomes visible after some seconds, although its own timestamp is earlier."""
         with self.lock:
             self._late.append((time.monotonic() + visible_after_seconds, message))
 
     def show_late_messages(self) -> int:
-        """Let those become visible whose time has come. Returns how many are still hidden."""
+        """Make the late messages visible that are due. Returns how many are still hidden."""
         if not self._late:
             return 0
         with self.lock:
@@ -216,7 +216,7 @@ class Account:
             return len(self._late)
 
     def set_status(self, message_id: str, status: str, at: datetime) -> None:
-        """Move a message on; its `created_at` stays, and so does the chat's `last_message_at`."""
+        """Change the status of a message. `created_at` and the chat's `last_message_at` stay."""
         column = {"sent": "sent_us", "delivered": "delivered_us", "read": "read_us"}.get(status, "updated_us")
         with self.bulk():
             self.run(
@@ -227,7 +227,7 @@ class Account:
                 self.on_event(f"message.{status}", at, self._chat_of(message_id), message_id, {})
 
     def react(self, message_id: str, handle: str, reaction: str, at: datetime) -> None:
-        """Somebody reacts to a message: another reaction than before takes its place."""
+        """React to a message, in place of an earlier reaction of the same handle."""
         with self.bulk():
             self.run("INSERT OR REPLACE INTO reactions VALUES (?, ?, ?, ?)", (message_id, handle, reaction, us(at)))
             self.run("UPDATE messages SET updated_us = ? WHERE id = ?", (us(at), message_id))
@@ -235,7 +235,7 @@ class Account:
             self.on_event("message.reaction", at, self._chat_of(message_id), message_id, more)
 
     def type(self, chat_id: str, handle: str, typing: bool, at: datetime) -> None:
-        """Somebody on the other side begins to type, or stops. Only webhooks tell."""
+        """Start or stop typing on the other side. Only webhooks report it."""
         with self.bulk():
             self.on_event("conversation.typing", at, chat_id, None, {"handle": handle, "typing": typing})
 
@@ -249,7 +249,7 @@ class Account:
         self.run("UPDATE chats SET title = ?, updated_us = ? WHERE id = ?", (title, us(at), chat_id))
 
     def add_participant(self, chat_id: str, handle: str, at: datetime) -> bool:
-        """Returns whether the handle was not there before."""
+        """Add a participant. Returns whether it was not one before."""
         with self.bulk():
             added = self.run("INSERT OR IGNORE INTO participants VALUES (?, ?)", (chat_id, handle))
             self.run("UPDATE chats SET updated_us = ? WHERE id = ?", (us(at), chat_id))
@@ -280,7 +280,7 @@ class Account:
 
 
 def _events_of(message: NewMessage) -> Iterator[tuple[str, datetime]]:
-    """The kinds of events that a new message brings, and when."""
+    """Yield the kinds of events of a new message, and their timestamps."""
     if message.direction == "inbound":
         yield "message.received", message.at
     elif message.status != "queued":
@@ -298,7 +298,7 @@ def us(at: datetime) -> int:
 
 
 def shown(at_us: int | None) -> str | None:
-    """An instant as the API shows it."""
+    """Return a timestamp as the API shows it."""
     if at_us is None:
         return None
     return (_START + timedelta(microseconds=at_us)).isoformat(timespec="milliseconds") + "Z"

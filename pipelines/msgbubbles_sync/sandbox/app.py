@@ -1,8 +1,7 @@
-"""The HTTP face of the account: every documented endpoint of chats, messages, numbers and webhooks, on starlette.
+"""Serve an account over HTTP: every documented endpoint of chats, messages, numbers and webhooks, on starlette.
 
-Where the pages leave a choice open and no knob covers it, this server: takes an already present participant without
-complaint, answers 404 for removing somebody who is not in the group, and 409 for an `Idempotency-Key` that comes back
-with another body.
+The API's pages leave some answers open. Where no knob covers one, this server accepts a participant who is already in
+the group, answers 404 to the removal of a handle that is not, and 409 to an `Idempotency-Key` with another body.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ Handler = Callable[[Request], Awaitable[tuple[int, dict[str, Any]]]]
 
 @dataclass(frozen=True)
 class Seen:
-    """One request, as it was answered. `query` has `limit`, `before` and so on; `rows` were on the page."""
+    """A request that was answered. `query` has `limit`, `before` and so on; `rows` were on the page."""
 
     method: str
     path: str
@@ -51,8 +50,9 @@ class Seen:
 
 @dataclass(frozen=True)
 class Done:
-    """A change of a group that a request has made: `create`, `rename`, `add` or `remove`. What repeats a change that
-    was made, or changes nothing, is none.
+    """A change of a group that a request made: `create`, `rename`, `add` or `remove`.
+
+    A repeated request, or one that changes nothing, is no operation.
     """
 
     operation: str
@@ -63,7 +63,7 @@ class Done:
 
 @dataclass
 class Api:
-    """The account behind HTTP. `requests` is the log of all that was asked, `operations` of what was done to groups."""
+    """The account over HTTP. `requests` logs all requests, `operations` the changes of groups."""
 
     account: Account
     knobs: Knobs = field(default_factory=Knobs)
@@ -332,7 +332,7 @@ class Api:
         return str(row["id"]) if row else self.account.add_chat(from_handle, to, now)
 
     def _once(self, request: Request, body: dict[str, Any], create: Callable[[], str]) -> tuple[str, bool]:
-        """Do it once for an `Idempotency-Key`: (result id, whether it was done now)."""
+        """Run a write once per `Idempotency-Key`. Returns the result id, and whether the write ran now."""
         key = request.headers.get("Idempotency-Key")
         if key is None:
             return create(), True

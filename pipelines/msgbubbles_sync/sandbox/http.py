@@ -1,4 +1,4 @@
-"""Requests read and answered: bodies checked, and a response that is cut off."""
+"""Read request bodies, and cut responses off."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .account import MAX_TITLE, Fault
 
 
 class CutResponse(Response):
-    """A body that ends in the middle: less is sent than was announced, and the connection closes."""
+    """A response with a shorter body than announced, after which the connection closes."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

@@ -1,4 +1,4 @@
-"""The two paged lists, in every order that the knobs ask for, and the rows as the API shows them."""
+"""List chats and messages in pages, in any order that the knobs set, with rows as the API shows them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def page_size(request: Request) -> int:
 
 
 def page_before(request: Request) -> int | None:
-    """`before` in microseconds."""
+    """Return `before` in microseconds."""
     before = request.query_params.get("before")
     if before is None:
         return None
@@ -40,7 +40,7 @@ def page_before(request: Request) -> int | None:
 def list_chats(
     account: Account, knobs: Knobs, limit: int, before_us: int | None, chance: random.Random
 ) -> tuple[list[dict[str, Any]], bool]:
-    """A page of chats, and whether there are more."""
+    """Return a page of chats, and whether there are more."""
     where, values = "NOT deleted", []
     if before_us is not None:
         sign = "<=" if knobs.before_inclusive else "<"
@@ -64,7 +64,7 @@ def list_messages(
     chance: random.Random,
     chat_id: str | None = None,
 ) -> tuple[list[dict[str, Any]], bool]:
-    """A page of messages, of one chat or of the whole account, and whether there are more."""
+    """Return a page of messages, of one chat or of the account, and whether there are more."""
     where = ["1"]
     values: list[str | int] = []
     if chat_id is not None:
@@ -187,7 +187,7 @@ def number_rows(account: Account) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Truth:
-    """Every row that the API would show now, as it would show it."""
+    """Return every row that the API would show now, as it would show it."""
 
     chats: list[dict[str, Any]]
     messages: list[dict[str, Any]]

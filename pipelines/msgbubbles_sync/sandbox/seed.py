@@ -1,4 +1,4 @@
-"""Conversations that look like conversations: a few numbers, many threads, a heavy tail, office hours, replies.
+"""Generate realistic conversations: few numbers, many chats, a heavy tail, office hours and replies.
 
 Everything follows from the seed and the time, so the same two give the same account. Handles are from number ranges
 and domains that are reserved for fiction.
@@ -74,14 +74,14 @@ def seed(
     seed: int = 7,
 ) -> None:
     """Fill an empty account with the conversations of the last `days` days."""
-    chance = random.Random(seed)  # noqa: S311 - a story, not a secret
+    chance = random.Random(seed)  # noqa: S311 - a simulation, not a secret
     threads = [_thread(chance, number) for number in range(chats)]
     weights = [1 / (rank + 4) ** 0.8 for rank in range(chats)]
     chance.shuffle(weights)
     cumulated = list(accumulate(weights))
     conversations: dict[str, list[NewMessage]] = {thread.id: [] for thread in threads}
     left = messages
-    # Everybody writes once, then the talkative do.
+    # Each chat gets one conversation first; the active ones get more.
     waiting = list(threads)
     while left > 0:
         thread = waiting.pop() if waiting else chance.choices(threads, cum_weights=cumulated)[0]
@@ -102,8 +102,10 @@ def seed(
 
 
 def advance(account: Account, now: datetime, minimum: int = 40) -> int:
-    """Let the time since the account was last used pass in it: at least `minimum` new messages in about a dozen
-    threads, one of them new, a group renamed, statuses moved on. Returns the number of new messages.
+    """Add the activity since the account was last used. Returns the number of new messages.
+
+    These are at least `minimum` new messages in about a dozen chats, one of them new, a renamed group and later
+    statuses.
     """
     saved_us = int(account.recall("saved_us") or 0)
     since = EPOCH + timedelta(microseconds=saved_us)

@@ -1,4 +1,4 @@
-"""The sandbox on a port of this machine."""
+"""Serve the sandbox on a port of this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .webhooks import Deliverer
 
 
 class Server:
-    """A running sandbox. `url` is the base URL, with `/v1`; `requests` what was asked since it began."""
+    """A running sandbox. `url` is the base URL, with `/v1`; `requests` are those since it started."""
 
     def __init__(self, api: Api, url: str, deliverer: Deliverer) -> None:
         self.deliverer = deliverer
@@ -34,7 +34,7 @@ class Server:
 
     @property
     def operations(self) -> list[Done]:
-        """What was done to groups since it began."""
+        """The operations on groups since it started."""
         return self._api.operations
 
     def truth(self) -> Truth:
@@ -42,8 +42,8 @@ class Server:
 
 
 def bound(port: int = 0) -> tuple[socket.socket, str]:
-    """A socket on this machine's own address, and its base URL."""
-    # With the protocol named, asyncio sends small answers at once instead of waiting 40 ms for an acknowledgement.
+    """Return a socket on the loopback address, and its base URL."""
+    # With an explicit protocol, asyncio sends small answers without waiting 40 ms for an acknowledgement.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
@@ -59,7 +59,7 @@ def uvicorn_server(api: Api) -> uvicorn.Server:
 
 @contextmanager
 def serve(account: Account, knobs: Knobs | None = None) -> Iterator[Server]:
-    """Serve an account from a thread until the block ends."""
+    """Serve an account in a thread until the block ends."""
     listener, url = bound()
     api = Api(account, knobs or Knobs())
     server = uvicorn_server(api)

@@ -1,7 +1,7 @@
-"""Sends what happens in the account to its webhook endpoints, signed, again and again until somebody says 2xx.
+"""Deliver events of the account to its webhook endpoints, signed, until each is answered with 2xx.
 
-How the real deliveries are signed and built is not documented where we can read it. These are signed by the Standard
-Webhooks specification; the knobs say how a payload is built.
+No public page describes how the API signs and builds deliveries. These are signed as in the Standard Webhooks
+specification; the knobs set how a payload is built.
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ def webhook_row(row: sqlite3.Row) -> dict[str, Any]:
 
 
 class Deliverer:
-    """Writes each event into the account with the change that it tells of, and delivers from there: what is not
-    delivered when it ends is when it begins again. `failures` counts the tries that brought no 2xx.
+    """Stores each event in the account, in the transaction of its change, and delivers it from there.
+
+    The next deliverer continues with the events that this one could not deliver. `failures` counts the attempts that
+    were not answered with 2xx.
     """
 
     def __init__(self, account: Account, knobs: Knobs) -> None:
@@ -53,7 +55,7 @@ class Deliverer:
         self._knobs = knobs
         self._random = random.Random(knobs.seed)  # noqa: S311 - faults, not secrets
         self._stop = threading.Event()
-        self._there_is_more = threading.Event()
+        self._has_work = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         account.on_event = self._note
 
@@ -63,16 +65,16 @@ class Deliverer:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._there_is_more.set()
+        self._has_work.set()
         self._thread.join(10)
 
     @property
     def waiting(self) -> int:
-        """How many deliveries are not answered with 2xx yet."""
+        """The number of deliveries that are not answered with 2xx yet."""
         return int(self._account.all("SELECT count(*) FROM deliveries")[0][0])
 
     def drained(self, timeout_seconds: float) -> bool:
-        """Wait until nothing waits. Returns whether that came in time."""
+        """Wait until all deliveries are answered. Returns whether they were in time."""
         until = time.monotonic() + timeout_seconds
         while self.waiting and time.monotonic() < until:
             time.sleep(0.02)
@@ -86,7 +88,7 @@ class Deliverer:
                     "INSERT INTO deliveries (delivery_id, webhook_id, body) VALUES (?, ?, ?)",
                     (f"msg_{uuid4().hex}", row["id"], body.encode()),
                 )
-                self._there_is_more.set()
+                self._has_work.set()
 
     def _payload(
         self, kind: str, at: datetime, chat_id: str, message_id: str | None, more: dict[str, Any]
@@ -104,22 +106,22 @@ class Deliverer:
         return {"id": event_id, "type": kind, "created_at": shown(us(at)), **inner, **more}
 
     def _run(self) -> None:
-        # Not by a proxy from the environment: the receivers are on this machine.
+        # Without a proxy from the environment: the receivers are on this machine.
         with ThreadPoolExecutor(self._knobs.webhook_workers) as pool, httpx.Client(timeout=5, trust_env=False) as http:
             while not self._stop.is_set():
-                self._there_is_more.clear()
+                self._has_work.clear()
                 rows = self._account.all(
                     "SELECT deliveries.*, url, secret FROM deliveries JOIN webhooks ON webhooks.id = webhook_id "
                     "WHERE due <= ? ORDER BY due, number LIMIT ?",
                     (time.time(), AT_ONCE),
                 )
                 if not rows:
-                    self._there_is_more.wait(min(IDLE_SECONDS, self._knobs.webhook_retry_seconds))
+                    self._has_work.wait(min(IDLE_SECONDS, self._knobs.webhook_retry_seconds))
                     continue
-                for row, is_done in zip(rows, pool.map(lambda row: self._is_taken(http, row), rows), strict=True):
-                    self._settle(row, is_done)
+                for row, is_done in zip(rows, pool.map(lambda row: self._deliver(http, row), rows), strict=True):
+                    self._store_result(row, is_done)
 
-    def _is_taken(self, http: httpx.Client, row: sqlite3.Row) -> bool:
+    def _deliver(self, http: httpx.Client, row: sqlite3.Row) -> bool:
         try:
             return http.post(row["url"], content=row["body"], headers=self.headers(row)).is_success
         except httpx.HTTPError:
@@ -133,7 +135,7 @@ class Deliverer:
         values = (row["delivery_id"], timestamp, f"v1,{signature}")
         return dict(zip(self._knobs.webhook_headers, values, strict=True)) | {"Content-Type": "application/json"}
 
-    def _settle(self, row: sqlite3.Row, is_done: bool) -> None:
+    def _store_result(self, row: sqlite3.Row, is_done: bool) -> None:
         if is_done:
             self.delivered += 1
             if self._random.random() >= self._knobs.webhook_repeats:

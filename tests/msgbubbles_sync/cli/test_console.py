@@ -9,6 +9,7 @@ import pytest
 
 from msgbubbles_sync.check_result import CheckResult
 from msgbubbles_sync.cli.console import Reporter
+from msgbubbles_sync.cli.inspect_report import print_checks
 
 RESULT = CheckResult("webhook events", "failed", "none", "see webhooks.py list")
 
@@ -21,9 +22,9 @@ def test_commands_are_named_as_they_were_called(
     called: str, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", [called])
-    Reporter().check_results([RESULT])
+    print_checks(Reporter(), [RESULT])
     assert expected in capsys.readouterr().out
-    Reporter(as_json=True).check_results([RESULT])
+    print_checks(Reporter(as_json=True), [RESULT])
     assert json.loads(capsys.readouterr().out)[0]["fix"] == expected
     Reporter().fail(RESULT.fix)
     assert capsys.readouterr().err == f"{expected}\n"
