@@ -1,4 +1,4 @@
-"""A warehouse file with landed rows, and dbt run on it in-process, as the job runs it."""
+"""Provide a warehouse file with loaded rows, and run dbt on it in this process, as the job does."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from msgbubbles_sync.tables import CLAIM, ERASURES, FAILED_READS, PRIVACY, SYNC_
 PROJECT = Path(__file__).parents[2] / "transforms"
 READ_AT = datetime(2026, 6, 1, tzinfo=UTC)
 
-# Written by the job and not by dlt: their tests make them as the job does.
-NOT_BY_DLT = (SYNC_RUNS, FAILED_READS, CLAIM, PRIVACY, ERASURES)
-# With no constraints, so that a test can land rows with faults.
+# The job writes these tables itself, and their tests create them as the job does.
+WRITTEN_BY_JOB = (SYNC_RUNS, FAILED_READS, CLAIM, PRIVACY, ERASURES)
+# Without constraints, so that a test can load invalid rows.
 DDL = [
     "create schema msgbubbles",
     *(
         f"create table msgbubbles.{table.name} ({column_definitions(table)}, _dlt_load_id varchar not null)"
         for table in TABLES.values()
-        if table not in NOT_BY_DLT
+        if table not in WRITTEN_BY_JOB
     ),
     "create table msgbubbles._dlt_loads (load_id varchar not null, schema_name varchar, status bigint not null,"
     " inserted_at timestamptz not null, schema_version_hash varchar)",
@@ -46,7 +46,7 @@ class Warehouse:
 
     @property
     def target(self) -> Path:
-        """Where dbt writes what it made."""
+        """Return the folder of dbt's artifacts."""
         return self._dbt_folder / "target"
 
     def execute(self, *statements: str) -> None:
@@ -62,19 +62,19 @@ class Warehouse:
             return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
 
     def load(self, load_id: str, *, finished: bool = True, **tables: list[Row]) -> None:
-        """Land rows by key, as dlt does; `finished=False` stops before dlt notes the load as finished."""
+        """Load rows by key, as dlt does. `finished=False` stops before dlt records the load as finished."""
         with duckdb.connect(str(self.path)) as connection:
             for table, rows in tables.items():
                 key = TABLES[table].key
                 for row in rows:
-                    landed = {"_fetched_at": READ_AT} | row | {"_dlt_load_id": load_id}
+                    values = {"_fetched_at": READ_AT} | row | {"_dlt_load_id": load_id}
                     connection.execute(
                         f"delete from msgbubbles.{table} where ({', '.join(key)}) = ({', '.join('?' * len(key))})",
-                        [landed[column] for column in key],
+                        [values[column] for column in key],
                     )
                     connection.execute(
-                        f"insert into msgbubbles.{table} ({', '.join(landed)}) values ({', '.join('?' * len(landed))})",
-                        list(landed.values()),
+                        f"insert into msgbubbles.{table} ({', '.join(values)}) values ({', '.join('?' * len(values))})",
+                        list(values.values()),
                     )
             if finished:
                 connection.execute(
@@ -82,7 +82,7 @@ class Warehouse:
                 )
 
     def dbt(self, *command: str, folder: Path | None = None) -> Any:
-        """Run a dbt command and let go of the file. Returns dbt's result."""
+        """Run a dbt command, close the file, and return dbt's result."""
         from dbt.adapters.duckdb.connections import DuckDBConnectionManager
         from dbt.cli.main import dbtRunner
 
@@ -97,13 +97,13 @@ class Warehouse:
         try:
             result = dbtRunner(self._parsed(command, [*arguments, *quiet])).invoke([*command, *arguments, *quiet])
             if not result.success:
-                gc.collect()  # the cursors of models that failed
+                gc.collect()  # frees the cursors of failed models
             return result
         finally:
             DuckDBConnectionManager.close_all_connections()
 
     def _parsed(self, command: tuple[str, ...], arguments: list[str]) -> Any:
-        """The parsed project, as the job keeps it; null for a command with another parse."""
+        """Return the parsed project, as the job caches it; null for a command that needs another parse."""
         from dbt.cli.main import dbtRunner
 
         if command[0] == "parse" or {"--vars", "--target"} & set(command):
@@ -117,7 +117,7 @@ class Warehouse:
         return found
 
     def transform(self, *options: str) -> None:
-        """Run the models; what does not succeed fails the test."""
+        """Run the models. A model that fails, fails the test."""
         answer = self.dbt("run", *options)
         assert answer.exception is None
         assert {node.node.name: node.message for node in answer.result if node.status != "success"} == {}
@@ -128,7 +128,7 @@ class Warehouse:
 
 @pytest.fixture(scope="session")
 def new_warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Warehouse]]:
-    """Makes a file with the landed tables, empty; always at one path, so that dbt parses the project once."""
+    """Return a function that creates a file with empty tables, always at the same path, so that dbt parses once."""
     folder = tmp_path_factory.mktemp("dbt")
     path = folder / "work.duckdb"
     with pytest.MonkeyPatch.context() as patch:
@@ -145,5 +145,5 @@ def warehouse(new_warehouse: Callable[[], Warehouse]) -> Iterator[Warehouse]:
 
 @pytest.fixture(scope="session")
 def at() -> Callable[[int], datetime]:
-    """`at(minutes)` is an instant."""
+    """Return a function from minutes to a timestamp."""
     return lambda minutes: datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=minutes)

@@ -1,4 +1,4 @@
-"""What readers and the job may rely on: names, documentation, copies of the file, tests that find faults, silence."""
+"""Tests of what readers and the job rely on: names, descriptions, copies of the file, data tests, silence."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def built(new_warehouse: Callable[[], Any], at: Any) -> Path:
-    """A file with one group, a title, a message and an attachment, built."""
+    """Build a file with one group, title, message and attachment."""
     warehouse = new_warehouse()
     message = {
         "cursor_at": at(1),
@@ -105,7 +105,7 @@ def filled(built: Path, warehouse: Any) -> Any:
     return warehouse
 
 
-def test_the_schemas_hold_these_relations_and_no_others(filled: Any) -> None:
+def test_schemas_contain_exactly_these_relations(filled: Any) -> None:
     relations: dict[str, set[str]] = {}
     for row in filled.rows("select table_schema, table_name from information_schema.tables"):
         relations.setdefault(row["table_schema"], set()).add(row["table_name"])
@@ -113,7 +113,7 @@ def test_the_schemas_hold_these_relations_and_no_others(filled: Any) -> None:
     assert relations == {"staging": MODELS["staging"] | {"built_loads", "days_to_build"}, "marts": MODELS["marts"]}
 
 
-def test_every_column_is_documented_and_no_other(filled: Any) -> None:
+def test_every_column_is_documented_and_no_others(filled: Any) -> None:
     manifest = filled.dbt("parse").result
     documented = {node.name: node for node in manifest.nodes.values() if node.resource_type == "model"}
     assert set(documented) == MODELS["staging"] | MODELS["marts"]
@@ -138,7 +138,7 @@ def test_descriptions_are_comments_in_the_database(filled: Any) -> None:
 
 @dataclass(frozen=True)
 class Documentation:
-    """What `make docs` makes."""
+    """The artifacts of `make docs`."""
 
     manifest: dict[str, Any]
     catalog: dict[str, Any]
@@ -150,7 +150,7 @@ class Documentation:
 
     @property
     def columns(self) -> dict[str, list[str]]:
-        """Of each relation that is there, models and sources."""
+        """Return the columns of each existing model and source."""
         nodes = [*self.catalog["nodes"].values(), *self.catalog["sources"].values()]
         return {node["metadata"]["name"]: list(node["columns"]) for node in nodes}
 
@@ -158,7 +158,11 @@ class Documentation:
 @pytest.fixture(scope="module")
 def documentation(built: Path, new_warehouse: Callable[[], Any]) -> Documentation:
     recipe = subprocess.run(
-        ["make", "--dry-run", "docs", f"DATABASE={built}"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "--dry-run", "docs", f"DATABASE={built}"],  # noqa: S607 - the user's make
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     [command] = re.findall(r"dbt (docs generate .*?) \\\n", recipe)
     warehouse = new_warehouse()
@@ -168,11 +172,13 @@ def documentation(built: Path, new_warehouse: Callable[[], Any]) -> Documentatio
     finally:
         warehouse.path.unlink()
     assert (answer.success, answer.exception) == (True, None)
-    manifest, catalog = (json.loads((warehouse.target / f"{name}.json").read_text()) for name in ("manifest", "catalog"))
+    manifest, catalog = (
+        json.loads((warehouse.target / f"{name}.json").read_text()) for name in ("manifest", "catalog")
+    )
     return Documentation(manifest, catalog, (warehouse.target / "static_index.html").read_text())
 
 
-def test_the_documentation_has_every_relation_with_its_columns(documentation: Documentation) -> None:
+def test_documentation_has_every_relation_with_its_columns(documentation: Documentation) -> None:
     assert documentation.models.keys() == MODELS["staging"] | MODELS["marts"]
     for name, model in documentation.models.items():
         assert list(model["columns"]) == documentation.columns[name]
@@ -186,8 +192,15 @@ def test_sources_list_the_columns_of_the_registry(documentation: Documentation) 
     listed = {name: [*source["columns"]] for name, source in sources.items() if source["source_name"] == "msgbubbles"}
     assert listed.pop("_dlt_loads") == []
     assert listed == {name: TABLES[name].column_names for name in listed}
-    # What no model reads.
-    assert TABLES.keys() - listed == {"participant_reads", "group_sightings", "_account", "_version", "privacy", "erasures"}
+    # No model reads these.
+    assert TABLES.keys() - listed == {
+        "participant_reads",
+        "group_sightings",
+        "_account",
+        "_version",
+        "privacy",
+        "erasures",
+    }
 
 
 def test_what_no_view_shows_is_described_where_it_lands(documentation: Documentation) -> None:
@@ -196,19 +209,19 @@ def test_what_no_view_shows_is_described_where_it_lands(documentation: Documenta
         assert all(column["description"] for column in sources[table]["columns"].values())
 
 
-def test_the_readme_draws_what_is_there(documentation: Documentation) -> None:
+def test_readme_diagram_is_current(documentation: Documentation) -> None:
     drawn = README.partition("```mermaid\n")[2].partition("```")[0]
     assert drawn == (diagram := entity_diagram(documentation.manifest, documentation.catalog)), f"now it is\n{diagram}"
 
 
-def test_the_readme_lists_each_mart_with_its_grain(documentation: Documentation) -> None:
+def test_readme_lists_each_mart_with_its_grain(documentation: Documentation) -> None:
     listed = dict(re.findall(r"^\| `(?:marts|staging)\.(\w+)` \| (.*?) \|", README, flags=re.MULTILINE))
     assert listed.keys() == MODELS["marts"] | {"int_thread_messages"}
     grains = {name: documentation.models[name]["description"].removeprefix("One row per ") for name in listed}
     assert {name: grains[name].startswith(grain) for name, grain in listed.items()} == dict.fromkeys(listed, True)
 
 
-def test_a_copy_under_another_name_is_readable(filled: Any, tmp_path: Path) -> None:
+def test_copy_under_another_name_is_readable(filled: Any, tmp_path: Path) -> None:
     copy = tmp_path / "ware house-2.duckdb"
     shutil.copy(filled.path, copy)
     filled.execute("drop schema staging cascade", "drop schema marts cascade")
@@ -228,14 +241,14 @@ def outcomes(warehouse: Any) -> dict[str, str]:
     return {node.node.name: str(node.status) for node in answer.result if node.node.resource_type == "test"}
 
 
-def test_the_unit_tests_pass(filled: Any) -> None:
+def test_unit_tests_pass(filled: Any) -> None:
     answer = filled.dbt("test", "--resource-type", "unit_test")
     unit_tests = {node.node.name: node.message for node in answer.result if node.node.resource_type == "unit_test"}
     assert len(unit_tests) >= 9
     assert {name: message for name, message in unit_tests.items() if message} == {}
 
 
-def test_the_data_tests_pass_on_sound_rows_and_find_each_fault(filled: Any) -> None:
+def test_data_tests_pass_on_valid_rows_and_find_each_fault(filled: Any) -> None:
     sound = outcomes(filled)
     assert {name: status for name, status in sound.items() if status != "pass"} == {}
     filled.execute(
@@ -251,8 +264,8 @@ def test_the_data_tests_pass_on_sound_rows_and_find_each_fault(filled: Any) -> N
         "insert into staging.int_thread_messages by name (from staging.int_thread_messages)",
         "insert into staging.int_thread_measures by name (from staging.int_thread_measures)",
         "update staging.int_thread_measures set waiting_on = 'godot', first_side = 'godot', messages_inbound = 9,"
-        " messages_outbound = 2, messages_failed = 9, messages_delivered = 9, first_message_at = latest_message_at + interval 1 second,"
-        " longest_gap_seconds = -1",
+        " messages_outbound = 2, messages_failed = 9, messages_delivered = 9,"
+        " first_message_at = latest_message_at + interval 1 second, longest_gap_seconds = -1",
         "insert into marts.thread_activity_daily by name (from marts.thread_activity_daily)",
         "insert into marts.thread_activity_daily by name (select 'gone' as chat_id)",
         "update marts.thread_activity_daily set day = '2026-01-01', messages_inbound = 9,"
@@ -273,10 +286,10 @@ def test_the_data_tests_pass_on_sound_rows_and_find_each_fault(filled: Any) -> N
         "insert into msgbubbles.stream_coverage values ('messages', null, null, now(), '1')",
         "insert into msgbubbles.participant_lists from msgbubbles.participant_lists",
         "insert into msgbubbles.participant_lists by name (select 'gone' as chat_id, '1' as _dlt_load_id)",
-        "insert into msgbubbles.group_operations by name (select operation_id, 'gone' as chat_id, 'dissolve' as operation, 'maybe' as outcome,"
-        " '1' as _dlt_load_id from msgbubbles.group_operations)",
-        "insert into msgbubbles.group_member_operations by name (select id, 'gone' as operation_id, 'gone' as chat_id, 'kicked' as operation,"
-        " '1' as _dlt_load_id from msgbubbles.group_member_operations)",
+        "insert into msgbubbles.group_operations by name (select operation_id, 'gone' as chat_id,"
+        " 'dissolve' as operation, 'maybe' as outcome, '1' as _dlt_load_id from msgbubbles.group_operations)",
+        "insert into msgbubbles.group_member_operations by name (select id, 'gone' as operation_id, 'gone' as chat_id,"
+        " 'kicked' as operation, '1' as _dlt_load_id from msgbubbles.group_member_operations)",
         "insert into msgbubbles.chat_titles from msgbubbles.chat_titles",
         "insert into msgbubbles.chat_titles values ('gone', 'T', null, now(), '1')",
         "insert into msgbubbles.webhook_events from msgbubbles.webhook_events",
@@ -289,10 +302,10 @@ def test_the_data_tests_pass_on_sound_rows_and_find_each_fault(filled: Any) -> N
         "update marts.chat_title_history set title = 'other', valid_from = first_seen_at + interval 1 second,"
         " valid_to = first_seen_at where chat_id = 'g'",
     )
-    found = outcomes(filled)
-    passed = {name for name, status in found.items() if status == "pass"}
+    faulty = outcomes(filled)
+    passed = {name for name, status in faulty.items() if status == "pass"}
     assert {name for name in passed if "not_null" not in name} == {
-        # Views and tables that a run makes anew hold their keys by construction.
+        # Views, and tables that every run replaces, have unique keys by construction.
         "unique_changed_messages_message_id",
         "unique_contact_handle",
         "relationships_thread_activity_chat_id__chat_id__ref_stg_chats_",
@@ -303,7 +316,7 @@ def test_the_data_tests_pass_on_sound_rows_and_find_each_fault(filled: Any) -> N
         "unique_combination_of_columns_chats_to_build_mart__chat_id",
     }
     assert {"not_null_thread_activity_daily_messages_total", "not_null_group_membership_handle"}.isdisjoint(passed)
-    assert {name for name, status in found.items() if status == "warn"} == {
+    assert {name for name, status in faulty.items() if status == "warn"} == {
         "accepted_values_stg_messages_channel__imessage__sms__whatsapp",
         "accepted_values_stg_messages_direction__inbound__outbound",
         "accepted_values_stg_messages_status__queued__sent__delivered__read__failed__received",
@@ -323,7 +336,7 @@ def test_the_data_tests_pass_on_sound_rows_and_find_each_fault(filled: Any) -> N
     }
 
 
-def test_an_empty_file_is_built_with_its_tests_and_fills_later(warehouse: Any) -> None:
+def test_empty_file_is_built_and_fills_later(warehouse: Any) -> None:
     answer = warehouse.dbt("build")
     assert {node.node.name for node in answer.result if node.status not in ("pass", "success")} == set()
     assert {name: warehouse.mart(name) for name in MODELS["marts"]} == {name: [] for name in MODELS["marts"]}
@@ -336,7 +349,7 @@ def test_an_empty_file_is_built_with_its_tests_and_fills_later(warehouse: Any) -
     assert len(warehouse.mart("chat_title_history")) == 1
 
 
-def test_a_run_is_silent_and_lets_go_of_the_file(filled: Any, capfd: pytest.CaptureFixture[str]) -> None:
+def test_run_prints_nothing_and_closes_the_file(filled: Any, capfd: pytest.CaptureFixture[str]) -> None:
     filled.transform()
     filled.execute("alter table msgbubbles.chats drop column title")
     assert not filled.dbt("run").success
@@ -345,7 +358,7 @@ def test_a_run_is_silent_and_lets_go_of_the_file(filled: Any, capfd: pytest.Capt
     subprocess.run([sys.executable, "-c", write, str(filled.path)], check=True, timeout=60)
 
 
-def test_a_changed_mart_is_refused_and_not_half_filled(filled: Any) -> None:
+def test_mart_with_other_columns_is_refused(filled: Any) -> None:
     filled.execute("alter table marts.chat_title_history drop column title")
     answer = filled.dbt("run")
     assert {node.node.name for node in answer.result if node.status == "error"} == {"chat_title_history"}

@@ -1,4 +1,4 @@
-"""What a mart holds after increments is what a full rebuild would hold, and what the reference says."""
+"""Tests that increments build the same rows as a full rebuild, and as the reference."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from helpers.marts_reference import MARTS, differences
 UTC = ZoneInfo("UTC")
 
 
-def held(warehouse: Any) -> dict[str, Any]:
+def read_marts(warehouse: Any) -> dict[str, Any]:
     return {mart: warehouse.mart(mart) for mart in MARTS}
 
 
-def assert_as_rebuilt(warehouse: Any) -> dict[str, Any]:
-    before = held(warehouse)
+def assert_equal_to_rebuild(warehouse: Any) -> dict[str, Any]:
+    before = read_marts(warehouse)
     warehouse.transform("--full-refresh")
-    assert before == held(warehouse)
+    assert before == read_marts(warehouse)
     return before
 
 
-def test_increments_equal_the_reference_and_a_full_rebuild_in_any_order(warehouse: Any, at: Any) -> None:
+def test_increments_equal_reference_and_rebuild_in_any_order(warehouse: Any, at: Any) -> None:
     account = Account(3, at)
     for size in (6, 1, 2):
         for load_id in [account.load_ids.pop() for _ in range(account.random.choice([1, 1, 3]))]:
@@ -32,7 +32,7 @@ def test_increments_equal_the_reference_and_a_full_rebuild_in_any_order(warehous
             wrong = differences(warehouse.mart(name), reference(account.world, UTC))
             assert not wrong, f"{name}: {wrong}"
     assert warehouse.rows("from staging.days_to_build") == []
-    before = assert_as_rebuilt(warehouse)
+    before = assert_equal_to_rebuild(warehouse)
     assert all(before.values())
 
     warehouse.execute(*(f"truncate msgbubbles.{table}" for table in (*account.world, "_dlt_loads")))
@@ -41,12 +41,12 @@ def test_increments_equal_the_reference_and_a_full_rebuild_in_any_order(warehous
         account.random.shuffle(rows)
     warehouse.load("all at once", **shuffled)
     warehouse.transform("--full-refresh")
-    assert held(warehouse) == before
+    assert read_marts(warehouse) == before
 
 
-def test_only_chats_with_something_new_are_written(warehouse: Any, at: Any) -> None:
+def test_only_chats_with_changes_are_rebuilt(warehouse: Any, at: Any) -> None:
     groups = [{"id": key, "is_group": True, "from_handle": "+1"} for key in ("quiet", "busy")]
-    titles = [{"chat_id": group["id"], "title": "landed"} for group in groups]
+    titles = [{"chat_id": group["id"], "title": "loaded"} for group in groups]
     warehouse.load("1", chats=groups, chat_titles=titles)
     warehouse.transform()
     warehouse.execute(
@@ -62,14 +62,14 @@ def test_only_chats_with_something_new_are_written(warehouse: Any, at: Any) -> N
     assert [row["evidence_all"] for row in warehouse.mart("group_membership")] == ["own_number", "same"]
     assert [row["title"] for row in warehouse.mart("chat_title_history")] == ["as it was", "as it was"]
 
-    warehouse.load("3", chat_titles=[{"chat_id": "quiet", "title": "landed", "_fetched_at": at(0)}])
+    warehouse.load("3", chat_titles=[{"chat_id": "quiet", "title": "loaded", "_fetched_at": at(0)}])
     warehouse.transform()
-    assert [row["title"] for row in warehouse.mart("chat_title_history")] == ["as it was", "landed"]
+    assert [row["title"] for row in warehouse.mart("chat_title_history")] == ["as it was", "loaded"]
     assert [row["main_channel"] for row in warehouse.mart("thread_activity")] == [None, "as it was"]
 
 
-def test_only_the_days_of_changed_messages_are_written(warehouse: Any, at: Any) -> None:
-    """Of a busy chat too, and of the day that a message has left; other chats of those days are left alone."""
+def test_only_days_with_changed_messages_are_rebuilt(warehouse: Any, at: Any) -> None:
+    """This holds in a busy chat too, and includes the day that a message has left, but not other chats of that day."""
 
     def message(key: str, chat: str, day: int, minute: int = 0) -> dict[str, Any]:
         return {"id": key, "conversation_id": chat, "cursor_at": at(day * 1440 + minute), "direction": "inbound"}
@@ -85,7 +85,9 @@ def test_only_the_days_of_changed_messages_are_written(warehouse: Any, at: Any) 
         f"update marts.thread_activity_daily set messages_total = {untouched}",
         f"update marts.number_activity_daily set messages_total = {untouched}",
     )
-    warehouse.load("2", messages=[message("busy 1", "busy", 3, 1), message("busy 4", "busy", 4)])  # the second as it was
+    warehouse.load(
+        "2", messages=[message("busy 1", "busy", 3, 1), message("busy 4", "busy", 4)]
+    )  # the second is unchanged
     warehouse.transform()
 
     def written(mart: str, key: str) -> list[tuple[Any, int, int]]:
@@ -97,36 +99,36 @@ def test_only_the_days_of_changed_messages_are_written(warehouse: Any, at: Any) 
     assert [row["day"].day - 1 for row in warehouse.mart("thread_activity_daily")].count(1) == 1  # busy left day 1
 
 
-def test_what_is_gone_from_a_chat_goes_from_its_marts(warehouse: Any, at: Any) -> None:
-    chats = [{"id": key, "is_group": True, "from_handle": None} for key in ("from", "to", "no group soon")]
+def test_removed_messages_and_members_leave_the_marts(warehouse: Any, at: Any) -> None:
+    chats = [{"id": key, "is_group": True, "from_handle": None} for key in ("from", "to", "group no more")]
     wrote = {"cursor_at": at(1), "direction": "inbound", "sender_handle": "+7"}
     warehouse.load(
         "1",
         chats=chats,
         messages=[
             wrote | {"id": "moves", "conversation_id": "from"},
-            wrote | {"id": "stays", "conversation_id": "no group soon"},
+            wrote | {"id": "stays", "conversation_id": "group no more"},
         ],
     )
     warehouse.transform()
-    assert [row["chat_id"] for row in warehouse.mart("group_membership")] == ["from", "no group soon"]
+    assert [row["chat_id"] for row in warehouse.mart("group_membership")] == ["from", "group no more"]
 
     warehouse.load(
         "2",
-        chats=[{"id": "no group soon", "is_group": False}],
+        chats=[{"id": "group no more", "is_group": False}],
         messages=[wrote | {"id": "moves", "conversation_id": "to"}],
     )
     warehouse.transform()
     assert [row["chat_id"] for row in warehouse.mart("group_membership")] == ["to"]
     assert {row["chat_id"]: row["messages_total"] for row in warehouse.mart("thread_activity")} == {
-        "from": None,  # how much there is of it has not been read
+        "from": None,  # how many messages it has is unknown
         "to": 1,
-        "no group soon": 1,
+        "group no more": 1,
     }
-    assert_as_rebuilt(warehouse)
+    assert_equal_to_rebuild(warehouse)
 
 
-def test_loads_that_come_out_of_order_or_in_parts_are_not_missed(warehouse: Any) -> None:
+def test_loads_out_of_order_or_in_parts_are_not_missed(warehouse: Any) -> None:
     def titles() -> list[str]:
         warehouse.transform()
         return [row["title"] for row in warehouse.mart("thread_activity")]
@@ -140,7 +142,7 @@ def test_loads_that_come_out_of_order_or_in_parts_are_not_missed(warehouse: Any)
     assert titles() == ["lower id", "first part", "second part"]
 
 
-def test_a_mart_of_which_nothing_is_noted_is_built_again(warehouse: Any, at: Any) -> None:
+def test_mart_without_bookkeeping_is_rebuilt(warehouse: Any, at: Any) -> None:
     group = {"id": "g", "is_group": True, "from_handle": "+1"}
     title = {"chat_id": "g", "title": "+1"}
     message = {"id": "m", "conversation_id": "g", "cursor_at": at(1), "direction": "outbound"}
@@ -161,7 +163,7 @@ def test_a_mart_of_which_nothing_is_noted_is_built_again(warehouse: Any, at: Any
     } == {"+2"}
 
 
-def test_a_mart_that_missed_a_run_catches_up(warehouse: Any) -> None:
+def test_mart_that_missed_a_run_catches_up(warehouse: Any) -> None:
     group = {"id": "g", "is_group": True, "from_handle": "+1"}
     warehouse.load("1", chats=[group])
     warehouse.transform()
@@ -172,21 +174,21 @@ def test_a_mart_that_missed_a_run_catches_up(warehouse: Any) -> None:
     assert [row["handle"] for row in warehouse.mart("group_membership")] == ["+2", "+1"]
 
 
-def test_models_that_fail_keep_their_rows_and_catch_up(warehouse: Any, at: Any) -> None:
-    """What is set aside, deleted, noted and written is one transaction."""
+def test_failed_models_keep_their_rows_and_catch_up(warehouse: Any, at: Any) -> None:
+    """Copying, deleting, recording and writing rows is one transaction."""
     chat = {"id": "a", "from_handle": "+1", "created_at": at(0)}
     message = {"id": "m", "conversation_id": "a", "cursor_at": at(1), "direction": "inbound"}
     warehouse.load("1", chats=[chat | {"is_group": True}, {"id": "b"}], messages=[message])
     warehouse.transform()
-    before = held(warehouse)
+    before = read_marts(warehouse)
     warehouse.load("2", messages=[message | {"conversation_id": "b"}])
     warehouse.execute("alter table staging.built_loads rename column load_id to renamed")  # the last hook fails
     for model in ("int_thread_messages", "thread_activity_daily"):
         assert not warehouse.dbt("run", "--select", model).success
-        assert held(warehouse) == before
+        assert read_marts(warehouse) == before
     warehouse.execute("alter table staging.built_loads rename column renamed to load_id")
     warehouse.transform("--exclude", "thread_activity_daily")
     assert warehouse.mart("thread_activity_daily") == before["thread_activity_daily"]
     warehouse.transform()
-    after = assert_as_rebuilt(warehouse)
+    after = assert_equal_to_rebuild(warehouse)
     assert [row["chat_id"] for row in after["thread_activity_daily"]] == ["b"]

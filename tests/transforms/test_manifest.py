@@ -1,4 +1,4 @@
-"""What dbt has parsed serves every warehouse of a name, and never outlives what it was parsed from."""
+"""Tests of the manifest cache: all warehouses of a name share it, and a changed project invalidates it."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from typing import Any
 
 import pytest
 
-from msgbubbles_sync.dbt import manifest_cache as manifest, runner as transform
+from msgbubbles_sync.dbt import manifest_cache as manifest
+from msgbubbles_sync.dbt import runner as transform
+from msgbubbles_sync.dbt.runner import compile_models
 from msgbubbles_sync.settings import Settings
 from msgbubbles_sync.workspace import Workspace
-from msgbubbles_sync.dbt.runner import compile_models
 
 NAMES = ("duckdb", ":memory:", "UTC", "")
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the dbt project, parsed."""
+    """Copy the dbt project and parse it."""
     copy = tmp_path / "transforms"
     shutil.copytree(manifest.PROJECT, copy, ignore=shutil.ignore_patterns(*manifest.MADE_BY_DBT))
     for module in (manifest, transform):
         monkeypatch.setattr(module, "PROJECT", copy)
-    monkeypatch.setenv("MSGBUBBLES_DUCKDB_PATH", "")  # what is compiled sets it, and another test needs its own
+    monkeypatch.setenv("MSGBUBBLES_DUCKDB_PATH", "")  # compiling sets it, and other tests need their own value
     compile_models(_workspace(tmp_path / "one"), "", Settings())
     return copy
 
@@ -43,7 +44,7 @@ def _append(text: str) -> Callable[[Path], None]:
     return change
 
 
-def test_it_is_parsed_once_for_all_and_anew_when_the_project_changes(
+def test_project_is_parsed_once_and_again_after_a_change(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert manifest.load_manifest(*NAMES) is not None
@@ -54,7 +55,7 @@ def test_it_is_parsed_once_for_all_and_anew_when_the_project_changes(
     parsed: list[Any] = []
     monkeypatch.setattr(transform, "store_manifest", lambda *names: parsed.append(names))
     compile_models(_workspace(tmp_path / "two"), "", Settings())
-    assert not parsed, "another warehouse of that name parses nothing"
+    assert not parsed, "another warehouse of this name parses nothing"
 
     model = project / "models" / "marts" / "contact.sql"
     changes: dict[Path, Callable[[Path], object]] = {
@@ -65,17 +66,17 @@ def test_it_is_parsed_once_for_all_and_anew_when_the_project_changes(
         project / "tests" / "new.sql": lambda path: path.write_text("select 1 as one where false"),
     }
     for path, change in changes.items():
-        kept = manifest.load_manifest(*NAMES)
-        assert kept is not None
+        cached = manifest.load_manifest(*NAMES)
+        assert cached is not None
         change(path)
         assert manifest.load_manifest(*NAMES) is None, path.name
-        manifest.store_manifest(kept, *NAMES)
+        manifest.store_manifest(cached, *NAMES)
 
 
-def test_a_file_that_cannot_be_used_is_parsed_over(project: Path, tmp_path: Path) -> None:
-    [kept] = (project / "target").iterdir()
-    for damage in (b"", kept.read_bytes()[: manifest.KEY_BYTES] + b"no msgpack"):
-        kept.write_bytes(damage)
+def test_unusable_cache_file_is_replaced(project: Path, tmp_path: Path) -> None:
+    [cached] = (project / "target").iterdir()
+    for damage in (b"", cached.read_bytes()[: manifest.KEY_BYTES] + b"no msgpack"):
+        cached.write_bytes(damage)
         assert manifest.load_manifest(*NAMES) is None
     compile_models(_workspace(tmp_path / "two"), "", Settings())
     assert manifest.load_manifest(*NAMES) is not None

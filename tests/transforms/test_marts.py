@@ -1,4 +1,4 @@
-"""Input rows and expected rows of each mart."""
+"""Tests of the marts: input rows and expected rows."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import duckdb
 import pytest
 
 from msgbubbles.source.state import FailedRead
-from msgbubbles_sync.run_log import store_failed_reads
-from msgbubbles_sync.workspace import Workspace
 from msgbubbles_sync.dbt.runner import _Dbt
+from msgbubbles_sync.run_log import store_failed_reads
 from msgbubbles_sync.settings import load_settings
+from msgbubbles_sync.workspace import Workspace
 
-ROWS_OF_A_CHAT: dict[str, list[tuple[int, str | None, str | None]]] = {
-    # messages of one chat: (minute, direction, status), in the order of their landing
+CHAT_MESSAGES: dict[str, list[tuple[int, str | None, str | None]]] = {
+    # The messages of a chat in load order: (minute, direction, status).
     "no messages": [],
     "they wrote": [(1, "inbound", "received")],
     "we wrote": [(1, "outbound", "queued")],
     "we answered": [(1, "inbound", "received"), (2, "outbound", "sent")],
-    "landed backwards": [(2, "outbound", "sent"), (1, "inbound", "received")],
+    "loaded backwards": [(2, "outbound", "sent"), (1, "inbound", "received")],
     "tie": [(1, "inbound", "received"), (1, "outbound", "sent")],
-    "tie landed backwards": [(1, "outbound", "sent"), (1, "inbound", "received")],
+    "tie loaded backwards": [(1, "outbound", "sent"), (1, "inbound", "received")],
     "tie with a failed one": [(0, "outbound", "sent"), (1, "inbound", None), (1, "outbound", "failed")],
     "answer failed": [(1, "inbound", "received"), (2, "outbound", "failed")],
     "answer failed, then sent": [(1, "inbound", "received"), (2, "outbound", "failed"), (3, "outbound", "sent")],
@@ -30,18 +30,18 @@ ROWS_OF_A_CHAT: dict[str, list[tuple[int, str | None, str | None]]] = {
     "failed after an answer": [(1, "inbound", None), (2, "outbound", "read"), (3, "outbound", "failed")],
     "answer without status": [(1, "inbound", None), (2, "outbound", None)],
     "no direction": [(1, None, "sent")],
-    "unheard-of direction last": [(1, "inbound", None), (2, "sideways", "sent")],
-    "inbound called failed": [(1, "inbound", "failed")],
+    "unknown direction last": [(1, "inbound", None), (2, "sideways", "sent")],
+    "inbound with status failed": [(1, "inbound", "failed")],
 }
 EXPECTED: dict[str, tuple[Any, ...]] = {
-    # total, inbound, outbound, failed, last inbound, last outbound, waiting on
+    # Total, inbound, outbound, failed, last inbound, last outbound, waiting on.
     "no messages": (None, None, None, None, None, None, None),
     "they wrote": (1, 1, 0, 0, 1, None, "us"),
     "we wrote": (1, 0, 1, 0, None, 1, "them"),
     "we answered": (2, 1, 1, 0, 1, 2, "them"),
-    "landed backwards": (2, 1, 1, 0, 1, 2, "them"),
+    "loaded backwards": (2, 1, 1, 0, 1, 2, "them"),
     "tie": (2, 1, 1, 0, 1, 1, "us"),
-    "tie landed backwards": (2, 1, 1, 0, 1, 1, "us"),
+    "tie loaded backwards": (2, 1, 1, 0, 1, 1, "us"),
     "tie with a failed one": (3, 1, 2, 1, 1, 1, "us"),
     "answer failed": (2, 1, 1, 1, 1, 2, "us"),
     "answer failed, then sent": (3, 1, 2, 1, 1, 3, "them"),
@@ -49,12 +49,12 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
     "failed after an answer": (3, 1, 2, 1, 1, 3, "them"),
     "answer without status": (2, 1, 1, 0, 1, 2, "them"),
     "no direction": (1, 0, 0, 0, None, None, "nobody"),
-    "unheard-of direction last": (2, 1, 0, 0, 1, None, "us"),
-    "inbound called failed": (1, 1, 0, 0, 1, None, "us"),
+    "unknown direction last": (2, 1, 0, 0, 1, None, "us"),
+    "inbound with status failed": (1, 1, 0, 0, 1, None, "us"),
 }
 
 
-def test_counts_and_whom_a_thread_waits_on(warehouse: Any, at: Any) -> None:
+def test_counts_and_waiting_side_of_a_chat(warehouse: Any, at: Any) -> None:
     messages = [
         {
             "id": f"{chat} {n}",
@@ -63,13 +63,13 @@ def test_counts_and_whom_a_thread_waits_on(warehouse: Any, at: Any) -> None:
             "direction": direction,
             "status": status,
         }
-        for chat, rows in ROWS_OF_A_CHAT.items()
+        for chat, rows in CHAT_MESSAGES.items()
         for n, (minute, direction, status) in enumerate(rows)
     ]
-    warehouse.load("1", chats=[{"id": chat} for chat in ROWS_OF_A_CHAT], messages=messages)
+    warehouse.load("1", chats=[{"id": chat} for chat in CHAT_MESSAGES], messages=messages)
     warehouse.transform()
 
-    def instant(minute: int | None) -> Any:
+    def time(minute: int | None) -> Any:
         return None if minute is None else at(minute)
 
     assert {
@@ -78,10 +78,10 @@ def test_counts_and_whom_a_thread_waits_on(warehouse: Any, at: Any) -> None:
             *(row["last_inbound_at"], row["last_outbound_at"], row["waiting_on"]),
         )
         for row in warehouse.mart("thread_activity")
-    } == {chat: (*row[:4], instant(row[4]), instant(row[5]), row[6]) for chat, row in EXPECTED.items()}
+    } == {chat: (*row[:4], time(row[4]), time(row[5]), row[6]) for chat, row in EXPECTED.items()}
 
 
-def test_a_row_of_thread_activity(warehouse: Any, at: Any) -> None:
+def test_thread_activity_has_these_columns_and_values(warehouse: Any, at: Any) -> None:
     chat = {
         "from_handle": "+1",
         "remote_handle": "+2",
@@ -172,7 +172,12 @@ def test_chat_whose_latest_message_is_not_visible_yet_is_not_complete(
 ) -> None:
     day = 60 * 24
     complete_to = 50 * day
-    last = {"not visible": complete_to - 4, "only one": complete_to - 4, "deleted message": complete_to - 6, "read": day}
+    last = {
+        "not visible": complete_to - 4,
+        "only one": complete_to - 4,
+        "deleted message": complete_to - 6,
+        "read": day,
+    }
     warehouse.load(
         "1",
         chats=[{"id": chat, "created_at": at(0), "last_message_at": at(minute)} for chat, minute in last.items()],
@@ -185,24 +190,26 @@ def test_chat_whose_latest_message_is_not_visible_yet_is_not_complete(
     )
     warehouse.transform()
 
-    def found() -> dict[str, tuple[Any, ...]]:
+    def activity() -> dict[str, tuple[Any, ...]]:
         names = ("is_complete", "dormant_days", "waiting_on", "messages_total")
         return {row["chat_id"]: tuple(map(row.get, names)) for row in warehouse.mart("thread_activity")}
 
     not_visible = {"not visible": (False, None, None, 1), "only one": (False, None, None, None)}
-    assert found() == not_visible | {"deleted message": (True, 49, "us", 1), "read": (True, 49, "us", 1)}
-    # The lookback is the source's, whatever the project was parsed with.
+    assert activity() == not_visible | {"deleted message": (True, 49, "us", 1), "read": (True, 49, "us", 1)}
+    # The source's lookback applies, although the project was parsed with another one.
     monkeypatch.setenv("SOURCES__MSGBUBBLES__LOOKBACK_SECONDS", "420")
     workspace = Workspace.from_path(warehouse.path)
     dbt = _Dbt(workspace, "", "duckdb", {"MSGBUBBLES_DUCKDB_PATH": str(warehouse.path)}, load_settings())
     assert not dbt.run("run", "--select", "thread_activity").failed
-    assert found() == not_visible | {"deleted message": (False, None, None, 1), "read": (True, 49, "us", 1)}
+    assert activity() == not_visible | {"deleted message": (False, None, None, 1), "read": (True, 49, "us", 1)}
 
 
 def test_chat_whose_messages_could_not_be_read_is_not_complete(warehouse: Any, at: Any) -> None:
     warehouse.load(
         "1",
-        chats=[{"id": chat, "created_at": at(0), "last_message_at": at(1)} for chat in ("failed", "never read", "read")],
+        chats=[
+            {"id": chat, "created_at": at(0), "last_message_at": at(1)} for chat in ("failed", "never read", "read")
+        ],
         messages=[
             {"id": chat, "conversation_id": chat, "cursor_at": at(1), "direction": "inbound"}
             for chat in ("failed", "read")
@@ -214,14 +221,14 @@ def test_chat_whose_messages_could_not_be_read_is_not_complete(warehouse: Any, a
         store_failed_reads(connection, [*failed, FailedRead("chat", "read", 0, 0, 1)], "msgbubbles")
     warehouse.transform()
     names = ("is_complete", "messages_total", "waiting_on")
-    found = {row["chat_id"]: tuple(map(row.get, names)) for row in warehouse.mart("thread_activity")}
-    assert found == {"failed": (False, 1, None), "never read": (False, None, None), "read": (True, 1, "us")}
+    activity = {row["chat_id"]: tuple(map(row.get, names)) for row in warehouse.mart("thread_activity")}
+    assert activity == {"failed": (False, 1, None), "never read": (False, None, None), "read": (True, 1, "us")}
     with duckdb.connect(str(warehouse.path)) as connection:
         store_failed_reads(connection, [], "msgbubbles")
     assert {row["is_complete"] for row in warehouse.mart("thread_activity")} == {True}
 
 
-def test_a_deleted_chat_keeps_what_was_read_and_waits_on_nobody(warehouse: Any, at: Any) -> None:
+def test_deleted_chat_keeps_its_messages_and_waits_on_nobody(warehouse: Any, at: Any) -> None:
     group = {"id": "group", "is_group": True, "from_handle": "+1", "title": "T", "created_at": at(0)}
     chats = [{"id": "direct", "last_message_at": at(3)}, group]
     messages = [
@@ -236,8 +243,8 @@ def test_a_deleted_chat_keeps_what_was_read_and_waits_on_nobody(warehouse: Any, 
     deleted = {"deleted_at": at(9)}
     warehouse.load("2", chats=[*(chat | deleted for chat in chats), {"id": "never read"} | deleted])
     warehouse.transform()
-    *known, never_read = warehouse.mart("thread_activity")
-    assert known == [row | deleted | {"waiting_on": "nobody", "unanswered_since": None} for row in threads]
+    *read, never_read = warehouse.mart("thread_activity")
+    assert read == [row | deleted | {"waiting_on": "nobody", "unanswered_since": None} for row in threads]
     assert {name: never_read[name] for name in ("messages_total", "waiting_on", "initiator", "is_complete")} == {
         "messages_total": 1,
         "waiting_on": "nobody",
@@ -247,12 +254,12 @@ def test_a_deleted_chat_keeps_what_was_read_and_waits_on_nobody(warehouse: Any, 
     assert warehouse.mart("group_membership") == members
     assert len(members) == 2
 
-    warehouse.load("3", chats=chats)  # they are there again
+    warehouse.load("3", chats=chats)  # they come back
     warehouse.transform()
     assert warehouse.mart("thread_activity")[:2] == threads
 
 
-def test_what_no_mart_reads_is_in_staging(warehouse: Any) -> None:
+def test_attachments_and_numbers_are_in_staging(warehouse: Any) -> None:
     extra = {"extra": '{"new": 1}'}
     attachment = {"id": "a", "message_id": "m", "filename": "f", "mime_type": "image/png", "size_bytes": 3} | extra
     number = {"handle": "+1", "label": "desk", "status": "active", "channels": '["sms"]'} | extra

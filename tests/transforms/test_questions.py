@@ -1,4 +1,4 @@
-"""The questions of transforms/README.md: each has the right answer on rows made by hand, on both databases."""
+"""Tests that each question of transforms/README.md has the right answer on DuckDB and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def outbound(chat: str, when: datetime, channel: str, status: str) -> dict[str, 
     return {"conversation_id": chat, "cursor_at": when, "direction": "outbound", "status": status, "channel": channel}
 
 
-# 2 November 2026 is a Monday. Messages have been read from 26 October to 22 November, 12:00.
+# 2 November 2026 is a Monday. Messages have been read from 26 October to 22 November, 12:00 UTC.
 CHATS = [
     chat("ann", "+1", "+11", at(3, "09:00")),
     chat("ann, too", "+2", "+11", at(17, "09:00")),
@@ -60,7 +60,7 @@ CHATS = [
     chat("not read", "+1", "+14", at(1, month=9), last_message_at=at(2, month=9)),
     chat("deleted", "+2", "+19", at(11, "09:00"), deleted_at=at(13)),
     chat("eve", "+2", "+20", at(26, "07:00", month=10)),
-    chat("fay", "+3", "+13", at(4, "12:00")),  # of a number that the account does not have any more
+    chat("fay", "+3", "+13", at(4, "12:00")),  # on a number that the account has given up
     chat("books", "+1", "group:1", at(5, "18:00"), is_group=True, title="Book club"),
     chat("quiet", "+1", "group:2", at(6, "12:00"), is_group=True),
     chat("early", "+1", "group:4", at(5, month=9), is_group=True, last_message_at=at(5, month=9)),
@@ -107,7 +107,7 @@ OPERATIONS = [
     ("books", "+12", "added", at(5, "18:00")),
     ("books", "dora@example.com", "added", at(5, "18:00")),
     ("books", "dora@example.com", "removed", at(12, "10:00")),
-    ("books", "+12", "added", at(20, "09:00")),  # it had gone by the 14th
+    ("books", "+12", "added", at(20, "09:00")),  # it had left by the 14th
 ]
 LISTS = {
     ("books", at(14)): ["+1", "+11", "+15", "+16"],
@@ -208,7 +208,7 @@ ANSWERS: dict[str, list[tuple[Any, ...]]] = {
     ],
     "How many members of a group are silent?": [
         ("quiet", None, 2, 2, 100),
-        ("books", "Book club", 4, 2, 50),  # +12 has not written since it is back
+        ("books", "Book club", 4, 2, 50),  # +12 has not written since it joined again
     ],
     "Which chats were renamed?": [
         ("quiet", "Plans", None, at(17)),
@@ -222,7 +222,6 @@ ANSWERS: dict[str, list[tuple[Any, ...]]] = {
     "How complete is the data?": [(13, 10, 2, at(26, month=10), at(22, "12:00"), 2, 1)],
 }
 POSTGRES_TYPES = {"DOUBLE": "double precision", "VARCHAR": "text", "JSON": "text"}
-
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +266,7 @@ def conversations(new_warehouse: Callable[[], Any]) -> Any:
 
 @pytest.fixture
 def on_postgres(conversations: Any, tmp_path: Path) -> Iterator[Callable[[str], list[tuple[Any, ...]]]]:
-    """Asks a PostgreSQL that holds the same rows."""
+    """Return a function that queries a PostgreSQL server with the same rows."""
     with postgres.running(tmp_path / "server") as url, closing(psycopg2.connect(url)) as connection:
         cursor = connection.cursor()
         cursor.execute("set time zone 'UTC'; create schema msgbubbles; create schema staging; create schema marts")
@@ -295,7 +294,7 @@ def test_each_question_has_the_right_answer(conversations: Any, on_postgres: Any
     assert on_server == ANSWERS
 
 
-def test_what_is_shown_has_the_columns_of_its_query(conversations: Any) -> None:
+def test_printed_results_have_the_columns_of_their_queries(conversations: Any) -> None:
     shown = {question.title: question.shown[0].split() for question in questions() if question.shown}
     assert len(shown) >= 6
     asked = {question.title: question.query.rstrip().removesuffix(";") for question in questions()}
@@ -305,5 +304,5 @@ def test_what_is_shown_has_the_columns_of_its_query(conversations: Any) -> None:
 
 
 def plain(value: Any) -> Any:
-    """As DuckDB gives it."""
+    """Convert a value to the type that DuckDB returns."""
     return float(value) if isinstance(value, Decimal) else value

@@ -1,6 +1,6 @@
-"""The marts' SQL against the same in plain Python, over small worlds full of ties, gaps and contradictions.
+"""Compare the marts' SQL with the same computation in Python, over small worlds full of ties, gaps and contradictions.
 
-The models are compiled once by dbt and then run by DuckDB alone, so that a world costs milliseconds.
+dbt compiles the models once, and DuckDB runs them without dbt, so that a world takes milliseconds.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from helpers.sizes import pick_size
 from helpers.marts_reference import MARTS, World, differences
 
 ZONE = ZoneInfo("Europe/Berlin")
-# Around midnight in Berlin, and around the night on which its clocks go forward.
-INSTANTS = [
+# Around midnight in Berlin, and around the night in which its clocks go forward.
+TIMES = [
     datetime(2026, 3, 27, 22, 59, 59, 999_000, tzinfo=UTC),
     datetime(2026, 3, 27, 23, 0, tzinfo=UTC),
     datetime(2026, 3, 27, 23, 0, 0, 7_000, tzinfo=UTC),
@@ -33,18 +33,18 @@ INSTANTS = [
     datetime(2026, 4, 27, 22, 0, tzinfo=UTC),
     datetime(2026, 5, 9, 12, 0, tzinfo=UTC),
 ]
-instants = st.sampled_from(INSTANTS) | st.sampled_from(INSTANTS).map(lambda at: at + timedelta(milliseconds=1))
+times_of_events = st.sampled_from(TIMES) | st.sampled_from(TIMES).map(lambda at: at + timedelta(milliseconds=1))
 CHATS = ["a", "b", "c"]
 HANDLES = ["+1", "+2", "Ann@b.de", ONE, OTHER, "ann@b.de"]
 
 
-def rows_of(key: Callable[[dict[str, Any]], Any], max_size: int, **columns: st.SearchStrategy[Any]) -> Any:
+def row_lists(key: Callable[[dict[str, Any]], Any], max_size: int, **columns: st.SearchStrategy[Any]) -> Any:
     return st.lists(st.fixed_dictionaries(columns), max_size=max_size, unique_by=key)
 
 
 worlds = st.fixed_dictionaries(
     {
-        "chats": rows_of(
+        "chats": row_lists(
             lambda row: row["id"],
             3,
             id=st.sampled_from(CHATS),
@@ -52,40 +52,40 @@ worlds = st.fixed_dictionaries(
             remote_handle=st.sampled_from([ONE, OTHER, "ann@b.de", None]),
             is_group=st.sampled_from([True, True, False, None]),
             title=st.sampled_from(["T", None]),
-            last_message_at=st.none() | instants,
-            created_at=st.none() | instants,
-            deleted_at=st.sampled_from([None, None, INSTANTS[-1]]),
-            _fetched_at=instants,
+            last_message_at=st.none() | times_of_events,
+            created_at=st.none() | times_of_events,
+            deleted_at=st.sampled_from([None, None, TIMES[-1]]),
+            _fetched_at=times_of_events,
         ),
         "messages": st.lists(
             st.fixed_dictionaries(
                 {
                     "conversation_id": st.sampled_from([*CHATS, *CHATS, "elsewhere", None]),
-                    "cursor_at": st.none() | instants | instants | instants,
+                    "cursor_at": st.none() | times_of_events | times_of_events | times_of_events,
                     "direction": st.sampled_from(["inbound", "outbound", "inbound", "outbound", "sideways", None]),
                     "status": st.sampled_from(["sent", "failed", "delivered", "read", "received", None]),
                     "channel": st.sampled_from(["imessage", "sms", "whatsapp", "fax", None]),
                     "sender_handle": st.sampled_from([*HANDLES, None]),
                     "attachment_count": st.sampled_from([None, 0, 2]),
-                    "delivered_at": st.none() | instants,
-                    "read_at": st.none() | st.none() | instants,
-                    "_fetched_at": instants,
+                    "delivered_at": st.none() | times_of_events,
+                    "read_at": st.none() | st.none() | times_of_events,
+                    "_fetched_at": times_of_events,
                 }
             ),
             max_size=16,
         ).map(lambda rows: [{"id": f"m{n}", **row} for n, row in enumerate(rows)]),
-        "numbers": rows_of(lambda row: row["handle"], 1, handle=st.sampled_from(["+2", OTHER])),
-        "stream_coverage": rows_of(
+        "numbers": row_lists(lambda row: row["handle"], 1, handle=st.sampled_from(["+2", OTHER])),
+        "stream_coverage": row_lists(
             lambda row: row["stream"],
             2,
             stream=st.sampled_from(["messages", "messages", "chats"]),
-            complete_since=st.just(datetime(1970, 1, 1, tzinfo=UTC)) | instants,
-            complete_to=st.none() | instants,
+            complete_since=st.just(datetime(1970, 1, 1, tzinfo=UTC)) | times_of_events,
+            complete_to=st.none() | times_of_events,
         ).map(lambda rows: [row if row["complete_to"] else row | {"complete_since": None} for row in rows]),
         "participant_lists": st.lists(
             st.tuples(
                 st.sampled_from(CHATS),
-                instants,
+                times_of_events,
                 st.frozensets(st.sampled_from(HANDLES), max_size=3),
             ),
             max_size=3,
@@ -103,8 +103,8 @@ worlds = st.fixed_dictionaries(
                     "chat_id": st.sampled_from(CHATS),
                     "handle": st.sampled_from(HANDLES),
                     "operation": st.sampled_from(["added", "removed"]),
-                    "happened_at": instants,
-                    "_fetched_at": instants,
+                    "happened_at": times_of_events,
+                    "_fetched_at": times_of_events,
                 }
             ),
             max_size=5,
@@ -117,30 +117,32 @@ worlds = st.fixed_dictionaries(
                     "handle": st.sampled_from([*HANDLES, None]),
                     "is_typing": st.sampled_from([True, True, False, None]),
                     "direction": st.sampled_from(["inbound", None, "outbound"]),
-                    # Just within five minutes of each other and of messages, and just not.
+                    # Slightly less and slightly more than five minutes before other events and messages.
                     "occurred_at": st.builds(
                         lambda at, before: at - before,
-                        instants,
+                        times_of_events,
                         st.sampled_from([0, 1, 150_000, 299_999, 300_000]).map(lambda ms: timedelta(milliseconds=ms)),
                     ),
                 }
             ),
             max_size=6,
-        ).map(lambda rows: [{"event_id": f"e{n}", "received_at": row["occurred_at"]} | row for n, row in enumerate(rows)]),
-        "chat_titles": rows_of(
+        ).map(
+            lambda rows: [{"event_id": f"e{n}", "received_at": row["occurred_at"]} | row for n, row in enumerate(rows)]
+        ),
+        "chat_titles": row_lists(
             lambda row: (row["chat_id"], row["_fetched_at"]),
             5,
             chat_id=st.sampled_from(CHATS),
             title=st.sampled_from(["old", "new", None]),
-            updated_at=st.none() | instants,
-            _fetched_at=instants,
+            updated_at=st.none() | times_of_events,
+            _fetched_at=times_of_events,
         ),
     }
 )
 
 
 class Models:
-    """The compiled models in a database in memory, built anew for each world, as `--full-refresh` does."""
+    """The compiled models in an in-memory database. Each world rebuilds them, as `--full-refresh` does."""
 
     def __init__(self, nodes: list[Any], ddl: list[str]) -> None:
         self._connection = duckdb.connect()
@@ -162,8 +164,8 @@ class Models:
             self._connection.execute(f"create table {relation} as {node.compiled_code}")
             self._build.append(f"truncate {relation}; insert into {relation} {node.compiled_code}")
             for hook in node.config.post_hook:
-                if found := re.fullmatch(r"\{\{ delete_where\('(.*)'\) \}\}", hook.sql):
-                    self._build.append(f"delete from {relation} where {found[1]}")
+                if hook_condition := re.fullmatch(r"\{\{ delete_where\('(.*)'\) \}\}", hook.sql):
+                    self._build.append(f"delete from {relation} where {hook_condition[1]}")
         assert sum(statement.startswith("delete") for statement in self._build) == 5
 
     def close(self) -> None:
@@ -173,7 +175,7 @@ class Models:
         for table, rows in world.items():
             self._connection.execute(f"truncate msgbubbles.{table}")
             if rows:
-                columns = list(rows[0])  # the rows' keys come in any order
+                columns = list(rows[0])  # the keys of rows have no fixed order
                 marks = f"('1', {', '.join('?' * len(columns))})"
                 self._connection.execute(
                     f"insert into msgbubbles.{table} (_dlt_load_id, {', '.join(columns)})"
@@ -208,18 +210,23 @@ def models(new_warehouse: Callable[[], Any]) -> Iterator[Models]:
     models.close()
 
 
-@settings(max_examples=pick_size(40, nightly=100), phases=[Phase.generate], deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    max_examples=pick_size(40, nightly=100),
+    phases=[Phase.generate],
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 @given(world=worlds)
-def test_every_mart_is_what_the_reference_says(models: Models, world: World) -> None:
+def test_every_mart_equals_the_reference(models: Models, world: World) -> None:
     models.build(world)
     for name, reference in MARTS.items():
         assert not (wrong := differences(models.mart(name), reference(world, ZONE))), f"{name}: {wrong}"
 
 
-def test_a_percentile_that_is_half_a_millisecond_is_rounded_up_however_long_the_waits(models: Models) -> None:
-    """Nine replies after a second and one after six weeks: binary fractions of those are too coarse to tell."""
+def test_percentile_rounds_half_milliseconds_up_after_long_waits(models: Models) -> None:
+    """Nine replies take a second and one takes six weeks, where binary fractions are too coarse to decide."""
     waits = [1.0] * 9 + [3_732_230.975]
-    at, messages = INSTANTS[0], []
+    at, messages = TIMES[0], []
     for number, seconds in enumerate(waits):
         for direction, wait in (("outbound", 1.0), ("inbound", seconds)):
             at += timedelta(seconds=wait)
@@ -228,7 +235,9 @@ def test_a_percentile_that_is_half_a_millisecond_is_rounded_up_however_long_the_
                             | dict.fromkeys(("channel", "sender_handle", "attachment_count")))  # fmt: skip
     chat = {"id": "a", "from_handle": "+1", "remote_handle": "+3", "is_group": False, "title": None, "_fetched_at": at}
     times = dict.fromkeys(("last_message_at", "created_at", "deleted_at"))
-    empty = dict.fromkeys(("numbers", "stream_coverage", "participant_lists", "group_member_operations", "chat_titles", "webhook_events"))
+    empty = dict.fromkeys(
+        ("numbers", "stream_coverage", "participant_lists", "group_member_operations", "chat_titles", "webhook_events")
+    )
     models.build({"chats": [chat | times], "messages": messages, **{table: [] for table in empty}})
     [thread] = models.mart("thread_activity")
     assert thread["their_p90_reply_seconds"] == 373223.998

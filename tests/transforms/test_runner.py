@@ -1,4 +1,4 @@
-"""The job's dbt, in this process."""
+"""Tests of running dbt in this process."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import duckdb
 import pytest
 
-from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.dbt.runner import transform
+from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.errors import TransformError
 from msgbubbles_sync.settings import Settings
 from msgbubbles_sync.workspace import Workspace
@@ -23,11 +23,11 @@ def test_failed_model_leaves_the_database_closed(warehouse: Any, tmp_path: Path)
     warehouse.load("1", chats=[{"id": "a", "from_handle": "+1"}])
     warehouse.execute("create schema staging", "create table staging.built_loads (renamed varchar)")
     shutil.copy(warehouse.path, workspace.work)
-    gc.disable()  # it may come by chance
+    gc.disable()  # a collection by chance would hide the fault
     try:
         with pytest.raises(TransformError, match="the marts could not be built"):
             transform(workspace, build_destination(workspace), Settings())
-        # Refused while dbt has the file open to write.
+        # DuckDB refuses this while dbt has the file open for writing.
         with duckdb.connect(str(workspace.work), read_only=True) as connection:
             connection.execute("from duckdb_tables()").fetchall()
     finally:

@@ -1,4 +1,4 @@
-"""The same models on Spark hold the same rows: `make test-spark`."""
+"""Tests that the models build the same rows on Spark (`make test-spark`)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import pytest
 
 from helpers.lake import needs_spark, query
 from helpers.marts_account import Account
-from msgbubbles_sync.tables import TABLES as DECLARED
 from helpers.marts_reference import MARTS, World, differences
+from msgbubbles_sync.dbt.runner import transform
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.parquet_tables import TABLES
-from msgbubbles_sync.workspace import Workspace
-from msgbubbles_sync.dbt.runner import transform
 from msgbubbles_sync.settings import Settings, TransformSettings
+from msgbubbles_sync.tables import TABLES as DECLARED
+from msgbubbles_sync.workspace import Workspace
 
 ZONE = ZoneInfo("America/New_York")
-# Two executors, each a process of its own.
+# Two executors, each in its own process.
 CLUSTER = {"spark.master": "local-cluster[2,1,1024]", "spark.sql.shuffle.partitions": "4"}
 
 
@@ -31,8 +31,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "lake"
 
 
-def land(folder: Path, warehouse: Any, load_id: str, load: World) -> None:
-    """Put a load into the DuckDB warehouse, and what it has then of it into files of that load."""
+def load_files(folder: Path, warehouse: Any, load_id: str, load: World) -> None:
+    """Load rows into the DuckDB warehouse, and write the rows that it then has of this load to files."""
     warehouse.load(load_id, **load)
     tables = {name: {"key": DECLARED[name].key} for name in (*load, "attachments")}
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,30 +45,32 @@ def land(folder: Path, warehouse: Any, load_id: str, load: World) -> None:
 
 
 def executors(log: Path) -> set[str]:
-    """Who finished tasks, as Spark's own log of events has it."""
+    """Return the executors that finished tasks, according to Spark's event log."""
     events = [json.loads(line) for path in log.iterdir() for line in path.read_text().splitlines()]
     ended = [event["Task Info"] for event in events if event["Event"] == "SparkListenerTaskEnd"]
     return {task["Executor ID"] for task in ended if not task["Failed"]}
 
 
 @needs_spark
-def test_marts_of_two_executors_are_those_on_duckdb(
-    files: Path, warehouse: Any, at: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_marts_from_two_executors_equal_those_on_duckdb(files: Path, warehouse: Any, at: Any, tmp_path: Path) -> None:
     log = tmp_path / "events"
     log.mkdir()
-    told = {"enabled": "true", "dir": log.as_uri(), "rolling.enabled": "false", "compress": "false"}
-    settings = CLUSTER | {f"spark.eventLog.{name}": value for name, value in told.items()}
+    event_log_options = {"enabled": "true", "dir": log.as_uri(), "rolling.enabled": "false", "compress": "false"}
+    settings = CLUSTER | {f"spark.eventLog.{name}": value for name, value in event_log_options.items()}
     workspace = Workspace.from_path(tmp_path / "company.duckdb", "filesystem")
     workspace.make_folders()
     destination = build_destination(workspace)
     destination.prepare()
     account = Account(11, at)
-    # A later load has a higher number, as dlt's do.
+    # As with dlt, a later load has a higher id.
     load_ids = iter(sorted(account.load_ids))
     for size, options in ((12, ["--full-refresh"]), (2, [])):
-        land(files / "msgbubbles", warehouse, next(load_ids), account.next_load(size=size))
-        transform(workspace, build_destination(workspace), Settings(transforms=TransformSettings(time_zone=ZONE.key, data_tests="publish", spark={**settings})))
+        load_files(files / "msgbubbles", warehouse, next(load_ids), account.next_load(size=size))
+        transform(
+            workspace,
+            build_destination(workspace),
+            Settings(transforms=TransformSettings(time_zone=ZONE.key, data_tests="publish", spark={**settings})),
+        )
         destination.publish()
         warehouse.transform("--vars", f"time_zone: {ZONE.key}", *options)
         for name, reference in MARTS.items():
@@ -78,4 +80,4 @@ def test_marts_of_two_executors_are_those_on_duckdb(
             assert not (wrong := differences(built, warehouse.mart(name))), f"{name}: {wrong}"
             assert not (wrong := differences(built, reference(account.world, ZONE))), f"{name}: {wrong}"
     assert executors(log) == {"0", "1"}
-    assert len(list((files / "marts").iterdir())) == 2, "whoever reads what was built before, goes on"
+    assert len(list((files / "marts").iterdir())) == 2, "readers of the previous build can go on"
