@@ -21,7 +21,7 @@ import psycopg2
 import pytest
 
 from helpers import postgres
-from helpers.canary import ANN, PRIVACY_KEY, account_of_canaries, found_in, now
+from helpers.canary import ANN, PRIVACY_KEY, build_canary_account, find_words, now
 from helpers.job import CHATS, Job
 from helpers.lake import lake_at
 from helpers.process import Process
@@ -240,7 +240,7 @@ def test_two_jobs_for_two_accounts_on_one_server(new_job: NewJob, tmp_path: Path
 
 
 def test_who_is_erased_from_an_account_is_in_no_file_that_shows_it(new_job: NewJob, tmp_path: Path) -> None:
-    account, _ = account_of_canaries(now())
+    account, _ = build_canary_account(now())
     chats = "SELECT id FROM chats WHERE remote_handle = :handle"
     texts = f"SELECT text FROM messages WHERE sender = :handle OR chat_id IN ({chats})"
     sought = [ANN.removeprefix("+"), *(row["text"] for row in account.all(texts, {"handle": ANN}))]
@@ -249,7 +249,7 @@ def test_who_is_erased_from_an_account_is_in_no_file_that_shows_it(new_job: NewJ
         made = Company(jobs, {"SOURCES__MSGBUBBLES__PRIVACY__KEY": PRIVACY_KEY})
         made.run()
         work = ".msgbubbles/company_north/company_north.duckdb"
-        assert {file for files in found_in(tmp_path, sought).values() for file in files} == {
+        assert {file for files in find_words(tmp_path, sought).values() for file in files} == {
             "company.duckdb", "company_north.duckdb", work,
         }  # fmt: skip
         # Of somebody who was killed while the file of all was made.
@@ -257,9 +257,9 @@ def test_who_is_erased_from_an_account_is_in_no_file_that_shows_it(new_job: NewJ
 
         certificate = json.loads(made.run("erase", ANN, "--account", "north", "--yes", "--json")[0])
         assert certificate["people"] == 1
-        assert found_in(tmp_path, sought) == {}
+        assert find_words(tmp_path, sought) == {}
         made.run("--no-transform")
-        assert found_in(tmp_path, sought) == {}
+        assert find_words(tmp_path, sought) == {}
     account.close()
     with duckdb.connect(str(tmp_path / "company.duckdb"), read_only=True) as connection:
         for table in ("msgbubbles.messages", "marts.contact"):

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from helpers.job import Job
-from helpers.warehouse_rows import differences, landed
+from helpers.warehouse_rows import differences, read_rows
 from msgbubbles_sync.sandbox import Account, Knobs, NewMessage
 
 NewJob = Callable[..., Job]
@@ -83,7 +83,7 @@ def test_more_chats_of_one_millisecond_than_a_page_holds(new_job: NewJob) -> Non
     for _ in range(130):
         account.add_chat("+14155550100", "+14155550123", at, last_message_at=at)
     outcome = job.run(status=3)
-    chats = landed(job.database)["chats"]
+    chats = read_rows(job.database)["chats"]
     assert {*older, *newer} <= chats.keys()
     assert len(chats) == 104
     spans = outcome.summary["streams"]["chats"]["tie_overflows"]

@@ -18,7 +18,7 @@ from helpers.hooks import spool, typing
 from helpers.job import Job
 from helpers.lake import lake_at, query
 from helpers.marts_reference import MARTS, check_marts
-from helpers.warehouse_rows import differences_of, landed_in
+from helpers.warehouse_rows import differences_of, select_rows
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.comments import read_comments
 from msgbubbles_sync.sandbox import NewMessage
@@ -40,9 +40,9 @@ def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, 
         yield found
 
 
-def landed(workspace: Workspace) -> dict[str, dict[str, dict[str, Any]]]:
+def read_rows(workspace: Workspace) -> dict[str, dict[str, dict[str, Any]]]:
     with build_destination(workspace).open_reader() as connection:
-        return landed_in(connection)
+        return select_rows(connection)
 
 
 def test_the_whole_job_in_a_lake_while_somebody_reads(new_job: NewJob, lake: dict[str, str]) -> None:
@@ -50,7 +50,7 @@ def test_the_whole_job_in_a_lake_while_somebody_reads(new_job: NewJob, lake: dic
     job.environment = lake
     workspace = Workspace.from_path(job.database, "ducklake")
     first = job.run(*INTO, transform=True).summary
-    assert differences_of(landed(workspace), job.server.truth()) == {}
+    assert differences_of(read_rows(workspace), job.server.truth()) == {}
     assert first["database"] == "ducklake"
     assert not job.database.exists()
 
@@ -77,7 +77,7 @@ def test_the_whole_job_in_a_lake_while_somebody_reads(new_job: NewJob, lake: dic
         done.set()
         reader.join()
     assert reads[0] >= 5 * RUNS
-    assert differences_of(landed(workspace), job.server.truth()) == {}
+    assert differences_of(read_rows(workspace), job.server.truth()) == {}
 
     check_marts(partial(query, workspace))
     with build_destination(workspace).open_reader() as connection:

@@ -15,7 +15,7 @@ import pytest
 from helpers.hooks import spool, typing
 from helpers.job import Job
 from helpers.lake import change
-from helpers.warehouse_rows import differences_of, landed_in
+from helpers.warehouse_rows import differences_of, select_rows
 from msgbubbles_sync.destinations import build_destination, parquet_files
 from msgbubbles_sync.sandbox import NewMessage
 from msgbubbles_sync.workspace import Workspace
@@ -40,7 +40,7 @@ def query(files: Path, sql: str) -> list[tuple[Any, ...]]:
 def differing(files: Path, job: Job) -> dict[str, dict[str, int]]:
     with duckdb.connect(str(files / "warehouse.duckdb"), read_only=True) as connection:
         connection.execute("SET TimeZone = 'UTC'")
-        return differences_of(landed_in(connection), job.server.truth())
+        return differences_of(select_rows(connection), job.server.truth())
 
 
 def test_the_rows_in_files_are_those_of_the_account(

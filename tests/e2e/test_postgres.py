@@ -48,7 +48,7 @@ def query(address: str, sql: str) -> list[dict[str, Any]]:
         connection.close()
 
 
-def landed(address: str) -> dict[str, dict[str, dict[str, Any]]]:
+def read_rows(address: str) -> dict[str, dict[str, dict[str, Any]]]:
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for table, key in (("chats", "id"), ("messages", "id"), ("attachments", "id"), ("numbers", "handle")):
         rows = query(address, f"SELECT * FROM msgbubbles.{table}")
@@ -82,7 +82,7 @@ def test_the_whole_job_on_a_server(new_job: NewJob, address: str) -> None:
         )
     job.server.account.add_message(NewMessage(chat, "outbound", "", datetime.now(UTC), "sent"))
     first = job.run("--destination", "postgres").summary
-    assert differences_of(landed(address), job.server.truth()) == {}
+    assert differences_of(read_rows(address), job.server.truth()) == {}
     assert first["database"] == "postgres"
     assert not job.database.exists()
 
@@ -100,7 +100,7 @@ def test_the_whole_job_on_a_server(new_job: NewJob, address: str) -> None:
         address, "SELECT payload ->> 'text' AS text FROM msgbubbles.webhook_events WHERE event_id = 'evt_2'"
     )
     assert event["text"] == "nul \ufffd ?", "what PostgreSQL refuses is replaced"
-    assert differences_of(landed(address), job.server.truth()) == {}
+    assert differences_of(read_rows(address), job.server.truth()) == {}
     assert [changes["changed"] for changes in last["tables"].values()] == [0] * len(last["tables"]), "JSON is no change"
     runs = query(address, "SELECT run_id, outcome, exit_status FROM msgbubbles.sync_runs ORDER BY started_at")
     assert [run["run_id"] for run in runs][::3] == [first["run_id"], last["run_id"]]

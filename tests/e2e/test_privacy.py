@@ -17,7 +17,7 @@ from zlib import crc32
 
 import duckdb
 
-from helpers.canary import ANN, BEN, KEY, OURS, PEOPLE, PRIVACY_KEY, account_of_canaries, found_in, now, spellings
+from helpers.canary import ANN, BEN, KEY, OURS, PEOPLE, PRIVACY_KEY, build_canary_account, find_words, now, spellings
 from helpers.hooks import WEBHOOKS, Process
 from helpers.job import Job
 from helpers.process import run_process
@@ -46,7 +46,7 @@ DATABASE = ("--database", "company.duckdb")
 @contextmanager
 def canaries(folder: Path, preset: str) -> Iterator[tuple[Job, dict[str, list[str]]]]:
     folder.mkdir(mode=0o700, exist_ok=True)
-    account, words = account_of_canaries(now())
+    account, words = build_canary_account(now())
 
     def spoiled(kind: str, row: dict[str, Any]) -> dict[str, Any]:
         # One message has no id, one no instant: neither can be read.
@@ -97,7 +97,7 @@ def lived_through(job: Job) -> tuple[str, Found]:
             account.react(account.add_message(told), ANN, "canary note 900", now() + timedelta(seconds=number))
         assert job.server.deliverer.drained(60)
         receiver.kill()
-        spooled = found_in(job.folder / ".msgbubbles", ("canary", "evt_"))
+        spooled = find_words(job.folder / ".msgbubbles", ("canary", "evt_"))
         assert spooled["evt_"]
         receiver.start()
     job.start_anew = True  # its command line is looked at
@@ -136,7 +136,7 @@ def test_what_the_policy_leaves_out_is_in_no_file(tmp_path: Path) -> None:
             crashed = job.run(status=1)
         said += "".join(json.dumps(one.summary) + one.errors for one in (restored, crashed))
         everything = [KEY, PRIVACY_KEY, *(word for kind in words.values() for word in kind), "canary"]
-        found = found_in(job.folder, everything, NOT_THE_PRODUCTS)
+        found = find_words(job.folder, everything, NOT_THE_PRODUCTS)
         assert not [word for word in everything if word in said]
         names = [Pseudonymizer(PRIVACY_KEY).handle(one) for one in (*PEOPLE, OURS)]
         looked_up = job.ask("privacy", "lookup", *names)
@@ -200,7 +200,7 @@ def test_who_is_erased_is_in_no_file_and_does_not_come_back(tmp_path: Path) -> N
     job_of = partial(Job, environment={
         "SOURCES__MSGBUBBLES__READ_PARTICIPANTS": "true", "SOURCES__MSGBUBBLES__PRIVACY__KEY": PRIVACY_KEY,
     })  # fmt: skip
-    account, words = account_of_canaries(at)
+    account, words = build_canary_account(at)
     theirs = "sender = :handle OR chat_id IN (SELECT id FROM chats WHERE remote_handle = :handle)"
     texts = [row["text"] for row in account.all(f"SELECT text FROM messages WHERE {theirs}", {"handle": ANN})]
     sought = [ANN.removeprefix("+"), *texts]
@@ -212,19 +212,19 @@ def test_who_is_erased_is_in_no_file_and_does_not_come_back(tmp_path: Path) -> N
         job.run(transform=True)
         everything = [word for kind in words.values() for word in kind if word != "canary of an unknown field"]
         assert undecided(job) == []
-        found = found_in(job.folder, [*everything, KEY, PRIVACY_KEY])
+        found = find_words(job.folder, [*everything, KEY, PRIVACY_KEY])
         assert found.keys() == set(everything)
         assert {file for files in found.values() for file in files} == {"company.duckdb", WORK}
         certificate = job.ask("erase", ANN, "--yes")
         # Theirs are deleted; of the others, each of the four columns that name them is changed.
         changed = 4 * (len(words["texts"]) - len(texts))
         assert (certificate["people"], certificate["rows"]["messages"]) == (1, len(texts) + changed)
-        assert found_in(job.folder, sought) == {}
+        assert find_words(job.folder, sought) == {}
         erased = tables_of(job)
         for _ in range(10 if WHOLE else 1):
             assert job.run().summary["tables"]["messages"]["new"] == 0
         assert job.ask("verify", "--full")["equal"]
-        assert found_in(job.folder, [*sought, *spellings(ANN)]) == {}
+        assert find_words(job.folder, [*sought, *spellings(ANN)]) == {}
     marts = {"marts.contact", "marts.group_membership", "marts.thread_activity"}
     assert marts <= erased.keys()
     assert len(erased["marts.thread_activity"]) == 3
@@ -261,4 +261,4 @@ def test_what_has_landed_is_brought_to_a_stricter_policy(tmp_path: Path) -> None
             # What the API shows is, by the policy, what is there.
             assert job.ask("verify", "--full")["equal"]
         everything = [KEY, PRIVACY_KEY, *(word for kind in words.values() for word in kind), "canary"]
-        assert found_in(tmp_path, everything, NOT_THE_PRODUCTS) == {}
+        assert find_words(tmp_path, everything, NOT_THE_PRODUCTS) == {}

@@ -10,7 +10,7 @@ import duckdb
 import pytest
 
 from helpers.job import Job
-from helpers.warehouse_rows import differences, landed
+from helpers.warehouse_rows import differences, read_rows
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 NewJob = Callable[..., Job]
@@ -135,7 +135,7 @@ def test_what_cannot_be_repaired_stands_until_it_is_accepted(new_job: NewJob) ->
     for _ in range(2):
         outcome = job.run(status=3)
         assert len(outcome.summary["streams"]["messages"]["tie_overflows"]) == 1
-    assert len(landed(job.database)["messages"]) == 100
+    assert len(read_rows(job.database)["messages"]) == 100
     job.run("--accept-ties")
     assert job.run().summary["streams"]["messages"]["tie_overflows"] == []
 

@@ -1,5 +1,6 @@
-"""An account in which every handle, text, title and name is a word that is nowhere else, and a search for such words in
-every file of a folder, byte by byte, and in what files hold in packed form.
+"""Build an account whose handles, texts, titles and names are unique words, and search every file of a folder for them.
+
+The search covers the bytes of each file and the contents of compressed and packed files.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ KEY = "sk_test_canary_of_the_api_key"
 PRIVACY_KEY = "canary of the privacy key, long enough for it"
 
 
-def account_of_canaries(now: datetime) -> tuple[Account, dict[str, list[str]]]:
-    """The account, and its words by kind."""
+def build_canary_account(now: datetime) -> tuple[Account, dict[str, list[str]]]:
+    """Return the account, and its words by kind."""
     account = Account()
     account.add_number(OURS, "canary label")
     words = {
-        "handles": [one.removeprefix("+") for one in (OURS, *PEOPLE)],
+        "handles": [handle.removeprefix("+") for handle in (OURS, *PEOPLE)],
         "texts": [], "titles": ["canary title of the group", "canary label"], "files": [], "others": [],
     }  # fmt: skip
     at = now - timedelta(days=3)
@@ -60,7 +61,7 @@ def account_of_canaries(now: datetime) -> tuple[Account, dict[str, list[str]]]:
             )
         )
     account.add_messages(messages)
-    # Nobody of the account's people writes last in the group.
+    # The latest message of the group is ours.
     account.add_message(
         NewMessage(group, "outbound", "canary text 999", now - timedelta(hours=1), "sent", sender=OURS, id="m999")
     )
@@ -74,7 +75,7 @@ def chat_id(number: int) -> str:
 
 
 def spellings(handle: str) -> list[str]:
-    """A number or an address as people and software write it."""
+    """Return the spellings of a number or an address that people and software use."""
     if "@" in handle:
         return [handle, handle.upper(), f"mailto:{handle.title()}", f"'{handle}'"]
     digits = handle.removeprefix("+")
@@ -82,35 +83,39 @@ def spellings(handle: str) -> list[str]:
     return [
         handle, digits, f"00{digits}", f"tel:+{'-'.join(parts)}", f"+{' '.join(parts)}", f"sms:{'.'.join(parts)};x",
         f"+{parts[0]} ({parts[1]}) {parts[2]}-{parts[3]}", "+" + "\u00a0".join(parts), f"\u202a+{digits}\u202c",
-        "＋" + "".join(chr(ord(one) + 0xFEE0) for one in digits),
+        "＋" + "".join(chr(ord(digit) + 0xFEE0) for digit in digits),
     ]  # fmt: skip
 
 
-def quoted_everywhere(row: dict[str, Any], written: Iterator[str], but: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """Quote handles, one after the other, in each text of a row of the API, in what may be a text, and as names of
-    fields; fields of the names in `but`, and times, stay.
+def quote_everywhere(row: dict[str, Any], handles: Iterator[str], skip: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Insert handles into every text, possible text and field name of an API row.
+
+    Args:
+        row: The row.
+        handles: The handles to insert, one after the other.
+        skip: Names of fields to leave unchanged. Timestamps are always left unchanged.
     """
     quoted: dict[str, Any] = {}
     for name, value in row.items():
-        if name in but or name.endswith("_at") or not (value is None or isinstance(value, str | dict | list)):
+        if name in skip or name.endswith("_at") or not (value is None or isinstance(value, str | dict | list)):
             quoted[name] = value
         elif name == "attachments":
-            quoted[name] = [quoted_everywhere(one, written, frozenset({"message_id", "url"})) for one in row[name]]
+            quoted[name] = [quote_everywhere(file, handles, frozenset({"message_id", "url"})) for file in row[name]]
         elif name in ("metadata", "error", "channels"):
-            quoted[name] = {next(written): next(written), "deep": [{"code": next(written)}, next(written)]}
+            quoted[name] = {next(handles): next(handles), "deep": [{"code": next(handles)}, next(handles)]}
         else:
-            # An id of digits alone is an id.
+            # An id of digits only must stay an id.
             before = value or ("x" if name == "reply_to" else "")
-            quoted[name] = f"{before} {next(written)}".strip()
-    return quoted | {next(written): {next(written): 1}, "unknown": [next(written)]}
+            quoted[name] = f"{before} {next(handles)}".strip()
+    return quoted | {next(handles): {next(handles): 1}, "unknown": [next(handles)]}
 
 
-def found_in(folder: Path, words: Iterable[str], but: Iterable[str] = ()) -> dict[str, list[str]]:
-    """By word, the files that hold it, as paths in the folder; files of the names in `but` are not looked into."""
+def find_words(folder: Path, words: Iterable[str], skip: Iterable[str] = ()) -> dict[str, list[str]]:
+    """Return by word the files that contain it, as paths in the folder, except files named in `skip`."""
     wanted = {word: word.encode() for word in words}
     found: dict[str, list[str]] = {}
     for path in sorted(folder.rglob("*")):
-        if not path.is_file() or path.name in but:
+        if not path.is_file() or path.name in skip:
             continue
         for content in _contents(path):
             for word, sought in wanted.items():
@@ -134,7 +139,7 @@ def _contents(path: Path) -> Iterator[bytes]:
 
 
 def _values(path: Path) -> Iterator[bytes]:
-    """Every value of a database: it may pack texts so that their bytes are not found."""
+    """Return every value of a database, whose compression may hide the bytes of texts."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "copy.duckdb")
         shutil.copy(path, copy)

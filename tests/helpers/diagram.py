@@ -1,4 +1,4 @@
-"""The entity diagram of transforms/README.md, drawn from what dbt wrote about the project and the database."""
+"""Draw the entity diagram of transforms/README.md from dbt's manifest and catalog."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ TYPES = {"TIMESTAMP WITH TIME ZONE": "timestamptz"}
 
 
 def entity_diagram(manifest: dict[str, Any], catalog: dict[str, Any]) -> str:
-    """Mermaid's erDiagram of the marts and of what the relationships tests join. Each entity has its keys: PK is what
-    a test says is unique, FK what one says is elsewhere. A test that only warns is a row that may be missing.
+    """Return Mermaid's erDiagram of the marts and of the models that relationship tests join.
+
+    Entities list their keys: PK if a test checks that it is unique, FK if a test checks the reference. A test that only
+    warns is drawn as a row that may be missing.
     """
     tests = [
         node for node in manifest["nodes"].values() if node["resource_type"] == "test" and node.get("test_metadata")
@@ -41,21 +43,21 @@ def entity_diagram(manifest: dict[str, Any], catalog: dict[str, Any]) -> str:
 
     lines = ["erDiagram"]
     for table, child, column, is_sure in sorted(relationships):
-        one = "||" if is_sure and (child, column) in not_null else "|o"
-        many = "o|" if primary.get(child) == [column] else "o{"
-        lines.append(f"    {table} {one}--{many} {child} : {column}")
+        parent_end = "||" if is_sure and (child, column) in not_null else "|o"
+        child_end = "o|" if primary.get(child) == [column] else "o{"
+        lines.append(f"    {table} {parent_end}--{child_end} {child} : {column}")
     marts = {node["metadata"]["name"] for node in catalog["nodes"].values() if node["metadata"]["schema"] == "marts"}
-    shown = marts | {name for one in relationships for name in one[:2]}
+    shown = marts | {name for relationship in relationships for name in relationship[:2]}
     columns = {node["metadata"]["name"]: node["columns"] for node in catalog["nodes"].values()}
     for name in sorted(shown):
         lines.append(f"    {name} {{")
-        for column, found in columns[name].items():
+        for column, details in columns[name].items():
             keys = [
                 *(["PK"] if column in primary.get(name, ()) else []),
                 *(["FK"] if column in foreign.get(name, ()) else []),
             ]
             if keys:
-                kind = TYPES.get(found["type"], found["type"].lower())
+                kind = TYPES.get(details["type"], details["type"].lower())
                 lines.append(f"        {kind} {column} {', '.join(keys)}")
         lines.append("    }")
     return "\n".join(lines) + "\n"

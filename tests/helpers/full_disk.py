@@ -1,4 +1,4 @@
-"""A disk that takes no more bytes: files are made and stay empty, as where a disk is full."""
+"""Simulate a full disk: files can be created, but not written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def full_disk(pid: int | None = None, room_bytes: int = 0) -> Iterator[None]:
-    """Until the block ends, no file of a process (by default this one) grows beyond `room_bytes`."""
+    """Limit the size of the files that a process (by default this one) writes, until the block ends."""
     pid = os.getpid() if pid is None else pid
     soft, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (room_bytes, hard))

@@ -1,4 +1,4 @@
-"""A model of one list endpoint, in memory: what the API's pages leave open is a choice here."""
+"""An in-memory model of a list endpoint. Behaviour that the API leaves undocumented is configurable."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass
 class Listing:
-    """Rows by id, each with its instant in microseconds (shown as milliseconds) or None. `shown_as` are rows that show
-    another instant than the one they are listed by.
+    """Rows by id, each with its time in microseconds (returned in milliseconds) or None.
+
+    `shown_as` has the rows that return another time than the one by which they are sorted.
     """
 
     rows: dict[str, int | None]

@@ -1,4 +1,4 @@
-"""An account at random: loads of what changed in it, with everything that makes increments hard."""
+"""Generate random loads of a changing account, with everything that makes increments hard."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ ONE, OTHER = "+541123456789", "+5491123456789"
 
 
 class Account:
-    """`next_load()` is a load; `world` is what has landed. Load ids come in no order."""
+    """A random account. `next_load()` returns a load, `world` all rows loaded so far. Load ids have no order."""
 
     def __init__(self, seed: int, at: Callable[[int], datetime]) -> None:
         self.random = random.Random(seed)
         self._at = at
-        self._landed: dict[str, dict[Any, Row]] = {table: {} for table in TABLES}
+        self._loaded: dict[str, dict[Any, Row]] = {table: {} for table in TABLES}
         self._messages: dict[str, Row] = {}
         self._chats: list[str] = []
         self.load_ids = [f"{1_790_000_000 + n}.{n}" for n in range(100)]
@@ -28,7 +28,7 @@ class Account:
 
     @property
     def world(self) -> World:
-        return {table: list(rows.values()) for table, rows in self._landed.items()}
+        return {table: list(rows.values()) for table, rows in self._loaded.items()}
 
     def next_load(self, *, size: int = 1) -> World:
         pick = self.random.choice
@@ -49,11 +49,11 @@ class Account:
         }
         for table, rows in load.items():
             for row in rows:
-                self._landed[table][tuple(row[column] for column in DECLARED[table].key)] = row
+                self._loaded[table][tuple(row[column] for column in DECLARED[table].key)] = row
         return load
 
-    def _instant(self, *others: Any) -> Any:
-        """Few enough for ties, over some days."""
+    def _time(self, *others: Any) -> Any:
+        """Return one of a few times over some days, so that ties occur."""
         return self.random.choice([*others, *(self._at(n * 700) for n in range(14))])
 
     def _chat(self, key: str | None) -> Row:
@@ -67,10 +67,10 @@ class Account:
             "remote_handle": pick([ONE, "+9", "+10", "+11"]),
             "is_group": pick([True, False, True, False, None]),
             "title": pick([None, "old", "new"]),
-            "last_message_at": self._instant(None),
-            "created_at": self._instant(None),
+            "last_message_at": self._time(None),
+            "created_at": self._time(None),
             "deleted_at": pick([None, None, self._at(99)]),
-            "_fetched_at": self._instant(),
+            "_fetched_at": self._time(),
         }
 
     def _message(self, key: str | None) -> Row:
@@ -78,15 +78,15 @@ class Account:
         row = {
             "id": key or f"m{len(self._messages)}",
             "conversation_id": pick([None, "never read", *self._chats, *self._chats]),
-            "cursor_at": self._instant(None),
+            "cursor_at": self._time(None),
             "direction": pick(["inbound", "outbound", "inbound", "outbound", None]),
             "status": pick(["sent", "failed", "delivered", "read", None]),
             "channel": pick(["imessage", "sms", "whatsapp", None]),
             "sender_handle": pick(["+1", ONE, OTHER, None]),
             "attachment_count": pick([None, 0, 2]),
-            "delivered_at": self._instant(None, None),
+            "delivered_at": self._time(None, None),
             "read_at": pick([None, None, self._at(1)]),
-            "_fetched_at": self._instant(),
+            "_fetched_at": self._time(),
         }
         if key and pick([True, False]):
             row = self._messages[key] | {"status": row["status"]}
@@ -94,19 +94,19 @@ class Account:
         return row
 
     def _coverage(self) -> Row:
-        since = self.random.choice([None, datetime(1970, 1, 1, tzinfo=UTC), self._instant()])
-        return {"stream": "messages", "complete_since": since, "complete_to": since and self._instant()}
+        since = self.random.choice([None, datetime(1970, 1, 1, tzinfo=UTC), self._time()])
+        return {"stream": "messages", "complete_since": since, "complete_to": since and self._time()}
 
     def _title(self, chat: str) -> Row:
         return {
             "chat_id": chat,
             "title": self.random.choice([None, "old", "new"]),
-            "updated_at": self._instant(None),
-            "_fetched_at": self._instant(),  # it may land after later ones, or replace one
+            "updated_at": self._time(None),
+            "_fetched_at": self._time(),  # it may be loaded after later ones, or replace one
         }
 
     def _list(self, chat: str) -> list[Row]:
-        at = self._instant()
+        at = self._time()
         handles: list[str | None] = [*self.random.sample(["+1", ONE, OTHER, "+9"], self.random.choice([0, 1, 3]))] or [
             None
         ]
@@ -121,15 +121,15 @@ class Account:
             "chat_id": chat,
             "handle": self.random.choice([ONE, OTHER]),
             "operation": self.random.choice(["added", "removed"]),
-            "happened_at": self._instant(),
-            "_fetched_at": self._instant(),
+            "happened_at": self._time(),
+            "_fetched_at": self._time(),
         }
 
     def _event(self, chat: str) -> Row:
         pick = self.random.choice
-        at = self._instant() + timedelta(minutes=pick([-1, 0, 3]))
+        at = self._time() + timedelta(minutes=pick([-1, 0, 3]))
         return {
-            "event_id": f"e{len(self._landed['webhook_events'])} {self.random.random()}",
+            "event_id": f"e{len(self._loaded['webhook_events'])} {self.random.random()}",
             "event_type": pick(["conversation.typing"] * 4 + ["message.received"]),
             "chat_id": pick([chat, chat, chat, "never read", None]),
             "handle": pick(["+1", ONE, OTHER, None]),

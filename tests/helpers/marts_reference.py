@@ -1,7 +1,7 @@
-"""The marts once more, in plain Python: what each row has to be, computed message by message from the landed rows.
+"""Compute the marts in Python, message by message, from the loaded rows.
 
-Written from the descriptions of the columns, not from the SQL. A world is a dict of the landed tables' rows by table
-name; a mart is a list of rows.
+Written from the descriptions of the columns, not from the SQL. A world has the rows of the loaded tables by table name;
+a mart is a list of rows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def seconds(span: timedelta | None) -> float:
 
 
 def percentile(share: Fraction, spans: Iterable[timedelta]) -> float | None:
-    """Linear interpolation between the ranks, rounded half up to the millisecond; seconds."""
+    """Interpolate linearly between the ranks. Returns seconds, rounded half up to the millisecond."""
     values = sorted(span // timedelta(microseconds=1) for span in spans)
     if not values:
         return None
@@ -42,7 +42,7 @@ def percentile(share: Fraction, spans: Iterable[timedelta]) -> float | None:
 
 
 class Message:
-    """A message of a thread, in its order; `asked_at` where it is a reply: when the other side began to wait."""
+    """A message of a chat. `asked_at` is when the other side began to wait, if the message is a reply."""
 
     def __init__(self, row: Row, chat: Row, zone: ZoneInfo) -> None:
         self.row = row
@@ -71,8 +71,8 @@ class Message:
 
 
 def threads(world: World, zone: ZoneInfo) -> dict[str, list[Message]]:
-    """The messages of each chat, in their order."""
-    found = {}
+    """Return the messages of each chat in order."""
+    ordered = {}
     by_chat = defaultdict(list)
     for row in world["messages"]:
         if row["cursor_at"] is not None:
@@ -85,8 +85,8 @@ def threads(world: World, zone: ZoneInfo) -> dict[str, list[Message]]:
             if message.side is not None and message.side != turn_side:
                 message.asked_at = turn_began
                 turn_side, turn_began = message.side, message.at
-        found[chat["id"]] = messages
-    return found
+        ordered[chat["id"]] = messages
+    return ordered
 
 
 def coverage(world: World) -> tuple[datetime | None, datetime | None]:
@@ -97,9 +97,9 @@ def coverage(world: World) -> tuple[datetime | None, datetime | None]:
 
 
 def main_channel(messages: list[Message]) -> str | None:
-    known = [m for m in messages if m.row["channel"]]
-    counts = Counter(m.row["channel"] for m in known)
-    latest = {m.row["channel"]: m.at for m in known}  # they are in order
+    with_channel = [m for m in messages if m.row["channel"]]
+    counts = Counter(m.row["channel"] for m in with_channel)
+    latest = {m.row["channel"]: m.at for m in with_channel}  # messages are in order
     best = sorted(counts, key=lambda channel: (-counts[channel], EPOCH - latest[channel], channel))
     return best[0] if best else None
 
@@ -310,7 +310,7 @@ def group_membership(world: World, zone: ZoneInfo) -> list[Row]:
 
 
 def _members(chat: Row, messages: list[Message], world: World) -> list[Row]:
-    """For each handle: walk through what is known of it in order of time, being in or out."""
+    """Go through the evidence of each handle in order of time, and track whether it is a member."""
     spellings: dict[str, set[str]] = defaultdict(set)
 
     def fold(handle: str | None) -> str | None:
@@ -343,30 +343,30 @@ def _members(chat: Row, messages: list[Message], world: World) -> list[Row]:
 
     rows = []
     for handle in sorted({handle for handle, *_ in seen} | {handle for handle, _ in removed}):
-        # (instant, whether it is there, evidence): at one instant, absence sorts first
+        # (time, whether it is a member, evidence); at equal times, absence sorts first.
         events = [(at, True, evidence) for who, at, evidence in seen if who == handle]
-        gone = [at for who, at in removed if who == handle]
+        removed_at = [at for who, at in removed if who == handle]
         if (
-            gone
+            removed_at
             and chat["created_at"]
-            and chat["created_at"] < min(gone) <= min((at for at, *_ in events), default=min(gone))
+            and chat["created_at"] < min(removed_at) <= min((at for at, *_ in events), default=min(removed_at))
         ):
             events.append((chat["created_at"], True, "removal"))
-        events += [(at, False, "operation") for at in gone]
+        events += [(at, False, "operation") for at in removed_at]
         events += [
             (at, False, "participant_list") for at, members in lists.items() if handle not in members and handle != own
         ]
         events.sort(key=lambda event: (event[0], event[1], event[2]))
         spells: list[dict[str, Any]] = []
         inside = False
-        for at, is_there, evidence in events:
-            if is_there and not inside:
+        for at, is_member, evidence in events:
+            if is_member and not inside:
                 spells.append({"from": at, "to": None, "end": None, "events": []})
-            if is_there:
+            if is_member:
                 spells[-1]["events"].append((at, evidence))
             elif inside:
                 spells[-1] |= {"to": at, "end": evidence}
-            inside = is_there
+            inside = is_member
         shown = max(spellings[handle])
         rows += [{**_member(chat, handle, spell, messages), "handle": shown} for spell in spells]
     return rows
@@ -387,7 +387,7 @@ def _member(chat: Row, handle: str, spell: dict[str, Any], messages: list[Messag
         m.sender == handle and m.at >= spell["from"] and (spell["to"] is None or m.at < spell["to"]) for m in messages
     )
     inbound = [m for m in messages if m.inbound]
-    # Where the API says of no message whose it is, nobody is known to be silent.
+    # If the API names the sender of no inbound message, silence proves nothing.
     counted = messages and (handle == chat["from_handle"] or not inbound or any(m.sender for m in inbound))
     return {
         "chat_id": chat["id"],
@@ -408,7 +408,7 @@ def _member(chat: Row, handle: str, spell: dict[str, Any], messages: list[Messag
 
 
 def typing_events(world: World, chat: Row) -> list[datetime]:
-    """When the other side was seen typing in a chat."""
+    """Return when the other side was seen typing in a chat."""
     return sorted(
         row["occurred_at"]
         for row in world["webhook_events"]
@@ -441,12 +441,12 @@ def typing_daily(world: World, zone: ZoneInfo) -> list[Row]:
         spells: list[list[datetime]] = []
         for at in typing_events(world, chat):
             before = spells[-1][-1] if spells else None
-            if before is not None and at - before < SPELL and not any(before <= one < at for one in wrote):
+            if before is not None and at - before < SPELL and not any(before <= time < at for time in wrote):
                 spells[-1].append(at)
             else:
                 spells.append([at])
         for spell in spells:
-            is_sent = any(spell[-1] <= one < spell[-1] + SPELL for one in wrote)
+            is_sent = any(spell[-1] <= time < spell[-1] + SPELL for time in wrote)
             days[chat["id"], spell[0].astimezone(zone).date()].append((spell, is_sent))
     return [
         {
@@ -513,25 +513,25 @@ def contact(world: World, zone: ZoneInfo) -> list[Row]:
 def chat_title_history(world: World, _zone: ZoneInfo) -> list[Row]:
     rows: list[Row] = []
     before: Row = {"chat_id": None}
-    for seen in sorted(world["chat_titles"], key=lambda row: (row["chat_id"], row["_fetched_at"])):
-        valid_from = min(seen["updated_at"] or seen["_fetched_at"], seen["_fetched_at"])
-        is_first = seen["chat_id"] != before["chat_id"]
+    for title_read in sorted(world["chat_titles"], key=lambda row: (row["chat_id"], row["_fetched_at"])):
+        valid_from = min(title_read["updated_at"] or title_read["_fetched_at"], title_read["_fetched_at"])
+        is_first = title_read["chat_id"] != before["chat_id"]
         if not is_first:
             valid_from = max(valid_from, before["_fetched_at"])
-        if is_first or seen["title"] != before["title"]:
+        if is_first or title_read["title"] != before["title"]:
             if not is_first:
                 rows[-1] |= {"valid_to": valid_from, "is_current": False}
             rows.append(
                 {
-                    "chat_id": seen["chat_id"],
-                    "title": seen["title"],
+                    "chat_id": title_read["chat_id"],
+                    "title": title_read["title"],
                     "valid_from": valid_from,
                     "valid_to": None,
                     "is_current": True,
-                    "first_seen_at": seen["_fetched_at"],
+                    "first_seen_at": title_read["_fetched_at"],
                 }
             )
-        before = seen
+        before = title_read
     return rows
 
 
@@ -540,7 +540,7 @@ def _in_order(row: Row) -> Row:
 
 
 def differences(built: list[Row], expected: list[Row]) -> list[Row]:
-    """The rows that only one side has, without the columns in which all of these agree."""
+    """Return the rows that only one side has, without the columns in which all of them agree."""
     have, want = ({tuple(row.items()) for row in map(_in_order, rows)} for rows in (built, expected))
     only = [dict(row) for row in have ^ want]
     same = {name for name in (only[0] if len(only) > 1 else ()) if all(r.get(name) == only[0][name] for r in only)}
@@ -548,18 +548,18 @@ def differences(built: list[Row], expected: list[Row]) -> list[Row]:
     return surplus + [{name: row[name] for name in row if name not in same} for row in only]
 
 
-# What a job lands that the marts are made of; and what it only lands where somebody wants it.
-LANDED = ("chats", "messages", "numbers", "stream_coverage", "chat_titles", "webhook_events")
-UNKNOWN: World = {"participant_lists": [], "group_member_operations": []}
+# The tables of every job that the marts read, and those that a job loads only if it is configured to.
+LOADED = ("chats", "messages", "numbers", "stream_coverage", "chat_titles", "webhook_events")
+OPTIONAL: World = {"participant_lists": [], "group_member_operations": []}
 
 
 def check_marts(query: Callable[[str], list[Row]]) -> None:
-    """That every mart has rows, and those that the reference makes of what has landed; `query` asks the warehouse."""
-    world = {table: query(f"SELECT * FROM msgbubbles.{table}") for table in LANDED}
+    """Check that every mart has rows and that they equal the reference. `query` reads the warehouse."""
+    world = {table: query(f"SELECT * FROM msgbubbles.{table}") for table in LOADED}
     for name, reference in MARTS.items():
         built = query(f"SELECT * FROM marts.{name}")
         assert built, name
-        assert not (wrong := differences(built, reference(world | UNKNOWN, ZoneInfo("UTC")))), f"{name}: {wrong[:5]}"
+        assert not (wrong := differences(built, reference(world | OPTIONAL, ZoneInfo("UTC")))), f"{name}: {wrong[:5]}"
 
 
 MARTS = {

@@ -1,4 +1,4 @@
-"""The questions of transforms/README.md, as their readers find them."""
+"""Read the questions of transforms/README.md."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Question:
     title: str
     query: str
     shown: list[str]
-    """The lines of the answer that is shown, the names of its columns first; none where none is shown."""
+    """The lines of the printed result, with its column names first; empty if none is printed."""
 
 
 def questions() -> list[Question]:

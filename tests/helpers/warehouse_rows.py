@@ -1,4 +1,4 @@
-"""What should be in the warehouse, put together from the sandbox's own truth and not from the product's code."""
+"""Compare the warehouse with the rows that the sandbox's truth says it should have, without the product's code."""
 
 from __future__ import annotations
 
@@ -31,41 +31,41 @@ def expected(truth: Truth) -> dict[str, Rows]:
         message["cursor_at"] = message["created_at"] or message["sent_at"]
         messages[row["id"]] = message
     return {
-        "chats": {row["id"]: _taken(row, CHAT) | {"deleted_at": None} for row in truth.chats},
+        "chats": {row["id"]: _select(row, CHAT) | {"deleted_at": None} for row in truth.chats},
         "messages": messages,
         "attachments": {
-            file["id"]: _taken(file, ATTACHMENT) | {"removed_at": None}
+            file["id"]: _select(file, ATTACHMENT) | {"removed_at": None}
             for row in truth.messages
             for file in row["attachments"]
         },
-        "numbers": {row["handle"]: _taken(row, NUMBER) for row in truth.numbers},
+        "numbers": {row["handle"]: _select(row, NUMBER) for row in truth.numbers},
     }
 
 
-def landed(database: Path) -> dict[str, Rows]:
-    """The rows of the published file; a key that is there twice fails."""
+def read_rows(database: Path) -> dict[str, Rows]:
+    """Return the rows of the published file. A duplicate key fails."""
     with duckdb.connect(str(database), read_only=True) as connection:
         connection.execute("SET TimeZone = 'UTC'")
-        return landed_in(connection)
+        return select_rows(connection)
 
 
-def landed_in(connection: duckdb.DuckDBPyConnection) -> dict[str, Rows]:
-    """The same of what a connection reads."""
-    found: dict[str, Rows] = {}
+def select_rows(connection: duckdb.DuckDBPyConnection) -> dict[str, Rows]:
+    """Return the rows that a connection reads. A duplicate key fails."""
+    tables: dict[str, Rows] = {}
     for table, key in (("chats", "id"), ("messages", "id"), ("attachments", "id"), ("numbers", "handle")):
         answer = connection.execute(f"SELECT * EXCLUDE (_fetched_at, _dlt_load_id, extra) FROM msgbubbles.{table}")
         names = [column[0] for column in answer.description]
         rows: Rows = {}
         for values in answer.fetchall():
             row = {n: json.loads(v) if n in JSON and v else v for n, v in zip(names, values, strict=True)}
-            assert row[key] not in rows, f"{table}: a row is there twice"
+            assert row[key] not in rows, f"{table}: a key is duplicated"
             rows[row[key]] = row
-        found[table] = rows
-    return found
+        tables[table] = rows
+    return tables
 
 
 def alive(have: dict[str, Rows]) -> dict[str, Rows]:
-    """Without the chats that are marked as deleted, and what belongs to them."""
+    """Return the rows without deleted chats and their messages and attachments."""
     gone = {key for key, row in have["chats"].items() if row["deleted_at"] is not None}
     messages = {key: row for key, row in have["messages"].items() if row["conversation_id"] not in gone}
     return {
@@ -81,10 +81,11 @@ def alive(have: dict[str, Rows]) -> dict[str, Rows]:
 
 
 def differences(database: Path, truth: Truth) -> dict[str, dict[str, int]]:
-    """By table: rows that are missing, that should not be there, and that are not as the API shows them. A deleted
-    chat and its messages should be there, and marked.
+    """Return by table the number of missing, surplus and stale rows.
+
+    A deleted chat and its messages should be present, and marked as deleted.
     """
-    return differences_of(landed(database), truth)
+    return differences_of(read_rows(database), truth)
 
 
 def differences_of(have: dict[str, Rows], truth: Truth) -> dict[str, dict[str, int]]:
@@ -97,10 +98,10 @@ def differences_of(have: dict[str, Rows], truth: Truth) -> dict[str, dict[str, i
         }
         for table in want
     }
-    return {table: found for table, found in counts.items() if any(found.values())}
+    return {table: count for table, count in counts.items() if any(count.values())}
 
 
-def _taken(row: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+def _select(row: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: _time(row[name]) if name in TIMES else row[name] for name in names}
 
 

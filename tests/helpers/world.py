@@ -1,8 +1,8 @@
-"""A whole world in one process, with a clock of its own: an account behind the API's own code, the source, and a
-warehouse that keeps rows and state together, as a load does.
+"""Simulate an account, its API, the source and a warehouse in one process, with a clock of their own.
 
-Everything between the account and the rows is the real thing (the sandbox's handlers, the client, the readers, Arrow),
-but for the socket and for dlt's load: a run takes milliseconds, and can be killed at any request.
+Everything between the account and the rows is real (the sandbox's handlers, the client, the readers, Arrow), except the
+socket and dlt's load: a run takes milliseconds, and can be killed at any request. The warehouse commits rows and state
+together, as a load does.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Killed(BaseException):
-    """The process is gone; what was not loaded is lost."""
+    """The process was killed; rows that were not loaded are lost."""
 
 
 class InProcess(httpx.BaseTransport):
-    """Answers requests by calling the sandbox's application, in this thread. `date` tells the API's time."""
+    """Answer requests by calling the sandbox's application in this thread. `date` returns the API's time."""
 
     def __init__(self, api: Api, date: Callable[[], datetime], on_request: Callable[[], None]) -> None:
         self._app = api.app()
@@ -86,7 +86,7 @@ class InProcess(httpx.BaseTransport):
 
 
 class InAnyOrder:
-    """Questions are put one by one, and in any order: what threads do, and as it was in a run that found a fault."""
+    """Run queued calls one by one in random but reproducible order, as threads might."""
 
     def __init__(self, chance: random.Random) -> None:
         self._chance = chance
@@ -104,14 +104,14 @@ class InAnyOrder:
 
 
 class Store:
-    """A warehouse in memory. It answers what the real one answers with SQL."""
+    """An in-memory warehouse with the answers that the real one gets by SQL."""
 
     def __init__(self) -> None:
         self.tables: dict[str, dict[Any, dict[str, Any]]] = {table: {} for table in TABLES}
         self.states: dict[str, Any] = {}
 
     def load(self, items: Iterable[Any]) -> None:
-        """Within a load the newest reading of a row wins; over loads, the later load."""
+        """Store rows: within a load the most recently read version of a row wins, across loads the later load."""
         loaded: dict[str, dict[Any, dict[str, Any]]] = {}
         for item in items:
             table = item.meta.hints["table_name"]
@@ -129,8 +129,8 @@ class Store:
         return pa.Table.from_pylist(found, schema=incoming.schema) if found else None
 
     def message_locations(self, ids: Sequence[str]) -> dict[str, tuple[str | None, datetime | None]]:
-        found = {one: self.tables["messages"][(one,)] for one in ids if (one,) in self.tables["messages"]}
-        return {one: (row["conversation_id"], row["cursor_at"]) for one, row in found.items()}
+        rows = {key: self.tables["messages"][(key,)] for key in ids if (key,) in self.tables["messages"]}
+        return {key: (row["conversation_id"], row["cursor_at"]) for key, row in rows.items()}
 
     def attachments(self, message_ids: Sequence[str]) -> list[Attachment]:
         names = [name for name in ATTACHMENTS.column_names if name != "_fetched_at"]
@@ -141,11 +141,11 @@ class Store:
         ]
 
     def chats(self, ids: Sequence[str]) -> list[Chat]:
-        found = [self.tables["chats"][(one,)] for one in ids if (one,) in self.tables["chats"]]
+        rows = [self.tables["chats"][(key,)] for key in ids if (key,) in self.tables["chats"]]
         names = [name for name in CHATS.column_names if name != "_fetched_at"]
         return [
             Chat(**{name: row[name] for name in names} | {"extra": msgspec.Raw((row["extra"] or "").encode())})
-            for row in found
+            for row in rows
         ]
 
     def chats_between(self, lo_ms: int, hi_ms: int) -> set[str]:
@@ -170,7 +170,7 @@ class Store:
 
     def orphans(self, limit: int) -> list[str]:
         named = {row["conversation_id"] for row in self.tables["messages"].values()} - {None}
-        return sorted(one for one in named if (one,) not in self.tables["chats"])[:limit]
+        return sorted(key for key in named if (key,) not in self.tables["chats"])[:limit]
 
     def groups_to_ask(self, before_ms: int, limit: int) -> dict[str, list[str] | None]:
         due: dict[str, list[str] | None] = {}
@@ -206,8 +206,9 @@ class Store:
 
 
 class World:
-    """An account, its API, a job and a warehouse. Times are milliseconds of the API's clock; `client_ahead_ms` is how
-    far the job's own clock is ahead of it.
+    """An account, its API, a job and a warehouse.
+
+    Times are milliseconds of the API's clock; the job's clock is `client_ahead_ms` ahead of it.
     """
 
     def __init__(self, knobs: Knobs, settings: SourceConfig, *, page_size: int = 5, seed: int = 0) -> None:
@@ -246,7 +247,7 @@ class World:
             raise Killed
 
     def sync(self, run: Run | None = None, *, killed_after: int | None = None, accept_failure: bool = False) -> Run:
-        """One run of the job: slices, then repairs; each is loaded whole, or not at all."""
+        """Run the job: batches, then missing rows. Each is loaded completely or not at all."""
         run = run or Run()
         run.keep_on_error = True
         run.clock = Clock(lambda: self.at(self.now_ms + self.client_ahead_ms))
@@ -255,16 +256,16 @@ class World:
         self.killed_at = None if killed_after is None else self.requests + killed_after
         try:
             for _ in range(1000):
-                self._slice(run)
+                self._read_batch(run)
                 if not run.unfinished:
                     break
             else:
-                raise AssertionError("the slices of a run do not come to an end")
+                raise AssertionError("the batches of a run do not end")
             if run.error is None and run.halt is None:
                 states = States.from_resources(self.store.states)
                 run.missing = reconcile.find_missing(self.store, states, self.settings)  # type: ignore[arg-type]
                 if run.missing:
-                    self._slice(run)
+                    self._read_batch(run)
         except Killed:
             pass
         finally:
@@ -272,7 +273,7 @@ class World:
         assert accept_failure or run.error is None, run.error
         return run
 
-    def _slice(self, run: Run) -> None:
+    def _read_batch(self, run: Run) -> None:
         states = copy.deepcopy(self.store.states)
         items: list[Any] = []
         for name, read, tables in (
@@ -285,7 +286,7 @@ class World:
             with self._client(run) as client:
                 buffer = RowBuffer(tables, run.warehouse, run.changes)
                 items += read_stream(read, client, buffer, states.setdefault(name, {}), run)
-        # State is what survives being written down.
+        # Only state that can be serialized survives.
         self.store.load(items)
         self.store.states = msgspec.json.decode(msgspec.json.encode(states))
 

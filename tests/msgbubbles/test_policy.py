@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.canary import quoted_everywhere, spellings
+from helpers.canary import quote_everywhere, spellings
 from helpers.world import OURS, World
 from msgbubbles.decode import SENDER_FIELDS, read_row
 from msgbubbles.errors import ConfigurationError
@@ -289,7 +289,7 @@ def test_no_handle_lands_in_a_column_or_name_that_is_not_for_handles(
         # By its key, so that a row is the same whenever it is read.
         number = crc32(str(row.get("id")).encode()) % len(every)
         written = cycle([*every[number:], *every[:number]])
-        return quoted_everywhere(row, written, own | ({"id"} | direct if kind == "chats" else set()))
+        return quote_everywhere(row, written, own | ({"id"} | direct if kind == "chats" else set()))
 
     people = (ANN, "carla@example.com")
     erased = frozenset({NAMES.erased_handle(one) for one in people}) if is_erased else frozenset[str]()

@@ -69,7 +69,7 @@ def test_only_chats_with_changes_are_rebuilt(warehouse: Any, at: Any) -> None:
 
 
 def test_only_days_with_changed_messages_are_rebuilt(warehouse: Any, at: Any) -> None:
-    """This holds in a busy chat too, and includes the day that a message has left, but not other chats of that day."""
+    """Rebuild such days of a busy chat too, and the day that a message has left, but no other chats of that day."""
 
     def message(key: str, chat: str, day: int, minute: int = 0) -> dict[str, Any]:
         return {"id": key, "conversation_id": chat, "cursor_at": at(day * 1440 + minute), "direction": "inbound"}

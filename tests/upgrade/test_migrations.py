@@ -16,7 +16,7 @@ from helpers import postgres
 from helpers.context import RecordingConsole, build_context
 from helpers.job import Job
 from helpers.lake import lake_at
-from helpers.warehouse_rows import differences_of, landed_in
+from helpers.warehouse_rows import differences_of, select_rows
 from msgbubbles_sync import migrations
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.load import build_pipeline
@@ -235,5 +235,5 @@ def test_tables_of_other_destinations_are_migrated_without_reading_again(
         connection.execute("SET TimeZone = 'UTC'")
         columns = {row[0] for row in connection.execute("DESCRIBE msgbubbles.messages").fetchall()}
         assert (OLD in columns, NEW in columns) == (False, True)
-        assert differences_of(landed_in(connection), runner.server.truth()) == {}
+        assert differences_of(select_rows(connection), runner.server.truth()) == {}
     assert runner.ask("status", *into)

@@ -28,7 +28,7 @@ import httpx
 from helpers.hooks import Process, signed
 from helpers.job import CHATS, Job
 from helpers.process import run_process
-from helpers.warehouse_rows import differences, landed
+from helpers.warehouse_rows import differences, read_rows
 from msgbubbles_sync.sandbox import Account, Knobs, NewMessage, Server, serve
 from msgbubbles_sync.sandbox.app import Done
 
@@ -236,7 +236,7 @@ def test_pseudonyms_stay_and_erased_people_do_not_return(tmp_path: Path) -> None
         old.job.run(transform=True)
         assert old.job.ask("privacy", "lookup", *people_before) == people_before
         old.check_not_read_again("messages", loaded["messages"])
-        rows = landed(old.job.database)
+        rows = read_rows(old.job.database)
         assert {chat: rows["chats"][chat]["remote_handle"] for chat in handles} == handles
         assert {message: rows["messages"][message]["sender_handle"] for message in senders} == senders
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from helpers.canary import PRIVACY_KEY, found_in
+from helpers.canary import PRIVACY_KEY, find_words
 from helpers.group_world import World, cut_next_write, outcomes, row
 from msgbubbles.policy import FULL, Pseudonymizer
 from msgbubbles.redact import Redactor
@@ -41,7 +41,7 @@ def group_of(world: World) -> dict[str, Any]:
 
 
 def files_are_clean(world: World, *also: str) -> bool:
-    return found_in(world.workspace.database.parent, [*WORDS, *also]) == {}
+    return find_words(world.workspace.database.parent, [*WORDS, *also]) == {}
 
 
 @pytest.mark.parametrize(("preset", "renames"), [("analytics", 1), ("minimal", 0)])
@@ -81,7 +81,7 @@ def test_removal_needs_a_known_handle(world: World, monkeypatch: pytest.MonkeyPa
     world.apply(row("b", ANNA, DORA))
     assert outcomes(world.apply(row("a", BEN, CARLA))) == {("remove", "succeeded"): 1}
     assert world.observed("a").members == {PSEUDONYMS.handle(one) for one in (BEN, CARLA)}
-    assert found_in(world.workspace.folder, WORDS) == {}
+    assert find_words(world.workspace.folder, WORDS) == {}
 
 
 @pytest.mark.usefixtures("analytics")
@@ -159,7 +159,7 @@ def test_erased_person_in_a_table_is_refused(world: World) -> None:
         ):
             world.apply(wanted, row("b", BEN, CARLA))
     assert world.server.operations == []
-    assert found_in(world.workspace.folder, WORDS) == {}
+    assert find_words(world.workspace.folder, WORDS) == {}
 
 
 def test_erased_handle_in_a_key_is_not_recorded_again(world: World) -> None:
@@ -172,7 +172,7 @@ def test_erased_handle_in_a_key_is_not_recorded_again(world: World) -> None:
     redactor = Redactor(FULL, PSEUDONYMS, erased)
     with Ledger.open(world.workspace.folder) as ledger:
         ledger.remove_people(redactor.is_erased, redactor.without_erased)
-    assert found_in(world.workspace.folder, [ANNA.removeprefix("+")]) == {}
+    assert find_words(world.workspace.folder, [ANNA.removeprefix("+")]) == {}
     assert outcomes(world.apply(wanted)) == {}
     assert len([chat for chat in world.server.truth().chats if chat["is_group"]]) == 1
     entry = replace(world.entries()[0], error_message=f"cannot reach {ANNA}", error_code=ANNA, title=f"of {ANNA}")
@@ -181,7 +181,7 @@ def test_erased_handle_in_a_key_is_not_recorded_again(world: World) -> None:
     assert (redacted.key, redacted.title) == ("friends of [erased]", "of [erased]")
     assert (redacted.error_code, redacted.error_message) == ("[erased]", "cannot reach [erased]")
     assert GroupRedactor(redactor).redact_message(f"cannot reach tel:{ANNA}") == "cannot reach tel:[erased]"
-    assert found_in(world.workspace.folder, [ANNA.removeprefix("+")]) == {}
+    assert find_words(world.workspace.folder, [ANNA.removeprefix("+")]) == {}
 
 
 def test_vault_stores_and_removes_handles(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_vault_stores_and_removes_handles(tmp_path: Path) -> None:
     assert [other.find_handle(PSEUDONYMS.handle(one)) for one in (ANNA, BEN)] == [ANNA, BEN]
     assert other.remove(lambda one: one == PSEUDONYMS.handle(ANNA)) == 1
     assert other.find_handle(PSEUDONYMS.handle(ANNA)) is None
-    assert found_in(tmp_path, WORDS).keys() == {BEN}
+    assert find_words(tmp_path, WORDS).keys() == {BEN}
     path.write_bytes(b"no database")
     with pytest.raises(UsageError, match=r"the vault cannot be used \(DatabaseError\); fix vault in dlt_config"):
         Vault(path)

@@ -10,7 +10,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from helpers.canary import found_in, spellings
+from helpers.canary import find_words, spellings
 from helpers.context import build_context
 from msgbubbles.policy import PRESETS, Pseudonymizer
 from msgbubbles_sync.destinations.compaction import compact
@@ -118,7 +118,7 @@ def test_erased_handle_survives_in_no_column_and_no_file(workspace: Workspace, h
     aside.mkdir(parents=True)
     (aside / "1.jsonl").write_text("".join(f'{{"of": "{one}"\n' for one in every) + "of somebody else\n")
     assert {"attachments", "chat_titles", "group_operations", "sync_runs"} <= erased(workspace, handle)["rows"].keys()
-    assert found_in(workspace.database.parent, [*every, *(json.dumps(one)[1:-1] for one in every)]) == {}
+    assert find_words(workspace.database.parent, [*every, *(json.dumps(one)[1:-1] for one in every)]) == {}
     assert (aside / "1.jsonl").read_text() == "of somebody else\n"
     assert len(RunLog(workspace.folder).records()) == len(every)
     assert get(workspace, "SELECT count(*) FROM msgbubbles.attachments") == [(len(every),)]
@@ -164,7 +164,7 @@ def test_threads_and_what_could_not_be_read_go_whole(workspace: Workspace) -> No
     assert [redactor.is_erased_chat(one) for one in ("c1", "never read", "c2", "g", "unread group")] == [True, True] + [
         False
     ] * 3
-    assert found_in(workspace.database.parent, [ANN[1:]]) == {}
+    assert find_words(workspace.database.parent, [ANN[1:]]) == {}
     assert erased(workspace, ANN)["rows"] == {}
 
 
@@ -197,7 +197,7 @@ def test_the_ledger_of_groups_forgets_them_too(workspace: Workspace) -> None:
     with Ledger.open(workspace.folder) as ledger:
         assert [(one.operation, one.handles) for one in ledger.entries()] == [("create", (BEN,)), ("remove", (BEN,))]
         assert ledger.observations()[0].handles == (BEN,)
-    assert found_in(workspace.folder, [ANN[1:]]) == {}
+    assert find_words(workspace.folder, [ANN[1:]]) == {}
     with sqlite3.connect(workspace.folder / "groups.sqlite") as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
@@ -220,7 +220,7 @@ def test_an_erasure_that_is_cut_off_is_known_to_be_and_finished_without_being_to
     erasing.purge(build_context(workspace))
     assert not workspace.is_pending(erasing.STEP)
     assert get(workspace, "SELECT count(*) FROM msgbubbles.chats") == [(0,)]
-    assert found_in(workspace.database.parent, [ANN[1:]]) == {}
+    assert find_words(workspace.database.parent, [ANN[1:]]) == {}
 
 
 @pytest.mark.parametrize(
@@ -282,4 +282,4 @@ def test_the_vault_forgets_who_is_erased(workspace: Workspace, monkeypatch: pyte
     put(workspace, "chats", ("c", False, names.handle(ANN), None))
     assert erased(workspace, ANN)["rows"] == {"chats": 1, "the vault": 1}
     assert [vault.find_handle(names.handle(one)) for one in (ANN, BEN)] == [None, BEN]
-    assert found_in(path.parent, [ANN.removeprefix("+"), names.handle(ANN)]) == {}
+    assert find_words(path.parent, [ANN.removeprefix("+"), names.handle(ANN)]) == {}

@@ -9,7 +9,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from helpers.canary import found_in
+from helpers.canary import find_words
 from helpers.context import build_context
 from msgbubbles.policy import Policy
 from msgbubbles_sync.errors import UsageError
@@ -73,7 +73,7 @@ def test_without_days_nothing_is_done(workspace: Workspace) -> None:
 
 def test_old_texts_go_in_every_run_and_their_bytes_once_a_day(workspace: Workspace) -> None:
     assert expired(workspace, text_days=10) == {"texts": 1}
-    assert found_in(workspace.folder, ["canary 5", "canary 50"]).keys() == {"canary 5"}
+    assert find_words(workspace.folder, ["canary 5", "canary 50"]).keys() == {"canary 5"}
     assert workspace.is_pending("publish")
     assert ids(workspace) == {
         "chats": 3,
@@ -89,7 +89,7 @@ def test_old_texts_go_in_every_run_and_their_bytes_once_a_day(workspace: Workspa
     os.utime(workspace.folder / DONE, (long_ago, long_ago))
     assert expired(workspace, text_days=4) == {}
     assert not workspace.is_pending("compact")
-    assert found_in(workspace.folder, ["canary"]) == {}
+    assert find_words(workspace.folder, ["canary"]) == {}
 
 
 def test_a_dormant_thread_goes_whole_once_a_day(workspace: Workspace) -> None:
