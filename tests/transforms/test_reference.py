@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from helpers.marts_account import ONE, OTHER
-from helpers.sizes import pick_size
 from helpers.marts_reference import MARTS, World, differences
+from helpers.sizes import pick_size
 
 ZONE = ZoneInfo("Europe/Berlin")
 # Around midnight in Berlin, and around the night in which its clocks go forward.
