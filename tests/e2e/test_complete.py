@@ -1,4 +1,4 @@
-"""Every row, as the API shows it, whichever way the API behaves where its pages leave that open."""
+"""Every row is loaded as the API shows it, whichever way the API uses the freedom of its pages."""
 
 from __future__ import annotations
 
@@ -31,11 +31,8 @@ def test_a_first_run_lands_everything_and_a_second_finds_nothing(new_job: NewJob
     second = job.run()
     assert second.requests <= 5
     assert second.summary["published"] is False
-    assert {name: stream["landed"] for name, stream in second.summary["streams"].items()} == {
-        "numbers": 0,
-        "messages": 0,
-        "chats": 0,
-    }
+    loaded = {name: stream["landed"] for name, stream in second.summary["streams"].items()}  # codespell:ignore landed
+    assert loaded == {"numbers": 0, "messages": 0, "chats": 0}
     assert job.database.stat().st_ino == published.st_ino
 
 
@@ -44,7 +41,7 @@ def test_a_first_run_lands_everything_and_a_second_finds_nothing(new_job: NewJob
     [
         pytest.param(
             Knobs(before_inclusive=True, tie_order="random", shuffled_pages=True, short_pages=0.5),
-            id="short pages without an order, and before includes its instant",
+            id="short pages without an order, and before includes its timestamp",
         ),
         pytest.param(Knobs(nulls="last", nulls_with_before=True), id="chats without a time come last"),
         pytest.param(Knobs(nulls="first"), id="chats without a time come first"),
@@ -55,8 +52,8 @@ def test_a_first_run_lands_everything_and_a_second_finds_nothing(new_job: NewJob
         ),
     ],
 )
-def test_nothing_is_missing_twice_or_stale(new_job: NewJob, knobs: Knobs) -> None:
-    """The times of the account have microseconds behind the milliseconds that the API shows, in all of these."""
+def test_nothing_is_missing_duplicated_or_stale(new_job: NewJob, knobs: Knobs) -> None:
+    """In all cases, the times of the account have microseconds that the API does not show."""
     job = new_job(knobs, chats=230)
     account = job.server.account
     for number in range(3):
@@ -71,7 +68,7 @@ def test_nothing_is_missing_twice_or_stale(new_job: NewJob, knobs: Knobs) -> Non
     assert outcome.requests <= (60 if not knobs.feed else 30)
 
 
-def test_more_chats_of_one_millisecond_than_a_page_holds(new_job: NewJob) -> None:
+def test_more_chats_of_one_millisecond_than_a_page_are_reported(new_job: NewJob) -> None:
     job = new_job(Knobs(before_inclusive=True), chats=0)
     account, at = job.server.account, datetime(2026, 5, 1, 12, tzinfo=UTC)
     older = [
@@ -95,7 +92,7 @@ def test_more_chats_of_one_millisecond_than_a_page_holds(new_job: NewJob) -> Non
     assert differences(other, job.server.truth()) == {}, "all are reachable where the order of equals changes"
 
 
-def test_messages_that_come_while_it_reads(new_job: NewJob) -> None:
+def test_messages_sent_during_a_run_are_loaded(new_job: NewJob) -> None:
     chance = random.Random(2)
 
     def write(account: Account, _number: int) -> None:
@@ -109,7 +106,7 @@ def test_messages_that_come_while_it_reads(new_job: NewJob) -> None:
     assert differences(job.database, job.server.truth()) == {}
 
 
-def test_messages_that_become_visible_two_seconds_late(new_job: NewJob) -> None:
+def test_messages_visible_two_seconds_late_are_loaded(new_job: NewJob) -> None:
     chance = random.Random(3)
 
     def write_late(account: Account, _number: int) -> None:
@@ -127,7 +124,7 @@ def test_messages_that_become_visible_two_seconds_late(new_job: NewJob) -> None:
     assert differences(job.database, job.server.truth()) == {}
 
 
-def test_rows_that_cannot_be_read_are_kept_aside_and_the_rest_lands(new_job: NewJob) -> None:
+def test_unreadable_rows_are_rejected_and_the_rest_is_loaded(new_job: NewJob) -> None:
     job = new_job()
     hostile = {row["id"] for row in job.server.truth().messages[:5]}
 

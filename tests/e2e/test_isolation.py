@@ -1,4 +1,4 @@
-"""What fails alone, as the one who runs the job sees it: exit status, table, `status` and `check`."""
+"""Failed reads as a user of the job sees them: exit status, table, `status` and `check`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def failed_reads(job: Job) -> list[tuple[Any, ...]]:
         return database.execute(query).fetchall()
 
 
-def test_a_broken_thread_and_broken_numbers_are_shown_until_they_answer(new_job: Callable[..., Job]) -> None:
+def test_failed_reads_are_shown_until_they_succeed(new_job: Callable[..., Job]) -> None:
     def answer(_method: str, path: str, query: Mapping[str, str]) -> Answer | None:
         if path == "/v1/numbers":
             return 500, {}, b"<html>"
@@ -36,15 +36,15 @@ def test_a_broken_thread_and_broken_numbers_are_shown_until_they_answer(new_job:
     assert outcome.summary["outcome"] == "complete"
     assert outcome.summary["failed_reads"] == {"numbers": 1, "thread": 1}
     assert failed_reads(job) == [("numbers", "numbers", 1, 500, None), ("thread", broken, 1, 503, "device_offline")]
-    kept = {row["id"] for row in job.server.truth().messages if row["conversation_id"] == broken}
+    stored = {row["id"] for row in job.server.truth().messages if row["conversation_id"] == broken}
     found = differences(job.database, job.server.truth())
     assert {table: one["missing"] for table, one in found.items() if table != "attachments"} == {
-        "messages": len(kept),
+        "messages": len(stored),
         "numbers": len(job.server.truth().numbers),
     }
     assert len(job.ask("status")["failed_reads"]) == 2
-    verdict = job.ask("verify", "--full", status=3)
-    assert [(one["table"], one["id"], one["kind"]) for one in verdict["differences"]] == [
+    report = job.ask("verify", "--full", status=3)
+    assert [(one["table"], one["id"], one["kind"]) for one in report["differences"]] == [
         ("messages", broken, "unreadable")
     ]
     for command, status, parts in (("status", 0, [broken]), ("check", 3, [broken, "account is active", "!! numbers"])):

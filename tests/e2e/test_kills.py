@@ -1,5 +1,6 @@
-"""SIGKILL at any moment of a run, with a reader attached: the published file is whole at every moment, and in the end
-nothing is missing. `KILLS=100` takes some ten minutes; the phases that were hit are printed (`pytest -s`).
+"""SIGKILL at any moment of a run, with a reader attached: the published file is always whole, and nothing is lost.
+
+`KILLS=100` takes some ten minutes; `pytest -s` prints the phases that were hit.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ print(json.dumps(opened))
 
 @contextmanager
 def reader_of(database: Path) -> Iterator[list[int]]:
-    """A process that reads the file all the time; yields a list that has the number of its readings afterwards."""
+    """Run a process that reads the file all the time. Yield a list that gets the number of its readings."""
     readings: list[int] = []
     # One that never pauses takes a core from the job.
     pause = "0.02" if KILLS >= 50 else "0.2"
@@ -68,7 +69,7 @@ def reader_of(database: Path) -> Iterator[list[int]]:
 
 
 def change(account: Account, chance: random.Random) -> None:
-    """A few messages, one of which moves on, and a rename in a thread that is on the newest page."""
+    """Write a few messages, change the status of one, and rename a chat of the newest page."""
     now = datetime.now(UTC)
     chats = account.all("SELECT id FROM chats ORDER BY id")
     messages = [NewMessage(chance.choice(chats)["id"], "outbound", "news", now, "sent") for _ in range(5)]
@@ -78,14 +79,14 @@ def change(account: Account, chance: random.Random) -> None:
 
 
 class Victim:
-    """A run of the job that is to be killed, and how far it has come."""
+    """A run of the job that is going to be killed, and its progress."""
 
     def __init__(self, job: Job) -> None:
         self._dlt = job.folder / ".msgbubbles" / job.database.stem / "dlt" / "msgbubbles"
         self._server = job.server
         self._asked_before = len(job.server.requests)
         self._said: list[str] = []
-        # What a run before it has left does not tell how far this one is, unless it goes on with that.
+        # The rest of an earlier run does not show the progress of this one, unless it continues with that.
         self._left_over = self._packages()
         self.process = job.start(transform=True)
         self._listener = threading.Thread(target=self._listen)
@@ -112,17 +113,17 @@ class Victim:
         return "extract" if len(self._server.requests) > self._asked_before else "start"
 
     def _packages(self) -> set[tuple[str, str]]:
-        """What dlt has extracted or normalized, and not loaded yet: (kind, package)."""
+        """Return what dlt has extracted or normalized, but not loaded: (kind, package)."""
         folders = ("normalize/extracted", "load/new", "load/normalized")
         return {(path.parent.name, path.name) for folder in folders for path in self._dlt.glob(f"{folder}/*")}
 
     def wait_for(self, phase: str) -> None:
-        """Return when it has come to a phase, or past it, or ended."""
+        """Wait until the run has reached a phase, or ended."""
         while self.process.poll() is None and PHASES.index(self.phase) < PHASES.index(phase):
             time.sleep(0.002)
 
     def kill(self) -> str:
-        """Kill it, and say in which phase that was."""
+        """Kill the run, and return its phase."""
         ended = self.process.poll() is not None
         self.process.kill()
         self.process.wait()
@@ -134,8 +135,8 @@ class Victim:
         return phase
 
 
-def test_killed_between_the_two_steps_that_end_a_normalization(new_job: NewJob) -> None:
-    """Dlt moves the normalized package to its place, then removes the extracted one: here both are there."""
+def test_kill_at_the_end_of_normalization_loses_nothing(new_job: NewJob) -> None:
+    """Dlt moves the normalized package to its place, then removes the extracted one: here both exist."""
     job = new_job()
     job.run()
     change(job.server.account, random.Random(7))
@@ -144,8 +145,8 @@ def test_killed_between_the_two_steps_that_end_a_normalization(new_job: NewJob) 
     victim.wait_for("normalize")
     victim.process.send_signal(signal.SIGSTOP)
     (extracted,) = (dlt / "normalize" / "extracted").iterdir()
-    kept = job.folder / "kept"
-    shutil.copytree(extracted, kept)
+    moved = job.folder / "moved"
+    shutil.copytree(extracted, moved)
     victim.process.send_signal(signal.SIGCONT)
     normalized = dlt / "load" / "normalized" / extracted.name
     while not normalized.exists():
@@ -154,12 +155,12 @@ def test_killed_between_the_two_steps_that_end_a_normalization(new_job: NewJob) 
     assert victim.kill() != "ended"
     assert normalized.exists()
     if not extracted.exists():
-        kept.replace(extracted)
+        moved.replace(extracted)
     job.run()
     assert differences(job.database, job.server.truth()) == {}
 
 
-def test_kills_at_random_times_lose_nothing_and_no_reader_sees_half_a_run(new_job: NewJob) -> None:
+def test_random_kills_lose_nothing_and_readers_see_whole_runs(new_job: NewJob) -> None:
     job, chance = new_job(), random.Random(6)
     job.start_anew = True  # a kill while it imports counts as well
     job.run(transform=True)

@@ -1,7 +1,8 @@
-"""Valid pages whose rows are mutated at random, many in one account: every run ends in bounded time, requests and
-memory with status 0 or 3; every untouched row lands as the API shows it; a touched one lands, or is in `rejected_rows`.
+"""Valid pages with many rows that are mutated at random.
 
-Which rows are touched, and how, follows from their ids alone, so every reading of a row shows the same.
+Every run ends with status 0 or 3, in bounded time, requests and memory. Untouched rows are loaded as the API shows
+them; a mutated row is loaded, or is in `rejected_rows`. The id of a row determines its mutation, so it is the same each
+time the row is read.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def values_of(row: Row) -> list[str]:
 
 
 def changed(row: Row, **values: Any) -> Text:
-    """A row with some values as they are written."""
+    """Return a row with some values as raw JSON."""
     pieces = [json.dumps(row | dict.fromkeys(values, "@"))]
     for name, value in values.items():
         key = f"{json.dumps(name)}: "
@@ -184,29 +185,30 @@ class Mutations:
         return row if found is None else found
 
     def body(self, path: str, body: bytes) -> bytes:
-        """A byte-order mark, or white space, around every third page: no row is touched by that."""
+        """Add a byte-order mark or white space to every third page, which changes no row."""
         around = [b"", b"\xef\xbb\xbf", b"\r\n\t "][len(body) % 3]
         return around + body if path in ("/v1/chats", "/v1/messages") else body
 
 
 def check(want: Truth, rows_of: Callable[[str], list[Row]], *, feed: bool = True) -> None:
-    """Every untouched row is landed as it is; a touched one is landed or rejected. Without a feed, the messages of a
-    chat whose id cannot be read are out of reach.
+    """Check that untouched rows are loaded unchanged, and mutated ones loaded or rejected.
+
+    Without a feed, the messages of a chat with an unreadable id are out of reach.
     """
     rejected = [row["row"] for row in rows_of("rejected_rows")]
     chats = {row["id"] for row in rows_of("chats")} | {key for text in rejected if (key := readable_id(text))}
     for kind in KINDS:
-        rows, landed = expected(want)[kind], {row["id"]: row for row in rows_of(kind)}
+        rows, loaded = expected(want)[kind], {row["id"]: row for row in rows_of(kind)}
         if not feed and kind == "messages":
             rows = {key: row for key, row in rows.items() if row["conversation_id"] in chats}
         touched = {key for key in rows if is_touched(chance_of(key))}
         assert len(touched) >= TOUCHED / 2 * len(rows)
         untouched = {key: row for key, row in rows.items() if key not in touched}
-        missing = untouched.keys() - landed.keys()
+        missing = untouched.keys() - loaded.keys()
         assert len(missing) == 0, f"{kind}: {len(missing)} of {len(untouched)} untouched rows are missing"
-        stale = [key for key, row in untouched.items() if {name: shown(landed[key], name) for name in row} != row]
+        stale = [key for key, row in untouched.items() if {name: shown(loaded[key], name) for name in row} != row]
         assert len(stale) == 0, f"{kind}: {len(stale)} of {len(untouched)} untouched rows are not as the API shows them"
-        lost = {key for key in touched - landed.keys() if not any(key in text for text in rejected)}
+        lost = {key for key in touched - loaded.keys() if not any(key in text for text in rejected)}
         assert len(lost) == 0, f"{kind}: {len(lost)} of {len(touched)} touched rows are nowhere"
 
 
@@ -229,7 +231,7 @@ def shown(row: Row, name: str) -> Any:
 
 @pytest.mark.parametrize("feed", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_mutated_row_costs_at_most_itself(family: str, feed: bool) -> None:
+def test_mutated_row_affects_no_other_row(family: str, feed: bool) -> None:
     mutations = Mutations((FAMILIES[family],))
     knobs = Knobs(transform_row=mutations.row, feed=feed)
     settings = SourceConfig(0, 300_000, {"chats": [Tier(DAY_MS)], "messages": [Tier(HOUR_MS, 72 * HOUR_MS)]})
@@ -247,7 +249,7 @@ def test_a_mutated_row_costs_at_most_itself(family: str, feed: bool) -> None:
 
 
 def run_job(job: Job, *options: str) -> None:
-    """Run it within the bounds."""
+    """Run the job within the limits."""
     process = job.start(*options)
     try:
         output, errors = process.communicate(timeout=MAX_SECONDS)
@@ -271,7 +273,7 @@ def as_dicts(cursor: Any) -> list[Row]:
     return [dict(zip(names, values, strict=True)) for values in cursor.fetchall()]
 
 
-def test_a_mutated_account_lands_in_a_file(new_job: NewJob) -> None:
+def test_mutated_account_is_loaded_into_duckdb(new_job: NewJob) -> None:
     job = mutated(new_job)
     run_job(job)
     with duckdb.connect(str(job.database), read_only=True) as connection:
@@ -279,7 +281,7 @@ def test_a_mutated_account_lands_in_a_file(new_job: NewJob) -> None:
         check(job.server.truth(), lambda table: as_dicts(connection.execute(f"SELECT * FROM msgbubbles.{table}")))
 
 
-def test_a_mutated_account_lands_on_a_server(new_job: NewJob, tmp_path: Path) -> None:
+def test_mutated_account_is_loaded_into_postgres(new_job: NewJob, tmp_path: Path) -> None:
     with postgres.running(tmp_path / "server") as address:
         job = mutated(new_job)
         job.environment = {"DESTINATION__POSTGRES__CREDENTIALS": address}

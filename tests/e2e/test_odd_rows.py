@@ -1,4 +1,4 @@
-"""Rows as no strict API sends them: each costs itself at most, on DuckDB and on PostgreSQL, and no link is stored."""
+"""Rows as no strict API sends them: none affects another, on DuckDB and on PostgreSQL, and no link is stored."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def on_postgres(job: Job, stack: ExitStack) -> Query:
 
 
 @pytest.mark.parametrize("destination", ["duckdb", "postgres"])
-def test_odd_rows_land_or_are_rejected_and_the_rest_lands(new_job: Callable[..., Job], destination: str) -> None:
+def test_odd_rows_are_loaded_or_rejected_and_the_rest_is_loaded(new_job: Callable[..., Job], destination: str) -> None:
     job = new_job(chats=0)
     account = job.server.account
     fields = dict(FIELDS)

@@ -1,4 +1,4 @@
-"""Accountable: every run on record, and plan, check, verify and status say what is so."""
+"""Every run is recorded, and plan, check, verify and status report the facts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write(job: Job, chat_id: str) -> None:
     job.server.account.add_message(NewMessage(chat_id, "outbound", "hello", datetime.now(UTC), "sent"))
 
 
-def test_every_run_is_on_record_in_the_warehouse_and_as_json(new_job: NewJob) -> None:
+def test_every_run_is_recorded_in_the_warehouse_and_as_json(new_job: NewJob) -> None:
     job = new_job(Knobs(extra_fields={"mood": "fine"}))
     first = job.run().summary
     job.server.knobs.server_errors = 1.0
@@ -38,15 +38,21 @@ def test_every_run_is_on_record_in_the_warehouse_and_as_json(new_job: NewJob) ->
 
     with duckdb.connect(str(job.database), read_only=True) as connection:
         connection.execute("SET TimeZone = 'UTC'")
-        kept = connection.execute("SELECT * FROM msgbubbles.sync_runs ORDER BY started_at").to_arrow_table().to_pylist()
-    assert [row["run_id"] for row in kept] == [first["run_id"], failed["run_id"], last["run_id"]]
-    assert [(row["outcome"], row["exit_status"]) for row in kept] == [("complete", 0), ("failed", 1), ("complete", 0)]
-    assert all(row["ended_at"] > row["started_at"] for row in kept)
-    assert "502" in kept[1]["error"] or "503" in kept[1]["error"]
-    assert kept[1]["retries"] >= 1
+        records = (
+            connection.execute("SELECT * FROM msgbubbles.sync_runs ORDER BY started_at").to_arrow_table().to_pylist()
+        )
+    assert [row["run_id"] for row in records] == [first["run_id"], failed["run_id"], last["run_id"]]
+    assert [(row["outcome"], row["exit_status"]) for row in records] == [
+        ("complete", 0),
+        ("failed", 1),
+        ("complete", 0),
+    ]
+    assert all(row["ended_at"] > row["started_at"] for row in records)
+    assert "502" in records[1]["error"] or "503" in records[1]["error"]
+    assert records[1]["retries"] >= 1
 
     assert first["requests"] == {"GET /numbers": 1, "GET /messages": 8, "GET /chats": 2}
-    assert first["requests_total"] == 11 == kept[0]["requests_total"]
+    assert first["requests_total"] == 11 == records[0]["requests_total"]
     assert first["tables"]["messages"] == {"new": 700, "changed": 0, "unchanged": 0}
     assert last["tables"]["messages"] == {"new": 10, "changed": 0, "unchanged": 90}
     assert last["tables"]["chats"]["changed"] == 10
@@ -60,7 +66,7 @@ def test_every_run_is_on_record_in_the_warehouse_and_as_json(new_job: NewJob) ->
     assert job.server.key not in repr([first, failed, last])
 
 
-def test_a_plan_costs_nothing_and_is_what_the_next_run_does(new_job: NewJob) -> None:
+def test_plan_sends_no_request_and_predicts_the_next_run(new_job: NewJob) -> None:
     job = new_job(chats=230, messages=2500)
     before = job.ask("plan")
     assert before["more"]
@@ -95,14 +101,14 @@ def findings(job: Job, status: int = 0) -> dict[str, Any]:
     return {one["name"]: one for one in job.ask("check", status=status)}
 
 
-def test_a_check_of_a_healthy_setup_says_how_the_api_behaves(new_job: NewJob) -> None:
+def test_check_of_a_healthy_setup_reports_the_api(new_job: NewJob) -> None:
     job = new_job()
     job.run()
     found = findings(job)
     assert all(one["state"] in ("ok", "info") for one in found.values())
     assert found["api"]["what"] == "the API key is valid, the account is active and has 3 numbers"
-    said = {name: one["what"] for name, one in found.items() if one["state"] == "info"}
-    assert said == {
+    infos = {name: one["what"] for name, one in found.items() if one["state"] == "info"}
+    assert infos == {
         "messages": "the API lists all messages of the account, 100 a request",
         "senders": 'messages name their sender in the field "sender"',
         "participants": "a group read by id shows its participants",
@@ -112,7 +118,7 @@ def test_a_check_of_a_healthy_setup_says_how_the_api_behaves(new_job: NewJob) ->
     }
 
 
-def test_a_check_sees_an_api_that_behaves_otherwise(new_job: NewJob) -> None:
+def test_check_reports_an_api_that_behaves_differently(new_job: NewJob) -> None:
     job = new_job(
         Knobs(before_inclusive=True, feed=False, sender_on_messages=False, participants_on_detail=False), chats=0
     )
@@ -121,14 +127,14 @@ def test_a_check_sees_an_api_that_behaves_otherwise(new_job: NewJob) -> None:
         chat_id = account.add_chat("+14155550100", "+14155550123", at, is_group=True)
         sent_at = at + timedelta(hours=number)
         account.add_message(NewMessage(chat_id, "inbound", "hi", sent_at, "received", sender="+14155550123"))
-    said = {name: one["what"] for name, one in findings(job).items() if one["state"] == "info"}
-    assert said["messages"].startswith("no list of all messages")
-    assert said["senders"].startswith("no message in a group names its sender")
-    assert said["participants"] == "a group read by id does not show its participants"
-    assert said["before"] == "includes rows of that timestamp"
+    infos = {name: one["what"] for name, one in findings(job).items() if one["state"] == "info"}
+    assert infos["messages"].startswith("no list of all messages")
+    assert infos["senders"].startswith("no message in a group names its sender")
+    assert infos["participants"] == "a group read by id does not show its participants"
+    assert infos["before"] == "includes rows of that timestamp"
 
 
-def test_a_check_names_each_fault_with_its_fix(new_job: NewJob) -> None:
+def test_check_names_each_fault_with_its_fix(new_job: NewJob) -> None:
     job = new_job()
     job.server.knobs.server_errors = 1.0
     job.environment = {"SOURCES__MSGBUBBLES__MAX_ATTEMPTS": "2"}
@@ -140,17 +146,17 @@ def test_a_check_names_each_fault_with_its_fix(new_job: NewJob) -> None:
     assert job.server.key not in text
 
 
-def test_verify_finds_every_kind_of_difference_and_repairs_it(new_job: NewJob) -> None:
+def test_verify_finds_and_repairs_every_kind_of_difference(new_job: NewJob) -> None:
     job = new_job(chats=130, messages=1500)
     job.run()
-    verdict = job.ask("verify", "--full")
-    assert verdict["equal"]
-    assert verdict["differences"] == []
-    compared = verdict["compared"]
-    assert compared["chats"] + compared["messages"] + verdict["newer"] == 130 + 1500
+    report = job.ask("verify", "--full")
+    assert report["equal"]
+    assert report["differences"] == []
+    compared = report["compared"]
+    assert compared["chats"] + compared["messages"] + report["newer"] == 130 + 1500
     assert compared["attachments"] <= len(files(job))
-    assert verdict["newer"] < 20, "what came just now is the next run's"
-    assert verdict["requests"] == 2 + 16 + 2, "an empty page ends each list"
+    assert report["newer"] < 20, "what came just now is the next run's"
+    assert report["requests"] == 2 + 16 + 2, "an empty page ends each list"
     assert job.ask("verify", "--sample", "5")["compared"]["chats"] == 5
 
     chats, account, now = by_time(job), job.server.account, datetime.now(UTC)
@@ -165,8 +171,8 @@ def test_verify_finds_every_kind_of_difference_and_repairs_it(new_job: NewJob) -
             connection.execute("DELETE FROM msgbubbles.messages WHERE id = ?", [lost["id"]])
     published = job.database.stat()
 
-    verdict = job.ask("verify", "--full", status=3)
-    assert sorted((one["table"], one["id"], one["kind"], tuple(one["fields"])) for one in verdict["differences"]) == (
+    report = job.ask("verify", "--full", status=3)
+    assert sorted((one["table"], one["id"], one["kind"], tuple(one["fields"])) for one in report["differences"]) == (
         sorted(
             [
                 ("chats", renamed, "different", ("title", "updated_at")),
@@ -197,7 +203,7 @@ def messages_of(job: Job, chat_id: str) -> list[str]:
         return [row[0] for row in connection.execute(query, [chat_id]).fetchall()]
 
 
-def test_verify_says_what_it_needs(new_job: NewJob) -> None:
+def test_verify_names_its_missing_option(new_job: NewJob) -> None:
     job = new_job(chats=0)
     process = job.start()
     job.finish(process)
@@ -207,7 +213,7 @@ def test_verify_says_what_it_needs(new_job: NewJob) -> None:
     job.ask("verify", "--full", status=2)
 
 
-def test_status_tells_freshness_and_what_is_missing_and_makes_no_request(new_job: NewJob) -> None:
+def test_status_reports_freshness_without_a_request(new_job: NewJob) -> None:
     job = new_job(chats=230, messages=2500)
     assert job.ask("status")["last_complete_at"] is None
     job.ask("status", "--max-age-minutes", "60", status=3)

@@ -1,4 +1,4 @@
-"""What moves no cursor: renames, statuses, deletes, and rows that no walk can reach."""
+"""Changes that move no cursor: renames, statuses, deletes, and rows that paging cannot reach."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def asked_by_id(job: Job) -> list[str]:
     return [seen.path.rpartition("/")[2] for seen in job.server.requests if seen.path.startswith("/v1/chats/")]
 
 
-def test_a_rename_and_an_edit_behind_the_newest_page_are_seen_when_their_time_comes(new_job: NewJob) -> None:
+def test_rename_and_edit_of_old_rows_are_seen_when_due(new_job: NewJob) -> None:
     job = new_job(chats=230, messages=6000)
     job.run()
     truth, now = job.server.truth(), datetime.now(UTC)
@@ -66,7 +66,7 @@ def test_a_rename_and_an_edit_behind_the_newest_page_are_seen_when_their_time_co
     assert history == [(old_chat["title"], False), ("Another name", True)]
 
 
-def test_a_deleted_chat_is_marked_after_two_sweeps_and_one_question_and_may_come_back(new_job: NewJob) -> None:
+def test_deleted_chat_is_marked_after_two_sweeps_and_may_return(new_job: NewJob) -> None:
     job = new_job(chats=130, messages=900)
     job.environment = AT_ONCE
     job.run()
@@ -97,7 +97,7 @@ def test_a_deleted_chat_is_marked_after_two_sweeps_and_one_question_and_may_come
     assert differences(job.database, job.server.truth()) == {}
 
 
-def test_more_chats_of_one_instant_than_a_page_holds_come_back_by_their_messages(new_job: NewJob) -> None:
+def test_tied_chats_are_found_by_their_messages(new_job: NewJob) -> None:
     job = new_job(chats=0)
     account, at = job.server.account, datetime(2026, 5, 1, 12, tzinfo=UTC)
     for number in range(130):
@@ -114,7 +114,7 @@ def test_more_chats_of_one_instant_than_a_page_holds_come_back_by_their_messages
     assert job.run().requests == 3, "and that is the end of it"
 
 
-def test_more_messages_of_one_instant_than_a_page_holds_are_read_by_thread(new_job: NewJob) -> None:
+def test_tied_messages_are_read_chat_by_chat(new_job: NewJob) -> None:
     job = new_job(chats=0)
     account, at = job.server.account, datetime(2026, 5, 1, 12, tzinfo=UTC)
     for _ in range(13):
@@ -126,8 +126,8 @@ def test_more_messages_of_one_instant_than_a_page_holds_are_read_by_thread(new_j
     assert outcome.summary["streams"]["messages"]["tie_overflows"] == []
 
 
-def test_what_cannot_be_repaired_stands_until_it_is_accepted(new_job: NewJob) -> None:
-    """All of one instant in one thread: there is no other way to ask for them."""
+def test_unrepaired_overflow_stands_until_it_is_accepted(new_job: NewJob) -> None:
+    """All messages of one timestamp are in one chat: there is no other way to request them."""
     job = new_job(chats=0)
     account, at = job.server.account, datetime(2026, 5, 1, 12, tzinfo=UTC)
     chat_id = account.add_chat("+14155550100", "+14155550123", at - timedelta(days=1))
@@ -141,7 +141,7 @@ def test_what_cannot_be_repaired_stands_until_it_is_accepted(new_job: NewJob) ->
 
 
 @pytest.mark.parametrize("feed", [True, False])
-def test_a_status_is_seen_within_the_hour_with_and_without_a_feed(new_job: NewJob, feed: bool) -> None:
+def test_status_is_seen_within_an_hour_with_and_without_a_feed(new_job: NewJob, feed: bool) -> None:
     job = new_job(Knobs(feed=feed), chats=40, messages=300)
     job.run()
     lately = (datetime.now(UTC) - timedelta(hours=60)).isoformat()
@@ -154,7 +154,7 @@ def test_a_status_is_seen_within_the_hour_with_and_without_a_feed(new_job: NewJo
     assert differences(job.database, job.server.truth()) == {}
 
 
-def test_groups_are_asked_who_is_in_them_only_where_that_is_wanted_and_shown(new_job: NewJob) -> None:
+def test_participants_are_read_only_if_configured_and_shown(new_job: NewJob) -> None:
     job = new_job(chats=60, messages=300)
     groups = {row["id"] for row in job.server.truth().chats if row["is_group"]}
     job.run()

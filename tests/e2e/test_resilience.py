@@ -1,4 +1,4 @@
-"""Kills, stops, a second job, readers: nothing is lost, nothing is blocked, nothing is told that should not be."""
+"""Kills, stops, a second job, readers: nothing is lost, blocked or leaked."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def wait_for_requests(job: Job, count: int) -> None:
         time.sleep(0.01)
 
 
-def test_killed_at_three_points_of_a_first_run(new_job: NewJob) -> None:
+def test_first_run_killed_three_times_is_completed(new_job: NewJob) -> None:
     batch_pages = 20
     job = new_job(Knobs(latency_seconds=0.02), chats=400, messages=12000)
     job.environment["SYNC__BATCH_PAGES"] = str(batch_pages)
@@ -42,16 +42,16 @@ def test_killed_at_three_points_of_a_first_run(new_job: NewJob) -> None:
         process.communicate()
     job.run()
     assert differences(job.database, job.server.truth()) == {}
-    # What a slice has committed is not read again. A kill costs at most the slice of each stream that was in flight,
-    # and every slice reads the heads again, and the numbers.
+    # Committed batches are not read again. A kill costs at most the batch in flight of each stream, and every batch
+    # reads the newest pages and the numbers again.
     asked = len(job.server.requests)
     pages = 400 // 99 + 12000 // 99 + 2
-    slices = pages // batch_pages + kills + 2
-    assert asked <= pages + kills * 2 * batch_pages + slices * 3
+    batches = pages // batch_pages + kills + 2
+    assert asked <= pages + kills * 2 * batch_pages + batches * 3
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_after_the_page_in_flight_and_keeps_what_was_read(new_job: NewJob, stop: signal.Signals) -> None:
+def test_signal_stops_after_the_page_in_flight_and_loads_it(new_job: NewJob, stop: signal.Signals) -> None:
     job = new_job(Knobs(latency_seconds=0.05), chats=200, messages=4000)
     process = job.start()
     wait_for_requests(job, 12)
@@ -61,7 +61,7 @@ def test_a_signal_stops_after_the_page_in_flight_and_keeps_what_was_read(new_job
     assert outcome.status == 130
     assert len(job.server.requests) <= before + 5, "of the forty that it would take"
     assert outcome.summary["outcome"] == "stopped"
-    read = outcome.summary["streams"]["messages"]["landed"]
+    read = outcome.summary["streams"]["messages"]["landed"]  # codespell:ignore landed
     assert read >= 900
     asked = len(job.server.requests)
 
@@ -70,7 +70,7 @@ def test_a_signal_stops_after_the_page_in_flight_and_keeps_what_was_read(new_job
     assert len(job.server.requests) - asked <= (4000 - read) // 99 + 200 // 99 + 8
 
 
-def test_a_second_job_on_the_same_database_is_refused_and_told_which_one_runs(new_job: NewJob) -> None:
+def test_second_job_is_refused_with_the_id_of_the_first(new_job: NewJob) -> None:
     job = new_job(Knobs(latency_seconds=0.2), chats=200, messages=2000)
     first = job.start()
     wait_for_requests(job, 1)
@@ -89,7 +89,7 @@ def test_a_second_job_on_the_same_database_is_refused_and_told_which_one_runs(ne
     assert differences(job.database, job.server.truth()) == {}
 
 
-def test_a_reader_holds_the_file_while_the_job_runs_again_and_again(new_job: NewJob) -> None:
+def test_reader_with_an_open_file_blocks_no_job(new_job: NewJob) -> None:
     job = new_job()
     job.run()
     chat_id = job.server.truth().chats[0]["id"]
@@ -119,7 +119,7 @@ def test_lost_working_files_cost_no_rows_and_few_requests(new_job: NewJob, lost:
     assert outcome.requests <= 5
 
 
-def test_killed_while_publishing_leaves_the_old_file_whole(new_job: NewJob) -> None:
+def test_kill_while_publishing_leaves_the_old_file_intact(new_job: NewJob) -> None:
     job = new_job()
     job.run()
     published = job.database.stat()
@@ -133,7 +133,7 @@ def test_killed_while_publishing_leaves_the_old_file_whole(new_job: NewJob) -> N
     assert not leftover.exists()
 
 
-def test_an_api_that_fails_for_good_fails_the_run_and_keeps_what_was_read(new_job: NewJob) -> None:
+def test_failing_api_fails_the_run_and_loads_what_was_read(new_job: NewJob) -> None:
     def break_down(account: Account, number: int) -> None:  # noqa: ARG001
         if number == 10:
             job.server.knobs.server_errors = 1.0
@@ -142,7 +142,7 @@ def test_an_api_that_fails_for_good_fails_the_run_and_keeps_what_was_read(new_jo
     job.environment["SOURCES__MSGBUBBLES__MAX_ATTEMPTS"] = "3"
     outcome = job.run(status=1)
     assert outcome.summary["outcome"] == "failed"
-    assert outcome.summary["streams"]["messages"]["landed"] >= 700
+    assert outcome.summary["streams"]["messages"]["landed"] >= 700  # codespell:ignore landed
     job.server.knobs.server_errors = 0.0
     job.server.knobs.on_request = None
     job.run()
@@ -154,16 +154,14 @@ def test_an_api_that_fails_for_good_fails_the_run_and_keeps_what_was_read(new_jo
     # That the whole account is closed shows when the numbers, the feed and the chats are.
     [(Knobs(keys={"sk_test_other"}), "unauthorized", 1), (Knobs(active=False), "forbidden", 3)],
 )
-def test_a_key_that_is_refused_fails_at_once_and_says_so(
-    new_job: NewJob, knobs: Knobs, says: str, requests: int
-) -> None:
+def test_refused_key_fails_at_once_with_a_message(new_job: NewJob, knobs: Knobs, says: str, requests: int) -> None:
     job = new_job(knobs)
     outcome = job.run(status=1)
     assert says in outcome.summary["error"]
     assert len(job.server.requests) == requests
 
 
-def test_a_limit_of_requests_ends_a_run_early_and_the_next_goes_on(new_job: NewJob) -> None:
+def test_max_requests_ends_a_run_and_the_next_resumes(new_job: NewJob) -> None:
     job = new_job(chats=200, messages=1200)
     for _ in range(3):
         outcome = job.run("--max-requests", "10")
@@ -171,7 +169,7 @@ def test_a_limit_of_requests_ends_a_run_early_and_the_next_goes_on(new_job: NewJ
     assert differences(job.database, job.server.truth()) == {}
 
 
-def test_the_rate_limit_is_waited_for(new_job: NewJob) -> None:
+def test_run_waits_for_the_rate_limit(new_job: NewJob) -> None:
     job = new_job(Knobs(rate_limit_per_minute=5, retry_after="seconds"), chats=60, messages=300)
     process = job.start()
     wait_for_requests(job, 6)
@@ -182,7 +180,7 @@ def test_the_rate_limit_is_waited_for(new_job: NewJob) -> None:
     assert [seen.status for seen in job.server.requests].count(429) == 1, "it waits, and does not ask again at once"
 
 
-def test_without_a_key_both_ways_out_are_named(new_job: NewJob) -> None:
+def test_missing_key_message_names_both_fixes(new_job: NewJob) -> None:
     job = new_job(chats=0)
     job.environment["SOURCES__MSGBUBBLES__API_KEY"] = ""
     outcome = job.run(status=2)
@@ -194,7 +192,7 @@ def test_without_a_key_both_ways_out_are_named(new_job: NewJob) -> None:
     ("key", "value"),
     [("BASE_URL", "http://api.msgbubbles.com/v1"), ("START_DATE", "last week"), ("BUDGET_DIR", "/dev/null/folder")],
 )
-def test_configuration_that_cannot_be_used_is_named(new_job: NewJob, key: str, value: str) -> None:
+def test_invalid_configuration_is_named(new_job: NewJob, key: str, value: str) -> None:
     job = new_job(chats=0)
     job.environment |= {"SOURCES__MSGBUBBLES__REQUESTS_PER_MINUTE": "120", f"SOURCES__MSGBUBBLES__{key}": value}
     outcome = job.run(status=2)
@@ -203,12 +201,12 @@ def test_configuration_that_cannot_be_used_is_named(new_job: NewJob, key: str, v
 
 
 @pytest.mark.parametrize("name", ["msgbubbles.duckdb", "marts.duckdb", "staging.duckdb"])
-def test_a_database_named_like_a_schema_is_refused_with_the_reason(new_job: NewJob, name: str) -> None:
+def test_database_named_like_a_schema_is_refused(new_job: NewJob, name: str) -> None:
     outcome = new_job(chats=0).run("--database", name, status=2)
     assert "schema" in outcome.errors
 
 
-def test_a_made_up_account_is_not_mixed_with_a_real_one(new_job: NewJob) -> None:
+def test_sandbox_account_is_not_mixed_with_a_real_one(new_job: NewJob) -> None:
     job = new_job()
     job.run()
     outcome = job.run("--sandbox", status=2)
@@ -216,13 +214,13 @@ def test_a_made_up_account_is_not_mixed_with_a_real_one(new_job: NewJob) -> None
     assert differences(job.database, job.server.truth()) == {}
 
 
-def test_the_key_is_in_no_file_and_no_output(new_job: NewJob) -> None:
+def test_key_is_in_no_file_and_no_output(new_job: NewJob) -> None:
     job = new_job()
     process = job.start()
     output, errors = process.communicate()
     key = job.server.key
     assert key not in output + errors
-    for folder, _, files in os.walk(job.folder):
+    for folder, _, files in os.walk(job.folder):  # codespell:ignore walk
         for name in files:
             with open(os.path.join(folder, name), "rb") as file:  # noqa: PTH118, PTH123
                 assert key.encode() not in file.read(), name

@@ -1,4 +1,4 @@
-"""The API's clock, where its answers say something else than before."""
+"""The API's clock when its answers contradict each other."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SETTINGS = SourceConfig(0, 300_000, {"chats": [Tier(DAY_MS)], "messages": [Tier(
 
 
 @pytest.mark.parametrize("ahead", [YEAR, -YEAR, HOUR, timedelta(days=3650 * 2), NOW - datetime.min.replace(tzinfo=UTC)])
-def test_one_answer_with_another_date_is_not_believed(ahead: timedelta) -> None:
+def test_single_answer_with_another_date_is_ignored(ahead: timedelta) -> None:
     for good_before in (0, 1, 20):
         clock = ApiTime()
         for number in range(good_before):
@@ -35,7 +35,7 @@ def test_one_answer_with_another_date_is_not_believed(ahead: timedelta) -> None:
 
 
 @pytest.mark.parametrize("ahead", [YEAR, -3 * HOUR])
-def test_a_clock_of_this_machine_that_is_wrong_does_no_harm(ahead: timedelta) -> None:
+def test_wrong_local_clock_does_no_harm(ahead: timedelta) -> None:
     clock = ApiTime()
     clock.at(NOW + ahead, NOW)
     assert clock.at(NOW + ahead + SECOND, NOW + SECOND) == NOW + ahead + SECOND
@@ -45,13 +45,13 @@ def test_a_clock_of_this_machine_that_is_wrong_does_no_harm(ahead: timedelta) ->
     assert answers[-1] == NOW + ahead
 
 
-def test_dates_that_contradict_each_other_are_not_believed() -> None:
+def test_contradicting_dates_are_ignored() -> None:
     clock = ApiTime()
     assert [clock.at(NOW + hours * HOUR, NOW) for hours in (5, 9, 5, 9, 2, -5)] == [NOW] * 6
 
 
 @pytest.mark.parametrize("date", [None, "", "soon", "Mon, 99 Foo 2026 00:00:00 GMT", "Fri, 31 Dec 9999 23:59:59 -2359"])
-def test_an_answer_without_a_readable_date_counts_as_of_now(date: str | None) -> None:
+def test_answer_without_a_readable_date_counts_as_now(date: str | None) -> None:
     transport = Transport("http://127.0.0.1/v1", "sk_1", None)
     headers = {} if date is None else {"Date": date}
     transport._http._transport = httpx.MockTransport(lambda _: httpx.Response(200, headers=headers, json={"data": []}))
@@ -60,7 +60,7 @@ def test_an_answer_without_a_readable_date_counts_as_of_now(date: str | None) ->
 
 
 def renamed(world: World) -> str:
-    """Rename the oldest chat; returns its id."""
+    """Rename the oldest chat, and return its id."""
     rows = sorted(world.store.tables["chats"].values(), key=lambda row: row["last_message_at"])
     world.account.rename(rows[0]["id"], "Another name", world.at())
     return str(rows[0]["id"])
@@ -76,7 +76,7 @@ def world_with_chats(*, feed: bool) -> World:
 
 
 def sync_with_dates(world: World, date: Any) -> None:
-    """Sync while `date` gives the API's date, from its time and the number of the request."""
+    """Sync while `date` returns the API's date for its time and the number of the request."""
     right, begun = world._http._date, world.requests
     world._http._date = lambda: date(right(), world.requests - begun)
     world.sync()
@@ -84,7 +84,7 @@ def sync_with_dates(world: World, date: Any) -> None:
 
 
 @pytest.mark.parametrize("ahead", [YEAR, 6 * HOUR, -YEAR])
-def test_a_rename_is_seen_within_a_day_of_an_answer_with_another_date(ahead: timedelta) -> None:
+def test_rename_is_seen_within_a_day_of_a_wrong_date(ahead: timedelta) -> None:
     for wrong in range(1, 13):
         with closing(world_with_chats(feed=True)) as world:
             world.sync()
@@ -97,7 +97,7 @@ def test_a_rename_is_seen_within_a_day_of_an_answer_with_another_date(ahead: tim
 
 
 @pytest.mark.parametrize("feed", [True, False])
-def test_a_rename_is_seen_after_a_run_in_another_year(feed: bool) -> None:
+def test_rename_is_seen_after_a_run_in_another_year(feed: bool) -> None:
     with closing(world_with_chats(feed=feed)) as world:
         sync_with_dates(world, lambda at, _number: at + YEAR)
         renamed(world)
@@ -108,7 +108,7 @@ def test_a_rename_is_seen_after_a_run_in_another_year(feed: bool) -> None:
         assert max(marks) <= world.now_ms
 
 
-def test_an_api_whose_date_cannot_be_read_is_synced_like_any_other() -> None:
+def test_api_with_unreadable_dates_is_synced_completely() -> None:
     with closing(world_with_chats(feed=True)) as world:
         respond = world._http.handle_request
 

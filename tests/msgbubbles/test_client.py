@@ -1,4 +1,4 @@
-"""Every method against the sandbox, and pages that are not what they should be."""
+"""Every method against the sandbox, and malformed pages."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def code_of(raised: pytest.ExceptionInfo[Any]) -> str:
     return str(raised.value.code)
 
 
-def test_lists_and_single_chats(client: Client, server: Server) -> None:
+def test_lists_and_single_chats_are_read(client: Client, server: Server) -> None:
     chats = client.list_chats()
     assert {chat.id for chat in chats.rows} == {row["id"] for row in server.truth().chats}
     assert client.get_chat(chats.rows[0].id).id == chats.rows[0].id
@@ -57,7 +57,7 @@ def test_lists_and_single_chats(client: Client, server: Server) -> None:
         client.get_chat("00000000-0000-4000-8000-000000000000")
 
 
-def test_a_group_is_created_once_for_a_key(client: Client, server: Server) -> None:
+def test_group_is_created_once_per_key(client: Client, server: Server) -> None:
     group = client.create_group(OURS, [ANNA, BEN], "Hello", "Trip", idempotency_key="k1")
     again = client.create_group(OURS, [ANNA, BEN], "Hello", "Trip", idempotency_key="k1")
     assert again.id == group.id
@@ -81,7 +81,7 @@ def test_a_group_is_created_once_for_a_key(client: Client, server: Server) -> No
         (OURS, [ANNA, BEN], "Hi", "x" * 101, "invalid_request"),
     ],
 )
-def test_a_group_that_cannot_be_says_why(
+def test_invalid_group_is_refused_with_its_code(
     client: Client, from_handle: str, addresses: list[str], message: str, title: str | None, code: str
 ) -> None:
     with pytest.raises(PermanentError) as raised:
@@ -89,7 +89,7 @@ def test_a_group_that_cannot_be_says_why(
     assert code_of(raised) == code
 
 
-def test_a_group_is_renamed_and_people_come_and_go(client: Client, server: Server) -> None:
+def test_group_is_renamed_and_participants_change(client: Client, server: Server) -> None:
     group = client.create_group(OURS, [ANNA, BEN], "Hello")
     renamed = client.rename_group(group.id, "New")
     assert renamed is not None
@@ -104,7 +104,7 @@ def test_a_group_is_renamed_and_people_come_and_go(client: Client, server: Serve
     assert extra == {"participants": [BEN]}
 
 
-def test_what_is_not_a_group_cannot_be_changed(client: Client, server: Server) -> None:
+def test_chat_that_is_not_a_group_cannot_be_changed(client: Client, server: Server) -> None:
     direct = next(row["id"] for row in server.truth().chats if not row["is_group"])
     calls: list[Callable[[], object]] = [
         lambda: client.rename_group(direct, "x"),
@@ -117,7 +117,7 @@ def test_what_is_not_a_group_cannot_be_changed(client: Client, server: Server) -
         assert code_of(raised) == "not_a_group"
 
 
-def test_receipts_and_typing(client: Client, server: Server) -> None:
+def test_receipts_and_typing_are_sent(client: Client, server: Server) -> None:
     message = next(row for row in server.truth().messages if row["direction"] == "inbound")
     client.mark_read(message["conversation_id"])
     client.set_typing(message["conversation_id"], True)
@@ -127,7 +127,7 @@ def test_receipts_and_typing(client: Client, server: Server) -> None:
         client.mark_read("00000000-0000-4000-8000-000000000000")
 
 
-def test_messages_are_sent_once_for_a_key(client: Client, server: Server) -> None:
+def test_message_is_sent_once_per_key(client: Client, server: Server) -> None:
     first = client.send_message("Hi", to=ANNA, from_handle=OURS, idempotency_key="m1")
     again = client.send_message("Hi", to=ANNA, from_handle=OURS, idempotency_key="m1")
     reply = client.send_message("More", conversation_id=first.conversation_id)
@@ -149,13 +149,13 @@ def page_of(rows: list[Any], model: Any = Chat, body: bytes | None = None) -> Pa
 GOOD = {"id": "c1", "from_handle": OURS, "last_message_at": "2026-01-01T00:00:00.123Z", "is_group": False}
 
 
-def test_one_odd_row_changes_nothing_about_the_others() -> None:
+def test_odd_row_does_not_affect_the_others() -> None:
     fast, slow = page_of([GOOD]), page_of([GOOD, {"id": "c2", "new": 1}])
     assert fast.rows[0] == slow.rows[0]
     assert len(slow.rows) == 2
 
 
-def test_what_is_not_declared_is_kept_to_the_letter() -> None:
+def test_undeclared_fields_are_stored_unchanged() -> None:
     body = b'{"data":[{"id":"c1","big":12345678901234567890123,"dec":1.10000000000000000001,"title":7,"o":{"a":[1]}}]}'
     (row,) = page_of([], body=body).rows
     extra = msgspec.json.decode(row.extra, type=dict[str, msgspec.Raw])
@@ -181,7 +181,7 @@ def test_what_is_not_declared_is_kept_to_the_letter() -> None:
         (None, "not an object"),
     ],
 )
-def test_a_row_that_cannot_be_read_is_kept_whole_with_the_reason(row: Any, reason: str) -> None:
+def test_unreadable_row_is_rejected_whole_with_the_reason(row: Any, reason: str) -> None:
     page = page_of([GOOD, row])
     (rejected,) = page.rejected
     assert (rejected.reason, json.loads(rejected.row), rejected.request_id) == (reason, row, "req_9")
@@ -190,7 +190,7 @@ def test_a_row_that_cannot_be_read_is_kept_whole_with_the_reason(row: Any, reaso
 
 @pytest.mark.parametrize("other", [b'{"id":"m0"}', b'{"id":"m0","new":1}'])
 @pytest.mark.parametrize(("sent", "read"), [(b"party \\ud83c", "party ?"), (b"caf\xe9", "caf\ufffd")])
-def test_a_text_that_is_no_text_costs_only_itself(other: bytes, sent: bytes, read: str) -> None:
+def test_text_with_invalid_characters_affects_no_other_field(other: bytes, sent: bytes, read: str) -> None:
     body = b'{"data":[' + other + b',{"id":"m1","text":"' + sent + b'"},{"id":"m2","text":"\\ud83c\\udf89"}]}'
     assert [row.text for row in page_of([], Message, body).rows] == [None, read, "🎉"]
 
@@ -200,7 +200,7 @@ def test_a_text_that_is_no_text_costs_only_itself(other: bytes, sent: bytes, rea
     [b'{"data":[{"id":"m1"', b"<html>", b"{}", b'{"data":{}}', b'{"data":[],"has_more":"x"}', b"\xff", b"[]",
      b'{"error":"unavailable","request_id":"req_1"}', b'{"has_more":true}', b'{"data":"null"}'],
 )  # fmt: skip
-def test_what_is_no_page_is_malformed(body: bytes) -> None:
+def test_answer_that_is_not_a_page_is_malformed(body: bytes) -> None:
     now = datetime.now(UTC)
     with pytest.raises(msgspec.DecodeError):
         decode_page(Chat, "chats", 100, Answer(200, body, "req_9", now, now))
@@ -228,7 +228,7 @@ def test_empty_list_has_many_spellings(status: int, body: bytes, has_more: bool 
 
 
 def around(row: bytes) -> bytes:
-    """A page with a row between two sound ones."""
+    """Build a page with a row between two valid ones."""
     return b'{"data":[{"id":"m1","text":"a"},' + row + b',{"id":"m3","text":"c"}],"has_more":true,"request_id":"r"}'
 
 
@@ -251,7 +251,7 @@ DEEP, DEEPER = "[" * 120 + "]" * 120, "[" * 1500 + "]" * 1500
         (b'{"id":"m2","id":"m2","text":"a","text":"b"}', "b", None, None),
     ],
 )  # fmt: skip
-def test_what_a_lenient_reader_understands_is_read(row: bytes, text: str | None, metadata: Any, extra: Any) -> None:
+def test_lenient_json_is_read(row: bytes, text: str | None, metadata: Any, extra: Any) -> None:
     page = page_of([], Message, around(row))
     assert [one.id for one in page.rows] == ["m1", "m2", "m3"]
     assert not page.rejected
@@ -279,14 +279,14 @@ def test_what_a_lenient_reader_understands_is_read(row: bytes, text: str | None,
         (b'{"id":"m2","created_at":' + DEEPER.encode() + b"}", "created_at is not a timestamp"),
     ],
 )
-def test_row_that_nobody_can_read_is_rejected_alone_and_whole(row: bytes, reason: str) -> None:
+def test_unreadable_row_is_rejected_alone_and_whole(row: bytes, reason: str) -> None:
     page = page_of([], Message, around(row))
     assert [one.id for one in page.rows] == ["m1", "m3"]
     assert [(one.reason, one.row) for one in page.rejected] == [(reason, row.decode())]
     assert page.has_more
 
 
-def test_answer_with_any_byte_missing_loses_one_row_and_one_cut_off_is_malformed() -> None:
+def test_answer_with_a_missing_byte_loses_one_row_at_most() -> None:
     body = around(b'{"id":"m2","text":"b","attachments":[{"id":"a1"}]}')
     first, last = body.index(b"["), body.rindex(b"]")
     for at in range(first + 1, last):
@@ -306,7 +306,7 @@ def test_answer_in_any_unicode_encoding_is_read(encoding: str) -> None:
     assert page_of([], Message, body).rows[0].text == "café 🎉"
 
 
-def test_chat_by_id_is_read_as_leniently(client: Client, server: Server) -> None:
+def test_chat_by_id_is_read_leniently(client: Client, server: Server) -> None:
     chat_id = client.list_chats().rows[0].id
     server.knobs.transform_body = lambda _path, body: (
         b"\xef\xbb\xbf"
@@ -342,13 +342,13 @@ def test_zero_time_is_no_time_in_any_field(written: Any) -> None:
 
 
 @pytest.mark.parametrize("written", SPELLINGS)
-def test_time_is_read_in_any_spelling_that_has_one_meaning(written: Any) -> None:
+def test_time_is_read_in_any_unambiguous_spelling(written: Any) -> None:
     (row,) = page_of([{"id": "c1", "last_message_at": written, "created_at": written}]).rows
     assert row.last_message_at == row.created_at == row.cursor_at == datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.mark.parametrize("written", IMPOSSIBLE)
-def test_time_that_no_destination_holds_is_rejected_or_kept_aside(written: Any) -> None:
+def test_time_that_no_destination_stores_is_rejected_or_in_extra(written: Any) -> None:
     page = page_of([{"id": "m1", "created_at": written}, {"id": "m2", "read_at": written}, {"id": "m3"}], Message)
     assert [one.reason for one in page.rejected] == ["created_at is not a timestamp"]
     assert [(row.id, row.read_at) for row in page.rows] == [("m2", None), ("m3", None)]
@@ -405,7 +405,7 @@ SIGNED = "https://files.example/x/canary?sig=canary"
     ],
 )
 @pytest.mark.parametrize("more", [{}, {"created_at": "never"}, {"media": {"url": SIGNED}, "preview": f"x {SIGNED}"}])
-def test_no_signed_link_is_stored_from_any_shape(attachments: Any, more: dict[str, Any]) -> None:
+def test_no_signed_link_is_stored_from_any_json(attachments: Any, more: dict[str, Any]) -> None:
     link = "https://example.com/?q=1"
     sound = {"text": f"see {link}", "metadata": {"page": link}, "site": "https://a.example/b"}
     row = {"id": "m1", "attachments": attachments} | sound | more
@@ -418,11 +418,11 @@ def test_no_signed_link_is_stored_from_any_shape(attachments: Any, more: dict[st
         stored = json.dumps([item.data.to_pylist() for item in buffer.flush()], default=str)
         assert "canary" not in stored
         assert len(page) >= 1
-        for kept in (link, "https://a.example/b") if "NaN" not in body else ():
-            assert kept in stored, "what people write is theirs"
+        for allowed in (link, "https://a.example/b") if "NaN" not in body else ():
+            assert allowed in stored, "what people write is theirs"
 
 
-def test_an_attachment_that_cannot_be_read_is_rejected_alone() -> None:
+def test_unreadable_attachment_is_rejected_alone() -> None:
     message = {"id": "m1", "attachments": [{"id": "a1", "url": "https://x", "new": 1}, {"filename": "no id"}]}
     page = page_of([message], Message)
     assert [file.id for file in page.rows[0].attachments] == ["a1"]
@@ -440,7 +440,7 @@ names = st.sampled_from(["id", "text", "created_at", "sent_at", "attachments", "
 
 @settings(deadline=None)  # the first example imports pyarrow
 @given(st.lists(st.dictionaries(names, json_values | st.just("x1"), max_size=6) | json_values, max_size=5))
-def test_every_row_is_read_or_rejected_and_can_land(rows: list[Any]) -> None:
+def test_every_row_is_read_or_rejected_and_can_be_loaded(rows: list[Any]) -> None:
     page = page_of(rows, Message)
     whole = [one for one in page.rejected if one.stream == "chats"]
     assert len(page.rows) + len(whole) == len(rows)
@@ -451,7 +451,7 @@ def test_every_row_is_read_or_rejected_and_can_land(rows: list[Any]) -> None:
         fingerprint(row)
 
 
-def test_the_signed_link_never_lands_and_is_no_change() -> None:
+def test_signed_link_is_not_loaded_and_not_compared() -> None:
     rows = [page_of([{"id": "m1", "attachments": [{"id": "a1", "url": url}]}], Message).rows[0] for url in "ab"]
     assert fingerprint(rows[0]) == fingerprint(rows[1])
     assert "url" not in ATTACHMENTS.column_names
@@ -460,11 +460,11 @@ def test_the_signed_link_never_lands_and_is_no_change() -> None:
 @pytest.mark.parametrize(
     "change", [{"title": "b"}, {"is_group": True}, {"new": 1}, {"updated_at": "2026-01-01T00:00:00Z"}]
 )
-def test_a_change_of_anything_that_lands_is_a_change(change: dict[str, Any]) -> None:
+def test_change_of_any_loaded_field_changes_the_fingerprint(change: dict[str, Any]) -> None:
     assert fingerprint(page_of([GOOD]).rows[0]) != fingerprint(page_of([GOOD | change]).rows[0])
 
 
-def test_rows_become_columns_of_the_declared_types() -> None:
+def test_columns_have_the_declared_types() -> None:
     import pyarrow as pa
 
     message = {"id": "m1", "sent_at": "2026-01-01T01:00:00+01:00", "metadata": {"a": 1}, "error": None, "new": [1]}
@@ -477,7 +477,7 @@ def test_rows_become_columns_of_the_declared_types() -> None:
     assert row["attachment_count"] == 0
 
 
-def test_the_later_reading_of_a_row_replaces_the_earlier() -> None:
+def test_later_reading_of_a_row_replaces_the_earlier_one() -> None:
     buffer = RowBuffer(("messages", "attachments"))
     for text in ("first", "second"):
         buffer.add(page_of([{"id": "m1", "text": text, "attachments": [{"id": "a1"}]}], Message))

@@ -1,4 +1,4 @@
-"""Answers that never come to an end: every exchange is over in time, whatever part of it is slow."""
+"""Answers that never end: every exchange ends in time, whichever part of it is slow."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Handler = Callable[[socket.socket], None]
 
 @contextmanager
 def handling(handler: Handler) -> Iterator[int]:
-    """Let a handler have every connection, in a thread of its own. Yields the port."""
+    """Run a handler in a new thread for each connection. Yield the port."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def handle(connection: socket.socket) -> None:
@@ -48,7 +48,7 @@ def transport_to(port: int, scheme: str = "http") -> Transport:
 
 
 def drip(begin: bytes, piece: bytes = b" ") -> Handler:
-    """Answer with `begin` and then a piece every 50 ms, for far longer than anybody may wait."""
+    """Answer with `begin` and then a chunk every 50 ms, for far longer than the deadline."""
 
     def handler(connection: socket.socket) -> None:
         connection.recv(65536)
@@ -89,7 +89,7 @@ SLOW = {
 
 
 @pytest.mark.parametrize("part", SLOW)
-def test_a_slow_answer_ends_at_the_deadline(part: str) -> None:
+def test_slow_answer_ends_at_the_deadline(part: str) -> None:
     with handling(SLOW[part]) as port, Client(transport_to(port)) as client:
         began = time.monotonic()
         with pytest.raises(RetryableError, match=r"within 0.3 s \(timeout_seconds\)") as raised:
@@ -98,7 +98,7 @@ def test_a_slow_answer_ends_at_the_deadline(part: str) -> None:
         assert not isinstance(raised.value, UnreachableError), "the API is there"
 
 
-def test_a_slow_answer_on_a_connection_in_use_ends_at_the_deadline() -> None:
+def test_slow_answer_on_a_reused_connection_ends_at_the_deadline() -> None:
     with handling(good_once) as port, Client(transport_to(port)) as client:
         client.list_numbers()
         time.sleep(TIMEOUT_SECONDS + 0.1)  # the time of the exchange before is over
@@ -109,7 +109,7 @@ def test_a_slow_answer_on_a_connection_in_use_ends_at_the_deadline() -> None:
 
 
 @pytest.mark.parametrize("handler", [silent, drip(b"\x16\x03\x03\x40\x00", b"\0")])
-def test_a_handshake_that_hangs_is_no_connection(handler: Handler) -> None:
+def test_hanging_handshake_is_a_connection_error(handler: Handler) -> None:
     with handling(handler) as port, Client(transport_to(port, "https")) as client:
         began = time.monotonic()
         with pytest.raises(UnreachableError):
@@ -117,7 +117,7 @@ def test_a_handshake_that_hangs_is_no_connection(handler: Handler) -> None:
         assert time.monotonic() - began < TIMEOUT_SECONDS + 0.5
 
 
-def test_a_stop_is_heeded_when_a_slow_answer_is_over() -> None:
+def test_stop_ends_the_run_after_a_slow_answer() -> None:
     with handling(SLOW["body"]) as port:
         stop = threading.Event()
         transport = Transport(f"http://127.0.0.1:{port}/v1", "sk_1", None, timeout_seconds=TIMEOUT_SECONDS, stop=stop)
@@ -150,7 +150,7 @@ BOMB = gzip.compress(b" " * 20_000_000, mtime=0)
         (b"data", b"gzip", "could not be reached"),
     ],
 )
-def test_a_compressed_answer_is_bounded(
+def test_size_of_a_compressed_answer_is_limited(
     body: bytes, encoding: bytes, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("msgbubbles.responses.MAX_BODY_BYTES", 1_000_000)
@@ -163,6 +163,6 @@ def test_a_compressed_answer_is_bounded(
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_deadline_that_cannot_be_is_refused(seconds: float) -> None:
+def test_invalid_deadline_is_refused(seconds: float) -> None:
     with pytest.raises(ConfigurationError, match="timeout_seconds"):
         Transport("https://127.0.0.1/v1", "sk_1", None, timeout_seconds=seconds)

@@ -1,4 +1,4 @@
-"""Pages that the API cannot make at the size asked for, and what is asked for then."""
+"""Pages that the API cannot make at the requested size, and the sizes that are requested then."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def client_of(server: Server, **options: Any) -> Client:
 
 
 def read_all(client: Client, stream: str = "messages") -> tuple[set[str], int]:
-    """The ids of all rows of a stream, and how many tie overflows were met."""
+    """Return the ids of all rows of a stream, and the number of tie overflows."""
 
     def fetch(before: str | None) -> Page[Any]:
         return client.list_chats(before=before) if stream == "chats" else client.list_messages(before=before)
@@ -78,7 +78,7 @@ FAULTS: dict[str, tuple[int, Callable[[], tuple[int, dict[str, str], bytes]]]] =
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_smaller_pages_are_asked_for_when_large_ones_fail(server: Server, fault: str) -> None:
+def test_smaller_pages_are_requested_after_failures(server: Server, fault: str) -> None:
     limit, answer = FAULTS[fault]
     server.knobs.answer = over(limit, answer)
     with client_of(server, timeout_seconds=0.25) as client:
@@ -92,14 +92,14 @@ def test_smaller_pages_are_asked_for_when_large_ones_fail(server: Server, fault:
 
 
 @pytest.mark.parametrize("max_attempts", [2, 3, 4, 6])
-def test_the_tries_of_a_request_suffice_however_few(server: Server, max_attempts: int) -> None:
+def test_few_attempts_suffice_to_find_a_size(server: Server, max_attempts: int) -> None:
     server.knobs.answer = over(1, FAULTS["503"][1])
     with client_of(server, max_attempts=max_attempts) as client:
         assert len(client.list_messages().rows) == 1
     assert [seen.status for seen in server.requests[:max_attempts]] == [503] * (max_attempts - 1) + [200]
 
 
-def test_a_body_over_the_bound_is_asked_for_in_parts(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_over_the_size_limit_is_read_in_parts(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("msgbubbles.responses.MAX_BODY_BYTES", 20_000)
     with client_of(server) as client:
         assert read_all(client) == ({row["id"] for row in server.truth().messages}, 0)
@@ -109,7 +109,7 @@ def test_a_body_over_the_bound_is_asked_for_in_parts(server: Server, monkeypatch
             client.list_messages()
 
 
-def test_after_an_outage_pages_are_large_again_at_once(server: Server) -> None:
+def test_pages_are_large_again_after_an_outage(server: Server) -> None:
     with client_of(server) as client:
         server.knobs.answer = lambda *_: (503, {}, b"") if len(server.requests) < 5 else None
         ids, overflows = read_all(client)
@@ -126,7 +126,7 @@ def test_after_an_outage_pages_are_large_again_at_once(server: Server) -> None:
         assert server.requests[-1].query["limit"] == "100"
 
 
-def test_a_page_is_full_by_the_limit_that_was_asked_for(server: Server) -> None:
+def test_page_is_full_by_the_requested_limit(server: Server) -> None:
     server.knobs.answer = over(25, FAULTS["503"][1])
     with client_of(server) as client:
         page = client.list_messages()
@@ -134,7 +134,7 @@ def test_a_page_is_full_by_the_limit_that_was_asked_for(server: Server) -> None:
         assert not client.list_messages(before="1971-01-01T00:00:00Z").full
 
 
-def test_a_refusal_for_another_reason_costs_one_more_request(server: Server) -> None:
+def test_refusal_for_another_reason_costs_one_request(server: Server) -> None:
     server.knobs.answer = lambda *_: (400, {}, b'{"error": "invalid_request"}')
     with client_of(server) as client:
         with pytest.raises(PermanentError):
@@ -144,7 +144,7 @@ def test_a_refusal_for_another_reason_costs_one_more_request(server: Server) -> 
         assert client.list_chats().full
 
 
-def test_a_page_too_small_for_its_ties_is_asked_for_larger() -> None:
+def test_page_too_small_for_its_ties_is_enlarged() -> None:
     account, at = Account(), datetime(2026, 5, 1, tzinfo=UTC)
     chat_id = account.add_chat("+14155550100", "+14155550123", at)
     account.add_messages(NewMessage(chat_id, "inbound", "hello", at, "received") for _ in range(40))
@@ -160,7 +160,7 @@ def test_a_page_too_small_for_its_ties_is_asked_for_larger() -> None:
 
 @pytest.mark.parametrize("feed", [True, False])
 @pytest.mark.parametrize("fault", ["503", "400"])
-def test_an_account_is_read_whole_in_smaller_pages(fault: str, feed: bool) -> None:
+def test_account_is_read_completely_in_smaller_pages(fault: str, feed: bool) -> None:
     limit, answer = FAULTS[fault]
     knobs = Knobs(feed=feed, answer=over(limit, answer))
     with closing(World(knobs, SourceConfig(), page_size=100)) as world:

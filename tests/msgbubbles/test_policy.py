@@ -48,7 +48,7 @@ def message(**fields: Any) -> Message:
     return row
 
 
-def test_a_pseudonym_is_of_the_person_and_not_of_the_spelling() -> None:
+def test_pseudonym_is_equal_for_all_spellings() -> None:
     assert NAMES.handle("+1 (415) 555-0111") == NAMES.handle(ANN) != NAMES.handle("+14155550112")
     assert NAMES.handle("Ben@Example.COM") == NAMES.handle(BEN)
     assert Pseudonymizer(KEY + ".").handle(ANN) != NAMES.handle(ANN)
@@ -57,7 +57,7 @@ def test_a_pseudonym_is_of_the_person_and_not_of_the_spelling() -> None:
 
 
 @given(st.text(max_size=30))
-def test_a_pseudonym_is_never_taken_for_a_number(written: str) -> None:
+def test_pseudonym_is_never_mistaken_for_a_number(written: str) -> None:
     pseudonym = NAMES.handle(written)
     assert PSEUDONYM.fullmatch(pseudonym)
     assert pseudonym.startswith("p_")
@@ -73,18 +73,18 @@ def test_a_pseudonym_is_never_taken_for_a_number(written: str) -> None:
         ({"own_numbers": "pseudonym"}, "requires handles"),
     ],
 )
-def test_a_setting_that_means_nothing_is_refused_with_what_it_may_be(settings: dict[str, Any], says: str) -> None:
+def test_invalid_policy_setting_is_refused_with_valid_values(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(says)):
         parse_policy(settings)
 
 
 @pytest.mark.parametrize("key", [None, "", "short"])
-def test_a_policy_needs_a_key_that_cannot_be_guessed(key: object) -> None:
+def test_policy_needs_a_strong_key(key: object) -> None:
     with pytest.raises(ConfigurationError, match="token_hex"):
         Pseudonymizer.from_key(key)
 
 
-def test_settings_go_before_those_of_the_preset() -> None:
+def test_settings_override_the_preset() -> None:
     assert parse_policy({}) == FULL
     assert parse_policy({"preset": "minimal", "text": "keep", "text_days": "30"}) == msgspec.structs.replace(
         MINIMAL, text="keep", text_days=30
@@ -93,7 +93,7 @@ def test_settings_go_before_those_of_the_preset() -> None:
     assert ANALYTICS.loosened(MINIMAL) == ["own_numbers", "text", "titles"]
 
 
-def test_of_a_message_only_what_the_policy_knows_is_left() -> None:
+def test_unknown_parts_of_a_message_are_dropped() -> None:
     fields = {
         "conversation_id": "c1", "direction": "inbound", "status": "received", "channel": "sms", "text": "hello",
         "effect": "not one of the words, but a text", "error": {"code": "device_offline", "message": f"not to {ANN}"},
@@ -125,7 +125,7 @@ def test_of_a_message_only_what_the_policy_knows_is_left() -> None:
         {"who": {"name": "Ann", "handle": ANN}},
     ],
 )
-def test_sender_in_any_field_is_a_handle_and_leaves_nothing_behind(fields: dict[str, Any]) -> None:
+def test_sender_in_any_field_is_redacted(fields: dict[str, Any]) -> None:
     raw = msgspec.Raw(json.dumps({"id": "m1", "unknown": 1} | fields).encode())
     policy = msgspec.structs.replace(ANALYTICS, extra="keep")
     for erased in (frozenset[str](), frozenset({NAMES.erased_handle(ANN)})):
@@ -136,14 +136,14 @@ def test_sender_in_any_field_is_a_handle_and_leaves_nothing_behind(fields: dict[
         if not erased:
             assert left.sender_handle == NAMES.handle(ANN)
             assert json.loads(bytes(left.extra)) == {"unknown": 1}
-    kept, _ = read_row(Message, raw, "messages", None, sender_fields=("who", *SENDER_FIELDS))
-    assert kept is not None
-    assert (b"Ann" in bytes(Redactor().message(kept).extra)) == ("name" in json.dumps(fields)), (
+    stored, _ = read_row(Message, raw, "messages", None, sender_fields=("who", *SENDER_FIELDS))
+    assert stored is not None
+    assert (b"Ann" in bytes(Redactor().message(stored).extra)) == ("name" in json.dumps(fields)), (
         "who keeps all, keeps it"
     )
 
 
-def test_our_numbers_stay_readable_by_choice_wherever_they_are() -> None:
+def test_own_numbers_stay_readable_if_configured() -> None:
     number = Number(handle=OURS, label="Ann's desk", channels=msgspec.Raw(b'["sms"]'))
     keeps, hides = redactor(ANALYTICS), redactor(MINIMAL)
     early = keeps.handle(OURS)
@@ -156,7 +156,7 @@ def test_our_numbers_stay_readable_by_choice_wherever_they_are() -> None:
     assert hides.number(Number(handle=OURS)).handle == hides.handle(OURS) == NAMES.handle(OURS)
 
 
-def test_a_row_that_could_not_be_read_is_told_apart_and_not_kept() -> None:
+def test_rejected_row_is_replaced_by_a_hash() -> None:
     rows = [RejectedRow("messages", "no usable id", f'{{"text": "{text}"}}', "req_1") for text in "aab"]
     left = [redactor(MINIMAL).rejected(one) for one in rows]
     assert [one.row[:2] for one in left] == ["r_"] * 3
@@ -166,7 +166,7 @@ def test_a_row_that_could_not_be_read_is_told_apart_and_not_kept() -> None:
     assert Redactor().rejected(rows[0]) == rows[0]
 
 
-def test_of_a_payload_only_known_fields_of_their_kind_are_left() -> None:
+def test_unknown_fields_of_a_payload_are_dropped() -> None:
     payload = {
         "id": "evt_1", "type": "message.received", "created_at": "2026-03-01T00:00:00Z", "note": "unknown",
         "handle": ANN, "timestamp": 12.5, "status": {"of": ANN}, "data": {"conversation_id": "c1", "secret": 1},
@@ -182,7 +182,7 @@ def test_of_a_payload_only_known_fields_of_their_kind_are_left() -> None:
     assert redact_payload(redactor(MINIMAL), known) == known
 
 
-def test_texts_expire_and_threads_without_a_new_message_are_left_out() -> None:
+def test_texts_expire_and_dormant_chats_are_left_out() -> None:
     policy = msgspec.structs.replace(FULL, text_days=10, thread_days=20)
     one = redactor(policy, now=lambda: AT + timedelta(days=10, seconds=1))
     assert one.message(message(text="old")).text is None
@@ -196,7 +196,7 @@ def test_texts_expire_and_threads_without_a_new_message_are_left_out() -> None:
     assert [item.data.column("id").to_pylist() for item in buffer.flush()] == [["c2"]]
 
 
-def test_the_source_takes_its_policy_from_dlts_configuration_and_from_its_caller(
+def test_source_takes_its_policy_from_configuration_or_caller(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert _configure_redactor(None).is_idle
@@ -230,7 +230,7 @@ def test_handle_is_one_person_in_every_spelling(handle: str) -> None:
 
 
 def handles_in(text: str, *handles: str) -> list[str]:
-    """Those that are in a text, in whatever spelling."""
+    """Return the handles in a text, in any spelling."""
     plain = unicodedata.normalize("NFKC", text).lower()
     plain = "".join(one for one in plain if one.isalnum() or one in "@")
     wanted = {one: "".join(part for part in one if part.isalnum() or part == "@") for one in handles}
@@ -251,7 +251,7 @@ def texts_in(value: Any) -> Iterator[str]:
 
 @contextmanager
 def world_of(*people: str, policy: Redactor | None = None, knobs: Knobs | None = None) -> Iterator[World]:
-    """Threads with Ann and Ben, and a group of them; of the people not named, nobody is there and wrote anything."""
+    """Build chats with Ann and Ben, and a group of them. People who are not in `people` do not exist."""
     world = World(knobs or Knobs(), SourceConfig(participants=True), page_size=5)
     world.redactor = policy or Redactor()
     at = world.at()
@@ -277,9 +277,7 @@ GROUP = "00000000-0000-4000-8000-000000000009"
     [(FULL, True), (MINIMAL, True), (ANALYTICS, False), (MINIMAL, False)],
     ids=["full, erased", "minimal, erased", "analytics", "minimal"],
 )
-def test_no_handle_lands_in_a_column_or_name_that_is_not_for_handles(
-    policy: Policy, is_erased: bool, feed: bool
-) -> None:
+def test_no_handle_is_loaded_into_other_columns_or_names(policy: Policy, is_erased: bool, feed: bool) -> None:
     every = [*spellings(ANN), *spellings("carla@example.com")]
     # What a chat is asked for by, and who is in it.
     own = frozenset({"conversation_id", "from_handle", "handle", "sender"})
@@ -320,7 +318,7 @@ def test_names_of_unknown_fields_are_recorded_without_handles(policy: Policy) ->
 
 
 def write(world: World, chat: str, people: list[str], at: datetime, seconds: range) -> None:
-    """One message a second, of Ann, Ben and us in turn, as far as they are there; each has the id of its second."""
+    """Write one message a second, from Ann, Ben and us in turn, if they exist; its id is the second."""
     turns = (ANN, BEN, OURS) if chat == GROUP else people
     messages = [
         NewMessage(chat, "outbound" if person == OURS else "inbound", f"{person} at {second}",
@@ -339,7 +337,7 @@ def rows(world: World, table: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("feed", [True, False])
-def test_rows_by_a_policy_are_the_rows_without_it_but_for_who_it_is(feed: bool) -> None:
+def test_policy_changes_nothing_but_personal_data(feed: bool) -> None:
     tables = ("chats", "messages", "numbers", "participant_lists", "participant_reads", "chat_titles")
     with world_of(ANN, BEN, knobs=Knobs(feed=feed)) as whole:
         whole.sync()
@@ -364,7 +362,7 @@ def test_rows_by_a_policy_are_the_rows_without_it_but_for_who_it_is(feed: bool) 
         assert {row["handle"] for row in rows(world, "participant_lists")} == {NAMES.handle(ANN), NAMES.handle(BEN)}
         everything = repr(world.store.tables) + repr(world.store.states)
         assert not [word for word in (ANN, BEN, "Team", " at 2") if word in everything]
-        # What is unchanged does not land again, and what has changed does.
+        # Unchanged rows are not loaded again; changed ones are.
         again = world.sync()
         assert {table: changes.loaded for table, changes in again.changes.items() if changes.loaded} == {}
         world.account.rename(GROUP, "Other", world.at())
@@ -375,7 +373,7 @@ def test_rows_by_a_policy_are_the_rows_without_it_but_for_who_it_is(feed: bool) 
 
 @pytest.mark.parametrize("feed", [True, False])
 @pytest.mark.parametrize("policy", [FULL, MINIMAL], ids=["full", "minimal"])
-def test_who_is_erased_does_not_land_and_nothing_else_is_missing(policy: Policy, feed: bool) -> None:
+def test_erased_people_are_not_loaded_and_nothing_else_is_missing(policy: Policy, feed: bool) -> None:
     tables = ("chats", "messages", "participant_lists", "chat_titles")
     with world_of(BEN, policy=redactor(policy), knobs=Knobs(feed=feed)) as without:
         without.sync()

@@ -1,7 +1,7 @@
-"""How much of a limit a backfill uses, and that it stays within it: processes of their own, real time, shorter minutes.
+"""A backfill uses the whole limit and stays within it: real processes and real time, but shorter minutes.
 
-A whole run of the job under a limit of 120 in 60 s takes minutes; these have windows of seconds, and the budget's is
-longer by the same part.
+A run under a limit of 120 in 60 s takes minutes. These have windows of seconds, and the rate limiter's is longer by the
+same ratio.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ with Client(Transport(url, key, budget)) as client:
 
 @dataclass
 class Limited:
-    """An account behind a limit of `limit` requests in `window_seconds`, and what it was asked."""
+    """An account behind a limit of `limit` requests in `window_seconds`, and its requests."""
 
     server: Server
     limit: int
@@ -55,8 +55,8 @@ class Limited:
     folder: Path
     asked_at: list[float] = field(default_factory=list)
 
-    def backfill(self, *told: int) -> None:
-        """Read all messages in as many processes as limits are told, which share a budget."""
+    def backfill(self, *configured: int) -> None:
+        """Read all messages with one process per configured limit; they share a record."""
         # As 61 seconds are to a minute.
         window_seconds = self.window_seconds * WINDOW_SECONDS / 60
         processes = [
@@ -70,7 +70,7 @@ class Limited:
                 cwd=PIPELINES,
                 text=True,
             )
-            for limit in told
+            for limit in configured
         ]
         for process in processes:
             assert process.stdout
@@ -84,12 +84,12 @@ class Limited:
             assert process.returncode == 0
 
     def share(self) -> float:
-        """The least time that the limit makes so many requests take, as a part of the time that they took."""
+        """Return the shortest possible time for the requests under the limit, as a share of the time they took."""
         least_seconds = (len(self.asked_at) - 1) // self.limit * self.window_seconds
         return least_seconds / (self.asked_at[-1] - self.asked_at[0])
 
     def note_rate_limited(self) -> list[int]:
-        """Which requests were answered with 429, by number."""
+        """Return the numbers of the requests that were answered with 429."""
         return [number for number, seen in enumerate(self.server.requests) if seen.status == 429]
 
 
@@ -98,7 +98,7 @@ NewLimited = Callable[..., Limited]
 
 @pytest.fixture
 def new_limited(tmp_path: Path) -> Iterator[NewLimited]:
-    """Makes an account whose messages take so many requests to read."""
+    """Return a function that builds an account whose messages take this many requests to read."""
     with ExitStack() as stack:
 
         def make(requests: int, limit: int, window_seconds: float) -> Limited:
@@ -118,7 +118,7 @@ def new_limited(tmp_path: Path) -> Iterator[NewLimited]:
         yield make
 
 
-def test_a_backfill_uses_what_the_limit_allows_and_never_more(new_limited: NewLimited) -> None:
+def test_backfill_uses_the_whole_limit_and_never_more(new_limited: NewLimited) -> None:
     limited = new_limited(requests=1001, limit=250, window_seconds=6)
     limited.backfill(250)
     assert len(limited.asked_at) >= 1001
@@ -126,7 +126,7 @@ def test_a_backfill_uses_what_the_limit_allows_and_never_more(new_limited: NewLi
     assert limited.share() >= 0.97
 
 
-def test_two_processes_with_one_key_stay_within_it_together(new_limited: NewLimited) -> None:
+def test_two_processes_with_one_key_share_the_limit(new_limited: NewLimited) -> None:
     limited = new_limited(requests=251, limit=250, window_seconds=6)
     limited.backfill(250, 250)
     assert len(limited.asked_at) >= 502
@@ -134,11 +134,11 @@ def test_two_processes_with_one_key_stay_within_it_together(new_limited: NewLimi
     assert limited.share() >= 0.97
 
 
-def test_a_lower_limit_that_nobody_told_is_learned_from_few_answers(new_limited: NewLimited) -> None:
-    """test_budget.py tells how few, with time of its own and every kind of window."""
-    told, real = 160, 40
+def test_lower_limit_is_learned_from_few_429s(new_limited: NewLimited) -> None:
+    """test_rate_limit.py shows how few, with simulated time and every kind of window."""
+    configured, real = 160, 40
     limited = new_limited(requests=200, limit=real, window_seconds=3)
-    limited.backfill(told)
+    limited.backfill(configured)
     found = limited.note_rate_limited()
-    assert 1 <= len(found) <= math.ceil(math.log2(told / real)) + 1
+    assert 1 <= len(found) <= math.ceil(math.log2(configured / real)) + 1
     assert len(limited.asked_at) - 1 - found[-1] >= 2 * real, "and then none"

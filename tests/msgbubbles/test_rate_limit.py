@@ -1,4 +1,4 @@
-"""The rate limiter: what it admits, to whom, and what it survives."""
+"""The rate limiter: which requests it admits, for whom, and which faults it survives."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Open = Callable[..., RateLimiter]
 
 @pytest.fixture
 def budget_of(tmp_path: Path, clock: Clock) -> Iterator[Open]:
-    """Opens the one budget of this test, as another process would."""
+    """Return a function that opens the one record of this test, as another process would."""
     opened: list[RateLimiter] = []
 
     def open_it(limit: int = 5, **options: Any) -> RateLimiter:
@@ -96,7 +96,7 @@ def test_no_window_has_more_requests_than_allowed(steps: list[tuple[float, int, 
     assert_no_window_has_more(admitted, limit, 60 - 1e-6)
 
 
-def test_a_burst_is_free_and_the_next_waits_for_the_first_to_leave_the_window(budget_of: Open, clock: Clock) -> None:
+def test_burst_is_allowed_and_the_next_request_waits(budget_of: Open, clock: Clock) -> None:
     rate_limiter = budget_of(5)
     waits = []
     for _ in range(5):
@@ -110,7 +110,7 @@ def test_a_burst_is_free_and_the_next_waits_for_the_first_to_leave_the_window(bu
     assert 0 < rate_limiter.acquire() <= 1, "one has left, not all"
 
 
-def test_a_restart_does_not_forget(budget_of: Open) -> None:
+def test_record_survives_a_restart(budget_of: Open) -> None:
     first = budget_of(3)
     assert [first.acquire() for _ in range(3)] == [0.0] * 3
     first.close()
@@ -119,7 +119,7 @@ def test_a_restart_does_not_forget(budget_of: Open) -> None:
     assert second.acquire() == pytest.approx(WINDOW_SECONDS)
 
 
-def test_a_limit_that_is_lowered_counts_what_was_sent_under_the_higher(budget_of: Open, clock: Clock) -> None:
+def test_lowered_limit_counts_earlier_requests(budget_of: Open, clock: Clock) -> None:
     for _ in range(5):
         assert budget_of(5).acquire() == 0
         clock.now += 1
@@ -143,7 +143,7 @@ print(json.dumps(times))
 
 
 @pytest.mark.slow
-def test_processes_share_it(tmp_path: Path) -> None:
+def test_processes_share_the_limit(tmp_path: Path) -> None:
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", SPEND, str(tmp_path / "budget")],
@@ -169,9 +169,7 @@ def test_processes_share_it(tmp_path: Path) -> None:
     assert 20 < len(times) <= 20 * (int(windows) + 1), "more than one window, and no more than each may have"
 
 
-def test_what_others_send_while_it_waits_for_them_is_not_of_the_future(
-    tmp_path: Path, budget_of: Open, clock: Clock
-) -> None:
+def test_requests_sent_during_a_wait_are_not_in_the_future(tmp_path: Path, budget_of: Open, clock: Clock) -> None:
     rate_limiter = budget_of(1)
     with closing(sqlite3.connect(tmp_path / "budget", isolation_level=None)) as other, ThreadPoolExecutor() as pool:
         other.execute("BEGIN IMMEDIATE")
@@ -186,7 +184,7 @@ def test_what_others_send_while_it_waits_for_them_is_not_of_the_future(
     )
 
 
-def test_a_clock_set_back_neither_blocks_nor_gives_the_window_away(budget_of: Open, clock: Clock) -> None:
+def test_clock_set_back_neither_blocks_nor_frees_the_window(budget_of: Open, clock: Clock) -> None:
     rate_limiter = budget_of(3)
     for _ in range(3):
         rate_limiter.acquire()
@@ -197,7 +195,7 @@ def test_a_clock_set_back_neither_blocks_nor_gives_the_window_away(budget_of: Op
     assert rate_limiter.acquire() == 0
 
 
-def test_a_little_back_is_no_way_around_it_either(budget_of: Open, clock: Clock) -> None:
+def test_clock_set_back_a_little_frees_nothing(budget_of: Open, clock: Clock) -> None:
     rate_limiter = budget_of(3)
     for _ in range(3):
         assert rate_limiter.acquire() == 0
@@ -205,14 +203,14 @@ def test_a_little_back_is_no_way_around_it_either(budget_of: Open, clock: Clock)
     assert rate_limiter.acquire() > 0
 
 
-def test_a_clock_set_forward_does_not_block(budget_of: Open, clock: Clock) -> None:
+def test_clock_set_forward_does_not_block(budget_of: Open, clock: Clock) -> None:
     rate_limiter = budget_of(1)
     rate_limiter.acquire()
     clock.now += 500_000
     assert rate_limiter.acquire() == 0
 
 
-def test_a_429_closes_it_for_everybody_until_it_is_over(budget_of: Open, clock: Clock) -> None:
+def test_429_closes_the_window_for_all_processes(budget_of: Open, clock: Clock) -> None:
     one, other = budget_of(100), budget_of(100)
     one.note_rate_limited(20)
     one.note_rate_limited(5)
@@ -225,7 +223,7 @@ def test_a_429_closes_it_for_everybody_until_it_is_over(budget_of: Open, clock: 
 
 
 class Limiter:
-    """An API that takes `limit` requests a minute, counted in the minutes of the clock or in any."""
+    """An API that admits `limit` requests a minute, by clock minutes or in any minute."""
 
     def __init__(self, limit: int, window: str) -> None:
         self.limit = limit
@@ -233,7 +231,7 @@ class Limiter:
         self.taken: list[float] = []
 
     def refusal(self, now: float) -> float | None:
-        """Take a request and return null, or the seconds until it is worth asking again."""
+        """Admit a request and return null, or return the seconds until the next try."""
         since = now - now % 60 if self.window == "fixed" else now - 60
         self.taken = [at for at in self.taken if at > since]
         if len(self.taken) < self.limit:
@@ -247,7 +245,7 @@ class Limiter:
 @pytest.mark.parametrize("says_how_long", [True, False])
 @pytest.mark.parametrize("window", ["fixed", "rolling"])
 @pytest.mark.parametrize("real", [25, 40, 70, 100])
-def test_a_lower_limit_is_learned_from_few_answers(
+def test_lower_limit_is_learned_from_few_answers(
     budget_of: Open,
     clock: Clock,
     real: int,
@@ -256,11 +254,12 @@ def test_a_lower_limit_is_learned_from_few_answers(
     request_seconds: float,
     begin_seconds: float,
 ) -> None:
-    """A 429 halves the limit, or lowers it to what came through if that is more. It may take one more where a minute of
-    the API ends while requests are sent, because twice its limit came through then.
+    """A 429 halves the limit, or lowers it to the number of admitted requests, if that is more.
+
+    It may take one more if a minute of the API ends while requests are sent: then twice its limit was admitted.
     """
-    told = 120
-    rate_limiter, api = budget_of(told, window_seconds=WINDOW_SECONDS), Limiter(real, window)
+    configured = 120
+    rate_limiter, api = budget_of(configured, window_seconds=WINDOW_SECONDS), Limiter(real, window)
     clock.now = 1_000_020.0 + begin_seconds
     begin, sent, refused = clock.now, list[float](), list[float]()
     while clock.now < begin + 540:
@@ -274,12 +273,12 @@ def test_a_lower_limit_is_learned_from_few_answers(
             continue
         refused.append(clock.now)
         rate_limiter.note_rate_limited(seconds if says_how_long else WINDOW_SECONDS)
-    assert 0 < len(refused) <= math.ceil(math.log2(told / real)) + 1
+    assert 0 < len(refused) <= math.ceil(math.log2(configured / real)) + 1
     assert refused[-1] < begin + 240
     assert len([at for at in sent if at > begin + 300]) >= 3 * real / 2, "no less than half of what is allowed"
 
 
-def test_a_429_of_two_requests_that_were_on_their_way_lowers_the_limit_once(budget_of: Open, clock: Clock) -> None:
+def test_two_429s_in_flight_lower_the_limit_once(budget_of: Open, clock: Clock) -> None:
     one, other = budget_of(100), budget_of(100)
     for _ in range(31):
         assert one.acquire() == 0
@@ -291,13 +290,13 @@ def test_a_429_of_two_requests_that_were_on_their_way_lowers_the_limit_once(budg
     assert one.limit == 61
 
 
-def test_it_is_closed_for_an_hour_at_most(budget_of: Open) -> None:
+def test_window_is_closed_for_an_hour_at_most(budget_of: Open) -> None:
     rate_limiter = budget_of()
     rate_limiter.note_rate_limited(10**9)
     assert rate_limiter.acquire() == pytest.approx(3600)
 
 
-def test_each_key_has_its_own_and_its_file_does_not_name_it(tmp_path: Path) -> None:
+def test_each_key_has_its_own_file_that_does_not_name_it(tmp_path: Path) -> None:
     one, other = (RateLimiter.for_key(key, 1, tmp_path) for key in (SECRET, "another"))
     assert (one.acquire(), other.acquire()) == (0, 0)
     assert one.acquire() > 0
@@ -312,7 +311,7 @@ def test_each_key_has_its_own_and_its_file_does_not_name_it(tmp_path: Path) -> N
         assert SECRET.encode() not in file.read_bytes()
 
 
-def test_nobody_else_may_read_it(tmp_path: Path) -> None:
+def test_record_is_readable_only_by_its_user(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir(mode=0o755)
     for folder in (tmp_path / "new", tmp_path / "shared"):
         rate_limiter = RateLimiter.for_key(SECRET, 1, folder)
@@ -323,7 +322,7 @@ def test_nobody_else_may_read_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("torn", [b"not a database, but long enough" * 50, b"SQLite format 3\0" + b"\xff" * 5000])
-def test_a_torn_file_is_begun_anew(tmp_path: Path, budget_of: Open, torn: bytes) -> None:
+def test_damaged_file_is_replaced(tmp_path: Path, budget_of: Open, torn: bytes) -> None:
     (tmp_path / "budget").write_bytes(torn)
     rate_limiter = budget_of(1)
     assert rate_limiter.acquire() == 0

@@ -54,7 +54,7 @@ def client_of(server: Server, rate_limiter: RateLimiter | None = None, **options
 
 @contextmanager
 def answering(*answers: bytes) -> Iterator[tuple[str, list[bytes]]]:
-    """A server that gives these answers, one a connection, whatever it is asked. Yields its URL and what it got."""
+    """Run a server that sends these answers, one per connection. Yield its URL and its requests."""
     listener = socket.create_server(("127.0.0.1", 0))
     got: list[bytes] = []
 
@@ -80,7 +80,7 @@ def http(status: str, body: str = "{}", *headers: str) -> bytes:
 
 
 @pytest.mark.parametrize("fault", ["server_errors", "cut_bodies", "malformed_bodies"])
-def test_faults_are_tried_again_and_end_as_retryable(server: Server, fault: str) -> None:
+def test_failures_are_retried_and_end_as_retryable(server: Server, fault: str) -> None:
     setattr(server.knobs, fault, 1.0)
     with client_of(server, max_attempts=4) as client, pytest.raises(RetryableError):
         client.list_chats()
@@ -92,7 +92,7 @@ def test_faults_are_tried_again_and_end_as_retryable(server: Server, fault: str)
         assert {len(client.list_chats()) for _ in range(5)} == {20}
 
 
-def test_an_api_that_is_not_there_is_tried_again() -> None:
+def test_unreachable_api_is_retried() -> None:
     with Client(Transport("http://127.0.0.1:9/v1", SECRET, None, max_attempts=3, max_backoff_seconds=0.01)) as client:
         with pytest.raises(RetryableError, match="could not be reached"):
             client.list_chats()
@@ -110,7 +110,7 @@ def test_an_api_that_is_not_there_is_tried_again() -> None:
         ("418 Teapot", "new_code", PermanentError),
     ],
 )
-def test_what_will_not_change_is_not_tried_again(status: str, code: str, kind: type[ApiError]) -> None:
+def test_permanent_failure_is_not_retried(status: str, code: str, kind: type[ApiError]) -> None:
     body = f'{{"error": "{code}", "message": "{TEXT}", "request_id": "req_1"}}'
     with answering(http(status, body)) as (url, got), Client(Transport(url, SECRET, None)) as client:
         with pytest.raises(kind) as raised:
@@ -120,15 +120,15 @@ def test_what_will_not_change_is_not_tried_again(status: str, code: str, kind: t
 
 
 @pytest.mark.parametrize("chat_id", ["x" * 100_000, "half an emoji \ud83d"])
-def test_an_id_that_no_url_holds_is_refused_without_a_request(server: Server, chat_id: str) -> None:
+def test_id_too_long_for_a_url_is_refused_without_a_request(server: Server, chat_id: str) -> None:
     with client_of(server) as client:
         with pytest.raises(PermanentError) as raised:
             client.list_messages(chat_id)
-        assert chat_id not in told(raised.value)
+        assert chat_id not in whole_text(raised.value)
         assert server.requests == []
 
 
-def test_after_429_it_waits_as_long_as_it_is_told_and_does_not_count_that_as_a_try(tmp_path: Path) -> None:
+def test_429_waits_for_retry_after_and_is_no_attempt(tmp_path: Path) -> None:
     limited = http("429 Too Many Requests", "{}", "Retry-After: 1")
     good = http("200 OK", '{"data": []}')
     rate_limiter = RateLimiter(tmp_path / "budget", 100)
@@ -142,7 +142,7 @@ def test_after_429_it_waits_as_long_as_it_is_told_and_does_not_count_that_as_a_t
         assert client.transport.traffic.rate_limited == 2
 
 
-def test_429_is_not_waited_for_without_end() -> None:
+def test_waiting_for_429s_ends() -> None:
     limited = http("429 Too Many Requests", "{}", "Retry-After: 30")
     with answering(limited) as (url, _), Client(Transport(url, SECRET, None, rate_limit_patience_seconds=5)) as client:
         began = time.monotonic()
@@ -151,7 +151,7 @@ def test_429_is_not_waited_for_without_end() -> None:
         assert time.monotonic() - began < 2
 
 
-def test_retry_after_is_read_in_both_of_its_forms() -> None:
+def test_retry_after_is_read_in_both_forms() -> None:
     now = datetime(2026, 11, 23, 12, tzinfo=UTC)
     assert retry_after_seconds("7", now) == 7
     assert retry_after_seconds(format_datetime(now + timedelta(seconds=9), usegmt=True), now) == 9
@@ -160,7 +160,7 @@ def test_retry_after_is_read_in_both_of_its_forms() -> None:
         assert retry_after_seconds(unusable, now) is None
 
 
-def test_a_redirect_is_not_followed_with_the_key() -> None:
+def test_redirect_is_not_followed_with_the_key() -> None:
     with answering(http("200 OK", '{"data": []}')) as (other, got):
         moved = http("307 Temporary Redirect", "", f"Location: {other}/chats")
         with (
@@ -175,7 +175,7 @@ def test_a_redirect_is_not_followed_with_the_key() -> None:
 @pytest.mark.parametrize(
     "url", ["https://api.msgbubbles.com/v1", "http://127.0.0.1:8/v1", "http://localhost/v1", "http://[::1]:80/v1"]
 )
-def test_a_key_may_go_to_https_and_to_this_machine(url: str) -> None:
+def test_key_is_sent_to_https_and_to_this_machine(url: str) -> None:
     assert str(check_base_url(url)) == url.replace(":80/", "/")
 
 
@@ -191,12 +191,12 @@ def test_a_key_may_go_to_https_and_to_this_machine(url: str) -> None:
         "http://[::1",
     ],
 )
-def test_a_key_goes_nowhere_else(url: str) -> None:
+def test_key_is_sent_nowhere_else(url: str) -> None:
     with pytest.raises(ConfigurationError, match="base_url"):
         check_base_url(url)
 
 
-def test_a_run_does_not_send_more_requests_than_it_may(server: Server) -> None:
+def test_run_sends_no_more_requests_than_allowed(server: Server) -> None:
     with client_of(server, max_requests=3) as client:
         for _ in range(3):
             client.list_chats()
@@ -206,7 +206,7 @@ def test_a_run_does_not_send_more_requests_than_it_may(server: Server) -> None:
 
 
 @pytest.mark.parametrize("wait", ["backoff", "budget", "limit"])
-def test_a_stop_ends_every_wait_at_once_and_nothing_more_is_sent(server: Server, tmp_path: Path, wait: str) -> None:
+def test_stop_ends_every_wait_and_sends_nothing_more(server: Server, tmp_path: Path, wait: str) -> None:
     stop = threading.Event()
     rate_limiter = RateLimiter(tmp_path / "budget", 1 if wait == "budget" else 100)
     server.knobs.server_errors = 1.0 if wait == "backoff" else 0.0
@@ -227,8 +227,8 @@ def test_a_stop_ends_every_wait_at_once_and_nothing_more_is_sent(server: Server,
         timer.join()
 
 
-def told(error: BaseException | None) -> str:
-    """All that an error can say, and those it came from."""
+def whole_text(error: BaseException | None) -> str:
+    """Return the text of an error and of all its causes."""
     words = ""
     while error is not None:
         words += f"{error!s} {error!r} {vars(error)} "
@@ -236,7 +236,7 @@ def told(error: BaseException | None) -> str:
     return words
 
 
-def test_neither_key_nor_handle_nor_text_is_in_errors_or_logs(caplog: pytest.LogCaptureFixture) -> None:
+def test_errors_and_logs_have_no_key_handle_or_text(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     handle = "+14155550123"
     bodies = [
@@ -248,14 +248,12 @@ def test_neither_key_nor_handle_nor_text_is_in_errors_or_logs(caplog: pytest.Log
             client.list_messages()
         with pytest.raises(NotFoundError) as missing:
             client.remove_participant("chat", handle)
-    for words in (told(malformed.value), told(missing.value), caplog.text):
+    for words in (whole_text(malformed.value), whole_text(missing.value), caplog.text):
         for secret in (SECRET, handle, handle[1:], TEXT):
             assert secret not in words
 
 
-def test_a_later_reading_has_a_later_time_even_if_the_clock_is_set_back(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_later_fetch_has_a_later_time_if_the_clock_is_set_back(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     class Clock(datetime):
         times = iter([datetime(2026, 1, 2, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC)])
 
@@ -293,7 +291,7 @@ def test_no_window_has_more_requests_than_allowed(pauses: list[float], limit: in
         assert sum(at < other + 60 and other <= at for other in admitted) <= limit
 
 
-def test_a_burst_is_free_and_a_restart_does_not_forget_it(tmp_path: Path) -> None:
+def test_burst_is_allowed_and_survives_a_restart(tmp_path: Path) -> None:
     first = RateLimiter(tmp_path / "budget", 5)
     assert [first.acquire() for _ in range(5)] == [0.0] * 5
     first.close()
@@ -304,7 +302,7 @@ def test_a_burst_is_free_and_a_restart_does_not_forget_it(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_processes_share_it(tmp_path: Path) -> None:
+def test_processes_share_the_limit(tmp_path: Path) -> None:
     path = tmp_path / "budget"
     spend = (
         "import sys; from pathlib import Path; from msgbubbles.rate_limit import RateLimiter\n"
@@ -318,7 +316,7 @@ def test_processes_share_it(tmp_path: Path) -> None:
     assert sum(int(process.communicate()[0]) for process in processes) == 50
 
 
-def test_a_clock_that_is_set_back_does_not_block(tmp_path: Path) -> None:
+def test_clock_that_is_set_back_does_not_block(tmp_path: Path) -> None:
     now = 1_000_000.0
     rate_limiter = RateLimiter(tmp_path / "budget", 2, clock=lambda: now)
     rate_limiter.acquire()
@@ -331,7 +329,7 @@ def test_a_clock_that_is_set_back_does_not_block(tmp_path: Path) -> None:
     rate_limiter.close()
 
 
-def test_a_429_closes_it_for_every_process_until_it_is_over(tmp_path: Path) -> None:
+def test_429_closes_the_window_for_every_process(tmp_path: Path) -> None:
     now = 1000.0
     one = RateLimiter(tmp_path / "budget", 100, clock=lambda: now)
     other = RateLimiter(tmp_path / "budget", 100, clock=lambda: now)
@@ -343,7 +341,7 @@ def test_a_429_closes_it_for_every_process_until_it_is_over(tmp_path: Path) -> N
     other.close()
 
 
-def test_the_key_is_not_in_its_name(tmp_path: Path) -> None:
+def test_file_name_does_not_contain_the_key(tmp_path: Path) -> None:
     RateLimiter.for_key(SECRET, 1, tmp_path).close()
     RateLimiter.for_key("another", 1, tmp_path).close()
     names = [path.name for path in tmp_path.glob("*.sqlite")]
@@ -351,7 +349,7 @@ def test_the_key_is_not_in_its_name(tmp_path: Path) -> None:
     assert not any(SECRET[8:] in name for name in names)
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_folder_that_is_not_writable_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match="budget_dir"):
         RateLimiter.for_key(SECRET, 1, tmp_path / "file" / "folder")

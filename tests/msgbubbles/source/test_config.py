@@ -28,13 +28,11 @@ def test_defaults_read_chats_daily_and_new_messages_hourly() -> None:
     ("per_minute", "latency_seconds", "workers"),
     [(120, 0.2, 1), (120, 0.4, 2), (1200, 0.02, 1), (1200, 0.2, 8), (1200, 5.0, 16), (0, 0.005, 1), (0, 0.2, 8)],
 )
-def test_there_are_as_many_workers_as_it_takes_to_use_the_limit(
-    per_minute: int, latency_seconds: float, workers: int
-) -> None:
+def test_workers_suffice_to_use_the_rate_limit(per_minute: int, latency_seconds: float, workers: int) -> None:
     assert count_workers(per_minute, latency_seconds) == workers
 
 
-def test_refresh_rules_may_be_json_as_in_a_variable() -> None:
+def test_refresh_rules_may_be_json_as_in_variables() -> None:
     text = '[{"every_hours": 0.5}, {"within_hours": 2, "every_hours": 1}]'
     assert reading(refresh_chats=text).tiers["chats"] == (Tier(HOUR_MS // 2), Tier(HOUR_MS, 2 * HOUR_MS))
     assert reading(refresh_chats=[]).tiers["chats"] == ()
@@ -74,7 +72,7 @@ RULES = "a list of tables like { within_hours = 72, every_hours = 1 }"
         ("refresh_messages", [{"within_hours": -3, "every_hours": 1}], RULES),
     ],
 )
-def test_value_out_of_range_is_refused_with_what_is_expected(key: str, value: Any, expected: str) -> None:
+def test_value_out_of_range_is_refused_with_the_valid_range(key: str, value: Any, expected: str) -> None:
     with pytest.raises(ConfigurationError) as refusal:
         build_source_settings({key: value})
     assert str(refusal.value).startswith(f"{key} must be {expected}")

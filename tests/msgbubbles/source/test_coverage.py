@@ -10,14 +10,14 @@ from msgbubbles.source.coverage import Coverage, Task, Tier, backfill, increment
 from msgbubbles.times import DAY_MS, HOUR_MS
 
 LINE = range(30)
-stretches = st.tuples(st.integers(0, 29), st.integers(0, 29), st.integers(1, 99)).map(
+intervals = st.tuples(st.integers(0, 29), st.integers(0, 29), st.integers(1, 99)).map(
     lambda s: (min(s[0], s[1]), max(s[0], s[1]), s[2])
 )
-changes = st.lists(st.one_of(stretches, st.integers(0, 29)), max_size=12)
+changes = st.lists(st.one_of(intervals, st.integers(0, 29)), max_size=12)
 
 
 def build(steps: list[tuple[int, int, int] | int]) -> tuple[Coverage, dict[int, int]]:
-    """The coverage, and what it should be: when each instant of a short line was read."""
+    """Build a coverage, and its model: when each millisecond of a short interval was read."""
     coverage, model = Coverage(), dict[int, int]()
     for step in steps:
         if isinstance(step, int):
@@ -31,7 +31,7 @@ def build(steps: list[tuple[int, int, int] | int]) -> tuple[Coverage, dict[int, 
 
 
 @given(changes)
-def test_it_knows_what_was_read_and_when(steps: list[tuple[int, int, int] | int]) -> None:
+def test_coverage_records_what_was_read_and_when(steps: list[tuple[int, int, int] | int]) -> None:
     coverage, model = build(steps)
     assert {at: read for lo, hi, read in coverage.intervals for at in range(lo, hi)} == model
     assert coverage.newest_ms == max(model, default=None)
@@ -39,7 +39,7 @@ def test_it_knows_what_was_read_and_when(steps: list[tuple[int, int, int] | int]
 
 
 @given(changes)
-def test_the_newest_stretch_has_no_gap_and_a_gap_before_it(steps: list[tuple[int, int, int] | int]) -> None:
+def test_newest_interval_has_no_gap_and_begins_after_one(steps: list[tuple[int, int, int] | int]) -> None:
     coverage, model = build(steps)
     if not model:
         assert coverage.newest_interval is None
@@ -51,7 +51,7 @@ def test_the_newest_stretch_has_no_gap_and_a_gap_before_it(steps: list[tuple[int
 
 
 @given(changes, st.integers(0, 29))
-def test_gaps_are_what_was_not_read_newest_first(steps: list[tuple[int, int, int] | int], start: int) -> None:
+def test_gaps_are_the_unread_intervals_newest_first(steps: list[tuple[int, int, int] | int], start: int) -> None:
     coverage, model = build(steps)
     found = [at for task in backfill(coverage, start) for at in range(task.lo_ms, task.hi_ms or 0)]
     assert set(found) == {at for at in range(start, max(model, default=-1)) if at not in model}
@@ -60,9 +60,7 @@ def test_gaps_are_what_was_not_read_newest_first(steps: list[tuple[int, int, int
 
 
 @given(changes, st.integers(0, 29))
-def test_complete_to_is_the_end_of_what_begins_at_the_start(
-    steps: list[tuple[int, int, int] | int], start: int
-) -> None:
+def test_complete_to_is_the_end_of_the_first_interval(steps: list[tuple[int, int, int] | int], start: int) -> None:
     coverage, model = build(steps)
     end = start
     while end in model:
@@ -71,7 +69,7 @@ def test_complete_to_is_the_end_of_what_begins_at_the_start(
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 10**6), st.integers(0, 10**11)), max_size=10))
-def test_compacting_keeps_what_was_read_and_makes_nothing_look_fresher(pieces: list[tuple[int, int, int]]) -> None:
+def test_compacting_preserves_coverage_and_makes_nothing_look_fresher(pieces: list[tuple[int, int, int]]) -> None:
     coverage = Coverage((lo, lo + length, read) for lo, length, read in pieces)
     compacted = coverage.compact(10**11)
     assert compacted.gaps(0) == coverage.gaps(0)
@@ -83,7 +81,7 @@ def test_compacting_keeps_what_was_read_and_makes_nothing_look_fresher(pieces: l
 
 
 @pytest.mark.slow
-def test_a_year_of_runs_stays_small() -> None:
+def test_coverage_stays_small_after_a_year_of_runs() -> None:
     coverage = Coverage()
     now = 1_800_000_000_000
     # Every run of a year would take minutes here; every run of the last month after one an hour shows the same.
@@ -99,7 +97,7 @@ def test_a_year_of_runs_stays_small() -> None:
     assert len({read for _, _, read in coverage.intervals}) > 50, "when it was read is still known"
 
 
-def test_the_head_begins_before_the_newest_instant_and_not_before_the_start() -> None:
+def test_incremental_begins_a_lookback_before_the_newest_time() -> None:
     assert incremental(Coverage(), 1000, 300).lo_ms == 1000
     assert incremental(Coverage([(0, 5001, 1)]), 1000, 300).lo_ms == 4700
     assert incremental(Coverage([(0, 1101, 1)]), 1000, 300).lo_ms == 1000
@@ -109,7 +107,7 @@ NOW = 100 * DAY_MS
 
 
 def read_hours_ago(*pieces: tuple[float, float, float]) -> Coverage:
-    """Coverage of (from, to, read), in hours before now."""
+    """Build a coverage of (from, to, read), in hours before now."""
     return Coverage(
         (NOW - round(lo * HOUR_MS), NOW - round(hi * HOUR_MS), NOW - round(read * HOUR_MS)) for lo, hi, read in pieces
     )
@@ -135,26 +133,26 @@ HOURLY = Tier(HOUR_MS, within_ms=72 * HOUR_MS)
         pytest.param([], DAILY, None, id="what was never read is a gap"),
         pytest.param([(900, 0, 1)], HOURLY, (72, 0), id="no older than the tier goes"),
         pytest.param([(900, 80, 50), (80, 0, 0.5)], HOURLY, None, id="what is older than the tier is left"),
-        pytest.param([(900, 500, 30), (500, 0, 25)], DAILY, (900, 0), id="neighbours are read in one walk"),
+        pytest.param([(900, 500, 30), (500, 0, 25)], DAILY, (900, 0), id="neighbors are read together"),
         pytest.param([(900, 500, 25), (500, 100, 13), (100, 0, 2)], DAILY, (900, 100), id="those half due too"),
         pytest.param([(900, 500, 25), (400, 0, 25)], DAILY, (400, 0), id="the newer of two with a gap between"),
         pytest.param([(900, 500, 70), (500, 0, 30)], DAILY, (900, 500), id="late, it goes on where it stopped"),
     ],
 )
-def test_what_is_read_again(
+def test_refresh_plans_the_overdue_interval(
     pieces: list[tuple[float, float, float]], tier: Tier, expected: tuple[float, float] | None
 ) -> None:
     assert to_refresh(read_hours_ago(*pieces), tier) == expected
 
 
-def test_the_tier_that_is_latest_by_its_own_measure_comes_first() -> None:
+def test_most_overdue_tier_comes_first() -> None:
     coverage = read_hours_ago((900, 72, 30), (72, 0, 3))
     assert to_refresh(coverage, DAILY, HOURLY) == (72, 0)
     assert to_refresh(coverage, HOURLY, DAILY) == (72, 0)
     assert to_refresh(read_hours_ago((900, 72, 50), (72, 0, 1)), DAILY, HOURLY) == (900, 72)
 
 
-def test_nothing_before_the_start_is_read_again() -> None:
+def test_nothing_before_the_start_is_refreshed() -> None:
     assert refresh(Coverage([(0, NOW, 1)]), [DAILY], NOW - 5, NOW) == Task("refresh", NOW - 5, NOW)
 
 
@@ -162,8 +160,8 @@ def test_nothing_before_the_start_is_read_again() -> None:
     pieces=st.lists(st.tuples(st.integers(0, 900), st.integers(0, 900), st.integers(0, 90)), max_size=8),
     share=st.integers(1, 400),
 )
-def test_a_refresh_that_is_cut_off_everywhere_comes_to_an_end(pieces: list[tuple[int, int, int]], share: int) -> None:
-    """Each read goes only as far as its share; what is due gets less with each, and never more than what is due."""
+def test_refresh_that_is_always_cut_off_finishes(pieces: list[tuple[int, int, int]], share: int) -> None:
+    """Each refresh reads only its share. The overdue rest shrinks with each, and is never exceeded."""
     coverage = read_hours_ago(*((max(lo, hi), min(lo, hi), read) for lo, hi, read in pieces))
     before = list(coverage.intervals)
     for _ in range(2000):

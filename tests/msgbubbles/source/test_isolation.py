@@ -1,4 +1,4 @@
-"""What fails alone costs nothing else: it is recorded, tried again later, and complete when it answers again."""
+"""A unit that fails affects nothing else: it is recorded, tried again later, and complete once it answers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def failed(world: World) -> list[tuple[Any, ...]]:
 
 
 def missing(world: World) -> dict[str, int]:
-    """How many rows of each table are missing; nothing else may differ."""
+    """Return how many rows of each table are missing; nothing else may differ."""
     found = world.differences()
     assert not any(one["surplus"] or one["stale"] for one in found.values()), found
     return {table: one["missing"] for table, one in found.items()}
@@ -73,7 +73,7 @@ def of_messages(chats: set[str], status: int, code: str) -> Callable[[str, str, 
 
 @pytest.mark.parametrize(("status", "code"), [(500, "internal"), (400, "invalid_request"), (403, "forbidden")])
 @pytest.mark.parametrize("broken", [1, 12])
-def test_a_failing_thread_costs_no_other_thread(
+def test_failing_thread_affects_no_other_thread(
     new_world: Callable[..., World], status: int, code: str, broken: int
 ) -> None:
     world = new_world(Knobs(feed=False))
@@ -89,7 +89,7 @@ def test_a_failing_thread_costs_no_other_thread(
     assert failed(world) == []
 
 
-def test_a_failed_thread_is_retried_ever_less_often(new_world: Callable[..., World]) -> None:
+def test_failed_thread_is_retried_less_and_less_often(new_world: Callable[..., World]) -> None:
     world = new_world(Knobs(feed=False), chats=3)
     broken = chat_ids(world)[0]
     world.knobs.answer = of_messages({broken}, 500, "internal")
@@ -106,7 +106,7 @@ def test_a_failed_thread_is_retried_ever_less_often(new_world: Callable[..., Wor
     assert later.next_try_ms - later.last_tried_ms > FIRST_WAIT_MS
 
 
-def test_messages_that_come_while_a_thread_fails_are_read_with_it(new_world: Callable[..., World]) -> None:
+def test_messages_sent_while_a_thread_fails_are_read_later(new_world: Callable[..., World]) -> None:
     world = new_world(Knobs(feed=False), chats=5)
     world.sync()
     chat_id = chat_ids(world)[2]
@@ -123,7 +123,7 @@ def test_messages_that_come_while_a_thread_fails_are_read_with_it(new_world: Cal
 
 
 @pytest.mark.parametrize(("status", "code"), [(400, "invalid_request"), (403, "forbidden"), (500, "internal")])
-def test_a_chat_that_cannot_be_read_by_id_is_recorded_and_its_messages_are_stored(
+def test_unreadable_chat_is_recorded_and_its_messages_are_stored(
     new_world: Callable[..., World], status: int, code: str
 ) -> None:
     def named(kind: str, row: dict[str, Any]) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def test_a_chat_that_cannot_be_read_by_id_is_recorded_and_its_messages_are_store
     assert {"conv_0", "conv_1"} <= stored
 
 
-def test_an_id_that_cannot_be_part_of_an_address_is_a_failed_read(new_world: Callable[..., World]) -> None:
+def test_id_that_cannot_be_part_of_a_url_is_a_failed_read(new_world: Callable[..., World]) -> None:
     world = new_world(chats=3)
     odd = chat_ids(world)[0]
     world.knobs.transform_row = lambda kind, row: (
@@ -163,7 +163,7 @@ NUMBERS = {
 
 
 @pytest.mark.parametrize("spelling", NUMBERS)
-def test_numbers_that_cannot_be_read_cost_no_other_stream(new_world: Callable[..., World], spelling: str) -> None:
+def test_unreadable_numbers_affect_no_other_stream(new_world: Callable[..., World], spelling: str) -> None:
     status, body, failures = NUMBERS[spelling]
     world = new_world(chats=4)
     world.knobs.answer = lambda _method, path, _query: (status, {}, body) if path == "/v1/numbers" else None
@@ -176,9 +176,7 @@ def test_numbers_that_cannot_be_read_cost_no_other_stream(new_world: Callable[..
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 405, 501])
-def test_without_a_feed_messages_are_read_by_chat_and_the_feed_is_tried_daily(
-    new_world: Callable[..., World], status: int
-) -> None:
+def test_without_a_feed_messages_are_read_by_chat(new_world: Callable[..., World], status: int) -> None:
     def no_feed(_method: str, path: str, query: Any) -> tuple[int, dict[str, str], bytes] | None:
         refused = path == "/v1/messages" and "conversation_id" not in query
         asked.append(refused)
@@ -198,7 +196,7 @@ def test_without_a_feed_messages_are_read_by_chat_and_the_feed_is_tried_daily(
     assert world.differences() == {}
 
 
-def test_a_feed_that_fails_is_replaced_by_threads_that_changed(new_world: Callable[..., World]) -> None:
+def test_failing_feed_is_replaced_by_changed_threads(new_world: Callable[..., World]) -> None:
     world = new_world(chats=10)
     world.sync()
     world.knobs.answer = lambda _method, path, query: (
@@ -218,7 +216,7 @@ def test_a_feed_that_fails_is_replaced_by_threads_that_changed(new_world: Callab
     assert (world.differences(), failed(world)) == ({}, [])
 
 
-def test_a_server_that_is_not_the_api_leaves_no_conclusion(new_world: Callable[..., World]) -> None:
+def test_server_that_is_not_the_api_proves_nothing(new_world: Callable[..., World]) -> None:
     world = new_world(chats=3)
     world.knobs.answer = lambda *_: (404, {}, b"<html>not here</html>")
     run = world.sync(accept_failure=True)
@@ -230,21 +228,21 @@ def test_a_server_that_is_not_the_api_leaves_no_conclusion(new_world: Callable[.
     assert world.differences() == {}
 
 
-def test_lists_that_answer_404_to_an_empty_account_are_empty(new_world: Callable[..., World]) -> None:
+def test_404_for_an_empty_account_is_an_empty_list(new_world: Callable[..., World]) -> None:
     world = new_world(chats=0)
     world.knobs.answer = lambda _method, path, _query: (404, {}, b"{}") if path != "/v1/numbers" else None
     assert world.sync().error is None
     assert failed(world) == []
 
 
-def test_an_inactive_account_ends_the_run(new_world: Callable[..., World]) -> None:
+def test_inactive_account_ends_the_run(new_world: Callable[..., World]) -> None:
     world = new_world(Knobs(active=False), chats=3)
     run = world.sync(accept_failure=True)
     assert isinstance(run.error, ForbiddenError)
     assert run.stopped
 
 
-def test_a_refused_key_ends_the_run_at_once(new_world: Callable[..., World]) -> None:
+def test_refused_key_ends_the_run_at_once(new_world: Callable[..., World]) -> None:
     world = new_world(Knobs(keys={"sk_test_other"}), chats=3)
     run = world.sync(accept_failure=True)
     assert type(run.error) is AuthenticationError
@@ -252,7 +250,7 @@ def test_a_refused_key_ends_the_run_at_once(new_world: Callable[..., World]) -> 
     assert failed(world) == []
 
 
-def test_chats_are_read_though_every_list_of_messages_fails(new_world: Callable[..., World]) -> None:
+def test_chats_are_read_even_if_all_message_lists_fail(new_world: Callable[..., World]) -> None:
     world = new_world(chats=30)
     world.knobs.answer = lambda _method, path, _query: (500, {}, b"{}") if path == "/v1/messages" else None
     run = world.sync()
@@ -261,7 +259,7 @@ def test_chats_are_read_though_every_list_of_messages_fails(new_world: Callable[
     assert len(failed(world)) == 31
 
 
-def test_an_api_that_stops_answering_is_not_asked_for_every_thread(new_world: Callable[..., World]) -> None:
+def test_api_outage_is_noticed_after_a_few_threads(new_world: Callable[..., World]) -> None:
     world = new_world(Knobs(feed=False), chats=60)
     down = False
 
@@ -282,12 +280,12 @@ def test_an_api_that_stops_answering_is_not_asked_for_every_thread(new_world: Ca
 
 
 def page_with(table: str, row_id: str) -> Callable[[str, bytes], bytes]:
-    """Spoil every page on which a row is."""
+    """Break every page with this row."""
     return lambda path, body: b"{" if path == f"/v1/{table}" and row_id.encode() in body else body
 
 
 @pytest.mark.parametrize(("table", "number"), [("messages", 25), ("messages", -1), ("chats", 0), ("chats", 25)])
-def test_a_page_that_cannot_be_made_costs_only_the_rows_around_it(
+def test_unreadable_page_costs_only_the_rows_around_it(
     new_world: Callable[..., World], table: str, number: int
 ) -> None:
     world = new_world(chats=40, messages_each=2)
@@ -305,7 +303,7 @@ def test_a_page_that_cannot_be_made_costs_only_the_rows_around_it(
     assert (world.differences(), failed(world)) == ({}, [])
 
 
-def test_rows_below_a_failed_page_are_read_by_the_run_after_one_that_was_cut_off(
+def test_rows_below_a_failed_page_are_read_after_a_cut(
     new_world: Callable[..., World],
 ) -> None:
     def stop(_method: str, path: str, query: Any) -> None:
@@ -327,7 +325,7 @@ def test_rows_below_a_failed_page_are_read_by_the_run_after_one_that_was_cut_off
     assert missing(world)["messages"] <= 12
 
 
-def test_a_page_that_fails_later_keeps_no_other_row_from_being_refreshed(new_world: Callable[..., World]) -> None:
+def test_page_that_fails_later_blocks_no_other_refresh(new_world: Callable[..., World]) -> None:
     world = new_world(chats=40, messages_each=2)
     world.settings = SourceConfig(lookback_ms=5_000, tiers={"messages": [Tier(3_600_000, 72 * 3_600_000)]})
     world.sync()
@@ -346,9 +344,7 @@ def test_a_page_that_fails_later_keeps_no_other_row_from_being_refreshed(new_wor
 
 @pytest.mark.parametrize("is_first", [True, False])
 @pytest.mark.parametrize("status", [500, 400, 403])
-def test_a_list_that_answers_nothing_is_a_failed_run(
-    new_world: Callable[..., World], status: int, is_first: bool
-) -> None:
+def test_list_without_any_answer_fails_the_run(new_world: Callable[..., World], status: int, is_first: bool) -> None:
     world = new_world(chats=30)
     if not is_first:
         world.sync()
@@ -361,7 +357,7 @@ def test_a_list_that_answers_nothing_is_a_failed_run(
     assert (world.differences(), failed(world)) == ({}, [])
 
 
-def test_an_outage_in_the_middle_of_a_list_is_a_failed_run(new_world: Callable[..., World]) -> None:
+def test_outage_in_the_middle_of_a_list_fails_the_run(new_world: Callable[..., World]) -> None:
     def answer(*_: Any) -> tuple[int, dict[str, str], bytes] | None:
         return (503, {}, b"{}") if world.requests > 8 else None
 
@@ -376,7 +372,7 @@ def test_an_outage_in_the_middle_of_a_list_is_a_failed_run(new_world: Callable[.
     assert world.differences() == {}
 
 
-def test_messages_wait_while_nobody_can_say_whose_thread_they_are_in(new_world: Callable[..., World]) -> None:
+def test_messages_wait_until_their_chat_can_be_read(new_world: Callable[..., World]) -> None:
     names = Pseudonymizer("k" * 32)
     world = new_world(chats=6)
     world.redactor = Redactor(FULL, names, frozenset({names.erased_handle("+14155550005")}))
@@ -392,7 +388,7 @@ def test_messages_wait_while_nobody_can_say_whose_thread_they_are_in(new_world: 
     assert missing(world) == {"messages": 3, "chats": 1}
 
 
-def test_numbers_that_cannot_be_read_keep_no_row_from_a_policy_that_needs_them(new_world: Callable[..., World]) -> None:
+def test_unreadable_numbers_block_no_row_under_a_policy(new_world: Callable[..., World]) -> None:
     world = new_world(chats=4)
     world.redactor = Redactor(PRESETS["analytics"], Pseudonymizer("k" * 32))
     world.knobs.answer = lambda _method, path, _query: (500, {}, b"{}") if path == "/v1/numbers" else None

@@ -1,4 +1,4 @@
-"""Whatever happens to the account and to the job, in any order: in the end the warehouse is what the API shows."""
+"""Random histories of an account and its job: in the end, the warehouse equals what the API shows."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EXAMPLES = int(os.environ.get("LOSSLESS_EXAMPLES", "0"))
 
 @pytest.fixture(autouse=True, scope="module")
 def small_parts() -> Iterator[None]:
-    """Walks share what is to be read though it is little."""
+    """Make workers share even small intervals."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("msgbubbles.source.intervals.INTERVAL_PAGES", 1)
         patch.setattr("msgbubbles.source.intervals.PAGES_BEFORE_SPLIT", 1)
@@ -55,8 +55,9 @@ knobs = st.builds(
 
 
 class Conversations(RuleBasedStateMachine):
-    """Time passes only as far as the documentation promises: statuses change within two days, and a complete run comes
-    every 20 hours at least.
+    """Random steps within the documented limits.
+
+    Statuses change within two days, and a complete run comes at least every 20 hours.
     """
 
     def __init__(self) -> None:
@@ -217,7 +218,7 @@ class Conversations(RuleBasedStateMachine):
         self.world.knobs.server_errors = before
 
     def participants(self) -> dict[str, list[str]]:
-        """By group that is not deleted, the last list that was landed."""
+        """Return the last loaded list of each group that is not deleted."""
         assert self.world
         lists: dict[str, dict[Any, list[str]]] = {}
         for row in self.world.store.tables["participant_lists"].values():

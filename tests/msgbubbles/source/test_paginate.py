@@ -24,11 +24,11 @@ def keys(results: list[PageResult[Chat]]) -> set[str]:
     return {row.key for result in results for row in result.page.rows}
 
 
-# Few instants and many rows, so that ties over the edge of a page are the rule.
-instants = st.integers(0, 12).map(lambda n: n * 500 + 1_000_000)
+# Few timestamps and many rows, so that most ties straddle two pages.
+timestamps = st.integers(0, 12).map(lambda n: n * 500 + 1_000_000)
 listings = st.builds(
     Listing,
-    rows=st.dictionaries(st.uuids().map(str), instants, max_size=60),
+    rows=st.dictionaries(st.uuids().map(str), timestamps, max_size=60),
     limit=st.integers(2, 8),
     inclusive=st.booleans(),
     unstable_ties=st.booleans(),
@@ -39,14 +39,14 @@ listings = st.builds(
 
 
 def crowded(listing: Listing) -> set[int]:
-    """Milliseconds with as many rows as a page holds, those of the next one included: `before` may include it."""
+    """Return milliseconds with a page of rows, including those of the next one, because `before` may include it."""
     count = Counter(at // 1000 for at in listing.rows.values() if at is not None)
     return {ms for ms, rows in count.items() if rows + count[ms + 1] >= listing.limit or listing.short_pages}
 
 
 @settings(max_examples=400, deadline=None)
 @given(listings)
-def test_every_row_is_read_or_its_instant_is_reported(listing: Listing) -> None:
+def test_every_row_is_read_or_its_timestamp_is_reported(listing: Listing) -> None:
     results = read(listing)
     reported = [result.overflow for result in results if result.overflow]
     missing = set(listing.rows) - keys(results)
@@ -60,7 +60,7 @@ def test_every_row_is_read_or_its_instant_is_reported(listing: Listing) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(listings)
-def test_nothing_is_missing_where_a_page_holds_more_than_an_instant(listing: Listing) -> None:
+def test_nothing_is_missing_if_pages_hold_more_than_a_timestamp(listing: Listing) -> None:
     listing = replace(listing, limit=61, short_pages=False)
     results = read(listing)
     assert keys(results) == set(listing.rows)
@@ -69,7 +69,7 @@ def test_nothing_is_missing_where_a_page_holds_more_than_an_instant(listing: Lis
 
 @settings(max_examples=200, deadline=None)
 @given(listings, st.integers(0, 400))
-def test_coverage_never_claims_a_row_that_was_not_read(listing: Listing, pages: int) -> None:
+def test_coverage_never_includes_an_unread_row(listing: Listing, pages: int) -> None:
     covered_from_ms = None
     seen: set[str] = set()
     reported: list[Overflow] = []
@@ -85,7 +85,7 @@ def test_coverage_never_claims_a_row_that_was_not_read(listing: Listing, pages: 
             assert any((o.from_ms or 0) <= at_ms <= (o.to_ms or 0) for o in reported)
 
 
-def test_a_walk_stops_at_its_lower_end_and_reads_no_page_more() -> None:
+def test_paginator_stops_at_its_lower_end() -> None:
     listing = Listing({f"{n:03}": 1_000_000 + n * 1000 for n in range(100)}, limit=10)
     results = read(listing, lo_ms=1085)
     assert {f"{n:03}" for n in range(85, 100)} <= keys(results)
@@ -93,13 +93,13 @@ def test_a_walk_stops_at_its_lower_end_and_reads_no_page_more() -> None:
     assert results[-1].covered_from_ms == 1082, "the last page is used to its end"
 
 
-def test_a_walk_begins_where_it_is_told() -> None:
+def test_paginator_begins_at_the_given_time() -> None:
     listing = Listing({f"{n:03}": 1_000_000 + n * 1000 for n in range(100)}, limit=10)
     assert keys(read(listing, lo_ms=1000, before_ms=1050)) == {f"{n:03}" for n in range(50)}
 
 
 @pytest.mark.parametrize("inclusive", [False, True])
-def test_more_rows_in_an_instant_than_a_page_holds_are_reported_and_stepped_over(inclusive: bool) -> None:
+def test_more_ties_than_a_page_holds_are_reported_and_skipped(inclusive: bool) -> None:
     older = {f"old{n}": 900_000 + n * 1000 for n in range(7)}
     tied = {f"tie{n:02}": 1_000_000 for n in range(13)}
     newer = {f"new{n}": 1_100_000 + n * 1000 for n in range(6)}
@@ -111,7 +111,7 @@ def test_more_rows_in_an_instant_than_a_page_holds_are_reported_and_stepped_over
     )
 
 
-def test_ties_whose_order_changes_are_all_reached_by_asking_again() -> None:
+def test_ties_in_unstable_order_are_all_reached() -> None:
     listing = Listing({f"tie{n:02}": 1_000_000 for n in range(13)}, limit=10, unstable_ties=True)
     assert keys(read(listing)) == set(listing.rows)
 
@@ -119,7 +119,7 @@ def test_ties_whose_order_changes_are_all_reached_by_asking_again() -> None:
 @pytest.mark.parametrize("nulls_first", [False, True])
 @pytest.mark.parametrize("nulls_with_before", [False, True])
 @pytest.mark.parametrize("nulls", [1, 4, 5, 9])
-def test_rows_without_an_instant_hide_no_others(nulls: int, nulls_first: bool, nulls_with_before: bool) -> None:
+def test_rows_without_a_time_hide_no_others(nulls: int, nulls_first: bool, nulls_with_before: bool) -> None:
     timed = {f"{n:03}": 1_000_000 + n * 1000 for n in range(20)}
     listing = Listing(
         {**timed, **{f"null{n}": None for n in range(nulls)}},
@@ -139,14 +139,14 @@ def test_rows_without_an_instant_hide_no_others(nulls: int, nulls_first: bool, n
         assert Overflow(None, None) in {result.overflow for result in results}
 
 
-def test_the_newest_instant_is_not_taken_from_the_future() -> None:
+def test_newest_time_is_not_taken_from_the_future() -> None:
     now_ms = int(datetime.now(UTC).timestamp() * 1000)
     listing = Listing({"now": now_ms * 1000, "later": (now_ms + DAY_MS) * 1000})
     (result,) = read(listing)
     assert result.newest_ms == now_ms
 
 
-def test_an_empty_page_that_promises_more_is_asked_for_once_more() -> None:
+def test_empty_page_with_has_more_is_requested_again() -> None:
     listing = Listing({f"{n:03}": 1_000_000 + n * 1000 for n in range(20)})
     calls = 0
 
@@ -164,13 +164,13 @@ def test_an_empty_page_that_promises_more_is_asked_for_once_more() -> None:
     assert seen == set(listing.rows)
 
 
-def test_an_api_that_ignores_before_is_not_paged_for_ever() -> None:
+def test_api_that_ignores_before_is_refused() -> None:
     listing = Listing({f"{n:03}": 1_000_000 + n * 1000 for n in range(20)})
     with pytest.raises(PermanentError, match="newer than the `before`"):
         list(paginate_interval(lambda _before: listing.fetch(None), lo_ms=0, before_ms=None, stream="chats"))
 
 
-def test_an_instant_is_written_as_the_api_writes_it() -> None:
+def test_timestamp_is_formatted_like_the_api_does() -> None:
     assert format_ms(1_764_000_000_007) == "2025-11-24T16:00:00.007Z"
     assert format_ms(-1) == "1969-12-31T23:59:59.999Z"
     assert format_ms(BEGINNING_MS) == "0001-01-02T00:00:00.000Z"
@@ -183,7 +183,7 @@ IN_2001_MS = 978_307_200_000
 
 
 def chats_every_minute(count: int, outliers: dict[int, int], limit: int = 100, **options: bool) -> Listing:
-    """Chats listed a minute apart, the newest first; `outliers` are times that some show instead, by their place."""
+    """Build chats listed a minute apart, newest first; `outliers` are times that some show instead, by index."""
     rows: dict[str, int | None] = {f"{n:04}": (BASE_MS - n * MINUTE_MS) * 1000 for n in range(count)}
     shown_as: dict[str, int | None] = {f"{n:04}": at_ms * 1000 for n, at_ms in outliers.items()}
     return Listing(rows, limit, shown_as=shown_as, **options)  # type: ignore[arg-type]
@@ -191,7 +191,7 @@ def chats_every_minute(count: int, outliers: dict[int, int], limit: int = 100, *
 
 @pytest.mark.parametrize("shown_ms", [IN_2001_MS, BASE_MS - 2000 * MINUTE_MS, BASE_MS - 30, BASE_MS + 9 * DAY_MS * 365])
 @pytest.mark.parametrize("places", [[0], [50], [99], [150], [198], [299], [97, 98, 99], [3, 40, 99, 120]], ids=str)
-def test_outlier_times_are_loaded_and_move_nothing(places: list[int], shown_ms: int) -> None:
+def test_outliers_are_loaded_and_move_no_boundary(places: list[int], shown_ms: int) -> None:
     listing = chats_every_minute(300, dict.fromkeys(places, shown_ms))
     results = read(listing, lo_ms=BEGINNING_MS)
     assert keys(results) == set(listing.rows)
@@ -199,7 +199,7 @@ def test_outlier_times_are_loaded_and_move_nothing(places: list[int], shown_ms: 
     assert len(results) <= 4 + 2 * len(places) + 2
 
 
-def test_a_page_out_of_order_is_reported() -> None:
+def test_page_out_of_order_is_reported() -> None:
     assert not any(result.is_in_order for result in read(chats_every_minute(90, {40: IN_2001_MS}))[:1])
     assert all(result.is_in_order for result in read(chats_every_minute(300, {})))
     (in_2001,) = read(chats_every_minute(90, {40: IN_2001_MS}), lo_ms=BASE_MS - 30 * MINUTE_MS)
@@ -207,7 +207,7 @@ def test_a_page_out_of_order_is_reported() -> None:
 
 
 @pytest.mark.parametrize("place", [5, 40, 98, 99])
-def test_an_outlier_below_the_lower_end_does_not_end_a_walk(place: int) -> None:
+def test_outlier_below_the_lower_end_does_not_end_paging(place: int) -> None:
     listing = chats_every_minute(300, {place: IN_2001_MS, place + 1: IN_2001_MS})
     results = read(listing, lo_ms=BASE_MS - 250 * MINUTE_MS)
     assert {key for key in listing.rows if key <= "0250"} <= keys(results)
@@ -216,7 +216,7 @@ def test_an_outlier_below_the_lower_end_does_not_end_a_walk(place: int) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_outliers_anywhere_hide_no_row_and_claim_no_interval(data: st.DataObject) -> None:
+def test_outliers_hide_no_row_and_cover_no_interval(data: st.DataObject) -> None:
     count, limit = data.draw(st.integers(1, 90)), data.draw(st.sampled_from([10, 20, 50]))
     times_ms = st.sampled_from([IN_2001_MS, BASE_MS + 400 * DAY_MS, BASE_MS + 40 * MINUTE_MS, BASE_MS - 500 * DAY_MS])
     outliers = data.draw(st.dictionaries(st.integers(0, count - 1), times_ms, max_size=count // 20 + 1))
@@ -234,7 +234,7 @@ def test_outliers_anywhere_hide_no_row_and_claim_no_interval(data: st.DataObject
 
 
 def by_sent_at(rows: list[Message], limit: int = 100) -> Callable[[str | None], Page[Message]]:
-    """An API that orders and pages messages by `sent_at`, whatever else they show."""
+    """Build an API that orders and pages messages by `sent_at`, whatever else they show."""
 
     def fetch(before: str | None) -> Page[Message]:
         at = None if before is None else datetime.fromisoformat(before)
@@ -258,7 +258,7 @@ def by_sent_at(rows: list[Message], limit: int = 100) -> Callable[[str | None], 
     ],
     ids=["constant", "shifted", "random"],
 )
-def test_a_field_that_the_page_follows_is_used_where_created_at_misleads(
+def test_another_field_is_used_if_created_at_misleads(
     created: Callable[[datetime], datetime],
 ) -> None:
     sent = [EPOCH + timedelta(milliseconds=BASE_MS - n * MINUTE_MS) for n in range(300)]
@@ -269,7 +269,7 @@ def test_a_field_that_the_page_follows_is_used_where_created_at_misleads(
     assert len(results) <= 7
 
 
-def test_times_that_the_api_does_not_page_by_are_given_up_after_some_pages() -> None:
+def test_times_that_order_no_page_are_refused_after_some_pages() -> None:
     now = datetime.now(UTC)
     asked = 0
 
@@ -284,7 +284,7 @@ def test_times_that_the_api_does_not_page_by_are_given_up_after_some_pages() -> 
     assert asked < 500
 
 
-def test_ids_that_change_with_each_request_do_not_end_a_walk() -> None:
+def test_ids_that_change_with_each_request_do_not_end_paging() -> None:
     listing = chats_every_minute(300, {})
     results: list[PageResult[Chat]] = []
 
@@ -306,9 +306,7 @@ def test_ids_that_change_with_each_request_do_not_end_a_walk() -> None:
 def ever_new(
     at: Callable[[int, datetime | None], datetime | None],
 ) -> tuple[Callable[[str | None], Page[Chat]], list[str]]:
-    """Pages of ten rows that were never shown before, each at what `at` says of its page's number and of `before`; and
-    what was asked.
-    """
+    """Build an API that answers ten new rows each time, at `at(page number, before)`. Return also its requests."""
     asked: list[str] = []
 
     def fetch(before: str | None) -> Page[Chat]:
@@ -321,7 +319,7 @@ def ever_new(
     return fetch, asked
 
 
-def test_ever_new_rows_at_one_timestamp_are_bounded_and_reported_and_the_rest_is_read() -> None:
+def test_endless_new_rows_at_one_timestamp_are_bounded_and_reported() -> None:
     tied, older = EPOCH + timedelta(milliseconds=BASE_MS), EPOCH + timedelta(milliseconds=BASE_MS - DAY_MS)
 
     def at(_number: int, before: datetime | None) -> datetime | None:
@@ -345,7 +343,7 @@ def test_pages_that_never_go_down_are_refused() -> None:
 # -- rows before 1970, and rows without a time
 
 
-def test_everything_has_no_beginning_in_1970() -> None:
+def test_rows_before_1970_are_read() -> None:
     moon_landing = datetime(1969, 7, 20, 20, 17, tzinfo=UTC)
     at_us = (moon_landing - EPOCH) // timedelta(microseconds=1)
     listing = Listing({f"{n:03}": at_us - n * 3_600_000_000 for n in range(250)}, limit=100)

@@ -22,9 +22,9 @@ from msgbubbles.models import Chat
         ([5], None),
     ],
 )
-def test_participants_are_read_in_the_forms_they_may_have(shown: Any, expected: list[str] | None) -> None:
+def test_participants_are_read_in_any_documented_form(shown: Any, expected: list[str] | None) -> None:
     assert read_participants(Chat(id="x", extra=Raw(msgspec.json.encode({"participants": shown})))) == expected
 
 
-def test_a_chat_without_them_shows_none() -> None:
+def test_chat_without_participants_has_none() -> None:
     assert read_participants(Chat(id="x")) is None

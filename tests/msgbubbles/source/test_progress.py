@@ -1,4 +1,4 @@
-"""What lands of a message's progress when events and the API disagree."""
+"""The progress of a message when events and the API disagree."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def at(minutes: int) -> datetime:
 READ: dict[str, Any] = {"status": "read", "delivered_at": at(1), "read_at": at(2), "updated_at": at(0)}
 
 
-def kept(shown: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
-    """The message that lands where the API shows `shown`, among one that is new and one that is as it was."""
+def merge(shown: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+    """Return the loaded message when the API shows `shown`, next to a new and an unchanged one."""
     others = [Message(id="m0", status="sent", updated_at=NINE), Message(id="m2", status="sent", updated_at=NINE)]
     incoming = build_arrow_table(MESSAGES, [(one, NINE) for one in (others[0], Message(id="m1", **shown), others[1])])
     known = build_arrow_table(MESSAGES, [(one, NINE) for one in (Message(id="m1", **stored), others[1])])
@@ -35,19 +35,19 @@ def kept(shown: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("updated_at", [at(0), at(-1)])
 @pytest.mark.parametrize("status", ["queued", "sent", "failed", "delivered"])
-def test_a_row_that_the_api_has_not_changed_takes_no_progress_back(status: str, updated_at: datetime) -> None:
+def test_row_unchanged_by_the_api_reverts_no_progress(status: str, updated_at: datetime) -> None:
     shown = {"status": status, "delivered_at": at(1), "read_at": None, "updated_at": updated_at}
-    assert kept(shown, READ) == READ | {"updated_at": updated_at}
+    assert merge(shown, READ) == READ | {"updated_at": updated_at}
 
 
 @pytest.mark.parametrize("updated_at", [at(3), None])
-def test_the_api_has_the_last_word_where_it_may_have_changed_a_row(updated_at: datetime | None) -> None:
+def test_later_updated_at_of_the_api_wins(updated_at: datetime | None) -> None:
     shown = {"status": "failed", "delivered_at": None, "read_at": None, "updated_at": updated_at}
-    assert kept(shown, READ) == shown
+    assert merge(shown, READ) == shown
 
 
-def test_progress_that_the_api_shows_lands_whenever_it_was_changed() -> None:
+def test_further_progress_is_loaded_whatever_updated_at_says() -> None:
     shown = {"status": "read", "delivered_at": at(1), "read_at": at(3), "updated_at": at(0)}
-    assert kept(shown, READ) == shown, "an event's time is near the API's own, and not the same"
-    assert kept(shown | {"status": "unheard_of"}, READ)["status"] == "unheard_of"
-    assert kept(shown, {"status": "sent", "updated_at": at(0)}) == shown
+    assert merge(shown, READ) == shown, "an event's time is near the API's own, and not the same"
+    assert merge(shown | {"status": "unheard_of"}, READ)["status"] == "unheard_of"
+    assert merge(shown, {"status": "sent", "updated_at": at(0)}) == shown

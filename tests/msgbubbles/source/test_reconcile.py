@@ -1,4 +1,4 @@
-"""Rows out of the order that their times show, rows without a time, and ties: what lands, and what a run reports."""
+"""Rows out of order, rows without a time, and ties: what a run loads, and what it reports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TIERS = {"chats": [Tier(DAY_MS)], "messages": [Tier(HOUR_MS, 72 * HOUR_MS)]}
 
 
 def world_of(knobs: Knobs, settings: SourceConfig | None = None) -> World:
-    """An empty account whose pages have 100 rows, as those of the API do."""
+    """Build an empty account with pages of 100 rows, like those of the API."""
     return World(knobs, settings or SourceConfig(tiers=TIERS), page_size=100)
 
 
@@ -34,7 +34,7 @@ def world() -> Iterator[World]:
 
 
 def add_chats(world: World, count: int, *, apart: timedelta = timedelta(minutes=1), write: bool = True) -> list[str]:
-    """Chats whose last message came so long after the one before, the newest now; without a message, unless `write`."""
+    """Add chats at these intervals, the newest now; without messages, unless `write`."""
     ids = []
     for number in range(count):
         at = world.at() - apart * (count - number)
@@ -53,7 +53,7 @@ def standing(run: Run, stream: str) -> set[Overflow]:
 
 
 def showing(**times: dict[str, Any]) -> Knobs:
-    """Rows by id show other times than the API lists them by: `created_at` of messages, `last_message_at` of chats."""
+    """Make rows show other times than the API lists them by: `created_at` of messages, `last_message_at` of chats."""
     names = {"messages": "created_at", "chats": "last_message_at"}
 
     def transform(kind: str, row: dict[str, Any]) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def showing(**times: dict[str, Any]) -> Knobs:
     [(True, [1]), (True, [60]), (True, [99]), (True, [97, 98, 99]), (True, [20, 130, 250]), (False, [60, 99, 199])],
     ids=str,
 )
-def test_a_row_dated_2001_costs_no_other_row(feed: bool, places: list[int]) -> None:
+def test_row_dated_2001_hides_no_other_row(feed: bool, places: list[int]) -> None:
     messages: dict[str, Any] = {}
     chats: dict[str, Any] = {}
     knobs = showing(messages=messages, chats=chats)
@@ -100,7 +100,7 @@ def test_a_row_dated_2001_costs_no_other_row(feed: bool, places: list[int]) -> N
         assert not any(row["deleted_at"] for row in world.store.tables["chats"].values())
 
 
-def test_a_run_that_is_cut_off_below_an_outlier_claims_no_interval_that_was_not_read() -> None:
+def test_run_cut_off_below_an_outlier_covers_no_unread_interval() -> None:
     messages: dict[str, Any] = {}
     with closing(world_of(showing(messages=messages))) as world:
         add_chats(world, 600)
@@ -133,7 +133,7 @@ def test_rows_before_1970_are_read_and_covered(world: World) -> None:
 
 @pytest.mark.parametrize("nulls", ["first", "last"])
 @pytest.mark.parametrize("with_before", [True, False])
-def test_more_chats_without_a_time_than_a_page_shows_end_with_a_report(nulls: Any, with_before: bool) -> None:
+def test_too_many_chats_without_a_time_are_reported(nulls: Any, with_before: bool) -> None:
     with closing(world_of(Knobs(nulls=nulls, nulls_with_before=with_before))) as world:
         add_chats(world, 60)
         for _ in range(190):
@@ -143,7 +143,7 @@ def test_more_chats_without_a_time_than_a_page_shows_end_with_a_report(nulls: An
 
 
 def tied(world: World, count: int, *, write: bool) -> None:
-    """Chats of one timestamp, a day ago; with a message each of some time before, or with none."""
+    """Add chats of one timestamp, a day ago, each with an older message, or without one."""
     at = world.at() - timedelta(days=1)
     for number in range(count):
         chat_id = world.account.add_chat(OURS, "+14155550123", at, last_message_at=at)
@@ -171,8 +171,8 @@ def test_tied_chats_that_all_have_messages_are_read_by_id(world: World) -> None:
     assert not standing(run, "chats")
 
 
-def test_tied_messages_of_chats_that_are_not_known_stay_reported(world: World) -> None:
-    """150 chats, written to at once: neither list shows all, and what is in both gaps has no trace."""
+def test_tied_messages_of_unknown_chats_stay_reported(world: World) -> None:
+    """150 chats get a message at once: neither list shows all, and nothing names the chats in both gaps."""
     at = world.at() - timedelta(days=1)
     chats = [world.account.add_chat(OURS, "+14155550123", at, last_message_at=at) for _ in range(150)]
     world.account.add_messages([NewMessage(chat_id, "outbound", "hi", at, "sent", sender=OURS) for chat_id in chats])
@@ -183,7 +183,7 @@ def test_tied_messages_of_chats_that_are_not_known_stay_reported(world: World) -
         world.pass_time(HOUR_MS)
 
 
-def test_a_stream_that_never_goes_down_fails_and_the_others_are_read(world: World) -> None:
+def test_stream_that_never_goes_down_fails_alone(world: World) -> None:
     add_chats(world, 150)
     asked = 0
 

@@ -1,4 +1,4 @@
-"""What is read again, how much of it a run does, and what a chat that does not show up means."""
+"""What is read again, how much of it by one run, and what a missing chat means."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SETTINGS = SourceConfig(0, 5 * MINUTE_MS, {"chats": [Tier(DAY_MS)], "messages": 
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    """Sixty chats with a message each, a minute apart; all of them read. Pages have five rows."""
+    """Build sixty chats with a message each, a minute apart, and read them. Pages have five rows."""
     with closing(World(Knobs(), SETTINGS)) as world:
         for _ in range(60):
             chat_id = world.account.add_chat(OURS, "+14155550123", world.at())
@@ -40,12 +40,12 @@ def write(world: World, chat_id: str) -> None:
 
 
 def ids(world: World) -> list[str]:
-    """Ids of the chats, oldest first."""
+    """Return the ids of the chats, oldest first."""
     rows = world.store.tables["chats"].values()
     return [row["id"] for row in sorted(rows, key=lambda row: row["last_message_at"])]
 
 
-def test_a_run_reads_only_its_share_again_goes_on_where_the_last_stopped_and_never_delays_the_head(
+def test_refresh_keeps_to_its_share_and_resumes_where_it_stopped(
     world: World,
 ) -> None:
     world.settings = replace(SETTINGS, refresh_per_minute=1 / 60)
@@ -67,7 +67,7 @@ def test_a_run_reads_only_its_share_again_goes_on_where_the_last_stopped_and_nev
     assert runs >= 5, "it took several runs"
 
 
-def test_threads_of_one_minute_that_a_slice_cannot_all_read_again_are_read_again_in_several() -> None:
+def test_threads_of_one_minute_are_refreshed_over_several_batches() -> None:
     with closing(World(Knobs(feed=False), SETTINGS)) as world:
         for number in range(12):
             world.pass_time(HOUR_MS if number < 8 else 0)
@@ -84,13 +84,13 @@ def test_threads_of_one_minute_that_a_slice_cannot_all_read_again_are_read_again
         assert messages.pages < 60, "none of them again and again"
 
 
-def test_after_a_pause_a_run_makes_up_for_an_hour_at_most(world: World) -> None:
+def test_after_a_pause_a_run_catches_up_on_an_hour_at_most(world: World) -> None:
     world.settings = replace(SETTINGS, refresh_per_minute=0.1)
     world.pass_time(30 * HOUR_MS)
     assert world.sync().streams["chats"].refresh_pages == 6
 
 
-def test_a_chat_that_two_sweeps_did_not_show_is_asked_for_and_not_deleted_when_it_is_there(
+def test_chat_missing_from_two_sweeps_is_asked_for_before_it_is_deleted(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hidden = ids(world)[10]
@@ -117,7 +117,7 @@ def test_a_chat_that_two_sweeps_did_not_show_is_asked_for_and_not_deleted_when_i
     assert asked == [0, 1, 0, 1, 0, 1]
 
 
-def test_all_chats_deleted_at_once_are_seen(world: World) -> None:
+def test_deleting_all_chats_at_once_is_noticed(world: World) -> None:
     for chat_id in ids(world):
         world.account.delete_chat(chat_id)
     for _ in range(3):
@@ -126,7 +126,7 @@ def test_all_chats_deleted_at_once_are_seen(world: World) -> None:
     assert all(row["deleted_at"] is not None for row in world.store.tables["chats"].values())
 
 
-def test_the_only_chats_deleted_just_after_they_were_read_are_seen_by_the_head_alone() -> None:
+def test_deleting_the_only_chats_is_noticed_by_incremental_reads() -> None:
     with closing(World(Knobs(), SourceConfig(0, 5 * MINUTE_MS))) as world:
         for _ in range(2):
             write(world, world.account.add_chat(OURS, "+14155550123", world.at()))
@@ -139,7 +139,7 @@ def test_the_only_chats_deleted_just_after_they_were_read_are_seen_by_the_head_a
         assert all(row["deleted_at"] is not None for row in world.store.tables["chats"].values())
 
 
-def test_the_only_chat_deleted_after_its_messages_were_read_and_before_it_was_is_seen() -> None:
+def test_deleting_the_only_chat_after_its_messages_were_read_is_noticed() -> None:
     with closing(World(Knobs(), SETTINGS)) as world:
         chat_id = world.account.add_chat(OURS, "+14155550123", world.at())
         write(world, chat_id)
@@ -151,7 +151,7 @@ def test_the_only_chat_deleted_after_its_messages_were_read_and_before_it_was_is
         assert world.store.tables["chats"][chat_id,]["deleted_at"]
 
 
-def test_a_message_that_shows_after_its_days_of_refresh_is_found_by_its_chat(world: World) -> None:
+def test_message_visible_after_its_refresh_is_found_by_its_chat(world: World) -> None:
     chat_id = ids(world)[-1]
     world.pass_time(MINUTE_MS)
     late = NewMessage(chat_id, "inbound", "hello", world.at(), "received", sender="+14155550123")
@@ -165,7 +165,7 @@ def test_a_message_that_shows_after_its_days_of_refresh_is_found_by_its_chat(wor
     assert world.differences() == {}
 
 
-def test_a_chat_that_comes_back_brings_the_messages_of_its_absence(world: World) -> None:
+def test_chat_that_comes_back_brings_its_messages(world: World) -> None:
     chat_id = ids(world)[10]
     world.account.delete_chat(chat_id)
     for _ in range(3):
@@ -183,8 +183,8 @@ def test_a_chat_that_comes_back_brings_the_messages_of_its_absence(world: World)
     assert world.differences() == {}
 
 
-def test_threads_whose_time_is_no_message_s_are_given_up(world: World) -> None:
-    """Where `last_message_at` is another time than a message's, asking would never end."""
+def test_threads_without_a_message_at_their_time_are_given_up(world: World) -> None:
+    """If `last_message_at` is not the time of a message, the requests would never end."""
     at = world.at() - timedelta(hours=2)
     for _ in range(200):
         chat_id = world.account.add_chat(OURS, "+14155550123", at, last_message_at=at + timedelta(milliseconds=1))
@@ -200,9 +200,7 @@ def test_threads_whose_time_is_no_message_s_are_given_up(world: World) -> None:
     assert requests[-1] <= 3, "and after that it is quiet"
 
 
-def test_ids_that_only_events_name_are_asked_for_once_and_make_no_chats(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ids_named_only_by_events_are_asked_for_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     made_up = [f"00000000-0000-4000-8000-{number:012}" for number in range(300)]
     real = world.account.add_chat(OURS, "+14155550199", world.at())
     quiet, at_ms = ids(world)[0], world.now_ms - HOUR_MS
@@ -228,9 +226,7 @@ def test_ids_that_only_events_name_are_asked_for_once_and_make_no_chats(
     assert max(spent[8:]) < 20, "nothing is asked for again"
 
 
-def test_a_chat_that_messages_name_and_that_is_not_found_was_deleted(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_chat_named_by_messages_and_not_found_is_deleted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = "00000000-0000-4000-8000-000000000000"
     monkeypatch.setattr(world.store, "missing_from_events", lambda _since_ms, _limit: ([gone], {}))
     world.sync()

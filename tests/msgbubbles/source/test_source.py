@@ -1,4 +1,4 @@
-"""The source in somebody else's pipeline, as docs/library.md shows it."""
+"""The source in another pipeline, as docs/library.md shows it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ else:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("only", [(), ("chats",)])
-def test_five_lines_load_everything_and_a_fault_loads_nothing(tmp_path: Path, only: tuple[str, ...]) -> None:
+def test_five_lines_load_everything_and_a_failure_loads_nothing(tmp_path: Path, only: tuple[str, ...]) -> None:
     account = Account()
     seed(account, now=datetime.now(UTC), chats=120, messages=400, days=20)
     with serve(account, Knobs(server_errors=1.0)) as server:

@@ -1,4 +1,4 @@
-"""Values are made to fit every destination: what PostgreSQL and DuckDB store of them, and read back."""
+"""Values are replaced so that every destination can store them: PostgreSQL and DuckDB store them and read them back."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def nested(levels: int) -> str:
         ("[" + "[]," * 1000 + "1]", "[" + "[]," * 1000 + "1]"),
     ],
 )  # fmt: skip
-def test_json_that_no_server_stores_is_replaced_and_the_rest_stays(text: str, stored: str, server: Any) -> None:
+def test_json_that_no_server_stores_is_replaced(text: str, stored: str, server: Any) -> None:
     changes = Changes()
     message = Message(id="m", text="nul \0", metadata=Raw(text.encode()))
     [row] = build_arrow_table(MESSAGES, [(message, AT)], changes.on_replaced).to_pylist()
@@ -76,7 +76,7 @@ VALUES = st.recursive(
 
 
 @given(text=VALUES)
-def test_every_destination_stores_what_any_json_becomes(text: str, server: Any) -> None:
+def test_every_destination_stores_the_replaced_json(text: str, server: Any) -> None:
     stored = storable_json(text)
     check_stored(stored, server)
     assert storable_json(stored) == stored

@@ -1,4 +1,4 @@
-"""One stream over many runs: cut anywhere, changed meanwhile, and complete in the end."""
+"""One stream over many runs: cut off anywhere, changed meanwhile, and complete in the end."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LOOKBACK_MS = 50
 
 @pytest.fixture(autouse=True, scope="module")
 def small_parts() -> Iterator[None]:
-    """Walks share what is to be read though it is little."""
+    """Make workers share even small intervals."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("msgbubbles.source.intervals.INTERVAL_PAGES", 1)
         patch.setattr("msgbubbles.source.intervals.PAGES_BEFORE_SPLIT", 1)
@@ -43,7 +43,7 @@ def small_parts() -> Iterator[None]:
 
 
 class CollectingBuffer(RowBuffer):
-    """Keeps rows instead of making Arrow of them; what a load drops is dropped here too."""
+    """Collects rows without converting them to Arrow, and drops the same as a load."""
 
     def __init__(self) -> None:
         super().__init__(("chats",))
@@ -68,7 +68,7 @@ def read_once(
     lookback_ms: int = LOOKBACK_MS,
     workers: int = 1,
 ) -> int:
-    """One load: rows and state are kept together. Returns how many rows landed."""
+    """Run one load, which stores rows and state together. Return how many rows are new."""
     buffer = CollectingBuffer()
 
     def read(state: ListState, context: StreamContext) -> Any:
@@ -87,9 +87,9 @@ def read_once(
     unstable=st.booleans(),
     short=st.booleans(),
     workers=st.integers(1, 4),
-    cuts=st.lists(st.sampled_from(["slice", "stop", "fault", "none"]), max_size=8),
+    cuts=st.lists(st.sampled_from(["batch", "stop", "fault", "none"]), max_size=8),
 )
-def test_whatever_changes_and_wherever_it_is_cut_the_last_run_completes_it(
+def test_last_run_completes_whatever_was_cut_off(
     seed_number: int, inclusive: bool, unstable: bool, short: bool, workers: int, cuts: list[str]
 ) -> None:
     chance = random.Random(seed_number)
@@ -97,7 +97,7 @@ def test_whatever_changes_and_wherever_it_is_cut_the_last_run_completes_it(
     hidden: list[tuple[int, str, int]] = []
 
     def live(listing: Listing) -> None:
-        """Time passes, rows come, rows move to the top, rows become visible late, within the settle time."""
+        """Pass time: rows arrive, move to the top, or become visible late, within the lookback."""
         clock["ms"] += chance.randint(0, 30)
         now = clock["ms"] * 1000 + chance.randint(0, 999)
         if chance.random() < 0.3:
@@ -116,7 +116,7 @@ def test_whatever_changes_and_wherever_it_is_cut_the_last_run_completes_it(
     warehouse: dict[str, datetime | None] = {}
     state: dict[str, Any] = {}
     for cut in cuts:
-        run = Run(batch_pages=chance.randint(1, 5) if cut == "slice" else None)
+        run = Run(batch_pages=chance.randint(1, 5) if cut == "batch" else None)
         end = chance.randint(1, 6)
 
         def breaks(listing: Listing, cut: str = cut, last: int = len(listing.asked) + end) -> None:
@@ -139,7 +139,7 @@ def test_whatever_changes_and_wherever_it_is_cut_the_last_run_completes_it(
         assert warehouse == shown
 
 
-def test_walks_share_what_is_to_be_read_and_are_under_way_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_share_an_interval_and_run_concurrently(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("msgbubbles.source.intervals.INTERVAL_PAGES", 8)
     listing, warehouse, state = steady(2000), dict[str, datetime | None](), dict[str, Any]()
     asking = threading.Lock()
@@ -184,7 +184,7 @@ def test_many_workers_cost_hardly_more_requests_than_one(
     assert asked[1] <= asked[0] + more
 
 
-def test_batch_end_keeps_what_every_worker_has_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_end_preserves_the_rows_of_every_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("msgbubbles.source.intervals.INTERVAL_PAGES", 4)
 
     def any_order() -> InAnyOrder:  # threads may come to one request more, on a busy machine
@@ -199,7 +199,7 @@ def test_batch_end_keeps_what_every_worker_has_read(monkeypatch: pytest.MonkeyPa
     assert len(listing.asked) <= 100 + 2000 / 20 / 4 + 8
 
 
-def test_rows_without_an_instant_at_the_end_are_the_end_of_a_walk_that_begins_there() -> None:
+def test_interval_with_only_rows_without_a_time_ends() -> None:
     timed: dict[str, int | None] = {f"{n:04}": 1_700_000_000_000_000 + n * 1_000_000 for n in range(2000)}
     nulls: dict[str, int | None] = {f"null{n}": None for n in range(30)}
     listing = Listing(timed | nulls, limit=20, nulls_first=False, nulls_with_before=True)
@@ -214,7 +214,7 @@ def steady(count: int = 400) -> Listing:
     return Listing({f"{n:04}": 1_700_000_000_000_000 + n * 1_000_000 for n in range(count)}, limit=20)
 
 
-def test_what_was_read_before_a_cut_is_not_read_again() -> None:
+def test_rows_read_before_a_cut_are_not_read_again() -> None:
     listing, warehouse, state = steady(), dict[str, Any](), dict[str, Any]()
     for _ in range(30):
         run = Run(batch_pages=5)
@@ -222,10 +222,10 @@ def test_what_was_read_before_a_cut_is_not_read_again() -> None:
         if not run.unfinished:
             break
     assert len(warehouse) == 400
-    assert len(listing.asked) <= 400 / 19 + 2 + 6, "the pages, and the newest page once a slice"
+    assert len(listing.asked) <= 400 / 19 + 2 + 6, "the pages, and the newest page once a batch"
 
 
-def test_a_run_that_finds_nothing_new_asks_once_and_lands_nothing() -> None:
+def test_run_without_changes_sends_one_request_and_loads_nothing() -> None:
     listing, warehouse, state = steady(), dict[str, Any](), dict[str, Any]()
     read_once(listing, warehouse, state, Run())
     listing.asked.clear()
@@ -233,7 +233,7 @@ def test_a_run_that_finds_nothing_new_asks_once_and_lands_nothing() -> None:
     assert listing.asked == [None]
 
 
-def test_a_row_from_the_future_does_not_hide_what_comes_after() -> None:
+def test_row_from_the_future_hides_no_later_row() -> None:
     listing, warehouse, state = steady(50), dict[str, Any](), dict[str, Any]()
     listing.rows["future"] = int(datetime(2099, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
     read_once(listing, warehouse, state, Run())
@@ -242,7 +242,7 @@ def test_a_row_from_the_future_does_not_hide_what_comes_after() -> None:
     assert warehouse.keys() == listing.rows.keys()
 
 
-def test_what_becomes_visible_late_is_read_though_it_is_not_on_the_newest_page() -> None:
+def test_row_that_becomes_visible_late_is_read() -> None:
     listing, warehouse, state = steady(), dict[str, Any](), dict[str, Any]()
     read_once(listing, warehouse, state, Run(), lookback_ms=100_000)
     listing.rows["late"] = listing.rows["0339"]
@@ -250,7 +250,7 @@ def test_what_becomes_visible_late_is_read_though_it_is_not_on_the_newest_page()
     assert "late" in warehouse
 
 
-def test_a_head_that_is_cut_off_leaves_what_has_not_settled_to_be_read_again() -> None:
+def test_incremental_read_that_is_cut_off_leaves_the_lookback_uncovered() -> None:
     listing, warehouse, state = steady(), dict[str, Any](), dict[str, Any]()
     read_once(listing, warehouse, state, Run(), lookback_ms=100_000)
     listing.rows |= {f"{n:04}": 1_700_000_000_000_000 + n * 1_000_000 for n in range(400, 520)}
@@ -261,7 +261,7 @@ def test_a_head_that_is_cut_off_leaves_what_has_not_settled_to_be_read_again() -
     assert warehouse.keys() == listing.rows.keys()
 
 
-def test_the_smallest_slices_come_to_an_end() -> None:
+def test_smallest_batches_finish() -> None:
     listing, warehouse, state = steady(), dict[str, Any](), dict[str, Any]()
     for _ in range(40):
         run = Run(batch_pages=1)
@@ -288,7 +288,7 @@ def messages_of(client: Client, state: dict[str, Any], run: Run) -> set[str]:
     return found
 
 
-def test_a_head_of_more_threads_than_a_slice_has_pages_comes_to_an_end() -> None:
+def test_more_new_threads_than_a_batch_has_pages_finish() -> None:
     with closing(World(Knobs(feed=False), SourceConfig())) as world:
         for _ in range(60):
             chat_id = world.account.add_chat(OURS, "+14155550123", world.at())
@@ -300,7 +300,7 @@ def test_a_head_of_more_threads_than_a_slice_has_pages_comes_to_an_end() -> None
         world.sync(Run(batch_pages=20))
 
 
-def test_threads_cut_at_every_few_requests_are_complete_in_the_end() -> None:
+def test_threads_cut_off_every_few_requests_are_complete_in_the_end() -> None:
     account = Account()
     seed(account, now=datetime.now(UTC), chats=25, messages=300, days=20)
     long = account.all("SELECT id FROM chats LIMIT 1")[0]["id"]
@@ -317,7 +317,7 @@ def test_threads_cut_at_every_few_requests_are_complete_in_the_end() -> None:
         assert state["feed"] is False
 
 
-def test_a_thread_that_grew_by_more_than_a_page_is_read_down_to_what_is_known() -> None:
+def test_thread_that_grew_by_more_than_a_page_is_read_completely() -> None:
     account = Account()
     seed(account, now=datetime.now(UTC), chats=5, messages=20, days=20)
     with serve(account, Knobs(feed=False)) as server, Client(Transport(server.url, server.key, None)) as client:
@@ -330,7 +330,7 @@ def test_a_thread_that_grew_by_more_than_a_page_is_read_down_to_what_is_known() 
 
 
 @pytest.mark.parametrize("feed", [True, False])
-def test_the_feed_is_asked_for_once_and_remembered(feed: bool) -> None:
+def test_refused_feed_is_remembered(feed: bool) -> None:
     account = Account()
     seed(account, now=datetime.now(UTC), chats=5, messages=20, days=20)
     with serve(account, Knobs(feed=feed)) as server, Client(Transport(server.url, server.key, None)) as client:
@@ -343,7 +343,7 @@ def test_the_feed_is_asked_for_once_and_remembered(feed: bool) -> None:
         assert len(refused) == (0 if feed else 1)
 
 
-def test_a_feed_that_answers_nothing_is_not_believed() -> None:
+def test_empty_feed_is_not_trusted() -> None:
     account = Account()
     seed(account, now=datetime.now(UTC), chats=5, messages=20, days=20)
     with serve(account) as server, Client(Transport(server.url, server.key, None)) as client:
@@ -357,7 +357,7 @@ def test_a_feed_that_answers_nothing_is_not_believed() -> None:
         assert len(messages_of(client, {"has_tables": True}, Run())) == 20
 
 
-def test_a_fault_is_raised_where_nobody_takes_care_of_it() -> None:
+def test_error_is_raised_without_keep_on_error() -> None:
     def fails(*_: Any) -> Any:
         raise PermanentError("no")
         yield
@@ -366,7 +366,7 @@ def test_a_fault_is_raised_where_nobody_takes_care_of_it() -> None:
         list(read_stream(fails, None, RowBuffer(("chats",)), {"has_tables": True}, Run()))  # type: ignore[arg-type]
 
 
-def test_a_rejected_row_at_the_edge_of_two_pages_is_counted_once() -> None:
+def test_rejected_row_on_two_pages_is_counted_once() -> None:
     listing = steady(50)
     fetch = listing.fetch
     bad = RejectedRow("chats", "no usable id", "{}", None)

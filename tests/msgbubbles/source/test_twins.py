@@ -1,4 +1,4 @@
-"""One id on two rows, and attachments that come and go: nothing is lost without a word."""
+"""One id on two rows, and attachments that come and go: no row is lost silently."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write(world: World, chat_id: str, text: str, files: int = 0) -> str:
 
 
 def rename_ids(world: World, texts: dict[str, str]) -> None:
-    """Show messages of these texts with other ids."""
+    """Show messages with these texts under other ids."""
 
     def shown(kind: str, row: dict[str, Any]) -> dict[str, Any]:
         return row | {"id": texts[row["text"]]} if kind == "messages" and row["text"] in texts else row
@@ -70,18 +70,18 @@ def test_message_id_in_two_chats_keeps_both_rows_in_one_run(world: World) -> Non
     assert run.progress("messages").rejected == 1
     assert rejected(world) == [OF_ANOTHER_CHAT]
     (twin,) = world.store.tables["rejected_rows"].values()
-    kept = stored(world, "messages")[TWIN]
-    assert {kept["conversation_id"]} | {chat for chat in (first, second) if chat in twin["row"]} == {first, second}
+    row = stored(world, "messages")[TWIN]
+    assert {row["conversation_id"]} | {chat for chat in (first, second) if chat in twin["row"]} == {first, second}
     assert len(world.store.tables["messages"]) == 3
     # However often it is read again: one of the two stays, and the other is reported.
     for _ in range(2):
         write(world, first, "new"), write(world, second, "new")
         world.pass_time(2 * DAY_MS)
         world.sync()
-        assert stored(world, "messages")[TWIN] == kept | {"_fetched_at": stored(world, "messages")[TWIN]["_fetched_at"]}
+        assert stored(world, "messages")[TWIN] == row | {"_fetched_at": stored(world, "messages")[TWIN]["_fetched_at"]}
 
 
-def test_message_id_that_another_chat_has_already_stays_there(world: World) -> None:
+def test_message_id_stored_for_another_chat_stays_there(world: World) -> None:
     first = a_chat_with(world, "one")
     rename_ids(world, {"one": TWIN, "two": TWIN})
     world.pass_time(DAY_MS)
@@ -94,7 +94,7 @@ def test_message_id_that_another_chat_has_already_stays_there(world: World) -> N
     assert rejected(world) == [OF_ANOTHER_CHAT]
 
 
-def test_message_that_moves_to_another_chat_is_changed_and_not_rejected() -> None:
+def test_message_that_moves_to_another_chat_is_not_rejected() -> None:
     world = World(Knobs(), SETTINGS, page_size=10)
     first = a_chat_with(world, "one")
     second = a_chat_with(world, "two")
@@ -122,11 +122,11 @@ def test_attachment_id_on_two_messages_keeps_both_rows(world: World) -> None:
     (twin,) = world.store.tables["rejected_rows"].values()
     assert "signature=" not in twin["row"]
     assert len(world.store.tables["messages"]) == 2
-    kept = stored(world, "attachments")[FILE]["message_id"]
-    assert kept not in twin["row"]
+    parent = stored(world, "attachments")[FILE]["message_id"]
+    assert parent not in twin["row"]
 
 
-def test_attachment_that_an_edit_removed_is_marked_until_it_is_back(world: World) -> None:
+def test_attachment_removed_by_an_edit_is_marked_until_it_returns(world: World) -> None:
     chat_id = a_chat_with(world, "with files", "without")
     message_id = write(world, chat_id, "three", files=3)
     gone: set[str] = set()
@@ -183,7 +183,7 @@ def test_attachment_that_moves_to_another_message_is_changed() -> None:
     world.close()
 
 
-def test_zero_and_impossible_times_cost_only_themselves(world: World) -> None:
+def test_zero_and_impossible_times_affect_no_other_row(world: World) -> None:
     chats = [a_chat_with(world, f"text {number}") for number in range(6)]
     odd = {"text 1": {"created_at": "0001-01-01T00:00:00+14:00"}, "text 2": {"delivered_at": "0001-01-01T00:00:00Z"},
            "text 3": {"read_at": "9999-12-31T23:59:59-14:00"}, "text 4": {"updated_at": ""},
@@ -208,7 +208,7 @@ def test_zero_and_impossible_times_cost_only_themselves(world: World) -> None:
     assert (len(stored(world, "chats")), chat["created_at"], chat["updated_at"]) == (6, None, None)
 
 
-def test_page_that_is_half_unreadable_costs_only_its_bad_rows(world: World) -> None:
+def test_half_unreadable_page_costs_only_its_bad_rows(world: World) -> None:
     chat_id = a_chat_with(world, *(f"text {number}" for number in range(25)))
     bodies = {b"text 3": b"line\none", b"text 7": b'5" tall', b"text 12": b"\\ud83d", b"text 20": b"nul \0"}
 
