@@ -287,6 +287,15 @@ def test_import_read_and_typing(groups: Groups) -> None:
     ]
 
 
+def test_forget_detaches_a_key(groups: Groups) -> None:
+    groups.run("apply", groups.write(two()), "--yes")
+    chat_id = groups.job.server.operations[0].chat_id
+    output, _ = groups.run("forget", "north")
+    assert output == f"north no longer stands for {chat_id}; the group is unchanged\n"
+    _, errors = groups.run("forget", "north", status=2)
+    assert errors == "no group has the key north\n"
+
+
 def writes(groups: Groups, since: int) -> list[Any]:
     return [seen for seen in groups.job.server.requests[since:] if seen.method != "GET"]
 

@@ -81,6 +81,13 @@ def import_(
 
 
 @app.command()
+@with_shared_options(SCRIPT, "as_json")
+def forget(session: Session, key: Annotated[str, typer.Argument(help="The key of the group.")]) -> int:
+    """Detach a key from its group. Does not change the group. Makes no request."""
+    return commands.groups.forget(session, key)
+
+
+@app.command()
 @with_shared_options(SCRIPT)
 def read(
     session: Session,

@@ -137,3 +137,15 @@ def adopt_group(context: Context, client: Client, key: str, chat_id: str) -> Obs
             if entry.key == key and entry.operation == "create":
                 ledger.finish(entry, OperationResult("succeeded", chat_id=chat.id, happened_at=chat.created_at))
         return observation
+
+
+def forget_group(context: Context, key: str) -> ObservedGroup:
+    """Detach a key from its group, which stays as it is. Raises `UsageError` for an unknown key."""
+    with open_ledger(context) as ledger:
+        group = observe_groups(ledger, read_published(context)).get(key)
+        if group is None:
+            raise UsageError(f"no group has the key {escape(key)}")
+        if any(entry.key == key for entry in ledger.unresolved()):
+            raise UsageError(f"{escape(key)} has an operation of unknown outcome. Run groups.py apply first.")
+        ledger.forget(key)
+        return group

@@ -97,6 +97,7 @@ class Observation:
     """A group as `GET /chats/:id` last showed it.
 
     `handles` are its members without our number, null if the API does not show them. `is_gone`: the API answered 404.
+    `chat_id` is empty if the key was forgotten.
     """
 
     key: str
@@ -213,6 +214,12 @@ class Ledger:
 
     def observations(self) -> list[Observation]:
         return [_from_row(Observation, row) for row in self._all(f"SELECT * FROM {OBSERVATIONS} ORDER BY key")]
+
+    def forget(self, key: str) -> None:
+        """Detach a key from its group. An observation without a chat replaces the one in the warehouse."""
+        with self._transaction():
+            self._run("UPDATE operations SET key = NULL, version = version + 1 WHERE key = ?", (key,))
+            self.record_observation(Observation(key, "", None, None, None, True, datetime.now(UTC)))
 
     # -- renderings
 

@@ -61,7 +61,7 @@ def observe_groups(ledger: Ledger, published: Published) -> dict[str, ObservedGr
     for entry in ledger.entries():
         if entry.key is not None and entry.outcome != "failed":
             histories.setdefault(entry.key, []).append((entry.finished_at or datetime.now(UTC), entry))
-    for observation in ledger.observations():
+    for observation in filter(lambda observation: observation.chat_id, ledger.observations()):
         histories.setdefault(observation.key, []).append((observation.seen_at, observation))
     renderings: dict[str, list[Rendering]] = {}
     for rendering in ledger.renderings():

@@ -15,10 +15,11 @@ from msgbubbles.errors import AuthenticationError, Interrupted
 from msgbubbles.models import Chat
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.apply import build_idempotency_key
-from msgbubbles_sync.groups.job import adopt_group, apply_groups
+from msgbubbles_sync.groups.job import adopt_group, apply_groups, forget_group, list_groups, plan_groups
 from msgbubbles_sync.groups.ledger import Ledger
 from msgbubbles_sync.groups.model import Operation
 from msgbubbles_sync.groups.plan import build_plan
+from msgbubbles_sync.groups.view import fetch_view
 from msgbubbles_sync.sandbox import Knobs
 
 ANNA, BEN, CARLA, DORA = "+14155550111", "ben@example.com", "+14155550113", "dora@example.com"
@@ -266,6 +267,34 @@ def test_existing_group_is_adopted(world: World, shown: bool) -> None:
     # Members that are not known are added, which has no effect.
     assert applied.counts["add", "succeeded"] == (0 if shown else 2)
     assert [done.operation for done in world.server.operations] == ["create", "create", "rename"]
+
+
+def test_forgotten_key_has_no_group_and_can_be_assigned_again(world: World) -> None:
+    world.apply(row("a", ANNA, BEN, title="One"), row("b", ANNA, BEN))
+    chat_id = str(world.observed("a").chat_id)
+    with world.client() as client, Ledger.open(world.workspace.folder) as ledger:
+        fetch_view(ledger, client, "a", chat_id)
+    asked = len(world.server.requests)
+    assert forget_group(world.context(), "a").chat_id == chat_id
+    with pytest.raises(UsageError, match="no group has the key a"):
+        forget_group(world.context(), "a")
+    assert world.server.requests[asked:] == []
+    assert list_groups(world.context()).keys() == {"b"}
+    plan = plan_groups(world.context(), [row("a", ANNA, BEN), row("b", ANNA, BEN)])
+    assert [(operation.kind, operation.key) for operation in plan.operations] == [("create", "a")]
+    with world.client() as client:
+        adopt_group(world.context(), client, "other", chat_id)
+    assert (world.observed("other").chat_id, world.observed("other").title) == (chat_id, "One")
+
+
+def test_key_with_an_unknown_outcome_is_not_forgotten(world: World) -> None:
+    world.max_attempts = 1
+    cut_next_write(world)
+    world.apply(row("a", ANNA, BEN))
+    with pytest.raises(UsageError, match=r"a has an operation of unknown outcome. Run groups.py apply first"):
+        forget_group(world.context(), "a")
+    world.apply(row("a", ANNA, BEN))
+    forget_group(world.context(), "a")
 
 
 def test_idempotency_key_depends_on_the_whole_creation() -> None:

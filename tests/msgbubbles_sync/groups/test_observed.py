@@ -16,7 +16,7 @@ from helpers.group_world import OURS, World, row
 from msgbubbles.redact import Redactor
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.load import build_pipeline
-from msgbubbles_sync.groups.job import list_groups, plan_groups
+from msgbubbles_sync.groups.job import forget_group, list_groups, plan_groups
 from msgbubbles_sync.groups.ledger import Ledger
 from msgbubbles_sync.groups.load import PIPELINE, load_ledger
 from msgbubbles_sync.groups.observed import Published, read_published
@@ -152,6 +152,12 @@ def test_ledger_rows_are_loaded_once_and_after_changes(
     assert load_ledger(workspace, build_destination(workspace), Redactor()) == 3
     assert len(asked(workspace.work, operations)) == 3
     assert len(asked(workspace.work, members)) == 3
+
+    # A forgotten key has no group in the warehouse either.
+    world.apply(row("b", ANNA, BEN), row("a", ANNA, BEN, CARLA, title="One"))
+    forget_group(world.context(), "b")
+    assert load_ledger(workspace, build_destination(workspace), Redactor()) == 2
+    assert asked(workspace.work, "SELECT key FROM msgbubbles.group_sightings WHERE chat_id = ''") == [("b",)]
 
     # A lost workspace is restored from the published file.
     known = world.observed("a")

@@ -1,4 +1,4 @@
-"""`groups.py plan`, `apply`, `import`, `read` and `typing`."""
+"""`groups.py plan`, `apply`, `import`, `forget`, `read` and `typing`."""
 
 from __future__ import annotations
 
@@ -108,6 +108,18 @@ def adopt(session: Session, key: str, chat_id: str) -> int:
             group = job.adopt_group(session.context, client, key.strip(), chat_id)
         as_dict = {"key": group.key, "chat_id": group.chat_id, "members": len(group.handles or ())}
         session.reporter.print_text(as_dict, describe_adopted(group))
+        _load_ledger(session)
+    return 0
+
+
+def forget(session: Session, key: str) -> int:
+    """Detach a key from its group."""
+    with connect_until_stopped(session, serve=False):
+        _claim(session)
+        with hold_lock(session.context.workspace.folder, "apply"):
+            group = job.forget_group(session.context, key)
+        text = f"{escape(key)} no longer stands for {group.chat_id}; the group is unchanged"
+        session.reporter.print_text({"key": key, "chat_id": group.chat_id}, text)
         _load_ledger(session)
     return 0
 
