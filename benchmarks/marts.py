@@ -102,7 +102,8 @@ def land(workspace: Workspace, load: str, chats: int, messages: int, *, is_new: 
 
 def timed(workspace: Workspace, transforms: TransformSettings = TransformSettings(data_tests="off")) -> float:  # noqa: B008
     began = time.monotonic()
-    transform(workspace, build_destination(workspace), Settings(transforms=transforms))
+    settings = Settings(transforms=transforms)
+    transform(workspace, build_destination(workspace, settings.sync), settings)
     return time.monotonic() - began
 
 

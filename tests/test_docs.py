@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from msgspec.structs import asdict
 
+from helpers.context import build_destination
 from helpers.job import CHATS
 from helpers.process import inherited_environment
 from msgbubbles.settings import DEFAULTS, build_source_settings
 from msgbubbles_sync import outcome
-from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.settings import SyncSettings, TransformSettings, WebhookSettings, load_settings
 from msgbubbles_sync.workspace import Workspace
 

@@ -48,7 +48,7 @@ class Context:
 
     @cached_property
     def destination(self) -> Destination:
-        return build_destination(self.workspace)
+        return build_destination(self.workspace, self.settings.sync)
 
     @cached_property
     def redactor(self) -> Redactor:

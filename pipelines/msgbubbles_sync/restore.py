@@ -50,11 +50,11 @@ def restore(workspace: Workspace, destination: Destination, say: Callable[[str],
     for path in (*(workspace.folder / name for name in FILES), *workspace.folder.glob("*.pending")):
         if path.is_dir():
             say(f"{path} was a folder: moved to {move_damaged(path).name}")
-    if workspace.destination == "duckdb":
+    if isinstance(destination, DuckDBFile):
         _restore_database(workspace, destination, say)
-    if workspace.destination == "filesystem":
+    if isinstance(destination, ParquetFiles):
         with suppress(UsageError):  # `prepare` raises it again
-            if moved := ParquetFiles(workspace).move_delta_tables():
+            if moved := destination.move_delta_tables():
                 say(moved)
     _restore_policy(workspace, destination, say)
     for folder in sorted((workspace.folder / "dlt").iterdir()):
@@ -77,10 +77,10 @@ def _mark_file(workspace: Workspace) -> Path:
     return workspace.folder / "work.json"
 
 
-def _restore_database(workspace: Workspace, destination: Destination, say: Callable[[str], None]) -> None:
+def _restore_database(workspace: Workspace, destination: DuckDBFile, say: Callable[[str], None]) -> None:
     work, log = workspace.work, workspace.work.with_name(f"{workspace.work.name}.wal")
     is_unchanged = read_json(_mark_file(workspace)) == read_mark(work) and not log.exists()
-    if not work.exists() or is_unchanged or not is_damaged(work, DuckDBFile(workspace).options()):
+    if not work.exists() or is_unchanged or not is_damaged(work, destination.options()):
         return
     for path in (work, log):
         if path.exists():

@@ -22,10 +22,10 @@ import pytest
 
 from helpers import postgres
 from helpers.canary import ANN, PRIVACY_KEY, build_canary_account, find_words, now
+from helpers.context import build_destination
 from helpers.job import CHATS, Job
 from helpers.lake import lake_at
 from helpers.process import Process
-from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.sandbox import NewMessage, serve
 from msgbubbles_sync.workspace import Workspace
 

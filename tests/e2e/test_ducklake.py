@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from helpers import postgres
+from helpers.context import build_destination
 from helpers.hooks import spool, typing
 from helpers.job import Job
 from helpers.lake import lake_at, query
 from helpers.marts_reference import MARTS, check_marts
 from helpers.warehouse_rows import differences_of, select_rows
-from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.comments import read_comments
 from msgbubbles_sync.sandbox import NewMessage
 from msgbubbles_sync.workspace import Workspace

@@ -12,11 +12,12 @@ from typing import Any
 import duckdb
 import pytest
 
+from helpers.context import build_destination
 from helpers.hooks import spool, typing
 from helpers.job import Job
 from helpers.lake import change
 from helpers.warehouse_rows import differences_of, select_rows
-from msgbubbles_sync.destinations import build_destination, parquet_files
+from msgbubbles_sync.destinations import parquet_files
 from msgbubbles_sync.sandbox import NewMessage
 from msgbubbles_sync.workspace import Workspace
 

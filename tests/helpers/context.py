@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from msgbubbles.source.run import Run
 from msgbubbles_sync.context import Context
+from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.settings import Settings, load_settings
 from msgbubbles_sync.workspace import Workspace
 
@@ -33,3 +34,8 @@ def build_context(
 ) -> Context:
     """Build a context, by default with the configured settings."""
     return Context(workspace, settings or load_settings(workspace.account), console or RecordingConsole())
+
+
+def build_destination(workspace: Workspace) -> Destination:
+    """Build the destination of a workspace, with the configured settings."""
+    return build_context(workspace).destination

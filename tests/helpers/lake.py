@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from helpers.context import build_destination
 from helpers.job import Job
 from msgbubbles_sync.dbt import spark
-from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.sandbox import NewMessage
 from msgbubbles_sync.workspace import Workspace

@@ -11,9 +11,9 @@ import dlt
 import duckdb
 import pytest
 
+from helpers.context import build_destination
 from helpers.damage import DAMAGE
 from msgbubbles.policy import PRESETS
-from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.policy import applied as privacy
 from msgbubbles_sync.policy.applied import Record

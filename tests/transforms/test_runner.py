@@ -10,8 +10,8 @@ from typing import Any
 import duckdb
 import pytest
 
+from helpers.context import build_destination
 from msgbubbles_sync.dbt.runner import transform
-from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.errors import TransformError
 from msgbubbles_sync.settings import Settings
 from msgbubbles_sync.workspace import Workspace

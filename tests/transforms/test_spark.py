@@ -10,11 +10,11 @@ from zoneinfo import ZoneInfo
 import duckdb
 import pytest
 
+from helpers.context import build_destination
 from helpers.lake import needs_spark, query
 from helpers.marts_account import Account
 from helpers.marts_reference import MARTS, World, differences
 from msgbubbles_sync.dbt.runner import transform
-from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.parquet_tables import TABLES
 from msgbubbles_sync.settings import Settings, TransformSettings
 from msgbubbles_sync.tables import TABLES as DECLARED

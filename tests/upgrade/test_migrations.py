@@ -13,12 +13,11 @@ import duckdb
 import pytest
 
 from helpers import postgres
-from helpers.context import RecordingConsole, build_context
+from helpers.context import RecordingConsole, build_context, build_destination
 from helpers.job import Job
 from helpers.lake import lake_at
 from helpers.warehouse_rows import differences_of, select_rows
 from msgbubbles_sync import migrations
-from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.destinations.parquet_tables import Table
 from msgbubbles_sync.destinations.version import check_version

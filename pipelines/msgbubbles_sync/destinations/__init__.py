@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from msgbubbles_sync.settings import SyncSettings
 from msgbubbles_sync.workspace import Workspace
 
 from .base import Destination as Destination
@@ -16,7 +17,7 @@ from .ducklake import DuckLake
 from .parquet_files import ParquetFiles
 from .postgres import Postgres
 
-DESTINATIONS: dict[str, Callable[[Workspace], Destination]] = {
+DESTINATIONS: dict[str, Callable[[Workspace, SyncSettings], Destination]] = {
     "duckdb": DuckDBFile,
     "postgres": Postgres,
     "ducklake": DuckLake,
@@ -24,6 +25,6 @@ DESTINATIONS: dict[str, Callable[[Workspace], Destination]] = {
 }
 
 
-def build_destination(workspace: Workspace) -> Destination:
+def build_destination(workspace: Workspace, settings: SyncSettings) -> Destination:
     """Return the destination of a workspace."""
-    return DESTINATIONS[workspace.destination](workspace)
+    return DESTINATIONS[workspace.destination](workspace, settings)

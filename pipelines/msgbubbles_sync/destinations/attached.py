@@ -15,7 +15,7 @@ import duckdb
 from tenacity import TryAgain, retry, retry_if_exception, stop_after_attempt, wait_random
 
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.settings import ACCOUNT_NAME
+from msgbubbles_sync.settings import ACCOUNT_NAME, SyncSettings
 from msgbubbles_sync.sql import quote_literal, quote_name
 from msgbubbles_sync.workspace import DATASET, Workspace
 
@@ -34,8 +34,8 @@ class Attached(Destination):
     _another: str
     _rename: str
 
-    def __init__(self, workspace: Workspace) -> None:
-        super().__init__(workspace)
+    def __init__(self, workspace: Workspace, settings: SyncSettings) -> None:
+        super().__init__(workspace, settings)
         self.write_schema = f"warehouse.{self.dataset}"
 
     @abstractmethod

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import duckdb
 
+from msgbubbles_sync.settings import SyncSettings
 from msgbubbles_sync.workspace import DATASET, Workspace
 
 from .comments import list_descriptions, write_comments
@@ -23,8 +24,8 @@ class Destination(ABC):
     # The files that dlt loads Arrow tables from.
     file_format: Literal["parquet", "csv"] = "parquet"
 
-    def __init__(self, workspace: Workspace) -> None:
-        self._workspace = workspace
+    def __init__(self, workspace: Workspace, settings: SyncSettings) -> None:
+        self._workspace, self._settings = workspace, settings
         # The prefix of its schemas.
         self.prefix = workspace.prefix
         # The schema of the loaded tables.

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import read_json, write_privately
-from msgbubbles_sync.settings import load_settings
+from msgbubbles_sync.settings import SyncSettings
 from msgbubbles_sync.workspace import DATASET, Workspace
 
 from .base import Destination
@@ -27,11 +27,23 @@ from .union_accounts import MANY_ACCOUNTS, ONE_ACCOUNT, combine, shows_accounts
 COMBINED_NOTE = "combined.json"
 
 
+@contextmanager
+def open_published(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open a published file for reading. Raises `UsageError`."""
+    try:
+        connection = duckdb.connect(str(path), read_only=True)
+    except duckdb.Error as error:
+        raise UsageError(f"{path} cannot be read as a DuckDB database ({type(error).__name__})") from None
+    with connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        yield connection
+
+
 class DuckDBFile(Destination):
     """A DuckDB file."""
 
-    def __init__(self, workspace: Workspace) -> None:
-        super().__init__(workspace)
+    def __init__(self, workspace: Workspace, settings: SyncSettings) -> None:
+        super().__init__(workspace, settings)
         self.prefix, self.dataset = "", DATASET  # each account has its own file
         self.title = str(workspace.database)
         # The mark of the file that was published last.
@@ -53,15 +65,8 @@ class DuckDBFile(Destination):
     def has_tables(self) -> bool:
         return self._workspace.work.exists()
 
-    @contextmanager
-    def open_reader(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        try:
-            connection = duckdb.connect(self.title, read_only=True)
-        except duckdb.Error as error:
-            raise UsageError(f"{self.title} cannot be read as a DuckDB database ({type(error).__name__})") from None
-        with connection:
-            connection.execute("SET TimeZone = 'UTC'")
-            yield connection
+    def open_reader(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        return open_published(self._workspace.database)
 
     @contextmanager
     def open_writer(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -133,5 +138,5 @@ class DuckDBFile(Destination):
 
     def options(self) -> Options:
         """Return DuckDB's options for all connections to the work file, which must be equal. Raises `UsageError`."""
-        limit = load_settings(self._workspace.account).sync.memory_limit
+        limit = self._settings.memory_limit
         return {} if limit == "none" else {"memory_limit": limit}

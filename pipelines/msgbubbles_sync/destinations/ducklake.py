@@ -12,7 +12,6 @@ from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, 
 
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import set_umask_like
-from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.sql import quote_literal, quote_name
 
 from .attached import Attached
@@ -58,7 +57,7 @@ class DuckLake(Attached):
     def _read_credentials(self) -> DuckLakeCredentials:
         from .ducklake_dlt import read_credentials  # see above
 
-        return read_credentials(load_settings(self._workspace.account).sync)
+        return read_credentials(self._settings)
 
     def read_dbt_target(self) -> tuple[str, dict[str, str]]:
         lake = self._read_credentials()

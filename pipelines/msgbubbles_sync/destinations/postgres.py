@@ -9,7 +9,6 @@ from typing import Any, Literal
 import duckdb
 
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.sql import quote_literal, quote_name
 
 from .attached import Attached
@@ -94,7 +93,7 @@ class Postgres(Attached):
             connection.execute(f"CALL postgres_execute('warehouse', {quote_literal('; '.join(statements))})")
 
     def _read_parameters(self) -> dict[str, str]:
-        parameters = read_parameters("destination.postgres.credentials", load_settings(self._workspace.account).sync)
+        parameters = read_parameters("destination.postgres.credentials", self._settings)
         if parameters is None:
             raise UsageError(NO_SERVER.format(why="no usable credentials", reason=""))
         return parameters

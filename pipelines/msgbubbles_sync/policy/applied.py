@@ -17,7 +17,7 @@ from msgbubbles.errors import ConfigurationError
 from msgbubbles.policy import FULL, ORDERS, PSEUDONYM, SECTION, Policy, Pseudonymizer
 from msgbubbles.redact import Redactor
 from msgbubbles_sync.destinations import Destination
-from msgbubbles_sync.destinations.duckdb_file import DuckDBFile
+from msgbubbles_sync.destinations.duckdb_file import open_published
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.settings import Settings
@@ -70,7 +70,7 @@ def _read_published(workspace: Workspace) -> str | None:
     """Return the copy in the published tables, if the job's own files are lost."""
     if workspace.destination != "duckdb" or workspace.work.exists() or not workspace.database.exists():
         return None
-    with DuckDBFile(workspace).open_reader() as connection, suppress(duckdb.CatalogException):
+    with open_published(workspace.database) as connection, suppress(duckdb.CatalogException):
         row = connection.execute(f"SELECT record FROM msgbubbles.{PRIVACY.name}").fetchone()  # noqa: S608
         return None if row is None else str(row[0])
     return None

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from helpers.context import build_destination
 from msgbubbles_sync.cli import accounts
-from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.claims import claim, find_account_files
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.workspace import Workspace

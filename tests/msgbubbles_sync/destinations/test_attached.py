@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from helpers import postgres
-from msgbubbles_sync.destinations import build_destination
+from helpers.context import build_destination
 from msgbubbles_sync.destinations.attached import Attached
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.workspace import Workspace

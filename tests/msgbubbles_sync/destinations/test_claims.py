@@ -9,8 +9,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from helpers.context import build_destination
 from helpers.damage import DAMAGE
-from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.claims import claim, find_account_files, store
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import MAX_DAMAGED

@@ -9,7 +9,7 @@ import duckdb
 import pytest
 
 from helpers import postgres
-from msgbubbles_sync.destinations import build_destination
+from helpers.context import build_destination
 from msgbubbles_sync.destinations.attached import Attached
 from msgbubbles_sync.destinations.comments import Comments, list_descriptions, read_comments, write_comments
 from msgbubbles_sync.destinations.parquet_files import ParquetFiles
@@ -17,6 +17,7 @@ from msgbubbles_sync.destinations.postgres import COMMENTS, Postgres
 from msgbubbles_sync.destinations.publish import publish
 from msgbubbles_sync.destinations.server import query_server
 from msgbubbles_sync.destinations.union_accounts import combine
+from msgbubbles_sync.settings import SyncSettings
 from msgbubbles_sync.tables import TABLES
 from msgbubbles_sync.workspace import Workspace
 
@@ -93,7 +94,7 @@ def test_views_of_parquet_files_have_comments(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("DESTINATION__FILESYSTEM__BUCKET_URL", str(tmp_path / "lake"))
     workspace = Workspace.from_path(tmp_path / "w.duckdb", "filesystem")
     workspace.make_folders()
-    destination = ParquetFiles(workspace)
+    destination = ParquetFiles(workspace, SyncSettings())
     destination.prepare()
     with destination.open_writer() as connection:
         connection.execute("CREATE TABLE msgbubbles.sync_runs (run_id VARCHAR)")

@@ -19,11 +19,10 @@ from dlt.destinations.impl.postgres.factory import get_adbc_driver_location
 from typer.testing import CliRunner
 
 from helpers import postgres
-from helpers.context import build_context
+from helpers.context import build_context, build_destination
 from msgbubbles_sync.cli import chats
 from msgbubbles_sync.dbt.manifest_cache import PROJECT
 from msgbubbles_sync.dbt.runner import transform
-from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.libpq import read_parameters
 from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.destinations.server import explain

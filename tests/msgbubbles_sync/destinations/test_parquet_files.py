@@ -21,6 +21,7 @@ from msgbubbles_sync.destinations.parquet_files import STAGING, ParquetFiles
 from msgbubbles_sync.destinations.parquet_tables import read_tables
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.restore import restore
+from msgbubbles_sync.settings import SyncSettings
 from msgbubbles_sync.workspace import Workspace
 
 Rows = list[tuple[str, int, int]]  # a key, a value, and the second at which it was read
@@ -39,7 +40,7 @@ def build(files: Path, tmp_path: Path) -> Callable[..., ParquetFiles]:
     """Makes marts that all hold one number, as Spark and dbt would; or fails in the middle."""
     workspace = Workspace.from_path(tmp_path / "company.duckdb", "filesystem")
     workspace.make_folders()
-    destination = ParquetFiles(workspace)
+    destination = ParquetFiles(workspace, SyncSettings())
     destination.prepare()
     assert files.is_dir()
 
@@ -199,7 +200,7 @@ def test_delta_tables_are_renamed_and_read_again(files: Path, tmp_path: Path) ->
     workspace = Workspace.from_path(tmp_path / "company.duckdb", "filesystem")
     workspace.make_folders()
     delta_folder(files, workspace)
-    destination = ParquetFiles(workspace)
+    destination = ParquetFiles(workspace, SyncSettings())
     with pytest.raises(UsageError, match=r"holds Delta tables of an older release.* Run chats\.py"):
         destination.prepare()
     said: list[str] = []

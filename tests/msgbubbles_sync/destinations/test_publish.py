@@ -14,12 +14,13 @@ from tempfile import TemporaryDirectory
 import duckdb
 import pytest
 
-from msgbubbles_sync.destinations import build_destination
+from helpers.context import build_destination
 from msgbubbles_sync.destinations.claims import claim
 from msgbubbles_sync.destinations.duckdb_file import DuckDBFile
 from msgbubbles_sync.destinations.publish import publish
 from msgbubbles_sync.destinations.union_accounts import combine
 from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.settings import SyncSettings
 from msgbubbles_sync.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -97,7 +98,7 @@ def test_writer_during_a_publish_changes_no_published_row(
     workspace = work_of(Workspace.from_path(tmp_path / "company.duckdb", account=account))
     if account:
         claim(workspace, build_destination(workspace), sandbox=False, say=print)
-    destination = DuckDBFile(workspace)
+    destination = DuckDBFile(workspace, SyncSettings())
     destination.publish()
     shown = workspace.combined
     assert not destination.is_older_than(60)
@@ -119,7 +120,7 @@ def test_writer_during_a_publish_changes_no_published_row(
 
 def test_changed_or_missing_file_is_published_again(tmp_path: Path, writer: Callable[[Path], Writer]) -> None:
     workspace = work_of(Workspace.from_path(tmp_path / "company.duckdb"))
-    destination = DuckDBFile(workspace)
+    destination = DuckDBFile(workspace, SyncSettings())
     destination.publish()
     writing = writer(workspace.database)
     writing.execute(DELETE)
@@ -135,7 +136,7 @@ def test_changed_or_missing_file_is_published_again(tmp_path: Path, writer: Call
 
 def test_leftover_log_is_removed_before_a_publish(tmp_path: Path, writer: Callable[[Path], Writer]) -> None:
     workspace = work_of(Workspace.from_path(tmp_path / "company.duckdb"))
-    destination = DuckDBFile(workspace)
+    destination = DuckDBFile(workspace, SyncSettings())
     destination.publish()
     writing = writer(workspace.database)
     writing.execute(DELETE)
@@ -149,10 +150,10 @@ def test_leftover_log_is_removed_before_a_publish(tmp_path: Path, writer: Callab
 
 def test_published_file_is_read_only_and_keeps_read_permissions(tmp_path: Path) -> None:
     workspace = work_of(Workspace.from_path(tmp_path / "company.duckdb"))
-    DuckDBFile(workspace).publish()
+    DuckDBFile(workspace, SyncSettings()).publish()
     assert workspace.database.stat().st_mode & 0o222 == 0
     workspace.database.chmod(0o664)
-    DuckDBFile(workspace).publish()
+    DuckDBFile(workspace, SyncSettings()).publish()
     assert workspace.database.stat().st_mode & 0o777 == 0o444
 
 
@@ -212,7 +213,7 @@ def test_publish_writes_through_a_symbolic_link(
         claim(workspace, build_destination(workspace), sandbox=False, say=print)
     for first in (0, 5):
         work_of(workspace, first)
-        DuckDBFile(workspace).publish()
+        DuckDBFile(workspace, SyncSettings()).publish()
         assert shown.is_symlink()
         assert rows(target) == rows(shown) == [*range(first, 10)]
     assert [path.name for path in data.iterdir()] == ["real.duckdb"]

@@ -11,10 +11,9 @@ from typing import Any
 import duckdb
 import pytest
 
-from helpers.context import build_context
+from helpers.context import build_context, build_destination
 from helpers.group_world import OURS, World, row
 from msgbubbles.redact import Redactor
-from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.groups.job import forget_group, list_groups, plan_groups
 from msgbubbles_sync.groups.ledger import Ledger
