@@ -44,7 +44,8 @@ test-spark: .venv/spark
 	$(PY) -m pytest -m spark --numprocesses=0
 
 # What has not been rewritten yet is left out; a path is added once codespell finds nothing in it.
-WORDS := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md Makefile docs dlt_config deploy examples
+WORDS := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md Makefile docs dlt_config deploy examples \
+	pipelines transforms notebooks
 
 words: .venv/ready
 	.venv/bin/codespell $(WORDS)

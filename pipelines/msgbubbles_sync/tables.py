@@ -130,7 +130,7 @@ SYNC_RUNS = Table(
         _number("requests_total", "Number of requests."),
         _json("requests", "Number of requests by kind, as a JSON object."),
         _number("rate_limited", "Number of answers with status 429."),
-        Column("retry_after", "bool", Pii.NONE, "Whether a 429 said how long to wait. Null without a 429."),
+        Column("retry_after", "bool", Pii.NONE, "Whether a 429 named a time to wait. Null without a 429."),
         _number("retries", "Number of requests that were repeated after an error."),
         _number("received_bytes", "Size of the answers in bytes."),
         _number("paced_seconds", "Seconds spent waiting for the rate limiter.", "double"),
