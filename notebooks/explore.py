@@ -54,12 +54,17 @@ with app.setup(hide_code=True):
 
 @app.function(hide_code=True)
 def find_database() -> Path:
-    """Return --database, else MSGBUBBLES_DATABASE, else the job's default file, else the file of `make demo`."""
+    """Return --database, else MSGBUBBLES_DATABASE, else the job's default file, else the file of `make demo`.
+
+    A default file without marts is skipped if there is another.
+    """
     named = mo.cli_args().get("database") or os.environ.get("MSGBUBBLES_DATABASE")
     if named:
         return Path(str(named)).expanduser().resolve()
-    default = PROJECT / "warehouse.duckdb"
-    return default if default.exists() else PROJECT / "demo.duckdb"
+    default, demo = PROJECT / "warehouse.duckdb", PROJECT / "demo.duckdb"
+    if default.exists() and demo.exists():
+        return demo if "has no table" in (find_problem(default) or "") else default
+    return default if default.exists() else demo
 
 
 @app.function(hide_code=True)

@@ -21,6 +21,8 @@ PROGRESS_INTERVAL_SECONDS = 1.0
 
 # The files of the locks that this process holds, and when progress was last recorded in them (monotonic seconds).
 _held: dict[Path, float] = {}
+# Since when this process holds them.
+_since: dict[Path, str] = {}
 
 
 class AnotherJobRunsError(Exception):
@@ -35,12 +37,13 @@ class JobStalledError(AnotherJobRunsError):
 class Holder:
     """The process that holds a lock. `pid` and `since` are null until it has written them.
 
-    `progress_at` (UTC) is when it last made progress; in the future while it waits.
+    `progress_at` (UTC) is when it last made progress; in the future while it waits. `progress` describes how far it is.
     """
 
     pid: int | None
     since: str | None
     progress_at: datetime | None
+    progress: str = ""
 
     @property
     def is_stalled(self) -> bool:
@@ -70,17 +73,22 @@ def hold_lock(folder: Path, name: str = "job") -> Iterator[None]:
         kind = JobStalledError if holder.is_stalled else AnotherJobRunsError
         raise kind(f"another {name} is active on this database: {holder}") from None
     try:
-        path.write_text(json.dumps({"pid": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")}))
+        _since[path] = datetime.now(UTC).isoformat(timespec="seconds")
+        _write(path)
         _held[path] = time.monotonic()
         yield
     finally:
         _held.pop(path, None)
+        _since.pop(path, None)
         path.unlink(missing_ok=True)
         lock.release()
 
 
-def record_progress(waiting_seconds: float = 0.0) -> None:
-    """Record in the locks of this process that it makes progress, or that it is about to wait on purpose."""
+def record_progress(waiting_seconds: float = 0.0, progress: str = "") -> None:
+    """Record in the locks of this process that it makes progress, or that it is about to wait on purpose.
+
+    `progress` describes how far it is, for `status`. It names no person and quotes no text.
+    """
     now = time.monotonic()
     for path, last in list(_held.items()):
         if now - last < PROGRESS_INTERVAL_SECONDS and not waiting_seconds:
@@ -88,6 +96,8 @@ def record_progress(waiting_seconds: float = 0.0) -> None:
         _held[path] = now
         at = time.time() + waiting_seconds
         with suppress(OSError):  # progress only helps to find a stuck job
+            if progress:
+                _write(path, progress)
             os.utime(path, (at, at))
 
 
@@ -105,6 +115,13 @@ def read_holder(folder: Path) -> Holder | None:
     return None
 
 
+def _write(path: Path, progress: str = "") -> None:
+    """Replace the record of a lock that this process holds. A reader sees the old one or the new one."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps({"pid": os.getpid(), "since": _since.get(path), "progress": progress}))
+    new.replace(path)
+
+
 def _read(path: Path) -> Holder:
     try:
         progress_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
@@ -112,6 +129,6 @@ def _read(path: Path) -> Holder:
         return Holder(None, None, None)
     try:
         job = json.loads(path.read_text())
-        return Holder(int(job["pid"]), str(job["since"]), progress_at)
+        return Holder(int(job["pid"]), str(job["since"]), progress_at, str(job.get("progress", "")))
     except (OSError, ValueError, KeyError, TypeError):
         return Holder(None, None, progress_at)

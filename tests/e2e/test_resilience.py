@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -73,9 +74,12 @@ def test_signal_stops_after_the_page_in_flight_and_loads_it(new_job: NewJob, sto
 def test_second_job_is_refused_with_the_id_of_the_first(new_job: NewJob) -> None:
     job = new_job(Knobs(latency_seconds=0.2), chats=200, messages=2000)
     first = job.start()
-    wait_for_requests(job, 1)
+    wait_for_requests(job, 5)
     second = job.run(status=75)
     assert str(first.pid) in second.errors
+    status = job.ask("status")
+    assert str(first.pid) in status["job"]
+    assert re.search(r"\d requests?$", status["job_progress"])
 
     # The same job, stopped, and half an hour later.
     first.send_signal(signal.SIGSTOP)
@@ -159,6 +163,9 @@ def test_refused_key_fails_at_once_with_a_message(new_job: NewJob, knobs: Knobs,
     outcome = job.run(status=1)
     assert says in outcome.summary["error"]
     assert len(job.server.requests) == requests
+    assert not job.database.exists(), "it would hide the database of the demo"
+    assert outcome.summary["published"] is False
+    assert re.search(rf"20\d\d-\d\d-\d\d \d\d:\d\d .*{says}", job.ask("status", "--text"))
 
 
 def test_max_requests_ends_a_run_and_the_next_resumes(new_job: NewJob) -> None:

@@ -72,6 +72,18 @@ def test_check_shows_a_stuck_job(workspace: Workspace) -> None:
     assert read_holder(workspace.folder) is None, "one that was killed holds nothing"
 
 
+def test_status_of_an_active_job_includes_its_progress(workspace: Workspace) -> None:
+    reporter, run = Reporter(quiet=True, as_json=True), Run()
+    with hold_lock(workspace.folder), reporter.follow(run):
+        run.on_wait("rate limit", 40.0)
+        holder = read_holder(workspace.folder)
+        assert holder is not None
+        assert (holder.pid, holder.progress) == (os.getpid(), "0 requests · waiting 40 s (rate limit)")
+        assert holder.since
+    assert not (workspace.folder / "job.json").exists()
+    assert not (workspace.folder / "job.new").exists()
+
+
 @pytest.mark.parametrize("progress", ["page", "phase", "wait"])
 def test_pages_phases_and_waits_count_as_progress(
     workspace: Workspace, progress: str, monkeypatch: pytest.MonkeyPatch

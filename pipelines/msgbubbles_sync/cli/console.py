@@ -54,7 +54,7 @@ class Reporter:
 
     def say(self, message: str) -> None:
         """Print a line of progress."""
-        record_progress()
+        record_progress(progress=message)
         self._progress.print(f"[dim]{message}[/dim]")
         self._reported_at = time.monotonic()
 
@@ -76,11 +76,13 @@ class Reporter:
 
     def progress(self, line: str, waiting_seconds: float = 0.0, reason: str = "rate limit") -> None:
         """Show how far the work is: always on a terminal, now and then elsewhere."""
-        record_progress(waiting_seconds)
+        text = f"{line} · waiting {waiting_seconds:.0f} s ({reason})" if waiting_seconds else line
+        record_progress(waiting_seconds, text)
         if self._status is not None:
             self._status.update(_Countdown(line, waiting_seconds, reason) if waiting_seconds else line)
         elif time.monotonic() - self._reported_at > SECONDS_BETWEEN_LINES:
-            self.say(f"{line} · waiting {waiting_seconds:.0f} s ({reason})" if waiting_seconds else line)
+            self.say(text)
+            record_progress(waiting_seconds, text)
 
     def print(self, as_dict: Any, show: Callable[[Console], None]) -> None:
         """Print one line of JSON, or call `show`."""

@@ -22,6 +22,7 @@ from .local_state import LocalState
 STREAMS = ("messages", "chats")
 TIMELINE_CELLS = 60
 RUNS_SHOWN = 10
+REASONS_SHOWN = 3
 # The darker a cell, the more recently it was read.
 SHADES = ((HOUR_MS, "█"), (24 * HOUR_MS, "▓"), (7 * 24 * HOUR_MS, "▒"))
 OLD, NEVER = "░", "·"
@@ -54,6 +55,7 @@ class Status:
             "failed_reads": [msgspec.structs.asdict(entry) for entry in self.failed_reads],
             "requests_last_hour": self.requests_last_hour,
             "job": None if self.job is None else str(self.job),
+            "job_progress": None if self.job is None else self.job.progress,
             "runs": self.runs,
         }
 
@@ -97,6 +99,8 @@ def print_status(status: Status, local: LocalState, start_ms: int, now: datetime
     if status.job is not None:
         state = "is stuck" if status.job.is_stalled else "is active"
         console.print(f"A job {state}: {status.job}", soft_wrap=True)
+        if status.job.progress:
+            console.print(f"         {status.job.progress}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"{_count(status.requests_last_hour, 'request')} in the last hour.")
     now_ms = int(now.timestamp() * 1000)
     for stream in STREAMS:
@@ -116,6 +120,17 @@ def print_status(status: Status, local: LocalState, start_ms: int, now: datetime
         console.print(line, style="yellow", markup=False, soft_wrap=True)
     if status.runs:
         console.print(_build_table(status.runs))
+    for line in describe_failures(status.runs):
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
+
+
+def describe_failures(runs: list[dict[str, Any]]) -> list[str]:
+    """Return why runs failed, the newest first; each reason once."""
+    reasons: dict[str, str] = {}
+    for record in reversed(runs):
+        if record.get("error"):
+            reasons.setdefault(str(record["error"]), str(record["started_at"])[:16].replace("T", " "))
+    return [f"{started_at} {reason}" for reason, started_at in list(reasons.items())[:REASONS_SHOWN]]
 
 
 def _build_table(runs: list[dict[str, Any]]) -> Table:
