@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from .models import Attachment, Chat, Message, Row
 from .redact import Redactor
+from .settings import is_date
 from .tables import ATTACHMENTS, CHATS, MESSAGES, Column, ColumnType, Pii, Table, text, time
 
 ID = re.compile(r"[A-Za-z0-9_:-]{1,200}")
@@ -106,13 +106,5 @@ def _redact_field(redactor: Redactor, name: str, value: Any) -> Any:
     if column.pii is Pii.ID:
         return left if ID.fullmatch(left) else None
     if column.type == "timestamp" and isinstance(left, str):
-        return left if _is_time(left) else None
+        return left if is_date(left) else None
     return left
-
-
-def _is_time(written: str) -> bool:
-    try:
-        datetime.fromisoformat(written)
-    except ValueError:
-        return False
-    return True

@@ -53,7 +53,7 @@ print(json.dumps(opened))
 
 
 @contextmanager
-def reader_of(database: Path) -> Iterator[list[int]]:
+def run_reader(database: Path) -> Iterator[list[int]]:
     """Run a process that reads the file all the time. Yield a list that gets the number of its readings."""
     readings: list[int] = []
     # One that never pauses takes a core from the job.
@@ -170,7 +170,7 @@ def test_random_kills_lose_nothing_and_readers_see_whole_runs(new_job: NewJob) -
     run_seconds = time.monotonic() - began
 
     hit: Counter[str] = Counter()
-    with reader_of(job.database) as readings:
+    with run_reader(job.database) as readings:
         for number in range(KILLS):
             change(job.server.account, chance)
             victim = Victim(job)

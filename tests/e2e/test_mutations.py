@@ -52,7 +52,7 @@ class Text:
     json: bytes
 
 
-def values_of(row: Row) -> list[str]:
+def list_fields(row: Row) -> list[str]:
     return [name for name in row if name not in ("id", TRACE)]
 
 
@@ -70,7 +70,7 @@ def changed(row: Row, **values: Any) -> Text:
 
 
 def another_type(chance: random.Random, row: Row) -> None:
-    name = chance.choice(values_of(row))
+    name = chance.choice(list_fields(row))
     row[name] = chance.choice([7, -1.5, True, [], {}, [[1], {"a": None}], {"id": "x"}, "text", 2**80, "x" * 5000])
 
 
@@ -79,12 +79,12 @@ def another_type_of_id(chance: random.Random, row: Row) -> None:
 
 
 def nothing(chance: random.Random, row: Row) -> None:
-    for name in chance.sample(values_of(row), 3):
+    for name in chance.sample(list_fields(row), 3):
         row[name] = None
 
 
 def fewer_fields(chance: random.Random, row: Row) -> None:
-    for name in chance.sample(values_of(row), 3):
+    for name in chance.sample(list_fields(row), 3):
         del row[name]
 
 
@@ -111,14 +111,14 @@ def times(chance: random.Random, row: Row) -> None:
 
 
 def texts(chance: random.Random, row: Row) -> None:
-    name = chance.choice([name for name in values_of(row) if isinstance(row[name], str) and not name.endswith("_at")])
+    name = chance.choice([name for name in list_fields(row) if isinstance(row[name], str) and not name.endswith("_at")])
     row[name] = chance.choice(
         ["nul \0 nul", "\0", "\x01\x1f\x7f", "\u202e\u2066\ufeff", "🎉" * 500, "\uffff", " ", "x" * 100_000]
     )
 
 
 def encodings(chance: random.Random, row: Row) -> Text:
-    name = chance.choice([name for name in values_of(row) if isinstance(row[name], str) and not name.endswith("_at")])
+    name = chance.choice([name for name in list_fields(row) if isinstance(row[name], str) and not name.endswith("_at")])
     written = chance.choice(['"\\ud83d"', '"\\udc00 \\ud83d"', '"raw \n newline"', '"raw \t\r tab"', '"\x02"'])
     return changed(row, **{name: written})
 
@@ -141,7 +141,7 @@ def nesting(chance: random.Random, row: Row) -> Text:
 
 
 def repeated_names(chance: random.Random, row: Row) -> Text:
-    name = chance.choice(values_of(row))
+    name = chance.choice(list_fields(row))
     return Text(json.dumps(row)[:-1].encode() + f", {json.dumps(name)}: {json.dumps(row[name])}}}".encode())
 
 
@@ -165,7 +165,7 @@ def is_touched(chance: random.Random) -> bool:
     return chance.random() < TOUCHED
 
 
-def chance_of(row_id: str) -> random.Random:
+def seed_random(row_id: str) -> random.Random:
     return random.Random(row_id)
 
 
@@ -176,7 +176,7 @@ class Mutations:
     families: tuple[Mutation, ...]
 
     def row(self, kind: str, row: Row) -> Any:
-        if kind not in KINDS or not is_touched(chance := chance_of(row["id"])):
+        if kind not in KINDS or not is_touched(chance := seed_random(row["id"])):
             return row
         row = {TRACE: row["id"], **row}
         found = chance.choice(self.families)(chance, row)
@@ -201,7 +201,7 @@ def check(want: Truth, rows_of: Callable[[str], list[Row]], *, feed: bool = True
         rows, loaded = expected(want)[kind], {row["id"]: row for row in rows_of(kind)}
         if not feed and kind == "messages":
             rows = {key: row for key, row in rows.items() if row["conversation_id"] in chats}
-        touched = {key for key in rows if is_touched(chance_of(key))}
+        touched = {key for key in rows if is_touched(seed_random(key))}
         assert len(touched) >= TOUCHED / 2 * len(rows)
         untouched = {key: row for key, row in rows.items() if key not in touched}
         missing = untouched.keys() - loaded.keys()

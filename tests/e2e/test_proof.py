@@ -179,7 +179,7 @@ def test_verify_finds_and_repairs_every_kind_of_difference(new_job: NewJob) -> N
                 ("chats", deleted, "surplus", ()),
                 ("messages", edited["id"], "different", ("text", "updated_at")),
                 ("messages", lost["id"], "missing", ()),
-                *(("messages", row, "surplus", ()) for row in messages_of(job, deleted)),
+                *(("messages", row, "surplus", ()) for row in read_texts(job, deleted)),
             ]
         )
     )
@@ -197,7 +197,7 @@ def files(job: Job) -> list[Any]:
     return [file for row in job.server.truth().messages for file in row["attachments"]]
 
 
-def messages_of(job: Job, chat_id: str) -> list[str]:
+def read_texts(job: Job, chat_id: str) -> list[str]:
     with duckdb.connect(str(job.database), read_only=True) as connection:
         query = "SELECT id FROM msgbubbles.messages WHERE conversation_id = ?"
         return [row[0] for row in connection.execute(query, [chat_id]).fetchall()]

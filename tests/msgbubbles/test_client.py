@@ -41,7 +41,7 @@ def client(server: Server) -> Iterator[Client]:
         yield connected
 
 
-def code_of(raised: pytest.ExceptionInfo[Any]) -> str:
+def read_code(raised: pytest.ExceptionInfo[Any]) -> str:
     return str(raised.value.code)
 
 
@@ -67,7 +67,7 @@ def test_group_is_created_once_per_key(client: Client, server: Server) -> None:
     assert len(client.list_messages(group.id)) == 1
     with pytest.raises(ConflictError) as raised:
         client.create_group(OURS, [ANNA, BEN], "Other", "Trip", idempotency_key="k1")
-    assert code_of(raised) == "conflict"
+    assert read_code(raised) == "conflict"
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_invalid_group_is_refused_with_its_code(
 ) -> None:
     with pytest.raises(PermanentError) as raised:
         client.create_group(from_handle, addresses, message, title)
-    assert code_of(raised) == code
+    assert read_code(raised) == code
 
 
 def test_group_is_renamed_and_participants_change(client: Client, server: Server) -> None:
@@ -114,7 +114,7 @@ def test_chat_that_is_not_a_group_cannot_be_changed(client: Client, server: Serv
     for call in calls:
         with pytest.raises(ConflictError) as raised:
             call()
-        assert code_of(raised) == "not_a_group"
+        assert read_code(raised) == "not_a_group"
 
 
 def test_receipts_and_typing_are_sent(client: Client, server: Server) -> None:
@@ -140,7 +140,7 @@ def test_message_is_sent_once_per_key(client: Client, server: Server) -> None:
 # -- what a page may hold
 
 
-def page_of(rows: list[Any], model: Any = Chat, body: bytes | None = None) -> Page[Any]:
+def build_page(rows: list[Any], model: Any = Chat, body: bytes | None = None) -> Page[Any]:
     now = datetime.now(UTC)
     body = body or json.dumps({"data": rows, "has_more": False}).encode()
     return decode_page(model, "chats", 100, Answer(200, body, "req_9", now, now))
@@ -150,14 +150,14 @@ GOOD = {"id": "c1", "from_handle": OURS, "last_message_at": "2026-01-01T00:00:00
 
 
 def test_odd_row_does_not_affect_the_others() -> None:
-    fast, slow = page_of([GOOD]), page_of([GOOD, {"id": "c2", "new": 1}])
+    fast, slow = build_page([GOOD]), build_page([GOOD, {"id": "c2", "new": 1}])
     assert fast.rows[0] == slow.rows[0]
     assert len(slow.rows) == 2
 
 
 def test_undeclared_fields_are_stored_unchanged() -> None:
     body = b'{"data":[{"id":"c1","big":12345678901234567890123,"dec":1.10000000000000000001,"title":7,"o":{"a":[1]}}]}'
-    (row,) = page_of([], body=body).rows
+    (row,) = build_page([], body=body).rows
     extra = msgspec.json.decode(row.extra, type=dict[str, msgspec.Raw])
     assert {name: bytes(value) for name, value in extra.items()} == {
         "big": b"12345678901234567890123",
@@ -182,7 +182,7 @@ def test_undeclared_fields_are_stored_unchanged() -> None:
     ],
 )
 def test_unreadable_row_is_rejected_whole_with_the_reason(row: Any, reason: str) -> None:
-    page = page_of([GOOD, row])
+    page = build_page([GOOD, row])
     (rejected,) = page.rejected
     assert (rejected.reason, json.loads(rejected.row), rejected.request_id) == (reason, row, "req_9")
     assert len(page.rows) == 1
@@ -192,7 +192,7 @@ def test_unreadable_row_is_rejected_whole_with_the_reason(row: Any, reason: str)
 @pytest.mark.parametrize(("sent", "read"), [(b"party \\ud83c", "party ?"), (b"caf\xe9", "caf\ufffd")])
 def test_text_with_invalid_characters_affects_no_other_field(other: bytes, sent: bytes, read: str) -> None:
     body = b'{"data":[' + other + b',{"id":"m1","text":"' + sent + b'"},{"id":"m2","text":"\\ud83c\\udf89"}]}'
-    assert [row.text for row in page_of([], Message, body).rows] == [None, read, "🎉"]
+    assert [row.text for row in build_page([], Message, body).rows] == [None, read, "🎉"]
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ DEEP, DEEPER = "[" * 120 + "]" * 120, "[" * 1500 + "]" * 1500
     ],
 )  # fmt: skip
 def test_lenient_json_is_read(row: bytes, text: str | None, metadata: Any, extra: Any) -> None:
-    page = page_of([], Message, around(row))
+    page = build_page([], Message, around(row))
     assert [one.id for one in page.rows] == ["m1", "m2", "m3"]
     assert not page.rejected
     read = page.rows[1]
@@ -261,7 +261,7 @@ def test_lenient_json_is_read(row: bytes, text: str | None, metadata: Any, extra
     )  # fmt: skip
     assert page.odd == (set() if b'"id":"m2","id"' in row else {"m2"})
     # Read again, by whatever way, it is the same row, and it can be stored.
-    assert fingerprint(page_of([], Message, around(row)).rows[1]) == fingerprint(read)
+    assert fingerprint(build_page([], Message, around(row)).rows[1]) == fingerprint(read)
     build_arrow_table(MESSAGES, [(read, page.fetched_at)])
 
 
@@ -280,7 +280,7 @@ def test_lenient_json_is_read(row: bytes, text: str | None, metadata: Any, extra
     ],
 )
 def test_unreadable_row_is_rejected_alone_and_whole(row: bytes, reason: str) -> None:
-    page = page_of([], Message, around(row))
+    page = build_page([], Message, around(row))
     assert [one.id for one in page.rows] == ["m1", "m3"]
     assert [(one.reason, one.row) for one in page.rejected] == [(reason, row.decode())]
     assert page.has_more
@@ -290,20 +290,20 @@ def test_answer_with_a_missing_byte_loses_one_row_at_most() -> None:
     body = around(b'{"id":"m2","text":"b","attachments":[{"id":"a1"}]}')
     first, last = body.index(b"["), body.rindex(b"]")
     for at in range(first + 1, last):
-        page = page_of([], Message, body[:at] + body[at + 1 :])
+        page = build_page([], Message, body[:at] + body[at + 1 :])
         whole = [one for one in page.rejected if one.stream == "chats"]
         # A bracket or a comma that is missing between two rows costs both.
         assert len(page.rows) + len(whole) == 3 - (body[at : at + 1] in b"{}," and len(page.rows) == 1), body[at:]
         assert page.rows
     for end in range(1, len(body)):
         with pytest.raises(msgspec.DecodeError):
-            page_of([], Message, body[:end])
+            build_page([], Message, body[:end])
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_answer_in_any_unicode_encoding_is_read(encoding: str) -> None:
     body = '{"data":[{"id":"m1","text":"caf\u00e9 🎉"}]}'.encode(encoding)
-    assert page_of([], Message, body).rows[0].text == "café 🎉"
+    assert build_page([], Message, body).rows[0].text == "café 🎉"
 
 
 def test_chat_by_id_is_read_leniently(client: Client, server: Server) -> None:
@@ -333,23 +333,23 @@ IMPOSSIBLE = ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "9999-12
 @pytest.mark.parametrize("written", NO_TIMES)
 def test_zero_time_is_no_time_in_any_field(written: Any) -> None:
     times = dict.fromkeys(("created_at", "sent_at", "delivered_at", "read_at", "updated_at"), written)
-    page = page_of([{"id": "m1", "attachments": [{"id": "a1", "created_at": written}]} | times], Message)
+    page = build_page([{"id": "m1", "attachments": [{"id": "a1", "created_at": written}]} | times], Message)
     (row,) = page.rows
     assert [getattr(row, name) for name in (*times, "cursor_at")] == [None] * 6
     assert [(one.created_at, bytes(one.extra)) for one in row.attachments] == [(None, b"")]
     assert bytes(row.extra) == b""
-    assert page_of([GOOD | {"last_message_at": written}]).rows[0].cursor_at is None
+    assert build_page([GOOD | {"last_message_at": written}]).rows[0].cursor_at is None
 
 
 @pytest.mark.parametrize("written", SPELLINGS)
 def test_time_is_read_in_any_unambiguous_spelling(written: Any) -> None:
-    (row,) = page_of([{"id": "c1", "last_message_at": written, "created_at": written}]).rows
+    (row,) = build_page([{"id": "c1", "last_message_at": written, "created_at": written}]).rows
     assert row.last_message_at == row.created_at == row.cursor_at == datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.mark.parametrize("written", IMPOSSIBLE)
 def test_time_that_no_destination_stores_is_rejected_or_in_extra(written: Any) -> None:
-    page = page_of([{"id": "m1", "created_at": written}, {"id": "m2", "read_at": written}, {"id": "m3"}], Message)
+    page = build_page([{"id": "m1", "created_at": written}, {"id": "m2", "read_at": written}, {"id": "m3"}], Message)
     assert [one.reason for one in page.rejected] == ["created_at is not a timestamp"]
     assert [(row.id, row.read_at) for row in page.rows] == [("m2", None), ("m3", None)]
     assert json.loads(bytes(page.rows[0].extra)) == {"read_at": written}
@@ -412,7 +412,7 @@ def test_no_signed_link_is_stored_from_any_json(attachments: Any, more: dict[str
     sent = json.dumps({"data": [row]})
     for body in (sent, sent.replace('"m1"', 'NaN"m1"').replace("/", r"\/")):
         body = body[:-1] + ', "has_more": false}'
-        page = page_of([], Message, body.encode())
+        page = build_page([], Message, body.encode())
         buffer = RowBuffer(("messages", "attachments"))
         buffer.add(page)
         stored = json.dumps([item.data.to_pylist() for item in buffer.flush()], default=str)
@@ -424,7 +424,7 @@ def test_no_signed_link_is_stored_from_any_json(attachments: Any, more: dict[str
 
 def test_unreadable_attachment_is_rejected_alone() -> None:
     message = {"id": "m1", "attachments": [{"id": "a1", "url": "https://x", "new": 1}, {"filename": "no id"}]}
-    page = page_of([message], Message)
+    page = build_page([message], Message)
     assert [file.id for file in page.rows[0].attachments] == ["a1"]
     assert [(one.stream, one.reason) for one in page.rejected] == [("attachments", "no usable id")]
 
@@ -441,7 +441,7 @@ names = st.sampled_from(["id", "text", "created_at", "sent_at", "attachments", "
 @settings(deadline=None)  # the first example imports pyarrow
 @given(st.lists(st.dictionaries(names, json_values | st.just("x1"), max_size=6) | json_values, max_size=5))
 def test_every_row_is_read_or_rejected_and_can_be_loaded(rows: list[Any]) -> None:
-    page = page_of(rows, Message)
+    page = build_page(rows, Message)
     whole = [one for one in page.rejected if one.stream == "chats"]
     assert len(page.rows) + len(whole) == len(rows)
     buffer = RowBuffer(("messages", "attachments"))
@@ -452,7 +452,7 @@ def test_every_row_is_read_or_rejected_and_can_be_loaded(rows: list[Any]) -> Non
 
 
 def test_signed_link_is_not_loaded_and_not_compared() -> None:
-    rows = [page_of([{"id": "m1", "attachments": [{"id": "a1", "url": url}]}], Message).rows[0] for url in "ab"]
+    rows = [build_page([{"id": "m1", "attachments": [{"id": "a1", "url": url}]}], Message).rows[0] for url in "ab"]
     assert fingerprint(rows[0]) == fingerprint(rows[1])
     assert "url" not in ATTACHMENTS.column_names
 
@@ -461,14 +461,14 @@ def test_signed_link_is_not_loaded_and_not_compared() -> None:
     "change", [{"title": "b"}, {"is_group": True}, {"new": 1}, {"updated_at": "2026-01-01T00:00:00Z"}]
 )
 def test_change_of_any_loaded_field_changes_the_fingerprint(change: dict[str, Any]) -> None:
-    assert fingerprint(page_of([GOOD]).rows[0]) != fingerprint(page_of([GOOD | change]).rows[0])
+    assert fingerprint(build_page([GOOD]).rows[0]) != fingerprint(build_page([GOOD | change]).rows[0])
 
 
 def test_columns_have_the_declared_types() -> None:
     import pyarrow as pa
 
     message = {"id": "m1", "sent_at": "2026-01-01T01:00:00+01:00", "metadata": {"a": 1}, "error": None, "new": [1]}
-    page = page_of([message], Message)
+    page = build_page([message], Message)
     table = build_arrow_table(MESSAGES, [(page.rows[0], page.fetched_at)])
     row = table.to_pylist()[0]
     assert row["sent_at"] == row["cursor_at"] == datetime(2026, 1, 1, tzinfo=UTC)
@@ -480,7 +480,7 @@ def test_columns_have_the_declared_types() -> None:
 def test_later_reading_of_a_row_replaces_the_earlier_one() -> None:
     buffer = RowBuffer(("messages", "attachments"))
     for text in ("first", "second"):
-        buffer.add(page_of([{"id": "m1", "text": text, "attachments": [{"id": "a1"}]}], Message))
+        buffer.add(build_page([{"id": "m1", "text": text, "attachments": [{"id": "a1"}]}], Message))
     messages, attachments = (item.data.to_pylist() for item in buffer.flush())
     assert [row["text"] for row in messages] == ["second"]
     assert [row["message_id"] for row in attachments] == ["m1"]

@@ -37,7 +37,7 @@ def server(running: Server) -> Iterator[Server]:
     running.knobs.answer = None
 
 
-def client_of(server: Server, **options: Any) -> Client:
+def build_client(server: Server, **options: Any) -> Client:
     return Client(Transport(server.url, server.key, None, max_backoff_seconds=0.01, **options))
 
 
@@ -81,7 +81,7 @@ FAULTS: dict[str, tuple[int, Callable[[], tuple[int, dict[str, str], bytes]]]] =
 def test_smaller_pages_are_requested_after_failures(server: Server, fault: str) -> None:
     limit, answer = FAULTS[fault]
     server.knobs.answer = over(limit, answer)
-    with client_of(server, timeout_seconds=0.25) as client:
+    with build_client(server, timeout_seconds=0.25) as client:
         # A feed that is refused counts as missing.
         stream, rows = ("chats", CHATS) if fault in ("400", "422") else ("messages", MESSAGES)
         ids, overflows = read_all(client, stream)
@@ -94,14 +94,14 @@ def test_smaller_pages_are_requested_after_failures(server: Server, fault: str) 
 @pytest.mark.parametrize("max_attempts", [2, 3, 4, 6])
 def test_few_attempts_suffice_to_find_a_size(server: Server, max_attempts: int) -> None:
     server.knobs.answer = over(1, FAULTS["503"][1])
-    with client_of(server, max_attempts=max_attempts) as client:
+    with build_client(server, max_attempts=max_attempts) as client:
         assert len(client.list_messages().rows) == 1
     assert [seen.status for seen in server.requests[:max_attempts]] == [503] * (max_attempts - 1) + [200]
 
 
 def test_page_over_the_size_limit_is_read_in_parts(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("msgbubbles.responses.MAX_BODY_BYTES", 20_000)
-    with client_of(server) as client:
+    with build_client(server) as client:
         assert read_all(client) == ({row["id"] for row in server.truth().messages}, 0)
         # A row that is too large by itself fails, and says why.
         monkeypatch.setattr("msgbubbles.responses.MAX_BODY_BYTES", 10)
@@ -110,7 +110,7 @@ def test_page_over_the_size_limit_is_read_in_parts(server: Server, monkeypatch: 
 
 
 def test_pages_are_large_again_after_an_outage(server: Server) -> None:
-    with client_of(server) as client:
+    with build_client(server) as client:
         server.knobs.answer = lambda *_: (503, {}, b"") if len(server.requests) < 5 else None
         ids, overflows = read_all(client)
         assert (len(ids), overflows) == (MESSAGES, 0)
@@ -128,7 +128,7 @@ def test_pages_are_large_again_after_an_outage(server: Server) -> None:
 
 def test_page_is_full_by_the_requested_limit(server: Server) -> None:
     server.knobs.answer = over(25, FAULTS["503"][1])
-    with client_of(server) as client:
+    with build_client(server) as client:
         page = client.list_messages()
         assert (len(page), page.full) == (25, True)
         assert not client.list_messages(before="1971-01-01T00:00:00Z").full
@@ -136,7 +136,7 @@ def test_page_is_full_by_the_requested_limit(server: Server) -> None:
 
 def test_refusal_for_another_reason_costs_one_request(server: Server) -> None:
     server.knobs.answer = lambda *_: (400, {}, b'{"error": "invalid_request"}')
-    with client_of(server) as client:
+    with build_client(server) as client:
         with pytest.raises(PermanentError):
             client.list_chats()
         assert [seen.query["limit"] for seen in server.requests] == ["100", "1"]
@@ -148,7 +148,7 @@ def test_page_too_small_for_its_ties_is_enlarged() -> None:
     account, at = Account(), datetime(2026, 5, 1, tzinfo=UTC)
     chat_id = account.add_chat("+14155550100", "+14155550123", at)
     account.add_messages(NewMessage(chat_id, "inbound", "hello", at, "received") for _ in range(40))
-    with serve(account, Knobs()) as server, client_of(server) as client:
+    with serve(account, Knobs()) as server, build_client(server) as client:
         # As long as it takes to be careful with larger pages.
         server.knobs.answer = lambda _method, _path, query: (
             (503, {}, b"") if int(query["limit"]) > 25 and len(server.requests) < 6 else None

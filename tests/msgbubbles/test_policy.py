@@ -250,7 +250,7 @@ def texts_in(value: Any) -> Iterator[str]:
 
 
 @contextmanager
-def world_of(*people: str, policy: Redactor | None = None, knobs: Knobs | None = None) -> Iterator[World]:
+def build_world(*people: str, policy: Redactor | None = None, knobs: Knobs | None = None) -> Iterator[World]:
     """Build chats with Ann and Ben, and a group of them. People who are not in `people` do not exist."""
     world = World(knobs or Knobs(), SourceConfig(participants=True), page_size=5)
     world.redactor = policy or Redactor()
@@ -292,7 +292,7 @@ def test_no_handle_is_loaded_into_other_columns_or_names(policy: Policy, is_eras
     people = (ANN, "carla@example.com")
     erased = frozenset({NAMES.erased_handle(one) for one in people}) if is_erased else frozenset[str]()
     knobs = Knobs(feed=feed, transform_row=quoted, extra_fields={"of " + ANN: "carla@example.com"})
-    with world_of(BEN, policy=redactor(policy, erased=erased), knobs=knobs) as world:
+    with build_world(BEN, policy=redactor(policy, erased=erased), knobs=knobs) as world:
         for _ in range(10):
             run = world.sync()
             names = [name for progress in run.streams.values() for name in progress.new_fields]
@@ -311,7 +311,7 @@ def test_no_handle_is_loaded_into_other_columns_or_names(policy: Policy, is_eras
 @pytest.mark.parametrize("policy", [FULL, MINIMAL], ids=["full", "minimal"])
 def test_names_of_unknown_fields_are_recorded_without_handles(policy: Policy) -> None:
     knobs = Knobs(extra_fields={**dict.fromkeys(spellings(ANN), 1), "mood": 2})
-    with world_of(BEN, policy=redactor(policy), knobs=knobs) as world:
+    with build_world(BEN, policy=redactor(policy), knobs=knobs) as world:
         names = world.sync().progress("chats").new_fields
     assert handles_in("\n".join(names), ANN) == []
     assert ("mood" in names) == (policy == FULL)
@@ -339,7 +339,7 @@ def rows(world: World, table: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("feed", [True, False])
 def test_policy_changes_nothing_but_personal_data(feed: bool) -> None:
     tables = ("chats", "messages", "numbers", "participant_lists", "participant_reads", "chat_titles")
-    with world_of(ANN, BEN, knobs=Knobs(feed=feed)) as whole:
+    with build_world(ANN, BEN, knobs=Knobs(feed=feed)) as whole:
         whole.sync()
         expected = {table: rows(whole, table) for table in tables}
     for table in tables:
@@ -352,7 +352,7 @@ def test_policy_changes_nothing_but_personal_data(feed: bool) -> None:
                 row["text"] = "·" * len(row["text"])
             if row.get("label"):
                 row["label"] = NAMES.title(row["label"])
-    with world_of(ANN, BEN, policy=redactor(ANALYTICS), knobs=Knobs(feed=feed)) as world:
+    with build_world(ANN, BEN, policy=redactor(ANALYTICS), knobs=Knobs(feed=feed)) as world:
         world.sync()
         for table in ("chats", "messages", "numbers", "chat_titles"):
             for row in expected[table]:
@@ -375,11 +375,11 @@ def test_policy_changes_nothing_but_personal_data(feed: bool) -> None:
 @pytest.mark.parametrize("policy", [FULL, MINIMAL], ids=["full", "minimal"])
 def test_erased_people_are_not_loaded_and_nothing_else_is_missing(policy: Policy, feed: bool) -> None:
     tables = ("chats", "messages", "participant_lists", "chat_titles")
-    with world_of(BEN, policy=redactor(policy), knobs=Knobs(feed=feed)) as without:
+    with build_world(BEN, policy=redactor(policy), knobs=Knobs(feed=feed)) as without:
         without.sync()
         expected = {table: rows(without, table) for table in tables}
     erased = redactor(policy, erased=frozenset({NAMES.erased_handle(ANN)}))
-    with world_of(ANN, BEN, policy=erased, knobs=Knobs(feed=feed)) as world:
+    with build_world(ANN, BEN, policy=erased, knobs=Knobs(feed=feed)) as world:
         for _ in range(10):
             world.sync()
             found = {table: rows(world, table) for table in tables}

@@ -43,7 +43,7 @@ Open = Callable[..., RateLimiter]
 
 
 @pytest.fixture
-def budget_of(tmp_path: Path, clock: Clock) -> Iterator[Open]:
+def open_limiter(tmp_path: Path, clock: Clock) -> Iterator[Open]:
     """Return a function that opens the one record of this test, as another process would."""
     opened: list[RateLimiter] = []
 
@@ -96,8 +96,8 @@ def test_no_window_has_more_requests_than_allowed(steps: list[tuple[float, int, 
     assert_no_window_has_more(admitted, limit, 60 - 1e-6)
 
 
-def test_burst_is_allowed_and_the_next_request_waits(budget_of: Open, clock: Clock) -> None:
-    rate_limiter = budget_of(5)
+def test_burst_is_allowed_and_the_next_request_waits(open_limiter: Open, clock: Clock) -> None:
+    rate_limiter = open_limiter(5)
     waits = []
     for _ in range(5):
         waits.append(rate_limiter.acquire())
@@ -110,20 +110,20 @@ def test_burst_is_allowed_and_the_next_request_waits(budget_of: Open, clock: Clo
     assert 0 < rate_limiter.acquire() <= 1, "one has left, not all"
 
 
-def test_record_survives_a_restart(budget_of: Open) -> None:
-    first = budget_of(3)
+def test_record_survives_a_restart(open_limiter: Open) -> None:
+    first = open_limiter(3)
     assert [first.acquire() for _ in range(3)] == [0.0] * 3
     first.close()
-    second = budget_of(3)
+    second = open_limiter(3)
     assert second.count_requests() == 3
     assert second.acquire() == pytest.approx(WINDOW_SECONDS)
 
 
-def test_lowered_limit_counts_earlier_requests(budget_of: Open, clock: Clock) -> None:
+def test_lowered_limit_counts_earlier_requests(open_limiter: Open, clock: Clock) -> None:
     for _ in range(5):
-        assert budget_of(5).acquire() == 0
+        assert open_limiter(5).acquire() == 0
         clock.now += 1
-    assert budget_of(2).acquire() == pytest.approx(WINDOW_SECONDS - 2), "the fourth has to leave the window"
+    assert open_limiter(2).acquire() == pytest.approx(WINDOW_SECONDS - 2), "the fourth has to leave the window"
 
 
 SPEND = """
@@ -169,8 +169,8 @@ def test_processes_share_the_limit(tmp_path: Path) -> None:
     assert 20 < len(times) <= 20 * (int(windows) + 1), "more than one window, and no more than each may have"
 
 
-def test_requests_sent_during_a_wait_are_not_in_the_future(tmp_path: Path, budget_of: Open, clock: Clock) -> None:
-    rate_limiter = budget_of(1)
+def test_requests_sent_during_a_wait_are_not_in_the_future(tmp_path: Path, open_limiter: Open, clock: Clock) -> None:
+    rate_limiter = open_limiter(1)
     with closing(sqlite3.connect(tmp_path / "budget", isolation_level=None)) as other, ThreadPoolExecutor() as pool:
         other.execute("BEGIN IMMEDIATE")
         waiting = pool.submit(rate_limiter.acquire)
@@ -184,8 +184,8 @@ def test_requests_sent_during_a_wait_are_not_in_the_future(tmp_path: Path, budge
     )
 
 
-def test_clock_set_back_neither_blocks_nor_frees_the_window(budget_of: Open, clock: Clock) -> None:
-    rate_limiter = budget_of(3)
+def test_clock_set_back_neither_blocks_nor_frees_the_window(open_limiter: Open, clock: Clock) -> None:
+    rate_limiter = open_limiter(3)
     for _ in range(3):
         rate_limiter.acquire()
     rate_limiter.note_rate_limited(3000)
@@ -195,28 +195,28 @@ def test_clock_set_back_neither_blocks_nor_frees_the_window(budget_of: Open, clo
     assert rate_limiter.acquire() == 0
 
 
-def test_clock_set_back_a_little_frees_nothing(budget_of: Open, clock: Clock) -> None:
-    rate_limiter = budget_of(3)
+def test_clock_set_back_a_little_frees_nothing(open_limiter: Open, clock: Clock) -> None:
+    rate_limiter = open_limiter(3)
     for _ in range(3):
         assert rate_limiter.acquire() == 0
         clock.now -= 5
     assert rate_limiter.acquire() > 0
 
 
-def test_clock_set_forward_does_not_block(budget_of: Open, clock: Clock) -> None:
-    rate_limiter = budget_of(1)
+def test_clock_set_forward_does_not_block(open_limiter: Open, clock: Clock) -> None:
+    rate_limiter = open_limiter(1)
     rate_limiter.acquire()
     clock.now += 500_000
     assert rate_limiter.acquire() == 0
 
 
-def test_429_closes_the_window_for_all_processes(budget_of: Open, clock: Clock) -> None:
-    one, other = budget_of(100), budget_of(100)
+def test_429_closes_the_window_for_all_processes(open_limiter: Open, clock: Clock) -> None:
+    one, other = open_limiter(100), open_limiter(100)
     one.note_rate_limited(20)
     one.note_rate_limited(5)
     assert other.acquire() == pytest.approx(20), "the longer one counts"
     assert one.acquire() == pytest.approx(20)
-    assert budget_of(100).acquire() == pytest.approx(20), "and it survives a restart"
+    assert open_limiter(100).acquire() == pytest.approx(20), "and it survives a restart"
     assert one.count_requests() == 0
     clock.now += 20.5
     assert (one.acquire(), other.acquire()) == (0, 0)
@@ -246,7 +246,7 @@ class Limiter:
 @pytest.mark.parametrize("window", ["fixed", "rolling"])
 @pytest.mark.parametrize("real", [25, 40, 70, 100])
 def test_lower_limit_is_learned_from_few_answers(
-    budget_of: Open,
+    open_limiter: Open,
     clock: Clock,
     real: int,
     window: str,
@@ -259,7 +259,7 @@ def test_lower_limit_is_learned_from_few_answers(
     It may take one more if a minute of the API ends while requests are sent: then twice its limit was admitted.
     """
     configured = 120
-    rate_limiter, api = budget_of(configured, window_seconds=WINDOW_SECONDS), Limiter(real, window)
+    rate_limiter, api = open_limiter(configured, window_seconds=WINDOW_SECONDS), Limiter(real, window)
     clock.now = 1_000_020.0 + begin_seconds
     begin, sent, refused = clock.now, list[float](), list[float]()
     while clock.now < begin + 540:
@@ -278,8 +278,8 @@ def test_lower_limit_is_learned_from_few_answers(
     assert len([at for at in sent if at > begin + 300]) >= 3 * real / 2, "no less than half of what is allowed"
 
 
-def test_two_429s_in_flight_lower_the_limit_once(budget_of: Open, clock: Clock) -> None:
-    one, other = budget_of(100), budget_of(100)
+def test_two_429s_in_flight_lower_the_limit_once(open_limiter: Open, clock: Clock) -> None:
+    one, other = open_limiter(100), open_limiter(100)
     for _ in range(31):
         assert one.acquire() == 0
         assert other.acquire() == 0
@@ -290,8 +290,8 @@ def test_two_429s_in_flight_lower_the_limit_once(budget_of: Open, clock: Clock) 
     assert one.limit == 61
 
 
-def test_window_is_closed_for_an_hour_at_most(budget_of: Open) -> None:
-    rate_limiter = budget_of()
+def test_window_is_closed_for_an_hour_at_most(open_limiter: Open) -> None:
+    rate_limiter = open_limiter()
     rate_limiter.note_rate_limited(10**9)
     assert rate_limiter.acquire() == pytest.approx(3600)
 
@@ -322,8 +322,8 @@ def test_record_is_readable_only_by_its_user(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("torn", [b"not a database, but long enough" * 50, b"SQLite format 3\0" + b"\xff" * 5000])
-def test_damaged_file_is_replaced(tmp_path: Path, budget_of: Open, torn: bytes) -> None:
+def test_damaged_file_is_replaced(tmp_path: Path, open_limiter: Open, torn: bytes) -> None:
     (tmp_path / "budget").write_bytes(torn)
-    rate_limiter = budget_of(1)
+    rate_limiter = open_limiter(1)
     assert rate_limiter.acquire() == 0
     assert rate_limiter.acquire() > 0

@@ -48,7 +48,7 @@ def server() -> Iterator[Server]:
         yield running
 
 
-def client_of(server: Server, rate_limiter: RateLimiter | None = None, **options: Any) -> Client:
+def build_client(server: Server, rate_limiter: RateLimiter | None = None, **options: Any) -> Client:
     return Client(Transport(server.url, server.key, rate_limiter, max_backoff_seconds=0.02, **options))
 
 
@@ -82,13 +82,13 @@ def http(status: str, body: str = "{}", *headers: str) -> bytes:
 @pytest.mark.parametrize("fault", ["server_errors", "cut_bodies", "malformed_bodies"])
 def test_failures_are_retried_and_end_as_retryable(server: Server, fault: str) -> None:
     setattr(server.knobs, fault, 1.0)
-    with client_of(server, max_attempts=4) as client, pytest.raises(RetryableError):
+    with build_client(server, max_attempts=4) as client, pytest.raises(RetryableError):
         client.list_chats()
     assert len(server.requests) == 4
     assert client.transport.traffic.retries == 3
 
     setattr(server.knobs, fault, 0.4)
-    with client_of(server, max_attempts=40) as client:
+    with build_client(server, max_attempts=40) as client:
         assert {len(client.list_chats()) for _ in range(5)} == {20}
 
 
@@ -121,7 +121,7 @@ def test_permanent_failure_is_not_retried(status: str, code: str, kind: type[Api
 
 @pytest.mark.parametrize("chat_id", ["x" * 100_000, "half an emoji \ud83d"])
 def test_id_too_long_for_a_url_is_refused_without_a_request(server: Server, chat_id: str) -> None:
-    with client_of(server) as client:
+    with build_client(server) as client:
         with pytest.raises(PermanentError) as raised:
             client.list_messages(chat_id)
         assert chat_id not in whole_text(raised.value)
@@ -197,7 +197,7 @@ def test_key_is_sent_nowhere_else(url: str) -> None:
 
 
 def test_run_sends_no_more_requests_than_allowed(server: Server) -> None:
-    with client_of(server, max_requests=3) as client:
+    with build_client(server, max_requests=3) as client:
         for _ in range(3):
             client.list_chats()
         with pytest.raises(LimitReached):
@@ -262,7 +262,7 @@ def test_later_fetch_has_a_later_time_if_the_clock_is_set_back(server: Server, m
             return next(cls.times)
 
     monkeypatch.setattr("msgbubbles.transport.datetime", Clock)
-    with client_of(server) as client:
+    with build_client(server) as client:
         first, second = client.list_chats(), client.list_chats()
     assert first.fetched_at < second.fetched_at
 

@@ -263,7 +263,7 @@ def missing(job: Job) -> dict[str, list[tuple[int, int]]]:
     place = Place.of(job.database)
     place.configure_dlt()
     states = Known(place).states()
-    return {name: Coverage(states.of_list(name).covered).gaps(BEGINNING_MS) for name in ("messages", "chats")}
+    return {name: Coverage(states.get_list(name).covered).gaps(BEGINNING_MS) for name in ("messages", "chats")}
 
 
 def forget_endpoints(account: Account) -> None:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from msgspec import UNSET, Raw
@@ -36,6 +36,7 @@ from .arrow import build_arrow_table, build_item
 from .compare import Comparison, filter_rows
 from .lazy_pyarrow import pa
 from .progress import keep_progress
+from .stored import Warehouse
 
 REJECTED, TITLES, COVERAGE = "rejected_rows", "chat_titles", "stream_coverage"
 PARTICIPANTS, PARTICIPANT_READS = "participant_lists", "participant_reads"
@@ -46,19 +47,6 @@ Fetched = tuple[Any, datetime]
 ROWS_PER_TABLE = 10_000
 # The column of a row's parent, and what that is. Rows with one id and different parents are not versions of one row.
 PARENTS = {"messages": ("conversation_id", "chat"), "attachments": ("message_id", "message")}
-
-
-class StoredRows(Protocol):
-    """Queries of the warehouse, so that only rows that are new or have changed are loaded."""
-
-    def rows(self, table: str, incoming: pa.Table) -> pa.Table | None:
-        """Return the stored rows with the keys of `incoming`; null if there are none."""
-
-    def message_locations(self, ids: Sequence[str]) -> dict[str, tuple[str | None, datetime | None]]:
-        """Return the chat and the time of stored messages, by their ids."""
-
-    def attachments(self, message_ids: Sequence[str]) -> list[Attachment]:
-        """Return the stored attachments of these messages, except removed ones."""
 
 
 @dataclass
@@ -103,7 +91,7 @@ class RowBuffer:
     def __init__(
         self,
         tables: tuple[str, ...],
-        stored: StoredRows | None = None,
+        stored: Warehouse | None = None,
         changes: dict[str, Changes] | None = None,
     ) -> None:
         self.stream = tables[0]

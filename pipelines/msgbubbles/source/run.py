@@ -135,9 +135,6 @@ class Run:
     def progress(self, stream: str) -> StreamProgress:
         return self.streams.setdefault(stream, StreamProgress())
 
-    def reject(self, table: str, hashes: set[str]) -> None:
-        self.progress(table).reject(hashes)
-
     def loaded(self, table: str) -> int:
         """Return how many rows of a table were new or changed."""
         return self.changes[table].loaded if table in self.changes else 0

@@ -152,7 +152,7 @@ class States:
     chats: ChatsState
     failed_reads: list[FailedRead]
 
-    def of_list(self, stream: str) -> ListState:
+    def get_list(self, stream: str) -> ListState:
         """Return the state of the list that a stream (chats or messages) is read from."""
         return self.chats if stream == "chats" else self.messages.in_use
 

@@ -320,7 +320,7 @@ def read_stream(
     """
     progress = run.progress(buffer.stream)
     progress.unfinished = False
-    buffer.on_twins = run.reject
+    buffer.on_twins = lambda table, hashes: run.progress(table).reject(hashes)
     buffer.refused = run.refused
     if run.stopped:
         return

@@ -46,7 +46,7 @@ class LocalState:
 
     def load_coverage(self, stream: str) -> Coverage:
         """Return which intervals of a stream have been read, and when."""
-        return Coverage(self.states.of_list(stream).covered)
+        return Coverage(self.states.get_list(stream).covered)
 
     @cached_property
     def records(self) -> list[dict[str, Any]]:

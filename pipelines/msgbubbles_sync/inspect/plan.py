@@ -47,7 +47,7 @@ def plan_steps(local: LocalState, settings: SourceConfig, now_ms: int) -> list[S
     steps = [Step("numbers", "list", None, None, 1)]
     states = local.states
     for stream in ("messages", "chats"):
-        steps += _plan_stream(local, stream, states.of_list(stream), settings, now_ms)
+        steps += _plan_stream(local, stream, states.get_list(stream), settings, now_ms)
     missing = sum(times >= SWEEPS_MISSED for times in states.chats.missed.values())
     if missing:
         steps.append(Step("chats", "by id", None, None, missing))

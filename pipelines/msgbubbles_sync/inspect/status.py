@@ -70,7 +70,7 @@ def build_status(local: LocalState, start_ms: int, now: datetime) -> Status:
         last_complete_at=last,
         age_minutes=None if last is None else (now - last).total_seconds() / 60,
         missing={stream: len(local.load_coverage(stream).gaps(start_ms)) for stream in STREAMS},
-        overflows={stream: len(local.states.of_list(stream).overflows) for stream in STREAMS},
+        overflows={stream: len(local.states.get_list(stream).overflows) for stream in STREAMS},
         requests_last_hour=sum(
             record.get("requests_total") or 0
             for record in records

@@ -60,7 +60,7 @@ def missing(world: World) -> dict[str, int]:
     return {table: one["missing"] for table, one in found.items()}
 
 
-def of_messages(chats: set[str], status: int, code: str) -> Callable[[str, str, Any], Any]:
+def fail_messages(chats: set[str], status: int, code: str) -> Callable[[str, str, Any], Any]:
     """Answer every request for the messages of these chats with an error."""
 
     def answer(_method: str, path: str, query: Any) -> tuple[int, dict[str, str], bytes] | None:
@@ -78,7 +78,7 @@ def test_failing_thread_affects_no_other_thread(
 ) -> None:
     world = new_world(Knobs(feed=False))
     chats = set(chat_ids(world)[:broken])
-    world.knobs.answer = of_messages(chats, status, code)
+    world.knobs.answer = fail_messages(chats, status, code)
     run = world.sync()
     assert run.error is None
     assert missing(world) == {"messages": 3 * broken}
@@ -92,7 +92,7 @@ def test_failing_thread_affects_no_other_thread(
 def test_failed_thread_is_retried_less_and_less_often(new_world: Callable[..., World]) -> None:
     world = new_world(Knobs(feed=False), chats=3)
     broken = chat_ids(world)[0]
-    world.knobs.answer = of_messages({broken}, 500, "internal")
+    world.knobs.answer = fail_messages({broken}, 500, "internal")
     for _ in range(TRIES_WITHOUT_WAIT):
         world.sync()
     (entry,) = States.from_resources(world.store.states).failed_reads
@@ -110,7 +110,7 @@ def test_messages_sent_while_a_thread_fails_are_read_later(new_world: Callable[.
     world = new_world(Knobs(feed=False), chats=5)
     world.sync()
     chat_id = chat_ids(world)[2]
-    world.knobs.answer = of_messages({chat_id}, 503, "unavailable")
+    world.knobs.answer = fail_messages({chat_id}, 503, "unavailable")
     for _ in range(TRIES_WITHOUT_WAIT + 2):
         world.account.add_messages([NewMessage(chat_id, "inbound", "late", world.at(), "received")])
         world.pass_time(60_000)

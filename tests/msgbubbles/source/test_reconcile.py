@@ -22,14 +22,14 @@ IN_2001 = "2001-01-01T00:00:00.000Z"
 TIERS = {"chats": [Tier(DAY_MS)], "messages": [Tier(HOUR_MS, 72 * HOUR_MS)]}
 
 
-def world_of(knobs: Knobs, settings: SourceConfig | None = None) -> World:
+def build_world(knobs: Knobs, settings: SourceConfig | None = None) -> World:
     """Build an empty account with pages of 100 rows, like those of the API."""
     return World(knobs, settings or SourceConfig(tiers=TIERS), page_size=100)
 
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    with closing(world_of(Knobs())) as world:
+    with closing(build_world(Knobs())) as world:
         yield world
 
 
@@ -73,7 +73,7 @@ def test_row_dated_2001_hides_no_other_row(feed: bool, places: list[int]) -> Non
     chats: dict[str, Any] = {}
     knobs = showing(messages=messages, chats=chats)
     knobs.feed = feed
-    with closing(world_of(knobs)) as world:
+    with closing(build_world(knobs)) as world:
         all_chats = add_chats(world, 300)
         newest_first = [row["id"] for row in world.account.all("SELECT id FROM messages ORDER BY created_us DESC")]
         messages |= {newest_first[place]: IN_2001 for place in places}
@@ -102,7 +102,7 @@ def test_row_dated_2001_hides_no_other_row(feed: bool, places: list[int]) -> Non
 
 def test_run_cut_off_below_an_outlier_covers_no_unread_interval() -> None:
     messages: dict[str, Any] = {}
-    with closing(world_of(showing(messages=messages))) as world:
+    with closing(build_world(showing(messages=messages))) as world:
         add_chats(world, 600)
         newest_first = world.account.all("SELECT id, created_us FROM messages ORDER BY created_us DESC")
         messages |= {newest_first[place]["id"]: IN_2001 for place in (99, 198, 250, 297)}
@@ -134,7 +134,7 @@ def test_rows_before_1970_are_read_and_covered(world: World) -> None:
 @pytest.mark.parametrize("nulls", ["first", "last"])
 @pytest.mark.parametrize("with_before", [True, False])
 def test_too_many_chats_without_a_time_are_reported(nulls: Any, with_before: bool) -> None:
-    with closing(world_of(Knobs(nulls=nulls, nulls_with_before=with_before))) as world:
+    with closing(build_world(Knobs(nulls=nulls, nulls_with_before=with_before))) as world:
         add_chats(world, 60)
         for _ in range(190):
             world.account.add_chat(OURS, "+14155550123", world.at())

@@ -74,8 +74,8 @@ def test_states_are_read_from_all_resources() -> None:
     states = States.from_resources({stream: released for stream, (_, released) in RELEASED.items()})
     assert states.failed_reads == [FailedRead("chat", "c1", 1, 2, 3, 500, "x")]
     assert states.messages.in_use.covered == [(0, 5, 9)]
-    assert states.of_list("chats").overflows == [(None, None), (3, 4)]
-    assert States.from_resources({}).of_list("messages").covered == []
+    assert states.get_list("chats").overflows == [(None, None), (3, 4)]
+    assert States.from_resources({}).get_list("messages").covered == []
 
 
 @pytest.mark.parametrize(

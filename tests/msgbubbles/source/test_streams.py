@@ -271,7 +271,7 @@ def test_smallest_batches_finish() -> None:
     assert warehouse.keys() == listing.rows.keys()
 
 
-def messages_of(client: Client, state: dict[str, Any], run: Run) -> set[str]:
+def read_message_ids(client: Client, state: dict[str, Any], run: Run) -> set[str]:
     buffer = RowBuffer(("messages", "attachments"))
     found: set[str] = set()
     put = buffer._put
@@ -312,7 +312,7 @@ def test_threads_cut_off_every_few_requests_are_complete_in_the_end() -> None:
         for allowed in (5, 9, 13, 4, 200):
             run = Run()
             with Client(Transport(server.url, server.key, None, max_requests=allowed)) as client:
-                found |= messages_of(client, state, run)
+                found |= read_message_ids(client, state, run)
         assert found == {row["id"] for row in server.truth().messages}
         assert state["feed"] is False
 
@@ -322,11 +322,11 @@ def test_thread_that_grew_by_more_than_a_page_is_read_completely() -> None:
     seed(account, now=datetime.now(UTC), chats=5, messages=20, days=20)
     with serve(account, Knobs(feed=False)) as server, Client(Transport(server.url, server.key, None)) as client:
         state: dict[str, Any] = {"has_tables": True}
-        messages_of(client, state, Run())
+        read_message_ids(client, state, Run())
         chat_id, now = server.truth().chats[0]["id"], datetime.now(UTC)
         times = [now + timedelta(milliseconds=n) for n in range(250)]
         new = account.add_messages([NewMessage(chat_id, "inbound", "x", at, "received") for at in times])
-        assert set(new) <= messages_of(client, state, Run())
+        assert set(new) <= read_message_ids(client, state, Run())
 
 
 @pytest.mark.parametrize("feed", [True, False])
@@ -337,7 +337,7 @@ def test_refused_feed_is_remembered(feed: bool) -> None:
         state: dict[str, Any] = {"has_tables": True}
         for _ in range(2):
             run = Run()
-            messages_of(client, state, run)
+            read_message_ids(client, state, run)
             assert run.feed is feed
         refused = [seen for seen in server.requests if seen.status == 400]
         assert len(refused) == (0 if feed else 1)
@@ -354,7 +354,7 @@ def test_empty_feed_is_not_trusted() -> None:
             return page if conversation_id else Page([], [], False, False, page.fetched_at, page.server_at)
 
         client.list_messages = no_feed  # type: ignore[method-assign]
-        assert len(messages_of(client, {"has_tables": True}, Run())) == 20
+        assert len(read_message_ids(client, {"has_tables": True}, Run())) == 20
 
 
 def test_error_is_raised_without_keep_on_error() -> None:
