@@ -1,4 +1,4 @@
-"""The same job with its tables in a lake: Parquet files in a folder, and a catalog on a PostgreSQL server."""
+"""Run the job with its tables in a lake: Parquet files in a folder, with a catalog on a PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from msgbubbles_sync.sandbox import NewMessage
 from msgbubbles_sync.workspace import Workspace
 
 NewJob = Callable[..., Job]
-# Whoever has the time: as many as are asked for.
+# More runs than one take long.
 RUNS = int(os.environ.get("MSGBUBBLES_LAKE_RUNS", "1"))
 INTO = ("--destination", "ducklake")
 
 
 @pytest.fixture
 def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """The variables with which a job finds it."""
+    """Start a lake, and return the variables with which a job finds it."""
     with postgres.running(tmp_path / "server") as address:
         found = lake_at(address, tmp_path / "lake")
         for name, value in found.items():
@@ -45,7 +45,7 @@ def read_rows(workspace: Workspace) -> dict[str, dict[str, dict[str, Any]]]:
         return select_rows(connection)
 
 
-def test_the_whole_job_in_a_lake_while_somebody_reads(new_job: NewJob, lake: dict[str, str]) -> None:
+def test_lake_holds_the_rows_of_the_account_while_read(new_job: NewJob, lake: dict[str, str]) -> None:
     job = new_job(chats=130, messages=1500)
     job.environment = lake
     workspace = Workspace.from_path(job.database, "ducklake")
@@ -89,7 +89,7 @@ def test_the_whole_job_in_a_lake_while_somebody_reads(new_job: NewJob, lake: dic
     assert job.ask("verify", "--full", *INTO)["equal"]
 
 
-def test_a_lake_that_is_not_configured_is_refused_with_how_it_is(new_job: NewJob) -> None:
+def test_missing_configuration_of_the_lake_is_explained(new_job: NewJob) -> None:
     process = new_job(chats=0).start(*INTO)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2, errors

@@ -1,4 +1,4 @@
-"""One account, and the same answers of every engine: after increments, late rows and deletes, row by row."""
+"""Compare the marts of one account between engines, row by row, after increments, late rows and deletes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from helpers.lake import change, lake_at, needs_spark, query
 from helpers.marts_reference import MARTS, differences
 from msgbubbles_sync.workspace import Workspace
 
-# What says when a job read something: the jobs of two engines do not read at one instant.
+# Times at which a job read something: the jobs of two engines read at different times.
 READ_TIMES = {"fetched_at", "deleted_at"}
 TITLE_TIMES = {"valid_from", "valid_to", "first_seen_at"}
 
 
 def answers(workspace: Workspace, mart: str) -> list[dict[str, Any]]:
-    """The rows of a mart, without when they were read. Counts, instants and shares are exact; so are the averages,
-    which the marts round to the millisecond.
+    """Return the rows of a mart without the times at which they were read.
+
+    All other values are exact, even averages, which the marts round to the millisecond.
     """
     left_out = READ_TIMES | (TITLE_TIMES if mart == "chat_title_history" else set())
     rows = query(workspace, f"SELECT * FROM marts.{mart}")
@@ -57,7 +58,7 @@ def check_same(job: Job, engines: Iterable[str]) -> None:
         assert gone == [{"chat_id": deleted}]
 
 
-def test_a_server_and_a_lake_have_the_answers_of_the_file(
+def test_server_and_lake_have_the_marts_of_the_file(
     new_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with postgres.running(tmp_path / "server") as address:
@@ -68,7 +69,7 @@ def test_a_server_and_a_lake_have_the_answers_of_the_file(
 
 
 @needs_spark
-def test_spark_has_the_answers_of_the_file(
+def test_spark_has_the_marts_of_the_file(
     new_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DESTINATION__FILESYSTEM__BUCKET_URL", str(tmp_path / "lake"))

@@ -1,4 +1,4 @@
-"""The same job with its tables as files in a folder. What Spark makes of them is in test_spark.py."""
+"""Run the job with Parquet files in a folder. Marts by Spark are tested in test_spark.py."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ INTO = ("--destination", "filesystem")
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder; this process and its jobs find it."""
+    """Configure a folder for this process and its jobs, and return it."""
     monkeypatch.setenv("DESTINATION__FILESYSTEM__BUCKET_URL", str(tmp_path / "lake"))
     return tmp_path / "lake"
 
 
 def query(files: Path, sql: str) -> list[tuple[Any, ...]]:
-    """What an analyst gets, who has nothing but DuckDB."""
+    """Query the views, as an analyst with only DuckDB does."""
     with duckdb.connect(str(files / "warehouse.duckdb"), read_only=True) as connection:
         return connection.execute(sql).fetchall()
 
@@ -44,9 +44,7 @@ def differing(files: Path, job: Job) -> dict[str, dict[str, int]]:
         return differences_of(select_rows(connection), job.server.truth())
 
 
-def test_the_rows_in_files_are_those_of_the_account(
-    new_job: NewJob, files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_hold_the_rows_of_the_account(new_job: NewJob, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = new_job(chats=130, messages=1500)
     job.environment = {"SOURCES__MSGBUBBLES__REFRESH_CHATS": '[{"every_hours": 0.0001}]'}
     workspace = Workspace.from_path(job.database, "filesystem")
@@ -63,7 +61,7 @@ def test_the_rows_in_files_are_those_of_the_account(
     assert differing(files, job) == {}
     assert query(files, "SELECT id FROM msgbubbles.chats WHERE deleted_at IS NOT NULL") == [(deleted,)]
     [(occurred_at,)] = query(files, "SELECT occurred_at FROM msgbubbles.webhook_events")
-    assert occurred_at == now, "what came first stays"
+    assert occurred_at == now, "the first delivery stays"
     assert query(files, "SELECT * FROM msgbubbles.rejected_rows") == []
     last = job.run(*INTO).summary
     assert [changes["changed"] for changes in last["tables"].values()] == [0] * len(last["tables"])
@@ -76,13 +74,13 @@ def test_the_rows_in_files_are_those_of_the_account(
     assert len(job.server.requests) == asked
     assert job.ask("verify", "--full", *INTO)["equal"]
 
-    # Somewhere else, everything is read once more.
+    # In another folder, everything is read again.
     monkeypatch.setenv("DESTINATION__FILESYSTEM__BUCKET_URL", str(files.with_name("elsewhere")))
     job.run(*INTO)
     assert differing(files.with_name("elsewhere"), job) == {}
 
 
-def test_nobody_waits_and_a_job_that_is_killed_loses_nothing(new_job: NewJob, files: Path) -> None:
+def test_killed_jobs_lose_nothing_and_readers_never_wait(new_job: NewJob, files: Path) -> None:
     job = new_job(chats=130, messages=3000)
     reads, wrong, done = [0], [], threading.Event()
 
@@ -114,7 +112,7 @@ def test_nobody_waits_and_a_job_that_is_killed_loses_nothing(new_job: NewJob, fi
     assert differing(files, job) == {}
 
 
-def test_a_delta_folder_is_read_again_into_parquet(new_job: NewJob, files: Path) -> None:
+def test_delta_folder_is_read_again_into_parquet(new_job: NewJob, files: Path) -> None:
     job = new_job(chats=30, messages=200)
     workspace = Workspace.from_path(job.database, "filesystem")
     now = datetime.now(UTC)
@@ -136,16 +134,16 @@ def test_a_delta_folder_is_read_again_into_parquet(new_job: NewJob, files: Path)
     job.environment = {}
     _, errors = (process := job.start(*INTO)).communicate(timeout=120)
     assert process.returncode == 0, errors
-    [aside] = files.glob("msgbubbles.delta-*")
-    assert f"moved to {aside}" in errors
+    [moved] = files.glob("msgbubbles.delta-*")
+    assert f"moved to {moved}" in errors
     assert differing(files, job) == {}
     assert query(files, "SELECT count(*) FROM msgbubbles.webhook_events") == [(1,)]
     assert not list((files / "msgbubbles").glob("*/_delta_log"))
-    assert list((aside / "webhook_events").glob("*.parquet"))
+    assert list((moved / "webhook_events").glob("*.parquet"))
     assert not job.run(*INTO).summary["tables"]["messages"]["changed"]
 
 
-def test_many_files_become_one_and_whoever_reads_does_not_notice(
+def test_files_are_compacted_while_somebody_reads(
     new_job: NewJob, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = new_job(chats=30, messages=200)
@@ -179,8 +177,8 @@ def test_many_files_become_one_and_whoever_reads_does_not_notice(
     ("environment", "says"),
     [
         ({}, "it has no folder"),
-        ({"DESTINATION__FILESYSTEM__BUCKET_URL": "s3://bucket/folder"}, "the whole path of a folder"),
-        ({"DESTINATION__FILESYSTEM__BUCKET_URL": "some/folder"}, "the whole path of a folder"),
+        ({"DESTINATION__FILESYSTEM__BUCKET_URL": "s3://bucket/folder"}, "the absolute path of a folder"),
+        ({"DESTINATION__FILESYSTEM__BUCKET_URL": "some/folder"}, "the absolute path of a folder"),
         ({"DESTINATION__FILESYSTEM__BUCKET_URL": "/tmp/o'clock"}, 'from a path with "\'"'),  # noqa: S108
         ({"DESTINATION__FILESYSTEM__BUCKET_URL": "/proc/none"}, "cannot be made"),
         (
@@ -189,7 +187,7 @@ def test_many_files_become_one_and_whoever_reads_does_not_notice(
         ),
     ],
 )
-def test_a_folder_that_cannot_be_used_is_refused(new_job: NewJob, environment: dict[str, str], says: str) -> None:
+def test_unusable_folder_is_refused(new_job: NewJob, environment: dict[str, str], says: str) -> None:
     job = new_job(chats=0)
     job.environment = environment
     _, errors = (process := job.start(*INTO)).communicate(timeout=120)
@@ -198,7 +196,7 @@ def test_a_folder_that_cannot_be_used_is_refused(new_job: NewJob, environment: d
     assert job.server.requests == []
 
 
-def test_without_spark_the_marts_are_refused_before_anything_is_read(new_job: NewJob, files: Path) -> None:
+def test_missing_spark_is_reported_before_any_request(new_job: NewJob, files: Path) -> None:
     job = new_job(chats=0)
     job.environment = {"PATH": "/nowhere", "JAVA_HOME": "/nowhere"}
     _, errors = (process := job.start(*INTO, transform=True)).communicate(timeout=120)

@@ -1,4 +1,4 @@
-"""The same job with its tables on a PostgreSQL server."""
+"""Run the job with its tables on a PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def address(tmp_path: Path) -> Iterator[str]:
 
 
 def seen(message: Mapping[str, Any]) -> bytes:
-    """The event that a message was read, with what no database takes."""
+    """Build the event that a message was read, with characters that no database accepts."""
     ids = {"message_id": message["id"], "conversation_id": message["chat_id"]}
     at = {"created_at": READ_AT.isoformat()}
     return json.dumps({"id": "evt_2", "type": "message.read", "text": "nul \0 \ud83d"} | ids | at).encode()
@@ -65,14 +65,14 @@ def say_hello(job: Job, text: str = "hello", metadata: dict[str, Any] | None = N
     job.server.account.add_message(NewMessage(chat, "outbound", text, datetime.now(UTC), "sent", metadata=metadata))
 
 
-def test_the_whole_job_on_a_server(new_job: NewJob, address: str) -> None:
+def test_server_holds_the_rows_of_the_account(new_job: NewJob, address: str) -> None:
     job = new_job(chats=130, messages=1500)
     job.environment = {
         "DESTINATION__POSTGRES__CREDENTIALS": address,
         "SOURCES__MSGBUBBLES__REFRESH_CHATS": '[{"every_hours": 0.0001}]',
         "SOURCES__MSGBUBBLES__REFRESH_MESSAGES": '[{"within_hours": 72, "every_hours": 0.0001}]',
     }
-    # Read again by the next run, and no change: JSON, which the server keeps as what it means.
+    # The next run reads these again. The server stores parsed JSON, which must not look like a change.
     chat = job.server.truth().chats[0]["id"]
     refused: dict[str, Any] = {"error": {"code": "refused", "message": "no"}, "metadata": {"b": [1], "a": {}}}
     changes: list[dict[str, Any]] = [{}, {"metadata": {"c": 1}}, {"metadata": {}}]
@@ -99,9 +99,11 @@ def test_the_whole_job_on_a_server(new_job: NewJob, address: str) -> None:
     [event] = query(
         address, "SELECT payload ->> 'text' AS text FROM msgbubbles.webhook_events WHERE event_id = 'evt_2'"
     )
-    assert event["text"] == "nul \ufffd ?", "what PostgreSQL refuses is replaced"
+    assert event["text"] == "nul \ufffd ?", "PostgreSQL refuses these characters"
     assert differences_of(read_rows(address), job.server.truth()) == {}
-    assert [changes["changed"] for changes in last["tables"].values()] == [0] * len(last["tables"]), "JSON is no change"
+    assert [changes["changed"] for changes in last["tables"].values()] == [0] * len(last["tables"]), (
+        "equal JSON is no change"
+    )
     runs = query(address, "SELECT run_id, outcome, exit_status FROM msgbubbles.sync_runs ORDER BY started_at")
     assert [run["run_id"] for run in runs][::3] == [first["run_id"], last["run_id"]]
     assert {(run["outcome"], run["exit_status"]) for run in runs} == {("complete", 0)}
@@ -116,7 +118,7 @@ def test_the_whole_job_on_a_server(new_job: NewJob, address: str) -> None:
     assert all(one["state"] != "failed" for one in job.ask("check", "--destination", "postgres"))
 
 
-def test_locks_and_refused_rows_end_no_later_run(new_job: NewJob, address: str) -> None:
+def test_runs_continue_after_locks_and_refused_rows(new_job: NewJob, address: str) -> None:
     job = new_job(chats=30, messages=200)
     job.environment = {"DESTINATION__POSTGRES__CREDENTIALS": address, "SYNC__LOCK_TIMEOUT_SECONDS": "1"}
     job.run("--destination", "postgres", transform=True)
@@ -135,7 +137,7 @@ def test_locks_and_refused_rows_end_no_later_run(new_job: NewJob, address: str) 
         named = f"session {reader.get_backend_pid()} (user postgres, application report, idle in transaction since 20"
         assert "[sync] lock_timeout_seconds" in errors
         assert named in errors
-        assert query(address, "SELECT chat_id FROM marts.thread_activity"), "nobody waits for the job any more"
+        assert query(address, "SELECT chat_id FROM marts.thread_activity"), "the job released its locks"
         reader.rollback()
     reader.close()
     say_hello(job)
@@ -155,7 +157,7 @@ def test_locks_and_refused_rows_end_no_later_run(new_job: NewJob, address: str) 
     total = len(job.server.truth().messages) - 1
     assert query(address, "SELECT sum(messages_total) AS total FROM mine.waiting") == [{"total": total}]
     assert query(address, "SELECT count(*) AS total FROM mine.texts") == [{"total": total}]
-    assert query(address, "SELECT handle FROM marts.contact"), "one with other columns is made anew"
+    assert query(address, "SELECT handle FROM marts.contact"), "a view whose columns changed is created again"
 
 
 @pytest.mark.parametrize(
@@ -165,7 +167,7 @@ def test_locks_and_refused_rows_end_no_later_run(new_job: NewJob, address: str) 
         ("postgresql://somebody:secret-password@localhost/none?host=/nowhere", "IOException"),
     ],
 )
-def test_a_server_that_cannot_be_reached(new_job: NewJob, credentials: str | None, why: str) -> None:
+def test_unreachable_server_is_refused_without_its_password(new_job: NewJob, credentials: str | None, why: str) -> None:
     job = new_job(chats=0)
     job.environment = {} if credentials is None else {"DESTINATION__POSTGRES__CREDENTIALS": credentials}
     process = job.start("--destination", "postgres")

@@ -1,4 +1,4 @@
-"""Personal data, looked for in every file that the product writes."""
+"""Look for personal data in every file that the product writes."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from msgbubbles.redact import Redactor
 from msgbubbles_sync.sandbox import Knobs, NewMessage, serve
 from msgbubbles_sync.tables import TABLES
 
-# Whoever has a minute: ten syncs after an erasure, and the marts of a world in which nobody was to be erased.
+# Takes another minute: ten syncs after an erasure, and a comparison with the marts of an account without that person.
 WHOLE = "MSGBUBBLES_WHOLE" in os.environ
 Found = dict[str, list[str]]
-# What the user wrote.
+# Files that the user wrote.
 NOT_THE_PRODUCTS = ("secrets.toml", "table.yml")
 TABLE = f"""
 - key: ours
@@ -49,7 +49,7 @@ def canaries(folder: Path, preset: str) -> Iterator[tuple[Job, dict[str, list[st
     account, words = build_canary_account(now())
 
     def spoiled(kind: str, row: dict[str, Any]) -> dict[str, Any]:
-        # One message has no id, one no instant: neither can be read.
+        # One message has no id, one no timestamp: neither can be parsed.
         if kind == "messages" and row["text"] in ("canary text 004", "canary text 006"):
             spoils_id = row["text"].endswith("4")
             return {**row, "id": None} if spoils_id else {**row, "created_at": "canary text 004"}
@@ -83,9 +83,9 @@ def receiving(job: Job) -> Iterator[Process]:
         process.stop()
 
 
-def lived_through(job: Job) -> tuple[str, Found]:
-    """Faults, rejected rows, events, and kills. Returns all that was said, and what was found in the spool."""
-    account, said = job.server.account, []
+def run_through_faults(job: Job) -> tuple[str, Found]:
+    """Run the job with faults, rejected rows, events and kills. Returns all its output, and the words in the spool."""
+    account, output = job.server.account, []
     (job.folder / "secrets.toml").write_text('[webhooks]\nsecrets = ["whsec_b2Y="]\n')
     with receiving(job) as receiver:
         found = account.all("SELECT id FROM chats WHERE remote_handle IN (?, 'group:1') ORDER BY is_group", (ANN,))
@@ -93,8 +93,8 @@ def lived_through(job: Job) -> tuple[str, Found]:
         for number, payload in enumerate(("nested", "flat", "ids")):
             job.server.knobs.webhook_payload = payload  # type: ignore[assignment]
             account.type(group, BEN, True, now())
-            told = NewMessage(chat, "inbound", f"canary text 9{number}0", now(), "received", sender=ANN)
-            account.react(account.add_message(told), ANN, "canary note 900", now() + timedelta(seconds=number))
+            message = NewMessage(chat, "inbound", f"canary text 9{number}0", now(), "received", sender=ANN)
+            account.react(account.add_message(message), ANN, "canary note 900", now() + timedelta(seconds=number))
         assert job.server.deliverer.drained(60)
         receiver.kill()
         spooled = find_words(job.folder / ".msgbubbles", ("canary", "evt_"))
@@ -116,28 +116,28 @@ def lived_through(job: Job) -> tuple[str, Found]:
     apply = [sys.executable, str(GROUPS), "apply", "table.yml", "--yes", *DATABASE]
     for _ in range(2):
         applied = run_process(apply, cwd=job.folder, env=job.whole_environment(), check=True, capture_output=True)
-        said += [applied.stdout, applied.stderr]
+        output += [applied.stdout, applied.stderr]
     assert "Nothing changed" in applied.stdout
     done = job.run(status=3)
     assert done.summary["tables"]["rejected_rows"]["new"] or done.summary["streams"]["messages"]["rejected"]
-    said += [json.dumps(done.summary), done.errors]
-    return "\n".join(said), spooled
+    output += [json.dumps(done.summary), done.errors]
+    return "\n".join(output), spooled
 
 
-def test_what_the_policy_leaves_out_is_in_no_file(tmp_path: Path) -> None:
+def test_dropped_data_is_in_no_file(tmp_path: Path) -> None:
     with canaries(tmp_path / "job", "minimal") as (job, words):
         vault = tmp_path / "vault.sqlite"
         job.environment["SOURCES__MSGBUBBLES__PRIVACY__VAULT"] = str(vault)
-        said, spooled = lived_through(job)
+        output, spooled = run_through_faults(job)
         work = job.folder / ".msgbubbles" / "company" / "company.duckdb"
         work.write_bytes(b"no database")
         restored = job.run(status=3)
         with duckdb.connect(str(work)):
             crashed = job.run(status=1)
-        said += "".join(json.dumps(one.summary) + one.errors for one in (restored, crashed))
+        output += "".join(json.dumps(one.summary) + one.errors for one in (restored, crashed))
         everything = [KEY, PRIVACY_KEY, *(word for kind in words.values() for word in kind), "canary"]
         found = find_words(job.folder, everything, NOT_THE_PRODUCTS)
-        assert not [word for word in everything if word in said]
+        assert not [word for word in everything if word in output]
         names = [Pseudonymizer(PRIVACY_KEY).handle(one) for one in (*PEOPLE, OURS)]
         looked_up = job.ask("privacy", "lookup", *names)
     assert list(looked_up.values()) == [*PEOPLE, OURS], "in the vault, and nowhere else"
@@ -149,7 +149,7 @@ def test_what_the_policy_leaves_out_is_in_no_file(tmp_path: Path) -> None:
 
 
 def tables_of(job: Job) -> dict[str, list[str]]:
-    """The rows of all tables and marts, without what tells of the run that landed them."""
+    """Return the rows of all tables and marts, without columns that depend on the run."""
     with duckdb.connect(str(job.database), read_only=True) as connection:
         connection.execute("SET TimeZone = 'UTC'")
         names = connection.execute(
@@ -184,7 +184,7 @@ OF_THE_RUN = (
 
 
 def quoting(written: list[str], kind: str, row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the API with a handle where none belongs: by the row's key, so that it is the same in each run."""
+    """Add a handle to fields of a row that hold none: which one depends on the id, so it is the same in each run."""
     number = crc32(str(row.get("id")).encode())
     one, other = written[number % len(written)], written[(number + 1) % len(written)]
     if kind == "messages":
@@ -195,7 +195,7 @@ def quoting(written: list[str], kind: str, row: dict[str, Any]) -> dict[str, Any
     return row | {one: {other: 1}}
 
 
-def test_who_is_erased_is_in_no_file_and_does_not_come_back(tmp_path: Path) -> None:
+def test_erased_person_is_in_no_file_and_never_returns(tmp_path: Path) -> None:
     at = now()
     job_of = partial(Job, environment={
         "SOURCES__MSGBUBBLES__READ_PARTICIPANTS": "true", "SOURCES__MSGBUBBLES__PRIVACY__KEY": PRIVACY_KEY,
@@ -205,7 +205,7 @@ def test_who_is_erased_is_in_no_file_and_does_not_come_back(tmp_path: Path) -> N
     texts = [row["text"] for row in account.all(f"SELECT text FROM messages WHERE {theirs}", {"handle": ANN})]
     sought = [ANN.removeprefix("+"), *texts]
     (tmp_path / "with").mkdir()
-    # Their handle also stands where no handle belongs, and is the name of a field.
+    # Their handle is also in fields for other values, and the name of a field.
     with serve(account, Knobs(keys={KEY}, transform_row=partial(quoting, spellings(ANN)))) as server:
         server.key = KEY
         job = job_of(tmp_path / "with", server)
@@ -216,7 +216,7 @@ def test_who_is_erased_is_in_no_file_and_does_not_come_back(tmp_path: Path) -> N
         assert found.keys() == set(everything)
         assert {file for files in found.values() for file in files} == {"company.duckdb", WORK}
         certificate = job.ask("erase", ANN, "--yes")
-        # Theirs are deleted; of the others, each of the four columns that name them is changed.
+        # Their messages are deleted; in others, each of the four columns that name them is changed.
         changed = 4 * (len(words["texts"]) - len(texts))
         assert (certificate["people"], certificate["rows"]["messages"]) == (1, len(texts) + changed)
         assert find_words(job.folder, sought) == {}
@@ -228,7 +228,7 @@ def test_who_is_erased_is_in_no_file_and_does_not_come_back(tmp_path: Path) -> N
     marts = {"marts.contact", "marts.group_membership", "marts.thread_activity"}
     assert marts <= erased.keys()
     assert len(erased["marts.thread_activity"]) == 3
-    # `verify` has compared all that landed.
+    # `verify` has compared all loaded rows.
     if WHOLE:
         for rows in (
             f"attachments WHERE message_id IN (SELECT id FROM messages WHERE {theirs})", f"messages WHERE {theirs}",
@@ -247,7 +247,7 @@ def test_who_is_erased_is_in_no_file_and_does_not_come_back(tmp_path: Path) -> N
     account.close()
 
 
-def test_what_has_landed_is_brought_to_a_stricter_policy(tmp_path: Path) -> None:
+def test_stricter_policy_is_applied_to_stored_rows(tmp_path: Path) -> None:
     with canaries(tmp_path, "full") as (job, words):
         job.server.knobs.server_errors = job.server.knobs.cut_bodies = 0
         job.run(status=3)
@@ -258,7 +258,7 @@ def test_what_has_landed_is_brought_to_a_stricter_policy(tmp_path: Path) -> None
             if preset == "analytics":
                 assert "privacy apply" in job.run(status=2).errors
             assert job.ask("privacy", "apply")["apply"]["messages"]
-            # What the API shows is, by the policy, what is there.
+            # Under the policy, the API's rows equal the stored ones.
             assert job.ask("verify", "--full")["equal"]
         everything = [KEY, PRIVACY_KEY, *(word for kind in words.values() for word in kind), "canary"]
         assert find_words(tmp_path, everything, NOT_THE_PRODUCTS) == {}

@@ -1,4 +1,4 @@
-"""The views of all accounts on a server and in a lake, whoever writes at the same time."""
+"""The views of all accounts on a server and in a lake, with concurrent writers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Of = Callable[..., Attached]
 
 @pytest.fixture(params=["postgres", "ducklake"])
 def of(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Of]:
-    """The tables of an account, by its name."""
+    """Return a function that builds the destination of an account by its name."""
     with postgres.running(tmp_path / "server") as address:
         monkeypatch.setenv("DESTINATION__POSTGRES__CREDENTIALS", address)
         monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__CATALOG", address)
@@ -38,7 +38,7 @@ def of(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monke
         yield make
 
 
-def land(of: Attached, *statements: str) -> None:
+def run_statements(of: Attached, *statements: str) -> None:
     with of.open_writer() as connection:
         for statement in (f"CREATE SCHEMA IF NOT EXISTS {of.write_schema}", *statements):
             connection.execute(statement.replace("@", f"{of.write_schema}."))
@@ -47,12 +47,12 @@ def land(of: Attached, *statements: str) -> None:
 def begun(of: Of, account: str) -> Attached:
     found = of(account)
     found.prepare()
-    land(found, f"CREATE TABLE @chats AS SELECT '{account}' || 1 AS id")
+    run_statements(found, f"CREATE TABLE @chats AS SELECT '{account}' || 1 AS id")
     return found
 
 
 def shown(of: Attached, table: str = "chats") -> list[Any]:
-    """As somebody sees it who knows nothing of accounts."""
+    """Return the rows of a table as a reader sees them who knows nothing of accounts."""
     with of._attach("READ_ONLY") as connection:
         return sorted(connection.execute(f"FROM msgbubbles.{table}").fetchall())
 
@@ -66,7 +66,7 @@ def test_later_tables_and_columns_appear_in_the_views(of: Of) -> None:
         assert connection.execute("FROM msgbubbles.chats").fetchall() == [("north1",)]
     more = ("CREATE TABLE @later AS SELECT 1 AS id", "ALTER TABLE @chats ADD COLUMN more VARCHAR")
     for one, both in ((south, False), (north, True)):
-        land(one, *more, "UPDATE @chats SET more = 'more'")
+        run_statements(one, *more, "UPDATE @chats SET more = 'more'")
         one.publish()
         assert shown(one) == [("north", "north1", "more" if both else None), ("south", "south1", "more")]
         assert shown(one, "later") == [("north", 1)] * both + [("south", 1)]
@@ -107,10 +107,10 @@ def test_first_jobs_of_four_accounts_run_concurrently(of: Of) -> None:
 def test_unnamed_account_and_named_accounts_do_not_mix(of: Of) -> None:
     alone = of(None)
     alone.prepare()
-    land(alone, "CREATE TABLE @chats AS SELECT 'c1' AS id")
+    run_statements(alone, "CREATE TABLE @chats AS SELECT 'c1' AS id")
     with pytest.raises(UsageError, match="holds one account, which has no name"):
         of("north").prepare()
-    land(alone, "DROP TABLE @chats")
+    run_statements(alone, "DROP TABLE @chats")
     begun(of, "north").publish()
     with pytest.raises(UsageError, match="shows several accounts"):
         alone.prepare()

@@ -19,9 +19,11 @@ from msgbubbles_sync.workspace import CLAIM, Workspace
 damage = pytest.mark.parametrize("damage", DAMAGE)
 
 
-def claimed(workspace: Workspace, said: list[str] | None = None, *, sandbox: bool = False) -> Workspace:
+def claimed(workspace: Workspace, messages: list[str] | None = None, *, sandbox: bool = False) -> Workspace:
     workspace.make_folders()
-    claim(workspace, build_destination(workspace), sandbox=sandbox, say=(said if said is not None else []).append)
+    claim(
+        workspace, build_destination(workspace), sandbox=sandbox, say=(messages if messages is not None else []).append
+    )
     return workspace
 
 
@@ -46,10 +48,10 @@ def test_damaged_claim_is_restored_to_its_own_account_only(
     DAMAGE[damage](path)
     with pytest.raises(UsageError, match="choose another --database"):
         claimed(workspace, sandbox=not sandbox)
-    said: list[str] = []
-    claimed(workspace, said, sandbox=sandbox)
+    messages: list[str] = []
+    claimed(workspace, messages, sandbox=sandbox)
     assert path.read_text() == before
-    [line] = said
+    [line] = messages
     assert f"{path} was damaged: restored" in line
     assert len(workspace.find_damaged()) == 1
 

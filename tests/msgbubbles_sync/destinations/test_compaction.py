@@ -1,4 +1,4 @@
-"""A database that is written anew is smaller, and otherwise the same."""
+"""A rewritten database is smaller, and otherwise the same."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CREATE TABLE msgbubbles._dlt_pipeline_state AS
 
 
 def filled(folder: Path) -> Path:
-    """A database of which most was deleted."""
+    """Create a database from which most rows were deleted."""
     work = folder / "company.duckdb"
     with duckdb.connect(str(work)) as connection:
         connection.execute(TABLES)

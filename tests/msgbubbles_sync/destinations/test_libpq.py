@@ -88,10 +88,10 @@ def workspace_of(folder: Path, destination: str = "postgres") -> Workspace:
 
 def run_command(command: str, workspace: Workspace) -> str:
     options = ["--destination", workspace.destination, "--database", str(workspace.database)]
-    said = CliRunner().invoke(chats.app, [*command.split(), *options])
-    assert said.exit_code == 2, said.output
-    assert "SSL" in said.output or "certificate" in said.output
-    return said.output
+    result = CliRunner().invoke(chats.app, [*command.split(), *options])
+    assert result.exit_code == 2, result.output
+    assert "SSL" in result.output or "certificate" in result.output
+    return result.output
 
 
 @pytest.mark.parametrize(
@@ -111,12 +111,12 @@ def test_no_password_is_sent_without_required_tls(
     if command == "check":  # the rest of it asks the API
         found = check_destination(build_context(workspace))
         assert found.state == "failed"
-        said = found.what
+        output = found.what
     else:
-        said = run_command(command, workspace)
+        output = run_command(command, workspace)
     assert without_tls.asked
     assert without_tls.received == b""
-    assert SECRET not in said
+    assert SECRET not in output
 
 
 def test_neither_dlt_nor_dbt_sends_a_password_without_tls(
@@ -281,7 +281,7 @@ def test_unsuitable_server_is_refused_before_the_run(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("said", "meant"),
+    ("message", "meaning"),
     [
         ("ERROR: permission denied for schema marts", "may not write schema marts; grant it the missing privilege"),
         ('must be owner of table "messages"', "make it a member of the owner's role"),
@@ -292,6 +292,6 @@ def test_unsuitable_server_is_refused_before_the_run(tmp_path: Path, monkeypatch
         ("dlt: something else", None),
     ],
 )
-def test_server_errors_are_explained(said: str, meant: str | None) -> None:
-    found = explain(said, "postgres")
-    assert found == meant if meant is None else meant in str(found)
+def test_server_errors_are_explained(message: str, meaning: str | None) -> None:
+    found = explain(message, "postgres")
+    assert found == meaning if meaning is None else meaning in str(found)

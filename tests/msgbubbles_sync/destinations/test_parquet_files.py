@@ -37,7 +37,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def build(files: Path, tmp_path: Path) -> Callable[..., ParquetFiles]:
-    """Makes marts that all hold one number, as Spark and dbt would; or fails in the middle."""
+    """Return a function that builds marts as Spark and dbt do, all of one number, or fails halfway."""
     workspace = Workspace.from_path(tmp_path / "company.duckdb", "filesystem")
     workspace.make_folders()
     destination = ParquetFiles(workspace, SyncSettings())
@@ -45,8 +45,8 @@ def build(files: Path, tmp_path: Path) -> Callable[..., ParquetFiles]:
     assert files.is_dir()
 
     def made(number: int, *, fails: bool = False) -> ParquetFiles:
-        with suppress(ZeroDivisionError), destination.open_build() as (landed, build):
-            assert landed == files / "msgbubbles"
+        with suppress(ZeroDivisionError), destination.open_build() as (tables, build):
+            assert tables == files / "msgbubbles"
             for folder in (*(build / mart for mart in MARTS), build / STAGING / "int_thread_messages"):
                 folder.mkdir(parents=True)
                 duckdb.sql(f"COPY (SELECT {number} AS n) TO '{folder}/part-0.parquet' (FORMAT parquet)")
@@ -140,15 +140,15 @@ def load(pipeline: dlt.Pipeline, *tables: Rows, strategy: str = "delete-insert")
     )
     def things() -> Iterator[pa.Table]:
         for rows in tables:
-            instants = [datetime(2026, 1, 1, 0, 0, second, tzinfo=UTC) for _, _, second in rows]
-            values = [[row[0] for row in rows], [row[1] for row in rows], instants]
+            timestamps = [datetime(2026, 1, 1, 0, 0, second, tzinfo=UTC) for _, _, second in rows]
+            values = [[row[0] for row in rows], [row[1] for row in rows], timestamps]
             yield pa.table(values, schema=schema)
 
     pipeline.run(things(), loader_file_format="parquet")
 
 
 def found(pipeline: dlt.Pipeline) -> tuple[list[Any], list[Any]]:
-    """What the job finds there, and what readers do."""
+    """Return the rows that the job reads, after checking that readers see the same."""
     with pipeline.sql_client() as client, client.execute_query("SELECT id, value FROM things") as cursor:
         by_job = sorted(tuple(row) for row in cursor.fetchall())
     folder = Path(pipeline.sql_client().remote_client.dataset_path)
@@ -178,7 +178,7 @@ def test_table_without_rows_has_its_columns(pipeline: dlt.Pipeline) -> None:
 
 
 def test_destination_type_matches_the_state_of_earlier_runs(tmp_path: Path) -> None:
-    # dlt warns in every run where the names differ. This one is on users' disks: no rename changes it.
+    # The name is on users' disks. dlt warns in every run if it differs.
     assert build_table_files(tmp_path).destination_type == "warehouse." + "lake_dlt.TableFiles"
 
 
@@ -203,18 +203,18 @@ def test_delta_tables_are_renamed_and_read_again(files: Path, tmp_path: Path) ->
     destination = ParquetFiles(workspace, SyncSettings())
     with pytest.raises(UsageError, match=r"holds Delta tables of an older release.* Run chats\.py"):
         destination.prepare()
-    said: list[str] = []
-    restore(workspace, destination, said.append)
-    [aside] = files.glob("msgbubbles.delta-*")
-    assert len(said) == 1
-    assert f"{files / 'msgbubbles'} held Delta tables" in said[0]
-    assert f"moved to {aside}" in said[0]
-    assert (aside / "chats" / "_delta_log").is_dir()
+    messages: list[str] = []
+    restore(workspace, destination, messages.append)
+    [moved] = files.glob("msgbubbles.delta-*")
+    assert len(messages) == 1
+    assert f"{files / 'msgbubbles'} held Delta tables" in messages[0]
+    assert f"moved to {moved}" in messages[0]
+    assert (moved / "chats" / "_delta_log").is_dir()
     assert not (files / "msgbubbles").exists()
     with duckdb.connect(str(files / "warehouse.duckdb"), read_only=True) as reader:
         rows = reader.execute("SELECT id FROM msgbubbles.chats").fetchall()
     assert rows == [("old",)], "readers keep what they had"
     destination.prepare()
-    assert not (workspace.folder / "dlt" / "msgbubbles").exists(), "coverage starts anew"
-    restore(workspace, destination, said.append)
-    assert len(said) == 1
+    assert not (workspace.folder / "dlt" / "msgbubbles").exists(), "coverage starts again"
+    restore(workspace, destination, messages.append)
+    assert len(messages) == 1

@@ -110,7 +110,7 @@ def test_writer_during_a_publish_changes_no_published_row(
     writing.execute(DELETE)
     writing.end(killed=killed)
     assert Path(f"{shown}.wal").exists() == killed
-    # Nothing is new, and yet what readers see is not what was published.
+    # Nothing is new, but the published file was changed.
     assert destination.is_older_than(60) == killed
     destination.publish()
     assert rows(shown) == [*range(3, 10)]

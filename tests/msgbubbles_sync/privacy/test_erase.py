@@ -73,7 +73,7 @@ def erased(workspace: Workspace, *handles: str) -> dict[str, Any]:
     return erase(build_context(workspace), handles).as_dict()
 
 
-def test_a_handle_within_a_text_is_replaced_and_a_longer_one_is_not(workspace: Workspace) -> None:
+def test_handle_within_a_text_is_replaced_but_no_longer_one(workspace: Workspace) -> None:
     texts = [
         f"call {ANN}, or 14155550111.", "+141555501112 is another", "041414155550111 too", "nothing",
         f'say "{ANN}"', "Ben@Example.com!", "joben@example.com ben@example.com.au",
@@ -81,10 +81,10 @@ def test_a_handle_within_a_text_is_replaced_and_a_longer_one_is_not(workspace: W
     put(
         workspace,
         "messages",
-        *[(str(n), "c", OURS, text, json.dumps({"said": text}), None) for n, text in enumerate(texts)],
+        *[(str(n), "c", OURS, text, json.dumps({"note": text}), None) for n, text in enumerate(texts)],
     )
     assert erased(workspace, ANN, "BEN@example.com")["rows"] == {"messages": 6}
-    left = get(workspace, "SELECT text, metadata->>'said' FROM msgbubbles.messages ORDER BY id")
+    left = get(workspace, "SELECT text, metadata->>'note' FROM msgbubbles.messages ORDER BY id")
     wanted = ["call [erased], or [erased].", *texts[1:4], 'say "[erased]"', "[erased]!", texts[6]]
     assert left == [(one, one) for one in wanted]
 
@@ -92,7 +92,7 @@ def test_a_handle_within_a_text_is_replaced_and_a_longer_one_is_not(workspace: W
 @pytest.mark.parametrize("handle", [ANN, BEN])
 def test_erased_handle_survives_in_no_column_and_no_file(workspace: Workspace, handle: str) -> None:
     every, written = spellings(handle), cycle(spellings(handle))
-    # By these a row is known to be theirs, and goes; here nothing but the mention of them is looked at.
+    # A handle in one of these deletes the row. This test is about mentions elsewhere.
     not_theirs = {"id", "chat_id", "conversation_id", "message_id", "handle", "remote_handle", "sender_handle"}
 
     def value(name: str, kind: str, number: int) -> str:
@@ -114,21 +114,21 @@ def test_erased_handle_survives_in_no_column_and_no_file(workspace: Workspace, h
     record = {"run_id": "r", "started_at": "", "outcome": "", "exit_status": 0}
     for one in every:
         RunLog(workspace.folder).add(record | {"streams": {"chats": {"new_fields": [one]}}, one: {one: one}})
-    aside = workspace.folder / "webhooks" / "malformed"
-    aside.mkdir(parents=True)
-    (aside / "1.jsonl").write_text("".join(f'{{"of": "{one}"\n' for one in every) + "of somebody else\n")
+    dead_letters = workspace.folder / "webhooks" / "malformed"
+    dead_letters.mkdir(parents=True)
+    (dead_letters / "1.jsonl").write_text("".join(f'{{"of": "{one}"\n' for one in every) + "of somebody else\n")
     assert {"attachments", "chat_titles", "group_operations", "sync_runs"} <= erased(workspace, handle)["rows"].keys()
     assert find_words(workspace.database.parent, [*every, *(json.dumps(one)[1:-1] for one in every)]) == {}
-    assert (aside / "1.jsonl").read_text() == "of somebody else\n"
+    assert (dead_letters / "1.jsonl").read_text() == "of somebody else\n"
     assert len(RunLog(workspace.folder).records()) == len(every)
     assert get(workspace, "SELECT count(*) FROM msgbubbles.attachments") == [(len(every),)]
 
 
-# Hashes and counts, which an erasure writes itself.
+# They hold only hashes and counts, which an erasure writes.
 WITHOUT_PEOPLE = ("privacy", "erasures")
 
 
-def test_lists_of_participants_are_as_they_would_have_been(workspace: Workspace) -> None:
+def test_participant_lists_are_as_if_the_person_never_joined(workspace: Workspace) -> None:
     lists = [(1, {ANN, BEN}), (2, {BEN}), (3, {ANN}), (4, {ANN, OURS}), (5, {ANN})]
     put(
         workspace, "participant_lists",
@@ -139,7 +139,7 @@ def test_lists_of_participants_are_as_they_would_have_been(workspace: Workspace)
     assert left == [(1, BEN), (3, None), (4, OURS), (5, None)]
 
 
-def test_threads_and_what_could_not_be_read_go_whole(workspace: Workspace) -> None:
+def test_chats_and_rejected_rows_are_deleted_whole(workspace: Workspace) -> None:
     put(workspace, "chats", ("c1", False, ANN, None), ("c2", False, BEN, None), ("g", True, "group:1", ANN))
     put(
         workspace, "messages",
@@ -168,7 +168,7 @@ def test_threads_and_what_could_not_be_read_go_whole(workspace: Workspace) -> No
     assert erased(workspace, ANN)["rows"] == {}
 
 
-def test_the_ledger_of_groups_forgets_them_too(workspace: Workspace) -> None:
+def test_erased_person_is_removed_from_the_ledger_of_groups(workspace: Workspace) -> None:
     with Ledger.open(workspace.folder) as ledger:
         made: list[tuple[Any, tuple[str, ...]]] = [("create", (ANN, BEN)), ("add", (ANN,)), ("remove", (BEN,))]
         entries = [
@@ -202,7 +202,7 @@ def test_the_ledger_of_groups_forgets_them_too(workspace: Workspace) -> None:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def test_an_erasure_that_is_cut_off_is_known_to_be_and_finished_without_being_told_whom(
+def test_interrupted_erasure_is_finished_without_the_handles(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(workspace, "chats", ("c1", False, ANN, None))
@@ -224,19 +224,17 @@ def test_an_erasure_that_is_cut_off_is_known_to_be_and_finished_without_being_to
 
 
 @pytest.mark.parametrize(
-    ("handle", "says"), [(OURS, "number of the account itself"), ("ben@", "neither"), ("", "neither")]
+    ("handle", "message"), [(OURS, "number of the account itself"), ("ben@", "neither"), ("", "neither")]
 )
-def test_who_is_nobody_or_we_ourselves_is_refused_before_anything_is_changed(
-    workspace: Workspace, handle: str, says: str
+def test_own_number_or_invalid_handle_is_refused_without_changes(
+    workspace: Workspace, handle: str, message: str
 ) -> None:
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UsageError, match=message):
         erased(workspace, handle)
     assert Record.load(workspace) is None
 
 
-def test_without_the_key_nothing_is_erased_and_afterwards_nothing_lands(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_erasure_and_later_loads_require_the_key(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.delenv("SOURCES__MSGBUBBLES__PRIVACY__KEY")
         with pytest.raises(UsageError, match="token_hex"):
@@ -251,7 +249,7 @@ def test_without_the_key_nothing_is_erased_and_afterwards_nothing_lands(
             build_redactor(workspace, load_settings())
 
 
-def test_who_is_erased_stays_so_where_the_jobs_own_files_are_lost(workspace: Workspace) -> None:
+def test_erasures_are_restored_from_the_published_file(workspace: Workspace) -> None:
     erased(workspace, ANN)
     for path in (workspace.work, workspace.folder / "privacy.json"):
         path.unlink()
@@ -260,7 +258,7 @@ def test_who_is_erased_stays_so_where_the_jobs_own_files_are_lost(workspace: Wor
     assert record.erased == {Pseudonymizer(KEY).erased_handle(ANN)}
 
 
-def test_a_database_that_is_written_anew_is_the_same(workspace: Workspace) -> None:
+def test_compacted_database_has_the_same_rows_and_constraints(workspace: Workspace) -> None:
     put(workspace, "chats", ("c1", False, ANN, None))
     compact(workspace.work)
     with duckdb.connect(str(workspace.work)) as connection:
@@ -270,7 +268,9 @@ def test_a_database_that_is_written_anew_is_the_same(workspace: Workspace) -> No
     assert workspace.work.stat().st_mode & 0o777 == 0o600
 
 
-def test_the_vault_forgets_who_is_erased(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_erased_person_is_removed_from_the_vault(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     names, path = Pseudonymizer(KEY), tmp_path / "elsewhere" / "vault.sqlite"
     monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__PRESET", "analytics")
     monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__VAULT", str(path))

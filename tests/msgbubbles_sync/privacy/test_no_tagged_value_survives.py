@@ -1,7 +1,6 @@
-"""Random rows and payloads of the API, under each preset: what `tables` tags as personal is in nothing that is loaded.
+"""Test with random rows and payloads that no value that `tables` tags as personal is loaded under a policy.
 
-Each tagged value has a word in it that nothing else has, so that it is found wherever it goes. What happens after an
-erasure is tested on the whole product, in `tests/e2e/test_privacy.py`.
+Each tagged value contains a unique word, to find it anywhere. Erasures are tested in `tests/e2e/test_privacy.py`.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ AT = datetime(2026, 3, 1, tzinfo=UTC)
 examples = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 PSEUDONYMIZER = Pseudonymizer("of a test, and long enough to be a key")
 MODELS: dict[str, type[Row]] = {"chats": Chat, "messages": Message, "attachments": Attachment, "numbers": Number}
-# By kind: the settings that decide. What is in a payload or in a row that cannot be read is of all kinds.
+# The settings that decide about each kind. Payloads and rejected rows may hold all kinds.
 SETTINGS = {pii: names for pii, (names, _) in _REDACTIONS.items()}
 # No NUL, which is stored as another character.
 AROUND = st.sampled_from(["", " ", "a ", '"', "\\", "\n", "\u2028", "é", "😀", "="])
@@ -188,5 +187,5 @@ def test_every_value_is_loaded_without_a_policy(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("pii", [pii for pii in Pii if pii not in SETTINGS])
-def test_kind_that_is_in_no_row_of_the_api_is_known_to_be_so(pii: Pii) -> None:
+def test_kinds_without_a_setting_are_in_no_row_of_the_api(pii: Pii) -> None:
     assert not [table.name for name in MODELS for table in [TABLES[name]] if table.columns_with(pii)]

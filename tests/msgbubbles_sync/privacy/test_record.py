@@ -23,7 +23,7 @@ def workspace(tmp_path: Path) -> Workspace:
     return workspace
 
 
-def test_the_policy_and_its_key_are_of_two_files_and_the_environment_goes_before_both(
+def test_policy_and_key_are_read_from_two_files_and_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DLT_PROJECT_DIR", str(tmp_path))
@@ -54,11 +54,11 @@ def test_the_policy_and_its_key_are_of_two_files_and_the_environment_goes_before
         read_policy(load_settings())
 
 
-def test_a_new_warehouse_takes_the_policy_and_one_with_rows_has_to_be_brought_to_it(
+def test_stored_rows_require_the_policy_they_were_loaded_under(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert build_redactor(workspace, load_settings()).is_idle
-    assert Record.load(workspace) is None, "what is not set is not written down"
+    assert Record.load(workspace) is None, "no policy, no record"
     monkeypatch.setenv(f"{PREFIX}KEY", KEY)
     monkeypatch.setenv(f"{PREFIX}PRESET", "analytics")
     workspace.work.touch()
@@ -67,7 +67,7 @@ def test_a_new_warehouse_takes_the_policy_and_one_with_rows_has_to_be_brought_to
     workspace.work.unlink()
     assert build_redactor(workspace, load_settings()).policy == PRESETS["analytics"]
     monkeypatch.setenv(f"{PREFIX}TEXT_DAYS", "30")
-    assert build_redactor(workspace, load_settings()).policy.text_days == 30, "days hold at once"
+    assert build_redactor(workspace, load_settings()).policy.text_days == 30, "days take effect at once"
     monkeypatch.setenv(f"{PREFIX}PRESET", "full")
     with pytest.raises(UsageError, match="keeps more than this warehouse was filled with"):
         build_redactor(workspace, load_settings())
@@ -76,7 +76,7 @@ def test_a_new_warehouse_takes_the_policy_and_one_with_rows_has_to_be_brought_to
         build_redactor(workspace, load_settings())
 
 
-def test_details_of_a_crash_quote_nothing_where_something_is_left_out(workspace: Workspace) -> None:
+def test_tracebacks_quote_no_message_under_a_policy(workspace: Workspace) -> None:
     try:
         try:
             raise ValueError("canary inside")
@@ -86,14 +86,14 @@ def test_details_of_a_crash_quote_nothing_where_something_is_left_out(workspace:
         crash = error
     assert describe_error(crash, workspace).count("canary") >= 2
     Record(PRESETS["minimal"]).save(workspace)
-    details = describe_error(crash, workspace).replace('("canary', "")  # the lines of this test
+    details = describe_error(crash, workspace).replace('("canary', "")  # lines of this test
     assert "canary" not in details
     assert "ValueError" in details
     assert "RuntimeError" in details
     assert "test_record.py" in details
 
 
-def test_who_lets_others_read_the_published_file_does_so_for_good(workspace: Workspace) -> None:
+def test_published_file_keeps_its_read_permissions(workspace: Workspace) -> None:
     duckdb.connect(str(workspace.work)).close()
     publish(workspace.work, workspace.database)
     workspace.database.chmod(0o640)

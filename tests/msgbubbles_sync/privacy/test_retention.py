@@ -29,7 +29,7 @@ TABLES = {
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    """A thread of 5 days ago and one of 50, whose texts are named after their days; one without a time."""
+    """Create chats of 5 and 50 days ago, with texts named after the days, and one without a time."""
     workspace = Workspace.from_path(tmp_path / "company.duckdb")
     workspace.make_folders()
     now = datetime.now(UTC)
@@ -65,13 +65,13 @@ def ids(workspace: Workspace) -> dict[str, int]:
         return {table: (connection.execute(count + table).fetchone() or (0,))[0] for table in TABLES}
 
 
-def test_without_days_nothing_is_done(workspace: Workspace) -> None:
+def test_policy_without_days_changes_nothing(workspace: Workspace) -> None:
     before = workspace.work.read_bytes()
     assert expired(workspace) == {}
     assert workspace.work.read_bytes() == before
 
 
-def test_old_texts_go_in_every_run_and_their_bytes_once_a_day(workspace: Workspace) -> None:
+def test_old_texts_are_dropped_each_run_and_their_bytes_daily(workspace: Workspace) -> None:
     assert expired(workspace, text_days=10) == {"texts": 1}
     assert find_words(workspace.folder, ["canary 5", "canary 50"]).keys() == {"canary 5"}
     assert workspace.is_pending("publish")
@@ -92,7 +92,7 @@ def test_old_texts_go_in_every_run_and_their_bytes_once_a_day(workspace: Workspa
     assert find_words(workspace.folder, ["canary"]) == {}
 
 
-def test_a_dormant_thread_goes_whole_once_a_day(workspace: Workspace) -> None:
+def test_dormant_chat_is_removed_whole_once_a_day(workspace: Workspace) -> None:
     assert expired(workspace, thread_days=10) == {"threads": 1, "messages": 1}
     left = {"chats": 2, "messages": 1, "attachments": 1, "chat_titles": 1, "webhook_events": 1, "rejected_rows": 2}
     assert ids(workspace) == left
@@ -102,7 +102,7 @@ def test_a_dormant_thread_goes_whole_once_a_day(workspace: Workspace) -> None:
     assert ids(workspace)["chats"] == 1, "a chat without a time is not dormant"
 
 
-def test_rows_on_a_server_are_not_expired_in_silence(tmp_path: Path) -> None:
+def test_expiring_rows_on_a_server_is_refused(tmp_path: Path) -> None:
     workspace = Workspace.from_path(tmp_path / "warehouse.postgres", "postgres")
     workspace.make_folders()
     with pytest.raises(UsageError, match="on a server"):
