@@ -1,4 +1,4 @@
-"""The marts as the real command builds, tests and publishes them."""
+"""Tests of the marts that the command builds, tests and publishes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from helpers.marts_reference import MARTS, differences
 from helpers.warehouse_rows import expected
 from msgbubbles_sync.sandbox import NewMessage
 
-ZONE = ZoneInfo("Asia/Kolkata")  # its midnight is at half past an hour
+ZONE = ZoneInfo("Asia/Kolkata")  # its offset from UTC has a half hour
 HOLD = {"TRANSFORMS__DATA_TESTS": "hold"}
 
 
@@ -28,23 +28,23 @@ def rows(job: Job, query: str) -> list[dict[str, Any]]:
         return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
 
 
-def typed(job: Job) -> list[dict[str, Any]]:
-    """Somebody types in some chats: before the latest message, or only after it. The events wait in the spool."""
+def spool_typing(job: Job) -> list[dict[str, Any]]:
+    """Put typing events into the spool, some before and some after a chat's latest message, and return them."""
     events = []
     for number, chat in enumerate(job.server.truth().chats[:150]):
         at = datetime.fromisoformat(chat["last_message_at"]) + timedelta(seconds=[-20, 20, 400][number % 3])
         events.append({"chat_id": chat["id"], "handle": chat["remote_handle"], "occurred_at": at})
     bodies = [
-        typing(n, conversation_id=one["chat_id"], handle=one["handle"], created_at=one["occurred_at"].isoformat())
-        for n, one in enumerate(events)
+        typing(n, conversation_id=event["chat_id"], handle=event["handle"], created_at=event["occurred_at"].isoformat())
+        for n, event in enumerate(events)
     ]
     spool(workspace_in(job.folder), bodies)
-    known = {"event_type": "conversation.typing", "is_typing": True, "direction": None}
-    return [event | known for event in events]
+    common = {"event_type": "conversation.typing", "is_typing": True, "direction": None}
+    return [event | common for event in events]
 
 
-def world_of(job: Job) -> dict[str, list[dict[str, Any]]]:
-    """What the API shows; of what only the job knows, what it has landed."""
+def build_world(job: Job) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows that the API returns, and the loaded rows of tables that only the job knows."""
     truth = expected(job.server.truth())
     read_at = {
         table: {row["id"]: row["_fetched_at"] for row in rows(job, f"SELECT id, _fetched_at FROM msgbubbles.{table}")}
@@ -63,16 +63,16 @@ def world_of(job: Job) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def test_every_column_of_the_marts_of_500_chats_is_what_the_api_shows(new_job: Callable[..., Job]) -> None:
+def test_marts_of_500_chats_equal_the_reference(new_job: Callable[..., Job]) -> None:
     job = new_job(chats=500, messages=6000)
     job.environment = {
         "TRANSFORMS__TIME_ZONE": ZONE.key,
         "SOURCES__MSGBUBBLES__READ_PARTICIPANTS": "true",
     }
-    events = typed(job)
-    for _ in range(2):  # built whole, then by an increment
+    events = spool_typing(job)
+    for _ in range(2):  # a full build, then an increment
         job.run(transform=True)
-        world = world_of(job) | {"webhook_events": events}
+        world = build_world(job) | {"webhook_events": events}
         assert len(world["participant_lists"]) > 100
         for name, reference in MARTS.items():
             built = rows(job, f"FROM marts.{name}")
@@ -86,34 +86,34 @@ def write(job: Job, chat_id: str) -> None:
     job.server.account.add_messages([NewMessage(chat_id, "inbound", "hello", datetime.now(UTC), "received")])
 
 
-def in_work(job: Job, statement: str) -> None:
+def execute_in_work_database(job: Job, statement: str) -> None:
     with duckdb.connect(str(job.folder / ".msgbubbles" / "company" / "company.duckdb")) as connection:
         connection.execute(statement)
 
 
-def test_marts_that_fail_a_data_test_are_held_back_until_they_pass(new_job: Callable[..., Job]) -> None:
-    job, concerned = new_job(chats=60, messages=300), ["contact", "group_membership"]
+def test_marts_that_fail_a_data_test_are_held_until_they_pass(new_job: Callable[..., Job]) -> None:
+    job, held = new_job(chats=60, messages=300), ["contact", "group_membership"]
     job.run(transform=True)
     job.environment = HOLD
     direct = rows(job, "FROM msgbubbles.chats WHERE NOT is_group ORDER BY last_message_at DESC LIMIT 1")[0]["id"]
-    before = {mart: rows(job, f"FROM marts.{mart} ORDER BY ALL") for mart in concerned}
+    before = {mart: rows(job, f"FROM marts.{mart} ORDER BY ALL") for mart in held}
     count = f"SELECT messages_total FROM marts.thread_activity WHERE chat_id = '{direct}'"
     [had] = rows(job, count)
 
-    in_work(job, "INSERT INTO marts.group_membership FROM marts.group_membership")
+    execute_in_work_database(job, "INSERT INTO marts.group_membership FROM marts.group_membership")
     write(job, direct)
     outcome = job.run(transform=True, status=3)
     assert outcome.summary["failed_tests"]
-    assert outcome.summary["held_marts"] == concerned
-    assert {mart: rows(job, f"FROM marts.{mart} ORDER BY ALL") for mart in concerned} == before
-    assert rows(job, count) == [{"messages_total": had["messages_total"] + 1}], "others are published"
+    assert outcome.summary["held_marts"] == held
+    assert {mart: rows(job, f"FROM marts.{mart} ORDER BY ALL") for mart in held} == before
+    assert rows(job, count) == [{"messages_total": had["messages_total"] + 1}], "other marts are published"
     recorded = "FROM msgbubbles.sync_runs WHERE exit_status = 3 AND held_marts::VARCHAR LIKE '%group_membership%'"
     assert rows(job, recorded)
 
     process = job.start_for_people("--no-transform")
     output, errors = process.communicate(timeout=120)
     assert "readers see the last published version" in output, errors
-    assert process.returncode == 3, "nothing is new, and nothing is mended"
+    assert process.returncode == 3, "nothing is new, and the failure remains"
 
     job.environment = {"TRANSFORMS__DATA_TESTS": "publish"}
     write(job, direct)
@@ -124,11 +124,11 @@ def test_marts_that_fail_a_data_test_are_held_back_until_they_pass(new_job: Call
     job.database.unlink()
     job.run(status=3)
     shown = {row["table_name"] for row in rows(job, "FROM information_schema.tables WHERE table_schema = 'marts'")}
-    assert shown == MARTS.keys() - set(concerned), "what never passed is not shown"
+    assert shown == MARTS.keys() - set(held), "marts that never passed are not published"
 
-    in_work(job, "CREATE TABLE kept AS SELECT DISTINCT * FROM marts.group_membership")
-    in_work(job, "DELETE FROM marts.group_membership")
-    in_work(job, "INSERT INTO marts.group_membership FROM kept")
+    execute_in_work_database(job, "CREATE TABLE stored AS SELECT DISTINCT * FROM marts.group_membership")
+    execute_in_work_database(job, "DELETE FROM marts.group_membership")
+    execute_in_work_database(job, "INSERT INTO marts.group_membership FROM stored")
     write(job, direct)
     assert job.run(transform=True).summary["failed_tests"] == []
     assert rows(job, "FROM marts.group_membership ORDER BY ALL") == before["group_membership"]
@@ -142,7 +142,7 @@ def test_marts_that_fail_a_data_test_are_held_back_until_they_pass(new_job: Call
         ("SYNC__MEMORY_LIMIT", "little", '[sync] memory_limit must be a size like "512MB"'),
     ],
 )
-def test_a_setting_that_is_none_is_refused_before_anything_is_asked(
+def test_invalid_setting_is_refused_before_any_request(
     new_job: Callable[..., Job], key: str, value: str, named: str
 ) -> None:
     job = new_job(chats=0)

@@ -51,8 +51,10 @@ def rows(database: Path, query: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def eventful(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copy the demo, with members who left, a deleted group, older messages that have not been read, and a latest run
-    long after the newest message.
+    """Copy the demo and add events.
+
+    Members leave, a group is deleted, older messages have not been read, and the latest run is long after the newest
+    message.
     """
     database = tmp_path_factory.mktemp("eventful") / "it's eventful.duckdb"
     database.write_bytes(demo.read_bytes())

@@ -20,7 +20,7 @@ def test_policy_replaces_only_handles_and_titles_in_the_marts(warehouse: Any, at
     for load_id in account.load_ids[:6]:
         warehouse.load(load_id, **account.next_load(size=3))
     warehouse.transform("--full-refresh")
-    names = Pseudonymizer("a test key that is long enough")
+    names = Pseudonymizer("a test key that is certainly long enough")
     ours = {row["handle"] for row in warehouse.rows("SELECT handle FROM msgbubbles.numbers")}
 
     def replaced(column: str, value: Any) -> Any:
