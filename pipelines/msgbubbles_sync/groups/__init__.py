@@ -1,4 +1,4 @@
-"""Groups declared in a table: planned, applied, and recorded in a ledger."""
+"""Plan and apply the groups of a table, and record every operation in a ledger."""
 
 from importlib.util import find_spec
 

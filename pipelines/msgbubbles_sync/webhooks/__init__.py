@@ -1,1 +1,1 @@
-"""Receives events by webhook, keeps them on disk, and loads them."""
+"""Receive webhook events, store them on disk, and load them into the warehouse."""
