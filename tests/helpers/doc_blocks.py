@@ -21,7 +21,7 @@ VARIES = (
     (re.compile(r"[\d][\d,.:]*"), "N"),
     (re.compile(r"[─┬┼┴┌└├┐┘┤█▓▒░·]+(?: [█▓▒░·]+)*"), "-"),
     (re.compile(r"\bminutes\b"), "minute"),
-    (re.compile(r"; N rows? (?:are|is) newer than the last run"), ""),
+    (re.compile(r"; newer than the last run: N rows?"), ""),
     (re.compile(r"\s+"), " "),
 )
 

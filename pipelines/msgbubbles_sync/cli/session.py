@@ -31,13 +31,14 @@ def run_command(script: Script, body: Callable[[Session], int], reporter: Report
                 raise
             return run_each(several.names, quiet=reporter.quiet, as_json=reporter.as_json)
         context = Context(workspace, load_settings(workspace.account), reporter)
+        if options.uses_dlt:
+            workspace.configure_dlt()  # before the destination reads its address
         if options.needs_warehouse and not workspace.folder.exists() and not context.destination.exists():
             raise UsageError(
                 f"{workspace.database} has no warehouse. Run the sync first, or pass the --database that it uses."
             )
         if options.uses_dlt:
             workspace.make_folders()
-            workspace.configure_dlt()
         return body(Session(script.name, context, reporter, options.sandbox))
     except (Exception, KeyboardInterrupt) as error:
         outcome = explain_end(error, context)
