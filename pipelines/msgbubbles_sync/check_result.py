@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,3 @@ class CheckResult:
     state: Literal["ok", "info", "failed"]
     what: str
     fix: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "state": self.state, "what": self.what, "fix": self.fix}

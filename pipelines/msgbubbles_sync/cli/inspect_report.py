@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
 from rich.console import Console
@@ -44,7 +44,7 @@ def print_plan(reporter: Reporter, steps: list[Step], changed: int | None, per_m
         more = ", and an unknown number for intervals that were never read" if is_open else ""
         console.print(f"About {format_count(requests, 'request')}{waits}{more}.")
 
-    as_dict = {"steps": [step.as_dict() for step in steps], "requests": requests, "more": is_open, "changed": changed}
+    as_dict = {"steps": [asdict(step) for step in steps], "requests": requests, "more": is_open, "changed": changed}
     reporter.print(as_dict, show)
 
 
@@ -57,7 +57,7 @@ def print_checks(reporter: Reporter, results: Iterable[CheckResult]) -> list[Che
         if not reporter.as_json:
             reporter.print(None, lambda console, result=result: _show_check(console, result))  # type: ignore[misc]
     if reporter.as_json:
-        sys.stdout.write(json.dumps([result.as_dict() for result in printed]) + "\n")
+        sys.stdout.write(json.dumps([asdict(result) for result in printed]) + "\n")
     return printed
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from msgbubbles.client import MAX_PAGE_SIZE, Client
 from msgbubbles.models import fingerprint
@@ -37,9 +37,6 @@ class Step:
     from_ms: int | None
     to_ms: int | None
     requests: int | None
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def plan_steps(local: LocalState, settings: SourceConfig, now_ms: int) -> list[Step]:

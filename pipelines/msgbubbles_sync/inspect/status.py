@@ -16,6 +16,7 @@ from msgbubbles.source.state import FailedRead
 from msgbubbles.times import HOUR_MS, from_epoch_ms
 from msgbubbles_sync.lock import Holder, read_holder
 from msgbubbles_sync.run_log import describe_failed_reads
+from msgbubbles_sync.text import format_count
 
 from .local_state import LocalState
 
@@ -101,7 +102,7 @@ def print_status(status: Status, local: LocalState, start_ms: int, now: datetime
         console.print(f"A job {state}: {status.job}", soft_wrap=True)
         if status.job.progress:
             console.print(f"         {status.job.progress}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{_count(status.requests_last_hour, 'request')} in the last hour.")
+    console.print(f"{format_count(status.requests_last_hour, 'request')} in the last hour.")
     now_ms = int(now.timestamp() * 1000)
     for stream in STREAMS:
         begin_ms = max(local.find_oldest_ms(stream) or now_ms - 24 * HOUR_MS, start_ms)
@@ -111,9 +112,13 @@ def print_status(status: Status, local: LocalState, start_ms: int, now: datetime
         )
         if missing := status.missing[stream]:
             verb = "was" if missing == 1 else "were"
-            console.print(f"         {_count(missing, 'interval')} {verb} never read; the next run continues there")
+            console.print(
+                f"         {format_count(missing, 'interval')} {verb} never read; the next run continues there"
+            )
         if overflows := status.overflows[stream]:
-            console.print(f"         {_count(overflows, 'tie overflow')}: rows of these timestamps may be missing")
+            console.print(
+                f"         {format_count(overflows, 'tie overflow')}: rows of these timestamps may be missing"
+            )
     shades = "  ".join(f"{shade} read within {_format_limit(ms)}" for ms, shade in SHADES)
     console.print(f"         [dim]{shades}  {OLD} longer ago  {NEVER} never[/dim]", highlight=False, soft_wrap=True)
     for line in describe_failed_reads(status.failed_reads):
@@ -179,17 +184,13 @@ def _compute_seconds(record: dict[str, Any]) -> float:
     return (datetime.fromisoformat(record["ended_at"]) - datetime.fromisoformat(record["started_at"])).total_seconds()
 
 
-def _count(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def _format_age(minutes: float | None) -> str:
     minutes = minutes or 0.0
     if minutes < 120:
-        return _count(round(minutes), "minute")
-    return _count(round(minutes / 60), "hour") if minutes < 2880 else _count(round(minutes / 1440), "day")
+        return format_count(round(minutes), "minute")
+    return format_count(round(minutes / 60), "hour") if minutes < 2880 else format_count(round(minutes / 1440), "day")
 
 
 def _format_limit(ms: int) -> str:
     hours = ms // HOUR_MS
-    return _count(hours, "hour") if hours <= 48 else _count(hours // 24, "day")
+    return format_count(hours, "hour") if hours <= 48 else format_count(hours // 24, "day")
