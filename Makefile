@@ -38,7 +38,7 @@ types: .venv/ready
 	$(PY) -m mypy pipelines notebooks tests
 
 unit: .venv/ready
-	$(PY) -m pytest --quiet --numprocesses=0 -m 'not slow and not spark' tests/msgbubbles tests/msgbubbles_sync
+	$(PY) -m pytest --quiet --numprocesses=2 -m 'not slow and not spark' tests/msgbubbles tests/msgbubbles_sync
 
 test-spark: .venv/spark
 	$(PY) -m pytest -m spark --numprocesses=0

@@ -251,7 +251,7 @@ def test_output_that_nobody_can_read_does_not_fail_a_run(new_job: NewJob) -> Non
 
 def test_second_signal_ends_at_once_and_loses_nothing(new_job: NewJob) -> None:
     job = new_job()
-    job.server.knobs.latency_seconds = 20.0
+    job.server.knobs.latency_seconds = 30.0
     process = job.start()
     while not job.server.requests:
         assert process.poll() is None
@@ -261,7 +261,7 @@ def test_second_signal_ends_at_once_and_loses_nothing(new_job: NewJob) -> None:
         time.sleep(0.2)
     began = time.monotonic()
     assert job.finish(process).status == 130
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 25  # sooner than the answer
     job.server.knobs.latency_seconds = 0.0
     completes(job)
 

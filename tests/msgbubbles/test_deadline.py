@@ -16,6 +16,9 @@ from msgbubbles.errors import ConfigurationError, Interrupted, MsgBubblesError, 
 from msgbubbles.transport import Transport
 
 TIMEOUT_SECONDS = 0.3
+# An answer takes half a minute; half of that leaves room for a busy machine.
+DRIPS = 600
+LATEST_SECONDS = 15
 GOOD = b'HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n{"data": []}'
 
 Handler = Callable[[socket.socket], None]
@@ -53,7 +56,7 @@ def drip(begin: bytes, piece: bytes = b" ") -> Handler:
     def handler(connection: socket.socket) -> None:
         connection.recv(65536)
         connection.sendall(begin)
-        for _ in range(200):
+        for _ in range(DRIPS):
             time.sleep(0.05)
             connection.sendall(piece)
 
@@ -94,7 +97,7 @@ def test_slow_answer_ends_at_the_deadline(part: str) -> None:
         began = time.monotonic()
         with pytest.raises(RetryableError, match=r"within 0.3 s \(timeout_seconds\)") as raised:
             client.list_numbers()
-        assert time.monotonic() - began < TIMEOUT_SECONDS + 0.5
+        assert time.monotonic() - began < LATEST_SECONDS
         assert not isinstance(raised.value, UnreachableError), "the API is there"
 
 
@@ -105,7 +108,7 @@ def test_slow_answer_on_a_reused_connection_ends_at_the_deadline() -> None:
         began = time.monotonic()
         with pytest.raises(RetryableError):
             client.list_numbers()
-        assert time.monotonic() - began < TIMEOUT_SECONDS + 0.5
+        assert time.monotonic() - began < LATEST_SECONDS
 
 
 @pytest.mark.parametrize("handler", [silent, drip(b"\x16\x03\x03\x40\x00", b"\0")])
@@ -114,7 +117,7 @@ def test_hanging_handshake_is_a_connection_error(handler: Handler) -> None:
         began = time.monotonic()
         with pytest.raises(UnreachableError):
             client.list_numbers()
-        assert time.monotonic() - began < TIMEOUT_SECONDS + 0.5
+        assert time.monotonic() - began < LATEST_SECONDS
 
 
 def test_stop_ends_the_run_after_a_slow_answer() -> None:

@@ -164,6 +164,7 @@ def test_workers_share_an_interval_and_run_concurrently(monkeypatch: pytest.Monk
     assert len(listing.asked) <= 2000 / 19 + 100 / 8 + 4, "a page more for each part"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "more"),
     [(30, 0), (60, 1), (800, 3), (8000, 0.02 * 8000 / 20)],
@@ -288,6 +289,7 @@ def read_message_ids(client: Client, state: dict[str, Any], run: Run) -> set[str
     return found
 
 
+@pytest.mark.slow
 def test_more_new_threads_than_a_batch_has_pages_finish() -> None:
     with closing(World(Knobs(feed=False), SourceConfig())) as world:
         for _ in range(60):

@@ -22,6 +22,8 @@ from msgbubbles_sync.groups.observed import Published, read_published
 from msgbubbles_sync.groups.view import fetch_view
 from msgbubbles_sync.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 ANNA, BEN, CARLA = "+14155550111", "ben@example.com", "+14155550113"
 HOUR = timedelta(hours=1)
 

@@ -219,6 +219,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(names, json_values, max_size=8), st.sampled_from(KNOWN_TYPES))
 def test_any_payload_can_be_parsed(payload: dict[str, Any], event_type: str) -> None:
     found = event(payload | {"type": event_type})
