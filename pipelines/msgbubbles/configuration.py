@@ -18,7 +18,7 @@ from msgspec import Meta
 
 from .errors import ConfigurationError
 from .policy import PRESETS, Policy
-from .settings import SourceSettings, convert, settings_in
+from .settings import SourceSettings, convert, list_settings
 
 FILES = ("config.toml", "secrets.toml")
 # dlt's own sections, at the top level and, for one source, in [sources].
@@ -274,8 +274,8 @@ PRIVACY = {
     "preset": Literal[tuple(PRESETS)],
     "vault": Annotated[str, Meta(description="the path of a file")],
     "key": Text,
-    **settings_in(Policy),
+    **list_settings(Policy),
 }
-SOURCE = {**settings_in(SourceSettings), "api_key": Text, "privacy": PRIVACY}
+SOURCE = {**list_settings(SourceSettings), "api_key": Text, "privacy": PRIVACY}
 FORMER: dict[Key, str] = {(*SOURCE_KEY, "settle_seconds"): "Rename it to lookback_seconds."}
 SOURCE_SCHEMA = Schema({"sources": {"msgbubbles": SOURCE}}, SOURCE_KEY, FORMER)

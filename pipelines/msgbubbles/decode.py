@@ -2,7 +2,7 @@
 
 - Fields that are not declared, or have a value of another type, are stored as JSON in `extra`.
 - A row without a usable key, or whose cursor is not a timestamp, becomes a `RejectedRow` as a whole.
-- Links that may be signed are removed from both; see `lenient.without_links`.
+- Links that may be signed are removed from both; see `lenient.remove_links`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw
 
-from .lenient import is_storable, storable, strict_json, without_links
+from .lenient import is_storable, remove_links, replace_unstorable, rewrite_json
 from .mentions import mask_handles
 from .models import NOTHING, NULL, Attachment, Chat, Key, Message, R, RejectedRow, Row
 from .times import TIME, read_time
@@ -67,11 +67,11 @@ def read_row(
     for part in (values, undeclared):
         for name, value in part.items():
             if isinstance(value, Raw) and not is_storable(bytes(value)):
-                part[name] = Raw(storable(bytes(value)))
+                part[name] = Raw(replace_unstorable(bytes(value)))
                 is_odd = is_odd or part[name] != value
     if undeclared:
         extra = msgspec.json.encode(undeclared)
-        values["extra"] = Raw(without_links(extra, of_attachment=model is Attachment))
+        values["extra"] = Raw(remove_links(extra, of_attachment=model is Attachment))
     if is_odd:
         on_odd(values[model.key_field])
     return model(**values), rejected
@@ -96,7 +96,7 @@ def _read_fields(raw: Raw) -> tuple[dict[str, Raw] | None, bool]:
     except (msgspec.DecodeError, RecursionError):
         pass
     try:
-        return msgspec.json.decode(strict_json(bytes(raw)), type=dict[str, Raw]), True
+        return msgspec.json.decode(rewrite_json(bytes(raw)), type=dict[str, Raw]), True
     except msgspec.ValidationError:
         return None, False
     except (msgspec.DecodeError, RecursionError):
@@ -140,7 +140,7 @@ def _take_sender(fields: dict[str, Raw], names: Sequence[str]) -> tuple[str | No
     return None, None
 
 
-def without_senders(row: Message) -> Raw:
+def remove_senders(row: Message) -> Raw:
     """Return the `extra` of a message without data about the sender, for a policy that hides handles."""
     if not bytes(row.extra):
         return row.extra
@@ -199,7 +199,7 @@ def _read_key(value: Raw) -> str | None:
 
 
 def _reject(stream: str, reason: str, raw: Raw, request_id: str | None, key: str | None = None) -> RejectedRow:
-    row = without_links(bytes(raw), of_attachment=stream == "attachments")
+    row = remove_links(bytes(raw), of_attachment=stream == "attachments")
     return RejectedRow(stream, reason, row.decode("utf-8", "replace"), request_id, key)
 
 
@@ -234,7 +234,7 @@ class _Participant(msgspec.Struct):
     handle: str
 
 
-def unknown_fields(rows: list[R]) -> Iterator[str]:
+def list_unknown_fields(rows: list[R]) -> Iterator[str]:
     """Yield the names of the fields in `extra`, for the run record. They may contain handles, which are masked."""
     for row in rows:
         if bytes(row.extra):

@@ -58,7 +58,7 @@ def fold_handle(written: str) -> str:
     return _in_national_form(normalize_handle(SCHEME.sub("", _visible(written), count=1)))
 
 
-def without_people(handles: Iterable[str], others: Iterable[str]) -> list[str]:
+def exclude_people(handles: Iterable[str], others: Iterable[str]) -> list[str]:
     """Return the handles, sorted, that are no spelling of any of `others`.
 
     A number without its country code may be one of several people, and counts as each of them.

@@ -45,7 +45,7 @@ class SplitAnswer:
     rows: list[bytes] | None
 
 
-def strict_json(text: bytes, member_depth: int = 1) -> bytes:
+def rewrite_json(text: bytes, member_depth: int = 1) -> bytes:
     """Rewrite a value as strict JSON, if possible. The result may still be invalid.
 
     Control characters in strings are escaped, trailing commas removed, NaN and the like become null, other bare words
@@ -107,9 +107,9 @@ def is_storable(value: bytes) -> bool:
     return brackets <= MAX_DEPTH and not _MAY_BE_TOO_LARGE.search(value)
 
 
-def storable(value: bytes) -> bytes:
+def replace_unstorable(value: bytes) -> bytes:
     """Return a JSON value that every destination can store: what is nested too deep, or out of range, becomes text."""
-    return value if is_storable(value) else strict_json(value, member_depth=0)
+    return value if is_storable(value) else rewrite_json(value, member_depth=0)
 
 
 def split_answer(body: bytes) -> SplitAnswer:
@@ -150,10 +150,10 @@ def split_answer(body: bytes) -> SplitAnswer:
     if stack or _SPACE.fullmatch(body, end) is None:
         raise msgspec.DecodeError("cut off")
     if data is None:
-        return SplitAnswer(strict_json(body), None, None)
+        return SplitAnswer(rewrite_json(body), None, None)
     text = body[slice(*data)]
     envelope = body[: data[0]] + b"null" + body[data[1] :]
-    return SplitAnswer(strict_json(envelope), text, rows if text[:1] == b"[" else None)
+    return SplitAnswer(rewrite_json(envelope), text, rows if text[:1] == b"[" else None)
 
 
 _MEMBERS = rb'(?:\s*+"\w++"\s*+:\s*+(?:"[^"\\]*+"|[\w.+-]++)\s*+%s)*'
@@ -228,7 +228,7 @@ _QUERY = re.compile(rb"[?@#]|\\u003[fF]|\\u0040|\\u0023")
 _OWN_TEXTS = frozenset({b'"text"', b'"metadata"'})
 
 
-def without_links(text: bytes, *, of_attachment: bool = False) -> bytes:
+def remove_links(text: bytes, *, of_attachment: bool = False) -> bytes:
     """Return JSON without links that may be signed.
 
     Removes all links in and below `attachments` (everywhere with `of_attachment`), elsewhere those with a query. Text

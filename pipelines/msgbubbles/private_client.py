@@ -9,7 +9,7 @@ from dataclasses import replace
 from .client import MAX_PAGE_SIZE, Client
 from .errors import ApiError, NotFoundError, is_unit_error
 from .models import Chat, Message, Number, Page
-from .redact import Redactor, left_out
+from .redact import Redactor, leave_out
 from .transport import Transport
 
 # Attempts of the requests that a redactor needs, because rows wait for their answers.
@@ -62,9 +62,9 @@ class PrivateClient(Client):
                 chat_ids = {row.conversation_id for row in page.rows if row.conversation_id is not None}
                 self._check_threads(chat_ids, is_feed=conversation_id is None)
             is_hidden = [row.conversation_id in self.unknown_chats for row in page.rows]
-            left = self._redactor.page(page)
-            rows = [left_out(row) if hidden else row for row, hidden in zip(left.rows, is_hidden, strict=True)]
-            return replace(left, rows=rows) if any(is_hidden) else left
+            redacted = self._redactor.page(page)
+            rows = [leave_out(row) if hidden else row for row, hidden in zip(redacted.rows, is_hidden, strict=True)]
+            return replace(redacted, rows=rows) if any(is_hidden) else redacted
 
     def list_numbers(self) -> Page[Number]:
         with self._redacting:

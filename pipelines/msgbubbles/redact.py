@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import msgspec
 from msgspec import Raw
 
-from .decode import read_participants, without_senders
+from .decode import read_participants, remove_senders
 from .mentions import has_handle, replace_handles, unescape_json
 from .models import NOTHING, NULL, Chat, Message, Number, Page, R, RejectedRow, Row
 from .policy import FULL, ORDERS, Policy, Pseudonymizer
@@ -113,7 +113,7 @@ class Redactor:
 
         def change(value: Any) -> Any:
             if self.erased:
-                value = self._raw_without_erased(value) if isinstance(value, Raw) else self.value_without_erased(value)
+                value = self.replace_erased_in_value(value)
             return value if redact is None else redact(self, value)
 
         return change
@@ -220,7 +220,7 @@ class Redactor:
     def is_erased(self, handle: str | None) -> bool:
         return bool(self.erased) and handle is not None and self._pseudonyms.was_erased(handle, self.erased)
 
-    def without_erased(self, text: str) -> str:
+    def replace_erased(self, text: str) -> str:
         """Replace every erased handle in a text by `ERASED`."""
         if not self.erased:
             return text
@@ -231,34 +231,33 @@ class Redactor:
     def mentions_erased(self, text: str) -> bool:
         """Return whether a text, or JSON that is not decoded, has an erased handle."""
         readable = unescape_json(text)
-        return self.without_erased(readable) != readable
+        return self.replace_erased(readable) != readable
 
-    def json_without_erased(self, text: str) -> str:
+    def replace_erased_in_json(self, text: str) -> str:
         """Replace erased handles in JSON text. Without any, the text stays as it is."""
         if not self.erased or not text:
             return text
         try:
             value = msgspec.json.decode(text)
-            left = self.value_without_erased(value)
+            redacted = self.replace_erased_in_value(value)
         except (msgspec.DecodeError, RecursionError):
             # It cannot be decoded, so it is dropped as a whole.
             return "null" if self.mentions_erased(text) else text
-        return text if left == value else msgspec.json.encode(left).decode()
+        return text if redacted == value else msgspec.json.encode(redacted).decode()
 
-    def value_without_erased(self, value: Any) -> Any:
-        """Replace erased handles in a decoded JSON value, the names of fields included."""
+    def replace_erased_in_value(self, value: Any) -> Any:
+        """Replace erased handles in a JSON value, raw or decoded, the names of fields included."""
+        if isinstance(value, Raw):
+            return Raw(self.replace_erased_in_json(bytes(value).decode()).encode())
         if isinstance(value, str):
-            return self.without_erased(value)
+            return self.replace_erased(value)
         if isinstance(value, dict):
-            return {self.without_erased(name): self.value_without_erased(inner) for name, inner in value.items()}
+            return {self.replace_erased(name): self.replace_erased_in_value(inner) for name, inner in value.items()}
         if isinstance(value, list):
-            return [self.value_without_erased(inner) for inner in value]
+            return [self.replace_erased_in_value(inner) for inner in value]
         if isinstance(value, int | float) and self.mentions_erased(str(value)):
             return ERASED
         return value
-
-    def _raw_without_erased(self, raw: Raw) -> Raw:
-        return Raw(self.json_without_erased(bytes(raw).decode()).encode())
 
     def chat_mark(self, chat_id: str) -> str:
         """Return the hash by which an erased person's chat is recognized."""
@@ -307,10 +306,10 @@ class Redactor:
         """Replace a row that could not be read by a hash, because its contents are unknown. The reason stays."""
         if not self.policy.redacts and not self.erased:
             return row
-        request_id = None if row.request_id is None else self.without_erased(row.request_id)
+        request_id = None if row.request_id is None else self.replace_erased(row.request_id)
         is_hidden = self.policy.redacts or self.mentions_erased(row.row)
-        left = self._pseudonyms.row(f"{row.stream}\0{row.row}") if is_hidden else row.row
-        return replace(row, row=left, request_id=request_id)
+        redacted = self._pseudonyms.row(f"{row.stream}\0{row.row}") if is_hidden else row.row
+        return replace(row, row=redacted, request_id=request_id)
 
     def chat(self, row: Chat) -> Chat:
         if self.is_dormant(row.last_message_at):
@@ -336,11 +335,11 @@ class Redactor:
             or self.is_erased_chat(row.conversation_id)
             or row.conversation_id in self.dormant
         ):
-            return left_out(row)
+            return leave_out(row)
         if self._has_expired(row.cursor_at):
             row.text = None
         if self.policy.handles != "keep":
-            row.extra = without_senders(row)
+            row.extra = remove_senders(row)
         for attachment in row.attachments or ():
             self._redact_row(attachment, ATTACHMENTS)
         return self._redact_row(row, MESSAGES)
@@ -364,7 +363,7 @@ class Redactor:
         return row
 
 
-def left_out(row: Message) -> LeftOutMessage:
+def leave_out(row: Message) -> LeftOutMessage:
     """Return the parts of a message that the paginator needs, if it is not loaded."""
     return LeftOutMessage(id=row.id, created_at=row.created_at, sent_at=row.sent_at)
 

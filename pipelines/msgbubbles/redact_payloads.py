@@ -56,7 +56,7 @@ _PYTHON_TYPES: dict[ColumnType, Any] = {
 def redact_payload(redactor: Redactor, payload: Any) -> Any:
     """Redact an event."""
     if redactor.erased:
-        payload = redactor.value_without_erased(payload)
+        payload = redactor.replace_erased_in_value(payload)
     if not redactor.policy.redacts:
         return payload
     if not isinstance(payload, dict):
@@ -100,11 +100,11 @@ def _redact_field(redactor: Redactor, name: str, value: Any) -> Any:
         return value if policy.metadata == "keep" else None
     if column.pii is Pii.ERROR:
         return redactor.error_code(value)
-    left = redactor.redact(column.pii, value)
+    redacted = redactor.redact(column.pii, value)
     if policy.extra == "keep":
-        return left
+        return redacted
     if column.pii is Pii.ID:
-        return left if ID.fullmatch(left) else None
-    if column.type == "timestamp" and isinstance(left, str):
-        return left if is_date(left) else None
-    return left
+        return redacted if ID.fullmatch(redacted) else None
+    if column.type == "timestamp" and isinstance(redacted, str):
+        return redacted if is_date(redacted) else None
+    return redacted

@@ -74,12 +74,12 @@ DEFAULTS = SourceSettings()
 
 def build_source_settings(values: Mapping[str, Any]) -> SourceSettings:
     """Check values and build the settings. Raises `ConfigurationError`, which names the key and the valid values."""
-    hints = settings_in(SourceSettings)
+    hints = list_settings(SourceSettings)
     return SourceSettings(**{key: convert(key, value, hints[key]) for key, value in values.items()})
 
 
 @cache
-def settings_in(struct: type[msgspec.Struct]) -> dict[str, Any]:
+def list_settings(struct: type[msgspec.Struct]) -> dict[str, Any]:
     """Return the settings that a struct declares, with their types and ranges."""
     return get_type_hints(struct, include_extras=True)
 

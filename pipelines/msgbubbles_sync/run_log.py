@@ -140,8 +140,11 @@ def _row(record: dict[str, Any]) -> Sequence[Any]:
 
 def _storable(value: Any, kind: ColumnType) -> Any:
     """Return a value that every destination can store: it may contain field names, which the API makes up."""
-    from msgbubbles.source.storable import storable_json, storable_text  # imports dlt, which must be configured first
+    from msgbubbles.source.storable import (  # imports dlt, which must be configured first
+        replace_in_json,
+        replace_in_text,
+    )
 
     if kind == "json" and value is not None:
-        return storable_json(json.dumps(value))
-    return storable_text(value) if isinstance(value, str) else value
+        return replace_in_json(json.dumps(value))
+    return replace_in_text(value) if isinstance(value, str) else value

@@ -21,7 +21,7 @@ from msgspec import Meta
 from msgbubbles.configuration import FILES, SOURCE_KEY, SOURCE_SCHEMA, Key, Schema, Text, Value, read_values
 from msgbubbles.errors import ConfigurationError
 from msgbubbles.policy import FULL, PRESETS, Policy, parse_policy
-from msgbubbles.settings import MIN_BATCH_PAGES, RefreshRules, SourceSettings, convert, settings_in
+from msgbubbles.settings import MIN_BATCH_PAGES, RefreshRules, SourceSettings, convert, list_settings
 
 from .configuration import configuration_folder, raising_usage_errors, read_toml
 from .errors import UsageError
@@ -133,10 +133,10 @@ Secrets = Annotated[
     tuple[Annotated[str, Meta(min_length=1)], ...], Meta(description='a list of texts like ["whsec_..."]')
 ]
 OWN: dict[str, dict[str, Any]] = {
-    "groups": settings_in(GroupSettings),
-    "sync": settings_in(SyncSettings),
-    "transforms": settings_in(TransformSettings),
-    "webhooks": {**settings_in(WebhookSettings), "secrets": Secrets | Text},
+    "groups": list_settings(GroupSettings),
+    "sync": list_settings(SyncSettings),
+    "transforms": list_settings(TransformSettings),
+    "webhooks": {**list_settings(WebhookSettings), "secrets": Secrets | Text},
 }
 # Sections that [accounts.NAME] may have besides `privacy`; its other keys configure the source.
 ACCOUNT_SECTIONS = tuple(OWN)

@@ -238,7 +238,7 @@ def test_erased_person_is_in_no_file_and_never_returns(tmp_path: Path) -> None:
         (tmp_path / "without").mkdir()
         names = Pseudonymizer(PRIVACY_KEY)
         redactor = Redactor(FULL, names, frozenset({names.erased_handle(ANN)}))
-        replaced = [redactor.without_erased(one) for one in spellings(ANN)]
+        replaced = [redactor.replace_erased(one) for one in spellings(ANN)]
         with serve(account, Knobs(transform_row=partial(quoting, replaced))) as server:
             job = job_of(tmp_path / "without", server)
             job.run(transform=True)

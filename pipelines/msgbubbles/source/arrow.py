@@ -12,7 +12,7 @@ from msgbubbles.tables import TABLES, ColumnType, Table
 from msgbubbles.times import to_epoch_us
 
 from .lazy_pyarrow import pa
-from .storable import storable
+from .storable import replace_unstorable
 
 
 def build_item(table: str, rows: pa.Table) -> Any:
@@ -42,7 +42,7 @@ def build_column_hints(table: Table) -> Any:
     return hints
 
 
-def arrow_schema(table: Table) -> pa.Schema:
+def build_arrow_schema(table: Table) -> pa.Schema:
     types: dict[ColumnType, pa.DataType] = {
         "text": pa.string(),
         "bigint": pa.int64(),
@@ -61,9 +61,9 @@ def build_arrow_table(
     """Build an Arrow table from rows and the times at which they were fetched.
 
     JSON columns hold JSON text, or null for a JSON null. Values that some destination cannot store are replaced (see
-    `storable`); `on_replaced` gets the number of rows with such values.
+    `replace_unstorable`); `on_replaced` gets the number of rows with such values.
     """
-    schema = arrow_schema(table)
+    schema = build_arrow_schema(table)
     pairs = list(rows)
     arrays = []
     for column, kind in zip(table.columns, schema.types, strict=True):
@@ -81,7 +81,7 @@ def build_arrow_table(
             arrays.append(pa.array(values, pa.int64()).cast(kind))
         else:
             arrays.append(pa.array(values, kind))
-    loaded, changed = storable(pa.Table.from_arrays(arrays, schema=schema), table.json_columns)
+    loaded, changed = replace_unstorable(pa.Table.from_arrays(arrays, schema=schema), table.json_columns)
     on_replaced(sum(changed))
     return loaded
 

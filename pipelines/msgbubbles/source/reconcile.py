@@ -20,7 +20,7 @@ from msgbubbles.times import DAY_MS, from_epoch_ms
 from .config import SourceConfig
 from .coverage import Coverage
 from .paginate import Overflow
-from .run import MissingRows, Run, StreamContext, known_overflows, save_overflows
+from .run import MissingRows, Run, StreamContext, get_overflows, save_overflows
 from .state import ChatsState, ListState, OverflowProgress, States
 from .stored import Warehouse
 from .threads import read_thread
@@ -163,7 +163,7 @@ def read_by_id(state: ChatsState, context: StreamContext) -> Iterator[Any]:
         yield from _read_for_events(state, context, check)
         yield from _read_lagging(lagging, state, context, check)
         _read_participants(state, context, check)
-    spans = known_overflows(state)
+    spans = get_overflows(state)
     if run.missing is not None and run.missing.chats_proven:
         run.reconciled["tie overflows"] += sum(span.from_ms is not None for span in spans)
         spans = {span for span in spans if span.from_ms is None}
@@ -181,7 +181,7 @@ def _read_chats(state: ChatsState, context: StreamContext, check: Callable[[], N
         fetched_at = run.clock.now()
         with failed.attempt("chat", chat_id):
             try:
-                buffer.put(as_listed(client.get_chat(chat_id)), fetched_at)
+                buffer.put(drop_participants(client.get_chat(chat_id)), fetched_at)
                 run.reconciled["chats"] += 1
             except NotFoundError:
                 stored = run.warehouse.chats([chat_id]) if run.warehouse else []
@@ -196,7 +196,7 @@ def _read_chats(state: ChatsState, context: StreamContext, check: Callable[[], N
         yield from buffer.flush_full()
 
 
-def as_listed(chat: Chat) -> Chat:
+def drop_participants(chat: Chat) -> Chat:
     """Return a chat as the list shows it, without participants: a row must not depend on how it was read."""
     if bytes(chat.extra):
         fields = msgspec.json.decode(chat.extra, type=dict[str, Raw])
@@ -263,7 +263,7 @@ def _read_participants(state: ChatsState, context: StreamContext, check: Callabl
         if handles is None:
             state.participants_hidden_ms = state.seen_ms
             return
-        buffer.put(as_listed(chat), fetched_at)
+        buffer.put(drop_participants(chat), fetched_at)
         # By the API's clock, because it is compared with the API's `updated_at`.
         buffer.put_participants(chat_id, handles, before, from_epoch_ms(state.seen_ms))
         run.reconciled["participant lists"] += 1
@@ -275,7 +275,7 @@ def read_overflows(state: ListState, context: StreamContext) -> Iterator[Any]:
     Chats are read in the order of their ids: when the limit is reached, the next run resumes. The overflow stands if
     one chat alone has too many messages at a timestamp, or if not all chats are known.
     """
-    run, spans = context.run, known_overflows(state)
+    run, spans = context.run, get_overflows(state)
     check = _limit_requests(run)
     try:
         with until("missing rows"):

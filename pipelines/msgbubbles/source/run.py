@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from msgbubbles.client import Client
-from msgbubbles.decode import unknown_fields
+from msgbubbles.decode import list_unknown_fields
 from msgbubbles.errors import ApiError, Halt, MsgBubblesError, is_unit_error
 from msgbubbles.models import Page
 from msgbubbles.times import to_epoch_ms
@@ -61,7 +61,7 @@ class StreamProgress:
         self.reject({row.row_hash for row in page.rejected})
         self.odd += len(page.odd - self._odd)
         self._odd |= page.odd
-        self.new_fields.update(unknown_fields(page.rows))
+        self.new_fields.update(list_unknown_fields(page.rows))
         oldest = min((at for row in page.rows if (at := row.cursor_at) is not None), default=None)
         self.reached_ms = self.reached_ms if oldest is None else to_epoch_ms(oldest)
 
@@ -178,7 +178,7 @@ class StreamContext:
     failed: FailedReads
 
 
-def known_overflows(state: ListState) -> set[Overflow]:
+def get_overflows(state: ListState) -> set[Overflow]:
     """Return the tie overflows of a stream that are neither repaired nor accepted."""
     return {Overflow(*span) for span in state.overflows}
 
@@ -186,7 +186,7 @@ def known_overflows(state: ListState) -> set[Overflow]:
 def save_overflows(state: ListState, spans: set[Overflow], run: Run, stream: str) -> None:
     """Store `spans`, the overflows that are not repaired, except those that were accepted now or earlier."""
     accepted = {Overflow(*span) for span in state.overflows_accepted}
-    accepted |= known_overflows(state) if run.accept_overflows else set()
+    accepted |= get_overflows(state) if run.accept_overflows else set()
     run.progress(stream).standing = spans - accepted
     state.overflows, state.overflows_accepted = _sorted(spans - accepted), _sorted(accepted)
 

@@ -23,7 +23,7 @@ _ESCAPE = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u(?:0000|[dD][89a-f
 _LONG = re.compile(rf"[0-9]{{{MAX_DIGITS}}}|[eE][+-]?[0-9]{{4}}")
 
 
-def storable(table: pa.Table, json_columns: Collection[str]) -> tuple[pa.Table, list[bool]]:
+def replace_unstorable(table: pa.Table, json_columns: Collection[str]) -> tuple[pa.Table, list[bool]]:
     """Replace values that some destination cannot store. Return the table, and which rows have changed ([]: none).
 
     In texts, NUL becomes U+FFFD. In JSON, so do NUL and halves of surrogate pairs; numbers of more than 400 digits,
@@ -41,7 +41,7 @@ def storable(table: pa.Table, json_columns: Collection[str]) -> tuple[pa.Table, 
             odd = pc.match_substring(column, "\0")
         if not pc.any(odd).as_py():
             continue
-        replace = storable_json if is_json else storable_text
+        replace = replace_in_json if is_json else replace_in_text
         before = column.to_pylist()
         after = [value if value is None else replace(value) for value in before]
         changed = changed or [False] * len(before)
@@ -50,11 +50,11 @@ def storable(table: pa.Table, json_columns: Collection[str]) -> tuple[pa.Table, 
     return table, changed if any(changed) else []
 
 
-def storable_text(text: str) -> str:
+def replace_in_text(text: str) -> str:
     return text.replace("\0", REPLACEMENT)
 
 
-def storable_json(text: str) -> str:
+def replace_in_json(text: str) -> str:
     """Replace the parts of a JSON text that some destination cannot store, or its driver cannot read back."""
     depth = 0
 
@@ -76,7 +76,7 @@ def storable_json(text: str) -> str:
     try:
         return _TOKEN.sub(replace, text)
     except _TooDeepError:
-        return json.dumps(storable_text(text), ensure_ascii=False)
+        return json.dumps(replace_in_text(text), ensure_ascii=False)
 
 
 class _TooDeepError(Exception):

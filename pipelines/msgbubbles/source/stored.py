@@ -22,7 +22,7 @@ from msgbubbles.models import Attachment, Chat, R
 from msgbubbles.tables import ATTACHMENTS, CHATS, TABLES, Table
 from msgbubbles.times import from_epoch_ms, to_epoch_ms
 
-from .arrow import arrow_schema
+from .arrow import build_arrow_schema
 from .lazy_pyarrow import pa, pc
 
 # The table of webhook events; it exists if there is a receiver.
@@ -228,7 +228,7 @@ def _read_arrow(cursor: Any, table: Table) -> pa.Table:
         return cursor.arrow()
     names, rows = [column[0] for column in cursor.native_cursor.description], cursor.fetchall()
     columns = dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else {}
-    schema = arrow_schema(table)
+    schema = build_arrow_schema(table)
     return pa.table({field.name: pa.array(columns.get(field.name, [None] * len(rows)), field.type) for field in schema})
 
 

@@ -273,14 +273,14 @@ class Ledger:
 
     # -- erasure
 
-    def remove_people(self, is_erased: Callable[[str], bool], without_erased: Callable[[str], str]) -> int:
+    def remove_people(self, is_erased: Callable[[str], bool], replace_erased: Callable[[str], str]) -> int:
         """Remove erased people from every row, so that no byte of them stays. Returns how many rows changed."""
         with self._transaction():
             changed = sum(
-                self._remove_people(table, key, texts, is_erased, without_erased) for table, key, texts in TEXTS
+                self._remove_people(table, key, texts, is_erased, replace_erased) for table, key, texts in TEXTS
             )
             for rendering in self.renderings():
-                if any(is_erased(text) or without_erased(text) != text for text in (rendering.shown, rendering.asked)):
+                if any(is_erased(text) or replace_erased(text) != text for text in (rendering.shown, rendering.asked)):
                     changed += 1
                     self._run(
                         "DELETE FROM renderings WHERE chat_id = ? AND field = ? AND shown = ?",
@@ -297,7 +297,7 @@ class Ledger:
         key: str,
         texts: Sequence[str],
         is_erased: Callable[[str], bool],
-        without_erased: Callable[[str], str],
+        replace_erased: Callable[[str], str],
     ) -> int:
         changed = 0
         for row in self._all(f"SELECT * FROM {table}"):
@@ -307,7 +307,7 @@ class Ledger:
                 changed += 1
                 self._run(f"DELETE FROM {table} WHERE {key} = ?", (row[key],))
                 continue
-            values = {name: row[name] and without_erased(row[name]) for name in texts}
+            values = {name: row[name] and replace_erased(row[name]) for name in texts}
             values |= {"handles": json.dumps(others)} if others != handles else {}
             values = {name: value for name, value in values.items() if value != row[name]}
             if values:

@@ -13,9 +13,9 @@ from typing import Any
 import dlt
 
 from msgbubbles.redact import Redactor
-from msgbubbles.source.arrow import arrow_schema, build_column_hints
+from msgbubbles.source.arrow import build_arrow_schema, build_column_hints
 from msgbubbles.source.lazy_pyarrow import pa
-from msgbubbles.source.storable import storable
+from msgbubbles.source.storable import replace_unstorable
 from msgbubbles.tables import Table
 from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.destinations.load import build_fresh_pipeline
@@ -67,7 +67,7 @@ def _load(pipeline: dlt.Pipeline, entries: list[Entry], observations: list[Obser
 def _build_resource(table: Table, rows: list[dict[str, Any]]) -> Any:
     return dlt.resource(
         # Without rows, too: the table should exist.
-        [storable(pa.Table.from_pylist(rows, schema=arrow_schema(table)), table.json_columns)[0]],
+        [replace_unstorable(pa.Table.from_pylist(rows, schema=build_arrow_schema(table)), table.json_columns)[0]],
         name=table.name,
         primary_key=list(table.key),
         columns=build_column_hints(table),

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from msgbubbles.client import Client
 from msgbubbles.decode import read_participants
-from msgbubbles.handles import fold_handle, without_people
+from msgbubbles.handles import exclude_people, fold_handle
 from msgbubbles.models import Chat
 
 from .ledger import Entry
@@ -75,7 +75,7 @@ def _matches(group: Chat, creation: Entry) -> bool | None:
     shown = read_participants(group)
     if shown is not None:
         members = normalize_members(shown, group.from_handle)
-        return not without_people(members, creation.handles) and not without_people(creation.handles, members)
+        return not exclude_people(members, creation.handles) and not exclude_people(creation.handles, members)
     if group.title is None or creation.title is None:
         return None
     return fold_title(group.title) == fold_title(creation.title)

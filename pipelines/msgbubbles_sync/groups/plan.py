@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import msgspec
 
-from msgbubbles.handles import fold_handle, without_people
+from msgbubbles.handles import exclude_people, fold_handle
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import write_privately
 
@@ -79,8 +79,8 @@ def _plan_changes(group: DesiredGroup, now: ObservedGroup) -> Iterator[Operation
     if group.title is not None and fold_title(group.title) != fold_title(now.title):
         yield Operation("rename", group.key, title=group.title)
     # A person in the table is never removed, whatever spelling of their handle the network shows.
-    joining = without_people(group.addresses, now.members)
-    leaving = without_people(now.members, group.addresses)
+    joining = exclude_people(group.addresses, now.members)
+    leaving = exclude_people(now.members, group.addresses)
     # Additions come first, so that the group never has fewer than two members; if it is full, a removal does.
     size = len(now.members)
     while joining or leaving:

@@ -84,7 +84,7 @@ class GroupRedactor:
         return replace(
             group,
             # The ledger has the key without erased people, too.
-            key=redactor.without_erased(group.key),
+            key=redactor.replace_erased(group.key),
             from_handle=redactor.own_handle(group.from_handle),
             addresses=tuple(sorted(map(redactor.handle, group.addresses))),
             title=title,
@@ -126,7 +126,7 @@ class GroupRedactor:
 
     def redact_message(self, message: str) -> str | None:
         """Redact an error message of the API, which may quote handles."""
-        return None if self._redactor.policy.redacts else self._redactor.without_erased(message)
+        return None if self._redactor.policy.redacts else self._redactor.replace_erased(message)
 
     # -- the interface of a vault, which the redactor calls
 

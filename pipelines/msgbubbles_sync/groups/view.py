@@ -9,7 +9,7 @@ from typing import Literal
 from msgbubbles.client import Client
 from msgbubbles.decode import read_participants
 from msgbubbles.errors import ForbiddenError, NotFoundError, PermanentError, RetryableError
-from msgbubbles.handles import fold_handle, without_people
+from msgbubbles.handles import exclude_people, fold_handle
 from msgbubbles.models import Chat
 
 from .ledger import Entry, Ledger, Observation, Rendering
@@ -68,7 +68,7 @@ class Renderings:
         """Return the handle under which a group shows a person; null if it does not show them."""
         renderings, folded = self._renderings(view.observation.chat_id, "handle"), fold_handle(handle)
         spellings = {handle} | {rendering.shown for rendering in renderings if fold_handle(rendering.asked) == folded}
-        return next((shown for shown in view.participants or () if not without_people([shown], spellings)), None)
+        return next((shown for shown in view.participants or () if not exclude_people([shown], spellings)), None)
 
     def _renderings(self, chat_id: str, field: Literal["title", "handle"]) -> list[Rendering]:
         return [rendering for rendering in self._ledger.renderings(chat_id) if rendering.field == field]
@@ -84,8 +84,8 @@ class Renderings:
         others = [rendering.shown for rendering in self._renderings(chat_id, "handle")]
         others += sorted(group.members if group else ())
         shown = normalize_members(participants, entry.from_handle or (group.from_handle if group else None))
-        missing = without_people(entry.handles, shown)
-        new = without_people(shown, [*entry.handles, *others])
+        missing = exclude_people(entry.handles, shown)
+        new = exclude_people(shown, [*entry.handles, *others])
         # By elimination: the requested person whom the answer lacks is the one whom nobody requested.
         if len(missing) == len(new) == 1:
             self._remember(chat_id, "handle", fold_handle(new[0]), missing[0])

@@ -26,7 +26,7 @@ from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.failed_reads import TRIES_AFTER_A_FAILURE
 from msgbubbles.source.page_times import CLOCK_TOLERANCE
 from msgbubbles.source.paginate import cursor_ms
-from msgbubbles.source.reconcile import as_listed
+from msgbubbles.source.reconcile import drop_participants
 from msgbubbles.tables import TABLES
 from msgbubbles.times import BEGINNING_MS, DAY_MS, format_ms, from_epoch_ms, to_epoch_ms
 
@@ -191,7 +191,7 @@ class Verifier:
         """
         try:
             with self._limit_tries():
-                chat = as_listed(self._client.get_chat(chat_id))
+                chat = drop_participants(self._client.get_chat(chat_id))
         except NotFoundError:
             self.result.differences.append(Difference("chats", chat_id, "surplus"))
             return False

@@ -228,7 +228,7 @@ class _Rows:
             if table == "rejected_rows" and redactor.mentions_erased(text):
                 self._delete(table, "rowid = ?", row_id)
                 continue
-            cleaned = redactor.json_without_erased(text) if kind == "JSON" else redactor.without_erased(text)
+            cleaned = redactor.replace_erased_in_json(text) if kind == "JSON" else redactor.replace_erased(text)
             if cleaned != text:
                 self._connection.execute(
                     f"UPDATE msgbubbles.{quote_name(table)} SET {quote_name(column)} = CAST(? AS {kind}) "
@@ -244,7 +244,7 @@ class _Rows:
             return
         for row_id, packed in states:
             text = dlt_json.typed_dumps(decompress_state(packed))
-            cleaned = redactor.json_without_erased(text)
+            cleaned = redactor.replace_erased_in_json(text)
             if cleaned != text:
                 packed = compress_state(dlt_json.typed_loads(cleaned))
                 self._connection.execute(f"UPDATE {STATES} SET state = ? WHERE rowid = ?", [packed, row_id])
@@ -317,7 +317,7 @@ def _purge_ledger(workspace: Workspace, redactor: Redactor) -> Counter[str]:
     if not (workspace.folder / "groups.sqlite").exists():
         return Counter()
     with Ledger.open(workspace.folder) as ledger:
-        return Counter({"the ledger of groups": ledger.remove_people(redactor.is_erased, redactor.without_erased)})
+        return Counter({"the ledger of groups": ledger.remove_people(redactor.is_erased, redactor.replace_erased)})
 
 
 def _purge_files(workspace: Workspace, redactor: Redactor) -> None:
@@ -326,7 +326,7 @@ def _purge_files(workspace: Workspace, redactor: Redactor) -> None:
         _rewrite(path, lambda line: "" if redactor.mentions_erased(line) else line)
     run_log = workspace.folder / "runs.jsonl"
     if run_log.exists():
-        _rewrite(run_log, redactor.json_without_erased)
+        _rewrite(run_log, redactor.replace_erased_in_json)
 
 
 def _rewrite(path: Path, change: Callable[[str], str]) -> None:

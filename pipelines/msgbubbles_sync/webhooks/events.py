@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from msgbubbles.envelope import fix_encoding
-from msgbubbles.lenient import without_links
+from msgbubbles.lenient import remove_links
 from msgbubbles.models import Message
 from msgbubbles.times import parse_time
 
@@ -108,7 +108,7 @@ def parse_event(delivery: Delivery) -> Event | None:
         message_at=_find_time([message], "created_at", "sent_at") if message else None,
         occurred_at=occurred_at or delivery.received_at,
         received_at=delivery.received_at,
-        payload=msgspec.Raw(without_links(text.encode())),
+        payload=msgspec.Raw(remove_links(text.encode())),
         message=_select_fields(message, top),
         has_impossible_chat=has_impossible_chat,
     )

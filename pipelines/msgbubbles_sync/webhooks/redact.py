@@ -43,7 +43,7 @@ def redact_delivery(delivery: Delivery, redactor: Redactor) -> Delivery | None:
     except (ValueError, RecursionError):
         body = ""
     redactor.save_vault()
-    event_id = redactor.without_erased(delivery.event_id)
+    event_id = redactor.replace_erased(delivery.event_id)
     if body == delivery.body and event_id == delivery.event_id:
         return delivery
     return msgspec.structs.replace(delivery, event_id=event_id, body=body)

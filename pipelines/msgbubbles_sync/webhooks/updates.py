@@ -15,10 +15,10 @@ import msgspec
 
 from msgbubbles.decode import read_row
 from msgbubbles.models import Message
-from msgbubbles.source.arrow import arrow_schema, to_json_text
+from msgbubbles.source.arrow import build_arrow_schema, to_json_text
 from msgbubbles.source.lazy_pyarrow import pa
 from msgbubbles.source.progress import SET_ONCE, get_status_rank, is_ahead
-from msgbubbles.source.storable import storable
+from msgbubbles.source.storable import replace_unstorable
 from msgbubbles.source.stored import Warehouse
 from msgbubbles.tables import MESSAGES
 from msgbubbles.times import parse_time
@@ -54,7 +54,7 @@ def apply_events(stored: Iterable[Row], events: Iterable[Event]) -> list[Row]:
 
 def read_stored_messages(warehouse: Warehouse, events: Iterable[Event]) -> list[Row]:
     """Read the stored rows of the messages that events are about."""
-    wanted = arrow_schema(MESSAGES)
+    wanted = build_arrow_schema(MESSAGES)
     ids = list(dict.fromkeys(event.message_id for event in events if event.is_about_message))
     keys = pa.table({"id": ids, "cursor_at": pa.nulls(len(ids), wanted.field("cursor_at").type)})
     stored = warehouse.rows("messages", keys) if ids else None
@@ -63,8 +63,8 @@ def read_stored_messages(warehouse: Warehouse, events: Iterable[Event]) -> list[
 
 def build_messages_table(rows: list[Row]) -> pa.Table:
     """Convert rows to a table that can be loaded."""
-    table = pa.Table.from_pylist(rows, schema=arrow_schema(MESSAGES))
-    return storable(table, MESSAGES.json_columns)[0]
+    table = pa.Table.from_pylist(rows, schema=build_arrow_schema(MESSAGES))
+    return replace_unstorable(table, MESSAGES.json_columns)[0]
 
 
 def _apply_event(row: Row, event: Event) -> Row:

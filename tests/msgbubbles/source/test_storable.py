@@ -20,7 +20,7 @@ from msgbubbles.lenient import MAX_DEPTH
 from msgbubbles.models import Message
 from msgbubbles.source.arrow import build_arrow_table
 from msgbubbles.source.buffer import Changes
-from msgbubbles.source.storable import storable_json
+from msgbubbles.source.storable import replace_in_json
 from msgbubbles.tables import MESSAGES
 
 pytestmark = pytest.mark.slow
@@ -77,9 +77,9 @@ VALUES = st.recursive(
 
 @given(text=VALUES)
 def test_every_destination_stores_the_replaced_json(text: str, server: Any) -> None:
-    stored = storable_json(text)
+    stored = replace_in_json(text)
     check_stored(stored, server)
-    assert storable_json(stored) == stored
+    assert replace_in_json(stored) == stored
 
 
 def check_stored(text: str, server: Any) -> None:

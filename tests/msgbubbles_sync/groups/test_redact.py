@@ -171,7 +171,7 @@ def test_erased_handle_in_a_key_is_not_recorded_again(world: World) -> None:
     Record(key_check=PSEUDONYMS.check, erased=erased).save(world.workspace)
     redactor = Redactor(FULL, PSEUDONYMS, erased)
     with Ledger.open(world.workspace.folder) as ledger:
-        ledger.remove_people(redactor.is_erased, redactor.without_erased)
+        ledger.remove_people(redactor.is_erased, redactor.replace_erased)
     assert find_words(world.workspace.folder, [ANNA.removeprefix("+")]) == {}
     assert outcomes(world.apply(wanted)) == {}
     assert len([chat for chat in world.server.truth().chats if chat["is_group"]]) == 1
