@@ -339,7 +339,7 @@ class Transport:
         limited = isinstance(error, RateLimitedError)
         self.traffic.rate_limited += limited
         self.traffic.retries += not limited
-        self._on_wait("429 from the API" if limited else "retry", state.upcoming_sleep)
+        self._on_wait("429 from the API" if limited else str(error), state.upcoming_sleep)
 
 
 @cache

@@ -209,7 +209,9 @@ def test_register_reports_retries(new_job: NewJob) -> None:
     }
     done = run(job, "register", "http://127.0.0.1:9/", "--show")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[0].startswith("the API does not answer; next attempt in ")
+    reason, _, wait = done.stderr.splitlines()[0].rpartition("; ")
+    assert reason.startswith("the API could not be reached: ")
+    assert wait == "next attempt in 1 s"
 
 
 def run(job: Job, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -102,8 +102,7 @@ def connect_until_stopped(session: Session, *, serve: bool = True) -> Iterator[C
             if reason == "rate limit":  # reported for every request that waits
                 session.reporter.progress(f"waiting {seconds:.0f} s (rate limit)", seconds)
             else:
-                cause = "the API does not answer" if reason == "retry" else reason
-                session.reporter.say(f"{cause}; next attempt in {max(seconds, 1):.0f} s")
+                session.reporter.say(f"{reason}; next attempt in {max(seconds, 1):.0f} s")
 
         connection.run.on_wait = report
         yield connection
