@@ -100,7 +100,7 @@ def connect_until_stopped(session: Session, *, serve: bool = True) -> Iterator[C
 
         def report(reason: str, seconds: float) -> None:
             if reason == "rate limit":  # reported for every request that waits
-                session.reporter.progress(f"waiting {seconds:.0f} s (rate limit)", seconds)
+                session.reporter.progress("", seconds, reason)
             else:
                 session.reporter.say(f"{reason}; next attempt in {max(seconds, 1):.0f} s")
 

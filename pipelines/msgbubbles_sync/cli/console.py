@@ -62,8 +62,12 @@ class Reporter:
     def follow(self, run: Run) -> Iterator[None]:
         """Show the progress of a run: one line that changes on a terminal, a line now and then elsewhere."""
         estimate = _Estimate()
-        run.on_page = lambda: self.progress(describe_progress(run) + estimate.describe(run))
-        run.on_wait = lambda reason, seconds: self.progress(describe_progress(run), seconds, reason)
+
+        def describe() -> str:
+            return describe_progress(run) + estimate.describe(run)
+
+        run.on_page = lambda: self.progress(describe())
+        run.on_wait = lambda reason, seconds: self.progress(describe(), seconds, reason)
         if not self._progress.is_terminal:
             yield
             return
@@ -76,7 +80,7 @@ class Reporter:
 
     def progress(self, line: str, waiting_seconds: float = 0.0, reason: str = "rate limit") -> None:
         """Show how far the work is: always on a terminal, now and then elsewhere."""
-        text = f"{line} · waiting {waiting_seconds:.0f} s ({reason})" if waiting_seconds else line
+        text = describe_wait(line, waiting_seconds, reason) if waiting_seconds else line
         record_progress(waiting_seconds, text)
         if self._status is not None:
             self._status.update(_Countdown(line, waiting_seconds, reason) if waiting_seconds else line)
@@ -104,7 +108,7 @@ class _Countdown:
         self._until = time.monotonic() + seconds
 
     def __rich__(self) -> str:
-        return f"{self._line} · waiting {max(self._until - time.monotonic(), 0):.0f} s ({self._reason})"
+        return describe_wait(self._line, max(self._until - time.monotonic(), 0), self._reason)
 
 
 class _Estimate:
@@ -125,6 +129,11 @@ class _Estimate:
                 share = (time.time() * 1000 - reached_ms) / (time.time() * 1000 - start_ms)
                 return f" · {name} {share:.0%}, about {format_count(max(round(seconds / 60), 1), 'minute')} left"
         return ""
+
+
+def describe_wait(line: str, seconds: float, reason: str) -> str:
+    """Return a line of progress with a wait."""
+    return " · ".join(filter(None, [line, f"waiting {seconds:.0f} s ({reason})"]))
 
 
 def describe_progress(run: Run) -> str:

@@ -22,6 +22,8 @@ from .local_state import LocalState
 
 STREAMS = ("messages", "chats")
 TIMELINE_CELLS = 60
+# The table of the runs needs this many columns of a terminal; a narrower one gets the outcomes only.
+NARROW_WIDTH = 70
 RUNS_SHOWN = 10
 REASONS_SHOWN = 3
 # The darker a cell, the more recently it was read.
@@ -106,7 +108,7 @@ def print_status(status: Status, local: LocalState, start_ms: int, now: datetime
     now_ms = int(now.timestamp() * 1000)
     for stream in STREAMS:
         begin_ms = max(local.find_oldest_ms(stream) or now_ms - 24 * HOUR_MS, start_ms)
-        line = timeline(local.load_coverage(stream), begin_ms, now_ms)
+        line = timeline(local.load_coverage(stream), begin_ms, now_ms, max(min(TIMELINE_CELLS, console.width - 26), 10))
         console.print(
             f"{stream:>8} {from_epoch_ms(begin_ms):%Y-%m-%d} [green]{line}[/green] now", highlight=False, soft_wrap=True
         )
@@ -124,7 +126,7 @@ def print_status(status: Status, local: LocalState, start_ms: int, now: datetime
     for line in describe_failed_reads(status.failed_reads):
         console.print(line, style="yellow", markup=False, soft_wrap=True)
     if status.runs:
-        console.print(_build_table(status.runs))
+        console.print(_build_table(status.runs, is_narrow=console.width < NARROW_WIDTH))
     for line in describe_failures(status.runs):
         console.print(line, style="yellow", markup=False, soft_wrap=True)
 
@@ -138,13 +140,14 @@ def describe_failures(runs: list[dict[str, Any]]) -> list[str]:
     return [f"{started_at} {reason}" for reason, started_at in list(reasons.items())[:REASONS_SHOWN]]
 
 
-def _build_table(runs: list[dict[str, Any]]) -> Table:
+def _build_table(runs: list[dict[str, Any]], *, is_narrow: bool) -> Table:
     table = Table(box=None, pad_edge=False)
-    for heading in ("run", "outcome", "requests", "new", "changed", "rejected", "seconds"):
+    headings = ("run", "outcome", "requests", "new", "changed", "rejected", "seconds")
+    for heading in headings[:2] if is_narrow else headings:
         table.add_column(heading, justify="left" if heading in ("run", "outcome") else "right")
     for record in reversed(runs):
         tables, streams = (record.get("tables") or {}).values(), (record.get("streams") or {}).values()
-        table.add_row(
+        row = [
             str(record["started_at"])[:16].replace("T", " "),
             f"{record['outcome']} ({record['exit_status']})",
             f"{record.get('requests_total') or 0:,}",
@@ -152,16 +155,17 @@ def _build_table(runs: list[dict[str, Any]]) -> Table:
             f"{sum(counts['changed'] for counts in tables):,}",
             f"{sum(counts['rejected'] for counts in streams):,}",
             f"{_compute_seconds(record):.1f}",
-        )
+        ]
+        table.add_row(*row[: len(table.columns)])
     return table
 
 
-def timeline(coverage: Coverage, begin_ms: int, now_ms: int) -> str:
+def timeline(coverage: Coverage, begin_ms: int, now_ms: int, cell_count: int = TIMELINE_CELLS) -> str:
     """Return a character for each part of the time from `begin_ms` to now: the shade of what was read longest ago."""
     cells = []
-    width = max((now_ms - begin_ms) / TIMELINE_CELLS, 1)
+    width = max((now_ms - begin_ms) / cell_count, 1)
     newest_ms = coverage.newest_ms or 0
-    for number in range(TIMELINE_CELLS):
+    for number in range(cell_count):
         lo, hi = begin_ms + round(number * width), begin_ms + round((number + 1) * width)
         if lo > newest_ms and coverage.intervals:
             # There was nothing newer than the newest row when it was last read.

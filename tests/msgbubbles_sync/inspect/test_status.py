@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+from io import StringIO
+from types import SimpleNamespace
 from typing import Any
 
-from msgbubbles_sync.inspect.status import describe_failures
+import pytest
+from rich.console import Console
+
+from msgbubbles.source.coverage import Coverage
+from msgbubbles_sync.inspect.status import Status, describe_failures, print_status
 
 
 def record(minute: int, error: str | None) -> dict[str, Any]:
@@ -16,3 +23,29 @@ def test_reasons_of_failures_are_shown_once_and_newest_first() -> None:
     runs += [record(minute, "401 unauthorized") for minute in (4, 5)]
     assert describe_failures(runs) == ["2026-11-25 22:05 401 unauthorized", "2026-11-25 22:01 no host api.example"]
     assert describe_failures([record(1, None)]) == []
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_status_fits_a_narrow_terminal(width: int) -> None:
+    now = datetime(2026, 11, 25, 22, 30, tzinfo=UTC)
+    runs = [
+        {"started_at": f"2026-11-25T22:{minute}:00.000+00:00", "outcome": "complete", "exit_status": 0}
+        for minute in (10, 20)
+    ]
+    status = Status(
+        now - timedelta(minutes=1), 1.0, {"messages": 0, "chats": 1}, {"messages": 0, "chats": 0}, 1, [], runs
+    )
+    local: Any = SimpleNamespace(
+        find_oldest_ms=lambda _: None, load_coverage=lambda _: Coverage([(0, int(now.timestamp() * 1000), 0)])
+    )
+    output = StringIO()
+    print_status(status, local, 0, now, Console(file=output, width=width))
+    text = output.getvalue()
+    assert "1 minute ago." in text.replace(" \n", " ")
+    assert "1 request in the last hour." in text
+    assert "2026-11-25 22:20  complete (0)" in text
+    assert "..." not in text
+    assert ("requests  new" in text) is (width == 80)
+    timelines = [line for line in text.splitlines() if line.endswith(" now")]
+    assert len(timelines) == 2
+    assert max(map(len, timelines)) <= width

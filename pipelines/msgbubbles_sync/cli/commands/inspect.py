@@ -9,7 +9,7 @@ from itertools import chain
 from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.run import MissingRows
 from msgbubbles_sync import job
-from msgbubbles_sync.cli.connection import Connection, connect
+from msgbubbles_sync.cli.connection import Connection, connect, connect_until_stopped
 from msgbubbles_sync.cli.inspect_report import print_checks, print_plan, print_verify_result
 from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.cli.signals import stopped_by_signals
@@ -32,7 +32,7 @@ def plan(session: Session, *, probe: bool) -> int:
     """Print what the next run would read."""
     local = LocalState(session.context)
     session.context.check_policy()
-    with connect(session, serve=probe) as connection:
+    with connect_until_stopped(session, serve=probe) as connection:
         source = connection.context.settings.source
         steps = planning.plan_steps(local, SourceConfig.from_settings(source), int(time.time() * 1000))
         changed = None
@@ -47,7 +47,7 @@ def check(session: Session) -> int:
     """Print the results of all checks."""
     context = session.context
     context.check_policy()
-    with connect(session) as connection:
+    with connect_until_stopped(session) as connection:
         connection.run.max_requests = MAX_CHECK_REQUESTS
         results = chain(checks.check(context, lambda: connection.client(max_attempts=2)), health.check(context))
         printed = print_checks(session.reporter, results)
