@@ -1,4 +1,4 @@
-"""An account in which rows share instants over the edges of pages, and which changes while it is read."""
+"""Serve an account whose rows share timestamps across page boundaries, and which changes while it is read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uuid import UUID
 from msgbubbles_sync.sandbox import Account, Knobs, NewMessage, Server, serve
 
 CHATS, MESSAGES = 2000, 20_000
-# An import writes many messages in one instant; fewer than a page holds, so that all of them can be reached.
+# An import creates many messages with one timestamp, but fewer than a page has, so that all can be read.
 TIES = (3, 10, 40)
 CHANGES_EVERY_REQUESTS = 5
 OURS = "+14155550100"
@@ -19,8 +19,8 @@ OURS = "+14155550100"
 
 @contextmanager
 def changing_account() -> Iterator[tuple[Server, Changes]]:
-    """The account behind the sandbox, and what happens in it."""
-    chance = random.Random(7)  # noqa: S311 - a story, not a secret
+    """Serve the account, and yield the server and the account's changes."""
+    chance = random.Random(7)  # noqa: S311 - test data, not a secret
     account = Account()
     account.add_number(OURS, "Support")
     at = datetime.now(UTC).replace(microsecond=0) - timedelta(days=300)
@@ -41,19 +41,19 @@ def changing_account() -> Iterator[tuple[Server, Changes]]:
 
 
 class Changes:
-    """Every few requests, people write into old threads, which then jump to the top of the list."""
+    """Adds messages to old chats every few requests, which moves these to the top of the list."""
 
     def __init__(self, chats: list[str], messages: set[str]) -> None:
         self.chats, self.messages = chats, messages
         self.is_on = True
-        self._chance = random.Random(8)  # noqa: S311 - the same
+        self._chance = random.Random(8)  # noqa: S311 - test data
         self._requests = 0
 
     def happen(self, account: Account, _number: int) -> None:
         self._requests += 1
         if self.is_on and self._requests % CHANGES_EVERY_REQUESTS == 0:
-            threads = self._chance.sample(self.chats, 3)
-            new = [_message(self._chance, one, datetime.now(UTC)) for one in threads]
+            chats = self._chance.sample(self.chats, 3)
+            new = [_message(self._chance, chat, datetime.now(UTC)) for chat in chats]
             account.add_messages(new)
             self.messages |= {message.id for message in new}
 

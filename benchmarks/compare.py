@@ -1,10 +1,9 @@
-"""The job beside what a user would pick instead, on the same account, in turn: speed, cost, and what gets lost.
+"""Compare the job with its alternatives on the same account, in turn: speed, cost and lost rows.
 
     python benchmarks/compare.py --repeats 3
 
-Peers run in environments of their own, which are made from `peers/*.txt`. Prints a table, and writes it as JSON and as
-a chart beside `docs/performance.md`. Figures are medians. A quiet run is the same command once more,
-when nothing is new.
+Peers run in their own environments, which are built from `peers/*.txt`. Prints a table, and writes the figures as JSON
+and as a chart next to `docs/performance.md`. Figures are medians. A quiet run repeats the command when nothing is new.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ Ids = tuple[set[str], set[str]]
 
 @dataclass(frozen=True)
 class Contestant:
-    """`command` is given how the environment's interpreter is called; `tables` are the chats' and the messages'."""
+    """A tool to measure. `command` builds its command line; `tables` are its tables of chats and of messages."""
 
     title: str
     command: Callable[[], list[str]]
@@ -64,21 +63,21 @@ class Contestant:
         "BENCH_KEY": key,
     }
 
-    def missing(self, folder: Path, *there: set[str]) -> int:
-        """How many of the chats and messages that were there are not in its database."""
+    def count_missing(self, folder: Path, *expected: set[str]) -> int:
+        """Return how many of the expected chats and messages its database lacks."""
         with duckdb.connect(str(folder / self.database), read_only=True) as connection:
-            found = [
+            stored = [
                 {str(row[0]) for row in connection.execute(f"SELECT id FROM {table}").fetchall()}  # noqa: S608
                 for table in self.tables
             ]
-        return sum(len(ids - known) for ids, known in zip(there, found, strict=True))
+        return sum(len(ids - rows) for ids, rows in zip(expected, stored, strict=True))
 
 
 def singer() -> list[str]:
     python = python_of("singer")
     tap = [str(python), str(PEERS / "tap_msgbubbles.py"), "--config", "tap.json"]
     target = [str(python.with_name("target-duckdb")), "--config", "target.json"]
-    # The last state is where the next run begins.
+    # The next run begins at the last state.
     return [
         "bash", "-euo", "pipefail", "-c",
         f"echo '{{}}' > tap.json; echo {shlex.quote(json.dumps(TARGET))} > target.json; "
@@ -116,8 +115,10 @@ CONTESTANTS = {
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one contestant. `server_share` is how busy the server was, of one core. `lost` are rows that were there when
-    the first run began and are not when it has ended; `lost_for_good` those still missing after another run.
+    """Figures of one contestant.
+
+    `server_share` is the server's load as a share of one core. `lost` counts the rows that existed before the first run
+    and are missing after it; `lost_for_good` counts those still missing after another run.
     """
 
     first_seconds: float
@@ -135,7 +136,7 @@ class Figures:
     lost_for_good: int | None = None
 
 
-def measured(name: str, contestant: Contestant, server: PageServer, ids: Ids) -> Figures:
+def measure(name: str, contestant: Contestant, server: PageServer, ids: Ids) -> Figures:
     folder = fresh_folder(name)
     environment = contestant.environment(server.url, server.key, folder)
     command = contestant.command()
@@ -144,7 +145,7 @@ def measured(name: str, contestant: Contestant, server: PageServer, ids: Ids) ->
     first = used(command, folder, environment)
     busy = cpu_seconds_of(server.pid) - before
     first_taken = server.taken()
-    missing = contestant.missing(folder, *ids)
+    missing = contestant.count_missing(folder, *ids)
     quiet = used(command, folder, environment)
     return Figures(
         round(first.wall_seconds, 2),
@@ -161,28 +162,28 @@ def measured(name: str, contestant: Contestant, server: PageServer, ids: Ids) ->
     )
 
 
-def with_losses(name: str, contestant: Contestant, figures: Figures) -> Figures:
-    """On an account with ties over the edges of pages, and with changes while it is read."""
+def measure_losses(name: str, contestant: Contestant, figures: Figures) -> Figures:
+    """Measure lost rows on an account with ties across page boundaries, and with changes while it is read."""
     folder = fresh_folder(f"{name}-changing")
     with changing_account() as (server, changes):
         environment = contestant.environment(server.url, server.key, folder)
-        there = set(changes.chats), set(changes.messages)
+        before = set(changes.chats), set(changes.messages)
         used(contestant.command(), folder, environment)
-        lost = contestant.missing(folder, *there)
+        lost = contestant.count_missing(folder, *before)
         changes.is_on = False
         everything = set(changes.chats), set(changes.messages)
         used(contestant.command(), folder, environment)
-        return replace(figures, lost=lost, lost_for_good=contestant.missing(folder, *everything))
+        return replace(figures, lost=lost, lost_for_good=contestant.count_missing(folder, *everything))
 
 
 def median(runs: list[Figures]) -> Figures:
     rows = [asdict(run) for run in runs]
-    known = [name for name in rows[0] if rows[0][name] is not None]
-    return Figures(**{name: statistics.median(row[name] for row in rows) for name in known})
+    names = [name for name in rows[0] if rows[0][name] is not None]
+    return Figures(**{name: statistics.median(row[name] for row in rows) for name in names})
 
 
 def pages_per_second(server: PageServer, count: int = 2000) -> float:
-    """How fast the server is, asked over one connection by a client that reads no row."""
+    """Measure the server's speed over one connection, with a client that parses no row."""
     host, _, port = server.url.removeprefix("http://").removesuffix("/v1").partition(":")
     request = b"GET /v1/messages?limit=100&before=2026-06-01T00:00:00.000Z HTTP/1.1\r\nHost: x\r\n\r\n"
     with socket.create_connection((host, int(port))) as connection:
@@ -206,21 +207,21 @@ def print_table(figures: dict[str, Figures]) -> None:
     )  # fmt: skip
     for heading in headings:
         table.add_column(heading, justify="right" if heading else "left")
-    for name, one in figures.items():
+    for name, result in figures.items():
         table.add_row(
             CONTESTANTS[name].title,
-            f"{one.first_seconds:.1f}",
-            f"{one.first_cpu_seconds:.1f}",
-            f"{one.rows_per_second:,.0f}",
-            f"{one.first_peak_mb:.0f}",
-            f"{one.first_requests:,.0f}",
-            f"{one.missing}",
-            f"{one.server_share:.0%}",
-            f"{one.quiet_seconds:.1f}",
-            f"{one.quiet_cpu_seconds:.1f}",
-            f"{one.quiet_peak_mb:.0f}",
-            f"{one.quiet_requests:,.0f}",
-            *("" if value is None else str(value) for value in (one.lost, one.lost_for_good)),
+            f"{result.first_seconds:.1f}",
+            f"{result.first_cpu_seconds:.1f}",
+            f"{result.rows_per_second:,.0f}",
+            f"{result.first_peak_mb:.0f}",
+            f"{result.first_requests:,.0f}",
+            f"{result.missing}",
+            f"{result.server_share:.0%}",
+            f"{result.quiet_seconds:.1f}",
+            f"{result.quiet_cpu_seconds:.1f}",
+            f"{result.quiet_peak_mb:.0f}",
+            f"{result.quiet_requests:,.0f}",
+            *("" if value is None else str(value) for value in (result.lost, result.lost_for_good)),
         )
     Console(width=max(140, Console().width)).print(table)
 
@@ -229,21 +230,21 @@ def main(
     repeats: Annotated[int, typer.Option(min=1)] = 3,
     chats: Annotated[int, typer.Option()] = 20_000,
     messages: Annotated[int, typer.Option()] = 200_000,
-    only: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(CONTESTANTS)}.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help=f"Contestants to run: {', '.join(CONTESTANTS)}.")] = None,
     chart: Annotated[bool, typer.Option(help="Write the results into docs/.")] = True,
 ) -> None:
     """Measure, print, and write the results."""
-    chosen = {name: one for name, one in CONTESTANTS.items() if not only or name in only}
-    for one in chosen.values():
-        one.command()  # makes its environment
+    chosen = {name: contestant for name, contestant in CONTESTANTS.items() if not only or name in only}
+    for contestant in chosen.values():
+        contestant.command()  # builds its environment
     with pages(chats, messages) as server:
         fastest = pages_per_second(server)
-        ids = ids_of(chats, messages)
+        ids = read_ids(chats, messages)
         runs: dict[str, list[Figures]] = {name: [] for name in chosen}
         for _ in range(repeats):
-            for name, one in chosen.items():
-                runs[name].append(measured(name, one, server, ids))
-    figures = {name: with_losses(name, one, median(runs[name])) for name, one in chosen.items()}
+            for name, contestant in chosen.items():
+                runs[name].append(measure(name, contestant, server, ids))
+    figures = {name: measure_losses(name, contestant, median(runs[name])) for name, contestant in chosen.items()}
     print_table(figures)
     sys.stdout.write(f"The server answers up to {fastest:,.0f} pages a second ({fastest * 100:,.0f} rows).\n")
     if chart:
@@ -251,8 +252,8 @@ def main(
         used([python_of("chart"), ROOT / "benchmarks" / "chart.py", RESULTS, CHART], fresh_folder("chart"))
 
 
-def ids_of(chats: int, messages: int) -> Ids:
-    """The ids of what the server serves."""
+def read_ids(chats: int, messages: int) -> Ids:
+    """Return the ids of the rows that the server serves."""
     rows = BUILD / f"{chats}-{messages}"
     return tuple(  # type: ignore[return-value]
         {row["id"] for row in json.loads(b"[" + (rows / f"{name}.json").read_bytes().rstrip(b",") + b"]")}
@@ -269,10 +270,10 @@ def write_results(figures: dict[str, Figures], fastest: float, repeats: int, cha
         "cores": os.cpu_count(),
         "load_average": os.getloadavg()[1],
         "server_pages_per_second": round(fastest),
-        "contestants": {name: {"title": CONTESTANTS[name].title, **asdict(one)} for name, one in figures.items()},
+        "contestants": {name: {"title": CONTESTANTS[name].title, **asdict(result)} for name, result in figures.items()},
     }
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    RESULTS.write_text(json.dumps(known | results, indent=2) + "\n")
+    previous = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    RESULTS.write_text(json.dumps(previous | results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

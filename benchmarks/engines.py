@@ -1,9 +1,9 @@
-"""One account in each destination: seconds of the first load, of all marts, and of 1,000 new messages.
+"""Measure each destination with the same account: first load, all marts, and 1,000 new messages, in seconds.
 
     python benchmarks/engines.py --messages 200000 --with-spark
 
-Prints a table; in brackets, how many times as long as in a DuckDB file. PostgreSQL is one of its own on this machine;
-Spark needs `make test-spark` once, and runs on all cores.
+Prints a table, with the ratio to a DuckDB file in brackets. PostgreSQL runs on this machine. Spark needs `make
+test-spark` once, and uses all cores.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rich.table import Table
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "pipelines"), str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
-from goals import account_of, write_messages  # noqa: E402
+from goals import build_account, write_messages  # noqa: E402
 from helpers import postgres  # noqa: E402
 from helpers.lake import lake_at  # noqa: E402
 from measure import own_command, own_environment, used  # noqa: E402
@@ -33,8 +33,8 @@ STEPS = ("first load", "all marts", "load of 1,000", "marts of 1,000", "peak MB"
 
 
 @contextmanager
-def environment_of(engine: str, folder: Path) -> Iterator[dict[str, str]]:
-    """How a job finds an empty one of these."""
+def open_destination(engine: str, folder: Path) -> Iterator[dict[str, str]]:
+    """Yield the variables with which a job finds an empty destination."""
     if engine == "duckdb":
         yield {}
     elif engine == "filesystem":
@@ -44,18 +44,18 @@ def environment_of(engine: str, folder: Path) -> Iterator[dict[str, str]]:
             yield lake_at(address, folder / "lake") | {"DESTINATION__POSTGRES__CREDENTIALS": address}
 
 
-def seconds_in(engine: str, server: Server, environment: dict[str, str], folder: Path) -> list[float]:
-    """What the steps take."""
+def measure_steps(engine: str, server: Server, environment: dict[str, str], folder: Path) -> list[float]:
+    """Return the seconds of each step, and the peak memory in MB."""
     database = ["--destination", engine, "--database", str(folder / "bench.duckdb")]
-    given = own_environment(server.url, server.key, folder) | environment
-    found, peak = [], 0
+    variables = own_environment(server.url, server.key, folder) | environment
+    seconds, peak = [], 0
     for _ in range(2):
         for options in (["--no-transform"], []):
-            usage = used(own_command("--json", *database, *options), folder, given)
-            found.append(usage.wall_seconds)
+            usage = used(own_command("--json", *database, *options), folder, variables)
+            seconds.append(usage.wall_seconds)
             peak = max(peak, usage.peak_bytes)
         write_messages(server, IN_CHATS, NEW_MESSAGES)
-    return [*found, peak / 1e6]
+    return [*seconds, peak / 1e6]
 
 
 def main(messages: Annotated[int, typer.Option()] = 200_000, with_spark: bool = False) -> None:
@@ -67,13 +67,13 @@ def main(messages: Annotated[int, typer.Option()] = 200_000, with_spark: bool = 
     for engine in engines:
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            environment = stack.enter_context(environment_of(engine, folder))
-            # The same account again: what one engine's job wrote in is not there for the next.
-            server = stack.enter_context(serve(account_of(messages // 10, messages)))
-            found = seconds_in(engine, server, environment, folder)
-        base = base or found
-        cells = [f"{one:.1f} ({one / first:.1f})" for one, first in zip(found, base, strict=True)]
-        table.add_row(engine, *cells[:-1], f"{found[-1]:.0f}")
+            environment = stack.enter_context(open_destination(engine, folder))
+            # A fresh copy of the account, without the messages that were written for the previous engine.
+            server = stack.enter_context(serve(build_account(messages // 10, messages)))
+            figures = measure_steps(engine, server, environment, folder)
+        base = base or figures
+        cells = [f"{value:.1f} ({value / first:.1f})" for value, first in zip(figures, base, strict=True)]
+        table.add_row(engine, *cells[:-1], f"{figures[-1]:.0f}")
         Console(stderr=True).print(f"{engine}: {', '.join(cells)}")
     Console().print(table)
 

@@ -1,8 +1,8 @@
-"""What the job costs as an account grows, as it is quiet, and as the API is slow or strict.
+"""Measure the job on growing accounts, on a quiet one, and with a slow or strict API.
 
     python benchmarks/goals.py requests memory growth state latency
 
-Prints what it finds, and keeps it in `docs/performance.json` beside the figures of `compare.py`.
+Prints the figures, and adds them to `docs/performance.json`, next to those of `compare.py`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from msgbubbles_sync.sandbox import Account, NewMessage, Server, seed, serve  # 
 
 RESULTS = ROOT / "docs" / "performance.json"
 MINUTE_MS = 60_000
-# Messages that were stored long ago, of the chats that are there.
+# Adds messages of a long history to the existing chats.
 STORED = """
 INSERT INTO msgbubbles.messages BY NAME
 WITH threads AS (SELECT id, row_number() OVER () - 1 AS number FROM msgbubbles.chats)
@@ -51,67 +51,67 @@ JOIN threads USING (number)
 def run(
     folder: Path, url: str, key: str, *options: str, per_minute: int = 0, memory_limit: str = "none"
 ) -> tuple[dict[str, Any], Any]:
-    """The record of one run of the job, and what it used."""
+    """Run the job, and return its run record and resource usage."""
     environment = own_environment(url, key, folder, per_minute) | {"SYNC__MEMORY_LIMIT": memory_limit}
     usage = used(own_command("--json", *options), folder, environment)
     return json.loads(usage.output.strip().splitlines()[-1]), usage
 
 
-def account_of(chats: int, messages: int) -> Account:
+def build_account(chats: int, messages: int) -> Account:
     account = Account()
     seed(account, now=datetime.now(UTC) - timedelta(hours=1), chats=chats, messages=messages, days=120)
     return account
 
 
 def write_messages(server: Server, chats: int, messages: int) -> None:
-    """New messages, now, in so many of the chats that were quiet longest."""
-    found = server.account.all("SELECT id, from_handle FROM chats ORDER BY last_us LIMIT ?", (chats,))
+    """Add messages with the current time to the chats that have been quiet longest."""
+    rows = server.account.all("SELECT id, from_handle FROM chats ORDER BY last_us LIMIT ?", (chats,))
     now = datetime.now(UTC)
     server.account.add_messages(
         NewMessage(
             row["id"], "outbound", "hello", now - timedelta(milliseconds=messages - number), "sent", sender=row[1]
         )
-        for number, row in ((number, found[number % len(found)]) for number in range(messages))
+        for number, row in ((number, rows[number % len(rows)]) for number in range(messages))
     )
 
 
 def requests() -> dict[str, Any]:
-    """Requests of a first run, of a quiet one, and of one with 100 changed chats and 300 new messages."""
-    folder, account = fresh_folder("requests"), account_of(2000, 20_000)
-    found = {}
+    """Count the requests of a first run, a quiet run, and a run with 100 changed chats and 300 new messages."""
+    folder, account = fresh_folder("requests"), build_account(2000, 20_000)
+    figures = {}
     with serve(account) as server:
         for name in ("first", "quiet", "changed"):
             if name == "changed":
                 write_messages(server, 100, 300)
             before = len(server.requests)
             run(folder, server.url, server.key, "--no-transform")
-            found[name] = len(server.requests) - before
+            figures[name] = len(server.requests) - before
     account.close()
-    return found | {"first_at_least": 220}
+    return figures | {"first_at_least": 220}
 
 
 def memory() -> dict[str, Any]:
-    """The most memory of a first run, by the messages of the account."""
-    found = {}
+    """Measure the peak memory of a first run by number of messages."""
+    figures = {}
     sizes = ((20_000, 200_000), (200_000, 2_000_000))
     for (chats, messages), limit in product(sizes, ("none", "128MB")):
         folder = fresh_folder("memory")
         with pages(chats, messages) as server:
             _, usage = run(folder, server.url, server.key, "--no-transform", memory_limit=limit)
-            found[f"{messages}, memory_limit {limit}"] = {
+            figures[f"{messages}, memory_limit {limit}"] = {
                 "peak_mb": round(usage.peak_bytes / 1e6),
                 "seconds": round(usage.wall_seconds, 1),
                 "cpu_seconds": round(usage.cpu_seconds, 1),
                 "requests": server.taken()["requests"],
             }
-    return found
+    return figures
 
 
 def growth() -> dict[str, Any]:
-    """A run with 1,000 new messages, by the messages that are stored: the load, and each model of the marts."""
-    found = {}
+    """Measure the load and each model for 1,000 new messages by number of stored messages."""
+    figures = {}
     for stored in (200_000, 2_000_000, 10_000_000):
-        folder, account = fresh_folder("growth"), account_of(1000, 5000)
+        folder, account = fresh_folder("growth"), build_account(1000, 5000)
         with serve(account) as server:
             run(folder, server.url, server.key, "--no-transform")
             work = folder / ".msgbubbles" / "bench" / "bench.duckdb"
@@ -119,34 +119,34 @@ def growth() -> dict[str, Any]:
                 step_ms = int(400 * DAY_MS / stored)
                 connection.execute(STORED, {"messages": stored, "step_ms": step_ms})
             write_messages(server, 20, 100)
-            run(folder, server.url, server.key)  # builds the marts of all
+            run(folder, server.url, server.key)  # builds the marts from all messages
             write_messages(server, 200, 1000)
             record, usage = run(folder, server.url, server.key, "--no-transform")
         account.close()
         models, building = build(folder, work)
-        found[str(stored)] = {
+        figures[str(stored)] = {
             "load_seconds": round(record["seconds"]["load"], 2),
             "publish_seconds": round(record["seconds"].get("publish", 0), 2),
             "peak_mb": round(usage.peak_bytes / 1e6),
             "models": models,
             "models_peak_mb": round(building.peak_bytes / 1e6),
         }
-    return found
+    return figures
 
 
 def build(folder: Path, work: Path) -> tuple[dict[str, float], Usage]:
-    """Bring the marts up to date. Returns the seconds that each model takes, and what all of it uses."""
+    """Build the marts, and return the seconds of each model and the total resource usage."""
     target = folder / "target"
     command = [sys.executable, "-c", "from dbt.cli.main import cli; cli()", "run", "--target-path", target]
     where = ["--project-dir", ROOT / "transforms", "--profiles-dir", ROOT / "transforms"]
     usage = used([*command, *where], folder, {"MSGBUBBLES_DUCKDB_PATH": str(work)})
     results = json.loads((target / "run_results.json").read_text())["results"]
-    return {one["unique_id"].split(".")[-1]: round(one["execution_time"], 2) for one in results}, usage
+    return {node["unique_id"].split(".")[-1]: round(node["execution_time"], 2) for node in results}, usage
 
 
 def state() -> dict[str, Any]:
-    """Size of the coverage after a year of runs every five minutes, and how long it takes to plan from it."""
-    found = {}
+    """Measure the size of the coverage and the time to plan from it, after a year of runs every five minutes."""
+    figures = {}
     settings = SourceConfig.from_settings(DEFAULTS)
     for stream, tiers in settings.tiers.items():
         lookback_ms, now_ms = settings.lookback_ms, 0
@@ -155,7 +155,7 @@ def state() -> dict[str, Any]:
         for number, now_ms in enumerate(range(5 * MINUTE_MS, 365 * DAY_MS, 5 * MINUTE_MS)):
             began = time.process_time()
             if number % 1000 == 0:
-                Coverage(covered.intervals)  # as it is read from the state; to do so each time would take the year
+                Coverage(covered.intervals)  # as when it is read from the state; too slow to do every time
             task = plan.incremental(covered, 0, lookback_ms)
             refreshed = plan.refresh(covered, tiers, 0, now_ms)
             plan.backfill(covered, 0)
@@ -165,44 +165,46 @@ def state() -> dict[str, Any]:
                 covered.add(refreshed.lo_ms, refreshed.hi_ms, now_ms)
             covered = covered.compact(now_ms)
             largest = max(largest, len(json.dumps(covered.intervals)))
-        found[stream] = {"largest_bytes": largest, "slowest_planning_ms": round(slowest * 1000, 1)}
-    return found
+        figures[stream] = {"largest_bytes": largest, "slowest_planning_ms": round(slowest * 1000, 1)}
+    return figures
 
 
 def latency() -> dict[str, Any]:
-    """How much of the limit a first run uses at 200 ms a request."""
-    found = {}
+    """Measure the share of the rate limit that a first run uses with 200 ms per request."""
+    figures = {}
     for limit in (1200, 120):
         folder, count = fresh_folder("latency"), 2 * limit + 1
         with pages(20_000, 400_000, "--latency-seconds", "0.2", "--limit-per-minute", str(limit)) as server:
             options = ("--no-transform", "--max-requests", str(count))
             run(folder, server.url, server.key, *options, per_minute=limit)
             taken = server.taken()
-        # Those of a minute may come at once.
+        # The requests of a minute may come in a burst.
         least_seconds = (taken["requests"] - 1) // limit * 60
-        found[str(limit)] = {
+        figures[str(limit)] = {
             "requests": taken["requests"],
             "refused": taken["refused"],
             "seconds": round(taken["seconds"], 1),
             "share_of_the_limit": round(least_seconds / taken["seconds"], 3),
         }
-    return found
+    return figures
 
 
 GOALS: dict[str, Callable[[], dict[str, Any]]] = {
-    one.__name__: one for one in (requests, memory, growth, state, latency)
+    goal.__name__: goal for goal in (requests, memory, growth, state, latency)
 }
 
 
 def main(
-    goals: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(GOALS)}; all of them.")] = None,
+    goals: Annotated[
+        list[str] | None, typer.Argument(help=f"Goals to measure: {', '.join(GOALS)}. Default: all.")
+    ] = None,
 ) -> None:
     for name in goals or GOALS:
-        found = GOALS[name]()
+        figures = GOALS[name]()
         results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        results[name] = found
+        results[name] = figures
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-        sys.stdout.write(f"{name}: {json.dumps(found, indent=2)}\n")
+        sys.stdout.write(f"{name}: {json.dumps(figures, indent=2)}\n")
         sys.stdout.flush()
 
 

@@ -1,9 +1,9 @@
-"""How long the marts take to build: from scratch, after 1,000 new messages, and with nothing new.
+"""Measure how long the marts take to build: from scratch, after 1,000 new messages, and with nothing new.
 
     python benchmarks/marts.py --messages 100000 --messages 1000000
 
-Each size is a made-up account of 25 messages a chat, put into the tables that a real run has made. Prints a table;
-times are seconds of the wall clock, without the import of dbt. Needs some 0.7 GB of disk for a million messages.
+Each size is a simulated account with 25 messages per chat, inserted into the tables that a real run created. Prints a
+table of wall-clock seconds without the import of dbt. Needs about 0.7 GB of disk space per million messages.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SELECT 'chat' || n AS id, '+1415555010' || n % 3 AS from_handle, n % 10 = 0 AS i
     TIMESTAMPTZ '2026-01-01 00:00:00+00' AS last_message_at, now() AS _fetched_at, $load AS _dlt_load_id
 FROM range($chats) AS numbers (n)
 """
-# Messages come to chats at random, over a year; or now.
+# Messages of random chats over a year, or of now.
 MESSAGES = """
 INSERT INTO msgbubbles.messages BY NAME
 SELECT $load || '-' || n AS id, 'chat' || (hash(n) % $chats) AS conversation_id,
@@ -61,7 +61,7 @@ def main(messages: Annotated[list[int], typer.Option()] = [100_000, 1_000_000]) 
         table.add_column(heading, justify="right")
     for count in messages:
         with tempfile.TemporaryDirectory() as folder:
-            whole, increment, quiet, tested = seconds_at(Path(folder), count)
+            whole, increment, quiet, tested = measure_size(Path(folder), count)
         table.add_row(
             f"{count:,}",
             f"{whole:.1f}",
@@ -73,8 +73,8 @@ def main(messages: Annotated[list[int], typer.Option()] = [100_000, 1_000_000]) 
     Console().print(table)
 
 
-def seconds_at(folder: Path, messages: int) -> tuple[float, float, float, float]:
-    """Seconds from scratch, after an increment, with nothing new, and the same with the data tests."""
+def measure_size(folder: Path, messages: int) -> tuple[float, float, float, float]:
+    """Return the seconds from scratch, of an increment, with nothing new, and of the latter with data tests."""
     workspace = Workspace.from_path(folder / "bench.duckdb")
     command = [sys.executable, str(ROOT / "pipelines" / "chats.py"), "--sandbox", "--no-transform", "--quiet"]
     subprocess.run([*command, "--database", str(workspace.database)], check=True)  # noqa: S603 - our own command
@@ -83,24 +83,24 @@ def seconds_at(folder: Path, messages: int) -> tuple[float, float, float, float]
         for table in ("chats", "messages", "attachments", "chat_titles"):
             connection.execute(f"TRUNCATE msgbubbles.{table}")
         connection.execute(CHATS, {"chats": chats, "load": "1.0"})
-    land(workspace, "1.0", chats, messages, is_new=False)
-    timed(workspace)  # what dbt imports and parses is paid here
+    load_messages(workspace, "1.0", chats, messages, is_new=False)
+    time_transform(workspace)  # imports dbt and parses the project
     (workspace.folder / "dbt" / "built_with").unlink()
-    whole = timed(workspace)
-    land(workspace, "2.0", chats, NEW_MESSAGES, is_new=True)
-    increment = timed(workspace)
-    quiet = timed(workspace)
-    tested = timed(workspace, TransformSettings(data_tests="publish"))
+    whole = time_transform(workspace)
+    load_messages(workspace, "2.0", chats, NEW_MESSAGES, is_new=True)
+    increment = time_transform(workspace)
+    quiet = time_transform(workspace)
+    tested = time_transform(workspace, TransformSettings(data_tests="publish"))
     return whole, increment, quiet, tested
 
 
-def land(workspace: Workspace, load: str, chats: int, messages: int, *, is_new: bool) -> None:
+def load_messages(workspace: Workspace, load: str, chats: int, messages: int, *, is_new: bool) -> None:
     with duckdb.connect(str(workspace.work)) as connection:
         connection.execute(MESSAGES, {"load": load, "chats": chats, "messages": messages, "is_new": is_new})
         connection.execute("INSERT INTO msgbubbles._dlt_loads VALUES (?, 'msgbubbles', 0, now(), '')", [load])
 
 
-def timed(workspace: Workspace, transforms: TransformSettings = TransformSettings(data_tests="off")) -> float:  # noqa: B008
+def time_transform(workspace: Workspace, transforms: TransformSettings = TransformSettings(data_tests="off")) -> float:  # noqa: B008
     began = time.monotonic()
     settings = Settings(transforms=transforms)
     transform(workspace, build_destination(workspace, settings.sync), settings)

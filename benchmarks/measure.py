@@ -1,4 +1,4 @@
-"""What a command costs: wall and CPU seconds, and the most memory that it and its children had at once."""
+"""Measure a command: wall and CPU seconds, and the peak memory of it and its children together."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SAMPLE_SECONDS = 0.02
 
 
 class CommandFailedError(RuntimeError):
-    """The command ended with another status than 0; the message has the end of what it said."""
+    """A command exited with another status than 0. The message has the end of its output."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Usage:
 
 
 def used(command: Sequence[str | Path], folder: Path, environment: Mapping[str, str] = {}) -> Usage:
-    """Run a command in a folder to its end. Raises `CommandFailedError`."""
+    """Run a command in a folder, and return its usage. Raises `CommandFailedError`."""
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     with (folder / "output.log").open("w+") as output:
         began = time.monotonic()
@@ -63,8 +63,9 @@ def used(command: Sequence[str | Path], folder: Path, environment: Mapping[str, 
 
 
 class _Peak:
-    """Watches a process and its children. What the kernel tells at its end (`ru_maxrss`) is no help: it begins with
-    what the process had that started it.
+    """Watches the memory of a process and its children.
+
+    The kernel's own figure at exit (`ru_maxrss`) is of no use, because it starts with the memory of the parent process.
     """
 
     def __init__(self, pid: int) -> None:
@@ -97,28 +98,28 @@ def _tree(pid: int) -> Iterator[int]:
 
 
 def cpu_seconds_of(pid: int) -> float:
-    """What a process that runs has used until now."""
+    """Return the CPU seconds that a running process has used so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
 class PageServer:
-    """The running `pages.py`."""
+    """A running `pages.py`."""
 
     url: str
     key: str
     pid: int
 
     def taken(self) -> dict[str, Any]:
-        """What was asked of it since this was asked last."""
-        answer = httpx.get(self.url.removesuffix("/v1") + "/_taken", trust_env=False)
-        return dict(answer.json())
+        """Return what it has served since the previous call."""
+        response = httpx.get(self.url.removesuffix("/v1") + "/_taken", trust_env=False)
+        return dict(response.json())
 
 
 @contextmanager
 def pages(chats: int, messages: int, *options: str) -> Iterator[PageServer]:
-    """Serve the pages of an account of this size from another process."""
+    """Serve the pages of an account of this size in another process."""
     sizes = ["--chats", str(chats), "--messages", str(messages)]
     command = [sys.executable, str(ROOT / "benchmarks" / "pages.py"), str(BUILD / f"{chats}-{messages}"), *sizes]
     with subprocess.Popen(  # noqa: S603 - our own command
@@ -132,7 +133,7 @@ def pages(chats: int, messages: int, *options: str) -> Iterator[PageServer]:
 
 
 def python_of(name: str) -> Path:
-    """The interpreter of a throw-away environment with what `peers/NAME.txt` lists; made where it is not there."""
+    """Return the interpreter of an environment with the packages of `peers/NAME.txt`, and create it if necessary."""
     requirements = ROOT / "benchmarks" / "peers" / f"{name}.txt"
     folder = BUILD / "environments" / name
     made_from = folder / "made_from.txt"
@@ -143,14 +144,14 @@ def python_of(name: str) -> Path:
             [uv, "venv", "--quiet", "--python", sys.executable, str(folder)],
             [uv, "pip", "install", "--quiet", "--python", str(folder / "bin" / "python"), "-r", str(requirements)],
         ):
-            # From elsewhere: what this project asks of versions is not for its peers.
+            # In another folder, so that this project's constraints do not apply to its peers.
             subprocess.run(command, check=True, cwd=tempfile.gettempdir())  # noqa: S603
         made_from.write_text(requirements.read_text())
     return folder / "bin" / "python"
 
 
 def own_environment(url: str, key: str, folder: Path, requests_per_minute: int = 0) -> dict[str, str]:
-    """How the job reaches a server of the benchmark."""
+    """Return the variables with which the job reaches a server of the benchmark."""
     return {
         "SOURCES__MSGBUBBLES__API_KEY": key,
         "SOURCES__MSGBUBBLES__BASE_URL": url,

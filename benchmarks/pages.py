@@ -1,9 +1,9 @@
-"""The pages of a made-up account, served as fast as can be: what is measured against it measures the reader.
+"""Serve the pages of a simulated account as fast as possible, so that a benchmark measures the reader.
 
     python benchmarks/pages.py build/bench/200000 --chats 20000 --messages 200000
 
-The rows are the sandbox's, written once, newest first, into files; a page is a slice of one. `GET /_taken` says how
-many requests came since it was asked last, and how many rows went.
+The sandbox's rows are written to files once, newest first; a page is a range of a file. `GET /_taken` returns the
+number of requests and rows since the previous call.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from msgbubbles_sync.sandbox.listing import chat_row, message_rows, number_rows 
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 DAYS = 365
-# Seeding takes a while: larger accounts are years of the same conversations.
+# Seeding is slow, so larger accounts repeat the same chats over several years.
 SEEDED_MESSAGES = 200_000
 LISTS = {"chats": "last_message_at", "messages": "created_at"}
 
 
 def write_account(folder: Path, chats: int, messages: int) -> None:
-    """Write the lists of an account into `folder`, where they are not there yet."""
+    """Write the lists of an account into `folder`, unless they exist."""
     if (folder / "done").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,14 +51,14 @@ def write_account(folder: Path, chats: int, messages: int) -> None:
     seed(account, now=NOW, chats=chats // years, messages=with_messages, days=DAYS)
     for name in LISTS:
         with (folder / f"{name}.json").open("wb") as rows, (folder / f"{name}.index").open("wb") as index:
-            instants, ends = array("q"), array("Q")
+            times, ends = array("q"), array("Q")
             for year in range(years):
                 for row in _rows(account, name):
                     at = datetime.fromisoformat(row[LISTS[name]]) - year * timedelta(days=DAYS)
                     rows.write(msgspec.json.encode(_years_ago(row, year) if year else row) + b",")
-                    instants.append(-round(at.timestamp() * 1000))
+                    times.append(-round(at.timestamp() * 1000))
                     ends.append(rows.tell())
-            instants.tofile(index)
+            times.tofile(index)
             ends.tofile(index)
     (folder / "numbers.json").write_bytes(msgspec.json.encode(number_rows(account)))
     account.close()
@@ -77,11 +77,11 @@ def _rows(account: Account, name: str) -> Iterator[dict[str, Any]]:
 
 
 def _years_ago(value: Any, years: int) -> Any:
-    """A row with its instants so many years ago, and with ids of its own."""
+    """Return a row with its times moved back by years, and with its own ids."""
     if isinstance(value, dict):
-        return {name: _years_ago(one, years) for name, one in value.items()}
+        return {name: _years_ago(item, years) for name, item in value.items()}
     if isinstance(value, list):
-        return [_years_ago(one, years) for one in value]
+        return [_years_ago(item, years) for item in value]
     if isinstance(value, str) and len(value) == 36 and value[8] == value[23] == "-":
         return str(UUID(int=UUID(value).int ^ years))
     if isinstance(value, str) and len(value) == 24 and value.endswith("Z"):
@@ -105,7 +105,7 @@ class Listing:
         return len(self._ends)
 
     def page(self, limit: int, before: str | None) -> tuple[int, bytes, bool]:
-        """How many rows come before an instant, the rows, and whether there are more."""
+        """Return the number of rows before a time, the rows, and whether there are more."""
         at_ms = None if before is None else round(datetime.fromisoformat(before).timestamp() * 1000)
         first = 0 if at_ms is None else bisect_right(self._minus_ms, -at_ms)
         last = min(first + limit, len(self))
@@ -119,7 +119,7 @@ class Listing:
 
 
 class Pages:
-    """The account: answers a request line by a status and a body."""
+    """The account. Answers requests with a status and a body."""
 
     def __init__(self, folder: Path, limit_per_minute: int | None, window_seconds: float = 60.0) -> None:
         self._lists = {f"/v1/{name}": Listing(folder, name) for name in LISTS}
@@ -166,7 +166,7 @@ class Pages:
 
 
 class Connection(asyncio.Protocol):
-    """As much of HTTP as the clients of a benchmark speak: GET, and connections that are kept."""
+    """The part of HTTP that the clients of a benchmark use: GET and persistent connections."""
 
     def __init__(self, pages: Pages, latency_seconds: float) -> None:
         self._pages = pages
@@ -204,7 +204,7 @@ async def serve(pages: Pages, latency_seconds: float) -> None:
     port = server.sockets[0].getsockname()[1]
     sys.stdout.write(json.dumps({"url": f"http://127.0.0.1:{port}/v1", "key": KEY}) + "\n")
     sys.stdout.flush()
-    # Until whoever started it is gone.
+    # Run until the parent process exits.
     await loop.run_in_executor(None, sys.stdin.buffer.read)
 
 
@@ -212,8 +212,8 @@ def main(
     folder: Path,
     chats: Annotated[int, typer.Option()] = 20_000,
     messages: Annotated[int, typer.Option()] = 200_000,
-    latency_seconds: Annotated[float, typer.Option(help="Before each answer.")] = 0.0,
-    limit_per_minute: Annotated[int | None, typer.Option(help="More are answered with 429.")] = None,
+    latency_seconds: Annotated[float, typer.Option(help="Delay before each response.")] = 0.0,
+    limit_per_minute: Annotated[int | None, typer.Option(help="Requests per minute before responses are 429.")] = None,
 ) -> None:
     write_account(folder, chats, messages)
     asyncio.run(serve(Pages(folder, limit_per_minute), latency_seconds))

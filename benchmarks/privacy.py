@@ -1,9 +1,9 @@
-"""What a privacy policy costs: pages of messages from their bytes to Arrow, by each preset, as a ratio to `full`.
+"""Measure the cost of each privacy preset as a ratio to `full`: pages of messages from bytes to Arrow.
 
     python benchmarks/privacy.py --messages 100000
 
-No network and no load: what is measured is what a policy has a part in. The presets take turns in one process, and of
-each the best round counts.
+Without network and load, to measure only the steps that a policy affects. The presets take turns in one process, and
+the best round of each counts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROUNDS = 5
 AT = datetime(2026, 3, 1, tzinfo=UTC)
 
 
-def pages_of(messages: int, people: int) -> list[Answer]:
+def build_pages(messages: int, people: int) -> list[Answer]:
     def message(number: int) -> dict[str, Any]:
         at = f"2026-03-01T{number // 3600 % 24:02d}:{number // 60 % 60:02d}:{number % 60:02d}.000Z"
         metadata = {"source": "crm"} if number % 10 == 0 else None
@@ -50,8 +50,8 @@ def pages_of(messages: int, people: int) -> list[Answer]:
     ]
 
 
-def seconds_taken(answers: list[Answer], redactor: Redactor) -> float:
-    """From bytes to Arrow."""
+def measure_seconds(answers: list[Answer], redactor: Redactor) -> float:
+    """Return the seconds from bytes to Arrow."""
     buffer = RowBuffer(("messages", "attachments"))
     began = time.perf_counter()
     for answer in answers:
@@ -65,13 +65,13 @@ def seconds_taken(answers: list[Answer], redactor: Redactor) -> float:
 
 
 def main(messages: Annotated[int, typer.Option(min=100)] = 100_000, people: int = 5_000) -> None:
-    answers = pages_of(messages, people)
+    answers = build_pages(messages, people)
     best: dict[str, float] = {}
     for _ in range(ROUNDS):
         for name, policy in PRESETS.items():
             redactor = Redactor(policy, Pseudonymizer("of the benchmark, and long enough to be a key"))
             redactor.add_own_numbers(["+14155559999"])
-            best[name] = min(best.get(name, 1e9), seconds_taken(answers, redactor))
+            best[name] = min(best.get(name, 1e9), measure_seconds(answers, redactor))
     for name, seconds in best.items():
         typer.echo(f"{name:10} {messages / seconds:9,.0f} messages/s   {seconds / best['full']:.2f} x full")
 

@@ -1,10 +1,10 @@
-"""How long a delivery takes until it is on disk and answered, and until readers see it.
+"""Measure how long a delivery takes until it is stored and answered, and until readers see it.
 
     python benchmarks/webhooks.py answered --rate 400 --seconds 30
     python benchmarks/webhooks.py published --every-minutes 5 --runs 3
 
-Starts a receiver of its own, and for `published` the job on a made-up account, as a scheduler would. Latencies are from
-the moment a delivery was due, so that a receiver that falls behind shows it.
+Starts its own receiver, and for `published` the job on a simulated account, as a scheduler would. Latencies are
+measured from the time a delivery was due, so that a receiver that falls behind is visible.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from msgbubbles_sync.sandbox import Account, Knobs, seed, serve  # noqa: E402
 SENDERS = 16
 
 
-async def seconds_taken(url: httpx.URL, rate: float, seconds: float) -> list[float]:
+async def send_deliveries(url: httpx.URL, rate: float, seconds: float) -> list[float]:
     taken: list[float] = []
     numbers = iter(range(int(rate * seconds)))
     began = time.perf_counter()
 
     async def send() -> None:
-        # By hand: an HTTP client takes longer than the receiver, and would be measured instead.
+        # Without an HTTP client, which is slower than the receiver and would be measured instead.
         reader, writer = await asyncio.open_connection(url.host, url.port)
         for number in numbers:
             due = began + number / rate
@@ -65,14 +65,14 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def answered(
-    rate: Annotated[float, typer.Option(help="Deliveries a second.")] = 400,
-    seconds: Annotated[float, typer.Option(help="For how long.")] = 30,
+    rate: Annotated[float, typer.Option(help="Deliveries per second.")] = 400,
+    seconds: Annotated[float, typer.Option(help="Duration in seconds.")] = 30,
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         receiver = Process(Path(folder), {"WEBHOOKS__SECRETS": SECRET}, "--database", "benchmark.duckdb")
         began = time.perf_counter()
         try:
-            taken = sorted(asyncio.run(seconds_taken(httpx.URL(receiver.url), rate, seconds)))
+            taken = sorted(asyncio.run(send_deliveries(httpx.URL(receiver.url), rate, seconds)))
             spent = time.perf_counter() - began
             memory = re.findall(r"VmHWM:\s*(.*)", Path(f"/proc/{receiver.pid}/status").read_text())
             metrics = httpx.get(receiver.url + "metrics", trust_env=False).text
@@ -113,7 +113,7 @@ def published(
                             for row in connection.execute("SELECT event_id FROM msgbubbles.webhook_events").fetchall()
                         }
                     new = [due.pop(event_id) for event_id in ids & due.keys()]
-                    # The first cycle began in its middle.
+                    # The first cycle began in the middle.
                     taken += [shown - at for at in new] if number > 1 else []
             finally:
                 done.set()

@@ -1,6 +1,6 @@
-"""dlt's own REST API source with its cursor paginator, as its documentation shows: merged by id, and incremental.
+"""Use dlt's REST API source with its cursor paginator as documented: merged by id and incremental.
 
-Its better settings: both lists at once, Parquet instead of SQL text, no compression of what is read back at once.
+Fast settings: both lists in parallel, Parquet instead of SQL text, no compression of temporary files.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-# Read when dlt is imported.
+# dlt reads these when it is imported.
 os.environ |= {
     "DLT_DATA_DIR": str(Path.cwd()),
     "DLT_PROJECT_DIR": str(Path.cwd()),
@@ -36,7 +36,7 @@ def resource(name: str, cursor: str) -> dict:
                 "cursor_param": "before",
                 "has_more_path": "has_more",
             },
-            # Newest first: reading ends at what the last run has seen.
+            # Newest first, so that reading stops at the previous run's newest row.
             "incremental": {"cursor_path": cursor, "row_order": "desc"},
         },
         "columns": {

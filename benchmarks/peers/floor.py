@@ -1,6 +1,6 @@
-"""The floor: a sequential walk over each list, its rows decoded as fast as Python can, and one Arrow insert each.
+"""Read each list sequentially, decode its rows as fast as Python can, and insert them as one Arrow table.
 
-It loses rows that share an instant with the end of a page, and it always begins anew.
+It loses rows that share a timestamp with the end of a page, and always reads everything.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Message(msgspec.Struct):
 ARROW = {datetime: pa.timestamp("us", tz="UTC"), bool: pa.bool_()}
 
 
-def rows_of(http: httpx.Client, path: str, model: type, cursor: str) -> list:
+def read_rows(http: httpx.Client, path: str, model: type, cursor: str) -> list:
     decoder = msgspec.json.Decoder(msgspec.defstruct("Page", [("data", list[model]), ("has_more", bool)]))
     rows: list = []
     params = {"limit": "100"}
@@ -62,7 +62,7 @@ def rows_of(http: httpx.Client, path: str, model: type, cursor: str) -> list:
         params["before"] = f"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03d}Z"
 
 
-def table_of(model: type, rows: list) -> pa.Table:
+def build_table(model: type, rows: list) -> pa.Table:
     columns = {}
     for field in msgspec.structs.fields(model):
         values = [getattr(row, field.name) for row in rows]
@@ -80,7 +80,7 @@ def main() -> None:
         duckdb.connect("floor.duckdb") as database,
     ):
         for name, model, cursor in (("chats", Chat, "last_message_at"), ("messages", Message, "created_at")):
-            rows = table_of(model, rows_of(http, name, model, cursor))  # noqa: F841 - DuckDB finds it by its name
+            rows = build_table(model, read_rows(http, name, model, cursor))  # noqa: F841 - DuckDB finds it by name
             database.execute(f"CREATE OR REPLACE TABLE {name} AS FROM rows")
 
 

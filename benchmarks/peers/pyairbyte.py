@@ -1,6 +1,6 @@
-"""PyAirbyte with a declarative manifest of the API, into its DuckDB cache.
+"""Use PyAirbyte with a declarative manifest of the API and its DuckDB cache.
 
-Its executor of declarative manifests (0.71) builds the source without the state, so every run reads everything.
+Its executor of declarative manifests (0.71) ignores the state, so every run reads everything.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def stream(name: str, cursor: str) -> dict:
                 "datetime": "2000-01-01T00:00:00.000Z",
                 "datetime_format": ISO,
             },
-            # Newest first: reading ends at what the last run has seen.
+            # Newest first, so that reading stops at the previous run's newest row.
             "is_data_feed": True,
         },
         "schema_loader": {

@@ -1,4 +1,4 @@
-"""A tap on the Meltano Singer SDK: both lists, newest first, and no further back than the last run came."""
+"""Tap of the Meltano Singer SDK: reads both lists, newest first, back to the previous run's newest row."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from singer_sdk.pagination import BaseAPIPaginator
 
 
 class NewestFirst(BaseAPIPaginator):
-    """The next page begins at the instant of the last row."""
+    """Requests the next page from the time of the last row."""
 
-    def __init__(self, cursor: str, known: str | None) -> None:
+    def __init__(self, cursor: str, newest_stored: str | None) -> None:
         super().__init__(None)
-        self._cursor, self._known = cursor, known
+        self._cursor, self._newest_stored = cursor, newest_stored
 
     def get_next(self, response: Any) -> str | None:
         page = response.json()
         if not page["has_more"] or not page["data"]:
             return None
         at = page["data"][-1][self._cursor]
-        return None if self._known and at < self._known else at
+        return None if self._newest_stored and at < self._newest_stored else at
 
 
 class Stream(RESTStream):

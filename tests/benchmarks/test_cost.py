@@ -1,4 +1,4 @@
-"""What the job costs in requests and memory, and what it loses: the benchmarks, on small accounts."""
+"""Tests of the benchmarks on small accounts: requests, memory and lost rows."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import goals
 from measure import fresh_folder, pages
 
 
-def test_requests_stay_within_what_is_promised() -> None:
-    found = goals.requests()
-    assert found["first"] - 1 <= found["first_at_least"] * 1.02, "and one for the numbers"
-    assert found["quiet"] <= 3
-    assert found["changed"] <= 9, "100 changed chats with 300 new messages"
+def test_requests_stay_within_the_goals() -> None:
+    figures = goals.requests()
+    assert figures["first"] - 1 <= figures["first_at_least"] * 1.02, "plus one request for the numbers"
+    assert figures["quiet"] <= 3
+    assert figures["changed"] <= 9, "100 changed chats with 300 new messages"
 
 
 def test_memory_does_not_grow_with_the_account(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,10 +24,10 @@ def test_memory_does_not_grow_with_the_account(monkeypatch: pytest.MonkeyPatch) 
             folder = fresh_folder("growing")
             _, usage = goals.run(folder, server.url, server.key, "--no-transform", memory_limit="128MB")
         peaks.append(usage.peak_bytes)
-    assert peaks[1] - peaks[0] < 60_000_000, "100,000 messages more, of which each takes up a kilobyte"
+    assert peaks[1] - peaks[0] < 60_000_000, "for 100,000 more messages of a kilobyte"
 
 
 @pytest.mark.parametrize(("name", "loses"), [("ours", False), ("floor", True)])
-def test_a_changing_account_is_whole_where_a_plain_walk_loses_rows(name: str, loses: bool) -> None:
-    figures = compare.with_losses(name, compare.CONTESTANTS[name], compare.Figures(*[0] * 11))
+def test_changing_account_is_complete_where_plain_paging_loses_rows(name: str, loses: bool) -> None:
+    figures = compare.measure_losses(name, compare.CONTESTANTS[name], compare.Figures(*[0] * 11))
     assert ((figures.lost, figures.lost_for_good) != (0, 0)) is loses
