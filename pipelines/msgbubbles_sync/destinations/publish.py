@@ -9,6 +9,7 @@ DuckDB finds the log by the file's name, so the log of the old file would change
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import logging
 import os
@@ -111,10 +112,8 @@ def _no_new_writer(file: Path) -> Iterator[None]:
     Logs a warning if one has it open already: its changes are lost.
     """
     try:
-        import fcntl
-
         descriptor = os.open(file, os.O_RDONLY)
-    except (ImportError, OSError):  # no such locks, or no file yet
+    except OSError:  # no file yet
         yield
         return
     try:
@@ -188,10 +187,8 @@ def clone(source: Path, target: Path) -> None:
     """Copy a file durably. File systems that can share blocks do not copy the bytes."""
     with source.open("rb") as original, target.open("wb") as copy:
         try:
-            import fcntl
-
             fcntl.ioctl(copy.fileno(), FICLONE, original.fileno())
-        except (ImportError, OSError):
+        except OSError:
             shutil.copyfileobj(original, copy, 16 * 1024 * 1024)
         copy.flush()
         os.fsync(copy.fileno())
