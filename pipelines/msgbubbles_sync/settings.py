@@ -71,6 +71,7 @@ class TransformSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     time_zone: TimeZone = "UTC"
     data_tests: DataTests = "hold"
+    planned_runs: bool = True
     spark: SparkSettings = {}
 
 

@@ -46,7 +46,7 @@ def load_manifest(target: str, database: str, time_zone: str, schema_prefix: str
 
     try:
         content = _path(target, database, schema_prefix).read_bytes()
-        if content[:KEY_BYTES] != _compute_key(target, database, time_zone, schema_prefix):
+        if content[:KEY_BYTES] != compute_key(target, database, time_zone, schema_prefix):
             return None
         manifest = Manifest.from_msgpack(content[KEY_BYTES:])
     except Exception:  # whatever is wrong with the file, parsing replaces it
@@ -62,7 +62,7 @@ def store_manifest(manifest: Manifest, target: str, database: str, time_zone: st
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, new = tempfile.mkstemp(dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(_compute_key(target, database, time_zone, schema_prefix) + manifest.to_msgpack())
+            file.write(compute_key(target, database, time_zone, schema_prefix) + manifest.to_msgpack())
         Path(new).replace(path)
 
 
@@ -72,7 +72,8 @@ def _path(target: str, database: str, schema_prefix: str) -> Path:
     return folder / f"{target}-{schema_prefix}{hashlib.sha256(database.encode()).hexdigest()[:16]}.msgpack"
 
 
-def _compute_key(*names: str) -> bytes:
+def compute_key(*names: str) -> bytes:
+    """Return a digest of the project's files, of the versions of Python and dbt, and of `names`."""
     files = (path for path in PROJECT.rglob("*") if path.is_file() and _is_source(path))
     made_with = [version(name) for name in ("dbt-core", "dbt-duckdb", "dbt-common", "dbt-adapters")]
     return compute_digest(files, platform.python_version(), *made_with, *names).digest()

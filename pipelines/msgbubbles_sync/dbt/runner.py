@@ -21,7 +21,8 @@ from msgbubbles_sync.settings import Settings
 from msgbubbles_sync.workspace import Workspace
 
 from . import spark
-from .manifest_cache import PROJECT, compute_digest, load_manifest, store_manifest
+from .manifest_cache import PROJECT, compute_digest, compute_key, load_manifest, store_manifest
+from .plan import PlanFile
 
 if TYPE_CHECKING:
     from dbt.contracts.graph.manifest import Manifest
@@ -62,7 +63,7 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
     They are built from scratch if the models have changed, because a new model does not correct the rows of the old
     one. `load_test_result` returns the result of the tests. Raises `TransformError`.
     """
-    options = ["--full-refresh"] if is_outdated(workspace, settings) else []
+    is_full = is_outdated(workspace, settings)
     digest = _compute_build_digest(settings)
     target, environment = destination.read_dbt_target()
     dbt = _Dbt(workspace, destination.prefix, target, environment, settings)
@@ -72,12 +73,19 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
         if folders is not None:
             session = stack.enter_context(spark.open_session(settings.transforms.spark, workspace.folder / "dbt"))
             spark.register_tables(session, *folders, destination.prefix)
-        result = dbt.run("run", *options)
-        if result.failed:
-            raise TransformError(f"the marts could not be built ({result.names}){result.explain(destination)}")
-        write_privately(_digest_file(workspace), digest)
-        if settings.transforms.data_tests != "off":
+        can_plan = settings.transforms.planned_runs and target == "duckdb" and not is_full
+        plan = PlanFile(workspace.folder / "dbt" / "plan.json", dbt.depends_on) if can_plan else None
+        is_planned = plan is not None and plan.execute(destination)
+        if not is_planned:
+            result = dbt.run("run", *(["--full-refresh"] if is_full else []))
+            if result.failed:
+                raise TransformError(f"the marts could not be built ({result.names}){result.explain(destination)}")
+            write_privately(_digest_file(workspace), digest)
+        has_tests = settings.transforms.data_tests != "off"
+        if has_tests and not (is_planned and plan is not None and plan.passes_tests(destination)):
             tested = dbt.test(destination)
+        if plan is not None and not is_planned:
+            plan.record(destination, dbt.nodes, dbt.executed)
     write_privately(_test_result_file(workspace), json.dumps(asdict(tested)))
 
 
@@ -99,8 +107,9 @@ class _Result:
     """The result of a dbt command. `failed` are the nodes that did not succeed, without tests that only warn."""
 
     def __init__(self, answer: Any, workspace: Workspace) -> None:
-        nodes = getattr(answer.result, "results", ())
-        self.failed: list[Any] = [node for node in nodes if node.status in ("error", "fail")]
+        results = getattr(answer.result, "results", ())
+        self.nodes: list[Any] = [result.node for result in results]
+        self.failed: list[Any] = [result for result in results if result.status in ("error", "fail")]
         self._exception = answer.exception
         self._details = workspace.folder / "dbt" / "last_error.txt"
         if not answer.success and not self.failed:
@@ -152,6 +161,11 @@ class _Dbt:
             *("--quiet", "--log-level", "none", "--log-level-file", "none", "--no-write-json"),
         ]
         self._manifest: Manifest | None = None
+        # What the statements of a run depend on, except for the relations in the database.
+        self.depends_on = (compute_key(*self._names).hex(), json.dumps(variables), settings.transforms.data_tests)
+        # The nodes of all commands; the statements executed for them, in order, each with the id of its node.
+        self.nodes: list[Any] = []
+        self.executed: list[tuple[str, str]] = []
 
     def run(self, *command: str) -> _Result:
         from dbt.adapters.duckdb.connections import DuckDBConnectionManager  # see above
@@ -168,8 +182,9 @@ class _Dbt:
                     return _Result(parsed, self._workspace)
                 self._manifest = parsed.result
                 store_manifest(self._manifest, *self._names)
-            runner = dbtRunner(manifest=self._manifest, callbacks=[lambda _event: record_progress()])
+            runner = dbtRunner(manifest=self._manifest, callbacks=[self._on_event])
             result = _Result(runner.invoke([*command, *self._options]), self._workspace)
+            self.nodes += result.nodes
             if result.failed:
                 # The traceback of a failed model holds a cursor in a cycle, which keeps the database open.
                 gc.collect()
@@ -181,6 +196,11 @@ class _Dbt:
                 os.environ.pop(name)
                 if value is not None:
                     os.environ[name] = value
+
+    def _on_event(self, event: Any) -> None:
+        record_progress()
+        if event.info.name == "SQLQuery":
+            self.executed.append((event.data.node_info.unique_id, event.data.sql))
 
     def test(self, destination: Destination) -> DataTestResult:
         """Run the data tests. Raises `TransformError` if one of them could not run."""
