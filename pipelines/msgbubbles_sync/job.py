@@ -6,7 +6,7 @@ Imports dlt, so `Workspace.configure_dlt` comes before it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import duckdb
@@ -92,17 +92,41 @@ def _adjust_source(context: Context, limits: Limits) -> SourceSettings:
     return structs.replace(source, start_date=f"{limits.since:%Y-%m-%d}")
 
 
+def load_webhooks(context: Context, limits: Limits) -> RunReport:
+    """Load what the webhook receiver has stored, build the marts and publish. Makes no request.
+
+    Returns as `run` does. There is no record of it in the run log, unless it fails.
+    """
+    report = RunReport(context, Run(stop=limits.stop))
+    with _report_end(context, report):
+        _load_events(context)
+        context.destination.prepare()
+        _build_marts(context, report, with_transform=limits.with_transform)
+        if context.workspace.is_pending("publish"):
+            _publish_tables(context, report, lambda _connection: None)
+    if report.failure is not None:
+        RunLog(context.workspace.folder).add(report.record)
+    return report
+
+
 @contextmanager
 def _log_run(context: Context, report: RunReport) -> Iterator[None]:
-    """Show the progress of a run, store in its report what ends it, and write its record however it ended."""
+    """Write the record of a run, however it ends."""
+    with _report_end(context, report):
+        yield
+    with suppress(OSError):  # a full disk has been reported already
+        RunLog(context.workspace.folder).add(report.record)
+
+
+@contextmanager
+def _report_end(context: Context, report: RunReport) -> Iterator[None]:
+    """Show the progress of a run, and store in its report what ends it."""
     try:
         with context.console.follow(report.run):
             yield
     except (Exception, KeyboardInterrupt) as error:
         report.failure = error
     report.conclude()
-    with suppress(OSError):  # a full disk has been reported already
-        RunLog(context.workspace.folder).add(report.record)
 
 
 def _finish_privacy_work(context: Context) -> None:
@@ -153,11 +177,22 @@ def _publish(context: Context, report: RunReport, *, max_age_minutes: float) -> 
     # A first run without an answer, such as one with a wrong key, has nothing to show. Its file would hide the demo's.
     if report.run.error is not None and not report.run.traffic.answered and not destination.exists():
         return
+
+    def store_run(connection: duckdb.DuckDBPyConnection) -> None:
+        store(connection, [*run_log.records(), report.record], destination.write_schema)
+        store_failed_reads(connection, report.failed_reads, destination.write_schema)
+
+    _publish_tables(context, report, store_run)
+
+
+def _publish_tables(
+    context: Context, report: RunReport, store_run: Callable[[duckdb.DuckDBPyConnection], None]
+) -> None:
+    workspace, destination = context.workspace, context.destination
     context.console.say("publishing")
     with report.timed("publish"):
         with destination.open_writer() as connection:
-            store(connection, [*run_log.records(), report.record], destination.write_schema)
-            store_failed_reads(connection, report.failed_reads, destination.write_schema)
+            store_run(connection)
             policy.store(connection, workspace, destination.write_schema)
             claims.store(connection, workspace, destination.write_schema)
             store_version(connection, destination.write_schema)

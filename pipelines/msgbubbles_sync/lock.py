@@ -101,16 +101,17 @@ def record_progress(waiting_seconds: float = 0.0, progress: str = "") -> None:
             os.utime(path, (at, at))
 
 
-def read_holder(folder: Path) -> Holder | None:
-    """Return the holder of the lock; null if it is free. Raises `OSError` if the lock cannot be tried."""
+def read_holder(folder: Path, name: str = "job") -> Holder | None:
+    """Return the holder of a lock; null if it is free. Raises `OSError` if the lock cannot be tried."""
     # Trying the lock refuses a job that starts at this moment, so try it only if a holder is recorded.
-    if not (folder / "job.json").exists():
+    path = folder / f"{name}.json"
+    if not path.exists():
         return None
-    lock = FileLock(folder / "job.lock")
+    lock = FileLock(folder / f"{name}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        return _read(folder / "job.json")
+        return _read(path)
     lock.release()
     return None
 

@@ -63,6 +63,9 @@ class Job:
     def start_for_people(self, *options: str) -> subprocess.Popen[str]:
         return self._start((), *options)
 
+    def start_command(self, command: str, *options: str) -> subprocess.Popen[str]:
+        return self._start((command,), "--json", *options)
+
     def whole_environment(self) -> dict[str, str]:
         """What a command is run with."""
         return {

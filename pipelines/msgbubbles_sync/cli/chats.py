@@ -95,6 +95,20 @@ def sync(
 
 
 @app.command()
+@with_shared_options(SCRIPT, "destination", "quiet", "as_json")
+def watch(
+    session: Session,
+    every: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Run the job this often.")] = 300,
+    health_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, metavar="PORT", help="Serve /health and /metrics on this port.")
+    ] = None,
+    health_host: Annotated[str, typer.Option(metavar="HOST", help="Address for --health-port.")] = "127.0.0.1",
+) -> int:
+    """Run the job at an interval, and load webhook events at once."""
+    return commands.watch.run(session, every, None if health_port is None else (health_host, health_port))
+
+
+@app.command()
 @with_shared_options(SCRIPT, "destination", "as_json", for_each=True)
 def plan(
     session: Session,

@@ -37,7 +37,7 @@ class Status:
 
     `last_complete_at` is when the last complete run started, null if there was none. By stream, `missing` counts the
     intervals that were never read, and `overflows` the tie overflows that are neither repaired nor accepted. `job` is
-    the active one.
+    the active one, and `watch` the process that runs one after another.
     """
 
     last_complete_at: datetime | None
@@ -48,6 +48,7 @@ class Status:
     failed_reads: list[FailedRead]
     runs: list[dict[str, Any]]
     job: Holder | None = None
+    watch: Holder | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -59,6 +60,7 @@ class Status:
             "requests_last_hour": self.requests_last_hour,
             "job": None if self.job is None else str(self.job),
             "job_progress": None if self.job is None else self.job.progress,
+            "watch": None if self.watch is None else str(self.watch),
             "runs": self.runs,
         }
 
@@ -81,13 +83,14 @@ def build_status(local: LocalState, start_ms: int, now: datetime) -> Status:
         ),
         failed_reads=local.states.failed_reads,
         runs=records[-RUNS_SHOWN:],
-        job=_find_job(local),
+        job=_find_holder(local, "job"),
+        watch=_find_holder(local, "watch"),
     )
 
 
-def _find_job(local: LocalState) -> Holder | None:
+def _find_holder(local: LocalState, lock: str) -> Holder | None:
     with suppress(OSError):  # the lock is another user's
-        return read_holder(local.workspace.folder)
+        return read_holder(local.workspace.folder, lock)
     return None
 
 
@@ -98,6 +101,10 @@ def print_status(status: Status, local: LocalState, start_ms: int, now: datetime
     else:
         console.print(
             f"Fresh as of {status.last_complete_at:%Y-%m-%d %H:%M} UTC, {_format_age(status.age_minutes)} ago."
+        )
+    if status.watch is not None:
+        console.print(
+            f"A watch {'is stuck' if status.watch.is_stalled else 'is active'}: {status.watch}", soft_wrap=True
         )
     if status.job is not None:
         state = "is stuck" if status.job.is_stalled else "is active"

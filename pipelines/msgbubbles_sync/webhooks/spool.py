@@ -27,7 +27,7 @@ import msgspec
 from msgbubbles_sync.files import sync_to_disk
 from msgbubbles_sync.workspace import Workspace
 
-SEGMENT_SECONDS = 2.0
+SEGMENT_SECONDS = 1.0
 SEGMENT_BYTES = 16 * 1024 * 1024
 # Ids that are not written a second time; the load drops older duplicates.
 RECENT_EVENTS = 50_000
@@ -216,6 +216,10 @@ def take_finished(folder: Path) -> Iterator[Segment]:
     for path in list_segments(folder):
         if _is_released(path):
             yield read_segment(path)
+
+
+def has_finished_segment(folder: Path) -> bool:
+    return any(_is_released(path) for path in list_segments(folder)[:1])
 
 
 def read_segment(path: Path) -> Segment:

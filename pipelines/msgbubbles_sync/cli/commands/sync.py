@@ -25,6 +25,15 @@ def run(
 ) -> int:
     """Bring the warehouse up to date, and print how that ended. The caller holds the lock `job`."""
     limits = Limits(since, max_requests, accept_ties, with_transform)
+    prepare(session)
+    with stopped_by_signals(limits.stop), reach_account(session) as connection:
+        report = job.run(connection.context, limits)
+    print_report(session.reporter, report, session.context.settings.describe_policy(), sandbox=session.sandbox)
+    return report.outcome.exit_status
+
+
+def prepare(session: Session) -> None:
+    """Bring the workspace and the tables to where a run can start. Raises `UsageError` if they are not for it."""
     context, reporter = session.context, session.reporter
     workspace, destination = context.workspace, context.destination
     if not session.sandbox:
@@ -38,7 +47,3 @@ def run(
     restore(workspace, destination, reporter.fail)
     migrate(context)
     context.check_policy()
-    with stopped_by_signals(limits.stop), reach_account(session) as connection:
-        report = job.run(connection.context, limits)
-    print_report(reporter, report, context.settings.describe_policy(), sandbox=session.sandbox)
-    return report.outcome.exit_status

@@ -1,0 +1,103 @@
+"""`chats.py watch`: runs of the job, one after another."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from msgbubbles.configuration import FILES
+from msgbubbles_sync import job
+from msgbubbles_sync.cli.connection import reach_account
+from msgbubbles_sync.cli.console import Reporter
+from msgbubbles_sync.cli.main import Session
+from msgbubbles_sync.cli.signals import stopped_by_signals
+from msgbubbles_sync.configuration import configuration_folder
+from msgbubbles_sync.context import Context, Limits
+from msgbubbles_sync.lock import hold_lock
+from msgbubbles_sync.outcome import EXIT_STOPPED, explain_end
+from msgbubbles_sync.report import RunReport
+from msgbubbles_sync.watch import Cycle, Watch
+from msgbubbles_sync.watch_health import Health, serve_health
+from msgbubbles_sync.webhooks.spool import spool_folder
+
+from . import sync
+
+# A signal ends the process at the latest after so long; a run may be killed at any time.
+SECONDS_TO_STOP = 10.0
+
+
+class _Stop(threading.Event):
+    """Ends the process if it has not stopped in time."""
+
+    def set(self) -> None:
+        if not self.is_set():
+            timer = threading.Timer(SECONDS_TO_STOP, os._exit, [EXIT_STOPPED])
+            timer.daemon = True
+            timer.start()
+        super().set()
+
+
+def run(session: Session, every_seconds: float, health_address: tuple[str, int] | None) -> int:
+    """Run the job until a signal arrives, which is a success. Starts itself again when the configuration changes."""
+    workspace, reporter = session.context.workspace, session.reporter
+    stop, configured, health = _Stop(), _read_marks(), Health(every_seconds)
+    with ExitStack() as stack:
+        stack.enter_context(hold_lock(workspace.folder, "watch"))
+        stack.enter_context(stopped_by_signals(stop))
+        if health_address is not None:
+            stack.enter_context(serve_health(health, health_address))
+        reached = stack.enter_context(reach_account(session)).context
+
+        def locked(run: Callable[[Context, Limits], RunReport]) -> RunReport:
+            with hold_lock(workspace.folder):
+                # Another command may have changed what a context has cached.
+                sync.prepare(replace(session, context=replace(session.context)))
+                return run(replace(reached), Limits(stop=stop))
+
+        def on_cycle(cycle: Cycle) -> bool:
+            health.add(cycle)
+            _print(cycle, reporter)
+            return _read_marks() == configured
+
+        Watch(
+            spool_folder(workspace),
+            every_seconds,
+            stop,
+            lambda: locked(job.run),
+            lambda: locked(job.load_webhooks),
+            lambda error: explain_end(error, session.context),
+            on_cycle,
+        ).run()
+    if not stop.is_set():
+        reporter.say("the configuration has changed; starting again")
+        os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - as this process was started
+    return 0
+
+
+def _read_marks() -> list[tuple[str, int, int]]:
+    """Return what changes when one of the configuration files does."""
+    paths = [configuration_folder() / name for name in FILES]
+    return [(path.name, path.stat().st_mtime_ns, path.stat().st_ino) for path in paths if path.exists()]
+
+
+def _print(cycle: Cycle, reporter: Reporter) -> None:
+    """Print a line for a cycle: as JSON its record, for people how it ended."""
+    outcome, report = cycle.outcome, cycle.report
+    if outcome is None:
+        reporter.say("another job is active; trying again")
+    elif reporter.as_json:
+        if report is not None and (cycle.is_full or report.published):
+            sys.stdout.write(json.dumps(report.record) + "\n")
+    elif outcome.message:
+        reporter.fail(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {outcome.message}")
+    elif report is not None and report.published:
+        rows = sum(changes.new + changes.changed for changes in report.run.changes.values())
+        what = f"{rows:,} rows new or changed" if cycle.is_full else "events loaded"
+        reporter.print_text({}, f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {what}; published")
+    sys.stdout.flush()

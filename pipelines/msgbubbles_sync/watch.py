@@ -1,0 +1,131 @@
+"""Run the job again and again: at an interval, and as soon as webhook events arrive.
+
+Imports dlt, so `Workspace.configure_dlt` comes before it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .lock import AnotherJobRunsError, record_progress
+from .outcome import EXIT_FAILED, EXIT_USAGE, Outcome
+from .report import RunReport
+from .webhooks.spool import has_finished_segment
+
+POLL_SECONDS = 0.2
+# Events that arrive together are loaded together.
+DEBOUNCE_SECONDS = 0.5
+# A cycle may take a quarter of one core, and of one disk.
+REST_PER_COST = 3.0
+LOCKED_SECONDS = 5.0
+MAX_BACKOFF_SECONDS = 3600.0
+
+
+@dataclass
+class Cycle:
+    """One cycle.
+
+    Attributes:
+        is_full: It ran the whole job, and not only loaded events.
+        started_at: Seconds since 1970.
+        outcome: How it ended; null if another job was active.
+        report: Null if it ended before the job started.
+        cost_seconds: Its CPU time, or the time to publish if that was longer.
+    """
+
+    is_full: bool
+    started_at: float
+    outcome: Outcome | None = None
+    report: RunReport | None = None
+    cost_seconds: float = 0.0
+
+    @property
+    def has_failed(self) -> bool:
+        return self.outcome is not None and self.outcome.exit_status in (EXIT_FAILED, EXIT_USAGE)
+
+
+@dataclass
+class Watch:
+    """The schedule of the cycles.
+
+    A full cycle runs the job, every `every_seconds`; after n failures in a row, 2ⁿ times as much later. Between full
+    cycles, and unless the last cycle failed, a cycle for events only loads what the webhook receiver has stored.
+
+    Attributes:
+        run_job: Runs the job.
+        load_events: Loads the events.
+        explain: Explains an exception.
+        on_cycle: Is called after each cycle, and returns whether to go on.
+    """
+
+    spool: Path
+    every_seconds: float
+    stop: threading.Event
+    run_job: Callable[[], RunReport]
+    load_events: Callable[[], RunReport]
+    explain: Callable[[Exception], Outcome]
+    on_cycle: Callable[[Cycle], bool]
+    failures: int = 0
+    next_full_at: float = 0.0
+
+    def run(self) -> None:
+        """Run cycles until `stop` is set or `on_cycle` ends it. Raises what keeps the first job from starting."""
+        is_first = True
+        while not self.stop.is_set():
+            cycle = self._run_cycle(is_first=is_first)
+            if not self.on_cycle(cycle):
+                return
+            self._wait(self._schedule(cycle))
+            is_first = False
+
+    def _run_cycle(self, *, is_first: bool) -> Cycle:
+        cycle = Cycle(time.time() >= self.next_full_at, time.time())
+        before = _read_cpu_seconds()
+        try:
+            cycle.report = self.run_job() if cycle.is_full else self.load_events()
+            cycle.outcome = cycle.report.outcome
+        except AnotherJobRunsError:
+            return cycle
+        except Exception as error:
+            if is_first:
+                raise
+            cycle.outcome = self.explain(error)
+        publish_seconds = cycle.report.seconds.get("publish", 0.0) if cycle.report else 0.0
+        cycle.cost_seconds = max(_read_cpu_seconds() - before, publish_seconds)
+        return cycle
+
+    def _schedule(self, cycle: Cycle) -> float:
+        """Set when the next full cycle is due, and return when the next cycle may start at the earliest."""
+        if cycle.outcome is None:
+            self.next_full_at = max(self.next_full_at, time.time() + LOCKED_SECONDS)
+            return time.time() + LOCKED_SECONDS
+        self.failures = self.failures + 1 if cycle.has_failed else 0
+        if cycle.is_full or cycle.has_failed:
+            longest = max(MAX_BACKOFF_SECONDS, self.every_seconds)
+            self.next_full_at = cycle.started_at + min(self.every_seconds * 2**self.failures, longest)
+        return time.time() + REST_PER_COST * cycle.cost_seconds
+
+    def _wait(self, earliest: float) -> None:
+        """Wait until a cycle is due."""
+        events_at = None
+        while not self.stop.wait(POLL_SECONDS):
+            record_progress()
+            now = time.time()
+            if now < earliest:
+                continue
+            if now >= self.next_full_at:
+                return
+            if not self.failures and has_finished_segment(self.spool):
+                events_at = events_at or now
+                if now >= events_at + DEBOUNCE_SECONDS:
+                    return
+
+
+def _read_cpu_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system

@@ -1,0 +1,96 @@
+"""`chats.py watch` as a process: events are published within seconds and without a request, and it ends in order."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import duckdb
+
+from helpers.hooks import spool, typing
+from helpers.job import Job
+from msgbubbles_sync.workspace import Workspace
+
+NewJob = Callable[..., Job]
+SECONDS = 120
+
+
+def count(job: Job, table: str) -> int:
+    try:
+        with duckdb.connect(str(job.database), read_only=True) as connection:
+            row = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+            return row[0] if row else 0
+    except duckdb.Error:
+        return 0
+
+
+def wait_for(process: subprocess.Popen[str], is_there: Callable[[], Any]) -> None:
+    until = time.monotonic() + SECONDS
+    while not is_there():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@contextmanager
+def running(job: Job, *options: str) -> Iterator[subprocess.Popen[str]]:
+    process = job.start_command("watch", *options)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def stop(process: subprocess.Popen[str]) -> tuple[list[dict[str, Any]], str]:
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, errors
+    return [json.loads(line) for line in output.splitlines()], errors
+
+
+def test_watch_publishes_events_without_a_request_and_stops(new_job: NewJob) -> None:
+    job = new_job(chats=5, messages=20)
+    with running(job, "--every", "3600") as process:
+        wait_for(process, lambda: count(job, "marts.thread_activity") == 5)
+        requests = len(job.server.requests)
+        spool(Workspace.from_path(job.database), [typing(number) for number in range(3)])
+        wait_for(process, lambda: count(job, "msgbubbles.webhook_events") == 3)
+        assert len(job.server.requests) == requests
+        assert "process" in job.ask("status")["watch"]
+        assert job.run().status == 0, "the lock is free between two cycles"
+        assert len(stop(process)[0]) == 2
+    assert job.ask("status")["watch"] is None
+
+
+def test_second_watch_is_refused_and_a_failing_one_goes_on(new_job: NewJob) -> None:
+    job = new_job(chats=1, messages=1)
+    with running(job, "--every", "1") as process:
+        wait_for(process, lambda: count(job, "msgbubbles.chats") == 1)
+        second = job.finish(job.start_command("watch"))
+        assert (second.status, "another watch" in second.errors) == (75, True)
+        job.server.knobs.active = False
+        wait_for(process, lambda: job.ask("status")["runs"][-1]["exit_status"] == 1)
+        job.server.knobs.active = True
+        wait_for(process, lambda: job.ask("status")["runs"][-1]["exit_status"] == 0)
+        stop(process)
+
+
+def test_watch_starts_again_with_a_changed_configuration(new_job: NewJob) -> None:
+    job = new_job(chats=1, messages=1)
+    (job.folder / "dlt_config").mkdir()
+    config = job.folder / "dlt_config" / "config.toml"
+    config.write_text("[sync]\npublish_minutes = 60\n")
+    job.environment = {"DLT_PROJECT_DIR": str(job.folder)}
+    job.start_anew = True
+    with running(job, "--every", "1") as process:
+        wait_for(process, lambda: count(job, "msgbubbles.chats") == 1)
+        config.write_text("[sync]\npublish_minute = 60\n")
+        _, errors = process.communicate(timeout=SECONDS)
+    assert (process.returncode, "Did you mean publish_minutes?" in errors) == (2, True)

@@ -1,0 +1,129 @@
+"""The schedule of `chats.py watch`, with jobs that cost nothing."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+
+from helpers.context import build_context
+from helpers.hooks import spool, typing
+from msgbubbles.source.run import Run
+from msgbubbles_sync import watch
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.lock import AnotherJobRunsError
+from msgbubbles_sync.outcome import Outcome
+from msgbubbles_sync.report import RunReport
+from msgbubbles_sync.watch import Cycle, Watch
+from msgbubbles_sync.watch_health import Health, serve_health
+from msgbubbles_sync.webhooks.spool import spool_folder
+from msgbubbles_sync.workspace import Workspace
+
+
+@dataclass
+class Jobs:
+    """What the cycles of a watch do: each full one the next of `ends`, and then the watch stops."""
+
+    workspace: Workspace
+    ends: list[int | Exception]
+    cycles: list[Cycle] = field(default_factory=list)
+
+    def report(self, status: int) -> RunReport:
+        return RunReport(build_context(self.workspace), Run(), outcome=Outcome(status))
+
+    def run_job(self) -> RunReport:
+        end = self.ends.pop(0)
+        if isinstance(end, Exception):
+            raise end
+        return self.report(end)
+
+    def load_events(self) -> RunReport:
+        for path in spool_folder(self.workspace).glob("*.jsonl"):
+            path.unlink()
+        return self.report(0)
+
+    def add(self, cycle: Cycle) -> bool:
+        self.cycles.append(cycle)
+        return bool(self.ends)
+
+    def watch(self, every_seconds: float) -> Watch:
+        return Watch(
+            spool_folder(self.workspace), every_seconds, threading.Event(), self.run_job, self.load_events,
+            lambda error: Outcome(1, str(error)), self.add,
+        )  # fmt: skip
+
+    @property
+    def gaps(self) -> list[float]:
+        starts = [cycle.started_at for cycle in self.cycles]
+        return [after - before for before, after in itertools.pairwise(starts)]
+
+
+@pytest.fixture
+def new_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Jobs]:
+    monkeypatch.setattr(watch, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(watch, "DEBOUNCE_SECONDS", 0.02)
+    monkeypatch.setattr(watch, "LOCKED_SECONDS", 0.3)
+    workspace = Workspace.from_path(tmp_path / "company.duckdb")
+    workspace.make_folders()
+    return lambda *ends: Jobs(workspace, list(ends))
+
+
+def test_failures_double_the_interval_until_a_success(new_jobs: Callable[..., Jobs]) -> None:
+    jobs = new_jobs(0, 1, OSError("gone"), 3, 0)
+    jobs.watch(0.2).run()
+    assert [cycle.outcome.exit_status for cycle in jobs.cycles if cycle.outcome] == [0, 1, 1, 3, 0]
+    assert [gap >= seconds for gap, seconds in zip(jobs.gaps, (0.2, 0.4, 0.8, 0.2), strict=True)] == [True] * 4
+
+
+def test_cycle_rests_for_three_times_its_cost(new_jobs: Callable[..., Jobs], monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = new_jobs(0, 0)
+    cost = iter((0.0, 0.2, 0.2, 0.4))
+    monkeypatch.setattr(watch, "_read_cpu_seconds", lambda: next(cost))
+    jobs.watch(0.01).run()
+    assert jobs.gaps[0] >= 0.6
+
+
+def test_another_job_is_waited_for(new_jobs: Callable[..., Jobs]) -> None:
+    jobs = new_jobs(AnotherJobRunsError("busy"), 0)
+    jobs.watch(3600).run()
+    assert [cycle.outcome for cycle in jobs.cycles] == [None, Outcome(0)]
+    assert jobs.gaps[0] >= 0.3
+
+
+def test_first_cycle_that_cannot_start_ends_the_watch(new_jobs: Callable[..., Jobs]) -> None:
+    with pytest.raises(UsageError, match="no key"):
+        new_jobs(UsageError("no key")).watch(0.1).run()
+
+
+def test_events_start_a_cycle_between_full_ones_but_not_after_a_failure(new_jobs: Callable[..., Jobs]) -> None:
+    jobs = new_jobs(0, 1, 0, 0)
+    spool(jobs.workspace, [typing(1)])
+    jobs.watch(0.4).run()
+    assert [cycle.is_full for cycle in jobs.cycles[:3]] == [True, False, True]
+    spool(jobs.workspace, [typing(2)])
+    jobs.cycles.clear()
+    jobs.ends = [1, 0]
+    jobs.watch(0.2).run()
+    assert [cycle.is_full for cycle in jobs.cycles] == [True, True]
+
+
+def test_health_and_metrics_show_the_last_success(new_jobs: Callable[..., Jobs]) -> None:
+    jobs = new_jobs()
+    health = Health(every_seconds=1)
+    with serve_health(health, ("127.0.0.1", 0)) as url:
+        health.add(Cycle(True, time.time() - 100_000, Outcome(0), jobs.report(0), 0.5))
+        assert httpx.get(f"{url}/health", trust_env=False).status_code == 503
+        health.add(Cycle(True, time.time(), Outcome(3), jobs.report(3), 0.5))
+        health.add(Cycle(False, time.time(), Outcome(1, "full disk"), None))
+        assert httpx.get(f"{url}/health", trust_env=False).json()["healthy"] is True
+        metrics = httpx.get(f"{url}/metrics", trust_env=False).text
+    assert 'msgbubbles_watch_cycles_total{kind="events",status="1"} 1.0' in metrics
+    assert "process_resident_memory_bytes" in metrics
+    with pytest.raises(UsageError, match="cannot be listened on"), serve_health(health, ("192.0.2.1", 0)):
+        pass
