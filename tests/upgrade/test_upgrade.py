@@ -1,4 +1,4 @@
-"""This release continues with the files of the release before the rebuild, and loses or reads again nothing.
+"""An upgrade from the release before the rebuild loses nothing and reads nothing again.
 
 `make_fixture.py` describes the archives. Names that this release has changed are at the top. Queries on a fixture
 before its upgrade use the old names, and stay as they are.
