@@ -40,7 +40,7 @@ def test_wrong_local_clock_does_no_harm(ahead: timedelta) -> None:
     clock.at(NOW + ahead, NOW)
     assert clock.at(NOW + ahead + SECOND, NOW + SECOND) == NOW + ahead + SECOND
     assert clock.at(NOW, NOW) == NOW + ahead, "now this is the unexpected one"
-    # Set right while a job runs.
+    # Corrected while a job runs.
     answers = [clock.at(NOW + ahead, NOW + ahead) for _ in range(MORE_ANSWERS)]
     assert answers[-1] == NOW + ahead
 

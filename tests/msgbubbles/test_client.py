@@ -137,7 +137,7 @@ def test_message_is_sent_once_per_key(client: Client, server: Server) -> None:
     assert first.status == "queued"
 
 
-# -- what a page may hold
+# -- the contents of a page
 
 
 def build_page(rows: list[Any], model: Any = Chat, body: bytes | None = None) -> Page[Any]:
@@ -214,7 +214,7 @@ def test_answer_that_is_not_a_page_is_malformed(body: bytes) -> None:
         (200, b'{"request_id":"req_1","has_more":false}', False),
         (200, b'\xef\xbb\xbf{"data":null}', None),
         (204, b"", False),
-        # It may be an answer that was cut off, so it is asked for again.
+        # The answer may have been cut off, so it is requested again.
         (200, b"", True),
     ],
 )
@@ -224,7 +224,7 @@ def test_empty_list_has_many_spellings(status: int, body: bytes, has_more: bool 
     assert (len(page), page.full, page.has_more) == (0, False, has_more)
 
 
-# -- JSON that no strict decoder takes
+# -- JSON that strict decoders refuse
 
 
 def around(row: bytes) -> bytes:
@@ -260,7 +260,7 @@ def test_lenient_json_is_read(row: bytes, text: str | None, metadata: Any, extra
         text, metadata, extra,
     )  # fmt: skip
     assert page.odd == (set() if b'"id":"m2","id"' in row else {"m2"})
-    # Read again, by whatever way, it is the same row, and it can be stored.
+    # Read again on the other path, it is the same row, and can be stored.
     assert fingerprint(build_page([], Message, around(row)).rows[1]) == fingerprint(read)
     build_arrow_table(MESSAGES, [(read, page.fetched_at)])
 
@@ -292,7 +292,7 @@ def test_answer_with_a_missing_byte_loses_one_row_at_most() -> None:
     for at in range(first + 1, last):
         page = build_page([], Message, body[:at] + body[at + 1 :])
         whole = [one for one in page.rejected if one.stream == "chats"]
-        # A bracket or a comma that is missing between two rows costs both.
+        # A missing bracket or comma between two rows costs both.
         assert len(page.rows) + len(whole) == 3 - (body[at : at + 1] in b"{}," and len(page.rows) == 1), body[at:]
         assert page.rows
     for end in range(1, len(body)):

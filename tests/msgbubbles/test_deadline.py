@@ -16,7 +16,7 @@ from msgbubbles.errors import ConfigurationError, Interrupted, MsgBubblesError, 
 from msgbubbles.transport import Transport
 
 TIMEOUT_SECONDS = 0.3
-# An answer takes half a minute; half of that leaves room for a busy machine.
+# An answer takes half a minute; half of that is enough for a busy machine.
 DRIPS = 600
 LATEST_SECONDS = 15
 GOOD = b'HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n{"data": []}'
@@ -104,7 +104,7 @@ def test_slow_answer_ends_at_the_deadline(part: str) -> None:
 def test_slow_answer_on_a_reused_connection_ends_at_the_deadline() -> None:
     with handling(good_once) as port, Client(transport_to(port)) as client:
         client.list_numbers()
-        time.sleep(TIMEOUT_SECONDS + 0.1)  # the time of the exchange before is over
+        time.sleep(TIMEOUT_SECONDS + 0.1)  # the previous exchange has timed out
         began = time.monotonic()
         with pytest.raises(RetryableError):
             client.list_numbers()

@@ -82,7 +82,7 @@ def test_smaller_pages_are_requested_after_failures(server: Server, fault: str) 
     limit, answer = FAULTS[fault]
     server.knobs.answer = over(limit, answer)
     with build_client(server, timeout_seconds=0.25) as client:
-        # A feed that is refused counts as missing.
+        # A refused feed counts as missing.
         stream, rows = ("chats", CHATS) if fault in ("400", "422") else ("messages", MESSAGES)
         ids, overflows = read_all(client, stream)
     assert (len(ids), overflows) == (rows, 0)
@@ -103,7 +103,7 @@ def test_page_over_the_size_limit_is_read_in_parts(server: Server, monkeypatch: 
     monkeypatch.setattr("msgbubbles.responses.MAX_BODY_BYTES", 20_000)
     with build_client(server) as client:
         assert read_all(client) == ({row["id"] for row in server.truth().messages}, 0)
-        # A row that is too large by itself fails, and says why.
+        # A single row that is too large fails, with the reason.
         monkeypatch.setattr("msgbubbles.responses.MAX_BODY_BYTES", 10)
         with pytest.raises(RetryableError, match="over 10 bytes"):
             client.list_messages()
@@ -117,7 +117,7 @@ def test_pages_are_large_again_after_an_outage(server: Server) -> None:
         limits = [int(seen.query["limit"]) for seen in server.requests]
         assert limits[:6] == [100, 100, 50, 25, 12, 6]
         assert limits[6:12] == [12, 24, 48, 96, 100, 100]
-        # Where nothing at all is answered, the size of the pages is not the reason.
+        # If nothing is answered at all, the page size is not the reason.
         server.knobs.answer = lambda *_: (503, {}, b"")
         with pytest.raises(RetryableError):
             client.list_messages()
@@ -149,7 +149,7 @@ def test_page_too_small_for_its_ties_is_enlarged() -> None:
     chat_id = account.add_chat("+14155550100", "+14155550123", at)
     account.add_messages(NewMessage(chat_id, "inbound", "hello", at, "received") for _ in range(40))
     with serve(account, Knobs()) as server, build_client(server) as client:
-        # As long as it takes to be careful with larger pages.
+        # Long enough to make it cautious about larger pages.
         server.knobs.answer = lambda _method, _path, query: (
             (503, {}, b"") if int(query["limit"]) > 25 and len(server.requests) < 6 else None
         )

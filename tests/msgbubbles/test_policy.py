@@ -246,7 +246,7 @@ def texts_in(value: Any) -> Iterator[str]:
         yield str(value)
 
 
-# -- in a whole world
+# -- in a simulated world
 
 
 @contextmanager
@@ -279,12 +279,12 @@ GROUP = "00000000-0000-4000-8000-000000000009"
 )
 def test_no_handle_is_loaded_into_other_columns_or_names(policy: Policy, is_erased: bool, feed: bool) -> None:
     every = [*spellings(ANN), *spellings("carla@example.com")]
-    # What a chat is asked for by, and who is in it.
+    # Fields that identify a chat, or the people in it.
     own = frozenset({"conversation_id", "from_handle", "handle", "sender"})
 
     def quoted(kind: str, row: dict[str, Any]) -> dict[str, Any]:
         direct = {"remote_handle"} if not row.get("is_group") else set()
-        # By its key, so that a row is the same whenever it is read.
+        # Seeded by its key, so that a row is the same each time it is read.
         number = crc32(str(row.get("id")).encode()) % len(every)
         written = cycle([*every[number:], *every[:number]])
         return quote_everywhere(row, written, own | ({"id"} | direct if kind == "chats" else set()))
@@ -388,12 +388,12 @@ def test_erased_people_are_not_loaded_and_nothing_else_is_missing(policy: Policy
                     row["id"] = row["id"].split("|")[-1]
             assert found == expected
             world.pass_time(3_600_000)
-        # In a thread that nobody has seen, of a number of ours that is new.
+        # In a new chat of a new number of ours.
         new = world.account.add_chat(OURS, "+1 415 555 0111", world.at(), chat_id=GROUP[:-1] + "7")
         write(world, new, [ANN, OURS], world.at(), range(12))
         world.sync()
         assert {table: len(rows(world, table)) for table in tables} == {table: len(expected[table]) for table in tables}
-        # What somebody else writes of them.
+        # Messages of others that mention them.
         world.account.add_message(NewMessage(GROUP, "outbound", f"ask {ANN}!", world.at(), "sent", sender=OURS))
         world.pass_time(60_000)
         assert world.sync().changes["messages"].new == 1

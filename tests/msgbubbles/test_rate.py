@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 PIPELINES = str(Path(__file__).parents[2] / "pipelines")
 
-# Each page has one row that the page before did not show.
+# Each page has one new row.
 BACKFILL = """
 import sys
 from pathlib import Path
@@ -57,7 +57,7 @@ class Limited:
 
     def backfill(self, *configured: int) -> None:
         """Read all messages with one process per configured limit; they share a record."""
-        # As 61 seconds are to a minute.
+        # The ratio of 61 seconds to a minute.
         window_seconds = self.window_seconds * WINDOW_SECONDS / 60
         processes = [
             subprocess.Popen(

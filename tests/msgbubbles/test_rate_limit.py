@@ -65,7 +65,7 @@ def assert_no_window_has_more(times: list[float], limit: int, window_seconds: fl
 @settings(max_examples=60, deadline=None)
 @given(
     steps=st.lists(
-        # Mostly short pauses, so that windows fill.
+        # Mostly short pauses, so that windows fill up.
         st.tuples(st.floats(0, 3) | st.floats(0, 100), st.integers(1, 8), st.booleans()),
         min_size=1,
         max_size=25,
@@ -86,7 +86,7 @@ def test_no_window_has_more_requests_than_allowed(steps: list[tuple[float, int, 
                 wait = rate_limiter.acquire()
                 if wait:
                     clock.now += wait
-                    # The last bit of a float may be missing.
+                    # Tolerate the last bit of a float.
                     if (rest := rate_limiter.acquire()) > 0:
                         assert rest < 1e-6, "what it says to wait is enough"
                         clock.now += 1e-6
@@ -164,7 +164,7 @@ def test_processes_share_the_limit(tmp_path: Path) -> None:
         process.stdin.flush()
     times = [at for process in processes for at in json.loads(process.communicate(timeout=20)[0])]
     assert [process.returncode for process in processes] == [0, 0, 0]
-    # What it counts is when it was asked; the caller knows a moment later, or much later on a busy machine.
+    # It counts the time of the call; the caller sees the result later, much later on a busy machine.
     windows = (max(times) - began) / 0.8
     assert 20 < len(times) <= 20 * (int(windows) + 1), "more than one window, and no more than each may have"
 

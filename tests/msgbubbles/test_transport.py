@@ -148,7 +148,7 @@ def test_waiting_for_429s_ends() -> None:
         began = time.monotonic()
         with pytest.raises(RateLimitedError):
             client.list_chats()
-        assert time.monotonic() - began < 20  # it was told to wait for 30
+        assert time.monotonic() - began < 20  # instead of 30
 
 
 def test_retry_after_is_read_in_both_forms() -> None:
@@ -272,7 +272,7 @@ def test_later_fetch_has_a_later_time_if_the_clock_is_set_back(server: Server, m
 
 @settings(deadline=None)
 @given(st.lists(st.floats(0, 30), min_size=1, max_size=80), st.integers(1, 6))
-@example([1.3326569399768442, 1.2108555878837681, 29.0, 30.0, 1.0], 3)  # 60 s later, but for the last bit
+@example([1.3326569399768442, 1.2108555878837681, 29.0, 30.0, 1.0], 3)  # 60 s later, except for the last bit
 def test_no_window_has_more_requests_than_allowed(pauses: list[float], limit: int) -> None:
     now = 1000.0
     folder = TemporaryDirectory()

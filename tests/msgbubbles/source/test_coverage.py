@@ -84,7 +84,7 @@ def test_compacting_preserves_coverage_and_makes_nothing_look_fresher(pieces: li
 def test_coverage_stays_small_after_a_year_of_runs() -> None:
     coverage = Coverage()
     now = 1_800_000_000_000
-    # Every run of a year would take minutes here; every run of the last month after one an hour shows the same.
+    # All runs of a year would take minutes; hourly ones, then all runs of the last month, show the same.
     steps = [60 * 60_000] * (24 * 335) + [5 * 60_000] * (12 * 24 * 30)
     for step in steps:
         now += step

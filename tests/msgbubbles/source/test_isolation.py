@@ -294,7 +294,7 @@ def test_unreadable_page_costs_only_the_rows_around_it(
     world.knobs.transform_body = page_with(table, rows[number])
     for _ in range(2):
         assert world.sync().error is None
-        # A chat whose newest message is on the page is read by itself, in vain.
+        # A chat whose newest message is on the page is read separately, in vain.
         assert {"page"} <= {one[0] for one in failed(world)} <= {"page", "thread"}
         assert missing(world).get(table, 1) <= 12
     world.knobs.transform_body = None

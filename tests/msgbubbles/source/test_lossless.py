@@ -24,9 +24,9 @@ from msgbubbles_sync.sandbox import Knobs, NewMessage
 pytestmark = pytest.mark.slow
 MINUTE_MS = 60_000
 SETTINGS = SourceConfig(0, 5 * MINUTE_MS, {"chats": [Tier(DAY_MS)], "messages": [Tier(HOUR_MS, 72 * HOUR_MS)]})
-# How many rows share a millisecond at most: fewer than a page has, or some could be out of reach.
+# At most this many rows share a millisecond: fewer than a page, so that all can be reached.
 TIES = 3
-# Always the same, so that a failure is the fault of a change; others, and as many as are asked for, where this is set.
+# By default always the same examples, so that a failure is due to a change. Set this for other ones, and their number.
 EXAMPLES = int(os.environ.get("LOSSLESS_EXAMPLES", "0"))
 
 
@@ -254,7 +254,7 @@ Conversations.TestCase.settings = settings(
     derandomize=not EXAMPLES,
     stateful_step_count=30,
     deadline=None,
-    # A failure here is found by its seed and thought about; to shrink it takes longer than to understand it.
+    # Shrinking a failure takes longer than understanding it by its seed.
     phases=[Phase.explicit, Phase.reuse, Phase.generate] if EXAMPLES else [Phase.generate],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )

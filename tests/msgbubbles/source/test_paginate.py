@@ -300,7 +300,7 @@ def test_ids_that_change_with_each_request_do_not_end_paging() -> None:
     assert {key.partition("-")[2] for key in keys(results)} == set(listing.rows)
 
 
-# -- an API that makes up rows
+# -- an API that invents rows
 
 
 def ever_new(

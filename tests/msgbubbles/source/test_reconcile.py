@@ -89,7 +89,7 @@ def test_row_dated_2001_hides_no_other_row(feed: bool, places: list[int]) -> Non
             assert progress.covered
             assert progress.covered.gaps(BEGINNING_MS) == []
 
-        # What comes later is read, and the same rows mislead again.
+        # Later rows are read, although the same rows mislead again.
         world.pass_time(HOUR_MS)
         new = add_chats(world, 150, apart=timedelta(seconds=1))
         for _ in range(2):
@@ -166,7 +166,7 @@ def test_tied_chats_that_all_have_messages_are_read_by_id(world: World) -> None:
     add_chats(world, 30)
     tied(world, 150, write=True)
     run = world.sync()
-    run = world.sync()  # a chat without a message is not known before the orphans are read
+    run = world.sync()  # a chat without a message is unknown until the orphans are read
     assert len(ids(world, "chats")) == 180
     assert not standing(run, "chats")
 
@@ -191,7 +191,7 @@ def test_stream_that_never_goes_down_fails_alone(world: World) -> None:
         nonlocal asked
         if kind != "messages":
             return row
-        asked += 1  # ever-new rows, ever newer
+        asked += 1  # endless new rows, each newer
         at = world.at() + timedelta(milliseconds=asked)
         return row | {"id": f"made-up-{asked}", "created_at": at.isoformat(), "sent_at": None, "updated_at": None}
 

@@ -52,7 +52,7 @@ def test_refresh_keeps_to_its_share_and_resumes_where_it_stopped(
     oldest = ids(world)[0]
     world.pass_time(25 * HOUR_MS)
     world.account.rename(oldest, "Another name", world.at())
-    world.sync()  # the pause was a day, and a run makes up for an hour of it at most
+    world.sync()  # after a pause of a day, a run catches up on an hour at most
     world.settings = replace(SETTINGS, refresh_per_minute=1.0)
     runs = 0
     while world.differences():

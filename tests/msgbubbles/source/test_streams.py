@@ -188,7 +188,7 @@ def test_many_workers_cost_hardly_more_requests_than_one(
 def test_batch_end_preserves_the_rows_of_every_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("msgbubbles.source.intervals.INTERVAL_PAGES", 4)
 
-    def any_order() -> InAnyOrder:  # threads may come to one request more, on a busy machine
+    def any_order() -> InAnyOrder:  # on a busy machine, threads may send one more request
         return InAnyOrder(random.Random(1))
 
     listing, warehouse, state = steady(2000), dict[str, datetime | None](), dict[str, Any]()

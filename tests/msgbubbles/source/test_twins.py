@@ -15,7 +15,7 @@ from msgbubbles_sync.sandbox import Knobs, NewMessage
 MINUTE_MS = 60_000
 DAY_MS = 24 * 60 * MINUTE_MS
 TWIN, FILE = "same-message", "same-file"
-# Everything is read again by every run that comes two hours later.
+# Every run two hours later reads everything again.
 SETTINGS = SourceConfig(0, 5 * MINUTE_MS)
 
 
@@ -73,7 +73,7 @@ def test_message_id_in_two_chats_keeps_both_rows_in_one_run(world: World) -> Non
     row = stored(world, "messages")[TWIN]
     assert {row["conversation_id"]} | {chat for chat in (first, second) if chat in twin["row"]} == {first, second}
     assert len(world.store.tables["messages"]) == 3
-    # However often it is read again: one of the two stays, and the other is reported.
+    # One of the two stays, and the other is reported, however often they are read.
     for _ in range(2):
         write(world, first, "new"), write(world, second, "new")
         world.pass_time(2 * DAY_MS)
