@@ -209,6 +209,18 @@ def test_what_no_view_shows_is_described_where_it_lands(documentation: Documenta
         assert all(column["description"] for column in sources[table]["columns"].values())
 
 
+def test_exposures_list_the_relations_that_notebooks_query(documentation: Documentation) -> None:
+    exposures = {node["name"]: node["depends_on"]["nodes"] for node in documentation.manifest["exposures"].values()}
+    listed = {name: {node.rpartition(".")[2] for node in nodes} for name, nodes in exposures.items()}
+    queried = {
+        file.stem: set(re.findall(r"\b(?:marts|staging|msgbubbles)\.([a-z_]+)", file.read_text()))
+        for file in (ROOT / "notebooks").iterdir()
+        if file.suffix in (".py", ".ipynb")
+    }
+    assert queried.pop("explore") - {"accounts"} == listed.pop("explore")  # it only tests whether that table exists
+    assert queried == listed
+
+
 def test_readme_diagram_is_current(documentation: Documentation) -> None:
     drawn = README.partition("```mermaid\n")[2].partition("```")[0]
     assert drawn == (diagram := entity_diagram(documentation.manifest, documentation.catalog)), f"now it is\n{diagram}"
