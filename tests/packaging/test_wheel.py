@@ -209,8 +209,8 @@ def test_five_lines_of_the_docs_load_everything(new_environment: Callable[..., E
 
 def test_installed_command_runs_the_demo(new_environment: Callable[..., Environment]) -> None:
     environment = new_environment("sync")
-    said = environment.call("msgbubbles", "chats", "--sandbox", "--database", "demo.duckdb").stdout
-    assert "messages" in said
+    printed = environment.call("msgbubbles", "chats", "--sandbox", "--database", "demo.duckdb").stdout
+    assert "messages" in printed
     with duckdb.connect(str(environment.folder / "demo.duckdb"), read_only=True) as connection:
         query = "SELECT (SELECT sum(messages_total) FROM marts.thread_activity), count(*) FROM msgbubbles.messages"
         assert connection.execute(query).fetchone() == (6000, 6000)
@@ -225,7 +225,7 @@ def test_application_has_what_its_extras_ask_for(new_environment: Callable[..., 
 
 @pytest.mark.parametrize("command", ["chats", "groups", "webhooks"])
 def test_installed_command_is_the_script(new_environment: Callable[..., Environment], command: str) -> None:
-    said = new_environment("sync").call("msgbubbles", command, "--help", COLUMNS="100").stdout
+    printed = new_environment("sync").call("msgbubbles", command, "--help", COLUMNS="100").stdout
     script = subprocess.run(
         [sys.executable, str(ROOT / "pipelines" / f"{command}.py"), "--help"],
         env={**os.environ, "COLUMNS": "100"},
@@ -234,8 +234,8 @@ def test_installed_command_is_the_script(new_environment: Callable[..., Environm
         check=True,
     ).stdout
     named = re.sub(r"(?:python pipelines/)?\b(chats|groups|webhooks)\.py\b", r"msgbubbles \1", script)
-    assert said.split() == named.split()
-    assert "pipelines" not in said
+    assert printed.split() == named.split()
+    assert "pipelines" not in printed
 
 
 def test_missing_extra_is_named(new_environment: Callable[..., Environment]) -> None:
