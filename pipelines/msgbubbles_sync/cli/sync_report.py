@@ -8,6 +8,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
+from msgbubbles.errors import AuthenticationError, ForbiddenError, MsgBubblesError
 from msgbubbles.source.run import Run
 from msgbubbles_sync.report import RunReport
 from msgbubbles_sync.run_log import describe_failed_reads, iso_timestamp
@@ -27,14 +28,27 @@ def print_report(reporter: Reporter, report: RunReport, policy: str, *, sandbox:
             sys.stdout.write(json.dumps(report.record) + "\n")
         reporter.fail(report.outcome.message)
         return
-    reporter.print(report.record, lambda console: _show(console, report, policy, sandbox=sandbox))
+    if reporter.as_json or run.error is None or run.traffic.answered:
+        reporter.print(report.record, lambda console: _show(console, report, policy, sandbox=sandbox))
     if reporter.as_json:
+        return
+    if run.error is not None and not run.traffic.answered:
+        reporter.fail(describe_refusal(run.error))
         return
     ending = "the rows read before are stored, and the next run continues from there"
     if run.error is not None:
         reporter.fail(f"failed: {run.error}; {ending}")
     elif run.halt is not None:
         reporter.fail(f"{run.halt}; {ending}")
+
+
+def describe_refusal(error: MsgBubblesError) -> str:
+    """Return how to fix an error of a run that the API never answered, and the error."""
+    if isinstance(error, AuthenticationError) and not isinstance(error, ForbiddenError):
+        fix = "Check the API key in dlt_config/secrets.toml, or the variable that sets it, and run again"
+    else:
+        fix = "Nothing was read. Run again, or find the cause with chats.py check"
+    return f"{fix}. {str(error)[0].upper()}{str(error)[1:]}."
 
 
 def _show(console: Console, report: RunReport, policy: str, *, sandbox: bool) -> None:

@@ -7,9 +7,11 @@ import sys
 
 import pytest
 
+from msgbubbles.errors import ApiError, AuthenticationError, ForbiddenError
 from msgbubbles_sync.check_result import CheckResult
 from msgbubbles_sync.cli.console import Reporter
 from msgbubbles_sync.cli.inspect_report import print_checks
+from msgbubbles_sync.cli.sync_report import describe_refusal
 
 RESULT = CheckResult("webhook events", "failed", "none", "see webhooks.py list")
 
@@ -30,3 +32,20 @@ def test_commands_are_named_as_they_were_called(
     assert capsys.readouterr().err == f"{expected}\n"
     Reporter().print_text({}, RESULT.fix)
     assert capsys.readouterr().out == f"{expected}\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "start"),
+    [
+        (
+            AuthenticationError,
+            "Check the API key in dlt_config/secrets.toml, or the variable that sets it, and run again. ",
+        ),
+        (ForbiddenError, "Nothing was read. Run again, or find the cause with chats.py check. "),
+    ],
+)
+def test_error_of_a_first_run_names_the_fix_first(kind: type[ApiError], start: str) -> None:
+    error = kind("the API answered 401", request_id="req_1")
+    message = describe_refusal(error)
+    assert message.startswith(start)
+    assert message.endswith(". The API answered 401 (request req_1).")
