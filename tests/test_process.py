@@ -27,6 +27,7 @@ def test_fork_has_its_own_arguments_environment_folder_and_limits(tmp_path: Path
         "import os, resource, sys; print(sys.argv[1:], os.environ['WORD'], 'HOME' in os.environ, os.getcwd(), "
         "resource.getrlimit(resource.RLIMIT_NOFILE)[0], os.umask(0), 'dlt' in sys.modules)"
     )
+    run_code("pass")  # the server runs: it does not inherit what follows
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
     before = os.umask(0o027)
     try:
