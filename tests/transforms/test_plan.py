@@ -12,10 +12,10 @@ from typing import Any
 import duckdb
 import pytest
 
+from helpers.context import build_destination
 from helpers.marts_account import Account
 from msgbubbles_sync.dbt import runner
 from msgbubbles_sync.dbt.runner import DataTestResult, load_test_result
-from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.settings import Settings, TransformSettings
 from msgbubbles_sync.workspace import Workspace
 
