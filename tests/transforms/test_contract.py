@@ -350,7 +350,8 @@ def test_data_tests_pass_on_valid_rows_and_find_each_fault(filled: Any) -> None:
 
 def test_empty_file_is_built_and_fills_later(warehouse: Any) -> None:
     answer = warehouse.dbt("build")
-    assert {node.node.name for node in answer.result if node.status not in ("pass", "success")} == set()
+    built = [node for node in answer.result if node.node.resource_type != "exposure"]
+    assert {node.node.name for node in built if node.status not in ("pass", "success")} == set()
     assert {name: warehouse.mart(name) for name in MODELS["marts"]} == {name: [] for name in MODELS["marts"]}
     warehouse.load("1", chats=[{"id": "a", "is_group": True, "from_handle": "+1"}])
     warehouse.transform()
