@@ -72,7 +72,7 @@ def test_planned_runs_equal_dbt_over_a_random_history(tmp_path: Path, at: Callab
     account = Account(random.randrange(10**6), at)
     for size in (4, 1, 1, 2, 1):
         for load_id in [account.load_ids.pop() for _ in range(account.random.choice([1, 1, 2]))]:
-            load = account.next_load(size=size)
+            load: dict[str, Any] = dict(account.next_load(size=size))
             for one in (planned, by_dbt):
                 one.warehouse.load(load_id, **load)
         for one in (planned, by_dbt):
