@@ -1,4 +1,4 @@
-"""A command that is forked is a process like one that is started anew."""
+"""A command that is forked is a process like one that is started on its own."""
 
 from __future__ import annotations
 

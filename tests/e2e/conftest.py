@@ -14,8 +14,9 @@ from msgbubbles_sync.sandbox import Account, Knobs, seed, serve
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """What `make demo` publishes, made once for all workers. Another test may run the job on it at any time: who counts
-    on what is in it, copies it first.
+    """Return what `make demo` publishes, made once for all workers.
+
+    Another test may run the job on it at any time; a test that depends on its contents copies it first.
     """
     own = tmp_path_factory.getbasetemp()
     folder = (own if worker_id == "master" else own.parent) / "demo"
@@ -28,7 +29,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 
 @pytest.fixture
 def new_job(tmp_path: Path) -> Iterator[Callable[..., Job]]:
-    """Makes a job on a seeded account (or an empty one) behind a server with the knobs given."""
+    """Make a job on a seeded account (or an empty one) behind a server with the knobs given."""
     with ExitStack() as stack:
 
         def make(knobs: Knobs | None = None, *, chats: int = 150, messages: int = 700) -> Job:

@@ -65,7 +65,7 @@ class Company:
         return output, errors
 
     def run_at_once(self, *options: str) -> None:
-        """A job for each account, all at the same time."""
+        """Run a job for each account, all at the same time."""
         processes = [self.start(*options, "--account", name, "--quiet") for name in self.jobs]
         for process in processes:
             _, errors = process.communicate(timeout=300)
@@ -81,7 +81,7 @@ def company(new_job: NewJob, *names: str, **environment: str) -> Company:
 
 
 def check_shown(made: Company, query: Callable[[str], list[Any]], *, marts: bool = True) -> None:
-    """That the tables of all show what each account has, each row once."""
+    """Check that the combined tables show every row of each account once."""
     assert query("SELECT account FROM msgbubbles.accounts ORDER BY account") == [(name,) for name in sorted(made.jobs)]
     for table, key in KEYS.items():
         if table.startswith("marts") and not marts:
@@ -176,7 +176,7 @@ def test_two_jobs_for_two_accounts_in_one_folder(new_job: NewJob, tmp_path: Path
 
 @contextmanager
 def asked_all_the_time(address: str, sql: str) -> Iterator[list[Any]]:
-    """What somebody gets who asks again and again, until the block ends; an error is raised there."""
+    """Query again and again until the block ends, and yield the answers. An error is raised at the end."""
     answers: list[Any] = []
     done = threading.Event()
 

@@ -63,7 +63,7 @@ def test_the_questions_of_the_readme_are_answered(demo: Path) -> None:
         "Whom did we answer in vain?",
         "Which chats were renamed?",
         "Who reaches us in several ways?",
-        # Only webhooks tell.
+        # Known from webhooks only.
         "Who began to write, and sent nothing?",
         "How often does typing come to nothing?",
     }

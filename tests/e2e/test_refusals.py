@@ -1,5 +1,6 @@
-"""Each refusal says what is wrong and how to mend it, with its own exit status, without a traceback, key or handle;
-and when it is mended, the next run completes and nothing is lost.
+"""Each refusal names the fault and its fix, with its own exit status, and shows no traceback, key or handle.
+
+When the fault is fixed, the next run completes and nothing is lost.
 """
 
 from __future__ import annotations
@@ -35,21 +36,21 @@ HANDLE = re.compile(r"\+\d{8,}|person\d+@")
 
 
 def refused(job: Job, *options: str, status: int = 1) -> str:
-    """What a run says that ends with this status."""
-    return said_by(job, job.run(*options, status=status))
+    """Run the job, which ends with this status, and return its output."""
+    return get_output(job, job.run(*options, status=status))
 
 
-def said_by(job: Job, outcome: Outcome) -> str:
-    said = f"{outcome.errors.strip()}\n{outcome.summary.get('error') or ''}"
-    sys.stdout.write(f"{said}\n\n")  # `pytest -rP` shows them all
-    assert "Traceback" not in said
-    assert job.server.key not in said + json.dumps(outcome.summary)
-    assert not HANDLE.search(said)
-    return said
+def get_output(job: Job, outcome: Outcome) -> str:
+    output = f"{outcome.errors.strip()}\n{outcome.summary.get('error') or ''}"
+    sys.stdout.write(f"{output}\n\n")  # `pytest -rP` shows them all
+    assert "Traceback" not in output
+    assert job.server.key not in output + json.dumps(outcome.summary)
+    assert not HANDLE.search(output)
+    return output
 
 
 def command(job: Job, name: str, *options: str) -> tuple[int, str]:
-    """The exit status of another command than sync, and what it printed."""
+    """Run another command than sync, and return its exit status and output."""
     environment = {
         **inherited_environment(),
         "SOURCES__MSGBUBBLES__API_KEY": job.server.key,
@@ -118,9 +119,9 @@ def test_a_host_that_cannot_be_reached(new_job: NewJob, host: str, says: str) ->
         scheme = "http" if host == "127.0.0.1" else "https"
         url = f"{scheme}://{host}:{taken.getsockname()[1]}/v1"
         job.environment |= {"SOURCES__MSGBUBBLES__BASE_URL": url, "SOURCES__MSGBUBBLES__MAX_ATTEMPTS": "2"}
-        said = refused(job)
-        assert says in said
-        assert "check base_url" in said
+        output = refused(job)
+        assert says in output
+        assert "check base_url" in output
     job.environment.clear()
     completes(job)
 
@@ -135,8 +136,8 @@ def test_a_disk_that_is_full(new_job: NewJob) -> None:
         ballast = disk / "ballast"
         free = shutil.disk_usage(disk).free
         ballast.write_bytes(bytes(free - 1_500_000))
-        said = refused(job)
-        assert "no space left" in said
+        output = refused(job)
+        assert "no space left" in output
         ballast.unlink()
         completes(job)
 
@@ -151,7 +152,7 @@ def test_a_file_that_may_not_grow(new_job: NewJob) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     outcome = job.finish(process)
     assert outcome.status == 1
-    assert "no space left" in said_by(job, outcome)
+    assert "no space left" in get_output(job, outcome)
     completes(job)
 
 
@@ -160,9 +161,9 @@ def test_a_destination_that_is_read_only(new_job: NewJob) -> None:
     job.run()
     write_something(job)
     with mounted(job.folder, "--bind", str(job.folder)):
-        said = refused(job)
-        assert "cannot be written" in said
-        assert "--database" in said
+        output = refused(job)
+        assert "cannot be written" in output
+        assert "--database" in output
         status, printed = command(job, "check")
         assert (status, "make the folder writable" in printed) == (3, True)
     completes(job)
@@ -231,9 +232,9 @@ def test_damaged_package_that_waits_to_be_loaded_is_read_again(new_job: NewJob) 
 def test_environment_that_cannot_be_used_is_named(new_job: NewJob, environment: dict[str, str], says: str) -> None:
     job = new_job(chats=0)
     job.environment |= environment
-    said = refused(job, status=2)
-    assert says in said
-    assert "remove" not in said
+    output = refused(job, status=2)
+    assert says in output
+    assert "remove" not in output
 
 
 def test_output_that_nobody_can_read_does_not_fail_a_run(new_job: NewJob) -> None:
@@ -294,10 +295,10 @@ def test_a_damaged_account_of_the_sandbox(new_job: NewJob) -> None:
     for leftover in state.parent.glob("sandbox.sqlite-*"):
         leftover.unlink()
     torn(state)
-    said = refused(job, "--sandbox", status=2)
-    assert f"{state} cannot be used" in said
-    assert "remove it" in said
-    assert "UsageError" not in said
+    output = refused(job, "--sandbox", status=2)
+    assert f"{state} cannot be used" in output
+    assert "remove it" in output
+    assert "UsageError" not in output
 
 
 @pytest.mark.parametrize("lost", ["", ".msgbubbles"])
@@ -317,9 +318,9 @@ def test_a_state_from_a_newer_version(new_job: NewJob, lost: str, tmp_path: Path
     if lost:
         shutil.rmtree(job.folder / lost)
     published = job.database.read_bytes()
-    said = refused(job, *([] if lost else ["--sandbox"]), status=2)
-    assert "newer version" in said
-    assert "upgrade" in said
+    output = refused(job, *([] if lost else ["--sandbox"]), status=2)
+    assert "newer version" in output
+    assert "upgrade" in output
     assert job.database.read_bytes() == published
     for name, status in (("plan", 2),) if lost else (("status", 2), ("check", 3)):
         found, printed = command(job, name)
@@ -333,9 +334,9 @@ def test_configuration_that_is_no_toml_is_named_with_its_line(new_job: NewJob, n
     folder.mkdir(parents=True)
     (folder / name).write_text('[sources.msgbubbles]\n# the key\napi_key = sk_live_hush "\n')
     job.environment |= {"DLT_PROJECT_DIR": str(folder.parent), "DLT_CONFIG_FOLDER": "dlt_config"}
-    said = refused(job, status=2)
-    assert f"{folder / name}: line 3" in said
-    assert "hush" not in said
+    output = refused(job, status=2)
+    assert f"{folder / name}: line 3" in output
+    assert "hush" not in output
     status, printed = command(job, "plan")
     assert (status, "line 3" in printed, "hush" in printed) == (2, True, False)
 

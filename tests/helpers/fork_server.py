@@ -1,7 +1,7 @@
 """Runs Python commands as forks of one process that has imported dlt, dbt and DuckDB: run by `helpers.process`.
 
 Importing them takes most of the time of a short command. A fork skips that and is otherwise what a command started
-anew is: a process with its own arguments, environment, folder, standard streams, limits and exit status.
+again is: a process with its own arguments, environment, folder, standard streams, limits and exit status.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ CHATS = Path(__file__).parents[2] / "pipelines" / "chats.py"
 
 
 def run_demo(database: Path) -> str:
-    """Run `make demo` as a process started anew. Returns what it prints."""
+    """Run `make demo` as a process started on its own. Returns what it prints."""
     done = subprocess.run(
         [sys.executable, str(CHATS), "--sandbox", "--database", str(database)],
         cwd=database.parent,
@@ -67,7 +67,7 @@ class Job:
         return self._start((command,), "--json", *options)
 
     def whole_environment(self) -> dict[str, str]:
-        """What a command is run with."""
+        """Return the environment of a command."""
         return {
             **inherited_environment(),
             "SOURCES__MSGBUBBLES__API_KEY": self.server.key,
@@ -89,7 +89,7 @@ class Job:
         )
 
     def ask(self, command: str, *options: str, status: int = 0) -> Any:
-        """What another command than the sync answers, as JSON; with `--text` first, as people see it."""
+        """Run another command than sync, and return its JSON; with `--text` first, its output for people."""
         as_text = options[:1] == ("--text",)
         process = self._start((command,), *(options[1:] if as_text else ("--json", *options)))
         output, errors = process.communicate(timeout=300)

@@ -28,14 +28,15 @@ def needs_spark(test: Any) -> Any:
 
 
 def lake_at(address: str, folder: Path) -> dict[str, str]:
-    """The variables with which a job finds a lake: its catalog on a server, its files in a folder."""
+    """Return the variables with which a job finds a lake: its catalog on a server, its files in a folder."""
     section = "DESTINATION__DUCKLAKE__CREDENTIALS__"
     return {f"{section}CATALOG": address, f"{section}STORAGE__BUCKET_URL": str(folder)}
 
 
 def change(job: Job, metadata: dict[str, Any] | None = None) -> tuple[str, str]:
-    """Rename a chat, delete one, and write in one: now, and once more of a time that has been read already. Returns the
-    chat that is deleted, and the one with the messages.
+    """Rename a chat, delete one, and write two messages to one, now and at a time that has been read already.
+
+    Returns the deleted chat, and the one with the messages.
     """
     account, now = job.server.account, datetime.now(UTC)
     chats = sorted(job.server.truth().chats, key=lambda row: row["last_message_at"] or "")

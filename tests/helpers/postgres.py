@@ -29,7 +29,7 @@ def start(folder: Path) -> Any:
 
 @contextmanager
 def running(folder: Path) -> Iterator[str]:
-    """Yields the address of an empty server, as a URL for libpq and SQLAlchemy."""
+    """Yield the address of an empty server, as a URL for libpq and SQLAlchemy."""
     server = start(folder)
     try:
         # dlt wants a host; the folder of the socket comes before it.

@@ -24,7 +24,7 @@ FORKS = sys.platform == "linux" and not os.environ.get("PLAIN_STARTS")
 
 
 def inherited_environment() -> dict[str, str]:
-    """Return our environment without what would make every start compile dlt and dbt anew."""
+    """Return our environment without what would make every start compile dlt and dbt again."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 

@@ -84,7 +84,7 @@ def test_planned_runs_equal_dbt_over_a_random_history(tmp_path: Path, at: Callab
 
 @pytest.fixture(scope="module")
 def with_plan(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """A warehouse whose next run is a planned one, if nothing changes."""
+    """Build a warehouse whose next run is a planned one, if nothing changes."""
     built = Built(tmp_path_factory.mktemp("plan"))
     for load_id in ("0", "1"):
         built.warehouse.load(load_id, chats=[{"id": "a", "from_handle": "+1"}])

@@ -112,7 +112,7 @@ def test_quiet_names_only_the_accounts_that_report_an_error(tmp_path: Path) -> N
 
 def test_output_is_passed_on_line_by_line(tmp_path: Path) -> None:
     body = """
-print(json.dumps({"said": name}), flush=True)
+print(json.dumps({"name": name}), flush=True)
 began = time.monotonic()
 while not os.path.exists("heard"):
     time.monotonic() - began < 20 or sys.exit(1)
@@ -120,7 +120,7 @@ while not os.path.exists("heard"):
 """
     with command(tmp_path, body, "a", as_json=True) as process:
         assert process.stdout
-        assert json.loads(process.stdout.readline()) == {"account": "a", "said": "a"}
+        assert json.loads(process.stdout.readline()) == {"account": "a", "name": "a"}
         (tmp_path / "heard").touch()
     assert process.returncode == 0
 

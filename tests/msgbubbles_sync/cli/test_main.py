@@ -17,7 +17,7 @@ from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.run import Run
 from msgbubbles_sync.cli import chats
 from msgbubbles_sync.cli.console import Reporter, _Countdown, _Estimate
-from msgbubbles_sync.cli.msgbubbles import SUMMARIES
+from msgbubbles_sync.cli.dispatch import SUMMARIES
 
 pytestmark = pytest.mark.slow
 PIPELINES = Path(__file__).parents[3] / "pipelines"
