@@ -23,7 +23,6 @@ from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.outcome import EXIT_STOPPED, explain_end
 from msgbubbles_sync.report import RunReport
 from msgbubbles_sync.watch import Cycle, Watch
-from msgbubbles_sync.watch_health import Health, serve_health
 from msgbubbles_sync.webhooks.spool import spool_folder
 
 from . import sync
@@ -46,11 +45,16 @@ class _Stop(threading.Event):
 def run(session: Session, every_seconds: float, health_address: tuple[str, int] | None) -> int:
     """Run the job until a signal arrives, which is a success. Starts itself again when the configuration changes."""
     workspace, reporter = session.context.workspace, session.reporter
-    stop, configured, health = _Stop(), _read_marks(), Health(every_seconds)
+    stop, configured = _Stop(), _read_marks()
+    observers: list[Callable[[Cycle], None]] = [lambda cycle: _print(cycle, reporter)]
     with ExitStack() as stack:
         stack.enter_context(hold_lock(workspace.folder, "watch"))
         stack.enter_context(stopped_by_signals(stop))
         if health_address is not None:
+            from msgbubbles_sync.watch_health import Health, serve_health  # the extra `webhooks`
+
+            health = Health(every_seconds)
+            observers.append(health.add)
             stack.enter_context(serve_health(health, health_address))
         reached = stack.enter_context(reach_account(session)).context
 
@@ -61,8 +65,8 @@ def run(session: Session, every_seconds: float, health_address: tuple[str, int] 
                 return run(replace(reached), Limits(stop=stop))
 
         def on_cycle(cycle: Cycle) -> bool:
-            health.add(cycle)
-            _print(cycle, reporter)
+            for observe in observers:
+                observe(cycle)
             return _read_marks() == configured
 
         Watch(
