@@ -16,8 +16,9 @@ from msgbubbles.times import to_epoch_ms
 MOSTLY = 0.75
 # Fewer rows can be in order by chance, or share a timestamp, whatever the API orders them by.
 FEWEST_ROWS_IN_ORDER = 10
-# Rows at the end of a page (a tenth at most) are doubtful if the gap before them is this many times the span above it.
-DOUBTFUL_SHARE, DOUBTFUL_GAP = 10, 4
+# Rows at the end of a page (a tenth, or up to five of a short one) are doubtful if the gap before them is this many
+# times the span above it.
+DOUBTFUL_SHARE, DOUBTFUL_ROWS, DOUBTFUL_GAP = 10, 5, 4
 # The cursor time of a row (see `models`), and the fields that the API may order by instead.
 CURSOR = ""
 OTHER_FIELDS = ("sent_at", "updated_at", "created_at")
@@ -127,7 +128,8 @@ class PageTimes:
         is_close = self.is_in_order and (ages_ms[-1] - ages_ms[-2]) * (len(ages_ms) - 2) <= 2 * ages_ms[-2]
         last = 1 if is_close and len(ages_ms) > 2 else 2
         sure_ms = in_order[-last]
-        for index in range(len(ages_ms) - max(len(ages_ms) // DOUBTFUL_SHARE, 2), len(ages_ms) - 1):
+        doubtful = max(len(ages_ms) // DOUBTFUL_SHARE, min(len(ages_ms) // 2, DOUBTFUL_ROWS), 2)
+        for index in range(len(ages_ms) - doubtful, len(ages_ms) - 1):
             if index > 1 and ages_ms[index] > (DOUBTFUL_GAP + 1) * ages_ms[index - 1]:
                 sure_ms, last = in_order[index - 1], 2
                 break

@@ -214,6 +214,16 @@ def test_outlier_below_the_lower_end_does_not_end_paging(place: int) -> None:
     assert len(results) <= 5
 
 
+@pytest.mark.parametrize("outliers", [1, 2, 3, 4, 5])
+def test_outliers_that_end_a_short_page_claim_no_coverage(outliers: int) -> None:
+    """They are in order, and their common timestamp is as far from the others for all of them."""
+    listing = chats_every_minute(40, dict.fromkeys(range(19 - outliers, 19), IN_2001_MS), limit=10)
+    covered_from_ms = [result.covered_from_ms for result in read(listing, lo_ms=BEGINNING_MS)]
+    assert covered_from_ms[1] is not None
+    assert covered_from_ms[1] > BASE_MS - 19 * MINUTE_MS
+    assert covered_from_ms[-1] == BEGINNING_MS
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_outliers_hide_no_row_and_cover_no_interval(data: st.DataObject) -> None:
