@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from helpers.process import FORKS, Process, run_process
+from helpers.process import FORKS, READ_AT_IMPORT, Process, run_process
 
 pytestmark = pytest.mark.skipif(not FORKS, reason="commands are not forked here")
 
@@ -40,7 +40,7 @@ def test_fork_has_its_own_arguments_environment_folder_and_limits(tmp_path: Path
 
 
 def python_variables() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.startswith(("PYTHON", "LANG", "LC_", "LD_"))}
+    return {name: value for name, value in os.environ.items() if READ_AT_IMPORT.match(name)}
 
 
 @pytest.mark.parametrize(

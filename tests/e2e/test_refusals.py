@@ -296,8 +296,8 @@ def test_a_damaged_account_of_the_sandbox(new_job: NewJob) -> None:
         leftover.unlink()
     torn(state)
     output = refused(job, "--sandbox", status=2)
-    assert f"{state} cannot be used" in output
-    assert "remove it" in output
+    assert f"{state} cannot be read" in output
+    assert "Remove it" in output
     assert "UsageError" not in output
 
 

@@ -29,7 +29,9 @@ def inherited_environment() -> dict[str, str]:
 
 
 def _read_at_import(environment: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if READ_AT_IMPORT.match(name)}
+    """Return the variables that matter when a library is imported. The server imports with `IMPORT_ENVIRONMENT`."""
+    own = fork_server.IMPORT_ENVIRONMENT.items()
+    return {name: value for name, value in environment.items() - own if READ_AT_IMPORT.match(name)}
 
 
 class _Server:

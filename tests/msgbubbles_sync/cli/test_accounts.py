@@ -147,7 +147,8 @@ def stop(*_):
 signal.signal(signal.SIGINT, stop)
 signal.signal(signal.SIGTERM, stop)
 print("begun", flush=True)
-time.sleep(60)
+for _ in range(600):  # a signal that arrives just before a sleep does not shorten it
+    time.sleep(0.1)
 """
 
 
