@@ -105,7 +105,7 @@ def load_webhooks(context: Context, limits: Limits) -> RunReport:
         if context.workspace.is_pending("publish"):
             _publish_tables(context, report, lambda _connection: None)
     if report.failure is not None:
-        RunLog(context.workspace.folder).add(report.record)
+        _add_record(context, report)
     return report
 
 
@@ -114,6 +114,10 @@ def _log_run(context: Context, report: RunReport) -> Iterator[None]:
     """Write the record of a run, however it ends."""
     with _report_end(context, report):
         yield
+    _add_record(context, report)
+
+
+def _add_record(context: Context, report: RunReport) -> None:
     with suppress(OSError):  # a full disk has been reported already
         RunLog(context.workspace.folder).add(report.record)
 

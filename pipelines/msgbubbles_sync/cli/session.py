@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from msgbubbles.configuration import FILES
 from msgbubbles_sync.configuration import configuration_folder, read_toml
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.errors import UsageError
@@ -94,7 +95,7 @@ def readable_configuration() -> Iterator[None]:
         raise
     except Exception as error:
         folder = configuration_folder()
-        for name in ("config.toml", "secrets.toml"):
+        for name in FILES:
             read_toml(folder / name)  # raises an error that names the file and the line
         # dlt wraps the error about a value in errors of its own.
         cause: BaseException | None = error

@@ -41,8 +41,7 @@ class DataTestResult:
 
 def is_outdated(workspace: Workspace, settings: Settings) -> bool:
     """Return whether the marts were built by other models, or with other settings."""
-    path = _digest_file(workspace)
-    return not path.exists() or path.read_text(errors="replace") != _compute_build_digest(settings)
+    return _read_build_digest(workspace) != _compute_build_digest(settings)
 
 
 def forget_build(workspace: Workspace) -> None:
@@ -63,8 +62,8 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
     They are built from scratch if the models have changed, because a new model does not correct the rows of the old
     one. `load_test_result` returns the result of the tests. Raises `TransformError`.
     """
-    is_full = is_outdated(workspace, settings)
     digest = _compute_build_digest(settings)
+    is_full = _read_build_digest(workspace) != digest
     target, environment = destination.read_dbt_target()
     dbt = _Dbt(workspace, destination.prefix, target, environment, settings)
     tested = DataTestResult()
@@ -239,6 +238,12 @@ def _digest_file(workspace: Workspace) -> Path:
 
 def _test_result_file(workspace: Workspace) -> Path:
     return workspace.folder / "dbt" / "data_tests.json"
+
+
+def _read_build_digest(workspace: Workspace) -> str:
+    """Return the digest of the last build; empty if there was none."""
+    path = _digest_file(workspace)
+    return path.read_text(errors="replace") if path.exists() else ""
 
 
 def _compute_build_digest(settings: Settings) -> str:

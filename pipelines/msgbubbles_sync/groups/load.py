@@ -13,12 +13,12 @@ from typing import Any
 import dlt
 
 from msgbubbles.redact import Redactor
-from msgbubbles.source.arrow import build_arrow_schema, build_column_hints
+from msgbubbles.source.arrow import build_arrow_schema
 from msgbubbles.source.lazy_pyarrow import pa
 from msgbubbles.source.storable import replace_unstorable
 from msgbubbles.tables import Table
 from msgbubbles_sync.destinations import Destination
-from msgbubbles_sync.destinations.load import build_fresh_pipeline
+from msgbubbles_sync.destinations.load import build_fresh_pipeline, build_table_item
 from msgbubbles_sync.tables import GROUP_MEMBER_OPERATIONS, GROUP_OPERATIONS, GROUP_SIGHTINGS
 from msgbubbles_sync.workspace import Workspace
 
@@ -65,14 +65,9 @@ def _load(pipeline: dlt.Pipeline, entries: list[Entry], observations: list[Obser
 
 
 def _build_resource(table: Table, rows: list[dict[str, Any]]) -> Any:
-    return dlt.resource(
-        # Without rows, too: the table should exist.
-        [replace_unstorable(pa.Table.from_pylist(rows, schema=build_arrow_schema(table)), table.json_columns)[0]],
-        name=table.name,
-        primary_key=list(table.key),
-        columns=build_column_hints(table),
-        write_disposition={"disposition": "merge", "strategy": "delete-insert"},
-    )
+    # Without rows, too: the table should exist.
+    storable = replace_unstorable(pa.Table.from_pylist(rows, schema=build_arrow_schema(table)), table.json_columns)[0]
+    return dlt.resource([build_table_item(table, storable, "delete-insert")], name=table.name)
 
 
 def _build_operation_row(entry: Entry, at: datetime) -> dict[str, Any]:
