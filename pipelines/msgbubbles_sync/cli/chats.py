@@ -168,11 +168,11 @@ def status(
 
 
 @app.command()
-@with_shared_options(SCRIPT, "destination", "as_json")
+@with_shared_options(SCRIPT, "destination", "as_json", needs_warehouse=True)
 def erase(
     session: Session,
     handles: Annotated[
-        list[str], typer.Argument(metavar="HANDLE...", help="Phone numbers or email addresses, or - to read stdin.")
+        list[str], typer.Argument(metavar="HANDLE", help="Phone numbers or email addresses, or - to read stdin.")
     ],
     yes: Yes = False,
 ) -> int:
@@ -184,7 +184,7 @@ def erase(
 
 
 @privacy.command()
-@with_shared_options(SCRIPT, "destination", "as_json")
+@with_shared_options(SCRIPT, "destination", "as_json", needs_warehouse=True)
 def apply(session: Session) -> int:
     """Bring stored rows to a stricter policy.
 
@@ -199,7 +199,7 @@ def lookup(
     session: Session,
     names: Annotated[
         list[str],
-        typer.Argument(metavar="NAME...", help="Pseudonyms, phone numbers or email addresses, or - to read stdin."),
+        typer.Argument(metavar="NAME", help="Pseudonyms, phone numbers or email addresses, or - to read stdin."),
     ],
 ) -> int:
     """Look up the person behind a pseudonym, or the reverse.

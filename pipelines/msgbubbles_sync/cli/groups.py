@@ -31,12 +31,19 @@ app = build_app(__doc__)
 Table = Annotated[
     str | None,
     typer.Argument(
-        help="A .csv, .yml or .sql file, a dbt model, or a query. [default: groups.table of dlt_config/config.toml]"
+        metavar="TABLE",
+        help="A .csv, .yml or .sql file, a dbt model, or a query. [default: groups.table of dlt_config/config.toml]",
     ),
 ]
-TableOrPlan = Annotated[str | None, typer.Argument(help="As for plan, or a plan.json saved by plan --out.")]
-MaxCreates = Annotated[int, typer.Option("--max-creates", min=0, help="Refuse to create more groups than this.")]
-MaxRemovals = Annotated[int, typer.Option("--max-removals", min=0, help="Refuse to remove more people than this.")]
+TableOrPlan = Annotated[
+    str | None, typer.Argument(metavar="TABLE", help="As for plan, or a plan.json saved by plan --out.")
+]
+MaxCreates = Annotated[
+    int, typer.Option("--max-creates", min=0, metavar="N", help="Refuse to create more groups than this.")
+]
+MaxRemovals = Annotated[
+    int, typer.Option("--max-removals", min=0, metavar="N", help="Refuse to remove more people than this.")
+]
 
 
 @app.command()
@@ -44,7 +51,7 @@ MaxRemovals = Annotated[int, typer.Option("--max-removals", min=0, help="Refuse 
 def plan(
     session: Session,
     table: Table = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Save the plan to a file.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Save the plan to a file.")] = None,
     detailed_exitcode: Annotated[
         bool, typer.Option("--detailed-exitcode", help="Exit with 4 if the plan has changes.")
     ] = False,
@@ -73,8 +80,8 @@ def apply(
 @with_shared_options(SCRIPT, "as_json")
 def import_(
     session: Session,
-    key: Annotated[str, typer.Argument(help="The key of the group in your table.")],
-    chat_id: Annotated[str, typer.Argument(help="The id of the group.")],
+    key: Annotated[str, typer.Argument(metavar="KEY", help="The key of the group in your table.")],
+    chat_id: Annotated[str, typer.Argument(metavar="CHAT_ID", help="The id of the group.")],
 ) -> int:
     """Assign a key to an existing group. Does not change the group."""
     return commands.groups.adopt(session, key, chat_id)
@@ -82,7 +89,7 @@ def import_(
 
 @app.command()
 @with_shared_options(SCRIPT, "as_json")
-def forget(session: Session, key: Annotated[str, typer.Argument(help="The key of the group.")]) -> int:
+def forget(session: Session, key: Annotated[str, typer.Argument(metavar="KEY", help="The key of the group.")]) -> int:
     """Detach a key from its group. Does not change the group. Makes no request."""
     return commands.groups.forget(session, key)
 
@@ -91,7 +98,7 @@ def forget(session: Session, key: Annotated[str, typer.Argument(help="The key of
 @with_shared_options(SCRIPT)
 def read(
     session: Session,
-    chats: Annotated[list[str], typer.Argument(metavar="CHAT...", help="Ids of chats, or keys of groups.")],
+    chats: Annotated[list[str], typer.Argument(metavar="CHAT", help="Ids of chats, or keys of groups.")],
 ) -> int:
     """Mark chats as read, which sends read receipts. One request each."""
     return commands.groups.send_each(session, chats, lambda client, chat_id: client.mark_read(chat_id))

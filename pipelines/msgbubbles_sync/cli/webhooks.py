@@ -25,7 +25,9 @@ app = build_app(__doc__)
 
 SecretsFile = Annotated[
     Path | None,
-    typer.Option("--secrets-file", help="File of the signing secrets. [default: dlt_config/secrets.toml]"),
+    typer.Option(
+        "--secrets-file", metavar="FILE", help="File of the signing secrets. [default: dlt_config/secrets.toml]"
+    ),
 ]
 Show = Annotated[bool, typer.Option("--show", help="Print the secret once instead of storing it.")]
 WebhookId = Annotated[str, typer.Argument(metavar="ID", help="The id of the endpoint, as list shows it.")]
@@ -35,9 +37,12 @@ WebhookId = Annotated[str, typer.Argument(metavar="ID", help="The id of the endp
 @with_shared_options(SCRIPT, "destination", "as_json", uses_dlt=False)
 def serve(
     session: Session,
-    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: webhooks.host]")] = None,
+    host: Annotated[
+        str | None, typer.Option(metavar="HOST", help="Address to listen on. [default: webhooks.host]")
+    ] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one. [default: webhooks.port]")
+        int | None,
+        typer.Option(min=0, max=65535, metavar="PORT", help="Port; 0 takes a free one. [default: webhooks.port]"),
     ] = None,
     secrets_file: SecretsFile = None,
 ) -> int:
@@ -56,9 +61,10 @@ def load(session: Session) -> int:
 @with_shared_options(SCRIPT, "as_json")
 def register(
     session: Session,
-    url: Annotated[str, typer.Argument(help="The public URL of your receiver.")],
+    url: Annotated[str, typer.Argument(metavar="URL", help="The public URL of your receiver.")],
     event: Annotated[
-        list[str] | None, typer.Option("--event", help="A type of event; repeatable. [default: all known types]")
+        list[str] | None,
+        typer.Option("--event", metavar="TYPE", help="A type of event; repeatable. [default: all known types]"),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Register unknown types of events without asking.")] = False,
     show: Show = False,

@@ -15,7 +15,7 @@ from typer.main import get_command
 
 from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.run import Run
-from msgbubbles_sync.cli import chats
+from msgbubbles_sync.cli import chats, groups, webhooks
 from msgbubbles_sync.cli.console import Reporter, _Countdown, _Estimate
 from msgbubbles_sync.cli.dispatch import SUMMARIES
 
@@ -112,12 +112,12 @@ def test_shell_completes_commands() -> None:
 
 
 def test_summaries_fit_80_columns_and_metavars_are_words() -> None:
-    for app in (chats.app, chats.privacy):
+    for app in (chats.app, chats.privacy, groups.app, webhooks.app):
         program: Any = get_command(app)
         pages = [program, *program.commands.values()]
         for page in pages:
             help_text = page.get_help(page.make_context("chats.py", [], resilient_parsing=True))
-            assert not re.search(r"<(path|int|float|text|%Y)|[a-z]\.\.\.$", help_text, re.M), help_text
+            assert not re.search(r"<(path|int|float|text|%Y)|--\S+ <|[a-z]\.\.\.$", help_text, re.M), help_text
     assert max(len(f"  webhooks  {summary}") for summary in SUMMARIES.values()) <= 80
 
 
@@ -135,7 +135,9 @@ def test_future_start_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", [["status"], ["status", "--json"], ["verify", "--full"]])
+@pytest.mark.parametrize(
+    "command", [["status", "--json"], ["verify", "--full"], ["erase", "+15550100"], ["privacy", "apply"]]
+)
 def test_missing_warehouse_is_refused_and_nothing_is_created(tmp_path: Path, command: list[str]) -> None:
     refused = run_command(*CHATS, *command, "--database", "typo.duckdb", folder=tmp_path)
     assert (refused.returncode, refused.stdout) == (2, "")
