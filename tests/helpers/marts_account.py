@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from helpers.marts_reference import Row, World
+from helpers.message_reference import Row, World
 from msgbubbles_sync.tables import TABLES as DECLARED
 
 # Two spellings of one number.

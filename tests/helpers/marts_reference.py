@@ -1,99 +1,25 @@
 """Compute the marts in Python, message by message, from the loaded rows.
 
-Written from the descriptions of the columns, not from the SQL. A world has the rows of the loaded tables by table name;
-a mart is a list of rows.
+Written from the descriptions of the columns, not from the SQL. A mart is a list of rows.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from helpers.message_reference import EPOCH, Message, Row, World, coverage, percentile, seconds, threads
+from helpers.turns_reference import thread_turns
 from msgbubbles.handles import fold_handle
 
-Row = dict[str, Any]
-World = dict[str, list[Row]]
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 # How late a message may become visible.
 LOOKBACK = timedelta(seconds=300)
-
-
-def seconds(span: timedelta | None) -> float:
-    assert span is not None
-    return (span // timedelta(microseconds=1)) / 1_000_000
-
-
-def percentile(share: Fraction, spans: Iterable[timedelta]) -> float | None:
-    """Interpolate linearly between the ranks. Returns seconds, rounded half up to the millisecond."""
-    values = sorted(span // timedelta(microseconds=1) for span in spans)
-    if not values:
-        return None
-    rank = share * (len(values) - 1)
-    low = values[int(rank)]
-    high = values[min(int(rank) + 1, len(values) - 1)]
-    microseconds = low + (high - low) * (rank - int(rank))
-    return int(microseconds / 1000 + Fraction(1, 2)) / 1000
-
-
-class Message:
-    """A message of a chat. `asked_at` is when the other side began to wait, if the message is a reply."""
-
-    def __init__(self, row: Row, chat: Row, zone: ZoneInfo) -> None:
-        self.row = row
-        self.chat = chat
-        self.at: datetime = row["cursor_at"]
-        self.local = self.at.astimezone(zone)
-        self.day = self.local.date()
-        self.inbound = row["direction"] == "inbound"
-        self.outbound = row["direction"] == "outbound"
-        self.failed = self.outbound and row["status"] == "failed"
-        self.side = "them" if self.inbound else "us" if self.outbound and not self.failed else None
-        self.read = self.side == "us" and (row["status"] == "read" or row["read_at"] is not None)
-        self.delivered = self.side == "us" and (
-            self.read or row["status"] == "delivered" or row["delivered_at"] is not None
-        )
-        self.sender: str | None = None
-        if self.outbound:
-            self.sender = chat["from_handle"]
-        elif self.inbound:
-            self.sender = row["sender_handle"] or (chat["remote_handle"] if chat["is_group"] is False else None)
-        self.asked_at: datetime | None = None
-
-    @property
-    def waited(self) -> timedelta | None:
-        return None if self.asked_at is None else self.at - self.asked_at
-
-
-def threads(world: World, zone: ZoneInfo) -> dict[str, list[Message]]:
-    """Return the messages of each chat in order."""
-    ordered = {}
-    by_chat = defaultdict(list)
-    for row in world["messages"]:
-        if row["cursor_at"] is not None:
-            by_chat[row["conversation_id"]].append(row)
-    for chat in world["chats"]:
-        messages = [Message(row, chat, zone) for row in by_chat[chat["id"]]]
-        messages.sort(key=lambda m: (m.at, m.inbound, m.row["id"]))
-        turn_side, turn_began = None, None
-        for message in messages:
-            if message.side is not None and message.side != turn_side:
-                message.asked_at = turn_began
-                turn_side, turn_began = message.side, message.at
-        ordered[chat["id"]] = messages
-    return ordered
-
-
-def coverage(world: World) -> tuple[datetime | None, datetime | None]:
-    for row in world["stream_coverage"]:
-        if row["stream"] == "messages":
-            return row["complete_since"], row["complete_to"]
-    return None, None
 
 
 def main_channel(messages: list[Message]) -> str | None:
@@ -573,5 +499,6 @@ MARTS = {
         contact,
         chat_title_history,
         typing_daily,
+        thread_turns,
     )
 }

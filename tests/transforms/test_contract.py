@@ -54,6 +54,7 @@ MODELS = {
         "contact",
         "chat_title_history",
         "typing_daily",
+        "thread_turns",
     },
 }
 
@@ -309,6 +310,9 @@ def test_data_tests_pass_on_valid_rows_and_find_each_fault(filled: Any) -> None:
         "insert into staging.int_typing_spells by name (select 'gone' as chat_id)",
         "update staging.int_typing_spells set spell_number = 1, last_typing_at = started_at - interval 1 second",
         "insert into staging.int_typing_spells from staging.int_typing_spells",
+        "insert into marts.thread_turns by name (from marts.thread_turns)",
+        "insert into marts.thread_turns by name (select 'gone' as chat_id)",
+        "update marts.thread_turns set side = 'godot', ended_at = began_at - interval 1 second",
         "insert into marts.chat_title_history from marts.chat_title_history",
         "insert into marts.chat_title_history by name (select 'gone' as chat_id)",
         "update marts.chat_title_history set title = 'other', valid_from = first_seen_at + interval 1 second,"

@@ -15,7 +15,8 @@ from jinja2 import Environment
 
 from helpers.catalog import describe
 from helpers.marts_account import Account
-from helpers.marts_reference import MARTS, World, differences
+from helpers.marts_reference import MARTS, differences
+from helpers.message_reference import World
 from helpers.postgres import start as start_postgres
 from msgbubbles.handles import fold_handle
 from msgbubbles_sync.tables import TABLES

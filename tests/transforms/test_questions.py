@@ -138,6 +138,18 @@ ANSWERS: dict[str, list[tuple[Any, ...]]] = {
         ("+2", 2, 1470, 2622, 50),  # 30 and 2,910 minutes
         ("+3", 1, 40, 40, 100),
     ],
+    "What share of questions do we answer within an hour?": [
+        ("+1", 4, 3, 50),  # 6, 20 and 120 minutes; bob is open
+        ("+2", 5, 2, 20),  # 30 and 2,910 minutes; cat and eve are open, deleted is gone
+        ("+3", 1, 1, 100),
+    ],
+    "What became of the questions of each week?": [
+        (on(16), 3, 1, 1, 1),  # ann, cat, cat
+        (on(9), 2, 0, 0, 1),  # bob; deleted is not open
+        (on(2), 4, 4, 0, 0),  # ann, ann, old, fay
+        (on(26, month=10), 1, 0, 0, 1),  # eve, whose second message is in the same turn
+        (on(5, month=10), 1, 1, 0, 0),
+    ],
     "How long do new contacts wait for the first answer?": [
         (on(16), 1, 1, 30),
         (on(9), 3, 0, NEVER),  # bob, deleted, unnamed

@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from helpers.marts_account import ONE, OTHER
-from helpers.marts_reference import MARTS, World, differences
+from helpers.marts_reference import MARTS, differences
+from helpers.message_reference import World
 from helpers.sizes import pick_size
 
 ZONE = ZoneInfo("Europe/Berlin")
@@ -166,7 +167,7 @@ class Models:
             for hook in node.config.post_hook:
                 if hook_condition := re.fullmatch(r"\{\{ delete_where\('(.*)'\) \}\}", hook.sql):
                     self._build.append(f"delete from {relation} where {hook_condition[1]}")
-        assert sum(statement.startswith("delete") for statement in self._build) == 5
+        assert sum(statement.startswith("delete") for statement in self._build) == 6
 
     def close(self) -> None:
         self._connection.close()

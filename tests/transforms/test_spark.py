@@ -13,7 +13,8 @@ import pytest
 from helpers.context import build_destination
 from helpers.lake import needs_spark, query
 from helpers.marts_account import Account
-from helpers.marts_reference import MARTS, World, differences
+from helpers.marts_reference import MARTS, differences
+from helpers.message_reference import World
 from msgbubbles_sync.dbt.runner import transform
 from msgbubbles_sync.destinations.parquet_tables import TABLES
 from msgbubbles_sync.settings import Settings, TransformSettings

@@ -80,7 +80,7 @@
     {%- endset %}
     {#- Only this model is rebuilt from scratch: the daily marts may have rows whose messages are gone. -#}
     {%- if not is_incremental() and not flags.FULL_REFRESH %}
-    {%- for mart in ['thread_activity_daily', 'thread_activity_hours', 'number_activity_daily'] %}
+    {%- for mart in ['thread_activity_daily', 'thread_activity_hours', 'number_activity_daily', 'thread_turns'] %}
     {%- if adapter.get_relation(this.database, var('schema_prefix') ~ 'marts', mart) %}
     delete from {{ var('schema_prefix') }}marts.{{ mart }};
     {%- endif %}
@@ -99,6 +99,6 @@
     ) as changed
     cross join (
         values ('int_thread_measures'), ('thread_activity_daily'), ('thread_activity_hours'),
-            ('number_activity_daily'), ('group_membership'), ('int_typing_spells')
+            ('number_activity_daily'), ('group_membership'), ('int_typing_spells'), ('thread_turns')
     ) as marts (mart)
 {% endmacro %}
