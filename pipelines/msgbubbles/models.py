@@ -90,11 +90,12 @@ class Message(Row):
     """A message of a chat. `created_at`, `updated_at` and the sender are undocumented.
 
     `sender_field` is the field that named the sender, null for `sender` itself. `attachments` is unset if the API does
-    not show them.
+    not show them. `from_event_at` is set in stored rows only: those of messages that have not been read from the API.
     """
 
     cursor_fields: ClassVar[tuple[str, ...]] = ("created_at", "sent_at")
     not_loaded: ClassVar[frozenset[str]] = frozenset({"attachments", "sender_field"})
+    from_event_at: ClassVar[None] = None
 
     id: Key
     conversation_id: str | None = None

@@ -291,7 +291,8 @@ class Redactor:
         days = self.policy.thread_days
         return days is not None and last_message_at is not None and last_message_at < self.now() - timedelta(days)
 
-    def _has_expired(self, at: datetime | None) -> bool:
+    def has_expired(self, at: datetime | None) -> bool:
+        """Return whether the text of a message of this time is not stored any more."""
         days = self.policy.text_days
         return days is not None and at is not None and at < self.now() - timedelta(days)
 
@@ -336,7 +337,7 @@ class Redactor:
             or row.conversation_id in self.dormant
         ):
             return leave_out(row)
-        if self._has_expired(row.cursor_at):
+        if self.has_expired(row.cursor_at):
             row.text = None
         if self.policy.handles != "keep":
             row.extra = remove_senders(row)

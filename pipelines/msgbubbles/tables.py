@@ -171,6 +171,10 @@ MESSAGES = Table(
             "attachment_count", "bigint", Pii.NONE, "Number of attachments that the message had when it was last read."
         ),
         time("cursor_at", "The time that the API orders the message by: created_at, or sent_at without it."),
+        time(
+            "from_event_at",
+            "When the webhook event came that the row is from. Null once the message was read from the API.",
+        ),
         id=(Pii.ID, "The API's id of the message."),
         conversation_id=(Pii.ID, "The chat of the message. Null if the API reports none."),
         direction=(Pii.WORD, "inbound (to the account) or outbound (from it)."),

@@ -143,7 +143,7 @@ def _finish_privacy_work(context: Context) -> None:
 
 
 def _load_events(context: Context) -> None:
-    loaded = load_events(context.workspace, context.destination, context.redactor)
+    loaded = load_events(context)
     if loaded.malformed:
         context.console.fail(f"webhooks: {loaded}")
     elif loaded.deliveries:

@@ -8,12 +8,16 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import duckdb
 
 from helpers.hooks import spool, typing
 from helpers.job import Job
+from helpers.warehouse_rows import differences
+from msgbubbles_sync.sandbox import NewMessage
 from msgbubbles_sync.workspace import Workspace
 
 NewJob = Callable[..., Job]
@@ -55,18 +59,46 @@ def stop(process: subprocess.Popen[str]) -> tuple[list[dict[str, Any]], str]:
     return [json.loads(line) for line in output.splitlines()], errors
 
 
-def test_watch_publishes_events_without_a_request_and_stops(new_job: NewJob) -> None:
+def test_watch_publishes_events_without_a_request_and_stops(new_job: NewJob, tmp_path: Path) -> None:
     job = new_job(chats=5, messages=20)
+    account, texts = job.server.account, [f"hello {number}" for number in range(3)]
     with running(job, "--every", "3600") as process:
         wait_for(process, lambda: count(job, "marts.thread_activity") == 5)
         requests = len(job.server.requests)
-        spool(Workspace.from_path(job.database), [typing(number) for number in range(3)])
-        wait_for(process, lambda: count(job, "msgbubbles.webhook_events") == 3)
+        chat_id, at = account.all("SELECT id FROM chats")[0]["id"], datetime.now(UTC)
+        account.add_messages([NewMessage(chat_id, "inbound", text, at, "received") for text in texts])
+        # The second is shown twice, and before the others.
+        received = {row["text"]: row for row in job.server.truth().messages if row["text"] in texts}
+        bodies = [show_message(received[text]) for text in (texts[1], texts[0], texts[2], texts[1])]
+        spool(Workspace.from_path(job.database), [*bodies, typing(1)])
+        counted = "(SELECT unnest(range(messages_total::BIGINT)) FROM marts.thread_activity)"
+        wait_for(process, lambda: count(job, counted) == 23)
+        assert count(job, "msgbubbles.messages WHERE from_event_at IS NOT NULL AND text LIKE 'hello %'") == 3
         assert len(job.server.requests) == requests
         assert "process" in job.ask("status")["watch"]
-        assert job.run().status == 0, "the lock is free between two cycles"
+        assert job.run(transform=True).status == 0, "the lock is free between two cycles"
         assert len(stop(process)[0]) == 2
     assert job.ask("status")["watch"] is None
+    assert differences(job.database, job.server.truth()) == {}
+    # No mart shows that events came first.
+    without = Job(tmp_path / "without", job.server)
+    without.folder.mkdir()
+    without.run(transform=True)
+    for mart in ("thread_activity", "thread_activity_daily", "number_activity_daily", "contact"):
+        assert read_mart(job, mart) == read_mart(without, mart)
+
+
+def show_message(row: dict[str, Any]) -> bytes:
+    """Return the event that shows a message."""
+    event = {"id": f"evt_{row['id']}", "type": "message.received", "created_at": row["created_at"], "message": row}
+    return json.dumps(event).encode()
+
+
+def read_mart(job: Job, mart: str) -> list[Any]:
+    with duckdb.connect(str(job.database), read_only=True) as connection:
+        columns = [row[0] for row in connection.execute(f"DESCRIBE marts.{mart}").fetchall()]
+        names = ", ".join(column for column in columns if not column.endswith(("fetched_at", "typing_at", "unsent")))
+        return connection.execute(f"SELECT {names} FROM marts.{mart} ORDER BY ALL").fetchall()
 
 
 def test_second_watch_is_refused_and_a_failing_one_goes_on(new_job: NewJob) -> None:

@@ -57,8 +57,7 @@ def spool(workspace: Workspace, bodies: list[bytes]) -> None:
 
 def load_all(workspace: Workspace) -> LoadResult:
     """Load the spool, as a sync does."""
-    context = build_context(workspace)
-    return load_events(workspace, context.destination, context.redactor)
+    return load_events(build_context(workspace))
 
 
 def workspace_in(folder: Path) -> Workspace:

@@ -29,6 +29,7 @@ def expected(truth: Truth) -> dict[str, Rows]:
         message["sender_handle"] = row.get("sender")
         message["attachment_count"] = len(row["attachments"])
         message["cursor_at"] = message["created_at"] or message["sent_at"]
+        message["from_event_at"] = None  # each message has been read
         messages[row["id"]] = message
     return {
         "chats": {row["id"]: _select(row, CHAT) | {"deleted_at": None} for row in truth.chats},

@@ -129,8 +129,9 @@ class Store:
         return pa.Table.from_pylist(found, schema=incoming.schema) if found else None
 
     def message_locations(self, ids: Sequence[str]) -> dict[str, tuple[str | None, datetime | None]]:
-        rows = {key: self.tables["messages"][(key,)] for key in ids if (key,) in self.tables["messages"]}
-        return {key: (row["conversation_id"], row["cursor_at"]) for key, row in rows.items()}
+        return {
+            row["id"]: (row["conversation_id"], row["cursor_at"]) for row in self._read_messages() if row["id"] in ids
+        }
 
     def attachments(self, message_ids: Sequence[str]) -> list[Attachment]:
         names = [name for name in ATTACHMENTS.column_names if name != "_fetched_at"]
@@ -165,7 +166,7 @@ class Store:
         return sorted(found)[:limit]
 
     def has_chat_without_messages(self, since_ms: int) -> bool:
-        named = {row["conversation_id"] for row in self.tables["messages"].values()}
+        named = {row["conversation_id"] for row in self._read_messages()}
         return any(row["at"] is not None and row["at"] >= since_ms and row["id"] not in named for row in self._alive())
 
     def orphans(self, limit: int) -> list[str]:
@@ -189,7 +190,7 @@ class Store:
 
     def lagging(self, lo_ms: int, hi_ms: int, limit: int) -> dict[str, int]:
         newest: dict[str, int] = {}
-        for row in self.tables["messages"].values():
+        for row in self._read_messages():
             if row["cursor_at"] is None:
                 continue
             newest[row["conversation_id"]] = max(newest.get(row["conversation_id"], 0), to_epoch_ms(row["cursor_at"]))
@@ -199,6 +200,9 @@ class Store:
             if row["at"] is not None and lo_ms <= row["at"] < hi_ms and newest.get(row["id"], -1) < row["at"]
         ]
         return dict(found[:limit])
+
+    def _read_messages(self) -> list[dict[str, Any]]:
+        return [row for row in self.tables["messages"].values() if row["from_event_at"] is None]
 
     def _alive(self) -> list[dict[str, Any]]:
         rows = [row for row in self.tables["chats"].values() if row["deleted_at"] is None]

@@ -36,7 +36,7 @@ from .arrow import build_arrow_table, build_item
 from .compare import Comparison, filter_rows
 from .lazy_pyarrow import pa
 from .progress import keep_progress
-from .stored import Warehouse
+from .stored import Warehouse, list_locations
 
 REJECTED, TITLES, COVERAGE = "rejected_rows", "chat_titles", "stream_coverage"
 PARTICIPANTS, PARTICIPANT_READS = "participant_lists", "participant_reads"
@@ -238,15 +238,16 @@ class RowBuffer:
         Return the stored parent and the stored time, by id.
         """
         locations: dict[str, tuple[str | None, datetime | None]] = {}
-        if stored is not None:
-            keys = stored.column("id").to_pylist()
-            times = stored.column("cursor_at").to_pylist() if table == "messages" else [None] * len(keys)
-            locations = dict(
-                zip(keys, zip(stored.column(PARENTS[table][0]).to_pylist(), times, strict=True), strict=True)
-            )
-        if table == "messages" and self._stored is not None:
-            # `stored` has only messages with the times that were read.
-            locations |= self._stored.message_locations([key for key in read if key not in locations])
+        if table == "messages":
+            locations = list_locations(stored)
+            if self._stored is not None:
+                # `stored` has only messages with the times that were read.
+                locations |= self._stored.message_locations([key for key in read if key not in locations])
+        elif stored is not None:
+            parents = stored.column(PARENTS[table][0]).to_pylist()
+            locations = {
+                key: (parent, None) for key, parent in zip(stored.column("id").to_pylist(), parents, strict=True)
+            }
         return {
             key: (parent, at)
             for key, (parent, at) in locations.items()

@@ -81,10 +81,13 @@ class Warehouse:
         return pa.concat_tables(tables, promote_options="default") if tables else None
 
     def message_locations(self, ids: Sequence[str]) -> dict[str, tuple[str | None, datetime | None]]:
-        """Return the chat and the time of stored messages, by their ids."""
-        query = "SELECT id, conversation_id, cursor_at FROM {messages} WHERE id IN "
-        rows = [row for some in _chunks(ids) for row in self._fetch_all(f"{query}({_marks(some)})", *some)]
-        return {key: (chat_id, at) for key, chat_id, at in rows}
+        """Return the chat and the time of stored messages that have been read, by their ids."""
+        locations: dict[str, tuple[str | None, datetime | None]] = {}
+        # All columns, because a warehouse of an older version has no `from_event_at` yet.
+        query = "SELECT * FROM {messages} WHERE id IN "
+        for some in _chunks(ids):
+            locations |= list_locations(self._fetch_arrow("messages", f"{query}({_marks(some)})", *some))
+        return locations
 
     def attachments(self, message_ids: Sequence[str]) -> list[Attachment]:
         """Return the stored attachments of these messages, except removed ones."""
@@ -132,7 +135,8 @@ class Warehouse:
         """Return whether a chat with a `last_message_at` since then is not deleted and has no stored message."""
         query = (
             "SELECT 1 FROM {chats} AS chats WHERE last_message_at >= %s AND deleted_at IS NULL AND NOT EXISTS "
-            "(SELECT 1 FROM {messages} AS messages WHERE messages.conversation_id = chats.id) LIMIT 1"
+            "(SELECT 1 FROM {messages} AS messages WHERE messages.conversation_id = chats.id "
+            "AND messages.from_event_at IS NULL) LIMIT 1"
         )
         return bool(self._fetch_all(query, from_epoch_ms(since_ms)))
 
@@ -164,7 +168,7 @@ class Warehouse:
             "SELECT id, last_message_at FROM {chats} AS chats WHERE last_message_at >= %s AND last_message_at < %s "
             "AND deleted_at IS NULL AND NOT EXISTS (SELECT 1 FROM {messages} AS messages "
             "WHERE messages.conversation_id = chats.id AND messages.cursor_at >= chats.last_message_at "
-            f"AND messages.cursor_at >= %s) LIMIT {limit:d}",
+            f"AND messages.cursor_at >= %s AND messages.from_event_at IS NULL) LIMIT {limit:d}",
             from_epoch_ms(lo_ms),
             from_epoch_ms(hi_ms),
             from_epoch_ms(lo_ms),
@@ -172,7 +176,7 @@ class Warehouse:
         return {chat_id: to_epoch_ms(at) for chat_id, at in rows}
 
     def missing_from_events(self, since_ms: int, limit: int) -> tuple[list[str], dict[str, tuple[int, int]]]:
-        """Return what events received since then refer to and is not stored.
+        """Return what events received since then refer to and has not been read.
 
         That is chats, and by chat the first and the last time of messages.
         """
@@ -187,7 +191,8 @@ class Warehouse:
             "FROM {webhook_events} AS events WHERE received_at >= %s AND chat_id IS NOT NULL "
             "AND message_id IS NOT NULL AND (message_at IS NOT NULL "
             "OR event_type IN ('message.received', 'message.sent')) "
-            "AND NOT EXISTS (SELECT 1 FROM {messages} AS messages WHERE messages.id = events.message_id) "
+            "AND NOT EXISTS (SELECT 1 FROM {messages} AS messages WHERE messages.id = events.message_id "
+            "AND messages.from_event_at IS NULL) "
             f"GROUP BY chat_id LIMIT {limit:d}",
             from_epoch_ms(since_ms),
         )
@@ -220,6 +225,17 @@ class Warehouse:
                     return fetch(cursor)
         except (DestinationUndefinedEntity, SqlClientNotAvailable):
             return None
+
+
+def list_locations(messages: pa.Table | None) -> dict[str, tuple[str | None, datetime | None]]:
+    """Return the chat and the time of stored messages that have been read, and are not only known from events."""
+    if messages is None:
+        return {}
+    if "from_event_at" in messages.column_names:
+        messages = messages.filter(pc.is_null(messages.column("from_event_at")))
+    names = ("id", "conversation_id", "cursor_at")
+    ids, chat_ids, times = (messages.column(name).to_pylist() for name in names)
+    return dict(zip(ids, zip(chat_ids, times, strict=True), strict=True))
 
 
 def _read_arrow(cursor: Any, table: Table) -> pa.Table:

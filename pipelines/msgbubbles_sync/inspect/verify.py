@@ -121,6 +121,9 @@ class Verifier:
         self._unreadable: set[str] = set()  # chats that the API returns an error for
         self._now_ms = 0  # the API's clock, by the last page
         database.execute("CREATE TEMP TABLE shown (kind VARCHAR, id VARCHAR)")
+        columns = database.sql("SELECT * FROM msgbubbles.messages LIMIT 0").columns
+        # A row from an event has not been read. An older warehouse has no such rows.
+        self._was_read = "from_event_at IS NULL" if "from_event_at" in columns else "true"
 
     def sample(self, count: int, seed: int | None = None) -> None:
         """Compare chats picked at random, by id, and all of their messages."""
@@ -254,7 +257,8 @@ class Verifier:
         self._database.register("incoming_keys", keys)
         try:
             stored = self._database.execute(
-                f"SELECT * FROM msgbubbles.{table} WHERE {key} IN (SELECT {key} FROM incoming_keys)"  # noqa: S608
+                f"SELECT * FROM msgbubbles.{table} WHERE {key} IN (SELECT {key} FROM incoming_keys) "  # noqa: S608
+                f"AND {self._was_read if table == 'messages' else 'true'}"
             ).to_arrow_table()
             self._database.execute(f"INSERT INTO shown SELECT '{table}', {key} FROM incoming_keys")  # noqa: S608
         finally:
@@ -284,7 +288,7 @@ class Verifier:
     def _surplus_messages(self, condition: str, value: Any) -> None:
         surplus = self._database.execute(
             f"SELECT id, conversation_id FROM msgbubbles.messages WHERE {condition} AND cursor_at < ? "  # noqa: S608
-            "AND id NOT IN (SELECT id FROM shown WHERE kind = 'messages')",
+            f"AND id NOT IN (SELECT id FROM shown WHERE kind = 'messages') AND {self._was_read}",
             [value, from_epoch_ms(self._final_to_ms["messages"])],
         ).fetchall()
         self.result.differences += [

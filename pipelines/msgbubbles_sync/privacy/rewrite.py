@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import duckdb
@@ -133,10 +134,10 @@ def _load_pending(context: Context) -> None:
             pipeline.run()
     time.sleep(0.2)  # events that a receiver has just accepted are in a segment by then
     waiting = set(list_segments(spool_folder(workspace)))
-    redactor = policy.build_redactor(workspace, context.settings)
+    current = replace(context)  # with a new redactor: the policy or the erased people have changed
     deadline = time.monotonic() + SPOOL_SECONDS
     while waiting:
-        load_events(workspace, context.destination, redactor)
+        load_events(current)
         waiting &= set(list_segments(spool_folder(workspace)))
         if waiting and time.monotonic() > deadline:
             raise UsageError("a receiver still holds events; stop webhooks.py serve, and try again")

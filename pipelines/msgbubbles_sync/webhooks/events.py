@@ -77,6 +77,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     def is_about_message(self) -> bool:
         return self.message_id is not None and self.event_type in MESSAGE_TYPES
 
+    @property
+    def has_unreadable_message(self) -> bool:
+        return self.message_id is None and self.event_type in MESSAGE_TYPES
+
 
 def parse_event(delivery: Delivery) -> Event | None:
     """Parse a delivery; null if its body is not JSON."""

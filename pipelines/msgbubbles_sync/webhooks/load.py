@@ -1,4 +1,4 @@
-"""Load the spool into the warehouse: `webhook_events`, and the messages that the events have changed.
+"""Load the spool into the warehouse: `webhook_events`, and the messages that the events have added or changed.
 
 Imports dlt, so `Workspace.configure_dlt` comes before it.
 """
@@ -17,7 +17,9 @@ from dlt.pipeline.exceptions import PipelineStepFailed
 
 from msgbubbles.source.arrow import build_arrow_table, build_item
 from msgbubbles.source.compare import filter_rows
+from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.stored import Warehouse
+from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.destinations.load import build_fresh_pipeline, build_table_item
 from msgbubbles_sync.destinations.screen import Screen, is_data_error
@@ -29,7 +31,7 @@ from msgbubbles_sync.workspace import Workspace
 from .events import drop_duplicates, parse_event
 from .redact import drop_payload, redact_delivery
 from .spool import Segment, list_segments, spool_folder, take_finished, webhooks_folder
-from .updates import apply_events, build_messages_table, read_stored_messages
+from .updates import Scope, apply_events, build_messages_table, read_stored_messages
 
 if TYPE_CHECKING:
     from msgbubbles.redact import Redactor
@@ -46,30 +48,37 @@ MAX_BATCH_CHARACTERS = 64 * 1024 * 1024
 class LoadResult:
     """The result of a load.
 
-    `deliveries` are events that are in the warehouse now, or were before; `messages` were changed by them. `malformed`
-    lines are in `dead_letters`. `without_chat` events have an impossible chat id and are stored without a chat.
+    `deliveries` are events that are in the warehouse now, or were before; `new_messages` were added and `messages`
+    changed by them. `malformed` lines are in `dead_letters`. `without_chat` events have an impossible chat id and are
+    stored without a chat; `without_message` events are about a message whose id cannot be read.
     """
 
     deliveries: int = 0
+    new_messages: int = 0
     messages: int = 0
     malformed: int = 0
     without_chat: int = 0
+    without_message: int = 0
     dead_letters: Path | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "deliveries": self.deliveries,
+            "messages_new": self.new_messages,
             "messages_changed": self.messages,
             "malformed": self.malformed,
             "impossible_chat_ids": self.without_chat,
+            "unreadable_message_ids": self.without_message,
         }
 
     def __str__(self) -> str:
-        text = f"{self.deliveries:,} deliveries, {self.messages:,} messages changed."
+        text = f"{self.deliveries:,} deliveries, {self.new_messages:,} new messages, {self.messages:,} changed."
         if self.malformed:
             text += f" {self.malformed:,} lines are not events; they are in {self.dead_letters}."
         if self.without_chat:
             text += f" {self.without_chat:,} events have an impossible chat id; they are stored without a chat."
+        if self.without_message:
+            text += f" {self.without_message:,} events have no readable message; they are stored without one."
         return text
 
 
@@ -78,12 +87,13 @@ def dead_letter_folder(workspace: Workspace) -> Path:
     return webhooks_folder(workspace) / "malformed"
 
 
-def load_events(workspace: Workspace, destination: Destination, redactor: Redactor) -> LoadResult:
+def load_events(context: Context) -> LoadResult:
     """Load the finished segments of the spool, and remove each when it is committed.
 
     The marts and the published file are marked as pending. The caller holds the lock `job`. May be killed and repeated:
     a stored event stays as it is, and the state of a message never goes back.
     """
+    workspace, destination, redactor = context.workspace, context.destination, context.redactor
     result = LoadResult(dead_letters=dead_letter_folder(workspace))
     if not list_segments(spool_folder(workspace)):
         return result
@@ -91,7 +101,8 @@ def load_events(workspace: Workspace, destination: Destination, redactor: Redact
     destination.prepare()
     if redactor.needs_own_numbers:
         redactor.add_own_numbers(read_own_numbers(destination))
-    load = _Load(workspace, destination, redactor, result)
+    start_ms = SourceConfig.from_settings(context.settings.source).start_ms
+    load = _Load(workspace, destination, redactor, start_ms, result)
     for batch in _batch_segments(take_finished(spool_folder(workspace))):
         load.load_batch(batch)
     return result
@@ -124,6 +135,7 @@ class _Load:
     workspace: Workspace
     destination: Destination
     redactor: Redactor
+    start_ms: int
     result: LoadResult
 
     def load_batch(self, batch: list[Segment]) -> None:
@@ -172,7 +184,8 @@ class _Load:
         # "repair": the next run reads messages and chats that only events know.
         self.workspace.set_pending("repair", "transform", "publish")
         events.sort(key=lambda event: (event.occurred_at, event.received_at))
-        messages = build_messages_table(apply_events(read_stored_messages(Warehouse(pipeline), events), events))
+        stored, changed = self._apply(Warehouse(pipeline), events)
+        messages = build_messages_table(changed)
         rows = build_arrow_table(WEBHOOK_EVENTS, [(event, event.received_at) for event in events])
         file_format = self.destination.file_format
         try:
@@ -192,8 +205,21 @@ class _Load:
                 self._write_dead_letters(f"refused.{time.time_ns()}.jsonl", lines)
             pipeline.run(_build_resource(rows, messages), loader_file_format=file_format)
         self.result.deliveries += rows.num_rows
-        self.result.messages += messages.num_rows
+        added = sum(key not in stored for key in messages.column("id").to_pylist())
+        self.result.new_messages += added
+        self.result.messages += messages.num_rows - added
         self.result.without_chat += sum(event.has_impossible_chat for event in events)
+        self.result.without_message += sum(event.has_unreadable_message for event in events)
+
+    def _apply(self, warehouse: Warehouse, events: list[Event]) -> tuple[set[str], list[dict[str, Any]]]:
+        """Return the ids of the messages that are stored, and the rows that the events add or change."""
+        chat_ids = {event.chat_id for event in events if event.chat_id is not None and event.is_about_message}
+        with warehouse.connected():
+            stored = read_stored_messages(warehouse, events)
+            chats = frozenset(chat.id for chat in warehouse.chats(sorted(chat_ids)))
+        changed = apply_events(stored, events, Scope(chats, self.start_ms, self.redactor))
+        self.redactor.save_vault()
+        return {row["id"] for row in stored}, changed
 
 
 def _build_resource(rows: pa.Table, messages: pa.Table) -> Any:

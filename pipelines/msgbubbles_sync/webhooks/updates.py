@@ -1,52 +1,79 @@
-"""Apply events to the stored messages that they are about.
+"""Apply events to the messages that they are about.
 
 Older values never replace newer ones, and clocks are never compared. Values that move one way only (the status, times
 that are set once) move that way. Other fields are taken from an event if the message's own `updated_at` is later than
-the stored one. A message that is not stored is read from the API, never created from events.
+the stored one.
+
+A message of a stored chat that is not stored gets a row from the first event that shows when it was sent. The row has
+`from_event_at` until the message is read from the API: for everything that reads, it does not exist.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from msgbubbles.decode import read_row
 from msgbubbles.models import Message
+from msgbubbles.redact import Redactor
 from msgbubbles.source.arrow import build_arrow_schema, to_json_text
 from msgbubbles.source.lazy_pyarrow import pa
 from msgbubbles.source.progress import SET_ONCE, get_status_rank, is_ahead
 from msgbubbles.source.storable import replace_unstorable
 from msgbubbles.source.stored import Warehouse
 from msgbubbles.tables import MESSAGES
-from msgbubbles.times import parse_time
+from msgbubbles.times import parse_time, to_epoch_ms
 
 from .events import Event
 
 STATUSES = {
     "message.sent": "sent", "message.delivered": "delivered", "message.read": "read", "message.failed": "failed",
 }  # fmt: skip
+# The directions of messages, where an event does not say.
+DIRECTIONS = {"message.received": "inbound", "message.sent": "outbound"}
 # The type of event that sets each time of SET_ONCE.
 TIME_TYPES = ("message.sent", "message.delivered", "message.read")
 TIMES = tuple(column.name for column in MESSAGES.columns if column.type == "timestamp")
-WIRE_NAMES = {"sender_handle": "sender", "attachment_count": "", "cursor_at": "", "_fetched_at": ""}
+WIRE_NAMES = {"sender_handle": "sender"}
+# Columns that are not fields of the message in an event. A message stays in its chat.
+NOT_SHOWN = frozenset({"id", "conversation_id", "attachment_count", "cursor_at", "from_event_at", "_fetched_at"})
 Row = dict[str, Any]
 
 
-def apply_events(stored: Iterable[Row], events: Iterable[Event]) -> list[Row]:
-    """Return the stored rows that events change, with the changes. `events` are in the order they occurred."""
+@dataclass(frozen=True)
+class Scope:
+    """Which messages events may add: those of the stored `chats`, since `start_ms`, by the policy of `redactor`."""
+
+    chats: Collection[str]
+    start_ms: int
+    redactor: Redactor
+
+
+def apply_events(stored: Iterable[Row], events: Iterable[Event], scope: Scope) -> list[Row]:
+    """Return the stored rows that events change, with the changes, and rows of messages that are not stored.
+
+    `events` are in the order they occurred.
+    """
     rows = {row["id"]: row for row in stored}
     changed: dict[str, Row] = {}
     for event in events:
         message_id = event.message_id or ""
         row = changed.get(message_id) or rows.get(message_id)
-        if row is None or not event.is_about_message:
+        if not event.is_about_message:
+            continue
+        message = _read_message(event, scope.redactor, row["cursor_at"] if row else None)
+        if row is None:
+            new = _build_row(event, message, scope)
+            changed |= {} if new is None else {message_id: new}
             continue
         if event.chat_id is not None and row["conversation_id"] not in (None, event.chat_id):
             continue  # a message of another chat with the same id
-        after = _apply_event(row, event)
+        after = _apply_event(row, event, message)
         if after != row:
             changed[message_id] = after | {"_fetched_at": max(row["_fetched_at"], event.received_at)}
     return list(changed.values())
@@ -58,7 +85,12 @@ def read_stored_messages(warehouse: Warehouse, events: Iterable[Event]) -> list[
     ids = list(dict.fromkeys(event.message_id for event in events if event.is_about_message))
     keys = pa.table({"id": ids, "cursor_at": pa.nulls(len(ids), wanted.field("cursor_at").type)})
     stored = warehouse.rows("messages", keys) if ids else None
-    return [] if stored is None else list(stored.select(wanted.names).cast(wanted).to_pylist())
+    if stored is None:
+        return []
+    for field in wanted:
+        if field.name not in stored.column_names:  # a warehouse of an older version
+            stored = stored.append_column(field, pa.nulls(stored.num_rows, field.type))
+    return list(stored.select(wanted.names).cast(wanted).to_pylist())
 
 
 def build_messages_table(rows: list[Row]) -> pa.Table:
@@ -67,8 +99,27 @@ def build_messages_table(rows: list[Row]) -> pa.Table:
     return replace_unstorable(table, MESSAGES.json_columns)[0]
 
 
-def _apply_event(row: Row, event: Event) -> Row:
-    shown = _read_fields(event)
+def _build_row(event: Event, message: Message | None, scope: Scope) -> Row | None:
+    """Return the row of a message that is not stored; null if it is not in scope, or the event does not show enough."""
+    at = None if message is None else message.cursor_at
+    if message is None or at is None or event.chat_id not in scope.chats or to_epoch_ms(at) < scope.start_ms:
+        return None
+    row = dict.fromkeys(column.name for column in MESSAGES.columns) | _list_values(event, message)
+    row |= {
+        "id": event.message_id,
+        "conversation_id": event.chat_id,
+        "sender_handle": message.sender_handle,
+        "direction": message.direction or DIRECTIONS.get(event.event_type or ""),
+        "attachment_count": len(message.attachments or ()),
+        "from_event_at": event.received_at,
+        "_fetched_at": event.received_at,
+    }
+    row |= _find_progress(row, event, {})
+    return row | {"cursor_at": row["created_at"] or row["sent_at"]}
+
+
+def _apply_event(row: Row, event: Event, message: Message | None) -> Row:
+    shown = _list_values(event, message)
     updated_at, progress = shown.get("updated_at"), _find_progress(row, event, shown)
     after = row | progress
     if updated_at is not None and row["updated_at"] is not None and updated_at > row["updated_at"]:
@@ -106,21 +157,34 @@ def _merge_extra(stored: str | None, shown: str | None) -> str | None:
     return json.dumps(json.loads(stored) | json.loads(shown), ensure_ascii=False)
 
 
-def _read_fields(event: Event) -> Row:
-    """Return the columns of the message whose fields the event has."""
+def _read_message(event: Event, redactor: Redactor, stored_at: datetime | None) -> Message | None:
+    """Read the message of an event as one from the API; null if the event has none, or the policy leaves it out.
+
+    `stored_at` is the time of the stored message.
+    """
     if not event.message:
-        return {} if event.status is None else {"status": event.status}
+        return None
     times = {name: _format_time(event.message[name]) for name in TIMES if name in event.message}
     raw = msgspec.Raw(json.dumps(event.message | times | {"id": event.message_id}).encode())
     message, _ = read_row(Message, raw, "messages", None)
+    if message is None or redactor.is_idle:
+        return message
+    message.conversation_id = event.chat_id
+    message = redactor.message(message)
+    if redactor.has_expired(stored_at):
+        message.text = None
+    return message if type(message) is Message else None
+
+
+def _list_values(event: Event, message: Message | None) -> Row:
+    """Return the columns of the message whose fields the event has."""
     if message is None:
-        return {}
+        return {} if event.status is None or event.message else {"status": event.status}
     values: Row = {}
     for column in MESSAGES.columns:
-        if column.name == "conversation_id":
-            continue  # a message stays in its chat
-        wire = WIRE_NAMES.get(column.name, column.name)
-        if wire in event.message or column.name == "extra":
+        if column.name in NOT_SHOWN:
+            continue
+        if WIRE_NAMES.get(column.name, column.name) in event.message or column.name == "extra":
             value = getattr(message, column.name)
             values[column.name] = to_json_text(value) if column.type == "json" else value
     return values

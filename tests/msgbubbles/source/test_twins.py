@@ -226,3 +226,14 @@ def test_half_unreadable_page_costs_only_its_bad_rows(world: World) -> None:
     assert {row["metadata"] for row in world.store.tables["messages"].values()} == {'{"score":null}'}
     assert stored(world, "chats").keys() == {chat_id}
     assert timedelta(0) <= world.at() - max(row["cursor_at"] for row in world.store.tables["messages"].values())
+
+
+def test_chat_of_a_message_in_an_event_never_rejects_the_read_message(world: World) -> None:
+    chat_id, other = a_chat_with(world, "one"), a_chat_with(world, "two")
+    world.sync()
+    row = next(iter(stored(world, "messages").values())) | {"from_event_at": world.at(), "conversation_id": other}
+    for before in (timedelta(0), timedelta(days=1)):
+        new = write(world, chat_id, "three")
+        world.store.tables["messages"][new,] = row | {"id": new, "cursor_at": world.at() - before}
+        world.sync()
+        assert (rejected(world), world.differences()) == ([], {})

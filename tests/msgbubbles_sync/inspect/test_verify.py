@@ -93,6 +93,30 @@ def test_row_from_the_future_is_compared() -> None:
         assert [(row.id, row.kind) for row in compare(world).differences] == [(chat_id, "missing")]
 
 
+def test_message_that_only_an_event_shows_counts_as_not_read() -> None:
+    with closing(World(Knobs(), SourceConfig(), page_size=100)) as world:
+        for number in range(20):
+            at = world.at() - timedelta(hours=number + 1)
+            chat_id = world.account.add_chat(OURS, "+14155550123", at)
+            old = world.account.add_message(NewMessage(chat_id, "outbound", "hello", at, "sent", sender=OURS))
+        world.sync()
+        stored = world.store.tables["messages"]
+        read = stored[old,]
+        unread = read | {"from_event_at": world.at(), "text": "as an event showed it"}
+        new = world.account.add_message(NewMessage(chat_id, "outbound", "hello", world.at(), "sent", sender=OURS))
+        stored[new,] = unread | {"id": new, "created_at": world.at(), "cursor_at": world.at()}
+        stored["made up",] = unread | {"id": "made up"}
+        stored[old,] = unread
+        result = compare(world)
+        assert [(row.id, row.kind) for row in result.differences] == [(old, "missing")]
+        assert result.newer > 0
+
+        stored[old,] = read
+        del stored["made up",]
+        world.sync()
+        assert world.differences() == {}
+
+
 def test_message_is_newer_than_the_last_run_if_the_date_header_lags() -> None:
     with closing(World(Knobs(), SourceConfig(), page_size=100)) as world:
         for number in range(20):

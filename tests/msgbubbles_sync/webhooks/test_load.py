@@ -9,7 +9,12 @@ from typing import Any
 import duckdb
 import pytest
 
+from helpers.context import build_context, build_destination
 from helpers.hooks import load_all, workspace_in
+from msgbubbles.policy import PRESETS
+from msgbubbles.tables import CHATS
+from msgbubbles_sync.settings import load_settings
+from msgbubbles_sync.tables import column_definitions
 from msgbubbles_sync.webhooks import load
 from msgbubbles_sync.webhooks.load import count_dead_letters
 from msgbubbles_sync.webhooks.spool import Segment, list_segments, spool_folder
@@ -90,3 +95,53 @@ def test_segments_are_batched_within_limits(monkeypatch: pytest.MonkeyPatch) -> 
     assert [len(batch) for batch in load._batch_segments(small)] == [200, 200, 100]
     monkeypatch.setattr(load, "MAX_BATCH_CHARACTERS", 10 * len(small[0].deliveries[0].body))
     assert max(len(batch) for batch in load._batch_segments(small)) == 10
+
+
+NINE = "2026-11-23T09:00:00.000Z"
+SECRETS = {"text": "a secret", "sender": "+14155550123", "metadata": {"note": "a secret"}, "to": "ann@example.com"}
+
+
+@pytest.mark.parametrize("preset", [*PRESETS, "expired"])
+def test_new_messages_follow_the_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str) -> None:
+    monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__KEY", "of a test, and long enough to be a key")
+    monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__PRESET", "full" if preset == "expired" else preset)
+    if preset == "expired":
+        monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__TEXT_DAYS", "1")
+        monkeypatch.setenv("SOURCES__MSGBUBBLES__START_DATE", "2026-01-01")
+    workspace = workspace_in(tmp_path)
+    assert build_context(workspace).redactor.policy == load_settings(None).policy
+    spool = spool_folder(workspace)
+    spool.mkdir(parents=True)
+    with build_destination(workspace).open_writer() as database:
+        database.execute(f"CREATE SCHEMA msgbubbles; CREATE TABLE msgbubbles.chats ({column_definitions(CHATS)})")
+        database.execute("INSERT INTO msgbubbles.chats (id) VALUES ('c')")
+    at = "2026-01-02T09:00:00.000Z" if preset == "expired" else NINE
+    message = SECRETS | {
+        "id": "m1",
+        "conversation_id": "c",
+        "created_at": at,
+        "direction": "inbound",
+        "new": "a secret",
+    }
+    bodies = [
+        {"type": "message.received", "conversation_id": None, "message": message | more}
+        for more in ({}, {"id": "m2", "conversation_id": "d"}, {"id": "m3", "created_at": "2025-01-01"}, {"id": 4})
+    ]
+    (spool / "1-1.jsonl").write_text("".join(line(number, **body) for number, body in enumerate(bodies)))
+    result = load_all(workspace)
+    # Before `start_date`, and of a chat that is not stored, messages are left to the next read.
+    assert (result.deliveries, result.messages, result.without_message) == (4, 0, 1)
+    assert result.new_messages == (1 if preset == "expired" else 2)
+    assert "new messages, 0 changed. 1 events have no readable message" in str(result)
+    with duckdb.connect(str(workspace.work)) as database:
+        database.execute("SET TimeZone = 'UTC'")
+        rows = database.execute(
+            "SELECT text, conversation_id, from_event_at::VARCHAR FROM msgbubbles.messages WHERE id = 'm1'"
+        ).fetchall()
+        stored = repr(rows) + repr(database.execute("FROM msgbubbles.messages").fetchall())
+        if preset in ("analytics", "minimal"):
+            stored += repr(database.execute("FROM msgbubbles.webhook_events").fetchall())
+    text = {"full": "a secret", "analytics": "········"}.get(preset)
+    assert rows == [(text, "c", "2026-11-23 10:00:00+00")]
+    hidden = ("a secret", "4155550123", "ann@") if preset in ("analytics", "minimal") else ()
+    assert [value for value in hidden if value in stored] == []

@@ -9,16 +9,18 @@ from typing import Any
 
 import pytest
 
+from msgbubbles.policy import FULL, Policy, Pseudonymizer
+from msgbubbles.redact import Redactor
 from msgbubbles_sync.webhooks.events import Event, parse_event
 from msgbubbles_sync.webhooks.spool import Delivery
-from msgbubbles_sync.webhooks.updates import apply_events
+from msgbubbles_sync.webhooks.updates import Scope, apply_events
 
 NINE = datetime(2026, 11, 23, 9, tzinfo=UTC)
 SENT = {
     "id": "m1", "conversation_id": "c1", "direction": "outbound", "status": "sent", "channel": "sms", "text": "hi",
     "effect": None, "reply_to": None, "error": None, "metadata": '{"a":1}', "sender_handle": "+1", "sent_at": NINE,
     "delivered_at": None, "read_at": None, "created_at": NINE, "updated_at": NINE, "attachment_count": 2,
-    "cursor_at": NINE, "extra": '{"new":1}', "_fetched_at": NINE,
+    "cursor_at": NINE, "from_event_at": None, "extra": '{"new":1}', "_fetched_at": NINE,
 }  # fmt: skip
 
 
@@ -40,9 +42,12 @@ def event(kind: str, minutes: int, received: int | None = None, **message: Any) 
     return found
 
 
+STORED = Scope(frozenset({"c1"}), 0, Redactor())
+
+
 def after(*events: Event, **stored: Any) -> dict[str, Any]:
     """Return the changed row; empty if it did not change."""
-    changed = apply_events([SENT | stored], events)
+    changed = apply_events([SENT | stored], events, STORED)
     return changed[0] if changed else {}
 
 
@@ -147,7 +152,7 @@ def test_values_of_a_newer_message_are_taken() -> None:
 def test_equal_state_is_no_change() -> None:
     assert after(event("sent", 0, status="sent", updated_at=at(0), text="hi")) == {}
     assert after(event("reaction", 3)) == {}
-    assert apply_events([], [event("read", 3)]) == []
+    assert apply_events([], [event("read", 3)], STORED) == []
 
 
 def test_inbound_message_keeps_its_status_when_read() -> None:
@@ -177,3 +182,69 @@ def test_cursor_time_of_a_message_stays() -> None:
 def test_fetch_time_never_goes_back() -> None:
     row = after(event("delivered", 1), _fetched_at=at(30))
     assert row["_fetched_at"] == at(30)
+
+
+def added(*events: Event, scope: Scope = STORED) -> dict[str, Any]:
+    """Return the row of the message that is not stored; empty if there is none."""
+    rows = apply_events([], events, scope)
+    return rows[0] if rows else {}
+
+
+WHOLE: dict[str, Any] = {
+    "created_at": NINE, "sent_at": NINE, "updated_at": NINE, "direction": "outbound", "channel": "sms", "text": "hi",
+    "attachments": [{"id": "a1", "url": "https://files.example/a1"}], "sender": "+1", "metadata": {"a": 1}, "new": 1,
+}  # fmt: skip
+
+
+def test_message_in_an_event_gets_a_row_that_says_so() -> None:
+    row = added(event("sent", 0, 1, **WHOLE, status="sent"))
+    assert row == SENT | {"attachment_count": 1, "from_event_at": at(1), "_fetched_at": at(1), "metadata": '{"a": 1}'}
+    received = {name: value for name, value in WHOLE.items() if name not in ("direction", "sent_at", "sender")}
+    row = added(event("received", 1, **received, author={"handle": "+2"}))
+    assert (row["direction"], row["status"], row["sent_at"]) == ("inbound", None, None)
+    assert (row["sender_handle"], row["cursor_at"]) == ("+2", NINE)
+
+
+def test_events_of_a_new_message_lead_to_one_row_in_any_order() -> None:
+    steps = (("sent", 0), ("delivered", 1), ("read", 2))
+    events = [event(kind, minutes, **WHOLE, status=kind) for kind, minutes in steps]
+    want = {"status": "read", "sent_at": NINE, "delivered_at": at(1), "read_at": at(2), "text": "hi"}
+    for order in permutations(events):
+        rows: list[dict[str, Any]] = []
+        for one in (*order, order[0]):  # the first is delivered twice
+            rows = apply_events(rows, [one], STORED) or rows
+        assert rows[0].items() >= want.items()
+        assert rows[0]["from_event_at"] == order[0].received_at
+        assert added(*order).items() >= want.items()
+
+
+def test_event_without_a_whole_message_adds_none() -> None:
+    assert added(event("sent", 0)) == {}
+    assert added(event("sent", 0, **WHOLE | {"created_at": None, "sent_at": None})) == {}
+    # The next read knows more of it: its chat, or whether it is read at all.
+    assert added(event("sent", 0, **WHOLE), scope=Scope(frozenset({"c2"}), 0, Redactor())) == {}
+    assert added(event("read", 0, **WHOLE), scope=Scope(frozenset({"c1"}), 4102444800000, Redactor())) == {}
+
+
+def test_older_event_changes_nothing_that_was_read() -> None:
+    read = SENT | {"status": "delivered", "delivered_at": at(1), "text": "as read", "updated_at": at(1)}
+    late = event("sent", 0, 9, **WHOLE, status="sent")
+    assert apply_events([read], [late], STORED) == []
+
+
+def test_policy_applies_to_messages_in_events() -> None:
+    policy = Policy(handles="pseudonym", text="length", metadata="drop", extra="keep", text_days=30)
+    names = Pseudonymizer("of a test, and long enough to be a key")
+    redactor = Redactor(policy, names, now=lambda: at(60))
+    shown = WHOLE | {"sender": {"handle": "+14155550123", "name": "Ann"}, "metadata": {"a": "Ann"}}
+    row = added(event("sent", 0, **shown), scope=Scope(frozenset({"c1"}), 0, redactor))
+    assert (row["text"], row["sender_handle"]) == ("··", names.handle("+14155550123"))
+    assert "Ann" not in repr(row)
+    redactor.now = lambda: NINE + timedelta(days=31)
+    assert added(event("sent", 0, **shown), scope=Scope(frozenset({"c1"}), 0, redactor))["text"] is None
+    # A new text of a stored message, too.
+    edited = event("reaction", 5, text="edited", updated_at=at(5))
+    (row,) = apply_events([SENT], [edited], Scope(frozenset({"c1"}), 0, redactor))
+    assert row["text"] is None
+    erased = Redactor(FULL, names, frozenset({names.erased_handle("+1 415 555 0123")}))
+    assert added(event("sent", 0, **shown), scope=Scope(frozenset({"c1"}), 0, erased)) == {}

@@ -33,7 +33,7 @@ def load(session: Session) -> int:
     check_version(context.workspace, context.destination)
     claim(context.workspace, context.destination, sandbox=session.sandbox, say=session.reporter.fail)
     with hold_lock(context.workspace.folder):
-        loaded = load_events(context.workspace, context.destination, context.redactor)
+        loaded = load_events(context)
         if loaded.deliveries:
             context.destination.publish()
     session.reporter.print_text(loaded.as_dict(), str(loaded))
