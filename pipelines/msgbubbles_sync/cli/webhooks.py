@@ -58,7 +58,7 @@ def load(session: Session) -> int:
 
 
 @app.command()
-@with_shared_options(SCRIPT, "as_json")
+@with_shared_options(SCRIPT, "destination", "as_json")
 def register(
     session: Session,
     url: Annotated[str, typer.Argument(metavar="URL", help="The public URL of your receiver.")],
@@ -75,21 +75,21 @@ def register(
 
 
 @app.command("list")
-@with_shared_options(SCRIPT, "as_json")
+@with_shared_options(SCRIPT, "destination", "as_json")
 def list_(session: Session) -> int:
     """List the endpoints."""
     return commands.webhooks.show_endpoints(session)
 
 
 @app.command()
-@with_shared_options(SCRIPT, "as_json")
+@with_shared_options(SCRIPT, "destination", "as_json")
 def rotate(session: Session, webhook_id: WebhookId, show: Show = False, secrets_file: SecretsFile = None) -> int:
     """Replace the signing secret of an endpoint without losing events."""
     return commands.webhooks.rotate(session, webhook_id, show=show, secrets_file=secrets_file)
 
 
 @app.command()
-@with_shared_options(SCRIPT, "as_json")
+@with_shared_options(SCRIPT, "destination", "as_json")
 def remove(session: Session, webhook_id: WebhookId) -> int:
     """Remove an endpoint. Its stored secret stays."""
     return commands.webhooks.remove(session, webhook_id)
