@@ -39,6 +39,7 @@ RELIED_ON = {
     # dlt's log messages may quote rows; the job reports errors itself.
     "RUNTIME__LOG_LEVEL": "CRITICAL",
 }
+DESTINATIONS = ("duckdb", "postgres", "ducklake", "filesystem")
 SCHEMAS = ("msgbubbles", "msgbubbles_staging", "staging", "marts")
 
 
@@ -104,7 +105,15 @@ class Workspace:
     @property
     def folder(self) -> Path:
         """The folder of the job's own files."""
-        name = self.database.stem if self.destination == "duckdb" else f"{self.database.stem}.{self.destination}"
+        return self._folder_for(self.destination)
+
+    @property
+    def other_folders(self) -> list[Path]:
+        """The folders that this database name has for the other destinations."""
+        return [self._folder_for(name) for name in DESTINATIONS if name != self.destination]
+
+    def _folder_for(self, destination: str) -> Path:
+        name = self.database.stem if destination == "duckdb" else f"{self.database.stem}.{destination}"
         return self.database.parent / ".msgbubbles" / name
 
     @property

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from e2e.test_groups import Groups, two
 
 from helpers import postgres
 from helpers.context import build_destination
@@ -63,6 +64,8 @@ def test_lake_holds_the_rows_of_the_account_while_read(new_job: NewJob, lake: di
             reads[0] += 1
             time.sleep(0.1)
 
+    groups = Groups(job)
+    groups.run("apply", groups.write(two()), "--yes", *INTO)
     reader = threading.Thread(target=poll)
     reader.start()
     try:
@@ -80,6 +83,9 @@ def test_lake_holds_the_rows_of_the_account_while_read(new_job: NewJob, lake: di
     assert differences_of(read_rows(workspace), job.server.truth()) == {}
 
     check_marts(partial(query, workspace))
+    evidence = "SELECT count(*) AS n FROM marts.group_membership WHERE evidence = 'operation'"
+    assert query(workspace, evidence) == [{"n": 5}]
+    assert groups.run("plan", "groups.csv", *INTO)[0] == "No changes: the groups match the table.\n"
     with build_destination(workspace).open_reader() as connection:
         comments = read_comments(connection, "warehouse")
     marts = {table: columns for (schema, table), columns in comments.items() if schema == "marts"}

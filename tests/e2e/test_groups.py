@@ -35,17 +35,10 @@ class Groups:
     job: Job
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        server = self.job.server
         return Process(
             [sys.executable, str(GROUPS), *arguments, "--database", "company.duckdb"],
             cwd=self.job.folder,
-            env={
-                **inherited_environment(),
-                "SOURCES__MSGBUBBLES__API_KEY": server.key,
-                "SOURCES__MSGBUBBLES__BASE_URL": server.url,
-                "SOURCES__MSGBUBBLES__REQUESTS_PER_MINUTE": "0",
-                "XDG_STATE_HOME": str(self.job.folder / "state"),
-            },
+            env=self.job.whole_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -47,7 +47,7 @@ MaxRemovals = Annotated[
 
 
 @app.command()
-@with_shared_options(SCRIPT, "as_json")
+@with_shared_options(SCRIPT, "destination", "as_json")
 def plan(
     session: Session,
     table: Table = None,
@@ -61,7 +61,7 @@ def plan(
 
 
 @app.command()
-@with_shared_options(SCRIPT, "as_json", "quiet")
+@with_shared_options(SCRIPT, "destination", "as_json", "quiet")
 def apply(
     session: Session,
     table: TableOrPlan = None,
@@ -77,7 +77,7 @@ def apply(
 
 
 @app.command("import")
-@with_shared_options(SCRIPT, "as_json")
+@with_shared_options(SCRIPT, "destination", "as_json")
 def import_(
     session: Session,
     key: Annotated[str, typer.Argument(metavar="KEY", help="The key of the group in your table.")],
@@ -88,14 +88,14 @@ def import_(
 
 
 @app.command()
-@with_shared_options(SCRIPT, "as_json")
+@with_shared_options(SCRIPT, "destination", "as_json")
 def forget(session: Session, key: Annotated[str, typer.Argument(metavar="KEY", help="The key of the group.")]) -> int:
     """Detach a key from its group. Does not change the group. Makes no request."""
     return commands.groups.forget(session, key)
 
 
 @app.command()
-@with_shared_options(SCRIPT)
+@with_shared_options(SCRIPT, "destination")
 def read(
     session: Session,
     chats: Annotated[list[str], typer.Argument(metavar="CHAT", help="Ids of chats, or keys of groups.")],
@@ -105,7 +105,7 @@ def read(
 
 
 @app.command()
-@with_shared_options(SCRIPT)
+@with_shared_options(SCRIPT, "destination")
 def typing(
     session: Session,
     chat: Annotated[str, typer.Argument(metavar="CHAT", help="Id of a chat, or key of a group.")],

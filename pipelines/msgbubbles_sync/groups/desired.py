@@ -16,6 +16,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +173,8 @@ def _check_columns(names: Iterable[object], where: str, *, every: bool = False) 
 
 
 def _run_query(query: str, context: Context) -> list[Row]:
-    file = _check_published(context)
-    with context.destination.open_reader() as database:
+    title = Path(context.destination.title).name
+    with _open_published(context) as database:
         try:
             result = database.execute(query)
             columns = [column[0] for column in result.description or ()]
@@ -181,29 +182,31 @@ def _run_query(query: str, context: Context) -> list[Row]:
             return [dict(zip(columns, row, strict=True)) for row in result.fetchall()]
         except (duckdb.CatalogException, duckdb.BinderException, duckdb.ParserException) as error:
             # These errors quote the query; others may quote rows.
-            raise UsageError(f"the query cannot be run on {file.name}: {error}") from None
+            raise UsageError(f"the query cannot be run on {title}: {error}") from None
         except duckdb.Error as error:
-            raise UsageError(f"the query failed on {file.name} ({type(error).__name__})") from None
+            raise UsageError(f"the query failed on {title} ({type(error).__name__})") from None
 
 
 def _read_model(name: str, context: Context) -> list[Row]:
     schema, _, model = name.rpartition(".")
-    file = _check_published(context)
-    with context.destination.open_reader() as database:
+    with _open_published(context) as database:
         schemas = database.execute(
-            "SELECT table_schema FROM information_schema.tables WHERE table_name = ? AND table_schema = coalesce(?, "
-            "table_schema) ORDER BY table_schema <> 'marts', table_schema",
+            "SELECT table_schema FROM information_schema.tables WHERE table_catalog = current_catalog() "
+            "AND table_name = ? AND table_schema = coalesce(?, table_schema) "
+            "ORDER BY table_schema <> 'marts', table_schema",
             (model, schema or None),
         ).fetchall()
     if not schemas:
-        raise UsageError(f"{file.name} has no table {name}: build the dbt model first, or {TABLE_HELP}")
+        raise UsageError(
+            f"{Path(context.destination.title).name} has no table {name}: build the dbt model first, or {TABLE_HELP}"
+        )
     return _run_query(f"SELECT * FROM {quote_name(schemas[0][0])}.{quote_name(model)}", context)  # noqa: S608 - quoted
 
 
-def _check_published(context: Context) -> Path:
-    if not context.workspace.database.exists():
-        raise UsageError(f"{context.workspace.database} does not exist. Run chats.py first.")
-    return context.workspace.database
+def _open_published(context: Context) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+    if not context.destination.exists():
+        raise UsageError(f"{context.destination.title} has no tables. Run chats.py first.")
+    return context.destination.open_reader()
 
 
 # -- validation

@@ -35,7 +35,9 @@ CREATE TABLE IF NOT EXISTS sightings ( -- codespell:ignore sightings
 CREATE TABLE IF NOT EXISTS renderings (
     chat_id TEXT NOT NULL, field TEXT NOT NULL, shown TEXT NOT NULL, asked TEXT NOT NULL,
     PRIMARY KEY (chat_id, field, shown));
+CREATE TABLE IF NOT EXISTS loaded_from (workspace TEXT NOT NULL);
 """
+LEDGER = "groups.sqlite"
 OBSERVATIONS = "sightings"  # codespell:ignore sightings
 # The columns that may name a person, with the key of their table.
 TEXTS = (
@@ -128,6 +130,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         path.touch(mode=0o600)
+        self._workspace = path.parent.name
         self._lock = threading.RLock()
         self._database = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
         self._database.row_factory = sqlite3.Row
@@ -138,7 +141,7 @@ class Ledger:
     @classmethod
     def open(cls, folder: Path) -> Ledger:
         """Open the ledger in the folder of a workspace, or create it."""
-        return cls(folder / "groups.sqlite")
+        return cls(folder / LEDGER)
 
     def __enter__(self) -> Ledger:
         return self
@@ -251,10 +254,15 @@ class Ledger:
                 self.record_observation(observation)
             for table in ("operations", OBSERVATIONS):
                 self._run(f"UPDATE {table} SET landed_version = version")
+            self._store_workspace()
 
     def not_loaded(self) -> tuple[list[tuple[Entry, int]], list[tuple[Observation, int]]]:
-        """Return the rows that the warehouse does not have in this version, each with its version."""
-        changed = "SELECT * FROM {} WHERE landed_version < version ORDER BY rowid"
+        """Return the rows that the warehouse does not have in this version, each with its version.
+
+        These are all rows after the file was moved here from the workspace of another destination.
+        """
+        is_ours = [row["workspace"] for row in self._all("SELECT workspace FROM loaded_from")] == [self._workspace]
+        changed = f"SELECT * FROM {{}} WHERE {'landed_version < version' if is_ours else '1'} ORDER BY rowid"
         operations, observations = (self._all(changed.format(table)) for table in ("operations", OBSERVATIONS))
         return (
             [(_from_row(Entry, row), int(row["version"])) for row in operations],
@@ -270,6 +278,11 @@ class Ledger:
                 )
             for observation, version in observations:
                 self._run(f"UPDATE {OBSERVATIONS} SET landed_version = ? WHERE key = ?", (version, observation.key))
+            self._store_workspace()
+
+    def _store_workspace(self) -> None:
+        self._run("DELETE FROM loaded_from")
+        self._run("INSERT INTO loaded_from VALUES (?)", (self._workspace,))
 
     # -- erasure
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import dlt
 
@@ -22,7 +22,7 @@ from msgbubbles_sync.destinations.load import build_fresh_pipeline, build_table_
 from msgbubbles_sync.tables import GROUP_MEMBER_OPERATIONS, GROUP_OPERATIONS, GROUP_SIGHTINGS
 from msgbubbles_sync.workspace import Workspace
 
-from .ledger import Entry, Ledger, Observation
+from .ledger import LEDGER, Entry, Ledger, Observation
 from .redact import LedgerRedactor
 
 PIPELINE = "msgbubbles_groups"
@@ -30,23 +30,24 @@ MEMBER_OPERATIONS = {"create": "added", "add": "added", "remove": "removed"}
 
 
 def load_ledger(workspace: Workspace, destination: Destination, redactor: Redactor) -> int:
-    """Load new and changed rows of the ledger into the work database. Returns how many there were.
+    """Load new and changed rows of the ledger into the destination. Returns how many there were.
 
-    If there were any, the marts and the published file are marked as pending. The caller holds the lock `job`. May be
-    killed and repeated: rows are merged by key, and marked only after they are loaded. Does nothing without a work
-    database, which the first sync creates.
+    If there were any, the marts and publishing are marked as pending. The caller holds the lock `job`. May be killed
+    and repeated: rows are merged by key, and marked only after they are loaded. Does nothing if the destination has no
+    tables, which the first sync creates. Raises `UsageError` if it cannot be reached.
     """
-    if not (workspace.folder / "groups.sqlite").exists() or not workspace.work.exists():
+    if not (workspace.folder / LEDGER).exists():
         return 0
     with Ledger.open(workspace.folder) as ledger:
         entries, observations = ledger.not_loaded()
-        if not entries and not observations:
+        if not (entries or observations) or not destination.has_tables():
             return 0
 
         workspace.set_pending("transform", "publish")
         private = LedgerRedactor(redactor)
         _load(
             build_fresh_pipeline(workspace, destination, PIPELINE),
+            destination.file_format,
             [redacted for entry, _ in entries if (redacted := private.redact_entry(entry))],
             [private.redact_observation(observation) for observation, _ in observations],
         )
@@ -54,14 +55,19 @@ def load_ledger(workspace: Workspace, destination: Destination, redactor: Redact
         return len(entries) + len(observations)
 
 
-def _load(pipeline: dlt.Pipeline, entries: list[Entry], observations: list[Observation]) -> None:
+def _load(
+    pipeline: dlt.Pipeline,
+    file_format: Literal["parquet", "csv"],
+    entries: list[Entry],
+    observations: list[Observation],
+) -> None:
     at = datetime.now(UTC)
     resources = [
         _build_resource(GROUP_OPERATIONS, [_build_operation_row(entry, at) for entry in entries]),
         _build_resource(GROUP_MEMBER_OPERATIONS, [row for entry in entries for row in _build_member_rows(entry, at)]),
         _build_resource(GROUP_SIGHTINGS, [_build_observation_row(observation, at) for observation in observations]),
     ]
-    pipeline.run(resources, loader_file_format="parquet")
+    pipeline.run(resources, loader_file_format=file_format)
 
 
 def _build_resource(table: Table, rows: list[dict[str, Any]]) -> Any:

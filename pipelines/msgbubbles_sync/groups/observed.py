@@ -17,8 +17,11 @@ import duckdb
 
 from msgbubbles.handles import fold_handle, parse_handle
 from msgbubbles_sync.context import Context
+from msgbubbles_sync.destinations.claims import SANDBOX, read_claim
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.workspace import CLAIM, Workspace
 
-from .ledger import Entry, Ledger, Observation, Rendering, Row
+from .ledger import LEDGER, Entry, Ledger, Observation, Rendering, Row
 from .model import ObservedGroup, fold_title
 
 # The fields of `Entry` and `Observation`. An unknown outcome cannot be found out without the lost file.
@@ -130,7 +133,7 @@ def normalize_members(handles: Iterable[str], from_handle: str | None) -> tuple[
     return tuple(sorted(handle for folded, handle in members.items() if folded != ours))
 
 
-# -- the published file
+# -- the published tables
 
 
 def read_published(context: Context) -> Published:
@@ -172,11 +175,31 @@ def find_chat_ids(context: Context, names: Collection[str]) -> set[str]:
 
 @contextmanager
 def open_ledger(context: Context) -> Iterator[Ledger]:
-    """Open the ledger. If its file was lost, it is restored from the copy in the published warehouse."""
+    """Open the ledger. If its file was lost, it is restored from the copy in the published warehouse.
+
+    Raises `UsageError` if the ledger is in the workspace of another destination: an empty one would create every group
+    a second time.
+    """
     with Ledger.open(context.workspace.folder) as ledger:
         if ledger.is_new():
             ledger.restore(*_read_ledger(context))
+        if ledger.is_new():
+            _refuse_second_ledger(context.workspace)
         yield ledger
+
+
+def _refuse_second_ledger(workspace: Workspace) -> None:
+    for folder in workspace.other_folders:
+        claim = read_claim(folder / CLAIM) or {}
+        if not (folder / LEDGER).exists() or claim.get("account") == SANDBOX:
+            continue
+        with Ledger.open(folder) as other:
+            if not other.is_new():
+                raise UsageError(
+                    f"the ledger of {workspace.database.stem} is in {folder}. If --destination {workspace.destination} "
+                    f"has the same account, move it:\n\n  mv {folder / LEDGER}* {workspace.folder}/\n\n"
+                    "Otherwise choose another --database"
+                )
 
 
 def _read_ledger(context: Context) -> tuple[list[Entry], list[Observation]]:
@@ -194,8 +217,8 @@ def _to_record(kind: type[Row], row: tuple[Any, ...]) -> Row:
 
 @contextmanager
 def _open_published(context: Context) -> Iterator[Callable[..., list[Any]]]:
-    """Yield a function that queries the published file; a missing file or table has no rows."""
-    if not context.workspace.database.exists():
+    """Yield a function that queries the published tables; a missing table has no rows."""
+    if not context.destination.exists():
         yield lambda _sql, *_values: []
         return
     with context.destination.open_reader() as database:

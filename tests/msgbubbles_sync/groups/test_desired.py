@@ -141,7 +141,7 @@ def test_invalid_table_is_refused_with_a_fix(
 
 def test_query_without_a_warehouse_says_to_sync_first(tmp_path: Path) -> None:
     for table in ("SELECT 1", "a_model"):
-        with pytest.raises(UsageError, match=r"none.duckdb does not exist. Run chats.py first."):
+        with pytest.raises(UsageError, match=r"none.duckdb has no tables. Run chats.py first."):
             read_rows(table, build_context(Workspace.from_path(tmp_path / "none.duckdb")))
 
 

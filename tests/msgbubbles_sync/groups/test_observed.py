@@ -15,10 +15,11 @@ from helpers.context import build_context, build_destination
 from helpers.group_world import OURS, World, row
 from msgbubbles.redact import Redactor
 from msgbubbles_sync.destinations.load import build_pipeline
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.job import forget_group, list_groups, plan_groups
 from msgbubbles_sync.groups.ledger import Ledger
 from msgbubbles_sync.groups.load import PIPELINE, load_ledger
-from msgbubbles_sync.groups.observed import Published, read_published
+from msgbubbles_sync.groups.observed import Published, open_ledger, read_published
 from msgbubbles_sync.groups.view import fetch_view
 from msgbubbles_sync.workspace import Workspace
 
@@ -233,3 +234,25 @@ def test_dlt_pipeline_applies_groups_as_its_destination(
     with pytest.raises(PipelineStepFailed, match="c: create: the API answered 400 invalid_handle"):
         pipeline.run([row("c", ANNA, CARLA), row("d", ANNA, BEN)], table_name="teams")
     assert world.observed("d").members == {ANNA, BEN}
+
+
+def test_ledger_moved_to_another_destination_is_loaded_as_a_whole(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DESTINATION__FILESYSTEM__BUCKET_URL", str(tmp_path / "files"))
+    world.apply(row("a", ANNA, BEN))
+    other = Workspace.from_path(world.workspace.database, "filesystem")
+    other.make_folders()
+    with Ledger.open(world.workspace.folder) as ledger:
+        ledger.set_loaded(*ledger.not_loaded())
+        assert ledger.not_loaded() == ([], [])
+    with pytest.raises(UsageError, match="the ledger of company is in ") as refused, open_ledger(build_context(other)):
+        pass
+    (move,) = (line.split() for line in str(refused.value).splitlines() if line.startswith("  mv "))
+    assert move == ["mv", f"{world.workspace.folder}/groups.sqlite*", f"{other.folder}/"]
+    for file in tmp_path.glob(".msgbubbles/company/groups.sqlite*"):
+        file.replace(other.folder / file.name)
+    with open_ledger(build_context(other)) as ledger:
+        assert [entry.key for entry, _ in ledger.not_loaded()[0]] == ["a"]
+        ledger.set_loaded(*ledger.not_loaded())
+        assert ledger.not_loaded() == ([], [])

@@ -1,0 +1,82 @@
+"""groups.py and webhooks.py with their tables on a server and in a folder; `test_ducklake` has them in a lake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from e2e.test_groups import Groups, two
+from e2e.test_webhooks import command
+
+from helpers import postgres
+from helpers.hooks import spool, typing
+from helpers.job import Job
+from helpers.lake import query
+from msgbubbles_sync.workspace import Workspace
+
+NewJob = Callable[..., Job]
+DESIRED = """
+SELECT key, chats.from_handle, chats.title, handles AS addresses, 'Hello' AS message
+FROM msgbubbles.group_operations JOIN msgbubbles.chats ON chats.id = chat_id"""
+OPERATIONS = (
+    "SELECT operation, outcome, json_array_length(handles) AS people FROM msgbubbles.group_operations ORDER BY 3"
+)
+
+
+@pytest.fixture
+def variables(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dict[str, str]]:
+    """Return the variables with which a command finds the destination."""
+    with ExitStack() as stack:
+        if request.param == "postgres":
+            address = stack.enter_context(postgres.running(tmp_path / "server"))
+            found = {"DESTINATION__POSTGRES__CREDENTIALS": address}
+        else:
+            found = {"DESTINATION__FILESYSTEM__BUCKET_URL": str(tmp_path / "files")}
+        for name, value in found.items():
+            monkeypatch.setenv(name, value)
+        yield found
+
+
+@pytest.mark.parametrize(
+    ("variables", "destination"),
+    [(name, name) for name in ("postgres", "filesystem")],
+    indirect=["variables"],
+)
+def test_ledger_and_events_are_on_the_destination(new_job: NewJob, variables: dict[str, str], destination: str) -> None:
+    has_marts = destination != "filesystem"  # Spark takes minutes; test_filesystem compares its marts
+    job = new_job(chats=0)
+    job.environment = variables
+    workspace, into = Workspace.from_path(job.database, destination), ("--destination", destination)
+    groups = Groups(job)
+    table = groups.write(two())
+    job.run(*into)
+    groups.run("apply", table, "--yes", *into)
+    spool(workspace, [typing(1), typing(2)])
+    assert command(job, "load", *into)["deliveries"] == 2
+    if not has_marts:
+        job.run(*into)
+    created = {"operation": "create", "outcome": "succeeded"}
+    assert query(workspace, OPERATIONS) == [created | {"people": 2}, created | {"people": 3}]
+    assert query(workspace, "SELECT count(*) AS n FROM msgbubbles.webhook_events") == [{"n": 2}]
+    assert not (job.folder / ".msgbubbles" / "company").exists(), "nothing is in the workspace of the DuckDB file"
+
+    if has_marts:
+        job.run(*into, transform=True)
+        evidence = "SELECT evidence, count(*) AS n FROM marts.group_membership GROUP BY evidence ORDER BY evidence"
+        assert query(workspace, evidence) == [{"evidence": "operation", "n": 5}, {"evidence": "own_number", "n": 2}]
+    # A lost ledger is restored from there, and a query reads the desired table from there.
+    for path in workspace.folder.glob("groups.sqlite*"):
+        path.unlink()
+    assert groups.run("plan", table, *into)[0] == "No changes: the groups match the table.\n"
+    desired = (
+        "SELECT key, from_handle, title, handles AS addresses, 'Hi' AS message FROM msgbubbles.group_operations JOIN "
+    )
+    desired += "(SELECT id, from_handle FROM msgbubbles.chats) ON id = chat_id"
+    if has_marts:
+        assert groups.run("plan", DESIRED, *into)[0] == "No changes: the groups match the table.\n"
+    _, errors = groups.run("plan", table, status=2)
+    assert f"the ledger of company is in {workspace.folder}" in errors
