@@ -13,9 +13,8 @@ from collections import defaultdict
 from collections.abc import Callable
 
 import duckdb
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from msgbubbles.lazy_pyarrow import pa, pq
 from msgbubbles_sync.dbt.runner import forget_build
 from msgbubbles_sync.sql import quote_literal, quote_name
 

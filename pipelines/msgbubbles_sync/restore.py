@@ -13,14 +13,13 @@ from pathlib import Path
 
 import duckdb
 import msgspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 import semver
 from dlt.common.exceptions import DltException
 from dlt.common.json import json
 from dlt.common.schema import Schema
 from dlt.pipeline.state_sync import migrate_state_to_current
 
+from msgbubbles.lazy_pyarrow import pa, pq
 from msgbubbles_sync.dbt.runner import forget_build
 from msgbubbles_sync.destinations.parquet_files import ParquetFiles
 from msgbubbles_sync.destinations.publish import is_damaged, read_mark
@@ -38,7 +37,7 @@ FILES = ("version", "runs.jsonl", "published.json", "work.json", "compacted", "l
          "dbt/built_with", "dbt/data_tests.json", "dbt/build")  # fmt: skip
 # Errors that reading a damaged file raises.
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, EOFError, zlib.error, gzip.BadGzipFile, DltException,
-          pa.ArrowException, IsADirectoryError, NotADirectoryError)  # fmt: skip
+          IsADirectoryError, NotADirectoryError)  # fmt: skip
 CHUNK_BYTES = 1024 * 1024
 
 
@@ -115,7 +114,7 @@ def _restore_policy(workspace: Workspace, destination: Destination, say: Callabl
 def _is_damaged_pipeline(folder: Path) -> bool:
     try:
         _read_pipeline(folder)
-    except DAMAGE:
+    except (*DAMAGE, pa.ArrowException):
         return True
     except OSError as error:
         if error.errno is None:  # Arrow's

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from msgbubbles.handles import parse_handle
+from msgbubbles.storable import replace_in_json, replace_in_text
 from msgbubbles.tables import ColumnType
 
 from .tables import FAILED_READS, SQL_TYPES, SYNC_RUNS, column_definitions
@@ -140,11 +141,6 @@ def _row(record: dict[str, Any]) -> Sequence[Any]:
 
 def _storable(value: Any, kind: ColumnType) -> Any:
     """Return a value that every destination can store: it may contain field names, which the API makes up."""
-    from msgbubbles.source.storable import (  # imports dlt, which must be configured first
-        replace_in_json,
-        replace_in_text,
-    )
-
     if kind == "json" and value is not None:
         return replace_in_json(json.dumps(value))
     return replace_in_text(value) if isinstance(value, str) else value

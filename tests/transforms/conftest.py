@@ -11,7 +11,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from msgbubbles_sync.dbt import manifest_cache as manifest
+from msgbubbles_sync.dbt import process as manifest
 from msgbubbles_sync.tables import CLAIM, ERASURES, FAILED_READS, PRIVACY, SYNC_RUNS, TABLES, column_definitions
 
 PROJECT = Path(__file__).parents[2] / "transforms"

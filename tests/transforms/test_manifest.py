@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from msgbubbles_sync.dbt import manifest_cache as manifest
+from msgbubbles_sync.dbt import process as manifest
+from msgbubbles_sync.dbt import project as files
 from msgbubbles_sync.dbt import runner as transform
 from msgbubbles_sync.dbt.runner import compile_models
 from msgbubbles_sync.settings import Settings
@@ -22,8 +23,8 @@ NAMES = ("duckdb", ":memory:", "UTC", "")
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Copy the dbt project and parse it."""
     copy = tmp_path / "transforms"
-    shutil.copytree(manifest.PROJECT, copy, ignore=shutil.ignore_patterns(*manifest.MADE_BY_DBT))
-    for module in (manifest, transform):
+    shutil.copytree(manifest.PROJECT, copy, ignore=shutil.ignore_patterns(*files.MADE_BY_DBT))
+    for module in (manifest, files, transform):
         monkeypatch.setattr(module, "PROJECT", copy)
     monkeypatch.setenv("MSGBUBBLES_DUCKDB_PATH", "")  # compiling sets it, and other tests need their own value
     compile_models(_workspace(tmp_path / "one"), "", Settings())
@@ -53,8 +54,9 @@ def test_project_is_parsed_once_and_again_after_a_change(
     assert manifest.load_manifest("duckdb", ":memory:", "UTC", "north_") is None
 
     parsed: list[Any] = []
-    monkeypatch.setattr(transform, "store_manifest", lambda *names: parsed.append(names))
-    compile_models(_workspace(tmp_path / "two"), "", Settings())
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "store_manifest", lambda *names: parsed.append(names))
+        compile_models(_workspace(tmp_path / "two"), "", Settings())
     assert not parsed, "another warehouse of this name parses nothing"
 
     model = project / "models" / "marts" / "contact.sql"

@@ -8,11 +8,10 @@ from typing import Any
 
 import dlt
 
+from msgbubbles.lazy_pyarrow import pa
+from msgbubbles.storable import replace_unstorable
 from msgbubbles.tables import TABLES, ColumnType, Table
 from msgbubbles.times import to_epoch_us
-
-from .lazy_pyarrow import pa
-from .storable import replace_unstorable
 
 
 def build_item(table: str, rows: pa.Table) -> Any:

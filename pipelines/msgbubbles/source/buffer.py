@@ -16,6 +16,7 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from msgbubbles.decode import reject_row
+from msgbubbles.lazy_pyarrow import pa
 from msgbubbles.models import (
     Attachment,
     Chat,
@@ -34,7 +35,6 @@ from msgbubbles.tables import CHAT_TITLES, TABLES
 
 from .arrow import build_arrow_table, build_item
 from .compare import Comparison, filter_rows
-from .lazy_pyarrow import pa
 from .progress import keep_progress
 from .stored import Warehouse, list_locations
 

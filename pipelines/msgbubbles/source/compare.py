@@ -6,9 +6,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from msgbubbles.lazy_pyarrow import pa, pc
 from msgbubbles.tables import Table
-
-from .lazy_pyarrow import pa, pc
 
 # The time of reading is no property of the row.
 NOT_COMPARED = frozenset({"_fetched_at"})

@@ -6,8 +6,9 @@ comes from a replica that lags behind, reverts nothing.
 
 from __future__ import annotations
 
+from msgbubbles.lazy_pyarrow import pa, pc
+
 from .compare import Comparison
-from .lazy_pyarrow import pa, pc
 
 RANKS = {"queued": 0, "received": 0, "sent": 1, "failed": 2, "delivered": 3, "read": 4}
 SET_ONCE = ("sent_at", "delivered_at", "read_at")

@@ -18,12 +18,12 @@ from dlt.common.destination.exceptions import DestinationUndefinedEntity, SqlCli
 from dlt.destinations.sql_client import DBApiCursorImpl
 from msgspec import Raw
 
+from msgbubbles.lazy_pyarrow import pa, pc
 from msgbubbles.models import Attachment, Chat, R
 from msgbubbles.tables import ATTACHMENTS, CHATS, TABLES, Table
 from msgbubbles.times import from_epoch_ms, to_epoch_ms
 
 from .arrow import build_arrow_schema
-from .lazy_pyarrow import pa, pc
 
 # The table of webhook events; it exists if there is a receiver.
 EVENTS = "webhook_events"
@@ -251,7 +251,7 @@ def _read_arrow(cursor: Any, table: Table) -> pa.Table:
 def _return_json_as_text(connection: Any) -> None:
     """Make psycopg2 return JSON as text: decoding fails at numbers and depths that a server can store."""
     if type(connection).__module__.startswith("psycopg2"):
-        from psycopg2.extras import (
+        from psycopg2.extras import (  # installed with an extra; dlt has imported it by now
             register_default_json,
             register_default_jsonb,
         )

@@ -21,14 +21,11 @@ from msgbubbles_sync.settings import Settings
 from msgbubbles_sync.workspace import Workspace
 
 from . import spark
-from .manifest_cache import PROJECT, compute_digest, compute_key, load_manifest, store_manifest
 from .plan import PlanFile
+from .project import PROJECT, compute_build_digest, compute_key
 
 if TYPE_CHECKING:
     from dbt.contracts.graph.manifest import Manifest
-
-# The models of the project, and what else decides how the marts are built.
-BUILD_FILES = ("*.yml", "models/**/*.yml", "models/**/*.sql", "macros/**/*.sql")
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class DataTestResult:
 
 def is_outdated(workspace: Workspace, settings: Settings) -> bool:
     """Return whether the marts were built by other models, or with other settings."""
-    return _read_build_digest(workspace) != _compute_build_digest(settings)
+    return _read_build_digest(workspace) != compute_build_digest(settings)
 
 
 def forget_build(workspace: Workspace) -> None:
@@ -62,7 +59,7 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
     They are built from scratch if the models have changed, because a new model does not correct the rows of the old
     one. `load_test_result` returns the result of the tests. Raises `TransformError`.
     """
-    digest = _compute_build_digest(settings)
+    digest = compute_build_digest(settings)
     is_full = _read_build_digest(workspace) != digest
     target, environment = destination.read_dbt_target()
     dbt = _Dbt(workspace, destination.prefix, target, environment, settings)
@@ -167,34 +164,24 @@ class _Dbt:
         self.executed: list[tuple[str, str]] = []
 
     def run(self, *command: str) -> _Result:
-        from dbt.adapters.duckdb.connections import DuckDBConnectionManager  # see above
-        from dbt.cli.main import dbtRunner
-        from dbt.contracts.graph.manifest import Manifest
+        from .process import run_dbt  # imports dbt
 
         before = {name: os.environ.get(name) for name in self._environment}
         os.environ.update(self._environment)
         try:
-            self._manifest = self._manifest or load_manifest(*self._names)
-            if self._manifest is None:
-                parsed = dbtRunner().invoke(["parse", *self._options])
-                if not isinstance(parsed.result, Manifest):
-                    return _Result(parsed, self._workspace)
-                self._manifest = parsed.result
-                store_manifest(self._manifest, *self._names)
-            runner = dbtRunner(manifest=self._manifest, callbacks=[self._on_event])
-            result = _Result(runner.invoke([*command, *self._options]), self._workspace)
-            self.nodes += result.nodes
-            if result.failed:
-                # The traceback of a failed model holds a cursor in a cycle, which keeps the database open.
-                gc.collect()
-            return result
+            answer, self._manifest = run_dbt(command, self._options, self._manifest, self._names, self._on_event)
         finally:
-            DuckDBConnectionManager.close_all_connections()
             # They include a password, and libpq would take them for the user's own.
             for name, value in before.items():
                 os.environ.pop(name)
                 if value is not None:
                     os.environ[name] = value
+        result = _Result(answer, self._workspace)
+        self.nodes += result.nodes
+        if result.failed:
+            # The traceback of a failed model holds a cursor in a cycle, which keeps the database open.
+            gc.collect()
+        return result
 
     def _on_event(self, event: Any) -> None:
         record_progress()
@@ -244,8 +231,3 @@ def _read_build_digest(workspace: Workspace) -> str:
     """Return the digest of the last build; empty if there was none."""
     path = _digest_file(workspace)
     return path.read_text(errors="replace") if path.exists() else ""
-
-
-def _compute_build_digest(settings: Settings) -> str:
-    paths = (path for pattern in BUILD_FILES for path in PROJECT.glob(pattern))
-    return compute_digest(paths, settings.transforms.time_zone, str(settings.source.lookback_seconds)).hexdigest()

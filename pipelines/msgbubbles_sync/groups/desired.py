@@ -18,9 +18,10 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import duckdb
+import yaml
 
 from msgbubbles.handles import fold_handle, parse_handle
 from msgbubbles.policy import PSEUDONYM
@@ -34,6 +35,7 @@ from .model import MAX_MEMBERS, MAX_TITLE, MIN_MEMBERS, DesiredGroup
 
 REQUIRED = ("key", "from_handle", "addresses", "message")
 COLUMNS = frozenset({*REQUIRED, "title"})
+PLAIN_TAGS = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
 DELIMITERS = ",;\t|"
 TABLE_HELP = (
     "name a .csv, .yml or .sql file or a dbt model, or write a query: "
@@ -129,25 +131,27 @@ def _detect_delimiter(text: str) -> str:
     return max(DELIMITERS, key=count_columns)
 
 
-def _read_yaml(path: Path) -> list[Row]:
-    import yaml  # only where a table is YAML: it takes time
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Reads scalars as text: in plain YAML, +14155550100 is a number and loses its +. Refuses repeated keys."""
 
-    class Loader(yaml.SafeLoader):  # type: ignore[misc]
-        """Reads scalars as text: in plain YAML, +14155550100 is a number and loses its +. Refuses repeated keys."""
-
-        def compose_mapping_node(self, anchor: Any) -> Any:
-            node = super().compose_mapping_node(anchor)
-            keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-            _check_columns((key.value for key in keys), f"{path}:{node.start_mark.line + 1}", every=True)
-            return node
-
-    plain = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
-    Loader.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag in plain]
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag in PLAIN_TAGS]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        _check_columns((key.value for key in keys), f"{self.name}:{node.start_mark.line + 1}", every=True)
+        return node
+
+
+def _read_yaml(path: Path) -> list[Row]:
+    text = _read_text(path)
     try:
-        content = yaml.load(_read_text(path), Loader)  # noqa: S506 - a SafeLoader
+        loader = _Loader(text)
+        loader.name = str(path)  # for its errors
+        content = loader.get_single_data()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import dlt
 
+from msgbubbles.lazy_pyarrow import pa
 from msgbubbles.redact import Redactor
 from msgbubbles.source.arrow import build_arrow_schema
-from msgbubbles.source.lazy_pyarrow import pa
-from msgbubbles.source.storable import replace_unstorable
+from msgbubbles.storable import replace_unstorable
 from msgbubbles.tables import Table
 from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.destinations.load import build_fresh_pipeline, build_table_item

@@ -10,9 +10,9 @@ from typing import Any
 
 import duckdb
 import msgspec
-import pyarrow as pa
 from msgspec import Raw
 
+from msgbubbles.lazy_pyarrow import pa
 from msgbubbles.models import RejectedRow
 from msgbubbles.redact import DOT, HANDLE_LIKE_ID, Redactor
 from msgbubbles.redact_payloads import redact_payload

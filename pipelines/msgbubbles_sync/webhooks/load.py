@@ -34,8 +34,8 @@ from .spool import Segment, list_segments, spool_folder, take_finished, webhooks
 from .updates import Scope, apply_events, build_messages_table, read_stored_messages
 
 if TYPE_CHECKING:
+    from msgbubbles.lazy_pyarrow import pa
     from msgbubbles.redact import Redactor
-    from msgbubbles.source.lazy_pyarrow import pa
 
     from .events import Event
 

@@ -19,13 +19,13 @@ from typing import Any
 import msgspec
 
 from msgbubbles.decode import read_row
+from msgbubbles.lazy_pyarrow import pa
 from msgbubbles.models import Message
 from msgbubbles.redact import Redactor
 from msgbubbles.source.arrow import build_arrow_schema, to_json_text
-from msgbubbles.source.lazy_pyarrow import pa
 from msgbubbles.source.progress import SET_ONCE, get_status_rank, is_ahead
-from msgbubbles.source.storable import replace_unstorable
 from msgbubbles.source.stored import Warehouse
+from msgbubbles.storable import replace_unstorable
 from msgbubbles.tables import MESSAGES
 from msgbubbles.times import parse_time, to_epoch_ms
 

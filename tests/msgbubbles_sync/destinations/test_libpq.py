@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from helpers import postgres
 from helpers.context import build_context, build_destination
 from msgbubbles_sync.cli import chats
-from msgbubbles_sync.dbt.manifest_cache import PROJECT
+from msgbubbles_sync.dbt.project import PROJECT
 from msgbubbles_sync.dbt.runner import transform
 from msgbubbles_sync.destinations.libpq import read_parameters
 from msgbubbles_sync.destinations.load import build_pipeline

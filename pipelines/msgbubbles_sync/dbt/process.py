@@ -1,49 +1,59 @@
-"""Store the parsed dbt project in `transforms/target/`, or in the user's cache if the package is installed.
+"""Run dbt commands in this process, on a project that is parsed once. Imports dbt, which takes seconds.
 
 dbt takes longer to parse the project than to build a small account's marts. The result depends on the project's files,
 on dbt, and on the names of target, database, schemas and time zone, but on nothing else in a warehouse, so that
-warehouses share it. dbt's own cache (`partial_parse`) works for one database file only.
+warehouses share it: in `transforms/target/`, or in the user's cache if the package is installed. dbt's own cache
+(`partial_parse`) works for one database file only.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import platformdirs
+from dbt.adapters.duckdb.connections import DuckDBConnectionManager
+from dbt.cli.main import dbtRunner, dbtRunnerResult
+from dbt.contracts.graph.manifest import Manifest
 
 from msgbubbles_sync.workspace import IS_CHECKOUT
 
-if TYPE_CHECKING:
-    from dbt.contracts.graph.manifest import Manifest
+from .project import PROJECT, compute_key
 
-# In a checkout this is a link to the folder of that name at the top.
-PROJECT = (Path(__file__).parents[1] / "transforms").resolve()
-# Folders that dbt creates.
-MADE_BY_DBT = ("target", "logs", "dbt_packages")
 KEY_BYTES = 32
 
 
-def compute_digest(paths: Iterable[Path], *settings: str) -> hashlib._Hash:
-    """Compute a digest of files of the project and of settings."""
-    digest = hashlib.sha256("\0".join(settings).encode())
-    for path in sorted(paths):
-        content = path.read_bytes()
-        digest.update(f"\0{path.relative_to(PROJECT).as_posix()}\0{len(content)}\0".encode() + content)
-    return digest
+def run_dbt(
+    command: Sequence[str],
+    options: Sequence[str],
+    manifest: Manifest | None,
+    names: tuple[str, str, str, str],
+    on_event: Callable[[Any], None],
+) -> tuple[dbtRunnerResult, Manifest | None]:
+    """Run a dbt command. Return its result, and the parsed project; null if the project cannot be parsed.
+
+    `manifest` is the parsed project of an earlier command. `names` are those of `load_manifest`.
+    """
+    try:
+        manifest = manifest or load_manifest(*names)
+        if manifest is None:
+            parsed = dbtRunner().invoke(["parse", *options])
+            if not isinstance(parsed.result, Manifest):
+                return parsed, None
+            manifest = parsed.result
+            store_manifest(manifest, *names)
+        return dbtRunner(manifest=manifest, callbacks=[on_event]).invoke([*command, *options]), manifest
+    finally:
+        DuckDBConnectionManager.close_all_connections()
 
 
 def load_manifest(target: str, database: str, time_zone: str, schema_prefix: str) -> Manifest | None:
     """Load the manifest of the project as it is now; null if it has to be parsed."""
-    from dbt.contracts.graph.manifest import Manifest  # takes seconds
-
     try:
         content = _path(target, database, schema_prefix).read_bytes()
         if content[:KEY_BYTES] != compute_key(target, database, time_zone, schema_prefix):
@@ -70,14 +80,3 @@ def _path(target: str, database: str, schema_prefix: str) -> Path:
     # A database may have any name, so its hash is in the path.
     folder = PROJECT / "target" if IS_CHECKOUT else platformdirs.user_cache_path("msgbubbles") / "dbt"
     return folder / f"{target}-{schema_prefix}{hashlib.sha256(database.encode()).hexdigest()[:16]}.msgpack"
-
-
-def compute_key(*names: str) -> bytes:
-    """Return a digest of the project's files, of the versions of Python and dbt, and of `names`."""
-    files = (path for path in PROJECT.rglob("*") if path.is_file() and _is_source(path))
-    made_with = [version(name) for name in ("dbt-core", "dbt-duckdb", "dbt-common", "dbt-adapters")]
-    return compute_digest(files, platform.python_version(), *made_with, *names).digest()
-
-
-def _is_source(path: Path) -> bool:
-    return path.relative_to(PROJECT).parts[0] not in MADE_BY_DBT

@@ -10,9 +10,8 @@ import json
 import re
 from collections.abc import Collection
 
-from msgbubbles.lenient import MAX_DEPTH, MAX_DIGITS
-
 from .lazy_pyarrow import pa, pc
+from .lenient import MAX_DEPTH, MAX_DIGITS
 
 REPLACEMENT = "\ufffd"
 # Matches JSON texts that need a closer look. RE2 allows no count above 1,000.

@@ -20,7 +20,7 @@ from msgbubbles.lenient import MAX_DEPTH
 from msgbubbles.models import Message
 from msgbubbles.source.arrow import build_arrow_table
 from msgbubbles.source.buffer import Changes
-from msgbubbles.source.storable import replace_in_json
+from msgbubbles.storable import replace_in_json
 from msgbubbles.tables import MESSAGES
 
 pytestmark = pytest.mark.slow

@@ -1,0 +1,44 @@
+"""Find the files of the dbt project, and tell by a digest whether they have changed."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+from msgbubbles_sync.settings import Settings
+
+# In a checkout this is a link to the folder of that name at the top.
+PROJECT = (Path(__file__).parents[1] / "transforms").resolve()
+# The files that decide how the marts are built.
+BUILD_FILES = ("*.yml", "models/**/*.yml", "models/**/*.sql", "macros/**/*.sql")
+# Folders that dbt creates.
+MADE_BY_DBT = ("target", "logs", "dbt_packages")
+
+
+def compute_digest(paths: Iterable[Path], *settings: str) -> hashlib._Hash:
+    """Compute a digest of files of the project and of settings."""
+    digest = hashlib.sha256("\0".join(settings).encode())
+    for path in sorted(paths):
+        content = path.read_bytes()
+        digest.update(f"\0{path.relative_to(PROJECT).as_posix()}\0{len(content)}\0".encode() + content)
+    return digest
+
+
+def compute_build_digest(settings: Settings) -> str:
+    """Return a digest of what decides how the marts are built: the models, and settings."""
+    paths = (path for pattern in BUILD_FILES for path in PROJECT.glob(pattern))
+    return compute_digest(paths, settings.transforms.time_zone, str(settings.source.lookback_seconds)).hexdigest()
+
+
+def compute_key(*names: str) -> bytes:
+    """Return a digest of the project's files, of the versions of Python and dbt, and of `names`."""
+    files = (path for path in PROJECT.rglob("*") if path.is_file() and _is_source(path))
+    made_with = [version(name) for name in ("dbt-core", "dbt-duckdb", "dbt-common", "dbt-adapters")]
+    return compute_digest(files, platform.python_version(), *made_with, *names).digest()
+
+
+def _is_source(path: Path) -> bool:
+    return path.relative_to(PROJECT).parts[0] not in MADE_BY_DBT
