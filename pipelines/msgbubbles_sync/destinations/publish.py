@@ -9,6 +9,7 @@ DuckDB finds the log by the file's name, so the log of the old file would change
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import glob
 import logging
@@ -18,6 +19,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import duckdb
 
@@ -29,6 +31,7 @@ from .comments import Comments, read_comments, write_comments
 
 # DuckDB's options for a connection.
 Options = dict[str, str | bool | int | float | list[str]]
+COPIED_AT_ONCE = 16 * 1024 * 1024
 FICLONE = 0x40049409  # <linux/fs.h>: share the blocks of another file, on file systems that can
 # The write-ahead log, and its names while DuckDB writes the file.
 LOGS = (".wal", ".wal.checkpoint", ".wal.recovery")
@@ -189,6 +192,29 @@ def clone(source: Path, target: Path) -> None:
         try:
             fcntl.ioctl(copy.fileno(), FICLONE, original.fileno())
         except OSError:
-            shutil.copyfileobj(original, copy, 16 * 1024 * 1024)
+            if not _copy_in_kernel(original, copy):
+                shutil.copyfileobj(original, copy, COPIED_AT_ONCE)
         copy.flush()
         os.fsync(copy.fileno())
+
+
+def _copy_in_kernel(original: BinaryIO, copy: BinaryIO) -> bool:
+    """Copy a file without moving its bytes through this process; false, and nothing is copied, if that is impossible.
+
+    Raises `OSError` if there is no space.
+    """
+    copied, size = 0, os.fstat(original.fileno()).st_size
+    try:
+        while copied < size:
+            count = os.copy_file_range(original.fileno(), copy.fileno(), COPIED_AT_ONCE)
+            if not count:  # some file systems claim to copy, and do not
+                break
+            copied += count
+    except (AttributeError, OSError) as error:  # not on this system; not on, or between, these file systems
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise
+    if copied < size:
+        original.seek(0)
+        copy.seek(0)
+        copy.truncate()
+    return copied >= size

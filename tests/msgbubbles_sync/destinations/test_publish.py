@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,11 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import duckdb
 import pytest
 
 from helpers.context import build_destination
+from msgbubbles_sync.destinations import publish as publishing
 from msgbubbles_sync.destinations.claims import claim
 from msgbubbles_sync.destinations.duckdb_file import DuckDBFile
 from msgbubbles_sync.destinations.publish import publish
@@ -254,3 +257,37 @@ def test_published_and_held_marts_keep_their_descriptions(tmp_path: Path) -> Non
     assert read_descriptions(database) == described
     publish(work, database, ["contact", "daily"])
     assert read_descriptions(database) == described
+
+
+FAULTS = [None, 0, OSError(errno.EXDEV, "another file system"), OSError(errno.ENOSPC, "full"), AttributeError()]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=repr)
+def test_copy_is_whole_whatever_the_system_can_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Any) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    content = bytes(range(256)) * 1024
+    source.write_bytes(content)
+    monkeypatch.setattr(publishing, "COPIED_AT_ONCE", 100_000)
+    monkeypatch.setattr(publishing.fcntl, "ioctl", raising(OSError(errno.EOPNOTSUPP, "no reflink")))
+    copied = os.copy_file_range
+    calls = iter(range(10))
+
+    def copy_file_range(*arguments: int) -> int:
+        if fault is not None and next(calls) == 1:
+            return 0 if fault == 0 else raising(fault)()
+        return copied(*arguments)
+
+    monkeypatch.setattr(os, "copy_file_range", copy_file_range)
+    if getattr(fault, "errno", None) == errno.ENOSPC:
+        with pytest.raises(OSError, match="full"):
+            publishing.clone(source, target)
+        return
+    publishing.clone(source, target)
+    assert target.read_bytes() == content
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def fail(*_: object) -> Any:
+        raise error
+
+    return fail
