@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -16,10 +17,14 @@ from typing import Any
 from zlib import crc32
 
 import duckdb
+import psycopg2
+import pytest
 
+from helpers import postgres
 from helpers.canary import ANN, BEN, KEY, OURS, PEOPLE, PRIVACY_KEY, build_canary_account, find_words, now, spellings
 from helpers.hooks import WEBHOOKS, Process
 from helpers.job import Job
+from helpers.lake import lake_at
 from helpers.process import run_process
 from msgbubbles.policy import FULL, Pseudonymizer
 from msgbubbles.redact import Redactor
@@ -244,6 +249,53 @@ def test_erased_person_is_in_no_file_and_never_returns(tmp_path: Path) -> None:
             job.run(transform=True)
             expected = tables_of(job)
         assert {table for table in expected if erased[table] != expected[table]} == set()
+    account.close()
+
+
+@pytest.fixture(params=["postgres"])
+def elsewhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Return a destination, and the variables with which a job finds it. All its files are in `tmp_path`."""
+    with postgres.running(tmp_path / "server") as address:
+        yield request.param, {"DESTINATION__POSTGRES__CREDENTIALS": address} | lake_at(address, tmp_path / "lake")
+
+
+def find_in_files(folder: Path, words: Iterable[str]) -> Found:
+    """Find words in the files of jobs, lakes and a server.
+
+    The write-ahead log is left out: PostgreSQL recycles it by itself, and the certificate of an erasure says so.
+    DuckDB's extensions contain the word canary.
+    """
+    with psycopg2.connect(host=str(folder / "server"), user="postgres", dbname="postgres") as connection:
+        connection.cursor().execute("CHECKPOINT")
+    found = find_words(folder, words)
+    places = {
+        word: [file for file in files if not re.search("/pg_wal/|extension", file)] for word, files in found.items()
+    }
+    return {word: files for word, files in places.items() if files}
+
+
+def test_erased_person_is_in_no_file_of_a_server_or_lake(tmp_path: Path, elsewhere: tuple[str, dict[str, str]]) -> None:
+    destination, environment = elsewhere
+    into = ("--destination", destination)
+    account, _ = build_canary_account(now())
+    theirs = "sender = :handle OR chat_id IN (SELECT id FROM chats WHERE remote_handle = :handle)"
+    texts = [row["text"] for row in account.all(f"SELECT text FROM messages WHERE {theirs}", {"handle": ANN})]
+    written = spellings(ANN)
+    with serve(account, Knobs(keys={KEY}, transform_row=partial(quoting, written))) as server:
+        server.key = KEY
+        job = Job(tmp_path / "job", server, environment | {"SOURCES__MSGBUBBLES__PRIVACY__KEY": PRIVACY_KEY})
+        job.environment["SOURCES__MSGBUBBLES__READ_PARTICIPANTS"] = "true"
+        job.folder.mkdir()
+        job.run(*into, transform=True)
+        sought = [*texts, *written]
+        assert find_in_files(tmp_path, sought).keys() >= {*texts, ANN}
+        certificate = job.ask("erase", ANN, "--yes", *into)
+        assert certificate["people"] == 1
+        assert any("write-ahead log" in place for place in certificate["out_of_reach"])
+        assert find_in_files(tmp_path, sought) == {}
+        assert job.run(*into).summary["tables"]["messages"]["new"] == 0
+        assert job.ask("verify", "--full", *into)["equal"]
+        assert find_in_files(tmp_path, sought) == {}
     account.close()
 
 

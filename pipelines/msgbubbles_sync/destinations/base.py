@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import duckdb
 
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.settings import SyncSettings
 from msgbubbles_sync.workspace import DATASET, Workspace
 
@@ -23,6 +24,8 @@ class Destination(ABC):
     title: str
     # The files that dlt loads Arrow tables from.
     file_format: Literal["parquet", "csv"] = "parquet"
+    # Whether a change of a few stored rows costs little. Otherwise, whole tables are rewritten.
+    updates_in_place = False
 
     def __init__(self, workspace: Workspace, settings: SyncSettings) -> None:
         self._workspace, self._settings = workspace, settings
@@ -68,6 +71,44 @@ class Destination(ABC):
     def publish(self, held_marts: Sequence[str] = ()) -> int | None:
         """Publish what was written, except the held marts. Returns the size in bytes, if known."""
 
+    def has_marts(self) -> bool:
+        """Return whether marts have been built, or are published."""
+        with self.open_writer() as connection:
+            if _has_marts(connection):
+                return True
+        if not self.exists():
+            return False
+        with self.open_reader() as connection:
+            return _has_marts(connection)
+
+    def rewrite_rows(self, _tables: Collection[str] | None = None) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        """Open a connection to change stored rows, by default of all tables, in the schema `msgbubbles`.
+
+        The changes become visible when the block ends, all or none. It also empties dlt's staging tables. Raises
+        `UsageError` if the destination cannot do that.
+        """
+        raise UsageError(f"{self.title}: stored rows cannot be changed here, so nothing was changed")
+
+    def drop_marts(self) -> None:
+        """Drop the marts, where a build does not replace all of them."""
+        return
+
+    def remove_old_versions(self) -> None:
+        """Remove what may hold values that rows and marts had before they were rewritten, as far as it can be reached.
+
+        `list_out_of_reach` names the rest.
+        """
+        return
+
+    def list_out_of_reach(self) -> list[str]:
+        """Return where old values may stay, for the certificate of an erasure."""
+        return []
+
+    def publish_rewritten(self) -> None:
+        """Publish after rows were rewritten and marts rebuilt, and remove old versions."""
+        self.publish()
+        self.remove_old_versions()
+
     def describe_tables(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Store the descriptions of tables and columns as comments. Needs a connection for writing."""
         write_comments(connection, self.write_schema, list_descriptions())
@@ -90,3 +131,8 @@ class Destination(ABC):
     def explain(self, _message: str) -> str | None:
         """Return what an error message of the database means and how to fix it; null if unknown."""
         return None
+
+
+def _has_marts(connection: duckdb.DuckDBPyConnection) -> bool:
+    query = "SELECT 1 FROM information_schema.tables WHERE table_schema = 'marts' AND table_catalog = current_catalog()"
+    return connection.execute(query).fetchone() is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,19 @@ from filelock import FileLock
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import read_json, write_privately
 from msgbubbles_sync.settings import SyncSettings
+from msgbubbles_sync.sql import quote_name
 from msgbubbles_sync.workspace import DATASET, Workspace
 
 from .base import Destination
 from .claims import find_account_files
-from .compaction import compact_if_wasteful
+from .compaction import compact, compact_if_wasteful
 from .publish import Options, clone, has_foreign_log, is_damaged, publish, read_mark
 from .union_accounts import MANY_ACCOUNTS, ONE_ACCOUNT, combine, shows_accounts
 
 # The files that the file of all accounts was made from.
 COMBINED_NOTE = "combined.json"
+# The schemas that dbt builds.
+BUILT_SCHEMAS = ("marts", "staging")
 
 
 @contextmanager
@@ -41,6 +44,8 @@ def open_published(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 
 class DuckDBFile(Destination):
     """A DuckDB file."""
+
+    updates_in_place = True
 
     def __init__(self, workspace: Workspace, settings: SyncSettings) -> None:
         super().__init__(workspace, settings)
@@ -72,6 +77,34 @@ class DuckDBFile(Destination):
     def open_writer(self) -> Iterator[duckdb.DuckDBPyConnection]:
         with duckdb.connect(str(self._workspace.work), config=self.options()) as connection:
             yield connection
+
+    @contextmanager
+    def rewrite_rows(self, _tables: Collection[str] | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+        with self.open_writer() as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            connection.execute("BEGIN")
+            yield connection
+            for (table,) in connection.execute(
+                "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'msgbubbles_staging'"
+            ).fetchall():
+                connection.execute(f"DELETE FROM msgbubbles_staging.{quote_name(table)}")  # noqa: S608
+            connection.execute("COMMIT")
+
+    def drop_marts(self) -> None:
+        # Readers see the published file meanwhile.
+        with self.open_writer() as connection:
+            for schema in BUILT_SCHEMAS:
+                connection.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
+
+    def remove_old_versions(self) -> None:
+        compact(self._workspace.work, self.options())
+
+    def list_out_of_reach(self) -> list[str]:
+        return ["backups and other copies of the file", "readers that have the old file open"]
+
+    def publish_rewritten(self) -> None:
+        self.remove_old_versions()  # what is published is a copy of the file
+        self.publish()
 
     def keep_open(self, pipeline: Any) -> AbstractContextManager[Any]:
         # Each job of a load opens the file, and the last connection that closes it writes every change to the disk.

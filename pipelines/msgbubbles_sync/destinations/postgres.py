@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
@@ -10,11 +10,23 @@ import duckdb
 
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.sql import quote_literal, quote_name
+from msgbubbles_sync.workspace import DATASET
 
 from .attached import Attached
 from .comments import build_statements, list_descriptions
 from .libpq import build_environment, read_parameters
-from .server import LOCKED, attach_server, check_server, explain, explain_lock, find_reason, query_server
+from .scratch import list_tables, open_scratch, select_for
+from .server import (
+    LOCKED,
+    attach_server,
+    check_server,
+    explain,
+    explain_lock,
+    find_reason,
+    list_server_copies,
+    query_server,
+    renew_statistics,
+)
 from .union_accounts import READER_SCHEMAS, Key
 
 NO_SERVER = """--destination postgres: the server cannot be reached ({why}){reason}; set its address in
@@ -85,6 +97,45 @@ class Postgres(Attached):
             REPLACE_VIEW.format(view=f"{key[0]}.{quote_name(key[1])}", query=views[key]) for key in sorted(views)
         ]
         connection.execute(f"CALL postgres_execute('warehouse', {quote_literal('; '.join([*statements, 'COMMIT']))})")
+
+    @contextmanager
+    def rewrite_rows(self, tables: Collection[str] | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+        with self._attach() as connection:
+            names = [
+                name for name in list_tables(connection, "warehouse", self.dataset) if not tables or name in tables
+            ]
+            sources = {name: f"FROM {self.write_schema}.{quote_name(name)}" for name in names}
+            with open_scratch(connection, self._workspace.folder, sources):
+                yield connection
+                connection.execute("BEGIN")
+                for name in list_tables(connection, "scratch", DATASET):
+                    if name in names:
+                        self._replace_rows(connection, name)
+                    else:
+                        path = f"{DATASET}.{quote_name(name)}"
+                        connection.execute(f"CREATE TABLE warehouse.{self.prefix}{path} AS FROM scratch.{path}")
+                staging = f"{self.dataset}_staging"
+                for name in list_tables(connection, "warehouse", staging):
+                    self._empty_table(connection, staging, name)
+                connection.execute("COMMIT")
+
+    def _replace_rows(self, connection: duckdb.DuckDBPyConnection, table: str) -> None:
+        self._empty_table(connection, self.dataset, table)
+        query = select_for(connection, "warehouse", self.dataset, table)
+        connection.execute(f"INSERT INTO {self.write_schema}.{quote_name(table)} BY NAME {query}")
+
+    def _empty_table(self, connection: duckdb.DuckDBPyConnection, schema: str, table: str) -> None:
+        # It gives the table new files, so the old rows need no VACUUM FULL.
+        statement = f"TRUNCATE {schema}.{quote_name(table)}"
+        connection.execute(f"CALL postgres_execute('warehouse', {quote_literal(statement)})")
+
+    def remove_old_versions(self) -> None:
+        with self._attach() as connection:
+            renew_statistics(connection, self._schemas)
+
+    def list_out_of_reach(self) -> list[str]:
+        with self._attach("READ_ONLY") as connection:
+            return list_server_copies(connection)
 
     def _describe_schema(self, connection: duckdb.DuckDBPyConnection, schema: str) -> None:
         stored = query_server(connection, COMMENTS.format(schema=quote_literal(schema)))

@@ -109,6 +109,52 @@ MAY_USE_SCHEMAS = """SELECT nspname::text AS name,
 has_schema_privilege(oid, 'USAGE') AND has_schema_privilege(oid, 'CREATE') AS is_open
 FROM pg_namespace WHERE nspname IN ({schemas})"""
 
+MAY_VACUUM = """SELECT rolsuper OR pg_has_role(datdba, 'USAGE') AS is_owner
+FROM pg_roles, pg_database WHERE rolname = current_user AND datname = current_database()"""
+TABLES = """SELECT format('%I.%I', nspname, relname) AS path
+FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+WHERE relkind IN ('r', 'm') AND nspname IN ({schemas}) AND pg_has_role(relowner, 'USAGE')"""
+
+
+def execute_on_server(connection: duckdb.DuckDBPyConnection, statement: str) -> None:
+    """Execute a statement that the server refuses in a transaction."""
+    connection.execute(f"CALL postgres_execute('warehouse', {quote_literal(statement)}, use_transaction => false)")
+
+
+def remove_old_rows(connection: duckdb.DuckDBPyConnection, schemas: Sequence[str]) -> None:
+    """Rewrite the job's tables in these schemas, whose files may hold deleted rows. Waits for their readers."""
+    for (path,) in query_server(connection, TABLES.format(schemas=", ".join(map(quote_literal, schemas)))):
+        execute_on_server(connection, f"VACUUM FULL {path}")
+
+
+def renew_statistics(connection: duckdb.DuckDBPyConnection, schemas: Sequence[str]) -> None:
+    """Replace the planner's statistics of the job's tables, because they quote values."""
+    for (path,) in query_server(connection, TABLES.format(schemas=", ".join(map(quote_literal, schemas)))):
+        execute_on_server(connection, f"ANALYZE {path}")
+    if _may_vacuum_catalog(connection):
+        execute_on_server(connection, "VACUUM FULL pg_catalog.pg_statistic")
+
+
+def list_server_copies(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """Return where a server may still have rows that were removed from its tables."""
+    copies = [
+        "the server's write-ahead log, until it is recycled, and its archive",
+        "replicas that lag, backups and snapshots of the server",
+        "the server's own log, if it logs statements",
+        "tables that you made from these",
+    ]
+    if not _may_vacuum_catalog(connection):
+        copies.append(
+            "the planner's old statistics, because the job's role does not own the database (as its owner, run: "
+            "VACUUM FULL pg_catalog.pg_statistic)"
+        )
+    return copies
+
+
+def _may_vacuum_catalog(connection: duckdb.DuckDBPyConnection) -> bool:
+    return query_server(connection, MAY_VACUUM) == [(True,)]
+
+
 LOCKED = re.compile("lock timeout|deadlock detected")
 TOO_LONG = re.compile("statement timeout|idle-in-transaction timeout")
 DENIED = re.compile(r'permission denied for ([a-z ]+) ([\w."]+)|must be owner of ([a-z ]+) ([\w."]+)')

@@ -213,5 +213,6 @@ def _format_without_messages(error: BaseException | None) -> Iterator[str]:
 def read_own_numbers(destination: Destination) -> list[str]:
     """Read the account's own numbers from the tables that the job writes; empty before the first load."""
     with destination.open_writer() as connection, suppress(duckdb.CatalogException):
-        return [handle for (handle,) in connection.execute("SELECT handle FROM msgbubbles.numbers").fetchall()]
+        query = f"SELECT handle FROM {destination.write_schema}.numbers"  # noqa: S608
+        return [handle for (handle,) in connection.execute(query).fetchall()]
     return []

@@ -32,7 +32,7 @@ from msgbubbles_sync.destinations.compaction import STATES
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.groups.ledger import Ledger
-from msgbubbles_sync.policy.applied import Record, build_redactor, read_own_numbers, read_policy
+from msgbubbles_sync.policy.applied import Record, build_redactor, read_own_numbers, read_policy, store
 from msgbubbles_sync.policy.vault import Vault
 from msgbubbles_sync.sql import quote_name
 from msgbubbles_sync.tables import ERASURES, GROUP_OPERATIONS, TABLES, column_definitions
@@ -46,12 +46,16 @@ STEP = "erase"
 
 @dataclass
 class Certificate:
-    """What was erased: `rows` deleted or changed, by table, and how many `people` were found. It names nobody."""
+    """What was erased: `rows` deleted or changed, by table, and how many `people` were found. It names nobody.
+
+    `out_of_reach` is where copies of the rows may be that only the user can remove.
+    """
 
     erasure_id: str = field(default_factory=lambda: uuid4().hex)
     erased_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     people: int = 0
     rows: Counter[str] = field(default_factory=Counter)
+    out_of_reach: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -59,18 +63,20 @@ class Certificate:
             "erased_at": self.erased_at.isoformat(timespec="seconds"),
             "people": self.people,
             "rows": dict(sorted(self.rows.items())),
+            "out_of_reach": self.out_of_reach,
         }
 
     def __str__(self) -> str:
         what = ", ".join(f"{count:,} of {table}" for table, count in sorted(self.rows.items())) or "no rows"
-        return f"Erasure {self.erasure_id}, {self.erased_at:%Y-%m-%d %H:%M} UTC: {self.people} people; {what}."
+        head = f"Erasure {self.erasure_id}, {self.erased_at:%Y-%m-%d %H:%M} UTC: {self.people} people; {what}."
+        return "\n".join([head, "Not reached:", *(f"- {place}" for place in self.out_of_reach)])
 
 
 def erase(context: Context, handles: Sequence[str]) -> Certificate:
     """Erase the people with these handles or pseudonyms from everything in a warehouse, and keep them out.
 
     The caller holds the locks `job` and `apply`. Raises `UsageError` for a text that is no handle, for the account's
-    own numbers, without a key, and if rows are on a server.
+    own numbers, and without a key.
     """
     workspace = context.workspace
     _, pseudonyms = read_policy(context.settings)
@@ -81,8 +87,8 @@ def erase(context: Context, handles: Sequence[str]) -> Certificate:
             raise UsageError(f"to keep erased people out, {error}") from None
     redactor = build_redactor(workspace, context.settings)
     context.destination.prepare()
-    if workspace.destination == "duckdb" and not workspace.work.exists():
-        raise UsageError(f"erase: {workspace.database} has no rows; check --database")
+    if not context.destination.has_tables():
+        raise UsageError(f"erase: {context.destination.title} has no rows; check --database and --destination")
     if not all(map(_is_handle, handles)):
         raise UsageError("erase takes handles: +14155550111, or ben@example.com; one of these is neither")
     own_numbers = read_own_numbers(context.destination)
@@ -92,6 +98,8 @@ def erase(context: Context, handles: Sequence[str]) -> Certificate:
     workspace.set_pending(STEP)
     hashes = {*map(pseudonyms.erased_handle, handles)}
     msgspec.structs.replace(record, key_check=pseudonyms.check).with_erased(hashes).save(workspace)
+    with context.destination.open_writer() as connection:
+        store(connection, workspace, context.destination.write_schema)
     return purge(context, handles)
 
 
@@ -107,7 +115,7 @@ def purge(context: Context, handles: Collection[str] = ()) -> Certificate:
     """
     workspace = context.workspace
     redactor = build_redactor(workspace, context.settings)
-    certificate = Certificate()
+    certificate = Certificate(out_of_reach=context.destination.list_out_of_reach())
     with rewriting(context) as connection:
         rows = _Rows(connection, certificate.rows)
         people = {handle for handle in rows.read_handles() if redactor.is_erased(handle)}

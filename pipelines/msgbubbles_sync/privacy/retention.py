@@ -1,20 +1,20 @@
 """Remove rows that are older than the policy keeps.
 
-Texts are removed in every run. Chats are removed once a day, because the marts are rebuilt then.
+Chats are removed once a day, because the marts are rebuilt then. Texts are removed in every run if that costs little,
+as in a DuckDB file; otherwise they are removed once a day, too.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import duckdb
 
 from msgbubbles.tables import CHATS, MESSAGES, Pii
 from msgbubbles_sync.context import Context
-from msgbubbles_sync.destinations.compaction import compact
-from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import remove
 from msgbubbles_sync.tables import TABLES
 from msgbubbles_sync.workspace import Workspace
@@ -26,7 +26,9 @@ DAY_SECONDS = 86_400
 COUNT_NAMES = {CHATS: "threads", MESSAGES: "messages"}
 # A file whose modification time is when chats were last removed.
 DONE = "retention.done"
-CHATS_BEFORE = "FROM msgbubbles.chats WHERE last_message_at < ?"
+IS_DORMANT = "last_message_at < ?"
+# The tables whose texts become old.
+DATED = {table.name: table for table in TABLES.values() if table.dated_by is not None}
 
 
 def expire(context: Context) -> Counter[str]:
@@ -34,31 +36,35 @@ def expire(context: Context) -> Counter[str]:
 
     Returns how many `texts`, `threads` and `messages` were removed. Does nothing if the policy has neither setting.
 
-    The caller holds the lock. Raises `UsageError` for rows on a server.
+    The caller holds the lock.
     """
-    workspace, policy, say = context.workspace, context.redactor.policy, context.console.say
+    workspace, destination, policy = context.workspace, context.destination, context.redactor.policy
     counts: Counter[str] = Counter()
     if not (policy.text_days or policy.thread_days):
         return counts
-    if workspace.destination != "duckdb":
-        raise UsageError("text_days and thread_days work on a DuckDB file; on a server, let it expire rows itself")
-    if not workspace.work.exists():
+    is_due = _is_due(workspace)
+    if not (destination.updates_in_place or is_due) or not destination.has_tables():
         return counts
     now = datetime.now(UTC)
+    texts_before = now - timedelta(policy.text_days) if policy.text_days else None
     chats_before = now - timedelta(policy.thread_days) if policy.thread_days else None
-    with context.destination.open_writer() as connection:
-        if policy.text_days:
-            counts["texts"] = _drop_texts(connection, now - timedelta(policy.text_days))
-        has_dormant = chats_before is not None and _has_dormant_chats(connection, chats_before)
-    if counts["texts"]:
+    has_texts = has_chats = False
+    with destination.open_writer() as connection:
+        if texts_before is not None:
+            has_texts = _has_old_texts(connection, destination.write_schema, texts_before)
+        if chats_before is not None:
+            has_chats = _has_rows(connection, f"{destination.write_schema}.chats WHERE {IS_DORMANT}", chats_before)
+    if has_texts and texts_before is not None:
         workspace.set_pending("publish", "compact")
-    if _is_due(workspace) and (has_dormant or workspace.is_pending("compact")):
-        if has_dormant and chats_before is not None:
+        with destination.rewrite_rows(DATED) as connection:  # the marts have no texts
+            counts["texts"] = _drop_texts(connection, texts_before)
+    if is_due and (has_chats or workspace.is_pending("compact")):
+        if has_chats and chats_before is not None:
             with rewriting(context) as connection:
                 counts += _remove_chats(connection, chats_before)
         else:
-            say("rewriting the database")
-            compact(workspace.work)
+            context.console.say("rewriting the database")
+            destination.remove_old_versions()
             for path in workspace.find_damaged():
                 remove(path)
         workspace.set_done("compact")
@@ -71,12 +77,27 @@ def _is_due(workspace: Workspace) -> bool:
     return not path.exists() or time.time() - path.stat().st_mtime >= DAY_SECONDS
 
 
+def _has_old_texts(connection: duckdb.DuckDBPyConnection, schema: str, before: datetime) -> bool:
+    """Return whether `_drop_texts` has anything to do."""
+    return any(
+        _has_rows(connection, f"{schema}.{table.name} WHERE {column.name} IS NOT NULL AND {table.dated_by} < ?", before)
+        for table in DATED.values()
+        for column in table.columns_with(Pii.TEXT, Pii.PAYLOAD, Pii.ROW)
+    )
+
+
+def _has_rows(connection: duckdb.DuckDBPyConnection, what: str, before: datetime) -> bool:
+    with suppress(duckdb.CatalogException, duckdb.BinderException):  # the table or the column is missing
+        return connection.execute(f"SELECT 1 FROM {what} LIMIT 1", [before]).fetchone() is not None
+    return False
+
+
 def _drop_texts(connection: duckdb.DuckDBPyConnection, before: datetime) -> int:
     """Remove the texts of messages, payloads and unreadable rows, and return how many messages had one."""
     types = read_column_types(connection)
     dropped = 0
-    for table in TABLES.values():
-        if table.dated_by is None or table.name not in types:
+    for table in DATED.values():
+        if table.name not in types:
             continue
         is_old = f"{table.dated_by} < ?"
         if table.columns_with(Pii.ROW):
@@ -92,17 +113,14 @@ def _drop_texts(connection: duckdb.DuckDBPyConnection, before: datetime) -> int:
     return dropped
 
 
-def _has_dormant_chats(connection: duckdb.DuckDBPyConnection, before: datetime) -> bool:
-    if "chats" not in read_column_types(connection):
-        return False
-    return connection.execute(f"SELECT 1 {CHATS_BEFORE} LIMIT 1", [before]).fetchone() is not None
-
-
 def _remove_chats(connection: duckdb.DuckDBPyConnection, before: datetime) -> Counter[str]:
     """Remove chats without newer messages, and their rows in other tables."""
     counts: Counter[str] = Counter()
     tables = read_column_types(connection)
-    connection.execute(f"CREATE OR REPLACE TEMP TABLE dormant AS SELECT id {CHATS_BEFORE}", [before])
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE dormant AS SELECT id FROM msgbubbles.chats WHERE {IS_DORMANT}",
+        [before],
+    )
     is_dormant = "IN (SELECT id FROM dormant)"
     if {"attachments", "messages"} <= tables.keys():
         connection.execute(

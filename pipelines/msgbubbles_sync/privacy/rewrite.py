@@ -17,15 +17,13 @@ from dlt.common.versioned_state import compress_state, decompress_state
 
 from msgbubbles.source.state import forget_fingerprints
 from msgbubbles_sync.context import Context
-from msgbubbles_sync.dbt.runner import forget_build, transform
-from msgbubbles_sync.destinations import Destination
-from msgbubbles_sync.destinations.compaction import STATES, compact
+from msgbubbles_sync.dbt.runner import check_tools, forget_build, transform
+from msgbubbles_sync.destinations.compaction import STATES
 from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import remove
 from msgbubbles_sync.groups.load import PIPELINE as GROUPS
 from msgbubbles_sync.policy import applied as policy
-from msgbubbles_sync.sql import quote_name
 from msgbubbles_sync.webhooks.load import PIPELINE as WEBHOOKS
 from msgbubbles_sync.webhooks.load import load_events
 from msgbubbles_sync.webhooks.spool import SEGMENT_SECONDS, list_segments, spool_folder
@@ -33,42 +31,33 @@ from msgbubbles_sync.workspace import PIPELINE, Workspace
 
 # A receiver releases a segment after `SEGMENT_SECONDS`.
 SPOOL_SECONDS = 10 * SEGMENT_SECONDS
-# The schemas that dbt builds.
-BUILT_SCHEMAS = ("marts", "staging")
-COLUMN_TYPES = r"""SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE schema_name = 'msgbubbles'
-AND table_oid IN (SELECT table_oid FROM duckdb_tables()) AND table_name NOT IN ('privacy', 'erasures')
-AND table_name NOT LIKE '\_dlt\_%' ESCAPE '\'"""
+COLUMN_TYPES = r"""SELECT table_name, column_name, data_type FROM duckdb_columns()
+WHERE database_name = current_database() AND schema_name = 'msgbubbles'
+AND (database_oid, table_oid) IN (SELECT (database_oid, table_oid) FROM duckdb_tables())
+AND table_name NOT IN ('privacy', 'erasures') AND table_name NOT LIKE '\_dlt\_%' ESCAPE '\'"""
 
 
 @contextmanager
 def rewriting(context: Context) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open a connection to change stored rows. First, pending loads and the spool are loaded.
 
-    When the block ends, the marts are rebuilt, and the file is rewritten and published. Until all of it is done,
-    readers see what was published before; a process that is killed in between leaves work that can be repeated.
+    When the block ends, the marts are rebuilt, and what may hold the old values is removed. A process that is killed in
+    between leaves work that can be repeated.
 
-    Raises `UsageError` if rows are on a server, or if a receiver does not release its events.
+    Raises `UsageError` if marts cannot be rebuilt here, or if a receiver does not release its events.
     """
     workspace, destination, say = context.workspace, context.destination, context.console.say
-    if workspace.destination != "duckdb":
-        raise UsageError("this rewrites a DuckDB file; on a server, delete the rows there and let it vacuum its tables")
     destination.prepare()
+    # After an interrupted attempt, only the published tables may show whether marts were built.
+    has_marts = destination.has_marts()
+    if has_marts:
+        check_tools(destination)
     _load_pending(context)
-    with destination.open_writer() as connection:
-        connection.execute("SET TimeZone = 'UTC'")
-        connection.execute("BEGIN")
+    with destination.rewrite_rows() as connection:
         yield connection
-        # After an interrupted attempt, only the published file shows whether marts were built.
-        has_marts = _has_marts(connection) or _has_published_marts(destination)
-        for schema in BUILT_SCHEMAS:
-            connection.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
-        for (table,) in connection.execute(
-            "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'msgbubbles_staging'"
-        ).fetchall():
-            connection.execute(f"DELETE FROM msgbubbles_staging.{quote_name(table)}")
         _forget_fingerprints(connection)
         workspace.set_pending("publish", *(("transform",) if has_marts else ()))
-        connection.execute("COMMIT")
+    destination.drop_marts()
     forget_build(workspace)
     if has_marts:
         say("building the marts")
@@ -77,8 +66,7 @@ def rewriting(context: Context) -> Iterator[duckdb.DuckDBPyConnection]:
     with destination.open_writer() as connection:
         policy.store(connection, workspace, destination.write_schema)
     say("rewriting the database")
-    compact(workspace.work)
-    destination.publish()
+    destination.publish_rewritten()
     workspace.set_done("publish")
     _remove_leftovers(workspace)
 
@@ -100,7 +88,9 @@ def count_changes(connection: duckdb.DuckDBPyConnection, statement: str, *values
 def _forget_fingerprints(connection: duckdb.DuckDBPyConnection) -> None:
     """Remove the hashes of the rows that were read from dlt's state, and all but its newest version."""
     if not connection.execute(
-        "SELECT 1 FROM duckdb_tables() WHERE schema_name || '.' || table_name = ?", [STATES]
+        "SELECT 1 FROM duckdb_tables() WHERE database_name = current_database() "
+        "AND schema_name || '.' || table_name = ?",
+        [STATES],
     ).fetchall():
         return
     connection.execute(
@@ -111,18 +101,6 @@ def _forget_fingerprints(connection: duckdb.DuckDBPyConnection) -> None:
         state: Any = decompress_state(packed)
         forget_fingerprints(state.get("sources", {}).get("msgbubbles", {}).get("resources", {}).values())
         connection.execute(f"UPDATE {STATES} SET state = ? WHERE pipeline_name = ?", [compress_state(state), name])
-
-
-def _has_published_marts(destination: Destination) -> bool:
-    if not destination.exists():
-        return False
-    with destination.open_reader() as published:
-        return _has_marts(published)
-
-
-def _has_marts(connection: duckdb.DuckDBPyConnection) -> bool:
-    counts = connection.execute("SELECT count(*) FROM duckdb_schemas() WHERE schema_name = 'marts'").fetchall()
-    return bool(counts != [(0,)])
 
 
 def _load_pending(context: Context) -> None:

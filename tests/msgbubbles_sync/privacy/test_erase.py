@@ -208,11 +208,11 @@ def test_interrupted_erasure_is_finished_without_the_handles(
     put(workspace, "chats", ("c1", False, ANN, None))
     (workspace.folder / f"{workspace.work.name}.damaged-1").write_text(ANN)
 
-    def killed(_work: Path) -> None:
+    def killed(_work: Path, _options: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("msgbubbles_sync.privacy.rewrite.compact", killed)
+        patch.setattr("msgbubbles_sync.destinations.duckdb_file.compact", killed)
         with pytest.raises(KeyboardInterrupt):
             erased(workspace, ANN)
     assert workspace.is_pending(erasing.STEP)

@@ -12,7 +12,6 @@ import pytest
 from helpers.canary import find_words
 from helpers.context import build_context
 from msgbubbles.policy import Policy
-from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.privacy.retention import DONE, expire
 from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.workspace import Workspace
@@ -100,10 +99,3 @@ def test_dormant_chat_is_removed_whole_once_a_day(workspace: Workspace) -> None:
     (workspace.folder / DONE).unlink()
     assert expired(workspace, thread_days=4) == {"threads": 1, "messages": 1}
     assert ids(workspace)["chats"] == 1, "a chat without a time is not dormant"
-
-
-def test_expiring_rows_on_a_server_is_refused(tmp_path: Path) -> None:
-    workspace = Workspace.from_path(tmp_path / "warehouse.postgres", "postgres")
-    workspace.make_folders()
-    with pytest.raises(UsageError, match="on a server"):
-        expired(workspace, text_days=1)

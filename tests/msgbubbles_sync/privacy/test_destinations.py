@@ -1,0 +1,186 @@
+"""Erasure, policy changes and retention, for one of several accounts, on servers, in lakes and in folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import dlt
+import psycopg2
+import pyarrow as pa
+import pytest
+
+from helpers import postgres
+from helpers.canary import find_words
+from helpers.context import build_context, build_destination
+from helpers.lake import lake_at
+from msgbubbles.policy import PRESETS, Policy
+from msgbubbles.source.arrow import build_arrow_schema
+from msgbubbles.tables import CHATS, MESSAGES, NUMBERS, Table
+from msgbubbles_sync.destinations.load import build_pipeline, build_table_item
+from msgbubbles_sync.policy.applied import Record
+from msgbubbles_sync.privacy import erase as erasing
+from msgbubbles_sync.privacy import reapply
+from msgbubbles_sync.privacy.retention import DONE, expire
+from msgbubbles_sync.settings import load_settings
+from msgbubbles_sync.workspace import Workspace
+
+pytestmark = pytest.mark.slow
+
+ANN, BEN, OURS = "+14155558111", "+14155558222", "+14155550100"
+KEY = "of a test, and long enough to be a key"
+NOW = datetime.now(UTC).replace(microsecond=0)
+OLD, NEW = NOW - timedelta(days=50), NOW - timedelta(days=1)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Start a server, and return the folder with its data."""
+    folder = tmp_path_factory.mktemp("server")
+    with postgres.running(folder):
+        yield folder
+
+
+def run_on(server: Path, *statements: str, database: str = "postgres") -> None:
+    connection = psycopg2.connect(host=str(server), user="postgres", dbname=database)
+    connection.autocommit = True
+    for statement in statements:
+        connection.cursor().execute(statement)
+    connection.close()
+
+
+@pytest.fixture(params=["postgres"])
+def workspace(
+    request: pytest.FixtureRequest, server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Workspace]:
+    """Load account north twice, with other texts, so that there are old versions of rows."""
+    run_on(server, "CREATE DATABASE warehouse")
+    address = f"postgresql://postgres@localhost/warehouse?host={server}"
+    variables = {"DESTINATION__POSTGRES__CREDENTIALS": address, "SOURCES__MSGBUBBLES__PRIVACY__KEY": KEY}
+    for name, value in (variables | lake_at(address, tmp_path / "lake")).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("DESTINATION__FILESYSTEM__BUCKET_URL", str(tmp_path / "lake"))
+    workspace = Workspace.from_path(tmp_path / "company.duckdb", request.param, "north")
+    workspace.make_folders()
+    workspace.configure_dlt()
+    build_destination(workspace).prepare()
+    for version in ("before", "now"):
+        load(workspace, version)
+    build_destination(workspace).publish()
+    yield workspace
+    run_on(server, "DROP DATABASE warehouse WITH (FORCE)")
+
+
+def load(workspace: Workspace, version: str) -> None:
+    chats = [("c1", False, ANN, "Ann"), ("c2", False, BEN, "Ben"), ("g", True, "group:1", f"canary title {ANN}")]
+    messages = [("m1", "c1", ANN, OLD), ("m2", "c2", BEN, OLD), ("m3", "g", ANN, NEW), ("m4", "g", BEN, NEW)]
+    rows: dict[Table, list[dict[str, Any]]] = {
+        NUMBERS: [{"handle": OURS}],
+        CHATS: [
+            {"id": id, "is_group": is_group, "remote_handle": handle, "title": title,
+             "last_message_at": OLD if id != "g" else NEW}
+            for id, is_group, handle, title in chats
+        ],
+        MESSAGES: [
+            {"id": id, "conversation_id": chat, "sender_handle": sender, "cursor_at": at, "direction": "inbound",
+             "text": f"canary {version} {id}", "metadata": json.dumps({"of": sender, "a": f"canary {version} {id}"})}
+            for id, chat, sender, at in messages
+        ],
+    }  # fmt: skip
+    items = [build_table_item(table, build_arrow(table, found), "delete-insert") for table, found in rows.items()]
+    pipeline = build_pipeline(workspace, build_destination(workspace))
+    pipeline.run([dlt.resource([item], name=f"load_{number}") for number, item in enumerate(items)])
+
+
+def build_arrow(table: Table, rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist([{"_fetched_at": NOW} | row for row in rows], build_arrow_schema(table))
+
+
+def query(workspace: Workspace, sql: str) -> list[tuple[Any, ...]]:
+    with build_destination(workspace).open_reader() as connection:
+        return connection.execute(sql).fetchall()
+
+
+def find(workspace: Workspace, *words: str) -> set[str]:
+    """Return the words that are in any file, except the server's write-ahead log and DuckDB's extensions."""
+    server = Path(os.environ["DESTINATION__POSTGRES__CREDENTIALS"].rpartition("=")[2])
+    run_on(server, "CHECKPOINT")
+    files = find_words(workspace.database.parent, words), find_words(server, words)
+    return {
+        word
+        for found in files
+        for word, paths in found.items()
+        if any(not re.search("pg_wal/|extensions/", path) for path in paths)
+    }
+
+
+def test_erased_person_is_in_no_version_of_a_row(workspace: Workspace, server: Path) -> None:
+    run_on(server, "ANALYZE", database="warehouse")  # statistics quote values
+    sought = [ANN, "canary now m1", "canary now m3", "canary before m1", "canary before m3"]
+    assert find(workspace, *sought) >= {ANN, "canary now m1", "canary now m3"}
+    certificate = erasing.erase(build_context(workspace), [ANN])
+    assert (certificate.people, certificate.rows["chats"], certificate.rows["messages"]) == (1, 2, 2)
+    assert "backups" in str(certificate)
+    assert find(workspace, *sought) == set()
+    shown = query(workspace, "SELECT id, title FROM msgbubbles.chats ORDER BY id")
+    assert shown == [("c2", "Ben"), ("g", "canary title [erased]")]
+    shown = query(workspace, "SELECT id, text, metadata->>'of' FROM msgbubbles.messages ORDER BY id")
+    assert shown == [("m2", "canary now m2", BEN), ("m4", "canary now m4", BEN)]
+    assert query(workspace, "SELECT people FROM msgbubbles.erasures") == [(1,)]
+    # The same rows are loaded, and merged by key, as before.
+    load(workspace, "now")
+    assert query(workspace, "SELECT count(*), count(DISTINCT id) FROM msgbubbles.messages") == [(4, 4)]
+
+
+def test_killed_erasure_is_finished_without_the_handles(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = build_context(workspace)
+
+    @contextmanager
+    def killed(_self: Any, _tables: Any = None) -> Iterator[Any]:
+        with original(_self) as connection:
+            yield connection
+        raise KeyboardInterrupt
+
+    original = type(context.destination).rewrite_rows
+    with monkeypatch.context() as patch:
+        patch.setattr(type(context.destination), "rewrite_rows", killed)
+        with pytest.raises(KeyboardInterrupt):
+            erasing.erase(context, [ANN])
+    assert workspace.is_pending(erasing.STEP)
+    stored = query(workspace, "SELECT record FROM msgbubbles.privacy")[0][0]
+    assert len(json.loads(stored)["erased"]) == 1, "the record comes before any row"
+    erasing.purge(build_context(workspace))
+    assert not workspace.is_pending(erasing.STEP)
+    assert find(workspace, ANN, "canary now m1", "canary before m1") == set()
+
+
+def test_stricter_policy_reaches_every_version(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__PRESET", "minimal")
+    changed = reapply.apply(build_context(workspace))
+    assert changed["messages"] >= 4
+    assert find(workspace, ANN, BEN, "canary") == set()
+    assert query(workspace, "SELECT count(*), count(text) FROM msgbubbles.messages") == [(4, 0)]
+    record = Record.load(workspace)
+    assert record is not None
+    assert record.policy == PRESETS["minimal"]
+
+
+def test_old_texts_and_chats_expire_once_a_day(workspace: Workspace) -> None:
+    def expired(**days: int) -> dict[str, int]:
+        settings = replace(load_settings(), policy=Policy(**days))  # type: ignore[arg-type]
+        return dict(expire(build_context(workspace, settings)))
+
+    assert expired(text_days=10) == {"texts": 2}
+    assert find(workspace, "canary before m1") | find(workspace, "canary now m4") == {"canary now m4"}
+    assert expired(thread_days=10) == {}, "not due"
+    (workspace.folder / DONE).unlink()
+    assert expired(thread_days=10) == {"threads": 2, "messages": 2}
+    assert find(workspace, ANN, "canary now m1", "canary now m4") == {ANN, "canary now m4"}
+    assert query(workspace, "SELECT id FROM msgbubbles.chats") == [("g",)]
