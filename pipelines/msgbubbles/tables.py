@@ -270,7 +270,7 @@ STREAM_COVERAGE = Table(
     "One row per stream (chats, messages): the interval in which every row that the API lists is loaded.",
     (
         text("stream", Pii.NONE, "chats or messages.", nullable=False),
-        time("complete_since", "Start of the interval, inclusive. 1970-01-01 once the backfill is finished."),
+        time("complete_since", "Start of the interval, inclusive. 0001-01-02 once the backfill is finished."),
         time("complete_to", "End of the interval, exclusive: just after the newest row."),
         fetched_at(),
     ),

@@ -210,14 +210,17 @@ def test_what_no_view_shows_is_described_where_it_lands(documentation: Documenta
         assert all(column["description"] for column in sources[table]["columns"].values())
 
 
-def test_exposures_list_the_relations_that_notebooks_query(documentation: Documentation) -> None:
+def find_relations(file: Path) -> set[str]:
+    return set(re.findall(r"\b(?:marts|staging|msgbubbles)\.([a-z_]+)", file.read_text()))
+
+
+def test_exposures_list_the_relations_that_notebooks_and_report_query(documentation: Documentation) -> None:
     exposures = {node["name"]: node["depends_on"]["nodes"] for node in documentation.manifest["exposures"].values()}
     listed = {name: {node.rpartition(".")[2] for node in nodes} for name, nodes in exposures.items()}
     queried = {
-        file.stem: set(re.findall(r"\b(?:marts|staging|msgbubbles)\.([a-z_]+)", file.read_text()))
-        for file in (ROOT / "notebooks").iterdir()
-        if file.suffix in (".py", ".ipynb")
+        file.stem: find_relations(file) for file in (ROOT / "notebooks").iterdir() if file.suffix in (".py", ".ipynb")
     }
+    queried["report"] = find_relations(ROOT / "pipelines" / "msgbubbles_sync" / "inspect" / "activity.py")
     assert queried.pop("explore") - {"accounts"} == listed.pop("explore")  # it only tests whether that table exists
     assert queried == listed
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -165,6 +166,24 @@ def status(
     Makes no request.
     """
     return commands.inspect.status(session, max_age_minutes=max_age_minutes)
+
+
+@app.command()
+@with_shared_options(SCRIPT, "destination", "as_json", needs_warehouse=True)
+def report(
+    session: Session,
+    days: Annotated[int, typer.Option(min=1, max=3660, metavar="N", help="Cover the last N days.")] = 30,
+    number: Annotated[str | None, typer.Option(metavar="HANDLE", help="Cover one number of the account only.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The file to write. [default: the database's name, ending in .html]"),
+    ] = None,
+) -> int:
+    """Write what happened, who waits and how fast we answer to an HTML page.
+
+    The page needs no network and runs no script. Makes no request.
+    """
+    return commands.report.run(session, days=days, number=number, out=out)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import groups, inspect, lookup, privacy, serve, sync, watch, webhooks
+    from . import groups, inspect, lookup, privacy, report, serve, sync, watch, webhooks
 else:
     import importlib
 
@@ -22,4 +22,4 @@ else:
             return importlib.import_module(f"{__name__}.{name}")
 
 
-__all__ = ["groups", "inspect", "lookup", "privacy", "serve", "sync", "watch", "webhooks"]
+__all__ = ["groups", "inspect", "lookup", "privacy", "report", "serve", "sync", "watch", "webhooks"]

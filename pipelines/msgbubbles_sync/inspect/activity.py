@@ -1,0 +1,200 @@
+"""Render what an operations lead asks each morning as one HTML page, without scripts and without network."""
+
+from __future__ import annotations
+
+import re
+from collections import namedtuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from functools import cache
+from importlib.resources import files
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
+
+import duckdb
+from jinja2 import Environment, Template
+
+from msgbubbles_sync.errors import UsageError
+
+WAITING_SHOWN = 25
+WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+
+# Everything that was visible when a complete run began has been read, even if the newest message is older.
+AS_OF = """SELECT greatest(
+    (SELECT max(started_at) FROM msgbubbles.sync_runs WHERE exit_status IN (0, 3)),
+    (SELECT max(complete_to) FROM msgbubbles.stream_coverage WHERE stream = 'messages')
+) AS as_of"""
+NUMBERS = "SELECT handle, label FROM msgbubbles.numbers ORDER BY handle"
+
+# The turns of contacts in direct chats, which ask for an answer. A turn that is not answered counts against a target
+# once the time of the target has passed.
+ASKED = """asked AS (
+    SELECT
+        *,
+        reply_seconds <= 300 AS is_within_5_minutes,
+        reply_seconds <= 3600 AS is_within_hour,
+        is_within_5_minutes OR began_at <= $as_of - INTERVAL 5 MINUTE AS is_past_5_minutes,
+        is_within_hour OR began_at <= $as_of - INTERVAL 1 HOUR AS is_past_hour
+    FROM marts.thread_turns
+    WHERE side = 'them' AND NOT is_group AND ($number IS NULL OR from_handle = $number)
+)"""
+RATES = """count(*) AS asked,
+    count(answered_at) AS answered,
+    count(*) FILTER (is_within_5_minutes AND is_past_5_minutes) / nullif(count(*) FILTER (is_past_5_minutes), 0)
+        AS within_5_minutes,
+    count(*) FILTER (is_within_hour AND is_past_hour) / nullif(count(*) FILTER (is_past_hour), 0) AS within_hour,
+    quantile_cont(reply_seconds, 0.5) AS median_seconds,
+    quantile_cont(reply_seconds, 0.9) AS p90_seconds"""
+# The period, and as many days before it.
+FIGURES = f"""WITH {ASKED},
+periods AS (
+    SELECT 1 AS place, $first AS first, $last AS last
+    UNION ALL
+    SELECT 2, $first - ($last - $first + 1)::INTEGER, $first - 1
+),
+volume AS (
+    SELECT
+        place,
+        coalesce(sum(messages_inbound), 0)::BIGINT AS messages_inbound,
+        coalesce(sum(messages_outbound), 0)::BIGINT AS messages_outbound,
+        coalesce(sum(threads_new), 0)::BIGINT AS threads_new
+    FROM periods LEFT JOIN marts.number_activity_daily
+        ON day BETWEEN first AND last AND ($number IS NULL OR from_handle = $number)
+    GROUP BY place
+),
+responses AS (
+    SELECT place, {RATES} FROM periods INNER JOIN asked ON day BETWEEN first AND last GROUP BY place
+)
+SELECT * FROM volume LEFT JOIN responses USING (place) ORDER BY place"""  # noqa: S608 - constants of this module
+VOLUME = """SELECT
+    day,
+    coalesce(sum(messages_inbound), 0)::BIGINT AS messages_inbound,
+    coalesce(sum(messages_outbound), 0)::BIGINT AS messages_outbound
+FROM (SELECT unnest(generate_series($first, $last, INTERVAL 1 DAY))::DATE AS day)
+LEFT JOIN (FROM marts.number_activity_daily WHERE $number IS NULL OR from_handle = $number) USING (day)
+GROUP BY day
+ORDER BY day"""
+RESPONSES = f"""WITH {ASKED}
+SELECT from_handle, label, {RATES}
+FROM asked LEFT JOIN msgbubbles.numbers ON handle = from_handle
+WHERE day BETWEEN $first AND $last
+GROUP BY from_handle, label
+ORDER BY asked DESC, from_handle"""  # noqa: S608 - constants of this module
+WAITING = """SELECT
+    coalesce(nullif(title, ''), remote_handle, chat_id) AS who,
+    from_handle,
+    label,
+    is_group,
+    unanswered_since,
+    epoch($as_of - unanswered_since) AS waited_seconds,
+    messages_total
+FROM marts.thread_activity LEFT JOIN msgbubbles.numbers ON handle = from_handle
+WHERE waiting_on = 'us' AND ($number IS NULL OR from_handle = $number)
+ORDER BY is_group, unanswered_since, chat_id"""
+HOURS = f"""WITH {ASKED}
+SELECT
+    isodow(began_at AT TIME ZONE $zone) AS weekday,
+    hour(began_at AT TIME ZONE $zone) AS hour,
+    count(*) AS asked
+FROM asked
+WHERE day BETWEEN $first AND $last
+GROUP BY ALL"""  # noqa: S608 - constants of this module
+
+
+class Number(NamedTuple):
+    """A number of the account, and what the account calls it."""
+
+    handle: str
+    label: str | None
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What happened in the days from `first` to `last`, both included, in the account's time zone."""
+
+    as_of: datetime
+    zone: str
+    first: date
+    last: date
+    number: Number | None
+    figures: Sequence[Any]
+    volume: Sequence[Any]
+    responses: Sequence[Any]
+    waiting: Sequence[Any]
+    hours: dict[tuple[int, int], int]
+
+
+def read_activity(connection: duckdb.DuckDBPyConnection, zone: str, days: int, number: str | None) -> Activity:
+    """Read the last days of a warehouse. Raises `UsageError` if it has no marts, or not this number."""
+    try:
+        (as_of,) = _read(connection, AS_OF)[0]
+        numbers = [Number(*row) for row in _read(connection, NUMBERS)]
+        chosen = next((own for own in numbers if own.handle == number), None)
+        if number is not None and chosen is None:
+            raise UsageError(f"--number {number}: the account has {', '.join(own.handle for own in numbers)}")
+        if as_of is None:
+            raise UsageError("nothing has been read yet. Run the sync first.")
+        last = as_of.astimezone(ZoneInfo(zone)).date()
+        values = {
+            "as_of": as_of, "zone": zone, "number": number, "first": last - timedelta(days=days - 1), "last": last,
+        }  # fmt: skip
+        return Activity(
+            as_of=as_of,
+            zone=zone,
+            first=values["first"],
+            last=last,
+            number=chosen,
+            figures=_read(connection, FIGURES, **values),
+            volume=_read(connection, VOLUME, **values),
+            responses=_read(connection, RESPONSES, **values),
+            waiting=_read(connection, WAITING, **values),
+            hours={(row.weekday, row.hour): row.asked for row in _read(connection, HOURS, **values)},
+        )
+    except duckdb.CatalogException:
+        raise UsageError("the warehouse has no marts. Run the sync without --no-transform.") from None
+
+
+def render_activity(activity: Activity, title: str, generated_at: datetime, failure: str | None) -> str:
+    """Render the page, with the handles and titles that the warehouse has, and why the last run failed."""
+    return _template().render(
+        activity=activity,
+        title=title,
+        generated_at=generated_at,
+        failure=failure,
+        weekdays=WEEKDAYS,
+        waiting_shown=WAITING_SHOWN,
+    )
+
+
+def _read(connection: duckdb.DuckDBPyConnection, query: str, **values: Any) -> list[Any]:
+    """Return rows whose columns are attributes."""
+    used = {name: values[name] for name in set(re.findall(r"\$(\w+)", query))}
+    result = connection.execute(query, used or None)
+    row = namedtuple("Row", [column[0] for column in result.description])  # type: ignore[misc]
+    return [row(*values) for values in result.fetchall()]
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"duration": format_duration, "percent": format_percent, "day": format_day}
+    return environment.from_string(files(__package__).joinpath("activity.html").read_text())
+
+
+def format_duration(seconds: float | None) -> str:
+    """Format seconds in the largest unit of which there are two, such as `90 min`."""
+    if seconds is None:
+        return "–"
+    for unit, size in (("days", 86400), ("hours", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def format_percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.0f} %"
+
+
+def format_day(day: date) -> str:
+    return f"{day:%a} {day.day} {day:%b}"

@@ -1,0 +1,109 @@
+"""The page of `chats.py report`, from rows whose figures are known."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, date, datetime
+
+import duckdb
+import pytest
+
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.inspect.activity import format_duration, read_activity, render_activity
+
+NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
+SALES, SUPPORT = "+14155550101", "+14155550100"
+TABLES = f"""
+CREATE SCHEMA msgbubbles;
+CREATE SCHEMA marts;
+CREATE TABLE msgbubbles.sync_runs AS SELECT TIMESTAMPTZ '2026-11-25 12:00:00Z' AS started_at, 0 AS exit_status;
+CREATE TABLE msgbubbles.stream_coverage AS
+    SELECT 'messages' AS stream, TIMESTAMPTZ '2026-11-25 11:00:00Z' AS complete_to;
+CREATE TABLE msgbubbles.numbers AS FROM (VALUES ('{SUPPORT}', 'Support'), ('{SALES}', NULL)) AS n (handle, label);
+CREATE TABLE marts.number_activity_daily AS FROM (VALUES
+    ('{SUPPORT}', DATE '2026-11-25', 5, 4, 1),
+    ('{SALES}', DATE '2026-11-24', 2, 3, 0),
+    ('{SUPPORT}', DATE '2026-11-23', 10, 1, 2)
+) AS n (from_handle, day, messages_inbound, messages_outbound, threads_new);
+CREATE TABLE marts.thread_turns AS
+    SELECT *, epoch(answered_at - began_at) AS reply_seconds, began_at::DATE AS day
+    FROM (VALUES
+        ('them', false, '{SUPPORT}', TIMESTAMPTZ '2026-11-25 09:00:00Z', TIMESTAMPTZ '2026-11-25 09:01:00Z'),
+        ('them', false, '{SUPPORT}', TIMESTAMPTZ '2026-11-24 09:00:00Z', TIMESTAMPTZ '2026-11-24 11:00:00Z'),
+        ('them', false, '{SUPPORT}', TIMESTAMPTZ '2026-11-25 11:30:00Z', NULL), -- may still be answered within an hour
+        ('them', false, '{SALES}', TIMESTAMPTZ '2026-11-24 09:00:00Z', NULL),
+        ('them', false, '{SALES}', TIMESTAMPTZ '2026-11-23 09:00:00Z', TIMESTAMPTZ '2026-11-23 09:10:00Z'),
+        ('them', true, '{SALES}', TIMESTAMPTZ '2026-11-24 09:00:00Z', NULL),
+        ('us', false, '{SALES}', TIMESTAMPTZ '2026-11-24 10:00:00Z', NULL)
+    ) AS t (side, is_group, from_handle, began_at, answered_at);
+CREATE TABLE marts.thread_activity AS FROM (VALUES
+    ('one', '<b>Ann</b>', '+15550001', '{SUPPORT}', false, 'us', TIMESTAMPTZ '2026-11-25 11:30:00Z', 3),
+    ('two', NULL, '+15550002', '{SALES}', false, 'us', TIMESTAMPTZ '2026-11-24 09:00:00Z', 1),
+    ('three', 'Club', NULL, '{SALES}', true, 'us', TIMESTAMPTZ '2026-11-20 09:00:00Z', 9),
+    ('four', NULL, '+15550004', '{SALES}', false, 'them', NULL, 9)
+) AS t (chat_id, title, remote_handle, from_handle, is_group, waiting_on, unanswered_since, messages_total);
+"""
+
+
+@pytest.fixture
+def warehouse() -> Iterator[duckdb.DuckDBPyConnection]:
+    with duckdb.connect() as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute(TABLES)
+        yield connection
+
+
+def test_figures_count_unanswered_turns_once_their_time_has_passed(warehouse: duckdb.DuckDBPyConnection) -> None:
+    activity = read_activity(warehouse, "UTC", 2, None)
+    assert (activity.as_of, activity.first, activity.last) == (NOON, date(2026, 11, 24), date(2026, 11, 25))
+    now, before = activity.figures
+    assert (now.messages_inbound, now.messages_outbound, now.threads_new) == (7, 7, 1)
+    assert (now.asked, now.answered, now.within_hour, now.within_5_minutes) == (4, 2, 1 / 3, 1 / 4)
+    assert (before.messages_inbound, before.asked, before.within_hour, before.within_5_minutes) == (10, 1, 1, 0)
+    assert [(row.label, row.asked, row.within_hour) for row in activity.responses] == [
+        ("Support", 3, 1 / 2),
+        (None, 1, 0),
+    ]
+    assert [row.messages_inbound for row in activity.volume] == [2, 5]
+    assert activity.hours == {(2, 9): 2, (3, 9): 1, (3, 11): 1}
+    assert [row.who for row in activity.waiting] == ["+15550002", "<b>Ann</b>", "Club"]
+
+
+def test_number_and_time_zone_limit_every_figure(warehouse: duckdb.DuckDBPyConnection) -> None:
+    activity = read_activity(warehouse, "Asia/Tokyo", 2, SALES)
+    assert activity.figures[0].messages_inbound == 2
+    assert activity.figures[0].asked == 1
+    assert activity.hours == {(2, 18): 1}
+    assert {row.from_handle for row in activity.waiting} == {SALES}
+    assert activity.last == date(2026, 11, 25)
+
+
+def test_unknown_number_and_missing_marts_are_refused(warehouse: duckdb.DuckDBPyConnection) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"--number +1: the account has {SUPPORT}, {SALES}")):
+        read_activity(warehouse, "UTC", 2, "+1")
+    warehouse.execute("DROP TABLE marts.thread_turns")
+    with pytest.raises(UsageError, match="no marts"):
+        read_activity(warehouse, "UTC", 2, None)
+
+
+def test_page_escapes_titles_and_needs_no_network(warehouse: duckdb.DuckDBPyConnection) -> None:
+    page = render_activity(read_activity(warehouse, "UTC", 2, None), "MsgBubbles", NOON, "2026-11-25 11:00 <failed>")
+    assert "&lt;b&gt;Ann&lt;/b&gt;" in page
+    assert "&lt;failed&gt;" in page
+    assert not re.search(r"<script|https?:|<link|<b>|@import|url\(", page)
+    assert page.count("<rect") == 4
+
+
+def test_page_of_an_empty_account_says_so(warehouse: duckdb.DuckDBPyConnection) -> None:
+    for table in ("number_activity_daily", "thread_turns", "thread_activity"):
+        warehouse.execute(f"DELETE FROM marts.{table}")
+    page = render_activity(read_activity(warehouse, "UTC", 30, None), "MsgBubbles", NOON, None)
+    assert "No chat is waiting on us." in page
+    assert "did not complete" not in page
+
+
+def test_durations_have_the_largest_unit_of_which_there_are_two() -> None:
+    assert [format_duration(seconds) for seconds in (0, 119, 120, 7199, 7200, 172800, None)] == [
+        "0 s", "119 s", "2 min", "120 min", "2 hours", "2 days", "–",
+    ]  # fmt: skip
