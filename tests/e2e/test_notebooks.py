@@ -22,8 +22,9 @@ import pandas as pd
 import pytest
 from nbclient import NotebookClient
 
-from helpers import marts_reference as reference
+from helpers import message_reference as reference
 from helpers.job import CHATS, Job
+from helpers.marts_reference import thread_activity
 
 PROJECT = CHATS.parents[1]
 NOTEBOOKS = PROJECT / "notebooks"
@@ -77,9 +78,15 @@ def eventful(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return database
 
 
+def all_days(database: Path) -> dict[str, date]:
+    """Return the first and the last day with messages, for the notebook to show."""
+    [days] = rows(database, "SELECT min(day) AS first, max(day) AS last FROM marts.thread_activity_daily")
+    return days
+
+
 @pytest.fixture(scope="module")
 def shown(eventful: Path) -> Mapping[str, Any]:
-    return run_notebook(eventful)[1]
+    return run_notebook(eventful, **all_days(eventful))[1]
 
 
 @pytest.fixture(scope="module")
@@ -127,16 +134,57 @@ def test_selected_number_limits_every_figure(
     eventful: Path, world: reference.World, messages: list[reference.Message]
 ) -> None:
     number = world["numbers"][0]["handle"]
-    _, shown = run_notebook(eventful, number=number)
+    _, shown = run_notebook(eventful, number=number, **all_days(eventful))
     selected = [m for m in messages if m.chat["from_handle"] == number]
     assert 0 < len(selected) < len(messages)
     assert shown["volume"]["messages"].sum() == len(selected)
     assert shown["hours"]["messages"].sum() == len(selected)
     assert shown["reply_quantiles"]["replies"].sum() == sum(m.asked_at is not None for m in selected)
-    waiting = [row for row in reference.thread_activity(world, UTC_ZONE) if row["waiting_on"] == "us"]
+    waiting = [row for row in thread_activity(world, UTC_ZONE) if row["waiting_on"] == "us"]
     ours = {row["chat_id"] for row in waiting if row["from_handle"] == number}
     assert set(shown["waiting"]["Chat"]) == ours
     assert shown["waiting_times"]["threads"].sum() == len(ours) < len(waiting)
+
+
+def test_chosen_days_limit_figures_and_are_compared_with_those_before(
+    eventful: Path, messages: list[reference.Message]
+) -> None:
+    last = max(m.day for m in messages) - timedelta(days=3)
+    first = last - timedelta(days=9)
+    chat = messages[0].chat["id"]
+    _, shown = run_notebook(eventful, first=first, last=last, thread=chat)
+    now, before = shown["figures"].itertuples(index=False)
+    for figures, begin, end in (
+        (now, first, last),
+        (before, first - timedelta(days=10), first - timedelta(days=1)),
+    ):
+        chosen = [m for m in messages if begin <= m.day <= end and m.chat["from_handle"] is not None]
+        assert figures.messages_inbound == sum(m.inbound for m in chosen)
+        assert figures.messages_outbound == sum(m.row["direction"] == "outbound" for m in chosen)
+        direct = [m for m in chosen if not m.chat["is_group"]]
+        # Every turn of ours but the first of a chat answers one of theirs.
+        assert 0 < figures.answered <= figures.asked <= sum(m.inbound for m in direct)
+    assert shown["volume"]["messages"].sum() == sum(first <= m.day <= last for m in messages)
+    assert shown["hours"]["messages"].sum() == shown["volume"]["messages"].sum()
+    assert set(shown["thread_messages"]["Text"]) == {m.row["text"] for m in messages if m.chat["id"] == chat}
+
+
+def test_last_failure_is_shown_with_its_reason(tmp_path: Path) -> None:
+    from explore import find_failure
+
+    log = tmp_path / ".msgbubbles" / "warehouse" / "runs.jsonl"
+    log.parent.mkdir(parents=True)
+    assert find_failure(tmp_path / "warehouse.duckdb") is None
+    lines = [
+        {"started_at": f"2026-11-25T22:0{minute}:00.000+00:00", "exit_status": status, "error": error}
+        for minute, status, error in ((0, 0, None), (5, 1, "no host api.example"))
+    ]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines[:1]))
+    assert find_failure(tmp_path / "warehouse.duckdb") is None
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert find_failure(tmp_path / "warehouse.duckdb") == (
+        "The last run, 2026-11-25 22:05 UTC, did not complete: no host api.example"
+    )
 
 
 BUCKETS = {60: "< 1 min", 300: "1–5 min", 900: "5–15 min", 3600: "15–60 min", 14400: "1–4 h", 86400: "4–24 h"}
@@ -177,9 +225,7 @@ AGES = {3600: "< 1 h", 14400: "1–4 h", 86400: "4–24 h", 259200: "1–3 days"
 
 def test_waiting_chats_match_the_messages(shown: Mapping[str, Any], world: reference.World) -> None:
     waiting = {
-        row["chat_id"]: row["unanswered_since"]
-        for row in reference.thread_activity(world, UTC_ZONE)
-        if row["waiting_on"] == "us"
+        row["chat_id"]: row["unanswered_since"] for row in thread_activity(world, UTC_ZONE) if row["waiting_on"] == "us"
     }
     assert 50 < len(waiting) < 200
     assert list(shown["waiting"]["Chat"]) == sorted(waiting, key=lambda chat: (waiting[chat], chat))
@@ -258,7 +304,7 @@ def test_long_history_is_grouped_by_month(eventful: Path, tmp_path: Path) -> Non
         connection.execute("UPDATE msgbubbles.sync_runs SET started_at = started_at - INTERVAL 9 DAY")
         connection.execute("UPDATE msgbubbles.stream_coverage SET complete_to = complete_to - INTERVAL 3 DAY")
     as_of = rows(database, "SELECT max(complete_to) AS at FROM msgbubbles.stream_coverage WHERE stream = 'messages'")
-    _, shown = run_notebook(database)
+    _, shown = run_notebook(database, **all_days(database))
     last = shown["coverage"].iloc[-1]
     assert (last["state"], last["from"]) == ("not read", as_of[0]["at"])
     assert (shown["grain"], shown["membership_grain"]) == ("month", "week")
