@@ -2,6 +2,7 @@
 # make check       run lint, types, words and the tests that start no process; a minute on two cores
 # make test        set everything up, and run lint, types, words and all tests but Spark's; NIGHTLY=1 tries more examples
 # make test-spark  install Spark too, and run its tests; some seven minutes, with Java 17 or 21
+# make test-browser  install Playwright too, and open the report and the dashboard in Chromium or Chrome
 # make words       find words that docs/words.txt replaces, in Markdown, code, SQL and YAML
 # make docs        build a page with every column of the warehouse, its tests and its origin
 # make bench       measure speed, cost and memory next to other tools; takes a while, and makes environments for them
@@ -17,7 +18,7 @@ export UV_SYSTEM_CERTS ?= 1
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo check lint types words unit test test-spark docs bench audit lock clean
+.PHONY: demo check lint types words unit test test-spark test-browser docs bench audit lock clean
 
 demo: .venv/ready
 	@$(PY) pipelines/chats.py --sandbox --database demo.duckdb
@@ -42,6 +43,9 @@ unit: .venv/ready
 
 test-spark: .venv/spark
 	$(PY) -m pytest -m spark --numprocesses=0
+
+test-browser: .venv/browser
+	$(PY) -m pytest --numprocesses=0 tests/e2e/test_browser.py
 
 WORDS := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md Makefile docs dlt_config deploy examples \
 	pipelines transforms notebooks benchmarks tests
@@ -73,8 +77,8 @@ bench: .venv/ready
 	@PATH="$$PATH:$(CURDIR)/.venv/bin" uv pip sync --quiet --python $(PY) --require-hashes requirements.lock
 	@touch $@
 
-.venv/spark: requirements-spark.lock .venv/ready
-	PATH="$$PATH:$(CURDIR)/.venv/bin" uv pip install --quiet --python $(PY) --no-deps --require-hashes -r requirements-spark.lock
+.venv/spark .venv/browser: .venv/%: requirements-%.lock .venv/ready
+	PATH="$$PATH:$(CURDIR)/.venv/bin" uv pip install --quiet --python $(PY) --no-deps --require-hashes -r $<
 	@touch $@
 
 # Strict: a package that cannot be looked up is a failure.
@@ -82,14 +86,16 @@ audit: .venv/ready
 	PATH="$$PATH:$(CURDIR)/.venv/bin" uv tool run --quiet pip-audit --strict --progress-spinner off \
 		--requirement requirements.lock --require-hashes --disable-pip
 
-# Spark is larger than everything else together, so what it needs on top of requirements.lock has a file of its own.
+# Spark is larger than everything else together, and Playwright is large. What each needs on top of requirements.lock has a
+# file of its own.
 COMPILE := uv pip compile pyproject.toml --universal --generate-hashes --no-annotate --no-header --quiet \
 	--no-emit-package dbt-core-experimental-parser
+ON_TOP = --constraints requirements.lock $$(sed -n 's/^\([a-z0-9-]*\)==.*/--no-emit-package \1/p' requirements.lock)
 lock: .venv/ready
 	PATH="$$PATH:$(CURDIR)/.venv/bin" $(COMPILE) --extra groups --extra webhooks --extra postgres --extra ducklake --extra notebooks \
 		--group dev --output-file requirements.lock
-	PATH="$$PATH:$(CURDIR)/.venv/bin" $(COMPILE) --extra spark --constraints requirements.lock \
-		$$(sed -n 's/^\([a-z0-9-]*\)==.*/--no-emit-package \1/p' requirements.lock) --output-file requirements-spark.lock
+	PATH="$$PATH:$(CURDIR)/.venv/bin" $(COMPILE) --extra spark $(ON_TOP) --output-file requirements-spark.lock
+	PATH="$$PATH:$(CURDIR)/.venv/bin" $(COMPILE) --group browser $(ON_TOP) --output-file requirements-browser.lock
 
 clean:
 	rm -rf .venv .msgbubbles *.duckdb build .pytest_cache .mypy_cache .ruff_cache .hypothesis notebooks/__marimo__
