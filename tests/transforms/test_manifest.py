@@ -23,7 +23,7 @@ NAMES = ("duckdb", ":memory:", "UTC", "")
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Copy the dbt project and parse it."""
     copy = tmp_path / "transforms"
-    shutil.copytree(manifest.PROJECT, copy, ignore=shutil.ignore_patterns(*files.MADE_BY_DBT))
+    shutil.copytree(files.PROJECT, copy, ignore=shutil.ignore_patterns(*files.MADE_BY_DBT))
     for module in (manifest, files, transform):
         monkeypatch.setattr(module, "PROJECT", copy)
     monkeypatch.setenv("MSGBUBBLES_DUCKDB_PATH", "")  # compiling sets it, and other tests need their own value

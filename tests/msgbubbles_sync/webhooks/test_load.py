@@ -123,7 +123,7 @@ def test_new_messages_follow_the_policy(tmp_path: Path, monkeypatch: pytest.Monk
         "direction": "inbound",
         "new": "a secret",
     }
-    bodies = [
+    bodies: list[dict[str, Any]] = [
         {"type": "message.received", "conversation_id": None, "message": message | more}
         for more in ({}, {"id": "m2", "conversation_id": "d"}, {"id": "m3", "created_at": "2025-01-01"}, {"id": 4})
     ]
