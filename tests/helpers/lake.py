@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from helpers import s3
 from helpers.context import build_destination
 from helpers.job import Job
 from msgbubbles_sync.dbt import spark
@@ -27,10 +28,24 @@ def needs_spark(test: Any) -> Any:
     return pytest.mark.spark(pytest.mark.skipif(bool(reason), reason=reason)(test))
 
 
-def lake_at(address: str, folder: Path) -> dict[str, str]:
+def lake_at(address: str, folder: Path | str) -> dict[str, str]:
     """Return the variables with which a job finds a lake: its catalog on a server, its files in a folder."""
     section = "DESTINATION__DUCKLAKE__CREDENTIALS__"
     return {f"{section}CATALOG": address, f"{section}STORAGE__BUCKET_URL": str(folder)}
+
+
+def lake_in_bucket(address: str, bucket: str, port: int) -> dict[str, str]:
+    """Return the variables with which a job finds a lake whose files are in a bucket of an endpoint on this machine."""
+    section = "DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__CREDENTIALS__"
+    return {
+        **lake_at(address, f"s3://{bucket}/lake"),
+        "DESTINATION__DUCKLAKE__CREDENTIALS__DUCKLAKE_NAME": bucket.replace("-", "_"),
+        f"{section}AWS_ACCESS_KEY_ID": s3.KEY,
+        f"{section}AWS_SECRET_ACCESS_KEY": s3.SECRET,
+        f"{section}REGION_NAME": "us-east-1",
+        f"{section}ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        f"{section}S3_URL_STYLE": "path",
+    }
 
 
 def change(job: Job, metadata: dict[str, Any] | None = None) -> tuple[str, str]:

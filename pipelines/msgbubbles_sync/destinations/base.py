@@ -60,6 +60,12 @@ class Destination(ABC):
     def open_writer(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """Open a connection to the tables that the job writes."""
 
+    def probe(self) -> None:
+        """Check that the tables can be opened, if there are any. Raises `UsageError`."""
+        if self.exists():
+            with self.open_reader():
+                pass
+
     @abstractmethod
     def prepare(self) -> None:
         """Check before a run that the tables can be reached, and restore lost ones from the published copy.

@@ -1,7 +1,8 @@
-"""Tables in a lake: Parquet files in a shared folder, with a catalog on a PostgreSQL server."""
+"""Tables in a lake: Parquet files in a shared folder or a bucket, with a catalog on a PostgreSQL server."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from msgbubbles_sync.files import set_umask_like
 from msgbubbles_sync.sql import quote_literal, quote_name
 
 from .attached import Attached
+from .bucket import Bucket
 from .comments import list_descriptions, write_comments
 from .libpq import build_environment, format_dsn
 from .server import (
@@ -36,7 +38,7 @@ NO_LAKE = """--destination ducklake: {why}; set its catalog and folder in dlt_co
 
   [destination.ducklake.credentials]
   catalog = "postgresql://user:password@host:5432/database"
-  storage = {{ bucket_url = "/shared/folder" }}"""
+  storage = {{ bucket_url = "/shared/folder" }}  # or s3://bucket/folder, with its key: see docs/destinations.md"""
 
 
 class DuckLake(Attached):
@@ -51,7 +53,7 @@ class DuckLake(Attached):
         import dlt
 
         lake = self._read_credentials()
-        lake.global_config = {"extension_directory": str(self._link_extensions())}
+        lake.global_config = {"extension_directory": str(self._link_extensions(self._read_bucket(lake)))}
         return dlt.destinations.ducklake(lake)
 
     def _read_credentials(self) -> DuckLakeCredentials:
@@ -59,9 +61,15 @@ class DuckLake(Attached):
 
         return read_credentials(self._settings)
 
+    def _read_bucket(self, lake: DuckLakeCredentials) -> Bucket | None:
+        from .ducklake_dlt import read_bucket  # see above
+
+        return read_bucket(lake.storage)
+
     def read_dbt_target(self) -> tuple[str, dict[str, str]]:
         lake = self._read_credentials()
         parameters = dict(lake.catalog.query or {})
+        bucket = self._read_bucket(lake)
         # libpq has no environment variables for these.
         address = {name: parameters.pop(name) for name in ("dbname", "keepalives_idle") if name in parameters}
         return "ducklake", {
@@ -69,9 +77,18 @@ class DuckLake(Attached):
             # libpq reads the rest from the environment, so that no message of dbt can quote it.
             "MSGBUBBLES_LAKE_CATALOG": f"ducklake:postgres:{format_dsn(address)}",
             "MSGBUBBLES_LAKE_FILES": lake.storage.bucket_url,
-            "MSGBUBBLES_EXTENSIONS": str(self._link_extensions()),
+            "MSGBUBBLES_LAKE_SECRETS": json.dumps([{"scope": bucket.url, **bucket.secret}] if bucket else []),
+            "MSGBUBBLES_EXTENSIONS": str(self._link_extensions(bucket)),
             **build_environment(parameters),
         }
+
+    @contextmanager
+    def _connect(self, bucket: Bucket | None) -> Iterator[duckdb.DuckDBPyConnection]:
+        with duckdb.connect(config={"extension_directory": str(self._link_extensions(bucket))}) as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            if bucket is not None:
+                bucket.add_secret(connection)
+            yield connection
 
     @contextmanager
     def _attach(self, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -80,8 +97,7 @@ class DuckLake(Attached):
         where = (
             f"DATA_PATH {quote_literal(lake.storage.bucket_url)}, METADATA_SCHEMA {quote_literal(lake.ducklake_name)}"
         )
-        with duckdb.connect(config={"extension_directory": str(self._link_extensions())}) as connection:
-            connection.execute("SET TimeZone = 'UTC'")
+        with self._connect(self._read_bucket(lake)) as connection:
             try:
                 # Of two concurrent first jobs, only one can create the lake. An unreachable server is reported at once.
                 for attempt in Retrying(
@@ -115,11 +131,22 @@ class DuckLake(Attached):
             is_made = query_server(connection, f"SELECT to_regclass({table}) IS NOT NULL") == [(True,)]
         return is_made and super().exists()
 
+    def probe(self) -> None:
+        self._probe_bucket()
+        super().probe()
+
+    def _probe_bucket(self) -> None:
+        bucket = self._read_bucket(self._read_credentials())
+        if bucket is not None:
+            with self._connect(bucket) as connection:
+                bucket.probe(connection)
+
     def prepare(self) -> None:
         lake = self._read_credentials()
+        self._probe_bucket()
         with self._attach_catalog() as connection:
             check_server(connection, [lake.ducklake_name], self.title)
-        with suppress(FileNotFoundError):  # the first writer creates it, or it is not on a disk
+        with suppress(FileNotFoundError):  # the first writer creates it, or it is a bucket
             set_umask_like(Path(lake.storage.bucket_url.removeprefix("file://")))
         super().prepare()
         with self._attach() as connection:
@@ -149,16 +176,20 @@ class DuckLake(Attached):
         if LOCKED.search(message):
             lake = self._read_credentials()
             return explain_lock(self.title, lake.catalog.query or {}, [lake.ducklake_name])
+        with suppress(UsageError):
+            bucket = self._read_bucket(self._read_credentials())
+            if bucket is not None and (found := bucket.explain(message)):
+                return found
         return explain(message, self.title)
 
-    def _link_extensions(self) -> Path:
+    def _link_extensions(self, bucket: Bucket | None) -> Path:
         """Return a folder from which DuckDB loads extensions."""
         with duckdb.connect() as connection:
             (platform,) = connection.execute("PRAGMA platform").fetchone() or ("",)
         top = self._workspace.folder / "extensions"
         folder = top / f"v{duckdb.__version__}" / platform
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name in ("ducklake", "postgres_scanner"):
+        for name in ("ducklake", "postgres_scanner", *(bucket.extensions if bucket else ())):
             extension = find_extension(name, self.title)
             link = folder / extension.name
             if not link.exists():

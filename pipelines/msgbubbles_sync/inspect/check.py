@@ -59,9 +59,7 @@ def check(context: Context, connect: Callable[[], Client]) -> Iterator[CheckResu
 def check_destination(context: Context) -> CheckResult:
     workspace, destination = context.workspace, context.destination
     try:
-        if destination.exists():
-            with destination.open_reader():
-                pass
+        destination.probe()
         with TemporaryFile(dir=workspace.folder), TemporaryFile(dir=workspace.file.parent):
             pass
     except UsageError as error:

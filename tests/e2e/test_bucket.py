@@ -1,0 +1,92 @@
+"""Run the job with a lake whose files are in a bucket, behind an S3 endpoint that dies during a load."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Event, Thread
+
+import duckdb
+import pytest
+
+from helpers import postgres, s3
+from helpers.canary import find_words
+from helpers.context import build_destination
+from helpers.job import Job
+from helpers.lake import lake_in_bucket, query
+from helpers.warehouse_rows import differences_of, select_rows
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.workspace import Workspace
+
+INTO = ("--destination", "ducklake")
+# The files that dlt writes after those of its staging dataset.
+FILE_OF_ROWS = re.compile("/lake/msgbubbles/(?:chats|messages|attachments)/")
+
+
+@contextmanager
+def poll_messages(workspace: Workspace) -> Iterator[set[int]]:
+    """Count the messages as a reader sees them until the block ends, and yield the counts."""
+    counts, done = {0}, Event()
+
+    def poll() -> None:
+        while not done.wait(0.2):
+            with suppress(UsageError, duckdb.CatalogException):  # before the first load
+                counts.add(query(workspace, "SELECT count(*) AS n FROM msgbubbles.messages")[0]["n"])
+
+    reader = Thread(target=poll)
+    reader.start()
+    try:
+        yield counts
+        assert reader.is_alive(), "no read has failed"
+    finally:
+        done.set()
+        reader.join()
+
+
+def test_next_run_completes_a_load_during_which_the_bucket_died(
+    new_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = new_job(chats=30, messages=300)
+    workspace = Workspace.from_path(job.database, "ducklake")
+    with postgres.running(tmp_path / "server") as address, s3.running() as port, s3.proxy_before(port) as proxy:
+        s3.create_bucket(port, "lake")
+        job.environment = lake_in_bucket(address, "lake", proxy.port)
+        for name, value in lake_in_bucket(address, "lake", port).items():
+            monkeypatch.setenv(name, value)  # this process reads without the proxy
+
+        proxy.choose = lambda method, path: "die" if method == "PUT" and FILE_OF_ROWS.search(path) else None
+        with poll_messages(workspace) as counts:
+            failed = job.run(*INTO, status=1)
+            asked = len(job.server.requests)
+            refused = job.run(*INTO, status=2)
+            assert len(job.server.requests) == asked, "a run asks the bucket before it reads anything"
+            proxy.revive()
+            done = job.run(*INTO, transform=True)
+        for run in (failed, refused):
+            assert "the bucket s3://lake/lake cannot be used: it does not answer; check the network" in run.errors
+
+        truth = job.server.truth()
+        assert counts <= {0, len(truth.messages)}, "no reader has seen a part of the table"
+        with build_destination(workspace).open_reader() as connection:
+            assert differences_of(select_rows(connection), truth) == {}
+            marts = connection.execute("SELECT count(*), sum(messages_total) FROM marts.thread_activity").fetchall()
+        assert {check["name"]: check["state"] for check in job.ask("check", *INTO)}["destination"] == "ok"
+
+        keys = [s3.SECRET, s3.KEY]
+        assert find_words(tmp_path, keys) == {}
+        assert not [key for key in keys for run in (failed, refused, done) if key in f"{run.errors}{run.summary}"]
+
+        # The statements in docs/destinations.md.
+        with duckdb.connect(config={"extension_directory": str(workspace.folder / "extensions")}) as analyst:
+            analyst.execute(
+                f"CREATE SECRET (TYPE s3, KEY_ID '{s3.KEY}', SECRET '{s3.SECRET}', REGION 'us-east-1', "
+                f"ENDPOINT '127.0.0.1:{port}', URL_STYLE 'path', USE_SSL false)"
+            )
+            analyst.execute(
+                f"ATTACH 'ducklake:postgres:{address}' AS lake "
+                "(DATA_PATH 's3://lake/lake', METADATA_SCHEMA 'lake', READ_ONLY)"
+            )
+            sums = "SELECT count(*), sum(messages_total) FROM lake.marts.thread_activity"
+            assert analyst.execute(sums).fetchall() == marts

@@ -1,0 +1,165 @@
+"""A lake whose files are in a bucket, with an S3 endpoint that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import dlt
+import pyarrow as pa
+import pytest
+from dlt.pipeline.exceptions import PipelineStepFailed
+
+from helpers import postgres, s3
+from helpers.context import build_destination
+from helpers.lake import lake_in_bucket
+from helpers.s3 import Fault, Proxy
+from msgbubbles_sync.destinations.ducklake import DuckLake
+from msgbubbles_sync.destinations.load import build_pipeline
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.workspace import Workspace
+
+pytestmark = pytest.mark.slow
+NewLake = Callable[..., DuckLake]
+ROWS = 3000
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[int]:
+    with s3.running() as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with postgres.running(tmp_path_factory.mktemp("server")) as address:
+        yield address
+
+
+@pytest.fixture
+def proxy(endpoint: int) -> Iterator[Proxy]:
+    with s3.proxy_before(endpoint) as found:
+        yield found
+
+
+@pytest.fixture
+def open_lake(catalog: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NewLake:
+    """Return a function that builds the destination of a lake in a bucket of this name, behind this port."""
+
+    def build(bucket: str, port: int, **changes: str) -> DuckLake:
+        for name, value in lake_in_bucket(catalog, bucket, port).items():
+            monkeypatch.setenv(name, changes.get(name.rpartition("__")[2], value))
+        workspace = Workspace.from_path(tmp_path / "company.duckdb", "ducklake")
+        workspace.make_folders()
+        lake = build_destination(workspace)
+        assert isinstance(lake, DuckLake)
+        return lake
+
+    return build
+
+
+def load(lake: DuckLake, first: int) -> None:
+    """Load two tables of new rows through dlt, or finish a load."""
+    pipeline = build_pipeline(lake._workspace, lake)
+    rows = pa.table({"id": range(first, first + ROWS), "text": [f"text {number}" * 9 for number in range(ROWS)]})
+    tables = [dlt.resource(rows, name=name, write_disposition="append") for name in ("chats", "messages")]
+    pipeline.run(None if pipeline.has_pending_data else tables)
+
+
+def count_rows(lake: DuckLake) -> list[Any]:
+    with lake.open_reader() as connection:
+        return [
+            connection.execute(f"SELECT count(*), count(DISTINCT id) FROM msgbubbles.{table}").fetchall()[0]
+            for table in ("chats", "messages")
+        ]
+
+
+def test_next_load_completes_after_each_fault(
+    open_lake: NewLake, endpoint: int, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOAD__RAISE_ON_MAX_RETRIES", "2")
+    s3.create_bucket(endpoint, "faults")
+    load(open_lake("faults", proxy.port), 0)
+    faults: list[Fault] = ["slow down", "cut", "die"]
+    for number, fault in enumerate(faults, 1):
+        rows = number * ROWS
+        proxy.choose = lambda method, path, fault=fault: fault if method == "PUT" and "/messages/" in path else None  # type: ignore[misc]
+        with pytest.raises(PipelineStepFailed) as raised:
+            load(open_lake("faults", proxy.port), rows)
+        lake = open_lake("faults", endpoint)
+        assert "the bucket" in str(lake.explain(str(raised.value)))
+        assert count_rows(lake)[1] == (rows, rows), "a reader sees the whole file or nothing of it"
+
+        proxy.revive()
+        load(open_lake("faults", proxy.port), rows)
+        assert count_rows(open_lake("faults", endpoint)) == [(rows + ROWS, rows + ROWS)] * 2
+
+
+def test_single_slow_down_is_waited_for(open_lake: NewLake, endpoint: int, proxy: Proxy) -> None:
+    s3.create_bucket(endpoint, "single")
+    proxy.choose = lambda _method, _path: "slow down" if len(proxy.requests) % 3 == 1 else None
+    lake = open_lake("single", proxy.port)
+    lake.prepare()
+    with lake.open_writer() as connection:
+        connection.execute("CREATE SCHEMA msgbubbles")
+        for table in ("chats", "messages"):
+            connection.execute(f"CREATE TABLE msgbubbles.{table} AS FROM range({ROWS}) AS rows (id)")
+    assert count_rows(lake) == [(ROWS, ROWS)] * 2
+
+
+def test_two_writers_lose_nothing(open_lake: NewLake, endpoint: int) -> None:
+    s3.create_bucket(endpoint, "writers")
+    lake = open_lake("writers", endpoint)
+    lake.prepare()
+    with lake.open_writer() as connection:
+        connection.execute("CREATE SCHEMA msgbubbles")
+        for table in ("chats", "messages"):
+            connection.execute(f"CREATE TABLE msgbubbles.{table} (id BIGINT)")
+
+    def write(number: int) -> None:
+        with lake.open_writer() as connection:
+            for part in range(4):
+                first = (number * 4 + part) * ROWS
+                for table in ("chats", "messages"):
+                    connection.execute(f"INSERT INTO msgbubbles.{table} FROM range({first}, {first + ROWS})")
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, range(2)))
+    assert count_rows(lake) == [(8 * ROWS, 8 * ROWS)] * 2
+
+
+def test_bucket_that_cannot_be_used_is_explained_without_its_key(
+    open_lake: NewLake, endpoint: int, proxy: Proxy, tmp_path: Path
+) -> None:
+    def explain(lake: DuckLake) -> str:
+        with pytest.raises(UsageError) as raised:
+            lake.prepare()
+        text = str(raised.value)
+        assert s3.SECRET not in text
+        assert s3.KEY not in text
+        return text.removeprefix("the bucket s3://lake/lake cannot be used: ")
+
+    assert explain(open_lake("lake", endpoint)).startswith("there is no bucket of that name; create it")
+    assert explain(open_lake("lake", s3.find_free_port())).startswith("it does not answer; check the network")
+    proxy.choose = lambda _method, _path: "slow down"
+    assert explain(open_lake("lake", proxy.port)).startswith("it does not answer")
+    (tmp_path / "buckets" / "lake").mkdir(parents=True)
+    with s3.running(tmp_path / "buckets") as port:
+        refused = explain(open_lake("lake", port, AWS_SECRET_ACCESS_KEY=f"not-{s3.SECRET}"))
+        assert refused.startswith("it refuses the key; correct the key")
+        open_lake("lake", port).prepare()
+
+
+@pytest.mark.parametrize("url", ["ftp://lake/lake", "az://lake/lake"])
+def test_bucket_without_usable_address_is_refused(open_lake: NewLake, url: str) -> None:
+    with pytest.raises(UsageError, match=r"\[destination.ducklake.credentials\]"):
+        open_lake("lake", 1, BUCKET_URL=url).prepare()
+
+
+def test_google_bucket_is_opened_through_its_interface_for_s3(open_lake: NewLake) -> None:
+    lake = open_lake("lake", 1, BUCKET_URL="gs://lake/lake", ENDPOINT_URL="")
+    bucket = lake._read_bucket(lake._read_credentials())
+    assert bucket is not None
+    assert (bucket.url, bucket.secret["endpoint"]) == ("s3://lake/lake", "storage.googleapis.com")
