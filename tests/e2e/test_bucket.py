@@ -62,13 +62,13 @@ def test_next_run_completes_a_load_during_which_the_bucket_died(
             asked = len(job.server.requests)
             refused = job.run(*INTO, status=2)
             assert len(job.server.requests) == asked, "a run asks the bucket before it reads anything"
-            proxy.revive()
-            done = job.run(*INTO, transform=True)
+        proxy.revive()
+        done = job.run(*INTO, transform=True)
         for run in (failed, refused):
             assert "the bucket s3://lake/lake cannot be used: it does not answer; check the network" in run.errors
 
         truth = job.server.truth()
-        assert counts <= {0, len(truth.messages)}, "no reader has seen a part of the table"
+        assert counts == {0}, "no reader has seen a part of the load"
         with build_destination(workspace).open_reader() as connection:
             assert differences_of(select_rows(connection), truth) == {}
             marts = connection.execute("SELECT count(*), sum(messages_total) FROM marts.thread_activity").fetchall()
