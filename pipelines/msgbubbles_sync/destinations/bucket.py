@@ -29,7 +29,8 @@ REASONS = (
     (
         re.compile(
             "HTTP (?:code )?5[0-9]{2}|SlowDown|Could not connect to server|Timeout was reached"
-            "|Could not resolve hostname|error for HTTP [A-Z]+ to|Server returned nothing|Failure when receiving data|Failed sending data"
+            "|Could not resolve hostname|error for HTTP [A-Z]+ to|Server returned nothing"
+            "|Failure when receiving data|Failed sending data"
         ),
         "it does not answer",
         "check the network, endpoint_url and region_name",
