@@ -91,7 +91,7 @@ def changed_rows(chance: random.Random, rows: list[Row]) -> list[Row]:
 def applied_under_kills(groups: Groups, table: str, chance: random.Random, kills: int) -> int:
     """Apply a table, killing all but the last apply at random points. Returns how many were started."""
     requests = groups.job.server.requests
-    arguments = ("apply", table, "--yes", "--max-creates", "1000", "--max-removals", "1000")
+    arguments = ("apply", table, "--yes", "--max-creates", "1000", "--max-removals", "1000", "--max-adds", "1000")
     started = 0
     for _ in range(kills):
         process = groups.start(*arguments)
@@ -317,12 +317,16 @@ def test_the_exit_statuses_and_options_are_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "groups.md").read_text()
     for option in (
         "--out",
+        "--refresh",
         "--detailed-exitcode",
         "--json",
         "--yes",
         "--dry-run",
         "--max-creates",
+        "--max-renames",
+        "--max-adds",
         "--max-removals",
+        "--max-percent",
         "--database",
         "--sandbox",
         "--quiet",

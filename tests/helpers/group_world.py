@@ -11,6 +11,7 @@ from msgbubbles_sync.context import Context
 from msgbubbles_sync.groups.job import apply_groups, list_groups
 from msgbubbles_sync.groups.ledger import Entry, Ledger
 from msgbubbles_sync.groups.model import ObservedGroup
+from msgbubbles_sync.groups.plan import LIMITS, ChangeLimits
 from msgbubbles_sync.groups.result import ApplyResult
 from msgbubbles_sync.sandbox import Server
 from msgbubbles_sync.workspace import Workspace
@@ -38,9 +39,9 @@ class World:
         )
         return Client(transport)
 
-    def apply(self, *rows: dict[str, object], max_creates: int = 50, max_removals: int = 50) -> ApplyResult:
+    def apply(self, *rows: dict[str, object], limits: ChangeLimits = LIMITS) -> ApplyResult:
         with self.client() as client:
-            return apply_groups(self.context(), client, rows, max_creates=max_creates, max_removals=max_removals)
+            return apply_groups(self.context(), client, rows, limits=limits)
 
     def context(self) -> Context:
         return build_context(self.workspace)

@@ -475,8 +475,10 @@ def differences(built: list[Row], expected: list[Row]) -> list[Row]:
 
 
 # The tables of every job that the marts read, and those that a job loads only if it is configured to.
-LOADED = ("chats", "messages", "numbers", "stream_coverage", "chat_titles", "webhook_events")
-OPTIONAL: World = {"participant_lists": [], "group_member_operations": []}
+LOADED = (
+    "chats", "messages", "numbers", "stream_coverage", "chat_titles", "webhook_events", "group_member_operations",
+)  # fmt: skip
+OPTIONAL: World = {"participant_lists": []}
 
 
 def check_marts(query: Callable[[str], list[Row]]) -> None:

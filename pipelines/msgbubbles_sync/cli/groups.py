@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.groups.plan import MAX_CREATES, MAX_REMOVALS
+from msgbubbles_sync.groups.plan import ALWAYS_ALLOWED, LIMITS, ChangeLimits
 
 from . import commands
 from .main import Script, Session, build_app
@@ -41,9 +41,20 @@ TableOrPlan = Annotated[
 MaxCreates = Annotated[
     int, typer.Option("--max-creates", min=0, metavar="N", help="Refuse to create more groups than this.")
 ]
+MaxRenames = Annotated[
+    int, typer.Option("--max-renames", min=0, metavar="N", help="Refuse to rename more groups than this.")
+]
+MaxAdds = Annotated[int, typer.Option("--max-adds", min=0, metavar="N", help="Refuse to add more people than this.")]
 MaxRemovals = Annotated[
     int, typer.Option("--max-removals", min=0, metavar="N", help="Refuse to remove more people than this.")
 ]
+MaxPercent = Annotated[
+    int,
+    typer.Option(
+        "--max-percent", min=0, metavar="N",
+        help=f"Refuse to rename, add or remove more than {ALWAYS_ALLOWED} that are more than this share of the table.",
+    ),
+]  # fmt: skip
 
 
 @app.command()
@@ -51,13 +62,16 @@ MaxRemovals = Annotated[
 def plan(
     session: Session,
     table: Table = None,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Ask the API for the state of the groups first. One request each.")
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Save the plan to a file.")] = None,
     detailed_exitcode: Annotated[
         bool, typer.Option("--detailed-exitcode", help="Exit with 4 if the plan has changes.")
     ] = False,
 ) -> int:
-    """Show what apply would change. Makes no request."""
-    return commands.groups.plan(session, table, out=out, detailed_exitcode=detailed_exitcode)
+    """Show what apply would change. Makes no request without --refresh."""
+    return commands.groups.plan(session, table, refresh=refresh, out=out, detailed_exitcode=detailed_exitcode)
 
 
 @app.command()
@@ -67,13 +81,15 @@ def apply(
     table: TableOrPlan = None,
     yes: Annotated[bool, typer.Option("--yes", help="Skip the confirmation.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and send nothing.")] = False,
-    max_creates: MaxCreates = MAX_CREATES,
-    max_removals: MaxRemovals = MAX_REMOVALS,
+    max_creates: MaxCreates = LIMITS.creates,
+    max_renames: MaxRenames = LIMITS.renames,
+    max_adds: MaxAdds = LIMITS.adds,
+    max_removals: MaxRemovals = LIMITS.removals,
+    max_percent: MaxPercent = LIMITS.percent,
 ) -> int:
     """Change the groups to match the table, after a confirmation."""
-    return commands.groups.apply(
-        session, table, ask=not yes, dry_run=dry_run, max_creates=max_creates, max_removals=max_removals
-    )
+    limits = ChangeLimits(max_creates, max_renames, max_adds, max_removals, max_percent)
+    return commands.groups.apply(session, table, ask=not yes, dry_run=dry_run, limits=limits)
 
 
 @app.command("import")

@@ -33,7 +33,7 @@ from msgbubbles_sync.workspace import Workspace
 
 from .display import escape
 from .job import apply_groups
-from .plan import MAX_CREATES, MAX_REMOVALS
+from .plan import LIMITS, ChangeLimits
 from .redact import GroupRedactor
 
 NOT_PRIVATE = (
@@ -74,8 +74,11 @@ def groups(
     budget_dir: str | None = None,
     timeout_seconds: float = DEFAULTS.timeout_seconds,
     max_attempts: int = DEFAULTS.max_attempts,
-    max_creates: int = MAX_CREATES,
-    max_removals: int = MAX_REMOVALS,
+    max_creates: int = LIMITS.creates,
+    max_renames: int = LIMITS.renames,
+    max_adds: int = LIMITS.adds,
+    max_removals: int = LIMITS.removals,
+    max_percent: int = LIMITS.percent,
 ) -> None:
     """Apply the groups of a batch of rows. See `msgbubbles_sync.groups.desired` for the columns.
 
@@ -94,7 +97,8 @@ def groups(
             base_url, api_key, rate_limiter, timeout_seconds=timeout_seconds, max_attempts=max_attempts
         )
         with hold_lock(workspace.folder, "apply"), Client(transport) as client:
-            applied = apply_groups(context, client, items, max_creates=max_creates, max_removals=max_removals)
+            limits = ChangeLimits(max_creates, max_renames, max_adds, max_removals, max_percent)
+            applied = apply_groups(context, client, items, limits=limits)
     except (RetryableError, AnotherJobRunsError) as error:
         raise DestinationTransientException(str(error)) from None
     except (UsageError, MsgBubblesError) as error:

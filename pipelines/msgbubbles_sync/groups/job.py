@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from msgbubbles.client import Client
@@ -17,17 +18,47 @@ from .display import escape
 from .ledger import Ledger, Observation, OperationResult
 from .model import DesiredGroup, ObservedGroup
 from .observed import normalize_members, observe_groups, open_ledger, read_members, read_published
-from .plan import Plan, build_plan, check_limits, trim_plan
+from .plan import LIMITS, ChangeLimits, Note, Plan, build_plan, check_limits, trim_plan
 from .redact import GroupRedactor
 from .result import ApplyResult
+from .view import fetch_view
 
 
 def plan_groups(context: Context, rows: Sequence[Row]) -> Plan:
-    """Plan the groups of these rows by what is stored locally, without a request. Raises `UsageError`."""
+    """Plan the groups of these rows by what is stored, without a request. Raises `UsageError`."""
     published = read_published(context)
     desired = _redact_rows(rows, published.numbers, GroupRedactor(context.redactor))
     with open_ledger(context) as ledger:
         return build_plan(desired, observe_groups(ledger, published))
+
+
+def refresh_groups(
+    context: Context, client: Client, rows: Sequence[Row], on_group: Callable[[int], None] = lambda _count: None
+) -> Plan:
+    """Plan the groups of these rows by what the API shows: one request for the numbers, and one for each group.
+
+    What it shows is recorded in the ledger. A group that it does not show gets a note in the plan. The caller holds the
+    lock `apply`. Raises `UsageError`, `AuthenticationError`, `UnreachableError` and `Halt`.
+    """
+    redactor = GroupRedactor(context.redactor)
+    client = redactor.wrap_client(client)
+    published = read_published(context)
+    desired = _redact_rows(rows, fetch_own_numbers(client) or published.numbers, redactor)
+    notes = []
+    with open_ledger(context) as ledger:
+        observed = observe_groups(ledger, published)
+        for count, group in enumerate(desired, 1):
+            chat_id = observed[group.key].chat_id if group.key in observed else None
+            if chat_id is not None:
+                try:
+                    fetch_view(ledger, client, group.key, chat_id)
+                except UnreachableError:
+                    raise
+                except (PermanentError, ForbiddenError, RetryableError) as error:
+                    notes.append(Note(group.key, f"not refreshed: {escape(str(error))}"))
+            on_group(count)
+        plan = build_plan(desired, observe_groups(ledger, published))
+    return replace(plan, notes=(*plan.notes, *notes))
 
 
 def _redact_rows(
@@ -78,8 +109,7 @@ def apply_groups(
     client: Client,
     table: Sequence[Row] | Plan,
     *,
-    max_creates: int,
-    max_removals: int,
+    limits: ChangeLimits = LIMITS,
     confirm: Callable[[Plan], bool] = lambda _plan: True,
     on_operation: Callable[[ApplyResult], None] = lambda _applied: None,
 ) -> ApplyResult:
@@ -100,7 +130,7 @@ def apply_groups(
         applier.resolve_unknown()
         observed = observe_groups(ledger, read_published(context))
         plan = _trim(table, ledger, observed) if isinstance(table, Plan) else build_plan(desired, observed)
-        check_limits(plan, max_creates, max_removals)
+        check_limits(plan, limits)
         if plan.operations and not confirm(plan):
             applier.applied.not_sent = len(plan.operations)
             return applier.applied

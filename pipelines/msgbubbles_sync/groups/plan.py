@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,9 +20,26 @@ from .model import MAX_MEMBERS, DesiredGroup, ObservedGroup, Operation, fold_tit
 
 VERSION = 1
 
-# Larger than the changes between two scheduled applies. A first roll-out passes its own limits.
-MAX_CREATES = 50
-MAX_REMOVALS = 20
+# So few operations of a kind are allowed whatever their share is: of a small table, any change is a large part.
+ALWAYS_ALLOWED = 10
+
+
+@dataclass(frozen=True)
+class ChangeLimits:
+    """The most that one apply may change, larger than the changes between two scheduled applies.
+
+    `percent` is of the groups in the table for renames, and of its people for those added to or removed from groups
+    that exist. A first roll-out passes its own limits.
+    """
+
+    creates: int = 50
+    renames: int = 50
+    adds: int = 100
+    removals: int = 20
+    percent: int = 50
+
+
+LIMITS = ChangeLimits()
 
 
 @dataclass(frozen=True)
@@ -139,15 +157,24 @@ def trim_plan(plan: Plan, observed: Mapping[str, ObservedGroup], *, begun: bool)
     return replace(now, plan_id=plan.plan_id)
 
 
-def check_limits(plan: Plan, max_creates: int, max_removals: int) -> None:
-    """Raise `UsageError` if a plan creates more groups or removes more people than allowed, as after a wrong query."""
-    for kind, what, allowed, option in (
-        ("create", "groups", max_creates, "--max-creates"),
-        ("remove", "people", max_removals, "--max-removals"),
+def check_limits(plan: Plan, limits: ChangeLimits) -> None:
+    """Raise `UsageError` if a plan changes more than allowed, as after a wrong query."""
+    groups, people = len(plan.desired), sum(len(group.addresses) for group in plan.desired)
+    for kind, what, allowed, option, total in (
+        ("create", "groups", limits.creates, "--max-creates", None),
+        ("rename", "groups", limits.renames, "--max-renames", groups),
+        ("add", "people", limits.adds, "--max-adds", people),
+        ("remove", "people", limits.removals, "--max-removals", people),
     ):
         count = plan.count(kind)
         if count > allowed:
             raise UsageError(
                 f"this would {kind} {count:,} {what}, and {allowed:,} are allowed; nothing was changed. "
                 f"Check the table. If it is right, pass {option} {count}"
+            )
+        percent = math.ceil(100 * count / total) if total else 0
+        if count > ALWAYS_ALLOWED and percent > limits.percent:
+            raise UsageError(
+                f"this would {kind} {count:,} {what}, {percent}% of the {total:,} in the table, and {limits.percent}% "
+                f"are allowed; nothing was changed. Check the table. If it is right, pass --max-percent {percent}"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -15,10 +16,17 @@ from msgbubbles.errors import AuthenticationError, Interrupted
 from msgbubbles.models import Chat
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.apply import build_idempotency_key
-from msgbubbles_sync.groups.job import adopt_group, apply_groups, forget_group, list_groups, plan_groups
+from msgbubbles_sync.groups.job import (
+    adopt_group,
+    apply_groups,
+    forget_group,
+    list_groups,
+    plan_groups,
+    refresh_groups,
+)
 from msgbubbles_sync.groups.ledger import Ledger
 from msgbubbles_sync.groups.model import Operation
-from msgbubbles_sync.groups.plan import build_plan
+from msgbubbles_sync.groups.plan import ChangeLimits, build_plan
 from msgbubbles_sync.groups.view import fetch_view
 from msgbubbles_sync.sandbox import Knobs
 
@@ -198,6 +206,32 @@ def test_invalid_key_ends_the_apply(world: World) -> None:
         world.apply(row("b", ANNA, BEN))
 
 
+def test_refresh_plans_by_what_the_api_shows_now(world: World) -> None:
+    titles = ("renamed", "joined", "deleted", "refused")
+    rows = [*(row(title, ANNA, BEN, title=title) for title in titles), row("new", ANNA, BEN)]
+    world.apply(*rows[:4])
+    account, now = world.server.account, datetime.now(UTC)
+    chat_ids = {key: str(world.observed(key).chat_id) for key in titles}
+    account.rename(chat_ids["renamed"], "Theirs", now)
+    account.add_participant(chat_ids["joined"], CARLA, now)
+    account.delete_chat(chat_ids["deleted"])
+    world.server.knobs.refusal = lambda _, path: (403, "forbidden") if path.endswith(chat_ids["refused"]) else None
+    assert [operation.kind for operation in plan_groups(world.context(), rows).operations] == ["create"]
+    asked, counts = len(world.server.requests), list[int]()
+    with world.client() as client:
+        plan = refresh_groups(world.context(), client, rows, counts.append)
+    assert {(operation.kind, operation.key) for operation in plan.operations} == {
+        ("rename", "renamed"), ("remove", "joined"), ("create", "new"),
+    }  # fmt: skip
+    notes = {note.key: note.what for note in plan.notes}
+    assert notes.keys() == {"deleted", "refused"}
+    assert notes["refused"].startswith("not refreshed: ")
+    assert [request.split()[0] for request in world.requests(asked)] == ["GET"] * 5
+    assert counts == [1, 2, 3, 4, 5]
+    # The ledger has what was seen, so that an apply does the same.
+    assert plan_groups(world.context(), rows).operations == plan.operations
+
+
 def test_stop_leaves_no_entry_for_unsent_operations(world: World) -> None:
     with world.client() as client:
 
@@ -208,8 +242,6 @@ def test_stop_leaves_no_entry_for_unsent_operations(world: World) -> None:
             world.context(),
             client,
             [row("a", ANNA, BEN), row("b", ANNA, BEN)],
-            max_creates=9,
-            max_removals=9,
             on_operation=stop,
         )
     assert isinstance(applied.halt, Interrupted)
@@ -221,9 +253,9 @@ def test_limits_refuse_before_anything_is_changed(world: World) -> None:
     world.apply(row("a", ANNA, BEN, CARLA, DORA))
     done = len(world.server.operations)
     with pytest.raises(UsageError, match=r"would create 2 groups, and 1 are allowed.*--max-creates 2"):
-        world.apply(row("b", ANNA, BEN), row("c", ANNA, BEN), max_creates=1)
+        world.apply(row("b", ANNA, BEN), row("c", ANNA, BEN), limits=ChangeLimits(creates=1))
     with pytest.raises(UsageError, match=r"would remove 2 people, and 1 are allowed.*--max-removals 2"):
-        world.apply(row("a", ANNA, BEN), max_removals=1)
+        world.apply(row("a", ANNA, BEN), limits=ChangeLimits(removals=1))
     with pytest.raises(UsageError, match="no rows"):
         world.apply()
     assert len(world.server.operations) == done

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.model import MAX_MEMBERS, MIN_MEMBERS, DesiredGroup, ObservedGroup, Operation
-from msgbubbles_sync.groups.plan import Plan, build_plan, load, save, trim_plan
+from msgbubbles_sync.groups.plan import ChangeLimits, Plan, build_plan, check_limits, load, save, trim_plan
 
 PEOPLE = [f"+1415555{number:04}" for number in range(40)]
 NUMBERS = ["+14155550100", "+14155550101"]
@@ -146,3 +148,36 @@ def test_impossible_changes_become_notes() -> None:
     assert [note.key for note in plan.notes] == ["gone", "other"]
     assert "a new group needs a new key" in plan.notes[0].what
     assert "keeps the number" in plan.notes[1].what
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"title": "New"}, "would rename 12 groups, 60% of the 20 in the table, and 50% are allowed.*--max-percent 60"),
+        ({"people": 4}, "would add 24 people, 38% of the 64 in the table, and 30% are allowed.*--max-percent 38"),
+        ({"people": 1}, "would remove 12 people, 43% of the 28 in the table, and 42% are allowed.*--max-percent 43"),
+    ],
+)
+def test_change_of_a_large_share_of_the_table_is_refused(change: dict[str, Any], says: str) -> None:
+    def plan_of(changed: int) -> Plan:
+        now = {
+            f"group-{number}": ObservedGroup(f"group-{number}", f"{number}", NUMBERS[0], "Old", frozenset(PEOPLE[:2]))
+            for number in range(20)
+        }
+        desired = [
+            DesiredGroup(
+                key,
+                NUMBERS[0],
+                tuple(PEOPLE[: change.get("people", 2) if number < changed else 2]),
+                "Hello",
+                change.get("title", "Old") if number < changed else "Old",
+            )
+            for number, key in enumerate(now)
+        ]
+        return build_plan(desired, now)
+
+    percent = int(re.search(r"and (\d+)%", says)[1])  # type: ignore[index]
+    with pytest.raises(UsageError, match=says):
+        check_limits(plan_of(12), ChangeLimits(percent=percent))
+    check_limits(plan_of(12), ChangeLimits(percent=percent + 20))
+    check_limits(plan_of(5), ChangeLimits(percent=0))  # ten and fewer of a kind are always allowed

@@ -23,7 +23,7 @@ from msgbubbles_sync.groups.desired import TABLE_HELP, Row, read_rows
 from msgbubbles_sync.groups.display import escape
 from msgbubbles_sync.groups.load import load_ledger
 from msgbubbles_sync.groups.observed import find_chat_ids
-from msgbubbles_sync.groups.plan import Plan
+from msgbubbles_sync.groups.plan import ChangeLimits, Plan
 from msgbubbles_sync.groups.redact import GroupRedactor
 from msgbubbles_sync.groups.result import ApplyResult
 from msgbubbles_sync.lock import AnotherJobRunsError, hold_lock
@@ -36,27 +36,19 @@ NO_FILE = (
 )
 
 
-def plan(session: Session, table: str | None, *, out: Path | None, detailed_exitcode: bool) -> int:
+def plan(session: Session, table: str | None, *, refresh: bool, out: Path | None, detailed_exitcode: bool) -> int:
     """Print a plan, and save it if `out` is given."""
-    with connect_until_stopped(session, serve=False) as connection:
+    with connect_until_stopped(session, serve=refresh) as connection:
         if out is not None:
             _check_files(session)
-        plan = _plan_table(session, table)
+        plan = _plan_refreshed(session, connection, table) if refresh else _plan_table(session, table)
         if out is not None:
             plans.save(plan, out)
         unresolved = _show_plan(session, connection, plan, session.reporter)
     return EXIT_CHANGES if detailed_exitcode and (plan.operations or unresolved) else 0
 
 
-def apply(
-    session: Session,
-    table: str | None,
-    *,
-    ask: bool,
-    dry_run: bool,
-    max_creates: int,
-    max_removals: int,
-) -> int:
+def apply(session: Session, table: str | None, *, ask: bool, dry_run: bool, limits: ChangeLimits) -> int:
     """Apply a table or a saved plan, or print what that would do."""
     with connect_until_stopped(session, serve=not dry_run) as connection:
         saved = plans.load(Path(table)) if table and table.endswith(".json") else None
@@ -65,7 +57,7 @@ def apply(
         if dry_run:
             plan = job.resume_saved_plan(session.context, saved) if saved else _plan_table(session, table)
             _show_plan(session, connection, plan, session.reporter)
-            plans.check_limits(plan, max_creates, max_removals)
+            plans.check_limits(plan, limits)
             return 0
         if ask and not sys.stdin.isatty():
             raise UsageError("stdin is not a terminal; pass --yes to skip the confirmation")
@@ -76,8 +68,7 @@ def apply(
                     session.context,
                     client,
                     saved or _read_table(session, table),
-                    max_creates=max_creates,
-                    max_removals=max_removals,
+                    limits=limits,
                     confirm=lambda plan: not ask or _confirm(session, connection, plan),
                     on_operation=lambda so_far: session.reporter.progress(f"{so_far.counts.total():,} operations"),
                 )
@@ -177,6 +168,15 @@ def _read_table(session: Session, table: str | None) -> list[Row]:
 
 def _plan_table(session: Session, table: str | None) -> Plan:
     return job.plan_groups(session.context, _read_table(session, table))
+
+
+def _plan_refreshed(session: Session, connection: Connection, table: str | None) -> Plan:
+    rows = _read_table(session, table)
+    _claim(session)
+    with hold_lock(session.context.workspace.folder, "apply"), connection.client() as client:
+        return job.refresh_groups(
+            session.context, client, rows, lambda count: session.reporter.progress(f"{count:,} of {len(rows):,} groups")
+        )
 
 
 def _show_plan(session: Session, connection: Connection, plan: Plan, reporter: Reporter) -> int:
