@@ -318,6 +318,8 @@ def test_the_exit_statuses_and_options_are_documented() -> None:
     for option in (
         "--out",
         "--refresh",
+        "--title",
+        "--table",
         "--detailed-exitcode",
         "--json",
         "--yes",

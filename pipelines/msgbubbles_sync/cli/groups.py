@@ -96,11 +96,24 @@ def apply(
 @with_shared_options(SCRIPT, "destination", "as_json")
 def import_(
     session: Session,
-    key: Annotated[str, typer.Argument(metavar="KEY", help="The key of the group in your table.")],
-    chat_id: Annotated[str, typer.Argument(metavar="CHAT_ID", help="The id of the group.")],
+    key: Annotated[str | None, typer.Argument(metavar="KEY", help="The key of the group in your table.")] = None,
+    chat_id: Annotated[str | None, typer.Argument(metavar="CHAT_ID", help="The id of the group.")] = None,
+    title: Annotated[
+        str | None, typer.Option("--title", metavar="TEXT", help="The title of the group, in place of its id.")
+    ] = None,
+    table: Annotated[
+        str | None,
+        typer.Option(
+            "--table", metavar="TABLE", help="Import the groups of a table with key and either chat_id or title."
+        ),
+    ] = None,
 ) -> int:
-    """Assign a key to an existing group. Does not change the group."""
-    return commands.groups.adopt(session, key, chat_id)
+    """Assign keys to existing groups. Does not change the groups. One request each."""
+    if table is not None and key is None and title is None:
+        return commands.groups.adopt_table(session, table)
+    if table is not None or key is None or (chat_id is None) == (title is None):
+        raise UsageError("import needs KEY CHAT_ID, or KEY --title TEXT, or --table TABLE")
+    return commands.groups.adopt(session, key.strip(), chat_id, title)
 
 
 @app.command()

@@ -109,6 +109,11 @@ def list_problems(applied: ApplyResult) -> list[str]:
     return lines
 
 
+def adopted_dict(observation: Observation) -> dict[str, Any]:
+    """Return an imported group as JSON, without handles."""
+    return {"key": observation.key, "chat_id": observation.chat_id, "members": len(observation.handles or ())}
+
+
 def describe_adopted(observation: Observation) -> str:
     members = format_count(len(observation.handles or ()), "known member")
     return f"{escape(observation.key)} is now {observation.chat_id}, with {members}"

@@ -322,5 +322,11 @@ def _split_addresses(value: Any) -> list[str]:
     return [text for item in flat if (text := _text(item))]
 
 
+def read_text_columns(row: Row, *names: str) -> list[str]:
+    """Return the values of columns as text; empty where they are missing."""
+    folded = {_fold_column(name): value for name, value in row.items()}
+    return [_text(folded.get(name)) for name in names]
+
+
 def _text(value: Any) -> str:
     return "" if value is None else str(value).strip()

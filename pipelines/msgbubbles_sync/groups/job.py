@@ -1,13 +1,11 @@
-"""Plan, apply and adopt groups: what groups.py and the dlt destination share."""
+"""Plan and apply groups: what groups.py and the dlt destination share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 
 from msgbubbles.client import Client
-from msgbubbles.decode import read_participants
 from msgbubbles.errors import ForbiddenError, PermanentError, RetryableError, UnreachableError
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.errors import UsageError
@@ -15,9 +13,9 @@ from msgbubbles_sync.errors import UsageError
 from .apply import Applier
 from .desired import Row, validate_rows
 from .display import escape
-from .ledger import Ledger, Observation, OperationResult
+from .ledger import Ledger
 from .model import DesiredGroup, ObservedGroup
-from .observed import normalize_members, observe_groups, open_ledger, read_members, read_published
+from .observed import observe_groups, open_ledger, read_published
 from .plan import LIMITS, ChangeLimits, Note, Plan, build_plan, check_limits, trim_plan
 from .redact import GroupRedactor
 from .result import ApplyResult
@@ -135,38 +133,6 @@ def apply_groups(
             applier.applied.not_sent = len(plan.operations)
             return applier.applied
         return applier.run(plan, observed)
-
-
-def adopt_group(context: Context, client: Client, key: str, chat_id: str) -> Observation:
-    """Assign a key to an existing group, as `GET /chats/:id` shows it. Raises `UsageError` if that is impossible.
-
-    If the API does not show the members, those known from the published marts are used.
-    """
-    client = GroupRedactor(context.redactor).wrap_client(client)
-    with open_ledger(context) as ledger:
-        for other in observe_groups(ledger, read_published(context)).values():
-            if other.chat_id == chat_id and other.key != key:
-                raise UsageError(f"this group already has the key {escape(other.key)}")
-            if other.key == key and other.chat_id not in (None, chat_id) and not other.is_gone:
-                raise UsageError(f"the key {escape(key)} already stands for the group {other.chat_id}")
-        seen_at = datetime.now(UTC)
-        try:
-            chat = client.get_chat(chat_id)
-        except (PermanentError, ForbiddenError) as error:
-            raise UsageError(f"the group cannot be imported: {error}. Check the id and the account.") from None
-        if not chat.is_group:
-            raise UsageError("this chat is not a group, and only groups can be imported")
-        shown = read_participants(chat)
-        if shown is None:
-            handles = read_members(context, chat_id, chat.from_handle)
-        else:
-            handles = normalize_members(shown, chat.from_handle)
-        observation = Observation(key, chat.id, chat.from_handle, chat.title, handles, False, seen_at)
-        ledger.record_observation(observation)
-        for entry in ledger.unresolved():
-            if entry.key == key and entry.operation == "create":
-                ledger.finish(entry, OperationResult("succeeded", chat_id=chat.id, happened_at=chat.created_at))
-        return observation
 
 
 def forget_group(context: Context, key: str) -> ObservedGroup:

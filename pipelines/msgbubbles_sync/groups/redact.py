@@ -57,6 +57,9 @@ class GroupRedactor:
     def redact_own_handle(self, handle: str) -> str:
         return self._redactor.own_handle(handle)
 
+    def redact_title(self, title: str) -> str | None:
+        return self._redactor.title(title)
+
     def redact_groups(self, desired: Sequence[DesiredGroup]) -> tuple[DesiredGroup, ...]:
         """Redact desired groups. Raises `UsageError` if one has a person who was erased."""
         erased = sum(map(self._has_erased, desired))

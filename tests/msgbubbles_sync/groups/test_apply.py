@@ -15,9 +15,9 @@ from msgbubbles.decode import read_participants
 from msgbubbles.errors import AuthenticationError, Interrupted
 from msgbubbles.models import Chat
 from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.groups.adopt import ExistingGroup, adopt_group
 from msgbubbles_sync.groups.apply import build_idempotency_key
 from msgbubbles_sync.groups.job import (
-    adopt_group,
     apply_groups,
     forget_group,
     list_groups,
@@ -282,16 +282,16 @@ def test_existing_group_is_adopted(world: World, shown: bool) -> None:
     with world.client() as client:
         group = client.create_group(OURS, [ANNA, BEN], "Hello", "Old")
         direct = client.send_message("Hi", to=ANNA, from_handle=OURS).conversation_id
-        adopt_group(world.context(), client, "a", group.id)
+        adopt_group(world.context(), client, ExistingGroup("a", group.id))
         with pytest.raises(UsageError, match="this group already has the key a"):
-            adopt_group(world.context(), client, "b", group.id)
+            adopt_group(world.context(), client, ExistingGroup("b", group.id))
         with pytest.raises(UsageError, match="this chat is not a group, and only groups can be imported"):
-            adopt_group(world.context(), client, "b", str(direct))
+            adopt_group(world.context(), client, ExistingGroup("b", str(direct)))
         with pytest.raises(UsageError, match=r"404 not_found.*Check the id and the account"):
-            adopt_group(world.context(), client, "b", "00000000-0000-4000-8000-000000000000")
+            adopt_group(world.context(), client, ExistingGroup("b", "00000000-0000-4000-8000-000000000000"))
         other = client.create_group(OURS, [ANNA, BEN], "Hello", "Other")
         with pytest.raises(UsageError, match=f"the key a already stands for the group {group.id}"):
-            adopt_group(world.context(), client, "a", other.id)
+            adopt_group(world.context(), client, ExistingGroup("a", other.id))
     known = world.observed("a")
     assert (known.chat_id, known.title) == (group.id, "Old")
     assert known.members == ({ANNA, BEN} if shown else set())
@@ -315,7 +315,7 @@ def test_forgotten_key_has_no_group_and_can_be_assigned_again(world: World) -> N
     plan = plan_groups(world.context(), [row("a", ANNA, BEN), row("b", ANNA, BEN)])
     assert [(operation.kind, operation.key) for operation in plan.operations] == [("create", "a")]
     with world.client() as client:
-        adopt_group(world.context(), client, "other", chat_id)
+        adopt_group(world.context(), client, ExistingGroup("other", chat_id))
     assert (world.observed("other").chat_id, world.observed("other").title) == (chat_id, "One")
 
 

@@ -13,14 +13,23 @@ from msgbubbles.client import Client
 from msgbubbles.errors import ForbiddenError, NotFoundError, PermanentError, RetryableError
 from msgbubbles_sync.cli.connection import Connection, connect_until_stopped
 from msgbubbles_sync.cli.console import Reporter
-from msgbubbles_sync.cli.groups_report import describe_adopted, list_problems, plan_dict, show_applied, show_plan
+from msgbubbles_sync.cli.groups_report import (
+    adopted_dict,
+    describe_adopted,
+    list_problems,
+    plan_dict,
+    show_applied,
+    show_plan,
+)
 from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.destinations.claims import claim
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups import job
 from msgbubbles_sync.groups import plan as plans
+from msgbubbles_sync.groups.adopt import ExistingGroup, adopt_group, adopt_groups, parse_existing_groups
 from msgbubbles_sync.groups.desired import TABLE_HELP, Row, read_rows
 from msgbubbles_sync.groups.display import escape
+from msgbubbles_sync.groups.ledger import Observation
 from msgbubbles_sync.groups.load import load_ledger
 from msgbubbles_sync.groups.observed import find_chat_ids
 from msgbubbles_sync.groups.plan import ChangeLimits, Plan
@@ -91,16 +100,41 @@ def _report(session: Session, connection: Connection, applied: ApplyResult) -> i
     return explain_end(applied.halt, session.context, is_incomplete=is_incomplete).exit_status
 
 
-def adopt(session: Session, key: str, chat_id: str) -> int:
+def adopt(session: Session, key: str, chat_id: str | None, title: str | None) -> int:
     """Assign a key to an existing group."""
     with connect_until_stopped(session) as connection:
         _claim(session)
         with hold_lock(session.context.workspace.folder, "apply"), connection.client() as client:
-            group = job.adopt_group(session.context, client, key.strip(), chat_id)
-        as_dict = {"key": group.key, "chat_id": group.chat_id, "members": len(group.handles or ())}
-        session.reporter.print_text(as_dict, describe_adopted(group))
+            group = adopt_group(session.context, client, ExistingGroup(key, chat_id, title))
+        session.reporter.print_text(adopted_dict(group), describe_adopted(group))
         _load_ledger(session)
     return 0
+
+
+def adopt_table(session: Session, table: str) -> int:
+    """Assign the keys of a table to existing groups; one that cannot be imported does not stop the others."""
+    with connect_until_stopped(session) as connection:
+        groups = parse_existing_groups(read_rows(table, session.context))
+        _claim(session)
+        with hold_lock(session.context.workspace.folder, "apply"), connection.client() as client:
+            results = adopt_groups(
+                session.context, client, groups,
+                lambda count: session.reporter.progress(f"{count:,} of {len(groups):,} groups"),
+            )  # fmt: skip
+        adopted = [result for result in results.values() if isinstance(result, Observation)]
+        failures = {key: str(result) for key, result in results.items() if isinstance(result, UsageError)}
+        session.reporter.print_text(
+            {
+                "groups": list(map(adopted_dict, adopted)),
+                "failures": [{"key": key, "why": why} for key, why in failures.items()],
+                "skipped": len(groups) - len(results),
+            },
+            "\n".join([*map(describe_adopted, adopted), f"{len(adopted):,} of {len(groups):,} groups imported."]),
+        )
+        for key, why in failures.items():
+            session.reporter.fail(f"{escape(key)}: {why}")
+        _load_ledger(session)
+    return EXIT_INCOMPLETE if failures else 0
 
 
 def forget(session: Session, key: str) -> int:
