@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import zoneinfo
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from msgbubbles.settings import MIN_BATCH_PAGES, RefreshRules, SourceSettings, c
 
 from .configuration import configuration_folder, raising_usage_errors, read_toml
 from .errors import UsageError
+from .service_levels import BusinessHours, Schedule, TimeZone, list_schedules
 
 ACCOUNT_VARIABLE = "MSGBUBBLES_ACCOUNT"
 ACCOUNT_NAME = re.compile(r"[a-z](?:_?[a-z0-9])*")
@@ -33,20 +33,10 @@ MAX_ACCOUNT_LETTERS = 40
 DataTests = Literal["hold", "publish", "off"]
 
 
-def is_time_zone(name: str) -> bool:
-    """Return whether this machine's time zone database has a zone of this name."""
-    try:
-        zoneinfo.ZoneInfo(name)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        return False
-    return True
-
-
 Size = Annotated[
     str, Meta(pattern=r"^(none|\d+(\.\d+)?[KMGT]i?B)$", description='a size like "512MB", or "none" for DuckDB\'s own')
 ]
 Seconds = Annotated[int, Meta(ge=0, description="a whole number of seconds, or 0 for no limit")]
-TimeZone = Annotated[str, Meta(description='a name like "Europe/Berlin" or "UTC"', extra={"check": is_time_zone})]
 SparkSettings = Annotated[
     dict[str, str | int | float | bool], Meta(description='settings of Spark, like "spark.master" = "..."')
 ]
@@ -70,9 +60,15 @@ class TransformSettings(msgspec.Struct, frozen=True, kw_only=True):
     """`[transforms]`: how the marts are built."""
 
     time_zone: TimeZone = "UTC"
+    session_gap_hours: Annotated[float, Meta(gt=0)] = 24.0
+    business_hours: BusinessHours = BusinessHours()
     data_tests: DataTests = "hold"
     planned_runs: bool = True
     spark: SparkSettings = {}
+
+    def list_schedules(self) -> list[Schedule]:
+        """Return the business hours of all numbers, then those of single numbers."""
+        return list_schedules(self.business_hours, self.time_zone)
 
 
 class GroupSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,7 +132,7 @@ Secrets = Annotated[
 OWN: dict[str, dict[str, Any]] = {
     "groups": list_settings(GroupSettings),
     "sync": list_settings(SyncSettings),
-    "transforms": list_settings(TransformSettings),
+    "transforms": {**list_settings(TransformSettings), "business_hours": list_settings(BusinessHours)},
     "webhooks": {**list_settings(WebhookSettings), "secrets": Secrets | Text},
 }
 # Sections that [accounts.NAME] may have besides `privacy`; its other keys configure the source.
@@ -241,7 +237,10 @@ def _build(shared: dict[Key, Value], own: dict[Key, Value]) -> Settings:
     return Settings(
         source=SourceSettings(**source),
         sync=SyncSettings(**by_section.get(("sync",), {})),
-        transforms=TransformSettings(**by_section.get(("transforms",), {})),
+        transforms=TransformSettings(
+            **by_section.get(("transforms",), {}),
+            business_hours=BusinessHours(**by_section.get(("transforms", "business_hours"), {})),
+        ),
         groups=GroupSettings(**by_section.get(("groups",), {})),
         webhooks=WebhookSettings(**webhooks),
         policy=policy,

@@ -9,13 +9,15 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from datetime import date, datetime, timedelta
 from fractions import Fraction
+from functools import partial
 from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from helpers.message_reference import EPOCH, Message, Row, World, coverage, percentile, seconds, threads
-from helpers.turns_reference import thread_turns
+from helpers.turns_reference import thread_sessions, thread_turns
 from msgbubbles.handles import fold_handle
+from msgbubbles_sync.settings import TransformSettings
 
 SECOND = timedelta(seconds=1)
 # How late a message may become visible.
@@ -481,6 +483,14 @@ LOADED = (
 OPTIONAL: World = {"participant_lists": []}
 
 
+def build_references(settings: TransformSettings) -> dict[str, Callable[[World, ZoneInfo], list[Row]]]:
+    """Return the references of all marts, those that depend on settings with these."""
+    return MARTS | {
+        "thread_turns": partial(thread_turns, settings=settings),
+        "thread_sessions": partial(thread_sessions, settings=settings),
+    }
+
+
 def check_marts(query: Callable[[str], list[Row]]) -> None:
     """Check that every mart has rows and that they equal the reference. `query` reads the warehouse."""
     world = {table: query(f"SELECT * FROM msgbubbles.{table}") for table in LOADED}
@@ -490,7 +500,7 @@ def check_marts(query: Callable[[str], list[Row]]) -> None:
         assert not (wrong := differences(built, reference(world | OPTIONAL, ZoneInfo("UTC")))), f"{name}: {wrong[:5]}"
 
 
-MARTS = {
+MARTS: dict[str, Callable[[World, ZoneInfo], list[Row]]] = {
     mart.__name__: mart
     for mart in (
         thread_activity,
@@ -502,5 +512,6 @@ MARTS = {
         chat_title_history,
         typing_daily,
         thread_turns,
+        thread_sessions,
     )
 }

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,12 @@ def test_no_other_module_reads_the_configuration() -> None:
         ("sync", "memory_limit", "little", 'a size like "512MB", or "none"'),
         ("sync", "lock_timeout_seconds", -1, "a whole number of seconds, or 0 for no limit"),
         ("transforms", "time_zone", "Berlin", 'a name like "Europe/Berlin"'),
+        ("transforms", "session_gap_hours", 0, "a number of more than 0"),
+        ("transforms.business_hours", "hours", ["mon-fri 9:00-17:30"], 'a list like ["mon-fri 09:00-17:30"'),
+        ("transforms.business_hours", "hours", [], 'a list like ["mon-fri 09:00-17:30"'),
+        ("transforms.business_hours", "holidays", ["Christmas"], 'a list of days like ["2026-12-25"]'),
+        ("transforms.business_hours", "time_zone", "Berlin", 'a name like "Europe/Berlin"'),
+        ("transforms.business_hours", "numbers", ["+1"], 'a list of tables like { handle = "+14155550100"'),
         ("transforms", "data_tests", "maybe", 'one of "hold", "off", "publish"'),
         ("transforms", "spark", "all of it", 'settings of Spark, like "spark.master" = "..."'),
         ("groups", "table", 5, "text in quotes"),
@@ -314,6 +321,39 @@ def test_value_out_of_range_is_refused_with_its_line_or_variable(
         variable = f"{section.replace('.', '__')}__{key}".upper()
         os.environ[variable] = str(value)
         assert refusal().startswith(f"{variable}{says}")
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    "number",
+    [
+        '{ handle = "+1", hours = ["noon"] }',
+        '{ handle = "+1", time_zone = "Berlin" }',
+        '{ handle = "+1", opens = "09:00" }',
+        '{ hours = ["mon 09:00-10:00"] }',
+        '{ handle = "+1" }, { handle = "+1" }',
+    ],
+)
+def test_unusable_hours_of_a_number_are_refused(number: str) -> None:
+    message = refusal(f"[transforms.business_hours]\nnumbers = [{number}]\n")
+    assert message.startswith("dlt_config/config.toml:2: [transforms.business_hours] numbers must be a list of tables")
+
+
+@pytest.mark.usefixtures("folder")
+def test_numbers_inherit_the_business_hours_they_do_not_set() -> None:
+    os.environ["TRANSFORMS__TIME_ZONE"] = "Europe/Berlin"
+    os.environ["TRANSFORMS__BUSINESS_HOURS__HOURS"] = '["sat-mon 09:00-17:30", "sun 22:00-02:00"]'
+    Path("dlt_config/config.toml").write_text(
+        "[transforms.business_hours]\nholidays = [2026-12-25]\n"
+        'numbers = [{ handle = "+1 (415) 555-0100", time_zone = "UTC" }, { handle = "+2", holidays = [] }]\n'
+    )
+    openings = [(1, 0, 120), (1, 540, 1050), (6, 540, 1050), (7, 540, 1050), (7, 1320, 1440)]
+    christmas = (date(2026, 12, 25),)
+    assert settings.load_settings().transforms.list_schedules() == [
+        (None, "Europe/Berlin", openings, christmas),
+        ("+14155550100", "UTC", openings, christmas),
+        ("+2", "Europe/Berlin", openings, ()),
+    ]
 
 
 @pytest.mark.usefixtures("folder")

@@ -44,6 +44,7 @@ MODELS = {
         "int_thread_messages",
         "int_thread_measures",
         "int_typing_spells",
+        "int_business_hours",
     },
     "marts": {
         "thread_activity",
@@ -55,6 +56,7 @@ MODELS = {
         "chat_title_history",
         "typing_daily",
         "thread_turns",
+        "thread_sessions",
     },
 }
 
@@ -316,6 +318,11 @@ def test_data_tests_pass_on_valid_rows_and_find_each_fault(filled: Any) -> None:
         "insert into marts.thread_turns by name (from marts.thread_turns)",
         "insert into marts.thread_turns by name (select 'gone' as chat_id)",
         "update marts.thread_turns set side = 'godot', ended_at = began_at - interval 1 second",
+        "insert into marts.thread_sessions by name (from marts.thread_sessions)",
+        "insert into marts.thread_sessions by name (select 'gone' as chat_id)",
+        "update marts.thread_sessions set initiator = 'godot', ended_by = 'godot', reopened_by = 'godot',"
+        " first_response_at = started_at - interval 1 second",
+        "insert into staging.int_business_hours by name (from staging.int_business_hours limit 1)",
         "insert into marts.chat_title_history from marts.chat_title_history",
         "insert into marts.chat_title_history by name (select 'gone' as chat_id)",
         "update marts.chat_title_history set title = 'other', valid_from = first_seen_at + interval 1 second,"

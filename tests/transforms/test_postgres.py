@@ -15,9 +15,10 @@ from jinja2 import Environment
 
 from helpers.catalog import describe
 from helpers.marts_account import Account
-from helpers.marts_reference import MARTS, differences
+from helpers.marts_reference import MARTS, build_references, differences
 from helpers.message_reference import World
 from helpers.postgres import start as start_postgres
+from helpers.turns_reference import BUSINESS, dbt_variables
 from msgbubbles.handles import fold_handle
 from msgbubbles_sync.tables import TABLES
 
@@ -27,7 +28,7 @@ SPELLINGS = (
     "+14155550111", "Ben@Example.COM", "p_abcdefghijklmnopqrstuvwx", "Unknown", "4155550111",
 )  # fmt: skip
 ZONE = ZoneInfo("America/New_York")
-VARS = ("--vars", f"time_zone: {ZONE.key}")
+VARS = ("--vars", dbt_variables(BUSINESS, ZONE))
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_marts_on_postgres_equal_those_on_duckdb(warehouse: Any, at: Any, tmp_pa
         transform()
     warehouse.transform(*VARS, "--full-refresh")
     increments = {name: postgres.mart(name) for name in MARTS}
-    for name, reference in MARTS.items():
+    for name, reference in build_references(BUSINESS).items():
         assert len(increments[name]) > 3, name
         assert not (wrong := differences(increments[name], warehouse.mart(name))), f"{name}: {wrong}"
         assert not (wrong := differences(increments[name], reference(account.world, ZONE))), f"{name}: {wrong}"

@@ -8,6 +8,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import psycopg2
 import pytest
@@ -15,6 +16,9 @@ from psycopg2.extras import execute_values
 
 from helpers import postgres
 from helpers.questions import questions
+from helpers.turns_reference import dbt_variables
+from msgbubbles_sync.service_levels import BusinessHours
+from msgbubbles_sync.settings import TransformSettings
 
 
 def at(day: int, clock: str = "00:00", *, month: int = 11) -> datetime:
@@ -150,6 +154,26 @@ ANSWERS: dict[str, list[tuple[Any, ...]]] = {
         (on(26, month=10), 1, 0, 0, 1),  # eve, whose second message is in the same turn
         (on(5, month=10), 1, 1, 0, 0),
     ],
+    "How fast is our first response in a conversation?": [
+        ("+1", 3, 2, 13, 67),  # ann 20, old 6; bob
+        ("+2", 6, 2, 30, 33),  # ann 30, cat 30; cat, deleted, eve twice
+        ("+3", 1, 1, 40, 100),
+    ],
+    "How long do people wait within our business hours?": [
+        ("+1", 4, 13, 13),  # 1, 6, 20 and 120 minutes; 1 was on a Saturday
+        ("+2", 2, 1470, 510),  # 30 minutes; from Monday 15:30 to Wednesday 16:00 are 16 hours and 30 minutes
+        ("+3", 1, 40, 40),
+    ],
+    "How many conversations take a single answer?": [
+        (on(16), 2, 2, 100),  # ann, cat
+        (on(2), 3, 2, 67),  # old and fay; ann took two
+        (on(5, month=10), 1, 1, 100),
+    ],
+    "Who reopens silent chats, and is there an answer?": [
+        (on(16), 0, 0, 4, 1),  # cat, answered the first time; unnamed twice
+        (on(9), 1, 0, 0, 0),  # quiet
+        (on(2), 0, 0, 2, 1),  # old, answered; eve
+    ],
     "How long do new contacts wait for the first answer?": [
         (on(16), 1, 1, 30),
         (on(9), 3, 0, NEVER),  # bob, deleted, unnamed
@@ -271,7 +295,8 @@ def conversations(new_warehouse: Callable[[], Any]) -> Any:
         ],
         rejected_rows=[{"row_hash": "r", "stream": "chats", "reason": "no id", "_fetched_at": at(9)}],
     )
-    warehouse.transform()
+    hours = TransformSettings(business_hours=BusinessHours(hours=("mon-fri 09:00-17:00",)))
+    warehouse.transform("--vars", dbt_variables(hours, ZoneInfo("UTC")))
     warehouse.path = warehouse.path.rename(warehouse.path.with_name("conversations.duckdb"))
     return warehouse
 

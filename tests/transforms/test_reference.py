@@ -17,9 +17,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from helpers.marts_account import ONE, OTHER
-from helpers.marts_reference import MARTS, differences
+from helpers.marts_reference import build_references, differences
 from helpers.message_reference import World
 from helpers.sizes import pick_size
+from helpers.turns_reference import BUSINESS, dbt_variables
 
 ZONE = ZoneInfo("Europe/Berlin")
 # Around midnight in Berlin, and around the night in which its clocks go forward.
@@ -167,7 +168,7 @@ class Models:
             for hook in node.config.post_hook:
                 if hook_condition := re.fullmatch(r"\{\{ delete_where\('(.*)'\) \}\}", hook.sql):
                     self._build.append(f"delete from {relation} where {hook_condition[1]}")
-        assert sum(statement.startswith("delete") for statement in self._build) == 6
+        assert sum(statement.startswith("delete") for statement in self._build) == 7
 
     def close(self) -> None:
         self._connection.close()
@@ -201,7 +202,7 @@ class Models:
 @pytest.fixture(scope="module")
 def models(new_warehouse: Callable[[], Any]) -> Iterator[Models]:
     warehouse = new_warehouse()
-    answer = warehouse.dbt("compile", "--full-refresh", "--vars", f"time_zone: {ZONE.key}")
+    answer = warehouse.dbt("compile", "--full-refresh", "--vars", dbt_variables(BUSINESS, ZONE))
     assert answer.exception is None
     nodes = [result.node for result in answer.result if result.node.resource_type == "model"]
     ddl = warehouse.ddl
@@ -220,7 +221,7 @@ def models(new_warehouse: Callable[[], Any]) -> Iterator[Models]:
 @given(world=worlds)
 def test_every_mart_equals_the_reference(models: Models, world: World) -> None:
     models.build(world)
-    for name, reference in MARTS.items():
+    for name, reference in build_references(BUSINESS).items():
         assert not (wrong := differences(models.mart(name), reference(world, ZONE))), f"{name}: {wrong}"
 
 

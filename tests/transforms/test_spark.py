@@ -8,16 +8,18 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import duckdb
+import msgspec
 import pytest
 
 from helpers.context import build_destination
 from helpers.lake import needs_spark, query
 from helpers.marts_account import Account
-from helpers.marts_reference import MARTS, differences
+from helpers.marts_reference import build_references, differences
 from helpers.message_reference import World
+from helpers.turns_reference import BUSINESS, dbt_variables
 from msgbubbles_sync.dbt.runner import transform
 from msgbubbles_sync.destinations.parquet_tables import TABLES
-from msgbubbles_sync.settings import Settings, TransformSettings
+from msgbubbles_sync.settings import Settings
 from msgbubbles_sync.tables import TABLES as DECLARED
 from msgbubbles_sync.workspace import Workspace
 
@@ -70,11 +72,15 @@ def test_marts_from_two_executors_equal_those_on_duckdb(files: Path, warehouse: 
         transform(
             workspace,
             build_destination(workspace),
-            Settings(transforms=TransformSettings(time_zone=ZONE.key, data_tests="publish", spark={**settings})),
+            Settings(
+                transforms=msgspec.structs.replace(
+                    BUSINESS, time_zone=ZONE.key, data_tests="publish", spark={**settings}
+                )
+            ),
         )
         destination.publish()
-        warehouse.transform("--vars", f"time_zone: {ZONE.key}", *options)
-        for name, reference in MARTS.items():
+        warehouse.transform("--vars", dbt_variables(BUSINESS, ZONE), *options)
+        for name, reference in build_references(BUSINESS).items():
             built = query(workspace, f"SELECT * FROM marts.{name}")
             assert built, name
             assert list(built[0]) == list(warehouse.mart(name)[0]), name

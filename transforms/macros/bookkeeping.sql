@@ -80,7 +80,8 @@
     {%- endset %}
     {#- Only this model is rebuilt from scratch: the daily marts may have rows whose messages are gone. -#}
     {%- if not is_incremental() and not flags.FULL_REFRESH %}
-    {%- for mart in ['thread_activity_daily', 'thread_activity_hours', 'number_activity_daily', 'thread_turns'] %}
+    {%- for mart in ['thread_activity_daily', 'thread_activity_hours', 'number_activity_daily', 'thread_turns',
+        'thread_sessions'] %}
     {%- if adapter.get_relation(this.database, var('schema_prefix') ~ 'marts', mart) %}
     delete from {{ var('schema_prefix') }}marts.{{ mart }};
     {%- endif %}
@@ -99,6 +100,7 @@
     ) as changed
     cross join (
         values ('int_thread_measures'), ('thread_activity_daily'), ('thread_activity_hours'),
-            ('number_activity_daily'), ('group_membership'), ('int_typing_spells'), ('thread_turns')
+            ('number_activity_daily'), ('group_membership'), ('int_typing_spells'), ('thread_turns'),
+            ('thread_sessions')
     ) as marts (mart)
 {% endmacro %}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from msgbubbles_sync.settings import Settings
 
@@ -27,10 +29,20 @@ def compute_digest(paths: Iterable[Path], *settings: str) -> hashlib._Hash:
     return digest
 
 
+def build_variables(settings: Settings) -> dict[str, Any]:
+    """Build dbt's variables from the settings. If one of them changes, the marts are built from scratch."""
+    return {
+        "time_zone": settings.transforms.time_zone,
+        "lookback_seconds": settings.source.lookback_seconds,
+        "session_gap_hours": settings.transforms.session_gap_hours,
+        "business_hours": [schedule.to_variable() for schedule in settings.transforms.list_schedules()],
+    }
+
+
 def compute_build_digest(settings: Settings) -> str:
     """Return a digest of what decides how the marts are built: the models, and settings."""
     paths = (path for pattern in BUILD_FILES for path in PROJECT.glob(pattern))
-    return compute_digest(paths, settings.transforms.time_zone, str(settings.source.lookback_seconds)).hexdigest()
+    return compute_digest(paths, json.dumps(build_variables(settings))).hexdigest()
 
 
 def compute_key(*names: str) -> bytes:

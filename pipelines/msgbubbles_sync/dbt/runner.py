@@ -22,7 +22,7 @@ from msgbubbles_sync.workspace import Workspace
 
 from . import spark
 from .plan import PlanFile
-from .project import PROJECT, compute_build_digest, compute_key
+from .project import PROJECT, build_variables, compute_build_digest, compute_key
 
 if TYPE_CHECKING:
     from dbt.contracts.graph.manifest import Manifest
@@ -144,11 +144,7 @@ class _Dbt:
         database = environment.get("PGDATABASE") or Path(environment.get("MSGBUBBLES_DUCKDB_PATH", "")).stem
         self._names = (target, database, time_zone, prefix)
         folder = workspace.folder / "dbt"
-        variables = {
-            "time_zone": time_zone,
-            "schema_prefix": prefix,
-            "lookback_seconds": settings.source.lookback_seconds,
-        }
+        variables = {**build_variables(settings), "schema_prefix": prefix}
         self._options = [
             *("--target", target),
             *("--vars", json.dumps(variables)),

@@ -9,7 +9,8 @@ with touched as (
     from {{ ref('stg_chats') }} as chats
     inner join {{ ref('unbuilt_loads') }} as unbuilt_loads on unbuilt_loads.load_id = chats.load_id
     where unbuilt_loads.mart in (
-        'int_thread_messages', 'int_thread_measures', 'group_membership', 'int_typing_spells', 'thread_turns'
+        'int_thread_messages', 'int_thread_measures', 'group_membership', 'int_typing_spells', 'thread_turns',
+        'thread_sessions'
     )
 
     union all

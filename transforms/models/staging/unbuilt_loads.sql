@@ -8,7 +8,8 @@ from (
         ('group_membership'),
         ('chat_title_history'),
         ('int_typing_spells'),
-        ('thread_turns')
+        ('thread_turns'),
+        ('thread_sessions')
 ) as marts (mart)
 cross join {{ ref('loads') }} as loads
 left join {{ source('bookkeeping', 'built_loads') }} as built
