@@ -18,10 +18,11 @@ from msgbubbles.errors import MsgBubblesError
 from msgbubbles.settings import SourceSettings
 from msgbubbles.source import msgbubbles_source, reconcile
 from msgbubbles.source.run import MissingRows
+from msgbubbles.source.state import States
 from msgbubbles.source.stored import Warehouse
 
 from .context import Context
-from .destinations.load import build_missing_tables, build_pipeline, resource_states
+from .destinations.load import build_missing_tables, build_pipeline
 from .destinations.screen import Screen, is_data_error
 from .report import RunReport
 from .run_log import store_failed_reads
@@ -125,7 +126,11 @@ class StreamLoader:
     def _reconcile(self) -> None:
         """Load by id what the loads of this run, and of earlier runs, show to be missing."""
         run = self._run
-        if not (self._workspace.is_pending("repair") or resource_states(self._pipeline).chats.threads or run.missing):
+        if not (
+            self._workspace.is_pending("repair")
+            or States.from_pipeline(self._pipeline.state).chats.threads
+            or run.missing
+        ):
             return
         run.missing = self._find_missing()
         if run.missing is not None:
@@ -143,11 +148,11 @@ class StreamLoader:
         """Find what finished loads show to be missing."""
         warehouse = Warehouse(self._pipeline)
         with warehouse.connected():
-            return reconcile.find_missing(warehouse, resource_states(self._pipeline), self._run.config)
+            return reconcile.find_missing(warehouse, States.from_pipeline(self._pipeline.state), self._run.config)
 
     def _store_failed_reads(self) -> None:
         report = self._report
-        report.failed_reads = resource_states(self._pipeline).failed_reads
+        report.failed_reads = States.from_pipeline(self._pipeline.state).failed_reads
         if self._run.failed_reads_changed:
             # The marts read this table, so it is written before they are built.
             self._workspace.set_pending("transform", "publish")

@@ -10,10 +10,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 from uuid import uuid4
 
 from msgbubbles.errors import Interrupted
+from msgbubbles.source.buffer import Changes
 from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.run import Run, StreamProgress
 from msgbubbles.source.state import FailedRead
@@ -22,7 +22,7 @@ from msgbubbles.transport import VERSION
 from .context import Context
 from .dbt.runner import DataTestResult
 from .outcome import Outcome, explain_end
-from .run_log import iso_timestamp
+from .run_log import CoveredRecord, RowCounts, RunRecord, StreamRecord, iso_timestamp
 
 
 @dataclass
@@ -54,7 +54,7 @@ class RunReport:
     failed_reads: list[FailedRead] = field(default_factory=list)
     failure: BaseException | None = None
     outcome: Outcome = field(default_factory=lambda: Outcome(0))
-    record: dict[str, Any] = field(default_factory=dict)
+    record: RunRecord = field(init=False, repr=False)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -79,10 +79,9 @@ class RunReport:
         is_lossy = any(progress.rejected or progress.standing for progress in self.run.streams.values())
         is_incomplete = bool(is_lossy or self.failed_reads or self.tested.failed_tests)
         self.outcome = explain_end(self.ended_by, self.context, is_incomplete=is_incomplete)
-        self.record = self._record()
+        self.record = self._build_record()
 
-    def _record(self) -> dict[str, Any]:
-        """Return the record for log collectors and `sync_runs`: timestamps are ISO 8601, durations seconds."""
+    def _build_record(self) -> RunRecord:
         run = self.run
         error = self.outcome.message if self.failure is not None else None if run.error is None else str(run.error)
         return {
@@ -107,11 +106,7 @@ class RunReport:
             "paced_seconds": round(run.traffic.paced_seconds, 3),
             "seconds": {phase: round(spent, 3) for phase, spent in self.seconds.items()},
             "feed": run.feed,
-            "tables": {
-                table: {"new": changes.new, "changed": changes.changed, "unchanged": changes.unchanged}
-                | ({"replaced": changes.replaced} if changes.replaced else {})
-                for table, changes in run.changes.items()
-            },
+            "tables": {table: _count_rows(changes) for table, changes in run.changes.items()},
             "streams": {name: _build_stream_dict(progress, run.loaded(name)) for name, progress in run.streams.items()},
             "repaired": {what: count for what, count in run.reconciled.items() if count},
             "expired": self.expired,
@@ -126,7 +121,14 @@ def _describe_outcome(run: Run) -> str:
     return "stopped" if run.stop.is_set() else "partial" if run.halt else "complete"
 
 
-def _build_stream_dict(progress: StreamProgress, loaded: int) -> dict[str, Any]:
+def _count_rows(changes: Changes) -> RowCounts:
+    counts = RowCounts(new=changes.new, changed=changes.changed, unchanged=changes.unchanged)
+    if changes.replaced:
+        counts["replaced"] = changes.replaced
+    return counts
+
+
+def _build_stream_dict(progress: StreamProgress, loaded: int) -> StreamRecord:
     return {
         "pages": progress.pages,
         "refresh_pages": progress.refresh_pages,
@@ -145,8 +147,7 @@ def _build_stream_dict(progress: StreamProgress, loaded: int) -> dict[str, Any]:
     }
 
 
-def _build_covered_dict(coverage: Coverage | None) -> dict[str, Any] | None:
-    """Return the interval in which rows have been read, and how many gaps it has."""
+def _build_covered_dict(coverage: Coverage | None) -> CoveredRecord | None:
     if coverage is None or not coverage.intervals:
         return None
     lo_ms = coverage.intervals[0][0]

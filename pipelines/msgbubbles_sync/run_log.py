@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, Required, TypedDict, cast
 
 import duckdb
 
@@ -29,13 +29,80 @@ MAX_LINES = 1000
 IDS_SHOWN = 5
 
 
+class RowCounts(TypedDict):
+    """What became of the rows of a table. `replaced` counts those with a value that cannot be stored."""
+
+    new: int
+    changed: int
+    unchanged: int
+    replaced: NotRequired[int]
+
+
+class StreamRecord(TypedDict):
+    """How a run read a stream. Timestamps are ISO 8601, here and in `CoveredRecord`."""
+
+    pages: int
+    refresh_pages: int
+    rows: int
+    landed: int  # codespell:ignore landed
+    rejected: int
+    odd: int
+    new_fields: list[str]
+    order_contradictions: int
+    tie_overflows: list[list[str | None]]
+    reached_back_to: str | None
+    covered_before: CoveredRecord | None
+    covered: CoveredRecord | None
+
+
+# The interval in which rows have been read, and how many gaps it has.
+CoveredRecord = TypedDict("CoveredRecord", {"from": str | None, "to": str | None, "gaps": int})
+
+
+class RunRecord(TypedDict, total=False):
+    """A run, as log collectors get it: timestamps are ISO 8601, durations seconds.
+
+    `tables.SYNC_RUNS` describes the fields. A record of another release may lack some, and have others.
+    """
+
+    run_id: Required[str]
+    started_at: Required[str]
+    ended_at: str
+    outcome: Required[str]
+    exit_status: Required[int]
+    error: str | None
+    account: str | None
+    database: str
+    published: bool
+    batches: int
+    requests_total: int
+    requests: dict[str, int]
+    rate_limited: int
+    retry_after: bool | None
+    retries: int
+    received_bytes: int
+    budget_used: int | None
+    budget_per_minute: int | None
+    paced_seconds: float
+    seconds: dict[str, float]
+    feed: bool | None
+    tables: dict[str, RowCounts]
+    streams: dict[str, StreamRecord]
+    repaired: dict[str, int]
+    expired: dict[str, int]
+    failed_reads: dict[str, int]
+    failed_tests: list[str]
+    held_marts: list[str]
+    versions: dict[str, str]
+
+
 class RunLog:
     """The records of one warehouse's runs, oldest first."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE
 
-    def add(self, record: dict[str, Any]) -> None:
+    def add(self, record: RunRecord) -> None:
         """Append a line, all or nothing, and remove old lines; the table has more of them."""
         line = json.dumps(record, separators=(",", ":")) + "\n"
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -49,27 +116,27 @@ class RunLog:
             new.write_bytes(b"".join(lines[-MAX_LINES:]))
             new.replace(self._path)
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[RunRecord]:
         """Return all readable records; a power cut may leave half a line."""
         return self._read(0)
 
-    def last(self) -> dict[str, Any] | None:
+    def last(self) -> RunRecord | None:
         """Return the newest record; null if it is missing or damaged."""
         return next(iter(self._read(-1)), None)
 
-    def _read(self, begin: int) -> list[dict[str, Any]]:
-        records = []
+    def _read(self, begin: int) -> list[RunRecord]:
+        records: list[RunRecord] = []
         for line in self._path.read_text(errors="replace").splitlines()[begin:] if self._path.exists() else ():
             try:
                 record = json.loads(line)
             except ValueError:
                 continue
             if isinstance(record, dict) and {"run_id", "started_at", "outcome", "exit_status"} <= record.keys():
-                records.append(record)
+                records.append(cast(RunRecord, record))
         return records
 
 
-def store(connection: duckdb.DuckDBPyConnection, records: Iterable[dict[str, Any]], schema: str) -> None:
+def store(connection: duckdb.DuckDBPyConnection, records: Iterable[RunRecord], schema: str) -> None:
     """Write these records to `sync_runs` in a schema of the warehouse."""
     table = f"{schema}.{SYNC_RUNS.name}"
     rows = [_row(record) for record in records]
@@ -135,7 +202,7 @@ def _ended_ms(row: Sequence[Any]) -> int:
     return round(datetime.fromisoformat(row[SYNC_RUNS.column_names.index("ended_at")]).timestamp() * 1000)
 
 
-def _row(record: dict[str, Any]) -> Sequence[Any]:
+def _row(record: RunRecord) -> Sequence[Any]:
     return [_storable(record.get(column.name), column.type) for column in SYNC_RUNS.columns]
 
 

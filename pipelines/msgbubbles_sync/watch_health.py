@@ -7,8 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
+from wsgiref.types import StartResponse, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, make_wsgi_app
 
@@ -69,7 +69,7 @@ class Health:
     def is_healthy(self) -> bool:
         return time.time() - self._succeeded_at <= self._max_age_seconds
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the answer of `/health`."""
         age = round(time.time() - self._succeeded_at, 1)
         return {"healthy": self.is_healthy, "seconds_since_success": age, "error": self._error}
@@ -85,7 +85,7 @@ def serve_health(health: Health, address: tuple[str, int]) -> Iterator[str]:
     """Serve until the block ends, and yield the URL. Raises `UsageError` if the port cannot be listened on."""
     metrics: Callable[..., Iterable[bytes]] = make_wsgi_app(health.registry)
 
-    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ["PATH_INFO"] == "/metrics":
             return metrics(environ, start_response)
         status = "404 Not Found"

@@ -157,6 +157,11 @@ class States:
         return self.chats if stream == "chats" else self.messages.in_use
 
     @classmethod
+    def from_pipeline(cls, state: Mapping[str, Any]) -> States:
+        """Decode the state of a dlt pipeline. Raises `ConfigurationError`."""
+        return cls.from_resources(state.get("sources", {}).get("msgbubbles", {}).get("resources", {}))
+
+    @classmethod
     def from_resources(cls, resources: Mapping[str, Any]) -> States:
         """Decode dlt's resource states, by name. Raises `ConfigurationError`."""
         failed = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -32,7 +31,7 @@ def estimate_minutes(requests: int, per_minute: int) -> int:
     return max(math.ceil(requests / per_minute) - 1, 0) if per_minute else 0
 
 
-def plan_dict(plan: Plan, unresolved: int, per_minute: int) -> dict[str, Any]:
+def plan_dict(plan: Plan, unresolved: int, per_minute: int) -> dict[str, object]:
     """Return a plan as JSON, with handles and without messages."""
     requests = count_requests(plan, unresolved)
     return {

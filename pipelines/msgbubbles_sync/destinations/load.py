@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import dlt
 
 from msgbubbles.source.arrow import build_arrow_table, build_column_hints
-from msgbubbles.source.state import States
 from msgbubbles.tables import Table
 from msgbubbles_sync.files import remove
 from msgbubbles_sync.tables import GROUP_MEMBER_OPERATIONS, GROUP_OPERATIONS, GROUP_SIGHTINGS, WEBHOOK_EVENTS
@@ -92,9 +91,3 @@ def build_missing_tables(pipeline: dlt.Pipeline) -> dlt.sources.DltResource | No
             yield build_table_item(table, build_arrow_table(table, ()), strategy)
 
     return dlt.resource(items, name="missing_tables")
-
-
-def resource_states(pipeline: dlt.Pipeline) -> States:
-    """Return the states of the resources."""
-    source: dict[str, Any] = pipeline.state.get("sources", {}).get("msgbubbles", {})
-    return States.from_resources(source.get("resources", {}))

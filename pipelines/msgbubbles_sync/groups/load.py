@@ -70,18 +70,18 @@ def _load(
     pipeline.run(resources, loader_file_format=file_format)
 
 
-def _build_resource(table: Table, rows: list[dict[str, Any]]) -> Any:
+def _build_resource(table: Table, rows: list[dict[str, object]]) -> Any:
     # Without rows, too: the table should exist.
     storable = replace_unstorable(pa.Table.from_pylist(rows, schema=build_arrow_schema(table)), table.json_columns)[0]
     return dlt.resource([build_table_item(table, storable, "delete-insert")], name=table.name)
 
 
-def _build_operation_row(entry: Entry, at: datetime) -> dict[str, Any]:
+def _build_operation_row(entry: Entry, at: datetime) -> dict[str, object]:
     row = {name: getattr(entry, name) for name in GROUP_OPERATIONS.column_names if name != "_fetched_at"}
     return row | {"handles": json.dumps(entry.handles), "outcome": entry.outcome or "unknown", "_fetched_at": at}
 
 
-def _build_member_rows(entry: Entry, at: datetime) -> Iterator[dict[str, Any]]:
+def _build_member_rows(entry: Entry, at: datetime) -> Iterator[dict[str, object]]:
     if entry.outcome != "succeeded" or entry.operation not in MEMBER_OPERATIONS:
         return
     for handle in entry.handles:
@@ -96,7 +96,7 @@ def _build_member_rows(entry: Entry, at: datetime) -> Iterator[dict[str, Any]]:
         }
 
 
-def _build_observation_row(observation: Observation, at: datetime) -> dict[str, Any]:
+def _build_observation_row(observation: Observation, at: datetime) -> dict[str, object]:
     row = {name: getattr(observation, name) for name in GROUP_SIGHTINGS.column_names if name != "_fetched_at"}
     return row | {
         "handles": None if observation.handles is None else json.dumps(observation.handles),

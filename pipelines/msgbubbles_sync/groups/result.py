@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
 from .ledger import OperationResult
 
@@ -64,7 +63,7 @@ class ApplyResult:
     def succeeded(self) -> int:
         return sum(count for (_, outcome), count in self.counts.items() if outcome == "succeeded")
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         kinds = ("create", "rename", "add", "remove")
         return {
             "plan_id": self.plan_id,

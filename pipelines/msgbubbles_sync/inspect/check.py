@@ -25,7 +25,7 @@ from msgbubbles_sync.dbt import spark
 from msgbubbles_sync.dbt.runner import compile_models
 from msgbubbles_sync.errors import TransformError, UsageError
 from msgbubbles_sync.lock import read_holder
-from msgbubbles_sync.run_log import describe_failed_reads
+from msgbubbles_sync.run_log import RunRecord, describe_failed_reads
 from msgbubbles_sync.workspace import Workspace
 
 from .local_state import LocalState
@@ -130,7 +130,7 @@ def _check_failed_reads(local: LocalState) -> CheckResult:
     return CheckResult("failed reads", "ok", "every request for data was answered")
 
 
-def _load_records(local: LocalState) -> list[dict[str, Any]]:
+def _load_records(local: LocalState) -> list[RunRecord]:
     try:
         return local.records
     except UsageError:

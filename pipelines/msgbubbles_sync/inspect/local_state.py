@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import duckdb
 from dlt.common.versioned_state import decompress_state
@@ -17,7 +17,7 @@ from msgbubbles.source.state import States
 from msgbubbles.times import from_epoch_ms
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.files import read_json
-from msgbubbles_sync.run_log import RunLog
+from msgbubbles_sync.run_log import RunLog, RunRecord
 from msgbubbles_sync.tables import SYNC_RUNS
 
 CURSORS = {"chats": "last_message_at", "messages": "cursor_at"}
@@ -41,21 +41,20 @@ class LocalState:
         if not isinstance(state, dict):
             rows = self._read(PUBLISHED_STATE)
             state = decompress_state(rows[0][0]) if rows else {}
-        source: dict[str, Any] = state.get("sources", {}).get("msgbubbles", {})
-        return States.from_resources(source.get("resources", {}))
+        return States.from_pipeline(state)
 
     def load_coverage(self, stream: str) -> Coverage:
         """Return which intervals of a stream have been read, and when."""
         return Coverage(self.states.get_list(stream).covered)
 
     @cached_property
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[RunRecord]:
         """The records of the runs, oldest first: those of the run log, and older ones from the published table."""
         by_id = {record["run_id"]: record for record in self._read_published_records()}
         by_id |= {record["run_id"]: record for record in RunLog(self.workspace.folder).records()}
         return sorted(by_id.values(), key=lambda record: str(record["started_at"]))
 
-    def _read_published_records(self) -> list[dict[str, Any]]:
+    def _read_published_records(self) -> list[RunRecord]:
         names = ", ".join(SYNC_RUNS.column_names)
         query = f"SELECT {names} FROM msgbubbles.{SYNC_RUNS.name} ORDER BY started_at DESC LIMIT 1000"  # noqa: S608
         records = []
@@ -67,7 +66,7 @@ class LocalState:
                     record[column.name] = json.loads(value)
                 elif column.type == "timestamp" and value is not None:
                     record[column.name] = value.isoformat(timespec="milliseconds")
-            records.append(record)
+            records.append(cast(RunRecord, record))
         return records
 
     def count_rows(self, stream: str, lo_ms: int, hi_ms: int) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 import msgspec
 from rich.console import Console
@@ -15,7 +14,7 @@ from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.state import FailedRead
 from msgbubbles.times import HOUR_MS, from_epoch_ms
 from msgbubbles_sync.lock import Holder, read_holder
-from msgbubbles_sync.run_log import describe_failed_reads
+from msgbubbles_sync.run_log import RunRecord, describe_failed_reads
 from msgbubbles_sync.text import format_count
 
 from .local_state import LocalState
@@ -46,11 +45,11 @@ class Status:
     overflows: dict[str, int]
     requests_last_hour: int
     failed_reads: list[FailedRead]
-    runs: list[dict[str, Any]]
+    runs: list[RunRecord]
     job: Holder | None = None
     watch: Holder | None = None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return {
             "last_complete_at": self.last_complete_at.isoformat() if self.last_complete_at else None,
             "age_minutes": None if self.age_minutes is None else round(self.age_minutes, 1),
@@ -138,7 +137,7 @@ def print_status(status: Status, local: LocalState, start_ms: int, now: datetime
         console.print(line, style="yellow", markup=False, soft_wrap=True)
 
 
-def describe_failures(runs: list[dict[str, Any]]) -> list[str]:
+def describe_failures(runs: list[RunRecord]) -> list[str]:
     """Return why runs failed, the newest first; each reason once."""
     reasons: dict[str, str] = {}
     for record in reversed(runs):
@@ -147,7 +146,7 @@ def describe_failures(runs: list[dict[str, Any]]) -> list[str]:
     return [f"{started_at} {reason}" for reason, started_at in list(reasons.items())[:REASONS_SHOWN]]
 
 
-def _build_table(runs: list[dict[str, Any]], *, is_narrow: bool) -> Table:
+def _build_table(runs: list[RunRecord], *, is_narrow: bool) -> Table:
     table = Table(box=None, pad_edge=False)
     headings = ("run", "outcome", "requests", "new", "changed", "rejected", "seconds")
     for heading in headings[:2] if is_narrow else headings:
@@ -189,7 +188,7 @@ def timeline(coverage: Coverage, begin_ms: int, now_ms: int, cell_count: int = T
     return "".join(cells)
 
 
-def _compute_seconds(record: dict[str, Any]) -> float:
+def _compute_seconds(record: RunRecord) -> float:
     if not record.get("ended_at"):
         return 0.0
     return (datetime.fromisoformat(record["ended_at"]) - datetime.fromisoformat(record["started_at"])).total_seconds()

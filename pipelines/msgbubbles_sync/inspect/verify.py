@@ -80,7 +80,7 @@ class VerifyResult:
     def is_equal(self) -> bool:
         return not self.differences
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return {
             "equal": self.is_equal,
             "compared": self.compared,

@@ -57,7 +57,7 @@ class Certificate:
     rows: Counter[str] = field(default_factory=Counter)
     out_of_reach: list[str] = field(default_factory=list)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return {
             "erasure_id": self.erasure_id,
             "erased_at": self.erased_at.isoformat(timespec="seconds"),

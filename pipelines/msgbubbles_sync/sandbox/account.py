@@ -70,8 +70,8 @@ class NewMessage:
     sender: str | None = None
     effect: str | None = None
     reply_to: str | None = None
-    error: dict[str, Any] | None = None
-    metadata: dict[str, Any] | None = None
+    error: Mapping[str, object] | None = None
+    metadata: Mapping[str, object] | None = None
     delivered_at: datetime | None = None
     read_at: datetime | None = None
     attachments: Sequence[tuple[str, str, int]] = ()
@@ -85,7 +85,7 @@ class Account:
         self.lock = threading.RLock()
         self._late: list[tuple[float, NewMessage]] = []
         # Called for each event, within its transaction: kind, time, chat, message and further fields.
-        self.on_event: Callable[[str, datetime, str, str | None, dict[str, Any]], None] = lambda *_: None
+        self.on_event: Callable[[str, datetime, str, str | None, Mapping[str, object]], None] = lambda *_: None
         self._database = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
         self._database.row_factory = sqlite3.Row
         self._database.execute("PRAGMA journal_mode = WAL")
@@ -311,5 +311,5 @@ def is_uuid(value: str) -> bool:
         return False
 
 
-def _json(value: dict[str, Any] | None) -> str | None:
+def _json(value: Mapping[str, object] | None) -> str | None:
     return None if value is None else json.dumps(value, ensure_ascii=False)

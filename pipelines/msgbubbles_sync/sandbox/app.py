@@ -14,7 +14,7 @@ import re
 import time
 from base64 import b64encode
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import format_datetime
@@ -29,12 +29,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from .account import HANDLE, Account, Fault, NewMessage, is_uuid, us
-from .http import CutResponse, no_route, read_body, read_text, read_title
+from .http import CutResponse, Reply, no_route, read_body, read_text, read_title
 from .knobs import Knobs
 from .listing import chat_row, list_chats, list_messages, message_rows, number_rows, page_before, page_size
 from .webhooks import EVENTS, webhook_row
 
-Handler = Callable[[Request], Awaitable[tuple[int, dict[str, Any]]]]
+Handler = Callable[[Request], Awaitable[Reply]]
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ class Api:
                         Seen(request.method, request.url.path, dict(request.query_params), given[0], 0)
                     )
                     return Response(given[2], given[0], {**headers, **given[1]})
-                status, body = await handler(request)
+                reply = await handler(request)
+                status, body = reply.status, reply.body
                 if self.random.random() < knobs.errors_after_acting:
                     raise Fault(502, "send_failed", "Bad gateway, after all was done")
             except Fault as fault:
@@ -176,14 +177,14 @@ class Api:
 
     # -- reads
 
-    async def get_chats(self, request: Request) -> tuple[int, dict[str, Any]]:
+    async def get_chats(self, request: Request) -> Reply:
         rows, has_more = list_chats(self.account, self.knobs, page_size(request), page_before(request), self.random)
-        return 200, {"data": self._transformed("chats", rows), "has_more": has_more}
+        return Reply(self._transformed("chats", rows), has_more=has_more)
 
-    async def get_chat(self, request: Request) -> tuple[int, dict[str, Any]]:
-        return 200, {"data": self._shown_chat(self._chat_id(request))}
+    async def get_chat(self, request: Request) -> Reply:
+        return Reply(self._shown_chat(self._chat_id(request)))
 
-    async def get_messages(self, request: Request) -> tuple[int, dict[str, Any]]:
+    async def get_messages(self, request: Request) -> Reply:
         chat_id = request.query_params.get("conversation_id")
         if chat_id is None and not self.knobs.feed:
             raise Fault(400, "invalid_request", "conversation_id is required")
@@ -192,14 +193,14 @@ class Api:
         rows, has_more = list_messages(
             self.account, self.knobs, page_size(request), page_before(request), self.random, chat_id
         )
-        return 200, {"data": self._transformed("messages", rows), "has_more": has_more}
+        return Reply(self._transformed("messages", rows), has_more=has_more)
 
-    async def get_numbers(self, _request: Request) -> tuple[int, dict[str, Any]]:
-        return 200, {"data": self._transformed("numbers", number_rows(self.account)), "has_more": False}
+    async def get_numbers(self, _request: Request) -> Reply:
+        return Reply(self._transformed("numbers", number_rows(self.account)), has_more=False)
 
     # -- writes
 
-    async def create_group(self, request: Request) -> tuple[int, dict[str, Any]]:
+    async def create_group(self, request: Request) -> Reply:
         body = await read_body(request)
         addresses = body.get("addresses")
         if not isinstance(addresses, list) or not all(isinstance(one, str) for one in addresses):
@@ -223,9 +224,9 @@ class Api:
             return chat_id
 
         chat_id, is_new = self._once(request, body, create)
-        return (201 if is_new else 200), {"data": self._shown_chat(chat_id)}
+        return Reply(self._shown_chat(chat_id), status=201 if is_new else 200)
 
-    async def rename(self, request: Request) -> tuple[int, dict[str, Any]]:
+    async def rename(self, request: Request) -> Reply:
         chat_id = self._group_id(request)
         body = await read_body(request)
         if "title" not in body:
@@ -235,9 +236,9 @@ class Api:
         self.account.rename(chat_id, title, datetime.now(UTC))
         if title != before:
             self.operations.append(Done("rename", chat_id, title=title))
-        return 200, {"data": self._shown_chat(chat_id)}
+        return Reply(self._shown_chat(chat_id))
 
-    async def add_participant(self, request: Request) -> tuple[int, dict[str, Any]]:
+    async def add_participant(self, request: Request) -> Reply:
         chat_id = self._group_id(request)
         handle = (await read_body(request)).get("handle")
         if not isinstance(handle, str) or not HANDLE.fullmatch(handle):
@@ -245,29 +246,29 @@ class Api:
         self._check_reachable(handle)
         if self.account.add_participant(chat_id, handle, datetime.now(UTC)):
             self.operations.append(Done("add", chat_id, (handle,)))
-        return 200, {"data": self._shown_chat(chat_id)}
+        return Reply(self._shown_chat(chat_id))
 
-    async def remove_participant(self, request: Request) -> tuple[int, dict[str, Any]]:
+    async def remove_participant(self, request: Request) -> Reply:
         chat_id = self._group_id(request)
         handle = request.path_params["handle"]
         if not self.account.remove_participant(chat_id, handle, datetime.now(UTC)):
             raise Fault(404, "not_found", "Not in the group")
         self.operations.append(Done("remove", chat_id, (handle,)))
-        return 200, {"data": self._shown_chat(chat_id)}
+        return Reply(self._shown_chat(chat_id))
 
-    async def mark_read(self, request: Request) -> tuple[int, dict[str, Any]]:
+    async def mark_read(self, request: Request) -> Reply:
         chat_id = self._chat_id(request)
         self.account.mark_read(chat_id, datetime.now(UTC))
-        return 200, {"data": self._shown_chat(chat_id)}
+        return Reply(self._shown_chat(chat_id))
 
-    async def set_typing(self, request: Request) -> tuple[int, dict[str, Any]]:
+    async def set_typing(self, request: Request) -> Reply:
         chat_id = self._chat_id(request)
         typing = (await read_body(request)).get("typing")
         if not isinstance(typing, bool):
             raise Fault(400, "invalid_request", "typing must be true or false")
-        return 200, {"data": {"id": chat_id, "typing": typing}}
+        return Reply({"id": chat_id, "typing": typing})
 
-    async def send_message(self, request: Request) -> tuple[int, dict[str, Any]]:
+    async def send_message(self, request: Request) -> Reply:
         body = await read_body(request)
         text = read_text(body, "text")
         chat_id = body.get("conversation_id")
@@ -289,15 +290,15 @@ class Api:
 
         message_id, is_new = self._once(request, body, send)
         found = self.account.all("SELECT * FROM messages WHERE id = ?", (message_id,))
-        return (202 if is_new else 200), {"data": message_rows(self.account, self.knobs, found)[0]}
+        return Reply(message_rows(self.account, self.knobs, found)[0], status=202 if is_new else 200)
 
     # -- webhooks
 
-    async def get_webhooks(self, _request: Request) -> tuple[int, dict[str, Any]]:
+    async def get_webhooks(self, _request: Request) -> Reply:
         rows = self.account.all("SELECT * FROM webhooks ORDER BY created_us, id")
-        return 200, {"data": [webhook_row(row) for row in rows], "has_more": False}
+        return Reply([webhook_row(row) for row in rows], has_more=False)
 
-    async def create_webhook(self, request: Request) -> tuple[int, dict[str, Any]]:
+    async def create_webhook(self, request: Request) -> Reply:
         body = await read_body(request)
         url, events = body.get("url"), body.get("events")
         if not isinstance(url, str) or not re.match(r"https://.|http://(127\.0\.0\.1|localhost)[:/]", url):
@@ -313,15 +314,15 @@ class Api:
 
         webhook_id, is_new = self._once(request, body, create)
         row = self.account.all("SELECT * FROM webhooks WHERE id = ?", (webhook_id,))[0]
-        return (201 if is_new else 200), {"data": webhook_row(row) | {"secret": row["secret"]}}
+        return Reply(webhook_row(row) | {"secret": row["secret"]}, status=201 if is_new else 200)
 
-    async def delete_webhook(self, request: Request) -> tuple[int, dict[str, Any]]:
+    async def delete_webhook(self, request: Request) -> Reply:
         webhook_id = request.path_params["webhook_id"]
         with self.account.bulk():
             self.account.run("DELETE FROM deliveries WHERE webhook_id = ?", (webhook_id,))
             if not self.account.run("DELETE FROM webhooks WHERE id = ?", (webhook_id,)):
                 raise Fault(404, "not_found", "No such webhook")
-        return 200, {"data": {"id": webhook_id, "deleted": True}}
+        return Reply({"id": webhook_id, "deleted": True})
 
     # -- what they share
 
@@ -331,7 +332,7 @@ class Api:
         )
         return str(row["id"]) if row else self.account.add_chat(from_handle, to, now)
 
-    def _once(self, request: Request, body: dict[str, Any], create: Callable[[], str]) -> tuple[str, bool]:
+    def _once(self, request: Request, body: Mapping[str, object], create: Callable[[], str]) -> tuple[str, bool]:
         """Run a write once per `Idempotency-Key`. Returns the result id, and whether the write ran now."""
         key = request.headers.get("Idempotency-Key")
         if key is None:
@@ -348,7 +349,7 @@ class Api:
             self.account.run("INSERT INTO idempotency VALUES (?, ?, ?)", (key, digest, result))
             return result, True
 
-    def _own_number(self, handle: Any) -> str:
+    def _own_number(self, handle: object) -> str:
         if not isinstance(handle, str) or not self.account.one("SELECT 1 FROM numbers WHERE handle = ?", (handle,)):
             raise Fault(400, "invalid_from_handle", "from_handle is not one of the account's numbers")
         return handle

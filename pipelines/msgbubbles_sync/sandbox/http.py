@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import msgspec
 from starlette.requests import Request
@@ -21,11 +22,25 @@ class CutResponse(Response):
         raise ConnectionAbortedError
 
 
-async def no_route(_request: Request) -> tuple[int, dict[str, Any]]:
+@dataclass(frozen=True)
+class Reply:
+    """What a request is answered with: an object, or with `has_more` a page of rows."""
+
+    data: object
+    has_more: bool | None = None
+    status: int = 200
+
+    @property
+    def body(self) -> dict[str, object]:
+        page = {} if self.has_more is None else {"has_more": self.has_more}
+        return {"data": self.data, **page}
+
+
+async def no_route(_request: Request) -> Reply:
     raise Fault(404, "not_found", "No such route")
 
 
-async def read_body(request: Request) -> dict[str, Any]:
+async def read_body(request: Request) -> dict[str, object]:
     try:
         body = msgspec.json.decode(await request.body())
     except msgspec.DecodeError:
@@ -35,14 +50,14 @@ async def read_body(request: Request) -> dict[str, Any]:
     return body
 
 
-def read_text(body: dict[str, Any], name: str) -> str:
+def read_text(body: Mapping[str, object], name: str) -> str:
     text = body.get(name)
     if not isinstance(text, str) or not text.strip():
         raise Fault(400, "invalid_request", f"{name} is required")
     return text
 
 
-def read_title(title: Any) -> str | None:
+def read_title(title: object) -> str | None:
     if title is not None and (not isinstance(title, str) or len(title) > MAX_TITLE):
         raise Fault(400, "invalid_request", f"title must be text of at most {MAX_TITLE} characters")
     return title

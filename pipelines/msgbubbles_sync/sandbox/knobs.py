@@ -67,6 +67,6 @@ class Knobs:
     participants_on_detail: bool = True
     sender_on_messages: bool = True
     created_at_on_messages: bool = True
-    extra_fields: dict[str, Any] = field(default_factory=dict)
+    extra_fields: Mapping[str, object] = field(default_factory=dict)
     transform_row: Callable[[str, dict[str, Any]], Any] | None = None
     on_request: Callable[[Account, int], None] | None = None

@@ -6,6 +6,7 @@ import json
 import random
 import sqlite3
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -142,47 +143,33 @@ def message_rows(account: Account, knobs: Knobs, rows: list[sqlite3.Row]) -> lis
     return shown_rows
 
 
-def _reactions(account: Account, message_ids: list[str]) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
-    if not message_ids or not account.one("SELECT 1 FROM reactions LIMIT 1"):
-        return found
-    marks = ", ".join("?" * len(message_ids))
-    for row in account.all(f"SELECT * FROM reactions WHERE message_id IN ({marks}) ORDER BY handle", message_ids):
-        found.setdefault(row["message_id"], []).append({"handle": row["handle"], "reaction": row["reaction"]})
-    return found
+def _reactions(account: Account, message_ids: list[str]) -> dict[str, list[dict[str, object]]]:
+    reactions = defaultdict(list)
+    if account.one("SELECT 1 FROM reactions LIMIT 1"):
+        for row in _select(account, "reactions", "handle", message_ids):
+            reactions[row["message_id"]].append({"handle": row["handle"], "reaction": row["reaction"]})
+    return reactions
 
 
-def _attachments(account: Account, message_ids: list[str]) -> dict[str, list[dict[str, Any]]]:
-    files: dict[str, list[dict[str, Any]]] = {}
-    if not message_ids:
-        return files
-    marks = ", ".join("?" * len(message_ids))
-    for row in account.all(f"SELECT * FROM attachments WHERE message_id IN ({marks}) ORDER BY id", message_ids):
+def _attachments(account: Account, message_ids: list[str]) -> dict[str, list[dict[str, object]]]:
+    files = defaultdict(list)
+    for row in _select(account, "attachments", "id", message_ids):
         signature = f"{time.time_ns():x}"
-        files.setdefault(row["message_id"], []).append(
-            {
-                "id": row["id"],
-                "filename": row["filename"],
-                "mime_type": row["mime_type"],
-                "size_bytes": row["size_bytes"],
-                "url": f"https://files.msgbubbles.example/{row['id']}?expires=600&signature={signature}",
-                "message_id": row["message_id"],
-                "created_at": shown(row["created_us"]),
-            }
-        )
+        file = {name: row[name] for name in ("id", "filename", "mime_type", "size_bytes", "message_id")}
+        file["url"] = f"https://files.msgbubbles.example/{row['id']}?expires=600&signature={signature}"
+        file["created_at"] = shown(row["created_us"])
+        files[row["message_id"]].append(file)
     return files
 
 
+def _select(account: Account, table: str, order: str, message_ids: list[str]) -> list[sqlite3.Row]:
+    marks = ", ".join("?" * len(message_ids))
+    return account.all(f"SELECT * FROM {table} WHERE message_id IN ({marks}) ORDER BY {order}", message_ids)
+
+
 def number_rows(account: Account) -> list[dict[str, Any]]:
-    return [
-        {
-            "handle": row["handle"],
-            "channels": json.loads(row["channels"]),
-            "label": row["label"],
-            "status": row["status"],
-        }
-        for row in account.all("SELECT * FROM numbers ORDER BY handle")
-    ]
+    rows = account.all("SELECT * FROM numbers ORDER BY handle")
+    return [{**row, "channels": json.loads(row["channels"])} for row in rows]
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import random
 import sqlite3
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -32,7 +32,7 @@ AT_ONCE = 64
 IDLE_SECONDS = 0.5
 
 
-def webhook_row(row: sqlite3.Row) -> dict[str, Any]:
+def webhook_row(row: sqlite3.Row) -> dict[str, object]:
     return {
         "id": row["id"],
         "url": row["url"],
@@ -80,7 +80,7 @@ class Deliverer:
             time.sleep(0.02)
         return not self.waiting
 
-    def _note(self, kind: str, at: datetime, chat_id: str, message_id: str | None, more: dict[str, Any]) -> None:
+    def _note(self, kind: str, at: datetime, chat_id: str, message_id: str | None, more: Mapping[str, object]) -> None:
         for row in self._account.all("SELECT id, events FROM webhooks"):
             if kind in json.loads(row["events"]):
                 body = json.dumps(self._payload(kind, at, chat_id, message_id, more), ensure_ascii=False)
@@ -91,8 +91,8 @@ class Deliverer:
                 self._has_work.set()
 
     def _payload(
-        self, kind: str, at: datetime, chat_id: str, message_id: str | None, more: dict[str, Any]
-    ) -> dict[str, Any]:
+        self, kind: str, at: datetime, chat_id: str, message_id: str | None, more: Mapping[str, object]
+    ) -> dict[str, object]:
         event_id, message = f"evt_{uuid4().hex}", {}
         if message_id is not None:
             found = self._account.all("SELECT * FROM messages WHERE id = ?", (message_id,))
@@ -102,7 +102,7 @@ class Deliverer:
         if self._knobs.webhook_payload == "ids":
             ids = {"conversation_id": chat_id} | ({"message_id": message_id} if message_id else {})
             return {"event_id": event_id, "event_type": kind, "timestamp": us(at) / 1e6, **ids, **more}
-        inner: dict[str, Any] = {"message": message} if message_id else {"conversation_id": chat_id}
+        inner: dict[str, object] = {"message": message} if message_id else {"conversation_id": chat_id}
         return {"id": event_id, "type": kind, "created_at": shown(us(at)), **inner, **more}
 
     def _run(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 from msgbubbles.client import Client
 from msgbubbles.models import Webhook
@@ -29,8 +28,8 @@ class NewEndpoint:
     replaces: str | None = None
     is_old_removed: bool = False
 
-    def as_dict(self) -> dict[str, Any]:
-        values: dict[str, Any] = {"id": self.id, "url": self.url, "events": list(self.events)}
+    def as_dict(self) -> dict[str, object]:
+        values: dict[str, object] = {"id": self.id, "url": self.url, "events": list(self.events)}
         values |= {"stored_in": self.stored_in} if self.secret is None else {"secret": self.secret}
         return values | ({"replaces": self.replaces, "removed": self.is_old_removed} if self.replaces else {})
 
@@ -77,7 +76,7 @@ def register_endpoint(client: Client, url: str, events: Sequence[str], store: Se
     )
 
 
-def endpoint_dict(webhook: Webhook) -> dict[str, Any]:
+def endpoint_dict(webhook: Webhook) -> dict[str, object]:
     """Return an endpoint as JSON, without its secret."""
     created_at = webhook.created_at.isoformat(timespec="seconds") if webhook.created_at else None
     return {"id": webhook.id, "url": webhook.url, "events": webhook.events, "created_at": created_at}

@@ -61,7 +61,7 @@ class LoadResult:
     without_message: int = 0
     dead_letters: Path | None = None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return {
             "deliveries": self.deliveries,
             "messages_new": self.new_messages,
