@@ -163,7 +163,8 @@ def test_runs_keep_their_number_of_batches(workspace: Workspace) -> None:
         query = "SELECT run_id, slices FROM msgbubbles.sync_runs ORDER BY 1"  # codespell:ignore slices
         before = connection.execute(query).fetchall()
     assert before
-    logged = [record["slices"] for record in RunLog(workspace.folder).records()]  # codespell:ignore slices
+    records: list[Any] = RunLog(workspace.folder).records()
+    logged = [record["slices"] for record in records]  # codespell:ignore slices
     assert logged
     migrate(build_context(workspace))
     with duckdb.connect(str(workspace.work)) as connection:

@@ -12,10 +12,12 @@ from rich.console import Console
 
 from msgbubbles.source.coverage import Coverage
 from msgbubbles_sync.inspect.status import Status, describe_failures, print_status
+from msgbubbles_sync.run_log import RunRecord
 
 
-def record(minute: int, error: str | None) -> dict[str, Any]:
-    return {"started_at": f"2026-11-25T22:{minute:02}:00.000+00:00", "error": error}
+def record(minute: int, error: str | None = None) -> RunRecord:
+    started_at = f"2026-11-25T22:{minute:02}:00.000+00:00"
+    return RunRecord(run_id=str(minute), started_at=started_at, outcome="complete", exit_status=0, error=error)
 
 
 def test_reasons_of_failures_are_shown_once_and_newest_first() -> None:
@@ -28,10 +30,7 @@ def test_reasons_of_failures_are_shown_once_and_newest_first() -> None:
 @pytest.mark.parametrize("width", [40, 80])
 def test_status_fits_a_narrow_terminal(width: int) -> None:
     now = datetime(2026, 11, 25, 22, 30, tzinfo=UTC)
-    runs = [
-        {"started_at": f"2026-11-25T22:{minute}:00.000+00:00", "outcome": "complete", "exit_status": 0}
-        for minute in (10, 20)
-    ]
+    runs = [record(10), record(20)]
     status = Status(
         now - timedelta(minutes=1), 1.0, {"messages": 0, "chats": 1}, {"messages": 0, "chats": 0}, 1, [], runs
     )

@@ -111,7 +111,7 @@ def test_erased_handle_survives_in_no_column_and_no_file(workspace: Workspace, h
                     f"INSERT INTO msgbubbles.{table.name} ({names}) VALUES ({marks})",
                     [[value(column.name, column.type, number) for column in columns] for number in range(len(every))],
                 )
-    record = {"run_id": "r", "started_at": "", "outcome": "", "exit_status": 0}
+    record: Any = {"run_id": "r", "started_at": "", "outcome": "", "exit_status": 0}
     for one in every:
         RunLog(workspace.folder).add(record | {"streams": {"chats": {"new_fields": [one]}}, one: {one: one}})
     dead_letters = workspace.folder / "webhooks" / "malformed"
