@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,9 @@ from msgbubbles_sync.settings import SyncSettings
 from msgbubbles_sync.workspace import DATASET, Workspace
 
 from .comments import list_descriptions, write_comments
+
+# Takes a query and its parameters, and returns its rows.
+Query = Callable[..., list[Any]]
 
 
 class Destination(ABC):
@@ -55,6 +58,25 @@ class Destination(ABC):
     @abstractmethod
     def open_reader(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """Open a connection for reading. Raises `UsageError` if there are no tables."""
+
+    @contextmanager
+    def open_query(self) -> Iterator[Query]:
+        """Yield a function that returns the rows of a query on the published tables: none if a table is missing.
+
+        Raises `UsageError` if the tables cannot be opened.
+        """
+        if not self.exists():
+            yield lambda _sql, *_values: []
+            return
+        with self.open_reader() as connection:
+
+            def query(sql: str, *values: object) -> list[Any]:
+                try:
+                    return connection.execute(sql, values).fetchall()
+                except (duckdb.CatalogException, duckdb.BinderException):
+                    return []
+
+            yield query
 
     @abstractmethod
     def open_writer(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import duckdb
-
 from msgbubbles.handles import fold_handle, parse_handle
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations.claims import SANDBOX, read_claim
@@ -138,7 +136,7 @@ def normalize_members(handles: Iterable[str], from_handle: str | None) -> tuple[
 
 def read_published(context: Context) -> Published:
     """Read the groups of the published warehouse; none before the first sync."""
-    with _open_published(context) as fetch:
+    with context.destination.open_query() as fetch:
         chats: dict[str, PublishedChat] = {}
         for chat_id, from_handle, title, read_at, gone_at in fetch(
             "SELECT id, from_handle, title, _fetched_at, deleted_at FROM msgbubbles.chats WHERE is_group"
@@ -161,14 +159,14 @@ def read_published(context: Context) -> Published:
 
 def read_members(context: Context, chat_id: str, from_handle: str | None) -> tuple[str, ...]:
     """Read the members of a group from the published marts, which do not know silent members."""
-    with _open_published(context) as fetch:
+    with context.destination.open_query() as fetch:
         rows = fetch("SELECT handle FROM marts.group_membership WHERE chat_id = ?", chat_id)
     return normalize_members((handle for (handle,) in rows), from_handle)
 
 
 def find_chat_ids(context: Context, names: Collection[str]) -> set[str]:
     """Return the names that are ids of published chats."""
-    with _open_published(context) as fetch:
+    with context.destination.open_query() as fetch:
         rows = fetch("SELECT id FROM msgbubbles.chats WHERE list_contains(?, id)", list(names))
     return {chat_id for (chat_id,) in rows}
 
@@ -203,7 +201,7 @@ def _refuse_second_ledger(workspace: Workspace) -> None:
 
 
 def _read_ledger(context: Context) -> tuple[list[Entry], list[Observation]]:
-    with _open_published(context) as fetch:
+    with context.destination.open_query() as fetch:
         entries = [_to_record(Entry, row) for row in fetch(RECORDED_OPERATIONS)]
         return entries, [_to_record(Observation, row) for row in fetch(RECORDED_OBSERVATIONS)]
 
@@ -213,20 +211,3 @@ def _to_record(kind: type[Row], row: tuple[Any, ...]) -> Row:
     if values["handles"] is not None:
         values["handles"] = tuple(json.loads(values["handles"]))
     return kind(**values)
-
-
-@contextmanager
-def _open_published(context: Context) -> Iterator[Callable[..., list[Any]]]:
-    """Yield a function that queries the published tables; a missing table has no rows."""
-    if not context.destination.exists():
-        yield lambda _sql, *_values: []
-        return
-    with context.destination.open_reader() as database:
-
-        def fetch(sql: str, *values: Any) -> list[Any]:
-            try:
-                return database.execute(sql, values).fetchall()
-            except (duckdb.CatalogException, duckdb.BinderException):
-                return []
-
-        yield fetch

@@ -9,7 +9,6 @@ import json
 from functools import cached_property
 from typing import Any, cast
 
-import duckdb
 from dlt.common.versioned_state import decompress_state
 
 from msgbubbles.source.coverage import Coverage
@@ -82,11 +81,5 @@ class LocalState:
         return rows[0][0] if rows else None
 
     def _read(self, query: str, *values: Any) -> list[Any]:
-        """Return rows of the published tables; none if there are no tables yet."""
-        if not self.destination.exists():
-            return []
-        with self.destination.open_reader() as connection:
-            try:
-                return connection.execute(query, values).fetchall()
-            except duckdb.CatalogException:
-                return []
+        with self.destination.open_query() as fetch:
+            return fetch(query, *values)

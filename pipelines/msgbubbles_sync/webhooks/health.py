@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -59,17 +60,12 @@ class EventTimes:
 
 def read_event_times(destination: Destination) -> EventTimes:
     """Read the times from the published tables, where events are never older than messages."""
-    try:
-        if not destination.exists():
-            return EventTimes()
-        with destination.open_reader() as connection:
-            if connection.execute("SELECT 1 FROM msgbubbles.webhook_events LIMIT 1").fetchone() is None:
-                return EventTimes()
-            newest = connection.execute(NEWEST).fetchone() or (None, None)
-            last = connection.execute(LAST).fetchone() or (None, None)
-    except (duckdb.Error, UsageError):
-        return EventTimes()
-    return EventTimes(newest, last)
+    with suppress(duckdb.Error, UsageError), destination.open_query() as fetch:
+        if fetch("SELECT 1 FROM msgbubbles.webhook_events LIMIT 1"):
+            newest, last = fetch(NEWEST), fetch(LAST)
+            if newest and last:
+                return EventTimes(newest[0], last[0])
+    return EventTimes()
 
 
 def are_reliable(context: Context, now: datetime | None = None) -> bool:
