@@ -108,7 +108,7 @@ def list_problems(applied: ApplyResult) -> list[str]:
     return lines
 
 
-def adopted_dict(observation: Observation) -> dict[str, Any]:
+def adopted_dict(observation: Observation) -> dict[str, object]:
     """Return an imported group as JSON, without handles."""
     return {"key": observation.key, "chat_id": observation.chat_id, "members": len(observation.handles or ())}
 
