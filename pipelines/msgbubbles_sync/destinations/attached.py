@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import duckdb
@@ -20,7 +20,8 @@ from msgbubbles_sync.sql import quote_literal, quote_name
 from msgbubbles_sync.workspace import DATASET, Workspace
 
 from .base import Destination
-from .union_accounts import ACCOUNTS, MANY_ACCOUNTS, ONE_ACCOUNT, Key, build_union, read_columns
+from .scratch import list_tables, open_scratch
+from .union_accounts import ACCOUNTS, MANY_ACCOUNTS, ONE_ACCOUNT, READER_SCHEMAS, Key, build_union, read_columns
 
 # A view that holds a digest of the queries of the views of all accounts.
 VIEWS_DIGEST = ("msgbubbles", "_accounts_made_as")
@@ -47,8 +48,25 @@ class Attached(Destination):
         """Create or replace views, given as queries: all or none."""
 
     @abstractmethod
+    def _replace_rows(self, connection: duckdb.DuckDBPyConnection, table: str) -> None:
+        """Replace the rows of a loaded table by those of its copy, so that its files no longer hold the old ones."""
+
+    @abstractmethod
+    def _empty_table(self, connection: duckdb.DuckDBPyConnection, schema: str, table: str) -> None:
+        """Delete all rows of a table, so that its files no longer hold them."""
+
+    @abstractmethod
     def _describe_schema(self, connection: duckdb.DuckDBPyConnection, schema: str) -> None:
         """Store the descriptions of the tables or views in a schema as comments."""
+
+    @property
+    def _own_schemas(self) -> list[str]:
+        return [self.dataset, f"{self.dataset}_staging", f"{self.prefix}staging", f"{self.prefix}marts"]
+
+    @property
+    def _schemas(self) -> list[str]:
+        """The schemas that the job writes to."""
+        return [*self._own_schemas, *(READER_SCHEMAS if self.prefix else ())]
 
     def describe_tables(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._describe_schema(connection, self.dataset)
@@ -78,6 +96,27 @@ class Attached(Destination):
                 connection.execute("COMMIT")
                 connection.execute("USE memory")
             yield connection
+
+    @contextmanager
+    def rewrite_rows(self, tables: Collection[str] | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+        with self._attach() as connection:
+            names = [
+                name for name in list_tables(connection, "warehouse", self.dataset) if not tables or name in tables
+            ]
+            sources = {name: f"FROM {self.write_schema}.{quote_name(name)}" for name in names}
+            with open_scratch(connection, self._workspace.folder, sources):
+                yield connection
+                connection.execute("BEGIN")
+                for name in list_tables(connection, "scratch", DATASET):
+                    if name in names:
+                        self._replace_rows(connection, name)
+                    else:
+                        path = f"{DATASET}.{quote_name(name)}"
+                        connection.execute(f"CREATE TABLE warehouse.{self.prefix}{path} AS FROM scratch.{path}")
+                staging = f"{self.dataset}_staging"
+                for name in list_tables(connection, "warehouse", staging):
+                    self._empty_table(connection, staging, name)
+                connection.execute("COMMIT")
 
     def prepare(self) -> None:
         with self._attach() as connection:

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import duckdb
 
-from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.settings import SyncSettings
 from msgbubbles_sync.workspace import DATASET, Workspace
 
@@ -109,28 +108,27 @@ class Destination(ABC):
         with self.open_reader() as connection:
             return _has_marts(connection)
 
-    def rewrite_rows(self, _tables: Collection[str] | None = None) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+    @abstractmethod
+    def rewrite_rows(self, tables: Collection[str] | None = None) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """Open a connection to change stored rows, by default of all tables, in the schema `msgbubbles`.
 
-        The changes become visible when the block ends, all or none. It also empties dlt's staging tables. Raises
-        `UsageError` if the destination cannot do that.
+        The changes become visible when the block ends, all or none. It also empties dlt's staging tables.
         """
-        raise UsageError(f"{self.title}: stored rows cannot be changed here, so nothing was changed")
 
     def drop_marts(self) -> None:
         """Drop the marts, where a build does not replace all of them."""
         return
 
+    @abstractmethod
     def remove_old_versions(self) -> None:
         """Remove what may hold values that rows and marts had before they were rewritten, as far as it can be reached.
 
         `list_out_of_reach` names the rest.
         """
-        return
 
+    @abstractmethod
     def list_out_of_reach(self) -> list[str]:
         """Return where old values may stay, for the certificate of an erasure."""
-        return []
 
     def publish_rewritten(self) -> None:
         """Publish after rows were rewritten and marts rebuilt, and remove old versions."""

@@ -12,13 +12,14 @@ import duckdb
 from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, wait_random
 
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.files import set_umask_like
+from msgbubbles_sync.files import remove, set_umask_like
 from msgbubbles_sync.sql import quote_literal, quote_name
 
 from .attached import Attached
 from .bucket import Bucket
 from .comments import list_descriptions, write_comments
 from .libpq import build_environment, format_dsn
+from .scratch import select_for
 from .server import (
     LOCKED,
     attach_server,
@@ -27,7 +28,10 @@ from .server import (
     explain_lock,
     find_extension,
     find_reason,
+    list_server_copies,
     query_server,
+    remove_old_rows,
+    renew_statistics,
 )
 from .union_accounts import Key
 
@@ -165,6 +169,51 @@ class DuckLake(Attached):
             with suppress(duckdb.Error):
                 connection.execute("ROLLBACK")
             raise
+
+    def _replace_rows(self, connection: duckdb.DuckDBPyConnection, table: str) -> None:
+        query = select_for(connection, "warehouse", self.dataset, table)
+        self._empty_table(connection, self.dataset, table)
+        connection.execute(f"INSERT INTO {self.write_schema}.{quote_name(table)} BY NAME {query}")
+
+    def _empty_table(self, connection: duckdb.DuckDBPyConnection, schema: str, table: str) -> None:
+        # It becomes a new table, because the catalog keeps the extremes of all values that a table ever had.
+        columns = connection.execute(
+            "SELECT column_name, data_type, is_nullable FROM duckdb_columns() "
+            "WHERE (database_name, schema_name, table_name) = ('warehouse', ?, ?) ORDER BY column_index",
+            [schema, table],
+        ).fetchall()
+        definitions = ", ".join(
+            f"{quote_name(name)} {kind}{'' if is_nullable else ' NOT NULL'}" for name, kind, is_nullable in columns
+        )
+        connection.execute(f"CREATE OR REPLACE TABLE warehouse.{schema}.{quote_name(table)} ({definitions})")
+
+    def remove_old_versions(self) -> None:
+        with self._attach() as connection:
+            connection.execute("CALL ducklake_expire_snapshots('warehouse', older_than => now())")
+            connection.execute("CALL ducklake_cleanup_old_files('warehouse', cleanup_all => true)")
+            self._remove_orphans(connection)
+        schemas = [self._read_credentials().ducklake_name]
+        with self._attach_catalog() as connection:
+            # The catalog holds small tables, and the extremes of each file.
+            remove_old_rows(connection, schemas)
+            renew_statistics(connection, schemas)
+
+    def _remove_orphans(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Remove files that killed jobs left.
+
+        Files that jobs of other accounts are writing look the same, so only those in this job's folders are removed.
+        """
+        orphans = connection.execute(
+            "SELECT path FROM ducklake_delete_orphaned_files('warehouse', dry_run => true, cleanup_all => true)"
+        ).fetchall()
+        for path in (Path(path) for (path,) in orphans):
+            if path.is_absolute() and path.parent.parent.name in self._own_schemas:
+                remove(path)
+
+    def list_out_of_reach(self) -> list[str]:
+        with self._attach_catalog() as connection:
+            copies = list_server_copies(connection)
+        return ["snapshots, versions and backups of the lake's files", *copies]
 
     def _describe_schema(self, connection: duckdb.DuckDBPyConnection, schema: str) -> None:
         comments = list_descriptions()

@@ -7,13 +7,14 @@
       .msgbubbles/<account>.json  the view of an account: a query for each table
 
 Files are never changed, and a replaced one stays for another hour, so readers and writers do not wait for each other.
+Only erasures and the like remove files at once.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,8 +31,10 @@ from msgbubbles_sync.workspace import CLAIM_TABLE, DATASET, UNUSABLE, VERSION_TA
 
 from .base import Destination
 from .comments import list_descriptions, write_comments
+from .parquet_rewrite import STATES, finish_replacing, load_states, replace_files
 from .parquet_tables import read_tables, write_json
 from .publish import new_copy, replace_database
+from .scratch import list_tables, open_scratch
 from .union_accounts import MANY_ACCOUNTS, OWN_TABLES, READER_SCHEMAS, Key, build_union
 
 NO_FOLDER = """--destination filesystem: {why}; set its folder in dlt_config/secrets.toml:
@@ -165,6 +168,37 @@ class ParquetFiles(Destination):
     def describe_tables(self, _connection: duckdb.DuckDBPyConnection) -> None:
         """Do nothing: comments are stored with the views that readers open, by `publish`."""
 
+    @contextmanager
+    def rewrite_rows(self, tables: Collection[str] | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+        queries = {
+            name: query for (schema, name), query in self._build_queries({}).items()
+            if schema == DATASET and (not tables or name in tables)
+        }  # fmt: skip
+        with _connect() as connection, open_scratch(connection, self._workspace.folder, queries):
+            if not tables:
+                load_states(connection, self._tables)
+            yield connection
+            files = {
+                name: f"{name if name in JOB_TABLES else f'rewritten.{time.time_ns()}'}.parquet"
+                for name in list_tables(connection, "scratch", DATASET) if name != STATES
+            }  # fmt: skip
+            replace_files(connection, self._tables, files)
+
+    def remove_old_versions(self) -> None:
+        view = self._read_own_view()
+        shown = {*view.marts.values(), *self._find_builds({}).values()}
+        old = [self._folder / name for name in view.old]
+        for path in [*old, *(path for path in self._marts.glob("*") if path.name not in shown)]:
+            remove(path)
+        write_json(self._view_file, msgspec.structs.replace(view, old={}))
+
+    def list_out_of_reach(self) -> list[str]:
+        moved = [str(path) for path in self._folder.glob(f"{self.dataset}.delta-*")]
+        return [
+            "snapshots, versions and backups of the folder", "readers that have old files open",
+            "temporary files of a Spark that was killed", "tables that you made from these", *moved,
+        ]  # fmt: skip
+
     def move_delta_tables(self) -> str | None:
         """Move away tables that an older release wrote as Delta, and return the message for the user.
 
@@ -200,6 +234,8 @@ class ParquetFiles(Destination):
         if not self._tables.exists():
             self._workspace.forget_loads()
             self._build_file.unlink(missing_ok=True)
+        else:
+            finish_replacing(self._tables)
         if self._holds_delta():
             raise UsageError(HOLDS_DELTA.format(tables=self._tables))
 

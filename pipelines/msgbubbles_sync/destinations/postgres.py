@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
@@ -10,12 +10,11 @@ import duckdb
 
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.sql import quote_literal, quote_name
-from msgbubbles_sync.workspace import DATASET
 
 from .attached import Attached
 from .comments import build_statements, list_descriptions
 from .libpq import build_environment, read_parameters
-from .scratch import list_tables, open_scratch, select_for
+from .scratch import select_for
 from .server import (
     LOCKED,
     attach_server,
@@ -27,7 +26,7 @@ from .server import (
     query_server,
     renew_statistics,
 )
-from .union_accounts import READER_SCHEMAS, Key
+from .union_accounts import Key
 
 NO_SERVER = """--destination postgres: the server cannot be reached ({why}){reason}; set its address in
 dlt_config/secrets.toml, [destination.postgres] credentials = "postgresql://user:password@host:5432/database",
@@ -80,11 +79,6 @@ class Postgres(Attached):
             check_server(connection, self._schemas, self.title)
         super().prepare()
 
-    @property
-    def _schemas(self) -> list[str]:
-        own = [self.dataset, f"{self.dataset}_staging", f"{self.prefix}staging", f"{self.prefix}marts"]
-        return [*own, *(READER_SCHEMAS if self.prefix else ())]
-
     def explain(self, message: str) -> str | None:
         if LOCKED.search(message):
             return explain_lock(self.title, self._read_parameters(), self._schemas)
@@ -97,27 +91,6 @@ class Postgres(Attached):
             REPLACE_VIEW.format(view=f"{key[0]}.{quote_name(key[1])}", query=views[key]) for key in sorted(views)
         ]
         connection.execute(f"CALL postgres_execute('warehouse', {quote_literal('; '.join([*statements, 'COMMIT']))})")
-
-    @contextmanager
-    def rewrite_rows(self, tables: Collection[str] | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
-        with self._attach() as connection:
-            names = [
-                name for name in list_tables(connection, "warehouse", self.dataset) if not tables or name in tables
-            ]
-            sources = {name: f"FROM {self.write_schema}.{quote_name(name)}" for name in names}
-            with open_scratch(connection, self._workspace.folder, sources):
-                yield connection
-                connection.execute("BEGIN")
-                for name in list_tables(connection, "scratch", DATASET):
-                    if name in names:
-                        self._replace_rows(connection, name)
-                    else:
-                        path = f"{DATASET}.{quote_name(name)}"
-                        connection.execute(f"CREATE TABLE warehouse.{self.prefix}{path} AS FROM scratch.{path}")
-                staging = f"{self.dataset}_staging"
-                for name in list_tables(connection, "warehouse", staging):
-                    self._empty_table(connection, staging, name)
-                connection.execute("COMMIT")
 
     def _replace_rows(self, connection: duckdb.DuckDBPyConnection, table: str) -> None:
         self._empty_table(connection, self.dataset, table)

@@ -140,7 +140,7 @@ def list_server_copies(connection: duckdb.DuckDBPyConnection) -> list[str]:
     copies = [
         "the server's write-ahead log, until it is recycled, and its archive",
         "replicas that lag, backups and snapshots of the server",
-        "the server's own log, if it logs statements",
+        "the server's own log, which may quote statements",
         "tables that you made from these",
     ]
     if not _may_vacuum_catalog(connection):

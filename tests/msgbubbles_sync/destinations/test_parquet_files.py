@@ -15,13 +15,15 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from msgbubbles_sync.destinations import parquet_files
+from helpers.canary import find_words
+from msgbubbles_sync.destinations import parquet_files, parquet_rewrite
 from msgbubbles_sync.destinations.parquet_dlt import build_table_files
 from msgbubbles_sync.destinations.parquet_files import STAGING, ParquetFiles
 from msgbubbles_sync.destinations.parquet_tables import read_tables
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.restore import restore
 from msgbubbles_sync.settings import SyncSettings
+from msgbubbles_sync.sql import store_value
 from msgbubbles_sync.workspace import Workspace
 
 Rows = list[tuple[str, int, int]]  # a key, a value, and the second at which it was read
@@ -99,6 +101,44 @@ def test_replaced_files_stay_for_an_hour(
     [left] = (files / "marts").iterdir()
     assert json.loads((files / ".msgbubbles" / "_.json").read_text())["marts"] == dict.fromkeys(MARTS, left.name)
     assert shown(files) == {"contact": 4, "thread_activity": 4}
+
+
+def test_rewriting_leaves_no_old_build(files: Path, build: Callable[..., ParquetFiles]) -> None:
+    for number in (1, 2, 3):
+        build(number).publish()
+    build(4).publish_rewritten()
+    [left] = (files / "marts").iterdir()
+    assert shown(files) == {"contact": 4, "thread_activity": 4}
+    view = json.loads((files / ".msgbubbles" / "_.json").read_text())
+    assert (view["marts"], view.get("old", {})) == (dict.fromkeys(MARTS, left.name), {})
+
+
+def test_interrupted_rewriting_is_finished_by_the_next_job(
+    files: Path, build: Callable[..., ParquetFiles], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    destination = build(1)
+    for value in ("secret", "other secret"):
+        with destination.open_writer() as connection:
+            store_value(connection, "msgbubbles.privacy", "record VARCHAR", value)
+
+    def rewrite(replacement: str) -> None:
+        with destination.rewrite_rows() as connection:
+            assert connection.execute("FROM msgbubbles.privacy").fetchall() == [("other secret",)]
+            connection.execute("UPDATE msgbubbles.privacy SET record = ?", [replacement])
+
+    def fail(_path: Path, _to: Path | None = None) -> None:
+        raise KeyboardInterrupt
+
+    for function in ("sync_to_disk", "finish_replacing"):  # before all new files are written, and after
+        with monkeypatch.context() as patch:
+            patch.setattr(parquet_rewrite, function, fail)
+            with pytest.raises(KeyboardInterrupt):
+                rewrite(f"killed in {function}")
+    destination.prepare()
+    with destination.open_writer() as connection:
+        assert connection.execute("FROM msgbubbles.privacy").fetchall() == [("killed in finish_replacing",)]
+    assert find_words(files, ["secret", "sync_to_disk"]) == {}
+    assert [path.name for path in (files / "msgbubbles").iterdir()] == ["privacy"]
 
 
 def test_new_files_get_the_permissions_of_the_folder(files: Path, build: Callable[..., ParquetFiles]) -> None:
