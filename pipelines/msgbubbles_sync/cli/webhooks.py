@@ -4,8 +4,9 @@
     python pipelines/webhooks.py register https://example.com/    # create an endpoint at the API
     python pipelines/webhooks.py load                             # load stored events; a sync does this, too
 
-Exit status: 0 done; 1 failed, nothing is lost; 2 wrong usage or configuration; 3 done, but lines that are not events
-were stored as dead letters; 75 another job is active on the database; 130 stopped by Ctrl-C or SIGTERM.
+Exit status: 0 done; 1 failed, nothing is lost, or a test event was not accepted; 2 wrong usage or configuration;
+3 done, but lines that are not events were stored as dead letters; 75 another job is active on the database; 130 stopped
+by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -79,6 +80,20 @@ def register(
 def list_(session: Session) -> int:
     """List the endpoints."""
     return commands.webhooks.show_endpoints(session)
+
+
+@app.command("test")
+@with_shared_options(SCRIPT, "destination", "as_json", uses_dlt=False)
+def send_test(
+    session: Session,
+    url: Annotated[
+        str | None,
+        typer.Argument(metavar="URL", help="The URL of your receiver. [default: the receiver on this machine]"),
+    ] = None,
+    secrets_file: SecretsFile = None,
+) -> int:
+    """Send a signed test event to your own receiver, and say whether it was accepted."""
+    return commands.serve.send_test(session, url, secrets_file=secrets_file)
 
 
 @app.command()

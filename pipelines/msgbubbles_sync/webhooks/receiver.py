@@ -34,7 +34,7 @@ from msgbubbles_sync.settings import WebhookSettings
 from msgbubbles_sync.workspace import Workspace
 
 from .bodies import BodyTooLongError, decompress
-from .deliveries import split_deliveries
+from .deliveries import TEST_EVENT, split_deliveries
 from .heartbeat import Heartbeat
 from .metrics import Metrics
 from .redact import CurrentPolicy, RedactDelivery
@@ -87,14 +87,7 @@ class Receiver:
     ) -> None:
         self.metrics = Metrics()
         self._settings = settings
-        self._scheme = Scheme(
-            settings.signature_header.lower(),
-            settings.timestamp_header.lower(),
-            settings.id_header.lower(),
-            settings.signed_content,
-            settings.digest,
-            settings.tolerance_seconds,
-        )
+        self._scheme = Scheme.from_settings(settings)
         self._secrets = secrets
         self._spool = spool
         self._heartbeat = heartbeat
@@ -168,8 +161,9 @@ class Receiver:
             if isinstance(outcome, BaseException):
                 raise outcome
             self.metrics.deliveries.labels(outcome).inc()
-        if redacted:
+        if any(not delivery.event_id.startswith(TEST_EVENT) for delivery in redacted):
             self._heartbeat.record_event(now)
+        if redacted:
             self.metrics.seconds.observe(time.perf_counter() - began)
         return Response(status_code=204)
 

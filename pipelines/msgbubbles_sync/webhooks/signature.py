@@ -20,6 +20,7 @@ from enum import StrEnum
 from functools import lru_cache
 
 from msgbubbles.times import parse_time
+from msgbubbles_sync.settings import WebhookSettings
 
 MAX_CANDIDATES = 64
 MAX_TIMESTAMPS = 4
@@ -45,6 +46,17 @@ class Scheme:
     digest: str
     tolerance_seconds: float
 
+    @classmethod
+    def from_settings(cls, settings: WebhookSettings) -> Scheme:
+        return cls(
+            settings.signature_header.lower(),
+            settings.timestamp_header.lower(),
+            settings.id_header.lower(),
+            settings.signed_content,
+            settings.digest,
+            settings.tolerance_seconds,
+        )
+
     def signs(self, part: str) -> bool:
         return f"{{{part}}}" in self.signed_content
 
@@ -53,6 +65,15 @@ class Scheme:
         """Headers that a delivery must have."""
         optional = [("id", self.id_header), ("timestamp", self.timestamp_header)]
         return (self.signature_header, *(name for part, name in optional if name and self.signs(part)))
+
+
+def sign(scheme: Scheme, secret: str, delivery_id: str, timestamp: str, body: bytes) -> dict[str, str]:
+    """Sign a delivery with a secret. Returns its headers."""
+    key = _decode_secret(secret)[-1]
+    digest = hmac.digest(key, _content(scheme, delivery_id, timestamp, body), scheme.digest).hex()
+    headers = {scheme.id_header: delivery_id, scheme.timestamp_header: timestamp}
+    headers[scheme.signature_header] = f"v1={digest}" if scheme.timestamp_header else f"t={timestamp},v1={digest}"
+    return {name: value for name, value in headers.items() if name}
 
 
 def check_request(
