@@ -70,11 +70,9 @@ def explain_end(ended_by: BaseException | None, context: Context | None, *, is_i
         return Outcome(EXIT_STOPPED, str(ended_by))
     if isinstance(ended_by, MsgBubblesError | TransformError) or context is None:
         return Outcome(EXIT_FAILED, str(ended_by))
-    # Importing dlt takes seconds, and a usage error is reported at once.
-    from dlt.common.configuration.exceptions import ConfigValueCannotBeCoercedException
-
-    if isinstance(ended_by, ConfigValueCannotBeCoercedException):
-        field = ended_by.field_name
+    # By its name, because importing dlt takes seconds.
+    if type(ended_by).__name__ == "ConfigValueCannotBeCoercedException":
+        field = getattr(ended_by, "field_name", "a setting")
         return Outcome(EXIT_USAGE, f"{field} has a value of the wrong type; set it as dlt_config/config.toml shows")
     message = find_cause(ended_by, context) or f"{type(ended_by).__name__}; loaded rows stay"
     with suppress(OSError):  # a full or read-only disk

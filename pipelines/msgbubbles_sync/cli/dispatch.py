@@ -23,7 +23,7 @@ def main() -> None:
 def run(name: str, arguments: list[str], program: str) -> None:
     """Run the program of a module in this package as this process."""
     try:
-        from .main import start
+        from .main import start  # imports typer, which is of an extra
 
         start(lambda: import_module(f".{name}", __package__).app(arguments, prog_name=program))
     except ModuleNotFoundError as error:

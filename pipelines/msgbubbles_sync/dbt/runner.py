@@ -160,7 +160,7 @@ class _Dbt:
         self.executed: list[tuple[str, str]] = []
 
     def run(self, *command: str) -> _Result:
-        from .process import run_dbt  # imports dbt
+        from .process import run_dbt  # imports dbt, which takes seconds
 
         before = {name: os.environ.get(name) for name in self._environment}
         os.environ.update(self._environment)

@@ -56,10 +56,9 @@ class DuckDBFile(Destination):
 
     def build_dlt_destination(self) -> Any:
         # Importing dlt reads its configuration, so `Workspace.configure_dlt` has to run first.
-        import dlt
-        from dlt.destinations.impl.duckdb.configuration import DuckDbCredentials
+        from dlt.destinations.impl.duckdb import configuration, factory
 
-        return dlt.destinations.duckdb(DuckDbCredentials(str(self._workspace.work), global_config=self.options()))
+        return factory.duckdb(configuration.DuckDbCredentials(str(self._workspace.work), global_config=self.options()))
 
     def read_dbt_target(self) -> tuple[str, dict[str, str]]:
         return "duckdb", {"MSGBUBBLES_DUCKDB_PATH": str(self._workspace.work)}

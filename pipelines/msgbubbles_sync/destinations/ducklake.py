@@ -36,7 +36,7 @@ from .server import (
 from .union_accounts import Key
 
 if TYPE_CHECKING:
-    from dlt.destinations.impl.ducklake.configuration import DuckLakeCredentials
+    from .ducklake_dlt import Lake
 
 NO_LAKE = """--destination ducklake: {why}; set its catalog and folder in dlt_config/secrets.toml:
 
@@ -53,34 +53,25 @@ class DuckLake(Attached):
     _rename = "copy its schemas to {prefix}msgbubbles and so on, and drop them: DuckLake cannot rename any"
 
     def build_dlt_destination(self) -> Any:
+        lake = self._read_lake()
+        return lake.build_dlt_destination(self._link_extensions(lake.bucket))
+
+    def _read_lake(self) -> Lake:
         # Importing dlt reads its configuration, so `Workspace.configure_dlt` has to run first.
-        import dlt
+        from .ducklake_dlt import read_lake
 
-        lake = self._read_credentials()
-        lake.global_config = {"extension_directory": str(self._link_extensions(self._read_bucket(lake)))}
-        return dlt.destinations.ducklake(lake)
-
-    def _read_credentials(self) -> DuckLakeCredentials:
-        from .ducklake_dlt import read_credentials  # see above
-
-        return read_credentials(self._settings)
-
-    def _read_bucket(self, lake: DuckLakeCredentials) -> Bucket | None:
-        from .ducklake_dlt import read_bucket  # see above
-
-        return read_bucket(lake.storage)
+        return read_lake(self._settings)
 
     def read_dbt_target(self) -> tuple[str, dict[str, str]]:
-        lake = self._read_credentials()
-        parameters = dict(lake.catalog.query or {})
-        bucket = self._read_bucket(lake)
+        lake = self._read_lake()
+        parameters, bucket = dict(lake.parameters), lake.bucket
         # libpq has no environment variables for these.
         address = {name: parameters.pop(name) for name in ("dbname", "keepalives_idle") if name in parameters}
         return "ducklake", {
-            "MSGBUBBLES_LAKE": lake.ducklake_name,
+            "MSGBUBBLES_LAKE": lake.name,
             # libpq reads the rest from the environment, so that no message of dbt can quote it.
             "MSGBUBBLES_LAKE_CATALOG": f"ducklake:postgres:{format_dsn(address)}",
-            "MSGBUBBLES_LAKE_FILES": lake.storage.bucket_url,
+            "MSGBUBBLES_LAKE_FILES": lake.url,
             "MSGBUBBLES_LAKE_SECRETS": json.dumps([{"scope": bucket.url, **bucket.secret}] if bucket else []),
             "MSGBUBBLES_EXTENSIONS": str(self._link_extensions(bucket)),
             **build_environment(parameters),
@@ -96,12 +87,10 @@ class DuckLake(Attached):
 
     @contextmanager
     def _attach(self, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
-        lake = self._read_credentials()
-        address = quote_literal(f"ducklake:postgres:{format_dsn(lake.catalog.query or {})}")
-        where = (
-            f"DATA_PATH {quote_literal(lake.storage.bucket_url)}, METADATA_SCHEMA {quote_literal(lake.ducklake_name)}"
-        )
-        with self._connect(self._read_bucket(lake)) as connection:
+        lake = self._read_lake()
+        address = quote_literal(f"ducklake:postgres:{format_dsn(lake.parameters)}")
+        where = f"DATA_PATH {quote_literal(lake.url)}, METADATA_SCHEMA {quote_literal(lake.name)}"
+        with self._connect(lake.bucket) as connection:
             try:
                 # Of two concurrent first jobs, only one can create the lake. An unreachable server is reported at once.
                 for attempt in Retrying(
@@ -121,7 +110,7 @@ class DuckLake(Attached):
     def _attach_catalog(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """Open a connection with the catalog's database attached as `warehouse`."""
         try:
-            with attach_server(self._read_credentials().catalog.query or {}, self.title) as connection:
+            with attach_server(self._read_lake().parameters, self.title) as connection:
                 yield connection
         except duckdb.Error as error:
             raise UsageError(
@@ -130,7 +119,7 @@ class DuckLake(Attached):
 
     def exists(self) -> bool:
         # A lake that does not exist yet cannot be opened read-only.
-        table = quote_literal(f"{self._read_credentials().ducklake_name}.ducklake_metadata")
+        table = quote_literal(f"{self._read_lake().name}.ducklake_metadata")
         with self._attach_catalog() as connection:
             is_made = query_server(connection, f"SELECT to_regclass({table}) IS NOT NULL") == [(True,)]
         return is_made and super().exists()
@@ -140,18 +129,18 @@ class DuckLake(Attached):
         super().probe()
 
     def _probe_bucket(self) -> None:
-        bucket = self._read_bucket(self._read_credentials())
+        bucket = self._read_lake().bucket
         if bucket is not None:
             with self._connect(bucket) as connection:
                 bucket.probe(connection)
 
     def prepare(self) -> None:
-        lake = self._read_credentials()
+        lake = self._read_lake()
         self._probe_bucket()
         with self._attach_catalog() as connection:
-            check_server(connection, [lake.ducklake_name], self.title)
+            check_server(connection, [lake.name], self.title)
         with suppress(FileNotFoundError):  # the first writer creates it, or it is a bucket
-            set_umask_like(Path(lake.storage.bucket_url.removeprefix("file://")))
+            set_umask_like(Path(lake.url.removeprefix("file://")))
         super().prepare()
         with self._attach() as connection:
             # dbt connects to this schema.
@@ -223,10 +212,10 @@ class DuckLake(Attached):
 
     def explain(self, message: str) -> str | None:
         if LOCKED.search(message):
-            lake = self._read_credentials()
-            return explain_lock(self.title, lake.catalog.query or {}, [lake.ducklake_name])
+            lake = self._read_lake()
+            return explain_lock(self.title, lake.parameters, [lake.name])
         with suppress(UsageError):
-            bucket = self._read_bucket(self._read_credentials())
+            bucket = self._read_lake().bucket
             if bucket is not None and (found := bucket.explain(message)):
                 return found
         return explain(message, self.title)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import dlt
@@ -23,7 +25,8 @@ from msgbubbles_sync.settings import SyncSettings
 
 from .bucket import Bucket
 from .ducklake import NO_LAKE
-from .libpq import fill_credentials, format_dsn, read_parameters
+from .libpq import format_dsn
+from .libpq_config import fill_credentials, read_parameters
 
 SECTION = "destination.ducklake.credentials"
 NO_KEY = """it has no usable credentials for the bucket, under [destination.ducklake.credentials.storage.credentials]
@@ -50,7 +53,35 @@ class _Address:
         return "" if hide_password else self._text.replace("'", "''")
 
 
-def read_credentials(settings: SyncSettings) -> DuckLakeCredentials:
+@dataclass(frozen=True)
+class Lake:
+    """The address of a lake. `bucket` is null if its files are in a folder."""
+
+    credentials: DuckLakeCredentials
+    bucket: Bucket | None
+
+    @property
+    def name(self) -> str:
+        """The schema of the catalog."""
+        return str(self.credentials.ducklake_name)
+
+    @property
+    def url(self) -> str:
+        """The folder or bucket of the files."""
+        return str(self.credentials.storage.bucket_url)
+
+    @property
+    def parameters(self) -> Mapping[str, str]:
+        """The address of the catalog, as parameters of libpq."""
+        return self.credentials.catalog.query or {}
+
+    def build_dlt_destination(self, extensions: Path) -> Any:
+        """Build the destination for dlt, with the folder of DuckDB's extensions."""
+        self.credentials.global_config = {"extension_directory": str(extensions)}
+        return dlt.destinations.ducklake(self.credentials)
+
+
+def read_lake(settings: SyncSettings) -> Lake:
     """Read the address of the lake from the configuration. Raises `UsageError`."""
     parameters = read_parameters(f"{SECTION}.catalog", settings)
     folder: Any = dlt.secrets.get(f"{SECTION}.storage.bucket_url")
@@ -62,7 +93,9 @@ def read_credentials(settings: SyncSettings) -> DuckLakeCredentials:
     if not re.fullmatch(r"[a-z_][a-z0-9_]*", str(name)):
         raise UsageError(NO_LAKE.format(why="ducklake_name may have lower-case letters, digits and underscores only"))
     catalog = _build_catalog(parameters)
-    return DuckLakeCredentials(str(name), catalog=catalog, storage=_read_storage(folder) if "://" in folder else folder)
+    storage = _read_storage(folder) if "://" in folder else folder
+    credentials = DuckLakeCredentials(str(name), catalog=catalog, storage=storage)
+    return Lake(credentials, _read_bucket(credentials.storage))
 
 
 def _read_storage(url: str) -> FilesystemConfiguration | str:
@@ -86,7 +119,7 @@ def _read_storage(url: str) -> FilesystemConfiguration | str:
     return storage
 
 
-def read_bucket(storage: FilesystemConfiguration) -> Bucket | None:
+def _read_bucket(storage: FilesystemConfiguration) -> Bucket | None:
     """Return the bucket of a lake; null if its files are in a folder."""
     if storage.is_local_filesystem:
         return None

@@ -13,7 +13,7 @@ from msgbubbles_sync.sql import quote_literal, quote_name
 
 from .attached import Attached
 from .comments import build_statements, list_descriptions
-from .libpq import build_environment, read_parameters
+from .libpq import build_environment
 from .scratch import select_for
 from .server import (
     LOCKED,
@@ -117,6 +117,8 @@ class Postgres(Attached):
             connection.execute(f"CALL postgres_execute('warehouse', {quote_literal('; '.join(statements))})")
 
     def _read_parameters(self) -> dict[str, str]:
+        from .libpq_config import read_parameters  # see above
+
         parameters = read_parameters("destination.postgres.credentials", self._settings)
         if parameters is None:
             raise UsageError(NO_SERVER.format(why="no usable credentials", reason=""))

@@ -13,6 +13,7 @@ import msgspec
 
 from msgbubbles.policy import FULL
 from msgbubbles.redact_payloads import concerns_erased, redact_payload
+from msgbubbles_sync.policy.applied import build_redactor
 from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.workspace import Workspace
 
@@ -78,9 +79,6 @@ class CurrentPolicy:
         if settings.policy == FULL and settings.vault is None and not modified_at_ns:
             self._redactor = None
         else:
-            # Imports dlt, which takes seconds; a receiver without a policy does not need it.
-            self._workspace.configure_dlt()
-            from msgbubbles_sync.policy.applied import build_redactor
-
+            self._workspace.configure_dlt()  # the address of the tables may be in dlt's configuration
             self._redactor = build_redactor(self._workspace, settings)
         self._modified_at_ns = modified_at_ns

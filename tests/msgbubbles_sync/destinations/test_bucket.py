@@ -160,6 +160,6 @@ def test_bucket_without_usable_address_is_refused(open_lake: NewLake, url: str) 
 
 def test_google_bucket_is_opened_through_its_interface_for_s3(open_lake: NewLake) -> None:
     lake = open_lake("lake", 1, BUCKET_URL="gs://lake/lake", ENDPOINT_URL="")
-    bucket = lake._read_bucket(lake._read_credentials())
+    bucket = lake._read_lake().bucket
     assert bucket is not None
     assert (bucket.url, bucket.secret["endpoint"]) == ("s3://lake/lake", "storage.googleapis.com")

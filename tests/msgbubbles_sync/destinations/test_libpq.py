@@ -23,7 +23,7 @@ from helpers.context import build_context, build_destination
 from msgbubbles_sync.cli import chats
 from msgbubbles_sync.dbt.project import PROJECT
 from msgbubbles_sync.dbt.runner import transform
-from msgbubbles_sync.destinations.libpq import read_parameters
+from msgbubbles_sync.destinations.libpq_config import read_parameters
 from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.destinations.server import explain
 from msgbubbles_sync.errors import TransformError, UsageError
