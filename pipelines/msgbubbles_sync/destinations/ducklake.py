@@ -181,7 +181,7 @@ class DuckLake(Attached):
             connection.execute("CALL ducklake_expire_snapshots('warehouse', older_than => now())")
             connection.execute("CALL ducklake_cleanup_old_files('warehouse', cleanup_all => true)")
             self._remove_orphans(connection)
-        schemas = [self._read_credentials().ducklake_name]
+        schemas = [self._read_lake().name]
         with self._attach_catalog() as connection:
             # The catalog holds small tables, and the extremes of each file.
             remove_old_rows(connection, schemas)
