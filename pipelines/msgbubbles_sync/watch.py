@@ -19,9 +19,9 @@ from .webhooks.spool import has_finished_segment
 
 POLL_SECONDS = 0.2
 # Events that arrive together are loaded together.
-DEBOUNCE_SECONDS = 0.5
-# A cycle may take a quarter of one core, and of one disk.
-REST_PER_COST = 3.0
+DEBOUNCE_SECONDS = 0.1
+# A cycle takes at most a quarter of one core, and of one disk, until the next one starts.
+INTERVAL_PER_COST = 4.0
 LOCKED_SECONDS = 5.0
 MAX_BACKOFF_SECONDS = 3600.0
 
@@ -108,7 +108,7 @@ class Watch:
         if cycle.is_full or cycle.has_failed:
             longest = max(MAX_BACKOFF_SECONDS, self.every_seconds)
             self.next_full_at = cycle.started_at + min(self.every_seconds * 2**self.failures, longest)
-        return time.time() + REST_PER_COST * cycle.cost_seconds
+        return cycle.started_at + INTERVAL_PER_COST * cycle.cost_seconds
 
     def _wait(self, earliest: float) -> None:
         """Wait until a cycle is due."""

@@ -141,8 +141,20 @@ def test_failing_statement_is_left_to_dbt(built: Built) -> None:
     assert built.planned == [False, True]
 
 
-def test_failing_data_test_is_reported(built: Built) -> None:
-    built.warehouse.load("2", chats=[{"id": None, "from_handle": "+1"}])
+def test_only_a_failing_data_test_needs_dbt(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[str] = []
+    run = runner._Dbt.run
+
+    def record(dbt: Any, *command: str) -> Any:
+        commands.append(command[0])
+        return run(dbt, *command)
+
+    monkeypatch.setattr(runner._Dbt, "run", record)
+    built.warehouse.load("2", chats=[{"id": "b", "from_handle": "+1"}])
     built.build()
-    assert built.planned == [True]
+    assert (built.planned, commands) == ([True], [])
+    # thread_activity is a view: the tests read what it shows now.
+    built.warehouse.load("3", chats=[{"id": None, "from_handle": "+1"}])
+    built.build()
+    assert (built.planned, commands) == ([True, True], ["test"])
     assert load_test_result(built.workspace) != DataTestResult()

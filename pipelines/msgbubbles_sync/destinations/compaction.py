@@ -13,10 +13,12 @@ from msgbubbles_sync.sql import quote_literal, quote_name
 
 from .publish import Options
 
-# A file is rewritten if more than this share is free. That takes seconds for a large file: once a day at most.
+# A file is rewritten if more than this share is free: a large one, which takes seconds, once a day at most, a small one
+# every few minutes.
 MAX_FREE_SHARE = 0.2
 LARGE_BYTES = 64 * 1024 * 1024
 LARGE_INTERVAL_SECONDS = 24 * 3600
+SMALL_INTERVAL_SECONDS = 240
 # dlt adds a row for each change of its state, and reads only the newest.
 MAX_STATES = 10
 STATES = "msgbubbles._dlt_pipeline_state"
@@ -39,8 +41,8 @@ def compact_if_wasteful(work: Path, stamp: Path, options: Options) -> None:
         ).fetchall()[0]
     if free <= MAX_FREE_SHARE * total:
         return
-    is_recent = stamp.exists() and 0 <= time.time() - stamp.stat().st_mtime < LARGE_INTERVAL_SECONDS
-    if total * bytes_each < LARGE_BYTES or not is_recent:
+    interval_seconds = SMALL_INTERVAL_SECONDS if total * bytes_each < LARGE_BYTES else LARGE_INTERVAL_SECONDS
+    if not (stamp.exists() and 0 <= time.time() - stamp.stat().st_mtime < interval_seconds):
         compact(work, options)
         stamp.touch()
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 from filelock import FileLock
@@ -23,6 +23,13 @@ from .claims import find_account_files
 from .compaction import compact, compact_if_wasteful
 from .publish import Options, clone, has_foreign_log, is_damaged, publish, read_mark
 from .union_accounts import MANY_ACCOUNTS, ONE_ACCOUNT, combine, shows_accounts
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from msgbubbles.tables import Table
+
+    from .load import Strategy
 
 # The files that the file of all accounts was made from.
 COMBINED_NOTE = "combined.json"
@@ -172,3 +179,28 @@ class DuckDBFile(Destination):
         """Return DuckDB's options for all connections to the work file, which must be equal. Raises `UsageError`."""
         limit = self._settings.memory_limit
         return {} if limit == "none" else {"memory_limit": limit}
+
+
+def merge_rows(
+    connection: duckdb.DuckDBPyConnection, pipeline: str, parts: Iterable[tuple[Table, pa.Table, Strategy]]
+) -> None:
+    """Merge rows into tables that dlt has created, as dlt does, as one load of a pipeline.
+
+    Raises `duckdb.Error`, and changes nothing, if a table or a column is missing, or refuses a value.
+    """
+    load_id = str(time.time())
+    with connection.cursor() as cursor:
+        cursor.execute("BEGIN")
+        for table, rows, strategy in parts:
+            (key,), path = table.key, f"{DATASET}.{table.name}"
+            names = ", ".join(map(quote_name, rows.column_names))
+            condition = f"{key} NOT IN (SELECT {key} FROM {path})"  # noqa: S608
+            cursor.register("incoming", rows)
+            if strategy == "delete-insert":
+                cursor.execute(f"DELETE FROM {path} WHERE {key} IN (SELECT {key} FROM incoming)")  # noqa: S608
+                condition = "true"
+            insert = f"INSERT INTO {path} ({names}, _dlt_load_id) SELECT {names}, ? FROM incoming WHERE {condition}"  # noqa: S608
+            cursor.execute(insert, [load_id])
+        loads = f"INSERT INTO {DATASET}._dlt_loads (load_id, schema_name, status, inserted_at) VALUES (?, ?, 0, now())"  # noqa: S608
+        cursor.execute(loads, [load_id, pipeline])
+        cursor.execute("COMMIT")

@@ -30,7 +30,7 @@ from msgbubbles_sync.webhooks.spool import SEGMENT_SECONDS, list_segments, spool
 from msgbubbles_sync.workspace import PIPELINE, Workspace
 
 # A receiver releases a segment after `SEGMENT_SECONDS`.
-SPOOL_SECONDS = 10 * SEGMENT_SECONDS
+SPOOL_SECONDS = 10 + SEGMENT_SECONDS
 COLUMN_TYPES = r"""SELECT table_name, column_name, data_type FROM duckdb_columns()
 WHERE database_name = current_database() AND schema_name = 'msgbubbles'
 AND (database_oid, table_oid) IN (SELECT (database_oid, table_oid) FROM duckdb_tables())

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dlt
+import duckdb
 import msgspec
 from dlt.pipeline.exceptions import PipelineStepFailed
 
@@ -19,9 +21,11 @@ from msgbubbles.source.arrow import build_arrow_table, build_item
 from msgbubbles.source.compare import filter_rows
 from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.stored import Warehouse
+from msgbubbles.tables import MESSAGES, Table
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations import Destination
-from msgbubbles_sync.destinations.load import build_fresh_pipeline, build_table_item
+from msgbubbles_sync.destinations.duckdb_file import DuckDBFile, merge_rows
+from msgbubbles_sync.destinations.load import Strategy, build_fresh_pipeline, build_table_item
 from msgbubbles_sync.destinations.screen import Screen, is_data_error
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.policy.applied import read_own_numbers
@@ -31,7 +35,7 @@ from msgbubbles_sync.workspace import Workspace
 from .events import drop_duplicates, parse_event
 from .redact import drop_payload, redact_delivery
 from .spool import Segment, list_segments, spool_folder, take_finished, webhooks_folder
-from .updates import Scope, apply_events, build_messages_table, read_stored_messages
+from .updates import Scope, apply_events, build_messages_table, list_messages, read_stored_messages, to_rows
 
 if TYPE_CHECKING:
     from msgbubbles.lazy_pyarrow import pa
@@ -42,6 +46,8 @@ if TYPE_CHECKING:
 PIPELINE = "msgbubbles_webhooks"
 MAX_BATCH_EVENTS = 20_000
 MAX_BATCH_CHARACTERS = 64 * 1024 * 1024
+STORED_MESSAGES = "SELECT * FROM msgbubbles.messages WHERE id IN (SELECT unnest(?::VARCHAR[]))"
+STORED_CHATS = "SELECT id FROM msgbubbles.chats WHERE id IN (SELECT unnest(?::VARCHAR[]))"
 
 
 @dataclass
@@ -180,53 +186,98 @@ class _Load:
             write_privately(folder / name, b"".join(line + b"\n" for line in lines))
 
     def _load(self, events: list[Event]) -> None:
-        pipeline = build_fresh_pipeline(self.workspace, self.destination, PIPELINE)
         # "repair": the next run reads messages and chats that only events know.
         self.workspace.set_pending("repair", "transform", "publish")
         events.sort(key=lambda event: (event.occurred_at, event.received_at))
-        stored, changed = self._apply(Warehouse(pipeline), events)
-        messages = build_messages_table(changed)
-        rows = build_arrow_table(WEBHOOK_EVENTS, [(event, event.received_at) for event in events])
+        batch = self._merge(events) or self._load_with_dlt(events)
+        self.result.deliveries += batch.events.num_rows
+        added = sum(key not in batch.stored for key in batch.messages.column("id").to_pylist())
+        self.result.new_messages += added
+        self.result.messages += batch.messages.num_rows - added
+        self.result.without_chat += sum(event.has_impossible_chat for event in events)
+        self.result.without_message += sum(event.has_unreadable_message for event in events)
+
+    def _build_batch(self, events: list[Event], stored: pa.Table | None, chats: Iterable[str]) -> _Batch:
+        rows = to_rows(stored)
+        messages = apply_events(rows, events, Scope(frozenset(chats), self.start_ms, self.redactor))
+        self.redactor.save_vault()
+        return _Batch(
+            build_arrow_table(WEBHOOK_EVENTS, [(event, event.received_at) for event in events]),
+            build_messages_table(messages),
+            {row["id"] for row in rows},
+        )
+
+    def _merge(self, events: list[Event]) -> _Batch | None:
+        """Load events without dlt, which takes half a second to start. Null if dlt is needed.
+
+        That is so if a table has to be created or changed, or refuses a row.
+        """
+        if not isinstance(self.destination, DuckDBFile):
+            return None
+        with suppress(duckdb.Error), self.destination.open_writer() as connection:
+            stored = connection.execute(STORED_MESSAGES, [list_messages(events)]).to_arrow_table()
+            chats = connection.execute(STORED_CHATS, [_list_chats(events)]).fetchall()
+            batch = self._build_batch(events, stored, (chat_id for (chat_id,) in chats))
+            parts: list[tuple[Table, pa.Table, Strategy]] = [
+                # A repeated event never replaces the stored one.
+                (WEBHOOK_EVENTS, batch.events, "insert-only"),
+                (MESSAGES, batch.messages, "delete-insert"),
+            ]
+            merge_rows(connection, PIPELINE, parts)
+            return batch
+        return None
+
+    def _load_with_dlt(self, events: list[Event]) -> _Batch:
+        pipeline = build_fresh_pipeline(self.workspace, self.destination, PIPELINE)
+        warehouse = Warehouse(pipeline)
+        with warehouse.connected():
+            stored = read_stored_messages(warehouse, list_messages(events))
+            chats = [chat.id for chat in warehouse.chats(_list_chats(events))]
+        batch = self._build_batch(events, stored, chats)
         file_format = self.destination.file_format
         try:
-            pipeline.run(_build_resource(rows, messages), loader_file_format=file_format)
+            pipeline.run(_build_resource(batch), loader_file_format=file_format)
         except PipelineStepFailed as failure:
             if not is_data_error(failure):
                 raise
             # Load the segments again, without the rows that the destination refuses.
             pipeline.abort_packages()
             screen = Screen(self.destination)
-            refused = screen(WEBHOOK_EVENTS.name, rows)
-            rows = filter_rows(rows, [not is_refused for is_refused in refused])
-            messages = filter_rows(messages, [not is_refused for is_refused in screen("messages", messages)])
+            refused = screen(WEBHOOK_EVENTS.name, batch.events)
+            batch = replace(
+                batch,
+                events=filter_rows(batch.events, [not is_refused for is_refused in refused]),
+                messages=filter_rows(
+                    batch.messages, [not is_refused for is_refused in screen("messages", batch.messages)]
+                ),
+            )
             lines = [bytes(event.payload) for event, is_refused in zip(events, refused, strict=True) if is_refused]
             self.result.malformed += len(lines)
             if not self.redactor.policy.redacts:
                 self._write_dead_letters(f"refused.{time.time_ns()}.jsonl", lines)
-            pipeline.run(_build_resource(rows, messages), loader_file_format=file_format)
-        self.result.deliveries += rows.num_rows
-        added = sum(key not in stored for key in messages.column("id").to_pylist())
-        self.result.new_messages += added
-        self.result.messages += messages.num_rows - added
-        self.result.without_chat += sum(event.has_impossible_chat for event in events)
-        self.result.without_message += sum(event.has_unreadable_message for event in events)
-
-    def _apply(self, warehouse: Warehouse, events: list[Event]) -> tuple[set[str], list[dict[str, Any]]]:
-        """Return the ids of the messages that are stored, and the rows that the events add or change."""
-        chat_ids = {event.chat_id for event in events if event.chat_id is not None and event.is_about_message}
-        with warehouse.connected():
-            stored = read_stored_messages(warehouse, events)
-            chats = frozenset(chat.id for chat in warehouse.chats(sorted(chat_ids)))
-        changed = apply_events(stored, events, Scope(chats, self.start_ms, self.redactor))
-        self.redactor.save_vault()
-        return {row["id"] for row in stored}, changed
+            pipeline.run(_build_resource(batch), loader_file_format=file_format)
+        return batch
 
 
-def _build_resource(rows: pa.Table, messages: pa.Table) -> Any:
+@dataclass(frozen=True)
+class _Batch:
+    """The rows of `webhook_events`, those of `messages` that are new or changed, and the ids of stored messages."""
+
+    events: pa.Table
+    messages: pa.Table
+    stored: set[str]
+
+
+def _list_chats(events: Iterable[Event]) -> list[str]:
+    """Return the chats of events that may add a message."""
+    return sorted({event.chat_id for event in events if event.chat_id is not None and event.is_about_message})
+
+
+def _build_resource(batch: _Batch) -> Any:
     def items() -> Iterator[Any]:
         # A repeated event never replaces the stored one.
-        yield build_table_item(WEBHOOK_EVENTS, rows, "insert-only")
-        if messages.num_rows:
-            yield build_item("messages", messages)
+        yield build_table_item(WEBHOOK_EVENTS, batch.events, "insert-only")
+        if batch.messages.num_rows:
+            yield build_item("messages", batch.messages)
 
     return dlt.resource(items, name="webhook_events_and_messages")

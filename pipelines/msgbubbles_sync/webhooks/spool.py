@@ -2,8 +2,8 @@
 
 It is a folder of segments, append-only files of JSON lines. A segment belongs to the receiver that holds its lock
 (`flock`, which the system releases however a process ends); an unlocked one is never written again. A receiver starts a
-new segment when it starts and releases it after `SEGMENT_SECONDS`, so that events can be loaded seconds after they
-arrive. A line without a line break was cut off before its delivery was answered.
+new segment when it starts and releases it after `SEGMENT_SECONDS`, so that events can be loaded soon after they arrive.
+A line without a line break was cut off before its delivery was answered.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import msgspec
 from msgbubbles_sync.files import sync_to_disk
 from msgbubbles_sync.workspace import Workspace
 
-SEGMENT_SECONDS = 1.0
+SEGMENT_SECONDS = 0.25
 SEGMENT_BYTES = 16 * 1024 * 1024
 # Ids that are not written a second time; the load drops older duplicates.
 RECENT_EVENTS = 50_000

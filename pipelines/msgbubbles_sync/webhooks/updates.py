@@ -79,12 +79,20 @@ def apply_events(stored: Iterable[Row], events: Iterable[Event], scope: Scope) -
     return list(changed.values())
 
 
-def read_stored_messages(warehouse: Warehouse, events: Iterable[Event]) -> list[Row]:
-    """Read the stored rows of the messages that events are about."""
+def list_messages(events: Iterable[Event]) -> list[str]:
+    """Return the ids of the messages that events are about."""
+    return list(dict.fromkeys(event.message_id for event in events if event.is_about_message and event.message_id))
+
+
+def read_stored_messages(warehouse: Warehouse, ids: list[str]) -> pa.Table | None:
+    """Read the stored rows of messages; null if there are none."""
+    times = pa.nulls(len(ids), build_arrow_schema(MESSAGES).field("cursor_at").type)
+    return warehouse.rows("messages", pa.table({"id": ids, "cursor_at": times})) if ids else None
+
+
+def to_rows(stored: pa.Table | None) -> list[Row]:
+    """Convert stored messages to rows with all columns."""
     wanted = build_arrow_schema(MESSAGES)
-    ids = list(dict.fromkeys(event.message_id for event in events if event.is_about_message))
-    keys = pa.table({"id": ids, "cursor_at": pa.nulls(len(ids), wanted.field("cursor_at").type)})
-    stored = warehouse.rows("messages", keys) if ids else None
     if stored is None:
         return []
     for field in wanted:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import duckdb
@@ -74,16 +76,20 @@ def test_database_with_free_space_is_rewritten_unchanged(tmp_path: Path) -> None
         assert connection.execute("FROM marts.first").fetchall() == [(1001,)]
 
 
-@pytest.mark.parametrize("large_bytes", [1, 1 << 40])
-def test_large_database_is_rewritten_once_a_day(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large_bytes: int
+INTERVALS = [(1, 60, False), (1 << 40, 5, True), (1 << 40, 1, False)]
+
+
+@pytest.mark.parametrize(("large_bytes", "minutes", "is_rewritten"), INTERVALS)
+def test_database_is_rewritten_once_in_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large_bytes: int, minutes: int, is_rewritten: bool
 ) -> None:
     monkeypatch.setattr(compaction, "LARGE_BYTES", large_bytes)
     work, noted = filled(tmp_path), tmp_path / "compacted"
     noted.touch()
+    os.utime(noted, (time.time() - 60 * minutes,) * 2)
     size = work.stat().st_size
     compact_if_wasteful(work, noted, {})
-    assert (work.stat().st_size == size) == (large_bytes == 1)
+    assert (work.stat().st_size < size) == is_rewritten
 
 
 def test_killed_compaction_leaves_the_old_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
