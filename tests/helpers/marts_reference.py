@@ -390,10 +390,68 @@ def typing_daily(world: World, zone: ZoneInfo) -> list[Row]:
     ]
 
 
-def contact(world: World, zone: ZoneInfo) -> list[Row]:
-    ours = {fold_handle(row["handle"]) for row in world["numbers"]} | {
+def _own_handles(world: World) -> set[str]:
+    return {fold_handle(row["handle"]) for row in world["numbers"]} | {
         fold_handle(chat["from_handle"]) for chat in world["chats"] if chat["from_handle"] is not None
     }
+
+
+def _count_months(earlier: date, later: date) -> int:
+    return 12 * (later.year - earlier.year) + later.month - earlier.month
+
+
+def contact_monthly(world: World, zone: ZoneInfo) -> list[Row]:
+    spellings: dict[str, set[str]] = defaultdict(set)
+    months: dict[str, dict[date, list[Message]]] = defaultdict(lambda: defaultdict(list))
+    for chat, messages in _chats_and_threads(world, zone):
+        if chat["remote_handle"] is None or chat["is_group"] is not False:
+            continue
+        handle = fold_handle(chat["remote_handle"])
+        spellings[handle].add(chat["remote_handle"])
+        for message in messages:
+            months[handle][message.day.replace(day=1)].append(message)
+    return [
+        {
+            "handle": max(spellings[handle]),
+            "month": month,
+            "first_month": min(by_month),
+            "months_since_first": _count_months(min(by_month), month),
+            "active_days": len({m.day for m in messages}),
+            "messages_inbound": sum(m.inbound for m in messages),
+            "messages_outbound": sum(m.outbound for m in messages),
+        }
+        for handle, by_month in months.items()
+        if handle not in _own_handles(world)
+        for month, messages in by_month.items()
+    ]
+
+
+def contact_retention(world: World, zone: ZoneInfo) -> list[Row]:
+    rows = contact_monthly(world, zone)
+    cohorts: dict[date, set[str]] = defaultdict(set)
+    for row in rows:
+        cohorts[row["first_month"]].add(row["handle"])
+    return [
+        {
+            "first_month": first,
+            "month": month,
+            "months_since_first": _count_months(first, month),
+            "contacts": len(handles),
+            "contacts_active": (
+                active := sum(
+                    row["month"] == month and row["handle"] in handles and row["messages_inbound"] > 0 for row in rows
+                )
+            ),
+            "retention_rate": active / len(handles),
+        }
+        for first, handles in cohorts.items()
+        for month in {row["month"] for row in rows}
+        if month >= first
+    ]
+
+
+def contact(world: World, zone: ZoneInfo) -> list[Row]:
+    ours = _own_handles(world)
     direct: dict[str, list[Row]] = defaultdict(list)
     for row in thread_activity(world, zone):
         if row["remote_handle"] is not None and row["is_group"] is False:
@@ -409,6 +467,9 @@ def contact(world: World, zone: ZoneInfo) -> list[Row]:
     def known(*values: Any) -> list[Any]:
         return [value for value in values if value is not None]
 
+    def extreme(pick: Callable[..., Any], rows: list[Row], column: str) -> Any:
+        return pick(known(*(row[column] for row in rows)), default=None)
+
     rows = []
     for handle in {*direct, *grouped} - ours:
         chats, groups = direct[handle], grouped[handle]
@@ -418,6 +479,11 @@ def contact(world: World, zone: ZoneInfo) -> list[Row]:
                 or max(row["handle"] for row in groups),
                 "threads": len(chats),
                 "threads_waiting_on_us": sum(row["waiting_on"] == "us" for row in chats),
+                "unanswered_since": extreme(min, chats, "unanswered_since"),
+                "last_inbound_at": extreme(max, chats, "last_inbound_at"),
+                "last_outbound_at": extreme(max, chats, "last_outbound_at"),
+                "our_replies": total(chats, "our_replies"),
+                "their_replies": total(chats, "their_replies"),
                 "groups_ever": len({row["chat_id"] for row in groups}),
                 "groups_current": len({row["chat_id"] for row in groups if row["is_current"]}),
                 "first_contact_at": min(
@@ -509,6 +575,8 @@ MARTS: dict[str, Callable[[World, ZoneInfo], list[Row]]] = {
         number_activity_daily,
         group_membership,
         contact,
+        contact_monthly,
+        contact_retention,
         chat_title_history,
         typing_daily,
         thread_turns,

@@ -53,6 +53,8 @@ MODELS = {
         "number_activity_daily",
         "group_membership",
         "contact",
+        "contact_monthly",
+        "contact_retention",
         "chat_title_history",
         "typing_daily",
         "thread_turns",
@@ -63,7 +65,7 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def built(new_warehouse: Callable[[], Any], at: Any) -> Path:
-    """Build a file with one group, title, message and attachment."""
+    """Build a file with one group, direct chat, title and attachment, and two messages."""
     warehouse = new_warehouse()
     message = {
         "cursor_at": at(1),
@@ -74,9 +76,12 @@ def built(new_warehouse: Callable[[], Any], at: Any) -> Path:
     }
     warehouse.load(
         "1",
-        chats=[{"id": "g", "is_group": True, "from_handle": "+1", "title": "T", "created_at": at(0)}],
+        chats=[
+            {"id": "g", "is_group": True, "from_handle": "+1", "title": "T", "created_at": at(0)},
+            {"id": "d", "is_group": False, "from_handle": "+1", "remote_handle": "+2", "created_at": at(0)},
+        ],
         chat_titles=[{"chat_id": "g", "title": "T", "updated_at": at(0)}],
-        messages=[message | {"id": "m", "conversation_id": "g"}],
+        messages=[message | {"id": "m", "conversation_id": "g"}, message | {"id": "n", "conversation_id": "d"}],
         attachments=[{"id": "a", "message_id": "m"}],
         numbers=[{"handle": "+1"}],
         stream_coverage=[{"stream": "messages", "complete_since": at(0), "complete_to": at(2)}],
@@ -334,6 +339,9 @@ def test_data_tests_pass_on_valid_rows_and_find_each_fault(filled: Any) -> None:
         # Views, and tables that every run replaces, have unique keys by construction.
         "unique_changed_messages_message_id",
         "unique_contact_handle",
+        "unique_combination_of_columns_contact_monthly_handle__month",
+        "unique_combination_of_columns_contact_retention_first_month__month",
+        "contact_retention_active_within_contacts",
         "relationships_thread_activity_chat_id__chat_id__ref_stg_chats_",
         "thread_activity_typed_unsent_has_typed",
         "typing_daily_spells_are_sent_or_unsent",

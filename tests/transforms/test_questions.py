@@ -222,6 +222,11 @@ ANSWERS: dict[str, list[tuple[Any, ...]]] = {
         (on(26, month=10), "+2", 1, 1, 0, 1, 0, 0),
     ],
     "Do people come back?": [(on(1, month=10), 1, 1), (on(1), 9, 1)],  # eve, unnamed
+    "How many contacts come back, month after month?": [
+        (on(1, month=10), 0, 2, 2, 100),  # +13 and eve
+        (on(1, month=10), 1, 2, 2, 100),
+        (on(1), 0, 4, 4, 100),  # ann, bob, cat and +19
+    ],
     "Which channel delivers?": [
         ("imessage", 8, 0, 50, 25),
         ("sms", 2, 50, 50, 100),

@@ -43,6 +43,15 @@
 {% macro default__weekday(local_at) %}cast(extract(isodow from {{ local_at }}) as integer){% endmacro %}
 {% macro spark__weekday(local_at) %}cast(extract(dayofweek_iso from {{ local_at }}) as integer){% endmacro %}
 
+{# Number of months from one first day of a month to another. #}
+{% macro months_between(earlier, later) -%}
+    cast(
+        12 * (extract(year from {{ later }}) - extract(year from {{ earlier }}))
+        + extract(month from {{ later }}) - extract(month from {{ earlier }})
+        as integer
+    )
+{%- endmacro %}
+
 {# Sort text by its bytes, regardless of the database's locale. #}
 {% macro by_bytes(text) %}{{ return(adapter.dispatch('by_bytes')(text)) }}{% endmacro %}
 {% macro default__by_bytes(text) %}{{ text }} collate "C"{% endmacro %}

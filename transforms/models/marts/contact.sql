@@ -20,7 +20,12 @@ direct as (
         max(case when messages_imessage > 0 then 'imessage' end) as imessage,
         max(case when messages_sms > 0 then 'sms' end) as sms,
         max(case when messages_whatsapp > 0 then 'whatsapp' end) as whatsapp,
-        count(case when waiting_on = 'us' then 1 end) as threads_waiting_on_us
+        count(case when waiting_on = 'us' then 1 end) as threads_waiting_on_us,
+        min(unanswered_since) as unanswered_since,
+        max(last_inbound_at) as last_inbound_at,
+        max(last_outbound_at) as last_outbound_at,
+        cast(sum(our_replies) as bigint) as our_replies,
+        cast(sum(their_replies) as bigint) as their_replies
     from {{ ref('thread_activity') }}
     where remote_handle is not null and not is_group
     group by {{ folded_handle('remote_handle') }}
@@ -49,12 +54,17 @@ select
     coalesce(direct.spelling, in_groups.spelling) as handle,
     coalesce(direct.threads, 0) as threads,
     coalesce(direct.threads_waiting_on_us, 0) as threads_waiting_on_us,
+    direct.unanswered_since,
     coalesce(in_groups.groups_ever, 0) as groups_ever,
     coalesce(in_groups.groups_current, 0) as groups_current,
     least(direct.first_contact_at, in_groups.first_seen_at) as first_contact_at,
     greatest(direct.last_contact_at, in_groups.last_seen_at) as last_contact_at,
     direct.messages_inbound,
     direct.messages_outbound,
+    direct.last_inbound_at,
+    direct.last_outbound_at,
+    direct.our_replies,
+    direct.their_replies,
     in_groups.messages_in_groups,
     nullif(concat_ws(',', direct.imessage, direct.sms, direct.whatsapp), '') as channels
 from handles
