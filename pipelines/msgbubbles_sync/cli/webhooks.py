@@ -78,7 +78,7 @@ def register(
 @app.command("list")
 @with_shared_options(SCRIPT, "destination", "as_json")
 def list_(session: Session) -> int:
-    """List the endpoints."""
+    """List the endpoints, with the last event and the refusals of this workspace's receiver."""
     return commands.webhooks.show_endpoints(session)
 
 

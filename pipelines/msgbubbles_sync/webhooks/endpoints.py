@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 from msgbubbles.client import Client
 from msgbubbles.models import Webhook
 from msgbubbles_sync.errors import UsageError
 
 from .secrets import SecretStore
+
+ABOUT_DELIVERIES = re.compile("last|fail|error|success|deliver|status|enabled|disabled")
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,14 @@ def register_endpoint(client: Client, url: str, events: Sequence[str], store: Se
 def endpoint_dict(webhook: Webhook) -> dict[str, object]:
     """Return an endpoint as JSON, without its secret."""
     created_at = webhook.created_at.isoformat(timespec="seconds") if webhook.created_at else None
-    return {"id": webhook.id, "url": webhook.url, "events": webhook.events, "created_at": created_at}
+    values = {"id": webhook.id, "url": webhook.url, "events": webhook.events, "created_at": created_at}
+    return values | {"delivery": read_delivery_fields(webhook)}
+
+
+def read_delivery_fields(webhook: Webhook) -> dict[str, Any]:
+    """Return the undocumented fields of an endpoint that look like they are about its deliveries."""
+    extra = json.loads(bytes(webhook.extra) or b"{}")
+    return {name: value for name, value in extra.items() if ABOUT_DELIVERIES.search(name) and "secret" not in name}
 
 
 def rotate_secret(client: Client, webhook_id: str, store: SecretStore | None) -> NewEndpoint:

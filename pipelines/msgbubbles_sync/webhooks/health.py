@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import duckdb
 from msgspec import structs
@@ -56,6 +57,47 @@ class EventTimes:
             for name, newest, last in zip(names, self.newest, self.last, strict=True)
             if newest is not None and (last is None or newest - last > MAX_DELAY)
         ]
+
+
+@dataclass(frozen=True)
+class ReceiverState:
+    """The receiver of a workspace, by its heartbeat, and its files. `beat` is null if it never ran."""
+
+    beat: Beat | None
+    waiting_files: int
+    dead_letters: int
+    now: datetime
+
+    @classmethod
+    def read(cls, workspace: Workspace) -> ReceiverState:
+        beat = read_last_beat(webhooks_folder(workspace))
+        waiting = len(list_segments(spool_folder(workspace)))
+        return cls(beat, waiting, count_dead_letters(workspace), datetime.now(UTC))
+
+    def as_dict(self) -> dict[str, Any]:
+        files = {"waiting_files": self.waiting_files, "dead_letters": self.dead_letters}
+        if self.beat is None:
+            return {"running": False, **files}
+        return {
+            "running": self.beat.is_alive(self.now),
+            "since": _format_time(self.beat.uninterrupted_since),
+            "last_event_at": _format_time(self.beat.last_event_at),
+            "refused": self.beat.refused,
+            "last_refused_at": _format_time(self.beat.last_refused_at),
+            **files,
+        }
+
+    def __str__(self) -> str:
+        files = f"{format_count(self.waiting_files, 'file')} waiting, {format_count(self.dead_letters, 'dead letter')}"
+        if self.beat is None:
+            return f"Receiver: never ran on this workspace; {files}."
+        beat = self.beat
+        state = "running" if beat.is_alive(self.now) else f"not running since {_format_time(beat.beat_at)}"
+        event = f"last event {_format_time(beat.last_event_at)}" if beat.last_event_at else "no event yet"
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(beat.refused.items()))
+        since = f"since {_format_time(beat.uninterrupted_since)}"
+        refused = f"refused {since}: {counts}, last {_format_time(beat.last_refused_at)}" if counts else "none refused"
+        return f"Receiver: {state}; {event}; {refused}; {files}."
 
 
 def read_event_times(destination: Destination) -> EventTimes:
@@ -129,6 +171,10 @@ def _read_modified_at(path: Path) -> datetime:
         return datetime.fromtimestamp(path.stat().st_mtime, UTC)
     except FileNotFoundError:
         return datetime.now(UTC)
+
+
+def _format_time(at: datetime | None) -> str | None:
+    return None if at is None else at.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _format_span(span: timedelta) -> str:

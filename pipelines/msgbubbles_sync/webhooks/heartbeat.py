@@ -1,9 +1,10 @@
-"""The heartbeat file of the receiver: whether it runs, since when without a break, and the time of the last event."""
+"""The heartbeat file of the receiver: whether it runs, since when without a break, its last event, and its refusals."""
 
 from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,12 +17,17 @@ MAX_SILENCE = timedelta(seconds=60)
 
 
 class Beat(msgspec.Struct, frozen=True):
-    """The content of the file. `uninterrupted_since` survives restarts that take less than `MAX_SILENCE`."""
+    """The content of the file. `uninterrupted_since` survives restarts that take less than `MAX_SILENCE`.
+
+    `refused` counts deliveries since then, by the reason.
+    """
 
     pid: int
     beat_at: datetime
     uninterrupted_since: datetime
     last_event_at: datetime | None = None
+    refused: dict[str, int] = {}
+    last_refused_at: datetime | None = None
 
     def is_alive(self, now: datetime) -> bool:
         return now - self.beat_at <= MAX_SILENCE
@@ -33,17 +39,24 @@ class Heartbeat:
     def __init__(self, folder: Path) -> None:
         now, before = datetime.now(UTC), read_last_beat(folder)
         self.last_event_at = before.last_event_at if before else None
-        self._since = before.uninterrupted_since if before and before.is_alive(now) else now
+        alive = before if before and before.is_alive(now) else Beat(os.getpid(), now, now)
+        self._since = alive.uninterrupted_since
+        self._refused, self._last_refused_at = Counter(alive.refused), alive.last_refused_at
         self._path = _heartbeat_path(folder)
         self._write_lock = threading.Lock()
 
     def record_event(self, at: datetime) -> None:
         self.last_event_at = at
 
+    def record_refusal(self, reason: str) -> None:
+        self._refused[reason] += 1
+        self._last_refused_at = datetime.now(UTC)
+
     def beat(self) -> None:
         """Write the file. Raises `OSError`; the previous content then stays."""
         with self._write_lock:
-            beat = Beat(os.getpid(), datetime.now(UTC), self._since, self.last_event_at)
+            now, refused = datetime.now(UTC), dict(self._refused)
+            beat = Beat(os.getpid(), now, self._since, self.last_event_at, refused, self._last_refused_at)
             write_privately(self._path, msgspec.json.encode(beat))
 
 

@@ -252,6 +252,7 @@ class Receiver:
 
     def _refuse(self, reason: str, status: int, hint: str = "") -> Response:
         self.metrics.deliveries.labels(reason).inc()
+        self._heartbeat.record_refusal(reason)
         self._log(reason, f"refused with {status}: {reason}{f'; {hint}' if hint else ''}")
         # Do not wait for the rest of the request.
         headers = {"Connection": "close"} if status != 401 else None

@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from helpers.context import build_context
 from helpers.hooks import receiving, workspace_in
 from msgbubbles.client import Client
 from msgbubbles.errors import NotFoundError, PermanentError
+from msgbubbles.models import Webhook
 from msgbubbles.transport import Transport
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.sandbox import Account, Server, serve
@@ -117,3 +119,11 @@ def test_invalid_url_is_refused_by_the_api(client: Client) -> None:
     with pytest.raises(PermanentError) as caught:
         endpoints.register_endpoint(client, "http://example.com/", KNOWN_TYPES, None)
     assert caught.value.code == "invalid_url"
+
+
+def test_endpoint_shows_what_the_api_says_about_its_deliveries() -> None:
+    extra = b'{"last_delivery_at": "2026-11-23T10:00:00Z", "failure_count": 3, "last_secret": "whsec_b2Y=", "color": 1}'
+    webhook = Webhook(id="wh_1", url=URL, extra=msgspec.Raw(extra))
+    delivery = {"last_delivery_at": "2026-11-23T10:00:00Z", "failure_count": 3}
+    assert endpoints.endpoint_dict(webhook)["delivery"] == delivery
+    assert endpoints.read_delivery_fields(Webhook(id="wh_1")) == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,10 +14,10 @@ import pytest
 from msgspec import structs
 
 from helpers.context import build_context
-from helpers.hooks import workspace_in
+from helpers.hooks import receiving, typing, workspace_in
 from msgbubbles.settings import DEFAULTS, RefreshRule
 from msgbubbles_sync.webhooks import health
-from msgbubbles_sync.webhooks.health import with_refresh
+from msgbubbles_sync.webhooks.health import ReceiverState, with_refresh
 from msgbubbles_sync.webhooks.heartbeat import Beat
 from msgbubbles_sync.webhooks.spool import spool_folder, webhooks_folder
 from msgbubbles_sync.workspace import Workspace
@@ -118,3 +119,24 @@ def test_check_reports_a_stopped_receiver_and_a_waiting_spool(workspace: Workspa
         assert found["webhook spool"].state == state
     assert found["webhook receiver"].what == "not running; the last heartbeat was 3 hours ago"
     assert all(one.fix for one in found.values() if one.state == "failed")
+
+
+def test_receiver_state_counts_refusals_by_reason_across_a_restart(workspace: Workspace) -> None:
+    never = ReceiverState.read(workspace)
+    assert str(never) == "Receiver: never ran on this workspace; 0 files waiting, 0 dead letters."
+    assert never.as_dict() == {"running": False, "waiting_files": 0, "dead_letters": 0}
+    for event in (1, 2):
+        with receiving(workspace) as served:
+            assert served.post(typing(event)).status_code == 204
+            assert served.post(typing(event), key=b"another").status_code == 401
+            assert served.http.post(served.url, content=b"{}").status_code == 401
+    state = ReceiverState.read(workspace)
+    values = state.as_dict()
+    assert values["refused"] == {"forged": 2, "unsigned": 2}
+    assert (values["running"], values["waiting_files"]) == (True, 2)
+    assert values["since"] <= values["last_event_at"] <= values["last_refused_at"]
+    assert re.fullmatch(
+        r"Receiver: running; last event \S+Z; refused since \S+Z: 2 forged, 2 unsigned, last \S+Z; "
+        "2 files waiting, 0 dead letters.",
+        str(state),
+    )

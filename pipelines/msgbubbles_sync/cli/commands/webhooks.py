@@ -18,8 +18,9 @@ from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.outcome import EXIT_INCOMPLETE, EXIT_STOPPED
-from msgbubbles_sync.webhooks.endpoints import endpoint_dict, register_endpoint, rotate_secret
+from msgbubbles_sync.webhooks.endpoints import endpoint_dict, read_delivery_fields, register_endpoint, rotate_secret
 from msgbubbles_sync.webhooks.events import KNOWN_TYPES
+from msgbubbles_sync.webhooks.health import ReceiverState
 from msgbubbles_sync.webhooks.load import load_events
 from msgbubbles_sync.webhooks.secrets import SecretStore
 
@@ -69,12 +70,18 @@ def _confirm_types(types: list[str]) -> bool:
 
 
 def show_endpoints(session: Session) -> int:
-    """Print the endpoints."""
+    """Print the endpoints, and the receiver of this workspace."""
+    receiver = ReceiverState.read(session.context.workspace)
 
     def fetch(client: Client) -> Answer:
         webhooks = client.list_webhooks().rows
-        lines = "\n".join(f"{each.id}  {each.url}  {', '.join(each.events or ())}" for each in webhooks)
-        return list(map(endpoint_dict, webhooks)), lines or "No endpoints. Create one with: webhooks.py register URL"
+        lines = []
+        for each in webhooks:
+            fields = "".join(f"  {name}: {value}" for name, value in read_delivery_fields(each).items())
+            lines.append(f"{each.id}  {each.url}  {', '.join(each.events or ())}{fields}")
+        lines = lines or ["No endpoints. Create one with: webhooks.py register URL"]
+        rows = [endpoint_dict(webhook) | {"receiver": receiver.as_dict()} for webhook in webhooks]
+        return rows, "\n".join([*lines, str(receiver)])
 
     return _request(session, fetch)
 
