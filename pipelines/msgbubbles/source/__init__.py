@@ -22,10 +22,8 @@ from msgbubbles.client import BASE_URL, Client
 from msgbubbles.configuration import SOURCE_KEY, SOURCE_SCHEMA, read_values
 from msgbubbles.policy import SECTION, Policy, Pseudonymizer, parse_policy
 from msgbubbles.private_client import build_client
-from msgbubbles.rate_limit import RateLimiter
 from msgbubbles.redact import Redactor
 from msgbubbles.settings import DEFAULTS, SourceSettings, build_source_settings
-from msgbubbles.transport import Transport
 
 from .buffer import RowBuffer
 from .chats import read_chats
@@ -100,25 +98,10 @@ def msgbubbles_source(
 
 
 def _connect(api_key: str, settings: SourceSettings, redactor: Redactor, run: Run) -> Client:
-    transport = Transport(
-        settings.base_url,
-        api_key,
-        RateLimiter.for_key(api_key, settings.requests_per_minute, settings.budget_dir)
-        if settings.requests_per_minute
-        else None,
-        timeout_seconds=settings.timeout_seconds,
-        max_attempts=settings.max_attempts,
-        traffic=run.traffic,
-        max_requests=run.max_requests,
-        stop=run.stop,
-        on_wait=run.on_wait,
-        clock=run.clock,
-    )
-
     def stored_chats(ids: Sequence[str]) -> Sequence[str]:
         return [chat.id for chat in run.warehouse.chats(ids)] if run.warehouse else ()
 
-    return build_client(transport, redactor, stored_chats, settings.sender_field)
+    return build_client(run.build_transport(api_key, settings), redactor, stored_chats, settings.sender_field)
 
 
 def _check_configuration() -> None:

@@ -12,8 +12,10 @@ from msgbubbles.client import Client
 from msgbubbles.decode import list_unknown_fields
 from msgbubbles.errors import ApiError, Halt, MsgBubblesError, is_unit_error
 from msgbubbles.models import Page
+from msgbubbles.rate_limit import RateLimiter
+from msgbubbles.settings import SourceSettings
 from msgbubbles.times import to_epoch_ms
-from msgbubbles.transport import Clock, Traffic
+from msgbubbles.transport import Clock, Traffic, Transport
 
 from .buffer import Changes, RowBuffer
 from .config import SourceConfig
@@ -131,6 +133,22 @@ class Run:
     def unfinished(self) -> bool:
         """Whether another batch is to be read."""
         return not self.stopped and any(progress.unfinished for progress in self.streams.values())
+
+    def build_transport(self, api_key: str, settings: SourceSettings) -> Transport:
+        """Build a transport that counts its requests here, and stops with the run."""
+        per_minute = settings.requests_per_minute
+        return Transport(
+            settings.base_url,
+            api_key,
+            RateLimiter.for_key(api_key, per_minute, settings.budget_dir) if per_minute else None,
+            timeout_seconds=settings.timeout_seconds,
+            max_attempts=settings.max_attempts,
+            traffic=self.traffic,
+            max_requests=self.max_requests,
+            stop=self.stop,
+            on_wait=self.on_wait,
+            clock=self.clock,
+        )
 
     def progress(self, stream: str) -> StreamProgress:
         return self.streams.setdefault(stream, StreamProgress())

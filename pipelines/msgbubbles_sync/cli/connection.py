@@ -18,10 +18,8 @@ from msgspec import structs
 
 from msgbubbles.client import Client
 from msgbubbles.private_client import build_client
-from msgbubbles.rate_limit import RateLimiter
 from msgbubbles.redact import Redactor
 from msgbubbles.source.run import Run
-from msgbubbles.transport import Transport
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.errors import UsageError
@@ -48,30 +46,14 @@ class Connection:
 
     def client(self, redactor: Redactor | None = None, *, max_attempts: int | None = None) -> Client:
         """Build a client; with a redactor, one that applies the privacy policy. Raises `UsageError` without a key."""
-        transport = self._build_transport(max_attempts)
-        sender_field = self.context.settings.source.sender_field
-        if redactor is None:
-            return Client(transport, sender_field)
-        return build_client(transport, redactor, sender_field=sender_field)
-
-    def _build_transport(self, max_attempts: int | None) -> Transport:
-        """Build the transport as the source builds it."""
         settings, source = self.context.settings, self.context.settings.source
         check_api_key(settings, self.script)
-        per_minute = source.requests_per_minute
-        rate_limiter = RateLimiter.for_key(settings.api_key, per_minute, source.budget_dir) if per_minute else None
-        return Transport(
-            source.base_url,
-            settings.api_key,
-            rate_limiter,
-            timeout_seconds=source.timeout_seconds,
-            max_attempts=max_attempts or source.max_attempts,
-            traffic=self.run.traffic,
-            max_requests=self.run.max_requests,
-            stop=self.run.stop,
-            on_wait=self.run.on_wait,
-            clock=self.run.clock,
-        )
+        if max_attempts is not None:
+            source = structs.replace(source, max_attempts=max_attempts)
+        transport = self.run.build_transport(settings.api_key, source)
+        if redactor is None:
+            return Client(transport, source.sender_field)
+        return build_client(transport, redactor, sender_field=source.sender_field)
 
 
 def check_api_key(settings: Settings, script: str) -> None:

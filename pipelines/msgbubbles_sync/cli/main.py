@@ -67,25 +67,12 @@ class Script:
     name: str
     stopped: str = ""
 
-    def run(
-        self,
-        body: Callable[[Session], int],
-        reporter: Reporter,
-        database: Path | None,
-        account: str | None,
-        destination: str = "duckdb",
-        *,
-        sandbox: bool,
-        for_each: bool = False,
-        uses_dlt: bool = True,
-        needs_warehouse: bool = False,
-    ) -> NoReturn:
-        """Run a command, report what ended it early, and exit with its status. `Options` describes the parameters."""
+    def run(self, body: Callable[[Session], int], reporter: Reporter, options: Options) -> NoReturn:
+        """Run a command, report what ended it early, and exit with its status."""
         # It imports DuckDB.
         from .session import run_command
 
         os.umask(0o077)  # files of dlt, of dbt and of ours are for this user only
-        options = Options(database, account, destination, sandbox, for_each, uses_dlt, needs_warehouse)
         status = run_command(self, body, reporter, options)
         sys.stdout.flush()
         raise typer.Exit(status)

@@ -7,7 +7,7 @@ from inspect import Parameter, Signature, signature
 from typing import Any
 
 from .console import Reporter
-from .main import Script
+from .main import Options, Script
 from .options import Account, AsJson, Database, Destination, Quiet, Sandbox
 
 # Each option with its default.
@@ -33,17 +33,9 @@ def with_shared_options(
     def decorate(body: Callable[..., int]) -> Callable[..., None]:
         def run(**values: Any) -> None:
             shared = {name: values.pop(name, default) for name, (_, default) in OPTIONS.items()}
-            script.run(
-                lambda session: body(session, **values),
-                Reporter(quiet=shared["quiet"], as_json=shared["as_json"]),
-                shared["database"],
-                shared["account"],
-                shared["destination"],
-                sandbox=shared["sandbox"],
-                for_each=for_each,
-                uses_dlt=uses_dlt,
-                needs_warehouse=needs_warehouse,
-            )
+            reporter = Reporter(quiet=shared.pop("quiet"), as_json=shared.pop("as_json"))
+            options = Options(**shared, for_each=for_each, uses_dlt=uses_dlt, needs_warehouse=needs_warehouse)
+            script.run(lambda session: body(session, **values), reporter, options)
 
         own = [one.replace(kind=Parameter.KEYWORD_ONLY) for one in signature(body, eval_str=True).parameters.values()]
         common = [
