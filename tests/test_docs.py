@@ -111,7 +111,7 @@ def test_the_accounts_in_the_examples_are_read(tmp_path: Path, monkeypatch: pyte
     assert tomllib.loads(keys) == tomllib.loads(written)
     assert tomllib.loads(set_here) == tomllib.loads(shown)
     described = section.split("# also ")[1].split("\n")[0].replace(".", "").split(", ")
-    assert tuple(described) == settings.ACCOUNT_SECTIONS
+    assert tuple(described) == tuple(settings.OWN)
 
 
 def options_of(command: str) -> set[str]:

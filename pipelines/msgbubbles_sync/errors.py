@@ -12,3 +12,12 @@ class TransformError(Exception):
 
     The message names the models, and the file with the database's messages, which may quote rows.
     """
+
+
+def list_causes(error: BaseException) -> list[BaseException]:
+    """Return an error and those that it comes from, the nearest first; dlt's errors have one in `exception`."""
+    causes = [error]
+    for cause in causes:  # grows meanwhile
+        more = (cause.__cause__, cause.__context__, getattr(cause, "exception", None))
+        causes += [other for other in more if isinstance(other, BaseException) and other not in causes]
+    return causes

@@ -24,6 +24,7 @@ from msgbubbles.source.stored import Warehouse
 from .context import Context
 from .destinations.load import build_missing_tables, build_pipeline
 from .destinations.screen import Screen, is_data_error
+from .errors import list_causes
 from .report import RunReport
 from .run_log import store_failed_reads
 from .settings import source_arguments
@@ -173,14 +174,7 @@ class StreamLoader:
             if isinstance(failure.exception, SignalReceivedException):
                 self._run.stop.set()
                 return
-            error = _find_api_error(failure)
+            error = next((cause for cause in list_causes(failure) if isinstance(cause, MsgBubblesError)), None)
             if error is not None:
                 raise error from None
             raise
-
-
-def _find_api_error(error: BaseException | None) -> MsgBubblesError | None:
-    """Find the error of the API that an error comes from."""
-    while error is not None and not isinstance(error, MsgBubblesError):
-        error = error.__cause__ or error.__context__
-    return error

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import re
 import sqlite3
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from msgbubbles.errors import ConfigurationError, Interrupted, LimitReached, Msg
 
 from .context import Context
 from .destinations.publish import DAMAGE_WORDS
-from .errors import TransformError, UsageError
+from .errors import TransformError, UsageError, list_causes
 from .extras import missing_extra
 from .files import write_privately
 from .lock import AnotherJobRunsError, JobStalledError
@@ -62,7 +61,7 @@ def explain_end(ended_by: BaseException | None, context: Context | None, *, is_i
         return Outcome(EXIT_USAGE, str(ended_by))
     if isinstance(ended_by, ModuleNotFoundError) and (missing := missing_extra(ended_by)):
         return Outcome(EXIT_USAGE, missing)
-    if any(isinstance(cause, KeyboardInterrupt) for cause in _causes(ended_by)):  # dlt makes errors of it
+    if any(isinstance(cause, KeyboardInterrupt) for cause in list_causes(ended_by)):  # dlt makes errors of it
         return Outcome(EXIT_STOPPED, STOPPED)
     if isinstance(ended_by, ConfigurationError):
         return Outcome(EXIT_USAGE, str(ended_by))
@@ -83,7 +82,7 @@ def explain_end(ended_by: BaseException | None, context: Context | None, *, is_i
 
 def find_cause(error: BaseException, context: Context) -> str | None:
     """Return what is wrong and how to fix it; null if that is not known."""
-    causes, workspace = list(_causes(error)), context.workspace
+    causes, workspace = list_causes(error), context.workspace
     reason = context.destination.explain("\n".join(str(cause) for cause in causes))
     if reason is not None:
         return reason
@@ -124,19 +123,6 @@ def find_cause(error: BaseException, context: Context) -> str | None:
             "rows stay"
         )
     return None
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error, and the errors that it comes from."""
-    seen: set[int] = set()
-    queue: list[BaseException | None] = [error]
-    while queue:
-        cause = queue.pop(0)
-        if cause is None or id(cause) in seen:
-            continue
-        seen.add(id(cause))
-        yield cause
-        queue += [cause.__cause__, cause.__context__, getattr(cause, "exception", None)]
 
 
 def _matches(cause: BaseException, numbers: set[int], words: re.Pattern[str]) -> bool:

@@ -135,8 +135,6 @@ OWN: dict[str, dict[str, Any]] = {
     "transforms": {**list_settings(TransformSettings), "business_hours": list_settings(BusinessHours)},
     "webhooks": {**list_settings(WebhookSettings), "secrets": Secrets | Text},
 }
-# Sections that [accounts.NAME] may have besides `privacy`; its other keys configure the source.
-ACCOUNT_SECTIONS = tuple(OWN)
 API_KEY, PRIVACY_KEY = (*SOURCE_KEY, "api_key"), (*SOURCE_KEY, "privacy", "key")
 SECRETS = (API_KEY, PRIVACY_KEY, ("webhooks", "secrets"))
 PLACEHOLDER = re.compile(r"(sk|whsec)?_?(live|test)?_?(\.{2,}|…|x+|\*+|<.*>|your.*key.*)", re.IGNORECASE)

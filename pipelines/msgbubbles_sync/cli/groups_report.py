@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from rich.console import Console
 from rich.text import Text
 
@@ -12,7 +10,7 @@ from msgbubbles_sync.groups.ledger import Observation
 from msgbubbles_sync.groups.model import ObservedGroup, Operation
 from msgbubbles_sync.groups.plan import Plan
 from msgbubbles_sync.groups.result import ApplyResult
-from msgbubbles_sync.text import format_count
+from msgbubbles_sync.text import estimate_minutes, format_count
 
 SIGNS = {"create": ("+", "green"), "rename": ("~", "yellow"), "add": ("+", "green"), "remove": ("-", "red")}
 PAST = {"create": "created", "rename": "renamed", "add": "added", "remove": "removed"}
@@ -24,11 +22,6 @@ def count_requests(plan: Plan, unresolved: int) -> int:
     One for the numbers, one for each operation, and one for each operation of unknown outcome.
     """
     return len(plan.operations) + unresolved + 1 if plan.operations or unresolved else 0
-
-
-def estimate_minutes(requests: int, per_minute: int) -> int:
-    """Return how many minutes the requests take at a rate limit; those of the first minute are sent at once."""
-    return max(math.ceil(requests / per_minute) - 1, 0) if per_minute else 0
 
 
 def plan_dict(plan: Plan, unresolved: int, per_minute: int) -> dict[str, object]:

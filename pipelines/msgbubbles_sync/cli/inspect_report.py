@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, replace
@@ -16,7 +15,7 @@ from msgbubbles.source.run import Run
 from msgbubbles_sync.check_result import CheckResult
 from msgbubbles_sync.inspect.plan import Step
 from msgbubbles_sync.inspect.verify import VerifyResult
-from msgbubbles_sync.text import format_count
+from msgbubbles_sync.text import estimate_minutes, format_count
 
 from .console import Reporter, count_requests, name_as_called
 
@@ -39,7 +38,7 @@ def print_plan(reporter: Reporter, steps: list[Step], changed: int | None, per_m
         console.print(table)
         if changed is not None:
             console.print(f"{changed} of the newest 100 chats have changed since the last run.")
-        minutes = max(math.ceil(requests / per_minute) - 1, 0) if per_minute else 0
+        minutes = estimate_minutes(requests, per_minute)
         waits = f", {format_count(minutes, 'minute')} at the limit of {per_minute} a minute" if minutes else ""
         more = ", and an unknown number for intervals that were never read" if is_open else ""
         console.print(f"About {format_count(requests, 'request')}{waits}{more}.")

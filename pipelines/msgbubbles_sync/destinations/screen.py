@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
+from msgbubbles_sync.errors import list_causes
 from msgbubbles_sync.sql import quote_name
 
 from .base import Destination
@@ -22,11 +23,7 @@ DATA_CLASSES = ("22", "23", "54", "P0")
 
 def is_data_error(error: BaseException) -> bool:
     """Return whether a load failed because the destination refused a value."""
-    causes = [error]
-    for cause in causes:  # grows meanwhile
-        more = (cause.__cause__, cause.__context__, getattr(cause, "exception", None))
-        causes += [other for other in more if isinstance(other, BaseException) and other not in causes]
-    return any(_refuses_value(cause) for cause in causes)
+    return any(map(_refuses_value, list_causes(error)))
 
 
 def _refuses_value(error: BaseException) -> bool:
