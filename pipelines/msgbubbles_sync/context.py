@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from msgbubbles.redact import Redactor
 
 from .destinations import Destination, build_destination
-from .policy.applied import build_redactor
+from .policy.applied import build_redactor, restore_record
 from .settings import Settings
 from .workspace import Workspace
 
@@ -56,6 +56,7 @@ class Context:
 
         An erasure or a change of the policy needs a new one afterwards: `build_redactor`.
         """
+        restore_record(self.workspace, self.destination)
         return build_redactor(self.workspace, self.settings)
 
     def check_policy(self) -> None:

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import duckdb
-import msgspec
 import semver
 from dlt.common.exceptions import DltException
 from dlt.common.json import json
@@ -29,7 +27,6 @@ from .destinations import Destination
 from .destinations.duckdb_file import DuckDBFile
 from .errors import UsageError
 from .files import move_damaged, read_json, remove, write_privately
-from .tables import PRIVACY
 from .workspace import Workspace
 
 # Files of the workspace. A folder with one of these names would keep every run from finishing.
@@ -103,12 +100,10 @@ def _restore_policy(workspace: Workspace, destination: Destination, say: Callabl
     with suppress(UsageError, IsADirectoryError):
         privacy.Record.load(workspace)
         return
-    with suppress(duckdb.CatalogException), destination.open_writer() as connection:
-        row = connection.execute(f"SELECT record FROM {destination.write_schema}.{PRIVACY.name}").fetchone()  # noqa: S608
-        if row is not None:
-            record = msgspec.json.decode(row[0], type=privacy.Record)
-            say(f"{path} was damaged: restored from the warehouse; the damaged file is now {move_damaged(path).name}")
-            record.save(workspace)
+    record = privacy.read_copy(destination)
+    if record is not None:
+        say(f"{path} was damaged: restored from the warehouse; the damaged file is now {move_damaged(path).name}")
+        record.save(workspace)
 
 
 def _is_damaged_pipeline(folder: Path) -> bool:

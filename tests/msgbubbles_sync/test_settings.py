@@ -122,6 +122,15 @@ def test_account_without_a_key_does_not_use_another(accounts: Path) -> None:
 
 
 @pytest.mark.usefixtures("accounts")
+def test_two_accounts_with_one_key_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_workspace(tmp_path / "company.duckdb", "north", sandbox=False).account == "north"
+    monkeypatch.setenv("ACCOUNTS__SOUTH__API_KEY", "sk_north")
+    with pytest.raises(UsageError, match="north and south have the same API key") as refused:
+        choose_workspace(tmp_path / "company.duckdb", "north", sandbox=False)
+    assert "sk_north" not in str(refused.value)
+
+
+@pytest.mark.usefixtures("accounts")
 def test_sandbox_is_not_a_configured_account(tmp_path: Path) -> None:
     assert choose_workspace(tmp_path / "demo.duckdb", None, sandbox=True).account is None
     with pytest.raises(UsageError, match="Omit --account, and unset MSGBUBBLES_ACCOUNT"):

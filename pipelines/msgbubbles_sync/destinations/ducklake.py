@@ -181,27 +181,31 @@ class DuckLake(Attached):
             connection.execute("CALL ducklake_expire_snapshots('warehouse', older_than => now())")
             connection.execute("CALL ducklake_cleanup_old_files('warehouse', cleanup_all => true)")
             self._remove_orphans(connection)
-        schemas = [self._read_lake().name]
-        with self._attach_catalog() as connection:
+        lake = self._read_lake()
+        with attach_server(lake.parameters, self.title) as connection:
             # The catalog holds small tables, and the extremes of each file.
-            remove_old_rows(connection, schemas)
-            renew_statistics(connection, schemas)
+            remove_old_rows(connection, [lake.name])
+            renew_statistics(connection, [lake.name])
 
     def _remove_orphans(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Remove files that killed jobs left.
 
-        Files that jobs of other accounts are writing look the same, so only those in this job's folders are removed.
+        Files that jobs of other accounts are writing look the same, and the folder may hold others too, so only the
+        lake's files in this job's folders are removed. In a bucket, they stay.
         """
         orphans = connection.execute(
             "SELECT path FROM ducklake_delete_orphaned_files('warehouse', dry_run => true, cleanup_all => true)"
         ).fetchall()
         for path in (Path(path) for (path,) in orphans):
-            if path.is_absolute() and path.parent.parent.name in self._own_schemas:
+            is_own = path.name.startswith("ducklake-") and path.parent.parent.name in self._own_schemas
+            if path.is_absolute() and is_own:
                 remove(path)
 
     def list_out_of_reach(self) -> list[str]:
         with self._attach_catalog() as connection:
             copies = list_server_copies(connection)
+        if self._read_lake().bucket is not None:
+            copies = ["files of failed loads, which the bucket still has", *copies]
         return ["snapshots, versions and backups of the lake's files", *copies]
 
     def _describe_schema(self, connection: duckdb.DuckDBPyConnection, schema: str) -> None:

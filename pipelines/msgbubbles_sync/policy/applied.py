@@ -23,7 +23,7 @@ from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.settings import Settings
 from msgbubbles_sync.sql import store_value
 from msgbubbles_sync.tables import PRIVACY, column_definitions
-from msgbubbles_sync.workspace import PIPELINE, Workspace
+from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 
 from .vault import Vault
 
@@ -82,6 +82,41 @@ def store(connection: duckdb.DuckDBPyConnection, workspace: Workspace, schema: s
     if path.exists():
         connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
         store_value(connection, f"{schema}.{PRIVACY.name}", column_definitions(PRIVACY), path.read_text())
+
+
+def read_copy(destination: Destination) -> Record | None:
+    """Read the copy of the record from the tables that the job writes, or else from the published ones."""
+    query = f"SELECT record FROM {{}}.{PRIVACY.name}"  # noqa: S608
+    row = None
+    with suppress(duckdb.CatalogException, msgspec.DecodeError):
+        if destination.has_tables():
+            with destination.open_writer() as connection:
+                row = connection.execute(query.format(destination.write_schema)).fetchone()
+        elif destination.exists():
+            with destination.open_reader() as connection:
+                row = connection.execute(query.format(DATASET)).fetchone()
+        return None if row is None else msgspec.json.decode(row[0], type=Record)
+    return None
+
+
+def restore_record(workspace: Workspace, destination: Destination) -> None:
+    """Restore a lost record from its copy, so that erased people stay erased, and a policy stays as strict as it was.
+
+    Rows without a copy were loaded without a policy. Raises `UsageError` if the tables cannot be reached.
+    """
+    if (workspace.folder / FILE).exists() or not workspace.folder.exists():
+        return
+    is_folder_lost = not has_rows(workspace)
+    try:
+        record = read_copy(destination)
+    except duckdb.IOException:
+        if is_folder_lost:
+            raise
+        return  # a job has the file open, and has restored the record
+    if record is None and is_folder_lost and destination.has_tables():
+        record = Record()
+    if record is not None:
+        record.save(workspace)
 
 
 def open_vault(settings: Settings) -> Vault | None:

@@ -32,7 +32,7 @@ from msgbubbles_sync.destinations.compaction import STATES
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.groups.ledger import Ledger
-from msgbubbles_sync.policy.applied import Record, build_redactor, read_own_numbers, read_policy, store
+from msgbubbles_sync.policy.applied import Record, build_redactor, read_own_numbers, read_policy, restore_record, store
 from msgbubbles_sync.policy.vault import Vault
 from msgbubbles_sync.sql import quote_name
 from msgbubbles_sync.tables import ERASURES, GROUP_OPERATIONS, TABLES, column_definitions
@@ -85,6 +85,7 @@ def erase(context: Context, handles: Sequence[str]) -> Certificate:
             pseudonyms = Pseudonymizer.from_key(None)
         except ConfigurationError as error:
             raise UsageError(f"to keep erased people out, {error}") from None
+    restore_record(workspace, context.destination)
     redactor = build_redactor(workspace, context.settings)
     context.destination.prepare()
     if not context.destination.has_tables():

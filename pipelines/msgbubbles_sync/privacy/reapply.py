@@ -19,7 +19,14 @@ from msgbubbles.redact_payloads import redact_payload
 from msgbubbles.tables import Column, Pii
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.groups.load import load_ledger
-from msgbubbles_sync.policy.applied import Record, build_redactor, check_key, check_stricter, read_policy
+from msgbubbles_sync.policy.applied import (
+    Record,
+    build_redactor,
+    check_key,
+    check_stricter,
+    read_policy,
+    restore_record,
+)
 from msgbubbles_sync.sql import quote_name
 from msgbubbles_sync.tables import TABLES
 from msgbubbles_sync.webhooks.load import dead_letter_folder
@@ -39,6 +46,7 @@ def apply(context: Context) -> Counter[str]:
     """
     workspace = context.workspace
     policy, pseudonyms = read_policy(context.settings)
+    restore_record(workspace, context.destination)
     record = Record.load(workspace) or Record()
     check_stricter(policy, record.policy)
     check_key(record, pseudonyms)

@@ -1,12 +1,13 @@
-"""Erasure, policy changes and retention, for one of several accounts, on servers, in lakes and in folders."""
+"""Erasure, policy changes, retention and lost records, for one of several accounts, on each destination."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,14 +18,21 @@ import psycopg2
 import pyarrow as pa
 import pytest
 
-from helpers import postgres
+from helpers import postgres, s3
 from helpers.canary import find_words
 from helpers.context import build_context, build_destination
-from helpers.lake import lake_at
-from msgbubbles.policy import PRESETS, Policy
+from helpers.lake import lake_at, lake_in_bucket
+from msgbubbles.policy import PRESETS, Policy, Pseudonymizer
 from msgbubbles.source.arrow import build_arrow_schema
 from msgbubbles.tables import CHATS, MESSAGES, NUMBERS, Table
+from msgbubbles_sync.destinations import claims
+from msgbubbles_sync.destinations.attached import Attached
 from msgbubbles_sync.destinations.load import build_pipeline, build_table_item
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.groups.ledger import Ledger, Observation
+from msgbubbles_sync.groups.load import load_ledger
+from msgbubbles_sync.groups.observed import open_ledger
+from msgbubbles_sync.policy import applied
 from msgbubbles_sync.policy.applied import Record
 from msgbubbles_sync.privacy import erase as erasing
 from msgbubbles_sync.privacy import reapply
@@ -64,17 +72,25 @@ def workspace(
     run_on(server, "CREATE DATABASE warehouse")
     address = f"postgresql://postgres@localhost/warehouse?host={server}"
     variables = {"DESTINATION__POSTGRES__CREDENTIALS": address, "SOURCES__MSGBUBBLES__PRIVACY__KEY": KEY}
-    for name, value in (variables | lake_at(address, tmp_path / "lake")).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("DESTINATION__FILESYSTEM__BUCKET_URL", str(tmp_path / "lake"))
-    workspace = Workspace.from_path(tmp_path / "company.duckdb", request.param, "north")
-    workspace.make_folders()
-    workspace.configure_dlt()
-    build_destination(workspace).prepare()
-    for version in ("before", "now"):
-        load(workspace, version)
-    build_destination(workspace).publish()
-    yield workspace
+    variables["DESTINATION__FILESYSTEM__BUCKET_URL"] = str(tmp_path / "lake")
+    with ExitStack() as stack:
+        if request.param == "bucket":
+            (tmp_path / "buckets" / "lake").mkdir(parents=True)
+            port = stack.enter_context(s3.running(tmp_path / "buckets"))
+            variables |= lake_in_bucket(address, "lake", port)
+        else:
+            variables |= lake_at(address, tmp_path / "lake")
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        destination = "ducklake" if request.param == "bucket" else request.param
+        workspace = Workspace.from_path(tmp_path / "company.duckdb", destination, "north")
+        workspace.make_folders()
+        workspace.configure_dlt()
+        build_destination(workspace).prepare()
+        for version in ("before", "now"):
+            load(workspace, version)
+        build_destination(workspace).publish()
+        yield workspace
     run_on(server, "DROP DATABASE warehouse WITH (FORCE)")
 
 
@@ -94,9 +110,14 @@ def load(workspace: Workspace, version: str) -> None:
             for id, chat, sender, at in messages
         ],
     }  # fmt: skip
-    items = [build_table_item(table, build_arrow(table, found), "delete-insert") for table, found in rows.items()]
-    pipeline = build_pipeline(workspace, build_destination(workspace))
-    pipeline.run([dlt.resource([item], name=f"load_{number}") for number, item in enumerate(items)])
+
+    @dlt.resource(name="load")
+    def items() -> Iterator[Any]:
+        dlt.current.resource_state()["covered"] = version
+        for table, found in rows.items():
+            yield build_table_item(table, build_arrow(table, found), "delete-insert")
+
+    build_pipeline(workspace, build_destination(workspace)).run(items())
 
 
 def build_arrow(table: Table, rows: list[dict[str, Any]]) -> pa.Table:
@@ -123,11 +144,18 @@ def find(workspace: Workspace, *words: str) -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.parametrize("workspace", ["postgres", "ducklake", "bucket", "filesystem"], indirect=True)
 def test_erased_person_is_in_no_version_of_a_row(workspace: Workspace, server: Path) -> None:
     run_on(server, "ANALYZE", database="warehouse")  # statistics quote values
     sought = [ANN, *(f"canary {version} m1" for version in ("now", "now of", "before", "before of"))]
     assert find(workspace, *sought).keys() >= {ANN, "canary now m1", "canary now of m1"}
+    left_by_killed_job = workspace.database.parent / "lake" / "north_msgbubbles" / "messages" / "ducklake-1.parquet"
+    if workspace.destination == "ducklake" and left_by_killed_job.parent.exists():
+        for path in (left_by_killed_job, left_by_killed_job.with_name("not-of-the-lake.txt")):
+            path.write_text("canary of a killed job" if path == left_by_killed_job else "")
+        sought.append("canary of a killed job")
     certificate = erasing.erase(build_context(workspace), [ANN])
+    assert left_by_killed_job.with_name("not-of-the-lake.txt").exists() == ("canary of a killed job" in sought)
     assert (certificate.people, certificate.rows["chats"], certificate.rows["messages"]) == (1, 2, 2)
     assert "backups" in str(certificate)
     assert find(workspace, *sought) == {}
@@ -136,6 +164,11 @@ def test_erased_person_is_in_no_version_of_a_row(workspace: Workspace, server: P
     shown = query(workspace, "SELECT id, text, metadata->>'of' FROM msgbubbles.messages ORDER BY id")
     assert shown == [("m2", "canary now m2", BEN), ("m4", "canary now m4", BEN)]
     assert query(workspace, "SELECT people FROM msgbubbles.erasures") == [(1,)]
+    destination = build_destination(workspace)
+    if isinstance(destination, Attached):  # the views of all accounts
+        with destination._attach("READ_ONLY") as connection:
+            shown = connection.execute("SELECT account, id FROM warehouse.msgbubbles.messages ORDER BY id").fetchall()
+        assert shown == [("north", "m2"), ("north", "m4")]
     # The same rows are loaded, and merged by key, as before.
     load(workspace, "now")
     assert query(workspace, "SELECT count(*), count(DISTINCT id) FROM msgbubbles.messages") == [(4, 4)]
@@ -187,3 +220,42 @@ def test_old_texts_and_chats_expire_once_a_day(workspace: Workspace) -> None:
     assert expired(thread_days=10) == {"threads": 2, "messages": 2}
     assert find(workspace, ANN, "canary now m1", "canary now m4").keys() == {ANN, "canary now m4"}
     assert query(workspace, "SELECT id FROM msgbubbles.chats") == [("g",)]
+
+
+@pytest.mark.parametrize("workspace", ["duckdb", "postgres", "ducklake", "filesystem"], indirect=True)
+def test_lost_folder_is_restored_from_the_destination(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    destination, names = build_destination(workspace), Pseudonymizer(KEY)
+    claims.claim(workspace, destination, sandbox=False, say=print)
+    monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__PRESET", "minimal")
+    Record(PRESETS["minimal"], names.check, frozenset({names.erased_handle(ANN)})).save(workspace)
+    context = build_context(workspace)
+    with Ledger.open(workspace.folder) as ledger:
+        ledger.record_observation(Observation("support", "g", OURS, None, (BEN,), False, NOW))
+    load_ledger(workspace, destination, context.redactor)
+    with destination.open_writer() as connection:
+        for store in (claims.store, applied.store):
+            store(connection, workspace, destination.write_schema)
+    destination.publish()
+    shutil.rmtree(workspace.folder)
+    workspace.make_folders()
+
+    destination.prepare()
+    with pytest.raises(UsageError, match="holds the rows of account north"):
+        claims.claim(workspace, destination, sandbox=True, say=print)
+    claims.claim(workspace, destination, sandbox=False, say=print)
+    assert build_context(workspace).redactor.is_erased(ANN)
+    with open_ledger(build_context(workspace)) as ledger:
+        assert [(group.key, group.chat_id) for group in ledger.observations()] == [("support", "g")]
+    pipeline = build_pipeline(workspace, destination)
+    pipeline.sync_destination()
+    states = pipeline.state["sources"]["msgbubbles"]["resources"]
+    assert states["load"] == {"covered": "now"}, "what is covered is in a state like this"
+    for name, value, message in (
+        ("PRESET", "full", "keeps more than this warehouse was filled with"),
+        ("KEY", f"{KEY}.", "is not the one that this warehouse was filled with"),
+    ):
+        (workspace.folder / applied.FILE).unlink()
+        with monkeypatch.context() as patch:
+            patch.setenv(f"SOURCES__MSGBUBBLES__PRIVACY__{name}", value)
+            with pytest.raises(UsageError, match=message):
+                build_context(workspace).check_policy()
