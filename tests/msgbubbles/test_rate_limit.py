@@ -278,6 +278,14 @@ def test_lower_limit_is_learned_from_few_answers(
     assert len([at for at in sent if at > begin + 300]) >= 3 * real / 2, "no less than half of what is allowed"
 
 
+def test_429_halves_the_limit_at_most(open_limiter: Open) -> None:
+    rate_limiter = open_limiter(100)
+    for _ in range(10):
+        assert rate_limiter.acquire() == 0
+    rate_limiter.note_rate_limited(20)
+    assert rate_limiter.limit == 50, "the other requests of the window may be those of another program"
+
+
 def test_two_429s_in_flight_lower_the_limit_once(open_limiter: Open, clock: Clock) -> None:
     one, other = open_limiter(100), open_limiter(100)
     for _ in range(31):

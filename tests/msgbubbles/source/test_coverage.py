@@ -68,6 +68,16 @@ def test_complete_to_is_the_end_of_the_first_interval(steps: list[tuple[int, int
     assert coverage.complete_to(start) == (end if end > start else None)
 
 
+def test_gap_of_a_millisecond_is_a_gap() -> None:
+    covered = Coverage([(0, 10, 1), (11, 20, 1)])
+    assert covered.intervals == [(0, 10, 1), (11, 20, 1)]
+    assert covered.complete_to(0) == 10
+    assert covered.newest_interval == (11, 20)
+    assert covered.gaps(0) == [(10, 11)]
+    covered.add(10, 11, 1)
+    assert covered.intervals == [(0, 20, 1)]
+
+
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 10**6), st.integers(0, 10**11)), max_size=10))
 def test_compacting_preserves_coverage_and_makes_nothing_look_fresher(pieces: list[tuple[int, int, int]]) -> None:
     coverage = Coverage((lo, lo + length, read) for lo, length, read in pieces)

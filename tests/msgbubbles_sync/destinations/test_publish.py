@@ -151,6 +151,44 @@ def test_leftover_log_is_removed_before_a_publish(tmp_path: Path, writer: Callab
     assert not destination.is_older_than(60)
 
 
+def test_held_mart_has_no_changes_of_a_leftover_log(tmp_path: Path, writer: Callable[[Path], Writer]) -> None:
+    work, database = tmp_path / "work.duckdb", tmp_path / "company.duckdb"
+    with duckdb.connect(str(work)) as connection:
+        connection.execute("CREATE SCHEMA marts; CREATE TABLE marts.contact AS FROM range(3) AS numbers (id)")
+    publish(work, database)
+    writing = writer(database)
+    writing.execute("DELETE FROM marts.contact")
+    writing.end(killed=True)
+    assert Path(f"{database}.wal").exists()
+    publish(work, database, ["contact"])
+    with duckdb.connect(str(database), read_only=True) as connection:
+        assert connection.execute("SELECT count(*) FROM marts.contact").fetchone() == (3,)
+
+
+def test_log_of_a_writer_that_comes_late_is_removed_before_and_after_the_replacement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = work_of(Workspace.from_path(tmp_path / "company.duckdb"))
+    log, logs_at_replacement = Path(f"{workspace.database}.wal"), []
+    clone, replace = publishing.clone, Path.replace
+
+    def clone_late(source: Path, target: Path) -> None:
+        clone(source, target)
+        log.touch()
+
+    def replace_early(copy: Path, file: Path) -> Path:
+        logs_at_replacement.append(log.exists())
+        done = replace(copy, file)
+        log.touch()
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publishing, "clone", clone_late)
+        patch.setattr(Path, "replace", replace_early)
+        publish(workspace.work, workspace.database)
+    assert (logs_at_replacement, log.exists()) == ([False], False)
+
+
 def test_published_file_is_read_only_and_keeps_read_permissions(tmp_path: Path) -> None:
     workspace = work_of(Workspace.from_path(tmp_path / "company.duckdb"))
     DuckDBFile(workspace, SyncSettings()).publish()

@@ -1,0 +1,72 @@
+"""Queries of stored rows, on DuckDB."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import duckdb
+import pytest
+
+from msgbubbles.source.stored import Warehouse
+
+FROM_MS, TO_MS = 1_000, 2_000
+# id, created_at and last_message_at in milliseconds, and whether the chat was deleted.
+CHATS = [
+    ("no times", None, None, False),
+    ("no latest message", 0, None, False),
+    ("ends before", 0, FROM_MS - 1, False),
+    ("ends at its begin", 0, FROM_MS, False),
+    ("begins at its end", TO_MS, None, False),
+    ("begins after", TO_MS + 1, None, False),
+    ("deleted", None, None, True),
+]
+
+
+class Client:
+    """The part of dlt's client that the queries use."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._connection = connection
+
+    def make_qualified_table_name(self, table: str) -> str:
+        return table
+
+    @contextmanager
+    def execute_query(self, query: str, *values: Any) -> Iterator[duckdb.DuckDBPyConnection]:
+        yield self._connection.execute(query.replace("%s", "?"), list(values))
+
+
+@pytest.fixture
+def warehouse(monkeypatch: pytest.MonkeyPatch) -> Iterator[Warehouse]:
+    with duckdb.connect() as connection:
+        times = "created_at TIMESTAMPTZ, last_message_at TIMESTAMPTZ, deleted_at TIMESTAMPTZ"
+        connection.execute(f"CREATE TABLE chats (id VARCHAR, {times})")
+        time = "make_timestamptz(? * 1000::BIGINT)"
+        insert = f"INSERT INTO chats VALUES (?, {time}, {time}, if(?, now(), NULL))"
+        connection.executemany(insert, [list(row) for row in CHATS])
+        found = Warehouse(None)  # type: ignore[arg-type]
+
+        def open_client() -> AbstractContextManager[Client]:
+            return nullcontext(Client(connection))
+
+        monkeypatch.setattr(found, "_open_client", open_client)
+        yield found
+
+
+def test_chat_without_a_time_may_have_messages_at_any_time(warehouse: Warehouse) -> None:
+    alive = ["begins at its end", "ends at its begin", "no latest message", "no times"]
+    assert warehouse.chats_alive_at(FROM_MS, TO_MS, "", 10) == alive
+    assert warehouse.chats_alive_at(FROM_MS, TO_MS, "ends at its begin", 1) == ["no latest message"]
+
+
+def test_chats_that_paging_does_not_find_are_those_without_a_time(warehouse: Warehouse) -> None:
+    assert set(warehouse.chats_without_time(10)) == {
+        "no times",
+        "no latest message",
+        "begins at its end",
+        "begins after",
+    }
+    assert warehouse.chats_between(FROM_MS - 1, FROM_MS) == {"ends before"}
+    assert warehouse.chats_between(FROM_MS - 1, FROM_MS + 1) == {"ends before", "ends at its begin"}
