@@ -21,7 +21,7 @@ from helpers.job import CHATS
 from helpers.process import inherited_environment
 from msgbubbles.settings import DEFAULTS, build_source_settings
 from msgbubbles_sync import outcome
-from msgbubbles_sync.service_levels import BusinessHours
+from msgbubbles_sync.service_levels import BusinessHours, ServiceLevels
 from msgbubbles_sync.settings import SyncSettings, TransformSettings, WebhookSettings, load_settings
 from msgbubbles_sync.workspace import Workspace
 
@@ -82,10 +82,13 @@ def test_the_jobs_own_keys_are_documented(section: str) -> None:
 
 
 def test_the_marts_are_built_as_is_documented() -> None:
-    sections = {"spark": {}, "business_hours": BusinessHours()}
+    sections = {"spark": {}, "business_hours": BusinessHours(), "sla": ServiceLevels()}
     assert documented("transforms") | sections == asdict(TransformSettings())
     keys = documented("transforms.business_hours").keys()
     assert keys == read_key_table("transforms.business_hours").keys() == asdict(BusinessHours()).keys()
+    assert (
+        documented("transforms.sla").keys() == read_key_table("transforms.sla").keys() == asdict(ServiceLevels()).keys()
+    )
     hours = tomllib.loads(CONFIG)["transforms"]["business_hours"]
     assert msgspec.convert(hours, BusinessHours) == BusinessHours()
 

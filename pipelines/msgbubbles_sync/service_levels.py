@@ -1,4 +1,4 @@
-"""Declare `[transforms.business_hours]`, and convert it to a variable of the dbt project."""
+"""Declare `[transforms.business_hours]` and `[transforms.sla]`, and convert them to variables of the dbt project."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import zoneinfo
 from collections.abc import Iterable, Iterator
 from datetime import date
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -150,3 +150,36 @@ def list_schedules(hours: BusinessHours, time_zone: str) -> list[Schedule]:
             for number in hours.numbers
         ),
     ]
+
+
+class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How soon we should answer; without numbers or channels, on all of them."""
+
+    metric: Literal["first_response", "next_response"]
+    minutes: Annotated[float, Meta(gt=0, le=30 * DAY_MINUTES)]
+    clock: Literal["business", "wall"] = "business"
+    numbers: tuple[str, ...] = ()
+    channels: tuple[Literal["imessage", "sms", "whatsapp"], ...] = ()
+
+    def to_variable(self) -> dict[str, Any]:
+        """Return what dbt needs, with folded handles."""
+        return {
+            "metric": self.metric,
+            "seconds": round(self.minutes * 60),
+            "clock": self.clock,
+            "handles": [fold_handle(number) for number in self.numbers],
+            "channels": list(self.channels),
+        }
+
+
+class ServiceLevels(msgspec.Struct, frozen=True, kw_only=True):
+    """`[transforms.sla]`: targets, of which the first that matches applies."""
+
+    targets: Annotated[
+        tuple[Target, ...],
+        Meta(
+            description='a list of tables like { metric = "first_response", minutes = 60 }; metric is "first_response" '
+            'or "next_response", minutes are more than 0 and at most 43,200; clock ("business" or "wall"), numbers and '
+            "channels are its other keys"
+        ),
+    ] = ()

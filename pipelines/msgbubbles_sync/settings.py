@@ -24,7 +24,7 @@ from msgbubbles.settings import MIN_BATCH_PAGES, RefreshRules, SourceSettings, c
 
 from .configuration import configuration_folder, raising_usage_errors, read_toml
 from .errors import UsageError
-from .service_levels import BusinessHours, Schedule, TimeZone, list_schedules
+from .service_levels import BusinessHours, Schedule, ServiceLevels, TimeZone, list_schedules
 
 ACCOUNT_VARIABLE = "MSGBUBBLES_ACCOUNT"
 ACCOUNT_NAME = re.compile(r"[a-z](?:_?[a-z0-9])*")
@@ -62,6 +62,7 @@ class TransformSettings(msgspec.Struct, frozen=True, kw_only=True):
     time_zone: TimeZone = "UTC"
     session_gap_hours: Annotated[float, Meta(gt=0)] = 24.0
     business_hours: BusinessHours = BusinessHours()
+    sla: ServiceLevels = ServiceLevels()
     data_tests: DataTests = "hold"
     planned_runs: bool = True
     spark: SparkSettings = {}
@@ -132,7 +133,11 @@ Secrets = Annotated[
 OWN: dict[str, dict[str, Any]] = {
     "groups": list_settings(GroupSettings),
     "sync": list_settings(SyncSettings),
-    "transforms": {**list_settings(TransformSettings), "business_hours": list_settings(BusinessHours)},
+    "transforms": {
+        **list_settings(TransformSettings),
+        "business_hours": list_settings(BusinessHours),
+        "sla": list_settings(ServiceLevels),
+    },
     "webhooks": {**list_settings(WebhookSettings), "secrets": Secrets | Text},
 }
 API_KEY, PRIVACY_KEY = (*SOURCE_KEY, "api_key"), (*SOURCE_KEY, "privacy", "key")
@@ -238,6 +243,7 @@ def _build(shared: dict[Key, Value], own: dict[Key, Value]) -> Settings:
         transforms=TransformSettings(
             **by_section.get(("transforms",), {}),
             business_hours=BusinessHours(**by_section.get(("transforms", "business_hours"), {})),
+            sla=ServiceLevels(**by_section.get(("transforms", "sla"), {})),
         ),
         groups=GroupSettings(**by_section.get(("groups",), {})),
         webhooks=WebhookSettings(**webhooks),

@@ -10,10 +10,10 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from helpers.message_reference import Message, Row, World, seconds, threads
+from helpers.message_reference import Message, Row, World, coverage, seconds, threads
 from msgbubbles.handles import fold_handle
 from msgbubbles_sync.dbt.project import build_variables
-from msgbubbles_sync.service_levels import BusinessHours, NumberHours, Schedule, list_schedules
+from msgbubbles_sync.service_levels import BusinessHours, NumberHours, Schedule, ServiceLevels, Target, list_schedules
 from msgbubbles_sync.settings import Settings, TransformSettings
 
 SESSION_GAP = timedelta(hours=24)
@@ -24,7 +24,15 @@ BUSINESS = TransformSettings(
         hours=("mon-thu 09:00-12:30", "mon-thu 13:15-17:00", "fri-sat 22:00-04:00", "sun 23:30-24:00"),
         holidays=(date(2026, 1, 1), date(2026, 1, 6), date(2026, 3, 28), date(2026, 4, 6), date(2026, 4, 28)),
         numbers=(NumberHours("+2", ("mon-sun 08:00-20:00",), time_zone="Asia/Kolkata"),),
-    )
+    ),
+    sla=ServiceLevels(
+        targets=(
+            Target(metric="first_response", minutes=0.5, clock="wall", numbers=("+2",), channels=("sms", "imessage")),
+            Target(metric="first_response", minutes=210),
+            Target(metric="next_response", minutes=24 * 60, clock="wall", channels=("sms",)),
+            Target(metric="next_response", minutes=600),
+        )
+    ),
 )
 
 
@@ -45,18 +53,35 @@ def business_seconds(schedules: list[Schedule], chat: Row, earlier: datetime, la
     """Go through the openings of each day in between."""
     if later is None:
         return None
+    total = timedelta()
+    for begin, end in openings_from(schedules, chat, earlier):
+        if begin > later:
+            return seconds(total)
+        total += max(min(end, later) - max(begin, earlier), timedelta())
+    raise AssertionError
+
+
+def find_deadline(schedules: list[Schedule], chat: Row, asked: datetime, target: timedelta) -> datetime:
+    """Return when more than this time has passed within business hours."""
+    for begin, end in openings_from(schedules, chat, asked):
+        begin = max(begin, asked)
+        if target < end - begin:
+            return begin + target
+        target -= max(end - begin, timedelta())
+    raise AssertionError
+
+
+def openings_from(schedules: list[Schedule], chat: Row, at: datetime) -> Iterator[tuple[datetime, datetime]]:
+    """Yield when business hours begin and end, from the day before a time on."""
     own = fold_handle(chat["from_handle"] or "")
     schedule = next((schedule for schedule in schedules if schedule.handle == own), schedules[0])
     zone = ZoneInfo(schedule.time_zone)
-    total = timedelta()
-    day = earlier.astimezone(zone).date() - timedelta(days=1)
-    while day <= later.astimezone(zone).date():
+    day = at.astimezone(zone).date() - timedelta(days=1)
+    while True:
         for weekday, opens, closes in schedule.openings:
             if weekday == day.isoweekday() and day not in schedule.holidays:
-                begin, end = at_minute(day, opens, zone), at_minute(day, closes, zone)
-                total += max(min(end, later) - max(begin, earlier), timedelta())
+                yield at_minute(day, opens, zone), at_minute(day, closes, zone)
         day += timedelta(days=1)
-    return seconds(total)
 
 
 def at_minute(day: date, minute: int, zone: ZoneInfo) -> datetime:
@@ -88,12 +113,13 @@ def thread_turns(world: World, zone: ZoneInfo, settings: TransformSettings = Tra
         openings = {session[0].row["id"] for session in split_sessions(voices)}
         for number, (turn, answer) in enumerate(zip(turns, [*turns[1:], None], strict=False), 1):
             answered_at = answer[0].at if answer else None
+            starts_session = turn[0].row["id"] in openings
             rows.append(
                 {
                     "chat_id": chat["id"],
                     "turn_number": number,
                     "session_number": numbers[turn[0].row["id"]],
-                    "starts_session": turn[0].row["id"] in openings,
+                    "starts_session": starts_session,
                     "side": turn[0].side,
                     "from_handle": chat["from_handle"],
                     "is_group": chat["is_group"],
@@ -106,6 +132,8 @@ def thread_turns(world: World, zone: ZoneInfo, settings: TransformSettings = Tra
                     "reply_seconds": seconds(answered_at - turn[0].at) if answered_at else None,
                     "business_reply_seconds": business_seconds(schedules, chat, turn[0].at, answered_at),
                     "is_open": answered_at is None and chat["deleted_at"] is None,
+                    "sla_target": (target := find_target(settings, chat, turn, starts_session=starts_session)),
+                    "due_at": target and find_due(settings.sla.targets[target - 1], schedules, chat, turn[0].at),
                 }
             )
     return rows
@@ -145,4 +173,58 @@ def thread_sessions(world: World, zone: ZoneInfo, settings: TransformSettings = 
                     "reopened_after_seconds": seconds(later[0].at - session[-1].at) if later else None,
                 }
             )
+    return rows
+
+
+def find_target(settings: TransformSettings, chat: Row, turn: list[Message], *, starts_session: bool) -> int | None:
+    if turn[0].side == "us" or chat["is_group"] is not False:
+        return None
+    metric = "first_response" if starts_session else "next_response"
+    for number, target in enumerate(settings.sla.targets, 1):
+        if (
+            target.metric == metric
+            and (not target.numbers or chat["from_handle"] in target.numbers)
+            and (not target.channels or turn[0].row["channel"] in target.channels)
+        ):
+            return number
+    return None
+
+
+def find_due(target: Target, schedules: list[Schedule], chat: Row, asked: datetime) -> datetime:
+    span = timedelta(minutes=target.minutes)
+    return asked + span if target.clock == "wall" else find_deadline(schedules, chat, asked, span)
+
+
+def sla_events(world: World, zone: ZoneInfo, settings: TransformSettings = TransformSettings()) -> list[Row]:  # noqa: B008
+    rows: list[Row] = []
+    schedules = list_schedules(settings.business_hours, zone.key)
+    chats = {chat["id"]: chat for chat in world["chats"]}
+    _, read_to = coverage(world)
+    for turn in thread_turns(world, zone, settings):
+        if turn["sla_target"] is None:
+            continue
+        target, chat = settings.sla.targets[turn["sla_target"] - 1], chats[turn["chat_id"]]
+        asked, answered = turn["began_at"], turn["answered_at"]
+        until = answered or max(asked, chat["deleted_at"] or read_to or asked)
+        if target.clock == "business":
+            elapsed = business_seconds(schedules, chat, asked, until)
+        else:
+            elapsed = seconds(until - asked)
+        assert elapsed is not None
+        is_breached = elapsed > target.minutes * 60
+        assert answered is None or is_breached == (answered > turn["due_at"])
+        state = "met" if answered else "dropped" if chat["deleted_at"] else "running"
+        rows.append(
+            {name: turn[name] for name in ("chat_id", "turn_number", "from_handle", "channel", "day", "answered_at")}
+            | {
+                "metric": target.metric,
+                "clock": target.clock,
+                "target_seconds": target.minutes * 60,
+                "asked_at": asked,
+                "due_at": turn["due_at"],
+                "elapsed_seconds": elapsed,
+                "breached_at": turn["due_at"] if is_breached else None,
+                "state": "breached" if is_breached else state,
+            }
+        )
     return rows

@@ -349,6 +349,23 @@ def test_unusable_hours_of_a_number_are_refused(number: str) -> None:
 
 
 @pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    "target",
+    [
+        'metric = "next_response"',
+        'metric = "resolution", minutes = 5',
+        'metric = "next_response", minutes = 0',
+        'metric = "next_response", minutes = 5, clock = "sun"',
+        'metric = "next_response", minutes = 5, hour = 1',
+        'metric = "next_response", minutes = 5, channels = ["fax"]',
+    ],
+)
+def test_unusable_target_is_refused(target: str) -> None:
+    message = refusal(f"[transforms.sla]\ntargets = [{{ {target} }}]\n")
+    assert message.startswith("dlt_config/config.toml:2: [transforms.sla] targets must be a list of tables like {")
+
+
+@pytest.mark.usefixtures("folder")
 def test_numbers_inherit_the_business_hours_they_do_not_set() -> None:
     os.environ["TRANSFORMS__TIME_ZONE"] = "Europe/Berlin"
     os.environ["TRANSFORMS__BUSINESS_HOURS__HOURS"] = '["sat-mon 09:00-17:30", "sun 22:00-02:00"]'

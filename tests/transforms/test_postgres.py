@@ -94,14 +94,14 @@ class Postgres:
 @pytest.mark.usefixtures("server")
 def test_marts_on_postgres_equal_those_on_duckdb(warehouse: Any, at: Any, tmp_path: Path) -> None:
     postgres = Postgres(warehouse.ddl)
-    account = Account(11, at)
+    account = Account(20, at)
 
     def transform(*options: str) -> None:
         answer = warehouse.dbt("run", "--target", "postgres", *VARS, *options, folder=tmp_path)
         assert answer.exception is None
         assert {node.node.name: node.message for node in answer.result if node.status != "success"} == {}
 
-    for size in (12, 2):
+    for size in (20, 2):
         load_id, load = account.load_ids.pop(), account.next_load(size=size)
         postgres.load(load_id, load)
         warehouse.load(load_id, **load)

@@ -17,7 +17,7 @@ from psycopg2.extras import execute_values
 from helpers import postgres
 from helpers.questions import questions
 from helpers.turns_reference import dbt_variables
-from msgbubbles_sync.service_levels import BusinessHours
+from msgbubbles_sync.service_levels import BusinessHours, ServiceLevels, Target
 from msgbubbles_sync.settings import TransformSettings
 
 
@@ -164,6 +164,20 @@ ANSWERS: dict[str, list[tuple[Any, ...]]] = {
         ("+2", 2, 1470, 510),  # 30 minutes; from Monday 15:30 to Wednesday 16:00 are 16 hours and 30 minutes
         ("+3", 1, 40, 40),
     ],
+    "What share of targets do we meet?": [
+        (on(16), "first_response", 1, 0, 100),  # ann; cat's latest is still running
+        (on(16), "next_response", 0, 1, 0),  # cat waited two days
+        (on(9), "first_response", 0, 2, 0),  # bob, deleted
+        (on(2), "first_response", 3, 0, 100),  # ann, old, fay
+        (on(2), "next_response", 1, 0, 100),  # ann
+        (on(26, month=10), "first_response", 0, 1, 0),  # eve
+        (on(5, month=10), "first_response", 1, 0, 100),  # old
+    ],
+    "Which targets are we about to miss, or have missed?": [
+        ("+2", "+20", "first_response", "breached", at(26, "10:00", month=10)),
+        ("+1", "+12", "first_response", "breached", at(10, "10:00")),
+        ("+2", "cat@example.com", "first_response", "running", at(23, "10:00")),
+    ],
     "How many conversations take a single answer?": [
         (on(16), 2, 2, 100),  # ann, cat
         (on(2), 3, 2, 67),  # old and fay; ann took two
@@ -300,8 +314,11 @@ def conversations(new_warehouse: Callable[[], Any]) -> Any:
         ],
         rejected_rows=[{"row_hash": "r", "stream": "chats", "reason": "no id", "_fetched_at": at(9)}],
     )
-    hours = TransformSettings(business_hours=BusinessHours(hours=("mon-fri 09:00-17:00",)))
-    warehouse.transform("--vars", dbt_variables(hours, ZoneInfo("UTC")))
+    targets = (Target(metric="first_response", minutes=60), Target(metric="next_response", minutes=240))
+    transforms = TransformSettings(
+        business_hours=BusinessHours(hours=("mon-fri 09:00-17:00",)), sla=ServiceLevels(targets=targets)
+    )
+    warehouse.transform("--vars", dbt_variables(transforms, ZoneInfo("UTC")))
     warehouse.path = warehouse.path.rename(warehouse.path.with_name("conversations.duckdb"))
     return warehouse
 

@@ -81,3 +81,38 @@
         end as timestamp
     )
 {%- endmacro %}
+
+{# Position in the configuration of the first target that applies to a turn of theirs in a direct chat. #}
+{% macro sla_target(starts_session, from_handle, channel) -%}
+    {%- if var('sla_targets') -%}
+    case
+        {%- for target in var('sla_targets') %}
+        when {{ '' if target.metric == 'first_response' else 'not ' }}{{ starts_session }}
+            {%- if target.handles %}
+            and {{ folded_handle(from_handle) }} in ({% for handle in target.handles %}{{ comment_literal(handle) }}{{ ', ' if not loop.last }}{% endfor %})
+            {%- endif %}
+            {%- if target.channels %}
+            and {{ channel }} in ('{{ target.channels | join("', '") }}')
+            {%- endif %}
+            then {{ loop.index }}
+        {%- endfor %}
+    end
+    {%- else -%}
+    cast(null as integer)
+    {%- endif -%}
+{%- endmacro %}
+
+{# Number of whole days' worth in business seconds. #}
+{% macro open_day(business_seconds) %}cast(floor(({{ business_seconds }}) / 86400) as integer){% endmacro %}
+
+{# Timestamp some seconds later, to the microsecond. #}
+{% macro add_seconds(timestamp, seconds) %}{{ return(adapter.dispatch('add_seconds')(timestamp, seconds)) }}{% endmacro %}
+{% macro default__add_seconds(timestamp, seconds) -%}
+    ({{ timestamp }} + {{ to_microsecond(seconds) }} * interval '1 second')
+{%- endmacro %}
+{% macro duckdb__add_seconds(timestamp, seconds) -%}
+    ({{ timestamp }} + to_microseconds(cast(round({{ as_double(seconds) }} * 1000000) as bigint)))
+{%- endmacro %}
+{% macro spark__add_seconds(timestamp, seconds) -%}
+    timestamp_micros(unix_micros({{ timestamp }}) + cast(round({{ as_double(seconds) }} * 1000000) as bigint))
+{%- endmacro %}

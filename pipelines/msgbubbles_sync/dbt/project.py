@@ -36,6 +36,7 @@ def build_variables(settings: Settings) -> dict[str, Any]:
         "lookback_seconds": settings.source.lookback_seconds,
         "session_gap_hours": settings.transforms.session_gap_hours,
         "business_hours": [schedule.to_variable() for schedule in settings.transforms.list_schedules()],
+        "sla_targets": [target.to_variable() for target in settings.transforms.sla.targets],
     }
 
 

@@ -8,6 +8,7 @@ with bounds as (
         greatest({{ utc_day('min(message_at)') }}, date '2000-01-01') - 2 as first_day,
         least({{ utc_day('max(message_at)') }}, date '2100-01-01') + 400 as last_day
     from {{ ref('int_thread_messages') }}
+    having count(*) > 0 -- the engines leave out nulls here, so no message would be all days
 ),
 
 days as (
