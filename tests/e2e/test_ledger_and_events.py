@@ -57,6 +57,11 @@ def test_ledger_and_events_are_on_the_destination(new_job: NewJob, variables: di
     groups.run("apply", table, "--yes", *into)
     spool(workspace, [typing(1), typing(2)])
     assert command(job, "load", *into)["deliveries"] == 2
+    loads = "SELECT max(_dlt_load_id) AS last FROM msgbubbles.webhook_events"
+    before = query(workspace, loads) if destination == "postgres" else None
+    assert command(job, "replay", "--since", "2026-01-01", *into)["events_replayed"] == 2
+    if before is not None:
+        assert query(workspace, loads) != before, "a replayed event replaces its row"
     if not has_marts:
         job.run(*into)
     created = {"operation": "create", "outcome": "succeeded"}

@@ -11,6 +11,7 @@ by Ctrl-C or SIGTERM.
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -56,6 +57,23 @@ def serve(
 def load(session: Session) -> int:
     """Load received events into the warehouse and publish it. The next sync updates the marts."""
     return commands.webhooks.load(session)
+
+
+@app.command()
+@with_shared_options(SCRIPT, "destination", "as_json")
+def replay(
+    session: Session,
+    since: Annotated[
+        datetime | None,
+        typer.Option(
+            help="Also load the events again that were received since this time (UTC).",
+            formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"],
+            metavar="YYYY-MM-DD[THH:MM]",
+        ),
+    ] = None,
+) -> int:
+    """Load dead letters again, and events since a time. The next sync updates the marts."""
+    return commands.webhooks.replay_events(session, since)
 
 
 @app.command()

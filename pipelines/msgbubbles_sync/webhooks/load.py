@@ -99,17 +99,22 @@ def load_events(context: Context) -> LoadResult:
     The marts and the published file are marked as pending. The caller holds the lock `job`. May be killed and repeated:
     a stored event stays as it is, and the state of a message never goes back.
     """
+    spool = spool_folder(context.workspace)
+    if not list_segments(spool):
+        return LoadResult(dead_letters=dead_letter_folder(context.workspace))
+    return load_segments(context, take_finished(spool))
+
+
+def load_segments(context: Context, segments: Iterable[Segment], strategy: Strategy = "insert-only") -> LoadResult:
+    """Load segments as `load_events` does. With `delete-insert`, their events replace stored rows."""
     workspace, destination, redactor = context.workspace, context.destination, context.redactor
     result = LoadResult(dead_letters=dead_letter_folder(workspace))
-    if not list_segments(spool_folder(workspace)):
-        return result
-
     destination.prepare()
     if redactor.needs_own_numbers:
         redactor.add_own_numbers(read_own_numbers(destination))
     start_ms = SourceConfig.from_settings(context.settings.source).start_ms
-    load = _Load(workspace, destination, redactor, start_ms, result)
-    for batch in _batch_segments(take_finished(spool_folder(workspace))):
+    load = _Load(workspace, destination, redactor, start_ms, strategy, result)
+    for batch in _batch_segments(segments):
         load.load_batch(batch)
     return result
 
@@ -142,6 +147,8 @@ class _Load:
     destination: Destination
     redactor: Redactor
     start_ms: int
+    # By default, a repeated event never replaces the stored one.
+    strategy: Strategy
     result: LoadResult
 
     def load_batch(self, batch: list[Segment]) -> None:
@@ -219,8 +226,7 @@ class _Load:
             chats = connection.execute(STORED_CHATS, [_list_chats(events)]).fetchall()
             batch = self._build_batch(events, stored, (chat_id for (chat_id,) in chats))
             parts: list[tuple[Table, pa.Table, Strategy]] = [
-                # A repeated event never replaces the stored one.
-                (WEBHOOK_EVENTS, batch.events, "insert-only"),
+                (WEBHOOK_EVENTS, batch.events, self.strategy),
                 (MESSAGES, batch.messages, "delete-insert"),
             ]
             merge_rows(connection, PIPELINE, parts)
@@ -236,7 +242,7 @@ class _Load:
         batch = self._build_batch(events, stored, chats)
         file_format = self.destination.file_format
         try:
-            pipeline.run(_build_resource(batch), loader_file_format=file_format)
+            pipeline.run(_build_resource(batch, self.strategy), loader_file_format=file_format)
         except PipelineStepFailed as failure:
             if not is_data_error(failure):
                 raise
@@ -255,7 +261,7 @@ class _Load:
             self.result.malformed += len(lines)
             if not self.redactor.policy.redacts:
                 self._write_dead_letters(f"refused.{time.time_ns()}.jsonl", lines)
-            pipeline.run(_build_resource(batch), loader_file_format=file_format)
+            pipeline.run(_build_resource(batch, self.strategy), loader_file_format=file_format)
         return batch
 
 
@@ -273,10 +279,9 @@ def _list_chats(events: Iterable[Event]) -> list[str]:
     return sorted({event.chat_id for event in events if event.chat_id is not None and event.is_about_message})
 
 
-def _build_resource(batch: _Batch) -> Any:
+def _build_resource(batch: _Batch, strategy: Strategy) -> Any:
     def items() -> Iterator[Any]:
-        # A repeated event never replaces the stored one.
-        yield build_table_item(WEBHOOK_EVENTS, batch.events, "insert-only")
+        yield build_table_item(WEBHOOK_EVENTS, batch.events, strategy)
         if batch.messages.num_rows:
             yield build_item("messages", batch.messages)
 

@@ -1,9 +1,11 @@
-"""`webhooks.py load`, `register`, `list`, `rotate` and `remove`."""
+"""`webhooks.py load`, `replay`, `register`, `list`, `rotate` and `remove`."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import typer
 from msgbubbles.client import Client
 from msgbubbles_sync.cli.connection import connect_until_stopped
 from msgbubbles_sync.cli.main import Session
+from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations.claims import claim
 from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.errors import UsageError
@@ -22,6 +25,7 @@ from msgbubbles_sync.webhooks.endpoints import endpoint_dict, read_delivery_fiel
 from msgbubbles_sync.webhooks.events import KNOWN_TYPES
 from msgbubbles_sync.webhooks.health import ReceiverState
 from msgbubbles_sync.webhooks.load import load_events
+from msgbubbles_sync.webhooks.replay import replay
 from msgbubbles_sync.webhooks.secrets import SecretStore
 
 # For --json, and for a terminal.
@@ -30,15 +34,32 @@ Answer = tuple[Any, str]
 
 def load(session: Session) -> int:
     """Load the events of the spool and publish them."""
-    context = session.context
-    check_version(context.workspace, context.destination)
-    claim(context.workspace, context.destination, sandbox=session.sandbox, say=session.reporter.fail)
-    with hold_lock(context.workspace.folder):
+    with _open_for_load(session) as context:
         loaded = load_events(context)
         if loaded.deliveries:
             context.destination.publish()
     session.reporter.print_text(loaded.as_dict(), str(loaded))
     return EXIT_INCOMPLETE if loaded.malformed else 0
+
+
+def replay_events(session: Session, since: datetime | None) -> int:
+    """Load dead letters, and events since a time (UTC), again."""
+    with _open_for_load(session) as context:
+        result = replay(context, since and since.replace(tzinfo=UTC))
+        if result.loaded.deliveries:
+            context.destination.publish()
+    session.reporter.print_text(result.as_dict(), str(result))
+    return EXIT_INCOMPLETE if result.loaded.malformed or result.unreadable else 0
+
+
+@contextmanager
+def _open_for_load(session: Session) -> Iterator[Context]:
+    """Check that events of this account can be loaded, and hold the lock."""
+    context = session.context
+    check_version(context.workspace, context.destination)
+    claim(context.workspace, context.destination, sandbox=session.sandbox, say=session.reporter.fail)
+    with hold_lock(context.workspace.folder):
+        yield context
 
 
 def register(

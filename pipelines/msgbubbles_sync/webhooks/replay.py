@@ -1,0 +1,131 @@
+"""Load dead letters and stored events again: after an upgrade that reads more of them, or after rows were lost.
+
+They are written to the spool before anything else changes, so a process that is killed loses nothing.
+
+Imports dlt, so `Workspace.configure_dlt` comes before it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import msgspec
+
+from msgbubbles_sync.context import Context
+from msgbubbles_sync.destinations import Destination
+from msgbubbles_sync.destinations.load import Strategy
+from msgbubbles_sync.files import write_privately
+
+from .deliveries import split_deliveries
+from .load import LoadResult, dead_letter_folder, load_events, load_segments
+from .spool import SUFFIX, Delivery, read_segment, spool_folder
+
+BATCH_EVENTS = 5000
+STORED_EVENTS = """
+SELECT event_id, received_at, CAST(payload AS VARCHAR) FROM {schema}.webhook_events
+WHERE received_at >= ? ORDER BY received_at"""
+
+
+@dataclass
+class ReplayResult:
+    """The result of a replay.
+
+    `unreadable` dead letters stay where they are. `without_payload` events cannot be read again, because the privacy
+    policy drops payloads.
+    """
+
+    loaded: LoadResult = field(default_factory=LoadResult)
+    dead_letters: int = 0
+    unreadable: int = 0
+    events: int = 0
+    without_payload: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return self.loaded.as_dict() | {
+            "dead_letters_replayed": self.dead_letters,
+            "dead_letters_unreadable": self.unreadable,
+            "events_replayed": self.events,
+            "events_without_payload": self.without_payload,
+        }
+
+    def __str__(self) -> str:
+        text = f"{self.dead_letters:,} dead letters and {self.events:,} events read again: {self.loaded}"
+        if self.unreadable:
+            text += f" {self.unreadable:,} dead letters are not deliveries; they stay in {self.loaded.dead_letters}."
+        if self.without_payload:
+            text += f" {self.without_payload:,} events have no payload to read again."
+        return text
+
+
+def replay(context: Context, since: datetime | None) -> ReplayResult:
+    """Load all dead letters again, and the events that were received since a time; null is none.
+
+    The rows of these events are replaced, except in files, where the first row of an event stays. The caller holds the
+    lock `job`. Raises as `load_events` does.
+    """
+    load_events(context)  # the first delivery of an event is the one that is stored
+    context.destination.prepare()
+    result = ReplayResult()
+    spool = spool_folder(context.workspace)
+    spool.mkdir(mode=0o700, parents=True, exist_ok=True)
+    segments = []
+    for deliveries in _read_events(context.destination, since, result) if since else ():
+        result.events += len(deliveries)
+        segments.append(_write_segment(spool, deliveries))
+    folder = dead_letter_folder(context.workspace)
+    for path in sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else ():
+        deliveries, unreadable = _read_dead_letters(path)
+        result.unreadable += len(unreadable)
+        if deliveries:
+            result.dead_letters += len(deliveries)
+            segments.append(_write_segment(spool, deliveries))
+            _keep_lines(path, unreadable)
+    strategy: Strategy = "insert-only" if context.workspace.destination == "filesystem" else "delete-insert"
+    result.loaded = load_segments(context, map(read_segment, segments), strategy)
+    return result
+
+
+def _read_events(destination: Destination, since: datetime, result: ReplayResult) -> Iterator[list[Delivery]]:
+    """Yield the stored events with a payload, as deliveries in batches."""
+    with destination.open_writer() as connection:
+        try:
+            rows = connection.execute(STORED_EVENTS.format(schema=destination.write_schema), [since])
+        except duckdb.CatalogException:
+            return
+        while batch := rows.fetchmany(BATCH_EVENTS):
+            deliveries = [Delivery(event_id, at, payload) for event_id, at, payload in batch if payload]
+            result.without_payload += len(batch) - len(deliveries)
+            if deliveries:
+                yield deliveries
+
+
+def _read_dead_letters(path: Path) -> tuple[list[Delivery], list[bytes]]:
+    """Return the deliveries in a file of dead letters, and the lines that are none.
+
+    A file of events that the destination refused has their payloads.
+    """
+    if path.name.startswith("refused."):
+        at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        lines = path.read_bytes().splitlines()
+        return [delivery for line in lines for delivery in split_deliveries(line, None, "", at)], []
+    segment = read_segment(path)
+    return segment.deliveries, segment.malformed
+
+
+def _write_segment(spool: Path, deliveries: Sequence[Delivery]) -> Path:
+    """Write a finished segment durably."""
+    lines = b"".join(msgspec.json.encode(delivery) + b"\n" for delivery in deliveries)
+    return write_privately(spool / f"{time.time_ns()}-replay{SUFFIX}", lines)
+
+
+def _keep_lines(path: Path, lines: Sequence[bytes]) -> None:
+    if lines:
+        write_privately(path, b"".join(line + b"\n" for line in lines))
+    else:
+        path.unlink()
