@@ -17,6 +17,7 @@ from tenacity import TryAgain, retry, retry_if_exception, stop_after_attempt, wa
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.settings import ACCOUNT_NAME, SyncSettings
 from msgbubbles_sync.sql import quote_literal, quote_name
+from msgbubbles_sync.tables import TABLES
 from msgbubbles_sync.workspace import DATASET, Workspace
 
 from .base import Destination
@@ -100,9 +101,8 @@ class Attached(Destination):
     @contextmanager
     def rewrite_rows(self, tables: Collection[str] | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
         with self._attach() as connection:
-            names = [
-                name for name in list_tables(connection, "warehouse", self.dataset) if not tables or name in tables
-            ]
+            loaded = _list_own_tables(connection, self.dataset)
+            names = [name for name in loaded if not tables or name in tables]
             sources = {name: f"FROM {self.write_schema}.{quote_name(name)}" for name in names}
             with open_scratch(connection, self._workspace.folder, sources):
                 yield connection
@@ -114,7 +114,7 @@ class Attached(Destination):
                         path = f"{DATASET}.{quote_name(name)}"
                         connection.execute(f"CREATE TABLE warehouse.{self.prefix}{path} AS FROM scratch.{path}")
                 staging = f"{self.dataset}_staging"
-                for name in list_tables(connection, "warehouse", staging):
+                for name in _list_own_tables(connection, staging):
                     self._empty_table(connection, staging, name)
                 connection.execute("COMMIT")
 
@@ -170,6 +170,12 @@ class Attached(Destination):
             return {}
         queries = {key: table.query for key, table in union.items()}
         return {**queries, VIEWS_DIGEST: f"SELECT {quote_literal(digest)} AS digest"}
+
+
+def _list_own_tables(connection: duckdb.DuckDBPyConnection, schema: str) -> list[str]:
+    """Return the tables that the job loads. A schema may hold tables and views of analysts as well."""
+    names = list_tables(connection, "warehouse", schema)
+    return [name for name in names if name in TABLES or name.startswith("_dlt_")]
 
 
 def _is_passing(error: BaseException) -> bool:

@@ -141,7 +141,8 @@ def list_server_copies(connection: duckdb.DuckDBPyConnection) -> list[str]:
         "the server's write-ahead log, until it is recycled, and its archive",
         "replicas that lag, backups and snapshots of the server",
         "the server's own log, which may quote statements",
-        "tables that you made from these",
+        "tables and materialized views that you made from these",
+        "old statistics, if another session's transaction was open during the erasure",
     ]
     if not _may_vacuum_catalog(connection):
         copies.append(

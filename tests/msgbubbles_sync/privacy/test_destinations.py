@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import dlt
+import duckdb
 import psycopg2
 import pyarrow as pa
 import pytest
@@ -195,6 +196,26 @@ def test_killed_erasure_is_finished_without_the_handles(workspace: Workspace, mo
     erasing.purge(build_context(workspace))
     assert not workspace.is_pending(erasing.STEP)
     assert find(workspace, ANN, "canary now m1", "canary before m1") == {}
+
+
+@pytest.mark.parametrize("workspace", ["postgres"], indirect=True)
+def test_erasure_waits_for_a_reader_and_leaves_views_of_analysts(
+    workspace: Workspace, server: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = "north_msgbubbles.by_analyst"
+    run_on(server, f"CREATE VIEW {view} AS SELECT id FROM north_msgbubbles.messages", database="warehouse")
+    monkeypatch.setenv("SYNC__LOCK_TIMEOUT_SECONDS", "1")
+    reader = psycopg2.connect(host=str(server), user="postgres", dbname="warehouse")
+    reader.cursor().execute("SELECT * FROM north_msgbubbles.messages")
+    with pytest.raises(duckdb.Error) as error:
+        erasing.erase(build_context(workspace), [ANN])
+    assert "holds north_msgbubbles.messages" in (build_destination(workspace).explain(str(error.value)) or "")
+    assert query(workspace, "SELECT count(*) FROM msgbubbles.chats") == [(3,)], "all or nothing"
+    assert not list(workspace.folder.glob("rewriting*"))
+    reader.close()
+    erasing.purge(build_context(workspace))
+    with build_destination(workspace).open_writer() as connection:
+        assert connection.execute(f"FROM warehouse.{view} ORDER BY id").fetchall() == [("m2",), ("m4",)]
 
 
 def test_stricter_policy_reaches_every_version(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
