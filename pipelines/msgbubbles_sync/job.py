@@ -204,8 +204,9 @@ def _publish_tables(
             store_version(connection, destination.write_schema)
             create_erasures(connection, destination.write_schema)
             destination.describe_tables(connection)
-            report.rows_in_warehouse = _count_rows(connection)
         report.published_bytes = destination.publish(report.held_marts)
+        with destination.open_writer() as connection:
+            report.rows_in_warehouse = _count_rows(connection)
         report.published = True
     workspace.set_done("publish")
 

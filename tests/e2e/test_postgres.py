@@ -126,13 +126,15 @@ def test_runs_continue_after_locks_and_refused_rows(new_job: NewJob, address: st
         cursor.execute("CREATE SCHEMA mine")
         cursor.execute("CREATE VIEW mine.waiting AS SELECT chat_id, messages_total FROM marts.thread_activity")
         cursor.execute("CREATE VIEW mine.texts AS SELECT message_id, text FROM staging.stg_messages")
-        cursor.execute("ALTER VIEW marts.contact RENAME COLUMN handle TO somebody")
+        cursor.execute("ALTER TABLE marts.contact RENAME COLUMN handle TO somebody")
     connection.close()
     reader = psycopg2.connect(f"{address}&application_name=report")
-    for lock in ("SELECT count(*) FROM marts.thread_activity", "LOCK TABLE msgbubbles.messages IN SHARE MODE"):
+    with reader.cursor() as cursor:
         say_hello(job)
-        with reader.cursor() as cursor:
-            cursor.execute(lock)
+        cursor.execute("SELECT count(*) FROM marts.thread_activity")
+        job.run("--destination", "postgres", transform=True)  # a reader of the marts blocks nothing
+        cursor.execute("LOCK TABLE msgbubbles.messages IN SHARE MODE")
+        say_hello(job)
         errors = job.run("--destination", "postgres", transform=True, status=1).errors
         named = f"session {reader.get_backend_pid()} (user postgres, application report, idle in transaction since 20"
         assert "[sync] lock_timeout_seconds" in errors
@@ -157,7 +159,19 @@ def test_runs_continue_after_locks_and_refused_rows(new_job: NewJob, address: st
     total = len(job.server.truth().messages) - 1
     assert query(address, "SELECT sum(messages_total) AS total FROM mine.waiting") == [{"total": total}]
     assert query(address, "SELECT count(*) AS total FROM mine.texts") == [{"total": total}]
-    assert query(address, "SELECT handle FROM marts.contact"), "a view whose columns changed is created again"
+    assert query(address, "SELECT handle FROM marts.contact"), "a column that is missing is added again"
+
+    # A row that no chat explains, which an increment does not rebuild.
+    job.environment["TRANSFORMS__DATA_TESTS"] = "hold"
+    with psycopg2.connect(address) as connection, connection.cursor() as cursor:
+        cursor.execute("UPDATE marts_build.thread_activity_daily SET messages_total = messages_total + 1")
+    connection.close()
+    before = query(address, "SELECT * FROM marts.thread_activity_daily ORDER BY 1, 2, 3")
+    say_hello(job)
+    summary = job.run("--destination", "postgres", transform=True, status=3).summary
+    assert "marts_count_every_message" in summary["failed_tests"]
+    assert "thread_activity_daily" in summary["held_marts"]
+    assert query(address, "SELECT * FROM marts.thread_activity_daily ORDER BY 1, 2, 3") == before
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,15 @@
 {% macro create_bookkeeping() %}{{ return(adapter.dispatch('create_bookkeeping')()) }}{% endmacro %}
 {% macro spark__create_bookkeeping() %}{% endmacro %}
 {% macro default__create_bookkeeping() %}
-    create schema if not exists {{ var('schema_prefix') }}staging;
+    {%- set staging = var('schema_prefix') ~ 'staging' %}
+    {%- if target.type == 'postgres' %}
+    {#- It refuses the other statement to a role that may not create schemas, even if this one exists. #}
+    do $schema$ begin
+        if to_regnamespace('{{ staging }}') is null then create schema {{ staging }}; end if;
+    end $schema$;
+    {%- else %}
+    create schema if not exists {{ staging }};
+    {%- endif %}
     create table if not exists {{ in_staging('built_loads') }} (
         mart varchar(200) not null,
         load_id varchar(200) not null
@@ -82,8 +90,8 @@
     {%- if not is_incremental() and not flags.FULL_REFRESH %}
     {%- for mart in ['thread_activity_daily', 'thread_activity_hours', 'number_activity_daily', 'thread_turns',
         'thread_sessions'] %}
-    {%- if adapter.get_relation(this.database, var('schema_prefix') ~ 'marts', mart) %}
-    delete from {{ var('schema_prefix') }}marts.{{ mart }};
+    {%- if adapter.get_relation(this.database, in_marts(), mart) %}
+    delete from {{ in_marts() }}.{{ mart }};
     {%- endif %}
     {%- endfor %}
     {%- endif %}

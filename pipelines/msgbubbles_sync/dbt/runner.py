@@ -62,7 +62,7 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
     digest = compute_build_digest(settings)
     is_full = _read_build_digest(workspace) != digest
     target, environment = destination.read_dbt_target()
-    dbt = _Dbt(workspace, destination.prefix, target, environment, settings)
+    dbt = _Dbt(workspace, destination.prefix, target, environment, settings, destination.marts_schema)
     tested = DataTestResult()
     with ExitStack() as stack:
         folders = stack.enter_context(destination.open_build())
@@ -135,16 +135,16 @@ class _Result:
 class _Dbt:
     """dbt on one database. The project is parsed once for all commands."""
 
-    def __init__(
-        self, workspace: Workspace, prefix: str, target: str, environment: dict[str, str], settings: Settings
-    ) -> None:
-        self._workspace, self._prefix, self._environment = workspace, prefix, environment
+    def __init__(self, workspace: Workspace, prefix: str, target: str, environment: dict[str, str],
+                 settings: Settings, marts_schema: str = "marts") -> None:  # fmt: skip
+        self._workspace, self._environment = workspace, environment
+        self._marts_schema = f"{prefix}{marts_schema}"
         time_zone = settings.transforms.time_zone
         # Everything that the parsed project depends on.
         database = environment.get("PGDATABASE") or Path(environment.get("MSGBUBBLES_DUCKDB_PATH", "")).stem
         self._names = (target, database, time_zone, prefix)
         folder = workspace.folder / "dbt"
-        variables = {**build_variables(settings), "schema_prefix": prefix}
+        variables = {**build_variables(settings), "schema_prefix": prefix, "marts_schema": marts_schema}
         self._options = [
             *("--target", target),
             *("--vars", json.dumps(variables)),
@@ -209,7 +209,7 @@ class _Dbt:
             if unique_id.startswith("test."):
                 continue
             node = self._manifest.nodes.get(unique_id)
-            if node is not None and node.schema == f"{self._prefix}marts":
+            if node is not None and node.schema == self._marts_schema:
                 marts.add(node.name)
             queue += self._manifest.child_map.get(unique_id, ())
         return marts

@@ -24,6 +24,8 @@ class Destination(ABC):
 
     # The name in messages.
     title: str
+    # The schema in which dbt builds the marts, without the prefix; `publish` copies them if readers see another.
+    marts_schema = "marts"
     # The files that dlt loads Arrow tables from.
     file_format: Literal["parquet", "csv"] = "parquet"
     # Whether a change of a few stored rows costs little. Otherwise, whole tables are rewritten.

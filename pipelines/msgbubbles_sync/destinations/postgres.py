@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
@@ -14,8 +14,10 @@ from msgbubbles_sync.sql import quote_literal, quote_name
 from .attached import Attached
 from .comments import build_statements, list_descriptions
 from .libpq import build_environment
+from .postgres_marts import copy_marts, read_stored_comments
 from .scratch import select_for
 from .server import (
+    CREATE_SCHEMA,
     LOCKED,
     attach_server,
     check_server,
@@ -23,7 +25,7 @@ from .server import (
     explain_lock,
     find_reason,
     list_server_copies,
-    query_server,
+    remove_old_rows,
     renew_statistics,
 )
 from .union_accounts import Key
@@ -39,22 +41,16 @@ EXCEPTION WHEN invalid_table_definition THEN
     CREATE VIEW {view} AS {query};
 END $view$"""
 
-COMMENTS = """SELECT {schema} AS in_schema, relname::text, '' AS of_column, obj_description(oid, 'pg_class'),
-CASE relkind WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END AS kind
-FROM pg_class WHERE relnamespace = to_regnamespace({schema}) AND relkind IN ('r', 'p', 'v')
-UNION ALL SELECT {schema}, relname, attname, col_description(pg_class.oid, attnum), 'COLUMN'
-FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped
-WHERE relnamespace = to_regnamespace({schema}) AND relkind IN ('r', 'p', 'v')"""
-
 
 class Postgres(Attached):
     """A database on a server."""
 
     title = "postgres"
+    marts_schema = "marts_build"
     # ADBC cannot copy JSON from Parquet into columns that other loads have created.
     file_format: Literal["parquet", "csv"] = "csv"
     _another = "database on the server"
-    _rename = "rename the schemas msgbubbles, msgbubbles_staging, staging and marts to {prefix}msgbubbles and so on"
+    _rename = "rename the schemas msgbubbles, msgbubbles_staging, staging, marts_build and marts to {prefix}msgbubbles etc."
 
     def build_dlt_destination(self) -> Any:
         # Importing dlt reads its configuration, so `Workspace.configure_dlt` has to run first.
@@ -79,6 +75,19 @@ class Postgres(Attached):
             check_server(connection, self._schemas, self.title)
         super().prepare()
 
+    @contextmanager
+    def open_build(self) -> Iterator[None]:
+        yield
+        self._workspace.set_pending("marts")
+
+    def publish(self, held_marts: Sequence[str] = ()) -> int | None:
+        if self._workspace.is_pending("marts"):
+            with self._attach() as connection:
+                copy_marts(connection, f"{self.prefix}{self.marts_schema}", f"{self.prefix}marts", held_marts)
+            if not held_marts:  # they are copied as soon as they are no longer held
+                self._workspace.set_done("marts")
+        return super().publish(held_marts)
+
     def explain(self, message: str) -> str | None:
         if LOCKED.search(message):
             return explain_lock(self.title, self._read_parameters(), self._schemas)
@@ -86,7 +95,7 @@ class Postgres(Attached):
 
     def _replace_views(self, connection: duckdb.DuckDBPyConnection, views: Mapping[Key, str]) -> None:
         statements = ["BEGIN", "SELECT pg_advisory_xact_lock(hashtext('msgbubbles accounts'))"]
-        statements += [f"CREATE SCHEMA IF NOT EXISTS {schema}" for schema in sorted({schema for schema, _ in views})]
+        statements += [CREATE_SCHEMA.format(schema=schema) for schema in sorted({schema for schema, _ in views})]
         statements += [
             REPLACE_VIEW.format(view=f"{key[0]}.{quote_name(key[1])}", query=views[key]) for key in sorted(views)
         ]
@@ -104,6 +113,7 @@ class Postgres(Attached):
 
     def remove_old_versions(self) -> None:
         with self._attach() as connection:
+            remove_old_rows(connection, [f"{self.prefix}marts"])
             renew_statistics(connection, self._schemas)
 
     def list_out_of_reach(self) -> list[str]:
@@ -111,8 +121,7 @@ class Postgres(Attached):
             return list_server_copies(connection)
 
     def _describe_schema(self, connection: duckdb.DuckDBPyConnection, schema: str) -> None:
-        stored = query_server(connection, COMMENTS.format(schema=quote_literal(schema)))
-        statements = build_statements(schema, stored, list_descriptions())
+        statements = build_statements(schema, read_stored_comments(connection, schema), list_descriptions())
         if statements:
             connection.execute(f"CALL postgres_execute('warehouse', {quote_literal('; '.join(statements))})")
 

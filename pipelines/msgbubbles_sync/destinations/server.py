@@ -31,9 +31,18 @@ REASONS = re.compile(
 )
 
 
+POOLER = "unsupported startup parameter"
+# PostgreSQL refuses CREATE SCHEMA IF NOT EXISTS to a role that may not create one, even if it exists.
+CREATE_SCHEMA = """DO $schema$ BEGIN
+    IF to_regnamespace('{schema}') IS NULL THEN CREATE SCHEMA {schema}; END IF;
+END $schema$"""
+
+
 def find_reason(error: Exception) -> str:
     """Return why a connection was refused, as the end of a sentence without secrets; empty if unknown."""
     reason = REASONS.search(str(error))
+    if reason is not None and reason[0] == POOLER:
+        return f": {POOLER} (set ignore_startup_parameters = options in pgbouncer.ini)"
     return f": {reason[0]}" if reason else ""
 
 
@@ -74,7 +83,7 @@ def check_server(connection: duckdb.DuckDBPyConnection, schemas: Sequence[str], 
 
     Raises `UsageError` with the statement that fixes it.
     """
-    [(role, database, encoding, is_read_only, may_create)] = query_server(connection, SERVER)
+    [(role, database, encoding, is_read_only, may_create, zone)] = query_server(connection, SERVER)
     if encoding != "UTF8":
         raise UsageError(
             f"--destination {title}: the encoding of the database {database} is {encoding}, which cannot store every "
@@ -84,6 +93,11 @@ def check_server(connection: duckdb.DuckDBPyConnection, schemas: Sequence[str], 
         raise UsageError(
             f"--destination {title}: the server is read-only for the role {role} (it is a standby, or "
             "default_transaction_read_only is on). Use the primary's address, or unset that option"
+        )
+    if zone not in ("UTC", "Etc/UTC", "GMT"):  # a pooler has dropped the option with which the job sets it
+        raise UsageError(
+            f"--destination {title}: sessions of the role {role} have the time zone {zone}, and a pooler keeps the job "
+            f"from changing it. Run as an administrator: ALTER ROLE {quote_name(role)} SET timezone = 'UTC'"
         )
     listed = ", ".join(quote_literal(schema) for schema in schemas)
     may_use = dict(query_server(connection, MAY_USE_SCHEMAS.format(schemas=listed)))
@@ -104,7 +118,7 @@ def check_server(connection: duckdb.DuckDBPyConnection, schemas: Sequence[str], 
 SERVER = """SELECT current_user::text AS role, current_database()::text AS database,
 current_setting('server_encoding') AS encoding,
 pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on' AS is_read_only,
-has_database_privilege(current_database(), 'CREATE') AS may_create"""
+has_database_privilege(current_database(), 'CREATE') AS may_create, current_setting('TimeZone') AS zone"""
 MAY_USE_SCHEMAS = """SELECT nspname::text AS name,
 has_schema_privilege(oid, 'USAGE') AND has_schema_privilege(oid, 'CREATE') AS is_open
 FROM pg_namespace WHERE nspname IN ({schemas})"""

@@ -13,9 +13,9 @@ from helpers.context import build_destination
 from msgbubbles_sync.destinations.attached import Attached
 from msgbubbles_sync.destinations.comments import Comments, list_descriptions, read_comments, write_comments
 from msgbubbles_sync.destinations.parquet_files import ParquetFiles
-from msgbubbles_sync.destinations.postgres import COMMENTS, Postgres
+from msgbubbles_sync.destinations.postgres import Postgres
+from msgbubbles_sync.destinations.postgres_marts import read_stored_comments
 from msgbubbles_sync.destinations.publish import publish
-from msgbubbles_sync.destinations.server import query_server
 from msgbubbles_sync.destinations.union_accounts import combine
 from msgbubbles_sync.settings import SyncSettings
 from msgbubbles_sync.tables import TABLES
@@ -120,7 +120,7 @@ def stored_comments(destination: Attached, connection: duckdb.DuckDBPyConnection
     if not isinstance(destination, Postgres):
         return comments_of(connection, "warehouse", schema)
     comments: dict[str, Comments] = {}
-    for _, table, column, text, _ in query_server(connection, COMMENTS.format(schema=f"'{schema}'")):
+    for _, table, column, text, _ in read_stored_comments(connection, schema):
         if text is not None:
             comments.setdefault(table, {})[column] = text
     return comments

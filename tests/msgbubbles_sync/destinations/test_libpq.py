@@ -270,7 +270,11 @@ def test_unsuitable_server_is_refused_before_the_run(tmp_path: Path, monkeypatch
             assert "ENCODING 'UTF8'" in refusal("postgres", "latin", destination)
             assert 'GRANT CREATE ON DATABASE "postgres" TO "job"' in refusal("job", destination=destination)
             assert "is read-only" in refusal("standby", destination=destination)
-        for schema in ("msgbubbles", "msgbubbles_staging", "staging", "marts"):
+            # As behind a pooler that drops the job's own option.
+            monkeypatch.setenv("PGOPTIONS", "-c TimeZone=Asia/Tokyo")
+            assert "ALTER ROLE \"postgres\" SET timezone = 'UTC'" in refusal("postgres", destination=destination)
+            monkeypatch.delenv("PGOPTIONS")
+        for schema in ("msgbubbles", "msgbubbles_staging", "staging", "marts_build", "marts"):
             cursor.execute(f"CREATE SCHEMA {schema} AUTHORIZATION job")
         assert "GRANT USAGE, CREATE ON SCHEMA" in refusal("guest")
         # The role has its schemas, and needs no privilege on the database.

@@ -1,0 +1,126 @@
+"""Copy marts on a PostgreSQL server from the schema where they are built to the one that readers see.
+
+dbt replaces relations, which locks out readers and drops views of analysts. Here rows that differ are deleted and
+inserted, in one transaction for all marts: readers wait for nothing and see all of a run at once, views on the marts
+stay, and rows that did not change are not written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+
+from msgbubbles_sync.sql import quote_literal, quote_name
+
+from .comments import Comments, build_statements
+from .server import CREATE_SCHEMA, query_server
+
+# The columns of each table and view of a schema, in order, with their types.
+COLUMNS = """SELECT relname::text AS name, relkind::text AS kind, attname::text AS of_column,
+format_type(atttypid, atttypmod) AS type
+FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped
+WHERE relnamespace = to_regnamespace({schema}) AND relkind IN ('r', 'p', 'v') ORDER BY relname, attnum"""
+COMMENTS = """SELECT {schema} AS in_schema, relname::text, '' AS of_column, obj_description(oid, 'pg_class'),
+CASE relkind WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END AS kind
+FROM pg_class WHERE relnamespace = to_regnamespace({schema}) AND relkind IN ('r', 'p', 'v')
+UNION ALL SELECT {schema}, relname, attname, col_description(pg_class.oid, attnum), 'COLUMN'
+FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped
+WHERE relnamespace = to_regnamespace({schema}) AND relkind IN ('r', 'p', 'v')"""
+# Rows are compared by 128 bits of hash of their text, which exists for all types and for nulls. Rows that are there
+# twice, in a mart without tests, are found by the number of rows.
+DIGESTS = """CREATE TEMPORARY TABLE {digests} ON COMMIT DROP AS
+SELECT id, hashtextextended(text, 0) AS high, hashtextextended(text, 1) AS low
+FROM (SELECT ctid AS id, ROW({columns})::text AS text FROM {table} OFFSET 0) AS texts"""
+ONLY_IN = """ctid IN (SELECT id FROM {digests} AS own
+WHERE NOT EXISTS (SELECT FROM {others} AS other WHERE other.high = own.high AND other.low = own.low))"""
+IF_NUMBERS_DIFFER = """DO $copy$ BEGIN
+    IF (SELECT count(*) FROM {target}) <> (SELECT count(*) FROM {source}) THEN
+        DELETE FROM {target};
+        INSERT INTO {target} ({columns}) SELECT {columns} FROM {source};
+    END IF;
+END $copy$"""
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A table or view: its kind in PostgreSQL's catalog, and the types of its columns by name."""
+
+    kind: str
+    columns: dict[str, str]
+
+
+def copy_marts(connection: duckdb.DuckDBPyConnection, build: str, readers: str, held_marts: Collection[str]) -> None:
+    """Copy all marts but the held ones from the schema `build` to the schema `readers`, all or none."""
+    built, stored = _read_relations(connection, build), _read_relations(connection, readers)
+    statements = ["BEGIN", CREATE_SCHEMA.format(schema=readers)]
+    for name, mart in built.items():
+        if name not in held_marts:
+            statements += _fit_table(f"{readers}.{quote_name(name)}", mart, stored.get(name))
+            statements += _copy_rows(name, mart, build, readers)
+    _execute(connection, [*statements, "COMMIT"])
+    wanted: dict[str, Comments] = {}
+    for _, table, column, text, _ in read_stored_comments(connection, build):
+        if text is not None and table not in held_marts:
+            wanted.setdefault(table, {})[column] = text
+    _execute(connection, build_statements(readers, read_stored_comments(connection, readers), wanted))
+
+
+def read_stored_comments(connection: duckdb.DuckDBPyConnection, schema: str) -> list[tuple[Any, ...]]:
+    """Return schema, table, column, comment and kind of everything in a schema that may have a comment."""
+    return query_server(connection, COMMENTS.format(schema=quote_literal(schema)))
+
+
+def _read_relations(connection: duckdb.DuckDBPyConnection, schema: str) -> dict[str, Relation]:
+    relations: dict[str, Relation] = {}
+    for name, kind, column, of_type in query_server(connection, COLUMNS.format(schema=quote_literal(schema))):
+        relations.setdefault(name, Relation(kind, {})).columns[column] = of_type
+    return relations
+
+
+def _fit_table(path: str, mart: Relation, stored: Relation | None) -> list[str]:
+    """Return the statements that give readers a table with the columns of a mart.
+
+    Views of analysts stay, except for those on a column that is gone or has another type.
+    """
+    columns = {name: f"{quote_name(name)} {of_type}" for name, of_type in mart.columns.items()}
+    create = f"CREATE TABLE {path} ({', '.join(columns.values())})"
+    if stored is None:
+        return [create]
+    if stored.kind == "v":  # of an earlier release
+        return [f"DROP VIEW {path} CASCADE", create]
+    gone = [name for name, of_type in stored.columns.items() if mart.columns.get(name) != of_type]
+    new = [name for name, of_type in mart.columns.items() if stored.columns.get(name) != of_type]
+    return [
+        *(f"ALTER TABLE {path} DROP COLUMN {quote_name(name)} CASCADE" for name in gone),
+        *(f"ALTER TABLE {path} ADD COLUMN {columns[name]}" for name in new),
+    ]
+
+
+def _copy_rows(name: str, mart: Relation, build: str, readers: str) -> list[str]:
+    columns = ", ".join(map(quote_name, mart.columns))
+    source, target = f"{build}.{quote_name(name)}", f"{readers}.{quote_name(name)}"
+    new, old = quote_name(f"new {name}"), quote_name(f"old {name}")
+    statements = []
+    if mart.kind == "v":  # evaluated once; and it has no ctid
+        rows = quote_name(f"rows {name}")
+        statements.append(f"CREATE TEMPORARY TABLE {rows} ON COMMIT DROP AS SELECT * FROM {source}")  # noqa: S608
+        source = rows
+    return [
+        *statements,
+        DIGESTS.format(digests=new, columns=columns, table=source),
+        DIGESTS.format(digests=old, columns=columns, table=target),
+        f"ANALYZE {new}",
+        f"ANALYZE {old}",
+        f"DELETE FROM {target} WHERE {ONLY_IN.format(digests=old, others=new)}",  # noqa: S608
+        f"INSERT INTO {target} ({columns}) SELECT {columns} FROM {source} "  # noqa: S608
+        f"WHERE {ONLY_IN.format(digests=new, others=old)}",
+        IF_NUMBERS_DIFFER.format(source=source, target=target, columns=columns),
+    ]
+
+
+def _execute(connection: duckdb.DuckDBPyConnection, statements: list[str]) -> None:
+    if statements:
+        connection.execute(f"CALL postgres_execute('warehouse', {quote_literal('; '.join(statements))})")
