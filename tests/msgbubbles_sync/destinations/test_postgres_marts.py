@@ -1,4 +1,4 @@
-"""Marts on a PostgreSQL server: built aside, and copied to readers."""
+"""Marts on a PostgreSQL server: built in a schema of their own, and copied to readers."""
 
 from __future__ import annotations
 
@@ -135,14 +135,14 @@ def test_changed_columns_keep_views_that_do_not_use_them(
     execute("CREATE SCHEMA marts", "CREATE VIEW marts.daily AS SELECT 1 AS n")  # as of an earlier release
     publish()
     execute(
-        "CREATE VIEW mine.kept AS SELECT chat_id FROM marts.daily", "CREATE VIEW mine.lost AS SELECT n FROM marts.daily"
+        "CREATE VIEW mine.chats AS SELECT chat_id FROM marts.daily", "CREATE VIEW mine.lost AS SELECT n FROM marts.daily"
     )
     execute(
         "DROP VIEW marts_build.thread",
         "ALTER TABLE marts_build.daily DROP COLUMN n, ADD COLUMN first_day date DEFAULT '2026-01-02'",
     )
     publish()
-    assert execute("SELECT chat_id FROM mine.kept ORDER BY 1") == [(f"c{n}",) for n in range(1, 6)]
+    assert execute("SELECT chat_id FROM mine.chats ORDER BY 1") == [(f"c{n}",) for n in range(1, 6)]
     assert execute("SELECT to_regclass('mine.lost')") == [(None,)]
     assert execute("SELECT DISTINCT first_day::text FROM marts.daily") == [("2026-01-02",)]
 
