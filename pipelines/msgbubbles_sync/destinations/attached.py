@@ -62,7 +62,8 @@ class Attached(Destination):
 
     @property
     def _own_schemas(self) -> list[str]:
-        return [self.dataset, f"{self.dataset}_staging", f"{self.prefix}staging", f"{self.prefix}marts"]
+        built = dict.fromkeys(["staging", self.marts_schema, "marts"])
+        return [self.dataset, f"{self.dataset}_staging", *(f"{self.prefix}{schema}" for schema in built)]
 
     @property
     def _schemas(self) -> list[str]:

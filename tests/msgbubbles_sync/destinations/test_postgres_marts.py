@@ -135,7 +135,8 @@ def test_changed_columns_keep_views_that_do_not_use_them(
     execute("CREATE SCHEMA marts", "CREATE VIEW marts.daily AS SELECT 1 AS n")  # as of an earlier release
     publish()
     execute(
-        "CREATE VIEW mine.chats AS SELECT chat_id FROM marts.daily", "CREATE VIEW mine.lost AS SELECT n FROM marts.daily"
+        "CREATE VIEW mine.chats AS SELECT chat_id FROM marts.daily",
+        "CREATE VIEW mine.lost AS SELECT n FROM marts.daily",
     )
     execute(
         "DROP VIEW marts_build.thread",
