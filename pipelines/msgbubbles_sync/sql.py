@@ -1,6 +1,9 @@
-"""Quote SQL literals and identifiers that cannot be bind parameters, and store single values."""
+"""Quote SQL literals and identifiers that cannot be bind parameters; store and read single values."""
 
 from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
 
 import duckdb
 
@@ -21,3 +24,11 @@ def store_value(connection: duckdb.DuckDBPyConnection, table: str, definition: s
     if connection.execute(f"FROM {table}").fetchall() != [(value,)]:
         connection.execute(f"DELETE FROM {table}")  # noqa: S608
         connection.execute(f"INSERT INTO {table} VALUES (?)", [value])  # noqa: S608
+
+
+def read_value(connection: duckdb.DuckDBPyConnection, table: str, column: str) -> Any:
+    """Read a value that `store_value` has stored; null if the table is missing or empty."""
+    with suppress(duckdb.CatalogException):
+        row = connection.execute(f"SELECT {column} FROM {table}").fetchone()  # noqa: S608
+        return None if row is None else row[0]
+    return None

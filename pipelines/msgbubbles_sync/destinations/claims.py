@@ -15,7 +15,7 @@ import duckdb
 
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import move_damaged, read_json, write_privately
-from msgbubbles_sync.sql import store_value
+from msgbubbles_sync.sql import read_value, store_value
 from msgbubbles_sync.workspace import CLAIM, CLAIM_TABLE, Workspace
 
 from .base import Destination
@@ -107,9 +107,8 @@ def _infer_claim(workspace: Workspace, destination: Destination, *, is_damaged: 
 
 
 def _read_copy(connection: duckdb.DuckDBPyConnection) -> Claim | None:
-    with suppress(duckdb.CatalogException, ValueError):
-        row = connection.execute(f"SELECT claim FROM msgbubbles.{CLAIM_TABLE}").fetchone()  # noqa: S608
-        return None if row is None else _check(json.loads(row[0]))
+    with suppress(ValueError):
+        return _check(json.loads(read_value(connection, f"msgbubbles.{CLAIM_TABLE}", "claim") or "null"))
     return None
 
 

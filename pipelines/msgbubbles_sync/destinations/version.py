@@ -10,7 +10,7 @@ from contextlib import suppress
 import duckdb
 
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.sql import store_value
+from msgbubbles_sync.sql import read_value, store_value
 from msgbubbles_sync.workspace import DATASET, VERSION, VERSION_TABLE, Workspace
 
 from .base import Destination
@@ -56,10 +56,9 @@ def refuse_newer(version: int, what: str) -> None:
 
 def stored_version(connection: duckdb.DuckDBPyConnection, schema: str) -> int:
     """Return the version of the tables in a schema. A warehouse without tables has the version of this release."""
-    with suppress(duckdb.CatalogException):
-        row = connection.execute(f"SELECT version FROM {schema}.{VERSION_TABLE}").fetchone()  # noqa: S608
-        if row is not None:
-            return int(row[0])
+    version = read_value(connection, f"{schema}.{VERSION_TABLE}", "version")
+    if version is not None:
+        return int(version)
     database, _, name = schema.rpartition(".")
     found = connection.execute(
         "SELECT 1 FROM duckdb_columns() WHERE database_name = coalesce(nullif(?, ''), current_database()) "

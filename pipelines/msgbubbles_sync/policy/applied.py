@@ -21,7 +21,7 @@ from msgbubbles_sync.destinations.duckdb_file import open_published
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.settings import Settings
-from msgbubbles_sync.sql import store_value
+from msgbubbles_sync.sql import read_value, store_value
 from msgbubbles_sync.tables import PRIVACY, column_definitions
 from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 
@@ -70,10 +70,9 @@ def _read_published(workspace: Workspace) -> str | None:
     """Return the copy in the published tables, if the job's own files are lost."""
     if workspace.destination != "duckdb" or workspace.work.exists() or not workspace.database.exists():
         return None
-    with open_published(workspace.database) as connection, suppress(duckdb.CatalogException):
-        row = connection.execute(f"SELECT record FROM msgbubbles.{PRIVACY.name}").fetchone()  # noqa: S608
-        return None if row is None else str(row[0])
-    return None
+    with open_published(workspace.database) as connection:
+        text: str | None = read_value(connection, f"msgbubbles.{PRIVACY.name}", "record")
+        return text
 
 
 def store(connection: duckdb.DuckDBPyConnection, workspace: Workspace, schema: str) -> None:
