@@ -85,16 +85,15 @@ def store(connection: duckdb.DuckDBPyConnection, workspace: Workspace, schema: s
 
 def read_copy(destination: Destination) -> Record | None:
     """Read the copy of the record from the tables that the job writes, or else from the published ones."""
-    query = f"SELECT record FROM {{}}.{PRIVACY.name}"  # noqa: S608
-    row = None
-    with suppress(duckdb.CatalogException, msgspec.DecodeError):
-        if destination.has_tables():
-            with destination.open_writer() as connection:
-                row = connection.execute(query.format(destination.write_schema)).fetchone()
-        elif destination.exists():
-            with destination.open_reader() as connection:
-                row = connection.execute(query.format(DATASET)).fetchone()
-        return None if row is None else msgspec.json.decode(row[0], type=Record)
+    text: str | None = None
+    if destination.has_tables():
+        with destination.open_writer() as connection:
+            text = read_value(connection, f"{destination.write_schema}.{PRIVACY.name}", "record")
+    elif destination.exists():
+        with destination.open_reader() as connection:
+            text = read_value(connection, f"{DATASET}.{PRIVACY.name}", "record")
+    with suppress(msgspec.DecodeError):
+        return None if text is None else msgspec.json.decode(text, type=Record)
     return None
 
 
