@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,19 @@ def test_import_read_and_typing(groups: Groups) -> None:
     assert output == f"north is now {chat_id}, with 2 known members\n"
     _, errors = groups.run("import", "other", chat_id, status=2)
     assert errors == "this group already has the key north\n"
+    for arguments in (["import"], ["import", "north"], ["import", "north", chat_id, "--title", "North"]):
+        assert (
+            groups.run(*arguments, status=2)[1] == "import needs KEY CHAT_ID, or KEY --title TEXT, or --table TABLE\n"
+        )
+    south = groups.job.server.operations[1].chat_id
+    (groups.job.folder / "ids.csv").write_text(f"key,chat_id\nnorth,{chat_id}\nsouth,{south}\nlost,{'0' * 32}\n")
+    output, errors = groups.run("import", "--table", "ids.csv", status=3)
+    assert output == f"south is now {south}, with 3 known members\n1 of 3 groups imported.\n"
+    assert errors.startswith("lost: the group cannot be imported: the API answered 404 not_found")
+    groups.job.server.account.rename(chat_id, "Theirs", datetime.now(UTC))
+    assert groups.run("plan", "groups.csv")[0] == "No changes: the groups match the table.\n"
+    output, _ = groups.run("plan", "groups.csv", "--refresh")
+    assert output.startswith('~ rename  north  "Theirs" -> "North"\nPlan: 1 to rename.')
     asked = len(groups.job.server.requests)
     groups.run("typing", "north", "--on")
     groups.run("typing", chat_id, "--off")

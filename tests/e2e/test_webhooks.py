@@ -102,7 +102,11 @@ def test_events_update_messages_and_name_missing_ones(new_job: NewJob) -> None:
     )
     quiet = account.all("SELECT id FROM chats ORDER BY last_us LIMIT 1")[0]["id"]
     long_ago = now - timedelta(days=80)
-    with subscribed(job):
+    with subscribed(job) as receiver:
+        tested = command(job, "test", receiver.url, "--secrets-file", str(job.folder / "secrets.toml"))
+        assert (tested["accepted"], tested["in_spool"]) == (True, True)
+        (listed,) = command(job, "list")
+        assert (listed["url"], listed["receiver"]["running"]) == (receiver.url, True)
         # Payloads of every structure.
         for number, payload in enumerate(("nested", "flat", "ids")):
             knobs.webhook_payload = payload  # type: ignore[assignment]
