@@ -208,6 +208,8 @@ def _publish_tables(
         with destination.open_writer() as connection:
             report.rows_in_warehouse = _count_rows(connection)
         report.published = True
+    if shared := claims.explain_same_numbers(workspace, destination):
+        context.console.fail(shared)
     workspace.set_done("publish")
 
 

@@ -80,6 +80,9 @@ class Attached(Destination):
     def open_reader(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         return self._open_account("READ_ONLY")
 
+    def open_all_accounts(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        return self._attach("READ_ONLY")
+
     def open_writer(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         return self._open_account()
 

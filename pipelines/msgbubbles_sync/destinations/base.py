@@ -80,6 +80,10 @@ class Destination(ABC):
             yield query
 
     @abstractmethod
+    def open_all_accounts(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        """Open a connection for reading the tables that show all accounts. Raises `UsageError` if there are none."""
+
+    @abstractmethod
     def open_writer(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """Open a connection to the tables that the job writes."""
 

@@ -23,6 +23,8 @@ from .base import Destination
 REAL, SANDBOX = "a MsgBubbles account", "the sandbox"
 
 Claim = dict[str, str]
+SAME_NUMBERS = """SELECT DISTINCT other.account FROM msgbubbles.numbers AS own
+JOIN msgbubbles.numbers AS other USING (handle) WHERE own.account = $1 AND other.account <> $1 ORDER BY 1"""
 
 
 def claim(workspace: Workspace, destination: Destination, *, sandbox: bool, say: Callable[[str], None]) -> None:
@@ -66,6 +68,23 @@ def read_published_claim(database: Path) -> Claim | None:
     with suppress(duckdb.Error), duckdb.connect(str(database), read_only=True) as connection:
         return _read_copy(connection)
     return None
+
+
+def explain_same_numbers(workspace: Workspace, destination: Destination) -> str | None:
+    """Return a message if another account in the warehouse has the numbers of this one; null otherwise."""
+    if workspace.account is None:
+        return None
+    others: list[tuple[str]] = []
+    nothing_yet = suppress(UsageError, duckdb.CatalogException, duckdb.IOException)
+    with nothing_yet, destination.open_all_accounts() as connection:
+        others = connection.execute(SAME_NUMBERS, [workspace.account]).fetchall()
+    if not others:
+        return None
+    names = ", ".join(name for (name,) in others)
+    return (
+        f"the accounts {workspace.account} and {names} have the same numbers, so they were loaded with keys of one "
+        "account; compare api_key in their sections [accounts.NAME], here and where else they run"
+    )
 
 
 def find_account_files(workspace: Workspace) -> dict[str, Path]:

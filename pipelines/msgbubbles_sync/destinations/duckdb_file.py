@@ -79,6 +79,9 @@ class DuckDBFile(Destination):
     def open_reader(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         return open_published(self._workspace.database)
 
+    def open_all_accounts(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        return open_published(self._workspace.combined)
+
     @contextmanager
     def open_writer(self) -> Iterator[duckdb.DuckDBPyConnection]:
         with duckdb.connect(str(self._workspace.work), config=self.options()) as connection:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from msgbubbles_sync.workspace import CLAIM_TABLE, DATASET, UNUSABLE, VERSION_TA
 
 from .base import Destination
 from .comments import list_descriptions, write_comments
+from .duckdb_file import open_published
 from .parquet_rewrite import STATES, finish_replacing, load_states, replace_files
 from .parquet_tables import read_tables, write_json
 from .publish import new_copy, replace_database
@@ -147,6 +148,9 @@ class ParquetFiles(Destination):
         with _connect() as connection:
             _create_views(connection, view.queries)
             yield connection
+
+    def open_all_accounts(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        return open_published(self._folder / "warehouse.duckdb")
 
     @contextmanager
     def open_writer(self) -> Iterator[duckdb.DuckDBPyConnection]:

@@ -23,6 +23,7 @@ from msgbubbles_sync.check_result import CheckResult
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.dbt import spark
 from msgbubbles_sync.dbt.runner import compile_models
+from msgbubbles_sync.destinations.claims import explain_same_numbers
 from msgbubbles_sync.errors import TransformError, UsageError
 from msgbubbles_sync.lock import read_holder
 from msgbubbles_sync.run_log import RunRecord, describe_failed_reads
@@ -46,6 +47,8 @@ def check(context: Context, connect: Callable[[], Client]) -> Iterator[CheckResu
     yield _check_last_run(local)
     yield _check_failed_reads(local)
     yield _check_models(context)
+    if shared := explain_same_numbers(workspace, context.destination):
+        yield CheckResult("accounts", "failed", shared, "start the wrong account again, with another --database")
     yield CheckResult("privacy policy", "ok", context.settings.describe_policy())
     try:
         client = connect()

@@ -12,6 +12,7 @@ import pytest
 from helpers import postgres
 from helpers.context import build_destination
 from msgbubbles_sync.destinations.attached import Attached
+from msgbubbles_sync.destinations.claims import explain_same_numbers
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.workspace import Workspace
 
@@ -64,12 +65,18 @@ def test_later_tables_and_columns_appear_in_the_views(of: Of) -> None:
     assert shown(north) == [("north", "north1"), ("south", "south1")]
     with north.open_reader() as connection:
         assert connection.execute("FROM msgbubbles.chats").fetchall() == [("north1",)]
-    more = ("CREATE TABLE @later AS SELECT 1 AS id", "ALTER TABLE @chats ADD COLUMN more VARCHAR")
+    assert explain_same_numbers(north._workspace, north) is None
+    more = (
+        "CREATE TABLE @later AS SELECT 1 AS id",
+        "CREATE TABLE @numbers AS SELECT '+14155550100' AS handle",
+        "ALTER TABLE @chats ADD COLUMN more VARCHAR",
+    )
     for one, both in ((south, False), (north, True)):
         run_statements(one, *more, "UPDATE @chats SET more = 'more'")
         one.publish()
         assert shown(one) == [("north", "north1", "more" if both else None), ("south", "south1", "more")]
         assert shown(one, "later") == [("north", 1)] * both + [("south", 1)]
+    assert "north and south have the same numbers" in (explain_same_numbers(north._workspace, north) or "")
     with north.open_writer() as connection:
         connection.execute(f"DROP SCHEMA warehouse.{south.dataset} CASCADE")
     north.publish()

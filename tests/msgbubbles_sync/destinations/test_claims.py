@@ -11,7 +11,7 @@ import pytest
 
 from helpers.context import build_destination
 from helpers.damage import DAMAGE
-from msgbubbles_sync.destinations.claims import claim, find_account_files, store
+from msgbubbles_sync.destinations.claims import claim, explain_same_numbers, find_account_files, store
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import MAX_DAMAGED
 from msgbubbles_sync.workspace import CLAIM, Workspace
@@ -113,6 +113,21 @@ def test_only_the_newest_damaged_files_are_kept(tmp_path: Path) -> None:
         claimed(workspace)
     assert [path.read_text() for path in sorted(workspace.find_damaged())] == ["2", "3", "4"]
     assert json.loads((workspace.folder / CLAIM).read_text()) == {"account": "a MsgBubbles account"}
+
+
+def test_accounts_with_the_same_numbers_are_noticed(tmp_path: Path) -> None:
+    for name, handle in (("north", "+14155550100"), ("south", "+14155550101"), ("west", "+14155550100")):
+        workspace = claimed(Workspace.from_path(tmp_path / "company.duckdb", account=name))
+        destination = build_destination(workspace)
+        assert explain_same_numbers(workspace, destination) is None, "not published yet"
+        with destination.open_writer() as connection:
+            connection.execute("CREATE SCHEMA msgbubbles; CREATE TABLE msgbubbles.numbers (handle VARCHAR)")
+            connection.execute("INSERT INTO msgbubbles.numbers VALUES (?)", [handle])
+        destination.publish()
+        message = explain_same_numbers(workspace, destination)
+        assert (message is None) == (name != "west")
+    assert "the accounts west and north have the same numbers" in (message or "")
+    assert handle not in (message or "")
 
 
 def test_claims_are_left_out_of_the_combined_tables(tmp_path: Path) -> None:
