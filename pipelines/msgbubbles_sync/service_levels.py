@@ -117,7 +117,7 @@ class Schedule(NamedTuple):
     openings: list[Opening]
     holidays: tuple[date, ...]
 
-    def to_variable(self) -> dict[str, Any]:
+    def to_variable(self) -> dict[str, object]:
         """Return what dbt needs: `changes` are the weekdays and minutes at which hours start or stop to count."""
         return {
             "handle": self.handle,
@@ -161,7 +161,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     numbers: tuple[str, ...] = ()
     channels: tuple[Literal["imessage", "sms", "whatsapp"], ...] = ()
 
-    def to_variable(self) -> dict[str, Any]:
+    def to_variable(self) -> dict[str, object]:
         """Return what dbt needs, with folded handles."""
         return {
             "metric": self.metric,

@@ -113,9 +113,9 @@ def _check_configuration() -> None:
 
 def _configure_redactor(privacy: Any) -> Redactor:
     """Build the redactor from the argument and from dlt's configuration, of which each provider may have a part."""
-    own: dict[str, Any] = dict(privacy) if isinstance(privacy, Mapping) else {}
+    own: Mapping[str, object] = privacy if isinstance(privacy, Mapping) else {}
     names = ("preset", *Policy.__struct_fields__)
-    settings: dict[str, Any] = {name: dlt.config.get(f"{SECTION}.{name}") for name in names}
-    policy = parse_policy(settings | own)
+    settings: dict[str, object] = {name: dlt.config.get(f"{SECTION}.{name}") for name in names}
+    policy = parse_policy({**settings, **own})
     key = own.get("key") or dlt.secrets.get(f"{SECTION}.key")
     return Redactor(policy, Pseudonymizer.from_key(key) if policy.redacts else None)

@@ -91,7 +91,7 @@ class Warehouse:
 
     def attachments(self, message_ids: Sequence[str]) -> list[Attachment]:
         """Return the stored attachments of these messages, except removed ones."""
-        rows: list[dict[str, Any]] = []
+        rows: list[dict[str, object]] = []
         # All columns, because a warehouse of an older version has no `removed_at` yet.
         query = "SELECT * FROM {attachments} WHERE message_id IN "
         for some in _chunks(message_ids):

@@ -8,7 +8,6 @@ import platform
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from msgbubbles_sync.settings import Settings
 
@@ -29,7 +28,7 @@ def compute_digest(paths: Iterable[Path], *settings: str) -> hashlib._Hash:
     return digest
 
 
-def build_variables(settings: Settings) -> dict[str, Any]:
+def build_variables(settings: Settings) -> dict[str, object]:
     """Build dbt's variables from the settings. If one of them changes, the marts are built from scratch."""
     return {
         "time_zone": settings.transforms.time_zone,

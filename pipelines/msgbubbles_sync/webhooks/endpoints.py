@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 from msgbubbles.client import Client
 from msgbubbles.models import Webhook
@@ -88,7 +87,7 @@ def endpoint_dict(webhook: Webhook) -> dict[str, object]:
     return values | {"delivery": read_delivery_fields(webhook)}
 
 
-def read_delivery_fields(webhook: Webhook) -> dict[str, Any]:
+def read_delivery_fields(webhook: Webhook) -> dict[str, object]:
     """Return the undocumented fields of an endpoint that look like they are about its deliveries."""
     extra = json.loads(bytes(webhook.extra) or b"{}")
     return {name: value for name, value in extra.items() if ABOUT_DELIVERIES.search(name) and "secret" not in name}

@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import duckdb
 from msgspec import structs
@@ -74,7 +73,7 @@ class ReceiverState:
         waiting = len(list_segments(spool_folder(workspace)))
         return cls(beat, waiting, count_dead_letters(workspace), datetime.now(UTC))
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         files = {"waiting_files": self.waiting_files, "dead_letters": self.dead_letters}
         if self.beat is None:
             return {"running": False, **files}

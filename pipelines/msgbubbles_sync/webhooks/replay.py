@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import msgspec
@@ -46,7 +45,7 @@ class ReplayResult:
     events: int = 0
     without_payload: int = 0
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return self.loaded.as_dict() | {
             "dead_letters_replayed": self.dead_letters,
             "dead_letters_unreadable": self.unreadable,

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import msgspec
@@ -131,7 +132,7 @@ def test_receiver_state_counts_refusals_by_reason_across_a_restart(workspace: Wo
             assert served.post(typing(event), key=b"another").status_code == 401
             assert served.http.post(served.url, content=b"{}").status_code == 401
     state = ReceiverState.read(workspace)
-    values = state.as_dict()
+    values: Any = state.as_dict()
     assert values["refused"] == {"forged": 2, "unsigned": 2}
     assert (values["running"], values["waiting_files"]) == (True, 2)
     assert values["since"] <= values["last_event_at"] <= values["last_refused_at"]
