@@ -55,8 +55,11 @@ STAGING = ".staging"
 NAMELESS = "_"
 # The job's own tables, which are one file each.
 JOB_TABLES = ("sync_runs", "failed_reads", "privacy", "erasures", CLAIM_TABLE, VERSION_TABLE)
-# More files of a table than this are compacted into one.
+# If a table has more files than this, the small ones are compacted into one.
 MAX_FILES = 100
+# A file of up to this size is small; so is one that is not larger than all smaller ones together. Then a row is written
+# again only when the table has doubled, and not with every hundredth load.
+SMALL_BYTES = 16 * 1024 * 1024
 # How long a replaced file stays for its readers.
 REPLACED_FILES_SECONDS = 3600
 
@@ -301,24 +304,30 @@ class ParquetFiles(Destination):
         return queries
 
     def _compact(self, old: Mapping[str, float]) -> list[str]:
-        """Merge the files of each table that has too many, and return the replaced ones.
+        """Merge the small files of each table that has too many, and return the replaced ones.
 
         While old and new files exist, each row exists twice; only one of them is current.
         """
         replaced: list[str] = []
         for name, table in read_tables(self._tables).items():
             folder = self._tables / name
-            files = {f"{self.dataset}/{name}/{path.name}": path for path in folder.glob("*.parquet")}
-            files = {path: file for path, file in files.items() if path not in old}
-            if len(files) > MAX_FILES:
-                new = folder / f".{time.time_ns()}.new"
-                with _connect() as connection:
-                    connection.execute("SET preserve_insertion_order = false")
-                    rows = table.build_query([str(path) for path in files.values()])
-                    connection.execute(f"COPY ({rows}) TO {quote_literal(str(new))} (FORMAT parquet)")
-                sync_to_disk(new)
-                new.rename(folder / f"compacted.{time.time_ns()}.parquet")
-                replaced += files
+            for leftover in folder.glob(".*.new"):  # of a killed run
+                leftover.unlink()
+            files = [path for path in folder.glob("*.parquet") if f"{self.dataset}/{name}/{path.name}" not in old]
+            if len(files) <= MAX_FILES:
+                continue
+            small = _find_small(files)
+            new = folder / f".{time.time_ns()}.new"
+            with _connect() as connection:
+                connection.execute("SET preserve_insertion_order = false")
+                connection.execute(f"SET temp_directory = {quote_literal(str(self._workspace.folder / 'spilled'))}")
+                if self._settings.memory_limit != "none":
+                    connection.execute(f"SET memory_limit = {quote_literal(str(self._settings.memory_limit))}")
+                rows = table.build_query([str(path) for path in small])
+                connection.execute(f"COPY ({rows}) TO {quote_literal(str(new))} (FORMAT parquet)")
+            sync_to_disk(new)
+            new.rename(folder / f"compacted.{time.time_ns()}.parquet")
+            replaced += [f"{self.dataset}/{name}/{path.name}" for path in small]
         return replaced
 
     def _replace_reader_database(self) -> None:
@@ -340,6 +349,17 @@ class ParquetFiles(Destination):
                 _create_views(connection, views)
                 write_comments(connection, DATASET, list_descriptions())
             replace_database(database, copy)
+
+
+def _find_small(files: Sequence[Path]) -> list[Path]:
+    """Return the files to merge: the smaller ones, up to one that is larger than all of them together."""
+    sizes = sorted((path.stat().st_size, path) for path in files)
+    count = total = 0
+    for number, (size, _) in enumerate(sizes, 1):
+        if size <= max(total, SMALL_BYTES):
+            count = number
+        total += size
+    return [path for _, path in sizes[:count]]
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from helpers.canary import find_words
 from msgbubbles_sync.destinations import parquet_files, parquet_rewrite
 from msgbubbles_sync.destinations.parquet_dlt import build_table_files
 from msgbubbles_sync.destinations.parquet_files import STAGING, ParquetFiles
-from msgbubbles_sync.destinations.parquet_tables import read_tables
+from msgbubbles_sync.destinations.parquet_tables import Table, read_tables, write_json
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.restore import restore
 from msgbubbles_sync.settings import SyncSettings
@@ -210,6 +210,44 @@ def test_first_row_of_an_insert_only_key_counts(pipeline: dlt.Pipeline) -> None:
     load(pipeline, [("a", 1, 1)], strategy="insert-only")
     load(pipeline, [("a", 2, 2), ("b", 9, 2)], [("b", 3, 1)], strategy="insert-only")
     assert found(pipeline) == ([("a", 1), ("b", 3)], [("a", 1), ("b", 3)])
+
+
+def test_only_small_files_are_compacted_and_readers_see_each_row_once(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace.from_path(tmp_path / "company.duckdb", "filesystem")
+    workspace.make_folders()
+    destination = ParquetFiles(workspace, SyncSettings(memory_limit="200MB"))
+    destination.prepare()
+    folder = files / "msgbubbles" / "things"
+    folder.mkdir(parents=True)
+    write_json(files / "msgbubbles" / "_tables.json", {"things": Table(("id",))})
+    monkeypatch.setattr(parquet_files, "MAX_FILES", 4)
+    monkeypatch.setattr(parquet_files, "SMALL_BYTES", 0)
+
+    def write(name: str, first: int, rows: int, load_id: int) -> None:
+        columns = f"{first} + range AS id, {load_id} AS value, '{load_id}' AS _dlt_load_id, now() AS _fetched_at"
+        duckdb.sql(f"COPY (SELECT {columns} FROM range({rows})) TO '{folder}/{name}.parquet' (FORMAT parquet)")
+
+    write("large", 0, 100_000, 1)
+    (folder / ".1.new").write_text("of a killed run")
+    written = []
+    for load_id in range(2, 7):
+        write(f"load{load_id}", 99_995, 10, load_id)  # five rows are changed, five are new at first
+        written.append(folder / f"load{load_id}.parquet")
+        destination.publish()
+    names = {path.name for path in folder.iterdir()}
+    assert len([name for name in names if name.startswith("compacted")]) == 1
+    assert ".1.new" not in names
+    counts = "SELECT count(*), count(DISTINCT id), sum(value) FROM msgbubbles.things"
+    expected = [(100_005, 100_005, 99_995 + 10 * 6)]
+    with duckdb.connect(str(files / "warehouse.duckdb"), read_only=True) as reader:
+        assert reader.execute(counts).fetchall() == expected
+        monkeypatch.setattr(parquet_files, "REPLACED_FILES_SECONDS", 0)
+        destination.publish()
+        assert not [path for path in written[:4] if path.exists()]
+        assert (folder / "large.parquet").exists()
+        assert reader.execute(counts).fetchall() == expected, "a reader that was open before goes on"
 
 
 def test_table_without_rows_has_its_columns(pipeline: dlt.Pipeline) -> None:
