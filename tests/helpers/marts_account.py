@@ -46,6 +46,7 @@ class Account:
             ],
             "group_member_operations": [self._operation(chat) for chat in self._chats if pick([True, False, False])],
             "webhook_events": [self._event(chat) for chat in self._chats if pick([True, False])],
+            "attachments": [self._attachment(row["id"]) for row in written if pick([True, False])],
         }
         for table, rows in load.items():
             for row in rows:
@@ -84,6 +85,8 @@ class Account:
             "channel": pick(["imessage", "sms", "whatsapp", None]),
             "sender_handle": pick(["+1", ONE, OTHER, None]),
             "attachment_count": pick([None, 0, 2]),
+            "error": pick([None, '{"code": "send_failed"}', '{"error": "blocked"}', '"text"']),
+            "sent_at": self._time(None),
             "delivered_at": self._time(None, None),
             "read_at": pick([None, None, self._at(1)]),
             "_fetched_at": self._time(),
@@ -125,16 +128,29 @@ class Account:
             "_fetched_at": self._time(),
         }
 
+    def _attachment(self, message: str) -> Row:
+        pick = self.random.choice
+        return {
+            "id": f"{message} {pick([1, 2, 3])}",
+            "message_id": message,
+            "mime_type": pick(["image/png", "Image/jpeg", "video/mp4", "pdf", None]),
+            "size_bytes": pick([None, 0, 3_000_000_000]),
+            "removed_at": pick([None, None, self._at(5)]),
+            "_fetched_at": self._time(),
+        }
+
     def _event(self, chat: str) -> Row:
         pick = self.random.choice
         at = self._time() + timedelta(minutes=pick([-1, 0, 3]))
         return {
             "event_id": f"e{len(self._loaded['webhook_events'])} {self.random.random()}",
-            "event_type": pick(["conversation.typing"] * 4 + ["message.received"]),
+            "event_type": pick(["conversation.typing"] * 4 + ["message.received"] + ["message.reaction"] * 3),
             "chat_id": pick([chat, chat, chat, "never read", None]),
             "handle": pick(["+1", ONE, OTHER, None]),
             "is_typing": pick([True, True, False, None]),
             "direction": pick(["inbound", "inbound", "outbound", None]),
+            "message_id": pick(["m0", "m1", None]),
+            "reaction": pick(["love", "like", None]),
             "occurred_at": at,
             "received_at": at,
         }
@@ -142,5 +158,5 @@ class Account:
 
 TABLES = (
     "chats", "messages", "numbers", "stream_coverage", "chat_titles", "participant_lists", "group_member_operations",
-    "webhook_events",
+    "webhook_events", "attachments",
 )  # fmt: skip

@@ -60,6 +60,11 @@ MODELS = {
         "thread_turns",
         "thread_sessions",
         "sla_events",
+        "calendar",
+        "backlog_daily",
+        "delivery_daily",
+        "reactions_daily",
+        "attachments_daily",
     },
 }
 
@@ -256,7 +261,9 @@ def test_copy_under_another_name_is_readable(filled: Any, tmp_path: Path) -> Non
         connection.execute(f"attach '{copy}' as elsewhere (read_only)")
         attached = {name: len(connection.execute(f"from elsewhere.{name}").fetchall()) for name in names}
     assert rows == attached
-    assert [name for name, count in rows.items() if not count] == ["marts.sla_events"]  # without targets it is empty
+    # They need targets, messages from us, and reactions.
+    without_rows = {"marts.sla_events", "marts.delivery_daily", "marts.reactions_daily"}
+    assert {name for name, count in rows.items() if not count} == without_rows
 
 
 def outcomes(warehouse: Any) -> dict[str, str]:
@@ -330,6 +337,7 @@ def test_data_tests_pass_on_valid_rows_and_find_each_fault(filled: Any) -> None:
         " first_response_at = started_at - interval 1 second",
         "update marts.thread_turns set sla_target = 0, answered_at = began_at + interval 1 second,"
         " due_at = began_at + interval 1 hour, business_reply_seconds = 5",
+        "insert into marts.delivery_daily by name (select '+9' as from_handle from range(2))",
         "insert into staging.int_business_hours by name (from staging.int_business_hours limit 1)",
         "insert into marts.chat_title_history from marts.chat_title_history",
         "insert into marts.chat_title_history by name (select 'gone' as chat_id)",
@@ -348,6 +356,12 @@ def test_data_tests_pass_on_valid_rows_and_find_each_fault(filled: Any) -> None:
         "relationships_thread_activity_chat_id__chat_id__ref_stg_chats_",
         "thread_activity_typed_unsent_has_typed",
         "relationships_sla_events_chat_id__chat_id__ref_stg_chats_",
+        "relationships_reactions_daily_chat_id__chat_id__ref_stg_chats_",
+        "unique_combination_of_columns_reactions_daily_chat_id__day__reaction",
+        "unique_combination_of_columns_attachments_daily_from_handle__day__direction__kind",
+        "unique_combination_of_columns_backlog_daily_from_handle__day",
+        "backlog_daily_older_within_all",
+        "unique_calendar_day",
         "accepted_values_sla_events_state__met__breached__running__dropped",
         "typing_daily_spells_are_sent_or_unsent",
         "unique_combination_of_columns_typing_daily_chat_id__day",
@@ -363,6 +377,7 @@ def test_data_tests_pass_on_valid_rows_and_find_each_fault(filled: Any) -> None:
         "every_message_counts_in_a_thread",
         "relationships_stg_attachments_message_id__message_id__ref_stg_messages_",
         "relationships_stg_group_member_operations_operation_id__operation_id__ref_stg_group_operations_",
+        "relationships_delivery_daily_from_handle__handle__ref_stg_numbers_",
         "relationships_number_activity_daily_from_handle__handle__ref_stg_numbers_",
         "relationships_stg_group_member_operations_chat_id__chat_id__ref_stg_chats_",
         "relationships_stg_group_operations_chat_id__chat_id__ref_stg_chats_",

@@ -110,7 +110,7 @@ def test_marts_on_postgres_equal_those_on_duckdb(warehouse: Any, at: Any, tmp_pa
         assert answer.exception is None
         assert {node.node.name: node.message for node in answer.result if node.status != "success"} == {}
 
-    for size in (20, 2):
+    for size in (40, 4):
         load_id, load = account.load_ids.pop(), account.next_load(size=size)
         postgres.load(load_id, load)
         warehouse.load(load_id, **load)
@@ -118,7 +118,7 @@ def test_marts_on_postgres_equal_those_on_duckdb(warehouse: Any, at: Any, tmp_pa
     warehouse.transform(*VARS, "--full-refresh")
     increments = {name: postgres.mart(name) for name in MARTS}
     for name, reference in build_references(BUSINESS).items():
-        assert len(increments[name]) > 3, name
+        assert len(increments[name]) > (2 if name == "contact_retention" else 3), name  # the account is of two months
         assert not (wrong := differences(increments[name], warehouse.mart(name))), f"{name}: {wrong}"
         assert not (wrong := differences(increments[name], reference(account.world, ZONE))), f"{name}: {wrong}"
         assert list(increments[name][0]) == list(warehouse.mart(name)[0]), name

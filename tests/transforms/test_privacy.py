@@ -31,14 +31,16 @@ def test_policy_replaces_only_handles_and_titles_in_the_marts(warehouse: Any, at
     def row_replaced(row: dict[str, Any]) -> dict[str, Any]:
         return {column: replaced(column, value) for column, value in row.items()}
 
-    expected = {mart: sorted(repr(row_replaced(row)) for row in warehouse.mart(mart)) for mart in MARTS}
+    marts = MARTS.keys() - {"reactions_daily"}
+    expected = {mart: sorted(repr(row_replaced(row)) for row in warehouse.mart(mart)) for mart in marts}
     assert "p_" in repr(expected)
     with duckdb.connect(str(warehouse.path)) as connection:
         changed = redact_stored_rows(Redactor(PRESETS["analytics"], names), connection)
     assert {"chats", "messages", "participant_lists", "group_member_operations", "chat_titles"} <= changed.keys()
     warehouse.transform("--full-refresh")
-    for mart in MARTS:
+    for mart in marts:
         assert sorted(map(repr, warehouse.mart(mart))) == expected[mart], mart
+    assert {row["reaction"] for row in warehouse.mart("reactions_daily")} == {None}
 
 
 HANDLES = ("handle", "remote_handle", "sender", "from_handle")

@@ -75,12 +75,13 @@ MESSAGES = [
     inbound("ann", at(3, "09:05"), "imessage"),
     outbound("ann", at(3, "09:20"), "imessage", "delivered"),  # after 20 minutes
     inbound("ann", at(3, "10:00"), "imessage"),
-    outbound("ann", at(3, "12:00"), "imessage", "read"),  # after 120 minutes
+    outbound("ann", at(3, "12:00"), "imessage", "read")  # after 120 minutes
+    | {"delivered_at": at(3, "12:01"), "read_at": at(3, "12:30")},
     inbound("ann, too", at(17, "09:00"), "sms"),
     outbound("ann, too", at(17, "09:30"), "sms", "read"),  # after 30 minutes
     inbound("bob", at(10, "08:00"), "sms"),
     inbound("bob", at(10, "10:00"), "sms"),
-    outbound("bob", at(10, "10:05"), "sms", "failed"),
+    outbound("bob", at(10, "10:05"), "sms", "failed") | {"error": '{"code": "landline"}'},
     outbound("cat", at(16, "15:00"), "whatsapp", "delivered"),
     inbound("cat", at(16, "15:30"), "whatsapp"),
     inbound("cat", at(18, "15:30"), "whatsapp"),
@@ -177,6 +178,33 @@ ANSWERS: dict[str, list[tuple[Any, ...]]] = {
         ("+2", "+20", "first_response", "breached", at(26, "10:00", month=10)),
         ("+1", "+12", "first_response", "breached", at(10, "10:00")),
         ("+2", "cat@example.com", "first_response", "running", at(23, "10:00")),
+    ],
+    "How has the backlog grown?": [
+        (on(22), "+1", 1, 1, 1),  # bob
+        (on(22), "+2", 2, 2, 1),  # cat since the 21st, eve
+        (on(22), "+3", 0, 0, 0),
+        (on(15), "+1", 1, 1, 0),  # bob since the 10th
+        (on(15), "+2", 1, 1, 1),  # eve; deleted has gone
+        (on(15), "+3", 0, 0, 0),
+        (on(8), "+1", 0, 0, 0),
+        (on(8), "+2", 1, 1, 1),
+        (on(8), "+3", 0, 0, 0),
+        (on(1), "+1", 0, 0, 0),
+    ],
+    "Why do messages fail?": [("+1", "sms", "landline", 1)],
+    "How long do delivery and reading take?": [
+        (on(17), "+2", "sms", 1, NEVER, NEVER),
+        (on(3), "+1", "imessage", 1, 60, 1800),
+    ],
+    "What kinds of files are exchanged?": [
+        ("image", "inbound", 2, 1500),
+        ("application", "outbound", 1, 9),
+    ],
+    "How do people react?": [("love", 2, 2), ("laugh", 1, 1)],
+    "On which working days was a number silent?": [
+        *(("+1", on(day)) for day in (11, 12, 13, 16, 17, 18, 19)),
+        *(("+2", on(day)) for day in (9, 10, 12, 13, 19, 20)),
+        *(("+3", on(day)) for day in (9, 10, 11, 12, 13, 16, 17, 18, 19, 20)),
     ],
     "How many conversations take a single answer?": [
         (on(16), 2, 2, 100),  # ann, cat
@@ -311,6 +339,24 @@ def conversations(new_warehouse: Callable[[], Any]) -> Any:
                 "received_at": typed_at,
             }
             for n, (chat, typed_at) in enumerate(TYPING)
+        ]
+        + [
+            {
+                "event_id": f"{chat} {reaction}",
+                "event_type": "message.reaction",
+                "chat_id": chat,
+                "message_id": message,
+                "reaction": reaction,
+                "occurred_at": at(20),
+                "received_at": at(20),
+            }
+            for chat, message, reaction in (("ann", "m00", "love"), ("cat", "m14", "love"), ("cat", "m15", "laugh"))
+        ],
+        attachments=[
+            {"id": "a", "message_id": "m00", "mime_type": "image/jpeg", "size_bytes": 1000},
+            {"id": "b", "message_id": "m00", "mime_type": "image/png", "size_bytes": 500},
+            {"id": "c", "message_id": "m02", "mime_type": "application/pdf", "size_bytes": 9},
+            {"id": "d", "message_id": "m02", "mime_type": "image/png", "size_bytes": 7, "removed_at": at(4)},
         ],
         rejected_rows=[{"row_hash": "r", "stream": "chats", "reason": "no id", "_fetched_at": at(9)}],
     )

@@ -69,6 +69,10 @@ worlds = st.fixed_dictionaries(
                     "channel": st.sampled_from(["imessage", "sms", "whatsapp", "fax", None]),
                     "sender_handle": st.sampled_from([*HANDLES, None]),
                     "attachment_count": st.sampled_from([None, 0, 2]),
+                    "error": st.sampled_from(
+                        [None, '{"code": "send_failed"}', '{"error": "blocked"}', '"text"', "[1]"]
+                    ),
+                    "sent_at": st.none() | times_of_events,
                     "delivered_at": st.none() | times_of_events,
                     "read_at": st.none() | st.none() | times_of_events,
                     "_fetched_at": times_of_events,
@@ -114,11 +118,13 @@ worlds = st.fixed_dictionaries(
         "webhook_events": st.lists(
             st.fixed_dictionaries(
                 {
-                    "event_type": st.sampled_from(["conversation.typing", "conversation.typing", "message.received"]),
+                    "event_type": st.sampled_from(["conversation.typing", "message.received", "message.reaction"]),
                     "chat_id": st.sampled_from([*CHATS, *CHATS, "elsewhere", None]),
                     "handle": st.sampled_from([*HANDLES, None]),
                     "is_typing": st.sampled_from([True, True, False, None]),
                     "direction": st.sampled_from(["inbound", None, "outbound"]),
+                    "message_id": st.sampled_from(["m0", "m1", None]),
+                    "reaction": st.sampled_from(["love", "like", None]),
                     # Slightly less and slightly more than five minutes before other events and messages.
                     "occurred_at": st.builds(
                         lambda at, before: at - before,
@@ -130,6 +136,16 @@ worlds = st.fixed_dictionaries(
             max_size=6,
         ).map(
             lambda rows: [{"event_id": f"e{n}", "received_at": row["occurred_at"]} | row for n, row in enumerate(rows)]
+        ),
+        "attachments": row_lists(
+            lambda row: row["id"],
+            4,
+            id=st.sampled_from(["1", "2", "3", "4"]),
+            message_id=st.sampled_from(["m0", "m1", "gone"]),
+            mime_type=st.sampled_from(["image/png", "Image/jpeg", "video/mp4", "pdf", None]),
+            size_bytes=st.sampled_from([None, 0, 3_000_000_000]),
+            removed_at=st.sampled_from([None, None, TIMES[0]]),
+            _fetched_at=times_of_events,
         ),
         "chat_titles": row_lists(
             lambda row: (row["chat_id"], row["_fetched_at"]),
@@ -168,7 +184,7 @@ class Models:
             for hook in node.config.post_hook:
                 if hook_condition := re.fullmatch(r"\{\{ delete_where\('(.*)'\) \}\}", hook.sql):
                     self._build.append(f"delete from {relation} where {hook_condition[1]}")
-        assert sum(statement.startswith("delete") for statement in self._build) == 7
+        assert sum(statement.startswith("delete") for statement in self._build) == 8
 
     def close(self) -> None:
         self._connection.close()

@@ -89,7 +89,7 @@
     {#- Only this model is rebuilt from scratch: the daily marts may have rows whose messages are gone. -#}
     {%- if not is_incremental() and not flags.FULL_REFRESH %}
     {%- for mart in ['thread_activity_daily', 'thread_activity_hours', 'number_activity_daily', 'thread_turns',
-        'thread_sessions'] %}
+        'thread_sessions', 'delivery_daily'] %}
     {%- if adapter.get_relation(this.database, in_marts(), mart) %}
     delete from {{ in_marts() }}.{{ mart }};
     {%- endif %}
@@ -109,6 +109,6 @@
     cross join (
         values ('int_thread_measures'), ('thread_activity_daily'), ('thread_activity_hours'),
             ('number_activity_daily'), ('group_membership'), ('int_typing_spells'), ('thread_turns'),
-            ('thread_sessions')
+            ('thread_sessions'), ('delivery_daily')
     ) as marts (mart)
 {% endmacro %}

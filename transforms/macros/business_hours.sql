@@ -46,18 +46,6 @@
 {# The session's time zone is UTC. #}
 {% macro spark__utc_day(timestamp) %}cast({{ timestamp }} as date){% endmacro %}
 
-{# A row for each day from the first to the last, in a select list. #}
-{% macro each_day(first, last) %}{{ return(adapter.dispatch('each_day')(first, last)) }}{% endmacro %}
-{% macro default__each_day(first, last) -%}
-    cast(generate_series(cast({{ first }} as timestamp), cast({{ last }} as timestamp), interval '1 day') as date)
-{%- endmacro %}
-{% macro duckdb__each_day(first, last) -%}
-    cast(unnest(
-        generate_series(cast({{ first }} as timestamp), cast({{ last }} as timestamp), interval '1 day')
-    ) as date)
-{%- endmacro %}
-{% macro spark__each_day(first, last) %}explode(sequence({{ first }}, {{ last }})){% endmacro %}
-
 {# Timestamp of a minute of a day in a time zone. All engines take a time that clocks skip as that much later. A time that
    they repeat is the later one; Spark takes the earlier one. #}
 {% macro opening_time(day, minute, time_zone) -%}

@@ -95,6 +95,30 @@
     cast(convert_timezone('{{ var("time_zone") }}', 'UTC', cast({{ day }} as timestamp_ntz)) as timestamp)
 {%- endmacro %}
 
+{# A row for each day from the first to the last, in a select list. #}
+{% macro each_day(first, last) %}{{ return(adapter.dispatch('each_day')(first, last)) }}{% endmacro %}
+{% macro default__each_day(first, last) -%}
+    cast(generate_series(cast({{ first }} as timestamp), cast({{ last }} as timestamp), interval '1 day') as date)
+{%- endmacro %}
+{% macro duckdb__each_day(first, last) -%}
+    cast(unnest(
+        generate_series(cast({{ first }} as timestamp), cast({{ last }} as timestamp), interval '1 day')
+    ) as date)
+{%- endmacro %}
+{% macro spark__each_day(first, last) %}explode(sequence({{ first }}, {{ last }})){% endmacro %}
+
+{# Code of an error of the API, which is JSON. #}
+{% macro error_code(error) %}{{ return(adapter.dispatch('error_code')(error)) }}{% endmacro %}
+{% macro default__error_code(error) -%}
+    coalesce(cast({{ error }} as json) ->> 'code', cast({{ error }} as json) ->> 'error')
+{%- endmacro %}
+{% macro duckdb__error_code(error) -%}
+    coalesce(json_extract_string({{ error }}, '$.code'), json_extract_string({{ error }}, '$.error'))
+{%- endmacro %}
+{% macro spark__error_code(error) -%}
+    coalesce(get_json_object({{ error }}, '$.code'), get_json_object({{ error }}, '$.error'))
+{%- endmacro %}
+
 {# Spark rebuilds everything, because Parquet files cannot be changed in place, and needs no deletes. #}
 {% macro delete_where(condition) %}{{ return(adapter.dispatch('delete_where')(condition)) }}{% endmacro %}
 {% macro default__delete_where(condition) %}delete from {{ this }} where {{ condition }}{% endmacro %}

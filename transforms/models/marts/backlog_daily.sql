@@ -1,0 +1,72 @@
+-- A view, because every day that is read adds a row for each number. Turns that end on the day on which they began, as
+-- most do, are in no backlog.
+{{ config(materialized=view_for_readers()) }}
+
+with turns as (
+    select
+        turns.from_handle,
+        turns.side,
+        turns.is_group,
+        turns.day as first_day,
+        cast({{ local_time('coalesce(turns.answered_at, chats.deleted_at)') }} as date) as end_day
+    from {{ ref('thread_turns') }} as turns
+    inner join {{ ref('stg_chats') }} as chats on chats.chat_id = turns.chat_id
+    where turns.from_handle is not null
+),
+
+-- A turn that has waited for some days enters the backlog of that age, and leaves it when it ends.
+waits as (
+    select turns.*, ages.days
+    from turns
+    inner join (values (0), (1), (3), (7)) as ages (days)
+        on turns.end_day is null or turns.end_day > turns.first_day + ages.days
+    where not turns.is_group or ages.days = 0
+),
+
+changes as (
+    select from_handle, side, is_group, days, first_day + days as day, 1 as change
+    from waits
+    union all
+    select from_handle, side, is_group, days, end_day, -1
+    from waits
+    where end_day is not null
+),
+
+changes_of_day as (
+    select
+        from_handle,
+        day,
+        sum(case when side = 'them' and not is_group and days = 0 then change else 0 end) as waiting_on_us,
+        sum(case when side = 'them' and not is_group and days = 1 then change else 0 end) as waiting_on_us_1_day,
+        sum(case when side = 'them' and not is_group and days = 3 then change else 0 end) as waiting_on_us_3_days,
+        sum(case when side = 'them' and not is_group and days = 7 then change else 0 end) as waiting_on_us_7_days,
+        sum(case when side = 'us' and not is_group and days = 0 then change else 0 end) as waiting_on_them,
+        sum(case when side = 'us' and not is_group and days = 7 then change else 0 end) as waiting_on_them_7_days,
+        sum(case when side = 'them' and is_group then change else 0 end) as groups_waiting_on_us
+    from changes
+    group by from_handle, day
+),
+
+days as (
+    select numbers.from_handle, calendar.day
+    from (
+        select from_handle, min(first_day) as first_day
+        from turns
+        group by from_handle
+    ) as numbers
+    inner join {{ ref('calendar') }} as calendar on calendar.day >= numbers.first_day
+)
+
+select
+    days.from_handle,
+    days.day,
+    cast(sum(coalesce(changes_of_day.waiting_on_us, 0)) over number as bigint) as waiting_on_us,
+    cast(sum(coalesce(changes_of_day.waiting_on_us_1_day, 0)) over number as bigint) as waiting_on_us_1_day,
+    cast(sum(coalesce(changes_of_day.waiting_on_us_3_days, 0)) over number as bigint) as waiting_on_us_3_days,
+    cast(sum(coalesce(changes_of_day.waiting_on_us_7_days, 0)) over number as bigint) as waiting_on_us_7_days,
+    cast(sum(coalesce(changes_of_day.waiting_on_them, 0)) over number as bigint) as waiting_on_them,
+    cast(sum(coalesce(changes_of_day.waiting_on_them_7_days, 0)) over number as bigint) as waiting_on_them_7_days,
+    cast(sum(coalesce(changes_of_day.groups_waiting_on_us, 0)) over number as bigint) as groups_waiting_on_us
+from days
+left join changes_of_day on changes_of_day.from_handle = days.from_handle and changes_of_day.day = days.day
+window number as (partition by days.from_handle order by days.day rows unbounded preceding)

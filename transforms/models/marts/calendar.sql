@@ -1,0 +1,39 @@
+-- A view, because its last day is the last one that has been read.
+{{ config(materialized=view_for_readers()) }}
+
+with coverage as ( -- always one row
+    select
+        min(complete_since) as complete_since,
+        max(complete_to) as complete_to,
+        cast({{ local_time('max(complete_to)') }} as date) as last_day
+    from {{ ref('stg_stream_coverage') }}
+    where stream = 'messages'
+),
+
+-- A message with a wrong time must not make this a table of centuries.
+bounds as (
+    select
+        greatest(min(daily.day), date '2000-01-01') as first_day,
+        least(greatest(max(daily.day), max(coverage.last_day)), date '2100-01-01') as last_day
+    from {{ ref('thread_activity_daily') }} as daily
+    cross join coverage
+    having count(*) > 0 -- the engines leave out nulls here, so no message would be all days
+),
+
+days as (
+    select {{ each_day('first_day', 'last_day') }} as day
+    from bounds
+    where first_day <= last_day
+)
+
+select
+    days.day,
+    {{ weekday('days.day') }} as weekday,
+    cast(date_trunc('week', days.day) as date) as week,
+    cast(date_trunc('month', days.day) as date) as month,
+    coalesce(
+        coverage.complete_since <= {{ midnight('days.day') }} and coverage.complete_to >= {{ midnight('days.day + 1') }},
+        false
+    ) as is_complete
+from days
+cross join coverage
