@@ -91,6 +91,11 @@ def test_quick_commands_import_no_database(arguments: list[str]) -> None:
     assert shown.stderr.splitlines()[-1] == "[]"
 
 
+def test_sync_imports_dbt_and_pyarrow_only_when_needed() -> None:
+    imports = "import msgbubbles_sync.cli.commands.sync\nprint({'dbt', 'pyarrow'} & set(sys.modules))"
+    assert run_program(imports).stdout == "set()\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "suggestion"),
     [
