@@ -2,8 +2,8 @@
 
     python benchmarks/engines.py --messages 200000 --with-spark
 
-Prints a table, with the ratio to a DuckDB file in brackets. PostgreSQL runs on this machine. Spark needs `make
-test-spark` once, and uses all cores.
+Prints a table, with the ratio to a DuckDB file in brackets. PostgreSQL, and the S3 endpoint of the lake in a bucket, run
+on this machine. Spark needs `make test-spark` once, and uses all cores.
 """
 
 from __future__ import annotations
@@ -23,13 +23,17 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "pipelines"), str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
 from goals import build_account, write_messages  # noqa: E402
-from helpers import postgres  # noqa: E402
-from helpers.lake import lake_at  # noqa: E402
+from helpers import postgres, s3  # noqa: E402
+from helpers.lake import lake_at, lake_in_bucket  # noqa: E402
 from measure import own_command, own_environment, used  # noqa: E402
 from msgbubbles_sync.sandbox import Server, serve  # noqa: E402
 
 NEW_MESSAGES, IN_CHATS = 1000, 200
 STEPS = ("first load", "all marts", "load of 1,000", "marts of 1,000", "peak MB")
+
+
+# A lake whose files are in a bucket.
+BUCKET = "ducklake on S3"
 
 
 @contextmanager
@@ -39,6 +43,10 @@ def open_destination(engine: str, folder: Path) -> Iterator[dict[str, str]]:
         yield {}
     elif engine == "filesystem":
         yield {"DESTINATION__FILESYSTEM__BUCKET_URL": str(folder / "lake")}
+    elif engine == BUCKET:
+        with postgres.running(folder / "server") as address, s3.running() as port:
+            s3.create_bucket(port, "bench")
+            yield lake_in_bucket(address, "bench", port)
     else:
         with postgres.running(folder / "server") as address:
             yield lake_at(address, folder / "lake") | {"DESTINATION__POSTGRES__CREDENTIALS": address}
@@ -46,7 +54,7 @@ def open_destination(engine: str, folder: Path) -> Iterator[dict[str, str]]:
 
 def measure_steps(engine: str, server: Server, environment: dict[str, str], folder: Path) -> list[float]:
     """Return the seconds of each step, and the peak memory in MB."""
-    database = ["--destination", engine, "--database", str(folder / "bench.duckdb")]
+    database = ["--destination", engine.split()[0], "--database", str(folder / "bench.duckdb")]
     variables = own_environment(server.url, server.key, folder) | environment
     seconds, peak = [], 0
     for _ in range(2):
@@ -59,7 +67,7 @@ def measure_steps(engine: str, server: Server, environment: dict[str, str], fold
 
 
 def main(messages: Annotated[int, typer.Option()] = 200_000, with_spark: bool = False) -> None:
-    engines = ["duckdb", "postgres", "ducklake", *["filesystem"] * with_spark]
+    engines = ["duckdb", "postgres", "ducklake", BUCKET, *["filesystem"] * with_spark]
     table = Table(box=None)
     for heading in ("", *STEPS):
         table.add_column(heading, justify="right" if heading else "left")

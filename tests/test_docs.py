@@ -349,3 +349,15 @@ def test_git_ignores_files_with_personal_data(name: str, tmp_path: Path) -> None
     assert git
     subprocess.run([git, "init", "--quiet"], cwd=tmp_path, check=True)
     subprocess.run([git, "check-ignore", "--quiet", name], cwd=tmp_path, check=True)
+
+
+def test_each_cell_of_the_feature_table_names_a_test_or_a_reason() -> None:
+    page = (ROOT / "docs" / "destinations.md").read_text()
+    rows = page.split("\n| feature |")[1].split("\n\n")[0].splitlines()[2:]
+    cells = [cell.strip() for row in rows for cell in row.strip("| ").split(" | ")[1:]]
+    assert len(cells) == 5 * len(rows)
+    for cell in cells:
+        tests = re.findall(r"`([\w/…]+\.py)`", cell)
+        assert tests or re.match(r"no, |no earlier|as `\w+`", cell), cell
+        for test in tests:
+            assert (ROOT / "tests" / test.replace("…", "msgbubbles_sync")).exists(), test
