@@ -2,8 +2,8 @@
 
     python benchmarks/engines.py --messages 200000 --with-spark
 
-Prints a table, with the ratio to a DuckDB file in brackets. PostgreSQL and an S3 endpoint run on this machine. Spark needs
-`make test-spark` once, and uses all cores.
+Prints a table, with the ratio to a DuckDB file in brackets. PostgreSQL and an S3 endpoint run on this machine. Spark
+needs `make test-spark` once, and uses all cores.
 """
 
 from __future__ import annotations
