@@ -1,5 +1,46 @@
-from helpers import process
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
+import psycopg2
+import pytest
+
+from helpers import postgres, process
 
 
 def pytest_sessionfinish() -> None:
     process.stop_server()
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[str]:
+    """Start one PostgreSQL server for all workers, and return its address."""
+    own = tmp_path_factory.getbasetemp()
+    with postgres.running((own if worker_id == "master" else own.parent) / "postgres") as address:
+        yield address
+
+
+@pytest.fixture
+def new_role(postgres_server: str, worker_id: str) -> Iterator[Callable[..., str]]:
+    """Return a function that creates a role. Roles belong to the server.
+
+    Name this fixture before `postgres_address`: the roles can be dropped once the database is.
+    """
+    names: list[str] = []
+    with closing(psycopg2.connect(postgres_server)) as admin, admin.cursor() as cursor:
+        admin.autocommit = True
+
+        def create(name: str, options: str = "") -> str:
+            names.append(f"{name}_{worker_id}")
+            cursor.execute(f"CREATE ROLE {names[-1]} LOGIN {options}")
+            return names[-1]
+
+        yield create
+        for name in names:
+            cursor.execute(f"DROP ROLE {name}")
+
+
+@pytest.fixture
+def postgres_address(postgres_server: str, worker_id: str) -> Iterator[str]:
+    """Return the address of an empty database. The name is the same for all tests of a worker: dbt parses it once."""
+    with postgres.new_database(postgres_server, f"test_{worker_id}") as address:
+        yield address

@@ -11,7 +11,7 @@ from threading import Event, Thread
 import duckdb
 import pytest
 
-from helpers import postgres, s3
+from helpers import s3
 from helpers.canary import find_words
 from helpers.context import build_destination
 from helpers.job import Job
@@ -31,7 +31,7 @@ def poll_messages(workspace: Workspace) -> Iterator[set[int]]:
     counts, done = {0}, Event()
 
     def poll() -> None:
-        while not done.wait(0.2):
+        while not done.wait(1):  # opening a lake takes a second of CPU time
             with suppress(UsageError, duckdb.CatalogException):  # before the first load
                 counts.add(query(workspace, "SELECT count(*) AS n FROM msgbubbles.messages")[0]["n"])
 
@@ -46,14 +46,14 @@ def poll_messages(workspace: Workspace) -> Iterator[set[int]]:
 
 
 def test_next_run_completes_a_load_during_which_the_bucket_died(
-    new_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    new_job: Callable[..., Job], postgres_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = new_job(chats=30, messages=300)
     workspace = Workspace.from_path(job.database, "ducklake")
-    with postgres.running(tmp_path / "server") as address, s3.running() as port, s3.proxy_before(port) as proxy:
+    with s3.running() as port, s3.proxy_before(port) as proxy:
         s3.create_bucket(port, "lake")
-        job.environment = lake_in_bucket(address, "lake", proxy.port)
-        for name, value in lake_in_bucket(address, "lake", port).items():
+        job.environment = lake_in_bucket(postgres_address, "lake", proxy.port)
+        for name, value in lake_in_bucket(postgres_address, "lake", port).items():
             monkeypatch.setenv(name, value)  # this process reads without the proxy
 
         proxy.choose = lambda method, path: "die" if method == "PUT" and FILE_OF_ROWS.search(path) else None
@@ -85,7 +85,7 @@ def test_next_run_completes_a_load_during_which_the_bucket_died(
                 f"ENDPOINT '127.0.0.1:{port}', URL_STYLE 'path', USE_SSL false)"
             )
             analyst.execute(
-                f"ATTACH 'ducklake:postgres:{address}' AS lake "
+                f"ATTACH 'ducklake:postgres:{postgres_address}' AS lake "
                 "(DATA_PATH 's3://lake/lake', METADATA_SCHEMA 'lake', READ_ONLY)"
             )
             sums = "SELECT count(*), sum(messages_total) FROM lake.marts.thread_activity"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -14,31 +13,33 @@ from typing import Any
 import pytest
 from e2e.test_groups import Groups, two
 
-from helpers import postgres
+from helpers.catalog import check_descriptions, check_first_tables
 from helpers.context import build_destination
 from helpers.hooks import spool, typing
 from helpers.job import Job
-from helpers.lake import lake_at, query
+from helpers.lake import change, lake_at, query
 from helpers.marts_reference import MARTS, check_marts
+from helpers.sizes import pick_size
 from helpers.warehouse_rows import differences_of, select_rows
 from msgbubbles_sync.destinations.comments import read_comments
 from msgbubbles_sync.sandbox import NewMessage
 from msgbubbles_sync.workspace import Workspace
 
 NewJob = Callable[..., Job]
-# More runs than one take long.
-RUNS = int(os.environ.get("MSGBUBBLES_LAKE_RUNS", "1"))
+# A run takes long in a lake.
+RUNS = int(os.environ.get("MSGBUBBLES_LAKE_RUNS", pick_size(1, nightly=3)))
+# Opening a lake takes a second of CPU time.
+PAUSE_SECONDS = pick_size(10, nightly=1) / 10
 INTO = ("--destination", "ducklake")
 
 
 @pytest.fixture
-def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """Start a lake, and return the variables with which a job finds it."""
-    with postgres.running(tmp_path / "server") as address:
-        found = lake_at(address, tmp_path / "lake")
-        for name, value in found.items():
-            monkeypatch.setenv(name, value)
-        yield found
+def lake(postgres_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Return the variables with which a job finds a lake."""
+    found = lake_at(postgres_address, tmp_path / "lake")
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+    return found
 
 
 def read_rows(workspace: Workspace) -> dict[str, dict[str, dict[str, Any]]]:
@@ -48,33 +49,34 @@ def read_rows(workspace: Workspace) -> dict[str, dict[str, dict[str, Any]]]:
 
 def test_lake_holds_the_rows_of_the_account_while_read(new_job: NewJob, lake: dict[str, str]) -> None:
     job = new_job(chats=130, messages=1500)
-    job.environment = lake
+    job.environment = lake | {"SOURCES__MSGBUBBLES__REFRESH_CHATS": '[{"every_hours": 0.0001}]'}
     workspace = Workspace.from_path(job.database, "ducklake")
     first = job.run(*INTO, transform=True).summary
     assert differences_of(read_rows(workspace), job.server.truth()) == {}
     assert first["database"] == "ducklake"
     assert not job.database.exists()
+    check_first_tables(workspace)
+    check_descriptions(workspace)
 
     account, reads, done = job.server.account, [0], threading.Event()
 
     def poll() -> None:
-        while not done.is_set():
+        while not done.wait(PAUSE_SECONDS):
             assert query(workspace, "SELECT count(*) AS n FROM msgbubbles.messages")[0]["n"] >= 1500
             assert query(workspace, "SELECT count(*) AS n FROM marts.thread_activity")[0]["n"] > 0
             reads[0] += 1
-            time.sleep(0.1)
 
     groups = Groups(job)
     groups.run("apply", groups.write(two()), "--yes", *INTO)
     reader = threading.Thread(target=poll)
     reader.start()
     try:
-        chats = sorted(job.server.truth().chats, key=lambda row: row["last_message_at"] or "")
-        for number in range(RUNS):
-            now = datetime.now(UTC)
-            account.add_message(NewMessage(chats[9 + number % 9]["id"], "outbound", "hello", now, "sent"))
-            spool(workspace, [typing(number, conversation_id=chats[9]["id"])])
-            assert job.run(*INTO, transform=True).summary["outcome"] == "complete"
+        deleted, written = change(job)
+        for number in range(RUNS + 1):
+            account.add_message(NewMessage(written, "outbound", "hello", datetime.now(UTC), "sent"))
+            spool(workspace, [typing(number, conversation_id=written)])
+            # A chat is deleted once two runs have missed it.
+            assert job.run(*INTO, transform=number > 0).summary["outcome"] == "complete"
         assert reader.is_alive(), "no read has failed"
     finally:
         done.set()
@@ -83,6 +85,10 @@ def test_lake_holds_the_rows_of_the_account_while_read(new_job: NewJob, lake: di
     assert differences_of(read_rows(workspace), job.server.truth()) == {}
 
     check_marts(partial(query, workspace))
+    gone = query(workspace, "SELECT chat_id FROM marts.thread_activity WHERE deleted_at IS NOT NULL")
+    assert gone == [{"chat_id": deleted}]
+    events = query(workspace, "SELECT DISTINCT chat_id FROM msgbubbles.webhook_events")
+    assert events == [{"chat_id": written}]
     evidence = "SELECT count(*) AS n FROM marts.group_membership WHERE evidence = 'operation'"
     assert query(workspace, evidence) == [{"n": 5}]
     assert groups.run("plan", "groups.csv", *INTO)[0] == "No changes: the groups match the table.\n"

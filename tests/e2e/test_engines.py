@@ -1,4 +1,7 @@
-"""Compare the marts of one account between engines, row by row, after increments, late rows and deletes."""
+"""Compare the marts of one account between engines, row by row, after increments, late rows and deletes.
+
+On every day, test_postgres.py and test_ducklake.py compare them with the reference after the same changes.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from helpers import postgres
 from helpers.job import Job
 from helpers.lake import change, lake_at, needs_spark, query
 from helpers.marts_reference import MARTS, differences
+from helpers.sizes import nightly
 from msgbubbles_sync.workspace import Workspace
 
 # Times at which a job read something: the jobs of two engines read at different times.
@@ -58,14 +61,14 @@ def check_same(job: Job, engines: Iterable[str]) -> None:
         assert gone == [{"chat_id": deleted}]
 
 
+@nightly
 def test_server_and_lake_have_the_marts_of_the_file(
-    new_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    new_job: Callable[..., Job], postgres_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with postgres.running(tmp_path / "server") as address:
-        for name, value in lake_at(address, tmp_path / "lake").items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv("DESTINATION__POSTGRES__CREDENTIALS", address)
-        check_same(new_job(chats=130, messages=1500), ["postgres", "ducklake"])
+    for name, value in lake_at(postgres_address, tmp_path / "lake").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("DESTINATION__POSTGRES__CREDENTIALS", postgres_address)
+    check_same(new_job(chats=130, messages=1500), ["postgres", "ducklake"])
 
 
 @needs_spark

@@ -22,6 +22,7 @@ import pytest
 
 from helpers.job import CHATS, Job
 from helpers.process import Process, inherited_environment
+from helpers.sizes import pick_size
 
 GROUPS = CHATS.with_name("groups.py")
 OURS = "+14155550100"
@@ -142,7 +143,7 @@ def check(groups: Groups, rows: list[Row]) -> None:
 @pytest.mark.parametrize("shown", [True, False])
 def test_every_group_is_created_once_despite_kills_and_faults(new_job: NewJob, shown: bool) -> None:
     count = int(os.environ.get("GROUPS_COUNT", "25")) if shown else 15
-    kills = int(os.environ.get("GROUPS_KILLS", "2")) if shown else 1
+    kills = int(os.environ.get("GROUPS_KILLS", pick_size(2, nightly=5))) if shown else 1
     job = new_job(chats=0)
     job.run()
     groups = Groups(job)

@@ -1,6 +1,6 @@
 """SIGKILL at any moment of a run, with a reader attached: the published file is always whole, and nothing is lost.
 
-`KILLS=100` takes some ten minutes; `pytest -s` prints the phases that were hit.
+`KILLS=100` takes some ten minutes, and `NIGHTLY=1` twelve kills; `pytest -s` prints the phases that were hit.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from helpers.job import Job
+from helpers.sizes import pick_size
 from helpers.warehouse_rows import differences
 from msgbubbles_sync.sandbox import Account, NewMessage
 
 NewJob = Callable[..., Job]
 
-KILLS = int(os.environ.get("KILLS", "3"))
+KILLS = int(os.environ.get("KILLS", pick_size(3, nightly=12)))
 PHASES = ("start", "extract", "normalize", "load", "transform", "publish")
 # Those that take a hundredth of a run, and one more.
 AIMED_AT = ("publish", "normalize", "extract", "load")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from e2e.test_groups import Groups, two
 from e2e.test_webhooks import command
 
-from helpers import postgres
 from helpers.hooks import spool, typing
 from helpers.job import Job
 from helpers.lake import query
@@ -26,19 +24,15 @@ OPERATIONS = (
 
 
 @pytest.fixture
-def variables(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[dict[str, str]]:
+def variables(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Return the variables with which a command finds the destination."""
-    with ExitStack() as stack:
-        if request.param == "postgres":
-            address = stack.enter_context(postgres.running(tmp_path / "server"))
-            found = {"DESTINATION__POSTGRES__CREDENTIALS": address}
-        else:
-            found = {"DESTINATION__FILESYSTEM__BUCKET_URL": str(tmp_path / "files")}
-        for name, value in found.items():
-            monkeypatch.setenv(name, value)
-        yield found
+    if request.param == "postgres":
+        found = {"DESTINATION__POSTGRES__CREDENTIALS": request.getfixturevalue("postgres_address")}
+    else:
+        found = {"DESTINATION__FILESYSTEM__BUCKET_URL": str(tmp_path / "files")}
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+    return found
 
 
 @pytest.mark.parametrize(

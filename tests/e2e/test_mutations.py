@@ -14,7 +14,6 @@ import subprocess
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -22,7 +21,6 @@ import msgspec
 import psycopg2.extras
 import pytest
 
-from helpers import postgres
 from helpers.job import Job
 from helpers.warehouse_rows import expected
 from helpers.world import World
@@ -258,8 +256,9 @@ def run_job(job: Job, *options: str) -> None:
         raise
     assert process.returncode in (0, 3), errors
     assert json.loads(output)["outcome"] == "complete"
-    # Of the largest child there was, so of this one at most.
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < MAX_KILOBYTES
+    # A process that is not a fork is at most the largest child there was.
+    largest = process.max_kilobytes or resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    assert 0 < largest < MAX_KILOBYTES
     assert len(job.server.requests) < 500
 
 
@@ -281,18 +280,17 @@ def test_mutated_account_is_loaded_into_duckdb(new_job: NewJob) -> None:
         check(job.server.truth(), lambda table: as_dicts(connection.execute(f"SELECT * FROM msgbubbles.{table}")))
 
 
-def test_mutated_account_is_loaded_into_postgres(new_job: NewJob, tmp_path: Path) -> None:
-    with postgres.running(tmp_path / "server") as address:
-        job = mutated(new_job)
-        job.environment = {"DESTINATION__POSTGRES__CREDENTIALS": address}
-        run_job(job, "--destination", "postgres")
-        with closing(psycopg2.connect(address)) as connection, connection.cursor() as cursor:
-            # Not every JSON that a server keeps is read by Python's own decoder.
-            psycopg2.extras.register_default_json(connection, loads=str)
-            psycopg2.extras.register_default_jsonb(connection, loads=str)
+def test_mutated_account_is_loaded_into_postgres(new_job: NewJob, postgres_address: str) -> None:
+    job = mutated(new_job)
+    job.environment = {"DESTINATION__POSTGRES__CREDENTIALS": postgres_address}
+    run_job(job, "--destination", "postgres")
+    with closing(psycopg2.connect(postgres_address)) as connection, connection.cursor() as cursor:
+        # Not every JSON that a server keeps is read by Python's own decoder.
+        psycopg2.extras.register_default_json(connection, loads=str)
+        psycopg2.extras.register_default_jsonb(connection, loads=str)
 
-            def rows(table: str) -> list[Row]:
-                cursor.execute(f"SELECT * FROM msgbubbles.{table}")
-                return as_dicts(cursor)
+        def rows(table: str) -> list[Row]:
+            cursor.execute(f"SELECT * FROM msgbubbles.{table}")
+            return as_dicts(cursor)
 
-            check(job.server.truth(), rows)
+        check(job.server.truth(), rows)

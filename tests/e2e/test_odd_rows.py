@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import duckdb
 import psycopg2
 import pytest
 
-from helpers import postgres
 from helpers.job import Job
 from msgbubbles_sync.sandbox import NewMessage
 
@@ -41,7 +38,7 @@ REJECTED = {
 Query = Callable[[str], list[tuple[Any, ...]]]
 
 
-def on_duckdb(job: Job, _stack: ExitStack) -> Query:
+def on_duckdb(job: Job) -> Query:
     def query(sql: str) -> list[tuple[Any, ...]]:
         with duckdb.connect(str(job.database), read_only=True) as connection:
             return connection.execute(sql).fetchall()
@@ -49,8 +46,7 @@ def on_duckdb(job: Job, _stack: ExitStack) -> Query:
     return query
 
 
-def on_postgres(job: Job, stack: ExitStack) -> Query:
-    address = stack.enter_context(postgres.running(Path(job.folder, "server")))
+def on_postgres(job: Job, address: str) -> Query:
     job.environment = {"DESTINATION__POSTGRES__CREDENTIALS": address}
 
     def query(sql: str) -> list[tuple[Any, ...]]:
@@ -63,7 +59,9 @@ def on_postgres(job: Job, stack: ExitStack) -> Query:
 
 
 @pytest.mark.parametrize("destination", ["duckdb", "postgres"])
-def test_odd_rows_are_loaded_or_rejected_and_the_rest_is_loaded(new_job: Callable[..., Job], destination: str) -> None:
+def test_odd_rows_are_loaded_or_rejected_and_the_rest_is_loaded(
+    new_job: Callable[..., Job], destination: str, request: pytest.FixtureRequest
+) -> None:
     job = new_job(chats=0)
     account = job.server.account
     fields = dict(FIELDS)
@@ -85,38 +83,36 @@ def test_odd_rows_are_loaded_or_rejected_and_the_rest_is_loaded(new_job: Callabl
         return b"\xef\xbb\xbf" + body
 
     job.server.knobs.transform_row, job.server.knobs.transform_body = shown, damaged
-    with ExitStack() as stack:
-        query = (on_postgres if destination == "postgres" else on_duckdb)(job, stack)
-        first = job.run("--destination", destination, status=3).summary
-        assert {name: one["rejected"] for name, one in first["streams"].items()} == {
-            "numbers": 0,
-            "messages": 4,
-            "chats": 0,
-        }
-        assert first["streams"]["messages"]["odd"] == 5
-        texts = {text for (text,) in query("SELECT text FROM msgbubbles.messages")}
-        lost = {"impossible", "quote", "rejected files", "twin", "other twin"}
-        assert {*METADATA, *FIELDS} - lost <= texts
-        assert len(texts & {"twin", "other twin"}) == 1
-        assert sum(text.startswith("sound") for text in texts) == 100
-        assert {reason for (reason,) in query("SELECT reason FROM msgbubbles.rejected_rows")} == REJECTED
-        [*odd] = query("SELECT text, metadata FROM msgbubbles.messages WHERE metadata IS NOT NULL")
-        metadata = {
-            text: json.loads(one) if isinstance(one, str) and destination == "duckdb" else one for text, one in odd
-        }
-        assert {text: one for text, one in metadata.items() if text in DEEP} == DEEP
-        assert metadata["large"]["a"] == "1e999"
-        times = "cursor_at, delivered_at, read_at, updated_at"
-        [zero] = query(f"SELECT {times} FROM msgbubbles.messages WHERE text = 'zero'")
-        assert zero[:3] == (query("SELECT sent_at FROM msgbubbles.messages WHERE text = 'zero'")[0][0], None, None)
-        assert query("SELECT updated_at FROM msgbubbles.messages WHERE text = 'never'") == [(None,)]
+    on_server = destination == "postgres"
+    query = on_postgres(job, request.getfixturevalue("postgres_address")) if on_server else on_duckdb(job)
+    first = job.run("--destination", destination, status=3).summary
+    assert {name: one["rejected"] for name, one in first["streams"].items()} == {
+        "numbers": 0,
+        "messages": 4,
+        "chats": 0,
+    }
+    assert first["streams"]["messages"]["odd"] == 5
+    texts = {text for (text,) in query("SELECT text FROM msgbubbles.messages")}
+    lost = {"impossible", "quote", "rejected files", "twin", "other twin"}
+    assert {*METADATA, *FIELDS} - lost <= texts
+    assert len(texts & {"twin", "other twin"}) == 1
+    assert sum(text.startswith("sound") for text in texts) == 100
+    assert {reason for (reason,) in query("SELECT reason FROM msgbubbles.rejected_rows")} == REJECTED
+    [*odd] = query("SELECT text, metadata FROM msgbubbles.messages WHERE metadata IS NOT NULL")
+    metadata = {text: json.loads(one) if isinstance(one, str) and destination == "duckdb" else one for text, one in odd}
+    assert {text: one for text, one in metadata.items() if text in DEEP} == DEEP
+    assert metadata["large"]["a"] == "1e999"
+    times = "cursor_at, delivered_at, read_at, updated_at"
+    [zero] = query(f"SELECT {times} FROM msgbubbles.messages WHERE text = 'zero'")
+    assert zero[:3] == (query("SELECT sent_at FROM msgbubbles.messages WHERE text = 'zero'")[0][0], None, None)
+    assert query("SELECT updated_at FROM msgbubbles.messages WHERE text = 'never'") == [(None,)]
 
-        fields["edited"] = {"attachments": [], "updated_at": "2026-03-02T00:00:00.000Z"}
-        job.environment |= {"SOURCES__MSGBUBBLES__REFRESH_MESSAGES": '[{"every_hours": 0.0001}]'}
-        again = job.run("--destination", destination, status=3).summary
-        [(removed_at,)] = query("SELECT removed_at FROM msgbubbles.attachments WHERE filename = 'a.jpg'")
-        assert removed_at is not None
-        changed = {table: one["new"] + one["changed"] for table, one in again["tables"].items()}
-        assert {table: count for table, count in changed.items() if count} == {"messages": 1, "attachments": 1}
-        for table in ("messages", "attachments", "rejected_rows"):
-            assert "canary" not in repr(query(f"SELECT * FROM msgbubbles.{table}"))
+    fields["edited"] = {"attachments": [], "updated_at": "2026-03-02T00:00:00.000Z"}
+    job.environment |= {"SOURCES__MSGBUBBLES__REFRESH_MESSAGES": '[{"every_hours": 0.0001}]'}
+    again = job.run("--destination", destination, status=3).summary
+    [(removed_at,)] = query("SELECT removed_at FROM msgbubbles.attachments WHERE filename = 'a.jpg'")
+    assert removed_at is not None
+    changed = {table: one["new"] + one["changed"] for table, one in again["tables"].items()}
+    assert {table: count for table, count in changed.items() if count} == {"messages": 1, "attachments": 1}
+    for table in ("messages", "attachments", "rejected_rows"):
+        assert "canary" not in repr(query(f"SELECT * FROM msgbubbles.{table}"))

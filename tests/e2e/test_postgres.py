@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import psycopg2
 import pytest
 
-from helpers import postgres
+from helpers.catalog import check_first_tables
 from helpers.hooks import spool, typing
 from helpers.job import Job
 from helpers.marts_reference import check_marts
@@ -26,9 +25,8 @@ READ_AT = datetime(2026, 11, 18, tzinfo=UTC)
 
 
 @pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
-    with postgres.running(tmp_path / "server") as address:
-        yield address
+def address(postgres_address: str) -> str:
+    return postgres_address
 
 
 def seen(message: Mapping[str, Any]) -> bytes:
@@ -65,7 +63,8 @@ def say_hello(job: Job, text: str = "hello", metadata: dict[str, Any] | None = N
     job.server.account.add_message(NewMessage(chat, "outbound", text, datetime.now(UTC), "sent", metadata=metadata))
 
 
-def test_server_holds_the_rows_of_the_account(new_job: NewJob, address: str) -> None:
+def test_server_holds_the_rows_of_the_account(new_job: NewJob, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DESTINATION__POSTGRES__CREDENTIALS", address)
     job = new_job(chats=130, messages=1500)
     job.environment = {
         "DESTINATION__POSTGRES__CREDENTIALS": address,
@@ -85,12 +84,15 @@ def test_server_holds_the_rows_of_the_account(new_job: NewJob, address: str) -> 
     assert differences_of(read_rows(address), job.server.truth()) == {}
     assert first["database"] == "postgres"
     assert not job.database.exists()
+    check_first_tables(Workspace.from_path(job.database, "postgres"))
 
     account, now = job.server.account, datetime.now(UTC)
     chats = sorted(job.server.truth().chats, key=lambda row: row["last_message_at"] or "")
     account.rename(chats[3]["id"], "Another name", now)
     account.delete_chat(chats[5]["id"])
-    account.add_message(NewMessage(chats[9]["id"], "outbound", "hello", now, "sent", metadata={"b": [1], "a": {}}))
+    for minutes in (0, 3):  # now, and at a time that has been read already
+        late, metadata = now - timedelta(minutes=minutes), {"b": [1], "a": {}}
+        account.add_message(NewMessage(chats[9]["id"], "outbound", "hello", late, "sent", metadata=metadata))
     read = account.all("SELECT id, chat_id FROM messages WHERE status = 'delivered' ORDER BY created_us LIMIT 1")[0]
     account.run("UPDATE messages SET status = 'read', read_us = ? WHERE id = ?", (us(READ_AT), read["id"]))
     spool(Workspace.from_path(job.database, "postgres"), [typing(1, conversation_id=chats[9]["id"]), seen(dict(read))])
@@ -109,6 +111,8 @@ def test_server_holds_the_rows_of_the_account(new_job: NewJob, address: str) -> 
     assert {(run["outcome"], run["exit_status"]) for run in runs} == {("complete", 0)}
 
     check_marts(partial(query, address))
+    gone = query(address, "SELECT chat_id FROM marts.thread_activity WHERE deleted_at IS NOT NULL")
+    assert gone == [{"chat_id": chats[5]["id"]}]
 
     asked = len(job.server.requests)
     assert job.ask("plan", "--destination", "postgres")["requests"] >= 3

@@ -26,13 +26,14 @@ from helpers.hooks import WEBHOOKS, Process
 from helpers.job import Job
 from helpers.lake import lake_at
 from helpers.process import run_process
+from helpers.sizes import IS_NIGHTLY
 from msgbubbles.policy import FULL, Pseudonymizer
 from msgbubbles.redact import Redactor
 from msgbubbles_sync.sandbox import Knobs, NewMessage, serve
 from msgbubbles_sync.tables import TABLES
 
 # Takes another minute: ten syncs after an erasure, and a comparison with the marts of an account without that person.
-WHOLE = "MSGBUBBLES_WHOLE" in os.environ
+WHOLE = IS_NIGHTLY or "MSGBUBBLES_WHOLE" in os.environ
 Found = dict[str, list[str]]
 # Files that the user wrote.
 NOT_THE_PRODUCTS = ("secrets.toml", "table.yml")

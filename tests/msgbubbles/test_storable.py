@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from helpers import postgres
 from msgbubbles.lenient import MAX_DEPTH
 from msgbubbles.models import Message
 from msgbubbles.source.arrow import build_arrow_table
@@ -29,8 +28,9 @@ AT = datetime(2026, 11, 25, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with postgres.running(tmp_path_factory.mktemp("server")) as address, closing(psycopg2.connect(address)) as opened:
+def server(postgres_server: str) -> Iterator[Any]:
+    """Return a cursor on a server, for queries that need no table."""
+    with closing(psycopg2.connect(postgres_server)) as opened:
         opened.autocommit = True
         yield opened.cursor()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from helpers.catalog import describe
 from helpers.marts_account import Account
 from helpers.marts_reference import MARTS, build_references, differences
 from helpers.message_reference import World
-from helpers.postgres import start as start_postgres
 from helpers.turns_reference import BUSINESS, dbt_variables
 from msgbubbles.handles import fold_handle
 from msgbubbles_sync.tables import TABLES
@@ -31,30 +30,22 @@ ZONE = ZoneInfo("America/New_York")
 VARS = ("--vars", dbt_variables(BUSINESS, ZONE))
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Start a PostgreSQL server, and return the variables with which libpq finds it.
+@pytest.fixture
+def server(new_role: Callable[..., str], postgres_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the variables with which libpq finds an empty database.
 
     The role may use the schemas and create none, and its search path leads to tables of the same names.
     """
-    folder = tmp_path_factory.mktemp("postgres")
-    with pytest.MonkeyPatch.context() as patch:
-        server = start_postgres(folder / "data")
-        try:
-            host = psycopg2.extensions.parse_dsn(server.get_uri())
-            variables = {"PGHOST": host["host"], "PGPORT": host.get("port", "5432"), "PGUSER": host["user"]}
-            variables |= {"PGPASSWORD": host.get("password", ""), "PGDATABASE": host["dbname"]}
-            for name, value in variables.items():
-                patch.setenv(name, value)
-            with closing(psycopg2.connect("")) as connection, connection, connection.cursor() as cursor:
-                cursor.execute("CREATE ROLE job LOGIN; ALTER ROLE job SET search_path = mine, public")
-                for schema in ("msgbubbles", "staging", "marts", "mine"):
-                    cursor.execute(f"CREATE SCHEMA {schema}; GRANT USAGE, CREATE ON SCHEMA {schema} TO job")
-                cursor.execute("CREATE TABLE mine.messages (x int); CREATE TABLE mine.loads (x int)")
-            patch.setenv("PGUSER", "job")
-            yield variables
-        finally:
-            server.cleanup()
+    job = new_role("job")
+    with closing(psycopg2.connect(postgres_address)) as connection, connection, connection.cursor() as cursor:
+        cursor.execute(f"ALTER ROLE {job} SET search_path = mine, public")
+        for schema in ("msgbubbles", "staging", "marts", "mine"):
+            cursor.execute(f"CREATE SCHEMA {schema}; GRANT USAGE, CREATE ON SCHEMA {schema} TO {job}")
+        cursor.execute("CREATE TABLE mine.messages (x int); CREATE TABLE mine.loads (x int)")
+    found = psycopg2.extensions.parse_dsn(postgres_address)
+    variables = {"PGHOST": found["host"], "PGPORT": found.get("port", "5432"), "PGUSER": job}
+    for name, value in {**variables, "PGPASSWORD": "", "PGDATABASE": found["dbname"]}.items():
+        monkeypatch.setenv(name, value)
 
 
 class Postgres:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -14,7 +13,6 @@ import psycopg2
 import pytest
 from psycopg2.extras import execute_values
 
-from helpers import postgres
 from helpers.questions import questions
 from helpers.turns_reference import dbt_variables
 from msgbubbles_sync.service_levels import BusinessHours, ServiceLevels, Target
@@ -370,9 +368,9 @@ def conversations(new_warehouse: Callable[[], Any]) -> Any:
 
 
 @pytest.fixture
-def on_postgres(conversations: Any, tmp_path: Path) -> Iterator[Callable[[str], list[tuple[Any, ...]]]]:
+def on_postgres(conversations: Any, postgres_address: str) -> Iterator[Callable[[str], list[tuple[Any, ...]]]]:
     """Return a function that queries a PostgreSQL server with the same rows."""
-    with postgres.running(tmp_path / "server") as url, closing(psycopg2.connect(url)) as connection:
+    with closing(psycopg2.connect(postgres_address)) as connection:
         cursor = connection.cursor()
         cursor.execute("set time zone 'UTC'; create schema msgbubbles; create schema staging; create schema marts")
         for table in conversations.rows("select table_schema, table_name from information_schema.tables"):

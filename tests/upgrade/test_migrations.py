@@ -12,7 +12,6 @@ from typing import Any
 import duckdb
 import pytest
 
-from helpers import postgres
 from helpers.context import RecordingConsole, build_context, build_destination
 from helpers.job import Job
 from helpers.lake import lake_at
@@ -185,12 +184,17 @@ def test_workspace_without_version_and_tables_is_stamped(tmp_path: Path) -> None
 
 
 @pytest.fixture(params=["postgres", "ducklake", "filesystem"])
-def job(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Job, Any]]:
+def job(
+    request: pytest.FixtureRequest, postgres_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Job, Any]]:
     """Build a job with another destination than a DuckDB file."""
     account = Account()
     seed(account, now=datetime.now(UTC), chats=20, messages=150, days=20)
-    with serve(account) as server, postgres.running(tmp_path / "server") as address:
-        variables = {"DESTINATION__POSTGRES__CREDENTIALS": address, **lake_at(address, tmp_path / "lake")}
+    with serve(account) as server:
+        variables = {
+            "DESTINATION__POSTGRES__CREDENTIALS": postgres_address,
+            **lake_at(postgres_address, tmp_path / "lake"),
+        }
         for name, value in {**variables, "DESTINATION__FILESYSTEM__BUCKET_URL": str(tmp_path / "files")}.items():
             monkeypatch.setenv(name, value)
         yield Job(tmp_path, server), request.param

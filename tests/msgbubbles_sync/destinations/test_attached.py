@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from helpers import postgres
 from helpers.context import build_destination
 from msgbubbles_sync.destinations.attached import Attached
 from msgbubbles_sync.destinations.claims import explain_same_numbers
@@ -22,21 +21,20 @@ Of = Callable[..., Attached]
 
 
 @pytest.fixture(params=["postgres", "ducklake"])
-def of(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Of]:
+def of(request: pytest.FixtureRequest, postgres_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Of:
     """Return a function that builds the destination of an account by its name."""
-    with postgres.running(tmp_path / "server") as address:
-        monkeypatch.setenv("DESTINATION__POSTGRES__CREDENTIALS", address)
-        monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__CATALOG", address)
-        monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__BUCKET_URL", str(tmp_path / "lake"))
+    monkeypatch.setenv("DESTINATION__POSTGRES__CREDENTIALS", postgres_address)
+    monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__CATALOG", postgres_address)
+    monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__BUCKET_URL", str(tmp_path / "lake"))
 
-        def make(account: str | None) -> Attached:
-            workspace = Workspace.from_path(tmp_path / f"company.{request.param}", request.param, account)
-            workspace.make_folders()
-            found = build_destination(workspace)
-            assert isinstance(found, Attached)
-            return found
+    def make(account: str | None) -> Attached:
+        workspace = Workspace.from_path(tmp_path / f"company.{request.param}", request.param, account)
+        workspace.make_folders()
+        found = build_destination(workspace)
+        assert isinstance(found, Attached)
+        return found
 
-        yield make
+    return make
 
 
 def run_statements(of: Attached, *statements: str) -> None:

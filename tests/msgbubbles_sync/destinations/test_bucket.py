@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from dlt.pipeline.exceptions import PipelineStepFailed
 
-from helpers import postgres, s3
+from helpers import s3
 from helpers.context import build_destination
 from helpers.lake import lake_in_bucket
 from helpers.s3 import Fault, Proxy
@@ -32,12 +32,6 @@ def endpoint() -> Iterator[int]:
         yield port
 
 
-@pytest.fixture(scope="module")
-def catalog(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with postgres.running(tmp_path_factory.mktemp("server")) as address:
-        yield address
-
-
 @pytest.fixture
 def proxy(endpoint: int) -> Iterator[Proxy]:
     with s3.proxy_before(endpoint) as found:
@@ -45,11 +39,11 @@ def proxy(endpoint: int) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def open_lake(catalog: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NewLake:
+def open_lake(postgres_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NewLake:
     """Return a function that builds the destination of a lake in a bucket of this name, behind this port."""
 
     def build(bucket: str, port: int, **changes: str) -> DuckLake:
-        for name, value in lake_in_bucket(catalog, bucket, port).items():
+        for name, value in lake_in_bucket(postgres_address, bucket, port).items():
             monkeypatch.setenv(name, changes.get(name.rpartition("__")[2], value))
         workspace = Workspace.from_path(tmp_path / "company.duckdb", "ducklake")
         workspace.make_folders()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
 import pytest
 
-from helpers import postgres
 from helpers.context import build_destination
 from msgbubbles_sync.destinations.attached import Attached
 from msgbubbles_sync.destinations.comments import Comments, list_descriptions, read_comments, write_comments
@@ -104,16 +102,17 @@ def test_views_of_parquet_files_have_comments(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.fixture(params=["postgres", "ducklake"])
-def attached(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Attached]:
-    with postgres.running(tmp_path / "server") as address:
-        monkeypatch.setenv("DESTINATION__POSTGRES__CREDENTIALS", address)
-        monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__CATALOG", address)
-        monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__BUCKET_URL", str(tmp_path / "lake"))
-        workspace = Workspace.from_path(tmp_path / f"company.{request.param}", request.param, "north")
-        workspace.make_folders()
-        destination = build_destination(workspace)
-        assert isinstance(destination, Attached)
-        yield destination
+def attached(
+    request: pytest.FixtureRequest, postgres_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Attached:
+    monkeypatch.setenv("DESTINATION__POSTGRES__CREDENTIALS", postgres_address)
+    monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__CATALOG", postgres_address)
+    monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__BUCKET_URL", str(tmp_path / "lake"))
+    workspace = Workspace.from_path(tmp_path / f"company.{request.param}", request.param, "north")
+    workspace.make_folders()
+    destination = build_destination(workspace)
+    assert isinstance(destination, Attached)
+    return destination
 
 
 def stored_comments(destination: Attached, connection: duckdb.DuckDBPyConnection, schema: str) -> dict[str, Comments]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,8 @@ from dlt.common.configuration.providers import EnvironProvider, SecretsTomlProvi
 from dlt.destinations.impl.postgres.factory import get_adbc_driver_location
 from typer.testing import CliRunner
 
-from helpers import postgres
 from helpers.context import build_context, build_destination
+from helpers.postgres import new_database
 from msgbubbles_sync.cli import chats
 from msgbubbles_sync.dbt.project import PROJECT
 from msgbubbles_sync.dbt.runner import transform
@@ -166,21 +166,23 @@ def connect_by_dbt(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Non
         assert dbtRunner().invoke(["debug", "--connection", "--target", target, *folders, "--quiet"]).success
 
 
-def test_each_client_passes_parameters_to_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_client_passes_parameters_to_the_server(
+    new_role: Callable[..., str], postgres_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = "the job's \\ own+name"
-    with postgres.running(tmp_path / "server") as address, closing(psycopg2.connect(address)) as admin:
+    job = new_role("job", "SUPERUSER PASSWORD 'p@ss ''w/o+rd%'")
+    with closing(psycopg2.connect(postgres_address)) as admin:
         admin.autocommit = True
         cursor = admin.cursor()
-        cursor.execute("CREATE ROLE job LOGIN SUPERUSER PASSWORD 'p@ss ''w/o+rd%'")
         cursor.execute("CREATE TABLE logins (name TEXT, work_mem TEXT)")
         cursor.execute("""CREATE FUNCTION note() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
             INSERT INTO public.logins SELECT current_setting('application_name'), current_setting('work_mem');
             END $$""")
         cursor.execute("CREATE EVENT TRIGGER login ON login EXECUTE FUNCTION note()")
-        folder = address.partition("host=")[2]
+        database, _, folder = postgres_address.removeprefix("postgresql://postgres:@localhost/").partition("?host=")
         query = {"host": folder, "application_name": name, "options": "-c search_path=public -c work_mem=5MB"}
         text = "&".join(f"{key}={quote_plus(value)}" for key, value in query.items())
-        monkeypatch.setenv(URL, f"postgresql://job:p%40ss%20%27w%2Fo%2Brd%25@localhost/postgres?{text}")
+        monkeypatch.setenv(URL, f"postgresql://{job}:p%40ss%20%27w%2Fo%2Brd%25@localhost/{database}?{text}")
         workspace = workspace_of(tmp_path)
 
         def connect_by_dlt() -> None:
@@ -246,19 +248,27 @@ def test_parameters_are_read_from_every_configuration_source(
     assert (found["host"], found["user"], found["dbname"], found["sslmode"]) == ("h", "job", "d", "require")
 
 
-def test_unsuitable_server_is_refused_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsuitable_server_is_refused_before_the_run(
+    new_role: Callable[..., str],
+    postgres_server: str,
+    postgres_address: str,
+    worker_id: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__BUCKET_URL", str(tmp_path / "lake"))
-    with postgres.running(tmp_path / "server") as address, closing(psycopg2.connect(address)) as admin:
+    job, guest, standby = new_role("job"), new_role("guest"), new_role("standby", "SUPERUSER")
+    options = "ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    with (
+        new_database(postgres_server, f"latin_{worker_id}", options) as latin,
+        closing(psycopg2.connect(postgres_address)) as admin,
+    ):
         admin.autocommit = True
         cursor = admin.cursor()
-        cursor.execute("CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
-        cursor.execute("CREATE ROLE job LOGIN")
-        cursor.execute("CREATE ROLE guest LOGIN")
-        cursor.execute("CREATE ROLE standby LOGIN SUPERUSER")
-        cursor.execute("ALTER ROLE standby SET default_transaction_read_only = on")
+        cursor.execute(f"ALTER ROLE {standby} SET default_transaction_read_only = on")
 
-        def refusal(user: str, database: str = "postgres", destination: str = "postgres") -> str:
-            url = address.replace("postgres:@", f"{user}:@").replace("/postgres?", f"/{database}?")
+        def refusal(user: str, address: str = postgres_address, destination: str = "postgres") -> str:
+            url = address.replace("postgres:@", f"{user}:@")
             monkeypatch.setenv(URL, url)
             monkeypatch.setenv(CATALOG, url)
             with pytest.raises(UsageError) as refused:
@@ -266,19 +276,21 @@ def test_unsuitable_server_is_refused_before_the_run(tmp_path: Path, monkeypatch
             return str(refused.value)
 
         for destination in ("postgres", "ducklake"):
-            assert "the encoding of the database latin is LATIN1" in refusal("postgres", "latin", destination)
-            assert "ENCODING 'UTF8'" in refusal("postgres", "latin", destination)
-            assert 'GRANT CREATE ON DATABASE "postgres" TO "job"' in refusal("job", destination=destination)
-            assert "is read-only" in refusal("standby", destination=destination)
+            encoding = f"the encoding of the database latin_{worker_id} is LATIN1"
+            assert encoding in refusal("postgres", latin, destination)
+            assert "ENCODING 'UTF8'" in refusal("postgres", latin, destination)
+            grant = f'GRANT CREATE ON DATABASE "test_{worker_id}" TO "{job}"'
+            assert grant in refusal(job, destination=destination)
+            assert "is read-only" in refusal(standby, destination=destination)
             # As behind a pooler that drops the job's own option.
             monkeypatch.setenv("PGOPTIONS", "-c TimeZone=Asia/Tokyo")
             assert "ALTER ROLE \"postgres\" SET timezone = 'UTC'" in refusal("postgres", destination=destination)
             monkeypatch.delenv("PGOPTIONS")
         for schema in ("msgbubbles", "msgbubbles_staging", "staging", "marts_build", "marts"):
-            cursor.execute(f"CREATE SCHEMA {schema} AUTHORIZATION job")
-        assert "GRANT USAGE, CREATE ON SCHEMA" in refusal("guest")
+            cursor.execute(f"CREATE SCHEMA {schema} AUTHORIZATION {job}")
+        assert "GRANT USAGE, CREATE ON SCHEMA" in refusal(guest)
         # The role has its schemas, and needs no privilege on the database.
-        monkeypatch.setenv(URL, address.replace("postgres:@", "job:@"))
+        monkeypatch.setenv(URL, postgres_address.replace("postgres:@", f"{job}:@"))
         build_destination(workspace_of(tmp_path)).prepare()
         with build_destination(workspace_of(tmp_path)).open_writer() as connection:
             store(connection, [], "warehouse.msgbubbles")
