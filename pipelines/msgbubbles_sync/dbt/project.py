@@ -1,4 +1,4 @@
-"""Find the files of the dbt project, and tell by a digest whether they have changed."""
+"""Find the files of the dbt project, and detect by a digest whether they have changed."""
 
 from __future__ import annotations
 
