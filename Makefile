@@ -67,6 +67,7 @@ docs: .venv/ready
 
 bench: .venv/ready
 	@$(PY) benchmarks/compare.py
+	@$(PY) benchmarks/daily.py
 
 # With uv on the path this takes seconds; without it, uv is installed into the environment first.
 .venv/ready: requirements.lock

@@ -1,0 +1,11 @@
+
+    
+    
+
+
+
+select chat_id
+from "dlt"."marts"."messages"
+where chat_id is null
+
+

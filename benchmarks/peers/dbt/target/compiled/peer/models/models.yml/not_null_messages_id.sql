@@ -1,0 +1,11 @@
+
+    
+    
+
+
+
+select id
+from "dlt"."marts"."messages"
+where id is null
+
+

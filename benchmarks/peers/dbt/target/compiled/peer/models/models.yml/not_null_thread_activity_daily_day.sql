@@ -1,0 +1,11 @@
+
+    
+    
+
+
+
+select day
+from "dlt"."marts"."thread_activity_daily"
+where day is null
+
+

@@ -1,0 +1,14 @@
+
+    
+    
+
+select
+    chat_id as unique_field,
+    count(*) as n_records
+
+from "dlt"."marts"."thread_activity"
+where chat_id is not null
+group by chat_id
+having count(*) > 1
+
+

@@ -1,0 +1,25 @@
+
+    
+    select
+      count(*) as failures,
+      count(*) != 0 as should_warn,
+      count(*) != 0 as should_error
+    from (
+      
+    
+  
+    
+    
+
+
+
+select chat_id
+from "dlt"."marts"."thread_activity"
+where chat_id is null
+
+
+
+  
+  
+      
+    ) dbt_internal_test
