@@ -58,9 +58,13 @@ def build_world(job: Job) -> dict[str, list[dict[str, Any]]]:
         "group_member_operations": [],
         **{
             table: rows(job, f"FROM msgbubbles.{table}")
-            for table in ("stream_coverage", "participant_lists", "chat_titles")
+            for table in ("stream_coverage", "participant_lists", "chat_titles", "attachments")
         },
     }
+
+
+# They need targets and reactions, or have a row for a month or a day.
+FEW_ROWS = ("sla_events", "reactions_daily", "contact_retention", "calendar")
 
 
 def test_marts_of_500_chats_equal_the_reference(new_job: Callable[..., Job]) -> None:
@@ -77,7 +81,7 @@ def test_marts_of_500_chats_equal_the_reference(new_job: Callable[..., Job]) -> 
         for name, reference in MARTS.items():
             built = rows(job, f"FROM marts.{name}")
             assert not (wrong := differences(built, reference(world, ZONE))), f"{name}: {wrong[:5]}"
-            assert len(built) > 50, name
+            assert len(built) > 50 or name in FEW_ROWS, name
         for chat in job.server.truth().chats[:40]:
             write(job, chat["id"])
 
