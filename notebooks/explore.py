@@ -134,7 +134,7 @@ def _(query):
         SELECT
             -- Everything visible at that time has been read, even if the newest message is older.
             greatest(
-                (SELECT max(started_at) FROM msgbubbles.sync_runs WHERE exit_status IN (0, 3)),
+                (SELECT max(started_at) FROM msgbubbles.sync_runs WHERE outcome = 'complete'),
                 (SELECT max(complete_to) FROM msgbubbles.stream_coverage WHERE stream = 'messages')
             ) AS as_of,
             (SELECT max(complete_since) FROM msgbubbles.stream_coverage WHERE stream = 'messages') AS complete_since,

@@ -74,7 +74,7 @@ def run(context: Context, limits: Limits) -> RunReport:
 
 def repair(context: Context, missing: MissingRows, limits: Limits) -> RunReport:
     """Read missing rows by id, and nothing else; then build the marts and publish. Returns as `run` does."""
-    report = RunReport(context, Run(stop=limits.stop))
+    report = RunReport(context, Run(stop=limits.stop), is_repair=True)
     with _log_run(context, report):
         context.destination.prepare()
         StreamLoader(context, report, context.settings.source).load_missing(missing)

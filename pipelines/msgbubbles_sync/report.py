@@ -31,6 +31,7 @@ class RunReport:
 
     Attributes:
         run: What it has read.
+        is_repair: Whether it read single rows only, so that it cannot be complete.
         seconds: Wall-clock seconds by phase; those of dlt's steps are part of `load`.
         tested: The result of the data tests when the marts were last built.
         expired: How many rows and texts were removed because the privacy policy limits their age.
@@ -41,6 +42,7 @@ class RunReport:
 
     context: Context
     run: Run
+    is_repair: bool = False
     run_id: str = field(default_factory=lambda: str(uuid4()))
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     batches: int = 0
@@ -88,7 +90,7 @@ class RunReport:
             "run_id": self.run_id,
             "started_at": self.started_at.isoformat(timespec="milliseconds"),
             "ended_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "outcome": "failed" if error else _describe_outcome(run),
+            "outcome": "failed" if error else self._describe_outcome(),
             "exit_status": self.outcome.exit_status,
             "error": error,
             "account": self.context.workspace.account,
@@ -116,9 +118,10 @@ class RunReport:
             "versions": _find_versions(),
         }
 
-
-def _describe_outcome(run: Run) -> str:
-    return "stopped" if run.stop.is_set() else "partial" if run.halt else "complete"
+    def _describe_outcome(self) -> str:
+        if self.run.stop.is_set():
+            return "stopped"
+        return "partial" if self.run.halt or self.is_repair else "complete"
 
 
 def _count_rows(changes: Changes) -> RowCounts:

@@ -61,6 +61,7 @@ class TransformSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     time_zone: TimeZone = "UTC"
     session_gap_hours: Annotated[float, Meta(gt=0)] = 24.0
+    close_after_days: Annotated[int, Meta(ge=0, description="a whole number of days, or 0 for never")] = 0
     business_hours: BusinessHours = BusinessHours()
     sla: ServiceLevels = ServiceLevels()
     data_tests: DataTests = "hold"

@@ -15,7 +15,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from helpers.daily_reference import attachments_daily, backlog_daily, calendar, delivery_daily, reactions_daily
-from helpers.message_reference import EPOCH, Message, Row, World, coverage, percentile, seconds, threads
+from helpers.message_reference import EPOCH, Message, Row, World, as_of, coverage, percentile, seconds, threads
 from helpers.turns_reference import sla_events, thread_sessions, thread_turns
 from msgbubbles.handles import fold_handle
 from msgbubbles_sync.settings import TransformSettings
@@ -33,12 +33,16 @@ def main_channel(messages: list[Message]) -> str | None:
     return best[0] if best else None
 
 
-def thread_activity(world: World, zone: ZoneInfo) -> list[Row]:
-    since, to = coverage(world)
-    return [
-        _thread(chat, messages, typing_events(world, chat), since, to, zone)
+def thread_activity(world: World, zone: ZoneInfo, close_after_days: int = 0) -> list[Row]:
+    rows = [
+        _thread(chat, messages, typing_events(world, chat), world, zone)
         for chat, messages in _chats_and_threads(world, zone)
     ]
+    for row in rows:
+        is_silent = close_after_days and row["dormant_days"] is not None and row["dormant_days"] >= close_after_days
+        if is_silent and row["waiting_on"] is not None:
+            row |= {"waiting_on": "nobody", "unanswered_since": None}
+    return rows
 
 
 def _chats_and_threads(world: World, zone: ZoneInfo) -> list[tuple[Row, list[Message]]]:
@@ -50,10 +54,11 @@ def _thread(
     chat: Row,
     messages: list[Message],
     events: list[datetime],
-    since: datetime | None,
-    to: datetime | None,
+    world: World,
     zone: ZoneInfo,
 ) -> Row:
+    since, to = coverage(world)
+    shown = as_of(world)
     began = min([m.at for m in messages[:1]] + [chat["created_at"] or EPOCH])
     beginning_read = since is not None and since <= began
     if chat["deleted_at"] and not chat["created_at"]:
@@ -69,14 +74,15 @@ def _thread(
         return len(list(wanted)) if known else None
 
     def recent(days: int) -> int | None:
-        if to is None or since is None or not known:
+        if shown is None or since is None or not known:
             return None
-        first_day = to.astimezone(zone).date() - timedelta(days=days - 1)
+        today = shown.astimezone(zone).date()
+        first_day = today - timedelta(days=days - 1)
         window = datetime.combine(first_day, datetime.min.time(), zone)
         chat_began = min([m.at for m in messages[:1]] + [chat["created_at"]] * bool(chat["created_at"]), default=window)
         if since > max(window, chat_began):
             return None
-        count: int = sum(first_day <= m.day <= to.astimezone(zone).date() for m in messages)
+        count: int = sum(first_day <= m.day <= today for m in messages)
         return count
 
     ours = [m for m in messages if m.asked_at and m.side == "us"]
@@ -126,7 +132,9 @@ def _thread(
         "active_days": counted({m.day for m in messages}),
         "messages_last_7_days": recent(7),
         "messages_last_30_days": recent(30),
-        "dormant_days": None if not (latest and to and end_read) else max(to - latest, 0 * SECOND) // timedelta(days=1),
+        "dormant_days": None
+        if not (latest and shown and end_read)
+        else max(shown - latest, 0 * SECOND) // timedelta(days=1),
         "longest_gap_seconds": seconds(max(gaps)) if gaps else None,
         "last_inbound_at": max((m.at for m in messages if m.inbound), default=None),
         "last_outbound_at": max((m.at for m in outbound), default=None),
@@ -451,10 +459,10 @@ def contact_retention(world: World, zone: ZoneInfo) -> list[Row]:
     ]
 
 
-def contact(world: World, zone: ZoneInfo) -> list[Row]:
+def contact(world: World, zone: ZoneInfo, close_after_days: int = 0) -> list[Row]:
     ours = _own_handles(world)
     direct: dict[str, list[Row]] = defaultdict(list)
-    for row in thread_activity(world, zone):
+    for row in thread_activity(world, zone, close_after_days):
         if row["remote_handle"] is not None and row["is_group"] is False:
             direct[fold_handle(row["remote_handle"])].append(row)
     grouped: dict[str, list[Row]] = defaultdict(list)
@@ -554,6 +562,8 @@ OPTIONAL: World = {"participant_lists": []}
 def build_references(settings: TransformSettings) -> dict[str, Callable[[World, ZoneInfo], list[Row]]]:
     """Return the references of all marts, those that depend on settings with these."""
     return MARTS | {
+        "thread_activity": partial(thread_activity, close_after_days=settings.close_after_days),
+        "contact": partial(contact, close_after_days=settings.close_after_days),
         "thread_turns": partial(thread_turns, settings=settings),
         "thread_sessions": partial(thread_sessions, settings=settings),
         "sla_events": partial(sla_events, settings=settings),

@@ -82,6 +82,13 @@ def threads(world: World, zone: ZoneInfo) -> dict[str, list[Message]]:
     return ordered
 
 
+def as_of(world: World) -> datetime | None:
+    """Return the time that the world shows."""
+    to = coverage(world)[1]
+    complete = [row["started_at"] for row in world.get("sync_runs", []) if row["outcome"] == "complete"]
+    return None if to is None else max([to, *complete])
+
+
 def coverage(world: World) -> tuple[datetime | None, datetime | None]:
     for row in world["stream_coverage"]:
         if row["stream"] == "messages":

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from helpers.message_reference import Message, Row, World, coverage, seconds, threads
+from helpers.message_reference import Message, Row, World, as_of, seconds, threads
 from msgbubbles.handles import fold_handle
 from msgbubbles_sync.dbt.project import build_variables
 from msgbubbles_sync.service_levels import BusinessHours, NumberHours, Schedule, ServiceLevels, Target, list_schedules
@@ -20,6 +20,7 @@ SESSION_GAP = timedelta(hours=24)
 # Days without hours, a holiday, hours over midnight and over the nights in which clocks change, and a number in another
 # time zone.
 BUSINESS = TransformSettings(
+    close_after_days=14,
     business_hours=BusinessHours(
         hours=("mon-thu 09:00-12:30", "mon-thu 13:15-17:00", "fri-sat 22:00-04:00", "sun 23:30-24:00"),
         holidays=(date(2026, 1, 1), date(2026, 1, 6), date(2026, 3, 28), date(2026, 4, 6), date(2026, 4, 28)),
@@ -199,13 +200,13 @@ def sla_events(world: World, zone: ZoneInfo, settings: TransformSettings = Trans
     rows: list[Row] = []
     schedules = list_schedules(settings.business_hours, zone.key)
     chats = {chat["id"]: chat for chat in world["chats"]}
-    _, read_to = coverage(world)
+    now = as_of(world)
     for turn in thread_turns(world, zone, settings):
         if turn["sla_target"] is None:
             continue
         target, chat = settings.sla.targets[turn["sla_target"] - 1], chats[turn["chat_id"]]
         asked, answered = turn["began_at"], turn["answered_at"]
-        until = answered or max(asked, chat["deleted_at"] or read_to or asked)
+        until = answered or max(asked, chat["deleted_at"] or now or asked)
         if target.clock == "business":
             elapsed = business_seconds(schedules, chat, asked, until)
         else:

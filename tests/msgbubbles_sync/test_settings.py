@@ -304,6 +304,7 @@ def test_no_other_module_reads_the_configuration() -> None:
         ("sync", "memory_limit", "little", 'a size like "512MB", or "none"'),
         ("sync", "lock_timeout_seconds", -1, "a whole number of seconds, or 0 for no limit"),
         ("transforms", "time_zone", "Berlin", 'a name like "Europe/Berlin"'),
+        ("transforms", "close_after_days", -1, "a whole number of days, or 0 for never"),
         ("transforms", "session_gap_hours", 0, "a number of more than 0"),
         ("transforms.business_hours", "hours", ["mon-fri 9:00-17:30"], 'a list like ["mon-fri 09:00-17:30"'),
         ("transforms.business_hours", "hours", [], 'a list like ["mon-fri 09:00-17:30"'),

@@ -21,6 +21,7 @@ from helpers.marts_reference import build_references, differences
 from helpers.message_reference import World
 from helpers.sizes import pick_size
 from helpers.turns_reference import BUSINESS, dbt_variables
+from msgbubbles_sync.tables import SYNC_RUNS, column_definitions
 
 ZONE = ZoneInfo("Europe/Berlin")
 # Around midnight in Berlin, and around the night in which its clocks go forward.
@@ -88,6 +89,13 @@ worlds = st.fixed_dictionaries(
             complete_since=st.just(datetime(1970, 1, 1, tzinfo=UTC)) | times_of_events,
             complete_to=st.none() | times_of_events,
         ).map(lambda rows: [row if row["complete_to"] else row | {"complete_since": None} for row in rows]),
+        "sync_runs": row_lists(
+            lambda row: row["run_id"],
+            2,
+            run_id=st.sampled_from(["r1", "r2"]),
+            started_at=times_of_events,
+            outcome=st.sampled_from(["complete", "partial", "failed"]),
+        ),
         "participant_lists": st.lists(
             st.tuples(
                 st.sampled_from(CHATS),
@@ -218,10 +226,12 @@ class Models:
 @pytest.fixture(scope="module")
 def models(new_warehouse: Callable[[], Any]) -> Iterator[Models]:
     warehouse = new_warehouse()
+    sync_runs = f"create table msgbubbles.sync_runs ({column_definitions(SYNC_RUNS)}, _dlt_load_id varchar)"
+    warehouse.execute(sync_runs)
     answer = warehouse.dbt("compile", "--full-refresh", "--vars", dbt_variables(BUSINESS, ZONE))
     assert answer.exception is None
     nodes = [result.node for result in answer.result if result.node.resource_type == "model"]
-    ddl = warehouse.ddl
+    ddl = [*warehouse.ddl, sync_runs]
     warehouse.path.unlink()
     models = Models(nodes, ddl)
     yield models
@@ -254,7 +264,15 @@ def test_percentile_rounds_half_milliseconds_up_after_long_waits(models: Models)
     chat = {"id": "a", "from_handle": "+1", "remote_handle": "+3", "is_group": False, "title": None, "_fetched_at": at}
     times = dict.fromkeys(("last_message_at", "created_at", "deleted_at"))
     empty = dict.fromkeys(
-        ("numbers", "stream_coverage", "participant_lists", "group_member_operations", "chat_titles", "webhook_events")
+        (
+            "numbers",
+            "stream_coverage",
+            "sync_runs",
+            "participant_lists",
+            "group_member_operations",
+            "chat_titles",
+            "webhook_events",
+        )
     )
     models.build({"chats": [chat | times], "messages": messages, **{table: [] for table in empty}})
     [thread] = models.mart("thread_activity")

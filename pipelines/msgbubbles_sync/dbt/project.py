@@ -33,6 +33,7 @@ def build_variables(settings: Settings) -> dict[str, object]:
     return {
         "time_zone": settings.transforms.time_zone,
         "lookback_seconds": settings.source.lookback_seconds,
+        "close_after_days": settings.transforms.close_after_days,
         "session_gap_hours": settings.transforms.session_gap_hours,
         "business_hours": [schedule.to_variable() for schedule in settings.transforms.list_schedules()],
         "sla_targets": [target.to_variable() for target in settings.transforms.sla.targets],

@@ -22,7 +22,7 @@ WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
 # Everything that was visible when a complete run began has been read, even if the newest message is older.
 AS_OF = """SELECT greatest(
-    (SELECT max(started_at) FROM msgbubbles.sync_runs WHERE exit_status IN (0, 3)),
+    (SELECT max(started_at) FROM msgbubbles.sync_runs WHERE outcome = 'complete'),
     (SELECT max(complete_to) FROM msgbubbles.stream_coverage WHERE stream = 'messages')
 ) AS as_of"""
 NUMBERS = "SELECT handle, label FROM msgbubbles.numbers ORDER BY handle"

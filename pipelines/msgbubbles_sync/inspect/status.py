@@ -65,9 +65,9 @@ class Status:
 
 
 def build_status(local: LocalState, start_ms: int, now: datetime) -> Status:
-    """Build the status of a warehouse; a run is complete if it exited with 0 or 3."""
+    """Build the status of a warehouse."""
     records = local.records
-    complete = [record for record in records if record.get("exit_status") in (0, 3)]
+    complete = [record for record in records if record["outcome"] == "complete"]
     last = datetime.fromisoformat(complete[-1]["started_at"]) if complete else None
     hour_ago = now - timedelta(hours=1)
     return Status(

@@ -17,7 +17,7 @@ SALES, SUPPORT = "+14155550101", "+14155550100"
 TABLES = f"""
 CREATE SCHEMA msgbubbles;
 CREATE SCHEMA marts;
-CREATE TABLE msgbubbles.sync_runs AS SELECT TIMESTAMPTZ '2026-11-25 12:00:00Z' AS started_at, 0 AS exit_status;
+CREATE TABLE msgbubbles.sync_runs AS SELECT TIMESTAMPTZ '2026-11-25 12:00:00Z' AS started_at, 'complete' AS outcome;
 CREATE TABLE msgbubbles.stream_coverage AS
     SELECT 'messages' AS stream, TIMESTAMPTZ '2026-11-25 11:00:00Z' AS complete_to;
 CREATE TABLE msgbubbles.numbers AS FROM (VALUES ('{SUPPORT}', 'Support'), ('{SALES}', NULL)) AS n (handle, label);

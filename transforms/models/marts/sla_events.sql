@@ -1,8 +1,8 @@
--- A view, because targets that are still running depend on how far messages have been read.
+-- A view, because targets that are still running depend on the time of the latest complete run.
 {{ config(materialized=view_for_readers()) }}
 
 with coverage as ( -- always one row
-    select max(complete_to) as complete_to
+    select max(as_of) as as_of
     from {{ ref('stg_stream_coverage') }}
     where stream = 'messages'
 ),
@@ -23,9 +23,9 @@ events as (
         targets.target_seconds,
         chats.deleted_at,
         {{ schedule_number('turns.from_handle') }} as schedule_number,
-        -- The wait ends with the answer or the chat. Otherwise it lasts as far as messages have been read.
+        -- The wait ends with the answer or the chat. Otherwise it lasts until the latest complete run.
         coalesce(
-            turns.answered_at, greatest(coalesce(chats.deleted_at, coverage.complete_to), turns.began_at)
+            turns.answered_at, greatest(coalesce(chats.deleted_at, coverage.as_of), turns.began_at)
         ) as waited_until
     from {{ ref('thread_turns') }} as turns
     inner join targets on targets.sla_target = turns.sla_target

@@ -5,7 +5,8 @@ with coverage as ( -- always one row
     select
         min(complete_since) as complete_since,
         max(complete_to) as complete_to,
-        cast({{ local_time('max(complete_to)') }} as date) as day
+        max(as_of) as as_of,
+        cast({{ local_time('max(as_of)') }} as date) as day
     from {{ ref('stg_stream_coverage') }}
     where stream = 'messages'
 ),
@@ -69,7 +70,7 @@ threads as (
         measures.their_p90_reply_seconds,
         measures.messages_fetched_at,
         coverage.complete_since as messages_complete_since,
-        coverage.complete_to as messages_complete_to,
+        coverage.as_of,
         coverage.day as coverage_day,
         -- All messages since the chat's creation have been read. A chat that was deleted before it was read has no
         -- known creation, and if reading a chat's messages failed, any of them may be missing.
@@ -110,7 +111,12 @@ counted as (
         case
             when messages_read_total is null and is_beginning_read and is_end_read then 0
             else messages_read_total
-        end as messages_total
+        end as messages_total,
+        {%- if var('close_after_days') %}
+        coalesce({{ seconds_between('latest_message_at', 'as_of') }} >= {{ var('close_after_days') }} * 86400, false)
+        {%- else %}
+        false
+        {%- endif %} as is_closed
     from threads
 )
 
@@ -157,10 +163,8 @@ select
             then cast(coalesce(messages_last_30_days, 0) as bigint)
     end as messages_last_30_days,
     case
-        when is_end_read and messages_complete_to is not null
-            then cast(floor(
-                {{ seconds_between('latest_message_at', 'greatest(messages_complete_to, latest_message_at)') }} / 86400
-            ) as bigint)
+        when is_end_read and as_of is not null
+            then cast(floor({{ seconds_between('latest_message_at', 'greatest(as_of, latest_message_at)') }} / 86400) as bigint)
     end as dormant_days,
     longest_gap_seconds,
     last_inbound_at,
@@ -170,10 +174,10 @@ select
         -- No side can write in a deleted chat.
         when deleted_at is not null then 'nobody'
         when not is_end_read then null
-        when messages_total = 0 then 'nobody'
+        when messages_total = 0 or is_closed then 'nobody'
         else waiting_on
     end as waiting_on,
-    case when deleted_at is null and is_end_read then unanswered_since end as unanswered_since,
+    case when deleted_at is null and is_end_read and not is_closed then unanswered_since end as unanswered_since,
     case when messages_total = 0 then 0 else our_replies end as our_replies,
     case when messages_total = 0 then 0 else their_replies end as their_replies,
     case when is_beginning_read then our_first_response_seconds end as our_first_response_seconds,
