@@ -30,10 +30,12 @@ class Account:
     def world(self) -> World:
         return {table: list(rows.values()) for table, rows in self._loaded.items()}
 
-    def next_load(self, *, size: int = 1) -> World:
+    def next_load(self, *, size: int = 1, messages: int | None = None) -> World:
+        """Return the next load, of a random number of messages if `messages` does not say how many."""
         pick = self.random.choice
-        changed = [self._chat(pick([None, *self._chats])) for _ in range(size * pick([0, 1, 4]))]
-        written = [self._message(pick([None, None, *self._messages])) for _ in range(size * pick([0, 3, 10, 30]))]
+        changed = [self.chat(pick([None, *self._chats])) for _ in range(size * pick([0, 1, 4]))]
+        count = size * pick([0, 3, 10, 30]) if messages is None else messages
+        written = [self._message(pick([None, None, *self._messages])) for _ in range(count)]
         load = {
             # A chat may come with a later load than its messages, or never.
             "chats": [chat for chat in changed if pick([True, True, False])],
@@ -57,7 +59,8 @@ class Account:
         """Return one of a few times over some days, so that ties occur."""
         return self.random.choice([*others, *(self._at(n * 700) for n in range(14))])
 
-    def _chat(self, key: str | None) -> Row:
+    def chat(self, key: str | None) -> Row:
+        """Return the row of a chat, or of a new one."""
         pick = self.random.choice
         if key is None:
             key = f"c{len(self._chats)}"

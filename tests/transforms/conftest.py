@@ -34,6 +34,26 @@ DDL = [
 Row = dict[str, Any]
 
 
+def load_rows(
+    connection: duckdb.DuckDBPyConnection, load_id: str, tables: dict[str, list[Row]], *, finished: bool = True
+) -> None:
+    """Load rows by key, as dlt does."""
+    for table, rows in tables.items():
+        key = TABLES[table].key
+        for row in rows:
+            values = {"_fetched_at": READ_AT} | row | {"_dlt_load_id": load_id}
+            connection.execute(
+                f"delete from msgbubbles.{table} where ({', '.join(key)}) = ({', '.join('?' * len(key))})",
+                [values[column] for column in key],
+            )
+            connection.execute(
+                f"insert into msgbubbles.{table} ({', '.join(values)}) values ({', '.join('?' * len(values))})",
+                list(values.values()),
+            )
+    if finished:
+        connection.execute("insert into msgbubbles._dlt_loads values (?, 'msgbubbles', 0, now(), '')", [load_id])
+
+
 class Warehouse:
     """The job's database file."""
 
@@ -64,22 +84,7 @@ class Warehouse:
     def load(self, load_id: str, *, finished: bool = True, **tables: list[Row]) -> None:
         """Load rows by key, as dlt does. `finished=False` stops before dlt records the load as finished."""
         with duckdb.connect(str(self.path)) as connection:
-            for table, rows in tables.items():
-                key = TABLES[table].key
-                for row in rows:
-                    values = {"_fetched_at": READ_AT} | row | {"_dlt_load_id": load_id}
-                    connection.execute(
-                        f"delete from msgbubbles.{table} where ({', '.join(key)}) = ({', '.join('?' * len(key))})",
-                        [values[column] for column in key],
-                    )
-                    connection.execute(
-                        f"insert into msgbubbles.{table} ({', '.join(values)}) values ({', '.join('?' * len(values))})",
-                        list(values.values()),
-                    )
-            if finished:
-                connection.execute(
-                    "insert into msgbubbles._dlt_loads values (?, 'msgbubbles', 0, now(), '')", [load_id]
-                )
+            load_rows(connection, load_id, tables, finished=finished)
 
     def dbt(self, *command: str, folder: Path | None = None) -> Any:
         """Run a dbt command, close the file, and return dbt's result."""

@@ -124,7 +124,10 @@ def test_schemas_contain_exactly_these_relations(filled: Any) -> None:
     for row in filled.rows("select table_schema, table_name from information_schema.tables"):
         relations.setdefault(row["table_schema"], set()).add(row["table_name"])
     assert relations.pop("msgbubbles")
-    assert relations == {"staging": MODELS["staging"] | {"built_loads", "days_to_build"}, "marts": MODELS["marts"]}
+    assert relations == {
+        "staging": MODELS["staging"] | {"built_loads", "days_to_build", "thread_chats", "thread_tails"},
+        "marts": MODELS["marts"],
+    }
 
 
 def test_every_column_is_documented_and_no_others(filled: Any) -> None:
@@ -293,6 +296,7 @@ def test_data_tests_pass_on_valid_rows_and_find_each_fault(filled: Any) -> None:
         " ('m', 'g', 'up', 'lost', 'fax', '1'), ('dangling', 'gone', null, null, null, '1')",
         "insert into staging.int_thread_messages by name (select 'gone' as chat_id)",
         "insert into staging.int_thread_messages by name (from staging.int_thread_messages)",
+        "insert into staging.thread_chats from staging.thread_chats",
         "insert into staging.int_thread_measures by name (from staging.int_thread_measures)",
         "update staging.int_thread_measures set waiting_on = 'godot', first_side = 'godot', messages_inbound = 9,"
         " messages_outbound = 2, messages_failed = 9, messages_delivered = 9,"

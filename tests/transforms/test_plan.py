@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,29 @@ import pytest
 
 from helpers.context import build_destination
 from helpers.marts_account import Account
+from helpers.message_reference import World
 from helpers.sizes import pick_size
 from msgbubbles_sync.dbt import runner
-from msgbubbles_sync.dbt.runner import DataTestResult, load_test_result
+from msgbubbles_sync.dbt.runner import DataTestResult, get_details_path, load_test_result
 from msgbubbles_sync.settings import Settings, TransformSettings
 from msgbubbles_sync.workspace import Workspace
 
-from .conftest import Warehouse
+from .conftest import DDL, Warehouse, load_rows
 
 BUILT = "SELECT schema_name || '.' || table_name FROM duckdb_tables() WHERE schema_name IN ('staging', 'marts')"
+# Tables that describe one build, or how the others came about.
+OF_ONE_BUILD = {
+    f"staging.{name}"
+    for name in (
+        "loads",
+        "unbuilt_loads",
+        "changed_messages",
+        "chats_to_build",
+        "built_loads",
+        "days_to_build",
+        "thread_tails",
+    )
+}
 COMMENTS = "SELECT schema_name, table_name, column_name, comment FROM duckdb_columns() WHERE NOT internal ORDER BY ALL"
 
 # How many chats change before each build.
@@ -44,6 +60,8 @@ class Built:
             self.warehouse.path = self.workspace.work
         self._planned_runs = planned_runs
         self.planned: list[bool] = []
+        # The statements of the last build by dbt.
+        self.executed: list[str] = []
 
     @property
     def plan_path(self) -> Path:
@@ -56,7 +74,11 @@ class Built:
         def count(dbt: Any, *command: str) -> Any:
             nonlocal runs
             runs += command[0] == "run"
-            return run(dbt, *command)
+            result = run(dbt, *command)
+            if command[0] == "run":
+                # Without BEGIN and COMMIT, of which not all are recorded.
+                self.executed = [statement for _, statement in dbt.executed if statement.count(" ") > 10]
+            return result
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(runner._Dbt, "run", count)
@@ -71,7 +93,11 @@ class Built:
             return found | {"comments": connection.execute(COMMENTS).fetchall()}
 
 
-def test_planned_runs_equal_dbt_over_a_random_history(tmp_path: Path, at: Callable[[int], Any]) -> None:
+def test_planned_runs_equal_dbt_over_a_random_history(
+    tmp_path: Path, at: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # After a failed test, dbt would run for the statements that test all rows.
+    monkeypatch.setattr(runner, "_read_full_tests_at", lambda _: time.time())
     planned, by_dbt = Built(tmp_path / "planned"), Built(tmp_path / "by_dbt", planned_runs=False)
     account = Account(random.randrange(10**6), at)
     for size in SIZES:
@@ -88,20 +114,90 @@ def test_planned_runs_equal_dbt_over_a_random_history(tmp_path: Path, at: Callab
     assert not any(by_dbt.planned)
 
 
+@dataclass(frozen=True)
+class Statements:
+    """The statements of dbt: those of a full build, and those of an increment."""
+
+    full: list[str]
+    increment: list[str]
+
+
 @pytest.fixture(scope="module")
-def with_plan(tmp_path_factory: pytest.TempPathFactory) -> Built:
+def with_plan(tmp_path_factory: pytest.TempPathFactory) -> tuple[Built, Statements]:
     """Build a warehouse whose next run is a planned one, if nothing changes."""
     built = Built(tmp_path_factory.mktemp("plan"))
+    full: list[str] = []
     for load_id in ("0", "1"):
         built.warehouse.load(load_id, chats=[{"id": "a", "from_handle": "+1"}])
         built.build()
-    assert built.plan_path.exists()
-    return built
+        full = full or built.executed
+    return built, Statements(full, json.loads(built.plan_path.read_text())["statements"])
 
 
 @pytest.fixture
-def built(with_plan: Built, tmp_path: Path) -> Built:
-    return Built(tmp_path, copy_of=with_plan)
+def built(with_plan: tuple[Built, Statements], tmp_path: Path) -> Built:
+    return Built(tmp_path, copy_of=with_plan[0])
+
+
+class Replica:
+    """A warehouse in memory, in which dbt's statements are executed without dbt."""
+
+    def __init__(self, statements: Statements) -> None:
+        self._statements = statements
+        self._database = duckdb.connect()
+        self._database.execute("attach ':memory:' as company; set global TimeZone = 'UTC'; set threads = 1")
+        self._connect()
+        for statement in DDL:
+            self._connection.execute(statement)
+
+    def _connect(self) -> None:
+        """Open a connection without temporary tables."""
+        self._connection = self._database.cursor()
+        self._connection.execute("use company")
+
+    def load(self, load_id: str, load: World) -> None:
+        load_rows(self._connection, load_id, load)
+
+    def build(self, *, full: bool) -> None:
+        self._connect()
+        if full:
+            for schema in ("marts", "staging"):
+                self._connection.execute(f"drop schema if exists {schema} cascade")
+        for statement in self._statements.full if full else self._statements.increment:
+            self._connection.execute(statement)
+
+    def contents(self) -> dict[str, list[tuple[Any, ...]]]:
+        """Return the rows of all models that contain more than the changes of the last build."""
+        tables = [row[0] for row in self._connection.execute(BUILT).fetchall() if row[0] not in OF_ONE_BUILD]
+        views = ["marts.thread_activity", "marts.contact", "marts.typing_daily"]
+        return {name: self._connection.execute(f"from {name} order by all").fetchall() for name in [*tables, *views]}
+
+
+@pytest.mark.parametrize("seed", range(pick_size(2, nightly=100)))
+def test_increments_equal_full_builds_over_random_histories(
+    seed: int, with_plan: tuple[Built, Statements], at: Callable[[int], Any]
+) -> None:
+    """Loads change a few messages of two long threads, and a column of a chat, so that most rows stay as they are."""
+    incremental, whole = Replica(with_plan[1]), Replica(with_plan[1])
+    account = Account(seed, at)
+    chats: dict[str, Any] = {}
+    for number in range(12):
+        load = account.next_load(messages=[60, 1, 2, 5][number % 4])
+        for message in load["messages"]:
+            if account.random.random() < 0.7:
+                message["conversation_id"] = account.random.choice(["c0", "c1"])
+                message["cursor_at"] = at(account.random.randrange(500) * 20)
+        changed = dict(account.random.choice([*chats.values(), *load["chats"], {"id": "c0"}]))
+        column = account.random.choice(["from_handle", "remote_handle", "is_group", "created_at"])
+        load["chats"].append(changed | {column: account.chat("c0")[column]})
+        chats |= {chat["id"]: chat for chat in load["chats"]}
+        load_id = account.load_ids.pop()
+        for replica in (incremental, whole):
+            replica.load(load_id, load)
+        incremental.build(full=number == 0)
+        if number % 4 == 3:
+            whole.build(full=True)
+            assert incremental.contents() == whole.contents()
 
 
 def test_key_changes_with_relations_and_settings(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,6 +206,7 @@ def test_key_changes_with_relations_and_settings(built: Built, monkeypatch: pyte
     def is_planned(**settings: Any) -> bool:
         with monkeypatch.context() as patch:
             patch.setattr(runner, "is_outdated", lambda *_: False)
+            patch.setattr(runner, "_read_full_tests_at", lambda _: time.time())
             patch.setattr(runner._Dbt, "run", lambda *_: pytest.fail("dbt"))
             built.planned.clear()
             try:
@@ -119,6 +216,7 @@ def test_key_changes_with_relations_and_settings(built: Built, monkeypatch: pyte
             return built.planned == [True]
 
     assert is_planned()
+    assert not is_planned(full_tests_hours=0)
     assert not is_planned(time_zone="Asia/Tokyo")
     assert not is_planned(data_tests="off")
     for change in (
@@ -164,3 +262,30 @@ def test_only_a_failing_data_test_needs_dbt(built: Built, monkeypatch: pytest.Mo
     built.build()
     assert (built.planned, commands) == ([True, True], ["test"])
     assert load_test_result(built.workspace) != DataTestResult()
+
+
+def test_all_rows_are_tested_once_a_day_and_until_they_pass(built: Built) -> None:
+    """Between these runs, large tables are tested for the keys that the run touched."""
+    at = built.workspace.folder / "dbt" / "full_tests_at"
+
+    def build_after_load(load_id: str) -> dict[str, int]:
+        built.warehouse.load(load_id, messages=[{"id": load_id, "conversation_id": "a", "cursor_at": "2026-01-01"}])
+        built.build()
+        return load_test_result(built.workspace).failed_rows
+
+    assert build_after_load("2") == {}
+    built.warehouse.execute(
+        "insert into staging.int_thread_messages by name (select 'b' as chat_id, 'twice' as message_id,"
+        " '+9' as from_handle, timestamptz '2026-01-05' as message_at, date '2026-01-05' as day from range(2))"
+    )
+    built.warehouse.load("3", chats=[{"id": "b", "from_handle": "+1"}])
+    built.warehouse.execute("insert into staging.built_loads select mart, '3' from staging.built_loads group by mart")
+    assert build_after_load("4") == {}
+    at.write_text(str(time.time() - 25 * 3600))
+    [name] = [name for name in build_after_load("5") if name.startswith("unique_int_thread_messages_message_id")]
+    assert name in build_after_load("6")
+    assert "having count(*) > 1" in get_details_path(built.workspace).read_text()
+    assert not at.exists()
+    built.warehouse.execute("delete from staging.int_thread_messages where message_id = 'twice'")
+    assert build_after_load("7") == {}
+    assert time.time() - float(at.read_text()) < 3600

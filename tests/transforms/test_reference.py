@@ -184,6 +184,8 @@ class Models:
             "create schema staging",
             "create schema marts",
             "create table staging.built_loads (mart varchar, load_id varchar)",
+            "create table staging.thread_chats (chat_id varchar, from_handle varchar, remote_handle varchar,"
+            " is_group boolean, created_at timestamptz)",
         ]:
             self._connection.execute(statement)
         self._build = []

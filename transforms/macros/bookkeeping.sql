@@ -23,6 +23,23 @@
         from_handle varchar,
         day date not null
     );
+    create table if not exists {{ in_staging('thread_chats') }} (
+        chat_id varchar not null,
+        from_handle varchar,
+        remote_handle varchar,
+        is_group boolean,
+        created_at timestamptz
+    );
+    create table if not exists {{ in_staging('thread_tails') }} (
+        chat_id varchar not null,
+        since timestamptz not null,
+        place_before bigint not null,
+        message_before_at timestamptz,
+        side_before varchar(4),
+        turn_before_at timestamptz,
+        our_replies_before bigint not null,
+        their_replies_before bigint not null
+    );
     {#- Tables under the models' former names hold the same personal data. #}
     {%- for old in ['thread_measures', 'thread_messages', 'typing_spells'] %}
     drop table if exists {{ in_staging(old) }} cascade;
@@ -42,32 +59,70 @@
     {%- endif %}
 {% endmacro %}
 
-{# Before int_thread_messages is written, copy the rows of the chats that it will rebuild: chats with new rows, and chats
-   that a message has left. Delete them here, because a chat that no longer has messages writes no rows that would replace
-   them. #}
-{% macro copy_messages_before() %}
-    {% if is_incremental() %}
+{# Before int_thread_messages is written, decide from when on it rebuilds each chat: from the earliest position of a
+   changed message, now or before, and from the beginning if the chat itself changed. Copy the rows from then on, the
+   tails, and delete them. What the rows before them pass on to the first rows of a tail goes with it. #}
+{% macro cut_tails() %}{{ return(adapter.dispatch('cut_tails')()) }}{% endmacro %}
+{% macro spark__cut_tails() %}{% endmacro %}
+{% macro default__cut_tails() %}
+    {%- set changed_chats -%}
+        select chat_id from {{ ref('chats_to_build') }} where mart = 'int_thread_messages'
+    {%- endset %}
+    {#- TRUNCATE leaves no bytes of erased people on a server. #}
+    {%- if is_incremental() %}
+    delete from {{ in_staging('thread_chats') }} where chat_id in ({{ changed_chats }});
+    {%- else %}
+    truncate {{ in_staging('thread_chats') }};
+    {%- endif %}
+    insert into {{ in_staging('thread_chats') }} (chat_id, from_handle, remote_handle, is_group, created_at)
+    select chat_id, from_handle, remote_handle, is_group, created_at
+    from {{ ref('stg_chats') }}
+    {%- if is_incremental() %} where chat_id in ({{ changed_chats }}){% endif %};
+    delete from {{ in_staging('thread_tails') }}
+    {%- if is_incremental() %};
+    insert into {{ in_staging('thread_tails') }}
+    with changes as (
+        select chat_id, min(message_at) as since
+        from (
+            select chat_id, message_at from {{ ref('changed_messages') }} where counts_in_thread
+            union all
+            select built.chat_id, built.message_at
+            from {{ this }} as built
+            inner join {{ ref('changed_messages') }} as changed on changed.message_id = built.message_id
+            union all
+            select chat_id, timestamptz '0001-01-02 00:00:00+00' from ({{ changed_chats }}) as changed_chats
+        ) as positions
+        group by chat_id
+    )
+    select
+        changes.chat_id,
+        changes.since,
+        coalesce(max(before.place_in_thread), 0) as place_before,
+        max(before.message_at) as message_before_at,
+        case
+            when count(before.side) = 0 then null
+            when coalesce(max(case when before.side = 'us' then before.place_in_thread end), 0)
+                > coalesce(max(case when before.side = 'them' then before.place_in_thread end), 0) then 'us'
+            else 'them'
+        end as side_before,
+        max(case when before.starts_turn then before.message_at end) as turn_before_at,
+        coalesce(max(case when before.side = 'us' then before.reply_number end), 0) as our_replies_before,
+        coalesce(max(case when before.side = 'them' then before.reply_number end), 0) as their_replies_before
+    from changes
+    left join {{ this }} as before on before.chat_id = changes.chat_id and before.message_at < changes.since
+    group by changes.chat_id, changes.since;
+
     drop table if exists messages_before;
     create temporary table messages_before as
-    select *
-    from {{ this }}
-    where chat_id in (
-        select chat_id from {{ ref('chats_to_build') }} where mart = 'int_thread_messages'
-        union
-        select built.chat_id
-        from {{ this }} as built
-        inner join {{ ref('changed_messages') }} as changed on changed.message_id = built.message_id
-    );
-    delete from {{ this }} where chat_id in (select chat_id from messages_before)
-    {% endif %}
+    select built.*
+    from {{ this }} as built
+    inner join {{ in_staging('thread_tails') }} as tails
+        on tails.chat_id = built.chat_id and built.message_at >= tails.since;
+    delete from {{ this }} as built
+    using {{ in_staging('thread_tails') }} as tails
+    where tails.chat_id = built.chat_id and built.message_at >= tails.since
+    {%- endif %}
 {% endmacro %}
-
-{# Select the chats that int_thread_messages rebuilds. #}
-{% macro select_chats_to_rebuild() %}
-    select chat_id from {{ ref('chats_to_build') }} where mart = 'int_thread_messages'
-    union
-    select chat_id from messages_before
-{%- endmacro %}
 
 {# List the columns of int_thread_messages that daily marts depend on. place_in_thread and gap_seconds are not among them:
    they also change when a message of another day does. #}
@@ -81,7 +136,10 @@
 {% macro spark__record_days_to_build() %}{% endmacro %}
 {% macro default__record_days_to_build() %}
     {%- set rows_now -%}
-        select {{ daily_columns() }} from {{ this }} where chat_id in ({{ select_chats_to_rebuild() }})
+        select {{ daily_columns() }}
+        from {{ this }} as built
+        inner join (select chat_id as thread_id, since from {{ in_staging('thread_tails') }}) as tails
+            on tails.thread_id = built.chat_id and built.message_at >= tails.since
     {%- endset %}
     {%- set rows_before -%}
         select {{ daily_columns() }} from messages_before

@@ -126,6 +126,9 @@ def register_tables(spark: SparkSession, loaded: Path, build: Path, prefix: str)
     for view, columns in {
         f"{prefix}msgbubbles._dlt_loads": "'' AS load_id, 0 AS status",
         f"{prefix}staging.built_loads": "'' AS mart, '' AS load_id",
+        f"{prefix}staging.thread_chats": (
+            "'' AS chat_id, '' AS from_handle, '' AS remote_handle, false AS is_group, now() AS created_at"
+        ),
     }.items():
         spark.sql(f"CREATE VIEW {view} AS SELECT {columns} WHERE false")
 

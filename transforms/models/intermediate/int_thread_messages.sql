@@ -1,7 +1,9 @@
+-- An increment writes the tails of chats again, from the first message that may differ on (see cut_tails).
 {{ config(
-    pre_hook="{{ copy_messages_before() }}",
+    incremental_strategy='append',
+    pre_hook="{{ cut_tails() }}",
     post_hook="{{ record_days_to_build() }}",
-    indexes=[{'columns': ['message_id']}, {'columns': ['chat_id']}] if target.type == 'postgres' else []
+    indexes=[{'columns': ['message_id']}, {'columns': ['chat_id', 'message_at']}] if target.type == 'postgres' else []
 ) }}
 -- depends_on: {{ ref('chats_to_build') }}, {{ ref('changed_messages') }}
 
@@ -40,21 +42,36 @@ with messages as (
         and (messages.status = 'read' or messages.read_at is not null) as is_read,
         coalesce(messages.attachment_count, 0) as attachment_count,
         chats.created_at as chat_created_at,
+        {%- if is_incremental() %}
+        tails.place_before,
+        tails.message_before_at,
+        tails.side_before,
+        tails.turn_before_at,
+        tails.our_replies_before,
+        tails.their_replies_before,
+        {%- else %}
+        0 as place_before,
+        cast(null as {{ engine_type('timestamptz') }}) as message_before_at,
+        cast(null as {{ engine_type('varchar') }}) as side_before,
+        cast(null as {{ engine_type('timestamptz') }}) as turn_before_at,
+        0 as our_replies_before,
+        0 as their_replies_before,
+        {%- endif %}
         messages.fetched_at
     from {{ ref('stg_messages') }} as messages
     inner join {{ ref('stg_chats') }} as chats on chats.chat_id = messages.chat_id
-    where
-        messages.counts_in_thread
-        {%- if is_incremental() %}
-        and messages.chat_id in ({{ select_chats_to_rebuild() }})
-        {%- endif %}
+    {%- if is_incremental() %}
+    inner join {{ source('bookkeeping', 'thread_tails') }} as tails
+        on tails.chat_id = messages.chat_id and messages.message_at >= tails.since
+    {%- endif %}
+    where messages.counts_in_thread
 ),
 
 in_order as (
     select
         *,
-        row_number() over thread as place_in_thread,
-        lag(message_at) over thread as message_before_at
+        place_before + row_number() over thread as place_in_thread,
+        coalesce(lag(message_at) over thread, message_before_at) as gap_began_at
     from messages
     window thread as (partition by chat_id order by message_at, order_at_equal_times, message_id)
 ),
@@ -66,19 +83,16 @@ turns as (
         message_id,
         side,
         message_at,
-        lag(message_at) over thread as asked_at
+        coalesce(lag(message_at) over thread, turn_before_at) as asked_at,
+        case side when 'us' then our_replies_before else their_replies_before end as replies_before
     from (
         select
-            chat_id,
-            message_id,
-            side,
-            message_at,
-            place_in_thread,
-            lag(side) over (partition by chat_id order by place_in_thread) as side_before
+            *,
+            coalesce(lag(side) over (partition by chat_id order by place_in_thread), side_before) as last_side
         from in_order
         where side is not null
     ) as spoken
-    where side is distinct from side_before
+    where side is distinct from last_side
     window thread as (partition by chat_id order by place_in_thread)
 ),
 
@@ -88,7 +102,7 @@ replies as (
         message_id,
         side,
         asked_at,
-        row_number() over (partition by chat_id, side order by message_at) as reply_number
+        replies_before + row_number() over (partition by chat_id, side order by message_at) as reply_number
     from turns
     where asked_at is not null
 )
@@ -114,7 +128,7 @@ select
     and in_order.message_at <= coalesce(in_order.chat_created_at, in_order.message_at) + interval '1 day'
         as starts_thread,
     in_order.place_in_thread,
-    {{ seconds_between('in_order.message_before_at', 'in_order.message_at') }} as gap_seconds,
+    {{ seconds_between('in_order.gap_began_at', 'in_order.message_at') }} as gap_seconds,
     turns.message_id is not null as starts_turn,
     replies.reply_number,
     {{ seconds_between('replies.asked_at', 'in_order.message_at') }} as reply_seconds,

@@ -14,22 +14,20 @@ with days as (
 
 daily as (
     select
-        chat_id,
-        day,
+        messages.chat_id,
+        messages.day,
         count(*) as messages_total,
-        count(case when direction = 'inbound' then 1 end) as messages_inbound,
-        count(case when direction = 'outbound' then 1 end) as messages_outbound,
-        count(case when is_failed then 1 end) as messages_failed,
-        count(case when side = 'us' then reply_number end) as our_replies,
-        count(case when side = 'them' then reply_number end) as their_replies,
-        count(distinct sender) as distinct_senders,
-        min(message_at) as first_message_at,
-        max(message_at) as latest_message_at
-    from {{ ref('int_thread_messages') }}
-    {%- if is_incremental() %}
-    where chat_id in (select chat_id from days)
-    {%- endif %}
-    group by chat_id, day
+        count(case when messages.direction = 'inbound' then 1 end) as messages_inbound,
+        count(case when messages.direction = 'outbound' then 1 end) as messages_outbound,
+        count(case when messages.is_failed then 1 end) as messages_failed,
+        count(case when messages.side = 'us' then messages.reply_number end) as our_replies,
+        count(case when messages.side = 'them' then messages.reply_number end) as their_replies,
+        count(distinct messages.sender) as distinct_senders,
+        min(messages.message_at) as first_message_at,
+        max(messages.message_at) as latest_message_at
+    from {{ ref('int_thread_messages') }} as messages
+    inner join days on days.chat_id = messages.chat_id and days.day = messages.day
+    group by messages.chat_id, messages.day
 )
 
 select

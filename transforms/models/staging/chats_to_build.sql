@@ -1,7 +1,20 @@
 {{ config(materialized='table') }}
 
 with touched as (
-    select 'int_thread_messages' as mart, chat_id from {{ ref('changed_messages') }}
+    -- A new message changes its chat's row too, but rarely a column that the other messages copy.
+    select unbuilt_loads.mart, chats.chat_id
+    from {{ ref('stg_chats') }} as chats
+    inner join {{ ref('unbuilt_loads') }} as unbuilt_loads on unbuilt_loads.load_id = chats.load_id
+    left join {{ source('bookkeeping', 'thread_chats') }} as built on built.chat_id = chats.chat_id
+    where
+        unbuilt_loads.mart = 'int_thread_messages'
+        and (
+            built.chat_id is null
+            or built.from_handle is distinct from chats.from_handle
+            or built.remote_handle is distinct from chats.remote_handle
+            or built.is_group is distinct from chats.is_group
+            or built.created_at is distinct from chats.created_at
+        )
 
     union all
 
@@ -9,8 +22,7 @@ with touched as (
     from {{ ref('stg_chats') }} as chats
     inner join {{ ref('unbuilt_loads') }} as unbuilt_loads on unbuilt_loads.load_id = chats.load_id
     where unbuilt_loads.mart in (
-        'int_thread_messages', 'int_thread_measures', 'group_membership', 'int_typing_spells', 'thread_turns',
-        'thread_sessions'
+        'int_thread_measures', 'group_membership', 'int_typing_spells', 'thread_turns', 'thread_sessions'
     )
 
     union all
