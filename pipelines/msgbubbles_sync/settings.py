@@ -65,6 +65,7 @@ class TransformSettings(msgspec.Struct, frozen=True, kw_only=True):
     business_hours: BusinessHours = BusinessHours()
     sla: ServiceLevels = ServiceLevels()
     data_tests: DataTests = "hold"
+    full_tests_hours: Annotated[float, Meta(ge=0)] = 24.0
     planned_runs: bool = True
     spark: SparkSettings = {}
 

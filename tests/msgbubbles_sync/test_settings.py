@@ -312,6 +312,7 @@ def test_no_other_module_reads_the_configuration() -> None:
         ("transforms.business_hours", "time_zone", "Berlin", 'a name like "Europe/Berlin"'),
         ("transforms.business_hours", "numbers", ["+1"], 'a list of tables like { handle = "+14155550100"'),
         ("transforms", "data_tests", "maybe", 'one of "hold", "off", "publish"'),
+        ("transforms", "full_tests_hours", -1, "a number of at least 0"),
         ("transforms", "spark", "all of it", 'settings of Spark, like "spark.master" = "..."'),
         ("groups", "table", 5, "text in quotes"),
         ("webhooks", "port", 70000, "a whole number of at least 0 and at most 65,535"),

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from msgbubbles.errors import AuthenticationError, ForbiddenError, MsgBubblesError
 from msgbubbles.source.run import Run
+from msgbubbles_sync.dbt.runner import get_details_path
 from msgbubbles_sync.report import RunReport
 from msgbubbles_sync.run_log import describe_failed_reads, iso_timestamp
 from msgbubbles_sync.text import format_count
@@ -125,7 +126,11 @@ def describe_failed_tests(report: RunReport) -> list[str]:
         if report.held_marts
         else "they are published anyway, as transforms.data_tests says"
     )
+    names = [
+        f"{name} ({format_count(tested.failed_rows[name], 'row')})" if name in tested.failed_rows else name
+        for name in tested.failed_tests
+    ]
     return [
-        f"data tests failed: {', '.join(tested.failed_tests)}; marts concerned: "
-        f"{', '.join(tested.marts) or '(none)'}; {consequence}"
+        f"data tests failed: {', '.join(names)}; marts concerned: {', '.join(tested.marts) or '(none)'}; "
+        f"{consequence}; queries that select the rows: {get_details_path(report.context.workspace)}"
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import time
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,10 +31,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataTestResult:
-    """Which data tests failed for the marts as they are built now, and the names of the marts they concern."""
+    """Which data tests failed for the marts as they are built now, and the names of the marts they concern.
+
+    `failed_rows` has the number of rows that fail each; the file of `get_details_path` has queries that select them.
+    """
 
     failed_tests: list[str] = field(default_factory=list)
     marts: list[str] = field(default_factory=list)
+    failed_rows: dict[str, int] = field(default_factory=dict)
 
 
 def is_outdated(workspace: Workspace, settings: Settings) -> bool:
@@ -57,12 +62,20 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
     """Bring the marts of the work database up to date, and test them.
 
     They are built from scratch if the models have changed, because a new model does not correct the rows of the old
-    one. `load_test_result` returns the result of the tests. Raises `TransformError`.
+    one. The tests of large tables check the keys that this run touched, and all rows every `full_tests_hours`, after a
+    build from scratch, and until all tests pass again. `load_test_result` returns the result of the tests. Raises
+    `TransformError`.
     """
     digest = compute_build_digest(settings)
     is_full = _read_build_digest(workspace) != digest
     target, environment = destination.read_dbt_target()
-    dbt = _Dbt(workspace, destination.prefix, target, environment, settings, destination.marts_schema)
+    full_tests_at = 0.0 if is_full or target == "spark" else _read_full_tests_at(workspace)
+    is_due = not 0 <= time.time() - full_tests_at < settings.transforms.full_tests_hours * 3600
+    # Until the tests pass: a run that is killed or fails leaves rows that later runs would not test.
+    _full_tests_file(workspace).unlink(missing_ok=True)
+    dbt = _Dbt(
+        workspace, destination.prefix, target, environment, settings, destination.marts_schema, full_tests=is_due
+    )
     tested = DataTestResult()
     with ExitStack() as stack:
         folders = stack.enter_context(destination.open_build())
@@ -82,6 +95,8 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
             tested = dbt.test(destination)
         if plan is not None and not is_planned:
             plan.record(destination, dbt.nodes, dbt.executed)
+    if has_tests and not tested.failed_tests:
+        write_privately(_full_tests_file(workspace), str(time.time() if is_due else full_tests_at))
     write_privately(_test_result_file(workspace), json.dumps(asdict(tested)))
 
 
@@ -90,6 +105,11 @@ def load_test_result(workspace: Workspace) -> DataTestResult:
     with suppress(OSError, ValueError, TypeError):
         return DataTestResult(**json.loads(_test_result_file(workspace).read_text()))
     return DataTestResult()
+
+
+def get_details_path(workspace: Workspace) -> Path:
+    """Return the file with the database's messages about what failed last, and the queries of failed data tests."""
+    return workspace.folder / "dbt" / "last_error.txt"
 
 
 def compile_models(workspace: Workspace, prefix: str, settings: Settings) -> None:
@@ -107,7 +127,7 @@ class _Result:
         self.nodes: list[Any] = [result.node for result in results]
         self.failed: list[Any] = [result for result in results if result.status in ("error", "fail")]
         self._exception = answer.exception
-        self._details = workspace.folder / "dbt" / "last_error.txt"
+        self._details = get_details_path(workspace)
         if not answer.success and not self.failed:
             self.failed = [None]
 
@@ -128,15 +148,31 @@ class _Result:
 
     @property
     def _messages(self) -> str:
-        messages = [f"{node.node.name}: {node.message}" for node in self.failed if node]
+        messages = [f"{node.node.name}: {node.message}{_describe_query(node)}" for node in self.failed if node]
         return "\n\n".join(messages) or str(self._exception)
+
+
+def _describe_query(result: Any) -> str:
+    """Return the query that selects the rows that fail a data test; empty for other nodes."""
+    if result.node.resource_type != "test" or result.status != "fail":
+        return ""
+    return f"\nThe rows:\n{result.node.compiled_code.strip()}"
 
 
 class _Dbt:
     """dbt on one database. The project is parsed once for all commands."""
 
-    def __init__(self, workspace: Workspace, prefix: str, target: str, environment: dict[str, str],
-                 settings: Settings, marts_schema: str = "marts") -> None:  # fmt: skip
+    def __init__(
+        self,
+        workspace: Workspace,
+        prefix: str,
+        target: str,
+        environment: dict[str, str],
+        settings: Settings,
+        marts_schema: str = "marts",
+        *,
+        full_tests: bool = True,
+    ) -> None:
         self._workspace, self._environment = workspace, environment
         self._marts_schema = f"{prefix}{marts_schema}"
         time_zone = settings.transforms.time_zone
@@ -144,7 +180,12 @@ class _Dbt:
         database = environment.get("PGDATABASE") or Path(environment.get("MSGBUBBLES_DUCKDB_PATH", "")).stem
         self._names = (target, database, time_zone, prefix)
         folder = workspace.folder / "dbt"
-        variables = {**build_variables(settings), "schema_prefix": prefix, "marts_schema": marts_schema}
+        variables = {
+            **build_variables(settings),
+            "schema_prefix": prefix,
+            "marts_schema": marts_schema,
+            "full_tests": full_tests,
+        }
         self._options = [
             *("--target", target),
             *("--vars", json.dumps(variables)),
@@ -193,7 +234,8 @@ class _Dbt:
         if any(node is None or node.status == "error" for node in result.failed):
             raise TransformError(f"the marts could not be tested ({result.names}){result.explain(destination)}")
         marts = sorted({mart for node in result.failed for mart in self._find_marts(node.node)})
-        return DataTestResult([node.node.name for node in result.failed], marts)
+        rows = {node.node.name: node.failures or 0 for node in result.failed}
+        return DataTestResult([*rows], marts, rows)
 
     def _find_marts(self, test: Any) -> set[str]:
         """Find the marts that a test concerns: those it reads, and those that are built from what it reads."""
@@ -217,6 +259,17 @@ class _Dbt:
 
 def _digest_file(workspace: Workspace) -> Path:
     return workspace.folder / "dbt" / "built_with"
+
+
+def _full_tests_file(workspace: Workspace) -> Path:
+    return workspace.folder / "dbt" / "full_tests_at"
+
+
+def _read_full_tests_at(workspace: Workspace) -> float:
+    """Return when all rows were tested, if no run since has left rows that fail or were not tested; else 0."""
+    with suppress(OSError, ValueError):
+        return float(_full_tests_file(workspace).read_text())
+    return 0.0
 
 
 def _test_result_file(workspace: Workspace) -> Path:
