@@ -31,6 +31,7 @@ with app.setup(hide_code=True):
         "marts.contact",
         "marts.group_membership",
         "marts.number_activity_daily",
+        "marts.sla_events",
         "marts.thread_activity",
         "marts.thread_activity_daily",
         "marts.thread_turns",
@@ -240,11 +241,13 @@ def _(as_of, number, query, threads_choice):
             coalesce(nullif(title, ''), remote_handle) AS "Who",
             epoch($as_of) - epoch(unanswered_since) AS "Waiting",
             strftime(unanswered_since, '%Y-%m-%d %H:%M') AS "Since (UTC)",
+            target AS "Target",
             coalesce(label, from_handle) AS "Our number",
             main_channel AS "Channel",
             messages_total AS "Messages",
             chat_id AS "Chat"
         FROM marts.thread_activity LEFT JOIN msgbubbles.numbers ON handle = from_handle
+            LEFT JOIN (SELECT chat_id, state AS target FROM marts.sla_events WHERE answered_at IS NULL) USING (chat_id)
         WHERE ($all OR waiting_on = 'us') AND ($number IS NULL OR from_handle = $number)
         ORDER BY unanswered_since NULLS LAST, latest_message_at DESC, chat_id
         LIMIT 500

@@ -88,10 +88,38 @@ WAITING = """SELECT
     is_group,
     unanswered_since,
     epoch($as_of - unanswered_since) AS waited_seconds,
+    target,
     messages_total
 FROM marts.thread_activity LEFT JOIN msgbubbles.numbers ON handle = from_handle
+    -- Only the last turn of a chat can be without an answer.
+    LEFT JOIN (SELECT chat_id, state AS target FROM marts.sla_events WHERE answered_at IS NULL) USING (chat_id)
 WHERE waiting_on = 'us' AND ($number IS NULL OR from_handle = $number)
 ORDER BY is_group, unanswered_since, chat_id"""
+TARGETS = """SELECT
+    metric,
+    count(*) FILTER (state = 'met') AS met,
+    count(*) FILTER (state = 'breached') AS breached,
+    count(*) FILTER (state = 'running') AS running
+FROM marts.sla_events
+WHERE day BETWEEN $first AND $last AND ($number IS NULL OR from_handle = $number)
+GROUP BY metric
+ORDER BY metric"""
+BACKLOG = """SELECT day, sum(waiting_on_us)::BIGINT AS chats, sum(waiting_on_us_1_day)::BIGINT AS for_a_day
+FROM marts.backlog_daily
+WHERE day BETWEEN $first AND $last AND ($number IS NULL OR from_handle = $number)
+GROUP BY day
+ORDER BY day"""
+DELIVERY = """SELECT
+    coalesce(channel, 'unknown') AS channel,
+    sum(messages_total)::BIGINT AS sent,
+    coalesce(sum(messages_total) FILTER (status = 'failed'), 0) / sum(messages_total) AS failed,
+    coalesce(sum(messages_total) FILTER (status IN ('delivered', 'read')), 0) / sum(messages_total) AS delivered,
+    coalesce(sum(messages_total) FILTER (status = 'read'), 0) / sum(messages_total) AS read,
+    string_agg(DISTINCT error_code, ', ' ORDER BY error_code) AS errors
+FROM marts.delivery_daily
+WHERE day BETWEEN $first AND $last AND ($number IS NULL OR from_handle = $number)
+GROUP BY ALL
+ORDER BY sent DESC, channel"""
 HOURS = f"""WITH {ASKED}
 SELECT
     isodow(began_at AT TIME ZONE $zone) AS weekday,
@@ -122,6 +150,9 @@ class Activity:
     volume: Sequence[Any]
     responses: Sequence[Any]
     waiting: Sequence[Any]
+    targets: Sequence[Any]
+    backlog: Sequence[Any]
+    delivery: Sequence[Any]
     hours: dict[tuple[int, int], int]
 
 
@@ -149,6 +180,9 @@ def read_activity(connection: duckdb.DuckDBPyConnection, zone: str, days: int, n
             volume=_read(connection, VOLUME, **values),
             responses=_read(connection, RESPONSES, **values),
             waiting=_read(connection, WAITING, **values),
+            targets=_read(connection, TARGETS, **values),
+            backlog=_read(connection, BACKLOG, **values),
+            delivery=_read(connection, DELIVERY, **values),
             hours={(row.weekday, row.hour): row.asked for row in _read(connection, HOURS, **values)},
         )
     except duckdb.CatalogException:

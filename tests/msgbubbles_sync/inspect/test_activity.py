@@ -43,6 +43,21 @@ CREATE TABLE marts.thread_activity AS FROM (VALUES
     ('three', 'Club', NULL, '{SALES}', true, 'us', TIMESTAMPTZ '2026-11-20 09:00:00Z', 9),
     ('four', NULL, '+15550004', '{SALES}', false, 'them', NULL, 9)
 ) AS t (chat_id, title, remote_handle, from_handle, is_group, waiting_on, unanswered_since, messages_total);
+CREATE TABLE marts.sla_events AS FROM (VALUES
+    ('two', '{SALES}', DATE '2026-11-24', 'first_response', 'breached', NULL),
+    ('one', '{SUPPORT}', DATE '2026-11-25', 'next_response', 'running', NULL),
+    ('one', '{SUPPORT}', DATE '2026-11-24', 'first_response', 'met', TIMESTAMPTZ '2026-11-24 09:00:00Z'),
+    ('one', '{SUPPORT}', DATE '2026-11-23', 'first_response', 'met', TIMESTAMPTZ '2026-11-23 09:00:00Z')
+) AS s (chat_id, from_handle, day, metric, state, answered_at);
+CREATE TABLE marts.backlog_daily AS FROM (VALUES
+    ('{SALES}', DATE '2026-11-24', 2, 1), ('{SUPPORT}', DATE '2026-11-24', 1, 1), ('{SALES}', DATE '2026-11-23', 9, 9)
+) AS b (from_handle, day, waiting_on_us, waiting_on_us_1_day);
+CREATE TABLE marts.delivery_daily AS FROM (VALUES
+    ('{SALES}', DATE '2026-11-24', 'sms', 'delivered', NULL, 2),
+    ('{SUPPORT}', DATE '2026-11-24', 'sms', 'read', NULL, 1),
+    ('{SUPPORT}', DATE '2026-11-25', 'sms', 'failed', 'unreachable', 1),
+    ('{SUPPORT}', DATE '2026-11-23', 'sms', 'failed', 'blocked', 9)
+) AS d (from_handle, day, channel, status, error_code, messages_total);
 """
 
 
@@ -67,7 +82,12 @@ def test_figures_count_unanswered_turns_once_their_time_has_passed(warehouse: du
     ]
     assert [row.messages_inbound for row in activity.volume] == [2, 5]
     assert activity.hours == {(2, 9): 2, (3, 9): 1, (3, 11): 1}
-    assert [row.who for row in activity.waiting] == ["+15550002", "<b>Ann</b>", "Club"]
+    assert [(row.who, row.target) for row in activity.waiting] == [
+        ("+15550002", "breached"), ("<b>Ann</b>", "running"), ("Club", None),
+    ]  # fmt: skip
+    assert activity.targets == [("first_response", 1, 1, 0), ("next_response", 0, 0, 1)]
+    assert activity.backlog == [(date(2026, 11, 24), 3, 2)]
+    assert activity.delivery == [("sms", 4, 1 / 4, 3 / 4, 1 / 4, "unreachable")]
 
 
 def test_number_and_time_zone_limit_every_figure(warehouse: duckdb.DuckDBPyConnection) -> None:
@@ -92,11 +112,19 @@ def test_page_escapes_titles_and_needs_no_network(warehouse: duckdb.DuckDBPyConn
     assert "&lt;b&gt;Ann&lt;/b&gt;" in page
     assert "&lt;failed&gt;" in page
     assert not re.search(r"<script|https?:|<link|<b>|@import|url\(", page)
-    assert page.count("<rect") == 4
+    assert page.count("<rect") == 6
 
 
 def test_page_of_an_empty_account_says_so(warehouse: duckdb.DuckDBPyConnection) -> None:
-    for table in ("number_activity_daily", "thread_turns", "thread_activity"):
+    tables = (
+        "number_activity_daily",
+        "thread_turns",
+        "thread_activity",
+        "sla_events",
+        "backlog_daily",
+        "delivery_daily",
+    )
+    for table in tables:
         warehouse.execute(f"DELETE FROM marts.{table}")
     page = render_activity(read_activity(warehouse, "UTC", 30, None), "MsgBubbles", NOON, None)
     assert "No chat is waiting on us." in page
