@@ -256,7 +256,8 @@ def _(as_of, number, query, threads_choice):
         all=threads_choice.value == "All",
         number=number,
     )
-    waiting["Waiting"] = ["" if pd.isna(seconds) else format_duration(seconds) for seconds in waiting["Waiting"]]
+    waiting["Waiting"] = waiting["Waiting"].map(format_duration)
+    waiting["Target"] = waiting["Target"].fillna("–")
     return waiting, waiting_times
 
 
@@ -291,9 +292,7 @@ def _(query, thread):
         """,
         thread=thread,
     )
-    thread_messages["Reply after"] = [
-        "" if pd.isna(seconds) else format_duration(seconds) for seconds in thread_messages["Reply after"]
-    ]
+    thread_messages["Reply after"] = thread_messages["Reply after"].map(format_duration)
     if thread_messages["Text"].isna().all():  # the privacy policy keeps no texts
         thread_messages = thread_messages.drop(columns="Text")
     return (thread_messages,)
@@ -617,27 +616,23 @@ def _(as_of, figures, first, last, standing):
             mo.md(f"## {first:%d %b} to {last:%d %b %Y}"),
             stats(
                 ("Fresh as of", "–" if as_of is None else format_age(as_of), format_minute(as_of)),
-                ("Waiting on us", f"{standing['threads_waiting_on_us'][0]:,}", "chats of all numbers, now"),
+                ("Waiting on us", f"{standing['threads_waiting_on_us'][0]:,}", "chats, now"),
                 (
                     "Messages to us",
                     f"{_now.messages_inbound:,}",
-                    change(_now.messages_inbound, _before.messages_inbound),
+                    compare(_now.messages_inbound, _before.messages_inbound),
                 ),
                 (
                     "Messages from us",
                     f"{_now.messages_outbound:,}",
-                    change(_now.messages_outbound, _before.messages_outbound),
+                    compare(_now.messages_outbound, _before.messages_outbound),
                 ),
-                ("New chats", f"{_now.threads_new:,}", change(_now.threads_new, _before.threads_new)),
-                (
-                    "Answered within an hour",
-                    percent(_now.within_hour),
-                    change(_now.within_hour, _before.within_hour, "points"),
-                ),
+                ("New chats", f"{_now.threads_new:,}", compare(_now.threads_new, _before.threads_new)),
+                ("Answered in an hour", percent(_now.within_hour), f"before: {percent(_before.within_hour)}"),
                 (
                     "Median answer",
-                    "–" if pd.isna(_now.median_seconds) else format_duration(_now.median_seconds),
-                    f"{0 if pd.isna(_now.asked) else int(_now.asked):,} turns of contacts in direct chats",
+                    format_duration(_now.median_seconds),
+                    f"before: {format_duration(_before.median_seconds)}",
                 ),
             ),
         ]
@@ -1034,7 +1029,9 @@ def choose_grain(days: float) -> str:
 
 
 @app.function(hide_code=True)
-def format_duration(seconds: float) -> str:
+def format_duration(seconds: float | None) -> str:
+    if seconds is None or pd.isna(seconds):
+        return "–"
     for unit, size in (("days", 86400), ("hours", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
@@ -1108,12 +1105,9 @@ def find_failure(database: Path) -> str | None:
 
 
 @app.function(hide_code=True)
-def change(now: float | None, before: float | None, unit: str = "%") -> str:
-    """Return the difference from the period before: in percent of it, or of two shares in points."""
-    if now is None or before is None or pd.isna(now) or pd.isna(before) or (unit == "%" and not before):
-        return "nothing to compare with before"
-    difference = 100 * (now - before) / (before if unit == "%" else 1)
-    return f"{difference:+.0f} {unit} on the period before"
+def compare(now: int, before: int) -> str:
+    """Return what there was in the period before, and the difference from it in percent."""
+    return f"before: {before:,} ({100 * (now - before) / before:+.0f}%)" if before else "before: 0"
 
 
 @app.function(hide_code=True)
