@@ -136,7 +136,7 @@ class Account:
         return {
             "id": f"{message} {pick([1, 2, 3])}",
             "message_id": message,
-            "mime_type": pick(["image/png", "Image/jpeg", "video/mp4", "pdf", None]),
+            "mime_type": pick(["image/png", "Image/jpeg", "video/mp4", "application/pdf", None]),
             "size_bytes": pick([None, 0, 3_000_000_000]),
             "removed_at": pick([None, None, self._at(5)]),
             "_fetched_at": self._time(),

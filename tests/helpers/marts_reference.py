@@ -128,7 +128,7 @@ def _thread(
         "messages_whatsapp": counted(m for m in messages if m.row["channel"] == "whatsapp"),
         "main_channel": main_channel(messages),
         "attachments_total": sum(m.row["attachment_count"] or 0 for m in messages) if known else None,
-        "distinct_senders": counted({m.sender for m in messages if m.sender is not None}),
+        "distinct_senders": counted({fold_handle(m.sender) for m in messages if m.sender is not None}),
         "active_days": counted({m.day for m in messages}),
         "messages_last_7_days": recent(7),
         "messages_last_30_days": recent(30),
@@ -189,7 +189,7 @@ def thread_activity_daily(world: World, zone: ZoneInfo) -> list[Row]:
             "day": day,
             **_traffic(messages),
             **_replies(messages),
-            "distinct_senders": len({m.sender for m in messages} - {None}),
+            "distinct_senders": len({fold_handle(m.sender) for m in messages if m.sender is not None}),
             "first_message_at": messages[0].at,
             "latest_message_at": messages[-1].at,
         }

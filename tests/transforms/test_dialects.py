@@ -14,10 +14,17 @@ pytestmark = pytest.mark.slow
 
 # MotherDuck is DuckDB. The models that sqlglot cannot translate to a dialect; docs/warehouses.md lists them.
 UNTRANSLATED = {
-    "bigquery": {"int_business_hours", "int_typing_spells", "sla_events", "thread_sessions", "thread_turns"},
+    "bigquery": {
+        "backlog_daily",
+        "int_business_hours",
+        "int_typing_spells",
+        "sla_events",
+        "thread_sessions",
+        "thread_turns",
+    },
     "snowflake": set(),
     "databricks": set(),
-    "redshift": {"int_business_hours"},
+    "redshift": {"calendar", "int_business_hours"},
     "clickhouse": set(),
     "duckdb": set(),
 }

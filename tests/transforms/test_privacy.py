@@ -40,7 +40,8 @@ def test_policy_replaces_only_handles_and_titles_in_the_marts(warehouse: Any, at
     warehouse.transform("--full-refresh")
     for mart in marts:
         assert sorted(map(repr, warehouse.mart(mart))) == expected[mart], mart
-    assert {row["reaction"] for row in warehouse.mart("reactions_daily")} == {None}
+    # Of a text, this policy keeps the length.
+    assert {*"".join(row["reaction"] or "" for row in warehouse.mart("reactions_daily"))} <= {"·"}
 
 
 HANDLES = ("handle", "remote_handle", "sender", "from_handle")

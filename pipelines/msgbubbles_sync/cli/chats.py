@@ -179,7 +179,7 @@ def report(
         typer.Option(metavar="FILE", help="The file to write. [default: the database's name, ending in .html]"),
     ] = None,
 ) -> int:
-    """Write what happened, who waits and how fast we answer to an HTML page.
+    """Write an HTML page: who waits, and how fast we answer.
 
     The page needs no network and runs no script. Makes no request.
     """

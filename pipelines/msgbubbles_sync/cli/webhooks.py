@@ -96,7 +96,7 @@ def register(
 @app.command("list")
 @with_shared_options(SCRIPT, "destination", "as_json")
 def list_(session: Session) -> int:
-    """List the endpoints, with the last event and the refusals of this workspace's receiver."""
+    """List the endpoints, and what the receiver got and refused."""
     return commands.webhooks.show_endpoints(session)
 
 
@@ -110,7 +110,7 @@ def send_test(
     ] = None,
     secrets_file: SecretsFile = None,
 ) -> int:
-    """Send a signed test event to your own receiver, and say whether it was accepted."""
+    """Send a signed test event to your own receiver."""
     return commands.serve.send_test(session, url, secrets_file=secrets_file)
 
 

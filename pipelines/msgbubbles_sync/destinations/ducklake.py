@@ -176,6 +176,11 @@ class DuckLake(Attached):
         )
         connection.execute(f"CREATE OR REPLACE TABLE warehouse.{schema}.{quote_name(table)} ({definitions})")
 
+    def drop_marts(self) -> None:
+        # A full build empties it. The catalog keeps the extremes of a table for as long as the table exists.
+        with self._attach() as connection:
+            connection.execute(f"DROP TABLE IF EXISTS warehouse.{self.prefix}staging.thread_chats")
+
     def remove_old_versions(self) -> None:
         with self._attach() as connection:
             connection.execute("CALL ducklake_expire_snapshots('warehouse', older_than => now())")

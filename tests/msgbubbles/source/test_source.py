@@ -54,6 +54,7 @@ def test_five_lines_load_everything_and_a_failure_loads_nothing(tmp_path: Path, 
                     **inherited_environment(),
                     "PYTHONPATH": str(Path(__file__).parents[3] / "pipelines"),
                     "DLT_DATA_DIR": str(tmp_path),
+                    "DLT_LOCAL_DIR": str(tmp_path),  # a test in this process may have set another one
                     "RUNTIME__DLTHUB_TELEMETRY": "false",
                     "RUNTIME__LOG_LEVEL": "ERROR",
                     "SOURCES__MSGBUBBLES__API_KEY": server.key,

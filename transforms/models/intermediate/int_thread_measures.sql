@@ -43,7 +43,7 @@ threads as (
         count(case when channel = 'sms' then 1 end) as messages_sms,
         count(case when channel = 'whatsapp' then 1 end) as messages_whatsapp,
         cast(sum(attachment_count) as bigint) as attachments_total,
-        count(distinct sender) as distinct_senders,
+        count(distinct {{ folded_handle('sender') }}) as distinct_senders,
         count(distinct day) as active_days,
         max(gap_seconds) as longest_gap_seconds,
         max(case when direction = 'inbound' then message_at end) as last_inbound_at,

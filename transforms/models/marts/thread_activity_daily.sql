@@ -22,7 +22,7 @@ daily as (
         count(case when messages.is_failed then 1 end) as messages_failed,
         count(case when messages.side = 'us' then messages.reply_number end) as our_replies,
         count(case when messages.side = 'them' then messages.reply_number end) as their_replies,
-        count(distinct messages.sender) as distinct_senders,
+        count(distinct {{ folded_handle('messages.sender') }}) as distinct_senders,
         min(messages.message_at) as first_message_at,
         max(messages.message_at) as latest_message_at
     from {{ ref('int_thread_messages') }} as messages
