@@ -94,8 +94,10 @@ def _redact_field(redactor: Redactor, name: str, value: Any) -> Any:
     if name == "attachments" and isinstance(value, list):
         return [redact_payload(redactor, item) for item in value if isinstance(item, dict)]
     column = FIELDS.get(name)
-    if column is None or not isinstance(value, _PYTHON_TYPES[column.type]):
+    if column is None:
         return value if policy.extra == "keep" else None
+    if not isinstance(value, _PYTHON_TYPES[column.type]):
+        return _redact_unexpected(redactor, name, column, value) if policy.extra == "keep" else None
     if column.pii is Pii.METADATA:
         return value if policy.metadata == "keep" else None
     if column.pii is Pii.ERROR:
@@ -108,3 +110,12 @@ def _redact_field(redactor: Redactor, name: str, value: Any) -> Any:
     if column.type == "timestamp" and isinstance(redacted, str):
         return redacted if is_date(redacted) else None
     return redacted
+
+
+def _redact_unexpected(redactor: Redactor, name: str, column: Column, value: Any) -> Any:
+    """Redact the value of a known field that has another type; null if it may hold what the policy removes."""
+    if isinstance(value, list):
+        return [_redact_field(redactor, name, item) for item in value]
+    if isinstance(value, dict) and column.pii is Pii.HANDLE:
+        return redact_payload(redactor, value)
+    return value if column.pii is Pii.NONE else None

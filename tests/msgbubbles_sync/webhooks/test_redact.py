@@ -57,6 +57,23 @@ def test_mention_of_an_erased_person_is_removed() -> None:
     assert redact_delivery(untouched, redactor) is untouched
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "stored"),
+    [
+        ("sender", {"handle": ANN, "seat": 4}, {"handle": NAMES.handle(ANN), "seat": 4}),
+        ("to", [ANN, {"handle": ANN}], [NAMES.handle(ANN), {"handle": NAMES.handle(ANN)}]),
+        ("text", {"plain": "a secret"}, None),
+        ("reaction", ["a secret", 5], [None, None]),
+    ],
+)
+def test_known_field_of_another_type_follows_the_policy(field: str, value: Any, stored: Any) -> None:
+    policy = msgspec.structs.replace(PRESETS["minimal"], extra="keep")
+    left = redact_delivery(delivery(message={"id": "m1", "note": 1, field: value}), Redactor(policy, NAMES))
+    assert left is not None
+    assert json.loads(left.body)["message"].get(field) == stored
+    assert json.loads(left.body)["message"]["note"] == 1
+
+
 @pytest.mark.parametrize("body", ["{", "+14155550123", "[" * 100_000])
 @pytest.mark.parametrize(
     "redactor",
