@@ -67,7 +67,8 @@ def build_ours(server: Server, folder: Path) -> Tool:
 def build_peer(server: Server, folder: Path) -> Tool:
     folder.mkdir()
     dbt = [str(Path(sys.executable).with_name("dbt")), "--quiet", "build", "--project-dir", str(PEERS / "dbt")]
-    dbt += ["--profiles-dir", str(PEERS / "dbt"), "--target-path", "target", "--log-path", "logs"]
+    dbt += ["--profiles-dir", str(PEERS / "dbt"), "--target-path", str(folder / "target")]
+    dbt += ["--log-path", str(folder / "logs")]
     load = [sys.executable, str(PEERS / "dlt_rest_api.py")]
     script = 'size=$1; shift; "${@:1:$size}" && shift "$size" && exec "$@"'
     environment = {"BENCH_URL": server.url, "BENCH_KEY": server.key, "PEER_DATABASE": str(folder / "dlt.duckdb")}
