@@ -153,16 +153,13 @@ def _(query):
 def _(as_of, first, last, number, query):
     # A turn of a contact counts against an hour once the hour has passed, whether or not it was answered. Place 1 is
     # the chosen period, place 2 the same number of days before it.
-    _periods = """
-        periods AS (
+    figures = query(
+        """
+        WITH periods AS (
             SELECT 1 AS place, $first AS first, $last AS last
             UNION ALL
             SELECT 2, $first - ($last - $first + 1)::INTEGER, $first - 1
-        )
-    """
-    figures = query(
-        f"""
-        WITH {_periods},
+        ),
         volume AS (
             SELECT
                 place,

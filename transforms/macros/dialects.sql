@@ -142,3 +142,10 @@
         else {{ number }}
     end
 {%- endmacro %}
+
+{# Select the folded handles of our numbers, including those that the account has given up. #}
+{% macro own_handles() -%}
+    select {{ folded_handle('handle') }} from {{ ref('stg_numbers') }}
+    union
+    select {{ folded_handle('from_handle') }} from {{ ref('stg_chats') }} where from_handle is not null
+{%- endmacro %}

@@ -41,9 +41,9 @@ ASKED = """asked AS (
 )"""
 RATES = """count(*) AS asked,
     count(answered_at) AS answered,
-    count(*) FILTER (is_within_5_minutes AND is_past_5_minutes) / nullif(count(*) FILTER (is_past_5_minutes), 0)
+    count(*) FILTER (is_within_5_minutes) / nullif(count(*) FILTER (is_past_5_minutes), 0)
         AS within_5_minutes,
-    count(*) FILTER (is_within_hour AND is_past_hour) / nullif(count(*) FILTER (is_past_hour), 0) AS within_hour,
+    count(*) FILTER (is_within_hour) / nullif(count(*) FILTER (is_past_hour), 0) AS within_hour,
     quantile_cont(reply_seconds, 0.5) AS median_seconds,
     quantile_cont(reply_seconds, 0.9) AS p90_seconds"""
 # The period, and as many days before it.

@@ -2,13 +2,7 @@
 -- A view over tables that are built per chat, so it needs no increments of its own.
 {{ config(materialized=view_for_readers()) }}
 
-with ours as (
-    select {{ folded_handle('handle') }} as handle from {{ ref('stg_numbers') }}
-    union
-    select {{ folded_handle('from_handle') }} as handle from {{ ref('stg_chats') }} where from_handle is not null
-),
-
-direct as (
+with direct as (
     select
         {{ folded_handle('remote_handle') }} as handle,
         max(remote_handle) as spelling,
@@ -70,4 +64,4 @@ select
 from handles
 left join direct on direct.handle = handles.handle
 left join in_groups on in_groups.handle = handles.handle
-where handles.handle not in (select handle from ours)
+where handles.handle not in ({{ own_handles() }})

@@ -1,13 +1,7 @@
 -- A view over tables that are built per chat and day, so it needs no increments of its own.
 {{ config(materialized=view_for_readers()) }}
 
-with ours as (
-    select {{ folded_handle('handle') }} as handle from {{ ref('stg_numbers') }}
-    union
-    select {{ folded_handle('from_handle') }} as handle from {{ ref('stg_chats') }} where from_handle is not null
-),
-
-chats as (
+with chats as (
     select
         chat_id,
         {{ folded_handle('remote_handle') }} as handle,
@@ -26,7 +20,7 @@ months as (
         cast(sum(daily.messages_outbound) as bigint) as messages_outbound
     from {{ ref('thread_activity_daily') }} as daily
     inner join chats on chats.chat_id = daily.chat_id
-    where chats.handle not in (select handle from ours)
+    where chats.handle not in ({{ own_handles() }})
     group by chats.handle, cast(date_trunc('month', daily.day) as date)
 ),
 
