@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .lock import AnotherJobRunsError, record_progress
@@ -20,8 +20,14 @@ from .webhooks.spool import has_finished_segment
 POLL_SECONDS = 0.2
 # Events that arrive together are loaded together.
 DEBOUNCE_SECONDS = 0.1
-# A cycle takes at most a quarter of one core, and of one disk, until the next one starts.
-INTERVAL_PER_COST = 4.0
+# Of one core, and of one disk.
+MAX_SHARE = 0.25
+# What time without cycles saves up for later, in CPU seconds: the cost of a cycle that starts dbt (about 9), because
+# the event after it should not wait for half a minute.
+MAX_CREDIT_SECONDS = 10.0
+# While there is credit, no cycle makes the next one wait longer. Cycles of usual cost take a quarter of a core at this
+# interval, and so leave the credit to expensive ones.
+MAX_REST_SECONDS = 3.0
 LOCKED_SECONDS = 5.0
 MAX_BACKOFF_SECONDS = 3600.0
 
@@ -50,6 +56,27 @@ class Cycle:
 
 
 @dataclass
+class Budget:
+    """The CPU time that cycles may take: a quarter of one core, and what they have not taken before, within limits.
+
+    Attributes:
+        credit_seconds: What was left when the last cycle had been paid for. Negative if it has to be saved first.
+        counted_at: When that cycle started.
+    """
+
+    credit_seconds: float = MAX_CREDIT_SECONDS
+    counted_at: float = 0.0
+
+    def charge(self, cycle: Cycle) -> float:
+        """Charge the cost of a cycle, and return when the next one may start at the earliest."""
+        saved = MAX_SHARE * max(cycle.started_at - self.counted_at, 0.0)
+        self.credit_seconds = min(self.credit_seconds + saved, MAX_CREDIT_SECONDS) - cycle.cost_seconds
+        self.counted_at = cycle.started_at
+        rest = min(cycle.cost_seconds / MAX_SHARE, MAX_REST_SECONDS)
+        return cycle.started_at + max(rest, -self.credit_seconds / MAX_SHARE)
+
+
+@dataclass
 class Watch:
     """The schedule of the cycles.
 
@@ -70,6 +97,7 @@ class Watch:
     load_events: Callable[[], RunReport]
     explain: Callable[[Exception], Outcome]
     on_cycle: Callable[[Cycle], bool]
+    budget: Budget = field(default_factory=Budget)
     failures: int = 0
     next_full_at: float = 0.0
 
@@ -108,7 +136,7 @@ class Watch:
         if cycle.is_full or cycle.has_failed:
             longest = max(MAX_BACKOFF_SECONDS, self.every_seconds)
             self.next_full_at = cycle.started_at + min(self.every_seconds * 2**self.failures, longest)
-        return cycle.started_at + INTERVAL_PER_COST * cycle.cost_seconds
+        return self.budget.charge(cycle)
 
     def _wait(self, earliest: float) -> None:
         """Wait until a cycle is due."""

@@ -20,7 +20,7 @@ from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import AnotherJobRunsError
 from msgbubbles_sync.outcome import Outcome
 from msgbubbles_sync.report import RunReport
-from msgbubbles_sync.watch import Cycle, Watch
+from msgbubbles_sync.watch import Budget, Cycle, Watch
 from msgbubbles_sync.watch_health import Health, serve_health
 from msgbubbles_sync.webhooks.spool import spool_folder
 from msgbubbles_sync.workspace import Workspace
@@ -89,6 +89,27 @@ def test_cycle_takes_a_quarter_of_a_core_until_the_next(
     monkeypatch.setattr(watch, "_read_cpu_seconds", lambda: next(cost))
     jobs.watch(0.01).run()
     assert 0.8 <= jobs.gaps[0] < 2
+
+
+@pytest.mark.parametrize("cost_seconds", [0.1, 1.4, 40.0])
+def test_cycles_never_take_more_than_a_quarter_of_a_core_and_the_credit(cost_seconds: float) -> None:
+    budget, at, taken = Budget(), 1e9, 0.0
+    for _ in range(500):
+        at = budget.charge(Cycle(False, at, cost_seconds=cost_seconds))
+        taken += cost_seconds
+        assert taken <= 0.25 * (at - 1e9) + 10.0 + 1e-6
+
+
+def test_expensive_cycle_after_a_rest_does_not_delay_the_next() -> None:
+    budget = Budget()
+    assert [budget.charge(Cycle(True, at, cost_seconds=9.0)) - at for at in (0.0, 3.0, 100.0)] == [3.0, 29.0, 3.0]
+    assert budget.charge(Cycle(False, 103.0, cost_seconds=0.5)) == 105.0, "and cheap ones take what time brings"
+
+
+def test_credit_is_limited_however_long_the_rest() -> None:
+    budget = Budget()
+    budget.charge(Cycle(True, 0.0, cost_seconds=1.0))
+    assert budget.charge(Cycle(True, 1e6, cost_seconds=15.0)) == 1e6 + 20.0
 
 
 def test_another_job_is_waited_for(new_jobs: Callable[..., Jobs]) -> None:
