@@ -1,9 +1,12 @@
-"""The result of one check, as `check` prints it."""
+"""Checks, and their results as `check` prints them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
+
+from msgbubbles.errors import Interrupted, LimitReached
 
 
 @dataclass(frozen=True)
@@ -14,3 +17,18 @@ class CheckResult:
     state: Literal["ok", "info", "failed"]
     what: str
     fix: str = ""
+
+
+# The name is of the check that could not be made.
+Check = tuple[str, Callable[[], Iterable[CheckResult]]]
+
+
+def run_checks(checks: Iterable[Check], explain: Callable[[Exception], str]) -> Iterator[CheckResult]:
+    """Run checks, and yield each result as soon as it is known. An error in one does not stop the others."""
+    for name, run in checks:
+        try:
+            yield from run()
+        except (Interrupted, LimitReached):
+            raise
+        except Exception as error:
+            yield CheckResult(name, "failed", explain(error), "fix this, and run check again")

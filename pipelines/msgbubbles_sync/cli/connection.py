@@ -9,8 +9,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -76,7 +76,20 @@ def connect(session: Session, *, serve: bool = True) -> Iterator[Connection]:
 
 
 @contextmanager
-def connect_until_stopped(session: Session, *, serve: bool = True) -> Iterator[Connection]:
+def reach_account(session: Session, *, serve: bool = True) -> Iterator[Connection]:
+    """Connect as `connect` does, whichever release wrote the warehouse."""
+    context = session.context
+    if session.sandbox and serve:
+        with _sandbox(context.workspace, context.settings) as served:
+            yield Connection(session.script, replace(context, settings=served))
+    else:
+        yield Connection(session.script, context)
+
+
+@contextmanager
+def connect_until_stopped(
+    session: Session, *, serve: bool = True, connect: Callable[..., AbstractContextManager[Connection]] = connect
+) -> Iterator[Connection]:
     """Connect as `connect` does. A signal stops the requests, and waits for the API are reported."""
     with connect(session, serve=serve) as connection, stopped_by_signals(connection.run.stop):
 
@@ -88,17 +101,6 @@ def connect_until_stopped(session: Session, *, serve: bool = True) -> Iterator[C
 
         connection.run.on_wait = report
         yield connection
-
-
-@contextmanager
-def reach_account(session: Session, *, serve: bool = True) -> Iterator[Connection]:
-    """Connect as `connect` does, whichever release wrote the warehouse."""
-    context = session.context
-    if session.sandbox and serve:
-        with _sandbox(context.workspace, context.settings) as served:
-            yield Connection(session.script, replace(context, settings=served))
-    else:
-        yield Connection(session.script, context)
 
 
 @contextmanager

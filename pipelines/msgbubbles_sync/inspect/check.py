@@ -19,11 +19,12 @@ from msgbubbles.models import Chat, Message, Page
 from msgbubbles.responses import Answer
 from msgbubbles.source.paginate import cursor_ms
 from msgbubbles.times import format_ms
-from msgbubbles_sync.check_result import CheckResult
+from msgbubbles_sync.check_result import Check, CheckResult
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.dbt import spark
 from msgbubbles_sync.dbt.runner import compile_models
 from msgbubbles_sync.destinations.claims import explain_same_numbers
+from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.errors import TransformError, UsageError
 from msgbubbles_sync.lock import read_holder
 from msgbubbles_sync.run_log import RunRecord, describe_failed_reads
@@ -35,28 +36,39 @@ MIN_FREE_BYTES = 1_000_000_000
 MAX_SKEW = timedelta(seconds=30)
 
 
-def check(context: Context, connect: Callable[[], Client]) -> Iterator[CheckResult]:
-    """Run all checks, and yield each result as soon as it is known. `connect` raises `ConfigurationError`."""
+def list_checks(context: Context, connect: Callable[[], Client]) -> list[Check]:
+    """List all checks, the slowest last. `connect` raises `UsageError` or `ConfigurationError`."""
     workspace, local = context.workspace, LocalState(context)
-    yield check_destination(context)
-    if workspace.destination == "filesystem":
-        yield _check_spark()
-    yield _check_state(local)
-    yield _check_disk(workspace)
-    yield check_lock(workspace)
-    yield _check_last_run(local)
-    yield _check_failed_reads(local)
-    yield _check_models(context)
-    if shared := explain_same_numbers(workspace, context.destination):
-        yield CheckResult("accounts", "failed", shared, "start the wrong account again, with another --database")
-    yield CheckResult("privacy policy", "ok", context.settings.describe_policy())
-    try:
-        client = connect()
-    except MsgBubblesError as error:
-        yield CheckResult("configuration", "failed", str(error), "see dlt_config/config.toml and secrets.toml.example")
-        return
-    with client:
-        yield from _check_api(client, local)
+    return [
+        ("configuration", lambda: _check_api(connect, local)),
+        ("version", lambda: _check_version(context)),
+        ("destination", lambda: [check_destination(context)]),
+        ("spark", lambda: [_check_spark()] if workspace.destination == "filesystem" else []),
+        ("state", lambda: [_check_state(local)]),
+        ("disk", lambda: [_check_disk(workspace)]),
+        ("lock", lambda: [check_lock(workspace)]),
+        ("last run", lambda: [_check_last_run(local)]),
+        ("failed reads", lambda: [_check_failed_reads(local)]),
+        ("accounts", lambda: _check_accounts(context)),
+        ("privacy policy", lambda: [_check_policy(context)]),
+        ("transforms", lambda: [_check_models(context)]),
+    ]
+
+
+def _check_version(context: Context) -> list[CheckResult]:
+    check_version(context.workspace, context.destination)
+    return []
+
+
+def _check_accounts(context: Context) -> list[CheckResult]:
+    shared = explain_same_numbers(context.workspace, context.destination)
+    fix = "start the wrong account again, with another --database"
+    return [CheckResult("accounts", "failed", shared, fix)] if shared else []
+
+
+def _check_policy(context: Context) -> CheckResult:
+    context.check_policy()
+    return CheckResult("privacy policy", "ok", context.settings.describe_policy())
 
 
 def check_destination(context: Context) -> CheckResult:
@@ -149,7 +161,12 @@ def _check_models(context: Context) -> CheckResult:
     return CheckResult("transforms", "ok", "the dbt project compiles")
 
 
-def _check_api(client: Client, local: LocalState) -> Iterator[CheckResult]:
+def _check_api(connect: Callable[[], Client], local: LocalState) -> Iterator[CheckResult]:
+    with connect() as client:
+        yield from _check_account(client, local)
+
+
+def _check_account(client: Client, local: LocalState) -> Iterator[CheckResult]:
     try:
         chats = client.list_chats()
     except MsgBubblesError as error:

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-from itertools import chain
 
 from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.run import MissingRows
 from msgbubbles_sync import job
-from msgbubbles_sync.cli.connection import Connection, connect, connect_until_stopped
+from msgbubbles_sync.check_result import run_checks
+from msgbubbles_sync.cli.connection import Connection, connect, connect_until_stopped, reach_account
 from msgbubbles_sync.cli.inspect_report import print_checks, print_plan, print_verify_result
 from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.cli.signals import stopped_by_signals
 from msgbubbles_sync.context import Limits
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.inspect import check as checks
 from msgbubbles_sync.inspect import plan as planning
+from msgbubbles_sync.inspect.check import list_checks
 from msgbubbles_sync.inspect.local_state import LocalState
 from msgbubbles_sync.inspect.status import build_status, print_status
 from msgbubbles_sync.inspect.verify import VerifyResult
 from msgbubbles_sync.inspect.verify import verify as compare
 from msgbubbles_sync.lock import hold_lock
-from msgbubbles_sync.outcome import EXIT_INCOMPLETE
+from msgbubbles_sync.outcome import EXIT_INCOMPLETE, explain_end
 from msgbubbles_sync.webhooks import health
 
 MAX_CHECK_REQUESTS = 20
@@ -46,10 +46,11 @@ def plan(session: Session, *, probe: bool) -> int:
 def check(session: Session) -> int:
     """Print the results of all checks."""
     context = session.context
-    context.check_policy()
-    with connect_until_stopped(session) as connection:
+    with connect_until_stopped(session, connect=reach_account) as connection:
         connection.run.max_requests = MAX_CHECK_REQUESTS
-        results = chain(checks.check(context, lambda: connection.client(max_attempts=2)), health.check(context))
+        checks = list_checks(context, lambda: connection.client(max_attempts=2))
+        checks.insert(-1, ("webhooks", lambda: health.check(context)))
+        results = run_checks(checks, lambda error: explain_end(error, context).message)
         printed = print_checks(session.reporter, results)
     return EXIT_INCOMPLETE if any(result.state == "failed" for result in printed) else 0
 

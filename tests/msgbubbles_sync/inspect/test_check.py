@@ -1,0 +1,48 @@
+"""`check` when checks cannot be made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from helpers.context import build_context
+from msgbubbles.client import Client
+from msgbubbles.errors import Interrupted
+from msgbubbles_sync.check_result import Check, CheckResult, run_checks
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.inspect.check import list_checks
+from msgbubbles_sync.outcome import explain_end
+from msgbubbles_sync.workspace import Workspace
+
+
+def test_error_in_a_check_does_not_stop_the_others(tmp_path: Path) -> None:
+    context = build_context(Workspace(tmp_path / "warehouse.duckdb"))
+    context.workspace.folder.mkdir(parents=True)
+
+    def connect() -> Client:
+        raise UsageError("No API key.")
+
+    def fail_halfway() -> Iterator[CheckResult]:
+        yield CheckResult("halfway", "ok", "the first half")
+        raise duckdb.InternalException("row +14155550123")
+
+    checks: list[Check] = [("broken", fail_halfway)]
+    checks += [check for check in list_checks(context, connect) if check[0] != "transforms"]
+    results = list(run_checks(checks, lambda error: explain_end(error, context).message))
+    assert [result.name for result in results if result.state == "failed"] == ["broken", "configuration"]
+    assert results[2].what == "No API key."
+    assert [result.name for result in results if result.state == "ok"] == [
+        "halfway", "destination", "state", "disk", "lock", "last run", "failed reads", "privacy policy",
+    ]  # fmt: skip
+    assert "+14155550123" not in str(results)
+
+
+def test_signal_ends_the_checks() -> None:
+    def stop() -> Iterator[CheckResult]:
+        raise Interrupted("stopped")
+
+    with pytest.raises(Interrupted):
+        list(run_checks([("api", stop)], str))
