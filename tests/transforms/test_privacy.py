@@ -13,6 +13,7 @@ from helpers.marts_reference import MARTS
 from msgbubbles.policy import PRESETS, Pseudonymizer
 from msgbubbles.redact import Redactor
 from msgbubbles_sync.privacy.reapply import redact_stored_rows
+from msgbubbles_sync.privacy.rewrite import StoredRows
 
 
 def test_policy_replaces_only_handles_and_titles_in_the_marts(warehouse: Any, at: Callable[[int], datetime]) -> None:
@@ -35,7 +36,7 @@ def test_policy_replaces_only_handles_and_titles_in_the_marts(warehouse: Any, at
     expected = {mart: sorted(repr(row_replaced(row)) for row in warehouse.mart(mart)) for mart in marts}
     assert "p_" in repr(expected)
     with duckdb.connect(str(warehouse.path)) as connection:
-        changed = redact_stored_rows(Redactor(PRESETS["analytics"], names), connection)
+        changed = redact_stored_rows(Redactor(PRESETS["analytics"], names), StoredRows(connection))
     assert {"chats", "messages", "participant_lists", "group_member_operations", "chat_titles"} <= changed.keys()
     warehouse.transform("--full-refresh")
     for mart in marts:

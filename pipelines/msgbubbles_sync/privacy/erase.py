@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import duckdb
@@ -39,9 +38,10 @@ from msgbubbles_sync.tables import ERASURES, GROUP_OPERATIONS, TABLES, column_de
 from msgbubbles_sync.webhooks.load import dead_letter_folder
 from msgbubbles_sync.workspace import Workspace
 
-from .rewrite import count_changes, read_column_types, rewriting
+from .rewrite import StoredRows, rewriting
 
 STEP = "erase"
+IS_THEIRS = "IN (SELECT id FROM gone_people)"
 
 
 @dataclass
@@ -117,16 +117,16 @@ def purge(context: Context, handles: Collection[str] = ()) -> Certificate:
     workspace = context.workspace
     redactor = build_redactor(workspace, context.settings)
     certificate = Certificate(out_of_reach=context.destination.list_out_of_reach())
-    with rewriting(context) as connection:
-        rows = _Rows(connection, certificate.rows)
-        people = {handle for handle in rows.read_handles() if redactor.is_erased(handle)}
+    with rewriting(context) as rows:
+        people = {handle for handle in _read_handles(rows) if redactor.is_erased(handle)}
         certificate.people = len({*map(redactor.pseudonym, people)})
-        chats = rows.delete_people(people)
+        chats = _delete_people(rows, people)
         record = Record.load(workspace)
         if record is not None:
             record.with_erased(map(redactor.chat_mark, chats)).save(workspace)
-        rows.remove_mentions({*people, *handles} if handles else set(), redactor)
-        _store_certificate(connection, certificate)
+        _remove_mentions(rows, {*people, *handles} if handles else set(), redactor)
+        certificate.rows += rows.counts
+        _store_certificate(rows.connection, certificate)
     certificate.rows += _purge_ledger(workspace, redactor)
     _purge_files(workspace, redactor)
     if isinstance(redactor.vault, Vault):
@@ -135,164 +135,135 @@ def purge(context: Context, handles: Collection[str] = ()) -> Certificate:
     return certificate
 
 
-class _Rows:
-    """The stored rows. `counts` are the rows that were deleted or changed, by table."""
+def _read_handles(rows: StoredRows) -> set[str]:
+    """Return the handles in all columns that hold handles."""
+    handles: set[str] = set()
+    for table in TABLES.values():
+        for column in table.columns_with(Pii.HANDLE, Pii.HANDLES):
+            query = f"SELECT DISTINCT {column.name} FROM msgbubbles.{table.name} WHERE {column.name} IS NOT NULL"
+            for (value,) in rows.fetch(table.name, query):
+                handles.update(json.loads(value) if column.pii is Pii.HANDLES else [value])
+    return handles
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, counts: Counter[str]) -> None:
-        self._connection = connection
-        self._types = read_column_types(connection)
-        self._counts = counts
 
-    def read_handles(self) -> set[str]:
-        """Return the handles in all columns that hold handles."""
-        handles: set[str] = set()
-        for table in TABLES.values():
-            for column in table.columns_with(Pii.HANDLE, Pii.HANDLES):
-                for (value,) in self._fetch(
-                    f"SELECT DISTINCT {column.name} FROM msgbubbles.{table.name} WHERE {column.name} IS NOT NULL",
-                    table.name,
-                ):
-                    handles.update(json.loads(value) if column.pii is Pii.HANDLES else [value])
-        return handles
+def _delete_people(rows: StoredRows, people: set[str]) -> list[str]:
+    """Delete people's chats, their messages in groups, and their memberships. Returns the ids of the chats."""
+    _find_rows_to_delete(rows, people)
+    groups = rows.fetch(
+        "participant_lists", f"SELECT DISTINCT chat_id FROM msgbubbles.participant_lists WHERE handle {IS_THEIRS}"
+    )
+    rows.delete_gone()
+    for (chat_id,) in groups:
+        _rewrite_participant_lists(rows, chat_id, people)
+    for table in TABLES.values():
+        for column in table.columns_with(Pii.HANDLES):
+            _remove_from_column(rows, table, column.name, people)
+    return [chat_id for (chat_id,) in rows.connection.execute("SELECT DISTINCT id FROM gone_chats").fetchall()]
 
-    def delete_people(self, people: set[str]) -> list[str]:
-        """Delete people's chats, their messages in groups, and their memberships. Returns the ids of the chats."""
-        self._find_rows_to_delete(people)
-        is_theirs, is_in_chat = "IN (SELECT handle FROM people)", "IN (SELECT id FROM gone_chats)"
-        is_in_message = "IN (SELECT id FROM gone_messages)"
-        groups = self._fetch(
-            f"SELECT DISTINCT chat_id FROM msgbubbles.participant_lists WHERE handle {is_theirs}", "participant_lists"
+
+def _find_rows_to_delete(rows: StoredRows, people: set[str]) -> None:
+    """Fill the temporary tables that `delete_gone` reads."""
+    if people:
+        rows.connection.executemany("INSERT INTO gone_people VALUES (?)", [[handle] for handle in people])
+    rows.fetch(
+        "chats",
+        "INSERT INTO gone_chats SELECT id FROM msgbubbles.chats "
+        f"WHERE NOT coalesce(is_group, false) AND remote_handle {IS_THEIRS}",
+    )
+    if "chats" in rows.types:
+        # A chat that was never read counts as theirs if nobody else wrote to the account in it.
+        rows.fetch(
+            "messages",
+            "INSERT INTO gone_chats SELECT conversation_id FROM msgbubbles.messages "
+            "WHERE conversation_id NOT IN (SELECT id FROM msgbubbles.chats) AND direction = 'inbound' "
+            f"GROUP BY conversation_id HAVING bool_and(coalesce(sender_handle {IS_THEIRS}, false))",
         )
-        for table in TABLES.values():
-            keys = {table.chat_key: is_in_chat, table.message_key: is_in_message, table.person_key: is_theirs}
-            conditions = [f"{column} {condition}" for column, condition in keys.items() if column is not None]
-            if conditions:
-                self._delete(table.name, " OR ".join(conditions))
-        for (chat_id,) in groups:
-            self._rewrite_participant_lists(chat_id, people)
-        for table in TABLES.values():
-            for column in table.columns_with(Pii.HANDLES):
-                self._remove_from_column(table, column.name, people)
-        return [chat_id for (chat_id,) in self._connection.execute("SELECT DISTINCT id FROM gone_chats").fetchall()]
+    rows.fetch(
+        "messages",
+        "INSERT INTO gone_messages SELECT id FROM msgbubbles.messages "
+        f"WHERE sender_handle {IS_THEIRS} OR conversation_id IN (SELECT id FROM gone_chats)",
+    )
 
-    def _find_rows_to_delete(self, people: set[str]) -> None:
-        """Fill the temporary tables `people`, `gone_chats` and `gone_messages`."""
-        run = self._connection.execute
-        run("CREATE OR REPLACE TEMP TABLE people (handle VARCHAR)")
-        run("CREATE OR REPLACE TEMP TABLE gone_chats (id VARCHAR)")
-        run("CREATE OR REPLACE TEMP TABLE gone_messages (id VARCHAR)")
-        if people:
-            self._connection.executemany("INSERT INTO people VALUES (?)", [[handle] for handle in people])
-        is_theirs = "IN (SELECT handle FROM people)"
-        if "chats" in self._types:
-            run(
-                "INSERT INTO gone_chats SELECT id FROM msgbubbles.chats "
-                f"WHERE NOT coalesce(is_group, false) AND remote_handle {is_theirs}"
+
+def _remove_from_column(rows: StoredRows, table: Table, column: str, people: set[str]) -> None:
+    """Remove people from the lists of handles in a column."""
+    (key,) = table.key
+    for key_value, text in rows.fetch(table.name, f"SELECT {key}, {column} FROM msgbubbles.{table.name}"):
+        handles = json.loads(text) if text else []
+        remaining = [handle for handle in handles if handle not in people]
+        if handles and not remaining and table is GROUP_OPERATIONS:
+            rows.change(table.name, f"DELETE FROM msgbubbles.{table.name} WHERE {key} = ?", key_value)
+        elif remaining != handles:
+            statement = f"UPDATE msgbubbles.{table.name} SET {column} = ? WHERE {key} = ?"
+            rows.change(table.name, statement, msgspec.json.encode(remaining).decode(), key_value)
+
+
+def _remove_mentions(rows: StoredRows, handles: set[str], redactor: Redactor) -> None:
+    """Replace handles within texts, in every text column of every table; delete rows that could not be parsed.
+
+    Without `handles`, each handle in a text is compared with the hashes of the erased ones.
+    """
+    for table, types in rows.types.items():
+        for column, kind in types.items():
+            if kind in ("VARCHAR", "JSON"):
+                _remove_from_texts(rows, table, column, handles, redactor)
+    _remove_from_state(rows.connection, redactor)
+
+
+def _remove_from_texts(rows: StoredRows, table: str, column: str, handles: set[str], redactor: Redactor) -> None:
+    path, name, kind = f"msgbubbles.{quote_name(table)}", quote_name(column), rows.types[table][column]
+    # The query only preselects rows: the redactor finds the handles in a text, as it does when a text is loaded.
+    condition, values = _may_hold(f"{name}::VARCHAR", handles | {*map(redactor.pseudonym, handles)})
+    for row_id, text in rows.fetch(table, f"SELECT rowid, {name}::VARCHAR FROM {path} WHERE {condition}", *values):
+        if table == "rejected_rows" and redactor.mentions_erased(text):
+            rows.change(table, f"DELETE FROM {path} WHERE rowid = ?", row_id)
+            continue
+        cleaned = redactor.replace_erased_in_json(text) if kind == "JSON" else redactor.replace_erased(text)
+        if cleaned != text:
+            rows.change(table, f"UPDATE {path} SET {name} = CAST(? AS {kind}) WHERE rowid = ?", cleaned, row_id)
+
+
+def _remove_from_state(connection: duckdb.DuckDBPyConnection, redactor: Redactor) -> None:
+    """Remove handles from dlt's state, which holds ids of chats."""
+    try:
+        states = connection.execute(f"SELECT rowid, state FROM {STATES}").fetchall()
+    except duckdb.CatalogException:
+        return
+    for row_id, packed in states:
+        text = dlt_json.typed_dumps(decompress_state(packed))
+        cleaned = redactor.replace_erased_in_json(text)
+        if cleaned != text:
+            packed = compress_state(dlt_json.typed_loads(cleaned))
+            connection.execute(f"UPDATE {STATES} SET state = ? WHERE rowid = ?", [packed, row_id])
+
+
+def _rewrite_participant_lists(rows: StoredRows, chat_id: str, people: set[str]) -> None:
+    """Write a group's lists as they would have been without these people.
+
+    A list that is then the same as the one before was never stored, and an empty one is a null handle.
+    """
+    table = "participant_lists"
+    lists: dict[datetime, tuple[set[str | None], str]] = {}
+    for fetched_at, handle, load_id in rows.fetch(
+        table,
+        "SELECT _fetched_at, handle, _dlt_load_id FROM msgbubbles.participant_lists WHERE chat_id = ? "
+        "ORDER BY _fetched_at, handle", chat_id,
+    ):  # fmt: skip
+        lists.setdefault(fetched_at, (set(), load_id))[0].add(handle)
+    delete, previous = "DELETE FROM msgbubbles.participant_lists WHERE chat_id = ? AND _fetched_at = ?", None
+    for fetched_at, (handles, load_id) in lists.items():
+        remaining = handles - people or {None}
+        if remaining == previous:
+            rows.change(table, delete, chat_id, fetched_at)
+            continue
+        previous = remaining
+        rows.change(table, f"{delete} AND handle {IS_THEIRS}", chat_id, fetched_at)
+        if remaining == {None} != handles:
+            rows.connection.execute(
+                "INSERT INTO msgbubbles.participant_lists (id, chat_id, handle, _fetched_at, _dlt_load_id) "
+                "VALUES (?, ?, NULL, ?, ?)",
+                [f"{chat_id}|{fetched_at.isoformat()}|", chat_id, fetched_at, load_id],
             )
-        if {"chats", "messages"} <= self._types.keys():
-            # A chat that was never read counts as theirs if nobody else wrote to the account in it.
-            run(
-                "INSERT INTO gone_chats SELECT conversation_id FROM msgbubbles.messages "
-                "WHERE conversation_id NOT IN (SELECT id FROM msgbubbles.chats) AND direction = 'inbound' "
-                f"GROUP BY conversation_id HAVING bool_and(coalesce(sender_handle {is_theirs}, false))"
-            )
-            run(
-                f"INSERT INTO gone_messages SELECT id FROM msgbubbles.messages "
-                f"WHERE sender_handle {is_theirs} OR conversation_id IN (SELECT id FROM gone_chats)"
-            )
-
-    def _remove_from_column(self, table: Table, column: str, people: set[str]) -> None:
-        """Remove people from the lists of handles in a column."""
-        (key,) = table.key
-        for key_value, text in self._fetch(f"SELECT {key}, {column} FROM msgbubbles.{table.name}", table.name):
-            handles = json.loads(text) if text else []
-            remaining = [handle for handle in handles if handle not in people]
-            if handles and not remaining and table is GROUP_OPERATIONS:
-                self._delete(table.name, f"{key} = ?", key_value)
-            elif remaining != handles:
-                self._connection.execute(
-                    f"UPDATE msgbubbles.{table.name} SET {column} = ? WHERE {key} = ?",
-                    [msgspec.json.encode(remaining).decode(), key_value],
-                )
-                self._counts[table.name] += 1
-
-    def remove_mentions(self, handles: set[str], redactor: Redactor) -> None:
-        """Replace handles within texts, in every text column of every table; delete rows that could not be parsed.
-
-        Without `handles`, each handle in a text is compared with the hashes of the erased ones.
-        """
-        for table, types in self._types.items():
-            for column, kind in types.items():
-                if kind in ("VARCHAR", "JSON"):
-                    self._remove_from_texts(table, column, kind, handles, redactor)
-        self._remove_from_state(redactor)
-
-    def _remove_from_texts(self, table: str, column: str, kind: str, handles: set[str], redactor: Redactor) -> None:
-        # The query only preselects rows: the redactor finds the handles in a text, as it does when a text is loaded.
-        condition, values = _may_hold(f"{quote_name(column)}::VARCHAR", handles | {*map(redactor.pseudonym, handles)})
-        rows = self._connection.execute(
-            f"SELECT rowid, {quote_name(column)}::VARCHAR FROM msgbubbles.{quote_name(table)} WHERE {condition}", values
-        ).fetchall()
-        for row_id, text in rows:
-            if table == "rejected_rows" and redactor.mentions_erased(text):
-                self._delete(table, "rowid = ?", row_id)
-                continue
-            cleaned = redactor.replace_erased_in_json(text) if kind == "JSON" else redactor.replace_erased(text)
-            if cleaned != text:
-                self._connection.execute(
-                    f"UPDATE msgbubbles.{quote_name(table)} SET {quote_name(column)} = CAST(? AS {kind}) "
-                    "WHERE rowid = ?", [cleaned, row_id],
-                )  # fmt: skip
-                self._counts[table] += 1
-
-    def _remove_from_state(self, redactor: Redactor) -> None:
-        """Remove handles from dlt's state, which holds ids of chats."""
-        try:
-            states = self._connection.execute(f"SELECT rowid, state FROM {STATES}").fetchall()
-        except duckdb.CatalogException:
-            return
-        for row_id, packed in states:
-            text = dlt_json.typed_dumps(decompress_state(packed))
-            cleaned = redactor.replace_erased_in_json(text)
-            if cleaned != text:
-                packed = compress_state(dlt_json.typed_loads(cleaned))
-                self._connection.execute(f"UPDATE {STATES} SET state = ? WHERE rowid = ?", [packed, row_id])
-
-    def _rewrite_participant_lists(self, chat_id: str, people: set[str]) -> None:
-        """Write a group's lists as they would have been without these people.
-
-        A list that is then the same as the one before was never stored, and an empty one is a null handle.
-        """
-        lists: dict[datetime, tuple[set[str | None], str]] = {}
-        for fetched_at, handle, load_id in self._fetch(
-            "SELECT _fetched_at, handle, _dlt_load_id FROM msgbubbles.participant_lists WHERE chat_id = ? "
-            "ORDER BY _fetched_at, handle", "participant_lists", chat_id,
-        ):  # fmt: skip
-            lists.setdefault(fetched_at, (set(), load_id))[0].add(handle)
-        is_in_list, previous = "chat_id = ? AND _fetched_at = ?", None
-        for fetched_at, (handles, load_id) in lists.items():
-            remaining = handles - people or {None}
-            if remaining == previous:
-                self._delete("participant_lists", is_in_list, chat_id, fetched_at)
-                continue
-            previous = remaining
-            is_theirs = "handle IN (SELECT handle FROM people)"
-            self._delete("participant_lists", f"{is_in_list} AND {is_theirs}", chat_id, fetched_at)
-            if remaining == {None} != handles:
-                self._connection.execute(
-                    "INSERT INTO msgbubbles.participant_lists (id, chat_id, handle, _fetched_at, _dlt_load_id) "
-                    "VALUES (?, ?, NULL, ?, ?)",
-                    [f"{chat_id}|{fetched_at.isoformat()}|", chat_id, fetched_at, load_id],
-                )
-
-    def _fetch(self, query: str, table: str, *values: Any) -> list[Any]:
-        return self._connection.execute(query, values).fetchall() if table in self._types else []
-
-    def _delete(self, table: str, condition: str, *values: Any) -> None:
-        if table in self._types:
-            statement = f"DELETE FROM msgbubbles.{table} WHERE {condition}"
-            if count := count_changes(self._connection, statement, *values):
-                self._counts[table] += count
 
 
 def _may_hold(text: str, handles: set[str]) -> tuple[str, list[str]]:

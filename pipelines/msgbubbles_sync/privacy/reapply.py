@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import duckdb
 import msgspec
 from msgspec import Raw
 
@@ -32,7 +31,7 @@ from msgbubbles_sync.tables import TABLES
 from msgbubbles_sync.webhooks.load import dead_letter_folder
 from msgbubbles_sync.workspace import Workspace
 
-from .rewrite import count_changes, read_column_types, rewriting
+from .rewrite import StoredRows, rewriting
 
 STEP = "policy"
 Change = Callable[[Any], Any]
@@ -57,8 +56,8 @@ def apply(context: Context) -> Counter[str]:
     redactor = build_redactor(workspace, context.settings)
     if policy.redacts:
         load_ledger(workspace, context.destination, redactor)
-    with rewriting(context) as connection:
-        counts = redact_stored_rows(redactor, connection)
+    with rewriting(context) as rows:
+        counts = redact_stored_rows(redactor, rows)
         redactor.save_vault()
     if policy.redacts:
         _remove_unredacted_files(workspace)
@@ -66,44 +65,44 @@ def apply(context: Context) -> Counter[str]:
     return counts
 
 
-def redact_stored_rows(redactor: Redactor, connection: duckdb.DuckDBPyConnection) -> Counter[str]:
+def redact_stored_rows(redactor: Redactor, rows: StoredRows) -> Counter[str]:
     """Apply a policy to the rows of a warehouse. Returns how many values changed, by table."""
-    rows = _StoredRows(connection)
     if redactor.needs_own_numbers:
-        redactor.add_own_numbers(rows.read_values("numbers", "handle"))
+        redactor.add_own_numbers(_read_values(rows, "numbers", "handle"))
     for table in TABLES.values():
         for column in table.text_columns:
-            _redact_column(redactor, rows, table.name, column)
+            if column.name in rows.types.get(table.name, ()):
+                _redact_column(redactor, rows, table.name, column)
     return rows.counts
 
 
-def _redact_column(redactor: Redactor, rows: _StoredRows, table: str, column: Column) -> None:
+def _redact_column(redactor: Redactor, rows: StoredRows, table: str, column: Column) -> None:
     policy, name, pii = redactor.policy, column.name, column.pii
     if pii is Pii.HANDLES:
         if policy.handles == "pseudonym":
-            rows.change(table, name, lambda text: json.dumps([redactor.handle(one) for one in json.loads(text)]))
+            _change(rows, table, name, lambda text: json.dumps([redactor.handle(one) for one in json.loads(text)]))
     elif pii is Pii.HANDLE_KEY:
         if policy.handles == "pseudonym":
-            rows.change(table, name, lambda key: _change_last_part(key, redactor.handle))
+            _change(rows, table, name, lambda key: _change_last_part(key, redactor.handle))
     elif pii is Pii.PAYLOAD:
         if policy.webhook_payload == "drop":
-            rows.set(table, name, "NULL")
+            _set(rows, table, name, "NULL")
         elif policy.redacts:
-            rows.change(table, name, lambda text: json.dumps(redact_payload(redactor, json.loads(text))))
+            _change(rows, table, name, lambda text: json.dumps(redact_payload(redactor, json.loads(text))))
     elif pii is Pii.ROW:
         if policy.redacts:
-            rows.change_rejected(redactor)
+            _change_rejected(rows, redactor)
     elif not redactor.is_redacted(pii):
         return
     elif pii in (Pii.METADATA, Pii.EXTRA, Pii.ANSWER):
-        rows.set(table, name, "NULL")
+        _set(rows, table, name, "NULL")
     elif pii is Pii.TEXT:
-        rows.set(table, name, f"repeat('{DOT}', length({name}))" if policy.text == "length" else "NULL")
+        _set(rows, table, name, f"repeat('{DOT}', length({name}))" if policy.text == "length" else "NULL")
     elif column.type == "json":
-        rows.change(table, name, partial(_redact_json, redactor, pii))
+        _change(rows, table, name, partial(_redact_json, redactor, pii))
     else:
         pattern = HANDLE_LIKE_ID.pattern if pii is Pii.ID else ""
-        rows.change(table, name, partial(redactor.redact, pii), pattern)
+        _change(rows, table, name, partial(redactor.redact, pii), pattern)
 
 
 def _redact_json(redactor: Redactor, pii: Pii, text: str) -> str | None:
@@ -117,68 +116,50 @@ def _change_last_part(key: str, change: Change) -> str:
     return f"{head}{bar}{change(last)}" if last else key
 
 
-class _StoredRows:
-    """The stored rows. Missing tables and columns count as empty. `counts` are the changed values, by table."""
+def _read_values(rows: StoredRows, table: str, column: str, pattern: str = "") -> list[str]:
+    """Return the distinct values of a column that match a regular expression."""
+    values = rows.fetch(
+        table,
+        f"SELECT DISTINCT {quote_name(column)}::VARCHAR FROM msgbubbles.{table} "
+        f"WHERE regexp_matches({quote_name(column)}::VARCHAR, ?)",
+        pattern,
+    )
+    return [value for (value,) in values]
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
-        self.counts: Counter[str] = Counter()
-        self._connection = connection
-        self._types = read_column_types(connection)
 
-    def read_values(self, table: str, column: str, pattern: str = "") -> list[str]:
-        """Return the distinct values of a column that match a regular expression."""
-        if column not in self._types.get(table, ()):
-            return []
-        values = self._connection.execute(
-            f"SELECT DISTINCT {quote_name(column)}::VARCHAR FROM msgbubbles.{table} "
-            f"WHERE regexp_matches({quote_name(column)}::VARCHAR, ?)",
-            [pattern],
-        ).fetchall()
-        return [value for (value,) in values]
+def _change(rows: StoredRows, table: str, column: str, change: Change, pattern: str = "") -> None:
+    """Replace each value that matches `pattern` by the result of `change`."""
+    values = _read_values(rows, table, column, pattern)
+    changes = [(old, new) for old, new in zip(values, map(change, values), strict=True) if new != old]
+    if not changes:
+        return
+    old, new = zip(*changes, strict=True)
+    rows.connection.register("changes", pa.table({"old": old, "new": pa.array(new, pa.string())}))
+    rows.change(
+        table,
+        f"UPDATE msgbubbles.{table} SET {quote_name(column)} = CAST(changes.new AS {rows.types[table][column]}) "
+        f"FROM changes WHERE {quote_name(column)}::VARCHAR = changes.old",
+    )
+    rows.connection.unregister("changes")
 
-    def change(self, table: str, column: str, change: Change, pattern: str = "") -> None:
-        """Replace each value that matches `pattern` by the result of `change`."""
-        values = self.read_values(table, column, pattern)
-        changes = [(old, new) for old, new in zip(values, map(change, values), strict=True) if new != old]
-        if not changes:
-            return
-        old, new = zip(*changes, strict=True)
-        self._connection.register("changes", pa.table({"old": old, "new": pa.array(new, pa.string())}))
-        self._update(
-            table,
-            f"UPDATE msgbubbles.{table} SET {quote_name(column)} = CAST(changes.new AS {self._types[table][column]}) "
-            f"FROM changes WHERE {quote_name(column)}::VARCHAR = changes.old",
-        )
-        self._connection.unregister("changes")
 
-    def set(self, table: str, column: str, expression: str) -> None:
-        """Replace each value by that of an SQL expression."""
-        if column in self._types.get(table, ()):
-            self._update(
-                table,
-                f"UPDATE msgbubbles.{table} SET {column} = {expression} "
-                f"WHERE {column} IS NOT NULL AND ({expression}) IS DISTINCT FROM {column}",
-            )
+def _set(rows: StoredRows, table: str, column: str, expression: str) -> None:
+    """Replace each value by that of an SQL expression."""
+    rows.change(
+        table,
+        f"UPDATE msgbubbles.{table} SET {column} = {expression} "
+        f"WHERE {column} IS NOT NULL AND ({expression}) IS DISTINCT FROM {column}",
+    )
 
-    def change_rejected(self, redactor: Redactor) -> None:
-        """Redact rows that could not be parsed, with their hashes, which are of the redacted row."""
-        if "rejected_rows" not in self._types:
-            return
-        rows = self._connection.execute(
-            "SELECT row_hash, stream, reason, row, request_id FROM msgbubbles.rejected_rows WHERE row NOT LIKE 'r\\_%' "
-            "ESCAPE '\\'"
-        ).fetchall()
-        for row_hash, *values in rows:
-            redacted = redactor.rejected(RejectedRow(*values))
-            self._update(
-                "rejected_rows",
-                "UPDATE msgbubbles.rejected_rows SET row_hash = ?, row = ? WHERE row_hash = ?",
-                redacted.row_hash, redacted.row, row_hash,
-            )  # fmt: skip
 
-    def _update(self, table: str, statement: str, *values: Any) -> None:
-        if count := count_changes(self._connection, statement, *values):
-            self.counts[table] += count
+def _change_rejected(rows: StoredRows, redactor: Redactor) -> None:
+    """Redact rows that could not be parsed, with their hashes, which are of the redacted row."""
+    columns = "row_hash, stream, reason, row, request_id"
+    query = f"SELECT {columns} FROM msgbubbles.rejected_rows WHERE row NOT LIKE 'r\\_%' ESCAPE '\\'"
+    for row_hash, *values in rows.fetch("rejected_rows", query):
+        redacted = redactor.rejected(RejectedRow(*values))
+        statement = "UPDATE msgbubbles.rejected_rows SET row_hash = ?, row = ? WHERE row_hash = ?"
+        rows.change("rejected_rows", statement, redacted.row_hash, redacted.row, row_hash)
 
 
 def _remove_unredacted_files(workspace: Workspace) -> None:

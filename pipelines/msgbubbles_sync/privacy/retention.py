@@ -19,7 +19,7 @@ from msgbubbles_sync.files import remove
 from msgbubbles_sync.tables import TABLES
 from msgbubbles_sync.workspace import Workspace
 
-from .rewrite import count_changes, read_column_types, rewriting
+from .rewrite import StoredRows, rewriting
 
 DAY_SECONDS = 86_400
 # The names under which `expired` in a run record counts rows.
@@ -57,11 +57,11 @@ def expire(context: Context) -> Counter[str]:
     if has_texts and texts_before is not None:
         workspace.set_pending("publish", "compact")
         with destination.rewrite_rows(DATED) as connection:  # the marts have no texts
-            counts["texts"] = _drop_texts(connection, texts_before)
+            counts["texts"] = _drop_texts(StoredRows(connection), texts_before)
     if is_due and (has_chats or workspace.is_pending("compact")):
         if has_chats and chats_before is not None:
-            with rewriting(context) as connection:
-                counts += _remove_chats(connection, chats_before)
+            with rewriting(context) as rows:
+                counts += _remove_chats(rows, chats_before)
         else:
             context.console.say("rewriting the database")
             destination.remove_old_versions()
@@ -92,20 +92,17 @@ def _has_rows(connection: duckdb.DuckDBPyConnection, what: str, before: datetime
     return False
 
 
-def _drop_texts(connection: duckdb.DuckDBPyConnection, before: datetime) -> int:
+def _drop_texts(rows: StoredRows, before: datetime) -> int:
     """Remove the texts of messages, payloads and unreadable rows, and return how many messages had one."""
-    types = read_column_types(connection)
     dropped = 0
     for table in DATED.values():
-        if table.name not in types:
-            continue
         is_old = f"{table.dated_by} < ?"
         if table.columns_with(Pii.ROW):
-            count_changes(connection, f"DELETE FROM msgbubbles.{table.name} WHERE {is_old}", before)
+            rows.change(table.name, f"DELETE FROM msgbubbles.{table.name} WHERE {is_old}", before)
         for column in table.columns_with(Pii.TEXT, Pii.PAYLOAD):
-            if column.name in types[table.name]:
-                changed = count_changes(
-                    connection,
+            if column.name in rows.types.get(table.name, ()):
+                changed = rows.change(
+                    table.name,
                     f"UPDATE msgbubbles.{table.name} SET {column.name} = NULL "
                     f"WHERE {column.name} IS NOT NULL AND {is_old}", before,
                 )  # fmt: skip
@@ -113,24 +110,10 @@ def _drop_texts(connection: duckdb.DuckDBPyConnection, before: datetime) -> int:
     return dropped
 
 
-def _remove_chats(connection: duckdb.DuckDBPyConnection, before: datetime) -> Counter[str]:
+def _remove_chats(rows: StoredRows, before: datetime) -> Counter[str]:
     """Remove chats without newer messages, and their rows in other tables."""
-    counts: Counter[str] = Counter()
-    tables = read_column_types(connection)
-    connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE dormant AS SELECT id FROM msgbubbles.chats WHERE {IS_DORMANT}",
-        [before],
-    )
-    is_dormant = "IN (SELECT id FROM dormant)"
-    if {"attachments", "messages"} <= tables.keys():
-        connection.execute(
-            "DELETE FROM msgbubbles.attachments WHERE message_id IN "
-            f"(SELECT id FROM msgbubbles.messages WHERE conversation_id {is_dormant})"
-        )
-    for table in TABLES.values():
-        if table.chat_key is not None and table.name in tables:
-            statement = f"DELETE FROM msgbubbles.{table.name} WHERE {table.chat_key} {is_dormant}"
-            count = count_changes(connection, statement)
-            if table in COUNT_NAMES:
-                counts[COUNT_NAMES[table]] = count
-    return counts
+    rows.fetch("chats", f"INSERT INTO gone_chats SELECT id FROM msgbubbles.chats WHERE {IS_DORMANT}", before)
+    is_dormant = "conversation_id IN (SELECT id FROM gone_chats)"
+    rows.fetch("messages", f"INSERT INTO gone_messages SELECT id FROM msgbubbles.messages WHERE {is_dormant}")
+    rows.delete_gone()
+    return Counter({name: rows.counts[table.name] for table, name in COUNT_NAMES.items()})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +25,7 @@ from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import remove
 from msgbubbles_sync.groups.load import PIPELINE as GROUPS
 from msgbubbles_sync.policy import applied as policy
+from msgbubbles_sync.tables import TABLES
 from msgbubbles_sync.webhooks.load import PIPELINE as WEBHOOKS
 from msgbubbles_sync.webhooks.load import load_events
 from msgbubbles_sync.webhooks.spool import SEGMENT_SECONDS, list_segments, spool_folder
@@ -38,8 +40,8 @@ AND table_name NOT IN ('privacy', 'erasures') AND table_name NOT LIKE '\_dlt\_%'
 
 
 @contextmanager
-def rewriting(context: Context) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open a connection to change stored rows. First, pending loads and the spool are loaded.
+def rewriting(context: Context) -> Iterator[StoredRows]:
+    """Open the stored rows to change them. First, pending loads and the spool are loaded.
 
     When the block ends, the marts are rebuilt, and what may hold the old values is removed. A process that is killed in
     between leaves work that can be repeated.
@@ -54,7 +56,7 @@ def rewriting(context: Context) -> Iterator[duckdb.DuckDBPyConnection]:
         check_tools(destination)
     _load_pending(context)
     with destination.rewrite_rows() as connection:
-        yield connection
+        yield StoredRows(connection)
         _forget_fingerprints(connection)
         workspace.set_pending("publish", *(("transform",) if has_marts else ()))
     destination.drop_marts()
@@ -71,18 +73,41 @@ def rewriting(context: Context) -> Iterator[duckdb.DuckDBPyConnection]:
     _remove_leftovers(workspace)
 
 
-def read_column_types(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, str]]:
-    """Return the types of the columns of each table that rows are loaded into."""
-    types: dict[str, dict[str, str]] = {}
-    for table, column, kind in connection.execute(COLUMN_TYPES).fetchall():
-        types.setdefault(table, {})[column] = kind
-    return types
+class StoredRows:
+    """The rows of a connection that changes them.
 
+    `types` has the types of the columns of each table that rows are loaded into; a table that is not there has no rows.
+    `counts` are the rows that were deleted or changed, by table.
+    """
 
-def count_changes(connection: duckdb.DuckDBPyConnection, statement: str, *values: Any) -> int:
-    """Execute a DELETE or UPDATE, and return how many rows it changed."""
-    row = connection.execute(statement, values).fetchone()
-    return row[0] if row else 0
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self.connection = connection
+        self.types: dict[str, dict[str, str]] = {}
+        self.counts: Counter[str] = Counter()
+        for table, column, kind in connection.execute(COLUMN_TYPES).fetchall():
+            self.types.setdefault(table, {})[column] = kind
+        for gone in ("gone_chats", "gone_messages", "gone_people"):
+            connection.execute(f"CREATE OR REPLACE TEMP TABLE {gone} (id VARCHAR)")
+
+    def fetch(self, table: str, query: str, *values: Any) -> list[Any]:
+        """Return the rows of a query on a table."""
+        return self.connection.execute(query, values).fetchall() if table in self.types else []
+
+    def change(self, table: str, statement: str, *values: Any) -> int:
+        """Execute a DELETE or UPDATE of a table, and return how many rows it changed."""
+        (row,) = self.fetch(table, statement, *values) or [(0,)]
+        if row[0]:
+            self.counts[table] += row[0]
+        return int(row[0])
+
+    def delete_gone(self) -> None:
+        """Delete the rows of what is in the temporary tables `gone_chats`, `gone_messages` and `gone_people`."""
+        for table in TABLES.values():
+            keys = {table.chat_key: "gone_chats", table.message_key: "gone_messages", table.person_key: "gone_people"}
+            stored = self.types.get(table.name, {})
+            conditions = [f"{key} IN (SELECT id FROM {gone})" for key, gone in keys.items() if key in stored]
+            if conditions:
+                self.change(table.name, f"DELETE FROM msgbubbles.{table.name} WHERE {' OR '.join(conditions)}")
 
 
 def _forget_fingerprints(connection: duckdb.DuckDBPyConnection) -> None:
