@@ -156,7 +156,7 @@ def _rename_in_tables(connection: duckdb.DuckDBPyConnection, destination: Destin
     # A server renames the column in its views by itself.
     views = connection.execute(
         "SELECT sql FROM duckdb_views() WHERE database_name = current_database() AND contains(sql, ?) "
-        "AND schema_name IN (?, ?)", [old, f"{destination.prefix}staging", f"{destination.prefix}marts"],
+        "AND schema_name IN (?, ?)", [old, destination.name_schema("staging"), destination.name_schema("marts")],
     ).fetchall()  # fmt: skip
     for (sql,) in views:
         query = re.sub(rf"\b{old}\b", new, sql)

@@ -30,6 +30,7 @@ ACCOUNT_VARIABLE = "MSGBUBBLES_ACCOUNT"
 ACCOUNT_NAME = re.compile(r"[a-z](?:_?[a-z0-9])*")
 # PostgreSQL truncates the name of a schema to 63 bytes.
 MAX_ACCOUNT_LETTERS = 40
+MAX_SCHEMA_LETTERS = 63
 DataTests = Literal["hold", "publish", "off"]
 
 
@@ -43,6 +44,17 @@ SparkSettings = Annotated[
 SignedContent = Annotated[
     str, Meta(pattern=r"\{body\}", description='a text with {body} in it, like "{id}.{timestamp}.{body}"')
 ]
+# Words of SQL, which would have to be quoted everywhere.
+RESERVED = "all|default|end|group|order|primary|references|select|show|table|union|unique|user|window|with"
+SchemaName = Annotated[
+    str,
+    Meta(
+        pattern=rf"^(?!pg_|(?:{RESERVED})$)(?!.*_msgbubbles$){ACCOUNT_NAME.pattern}$",
+        max_length=40,
+        description="a name of at most 40 lowercase letters and digits, with _ between them, that does not start with "
+        "pg_ or end with _msgbubbles",
+    ),
+]
 UrlPath = Annotated[str, Meta(pattern="^/", description='a path like "/" or "/msgbubbles"')]
 
 
@@ -54,6 +66,20 @@ class SyncSettings(msgspec.Struct, frozen=True, kw_only=True):
     memory_limit: Size = "none"
     lock_timeout_seconds: Seconds = 60
     statement_timeout_seconds: Seconds = 3600
+    raw_schema: SchemaName = "msgbubbles"
+    staging_schema: SchemaName = "staging"
+    marts_schema: SchemaName = "marts"
+
+    @property
+    def schema_names(self) -> dict[str, str]:
+        """The names of the schemas without the prefix of an account, by their default names."""
+        return {
+            "msgbubbles": self.raw_schema,
+            "msgbubbles_staging": f"{self.raw_schema}_staging",
+            "staging": self.staging_schema,
+            "marts_build": f"{self.marts_schema}_build",
+            "marts": self.marts_schema,
+        }
 
 
 class TransformSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,6 +169,7 @@ OWN: dict[str, dict[str, Any]] = {
     "webhooks": {**list_settings(WebhookSettings), "secrets": Secrets | Text},
 }
 API_KEY, PRIVACY_KEY = (*SOURCE_KEY, "api_key"), (*SOURCE_KEY, "privacy", "key")
+SCHEMA_KEYS = {("sync", name) for name in ("raw_schema", "staging_schema", "marts_schema")}
 SECRETS = (API_KEY, PRIVACY_KEY, ("webhooks", "secrets"))
 PLACEHOLDER = re.compile(r"(sk|whsec)?_?(live|test)?_?(\.{2,}|…|x+|\*+|<.*>|your.*key.*)", re.IGNORECASE)
 
@@ -167,9 +194,31 @@ def load_settings(account: str | None = None) -> Settings:
     values = list(_read_values())
     shared = {value.key: value for value in values if value.account is None}
     if account is None:
-        return _build(shared, {})
+        return _check_schemas(_build(shared, {}), "")
     shared.pop(API_KEY, None)  # an account without a key must not read another one
-    return _build(shared, {value.key: value for value in values if value.account == account})
+    own = {value.key: value for value in values if value.account == account}
+    for key in SCHEMA_KEYS & own.keys():
+        raise UsageError(f"{_name(own[key])} applies to all accounts. Move it to [sync].")
+    return _check_schemas(_build(shared, own), f"{account}_")
+
+
+def _check_schemas(settings: Settings, prefix: str) -> Settings:
+    """Return the settings. Raises `UsageError` if two schemas are ambiguous, or a name is too long."""
+    names = settings.sync.schema_names
+    for name in names.values():
+        if len(prefix + name) > MAX_SCHEMA_LETTERS:
+            raise UsageError(
+                f"[sync]: the schema {prefix}{name} has more than {MAX_SCHEMA_LETTERS} letters. Shorten it."
+            )
+    # The part before `_` would look like an account.
+    shown = [name for schema, name in names.items() if schema != "msgbubbles_staging"]
+    is_ambiguous = any(one != other and one.endswith(f"_{other}") for one in shown for other in shown)
+    if is_ambiguous or len({*names.values()}) < len(names) or f"_{prefix}".endswith(f"_{settings.sync.raw_schema}_"):
+        raise UsageError(
+            "[sync]: raw_schema, staging_schema and marts_schema contradict each other: their schemas would be "
+            f"{', '.join(names.values())}. Choose names of which none is the end of another, or of an account."
+        )
+    return settings
 
 
 def read_webhook_secrets(path: Path) -> tuple[str, ...]:

@@ -1,4 +1,7 @@
-"""groups.py and webhooks.py with their tables on a server and in a folder; `test_ducklake` has them in a lake."""
+"""groups.py and webhooks.py with their tables on a server, in schemas of other names, and in a folder.
+
+`test_ducklake` has them in a lake.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,11 @@ import pytest
 from e2e.test_groups import Groups, two
 from e2e.test_webhooks import command
 
+from helpers.context import build_destination
 from helpers.hooks import spool, typing
 from helpers.job import Job
 from helpers.lake import query
+from msgbubbles_sync.destinations.union_accounts import read_columns
 from msgbubbles_sync.workspace import Workspace
 
 NewJob = Callable[..., Job]
@@ -27,7 +32,8 @@ OPERATIONS = (
 def variables(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Return the variables with which a command finds the destination."""
     if request.param == "postgres":
-        found = {"DESTINATION__POSTGRES__CREDENTIALS": request.getfixturevalue("postgres_address")}
+        names = {"SYNC__RAW_SCHEMA": "crm", "SYNC__STAGING_SCHEMA": "crm_work", "SYNC__MARTS_SCHEMA": "analytics"}
+        found = {"DESTINATION__POSTGRES__CREDENTIALS": request.getfixturevalue("postgres_address"), **names}
     else:
         found = {"DESTINATION__FILESYSTEM__BUCKET_URL": str(tmp_path / "files")}
     for name, value in found.items():
@@ -67,6 +73,12 @@ def test_ledger_and_events_are_on_the_destination(new_job: NewJob, variables: di
         job.run(*into, transform=True)
         evidence = "SELECT evidence, count(*) AS n FROM marts.group_membership GROUP BY evidence ORDER BY evidence"
         assert query(workspace, evidence) == [{"evidence": "operation", "n": 5}, {"evidence": "own_number", "n": 2}]
+        with build_destination(workspace)._attach("READ_ONLY") as connection:  # type: ignore[attr-defined]
+            found = {schema for schema, _ in read_columns(connection, "warehouse")}
+        assert found >= {"crm", "crm_staging", "crm_work", "analytics_build", "analytics"}
+        assert not found & {"msgbubbles", "msgbubbles_staging", "staging", "marts_build", "marts"}
+        assert job.ask("status", *into)["missing_stretches"] == {"messages": 0, "chats": 0}
+        assert job.ask("verify", "--full", *into)["equal"]
     # A lost ledger is restored from there, and a query reads the desired table from there.
     for path in workspace.folder.glob("groups.sqlite*"):
         path.unlink()
@@ -77,5 +89,7 @@ def test_ledger_and_events_are_on_the_destination(new_job: NewJob, variables: di
     desired += "(SELECT id, from_handle FROM msgbubbles.chats) ON id = chat_id"
     if has_marts:
         assert groups.run("plan", DESIRED, *into)[0] == "No changes: the groups match the table.\n"
+    # The schemas of the DuckDB file cannot have other names.
+    job.environment = {name: value for name, value in variables.items() if not name.startswith("SYNC")}
     _, errors = groups.run("plan", table, status=2)
     assert f"the ledger of company is in {workspace.folder}" in errors

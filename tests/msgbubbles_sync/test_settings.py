@@ -75,6 +75,23 @@ def test_environment_overrides_secrets_file_overrides_config_file(folder: Path) 
     assert (loaded.webhooks.host, loaded.webhooks.port, loaded.source.max_attempts) == ("::1", 3, 3)
 
 
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('raw_schema = "Crm"', "must be a name of at most 40 lowercase letters"),
+        ('marts_schema = "user"', "must be a name of at most 40 lowercase letters"),
+        ('marts_schema = "msgbubbles"', "none is the end of another"),
+        ('raw_schema = "crm"\nmarts_schema = "shown_crm"', "none is the end of another"),
+        ('raw_schema = "north"', "none is the end of another, or of an account"),
+        (f'marts_schema = "{"m" * 40}"\n[accounts.{"n" * 30}]', "more than 63 letters"),
+        ('[accounts.north.sync]\nmarts_schema = "crm"', "applies to all accounts. Move it to [sync]"),
+    ],
+)
+def test_unusable_schema_name_is_refused(text: str, says: str) -> None:
+    assert says in refusal(f"[sync]\n{text}", account="n" * 30 if "nnn" in text else "north")
+
+
 # Accounts
 
 

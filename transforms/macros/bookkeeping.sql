@@ -4,7 +4,7 @@
 {% macro create_bookkeeping() %}{{ return(adapter.dispatch('create_bookkeeping')()) }}{% endmacro %}
 {% macro spark__create_bookkeeping() %}{% endmacro %}
 {% macro default__create_bookkeeping() %}
-    {%- set staging = var('schema_prefix') ~ 'staging' %}
+    {%- set staging = var('schema_prefix') ~ var('staging_schema') %}
     {%- if target.type == 'postgres' %}
     {#- It refuses the other statement to a role that may not create schemas, even if this one exists. #}
     do $schema$ begin

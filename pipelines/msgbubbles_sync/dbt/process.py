@@ -52,11 +52,11 @@ def run_dbt(
         DuckDBConnectionManager.close_all_connections()
 
 
-def load_manifest(target: str, database: str, time_zone: str, schema_prefix: str) -> Manifest | None:
+def load_manifest(target: str, database: str, time_zone: str, schemas: str) -> Manifest | None:
     """Load the manifest of the project as it is now; null if it has to be parsed."""
     try:
-        content = _path(target, database, schema_prefix).read_bytes()
-        if content[:KEY_BYTES] != compute_key(target, database, time_zone, schema_prefix):
+        content = _path(target, database, schemas).read_bytes()
+        if content[:KEY_BYTES] != compute_key(target, database, time_zone, schemas):
             return None
         manifest = Manifest.from_msgpack(content[KEY_BYTES:])
     except Exception:  # whatever is wrong with the file, parsing replaces it
@@ -65,18 +65,18 @@ def load_manifest(target: str, database: str, time_zone: str, schema_prefix: str
     return manifest
 
 
-def store_manifest(manifest: Manifest, target: str, database: str, time_zone: str, schema_prefix: str) -> None:
+def store_manifest(manifest: Manifest, target: str, database: str, time_zone: str, schemas: str) -> None:
     """Store a manifest for all warehouses."""
-    path = _path(target, database, schema_prefix)
+    path = _path(target, database, schemas)
     with suppress(OSError):  # the next run parses again
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, new = tempfile.mkstemp(dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(compute_key(target, database, time_zone, schema_prefix) + manifest.to_msgpack())
+            file.write(compute_key(target, database, time_zone, schemas) + manifest.to_msgpack())
         Path(new).replace(path)
 
 
-def _path(target: str, database: str, schema_prefix: str) -> Path:
+def _path(target: str, database: str, schemas: str) -> Path:
     # A database may have any name, so its hash is in the path.
     folder = PROJECT / "target" if IS_CHECKOUT else platformdirs.user_cache_path("msgbubbles") / "dbt"
-    return folder / f"{target}-{schema_prefix}{hashlib.sha256(database.encode()).hexdigest()[:16]}.msgpack"
+    return folder / f"{target}-{schemas}{hashlib.sha256(database.encode()).hexdigest()[:16]}.msgpack"

@@ -18,7 +18,7 @@ from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.errors import TransformError
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.lock import record_progress
-from msgbubbles_sync.settings import Settings
+from msgbubbles_sync.settings import Settings, SyncSettings
 from msgbubbles_sync.workspace import Workspace
 
 from . import spark
@@ -174,15 +174,21 @@ class _Dbt:
         full_tests: bool = True,
     ) -> None:
         self._workspace, self._environment = workspace, environment
+        sync = settings.sync
+        marts_schema = sync.schema_names[marts_schema]
         self._marts_schema = f"{prefix}{marts_schema}"
         time_zone = settings.transforms.time_zone
         # Everything that the parsed project depends on.
         database = environment.get("PGDATABASE") or Path(environment.get("MSGBUBBLES_DUCKDB_PATH", "")).stem
-        self._names = (target, database, time_zone, prefix)
+        has_own_names = sync.schema_names != SyncSettings().schema_names
+        schemas = ".".join([prefix, sync.raw_schema, sync.staging_schema, marts_schema]) if has_own_names else prefix
+        self._names = (target, database, time_zone, schemas)
         folder = workspace.folder / "dbt"
         variables = {
             **build_variables(settings),
             "schema_prefix": prefix,
+            "raw_schema": sync.raw_schema,
+            "staging_schema": sync.staging_schema,
             "marts_schema": marts_schema,
             "full_tests": full_tests,
         }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.settings import SyncSettings
 from msgbubbles_sync.workspace import Workspace
 
@@ -26,5 +27,10 @@ DESTINATIONS: dict[str, Callable[[Workspace, SyncSettings], Destination]] = {
 
 
 def build_destination(workspace: Workspace, settings: SyncSettings) -> Destination:
-    """Return the destination of a workspace."""
+    """Return the destination of a workspace. Raises `UsageError` if it cannot have the configured schemas."""
+    if workspace.destination in ("duckdb", "filesystem") and settings.schema_names != SyncSettings().schema_names:
+        raise UsageError(
+            f"--destination {workspace.destination}: the names of its schemas are fixed. Remove raw_schema, "
+            "staging_schema and marts_schema from [sync]."
+        )
     return DESTINATIONS[workspace.destination](workspace, settings)

@@ -6,19 +6,21 @@ Readers see each table as soon as it is written.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 import duckdb
 from tenacity import TryAgain, retry, retry_if_exception, stop_after_attempt, wait_random
 
 from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.files import read_json, write_privately
 from msgbubbles_sync.settings import ACCOUNT_NAME, SyncSettings
 from msgbubbles_sync.sql import quote_literal, quote_name
 from msgbubbles_sync.tables import TABLES
-from msgbubbles_sync.workspace import DATASET, Workspace
+from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 
 from .base import Destination
 from .scratch import list_tables, open_scratch
@@ -26,7 +28,20 @@ from .union_accounts import ACCOUNTS, MANY_ACCOUNTS, ONE_ACCOUNT, READER_SCHEMAS
 
 # A view that holds a digest of the queries of the views of all accounts.
 VIEWS_DIGEST = ("msgbubbles", "_accounts_made_as")
-SCHEMA = re.compile(rf"((?:{ACCOUNT_NAME.pattern}_)?)(msgbubbles|marts|staging)")
+# The file that records the names of the schemas.
+NAMES = "schemas.json"
+# A table by which the job recognizes a schema of its own, besides the loaded tables.
+SIGNS = {
+    "msgbubbles": "accounts",
+    "msgbubbles_staging": "_dlt_version",
+    "staging": "built_loads",
+    "marts_build": "thread_activity",
+    "marts": "thread_activity",
+}
+FOREIGN = """--destination {title}: the schema {schema} holds tables that this job did not create ({tables}). Set
+[sync] {key} in dlt_config/config.toml to another name"""
+RENAMED = """--destination {title}: the names of the schemas have changed in the configuration, and the tables are in
+the old ones. {how}, or set the old names in dlt_config/config.toml"""
 
 
 class Attached(Destination):
@@ -62,41 +77,48 @@ class Attached(Destination):
 
     @property
     def _own_schemas(self) -> list[str]:
-        built = dict.fromkeys(["staging", self.marts_schema, "marts"])
-        return [self.dataset, f"{self.dataset}_staging", *(f"{self.prefix}{schema}" for schema in built)]
+        return [f"{self.prefix}{name}" for name in self._names.values()]
+
+    @property
+    def _names(self) -> dict[str, str]:
+        """The names of the job's schemas without the prefix, by their default names."""
+        built = {"msgbubbles", "msgbubbles_staging", "staging", self.marts_schema, "marts"}
+        return {schema: name for schema, name in self._settings.schema_names.items() if schema in built}
 
     @property
     def _schemas(self) -> list[str]:
         """The schemas that the job writes to."""
-        return [*self._own_schemas, *(READER_SCHEMAS if self.prefix else ())]
+        return [*self._own_schemas, *(self._names[schema] for schema in READER_SCHEMAS if self.prefix)]
 
     def describe_tables(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._describe_schema(connection, self.dataset)
 
     def exists(self) -> bool:
         with self._attach("READ_ONLY") as connection:
-            return self.dataset in _schemas(connection)
+            schemas = _schemas(connection)
+        self._refuse_renamed(schemas)
+        return self.dataset in schemas
 
     def open_reader(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
-        return self._open_account("READ_ONLY")
+        return self._open_schemas(self.prefix, "READ_ONLY")
 
     def open_all_accounts(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
-        return self._attach("READ_ONLY")
+        return self._open_schemas("", "READ_ONLY")
 
     def open_writer(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
-        return self._open_account()
+        return self._open_schemas(self.prefix)
 
     @contextmanager
-    def _open_account(self, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
-        """Open a connection in which an account's schemas have names without its prefix."""
+    def _open_schemas(self, prefix: str, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Open a connection in which the schemas with a prefix have their default names, without it."""
         with self._attach(*options) as connection:
-            if self.prefix:
+            if prefix or any(schema != name for schema, name in self._names.items()):
                 connection.execute("BEGIN")  # the job may create and drop tables meanwhile
-                for schema, table in _columns_by_prefix(connection).get(self.prefix, {}):
+                for schema, table in self._columns_by_prefix(connection).get(prefix, {}):
                     connection.execute(f"CREATE SCHEMA IF NOT EXISTS memory.{schema}")
                     connection.execute(
                         f"CREATE VIEW memory.{schema}.{quote_name(table)} AS "
-                        f"FROM warehouse.{self.prefix}{schema}.{quote_name(table)}"
+                        f"FROM warehouse.{prefix}{self._names[schema]}.{quote_name(table)}"
                     )
                 connection.execute("COMMIT")
                 connection.execute("USE memory")
@@ -115,24 +137,32 @@ class Attached(Destination):
                     if name in names:
                         self._replace_rows(connection, name)
                     else:
-                        path = f"{DATASET}.{quote_name(name)}"
-                        connection.execute(f"CREATE TABLE warehouse.{self.prefix}{path} AS FROM scratch.{path}")
-                staging = f"{self.dataset}_staging"
+                        path = quote_name(name)
+                        connection.execute(f"CREATE TABLE {self.write_schema}.{path} AS FROM scratch.{DATASET}.{path}")
+                staging = self.name_schema("msgbubbles_staging")
                 for name in _list_own_tables(connection, staging):
                     self._empty_table(connection, staging, name)
                 connection.execute("COMMIT")
 
     def prepare(self) -> None:
         with self._attach() as connection:
-            tables = _columns_by_prefix(connection).get("", {})
-            if self.dataset not in _schemas(connection):
-                self._workspace.forget_loads()
+            tables, schemas = self._columns_by_prefix(connection).get("", {}), _schemas(connection)
+            has_own_rows = self._has_own_rows(connection)
+            stored = read_columns(connection, "warehouse")
+        self._refuse_renamed(schemas)
         shows_accounts = ACCOUNTS in tables
         if self.prefix and tables and not shows_accounts:
             account, how = self._workspace.account, self._rename.format(prefix=self.prefix)
             raise UsageError(ONE_ACCOUNT.format(where=self.title, account=account, how=how, other=self._another))
         if not self.prefix and shows_accounts:
             raise UsageError(MANY_ACCOUNTS.format(where=self.title, other=self._another))
+        if not has_own_rows:
+            self._refuse_foreign_tables(stored)
+        if self.dataset not in schemas:
+            self._workspace.forget_loads()
+        record = self._workspace.folder / NAMES
+        if read_json(record) != self._names:
+            write_privately(record, json.dumps(self._names))
 
     def publish(self, _held_marts: Sequence[str] = ()) -> int | None:
         if self.prefix:
@@ -155,25 +185,83 @@ class Attached(Destination):
                 if not views:
                     return
                 self._replace_views(connection, views)
-                self._describe_schema(connection, DATASET)
+                self._describe_schema(connection, self._names[DATASET])
         raise TryAgain
 
     def _find_outdated_views(self, connection: duckdb.DuckDBPyConnection) -> dict[Key, str]:
         """Return the queries of all views; none if all views are up to date."""
-        columns = _columns_by_prefix(connection)
+        columns = self._columns_by_prefix(connection)
         shown = columns.pop("", {})
         accounts = {prefix.removesuffix("_"): tables for prefix, tables in columns.items()}
-        union = build_union(accounts, lambda account, schema, table: f"{account}_{schema}.{quote_name(table)}", shown)
+
+        def source(account: str, schema: str, table: str) -> str:
+            return f"{account}_{self._names[schema]}.{quote_name(table)}"
+
+        union = build_union(accounts, source, shown)
         # A database rewrites the query of a view, so changes are detected by a digest.
         text = repr(sorted((key, (table.columns, table.query)) for key, table in union.items()))
         digest = hashlib.sha256(text.encode()).hexdigest()
         stored: list[tuple[str]] = []
         if VIEWS_DIGEST in shown:
-            stored = connection.execute(f"SELECT digest FROM warehouse.{'.'.join(VIEWS_DIGEST)}").fetchall()  # noqa: S608
+            schema, table = self._names[VIEWS_DIGEST[0]], VIEWS_DIGEST[1]
+            stored = connection.execute(f"SELECT digest FROM warehouse.{schema}.{table}").fetchall()  # noqa: S608
         if stored == [(digest,)] and all(shown.get(key) == table.columns for key, table in union.items()):
             return {}
         queries = {key: table.query for key, table in union.items()}
-        return {**queries, VIEWS_DIGEST: f"SELECT {quote_literal(digest)} AS digest"}
+        queries[VIEWS_DIGEST] = f"SELECT {quote_literal(digest)} AS digest"
+        return {(self._names[schema], table): query for (schema, table), query in queries.items()}
+
+    def _columns_by_prefix(self, connection: duckdb.DuckDBPyConnection) -> dict[str, dict[Key, list[str]]]:
+        """Return the columns of the tables for readers, by the prefix of the account's schemas.
+
+        The prefix is empty for the views of all accounts, and for the tables of a single one.
+        """
+        schemas = {self._names[schema]: schema for schema in ("msgbubbles", "marts", "staging")}
+        pattern = re.compile(rf"((?:{ACCOUNT_NAME.pattern}_)?)({'|'.join(schemas)})")
+        columns: dict[str, dict[Key, list[str]]] = {}
+        for (name, table), of_table in read_columns(connection, "warehouse").items():
+            if match := pattern.fullmatch(name):
+                columns.setdefault(match[1], {})[schemas[match[2]], table] = of_table
+        # The name of dlt's staging schema looks like that of an account's schema.
+        return {prefix: tables for prefix, tables in columns.items() if any(schema == DATASET for schema, _ in tables)}
+
+    def _has_own_rows(self, connection: duckdb.DuckDBPyConnection) -> bool:
+        """Return whether this job, or one of its account, has loaded the schema of the loaded tables."""
+        with suppress(duckdb.CatalogException):
+            query = f"SELECT 1 FROM {self.write_schema}._dlt_version WHERE starts_with(schema_name, ?) LIMIT 1"  # noqa: S608
+            return connection.execute(query, [PIPELINE]).fetchone() is not None
+        return False
+
+    def _refuse_foreign_tables(self, stored: Iterable[Key]) -> None:
+        """Raise `UsageError` if one of the schemas holds tables, and none by which the job recognizes its own."""
+        tables: dict[str, list[str]] = {}
+        for schema, table in stored:
+            tables.setdefault(schema, []).append(table)
+        for schema, name in self._names.items():
+            key = {"msgbubbles": "raw", "msgbubbles_staging": "raw", "staging": "staging"}.get(schema, "marts")
+            for path in {f"{self.prefix}{name}", *([name] if schema in READER_SCHEMAS else [])}:
+                found = tables.get(path, [])
+                if found and SIGNS[schema] not in found:
+                    some = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+                    raise UsageError(FOREIGN.format(title=self.title, schema=path, tables=some, key=f"{key}_schema"))
+
+    def _refuse_renamed(self, schemas: Collection[str]) -> None:
+        """Raise `UsageError` if the tables are in schemas that have other names in the configuration."""
+        recorded = read_json(self._workspace.folder / NAMES)
+        if not isinstance(recorded, dict):
+            is_used = (self._workspace.folder / "dlt" / PIPELINE / "state.json").exists()
+            recorded = {schema: schema for schema in self._names} if is_used else self._names
+        moved = [
+            (f"{self.prefix}{recorded[schema]}", self.name_schema(schema))
+            for schema in self._names
+            if recorded.get(schema, schema) != self._names[schema] and f"{self.prefix}{recorded[schema]}" in schemas
+        ]
+        if moved:
+            raise UsageError(RENAMED.format(title=self.title, how=self._explain_move(moved)))
+
+    @abstractmethod
+    def _explain_move(self, schemas: Sequence[tuple[str, str]]) -> str:
+        """Return how to rename schemas, as the beginning of a sentence."""
 
 
 def _list_own_tables(connection: duckdb.DuckDBPyConnection, schema: str) -> list[str]:
@@ -190,16 +278,3 @@ def _is_passing(error: BaseException) -> bool:
 def _schemas(connection: duckdb.DuckDBPyConnection) -> set[str]:
     rows = connection.execute("SELECT schema_name FROM duckdb_schemas() WHERE database_name = 'warehouse'").fetchall()
     return {name for (name,) in rows}
-
-
-def _columns_by_prefix(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[Key, list[str]]]:
-    """Return the columns of the tables for readers, by the prefix of the account's schemas.
-
-    The prefix is empty for the views of all accounts, and for the tables of a single one.
-    """
-    columns: dict[str, dict[Key, list[str]]] = {}
-    for (schema, table), names in read_columns(connection, "warehouse").items():
-        if match := SCHEMA.fullmatch(schema):
-            columns.setdefault(match[1], {})[match[2], table] = names
-    # The name of dlt's staging schema looks like that of an account's schema.
-    return {prefix: tables for prefix, tables in columns.items() if any(schema == DATASET for schema, _ in tables)}

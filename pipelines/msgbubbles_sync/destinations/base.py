@@ -36,9 +36,13 @@ class Destination(ABC):
         # The prefix of its schemas.
         self.prefix = workspace.prefix
         # The schema of the loaded tables.
-        self.dataset = f"{self.prefix}{DATASET}"
+        self.dataset = self.name_schema(DATASET)
         # The name of that schema in a connection for writing. In a connection for reading, it is always `msgbubbles`.
         self.write_schema = DATASET
+
+    def name_schema(self, schema: str) -> str:
+        """Return the name of a schema in the warehouse. A connection for reading shows the default names."""
+        return f"{self.prefix}{self._settings.schema_names[schema]}"
 
     @abstractmethod
     def build_dlt_destination(self) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,7 +144,7 @@ class DuckLake(Attached):
         super().prepare()
         with self._attach() as connection:
             # dbt connects to this schema.
-            connection.execute(f"CREATE SCHEMA IF NOT EXISTS warehouse.{self.prefix}staging")
+            connection.execute(f"CREATE SCHEMA IF NOT EXISTS warehouse.{self.name_schema('staging')}")
 
     def _replace_views(self, connection: duckdb.DuckDBPyConnection, views: Mapping[Key, str]) -> None:
         connection.execute("BEGIN")
@@ -179,7 +179,7 @@ class DuckLake(Attached):
     def drop_marts(self) -> None:
         # A full build empties it. The catalog keeps the extremes of a table for as long as the table exists.
         with self._attach() as connection:
-            connection.execute(f"DROP TABLE IF EXISTS warehouse.{self.prefix}staging.thread_chats")
+            connection.execute(f"DROP TABLE IF EXISTS warehouse.{self.name_schema('staging')}.thread_chats")
 
     def remove_old_versions(self) -> None:
         with self._attach() as connection:
@@ -218,6 +218,9 @@ class DuckLake(Attached):
         if schema != self.dataset:  # the views of all accounts: DuckLake stores no comments on their columns
             comments = {table: {"": texts[""]} for table, texts in comments.items() if "" in texts}
         write_comments(connection, f"warehouse.{schema}", comments)
+
+    def _explain_move(self, schemas: Sequence[tuple[str, str]]) -> str:
+        return f"DuckLake cannot rename schemas: drop {', '.join(old for old, _ in schemas)} to read everything again"
 
     def explain(self, message: str) -> str | None:
         if LOCKED.search(message):

@@ -83,10 +83,14 @@ class Postgres(Attached):
     def publish(self, held_marts: Sequence[str] = ()) -> int | None:
         if self._workspace.is_pending("marts"):
             with self._attach() as connection:
-                copy_marts(connection, f"{self.prefix}{self.marts_schema}", f"{self.prefix}marts", held_marts)
+                copy_marts(connection, self.name_schema(self.marts_schema), self.name_schema("marts"), held_marts)
             if not held_marts:  # they are copied as soon as they are no longer held
                 self._workspace.set_done("marts")
         return super().publish(held_marts)
+
+    def _explain_move(self, schemas: Sequence[tuple[str, str]]) -> str:
+        renames = "; ".join(f"ALTER SCHEMA {old} RENAME TO {new}" for old, new in schemas)
+        return f"Rename them: BEGIN; {renames}; COMMIT"
 
     def explain(self, message: str) -> str | None:
         if LOCKED.search(message):
@@ -113,7 +117,7 @@ class Postgres(Attached):
 
     def remove_old_versions(self) -> None:
         with self._attach() as connection:
-            remove_old_rows(connection, [f"{self.prefix}marts"])
+            remove_old_rows(connection, [self.name_schema("marts")])
             renew_statistics(connection, self._schemas)
 
     def list_out_of_reach(self) -> list[str]:

@@ -74,6 +74,8 @@ def workspace(
     address = f"postgresql://postgres@localhost/warehouse?host={server}"
     variables = {"DESTINATION__POSTGRES__CREDENTIALS": address, "SOURCES__MSGBUBBLES__PRIVACY__KEY": KEY}
     variables["DESTINATION__FILESYSTEM__BUCKET_URL"] = str(tmp_path / "lake")
+    if request.param in ("postgres", "ducklake"):  # and in schemas of other names
+        variables |= {"SYNC__RAW_SCHEMA": "crm", "SYNC__STAGING_SCHEMA": "crm_work", "SYNC__MARTS_SCHEMA": "analytics"}
     with ExitStack() as stack:
         if request.param == "bucket":
             (tmp_path / "buckets" / "lake").mkdir(parents=True)
@@ -150,7 +152,8 @@ def test_erased_person_is_in_no_version_of_a_row(workspace: Workspace, server: P
     run_on(server, "ANALYZE", database="warehouse")  # statistics quote values
     sought = [ANN, *(f"canary {version} m1" for version in ("now", "now of", "before", "before of"))]
     assert find(workspace, *sought).keys() >= {ANN, "canary now m1", "canary now of m1"}
-    left_by_killed_job = workspace.database.parent / "lake" / "north_msgbubbles" / "messages" / "ducklake-1.parquet"
+    schema = load_settings().sync.raw_schema
+    left_by_killed_job = workspace.database.parent / "lake" / f"north_{schema}" / "messages" / "ducklake-1.parquet"
     if workspace.destination == "ducklake" and left_by_killed_job.parent.exists():
         for path in (left_by_killed_job, left_by_killed_job.with_name("not-of-the-lake.txt")):
             path.write_text("canary of a killed job" if path == left_by_killed_job else "")
@@ -168,7 +171,7 @@ def test_erased_person_is_in_no_version_of_a_row(workspace: Workspace, server: P
     destination = build_destination(workspace)
     if isinstance(destination, Attached):  # the views of all accounts
         with destination._attach("READ_ONLY") as connection:
-            shown = connection.execute("SELECT account, id FROM warehouse.msgbubbles.messages ORDER BY id").fetchall()
+            shown = connection.execute(f"SELECT account, id FROM warehouse.{schema}.messages ORDER BY id").fetchall()
         assert shown == [("north", "m2"), ("north", "m4")]
     # The same rows are loaded, and merged by key, as before.
     load(workspace, "now")
@@ -202,14 +205,14 @@ def test_killed_erasure_is_finished_without_the_handles(workspace: Workspace, mo
 def test_erasure_waits_for_a_reader_and_leaves_views_of_analysts(
     workspace: Workspace, server: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    view = "north_msgbubbles.by_analyst"
-    run_on(server, f"CREATE VIEW {view} AS SELECT id FROM north_msgbubbles.messages", database="warehouse")
+    view = "north_crm.by_analyst"
+    run_on(server, f"CREATE VIEW {view} AS SELECT id FROM north_crm.messages", database="warehouse")
     monkeypatch.setenv("SYNC__LOCK_TIMEOUT_SECONDS", "1")
     reader = psycopg2.connect(host=str(server), user="postgres", dbname="warehouse")
-    reader.cursor().execute("SELECT * FROM north_msgbubbles.messages")
+    reader.cursor().execute("SELECT * FROM north_crm.messages")
     with pytest.raises(duckdb.Error) as error:
         erasing.erase(build_context(workspace), [ANN])
-    assert "holds north_msgbubbles.messages" in (build_destination(workspace).explain(str(error.value)) or "")
+    assert "holds north_crm.messages" in (build_destination(workspace).explain(str(error.value)) or "")
     assert query(workspace, "SELECT count(*) FROM msgbubbles.chats") == [(3,)], "all or nothing"
     assert not list(workspace.folder.glob("rewriting*"))
     reader.close()
