@@ -65,8 +65,9 @@ def run(context: Context, limits: Limits) -> RunReport:
         if limits.stop.is_set():
             report.run.halt = report.run.halt or Interrupted("stopped")
         else:
-            _build_marts(context, report, with_transform=limits.with_transform)
-            _publish(context, report, max_age_minutes=context.settings.sync.publish_minutes)
+            with context.destination.hold():
+                _build_marts(context, report, with_transform=limits.with_transform)
+                _publish(context, report, max_age_minutes=context.settings.sync.publish_minutes)
         policy.save_found_chats(context.workspace, context.redactor)
         tidy(context.workspace)
     return report
@@ -99,11 +100,12 @@ def load_webhooks(context: Context, limits: Limits) -> RunReport:
     """
     report = RunReport(context, Run(stop=limits.stop))
     with _report_end(context, report):
-        _load_events(context)
         context.destination.prepare()
-        _build_marts(context, report, with_transform=limits.with_transform)
-        if context.workspace.is_pending("publish"):
-            _publish_tables(context, report, lambda _connection: None)
+        with context.destination.hold():
+            _load_events(context)
+            _build_marts(context, report, with_transform=limits.with_transform)
+            if context.workspace.is_pending("publish"):
+                _publish_tables(context, report, lambda _connection: None)
     if report.failure is not None:
         _add_record(context, report)
     return report
@@ -189,6 +191,8 @@ def _publish(context: Context, report: RunReport, *, max_age_minutes: float) -> 
         store_failed_reads(connection, report.failed_reads, destination.write_schema)
 
     _publish_tables(context, report, store_run)
+    with destination.open_writer() as connection:
+        report.rows_in_warehouse = _count_rows(connection)
 
 
 def _publish_tables(
@@ -205,8 +209,6 @@ def _publish_tables(
             create_erasures(connection, destination.write_schema)
             destination.describe_tables(connection)
         report.published_bytes = destination.publish(report.held_marts)
-        with destination.open_writer() as connection:
-            report.rows_in_warehouse = _count_rows(connection)
         report.published = True
     if shared := claims.explain_same_numbers(workspace, destination):
         context.console.fail(shared)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from uuid import uuid4
 
@@ -157,6 +158,7 @@ def _build_covered_dict(coverage: Coverage | None) -> CoveredRecord | None:
     return {"from": iso_timestamp(lo_ms), "to": iso_timestamp(coverage.newest_ms), "gaps": len(coverage.gaps(lo_ms))}
 
 
+@cache
 def _find_versions() -> dict[str, str]:
     versions = {"msgbubbles-sync": VERSION, "python": platform.python_version()}
     for name in ("dlt", "duckdb", "dbt-core"):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -49,8 +50,12 @@ def compute_build_digest(settings: Settings) -> str:
 def compute_key(*names: str) -> bytes:
     """Return a digest of the project's files, of the versions of Python and dbt, and of `names`."""
     files = (path for path in PROJECT.rglob("*") if path.is_file() and _is_source(path))
-    made_with = [version(name) for name in ("dbt-core", "dbt-duckdb", "dbt-common", "dbt-adapters")]
-    return compute_digest(files, platform.python_version(), *made_with, *names).digest()
+    return compute_digest(files, platform.python_version(), *_find_versions(), *names).digest()
+
+
+@cache
+def _find_versions() -> list[str]:
+    return [version(name) for name in ("dbt-core", "dbt-duckdb", "dbt-common", "dbt-adapters")]
 
 
 def _is_source(path: Path) -> bool:

@@ -86,6 +86,7 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
         plan = PlanFile(workspace.folder / "dbt" / "plan.json", dbt.depends_on) if can_plan else None
         is_planned = plan is not None and plan.execute(destination)
         if not is_planned:
+            destination.release()
             result = dbt.run("run", *(["--full-refresh"] if is_full else []))
             if result.failed:
                 raise TransformError(f"the marts could not be built ({result.names}){result.explain(destination)}")
@@ -233,6 +234,7 @@ class _Dbt:
 
     def test(self, destination: Destination) -> DataTestResult:
         """Run the data tests. Raises `TransformError` if one of them could not run."""
+        destination.release()
         result = self.run("test", "--exclude-resource-type", "unit_test")
         if not result.failed:
             return DataTestResult()

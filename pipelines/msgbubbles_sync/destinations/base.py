@@ -157,6 +157,14 @@ class Destination(ABC):
         """Keep the tables open until the block ends, so that a pipeline opens and closes them cheaply."""
         return nullcontext()
 
+    def hold(self) -> AbstractContextManager[Any]:
+        """Keep the tables open until the block ends, or `release` is called, so that connections cost little."""
+        return nullcontext()
+
+    def release(self) -> None:
+        """Close what `hold` keeps open: dlt and dbt open the tables with options of their own."""
+        return
+
     def open_build(self) -> AbstractContextManager[tuple[Path, Path] | None]:
         """Enclose dbt's build and tests of the marts. The build is discarded if the block raises.
 

@@ -24,8 +24,8 @@ MAX_STATES = 10
 STATES = "msgbubbles._dlt_pipeline_state"
 
 
-def compact_if_wasteful(work: Path, stamp: Path, options: Options) -> None:
-    """Compact a database if too much of it is free. No process may have it open.
+def should_compact(work: Path, stamp: Path, options: Options) -> bool:
+    """Return whether too much of a database is free. Writes all of it to the file.
 
     Args:
         work: The database.
@@ -39,12 +39,9 @@ def compact_if_wasteful(work: Path, stamp: Path, options: Options) -> None:
             "SELECT free_blocks, total_blocks, block_size FROM pragma_database_size() "
             "WHERE database_name = current_catalog()"
         ).fetchall()[0]
-    if free <= MAX_FREE_SHARE * total:
-        return
     interval_seconds = SMALL_INTERVAL_SECONDS if total * bytes_each < LARGE_BYTES else LARGE_INTERVAL_SECONDS
-    if not (stamp.exists() and 0 <= time.time() - stamp.stat().st_mtime < interval_seconds):
-        compact(work, options)
-        stamp.touch()
+    is_recent = stamp.exists() and 0 <= time.time() - stamp.stat().st_mtime < interval_seconds
+    return bool(free > MAX_FREE_SHARE * total and not is_recent)
 
 
 def _drop_old_states(connection: duckdb.DuckDBPyConnection) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from msgbubbles_sync.workspace import DATASET, Workspace
 
 from .base import Destination
 from .claims import find_account_files
-from .compaction import compact, compact_if_wasteful
+from .compaction import compact, should_compact
 from .publish import Options, clone, has_foreign_log, is_damaged, publish, read_mark
 from .union_accounts import MANY_ACCOUNTS, ONE_ACCOUNT, combine, shows_accounts
 
@@ -60,6 +60,7 @@ class DuckDBFile(Destination):
         self.title = str(workspace.database)
         # The mark of the file that was published last.
         self._published_mark = workspace.folder / "published.json"
+        self._held = ExitStack()
 
     def build_dlt_destination(self) -> Any:
         # Importing dlt reads its configuration, so `Workspace.configure_dlt` has to run first.
@@ -120,6 +121,16 @@ class DuckDBFile(Destination):
         client: AbstractContextManager[Any] = pipeline.sql_client()
         return client
 
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        # The first connection reads the catalog, and the last one to close writes all changes to the file.
+        with self._held:
+            self._held.enter_context(self.open_writer())
+            yield
+
+    def release(self) -> None:
+        self._held.close()
+
     def prepare(self) -> None:
         workspace, work = self._workspace, self._workspace.work
         self._check_accounts()
@@ -144,12 +155,18 @@ class DuckDBFile(Destination):
         if account is not None and combined.exists() and shows_accounts(combined) is False:
             how = f"mv {combined} {database}"
             raise UsageError(ONE_ACCOUNT.format(where=combined, account=account, how=how, other="--database"))
-        if self.exists() and shows_accounts(database):
+        # A file that this job published shows its own account.
+        if self.exists() and read_json(self._published_mark) != read_mark(database) and shows_accounts(database):
             raise UsageError(MANY_ACCOUNTS.format(where=self.title, other="--database"))
 
     def publish(self, held_marts: Sequence[str] = ()) -> int | None:
         workspace = self._workspace
-        compact_if_wasteful(workspace.work, workspace.folder / "compacted", self.options())
+        stamp = workspace.folder / "compacted"
+        is_wasteful = should_compact(workspace.work, stamp, self.options())
+        self.release()
+        if is_wasteful:
+            compact(workspace.work, self.options())
+            stamp.touch()
         size = publish(workspace.work, workspace.database, held_marts)
         write_privately(self._published_mark, json.dumps(read_mark(workspace.database)))
         if workspace.account is not None:

@@ -10,7 +10,7 @@ import duckdb
 import pytest
 
 from msgbubbles_sync.destinations import compaction
-from msgbubbles_sync.destinations.compaction import compact_if_wasteful
+from msgbubbles_sync.destinations.compaction import compact, should_compact
 
 TABLES = """
 CREATE SCHEMA msgbubbles; CREATE SCHEMA marts; CREATE SEQUENCE msgbubbles.numbers START 7;
@@ -60,13 +60,12 @@ def test_database_with_free_space_is_rewritten_unchanged(tmp_path: Path) -> None
     work, noted = filled(tmp_path), tmp_path / "compacted"
     (tmp_path / "company.duckdb.compacting").write_text("of a process that was killed")
     before, size = described(work), work.stat().st_size
-    compact_if_wasteful(work, noted, {})
+    assert should_compact(work, noted, {})
+    compact(work)
     assert work.stat().st_size < size / 2
     assert described(work) == before
-    inode = work.stat().st_ino
-    compact_if_wasteful(work, noted, {})
-    assert work.stat().st_ino == inode, "nothing is wasted now"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["compacted", "company.duckdb"]
+    assert not should_compact(work, noted, {}), "nothing is wasted now"
+    assert [path.name for path in tmp_path.iterdir()] == ["company.duckdb"]
     with duckdb.connect(str(work)) as connection:
         states = connection.execute("SELECT min(version), max(version) FROM msgbubbles._dlt_pipeline_state").fetchall()
         assert states == [(140, 149)], "dlt reads the newest only"
@@ -87,9 +86,7 @@ def test_database_is_rewritten_once_in_a_while(
     work, noted = filled(tmp_path), tmp_path / "compacted"
     noted.touch()
     os.utime(noted, (time.time() - 60 * minutes,) * 2)
-    size = work.stat().st_size
-    compact_if_wasteful(work, noted, {})
-    assert (work.stat().st_size < size) == is_rewritten
+    assert should_compact(work, noted, {}) == is_rewritten
 
 
 def test_killed_compaction_leaves_the_old_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,5 +97,5 @@ def test_killed_compaction_leaves_the_old_database(tmp_path: Path, monkeypatch: 
     before = described(work)
     monkeypatch.setattr(compaction, "sync_to_disk", killed)
     with pytest.raises(KeyboardInterrupt):
-        compact_if_wasteful(work, tmp_path / "compacted", {})
+        compact(work)
     assert described(work) == before

@@ -61,8 +61,9 @@ def run(session: Session, every_seconds: float, health_address: tuple[str, int] 
         def locked(run: Callable[[Context, Limits], RunReport]) -> RunReport:
             with hold_lock(workspace.folder):
                 # Another command may have changed what a context has cached.
-                sync.prepare(replace(session, context=replace(session.context)))
-                return run(replace(reached), Limits(stop=stop))
+                context = replace(reached)
+                sync.prepare(replace(session, context=context))
+                return run(context, Limits(stop=stop))
 
         def on_cycle(cycle: Cycle) -> bool:
             for observe in observers:
