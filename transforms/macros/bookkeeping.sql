@@ -38,7 +38,10 @@
         side_before varchar(4),
         turn_before_at timestamptz,
         our_replies_before bigint not null,
-        their_replies_before bigint not null
+        their_replies_before bigint not null,
+        spoke_before_at timestamptz,
+        turns_before bigint not null,
+        sessions_before bigint not null
     );
     {#- Tables under the models' former names hold the same personal data. #}
     {%- for old in ['thread_measures', 'thread_messages', 'typing_spells'] %}
@@ -107,7 +110,10 @@
         end as side_before,
         max(case when before.starts_turn then before.message_at end) as turn_before_at,
         coalesce(max(case when before.side = 'us' then before.reply_number end), 0) as our_replies_before,
-        coalesce(max(case when before.side = 'them' then before.reply_number end), 0) as their_replies_before
+        coalesce(max(case when before.side = 'them' then before.reply_number end), 0) as their_replies_before,
+        max(case when before.side is not null then before.message_at end) as spoke_before_at,
+        coalesce(max(before.turn_number), 0) as turns_before,
+        coalesce(max(before.session_number), 0) as sessions_before
     from changes
     left join {{ this }} as before on before.chat_id = changes.chat_id and before.message_at < changes.since
     group by changes.chat_id, changes.since;
@@ -124,10 +130,62 @@
     {%- endif %}
 {% endmacro %}
 
+{# Before thread_turns or thread_sessions is written, delete the turns or sessions (numbered by `number`) of a chat that may
+   differ: from the last one on that began before the first changed day. It may be longer now, or another may follow it. #}
+{% macro cut_numbered(number) %}{{ return(adapter.dispatch('cut_numbered')(number)) }}{% endmacro %}
+{% macro spark__cut_numbered(number) %}{% endmacro %}
+{% macro default__cut_numbered(number) %}
+    {%- if is_incremental() %}
+    delete from {{ this }} as built
+    using (
+        select changed.chat_id, max(before.{{ number }}) as last_before
+        from (
+            select chat_id, min(day) as since
+            from {{ in_staging('days_to_build') }}
+            where mart = '{{ this.identifier }}'
+            group by chat_id
+        ) as changed
+        left join {{ this }} as before on before.chat_id = changed.chat_id and before.day < changed.since
+        group by changed.chat_id
+    ) as tails
+    where tails.chat_id = built.chat_id and built.{{ number }} >= coalesce(tails.last_before, 0)
+    {%- endif %}
+{% endmacro %}
+
+{# Select the messages of these turns or sessions: those after the ones that are left. #}
+{% macro messages_to_number(number) -%}
+    select messages.*
+    from {{ ref('int_thread_messages') }} as messages
+    {%- if is_incremental() %}
+    inner join (
+        select changed.chat_id, coalesce(max(built.{{ number }}), 0) as last_built
+        from (
+            select distinct chat_id from {{ source('bookkeeping', 'days_to_build') }} where mart = '{{ this.identifier }}'
+        ) as changed
+        left join {{ this }} as built on built.chat_id = changed.chat_id
+        group by changed.chat_id
+    ) as tails on tails.chat_id = messages.chat_id and messages.{{ number }} > tails.last_built
+    {%- endif %}
+    where messages.side is not null
+{%- endmacro %}
+
+{# After thread_turns is written, update the open turns of chats that were deleted or came back. #}
+{% macro update_open_turns() %}{{ return(adapter.dispatch('update_open_turns')()) }}{% endmacro %}
+{% macro spark__update_open_turns() %}{% endmacro %}
+{% macro default__update_open_turns() %}
+    update {{ this }} as turns
+    set is_open = chats.deleted_at is null
+    from {{ ref('stg_chats') }} as chats
+    where
+        chats.chat_id = turns.chat_id
+        and turns.answered_at is null
+        and turns.is_open <> (chats.deleted_at is null)
+{% endmacro %}
+
 {# List the columns of int_thread_messages that daily marts depend on. place_in_thread and gap_seconds are not among them:
    they also change when a message of another day does. #}
 {% macro daily_columns() -%}
-    chat_id, message_id, from_handle, message_at, day, weekday, hour, direction, side, channel, sender, is_failed,
+    chat_id, message_id, from_handle, is_group, message_at, day, weekday, hour, direction, side, channel, sender, is_failed,
     is_delivered, is_read, attachment_count, starts_thread, starts_turn, reply_seconds, fetched_at
 {%- endmacro %}
 

@@ -15,9 +15,11 @@
     (cast(unix_micros({{ later }}) - unix_micros({{ earlier }}) as double) / 1000000)
 {%- endmacro %}
 
-{# 1 for a message that begins a session, because the chat was silent before it, otherwise 0. #}
-{% macro starts_session(before_at, message_at) -%}
-    case when {{ seconds_between(before_at, message_at) }} < {{ var('session_gap_hours') }} * 3600 then 0 else 1 end
+{# Whether a message begins a session: its side speaks, and nobody has spoken for `session_gap_hours`. #}
+{% macro starts_session(message) -%}
+    ({{ message }}.side is not null and coalesce(
+        {{ seconds_between(message ~ '.silent_since', message ~ '.message_at') }} >= {{ var('session_gap_hours') }} * 3600, true
+    ))
 {%- endmacro %}
 
 {# Interpolated percentile, ignoring nulls. Rounded to the millisecond, because the engines differ in the last bit. #}

@@ -12,6 +12,7 @@ with messages as (
         messages.chat_id,
         messages.message_id,
         chats.from_handle,
+        chats.is_group,
         messages.message_at,
         {{ local_time('messages.message_at') }} as local_at,
         messages.direction,
@@ -49,6 +50,9 @@ with messages as (
         tails.turn_before_at,
         tails.our_replies_before,
         tails.their_replies_before,
+        tails.spoke_before_at,
+        tails.turns_before,
+        tails.sessions_before,
         {%- else %}
         0 as place_before,
         cast(null as {{ engine_type('timestamptz') }}) as message_before_at,
@@ -56,6 +60,9 @@ with messages as (
         cast(null as {{ engine_type('timestamptz') }}) as turn_before_at,
         0 as our_replies_before,
         0 as their_replies_before,
+        cast(null as {{ engine_type('timestamptz') }}) as spoke_before_at,
+        0 as turns_before,
+        0 as sessions_before,
         {%- endif %}
         messages.fetched_at
     from {{ ref('stg_messages') }} as messages
@@ -71,9 +78,15 @@ in_order as (
     select
         *,
         place_before + row_number() over thread as place_in_thread,
-        coalesce(lag(message_at) over thread, message_before_at) as gap_began_at
+        coalesce(lag(message_at) over thread, message_before_at) as gap_began_at,
+        coalesce(max(case when side is not null then message_at end) over earlier, spoke_before_at) as silent_since
     from messages
-    window thread as (partition by chat_id order by message_at, order_at_equal_times, message_id)
+    window
+        thread as (partition by chat_id order by message_at, order_at_equal_times, message_id),
+        earlier as (
+            partition by chat_id order by message_at, order_at_equal_times, message_id
+            rows between unbounded preceding and 1 preceding
+        )
 ),
 
 -- A turn begins where the side changes. It answers the other side's turn before it, which began at asked_at.
@@ -111,6 +124,7 @@ select
     in_order.chat_id,
     in_order.message_id,
     in_order.from_handle,
+    in_order.is_group,
     in_order.message_at,
     cast(in_order.local_at as date) as day,
     {{ weekday('in_order.local_at') }} as weekday,
@@ -130,9 +144,17 @@ select
     in_order.place_in_thread,
     {{ seconds_between('in_order.gap_began_at', 'in_order.message_at') }} as gap_seconds,
     turns.message_id is not null as starts_turn,
+    case when in_order.side is not null then in_order.turns_before + count(turns.message_id) over thread end
+        as turn_number,
+    {{ starts_session('in_order') }} as starts_session,
+    case
+        when in_order.side is not null
+            then in_order.sessions_before + count(case when {{ starts_session('in_order') }} then 1 end) over thread
+    end as session_number,
     replies.reply_number,
     {{ seconds_between('replies.asked_at', 'in_order.message_at') }} as reply_seconds,
     in_order.fetched_at
 from in_order
 left join turns on turns.chat_id = in_order.chat_id and turns.message_id = in_order.message_id
 left join replies on replies.chat_id = in_order.chat_id and replies.message_id = in_order.message_id
+window thread as (partition by in_order.chat_id order by in_order.place_in_thread rows unbounded preceding)

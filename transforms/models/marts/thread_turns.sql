@@ -1,66 +1,31 @@
--- depends_on: {{ ref('chats_to_build') }}
--- A chat that no longer has turns yields a row without one, which replaces the old rows and is deleted by the hook.
-{{ config(post_hook="{{ delete_where('turn_number is null') }}") }}
+-- An increment writes the turns of a chat again from the last one before the first changed day on (see cut_numbered).
+{{ config(
+    incremental_strategy='append',
+    pre_hook="{{ cut_numbered('turn_number') }}",
+    post_hook="{{ update_open_turns() }}"
+) }}
 
-with chats as (
-    select
-        chat_id,
-        from_handle,
-        is_group,
-        deleted_at,
-        {{ schedule_number('from_handle') }} as schedule_number
-    from {{ ref('stg_chats') }}
-    where
-    {%- if is_incremental() %}
-        chat_id in (select chat_id from {{ ref('chats_to_build') }} where mart = 'thread_turns')
-        or chat_id in (select chat_id from {{ source('bookkeeping', 'days_to_build') }} where mart = 'thread_turns')
-    {%- else %}
-        chat_id in (select chat_id from {{ ref('int_thread_messages') }} where side is not null)
-    {%- endif %}
-),
-
-messages as (
-    select
-        chat_id,
-        side,
-        channel,
-        message_at,
-        day,
-        starts_turn,
-        place_in_thread,
-        lag(message_at) over (partition by chat_id order by place_in_thread) as before_at
-    from {{ ref('int_thread_messages') }}
-    where
-        side is not null
-        {%- if is_incremental() %}
-        and chat_id in (select chat_id from chats)
-        {%- endif %}
-),
-
-numbered as (
-    select
-        *,
-        {{ starts_session('before_at', 'message_at') }} as starts_session,
-        sum({{ starts_session('before_at', 'message_at') }}) over thread as session_number,
-        sum(case when starts_turn then 1 else 0 end) over thread as turn_number
-    from messages
-    window thread as (partition by chat_id order by place_in_thread rows unbounded preceding)
+with messages as (
+    {{ messages_to_number('turn_number') }}
 ),
 
 turns as (
     select
         chat_id,
-        cast(turn_number as bigint) as turn_number,
-        cast(min(session_number) as bigint) as session_number,
-        max(case when starts_turn then starts_session end) = 1 as starts_session,
+        turn_number,
+        from_handle,
+        is_group,
+        {{ schedule_number('from_handle') }} as schedule_number,
+        min(session_number) as session_number,
+        count(case when starts_turn and starts_session then 1 end) = 1 as starts_session,
         min(side) as side,
         max(case when starts_turn then channel end) as channel,
         min(message_at) as began_at,
         max(message_at) as ended_at,
         min(day) as day,
         count(*) as message_count
-    from numbered
-    group by chat_id, turn_number
+    from messages
+    group by chat_id, turn_number, from_handle, is_group
 ),
 
 answered as (
@@ -98,32 +63,17 @@ deadlines as (
 
 timed as (
     select
-        chats.chat_id,
-        chats.from_handle,
-        chats.is_group,
-        chats.deleted_at,
-        chats.schedule_number,
-        answered.turn_number,
-        answered.session_number,
-        answered.starts_session,
-        answered.side,
-        answered.channel,
-        answered.began_at,
-        answered.ended_at,
-        answered.day,
-        answered.message_count,
-        answered.answered_at,
+        answered.*,
         {{ business_seconds('asked', 'answered.began_at', 'replied', 'answered.answered_at') }}
             as business_reply_seconds,
         {{ business_clock('asked', 'answered.began_at') }} as began_business_seconds,
         case
-            when answered.side = 'them' and not chats.is_group
-                then {{ sla_target('answered.starts_session', 'chats.from_handle', 'answered.channel') }}
+            when answered.side = 'them' and not answered.is_group
+                then {{ sla_target('answered.starts_session', 'answered.from_handle', 'answered.channel') }}
         end as sla_target
-    from chats
-    left join answered on answered.chat_id = chats.chat_id
-    {{ join_period('asked', 'chats.schedule_number', 'answered.began_at') }}
-    {{ join_period('replied', 'chats.schedule_number', 'answered.answered_at') }}
+    from answered
+    {{ join_period('asked', 'answered.schedule_number', 'answered.began_at') }}
+    {{ join_period('replied', 'answered.schedule_number', 'answered.answered_at') }}
 ),
 
 targeted as (
@@ -153,7 +103,7 @@ select
     targeted.answered_at,
     {{ seconds_between('targeted.began_at', 'targeted.answered_at') }} as reply_seconds,
     targeted.business_reply_seconds,
-    targeted.answered_at is null and targeted.deleted_at is null as is_open,
+    targeted.answered_at is null and chats.deleted_at is null as is_open,
     targeted.sla_target,
     case
         when targeted.is_business
@@ -161,6 +111,7 @@ select
         else {{ add_seconds('targeted.began_at', 'targeted.target_seconds') }}
     end as due_at
 from targeted
+inner join {{ ref('stg_chats') }} as chats on chats.chat_id = targeted.chat_id
 left join deadlines
     on deadlines.schedule_number = targeted.schedule_number
     and deadlines.open_day = {{ open_day('targeted.due_business_seconds') }}

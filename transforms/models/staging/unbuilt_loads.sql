@@ -7,9 +7,7 @@ from (
         ('int_thread_measures'),
         ('group_membership'),
         ('chat_title_history'),
-        ('int_typing_spells'),
-        ('thread_turns'),
-        ('thread_sessions')
+        ('int_typing_spells')
 ) as marts (mart)
 cross join {{ ref('loads') }} as loads
 left join {{ source('bookkeeping', 'built_loads') }} as built
