@@ -17,9 +17,9 @@ UNTRANSLATED = {
     "bigquery": {
         "backlog_daily",
         "int_business_hours",
+        "int_thread_messages",
         "int_typing_spells",
         "sla_events",
-        "thread_sessions",
         "thread_turns",
     },
     "snowflake": set(),
@@ -31,7 +31,7 @@ UNTRANSLATED = {
 # The models that a dialect cannot even parse as they are.
 UNPARSED = {
     "bigquery": {"int_business_hours", "contact", "contact_monthly"},
-    "snowflake": {"int_thread_messages", "group_membership", "thread_sessions", "thread_turns"},
+    "snowflake": {"int_thread_messages", "group_membership", "thread_sessions"},
     "databricks": set(),
     "redshift": {"int_business_hours"},
     "clickhouse": {"contact", "contact_monthly"},
