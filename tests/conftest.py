@@ -4,7 +4,9 @@ from contextlib import closing
 import psycopg2
 import pytest
 
-from helpers import postgres, process
+from helpers import fork_server, postgres, process
+
+fork_server.trust_extensions()
 
 
 def pytest_sessionfinish() -> None:

@@ -6,6 +6,7 @@ The search covers the bytes of each file and the contents of compressed and pack
 from __future__ import annotations
 
 import gzip
+import re
 import shutil
 import tempfile
 import zlib
@@ -110,16 +111,22 @@ def quote_everywhere(row: dict[str, Any], handles: Iterator[str], skip: frozense
     return quoted | {next(handles): {next(handles): 1}, "unknown": [next(handles)]}
 
 
-def find_words(folder: Path, words: Iterable[str], skip: Iterable[str] = ()) -> dict[str, list[str]]:
-    """Return by word the files that contain it, as paths in the folder, except files named in `skip`."""
+def find_words(
+    folder: Path, words: Iterable[str], skip: Iterable[str] = (), skip_paths: str = r"\.duckdb_extension$"
+) -> dict[str, list[str]]:
+    """Return by word the files that contain it, as paths in the folder.
+
+    Files named in `skip` are not read, and none whose path in the folder matches `skip_paths`: by default the links to
+    DuckDB's extensions, which are programs of many megabytes.
+    """
     wanted = {word: word.encode() for word in words}
     found: dict[str, list[str]] = {}
     for path in sorted(folder.rglob("*")):
-        if not path.is_file() or path.name in skip:
+        name = str(path.relative_to(folder))
+        if path.name in skip or re.search(skip_paths, name) or not path.is_file():
             continue
         for content in _contents(path):
             for word, sought in wanted.items():
-                name = str(path.relative_to(folder))
                 if sought in content and name not in found.get(word, []):
                     found.setdefault(word, []).append(name)
     return found

@@ -73,10 +73,28 @@ def preload() -> None:
     sys.meta_path.remove(hide_pandas)
     import duckdb
 
+    trust_extensions()
     duckdb.default_connection().close()  # it has threads, which a fork does not inherit
     _run_dbt()
     os.environ.clear()
     os.environ.update(before)
+
+
+def trust_extensions() -> None:
+    """Have DuckDB load extensions without checking their signatures: it hashes 40 to 90 MB for each connection.
+
+    That took most of the time of a test with a server or a lake. Commands that are started anew check them.
+    """
+    import duckdb
+
+    connect = duckdb.connect
+
+    def connect_without_check(
+        database: str | Path = ":memory:", read_only: bool = False, config: dict[str, Any] | None = None
+    ) -> Any:
+        return connect(database, read_only=read_only, config={"allow_unsigned_extensions": "true"} | (config or {}))
+
+    duckdb.connect = connect_without_check
 
 
 def _run_dbt() -> None:

@@ -67,3 +67,12 @@ def new_database(server: str, name: str, options: str = "") -> Iterator[str]:
         yield server.replace("/postgres?", f"/{name}?")
     finally:
         _execute(server, drop)
+
+
+@contextmanager
+def copied_database(server: str, source: str, name: str) -> Iterator[None]:
+    """Copy a database, to make others from it: with `new_database`, whose options name it as their template."""
+    end_sessions = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{source}'"
+    _execute(server, end_sessions)
+    with new_database(server, name, f'TEMPLATE "{source}"'):
+        yield

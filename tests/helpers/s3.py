@@ -41,10 +41,10 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
 @contextmanager
 def running(folder: Path | None = None) -> Iterator[int]:
     """Yield the port of an endpoint: one in memory, or one with the buckets in a folder, which checks keys."""
-    port, tools = find_free_port(), Path(sys.executable).parent
-    in_memory = [str(tools / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+    port, rclone = find_free_port(), Path(sys.executable).with_name("rclone")
+    in_memory = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     address = f"127.0.0.1:{port}"
-    with_keys = [str(tools / "rclone"), "serve", "s3", "--addr", address, "--auth-key", f"{KEY},{SECRET}", str(folder)]
+    with_keys = [str(rclone), "serve", "s3", "--addr", address, "--auth-key", f"{KEY},{SECRET}", str(folder)]
     process = subprocess.Popen(with_keys if folder else in_memory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait_for(port, process)

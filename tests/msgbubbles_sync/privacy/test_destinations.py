@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -49,52 +48,79 @@ NOW = datetime.now(UTC).replace(microsecond=0)
 OLD, NEW = NOW - timedelta(days=50), NOW - timedelta(days=1)
 
 
+@dataclass
+class Copies:
+    """Folders and databases that are loaded, for tests to copy: loading takes most of the time of a test."""
+
+    folder: Path
+    databases: ExitStack
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Start a server, and return the folder with its data."""
-    folder = tmp_path_factory.mktemp("server")
-    with postgres.running(folder):
-        yield folder
-
-
-def run_on(server: Path, *statements: str, database: str = "postgres") -> None:
-    connection = psycopg2.connect(host=str(server), user="postgres", dbname=database)
-    connection.autocommit = True
-    for statement in statements:
-        connection.cursor().execute(statement)
-    connection.close()
+def copies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copies]:
+    with ExitStack() as databases:
+        yield Copies(tmp_path_factory.mktemp("destinations"), databases)
 
 
 @pytest.fixture(params=["postgres", "ducklake", "filesystem"])
 def workspace(
-    request: pytest.FixtureRequest, server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    postgres_server: str,
+    worker_id: str,
+    copies: Copies,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Workspace]:
     """Load account north twice, with other texts, so that there are old versions of rows."""
-    run_on(server, "CREATE DATABASE warehouse")
-    address = f"postgresql://postgres@localhost/warehouse?host={server}"
-    variables = {"DESTINATION__POSTGRES__CREDENTIALS": address, "SOURCES__MSGBUBBLES__PRIVACY__KEY": KEY}
-    variables["DESTINATION__FILESYSTEM__BUCKET_URL"] = str(tmp_path / "lake")
-    if request.param in ("postgres", "ducklake"):  # and in schemas of other names
-        variables |= {"SYNC__RAW_SCHEMA": "crm", "SYNC__STAGING_SCHEMA": "crm_work", "SYNC__MARTS_SCHEMA": "analytics"}
+    # Always in this folder, and in a database of this name: the files of a lake and of dlt name them.
+    folder, copied = copies.folder / request.param, copies.folder / f"{request.param}-loaded"
+    template = f"{request.param}_{worker_id}"
     with ExitStack() as stack:
+        options = f'TEMPLATE "{template}"' if copied.exists() else ""
+        address = stack.enter_context(postgres.new_database(postgres_server, f"warehouse_{worker_id}", options))
+        variables = {"DESTINATION__POSTGRES__CREDENTIALS": address, "SOURCES__MSGBUBBLES__PRIVACY__KEY": KEY}
+        variables["DESTINATION__FILESYSTEM__BUCKET_URL"] = str(folder / "lake")
+        if request.param in ("postgres", "ducklake"):  # and in schemas of other names
+            variables |= {
+                "SYNC__RAW_SCHEMA": "crm",
+                "SYNC__STAGING_SCHEMA": "crm_work",
+                "SYNC__MARTS_SCHEMA": "analytics",
+            }
+        if copied.exists():
+            shutil.rmtree(folder)
+            shutil.copytree(copied, folder, symlinks=True)
+        folder.mkdir(exist_ok=True)
         if request.param == "bucket":
-            (tmp_path / "buckets" / "lake").mkdir(parents=True)
-            port = stack.enter_context(s3.running(tmp_path / "buckets"))
+            (folder / "buckets" / "lake").mkdir(parents=True, exist_ok=True)
+            port = stack.enter_context(s3.running(folder / "buckets"))
             variables |= lake_in_bucket(address, "lake", port)
         else:
-            variables |= lake_at(address, tmp_path / "lake")
+            variables |= lake_at(address, folder / "lake")
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         destination = "ducklake" if request.param == "bucket" else request.param
-        workspace = Workspace.from_path(tmp_path / "company.duckdb", destination, "north")
+        workspace = Workspace.from_path(folder / "company.duckdb", destination, "north")
         workspace.make_folders()
         workspace.configure_dlt()
-        build_destination(workspace).prepare()
-        for version in ("before", "now"):
-            load(workspace, version)
-        build_destination(workspace).publish()
+        if not copied.exists():
+            build_destination(workspace).prepare()
+            for version in ("before", "now"):
+                load(workspace, version)
+            build_destination(workspace).publish()
+            copies.databases.enter_context(
+                postgres.copied_database(postgres_server, f"warehouse_{worker_id}", template)
+            )
+            shutil.copytree(folder, copied, symlinks=True)
         yield workspace
-    run_on(server, "DROP DATABASE warehouse WITH (FORCE)")
+
+
+def run_on_server(*statements: str) -> list[Any]:
+    """Run statements in the database of the test. Returns the rows of the last one."""
+    with closing(psycopg2.connect(os.environ["DESTINATION__POSTGRES__CREDENTIALS"])) as connection:
+        connection.autocommit = True
+        cursor = connection.cursor()
+        for statement in statements:
+            cursor.execute(statement)
+        return cursor.fetchall() if cursor.description else []
 
 
 def load(workspace: Workspace, version: str) -> None:
@@ -133,23 +159,23 @@ def query(workspace: Workspace, sql: str) -> list[tuple[Any, ...]]:
 
 
 def find(workspace: Workspace, *words: str) -> dict[str, list[str]]:
-    """Return by word the files that have it, except the server's logs and DuckDB's extensions.
+    """Return by word the files that have it, except the server's logs and the databases of other tests.
 
     PostgreSQL recycles its write-ahead log by itself, and its own log quotes statements that failed.
     """
+    [(database,)] = run_on_server("CHECKPOINT", "SELECT oid FROM pg_database WHERE datname = current_database()")
     server = Path(os.environ["DESTINATION__POSTGRES__CREDENTIALS"].rpartition("=")[2])
-    run_on(server, "CHECKPOINT")
-    found: dict[str, list[str]] = {}
-    for folder in (workspace.database.parent, server):
-        for word, paths in find_words(folder, words).items():
-            if files := [path for path in paths if not re.search("^pg_wal/|^log$|/extensions/", path)]:
-                found[word] = [*found.get(word, ()), *files]
+    assert (server / "base" / str(database)).is_dir()
+    others = rf"^pg_wal/|^log$|^base/(?!{database}/|pgsql_tmp)"
+    found = find_words(workspace.database.parent, words)
+    for word, paths in find_words(server, words, skip_paths=others).items():
+        found[word] = [*found.get(word, ()), *paths]
     return found
 
 
 @pytest.mark.parametrize("workspace", ["postgres", "ducklake", "bucket", "filesystem"], indirect=True)
-def test_erased_person_is_in_no_version_of_a_row(workspace: Workspace, server: Path) -> None:
-    run_on(server, "ANALYZE", database="warehouse")  # statistics quote values
+def test_erased_person_is_in_no_version_of_a_row(workspace: Workspace) -> None:
+    run_on_server("ANALYZE")  # statistics quote values
     sought = [ANN, *(f"canary {version} m1" for version in ("now", "now of", "before", "before of"))]
     assert find(workspace, *sought).keys() >= {ANN, "canary now m1", "canary now of m1"}
     schema = load_settings().sync.raw_schema
@@ -203,12 +229,12 @@ def test_killed_erasure_is_finished_without_the_handles(workspace: Workspace, mo
 
 @pytest.mark.parametrize("workspace", ["postgres"], indirect=True)
 def test_erasure_waits_for_a_reader_and_leaves_views_of_analysts(
-    workspace: Workspace, server: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     view = "north_crm.by_analyst"
-    run_on(server, f"CREATE VIEW {view} AS SELECT id FROM north_crm.messages", database="warehouse")
+    run_on_server(f"CREATE VIEW {view} AS SELECT id FROM north_crm.messages")
     monkeypatch.setenv("SYNC__LOCK_TIMEOUT_SECONDS", "1")
-    reader = psycopg2.connect(host=str(server), user="postgres", dbname="warehouse")
+    reader = psycopg2.connect(os.environ["DESTINATION__POSTGRES__CREDENTIALS"])
     reader.cursor().execute("SELECT * FROM north_crm.messages")
     with pytest.raises(duckdb.Error) as error:
         erasing.erase(build_context(workspace), [ANN])
