@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ import duckdb
 import pytest
 
 from msgbubbles_sync.dbt import process as manifest
+from msgbubbles_sync.dbt.project import Names
 from msgbubbles_sync.tables import CLAIM, ERASURES, FAILED_READS, PRIVACY, SYNC_RUNS, TABLES, column_definitions
 
 PROJECT = Path(__file__).parents[2] / "transforms"
@@ -108,16 +110,17 @@ class Warehouse:
             DuckDBConnectionManager.close_all_connections()
 
     def _parsed(self, command: tuple[str, ...], arguments: list[str]) -> Any:
-        """Return the parsed project, as the job caches it; null for a command that needs another parse."""
+        """Return the parsed project, as the job caches it; null for a command that parses."""
         from dbt.cli.main import dbtRunner
 
-        if command[0] == "parse" or {"--vars", "--target"} & set(command):
+        if command[0] in ("parse", "docs"):
             return None
-        names = ("duckdb", self.path.stem, "UTC", "")
-        found = manifest.load_manifest(*names)
+        target = command[command.index("--target") + 1] if "--target" in command else "duckdb"
+        names = Names(target, os.environ["PGDATABASE"] if target == "postgres" else self.path.stem, "")
+        found = manifest.load_manifest(names)
         if found is None:
-            parsed: Any = dbtRunner().invoke(["parse", *arguments]).result
-            manifest.store_manifest(parsed, *names)
+            parsed: Any = dbtRunner().invoke(["parse", "--target", target, *arguments]).result
+            manifest.store_manifest(parsed, names)
             return parsed
         return found
 

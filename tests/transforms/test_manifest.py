@@ -1,4 +1,4 @@
-"""Tests of the manifest cache: all warehouses of a name share it, and a changed project invalidates it."""
+"""Tests of the manifest cache: all warehouses share it, and a changed project invalidates it."""
 
 from __future__ import annotations
 
@@ -12,23 +12,44 @@ import pytest
 from msgbubbles_sync.dbt import process as manifest
 from msgbubbles_sync.dbt import project as files
 from msgbubbles_sync.dbt import runner as transform
-from msgbubbles_sync.dbt.runner import compile_models
-from msgbubbles_sync.settings import Settings
+from msgbubbles_sync.dbt.project import Names
+from msgbubbles_sync.settings import Settings, TransformSettings
 from msgbubbles_sync.workspace import Workspace
 
-NAMES = ("duckdb", ":memory:", "UTC", "")
+COMPILE_ONE = ("compile", "--select", "stg_numbers")
+NAMES = Names("duckdb", "memory", "")
+
+
+@pytest.fixture(scope="module")
+def parsed_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copy the dbt project and parse it."""
+    folder = tmp_path_factory.mktemp("parsed")
+    copy = folder / "transforms"
+    shutil.copytree(files.PROJECT, copy, ignore=shutil.ignore_patterns(*files.MADE_BY_DBT))
+    with pytest.MonkeyPatch.context() as patch:
+        _use(copy, patch)
+        _parse(folder / "one")
+    return copy
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Copy the dbt project and parse it."""
-    copy = tmp_path / "transforms"
-    shutil.copytree(files.PROJECT, copy, ignore=shutil.ignore_patterns(*files.MADE_BY_DBT))
-    for module in (manifest, files, transform):
-        monkeypatch.setattr(module, "PROJECT", copy)
-    monkeypatch.setenv("MSGBUBBLES_DUCKDB_PATH", "")  # compiling sets it, and other tests need their own value
-    compile_models(_workspace(tmp_path / "one"), "", Settings())
+def project(parsed_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    copy = shutil.copytree(parsed_project, tmp_path / "transforms")
+    _use(copy, monkeypatch)
     return copy
+
+
+def _use(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (manifest, files, transform):
+        monkeypatch.setattr(module, "PROJECT", project)
+    monkeypatch.setenv("MSGBUBBLES_DUCKDB_PATH", "")  # compiling sets it, and other tests need their own value
+
+
+def _parse(folder: Path) -> None:
+    """Compile a model of the project, which is parsed first if it has to be."""
+    environment = {"MSGBUBBLES_DUCKDB_PATH": ":memory:"}
+    result = transform._Dbt(_workspace(folder), "", "duckdb", environment, Settings()).run(*COMPILE_ONE)
+    assert not result.failed
 
 
 def _workspace(folder: Path) -> Workspace:
@@ -48,16 +69,14 @@ def _append(text: str) -> Callable[[Path], None]:
 def test_project_is_parsed_once_and_again_after_a_change(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert manifest.load_manifest(*NAMES) is not None
-    assert manifest.load_manifest("duckdb", ":memory:", "Asia/Kolkata", "") is None
-    assert manifest.load_manifest("duckdb", "company", "UTC", "") is None
-    assert manifest.load_manifest("duckdb", ":memory:", "UTC", "north_") is None
+    assert manifest.load_manifest(NAMES) is not None
+    assert manifest.load_manifest(Names("postgres", "memory", "")) is None
 
     parsed: list[Any] = []
     with monkeypatch.context() as patch:
         patch.setattr(manifest, "store_manifest", lambda *names: parsed.append(names))
-        compile_models(_workspace(tmp_path / "two"), "", Settings())
-    assert not parsed, "another warehouse of this name parses nothing"
+        _parse(tmp_path / "two")
+    assert not parsed, "another warehouse parses nothing"
 
     model = project / "models" / "marts" / "contact.sql"
     changes: dict[Path, Callable[[Path], object]] = {
@@ -68,17 +87,41 @@ def test_project_is_parsed_once_and_again_after_a_change(
         project / "tests" / "new.sql": lambda path: path.write_text("select 1 as one where false"),
     }
     for path, change in changes.items():
-        cached = manifest.load_manifest(*NAMES)
+        cached = manifest.load_manifest(NAMES)
         assert cached is not None
         change(path)
-        assert manifest.load_manifest(*NAMES) is None, path.name
-        manifest.store_manifest(cached, *NAMES)
+        assert manifest.load_manifest(NAMES) is None, path.name
+        manifest.store_manifest(cached, NAMES)
+
+
+@pytest.mark.usefixtures("project")
+def test_manifest_of_other_names_equals_a_parsed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = Names("duckdb", "a", "north_")
+    [renamed, back] = [manifest.load_manifest(given) for given in (names, NAMES)]
+    monkeypatch.setattr(manifest, "load_manifest", lambda _: None)
+    stored: list[Any] = []
+    # As it is then: dbt adds the compiled code to it.
+    monkeypatch.setattr(manifest, "store_manifest", lambda parsed, names: stored.append((_contents(parsed), names)))
+    workspace = Workspace.from_path(_workspace(tmp_path / "two").folder / ".a.staging.duckdb")
+    workspace.make_folders()
+    zone = Settings(transforms=TransformSettings(time_zone="Asia/Kolkata"))
+    environment = {"MSGBUBBLES_DUCKDB_PATH": str(workspace.work)}
+    transform._Dbt(workspace, "north_", "duckdb", environment, zone).run(*COMPILE_ONE)
+    [(parsed, parsed_with)] = stored
+    assert parsed_with == names
+    assert _contents(renamed) == parsed != _contents(back)
+
+
+def _contents(found: Any) -> dict[str, Any]:
+    kinds = (found.nodes, found.sources, found.unit_tests, found.exposures, found.macros)
+    nodes = {key: node.to_dict() for kind in kinds for key, node in kind.items()}
+    return {key: {name: value for name, value in node.items() if name != "created_at"} for key, node in nodes.items()}
 
 
 def test_unusable_cache_file_is_replaced(project: Path, tmp_path: Path) -> None:
     [cached] = (project / "target").iterdir()
     for damage in (b"", cached.read_bytes()[: manifest.KEY_BYTES] + b"no msgpack"):
         cached.write_bytes(damage)
-        assert manifest.load_manifest(*NAMES) is None
-    compile_models(_workspace(tmp_path / "two"), "", Settings())
-    assert manifest.load_manifest(*NAMES) is not None
+        assert manifest.load_manifest(NAMES) is None
+    _parse(tmp_path / "two")
+    assert manifest.load_manifest(NAMES) is not None

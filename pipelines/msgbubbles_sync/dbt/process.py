@@ -1,14 +1,14 @@
 """Run dbt commands in this process, on a project that is parsed once. Imports dbt, which takes seconds.
 
 dbt takes longer to parse the project than to build a small account's marts. The result depends on the project's files,
-on dbt, and on the names of target, database, schemas and time zone, but on nothing else in a warehouse, so that
+on dbt and on the target. Of a warehouse it has only the names of database and schemas, which are replaced, so that all
 warehouses share it: in `transforms/target/`, or in the user's cache if the package is installed. dbt's own cache
 (`partial_parse`) works for one database file only.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from dbt.contracts.graph.manifest import Manifest
 
 from msgbubbles_sync.workspace import IS_CHECKOUT
 
-from .project import PROJECT, compute_key
+from .project import PROJECT, Names, compute_key
 
 KEY_BYTES = 32
 
@@ -32,7 +32,7 @@ def run_dbt(
     command: Sequence[str],
     options: Sequence[str],
     manifest: Manifest | None,
-    names: tuple[str, str, str, str],
+    names: Names,
     on_event: Callable[[Any], None],
 ) -> tuple[dbtRunnerResult, Manifest | None]:
     """Run a dbt command. Return its result, and the parsed project; null if the project cannot be parsed.
@@ -40,43 +40,64 @@ def run_dbt(
     `manifest` is the parsed project of an earlier command. `names` are those of `load_manifest`.
     """
     try:
-        manifest = manifest or load_manifest(*names)
+        manifest = manifest or load_manifest(names)
         if manifest is None:
             parsed = dbtRunner().invoke(["parse", *options])
             if not isinstance(parsed.result, Manifest):
                 return parsed, None
             manifest = parsed.result
-            store_manifest(manifest, *names)
+            store_manifest(manifest, names)
         return dbtRunner(manifest=manifest, callbacks=[on_event]).invoke([*command, *options]), manifest
     finally:
         DuckDBConnectionManager.close_all_connections()
 
 
-def load_manifest(target: str, database: str, time_zone: str, schemas: str) -> Manifest | None:
-    """Load the manifest of the project as it is now; null if it has to be parsed."""
+def load_manifest(names: Names) -> Manifest | None:
+    """Load the manifest of the project as it is now, with these names; null if it has to be parsed."""
     try:
-        content = _path(target, database, schemas).read_bytes()
-        if content[:KEY_BYTES] != compute_key(target, database, time_zone, schemas):
+        content = _path(names).read_bytes()
+        if content[:KEY_BYTES] != compute_key(names.target, names.own_schemas):
             return None
-        manifest = Manifest.from_msgpack(content[KEY_BYTES:])
+        parsed_with, _, packed = content[KEY_BYTES:].partition(b"\n")
+        manifest = Manifest.from_msgpack(packed)
+        _rename(manifest, Names(*json.loads(parsed_with)), names)
     except Exception:  # whatever is wrong with the file, parsing replaces it
         return None
     manifest.build_parent_and_child_maps()
     return manifest
 
 
-def store_manifest(manifest: Manifest, target: str, database: str, time_zone: str, schemas: str) -> None:
-    """Store a manifest for all warehouses."""
-    path = _path(target, database, schemas)
+def store_manifest(manifest: Manifest, names: Names) -> None:
+    """Store a manifest for all warehouses. `names` are those that it was parsed with."""
+    path = _path(names)
     with suppress(OSError):  # the next run parses again
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, new = tempfile.mkstemp(dir=path.parent)
+        key = compute_key(names.target, names.own_schemas)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(compute_key(target, database, time_zone, schemas) + manifest.to_msgpack())
+            file.write(key + json.dumps(names).encode() + b"\n" + manifest.to_msgpack())
         Path(new).replace(path)
+        for old in path.parent.glob(f"{names.target}-*.msgpack"):  # an older release had one for each database
+            old.unlink()
 
 
-def _path(target: str, database: str, schemas: str) -> Path:
-    # A database may have any name, so its hash is in the path.
+def _rename(manifest: Manifest, before: Names, after: Names) -> None:
+    """Replace the names of database and schemas. Raises `ValueError` if the database's name is not known."""
+    for node in (*manifest.nodes.values(), *manifest.sources.values()):
+        schema = after.schema_prefix + node.schema.removeprefix(before.schema_prefix)
+        *database, old_schema, relation = (node.relation_name or "..").rsplit(".", 2)
+        if before.database != after.database:
+            if node.database != before.database or not after.database:
+                raise ValueError(node.database)
+            node.database = after.database
+            database = [name.replace(before.database, after.database) for name in database]
+        if node.relation_name:
+            node.relation_name = ".".join((*database, old_schema.replace(node.schema, schema), relation))
+        node.schema = schema
+    for test in manifest.unit_tests.values():
+        test.schema = after.schema_prefix + (test.schema or "").removeprefix(before.schema_prefix)
+
+
+def _path(names: Names) -> Path:
     folder = PROJECT / "target" if IS_CHECKOUT else platformdirs.user_cache_path("msgbubbles") / "dbt"
-    return folder / f"{target}-{schemas}{hashlib.sha256(database.encode()).hexdigest()[:16]}.msgpack"
+    return folder / ".".join(filter(None, (names.target, names.own_schemas, "msgpack")))

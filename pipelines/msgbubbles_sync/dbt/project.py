@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 from msgbubbles_sync.settings import Settings
 
@@ -18,6 +19,15 @@ PROJECT = (Path(__file__).parents[1] / "transforms").resolve()
 BUILD_FILES = ("*.yml", "models/**/*.yml", "models/**/*.sql", "macros/**/*.sql")
 # Folders that dbt creates.
 MADE_BY_DBT = ("target", "logs", "dbt_packages")
+
+
+class Names(NamedTuple):
+    """The names on which the parsed project depends: dbt's target, the database and its schemas."""
+
+    target: str
+    database: str
+    schema_prefix: str
+    own_schemas: str = ""  # empty for the usual names
 
 
 def compute_digest(paths: Iterable[Path], *settings: str) -> hashlib._Hash:

@@ -23,7 +23,7 @@ from msgbubbles_sync.workspace import Workspace
 
 from . import spark
 from .plan import PlanFile
-from .project import PROJECT, build_variables, compute_build_digest, compute_key
+from .project import PROJECT, Names, build_variables, compute_build_digest, compute_key
 
 if TYPE_CHECKING:
     from dbt.contracts.graph.manifest import Manifest
@@ -178,12 +178,13 @@ class _Dbt:
         sync = settings.sync
         marts_schema = sync.schema_names[marts_schema]
         self._marts_schema = f"{prefix}{marts_schema}"
-        time_zone = settings.transforms.time_zone
-        # Everything that the parsed project depends on.
-        database = environment.get("PGDATABASE") or Path(environment.get("MSGBUBBLES_DUCKDB_PATH", "")).stem
+        file = environment.get("MSGBUBBLES_DUCKDB_PATH", "")
+        # DuckDB's own name of a file.
+        name = "memory" if file == ":memory:" else Path(file).name.lstrip(".").partition(".")[0]
+        database = environment.get("PGDATABASE") or name
         has_own_names = sync.schema_names != SyncSettings().schema_names
-        schemas = ".".join([prefix, sync.raw_schema, sync.staging_schema, marts_schema]) if has_own_names else prefix
-        self._names = (target, database, time_zone, schemas)
+        own_schemas = ".".join([sync.raw_schema, sync.staging_schema, marts_schema]) if has_own_names else ""
+        self._names = Names(target, database, prefix, own_schemas)
         folder = workspace.folder / "dbt"
         variables = {
             **build_variables(settings),
