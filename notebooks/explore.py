@@ -31,6 +31,7 @@ with app.setup(hide_code=True):
         "marts.contact",
         "marts.group_membership",
         "marts.number_activity_daily",
+        "marts.sla_daily",
         "marts.sla_events",
         "marts.thread_activity",
         "marts.thread_activity_daily",
@@ -48,6 +49,7 @@ with app.setup(hide_code=True):
         "own_number": "#e8833a",
         "message": "#3f8fd6",
     }
+    TARGETS = {"met": "#2a9d8f", "breached": "#d9534f", "running": "#e8b23a"}
     STATES = {"read": "#2a9d8f", "not read": "#d9534f"}
     REPLY_TIMES = ["< 1 min", "1–5 min", "5–15 min", "15–60 min", "1–4 h", "4–24 h", "1–7 days", "> 7 days"]
     WAITS = ["< 1 h", "1–4 h", "4–24 h", "1–3 days", "3–7 days", "1–4 weeks", "> 4 weeks"]
@@ -416,6 +418,36 @@ def _(first, last, number, query):
 
 
 @app.cell
+def _(first, grain, last, number, query):
+    # By the day on which they asked.
+    targets = query(
+        f"""
+        WITH chosen AS (
+            UNPIVOT (
+                FROM marts.sla_daily
+                WHERE day BETWEEN $first AND $last AND ($number IS NULL OR from_handle = $number)
+            )
+            ON targets_met AS met, targets_breached AS breached, targets_running AS running
+            INTO NAME state VALUE targets
+        )
+        SELECT
+            date_trunc('{grain}', day)::TIMESTAMP AT TIME ZONE 'UTC' AS began,
+            metric,
+            state,
+            sum(targets)::BIGINT AS targets
+        FROM chosen
+        WHERE targets > 0
+        GROUP BY began, metric, state
+        ORDER BY began, metric, state
+        """,
+        first=first,
+        last=last,
+        number=number,
+    )
+    return (targets,)
+
+
+@app.cell
 def _(first, last, number, query):
     delivery = query(
         """
@@ -749,6 +781,46 @@ def _(answers, replies, reply_quantiles):
             ),
         ],
         gap=1,
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def _(grain, targets):
+    _metrics = targets.pivot_table("targets", "metric", "state", "sum", fill_value=0)
+    _metrics = _metrics.reindex(columns=list(TARGETS), fill_value=0)
+    _rates = (_metrics["met"] / (_metrics["met"] + _metrics["breached"])).map(percent)
+    mo.vstack(
+        [
+            mo.md("## Response targets"),
+            stats(
+                *(
+                    (
+                        f"{str(metric).replace('_', ' ').capitalize()}, met",
+                        _rates[metric],
+                        f"{counts['met']:,} met, {counts['breached']:,} breached, {counts['running']:,} running",
+                    )
+                    for metric, counts in _metrics.iterrows()
+                )
+            ),
+            draw(
+                alt.Chart(targets, title=f"Targets by the {grain} on which they asked")
+                .mark_bar()
+                .encode(
+                    time_axis("began", f"{grain.capitalize()} (the account's time zone)").timeUnit(BINS[grain]),
+                    alt.Y("sum(targets):Q", title="Targets"),
+                    colour(targets, "state", TARGETS, "State"),
+                    tooltip=[
+                        day_tooltip("began", grain.capitalize()),
+                        alt.Tooltip("state:N", title="State"),
+                        alt.Tooltip("sum(targets):Q", format=",", title="Targets"),
+                    ],
+                )
+                .properties(height=180),
+                targets,
+                "No targets. `[transforms.sla]` sets them.",
+            ),
+        ]
     )
     return
 

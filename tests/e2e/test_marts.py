@@ -64,7 +64,7 @@ def build_world(job: Job) -> dict[str, list[dict[str, Any]]]:
 
 
 # They need targets and reactions, or have a row for a month or a day.
-FEW_ROWS = ("sla_events", "reactions_daily", "contact_retention", "calendar")
+FEW_ROWS = ("sla_events", "sla_daily", "reactions_daily", "contact_retention", "calendar")
 
 
 def test_marts_of_500_chats_equal_the_reference(new_job: Callable[..., Job]) -> None:

@@ -75,6 +75,13 @@ def eventful(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                WHERE stream = 'messages'"""
         )
         connection.execute("UPDATE msgbubbles.sync_runs SET started_at = started_at + INTERVAL 40 HOUR")
+        connection.execute(
+            """DROP VIEW marts.sla_daily;
+               CREATE TABLE marts.sla_daily AS
+               SELECT max(from_handle) AS from_handle, max(day) AS day, 'first_response' AS metric,
+                   3 AS targets_met, 1 AS targets_breached, 0 AS targets_running
+               FROM marts.number_activity_daily"""
+        )
     return database
 
 
@@ -167,6 +174,15 @@ def test_chosen_days_limit_figures_and_are_compared_with_those_before(
     assert shown["volume"]["messages"].sum() == sum(first <= m.day <= last for m in messages)
     assert shown["hours"]["messages"].sum() == shown["volume"]["messages"].sum()
     assert set(shown["thread_messages"]["Text"]) == {m.row["text"] for m in messages if m.chat["id"] == chat}
+
+
+def test_targets_are_counted_by_their_day(eventful: Path, shown: Mapping[str, Any]) -> None:
+    [day] = rows(eventful, "SELECT max(day) AS day FROM marts.sla_daily")
+    targets = shown["targets"].assign(day=shown["targets"]["began"].dt.date)
+    assert counts(targets, "day", "metric", "state", value="targets") == {
+        (day["day"], "first_response", "breached"): 1,
+        (day["day"], "first_response", "met"): 3,
+    }
 
 
 def test_last_failure_is_shown_with_its_reason(tmp_path: Path) -> None:

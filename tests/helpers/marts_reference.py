@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 
 from helpers.daily_reference import attachments_daily, backlog_daily, calendar, delivery_daily, reactions_daily
 from helpers.message_reference import EPOCH, Message, Row, World, as_of, coverage, percentile, seconds, threads
-from helpers.turns_reference import sla_events, thread_sessions, thread_turns
+from helpers.turns_reference import sla_daily, sla_events, thread_sessions, thread_turns
 from msgbubbles.handles import fold_handle
 from msgbubbles_sync.settings import TransformSettings
 
@@ -567,6 +567,7 @@ def build_references(settings: TransformSettings) -> dict[str, Callable[[World, 
         "thread_turns": partial(thread_turns, settings=settings),
         "thread_sessions": partial(thread_sessions, settings=settings),
         "sla_events": partial(sla_events, settings=settings),
+        "sla_daily": partial(sla_daily, settings=settings),
     }
 
 
@@ -575,7 +576,7 @@ def check_marts(query: Callable[[str], list[Row]]) -> None:
     world = {table: query(f"SELECT * FROM msgbubbles.{table}") for table in LOADED}
     for name, reference in MARTS.items():
         built = query(f"SELECT * FROM marts.{name}")
-        assert built or name in ("sla_events", "reactions_daily"), name  # they need targets, and events
+        assert built or name in ("sla_events", "sla_daily", "reactions_daily"), name  # they need targets, and events
         assert not (wrong := differences(built, reference(world | OPTIONAL, ZoneInfo("UTC")))), f"{name}: {wrong[:5]}"
 
 
@@ -595,6 +596,7 @@ MARTS: dict[str, Callable[[World, ZoneInfo], list[Row]]] = {
         thread_turns,
         thread_sessions,
         sla_events,
+        sla_daily,
         calendar,
         backlog_daily,
         delivery_daily,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import groupby
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -229,3 +231,18 @@ def sla_events(world: World, zone: ZoneInfo, settings: TransformSettings = Trans
             }
         )
     return rows
+
+
+def sla_daily(world: World, zone: ZoneInfo, settings: TransformSettings = TransformSettings()) -> list[Row]:  # noqa: B008
+    groups: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+    names = ("from_handle", "day", "channel", "metric", "clock", "target_seconds")
+    for event in sla_events(world, zone, settings):
+        groups[tuple(event[name] for name in names)].append(event["state"])
+    return [
+        dict(zip(names, key, strict=True))
+        | {"targets_total": len(states)}
+        | {f"targets_{state}": states.count(state) for state in ("met", "breached", "running", "dropped")}
+        | {"met_rate": sum(state == "met" for state in decided) / len(decided) if decided else None}
+        for key, states in groups.items()
+        for decided in [[state for state in states if state in ("met", "breached")]]
+    ]

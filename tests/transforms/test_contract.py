@@ -60,6 +60,7 @@ MODELS = {
         "thread_turns",
         "thread_sessions",
         "sla_events",
+        "sla_daily",
         "calendar",
         "backlog_daily",
         "delivery_daily",
@@ -265,7 +266,7 @@ def test_copy_under_another_name_is_readable(filled: Any, tmp_path: Path) -> Non
         attached = {name: len(connection.execute(f"from elsewhere.{name}").fetchall()) for name in names}
     assert rows == attached
     # They need targets, messages from us, and reactions.
-    without_rows = {"marts.sla_events", "marts.delivery_daily", "marts.reactions_daily"}
+    without_rows = {"marts.sla_events", "marts.sla_daily", "marts.delivery_daily", "marts.reactions_daily"}
     assert {name for name, count in rows.items() if not count} == without_rows
 
 
@@ -361,6 +362,7 @@ def test_data_tests_pass_on_valid_rows_and_find_each_fault(filled: Any) -> None:
         "thread_activity_typed_unsent_has_typed",
         "relationships_sla_events_chat_id__chat_id__ref_stg_chats_",
         "relationships_reactions_daily_chat_id__chat_id__ref_stg_chats_",
+        "unique_combination_of_columns_sla_daily_from_handle__day__channel__metric",
         "unique_combination_of_columns_reactions_daily_chat_id__day__reaction",
         "unique_combination_of_columns_attachments_daily_from_handle__day__direction__kind",
         "unique_combination_of_columns_backlog_daily_from_handle__day",

@@ -97,10 +97,11 @@ WHERE waiting_on = 'us' AND ($number IS NULL OR from_handle = $number)
 ORDER BY is_group, unanswered_since, chat_id"""
 TARGETS = """SELECT
     metric,
-    count(*) FILTER (state = 'met') AS met,
-    count(*) FILTER (state = 'breached') AS breached,
-    count(*) FILTER (state = 'running') AS running
-FROM marts.sla_events
+    sum(targets_met)::BIGINT AS met,
+    sum(targets_breached)::BIGINT AS breached,
+    sum(targets_running)::BIGINT AS running,
+    met / nullif(met + breached, 0) AS met_rate
+FROM marts.sla_daily
 WHERE day BETWEEN $first AND $last AND ($number IS NULL OR from_handle = $number)
 GROUP BY metric
 ORDER BY metric"""

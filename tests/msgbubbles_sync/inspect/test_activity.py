@@ -44,11 +44,16 @@ CREATE TABLE marts.thread_activity AS FROM (VALUES
     ('four', NULL, '+15550004', '{SALES}', false, 'them', NULL, 9)
 ) AS t (chat_id, title, remote_handle, from_handle, is_group, waiting_on, unanswered_since, messages_total);
 CREATE TABLE marts.sla_events AS FROM (VALUES
-    ('two', '{SALES}', DATE '2026-11-24', 'first_response', 'breached', NULL),
-    ('one', '{SUPPORT}', DATE '2026-11-25', 'next_response', 'running', NULL),
-    ('one', '{SUPPORT}', DATE '2026-11-24', 'first_response', 'met', TIMESTAMPTZ '2026-11-24 09:00:00Z'),
-    ('one', '{SUPPORT}', DATE '2026-11-23', 'first_response', 'met', TIMESTAMPTZ '2026-11-23 09:00:00Z')
-) AS s (chat_id, from_handle, day, metric, state, answered_at);
+    ('two', 'breached', NULL),
+    ('one', 'running', NULL),
+    ('one', 'met', TIMESTAMPTZ '2026-11-24 09:00:00Z')
+) AS s (chat_id, state, answered_at);
+CREATE TABLE marts.sla_daily AS FROM (VALUES
+    ('{SALES}', DATE '2026-11-24', 'first_response', 0, 1, 0),
+    ('{SUPPORT}', DATE '2026-11-25', 'next_response', 0, 0, 1),
+    ('{SUPPORT}', DATE '2026-11-24', 'first_response', 3, 0, 0),
+    ('{SUPPORT}', DATE '2026-11-23', 'first_response', 1, 0, 0)
+) AS s (from_handle, day, metric, targets_met, targets_breached, targets_running);
 CREATE TABLE marts.backlog_daily AS FROM (VALUES
     ('{SALES}', DATE '2026-11-24', 2, 1), ('{SUPPORT}', DATE '2026-11-24', 1, 1), ('{SALES}', DATE '2026-11-23', 9, 9)
 ) AS b (from_handle, day, waiting_on_us, waiting_on_us_1_day);
@@ -85,7 +90,7 @@ def test_figures_count_unanswered_turns_once_their_time_has_passed(warehouse: du
     assert [(row.who, row.target) for row in activity.waiting] == [
         ("+15550002", "breached"), ("<b>Ann</b>", "running"), ("Club", None),
     ]  # fmt: skip
-    assert activity.targets == [("first_response", 1, 1, 0), ("next_response", 0, 0, 1)]
+    assert activity.targets == [("first_response", 3, 1, 0, 3 / 4), ("next_response", 0, 0, 1, None)]
     assert activity.backlog == [(date(2026, 11, 24), 3, 2)]
     assert activity.delivery == [("sms", 4, 1 / 4, 3 / 4, 1 / 4, "unreachable")]
 
@@ -121,6 +126,7 @@ def test_page_of_an_empty_account_says_so(warehouse: duckdb.DuckDBPyConnection) 
         "thread_turns",
         "thread_activity",
         "sla_events",
+        "sla_daily",
         "backlog_daily",
         "delivery_daily",
     )
