@@ -459,12 +459,35 @@ def contact_retention(world: World, zone: ZoneInfo) -> list[Row]:
     ]
 
 
-def contact(world: World, zone: ZoneInfo, close_after_days: int = 0) -> list[Row]:
+def _contact_replies(turns: list[Row]) -> Row:
+    row: Row = {}
+    for name, asking in (("our", "them"), ("their", "us")):
+        asked = [turn for turn in turns if turn["side"] == asking]
+        answered = [turn for turn in asked if turn["answered_at"] is not None]
+        row |= {
+            f"{name}_answer_rate": len(answered) / len(asked) if asked else None,
+            f"{name}_median_reply_seconds": _median(answered, "reply_seconds"),
+        }
+        if name == "our":
+            row["our_median_business_reply_seconds"] = _median(answered, "business_reply_seconds")
+    return row
+
+
+def _median(turns: list[Row], column: str) -> float | None:
+    return percentile(Fraction(1, 2), [timedelta(seconds=turn[column]) for turn in turns])
+
+
+def contact(world: World, zone: ZoneInfo, settings: TransformSettings = TransformSettings()) -> list[Row]:  # noqa: B008
     ours = _own_handles(world)
     direct: dict[str, list[Row]] = defaultdict(list)
-    for row in thread_activity(world, zone, close_after_days):
+    contact_by_chat: dict[str, str] = {}
+    for row in thread_activity(world, zone, settings.close_after_days):
         if row["remote_handle"] is not None and row["is_group"] is False:
+            contact_by_chat[row["chat_id"]] = fold_handle(row["remote_handle"])
             direct[fold_handle(row["remote_handle"])].append(row)
+    turns: dict[str | None, list[Row]] = defaultdict(list)
+    for turn in thread_turns(world, zone, settings):
+        turns[contact_by_chat.get(turn["chat_id"])].append(turn)
     grouped: dict[str, list[Row]] = defaultdict(list)
     for row in group_membership(world, zone):
         grouped[fold_handle(row["handle"])].append(row)
@@ -488,11 +511,13 @@ def contact(world: World, zone: ZoneInfo, close_after_days: int = 0) -> list[Row
                 or max(row["handle"] for row in groups),
                 "threads": len(chats),
                 "threads_waiting_on_us": sum(row["waiting_on"] == "us" for row in chats),
+                "threads_waiting_on_them": sum(row["waiting_on"] == "them" for row in chats),
                 "unanswered_since": extreme(min, chats, "unanswered_since"),
                 "last_inbound_at": extreme(max, chats, "last_inbound_at"),
                 "last_outbound_at": extreme(max, chats, "last_outbound_at"),
                 "our_replies": total(chats, "our_replies"),
                 "their_replies": total(chats, "their_replies"),
+                **_contact_replies(turns[handle]),
                 "groups_ever": len({row["chat_id"] for row in groups}),
                 "groups_current": len({row["chat_id"] for row in groups if row["is_current"]}),
                 "first_contact_at": min(
@@ -563,7 +588,7 @@ def build_references(settings: TransformSettings) -> dict[str, Callable[[World, 
     """Return the references of all marts, those that depend on settings with these."""
     return MARTS | {
         "thread_activity": partial(thread_activity, close_after_days=settings.close_after_days),
-        "contact": partial(contact, close_after_days=settings.close_after_days),
+        "contact": partial(contact, settings=settings),
         "thread_turns": partial(thread_turns, settings=settings),
         "thread_sessions": partial(thread_sessions, settings=settings),
         "sla_events": partial(sla_events, settings=settings),

@@ -44,6 +44,7 @@ MODELS = {
         "int_thread_messages",
         "int_thread_measures",
         "int_typing_spells",
+        "int_contact_replies",
         "int_business_hours",
     },
     "marts": {
@@ -342,6 +343,9 @@ def test_data_tests_pass_on_valid_rows_and_find_each_fault(filled: Any) -> None:
         " first_response_at = started_at - interval 1 second",
         "update marts.thread_turns set sla_target = 0, answered_at = began_at + interval 1 second,"
         " due_at = began_at + interval 1 hour, business_reply_seconds = 5",
+        "insert into staging.int_contact_replies by name (from staging.int_contact_replies)",
+        "insert into staging.int_contact_replies by name (select 'gone' as chat_id)",
+        "update staging.int_contact_replies set our_answer_rate = 2",
         "insert into marts.delivery_daily by name (select '+9' as from_handle from range(2))",
         "insert into staging.int_business_hours by name (from staging.int_business_hours limit 1)",
         "insert into marts.chat_title_history from marts.chat_title_history",

@@ -163,6 +163,11 @@ ANSWERS: dict[str, list[tuple[Any, ...]]] = {
         ("+2", 2, 1470, 510),  # 30 minutes; from Monday 15:30 to Wednesday 16:00 are 16 hours and 30 minutes
         ("+3", 1, 40, 40),
     ],
+    "How fast do we answer each contact, and how fast do they answer us?": [
+        ("cat@example.com", 50, 2910, 990, 1995, 1),  # its second question is open; it took 30 and 3,960 minutes
+        ("+11", 100, 30, 30, 40, 0),  # 20, 120 and, on another number, 30 minutes
+        ("+13", 100, 6, 6, 36059, 0),  # 1 minute on a Saturday, 6 and 40
+    ],
     "What share of targets do we meet?": [
         (on(16), "first_response", 1, 0, 100),  # ann; cat's latest is still running
         (on(16), "next_response", 0, 1, 0),  # cat waited two days

@@ -199,7 +199,7 @@ class Models:
             for hook in node.config.post_hook:
                 if hook_condition := re.fullmatch(r"\{\{ delete_where\('(.*)'\) \}\}", hook.sql):
                     self._build.append(f"delete from {relation} where {hook_condition[1]}")
-        assert sum(statement.startswith("delete") for statement in self._build) == 6
+        assert sum(statement.startswith("delete") for statement in self._build) == 7
 
     def close(self) -> None:
         self._connection.close()

@@ -225,6 +225,6 @@
     cross join (
         values ('int_thread_measures'), ('thread_activity_daily'), ('thread_activity_hours'),
             ('number_activity_daily'), ('group_membership'), ('int_typing_spells'), ('thread_turns'),
-            ('thread_sessions'), ('delivery_daily')
+            ('thread_sessions'), ('delivery_daily'), ('int_contact_replies')
     ) as marts (mart)
 {% endmacro %}

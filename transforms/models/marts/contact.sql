@@ -4,8 +4,8 @@
 
 with direct as (
     select
-        {{ folded_handle('remote_handle') }} as handle,
-        max(remote_handle) as spelling,
+        replies.handle,
+        max(threads.remote_handle) as spelling,
         count(*) as threads,
         min(first_message_at) as first_contact_at,
         max(latest_message_at) as last_contact_at,
@@ -15,14 +15,21 @@ with direct as (
         max(case when messages_sms > 0 then 'sms' end) as sms,
         max(case when messages_whatsapp > 0 then 'whatsapp' end) as whatsapp,
         count(case when waiting_on = 'us' then 1 end) as threads_waiting_on_us,
+        count(case when waiting_on = 'them' then 1 end) as threads_waiting_on_them,
         min(unanswered_since) as unanswered_since,
         max(last_inbound_at) as last_inbound_at,
         max(last_outbound_at) as last_outbound_at,
         cast(sum(our_replies) as bigint) as our_replies,
-        cast(sum(their_replies) as bigint) as their_replies
-    from {{ ref('thread_activity') }}
-    where remote_handle is not null and not is_group
-    group by {{ folded_handle('remote_handle') }}
+        cast(sum(their_replies) as bigint) as their_replies,
+        -- All chats of a contact have the same.
+        max(replies.our_answer_rate) as our_answer_rate,
+        max(replies.our_median_reply_seconds) as our_median_reply_seconds,
+        max(replies.our_median_business_reply_seconds) as our_median_business_reply_seconds,
+        max(replies.their_answer_rate) as their_answer_rate,
+        max(replies.their_median_reply_seconds) as their_median_reply_seconds
+    from {{ ref('thread_activity') }} as threads
+    inner join {{ ref('int_contact_replies') }} as replies on replies.chat_id = threads.chat_id
+    group by replies.handle
 ),
 
 in_groups as (
@@ -48,6 +55,7 @@ select
     coalesce(direct.spelling, in_groups.spelling) as handle,
     coalesce(direct.threads, 0) as threads,
     coalesce(direct.threads_waiting_on_us, 0) as threads_waiting_on_us,
+    coalesce(direct.threads_waiting_on_them, 0) as threads_waiting_on_them,
     direct.unanswered_since,
     coalesce(in_groups.groups_ever, 0) as groups_ever,
     coalesce(in_groups.groups_current, 0) as groups_current,
@@ -59,6 +67,11 @@ select
     direct.last_outbound_at,
     direct.our_replies,
     direct.their_replies,
+    direct.our_answer_rate,
+    direct.our_median_reply_seconds,
+    direct.our_median_business_reply_seconds,
+    direct.their_answer_rate,
+    direct.their_median_reply_seconds,
     in_groups.messages_in_groups,
     nullif(concat_ws(',', direct.imessage, direct.sms, direct.whatsapp), '') as channels
 from handles

@@ -7,7 +7,8 @@ from (
         ('int_thread_measures'),
         ('group_membership'),
         ('chat_title_history'),
-        ('int_typing_spells')
+        ('int_typing_spells'),
+        ('int_contact_replies')
 ) as marts (mart)
 cross join {{ ref('loads') }} as loads
 left join {{ source('bookkeeping', 'built_loads') }} as built
