@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from msgbubbles.errors import ConfigurationError
 
-class UsageError(Exception):
-    """An option, the configuration or a file is wrong; the message says how to fix it."""
+
+class UsageError(ConfigurationError):
+    """An option, a file or a warehouse is wrong; the message says how to fix it."""
 
 
 class TransformError(Exception):

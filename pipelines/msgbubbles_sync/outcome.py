@@ -18,7 +18,7 @@ from msgbubbles.errors import ConfigurationError, Interrupted, LimitReached, Msg
 
 from .context import Context
 from .destinations.publish import DAMAGE_WORDS
-from .errors import TransformError, UsageError, list_causes
+from .errors import TransformError, list_causes
 from .extras import missing_extra
 from .files import write_privately
 from .lock import AnotherJobRunsError, JobStalledError
@@ -57,14 +57,12 @@ def explain_end(ended_by: BaseException | None, context: Context | None, *, is_i
         return Outcome(EXIT_INCOMPLETE if is_incomplete else 0, str(ended_by or ""))
     if isinstance(ended_by, AnotherJobRunsError):
         return Outcome(EXIT_FAILED if isinstance(ended_by, JobStalledError) else EXIT_LOCKED, str(ended_by))
-    if isinstance(ended_by, UsageError):
+    if isinstance(ended_by, ConfigurationError):
         return Outcome(EXIT_USAGE, str(ended_by))
     if isinstance(ended_by, ModuleNotFoundError) and (missing := missing_extra(ended_by)):
         return Outcome(EXIT_USAGE, missing)
     if any(isinstance(cause, KeyboardInterrupt) for cause in list_causes(ended_by)):  # dlt makes errors of it
         return Outcome(EXIT_STOPPED, STOPPED)
-    if isinstance(ended_by, ConfigurationError):
-        return Outcome(EXIT_USAGE, str(ended_by))
     if isinstance(ended_by, Interrupted):
         return Outcome(EXIT_STOPPED, str(ended_by))
     if isinstance(ended_by, MsgBubblesError | TransformError) or context is None:

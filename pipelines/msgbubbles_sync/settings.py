@@ -17,14 +17,24 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from msgbubbles.configuration import FILES, SOURCE_KEY, SOURCE_SCHEMA, Key, Schema, Text, Value, read_values
+from msgbubbles.configuration import (
+    FILES,
+    SOURCE_KEY,
+    SOURCE_SCHEMA,
+    Key,
+    Schema,
+    Text,
+    Value,
+    read_toml,
+    read_values,
+)
 from msgbubbles.errors import ConfigurationError
 from msgbubbles.policy import FULL, PRESETS, Policy, parse_policy
 from msgbubbles.settings import MIN_BATCH_PAGES, RefreshRules, SourceSettings, convert, list_settings
 
-from .configuration import configuration_folder, raising_usage_errors, read_toml
 from .errors import UsageError
 from .service_levels import BusinessHours, Schedule, ServiceLevels, TimeZone, list_schedules
+from .workspace import configuration_folder
 
 ACCOUNT_VARIABLE = "MSGBUBBLES_ACCOUNT"
 ACCOUNT_NAME = re.compile(r"[a-z](?:_?[a-z0-9])*")
@@ -190,7 +200,7 @@ SCHEMA = Schema({**SOURCE_SCHEMA.tree, **OWN}, SOURCE_KEY, FORMER)
 
 
 def load_settings(account: str | None = None) -> Settings:
-    """Load the settings, or those of an account. Raises `UsageError`, which says what to fix where."""
+    """Load the settings, or those of an account. Raises `ConfigurationError`, which says what to fix where."""
     values = list(_read_values())
     shared = {value.key: value for value in values if value.account is None}
     if account is None:
@@ -222,7 +232,7 @@ def _check_schemas(settings: Settings, prefix: str) -> Settings:
 
 
 def read_webhook_secrets(path: Path) -> tuple[str, ...]:
-    """Read `secrets` of the section `[webhooks]` of a file. Raises `UsageError`."""
+    """Read `secrets` of the section `[webhooks]` of a file. Raises `ConfigurationError`."""
     section = read_toml(path).get("webhooks", {})
     if not isinstance(section, dict):
         raise UsageError(f"{path}: webhooks is a section. Write it as [webhooks].")
@@ -235,7 +245,7 @@ def source_arguments(settings: Settings, privacy: Any) -> dict[str, Any]:
 
 
 def account_names() -> list[str]:
-    """Return the names of the configured accounts, in order. Raises `UsageError`."""
+    """Return the names of the configured accounts, in order. Raises `ConfigurationError`."""
     names = {value.account for value in _read_values() if value.account is not None}
     for file in FILES:  # a section may be empty
         names |= read_toml(configuration_folder() / file).get("accounts", {}).keys()
@@ -252,15 +262,14 @@ def account_names() -> list[str]:
 
 
 def _read_values() -> Iterator[Value]:
-    """Yield every value that is set. Raises `UsageError` if it is in the wrong file."""
-    with raising_usage_errors():
-        for value in read_values(SCHEMA, configuration_folder()):
-            if value.file == "config.toml" and value.key in SECRETS:
-                raise UsageError(f"{_name(value)} is a secret: move it from config.toml to dlt_config/secrets.toml")
-            if value.file == "secrets.toml" and value.key[:-1] == PRIVACY_KEY[:-1] and value.key != PRIVACY_KEY:
-                # The whole policy is in one file, so that nobody overlooks a part of it.
-                raise UsageError(f"{_name(value)} is no secret: move it from secrets.toml to dlt_config/config.toml")
-            yield value
+    """Yield every value that is set. Raises `ConfigurationError`, also if it is in the wrong file."""
+    for value in read_values(SCHEMA, configuration_folder()):
+        if value.file == "config.toml" and value.key in SECRETS:
+            raise UsageError(f"{_name(value)} is a secret: move it from config.toml to dlt_config/secrets.toml")
+        if value.file == "secrets.toml" and value.key[:-1] == PRIVACY_KEY[:-1] and value.key != PRIVACY_KEY:
+            # The whole policy is in one file, so that nobody overlooks a part of it.
+            raise UsageError(f"{_name(value)} is no secret: move it from secrets.toml to dlt_config/config.toml")
+        yield value
 
 
 def _name(value: Value) -> str:

@@ -43,6 +43,11 @@ DESTINATIONS = ("duckdb", "postgres", "ducklake", "filesystem")
 SCHEMAS = ("msgbubbles", "msgbubbles_staging", "staging", "marts")
 
 
+def configuration_folder() -> Path:
+    """Return the folder of the configuration, which dlt reads as well."""
+    return Path(os.environ.get("DLT_PROJECT_DIR", str(ROOT)), os.environ.get("DLT_CONFIG_FOLDER", "dlt_config"))
+
+
 @dataclass(frozen=True)
 class Workspace:
     """The files of a warehouse, or of one of its accounts.

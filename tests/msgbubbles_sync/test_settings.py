@@ -16,6 +16,7 @@ import pytest
 from helpers.job import CHATS
 from helpers.process import inherited_environment
 from msgbubbles.configuration import DLT_SECTIONS, list_keys
+from msgbubbles.errors import ConfigurationError
 from msgbubbles.policy import PRESETS
 from msgbubbles.settings import RefreshRule
 from msgbubbles_sync import settings
@@ -60,7 +61,7 @@ def refusal(config: str = "", secrets: str = "", account: str | None = None) -> 
     """Write the files, and return what loading them is refused with."""
     Path("dlt_config/config.toml").write_text(config)
     Path("dlt_config/secrets.toml").write_text(secrets)
-    with pytest.raises(UsageError) as refused:
+    with pytest.raises(ConfigurationError) as refused:
         settings.load_settings(account)
     return str(refused.value)
 
@@ -425,7 +426,7 @@ def test_contradicting_privacy_settings_are_refused() -> None:
 )
 def test_placeholder_api_key_is_refused(key: str) -> None:
     Path("dlt_config/secrets.toml").write_text(f'[sources.msgbubbles]\napi_key = "{key}"\n')
-    with pytest.raises(UsageError) as refused:
+    with pytest.raises(ConfigurationError) as refused:
         check_api_key(settings.load_settings(), "chats.py")
     assert str(refused.value).startswith("dlt_config/secrets.toml:2: api_key is a placeholder.")
 

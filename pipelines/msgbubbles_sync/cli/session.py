@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from msgbubbles.configuration import FILES
-from msgbubbles_sync.configuration import configuration_folder, read_toml
+from msgbubbles.configuration import FILES, read_toml
+from msgbubbles.errors import ConfigurationError
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.outcome import explain_end
 from msgbubbles_sync.settings import ACCOUNT_VARIABLE, account_names, load_settings
-from msgbubbles_sync.workspace import ROOT, Workspace
+from msgbubbles_sync.workspace import ROOT, Workspace, configuration_folder
 
 from .accounts import run_each
 from .console import Reporter
@@ -102,7 +102,7 @@ def readable_configuration() -> Iterator[None]:
     """Turn dlt's error about a broken configuration file into a `UsageError`."""
     try:
         yield
-    except UsageError:
+    except ConfigurationError:
         raise
     except Exception as error:
         folder = configuration_folder()

@@ -101,7 +101,7 @@ def groups(
             applied = apply_groups(context, client, items, limits=limits)
     except (RetryableError, AnotherJobRunsError) as error:
         raise DestinationTransientException(str(error)) from None
-    except (UsageError, MsgBubblesError) as error:
+    except MsgBubblesError as error:
         raise DestinationTerminalException(str(error)) from None
     if applied.halt is not None:
         raise DestinationTerminalException(str(applied.halt))

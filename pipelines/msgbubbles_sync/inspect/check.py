@@ -37,7 +37,7 @@ MAX_SKEW = timedelta(seconds=30)
 
 
 def list_checks(context: Context, connect: Callable[[], Client]) -> list[Check]:
-    """List all checks, the slowest last. `connect` raises `UsageError` or `ConfigurationError`."""
+    """List all checks, the slowest last. `connect` raises `ConfigurationError`."""
     workspace, local = context.workspace, LocalState(context)
     return [
         ("configuration", lambda: _check_api(connect, local)),
@@ -137,7 +137,7 @@ def _check_last_run(local: LocalState) -> CheckResult:
 def _check_failed_reads(local: LocalState) -> CheckResult:
     try:
         failed = describe_failed_reads(local.states.failed_reads)
-    except (UsageError, ConfigurationError):
+    except ConfigurationError:
         failed = []  # other checks report it
     if failed:
         fix = "ask MsgBubbles about these if they keep failing"

@@ -13,7 +13,6 @@ from contextlib import suppress
 import duckdb
 import msgspec
 
-from msgbubbles.errors import ConfigurationError
 from msgbubbles.policy import FULL, ORDERS, PSEUDONYM, SECTION, Policy, Pseudonymizer
 from msgbubbles.redact import Redactor
 from msgbubbles_sync.destinations import Destination
@@ -123,12 +122,12 @@ def open_vault(settings: Settings) -> Vault | None:
 
 
 def read_policy(settings: Settings) -> tuple[Policy, Pseudonymizer | None]:
-    """Return the configured policy, and what makes pseudonyms with its key; null without a key. Raises `UsageError`."""
+    """Return the configured policy, and what makes pseudonyms with its key; null without a key.
+
+    Raises `ConfigurationError` if the policy needs a key, or the key could be guessed.
+    """
     key = settings.privacy_key
-    try:
-        return settings.policy, Pseudonymizer.from_key(key) if key or settings.policy.redacts else None
-    except ConfigurationError as error:
-        raise UsageError(str(error)) from None
+    return settings.policy, Pseudonymizer.from_key(key) if key or settings.policy.redacts else None
 
 
 def look_up(names: Iterable[str], settings: Settings) -> dict[str, str | None]:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from msgbubbles.client import Client
+from msgbubbles.errors import ConfigurationError
 from msgbubbles.models import Webhook
 from msgbubbles_sync.errors import UsageError
 
@@ -68,7 +69,7 @@ def register_endpoint(client: Client, url: str, events: Sequence[str], store: Se
         )
     is_stored = False
     if store is not None:
-        with suppress(UsageError):  # the secret is then shown, because the API does not show it again
+        with suppress(ConfigurationError):  # the secret is then shown, because the API does not show it again
             store.add(webhook.secret)
             is_stored = True
     return NewEndpoint(

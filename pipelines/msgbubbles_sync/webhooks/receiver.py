@@ -29,6 +29,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from msgbubbles.errors import ConfigurationError
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.settings import WebhookSettings
 from msgbubbles_sync.workspace import Workspace
@@ -147,7 +148,7 @@ class Receiver:
         deliveries = split_deliveries(signed.body, signed.delivery_id, signed.timestamp, now)
         try:
             redacted = [delivery for delivery in map(self._redact, deliveries) if delivery is not None]
-        except UsageError:
+        except ConfigurationError:
             return self._refuse("privacy", 503, "the configured policy is not that of the warehouse; run a sync")
         except (OSError, sqlite3.Error) as error:
             return self._refuse("disk", 503, f"the vault cannot be written ({type(error).__name__})")

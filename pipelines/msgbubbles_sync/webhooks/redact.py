@@ -64,7 +64,7 @@ class CurrentPolicy:
         self._refresh()
 
     def redact_delivery(self, delivery: Delivery) -> Delivery | None:
-        """Redact a delivery. Raises `UsageError` if the configured policy is not that of the warehouse."""
+        """Redact a delivery. Raises `ConfigurationError` if the configured policy is not that of the warehouse."""
         self._refresh()
         return delivery if self._redactor is None else redact_delivery(delivery, self._redactor)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import tomlkit
 
-from msgbubbles_sync.configuration import configuration_folder
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.settings import read_webhook_secrets
+from msgbubbles_sync.workspace import configuration_folder
 
 Secrets = tuple[str, ...]
 
@@ -47,7 +47,7 @@ class SecretStore:
     def reload(self) -> bool:
         """Read the file again if it has changed. Returns whether the secrets have changed.
 
-        Raises `UsageError` for a file that cannot be read.
+        Raises `ConfigurationError` for a file that cannot be read.
         """
         before = self._secrets
         if self._fixed is not None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from msgbubbles.errors import ConfigurationError
 from msgbubbles.policy import FULL, PRESETS, Pseudonymizer
 from msgbubbles_sync.destinations.publish import publish
 from msgbubbles_sync.errors import UsageError
@@ -32,11 +33,11 @@ def test_policy_and_key_are_read_from_two_files_and_the_environment(
     assert read_policy(load_settings()) == (FULL, None)
     config, secrets = tmp_path / "here" / "config.toml", tmp_path / "here" / "secrets.toml"
     config.write_text('[sources.msgbubbles.privacy]\npreset = "minimal"\ntext = "length"\n')
-    with pytest.raises(UsageError, match="need a key"):
+    with pytest.raises(ConfigurationError, match="need a key"):
         read_policy(load_settings())
     secrets.write_text(f'[sources.msgbubbles.privacy]\nkey = "{KEY}"\npreset = "full"\n')
     with pytest.raises(
-        UsageError, match=r"secrets\.toml:3: .*preset is no secret: move it from secrets\.toml to .*config"
+        ConfigurationError, match=r"secrets\.toml:3: .*preset is no secret: move it from secrets\.toml to .*config"
     ):
         load_settings()
     secrets.write_text(f'[sources.msgbubbles.privacy]\nkey = "{KEY}"\n')
@@ -47,7 +48,7 @@ def test_policy_and_key_are_read_from_two_files_and_the_environment(
     monkeypatch.setenv(f"{PREFIX}TEXT", "drop")
     assert read_policy(load_settings())[0] == PRESETS["minimal"]
     monkeypatch.setenv(f"{PREFIX}TEXT", "shred")
-    with pytest.raises(UsageError, match=r'TEXT: .* must be one of "drop", "keep", "length"'):
+    with pytest.raises(ConfigurationError, match=r'TEXT: .* must be one of "drop", "keep", "length"'):
         read_policy(load_settings())
     config.write_text(f'[sources.msgbubbles.privacy]\nkey = "{KEY}"\n')
     with pytest.raises(UsageError, match=r"move it from config\.toml"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from helpers.context import build_context
-from msgbubbles_sync.errors import UsageError
+from msgbubbles.errors import ConfigurationError
 from msgbubbles_sync.webhooks.secrets import SecretStore
 from msgbubbles_sync.workspace import Workspace
 
@@ -38,12 +38,12 @@ def test_one_or_several_secrets_are_read_and_never_quoted(tmp_path: Path, monkey
     assert store.secrets == ("one", "two")
     path.write_text('[webhooks]\nsecrets = ["whsec_private"\n')
     os.utime(path, ns=(2, 2))
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(ConfigurationError) as caught:
         store.reload()
     assert "private" not in str(caught.value)
     for wrong in ("[5]", '[""]', "5"):
         path.write_text(f"[webhooks]\nsecrets = {wrong}\n")
-        with pytest.raises(UsageError, match="secrets"):
+        with pytest.raises(ConfigurationError, match="secrets"):
             SecretStore(path)
     monkeypatch.setenv("WEBHOOKS__SECRETS", "alone")
     assert SecretStore.from_context(

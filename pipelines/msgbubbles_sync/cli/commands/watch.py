@@ -17,13 +17,13 @@ from msgbubbles_sync.cli.connection import reach_account
 from msgbubbles_sync.cli.console import Reporter
 from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.cli.signals import stopped_by_signals
-from msgbubbles_sync.configuration import configuration_folder
 from msgbubbles_sync.context import Context, Limits
 from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.outcome import EXIT_STOPPED, explain_end
 from msgbubbles_sync.report import RunReport
 from msgbubbles_sync.watch import Cycle, Watch
 from msgbubbles_sync.webhooks.spool import spool_folder
+from msgbubbles_sync.workspace import configuration_folder
 
 from . import sync
 
