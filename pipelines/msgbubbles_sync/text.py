@@ -1,4 +1,4 @@
-"""Numbers in messages."""
+"""Numbers and spans of time in messages."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ import math
 def format_count(number: int, noun: str) -> str:
     """Return a number with its noun: `1 file`, `2 files`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def format_span(seconds: float) -> str:
+    """Return a span of time in the unit that suits it: `50 seconds`, `90 minutes`, `36 hours`, `3 days`."""
+    if seconds < 60:
+        return format_count(round(max(seconds, 0.0)), "second")
+    if seconds < 2 * 3600:
+        return format_count(round(seconds / 60), "minute")
+    return (
+        format_count(round(seconds / 3600), "hour")
+        if seconds <= 48 * 3600
+        else format_count(round(seconds / 86_400), "day")
+    )
 
 
 def estimate_minutes(requests: int, per_minute: int) -> int:

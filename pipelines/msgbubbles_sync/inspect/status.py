@@ -15,7 +15,7 @@ from msgbubbles.source.state import FailedRead
 from msgbubbles.times import HOUR_MS, from_epoch_ms
 from msgbubbles_sync.lock import Holder, read_holder
 from msgbubbles_sync.run_log import RunRecord, describe_failed_reads
-from msgbubbles_sync.text import format_count
+from msgbubbles_sync.text import format_count, format_span
 
 from .local_state import LocalState
 
@@ -26,7 +26,7 @@ NARROW_WIDTH = 70
 RUNS_SHOWN = 10
 REASONS_SHOWN = 3
 # The darker a cell, the more recently it was read.
-SHADES = ((HOUR_MS, "█"), (24 * HOUR_MS, "▓"), (7 * 24 * HOUR_MS, "▒"))
+SHADES = ((HOUR_MS, "█", "1 hour"), (24 * HOUR_MS, "▓", "24 hours"), (7 * 24 * HOUR_MS, "▒", "7 days"))
 OLD, NEVER = "░", "·"
 
 
@@ -98,9 +98,8 @@ def print_status(status: Status, local: LocalState, start_ms: int, now: datetime
     if status.last_complete_at is None:
         console.print("No run has completed yet.")
     else:
-        console.print(
-            f"Fresh as of {status.last_complete_at:%Y-%m-%d %H:%M} UTC, {_format_age(status.age_minutes)} ago."
-        )
+        age = format_span(60 * (status.age_minutes or 0.0))
+        console.print(f"Fresh as of {status.last_complete_at:%Y-%m-%d %H:%M} UTC, {age} ago.")
     if status.watch is not None:
         console.print(
             f"A watch {'is stuck' if status.watch.is_stalled else 'is active'}: {status.watch}", soft_wrap=True
@@ -127,7 +126,7 @@ def print_status(status: Status, local: LocalState, start_ms: int, now: datetime
             console.print(
                 f"         {format_count(overflows, 'tie overflow')}: rows of these timestamps may be missing"
             )
-    shades = "  ".join(f"{shade} read within {_format_limit(ms)}" for ms, shade in SHADES)
+    shades = "  ".join(f"{shade} read within {span}" for _, shade, span in SHADES)
     console.print(f"         [dim]{shades}  {OLD} longer ago  {NEVER} never[/dim]", highlight=False, soft_wrap=True)
     for line in describe_failed_reads(status.failed_reads):
         console.print(line, style="yellow", markup=False, soft_wrap=True)
@@ -182,7 +181,7 @@ def timeline(coverage: Coverage, begin_ms: int, now_ms: int, cell_count: int = T
             reads = [read for _, _, read in inside]
             is_whole = sum(b - a for a, b, _ in inside) >= hi - lo
         if reads and is_whole:
-            cells.append(next((shade for limit, shade in SHADES if now_ms - min(reads) <= limit), OLD))
+            cells.append(next((shade for limit, shade, _ in SHADES if now_ms - min(reads) <= limit), OLD))
         else:
             cells.append(NEVER)
     return "".join(cells)
@@ -192,15 +191,3 @@ def _compute_seconds(record: RunRecord) -> float:
     if not record.get("ended_at"):
         return 0.0
     return (datetime.fromisoformat(record["ended_at"]) - datetime.fromisoformat(record["started_at"])).total_seconds()
-
-
-def _format_age(minutes: float | None) -> str:
-    minutes = minutes or 0.0
-    if minutes < 120:
-        return format_count(round(minutes), "minute")
-    return format_count(round(minutes / 60), "hour") if minutes < 2880 else format_count(round(minutes / 1440), "day")
-
-
-def _format_limit(ms: int) -> str:
-    hours = ms // HOUR_MS
-    return format_count(hours, "hour") if hours <= 48 else format_count(hours // 24, "day")

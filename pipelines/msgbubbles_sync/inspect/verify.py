@@ -87,12 +87,7 @@ class VerifyResult:
             "newer": self.newer,
             "unreadable": self.unreadable,
             "differences": [
-                {
-                    "table": difference.table,
-                    "id": difference.id,
-                    "kind": difference.kind,
-                    "fields": list(difference.fields),
-                }
+                {name: value for name, value in vars(difference).items() if name != "chat_id"}
                 for difference in self.differences
             ],
         }

@@ -16,7 +16,7 @@ from msgbubbles_sync.check_result import CheckResult
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.text import format_count
+from msgbubbles_sync.text import format_count, format_span
 from msgbubbles_sync.workspace import Workspace
 
 from .heartbeat import Beat, read_last_beat
@@ -137,22 +137,24 @@ def _check_spool(workspace: Workspace, now: datetime) -> CheckResult:
     waiting = list_segments(spool_folder(workspace))
     since = min((_read_modified_at(path) for path in waiting), default=now)
     if now - since > MAX_WAIT:
-        what = f"{format_count(len(waiting), 'file')} waiting, the oldest for {_format_span(now - since)}"
+        what = (
+            f"{format_count(len(waiting), 'file')} waiting, the oldest for {format_span((now - since).total_seconds())}"
+        )
         return CheckResult("webhook spool", "failed", what, "run the sync, or webhooks.py load, on a schedule")
     return CheckResult("webhook spool", "ok", f"{format_count(len(waiting), 'file')} waiting to be loaded")
 
 
 def _check_receiver(beat: Beat, now: datetime) -> CheckResult:
     if not beat.is_alive(now):
-        what = f"not running; the last heartbeat was {_format_span(now - beat.beat_at)} ago"
+        what = f"not running; the last heartbeat was {format_span((now - beat.beat_at).total_seconds())} ago"
         return CheckResult("webhook receiver", "failed", what, "run webhooks.py serve as a service that is restarted")
-    span = _format_span(now - beat.uninterrupted_since)
+    span = format_span((now - beat.uninterrupted_since).total_seconds())
     return CheckResult("webhook receiver", "ok", f"running without a break for {span}")
 
 
 def _check_events(beat: Beat, times: EventTimes, now: datetime) -> CheckResult:
     last = beat.last_event_at
-    age = "none arrived yet" if last is None else f"the last arrived {_format_span(now - last)} ago"
+    age = "none arrived yet" if last is None else f"the last arrived {format_span((now - last).total_seconds())} ago"
     # Includes events that are not loaded yet.
     newest = max((at for at in times.newest if at is not None), default=None)
     if times.missing_directions and (last is None or (newest is not None and newest - last > MAX_DELAY)):
@@ -174,15 +176,6 @@ def _read_modified_at(path: Path) -> datetime:
 
 def _format_time(at: datetime | None) -> str | None:
     return None if at is None else at.isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def _format_span(span: timedelta) -> str:
-    seconds = round(max(span, timedelta(0)).total_seconds())
-    if seconds < 120:
-        return format_count(seconds, "second")
-    return (
-        format_count(round(seconds / 60), "minute") if seconds < 7200 else format_count(round(seconds / 3600), "hour")
-    )
 
 
 def with_refresh(context: Context) -> SourceSettings:

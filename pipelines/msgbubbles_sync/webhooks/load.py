@@ -54,37 +54,30 @@ STORED_CHATS = "SELECT id FROM msgbubbles.chats WHERE id IN (SELECT unnest(?::VA
 class LoadResult:
     """The result of a load.
 
-    `deliveries` are events that are in the warehouse now, or were before; `new_messages` were added and `messages`
-    changed by them. `malformed` lines are in `dead_letters`. `without_chat` events have an impossible chat id and are
-    stored without a chat; `without_message` events are about a message whose id cannot be read.
+    `deliveries` are events that are in the warehouse now, or were before; they added `messages_new` and changed
+    `messages_changed`. `malformed` lines are in `dead_letters`. Events with `impossible_chat_ids` are stored without a
+    chat; those with `unreadable_message_ids` are about a message whose id cannot be read.
     """
 
     deliveries: int = 0
-    new_messages: int = 0
-    messages: int = 0
+    messages_new: int = 0
+    messages_changed: int = 0
     malformed: int = 0
-    without_chat: int = 0
-    without_message: int = 0
+    impossible_chat_ids: int = 0
+    unreadable_message_ids: int = 0
     dead_letters: Path | None = None
 
     def as_dict(self) -> dict[str, object]:
-        return {
-            "deliveries": self.deliveries,
-            "messages_new": self.new_messages,
-            "messages_changed": self.messages,
-            "malformed": self.malformed,
-            "impossible_chat_ids": self.without_chat,
-            "unreadable_message_ids": self.without_message,
-        }
+        return {name: value for name, value in vars(self).items() if name != "dead_letters"}
 
     def __str__(self) -> str:
-        text = f"{self.deliveries:,} deliveries, {self.new_messages:,} new messages, {self.messages:,} changed."
+        text = f"{self.deliveries:,} deliveries, {self.messages_new:,} new messages, {self.messages_changed:,} changed."
         if self.malformed:
             text += f" {self.malformed:,} lines are not events; they are in {self.dead_letters}."
-        if self.without_chat:
-            text += f" {self.without_chat:,} events have an impossible chat id; they are stored without a chat."
-        if self.without_message:
-            text += f" {self.without_message:,} events have no readable message; they are stored without one."
+        if self.impossible_chat_ids:
+            text += f" {self.impossible_chat_ids:,} events have an impossible chat id; they are stored without a chat."
+        if self.unreadable_message_ids:
+            text += f" {self.unreadable_message_ids:,} events have no readable message; they are stored without one."
         return text
 
 
@@ -199,10 +192,10 @@ class _Load:
         batch = self._merge(events) or self._load_with_dlt(events)
         self.result.deliveries += batch.events.num_rows
         added = sum(key not in batch.stored for key in batch.messages.column("id").to_pylist())
-        self.result.new_messages += added
-        self.result.messages += batch.messages.num_rows - added
-        self.result.without_chat += sum(event.has_impossible_chat for event in events)
-        self.result.without_message += sum(event.has_unreadable_message for event in events)
+        self.result.messages_new += added
+        self.result.messages_changed += batch.messages.num_rows - added
+        self.result.impossible_chat_ids += sum(event.has_impossible_chat for event in events)
+        self.result.unreadable_message_ids += sum(event.has_unreadable_message for event in events)
 
     def _build_batch(self, events: list[Event], stored: pa.Table | None, chats: Iterable[str]) -> _Batch:
         rows = to_rows(stored)

@@ -35,30 +35,28 @@ WHERE received_at >= ? ORDER BY received_at"""
 class ReplayResult:
     """The result of a replay.
 
-    `unreadable` dead letters stay where they are. `without_payload` events cannot be read again, because the privacy
+    `dead_letters_unreadable` stay where they are. `events_without_payload` cannot be read again, because the privacy
     policy drops payloads.
     """
 
     loaded: LoadResult = field(default_factory=LoadResult)
-    dead_letters: int = 0
-    unreadable: int = 0
-    events: int = 0
-    without_payload: int = 0
+    dead_letters_replayed: int = 0
+    dead_letters_unreadable: int = 0
+    events_replayed: int = 0
+    events_without_payload: int = 0
 
     def as_dict(self) -> dict[str, object]:
-        return self.loaded.as_dict() | {
-            "dead_letters_replayed": self.dead_letters,
-            "dead_letters_unreadable": self.unreadable,
-            "events_replayed": self.events,
-            "events_without_payload": self.without_payload,
-        }
+        return self.loaded.as_dict() | {name: value for name, value in vars(self).items() if name != "loaded"}
 
     def __str__(self) -> str:
-        text = f"{self.dead_letters:,} dead letters and {self.events:,} events read again: {self.loaded}"
-        if self.unreadable:
-            text += f" {self.unreadable:,} dead letters are not deliveries; they stay in {self.loaded.dead_letters}."
-        if self.without_payload:
-            text += f" {self.without_payload:,} events have no payload to read again."
+        text = (
+            f"{self.dead_letters_replayed:,} dead letters and {self.events_replayed:,} events read again: {self.loaded}"
+        )
+        if self.dead_letters_unreadable:
+            text += f" {self.dead_letters_unreadable:,} dead letters are not deliveries; "
+            text += f"they stay in {self.loaded.dead_letters}."
+        if self.events_without_payload:
+            text += f" {self.events_without_payload:,} events have no payload to read again."
         return text
 
 
@@ -75,14 +73,14 @@ def replay(context: Context, since: datetime | None) -> ReplayResult:
     spool.mkdir(mode=0o700, parents=True, exist_ok=True)
     segments = []
     for deliveries in _read_events(context.destination, since, result) if since else ():
-        result.events += len(deliveries)
+        result.events_replayed += len(deliveries)
         segments.append(_write_segment(spool, deliveries))
     folder = dead_letter_folder(context.workspace)
     for path in sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else ():
         deliveries, unreadable = _read_dead_letters(path)
-        result.unreadable += len(unreadable)
+        result.dead_letters_unreadable += len(unreadable)
         if deliveries:
-            result.dead_letters += len(deliveries)
+            result.dead_letters_replayed += len(deliveries)
             segments.append(_write_segment(spool, deliveries))
             _keep_lines(path, unreadable)
     strategy: Strategy = "insert-only" if context.workspace.destination == "filesystem" else "delete-insert"
@@ -99,7 +97,7 @@ def _read_events(destination: Destination, since: datetime, result: ReplayResult
             return
         while batch := rows.fetchmany(BATCH_EVENTS):
             deliveries = [Delivery(event_id, at, payload) for event_id, at, payload in batch if payload]
-            result.without_payload += len(batch) - len(deliveries)
+            result.events_without_payload += len(batch) - len(deliveries)
             if deliveries:
                 yield deliveries
 

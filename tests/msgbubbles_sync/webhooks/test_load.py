@@ -53,7 +53,7 @@ def test_repeated_event_is_stored_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert load_all(workspace).deliveries == 1
     (spool / "4-1.jsonl").write_text(line(4, conversation_id="..") + line(5, conversation_id=5) + line(6, a="conv_1"))
     result = load_all(workspace)
-    assert (result.deliveries, result.malformed, result.without_chat) == (3, 0, 2)
+    assert (result.deliveries, result.malformed, result.impossible_chat_ids) == (3, 0, 2)
     assert result.as_dict()["impossible_chat_ids"] == 2
     assert "2 events have an impossible chat id" in str(result)
     with duckdb.connect(str(workspace.work)) as database:
@@ -131,8 +131,8 @@ def test_new_messages_follow_the_policy(tmp_path: Path, monkeypatch: pytest.Monk
     (spool / "1-1.jsonl").write_text("".join(line(number, **body) for number, body in enumerate(bodies)))
     result = load_all(workspace)
     # Before `start_date`, and of a chat that is not stored, messages are left to the next read.
-    assert (result.deliveries, result.messages, result.without_message) == (4, 0, 1)
-    assert result.new_messages == (1 if preset == "expired" else 2)
+    assert (result.deliveries, result.messages_changed, result.unreadable_message_ids) == (4, 0, 1)
+    assert result.messages_new == (1 if preset == "expired" else 2)
     assert "new messages, 0 changed. 1 events have no readable message" in str(result)
     with duckdb.connect(str(workspace.work)) as database:
         database.execute("SET TimeZone = 'UTC'")

@@ -55,7 +55,12 @@ def test_dead_letters_and_later_events_are_read_again(workspace: Workspace) -> N
     correct_dead_letters(workspace)
     result = replay.replay(build_context(workspace), datetime(2026, 11, 23, 12, tzinfo=UTC))
     assert execute(workspace, EVENTS) == [("evt_1", None, "11"), ("evt_2", "c", "12"), ("evt_3", "d", "13")]
-    assert (result.dead_letters, result.unreadable, result.events, result.without_payload) == (1, 1, 1, 0)
+    assert (
+        result.dead_letters_replayed,
+        result.dead_letters_unreadable,
+        result.events_replayed,
+        result.events_without_payload,
+    ) == (1, 1, 1, 0)
     assert result.loaded.deliveries == 2
     assert str(result).startswith("1 dead letters and 1 events read again: 2 deliveries, ")
     assert [path.read_text() for path in dead_letter_folder(workspace).iterdir()] == ["nonsense\n"]
@@ -66,7 +71,7 @@ def test_dead_letters_and_later_events_are_read_again(workspace: Workspace) -> N
 def test_replay_without_a_time_reads_dead_letters_only(workspace: Workspace) -> None:
     (dead_letter_folder(workspace) / "refused.1.jsonl").write_text('{"id": "evt_4", "conversation_id": "c"}\n')
     result = replay.replay(build_context(workspace), None)
-    assert (result.dead_letters, result.events, result.loaded.deliveries) == (2, 0, 1)
+    assert (result.dead_letters_replayed, result.events_replayed, result.loaded.deliveries) == (2, 0, 1)
     assert (result.loaded.malformed, count_dead_letters(workspace)) == (1, 2), "one is still not JSON"
     assert [row[:2] for row in execute(workspace, EVENTS)] == [("evt_1", None), ("evt_2", None), ("evt_4", "c")]
 
@@ -74,7 +79,7 @@ def test_replay_without_a_time_reads_dead_letters_only(workspace: Workspace) -> 
 def test_event_without_payload_is_counted_and_stays(workspace: Workspace) -> None:
     execute(workspace, "UPDATE msgbubbles.webhook_events SET payload = NULL WHERE event_id = 'evt_1'")
     result = replay.replay(build_context(workspace), datetime(2026, 1, 1, tzinfo=UTC))
-    assert (result.events, result.without_payload) == (1, 1)
+    assert (result.events_replayed, result.events_without_payload) == (1, 1)
     assert [row[:2] for row in execute(workspace, EVENTS)] == [("evt_1", None), ("evt_2", "c")]
 
 

@@ -49,7 +49,7 @@ def replay_events(session: Session, since: datetime | None) -> int:
         if result.loaded.deliveries:
             context.destination.publish()
     session.reporter.print_text(result.as_dict(), str(result))
-    return EXIT_INCOMPLETE if result.loaded.malformed or result.unreadable else 0
+    return EXIT_INCOMPLETE if result.loaded.malformed or result.dead_letters_unreadable else 0
 
 
 @contextmanager
