@@ -71,32 +71,30 @@ class Warehouse:
             if not self._fetch_all(f"SELECT 1 FROM {{messages}} WHERE {where} LIMIT 1", *values):
                 return None
             where += " AND "
-        tables = [
+        return self.rows_with(table, key, keys, where, *values)
+
+    def rows_with(self, table: str, column: str, keys: Sequence[str], where: str = "", *values: Any) -> pa.Table | None:
+        """Return the stored rows that have one of `keys` in a column; null if there is no table.
+
+        They have all columns that are stored: a warehouse of an older version lacks some.
+        """
+        parts = [
             self._fetch_arrow(
-                table, f"SELECT * FROM {{{table}}} WHERE {where}{key} IN ({_marks(some)})", *values, *some
+                table, f"SELECT * FROM {{{table}}} WHERE {where}{column} IN ({_marks(some)})", *values, *some
             )
             for some in _chunks(keys)
         ]
-        tables = [part for part in tables if part is not None]
-        return pa.concat_tables(tables, promote_options="default") if tables else None
+        parts = [part for part in parts if part is not None]
+        return pa.concat_tables(parts, promote_options="default") if parts else None
 
     def message_locations(self, ids: Sequence[str]) -> dict[str, tuple[str | None, datetime | None]]:
         """Return the chat and the time of stored messages that have been read, by their ids."""
-        locations: dict[str, tuple[str | None, datetime | None]] = {}
-        # All columns, because a warehouse of an older version has no `from_event_at` yet.
-        query = "SELECT * FROM {messages} WHERE id IN "
-        for some in _chunks(ids):
-            locations |= list_locations(self._fetch_arrow("messages", f"{query}({_marks(some)})", *some))
-        return locations
+        return list_locations(self.rows_with("messages", "id", ids))
 
     def attachments(self, message_ids: Sequence[str]) -> list[Attachment]:
         """Return the stored attachments of these messages, except removed ones."""
-        rows: list[dict[str, object]] = []
-        # All columns, because a warehouse of an older version has no `removed_at` yet.
-        query = "SELECT * FROM {attachments} WHERE message_id IN "
-        for some in _chunks(message_ids):
-            table = self._fetch_arrow("attachments", f"{query}({_marks(some)})", *some)
-            rows += [] if table is None else table.to_pylist()
+        stored = self.rows_with("attachments", "message_id", message_ids)
+        rows = [] if stored is None else stored.to_pylist()
         return [_build_row(Attachment, ATTACHMENTS, row) for row in rows if not row.get("removed_at")]
 
     def chats(self, ids: Sequence[str]) -> list[Chat]:

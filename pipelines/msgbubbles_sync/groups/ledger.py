@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from uuid import uuid4
+
+import msgspec
 
 from .model import Kind, Operation
 
@@ -192,12 +194,12 @@ class Ledger:
         """Return all operations, or those of one plan, in the order in which they were begun."""
         where, values = ("plan_id = ?", (plan_id,)) if plan_id else ("1", ())
         rows = self._all(f"SELECT * FROM operations WHERE {where} ORDER BY number", values)
-        return [_from_row(Entry, row) for row in rows]
+        return [build_record(Entry, row) for row in rows]
 
     def unresolved(self) -> list[Entry]:
         """Return the operations whose outcome is not known, in the order in which they were begun."""
         rows = self._all("SELECT * FROM operations WHERE outcome IS NULL OR outcome = 'unknown' ORDER BY number")
-        return [_from_row(Entry, row) for row in rows]
+        return [build_record(Entry, row) for row in rows]
 
     def last_title(self, key: str | None) -> str | None:
         """Return the last title that the network confirmed for a key; null if none was ever requested."""
@@ -216,7 +218,7 @@ class Ledger:
         self._insert(OBSERVATIONS, observation, f"ON CONFLICT (key) DO UPDATE SET {changes}, version = version + 1")
 
     def observations(self) -> list[Observation]:
-        return [_from_row(Observation, row) for row in self._all(f"SELECT * FROM {OBSERVATIONS} ORDER BY key")]
+        return [build_record(Observation, row) for row in self._all(f"SELECT * FROM {OBSERVATIONS} ORDER BY key")]
 
     def forget(self, key: str) -> None:
         """Detach a key from its group. An observation without a chat replaces the one in the warehouse."""
@@ -237,7 +239,7 @@ class Ledger:
         """Return the renderings of all groups, or of one."""
         where, values = ("chat_id = ?", (chat_id,)) if chat_id else ("1", ())
         rows = self._all(f"SELECT chat_id, field, shown, asked FROM renderings WHERE {where}", values)
-        return [Rendering(*row) for row in rows]
+        return [Rendering(**row) for row in rows]
 
     # -- the copy in the warehouse
 
@@ -265,8 +267,8 @@ class Ledger:
         changed = f"SELECT * FROM {{}} WHERE {'landed_version < version' if is_ours else '1'} ORDER BY rowid"
         operations, observations = (self._all(changed.format(table)) for table in ("operations", OBSERVATIONS))
         return (
-            [(_from_row(Entry, row), int(row["version"])) for row in operations],
-            [(_from_row(Observation, row), int(row["version"])) for row in observations],
+            [(build_record(Entry, row), int(row["version"])) for row in operations],
+            [(build_record(Observation, row), int(row["version"])) for row in observations],
         )
 
     def set_loaded(self, entries: Iterable[tuple[Entry, int]], observations: Iterable[tuple[Observation, int]]) -> None:
@@ -331,9 +333,9 @@ class Ledger:
 
     # -- the database
 
-    def _all(self, sql: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+    def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Mapping[str, Any]]:
         with self._lock:
-            return self._database.execute(sql, values).fetchall()
+            return [dict(row) for row in self._database.execute(sql, values).fetchall()]
 
     def _run(self, sql: str, values: Sequence[Any] = ()) -> None:
         with self._lock:
@@ -360,21 +362,14 @@ def _to_row(record: Record) -> list[Any]:
     return [_to_sql(getattr(record, field.name)) for field in fields(record)]
 
 
-def _from_row(kind: type[Row], row: sqlite3.Row) -> Row:
-    return kind(**{field.name: _from_sql(field.name, row[field.name]) for field in fields(kind)})
+def build_record(kind: type[Row], values: Mapping[str, Any]) -> Row:
+    """Build an operation or an observation from the columns of its row. `handles` are JSON."""
+    handles = json.loads(values["handles"]) if values["handles"] else None
+    is_gone = {"is_gone": bool(values["is_gone"])} if kind is Observation else {}
+    return msgspec.convert({**values, **is_gone, "handles": handles}, kind)
 
 
 def _to_sql(value: Any) -> Any:
     if isinstance(value, tuple):
         return json.dumps(value)
     return value.isoformat(timespec="microseconds") if isinstance(value, datetime) else value
-
-
-def _from_sql(column: str, value: Any) -> Any:
-    if value is None:
-        return None
-    if column == "handles":
-        return tuple(json.loads(value))
-    if column == "is_gone":
-        return bool(value)
-    return datetime.fromisoformat(value) if column.endswith("_at") else value

@@ -6,12 +6,10 @@ rows that the sync has read (titles, deletes, and participant lists if the API s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from msgbubbles.handles import fold_handle, parse_handle
 from msgbubbles_sync.context import Context
@@ -19,7 +17,7 @@ from msgbubbles_sync.destinations.claims import SANDBOX, read_claim
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.workspace import CLAIM, Workspace
 
-from .ledger import LEDGER, Entry, Ledger, Observation, Rendering, Row
+from .ledger import LEDGER, Entry, Ledger, Observation, Rendering, build_record
 from .model import ObservedGroup, fold_title
 
 # The fields of `Entry` and `Observation`. An unknown outcome cannot be found out without the lost file.
@@ -202,12 +200,9 @@ def _refuse_second_ledger(workspace: Workspace) -> None:
 
 def _read_ledger(context: Context) -> tuple[list[Entry], list[Observation]]:
     with context.destination.open_query() as fetch:
-        entries = [_to_record(Entry, row) for row in fetch(RECORDED_OPERATIONS)]
-        return entries, [_to_record(Observation, row) for row in fetch(RECORDED_OBSERVATIONS)]
-
-
-def _to_record(kind: type[Row], row: tuple[Any, ...]) -> Row:
-    values = dict(zip((field.name for field in fields(kind)), row, strict=True))
-    if values["handles"] is not None:
-        values["handles"] = tuple(json.loads(values["handles"]))
-    return kind(**values)
+        entries, observations = fetch(RECORDED_OPERATIONS), fetch(RECORDED_OBSERVATIONS)
+    names, observed = ([field.name for field in fields(kind)] for kind in (Entry, Observation))
+    return (
+        [build_record(Entry, dict(zip(names, row, strict=True))) for row in entries],
+        [build_record(Observation, dict(zip(observed, row, strict=True))) for row in observations],
+    )

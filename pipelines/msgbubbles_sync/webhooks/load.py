@@ -35,7 +35,7 @@ from msgbubbles_sync.workspace import Workspace
 from .events import drop_duplicates, parse_event
 from .redact import drop_payload, redact_delivery
 from .spool import Segment, list_segments, spool_folder, take_finished, webhooks_folder
-from .updates import Scope, apply_events, build_messages_table, list_messages, read_stored_messages, to_rows
+from .updates import Scope, apply_events, build_messages_table, list_messages, to_rows
 
 if TYPE_CHECKING:
     from msgbubbles.lazy_pyarrow import pa
@@ -231,7 +231,7 @@ class _Load:
         pipeline = build_fresh_pipeline(self.workspace, self.destination, PIPELINE)
         warehouse = Warehouse(pipeline)
         with warehouse.connected():
-            stored = read_stored_messages(warehouse, list_messages(events))
+            stored = warehouse.rows_with("messages", "id", list_messages(events))
             chats = [chat.id for chat in warehouse.chats(_list_chats(events))]
         batch = self._build_batch(events, stored, chats)
         file_format = self.destination.file_format

@@ -24,7 +24,6 @@ from msgbubbles.models import Message
 from msgbubbles.redact import Redactor
 from msgbubbles.source.arrow import build_arrow_schema, to_json_text
 from msgbubbles.source.progress import SET_ONCE, get_status_rank, is_ahead
-from msgbubbles.source.stored import Warehouse
 from msgbubbles.storable import replace_unstorable
 from msgbubbles.tables import MESSAGES
 from msgbubbles.times import parse_time, to_epoch_ms
@@ -82,12 +81,6 @@ def apply_events(stored: Iterable[Row], events: Iterable[Event], scope: Scope) -
 def list_messages(events: Iterable[Event]) -> list[str]:
     """Return the ids of the messages that events are about."""
     return list(dict.fromkeys(event.message_id for event in events if event.is_about_message and event.message_id))
-
-
-def read_stored_messages(warehouse: Warehouse, ids: list[str]) -> pa.Table | None:
-    """Read the stored rows of messages; null if there are none."""
-    times = pa.nulls(len(ids), build_arrow_schema(MESSAGES).field("cursor_at").type)
-    return warehouse.rows("messages", pa.table({"id": ids, "cursor_at": times})) if ids else None
 
 
 def to_rows(stored: pa.Table | None) -> list[Row]:
