@@ -148,7 +148,7 @@ def state() -> dict[str, Any]:
     """Measure the size of the coverage and the time to plan from it, after a year of runs every five minutes."""
     figures = {}
     settings = SourceConfig.from_settings(DEFAULTS)
-    for stream, tiers in settings.tiers.items():
+    for stream, rules in settings.rules.items():
         lookback_ms, now_ms = settings.lookback_ms, 0
         covered = Coverage([(0, 1, 0)])
         largest = slowest = 0.0
@@ -157,7 +157,7 @@ def state() -> dict[str, Any]:
             if number % 1000 == 0:
                 Coverage(covered.intervals)  # as when it is read from the state; too slow to do every time
             task = plan.incremental(covered, 0, lookback_ms)
-            refreshed = plan.refresh(covered, tiers, 0, now_ms)
+            refreshed = plan.refresh(covered, rules, 0, now_ms)
             plan.backfill(covered, 0)
             slowest = max(slowest, time.process_time() - began)
             covered.add(task.lo_ms, now_ms, now_ms)

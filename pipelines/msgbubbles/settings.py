@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta, inspect
 
 from .errors import ConfigurationError
+from .times import HOUR_MS
 
 MAX_TIMEOUT_SECONDS = 24 * 3600.0
 # A smaller batch could end within rows of one timestamp, and the next one would begin there again.
@@ -29,6 +30,14 @@ class RefreshRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     every_hours: Hours
     within_hours: Hours | None = None
+
+    @property
+    def every_ms(self) -> int:
+        return round(self.every_hours * HOUR_MS)
+
+    @property
+    def within_ms(self) -> int | None:
+        return None if self.within_hours is None else round(self.within_hours * HOUR_MS)
 
 
 def is_date(text: str) -> bool:

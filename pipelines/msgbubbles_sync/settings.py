@@ -117,7 +117,7 @@ class GroupSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WebhookSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """`[webhooks]`: where events are received, and how they are signed."""
+    """`[webhooks]`: where events are received, and how they are signed. Names of headers are in lower case."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8484
@@ -130,6 +130,10 @@ class WebhookSettings(msgspec.Struct, frozen=True, kw_only=True):
     tolerance_seconds: Annotated[float, Meta(gt=0)] = 300.0
     max_body_bytes: Annotated[int, Meta(ge=1024)] = 1_048_576
     refresh_messages: RefreshRules | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("signature_header", "timestamp_header", "id_header"):
+            msgspec.structs.force_setattr(self, name, getattr(self, name).lower())
 
 
 @dataclass(frozen=True)

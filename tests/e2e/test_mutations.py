@@ -24,10 +24,9 @@ import pytest
 from helpers.job import Job
 from helpers.warehouse_rows import expected
 from helpers.world import World
+from msgbubbles.settings import RefreshRule
 from msgbubbles.source.config import SourceConfig
-from msgbubbles.source.coverage import Tier
 from msgbubbles.source.run import Run
-from msgbubbles.times import DAY_MS, HOUR_MS
 from msgbubbles_sync.sandbox import Knobs, Truth, seed
 from msgbubbles_sync.sandbox.listing import truth
 
@@ -232,7 +231,7 @@ def shown(row: Row, name: str) -> Any:
 def test_mutated_row_affects_no_other_row(family: str, feed: bool) -> None:
     mutations = Mutations((FAMILIES[family],))
     knobs = Knobs(transform_row=mutations.row, feed=feed)
-    settings = SourceConfig(0, 300_000, {"chats": [Tier(DAY_MS)], "messages": [Tier(HOUR_MS, 72 * HOUR_MS)]})
+    settings = SourceConfig(0, 300_000, {"chats": [RefreshRule(24)], "messages": [RefreshRule(1, 72)]})
     with closing(World(knobs, settings, page_size=20)) as world:
         world.account.run("DELETE FROM numbers")
         seed(world.account, now=world.at(), chats=60, messages=200, days=30)

@@ -12,15 +12,15 @@ import pytest
 from helpers.world import OURS, World
 from msgbubbles.api_time import MORE_ANSWERS, ApiTime
 from msgbubbles.client import Client
+from msgbubbles.settings import RefreshRule
 from msgbubbles.source.config import SourceConfig
-from msgbubbles.source.coverage import Tier
-from msgbubbles.times import DAY_MS, HOUR_MS
+from msgbubbles.times import HOUR_MS
 from msgbubbles.transport import Transport
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 NOW = datetime(2026, 3, 2, 9, tzinfo=UTC)
 SECOND, HOUR, YEAR = timedelta(seconds=1), timedelta(hours=1), timedelta(days=365)
-SETTINGS = SourceConfig(0, 300_000, {"chats": [Tier(DAY_MS)], "messages": [Tier(HOUR_MS, 72 * HOUR_MS)]})
+SETTINGS = SourceConfig(0, 300_000, {"chats": [RefreshRule(24)], "messages": [RefreshRule(1, 72)]})
 
 
 @pytest.mark.parametrize("ahead", [YEAR, -YEAR, HOUR, timedelta(days=3650 * 2), NOW - datetime.min.replace(tzinfo=UTC)])

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from msgbubbles.settings import DEFAULTS, RefreshRule, SourceSettings
-from msgbubbles.times import BEGINNING_MS, HOUR_MS, to_epoch_ms
-
-from .coverage import Tier
+from msgbubbles.times import BEGINNING_MS, to_epoch_ms
 
 
 @dataclass(frozen=True)
@@ -19,7 +17,7 @@ class SourceConfig:
     Attributes:
         start_ms: Rows before this time are not read.
         lookback_ms: How long after its own timestamp a row may become visible.
-        tiers: What each stream reads again, and how often.
+        rules: What each stream reads again, and how often.
         refresh_per_minute: Requests that a stream may spend on reading again, per minute since the last run; null for
             no limit.
         participants: Whether to ask for the participants of groups.
@@ -29,7 +27,7 @@ class SourceConfig:
 
     start_ms: int = BEGINNING_MS
     lookback_ms: int = round(DEFAULTS.lookback_seconds * 1000)
-    tiers: Mapping[str, Sequence[Tier]] = field(default_factory=dict)
+    rules: Mapping[str, Sequence[RefreshRule]] = field(default_factory=dict)
     refresh_per_minute: float | None = None
     participants: bool = DEFAULTS.read_participants
     requests_per_minute: int = 0
@@ -42,22 +40,13 @@ class SourceConfig:
         return cls(
             _parse_start(source.start_date),
             round(source.lookback_seconds * 1000),
-            {"chats": _build_tiers(source.refresh_chats), "messages": _build_tiers(source.refresh_messages)},
+            {"chats": source.refresh_chats, "messages": source.refresh_messages},
             # Half for each of the two streams.
             per_minute * source.refresh_share / 2 if per_minute else None,
             source.read_participants,
             per_minute,
             max_workers=source.parallel_requests,
         )
-
-
-def _build_tiers(rules: Sequence[RefreshRule]) -> tuple[Tier, ...]:
-    return tuple(
-        Tier(
-            round(rule.every_hours * HOUR_MS), None if rule.within_hours is None else round(rule.within_hours * HOUR_MS)
-        )
-        for rule in rules
-    )
 
 
 def _parse_start(start_date: str | None) -> int:

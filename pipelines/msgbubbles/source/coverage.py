@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from msgbubbles.settings import RefreshRule
 from msgbubbles.times import DAY_MS, HOUR_MS
 
 # The older a time of reading, the more coarsely it is stored: (up to this age, to this grain). It is rounded down, so
@@ -114,14 +115,6 @@ class Task:
     hi_ms: int | None
 
 
-@dataclass(frozen=True)
-class Tier:
-    """Read rows up to the age `within_ms` (null: any) again every `every_ms`."""
-
-    every_ms: int
-    within_ms: int | None = None
-
-
 def incremental(coverage: Coverage, start_ms: int, lookback_ms: int) -> Task:
     """Plan the rows since the last run.
 
@@ -136,7 +129,7 @@ def backfill(coverage: Coverage, start_ms: int) -> list[Task]:
     return [Task("backfill", lo_ms, hi_ms) for lo_ms, hi_ms in coverage.gaps(start_ms)]
 
 
-def refresh(coverage: Coverage, tiers: Iterable[Tier], start_ms: int, now_ms: int) -> Task | None:
+def refresh(coverage: Coverage, rules: Iterable[RefreshRule], start_ms: int, now_ms: int) -> Task | None:
     """Plan the interval that is most overdue to be read again; null if none is due.
 
     Neighbors that are at least half due are included, because every separate interval costs a request or more. But a
@@ -144,22 +137,22 @@ def refresh(coverage: Coverage, tiers: Iterable[Tier], start_ms: int, now_ms: in
     again, and never the others.
     """
     most_overdue, task = 0.0, None
-    for tier in tiers:
-        floor_ms = start_ms if tier.within_ms is None else max(start_ms, now_ms - tier.within_ms)
+    for rule in rules:
+        floor_ms = start_ms if rule.within_ms is None else max(start_ms, now_ms - rule.within_ms)
         intervals = [(max(lo, floor_ms), hi, now_ms - read) for lo, hi, read in coverage.intervals if hi > floor_ms]
         if not intervals:
             continue
         seed = max(range(len(intervals)), key=lambda number: (intervals[number][2], number))
-        overdue = intervals[seed][2] / tier.every_ms
+        overdue = intervals[seed][2] / rule.every_ms
         if overdue < max(1.0, most_overdue):
             continue
         lo_ms, hi_ms, _ = intervals[seed]
         for lo, hi, age in reversed(intervals[:seed]):
-            if hi != lo_ms or age < tier.every_ms / 2:
+            if hi != lo_ms or age < rule.every_ms / 2:
                 break
             lo_ms = lo
         for lo, hi, age in intervals[seed + 1 :]:
-            if lo != hi_ms or age < tier.every_ms / 2 or overdue >= 2:
+            if lo != hi_ms or age < rule.every_ms / 2 or overdue >= 2:
                 break
             hi_ms = hi
         most_overdue, task = overdue, Task("refresh", lo_ms, hi_ms)

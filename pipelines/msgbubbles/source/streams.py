@@ -106,7 +106,7 @@ class StreamReader(Generic[R]):
         """Evaluate what was read, once everything that this run allows has been read."""
 
     def _refresh(self) -> Iterator[Any]:
-        tiers, before = self.config.tiers.get(self.stream, ()), None
+        rules, before = self.config.rules.get(self.stream, ()), None
         self._pages_before_refresh = self.progress.pages
         try:
             with until("refresh share"):
@@ -114,7 +114,7 @@ class StreamReader(Generic[R]):
                     readable = self.coverage
                     for lo_ms, hi_ms in self._failed_pages.waiting():
                         readable = readable.without(lo_ms, hi_ms)
-                    task = plan.refresh(readable, tiers, self.config.start_ms, self.now_ms or 0)
+                    task = plan.refresh(readable, rules, self.config.start_ms, self.now_ms or 0)
                     if task is None or task == before:
                         break
                     self.check_refresh_share()

@@ -135,7 +135,7 @@ class ThreadReader(StreamReader[Chat]):
         return mark in self.seen and (at_ms or 0) + self.config.lookback_ms < self.seen_ms
 
     def _refresh_floor_ms(self) -> int:
-        within = [tier.within_ms for tier in self.config.tiers.get(self.stream, ())]
+        within = [rule.within_ms for rule in self.config.rules.get(self.stream, ())]
         widest = max((within_ms for within_ms in within if within_ms is not None), default=0)
         start_ms = self.config.start_ms
         return start_ms if None in within else max(start_ms, (self.now_ms or 0) - widest)

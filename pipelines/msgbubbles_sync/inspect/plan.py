@@ -82,7 +82,7 @@ def _plan_refresh(
     allowed = math.inf if settings.refresh_per_minute is None else max(settings.refresh_per_minute * minutes, 1)
     read = Coverage(coverage.intervals)
     steps: list[Step] = []
-    while allowed > 0 and (task := tasks.refresh(read, settings.tiers.get(stream, ()), settings.start_ms, now_ms)):
+    while allowed > 0 and (task := tasks.refresh(read, settings.rules.get(stream, ()), settings.start_ms, now_ms)):
         hi_ms = task.hi_ms or now_ms
         pages = _count_pages(local.count_rows(stream, task.lo_ms, hi_ms))
         steps.append(Step(stream, "refresh", _bound(task.lo_ms), hi_ms, math.ceil(min(pages, allowed))))

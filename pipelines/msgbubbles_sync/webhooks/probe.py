@@ -15,7 +15,7 @@ from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.settings import WebhookSettings
 
 from .deliveries import TEST_EVENT
-from .signature import Scheme, sign
+from .signature import sign
 from .spool import list_segments
 
 TIMEOUT_SECONDS = 10.0
@@ -87,7 +87,7 @@ def send_test_event(url: str, settings: WebhookSettings, secret: str, spool: Pat
     event_id = f"{TEST_EVENT}{uuid4().hex}"
     event = {"id": event_id, "type": "webhook.test", "created_at": datetime.now(UTC).isoformat(timespec="milliseconds")}
     body = json.dumps(event).encode()
-    headers = sign(Scheme.from_settings(settings), secret, event_id, str(int(time.time())), body)
+    headers = sign(settings, secret, event_id, str(int(time.time())), body)
     began = time.perf_counter()
     try:
         # A proxy of the environment does not know this machine's own addresses.

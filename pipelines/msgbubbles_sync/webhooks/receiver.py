@@ -40,7 +40,7 @@ from .heartbeat import Heartbeat
 from .metrics import Metrics
 from .redact import CurrentPolicy, RedactDelivery
 from .secrets import SecretStore
-from .signature import Refusal, Scheme, check_request, signed_timestamp
+from .signature import Refusal, check_request, list_required_headers, signed_timestamp, signs
 from .spool import SpoolWriter, list_segments, spool_folder, webhooks_folder
 
 MAX_CONNECTIONS = 500
@@ -88,7 +88,6 @@ class Receiver:
     ) -> None:
         self.metrics = Metrics()
         self._settings = settings
-        self._scheme = Scheme.from_settings(settings)
         self._secrets = secrets
         self._spool = spool
         self._heartbeat = heartbeat
@@ -219,7 +218,7 @@ class Receiver:
 
     def _verify(self, request: Request, body: bytes, now: datetime) -> Signed | Refusal:
         """Verify the signature over the body as sent, or else as decompressed. Raises `BodyTooLongError`."""
-        names = (self._scheme.signature_header, self._scheme.timestamp_header)
+        names = (self._settings.signature_header, self._settings.timestamp_header)
         headers = dict(request.headers) | {
             name: "\n".join(request.headers.getlist(name)) for name in names if name in request.headers
         }
@@ -234,14 +233,14 @@ class Receiver:
         return Signed(
             body if plain is None else plain,
             # An unsigned id could be forged.
-            headers.get(self._scheme.id_header) if self._scheme.signs("id") else None,
-            signed_timestamp(self._scheme, self._secrets.secrets, headers, signed_body) or "",
+            headers.get(self._settings.id_header) if signs(self._settings, "id") else None,
+            signed_timestamp(self._settings, self._secrets.secrets, headers, signed_body) or "",
         )
 
     def _check(self, headers: Mapping[str, str], body: bytes, now: datetime) -> Refusal | None:
-        refusal = check_request(self._scheme, self._secrets.secrets, headers, body, now.timestamp())
+        refusal = check_request(self._settings, self._secrets.secrets, headers, body, now.timestamp())
         if refusal is Refusal.FORGED and self._reload_secrets():
-            refusal = check_request(self._scheme, self._secrets.secrets, headers, body, now.timestamp())
+            refusal = check_request(self._settings, self._secrets.secrets, headers, body, now.timestamp())
         return refusal
 
     def _reload_secrets(self) -> bool:
@@ -269,7 +268,7 @@ class Receiver:
     def _hint(self, request: Request) -> str:
         """List the headers of a request, from which the right configuration can be found out."""
         names = [name for name in request.headers if re.fullmatch(r"[a-z0-9-]{1,40}", name)][:20]
-        return f"expected {', '.join(self._scheme.headers)}, got {', '.join(names)}"
+        return f"expected {', '.join(list_required_headers(self._settings))}, got {', '.join(names)}"
 
     @asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:

@@ -15,7 +15,6 @@ import hmac
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 
@@ -35,39 +34,18 @@ class Refusal(StrEnum):
     STALE = "stale"
 
 
-@dataclass(frozen=True)
-class Scheme:
-    """The signed content and the headers of its parts, in lower case. `timestamp_header` may be empty."""
-
-    signature_header: str
-    timestamp_header: str
-    id_header: str
-    signed_content: str
-    digest: str
-    tolerance_seconds: float
-
-    @classmethod
-    def from_settings(cls, settings: WebhookSettings) -> Scheme:
-        return cls(
-            settings.signature_header.lower(),
-            settings.timestamp_header.lower(),
-            settings.id_header.lower(),
-            settings.signed_content,
-            settings.digest,
-            settings.tolerance_seconds,
-        )
-
-    def signs(self, part: str) -> bool:
-        return f"{{{part}}}" in self.signed_content
-
-    @property
-    def headers(self) -> tuple[str, ...]:
-        """Headers that a delivery must have."""
-        optional = [("id", self.id_header), ("timestamp", self.timestamp_header)]
-        return (self.signature_header, *(name for part, name in optional if name and self.signs(part)))
+def signs(scheme: WebhookSettings, part: str) -> bool:
+    """Return whether the signed content has the `id`, `timestamp` or `body`."""
+    return f"{{{part}}}" in scheme.signed_content
 
 
-def sign(scheme: Scheme, secret: str, delivery_id: str, timestamp: str, body: bytes) -> dict[str, str]:
+def list_required_headers(scheme: WebhookSettings) -> tuple[str, ...]:
+    """Return the headers that a delivery must have."""
+    optional = [("id", scheme.id_header), ("timestamp", scheme.timestamp_header)]
+    return (scheme.signature_header, *(name for part, name in optional if name and signs(scheme, part)))
+
+
+def sign(scheme: WebhookSettings, secret: str, delivery_id: str, timestamp: str, body: bytes) -> dict[str, str]:
     """Sign a delivery with a secret. Returns its headers."""
     key = _decode_secret(secret)[-1]
     digest = hmac.digest(key, _content(scheme, delivery_id, timestamp, body), scheme.digest).hex()
@@ -77,29 +55,31 @@ def sign(scheme: Scheme, secret: str, delivery_id: str, timestamp: str, body: by
 
 
 def check_request(
-    scheme: Scheme, secrets: Iterable[str], headers: Mapping[str, str], body: bytes, now_seconds: float
+    scheme: WebhookSettings, secrets: Iterable[str], headers: Mapping[str, str], body: bytes, now_seconds: float
 ) -> Refusal | None:
     """Return why a delivery must be refused; null if one of the secrets signed it just now.
 
     `headers` has the lines of a repeated header joined by line breaks. If the timestamp is not signed, the age of a
     delivery is not checked.
     """
-    if any(not headers.get(name) for name in scheme.headers):
+    if any(not headers.get(name) for name in list_required_headers(scheme)):
         return Refusal.UNSIGNED
     timestamps = _timestamps(scheme, headers)
-    if scheme.signs("timestamp") and not any(timestamps):
+    if signs(scheme, "timestamp") and not any(timestamps):
         return Refusal.UNSIGNED
     timestamp = signed_timestamp(scheme, secrets, headers, body)
     if timestamp is None:
         return Refusal.FORGED
-    if scheme.signs("timestamp"):
+    if signs(scheme, "timestamp"):
         at = parse_time(timestamp)
         if at is None or abs(now_seconds - at.timestamp()) > scheme.tolerance_seconds:
             return Refusal.STALE
     return None
 
 
-def signed_timestamp(scheme: Scheme, secrets: Iterable[str], headers: Mapping[str, str], body: bytes) -> str | None:
+def signed_timestamp(
+    scheme: WebhookSettings, secrets: Iterable[str], headers: Mapping[str, str], body: bytes
+) -> str | None:
     """Return the timestamp with which one of the secrets signed the body, as it is written; null if none did.
 
     Empty if the scheme signs no timestamp. Takes the same time whichever part of a signature is wrong.
@@ -117,13 +97,13 @@ def signed_timestamp(scheme: Scheme, secrets: Iterable[str], headers: Mapping[st
     return signed
 
 
-def _tokens(scheme: Scheme, headers: Mapping[str, str]) -> list[str]:
+def _tokens(scheme: WebhookSettings, headers: Mapping[str, str]) -> list[str]:
     return re.split(r"[\s,;]+", headers.get(scheme.signature_header) or "")[:MAX_CANDIDATES]
 
 
-def _timestamps(scheme: Scheme, headers: Mapping[str, str]) -> list[str]:
+def _timestamps(scheme: WebhookSettings, headers: Mapping[str, str]) -> list[str]:
     """Return the candidates for the signed timestamp: one for each header line, or for each signature."""
-    if not scheme.signs("timestamp"):
+    if not signs(scheme, "timestamp"):
         return [""]
     if scheme.timestamp_header:
         candidates = (headers.get(scheme.timestamp_header) or "").split("\n")
@@ -144,7 +124,7 @@ def _decode_secret(secret: str) -> tuple[bytes, ...]:
     return tuple(key for key in keys if key)
 
 
-def _content(scheme: Scheme, delivery_id: str, timestamp: str, body: bytes) -> bytes:
+def _content(scheme: WebhookSettings, delivery_id: str, timestamp: str, body: bytes) -> bytes:
     parts = {"{id}": delivery_id.encode("latin-1", "replace"), "{timestamp}": timestamp.encode("latin-1", "replace")}
     pieces = re.split(r"(\{id\}|\{timestamp\}|\{body\})", scheme.signed_content)
     return b"".join(body if piece == "{body}" else parts.get(piece, piece.encode()) for piece in pieces)

@@ -8,9 +8,7 @@ import pytest
 from msgbubbles.errors import ConfigurationError
 from msgbubbles.settings import DEFAULTS, RefreshRule, build_source_settings
 from msgbubbles.source.config import SourceConfig
-from msgbubbles.source.coverage import Tier
 from msgbubbles.source.fetch import count_workers
-from msgbubbles.times import HOUR_MS
 
 
 def reading(**values: Any) -> SourceConfig:
@@ -19,7 +17,7 @@ def reading(**values: Any) -> SourceConfig:
 
 def test_defaults_read_chats_daily_and_new_messages_hourly() -> None:
     settings = SourceConfig.from_settings(DEFAULTS)
-    assert settings.tiers == {"chats": (Tier(24 * HOUR_MS),), "messages": (Tier(HOUR_MS, 72 * HOUR_MS),)}
+    assert settings.rules == {"chats": (RefreshRule(24),), "messages": (RefreshRule(1, 72),)}
     assert settings.refresh_per_minute == 15, "a quarter of 120, half of it for each stream"
     assert reading(requests_per_minute=0).refresh_per_minute is None
 
@@ -34,8 +32,8 @@ def test_workers_suffice_to_use_the_rate_limit(per_minute: int, latency_seconds:
 
 def test_refresh_rules_may_be_json_as_in_variables() -> None:
     text = '[{"every_hours": 0.5}, {"within_hours": 2, "every_hours": 1}]'
-    assert reading(refresh_chats=text).tiers["chats"] == (Tier(HOUR_MS // 2), Tier(HOUR_MS, 2 * HOUR_MS))
-    assert reading(refresh_chats=[]).tiers["chats"] == ()
+    assert reading(refresh_chats=text).rules["chats"] == (RefreshRule(0.5), RefreshRule(1, 2))
+    assert reading(refresh_chats=[]).rules["chats"] == ()
     assert build_source_settings({"refresh_chats": [{"every_hours": "1"}]}).refresh_chats == (RefreshRule(1),)
 
 

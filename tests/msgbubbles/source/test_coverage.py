@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msgbubbles.source.coverage import Coverage, Task, Tier, backfill, incremental, refresh
+from msgbubbles.settings import RefreshRule
+from msgbubbles.source.coverage import Coverage, Task, backfill, incremental, refresh
 from msgbubbles.times import DAY_MS, HOUR_MS
 
 LINE = range(30)
@@ -123,26 +124,26 @@ def read_hours_ago(*pieces: tuple[float, float, float]) -> Coverage:
     )
 
 
-def to_refresh(coverage: Coverage, *tiers: Tier, start_ms: int = 0) -> tuple[float, float] | None:
-    task = refresh(coverage, tiers, start_ms, NOW)
+def to_refresh(coverage: Coverage, *rules: RefreshRule, start_ms: int = 0) -> tuple[float, float] | None:
+    task = refresh(coverage, rules, start_ms, NOW)
     if task is None or task.hi_ms is None:
         return None
     assert task.kind == "refresh"
     return (NOW - task.lo_ms) / HOUR_MS, (NOW - task.hi_ms) / HOUR_MS
 
 
-DAILY = Tier(DAY_MS)
-HOURLY = Tier(HOUR_MS, within_ms=72 * HOUR_MS)
+DAILY = RefreshRule(24)
+HOURLY = RefreshRule(1, within_hours=72)
 
 
 @pytest.mark.parametrize(
-    ("pieces", "tier", "expected"),
+    ("pieces", "rule", "expected"),
     [
         pytest.param([(900, 0, 23.9)], DAILY, None, id="not yet"),
         pytest.param([(900, 0, 24)], DAILY, (900, 0), id="when its time has come"),
         pytest.param([], DAILY, None, id="what was never read is a gap"),
-        pytest.param([(900, 0, 1)], HOURLY, (72, 0), id="no older than the tier goes"),
-        pytest.param([(900, 80, 50), (80, 0, 0.5)], HOURLY, None, id="what is older than the tier is left"),
+        pytest.param([(900, 0, 1)], HOURLY, (72, 0), id="no older than the rule goes"),
+        pytest.param([(900, 80, 50), (80, 0, 0.5)], HOURLY, None, id="what is older than the rule is left"),
         pytest.param([(900, 500, 30), (500, 0, 25)], DAILY, (900, 0), id="neighbors are read together"),
         pytest.param([(900, 500, 25), (500, 100, 13), (100, 0, 2)], DAILY, (900, 100), id="those half due too"),
         pytest.param([(900, 500, 25), (400, 0, 25)], DAILY, (400, 0), id="the newer of two with a gap between"),
@@ -150,12 +151,12 @@ HOURLY = Tier(HOUR_MS, within_ms=72 * HOUR_MS)
     ],
 )
 def test_refresh_plans_the_overdue_interval(
-    pieces: list[tuple[float, float, float]], tier: Tier, expected: tuple[float, float] | None
+    pieces: list[tuple[float, float, float]], rule: RefreshRule, expected: tuple[float, float] | None
 ) -> None:
-    assert to_refresh(read_hours_ago(*pieces), tier) == expected
+    assert to_refresh(read_hours_ago(*pieces), rule) == expected
 
 
-def test_most_overdue_tier_comes_first() -> None:
+def test_most_overdue_rule_comes_first() -> None:
     coverage = read_hours_ago((900, 72, 30), (72, 0, 3))
     assert to_refresh(coverage, DAILY, HOURLY) == (72, 0)
     assert to_refresh(coverage, HOURLY, DAILY) == (72, 0)

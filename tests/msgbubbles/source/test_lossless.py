@@ -15,15 +15,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from helpers.sizes import pick_size
 from helpers.world import OURS, World
+from msgbubbles.settings import RefreshRule
 from msgbubbles.source.config import SourceConfig
-from msgbubbles.source.coverage import Tier
 from msgbubbles.source.run import Run
 from msgbubbles.times import DAY_MS, HOUR_MS
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 pytestmark = pytest.mark.slow
 MINUTE_MS = 60_000
-SETTINGS = SourceConfig(0, 5 * MINUTE_MS, {"chats": [Tier(DAY_MS)], "messages": [Tier(HOUR_MS, 72 * HOUR_MS)]})
+SETTINGS = SourceConfig(0, 5 * MINUTE_MS, {"chats": [RefreshRule(24)], "messages": [RefreshRule(1, 72)]})
 # At most this many rows share a millisecond: fewer than a page, so that all can be reached.
 TIES = 3
 # By default always the same examples, so that a failure is due to a change. Set this for other ones, and their number.

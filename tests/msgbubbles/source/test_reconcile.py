@@ -11,20 +11,21 @@ import pytest
 
 from helpers.world import EPOCH, OURS, World
 from msgbubbles.errors import PermanentError
+from msgbubbles.settings import RefreshRule
 from msgbubbles.source.config import SourceConfig
-from msgbubbles.source.coverage import Coverage, Tier
+from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.paginate import Overflow
 from msgbubbles.source.run import Run
-from msgbubbles.times import BEGINNING_MS, DAY_MS, HOUR_MS
+from msgbubbles.times import BEGINNING_MS, HOUR_MS
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 IN_2001 = "2001-01-01T00:00:00.000Z"
-TIERS = {"chats": [Tier(DAY_MS)], "messages": [Tier(HOUR_MS, 72 * HOUR_MS)]}
+RULES = {"chats": [RefreshRule(24)], "messages": [RefreshRule(1, 72)]}
 
 
 def build_world(knobs: Knobs, settings: SourceConfig | None = None) -> World:
     """Build an empty account with pages of 100 rows, like those of the API."""
-    return World(knobs, settings or SourceConfig(tiers=TIERS), page_size=100)
+    return World(knobs, settings or SourceConfig(rules=RULES), page_size=100)
 
 
 @pytest.fixture

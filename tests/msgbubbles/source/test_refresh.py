@@ -12,15 +12,15 @@ import pytest
 
 from helpers.world import OURS, World
 from msgbubbles.models import Chat, Page
+from msgbubbles.settings import RefreshRule
 from msgbubbles.source import reconcile
 from msgbubbles.source.config import SourceConfig
-from msgbubbles.source.coverage import Tier
 from msgbubbles.source.run import Run
-from msgbubbles.times import DAY_MS, HOUR_MS
+from msgbubbles.times import HOUR_MS
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 MINUTE_MS = 60_000
-SETTINGS = SourceConfig(0, 5 * MINUTE_MS, {"chats": [Tier(DAY_MS)], "messages": [Tier(HOUR_MS, 72 * HOUR_MS)]})
+SETTINGS = SourceConfig(0, 5 * MINUTE_MS, {"chats": [RefreshRule(24)], "messages": [RefreshRule(1, 72)]})
 
 
 @pytest.fixture
