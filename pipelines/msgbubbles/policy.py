@@ -17,6 +17,7 @@ import msgspec
 from .errors import ConfigurationError
 from .handles import fold_handle, normalize_handle
 from .mentions import canonical_handle
+from .settings import convert, list_settings
 
 SECTION = "sources.msgbubbles.privacy"
 MIN_KEY_CHARACTERS = 32
@@ -94,13 +95,9 @@ def parse_policy(settings: Mapping[str, Any]) -> Policy:
         raise ConfigurationError(
             f"[{SECTION}] has no setting {name}; there are preset, key, vault, {', '.join(Policy.__struct_fields__)}"
         )
-    try:
-        policy = msgspec.convert(msgspec.structs.asdict(PRESETS[preset]) | values, Policy, strict=False)
-    except msgspec.ValidationError as error:
-        match = re.search(r"\$\.(\w+)", str(error))
-        name = match[1] if match else "a setting"
-        may_be = f"one of {', '.join(ORDERS[name])}" if name in ORDERS else "a whole number of days, 1 at least"
-        raise ConfigurationError(f"[{SECTION}] {name} is {may_be}; fix dlt_config/config.toml") from None
+    hints = list_settings(Policy)
+    own = {name: convert(f"[{SECTION}] {name}", value, hints[name]) for name, value in values.items()}
+    policy = msgspec.structs.replace(PRESETS[preset], **own)
     if policy.own_numbers == "pseudonym" and policy.handles == "keep":
         raise ConfigurationError(
             f'[{SECTION}] own_numbers = "pseudonym" requires handles = "pseudonym": it would hide only ours; '

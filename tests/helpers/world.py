@@ -28,6 +28,7 @@ from msgbubbles.source import reconcile
 from msgbubbles.source.buffer import RowBuffer
 from msgbubbles.source.chats import read_chats
 from msgbubbles.source.config import SourceConfig
+from msgbubbles.source.fetch import InFlight
 from msgbubbles.source.messages import read_messages
 from msgbubbles.source.numbers import read_numbers
 from msgbubbles.source.run import Run
@@ -85,15 +86,12 @@ class InProcess(httpx.BaseTransport):
         return httpx.Response(sent[0]["status"], headers=headers, content=content)
 
 
-class InAnyOrder:
+class InAnyOrder(InFlight[Any]):
     """Run queued calls one by one in random but reproducible order, as threads might."""
 
     def __init__(self, chance: random.Random) -> None:
+        super().__init__()
         self._chance = chance
-        self._asked: list[tuple[Any, Callable[[], Any]]] = []
-
-    def ask(self, who: Any, question: Callable[[], Any]) -> None:
-        self._asked.append((who, question))
 
     def answer(self) -> tuple[Any, Callable[[], Any]]:
         return self._asked.pop(self._chance.randrange(len(self._asked)))

@@ -67,9 +67,9 @@ def test_pseudonym_is_never_mistaken_for_a_number(written: str) -> None:
     ("settings", "says"),
     [
         ({"preset": "maximal"}, "preset is one of full, analytics, minimal"),
-        ({"text": "gone"}, "text is one of keep, length, drop"),
+        ({"text": "gone"}, 'text must be one of "drop", "keep", "length"'),
         ({"txt": "drop"}, "has no setting txt"),
-        ({"text_days": 0}, "text_days is a whole number of days"),
+        ({"text_days": 0}, "text_days must be a whole number of at least 1"),
         ({"own_numbers": "pseudonym"}, "requires handles"),
     ],
 )

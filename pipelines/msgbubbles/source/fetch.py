@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from msgbubbles.settings import DEFAULTS
 
@@ -29,22 +29,29 @@ def count_workers(requests_per_minute: int, latency_seconds: float) -> int:
     return 1 if needed <= SHARE_OF_ONE_WORKER else min(math.ceil(2 * needed), MAX_WORKERS)
 
 
-class InFlight(Protocol[A]):
-    """Requests that were sent and not answered yet, each with its sender."""
+class InFlight(Generic[A]):
+    """Requests that were sent and not answered yet, each with its sender. Here each runs when its answer is wanted."""
 
-    def ask(self, sender: Any, request: Callable[[], A]) -> None: ...
+    def __init__(self) -> None:
+        self._asked: list[tuple[Any, Callable[[], A]]] = []
+
+    def ask(self, sender: Any, request: Callable[[], A]) -> None:
+        self._asked.append((sender, request))
 
     def answer(self) -> tuple[Any, Callable[[], A]]:
         """Return the next answer from any sender; calling it raises what the request raised."""
+        return self._asked.pop(0)
 
     def close(self) -> None:
         """Wait for the outstanding requests, and ignore their answers."""
+        self._asked.clear()
 
 
-class InThreads(Generic[A]):
-    """Run each request in its own thread."""
+class InThreads(InFlight[A]):
+    """Runs each request in its own thread."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._threads = ThreadPoolExecutor(MAX_WORKERS, thread_name_prefix="page")
         self._answered: SimpleQueue[tuple[Any, Future[A]]] = SimpleQueue()
 
@@ -57,19 +64,3 @@ class InThreads(Generic[A]):
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
-
-
-class OneByOne(Generic[A]):
-    """Run each request only when its answer is wanted."""
-
-    def __init__(self) -> None:
-        self._asked: list[tuple[Any, Callable[[], A]]] = []
-
-    def ask(self, sender: Any, request: Callable[[], A]) -> None:
-        self._asked.append((sender, request))
-
-    def answer(self) -> tuple[Any, Callable[[], A]]:
-        return self._asked.pop(0)
-
-    def close(self) -> None:
-        self._asked.clear()

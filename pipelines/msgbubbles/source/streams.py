@@ -19,7 +19,7 @@ from .buffer import RowBuffer
 from .coverage import Coverage, Task
 from .failed_pages import NEVER_MS, FailedPages
 from .failed_reads import FailedReads
-from .fetch import InFlight, OneByOne, count_workers
+from .fetch import InFlight, count_workers
 from .intervals import IntervalQueue, OpenInterval
 from .paginate import PageResult, Paginator
 from .run import Run, StreamContext, get_overflows, save_overflows
@@ -149,7 +149,7 @@ class StreamReader(Generic[R]):
         An error or a limit ends all intervals, once the outstanding requests have been answered.
         """
         queue = IntervalQueue[R](tasks, workers)
-        in_flight: InFlight[Page[R]] = self.run.in_flight() if self.reads_ahead else OneByOne()
+        in_flight: InFlight[Page[R]] = self.run.in_flight() if self.reads_ahead else InFlight()
         ended_by: MsgBubblesError | None = None
         try:
             while True:

@@ -129,6 +129,11 @@ SELECT
 FROM asked
 WHERE day BETWEEN $first AND $last
 GROUP BY ALL"""  # noqa: S608 - constants of this module
+# By the field of `Activity` that has the rows.
+QUERIES = {
+    "figures": FIGURES, "volume": VOLUME, "responses": RESPONSES, "waiting": WAITING, "targets": TARGETS,
+    "backlog": BACKLOG, "delivery": DELIVERY,
+}  # fmt: skip
 
 
 class Number(NamedTuple):
@@ -147,6 +152,7 @@ class Activity:
     first: date
     last: date
     number: Number | None
+    hours: dict[tuple[int, int], int]
     figures: Sequence[Any]
     volume: Sequence[Any]
     responses: Sequence[Any]
@@ -154,7 +160,6 @@ class Activity:
     targets: Sequence[Any]
     backlog: Sequence[Any]
     delivery: Sequence[Any]
-    hours: dict[tuple[int, int], int]
 
 
 def read_activity(connection: duckdb.DuckDBPyConnection, zone: str, days: int, number: str | None) -> Activity:
@@ -171,21 +176,9 @@ def read_activity(connection: duckdb.DuckDBPyConnection, zone: str, days: int, n
         values = {
             "as_of": as_of, "zone": zone, "number": number, "first": last - timedelta(days=days - 1), "last": last,
         }  # fmt: skip
-        return Activity(
-            as_of=as_of,
-            zone=zone,
-            first=values["first"],
-            last=last,
-            number=chosen,
-            figures=_read(connection, FIGURES, **values),
-            volume=_read(connection, VOLUME, **values),
-            responses=_read(connection, RESPONSES, **values),
-            waiting=_read(connection, WAITING, **values),
-            targets=_read(connection, TARGETS, **values),
-            backlog=_read(connection, BACKLOG, **values),
-            delivery=_read(connection, DELIVERY, **values),
-            hours={(row.weekday, row.hour): row.asked for row in _read(connection, HOURS, **values)},
-        )
+        hours = {(row.weekday, row.hour): row.asked for row in _read(connection, HOURS, **values)}
+        rows = {name: _read(connection, query, **values) for name, query in QUERIES.items()}
+        return Activity(as_of, zone, values["first"], last, chosen, hours, **rows)
     except duckdb.CatalogException:
         raise UsageError("the warehouse has no marts. Run the sync without --no-transform.") from None
 
