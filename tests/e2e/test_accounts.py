@@ -25,7 +25,7 @@ from helpers.context import build_destination
 from helpers.job import CHATS, Job
 from helpers.lake import lake_at
 from helpers.process import Process
-from helpers.sizes import pick_size
+from helpers.sizes import IS_NIGHTLY
 from msgbubbles_sync.sandbox import NewMessage, serve
 from msgbubbles_sync.workspace import Workspace
 
@@ -144,12 +144,19 @@ def test_two_jobs_for_two_accounts_in_one_lake(
         with build_destination(made.workspace("ducklake")).open_reader() as connection:
             return connection.execute(sql).fetchall()
 
-    # The second runs find the views of the first ones. Marts take long in a lake: they are built again at night.
-    for options in [(), ("--no-transform",), *[()] * pick_size(0, nightly=1)]:
-        made.run_at_once(*into, *options)
-        check_shown(made, query)
-        for job in made.jobs.values():
-            say_something(job)
+    # The second runs find the views of the first ones. Marts take long in a lake: by day, only one account has any.
+    made.run_at_once(*into, "--no-transform")
+    check_shown(made, query, marts=False)
+    for job in made.jobs.values():
+        say_something(job)
+    made.run(*into, "--account", "north")
+    assert query("SELECT DISTINCT account FROM marts.thread_activity") == [("north",)], "what is there is shown"
+    if IS_NIGHTLY:
+        for _ in range(2):
+            made.run_at_once(*into)
+            check_shown(made, query)
+            for job in made.jobs.values():
+                say_something(job)
     output, _ = made.run("verify", "--full", *into)
     assert output.count(": equal") == 2
 
@@ -224,7 +231,8 @@ def test_two_jobs_for_two_accounts_on_one_server(new_job: NewJob, postgres_addre
     for job in made.jobs.values():
         say_something(job)
     accounts = "SELECT DISTINCT account FROM marts.thread_activity ORDER BY account"
-    with asked_all_the_time(postgres_address, accounts) as answers:
+    # A table, not a view: the answers to fifty queries a second would take a core.
+    with asked_all_the_time(postgres_address, accounts.replace("activity", "activity_daily")) as answers:
         made.run(*into)
     assert len(answers) > 20
     assert {str(answer) for answer in answers} == {str([("north",), ("south",)])}

@@ -29,7 +29,11 @@ NewJob = Callable[..., Job]
 # A run takes long in a lake.
 RUNS = int(os.environ.get("MSGBUBBLES_LAKE_RUNS", pick_size(1, nightly=3)))
 # Opening a lake takes a second of CPU time.
-PAUSE_SECONDS = pick_size(10, nightly=1) / 10
+PAUSE_SECONDS = pick_size(20, nightly=1) / 10
+COUNTS = (
+    "SELECT (SELECT count(*) FROM msgbubbles.messages) AS messages,"
+    " (SELECT count(*) FROM marts.thread_activity) AS threads"
+)
 INTO = ("--destination", "ducklake")
 
 
@@ -62,8 +66,9 @@ def test_lake_holds_the_rows_of_the_account_while_read(new_job: NewJob, lake: di
 
     def poll() -> None:
         while not done.wait(PAUSE_SECONDS):
-            assert query(workspace, "SELECT count(*) AS n FROM msgbubbles.messages")[0]["n"] >= 1500
-            assert query(workspace, "SELECT count(*) AS n FROM marts.thread_activity")[0]["n"] > 0
+            [counted] = query(workspace, COUNTS)
+            assert counted["messages"] >= 1500
+            assert counted["threads"] > 0
             reads[0] += 1
 
     groups = Groups(job)

@@ -163,8 +163,8 @@ def test_kill_at_the_end_of_normalization_loses_nothing(new_job: NewJob) -> None
 
 def test_random_kills_lose_nothing_and_readers_see_whole_runs(new_job: NewJob) -> None:
     job, chance = new_job(), random.Random(6)
-    job.start_anew = True  # a kill while it imports counts as well
     job.run(transform=True)
+    job.start_anew = True  # a kill while it imports counts as well
     change(job.server.account, chance)
     began = time.monotonic()
     job.run(transform=True)

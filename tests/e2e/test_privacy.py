@@ -290,7 +290,8 @@ def test_erased_person_is_in_no_file_of_a_server_or_lake(tmp_path: Path, elsewhe
         job = Job(tmp_path / "job", server, environment | {"SOURCES__MSGBUBBLES__PRIVACY__KEY": PRIVACY_KEY})
         job.environment["SOURCES__MSGBUBBLES__READ_PARTICIPANTS"] = "true"
         job.folder.mkdir()
-        job.run(*into, transform=destination != "filesystem")  # Spark would build them there
+        # Marts take long in a lake, where an erasure builds them again. In a folder, Spark would build them.
+        job.run(*into, transform=destination == "postgres" or (IS_NIGHTLY and destination == "ducklake"))
         sought = [*texts, *written]
         assert find_in_files(tmp_path, sought).keys() >= {*texts, ANN}
         certificate = job.ask("erase", ANN, "--yes", *into)

@@ -99,11 +99,17 @@ def trust_extensions() -> None:
 
 def _run_dbt() -> None:
     """Run dbt once: its first command in a process takes a second longer than the next."""
+    from filelock import FileLock
+
+    from msgbubbles_sync.dbt.project import PROJECT
     from msgbubbles_sync.dbt.runner import _Dbt
     from msgbubbles_sync.settings import Settings
     from msgbubbles_sync.workspace import Workspace
 
-    with tempfile.TemporaryDirectory() as folder:
+    lock = PROJECT / "target" / "parse.lock"
+    lock.parent.mkdir(exist_ok=True)
+    # The first of pytest's workers parses the project for all.
+    with tempfile.TemporaryDirectory() as folder, FileLock(lock):
         workspace = Workspace.from_path(Path(folder, "company.duckdb"))
         workspace.make_folders()
         dbt = _Dbt(workspace, "", "duckdb", {"MSGBUBBLES_DUCKDB_PATH": str(workspace.work)}, Settings())

@@ -17,92 +17,92 @@ def read_marts(warehouse: Any) -> dict[str, Any]:
 
 def assert_equal_to_rebuild(warehouse: Any) -> dict[str, Any]:
     before = read_marts(warehouse)
-    warehouse.transform("--full-refresh")
+    warehouse.rebuild()
     assert before == read_marts(warehouse)
     return before
 
 
-def test_increments_equal_reference_and_rebuild_in_any_order(warehouse: Any, at: Any) -> None:
+def test_increments_equal_reference_and_rebuild_in_any_order(replica: Any, at: Any) -> None:
     account = Account(3, at)
     for size in (6, 1, 2):
         for load_id in [account.load_ids.pop() for _ in range(account.random.choice([1, 1, 3]))]:
-            warehouse.load(load_id, **account.next_load(size=size))
-        warehouse.transform()
+            replica.load(load_id, **account.next_load(size=size))
+        replica.transform()
         for name, reference in MARTS.items():
-            wrong = differences(warehouse.mart(name), reference(account.world, UTC))
+            wrong = differences(replica.mart(name), reference(account.world, UTC))
             assert not wrong, f"{name}: {wrong}"
-    assert warehouse.rows("from staging.days_to_build") == []
-    before = assert_equal_to_rebuild(warehouse)
+    assert replica.rows("from staging.days_to_build") == []
+    before = assert_equal_to_rebuild(replica)
     assert [mart for mart, rows in before.items() if not rows] == ["sla_events", "sla_daily"]  # without targets
 
-    warehouse.execute(*(f"truncate msgbubbles.{table}" for table in (*account.world, "_dlt_loads")))
+    replica.execute(*(f"truncate msgbubbles.{table}" for table in (*account.world, "_dlt_loads")))
     shuffled = account.world
     for rows in shuffled.values():
         account.random.shuffle(rows)
-    warehouse.load("all at once", **shuffled)
-    warehouse.transform("--full-refresh")
-    assert read_marts(warehouse) == before
+    replica.load("all at once", **shuffled)
+    replica.rebuild()
+    assert read_marts(replica) == before
 
 
-def test_only_chats_with_changes_are_rebuilt(warehouse: Any, at: Any) -> None:
+def test_only_chats_with_changes_are_rebuilt(replica: Any, at: Any) -> None:
     groups = [{"id": key, "is_group": True, "from_handle": "+1"} for key in ("quiet", "busy")]
     titles = [{"chat_id": group["id"], "title": "loaded"} for group in groups]
-    warehouse.load("1", chats=groups, chat_titles=titles)
-    warehouse.transform()
-    warehouse.execute(
+    replica.load("1", chats=groups, chat_titles=titles)
+    replica.transform()
+    replica.execute(
         "update marts.chat_title_history set title = 'as it was'",
         "update staging.int_thread_measures set main_channel = 'as it was'",
         "update marts.group_membership set evidence_all = 'same'",
     )
     message = {"id": "m", "conversation_id": "busy", "cursor_at": at(1), "direction": "outbound"}
-    warehouse.load("2", messages=[message])
-    warehouse.transform()
-    warehouse.transform()
-    assert [row["main_channel"] for row in warehouse.mart("thread_activity")] == [None, "as it was"]
-    assert [row["evidence_all"] for row in warehouse.mart("group_membership")] == ["own_number", "same"]
-    assert [row["title"] for row in warehouse.mart("chat_title_history")] == ["as it was", "as it was"]
+    replica.load("2", messages=[message])
+    replica.transform()
+    replica.transform()
+    assert [row["main_channel"] for row in replica.mart("thread_activity")] == [None, "as it was"]
+    assert [row["evidence_all"] for row in replica.mart("group_membership")] == ["own_number", "same"]
+    assert [row["title"] for row in replica.mart("chat_title_history")] == ["as it was", "as it was"]
 
-    warehouse.load("3", chat_titles=[{"chat_id": "quiet", "title": "loaded", "_fetched_at": at(0)}])
-    warehouse.transform()
-    assert [row["title"] for row in warehouse.mart("chat_title_history")] == ["as it was", "loaded"]
-    assert [row["main_channel"] for row in warehouse.mart("thread_activity")] == [None, "as it was"]
+    replica.load("3", chat_titles=[{"chat_id": "quiet", "title": "loaded", "_fetched_at": at(0)}])
+    replica.transform()
+    assert [row["title"] for row in replica.mart("chat_title_history")] == ["as it was", "loaded"]
+    assert [row["main_channel"] for row in replica.mart("thread_activity")] == [None, "as it was"]
 
 
-def test_only_days_with_changed_messages_are_rebuilt(warehouse: Any, at: Any) -> None:
+def test_only_days_with_changed_messages_are_rebuilt(replica: Any, at: Any) -> None:
     """Rebuild such days of a busy chat too, and the day that a message has left, but no other chats of that day."""
 
     def message(key: str, chat: str, day: int, minute: int = 0) -> dict[str, Any]:
         return {"id": key, "conversation_id": chat, "cursor_at": at(day * 1440 + minute), "direction": "inbound"}
 
-    warehouse.load(
+    replica.load(
         "1",
         chats=[{"id": chat, "from_handle": "+1"} for chat in ("busy", "quiet")],
         messages=[message(f"{chat} {day}", chat, day) for chat in ("busy", "quiet") for day in range(5)],
     )
-    warehouse.transform()
+    replica.transform()
     untouched = -1
-    warehouse.execute(
+    replica.execute(
         f"update marts.thread_activity_daily set messages_total = {untouched}",
         f"update marts.number_activity_daily set messages_total = {untouched}",
     )
-    warehouse.load(
+    replica.load(
         "2", messages=[message("busy 1", "busy", 3, 1), message("busy 4", "busy", 4)]
     )  # the second is unchanged
-    warehouse.transform()
+    replica.transform()
 
     def written(mart: str, key: str) -> list[tuple[Any, int, int]]:
-        rows = warehouse.rows(f"from marts.{mart} where messages_total <> {untouched} order by day")
+        rows = replica.rows(f"from marts.{mart} where messages_total <> {untouched} order by day")
         return [(row[key], row["day"].day - 1, row["messages_total"]) for row in rows]
 
     assert written("thread_activity_daily", "chat_id") == [("busy", 3, 2)]
     assert written("number_activity_daily", "from_handle") == [("+1", 1, 1), ("+1", 3, 3)]
-    assert [row["day"].day - 1 for row in warehouse.mart("thread_activity_daily")].count(1) == 1  # busy left day 1
+    assert [row["day"].day - 1 for row in replica.mart("thread_activity_daily")].count(1) == 1  # busy left day 1
 
 
-def test_removed_messages_and_members_leave_the_marts(warehouse: Any, at: Any) -> None:
+def test_removed_messages_and_members_leave_the_marts(replica: Any, at: Any) -> None:
     chats = [{"id": key, "is_group": True, "from_handle": None} for key in ("from", "to", "group no more")]
     wrote = {"cursor_at": at(1), "direction": "inbound", "sender_handle": "+7"}
-    warehouse.load(
+    replica.load(
         "1",
         chats=chats,
         messages=[
@@ -110,35 +110,35 @@ def test_removed_messages_and_members_leave_the_marts(warehouse: Any, at: Any) -
             wrote | {"id": "stays", "conversation_id": "group no more"},
         ],
     )
-    warehouse.transform()
-    assert [row["chat_id"] for row in warehouse.mart("group_membership")] == ["from", "group no more"]
+    replica.transform()
+    assert [row["chat_id"] for row in replica.mart("group_membership")] == ["from", "group no more"]
 
-    warehouse.load(
+    replica.load(
         "2",
         chats=[{"id": "group no more", "is_group": False}],
         messages=[wrote | {"id": "moves", "conversation_id": "to"}],
     )
-    warehouse.transform()
-    assert [row["chat_id"] for row in warehouse.mart("group_membership")] == ["to"]
-    assert {row["chat_id"]: row["messages_total"] for row in warehouse.mart("thread_activity")} == {
+    replica.transform()
+    assert [row["chat_id"] for row in replica.mart("group_membership")] == ["to"]
+    assert {row["chat_id"]: row["messages_total"] for row in replica.mart("thread_activity")} == {
         "from": None,  # how many messages it has is unknown
         "to": 1,
         "group no more": 1,
     }
-    assert_equal_to_rebuild(warehouse)
+    assert_equal_to_rebuild(replica)
 
 
-def test_loads_out_of_order_or_in_parts_are_not_missed(warehouse: Any) -> None:
+def test_loads_out_of_order_or_in_parts_are_not_missed(replica: Any) -> None:
     def titles() -> list[str]:
-        warehouse.transform()
-        return [row["title"] for row in warehouse.mart("thread_activity")]
+        replica.transform()
+        return [row["title"] for row in replica.mart("thread_activity")]
 
-    warehouse.load("5", chats=[{"id": "a"}, {"id": "b"}, {"id": "c"}])
+    replica.load("5", chats=[{"id": "a"}, {"id": "b"}, {"id": "c"}])
     assert titles() == [None, None, None]
-    warehouse.load("3", chats=[{"id": "a", "title": "lower id"}])
-    warehouse.load("6", finished=False, chats=[{"id": "b", "title": "first part"}])
+    replica.load("3", chats=[{"id": "a", "title": "lower id"}])
+    replica.load("6", finished=False, chats=[{"id": "b", "title": "first part"}])
     assert titles()[0] == "lower id"
-    warehouse.load("6", chats=[{"id": "c", "title": "second part"}])
+    replica.load("6", chats=[{"id": "c", "title": "second part"}])
     assert titles() == ["lower id", "first part", "second part"]
 
 
@@ -147,7 +147,7 @@ def test_mart_without_bookkeeping_is_rebuilt(warehouse: Any, at: Any) -> None:
     title = {"chat_id": "g", "title": "+1"}
     message = {"id": "m", "conversation_id": "g", "cursor_at": at(1), "direction": "outbound"}
     warehouse.load("1", chats=[group], chat_titles=[title], messages=[message])
-    warehouse.transform()
+    warehouse.rebuild()
     warehouse.load("2", chats=[group | {"from_handle": "+2"}], chat_titles=[title | {"title": "+2"}])
     warehouse.execute("drop schema staging cascade")
     warehouse.transform()
@@ -166,7 +166,7 @@ def test_mart_without_bookkeeping_is_rebuilt(warehouse: Any, at: Any) -> None:
 def test_mart_that_missed_a_run_catches_up(warehouse: Any) -> None:
     group = {"id": "g", "is_group": True, "from_handle": "+1"}
     warehouse.load("1", chats=[group])
-    warehouse.transform()
+    warehouse.rebuild()
     warehouse.load("2", chats=[group | {"from_handle": "+2"}])
     warehouse.transform("--exclude", "group_membership")
     warehouse.load("3", chats=[group | {"id": "h"}])
@@ -179,7 +179,7 @@ def test_failed_models_keep_their_rows_and_catch_up(warehouse: Any, at: Any) -> 
     chat = {"id": "a", "from_handle": "+1", "created_at": at(0)}
     message = {"id": "m", "conversation_id": "a", "cursor_at": at(1), "direction": "inbound"}
     warehouse.load("1", chats=[chat | {"is_group": True}, {"id": "b"}], messages=[message])
-    warehouse.transform()
+    warehouse.rebuild()
     before = read_marts(warehouse)
     warehouse.load("2", messages=[message | {"conversation_id": "b"}])
     warehouse.execute("alter table staging.built_loads rename column load_id to renamed")  # the last hook fails

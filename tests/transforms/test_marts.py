@@ -54,7 +54,7 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def test_counts_and_waiting_side_of_a_chat(warehouse: Any, at: Any) -> None:
+def test_counts_and_waiting_side_of_a_chat(replica: Any, at: Any) -> None:
     messages = [
         {
             "id": f"{chat} {n}",
@@ -66,8 +66,8 @@ def test_counts_and_waiting_side_of_a_chat(warehouse: Any, at: Any) -> None:
         for chat, rows in CHAT_MESSAGES.items()
         for n, (minute, direction, status) in enumerate(rows)
     ]
-    warehouse.load("1", chats=[{"id": chat} for chat in CHAT_MESSAGES], messages=messages)
-    warehouse.transform()
+    replica.load("1", chats=[{"id": chat} for chat in CHAT_MESSAGES], messages=messages)
+    replica.transform()
 
     def time(minute: int | None) -> Any:
         return None if minute is None else at(minute)
@@ -77,11 +77,11 @@ def test_counts_and_waiting_side_of_a_chat(warehouse: Any, at: Any) -> None:
             *(row[f"messages_{count}"] for count in ("total", "inbound", "outbound", "failed")),
             *(row["last_inbound_at"], row["last_outbound_at"], row["waiting_on"]),
         )
-        for row in warehouse.mart("thread_activity")
+        for row in replica.mart("thread_activity")
     } == {chat: (*row[:4], time(row[4]), time(row[5]), row[6]) for chat, row in EXPECTED.items()}
 
 
-def test_thread_activity_has_these_columns_and_values(warehouse: Any, at: Any) -> None:
+def test_thread_activity_has_these_columns_and_values(replica: Any, at: Any) -> None:
     chat = {
         "from_handle": "+1",
         "remote_handle": "+2",
@@ -91,7 +91,7 @@ def test_thread_activity_has_these_columns_and_values(warehouse: Any, at: Any) -
         "last_message_at": at(9),
     }
     read_at = at(0) + timedelta(days=200)
-    warehouse.load(
+    replica.load(
         "1",
         chats=[chat | {"id": "a"}, {"id": "not read", "last_message_at": at(3)}],
         messages=[
@@ -104,9 +104,9 @@ def test_thread_activity_has_these_columns_and_values(warehouse: Any, at: Any) -
         ],
         stream_coverage=[{"stream": "messages", "complete_since": at(0), "complete_to": at(60 * 49)}],
     )
-    warehouse.transform()
+    replica.transform()
 
-    read, not_read = warehouse.mart("thread_activity")
+    read, not_read = replica.mart("thread_activity")
     assert read == {
         "chat_id": "a",
         "from_handle": "+1",
@@ -157,7 +157,7 @@ def test_thread_activity_has_these_columns_and_values(warehouse: Any, at: Any) -
         "fetched_at": read_at,
     }
     assert (not_read["chat_id"], not_read["messages_total"], not_read["waiting_on"]) == ("not read", None, None)
-    assert {row["message_id"]: row["counts_in_thread"] for row in warehouse.rows("from staging.stg_messages")} == {
+    assert {row["message_id"]: row["counts_in_thread"] for row in replica.rows("from staging.stg_messages")} == {
         "m1": True,
         "m2": True,
         "m3": True,
@@ -188,7 +188,7 @@ def test_chat_whose_latest_message_is_not_visible_yet_is_not_complete(
         ],
         stream_coverage=[{"stream": "messages", "complete_since": at(0), "complete_to": at(complete_to)}],
     )
-    warehouse.transform()
+    warehouse.rebuild()
 
     def activity() -> dict[str, tuple[Any, ...]]:
         names = ("is_complete", "dormant_days", "waiting_on", "messages_total")
@@ -228,22 +228,22 @@ def test_chat_whose_messages_could_not_be_read_is_not_complete(warehouse: Any, a
     assert {row["is_complete"] for row in warehouse.mart("thread_activity")} == {True}
 
 
-def test_deleted_chat_keeps_its_messages_and_waits_on_nobody(warehouse: Any, at: Any) -> None:
+def test_deleted_chat_keeps_its_messages_and_waits_on_nobody(replica: Any, at: Any) -> None:
     group = {"id": "group", "is_group": True, "from_handle": "+1", "title": "T", "created_at": at(0)}
     chats = [{"id": "direct", "last_message_at": at(3)}, group]
     messages = [
         {"id": key, "conversation_id": chat, "cursor_at": at(1), "direction": "inbound", "sender_handle": "+2"}
         for key, chat in (("m", "group"), ("n", "never read"))
     ]
-    warehouse.load("1", chats=chats, messages=messages)
-    warehouse.transform()
-    threads, members = warehouse.mart("thread_activity"), warehouse.mart("group_membership")
+    replica.load("1", chats=chats, messages=messages)
+    replica.transform()
+    threads, members = replica.mart("thread_activity"), replica.mart("group_membership")
     assert [(row["chat_id"], row["waiting_on"]) for row in threads] == [("direct", None), ("group", "us")]
 
     deleted = {"deleted_at": at(9)}
-    warehouse.load("2", chats=[*(chat | deleted for chat in chats), {"id": "never read"} | deleted])
-    warehouse.transform()
-    *read, never_read = warehouse.mart("thread_activity")
+    replica.load("2", chats=[*(chat | deleted for chat in chats), {"id": "never read"} | deleted])
+    replica.transform()
+    *read, never_read = replica.mart("thread_activity")
     assert read == [row | deleted | {"waiting_on": "nobody", "unanswered_since": None} for row in threads]
     assert {name: never_read[name] for name in ("messages_total", "waiting_on", "initiator", "is_complete")} == {
         "messages_total": 1,
@@ -251,21 +251,21 @@ def test_deleted_chat_keeps_its_messages_and_waits_on_nobody(warehouse: Any, at:
         "initiator": None,
         "is_complete": False,
     }
-    assert warehouse.mart("group_membership") == members
+    assert replica.mart("group_membership") == members
     assert len(members) == 2
 
-    warehouse.load("3", chats=chats)  # they come back
-    warehouse.transform()
-    assert warehouse.mart("thread_activity")[:2] == threads
+    replica.load("3", chats=chats)  # they come back
+    replica.transform()
+    assert replica.mart("thread_activity")[:2] == threads
 
 
-def test_attachments_and_numbers_are_in_staging(warehouse: Any) -> None:
+def test_attachments_and_numbers_are_in_staging(replica: Any) -> None:
     extra = {"extra": '{"new": 1}'}
     attachment = {"id": "a", "message_id": "m", "filename": "f", "mime_type": "image/png", "size_bytes": 3} | extra
     number = {"handle": "+1", "label": "desk", "status": "active", "channels": '["sms"]'} | extra
-    warehouse.load("1", attachments=[attachment], numbers=[number])
-    warehouse.transform("--select", "stg_attachments", "stg_numbers")
+    replica.load("1", attachments=[attachment], numbers=[number])
+    replica.transform()
     rows: dict[str, dict[str, Any]] = {"stg_attachments": attachment, "stg_numbers": number}
     for view, row in rows.items():
-        [staged] = warehouse.rows(f"from staging.{view}")
+        [staged] = replica.rows(f"from staging.{view}")
         assert set(row.values()) | {"1"} <= set(staged.values())

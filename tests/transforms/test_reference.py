@@ -235,7 +235,9 @@ def models(new_warehouse: Callable[[], Any]) -> Iterator[Models]:
     warehouse = new_warehouse()
     sync_runs = f"create table msgbubbles.sync_runs ({column_definitions(SYNC_RUNS)}, _dlt_load_id varchar)"
     warehouse.execute(sync_runs)
-    answer = warehouse.dbt("compile", "--full-refresh", "--vars", dbt_variables(BUSINESS, ZONE))
+    answer = warehouse.dbt(
+        "compile", "--select", "resource_type:model", "--full-refresh", "--vars", dbt_variables(BUSINESS, ZONE)
+    )
     assert answer.exception is None
     nodes = [result.node for result in answer.result if result.node.resource_type == "model"]
     ddl = [*warehouse.ddl, sync_runs]

@@ -15,6 +15,7 @@ import pytest
 from helpers.context import RecordingConsole, build_context, build_destination
 from helpers.job import Job
 from helpers.lake import lake_at
+from helpers.sizes import nightly
 from helpers.warehouse_rows import differences_of, select_rows
 from msgbubbles_sync import migrations
 from msgbubbles_sync.destinations.load import build_pipeline
@@ -183,7 +184,7 @@ def test_workspace_without_version_and_tables_is_stamped(tmp_path: Path) -> None
         check_version(workspace, build_destination(workspace))
 
 
-@pytest.fixture(params=["postgres", "ducklake", "filesystem"])
+@pytest.fixture(params=["postgres", pytest.param("ducklake", marks=nightly), "filesystem"])
 def job(
     request: pytest.FixtureRequest, postgres_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Job, Any]]:
