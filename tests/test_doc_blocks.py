@@ -77,6 +77,7 @@ def environment(project: Path, server: Server) -> dict[str, str]:
         "DESTINATION__GROUPS__API_KEY": server.key,
         "DESTINATION__GROUPS__BASE_URL": server.url,
         "COLUMNS": "120",
+        "TRANSFORMS__DATA_TESTS": "off",  # they take most of the time of a small run; test_demo.py runs them
     }
 
 

@@ -23,7 +23,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
             folder.mkdir()
-            assert "marts.thread_activity 240" in run_demo(folder / "demo.duckdb")
+            assert "marts.thread_activity 240" in run_demo(folder / "demo.duckdb", start_anew=True)
     return folder / "demo.duckdb"
 
 

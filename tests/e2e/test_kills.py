@@ -164,7 +164,7 @@ def test_kill_at_the_end_of_normalization_loses_nothing(new_job: NewJob) -> None
 def test_random_kills_lose_nothing_and_readers_see_whole_runs(new_job: NewJob) -> None:
     job, chance = new_job(), random.Random(6)
     job.run(transform=True)
-    job.start_anew = True  # a kill while it imports counts as well
+    job.start_anew = True  # at random, a kill while it imports counts as well
     change(job.server.account, chance)
     began = time.monotonic()
     job.run(transform=True)
@@ -174,6 +174,7 @@ def test_random_kills_lose_nothing_and_readers_see_whole_runs(new_job: NewJob) -
     with run_reader(job.database) as readings:
         for number in range(KILLS):
             change(job.server.account, chance)
+            job.start_anew = bool(number % 2)
             victim = Victim(job)
             if number % 2:
                 # Any moment of the run.
@@ -182,6 +183,7 @@ def test_random_kills_lose_nothing_and_readers_see_whole_runs(new_job: NewJob) -
                 victim.wait_for(AIMED_AT[number // 2 % len(AIMED_AT)])
                 time.sleep(chance.random() * 0.1)
             hit[victim.kill()] += 1
+        job.start_anew = False
         outcome = job.run(transform=True)
     assert outcome.summary["outcome"] == "complete"
     assert differences(job.database, job.server.truth()) == {}

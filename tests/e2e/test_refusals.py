@@ -301,8 +301,7 @@ def test_a_damaged_account_of_the_sandbox(new_job: NewJob) -> None:
     assert "UsageError" not in output
 
 
-@pytest.mark.parametrize("lost", ["", ".msgbubbles"])
-def test_a_state_from_a_newer_version(new_job: NewJob, lost: str, tmp_path: Path) -> None:
+def test_a_state_from_a_newer_version(new_job: NewJob, tmp_path: Path) -> None:
     job = new_job()
     newer = tmp_path / "newer"
     shutil.copytree(CHATS.parent, newer / "pipelines")
@@ -315,16 +314,20 @@ def test_a_state_from_a_newer_version(new_job: NewJob, lost: str, tmp_path: Path
         env=inherited_environment(), capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    if lost:
-        shutil.rmtree(job.folder / lost)
     published = job.database.read_bytes()
-    output = refused(job, *([] if lost else ["--sandbox"]), status=2)
-    assert "newer version" in output
-    assert "upgrade" in output
-    assert job.database.read_bytes() == published
-    for name, status in (("plan", 2),) if lost else (("status", 2), ("check", 3)):
-        found, printed = command(job, name)
-        assert (name, found, "upgrade" in printed) == (name, status, True)
+
+    def check_refused(*options: str, **commands: int) -> None:
+        output = refused(job, *options, status=2)
+        assert "newer version" in output
+        assert "upgrade" in output
+        assert job.database.read_bytes() == published
+        for name, status in commands.items():
+            found, printed = command(job, name)
+            assert (name, found, "upgrade" in printed) == (name, status, True)
+
+    check_refused("--sandbox", status=2, check=3)
+    shutil.rmtree(job.folder / ".msgbubbles")
+    check_refused(plan=2)
 
 
 @pytest.mark.parametrize("name", ["config.toml", "secrets.toml"])

@@ -9,22 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from helpers.process import Process, inherited_environment
+from helpers.process import Process, inherited_environment, run_process
 from msgbubbles_sync.sandbox import Server
 
 CHATS = Path(__file__).parents[2] / "pipelines" / "chats.py"
 
 
-def run_demo(database: Path) -> str:
-    """Run `make demo` as a process started on its own. Returns what it prints."""
-    done = subprocess.run(
+def run_demo(database: Path, *, start_anew: bool = False) -> str:
+    """Run `make demo`. Returns what it prints."""
+    done = run_process(
         [sys.executable, str(CHATS), "--sandbox", "--database", str(database)],
+        start_anew=start_anew,
         cwd=database.parent,
         env=inherited_environment(),
         capture_output=True,
-        text=True,
         timeout=900,
-        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -114,8 +114,9 @@ def get_details_path(workspace: Workspace) -> Path:
 
 
 def compile_models(workspace: Workspace, prefix: str, settings: Settings) -> None:
-    """Check that the dbt project compiles; needs no database. Raises `TransformError`."""
-    result = _Dbt(workspace, prefix, "duckdb", {"MSGBUBBLES_DUCKDB_PATH": ":memory:"}, settings).run("compile")
+    """Check that the models compile; needs no database. Raises `TransformError`."""
+    dbt = _Dbt(workspace, prefix, "duckdb", {"MSGBUBBLES_DUCKDB_PATH": ":memory:"}, settings)
+    result = dbt.run("compile", "--select", "resource_type:model")
     if result.failed:
         raise TransformError(f"the models do not compile ({result.names}); see {result.write_details()}")
 
