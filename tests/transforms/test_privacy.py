@@ -20,7 +20,7 @@ def test_policy_replaces_only_handles_and_titles_in_the_marts(warehouse: Any, at
     account = Account(7, at)
     for load_id in account.load_ids[:6]:
         warehouse.load(load_id, **account.next_load(size=3))
-    warehouse.transform("--full-refresh")
+    warehouse.rebuild()
     names = Pseudonymizer("a test key that is certainly long enough")
     ours = {row["handle"] for row in warehouse.rows("SELECT handle FROM msgbubbles.numbers")}
 
@@ -38,7 +38,7 @@ def test_policy_replaces_only_handles_and_titles_in_the_marts(warehouse: Any, at
     with duckdb.connect(str(warehouse.path)) as connection:
         changed = redact_stored_rows(Redactor(PRESETS["analytics"], names), StoredRows(connection))
     assert {"chats", "messages", "participant_lists", "group_member_operations", "chat_titles"} <= changed.keys()
-    warehouse.transform("--full-refresh")
+    warehouse.rebuild()
     for mart in marts:
         assert sorted(map(repr, warehouse.mart(mart))) == expected[mart], mart
     # Of a text, this policy keeps the length.
