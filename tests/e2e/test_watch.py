@@ -21,7 +21,7 @@ from msgbubbles_sync.sandbox import NewMessage
 from msgbubbles_sync.workspace import Workspace
 
 NewJob = Callable[..., Job]
-SECONDS = 120
+SECONDS = 600  # a deadline, also on a machine that does other things
 
 
 def count(job: Job, table: str) -> int:
