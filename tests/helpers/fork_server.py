@@ -101,15 +101,14 @@ def _run_dbt() -> None:
     """Run dbt once: its first command in a process takes a second longer than the next."""
     from filelock import FileLock
 
-    from msgbubbles_sync.dbt.project import PROJECT
     from msgbubbles_sync.dbt.runner import _Dbt
     from msgbubbles_sync.settings import Settings
     from msgbubbles_sync.workspace import Workspace
 
-    lock = PROJECT / "target" / "parse.lock"
-    lock.parent.mkdir(exist_ok=True)
+    own_folder = Path(tempfile.gettempdir()) / f"msgbubbles-tests-{os.getuid()}"
+    own_folder.mkdir(exist_ok=True)
     # The first of pytest's workers parses the project for all.
-    with tempfile.TemporaryDirectory() as folder, FileLock(lock):
+    with tempfile.TemporaryDirectory() as folder, FileLock(own_folder / "parse.lock"):
         workspace = Workspace.from_path(Path(folder, "company.duckdb"))
         workspace.make_folders()
         dbt = _Dbt(workspace, "", "duckdb", {"MSGBUBBLES_DUCKDB_PATH": str(workspace.work)}, Settings())

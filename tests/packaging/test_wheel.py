@@ -209,7 +209,9 @@ def test_five_lines_of_the_docs_load_everything(new_environment: Callable[..., E
 
 def test_installed_command_runs_the_demo(new_environment: Callable[..., Environment]) -> None:
     environment = new_environment("sync")
-    printed = environment.call("msgbubbles", "chats", "--sandbox", "--database", "demo.duckdb").stdout
+    # The data tests take seconds; test_demo.py runs them.
+    demo = ("chats", "--sandbox", "--database", "demo.duckdb")
+    printed = environment.call("msgbubbles", *demo, TRANSFORMS__DATA_TESTS="off").stdout
     assert "messages" in printed
     with duckdb.connect(str(environment.folder / "demo.duckdb"), read_only=True) as connection:
         query = "SELECT (SELECT sum(messages_total) FROM marts.thread_activity), count(*) FROM msgbubbles.messages"
