@@ -11,38 +11,32 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import duckdb
 import typer
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "pipelines"), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
-from helpers.hooks import SECRET, WEBHOOKS, Process  # noqa: E402
+from latency import DATABASE, measure_events, watching  # noqa: E402
+
 from helpers.job import CHATS  # noqa: E402
 from measure import cpu_seconds_of, own_environment, used  # noqa: E402
-from msgbubbles_sync.sandbox import Account, NewMessage, Server, seed, serve  # noqa: E402
+from msgbubbles_sync.sandbox import Account, Server, seed, serve  # noqa: E402
 from msgbubbles_sync.sandbox.seed import advance  # noqa: E402
 
 PEERS = ROOT / "benchmarks" / "peers"
 RESULTS = ROOT / "docs" / "performance.json"
-DATABASE = "bench.duckdb"
 NEW_MESSAGES = 40
 # With cron every five minutes, an event waits for half of that.
 CRON_WAIT_SECONDS = 150.0
-WAIT_SECONDS = 300.0
 
 
 @dataclass
@@ -91,21 +85,8 @@ def measure_runs(account: Account, tools: list[Tool], repeats: int) -> None:
             tool.run("changed")
 
 
-@contextmanager
-def watching(tool: Tool, every_seconds: float) -> Iterator[tuple[subprocess.Popen[str], Callable[[], None]]]:
-    """Run `watch`. Yields the process and a function that waits for its next cycle."""
-    command = [*tool.command[:2], "watch", *tool.command[2:-1], "--every", str(every_seconds), "--json"]
-    with subprocess.Popen(  # noqa: S603 - our own command
-        command, cwd=tool.folder, env={**os.environ, **tool.environment}, stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            yield process, lambda: json.loads(process.stdout.readline() if process.stdout else "")
-        finally:
-            process.send_signal(signal.SIGTERM)
-
-
 def measure_cycles(account: Account, tool: Tool, repeats: int) -> None:
-    with watching(tool, 1.0) as (process, wait):
+    with watching(tool.folder, tool.environment, 1.0) as (process, wait):
         for _ in range(2):
             wait()
         for kind in ("watch, quiet", "watch, changed"):
@@ -116,46 +97,6 @@ def measure_cycles(account: Account, tool: Tool, repeats: int) -> None:
                 before = cpu_seconds_of(process.pid)
                 wait()
                 tool.figures.setdefault(kind, []).append(cpu_seconds_of(process.pid) - before)
-
-
-def measure_events(account: Account, tool: Tool, seconds: int) -> list[float]:
-    """Return how long each of one event a second took from the account to a reader of the marts."""
-    secrets = tool.folder / "secrets.toml"
-    secrets.write_text(f'[webhooks]\nsecrets = ["{SECRET}"]\n')
-    options = ("--database", DATABASE, "--secrets-file", str(secrets))
-    receiver = Process(tool.folder, tool.environment, *options)
-    environment = {**os.environ, **tool.environment}
-    command = [sys.executable, str(WEBHOOKS), "register", receiver.url, *options]
-    subprocess.run(command, cwd=tool.folder, env=environment, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
-    chats = [row["id"] for row in account.all("SELECT id FROM chats ORDER BY last_us LIMIT 100")]
-    sent: dict[str, float] = {}
-    shown: dict[str, float] = {}
-    try:
-        with watching(tool, 3600) as (_, wait):
-            wait()
-            began, mark = time.time(), 0
-            while len(shown) < seconds and time.time() < began + seconds + WAIT_SECONDS:
-                if len(sent) < seconds and time.time() >= began + len(sent):
-                    chat, at = chats[len(sent) % len(chats)], datetime.now(UTC)
-                    message = NewMessage(chat, "inbound", "hello", at, "received", sender="+14155550123")
-                    sent[account.add_message(message)] = time.time()
-                mark = note_published(tool.folder / DATABASE, mark, sent, shown)
-                time.sleep(0.05)
-    finally:
-        receiver.stop()
-    return sorted(shown[message] - sent[message] for message in shown)
-
-
-def note_published(database: Path, mark: int, sent: dict[str, float], shown: dict[str, float]) -> int:
-    """Note which messages the published marts count, if the file is another one than before. Returns its mark."""
-    new_mark = database.stat().st_mtime_ns
-    if new_mark != mark:
-        with duckdb.connect(str(database), read_only=True) as connection:
-            rows = connection.execute("SELECT message_id FROM staging.int_thread_messages").fetchall()
-        for (message,) in rows:
-            if message in sent:
-                shown.setdefault(message, time.time())
-    return new_mark
 
 
 def main(
@@ -173,7 +114,7 @@ def main(
         ours, peer = build_ours(server, folder / "ours"), build_peer(server, folder / "peer")
         measure_runs(account, [ours, peer], repeats)
         measure_cycles(account, ours, repeats)
-        waits = measure_events(account, ours, seconds)
+        latency = measure_events(account, server, ours.folder, ours.environment, seconds)
     medians = [
         {kind: round(statistics.median(runs), 2) for kind, runs in tool.figures.items()} for tool in (ours, peer)
     ]
@@ -183,8 +124,7 @@ def main(
         "ours_cpu_seconds": medians[0],
         "dlt_and_dbt_cpu_seconds": medians[1],
         "ratios": {kind: round(medians[1][same] / medians[0][kind], 1) for kind, same in of_peer.items()},
-        "events": {"sent": seconds, "shown": len(waits)},
-        "event_seconds": {"p50": round(waits[len(waits) // 2], 2), "p99": round(waits[int(0.99 * len(waits))], 2)},
+        "event_seconds": latency.as_dict(),
         "event_seconds_with_cron": CRON_WAIT_SECONDS,
         "load_average": os.getloadavg()[1],
     }
