@@ -54,12 +54,17 @@ words: .venv/ready
 	.venv/bin/codespell $(WORDS)
 
 # From a copy: dbt opens a database to write to it, and would keep others from reading it.
-DATABASE ?= $(firstword $(wildcard warehouse.duckdb demo.duckdb))
+DATABASES := $(if $(DATABASE),'$(DATABASE)',$(wildcard warehouse.duckdb demo.duckdb))
 DOCS := $(CURDIR)/build/docs
+HAS_MARTS := import duckdb, sys; duckdb.connect(sys.argv[1], read_only=True).execute("FROM marts.thread_activity LIMIT 0")
 
 docs: .venv/ready
-	@test -f '$(DATABASE)' || { echo 'There is no database yet. Run make demo, or make docs DATABASE=path/to/the.duckdb'; exit 2; }
-	@umask 077; mkdir -p '$(DOCS)' && cp '$(DATABASE)' '$(DOCS)/docs.duckdb'
+	@umask 077; mkdir -p '$(DOCS)' && rm -f '$(DOCS)/docs.duckdb'; for database in $(DATABASES); do \
+		test -f "$$database" || { echo "$$database does not exist."; continue; }; \
+		if $(PY) -c '$(HAS_MARTS)' "$$database" 2>/dev/null; then cp "$$database" '$(DOCS)/docs.duckdb'; break; fi; \
+		echo "Skipped $$database, because it has no marts. Run the sync without --no-transform."; \
+	done
+	@test -f '$(DOCS)/docs.duckdb' || { echo 'There is no database with marts. Run make demo, or make docs DATABASE=path/to/the.duckdb'; exit 2; }
 	@umask 077; MSGBUBBLES_DUCKDB_PATH='$(DOCS)/docs.duckdb' .venv/bin/dbt docs generate --static --quiet \
 		--project-dir transforms --profiles-dir transforms --target-path '$(DOCS)' --log-path '$(DOCS)'
 	@rm '$(DOCS)/docs.duckdb'

@@ -12,6 +12,7 @@ app = marimo.App(width="medium", app_title="MsgBubbles", sql_output="pandas")
 with app.setup(hide_code=True):
     import json
     import os
+    import sys
     import warnings
     from contextlib import suppress
     from datetime import UTC, datetime, timedelta
@@ -27,6 +28,12 @@ with app.setup(hide_code=True):
     warnings.filterwarnings("ignore", message="The inplace keyword in DataFrame.drop", category=DeprecationWarning)
 
     PROJECT = Path(__file__).resolve().parents[1]
+    sys.path.append(str(PROJECT / "pipelines"))
+    # Its queries, so that dashboard and report show the same figures.
+    from msgbubbles_sync.inspect import activity
+    from msgbubbles_sync.inspect.activity import format_duration
+
+    DEFAULTS = (PROJECT / "warehouse.duckdb", PROJECT / "demo.duckdb")
     RELATIONS = (
         "marts.contact",
         "marts.group_membership",
@@ -62,7 +69,9 @@ def _():
     database = find_database()
     problem = find_problem(database)
     mo.stop(problem is not None, mo.callout(mo.md(str(problem)), kind="danger"))
-    return (database,)
+    _is_demo = database == DEFAULTS[1] and DEFAULTS[0].exists()
+    skipped = f"This is the demo, because {find_problem(DEFAULTS[0])}" if _is_demo else None
+    return database, skipped
 
 
 @app.cell(hide_code=True)
@@ -133,13 +142,9 @@ def _(database, refresh):
 @app.cell
 def _(query):
     standing = query(
-        """
+        f"""
         SELECT
-            -- Everything visible at that time has been read, even if the newest message is older.
-            greatest(
-                (SELECT max(started_at) FROM msgbubbles.sync_runs WHERE outcome = 'complete'),
-                (SELECT max(complete_to) FROM msgbubbles.stream_coverage WHERE stream = 'messages')
-            ) AS as_of,
+            ({activity.AS_OF}) AS as_of,
             (SELECT max(complete_since) FROM msgbubbles.stream_coverage WHERE stream = 'messages') AS complete_since,
             (SELECT count(*) FROM staging.stg_messages) AS messages,
             (SELECT max(message_at) FROM staging.stg_messages) AS newest_message_at,
@@ -153,51 +158,8 @@ def _(query):
 
 @app.cell
 def _(as_of, first, last, number, query):
-    # A turn of a contact counts against an hour once the hour has passed, whether or not it was answered. Place 1 is
-    # the chosen period, place 2 the same number of days before it.
-    figures = query(
-        """
-        WITH periods AS (
-            SELECT 1 AS place, $first AS first, $last AS last
-            UNION ALL
-            SELECT 2, $first - ($last - $first + 1)::INTEGER, $first - 1
-        ),
-        volume AS (
-            SELECT
-                place,
-                coalesce(sum(messages_inbound), 0)::BIGINT AS messages_inbound,
-                coalesce(sum(messages_outbound), 0)::BIGINT AS messages_outbound,
-                coalesce(sum(threads_new), 0)::BIGINT AS threads_new
-            FROM periods LEFT JOIN marts.number_activity_daily
-                ON day BETWEEN first AND last AND ($number IS NULL OR from_handle = $number)
-            GROUP BY place
-        ),
-        asked AS (
-            SELECT
-                place,
-                reply_seconds,
-                reply_seconds IS NOT NULL AND reply_seconds <= 3600 AS is_within_hour,
-                is_within_hour OR began_at <= $as_of - INTERVAL 1 HOUR AS is_past_hour
-            FROM periods INNER JOIN marts.thread_turns ON day BETWEEN first AND last
-            WHERE side = 'them' AND NOT is_group AND ($number IS NULL OR from_handle = $number)
-        ),
-        answers AS (
-            SELECT
-                place,
-                count(*) AS asked,
-                count(reply_seconds) AS answered,
-                sum(is_within_hour::INTEGER) / nullif(sum(is_past_hour::INTEGER), 0) AS within_hour,
-                quantile_cont(reply_seconds, 0.5) AS median_seconds
-            FROM asked
-            GROUP BY place
-        )
-        SELECT * FROM volume LEFT JOIN answers USING (place) ORDER BY place
-        """,
-        as_of=as_of,
-        first=first,
-        last=last,
-        number=number,
-    )
+    # The first row is of the chosen days, the second of as many days before them.
+    figures = query(activity.FIGURES, as_of=as_of, first=first, last=last, number=number)
     return (figures,)
 
 
@@ -334,36 +296,7 @@ def _(first, last, number, query):
 
 @app.cell
 def _(as_of, first, last, number, query):
-    # As in the figures above, by number.
-    answers = query(
-        """
-        WITH asked AS (
-            SELECT
-                from_handle,
-                reply_seconds,
-                reply_seconds IS NOT NULL AND reply_seconds <= 300 AS is_within_5_minutes,
-                reply_seconds IS NOT NULL AND reply_seconds <= 3600 AS is_within_hour,
-                is_within_5_minutes OR began_at <= $as_of - INTERVAL 5 MINUTE AS is_past_5_minutes,
-                is_within_hour OR began_at <= $as_of - INTERVAL 1 HOUR AS is_past_hour
-            FROM marts.thread_turns
-            WHERE side = 'them' AND NOT is_group AND day BETWEEN $first AND $last
-                AND ($number IS NULL OR from_handle = $number)
-        )
-        SELECT
-            coalesce(max(label), from_handle) AS "Our number",
-            count(*) AS "Asked",
-            count(reply_seconds) / count(*) AS "Answered",
-            sum(is_within_5_minutes::INTEGER) / nullif(sum(is_past_5_minutes::INTEGER), 0) AS "Within 5 min",
-            sum(is_within_hour::INTEGER) / nullif(sum(is_past_hour::INTEGER), 0) AS "Within 1 hour"
-        FROM asked LEFT JOIN msgbubbles.numbers ON handle = from_handle
-        GROUP BY from_handle
-        ORDER BY count(*) DESC, from_handle
-        """,
-        as_of=as_of,
-        first=first,
-        last=last,
-        number=number,
-    )
+    answers = query(activity.RESPONSES, as_of=as_of, first=first, last=last, number=number)
     return (answers,)
 
 
@@ -444,28 +377,13 @@ def _(first, grain, last, number, query):
         last=last,
         number=number,
     )
-    return (targets,)
+    met = query(activity.TARGETS, first=first, last=last, number=number)
+    return met, targets
 
 
 @app.cell
 def _(first, last, number, query):
-    delivery = query(
-        """
-        SELECT
-            channel AS "Channel",
-            count(*) AS "Sent",
-            count(*) FILTER (is_failed) / count(*) AS "Failed",
-            count(*) FILTER (is_delivered) / count(*) AS "Delivered",
-            count(*) FILTER (is_read) / nullif(count(*) FILTER (is_delivered), 0) AS "Read of delivered"
-        FROM staging.int_thread_messages
-        WHERE direction = 'outbound' AND day BETWEEN $first AND $last AND ($number IS NULL OR from_handle = $number)
-        GROUP BY channel
-        ORDER BY count(*) DESC, channel
-        """,
-        first=first,
-        last=last,
-        number=number,
-    )
+    delivery = query(activity.DELIVERY, first=first, last=last, number=number)
     return (delivery,)
 
 
@@ -626,12 +544,13 @@ def _(query):
 
 
 @app.cell(hide_code=True)
-def _(database, days_choice, last_failure, number_choice, refresh):
+def _(database, days_choice, last_failure, number_choice, refresh, skipped):
     mo.vstack(
         [
             mo.md(f"# MsgBubbles\n\n`{os.path.relpath(database)}`"),
             mo.hstack([number_choice, days_choice, refresh], justify="start", align="end", wrap=True),
             *([mo.callout(mo.md(last_failure), kind="danger")] if last_failure else []),
+            *([mo.callout(mo.md(skipped), kind="warn")] if skipped else []),
         ]
     )
     return
@@ -734,9 +653,17 @@ def _(grain, volume):
 
 @app.cell(hide_code=True)
 def _(answers, replies, reply_quantiles):
-    _shares = answers.copy()
-    for _column in ("Answered", "Within 5 min", "Within 1 hour"):
-        _shares[_column] = [percent(share) for share in answers[_column]]
+    _shown = pd.DataFrame(
+        {
+            "Our number": answers["label"].fillna(answers["from_handle"]),
+            "Asked": answers["asked"],
+            "Answered": (answers["answered"] / answers["asked"]).map(percent),
+            "Within 5 min": answers["within_5_minutes"].map(percent),
+            "Within 1 hour": answers["within_hour"].map(percent),
+            "Median": answers["median_seconds"].map(format_duration),
+            "90% within": answers["p90_seconds"].map(format_duration),
+        }
+    )
     _answer = {"us": "We answer", "them": "They answer"}
     mo.vstack(
         [
@@ -749,7 +676,7 @@ def _(answers, replies, reply_quantiles):
             A reply is the first message of a turn. Its time is measured from the first message that it answers. A
             message that resumes a chat after weeks counts as a reply, too.
             """),
-            *([] if answers.empty else [table(_shares)]),
+            *([] if answers.empty else [table(_shown)]),
             stats(
                 *(
                     (
@@ -786,21 +713,18 @@ def _(answers, replies, reply_quantiles):
 
 
 @app.cell(hide_code=True)
-def _(grain, targets):
-    _metrics = targets.pivot_table("targets", "metric", "state", "sum", fill_value=0)
-    _metrics = _metrics.reindex(columns=list(TARGETS), fill_value=0)
-    _rates = (_metrics["met"] / (_metrics["met"] + _metrics["breached"])).map(percent)
+def _(grain, met, targets):
     mo.vstack(
         [
             mo.md("## Response targets"),
             stats(
                 *(
                     (
-                        f"{str(metric).replace('_', ' ').capitalize()}, met",
-                        _rates[metric],
-                        f"{counts['met']:,} met, {counts['breached']:,} breached, {counts['running']:,} running",
+                        f"{row.metric.replace('_', ' ').capitalize()}, met",
+                        percent(row.met_rate),
+                        f"{row.met:,} met, {row.breached:,} breached, {row.running:,} running",
                     )
-                    for metric, counts in _metrics.iterrows()
+                    for row in met.itertuples()
                 )
             ),
             draw(
@@ -827,9 +751,8 @@ def _(grain, targets):
 
 @app.cell(hide_code=True)
 def _(delivery):
-    _shown = delivery.copy()
-    for _column in ("Failed", "Delivered", "Read of delivered"):
-        _shown[_column] = [percent(share) for share in delivery[_column]]
+    _shown = delivery.assign(**{name: delivery[name].map(percent) for name in ("failed", "delivered", "read")})
+    _shown = _shown.rename(columns=str.capitalize)
     mo.vstack(
         [
             mo.md("## Delivery"),
@@ -1038,15 +961,14 @@ def _(warehouse):
 def find_database() -> Path:
     """Return --database, else MSGBUBBLES_DATABASE, else the job's default file, else the file of `make demo`.
 
-    A default file without marts is skipped if there is another.
+    Of the default files, the first that has marts is shown, if one has.
     """
     named = mo.cli_args().get("database") or os.environ.get("MSGBUBBLES_DATABASE")
     if named:
         return Path(str(named)).expanduser().resolve()
-    default, demo = PROJECT / "warehouse.duckdb", PROJECT / "demo.duckdb"
-    if default.exists() and demo.exists():
-        return demo if "has no table" in (find_problem(default) or "") else default
-    return default if default.exists() else demo
+    existing = [database for database in DEFAULTS if database.exists()]
+    with_marts = (database for database in existing if find_problem(database) is None)
+    return next(with_marts, next(iter(existing), DEFAULTS[-1]))
 
 
 @app.function(hide_code=True)
@@ -1095,16 +1017,6 @@ def connect(database: Path) -> duckdb.DuckDBPyConnection:
 def choose_grain(days: float) -> str:
     """Return the time unit that draws so many days with at most some hundred bars."""
     return "day" if days <= 200 else "week" if days <= 1400 else "month"
-
-
-@app.function(hide_code=True)
-def format_duration(seconds: float | None) -> str:
-    if seconds is None or pd.isna(seconds):
-        return "–"
-    for unit, size in (("days", 86400), ("hours", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 @app.function(hide_code=True)

@@ -12,6 +12,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import duckdb
 import msgspec
 import pytest
 from msgspec.structs import asdict
@@ -37,6 +38,20 @@ def documented(section: str) -> dict[str, object]:
     """Return the keys of a section of config.toml, including those that are commented out."""
     body = CONFIG.split(f"[{section}]\n")[1].split("\n[")[0]
     return tomllib.loads(re.sub(r"^# (\w+ = )", r"\1", body, flags=re.MULTILINE))
+
+
+def test_make_docs_skips_files_without_marts(tmp_path: Path) -> None:
+    with duckdb.connect(str(tmp_path / "bare.duckdb")) as connection:
+        connection.execute("CREATE TABLE loaded AS SELECT 1")
+    files = [tmp_path / "bare.duckdb", tmp_path / "nowhere.duckdb"]
+    command = ["make", "--old-file=.venv/ready", "docs", f"DATABASES={' '.join(map(str, files))}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.splitlines() == [
+        f"Skipped {files[0]}, because it has no marts. Run the sync without --no-transform.",
+        f"{files[1]} does not exist.",
+        "There is no database with marts. Run make demo, or make docs DATABASE=path/to/the.duckdb",
+    ]
+    assert done.returncode == 2
 
 
 def read_key_table(section: str) -> dict[str, str]:

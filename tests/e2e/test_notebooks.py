@@ -363,6 +363,19 @@ def test_latest_published_file_is_shown_while_an_older_one_is_open(eventful: Pat
                 after.execute("CREATE TABLE mine AS SELECT 1")
 
 
+def test_default_file_without_marts_is_skipped(eventful: Path, tmp_path: Path) -> None:
+    import explore
+
+    bare = tmp_path / "bare.duckdb"
+    with duckdb.connect(str(bare)) as connection:
+        connection.execute("CREATE TABLE loaded AS SELECT 1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MSGBUBBLES_DATABASE", raising=False)
+        for defaults, shown in (((bare, eventful), eventful), ((eventful, bare), eventful), ((bare, bare), bare)):
+            patch.setattr(explore, "DEFAULTS", defaults)
+            assert explore.find_database() == shown
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -19,6 +19,7 @@ from helpers.catalog import describe
 from helpers.diagram import entity_diagram
 from msgbubbles.source.state import FailedRead
 from msgbubbles_sync.destinations.comments import read_comments
+from msgbubbles_sync.inspect import activity
 from msgbubbles_sync.run_log import store_failed_reads
 from msgbubbles_sync.tables import TABLES
 
@@ -229,7 +230,9 @@ def test_what_no_view_shows_is_described_where_it_lands(documentation: Documenta
 
 
 def find_relations(file: Path) -> set[str]:
-    return set(re.findall(r"\b(?:marts|staging|msgbubbles)\.([a-z_]+)", file.read_text()))
+    code = file.read_text()
+    shared = [getattr(activity, name) for name in re.findall(r"\bactivity\.([A-Z_]+)", code)]
+    return set(re.findall(r"\b(?:marts|staging|msgbubbles)\.([a-z_]+)", "\n".join([code, *shared])))
 
 
 def test_exposures_list_the_relations_that_notebooks_and_report_query(documentation: Documentation) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import namedtuple
 from collections.abc import Sequence
@@ -211,8 +212,8 @@ def _template() -> Template:
 
 
 def format_duration(seconds: float | None) -> str:
-    """Format seconds in the largest unit of which there are two, such as `90 min`."""
-    if seconds is None:
+    """Format seconds in the largest unit of which there are two, such as `90 min`. NaN, as in pandas, is no time."""
+    if seconds is None or math.isnan(seconds):
         return "–"
     for unit, size in (("days", 86400), ("hours", 3600), ("min", 60)):
         if seconds >= 2 * size:
