@@ -36,6 +36,7 @@ with app.setup(hide_code=True):
     DEFAULTS = (PROJECT / "warehouse.duckdb", PROJECT / "demo.duckdb")
     RELATIONS = (
         "marts.contact",
+        "marts.delivery_daily",
         "marts.group_membership",
         "marts.number_activity_daily",
         "marts.sla_daily",
