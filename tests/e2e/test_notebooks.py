@@ -371,6 +371,7 @@ def test_default_file_without_marts_is_skipped(eventful: Path, tmp_path: Path) -
         connection.execute("CREATE TABLE loaded AS SELECT 1")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MSGBUBBLES_DATABASE", raising=False)
+        patch.setattr("marimo.cli_args", dict)
         for defaults, shown in (((bare, eventful), eventful), ((eventful, bare), eventful), ((bare, bare), bare)):
             patch.setattr(explore, "DEFAULTS", defaults)
             assert explore.find_database() == shown

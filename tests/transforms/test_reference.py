@@ -260,6 +260,34 @@ def test_every_mart_equals_the_reference(models: Models, world: World) -> None:
         assert not (wrong := differences(models.mart(name), reference(world, ZONE))), f"{name}: {wrong}"
 
 
+def make_direct(world: World) -> World:
+    """Give each chat a contact and a share of the messages, most of which are turns."""
+    chats = [chat | {"is_group": False, "remote_handle": chat["remote_handle"] or ONE} for chat in world["chats"]]
+    messages = [
+        message
+        | {
+            "conversation_id": chats[number % 2]["id"],
+            "cursor_at": message["cursor_at"] or TIMES[number % len(TIMES)],
+            "direction": ("inbound", "outbound")[number // 2 % 2],
+        }
+        for number, message in enumerate(world["messages"])
+    ]
+    return world | {"chats": chats, "messages": messages}
+
+
+@settings(
+    max_examples=pick_size(15, nightly=100),
+    phases=[Phase.generate],
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(world=worlds.map(make_direct))
+def test_reply_times_of_contacts_equal_the_reference(models: Models, world: World) -> None:
+    models.build(world)
+    wrong = differences(models.mart("contact"), build_references(BUSINESS)["contact"](world, ZONE))
+    assert not wrong
+
+
 def build_chat(models: Models, messages: list[tuple[str, datetime]], **tables: list[dict[str, Any]]) -> dict[str, Any]:
     """Build a chat with these messages, by direction and time, and return its row of thread_activity."""
     at = messages[-1][1]
