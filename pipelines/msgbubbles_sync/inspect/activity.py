@@ -133,7 +133,7 @@ GROUP BY ALL"""  # noqa: S608 - constants of this module
 # By the field of `Activity` that has the rows.
 QUERIES = {
     "figures": FIGURES, "volume": VOLUME, "responses": RESPONSES, "waiting": WAITING, "targets": TARGETS,
-    "backlog": BACKLOG, "delivery": DELIVERY,
+    "backlog": BACKLOG, "delivery": DELIVERY, "hours": HOURS,
 }  # fmt: skip
 
 
@@ -146,21 +146,29 @@ class Number(NamedTuple):
 
 @dataclass(frozen=True)
 class Activity:
-    """What happened in the days from `first` to `last`, both included, in the account's time zone."""
+    """What happened in the days from `first` to `last`, both included, in the account's time zone.
+
+    The rows of a query are null if a table that it reads is missing, or is of another release.
+    """
 
     as_of: datetime
     zone: str
     first: date
     last: date
     number: Number | None
-    hours: dict[tuple[int, int], int]
-    figures: Sequence[Any]
-    volume: Sequence[Any]
-    responses: Sequence[Any]
-    waiting: Sequence[Any]
-    targets: Sequence[Any]
-    backlog: Sequence[Any]
-    delivery: Sequence[Any]
+    figures: Sequence[Any] | None
+    volume: Sequence[Any] | None
+    responses: Sequence[Any] | None
+    waiting: Sequence[Any] | None
+    targets: Sequence[Any] | None
+    backlog: Sequence[Any] | None
+    delivery: Sequence[Any] | None
+    hours: Sequence[Any] | None
+
+    @property
+    def missing(self) -> list[str]:
+        """The queries that could not be answered."""
+        return [name for name in QUERIES if getattr(self, name) is None]
 
 
 def read_activity(connection: duckdb.DuckDBPyConnection, zone: str, days: int, number: str | None) -> Activity:
@@ -177,11 +185,12 @@ def read_activity(connection: duckdb.DuckDBPyConnection, zone: str, days: int, n
         values = {
             "as_of": as_of, "zone": zone, "number": number, "first": last - timedelta(days=days - 1), "last": last,
         }  # fmt: skip
-        hours = {(row.weekday, row.hour): row.asked for row in _read(connection, HOURS, **values)}
-        rows = {name: _read(connection, query, **values) for name, query in QUERIES.items()}
-        return Activity(as_of, zone, values["first"], last, chosen, hours, **rows)
     except duckdb.CatalogException:
-        raise UsageError("the warehouse has no marts. Run the sync without --no-transform.") from None
+        raise UsageError("the warehouse has no tables. Run the sync first.") from None
+    rows = {name: _read_if_built(connection, query, **values) for name, query in QUERIES.items()}
+    if all(found is None for found in rows.values()):
+        raise UsageError("the warehouse has no marts. Run the sync without --no-transform.")
+    return Activity(as_of, zone, values["first"], last, chosen, **rows)
 
 
 def render_activity(activity: Activity, title: str, generated_at: datetime, failure: str | None) -> str:
@@ -194,6 +203,13 @@ def render_activity(activity: Activity, title: str, generated_at: datetime, fail
         weekdays=WEEKDAYS,
         waiting_shown=WAITING_SHOWN,
     )
+
+
+def _read_if_built(connection: duckdb.DuckDBPyConnection, query: str, **values: Any) -> list[Any] | None:
+    try:
+        return _read(connection, query, **values)
+    except (duckdb.CatalogException, duckdb.BinderException):
+        return None
 
 
 def _read(connection: duckdb.DuckDBPyConnection, query: str, **values: Any) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
+from typing import Any
 
 import duckdb
 import pytest
@@ -75,7 +76,7 @@ def warehouse() -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def test_figures_count_unanswered_turns_once_their_time_has_passed(warehouse: duckdb.DuckDBPyConnection) -> None:
-    activity = read_activity(warehouse, "UTC", 2, None)
+    activity: Any = read_activity(warehouse, "UTC", 2, None)
     assert (activity.as_of, activity.first, activity.last) == (NOON, date(2026, 11, 24), date(2026, 11, 25))
     now, before = activity.figures
     assert (now.messages_inbound, now.messages_outbound, now.threads_new) == (7, 7, 1)
@@ -86,7 +87,7 @@ def test_figures_count_unanswered_turns_once_their_time_has_passed(warehouse: du
         (None, 1, 0),
     ]
     assert [row.messages_inbound for row in activity.volume] == [2, 5]
-    assert activity.hours == {(2, 9): 2, (3, 9): 1, (3, 11): 1}
+    assert sorted(activity.hours) == [(2, 9, 2), (3, 9, 1), (3, 11, 1)]
     assert [(row.who, row.target) for row in activity.waiting] == [
         ("+15550002", "breached"), ("<b>Ann</b>", "running"), ("Club", None),
     ]  # fmt: skip
@@ -96,10 +97,10 @@ def test_figures_count_unanswered_turns_once_their_time_has_passed(warehouse: du
 
 
 def test_number_and_time_zone_limit_every_figure(warehouse: duckdb.DuckDBPyConnection) -> None:
-    activity = read_activity(warehouse, "Asia/Tokyo", 2, SALES)
+    activity: Any = read_activity(warehouse, "Asia/Tokyo", 2, SALES)
     assert activity.figures[0].messages_inbound == 2
     assert activity.figures[0].asked == 1
-    assert activity.hours == {(2, 18): 1}
+    assert activity.hours == [(2, 18, 1)]
     assert {row.from_handle for row in activity.waiting} == {SALES}
     assert activity.last == date(2026, 11, 25)
 
@@ -107,9 +108,35 @@ def test_number_and_time_zone_limit_every_figure(warehouse: duckdb.DuckDBPyConne
 def test_unknown_number_and_missing_marts_are_refused(warehouse: duckdb.DuckDBPyConnection) -> None:
     with pytest.raises(UsageError, match=re.escape(f"--number +1: the account has {SUPPORT}, {SALES}")):
         read_activity(warehouse, "UTC", 2, "+1")
-    warehouse.execute("DROP TABLE marts.thread_turns")
+    warehouse.execute("DROP SCHEMA marts CASCADE")
     with pytest.raises(UsageError, match="no marts"):
         read_activity(warehouse, "UTC", 2, None)
+
+
+@pytest.mark.parametrize(
+    ("mart", "missing"),
+    [
+        ("thread_turns", ["figures", "responses", "hours"]),
+        ("thread_activity", ["waiting"]),
+        ("sla_events", ["waiting"]),
+        ("sla_daily", ["targets"]),
+        ("backlog_daily", ["backlog"]),
+        ("delivery_daily", ["delivery"]),
+        ("number_activity_daily", ["figures", "volume"]),
+    ],
+)
+@pytest.mark.parametrize("change", ["DROP TABLE marts.{}", "ALTER TABLE marts.{} RENAME from_handle TO handle"])
+def test_missing_mart_leaves_the_rest_of_the_page(
+    warehouse: duckdb.DuckDBPyConnection, mart: str, missing: list[str], change: str
+) -> None:
+    if "RENAME" in change and mart == "sla_events":
+        change = "ALTER TABLE marts.{} RENAME state TO status"
+    warehouse.execute(change.format(mart))
+    activity: Any = read_activity(warehouse, "UTC", 2, None)
+    assert activity.missing == missing
+    page = render_activity(activity, "MsgBubbles", NOON, None)
+    assert page.count("Not available") == len(missing)
+    assert page.count("</section>") == 7
 
 
 def test_page_escapes_titles_and_needs_no_network(warehouse: duckdb.DuckDBPyConnection) -> None:

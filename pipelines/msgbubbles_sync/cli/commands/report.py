@@ -11,6 +11,7 @@ from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.inspect.activity import read_activity, render_activity
 from msgbubbles_sync.inspect.local_state import LocalState
 from msgbubbles_sync.inspect.status import describe_failures
+from msgbubbles_sync.outcome import EXIT_INCOMPLETE
 
 
 def run(session: Session, *, days: int, number: str | None, out: Path | None) -> int:
@@ -27,9 +28,13 @@ def run(session: Session, *, days: int, number: str | None, out: Path | None) ->
     except OSError as error:
         raise UsageError(f"--out {path}: {error.strerror}. Choose a file in a folder that you may write to.") from None
     session.reporter.print(
-        {"file": str(path), "first": str(activity.first), "last": str(activity.last)},
+        {"file": str(path), "first": str(activity.first), "last": str(activity.last), "missing": activity.missing},
         lambda console: console.print(
             f"Wrote {path}. It contains your data, and only you can read it.", soft_wrap=True
         ),
     )
+    if activity.missing:
+        what = ", ".join(activity.missing)
+        session.reporter.say(f"not available, because a table could not be built: {what}. See chats.py status.")
+        return EXIT_INCOMPLETE
     return 0
