@@ -81,6 +81,7 @@ class StreamLoader:
             self._say("finishing the load of an interrupted run")
             if not self._is_accepted(self._pipeline.run):
                 self._run.refused = self._screen
+            self._destination.remove_failed_loads()
 
     def _load(self, *resources: str) -> None:
         if not self._is_accepted(lambda: self._load_once(*resources)):

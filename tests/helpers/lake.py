@@ -48,6 +48,15 @@ def lake_in_bucket(address: str, bucket: str, port: int) -> dict[str, str]:
     }
 
 
+def write_rows(folder: Path, first: int, rows: int) -> None:
+    """Add rows to two tables of a lake, four times, as a process of its own may do."""
+    with build_destination(Workspace.from_path(folder / "company.duckdb", "ducklake")).open_writer() as connection:
+        for part in range(4):
+            begin = first + part * rows
+            for table in ("chats", "messages"):
+                connection.execute(f"INSERT INTO msgbubbles.{table} FROM range({begin}, {begin + rows})")
+
+
 def change(job: Job, metadata: dict[str, Any] | None = None) -> tuple[str, str]:
     """Rename a chat, delete one, and write two messages to one, now and at a time that has been read already.
 

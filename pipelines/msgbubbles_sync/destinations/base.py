@@ -136,6 +136,10 @@ class Destination(ABC):
         `list_out_of_reach` names the rest.
         """
 
+    def remove_failed_loads(self) -> None:
+        """Remove what a load that failed has left, after it was completed."""
+        return
+
     @abstractmethod
     def list_out_of_reach(self) -> list[str]:
         """Return where old values may stay, for the certificate of an erasure."""

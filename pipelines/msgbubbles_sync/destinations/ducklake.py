@@ -44,6 +44,13 @@ NO_LAKE = """--destination ducklake: {why}; set its catalog and folder in dlt_co
   catalog = "postgresql://user:password@host:5432/database"
   storage = {{ bucket_url = "/shared/folder" }}  # or s3://bucket/folder, with its key: see docs/destinations.md"""
 
+OTHER_LAKE = """--destination ducklake: {url} holds files of another lake in {schema}. Set bucket_url to a folder
+of its own in dlt_config/secrets.toml, or remove the files if their catalog is lost"""
+LAKES = (
+    "SELECT nspname::text FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace WHERE relname = 'ducklake_metadata'"
+)
+LAKE_URL = "SELECT value FROM {lake}.ducklake_metadata WHERE key = 'data_path'"
+
 
 class DuckLake(Attached):
     """A lake. Readers and writers do not wait for each other."""
@@ -119,10 +126,12 @@ class DuckLake(Attached):
 
     def exists(self) -> bool:
         # A lake that does not exist yet cannot be opened read-only.
+        return self._is_created() and super().exists()
+
+    def _is_created(self) -> bool:
         table = quote_literal(f"{self._read_lake().name}.ducklake_metadata")
         with self._attach_catalog() as connection:
-            is_made = query_server(connection, f"SELECT to_regclass({table}) IS NOT NULL") == [(True,)]
-        return is_made and super().exists()
+            return query_server(connection, f"SELECT to_regclass({table}) IS NOT NULL") == [(True,)]
 
     def probe(self) -> None:
         self._probe_bucket()
@@ -139,6 +148,8 @@ class DuckLake(Attached):
         self._probe_bucket()
         with self._attach_catalog() as connection:
             check_server(connection, [lake.name], self.title)
+        if not self._is_created():
+            self._refuse_files_of_another_lake(lake)
         with suppress(FileNotFoundError):  # the first writer creates it, or it is a bucket
             set_umask_like(Path(lake.url.removeprefix("file://")))
         super().prepare()
@@ -185,32 +196,63 @@ class DuckLake(Attached):
         with self._attach() as connection:
             connection.execute("CALL ducklake_expire_snapshots('warehouse', older_than => now())")
             connection.execute("CALL ducklake_cleanup_old_files('warehouse', cleanup_all => true)")
-            self._remove_orphans(connection)
+        self.remove_failed_loads()
         lake = self._read_lake()
         with attach_server(lake.parameters, self.title) as connection:
             # The catalog holds small tables, and the extremes of each file.
             remove_old_rows(connection, [lake.name])
             renew_statistics(connection, [lake.name])
 
-    def _remove_orphans(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """Remove files that killed jobs left.
+    def remove_failed_loads(self) -> None:
+        """Remove files that failed and killed jobs left.
 
         Files that jobs of other accounts are writing look the same, and the folder may hold others too, so only the
-        lake's files in this job's folders are removed. In a bucket, they stay.
+        lake's files in this job's schemas are removed. From a bucket, DuckDB removes all or none: with others among
+        them, this job's become empty.
         """
-        orphans = connection.execute(
-            "SELECT path FROM ducklake_delete_orphaned_files('warehouse', dry_run => true, cleanup_all => true)"
-        ).fetchall()
-        for path in (Path(path) for (path,) in orphans):
-            is_own = path.name.startswith("ducklake-") and path.parent.parent.name in self._own_schemas
-            if path.is_absolute() and is_own:
-                remove(path)
+        lake = self._read_lake()
+        if self._shares_files(lake):
+            return
+        with self._attach() as connection:
+            [(now,)] = connection.execute("SELECT now()").fetchall()
+            orphans = connection.execute(
+                "SELECT path FROM ducklake_delete_orphaned_files('warehouse', dry_run => true, older_than => $1)", [now]
+            ).fetchall()
+            own = [path for (path,) in orphans if self._is_own_file(lake, path)]
+            if lake.bucket is None:
+                for path in own:
+                    remove(Path(path))
+            elif len(own) == len(orphans):
+                connection.execute("CALL ducklake_delete_orphaned_files('warehouse', older_than => $1)", [now])
+            else:
+                for path in own:
+                    connection.execute(f"COPY (SELECT NULL AS x LIMIT 0) TO {quote_literal(path)} (FORMAT parquet)")
+
+    def _is_own_file(self, lake: Lake, path: str) -> bool:
+        folder, _, name = path.rpartition("/")
+        schemas = [f"{lake.url.removeprefix('file://').rstrip('/')}/{schema}" for schema in self._own_schemas]
+        return name.startswith("ducklake-") and folder.rpartition("/")[0] in schemas
+
+    def _shares_files(self, lake: Lake) -> bool:
+        """Return whether another lake of the same server has its files in this one's folder."""
+        with self._attach_catalog() as connection:
+            names = [name for (name,) in query_server(connection, LAKES) if name != lake.name]
+            urls = [query_server(connection, LAKE_URL.format(lake=quote_name(name))) for name in names]
+        return any(url.rstrip("/") == lake.url.rstrip("/") for rows in urls for (url,) in rows)
+
+    def _refuse_files_of_another_lake(self, lake: Lake) -> None:
+        """Raise `UsageError` if a new lake would have its files among those of another one, which look the same."""
+        with self._connect(lake.bucket) as connection:
+            for schema in self._own_schemas:
+                pattern = quote_literal(f"{lake.url.rstrip('/')}/{schema}/*/ducklake-*.parquet")
+                if connection.execute(f"SELECT 1 FROM glob({pattern}) LIMIT 1").fetchall():  # noqa: S608
+                    raise UsageError(OTHER_LAKE.format(url=lake.url, schema=schema))
 
     def list_out_of_reach(self) -> list[str]:
         with self._attach_catalog() as connection:
             copies = list_server_copies(connection)
-        if self._read_lake().bucket is not None:
-            copies = ["files of failed loads, which the bucket still has", *copies]
+        if self._shares_files(self._read_lake()):
+            copies = ["files of failed loads, because another lake has its files in the same folder", *copies]
         return ["snapshots, versions and backups of the lake's files", *copies]
 
     def _describe_schema(self, connection: duckdb.DuckDBPyConnection, schema: str) -> None:

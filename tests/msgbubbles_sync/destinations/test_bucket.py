@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from dlt.pipeline.exceptions import PipelineStepFailed
 
 from helpers import s3
 from helpers.context import build_destination
-from helpers.lake import lake_in_bucket
+from helpers.lake import lake_in_bucket, write_rows
 from helpers.s3 import Fault, Proxy
 from msgbubbles_sync.destinations.ducklake import DuckLake
 from msgbubbles_sync.destinations.load import build_pipeline
@@ -112,16 +113,43 @@ def test_two_writers_lose_nothing(open_lake: NewLake, endpoint: int) -> None:
         for table in ("chats", "messages"):
             connection.execute(f"CREATE TABLE msgbubbles.{table} (id BIGINT)")
 
-    def write(number: int) -> None:
-        with lake.open_writer() as connection:
-            for part in range(4):
-                first = (number * 4 + part) * ROWS
-                for table in ("chats", "messages"):
-                    connection.execute(f"INSERT INTO msgbubbles.{table} FROM range({first}, {first + ROWS})")
-
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(write, range(2)))
+    folder = lake._workspace.database.parent
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        for done in [pool.submit(write_rows, folder, number * 4 * ROWS, ROWS) for number in range(2)]:
+            done.result(timeout=120)
     assert count_rows(lake) == [(8 * ROWS, 8 * ROWS)] * 2
+
+
+def test_files_of_failed_loads_are_removed_and_those_of_other_lakes_stay(
+    open_lake: NewLake, endpoint: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.create_bucket(endpoint, "orphans")
+    lake = open_lake("orphans", endpoint)
+    lake.prepare()
+    load(lake, 0)
+    orphan, other = (f"s3://orphans/lake/{schema}/messages/ducklake-1.parquet" for schema in ("msgbubbles", "other"))
+
+    def read_sizes(*add: str) -> dict[str, int]:
+        """Add files, remove those of failed loads, and return the numbers of rows in the others by file."""
+        with lake._connect(lake._read_lake().bucket) as connection:
+            for path in add:
+                connection.execute(f"COPY (FROM range(9)) TO '{path}' (FORMAT parquet)")
+            lake.remove_failed_loads()
+            found = connection.execute("FROM glob('s3://orphans/lake/*/*/ducklake-*.parquet')").fetchall()
+            counts = {path: connection.execute(f"SELECT count(*) FROM '{path}'").fetchall()[0][0] for (path,) in found}
+        return {path: count for path, count in counts.items() if count != ROWS}
+
+    assert read_sizes(orphan) == {}
+    assert read_sizes(orphan, other) == {orphan: 0, other: 9}, "another account may be writing it"
+    assert count_rows(lake) == [(ROWS, ROWS)] * 2
+
+    monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__DUCKLAKE_NAME", "second")
+    with pytest.raises(UsageError, match="holds files of another lake in msgbubbles"):
+        lake.prepare()
+    with lake._attach():  # as an earlier release would
+        pass
+    assert read_sizes(orphan)[orphan] == 9
+    assert "another lake has its files in the same folder" in str(lake.list_out_of_reach())
 
 
 def test_bucket_that_cannot_be_used_is_explained_without_its_key(

@@ -179,7 +179,9 @@ def test_erased_person_is_in_no_version_of_a_row(workspace: Workspace) -> None:
     sought = [ANN, *(f"canary {version} m1" for version in ("now", "now of", "before", "before of"))]
     assert find(workspace, *sought).keys() >= {ANN, "canary now m1", "canary now of m1"}
     schema = load_settings().sync.raw_schema
-    left_by_killed_job = workspace.database.parent / "lake" / f"north_{schema}" / "messages" / "ducklake-1.parquet"
+    is_bucket = (workspace.database.parent / "buckets").exists()
+    lake = workspace.database.parent / ("buckets/lake/lake" if is_bucket else "lake")
+    left_by_killed_job = lake / f"north_{schema}" / "messages" / "ducklake-1.parquet"
     if workspace.destination == "ducklake" and left_by_killed_job.parent.exists():
         for path in (left_by_killed_job, left_by_killed_job.with_name("not-of-the-lake.txt")):
             path.write_text("canary of a killed job" if path == left_by_killed_job else "")
@@ -272,7 +274,7 @@ def test_old_texts_and_chats_expire_once_a_day(workspace: Workspace) -> None:
     assert query(workspace, "SELECT id FROM msgbubbles.chats") == [("g",)]
 
 
-@pytest.mark.parametrize("workspace", ["duckdb", "postgres", "ducklake", "filesystem"], indirect=True)
+@pytest.mark.parametrize("workspace", ["duckdb", "postgres", "ducklake", "bucket", "filesystem"], indirect=True)
 def test_lost_folder_is_restored_from_the_destination(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     destination, names = build_destination(workspace), Pseudonymizer(KEY)
     claims.claim(workspace, destination, sandbox=False, say=print)
