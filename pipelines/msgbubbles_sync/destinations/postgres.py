@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import duckdb
+from tenacity import Retrying, retry_if_exception, stop_after_delay, stop_never, wait_fixed
 
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.sql import quote_literal, quote_name
@@ -33,6 +34,8 @@ from .union_accounts import Key
 NO_SERVER = """--destination postgres: the server cannot be reached ({why}){reason}; set its address in
 dlt_config/secrets.toml, [destination.postgres] credentials = "postgresql://user:password@host:5432/database",
 or as DESTINATION__POSTGRES__CREDENTIALS"""
+# Between two attempts to change the columns of a mart, its readers go on.
+LOCK_PAUSE_SECONDS = 3
 # A view is replaced in place, so that views of others on top of it stay, unless its columns changed.
 REPLACE_VIEW = """DO $view$ BEGIN
     CREATE OR REPLACE VIEW {view} AS {query};
@@ -82,11 +85,19 @@ class Postgres(Attached):
 
     def publish(self, held_marts: Sequence[str] = ()) -> int | None:
         if self._workspace.is_pending("marts"):
-            with self._attach() as connection:
-                copy_marts(connection, self.name_schema(self.marts_schema), self.name_schema("marts"), held_marts)
+            self._copy_marts(held_marts)
             if not held_marts:  # they are copied as soon as they are no longer held
                 self._workspace.set_done("marts")
         return super().publish(held_marts)
+
+    def _copy_marts(self, held_marts: Sequence[str]) -> None:
+        limit = self._settings.lock_timeout_seconds
+        for attempt in Retrying(
+            retry=retry_if_exception(lambda error: "lock timeout" in str(error)),
+            stop=stop_after_delay(limit) if limit else stop_never, wait=wait_fixed(LOCK_PAUSE_SECONDS), reraise=True,
+        ):  # fmt: skip
+            with attempt, self._attach() as connection:
+                copy_marts(connection, self.name_schema(self.marts_schema), self.name_schema("marts"), held_marts)
 
     def _explain_move(self, schemas: Sequence[tuple[str, str]]) -> str:
         renames = "; ".join(f"ALTER SCHEMA {old} RENAME TO {new}" for old, new in schemas)

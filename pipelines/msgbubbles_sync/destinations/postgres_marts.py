@@ -29,6 +29,7 @@ FROM pg_class WHERE relnamespace = to_regnamespace({schema}) AND relkind IN ('r'
 UNION ALL SELECT {schema}, relname, attname, col_description(pg_class.oid, attnum), 'COLUMN'
 FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped
 WHERE relnamespace = to_regnamespace({schema}) AND relkind IN ('r', 'p', 'v')"""
+COLUMN_LOCK_SECONDS = 2
 # Rows are compared by 128 bits of hash of their text, which exists for all types and for nulls. Rows that are there
 # twice, in a mart without tests, are found by the number of rows.
 DIGESTS = """CREATE TEMPORARY TABLE {digests} ON COMMIT DROP AS
@@ -53,13 +54,19 @@ class Relation:
 
 
 def copy_marts(connection: duckdb.DuckDBPyConnection, build: str, readers: str, held_marts: Collection[str]) -> None:
-    """Copy all marts but the held ones from the schema `build` to the schema `readers`, all or none."""
+    """Copy all marts but the held ones from the schema `build` to the schema `readers`, all or none.
+
+    A change of columns waits for the transactions that have read the mart, and new readers wait for it. So it gives up
+    after some seconds, with an error about its lock timeout, and the caller tries again.
+    """
     built, stored = _read_relations(connection, build), _read_relations(connection, readers)
-    statements = ["BEGIN", CREATE_SCHEMA.format(schema=readers)]
-    for name, mart in built.items():
-        if name not in held_marts:
-            statements += _fit_table(f"{readers}.{quote_name(name)}", mart, stored.get(name))
-            statements += _copy_rows(name, mart, build, readers)
+    marts = {name: mart for name, mart in built.items() if name not in held_marts}
+    statements = ["BEGIN", CREATE_SCHEMA.format(schema=readers), f"SET LOCAL lock_timeout = '{COLUMN_LOCK_SECONDS}s'"]
+    for name, mart in marts.items():
+        statements += _fit_table(f"{readers}.{quote_name(name)}", mart, stored.get(name))
+    statements.append("SET LOCAL lock_timeout TO DEFAULT")
+    for name, mart in marts.items():
+        statements += _copy_rows(name, mart, build, readers)
     _execute(connection, [*statements, "COMMIT"])
     wanted: dict[str, Comments] = {}
     for _, table, column, text, _ in read_stored_comments(connection, build):

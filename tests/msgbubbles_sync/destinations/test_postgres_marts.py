@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from helpers import postgres
 from helpers.context import build_destination
+from msgbubbles_sync.destinations import server
 from msgbubbles_sync.destinations.postgres import Postgres
 from msgbubbles_sync.workspace import Workspace
 
@@ -57,10 +59,10 @@ def publish(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     monkeypatch.setenv("DESTINATION__POSTGRES__CREDENTIALS", address)
     workspace = Workspace.from_path(tmp_path / "company.duckdb", "postgres")
     workspace.make_folders()
-    destination = build_destination(workspace)
-    assert isinstance(destination, Postgres)
 
     def run(*held: str) -> None:
+        destination = build_destination(workspace)
+        assert isinstance(destination, Postgres)
         with destination.open_build():
             pass
         destination.publish(held)
@@ -156,3 +158,50 @@ def test_rows_that_are_there_twice_are_copied_twice(execute: Callable[..., Rows]
     execute("DELETE FROM marts_build.daily WHERE ctid > '(0,5)'")
     publish()
     assert execute("SELECT count(*)::int, sum(n)::int FROM marts.daily") == [(5, 15)]
+
+
+def test_readers_wait_for_seconds_while_columns_change(
+    execute: Callable[..., Rows], publish: Callable[..., None], address: str
+) -> None:
+    publish()
+    execute("ALTER TABLE marts_build.daily ADD COLUMN first_day date")
+    with closing(psycopg2.connect(address)) as analyst, ThreadPoolExecutor(1) as pool:
+        analyst.cursor().execute("SELECT * FROM marts.daily")  # and leaves the transaction open
+        publishing = pool.submit(publish)
+        waiting: Rows = []
+        while not waiting:
+            assert not publishing.done()
+            waiting = execute("SELECT 1 FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock'")
+        execute("SET statement_timeout = '10s'", "SELECT count(*) FROM marts.daily")
+        analyst.rollback()
+        publishing.result(timeout=60)
+    assert execute("SELECT count(first_day)::int, sum(n)::int FROM marts.daily") == [(0, 15)]
+
+
+@pytest.mark.parametrize("fault", ["connection", "statement timeout"])
+def test_publish_that_is_cut_off_is_repeated_whole(
+    execute: Callable[..., Rows], publish: Callable[..., None], monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    publish()
+    monkeypatch.setenv("SYNC__STATEMENT_TIMEOUT_SECONDS", "2" if fault == "statement timeout" else "60")
+    execute("UPDATE marts_build.daily SET n = 0", "CREATE SCHEMA IF NOT EXISTS slow")
+    execute("CREATE OR REPLACE FUNCTION slow.wait() RETURNS text LANGUAGE sql AS $$ SELECT pg_sleep(30)::text $$")
+    # The last mart by name, so that rows of the others are written before.
+    execute("CREATE VIEW marts_build.zones AS SELECT slow.wait() AS zone")
+    with ThreadPoolExecutor(1) as pool:
+        publishing = pool.submit(publish)
+        if fault == "connection":
+            sleeping = "FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+            while not execute(f"SELECT pid {sleeping}"):
+                assert not publishing.done()
+            execute(f"SELECT pg_terminate_backend(pid) {sleeping}")
+        with pytest.raises(duckdb.Error) as error:
+            publishing.result(timeout=60)
+    meaning = {"connection": "connection to the server was lost", "statement timeout": "statement_timeout_seconds"}[
+        fault
+    ]
+    assert meaning in (server.explain(str(error.value), "postgres") or "")
+    assert execute("SELECT sum(n)::int FROM marts.daily") == [(15,)], "all marts or none"
+    execute("DROP VIEW marts_build.zones")
+    publish()
+    assert execute("SELECT sum(n)::int FROM marts.daily") == [(0,)]
