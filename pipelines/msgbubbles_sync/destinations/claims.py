@@ -1,10 +1,12 @@
 """Record whose rows a warehouse holds: the sandbox's or a real account's, and which of several accounts.
 
 The claim is in a file of the workspace, with a copy in the tables. A lost or damaged file is restored from that copy.
+Which warehouses of this machine are filled with one API key is noted next to the requests of the key.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import platformdirs
 
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import move_damaged, read_json, write_privately
+from msgbubbles_sync.settings import Settings
 from msgbubbles_sync.sql import read_value, store_value
 from msgbubbles_sync.workspace import CLAIM, CLAIM_TABLE, Workspace
 
@@ -85,6 +89,35 @@ def explain_same_numbers(workspace: Workspace, destination: Destination) -> str 
         f"the accounts {workspace.account} and {names} have the same numbers, so they were loaded with keys of one "
         "account; compare api_key in their sections [accounts.NAME], here and where else they run"
     )
+
+
+def note_key(workspace: Workspace, settings: Settings) -> None:
+    """Note that a warehouse is filled with an API key, as far as the folder for that can be written."""
+    path = _find_notes(settings) / hashlib.sha256(str(workspace.folder).encode()).hexdigest()[:16]
+    with suppress(OSError):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_privately(path, str(workspace.folder))
+
+
+def explain_shared_key(workspace: Workspace, settings: Settings) -> str | None:
+    """Return a message if other warehouses of this user are filled with the same API key; null otherwise."""
+    others = []
+    with suppress(OSError, UnicodeDecodeError):
+        notes = {Path(path.read_text()) for path in _find_notes(settings).glob("*")}
+        others = sorted(str(folder) for folder in notes - {workspace.folder} if folder.is_dir())
+    if not settings.api_key or not others:
+        return None
+    return (
+        f"the API key is also that of the warehouses with their files in {', '.join(others)}: they hold the same rows, "
+        "and share its requests per minute"
+    )
+
+
+def _find_notes(settings: Settings) -> Path:
+    """Return the folder with a file for each warehouse that is filled with the API key."""
+    budget = settings.source.budget_dir
+    key = hashlib.sha256(settings.api_key.encode()).hexdigest()[:16]
+    return (Path(budget) if budget else platformdirs.user_state_path("msgbubbles")) / f"warehouses-{key}"
 
 
 def find_account_files(workspace: Workspace) -> dict[str, Path]:

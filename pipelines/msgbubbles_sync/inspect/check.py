@@ -23,7 +23,7 @@ from msgbubbles_sync.check_result import Check, CheckResult
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.dbt import spark
 from msgbubbles_sync.dbt.runner import compile_models
-from msgbubbles_sync.destinations.claims import explain_same_numbers
+from msgbubbles_sync.destinations.claims import explain_same_numbers, explain_shared_key
 from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.errors import TransformError, UsageError
 from msgbubbles_sync.lock import read_holder
@@ -63,7 +63,10 @@ def _check_version(context: Context) -> list[CheckResult]:
 def _check_accounts(context: Context) -> list[CheckResult]:
     shared = explain_same_numbers(context.workspace, context.destination)
     fix = "start the wrong account again, with another --database"
-    return [CheckResult("accounts", "failed", shared, fix)] if shared else []
+    if shared:
+        return [CheckResult("accounts", "failed", shared, fix)]
+    same_key = explain_shared_key(context.workspace, context.settings)
+    return [CheckResult("accounts", "info", same_key)] if same_key else []
 
 
 def _check_policy(context: Context) -> CheckResult:

@@ -29,6 +29,7 @@ class LocalState:
 
     def __init__(self, context: Context) -> None:
         self.workspace, self.destination = context.workspace, context.destination
+        self.settings = context.settings
 
     @cached_property
     def states(self) -> States:

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
 import pytest
 
-from helpers.context import build_destination
+from helpers.context import build_context, build_destination
 from helpers.damage import DAMAGE
-from msgbubbles_sync.destinations.claims import claim, explain_same_numbers, find_account_files, store
+from msgbubbles.client import Client
+from msgbubbles.settings import SourceSettings
+from msgbubbles_sync.destinations.claims import (
+    claim,
+    explain_same_numbers,
+    explain_shared_key,
+    find_account_files,
+    note_key,
+    store,
+)
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import MAX_DAMAGED
+from msgbubbles_sync.inspect.check import list_checks
+from msgbubbles_sync.inspect.local_state import LocalState
+from msgbubbles_sync.inspect.status import build_status
+from msgbubbles_sync.settings import Settings
 from msgbubbles_sync.workspace import CLAIM, Workspace
 
 damage = pytest.mark.parametrize("damage", DAMAGE)
@@ -128,6 +143,29 @@ def test_accounts_with_the_same_numbers_are_noticed(tmp_path: Path) -> None:
         assert (message is None) == (name != "west")
     assert "the accounts west and north have the same numbers" in (message or "")
     assert handle not in (message or "")
+
+
+def test_other_warehouses_with_the_same_key_are_shown(tmp_path: Path) -> None:
+    settings = Settings(source=SourceSettings(budget_dir=str(tmp_path / "state")), api_key="sk_live_one")
+    dev = claimed(Workspace.from_path(tmp_path / "dev.duckdb"))
+    prod = claimed(Workspace.from_path(tmp_path / "prod.duckdb"))
+    note_key(dev, settings)
+    assert explain_shared_key(dev, settings) is None
+    for _ in range(2):
+        note_key(prod, settings)
+    context = build_context(dev, settings)
+    status = build_status(LocalState(context), 0, datetime.now(UTC))
+    [check] = [make for name, make in list_checks(context, Client) if name == "accounts"]
+    [result] = check()
+    assert result.state == "info", "a warehouse for tests is no error"
+    for message in (status.shared_key, result.what):
+        assert message is not None
+        assert f"also that of the warehouses with their files in {prod.folder}: they hold the same rows" in message
+        assert "sk_live" not in message
+    assert explain_shared_key(dev, replace(settings, api_key="sk_live_two")) is None
+    shutil.rmtree(prod.folder)
+    assert explain_shared_key(dev, settings) is None
+    assert "sk_live" not in str([*(tmp_path / "state").rglob("*")])
 
 
 def test_claims_are_left_out_of_the_combined_tables(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.cli.signals import stopped_by_signals
 from msgbubbles_sync.cli.sync_report import print_report
 from msgbubbles_sync.context import Limits
-from msgbubbles_sync.destinations.claims import claim
+from msgbubbles_sync.destinations.claims import claim, note_key
 from msgbubbles_sync.destinations.version import refuse_newer
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.inspect.local_state import LocalState
@@ -44,6 +44,8 @@ def prepare(session: Session) -> None:
         with suppress(UsageError):
             _ = LocalState(context).states
     claim(workspace, destination, sandbox=session.sandbox, say=reporter.fail)
+    if not session.sandbox:
+        note_key(workspace, context.settings)
     restore(workspace, destination, reporter.fail)
     migrate(context)
     context.check_policy()
