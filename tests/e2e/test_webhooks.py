@@ -218,6 +218,12 @@ def test_register_reports_retries(new_job: NewJob) -> None:
     assert wait == "next attempt in 1 s"
 
 
+def test_endpoints_are_managed_while_the_server_of_the_warehouse_is_down(new_job: NewJob) -> None:
+    job = new_job(chats=0)
+    job.environment = {"DESTINATION__POSTGRES__CREDENTIALS": "postgresql://nobody@localhost/none?host=/nowhere"}
+    assert command(job, "list", "--destination", "postgres") == []
+
+
 def run(job: Job, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(WEBHOOKS), *arguments, *DATABASE]
     return run_process(

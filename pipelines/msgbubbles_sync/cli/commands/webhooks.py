@@ -13,11 +13,11 @@ from typing import Any
 import typer
 
 from msgbubbles.client import Client
-from msgbubbles_sync.cli.connection import connect_until_stopped
+from msgbubbles_sync.cli.connection import connect_until_stopped, reach_account
 from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations.claims import claim
-from msgbubbles_sync.destinations.version import check_version
+from msgbubbles_sync.destinations.version import check_version, refuse_newer
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.outcome import EXIT_INCOMPLETE, EXIT_STOPPED
@@ -128,7 +128,9 @@ def remove(session: Session, webhook_id: str) -> int:
 
 
 def _request(session: Session, request: Callable[[Client], Answer]) -> int:
-    with connect_until_stopped(session) as connection, connection.client() as client:
+    # The warehouse is not needed: its server may be down.
+    refuse_newer(session.context.workspace.version, str(session.context.workspace.folder))
+    with connect_until_stopped(session, connect=reach_account) as connection, connection.client() as client:
         as_dict, text = request(client)
     session.reporter.print_text(as_dict, text)
     return 0
