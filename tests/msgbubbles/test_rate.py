@@ -18,12 +18,11 @@ from pathlib import Path
 
 import pytest
 
+from helpers.process import PIPELINES, Process
 from msgbubbles.rate_limit import WINDOW_SECONDS
 from msgbubbles_sync.sandbox import Account, Knobs, NewMessage, Server, serve
 
 pytestmark = pytest.mark.slow
-
-PIPELINES = str(Path(__file__).parents[2] / "pipelines")
 
 # Each page has one new row.
 BACKFILL = """
@@ -60,7 +59,7 @@ class Limited:
         # The ratio of 61 seconds to a minute.
         window_seconds = self.window_seconds * WINDOW_SECONDS / 60
         processes = [
-            subprocess.Popen(
+            Process(
                 [
                     *(sys.executable, "-c", BACKFILL, self.server.url, self.server.key),
                     *(str(self.folder / "budget"), str(limit), str(window_seconds)),
@@ -68,7 +67,6 @@ class Limited:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 cwd=PIPELINES,
-                text=True,
             )
             for limit in configured
         ]
@@ -119,17 +117,17 @@ def new_limited(tmp_path: Path) -> Iterator[NewLimited]:
 
 
 def test_backfill_uses_the_whole_limit_and_never_more(new_limited: NewLimited) -> None:
-    limited = new_limited(requests=1001, limit=250, window_seconds=6)
-    limited.backfill(250)
-    assert len(limited.asked_at) >= 1001
+    limited = new_limited(requests=501, limit=125, window_seconds=6)
+    limited.backfill(125)
+    assert len(limited.asked_at) >= 501
     assert limited.note_rate_limited() == []
     assert limited.share() >= 0.97
 
 
 def test_two_processes_with_one_key_share_the_limit(new_limited: NewLimited) -> None:
-    limited = new_limited(requests=251, limit=250, window_seconds=6)
-    limited.backfill(250, 250)
-    assert len(limited.asked_at) >= 502
+    limited = new_limited(requests=126, limit=125, window_seconds=6)
+    limited.backfill(125, 125)
+    assert len(limited.asked_at) >= 252
     assert limited.note_rate_limited() == []
     assert limited.share() >= 0.97
 

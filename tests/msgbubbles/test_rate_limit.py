@@ -20,10 +20,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.process import PIPELINES, Process
 from msgbubbles.rate_limit import WINDOW_SECONDS, RateLimiter
 
 SECRET = "sk_live_secret_of_mine"  # noqa: S105 - nobody's
-PIPELINES = str(Path(__file__).parents[2] / "pipelines")
 
 
 class Clock:
@@ -145,12 +145,11 @@ print(json.dumps(times))
 @pytest.mark.slow
 def test_processes_share_the_limit(tmp_path: Path) -> None:
     processes = [
-        subprocess.Popen(
+        Process(
             [sys.executable, "-c", SPEND, str(tmp_path / "budget")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=PIPELINES,
-            text=True,
         )
         for _ in range(3)
     ]

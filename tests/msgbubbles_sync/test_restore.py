@@ -76,14 +76,20 @@ def test_intact_files_stay_and_loaded_packages_are_removed(workspace: Workspace)
     assert {path: path.stat().st_mtime_ns for path in workspace.folder.rglob("*")} == before
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize(
     "name", ["state.json", "schemas/msgbubbles.schema.json", "load/.version", "normalize/.version"]
 )
-def test_damaged_files_of_dlt_are_restored_from_the_destination(workspace: Workspace, name: str, damage: str) -> None:
-    DAMAGE[damage](workspace.folder / "dlt" / "msgbubbles" / name)
-    [line] = restored(workspace)
-    assert "was damaged: moved to msgbubbles.damaged-" in line
+def test_damaged_files_of_dlt_are_restored_from_the_destination(loaded: Path, tmp_path: Path, name: str) -> None:
+    before = Workspace.from_path(loaded / "company.duckdb").work.read_bytes()
+    for kind, damage in DAMAGE.items():
+        shutil.copytree(loaded, tmp_path / kind)
+        workspace = Workspace.from_path(tmp_path / kind / "company.duckdb")
+        damage(workspace.folder / "dlt" / "msgbubbles" / name)
+        [line] = restored(workspace)
+        assert "was damaged: moved to msgbubbles.damaged-" in line, kind
+        # The same files as after every other kind of damage, so that one load shows what a load makes of them.
+        assert not (workspace.folder / "dlt" / "msgbubbles").exists(), kind
+        assert workspace.work.read_bytes() == before, kind
     assert load(workspace, 3) == [1, 2, 3]
     assert stored(workspace) == [1, 2, 3]
 

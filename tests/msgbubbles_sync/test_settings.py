@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import date
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 
 from helpers.job import CHATS
-from helpers.process import inherited_environment
+from helpers.process import inherited_environment, run_process
 from msgbubbles.configuration import DLT_SECTIONS, list_keys
 from msgbubbles.errors import ConfigurationError
 from msgbubbles.policy import PRESETS
@@ -479,13 +478,11 @@ def test_command_is_refused_before_reading_anything(
     folder: Path, config: str, variables: dict[str, str], says: str
 ) -> None:
     (folder / "config.toml").write_text(config)
-    done = subprocess.run(
+    done = run_process(
         [sys.executable, str(CHATS), "--database", "company.duckdb"],
         cwd=folder.parent,
         env={**inherited_environment(), **variables, "SOURCES__MSGBUBBLES__API_KEY": "sk_test_1"},
         capture_output=True,
-        text=True,
-        check=False,
     )
     assert (done.returncode, re.sub(r"\s+", " ", done.stderr).strip()) == (2, says)
     assert {path.name for path in folder.parent.iterdir()} == {"dlt_config"}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from helpers.process import inherited_environment
+from helpers.process import PIPELINES, inherited_environment, run_process
 from msgbubbles.errors import ConfigurationError
 from msgbubbles.source import msgbubbles_source
 from msgbubbles_sync.sandbox import Account, Knobs, seed, serve
@@ -46,13 +45,14 @@ def test_five_lines_load_everything_and_a_failure_loads_nothing(tmp_path: Path, 
     seed(account, now=datetime.now(UTC), chats=120, messages=400, days=20)
     with serve(account, Knobs(server_errors=1.0)) as server:
 
-        def run() -> object:
-            done = subprocess.run(
+        def run(*, start_anew: bool = False) -> object:
+            done = run_process(
                 [sys.executable, "-c", PIPELINE, *only],
+                start_anew=start_anew,
                 cwd=tmp_path,
                 env={
                     **inherited_environment(),
-                    "PYTHONPATH": str(Path(__file__).parents[3] / "pipelines"),
+                    **({"PYTHONPATH": str(PIPELINES)} if start_anew else {}),
                     "DLT_DATA_DIR": str(tmp_path),
                     "DLT_LOCAL_DIR": str(tmp_path),  # a test in this process may have set another one
                     "RUNTIME__DLTHUB_TELEMETRY": "false",
@@ -63,7 +63,6 @@ def test_five_lines_load_everything_and_a_failure_loads_nothing(tmp_path: Path, 
                     "SOURCES__MSGBUBBLES__BUDGET_DIR": str(tmp_path),
                 },
                 capture_output=True,
-                text=True,
                 check=True,
             )
             return json.loads(done.stdout)
@@ -75,7 +74,7 @@ def test_five_lines_load_everything_and_a_failure_loads_nothing(tmp_path: Path, 
         counts = {"chats": 120, "chat_titles": titles, "rejected_rows": 0, "messages": 0, "attachments": 0}
         counts |= {"participant_reads": 0, "participant_lists": 0, "stream_coverage": 1}
         everything = counts | {"messages": 400, "attachments": files, "numbers": 3, "stream_coverage": 2}
-        assert run() == (counts if only else everything)
+        assert run(start_anew=not only) == (counts if only else everything)
         assert run() == (counts if only else everything)
 
 

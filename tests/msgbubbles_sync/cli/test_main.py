@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
+from helpers.process import run_process
 from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.run import Run
 from msgbubbles_sync.cli import chats, groups, webhooks
@@ -33,6 +34,11 @@ def run_command(
         cwd=folder, env={**os.environ, "PYTHONPATH": str(PIPELINES), **(environment or {})},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
+
+
+def run_fork(*command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command of which it does not matter what it imports."""
+    return run_process(list(command), timeout=60, capture_output=True, **options)
 
 
 def run_program(body: str) -> subprocess.CompletedProcess[str]:
@@ -106,7 +112,7 @@ def test_sync_imports_dbt_and_pyarrow_only_when_needed() -> None:
     ],
 )
 def test_misspelt_word_is_corrected(arguments: tuple[str, ...], suggestion: str) -> None:
-    refused = run_command(*MSGBUBBLES, *arguments)
+    refused = run_fork(*MSGBUBBLES, *arguments)
     assert refused.returncode == 2
     assert suggestion in refused.stderr
 
@@ -128,13 +134,13 @@ def test_summaries_fit_80_columns_and_metavars_are_words() -> None:
 
 @pytest.mark.parametrize("action", ["apply", "lookup"])
 def test_privacy_commands_have_help_pages_of_their_own(action: str) -> None:
-    page = run_command(*CHATS, "privacy", action, "-h").stdout
+    page = run_fork(*CHATS, "privacy", action, "-h").stdout
     assert page.startswith(f"Usage: chats.py privacy {action} [OPTIONS]")
     assert "--json" in page
 
 
 def test_future_start_is_refused(tmp_path: Path) -> None:
-    refused = run_command(*CHATS, "--since", "2999-01-01", "--database", "new.duckdb", folder=tmp_path)
+    refused = run_fork(*CHATS, "--since", "2999-01-01", "--database", "new.duckdb", cwd=tmp_path)
     assert refused.returncode == 2
     assert "2999-01-01 is in the future" in refused.stderr
     assert not list(tmp_path.iterdir())
@@ -144,7 +150,7 @@ def test_future_start_is_refused(tmp_path: Path) -> None:
     "command", [["status", "--json"], ["verify", "--full"], ["erase", "+15550100"], ["privacy", "apply"]]
 )
 def test_missing_warehouse_is_refused_and_nothing_is_created(tmp_path: Path, command: list[str]) -> None:
-    refused = run_command(*CHATS, *command, "--database", "typo.duckdb", folder=tmp_path)
+    refused = run_fork(*CHATS, *command, "--database", "typo.duckdb", cwd=tmp_path)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr.endswith(
         "typo.duckdb has no warehouse. Run the sync first, or pass the --database that it uses.\n"
