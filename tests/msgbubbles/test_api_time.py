@@ -83,6 +83,7 @@ def sync_with_dates(world: World, date: Any) -> None:
     world._http._date = right
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ahead", [YEAR, 6 * HOUR, -YEAR])
 def test_rename_is_seen_within_a_day_of_a_wrong_date(ahead: timedelta) -> None:
     for wrong in range(1, 13):

@@ -438,6 +438,7 @@ json_values = st.recursive(
 names = st.sampled_from(["id", "text", "created_at", "sent_at", "attachments", "metadata", "extra", "_extra", "new"])
 
 
+@pytest.mark.slow
 @settings(deadline=None)  # the first example imports pyarrow
 @given(st.lists(st.dictionaries(names, json_values | st.just("x1"), max_size=6) | json_values, max_size=5))
 def test_every_row_is_read_or_rejected_and_can_be_loaded(rows: list[Any]) -> None:

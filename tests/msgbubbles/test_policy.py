@@ -271,6 +271,7 @@ def build_world(*people: str, policy: Redactor | None = None, knobs: Knobs | Non
 GROUP = "00000000-0000-4000-8000-000000000009"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("feed", [True, False])
 @pytest.mark.parametrize(
     ("policy", "is_erased"),
@@ -371,6 +372,7 @@ def test_policy_changes_nothing_but_personal_data(feed: bool) -> None:
         assert NAMES.title("Other") in repr(world.store.tables["chat_titles"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("feed", [True, False])
 @pytest.mark.parametrize("policy", [FULL, MINIMAL], ids=["full", "minimal"])
 def test_erased_people_are_not_loaded_and_nothing_else_is_missing(policy: Policy, feed: bool) -> None:

@@ -64,6 +64,7 @@ def showing(**times: dict[str, Any]) -> Knobs:
     return Knobs(transform_row=transform)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("feed", "places"),
     [(True, [1]), (True, [60]), (True, [99]), (True, [97, 98, 99]), (True, [20, 130, 250]), (False, [60, 99, 199])],

@@ -183,6 +183,7 @@ def test_chat_that_comes_back_brings_its_messages(world: World) -> None:
     assert world.differences() == {}
 
 
+@pytest.mark.slow
 def test_threads_without_a_message_at_their_time_are_given_up(world: World) -> None:
     """If `last_message_at` is not the time of a message, the requests would never end."""
     at = world.at() - timedelta(hours=2)

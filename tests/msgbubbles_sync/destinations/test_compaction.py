@@ -12,6 +12,8 @@ import pytest
 from msgbubbles_sync.destinations import compaction
 from msgbubbles_sync.destinations.compaction import compact, should_compact
 
+pytestmark = pytest.mark.slow
+
 TABLES = """
 CREATE SCHEMA msgbubbles; CREATE SCHEMA marts; CREATE SEQUENCE msgbubbles.numbers START 7;
 CREATE TABLE msgbubbles.messages (id BIGINT PRIMARY KEY, text VARCHAR NOT NULL, extra JSON, sent_at TIMESTAMPTZ);
