@@ -37,8 +37,6 @@
         message_before_at timestamptz,
         side_before varchar(4),
         turn_before_at timestamptz,
-        our_replies_before bigint not null,
-        their_replies_before bigint not null,
         spoke_before_at timestamptz,
         turns_before bigint not null,
         sessions_before bigint not null
@@ -102,15 +100,12 @@
         changes.since,
         coalesce(max(before.place_in_thread), 0) as place_before,
         max(before.message_at) as message_before_at,
+        -- Sides alternate, so the last turn is that of the side that began if its number is odd.
         case
-            when count(before.side) = 0 then null
-            when coalesce(max(case when before.side = 'us' then before.place_in_thread end), 0)
-                > coalesce(max(case when before.side = 'them' then before.place_in_thread end), 0) then 'us'
-            else 'them'
+            when max(before.turn_number) % 2 = 1 then max(case when before.turn_number = 1 then before.side end)
+            else max(case when before.turn_number = 2 then before.side end)
         end as side_before,
         max(case when before.starts_turn then before.message_at end) as turn_before_at,
-        coalesce(max(case when before.side = 'us' then before.reply_number end), 0) as our_replies_before,
-        coalesce(max(case when before.side = 'them' then before.reply_number end), 0) as their_replies_before,
         max(case when before.side is not null then before.message_at end) as spoke_before_at,
         coalesce(max(before.turn_number), 0) as turns_before,
         coalesce(max(before.session_number), 0) as sessions_before

@@ -1,17 +1,11 @@
--- depends_on: {{ ref('chats_to_build') }}
+{%- set messages = ref('int_thread_messages') ~ (
+    ' where chat_id in (select chat_id from chats)' if is_incremental() else ' where true') -%}
 with chats as (
     select chat_id from {{ ref('stg_chats') }}
     {%- if is_incremental() %}
     where
-        chat_id in (select chat_id from {{ ref('chats_to_build') }} where mart = 'int_thread_measures')
-        or chat_id in (select chat_id from {{ source('bookkeeping', 'days_to_build') }} where mart = 'int_thread_measures')
-    {%- endif %}
-),
-
-messages as (
-    select * from {{ ref('int_thread_messages') }}
-    {%- if is_incremental() %}
-    where chat_id in (select chat_id from chats)
+        chat_id in (select chat_id from {{ source('bookkeeping', 'days_to_build') }} where mart = 'int_thread_measures')
+        or chat_id not in (select chat_id from {{ this }})
     {%- endif %}
 ),
 
@@ -23,9 +17,15 @@ channels as (
         row_number() over (
             partition by chat_id order by count(*) desc, max(message_at) desc, {{ by_bytes('channel') }}
         ) as rank
-    from messages
-    where channel is not null
+    from {{ messages }} and channel is not null
     group by chat_id, channel
+),
+
+-- Folding a handle costs more than anything else here, so each is folded once.
+senders as (
+    select chat_id, count(distinct {{ folded_handle('sender') }}) as distinct_senders
+    from (select distinct chat_id, sender from {{ messages }}) as spellings
+    group by chat_id
 ),
 
 threads as (
@@ -43,7 +43,6 @@ threads as (
         count(case when channel = 'sms' then 1 end) as messages_sms,
         count(case when channel = 'whatsapp' then 1 end) as messages_whatsapp,
         cast(sum(attachment_count) as bigint) as attachments_total,
-        count(distinct {{ folded_handle('sender') }}) as distinct_senders,
         count(distinct day) as active_days,
         max(gap_seconds) as longest_gap_seconds,
         max(case when direction = 'inbound' then message_at end) as last_inbound_at,
@@ -61,7 +60,7 @@ threads as (
         {{ percentile(0.5, "case when side = 'them' then reply_seconds end") }} as their_median_reply_seconds,
         {{ percentile(0.9, "case when side = 'them' then reply_seconds end") }} as their_p90_reply_seconds,
         max(fetched_at) as messages_fetched_at
-    from messages
+    from {{ messages }}
     group by chat_id
 )
 
@@ -80,7 +79,7 @@ select
     threads.messages_whatsapp,
     channels.channel as main_channel,
     threads.attachments_total,
-    threads.distinct_senders,
+    senders.distinct_senders,
     threads.active_days,
     threads.longest_gap_seconds,
     threads.last_inbound_at,
@@ -107,4 +106,5 @@ select
     threads.messages_fetched_at
 from chats
 left join threads on threads.chat_id = chats.chat_id
+left join senders on senders.chat_id = chats.chat_id
 left join channels on channels.chat_id = chats.chat_id and channels.rank = 1

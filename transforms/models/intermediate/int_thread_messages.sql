@@ -48,8 +48,6 @@ with messages as (
         tails.message_before_at,
         tails.side_before,
         tails.turn_before_at,
-        tails.our_replies_before,
-        tails.their_replies_before,
         tails.spoke_before_at,
         tails.turns_before,
         tails.sessions_before,
@@ -58,8 +56,6 @@ with messages as (
         cast(null as {{ engine_type('timestamptz') }}) as message_before_at,
         cast(null as {{ engine_type('varchar') }}) as side_before,
         cast(null as {{ engine_type('timestamptz') }}) as turn_before_at,
-        0 as our_replies_before,
-        0 as their_replies_before,
         cast(null as {{ engine_type('timestamptz') }}) as spoke_before_at,
         0 as turns_before,
         0 as sessions_before,
@@ -93,11 +89,9 @@ in_order as (
 turns as (
     select
         chat_id,
-        message_id,
-        side,
-        message_at,
-        coalesce(lag(message_at) over thread, turn_before_at) as asked_at,
-        case side when 'us' then our_replies_before else their_replies_before end as replies_before
+        place_in_thread,
+        turns_before + row_number() over thread as turn_number,
+        coalesce(lag(message_at) over thread, turn_before_at) as asked_at
     from (
         select
             *,
@@ -107,17 +101,6 @@ turns as (
     ) as spoken
     where side is distinct from last_side
     window thread as (partition by chat_id order by place_in_thread)
-),
-
-replies as (
-    select
-        chat_id,
-        message_id,
-        side,
-        asked_at,
-        replies_before + row_number() over (partition by chat_id, side order by message_at) as reply_number
-    from turns
-    where asked_at is not null
 )
 
 select
@@ -143,18 +126,20 @@ select
         as starts_thread,
     in_order.place_in_thread,
     {{ seconds_between('in_order.gap_began_at', 'in_order.message_at') }} as gap_seconds,
-    turns.message_id is not null as starts_turn,
-    case when in_order.side is not null then in_order.turns_before + count(turns.message_id) over thread end
-        as turn_number,
+    turns.turn_number is not null as starts_turn,
+    case
+        when in_order.side is not null
+            then coalesce(max(turns.turn_number) over thread, in_order.turns_before)
+    end as turn_number,
     {{ starts_session('in_order') }} as starts_session,
     case
         when in_order.side is not null
             then in_order.sessions_before + count(case when {{ starts_session('in_order') }} then 1 end) over thread
     end as session_number,
-    replies.reply_number,
-    {{ seconds_between('replies.asked_at', 'in_order.message_at') }} as reply_seconds,
+    -- Sides alternate, and the first turn is no reply.
+    case when turns.turn_number > 1 then cast(floor(turns.turn_number / 2) as bigint) end as reply_number,
+    {{ seconds_between('turns.asked_at', 'in_order.message_at') }} as reply_seconds,
     in_order.fetched_at
 from in_order
-left join turns on turns.chat_id = in_order.chat_id and turns.message_id = in_order.message_id
-left join replies on replies.chat_id = in_order.chat_id and replies.message_id = in_order.message_id
+left join turns on turns.chat_id = in_order.chat_id and turns.place_in_thread = in_order.place_in_thread
 window thread as (partition by in_order.chat_id order by in_order.place_in_thread rows unbounded preceding)

@@ -21,7 +21,7 @@ with touched as (
     select unbuilt_loads.mart, chats.chat_id
     from {{ ref('stg_chats') }} as chats
     inner join {{ ref('unbuilt_loads') }} as unbuilt_loads on unbuilt_loads.load_id = chats.load_id
-    where unbuilt_loads.mart in ('int_thread_measures', 'group_membership', 'int_typing_spells', 'int_contact_replies')
+    where unbuilt_loads.mart in ('group_membership', 'int_typing_spells', 'int_contact_replies')
 
     union all
 

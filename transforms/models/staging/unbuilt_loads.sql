@@ -4,7 +4,6 @@ select marts.mart, loads.load_id
 from (
     values -- a model that is missing here is never updated
         ('int_thread_messages'),
-        ('int_thread_measures'),
         ('group_membership'),
         ('chat_title_history'),
         ('int_typing_spells'),
