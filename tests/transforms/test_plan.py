@@ -68,7 +68,8 @@ def test_increments_equal_full_builds_over_random_histories(
         for message in load["messages"]:
             if account.random.random() < 0.7:
                 message["conversation_id"] = account.random.choice(["c0", "c1"])
-                message["cursor_at"] = at(account.random.randrange(500) * 20)
+                message["cursor_at"] = at(account.random.randrange(250) * account.random.choice([20, 200]))
+                message["status"] = account.random.choice(["sent", "failed"])
         for column in ("deleted_at", account.random.choice(["from_handle", "remote_handle", "is_group", "created_at"])):
             changed = dict(account.random.choice([*chats.values(), *load["chats"], {"id": "c0"}]))
             load["chats"].append(changed | {column: account.chat("c0")[column]})

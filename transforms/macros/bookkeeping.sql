@@ -131,35 +131,35 @@
 {% macro spark__cut_numbered(number) %}{% endmacro %}
 {% macro default__cut_numbered(number) %}
     {%- if is_incremental() %}
+    drop table if exists {{ this.identifier }}_tails;
+    create temporary table {{ this.identifier }}_tails as
+    select
+        changed.chat_id,
+        coalesce(max(before.{{ number }}), 1) as {{ number }},
+        coalesce(max(before.day), changed.since) as since
+    from (
+        select chat_id, min(day) as since
+        from {{ in_staging('days_to_build') }}
+        where mart = '{{ this.identifier }}'
+        group by chat_id
+    ) as changed
+    left join {{ this }} as before on before.chat_id = changed.chat_id and before.day < changed.since
+    group by changed.chat_id, changed.since;
     delete from {{ this }} as built
-    using (
-        select changed.chat_id, max(before.{{ number }}) as last_before
-        from (
-            select chat_id, min(day) as since
-            from {{ in_staging('days_to_build') }}
-            where mart = '{{ this.identifier }}'
-            group by chat_id
-        ) as changed
-        left join {{ this }} as before on before.chat_id = changed.chat_id and before.day < changed.since
-        group by changed.chat_id
-    ) as tails
-    where tails.chat_id = built.chat_id and built.{{ number }} >= coalesce(tails.last_before, 0)
+    using {{ this.identifier }}_tails as tails
+    where tails.chat_id = built.chat_id and built.{{ number }} >= tails.{{ number }} and built.day >= tails.since
     {%- endif %}
 {% endmacro %}
 
-{# Select the messages of these turns or sessions: those after the ones that are left. #}
+{# Select the messages of these turns or sessions. The condition on the day skips most of a large table. #}
 {% macro messages_to_number(number) -%}
     select messages.*
     from {{ ref('int_thread_messages') }} as messages
     {%- if is_incremental() %}
-    inner join (
-        select changed.chat_id, coalesce(max(built.{{ number }}), 0) as last_built
-        from (
-            select distinct chat_id from {{ source('bookkeeping', 'days_to_build') }} where mart = '{{ this.identifier }}'
-        ) as changed
-        left join {{ this }} as built on built.chat_id = changed.chat_id
-        group by changed.chat_id
-    ) as tails on tails.chat_id = messages.chat_id and messages.{{ number }} > tails.last_built
+    inner join {{ this.identifier }}_tails as tails
+        on tails.chat_id = messages.chat_id
+        and messages.{{ number }} >= tails.{{ number }}
+        and messages.day >= tails.since
     {%- endif %}
     where messages.side is not null
 {%- endmacro %}

@@ -143,3 +143,7 @@ select
 from in_order
 left join turns on turns.chat_id = in_order.chat_id and turns.place_in_thread = in_order.place_in_thread
 window thread as (partition by in_order.chat_id order by in_order.place_in_thread rows unbounded preceding)
+{%- if not is_incremental() %}
+-- Increments, and most queries, need the latest days only: DuckDB and Parquet skip blocks with others.
+order by day
+{%- endif %}
