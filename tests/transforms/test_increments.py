@@ -192,3 +192,20 @@ def test_failed_models_keep_their_rows_and_catch_up(warehouse: Any, at: Any) -> 
     warehouse.transform()
     after = assert_equal_to_rebuild(warehouse)
     assert [row["chat_id"] for row in after["thread_activity_daily"]] == ["b"]
+
+
+def test_chat_that_moves_to_another_contact_changes_both(warehouse: Any, at: Any) -> None:
+    def chat(key: str, contact: str) -> dict[str, Any]:
+        return {"id": key, "is_group": False, "from_handle": "+1", "remote_handle": contact}
+
+    messages = [
+        {"id": f"{key} {minute}", "conversation_id": key, "cursor_at": at(minute), "direction": direction}
+        for key, answered in (("quick", 1), ("slow", 60))
+        for minute, direction in ((0, "inbound"), (answered, "outbound"))
+    ]
+    for load_id, contact, medians in (("1", "+9", {"+9": 1830}), ("2", "+10", {"+9": 60, "+10": 3600})):
+        moved = [chat("slow", contact)] + ([chat("quick", "+9")] if messages else [])
+        warehouse.load(load_id, chats=moved, messages=messages)
+        messages = []
+        warehouse.transform()
+        assert {row["handle"]: row["our_median_reply_seconds"] for row in warehouse.mart("contact")} == medians
