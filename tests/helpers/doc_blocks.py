@@ -20,7 +20,7 @@ VARIES = (
     (re.compile(r"\b(?:wh|req)_\w+|\bgroup:\w+"), "ID"),
     (re.compile(r"[\d][\d,.:]*"), "N"),
     (re.compile(r"[─┬┼┴┌└├┐┘┤█▓▒░·]+(?: [█▓▒░·]+)*"), "-"),
-    (re.compile(r"\bminutes\b"), "minute"),
+    (re.compile(r"\b(?:second|minute|hour)s?(?= ago\b)|\bminutes\b"), "minute"),
     (re.compile(r"; newer than the last run: N rows?"), ""),
     (re.compile(r"\s+"), " "),
 )
