@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import shutil
 import time
@@ -16,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import msgspec
 import pytest
 from filelock import FileLock
 
 from helpers.context import build_destination
+from msgbubbles_sync.dbt import plan, runner
 from msgbubbles_sync.dbt import process as manifest
-from msgbubbles_sync.dbt import runner
+from msgbubbles_sync.dbt.plan import Plan, Step
 from msgbubbles_sync.dbt.project import Names
 from msgbubbles_sync.settings import Settings, TransformSettings
 from msgbubbles_sync.tables import CLAIM, ERASURES, FAILED_READS, PRIVACY, SYNC_RUNS, TABLES, column_definitions
@@ -58,6 +59,8 @@ OF_ONE_BUILD = {
         "thread_tails",
     )
 }
+TABLES_OF_REPLICA = """SELECT schema_name || '.' || table_name FROM duckdb_tables()
+WHERE NOT temporary AND table_name <> '_dlt_loads'"""
 COMMENTS = "SELECT schema_name, table_name, column_name, comment FROM duckdb_columns() WHERE NOT internal ORDER BY ALL"
 
 Row = dict[str, Any]
@@ -85,10 +88,14 @@ def load_rows(
 
 @dataclass(frozen=True)
 class Statements:
-    """The statements of dbt: those of a full build, and those of an increment."""
+    """The statements of dbt: those of a full build, and the steps of an increment."""
 
     full: list[str]
-    increment: list[str]
+    steps: list[Step]
+
+    @property
+    def increment(self) -> list[str]:
+        return [statement for step in self.steps for statement in step.statements]
 
 
 class Tables(ABC):
@@ -226,6 +233,17 @@ class Replica(Tables):
         super().rebuild()
         self._is_built = True
 
+    def run_steps(self) -> set[str]:
+        """Build an increment as a planned run does. Returns the ids of the models and sources that have not changed."""
+        with self.open() as connection:
+            return plan._run_steps(self._statements.steps, connection, follows_success=True)
+
+    def tables(self) -> dict[str, list[tuple[Any, ...]]]:
+        """Return the rows of all tables but that of the loads, which have a time."""
+        with self.open() as connection:
+            tables = connection.execute(TABLES_OF_REPLICA).fetchall()
+            return {name: connection.execute(f"from {name} order by all").fetchall() for (name,) in tables}
+
     def contents(self) -> dict[str, list[tuple[Any, ...]]]:
         """Return the rows of all models that contain more than the changes of the last build."""
         with self.open() as connection:
@@ -298,14 +316,14 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
             full = built.executed
             built.warehouse.load("1", chats=chats)
             built.build()
-            increment = json.loads(built.plan_path.read_text())["statements"]
-            (folder / "statements.json").write_text(json.dumps({"full": full, "increment": increment}))
+            steps = msgspec.json.decode(built.plan_path.read_bytes(), type=Plan).steps
+            (folder / "statements.json").write_bytes(msgspec.json.encode(Statements(full, steps)))
     return folder
 
 
 @pytest.fixture(scope="session")
 def statements(recorded: Path) -> Statements:
-    return Statements(**json.loads((recorded / "statements.json").read_text()))
+    return msgspec.json.decode((recorded / "statements.json").read_bytes(), type=Statements)
 
 
 @pytest.fixture

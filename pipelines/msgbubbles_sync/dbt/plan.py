@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -42,18 +42,76 @@ CHANGES = frozenset({"begin", "commit", "create", "alter", "drop", "delete", "in
 # What only reads is dbt's own: its outcome is in the key.
 READS = frozenset({"select", "describe"})
 TESTS_AT_ONCE = 12
-MART_VIEWS = "SELECT view_name FROM duckdb_views() WHERE database_name = current_database() AND schema_name = 'marts'"
+COMMENT = re.compile(r"/\*.*?\*/", re.S)
+TABLE = re.compile(r'\b(staging|marts|msgbubbles)"?\."?(\w+)')
+# The tables that say what an increment has to build: the rows of a chat or day, by mart, and changed messages.
+QUEUES = ("chats_to_build", "days_to_build")
+CHANGED_MESSAGES, TAILS = "changed_messages", "thread_tails"
+BOOKKEEPING = frozenset({*QUEUES, CHANGED_MESSAGES, TAILS, "loads", "unbuilt_loads", "built_loads", "thread_chats"})
+ALIASED = frozenset({("marts", "mart")})  # a column, where a list of marts is called `marts`
+# The rows of these tables change only with a load; what changes them otherwise builds the marts from scratch.
+LOADED = tuple(
+    f"source.msgbubbles.msgbubbles.{name}"
+    for name in (
+        "chats",
+        "messages",
+        "numbers",
+        "attachments",
+        "chat_titles",
+        "participant_lists",
+        "group_operations",
+        "group_member_operations",
+    )
+)
+RECORD_BUILDS = """INSERT INTO staging.built_loads (mart, load_id)
+SELECT mart, load_id FROM (SELECT unnest(?) AS mart) AS marts CROSS JOIN staging.loads
+EXCEPT SELECT mart, load_id FROM staging.built_loads"""
+
+
+class Step(msgspec.Struct, frozen=True):
+    """The statements that build a table.
+
+    Attributes:
+        id: The id of its model.
+        name: The name of the table.
+        statements: In order.
+        is_queued: It is built in increments, of what QUEUES and the tables of changed messages have for it.
+        inputs: The ids of the other tables and sources that it reads, also through views. Empty if they are not known.
+    """
+
+    id: str
+    name: str
+    statements: list[str]
+    is_queued: bool
+    inputs: list[str]
+
+
+class View(msgspec.Struct, frozen=True):
+    """A mart that is a view: its name in SQL, and its query."""
+
+    name: str
+    query: str
+
+
+class DataTest(msgspec.Struct, frozen=True):
+    """A data test.
+
+    Attributes:
+        statement: It yields one row, with a column `should_error`.
+        inputs: The ids of the tables and sources that it reads, also through views.
+    """
+
+    statement: str
+    inputs: list[str]
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """The statements of one incremental run, in order, and those of its data tests. It holds while `key` is the same.
-
-    The statement of a test yields one row, with a column `should_error`.
-    """
+    """What one incremental run executes, in order, and its data tests. It holds while `key` is the same."""
 
     key: str
-    statements: list[str]
-    tests: list[str]
+    steps: list[Step]
+    views: list[View]
+    tests: list[DataTest]
 
 
 class PlanFile:
@@ -63,24 +121,28 @@ class PlanFile:
         self._path, self._depends_on = path, (*depends_on, duckdb.__version__)
         self._key_before = ""
         self._plan: Plan | None = None
+        self._unchanged: set[str] = set()
 
-    def execute(self, destination: Destination) -> bool:
-        """Return whether there was a plan and it built the tables."""
+    def execute(self, destination: Destination, *, follows_success: bool) -> bool:
+        """Return whether there was a plan and it built the tables.
+
+        `follows_success`: the last run has built all tables, and they passed the data tests.
+        """
         with suppress(duckdb.Error), destination.open_writer() as connection:
             self._key_before = self._read_key(connection)
             self._plan = self._load()
             if self._plan is not None:
-                for statement in self._plan.statements:
-                    connection.execute(statement)
-                    record_progress()
+                self._unchanged = _run_steps(self._plan.steps, connection, follows_success=follows_success)
                 return True
         return False
 
     def passes_tests(self, destination: Destination) -> bool:
-        """Return whether the data tests of the executed plan pass."""
-        tests = self._plan.tests if self._plan else []
+        """Return whether the data tests of the executed plan pass: those of unchanged tables have passed before."""
+        if self._plan is None:
+            return False
         with suppress(duckdb.Error), destination.open_writer() as connection:
-            tests = _compute_views_once(tests, connection)
+            due = [test.statement for test in self._plan.tests if not set(test.inputs) <= self._unchanged]
+            tests = _compute_views_once(due, self._plan.views, connection)
             return all(
                 _pass(tests[start : start + TESTS_AT_ONCE], connection) for start in range(0, len(tests), TESTS_AT_ONCE)
             )
@@ -91,11 +153,17 @@ class PlanFile:
 
         `nodes` are those of the run and of the tests; `executed` are pairs of a node's id and a statement, in order.
         """
-        statements, tests = select_statements(nodes, executed), select_tests(nodes, executed)
+        models = {node.unique_id: node for node in nodes if node.resource_type == "model"}
+        steps, tests = select_steps(models, executed), select_tests(nodes, executed, models)
+        views = [
+            View(f'"{node.schema}"."{node.alias}"', node.compiled_code)
+            for node in models.values()
+            if _is_view(node) and node.schema == "marts"
+        ]
         with destination.open_writer() as connection:
             key = self._read_key(connection)
-        if key == self._key_before and statements is not None and tests is not None:
-            write_privately(self._path, msgspec.json.encode(Plan(key, statements, tests)))
+        if key == self._key_before and steps is not None and tests is not None:
+            write_privately(self._path, msgspec.json.encode(Plan(key, steps, views, tests)))
 
     def _load(self) -> Plan | None:
         with suppress(OSError, msgspec.MsgspecError):
@@ -110,50 +178,147 @@ class PlanFile:
         return digest.hexdigest()
 
 
-def select_statements(nodes: Iterable[Any], executed: Iterable[tuple[str, str]]) -> list[str] | None:
-    """Return the statements that build tables; null if it is unclear what one of them does.
+def select_steps(models: Mapping[str, Any], executed: Iterable[tuple[str, str]]) -> list[Step] | None:
+    """Return the steps that build tables; null if it is unclear what one of them does.
 
     Views are left out: the key includes them.
     """
-    tables = {node.unique_id for node in nodes if node.config.materialized in ("table", "incremental")}
-    statements = []
+    statements: dict[str, list[str]] = {}
     for node_id, statement in executed:
-        if node_id not in tables:
+        if node_id not in models or _is_view(models[node_id]):
             continue
         first = FIRST_WORD.match(statement)
         word = first[1].lower() if first else ""
         if word in CHANGES:
-            statements.append(statement)
+            statements.setdefault(node_id, []).append(statement)
         elif word not in READS:
             return None
-    return statements
+    return [_build_step(models[node_id], own, models) for node_id, own in statements.items()]
 
 
-def select_tests(nodes: Iterable[Any], executed: Sequence[tuple[str, str]]) -> list[str] | None:
-    """Return the statement of each data test that can fail; null if it is unclear which that is.
+def _build_step(node: Any, statements: list[str], models: Mapping[str, Any]) -> Step:
+    is_queued = node.config.materialized == "incremental"
+    inputs = _find_inputs_of_increment(node, statements, models) if is_queued else find_inputs(node, models)
+    return Step(node.unique_id, node.alias, statements, is_queued, inputs)
+
+
+def select_tests(
+    nodes: Iterable[Any], executed: Sequence[tuple[str, str]], models: Mapping[str, Any]
+) -> list[DataTest] | None:
+    """Return each data test that can fail; null if it is unclear which statement is that of one.
 
     Tests of severity `warn` have no outcome that the job reports.
     """
     tests = {
-        node.unique_id for node in nodes if node.resource_type == "test" and node.config.severity.lower() != "warn"
+        node.unique_id: node
+        for node in nodes
+        if node.resource_type == "test" and node.config.severity.lower() != "warn"
     }
     found = [
         (node_id, statement) for node_id, statement in executed if node_id in tests and "should_error" in statement
     ]
     if sorted(tests) != sorted(node_id for node_id, _ in found):
         return None
-    return [statement for _, statement in found]
+    return [DataTest(statement, find_inputs(tests[node_id], models)) for node_id, statement in found]
 
 
-def _compute_views_once(tests: list[str], connection: duckdb.DuckDBPyConnection) -> list[str]:
-    """Return tests that read temporary tables instead of marts that are views: planning those takes most time."""
-    for (view,) in connection.execute(MART_VIEWS).fetchall():
-        name, table = f'"marts".{quote_name(view)}', f"temp.main.{quote_name(f'marts.{view}')}"
-        if sum(name in test for test in tests) > 1:
-            connection.execute(f"CREATE TEMPORARY TABLE {table} AS FROM {name}")
+def find_inputs(node: Any, models: Mapping[str, Any]) -> list[str]:
+    """Return the ids of the tables and sources that a model or test reads, also through views."""
+    inputs: set[str] = set()
+    for node_id in node.depends_on.nodes:
+        inputs.update(_follow(node_id, models))
+    # One without inputs reads something that dbt does not know.
+    return sorted(inputs or {node.unique_id})
+
+
+def _follow(node_id: str, models: Mapping[str, Any]) -> list[str]:
+    """Return the id of a table or source, and for a view those that it reads."""
+    node = models.get(node_id)
+    return find_inputs(node, models) if node is not None and _is_view(node) else [node_id]
+
+
+def _is_view(node: Any) -> bool:
+    return bool(node.config.materialized == "view")
+
+
+def _find_inputs_of_increment(node: Any, statements: Iterable[str], models: Mapping[str, Any]) -> list[str]:
+    """Return the ids of the tables and sources that an incremental model and its hooks read. Empty if it is unclear."""
+    ids = {model.alias: model.unique_id for model in models.values()}
+    tables = {*TABLE.findall(COMMENT.sub("", ";".join(statements)))} - ALIASED
+    names = {name for _, name in tables}
+    if any(schema == "msgbubbles" for schema, _ in tables) or not names <= ids.keys() | BOOKKEEPING:
+        return []
+    return sorted({read for name in names - BOOKKEEPING - {node.alias} for read in _follow(ids[name], models)})
+
+
+def _run_steps(steps: Sequence[Step], connection: duckdb.DuckDBPyConnection, *, follows_success: bool) -> set[str]:
+    """Execute the steps that may change something.
+
+    Returns the ids of the tables and sources that are as they were after the last run, if that was a success.
+    """
+    unchanged: set[str] = set()
+    skipped: list[str] = []
+    for step in steps:
+        is_same = follows_success and bool(step.inputs) and unchanged.issuperset(step.inputs)
+        if is_same and not (step.is_queued and _has_work(step, connection)):
+            unchanged.add(step.id)
+            if step.is_queued:
+                skipped.append(step.name)
+            continue
+        for statement in step.statements:
+            connection.execute(statement)
             record_progress()
-            tests = [test.replace(name, table) for test in tests]
-    return tests
+        if step.name == "unbuilt_loads" and follows_success:
+            unchanged.update(_find_unchanged_sources(connection))
+    # As each of them would have done.
+    if "int_thread_messages" in skipped:
+        connection.execute(f"DELETE FROM staging.{TAILS}")
+    connection.execute(RECORD_BUILDS, [skipped])
+    return unchanged if follows_success else set()
+
+
+def _find_unchanged_sources(connection: duckdb.DuckDBPyConnection) -> Iterator[str]:
+    """Yield the ids of the LOADED tables that the new loads have left as they were."""
+    for source in LOADED:
+        query = f"FROM {source.split('.', 2)[2]} WHERE _dlt_load_id IN (SELECT load_id FROM staging.unbuilt_loads)"
+        try:
+            has_changed = bool(connection.execute(f"SELECT 1 {query} LIMIT 1").fetchall())
+        except duckdb.CatalogException:
+            has_changed = False  # the table is missing, as it was before: the key says so
+        if not has_changed:
+            yield source
+
+
+def _has_work(step: Step, connection: duckdb.DuckDBPyConnection) -> bool:
+    """Return whether a table that drives a step has rows for it."""
+    text = "".join(step.statements)
+    queries = [f"SELECT 1 FROM staging.{queue} WHERE mart = $1" for queue in QUEUES]
+    if f'"{CHANGED_MESSAGES}"' in text:
+        queries.append(f"SELECT 1 FROM staging.{CHANGED_MESSAGES}")
+    if TAILS in text and step.name != "int_thread_messages":  # which fills it
+        queries.append(f"SELECT 1 FROM staging.{TAILS}")
+    return bool(connection.execute(" UNION ALL ".join(queries) + " LIMIT 1", [step.name]).fetchall())
+
+
+def _compute_views_once(tests: list[str], views: Sequence[View], connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """Return tests that read temporary tables instead of marts that are views: planning those takes most time."""
+    queries = tests.copy()
+    chosen: list[View] = []
+    for view in reversed(views):  # a view comes after those that it reads
+        if sum(view.name in query for query in queries) > 1:
+            chosen.insert(0, view)
+            queries.append(view.query)
+    tables = {view.name: f"temp.main.{quote_name(view.name)}" for view in chosen}
+
+    def replace(query: str) -> str:
+        for name, table in tables.items():
+            query = query.replace(name, table)
+        return query
+
+    for view in chosen:
+        connection.execute(f"CREATE TEMPORARY TABLE {tables[view.name]} AS (\n{replace(view.query)}\n)")
+        record_progress()
+    return [replace(test) for test in tests]
 
 
 def _pass(tests: Sequence[str], connection: duckdb.DuckDBPyConnection) -> bool:

@@ -84,7 +84,7 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
             spark.register_tables(session, *folders, destination.prefix)
         can_plan = settings.transforms.planned_runs and target == "duckdb" and not is_full
         plan = PlanFile(workspace.folder / "dbt" / "plan.json", dbt.depends_on) if can_plan else None
-        is_planned = plan is not None and plan.execute(destination)
+        is_planned = plan is not None and plan.execute(destination, follows_success=full_tests_at > 0)
         if not is_planned:
             destination.release()
             result = dbt.run("run", *(["--full-refresh"] if is_full else []))
