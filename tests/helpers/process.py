@@ -85,6 +85,7 @@ def server() -> _Server:
 class Process(subprocess.Popen[str]):
     """Popen, as a fork where the arguments, the environment and the other options allow it.
 
+    A script of a test can be a fork too, if it is `our_script`: one that imports nothing but the application.
     `cpu_seconds` and `max_kilobytes` are known of a fork that has ended.
     """
 
@@ -92,13 +93,15 @@ class Process(subprocess.Popen[str]):
     max_kilobytes = 0
     _report: socket.socket | None = None
 
-    def __init__(self, arguments: list[str], *, start_anew: bool = False, **options: Any) -> None:
+    def __init__(
+        self, arguments: list[str], *, start_anew: bool = False, our_script: bool = False, **options: Any
+    ) -> None:
         environment = options.get("env") or dict(os.environ)
         self._is_fork = (
             FORKS
             and not start_anew
             and arguments[0] == sys.executable
-            and (arguments[1] == "-c" or Path(arguments[1]).parent == PIPELINES)
+            and (our_script or arguments[1] == "-c" or Path(arguments[1]).parent == PIPELINES)
             and not {"preexec_fn", "pass_fds", "process_group"} & options.keys()
             and server().has_same_imports(environment)
         )

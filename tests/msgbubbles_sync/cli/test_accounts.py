@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from helpers.context import build_destination
+from helpers.process import Process
 from msgbubbles_sync.cli import accounts
 from msgbubbles_sync.destinations.claims import claim, find_account_files
 from msgbubbles_sync.errors import UsageError
@@ -90,10 +91,15 @@ def command(folder: Path, body: str, *names: str, quiet: bool = False, as_json: 
         )
     )
     environment = {name: value for name, value in os.environ.items() if name != "MSGBUBBLES_ACCOUNT"}
-    return subprocess.Popen(
+    return Process(
         [sys.executable, str(script)],
-        cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
+        our_script=True,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
 
 
 SPEAKS = 'print("done"); name == "b" and print("oh", "no", sep="\\n", file=sys.stderr)'
@@ -207,7 +213,7 @@ def test_closed_output_does_not_stop_the_accounts(tmp_path: Path, as_json: bool)
         assert process.stdout
         process.stdout.close()
         try:
-            assert process.wait(timeout=30) == 0
+            assert process.wait(timeout=300) == 0
         finally:
             process.kill()
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "command.py"}
