@@ -83,7 +83,7 @@ def preload() -> None:
 def trust_extensions() -> None:
     """Have DuckDB load extensions without checking their signatures: it hashes 40 to 90 MB for each connection.
 
-    That took most of the time of a test with a server or a lake. Commands that are started anew check them.
+    That took most of the time of a test with a server or a lake. Commands that do not fork check them.
     """
     import duckdb
 
