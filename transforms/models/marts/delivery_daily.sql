@@ -29,7 +29,10 @@ messages as (
     from days
     inner join {{ ref('int_thread_messages') }} as messages
         on messages.from_handle = days.from_handle and messages.day = days.day
-    inner join {{ ref('stg_messages') }} as loaded on loaded.message_id = messages.message_id
+    -- Messages are loaded by time, more or less, so that the engine can skip most of them. Ids have no order.
+    inner join {{ ref('stg_messages') }} as loaded
+        on loaded.message_id = messages.message_id
+        and loaded.message_at = messages.message_at
     where messages.direction = 'outbound'
 ),
 
