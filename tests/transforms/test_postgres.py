@@ -113,6 +113,10 @@ def test_marts_on_postgres_equal_those_on_duckdb(warehouse: Any, at: Any, tmp_pa
         assert not (wrong := differences(increments[name], warehouse.mart(name))), f"{name}: {wrong}"
         assert not (wrong := differences(increments[name], reference(account.world, ZONE))), f"{name}: {wrong}"
         assert list(increments[name][0]) == list(warehouse.mart(name)[0]), name
+    postgres.execute(  # as a release with other bookkeeping leaves it
+        "alter table staging.thread_tails drop column since",
+        "alter table staging.thread_chats add column former integer not null default 1",
+    )
     transform("--full-refresh")
     for name, rows in increments.items():
         assert not (wrong := differences(postgres.mart(name), rows)), f"{name}: {wrong}"

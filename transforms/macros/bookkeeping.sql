@@ -13,6 +13,12 @@
     {%- else %}
     create schema if not exists {{ staging }};
     {%- endif %}
+    {#- A build of the whole project from scratch needs none of their rows; another release may have other columns. #}
+    {%- if flags.FULL_REFRESH and not invocation_args_dict.get('select') %}
+        {%- for table in ['built_loads', 'days_to_build', 'thread_chats', 'thread_tails'] %}
+    drop table if exists {{ in_staging(table) }} cascade;
+        {%- endfor %}
+    {%- endif %}
     create table if not exists {{ in_staging('built_loads') }} (
         mart varchar(200) not null,
         load_id varchar(200) not null
