@@ -29,8 +29,9 @@ messages as (
     from days
     inner join {{ ref('int_thread_messages') }} as messages
         on messages.from_handle = days.from_handle and messages.day = days.day
-    -- Messages are loaded by time, more or less, so that the engine can skip most of them. Ids have no order.
-    inner join {{ ref('stg_messages') }} as loaded
+    -- Each message has a row here. With an inner join, DuckDB would look up all messages before it filters days. Messages
+    -- are loaded by time, more or less, so their time skips most of them; ids have no order.
+    left join {{ ref('stg_messages') }} as loaded
         on loaded.message_id = messages.message_id
         and loaded.message_at = messages.message_at
     where messages.direction = 'outbound'
