@@ -44,7 +44,13 @@ def test_make_docs_skips_files_without_marts(tmp_path: Path) -> None:
     with duckdb.connect(str(tmp_path / "bare.duckdb")) as connection:
         connection.execute("CREATE TABLE loaded AS SELECT 1")
     files = [tmp_path / "bare.duckdb", tmp_path / "nowhere.duckdb"]
-    command = ["make", "--old-file=.venv/ready", "docs", f"DATABASES={' '.join(map(str, files))}"]
+    command = [
+        "make",
+        "--no-print-directory",
+        "--old-file=.venv/ready",
+        "docs",
+        f"DATABASES={' '.join(map(str, files))}",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.splitlines() == [
         f"Skipped {files[0]}, because it has no marts. Run the sync without --no-transform.",

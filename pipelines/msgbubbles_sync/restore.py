@@ -59,12 +59,14 @@ def restore(workspace: Workspace, destination: Destination, say: Callable[[str],
 
 
 def tidy(workspace: Workspace) -> None:
-    """Remove the folders of loaded dlt packages, and record the mark of the work database.
+    """Remove what dlt keeps of finished loads, and record the mark of the work database.
 
     If the mark differs at the next run, that run checks the whole database for damage.
     """
-    for package in (workspace.folder / "dlt").glob("*/load/loaded/*"):
-        remove(package)
+    dlt_files = workspace.folder / "dlt"
+    # A trace quotes errors, and settings such as the id of a bucket's key.
+    for path in (*dlt_files.glob("*/load/loaded/*"), *dlt_files.glob("*/trace.pickle")):
+        remove(path)
     if workspace.destination == "duckdb":
         write_privately(_mark_file(workspace), json.dumps(read_mark(workspace.work)))
 
