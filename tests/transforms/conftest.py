@@ -183,7 +183,9 @@ class Warehouse(Tables):
         if command[0] == "parse":
             return None
         target = command[command.index("--target") + 1] if "--target" in command else "duckdb"
-        names = Names(target, os.environ["PGDATABASE"] if target == "postgres" else self.path.stem, "")
+        names = Names(target, self.path.stem, "")
+        if target == "postgres":  # not in the schemas where the job builds
+            names = Names(target, os.environ["PGDATABASE"], "", "msgbubbles.staging.marts")
         found = manifest.load_manifest(names)
         if found is None:
             parsed: Any = dbtRunner().invoke(["parse", "--target", target, *arguments]).result
