@@ -38,7 +38,7 @@ class Cycle:
 
     Attributes:
         is_full: It ran the whole job, and not only loaded events.
-        started_at: Seconds since 1970.
+        started_at: By the monotonic clock, because that of the machine may be set.
         outcome: How it ended; null if another job was active.
         report: Null if it ended before the job started.
         cost_seconds: Its CPU time, or the time to publish if that was longer.
@@ -112,7 +112,8 @@ class Watch:
             is_first = False
 
     def _run_cycle(self, *, is_first: bool) -> Cycle:
-        cycle = Cycle(time.time() >= self.next_full_at, time.time())
+        now = time.monotonic()
+        cycle = Cycle(now >= self.next_full_at, now)
         before = _read_cpu_seconds()
         try:
             cycle.report = self.run_job() if cycle.is_full else self.load_events()
@@ -130,8 +131,8 @@ class Watch:
     def _schedule(self, cycle: Cycle) -> float:
         """Set when the next full cycle is due, and return when the next cycle may start at the earliest."""
         if cycle.outcome is None:
-            self.next_full_at = max(self.next_full_at, time.time() + LOCKED_SECONDS)
-            return time.time() + LOCKED_SECONDS
+            self.next_full_at = max(self.next_full_at, time.monotonic() + LOCKED_SECONDS)
+            return time.monotonic() + LOCKED_SECONDS
         self.failures = self.failures + 1 if cycle.has_failed else 0
         if cycle.is_full or cycle.has_failed:
             longest = max(MAX_BACKOFF_SECONDS, self.every_seconds)
@@ -143,7 +144,7 @@ class Watch:
         events_at = None
         while not self.stop.wait(POLL_SECONDS):
             record_progress()
-            now = time.time()
+            now = time.monotonic()
             if now < earliest:
                 continue
             if now >= self.next_full_at:

@@ -28,7 +28,7 @@ class Health:
         ProcessCollector(registry=self.registry)
         self._max_age_seconds = max(MAX_INTERVALS * every_seconds, MIN_SECONDS)
         # Healthy until the first run has had its time.
-        self._succeeded_at = time.time()
+        self._succeeded_at = time.monotonic()
         self._error: str | None = None
         prefix, registry = "msgbubbles_watch", self.registry
         self._cycles = Counter(
@@ -40,7 +40,7 @@ class Health:
             registry=registry,
         )
         self._lag = Gauge(f"{prefix}_lag_seconds", "Seconds since then.", registry=registry)
-        self._lag.set_function(lambda: time.time() - self._succeeded_at)
+        self._lag.set_function(lambda: time.monotonic() - self._succeeded_at)
         self._requests = Counter(f"{prefix}_requests", "Requests to the API.", registry=registry)
         self._requests_left = Gauge(f"{prefix}_requests_left", "Requests left in this minute.", registry=registry)
         self._rows = Gauge(f"{prefix}_rows", "Rows, by table.", ["table"], registry=registry)
@@ -56,7 +56,7 @@ class Health:
             self._error = cycle.outcome.message if cycle.has_failed else None
         if cycle.is_full and status in ("0", "3"):
             self._succeeded_at = cycle.started_at
-            self._last_success.set(cycle.started_at)
+            self._last_success.set(time.time() - (time.monotonic() - cycle.started_at))
         if cycle.report is not None:
             traffic = cycle.report.run.traffic
             self._requests.inc(traffic.total)
@@ -67,11 +67,11 @@ class Health:
 
     @property
     def is_healthy(self) -> bool:
-        return time.time() - self._succeeded_at <= self._max_age_seconds
+        return time.monotonic() - self._succeeded_at <= self._max_age_seconds
 
     def as_dict(self) -> dict[str, object]:
         """Return the answer of `/health`."""
-        age = round(time.time() - self._succeeded_at, 1)
+        age = round(time.monotonic() - self._succeeded_at, 1)
         return {"healthy": self.is_healthy, "seconds_since_success": age, "error": self._error}
 
 

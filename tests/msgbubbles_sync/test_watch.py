@@ -112,6 +112,17 @@ def test_credit_is_limited_however_long_the_rest() -> None:
     assert budget.charge(Cycle(True, 1e6, cost_seconds=15.0)) == 1e6 + 20.0
 
 
+def test_clock_that_is_set_back_delays_no_cycle(new_jobs: Callable[..., Jobs], monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs, now = new_jobs(0, 0, 0), time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 3600 * len(jobs.cycles))
+    watching = jobs.watch(0.1)
+    limit = threading.Timer(20, watching.stop.set)
+    limit.start()
+    watching.run()
+    limit.cancel()
+    assert len(jobs.cycles) == 3
+
+
 def test_another_job_is_waited_for(new_jobs: Callable[..., Jobs]) -> None:
     jobs = new_jobs(AnotherJobRunsError("busy"), 0)
     jobs.watch(3600).run()
@@ -140,10 +151,10 @@ def test_health_and_metrics_show_the_last_success(new_jobs: Callable[..., Jobs])
     jobs = new_jobs()
     health = Health(every_seconds=1)
     with serve_health(health, ("127.0.0.1", 0)) as url:
-        health.add(Cycle(True, time.time() - 100_000, Outcome(0), jobs.report(0), 0.5))
+        health.add(Cycle(True, time.monotonic() - 100_000, Outcome(0), jobs.report(0), 0.5))
         assert httpx.get(f"{url}/health", trust_env=False).status_code == 503
-        health.add(Cycle(True, time.time(), Outcome(3), jobs.report(3), 0.5))
-        health.add(Cycle(False, time.time(), Outcome(1, "full disk"), None))
+        health.add(Cycle(True, time.monotonic(), Outcome(3), jobs.report(3), 0.5))
+        health.add(Cycle(False, time.monotonic(), Outcome(1, "full disk"), None))
         assert httpx.get(f"{url}/health", trust_env=False).json()["healthy"] is True
         metrics = httpx.get(f"{url}/metrics", trust_env=False).text
     assert 'msgbubbles_watch_cycles_total{kind="events",status="1"} 1.0' in metrics
