@@ -21,7 +21,7 @@ def test_failed_model_leaves_the_database_closed(warehouse: Any, tmp_path: Path)
     workspace = Workspace.from_path(tmp_path / "company.duckdb")
     workspace.make_folders()
     warehouse.load("1", chats=[{"id": "a", "from_handle": "+1"}])
-    warehouse.execute("alter table msgbubbles.chats drop column title")
+    warehouse.execute("alter table msgbubbles._dlt_loads drop column status")
     shutil.copy(warehouse.path, workspace.work)
     gc.disable()  # a collection by chance would hide the fault
     try:
