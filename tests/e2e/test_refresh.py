@@ -15,11 +15,17 @@ from helpers.warehouse_rows import differences, read_rows
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 NewJob = Callable[..., Job]
+
+
+def reading_again(every_hours: float) -> dict[str, str]:
+    return {
+        "SOURCES__MSGBUBBLES__REFRESH_CHATS": f'[{{"every_hours": {every_hours}}}]',
+        "SOURCES__MSGBUBBLES__REFRESH_MESSAGES": f'[{{"within_hours": 72, "every_hours": {every_hours}}}]',
+    }
+
+
 # What was read a third of a second ago is read again.
-AT_ONCE = {
-    "SOURCES__MSGBUBBLES__REFRESH_CHATS": '[{"every_hours": 0.0001}]',
-    "SOURCES__MSGBUBBLES__REFRESH_MESSAGES": '[{"within_hours": 72, "every_hours": 0.0001}]',
-}
+AT_ONCE = reading_again(0.0001)
 
 
 def rows(job: Job, query: str) -> list[Any]:
@@ -52,8 +58,7 @@ def test_rename_and_edit_of_old_rows_are_seen_when_due(new_job: NewJob) -> None:
 
     # One after another: on a slow machine several at once, and each of them may ask for a page more.
     # And due after so long that what was read again is not due once more before the run ends.
-    job.environment = {name: value.replace("0.0001", "0.001") for name, value in AT_ONCE.items()}
-    job.environment["SOURCES__MSGBUBBLES__PARALLEL_REQUESTS"] = "1"
+    job.environment = reading_again(0.001) | {"SOURCES__MSGBUBBLES__PARALLEL_REQUESTS": "1"}
     time.sleep(4)
     outcome = job.run(transform=True)
     assert differences(job.database, job.server.truth()) == {}

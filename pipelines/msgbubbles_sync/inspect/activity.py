@@ -197,6 +197,7 @@ def render_activity(activity: Activity, title: str, generated_at: datetime, fail
     """Render the page, with the handles and titles that the warehouse has, and why the last run failed."""
     return _template().render(
         activity=activity,
+        asked_at={(row.weekday, row.hour): row.asked for row in activity.hours or ()},
         title=title,
         generated_at=generated_at,
         failure=failure,
