@@ -76,8 +76,8 @@ def rewriting(context: Context) -> Iterator[StoredRows]:
 class StoredRows:
     """The rows of a connection that changes them.
 
-    `types` has the types of the columns of each table that rows are loaded into; a table that is not there has no rows.
-    `counts` are the rows that were deleted or changed, by table.
+    `types` are those of the columns of each loaded table that exists; other tables have no rows. `counts` are the rows
+    that were deleted or changed, by table.
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
