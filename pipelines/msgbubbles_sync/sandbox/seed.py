@@ -7,9 +7,11 @@ and domains that are reserved for fiction.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import accumulate
+from typing import Any
 from uuid import UUID
 
 from .account import EPOCH, Account, NewMessage, us
@@ -47,6 +49,7 @@ REPLIES = (
     "Ok",
     "Perfect, thank you so much! ❤️",
 )
+FAILED: dict[str, Any] = {"status": "failed", "error": {"code": "send_failed", "message": "Not delivered"}}
 FILES = (("photo.jpg", "image/jpeg"), ("invoice.pdf", "application/pdf"), ("clip.mov", "video/quicktime"))
 
 
@@ -89,6 +92,7 @@ def seed(
         conversation = _conversation(chance, thread, _office_hour(chance, now, days), max(length, 1), now)
         conversations[thread.id] += conversation
         left -= len(conversation)
+    _fail_an_answer(conversations.values())
     with account.bulk():
         for handle, label, channels in NUMBERS:
             account.add_number(handle, label, channels)
@@ -214,7 +218,7 @@ def _with_status(chance: random.Random, message: NewMessage, age: timedelta) -> 
     if age < timedelta(seconds=2):
         return replace(message, status="queued", channel=None)
     if chance.random() < 0.015:
-        return replace(message, status="failed", error={"code": "send_failed", "message": "Not delivered"})
+        return replace(message, **FAILED)
     delivered_at = message.at + min(timedelta(seconds=chance.uniform(1, 20)), age / 2)
     if chance.random() < 0.1 or age < timedelta(seconds=30):
         return replace(message, status="sent")
@@ -222,6 +226,15 @@ def _with_status(chance: random.Random, message: NewMessage, age: timedelta) -> 
         return replace(message, status="delivered", delivered_at=delivered_at)
     read_at = delivered_at + min(timedelta(minutes=chance.expovariate(1 / 15)), age / 2)
     return replace(message, status="read", delivered_at=delivered_at, read_at=read_at)
+
+
+def _fail_an_answer(conversations: Iterable[list[NewMessage]]) -> None:
+    """Let the latest answer of a chat fail, so that one is waiting in every account, whatever the time of day."""
+    for messages in conversations:
+        messages.sort(key=lambda message: message.at)
+        if [message.direction for message in messages[-2:]] == ["inbound", "outbound"]:
+            messages[-1] = replace(messages[-1], delivered_at=None, read_at=None, **FAILED)
+            return
 
 
 def _add_thread(account: Account, thread: _Thread, at: datetime) -> None:
