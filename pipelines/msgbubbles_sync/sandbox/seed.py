@@ -229,7 +229,7 @@ def _with_status(chance: random.Random, message: NewMessage, age: timedelta) -> 
 
 
 def _fail_an_answer(conversations: Iterable[list[NewMessage]]) -> None:
-    """Let the latest answer of a chat fail, so that one is waiting in every account, whatever the time of day."""
+    """Let the latest answer of a chat fail, so that one is waiting at any time of day, if the account is not tiny."""
     for messages in conversations:
         messages.sort(key=lambda message: message.at)
         if [message.direction for message in messages[-2:]] == ["inbound", "outbound"]:

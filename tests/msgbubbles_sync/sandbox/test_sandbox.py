@@ -180,6 +180,6 @@ def test_it_remembers_itself_when_it_is_killed_and_ends_with_its_parent(tmp_path
 @pytest.mark.parametrize("hour", [1, 8, 15, 22])
 def test_an_answer_has_failed_at_any_time_of_day(hour: int) -> None:
     with closing(Account()) as account:
-        seed(account, now=datetime(2026, 11, 26, hour, tzinfo=UTC), chats=20, messages=60)
+        seed(account, now=datetime(2026, 11, 26, hour, tzinfo=UTC), chats=40, messages=200)
         latest = account.all("SELECT direction, status, max(created_us) FROM messages GROUP BY chat_id")
     assert ("outbound", "failed") in {(row["direction"], row["status"]) for row in latest}
