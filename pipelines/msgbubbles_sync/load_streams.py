@@ -6,6 +6,7 @@ Imports dlt, so `Workspace.configure_dlt` comes before it.
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -61,6 +62,9 @@ class StreamLoader:
                 self._load()
                 report.batches += 1
                 if run.unfinished:
+                    # The objects of dlt and the source refer to each other, and keep the last rows of the batch. The
+                    # collector would find them only after many batches.
+                    gc.collect()
                     self._say(f"batch {report.batches} loaded")
             if run.error is None and run.halt is None:
                 self._reconcile()
