@@ -6,8 +6,10 @@ Imports dlt, so `Workspace.configure_dlt` comes before it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 
 import duckdb
 from msgspec import structs
@@ -22,6 +24,7 @@ from .destinations import Destination, claims
 from .destinations.version import store_version
 from .groups.load import load_ledger
 from .load_streams import StreamLoader
+from .outcome import EXIT_STOPPED, explain_end
 from .policy import applied as policy
 from .privacy.erase import create_erasures, purge
 from .privacy.reapply import apply as apply_policy
@@ -32,6 +35,9 @@ from .run_log import RunLog, store, store_failed_reads
 from .webhooks.health import with_refresh
 from .webhooks.load import load_events
 
+# How long a run takes at least before it publishes for the first time, and between two times.
+EARLY_SECONDS = 20.0
+PUBLISHED_EARLY = "published what has been read so far"
 # The tables whose rows a run counts, in this order.
 COUNTED_TABLES = ("chats", "messages", "attachments", "numbers", "rejected_rows",
                   "thread_activity", "group_membership", "chat_title_history")  # fmt: skip
@@ -60,7 +66,8 @@ def run(context: Context, limits: Limits) -> RunReport:
         context.destination.prepare()
         if limits.with_transform:
             check_tools(context.destination)  # before anything is read
-        StreamLoader(context, report, _adjust_source(context, limits)).load_all()
+        early = EarlyTables(context, report, with_transform=limits.with_transform)
+        StreamLoader(context, report, _adjust_source(context, limits)).load_all(early.publish)
         # A stopped run should end now; the next one brings the marts up to date.
         if limits.stop.is_set():
             report.run.halt = report.run.halt or Interrupted("stopped")
@@ -105,10 +112,41 @@ def load_webhooks(context: Context, limits: Limits) -> RunReport:
             _load_events(context)
             _build_marts(context, report, with_transform=limits.with_transform)
             if context.workspace.is_pending("publish"):
-                _publish_tables(context, report, lambda _connection: None)
+                _publish_tables(context, report, with_record=False)
     if report.failure is not None:
         _add_record(context, report)
     return report
+
+
+@dataclass
+class EarlyTables:
+    """Builds and publishes the tables between the batches of a long run, so that readers need not wait for its end.
+
+    It takes at most a tenth of the time. An error only means that readers wait longer.
+    """
+
+    context: Context
+    report: RunReport
+    with_transform: bool
+    next_at: float = field(default_factory=lambda: time.monotonic() + EARLY_SECONDS)
+
+    def publish(self) -> None:
+        context, report, started_at = self.context, self.report, time.monotonic()
+        if started_at < self.next_at or report.run.stopped:
+            return
+        try:
+            with context.destination.hold():
+                _load_events(context)
+                _build_marts(context, report, with_transform=self.with_transform)
+                _publish_tables(context, report)
+            context.console.say(PUBLISHED_EARLY)
+        except Exception as error:
+            outcome = explain_end(error, context)
+            if outcome.exit_status == EXIT_STOPPED:  # a signal during a load of dlt
+                raise
+            context.console.fail(f"the tables cannot be published yet: {outcome.message}")
+        spent_seconds = time.monotonic() - started_at
+        self.next_at = time.monotonic() + max(EARLY_SECONDS, 9 * spent_seconds)
 
 
 @contextmanager
@@ -185,24 +223,21 @@ def _publish(context: Context, report: RunReport, *, max_age_minutes: float) -> 
     has_answer = report.run.error is None or report.run.traffic.answered
     if not has_answer and not destination.exists() and workspace.account is None:
         return
-
-    def store_run(connection: duckdb.DuckDBPyConnection) -> None:
-        store(connection, [*run_log.records(), report.record], destination.write_schema)
-        store_failed_reads(connection, report.failed_reads, destination.write_schema)
-
-    _publish_tables(context, report, store_run)
+    _publish_tables(context, report)
     with destination.open_writer() as connection:
         report.rows_in_warehouse = _count_rows(connection)
 
 
-def _publish_tables(
-    context: Context, report: RunReport, store_run: Callable[[duckdb.DuckDBPyConnection], None]
-) -> None:
+def _publish_tables(context: Context, report: RunReport, *, with_record: bool = True) -> None:
     workspace, destination = context.workspace, context.destination
     context.console.say("publishing")
     with report.timed("publish"):
         with destination.open_writer() as connection:
-            store_run(connection)
+            if with_record:
+                report.conclude()
+                records = [*RunLog(workspace.folder).records(), report.record]
+                store(connection, records, destination.write_schema)
+                store_failed_reads(connection, report.failed_reads, destination.write_schema)
             policy.store(connection, workspace, destination.write_schema)
             claims.store(connection, workspace, destination.write_schema)
             store_version(connection, destination.write_schema)

@@ -16,7 +16,7 @@ from dlt.common.exceptions import SignalReceivedException
 from dlt.pipeline.exceptions import PipelineStepFailed
 
 from msgbubbles.errors import MsgBubblesError
-from msgbubbles.settings import SourceSettings
+from msgbubbles.settings import MIN_BATCH_PAGES, SourceSettings
 from msgbubbles.source import msgbubbles_source, reconcile
 from msgbubbles.source.run import MissingRows
 from msgbubbles.source.state import States
@@ -30,6 +30,7 @@ from .report import RunReport
 from .run_log import store_failed_reads
 from .settings import source_arguments
 
+FIRST_BATCH_MINUTES = 2 / 3
 REFUSED = """{title} refuses the rows that were read, although it accepts each row alone: remove the constraints or
 triggers that were added to the tables of msgbubbles, and run again"""
 
@@ -45,6 +46,7 @@ class StreamLoader:
         self._workspace, self._destination = context.workspace, context.destination
         self._say = context.console.say
         self._report, self._run = report, report.run
+        self._per_minute = source.requests_per_minute
         settings = replace(context.settings, source=source)
         self._arguments = source_arguments(settings, context.redactor)
         self._pipeline = build_pipeline(context.workspace, context.destination)
@@ -53,19 +55,28 @@ class StreamLoader:
         self._run.on_rows = lambda: self._workspace.set_pending("repair", "transform", "publish")
         self._run.refused = self._screen if self._workspace.is_pending("screen") else None
 
-    def load_all(self) -> None:
-        """Load everything that is new, and then rows that the new rows show to be missing."""
-        run, report = self._run, self._report
-        with report.timed("load"), self._stop_on_signal():
+    def load_all(self, between_batches: Callable[[], None]) -> None:
+        """Load everything that is new, and then rows that the new rows show to be missing.
+
+        The first batch takes less than a minute of the rate limit, so that readers of a long run soon have the newest
+        rows.
+        """
+        run, report, batch_pages = self._run, self._report, self._run.batch_pages
+        if batch_pages and self._per_minute:
+            run.batch_pages = min(batch_pages, max(round(FIRST_BATCH_MINUTES * self._per_minute), MIN_BATCH_PAGES))
+        with self._stop_on_signal():
             self._finish_pending()
             while report.batches == 0 or run.unfinished:
                 self._load()
                 report.batches += 1
+                run.batch_pages = batch_pages
                 if run.unfinished:
                     # The objects of dlt and the source refer to each other, and keep the last rows of the batch. The
                     # collector would find them only after many batches.
                     gc.collect()
                     self._say(f"batch {report.batches} loaded")
+                    self._store_failed_reads()
+                    between_batches()
             if run.error is None and run.halt is None:
                 self._reconcile()
         if run.refused is not None and not self._screen.found and not run.stopped:
@@ -75,7 +86,7 @@ class StreamLoader:
     def load_missing(self, missing: MissingRows) -> None:
         """Load these missing rows by id, and nothing else."""
         self._run.missing = missing
-        with self._report.timed("load"), self._stop_on_signal():
+        with self._stop_on_signal():
             self._finish_pending()
             self._load("chats")
         self._store_failed_reads()
@@ -83,14 +94,16 @@ class StreamLoader:
     def _finish_pending(self) -> None:
         if self._pipeline.has_pending_data:
             self._say("finishing the load of an interrupted run")
-            if not self._is_accepted(self._pipeline.run):
-                self._run.refused = self._screen
-            self._destination.remove_failed_loads()
+            with self._report.timed("load"):
+                if not self._is_accepted(self._pipeline.run):
+                    self._run.refused = self._screen
+                self._destination.remove_failed_loads()
 
     def _load(self, *resources: str) -> None:
-        if not self._is_accepted(lambda: self._load_once(*resources)):
-            self._run.refused = self._screen
-            self._is_accepted(lambda: self._load_once(*resources))
+        with self._report.timed("load"):
+            if not self._is_accepted(lambda: self._load_once(*resources)):
+                self._run.refused = self._screen
+                self._is_accepted(lambda: self._load_once(*resources))
 
     def _load_once(self, *resources: str) -> None:
         source = msgbubbles_source(run=self._run, **self._arguments)
@@ -153,7 +166,7 @@ class StreamLoader:
     def _find_missing(self) -> MissingRows | None:
         """Find what finished loads show to be missing."""
         warehouse = Warehouse(self._pipeline)
-        with warehouse.connected():
+        with self._report.timed("load"), warehouse.connected():
             return reconcile.find_missing(warehouse, States.from_pipeline(self._pipeline.state), self._run.config)
 
     def _store_failed_reads(self) -> None:

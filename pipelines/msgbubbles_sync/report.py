@@ -122,7 +122,7 @@ class RunReport:
     def _describe_outcome(self) -> str:
         if self.run.stop.is_set():
             return "stopped"
-        return "partial" if self.run.halt or self.is_repair else "complete"
+        return "partial" if self.run.halt or self.run.unfinished or self.is_repair else "complete"
 
 
 def _count_rows(changes: Changes) -> RowCounts:

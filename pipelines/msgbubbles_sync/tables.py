@@ -123,7 +123,7 @@ SYNC_RUNS = Table(
         text(
             "outcome",
             Pii.NONE,
-            "complete, partial (a repair, or --max-requests was reached), stopped (by a signal) or failed.",
+            "complete, partial (not ended yet, a repair, or --max-requests reached), stopped (by a signal) or failed.",
         ),
         _number("exit_status", "The exit status of the command.", "integer"),
         text("error", Pii.NONE, "The error. Null without one."),

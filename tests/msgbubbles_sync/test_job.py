@@ -1,0 +1,107 @@
+"""The job in this process, against the sandbox over a socket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from helpers.context import RecordingConsole, build_context
+from helpers.hooks import spool, typing, workspace_in
+from helpers.warehouse_rows import differences
+from msgbubbles_sync import job, load_streams
+from msgbubbles_sync.context import Limits
+from msgbubbles_sync.errors import TransformError
+from msgbubbles_sync.sandbox import Account, Server, seed, serve
+from msgbubbles_sync.workspace import RELIED_ON, Workspace
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:fetch_arrow_table:DeprecationWarning"),  # dlt calls it
+]
+
+MESSAGES = 6_000
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """Serve an account. A run may publish after each batch, of which the first has 25 pages."""
+    monkeypatch.setattr(job, "EARLY_SECONDS", 0.0)
+    monkeypatch.setattr(load_streams, "FIRST_BATCH_MINUTES", 25 / 3000)
+    account = Account()
+    seed(account, now=datetime.now(UTC), chats=60, messages=MESSAGES, days=60)
+    with serve(account) as server:
+        monkeypatch.setenv("SOURCES__MSGBUBBLES__API_KEY", server.key)
+        monkeypatch.setenv("SOURCES__MSGBUBBLES__BASE_URL", server.url)
+        monkeypatch.setenv("SOURCES__MSGBUBBLES__REQUESTS_PER_MINUTE", "3000")
+        for name, value in RELIED_ON.items():
+            monkeypatch.setenv(name, value)
+        yield server
+    account.close()
+
+
+@dataclass
+class LoggingConsole(RecordingConsole):
+    """Calls `on_line` with each line of progress."""
+
+    on_line: Callable[[str], None] = lambda _line: None
+
+    def say(self, message: str) -> None:
+        super().say(message)
+        self.on_line(message)
+
+
+def test_long_run_publishes_rows_and_events_after_its_first_batch(tmp_path: Path, server: Server) -> None:
+    workspace = workspace_in(tmp_path)
+    published = []
+
+    def follow(line: str) -> None:
+        if line == "batch 1 loaded":
+            spool(workspace, [typing(1)])
+        elif line == job.PUBLISHED_EARLY:
+            published.append(read_published(workspace))
+
+    report = job.run(build_context(workspace, console=LoggingConsole(on_line=follow)), Limits(with_transform=False))
+
+    assert report.record["outcome"] == "complete"
+    assert report.batches == 2
+    messages, events, runs = published[0]
+    assert MESSAGES / 4 < messages < MESSAGES / 2
+    assert (events, runs) == (1, [("partial", 1)])
+    assert read_published(workspace) == (MESSAGES, 1, [("complete", report.batches)])
+    assert differences(workspace.database, server.truth()) == {}
+
+
+def read_published(workspace: Workspace) -> tuple[int, int, list[tuple[str, int]]]:
+    """Return the number of messages and of events that readers see, and the outcome and the batches of each run."""
+    with duckdb.connect(str(workspace.database), read_only=True) as database:
+        counts = [
+            len(database.execute(f"SELECT 1 FROM msgbubbles.{table}").fetchall())
+            for table in ("messages", "webhook_events")
+        ]
+        runs = database.execute("SELECT outcome, batches FROM msgbubbles.sync_runs").fetchall()
+    return counts[0], counts[1], runs
+
+
+def test_run_reads_on_after_marts_that_fail_between_batches(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, console, builds = workspace_in(tmp_path), LoggingConsole(), 0
+
+    def transform(*_arguments: object) -> None:
+        nonlocal builds
+        builds += 1
+        if builds == 1:
+            raise TransformError("no space")
+
+    monkeypatch.setattr(job, "transform", transform)
+    report = job.run(build_context(workspace, console=console), Limits())
+    assert builds == report.batches
+    assert console.errors == ["the tables cannot be published yet: no space"]
+
+    assert report.record["outcome"] == "complete"
+    assert differences(workspace.database, server.truth()) == {}
