@@ -19,9 +19,10 @@ from msgbubbles.settings import SourceSettings
 from msgbubbles.source.run import MissingRows, Run
 
 from .context import Context, Limits
-from .dbt.runner import check_tools, is_outdated, load_test_result, transform
+from .dbt.runner import check_tools, forget_build, is_outdated, load_test_result, transform
 from .destinations import Destination, claims
 from .destinations.version import store_version
+from .groups.ledger import LEDGER, Ledger
 from .groups.load import load_ledger
 from .load_streams import StreamLoader
 from .outcome import EXIT_STOPPED, explain_end
@@ -42,6 +43,9 @@ PUBLISHED_EARLY = "published what has been read so far"
 COUNTED_TABLES = ("chats", "messages", "attachments", "numbers", "rejected_rows",
                   "thread_activity", "group_membership", "chat_title_history")  # fmt: skip
 
+RESTORED = """{title}: the tables are older than the files of this job, as after a restored backup. What they lack is
+read, and erased, again; only webhook events that they lack are lost"""
+
 
 def run(context: Context, limits: Limits) -> RunReport:
     """Bring the warehouse up to date with the API, as far as `limits` allow, and return how the run ended.
@@ -59,11 +63,12 @@ def run(context: Context, limits: Limits) -> RunReport:
         ),
     )
     with _log_run(context, report):
+        context.destination.prepare()
+        _follow_restored_tables(context)
         _finish_privacy_work(context)
         report.expired = dict(expire(context))
         load_ledger(context.workspace, context.destination, context.redactor)
         _load_events(context)
-        context.destination.prepare()
         if limits.with_transform:
             check_tools(context.destination)  # before anything is read
         early = EarlyTables(context, report, with_transform=limits.with_transform)
@@ -171,6 +176,27 @@ def _report_end(context: Context, report: RunReport) -> Iterator[None]:
     except (Exception, KeyboardInterrupt) as error:
         report.failure = error
     report.conclude()
+
+
+def _follow_restored_tables(context: Context) -> None:
+    """Schedule what lost or restored tables lack and the API does not have: marts, erasures, the policy, the ledger."""
+    workspace, destination = context.workspace, context.destination
+    if not workspace.is_pending("restored"):
+        return
+    if destination.has_tables() and RunLog(workspace.folder).last():
+        context.console.fail(RESTORED.format(title=destination.title))
+    forget_build(workspace)
+    if (workspace.folder / LEDGER).exists():
+        with Ledger.open(workspace.folder) as ledger:
+            ledger.forget_loaded()
+    record = policy.Record.load(workspace)
+    if record is not None and destination.has_tables():
+        stored = policy.read_copy(destination) or policy.Record()
+        if record.erased - stored.erased:
+            workspace.set_pending("erase")
+        if record.policy != stored.policy:
+            workspace.set_pending("policy")
+    workspace.set_done("restored")
 
 
 def _finish_privacy_work(context: Context) -> None:

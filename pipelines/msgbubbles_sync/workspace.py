@@ -127,7 +127,11 @@ class Workspace:
         return "" if self.account is None else f"{self.account}_"
 
     def forget_loads(self) -> None:
-        """Delete dlt's state so that everything is read again, because its tables are lost or elsewhere."""
+        """Delete dlt's state, because its tables are lost, elsewhere or of another time.
+
+        The next load continues from the state that the tables have. `job` restores what is not in the API.
+        """
+        self.set_pending("restored")
         shutil.rmtree(self.folder / "dlt" / PIPELINE, ignore_errors=True)
 
     @property

@@ -38,6 +38,8 @@ SIGNS = {
     "marts_build": "thread_activity",
     "marts": "thread_activity",
 }
+STATE_VERSION = """SELECT version FROM {schema}._dlt_pipeline_state JOIN {schema}._dlt_loads ON load_id = _dlt_load_id
+WHERE pipeline_name = ? AND status = 0 ORDER BY load_id DESC LIMIT 1"""
 FOREIGN = """--destination {title}: the schema {schema} holds tables that this job did not create ({tables}). Set
 [sync] {key} in dlt_config/config.toml to another name"""
 RENAMED = """--destination {title}: the names of the schemas have changed in the configuration, and the tables are in
@@ -149,6 +151,7 @@ class Attached(Destination):
             tables, schemas = self._columns_by_prefix(connection).get("", {}), _schemas(connection)
             has_own_rows = self._has_own_rows(connection)
             stored = read_columns(connection, "warehouse")
+            version = self._read_state_version(connection)
         self._refuse_renamed(schemas)
         shows_accounts = ACCOUNTS in tables
         if self.prefix and tables and not shows_accounts:
@@ -160,6 +163,7 @@ class Attached(Destination):
             self._refuse_foreign_tables(stored)
         if self.dataset not in schemas:
             self._workspace.forget_loads()
+        self._follow_state(version)
         record = self._workspace.folder / NAMES
         if read_json(record) != self._names:
             write_privately(record, json.dumps(self._names))
@@ -231,6 +235,13 @@ class Attached(Destination):
             query = f"SELECT 1 FROM {self.write_schema}._dlt_version WHERE starts_with(schema_name, ?) LIMIT 1"  # noqa: S608
             return connection.execute(query, [PIPELINE]).fetchone() is not None
         return False
+
+    def _read_state_version(self, connection: duckdb.DuckDBPyConnection) -> int:
+        """Return the version of dlt's state that was stored with the last finished load; 0 without one."""
+        with suppress(duckdb.CatalogException):
+            row = connection.execute(STATE_VERSION.format(schema=self.write_schema), [PIPELINE]).fetchone()
+            return row[0] if row else 0
+        return 0
 
     def _refuse_foreign_tables(self, stored: Iterable[Key]) -> None:
         """Raise `UsageError` if one of the schemas holds tables, and none by which the job recognizes its own."""

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import duckdb
 
+from msgbubbles_sync.files import read_json
 from msgbubbles_sync.settings import SyncSettings
-from msgbubbles_sync.workspace import DATASET, Workspace
+from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 
 from .comments import list_descriptions, write_comments
 
@@ -103,6 +104,20 @@ class Destination(ABC):
 
         Raises `UsageError`.
         """
+
+    def _follow_state(self, version: int) -> None:
+        """Discard dlt's files if their state, which says what has been read, is not that of the tables.
+
+        `version` is that of the tables' state, 0 if they have none. A load that has not finished is one ahead.
+        """
+        folder = self._workspace.folder / "dlt" / PIPELINE
+        state = read_json(folder / "state.json")
+        own = state.get("_state_version") if isinstance(state, dict) else None
+        if not isinstance(own, int):
+            return
+        has_load = any(path for part in ("normalize/extracted", "load/normalized") for path in folder.glob(f"{part}/*"))
+        if version < own - has_load or (version > own and has_load):  # dlt itself continues from a newer state
+            self._workspace.forget_loads()
 
     @abstractmethod
     def publish(self, held_marts: Sequence[str] = ()) -> int | None:

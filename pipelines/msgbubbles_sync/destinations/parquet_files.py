@@ -32,7 +32,7 @@ from msgbubbles_sync.workspace import CLAIM_TABLE, DATASET, UNUSABLE, VERSION_TA
 from .base import Destination
 from .comments import list_descriptions, write_comments
 from .duckdb_file import open_published
-from .parquet_rewrite import STATES, finish_replacing, load_states, replace_files
+from .parquet_rewrite import STATES, finish_replacing, load_states, read_state_version, replace_files
 from .parquet_tables import read_tables, write_json
 from .publish import new_copy, replace_database
 from .scratch import list_tables, open_scratch
@@ -243,6 +243,7 @@ class ParquetFiles(Destination):
             self._build_file.unlink(missing_ok=True)
         else:
             finish_replacing(self._tables)
+            self._follow_state(read_state_version(self._tables))
         if self._holds_delta():
             raise UsageError(HOLDS_DELTA.format(tables=self._tables))
 

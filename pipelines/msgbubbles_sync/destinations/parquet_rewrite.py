@@ -14,7 +14,7 @@ import duckdb
 
 from msgbubbles_sync.files import remove, sync_to_disk
 from msgbubbles_sync.sql import quote_literal, quote_name
-from msgbubbles_sync.workspace import DATASET
+from msgbubbles_sync.workspace import DATASET, PIPELINE
 
 from .parquet_tables import write_json
 from .scratch import list_tables
@@ -33,6 +33,13 @@ def load_states(connection: duckdb.DuckDBPyConnection, tables: Path) -> None:
         document = json.loads(path.read_text())
         values = [path.name, document["pipeline_name"], document["version"], document["state"]]
         connection.execute(f"INSERT INTO msgbubbles.{STATES} VALUES (?, ?, ?, ?)", values)  # noqa: S608
+
+
+def read_state_version(tables: Path) -> int:
+    """Return the version of dlt's state that was stored last; 0 without one."""
+    # The names are `pipeline__load__hash.jsonl`.
+    files = sorted((tables / STATES).glob(f"{PIPELINE}__*.jsonl"), key=lambda path: path.name.split("__")[1])
+    return int(json.loads(files[-1].read_text())["version"]) if files else 0
 
 
 def replace_files(connection: duckdb.DuckDBPyConnection, tables: Path, names: Mapping[str, str]) -> None:

@@ -282,6 +282,10 @@ class Ledger:
                 self._run(f"UPDATE {OBSERVATIONS} SET landed_version = ? WHERE key = ?", (version, observation.key))
             self._store_workspace()
 
+    def forget_loaded(self) -> None:
+        """Record that the warehouse may lack any row."""
+        self._run("DELETE FROM loaded_from")
+
     def _store_workspace(self) -> None:
         self._run("DELETE FROM loaded_from")
         self._run("INSERT INTO loaded_from VALUES (?)", (self._workspace,))

@@ -25,6 +25,7 @@ from helpers.lake import lake_at, lake_in_bucket
 from msgbubbles.policy import PRESETS, Policy, Pseudonymizer
 from msgbubbles.source.arrow import build_arrow_schema
 from msgbubbles.tables import CHATS, MESSAGES, NUMBERS, Table
+from msgbubbles_sync import job
 from msgbubbles_sync.destinations import claims
 from msgbubbles_sync.destinations.attached import Attached
 from msgbubbles_sync.destinations.load import build_pipeline, build_table_item
@@ -311,3 +312,49 @@ def test_lost_folder_is_restored_from_the_destination(workspace: Workspace, monk
             patch.setenv(f"SOURCES__MSGBUBBLES__PRIVACY__{name}", value)
             with pytest.raises(UsageError, match=message):
                 build_context(workspace).check_policy()
+
+
+def test_restored_backup_of_the_tables_is_followed(workspace: Workspace) -> None:
+    destination, covered = build_destination(workspace), {"load": {"covered": "now"}}
+    destination.prepare()
+    assert build_pipeline(workspace, destination).state["sources"]["msgbubbles"]["resources"] == covered
+    Record(erased=frozenset({Pseudonymizer(KEY).erased_handle(ANN)})).save(workspace)
+    with Ledger.open(workspace.folder) as ledger:
+        ledger.record_observation(Observation("support", "g", OURS, None, (BEN,), False, NOW))
+        ledger.set_loaded(*ledger.not_loaded())
+    if isinstance(destination, Attached):  # the tables are as after the first load
+        with destination.open_writer() as connection:
+            of_last_load = f"FROM {destination.write_schema}._dlt_loads"
+            last = f"(SELECT max(load_id) {of_last_load})"
+            connection.execute(f"DELETE {of_last_load} WHERE load_id = {last}")
+    else:
+        max((workspace.database.parent / "lake").glob("*/_dlt_pipeline_state/msgbubbles__*.jsonl")).unlink()
+
+    unfinished = workspace.folder / "dlt" / "msgbubbles" / "load" / "normalized" / "1"
+    unfinished.mkdir()
+    destination.prepare()
+    assert unfinished.exists(), "a load that has not finished is one ahead"
+    unfinished.rmdir()
+    destination.prepare()
+    context = build_context(workspace)
+    job._follow_restored_tables(context)
+    pipeline = build_pipeline(workspace, destination)
+    pipeline.sync_destination()
+    assert pipeline.state["sources"]["msgbubbles"]["resources"] == {"load": {"covered": "before"}}
+    assert workspace.is_pending("erase"), "they may be in the backup"
+    with open_ledger(context) as ledger:
+        assert len(ledger.not_loaded()[1]) == 1
+    destination.prepare()
+    assert not workspace.is_pending("restored")
+
+
+def test_restored_folder_of_the_job_continues_from_the_tables(workspace: Workspace) -> None:
+    state = workspace.folder / "dlt" / "msgbubbles" / "state.json"
+    state.write_text(state.read_text().replace('"_state_version":2', '"_state_version":1'))
+    unfinished = workspace.folder / "dlt" / "msgbubbles" / "load" / "normalized" / "1"
+    destination = build_destination(workspace)
+    destination.prepare()
+    assert state.exists(), "dlt itself continues from a newer state"
+    unfinished.mkdir()
+    destination.prepare()
+    assert not unfinished.exists(), "its rows are older than those of the tables"
