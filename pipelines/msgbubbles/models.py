@@ -54,9 +54,13 @@ class Row(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Chat(Row):
-    """A chat between one of the account's numbers and a contact, or a group."""
+    """A chat between one of the account's numbers and a contact, or a group.
+
+    `from_event_at` is set in stored rows only: those of chats that have not been read from the API.
+    """
 
     cursor_fields: ClassVar[tuple[str, ...]] = ("last_message_at",)
+    from_event_at: ClassVar[None] = None
 
     id: Key
     from_handle: str | None = None

@@ -144,11 +144,16 @@ def _unannotated(annotation: object) -> object:
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
+FROM_EVENT_AT = time(
+    "from_event_at",
+    "When the webhook event came that the row is from. Null once the row was read from the API.",
+)
 CHATS = Table(
     "chats",
     "One row per chat, as last read. A deleted chat keeps its row, with deleted_at.",
     _model_columns(
         Chat,
+        FROM_EVENT_AT,
         id=(Pii.ID, "The API's id of the chat, a UUID."),
         from_handle=(Pii.OWN_HANDLE, "The account's number in the chat, as the API writes it."),
         remote_handle=(Pii.HANDLE, "The other side's phone number or e-mail address. Undocumented for groups."),
@@ -171,10 +176,7 @@ MESSAGES = Table(
             "attachment_count", "bigint", Pii.NONE, "Number of attachments that the message had when it was last read."
         ),
         time("cursor_at", "The time that the API orders the message by: created_at, or sent_at without it."),
-        time(
-            "from_event_at",
-            "When the webhook event came that the row is from. Null once the message was read from the API.",
-        ),
+        FROM_EVENT_AT,
         id=(Pii.ID, "The API's id of the message."),
         conversation_id=(Pii.ID, "The chat of the message. Null if the API reports none."),
         direction=(Pii.WORD, "inbound (to the account) or outbound (from it)."),

@@ -8,13 +8,13 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
-from helpers.hooks import spool, typing
+from helpers.hooks import receiving, typing
 from helpers.job import Job
 from helpers.warehouse_rows import differences
 from msgbubbles_sync.sandbox import NewMessage
@@ -61,25 +61,39 @@ def stop(process: subprocess.Popen[str]) -> tuple[list[dict[str, Any]], str]:
 
 def test_watch_publishes_events_without_a_request_and_stops(new_job: NewJob, tmp_path: Path) -> None:
     job = new_job(chats=5, messages=20)
-    account, texts = job.server.account, [f"hello {number}" for number in range(3)]
+    account, texts = job.server.account, [f"hello {number}" for number in range(5)]
     with running(job, "--every", "3600") as process:
         wait_for(process, lambda: count(job, "marts.thread_activity") == 5)
         requests = len(job.server.requests)
         chat_id, at = account.all("SELECT id FROM chats")[0]["id"], datetime.now(UTC)
-        account.add_messages([NewMessage(chat_id, "inbound", text, at, "received") for text in texts])
+        # In chats that are not stored: events show one of them, and neither its older message.
+        then = at - timedelta(days=80)
+        new = [account.add_chat("+14155550100", f"+1415555017{number}", then) for number in range(2)]
+        messages = zip([chat_id, chat_id, chat_id, *new], texts, strict=True)
+        account.add_messages([NewMessage(chat, "inbound", text, at, "received") for chat, text in messages])
+        account.add_messages([NewMessage(chat, "inbound", "earlier", then, "received") for chat in new])
         # The second is shown twice, and before the others.
-        received = {row["text"]: row for row in job.server.truth().messages if row["text"] in texts}
-        bodies = [show_message(received[text]) for text in (texts[1], texts[0], texts[2], texts[1])]
-        spool(Workspace.from_path(job.database), [*bodies, typing(1)])
+        truth = job.server.truth()
+        received = {row["text"]: row for row in truth.messages if row["text"] in texts}
+        (chat,) = (row for row in truth.chats if row["id"] == new[0])
+        with receiving(Workspace.from_path(job.database), secrets_file=tmp_path / "secrets.toml") as served:
+            for text in (texts[1], texts[0], texts[2], texts[1], texts[4]):
+                assert served.post(show_message(received[text])).status_code == 204
+            assert served.post(show_message(received[texts[3]], conversation=chat)).status_code == 204
+            assert served.post(typing(1)).status_code == 204
         counted = "(SELECT unnest(range(messages_total::BIGINT)) FROM marts.thread_activity)"
-        wait_for(process, lambda: count(job, counted) == 23)
-        assert count(job, "msgbubbles.messages WHERE from_event_at IS NOT NULL AND text LIKE 'hello %'") == 3
+        wait_for(process, lambda: count(job, counted) == 25)
+        assert count(job, "msgbubbles.messages WHERE from_event_at IS NOT NULL AND text LIKE 'hello %'") == 5
+        assert count(job, "msgbubbles.chats WHERE from_event_at IS NOT NULL AND last_message_at > created_at") == 1
+        assert count(job, "marts.contact WHERE handle = '+14155550170' AND threads_waiting_on_us IS NOT NULL") == 1
+        assert count(job, "marts.thread_activity WHERE is_complete") == 4
         assert len(job.server.requests) == requests
         assert "process" in job.ask("status")["watch"]
         assert job.run(transform=True).status == 0, "the lock is free between two cycles"
         assert len(stop(process)[0]) == 2
     assert job.ask("status")["watch"] is None
     assert differences(job.database, job.server.truth()) == {}
+    assert count(job, "msgbubbles.chats WHERE from_event_at IS NOT NULL") == 0
     # No mart shows that events came first.
     without = Job(tmp_path / "without", job.server)
     without.folder.mkdir()
@@ -88,10 +102,10 @@ def test_watch_publishes_events_without_a_request_and_stops(new_job: NewJob, tmp
         assert read_mart(job, mart) == read_mart(without, mart)
 
 
-def show_message(row: dict[str, Any]) -> bytes:
+def show_message(row: dict[str, Any], **more: Any) -> bytes:
     """Return the event that shows a message."""
     event = {"id": f"evt_{row['id']}", "type": "message.received", "created_at": row["created_at"], "message": row}
-    return json.dumps(event).encode()
+    return json.dumps(event | more).encode()
 
 
 def read_mart(job: Job, mart: str) -> list[Any]:

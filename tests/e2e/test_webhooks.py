@@ -149,8 +149,9 @@ def test_events_update_messages_and_name_missing_ones(new_job: NewJob) -> None:
     assert json.loads(extra)["reactions"] == [{"handle": "+14155550123", "reaction": "love"}]
     typed = rows(job, "SELECT chat_id, handle, is_typing FROM msgbubbles.webhook_events WHERE is_typing IS NOT NULL")
     assert {row[0] for row in typed} == {quiet, "conv_123", None}
-    chats = {row[0] for row in rows(job, "SELECT id FROM msgbubbles.chats")}
-    assert (unknown in chats, chats & {"conv_123", "..", gone}) == (True, set())
+    chats = dict(rows(job, "SELECT id, deleted_at IS NOT NULL FROM msgbubbles.chats WHERE from_event_at IS NULL"))
+    assert (chats[unknown], chats[gone], chats.keys() & {"conv_123", ".."}) == (False, True, set())
+    assert rows(job, "SELECT 1 FROM msgbubbles.chats WHERE from_event_at IS NOT NULL") == []
 
     # The same events cause no second request, and while events arrive, the refresh is slower.
     asked = len(job.server.requests)

@@ -32,7 +32,7 @@ def expected(truth: Truth) -> dict[str, Rows]:
         message["from_event_at"] = None  # each message has been read
         messages[row["id"]] = message
     return {
-        "chats": {row["id"]: _select(row, CHAT) | {"deleted_at": None} for row in truth.chats},
+        "chats": {row["id"]: _select(row, CHAT) | {"deleted_at": None, "from_event_at": None} for row in truth.chats},
         "messages": messages,
         "attachments": {
             file["id"]: _select(file, ATTACHMENT) | {"removed_at": None}

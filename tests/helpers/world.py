@@ -124,6 +124,7 @@ class Store:
     def rows(self, table: str, incoming: pa.Table) -> pa.Table | None:
         keys = set(incoming.column(TABLES[table].key[0]).to_pylist())
         found = [row for key, row in self.tables[table].items() if key[0] in keys]
+        found = [row for row in found if table != "chats" or row["from_event_at"] is None]
         return pa.Table.from_pylist(found, schema=incoming.schema) if found else None
 
     def message_locations(self, ids: Sequence[str]) -> dict[str, tuple[str | None, datetime | None]]:
@@ -141,11 +142,14 @@ class Store:
 
     def chats(self, ids: Sequence[str]) -> list[Chat]:
         rows = [self.tables["chats"][(key,)] for key in ids if (key,) in self.tables["chats"]]
-        names = [name for name in CHATS.column_names if name != "_fetched_at"]
+        names = [name for name in CHATS.column_names if name not in ("from_event_at", "_fetched_at")]
         return [
             Chat(**{name: row[name] for name in names} | {"extra": msgspec.Raw((row["extra"] or "").encode())})
             for row in rows
         ]
+
+    def read_chats(self, ids: Sequence[str]) -> list[str]:
+        return [row["id"] for row in self._read_chats() if row["id"] in ids]
 
     def chats_between(self, lo_ms: int, hi_ms: int) -> set[str]:
         return {row["id"] for row in self._alive() if row["at"] is not None and lo_ms <= row["at"] < hi_ms}
@@ -169,7 +173,7 @@ class Store:
 
     def orphans(self, limit: int) -> list[str]:
         named = {row["conversation_id"] for row in self.tables["messages"].values()} - {None}
-        return sorted(key for key in named if (key,) not in self.tables["chats"])[:limit]
+        return sorted(named - {row["id"] for row in self._read_chats()})[:limit]
 
     def groups_to_ask(self, before_ms: int, limit: int) -> dict[str, list[str] | None]:
         due: dict[str, list[str] | None] = {}
@@ -202,8 +206,11 @@ class Store:
     def _read_messages(self) -> list[dict[str, Any]]:
         return [row for row in self.tables["messages"].values() if row["from_event_at"] is None]
 
+    def _read_chats(self) -> list[dict[str, Any]]:
+        return [row for row in self.tables["chats"].values() if row["from_event_at"] is None]
+
     def _alive(self) -> list[dict[str, Any]]:
-        rows = [row for row in self.tables["chats"].values() if row["deleted_at"] is None]
+        rows = [row for row in self._read_chats() if row["deleted_at"] is None]
         return [row | {"at": row["last_message_at"] and to_epoch_ms(row["last_message_at"])} for row in rows]
 
 
@@ -298,7 +305,7 @@ class World:
             max_requests=run.max_requests, max_attempts=30, stop=run.stop,
         )  # fmt: skip
         transport._http._transport = self._http
-        client = build_client(transport, self.redactor, lambda ids: [chat.id for chat in self.store.chats(ids)])
+        client = build_client(transport, self.redactor, self.store.read_chats)
         client.list_chats = partial(client.list_chats, self.page_size)  # type: ignore[method-assign]
         listed = client.list_messages
 

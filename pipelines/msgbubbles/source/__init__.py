@@ -99,7 +99,7 @@ def msgbubbles_source(
 
 def _connect(api_key: str, settings: SourceSettings, redactor: Redactor, run: Run) -> Client:
     def stored_chats(ids: Sequence[str]) -> Sequence[str]:
-        return [chat.id for chat in run.warehouse.chats(ids)] if run.warehouse else ()
+        return run.warehouse.read_chats(ids) if run.warehouse else ()
 
     return build_client(run.build_transport(api_key, settings), redactor, stored_chats, settings.sender_field)
 

@@ -60,7 +60,10 @@ class Warehouse:
         return cls(pipeline) if isinstance(pipeline, dlt.Pipeline) else None
 
     def rows(self, table: str, incoming: pa.Table) -> pa.Table | None:
-        """Return the stored rows with the keys of `incoming`; null if there are none."""
+        """Return the stored rows with the keys of `incoming`; null if there are none.
+
+        A chat that only events know counts as not stored, so that it is read like any other new chat.
+        """
         key = TABLES[table].key[0]
         keys = incoming.column(key).to_pylist()
         where, values = "", []
@@ -71,7 +74,8 @@ class Warehouse:
             if not self._fetch_all(f"SELECT 1 FROM {{messages}} WHERE {where} LIMIT 1", *values):
                 return None
             where += " AND "
-        return self.rows_with(table, key, keys, where, *values)
+        stored = self.rows_with(table, key, keys, where, *values)
+        return _drop_rows_from_events(stored) if table == "chats" and stored is not None else stored
 
     def rows_with(self, table: str, column: str, keys: Sequence[str], where: str = "", *values: Any) -> pa.Table | None:
         """Return the stored rows that have one of `keys` in a column; null if there is no table.
@@ -98,15 +102,21 @@ class Warehouse:
         return [_build_row(Attachment, ATTACHMENTS, row) for row in rows if not row.get("removed_at")]
 
     def chats(self, ids: Sequence[str]) -> list[Chat]:
-        query = f"SELECT {', '.join(CHATS.column_names)} FROM {{chats}} WHERE id IN "
-        rows = [row for some in _chunks(ids) for row in self._fetch_all(f"{query}({_marks(some)})", *some)]
-        return [_build_row(Chat, CHATS, dict(zip(CHATS.column_names, row, strict=True))) for row in rows]
+        """Return these chats, including those that only events know."""
+        stored = self.rows_with("chats", "id", ids)
+        return [] if stored is None else [_build_row(Chat, CHATS, row) for row in stored.to_pylist()]
+
+    def read_chats(self, ids: Sequence[str]) -> list[str]:
+        """Return which of these chats have been read."""
+        query = "SELECT id FROM {read_chats} WHERE id IN "
+        return [chat_id for some in _chunks(ids) for chat_id in self._fetch_ids(f"{query}({_marks(some)})", *some)]
 
     def chats_between(self, lo_ms: int, hi_ms: int) -> set[str]:
         """Return the chats with `last_message_at` in the interval that are not known to be deleted."""
         return set(
             self._fetch_ids(
-                "SELECT id FROM {chats} WHERE last_message_at >= %s AND last_message_at < %s AND deleted_at IS NULL",
+                "SELECT id FROM {read_chats} WHERE last_message_at >= %s AND last_message_at < %s "
+                "AND deleted_at IS NULL",
                 from_epoch_ms(lo_ms),
                 from_epoch_ms(hi_ms),
             )
@@ -115,13 +125,13 @@ class Warehouse:
     def chats_without_time(self, limit: int) -> list[str]:
         """Return chats that paging by time does not find."""
         return self._fetch_ids(
-            f"SELECT id FROM {{chats}} WHERE last_message_at IS NULL AND deleted_at IS NULL LIMIT {limit:d}"
+            f"SELECT id FROM {{read_chats}} WHERE last_message_at IS NULL AND deleted_at IS NULL LIMIT {limit:d}"
         )
 
     def chats_alive_at(self, from_ms: int, to_ms: int, after_id: str, limit: int) -> list[str]:
         """Return chats after `after_id` that may have messages in [from, to]."""
         return self._fetch_ids(
-            "SELECT id FROM {chats} WHERE (created_at IS NULL OR created_at < %s) "
+            "SELECT id FROM {read_chats} WHERE (created_at IS NULL OR created_at < %s) "
             "AND (last_message_at IS NULL OR last_message_at >= %s) "
             f"AND deleted_at IS NULL AND id > %s ORDER BY id LIMIT {limit:d}",
             from_epoch_ms(to_ms + 1),
@@ -132,7 +142,7 @@ class Warehouse:
     def has_chat_without_messages(self, since_ms: int) -> bool:
         """Return whether a chat with a `last_message_at` since then is not deleted and has no stored message."""
         query = (
-            "SELECT 1 FROM {chats} AS chats WHERE last_message_at >= %s AND deleted_at IS NULL AND NOT EXISTS "
+            "SELECT 1 FROM {read_chats} WHERE last_message_at >= %s AND deleted_at IS NULL AND NOT EXISTS "
             "(SELECT 1 FROM {messages} AS messages WHERE messages.conversation_id = chats.id "
             "AND messages.from_event_at IS NULL) LIMIT 1"
         )
@@ -142,7 +152,7 @@ class Warehouse:
         """Return chats that messages refer to and that are not stored."""
         return self._fetch_ids(
             "SELECT DISTINCT conversation_id FROM {messages} WHERE conversation_id IS NOT NULL "
-            f"AND conversation_id NOT IN (SELECT id FROM {{chats}}) LIMIT {limit:d}"
+            f"AND conversation_id NOT IN (SELECT id FROM {{read_chats}}) LIMIT {limit:d}"
         )
 
     def groups_to_ask(self, before_ms: int, limit: int) -> dict[str, list[str] | None]:
@@ -151,7 +161,7 @@ class Warehouse:
         Null for groups that were never asked for their participants. Groups asked since `before_ms` are left out.
         """
         rows = self._fetch_all(
-            "SELECT chats.id, reads.handles FROM {chats} AS chats "
+            "SELECT chats.id, reads.handles FROM {read_chats} "
             "LEFT JOIN {participant_reads} AS reads ON reads.chat_id = chats.id "
             "WHERE chats.is_group AND chats.deleted_at IS NULL AND (reads.chat_id IS NULL "
             "OR (chats.updated_at > reads.asked_at AND reads.asked_at < %s)) "
@@ -163,7 +173,7 @@ class Warehouse:
     def lagging(self, lo_ms: int, hi_ms: int, limit: int) -> dict[str, int]:
         """Return chats with no stored message since their `last_message_at`, if that is in the interval, with it."""
         rows = self._fetch_all(
-            "SELECT id, last_message_at FROM {chats} AS chats WHERE last_message_at >= %s AND last_message_at < %s "
+            "SELECT id, last_message_at FROM {read_chats} WHERE last_message_at >= %s AND last_message_at < %s "
             "AND deleted_at IS NULL AND NOT EXISTS (SELECT 1 FROM {messages} AS messages "
             "WHERE messages.conversation_id = chats.id AND messages.cursor_at >= chats.last_message_at "
             f"AND messages.cursor_at >= %s AND messages.from_event_at IS NULL) LIMIT {limit:d}",
@@ -180,7 +190,7 @@ class Warehouse:
         """
         chats = self._fetch_ids(
             "SELECT DISTINCT chat_id FROM {webhook_events} WHERE received_at >= %s AND chat_id IS NOT NULL "
-            f"AND chat_id NOT IN (SELECT id FROM {{chats}}) LIMIT {limit:d}",
+            f"AND chat_id NOT IN (SELECT id FROM {{read_chats}}) LIMIT {limit:d}",
             from_epoch_ms(since_ms),
         )
         # Without a `message_at`, only events of new messages have about the time of their message.
@@ -219,6 +229,8 @@ class Warehouse:
                     client = (self._session or single_query).enter_context(self._open_client())
                     self._client = client if self._session else None
                 names = {table: client.make_qualified_table_name(table) for table in (*TABLES, EVENTS)}
+                if "{read_chats}" in query:
+                    names["read_chats"] = _select_read_chats(client, names["chats"])
                 with client.execute_query(query.format(**names), *values) as cursor:
                     return fetch(cursor)
         except (DestinationUndefinedEntity, SqlClientNotAvailable):
@@ -229,11 +241,23 @@ def list_locations(messages: pa.Table | None) -> dict[str, tuple[str | None, dat
     """Return the chat and the time of stored messages that have been read, and are not only known from events."""
     if messages is None:
         return {}
-    if "from_event_at" in messages.column_names:
-        messages = messages.filter(pc.is_null(messages.column("from_event_at")))
+    messages = _drop_rows_from_events(messages)
     names = ("id", "conversation_id", "cursor_at")
     ids, chat_ids, times = (messages.column(name).to_pylist() for name in names)
     return dict(zip(ids, zip(chat_ids, times, strict=True), strict=True))
+
+
+def _drop_rows_from_events(rows: pa.Table) -> pa.Table:
+    if "from_event_at" not in rows.column_names:  # a warehouse of an older version has no such rows
+        return rows
+    return rows.filter(pc.is_null(rows.column("from_event_at")))
+
+
+def _select_read_chats(client: Any, chats: str) -> str:
+    """Return the chats that have been read, as an item of FROM that is called chats."""
+    with client.execute_query(f"SELECT * FROM {chats} WHERE 1 = 0") as cursor:
+        is_marked = any(column[0] == "from_event_at" for column in cursor.description)
+    return f"(SELECT * FROM {chats} WHERE from_event_at IS NULL) AS chats" if is_marked else f"{chats} AS chats"
 
 
 def _read_arrow(cursor: Any, table: Table) -> pa.Table:
@@ -259,7 +283,8 @@ def _return_json_as_text(connection: Any) -> None:
 
 
 def _build_row(model: type[R], table: Table, values: Mapping[str, Any]) -> R:
-    fields: dict[str, Any] = {name: values.get(name) for name in table.column_names if name != "_fetched_at"}
+    names = {*table.column_names} & {*model.__struct_fields__}
+    fields: dict[str, Any] = {name: values.get(name) for name in names}
     fields["extra"] = Raw((fields["extra"] or "").encode())
     return model(**fields)
 

@@ -137,7 +137,9 @@ def read_published(context: Context) -> Published:
     with context.destination.open_query() as fetch:
         chats: dict[str, PublishedChat] = {}
         for chat_id, from_handle, title, read_at, gone_at in fetch(
-            "SELECT id, from_handle, title, _fetched_at, deleted_at FROM msgbubbles.chats WHERE is_group"
+            "SELECT id, from_handle, title, _fetched_at, deleted_at FROM msgbubbles.chats WHERE is_group "
+            # Not those that only an event shows, perhaps without a title. Older tables lack the column.
+            "AND (to_json(chats) ->> 'from_event_at') IS NULL"
         ):
             chats[chat_id] = PublishedChat(from_handle, (read_at, title), gone_at)
         lists: dict[str, tuple[datetime, list[str]]] = {}

@@ -116,13 +116,16 @@ class Verifier:
         self._unreadable: set[str] = set()  # chats that the API returns an error for
         self._now_ms = 0  # the API's clock, by the last page
         database.execute("CREATE TEMP TABLE shown (kind VARCHAR, id VARCHAR)")
-        columns = database.sql("SELECT * FROM msgbubbles.messages LIMIT 0").columns
         # A row from an event has not been read. An older warehouse has no such rows.
-        self._was_read = "from_event_at IS NULL" if "from_event_at" in columns else "true"
+        self._was_read = dict.fromkeys(TABLE_NAMES.values(), "true")
+        for table in ("chats", "messages"):
+            if "from_event_at" in database.table(f"msgbubbles.{table}").columns:
+                self._was_read[table] = "from_event_at IS NULL"
 
     def sample(self, count: int, seed: int | None = None) -> None:
         """Compare chats picked at random, by id, and all of their messages."""
-        query = "SELECT id FROM msgbubbles.chats WHERE deleted_at IS NULL ORDER BY id"
+        was_read = self._was_read["chats"]
+        query = f"SELECT id FROM msgbubbles.chats WHERE deleted_at IS NULL AND {was_read} ORDER BY id"  # noqa: S608
         ids = [chat_id for (chat_id,) in self._database.execute(query).fetchall()]
         for chat_id in random.Random(seed).sample(ids, min(count, len(ids))):  # noqa: S311 - a sample, not a secret
             if not self._compare_by_id(chat_id):
@@ -138,7 +141,8 @@ class Verifier:
         self._read_list("chats", lambda before: self._client.list_chats(before=before))
         self._compare_all()
         not_listed = self._database.execute(
-            "SELECT id FROM msgbubbles.chats WHERE deleted_at IS NULL AND last_message_at >= ? AND last_message_at < ? "
+            f"SELECT id FROM msgbubbles.chats WHERE deleted_at IS NULL AND {self._was_read['chats']} "  # noqa: S608
+            "AND last_message_at >= ? AND last_message_at < ? "
             "AND id NOT IN (SELECT id FROM shown WHERE kind = 'chats')",
             [start, from_epoch_ms(self._final_to_ms["chats"])],
         ).fetchall()
@@ -253,7 +257,7 @@ class Verifier:
         try:
             stored = self._database.execute(
                 f"SELECT * FROM msgbubbles.{table} WHERE {key} IN (SELECT {key} FROM incoming_keys) "  # noqa: S608
-                f"AND {self._was_read if table == 'messages' else 'true'}"
+                f"AND {self._was_read[table]}"
             ).to_arrow_table()
             self._database.execute(f"INSERT INTO shown SELECT '{table}', {key} FROM incoming_keys")  # noqa: S608
         finally:
@@ -283,7 +287,7 @@ class Verifier:
     def _surplus_messages(self, condition: str, value: Any) -> None:
         surplus = self._database.execute(
             f"SELECT id, conversation_id FROM msgbubbles.messages WHERE {condition} AND cursor_at < ? "  # noqa: S608
-            f"AND id NOT IN (SELECT id FROM shown WHERE kind = 'messages') AND {self._was_read}",
+            f"AND id NOT IN (SELECT id FROM shown WHERE kind = 'messages') AND {self._was_read['messages']}",
             [value, from_epoch_ms(self._final_to_ms["messages"])],
         ).fetchall()
         self.result.differences += [

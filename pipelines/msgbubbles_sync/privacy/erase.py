@@ -41,6 +41,8 @@ from msgbubbles_sync.workspace import Workspace
 from .rewrite import StoredRows, rewriting
 
 STEP = "erase"
+# Chats that only events show, without the other side.
+UNIDENTIFIED = "from_event_at IS NOT NULL AND remote_handle IS NULL"
 IS_THEIRS = "IN (SELECT id FROM gone_people)"
 
 
@@ -153,6 +155,7 @@ def _delete_people(rows: StoredRows, people: set[str]) -> list[str]:
         "participant_lists", f"SELECT DISTINCT chat_id FROM msgbubbles.participant_lists WHERE handle {IS_THEIRS}"
     )
     rows.delete_gone()
+    _delete_unidentified(rows)
     for (chat_id,) in groups:
         _rewrite_participant_lists(rows, chat_id, people)
     for table in TABLES.values():
@@ -172,17 +175,28 @@ def _find_rows_to_delete(rows: StoredRows, people: set[str]) -> None:
     )
     if "chats" in rows.types:
         # A chat that was never read counts as theirs if nobody else wrote to the account in it.
+        is_unread = UNIDENTIFIED if "from_event_at" in rows.types["chats"] else "false"
         rows.fetch(
             "messages",
             "INSERT INTO gone_chats SELECT conversation_id FROM msgbubbles.messages "
-            "WHERE conversation_id NOT IN (SELECT id FROM msgbubbles.chats) AND direction = 'inbound' "
-            f"GROUP BY conversation_id HAVING bool_and(coalesce(sender_handle {IS_THEIRS}, false))",
+            f"WHERE conversation_id NOT IN (SELECT id FROM msgbubbles.chats WHERE NOT ({is_unread})) "
+            "AND direction = 'inbound' GROUP BY conversation_id "
+            f"HAVING bool_and(coalesce(sender_handle {IS_THEIRS}, false))",
         )
     rows.fetch(
         "messages",
         "INSERT INTO gone_messages SELECT id FROM msgbubbles.messages "
         f"WHERE sender_handle {IS_THEIRS} OR conversation_id IN (SELECT id FROM gone_chats)",
     )
+
+
+def _delete_unidentified(rows: StoredRows) -> None:
+    """Delete what events show of chats that may be with anybody. The next sync reads them, unless they are theirs."""
+    if "from_event_at" in rows.types.get("chats", ()):
+        chats = f"msgbubbles.chats WHERE {UNIDENTIFIED}"
+        theirs = f"from_event_at IS NOT NULL AND conversation_id IN (SELECT id FROM {chats})"
+        rows.change("messages", f"DELETE FROM msgbubbles.messages WHERE {theirs}")
+        rows.change("chats", f"DELETE FROM {chats}")
 
 
 def _remove_from_column(rows: StoredRows, table: Table, column: str, people: set[str]) -> None:

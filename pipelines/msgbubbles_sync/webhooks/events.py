@@ -17,7 +17,7 @@ import msgspec
 
 from msgbubbles.envelope import fix_encoding
 from msgbubbles.lenient import remove_links
-from msgbubbles.models import Message
+from msgbubbles.models import Chat, Message
 from msgbubbles.times import parse_time
 
 from .bodies import parse_json
@@ -54,7 +54,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """A row of `webhook_events`.
 
     `occurred_at` is the time in the payload, or else the time of receipt; `message_at` is the message's own time.
-    `message` has the fields of the message in the payload, by the API's names.
+    `message` and `chat` have the fields of the message and of its chat in the payload, by the API's names.
     """
 
     event_id: str
@@ -71,6 +71,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     received_at: datetime
     payload: msgspec.Raw
     message: Payload = {}
+    chat: Payload = {}
     has_impossible_chat: bool = False
 
     @property
@@ -114,6 +115,7 @@ def parse_event(delivery: Delivery) -> Event | None:
         received_at=delivery.received_at,
         payload=msgspec.Raw(remove_links(text.encode())),
         message=_select_fields(message, top),
+        chat=_find_chat(objects, chat_id),
         has_impossible_chat=has_impossible_chat,
     )
 
@@ -183,6 +185,20 @@ def _find_message(objects: list[Payload], event_type: str | None) -> Payload | N
     if messages:
         return messages[0]
     return next((item for item in reversed(objects) if item.keys() & MESSAGE_FIELDS and not _is_event(item)), None)
+
+
+def _find_chat(objects: list[Payload], chat_id: str | None) -> Payload:
+    """Return the fields of the chat: those of its own object, or else those next to the fields of the message."""
+    shown = {name: item[name] for item in reversed(objects) for name in _CHAT_FIELDS_ANYWHERE if name in item}
+    for chat in _find_objects(objects, CHAT_OBJECTS):
+        if chat.get("id") in (None, chat_id):
+            shown |= {name: value for name, value in chat.items() if name in _CHAT_FIELDS}
+    return shown
+
+
+_CHAT_FIELDS = frozenset(name for name in Chat.__struct_encode_fields__ if not name.startswith("_")) - {"id"}
+# Anywhere else than in a chat, the other names mean something else.
+_CHAT_FIELDS_ANYWHERE = ("from_handle", "remote_handle", "is_group")
 
 
 def _select_fields(message: Payload | None, top: Payload) -> Payload:

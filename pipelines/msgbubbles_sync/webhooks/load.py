@@ -21,7 +21,7 @@ from msgbubbles.source.arrow import build_arrow_table, build_item
 from msgbubbles.source.compare import filter_rows
 from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.stored import Warehouse
-from msgbubbles.tables import MESSAGES, Table
+from msgbubbles.tables import CHATS, MESSAGES, Table
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.destinations.duckdb_file import DuckDBFile, merge_rows
@@ -35,7 +35,15 @@ from msgbubbles_sync.workspace import Workspace
 from .events import drop_duplicates, parse_event
 from .redact import drop_payload, redact_delivery
 from .spool import Segment, list_segments, spool_folder, take_finished, webhooks_folder
-from .updates import Scope, apply_events, build_messages_table, list_messages, to_rows
+from .updates import (
+    Scope,
+    apply_events,
+    build_arrow_rows,
+    build_chats,
+    list_messages,
+    select_changed_chats,
+    to_rows,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from msgbubbles.lazy_pyarrow import pa
@@ -47,7 +55,7 @@ PIPELINE = "msgbubbles_webhooks"
 MAX_BATCH_EVENTS = 20_000
 MAX_BATCH_CHARACTERS = 64 * 1024 * 1024
 STORED_MESSAGES = "SELECT * FROM msgbubbles.messages WHERE id IN (SELECT unnest(?::VARCHAR[]))"
-STORED_CHATS = "SELECT id FROM msgbubbles.chats WHERE id IN (SELECT unnest(?::VARCHAR[]))"
+STORED_CHATS = "SELECT * FROM msgbubbles.chats WHERE id IN (SELECT unnest(?::VARCHAR[]))"
 
 
 @dataclass
@@ -197,13 +205,18 @@ class _Load:
         self.result.impossible_chat_ids += sum(event.has_impossible_chat for event in events)
         self.result.unreadable_message_ids += sum(event.has_unreadable_message for event in events)
 
-    def _build_batch(self, events: list[Event], stored: pa.Table | None, chats: Iterable[str]) -> _Batch:
-        rows = to_rows(stored)
-        messages = apply_events(rows, events, Scope(frozenset(chats), self.start_ms, self.redactor))
+    def _build_batch(
+        self, events: list[Event], stored_messages: pa.Table | None, stored_chats: pa.Table | None
+    ) -> _Batch:
+        rows, chat_rows = to_rows(stored_messages, MESSAGES), to_rows(stored_chats, CHATS)
+        chats = build_chats(chat_rows, events, self.redactor)
+        known = {row["id"] for row in chat_rows} | chats.keys()
+        messages = apply_events(rows, events, Scope(known, self.start_ms, self.redactor))
         self.redactor.save_vault()
         return _Batch(
             build_arrow_table(WEBHOOK_EVENTS, [(event, event.received_at) for event in events]),
-            build_messages_table(messages),
+            build_arrow_rows(select_changed_chats(chat_rows, chats, messages), CHATS),
+            build_arrow_rows(messages, MESSAGES),
             {row["id"] for row in rows},
         )
 
@@ -216,13 +229,14 @@ class _Load:
             return None
         with suppress(duckdb.Error), self.destination.open_writer() as connection:
             stored = connection.execute(STORED_MESSAGES, [list_messages(events)]).to_arrow_table()
-            chats = connection.execute(STORED_CHATS, [_list_chats(events)]).fetchall()
-            batch = self._build_batch(events, stored, (chat_id for (chat_id,) in chats))
+            chats = connection.execute(STORED_CHATS, [_list_chats(events)]).to_arrow_table()
+            batch = self._build_batch(events, stored, chats)
             parts: list[tuple[Table, pa.Table, Strategy]] = [
                 (WEBHOOK_EVENTS, batch.events, self.strategy),
+                (CHATS, batch.chats, "delete-insert"),
                 (MESSAGES, batch.messages, "delete-insert"),
             ]
-            merge_rows(connection, PIPELINE, parts)
+            merge_rows(connection, PIPELINE, (part for part in parts if part[1].num_rows))
             return batch
         return None
 
@@ -232,7 +246,7 @@ class _Load:
         warehouse = Warehouse(pipeline)
         with warehouse.connected():
             stored = warehouse.rows_with("messages", "id", list_messages(events))
-            chats = [chat.id for chat in warehouse.chats(_list_chats(events))]
+            chats = warehouse.rows_with("chats", "id", _list_chats(events))
         batch = self._build_batch(events, stored, chats)
         file_format = self.destination.file_format
         try:
@@ -247,6 +261,7 @@ class _Load:
             batch = replace(
                 batch,
                 events=filter_rows(batch.events, [not is_refused for is_refused in refused]),
+                chats=filter_rows(batch.chats, [not is_refused for is_refused in screen("chats", batch.chats)]),
                 messages=filter_rows(
                     batch.messages, [not is_refused for is_refused in screen("messages", batch.messages)]
                 ),
@@ -261,9 +276,10 @@ class _Load:
 
 @dataclass(frozen=True)
 class _Batch:
-    """The rows of `webhook_events`, those of `messages` that are new or changed, and the ids of stored messages."""
+    """Rows of `webhook_events`, new or changed rows of `chats` and `messages`, and the ids of stored messages."""
 
     events: pa.Table
+    chats: pa.Table
     messages: pa.Table
     stored: set[str]
 
@@ -276,7 +292,8 @@ def _list_chats(events: Iterable[Event]) -> list[str]:
 def _build_resource(batch: _Batch, strategy: Strategy) -> Any:
     def items() -> Iterator[Any]:
         yield build_table_item(WEBHOOK_EVENTS, batch.events, strategy)
-        if batch.messages.num_rows:
-            yield build_item("messages", batch.messages)
+        for table, rows in (("chats", batch.chats), ("messages", batch.messages)):
+            if rows.num_rows:
+                yield build_item(table, rows)
 
     return dlt.resource(items, name="webhook_events_and_messages")

@@ -1,11 +1,11 @@
-"""Apply events to the messages that they are about.
+"""Apply events to the messages that they are about, and to the chats of these messages.
 
 Older values never replace newer ones, and clocks are never compared. Values that move one way only (the status, times
 that are set once) move that way. Other fields are taken from an event if the message's own `updated_at` is later than
 the stored one.
 
-A message of a stored chat that is not stored gets a row from the first event that shows when it was sent. The row has
-`from_event_at` until the message is read from the API: for everything that reads, it does not exist.
+A message that is not stored gets a row from the first event that shows when it was sent, and so does its chat. The rows
+have `from_event_at` until they are read from the API: for everything that reads, they do not exist.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import msgspec
 
 from msgbubbles.decode import read_row
 from msgbubbles.lazy_pyarrow import pa
-from msgbubbles.models import Message
+from msgbubbles.models import Chat, Message
 from msgbubbles.redact import Redactor
 from msgbubbles.source.arrow import build_arrow_schema, to_json_text
 from msgbubbles.source.progress import SET_ONCE, get_status_rank, is_ahead
 from msgbubbles.storable import replace_unstorable
-from msgbubbles.tables import MESSAGES
+from msgbubbles.tables import CHATS, MESSAGES, Table
 from msgbubbles.times import parse_time, to_epoch_ms
 
 from .events import Event
@@ -37,7 +37,7 @@ STATUSES = {
 DIRECTIONS = {"message.received": "inbound", "message.sent": "outbound"}
 # The type of event that sets each time of SET_ONCE.
 TIME_TYPES = ("message.sent", "message.delivered", "message.read")
-TIMES = tuple(column.name for column in MESSAGES.columns if column.type == "timestamp")
+TIMES = {column.name for table in (CHATS, MESSAGES) for column in table.columns if column.type == "timestamp"}
 WIRE_NAMES = {"sender_handle": "sender"}
 # Columns that are not fields of the message in an event. A message stays in its chat.
 NOT_SHOWN = frozenset({"id", "conversation_id", "attachment_count", "cursor_at", "from_event_at", "_fetched_at"})
@@ -46,7 +46,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Scope:
-    """Which messages events may add: those of the stored `chats`, since `start_ms`, by the policy of `redactor`."""
+    """Which messages events may add: those of `chats`, since `start_ms`, by the policy of `redactor`."""
 
     chats: Collection[str]
     start_ms: int
@@ -78,14 +78,43 @@ def apply_events(stored: Iterable[Row], events: Iterable[Event], scope: Scope) -
     return list(changed.values())
 
 
+def build_chats(stored: Iterable[Row], events: Iterable[Event], redactor: Redactor) -> dict[str, Row]:
+    """Return rows of chats that have not been read, by id, as events about their messages show them.
+
+    If anybody is erased, a chat is left to the next read unless an event shows who is in it.
+    """
+    rows = {row["id"]: row for row in stored}
+    for event in events:
+        row = rows.get(event.chat_id or "")
+        if event.chat_id is None or not event.is_about_message or (row is not None and row["from_event_at"] is None):
+            continue
+        chat = _read_chat(event, redactor)
+        if chat is not None:
+            new = {"from_event_at": event.received_at, "_fetched_at": event.received_at}
+            shown = {name: value for name, value in chat.items() if value is not None}
+            rows[event.chat_id] = (row or dict.fromkeys(CHATS.column_names) | new) | shown
+    return {chat_id: row for chat_id, row in rows.items() if row["from_event_at"] is not None}
+
+
+def select_changed_chats(stored: Iterable[Row], chats: dict[str, Row], messages: Iterable[Row]) -> list[Row]:
+    """Return the rows that differ from the stored ones, of chats that have messages; `messages` are those to load."""
+    before = {row["id"]: row for row in stored}
+    latest = {chat_id: row["last_message_at"] for chat_id, row in before.items()}
+    for message in messages:
+        at = latest.get(message["conversation_id"])
+        latest[message["conversation_id"]] = max(filter(None, (at, message["cursor_at"])), default=None)
+    rows = [row | {"last_message_at": latest[chat_id]} for chat_id, row in chats.items() if chat_id in latest]
+    return [row for row in rows if row != before.get(row["id"])]
+
+
 def list_messages(events: Iterable[Event]) -> list[str]:
     """Return the ids of the messages that events are about."""
     return list(dict.fromkeys(event.message_id for event in events if event.is_about_message and event.message_id))
 
 
-def to_rows(stored: pa.Table | None) -> list[Row]:
-    """Convert stored messages to rows with all columns."""
-    wanted = build_arrow_schema(MESSAGES)
+def to_rows(stored: pa.Table | None, table: Table) -> list[Row]:
+    """Convert stored rows to rows with all columns."""
+    wanted = build_arrow_schema(table)
     if stored is None:
         return []
     for field in wanted:
@@ -94,10 +123,9 @@ def to_rows(stored: pa.Table | None) -> list[Row]:
     return list(stored.select(wanted.names).cast(wanted).to_pylist())
 
 
-def build_messages_table(rows: list[Row]) -> pa.Table:
-    """Convert rows to a table that can be loaded."""
-    table = pa.Table.from_pylist(rows, schema=build_arrow_schema(MESSAGES))
-    return replace_unstorable(table, MESSAGES.json_columns)[0]
+def build_arrow_rows(rows: list[Row], table: Table) -> pa.Table:
+    """Convert rows to an Arrow table that can be loaded."""
+    return replace_unstorable(pa.Table.from_pylist(rows, schema=build_arrow_schema(table)), table.json_columns)[0]
 
 
 def _build_row(event: Event, message: Message | None, scope: Scope) -> Row | None:
@@ -175,6 +203,19 @@ def _read_message(event: Event, redactor: Redactor, stored_at: datetime | None) 
     if redactor.has_expired(stored_at):
         message.text = None
     return message if type(message) is Message else None
+
+
+def _read_chat(event: Event, redactor: Redactor) -> Row | None:
+    """Read the chat of an event as one from the API; null if the policy leaves it out."""
+    times = {name: _format_time(event.chat[name]) for name in TIMES if name in event.chat}
+    raw = msgspec.Raw(json.dumps(event.chat | times | {"id": event.chat_id}).encode())
+    chat = read_row(Chat, raw, "chats", None)[0] or Chat(id=event.chat_id or "")
+    if not redactor.is_idle:
+        chat = redactor.chat(chat)
+        if type(chat) is not Chat or (redactor.erased and chat.remote_handle is None):
+            return None
+    values = {column.name: getattr(chat, column.name) for column in CHATS.columns if column.name != "_fetched_at"}
+    return values | {"extra": to_json_text(chat.extra)}
 
 
 def _list_values(event: Event, message: Message | None) -> Row:

@@ -93,7 +93,7 @@ def test_row_from_the_future_is_compared() -> None:
         assert [(row.id, row.kind) for row in compare(world).differences] == [(chat_id, "missing")]
 
 
-def test_message_that_only_an_event_shows_counts_as_not_read() -> None:
+def test_rows_that_only_an_event_shows_count_as_not_read() -> None:
     with closing(World(Knobs(), SourceConfig(), page_size=100)) as world:
         for number in range(20):
             at = world.at() - timedelta(hours=number + 1)
@@ -107,12 +107,17 @@ def test_message_that_only_an_event_shows_counts_as_not_read() -> None:
         stored[new,] = unread | {"id": new, "created_at": world.at(), "cursor_at": world.at()}
         stored["made up",] = unread | {"id": "made up"}
         stored[old,] = unread
+        chats = world.store.tables["chats"]
+        (other,) = sorted(chats, key=lambda key: chats[key]["last_message_at"])[1]
+        read_chat = chats[other,]
+        chats[other,] = read_chat | {"from_event_at": world.at()}
+        chats["made up",] = chats[other,] | {"id": "made up"}
         result = compare(world)
-        assert [(row.id, row.kind) for row in result.differences] == [(old, "missing")]
+        assert [(row.id, row.kind) for row in result.differences] == [(other, "missing"), (old, "missing")]
         assert result.newer > 0
 
-        stored[old,] = read
-        del stored["made up",]
+        stored[old,], chats[other,] = read, read_chat
+        del stored["made up",], chats["made up",]
         world.sync()
         assert world.differences() == {}
 

@@ -168,6 +168,33 @@ def test_chats_and_rejected_rows_are_deleted_whole(workspace: Workspace) -> None
     assert erased(workspace, ANN)["rows"] == {}
 
 
+def test_erasure_removes_chats_that_events_show_without_the_other_side(workspace: Workspace) -> None:
+    with duckdb.connect(str(workspace.work)) as connection:
+        for table in ("chats", "messages"):
+            connection.execute(f"ALTER TABLE msgbubbles.{table} ADD COLUMN from_event_at TIMESTAMPTZ")
+    put(
+        workspace, "chats",
+        ("read", False, None, None, None), ("theirs", None, None, None, AT), ("anybody's", None, None, None, AT),
+        ("known", None, ANN, None, AT), ("another's", None, BEN, None, AT),
+    )  # fmt: skip
+    put(
+        workspace, "messages",
+        *(
+            (chat, chat, sender, "text", None, "inbound" if sender else "outbound", AT)
+            for chat, sender in (("read", None), ("theirs", ANN), ("anybody's", None), ("known", None),
+                                 ("another's", BEN))
+        ),
+        ("of the feed", "anybody's", None, "text", None, "outbound", None),
+    )  # fmt: skip
+    assert erased(workspace, ANN)["rows"] == {"chats": 3, "messages": 3}
+    assert get(workspace, "SELECT id FROM msgbubbles.chats ORDER BY id") == [("another's",), ("read",)]
+    stored = [("another's",), ("of the feed",), ("read",)]
+    assert get(workspace, "SELECT id FROM msgbubbles.messages ORDER BY id") == stored
+    redactor = build_redactor(workspace, load_settings())
+    # The next sync finds out whose the other chat is.
+    assert [redactor.is_erased_chat(chat) for chat in ("theirs", "known", "anybody's")] == [True, True, False]
+
+
 def test_erased_person_is_removed_from_the_ledger_of_groups(workspace: Workspace) -> None:
     with Ledger.open(workspace.folder) as ledger:
         made: list[tuple[Any, tuple[str, ...]]] = [("create", (ANN, BEN)), ("add", (ANN,)), ("remove", (BEN,))]

@@ -99,11 +99,16 @@ def test_segments_are_batched_within_limits(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 NINE = "2026-11-23T09:00:00.000Z"
+CHAT = {
+    "id": "d", "from_handle": "+14155550100", "remote_handle": "+14155550123", "is_group": False, "title": "a secret",
+    "created_at": NINE,
+}  # fmt: skip
 SECRETS = {"text": "a secret", "sender": "+14155550123", "metadata": {"note": "a secret"}, "to": "ann@example.com"}
 
 
+@pytest.mark.filterwarnings("ignore:fetch_arrow_table:DeprecationWarning")
 @pytest.mark.parametrize("preset", [*PRESETS, "expired"])
-def test_new_messages_follow_the_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str) -> None:
+def test_new_messages_and_chats_follow_the_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str) -> None:
     monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__KEY", "of a test, and long enough to be a key")
     monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__PRESET", "full" if preset == "expired" else preset)
     if preset == "expired":
@@ -115,7 +120,7 @@ def test_new_messages_follow_the_policy(tmp_path: Path, monkeypatch: pytest.Monk
     spool.mkdir(parents=True)
     with build_destination(workspace).open_writer() as database:
         database.execute(f"CREATE SCHEMA msgbubbles; CREATE TABLE msgbubbles.chats ({column_definitions(CHATS)})")
-        database.execute("INSERT INTO msgbubbles.chats (id) VALUES ('c')")
+        database.execute("INSERT INTO msgbubbles.chats (id, _fetched_at) VALUES ('c', now())")
     at = "2026-01-02T09:00:00.000Z" if preset == "expired" else NINE
     message = SECRETS | {
         "id": "m1",
@@ -126,23 +131,38 @@ def test_new_messages_follow_the_policy(tmp_path: Path, monkeypatch: pytest.Monk
     }
     bodies: list[dict[str, Any]] = [
         {"type": "message.received", "conversation_id": None, "message": message | more}
-        for more in ({}, {"id": "m2", "conversation_id": "d"}, {"id": "m3", "created_at": "2025-01-01"}, {"id": 4})
+        for more in (
+            {},
+            {"id": "m2", "conversation_id": "d", "chat": CHAT},
+            {"id": "m3", "created_at": "2025-01-01", "conversation_id": "e"},
+            {"id": 4},
+        )
     ]
     (spool / "1-1.jsonl").write_text("".join(line(number, **body) for number, body in enumerate(bodies)))
     result = load_all(workspace)
-    # Before `start_date`, and of a chat that is not stored, messages are left to the next read.
+    # Messages from before `start_date`, and their chats, are left to the next read.
     assert (result.deliveries, result.messages_changed, result.unreadable_message_ids) == (4, 0, 1)
-    assert result.messages_new == (1 if preset == "expired" else 2)
+    assert result.messages_new == (2 if preset == "expired" else 3)
     assert "new messages, 0 changed. 1 events have no readable message" in str(result)
     with duckdb.connect(str(workspace.work)) as database:
         database.execute("SET TimeZone = 'UTC'")
         rows = database.execute(
             "SELECT text, conversation_id, from_event_at::VARCHAR FROM msgbubbles.messages WHERE id = 'm1'"
         ).fetchall()
+        chats = database.execute(
+            "SELECT id, from_handle, is_group, last_message_at::VARCHAR, from_event_at::VARCHAR FROM msgbubbles.chats "
+            "WHERE id <> 'c' ORDER BY id"
+        ).fetchall()
         stored = repr(rows) + repr(database.execute("FROM msgbubbles.messages").fetchall())
+        stored += repr(database.execute("FROM msgbubbles.chats").fetchall())
         if preset in ("analytics", "minimal"):
             stored += repr(database.execute("FROM msgbubbles.webhook_events").fetchall())
     text = {"full": "a secret", "analytics": "········"}.get(preset)
     assert rows == [(text, "c", "2026-11-23 10:00:00+00")]
+    came_at = "2026-11-23 10:00:00+00"
+    assert chats[0] == ("d", chats[0][1], False, f"{at[:10]} 09:00:00+00", came_at)
+    assert (chats[0][1] == CHAT["from_handle"]) == (preset != "minimal")
+    assert chats[1:] == ([] if preset == "expired" else [("e", None, None, "2025-01-01 00:00:00+00", came_at)])
+    assert ("'a secret', datetime" in stored) == (preset in ("full", "expired"))
     hidden = ("a secret", "4155550123", "ann@") if preset in ("analytics", "minimal") else ()
     assert [value for value in hidden if value in stored] == []
