@@ -19,9 +19,17 @@ from msgbubbles.settings import SourceSettings
 from msgbubbles.source.run import MissingRows, Run
 
 from .context import Context, Limits
-from .dbt.runner import check_tools, forget_build, is_outdated, load_test_result, transform
+from .dbt.runner import (
+    check_tools,
+    describe_failed_models,
+    forget_build,
+    is_outdated,
+    load_build_result,
+    transform,
+)
 from .destinations import Destination, claims
 from .destinations.version import store_version
+from .errors import TransformError
 from .groups.ledger import LEDGER, Ledger
 from .groups.load import load_ledger
 from .load_streams import StreamLoader
@@ -67,8 +75,10 @@ def run(context: Context, limits: Limits) -> RunReport:
         _follow_restored_tables(context)
         _finish_privacy_work(context)
         report.expired = dict(expire(context))
-        load_ledger(context.workspace, context.destination, context.redactor)
-        _load_events(context)
+        with report.isolate("group operations"):
+            load_ledger(context.workspace, context.destination, context.redactor)
+        with report.isolate("webhook events"):
+            _load_events(context, report)
         if limits.with_transform:
             check_tools(context.destination)  # before anything is read
         early = EarlyTables(context, report, with_transform=limits.with_transform)
@@ -114,11 +124,11 @@ def load_webhooks(context: Context, limits: Limits) -> RunReport:
     with _report_end(context, report):
         context.destination.prepare()
         with context.destination.hold():
-            _load_events(context)
+            _load_events(context, report)
             _build_marts(context, report, with_transform=limits.with_transform)
             if context.workspace.is_pending("publish"):
                 _publish_tables(context, report, with_record=False)
-    if report.failure is not None:
+    if report.failure is not None or report.transform_error is not None:
         _add_record(context, report)
     return report
 
@@ -141,10 +151,13 @@ class EarlyTables:
             return
         try:
             with context.destination.hold():
-                _load_events(context)
+                with report.isolate("webhook events"):
+                    _load_events(context, report)
                 _build_marts(context, report, with_transform=self.with_transform)
                 _publish_tables(context, report)
             context.console.say(PUBLISHED_EARLY)
+            if report.transform_error is not None:
+                context.console.fail(f"only the rows: {report.transform_error}")
         except Exception as error:
             outcome = explain_end(error, context)
             if outcome.exit_status == EXIT_STOPPED:  # a signal during a load of dlt
@@ -208,27 +221,40 @@ def _finish_privacy_work(context: Context) -> None:
         purge(context)
 
 
-def _load_events(context: Context) -> None:
+def _load_events(context: Context, report: RunReport) -> None:
     loaded = load_events(context)
     if loaded.malformed:
         context.console.fail(f"webhooks: {loaded}")
     elif loaded.deliveries:
         context.console.say(f"webhooks: {loaded}")
+    if loaded.unreadable_files:
+        report.add_failed_part("webhook events", loaded.describe_unreadable_files())
 
 
 def _build_marts(context: Context, report: RunReport, *, with_transform: bool) -> None:
-    """Bring the marts up to date if rows or models have changed."""
+    """Bring the marts up to date if rows or models have changed. If that fails, readers keep those that they have."""
     workspace = context.workspace
+    report.transform_error = None
+    report.failed_parts.pop("marts", None)
     is_due = with_transform and (workspace.is_pending("transform") or is_outdated(workspace, context.settings))
     # If the API has never answered, there is nothing to build from, and its error is what to report.
     if is_due and _has_streams(context.destination):
         workspace.set_pending("publish")
         context.console.say("building the marts")
-        with report.timed("transform"):
-            transform(workspace, context.destination, context.settings)
-        workspace.set_done("transform")
-    report.tested = load_test_result(workspace)
-    report.held_marts = report.tested.marts if context.settings.transforms.data_tests == "hold" else []
+        try:
+            with report.timed("transform"):
+                transform(workspace, context.destination, context.settings)
+        except TransformError as error:
+            report.transform_error = error
+            report.held_marts = _list_marts(context.destination)
+            return
+        if not load_build_result(workspace).failed_models:
+            workspace.set_done("transform")
+    report.built = load_build_result(workspace)
+    if report.built.failed_models:
+        report.add_failed_part("marts", describe_failed_models(workspace, report.built))
+    holds = context.settings.transforms.data_tests == "hold"
+    report.held_marts = sorted({*report.built.unbuilt_marts, *(report.built.marts if holds else ())})
 
 
 def _publish(context: Context, report: RunReport, *, max_age_minutes: float) -> None:
@@ -285,6 +311,14 @@ def _has_streams(destination: Destination) -> bool:
         except duckdb.CatalogException:
             return False
     return True
+
+
+def _list_marts(destination: Destination) -> list[str]:
+    query = "FROM information_schema.tables WHERE table_schema = ? AND table_catalog = current_catalog()"
+    with destination.open_writer() as connection:
+        schema = destination.name_schema(destination.marts_schema)
+        names = connection.execute(f"SELECT table_name {query}", [schema]).fetchall()
+    return sorted(name for (name,) in names)
 
 
 def _count_rows(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:

@@ -13,7 +13,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from uuid import uuid4
 
-from msgbubbles.errors import Interrupted
+from msgbubbles.errors import ConfigurationError, Interrupted
 from msgbubbles.source.buffer import Changes
 from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.run import Run, StreamProgress
@@ -21,7 +21,8 @@ from msgbubbles.source.state import FailedRead
 from msgbubbles.transport import VERSION
 
 from .context import Context
-from .dbt.runner import DataTestResult
+from .dbt.runner import BuildResult
+from .errors import TransformError, list_causes
 from .outcome import Outcome, explain_end
 from .run_log import CoveredRecord, RowCounts, RunRecord, StreamRecord, iso_timestamp
 
@@ -34,9 +35,11 @@ class RunReport:
         run: What it has read.
         is_repair: Whether it read single rows only, so that it cannot be complete.
         seconds: Wall-clock seconds by phase; those of dlt's steps are part of `load`.
-        tested: The result of the data tests when the marts were last built.
+        built: What failed when the marts were last built.
         expired: How many rows and texts were removed because the privacy policy limits their age.
         failed_reads: What could not be read, in this run or one before, and is tried again.
+        failed_parts: The parts of the run that failed alone, such as the webhook events, and why.
+        transform_error: Why the marts could not be built or tested. The rows are published.
         failure: The exception that ended the run, if one did.
         outcome: The outcome as of the last `conclude`; `record` too.
     """
@@ -51,13 +54,16 @@ class RunReport:
     published: bool = False
     published_bytes: int | None = None
     rows_in_warehouse: dict[str, int] = field(default_factory=dict)
-    tested: DataTestResult = field(default_factory=DataTestResult)
+    built: BuildResult = field(default_factory=BuildResult)
     held_marts: list[str] = field(default_factory=list)
     expired: dict[str, int] = field(default_factory=dict)
     failed_reads: list[FailedRead] = field(default_factory=list)
+    failed_parts: dict[str, str] = field(default_factory=dict)
+    transform_error: TransformError | None = None
     failure: BaseException | None = None
     outcome: Outcome = field(default_factory=lambda: Outcome(0))
     record: RunRecord = field(init=False, repr=False)
+    _shown: set[tuple[str, str]] = field(default_factory=set)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -70,23 +76,41 @@ class RunReport:
     def add_seconds(self, phase: str, seconds: float) -> None:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
+    @contextmanager
+    def isolate(self, part: str) -> Iterator[None]:
+        """Let a part of the run fail alone: the others go on, and the next run does this one again."""
+        self.failed_parts.pop(part, None)
+        try:
+            yield
+        except Exception as error:
+            if any(isinstance(cause, ConfigurationError | KeyboardInterrupt) for cause in list_causes(error)):
+                raise
+            self.add_failed_part(part, explain_end(error, self.context).message)
+
+    def add_failed_part(self, part: str, reason: str) -> None:
+        self.failed_parts[part] = reason
+        if (part, reason) not in self._shown:
+            self._shown.add((part, reason))
+            self.context.console.fail(f"{part}: {reason}")
+
     @property
     def ended_by(self) -> BaseException | None:
         """What ended the run early: an exception, a signal, an error of the API, or a limit."""
         if self.failure is not None or isinstance(self.run.halt, Interrupted):
             return self.failure or self.run.halt
-        return self.run.error or self.run.halt
+        return self.run.error or self.transform_error or self.run.halt
 
     def conclude(self) -> None:
         """Set the outcome and the record of the run so far."""
         is_lossy = any(progress.rejected or progress.standing for progress in self.run.streams.values())
-        is_incomplete = bool(is_lossy or self.failed_reads or self.tested.failed_tests)
+        is_incomplete = bool(is_lossy or self.failed_reads or self.failed_parts or self.built.failed_tests)
         self.outcome = explain_end(self.ended_by, self.context, is_incomplete=is_incomplete)
         self.record = self._build_record()
 
     def _build_record(self) -> RunRecord:
         run = self.run
-        error = self.outcome.message if self.failure is not None else None if run.error is None else str(run.error)
+        has_ended = self.failure is not None
+        error = self.outcome.message if has_ended else str(run.error or self.transform_error or "") or None
         return {
             "run_id": self.run_id,
             "started_at": self.started_at.isoformat(timespec="milliseconds"),
@@ -114,7 +138,8 @@ class RunReport:
             "repaired": {what: count for what, count in run.reconciled.items() if count},
             "expired": self.expired,
             "failed_reads": dict(Counter(failed.kind for failed in self.failed_reads)),
-            "failed_tests": self.tested.failed_tests,
+            "failed_parts": self.failed_parts,
+            "failed_tests": self.built.failed_tests,
             "held_marts": self.held_marts,
             "versions": _find_versions(),
         }

@@ -91,6 +91,7 @@ class RunRecord(TypedDict, total=False):
     repaired: dict[str, int]
     expired: dict[str, int]
     failed_reads: dict[str, int]
+    failed_parts: dict[str, str]
     failed_tests: list[str]
     held_marts: list[str]
     versions: dict[str, str]
@@ -188,6 +189,11 @@ def describe_failed_reads(failed: Sequence[FailedRead]) -> list[str]:
             "See msgbubbles.failed_reads"
         )
     return lines
+
+
+def describe_failed_parts(record: RunRecord) -> list[str]:
+    """Return a line for each part of a run that failed alone."""
+    return [f"{part}: {reason}" for part, reason in (record.get("failed_parts") or {}).items()]
 
 
 def iso_timestamp(at_ms: int | None) -> str | None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import duckdb
 
+from helpers.hooks import spool, typing, workspace_in
 from helpers.job import Job
 from helpers.warehouse_rows import differences
-from msgbubbles_sync.sandbox import Knobs
+from msgbubbles_sync.groups.ledger import LEDGER
+from msgbubbles_sync.sandbox import Knobs, NewMessage
+from msgbubbles_sync.webhooks.spool import spool_folder
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -56,3 +60,36 @@ def test_failed_reads_are_shown_until_they_succeed(new_job: Callable[..., Job]) 
     assert job.run().summary["published"]
     assert failed_reads(job) == []
     assert differences(job.database, job.server.truth()) == {}
+
+
+def test_part_of_a_run_that_fails_stops_no_other_part(new_job: Callable[..., Job]) -> None:
+    job = new_job(chats=20, messages=100)
+    workspace = workspace_in(job.folder)
+    workspace.make_folders()
+    (workspace.folder / "dbt" / "target").touch()  # dbt cannot start
+    outcome = job.run(transform=True, status=1)
+    assert "the marts could not be built" in outcome.errors
+    assert outcome.summary["published"]
+    assert differences(job.database, job.server.truth()) == {}
+
+    ledger, segment = workspace.folder / LEDGER, spool_folder(workspace) / "1-1.jsonl"
+    ledger.write_bytes(b"not a database" * 500)
+    spool(workspace, [typing(1)])
+    segment.mkdir()
+    message = NewMessage(job.server.truth().chats[0]["id"], "inbound", "again", datetime.now(UTC), "received")
+    job.server.account.add_message(message)
+    outcome = job.run(status=3)
+    parts = outcome.summary["failed_parts"]
+    assert outcome.summary["outcome"] == "complete"
+    assert f"{ledger} is damaged" in parts["group operations"]
+    assert "1 file in webhooks/spool" in parts["webhook events"]
+    assert all(reason in outcome.errors for reason in parts.values())
+    assert job.ask("status")["runs"][-1]["failed_parts"] == parts
+    assert parts["webhook events"] in job.ask("status", "--text")
+    with duckdb.connect(str(job.database), read_only=True) as database:
+        assert database.execute("SELECT count(*) FROM msgbubbles.webhook_events").fetchall() == [(1,)]
+    assert differences(job.database, job.server.truth()) == {}
+
+    ledger.unlink()
+    segment.rmdir()
+    assert job.run().summary["failed_parts"] == {}

@@ -101,7 +101,7 @@ def test_run_reads_on_after_marts_that_fail_between_batches(
     monkeypatch.setattr(job, "transform", transform)
     report = job.run(build_context(workspace, console=console), Limits())
     assert builds == report.batches
-    assert console.errors == ["the tables cannot be published yet: no space"]
+    assert console.errors == ["only the rows: no space"]
 
     assert report.record["outcome"] == "complete"
     assert differences(workspace.database, server.truth()) == {}

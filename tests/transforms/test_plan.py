@@ -16,7 +16,7 @@ from helpers.marts_account import Account
 from helpers.sizes import IS_NIGHTLY, pick_size
 from msgbubbles_sync.dbt import plan, runner
 from msgbubbles_sync.dbt.plan import PlanFile
-from msgbubbles_sync.dbt.runner import DataTestResult, get_details_path, load_test_result
+from msgbubbles_sync.dbt.runner import BuildResult, get_details_path, load_build_result
 
 from .conftest import Built, Replica
 
@@ -48,7 +48,7 @@ def test_planned_runs_equal_dbt_over_a_random_history(
             planned.build()
         by_dbt.build(**{} if is_tested else {"data_tests": "off"})
         assert planned.contents() == by_dbt.contents()
-        assert not is_tested or load_test_result(planned.workspace) == load_test_result(by_dbt.workspace)
+        assert not is_tested or load_build_result(planned.workspace) == load_build_result(by_dbt.workspace)
     assert planned.planned == [True] * len(SIZES)
     assert not any(by_dbt.planned)
 
@@ -157,7 +157,7 @@ def test_key_changes_with_relations_and_settings(built: Built, monkeypatch: pyte
 
 
 def test_failing_statement_is_left_to_dbt(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner._Dbt, "test", lambda *_: DataTestResult())  # the data tests would take most of the time
+    monkeypatch.setattr(runner._Dbt, "test", lambda *_: BuildResult())  # the data tests would take most of the time
     recorded = json.loads(built.plan_path.read_text())
     step = next(step for step in recorded["steps"] if step["name"] == "int_thread_measures")
     step["statements"].insert(1, "SELECT * FROM missing")
@@ -186,7 +186,7 @@ def test_only_a_failing_data_test_needs_dbt(built: Built, monkeypatch: pytest.Mo
     built.warehouse.load("3", chats=[{"id": None, "from_handle": "+1"}])
     built.build()
     assert (built.planned, commands) == ([True, True], ["test"])
-    assert load_test_result(built.workspace) != DataTestResult()
+    assert load_build_result(built.workspace) != BuildResult()
 
 
 def test_all_rows_are_tested_once_a_day_and_until_they_pass(built: Built) -> None:
@@ -196,7 +196,7 @@ def test_all_rows_are_tested_once_a_day_and_until_they_pass(built: Built) -> Non
     def build_after_load(load_id: str) -> dict[str, int]:
         built.warehouse.load(load_id, messages=[{"id": load_id, "conversation_id": "a", "cursor_at": "2026-01-01"}])
         built.build()
-        return load_test_result(built.workspace).failed_rows
+        return load_build_result(built.workspace).failed_rows
 
     built.warehouse.load("2", chats=[{"id": "b", "from_handle": "+1"}])
     assert build_after_load("3") == {}

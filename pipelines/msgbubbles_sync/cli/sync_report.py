@@ -32,6 +32,8 @@ def print_report(reporter: Reporter, report: RunReport, policy: str, *, sandbox:
     if reporter.as_json or run.error is None or run.traffic.answered:
         reporter.print(report.record, lambda console: _show(console, report, policy, sandbox=sandbox))
     if reporter.as_json:
+        if report.transform_error is not None:
+            reporter.fail(str(report.transform_error))
         return
     if run.error is not None and not run.traffic.answered:
         reporter.fail(describe_refusal(run.error))
@@ -39,6 +41,10 @@ def print_report(reporter: Reporter, report: RunReport, policy: str, *, sandbox:
     ending = "the rows read before are stored, and the next run continues from there"
     if run.error is not None:
         reporter.fail(f"failed: {run.error}; {ending}")
+    elif report.transform_error is not None:
+        reporter.fail(
+            f"failed: {report.transform_error}; the rows are published, and readers have the marts as they were"
+        )
     elif run.halt is not None:
         reporter.fail(f"{run.halt}; {ending}")
 
@@ -118,12 +124,12 @@ def find_warnings(run: Run) -> list[str]:
 
 def describe_failed_tests(report: RunReport) -> list[str]:
     """Return which data tests failed, and what that means for readers."""
-    tested = report.tested
+    tested = report.built
     if not tested.failed_tests:
         return []
     consequence = (
         "readers see the last published version"
-        if report.held_marts
+        if set(tested.marts) <= set(report.held_marts)
         else "they are published anyway, as transforms.data_tests says"
     )
     names = [

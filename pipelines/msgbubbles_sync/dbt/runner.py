@@ -9,8 +9,9 @@ import gc
 import json
 import os
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,15 +31,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DataTestResult:
-    """Which data tests failed for the marts as they are built now, and the names of the marts they concern.
+class BuildResult:
+    """What failed when the marts were last built.
 
-    `failed_rows` has the number of rows that fail each; the file of `get_details_path` has queries that select them.
+    Attributes:
+        failed_tests: The data tests that failed.
+        marts: The marts that they concern.
+        failed_rows: The number of rows that fail each; the file of `get_details_path` has queries that select them.
+        failed_models: The models that could not be built.
+        unbuilt_marts: The marts that these are, or that are built from them: they are as they were before.
     """
 
     failed_tests: list[str] = field(default_factory=list)
     marts: list[str] = field(default_factory=list)
     failed_rows: dict[str, int] = field(default_factory=dict)
+    failed_models: list[str] = field(default_factory=list)
+    unbuilt_marts: list[str] = field(default_factory=list)
 
 
 def is_outdated(workspace: Workspace, settings: Settings) -> bool:
@@ -63,8 +71,9 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
 
     They are built from scratch if the models have changed, because a new model does not correct the rows of the old
     one. The tests of large tables check the keys that this run touched, and all rows every `full_tests_hours`, after a
-    build from scratch, and until all tests pass again. `load_test_result` returns the result of the tests. Raises
-    `TransformError`.
+    build from scratch, and until all tests pass again. A model that fails, and what is built from it, is built from
+    scratch; if it fails again, so it is in the next run. `load_build_result` returns what failed. Raises
+    `TransformError` if no mart could be built, or for a reason that the destination explains.
     """
     digest = compute_build_digest(settings)
     is_full = _read_build_digest(workspace) != digest
@@ -76,36 +85,44 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
     dbt = _Dbt(
         workspace, destination.prefix, target, environment, settings, destination.marts_schema, full_tests=is_due
     )
-    tested = DataTestResult()
+    result = BuildResult()
+    failed_before = [] if is_full else load_build_result(workspace).failed_models
     with ExitStack() as stack:
         folders = stack.enter_context(destination.open_build())
         if folders is not None:
             session = stack.enter_context(spark.open_session(settings.transforms.spark, workspace.folder / "dbt"))
             spark.register_tables(session, *folders, destination.prefix)
-        can_plan = settings.transforms.planned_runs and target == "duckdb" and not is_full
+        can_plan = settings.transforms.planned_runs and target == "duckdb" and not is_full and not failed_before
         plan = PlanFile(workspace.folder / "dbt" / "plan.json", dbt.depends_on) if can_plan else None
         is_planned = plan is not None and plan.execute(destination, follows_success=full_tests_at > 0)
         if not is_planned:
             destination.release()
-            result = dbt.run("run", *(["--full-refresh"] if is_full else []))
-            if result.failed:
-                raise TransformError(f"the marts could not be built ({result.names}){result.explain(destination)}")
+            result = dbt.build(destination, failed_before, is_full=is_full)
             write_privately(_digest_file(workspace), digest)
         has_tests = settings.transforms.data_tests != "off"
         if has_tests and not (is_planned and plan is not None and plan.passes_tests(destination)):
-            tested = dbt.test(destination)
-        if plan is not None and not is_planned:
+            result = dbt.test(destination, result)
+        if plan is not None and not is_planned and not dbt.has_rebuilt:
             plan.record(destination, dbt.nodes, dbt.executed)
-    if has_tests and not tested.failed_tests:
+    if has_tests and not result.failed_tests and not result.failed_models:
         write_privately(_full_tests_file(workspace), str(time.time() if is_due else full_tests_at))
-    write_privately(_test_result_file(workspace), json.dumps(asdict(tested)))
+    write_privately(_build_result_file(workspace), json.dumps(asdict(result)))
 
 
-def load_test_result(workspace: Workspace) -> DataTestResult:
-    """Load the result of the data tests when the marts were last built."""
+def load_build_result(workspace: Workspace) -> BuildResult:
+    """Load what failed when the marts were last built."""
     with suppress(OSError, ValueError, TypeError):
-        return DataTestResult(**json.loads(_test_result_file(workspace).read_text()))
-    return DataTestResult()
+        return BuildResult(**json.loads(_build_result_file(workspace).read_text()))
+    return BuildResult()
+
+
+def describe_failed_models(workspace: Workspace, result: BuildResult) -> str:
+    """Return which models could not be built, and what that means for readers."""
+    return (
+        f"could not be built: {', '.join(result.failed_models)}; readers see the last published version of "
+        f"{', '.join(result.unbuilt_marts) or '(none)'}. Correct the models as {get_details_path(workspace)} says; the "
+        "next run builds them again"
+    )
 
 
 def get_details_path(workspace: Workspace) -> Path:
@@ -137,19 +154,23 @@ class _Result:
     def names(self) -> str:
         return ", ".join(node.node.name for node in self.failed if node) or "dbt did not start"
 
+    @property
+    def has_not_started(self) -> bool:
+        return None in self.failed
+
     def explain(self, destination: Destination) -> str:
         """Return the end of a sentence: what the database's messages mean, and the file that has them."""
-        reason = destination.explain(self._messages)
+        reason = destination.explain(self.messages)
         return f"{f': {reason}' if reason else ''}; see {self.write_details()}"
 
     def write_details(self) -> Path:
         """Write the database's messages to a file, and return its path."""
         with suppress(OSError):  # a full or read-only disk, which the run reports as well
-            write_privately(self._details, self._messages + "\n")
+            write_privately(self._details, self.messages + "\n")
         return self._details
 
     @property
-    def _messages(self) -> str:
+    def messages(self) -> str:
         messages = [f"{node.node.name}: {node.message}{_describe_query(node)}" for node in self.failed if node]
         return "\n\n".join(messages) or str(self._exception)
 
@@ -175,7 +196,7 @@ class _Dbt:
         *,
         full_tests: bool = True,
     ) -> None:
-        self._workspace, self._environment = workspace, environment
+        self._workspace, self._environment, self.target = workspace, environment, target
         sync = settings.sync
         marts_schema = sync.schema_names[marts_schema]
         self._marts_schema = f"{prefix}{marts_schema}"
@@ -203,6 +224,8 @@ class _Dbt:
             *("--quiet", "--log-level", "none", "--log-level-file", "none", "--no-write-json"),
         ]
         self._manifest: Manifest | None = None
+        # Whether models were built from scratch that would otherwise have been updated.
+        self.has_rebuilt = False
         # What the statements of a run depend on, except for the relations in the database.
         self.depends_on = (compute_key(*self._names).hex(), json.dumps(variables), settings.transforms.data_tests)
         # The nodes of all commands; the statements executed for them, in order, each with the id of its node.
@@ -234,25 +257,55 @@ class _Dbt:
         if event.info.name == "SQLQuery":
             self.executed.append((event.data.node_info.unique_id, event.data.sql))
 
-    def test(self, destination: Destination) -> DataTestResult:
-        """Run the data tests. Raises `TransformError` if one of them could not run."""
-        destination.release()
-        result = self.run("test", "--exclude-resource-type", "unit_test")
+    def build(self, destination: Destination, failed_before: list[str], *, is_full: bool) -> BuildResult:
+        """Build the marts. Raises `TransformError` as `transform` does.
+
+        A model that fails may have a table that somebody changed, so it is built from scratch, as are those that failed
+        before.
+        """
+        options = ["--full-refresh"] if is_full else _select("--exclude", failed_before)
+        result = self.run("run", *options)
+        if self.target != "spark" and not is_full and not result.has_not_started:
+            failed = [*failed_before, *(failed.node.name for failed in result.failed)]
+            if failed and destination.explain(result.messages) is None:
+                self.has_rebuilt = True
+                result = self.run("run", "--full-refresh", *_select("--select", failed))
         if not result.failed:
-            return DataTestResult()
+            return BuildResult()
+        unbuilt = set() if result.has_not_started else self._find_marts([failed.node for failed in result.failed])
+        is_alone = unbuilt < self._list_marts() and destination.explain(result.messages) is None
+        if result.has_not_started or not is_alone:
+            raise TransformError(f"the marts could not be built ({result.names}){result.explain(destination)}")
         result.write_details()
+        return BuildResult(failed_models=[failed.node.name for failed in result.failed], unbuilt_marts=sorted(unbuilt))
+
+    def test(self, destination: Destination, built: BuildResult) -> BuildResult:
+        """Run the data tests of what was built. Raises `TransformError` if one of them could not run."""
+        destination.release()
+        result = self.run("test", "--exclude-resource-type", "unit_test", *_select("--exclude", built.failed_models))
+        if not result.failed:
+            return built
+        if not built.failed_models:
+            result.write_details()
         if any(node is None or node.status == "error" for node in result.failed):
             raise TransformError(f"the marts could not be tested ({result.names}){result.explain(destination)}")
-        marts = sorted({mart for node in result.failed for mart in self._find_marts(node.node)})
+        marts = sorted({mart for node in result.failed for mart in self._find_marts([node.node])})
         rows = {node.node.name: node.failures or 0 for node in result.failed}
-        return DataTestResult([*rows], marts, rows)
+        return replace(built, failed_tests=[*rows], marts=marts, failed_rows=rows)
 
-    def _find_marts(self, test: Any) -> set[str]:
-        """Find the marts that a test concerns: those it reads, and those that are built from what it reads."""
+    def _list_marts(self) -> set[str]:
+        nodes = self._manifest.nodes.values() if self._manifest else ()
+        return {node.name for node in nodes if str(node.resource_type) == "model" and node.schema == self._marts_schema}
+
+    def _find_marts(self, nodes: Iterable[Any]) -> set[str]:
+        """Find the marts that models are or tests read, and those that are built from them."""
         if self._manifest is None:
             return set()
         marts: set[str] = set()
-        queue, seen = list(test.depends_on.nodes), set()
+        queue: list[str] = []
+        seen: set[str] = set()
+        for node in nodes:
+            queue += node.depends_on.nodes if node.resource_type == "test" else [node.unique_id]
         while queue:
             unique_id = queue.pop()
             if unique_id in seen:
@@ -265,6 +318,11 @@ class _Dbt:
                 marts.add(node.name)
             queue += self._manifest.child_map.get(unique_id, ())
         return marts
+
+
+def _select(option: str, models: list[str]) -> list[str]:
+    """Return the arguments that select models and what is built from them."""
+    return [option, " ".join(f"{model}+" for model in models)] if models else []
 
 
 def _digest_file(workspace: Workspace) -> Path:
@@ -282,7 +340,7 @@ def _read_full_tests_at(workspace: Workspace) -> float:
     return 0.0
 
 
-def _test_result_file(workspace: Workspace) -> Path:
+def _build_result_file(workspace: Workspace) -> Path:
     return workspace.folder / "dbt" / "data_tests.json"
 
 

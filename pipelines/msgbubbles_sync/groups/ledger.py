@@ -19,6 +19,8 @@ from uuid import uuid4
 
 import msgspec
 
+from msgbubbles.errors import MsgBubblesError
+
 from .model import Kind, Operation
 
 Outcome = Literal["succeeded", "failed", "unknown"]
@@ -142,8 +144,17 @@ class Ledger:
 
     @classmethod
     def open(cls, folder: Path) -> Ledger:
-        """Open the ledger in the folder of a workspace, or create it."""
-        return cls(folder / LEDGER)
+        """Open the ledger in the folder of a workspace, or create it. Raises `MsgBubblesError` if it is damaged."""
+        path = folder / LEDGER
+        try:
+            return cls(path)
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError) and not path.is_dir():  # locked, or a full disk
+                raise
+            raise MsgBubblesError(
+                f"{path} is damaged: move it and {LEDGER}-wal to another folder. The next groups.py command restores "
+                "it from the warehouse"
+            ) from None
 
     def __enter__(self) -> Ledger:
         return self

@@ -15,7 +15,7 @@ from msgbubbles.source.state import FailedRead
 from msgbubbles.times import HOUR_MS, from_epoch_ms
 from msgbubbles_sync.destinations.claims import explain_shared_key
 from msgbubbles_sync.lock import Holder, read_holder
-from msgbubbles_sync.run_log import RunRecord, describe_failed_reads
+from msgbubbles_sync.run_log import RunRecord, describe_failed_parts, describe_failed_reads
 from msgbubbles_sync.text import format_count, format_span
 
 from .local_state import LocalState
@@ -137,7 +137,7 @@ def print_status(status: Status, local: LocalState, start_ms: int, now: datetime
         console.print(line, style="yellow", markup=False, soft_wrap=True)
     if status.runs:
         console.print(_build_table(status.runs, is_narrow=console.width < NARROW_WIDTH))
-    for line in describe_failures(status.runs):
+    for line in [*describe_failures(status.runs), *(describe_failed_parts(status.runs[-1]) if status.runs else ())]:
         console.print(line, style="yellow", markup=False, soft_wrap=True)
 
 

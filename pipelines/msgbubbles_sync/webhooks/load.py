@@ -27,14 +27,15 @@ from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.destinations.duckdb_file import DuckDBFile, merge_rows
 from msgbubbles_sync.destinations.load import Strategy, build_fresh_pipeline, build_table_item
 from msgbubbles_sync.destinations.screen import Screen, is_data_error
-from msgbubbles_sync.files import write_privately
+from msgbubbles_sync.files import move_damaged, write_privately
 from msgbubbles_sync.policy.applied import read_own_numbers
 from msgbubbles_sync.tables import WEBHOOK_EVENTS
+from msgbubbles_sync.text import format_count
 from msgbubbles_sync.workspace import Workspace
 
 from .events import drop_duplicates, parse_event
 from .redact import drop_payload, redact_delivery
-from .spool import Segment, list_segments, spool_folder, take_finished, webhooks_folder
+from .spool import Segment, list_segments, list_unreadable, spool_folder, take_finished, webhooks_folder
 from .updates import (
     Scope,
     apply_events,
@@ -64,7 +65,8 @@ class LoadResult:
 
     `deliveries` are events that are in the warehouse now, or were before; they added `messages_new` and changed
     `messages_changed`. `malformed` lines are in `dead_letters`. Events with `impossible_chat_ids` are stored without a
-    chat; those with `unreadable_message_ids` are about a message whose id cannot be read.
+    chat; those with `unreadable_message_ids` are about a message whose id cannot be read. The
+    events in `unreadable_files` of the spool are loaded once they can be read.
     """
 
     deliveries: int = 0
@@ -73,6 +75,7 @@ class LoadResult:
     malformed: int = 0
     impossible_chat_ids: int = 0
     unreadable_message_ids: int = 0
+    unreadable_files: int = 0
     dead_letters: Path | None = None
 
     def as_dict(self) -> dict[str, object]:
@@ -86,7 +89,19 @@ class LoadResult:
             text += f" {self.impossible_chat_ids:,} events have an impossible chat id; they are stored without a chat."
         if self.unreadable_message_ids:
             text += f" {self.unreadable_message_ids:,} events have no readable message; they are stored without one."
+        if self.unreadable_files:
+            text += f" {self.describe_unreadable_files()}."
         return text
+
+    @property
+    def is_incomplete(self) -> bool:
+        return bool(self.malformed or self.unreadable_files)
+
+    def describe_unreadable_files(self) -> str:
+        return (
+            f"{format_count(self.unreadable_files, 'file')} in webhooks/spool of the workspace cannot be read: give "
+            "the user of this job access; the next load reads them"
+        )
 
 
 def dead_letter_folder(workspace: Workspace) -> Path:
@@ -103,7 +118,9 @@ def load_events(context: Context) -> LoadResult:
     spool = spool_folder(context.workspace)
     if not list_segments(spool):
         return LoadResult(dead_letters=dead_letter_folder(context.workspace))
-    return load_segments(context, take_finished(spool))
+    result = load_segments(context, take_finished(spool))
+    result.unreadable_files = len(list_unreadable(spool))
+    return result
 
 
 def load_segments(context: Context, segments: Iterable[Segment], strategy: Strategy = "insert-only") -> LoadResult:
@@ -190,6 +207,8 @@ class _Load:
         """Write lines to a file named after their segment, which a repeated load overwrites."""
         if lines:
             folder = dead_letter_folder(self.workspace)
+            if folder.exists() and not folder.is_dir():
+                move_damaged(folder)
             folder.mkdir(mode=0o700, exist_ok=True)
             write_privately(folder / name, b"".join(line + b"\n" for line in lines))
 

@@ -219,7 +219,12 @@ def take_finished(folder: Path) -> Iterator[Segment]:
 
 
 def has_finished_segment(folder: Path) -> bool:
-    return any(_is_released(path) for path in list_segments(folder)[:1])
+    return any(map(_is_released, list_segments(folder)))
+
+
+def list_unreadable(folder: Path) -> list[Path]:
+    """Return the segments that this user cannot read, or that are not files."""
+    return [path for path in list_segments(folder) if not (path.is_file() and os.access(path, os.R_OK))]
 
 
 def read_segment(path: Path) -> Segment:
@@ -240,6 +245,6 @@ def _is_released(path: Path) -> bool:
     try:
         with path.open("rb") as segment:
             fcntl.flock(segment, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (BlockingIOError, FileNotFoundError):
+    except OSError:  # in use, or unreadable
         return False
     return True

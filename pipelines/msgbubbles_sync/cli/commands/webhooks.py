@@ -39,7 +39,7 @@ def load(session: Session) -> int:
         if loaded.deliveries:
             context.destination.publish()
     session.reporter.print_text(loaded.as_dict(), str(loaded))
-    return EXIT_INCOMPLETE if loaded.malformed else 0
+    return EXIT_INCOMPLETE if loaded.is_incomplete else 0
 
 
 def replay_events(session: Session, since: datetime | None) -> int:
