@@ -102,7 +102,7 @@ class Tables(ABC):
     """The loaded tables, and what is built from them."""
 
     def __init__(self, statements: Statements) -> None:
-        self._statements = statements
+        self.statements = statements
 
     @abstractmethod
     def open(self, *, read_only: bool = False) -> AbstractContextManager[duckdb.DuckDBPyConnection]: ...
@@ -130,7 +130,7 @@ class Tables(ABC):
     def rebuild(self) -> None:
         """Build the models from scratch, by the statements of dbt."""
         drop = [f"drop schema if exists {schema} cascade" for schema in ("marts", "staging")]
-        self.execute(*drop, *self._statements.full)
+        self.execute(*drop, *self.statements.full)
 
 
 class Warehouse(Tables):
@@ -227,7 +227,7 @@ class Replica(Tables):
     def transform(self) -> None:
         """Run the models: from scratch at first, then as an increment."""
         if self._is_built:
-            self.execute(*self._statements.increment)
+            self.execute(*self.statements.increment)
         else:
             self.rebuild()
 
@@ -238,7 +238,7 @@ class Replica(Tables):
     def run_steps(self) -> set[str]:
         """Build an increment as a planned run does. Returns the ids of the models and sources that have not changed."""
         with self.open() as connection:
-            return plan._run_steps(self._statements.steps, connection, follows_success=True)
+            return plan._run_steps(self.statements.steps, connection, follows_success=True)
 
     def tables(self) -> dict[str, list[tuple[Any, ...]]]:
         """Return the rows of all tables but that of the loads, which have a time."""

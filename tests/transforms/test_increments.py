@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import msgspec
+import pytest
+
 from helpers.marts_account import Account
 from helpers.marts_reference import MARTS, differences
+from helpers.sizes import pick_size
+
+from .conftest import Replica, Statements
 
 UTC = ZoneInfo("UTC")
+# What `remove_built_loads` compares with, and much lower numbers.
+REMOVES = (("> 2000", "> 4"), ("limit 1000", "limit 2"))
+NEVER = (("> 2000", "> 2000000"),)
+BY_LOAD = ("int_thread_messages", "group_membership", "chat_title_history", "int_typing_spells", "int_contact_replies")
 
 
 def read_marts(warehouse: Any) -> dict[str, Any]:
@@ -209,3 +220,59 @@ def test_chat_that_moves_to_another_contact_changes_both(warehouse: Any, at: Any
         messages = []
         warehouse.transform()
         assert {row["handle"]: row["our_median_reply_seconds"] for row in warehouse.mart("contact")} == medians
+
+
+def replace_limits(statements: Statements, limits: tuple[tuple[str, str], ...]) -> Statements:
+    text = msgspec.json.encode(statements).decode()
+    for old, new in limits:
+        assert text.count(old) == 2, "in the full build, and in the increment"
+        text = text.replace(old, new)
+    return msgspec.json.decode(text, type=Statements)
+
+
+def run_without(replica: Replica, missed: str | None) -> None:
+    """Run an increment in which a model fails: its transaction is rolled back, and what reads it is skipped."""
+    skipped = {f"model.msgbubbles.{missed}"}
+    for step in replica.statements.steps:
+        if step.id in skipped or (step.is_queued and skipped & {*step.inputs}):
+            skipped.add(step.id)
+        else:
+            replica.execute(*step.statements)
+
+
+@pytest.mark.parametrize("seed", range(pick_size(1, nightly=50)))
+def test_removed_loads_change_no_decision_over_random_histories(seed: int, statements: Statements, at: Any) -> None:
+    """Loads finish in any order, late or never, and models miss runs. One of the replicas remembers all loads."""
+    chance, account = random.Random(seed), Account(seed, at)
+    replicas = [Replica(replace_limits(statements, limits)) for limits in (REMOVES, NEVER)]
+    unfinished: list[str] = []
+    for number in range(24):
+        load, load_id = dict(account.next_load(messages=chance.choice([0, 1, 4]))), account.load_ids.pop()
+        is_finished, finishes_late = chance.random() < 0.8, bool(unfinished) and chance.random() < 0.3
+        is_rebuilt, missed = number == 0 or chance.random() < 0.05, chance.choice([None, None, *BY_LOAD])
+        late = [unfinished.pop(0)] if finishes_late else []
+        unfinished += [] if is_finished else [load_id]
+        for replica in replicas:
+            replica.load(load_id, finished=is_finished, **load)
+            for old_id in late:
+                replica.load(old_id)
+            if is_rebuilt:
+                replica.rebuild()
+            else:
+                run_without(replica, missed)
+        unbuilt = [] if is_rebuilt else [read_unbuilt(replica) for replica in replicas]
+        assert unbuilt[:1] == unbuilt[1:]
+        pruned, whole = (replica.contents() for replica in replicas)
+        assert pruned == whole
+    counts = []
+    for replica in replicas:
+        replica.transform()
+        replica.transform()
+        counts.append(replica.rows("select count(*) as loads from msgbubbles._dlt_loads")[0]["loads"])
+        assert replica.rows("select distinct load_id from staging.built_loads except from staging.loads") == []
+    assert counts[0] <= 4
+    assert counts[1] > 12
+
+
+def read_unbuilt(replica: Replica) -> list[tuple[str, str]]:
+    return [(row["mart"], row["load_id"]) for row in replica.rows("from staging.unbuilt_loads order by all")]

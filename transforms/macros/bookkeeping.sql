@@ -55,6 +55,35 @@
     {%- endfor %}
 {% endmacro %}
 
+{# The models that find what to rebuild by the loads that they do not contain. One that is missing here is never updated. #}
+{% macro models_by_load() -%}
+    {{ return(['int_thread_messages', 'group_membership', 'chat_title_history', 'int_typing_spells', 'int_contact_replies']) }}
+{%- endmacro %}
+
+{# Remove the finished loads that all models contain, but not the newest: otherwise each run would cost more than the one
+   before. dlt finds the state of a pipeline by its load. #}
+{% macro remove_built_loads() %}{{ return(adapter.dispatch('remove_built_loads')()) }}{% endmacro %}
+{% macro spark__remove_built_loads() %}{% endmacro %}
+{% macro default__remove_built_loads() %}
+    {%- set loads = source('msgbubbles', '_dlt_loads') %}
+    {%- set states = loads.incorporate(path={'identifier': '_dlt_pipeline_state'}) %}
+    delete from {{ loads }}
+    where
+        status = 0
+        and (select count(*) from {{ loads }}) > 2000
+        and load_id not in (select load_id from {{ loads }} order by load_id desc limit 1000)
+        and load_id in (
+            select load_id from {{ in_staging('built_loads') }}
+            where mart in ('{{ models_by_load() | join("', '") }}')
+            group by load_id
+            having count(distinct mart) = {{ models_by_load() | length }}
+        )
+        {%- if load_relation(states) %}
+        and load_id not in (select _dlt_load_id from {{ states }})
+        {%- endif %};
+    delete from {{ in_staging('built_loads') }} where load_id not in (select load_id from {{ loads }})
+{% endmacro %}
+
 {# Record that the model contains all finished loads and has rebuilt its rows. #}
 {% macro record_build() %}
     {%- if model.config.materialized == 'incremental' %}

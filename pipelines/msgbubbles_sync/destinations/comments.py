@@ -20,7 +20,10 @@ WHERE database_name = $1"""
 
 def list_descriptions() -> dict[str, Comments]:
     """Return the descriptions of the tables that the job loads, by name."""
-    descriptions = {"_dlt_loads": {"": "One row per finished load."}, "accounts": {"account": "The account's name."}}
+    descriptions = {
+        "_dlt_loads": {"": "One row per finished load; old ones are removed."},
+        "accounts": {"account": "The account's name."},
+    }
     for table in TABLES.values():
         descriptions[table.name] = {
             "": table.description,

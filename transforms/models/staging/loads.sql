@@ -1,5 +1,5 @@
 -- A table, so that all models of a run see the same loads.
-{{ config(materialized='table') }}
+{{ config(materialized='table', pre_hook="{{ remove_built_loads() }}") }}
 
 select distinct load_id
 from {{ source('msgbubbles', '_dlt_loads') }}

@@ -2,12 +2,10 @@
 
 select marts.mart, loads.load_id
 from (
-    values -- a model that is missing here is never updated
-        ('int_thread_messages'),
-        ('group_membership'),
-        ('chat_title_history'),
-        ('int_typing_spells'),
-        ('int_contact_replies')
+    values
+    {%- for model in models_by_load() %}
+        ('{{ model }}'){{ ',' if not loop.last }}
+    {%- endfor %}
 ) as marts (mart)
 cross join {{ ref('loads') }} as loads
 left join {{ source('bookkeeping', 'built_loads') }} as built
