@@ -16,7 +16,7 @@
     {#- A build of the whole project from scratch needs none of their rows; another release may have other columns. #}
     {%- if flags.FULL_REFRESH and not invocation_args_dict.get('select') %}
         {%- for table in ['built_loads', 'days_to_build', 'thread_chats', 'thread_tails'] %}
-    drop table if exists {{ in_staging(table) }} cascade;
+    drop table if exists {{ in_staging(table) }}{{ ' cascade' if target.type == 'postgres' }};
         {%- endfor %}
     {%- endif %}
     create table if not exists {{ in_staging('built_loads') }} (
@@ -49,7 +49,7 @@
     );
     {#- Tables under the models' former names hold the same personal data. #}
     {%- for old in ['thread_measures', 'thread_messages', 'typing_spells'] %}
-    drop table if exists {{ in_staging(old) }} cascade;
+    drop table if exists {{ in_staging(old) }}{{ ' cascade' if target.type == 'postgres' }};
     delete from {{ in_staging('built_loads') }} where mart = '{{ old }}';
     delete from {{ in_staging('days_to_build') }} where mart = '{{ old }}';
     {%- endfor %}
