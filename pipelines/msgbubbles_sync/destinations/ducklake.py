@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +24,14 @@ from .scratch import select_for
 from .server import (
     LOCKED,
     attach_server,
+    build_config,
     check_server,
     explain,
     explain_lock,
     find_extension,
     find_reason,
     list_server_copies,
+    loaded_extensions,
     query_server,
     remove_old_rows,
     renew_statistics,
@@ -61,7 +64,7 @@ class DuckLake(Attached):
 
     def build_dlt_destination(self) -> Any:
         lake = self._read_lake()
-        return lake.build_dlt_destination(self._link_extensions(lake.bucket))
+        return lake.build_dlt_destination(self._build_config(lake.bucket))
 
     def _read_lake(self) -> Lake:
         # Importing dlt reads its configuration, so `Workspace.configure_dlt` has to run first.
@@ -84,9 +87,12 @@ class DuckLake(Attached):
             **build_environment(parameters),
         }
 
+    def _build_config(self, bucket: Bucket | None) -> dict[str, Any]:
+        return {"extension_directory": str(self._link_extensions(bucket)), **build_config(_list_extensions(bucket))}
+
     @contextmanager
     def _connect(self, bucket: Bucket | None) -> Iterator[duckdb.DuckDBPyConnection]:
-        with duckdb.connect(config={"extension_directory": str(self._link_extensions(bucket))}) as connection:
+        with duckdb.connect(config=self._build_config(bucket)) as connection:
             connection.execute("SET TimeZone = 'UTC'")
             if bucket is not None:
                 bucket.add_secret(connection)
@@ -110,6 +116,7 @@ class DuckLake(Attached):
                 raise UsageError(
                     NO_LAKE.format(why=f"it cannot be opened ({type(error).__name__}){find_reason(error)}")
                 ) from None
+            loaded_extensions.update(_list_extensions(lake.bucket))
             connection.execute("USE warehouse")
             yield connection
 
@@ -276,15 +283,25 @@ class DuckLake(Attached):
 
     def _link_extensions(self, bucket: Bucket | None) -> Path:
         """Return a folder from which DuckDB loads extensions."""
-        with duckdb.connect() as connection:
-            (platform,) = connection.execute("PRAGMA platform").fetchone() or ("",)
         top = self._workspace.folder / "extensions"
-        folder = top / f"v{duckdb.__version__}" / platform
+        folder = top / f"v{duckdb.__version__}" / _read_platform()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name in ("ducklake", "postgres_scanner", *(bucket.extensions if bucket else ())):
+        for name in _list_extensions(bucket):
             extension = find_extension(name, self.title)
             link = folder / extension.name
             if not link.exists():
                 link.unlink(missing_ok=True)
                 link.symlink_to(extension)
         return top
+
+
+def _list_extensions(bucket: Bucket | None) -> list[str]:
+    return ["ducklake", "postgres_scanner", *(bucket.extensions if bucket else ())]
+
+
+@cache
+def _read_platform() -> str:
+    """Return DuckDB's name for the platform, which is that of the folder of its extensions."""
+    with duckdb.connect() as connection:
+        (platform,) = connection.execute("PRAGMA platform").fetchone() or ("",)
+    return str(platform)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import dlt
@@ -75,9 +74,9 @@ class Lake:
         """The address of the catalog, as parameters of libpq."""
         return self.credentials.catalog.query or {}
 
-    def build_dlt_destination(self, extensions: Path) -> Any:
-        """Build the destination for dlt, with the folder of DuckDB's extensions."""
-        self.credentials.global_config = {"extension_directory": str(extensions)}
+    def build_dlt_destination(self, config: Mapping[str, str]) -> Any:
+        """Build the destination for dlt, with the configuration of DuckDB."""
+        self.credentials.global_config = dict(config)
         return dlt.destinations.ducklake(self.credentials)
 
 

@@ -12,6 +12,7 @@ import pytest
 from helpers.context import build_destination
 from msgbubbles_sync.destinations.attached import Attached
 from msgbubbles_sync.destinations.claims import explain_same_numbers
+from msgbubbles_sync.destinations.server import build_config, loaded_extensions
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.workspace import Workspace
 
@@ -54,6 +55,15 @@ def shown(of: Attached, table: str = "chats") -> list[Any]:
     """Return the rows of a table as a reader sees them who knows nothing of accounts."""
     with of._attach("READ_ONLY") as connection:
         return sorted(connection.execute(f"FROM msgbubbles.{table}").fetchall())
+
+
+def test_signature_of_an_extension_is_checked_until_it_is_loaded(of: Of) -> None:
+    names = ["postgres_scanner"] if of(None).title == "postgres" else ["postgres_scanner", "ducklake"]
+    loaded_extensions.clear()
+    assert build_config(names) == {}
+    with of(None).open_writer():
+        assert build_config(names) == {"allow_unsigned_extensions": "true"}
+    assert build_config([*names, "httpfs"]) == {}
 
 
 def test_later_tables_and_columns_appear_in_the_views(of: Of) -> None:
