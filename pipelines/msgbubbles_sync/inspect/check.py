@@ -28,6 +28,7 @@ from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.errors import TransformError, UsageError
 from msgbubbles_sync.lock import read_holder
 from msgbubbles_sync.run_log import RunRecord, describe_failed_reads
+from msgbubbles_sync.text import format_count
 from msgbubbles_sync.workspace import Workspace
 
 from .local_state import LocalState
@@ -178,7 +179,7 @@ def _check_account(client: Client, local: LocalState) -> Iterator[CheckResult]:
         return
     what = "the API key is valid, the account is active"
     try:
-        yield CheckResult("api", "ok", f"{what} and has {len(client.list_numbers().rows)} numbers")
+        yield CheckResult("api", "ok", f"{what} and has {format_count(len(client.list_numbers().rows), 'number')}")
     except ApiError as error:
         yield CheckResult("api", "ok", what)
         yield CheckResult("numbers", "failed", str(error), "ask MsgBubbles about it; all other data is read without it")

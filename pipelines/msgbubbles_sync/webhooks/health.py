@@ -129,7 +129,7 @@ def check(context: Context, now: datetime | None = None) -> Iterator[CheckResult
         yield _check_spool(workspace, now)
     malformed = count_dead_letters(workspace)
     if malformed:
-        what = f"{malformed} lines are not events; they are in {dead_letter_folder(workspace)}"
+        what = f"{format_count(malformed, 'line')} without an event in {dead_letter_folder(workspace)}"
         yield CheckResult("webhook lines", "failed", what, "inspect the files, then remove them")
 
 

@@ -82,13 +82,15 @@ class LoadResult:
         return {name: value for name, value in vars(self).items() if name != "dead_letters"}
 
     def __str__(self) -> str:
-        text = f"{self.deliveries:,} deliveries, {self.messages_new:,} new messages, {self.messages_changed:,} changed."
+        new = format_count(self.messages_new, "new message")
+        text = f"{format_count(self.deliveries, 'delivery')}, {new}, {self.messages_changed:,} changed."
         if self.malformed:
-            text += f" {self.malformed:,} lines are not events; they are in {self.dead_letters}."
+            text += f" Not an event: {format_count(self.malformed, 'line')}, moved to {self.dead_letters}."
         if self.impossible_chat_ids:
-            text += f" {self.impossible_chat_ids:,} events have an impossible chat id; they are stored without a chat."
+            text += f" Impossible chat id: {format_count(self.impossible_chat_ids, 'event')}, stored without a chat."
         if self.unreadable_message_ids:
-            text += f" {self.unreadable_message_ids:,} events have no readable message; they are stored without one."
+            events = format_count(self.unreadable_message_ids, "event")
+            text += f" Unreadable message: {events}, stored without one."
         if self.unreadable_files:
             text += f" {self.describe_unreadable_files()}."
         return text

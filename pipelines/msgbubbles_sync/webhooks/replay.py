@@ -20,6 +20,7 @@ from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.destinations.load import Strategy
 from msgbubbles_sync.files import write_privately
+from msgbubbles_sync.text import format_count
 
 from .deliveries import split_deliveries
 from .load import LoadResult, dead_letter_folder, load_events, load_segments
@@ -49,14 +50,13 @@ class ReplayResult:
         return self.loaded.as_dict() | {name: value for name, value in vars(self).items() if name != "loaded"}
 
     def __str__(self) -> str:
-        text = (
-            f"{self.dead_letters_replayed:,} dead letters and {self.events_replayed:,} events read again: {self.loaded}"
-        )
+        letters = format_count(self.dead_letters_replayed, "dead letter")
+        text = f"{letters} and {format_count(self.events_replayed, 'event')} read again: {self.loaded}"
         if self.dead_letters_unreadable:
-            text += f" {self.dead_letters_unreadable:,} dead letters are not deliveries; "
-            text += f"they stay in {self.loaded.dead_letters}."
+            text += f" Not a delivery: {format_count(self.dead_letters_unreadable, 'dead letter')}, "
+            text += f"kept in {self.loaded.dead_letters}."
         if self.events_without_payload:
-            text += f" {self.events_without_payload:,} events have no payload to read again."
+            text += f" Without a payload to read again: {format_count(self.events_without_payload, 'event')}."
         return text
 
 

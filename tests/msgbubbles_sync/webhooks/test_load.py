@@ -55,7 +55,7 @@ def test_repeated_event_is_stored_once(tmp_path: Path, monkeypatch: pytest.Monke
     result = load_all(workspace)
     assert (result.deliveries, result.malformed, result.impossible_chat_ids) == (3, 0, 2)
     assert result.as_dict()["impossible_chat_ids"] == 2
-    assert "2 events have an impossible chat id" in str(result)
+    assert "Impossible chat id: 2 events, stored without a chat." in str(result)
     with duckdb.connect(str(workspace.work)) as database:
         database.execute("SET TimeZone = 'UTC'")
         found = database.execute(
@@ -143,7 +143,7 @@ def test_new_messages_and_chats_follow_the_policy(tmp_path: Path, monkeypatch: p
     # Messages from before `start_date`, and their chats, are left to the next read.
     assert (result.deliveries, result.messages_changed, result.unreadable_message_ids) == (4, 0, 1)
     assert result.messages_new == (2 if preset == "expired" else 3)
-    assert "new messages, 0 changed. 1 events have no readable message" in str(result)
+    assert "0 changed. Unreadable message: 1 event, stored without one." in str(result)
     with duckdb.connect(str(workspace.work)) as database:
         database.execute("SET TimeZone = 'UTC'")
         rows = database.execute(

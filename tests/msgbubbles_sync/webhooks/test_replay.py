@@ -62,7 +62,7 @@ def test_dead_letters_and_later_events_are_read_again(workspace: Workspace) -> N
         result.events_without_payload,
     ) == (1, 1, 1, 0)
     assert result.loaded.deliveries == 2
-    assert str(result).startswith("1 dead letters and 1 events read again: 2 deliveries, ")
+    assert str(result).startswith("1 dead letter and 1 event read again: 2 deliveries, ")
     assert [path.read_text() for path in dead_letter_folder(workspace).iterdir()] == ["nonsense\n"]
     assert list_segments(spool_folder(workspace)) == []
     assert workspace.is_pending("publish")

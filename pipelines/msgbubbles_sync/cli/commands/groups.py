@@ -37,6 +37,7 @@ from msgbubbles_sync.groups.redact import GroupRedactor
 from msgbubbles_sync.groups.result import ApplyResult
 from msgbubbles_sync.lock import AnotherJobRunsError, hold_lock
 from msgbubbles_sync.outcome import EXIT_FAILED, EXIT_INCOMPLETE, explain_end
+from msgbubbles_sync.text import format_count
 
 EXIT_CHANGES = 4
 NO_FILE = (
@@ -79,7 +80,9 @@ def apply(session: Session, table: str | None, *, ask: bool, dry_run: bool, limi
                     saved or _read_table(session, table),
                     limits=limits,
                     confirm=lambda plan: not ask or _confirm(session, connection, plan),
-                    on_operation=lambda so_far: session.reporter.progress(f"{so_far.counts.total():,} operations"),
+                    on_operation=lambda so_far: session.reporter.progress(
+                        format_count(so_far.counts.total(), "operation")
+                    ),
                 )
             return _report(session, connection, applied)
 
