@@ -137,10 +137,9 @@ class RunLog:
         return records
 
 
-def store(connection: duckdb.DuckDBPyConnection, records: Iterable[RunRecord], schema: str) -> None:
+def store(connection: duckdb.DuckDBPyConnection, records: Sequence[RunRecord], schema: str) -> None:
     """Write these records to `sync_runs` in a schema of the warehouse."""
     table = f"{schema}.{SYNC_RUNS.name}"
-    rows = [_row(record) for record in records]
     connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
     connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({column_definitions(SYNC_RUNS)})")
     has = {row[0] for row in connection.execute(f"DESCRIBE {table}").fetchall()}
@@ -148,8 +147,9 @@ def store(connection: duckdb.DuckDBPyConnection, records: Iterable[RunRecord], s
         if column.name not in has:  # an older release created the table
             connection.execute(f"ALTER TABLE {table} ADD COLUMN {column.name} {SQL_TYPES[column.type]}")
     # The run that publishes has not ended yet, so the next one writes its row again.
-    stored = connection.execute(f"SELECT run_id, epoch_ms(ended_at) FROM {table}").fetchall()  # noqa: S608
-    new = [row for row in rows if (row[0], _ended_ms(row)) not in stored]
+    query = f"SELECT run_id, epoch_ms(ended_at) FROM {table} WHERE run_id IN (SELECT unnest(?::VARCHAR[]))"  # noqa: S608
+    stored = {*connection.execute(query, [[record["run_id"] for record in records]]).fetchall()}
+    new = [_row(record) for record in records if (record["run_id"], _ended_ms(record)) not in stored]
     if new:
         names, marks = ", ".join(SYNC_RUNS.column_names), ", ".join("?" * len(SYNC_RUNS.columns))
         connection.execute("BEGIN")
@@ -204,8 +204,8 @@ def _at(at_ms: int) -> datetime:
     return datetime.fromtimestamp(at_ms / 1000, UTC)
 
 
-def _ended_ms(row: Sequence[Any]) -> int:
-    return round(datetime.fromisoformat(row[SYNC_RUNS.column_names.index("ended_at")]).timestamp() * 1000)
+def _ended_ms(record: RunRecord) -> int:
+    return round(datetime.fromisoformat(record["ended_at"]).timestamp() * 1000)
 
 
 def _row(record: RunRecord) -> Sequence[Any]:

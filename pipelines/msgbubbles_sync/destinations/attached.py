@@ -23,6 +23,7 @@ from msgbubbles_sync.tables import TABLES
 from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 
 from .base import Destination
+from .compaction import drop_old_states
 from .scratch import list_tables, open_scratch
 from .union_accounts import ACCOUNTS, MANY_ACCOUNTS, ONE_ACCOUNT, READER_SCHEMAS, Key, build_union, read_columns
 
@@ -152,6 +153,8 @@ class Attached(Destination):
             has_own_rows = self._has_own_rows(connection)
             stored = read_columns(connection, "warehouse")
             version = self._read_state_version(connection)
+            if has_own_rows:
+                drop_old_states(connection, self.write_schema)
         self._refuse_renamed(schemas)
         shows_accounts = ACCOUNTS in tables
         if self.prefix and tables and not shows_accounts:

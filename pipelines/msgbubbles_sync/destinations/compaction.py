@@ -10,6 +10,7 @@ import duckdb
 
 from msgbubbles_sync.files import follow_links, sync_to_disk
 from msgbubbles_sync.sql import quote_literal, quote_name
+from msgbubbles_sync.workspace import DATASET
 
 from .publish import Options
 
@@ -21,7 +22,7 @@ LARGE_INTERVAL_SECONDS = 24 * 3600
 SMALL_INTERVAL_SECONDS = 240
 # dlt adds a row for each change of its state, and reads only the newest.
 MAX_STATES = 10
-STATES = "msgbubbles._dlt_pipeline_state"
+STATES = "_dlt_pipeline_state"
 
 
 def should_compact(work: Path, stamp: Path, options: Options) -> bool:
@@ -33,7 +34,7 @@ def should_compact(work: Path, stamp: Path, options: Options) -> bool:
         options: DuckDB's options for the connection.
     """
     with duckdb.connect(str(work), config=options) as connection:
-        _drop_old_states(connection)
+        drop_old_states(connection, DATASET)
         connection.execute("CHECKPOINT")
         free, total, bytes_each = connection.execute(
             "SELECT free_blocks, total_blocks, block_size FROM pragma_database_size() "
@@ -44,11 +45,14 @@ def should_compact(work: Path, stamp: Path, options: Options) -> bool:
     return bool(free > MAX_FREE_SHARE * total and not is_recent)
 
 
-def _drop_old_states(connection: duckdb.DuckDBPyConnection) -> None:
+def drop_old_states(connection: duckdb.DuckDBPyConnection, schema: str) -> None:
+    """Delete the states of dlt that it no longer reads, which grow with each run."""
+    states = f"{schema}.{STATES}"
     with suppress(duckdb.CatalogException):  # before the first load
         connection.execute(
-            f"DELETE FROM {STATES} WHERE rowid IN (SELECT rowid FROM {STATES} "  # noqa: S608
-            f"QUALIFY row_number() OVER (PARTITION BY pipeline_name ORDER BY _dlt_load_id DESC) > {MAX_STATES})"
+            f"DELETE FROM {states} WHERE _dlt_load_id NOT IN (SELECT _dlt_load_id FROM {states} "  # noqa: S608
+            f"QUALIFY row_number() OVER (PARTITION BY pipeline_name ORDER BY _dlt_load_id DESC) <= {MAX_STATES}) "
+            f"AND (SELECT count(*) FROM {states}) > {2 * MAX_STATES}"  # not in each run: a lake writes a file
         )
 
 

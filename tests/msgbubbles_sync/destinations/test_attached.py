@@ -129,3 +129,17 @@ def test_unnamed_account_and_named_accounts_do_not_mix(of: Of) -> None:
     begun(of, "north").publish()
     with pytest.raises(UsageError, match="shows several accounts"):
         alone.prepare()
+
+
+def test_old_states_of_dlt_are_deleted_before_a_run(of: Of) -> None:
+    account = begun(of, "north")
+    states = "SELECT name AS pipeline_name, n::VARCHAR AS _dlt_load_id, '{}' AS state FROM range(100, 125) AS ids (n)"
+    run_statements(
+        account,
+        "CREATE TABLE @_dlt_version AS SELECT 'msgbubbles' AS schema_name",
+        f"CREATE TABLE @_dlt_pipeline_state AS {states}, (VALUES ('chats'), ('groups')) AS pipelines (name)",
+    )
+    account.prepare()
+    with account.open_reader() as connection:
+        query = "SELECT pipeline_name, min(_dlt_load_id), count(*) FROM msgbubbles._dlt_pipeline_state GROUP BY ALL"
+        assert sorted(connection.execute(query).fetchall()) == [("chats", "115", 10), ("groups", "115", 10)]
