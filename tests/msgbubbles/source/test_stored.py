@@ -70,3 +70,16 @@ def test_chats_that_paging_does_not_find_are_those_without_a_time(warehouse: War
     }
     assert warehouse.chats_between(FROM_MS - 1, FROM_MS) == {"ends before"}
     assert warehouse.chats_between(FROM_MS - 1, FROM_MS + 1) == {"ends before", "ends at its begin"}
+
+
+def test_chat_that_only_an_event_shows_counts_as_not_stored(warehouse: Warehouse) -> None:
+    with warehouse._open_client() as client:
+        client._connection.execute("ALTER TABLE chats ADD COLUMN from_event_at TIMESTAMPTZ")
+        client._connection.execute("UPDATE chats SET from_event_at = now() WHERE id IN ('no times', 'ends before')")
+        client._connection.execute("CREATE TABLE messages (conversation_id VARCHAR, from_event_at TIMESTAMPTZ)")
+        client._connection.execute("INSERT INTO messages VALUES ('no times', now()), ('deleted', NULL)")
+    assert warehouse.chats_between(FROM_MS - 1, FROM_MS + 1) == {"ends at its begin"}
+    assert "no times" not in [*warehouse.chats_without_time(10), *warehouse.chats_alive_at(FROM_MS, TO_MS, "", 10)]
+    assert warehouse.orphans(10) == ["no times"]
+    ids = ["no times", "no latest message"]
+    assert warehouse.read_chats(ids) == ids[1:]
