@@ -105,7 +105,7 @@ def test_of_three_accounts_one_that_is_refused_stops_no_other(new_job: NewJob) -
         with duckdb.connect(str(made.workspace().database), read_only=True) as connection:
             return connection.execute(sql).fetchall()
 
-    output, _ = made.run("--json", status=1)
+    output, _ = made.run("--json", "--no-transform", status=1)
     records = {record["account"]: record for record in map(json.loads, output.splitlines())}
     outcomes = {name: record["outcome"] for name, record in records.items()}
     assert outcomes == {"north": "complete", "south": "complete", "west": "failed"}

@@ -95,9 +95,10 @@ def test_compacting_preserves_coverage_and_makes_nothing_look_fresher(pieces: li
 def test_coverage_stays_small_after_a_year_of_runs() -> None:
     coverage = Coverage()
     now = 1_800_000_000_000
-    # All runs of a year would take minutes; hourly ones, then all runs of the last month, show the same.
-    steps = [60 * 60_000] * (24 * 335) + [5 * 60_000] * (12 * 24 * 30)
-    for step in steps:
+    # All runs of a year would take minutes. Fewer leave the same intervals if there is one in each grain of the stored
+    # times: weeks, days after a month, hours after a week.
+    steps = [(6 * 60, 4 * 334), (60, 24 * 23), (5, 12 * 24 * 8)]
+    for step in (minutes * 60_000 for minutes, runs in steps for _ in range(runs)):
         now += step
         task = incremental(coverage, 0, 300_000)
         coverage.forget_from(task.lo_ms)
