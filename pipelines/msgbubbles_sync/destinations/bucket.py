@@ -56,8 +56,16 @@ class Bucket:
         extensions = ["azure"] if self.secret["type"] == "azure" else ["httpfs"]
         return [*extensions, *["aws"] * (extensions == ["httpfs"] and "provider" in self.secret)]
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """The settings that a connection needs."""
+        # Otherwise the extension looks for the certificates of authorities where only Red Hat has them.
+        return {"azure_transport_option_type": "curl"} if self.secret["type"] == "azure" else {}
+
     def add_secret(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Let a connection open the bucket."""
+        for name, value in self.settings.items():
+            connection.execute(f"SET {name} = {quote_literal(value)}")
         parameters = {"scope": self.url, **self.secret}
         listed = [f"{name} {value if name in UNQUOTED else quote_literal(value)}" for name, value in parameters.items()]
         connection.execute(f"CREATE SECRET ({', '.join(listed)})")
@@ -66,7 +74,8 @@ class Bucket:
         """Write a small file and read it: attaching a lake does not ask the bucket. Raises `UsageError`."""
         path = quote_literal(f"{self.url.rstrip('/')}/{PROBE}")
         try:
-            for statement in (*PROBE_LIMITS, f"COPY (SELECT 1 AS probe) TO {path}", f"FROM read_csv({path})"):
+            limits = PROBE_LIMITS if "httpfs" in self.extensions else ()
+            for statement in (*limits, f"COPY (SELECT 1 AS probe) TO {path}", f"FROM read_csv({path})"):
                 connection.execute(statement).fetchall()
         except duckdb.Error as error:
             raise UsageError(

@@ -83,6 +83,10 @@ class DuckLake(Attached):
             "MSGBUBBLES_LAKE_CATALOG": f"ducklake:postgres:{format_dsn(address)}",
             "MSGBUBBLES_LAKE_FILES": lake.url,
             "MSGBUBBLES_LAKE_SECRETS": json.dumps([{"scope": bucket.url, **bucket.secret}] if bucket else []),
+            # Relations are written without the database.
+            "MSGBUBBLES_LAKE_SETTINGS": json.dumps(
+                {"schema": f"lake.{self.name_schema('staging')}", **(bucket.settings if bucket else {})}
+            ),
             "MSGBUBBLES_EXTENSIONS": str(self._link_extensions(bucket)),
             **build_environment(parameters),
         }

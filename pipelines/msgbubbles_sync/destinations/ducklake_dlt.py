@@ -14,6 +14,7 @@ from dlt.common.configuration.specs import (
     AwsCredentials,
     AzureServicePrincipalCredentialsWithoutDefaults,
     ConnectionStringCredentials,
+    CredentialsWithDefault,
 )
 from dlt.common.exceptions import MissingDependencyException
 from dlt.common.storages.configuration import FilesystemConfiguration
@@ -132,7 +133,7 @@ def _read_bucket(storage: FilesystemConfiguration) -> Bucket | None:
             "client_id": keys.azure_client_id,
             "client_secret": keys.azure_client_secret,
         }
-    elif keys.has_default_credentials():
+    elif isinstance(keys, CredentialsWithDefault) and keys.has_default_credentials():
         secret = {"provider": "credential_chain"}
     else:
         account, key = keys.azure_storage_account_name, keys.azure_storage_account_key

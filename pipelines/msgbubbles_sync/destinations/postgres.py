@@ -31,9 +31,9 @@ from .server import (
 )
 from .union_accounts import Key
 
-NO_SERVER = """--destination postgres: the server cannot be reached ({why}){reason}; set its address in
-dlt_config/secrets.toml, [destination.postgres] credentials = "postgresql://user:password@host:5432/database",
-or as DESTINATION__POSTGRES__CREDENTIALS"""
+NO_SERVER = """--destination postgres: the server cannot be reached ({why}){reason}; check that it is up, or
+set its address in dlt_config/secrets.toml, [destination.postgres] credentials =
+"postgresql://user:password@host:5432/database", or as DESTINATION__POSTGRES__CREDENTIALS"""
 # Between two attempts to change the columns of a mart, its readers go on.
 LOCK_PAUSE_SECONDS = 3
 # A view is replaced in place, so that views of others on top of it stay, unless its columns changed.

@@ -28,6 +28,9 @@ REASONS = re.compile(
     "|password authentication failed|no password supplied|no pg_hba.conf entry"
     "|timeout expired|[Cc]onnection refused|could not translate host name|permission denied for [a-z]+"
     "|unsupported startup parameter|invalid [a-z_]+ value"
+    "|the database system is [a-z ]+|terminating connection due to [a-z ]+|server closed the connection unexpectedly"
+    "|sorry, too many clients already|remaining connection slots are reserved|too many connections for [a-z]+"
+    "|could not write init file|No space left on device"
 )
 
 

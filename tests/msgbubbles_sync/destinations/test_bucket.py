@@ -185,3 +185,14 @@ def test_google_bucket_is_opened_through_its_interface_for_s3(open_lake: NewLake
     bucket = lake._read_lake().bucket
     assert bucket is not None
     assert (bucket.url, bucket.secret["endpoint"]) == ("s3://lake/lake", "storage.googleapis.com")
+
+
+def test_azure_container_is_opened_with_an_account_key(open_lake: NewLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = "DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__CREDENTIALS__AZURE_STORAGE"
+    # With a token, dlt needs no package of Azure's to make one.
+    for name, value in (("ACCOUNT_NAME", "account"), ("ACCOUNT_KEY", "key"), ("SAS_TOKEN", "token")):
+        monkeypatch.setenv(f"{section}_{name}", value)
+    bucket = open_lake("lake", 1, BUCKET_URL="az://lake/lake")._read_lake().bucket
+    assert bucket is not None
+    assert bucket.secret["connection_string"] == "AccountName=account;AccountKey=key"
+    assert bucket.settings == {"azure_transport_option_type": "curl"}

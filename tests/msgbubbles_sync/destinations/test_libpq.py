@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import quote_plus
 
 import dlt
+import duckdb
 import psycopg2
 import pytest
 from dlt.common.configuration.providers import EnvironProvider, SecretsTomlProvider
@@ -25,7 +26,7 @@ from msgbubbles_sync.dbt.project import PROJECT
 from msgbubbles_sync.dbt.runner import transform
 from msgbubbles_sync.destinations.libpq_config import read_parameters
 from msgbubbles_sync.destinations.load import build_pipeline
-from msgbubbles_sync.destinations.server import explain
+from msgbubbles_sync.destinations.server import explain, find_reason
 from msgbubbles_sync.errors import TransformError, UsageError
 from msgbubbles_sync.inspect.check import check_destination
 from msgbubbles_sync.run_log import store
@@ -311,3 +312,17 @@ def test_unsuitable_server_is_refused_before_the_run(
 def test_server_errors_are_explained(message: str, meaning: str | None) -> None:
     found = explain(message, "postgres")
     assert found == meaning if meaning is None else meaning in str(found)
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "the database system is starting up",
+        "terminating connection due to administrator command",
+        "sorry, too many clients already",
+        "could not write init file",
+    ],
+)
+def test_reason_of_a_refused_connection_is_shown_without_the_address(reason: str) -> None:
+    error = duckdb.IOException(f"Unable to connect to Postgres at 'password=secret': FATAL:  {reason}\n")
+    assert find_reason(error) == f": {reason}"
