@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import platformdirs
 
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import move_damaged, read_json, write_privately
+from msgbubbles_sync.run_log import RunLog
 from msgbubbles_sync.settings import Settings
 from msgbubbles_sync.sql import read_value, store_value
 from msgbubbles_sync.workspace import CLAIM, CLAIM_TABLE, Workspace
@@ -29,6 +31,10 @@ REAL, SANDBOX = "a MsgBubbles account", "the sandbox"
 Claim = dict[str, str]
 SAME_NUMBERS = """SELECT DISTINCT other.account FROM msgbubbles.numbers AS own
 JOIN msgbubbles.numbers AS other USING (handle) WHERE own.account = $1 AND other.account <> $1 ORDER BY 1"""
+
+OTHER_RUNS = """SELECT count(*), max(started_at) FROM msgbubbles.sync_runs
+WHERE started_at > $1 AND NOT list_contains($2, run_id)"""
+MIN_OTHER_RUNS = 3
 
 
 def claim(workspace: Workspace, destination: Destination, *, sandbox: bool, say: Callable[[str], None]) -> None:
@@ -88,6 +94,27 @@ def explain_same_numbers(workspace: Workspace, destination: Destination) -> str 
     return (
         f"the accounts {workspace.account} and {names} have the same numbers, so they were loaded with keys of one "
         "account; compare api_key in their sections [accounts.NAME], here and where else they run"
+    )
+
+
+def explain_other_job(workspace: Workspace, destination: Destination) -> str | None:
+    """Return a message if jobs with files of their own, as on another machine, load this warehouse; null otherwise.
+
+    A run that was killed while it published is in the warehouse and not in the files, so a few runs are no sign.
+    """
+    records = RunLog(workspace.folder).records()
+    if workspace.destination == "duckdb" or not records:
+        return None
+    own = [record["run_id"] for record in records]
+    since = max(datetime.fromisoformat(records[0]["started_at"]), datetime.now(UTC) - timedelta(days=1))
+    with destination.open_query() as query:
+        runs: list[tuple[int, datetime]] = query(OTHER_RUNS, since, own)
+    if not runs or runs[0][0] < MIN_OTHER_RUNS:
+        return None
+    count, last = runs[0]
+    return (
+        f"{count} runs since {since:%Y-%m-%d %H:%M} UTC, the last at {last:%H:%M}, are not of the job with its files "
+        f"in {workspace.folder}: another one loads the same tables, and the two can overwrite each other's loads"
     )
 
 

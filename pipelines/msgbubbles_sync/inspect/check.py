@@ -23,7 +23,7 @@ from msgbubbles_sync.check_result import Check, CheckResult
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.dbt import spark
 from msgbubbles_sync.dbt.runner import compile_models
-from msgbubbles_sync.destinations.claims import explain_same_numbers, explain_shared_key
+from msgbubbles_sync.destinations.claims import explain_other_job, explain_same_numbers, explain_shared_key
 from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.errors import TransformError, UsageError
 from msgbubbles_sync.lock import read_holder
@@ -66,6 +66,10 @@ def _check_accounts(context: Context) -> list[CheckResult]:
     fix = "start the wrong account again, with another --database"
     if shared:
         return [CheckResult("accounts", "failed", shared, fix)]
+    other_job = explain_other_job(context.workspace, context.destination)
+    if other_job:
+        fix = "run one job on one machine, or give the other one schemas of its own ([sync] raw_schema and so on)"
+        return [CheckResult("accounts", "failed", other_job, fix)]
     same_key = explain_shared_key(context.workspace, context.settings)
     return [CheckResult("accounts", "info", same_key)] if same_key else []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import duckdb
@@ -17,6 +17,7 @@ from msgbubbles.client import Client
 from msgbubbles.settings import SourceSettings
 from msgbubbles_sync.destinations.claims import (
     claim,
+    explain_other_job,
     explain_same_numbers,
     explain_shared_key,
     find_account_files,
@@ -28,6 +29,8 @@ from msgbubbles_sync.files import MAX_DAMAGED
 from msgbubbles_sync.inspect.check import list_checks
 from msgbubbles_sync.inspect.local_state import LocalState
 from msgbubbles_sync.inspect.status import build_status
+from msgbubbles_sync.run_log import RunLog, RunRecord
+from msgbubbles_sync.run_log import store as store_runs
 from msgbubbles_sync.settings import Settings
 from msgbubbles_sync.workspace import CLAIM, Workspace
 
@@ -170,6 +173,34 @@ def test_other_warehouses_with_the_same_key_are_shown(tmp_path: Path) -> None:
     shutil.rmtree(prod.folder)
     assert explain_shared_key(dev, settings) is None
     assert "sk_live" not in str([*(tmp_path / "state").rglob("*")])
+
+
+def test_runs_of_another_job_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DESTINATION__FILESYSTEM__BUCKET_URL", str(tmp_path / "lake"))
+    (tmp_path / "lake" / "msgbubbles").mkdir(parents=True)
+    workspace = claimed(Workspace.from_path(tmp_path / "company.duckdb", "filesystem"))
+    destination, now = build_destination(workspace), datetime.now(UTC)
+
+    def build_run(number: int) -> RunRecord:
+        started_at = (now - timedelta(hours=30 - number)).isoformat()
+        return {"run_id": f"run-{number}", "started_at": started_at, "outcome": "complete", "exit_status": 0,
+                "ended_at": started_at}  # fmt: skip
+
+    def publish_runs(*numbers: int) -> str | None:
+        with destination.open_writer() as connection:
+            store_runs(connection, map(build_run, numbers), destination.write_schema)
+        destination.publish()
+        return explain_other_job(workspace, destination)
+
+    destination.prepare()
+    assert publish_runs(*range(6)) is None, "no run of its own: its folder was lost"
+    for own in (3, 20):
+        RunLog(workspace.folder).add(build_run(own))
+    assert publish_runs(3, 20, 21, 22) is None, "some may have been killed before they wrote their record"
+    message = publish_runs(23)
+    assert message is not None
+    assert message.startswith("3 runs since ")
+    assert "another one loads the same tables" in message
 
 
 def test_claims_are_left_out_of_the_combined_tables(tmp_path: Path) -> None:
