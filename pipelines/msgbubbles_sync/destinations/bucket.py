@@ -65,7 +65,8 @@ class Bucket:
     def add_secret(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Let a connection open the bucket."""
         for name, value in self.settings.items():
-            connection.execute(f"SET {name} = {quote_literal(value)}")
+            # Global, because functions of DuckLake read the bucket in connections of their own.
+            connection.execute(f"SET GLOBAL {name} = {quote_literal(value)}")
         parameters = {"scope": self.url, **self.secret}
         listed = [f"{name} {value if name in UNQUOTED else quote_literal(value)}" for name, value in parameters.items()]
         connection.execute(f"CREATE SECRET ({', '.join(listed)})")
