@@ -188,7 +188,7 @@ def test_runs_of_another_job_are_noticed(tmp_path: Path, monkeypatch: pytest.Mon
 
     def publish_runs(*numbers: int) -> str | None:
         with destination.open_writer() as connection:
-            store_runs(connection, map(build_run, numbers), destination.write_schema)
+            store_runs(connection, [*map(build_run, numbers)], destination.write_schema)
         destination.publish()
         return explain_other_job(workspace, destination)
 
