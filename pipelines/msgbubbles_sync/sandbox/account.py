@@ -11,6 +11,7 @@ import re
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,6 +88,9 @@ class Account:
         # Called for each event, within its transaction: kind, time, chat, message and further fields.
         self.on_event: Callable[[str, datetime, str, str | None, Mapping[str, object]], None] = lambda *_: None
         self._database = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
+        # Many tests drop an account with its server, and Python 3.13 warns about a database that is not closed.
+        # `__del__` can be too late: of objects in a cycle, the collector may finalize the database first.
+        weakref.finalize(self, self._database.close)
         self._database.row_factory = sqlite3.Row
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = NORMAL")
@@ -94,10 +98,6 @@ class Account:
 
     def close(self) -> None:
         self._database.close()
-
-    def __del__(self) -> None:
-        # Many tests drop an account with its server. Python 3.13 warns about a database that is not closed.
-        self.close()
 
     def all(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[sqlite3.Row]:
         with self.lock:

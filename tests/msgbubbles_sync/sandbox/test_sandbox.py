@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import subprocess
@@ -183,3 +184,19 @@ def test_an_answer_has_failed_at_any_time_of_day(hour: int) -> None:
         seed(account, now=datetime(2026, 11, 26, hour, tzinfo=UTC), chats=40, messages=200)
         latest = account.all("SELECT direction, status, max(created_us) FROM messages GROUP BY chat_id")
     assert ("outbound", "failed") in {(row["direction"], row["status"]) for row in latest}
+
+
+def test_dropped_account_closes_its_database_without_a_warning() -> None:
+    def build() -> list[Account]:
+        account = Account()
+        used.append(account._database)
+        owner = [account]
+        account.on_event = lambda *_: owner.clear()  # each refers to the other, as with a server
+        return owner
+
+    used: list[object] = []
+    owner = build()
+    gc.collect()  # it now lists the database before the account
+    used.clear()
+    del owner
+    gc.collect()  # a warning of Python 3.13 fails the test
