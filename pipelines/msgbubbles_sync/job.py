@@ -51,8 +51,8 @@ PUBLISHED_EARLY = "published what has been read so far"
 COUNTED_TABLES = ("chats", "messages", "attachments", "numbers", "rejected_rows",
                   "thread_activity", "group_membership", "chat_title_history")  # fmt: skip
 
-RESTORED = """{title}: the tables are older than the files of this job, as after a restored backup. What they lack is
-read, and erased, again; only webhook events that they lack are lost"""
+RESTORED = """{title}: the tables are older than the files of this job, as after a restored backup, or lack a table or a
+column. What they lack is read, and erased, again; only webhook events that they lack are lost"""
 
 
 def run(context: Context, limits: Limits) -> RunReport:

@@ -36,6 +36,10 @@ FULL_WORDS = re.compile(
 REFUSED_WORDS = re.compile("read-only file system|permission denied|readonly database|in read-only mode", re.I)
 # In Python, a thread that cannot start is a RuntimeError, and a library that cannot be mapped an ImportError.
 MEMORY_WORDS = re.compile("cannot allocate memory|out of memory|can't start new thread|failed to map segment", re.I)
+CHANGED_TABLE = re.compile(
+    r'(?:column "\w+" of )?relation "[\w.]+" does not exist|Table with name \w+ does not exist'
+    r'|column "\w+" is of type [\w ]+ but expression is of type [\w ]+'
+)
 LOCK_WORDS = re.compile(r"could not set lock on file .*?(?:\(PID (\d+)\)|$)", re.I | re.S)
 
 
@@ -115,6 +119,12 @@ def find_cause(error: BaseException, context: Context) -> str | None:
     failed = next((cause for cause in causes if isinstance(cause, OSError) and cause.errno is not None), None)
     if failed is not None:
         return f"{f'{failed.filename}: ' if failed.filename else ''}{failed.strerror}; loaded rows stay"
+    changed = next(filter(None, (CHANGED_TABLE.search(str(cause)) for cause in causes)), None)
+    if changed is not None:
+        return (
+            f"{context.destination.title}: {changed[0]}, because somebody has changed the table. Drop the column if its "
+            "type has changed, and run again: the next run creates what is missing and reads its rows again"
+        )
     if any(type(cause).__module__.startswith("dlt.") for cause in causes):
         return (
             f"a load did not finish ({type(causes[-1]).__name__}): run again; the next run continues it, and loaded "

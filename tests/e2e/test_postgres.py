@@ -178,6 +178,32 @@ def test_runs_continue_after_locks_and_refused_rows(new_job: NewJob, address: st
     assert query(address, "SELECT * FROM marts.thread_activity_daily ORDER BY 1, 2, 3") == before
 
 
+def test_tables_and_columns_that_somebody_removed_are_read_again(new_job: NewJob, address: str) -> None:
+    job = new_job(chats=20, messages=100)
+    job.environment = {"DESTINATION__POSTGRES__CREDENTIALS": address}
+    job.run("--destination", "postgres")
+
+    def change(*statements: str) -> None:
+        with psycopg2.connect(address) as connection, connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+        connection.close()
+        say_hello(job)
+
+    change("DROP TABLE msgbubbles.attachments", "ALTER TABLE msgbubbles.chats RENAME COLUMN title TO heading")
+    assert "lack a table or a" in job.run("--destination", "postgres").errors
+    change("DROP TABLE msgbubbles._dlt_loads", "ALTER TABLE msgbubbles.messages ALTER COLUMN text TYPE integer USING 1")
+    errors = job.run("--destination", "postgres", status=1).errors
+    assert 'column "text" is of type integer' in errors
+    assert "Drop the column" in errors
+    change("ALTER TABLE msgbubbles.messages DROP COLUMN text")
+    job.run("--destination", "postgres")
+    found = read_rows(address)
+    for chat in found["chats"].values():
+        chat.pop("heading")
+    assert differences_of(found, job.server.truth()) == {}
+
+
 @pytest.mark.parametrize(
     ("credentials", "why"),
     [

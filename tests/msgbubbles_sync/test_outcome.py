@@ -70,6 +70,12 @@ def raise_in_dlt(error: BaseException) -> Callable[[Workspace], None]:
             raise_in_dlt(PermissionError(errno.EACCES, "Permission denied", "/etc/key")),
             "/etc/key cannot be read or written",
         ),
+        (
+            raise_in_dlt(ValueError('relation "msgbubbles.chats" does not exist')),
+            'relation "msgbubbles.chats" does not',
+        ),
+        (raise_in_dlt(ValueError('column "text" of relation "messages" does not exist')), 'column "text" of relation'),
+        (raise_in_dlt(ValueError("Table with name chats does not exist!")), "Table with name chats does not exist"),
         (raise_in_dlt(ValueError("of a row")), "a load did not finish (ValueError): run again"),
         (raise_in_dlt(LoadClientJobFailed("1", "2", "of a row", ValueError())), "LoadClientJobFailed"),
     ],

@@ -41,6 +41,7 @@ SIGNS = {
 }
 STATE_VERSION = """SELECT version FROM {schema}._dlt_pipeline_state JOIN {schema}._dlt_loads ON load_id = _dlt_load_id
 WHERE pipeline_name = ? AND status = 0 ORDER BY load_id DESC LIMIT 1"""
+STORED_SCHEMA = "SELECT schema FROM {schema}._dlt_version WHERE schema_name = ? ORDER BY inserted_at DESC LIMIT 1"
 FOREIGN = """--destination {title}: the schema {schema} holds tables that this job did not create ({tables}). Set
 [sync] {key} in dlt_config/config.toml to another name"""
 RENAMED = """--destination {title}: the names of the schemas have changed in the configuration, and the tables are in
@@ -155,6 +156,7 @@ class Attached(Destination):
             version = self._read_state_version(connection)
             if has_own_rows:
                 drop_old_states(connection, self.write_schema)
+            has_lost_columns = self._has_lost_columns(connection, stored)
         self._refuse_renamed(schemas)
         shows_accounts = ACCOUNTS in tables
         if self.prefix and tables and not shows_accounts:
@@ -164,7 +166,13 @@ class Attached(Destination):
             raise UsageError(MANY_ACCOUNTS.format(where=self.title, other=self._another))
         if not has_own_rows:
             self._refuse_foreign_tables(stored)
-        if self.dataset not in schemas:
+        if has_lost_columns:
+            # dlt creates what is missing if the tables do not say which schema they have.
+            with self._attach() as connection:
+                for table, name in (("_dlt_version", "schema_name"), ("_dlt_pipeline_state", "pipeline_name")):
+                    with suppress(duckdb.CatalogException):
+                        connection.execute(f"DELETE FROM {self.write_schema}.{table} WHERE {name} = ?", [PIPELINE])  # noqa: S608
+        if self.dataset not in schemas or has_lost_columns:
             self._workspace.forget_loads()
         self._follow_state(version)
         record = self._workspace.folder / NAMES
@@ -245,6 +253,18 @@ class Attached(Destination):
             row = connection.execute(STATE_VERSION.format(schema=self.write_schema), [PIPELINE]).fetchone()
             return row[0] if row else 0
         return 0
+
+    def _has_lost_columns(self, connection: duckdb.DuckDBPyConnection, stored: Mapping[Key, Collection[str]]) -> bool:
+        """Return whether somebody has removed or renamed a loaded table, or a column of one."""
+        with suppress(duckdb.CatalogException, ValueError, KeyError):
+            row = connection.execute(STORED_SCHEMA.format(schema=self.write_schema), [PIPELINE]).fetchone()
+            created = json.loads(row[0])["tables"] if row else {}
+            return (bool(created) and (self.dataset, "_dlt_loads") not in stored) or any(
+                not set(table["columns"]) & {*TABLES[name].column_names} <= {*stored.get((self.dataset, name), ())}
+                for name, table in created.items()
+                if name in TABLES and table.get("x-normalizer", {}).get("seen-data")
+            )
+        return False
 
     def _refuse_foreign_tables(self, stored: Iterable[Key]) -> None:
         """Raise `UsageError` if one of the schemas holds tables, and none by which the job recognizes its own."""

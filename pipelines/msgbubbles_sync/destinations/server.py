@@ -190,10 +190,6 @@ def _may_vacuum_catalog(connection: duckdb.DuckDBPyConnection) -> bool:
 LOCKED = re.compile("lock timeout|deadlock detected")
 TOO_LONG = re.compile("statement timeout|idle-in-transaction timeout")
 DENIED = re.compile(r'permission denied for ([a-z ]+) ([\w."]+)|must be owner of ([a-z ]+) ([\w."]+)')
-MISSING = re.compile(
-    r'relation "((?:\w+\.)?\w+)" does not exist|column "(\w+)" of relation "((?:\w+\.)?\w+)" does not exist'
-    r"|Table with name (\w+) does not exist"
-)
 READ_ONLY = re.compile("in a read-only transaction")
 FULL = re.compile("could not (?:extend|write to) file|No space left on device|disk full", re.I)
 GONE = re.compile(
@@ -209,14 +205,6 @@ def explain(message: str, title: str) -> str | None:
         kind, name = denied[1] or denied[3], denied[2] or denied[4]
         fix = "grant it the missing privilege" if denied[1] else "make it a member of the owner's role"
         return f"{title}: the job's role may not write {kind} {name}; {fix}, and run again"
-    missing = MISSING.search(message)
-    if missing:
-        table, column = missing[1] or missing[3] or missing[4], missing[2]
-        what = f"the column {column} of the table {table}" if column else f"the table {table}"
-        return (
-            f"{title}: {what} is missing, because somebody has dropped or renamed it; restore it under that name, or "
-            "drop all schemas of the job, so that everything is read again from the API, and run again"
-        )
     if READ_ONLY.search(message):
         return f"{title}: the server is read-only; use the primary's address, and run again"
     if FULL.search(message):
