@@ -27,7 +27,7 @@ from msgbubbles_sync.destinations.claims import explain_other_job, explain_same_
 from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.errors import TransformError, UsageError
 from msgbubbles_sync.lock import read_holder
-from msgbubbles_sync.run_log import RunRecord, describe_failed_reads
+from msgbubbles_sync.run_log import RunRecord, describe_failed_parts, describe_failed_reads
 from msgbubbles_sync.text import format_count
 from msgbubbles_sync.workspace import Workspace
 
@@ -137,6 +137,8 @@ def _check_last_run(local: LocalState) -> CheckResult:
         return CheckResult("last run", "ok", "no run yet")
     last = records[-1]
     what = f"{last['outcome']}, status {last['exit_status']}, {str(last['started_at'])[:16]} UTC"
+    if parts := describe_failed_parts(last):
+        return CheckResult("last run", "failed", f"{what}: {'; '.join(parts)}", "fix that and run again")
     if last["exit_status"] in (0, 3, 130):
         return CheckResult("last run", "ok", what)
     return CheckResult("last run", "failed", f"{what}: {last['error']}", "fix the error and run again")

@@ -15,6 +15,7 @@ from msgbubbles_sync.check_result import Check, CheckResult, run_checks
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.inspect.check import list_checks
 from msgbubbles_sync.outcome import explain_end
+from msgbubbles_sync.run_log import RunLog
 from msgbubbles_sync.workspace import Workspace
 
 
@@ -38,6 +39,19 @@ def test_error_in_a_check_does_not_stop_the_others(tmp_path: Path) -> None:
         "halfway", "destination", "state", "disk", "lock", "last run", "failed reads", "privacy policy",
     ]  # fmt: skip
     assert "+14155550123" not in str(results)
+
+
+def test_part_that_failed_in_the_last_run_is_reported(tmp_path: Path) -> None:
+    context = build_context(Workspace(tmp_path / "warehouse.duckdb"))
+    context.workspace.folder.mkdir(parents=True)
+    parts = {"webhook events": "1 file cannot be read"}
+    RunLog(context.workspace.folder).add(
+        {"run_id": "1", "started_at": "2026-06-01", "outcome": "complete", "exit_status": 3, "failed_parts": parts}
+    )
+    [check] = [check for check in list_checks(context, Client) if check[0] == "last run"]  # type: ignore[arg-type]
+    [result] = run_checks([check], str)
+    assert result.state == "failed"
+    assert "webhook events: 1 file cannot be read" in result.what
 
 
 def test_signal_ends_the_checks() -> None:
