@@ -12,7 +12,14 @@ import pytest
 
 from helpers.full_disk import full_disk
 from msgbubbles_sync.webhooks import spool
-from msgbubbles_sync.webhooks.spool import Delivery, SpoolWriter, list_segments, take_finished
+from msgbubbles_sync.webhooks.spool import (
+    Delivery,
+    SpoolWriter,
+    has_finished_segment,
+    list_segments,
+    list_unreadable,
+    take_finished,
+)
 
 NOW = datetime(2026, 11, 23, 10, tzinfo=UTC)
 
@@ -70,6 +77,18 @@ def test_new_segment_is_never_visible_unlocked(tmp_path: Path, monkeypatch: pyte
     assert seen == [False]
     assert found(tmp_path / "spool") == []
     writer.close()
+
+
+def test_segment_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
+    unreadable = tmp_path / "spool" / "1-1.jsonl"
+    unreadable.mkdir(parents=True)
+    assert not has_finished_segment(tmp_path / "spool")
+    writer = SpoolWriter(tmp_path / "spool")
+    writer.put(delivery(1)).result(60)
+    writer.close()
+    assert has_finished_segment(tmp_path / "spool")
+    assert found(tmp_path / "spool") == ["evt_1"]
+    assert list_unreadable(tmp_path / "spool") == [unreadable]
 
 
 def test_cut_off_line_was_never_answered(tmp_path: Path) -> None:
