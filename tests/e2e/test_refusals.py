@@ -350,7 +350,7 @@ def test_a_published_file_that_is_no_database(new_job: NewJob) -> None:
     torn(job.database)
     for name, options, status in (("status", [], 2), ("verify", ["--full"], 2), ("check", [], 3)):
         found, printed = command(job, name, *options)
-        assert (name, found, "cannot be read as a DuckDB database" in printed) == (name, status, True)
+        assert (name, found, "cannot be read as a DuckDB database: it is damaged" in printed) == (name, status, True)
     write_something(job)
     completes(job)
     with duckdb.connect(str(job.database), read_only=True) as database:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -43,10 +44,18 @@ def open_published(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     try:
         connection = duckdb.connect(str(path), read_only=True)
     except duckdb.Error as error:
-        raise UsageError(f"{path} cannot be read as a DuckDB database ({type(error).__name__})") from None
+        raise UsageError(f"{path} cannot be read as a DuckDB database: {_find_fix(path, error)}") from None
     with connection:
         connection.execute("SET TimeZone = 'UTC'")
         yield connection
+
+
+def _find_fix(path: Path, error: duckdb.Error) -> str:
+    if not os.access(path, os.R_OK):
+        return "give the user of this command access to it"
+    if "lock" in str(error):
+        return "another process has it open for writing. Open it with read_only=True there"
+    return f"it is damaged ({type(error).__name__}). Run a sync, which publishes it again"
 
 
 class DuckDBFile(Destination):
