@@ -18,6 +18,7 @@ from msgbubbles.errors import Interrupted
 from msgbubbles.settings import SourceSettings
 from msgbubbles.source.run import MissingRows, Run
 
+from .contact_aliases import load_contact_aliases
 from .context import Context, Limits
 from .dbt.runner import (
     check_tools,
@@ -79,6 +80,8 @@ def run(context: Context, limits: Limits) -> RunReport:
             load_ledger(context.workspace, context.destination, context.redactor)
         with report.isolate("webhook events"):
             _load_events(context, report)
+        with report.isolate("contacts"):
+            load_contact_aliases(context)
         if limits.with_transform:
             check_tools(context.destination)  # before anything is read
         early = EarlyTables(context, report, with_transform=limits.with_transform)

@@ -100,6 +100,7 @@ class TransformSettings(msgspec.Struct, frozen=True, kw_only=True):
     close_after_days: Annotated[int, Meta(ge=0, description="a whole number of days, or 0 for never")] = 0
     business_hours: BusinessHours = BusinessHours()
     sla: ServiceLevels = ServiceLevels()
+    contact_aliases: str = ""
     data_tests: DataTests = "hold"
     full_tests_hours: Annotated[float, Meta(ge=0)] = 24.0
     planned_runs: bool = True

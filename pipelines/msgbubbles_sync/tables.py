@@ -112,6 +112,17 @@ GROUP_SIGHTINGS = Table(
     ),
     key=("key",),
 )
+CONTACT_ALIASES = Table(
+    "contact_aliases",
+    "One row per handle that the list of contacts has or had.",
+    (
+        text("handle", Pii.HANDLE, "The handle, normalized so that its spellings compare equal.", nullable=False),
+        text("contact", Pii.HANDLE, "The contact in the list. Null if the list no longer has the handle."),
+        fetched_at("When this row was read from the list."),
+    ),
+    key=("handle",),
+    person_key="handle",
+)
 # What a run record has as columns; anything else in it is only in the run log.
 SYNC_RUNS = Table(
     "sync_runs",
@@ -200,7 +211,7 @@ ERASURES = Table(
 TABLES: dict[str, Table] = SOURCE_TABLES | {
     table.name: table
     for table in (
-        WEBHOOK_EVENTS, GROUP_OPERATIONS, GROUP_MEMBER_OPERATIONS, GROUP_SIGHTINGS, SYNC_RUNS, FAILED_READS, CLAIM,
-        VERSION, PRIVACY, ERASURES,
+        WEBHOOK_EVENTS, GROUP_OPERATIONS, GROUP_MEMBER_OPERATIONS, GROUP_SIGHTINGS, CONTACT_ALIASES, SYNC_RUNS,
+        FAILED_READS, CLAIM, VERSION, PRIVACY, ERASURES,
     )
 }  # fmt: skip

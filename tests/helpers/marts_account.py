@@ -19,6 +19,7 @@ class Account:
 
     def __init__(self, seed: int, at: Callable[[int], datetime]) -> None:
         self.random = random.Random(seed)
+        self._contacts = random.Random(seed)
         self._at = at
         self._loaded: dict[str, dict[Any, Row]] = {table: {} for table in TABLES}
         self._messages: dict[str, Row] = {}
@@ -49,6 +50,7 @@ class Account:
             "group_member_operations": [self._operation(chat) for chat in self._chats if pick([True, False, False])],
             "webhook_events": [self._event(chat) for chat in self._chats if pick([True, False])],
             "attachments": [self._attachment(row["id"]) for row in written if pick([True, False])],
+            "contact_aliases": [self._alias() for _ in range(self._contacts.choice([0, 1, 2]))],
         }
         for table, rows in load.items():
             for row in rows:
@@ -68,7 +70,7 @@ class Account:
         return {
             "id": key,
             "from_handle": pick(["+1", "+1", "+2", None]),
-            "remote_handle": pick([ONE, "+9", "+10", "+11"]),
+            "remote_handle": pick([ONE, "+9", "+10", "+11", "+12"]),
             "is_group": pick([True, False, True, False, None]),
             "title": pick([None, "old", "new"]),
             "last_message_at": self._time(None),
@@ -142,6 +144,10 @@ class Account:
             "_fetched_at": self._time(),
         }
 
+    def _alias(self) -> Row:
+        pick = self._contacts.choice
+        return {"handle": pick([ONE, "+9", "+10"]), "contact": pick(["Ann", "Ann", "Ben", None])}
+
     def _event(self, chat: str) -> Row:
         pick = self.random.choice
         at = self._time() + timedelta(minutes=pick([-1, 0, 3]))
@@ -161,5 +167,5 @@ class Account:
 
 TABLES = (
     "chats", "messages", "numbers", "stream_coverage", "chat_titles", "participant_lists", "group_member_operations",
-    "webhook_events", "attachments",
+    "webhook_events", "attachments", "contact_aliases",
 )  # fmt: skip

@@ -409,19 +409,28 @@ def _count_months(earlier: date, later: date) -> int:
     return 12 * (later.year - earlier.year) + later.month - earlier.month
 
 
+def _find_contact(world: World, handle: str) -> tuple[str, str | None]:
+    """Return what the rows of a handle are grouped by, and its contact in the list."""
+    folded = fold_handle(handle)
+    contact = {row["handle"]: row["contact"] for row in world.get("contact_aliases", ())}.get(folded)
+    return (folded, None) if contact is None else (f"contact {contact}", contact)
+
+
 def contact_monthly(world: World, zone: ZoneInfo) -> list[Row]:
+    labels: dict[str, str | None] = {}
     spellings: dict[str, set[str]] = defaultdict(set)
     months: dict[str, dict[date, list[Message]]] = defaultdict(lambda: defaultdict(list))
     for chat, messages in _chats_and_threads(world, zone):
         if chat["remote_handle"] is None or chat["is_group"] is not False:
             continue
-        handle = fold_handle(chat["remote_handle"])
+        handle, labels[handle] = _find_contact(world, chat["remote_handle"])
         spellings[handle].add(chat["remote_handle"])
         for message in messages:
             months[handle][message.day.replace(day=1)].append(message)
     return [
         {
             "handle": max(spellings[handle]),
+            "contact": labels[handle],
             "month": month,
             "first_month": min(by_month),
             "months_since_first": _count_months(min(by_month), month),
@@ -481,16 +490,19 @@ def contact(world: World, zone: ZoneInfo, settings: TransformSettings = Transfor
     ours = _own_handles(world)
     direct: dict[str, list[Row]] = defaultdict(list)
     contact_by_chat: dict[str, str] = {}
+    labels: dict[str, str | None] = {}
     for row in thread_activity(world, zone, settings.close_after_days):
         if row["remote_handle"] is not None and row["is_group"] is False:
-            contact_by_chat[row["chat_id"]] = fold_handle(row["remote_handle"])
-            direct[fold_handle(row["remote_handle"])].append(row)
+            handle, labels[handle] = _find_contact(world, row["remote_handle"])
+            contact_by_chat[row["chat_id"]] = handle
+            direct[handle].append(row)
     turns: dict[str | None, list[Row]] = defaultdict(list)
     for turn in thread_turns(world, zone, settings):
         turns[contact_by_chat.get(turn["chat_id"])].append(turn)
     grouped: dict[str, list[Row]] = defaultdict(list)
     for row in group_membership(world, zone):
-        grouped[fold_handle(row["handle"])].append(row)
+        handle, labels[handle] = _find_contact(world, row["handle"])
+        grouped[handle].append(row)
 
     def total(rows: list[Row], column: str) -> int | None:
         known = [row[column] for row in rows if row[column] is not None]
@@ -509,6 +521,7 @@ def contact(world: World, zone: ZoneInfo, settings: TransformSettings = Transfor
             {
                 "handle": max((row["remote_handle"] for row in chats), default=None)
                 or max(row["handle"] for row in groups),
+                "contact": labels[handle],
                 "threads": len(chats),
                 "threads_waiting_on_us": sum(row["waiting_on"] == "us" for row in chats),
                 "threads_waiting_on_them": sum(row["waiting_on"] == "them" for row in chats),

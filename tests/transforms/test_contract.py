@@ -35,6 +35,7 @@ MODELS = {
         "stg_stream_coverage",
         "stg_failed_reads",
         "stg_participant_lists",
+        "stg_contact_aliases",
         "stg_group_operations",
         "stg_group_member_operations",
         "stg_webhook_events",
@@ -342,6 +343,7 @@ def test_data_tests_pass_on_valid_rows_and_find_each_fault(filled: Any) -> None:
         "insert into msgbubbles.stream_coverage values ('messages', null, null, now(), '1')",
         "insert into msgbubbles.participant_lists from msgbubbles.participant_lists",
         "insert into msgbubbles.participant_lists by name (select 'gone' as chat_id, '1' as _dlt_load_id)",
+        "insert into msgbubbles.contact_aliases by name (select '+77' as handle, '1' as _dlt_load_id from range(2))",
         "insert into msgbubbles.group_operations by name (select operation_id, 'gone' as chat_id,"
         " 'dissolve' as operation, 'maybe' as outcome, '1' as _dlt_load_id from msgbubbles.group_operations)",
         "insert into msgbubbles.group_member_operations by name (select id, 'gone' as operation_id, 'gone' as chat_id,"

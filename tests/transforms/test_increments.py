@@ -205,6 +205,33 @@ def test_failed_models_keep_their_rows_and_catch_up(warehouse: Any, at: Any) -> 
     assert [row["chat_id"] for row in after["thread_activity_daily"]] == ["b"]
 
 
+def test_list_of_contacts_changes_the_contacts_it_names(warehouse: Any, at: Any) -> None:
+    chats = [
+        {"id": handle, "is_group": False, "from_handle": "+1", "remote_handle": handle, "created_at": at(0)}
+        for handle in ("+9", "Ann@B.de", "+10")
+    ]
+    messages = [
+        {"id": f"{chat['id']} {minute}", "conversation_id": chat["id"], "cursor_at": at(minute), "direction": direction}
+        for chat, answered in zip(chats, (1, 60, 5), strict=True)
+        for minute, direction in ((0, "inbound"), (answered, "outbound"))
+    ]
+    warehouse.load("1", chats=chats, messages=messages)
+    warehouse.transform()
+    alone = {("+9", None): 60, ("Ann@B.de", None): 3600, ("+10", None): 300}
+    for load_id, contacts, medians in (
+        ("2", {"+9": "ann", "ann@b.de": "ann"}, {("Ann@B.de", "ann"): 1830, ("+10", None): 300}),
+        ("3", {"+9": None, "+10": "ann"}, {("+9", None): 60, ("Ann@B.de", "ann"): 1950}),
+        ("4", {"ann@b.de": None, "+10": None}, alone),
+    ):
+        rows = [{"handle": handle, "contact": contact} for handle, contact in contacts.items()]
+        warehouse.load(load_id, contact_aliases=rows)
+        warehouse.transform()
+        found = {(row["handle"], row["contact"]): row["our_median_reply_seconds"] for row in warehouse.mart("contact")}
+        assert found == medians
+        assert {(row["handle"], row["contact"]) for row in warehouse.mart("contact_monthly")} == {*medians}
+        assert_equal_to_rebuild(warehouse)
+
+
 def test_chat_that_moves_to_another_contact_changes_both(warehouse: Any, at: Any) -> None:
     def chat(key: str, contact: str) -> dict[str, Any]:
         return {"id": key, "is_group": False, "from_handle": "+1", "remote_handle": contact}

@@ -160,6 +160,12 @@ worlds = st.fixed_dictionaries(
             removed_at=st.sampled_from([None, None, TIMES[0]]),
             _fetched_at=times_of_events,
         ),
+        "contact_aliases": row_lists(
+            lambda row: row["handle"],
+            3,
+            handle=st.sampled_from([ONE, "ann@b.de", "+1", "+2"]),
+            contact=st.sampled_from(["Ann", "Ann", "ben", None]),
+        ),
         "chat_titles": row_lists(
             lambda row: (row["chat_id"], row["_fetched_at"]),
             5,

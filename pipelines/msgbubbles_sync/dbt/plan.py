@@ -61,6 +61,7 @@ LOADED = tuple(
         "participant_lists",
         "group_operations",
         "group_member_operations",
+        "contact_aliases",
     )
 )
 RECORD_BUILDS = """INSERT INTO staging.built_loads (mart, load_id)

@@ -14,7 +14,13 @@ import dlt
 from msgbubbles.source.arrow import build_arrow_table, build_column_hints
 from msgbubbles.tables import Table
 from msgbubbles_sync.files import remove
-from msgbubbles_sync.tables import GROUP_MEMBER_OPERATIONS, GROUP_OPERATIONS, GROUP_SIGHTINGS, WEBHOOK_EVENTS
+from msgbubbles_sync.tables import (
+    CONTACT_ALIASES,
+    GROUP_MEMBER_OPERATIONS,
+    GROUP_OPERATIONS,
+    GROUP_SIGHTINGS,
+    WEBHOOK_EVENTS,
+)
 from msgbubbles_sync.workspace import PIPELINE, Workspace
 
 from .base import Destination
@@ -29,6 +35,7 @@ LATER_TABLES: tuple[tuple[Table, Strategy], ...] = (
     (GROUP_OPERATIONS, "delete-insert"),
     (GROUP_MEMBER_OPERATIONS, "delete-insert"),
     (GROUP_SIGHTINGS, "delete-insert"),
+    (CONTACT_ALIASES, "delete-insert"),
 )
 
 
@@ -72,9 +79,9 @@ def build_table_item(table: Table, rows: pa.Table, strategy: Strategy) -> Any:
 
 
 def build_missing_tables(pipeline: dlt.Pipeline) -> dlt.sources.DltResource | None:
-    """Build a resource that creates the tables of groups and webhooks, empty; null if the pipeline has created them.
+    """Build a resource that creates the tables of other pipelines, empty; null if the pipeline has created them.
 
-    Other pipelines load these tables, when there is something to load. Readers find the documented tables before that.
+    These pipelines load these tables, when there is something to load. Readers find the documented tables before that.
     """
     name = pipeline.default_schema_name
     created: Mapping[str, Any] = pipeline.schemas[name].tables if name else {}

@@ -17,6 +17,7 @@ import duckdb
 from dlt.common.versioned_state import compress_state, decompress_state
 
 from msgbubbles.source.state import forget_fingerprints
+from msgbubbles_sync.contact_aliases import PIPELINE as CONTACTS
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.dbt.runner import check_tools, forget_build, transform
 from msgbubbles_sync.destinations.compaction import STATES
@@ -145,7 +146,7 @@ def _load_pending(context: Context) -> None:
         if waiting and time.monotonic() > deadline:
             raise UsageError("a receiver still holds events; stop webhooks.py serve, and try again")
         time.sleep(0.2)
-    for name in (PIPELINE, WEBHOOKS, GROUPS):
+    for name in (PIPELINE, WEBHOOKS, GROUPS, CONTACTS):
         shutil.rmtree(workspace.folder / "dlt" / name, ignore_errors=True)
 
 

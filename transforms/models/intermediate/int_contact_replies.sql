@@ -4,9 +4,13 @@
 
 with contacts as (
     select
-        chat_id,
-        case when not is_group then {{ folded_handle('remote_handle') }} end as handle
-    from {{ ref('stg_chats') }}
+        chats.chat_id,
+        case
+            when not chats.is_group then coalesce(aliases.contact_key, {{ folded_handle('chats.remote_handle') }})
+        end as handle
+    from {{ ref('stg_chats') }} as chats
+    left join {{ ref('stg_contact_aliases') }} as aliases
+        on aliases.handle = {{ folded_handle('chats.remote_handle') }}
 ),
 
 {% if is_incremental() -%}

@@ -1,8 +1,14 @@
--- Rows are grouped by the folded handle, and show one of its spellings.
+-- Rows are grouped by the folded handle, or by the contact that has it in the list, and show one of the spellings.
 -- A view over tables that are built per chat, so it needs no increments of its own.
 {{ config(materialized=view_for_readers()) }}
 
-with direct as (
+with aliases as (
+    select handle, contact, contact_key
+    from {{ ref('stg_contact_aliases') }}
+    where contact is not null
+),
+
+direct as (
     select
         replies.handle,
         max(threads.remote_handle) as spelling,
@@ -34,15 +40,16 @@ with direct as (
 
 in_groups as (
     select
-        {{ folded_handle('handle') }} as handle,
-        max(handle) as spelling,
-        count(distinct chat_id) as groups_ever,
-        count(distinct case when is_current then chat_id end) as groups_current,
-        min(first_seen_at) as first_seen_at,
-        max(last_seen_at) as last_seen_at,
-        cast(sum(message_count) as bigint) as messages_in_groups
-    from {{ ref('group_membership') }}
-    group by {{ folded_handle('handle') }}
+        coalesce(aliases.contact_key, {{ folded_handle('members.handle') }}) as handle,
+        max(members.handle) as spelling,
+        count(distinct members.chat_id) as groups_ever,
+        count(distinct case when members.is_current then members.chat_id end) as groups_current,
+        min(members.first_seen_at) as first_seen_at,
+        max(members.last_seen_at) as last_seen_at,
+        cast(sum(members.message_count) as bigint) as messages_in_groups
+    from {{ ref('group_membership') }} as members
+    left join aliases on aliases.handle = {{ folded_handle('members.handle') }}
+    group by coalesce(aliases.contact_key, {{ folded_handle('members.handle') }})
 ),
 
 handles as (
@@ -53,6 +60,7 @@ handles as (
 
 select
     coalesce(direct.spelling, in_groups.spelling) as handle,
+    contacts.contact,
     coalesce(direct.threads, 0) as threads,
     coalesce(direct.threads_waiting_on_us, 0) as threads_waiting_on_us,
     coalesce(direct.threads_waiting_on_them, 0) as threads_waiting_on_them,
@@ -77,4 +85,5 @@ select
 from handles
 left join direct on direct.handle = handles.handle
 left join in_groups on in_groups.handle = handles.handle
+left join (select distinct contact, contact_key from aliases) as contacts on contacts.contact_key = handles.handle
 where handles.handle not in ({{ own_handles() }})

@@ -1,19 +1,32 @@
 -- A view over tables that are built per chat and day, so it needs no increments of its own.
 {{ config(materialized=view_for_readers()) }}
 
-with chats as (
+with direct as (
+    select
+        chats.chat_id,
+        chats.remote_handle,
+        aliases.contact,
+        coalesce(aliases.contact_key, {{ folded_handle('chats.remote_handle') }}) as handle
+    from {{ ref('stg_chats') }} as chats
+    left join {{ ref('stg_contact_aliases') }} as aliases
+        on aliases.handle = {{ folded_handle('chats.remote_handle') }}
+    where chats.remote_handle is not null and not chats.is_group
+),
+
+chats as (
     select
         chat_id,
-        {{ folded_handle('remote_handle') }} as handle,
-        max(remote_handle) over (partition by {{ folded_handle('remote_handle') }}) as spelling
-    from {{ ref('stg_chats') }}
-    where remote_handle is not null and not is_group
+        contact,
+        handle,
+        max(remote_handle) over (partition by handle) as spelling
+    from direct
 ),
 
 months as (
     select
         chats.handle,
         max(chats.spelling) as spelling,
+        max(chats.contact) as contact,
         cast(date_trunc('month', daily.day) as date) as month,
         count(distinct daily.day) as active_days,
         cast(sum(daily.messages_inbound) as bigint) as messages_inbound,
@@ -33,6 +46,7 @@ with_first as (
 
 select
     spelling as handle,
+    contact,
     month,
     first_month,
     {{ months_between('first_month', 'month') }} as months_since_first,

@@ -25,6 +25,14 @@ with touched as (
 
     union all
 
+    select unbuilt_loads.mart, chats.chat_id
+    from {{ ref('stg_contact_aliases') }} as aliases
+    inner join {{ ref('unbuilt_loads') }} as unbuilt_loads on unbuilt_loads.load_id = aliases.load_id
+    inner join {{ ref('stg_chats') }} as chats on {{ folded_handle('chats.remote_handle') }} = aliases.handle
+    where unbuilt_loads.mart = 'int_contact_replies'
+
+    union all
+
     select unbuilt_loads.mart, lists.chat_id
     from {{ ref('stg_participant_lists') }} as lists
     inner join {{ ref('unbuilt_loads') }} as unbuilt_loads on unbuilt_loads.load_id = lists.load_id

@@ -1,0 +1,126 @@
+"""Load the list of handles that belong to one contact: the CSV file of `[transforms] contact_aliases`.
+
+Columns: `handle`, and `contact`, which may be any label. Other columns are ignored.
+
+Imports dlt, so `Workspace.configure_dlt` comes before it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dlt
+import duckdb
+
+from msgbubbles.handles import fold_handle, parse_handle
+from msgbubbles.lazy_pyarrow import pa
+from msgbubbles.policy import PSEUDONYM
+from msgbubbles.redact import Redactor
+from msgbubbles.source.arrow import build_arrow_schema
+
+from .context import Context
+from .destinations import Destination
+from .destinations.load import build_fresh_pipeline, build_table_item
+from .errors import UsageError
+from .policy.applied import read_own_numbers
+from .tables import CONTACT_ALIASES
+from .workspace import configuration_folder
+
+PIPELINE = "msgbubbles_contacts"
+KEY = "[transforms] contact_aliases"
+# A file that exists while handles have contacts in the warehouse: most runs need not look.
+LOADED = "contact_aliases.loaded"
+
+
+def load_contact_aliases(context: Context) -> None:
+    """Load what has changed in the list since the last run; handles that are no longer in it lose their contact.
+
+    If there is anything, the marts and publishing are marked as pending. The caller holds the lock `job`. May be killed
+    and repeated. Raises `UsageError` for an invalid list.
+    """
+    workspace, destination = context.workspace, context.destination
+    file, marker = context.settings.transforms.contact_aliases, workspace.folder / LOADED
+    if not file and not marker.exists():
+        return
+    redactor = context.redactor
+    aliases = read_aliases(configuration_folder().parent / Path(file).expanduser()) if file else {}
+    for number in read_own_numbers(destination):
+        aliases.pop(fold_handle(number), None)
+    aliases, stored = _redact(aliases, redactor), _read_stored(destination)
+    rows = [
+        {"handle": handle, "contact": contact, "_fetched_at": datetime.now(UTC)}
+        for handle, contact in (dict.fromkeys(stored) | aliases).items()
+        if handle not in stored or stored[handle] != contact
+    ]
+    if rows:
+        redactor.save_vault()
+        workspace.set_pending("transform", "publish")
+        item = build_table_item(
+            CONTACT_ALIASES, pa.Table.from_pylist(rows, schema=build_arrow_schema(CONTACT_ALIASES)), "delete-insert"
+        )
+        destination.release()
+        pipeline = build_fresh_pipeline(workspace, destination, PIPELINE)
+        pipeline.run(dlt.resource([item], name=CONTACT_ALIASES.name), loader_file_format=destination.file_format)
+    if aliases:
+        marker.touch()
+    else:
+        marker.unlink(missing_ok=True)
+
+
+def read_aliases(path: Path) -> dict[str, str]:
+    """Read the contact of each folded handle. Raises `UsageError` with file and line, which quotes no handle."""
+    try:
+        text = path.read_text("utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"{KEY}: {path} cannot be read ({error.strerror}). Name a CSV file.") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{KEY}: {path} is not UTF-8 text. Save it as UTF-8.") from None
+    # Spreadsheets of some countries separate by semicolons.
+    delimiter = ";" if ";" in text.partition("\n")[0] else ","
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True, delimiter=delimiter)
+    aliases: dict[str, tuple[str, int]] = {}
+    try:
+        header = [name.strip().lower() for name in next(reader, [])]
+        if {"handle", "contact"} - {*header}:
+            raise UsageError(f"{path}:1: a column is missing. Name the columns handle and contact.")
+        for fields in reader:
+            if any(field.strip() for field in fields):
+                row = dict(zip(header, fields, strict=False))
+                _add_alias(aliases, row.get("handle", ""), row.get("contact", ""), f"{path}:{reader.line_num}")
+    except csv.Error:
+        raise UsageError(f"{path}:{reader.line_num} is not valid CSV. Quote texts that contain commas.") from None
+    return {handle: contact for handle, (contact, _) in aliases.items()}
+
+
+def _add_alias(aliases: dict[str, tuple[str, int]], written: str, contact: str, where: str) -> None:
+    handle, contact, line = fold_handle(written), contact.strip(), int(where.rpartition(":")[2])
+    if parse_handle(written) is None and not PSEUDONYM.fullmatch(handle):
+        raise UsageError(
+            f"{where}: the handle is not a valid phone number or e-mail address. Use E.164, for example +14155550100."
+        )
+    if not contact or "\0" in contact:
+        raise UsageError(f"{where}: the handle has no contact. Write a name or an id in that column.")
+    known, line_before = aliases.setdefault(handle, (contact, line))
+    if known != contact:
+        raise UsageError(f"{where}: the handle has another contact in line {line_before}. Remove one of the lines.")
+
+
+def _redact(aliases: dict[str, str], redactor: Redactor) -> dict[str, str]:
+    """Apply the policy, as to the handles of chats, and leave out erased people."""
+    return {
+        fold_handle(redactor.handle(handle)): redactor.handle(contact)
+        for handle, contact in aliases.items()
+        if not (redactor.is_erased(handle) or redactor.is_erased(contact) or redactor.mentions_erased(contact))
+    }
+
+
+def _read_stored(destination: Destination) -> dict[str, str | None]:
+    table = f"{destination.write_schema}.{CONTACT_ALIASES.name}"
+    if destination.has_tables():
+        with suppress(duckdb.CatalogException, duckdb.BinderException), destination.open_writer() as connection:
+            return dict(connection.execute(f"SELECT handle, contact FROM {table}").fetchall())  # noqa: S608
+    return {}
