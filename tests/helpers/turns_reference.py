@@ -132,6 +132,7 @@ def thread_turns(world: World, zone: ZoneInfo, settings: TransformSettings = Tra
                     "day": turn[0].day,
                     "message_count": len(turn),
                     "answered_at": answered_at,
+                    "answered_day": answer[0].day if answer else None,
                     "reply_seconds": seconds(answered_at - turn[0].at) if answered_at else None,
                     "business_reply_seconds": business_seconds(schedules, chat, turn[0].at, answered_at),
                     "is_open": answered_at is None and chat["deleted_at"] is None,

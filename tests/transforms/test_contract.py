@@ -44,6 +44,7 @@ MODELS = {
         "changed_messages",
         "chats_to_build",
         "int_thread_messages",
+        "int_thread_days",
         "int_thread_measures",
         "int_typing_spells",
         "int_contact_replies",
@@ -318,6 +319,8 @@ def test_data_tests_pass_on_valid_rows_and_find_each_fault(filled: Any) -> None:
         " ('m', 'g', 'up', 'lost', 'fax', '1'), ('dangling', 'gone', null, null, null, '1')",
         "insert into staging.int_thread_messages by name (select 'gone' as chat_id)",
         "insert into staging.int_thread_messages by name (from staging.int_thread_messages)",
+        "insert into staging.int_thread_days by name (select 'gone' as chat_id)",
+        "insert into staging.int_thread_days by name (from staging.int_thread_days)",
         "insert into staging.thread_chats from staging.thread_chats",
         "insert into staging.int_thread_measures by name (from staging.int_thread_measures)",
         "update staging.int_thread_measures set waiting_on = 'godot', first_side = 'godot', messages_inbound = 9,"

@@ -38,6 +38,7 @@
     );
     create table if not exists {{ in_staging('thread_tails') }} (
         chat_id varchar not null,
+        first_day date not null,
         since timestamptz not null,
         place_before bigint not null,
         message_before_at timestamptz,
@@ -95,15 +96,20 @@
     {%- endif %}
 {% endmacro %}
 
-{# Before int_thread_messages is written, decide from when on it rebuilds each chat: from the earliest position of a
+{# Before int_thread_messages is written, decide from which day on it rebuilds each chat: from the earliest day with a
    changed message, now or before, and from the beginning if the chat itself changed. Copy the rows from then on, the
-   tails, and delete them. What the rows before them pass on to the first rows of a tail goes with it. #}
+   tails, and delete them. What the days before them pass on to the first rows of a tail goes with it. Those days are in
+   int_thread_days, unless it has missed a run: then the tail begins with the first day that it has still to build. #}
 {% macro cut_tails() %}{{ return(adapter.dispatch('cut_tails')()) }}{% endmacro %}
 {% macro spark__cut_tails() %}{% endmacro %}
 {% macro default__cut_tails() %}
     {%- set changed_chats -%}
         select chat_id from {{ ref('chats_to_build') }} where mart = 'int_thread_messages'
     {%- endset %}
+    {%- set days = in_staging('int_thread_days') %}
+    {%- if not adapter.get_relation(this.database, this.schema, 'int_thread_days') %}
+        {%- set days = '(' ~ sum_days(this) ~ ')' %}
+    {%- endif %}
     {#- TRUNCATE leaves no bytes of erased people on a server. #}
     {%- if is_incremental() %}
     delete from {{ in_staging('thread_chats') }} where chat_id in ({{ changed_chats }});
@@ -118,67 +124,126 @@
     {%- if is_incremental() %};
     insert into {{ in_staging('thread_tails') }}
     with changes as (
-        select chat_id, min(message_at) as since
+        select chat_id, min(first_day) as first_day
         from (
-            select chat_id, message_at from {{ ref('changed_messages') }} where counts_in_thread
+            select chat_id, cast({{ local_time('message_at') }} as date) as first_day
+            from {{ ref('changed_messages') }}
+            where counts_in_thread
             union all
-            select built.chat_id, built.message_at
+            select built.chat_id, built.day
             from {{ this }} as built
             inner join {{ ref('changed_messages') }} as changed on changed.message_id = built.message_id
             union all
-            select chat_id, timestamptz '0001-01-02 00:00:00+00' from ({{ changed_chats }}) as changed_chats
+            select chat_id, day from {{ in_staging('days_to_build') }} where mart = 'int_thread_days'
+            union all
+            select chat_id, date '0001-01-05' from ({{ changed_chats }}) as changed_chats
         ) as positions
         group by chat_id
     )
     select
         changes.chat_id,
-        changes.since,
+        changes.first_day,
+        -- Days begin at most a day apart: this only skips messages that are older.
+        {{ midnight('changes.first_day - 1') }} as since,
         coalesce(max(before.place_in_thread), 0) as place_before,
-        max(before.message_at) as message_before_at,
+        max(before.latest_message_at) as message_before_at,
         -- Sides alternate, so the last turn is that of the side that began if its number is odd.
         case
-            when max(before.turn_number) % 2 = 1 then max(case when before.turn_number = 1 then before.side end)
-            else max(case when before.turn_number = 2 then before.side end)
+            when max(before.turn_number) % 2 = 1 then max(before.first_side)
+            when max(before.first_side) = 'us' then 'them'
+            when max(before.first_side) = 'them' then 'us'
         end as side_before,
-        max(case when before.starts_turn then before.message_at end) as turn_before_at,
-        max(case when before.side is not null then before.message_at end) as spoke_before_at,
+        max(before.turn_began_at) as turn_before_at,
+        max(before.spoke_at) as spoke_before_at,
         coalesce(max(before.turn_number), 0) as turns_before,
         coalesce(max(before.session_number), 0) as sessions_before
     from changes
-    left join {{ this }} as before on before.chat_id = changes.chat_id and before.message_at < changes.since
-    group by changes.chat_id, changes.since;
+    left join {{ days }} as before on before.chat_id = changes.chat_id and before.day < changes.first_day
+    group by changes.chat_id, changes.first_day;
 
     drop table if exists messages_before;
     create temporary table messages_before as
     select built.*
     from {{ this }} as built
     inner join {{ in_staging('thread_tails') }} as tails
-        on tails.chat_id = built.chat_id and built.message_at >= tails.since;
+        on tails.chat_id = built.chat_id and built.day >= tails.first_day;
     delete from {{ this }} as built
     using {{ in_staging('thread_tails') }} as tails
-    where tails.chat_id = built.chat_id and built.message_at >= tails.since
+    where tails.chat_id = built.chat_id and built.day >= tails.first_day
     {%- endif %}
 {% endmacro %}
 
+{# Add up the messages of each chat on each day, by direction, channel and sender; of all days, or of those from `since` of
+   `tails` on. Of a number that only grows in a chat, such as that of a turn, the last of these messages has the highest. #}
+{% macro sum_days(messages, tails=none) -%}
+    select
+        messages.chat_id,
+        messages.day,
+        messages.direction,
+        messages.channel,
+        messages.sender,
+        count(*) as messages_total,
+        count(case when messages.is_failed then 1 end) as messages_failed,
+        count(case when messages.is_delivered then 1 end) as messages_delivered,
+        count(case when messages.is_read then 1 end) as messages_read,
+        cast(sum(messages.attachment_count) as bigint) as attachments_total,
+        min(messages.message_at) as first_message_at,
+        max(messages.message_at) as latest_message_at,
+        max(messages.gap_seconds) as longest_gap_seconds,
+        max(messages.place_in_thread) as place_in_thread,
+        max(case when messages.side is not null then messages.message_at end) as spoke_at,
+        max(messages.turn_number) as turn_number,
+        max(case when messages.starts_turn then messages.message_at end) as turn_began_at,
+        max(messages.session_number) as session_number,
+        max(case when messages.starts_session then messages.message_at end) as session_began_at,
+        max(case when messages.turn_number = 1 then messages.side end) as first_side,
+        count(messages.reply_number) as replies,
+        max(case when messages.reply_number = 1 then messages.reply_seconds end) as first_response_seconds,
+        max(messages.fetched_at) as fetched_at
+    from {{ messages }} as messages
+    {%- if tails %}
+    inner join {{ tails }} as tails on tails.chat_id = messages.chat_id and messages.day >= tails.since
+    {%- endif %}
+    group by messages.chat_id, messages.day, messages.direction, messages.channel, messages.sender
+{%- endmacro %}
+
+{# Before int_thread_days is written, delete the days of a chat from the first changed one on: later messages have another
+   position now. #}
+{% macro cut_days() %}{{ return(adapter.dispatch('cut_days')()) }}{% endmacro %}
+{% macro spark__cut_days() %}{% endmacro %}
+{% macro default__cut_days() %}
+    {%- if is_incremental() %}
+    drop table if exists {{ this.identifier }}_tails;
+    create temporary table {{ this.identifier }}_tails as
+    {{ first_days_to_build() }};
+    delete from {{ this }} as built
+    using {{ this.identifier }}_tails as tails
+    where tails.chat_id = built.chat_id and built.day >= tails.since
+    {%- endif %}
+{% endmacro %}
+
+{# Select the first day of each chat that this model has to build. #}
+{% macro first_days_to_build() -%}
+    select chat_id, min(day) as since
+    from {{ in_staging('days_to_build') }}
+    where mart = '{{ this.identifier }}'
+    group by chat_id
+{%- endmacro %}
+
 {# Before thread_turns or thread_sessions is written, delete the turns or sessions (numbered by `number`) of a chat that may
    differ: from the last one on that began before the first changed day. It may be longer now, or another may follow it. #}
-{% macro cut_numbered(number) %}{{ return(adapter.dispatch('cut_numbered')(number)) }}{% endmacro %}
-{% macro spark__cut_numbered(number) %}{% endmacro %}
-{% macro default__cut_numbered(number) %}
+{% macro cut_numbered(number, began_at) %}{{ return(adapter.dispatch('cut_numbered')(number, began_at)) }}{% endmacro %}
+{% macro spark__cut_numbered(number, began_at) %}{% endmacro %}
+{% macro default__cut_numbered(number, began_at) %}
     {%- if is_incremental() %}
     drop table if exists {{ this.identifier }}_tails;
     create temporary table {{ this.identifier }}_tails as
     select
         changed.chat_id,
         coalesce(max(before.{{ number }}), 1) as {{ number }},
-        coalesce(max(before.day), changed.since) as since
-    from (
-        select chat_id, min(day) as since
-        from {{ in_staging('days_to_build') }}
-        where mart = '{{ this.identifier }}'
-        group by chat_id
-    ) as changed
-    left join {{ this }} as before on before.chat_id = changed.chat_id and before.day < changed.since
+        coalesce(max(case when before.{{ began_at }} is not null then before.day end), changed.since) as since
+    from ({{ first_days_to_build() }}) as changed
+    left join {{ ref('int_thread_days') }} as before on before.chat_id = changed.chat_id and before.day < changed.since
     group by changed.chat_id, changed.since;
     delete from {{ this }} as built
     using {{ this.identifier }}_tails as tails
@@ -226,8 +291,8 @@
     {%- set rows_now -%}
         select {{ daily_columns() }}
         from {{ this }} as built
-        inner join (select chat_id as thread_id, since from {{ in_staging('thread_tails') }}) as tails
-            on tails.thread_id = built.chat_id and built.message_at >= tails.since
+        inner join (select chat_id as thread_id, first_day from {{ in_staging('thread_tails') }}) as tails
+            on tails.thread_id = built.chat_id and built.day >= tails.first_day
     {%- endset %}
     {%- set rows_before -%}
         select {{ daily_columns() }} from messages_before
@@ -240,6 +305,9 @@
     delete from {{ in_marts() }}.{{ mart }};
     {%- endif %}
     {%- endfor %}
+    {%- if adapter.get_relation(this.database, this.schema, 'int_thread_days') %}
+    delete from {{ in_staging('int_thread_days') }};
+    {%- endif %}
     {%- endif %}
     insert into {{ in_staging('days_to_build') }} (mart, chat_id, from_handle, day)
     select marts.mart, changed.chat_id, changed.from_handle, changed.day
@@ -253,7 +321,7 @@
         {%- endif %}
     ) as changed
     cross join (
-        values ('int_thread_measures'), ('thread_activity_daily'), ('thread_activity_hours'),
+        values ('int_thread_days'), ('int_thread_measures'), ('thread_activity_daily'), ('thread_activity_hours'),
             ('number_activity_daily'), ('group_membership'), ('int_typing_spells'), ('thread_turns'),
             ('thread_sessions'), ('delivery_daily'), ('int_contact_replies')
     ) as marts (mart)

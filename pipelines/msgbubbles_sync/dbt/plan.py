@@ -249,7 +249,10 @@ def _find_inputs_of_increment(node: Any, statements: Iterable[str], models: Mapp
     names = {name for _, name in tables}
     if any(schema == "msgbubbles" for schema, _ in tables) or not names <= ids.keys() | BOOKKEEPING:
         return []
-    return sorted({read for name in names - BOOKKEEPING - {node.alias} for read in _follow(ids[name], models)})
+    # What is built from this model may be read as the last run has left it, and changes only after this model has.
+    later = {model.alias for model in models.values() if node.unique_id in model.depends_on.nodes}
+    own = BOOKKEEPING | later | {node.alias}
+    return sorted({read for name in names - own for read in _follow(ids[name], models)})
 
 
 def _run_steps(steps: Sequence[Step], connection: duckdb.DuckDBPyConnection, *, follows_success: bool) -> set[str]:

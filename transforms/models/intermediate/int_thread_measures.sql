@@ -1,4 +1,4 @@
-{%- set messages = ref('int_thread_messages') ~ (
+{%- set days = ref('int_thread_days') ~ (
     ' where chat_id in (select chat_id from chats)' if is_incremental() else ' where true') -%}
 with chats as (
     select chat_id from {{ ref('stg_chats') }}
@@ -15,52 +15,63 @@ channels as (
         chat_id,
         channel,
         row_number() over (
-            partition by chat_id order by count(*) desc, max(message_at) desc, {{ by_bytes('channel') }}
+            partition by chat_id
+            order by sum(messages_total) desc, max(latest_message_at) desc, {{ by_bytes('channel') }}
         ) as rank
-    from {{ messages }} and channel is not null
+    from {{ days }} and channel is not null
     group by chat_id, channel
 ),
 
 -- Folding a handle costs more than anything else here, so each is folded once.
 senders as (
     select chat_id, count(distinct {{ folded_handle('sender') }}) as distinct_senders
-    from (select distinct chat_id, sender from {{ messages }}) as spellings
+    from (select distinct chat_id, sender from {{ days }}) as spellings
+    group by chat_id
+),
+
+-- A turn has the seconds after which the other side replied.
+replies as (
+    select
+        chat_id,
+        {{ percentile(0.5, "case when side = 'them' then reply_seconds end") }} as our_median_reply_seconds,
+        {{ percentile(0.9, "case when side = 'them' then reply_seconds end") }} as our_p90_reply_seconds,
+        {{ percentile(0.5, "case when side = 'us' then reply_seconds end") }} as their_median_reply_seconds,
+        {{ percentile(0.9, "case when side = 'us' then reply_seconds end") }} as their_p90_reply_seconds
+    from {{ ref('thread_turns') }}
+    {%- if is_incremental() %}
+    where chat_id in (select chat_id from chats)
+    {%- endif %}
     group by chat_id
 ),
 
 threads as (
     select
         chat_id,
-        min(message_at) as first_message_at,
-        max(message_at) as latest_message_at,
-        count(*) as messages_total,
-        count(case when direction = 'inbound' then 1 end) as messages_inbound,
-        count(case when direction = 'outbound' then 1 end) as messages_outbound,
-        count(case when is_failed then 1 end) as messages_failed,
-        count(case when is_delivered then 1 end) as messages_delivered,
-        count(case when is_read then 1 end) as messages_read,
-        count(case when channel = 'imessage' then 1 end) as messages_imessage,
-        count(case when channel = 'sms' then 1 end) as messages_sms,
-        count(case when channel = 'whatsapp' then 1 end) as messages_whatsapp,
-        cast(sum(attachment_count) as bigint) as attachments_total,
+        min(first_message_at) as first_message_at,
+        max(latest_message_at) as latest_message_at,
+        cast(sum(messages_total) as bigint) as messages_total,
+        cast(sum(case when direction = 'inbound' then messages_total else 0 end) as bigint) as messages_inbound,
+        cast(sum(case when direction = 'outbound' then messages_total else 0 end) as bigint) as messages_outbound,
+        cast(sum(messages_failed) as bigint) as messages_failed,
+        cast(sum(messages_delivered) as bigint) as messages_delivered,
+        cast(sum(messages_read) as bigint) as messages_read,
+        cast(sum(case when channel = 'imessage' then messages_total else 0 end) as bigint) as messages_imessage,
+        cast(sum(case when channel = 'sms' then messages_total else 0 end) as bigint) as messages_sms,
+        cast(sum(case when channel = 'whatsapp' then messages_total else 0 end) as bigint) as messages_whatsapp,
+        cast(sum(attachments_total) as bigint) as attachments_total,
         count(distinct day) as active_days,
-        max(gap_seconds) as longest_gap_seconds,
-        max(case when direction = 'inbound' then message_at end) as last_inbound_at,
-        max(case when direction = 'outbound' then message_at end) as last_outbound_at,
-        max(case when side = 'us' then message_at end) as last_answer_at,
-        -- The side that spoke first is the one whose first turn is not a reply.
-        max(case when starts_turn and reply_number is null then side end) as first_side,
-        max(case when starts_turn and side = 'them' then message_at end) as last_asked_at,
-        count(case when side = 'us' then reply_number end) as our_replies,
-        count(case when side = 'them' then reply_number end) as their_replies,
-        max(case when side = 'us' and reply_number = 1 then reply_seconds end) as our_first_response_seconds,
-        max(case when side = 'them' and reply_number = 1 then reply_seconds end) as their_first_response_seconds,
-        {{ percentile(0.5, "case when side = 'us' then reply_seconds end") }} as our_median_reply_seconds,
-        {{ percentile(0.9, "case when side = 'us' then reply_seconds end") }} as our_p90_reply_seconds,
-        {{ percentile(0.5, "case when side = 'them' then reply_seconds end") }} as their_median_reply_seconds,
-        {{ percentile(0.9, "case when side = 'them' then reply_seconds end") }} as their_p90_reply_seconds,
+        max(longest_gap_seconds) as longest_gap_seconds,
+        max(case when direction = 'inbound' then latest_message_at end) as last_inbound_at,
+        max(case when direction = 'outbound' then latest_message_at end) as last_outbound_at,
+        max(case when direction = 'outbound' then spoke_at end) as last_answer_at,
+        max(first_side) as first_side,
+        max(case when direction = 'inbound' then turn_began_at end) as last_asked_at,
+        cast(sum(case when direction = 'outbound' then replies else 0 end) as bigint) as our_replies,
+        cast(sum(case when direction = 'inbound' then replies else 0 end) as bigint) as their_replies,
+        max(case when direction = 'outbound' then first_response_seconds end) as our_first_response_seconds,
+        max(case when direction = 'inbound' then first_response_seconds end) as their_first_response_seconds,
         max(fetched_at) as messages_fetched_at
-    from {{ messages }}
+    from {{ days }}
     group by chat_id
 )
 
@@ -99,12 +110,13 @@ select
     threads.their_replies,
     threads.our_first_response_seconds,
     threads.their_first_response_seconds,
-    threads.our_median_reply_seconds,
-    threads.our_p90_reply_seconds,
-    threads.their_median_reply_seconds,
-    threads.their_p90_reply_seconds,
+    replies.our_median_reply_seconds,
+    replies.our_p90_reply_seconds,
+    replies.their_median_reply_seconds,
+    replies.their_p90_reply_seconds,
     threads.messages_fetched_at
 from chats
 left join threads on threads.chat_id = chats.chat_id
+left join replies on replies.chat_id = chats.chat_id
 left join senders on senders.chat_id = chats.chat_id
 left join channels on channels.chat_id = chats.chat_id and channels.rank = 1

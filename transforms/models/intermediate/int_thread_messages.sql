@@ -1,9 +1,9 @@
--- An increment writes the tails of chats again, from the first message that may differ on (see cut_tails).
+-- An increment writes the tails of chats again, from the first day on that may differ (see cut_tails).
 {{ config(
     incremental_strategy='append',
     pre_hook="{{ cut_tails() }}",
     post_hook="{{ record_days_to_build() }}",
-    indexes=[{'columns': ['message_id']}, {'columns': ['chat_id', 'message_at']}] if target.type == 'postgres' else []
+    indexes=[{'columns': ['message_id']}, {'columns': ['chat_id', 'day']}] if target.type == 'postgres' else []
 ) }}
 -- depends_on: {{ ref('chats_to_build') }}, {{ ref('changed_messages') }}
 
@@ -67,7 +67,11 @@ with messages as (
     inner join {{ source('bookkeeping', 'thread_tails') }} as tails
         on tails.chat_id = messages.chat_id and messages.message_at >= tails.since
     {%- endif %}
-    where messages.counts_in_thread
+    where
+        messages.counts_in_thread
+        {%- if is_incremental() %}
+        and cast({{ local_time('messages.message_at') }} as date) >= tails.first_day
+        {%- endif %}
 ),
 
 in_order as (

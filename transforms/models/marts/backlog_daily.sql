@@ -3,15 +3,21 @@
 {{ config(materialized=view_for_readers()) }}
 
 with turns as (
+    select from_handle, side, is_group, day as first_day, answered_day as end_day
+    from {{ ref('thread_turns') }}
+    where from_handle is not null and answered_day > day
+
+    union all
+
     select
         turns.from_handle,
         turns.side,
         turns.is_group,
-        turns.day as first_day,
-        cast({{ local_time('coalesce(turns.answered_at, chats.deleted_at)') }} as date) as end_day
+        turns.day,
+        cast({{ local_time('chats.deleted_at') }} as date)
     from {{ ref('thread_turns') }} as turns
     inner join {{ ref('stg_chats') }} as chats on chats.chat_id = turns.chat_id
-    where turns.from_handle is not null
+    where turns.from_handle is not null and turns.answered_day is null
 ),
 
 -- A turn that has waited for some days enters the backlog of that age, and leaves it when it ends.
@@ -50,8 +56,9 @@ changes_of_day as (
 days as (
     select numbers.from_handle, calendar.day
     from (
-        select from_handle, min(first_day) as first_day
-        from turns
+        select from_handle, min(day) as first_day
+        from {{ ref('thread_turns') }}
+        where from_handle is not null
         group by from_handle
     ) as numbers
     inner join {{ ref('calendar') }} as calendar on calendar.day >= numbers.first_day

@@ -28,12 +28,6 @@ groups_to_build as (
     select * from groups where chat_id in (select chat_id from chats_to_build)
 ),
 
-messages as (
-    select chat_id, {{ folded_handle('sender') }} as handle, sender as spelling, direction, message_at
-    from {{ ref('int_thread_messages') }}
-    where chat_id in (select chat_id from groups_to_build)
-),
-
 lists as (
     select
         lists.chat_id,
@@ -55,6 +49,40 @@ operations as (
     where operations.chat_id in (select chat_id from groups_to_build) and operations.happened_at is not null
 ),
 
+-- On a day on which nobody can have left, the first and the last message prove as much as all of them.
+days_with_absences as (
+    select chat_id, cast({{ local_time('happened_at') }} as date) as day from operations where operation = 'removed'
+    union
+    select chat_id, cast({{ local_time('fetched_at') }} as date) from lists
+),
+
+messages as (
+    select
+        parts.chat_id,
+        {{ folded_handle('parts.sender') }} as handle,
+        parts.sender as spelling,
+        parts.direction,
+        parts.first_message_at,
+        parts.latest_message_at,
+        parts.messages_total
+    from {{ ref('int_thread_days') }} as parts
+    left join days_with_absences as absences on absences.chat_id = parts.chat_id and absences.day = parts.day
+    where parts.chat_id in (select chat_id from groups_to_build) and absences.day is null
+
+    union all
+
+    select
+        messages.chat_id,
+        {{ folded_handle('messages.sender') }},
+        messages.sender,
+        messages.direction,
+        messages.message_at,
+        messages.message_at,
+        1
+    from {{ ref('int_thread_messages') }} as messages
+    inner join days_with_absences as absences on absences.chat_id = messages.chat_id and absences.day = messages.day
+),
+
 -- A handle may have several spellings in a group: from here on it is folded, and the result shows one spelling.
 spellings as (
     select chat_id, handle, max(spelling) as spelling
@@ -72,7 +100,7 @@ spellings as (
 
 -- Times at which a handle was seen in the group, with the evidence.
 seen as (
-    select chat_id, handle, happened_at as seen_at, 'operation' as evidence, 0 as is_message
+    select chat_id, handle, happened_at as seen_at, 'operation' as evidence, 0 as message_count
     from operations
     where operation = 'added'
 
@@ -90,16 +118,22 @@ seen as (
     select
         chat_id,
         handle,
-        message_at,
+        first_message_at,
         case when direction = 'outbound' then 'own_number' else 'message' end,
-        1
+        messages_total
     from messages
     where direction in ('inbound', 'outbound')
+
+    union all
+
+    select chat_id, handle, latest_message_at, case when direction = 'outbound' then 'own_number' else 'message' end, 0
+    from messages
+    where direction in ('inbound', 'outbound') and latest_message_at > first_message_at
 ),
 
 -- A handle that we removed was a member before: if there is no earlier evidence, since the creation of the group.
 present as (
-    select chat_id, handle, seen_at, evidence, is_message
+    select chat_id, handle, seen_at, evidence, message_count
     from seen
     where handle is not null and seen_at is not null
 
@@ -203,7 +237,7 @@ members as (
         max(case when present.evidence = 'removal' then 'operation' end) as removal,
         min(case when present.evidence <> 'removal' then present.seen_at end) as first_seen_at,
         max(case when present.evidence <> 'removal' then present.seen_at end) as last_seen_at,
-        cast(sum(present.is_message) as bigint) as messages
+        cast(sum(present.message_count) as bigint) as messages
     from intervals
     inner join present
         on present.chat_id = intervals.chat_id
@@ -217,7 +251,7 @@ members as (
 threads as (
     select
         chat_id,
-        count(*) as messages_total,
+        cast(sum(messages_total) as bigint) as messages_total,
         -- If the API names the sender of no inbound message, silence proves nothing.
         count(case when direction = 'inbound' then 1 end) = 0
         or count(case when direction = 'inbound' then handle end) > 0 as names_senders

@@ -8,26 +8,26 @@ with days as (
     {% if is_incremental() -%}
     select distinct chat_id, day from {{ source('bookkeeping', 'days_to_build') }} where mart = 'thread_activity_daily'
     {%- else -%}
-    select distinct chat_id, day from {{ ref('int_thread_messages') }}
+    select distinct chat_id, day from {{ ref('int_thread_days') }}
     {%- endif %}
 ),
 
 daily as (
     select
-        messages.chat_id,
-        messages.day,
-        count(*) as messages_total,
-        count(case when messages.direction = 'inbound' then 1 end) as messages_inbound,
-        count(case when messages.direction = 'outbound' then 1 end) as messages_outbound,
-        count(case when messages.is_failed then 1 end) as messages_failed,
-        count(case when messages.side = 'us' then messages.reply_number end) as our_replies,
-        count(case when messages.side = 'them' then messages.reply_number end) as their_replies,
-        count(distinct {{ folded_handle('messages.sender') }}) as distinct_senders,
-        min(messages.message_at) as first_message_at,
-        max(messages.message_at) as latest_message_at
-    from {{ ref('int_thread_messages') }} as messages
-    inner join days on days.chat_id = messages.chat_id and days.day = messages.day
-    group by messages.chat_id, messages.day
+        parts.chat_id,
+        parts.day,
+        cast(sum(parts.messages_total) as bigint) as messages_total,
+        cast(sum(case when parts.direction = 'inbound' then parts.messages_total else 0 end) as bigint) as messages_inbound,
+        cast(sum(case when parts.direction = 'outbound' then parts.messages_total else 0 end) as bigint) as messages_outbound,
+        cast(sum(parts.messages_failed) as bigint) as messages_failed,
+        cast(sum(case when parts.direction = 'outbound' then parts.replies else 0 end) as bigint) as our_replies,
+        cast(sum(case when parts.direction = 'inbound' then parts.replies else 0 end) as bigint) as their_replies,
+        count(distinct {{ folded_handle('parts.sender') }}) as distinct_senders,
+        min(parts.first_message_at) as first_message_at,
+        max(parts.latest_message_at) as latest_message_at
+    from {{ ref('int_thread_days') }} as parts
+    inner join days on days.chat_id = parts.chat_id and days.day = parts.day
+    group by parts.chat_id, parts.day
 )
 
 select

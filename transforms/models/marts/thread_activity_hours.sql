@@ -1,35 +1,39 @@
--- A chat that no longer has messages yields a row without counts, which replaces the old rows and is deleted by the hook.
-{{ config(post_hook="{{ delete_where('messages_total is null') }}") }}
+-- A day of the week that no longer has messages yields a row without counts, which replaces the old rows and is deleted by
+-- the hook.
+{{ config(
+    unique_key=['chat_id', 'weekday'],
+    post_hook="{{ delete_where('messages_total is null') }}"
+) }}
 
-with chats as (
+with weekdays as (
     {% if is_incremental() -%}
-    select distinct chat_id from {{ source('bookkeeping', 'days_to_build') }} where mart = 'thread_activity_hours'
+    select distinct chat_id, {{ weekday('day') }} as weekday
+    from {{ source('bookkeeping', 'days_to_build') }}
+    where mart = 'thread_activity_hours'
     {%- else -%}
-    select distinct chat_id from {{ ref('int_thread_messages') }}
+    select distinct chat_id, weekday from {{ ref('int_thread_messages') }}
     {%- endif %}
 ),
 
 hours as (
     select
-        chat_id,
-        weekday,
-        hour,
+        messages.chat_id,
+        messages.weekday,
+        messages.hour,
         count(*) as messages_total,
-        count(case when direction = 'inbound' then 1 end) as messages_inbound,
-        count(case when direction = 'outbound' then 1 end) as messages_outbound
-    from {{ ref('int_thread_messages') }}
-    {%- if is_incremental() %}
-    where chat_id in (select chat_id from chats)
-    {%- endif %}
-    group by chat_id, weekday, hour
+        count(case when messages.direction = 'inbound' then 1 end) as messages_inbound,
+        count(case when messages.direction = 'outbound' then 1 end) as messages_outbound
+    from {{ ref('int_thread_messages') }} as messages
+    inner join weekdays on weekdays.chat_id = messages.chat_id and weekdays.weekday = messages.weekday
+    group by messages.chat_id, messages.weekday, messages.hour
 )
 
 select
-    chats.chat_id,
-    hours.weekday,
+    weekdays.chat_id,
+    weekdays.weekday,
     hours.hour,
     hours.messages_total,
     hours.messages_inbound,
     hours.messages_outbound
-from chats
-left join hours on hours.chat_id = chats.chat_id
+from weekdays
+left join hours on hours.chat_id = weekdays.chat_id and hours.weekday = weekdays.weekday

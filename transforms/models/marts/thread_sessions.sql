@@ -1,5 +1,6 @@
 -- An increment writes the sessions of a chat again from the last one before the first changed day on (see cut_numbered).
-{{ config(incremental_strategy='append', pre_hook="{{ cut_numbered('session_number') }}") }}
+{{ config(incremental_strategy='append', pre_hook="{{ cut_numbered('session_number', 'session_began_at') }}") }}
+-- depends_on: {{ ref('int_thread_days') }}
 
 with messages as (
     {{ messages_to_number('session_number') }}

@@ -1,9 +1,10 @@
 -- An increment writes the turns of a chat again from the last one before the first changed day on (see cut_numbered).
 {{ config(
     incremental_strategy='append',
-    pre_hook="{{ cut_numbered('turn_number') }}",
+    pre_hook="{{ cut_numbered('turn_number', 'turn_began_at') }}",
     post_hook="{{ update_open_turns() }}"
 ) }}
+-- depends_on: {{ ref('int_thread_days') }}
 
 with messages as (
     {{ messages_to_number('turn_number') }}
@@ -31,7 +32,8 @@ turns as (
 answered as (
     select
         *,
-        lead(began_at) over (partition by chat_id order by turn_number) as answered_at
+        lead(began_at) over (partition by chat_id order by turn_number) as answered_at,
+        lead(day) over (partition by chat_id order by turn_number) as answered_day
     from turns
 ),
 
@@ -101,6 +103,7 @@ select
     targeted.day,
     targeted.message_count,
     targeted.answered_at,
+    targeted.answered_day,
     {{ seconds_between('targeted.began_at', 'targeted.answered_at') }} as reply_seconds,
     targeted.business_reply_seconds,
     targeted.answered_at is null and chats.deleted_at is null as is_open,
