@@ -17,6 +17,7 @@ UNTRANSLATED = {
     "bigquery": {
         "backlog_daily",
         "int_business_hours",
+        "group_membership",
         "int_thread_messages",
         "int_typing_spells",
         "sla_events",

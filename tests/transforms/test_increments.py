@@ -303,3 +303,20 @@ def test_removed_loads_change_no_decision_over_random_histories(seed: int, state
 
 def read_unbuilt(replica: Replica) -> list[tuple[str, str]]:
     return [(row["mart"], row["load_id"]) for row in replica.rows("from staging.unbuilt_loads order by all")]
+
+
+def test_tail_begins_where_its_days_missed_a_run(replica: Any, at: Any) -> None:
+    """What the days before a tail pass on must not lack a message that was loaded in a run that failed."""
+
+    def message(key: str, day: int, direction: str) -> dict[str, Any]:
+        return {"id": key, "conversation_id": "a", "cursor_at": at(day * 1440), "direction": direction}
+
+    replica.load(
+        "1", chats=[{"id": "a", "from_handle": "+1"}], messages=[message(f"{n}", n, "inbound") for n in (1, 3)]
+    )
+    replica.transform()
+    replica.load("2", messages=[message("late", 2, "outbound")])
+    run_without(replica, "int_thread_days")
+    replica.load("3", messages=[message("4", 4, "outbound")])
+    replica.transform()
+    assert [row["turn_number"] for row in assert_equal_to_rebuild(replica)["thread_turns"]] == [1, 2, 3, 4]
