@@ -17,7 +17,6 @@ UNTRANSLATED = {
     "bigquery": {
         "backlog_daily",
         "int_business_hours",
-        "group_membership",
         "int_thread_messages",
         "int_typing_spells",
         "sla_events",

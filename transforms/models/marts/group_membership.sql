@@ -51,9 +51,12 @@ operations as (
 
 -- On a day on which nobody can have left, the first and the last message prove as much as all of them.
 days_with_absences as (
-    select chat_id, cast({{ local_time('happened_at') }} as date) as day from operations where operation = 'removed'
-    union
-    select chat_id, cast({{ local_time('fetched_at') }} as date) from lists
+    select distinct chat_id, cast({{ local_time('absent_at') }} as date) as day
+    from (
+        select chat_id, happened_at as absent_at from operations where operation = 'removed'
+        union all
+        select chat_id, fetched_at from lists
+    ) as absences
 ),
 
 messages as (
