@@ -190,6 +190,7 @@ def _may_vacuum_catalog(connection: duckdb.DuckDBPyConnection) -> bool:
 LOCKED = re.compile("lock timeout|deadlock detected")
 TOO_LONG = re.compile("statement timeout|idle-in-transaction timeout")
 DENIED = re.compile(r'permission denied for ([a-z ]+) ([\w."]+)|must be owner of ([a-z ]+) ([\w."]+)')
+LOST_FILE = re.compile(r"ducklake-[-\w]+\.parquet.{0,200}?(?:No such file|\b404\b)", re.S)
 READ_ONLY = re.compile("in a read-only transaction")
 FULL = re.compile("could not (?:extend|write to) file|No space left on device|disk full", re.I)
 GONE = re.compile(
@@ -205,6 +206,11 @@ def explain(message: str, title: str) -> str | None:
         kind, name = denied[1] or denied[3], denied[2] or denied[4]
         fix = "grant it the missing privilege" if denied[1] else "make it a member of the owner's role"
         return f"{title}: the job's role may not write {kind} {name}; {fix}, and run again"
+    if LOST_FILE.search(message):
+        return (
+            f"{title}: the catalog names files that are missing, as after a restored backup; restore catalog and files "
+            "of the same time, or start a new lake with another ducklake_name and bucket_url, and run again"
+        )
     if READ_ONLY.search(message):
         return f"{title}: the server is read-only; use the primary's address, and run again"
     if FULL.search(message):
