@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from msgbubbles.models import Chat
-from msgbubbles.tables import TABLES, Pii, _model_columns
+from msgbubbles.tables import FROM_EVENT_AT, TABLES, Pii, _model_columns
 
 DECISIONS = {
     "id": (Pii.ID, ""),
@@ -14,7 +14,7 @@ DECISIONS = {
 
 
 def test_text_field_without_a_decision_is_refused() -> None:
-    columns = _model_columns(Chat, **DECISIONS)
+    columns = _model_columns(Chat, FROM_EVENT_AT, **DECISIONS)
     assert [(column.name, column.type, column.pii, column.nullable) for column in columns] == [
         (column.name, column.type, column.pii, column.nullable) for column in TABLES["chats"].columns
     ]
