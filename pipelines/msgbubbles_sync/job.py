@@ -290,6 +290,7 @@ def _publish_tables(context: Context, report: RunReport, *, with_record: bool = 
         with destination.open_writer() as connection:
             if with_record:
                 report.conclude()
+                workspace.set_pending("test_runs")  # before the tables change that the data tests have to read again
                 records = [*RunLog(workspace.folder).records(), report.record]
                 store(connection, records, destination.write_schema)
                 store_failed_reads(connection, report.failed_reads, destination.write_schema)

@@ -174,7 +174,7 @@ class StreamLoader:
         report.failed_reads = States.from_pipeline(self._pipeline.state).failed_reads
         if self._run.failed_reads_changed:
             # The marts read this table, so it is written before they are built.
-            self._workspace.set_pending("transform", "publish")
+            self._workspace.set_pending("transform", "publish", "test_runs")
             with self._destination.open_writer() as connection:
                 store_failed_reads(connection, report.failed_reads, self._destination.write_schema)
 

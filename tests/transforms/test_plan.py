@@ -6,10 +6,11 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from helpers.marts_account import Account
@@ -187,6 +188,28 @@ def test_only_a_failing_data_test_needs_dbt(built: Built, monkeypatch: pytest.Mo
     built.build()
     assert (built.planned, commands) == ([True, True], ["test"])
     assert load_build_result(built.workspace) != BuildResult()
+
+
+def test_tables_of_runs_are_tested_after_a_run_was_stored(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    tested: list[str] = []
+    passes = plan._pass
+
+    def record(tests: Sequence[str], connection: duckdb.DuckDBPyConnection) -> bool:
+        tested.extend(tests)
+        return passes(tests, connection)
+
+    monkeypatch.setattr(plan, "_pass", record)
+    backlogs = []
+    for load_id, stores_run in (("2", True), ("3", False), ("4", True)):
+        if stores_run:
+            built.workspace.set_pending("test_runs")
+        tested.clear()
+        built.warehouse.load(load_id, numbers=[{"handle": "+1"}])
+        built.build()
+        backlogs.append(any("backlog_daily" in test for test in tested))
+        assert not built.workspace.is_pending("test_runs")
+    assert backlogs == [True, False, True]
+    assert built.planned == [True] * 3
 
 
 def test_all_rows_are_tested_once_a_day_and_until_they_pass(built: Built) -> None:

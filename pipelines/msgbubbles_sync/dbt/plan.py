@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,11 @@ LOADED = tuple(
         "group_operations",
         "group_member_operations",
         "contact_aliases",
+        "stream_coverage",
     )
 )
+# The job writes these tables when it stores a run.
+RUN_TABLES = ("source.msgbubbles.msgbubbles.sync_runs", "source.msgbubbles.msgbubbles.failed_reads")
 RECORD_BUILDS = """INSERT INTO staging.built_loads (mart, load_id)
 SELECT mart, load_id FROM (SELECT unnest(?) AS mart) AS marts CROSS JOIN staging.loads
 EXCEPT SELECT mart, load_id FROM staging.built_loads"""
@@ -124,16 +127,19 @@ class PlanFile:
         self._plan: Plan | None = None
         self._unchanged: set[str] = set()
 
-    def execute(self, destination: Destination, *, follows_success: bool) -> bool:
+    def execute(self, destination: Destination, *, follows_success: bool, unchanged: Collection[str] = ()) -> bool:
         """Return whether there was a plan and it built the tables.
 
-        `follows_success`: the last run has built all tables, and they passed the data tests.
+        `follows_success`: the last run has built all tables, and they passed the data tests. `unchanged` are the ids of
+        sources that are as they were then.
         """
         with suppress(duckdb.Error), destination.open_writer() as connection:
             self._key_before = self._read_key(connection)
             self._plan = self._load()
             if self._plan is not None:
-                self._unchanged = _run_steps(self._plan.steps, connection, follows_success=follows_success)
+                self._unchanged = _run_steps(
+                    self._plan.steps, connection, follows_success=follows_success, unchanged_sources=unchanged
+                )
                 return True
         return False
 
@@ -255,12 +261,20 @@ def _find_inputs_of_increment(node: Any, statements: Iterable[str], models: Mapp
     return sorted({read for name in names - own for read in _follow(ids[name], models)})
 
 
-def _run_steps(steps: Sequence[Step], connection: duckdb.DuckDBPyConnection, *, follows_success: bool) -> set[str]:
+def _run_steps(
+    steps: Sequence[Step],
+    connection: duckdb.DuckDBPyConnection,
+    *,
+    follows_success: bool,
+    unchanged_sources: Collection[str] = (),
+) -> set[str]:
     """Execute the steps that may change something.
+
+    `unchanged_sources` are the ids of sources that are as they were after the last run.
 
     Returns the ids of the tables and sources that are as they were after the last run, if that was a success.
     """
-    unchanged: set[str] = set()
+    unchanged = {*unchanged_sources}
     skipped: list[str] = []
     for step in steps:
         is_same = follows_success and bool(step.inputs) and unchanged.issuperset(step.inputs)

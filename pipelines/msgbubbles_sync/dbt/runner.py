@@ -23,7 +23,7 @@ from msgbubbles_sync.settings import Settings, SyncSettings
 from msgbubbles_sync.workspace import Workspace
 
 from . import spark
-from .plan import PlanFile
+from .plan import RUN_TABLES, PlanFile
 from .project import PROJECT, Names, build_variables, compute_build_digest, compute_key
 
 if TYPE_CHECKING:
@@ -94,7 +94,10 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
             spark.register_tables(session, *folders, destination.prefix)
         can_plan = settings.transforms.planned_runs and target == "duckdb" and not is_full and not failed_before
         plan = PlanFile(workspace.folder / "dbt" / "plan.json", dbt.depends_on) if can_plan else None
-        is_planned = plan is not None and plan.execute(destination, follows_success=full_tests_at > 0)
+        unchanged = () if workspace.is_pending("test_runs") else RUN_TABLES
+        is_planned = plan is not None and plan.execute(
+            destination, follows_success=full_tests_at > 0, unchanged=unchanged
+        )
         if not is_planned:
             destination.release()
             result = dbt.build(destination, failed_before, is_full=is_full)
@@ -106,6 +109,7 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
             plan.record(destination, dbt.nodes, dbt.executed)
     if has_tests and not result.failed_tests and not result.failed_models:
         write_privately(_full_tests_file(workspace), str(time.time() if is_due else full_tests_at))
+        workspace.set_done("test_runs")
     write_privately(_build_result_file(workspace), json.dumps(asdict(result)))
 
 
