@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 import pytest
 
 from msgbubbles.source.stored import Warehouse
@@ -72,7 +73,9 @@ def test_chats_that_paging_does_not_find_are_those_without_a_time(warehouse: War
     assert warehouse.chats_between(FROM_MS - 1, FROM_MS + 1) == {"ends before", "ends at its begin"}
 
 
-def test_chat_that_only_an_event_shows_counts_as_not_stored(warehouse: Warehouse) -> None:
+def test_chat_that_only_an_event_shows_counts_as_not_stored(
+    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with warehouse._open_client() as client:
         client._connection.execute("ALTER TABLE chats ADD COLUMN from_event_at TIMESTAMPTZ")
         client._connection.execute("UPDATE chats SET from_event_at = now() WHERE id IN ('no times', 'ends before')")
@@ -83,3 +86,6 @@ def test_chat_that_only_an_event_shows_counts_as_not_stored(warehouse: Warehouse
     assert warehouse.orphans(10) == ["no times"]
     ids = ["no times", "no latest message"]
     assert warehouse.read_chats(ids) == ids[1:]
+    rows = pa.table({"id": ids, "from_event_at": pa.array([1, None], pa.timestamp("us", "UTC"))})
+    monkeypatch.setattr(warehouse, "rows_with", lambda *_: rows)
+    assert warehouse.rows("chats", rows) == rows.slice(1)
