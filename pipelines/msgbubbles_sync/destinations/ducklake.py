@@ -64,7 +64,8 @@ class DuckLake(Attached):
 
     def build_dlt_destination(self) -> Any:
         lake = self._read_lake()
-        return lake.build_dlt_destination(self._build_config(lake.bucket))
+        # dlt sets its configuration once the database is open, when DuckDB refuses to change `build_config`'s.
+        return lake.build_dlt_destination({"extension_directory": str(self._link_extensions(lake.bucket))})
 
     def _read_lake(self) -> Lake:
         # Importing dlt reads its configuration, so `Workspace.configure_dlt` has to run first.

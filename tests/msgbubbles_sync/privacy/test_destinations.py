@@ -29,6 +29,7 @@ from msgbubbles_sync import job
 from msgbubbles_sync.destinations import claims
 from msgbubbles_sync.destinations.attached import Attached
 from msgbubbles_sync.destinations.load import build_pipeline, build_table_item
+from msgbubbles_sync.destinations.postgres import Postgres
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.ledger import Ledger, Observation
 from msgbubbles_sync.groups.load import load_ledger
@@ -248,6 +249,32 @@ def test_erasure_waits_for_a_reader_and_leaves_views_of_analysts(
     erasing.purge(build_context(workspace))
     with build_destination(workspace).open_writer() as connection:
         assert connection.execute(f"FROM warehouse.{view} ORDER BY id").fetchall() == [("m2",), ("m4",)]
+
+
+@pytest.mark.parametrize("workspace", ["postgres"], indirect=True)
+def test_erasure_whose_connection_is_lost_is_repeated_whole(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_rows = Postgres._replace_rows
+
+    def lose_connection(self: Postgres, connection: duckdb.DuckDBPyConnection, table: str) -> None:
+        if table == "messages":
+            run_on_server(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        replace_rows(self, connection, table)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Postgres, "_replace_rows", lose_connection)
+        with pytest.raises(duckdb.Error) as error:
+            erasing.erase(build_context(workspace), [ANN])
+    assert "the connection to the server was lost" in str(build_destination(workspace).explain(str(error.value)))
+    assert query(workspace, "SELECT count(*) FROM msgbubbles.chats") == [(3,)], "all or nothing"
+    certificate = erasing.purge(build_context(workspace))
+    assert (certificate.people, certificate.rows["chats"], certificate.rows["messages"]) == (1, 2, 2)
+    assert query(workspace, "SELECT people FROM msgbubbles.erasures") == [(1,)], "no certificate of the attempt"
+    assert find(workspace, ANN, "canary now m1", "canary before m1") == {}
 
 
 def test_stricter_policy_reaches_every_version(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
