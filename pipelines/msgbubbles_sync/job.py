@@ -320,8 +320,7 @@ def _has_streams(destination: Destination) -> bool:
 def _list_marts(destination: Destination) -> list[str]:
     query = "FROM information_schema.tables WHERE table_schema = ? AND table_catalog = current_catalog()"
     with destination.open_writer() as connection:
-        schema = destination.name_schema(destination.marts_schema)
-        names = connection.execute(f"SELECT table_name {query}", [schema]).fetchall()
+        names = connection.execute(f"SELECT table_name {query}", [destination.marts_schema]).fetchall()
     return sorted(name for (name,) in names)
 
 
