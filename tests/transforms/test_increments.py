@@ -320,3 +320,21 @@ def test_tail_begins_where_its_days_missed_a_run(replica: Any, at: Any) -> None:
     replica.load("3", messages=[message("4", 4, "outbound")])
     replica.transform()
     assert [row["turn_number"] for row in assert_equal_to_rebuild(replica)["thread_turns"]] == [1, 2, 3, 4]
+
+
+def test_turns_go_on_in_a_tail_whoever_spoke_first_and_last(replica: Any, at: Any) -> None:
+    def message(chat: str, day: int, direction: str) -> dict[str, Any]:
+        return {"id": f"{chat} {day}", "conversation_id": chat, "cursor_at": at(day * 1440), "direction": direction}
+
+    sides = ["inbound", "outbound"]
+    chats = [(f"{order[0]} {turns}", order[:turns]) for order in (sides, sides[::-1]) for turns in (1, 2)]
+    replica.load(
+        "1",
+        chats=[{"id": chat, "from_handle": "+1"} for chat, _ in chats],
+        messages=[message(chat, day, side) for chat, spoke in chats for day, side in enumerate([*spoke, spoke[-1]])],
+    )
+    replica.transform()
+    replica.load("2", messages=[message(chat, 5, spoke[-1]) for chat, spoke in chats])
+    replica.transform()
+    turns = assert_equal_to_rebuild(replica)["thread_turns"]
+    assert [row["message_count"] for row in turns] == [3, 1, 3, 3, 1, 3]
