@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.process import PIPELINES, Process
+from helpers.sizes import pick_size
 from msgbubbles.rate_limit import WINDOW_SECONDS, RateLimiter
 
 SECRET = "sk_live_secret_of_mine"  # noqa: S105 - nobody's
@@ -62,7 +63,7 @@ def assert_no_window_has_more(times: list[float], limit: int, window_seconds: fl
         assert beyond - first >= window_seconds, f"{limit + 1} requests in {beyond - first} s"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=pick_size(60, nightly=600), deadline=None)
 @given(
     steps=st.lists(
         # Mostly short pauses, so that windows fill up.

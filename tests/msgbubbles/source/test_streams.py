@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.listing import EPOCH, Listing
+from helpers.sizes import pick_size
 from helpers.world import OURS, InAnyOrder, World
 from msgbubbles.client import Client
 from msgbubbles.errors import Interrupted, PermanentError, RetryableError
@@ -80,7 +81,7 @@ def read_once(
     return buffer._changes("chats").new
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=pick_size(150, nightly=1500), deadline=None)
 @given(
     seed_number=st.integers(0, 10**6),
     inclusive=st.booleans(),

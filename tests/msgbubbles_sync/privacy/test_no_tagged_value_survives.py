@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from helpers.sizes import pick_size
 from msgbubbles.decode import read_row
 from msgbubbles.models import Attachment, Chat, Message, Number, Page, Row
 from msgbubbles.policy import ORDERS, PRESETS, Policy, Pseudonymizer
@@ -31,7 +32,9 @@ from msgbubbles_sync.webhooks.redact import drop_payload, redact_delivery
 from msgbubbles_sync.webhooks.spool import Delivery
 
 AT = datetime(2026, 3, 1, tzinfo=UTC)
-examples = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+examples = settings(
+    deadline=None, max_examples=pick_size(30, nightly=300), suppress_health_check=[HealthCheck.too_slow]
+)
 PSEUDONYMIZER = Pseudonymizer("of a test, and long enough to be a key")
 MODELS: dict[str, type[Row]] = {"chats": Chat, "messages": Message, "attachments": Attachment, "numbers": Number}
 # The settings that decide about each kind. Payloads and rejected rows may hold all kinds.
