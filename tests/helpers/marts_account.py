@@ -70,7 +70,7 @@ class Account:
         return {
             "id": key,
             "from_handle": pick(["+1", "+1", "+2", None]),
-            "remote_handle": pick([ONE, "+9", "+10", "+11"]) if self._contacts.random() < 0.8 else "+12",
+            "remote_handle": self._contacts.choice([pick([ONE, "+9", "+10", "+11"])] * 4 + ["+12", "+13"]),
             "is_group": pick([True, False, True, False, None]),
             "title": pick([None, "old", "new"]),
             "last_message_at": self._time(None),
