@@ -338,3 +338,23 @@ def test_turns_go_on_in_a_tail_whoever_spoke_first_and_last(replica: Any, at: An
     replica.transform()
     turns = assert_equal_to_rebuild(replica)["thread_turns"]
     assert [row["message_count"] for row in turns] == [3, 1, 3, 3, 1, 3]
+
+
+def test_member_is_seen_until_the_last_message_and_leaves_within_a_day(replica: Any, at: Any) -> None:
+    chats = [{"id": chat, "is_group": True, "from_handle": None} for chat in ("listed", "stays")]
+    messages = [
+        {"id": f"{chat} {hour}", "conversation_id": chat, "cursor_at": at(hour * 60), "direction": "inbound"}
+        | {"sender_handle": "+7"}
+        for chat in ("listed", "stays")
+        for hour in (1, 2, 3)
+    ]
+    left = {"id": "l", "chat_id": "listed", "handle": None, "_fetched_at": at(150)}
+    replica.load("1", chats=chats, messages=messages, participant_lists=[left])
+    replica.transform()
+    assert [
+        (row["chat_id"], row["last_seen_at"], row["message_count"]) for row in replica.mart("group_membership")
+    ] == [
+        ("listed", at(120), 2),
+        ("listed", at(180), 1),
+        ("stays", at(180), 3),
+    ]
