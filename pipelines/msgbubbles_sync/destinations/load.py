@@ -81,7 +81,7 @@ def build_table_item(table: Table, rows: pa.Table, strategy: Strategy) -> Any:
 def build_missing_tables(pipeline: dlt.Pipeline) -> dlt.sources.DltResource | None:
     """Build a resource that creates the tables of other pipelines, empty; null if the pipeline has created them.
 
-    These pipelines load these tables, when there is something to load. Readers find the documented tables before that.
+    Those load them when there is something to load. Readers find the documented tables before that.
     """
     name = pipeline.default_schema_name
     created: Mapping[str, Any] = pipeline.schemas[name].tables if name else {}

@@ -54,7 +54,7 @@ class ReplayResult:
         text = f"{letters} and {format_count(self.events_replayed, 'event')} read again: {self.loaded}"
         if self.dead_letters_unreadable:
             text += f" Not a delivery: {format_count(self.dead_letters_unreadable, 'dead letter')}, "
-            text += f"kept in {self.loaded.dead_letters}."
+            text += f"left in {self.loaded.dead_letters}."
         if self.events_without_payload:
             text += f" Without a payload to read again: {format_count(self.events_without_payload, 'event')}."
         return text
