@@ -194,7 +194,7 @@ class Paginator(Generic[R]):
         is_proven = not self._requested_again & keys  # the same rows, requested again: their times mislead
         if self._requested_again and is_proven and self._previous is not None:
             self._ids_change = self._ids_change or sorted(times.timed_ms) == sorted(self._previous.times.timed_ms)
-        if not is_proven and times.timed:
+        if not is_proven and times.timed and page.may_hide_rows:
             overflow = Overflow(min(times.trusted_ms), max(times.trusted_ms))
         self._requested_again = frozenset()
         self._note_untimed(page, times, brings_timed=new_ms.count(None) < len(new_ms))

@@ -200,6 +200,13 @@ def test_outliers_are_loaded_and_move_no_boundary(places: list[int], shown_ms: i
     assert len(results) <= 4 + 2 * len(places) + 2
 
 
+def test_wrong_times_at_the_end_of_a_list_are_no_tie_overflow() -> None:
+    listing = chats_every_minute(59, {0: IN_2001_MS, 57: IN_2001_MS, 58: BASE_MS + 400 * DAY_MS}, limit=10)
+    results = read(listing, lo_ms=BEGINNING_MS)
+    assert keys(results) == set(listing.rows)
+    assert not any(result.overflow for result in results)
+
+
 def test_page_out_of_order_is_reported() -> None:
     assert not any(result.is_in_order for result in read(chats_every_minute(90, {40: IN_2001_MS}))[:1])
     assert all(result.is_in_order for result in read(chats_every_minute(300, {})))
