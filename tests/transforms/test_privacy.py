@@ -45,4 +45,4 @@ def test_policy_replaces_only_handles_and_titles_in_the_marts(warehouse: Any, at
     assert {*"".join(row["reaction"] or "" for row in warehouse.mart("reactions_daily"))} <= {"·"}
 
 
-HANDLES = ("handle", "remote_handle", "sender", "from_handle")
+HANDLES = ("handle", "remote_handle", "sender", "from_handle", "contact")

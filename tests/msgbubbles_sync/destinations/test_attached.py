@@ -136,7 +136,8 @@ def test_old_states_of_dlt_are_deleted_before_a_run(of: Of) -> None:
     states = "SELECT name AS pipeline_name, n::VARCHAR AS _dlt_load_id, '{}' AS state FROM range(100, 125) AS ids (n)"
     run_statements(
         account,
-        "CREATE TABLE @_dlt_version AS SELECT 'msgbubbles' AS schema_name",
+        "CREATE TABLE @_dlt_version AS "
+        "SELECT 'msgbubbles' AS schema_name, '{\"tables\": {}}' AS schema, current_timestamp AS inserted_at",
         f"CREATE TABLE @_dlt_pipeline_state AS {states}, (VALUES ('chats'), ('groups')) AS pipelines (name)",
     )
     account.prepare()
