@@ -132,22 +132,25 @@ def run_cycles(job: Job, cycles: int, kills: int, full_disks: int, every_seconds
     lives = [start_watch(job, every_seconds)]
     faults = ["kill"] * kills + ["full disk"] * full_disks
     random.Random(5).shuffle(faults)  # noqa: S311 - test data
-    for number, fault in enumerate([*faults, "end"], 1):
-        wait_for_cycles(lives, cycles * number // (len(faults) + 1))
-        if fault == "kill":
-            lives[-1].process.kill()
-            lives[-1].process.wait()
-            lives.append(start_watch(job, every_seconds))
-        elif fault == "full disk":
-            failures = count_failures(lives)
-            with full_disk(lives[-1].process.pid, room_bytes=job.database.stat().st_size // 2):
-                until = time.monotonic() + SECONDS_WITHOUT_CYCLE
-                while count_failures(lives) == failures and time.monotonic() < until:
-                    time.sleep(0.2)
-        typer.echo(f"{count_cycles(lives)} cycles, then {fault}", err=True)
-    lives[-1].process.send_signal(signal.SIGTERM)
-    if lives[-1].process.wait(30):
-        raise SystemExit("watch did not end in order")
+    try:
+        for number, fault in enumerate([*faults, "end"], 1):
+            wait_for_cycles(lives, cycles * number // (len(faults) + 1))
+            if fault == "kill":
+                lives[-1].process.kill()
+                lives[-1].process.wait()
+                lives.append(start_watch(job, every_seconds))
+            elif fault == "full disk":
+                failures = count_failures(lives)
+                with full_disk(lives[-1].process.pid, room_bytes=job.database.stat().st_size // 2):
+                    until = time.monotonic() + SECONDS_WITHOUT_CYCLE
+                    while count_failures(lives) == failures and time.monotonic() < until:
+                        time.sleep(0.2)
+            typer.echo(f"{count_cycles(lives)} cycles, then {fault}", err=True)
+        lives[-1].process.send_signal(signal.SIGTERM)
+        if lives[-1].process.wait(30):
+            raise SystemExit("watch did not end in order")
+    finally:
+        lives[-1].process.kill()
     return lives
 
 
