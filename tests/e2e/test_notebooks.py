@@ -68,7 +68,8 @@ def eventful(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         connection.execute(
             """UPDATE msgbubbles.chats SET deleted_at = created_at + INTERVAL 20 DAY
-               WHERE id = (SELECT id FROM msgbubbles.chats WHERE is_group ORDER BY created_at LIMIT 1)"""
+               WHERE id = (SELECT chats.id FROM msgbubbles.chats JOIN marts.group_membership ON chat_id = chats.id
+                           GROUP BY ALL HAVING count(*) >= 3 ORDER BY any_value(created_at) LIMIT 1)"""
         )
         connection.execute(
             """UPDATE msgbubbles.stream_coverage SET complete_since = complete_to - INTERVAL 60 DAY
