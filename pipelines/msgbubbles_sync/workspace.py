@@ -131,8 +131,10 @@ class Workspace:
 
         The next load continues from the state that the tables have. `job` restores what is not in the API.
         """
-        self.set_pending("restored")
-        shutil.rmtree(self.folder / "dlt" / PIPELINE, ignore_errors=True)
+        loads = self.folder / "dlt" / PIPELINE
+        if loads.exists():  # not before the first load
+            self.set_pending("restored")
+        shutil.rmtree(loads, ignore_errors=True)
 
     @property
     def work(self) -> Path:

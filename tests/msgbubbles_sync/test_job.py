@@ -105,3 +105,12 @@ def test_run_reads_on_after_marts_that_fail_between_batches(
 
     assert report.record["outcome"] == "complete"
     assert differences(workspace.database, server.truth()) == {}
+
+
+@pytest.mark.usefixtures("server")
+def test_events_before_the_first_run_are_no_sign_of_a_restored_backup(tmp_path: Path) -> None:
+    workspace, console = workspace_in(tmp_path), RecordingConsole()
+    spool(workspace, [typing(1)])
+    for _ in range(2):
+        job.run(build_context(workspace, console=console), Limits(with_transform=False))
+    assert console.errors == []
