@@ -157,6 +157,7 @@ class EarlyTables:
                 with report.isolate("webhook events"):
                     _load_events(context, report)
                 _build_marts(context, report, with_transform=self.with_transform)
+                report.conclude()
                 _publish_tables(context, report)
             context.console.say(PUBLISHED_EARLY)
             if report.transform_error is not None:
@@ -246,14 +247,15 @@ def _build_marts(context: Context, report: RunReport, *, with_transform: bool) -
         context.console.say("building the marts")
         try:
             with report.timed("transform"):
-                transform(workspace, context.destination, context.settings)
+                report.built = transform(workspace, context.destination, context.settings)
         except TransformError as error:
             report.transform_error = error
             report.held_marts = _list_marts(context.destination)
             return
-        if not load_build_result(workspace).failed_models:
+        if not report.built.failed_models:
             workspace.set_done("transform")
-    report.built = load_build_result(workspace)
+    else:
+        report.built = load_build_result(workspace)
     if report.built.failed_models:
         report.add_failed_part("marts", describe_failed_models(workspace, report.built))
     holds = context.settings.transforms.data_tests == "hold"
@@ -289,7 +291,6 @@ def _publish_tables(context: Context, report: RunReport, *, with_record: bool = 
     with report.timed("publish"):
         with destination.open_writer() as connection:
             if with_record:
-                report.conclude()
                 workspace.set_pending("test_runs")  # before the tables change that the data tests have to read again
                 records = [*RunLog(workspace.folder).records(), report.record]
                 store(connection, records, destination.write_schema)

@@ -15,6 +15,7 @@ from helpers.hooks import spool, typing, workspace_in
 from helpers.warehouse_rows import differences
 from msgbubbles_sync import job, load_streams
 from msgbubbles_sync.context import Limits
+from msgbubbles_sync.dbt.runner import BuildResult
 from msgbubbles_sync.errors import TransformError
 from msgbubbles_sync.sandbox import Account, Server, seed, serve
 from msgbubbles_sync.workspace import RELIED_ON, Workspace
@@ -92,11 +93,12 @@ def test_run_reads_on_after_marts_that_fail_between_batches(
 ) -> None:
     workspace, console, builds = workspace_in(tmp_path), LoggingConsole(), 0
 
-    def transform(*_arguments: object) -> None:
+    def transform(*_arguments: object) -> BuildResult:
         nonlocal builds
         builds += 1
         if builds == 1:
             raise TransformError("no space")
+        return BuildResult()
 
     monkeypatch.setattr(job, "transform", transform)
     report = job.run(build_context(workspace, console=console), Limits())

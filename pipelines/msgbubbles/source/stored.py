@@ -40,6 +40,7 @@ class Warehouse:
     def __init__(self, pipeline: dlt.Pipeline) -> None:
         self._pipeline = pipeline
         self._client: Any = None
+        self._read_chats: str | None = None
         self._session: ExitStack | None = None
         # Threads that fetch pages query too, to check whose chats they are (`PrivateClient`).
         self._lock = threading.Lock()
@@ -226,11 +227,13 @@ class Warehouse:
             with self._lock, ExitStack() as single_query:
                 client = self._client
                 if client is None:
+                    self._read_chats = None
                     client = (self._session or single_query).enter_context(self._open_client())
                     self._client = client if self._session else None
                 names = {table: client.make_qualified_table_name(table) for table in (*TABLES, EVENTS)}
                 if "{read_chats}" in query:
-                    names["read_chats"] = _select_read_chats(client, names["chats"])
+                    self._read_chats = self._read_chats or _select_read_chats(client, names["chats"])
+                    names["read_chats"] = self._read_chats
                 with client.execute_query(query.format(**names), *values) as cursor:
                     return fetch(cursor)
         except (DestinationUndefinedEntity, SqlClientNotAvailable):

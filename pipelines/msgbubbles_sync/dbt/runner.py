@@ -66,13 +66,13 @@ def check_tools(destination: Destination) -> None:
         spark.require()
 
 
-def transform(workspace: Workspace, destination: Destination, settings: Settings) -> None:
-    """Bring the marts of the work database up to date, and test them.
+def transform(workspace: Workspace, destination: Destination, settings: Settings) -> BuildResult:
+    """Bring the marts of the work database up to date, test them, and return what failed.
 
     They are built from scratch if the models have changed, because a new model does not correct the rows of the old
     one. The tests of large tables check the keys that this run touched, and all rows every `full_tests_hours`, after a
     build from scratch, and until all tests pass again. A model that fails, and what is built from it, is built from
-    scratch; if it fails again, so it is in the next run. `load_build_result` returns what failed. Raises
+    scratch; if it fails again, so it is in the next run. `load_build_result` returns the same later. Raises
     `TransformError` if no mart could be built, or for a reason that the destination explains.
     """
     digest = compute_build_digest(settings)
@@ -111,6 +111,7 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
         write_privately(_full_tests_file(workspace), str(time.time() if is_due else full_tests_at))
         workspace.set_done("test_runs")
     write_privately(_build_result_file(workspace), json.dumps(asdict(result)))
+    return result
 
 
 def load_build_result(workspace: Workspace) -> BuildResult:
