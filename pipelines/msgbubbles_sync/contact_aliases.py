@@ -7,8 +7,6 @@ Imports dlt, so `Workspace.configure_dlt` comes before it.
 
 from __future__ import annotations
 
-import csv
-import io
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +21,7 @@ from msgbubbles.redact import Redactor
 from msgbubbles.source.arrow import build_arrow_schema
 
 from .context import Context
+from .csv_rows import read_csv
 from .destinations import Destination
 from .destinations.load import build_fresh_pipeline, build_table_item
 from .errors import UsageError
@@ -31,7 +30,7 @@ from .tables import CONTACT_ALIASES
 from .workspace import configuration_folder
 
 PIPELINE = "msgbubbles_contacts"
-KEY = "[transforms] contact_aliases"
+COLUMNS = ("handle", "contact")
 # A file that exists while handles have contacts in the warehouse: most runs need not look.
 LOADED = "contact_aliases.loaded"
 
@@ -73,40 +72,24 @@ def load_contact_aliases(context: Context) -> None:
 
 def read_aliases(path: Path) -> dict[str, str]:
     """Read the contact of each folded handle. Raises `UsageError` with file and line, which quotes no handle."""
-    try:
-        text = path.read_text("utf-8-sig")
-    except OSError as error:
-        raise UsageError(f"{KEY}: {path} cannot be read ({error.strerror}). Name a CSV file.") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{KEY}: {path} is not UTF-8 text. Save it as UTF-8.") from None
-    # Spreadsheets of some countries separate by semicolons.
-    delimiter = ";" if ";" in text.partition("\n")[0] else ","
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True, delimiter=delimiter)
-    aliases: dict[str, tuple[str, int]] = {}
-    try:
-        header = [name.strip().lower() for name in next(reader, [])]
-        if {"handle", "contact"} - {*header}:
-            raise UsageError(f"{path}:1: a column is missing. Name the columns handle and contact.")
-        for fields in reader:
-            if any(field.strip() for field in fields):
-                row = dict(zip(header, fields, strict=False))
-                _add_alias(aliases, row.get("handle", ""), row.get("contact", ""), f"{path}:{reader.line_num}")
-    except csv.Error:
-        raise UsageError(f"{path}:{reader.line_num} is not valid CSV. Quote texts that contain commas.") from None
-    return {handle: contact for handle, (contact, _) in aliases.items()}
-
-
-def _add_alias(aliases: dict[str, tuple[str, int]], written: str, contact: str, where: str) -> None:
-    handle, contact, line = fold_handle(written), contact.strip(), int(where.rpartition(":")[2])
-    if parse_handle(written) is None and not PSEUDONYM.fullmatch(handle):
-        raise UsageError(
-            f"{where}: the handle is not a valid phone number or e-mail address. Use E.164, for example +14155550100."
-        )
-    if not contact or "\0" in contact:
-        raise UsageError(f"{where}: the handle has no contact. Write a name or an id in that column.")
-    known, line_before = aliases.setdefault(handle, (contact, line))
-    if known != contact:
-        raise UsageError(f"{where}: the handle has another contact in line {line_before}. Remove one of the lines.")
+    aliases: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    for line, row in read_csv(path, COLUMNS, required=COLUMNS):
+        written, contact = row["handle"], row.get("contact", "").strip()
+        handle = fold_handle(written)
+        if parse_handle(written) is None and not PSEUDONYM.fullmatch(handle):
+            raise UsageError(
+                f"{path}:{line}: the handle is not a valid phone number or e-mail address. "
+                "Use E.164, for example +14155550100."
+            )
+        if not contact:
+            raise UsageError(f"{path}:{line}: the handle has no contact. Write a name or an id in that column.")
+        if aliases.setdefault(handle, contact) != contact:
+            raise UsageError(
+                f"{path}:{line}: the handle has another contact in line {lines[handle]}. Remove one of the lines."
+            )
+        lines.setdefault(handle, line)
+    return aliases
 
 
 def _redact(aliases: dict[str, str], redactor: Redactor) -> dict[str, str]:

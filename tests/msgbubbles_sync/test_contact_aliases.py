@@ -29,6 +29,8 @@ KEY = "of a test, and long enough to be a key"
         ("handle,contact\n+14155550111,Ann\nAnn@example.com,Ann\n+1 (415) 555-0111,Ben", ":4: the handle has another"),
         ('handle,contact\n"+14155550111,Ann', " is not valid CSV"),
         (b"handle,contact\n+14155550111,\xff", "is not UTF-8 text"),
+        ("handle,contact\n+14155550111,Smith, Ann", ":2: row 1 has more fields than columns"),
+        ("handle,contact\n+14155550111,A\0", "is not UTF-8 text"),
     ],
 )
 def test_unreadable_list_is_refused_without_quoting_a_handle(tmp_path: Path, text: str | bytes, message: str) -> None:
@@ -47,8 +49,14 @@ def test_missing_list_is_refused(tmp_path: Path) -> None:
 
 def test_handles_are_normalized_as_in_the_marts(tmp_path: Path) -> None:
     path = tmp_path / "contacts.csv"
-    rows = ["id;Contact ;HANDLE", "1;Ann;Ann@Example.com", "2; Ann ;+1 415 555 0111", ";;", "3;B;+5491123456789"]
-    path.write_text("\ufeff" + "\n".join(rows))
+    rows = [
+        "id;Contact ;HANDLE",
+        "1;Ann;Ann@Example.com",
+        "2; Ann ;+1 415 555 0111",
+        ";;",
+        "3;B;+5491123456789",
+    ]
+    path.write_text("\ufeffsep=;\n" + "\n".join(rows))
     assert read_aliases(path) == {ANN_MAIL: "Ann", ANN: "Ann", BEN: "B"}
 
 

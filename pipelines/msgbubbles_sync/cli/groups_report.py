@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from msgbubbles_sync.groups.display import escape, quote
+from msgbubbles_sync.display import escape, quote
 from msgbubbles_sync.groups.ledger import Observation
 from msgbubbles_sync.groups.model import ObservedGroup, Operation
 from msgbubbles_sync.groups.plan import Plan

@@ -12,10 +12,10 @@ from msgbubbles.decode import read_participants
 from msgbubbles.errors import ForbiddenError, PermanentError, RetryableError, UnreachableError
 from msgbubbles.handles import fold_handle, parse_handle
 from msgbubbles_sync.context import Context
+from msgbubbles_sync.display import escape
 from msgbubbles_sync.errors import UsageError
 
 from .desired import Row, read_text_columns
-from .display import escape
 from .ledger import Ledger, Observation, OperationResult
 from .model import ObservedGroup, fold_title
 from .observed import Published, normalize_members, observe_groups, open_ledger, read_members, read_published

@@ -9,11 +9,8 @@ with its file and line.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -26,17 +23,17 @@ import yaml
 from msgbubbles.handles import fold_handle, parse_handle
 from msgbubbles.policy import PSEUDONYM
 from msgbubbles_sync.context import Context
+from msgbubbles_sync.csv_rows import check_columns, fold_column, read_csv, read_text
+from msgbubbles_sync.display import escape
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.sql import quote_name
 from msgbubbles_sync.text import format_count
 
-from .display import escape
 from .model import MAX_MEMBERS, MAX_TITLE, MIN_MEMBERS, DesiredGroup
 
 REQUIRED = ("key", "from_handle", "addresses", "message")
 COLUMNS = frozenset({*REQUIRED, "title"})
 PLAIN_TAGS = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
-DELIMITERS = ",;\t|"
 TABLE_HELP = (
     "name a .csv, .yml or .sql file or a dbt model, or write a query: "
     "groups.py plan 'SELECT key, from_handle, title, addresses, message FROM ...'"
@@ -61,74 +58,18 @@ def read_rows(table: str, context: Context) -> list[Row]:
     """Read the rows of a file, query or dbt model. Raises `UsageError`."""
     path = Path(table)
     readers: dict[str, Callable[[Path], list[Row]]] = {
-        ".csv": _read_csv,
+        ".csv": lambda path: [row for _, row in read_csv(path, COLUMNS)],
         ".yml": _read_yaml,
         ".yaml": _read_yaml,
-        ".sql": lambda path: _run_query(_read_text(path), context),
+        ".sql": lambda path: _run_query(read_text(path), context),
     }
     if re.search(r"\s", table.strip()) and not path.is_file():
         return _run_query(table, context)
     if path.suffix in readers:
-        try:
-            return readers[path.suffix](path)
-        except OSError as error:
-            raise UsageError(f"{table} cannot be read ({error.strerror})") from None
-        except UnicodeDecodeError:
-            raise UsageError(f"{table} is not UTF-8 text. Save it as UTF-8.") from None
+        return readers[path.suffix](path)
     if not re.fullmatch(r"(\w+\.)?\w+", table):
         raise UsageError(f"{table} is not a table: {TABLE_HELP}")
     return _read_model(table, context)
-
-
-def _read_text(path: Path) -> str:
-    text = path.read_bytes().decode("utf-8-sig")
-    if "\0" in text:
-        raise UsageError(f"{path} is not UTF-8 text. Save it as UTF-8.")
-    return text
-
-
-def _read_csv(path: Path) -> list[Row]:
-    text = _read_text(path)
-    # Spreadsheets name the delimiter in a separate line.
-    declaration = re.match(r'"?sep=(.)"?\r?\n', text, re.IGNORECASE)
-    text, first_line = (text[declaration.end() :], 2) if declaration else (text, 1)
-    reader = csv.reader(
-        io.StringIO(text, newline=""), strict=True, skipinitialspace=True, delimiter=_detect_delimiter(text)
-    )
-    rows: list[Row] = []
-    header: list[str] | None = None
-    while True:
-        line = first_line + reader.line_num
-        try:
-            fields = next(reader, None)
-        except csv.Error:
-            raise UsageError(
-                f"{path}:{line} is not valid CSV. Quote texts that contain commas or line breaks."
-            ) from None
-        if fields is None:
-            return rows
-        if not any(field.strip() for field in fields):
-            continue
-        if header is None:
-            header = fields
-            _check_columns(header, f"{path}:{line}")
-            continue
-        if any(field.strip() for field in fields[len(header) :]):
-            raise UsageError(
-                f"{path}:{line}: row {len(rows) + 1} has more fields than columns. Quote texts that contain commas, "
-                "such as addresses."
-            )
-        rows.append(dict(zip(header, fields, strict=False)))
-
-
-def _detect_delimiter(text: str) -> str:
-    """Return the delimiter with which the first line has the most column names; by default the comma."""
-    header = next((line for line in text.splitlines() if line.strip(DELIMITERS + " ")), "")
-
-    def count_columns(delimiter: str) -> int:
-        return len(COLUMNS & {_fold_column(name.strip(' "')) for name in header.split(delimiter)})
-
-    return max(DELIMITERS, key=count_columns)
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
@@ -142,12 +83,12 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     def compose_mapping_node(self, anchor: Any) -> Any:
         node = super().compose_mapping_node(anchor)
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        _check_columns((key.value for key in keys), f"{self.name}:{node.start_mark.line + 1}", every=True)
+        check_columns((key.value for key in keys), COLUMNS, f"{self.name}:{node.start_mark.line + 1}", every=True)
         return node
 
 
 def _read_yaml(path: Path) -> list[Row]:
-    text = _read_text(path)
+    text = read_text(path)
     try:
         loader = _Loader(text)
         loader.name = str(path)  # for its errors
@@ -162,27 +103,13 @@ def _read_yaml(path: Path) -> list[Row]:
     return rows
 
 
-def _fold_column(name: object) -> str:
-    """Return the canonical name of a column: `from_handle` for `From Handle`."""
-    visible = (char for char in unicodedata.normalize("NFKC", str(name)) if unicodedata.category(char) != "Cf")
-    return re.sub(r"[\s_-]+", "_", "".join(visible).strip().casefold())
-
-
-def _check_columns(names: Iterable[object], where: str, *, every: bool = False) -> None:
-    """Raise `UsageError` if a column of a group is repeated, or with `every`, any column."""
-    counts = Counter(_fold_column(name) if _fold_column(name) in COLUMNS else str(name) for name in names)
-    for name, count in counts.items():
-        if count > 1 and (every or name in COLUMNS):
-            raise UsageError(f'{where}: "{escape(name)}" occurs {count} times. Remove all but one.')
-
-
 def _run_query(query: str, context: Context) -> list[Row]:
     title = Path(context.destination.title).name
     with _open_published(context) as database:
         try:
             result = database.execute(query)
             columns = [column[0] for column in result.description or ()]
-            _check_columns(columns, "the query's columns")
+            check_columns(columns, COLUMNS, "the query's columns")
             return [dict(zip(columns, row, strict=True)) for row in result.fetchall()]
         except (duckdb.CatalogException, duckdb.BinderException, duckdb.ParserException) as error:
             # These errors quote the query; others may quote rows.
@@ -226,8 +153,8 @@ def validate_rows(
     if not rows:
         raise UsageError("the desired table has no rows, which is probably a mistake; no group was changed")
     for number, row in enumerate(rows, 1):
-        _check_columns(row, f"the desired table, row {number}")
-    rows = [{_fold_column(name): value for name, value in row.items()} for row in rows]
+        check_columns(row, COLUMNS, f"the desired table, row {number}")
+    rows = [{fold_column(name): value for name, value in row.items()} for row in rows]
     missing = [name for name in REQUIRED if all(name not in row for row in rows)]
     if missing:
         raise UsageError(f"the desired table has no column {', '.join(missing)}; it needs {', '.join(REQUIRED)}")
@@ -324,7 +251,7 @@ def _split_addresses(value: Any) -> list[str]:
 
 def read_text_columns(row: Row, *names: str) -> list[str]:
     """Return the values of columns as text; empty where they are missing."""
-    folded = {_fold_column(name): value for name, value in row.items()}
+    folded = {fold_column(name): value for name, value in row.items()}
     return [_text(folded.get(name)) for name in names]
 
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 from msgbubbles.client import Client
 from msgbubbles.errors import ForbiddenError, PermanentError, RetryableError, UnreachableError
 from msgbubbles_sync.context import Context
+from msgbubbles_sync.display import escape
 from msgbubbles_sync.errors import UsageError
 
 from .apply import Applier
 from .desired import Row, validate_rows
-from .display import escape
 from .ledger import Ledger
 from .model import DesiredGroup, ObservedGroup
 from .observed import observe_groups, open_ledger, read_published

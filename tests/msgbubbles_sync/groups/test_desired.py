@@ -11,9 +11,9 @@ import pytest
 
 from helpers.context import build_context
 from msgbubbles.handles import parse_handle
+from msgbubbles_sync.display import escape, escape_json, quote
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.desired import InvalidRowsError, read_rows, validate_rows
-from msgbubbles_sync.groups.display import escape, escape_json, quote
 from msgbubbles_sync.groups.model import DesiredGroup
 from msgbubbles_sync.workspace import Workspace
 
@@ -97,6 +97,7 @@ def test_a_missing_title_is_none(workspace: Workspace, tmp_path: Path) -> None:
         ),
         ("table.xlsx", "no table table.xlsx: build the dbt model first, or name a .csv, .yml or .sql file"),
         ("empty.yml", "no rows, which is probably a mistake"),
+        ("empty.csv", "no rows, which is probably a mistake"),
         ("no_such_model", "company.duckdb has no table no_such_model: build the dbt model first"),
         ("SELECT nothing FROM nowhere", "the query cannot be run on company.duckdb: Catalog Error"),
         ("SELECT 1/'secret text' AS x", r"the query failed on company.duckdb \(ConversionException\)"),
@@ -132,6 +133,7 @@ def test_invalid_table_is_refused_with_a_fix(
     Path("wide.csv").write_bytes("key,message\na,Hello\n".encode("utf-16-le"))
     Path("bad.yml").write_text("- key: {\n- [")
     Path("empty.yml").write_text("# none\n")
+    Path("empty.csv").touch()
     Path("list.yml").write_text("north: south")
     Path("latin.csv").write_bytes("key,message\na,Grüße\n".encode("latin-1"))
     with pytest.raises(UsageError, match=says) as raised:

@@ -23,12 +23,12 @@ from msgbubbles_sync.cli.groups_report import (
 )
 from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.destinations.claims import claim
+from msgbubbles_sync.display import escape
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups import job
 from msgbubbles_sync.groups import plan as plans
 from msgbubbles_sync.groups.adopt import ExistingGroup, adopt_group, adopt_groups, parse_existing_groups
 from msgbubbles_sync.groups.desired import TABLE_HELP, Row, read_rows
-from msgbubbles_sync.groups.display import escape
 from msgbubbles_sync.groups.ledger import Observation
 from msgbubbles_sync.groups.load import load_ledger
 from msgbubbles_sync.groups.observed import find_chat_ids

@@ -1,0 +1,98 @@
+"""Read the CSV files that people write by hand or save from a spreadsheet.
+
+Deviations with only one meaning are accepted: column names in any case, a byte order mark, semicolons, tabs or bars
+instead of commas, the `sep=` line of spreadsheets, empty rows, further columns. Ambiguous files are refused with their
+line.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from .display import escape
+from .errors import UsageError
+
+DELIMITERS = ",;\t|"
+
+
+def read_text(path: Path) -> str:
+    """Read UTF-8 text. Raises `UsageError`."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise UsageError(f"{path} is not UTF-8 text. Save it as UTF-8.")
+    return text
+
+
+def read_csv(path: Path, columns: Collection[str], required: Collection[str] = ()) -> list[tuple[int, dict[str, str]]]:
+    """Read the rows that are not empty, each with its first line.
+
+    Names of columns are folded; those of `columns` must not occur twice. Raises `UsageError`, which quotes no value.
+    """
+    text = read_text(path)
+    # Spreadsheets name the delimiter in a separate line.
+    declaration = re.match(r'"?sep=(.)"?\r?\n', text, re.IGNORECASE)
+    text, first_line = (text[declaration.end() :], 2) if declaration else (text, 1)
+    reader = csv.reader(
+        io.StringIO(text, newline=""), strict=True, skipinitialspace=True, delimiter=_detect_delimiter(text, columns)
+    )
+    rows: list[tuple[int, dict[str, str]]] = []
+    header: list[str] = []
+    while True:
+        line = first_line + reader.line_num
+        try:
+            fields = next(reader, None)
+        except csv.Error:
+            raise UsageError(
+                f"{path}:{line} is not valid CSV. Quote texts that contain commas or line breaks."
+            ) from None
+        if fields is not None and not any(field.strip() for field in fields):
+            continue
+        if not header:
+            header = [fold_column(name) for name in fields or ()]
+            check_columns(header, columns, f"{path}:{line}")
+            if missing := {*required}.difference(header):
+                raise UsageError(f"{path}:{line}: a column is missing: {min(missing)}. Name it in the first line.")
+        elif fields is not None:
+            if any(field.strip() for field in fields[len(header) :]):
+                raise UsageError(
+                    f"{path}:{line}: row {len(rows) + 1} has more fields than columns. Quote texts that contain "
+                    "commas, such as addresses."
+                )
+            rows.append((line, dict(zip(header, fields, strict=False))))
+        if fields is None:
+            return rows
+
+
+def _detect_delimiter(text: str, columns: Collection[str]) -> str:
+    """Return the delimiter with which the first line has the most column names; by default the comma."""
+    header = next((line for line in text.splitlines() if line.strip(DELIMITERS + " ")), "")
+
+    def count_columns(delimiter: str) -> int:
+        return len({fold_column(name.strip(' "')) for name in header.split(delimiter)}.intersection(columns))
+
+    return max(DELIMITERS, key=count_columns)
+
+
+def fold_column(name: object) -> str:
+    """Return the canonical name of a column: `from_handle` for `From Handle`."""
+    visible = (char for char in unicodedata.normalize("NFKC", str(name)) if unicodedata.category(char) != "Cf")
+    return re.sub(r"[\s_-]+", "_", "".join(visible).strip().casefold())
+
+
+def check_columns(names: Iterable[object], columns: Collection[str], where: str, *, every: bool = False) -> None:
+    """Raise `UsageError` if one of `columns` is repeated in any spelling, or with `every`, any other name."""
+    counts = Counter(folded if (folded := fold_column(name)) in columns else str(name) for name in names)
+    for name, count in counts.items():
+        if count > 1 and (every or name in columns):
+            raise UsageError(f'{where}: "{escape(name)}" occurs {count} times. Remove all but one.')
