@@ -24,7 +24,7 @@ from .context import Context
 from .csv_rows import read_csv
 from .destinations import Destination
 from .destinations.load import build_fresh_pipeline, build_table_item
-from .errors import UsageError
+from .errors import InputFileError
 from .policy.applied import read_own_numbers
 from .tables import CONTACT_ALIASES
 from .workspace import configuration_folder
@@ -39,7 +39,7 @@ def load_contact_aliases(context: Context) -> None:
     """Load what has changed in the list since the last run; handles that are no longer in it lose their contact.
 
     If there is anything, the marts and publishing are marked as pending. The caller holds the lock `job`. May be killed
-    and repeated. Raises `UsageError` for an invalid list.
+    and repeated. Raises `InputFileError` for an invalid list.
     """
     workspace, destination = context.workspace, context.destination
     file, marker = context.settings.transforms.contact_aliases, workspace.folder / LOADED
@@ -71,21 +71,21 @@ def load_contact_aliases(context: Context) -> None:
 
 
 def read_aliases(path: Path) -> dict[str, str]:
-    """Read the contact of each folded handle. Raises `UsageError` with file and line, which quotes no handle."""
+    """Read the contact of each folded handle. Raises `InputFileError` with file and line, which quotes no handle."""
     aliases: dict[str, str] = {}
     lines: dict[str, int] = {}
     for line, row in read_csv(path, COLUMNS, required=COLUMNS):
         written, contact = row["handle"], row.get("contact", "").strip()
         handle = fold_handle(written)
         if parse_handle(written) is None and not PSEUDONYM.fullmatch(handle):
-            raise UsageError(
+            raise InputFileError(
                 f"{path}:{line}: the handle is not a valid phone number or e-mail address. "
                 "Use E.164, for example +14155550100."
             )
         if not contact:
-            raise UsageError(f"{path}:{line}: the handle has no contact. Write a name or an id in that column.")
+            raise InputFileError(f"{path}:{line}: the handle has no contact. Write a name or an id in that column.")
         if aliases.setdefault(handle, contact) != contact:
-            raise UsageError(
+            raise InputFileError(
                 f"{path}:{line}: the handle has another contact in line {lines[handle]}. Remove one of the lines."
             )
         lines.setdefault(handle, line)

@@ -16,28 +16,28 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from .display import escape
-from .errors import UsageError
+from .errors import InputFileError
 
 DELIMITERS = ",;\t|"
 
 
 def read_text(path: Path) -> str:
-    """Read UTF-8 text. Raises `UsageError`."""
+    """Read UTF-8 text. Raises `InputFileError`."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror})") from None
+        raise InputFileError(f"{path} cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
-        raise UsageError(f"{path} is not UTF-8 text. Save it as UTF-8.")
+        raise InputFileError(f"{path} is not UTF-8 text. Save it as UTF-8.")
     return text
 
 
 def read_csv(path: Path, columns: Collection[str], required: Collection[str] = ()) -> list[tuple[int, dict[str, str]]]:
     """Read the rows that are not empty, each with its first line.
 
-    Names of columns are folded; those of `columns` must not occur twice. Raises `UsageError`, which quotes no value.
+    Names of columns are folded; those of `columns` must not occur twice. Raises `InputFileError` without any value.
     """
     text = read_text(path)
     # Spreadsheets name the delimiter in a separate line.
@@ -53,7 +53,7 @@ def read_csv(path: Path, columns: Collection[str], required: Collection[str] = (
         try:
             fields = next(reader, None)
         except csv.Error:
-            raise UsageError(
+            raise InputFileError(
                 f"{path}:{line} is not valid CSV. Quote texts that contain commas or line breaks."
             ) from None
         if fields is not None and not any(field.strip() for field in fields):
@@ -62,10 +62,10 @@ def read_csv(path: Path, columns: Collection[str], required: Collection[str] = (
             header = [fold_column(name) for name in fields or ()]
             check_columns(header, columns, f"{path}:{line}")
             if missing := {*required}.difference(header):
-                raise UsageError(f"{path}:{line}: a column is missing: {min(missing)}. Name it in the first line.")
+                raise InputFileError(f"{path}:{line}: a column is missing: {min(missing)}. Name it in the first line.")
         elif fields is not None:
             if any(field.strip() for field in fields[len(header) :]):
-                raise UsageError(
+                raise InputFileError(
                     f"{path}:{line}: row {len(rows) + 1} has more fields than columns. Quote texts that contain "
                     "commas, such as addresses."
                 )
@@ -91,8 +91,8 @@ def fold_column(name: object) -> str:
 
 
 def check_columns(names: Iterable[object], columns: Collection[str], where: str, *, every: bool = False) -> None:
-    """Raise `UsageError` if one of `columns` is repeated in any spelling, or with `every`, any other name."""
+    """Raise `InputFileError` if one of `columns` is repeated in any spelling, or with `every`, any other name."""
     counts = Counter(folded if (folded := fold_column(name)) in columns else str(name) for name in names)
     for name, count in counts.items():
         if count > 1 and (every or name in columns):
-            raise UsageError(f'{where}: "{escape(name)}" occurs {count} times. Remove all but one.')
+            raise InputFileError(f'{where}: "{escape(name)}" occurs {count} times. Remove all but one.')

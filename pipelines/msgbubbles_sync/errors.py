@@ -9,6 +9,10 @@ class UsageError(ConfigurationError):
     """An option, a file or a warehouse is wrong; the message says how to fix it."""
 
 
+class InputFileError(UsageError):
+    """A file with the user's own rows cannot be read. Only the part of a run that needs it fails."""
+
+
 class TransformError(Exception):
     """The marts could not be built or tested.
 

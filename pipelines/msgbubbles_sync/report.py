@@ -22,7 +22,7 @@ from msgbubbles.transport import VERSION
 
 from .context import Context
 from .dbt.runner import BuildResult
-from .errors import TransformError, list_causes
+from .errors import InputFileError, TransformError, list_causes
 from .outcome import Outcome, explain_end
 from .run_log import CoveredRecord, RowCounts, RunRecord, StreamRecord, iso_timestamp
 
@@ -83,7 +83,8 @@ class RunReport:
         try:
             yield
         except Exception as error:
-            if any(isinstance(cause, ConfigurationError | KeyboardInterrupt) for cause in list_causes(error)):
+            ends_run = any(isinstance(cause, ConfigurationError | KeyboardInterrupt) for cause in list_causes(error))
+            if ends_run and not isinstance(error, InputFileError):
                 raise
             self.add_failed_part(part, explain_end(error, self.context).message)
 

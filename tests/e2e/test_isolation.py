@@ -76,6 +76,9 @@ def test_part_of_a_run_that_fails_stops_no_other_part(new_job: Callable[..., Job
     ledger.write_bytes(b"not a database" * 500)
     spool(workspace, [typing(1)])
     segment.mkdir()
+    contacts = job.folder / "contacts.csv"
+    contacts.write_text("handle,contact\n+14155550111,Ann\n4155550112,Ben\n")
+    job.environment["TRANSFORMS__CONTACT_ALIASES"] = str(contacts)
     message = NewMessage(job.server.truth().chats[0]["id"], "inbound", "again", datetime.now(UTC), "received")
     job.server.account.add_message(message)
     outcome = job.run(status=3)
@@ -83,6 +86,7 @@ def test_part_of_a_run_that_fails_stops_no_other_part(new_job: Callable[..., Job
     assert outcome.summary["outcome"] == "complete"
     assert f"{ledger} is damaged" in parts["group operations"]
     assert "1 file in webhooks/spool" in parts["webhook events"]
+    assert f"{contacts}:3: the handle is not a valid phone number" in parts["contacts"]
     assert all(reason in outcome.errors for reason in parts.values())
     assert job.ask("status")["runs"][-1]["failed_parts"] == parts
     assert parts["webhook events"] in job.ask("status", "--text")
@@ -92,4 +96,5 @@ def test_part_of_a_run_that_fails_stops_no_other_part(new_job: Callable[..., Job
 
     ledger.unlink()
     segment.rmdir()
+    contacts.write_text("handle,contact\n+14155550111,Ann\n")
     assert job.run().summary["failed_parts"] == {}
