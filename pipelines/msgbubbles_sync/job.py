@@ -30,7 +30,6 @@ from .dbt.runner import (
 )
 from .destinations import Destination, claims
 from .destinations.version import store_version
-from .errors import TransformError
 from .groups.ledger import LEDGER, Ledger
 from .groups.load import load_ledger
 from .load_streams import StreamLoader
@@ -39,7 +38,7 @@ from .policy import applied as policy
 from .privacy.erase import create_erasures, purge
 from .privacy.reapply import apply as apply_policy
 from .privacy.retention import expire
-from .report import RunReport
+from .report import RunReport, ends_run
 from .restore import tidy
 from .run_log import RunLog, store, store_failed_reads
 from .webhooks.health import with_refresh
@@ -248,8 +247,10 @@ def _build_marts(context: Context, report: RunReport, *, with_transform: bool) -
         try:
             with report.timed("transform"):
                 report.built = transform(workspace, context.destination, context.settings)
-        except TransformError as error:
-            report.transform_error = error
+        except Exception as error:  # dbt may not even be there
+            if ends_run(error):
+                raise
+            report.add_transform_error(error)
             report.held_marts = _list_marts(context.destination)
             return
         if not report.built.failed_models:

@@ -27,6 +27,11 @@ from .outcome import Outcome, explain_end
 from .run_log import CoveredRecord, RowCounts, RunRecord, StreamRecord, iso_timestamp
 
 
+def ends_run(error: Exception) -> bool:
+    """Return whether an error in a part of a run ends all of it: the configuration is wrong, or a signal arrived."""
+    return any(isinstance(cause, ConfigurationError | KeyboardInterrupt) for cause in list_causes(error))
+
+
 @dataclass
 class RunReport:
     """What a run did and how it ended.
@@ -83,8 +88,7 @@ class RunReport:
         try:
             yield
         except Exception as error:
-            ends_run = any(isinstance(cause, ConfigurationError | KeyboardInterrupt) for cause in list_causes(error))
-            if ends_run and not isinstance(error, InputFileError):
+            if ends_run(error) and not isinstance(error, InputFileError):
                 raise
             self.add_failed_part(part, explain_end(error, self.context).message)
 
@@ -93,6 +97,12 @@ class RunReport:
         if (part, reason) not in self._shown:
             self._shown.add((part, reason))
             self.context.console.fail(f"{part}: {reason}")
+
+    def add_transform_error(self, error: Exception) -> None:
+        """Record why the marts could not be built or tested; the rows can be published."""
+        if not isinstance(error, TransformError):
+            error = TransformError(f"the marts could not be built: {explain_end(error, self.context).message}")
+        self.transform_error = error
 
     @property
     def ended_by(self) -> BaseException | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest.mock import Mock
 
 import duckdb
 import pytest
@@ -17,6 +19,7 @@ from msgbubbles_sync import job, load_streams
 from msgbubbles_sync.context import Limits
 from msgbubbles_sync.dbt.runner import BuildResult
 from msgbubbles_sync.errors import TransformError
+from msgbubbles_sync.outcome import EXIT_FAILED
 from msgbubbles_sync.sandbox import Account, Server, seed, serve
 from msgbubbles_sync.workspace import RELIED_ON, Workspace
 
@@ -116,3 +119,23 @@ def test_events_before_the_first_run_are_no_sign_of_a_restored_backup(tmp_path: 
     for _ in range(2):
         job.run(build_context(workspace, console=console), Limits(with_transform=False))
     assert console.errors == []
+
+
+def test_rows_are_published_whatever_keeps_the_marts_from_being_built(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = workspace_in(tmp_path)
+    with monkeypatch.context() as broken:
+        broken.setattr(job, "transform", Mock(side_effect=PermissionError(13, "Permission denied", "/models/a.sql")))
+        report = job.run(build_context(workspace), Limits())
+        assert report.outcome.exit_status == EXIT_FAILED
+        assert "the marts could not be built: /models/a.sql cannot be read or written" in report.outcome.message
+        assert differences(workspace.database, server.truth()) == {}
+
+        broken.undo()
+        broken.setitem(sys.modules, "dbt.adapters.duckdb.connections", None)  # not installed
+        broken.delitem(sys.modules, "msgbubbles_sync.dbt.process", raising=False)
+        report = job.run(build_context(workspace), Limits())
+        assert report.outcome.exit_status == EXIT_FAILED
+        assert "the marts could not be built: dbt is not installed" in report.outcome.message
+        assert report.published
