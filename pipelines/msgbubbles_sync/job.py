@@ -33,6 +33,7 @@ from .destinations.version import store_version
 from .groups.ledger import LEDGER, Ledger
 from .groups.load import load_ledger
 from .load_streams import StreamLoader
+from .lock import AnotherJobRunsError
 from .outcome import EXIT_STOPPED, explain_end
 from .policy import applied as policy
 from .privacy.erase import create_erasures, purge
@@ -59,7 +60,8 @@ def run(context: Context, limits: Limits) -> RunReport:
     """Bring the warehouse up to date with the API, as far as `limits` allow, and return how the run ended.
 
     An exception ends the run, and an error of the API ends the reading; both are in the report. What was read before is
-    loaded and published. The next run continues from the last finished load. The caller holds the lock `job`.
+    loaded and published. The next run continues from the last finished load. The caller holds the lock `job`. Raises
+    `AnotherJobRunsError` if a job of another machine is active on the tables.
     """
     report = RunReport(
         context,
@@ -70,7 +72,7 @@ def run(context: Context, limits: Limits) -> RunReport:
             stop=limits.stop,
         ),
     )
-    with _log_run(context, report):
+    with _log_run(context, report), context.destination.lock():
         context.destination.prepare()
         _follow_restored_tables(context)
         _finish_privacy_work(context)
@@ -100,7 +102,7 @@ def run(context: Context, limits: Limits) -> RunReport:
 def repair(context: Context, missing: MissingRows, limits: Limits) -> RunReport:
     """Read missing rows by id, and nothing else; then build the marts and publish. Returns as `run` does."""
     report = RunReport(context, Run(stop=limits.stop), is_repair=True)
-    with _log_run(context, report):
+    with _log_run(context, report), context.destination.lock():
         context.destination.prepare()
         StreamLoader(context, report, context.settings.source).load_missing(missing)
         if not limits.stop.is_set():
@@ -123,7 +125,7 @@ def load_webhooks(context: Context, limits: Limits) -> RunReport:
     Returns as `run` does. There is no record of it in the run log, unless it fails.
     """
     report = RunReport(context, Run(stop=limits.stop))
-    with _report_end(context, report):
+    with _report_end(context, report), context.destination.lock():
         context.destination.prepare()
         with context.destination.hold():
             _load_events(context, report)
@@ -189,6 +191,8 @@ def _report_end(context: Context, report: RunReport) -> Iterator[None]:
     try:
         with context.console.follow(report.run):
             yield
+    except AnotherJobRunsError:  # on another machine: this one has not started
+        raise
     except (Exception, KeyboardInterrupt) as error:
         report.failure = error
     report.conclude()

@@ -47,8 +47,13 @@ def migrate(context: Context) -> None:
     refuse_newer(version, destination.title)
     if workspace.version == version == VERSION:
         return
-    destination.prepare()
-    context.console.say("upgrading the files and tables of an older release")
+    with destination.lock():
+        destination.prepare()
+        context.console.say("upgrading the files and tables of an older release")
+        _upgrade(workspace, destination, version, has_tables=has_tables)
+
+
+def _upgrade(workspace: Workspace, destination: Destination, version: int, *, has_tables: bool) -> None:
     workspace.set_pending("transform", "publish")
     forget_build(workspace)
     # What an older release has extracted and not loaded is read again, from where the last finished load ended.

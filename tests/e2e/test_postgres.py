@@ -12,6 +12,7 @@ import psycopg2
 import pytest
 
 from helpers.catalog import check_first_tables
+from helpers.context import build_destination
 from helpers.hooks import spool, typing
 from helpers.job import Job
 from helpers.marts_reference import check_marts
@@ -80,6 +81,10 @@ def test_server_holds_the_rows_of_the_account(new_job: NewJob, address: str, mon
             NewMessage(chat, "outbound", "hello", datetime.now(UTC), "failed", **refused | more)
         )
     job.server.account.add_message(NewMessage(chat, "outbound", "", datetime.now(UTC), "sent"))
+    with build_destination(Workspace.from_path(job.folder / "elsewhere.duckdb", "postgres")).lock():
+        errors = job.run("--destination", "postgres", status=75).errors
+    assert "another job is active on this warehouse: session" in errors
+    assert job.server.requests == []
     first = job.run("--destination", "postgres").summary
     assert differences_of(read_rows(address), job.server.truth()) == {}
     assert first["database"] == "postgres"

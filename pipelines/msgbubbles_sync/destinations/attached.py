@@ -25,6 +25,7 @@ from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 from .base import Destination
 from .compaction import drop_old_states
 from .scratch import list_tables, open_scratch
+from .server import hold_server_lock
 from .union_accounts import ACCOUNTS, MANY_ACCOUNTS, ONE_ACCOUNT, READER_SCHEMAS, Key, build_union, read_columns
 
 # A view that holds a digest of the queries of the views of all accounts.
@@ -64,6 +65,10 @@ class Attached(Destination):
         """Open a connection that has the tables attached as `warehouse`, with these options of ATTACH."""
 
     @abstractmethod
+    def _attach_server(self, *options: str) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        """Open a connection that has the database on the server attached as `warehouse`."""
+
+    @abstractmethod
     def _replace_views(self, connection: duckdb.DuckDBPyConnection, views: Mapping[Key, str]) -> None:
         """Create or replace views, given as queries: all or none."""
 
@@ -80,6 +85,11 @@ class Attached(Destination):
         """Store the descriptions of the tables or views in a schema as comments."""
 
     @property
+    def _lock_scope(self) -> str:
+        """What distinguishes schemas of one name in a database."""
+        return ""
+
+    @property
     def _own_schemas(self) -> list[str]:
         return [f"{self.prefix}{name}" for name in self._names.values()]
 
@@ -93,6 +103,14 @@ class Attached(Destination):
     def _schemas(self) -> list[str]:
         """The schemas that the job writes to."""
         return [*self._own_schemas, *(self._names[schema] for schema in READER_SCHEMAS if self.prefix)]
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        with (
+            self._attach_server("ISOLATION_LEVEL 'READ COMMITTED'") as connection,
+            hold_server_lock(connection, f"{self._lock_scope}{self.dataset}"),
+        ):
+            yield
 
     def describe_tables(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._describe_schema(connection, self.dataset)

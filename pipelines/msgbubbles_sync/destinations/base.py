@@ -172,6 +172,13 @@ class Destination(ABC):
         """Return whether the published tables are older, or were changed by others."""
         return minutes >= 0  # publishing is cheap: the record of a run costs a row, not a new file
 
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep jobs of other machines from writing to the tables until the block ends.
+
+        Raises `AnotherJobRunsError` if one is active, and `UsageError`.
+        """
+        return nullcontext()
+
     def keep_open(self, _pipeline: Any) -> AbstractContextManager[Any]:
         """Keep the tables open until the block ends, so that a pipeline opens and closes them cheaply."""
         return nullcontext()

@@ -114,7 +114,8 @@ def explain_other_job(workspace: Workspace, destination: Destination) -> str | N
     count, last = runs[0]
     return (
         f"{count} runs since {since:%Y-%m-%d %H:%M} UTC, the last at {last:%H:%M}, are not of the job with its files "
-        f"in {workspace.folder}: another one loads the same tables, and the two can overwrite each other's loads"
+        f"in {workspace.folder}: another one loads the same tables. Stop one of them, or give it schemas "
+        "or a folder of its own"
     )
 
 

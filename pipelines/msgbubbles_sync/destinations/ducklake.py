@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,15 +126,19 @@ class DuckLake(Attached):
             yield connection
 
     @contextmanager
-    def _attach_catalog(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """Open a connection with the catalog's database attached as `warehouse`."""
-        try:
-            with attach_server(self._read_lake().parameters, self.title) as connection:
-                yield connection
-        except duckdb.Error as error:
-            raise UsageError(
-                NO_LAKE.format(why=f"its catalog cannot be opened ({type(error).__name__}){find_reason(error)}")
-            ) from None
+    def _attach_server(self, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
+        with ExitStack() as stack:
+            try:
+                connection = stack.enter_context(attach_server(self._read_lake().parameters, self.title, *options))
+            except duckdb.Error as error:
+                raise UsageError(
+                    NO_LAKE.format(why=f"its catalog cannot be opened ({type(error).__name__}){find_reason(error)}")
+                ) from None
+            yield connection
+
+    @property
+    def _lock_scope(self) -> str:
+        return f"{self._read_lake().name}."
 
     def exists(self) -> bool:
         # A lake that does not exist yet cannot be opened read-only.
@@ -142,7 +146,7 @@ class DuckLake(Attached):
 
     def _is_created(self) -> bool:
         table = quote_literal(f"{self._read_lake().name}.ducklake_metadata")
-        with self._attach_catalog() as connection:
+        with self._attach_server() as connection:
             return query_server(connection, f"SELECT to_regclass({table}) IS NOT NULL") == [(True,)]
 
     def probe(self) -> None:
@@ -158,7 +162,7 @@ class DuckLake(Attached):
     def prepare(self) -> None:
         lake = self._read_lake()
         self._probe_bucket()
-        with self._attach_catalog() as connection:
+        with self._attach_server() as connection:
             check_server(connection, [lake.name], self.title)
         if not self._is_created():
             self._refuse_files_of_another_lake(lake)
@@ -247,7 +251,7 @@ class DuckLake(Attached):
 
     def _shares_files(self, lake: Lake) -> bool:
         """Return whether another lake of the same server has its files in this one's folder."""
-        with self._attach_catalog() as connection:
+        with self._attach_server() as connection:
             names = [name for (name,) in query_server(connection, LAKES) if name != lake.name]
             urls = [query_server(connection, LAKE_URL.format(lake=quote_name(name))) for name in names]
         return any(url.rstrip("/") == lake.url.rstrip("/") for rows in urls for (url,) in rows)
@@ -261,7 +265,7 @@ class DuckLake(Attached):
                     raise UsageError(OTHER_LAKE.format(url=lake.url, schema=schema))
 
     def list_out_of_reach(self) -> list[str]:
-        with self._attach_catalog() as connection:
+        with self._attach_server() as connection:
             copies = list_server_copies(connection)
         if self._shares_files(self._read_lake()):
             copies = ["files of failed loads, because another lake has its files in the same folder", *copies]

@@ -73,6 +73,8 @@ class Postgres(Attached):
                 raise UsageError(NO_SERVER.format(why=type(error).__name__, reason=find_reason(error))) from None
             yield connection
 
+    _attach_server = _attach
+
     def prepare(self) -> None:
         with self._attach() as connection:
             check_server(connection, self._schemas, self.title)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import duckdb
 
 from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.lock import AnotherJobRunsError
 from msgbubbles_sync.sql import quote_literal, quote_name
 
 from .libpq import format_dsn
@@ -93,6 +95,49 @@ def attach_server(parameters: Mapping[str, str], title: str, *options: str) -> I
 def query_server(connection: duckdb.DuckDBPyConnection, query: str) -> list[tuple[Any, ...]]:
     """Run a query on the attached server, in its own SQL, and return the rows. Raises `duckdb.Error`."""
     return connection.execute(f"FROM postgres_query('warehouse', {quote_literal(query)})").fetchall()
+
+
+@contextmanager
+def hold_server_lock(connection: duckdb.DuckDBPyConnection, name: str) -> Iterator[None]:
+    """Hold a lock of the attached server by name, so that one job at a time writes to the tables.
+
+    The lock belongs to a transaction, because a pooler may change the session between two. `connection` needs the
+    isolation level READ COMMITTED: then the transaction keeps no deleted row from being removed. The server ends it
+    when the connection breaks. Raises `AnotherJobRunsError` if it is not free within `LOCK_WAIT_SECONDS`.
+    """
+    key = f"hashtext('msgbubbles job'), hashtext({quote_literal(name)})"
+    connection.execute("BEGIN")
+    deadline = time.monotonic() + LOCK_WAIT_SECONDS
+    while query_server(connection, TRY_LOCK.format(key=key))[0][-1] is False:
+        if time.monotonic() > deadline:
+            raise AnotherJobRunsError(_describe_lock(query_server(connection, LOCK_HOLDER.format(key=key))))
+        time.sleep(LOCK_POLL_SECONDS)
+    yield
+    with suppress(duckdb.Error):  # the server may have been restarted meanwhile
+        connection.execute("ROLLBACK")
+
+
+def _describe_lock(holders: list[tuple[Any, ...]]) -> str:
+    if not holders:
+        return "another job was active on this warehouse; run again"
+    [(pid, host, since), *_] = holders
+    where = f" from {host}" if host else ""
+    when = f", since {since:%Y-%m-%d %H:%M:%S} UTC" if since else ""
+    return (
+        f"another job is active on this warehouse: session {pid} of its server{where}{when}. Run again when it has "
+        f"ended; if its machine is gone, end it with SELECT pg_terminate_backend({pid})"
+    )
+
+
+# The server notices that a process was killed when its connection is closed, which may take a moment.
+LOCK_WAIT_SECONDS, LOCK_POLL_SECONDS = 3.0, 0.2
+# A firewall may drop a connection without traffic, and a machine may be gone: the server asks every minute.
+TRY_LOCK = """SELECT set_config('idle_in_transaction_session_timeout', '0', true) AS a,
+set_config('tcp_keepalives_idle', '60', true) AS b, pg_try_advisory_xact_lock({key}) AS is_held"""
+LOCK_HOLDER = """SELECT pid, host(client_addr) AS host,
+xact_start AT TIME ZONE 'UTC' AS since FROM pg_locks JOIN pg_stat_activity USING (pid)
+WHERE (locktype, granted, objsubid) = ('advisory', true, 2) AND pg_locks.database = pg_stat_activity.datid
+AND (classid::bigint::bit(32)::int, objid::bigint::bit(32)::int) = ({key})"""
 
 
 def check_server(connection: duckdb.DuckDBPyConnection, schemas: Sequence[str], title: str) -> None:
@@ -189,6 +234,11 @@ def _may_vacuum_catalog(connection: duckdb.DuckDBPyConnection) -> bool:
 
 LOCKED = re.compile("lock timeout|deadlock detected")
 TOO_LONG = re.compile("statement timeout|idle-in-transaction timeout")
+# Messages about the server's own catalog, which several sessions change at a time.
+RACED = re.compile(
+    "tuple concurrently (?:updated|deleted)|could not open relation with OID|cache lookup failed for"
+    '|violates unique constraint "pg_'
+)
 DENIED = re.compile(r'permission denied for ([a-z ]+) ([\w."]+)|must be owner of ([a-z ]+) ([\w."]+)')
 LOST_FILE = re.compile(r"ducklake-[-\w]+\.parquet.{0,200}?(?:No such file|\b404\b)", re.S)
 READ_ONLY = re.compile("in a read-only transaction")
@@ -211,6 +261,8 @@ def explain(message: str, title: str) -> str | None:
             f"{title}: the catalog names files that are missing, as after a restored backup; restore catalog and files "
             "of the same time, or start a new lake with another ducklake_name and bucket_url, and run again"
         )
+    if RACED.search(message):
+        return f"{title}: another session changed tables of the database at the same moment; run again"
     if READ_ONLY.search(message):
         return f"{title}: the server is read-only; use the primary's address, and run again"
     if FULL.search(message):

@@ -13,7 +13,8 @@ from rich.table import Table
 from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.state import FailedRead
 from msgbubbles.times import HOUR_MS, from_epoch_ms
-from msgbubbles_sync.destinations.claims import explain_shared_key
+from msgbubbles_sync.destinations.claims import explain_other_job, explain_shared_key
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import Holder, read_holder
 from msgbubbles_sync.run_log import RunRecord, describe_failed_parts, describe_failed_reads
 from msgbubbles_sync.text import format_count, format_span
@@ -38,7 +39,7 @@ class Status:
     `last_complete_at` is when the last complete run started, null if there was none. By stream, `missing` counts the
     intervals that were never read, and `overflows` the tie overflows that are neither repaired nor accepted. `job` is
     the active one, and `watch` the process that runs one after another. `shared_key` says which other warehouses are
-    filled with the same API key.
+    filled with the same API key, and `other_job` that a job of another machine loads this one.
     """
 
     last_complete_at: datetime | None
@@ -51,6 +52,7 @@ class Status:
     job: Holder | None = None
     watch: Holder | None = None
     shared_key: str | None = None
+    other_job: str | None = None
 
     def as_dict(self) -> dict[str, object]:
         return {
@@ -64,6 +66,7 @@ class Status:
             "job_progress": None if self.job is None else self.job.progress,
             "watch": None if self.watch is None else str(self.watch),
             "shared_key": self.shared_key,
+            "other_job": self.other_job,
             "runs": self.runs,
         }
 
@@ -89,7 +92,14 @@ def build_status(local: LocalState, start_ms: int, now: datetime) -> Status:
         job=_find_holder(local, "job"),
         watch=_find_holder(local, "watch"),
         shared_key=explain_shared_key(local.workspace, local.settings),
+        other_job=_find_other_job(local),
     )
+
+
+def _find_other_job(local: LocalState) -> str | None:
+    with suppress(UsageError):  # the tables cannot be opened, as `check` says
+        return explain_other_job(local.workspace, local.destination)
+    return None
 
 
 def _find_holder(local: LocalState, lock: str) -> Holder | None:
@@ -133,7 +143,8 @@ def print_status(status: Status, local: LocalState, start_ms: int, now: datetime
             )
     shades = "  ".join(f"{shade} read within {span}" for _, shade, span in SHADES)
     console.print(f"         [dim]{shades}  {OLD} longer ago  {NEVER} never[/dim]", highlight=False, soft_wrap=True)
-    for line in [*describe_failed_reads(status.failed_reads), *([status.shared_key] if status.shared_key else [])]:
+    warnings = [warning for warning in (status.other_job, status.shared_key) if warning]
+    for line in [*describe_failed_reads(status.failed_reads), *warnings]:
         console.print(line, style="yellow", markup=False, soft_wrap=True)
     if status.runs:
         console.print(_build_table(status.runs, is_narrow=console.width < NARROW_WIDTH))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 
 from helpers.context import build_destination
+from msgbubbles_sync.destinations import server
 from msgbubbles_sync.destinations.attached import Attached
 from msgbubbles_sync.destinations.claims import explain_same_numbers
 from msgbubbles_sync.destinations.server import build_config, loaded_extensions
 from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.lock import AnotherJobRunsError
 from msgbubbles_sync.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -55,6 +58,28 @@ def shown(of: Attached, table: str = "chats") -> list[Any]:
     """Return the rows of a table as a reader sees them who knows nothing of accounts."""
     with of._attach("READ_ONLY") as connection:
         return sorted(connection.execute(f"FROM msgbubbles.{table}").fetchall())
+
+
+def test_job_of_another_machine_is_refused_while_one_is_active(of: Of, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "LOCK_WAIT_SECONDS", 0.0)
+    here, there = of(None), of(None)
+    with here.lock(), of("north").lock():  # an account with schemas of its own
+        with (
+            pytest.raises(AnotherJobRunsError, match="another job is active on this warehouse") as refused,
+            there.lock(),
+        ):
+            pass
+        ended = re.search(r"pg_terminate_backend\((\d+)\)", str(refused.value))
+        assert ended is not None
+        with here._attach_server() as connection:
+            horizon = f"SELECT backend_xmin::text AS x FROM pg_stat_activity WHERE pid = {ended[1]}"
+            assert server.query_server(connection, horizon) == [(None,)], "it keeps no deleted row"
+            assert server.query_server(connection, f"SELECT {ended[0]} AS is_ended") == [(True,)]
+        monkeypatch.setattr(server, "LOCK_WAIT_SECONDS", 9.0)  # the server takes a moment to end the session
+        with there.lock():
+            pass
+    with there.lock():
+        pass
 
 
 def test_signature_of_an_extension_is_checked_until_it_is_loaded(of: Of) -> None:

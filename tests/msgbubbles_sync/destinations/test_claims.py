@@ -201,6 +201,7 @@ def test_runs_of_another_job_are_noticed(tmp_path: Path, monkeypatch: pytest.Mon
     assert message is not None
     assert message.startswith("3 runs since ")
     assert "another one loads the same tables" in message
+    assert build_status(LocalState(build_context(workspace)), 0, now).other_job == message
 
 
 def test_claims_are_left_out_of_the_combined_tables(tmp_path: Path) -> None:

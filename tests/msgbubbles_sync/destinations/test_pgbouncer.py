@@ -16,8 +16,10 @@ from psycopg2.extensions import parse_dsn
 
 from helpers.context import build_destination
 from helpers.s3 import find_free_port
+from msgbubbles_sync.destinations import server
 from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.lock import AnotherJobRunsError
 from msgbubbles_sync.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -95,6 +97,9 @@ def test_job_works_behind_a_pooler_in_transaction_mode(
     monkeypatch.setenv("DESTINATION__POSTGRES__CREDENTIALS", start_pooler("ignore_startup_parameters = options"))
     destination = build_destination(workspace)
     destination.prepare()
+    monkeypatch.setattr(server, "LOCK_WAIT_SECONDS", 0.0)
+    with destination.lock(), pytest.raises(AnotherJobRunsError), build_destination(workspace).lock():
+        pass
     for text in ("before", "now"):
         pipeline = build_pipeline(workspace, destination)
         rows = [{"id": str(number), "error_code": text} for number in range(100)]

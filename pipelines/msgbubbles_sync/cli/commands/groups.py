@@ -232,7 +232,7 @@ def _load_ledger(session: Session) -> None:
     """Load the ledger into the warehouse; if a sync is active, the next one does it."""
     context = session.context
     try:
-        with hold_lock(context.workspace.folder):
+        with hold_lock(context.workspace.folder), context.destination.lock():
             load_ledger(context.workspace, context.destination, context.redactor)
     except AnotherJobRunsError:
         session.reporter.say("a sync is active; the next one loads these operations into the warehouse")

@@ -21,7 +21,7 @@ def erase(session: Session, people: list[str], *, ask: bool) -> int:
         f"Erase {'1 person' if len(people) == 1 else f'{len(people)} people'} for good?", err=True
     ):
         return EXIT_STOPPED
-    with hold_lock(workspace.folder), hold_lock(workspace.folder, "apply"):
+    with hold_lock(workspace.folder), hold_lock(workspace.folder, "apply"), context.destination.lock():
         certificate = erasing.erase(context, people)
     session.reporter.print_text(certificate.as_dict(), str(certificate))
     return 0
@@ -32,7 +32,7 @@ def apply_policy(session: Session) -> int:
     context = session.context
     workspace = context.workspace
     check_version(workspace, context.destination)
-    with hold_lock(workspace.folder), hold_lock(workspace.folder, "apply"):
+    with hold_lock(workspace.folder), hold_lock(workspace.folder, "apply"), context.destination.lock():
         changed = reapply.apply(context)
     counts = ", ".join(f"{count:,} of {table}" for table, count in sorted(changed.items()))
     session.reporter.print_text({"apply": dict(changed)}, f"Changed: {counts or 'nothing'}.")

@@ -58,7 +58,7 @@ def _open_for_load(session: Session) -> Iterator[Context]:
     context = session.context
     check_version(context.workspace, context.destination)
     claim(context.workspace, context.destination, sandbox=session.sandbox, say=session.reporter.fail)
-    with hold_lock(context.workspace.folder):
+    with hold_lock(context.workspace.folder), context.destination.lock():
         yield context
 
 
