@@ -43,6 +43,7 @@ CREATE TABLE IF NOT EXISTS loaded_from (workspace TEXT NOT NULL);
 """
 LEDGER = "groups.sqlite"
 OBSERVATIONS = "sightings"  # codespell:ignore sightings
+TIMES = (("operations", "requested_at"), ("operations", "finished_at"), (OBSERVATIONS, "seen_at"))
 # The columns that may name a person, with the key of their table.
 TEXTS = (
     (
@@ -141,6 +142,10 @@ class Ledger:
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = FULL")
         self._database.executescript(SCHEMA)
+        now = _to_sql(datetime.now(UTC))
+        for table, column in TIMES:
+            # Written before the clock was set back, it would count as later than what happens from now on.
+            self._run(f"UPDATE {table} SET {column} = ?1, version = version + 1 WHERE {column} > ?1", (now,))
 
     @classmethod
     def open(cls, folder: Path) -> Ledger:

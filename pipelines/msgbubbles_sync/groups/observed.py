@@ -54,14 +54,15 @@ class Published:
 def observe_groups(ledger: Ledger, published: Published) -> dict[str, ObservedGroup]:
     """Return the groups that have a key, by key.
 
-    An operation of unknown outcome counts as done: its outcome is found out before any other operation is sent.
+    An operation of unknown outcome counts as done: its outcome is found out before any other operation is sent. Of an
+    observation and an operation at one time, the operation counts.
     """
     histories: dict[str, list[Event]] = {}
+    for observation in filter(lambda observation: observation.chat_id, ledger.observations()):
+        histories.setdefault(observation.key, []).append((observation.seen_at, observation))
     for entry in ledger.entries():
         if entry.key is not None and entry.outcome != "failed":
             histories.setdefault(entry.key, []).append((entry.finished_at or datetime.now(UTC), entry))
-    for observation in filter(lambda observation: observation.chat_id, ledger.observations()):
-        histories.setdefault(observation.key, []).append((observation.seen_at, observation))
     renderings: dict[str, list[Rendering]] = {}
     for rendering in ledger.renderings():
         renderings.setdefault(rendering.chat_id, []).append(rendering)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from msgbubbles.redact import Redactor
 from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.job import forget_group, list_groups, plan_groups
-from msgbubbles_sync.groups.ledger import Ledger
+from msgbubbles_sync.groups.ledger import LEDGER, TIMES, Ledger
 from msgbubbles_sync.groups.load import PIPELINE, load_ledger
 from msgbubbles_sync.groups.observed import Published, open_ledger, read_published
 from msgbubbles_sync.groups.view import fetch_view
@@ -49,6 +51,18 @@ def publish(workspace: Workspace, chat_id: str | None, **chat: object) -> None:
                 "INSERT INTO msgbubbles.participant_lists VALUES ('', ?, ?, ?)",
                 [[chat_id, handle, read_at] for read_at, handle in people],  # type: ignore[attr-defined]
             )
+
+
+def test_clock_that_is_set_back_repeats_no_operation(world: World) -> None:
+    world.apply(row("a", ANNA, BEN, title="First"))
+    with world.client() as client, Ledger.open(world.workspace.folder) as ledger:
+        fetch_view(ledger, client, "a", str(world.observed("a").chat_id))
+    with closing(sqlite3.connect(world.workspace.folder / LEDGER)) as database, database:
+        for table, column in TIMES:
+            database.execute(f"UPDATE {table} SET {column} = '30' || substr({column}, 3)")
+    changed = row("a", ANNA, CARLA, "dora@example.com", title="Second")
+    assert world.apply(changed).counts.total() == 4
+    assert world.apply(changed).counts.total() == 0
 
 
 @pytest.mark.parametrize(("hours", "title"), [(-1, "Ours"), (1, "Theirs")])
