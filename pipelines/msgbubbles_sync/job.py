@@ -52,8 +52,9 @@ PUBLISHED_EARLY = "published what has been read so far"
 COUNTED_TABLES = ("chats", "messages", "attachments", "numbers", "rejected_rows",
                   "thread_activity", "group_membership", "chat_title_history")  # fmt: skip
 
-RESTORED = """{title}: the tables are older than the files of this job, as after a restored backup, or lack a table or a
-column. What they lack is read, and erased, again; only webhook events that they lack are lost"""
+RESTORED = """{title}: the tables are older than the files of this job, as after a restored backup, or somebody has
+changed or removed a table or a column. What they lack is read, and erased, again; only webhook events that they lack
+are lost"""
 
 
 def run(context: Context, limits: Limits) -> RunReport:
@@ -201,6 +202,8 @@ def _report_end(context: Context, report: RunReport) -> Iterator[None]:
 def _follow_restored_tables(context: Context) -> None:
     """Schedule what lost or restored tables lack and the API does not have: marts, erasures, the policy, the ledger."""
     workspace, destination = context.workspace, context.destination
+    for change in destination.repaired:
+        context.console.fail(change)
     if not workspace.is_pending("restored"):
         return
     if destination.has_tables() and RunLog(workspace.folder).last():

@@ -122,8 +122,8 @@ def find_cause(error: BaseException, context: Context) -> str | None:
     changed = next(filter(None, (CHANGED_TABLE.search(str(cause)) for cause in causes)), None)
     if changed is not None:
         return (
-            f"{context.destination.title}: {changed[0]}, because somebody has changed the table. Drop the column if "
-            "its type has changed, and run again: the next run creates what is missing and reads its rows again"
+            f"{context.destination.title}: {changed[0]}, because somebody has changed the table. Run again: the next "
+            "run changes it back and reads its rows again"
         )
     if any(type(cause).__module__.startswith("dlt.") for cause in causes):
         return (

@@ -17,7 +17,7 @@ import duckdb
 
 from msgbubbles.handles import parse_handle
 from msgbubbles.storable import replace_in_json, replace_in_text
-from msgbubbles.tables import ColumnType
+from msgbubbles.tables import ColumnType, Table
 
 from .tables import FAILED_READS, SQL_TYPES, SYNC_RUNS, column_definitions
 
@@ -139,13 +139,7 @@ class RunLog:
 
 def store(connection: duckdb.DuckDBPyConnection, records: Sequence[RunRecord], schema: str) -> None:
     """Write these records to `sync_runs` in a schema of the warehouse."""
-    table = f"{schema}.{SYNC_RUNS.name}"
-    connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
-    connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({column_definitions(SYNC_RUNS)})")
-    has = {row[0] for row in connection.execute(f"DESCRIBE {table}").fetchall()}
-    for column in SYNC_RUNS.columns:
-        if column.name not in has:  # an older release created the table
-            connection.execute(f"ALTER TABLE {table} ADD COLUMN {column.name} {SQL_TYPES[column.type]}")
+    table = _create_table(connection, SYNC_RUNS, schema)
     # The run that publishes has not ended yet, so the next one writes its row again.
     query = f"SELECT run_id, epoch_ms(ended_at) FROM {table} WHERE run_id IN (SELECT unnest(?::VARCHAR[]))"  # noqa: S608
     stored = {*connection.execute(query, [[record["run_id"] for record in records]]).fetchall()}
@@ -160,18 +154,29 @@ def store(connection: duckdb.DuckDBPyConnection, records: Sequence[RunRecord], s
 
 def store_failed_reads(connection: duckdb.DuckDBPyConnection, failed: Iterable[FailedRead], schema: str) -> None:
     """Replace the rows of `failed_reads` in a schema of the warehouse."""
-    table = f"{schema}.{FAILED_READS.name}"
     rows = [
         (read.kind, read.id, _at(read.since_ms), _at(read.last_tried_ms), read.tries, read.http_status, read.error_code)
         for read in failed
     ]
-    connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
-    connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({column_definitions(FAILED_READS)})")
+    table = _create_table(connection, FAILED_READS, schema)
     connection.execute("BEGIN")
     connection.execute(f"DELETE FROM {table}")  # noqa: S608
     if rows:
-        connection.executemany(f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?, ?, ?)", rows)  # noqa: S608
+        names = ", ".join(FAILED_READS.column_names)
+        connection.executemany(f"INSERT INTO {table} ({names}) VALUES (?, ?, ?, ?, ?, ?, ?)", rows)  # noqa: S608
     connection.execute("COMMIT")
+
+
+def _create_table(connection: duckdb.DuckDBPyConnection, table: Table, schema: str) -> str:
+    """Create a table, or the columns that it lacks because an older release created it, and return its path."""
+    path = f"{schema}.{table.name}"
+    connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+    connection.execute(f"CREATE TABLE IF NOT EXISTS {path} ({column_definitions(table)})")
+    has = {row[0] for row in connection.execute(f"DESCRIBE {path}").fetchall()}
+    for column in table.columns:
+        if column.name not in has:
+            connection.execute(f"ALTER TABLE {path} ADD COLUMN {column.name} {SQL_TYPES[column.type]}")
+    return path
 
 
 def describe_failed_reads(failed: Sequence[FailedRead]) -> list[str]:

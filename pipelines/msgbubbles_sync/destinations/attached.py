@@ -11,6 +11,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 
 import duckdb
 from tenacity import TryAgain, retry, retry_if_exception, stop_after_attempt, wait_random
@@ -24,6 +25,7 @@ from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 
 from .base import Destination
 from .compaction import drop_old_states
+from .loaded_tables import Repair, forget_schema, has_lost_columns, has_own_rows, needs_reading, repair
 from .scratch import list_tables, open_scratch
 from .server import hold_server_lock
 from .union_accounts import ACCOUNTS, MANY_ACCOUNTS, ONE_ACCOUNT, READER_SCHEMAS, Key, build_union, read_columns
@@ -42,7 +44,6 @@ SIGNS = {
 }
 STATE_VERSION = """SELECT version FROM {schema}._dlt_pipeline_state JOIN {schema}._dlt_loads ON load_id = _dlt_load_id
 WHERE pipeline_name = ? AND status = 0 ORDER BY load_id DESC LIMIT 1"""
-STORED_SCHEMA = "SELECT schema FROM {schema}._dlt_version WHERE schema_name = ? ORDER BY inserted_at DESC LIMIT 1"
 FOREIGN = """--destination {title}: the schema {schema} holds tables that this job did not create ({tables}). Set
 [sync] {key} in dlt_config/config.toml to another name"""
 RENAMED = """--destination {title}: the names of the schemas have changed in the configuration, and the tables are in
@@ -79,6 +80,14 @@ class Attached(Destination):
     @abstractmethod
     def _empty_table(self, connection: duckdb.DuckDBPyConnection, schema: str, table: str) -> None:
         """Delete all rows of a table, so that its files no longer hold them."""
+
+    def _find_repairs(self, _connection: duckdb.DuckDBPyConnection) -> list[Repair]:
+        """Find what somebody has changed in the loaded tables, where that is possible."""
+        return []
+
+    def _execute_statements(self, connection: duckdb.DuckDBPyConnection, statements: str) -> None:
+        """Execute statements in the database's own SQL: all or none."""
+        connection.execute(statements)
 
     @abstractmethod
     def _describe_schema(self, connection: duckdb.DuckDBPyConnection, schema: str) -> None:
@@ -168,29 +177,31 @@ class Attached(Destination):
 
     def prepare(self) -> None:
         with self._attach() as connection:
-            tables, schemas = self._columns_by_prefix(connection).get("", {}), _schemas(connection)
-            has_own_rows = self._has_own_rows(connection)
+            shown, schemas = self._columns_by_prefix(connection).get("", {}), _schemas(connection)
+            is_own = has_own_rows(connection, self.write_schema)
             stored = read_columns(connection, "warehouse")
             version = self._read_state_version(connection)
-            if has_own_rows:
+            if is_own:
                 drop_old_states(connection, self.write_schema)
-            has_lost_columns = self._has_lost_columns(connection, stored)
+            repairs = self._find_repairs(connection) if is_own else []
+            tables = {table: columns for (schema, table), columns in stored.items() if schema == self.dataset}
+            has_lost_rows = has_lost_columns(connection, self.write_schema, tables) or needs_reading(repairs)
         self._refuse_renamed(schemas)
-        shows_accounts = ACCOUNTS in tables
-        if self.prefix and tables and not shows_accounts:
+        shows_accounts = ACCOUNTS in shown
+        if self.prefix and shown and not shows_accounts:
             account, how = self._workspace.account, self._rename.format(prefix=self.prefix)
             raise UsageError(ONE_ACCOUNT.format(where=self.title, account=account, how=how, other=self._another))
         if not self.prefix and shows_accounts:
             raise UsageError(MANY_ACCOUNTS.format(where=self.title, other=self._another))
-        if not has_own_rows:
+        if not is_own:
             self._refuse_foreign_tables(stored)
-        if has_lost_columns:
-            # dlt creates what is missing if the tables do not say which schema they have.
+        if has_lost_rows:
             with self._attach() as connection:
-                for table, name in (("_dlt_version", "schema_name"), ("_dlt_pipeline_state", "pipeline_name")):
-                    with suppress(duckdb.CatalogException):
-                        connection.execute(f"DELETE FROM {self.write_schema}.{table} WHERE {name} = ?", [PIPELINE])  # noqa: S608
-        if self.dataset not in schemas or has_lost_columns:
+                forget_schema(connection, self.write_schema)
+        if repairs:
+            with self._attach() as connection:
+                self.repaired += repair(repairs, partial(self._execute_statements, connection), self.title)
+        if self.dataset not in schemas or has_lost_rows:
             self._workspace.forget_loads()
         self._follow_state(version)
         record = self._workspace.folder / NAMES
@@ -258,31 +269,12 @@ class Attached(Destination):
         # The name of dlt's staging schema looks like that of an account's schema.
         return {prefix: tables for prefix, tables in columns.items() if any(schema == DATASET for schema, _ in tables)}
 
-    def _has_own_rows(self, connection: duckdb.DuckDBPyConnection) -> bool:
-        """Return whether this job, or one of its account, has loaded the schema of the loaded tables."""
-        with suppress(duckdb.CatalogException):
-            query = f"SELECT 1 FROM {self.write_schema}._dlt_version WHERE starts_with(schema_name, ?) LIMIT 1"  # noqa: S608
-            return connection.execute(query, [PIPELINE]).fetchone() is not None
-        return False
-
     def _read_state_version(self, connection: duckdb.DuckDBPyConnection) -> int:
         """Return the version of dlt's state that was stored with the last finished load; 0 without one."""
         with suppress(duckdb.CatalogException):
             row = connection.execute(STATE_VERSION.format(schema=self.write_schema), [PIPELINE]).fetchone()
             return row[0] if row else 0
         return 0
-
-    def _has_lost_columns(self, connection: duckdb.DuckDBPyConnection, stored: Mapping[Key, Collection[str]]) -> bool:
-        """Return whether somebody has removed or renamed a loaded table, or a column of one."""
-        with suppress(duckdb.CatalogException, ValueError, KeyError):
-            row = connection.execute(STORED_SCHEMA.format(schema=self.write_schema), [PIPELINE]).fetchone()
-            created = json.loads(row[0])["tables"] if row else {}
-            return (bool(created) and (self.dataset, "_dlt_loads") not in stored) or any(
-                not set(table["columns"]) & {*TABLES[name].column_names} <= {*stored.get((self.dataset, name), ())}
-                for name, table in created.items()
-                if name in TABLES and table.get("x-normalizer", {}).get("seen-data")
-            )
-        return False
 
     def _refuse_foreign_tables(self, stored: Iterable[Key]) -> None:
         """Raise `UsageError` if one of the schemas holds tables, and none by which the job recognizes its own."""

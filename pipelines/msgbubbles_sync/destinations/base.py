@@ -40,6 +40,8 @@ class Destination(ABC):
         self.dataset = self.name_schema(DATASET)
         # The name of that schema in a connection for writing. In a connection for reading, it is always `msgbubbles`.
         self.write_schema = DATASET
+        # What somebody has changed in the tables, and `prepare` has changed back.
+        self.repaired: list[str] = []
 
     def name_schema(self, schema: str) -> str:
         """Return the name of a schema in the warehouse. A connection for reading shows the default names."""
@@ -100,9 +102,9 @@ class Destination(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Check before a run that the tables can be reached, and restore lost ones from the published copy.
+        """Check before a run that the tables can be reached and loaded.
 
-        Raises `UsageError`.
+        Restores lost tables from the published copy, and what somebody has changed in them. Raises `UsageError`.
         """
 
     def _follow_state(self, version: int) -> None:

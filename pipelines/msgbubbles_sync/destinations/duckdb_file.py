@@ -22,6 +22,7 @@ from msgbubbles_sync.workspace import DATASET, Workspace
 from .base import Destination
 from .claims import find_account_files
 from .compaction import compact, should_compact
+from .loaded_tables import COLUMNS, find_repairs, forget_schema, has_lost_columns, needs_reading, repair
 from .publish import Options, clone, has_foreign_log, is_damaged, publish, read_mark
 from .union_accounts import MANY_ACCOUNTS, ONE_ACCOUNT, combine, shows_accounts
 
@@ -149,14 +150,40 @@ class DuckDBFile(Destination):
                 with suppress(FileNotFoundError):
                     unnamed = workspace.folder / f"{workspace.combined.name}{end}"
                     unnamed.rename(workspace.folder / f"{work.name}{end}")
+        if not work.exists():
+            workspace.forget_loads()  # their rows are lost
+            if self.exists() and not is_damaged(workspace.database, self.options()):
+                # A killed process must not leave half a file under the final name.
+                copy = work.with_suffix(".copying")
+                clone(workspace.database, copy)
+                copy.replace(work)
         if work.exists():
-            return
-        workspace.forget_loads()  # their rows are lost
-        if self.exists() and not is_damaged(workspace.database, self.options()):
-            # A killed process must not leave half a file under the final name.
-            copy = work.with_suffix(".copying")
-            clone(workspace.database, copy)
-            copy.replace(work)
+            self._repair_tables()
+
+    def _repair_tables(self) -> None:
+        with self.open_writer() as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            columns = connection.execute(COLUMNS.format(schema=DATASET)).fetchall()
+            tables: dict[str, list[str]] = {}
+            for table, column, *_ in columns:
+                tables.setdefault(table, []).append(column)
+            repairs = find_repairs(columns, DATASET)
+            has_lost_rows = has_lost_columns(connection, DATASET, tables) or needs_reading(repairs)
+
+            def execute(statements: str) -> None:
+                connection.execute("BEGIN")
+                try:
+                    connection.execute(statements)
+                    connection.execute("COMMIT")
+                except duckdb.Error:
+                    connection.execute("ROLLBACK")
+                    raise
+
+            if has_lost_rows:
+                forget_schema(connection, DATASET)
+            self.repaired += repair(repairs, execute, self.title)
+        if has_lost_rows:
+            self._workspace.forget_loads()
 
     def _check_accounts(self) -> None:
         """Raise `UsageError` if a named account would be mixed with an unnamed one."""

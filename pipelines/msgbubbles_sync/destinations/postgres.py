@@ -11,10 +11,12 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, stop_never,
 
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.sql import quote_literal, quote_name
+from msgbubbles_sync.tables import SQL_TYPES
 
 from .attached import Attached
 from .comments import build_statements, list_descriptions
 from .libpq import build_environment
+from .loaded_tables import COLUMNS, Repair, find_repairs
 from .postgres_marts import copy_marts, read_stored_comments
 from .scratch import select_for
 from .server import (
@@ -26,6 +28,7 @@ from .server import (
     explain_lock,
     find_reason,
     list_server_copies,
+    query_server,
     remove_old_rows,
     renew_statistics,
 )
@@ -136,6 +139,13 @@ class Postgres(Attached):
     def list_out_of_reach(self) -> list[str]:
         with self._attach("READ_ONLY") as connection:
             return list_server_copies(connection)
+
+    def _find_repairs(self, connection: duckdb.DuckDBPyConnection) -> list[Repair]:
+        columns = query_server(connection, COLUMNS.format(schema=self.dataset))
+        return find_repairs(columns, self.dataset, {**SQL_TYPES, "json": "JSONB", "double": "DOUBLE PRECISION"})
+
+    def _execute_statements(self, connection: duckdb.DuckDBPyConnection, statements: str) -> None:
+        connection.execute(f"CALL postgres_execute('warehouse', {quote_literal(statements)})")
 
     def _describe_schema(self, connection: duckdb.DuckDBPyConnection, schema: str) -> None:
         statements = build_statements(schema, read_stored_comments(connection, schema), list_descriptions())

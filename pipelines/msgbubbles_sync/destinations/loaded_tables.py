@@ -1,0 +1,163 @@
+"""Find loaded tables that somebody has changed by hand, and give them the columns that a load needs.
+
+dlt creates what is missing, and everything is read again, if the tables do not say which schema and state they have.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import duckdb
+
+from msgbubbles.tables import ColumnType
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.sql import quote_name
+from msgbubbles_sync.tables import CLAIM, ERASURES, FAILED_READS, PRIVACY, SQL_TYPES, SYNC_RUNS, TABLES, VERSION
+from msgbubbles_sync.workspace import CLAIM_TABLE, PIPELINE
+
+# DuckDB and PostgreSQL understand this.
+COLUMNS = """SELECT columns.table_name::text AS name, column_name::text AS column_name, data_type::text AS kind,
+is_nullable = 'YES' AS may_be_null, table_type = 'VIEW' AS is_view
+FROM information_schema.columns JOIN information_schema.tables
+ON columns.table_schema = tables.table_schema AND columns.table_name = tables.table_name
+WHERE columns.table_catalog = current_database() AND tables.table_catalog = current_database()
+AND columns.table_schema = '{schema}' ORDER BY 1, ordinal_position"""
+# A row of it.
+StoredColumn = tuple[str, str, str, bool, bool]
+STORED_SCHEMA = "SELECT schema FROM {schema}._dlt_version WHERE schema_name = ? ORDER BY inserted_at DESC LIMIT 1"
+# The job writes these tables itself, from its own files.
+WRITTEN = {table.name for table in (SYNC_RUNS, FAILED_READS, CLAIM, VERSION, PRIVACY, ERASURES)}
+# By any of these rows, the job recognizes a schema of its own, whatever else somebody has dropped: a table, a column,
+# and how its value starts.
+SIGNS = (
+    ("_dlt_version", "schema_name", PIPELINE),
+    ("_dlt_loads", "schema_name", PIPELINE),
+    (CLAIM_TABLE, "claim", "{"),
+)
+LOAD_ID = "_dlt_load_id"
+# The names of types in DuckDB and in PostgreSQL. A column of text serves for JSON in DuckDB.
+KINDS: dict[ColumnType, set[str]] = {
+    "text": {"VARCHAR", "character varying", "text"},
+    "bigint": {"BIGINT", "bigint"},
+    "bool": {"BOOLEAN", "boolean"},
+    "timestamp": {"TIMESTAMP WITH TIME ZONE", "timestamp with time zone"},
+    "json": {"JSON", "VARCHAR", "jsonb", "json"},
+    "double": {"DOUBLE", "double precision"},
+    "integer": {"INTEGER", "integer"},
+}
+CHANGED = "somebody has changed {what}: changed back"
+IRREPARABLE = """{title}: somebody has changed {what}, and the database refuses to change it back ({why}). Run
+{statement} there until nothing is in its way, and run again"""
+
+
+@dataclass(frozen=True)
+class Repair:
+    """A change of somebody to a table, and the statements that undo it: the first that the database accepts."""
+
+    table: str
+    what: str
+    statements: tuple[str, ...]
+
+
+def find_repairs(
+    stored: Iterable[StoredColumn], schema: str, types: Mapping[ColumnType, str] = SQL_TYPES
+) -> list[Repair]:
+    """Find what somebody has changed in the loaded tables of a schema.
+
+    That is a column of another type, a column that must not be null, and a view in the place of a table. `types` are
+    the names of types in the statements.
+    """
+    expected = {(table.name, column.name): column for table in TABLES.values() for column in table.columns}
+    repairs: list[Repair] = []
+    views: dict[str, list[str]] = {}
+    for table, name, kind, may_be_null, is_view in stored:
+        if is_view and table in TABLES:
+            views.setdefault(table, []).append(name)
+        if is_view or (table, name) not in expected:
+            continue
+        wanted = expected[table, name]
+        alter = f"ALTER TABLE {schema}.{quote_name(table)}"
+        column = quote_name(name)
+        if wanted.nullable and not may_be_null:
+            allow = f"{alter} ALTER COLUMN {column} DROP NOT NULL"
+            repairs.append(Repair(table, f"{table}.{name} (NOT NULL)", (allow,)))
+        if kind not in KINDS[wanted.type]:
+            sql_type = types[wanted.type]
+            cast = f"{alter} ALTER COLUMN {column} TYPE {sql_type} USING CAST(CAST({column} AS VARCHAR) AS {sql_type})"
+            drop = f"{alter} DROP COLUMN {column}"
+            rename = f"{alter} RENAME TO {quote_name(f'{table}_replaced')}"
+            # All rows are read again, except those that the API no longer has, so their values are cast if possible.
+            others = ((drop,) if wanted.nullable else ()) + ((rename,) if table in WRITTEN else ())
+            repairs.append(Repair(table, f"{table}.{name} ({kind})", (cast, *others)))
+    for table, shown in views.items():
+        renamed = quote_name(f"{table}_replaced")
+        path = f"{schema}.{quote_name(table)}"
+        rename = f"ALTER VIEW {path} RENAME TO {renamed}"
+        columns = {column.name: types[column.type] for column in TABLES[table].columns} | {LOAD_ID: types["text"]}
+        casts = ", ".join(f"CAST({name} AS {kind}) AS {name}" for name, kind in columns.items() if name in shown)
+        # The API may no longer have some of its rows. dlt cannot add these columns to a table with rows.
+        copy = f"{rename}; CREATE TABLE {path} AS SELECT {casts} FROM {schema}.{renamed}"  # noqa: S608
+        needed = {column.name for column in TABLES[table].columns if not column.nullable} | {LOAD_ID}
+        statements = (copy, rename) if needed <= {*shown} else (rename,)
+        repairs.append(Repair(table, f"{table} (a view, now {table}_replaced)", statements))
+    return repairs
+
+
+def repair(repairs: Sequence[Repair], execute: Callable[[str], object], title: str) -> list[str]:
+    """Undo what somebody has changed, and return it. Raises `UsageError` if the database refuses that.
+
+    `execute` executes statements, all or none.
+    """
+    for change in repairs:
+        refusals = []
+        for statement in change.statements:
+            try:
+                execute(statement)
+                break
+            except duckdb.Error as error:
+                refusals.append(type(error).__name__)
+        if len(refusals) == len(change.statements):
+            why, statement = refusals[-1], change.statements[-1]
+            raise UsageError(IRREPARABLE.format(title=title, what=change.what, why=why, statement=statement))
+    return [CHANGED.format(what=change.what) for change in repairs]
+
+
+def needs_reading(repairs: Iterable[Repair]) -> bool:
+    """Return whether the changed tables may lack rows or values that the API has."""
+    return any(change.table not in WRITTEN for change in repairs)
+
+
+def has_own_rows(connection: duckdb.DuckDBPyConnection, path: str) -> bool:
+    """Return whether this job, or one of its account, has loaded a schema."""
+    for table, column, start in SIGNS:
+        with suppress(duckdb.CatalogException, duckdb.BinderException):
+            query = f"SELECT 1 FROM {path}.{table} WHERE starts_with({column}, ?) LIMIT 1"  # noqa: S608
+            if connection.execute(query, [start]).fetchone() is not None:
+                return True
+    return False
+
+
+def has_lost_columns(connection: duckdb.DuckDBPyConnection, path: str, stored: Mapping[str, Collection[str]]) -> bool:
+    """Return whether somebody has removed or renamed a loaded table, or a column of one.
+
+    `stored` are the columns of the schema `path`, by table.
+    """
+    with suppress(duckdb.CatalogException, duckdb.BinderException, ValueError, KeyError):
+        row = connection.execute(STORED_SCHEMA.format(schema=path), [PIPELINE]).fetchone()
+        created = json.loads(row[0])["tables"] if row else {}
+        return (bool(created) and "_dlt_loads" not in stored) or any(
+            not set(table["columns"]) & {*TABLES[name].column_names} <= {*stored.get(name, ())}
+            for name, table in created.items()
+            if name in TABLES and table.get("x-normalizer", {}).get("seen-data")
+        )
+    return False
+
+
+def forget_schema(connection: duckdb.DuckDBPyConnection, path: str) -> None:
+    """Delete which schema and state the tables have."""
+    for table, name in (("_dlt_version", "schema_name"), ("_dlt_pipeline_state", "pipeline_name")):
+        with suppress(duckdb.CatalogException):
+            connection.execute(f"DELETE FROM {path}.{table} WHERE starts_with({name}, ?)", [PIPELINE])  # noqa: S608

@@ -1,0 +1,98 @@
+"""Tables that somebody has changed by hand between two runs of the job, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from helpers.context import RecordingConsole, build_context, build_destination
+from helpers.hooks import spool, typing, workspace_in
+from helpers.warehouse_rows import differences
+from msgbubbles_sync import job
+from msgbubbles_sync.context import Limits
+from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.sandbox import Account, NewMessage, Server, seed, serve
+from msgbubbles_sync.workspace import RELIED_ON, Workspace
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:fetch_arrow_table:DeprecationWarning"),  # dlt calls it
+]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    account = Account()
+    seed(account, now=datetime.now(UTC), chats=20, messages=100, days=60)
+    with serve(account) as server:
+        monkeypatch.setenv("SOURCES__MSGBUBBLES__API_KEY", server.key)
+        monkeypatch.setenv("SOURCES__MSGBUBBLES__BASE_URL", server.url)
+        monkeypatch.setenv("SOURCES__MSGBUBBLES__REQUESTS_PER_MINUTE", "0")
+        for name, value in RELIED_ON.items():
+            monkeypatch.setenv(name, value)
+        yield server
+    account.close()
+
+
+def run_complete(workspace: Workspace) -> str:
+    """Run the job to a complete end, and return what it reports as errors."""
+    console = RecordingConsole()
+    report = job.run(build_context(workspace, console=console), Limits(with_transform=False))
+    assert report.outcome.exit_status == 0, (report.outcome, console.errors)
+    return "\n".join(console.errors)
+
+
+# Statements, and what the run says that somebody has changed.
+CHANGES = [
+    {
+        "ALTER TABLE messages ALTER COLUMN text TYPE INTEGER USING 1": "messages.text (INTEGER)",
+        "ALTER TABLE messages ALTER COLUMN extra TYPE BLOB USING 'x'": "messages.extra (BLOB)",
+        "ALTER TABLE stream_coverage ALTER COLUMN complete_to TYPE DATE": "stream_coverage.complete_to (DATE)",
+        "UPDATE numbers SET label = ''; ALTER TABLE numbers ALTER label SET NOT NULL": "numbers.label",
+        "ALTER TABLE chats RENAME TO chats_before; CREATE VIEW chats AS FROM chats_before": "chats (a view",
+        "DROP TABLE sync_runs; CREATE TABLE sync_runs AS SELECT 1 AS run_id": "sync_runs.run_id (INTEGER)",
+        "DROP TABLE failed_reads; CREATE TABLE failed_reads AS SELECT 'x' AS tries": "failed_reads.tries (VARCHAR)",
+    },
+    {
+        "DROP TABLE messages; CREATE VIEW messages AS SELECT 1 AS id": "messages (a view, now messages_replaced)",
+        "DROP TABLE attachments; ALTER TABLE chats DROP COLUMN title": "changed or removed a table",
+        "DROP TABLE sync_runs; CREATE VIEW sync_runs AS SELECT 1 AS x": "sync_runs (a view, now sync_runs_replaced)",
+        "DROP TABLE _dlt_version; DROP TABLE _dlt_loads": "changed or removed a table",
+    },
+]
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+def test_tables_that_somebody_changed_are_loaded_completely(
+    changes: dict[str, str], tmp_path: Path, server: Server
+) -> None:
+    workspace = workspace_in(tmp_path)
+    spool(workspace, [typing(1)])
+    run_complete(workspace)
+    with duckdb.connect(str(workspace.work)) as database:
+        database.execute("USE msgbubbles")
+        for statements in changes:
+            database.execute(statements)
+    chat_id = server.truth().chats[0]["id"]
+    server.account.add_message(NewMessage(chat_id, "inbound", "again", datetime.now(UTC), "received"))
+    spool(workspace, [typing(2)])
+    errors = run_complete(workspace)
+    assert [change for change in changes.values() if change not in errors] == []
+    assert differences(workspace.database, server.truth()) == {}
+    assert run_complete(workspace) == ""
+    with duckdb.connect(str(workspace.database), read_only=True) as database:
+        assert database.execute("SELECT count(*) FROM msgbubbles.webhook_events").fetchall() == [(2,)]
+
+
+def test_change_that_cannot_be_undone_is_refused_with_a_statement(tmp_path: Path) -> None:
+    workspace = workspace_in(tmp_path)
+    workspace.make_folders()
+    with duckdb.connect(str(workspace.work)) as database:
+        database.execute("CREATE SCHEMA msgbubbles; CREATE TABLE msgbubbles.messages (id VARCHAR, _fetched_at VARCHAR)")
+        database.execute("INSERT INTO msgbubbles.messages VALUES ('msg_1', 'yesterday')")
+    with pytest.raises(UsageError, match=r"(?s)_fetched_at \(VARCHAR\).*Run.ALTER TABLE msgbubbles.*TIMESTAMPTZ"):
+        build_destination(workspace).prepare()
