@@ -111,7 +111,7 @@ def test_only_days_with_changed_messages_are_rebuilt(replica: Any, at: Any) -> N
 
 
 def test_removed_messages_and_members_leave_the_marts(replica: Any, at: Any) -> None:
-    chats = [{"id": key, "is_group": True, "from_handle": None} for key in ("from", "to", "group no more")]
+    chats = [{"id": key, "is_group": True, "from_handle": None} for key in ("from", "to", "group no more", "list no more")]
     wrote = {"cursor_at": at(1), "direction": "inbound", "sender_handle": "+7"}
     replica.load(
         "1",
@@ -120,13 +120,14 @@ def test_removed_messages_and_members_leave_the_marts(replica: Any, at: Any) -> 
             wrote | {"id": "moves", "conversation_id": "from"},
             wrote | {"id": "stays", "conversation_id": "group no more"},
         ],
+        participant_lists=[{"id": "l", "chat_id": "list no more", "handle": "+7"}],
     )
     replica.transform()
-    assert [row["chat_id"] for row in replica.mart("group_membership")] == ["from", "group no more"]
+    assert [row["chat_id"] for row in replica.mart("group_membership")] == ["from", "group no more", "list no more"]
 
     replica.load(
         "2",
-        chats=[{"id": "group no more", "is_group": False}],
+        chats=[{"id": key, "is_group": False} for key in ("group no more", "list no more")],
         messages=[wrote | {"id": "moves", "conversation_id": "to"}],
     )
     replica.transform()
@@ -135,6 +136,7 @@ def test_removed_messages_and_members_leave_the_marts(replica: Any, at: Any) -> 
         "from": None,  # how many messages it has is unknown
         "to": 1,
         "group no more": 1,
+        "list no more": None,
     }
     assert_equal_to_rebuild(replica)
 

@@ -313,11 +313,11 @@
     select marts.mart, changed.chat_id, changed.from_handle, changed.day
     from (
         {%- if is_incremental() %}
-        select chat_id, from_handle, day from ({{ rows_before }} except {{ rows_now }}) as removed
+        select chat_id, from_handle, day, is_group from ({{ rows_before }} except {{ rows_now }}) as removed
         union
-        select chat_id, from_handle, day from ({{ rows_now }} except {{ rows_before }}) as added
+        select chat_id, from_handle, day, is_group from ({{ rows_now }} except {{ rows_before }}) as added
         {%- else %}
-        select distinct chat_id, from_handle, day from {{ this }}
+        select distinct chat_id, from_handle, day, is_group from {{ this }}
         {%- endif %}
     ) as changed
     cross join (
@@ -325,4 +325,5 @@
             ('number_activity_daily'), ('group_membership'), ('int_typing_spells'), ('thread_turns'),
             ('thread_sessions'), ('delivery_daily'), ('int_contact_replies')
     ) as marts (mart)
+    where marts.mart <> 'group_membership' or changed.is_group
 {% endmacro %}

@@ -1,11 +1,13 @@
 -- A view, because every day that is read adds a row for each number. Turns that end on the day on which they began, as
--- most do, are in no backlog.
+-- most do, are in no backlog. The others are counted first by the days on which they began and ended, because most share
+-- both.
 {{ config(materialized=view_for_readers()) }}
 
 with turns as (
-    select from_handle, side, is_group, day as first_day, answered_day as end_day
+    select from_handle, side, is_group, day as first_day, answered_day as end_day, count(*) as turn_count
     from {{ ref('thread_turns') }}
     where from_handle is not null and answered_day > day
+    group by from_handle, side, is_group, day, answered_day
 
     union all
 
@@ -14,7 +16,8 @@ with turns as (
         turns.side,
         turns.is_group,
         turns.day,
-        cast({{ local_time('chats.deleted_at') }} as date)
+        cast({{ local_time('chats.deleted_at') }} as date),
+        1
     from {{ ref('thread_turns') }} as turns
     inner join {{ ref('stg_chats') }} as chats on chats.chat_id = turns.chat_id
     where turns.from_handle is not null and turns.answered_day is null
@@ -30,10 +33,10 @@ waits as (
 ),
 
 changes as (
-    select from_handle, side, is_group, days, first_day + days as day, 1 as change
+    select from_handle, side, is_group, days, first_day + days as day, turn_count as change
     from waits
     union all
-    select from_handle, side, is_group, days, end_day, -1
+    select from_handle, side, is_group, days, end_day, -turn_count
     from waits
     where end_day is not null
 ),

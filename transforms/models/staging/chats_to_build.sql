@@ -1,5 +1,8 @@
 {{ config(materialized='table') }}
 
+{#- The chats of which group_membership has rows: one that is no group any more loses them. -#}
+{%- set members = adapter.get_relation(this.database, in_marts(), 'group_membership') if target.type != 'spark' %}
+
 with touched as (
     -- A new message changes its chat's row too, but rarely a column that the other messages copy.
     select unbuilt_loads.mart, chats.chat_id
@@ -21,7 +24,14 @@ with touched as (
     select unbuilt_loads.mart, chats.chat_id
     from {{ ref('stg_chats') }} as chats
     inner join {{ ref('unbuilt_loads') }} as unbuilt_loads on unbuilt_loads.load_id = chats.load_id
-    where unbuilt_loads.mart in ('group_membership', 'int_typing_spells', 'int_contact_replies')
+    where
+        unbuilt_loads.mart in ('int_typing_spells', 'int_contact_replies')
+        or (
+            unbuilt_loads.mart = 'group_membership'
+            {%- if members %}
+            and (chats.is_group or chats.chat_id in (select chat_id from {{ in_marts() }}.group_membership))
+            {%- endif %}
+        )
 
     union all
 
