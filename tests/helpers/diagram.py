@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 # Of the values of `where`, those of tests that check all rows once a day: see touched_keys.sql.
-ALL_ROWS = (None, "touched chats", "touched messages")
+ALL_ROWS = (None, "touched days", "touched messages", "touched turns")
 TYPES = {"TIMESTAMP WITH TIME ZONE": "timestamptz"}
 
 

@@ -111,7 +111,8 @@ def test_only_days_with_changed_messages_are_rebuilt(replica: Any, at: Any) -> N
 
 
 def test_removed_messages_and_members_leave_the_marts(replica: Any, at: Any) -> None:
-    chats = [{"id": key, "is_group": True, "from_handle": None} for key in ("from", "to", "group no more", "list no more")]
+    groups = ("from", "to", "group no more", "list no more")
+    chats = [{"id": key, "is_group": True, "from_handle": None} for key in groups]
     wrote = {"cursor_at": at(1), "direction": "inbound", "sender_handle": "+7"}
     replica.load(
         "1",

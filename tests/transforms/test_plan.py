@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import msgspec
 import pytest
 
 from helpers.marts_account import Account
 from helpers.sizes import IS_NIGHTLY, pick_size
 from msgbubbles_sync.dbt import plan, runner
-from msgbubbles_sync.dbt.plan import PlanFile
+from msgbubbles_sync.dbt.plan import Plan, PlanFile
 from msgbubbles_sync.dbt.runner import BuildResult, get_details_path, load_build_result
 
 from .conftest import Built, Replica
@@ -199,17 +202,82 @@ def test_tables_of_runs_are_tested_after_a_run_was_stored(built: Built, monkeypa
         return passes(tests, connection)
 
     monkeypatch.setattr(plan, "_pass", record)
-    backlogs = []
+    calendars = []
     for load_id, stores_run in (("2", True), ("3", False), ("4", True)):
         if stores_run:
             built.workspace.set_pending("test_runs")
         tested.clear()
         built.warehouse.load(load_id, numbers=[{"handle": "+1"}])
         built.build()
-        backlogs.append(any("backlog_daily" in test for test in tested))
+        calendars.append(any("calendar" in test for test in tested))
         assert not built.workspace.is_pending("test_runs")
-    assert backlogs == [True, False, True]
+    assert calendars == [True, False, True]
     assert built.planned == [True] * 3
+
+
+# Faults in a chat's second day, or in the turn and session before it, and how many tests of which tables find them.
+FAULTS = {
+    "insert into msgbubbles.messages from msgbubbles.messages where id = '{chat} 2'": {"stg_messages": 1},
+    "insert into staging.int_thread_messages from staging.int_thread_messages where message_id = '{chat} 2'": {
+        "int_thread_messages": 2
+    },
+    "insert into staging.int_thread_days from staging.int_thread_days"
+    " where chat_id = '{chat}' and day = '2026-02-01'": {"int_thread_days": 1},
+    "insert into marts.thread_activity_daily from marts.thread_activity_daily"
+    " where chat_id = '{chat}' and day = '2026-02-01'": {"thread_activity_daily": 1},
+    "insert into marts.thread_turns from marts.thread_turns where chat_id = '{chat}' and turn_number = 2": {
+        "thread_turns": 2
+    },
+    "update marts.thread_turns set side = 'godot', ended_at = began_at + interval 1 hour, answered_at = began_at"
+    " where chat_id = '{chat}' and turn_number = 2": {"thread_turns": 3},
+    "update marts.thread_turns set answered_at = null where chat_id = '{chat}' and turn_number = 1": {
+        "thread_turns": 1
+    },
+    "insert into marts.thread_sessions from marts.thread_sessions where chat_id = '{chat}' and session_number = 2": {
+        "thread_sessions": 2
+    },
+    "update marts.thread_sessions set initiator = 'godot', ended_by = 'godot', reopened_by = 'godot',"
+    " reopened_at = started_at where chat_id = '{chat}' and session_number = 2": {"thread_sessions": 5},
+    "update marts.thread_sessions set reopened_at = null where chat_id = '{chat}' and session_number = 1": {
+        "thread_sessions": 1
+    },
+    "delete from msgbubbles.chats where id = '{chat}'": {
+        "int_thread_messages": 1,
+        "int_thread_days": 1,
+        "thread_activity_daily": 1,
+        "thread_turns": 1,
+        "thread_sessions": 1,
+    },
+}
+LIMITED = re.compile(r'select (?:tested\.)?\* from "\w+"\."(\w+)"(?: as tested| where \(message_id, message_at\))')
+
+
+def test_rows_that_a_run_has_touched_are_tested_by_it(built: Built) -> None:
+    sides = {"1": ("inbound", "2026-01-01"), "2": ("outbound", "2026-02-01")}
+    messages = [
+        {"id": f"{chat} {number}", "conversation_id": chat, "cursor_at": time, "direction": direction}
+        for chat in ("touched", "other")
+        for number, (direction, time) in sides.items()
+    ]
+    built.warehouse.load("2", chats=[{"id": chat} for chat in ("touched", "other")], messages=messages)
+    built.build()
+    built.warehouse.load("3", messages=[messages[1] | {"status": "sent"}])
+    built.build()
+    assert built.planned == [True] * 2
+    tests = msgspec.json.decode(built.plan_path.read_bytes(), type=Plan).tests
+    limited = [(match[1], test.statement) for test in tests if (match := LIMITED.search(test.statement))]
+    assert len(limited) == 20
+    for fault, failures in FAULTS.items():
+        for chat, expected in (("touched", failures), ("other", {})):
+            with built.warehouse.open() as connection:
+                connection.execute(f"begin; {fault.format(chat=chat)}")
+                failed = [
+                    table
+                    for table, statement in limited
+                    if connection.execute(f"select should_error from ({statement})").fetchall() == [(True,)]
+                ]
+                connection.execute("rollback")
+            assert Counter(failed) == expected, fault
 
 
 def test_all_rows_are_tested_once_a_day_and_until_they_pass(built: Built) -> None:

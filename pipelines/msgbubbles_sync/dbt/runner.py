@@ -70,10 +70,11 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
     """Bring the marts of the work database up to date, test them, and return what failed.
 
     They are built from scratch if the models have changed, because a new model does not correct the rows of the old
-    one. The tests of large tables check the keys that this run touched, and all rows every `full_tests_hours`, after a
-    build from scratch, and until all tests pass again. A model that fails, and what is built from it, is built from
-    scratch; if it fails again, so it is in the next run. `load_build_result` returns the same later. Raises
-    `TransformError` if no mart could be built, or for a reason that the destination explains.
+    one. The tests of large tables check the rows that this run touched. All rows, and views with the tag
+    `tested_once_a_day`, are tested every `full_tests_hours`, after a build from scratch, and until all tests pass.
+    A model that fails, and what is built from it, is built from scratch; if it fails again, so it is in the next run.
+    `load_build_result` returns the same later. Raises `TransformError` if no mart could be built, or for a reason that
+    the destination explains.
     """
     digest = compute_build_digest(settings)
     is_full = _read_build_digest(workspace) != digest
@@ -202,6 +203,7 @@ class _Dbt:
         full_tests: bool = True,
     ) -> None:
         self._workspace, self._environment, self.target = workspace, environment, target
+        self._full_tests = full_tests
         sync = settings.sync
         marts_schema = sync.schema_names[marts_schema]
         self._marts_schema = f"{prefix}{marts_schema}"
@@ -287,7 +289,11 @@ class _Dbt:
     def test(self, destination: Destination, built: BuildResult) -> BuildResult:
         """Run the data tests of what was built. Raises `TransformError` if one of them could not run."""
         destination.release()
-        result = self.run("test", "--exclude-resource-type", "unit_test", *_select("--exclude", built.failed_models))
+        excluded = [f"{model}+" for model in built.failed_models]
+        if not self._full_tests:
+            excluded.append("tag:tested_once_a_day")
+        options = ["--exclude", " ".join(excluded)] if excluded else []
+        result = self.run("test", "--exclude-resource-type", "unit_test", *options)
         if not result.failed:
             return built
         if not built.failed_models:

@@ -1,7 +1,7 @@
 -- A view, because every day that is read adds a row for each number. Turns that end on the day on which they began, as
 -- most do, are in no backlog. The others are counted first by the days on which they began and ended, because most share
 -- both.
-{{ config(materialized=view_for_readers()) }}
+{{ config(materialized=view_for_readers(), tags='tested_once_a_day') }}
 
 with turns as (
     select from_handle, side, is_group, day as first_day, answered_day as end_day, count(*) as turn_count

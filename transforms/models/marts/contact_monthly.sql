@@ -1,5 +1,5 @@
 -- A view over tables that are built per chat and day, so it needs no increments of its own.
-{{ config(materialized=view_for_readers()) }}
+{{ config(materialized=view_for_readers(), tags='tested_once_a_day') }}
 
 with direct as (
     select

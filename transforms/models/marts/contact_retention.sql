@@ -1,5 +1,5 @@
 -- A view over contact_monthly.
-{{ config(materialized=view_for_readers()) }}
+{{ config(materialized=view_for_readers(), tags='tested_once_a_day') }}
 
 with months as (
     select distinct month from {{ ref('contact_monthly') }}
