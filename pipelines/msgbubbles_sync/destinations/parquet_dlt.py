@@ -12,6 +12,9 @@ from dlt.destinations.impl.filesystem.sql_client import FilesystemSqlClient
 
 from .parquet_tables import TABLES, Table, read_described_tables, write_json
 
+# dlt writes a file for each load, and reads none of them again.
+MAX_LOADS = 1000
+
 
 class TableFiles(filesystem):
     """A folder of Parquet files, and of the keys of their tables."""
@@ -39,6 +42,14 @@ class _Client(FilesystemClient):
         if after != before:
             write_json(folder / TABLES, after)
         return update
+
+    def complete_load(self, load_id: str) -> None:
+        """Store that a load is complete, and remove the oldest of these records."""
+        super().complete_load(load_id)
+        folder = Path(self.dataset_path) / self.schema.loads_table_name
+        records = sorted(folder.glob("*.jsonl"), key=lambda path: path.stem.rpartition("__")[2])
+        for path in records[:-MAX_LOADS]:
+            path.unlink(missing_ok=True)
 
 
 class _SqlClient(FilesystemSqlClient):

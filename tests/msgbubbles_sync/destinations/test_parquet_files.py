@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from helpers.canary import find_words
-from msgbubbles_sync.destinations import parquet_files, parquet_rewrite
+from msgbubbles_sync.destinations import parquet_dlt, parquet_files, parquet_rewrite
 from msgbubbles_sync.destinations.parquet_dlt import build_table_files
 from msgbubbles_sync.destinations.parquet_files import STAGING, ParquetFiles
 from msgbubbles_sync.destinations.parquet_tables import Table, read_tables, write_json
@@ -248,6 +248,18 @@ def test_only_small_files_are_compacted_and_readers_see_each_row_once(
         assert not [path for path in written[:4] if path.exists()]
         assert (folder / "large.parquet").exists()
         assert reader.execute(counts).fetchall() == expected, "a reader that was open before goes on"
+
+
+def test_records_of_old_loads_are_removed(pipeline: dlt.Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_dlt, "MAX_LOADS", 2)
+    newest, records = [], []
+    for value in range(4):
+        load(pipeline, [("a", value, 1)])
+        folder = Path(pipeline.sql_client().remote_client.dataset_path) / "_dlt_loads"
+        records = sorted(path.stem for path in folder.glob("*.jsonl"))
+        newest.append(records[-1])
+    assert records == newest[-2:]
+    assert found(pipeline) == ([("a", 3)], [("a", 3)])
 
 
 def test_table_without_rows_has_its_columns(pipeline: dlt.Pipeline) -> None:
