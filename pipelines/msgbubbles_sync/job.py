@@ -297,12 +297,13 @@ def _publish_tables(context: Context, report: RunReport, *, with_record: bool = 
     workspace, destination = context.workspace, context.destination
     context.console.say("publishing")
     with report.timed("publish"):
-        with destination.open_writer() as connection:
-            if with_record:
-                workspace.set_pending("test_runs")  # before the tables change that the data tests have to read again
-                records = [*RunLog(workspace.folder).records(), report.record]
+        if with_record:
+            workspace.set_pending("test_runs")  # before the tables change that the data tests have to read again
+            records = [*RunLog(workspace.folder).records(), report.record]
+            with report.isolate("run records"), destination.open_writer() as connection:
                 store(connection, records, destination.write_schema)
                 store_failed_reads(connection, report.failed_reads, destination.write_schema)
+        with destination.open_writer() as connection:
             policy.store(connection, workspace, destination.write_schema)
             claims.store(connection, workspace, destination.write_schema)
             store_version(connection, destination.write_schema)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -27,6 +28,17 @@ class RecordingConsole:
 
     def follow(self, _run: Run) -> AbstractContextManager[None]:
         return nullcontext()
+
+
+@dataclass
+class LoggingConsole(RecordingConsole):
+    """Calls `on_line` with each line of progress."""
+
+    on_line: Callable[[str], None] = lambda _line: None
+
+    def say(self, message: str) -> None:
+        super().say(message)
+        self.on_line(message)
 
 
 def build_context(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from unittest.mock import Mock
@@ -12,7 +11,7 @@ from unittest.mock import Mock
 import duckdb
 import pytest
 
-from helpers.context import RecordingConsole, build_context
+from helpers.context import LoggingConsole, RecordingConsole, build_context
 from helpers.hooks import spool, typing, workspace_in
 from helpers.warehouse_rows import differences
 from msgbubbles_sync import job, load_streams
@@ -46,17 +45,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             monkeypatch.setenv(name, value)
         yield server
     account.close()
-
-
-@dataclass
-class LoggingConsole(RecordingConsole):
-    """Calls `on_line` with each line of progress."""
-
-    on_line: Callable[[str], None] = lambda _line: None
-
-    def say(self, message: str) -> None:
-        super().say(message)
-        self.on_line(message)
 
 
 def test_long_run_publishes_rows_and_events_after_its_first_batch(tmp_path: Path, server: Server) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from helpers.context import RecordingConsole, build_context, build_destination
+from helpers.context import LoggingConsole, RecordingConsole, build_context, build_destination
 from helpers.hooks import spool, typing, workspace_in
 from helpers.warehouse_rows import differences
 from msgbubbles_sync import job
@@ -86,6 +86,25 @@ def test_tables_that_somebody_changed_are_loaded_completely(
     assert run_complete(workspace) == ""
     with duckdb.connect(str(workspace.database), read_only=True) as database:
         assert database.execute("SELECT count(*) FROM msgbubbles.webhook_events").fetchall() == [(2,)]
+
+
+def test_run_records_that_cannot_be_stored_fail_alone(tmp_path: Path, server: Server) -> None:
+    workspace = workspace_in(tmp_path)
+
+    def replace_runs(line: str) -> None:
+        if line == "publishing":
+            with duckdb.connect(str(workspace.work)) as database:
+                database.execute("CREATE VIEW msgbubbles.sync_runs AS SELECT 1 AS run_id")
+
+    console = LoggingConsole(on_line=replace_runs)
+    report = job.run(build_context(workspace, console=console), Limits(with_transform=False))
+    assert report.outcome.exit_status == 3
+    assert report.record["failed_parts"].keys() == {"run records"}
+    assert differences(workspace.database, server.truth()) == {}
+    run_complete(workspace)
+    with duckdb.connect(str(workspace.database), read_only=True) as database:
+        query = "SELECT exit_status FROM msgbubbles.sync_runs ORDER BY started_at"
+        assert database.execute(query).fetchall() == [(3,), (0,)]
 
 
 def test_change_that_cannot_be_undone_is_refused_with_a_statement(tmp_path: Path) -> None:
