@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from importlib import import_module
 
 from msgbubbles_sync.extras import missing_extra
 
+# New objects that start a garbage collection. With Python's 700, collecting takes a fifth of the CPU time of a quiet
+# run. A first load of 200,000 messages peaks 30 MB higher than with 700, and 280 MB higher without any collection.
+GC_THRESHOLD = 100_000
 EXIT_USAGE = 2  # as in `outcome`, which needs an extra to import
 SUMMARIES = {
     "chats": "Keep a warehouse up to date with a MsgBubbles account.",
@@ -22,6 +26,7 @@ def main() -> None:
 
 def run(name: str, arguments: list[str], program: str) -> None:
     """Run the program of a module in this package as this process."""
+    gc.set_threshold(GC_THRESHOLD, 10, 10)  # before anything large is imported
     try:
         from .main import start  # imports typer, which is of an extra
 
