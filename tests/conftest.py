@@ -6,7 +6,7 @@ import pytest
 
 from helpers import fork_server, postgres, process
 
-fork_server.trust_extensions()
+fork_server.configure_duckdb()
 
 
 def pytest_sessionfinish() -> None:
