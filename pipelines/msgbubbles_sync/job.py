@@ -133,6 +133,7 @@ def load_webhooks(context: Context, limits: Limits) -> RunReport:
             _build_marts(context, report, with_transform=limits.with_transform)
             if context.workspace.is_pending("publish"):
                 _publish_tables(context, report, with_record=False)
+        tidy(context.workspace)
     if report.failure is not None or report.transform_error is not None:
         _add_record(context, report)
     return report

@@ -14,7 +14,7 @@ import pytest
 from helpers.context import LoggingConsole, RecordingConsole, build_context
 from helpers.hooks import spool, typing, workspace_in
 from helpers.warehouse_rows import differences
-from msgbubbles_sync import job, load_streams
+from msgbubbles_sync import job, load_streams, restore
 from msgbubbles_sync.context import Limits
 from msgbubbles_sync.dbt.runner import BuildResult
 from msgbubbles_sync.errors import TransformError
@@ -107,6 +107,15 @@ def test_events_before_the_first_run_are_no_sign_of_a_restored_backup(tmp_path: 
     for _ in range(2):
         job.run(build_context(workspace, console=console), Limits(with_transform=False))
     assert console.errors == []
+
+
+def test_database_is_not_read_for_damage_after_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = workspace_in(tmp_path)
+    context = build_context(workspace, console=RecordingConsole())
+    spool(workspace, [typing(1)])
+    assert job.load_webhooks(context, Limits(with_transform=False)).published
+    monkeypatch.setattr(restore, "is_damaged", Mock(side_effect=AssertionError("read")))
+    restore.restore(workspace, context.destination, pytest.fail)
 
 
 def test_rows_are_published_whatever_keeps_the_marts_from_being_built(
