@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import string
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -220,8 +221,10 @@ def _value_end(text: bytes, at: int) -> tuple[int, int]:
 # Replaces a link that is not stored.
 NO_LINK = b"[link]"
 _IN_LINK = rb'(?:[^\s"\\]|\\*/|\\u[0-9a-fA-F]{4})*+'
-_SCHEME = rb"[A-Za-z][A-Za-z0-9+.-]*+(?::|\\u003[aA])(?:\\*/|\\u002[fF]){2}"
-_LINK = re.compile(_SCHEME + _IN_LINK)
+# Without its scheme, which is found by looking back: a pattern would try each letter of a text without spaces.
+_LINK = re.compile(rb"(?::|\\u003[aA])(?:\\*/|\\u002[fF]){2}" + _IN_LINK)
+_NOT_FIRST = string.digits.encode() + b"+.-"
+_IN_SCHEME = string.ascii_letters.encode() + _NOT_FIRST
 _NAMES_LINK = re.compile(rb"(?i)(?:ur[il]|href|link|src)s?\"$")
 _QUERY = re.compile(rb"[?@#]|\\u003[fF]|\\u0040|\\u0023")
 # Links in texts that people write, and in the caller's metadata, are stored.
@@ -243,7 +246,7 @@ def remove_links(text: bytes, *, of_attachment: bool = False) -> bytes:
     stack = [(of_attachment, False, False)]
     for token in _TOKEN.finditer(text):
         if token.start() != end:
-            return _LINK.sub(NO_LINK, text)
+            return _replace_links(text)
         word = token[2]
         end = token.end()
         in_attachment, is_link, is_own_text = stack[-1]
@@ -265,17 +268,36 @@ def remove_links(text: bytes, *, of_attachment: bool = False) -> bytes:
             if is_link:
                 word = b'"%s"' % NO_LINK
             elif in_attachment:
-                word = _LINK.sub(NO_LINK, word)
+                word = _replace_links(word)
             elif not is_own_text:
-                word = _LINK.sub(_without_query, word)
+                word = _replace_links(word, only_with_query=True)
         out += (token[1], word)
     rest = text[end:]
-    return b"".join(out) + _LINK.sub(NO_LINK, rest)
+    return b"".join(out) + _replace_links(rest)
 
 
 def _names_link(text: bytes) -> bool:
     return any(name in text.lower() for name in (b"url", b"uri", b"href", b"link", b"src"))
 
 
-def _without_query(link: re.Match[bytes]) -> bytes:
-    return NO_LINK if _QUERY.search(link[0]) else link[0]
+def _replace_links(text: bytes, *, only_with_query: bool = False) -> bytes:
+    """Replace links in JSON, or all of those with a query. An escape before a link stays whole."""
+    out: list[bytes] = []
+    end = 0
+    for match in _LINK.finditer(text):
+        begin = _find_scheme(text[end : match.start()], is_escaped=match[0][:1] == b"\\") + end
+        link = text[begin : match.end()]
+        out += (text[end:begin], NO_LINK if not only_with_query or _QUERY.search(link) else link)
+        end = match.end()
+    return b"".join(out) + text[end:]
+
+
+def _find_scheme(before: bytes, *, is_escaped: bool) -> int:
+    """Return where the scheme of a link begins in what is before its colon, or its escape of the colon."""
+    if is_escaped:
+        before = before.rstrip(b"\\")  # the link is in JSON in a string of JSON
+    head = before.rstrip(_IN_SCHEME)
+    scheme = before[len(head) :]
+    if (len(head) - len(head.rstrip(b"\\"))) % 2:  # it begins with the rest of an escape: \n, \u00e9
+        scheme = scheme[5 if scheme[:1] == b"u" else 1 :]
+    return len(before) - len(scheme.lstrip(_NOT_FIRST))

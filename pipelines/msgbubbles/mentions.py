@@ -114,7 +114,7 @@ def _find_numbers(written: str) -> Iterator[tuple[Span, str]]:
     parts = ["".join(str(unicodedata.decimal(digit)) for digit in written[slice(*span)]) for span in groups]
     has_plus = written[0] in "+＋"
     for first, (begin, _) in enumerate(groups):
-        if has_plus and 0 < sum(map(len, parts[:first])) < MIN_DIGITS:
+        if has_plus and 0 < sum(map(len, parts[: min(first, MIN_DIGITS)])) < MIN_DIGITS:  # each part has a digit
             continue
         for last in range(min(len(groups), first + MAX_DIGITS + 2) - 1, first - 1, -1):
             span = (0 if first == 0 and has_plus else begin, groups[last][1])

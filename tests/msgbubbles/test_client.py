@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +17,7 @@ from msgbubbles.client import Client
 from msgbubbles.decode import SENDER_FIELDS
 from msgbubbles.envelope import decode_page
 from msgbubbles.errors import ConflictError, NotFoundError, PermanentError
+from msgbubbles.lenient import remove_links
 from msgbubbles.models import Chat, Message, Page, fingerprint
 from msgbubbles.responses import Answer
 from msgbubbles.source.arrow import build_arrow_table
@@ -420,6 +422,23 @@ def test_no_signed_link_is_stored_from_any_json(attachments: Any, more: dict[str
         assert len(page) >= 1
         for allowed in (link, "https://a.example/b") if "NaN" not in body else ():
             assert allowed in stored, "what people write is theirs"
+
+
+@pytest.mark.parametrize("before", ["see\n", "\t", "\u770b", "\\", "\\\n1", '"', ""])
+def test_json_around_a_removed_link_stays_valid(before: str) -> None:
+    for nested in (False, True):
+        value = json.dumps(before + SIGNED) if nested else before + SIGNED
+        removed = json.loads(remove_links(json.dumps({"note": value, "attachments": [{"u": value}]}).encode()))
+        assert removed["note"] == removed["attachments"][0]["u"]
+        assert "canary" not in removed["note"]
+        assert nested or removed["note"] == f"{before}[link]"
+
+
+def test_links_of_a_long_text_without_spaces_are_found_in_linear_time() -> None:
+    text = "f" * 60_000  # a picture in hexadecimal digits; trying each of them took seconds
+    began = time.process_time()
+    assert json.loads(remove_links(json.dumps([text, SIGNED]).encode())) == [text, "[link]"]
+    assert time.process_time() - began < 1
 
 
 def test_unreadable_attachment_is_rejected_alone() -> None:
