@@ -97,6 +97,13 @@ def test_quick_commands_import_no_database(arguments: list[str]) -> None:
     assert shown.stderr.splitlines()[-1] == "[]"
 
 
+def test_interrupt_while_modules_are_imported_ends_without_a_traceback() -> None:
+    interrupt = "from msgbubbles_sync.cli import dispatch\ndef stop(*_):\n    raise KeyboardInterrupt\n"
+    program = f"{interrupt}dispatch.import_module = stop\ndispatch.run('chats', ['status'], 'chats.py')"
+    stopped = run_command(sys.executable, "-c", program)
+    assert (stopped.returncode, stopped.stdout, stopped.stderr) == (130, "", "")
+
+
 def test_sync_imports_dbt_and_pyarrow_only_when_needed() -> None:
     imports = "import msgbubbles_sync.cli.commands.sync\nprint({'dbt', 'pyarrow'} & set(sys.modules))"
     assert run_program(imports).stdout == "set()\n"
