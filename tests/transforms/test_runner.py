@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pytest
 
 from helpers.context import build_destination
-from msgbubbles_sync.dbt.runner import load_build_result, transform
+from msgbubbles_sync.dbt import process, project, runner
+from msgbubbles_sync.dbt.runner import find_unreadable_file, load_build_result, transform
+from msgbubbles_sync.errors import TransformError
 from msgbubbles_sync.settings import Settings, TransformSettings
 from msgbubbles_sync.workspace import Workspace
 
@@ -67,3 +70,52 @@ def test_failing_model_keeps_only_its_marts_from_being_built(warehouse: Any, tmp
     load(3)
     assert build() == (*failing, [(3, 3)]), "it fails again, and the others are updated"
     assert build(rename.format("bytes", "size_bytes")) == ([], [], [(3, 3)])
+
+
+@pytest.mark.parametrize(
+    ("message", "file"),
+    [
+        ("Compilation Error in model own (models/marts/own.sql)\n  unexpected end\n    line 3\n", "own.sql, line 3"),
+        (
+            "Model 'model.msgbubbles.own' (models/marts/own.sql) depends on a node named 'no' which",
+            "models/marts/own.sql",
+        ),
+        (
+            "Error reading msgbubbles: marts/own.yml - Runtime Error\n  Syntax error near line 4",
+            "marts/own.yml, line 4",
+        ),
+        ("Could not connect to the database at line 4", None),
+    ],
+)
+def test_file_in_a_message_of_dbt_is_found(message: str, file: str | None) -> None:
+    found = find_unreadable_file(message)
+    assert found == file or (found is not None and file is not None and found.endswith(f"/{file}"))
+
+
+def test_project_that_dbt_cannot_read_is_tried_again_once_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace.from_path(tmp_path / "company.duckdb")
+    workspace.make_folders()
+    copy = tmp_path / "transforms"
+    shutil.copytree(project.PROJECT, copy, ignore=shutil.ignore_patterns(*project.MADE_BY_DBT))
+    for module in (process, project, runner):
+        monkeypatch.setattr(module, "PROJECT", copy)
+    own = copy / "models" / "marts" / "own.yml"
+    own.write_text("version: 2\nmodels:\n  - name: x\n   description: y")
+    starts = []
+
+    def run_dbt(*arguments: Any) -> Any:
+        starts.append(arguments)
+        return process_run_dbt(*arguments)
+
+    process_run_dbt = process.run_dbt
+    monkeypatch.setattr(process, "run_dbt", run_dbt)
+    for _ in range(2):
+        with pytest.raises(TransformError, match=r"dbt cannot read .*marts/own.yml, line 4. Correct it"):
+            transform(workspace, build_destination(workspace), Settings())
+    assert len(starts) == 1
+    own.write_text("version: 2\nmodels: {")
+    with pytest.raises(TransformError, match=r"marts/own.yml"):
+        transform(workspace, build_destination(workspace), Settings())
+    assert len(starts) == 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.errors import TransformError
-from msgbubbles_sync.files import write_privately
+from msgbubbles_sync.files import read_json, write_privately
 from msgbubbles_sync.lock import record_progress
 from msgbubbles_sync.settings import Settings, SyncSettings
 from msgbubbles_sync.workspace import Workspace
@@ -28,6 +29,13 @@ from .project import PROJECT, Names, build_variables, compute_build_digest, comp
 
 if TYPE_CHECKING:
     from dbt.contracts.graph.manifest import Manifest
+
+
+# How dbt names a file that it cannot read, and a line of it.
+UNREADABLE_FILE = re.compile(r"(?P<path>(?:models|macros|tests)/[^\s()]+\.\w+)|Error reading \w+: (?P<in_models>\S+)")
+UNREADABLE_LINE = re.compile(r"\bline (\d+)")
+UNREADABLE = """the marts could not be built: dbt cannot read {file}. Correct it as {details} says, or move it out of
+the project; readers keep all marts as they were until then"""
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,7 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
     dbt = _Dbt(
         workspace, destination.prefix, target, environment, settings, destination.marts_schema, full_tests=is_due
     )
+    _refuse_unreadable_project(workspace, dbt.depends_on[0])
     result = BuildResult()
     failed_before = [] if is_full else load_build_result(workspace).failed_models
     with ExitStack() as stack:
@@ -113,6 +122,23 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
         workspace.set_done("test_runs")
     write_privately(_build_result_file(workspace), json.dumps(asdict(result)))
     return result
+
+
+def find_unreadable_file(message: str) -> str | None:
+    """Return the file of the project that dbt cannot read, and its line if dbt names it; null for other errors."""
+    file = UNREADABLE_FILE.search(message)
+    if file is None:
+        return None
+    line = UNREADABLE_LINE.search(message, file.end())
+    path = PROJECT / (file["path"] or f"models/{file['in_models']}")
+    return f"{path}, line {line[1]}" if line else str(path)
+
+
+def _refuse_unreadable_project(workspace: Workspace, key: str) -> None:
+    """Raise `TransformError`, without starting dbt, if dbt could not read the project, and its key is the same."""
+    stored = read_json(_unreadable_file(workspace))
+    if isinstance(stored, list) and stored[:-1] == [key]:
+        raise TransformError(stored[-1])
 
 
 def load_build_result(workspace: Workspace) -> BuildResult:
@@ -279,6 +305,10 @@ class _Dbt:
                 result = self.run("run", "--full-refresh", *_select("--select", failed))
         if not result.failed:
             return BuildResult()
+        if result.has_not_started and (file := find_unreadable_file(result.messages)):
+            message = UNREADABLE.format(file=file, details=result.write_details())
+            write_privately(_unreadable_file(self._workspace), json.dumps([self.depends_on[0], message]))
+            raise TransformError(message)
         unbuilt = set() if result.has_not_started else self._find_marts([failed.node for failed in result.failed])
         is_alone = unbuilt < self._list_marts() and destination.explain(result.messages) is None
         if result.has_not_started or not is_alone:
@@ -338,6 +368,10 @@ def _select(option: str, models: list[str]) -> list[str]:
 
 def _digest_file(workspace: Workspace) -> Path:
     return workspace.folder / "dbt" / "built_with"
+
+
+def _unreadable_file(workspace: Workspace) -> Path:
+    return workspace.folder / "dbt" / "unreadable.json"
 
 
 def _full_tests_file(workspace: Workspace) -> Path:
