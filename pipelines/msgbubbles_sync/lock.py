@@ -80,7 +80,8 @@ def hold_lock(folder: Path, name: str = "job") -> Iterator[None]:
     finally:
         _held.pop(path, None)
         _since.pop(path, None)
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # without the lock, the file means nothing
+            path.unlink()
         lock.release()
 
 

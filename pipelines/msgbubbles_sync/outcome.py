@@ -29,6 +29,13 @@ STOPPED = "stopped immediately; loaded rows stay, and the next run continues fro
 
 FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
+# Something else is in the place of a file or a folder of the job.
+WRONG_KINDS = {
+    errno.EISDIR: "is a folder, and has to be a file",
+    errno.ENOTDIR: "is in a file, which has to be a folder",
+    errno.EEXIST: "is a file, and has to be a folder",
+    errno.ELOOP: "is a link that leads back to itself",
+}
 # DuckDB, sqlite and dlt report these in words only.
 FULL_WORDS = re.compile(
     "no space left on device|file too large|disk quota exceeded|database or disk is full|out of disk space", re.I
@@ -118,7 +125,10 @@ def find_cause(error: BaseException, context: Context) -> str | None:
         )
     failed = next((cause for cause in causes if isinstance(cause, OSError) and cause.errno is not None), None)
     if failed is not None:
-        return f"{f'{failed.filename}: ' if failed.filename else ''}{failed.strerror}; loaded rows stay"
+        path = failed.filename2 or failed.filename  # the new name, if a file could not be renamed
+        if path and failed.errno in WRONG_KINDS:
+            return f"{path} {WRONG_KINDS[failed.errno]}: move it away, and run again; loaded rows stay"
+        return f"{f'{path}: ' if path else ''}{failed.strerror}; loaded rows stay"
     changed = next(filter(None, (CHANGED_TABLE.search(str(cause)) for cause in causes)), None)
     if changed is not None:
         return (

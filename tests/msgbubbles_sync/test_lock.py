@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.context import build_context
 from msgbubbles.source.run import Run
 from msgbubbles_sync.cli.console import Reporter
 from msgbubbles_sync.inspect.check import check_lock
@@ -21,6 +22,7 @@ from msgbubbles_sync.lock import (
     read_holder,
     record_progress,
 )
+from msgbubbles_sync.outcome import explain_end
 from msgbubbles_sync.workspace import Workspace
 
 COMMANDS = Path(__file__).parents[2] / "docs" / "commands.md"
@@ -112,3 +114,16 @@ def test_progress_is_recorded_only_for_held_locks(workspace: Workspace) -> None:
 
 def test_stall_timeout_is_documented() -> None:
     assert f"no progress for {STALLED_AFTER.total_seconds() / 60:.0f} minutes" in COMMANDS.read_text()
+
+
+@pytest.mark.parametrize("name", ["job.json", "job.lock"])
+def test_folder_in_the_place_of_a_lock_is_named(workspace: Workspace, name: str) -> None:
+    path = workspace.folder / name
+    path.mkdir()
+    with pytest.raises(OSError, match="Is a directory") as raised, hold_lock(workspace.folder):
+        pass
+    outcome = explain_end(raised.value, build_context(workspace))
+    assert f"{path} is a folder, and has to be a file: move it away, and run again" in outcome.message
+    path.rmdir()
+    with hold_lock(workspace.folder):
+        pass

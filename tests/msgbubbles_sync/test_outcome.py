@@ -66,6 +66,9 @@ def raise_in_dlt(error: BaseException) -> Callable[[Workspace], None]:
         (damage, "the next run restores one from the other"),
         (raise_in_dlt(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/file")), "no space left for /a/file"),
         (raise_in_dlt(OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/a/file")), "/a/file: Too many open files"),
+        (raise_in_dlt(IsADirectoryError(errno.EISDIR, "Is", "/job.new", None, "/job.json")), "/job.json is a folder"),
+        (raise_in_dlt(NotADirectoryError(errno.ENOTDIR, "Not", "/spool/1.jsonl")), "/spool/1.jsonl is in a file"),
+        (raise_in_dlt(FileExistsError(errno.EEXIST, "File exists", "/webhooks")), "/webhooks is a file"),
         (
             raise_in_dlt(PermissionError(errno.EACCES, "Permission denied", "/etc/key")),
             "/etc/key cannot be read or written",

@@ -21,7 +21,7 @@ from msgbubbles_sync.workspace import Workspace
 
 from .heartbeat import Beat, read_last_beat
 from .load import count_dead_letters, dead_letter_folder
-from .spool import list_segments, spool_folder, webhooks_folder
+from .spool import list_segments, list_unreadable, spool_folder, webhooks_folder
 
 # A message that is newer than the last event by more than this had no event, even with retries.
 MAX_DELAY = timedelta(minutes=15)
@@ -134,7 +134,10 @@ def check(context: Context, now: datetime | None = None) -> Iterator[CheckResult
 
 
 def _check_spool(workspace: Workspace, now: datetime) -> CheckResult:
-    waiting = list_segments(spool_folder(workspace))
+    waiting, unreadable = list_segments(spool_folder(workspace)), list_unreadable(spool_folder(workspace))
+    if unreadable:
+        what = f"{format_count(len(unreadable), 'file')} cannot be read: {', '.join(map(str, unreadable[:3]))}"
+        return CheckResult("webhook spool", "failed", what, "give the user of the job access, or move them away")
     since = min((_read_modified_at(path) for path in waiting), default=now)
     if now - since > MAX_WAIT:
         what = (

@@ -118,6 +118,10 @@ def test_check_reports_a_stopped_receiver_and_a_waiting_spool(workspace: Workspa
         os.utime(segment, (at, at))
         found = {one.name: one for one in health.check(build_context(workspace), NOW)}
         assert found["webhook spool"].state == state
+    segment.unlink()
+    segment.symlink_to("nowhere")
+    [spool] = [one for one in health.check(build_context(workspace), NOW) if one.name == "webhook spool"]
+    assert (spool.state, spool.what) == ("failed", f"1 file cannot be read: {segment}")
     assert found["webhook receiver"].what == "not running; the last heartbeat was 3 hours ago"
     assert all(one.fix for one in found.values() if one.state == "failed")
 

@@ -80,15 +80,16 @@ def test_new_segment_is_never_visible_unlocked(tmp_path: Path, monkeypatch: pyte
 
 
 def test_segment_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
-    unreadable = tmp_path / "spool" / "1-1.jsonl"
+    unreadable, link = tmp_path / "spool" / "1-1.jsonl", tmp_path / "spool" / "1-2.jsonl"
     unreadable.mkdir(parents=True)
+    link.symlink_to("nowhere")
     assert not has_finished_segment(tmp_path / "spool")
     writer = SpoolWriter(tmp_path / "spool")
     writer.put(delivery(1)).result(60)
     writer.close()
     assert has_finished_segment(tmp_path / "spool")
     assert found(tmp_path / "spool") == ["evt_1"]
-    assert list_unreadable(tmp_path / "spool") == [unreadable]
+    assert list_unreadable(tmp_path / "spool") == [unreadable, link]
 
 
 def test_cut_off_line_was_never_answered(tmp_path: Path) -> None:
