@@ -17,7 +17,7 @@ from helpers.catalog import check_descriptions, check_first_tables
 from helpers.context import build_destination
 from helpers.hooks import spool, typing
 from helpers.job import Job
-from helpers.lake import change, lake_at, query
+from helpers.lake import COUNT_CONTACT, change, lake_at, list_contacts, query
 from helpers.marts_reference import MARTS, check_marts
 from helpers.sizes import pick_size
 from helpers.warehouse_rows import differences_of, select_rows
@@ -89,6 +89,7 @@ def test_lake_holds_the_rows_of_the_account_while_read(new_job: NewJob, lake: di
     reader.start()
     try:
         deleted, written = change(job)
+        list_contacts(job)
         for number in range(RUNS + 1):
             account.add_message(NewMessage(written, "outbound", "hello", datetime.now(UTC), "sent"))
             spool(workspace, [typing(number, conversation_id=written)])
@@ -102,6 +103,7 @@ def test_lake_holds_the_rows_of_the_account_while_read(new_job: NewJob, lake: di
     assert differences_of(read_rows(workspace), job.server.truth()) == {}
 
     check_marts(partial(query, workspace))
+    assert query(workspace, COUNT_CONTACT) == [{"n": 1}]
     gone = query(workspace, "SELECT chat_id FROM marts.thread_activity WHERE deleted_at IS NOT NULL")
     assert gone == [{"chat_id": deleted}]
     events = query(workspace, "SELECT DISTINCT chat_id FROM msgbubbles.webhook_events")

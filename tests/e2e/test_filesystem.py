@@ -15,7 +15,7 @@ import pytest
 from helpers.context import build_destination
 from helpers.hooks import spool, typing
 from helpers.job import Job
-from helpers.lake import change
+from helpers.lake import CONTACT, change, list_contacts
 from helpers.warehouse_rows import differences_of, select_rows
 from msgbubbles_sync.destinations import parquet_files
 from msgbubbles_sync.sandbox import NewMessage
@@ -54,6 +54,7 @@ def test_files_hold_the_rows_of_the_account(new_job: NewJob, files: Path, monkey
     assert not job.database.exists()
 
     deleted, written = change(job, {"b": [1], "a": {}})
+    list_contacts(job)
     now = datetime.now(UTC)
     for at in (now, now + timedelta(hours=1)):
         spool(workspace, [typing(1, conversation_id=written, created_at=at.isoformat())])
@@ -63,6 +64,7 @@ def test_files_hold_the_rows_of_the_account(new_job: NewJob, files: Path, monkey
     [(occurred_at,)] = query(files, "SELECT occurred_at FROM msgbubbles.webhook_events")
     assert occurred_at == now, "the first delivery stays"
     assert query(files, "SELECT * FROM msgbubbles.rejected_rows") == []
+    assert query(files, "SELECT contact FROM msgbubbles.contact_aliases") == 2 * [(CONTACT,)]
     last = job.run(*INTO).summary
     assert [changes["changed"] for changes in last["tables"].values()] == [0] * len(last["tables"])
     runs = query(files, "SELECT run_id, outcome FROM msgbubbles.sync_runs ORDER BY started_at")

@@ -15,6 +15,7 @@ from helpers.catalog import check_first_tables
 from helpers.context import build_destination
 from helpers.hooks import spool, typing
 from helpers.job import Job
+from helpers.lake import COUNT_CONTACT, list_contacts
 from helpers.marts_reference import check_marts
 from helpers.warehouse_rows import differences_of
 from msgbubbles_sync.sandbox import NewMessage
@@ -101,6 +102,7 @@ def test_server_holds_the_rows_of_the_account(new_job: NewJob, address: str, mon
     read = account.all("SELECT id, chat_id FROM messages WHERE status = 'delivered' ORDER BY created_us LIMIT 1")[0]
     account.run("UPDATE messages SET status = 'read', read_us = ? WHERE id = ?", (us(READ_AT), read["id"]))
     spool(Workspace.from_path(job.database, "postgres"), [typing(1, conversation_id=chats[9]["id"]), seen(dict(read))])
+    list_contacts(job)
     for transform in (False, False, True):
         last = job.run("--destination", "postgres", transform=transform).summary
     [event] = query(
@@ -116,6 +118,7 @@ def test_server_holds_the_rows_of_the_account(new_job: NewJob, address: str, mon
     assert {(run["outcome"], run["exit_status"]) for run in runs} == {("complete", 0)}
 
     check_marts(partial(query, address))
+    assert query(address, COUNT_CONTACT) == [{"n": 1}]
     gone = query(address, "SELECT chat_id FROM marts.thread_activity WHERE deleted_at IS NOT NULL")
     assert gone == [{"chat_id": chats[5]["id"]}]
 

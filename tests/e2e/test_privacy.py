@@ -36,7 +36,7 @@ from msgbubbles_sync.tables import TABLES
 WHOLE = IS_NIGHTLY or "MSGBUBBLES_WHOLE" in os.environ
 Found = dict[str, list[str]]
 # Files that the user wrote.
-NOT_THE_PRODUCTS = ("secrets.toml", "table.yml")
+NOT_THE_PRODUCTS = ("secrets.toml", "table.yml", "contacts.csv")
 TABLE = f"""
 - key: ours
   from_handle: {OURS}
@@ -47,6 +47,13 @@ TABLE = f"""
 GROUPS = WEBHOOKS.with_name("groups.py")
 WORK = ".msgbubbles/company/company.duckdb"
 DATABASE = ("--database", "company.duckdb")
+
+
+def list_contacts(folder: Path) -> dict[str, str]:
+    """Write a list in which everybody has a contact, and return the variable that names it."""
+    path = folder / "contacts.csv"
+    path.write_text("\n".join(["handle,contact", *(f"{handle},canary contact {handle}" for handle in PEOPLE)]))
+    return {"TRANSFORMS__CONTACT_ALIASES": str(path)}
 
 
 @contextmanager
@@ -72,6 +79,7 @@ def canaries(folder: Path, preset: str) -> Iterator[tuple[Job, dict[str, list[st
             "SOURCES__MSGBUBBLES__READ_PARTICIPANTS": "true",
             "SOURCES__MSGBUBBLES__PRIVACY__PRESET": preset,
             "SOURCES__MSGBUBBLES__PRIVACY__KEY": PRIVACY_KEY,
+            **list_contacts(folder),
         }
         yield job, words
     account.close()
@@ -278,7 +286,9 @@ def find_in_files(folder: Path, words: Iterable[str]) -> Found:
     return {word: files for word, files in places.items() if files}
 
 
-def test_erased_person_is_in_no_file_of_a_server_or_lake(tmp_path: Path, elsewhere: tuple[str, dict[str, str]]) -> None:
+def test_erased_person_is_in_no_file_of_a_server_or_lake(
+    tmp_path: Path, elsewhere: tuple[str, dict[str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     destination, environment = elsewhere
     into = ("--destination", destination)
     account, _ = build_canary_account(now())
@@ -289,11 +299,14 @@ def test_erased_person_is_in_no_file_of_a_server_or_lake(tmp_path: Path, elsewhe
         server.key = KEY
         job = Job(tmp_path / "job", server, environment | {"SOURCES__MSGBUBBLES__PRIVACY__KEY": PRIVACY_KEY})
         job.environment["SOURCES__MSGBUBBLES__READ_PARTICIPANTS"] = "true"
+        job.environment |= list_contacts(tmp_path_factory.mktemp("list"))
         job.folder.mkdir()
         # Marts take long in a lake, where an erasure builds them again. In a folder, Spark would build them.
         job.run(*into, transform=destination == "postgres" or (IS_NIGHTLY and destination == "ducklake"))
-        sought = [*texts, *written]
-        assert find_in_files(tmp_path, sought).keys() >= {*texts, ANN}
+        sought = [*texts, *written, f"canary contact {ANN}"]
+        assert find_in_files(tmp_path, [*sought, f"canary contact {BEN}"]).keys() >= {
+            *texts, ANN, f"canary contact {ANN}", f"canary contact {BEN}"
+        }  # fmt: skip
         certificate = job.ask("erase", ANN, "--yes", *into)
         assert certificate["people"] == 1
         assert certificate["out_of_reach"]

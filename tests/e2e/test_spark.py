@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from helpers.canary import PRIVACY_KEY, find_words
 from helpers.hooks import spool, typing
 from helpers.job import Job
-from helpers.lake import change, needs_spark, query
+from helpers.lake import COUNT_CONTACT, change, list_contacts, needs_spark, query
 from helpers.marts_reference import check_marts
 from msgbubbles_sync.workspace import Workspace
 
@@ -25,16 +26,18 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_spark
 @pytest.mark.usefixtures("files")
-def test_the_whole_job_with_spark(new_job: Callable[..., Job]) -> None:
+def test_the_whole_job_with_spark(new_job: Callable[..., Job], tmp_path: Path) -> None:
     job = new_job(chats=130, messages=1500)
     job.environment = {
         "SOURCES__MSGBUBBLES__REFRESH_CHATS": '[{"every_hours": 0.0001}]',
         "TRANSFORMS__DATA_TESTS": "hold",
+        "SOURCES__MSGBUBBLES__PRIVACY__KEY": PRIVACY_KEY,
     }
     workspace = Workspace.from_path(job.database, "filesystem")
     assert job.run(*INTO, transform=True).summary["outcome"] == "complete"
 
     deleted, written = change(job)
+    person = list_contacts(job)[0]
     spool(workspace, [typing(1, conversation_id=written, created_at=datetime.now(UTC).isoformat())])
     for do_transform in (False, False, True):
         last = job.run(*INTO, transform=do_transform).summary
@@ -42,7 +45,13 @@ def test_the_whole_job_with_spark(new_job: Callable[..., Job]) -> None:
     gone = query(workspace, "SELECT chat_id FROM marts.thread_activity WHERE deleted_at IS NOT NULL")
     assert gone == [{"chat_id": deleted}]
     check_marts(partial(query, workspace))
+    assert query(workspace, COUNT_CONTACT) == [{"n": 1}]
     assert all(one["state"] != "failed" for one in job.ask("check", *INTO))
+
+    job.ask("erase", person, "--yes", *INTO)
+    assert find_words(tmp_path / "lake", [person]) == find_words(workspace.folder, [person]) == {}
+    check_marts(partial(query, workspace))
+    assert query(workspace, COUNT_CONTACT) == [{"n": 1}], "the other handle of the contact"
 
 
 @needs_spark

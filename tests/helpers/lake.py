@@ -23,6 +23,11 @@ except UsageError as error:
     reason = str(error)
 
 
+# The contact of two handles, and how to count its rows in a mart.
+CONTACT = "canary contact"
+COUNT_CONTACT = f"SELECT count(*) AS n FROM marts.contact WHERE contact = '{CONTACT}'"
+
+
 def needs_spark(test: Any) -> Any:
     """Of a test that takes minutes, and is run by `make test-spark`."""
     return pytest.mark.spark(pytest.mark.skipif(bool(reason), reason=reason)(test))
@@ -70,6 +75,15 @@ def change(job: Job, metadata: dict[str, Any] | None = None) -> tuple[str, str]:
         late = now - timedelta(minutes=minutes)
         account.add_message(NewMessage(chats[9]["id"], "inbound", "hello", late, "received", metadata=metadata))
     return chats[5]["id"], chats[9]["id"]
+
+
+def list_contacts(job: Job) -> list[str]:
+    """Let the job read a list in which two handles of the account are one contact. Returns the handles."""
+    handles = sorted({row["remote_handle"] for row in job.server.truth().chats if not row["is_group"]})[:2]
+    path = job.folder / "contacts.csv"
+    path.write_text("\n".join(["handle,contact", *(f"{handle},{CONTACT}" for handle in handles)]))
+    job.environment["TRANSFORMS__CONTACT_ALIASES"] = str(path)
+    return handles
 
 
 def query(workspace: Workspace, sql: str) -> list[dict[str, Any]]:

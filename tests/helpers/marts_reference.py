@@ -592,7 +592,7 @@ def differences(built: list[Row], expected: list[Row]) -> list[Row]:
 # The tables of every job that the marts read, and those that a job loads only if it is configured to.
 LOADED = (
     "chats", "messages", "numbers", "stream_coverage", "chat_titles", "webhook_events", "group_member_operations",
-    "attachments",
+    "attachments", "contact_aliases",
 )  # fmt: skip
 OPTIONAL: World = {"participant_lists": []}
 

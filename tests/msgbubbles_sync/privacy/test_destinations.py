@@ -40,6 +40,7 @@ from msgbubbles_sync.privacy import erase as erasing
 from msgbubbles_sync.privacy import reapply
 from msgbubbles_sync.privacy.retention import DONE, expire
 from msgbubbles_sync.settings import load_settings
+from msgbubbles_sync.tables import CONTACT_ALIASES
 from msgbubbles_sync.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -130,6 +131,9 @@ def load(workspace: Workspace, version: str) -> None:
     messages = [("m1", "c1", ANN, OLD), ("m2", "c2", BEN, OLD), ("m3", "g", ANN, NEW), ("m4", "g", BEN, NEW)]
     rows: dict[Table, list[dict[str, Any]]] = {
         NUMBERS: [{"handle": OURS}],
+        CONTACT_ALIASES: [
+            {"handle": handle, "contact": f"canary {version} of {id}"} for id, handle in (("m1", ANN), ("m2", BEN))
+        ],
         CHATS: [
             {"id": id, "is_group": is_group, "remote_handle": handle, "title": title,
              "last_message_at": OLD if id != "g" else NEW}
@@ -198,6 +202,8 @@ def test_erased_person_is_in_no_version_of_a_row(workspace: Workspace) -> None:
     shown = query(workspace, "SELECT id, text, metadata->>'of' FROM msgbubbles.messages ORDER BY id")
     assert shown == [("m2", "canary now m2", BEN), ("m4", "canary now m4", BEN)]
     assert query(workspace, "SELECT people FROM msgbubbles.erasures") == [(1,)]
+    shown = query(workspace, "SELECT handle, contact FROM msgbubbles.contact_aliases")
+    assert shown == [(BEN, "canary now of m2")]
     destination = build_destination(workspace)
     if isinstance(destination, Attached):  # the views of all accounts
         with destination._attach("READ_ONLY") as connection:
