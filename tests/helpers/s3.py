@@ -16,11 +16,13 @@ from threading import Thread
 from typing import Literal
 
 KEY, SECRET = "canary-of-the-access-key", "canary-of-the-secret-key"
-# What becomes of a request: the answer 503, its body cut in the middle, or no answer to it and all that follow.
-Fault = Literal["slow down", "cut", "die"]
-SLOW_DOWN = (
-    b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-)
+# What becomes of a request: the answer 503; that the key has expired, to it and all that follow; its body cut in the
+# middle; or no answer to it and all that follow.
+Fault = Literal["slow down", "expire", "cut", "die"]
+ERRORS = {
+    "slow down": (503, "SlowDown", "Please reduce your request rate."),
+    "expire": (400, "ExpiredToken", "The provided token has expired."),
+}
 
 
 def find_free_port() -> int:
@@ -74,11 +76,11 @@ class Proxy:
     port: int
     choose: Callable[[str, str], Fault | None] = _choose_none
     requests: list[tuple[str, str]] = field(default_factory=list)
-    is_dead: bool = False
+    lasting: Fault | None = None
 
     def revive(self) -> None:
         """Pass all requests on again."""
-        self.choose, self.is_dead = _choose_none, False
+        self.choose, self.lasting = _choose_none, None
 
 
 @contextmanager
@@ -91,13 +93,16 @@ def proxy_before(upstream: int) -> Iterator[Proxy]:
         def _answer(self) -> None:
             proxy.requests.append((self.command, self.path))
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            fault = proxy.choose(self.command, self.path)
-            proxy.is_dead = proxy.is_dead or fault == "die"
-            if proxy.is_dead:
+            fault = proxy.lasting or proxy.choose(self.command, self.path)
+            if fault in ("die", "expire"):
+                proxy.lasting = fault
+            if fault == "die":
                 self.connection.shutdown(socket.SHUT_RDWR)
                 return
-            if fault == "slow down":
-                self._send(503, {"Content-Type": "application/xml"}, SLOW_DOWN)
+            if fault in ERRORS:
+                status, code, message = ERRORS[fault]
+                error = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>"
+                self._send(status, {"Content-Type": "application/xml"}, error.encode())
                 return
             connection = http.client.HTTPConnection("127.0.0.1", upstream, timeout=60)
             if fault == "cut":

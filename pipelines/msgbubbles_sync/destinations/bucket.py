@@ -22,6 +22,11 @@ UNQUOTED = ("type", "provider", "use_ssl")
 REASONS = (
     (re.compile("NoSuchBucket"), "there is no bucket of that name", "create it, or correct bucket_url"),
     (
+        re.compile("ExpiredToken|TokenRefreshRequired|RequestExpired"),
+        "the key has expired",
+        "configure a new one",
+    ),
+    (
         re.compile("HTTP (?:code )?40[13]|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch"),
         "it refuses the key",
         "correct the key, or give it the rights to list, read, write and delete in that folder",

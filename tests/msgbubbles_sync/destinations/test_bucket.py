@@ -77,14 +77,15 @@ def test_next_load_completes_after_each_fault(
     monkeypatch.setenv("LOAD__RAISE_ON_MAX_RETRIES", "2")
     s3.create_bucket(endpoint, "faults")
     load(open_lake("faults", proxy.port), 0)
-    faults: list[Fault] = ["slow down", "cut", "die"]
-    for number, fault in enumerate(faults, 1):
+    reasons: dict[Fault, str] = dict.fromkeys(("slow down", "cut", "die"), "it does not answer")
+    reasons["expire"] = "the key has expired; configure a new one"
+    for number, (fault, reason) in enumerate(reasons.items(), 1):
         rows = number * ROWS
         proxy.choose = lambda method, path, fault=fault: fault if method == "PUT" and "/messages/" in path else None  # type: ignore[misc]
         with pytest.raises(PipelineStepFailed) as raised:
             load(open_lake("faults", proxy.port), rows)
         lake = open_lake("faults", endpoint)
-        assert "the bucket" in str(lake.explain(str(raised.value)))
+        assert f"the bucket s3://faults/lake cannot be used: {reason}" in str(lake.explain(str(raised.value)))
         assert count_rows(lake)[1] == (rows, rows), "a reader sees the whole file or nothing of it"
 
         proxy.revive()
