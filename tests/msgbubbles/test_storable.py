@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
@@ -37,6 +38,16 @@ def server(postgres_server: str) -> Iterator[Any]:
 
 def nested(levels: int) -> str:
     return "[" * levels + "]" * levels
+
+
+def test_long_text_in_json_is_replaced_in_little_memory() -> None:
+    text = json.dumps(["x" * 500_000, "\0"])
+    tracemalloc.start()
+    replaced = replace_in_json(text)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert json.loads(replaced) == ["x" * 500_000, "\ufffd"]
+    assert peak_bytes < 10 * len(text)
 
 
 @pytest.mark.parametrize(
