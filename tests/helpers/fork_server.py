@@ -48,6 +48,7 @@ LIBRARIES = (
     "pyarrow.parquet",
     "rich.console",
     "tomlkit",
+    "typer._adapters",
     "uvicorn.lifespan.on",
     "uvicorn.protocols.http.h11_impl",
     "yaml",

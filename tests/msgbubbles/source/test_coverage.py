@@ -92,6 +92,16 @@ def test_compacting_preserves_coverage_and_makes_nothing_look_fresher(pieces: li
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("age_ms", "grain_ms"),
+    [(6 * HOUR_MS, 600_000), (7 * DAY_MS, HOUR_MS), (31 * DAY_MS, DAY_MS), (400 * DAY_MS, 7 * DAY_MS)],
+)
+def test_time_of_reading_is_rounded_by_its_age(age_ms: int, grain_ms: int) -> None:
+    rounded_ms = 2900 * 7 * DAY_MS  # a multiple of all grains
+    read_ms = rounded_ms + grain_ms - 1
+    assert Coverage([(0, 9, read_ms)]).compact(read_ms + age_ms).intervals == [(0, 9, rounded_ms)]
+
+
 def test_coverage_stays_small_after_a_year_of_runs() -> None:
     coverage = Coverage()
     now = 1_800_000_000_000
