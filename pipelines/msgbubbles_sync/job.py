@@ -52,6 +52,7 @@ PUBLISHED_EARLY = "published what has been read so far"
 COUNTED_TABLES = ("chats", "messages", "attachments", "numbers", "rejected_rows",
                   "thread_activity", "group_membership", "chat_title_history")  # fmt: skip
 
+NOT_PUBLISHED = "not published: old rows cannot be removed as text_days and thread_days say; the next run tries again"
 RESTORED = """{title}: the tables are older than the files of this job, as after a restored backup, or somebody has
 changed or removed a table or a column. What they lack is read, and erased, again; only webhook events that they lack
 are lost"""
@@ -77,9 +78,9 @@ def run(context: Context, limits: Limits) -> RunReport:
         context.destination.prepare()
         _follow_restored_tables(context)
         _finish_privacy_work(context)
-        report.expired = dict(expire(context))
+        retention_error = _expire(context, report)
         with report.isolate("group operations"):
-            load_ledger(context.workspace, context.destination, context.redactor)
+            _load_ledger(context)
         with report.isolate("webhook events"):
             _load_events(context, report)
         with report.isolate("contacts"):
@@ -88,6 +89,8 @@ def run(context: Context, limits: Limits) -> RunReport:
             check_tools(context.destination)  # before anything is read
         early = EarlyTables(context, report, with_transform=limits.with_transform)
         StreamLoader(context, report, _adjust_source(context, limits)).load_all(early.publish)
+        if retention_error is not None:
+            raise retention_error
         # A stopped run should end now; the next one brings the marts up to date.
         if limits.stop.is_set():
             report.run.halt = report.run.halt or Interrupted("stopped")
@@ -211,8 +214,7 @@ def _follow_restored_tables(context: Context) -> None:
         context.console.fail(RESTORED.format(title=destination.title))
     forget_build(workspace)
     if (workspace.folder / LEDGER).exists():
-        with Ledger.open(workspace.folder) as ledger:
-            ledger.forget_loaded()
+        workspace.set_pending("ledger")
     record = policy.Record.load(workspace)
     if record is not None and destination.has_tables():
         stored = policy.read_copy(destination) or policy.Record()
@@ -221,6 +223,32 @@ def _follow_restored_tables(context: Context) -> None:
         if record.policy != stored.policy:
             workspace.set_pending("policy")
     workspace.set_done("restored")
+
+
+def _expire(context: Context, report: RunReport) -> Exception | None:
+    """Remove old rows, and return the error if that fails: then the run loads rows, but nothing publishes any.
+
+    Otherwise, readers would get rows that the policy no longer keeps.
+    """
+    try:
+        report.expired = dict(expire(context))
+    except Exception as error:
+        if ends_run(error):
+            raise
+        context.workspace.set_pending("retention")
+        return error
+    context.workspace.set_done("retention")
+    return None
+
+
+def _load_ledger(context: Context) -> None:
+    workspace = context.workspace
+    if workspace.is_pending("ledger"):
+        if (workspace.folder / LEDGER).exists():
+            with Ledger.open(workspace.folder) as ledger:
+                ledger.forget_loaded()
+        workspace.set_done("ledger")
+    load_ledger(workspace, context.destination, context.redactor)
 
 
 def _finish_privacy_work(context: Context) -> None:
@@ -296,6 +324,9 @@ def _publish(context: Context, report: RunReport, *, max_age_minutes: float) -> 
 
 def _publish_tables(context: Context, report: RunReport, *, with_record: bool = True) -> None:
     workspace, destination = context.workspace, context.destination
+    if workspace.is_pending("retention"):
+        context.console.fail(NOT_PUBLISHED)
+        return
     context.console.say("publishing")
     with report.timed("publish"):
         if with_record:

@@ -18,7 +18,8 @@ from msgbubbles_sync import job, load_streams, restore
 from msgbubbles_sync.context import Limits
 from msgbubbles_sync.dbt.runner import BuildResult
 from msgbubbles_sync.errors import TransformError
-from msgbubbles_sync.outcome import EXIT_FAILED
+from msgbubbles_sync.groups.ledger import LEDGER, Ledger
+from msgbubbles_sync.outcome import EXIT_FAILED, EXIT_INCOMPLETE
 from msgbubbles_sync.sandbox import Account, Server, seed, serve
 from msgbubbles_sync.workspace import RELIED_ON, Workspace
 
@@ -136,3 +137,43 @@ def test_rows_are_published_whatever_keeps_the_marts_from_being_built(
         assert report.outcome.exit_status == EXIT_FAILED
         assert "the marts could not be built: dbt is not installed" in report.outcome.message
         assert report.published
+
+
+def test_rows_are_loaded_and_not_published_while_old_ones_cannot_be_removed(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__TEXT_DAYS", "36500")
+    workspace, console = workspace_in(tmp_path), RecordingConsole()
+    context = build_context(workspace, console=console)
+    with monkeypatch.context() as broken:
+        broken.setattr(job, "expire", Mock(side_effect=OSError(5, "Input/output error", "/a/file")))
+        report = job.run(context, Limits(with_transform=False))
+    assert (report.outcome.exit_status, report.published) == (EXIT_FAILED, False)
+    assert "/a/file: Input/output error" in report.outcome.message
+    spool(workspace, [typing(1)])
+    assert not job.load_webhooks(context, Limits(with_transform=False)).published
+    assert job.NOT_PUBLISHED in console.errors
+    assert not workspace.database.exists()
+    report = job.run(context, Limits(with_transform=False))
+    assert (report.outcome.exit_status, report.published) == (0, True)
+    assert report.record["tables"]["messages"]["new"] == 0, "the first run has loaded them"
+    assert differences(workspace.database, server.truth()) == {}
+
+
+def test_damaged_ledger_next_to_restored_tables_fails_alone(tmp_path: Path, server: Server) -> None:
+    workspace = workspace_in(tmp_path)
+    workspace.make_folders()
+    ledger = workspace.folder / LEDGER
+    ledger.write_bytes(b"not a database" * 500)
+    workspace.set_pending("restored")
+    for _ in range(2):
+        report = job.run(build_context(workspace), Limits(with_transform=False))
+        assert report.outcome.exit_status == EXIT_INCOMPLETE
+        assert f"{ledger} is damaged" in report.record["failed_parts"]["group operations"]
+    assert differences(workspace.database, server.truth()) == {}
+    assert not workspace.is_pending("restored")
+    ledger.unlink()
+    with Ledger.open(workspace.folder):
+        pass
+    assert job.run(build_context(workspace), Limits(with_transform=False)).outcome.exit_status == 0
+    assert not workspace.is_pending("ledger")
