@@ -22,6 +22,7 @@ from helpers import postgres, s3
 from helpers.canary import find_words
 from helpers.context import build_context, build_destination
 from helpers.lake import lake_at, lake_in_bucket
+from helpers.sizes import nightly
 from msgbubbles.policy import PRESETS, Policy, Pseudonymizer
 from msgbubbles.source.arrow import build_arrow_schema
 from msgbubbles.tables import CHATS, MESSAGES, NUMBERS, Table
@@ -179,7 +180,10 @@ def find(workspace: Workspace, *words: str) -> dict[str, list[str]]:
     return found
 
 
-@pytest.mark.parametrize("workspace", ["postgres", "ducklake", "bucket", "filesystem"], indirect=True)
+# In a bucket, versions are removed as in a folder, and destinations/test_bucket.py removes files of failed loads.
+@pytest.mark.parametrize(
+    "workspace", ["postgres", "ducklake", pytest.param("bucket", marks=nightly), "filesystem"], indirect=True
+)
 def test_erased_person_is_in_no_version_of_a_row(workspace: Workspace) -> None:
     run_on_server("ANALYZE")  # statistics quote values
     sought = [ANN, *(f"canary {version} m1" for version in ("now", "now of", "before", "before of"))]
@@ -308,7 +312,9 @@ def test_old_texts_and_chats_expire_once_a_day(workspace: Workspace) -> None:
     assert query(workspace, "SELECT id FROM msgbubbles.chats") == [("g",)]
 
 
-@pytest.mark.parametrize("workspace", ["duckdb", "postgres", "ducklake", "bucket", "filesystem"], indirect=True)
+@pytest.mark.parametrize(
+    "workspace", ["duckdb", "postgres", "ducklake", pytest.param("bucket", marks=nightly), "filesystem"], indirect=True
+)
 def test_lost_folder_is_restored_from_the_destination(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     destination, names = build_destination(workspace), Pseudonymizer(KEY)
     claims.claim(workspace, destination, sandbox=False, say=print)
