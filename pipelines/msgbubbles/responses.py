@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import socket
+import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -116,6 +117,13 @@ def describe_connection_error(error: BaseException, host: str) -> str:
             return f"there is no host {host}; check base_url and the network"
         if isinstance(cause, ConnectionRefusedError):
             return f"nothing listens on {host}; check base_url"
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return (
+                f"the certificate of {host} is not trusted ({cause.verify_message.rstrip('.')}); check base_url and "
+                "the clock, or name a file with the certificates of your network in SSL_CERT_FILE"
+            )
+        if isinstance(cause, ssl.SSLError):
+            return f"{host} does not speak TLS there ({cause.reason}); check the port in base_url"
         cause = cause.__cause__ or cause.__context__
     return f"{type(error).__name__} ({host})"
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import gzip
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+import httpx
 import pytest
 
 from msgbubbles.client import Client
 from msgbubbles.errors import ConfigurationError, Interrupted, MsgBubblesError, RetryableError, UnreachableError
+from msgbubbles.responses import describe_connection_error
 from msgbubbles.transport import Transport
 
 TIMEOUT_SECONDS = 0.3
@@ -118,6 +121,26 @@ def test_hanging_handshake_is_a_connection_error(handler: Handler) -> None:
         with pytest.raises(UnreachableError):
             client.list_numbers()
         assert time.monotonic() - began < LATEST_SECONDS
+
+
+def answer_without_tls(connection: socket.socket) -> None:
+    connection.recv(65536)
+    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+def test_server_that_cannot_be_trusted_or_speaks_no_tls_is_explained() -> None:
+    with (
+        handling(answer_without_tls) as port,
+        Client(transport_to(port, "https")) as client,
+        pytest.raises(UnreachableError, match=r"127.0.0.1 does not speak TLS there .*; check the port in base_url"),
+    ):
+        client.list_numbers()
+    error = ssl.SSLCertVerificationError()
+    error.verify_message = "certificate has expired"
+    wrapped = httpx.ConnectError("")
+    wrapped.__cause__ = error
+    described = describe_connection_error(wrapped, "api.example")
+    assert described.startswith("the certificate of api.example is not trusted (certificate has expired); check")
 
 
 def test_stop_ends_the_run_after_a_slow_answer() -> None:
