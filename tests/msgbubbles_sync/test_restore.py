@@ -11,13 +11,15 @@ import dlt
 import duckdb
 import pytest
 
-from helpers.context import build_destination
+from helpers.context import build_context, build_destination
 from helpers.damage import DAMAGE
 from msgbubbles.policy import PRESETS
 from msgbubbles_sync.destinations.load import build_pipeline
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.policy import applied as privacy
 from msgbubbles_sync.policy.applied import Record
 from msgbubbles_sync.restore import restore, tidy
+from msgbubbles_sync.run_log import FILE as RUN_LOG
 from msgbubbles_sync.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -158,6 +160,10 @@ def test_work_database_starts_empty_if_the_published_file_is_damaged_too(workspa
         path.write_bytes(LOG)
     [line] = restored(workspace)
     assert "restored from the API, from the beginning" in line
+    with pytest.raises(UsageError, match="it is damaged"):  # it may name people who were erased
+        build_context(workspace).check_policy()
+    (workspace.folder / RUN_LOG).touch()  # runs without a policy or erased people
+    build_context(workspace).check_policy()
     assert load(workspace, 3) == [3]
 
 

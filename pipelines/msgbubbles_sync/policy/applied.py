@@ -19,6 +19,7 @@ from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.destinations.duckdb_file import open_published
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import write_privately
+from msgbubbles_sync.run_log import FILE as RUN_LOG
 from msgbubbles_sync.settings import Settings
 from msgbubbles_sync.sql import read_value, store_value
 from msgbubbles_sync.tables import PRIVACY, column_definitions
@@ -69,9 +70,20 @@ def _read_published(workspace: Workspace) -> str | None:
     """Return the copy in the published tables, if the job's own files are lost."""
     if workspace.destination != "duckdb" or workspace.work.exists() or not workspace.database.exists():
         return None
-    with open_published(workspace.database) as connection:
-        text: str | None = read_value(connection, f"msgbubbles.{PRIVACY.name}", "record")
-        return text
+    try:
+        with open_published(workspace.database) as connection:
+            text: str | None = read_value(connection, f"msgbubbles.{PRIVACY.name}", "record")
+            return text
+    except UsageError:
+        if _has_run_without_record(workspace):
+            return None
+        raise
+
+
+def _has_run_without_record(workspace: Workspace) -> bool:
+    """Return whether runs in this folder had no record, so that a damaged published file cannot hold one."""
+    is_file = workspace.destination == "duckdb"
+    return is_file and not (workspace.folder / FILE).exists() and (workspace.folder / RUN_LOG).exists()
 
 
 def store(connection: duckdb.DuckDBPyConnection, workspace: Workspace, schema: str) -> None:
@@ -110,6 +122,10 @@ def restore_record(workspace: Workspace, destination: Destination) -> None:
         if is_folder_lost:
             raise
         return  # a job has the file open, and has restored the record
+    except UsageError:
+        if not _has_run_without_record(workspace):
+            raise
+        return
     if record is None and is_folder_lost and destination.has_tables():
         record = Record()
     if record is not None:
