@@ -19,7 +19,7 @@ import pytest
 from helpers.marts_account import Account
 from helpers.sizes import IS_NIGHTLY, pick_size
 from msgbubbles_sync.dbt import plan, runner
-from msgbubbles_sync.dbt.plan import Plan, PlanFile
+from msgbubbles_sync.dbt.plan import Plan, PlanFile, Step
 from msgbubbles_sync.dbt.runner import BuildResult, get_details_path, load_build_result
 
 from .conftest import Built, Replica
@@ -250,6 +250,25 @@ FAULTS = {
     },
 }
 LIMITED = re.compile(r'select (?:tested\.)?\* from "\w+"\."(\w+)"(?: as tested| where \(message_id, message_at\))')
+
+
+def test_only_many_changed_messages_are_built_by_several_threads(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+    run_steps = plan._run_steps
+
+    def record(steps: Sequence[Step], connection: duckdb.DuckDBPyConnection, **options: Any) -> set[str]:
+        unchanged = run_steps(steps, connection, **options)
+        threads.extend(connection.execute("SELECT current_setting('threads')").fetchall()[0])
+        return unchanged
+
+    monkeypatch.setattr(plan, "_run_steps", record)
+    monkeypatch.setattr(plan, "FEW_MESSAGES", 1)
+    messages = [{"id": str(number), "conversation_id": "a", "cursor_at": "2026-01-01"} for number in range(2)]
+    for load_id, number in (("2", 1), ("3", 2)):
+        built.warehouse.load(load_id, messages=messages[:number])
+        built.build()
+    assert built.planned == [True] * 2
+    assert threads == [1, duckdb.sql("SELECT current_setting('threads')").fetchall()[0][0]]
 
 
 def test_rows_that_a_run_has_touched_are_tested_by_it(built: Built) -> None:

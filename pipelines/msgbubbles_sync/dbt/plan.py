@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ CHANGES = frozenset({"begin", "commit", "create", "alter", "drop", "delete", "in
 # What only reads is dbt's own: its outcome is in the key.
 READS = frozenset({"select", "describe"})
 TESTS_AT_ONCE = 12
+# An increment of more changed messages is worth more than one thread.
+FEW_MESSAGES = 10_000
 COMMENT = re.compile(r"/\*.*?\*/", re.S)
 TABLE = re.compile(r'\b(staging|marts|msgbubbles)"?\."?(\w+)')
 # The tables that say what an increment has to build: the rows of a chat or day, by mart, and changed messages.
@@ -133,7 +135,7 @@ class PlanFile:
         `follows_success`: the last run has built all tables, and they passed the data tests. `unchanged` are the ids of
         sources that are as they were then.
         """
-        with suppress(duckdb.Error), destination.open_writer() as connection:
+        with suppress(duckdb.Error), _open_with_one_thread(destination) as connection:
             self._key_before = self._read_key(connection)
             self._plan = self._load()
             if self._plan is not None:
@@ -147,7 +149,7 @@ class PlanFile:
         """Return whether the data tests of the executed plan pass: those of unchanged tables have passed before."""
         if self._plan is None:
             return False
-        with suppress(duckdb.Error), destination.open_writer() as connection:
+        with suppress(duckdb.Error), _open_with_one_thread(destination) as connection:
             due = [test.statement for test in self._plan.tests if not set(test.inputs) <= self._unchanged]
             tests = _compute_views_once(due, self._plan.views, connection)
             return all(
@@ -261,6 +263,15 @@ def _find_inputs_of_increment(node: Any, statements: Iterable[str], models: Mapp
     return sorted({read for name in names - own for read in _follow(ids[name], models)})
 
 
+@contextmanager
+def _open_with_one_thread(destination: Destination) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Connect to the database. For few rows, more threads take up to a third more CPU time, and no less time."""
+    with destination.open_writer() as connection:
+        connection.execute("SET threads = 1")
+        yield connection
+        connection.execute("RESET threads")
+
+
 def _run_steps(
     steps: Sequence[Step],
     connection: duckdb.DuckDBPyConnection,
@@ -286,6 +297,8 @@ def _run_steps(
         for statement in step.statements:
             connection.execute(statement)
             record_progress()
+        if step.name == CHANGED_MESSAGES and _count_messages(connection) > FEW_MESSAGES:
+            connection.execute("RESET threads")
         if step.name == "unbuilt_loads" and follows_success:
             unchanged.update(_find_unchanged_sources(connection))
     # As each of them would have done.
@@ -293,6 +306,11 @@ def _run_steps(
         connection.execute(f"DELETE FROM staging.{TAILS}")
     connection.execute(RECORD_BUILDS, [skipped])
     return unchanged if follows_success else set()
+
+
+def _count_messages(connection: duckdb.DuckDBPyConnection) -> int:
+    row = connection.execute(f"SELECT count(*) FROM staging.{CHANGED_MESSAGES}").fetchone()
+    return row[0] if row else 0
 
 
 def _find_unchanged_sources(connection: duckdb.DuckDBPyConnection) -> Iterator[str]:
