@@ -253,7 +253,7 @@ LIMITED = re.compile(r'select (?:tested\.)?\* from "\w+"\."(\w+)"(?: as tested| 
 
 
 def test_only_many_changed_messages_are_built_by_several_threads(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
-    threads = []
+    threads: list[int] = []
     run_steps = plan._run_steps
 
     def record(steps: Sequence[Step], connection: duckdb.DuckDBPyConnection, **options: Any) -> set[str]:
