@@ -69,6 +69,7 @@ class StreamLoader:
             while report.batches == 0 or run.unfinished:
                 self._load()
                 report.batches += 1
+                self._forget_rejected()
                 run.batch_pages = batch_pages
                 if run.unfinished:
                     # The objects of dlt and the source refer to each other, and keep the last rows of the batch. The
@@ -168,6 +169,18 @@ class StreamLoader:
         warehouse = Warehouse(self._pipeline)
         with self._report.timed("load"), warehouse.connected():
             return reconcile.find_missing(warehouse, States.from_pipeline(self._pipeline.state), self._run.config)
+
+    def _forget_rejected(self) -> None:
+        """Delete the rejected rows that were read again, now that their rows are loaded."""
+        hashes = sorted(self._run.readable_again)
+        if not hashes:
+            return
+        self._run.readable_again.clear()
+        rewriting = self._destination.rewrite_rows({"rejected_rows"})
+        with self._report.isolate("rejected rows"), rewriting as connection:
+            query = "DELETE FROM msgbubbles.rejected_rows WHERE row_hash IN (SELECT unnest(?::VARCHAR[]))"
+            connection.execute(query, [hashes])
+        self._workspace.set_pending("publish")
 
     def _store_failed_reads(self) -> None:
         report = self._report

@@ -177,3 +177,21 @@ def test_damaged_ledger_next_to_restored_tables_fails_alone(tmp_path: Path, serv
         pass
     assert job.run(build_context(workspace), Limits(with_transform=False)).outcome.exit_status == 0
     assert not workspace.is_pending("ledger")
+
+
+def test_row_that_was_garbled_once_leaves_the_rejected_rows(tmp_path: Path, server: Server) -> None:
+    workspace = workspace_in(tmp_path)
+    oldest = server.truth().messages[-1]["id"]
+
+    def run() -> tuple[int, list[tuple[str]]]:
+        report = job.run(build_context(workspace), Limits(with_transform=False))
+        with duckdb.connect(str(workspace.database), read_only=True) as database:
+            return report.outcome.exit_status, database.execute(
+                "SELECT stream FROM msgbubbles.rejected_rows"
+            ).fetchall()
+
+    server.knobs.transform_row = lambda _kind, row: "?" if row.get("id") == oldest else row
+    assert run() == (EXIT_INCOMPLETE, [("messages",)])
+    server.knobs.transform_row = None
+    assert run() == (0, [])
+    assert differences(workspace.database, server.truth()) == {}

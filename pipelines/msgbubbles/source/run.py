@@ -72,6 +72,10 @@ class StreamProgress:
         self.rejected += len(hashes - self._rejected)
         self._rejected |= hashes
 
+    def ignore_rejected(self, hashes: set[str]) -> None:
+        """Count these rejected rows no more."""
+        self._rejected |= hashes
+
     def note(self, result: PageResult[Any]) -> None:
         if result.overflow:
             self.overflows.add(result.overflow)
@@ -94,6 +98,7 @@ class Run:
         warehouse: The stored rows, if the destination can be queried.
         refused: Returns which rows of an Arrow table the destination refuses; set once a load failed for its data.
         in_flight: Builds the queue of requests in flight.
+        readable_again: Hashes of rejected rows whose interval was read again without one.
         failed_now: Units that failed in this run, by kind and id; the run does not try them again.
     """
 
@@ -118,6 +123,7 @@ class Run:
     feed: bool | None = None
     halt: Halt | None = None
     error: MsgBubblesError | None = None
+    readable_again: set[str] = field(default_factory=set)
     failed_now: set[tuple[str, str]] = field(default_factory=set)
     failures_in_a_row: int = 0
     failed_reads_changed: bool = False

@@ -51,9 +51,29 @@ class FailedRead(msgspec.Struct, frozen=True):
 
     @property
     def next_try_ms(self) -> int:
-        """The earliest time of the next try: at once at first, then after twice as long each time, up to a day."""
-        waits = self.tries - TRIES_WITHOUT_WAIT
-        return self.last_tried_ms + (0 if waits < 0 else min(FIRST_WAIT_MS << min(waits, 16), DAY_MS))
+        """The earliest time of the next try."""
+        return _find_next_try(self.last_tried_ms, self.tries)
+
+
+def _find_next_try(last_tried_ms: int, tries: int) -> int:
+    """Return the time of the next try: at once at first, then after twice as long each time, up to a day."""
+    waits = tries - TRIES_WITHOUT_WAIT
+    return last_tried_ms + (0 if waits < 0 else min(FIRST_WAIT_MS << min(waits, 16), DAY_MS))
+
+
+class RejectedInterval(msgspec.Struct, frozen=True, array_like=True):
+    """An interval with rows that could not be read, and were read again `tries` times; `hashes` are theirs."""
+
+    lo_ms: int
+    hi_ms: int
+    last_tried_ms: int
+    tries: int
+    hashes: list[str]
+
+    @property
+    def next_try_ms(self) -> int:
+        """The earliest time of the next try."""
+        return _find_next_try(self.last_tried_ms, self.tries)
 
 
 class ResourceState(_State):
@@ -90,6 +110,7 @@ class ListState(_State):
         seen: Fingerprints of the newest page at `seen_ms`, so that unchanged rows are not loaded again.
         overflows: Tie overflows (first and last time) that are neither repaired nor accepted.
         overflows_done: The progress of each overflow, by name.
+        rejected: Intervals with rows that could not be read.
     """
 
     covered: list[CoveredInterval] = field(default_factory=list)
@@ -98,6 +119,7 @@ class ListState(_State):
     overflows: list[tuple[int | None, int | None]] = field(default_factory=list)
     overflows_accepted: list[tuple[int | None, int | None]] = field(default_factory=list)
     overflows_done: dict[str, OverflowProgress] = field(default_factory=dict)
+    rejected: list[RejectedInterval] = field(default_factory=list)
 
 
 class MessagesState(_State):
@@ -206,3 +228,4 @@ def forget_fingerprints(resources: Iterable[dict[str, Any]]) -> None:
     for resource in resources:
         for part in (resource, resource.get("by_feed", {}), resource.get("by_thread", {})):
             part.pop("seen", None)
+            part.pop("rejected", None)

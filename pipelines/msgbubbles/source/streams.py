@@ -22,6 +22,7 @@ from .failed_reads import FailedReads
 from .fetch import InFlight, count_workers
 from .intervals import IntervalQueue, OpenInterval
 from .paginate import PageResult, Paginator
+from .rejected import RejectedIntervals
 from .run import Run, StreamContext, get_overflows, save_overflows
 from .state import ChatsState, ListState, MessagesState, NumbersState, ResourceState, decode, encode
 
@@ -62,6 +63,8 @@ class StreamReader(Generic[R]):
         self.now_ms: int | None = None  # the API's clock at the last page
         # The intervals that were read, with their tasks.
         self.intervals: list[tuple[Task, int, int]] = []
+        self._rejected = RejectedIntervals(state)
+        self._rejected_again: set[str] | None = None  # null while no rejected rows are read again
         self._failed_pages = FailedPages(stream, fetch, context.failed)
         self._now_seen: set[str] = set()
         self._now_seen_ms: int | None = None
@@ -88,6 +91,7 @@ class StreamReader(Generic[R]):
         is_cut_off = True
         with until("batch"):
             yield from self._read_tasks([plan.incremental(self.coverage, start_ms, self.config.lookback_ms)])
+            yield from self._read_rejected()
             yield from self._refresh()
             is_cut_off = False
         # New rows that were cut off become a gap, and every batch reads at least one page of the gaps. So the batches
@@ -123,6 +127,33 @@ class StreamReader(Generic[R]):
         finally:
             self.progress.refresh_pages += self.progress.pages - self._pages_before_refresh
             self._pages_before_refresh = None
+
+    def _read_rejected(self) -> Iterator[Any]:
+        """Read the intervals again in which rows were rejected. Rows that are rejected again do not count again."""
+        now_ms = to_epoch_ms(self.run.clock.now())
+        self.progress.ignore_rejected(self._rejected.hashes)
+        for entry in self._rejected.due(now_ms) if self._is_first_batch else ():
+            task = Task("refresh", entry.lo_ms, entry.hi_ms)
+            self._rejected_again = set()
+            try:
+                yield from self._read_tasks([task])
+                if any(read == task and lo_ms <= entry.lo_ms for read, lo_ms, _ in self.intervals):
+                    self.run.readable_again |= self._rejected.finish(entry, self._rejected_again, now_ms)
+            finally:
+                self._rejected_again = None
+
+    def _note_rejected(self, result: PageResult[R], interval: OpenInterval[R]) -> None:
+        """Record the interval of a page with rejected rows, whose own times are unknown."""
+        hashes = {row.row_hash for row in result.page.rejected}
+        if self._rejected_again is not None:
+            self._rejected_again |= hashes
+            return
+        times = [to_epoch_ms(row.cursor_at) for row in result.page.rows if row.cursor_at is not None]
+        server_ms = to_epoch_ms(result.page.server_at)
+        hi_ms = interval.task.hi_ms if interval.from_ms is None else interval.from_ms + 1
+        hi_ms = server_ms + 1 if hi_ms is None else hi_ms
+        lo_ms = min([*times, hi_ms - 1])
+        self._rejected.add(lo_ms, hi_ms, hashes, to_epoch_ms(self.run.clock.now()))
 
     def check_refresh_share(self) -> None:
         """Raise `LimitReached` when the requests for reading again are used up."""
@@ -269,6 +300,8 @@ class StreamReader(Generic[R]):
         """Load the rows of one page; from the newest page, only those that have changed since the last run."""
         is_newest = interval.task.kind == "incremental" and self._now_seen_ms is None
         self.buffer.add(result.page, skip=self.seen if is_newest else frozenset())
+        if result.page.rejected:
+            self._note_rejected(result, interval)
         if is_newest:
             self.mark_seen(result.page, {fingerprint(row) for row in result.page.rows})
         yield from self.buffer.flush_full()

@@ -1,0 +1,72 @@
+"""Rows that could not be read are read again, within limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+
+from helpers.world import OURS, World
+from msgbubbles.source import rejected
+from msgbubbles.source.config import SourceConfig
+from msgbubbles.source.state import States
+from msgbubbles_sync.sandbox import Knobs, NewMessage
+
+DAY_MS = 24 * 3600 * 1000
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """Create chats with messages of the last 200 days, which no rule refreshes."""
+    world = World(Knobs(), SourceConfig(lookback_ms=5_000))
+    for number in range(20):
+        at = world.at() - timedelta(days=10 * number + 1)
+        chat_id = world.account.add_chat(OURS, f"+1415555{number:04}", at)
+        world.account.add_messages(
+            NewMessage(chat_id, "inbound", f"{number}.{one}", at + timedelta(seconds=one), "received")
+            for one in range(3)
+        )
+    yield world
+    world.close()
+
+
+def garble(world: World, *texts: str, kind: str = "messages") -> None:
+    world.knobs.transform_row = lambda of, row: "?" if of == kind and row.get("text") in texts else row
+
+
+def stored_texts(world: World) -> set[str]:
+    return {row["text"] for row in world.store.tables["messages"].values()}
+
+
+@pytest.mark.parametrize("text", ["0.2", "7.1", "9.0", "19.0"])
+def test_row_that_was_garbled_once_comes_with_the_next_run(world: World, text: str) -> None:
+    garble(world, text)
+    assert world.sync().progress("messages").rejected == 1
+    assert text not in stored_texts(world)
+    (garbled,) = world.store.tables["rejected_rows"].values()
+    garble(world)
+    before = world.requests
+    run = world.sync()
+    assert run.readable_again == {garbled["row_hash"]}
+    assert not any(table["missing"] for table in world.differences().values())
+    with_rejected = world.requests - before
+    before = world.requests
+    assert world.sync().readable_again == set()
+    assert with_rejected - (world.requests - before) <= 3
+
+
+def test_row_that_stays_garbled_is_read_again_ever_less_often(world: World) -> None:
+    garble(world, "7.1")
+    world.sync()
+    for _ in range(30):
+        world.pass_time(3600 * 1000)
+        run = world.sync()
+        assert (run.progress("messages").rejected, run.readable_again) == (0, set())
+    (entry,) = States.from_resources(world.store.states).messages.by_feed.rejected
+    assert 5 < entry.tries < 15
+    for _ in range(rejected.MAX_TRIES):
+        world.pass_time(2 * DAY_MS)
+        world.sync()
+    garble(world)
+    assert world.sync().readable_again == set(), "given up; verify --repair reads it"
