@@ -155,8 +155,12 @@ def _copy_held_marts(connection: duckdb.DuckDBPyConnection, held_marts: Sequence
             continue
         connection.execute(f"DROP {kind} marts.{quote_name(mart)}")
         if mart in published:
-            # A view becomes a table, because it would show the new rows of the other marts.
-            connection.execute(f"CREATE TABLE marts.{quote_name(mart)} AS FROM published.marts.{quote_name(mart)}")
+            try:
+                # A view becomes a table, because it would show the new rows of the other marts.
+                connection.execute(f"CREATE TABLE marts.{quote_name(mart)} AS FROM published.marts.{quote_name(mart)}")
+            except duckdb.IOException as error:
+                if not DAMAGE_WORDS.search(str(error)):
+                    raise
     write_comments(connection, "marts", {mart: comments.get(("marts", mart), {}) for mart in held_marts})
 
 

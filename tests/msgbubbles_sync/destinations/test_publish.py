@@ -297,6 +297,23 @@ def test_published_and_held_marts_keep_their_descriptions(tmp_path: Path) -> Non
     assert read_descriptions(database) == described
 
 
+def test_held_mart_in_a_damaged_part_of_the_published_file_is_left_out(tmp_path: Path) -> None:
+    work, database = tmp_path / "work.duckdb", tmp_path / "company.duckdb"
+    with duckdb.connect(str(work)) as connection:
+        connection.execute(
+            "CREATE SCHEMA marts; CREATE TABLE marts.daily AS SELECT md5(i::TEXT) FROM range(100000) t(i)"
+        )
+        connection.execute("CREATE TABLE marts.contact AS SELECT 1 AS chat_id")
+    publish(work, database)
+    content = bytearray(database.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 1000] = os.urandom(1000)
+    database.unlink()
+    database.write_bytes(content)
+    publish(work, database, ["contact", "daily"])
+    with duckdb.connect(str(database), read_only=True) as connection:
+        assert connection.execute("SELECT table_name FROM duckdb_tables()").fetchall() == [("contact",)]
+
+
 FAULTS = [None, 0, OSError(errno.EXDEV, "another file system"), OSError(errno.ENOSPC, "full"), AttributeError()]
 
 
