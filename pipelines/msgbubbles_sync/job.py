@@ -289,8 +289,8 @@ def _build_marts(context: Context, report: RunReport, *, with_transform: bool) -
             report.add_transform_error(error)
             report.held_marts = _list_marts(context.destination)
             return
-        if not report.built.failed_models:
-            workspace.set_done("transform")
+        # A model that fails would fail again: dbt starts again once there are new rows, or the project has changed.
+        workspace.set_done("transform")
     else:
         report.built = load_build_result(workspace)
     if report.built.failed_models:

@@ -20,7 +20,7 @@ from msgbubbles_sync.dbt.runner import BuildResult
 from msgbubbles_sync.errors import TransformError
 from msgbubbles_sync.groups.ledger import LEDGER, Ledger
 from msgbubbles_sync.outcome import EXIT_FAILED, EXIT_INCOMPLETE
-from msgbubbles_sync.sandbox import Account, Server, seed, serve
+from msgbubbles_sync.sandbox import Account, NewMessage, Server, seed, serve
 from msgbubbles_sync.workspace import RELIED_ON, Workspace
 
 pytestmark = [
@@ -195,3 +195,27 @@ def test_row_that_was_garbled_once_leaves_the_rejected_rows(tmp_path: Path, serv
     server.knobs.transform_row = None
     assert run() == (0, [])
     assert differences(workspace.database, server.truth()) == {}
+
+
+def test_model_that_fails_is_built_again_with_new_rows(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, builds = workspace_in(tmp_path), 0
+
+    def transform(*_arguments: object) -> BuildResult:
+        nonlocal builds
+        builds += 1
+        return BuildResult(failed_models=["own"])
+
+    def run() -> tuple[int, int]:
+        return job.run(build_context(workspace), Limits()).outcome.exit_status, builds
+
+    monkeypatch.setattr(job, "transform", transform)
+    monkeypatch.setattr(job, "load_build_result", lambda _workspace: BuildResult(failed_models=["own"]))
+    monkeypatch.setattr(job, "is_outdated", lambda *_arguments: False)
+    monkeypatch.setattr(job, "EARLY_SECONDS", 1e9)
+    assert run() == (EXIT_INCOMPLETE, 1)
+    assert run() == (EXIT_INCOMPLETE, 1)
+    chat_id = server.truth().chats[0]["id"]
+    server.account.add_message(NewMessage(chat_id, "inbound", "again", datetime.now(UTC), "received"))
+    assert run() == (EXIT_INCOMPLETE, 2)

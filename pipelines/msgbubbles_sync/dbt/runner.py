@@ -152,8 +152,8 @@ def describe_failed_models(workspace: Workspace, result: BuildResult) -> str:
     """Return which models could not be built, and what that means for readers."""
     return (
         f"could not be built: {', '.join(result.failed_models)}; readers see the last published version of "
-        f"{', '.join(result.unbuilt_marts) or '(none)'}. Correct the models as {get_details_path(workspace)} says; the "
-        "next run builds them again"
+        f"{', '.join(result.unbuilt_marts) or '(none)'}. Correct the models as {get_details_path(workspace)} says; "
+        "they are built again when the project changes, or with the next new rows"
     )
 
 
