@@ -40,15 +40,30 @@ def test_a_first_run_lands_everything_and_a_second_finds_nothing(new_job: NewJob
     "knobs",
     [
         pytest.param(
-            Knobs(before_inclusive=True, tie_order="random", shuffled_pages=True, short_pages=0.5),
-            id="short pages without an order, and before includes its timestamp",
+            Knobs(
+                before_inclusive=True,
+                tie_order="random",
+                shuffled_pages=True,
+                short_pages=0.5,
+                nulls="last",
+                nulls_with_before=True,
+            ),
+            id="short pages without an order, before includes its timestamp, and chats without a time come last",
         ),
-        pytest.param(Knobs(nulls="last", nulls_with_before=True), id="chats without a time come last"),
-        pytest.param(Knobs(nulls="first"), id="chats without a time come first"),
-        pytest.param(Knobs(feed=False, before_inclusive=True, short_pages=0.3), id="no feed and short pages"),
-        pytest.param(Knobs(created_at_on_messages=False, sender_on_messages=False), id="no undocumented fields"),
         pytest.param(
-            Knobs(server_errors=0.04, cut_bodies=0.03, malformed_bodies=0.03, seed=3), id="one answer in ten is faulty"
+            Knobs(feed=False, before_inclusive=True, short_pages=0.3, nulls="first"),
+            id="no feed, short pages, and chats without a time come first",
+        ),
+        pytest.param(
+            Knobs(
+                created_at_on_messages=False,
+                sender_on_messages=False,
+                server_errors=0.04,
+                cut_bodies=0.03,
+                malformed_bodies=0.03,
+                seed=3,
+            ),
+            id="no undocumented fields, and one answer in ten is faulty",
         ),
     ],
 )
