@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,9 +21,11 @@ from helpers.sizes import pick_size
 from helpers.world import OURS, InAnyOrder, World
 from msgbubbles.client import Client
 from msgbubbles.errors import Interrupted, PermanentError, RetryableError
-from msgbubbles.models import Chat, Page, RejectedRow
-from msgbubbles.source.buffer import RowBuffer
+from msgbubbles.models import Chat, Number, Page, RejectedRow
+from msgbubbles.source.buffer import NewChat, RowBuffer
+from msgbubbles.source.chats import ChatReader
 from msgbubbles.source.config import SourceConfig
+from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.intervals import INTERVAL_PAGES, PAGES_BEFORE_SPLIT
 from msgbubbles.source.messages import read_messages
 from msgbubbles.source.run import Run, StreamContext
@@ -386,3 +389,27 @@ def test_rows_without_a_time_are_read() -> None:
     read_once(listing, warehouse, state, Run())
     assert warehouse["null"] is None
     assert isinstance(Chat(id="x").cursor_at, type(None))
+
+
+def test_skipped_rows_stay_as_old_as_they_were() -> None:
+    reader: Any = SimpleNamespace(coverage=Coverage())
+    interval: Any = SimpleNamespace(before=[(0, 10, 5), (10, 20, 9)], has_skipped=True)
+    StreamReader._cover(reader, 4, 30, 99, interval)
+    assert reader.coverage.intervals == [(4, 10, 5), (10, 20, 9), (20, 30, 5)]
+
+
+def test_row_that_was_fetched_last_is_loaded() -> None:
+    buffer = RowBuffer(("numbers",))
+    for minute, label in ((1, "first"), (3, "last"), (2, "in between")):
+        buffer.put(Number("+14155550100", label=label), EPOCH + timedelta(minutes=minute))
+    [(number, _)] = buffer._rows["numbers"].values()
+    assert number.label == "last"
+
+
+def test_messages_of_a_chat_that_was_hidden_are_read_again() -> None:
+    reader: Any = SimpleNamespace(
+        _known_to_ms=1000, run=SimpleNamespace(missing=None), state=SimpleNamespace(threads=[])
+    )
+    chats = {"hidden": (False, EPOCH), "new": (False, EPOCH + timedelta(seconds=1)), "back": (True, None)}
+    ChatReader._note_threads(reader, [NewChat(key, *chat) for key, chat in chats.items()])
+    assert reader.state.threads == ["hidden", "back"]
