@@ -93,7 +93,8 @@ class Postgres:
 
 
 @pytest.mark.usefixtures("server")
-def test_marts_on_postgres_equal_those_on_duckdb(warehouse: Any, at: Any, tmp_path: Path) -> None:
+def test_marts_on_postgres_equal_the_reference(warehouse: Any, at: Any, tmp_path: Path) -> None:
+    """Those on DuckDB equal it in test_reference.py, on random accounts."""
     postgres = Postgres([statement for statement in warehouse.ddl if not statement.startswith("create schema")])
     account = Account(20, at)
 
@@ -105,15 +106,14 @@ def test_marts_on_postgres_equal_those_on_duckdb(warehouse: Any, at: Any, tmp_pa
     for size in (40, 4):
         load_id, load = account.load_ids.pop(), account.next_load(size=size)
         postgres.load(load_id, load)
-        warehouse.load(load_id, **load)
         transform()
-    warehouse.transform(*VARS, "--full-refresh")
+    manifest = warehouse.load_manifest()
+    described = {node.name: describe(node) for node in manifest.nodes.values() if node.resource_type == "model"}
     increments = {name: postgres.mart(name) for name in MARTS}
     for name, reference in build_references(BUSINESS).items():
         assert len(increments[name]) > (2 if name == "contact_retention" else 3), name  # the account is of two months
-        assert not (wrong := differences(increments[name], warehouse.mart(name))), f"{name}: {wrong}"
         assert not (wrong := differences(increments[name], reference(account.world, ZONE))), f"{name}: {wrong}"
-        assert list(increments[name][0]) == list(warehouse.mart(name)[0]), name
+        assert ["", *increments[name][0]] == list(described[name]), name
     postgres.execute(  # as a release with other bookkeeping leaves it
         "alter table staging.thread_tails drop column since",
         "alter table staging.thread_chats add column former integer not null default 1",
@@ -123,8 +123,6 @@ def test_marts_on_postgres_equal_those_on_duckdb(warehouse: Any, at: Any, tmp_pa
         assert not (wrong := differences(postgres.mart(name), rows)), f"{name}: {wrong}"
 
     transform()  # an increment, which replaces the views
-    manifest = warehouse.load_manifest()
-    described = {node.name: describe(node) for node in manifest.nodes.values() if node.resource_type == "model"}
     assert {name: postgres.comments(name) for name in MARTS} == {name: described[name] for name in MARTS}
 
     touched = json.dumps(json.loads(VARS[1]) | {"full_tests": False})
