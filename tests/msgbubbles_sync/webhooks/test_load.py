@@ -14,7 +14,7 @@ from helpers.hooks import load_all, workspace_in
 from msgbubbles.policy import PRESETS
 from msgbubbles.tables import CHATS
 from msgbubbles_sync.settings import load_settings
-from msgbubbles_sync.tables import column_definitions
+from msgbubbles_sync.tables import WEBHOOK_EVENTS, column_definitions
 from msgbubbles_sync.webhooks import load
 from msgbubbles_sync.webhooks.load import count_dead_letters
 from msgbubbles_sync.webhooks.spool import Segment, list_segments, spool_folder
@@ -77,7 +77,9 @@ def test_event_that_the_destination_refuses_becomes_a_dead_letter(tmp_path: Path
     (spool / "1-1.jsonl").write_text(line(1, handle="+14155550123"))
     load_all(workspace)
     with duckdb.connect(str(workspace.work)) as database:
-        database.execute("ALTER TABLE msgbubbles.webhook_events ALTER handle SET NOT NULL")
+        columns = f"{column_definitions(WEBHOOK_EVENTS)}, _dlt_load_id VARCHAR, CHECK (handle IS NOT NULL)"
+        database.execute("USE msgbubbles; ALTER TABLE webhook_events RENAME TO before")
+        database.execute(f"CREATE TABLE webhook_events ({columns}); INSERT INTO webhook_events BY NAME FROM before")
     (spool / "2-1.jsonl").write_text(line(2, handle="nul \0") + line(3) + line(4, handle="+14155550123"))
     result = load_all(workspace)
     assert (result.deliveries, result.malformed, count_dead_letters(workspace)) == (2, 1, 1)
