@@ -31,13 +31,14 @@ def find_free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a process listens on a port."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return
         time.sleep(0.05)
-    raise RuntimeError("the S3 endpoint did not start")
+    raise RuntimeError("the endpoint did not start")
 
 
 @contextmanager
@@ -49,7 +50,7 @@ def running(folder: Path | None = None) -> Iterator[int]:
     with_keys = [str(rclone), "serve", "s3", "--addr", address, "--auth-key", f"{KEY},{SECRET}", str(folder)]
     process = subprocess.Popen(with_keys if folder else in_memory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        _wait_for(port, process)
+        wait_for_port(port, process)
         yield port
     finally:
         process.terminate()

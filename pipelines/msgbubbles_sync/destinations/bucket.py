@@ -20,14 +20,21 @@ UNQUOTED = ("type", "provider", "use_ssl")
 
 # DuckDB's messages quote the path of the file, which is no secret, but may quote what a proxy answered.
 REASONS = (
-    (re.compile("NoSuchBucket"), "there is no bucket of that name", "create it, or correct bucket_url"),
+    (
+        re.compile("NoSuchBucket|ContainerNotFound"),
+        "there is no bucket of that name",
+        "create it, or correct bucket_url",
+    ),
     (
         re.compile("ExpiredToken|TokenRefreshRequired|RequestExpired"),
         "the key has expired",
         "configure a new one",
     ),
     (
-        re.compile("HTTP (?:code )?40[13]|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch"),
+        re.compile(
+            "HTTP (?:code )?40[13]|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch"
+            "|AuthorizationFailure|AuthenticationFailed|credentials used were wrong"  # Azure's
+        ),
         "it refuses the key",
         "correct the key, or give it the rights to list, read, write and delete in that folder",
     ),

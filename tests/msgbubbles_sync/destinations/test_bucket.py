@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from dlt.pipeline.exceptions import PipelineStepFailed
 
-from helpers import s3
+from helpers import azure, s3
 from helpers.context import build_destination
 from helpers.lake import lake_in_bucket, write_rows
 from helpers.s3 import Fault, Proxy
@@ -188,12 +188,50 @@ def test_google_bucket_is_opened_through_its_interface_for_s3(open_lake: NewLake
     assert (bucket.url, bucket.secret["endpoint"]) == ("s3://lake/lake", "storage.googleapis.com")
 
 
-def test_azure_container_is_opened_with_an_account_key(open_lake: NewLake, monkeypatch: pytest.MonkeyPatch) -> None:
-    section = "DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__CREDENTIALS__AZURE_STORAGE"
-    # With a token, dlt needs no package of Azure's to make one.
-    for name, value in (("ACCOUNT_NAME", "account"), ("ACCOUNT_KEY", "key"), ("SAS_TOKEN", "token")):
-        monkeypatch.setenv(f"{section}_{name}", value)
-    bucket = open_lake("lake", 1, BUCKET_URL="az://lake/lake")._read_lake().bucket
+@pytest.fixture
+def open_container(open_lake: NewLake, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], DuckLake]:
+    """Return a function that builds the destination of a lake in a container of Azure, given the account's key."""
+
+    def build(key: str) -> DuckLake:
+        # With a token, dlt needs no package of Azure's to make one.
+        for name, value in (("ACCOUNT_NAME", azure.ACCOUNT), ("ACCOUNT_KEY", key), ("SAS_TOKEN", "token")):
+            monkeypatch.setenv(f"DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__CREDENTIALS__AZURE_STORAGE_{name}", value)
+        return open_lake("lake", 1, BUCKET_URL="az://lake/lake")
+
+    return build
+
+
+def test_azure_container_is_opened_with_an_account_key(open_container: Callable[[str], DuckLake]) -> None:
+    bucket = open_container("key")._read_lake().bucket
     assert bucket is not None
-    assert bucket.secret["connection_string"] == "AccountName=account;AccountKey=key"
+    assert bucket.secret["connection_string"] == f"AccountName={azure.ACCOUNT};AccountKey=key"
     assert bucket.settings == {"azure_transport_option_type": "curl"}
+
+
+def test_lake_in_an_azure_container_is_loaded_and_cleaned(
+    open_container: Callable[[str], DuckLake], tmp_path: Path
+) -> None:
+    with azure.running(tmp_path / "azure") as port:
+        # Both keys become a part of a connection string, in which an emulator's address may follow.
+        address = f";BlobEndpoint=http://127.0.0.1:{port}/{azure.ACCOUNT}"
+        lake = open_container(azure.KEY + address)
+        with pytest.raises(UsageError) as missing:
+            lake.prepare()
+        azure.create_container(port, "lake")
+        with pytest.raises(UsageError) as refused:
+            open_container(azure.KEY[4:8] + azure.KEY[4:] + address).prepare()
+        lake = open_container(azure.KEY + address)
+        lake.prepare()
+        for first in (0, ROWS):
+            load(lake, first)
+        assert count_rows(lake) == [(2 * ROWS, 2 * ROWS)] * 2
+        with lake.open_writer() as connection:
+            new = f"SELECT * FROM msgbubbles.messages WHERE id >= {ROWS}"
+            connection.execute(f"CREATE OR REPLACE TABLE msgbubbles.messages AS {new}")
+        lake.remove_old_versions()
+        assert count_rows(lake) == [(2 * ROWS, 2 * ROWS), (ROWS, ROWS)]
+        with lake._connect(lake._read_lake().bucket) as connection:
+            files = connection.execute("FROM glob('az://lake/lake/msgbubbles/messages/*')").fetchall()
+        assert len(files) == 1, "the others are removed"
+    assert "there is no bucket of that name" in str(missing.value)
+    assert "it refuses the key" in str(refused.value)
