@@ -25,6 +25,7 @@ from msgbubbles_sync.policy import applied as privacy
 
 from .destinations import Destination
 from .destinations.duckdb_file import DuckDBFile
+from .destinations.ducklake import LOST_FILES, DuckLake
 from .errors import UsageError
 from .files import move_damaged, read_json, remove, write_privately
 from .workspace import Workspace
@@ -52,6 +53,10 @@ def restore(workspace: Workspace, destination: Destination, say: Callable[[str],
         with suppress(UsageError):  # `prepare` raises it again
             if moved := destination.move_delta_tables():
                 say(moved)
+    if isinstance(destination, DuckLake) and workspace.is_pending(LOST_FILES):
+        if lost := destination.empty_lost_tables():
+            say(f"files of {', '.join(lost)} are missing: emptied; everything is read again")
+        workspace.set_done(LOST_FILES)
     _restore_policy(workspace, destination, say)
     for folder in sorted((workspace.folder / "dlt").iterdir()):
         if ".damaged-" not in folder.name and _is_damaged_pipeline(folder):

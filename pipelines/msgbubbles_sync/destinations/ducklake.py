@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -20,6 +21,7 @@ from .attached import Attached
 from .bucket import Bucket
 from .comments import list_descriptions, write_comments
 from .libpq import build_environment, format_dsn
+from .loaded_tables import forget_schema
 from .scratch import select_for
 from .server import (
     LOCKED,
@@ -49,10 +51,26 @@ NO_LAKE = """--destination ducklake: {why}; set its catalog and folder in dlt_co
 
 OTHER_LAKE = """--destination ducklake: {url} holds files of another lake in {schema}. Set bucket_url to a folder
 of its own in dlt_config/secrets.toml, or remove the files if their catalog is lost"""
+LOST_FILE = re.compile(r"ducklake-[-\w]+\.parquet(?:(?!NoSuchBucket).){0,300}?(?:No such file|\b404\b)", re.S)
+LOST = """the catalog of the lake names files that are missing, as if it was restored from a backup, and an erasure has
+removed them since. Restore them, or run chats.py: it empties the tables concerned, and reads everything again"""
+ALL_LOST = """--destination ducklake: {url} has no files, and the catalog names some. Mount the folder, correct
+bucket_url, or restore the files"""
+# The tables of the current snapshot, and their files with rows and with deletions.
+FILES = """SELECT schema_name, table_name, file.path FROM {lake}.ducklake_schema AS schema
+JOIN {lake}.ducklake_table AS tab USING (schema_id) JOIN (
+    SELECT table_id, path, end_snapshot FROM {lake}.ducklake_data_file
+    UNION ALL SELECT table_id, path, end_snapshot FROM {lake}.ducklake_delete_file
+) AS file USING (table_id)
+WHERE schema.end_snapshot IS NULL AND tab.end_snapshot IS NULL AND file.end_snapshot IS NULL"""
 LAKES = (
     "SELECT nspname::text FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace WHERE relname = 'ducklake_metadata'"
 )
 LAKE_URL = "SELECT value FROM {lake}.ducklake_metadata WHERE key = 'data_path'"
+
+
+# A pending marker of the workspace: the catalog named a missing file.
+LOST_FILES = "lost_files"
 
 
 class DuckLake(Attached):
@@ -203,6 +221,29 @@ class DuckLake(Attached):
         )
         connection.execute(f"CREATE OR REPLACE TABLE warehouse.{schema}.{quote_name(table)} ({definitions})")
 
+    def empty_lost_tables(self) -> list[str]:
+        """Empty the tables of this job of which files are missing, and return their names.
+
+        The next load then reads everything again. Raises `UsageError` if there are no files at all.
+        """
+        lake = self._read_lake()
+        with self._attach_server() as connection:
+            files = query_server(connection, FILES.format(lake=quote_name(lake.name)))
+        with self._attach() as connection:
+            pattern = quote_literal(f"{lake.url.rstrip('/')}/**/ducklake-*.parquet")
+            stored = {PurePosixPath(path).name for (path,) in connection.execute(f"FROM glob({pattern})").fetchall()}
+            missing = [(schema, table) for schema, table, path in files if PurePosixPath(path).name not in stored]
+            if missing and not stored:
+                raise UsageError(ALL_LOST.format(url=lake.url))
+            lost = sorted({(schema, table) for schema, table in missing if schema in self._own_schemas})
+            for schema, table in lost:
+                self._empty_table(connection, schema, table)
+            if lost:
+                forget_schema(connection, self.write_schema)
+                self._workspace.forget_loads()
+                self._workspace.set_pending("restored")  # even if an erasure has removed dlt's folder
+        return [f"{schema}.{table}" for schema, table in lost]
+
     def drop_marts(self) -> None:
         # A full build empties it. The catalog keeps the extremes of a table for as long as the table exists.
         with self._attach() as connection:
@@ -284,6 +325,9 @@ class DuckLake(Attached):
         if LOCKED.search(message):
             lake = self._read_lake()
             return explain_lock(self.title, lake.parameters, [lake.name])
+        if LOST_FILE.search(message):
+            self._workspace.set_pending(LOST_FILES)
+            return LOST
         with suppress(UsageError):
             bucket = self._read_lake().bucket
             if bucket is not None and (found := bucket.explain(message)):

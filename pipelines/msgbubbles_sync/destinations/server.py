@@ -240,7 +240,6 @@ RACED = re.compile(
     '|violates unique constraint "pg_'
 )
 DENIED = re.compile(r'permission denied for ([a-z ]+) ([\w."]+)|must be owner of ([a-z ]+) ([\w."]+)')
-LOST_FILE = re.compile(r"ducklake-[-\w]+\.parquet.{0,200}?(?:No such file|\b404\b)", re.S)
 READ_ONLY = re.compile("in a read-only transaction")
 FULL = re.compile("could not (?:extend|write to) file|No space left on device|disk full", re.I)
 GONE = re.compile(
@@ -256,11 +255,6 @@ def explain(message: str, title: str) -> str | None:
         kind, name = denied[1] or denied[3], denied[2] or denied[4]
         fix = "grant it the missing privilege" if denied[1] else "make it a member of the owner's role"
         return f"{title}: the job's role may not write {kind} {name}; {fix}, and run again"
-    if LOST_FILE.search(message):
-        return (
-            f"{title}: the catalog names files that are missing, as after a restored backup; restore catalog and files "
-            "of the same time, or start a new lake with another ducklake_name and bucket_url, and run again"
-        )
     if RACED.search(message):
         return f"{title}: another session changed tables of the database at the same moment; run again"
     if READ_ONLY.search(message):

@@ -181,6 +181,20 @@ def test_bucket_without_usable_address_is_refused(open_lake: NewLake, url: str) 
         open_lake("lake", 1, BUCKET_URL=url).prepare()
 
 
+@pytest.mark.parametrize(
+    ("message", "meaning"),
+    [
+        ('Cannot open file "/lake/ducklake-01a-b.parquet": No such file or directory', "files that are missing"),
+        ("HTTP GET error on 'http://lake/lake/ducklake-01a-b.parquet' (HTTP 404)", "files that are missing"),
+        ("HTTP GET error on 'http://lake/lake/ducklake-01a-b.parquet': NoSuchBucket (HTTP 404)", "no bucket of that"),
+    ],
+)
+def test_missing_file_is_told_from_a_missing_bucket(open_lake: NewLake, message: str, meaning: str) -> None:
+    lake = open_lake("lake", 1)
+    assert meaning in str(lake.explain(message))
+    assert lake._workspace.is_pending("lost_files") == ("files" in meaning)
+
+
 def test_google_bucket_is_opened_through_its_interface_for_s3(open_lake: NewLake) -> None:
     lake = open_lake("lake", 1, BUCKET_URL="gs://lake/lake", ENDPOINT_URL="")
     bucket = lake._read_lake().bucket

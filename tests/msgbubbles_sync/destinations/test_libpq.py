@@ -305,7 +305,7 @@ def test_unsuitable_server_is_refused_before_the_run(
         ("cannot execute INSERT in a read-only transaction", "is read-only"),
         ("could not extend file: No space left on device", "the server's disk is full"),
         ("canceling statement due to statement timeout", "[sync] statement_timeout_seconds"),
-        ('Cannot open file "/lake/ducklake-01a-b.parquet": No such file or directory', "files that are missing"),
+        ("ERROR: tuple concurrently updated", "another session changed tables of the database at the same moment"),
         ("server closed the connection unexpectedly", "the connection to the server was lost"),
         ("dlt: something else", None),
     ],

@@ -20,7 +20,7 @@ import pytest
 
 from helpers import postgres, s3
 from helpers.canary import find_words
-from helpers.context import build_context, build_destination
+from helpers.context import RecordingConsole, build_context, build_destination
 from helpers.lake import lake_at, lake_in_bucket
 from helpers.sizes import nightly
 from msgbubbles.policy import PRESETS, Policy, Pseudonymizer
@@ -40,6 +40,7 @@ from msgbubbles_sync.policy.applied import Record
 from msgbubbles_sync.privacy import erase as erasing
 from msgbubbles_sync.privacy import reapply
 from msgbubbles_sync.privacy.retention import DONE, expire
+from msgbubbles_sync.restore import restore
 from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.tables import CONTACT_ALIASES
 from msgbubbles_sync.workspace import Workspace
@@ -387,6 +388,40 @@ def test_restored_backup_of_the_tables_is_followed(workspace: Workspace, monkeyp
         assert len(ledger.not_loaded()[1]) == 1
     destination.prepare()
     assert not any(map(workspace.is_pending, ("restored", "ledger")))
+
+
+@pytest.mark.parametrize("workspace", ["ducklake", "bucket"], indirect=True)
+def test_restored_catalog_whose_files_were_erased_is_read_again(workspace: Workspace) -> None:
+    destination = build_destination(workspace)
+    assert isinstance(destination, Attached)
+    with destination.open_writer() as connection:  # so many that they are in a file, and not in the catalog
+        connection.execute(
+            f"INSERT INTO {destination.write_schema}.messages BY NAME SELECT old.* REPLACE (number || old.id AS id) "
+            f"FROM {destination.write_schema}.messages AS old, range(50) AS numbers (number)"
+        )
+    catalog = destination._lock_scope.removesuffix(".")
+    names = f"SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace('{catalog}') AND relkind = 'r'"
+    run_on_server("CREATE SCHEMA backup")
+    for (name,) in run_on_server(names):
+        run_on_server(
+            f'CREATE TABLE backup."{name}" (LIKE {catalog}."{name}" INCLUDING ALL)',
+            f'INSERT INTO backup."{name}" SELECT * FROM {catalog}."{name}"',
+        )
+    erasing.erase(build_context(workspace), [ANN])
+    run_on_server(f"DROP SCHEMA {catalog} CASCADE", f"ALTER SCHEMA backup RENAME TO {catalog}")
+
+    with pytest.raises(duckdb.Error) as lost:
+        query(workspace, "FROM msgbubbles.messages")
+    assert "run chats.py: it empties the tables" in (destination.explain(str(lost.value)) or "")
+    context = build_context(workspace, console=(console := RecordingConsole()))
+    restore(workspace, context.destination, console.fail)
+    assert f"{destination.dataset}.messages" in console.errors[0]
+    context.destination.prepare()
+    job._follow_restored_tables(context)
+    assert workspace.is_pending("erase"), "they are in the catalog, and may be in files"
+    erasing.purge(context)
+    load(workspace, "now")
+    assert query(workspace, "SELECT count(*), count(DISTINCT id) FROM msgbubbles.messages") == [(4, 4)]
 
 
 def test_restored_folder_of_the_job_continues_from_the_tables(workspace: Workspace) -> None:
