@@ -41,7 +41,7 @@ class RejectedIntervals:
 
     def finish(self, entry: RejectedInterval, rejected: set[str], now_ms: int) -> set[str]:
         """Record which rows of an interval were rejected again, and return those that were not, if none was."""
-        self._state.rejected = [other for other in self._state.rejected if other.lo_ms != entry.lo_ms]
+        self._state.rejected = [other for other in self._state.rejected if other != entry]
         if not rejected:
             return {*entry.hashes}
         again = msgspec.structs.replace(

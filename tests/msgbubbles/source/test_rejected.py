@@ -10,7 +10,7 @@ import pytest
 from helpers.world import OURS, World
 from msgbubbles.source import rejected
 from msgbubbles.source.config import SourceConfig
-from msgbubbles.source.state import States
+from msgbubbles.source.state import ListState, States
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 DAY_MS = 24 * 3600 * 1000
@@ -70,3 +70,12 @@ def test_row_that_stays_garbled_is_read_again_ever_less_often(world: World) -> N
         world.sync()
     garble(world)
     assert world.sync().readable_again == set(), "given up; verify --repair reads it"
+
+
+def test_intervals_with_the_same_beginning_are_read_again_apart() -> None:
+    intervals = rejected.RejectedIntervals(ListState())
+    intervals.add(0, 10, ["a"], 0)
+    intervals.add(0, 20, ["b"], 0)
+    first, _ = intervals.due(0)
+    assert intervals.finish(first, set(), 0) == {"a"}
+    assert intervals.hashes == {"b"}
