@@ -117,6 +117,8 @@ def describe_connection_error(error: BaseException, host: str) -> str:
             return f"there is no host {host}; check base_url and the network"
         if isinstance(cause, ConnectionRefusedError):
             return f"nothing listens on {host}; check base_url"
+        if isinstance(cause, httpx.ConnectTimeout):
+            return f"{host} does not answer; check base_url, the firewall and the proxy"
         if isinstance(cause, ssl.SSLCertVerificationError):
             return (
                 f"the certificate of {host} is not trusted ({cause.verify_message.rstrip('.')}); check base_url and "
