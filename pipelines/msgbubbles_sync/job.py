@@ -52,7 +52,7 @@ PUBLISHED_EARLY = "published what has been read so far"
 COUNTED_TABLES = ("chats", "messages", "attachments", "numbers", "rejected_rows",
                   "thread_activity", "group_membership", "chat_title_history")  # fmt: skip
 
-NOT_PUBLISHED = "not published: old rows cannot be removed as text_days and thread_days say; the next run tries again"
+NOT_PUBLISHED = "not published: rows that should be removed could not be; the next run tries again"
 RESTORED = """{title}: the tables are older than the files of this job, as after a restored backup, or somebody has
 changed or removed a table or a column. What they lack is read, and erased, again; only webhook events that they lack
 are lost"""
@@ -77,8 +77,7 @@ def run(context: Context, limits: Limits) -> RunReport:
     with _log_run(context, report), context.destination.lock():
         context.destination.prepare()
         _follow_restored_tables(context)
-        _finish_privacy_work(context)
-        retention_error = _expire(context, report)
+        privacy_error = _finish_privacy_work(context, report)
         with report.isolate("group operations"):
             _load_ledger(context)
         with report.isolate("webhook events"):
@@ -89,8 +88,8 @@ def run(context: Context, limits: Limits) -> RunReport:
             check_tools(context.destination)  # before anything is read
         early = EarlyTables(context, report, with_transform=limits.with_transform)
         StreamLoader(context, report, _adjust_source(context, limits)).load_all(early.publish)
-        if retention_error is not None:
-            raise retention_error
+        if privacy_error is not None:
+            raise privacy_error
         # A stopped run should end now; the next one brings the marts up to date.
         if limits.stop.is_set():
             report.run.halt = report.run.halt or Interrupted("stopped")
@@ -225,22 +224,6 @@ def _follow_restored_tables(context: Context) -> None:
     workspace.set_done("restored")
 
 
-def _expire(context: Context, report: RunReport) -> Exception | None:
-    """Remove old rows, and return the error if that fails: then the run loads rows, but nothing publishes any.
-
-    Otherwise, readers would get rows that the policy no longer keeps.
-    """
-    try:
-        report.expired = dict(expire(context))
-    except Exception as error:
-        if ends_run(error):
-            raise
-        context.workspace.set_pending("retention")
-        return error
-    context.workspace.set_done("retention")
-    return None
-
-
 def _load_ledger(context: Context) -> None:
     workspace = context.workspace
     if workspace.is_pending("ledger"):
@@ -251,13 +234,27 @@ def _load_ledger(context: Context) -> None:
     load_ledger(workspace, context.destination, context.redactor)
 
 
-def _finish_privacy_work(context: Context) -> None:
-    if context.workspace.is_pending("policy"):
-        context.console.say("finishing an interrupted change of the privacy policy")
-        apply_policy(context)
-    if context.workspace.is_pending("erase"):
-        context.console.say("finishing an interrupted erasure")
-        purge(context)
+def _finish_privacy_work(context: Context, report: RunReport) -> Exception | None:
+    """Finish a change of the policy and an erasure, and remove old rows. Returns the error if that fails.
+
+    Then the run loads rows, but nothing publishes any: readers would get rows that should have been removed.
+    """
+    workspace = context.workspace
+    try:
+        if workspace.is_pending("policy"):
+            context.console.say("finishing an interrupted change of the privacy policy")
+            apply_policy(context)
+        if workspace.is_pending("erase"):
+            context.console.say("finishing an interrupted erasure")
+            purge(context)
+        report.expired = dict(expire(context))
+    except Exception as error:
+        if ends_run(error):
+            raise
+        workspace.set_pending("removal")
+        return error
+    workspace.set_done("removal")
+    return None
 
 
 def _load_events(context: Context, report: RunReport) -> None:
@@ -324,7 +321,7 @@ def _publish(context: Context, report: RunReport, *, max_age_minutes: float) -> 
 
 def _publish_tables(context: Context, report: RunReport, *, with_record: bool = True) -> None:
     workspace, destination = context.workspace, context.destination
-    if workspace.is_pending("retention"):
+    if workspace.is_pending("removal"):
         context.console.fail(NOT_PUBLISHED)
         return
     context.console.say("publishing")

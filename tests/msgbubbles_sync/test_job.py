@@ -139,14 +139,18 @@ def test_rows_are_published_whatever_keeps_the_marts_from_being_built(
         assert report.published
 
 
-def test_rows_are_loaded_and_not_published_while_old_ones_cannot_be_removed(
-    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("pending", "function"), [(None, "expire"), ("erase", "purge"), ("policy", "apply_policy")])
+def test_rows_are_loaded_and_not_published_while_others_cannot_be_removed(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, pending: str | None, function: str
 ) -> None:
     monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__TEXT_DAYS", "36500")
     workspace, console = workspace_in(tmp_path), RecordingConsole()
     context = build_context(workspace, console=console)
+    if pending is not None:
+        workspace.make_folders()
+        workspace.set_pending(pending)
     with monkeypatch.context() as broken:
-        broken.setattr(job, "expire", Mock(side_effect=OSError(5, "Input/output error", "/a/file")))
+        broken.setattr(job, function, Mock(side_effect=OSError(5, "Input/output error", "/a/file")))
         report = job.run(context, Limits(with_transform=False))
     assert (report.outcome.exit_status, report.published) == (EXIT_FAILED, False)
     assert "/a/file: Input/output error" in report.outcome.message
