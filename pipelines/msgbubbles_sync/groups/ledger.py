@@ -146,9 +146,7 @@ class Ledger:
 
     def _prepare(self) -> None:
         self._database.row_factory = sqlite3.Row
-        self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute("PRAGMA synchronous = FULL")
-        self._database.executescript(SCHEMA)
+        self._database.executescript(f"PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; {SCHEMA}")
         now = _to_sql(datetime.now(UTC))
         for table, column in TIMES:
             # Written before the clock was set back, it would count as later than what happens from now on.
