@@ -8,7 +8,6 @@ import hmac
 import http.client
 import importlib.util
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.utils import formatdate
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from .s3 import find_free_port, wait_for_port
+from .s3 import find_free_port, serving
 
 # The account that every Azurite has, with its well-known key.
 ACCOUNT = "devstoreaccount1"
@@ -34,15 +33,8 @@ def running(folder: Path) -> Iterator[int]:
         pytest.skip("DuckDB's extension is not installed (pip install duckdb-extension-azure==1.5.5)")
     port = find_free_port()
     command = [emulator, "--silent", "--skipApiVersionCheck", "--disableTelemetry", "--blobHost", "127.0.0.1"]
-    process = subprocess.Popen(
-        [*command, "--blobPort", str(port), "--location", str(folder)], stdout=subprocess.DEVNULL
-    )
-    try:
-        wait_for_port(port, process)
+    with serving([*command, "--blobPort", str(port), "--location", str(folder)], port):
         yield port
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def create_container(port: int, name: str) -> None:

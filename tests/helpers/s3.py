@@ -42,19 +42,26 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def running(folder: Path | None = None) -> Iterator[int]:
-    """Yield the port of an endpoint: one in memory, or one with the buckets in a folder, which checks keys."""
-    port, rclone = find_free_port(), Path(sys.executable).with_name("rclone")
-    in_memory = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    address = f"127.0.0.1:{port}"
-    with_keys = [str(rclone), "serve", "s3", "--addr", address, "--auth-key", f"{KEY},{SECRET}", str(folder)]
-    process = subprocess.Popen(with_keys if folder else in_memory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def serving(command: list[str], port: int) -> Iterator[int]:
+    """Run an endpoint that listens on a port, and yield the port."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for_port(port, process)
         yield port
     finally:
         process.terminate()
         process.wait()
+
+
+@contextmanager
+def running(folder: Path | None = None) -> Iterator[int]:
+    """Yield the port of an endpoint: one in memory, or one with the buckets in a folder, which checks keys."""
+    port, rclone = find_free_port(), Path(sys.executable).with_name("rclone")
+    in_memory = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    address = f"127.0.0.1:{port}"
+    with_keys = [str(rclone), "serve", "s3", "--addr", address, "--auth-key", f"{KEY},{SECRET}", str(folder)]
+    with serving(with_keys if folder else in_memory, port):
+        yield port
 
 
 def create_bucket(port: int, name: str) -> None:
