@@ -124,10 +124,13 @@ class Verifier:
                 self._was_read[table] = "from_event_at IS NULL"
 
     def sample(self, count: int, seed: int | None = None) -> None:
-        """Compare chats picked at random, by id, and all of their messages."""
-        was_read = self._was_read["chats"]
-        query = f"SELECT id FROM msgbubbles.chats WHERE deleted_at IS NULL AND {was_read} ORDER BY id"  # noqa: S608
-        ids = [chat_id for (chat_id,) in self._database.execute(query).fetchall()]
+        """Compare chats picked at random, by id, and all of their messages. Chats of the next run are left out."""
+        query = (
+            f"SELECT id FROM msgbubbles.chats WHERE deleted_at IS NULL AND {self._was_read['chats']} "  # noqa: S608
+            "AND coalesce(last_message_at < ?, true) ORDER BY id"
+        )
+        final_to = from_epoch_ms(self._final_to_ms["chats"])
+        ids = [chat_id for (chat_id,) in self._database.execute(query, [final_to]).fetchall()]
         for chat_id in random.Random(seed).sample(ids, min(count, len(ids))):  # noqa: S311 - a sample, not a secret
             if not self._compare_by_id(chat_id):
                 continue

@@ -7,7 +7,7 @@ and domains that are reserved for fiction.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import accumulate
@@ -228,10 +228,11 @@ def _with_status(chance: random.Random, message: NewMessage, age: timedelta) -> 
     return replace(message, status="read", delivered_at=delivered_at, read_at=read_at)
 
 
-def _fail_an_answer(conversations: Iterable[list[NewMessage]]) -> None:
-    """Let the latest answer of a chat fail, so that one is waiting at any time of day, if the account is not tiny."""
+def _fail_an_answer(conversations: Collection[list[NewMessage]]) -> None:
+    """Let the latest answer of a chat fail, the longest ago: new activity (`advance`) is in more recent chats."""
     for messages in conversations:
         messages.sort(key=lambda message: message.at)
+    for messages in sorted(filter(None, conversations), key=lambda messages: messages[-1].at):
         if [message.direction for message in messages[-2:]] == ["inbound", "outbound"]:
             messages[-1] = replace(messages[-1], delivered_at=None, read_at=None, **FAILED)
             return
