@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -16,10 +17,13 @@ from helpers.context import build_context
 from helpers.hooks import spool, typing
 from msgbubbles.source.run import Run
 from msgbubbles_sync import watch
+from msgbubbles_sync.cli import session
+from msgbubbles_sync.cli.console import Reporter
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import AnotherJobRunsError
 from msgbubbles_sync.outcome import Outcome
 from msgbubbles_sync.report import RunReport
+from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.watch import Budget, Cycle, Watch
 from msgbubbles_sync.watch_health import Health, serve_health
 from msgbubbles_sync.webhooks.spool import spool_folder
@@ -161,3 +165,22 @@ def test_health_and_metrics_show_the_last_success(new_jobs: Callable[..., Jobs])
     assert "process_resident_memory_bytes" in metrics
     with pytest.raises(UsageError, match="cannot be listened on"), serve_health(health, ("192.0.2.1", 0)):
         pass
+
+
+@pytest.mark.parametrize("half", ["", "[sync", "[sync]\npublish_min"])
+def test_configuration_that_is_being_saved_is_read_again(
+    half: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DLT_PROJECT_DIR", str(tmp_path))
+    path = tmp_path / "dlt_config" / "config.toml"
+    path.parent.mkdir()
+    path.write_text(half)
+    saved = threading.Timer(0.3, path.write_text, ["[sync]\npublish_minutes = 30\n"])
+    saved.start()
+    session._wait_until_saved(Reporter())
+    assert load_settings().sync.publish_minutes == 30
+    assert "reading it again" in capsys.readouterr().err
+    path.write_text(half)
+    os.utime(path, (time.time() - session.SECONDS_TO_SAVE,) * 2)
+    session._wait_until_saved(Reporter())
+    assert capsys.readouterr().err == "", "it is as somebody wants it, right or wrong"

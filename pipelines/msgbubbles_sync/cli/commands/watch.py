@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -29,6 +29,8 @@ from . import sync
 
 # A signal ends the process at the latest after so long; a run may be killed at any time.
 SECONDS_TO_STOP = 10.0
+# A changed configuration is used once it has been as it is for so long: an editor may be saving it.
+QUIET_SECONDS = 1.0
 
 
 class _Stop(threading.Event):
@@ -79,6 +81,9 @@ def run(session: Session, every_seconds: float, health_address: tuple[str, int] 
             lambda error: explain_end(error, session.context),
             on_cycle,
         ).run()
+        marks = None
+        while marks != (marks := _read_marks()) and not stop.wait(QUIET_SECONDS):
+            pass
     if not stop.is_set():
         reporter.say("the configuration has changed; starting again")
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - as this process was started
@@ -87,8 +92,12 @@ def run(session: Session, every_seconds: float, health_address: tuple[str, int] 
 
 def _read_marks() -> list[tuple[str, int, int]]:
     """Return what changes when one of the configuration files does."""
-    paths = [configuration_folder() / name for name in FILES]
-    return [(path.name, path.stat().st_mtime_ns, path.stat().st_ino) for path in paths if path.exists()]
+    marks = []
+    for name in FILES:
+        with suppress(FileNotFoundError):  # missing, or being replaced
+            stat = (configuration_folder() / name).stat()
+            marks.append((name, stat.st_mtime_ns, stat.st_ino))
+    return marks
 
 
 def _print(cycle: Cycle, reporter: Reporter) -> None:
