@@ -90,6 +90,10 @@ class ForbiddenError(AuthenticationError):
     """403: the key is valid, but has no access to this object, this endpoint or the whole account."""
 
 
+# What a request for one object may fail with while others succeed: all but a wrong key.
+SKIPPABLE_ERRORS = (RetryableError, PermanentError, ForbiddenError)
+
+
 class Halt(MsgBubblesError):  # noqa: N818 - not an error
     """The caller asked to stop. Everything read so far is valid."""
 

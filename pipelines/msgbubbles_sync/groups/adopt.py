@@ -18,7 +18,7 @@ from msgbubbles_sync.errors import UsageError
 from .desired import Row, read_text_columns
 from .ledger import Ledger, Observation, OperationResult
 from .model import ObservedGroup, fold_title
-from .observed import Published, normalize_members, observe_groups, open_ledger, read_members, read_published
+from .observed import normalize_members, observe_groups, open_ledger, read_members, read_published
 from .redact import GroupRedactor
 
 
@@ -62,16 +62,14 @@ def adopt_groups(
     A key that already has a group is left out. The caller holds the lock `apply`. Raises as the client does if the API
     cannot be reached or refuses the key.
     """
-    adopter = _Adopter.open(context, client)
     results: dict[str, Observation | UsageError] = {}
     with open_ledger(context) as ledger:
-        known = observe_groups(ledger, adopter.published)
+        adopter = _Adopter(context, client, ledger)
         for count, group in enumerate(groups, 1):
-            if group.key in known and not known[group.key].is_gone:
+            if group.key in adopter.groups and not adopter.groups[group.key].is_gone:
                 continue
             try:
-                results[group.key] = observation = adopter.adopt(ledger, known, group)
-                known[group.key] = ObservedGroup(group.key, observation.chat_id, None, None, frozenset())
+                results[group.key] = adopter.adopt(group)
             except UnreachableError:
                 raise
             except (UsageError, RetryableError) as error:
@@ -82,39 +80,35 @@ def adopt_groups(
 
 def adopt_group(context: Context, client: Client, group: ExistingGroup) -> Observation:
     """Assign a key to one group. Raises `UsageError` if that is impossible."""
-    adopter = _Adopter.open(context, client)
     with open_ledger(context) as ledger:
-        return adopter.adopt(ledger, observe_groups(ledger, adopter.published), group)
+        return _Adopter(context, client, ledger).adopt(group)
 
 
-@dataclass(frozen=True)
 class _Adopter:
-    context: Context
-    client: Client
-    redactor: GroupRedactor
-    published: Published
+    """`groups` are those that have a key."""
 
-    @classmethod
-    def open(cls, context: Context, client: Client) -> _Adopter:
-        redactor = GroupRedactor(context.redactor)
-        published = read_published(context)
-        redactor.add_own_numbers(published.numbers or ())
-        return cls(context, redactor.wrap_client(client), redactor, published)
+    def __init__(self, context: Context, client: Client, ledger: Ledger) -> None:
+        self._context, self._ledger = context, ledger
+        self._redactor = GroupRedactor(context.redactor)
+        self._client = self._redactor.wrap_client(client)
+        self._published = read_published(context)
+        self._redactor.add_own_numbers(self._published.numbers or ())
+        self.groups = observe_groups(ledger, self._published)
 
-    def adopt(self, ledger: Ledger, known: dict[str, ObservedGroup], group: ExistingGroup) -> Observation:
+    def adopt(self, group: ExistingGroup) -> Observation:
         """Assign a key to the group as `GET /chats/:id` shows it. Raises `UsageError` if that is impossible.
 
         If the API does not show the members, those known from the published marts are used.
         """
-        key, chat_id = group.key, group.chat_id or self._find_chat_id(group, known)
-        for other in known.values():
+        key, chat_id = group.key, group.chat_id or self._find_chat_id(group)
+        for other in self.groups.values():
             if other.chat_id == chat_id and other.key != key:
                 raise UsageError(f"this group already has the key {escape(other.key)}")
             if other.key == key and other.chat_id not in (None, chat_id) and not other.is_gone:
                 raise UsageError(f"the key {escape(key)} already stands for the group {other.chat_id}")
         seen_at = datetime.now(UTC)
         try:
-            chat = self.client.get_chat(chat_id)
+            chat = self._client.get_chat(chat_id)
         except (PermanentError, ForbiddenError) as error:
             raise UsageError(f"the group cannot be imported: {error}. Check the id and the account.") from None
         if not chat.is_group:
@@ -123,25 +117,26 @@ class _Adopter:
             raise UsageError(f"{chat_id} had this title at the last sync, and has another one now. Pass its id")
         shown = read_participants(chat)
         if shown is None:
-            handles = read_members(self.context, chat_id, chat.from_handle)
+            handles = read_members(self._context, chat_id, chat.from_handle)
         else:
             handles = normalize_members(shown, chat.from_handle)
         observation = Observation(key, chat.id, chat.from_handle, chat.title, handles, False, seen_at)
-        ledger.record_observation(observation)
-        for entry in ledger.unresolved():
+        self._ledger.record_observation(observation)
+        for entry in self._ledger.unresolved():
             if entry.key == key and entry.operation == "create":
-                ledger.finish(entry, OperationResult("succeeded", chat_id=chat.id, happened_at=chat.created_at))
+                self._ledger.finish(entry, OperationResult("succeeded", chat_id=chat.id, happened_at=chat.created_at))
+        self.groups[key] = ObservedGroup(key, chat.id, None, None, frozenset())
         return observation
 
-    def _find_chat_id(self, group: ExistingGroup, known: dict[str, ObservedGroup]) -> str:
+    def _find_chat_id(self, group: ExistingGroup) -> str:
         """Return the id of the only published group with a title that has no key. Raises `UsageError`."""
         title = self._fold(group.title or "")
         handle = parse_handle(group.from_handle or "")
-        ours = None if handle is None else fold_handle(self.redactor.redact_own_handle(handle))
-        taken = {other.chat_id for other in known.values() if other.key != group.key}
+        ours = None if handle is None else fold_handle(self._redactor.redact_own_handle(handle))
+        taken = {other.chat_id for other in self.groups.values() if other.key != group.key}
         found = [
             chat_id
-            for chat_id, chat in self.published.chats.items()
+            for chat_id, chat in self._published.chats.items()
             if chat.title is not None and chat.gone_at is None and fold_title(chat.title[1]) == title
             and chat_id not in taken
             and (ours is None or chat.from_handle is None or fold_handle(chat.from_handle) == ours)
@@ -153,7 +148,7 @@ class _Adopter:
         return found[0]
 
     def _fold(self, title: str) -> str:
-        redacted = self.redactor.redact_title(title)
+        redacted = self._redactor.redact_title(title)
         if redacted is None:
             raise UsageError("the privacy policy drops titles, so groups cannot be found by them. Pass the id")
         return fold_title(redacted)

@@ -11,11 +11,13 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from itertools import groupby
 
 from msgbubbles.client import Client
 from msgbubbles.errors import (
+    SKIPPABLE_ERRORS,
     ApiError,
     AuthenticationError,
     ConflictError,
@@ -86,7 +88,7 @@ class Applier:
                 continue
             try:
                 result = self._resolve(entry, views)
-            except (RetryableError, PermanentError, ForbiddenError) as error:
+            except SKIPPABLE_ERRORS as error:
                 # A group that cannot be fetched does not hold up the others.
                 result = self._result_from_error(error, "unknown")
             except RedactedOperationError:
@@ -156,10 +158,8 @@ class Applier:
             return True
         try:
             self._client.list_numbers()
-        except ForbiddenError:
-            return True
-        except (PermanentError, RetryableError):
-            pass
+        except SKIPPABLE_ERRORS as error:
+            return isinstance(error, ForbiddenError)
         return False
 
     def _apply_group(self, operations: list[Operation], group: ObservedGroup | None) -> OperationResult | None:
@@ -223,16 +223,16 @@ class Applier:
             # An attempt without an answer may have had an effect; the refusal is about a later one.
             may_be_done = not is_first or self._client.transport.traffic.retries > retries
             return self._resolve_refusal(entry, error, may_be_done=may_be_done, is_first=is_first)
-        result = self._success(chat.id if entry.operation == "create" and chat is not None else None, chat)
+        result = self._build_success(chat if entry.operation == "create" else None)
         self._renderings.learn(entry, group, result.chat_id or entry.chat_id or "", chat)
         return result
 
-    def _success(self, chat_id: str | None, chat: Chat | None) -> OperationResult:
+    def _build_success(self, created: Chat | None = None) -> OperationResult:
         answer = self._client.transport.last_answer
         return OperationResult(
             "succeeded",
-            chat_id=chat_id,
-            happened_at=chat.created_at if chat_id is not None and chat is not None else None,
+            chat_id=created.id if created else None,
+            happened_at=created.created_at if created else None,
             http_status=answer.status if answer else None,
             request_id=answer.request_id if answer else None,
         )
@@ -240,23 +240,16 @@ class Applier:
     def _build_request(self, entry: Entry) -> Callable[[], Chat | None]:
         """Build the request of an operation. Raises `RedactedOperationError`."""
         client, chat_id = self._client, entry.chat_id or ""
-        if entry.operation == "create":
-            group = self._redactor.reveal_creation(entry)
-            if group is None:
-                raise RedactedOperationError
+        if entry.operation == "create" and (group := self._redactor.reveal_creation(entry)):
             return lambda: client.create_group(
                 group.from_handle, group.addresses, group.message, group.title, entry.idempotency_key
             )
-        if entry.operation == "rename":
-            title = self._redactor.reveal_title(entry.title or "")
-            if title is None:
-                raise RedactedOperationError
+        if entry.operation == "rename" and (title := self._redactor.reveal_title(entry.title or "")) is not None:
             return lambda: client.rename_group(chat_id, title)
-        handle = self._reveal_handle(entry)
-        if handle is None:
-            raise RedactedOperationError
-        request = client.add_participant if entry.operation == "add" else client.remove_participant
-        return lambda: request(chat_id, handle)
+        if (handle := self._reveal_handle(entry)) is not None:
+            request = client.add_participant if entry.operation == "add" else client.remove_participant
+            return lambda: request(chat_id, handle)
+        raise RedactedOperationError
 
     # -- answers that leave the outcome open
 
@@ -265,11 +258,10 @@ class Applier:
 
         The creation is sent once more with its own idempotency key, then the group is searched for.
         """
-        created = self._success(None, None)
-        try:
-            chat = send() or self._search(entry).group
-        except (RetryableError, PermanentError, ForbiddenError):
-            chat = self._search(entry).group
+        created, chat = self._build_success(), None
+        with suppress(*SKIPPABLE_ERRORS):
+            chat = send()
+        chat = chat or self._search(entry).group
         if chat is None:
             return replace(created, outcome="unknown", error_code=NOT_FOUND)
         return replace(created, chat_id=chat.id, happened_at=chat.created_at)
@@ -279,7 +271,7 @@ class Applier:
         chat_ids |= {other.chat_id for other in self._ledger.entries() if other.chat_id is not None}
         try:
             return find_created(self._client, entry, chat_ids)
-        except (RetryableError, PermanentError, ForbiddenError):
+        except SKIPPABLE_ERRORS:
             return Search()
 
     def _resolve_refusal(
@@ -302,7 +294,7 @@ class Applier:
         sent = self._reveal_handle(entry)
         try:
             view = fetch_view(self._ledger, self._client, entry.key or "", entry.chat_id or "")
-        except (RetryableError, PermanentError, ForbiddenError):
+        except SKIPPABLE_ERRORS:
             return replace(refused, outcome="unknown")
         if view.observation.is_gone:
             return refused
@@ -329,18 +321,16 @@ class Applier:
             return None
         try:
             self._client.remove_participant(chat_id, handle)
-        except RetryableError as error:
-            return self._result_from_error(error, "unknown")
-        except (PermanentError, ForbiddenError) as error:
-            return self._result_from_error(error, "failed")
-        return self._success(None, None)
+        except SKIPPABLE_ERRORS as error:
+            return self._result_from_error(error, "unknown" if isinstance(error, RetryableError) else "failed")
+        return self._build_success()
 
     def _add_remark(self, entry: Entry) -> None:
         self.applied.remarks.append(Remark(entry.key or "", entry.operation, DONE_BEFORE[entry.operation]))
 
     def _add_failure(self, entry: Entry, result: OperationResult) -> None:
-        failure = Failure(entry.key or "", entry.operation, result.outcome, describe_result(result))
-        self.applied.failures.append(failure)
+        why = describe_result(result)
+        self.applied.failures.append(Failure(entry.key or "", entry.operation, result.outcome, why))
 
     def _result_from_error(self, error: ApiError, outcome: Outcome) -> OperationResult:
         return OperationResult(

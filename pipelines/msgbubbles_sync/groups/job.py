@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from msgbubbles.client import Client
-from msgbubbles.errors import ForbiddenError, PermanentError, RetryableError, UnreachableError
+from msgbubbles.errors import SKIPPABLE_ERRORS, PermanentError, RetryableError, UnreachableError
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.display import escape
 from msgbubbles_sync.errors import UsageError
@@ -52,7 +52,7 @@ def refresh_groups(
                     fetch_view(ledger, client, group.key, chat_id)
                 except UnreachableError:
                     raise
-                except (PermanentError, ForbiddenError, RetryableError) as error:
+                except SKIPPABLE_ERRORS as error:
                     notes.append(Note(group.key, f"not refreshed: {escape(str(error))}"))
             on_group(count)
         plan = build_plan(desired, observe_groups(ledger, published))

@@ -213,13 +213,14 @@ class Ledger:
 
     def entries(self, plan_id: str | None = None) -> list[Entry]:
         """Return all operations, or those of one plan, in the order in which they were begun."""
-        where, values = ("plan_id = ?", (plan_id,)) if plan_id else ("1", ())
-        rows = self._all(f"SELECT * FROM operations WHERE {where} ORDER BY number", values)
-        return [build_record(Entry, row) for row in rows]
+        return self._entries("plan_id = ?", plan_id) if plan_id else self._entries("true")
 
     def unresolved(self) -> list[Entry]:
         """Return the operations whose outcome is not known, in the order in which they were begun."""
-        rows = self._all("SELECT * FROM operations WHERE outcome IS NULL OR outcome = 'unknown' ORDER BY number")
+        return self._entries("outcome IS NULL OR outcome = 'unknown'")
+
+    def _entries(self, condition: str, *values: str) -> list[Entry]:
+        rows = self._all(f"SELECT * FROM operations WHERE {condition} ORDER BY number", values)
         return [build_record(Entry, row) for row in rows]
 
     def last_title(self, key: str | None) -> str | None:
@@ -294,13 +295,12 @@ class Ledger:
 
     def set_loaded(self, entries: Iterable[tuple[Entry, int]], observations: Iterable[tuple[Observation, int]]) -> None:
         """Record which versions the warehouse has now; a row that has changed since is loaded again."""
+        loaded = (("operations", "operation_id", entries), (OBSERVATIONS, "key", observations))
         with self._transaction():
-            for entry, version in entries:
-                self._run(
-                    "UPDATE operations SET landed_version = ? WHERE operation_id = ?", (version, entry.operation_id)
-                )
-            for observation, version in observations:
-                self._run(f"UPDATE {OBSERVATIONS} SET landed_version = ? WHERE key = ?", (version, observation.key))
+            for table, key, records in loaded:
+                for record, version in records:
+                    values = (version, getattr(record, key))
+                    self._run(f"UPDATE {table} SET landed_version = ? WHERE {key} = ?", values)
             self._store_workspace()
 
     def forget_loaded(self) -> None:
@@ -367,24 +367,15 @@ class Ledger:
             self._database.execute(sql, values)
 
     def _insert(self, table: str, record: Record, on_conflict: str = "") -> None:
-        columns = ", ".join(field.name for field in fields(record))
-        values = _to_row(record)
-        self._run(f"INSERT INTO {table} ({columns}) VALUES ({', '.join('?' * len(values))}) {on_conflict}", values)
+        values = {field.name: _to_sql(getattr(record, field.name)) for field in fields(record)}
+        statement = f"INSERT INTO {table} ({', '.join(values)}) VALUES ({', '.join('?' * len(values))}) {on_conflict}"
+        self._run(statement, [*values.values()])
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._lock:
+        with self._lock, self._database:
             self._run("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                self._run("ROLLBACK")
-                raise
-            self._run("COMMIT")
-
-
-def _to_row(record: Record) -> list[Any]:
-    return [_to_sql(getattr(record, field.name)) for field in fields(record)]
+            yield
 
 
 def build_record(kind: type[Row], values: Mapping[str, Any]) -> Row:

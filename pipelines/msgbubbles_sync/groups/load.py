@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 import dlt
 
@@ -23,7 +23,7 @@ from msgbubbles_sync.tables import GROUP_MEMBER_OPERATIONS, GROUP_OPERATIONS, GR
 from msgbubbles_sync.workspace import Workspace
 
 from .ledger import LEDGER, Entry, Ledger, Observation
-from .redact import LedgerRedactor
+from .redact import redact_row
 
 PIPELINE = "msgbubbles_groups"
 MEMBER_OPERATIONS = {"create": "added", "add": "added", "remove": "removed"}
@@ -44,30 +44,18 @@ def load_ledger(workspace: Workspace, destination: Destination, redactor: Redact
             return 0
 
         workspace.set_pending("transform", "publish")
-        private = LedgerRedactor(redactor)
-        _load(
-            build_fresh_pipeline(workspace, destination, PIPELINE),
-            destination.file_format,
-            [redacted for entry, _ in entries if (redacted := private.redact_entry(entry))],
-            [private.redact_observation(observation) for observation, _ in observations],
-        )
+        at = datetime.now(UTC)
+        operations = [redacted for entry, _ in entries if (redacted := redact_row(redactor, GROUP_OPERATIONS, entry))]
+        states = [redact_row(redactor, GROUP_SIGHTINGS, observation) for observation, _ in observations]
+        resources = [
+            _build_resource(GROUP_OPERATIONS, [_build_row(GROUP_OPERATIONS, entry, at) for entry in operations]),
+            _build_resource(GROUP_MEMBER_OPERATIONS, [row for entry in operations for row in _list_members(entry, at)]),
+            _build_resource(GROUP_SIGHTINGS, [_build_row(GROUP_SIGHTINGS, state, at) for state in states]),
+        ]
+        pipeline = build_fresh_pipeline(workspace, destination, PIPELINE)
+        pipeline.run(resources, loader_file_format=destination.file_format)
         ledger.set_loaded(entries, observations)
         return len(entries) + len(observations)
-
-
-def _load(
-    pipeline: dlt.Pipeline,
-    file_format: Literal["parquet", "csv"],
-    entries: list[Entry],
-    observations: list[Observation],
-) -> None:
-    at = datetime.now(UTC)
-    resources = [
-        _build_resource(GROUP_OPERATIONS, [_build_operation_row(entry, at) for entry in entries]),
-        _build_resource(GROUP_MEMBER_OPERATIONS, [row for entry in entries for row in _build_member_rows(entry, at)]),
-        _build_resource(GROUP_SIGHTINGS, [_build_observation_row(observation, at) for observation in observations]),
-    ]
-    pipeline.run(resources, loader_file_format=file_format)
 
 
 def _build_resource(table: Table, rows: list[dict[str, object]]) -> Any:
@@ -76,12 +64,14 @@ def _build_resource(table: Table, rows: list[dict[str, object]]) -> Any:
     return dlt.resource([build_table_item(table, storable, "delete-insert")], name=table.name)
 
 
-def _build_operation_row(entry: Entry, at: datetime) -> dict[str, object]:
-    row = {name: getattr(entry, name) for name in GROUP_OPERATIONS.column_names if name != "_fetched_at"}
-    return row | {"handles": json.dumps(entry.handles), "outcome": entry.outcome or "unknown", "_fetched_at": at}
+def _build_row(table: Table, record: Entry | Observation | None, at: datetime) -> dict[str, object]:
+    row = {name: getattr(record, name) for name in table.column_names if name != "_fetched_at"}
+    row |= {"handles": None if row["handles"] is None else json.dumps(row["handles"]), "_fetched_at": at}
+    # The request of an operation without an outcome is in flight, or its process was killed.
+    return row if "outcome" not in row else row | {"outcome": row["outcome"] or "unknown"}
 
 
-def _build_member_rows(entry: Entry, at: datetime) -> Iterator[dict[str, object]]:
+def _list_members(entry: Entry, at: datetime) -> Iterator[dict[str, object]]:
     if entry.outcome != "succeeded" or entry.operation not in MEMBER_OPERATIONS:
         return
     for handle in entry.handles:
@@ -94,11 +84,3 @@ def _build_member_rows(entry: Entry, at: datetime) -> Iterator[dict[str, object]
             "happened_at": entry.happened_at,
             "_fetched_at": at,
         }
-
-
-def _build_observation_row(observation: Observation, at: datetime) -> dict[str, object]:
-    row = {name: getattr(observation, name) for name in GROUP_SIGHTINGS.column_names if name != "_fetched_at"}
-    return row | {
-        "handles": None if observation.handles is None else json.dumps(observation.handles),
-        "_fetched_at": at,
-    }

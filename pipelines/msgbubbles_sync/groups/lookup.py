@@ -10,6 +10,7 @@ from msgbubbles.client import Client
 from msgbubbles.decode import read_participants
 from msgbubbles.handles import exclude_people, fold_handle
 from msgbubbles.models import Chat
+from msgbubbles.times import format_ms, to_epoch_ms
 
 from .ledger import Entry
 from .model import fold_title
@@ -60,7 +61,7 @@ def _list_newest(client: Client, since: datetime) -> Iterator[Chat | None]:
         times = [row.cursor_at for row in page.rows if row.cursor_at is not None]
         if not new or not times or all(at < since for at in times):
             return
-        before = (times[-1] + timedelta(milliseconds=1)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        before = format_ms(to_epoch_ms(times[-1]) + 1)
     yield None
 
 

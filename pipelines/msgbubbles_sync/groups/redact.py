@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import TypeVar
 
 import msgspec
 
 from msgbubbles.client import Client
-from msgbubbles.errors import ForbiddenError, PermanentError, RetryableError
+from msgbubbles.errors import SKIPPABLE_ERRORS
 from msgbubbles.models import Chat
 from msgbubbles.policy import PSEUDONYM
 from msgbubbles.private_client import build_client
@@ -17,12 +17,9 @@ from msgbubbles.redact import LeftOutChat, Redactor
 from msgbubbles.tables import Table
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.policy.vault import Vault
-from msgbubbles_sync.tables import GROUP_OPERATIONS, GROUP_SIGHTINGS
 
-from .ledger import Entry, Observation
+from .ledger import Entry, Row
 from .model import DesiredGroup
-
-Row = TypeVar("Row", Entry, Observation)
 
 
 class GroupRedactor:
@@ -116,10 +113,8 @@ class GroupRedactor:
             stored = self._vault.find_handle(handle)
             self._handles |= {} if stored is None else {handle: stored}
         if handle not in self._handles:
-            try:
+            with suppress(*SKIPPABLE_ERRORS):
                 client.get_chat(chat_id)
-            except (PermanentError, RetryableError, ForbiddenError):
-                return None
         return self._handles.get(handle)
 
     def redact_chat(self, chat: Chat) -> Chat | None:
@@ -143,31 +138,14 @@ class GroupRedactor:
             self._vault.save()
 
 
-class LedgerRedactor:
-    """Redacts rows of the ledger before they are loaded."""
-
-    def __init__(self, redactor: Redactor) -> None:
-        self._redactor = redactor
-
-    def redact_entry(self, entry: Entry) -> Entry | None:
-        """Redact an operation; null if it was only about people who were erased."""
-        handles = self._redact_handles(entry.handles)
-        if entry.handles and not handles:
-            return None
-        return replace(self._redact_row(GROUP_OPERATIONS, entry), handles=handles)
-
-    def redact_observation(self, observation: Observation) -> Observation:
-        handles = None if observation.handles is None else self._redact_handles(observation.handles)
-        return replace(self._redact_row(GROUP_SIGHTINGS, observation), handles=handles)
-
-    def _redact_row(self, table: Table, row: Row) -> Row:
-        """Redact each text of a row by what its column holds."""
-        values = {
-            column.name: self._redactor.redact(column.pii, value)
-            for column in table.columns
-            if isinstance(value := getattr(row, column.name, None), str)
-        }
-        return replace(row, **values)
-
-    def _redact_handles(self, handles: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(self._redactor.handle(handle) for handle in handles if not self._redactor.is_erased(handle))
+def redact_row(redactor: Redactor, table: Table, row: Row) -> Row | None:
+    """Redact a row of the ledger by what its columns hold; null for an operation only about people who were erased."""
+    handles = row.handles and tuple(redactor.handle(handle) for handle in row.handles if not redactor.is_erased(handle))
+    if isinstance(row, Entry) and row.handles and not handles:
+        return None
+    values = {
+        column.name: redactor.redact(column.pii, value)
+        for column in table.columns
+        if isinstance(value := getattr(row, column.name, None), str)
+    }
+    return replace(row, **values, handles=handles)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
 from msgbubbles.client import Client
 from msgbubbles.decode import read_participants
-from msgbubbles.errors import ForbiddenError, NotFoundError, PermanentError, RetryableError
+from msgbubbles.errors import SKIPPABLE_ERRORS, NotFoundError
 from msgbubbles.handles import exclude_people, fold_handle
 from msgbubbles.models import Chat
 
@@ -93,14 +94,11 @@ class Renderings:
     def _learn_title(
         self, entry: Entry, asked: str, group: ObservedGroup | None, chat_id: str, chat: Chat | None
     ) -> None:
-        shown = None if chat is None else chat.title
+        shown = chat.title if chat else None
         if shown is None and entry.operation == "rename":
-            # The answer lacks the title, so fetch the group.
-            try:
+            with suppress(*SKIPPABLE_ERRORS):  # the answer lacks the title, so fetch the group
                 shown = fetch_view(self._ledger, self._client, entry.key or "", entry.chat_id or "").observation.title
-            except (RetryableError, PermanentError, ForbiddenError):
-                shown = None
-        before = None if group is None else group.title
+        before = group.title if group else None
         # An unchanged title may come from before the rename.
         if shown is not None and (fold_title(shown) != fold_title(before) or fold_title(shown) == fold_title(asked)):
             self._remember(chat_id, "title", fold_title(shown), asked)

@@ -14,10 +14,11 @@ from msgbubbles.policy import FULL, Pseudonymizer
 from msgbubbles.redact import Redactor
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.ledger import Ledger
-from msgbubbles_sync.groups.redact import GroupRedactor, LedgerRedactor
+from msgbubbles_sync.groups.redact import GroupRedactor, redact_row
 from msgbubbles_sync.groups.result import UNKNOWN_PERSON
 from msgbubbles_sync.groups.view import fetch_view
 from msgbubbles_sync.policy.vault import Vault
+from msgbubbles_sync.tables import GROUP_OPERATIONS
 
 ANNA, BEN, CARLA, DORA = "+14155550111", "ben@example.com", "+14155550113", "dora@example.com"
 WORDS = [one.removeprefix("+") for one in (ANNA, BEN, CARLA, DORA)]
@@ -176,7 +177,7 @@ def test_erased_handle_in_a_key_is_not_recorded_again(world: World) -> None:
     assert outcomes(world.apply(wanted)) == {}
     assert len([chat for chat in world.server.truth().chats if chat["is_group"]]) == 1
     entry = replace(world.entries()[0], error_message=f"cannot reach {ANNA}", error_code=ANNA, title=f"of {ANNA}")
-    redacted = LedgerRedactor(redactor).redact_entry(entry)
+    redacted = redact_row(redactor, GROUP_OPERATIONS, entry)
     assert redacted is not None
     assert (redacted.key, redacted.title) == ("friends of [erased]", "of [erased]")
     assert (redacted.error_code, redacted.error_message) == ("[erased]", "cannot reach [erased]")

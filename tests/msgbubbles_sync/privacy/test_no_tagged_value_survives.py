@@ -25,7 +25,7 @@ from msgbubbles.source.arrow import build_arrow_table
 from msgbubbles.source.buffer import RowBuffer
 from msgbubbles.tables import TABLES, Pii
 from msgbubbles_sync.groups.ledger import Entry, Observation
-from msgbubbles_sync.groups.redact import LedgerRedactor
+from msgbubbles_sync.groups.redact import redact_row
 from msgbubbles_sync.tables import GROUP_OPERATIONS, GROUP_SIGHTINGS, WEBHOOK_EVENTS
 from msgbubbles_sync.webhooks.events import parse_event
 from msgbubbles_sync.webhooks.redact import drop_payload, redact_delivery
@@ -149,9 +149,11 @@ def loaded_ledger(redactor: Redactor, draw: st.DrawFn, words: Words) -> list[Any
     entry = Entry("o", "p", "k", "add", "g", ours, handles, title, None, None, AT,
                   error_message=words.value(draw, Pii.ANSWER))  # fmt: skip
     observation = Observation("k", "g", ours, title, handles, False, AT)
-    ledger = LedgerRedactor(redactor)
-    rows = ((ledger.redact_entry(entry), GROUP_OPERATIONS), (ledger.redact_observation(observation), GROUP_SIGHTINGS))
-    return [{name: getattr(row, name, None) for name in table.column_names} for row, table in rows]
+    rows = (
+        (GROUP_OPERATIONS, redact_row(redactor, GROUP_OPERATIONS, entry)),
+        (GROUP_SIGHTINGS, redact_row(redactor, GROUP_SIGHTINGS, observation)),
+    )
+    return [{name: getattr(row, name, None) for name in table.column_names} for table, row in rows]
 
 
 @st.composite

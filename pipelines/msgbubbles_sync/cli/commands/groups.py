@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
 import typer
 
 from msgbubbles.client import Client
-from msgbubbles.errors import ForbiddenError, NotFoundError, PermanentError, RetryableError
+from msgbubbles.errors import SKIPPABLE_ERRORS, ForbiddenError, NotFoundError
 from msgbubbles_sync.cli.connection import Connection, connect_until_stopped
 from msgbubbles_sync.cli.console import Reporter
 from msgbubbles_sync.cli.groups_report import (
@@ -71,19 +72,15 @@ def apply(session: Session, table: str | None, *, ask: bool, dry_run: bool, limi
             return 0
         if ask and not sys.stdin.isatty():
             raise UsageError("stdin is not a terminal; pass --yes to skip the confirmation")
-        _claim(session)
-        with hold_lock(session.context.workspace.folder, "apply"):
-            with connection.client() as client:
-                applied = job.apply_groups(
-                    session.context,
-                    client,
-                    saved or _read_table(session, table),
-                    limits=limits,
-                    confirm=lambda plan: not ask or _confirm(session, connection, plan),
-                    on_operation=lambda so_far: session.reporter.progress(
-                        format_count(so_far.counts.total(), "operation")
-                    ),
-                )
+        with _hold_ledger(session), connection.client() as client:
+            applied = job.apply_groups(
+                session.context,
+                client,
+                saved or _read_table(session, table),
+                limits=limits,
+                confirm=lambda plan: not ask or _confirm(session, connection, plan),
+                on_operation=lambda so_far: session.reporter.progress(format_count(so_far.counts.total(), "operation")),
+            )
             return _report(session, connection, applied)
 
 
@@ -106,8 +103,7 @@ def _report(session: Session, connection: Connection, applied: ApplyResult) -> i
 def adopt(session: Session, key: str, chat_id: str | None, title: str | None) -> int:
     """Assign a key to an existing group."""
     with connect_until_stopped(session) as connection:
-        _claim(session)
-        with hold_lock(session.context.workspace.folder, "apply"), connection.client() as client:
+        with _hold_ledger(session), connection.client() as client:
             group = adopt_group(session.context, client, ExistingGroup(key, chat_id, title))
         session.reporter.print_text(adopted_dict(group), describe_adopted(group))
         _load_ledger(session)
@@ -118,8 +114,7 @@ def adopt_table(session: Session, table: str) -> int:
     """Assign the keys of a table to existing groups; one that cannot be imported does not stop the others."""
     with connect_until_stopped(session) as connection:
         groups = parse_existing_groups(read_rows(table, session.context))
-        _claim(session)
-        with hold_lock(session.context.workspace.folder, "apply"), connection.client() as client:
+        with _hold_ledger(session), connection.client() as client:
             results = adopt_groups(
                 session.context, client, groups,
                 lambda count: session.reporter.progress(f"{count:,} of {len(groups):,} groups"),
@@ -143,8 +138,7 @@ def adopt_table(session: Session, table: str) -> int:
 def forget(session: Session, key: str) -> int:
     """Detach a key from its group."""
     with connect_until_stopped(session, serve=False):
-        _claim(session)
-        with hold_lock(session.context.workspace.folder, "apply"):
+        with _hold_ledger(session):
             group = job.forget_group(session.context, key)
         text = f"{escape(key)} no longer stands for {group.chat_id}; the group is unchanged"
         session.reporter.print_text({"key": key, "chat_id": group.chat_id}, text)
@@ -159,7 +153,7 @@ def send_each(session: Session, names: list[str], send: Callable[[Client, str], 
         for name, chat_id in _find_chats(session, client, names).items():
             try:
                 send(client, chat_id)
-            except (PermanentError, RetryableError, ForbiddenError) as error:
+            except SKIPPABLE_ERRORS as error:
                 session.reporter.fail(f"{escape(name)}: {error}")
                 failed += 1
                 forbidden += isinstance(error, ForbiddenError)
@@ -182,13 +176,18 @@ def _find_chats(session: Session, client: Client, names: list[str]) -> dict[str,
                 close = get_close_matches(name, groups, 1)
                 hint = f"Did you mean {escape(close[0])}?" if close else "groups.py import KEY CHAT_ID assigns a key."
                 raise UsageError(f"{escape(name)} is neither the key of a group nor the id of a chat. {hint}") from None
-            except (PermanentError, RetryableError, ForbiddenError):
+            except SKIPPABLE_ERRORS:
                 chat_ids[name] = name
     return {name: chat_ids[name] for name in names}
 
 
-def _claim(session: Session) -> None:
-    claim(session.context.workspace, session.context.destination, sandbox=session.sandbox, say=session.reporter.fail)
+@contextmanager
+def _hold_ledger(session: Session) -> Iterator[None]:
+    """Check that the warehouse is this account's, and hold the lock of its ledger."""
+    context = session.context
+    claim(context.workspace, context.destination, sandbox=session.sandbox, say=session.reporter.fail)
+    with hold_lock(context.workspace.folder, "apply"):
+        yield
 
 
 def _check_files(session: Session) -> None:
@@ -209,8 +208,7 @@ def _plan_table(session: Session, table: str | None) -> Plan:
 
 def _plan_refreshed(session: Session, connection: Connection, table: str | None) -> Plan:
     rows = _read_table(session, table)
-    _claim(session)
-    with hold_lock(session.context.workspace.folder, "apply"), connection.client() as client:
+    with _hold_ledger(session), connection.client() as client:
         return job.refresh_groups(
             session.context, client, rows, lambda count: session.reporter.progress(f"{count:,} of {len(rows):,} groups")
         )
