@@ -34,8 +34,8 @@ from .union_accounts import ACCOUNTS, MANY_ACCOUNTS, ONE_ACCOUNT, READER_SCHEMAS
 VIEWS_DIGEST = ("msgbubbles", "_accounts_made_as")
 # The file that records the names of the schemas.
 NAMES = "schemas.json"
-# A table by which the job recognizes a schema of its own, besides the loaded tables.
-SIGNS = {
+# The table by which the job recognizes each of its schemas.
+MARKER_TABLES = {
     "msgbubbles": "accounts",
     "msgbubbles_staging": "_dlt_version",
     "staging": "built_loads",
@@ -285,7 +285,7 @@ class Attached(Destination):
             key = {"msgbubbles": "raw", "msgbubbles_staging": "raw", "staging": "staging"}.get(schema, "marts")
             for path in {f"{self.prefix}{name}", *([name] if schema in READER_SCHEMAS else [])}:
                 found = tables.get(path, [])
-                if found and SIGNS[schema] not in found:
+                if found and MARKER_TABLES[schema] not in found:
                     some = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
                     raise UsageError(FOREIGN.format(title=self.title, schema=path, tables=some, key=f"{key}_schema"))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -143,16 +143,9 @@ class DuckLake(Attached):
             connection.execute("USE warehouse")
             yield connection
 
-    @contextmanager
-    def _attach_server(self, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
-        with ExitStack() as stack:
-            try:
-                connection = stack.enter_context(attach_server(self._read_lake().parameters, self.title, *options))
-            except duckdb.Error as error:
-                raise UsageError(
-                    NO_LAKE.format(why=f"its catalog cannot be opened ({type(error).__name__}){find_reason(error)}")
-                ) from None
-            yield connection
+    def _attach_server(self, *options: str) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        refusal = NO_LAKE.format(why="its catalog cannot be opened {why}")
+        return attach_server(self._read_lake().parameters, self.title, refusal, *options)
 
     @property
     def _lock_scope(self) -> str:
@@ -254,11 +247,11 @@ class DuckLake(Attached):
             connection.execute("CALL ducklake_expire_snapshots('warehouse', older_than => now())")
             connection.execute("CALL ducklake_cleanup_old_files('warehouse', cleanup_all => true)")
         self.remove_failed_loads()
-        lake = self._read_lake()
-        with attach_server(lake.parameters, self.title) as connection:
+        catalog = [self._read_lake().name]
+        with self._attach_server() as connection:
             # The catalog holds small tables, and the extremes of each file.
-            remove_old_rows(connection, [lake.name])
-            renew_statistics(connection, [lake.name])
+            remove_old_rows(connection, catalog)
+            renew_statistics(connection, catalog)
 
     def remove_failed_loads(self) -> None:
         """Remove files that failed and killed jobs left.

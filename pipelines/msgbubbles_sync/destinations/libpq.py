@@ -9,42 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-# The parameters that reach all clients, and their environment variables. `MSGBUBBLES_` ones are read by dbt's profile.
-PARAMETERS = {
-    "host": "PGHOST",
-    "hostaddr": "PGHOSTADDR",
-    "port": "PGPORT",
-    "user": "PGUSER",
-    "password": "PGPASSWORD",
+# The parameters that reach all clients.
+PARAMETERS = frozenset({
+    "host", "hostaddr", "port", "user", "password", "dbname", "passfile", "connect_timeout", "application_name",
+    "options", "client_encoding", "keepalives_idle", "sslmode", "sslrootcert", "sslcert", "sslkey", "sslcertmode",
+    "sslcrl", "sslcrldir", "sslsni", "sslnegotiation", "sslcompression", "ssl_min_protocol_version",
+    "ssl_max_protocol_version", "channel_binding", "require_auth", "requirepeer", "gssencmode", "gssdelegation",
+    "gsslib", "krbsrvname", "target_session_attrs", "load_balance_hosts",
+})  # fmt: skip
+# Environment variables that are not `PG` and the parameter's name without underscores. dbt's profile reads the last.
+VARIABLES = {
     "dbname": "PGDATABASE",
-    "passfile": "PGPASSFILE",
     "connect_timeout": "PGCONNECT_TIMEOUT",
     "application_name": "PGAPPNAME",
-    "options": "PGOPTIONS",
-    "client_encoding": "PGCLIENTENCODING",
     "keepalives_idle": "MSGBUBBLES_KEEPALIVES_IDLE",
-    "sslmode": "PGSSLMODE",
-    "sslrootcert": "PGSSLROOTCERT",
-    "sslcert": "PGSSLCERT",
-    "sslkey": "PGSSLKEY",
-    "sslcertmode": "PGSSLCERTMODE",
-    "sslcrl": "PGSSLCRL",
-    "sslcrldir": "PGSSLCRLDIR",
-    "sslsni": "PGSSLSNI",
-    "sslnegotiation": "PGSSLNEGOTIATION",
-    "sslcompression": "PGSSLCOMPRESSION",
-    "ssl_min_protocol_version": "PGSSLMINPROTOCOLVERSION",
-    "ssl_max_protocol_version": "PGSSLMAXPROTOCOLVERSION",
-    "channel_binding": "PGCHANNELBINDING",
-    "require_auth": "PGREQUIREAUTH",
-    "requirepeer": "PGREQUIREPEER",
-    "gssencmode": "PGGSSENCMODE",
-    "gssdelegation": "PGGSSDELEGATION",
-    "gsslib": "PGGSSLIB",
-    "krbsrvname": "PGKRBSRVNAME",
-    "target_session_attrs": "PGTARGETSESSIONATTRS",
-    "load_balance_hosts": "PGLOADBALANCEHOSTS",
 }
+
+
+def get_variable(parameter: str) -> str:
+    """Return the environment variable of a parameter."""
+    return VARIABLES.get(parameter, f"PG{parameter.replace('_', '').upper()}")
 
 
 def format_dsn(parameters: Mapping[str, str]) -> str:
@@ -55,4 +39,4 @@ def format_dsn(parameters: Mapping[str, str]) -> str:
 
 def build_environment(parameters: Mapping[str, str]) -> dict[str, str]:
     """Return the environment variables that pass the parameters to dbt."""
-    return {PARAMETERS[name]: value for name, value in parameters.items()}
+    return {get_variable(name): value for name, value in parameters.items()}

@@ -16,7 +16,7 @@ from dlt.common.libs.sql_alchemy_compat import make_url  # type: ignore[attr-def
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.settings import SyncSettings
 
-from .libpq import PARAMETERS
+from .libpq import PARAMETERS, get_variable
 
 # dlt's names of parameters.
 ALIASES = {"username": "user", "database": "dbname"}
@@ -94,7 +94,7 @@ def _check(section: str, name: str, value: object) -> str:
 
 def _complete(values: Mapping[str, str], settings: SyncSettings) -> dict[str, str]:
     """Add defaults, and the timeouts of the job's sessions."""
-    inherited = {name: os.environ[PARAMETERS[name]] for name in DEFAULTS if os.environ.get(PARAMETERS[name])}
+    inherited = {name: value for name in DEFAULTS if (value := os.environ.get(get_variable(name)))}
     found = DEFAULTS | inherited | {"password": os.environ.get("PGPASSWORD", ""), "client_encoding": "UTF8"}
     limits = [f"-c {name}={1000 * seconds}" for name, seconds in _limits(settings).items() if seconds]
     # If an option is set twice, the server uses the later value.

@@ -32,7 +32,7 @@ STORED_SCHEMA = "SELECT schema FROM {schema}._dlt_version WHERE schema_name = ? 
 WRITTEN = {table.name for table in (SYNC_RUNS, FAILED_READS, CLAIM, VERSION, PRIVACY, ERASURES)}
 # By any of these rows, the job recognizes a schema of its own, whatever else somebody has dropped: a table, a column,
 # and how its value starts.
-SIGNS = (
+OWN_ROWS = (
     ("_dlt_version", "schema_name", PIPELINE),
     ("_dlt_loads", "schema_name", PIPELINE),
     (CLAIM_TABLE, "claim", "{"),
@@ -132,7 +132,7 @@ def needs_reading(repairs: Iterable[Repair]) -> bool:
 
 def has_own_rows(connection: duckdb.DuckDBPyConnection, path: str) -> bool:
     """Return whether this job, or one of its account, has loaded a schema."""
-    for table, column, start in SIGNS:
+    for table, column, start in OWN_ROWS:
         with suppress(duckdb.CatalogException, duckdb.BinderException):
             query = f"SELECT 1 FROM {path}.{table} WHERE starts_with({column}, ?) LIMIT 1"  # noqa: S608
             if connection.execute(query, [start]).fetchone() is not None:

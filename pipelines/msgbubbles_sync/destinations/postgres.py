@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import duckdb
 from tenacity import Retrying, retry_if_exception, stop_after_delay, stop_never, wait_fixed
 
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.sql import quote_literal, quote_name
+from msgbubbles_sync.sql import quote_name
 from msgbubbles_sync.tables import SQL_TYPES
 
 from .attached import Attached
@@ -24,9 +24,9 @@ from .server import (
     LOCKED,
     attach_server,
     check_server,
+    execute_on_server,
     explain,
     explain_lock,
-    find_reason,
     list_server_copies,
     query_server,
     remove_old_rows,
@@ -34,7 +34,7 @@ from .server import (
 )
 from .union_accounts import Key
 
-NO_SERVER = """--destination postgres: the server cannot be reached ({why}){reason}; check that it is up, or
+NO_SERVER = """--destination postgres: the server cannot be reached {why}; check that it is up, or
 set its address in dlt_config/secrets.toml, [destination.postgres] credentials =
 "postgresql://user:password@host:5432/database", or as DESTINATION__POSTGRES__CREDENTIALS"""
 # Between two attempts to change the columns of a mart, its readers go on.
@@ -67,14 +67,8 @@ class Postgres(Attached):
     def read_dbt_target(self) -> tuple[str, dict[str, str]]:
         return "postgres", build_environment(self._read_parameters())
 
-    @contextmanager
-    def _attach(self, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
-        with ExitStack() as stack:
-            try:
-                connection = stack.enter_context(attach_server(self._read_parameters(), self.title, *options))
-            except duckdb.Error as error:
-                raise UsageError(NO_SERVER.format(why=type(error).__name__, reason=find_reason(error))) from None
-            yield connection
+    def _attach(self, *options: str) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        return attach_server(self._read_parameters(), self.title, NO_SERVER, *options)
 
     _attach_server = _attach
 
@@ -119,7 +113,7 @@ class Postgres(Attached):
         statements += [
             REPLACE_VIEW.format(view=f"{key[0]}.{quote_name(key[1])}", query=views[key]) for key in sorted(views)
         ]
-        connection.execute(f"CALL postgres_execute('warehouse', {quote_literal('; '.join([*statements, 'COMMIT']))})")
+        execute_on_server(connection, *statements, "COMMIT")
 
     def _replace_rows(self, connection: duckdb.DuckDBPyConnection, table: str) -> None:
         self._empty_table(connection, self.dataset, table)
@@ -128,8 +122,7 @@ class Postgres(Attached):
 
     def _empty_table(self, connection: duckdb.DuckDBPyConnection, schema: str, table: str) -> None:
         # It gives the table new files, so the old rows need no VACUUM FULL.
-        statement = f"TRUNCATE {schema}.{quote_name(table)}"
-        connection.execute(f"CALL postgres_execute('warehouse', {quote_literal(statement)})")
+        execute_on_server(connection, f"TRUNCATE {schema}.{quote_name(table)}")
 
     def remove_old_versions(self) -> None:
         with self._attach() as connection:
@@ -145,17 +138,17 @@ class Postgres(Attached):
         return find_repairs(columns, self.dataset, {**SQL_TYPES, "json": "JSONB", "double": "DOUBLE PRECISION"})
 
     def _execute_statements(self, connection: duckdb.DuckDBPyConnection, statements: str) -> None:
-        connection.execute(f"CALL postgres_execute('warehouse', {quote_literal(statements)})")
+        execute_on_server(connection, statements)
 
     def _describe_schema(self, connection: duckdb.DuckDBPyConnection, schema: str) -> None:
         statements = build_statements(schema, read_stored_comments(connection, schema), list_descriptions())
         if statements:
-            connection.execute(f"CALL postgres_execute('warehouse', {quote_literal('; '.join(statements))})")
+            execute_on_server(connection, *statements)
 
     def _read_parameters(self) -> dict[str, str]:
         from .libpq_config import read_parameters  # see above
 
         parameters = read_parameters("destination.postgres.credentials", self._settings)
         if parameters is None:
-            raise UsageError(NO_SERVER.format(why="no usable credentials", reason=""))
+            raise UsageError(NO_SERVER.format(why="(no usable credentials)"))
         return parameters

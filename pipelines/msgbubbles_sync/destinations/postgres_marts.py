@@ -16,7 +16,7 @@ import duckdb
 from msgbubbles_sync.sql import quote_literal, quote_name
 
 from .comments import Comments, build_statements
-from .server import CREATE_SCHEMA, query_server
+from .server import CREATE_SCHEMA, execute_on_server, query_server
 
 # The columns of each table and view of a schema, in order, with their types.
 COLUMNS = """SELECT relname::text AS name, relkind::text AS kind, attname::text AS of_column,
@@ -67,12 +67,13 @@ def copy_marts(connection: duckdb.DuckDBPyConnection, build: str, readers: str, 
     statements.append("SET LOCAL lock_timeout TO DEFAULT")
     for name, mart in marts.items():
         statements += _copy_rows(name, mart, build, readers)
-    _execute(connection, [*statements, "COMMIT"])
+    execute_on_server(connection, *statements, "COMMIT")
     wanted: dict[str, Comments] = {}
     for _, table, column, text, _ in read_stored_comments(connection, build):
         if text is not None and table not in held_marts:
             wanted.setdefault(table, {})[column] = text
-    _execute(connection, build_statements(readers, read_stored_comments(connection, readers), wanted))
+    if comments := build_statements(readers, read_stored_comments(connection, readers), wanted):
+        execute_on_server(connection, *comments)
 
 
 def read_stored_comments(connection: duckdb.DuckDBPyConnection, schema: str) -> list[tuple[Any, ...]]:
@@ -126,8 +127,3 @@ def _copy_rows(name: str, mart: Relation, build: str, readers: str) -> list[str]
         f"WHERE {ONLY_IN.format(digests=new, others=old)}",
         IF_NUMBERS_DIFFER.format(source=source, target=target, columns=columns),
     ]
-
-
-def _execute(connection: duckdb.DuckDBPyConnection, statements: list[str]) -> None:
-    if statements:
-        connection.execute(f"CALL postgres_execute('warehouse', {quote_literal('; '.join(statements))})")

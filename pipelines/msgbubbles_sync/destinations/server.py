@@ -34,13 +34,56 @@ REASONS = re.compile(
     "|sorry, too many clients already|remaining connection slots are reserved|too many connections for [a-z]+"
     "|could not write init file|No space left on device"
 )
-
-
 POOLER = "unsupported startup parameter"
 # PostgreSQL refuses CREATE SCHEMA IF NOT EXISTS to a role that may not create one, even if it exists.
 CREATE_SCHEMA = """DO $schema$ BEGIN
     IF to_regnamespace('{schema}') IS NULL THEN CREATE SCHEMA {schema}; END IF;
 END $schema$"""
+# The server notices that a process was killed when its connection is closed, which may take a moment.
+LOCK_WAIT_SECONDS, LOCK_POLL_SECONDS = 3.0, 0.2
+# A firewall may drop a connection without traffic, and a machine may be gone: the server asks every minute.
+TRY_LOCK = """SELECT set_config('idle_in_transaction_session_timeout', '0', true) AS a,
+set_config('tcp_keepalives_idle', '60', true) AS b, pg_try_advisory_xact_lock({key}) AS is_held"""
+LOCK_HOLDER = """SELECT pid, host(client_addr) AS host,
+xact_start AT TIME ZONE 'UTC' AS since FROM pg_locks JOIN pg_stat_activity USING (pid)
+WHERE (locktype, granted, objsubid) = ('advisory', true, 2) AND pg_locks.database = pg_stat_activity.datid
+AND (classid::bigint::bit(32)::int, objid::bigint::bit(32)::int) = ({key})"""
+SERVER = """SELECT current_user::text AS role, current_database()::text AS database,
+current_setting('server_encoding') AS encoding,
+pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on' AS is_read_only,
+has_database_privilege(current_database(), 'CREATE') AS may_create, current_setting('TimeZone') AS zone"""
+MAY_USE_SCHEMAS = """SELECT nspname::text AS name,
+has_schema_privilege(oid, 'USAGE') AND has_schema_privilege(oid, 'CREATE') AS is_open
+FROM pg_namespace WHERE nspname IN ({schemas})"""
+MAY_VACUUM = """SELECT rolsuper OR pg_has_role(datdba, 'USAGE') AS is_owner
+FROM pg_roles, pg_database WHERE rolname = current_user AND datname = current_database()"""
+OWN_TABLES = """SELECT format('%I.%I', nspname, relname) AS path
+FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+WHERE relkind IN ('r', 'm') AND nspname IN ({schemas}) AND pg_has_role(relowner, 'USAGE')"""
+LOCKED = re.compile("lock timeout|deadlock detected")
+TOO_LONG = re.compile("statement timeout|idle-in-transaction timeout")
+# Messages about the server's own catalog, which several sessions change at a time.
+RACED = re.compile(
+    "tuple concurrently (?:updated|deleted)|could not open relation with OID|cache lookup failed for"
+    '|violates unique constraint "pg_'
+)
+DENIED = re.compile(r'permission denied for ([a-z ]+) ([\w."]+)|must be owner of ([a-z ]+) ([\w."]+)')
+READ_ONLY = re.compile("in a read-only transaction")
+FULL = re.compile("could not (?:extend|write to) file|No space left on device|disk full", re.I)
+GONE = re.compile(
+    "server closed the connection|terminating connection|[Cc]onnection refused|connection to server .{0,300}? failed"
+    "|the database system is (?:shutting down|starting up|in recovery mode)"
+)
+HOLDERS = """SELECT pid, usename::text AS role, application_name AS name, state,
+xact_start AT TIME ZONE 'UTC' AS since, string_agg(DISTINCT nspname || '.' || relname, ', ') AS tables
+FROM pg_locks JOIN pg_stat_activity USING (pid) JOIN pg_class ON pg_class.oid = relation
+JOIN pg_namespace ON pg_namespace.oid = relnamespace
+WHERE granted AND relkind IN ('r', 'p', 'v', 'm') AND nspname IN ({schemas}) AND pid <> pg_backend_pid()
+AND application_name <> {application} AND datname = current_database()
+GROUP BY pid, usename, application_name, state, xact_start ORDER BY xact_start NULLS LAST LIMIT 3"""
+
+# The extensions that this process has loaded, and whose signatures DuckDB has checked.
+loaded_extensions: set[str] = set()
 
 
 def find_reason(error: Exception) -> str:
@@ -62,10 +105,6 @@ def find_extension(name: str, title: str) -> Path:
     return Path(package.origin).parent / "extensions" / f"v{duckdb.__version__}" / f"{name}.duckdb_extension"
 
 
-# The extensions that this process has loaded, and whose signatures DuckDB has checked.
-loaded_extensions: set[str] = set()
-
-
 def build_config(extensions: Collection[str]) -> dict[str, Any]:
     """Return the configuration of a connection that loads these extensions.
 
@@ -76,25 +115,41 @@ def build_config(extensions: Collection[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def attach_server(parameters: Mapping[str, str], title: str, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
+def attach_server(
+    parameters: Mapping[str, str], title: str, refusal: str, *options: str
+) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open a DuckDB connection with the server's database attached as `warehouse`.
 
-    Raises `duckdb.Error`, and `UsageError` if the extension is missing, which destination `title` needs.
+    Raises `UsageError` if the connection is refused, with the message `refusal`, in which the reason replaces `{why}`,
+    and if the extension is missing, which destination `title` needs.
     """
     extension = find_extension("postgres_scanner", title)
     with duckdb.connect(config=build_config(["postgres_scanner"])) as connection:
         connection.execute("SET TimeZone = 'UTC'")
-        connection.execute(f"LOAD {quote_literal(str(extension))}")
-        loaded_extensions.add("postgres_scanner")
         address = quote_literal(format_dsn(parameters))
-        connection.execute(f"ATTACH {address} AS warehouse ({', '.join(['TYPE postgres', *options])})")
-        connection.execute("USE warehouse")
+        try:
+            connection.execute(f"LOAD {quote_literal(str(extension))}")
+            loaded_extensions.add("postgres_scanner")
+            connection.execute(f"ATTACH {address} AS warehouse ({', '.join(['TYPE postgres', *options])})")
+            connection.execute("USE warehouse")
+        except duckdb.Error as error:
+            raise UsageError(refusal.replace("{why}", f"({type(error).__name__}){find_reason(error)}")) from None
         yield connection
 
 
 def query_server(connection: duckdb.DuckDBPyConnection, query: str) -> list[tuple[Any, ...]]:
     """Run a query on the attached server, in its own SQL, and return the rows. Raises `duckdb.Error`."""
     return connection.execute(f"FROM postgres_query('warehouse', {quote_literal(query)})").fetchall()
+
+
+def execute_on_server(connection: duckdb.DuckDBPyConnection, *statements: str) -> None:
+    """Execute statements of the server's own SQL, all or none. Raises `duckdb.Error`."""
+    connection.execute(f"CALL postgres_execute('warehouse', {quote_literal('; '.join(statements))})")
+
+
+def _execute_alone(connection: duckdb.DuckDBPyConnection, statement: str) -> None:
+    """Execute a statement that the server refuses in a transaction."""
+    connection.execute(f"CALL postgres_execute('warehouse', {quote_literal(statement)}, use_transaction => false)")
 
 
 @contextmanager
@@ -127,17 +182,6 @@ def _describe_lock(holders: list[tuple[Any, ...]]) -> str:
         f"another job is active on this warehouse: session {pid} of its server{where}{when}. Run again when it has "
         f"ended; if its machine is gone, end it with SELECT pg_terminate_backend({pid})"
     )
-
-
-# The server notices that a process was killed when its connection is closed, which may take a moment.
-LOCK_WAIT_SECONDS, LOCK_POLL_SECONDS = 3.0, 0.2
-# A firewall may drop a connection without traffic, and a machine may be gone: the server asks every minute.
-TRY_LOCK = """SELECT set_config('idle_in_transaction_session_timeout', '0', true) AS a,
-set_config('tcp_keepalives_idle', '60', true) AS b, pg_try_advisory_xact_lock({key}) AS is_held"""
-LOCK_HOLDER = """SELECT pid, host(client_addr) AS host,
-xact_start AT TIME ZONE 'UTC' AS since FROM pg_locks JOIN pg_stat_activity USING (pid)
-WHERE (locktype, granted, objsubid) = ('advisory', true, 2) AND pg_locks.database = pg_stat_activity.datid
-AND (classid::bigint::bit(32)::int, objid::bigint::bit(32)::int) = ({key})"""
 
 
 def check_server(connection: duckdb.DuckDBPyConnection, schemas: Sequence[str], title: str) -> None:
@@ -177,38 +221,18 @@ def check_server(connection: duckdb.DuckDBPyConnection, schemas: Sequence[str], 
         )
 
 
-SERVER = """SELECT current_user::text AS role, current_database()::text AS database,
-current_setting('server_encoding') AS encoding,
-pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on' AS is_read_only,
-has_database_privilege(current_database(), 'CREATE') AS may_create, current_setting('TimeZone') AS zone"""
-MAY_USE_SCHEMAS = """SELECT nspname::text AS name,
-has_schema_privilege(oid, 'USAGE') AND has_schema_privilege(oid, 'CREATE') AS is_open
-FROM pg_namespace WHERE nspname IN ({schemas})"""
-
-MAY_VACUUM = """SELECT rolsuper OR pg_has_role(datdba, 'USAGE') AS is_owner
-FROM pg_roles, pg_database WHERE rolname = current_user AND datname = current_database()"""
-TABLES = """SELECT format('%I.%I', nspname, relname) AS path
-FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
-WHERE relkind IN ('r', 'm') AND nspname IN ({schemas}) AND pg_has_role(relowner, 'USAGE')"""
-
-
-def execute_on_server(connection: duckdb.DuckDBPyConnection, statement: str) -> None:
-    """Execute a statement that the server refuses in a transaction."""
-    connection.execute(f"CALL postgres_execute('warehouse', {quote_literal(statement)}, use_transaction => false)")
-
-
 def remove_old_rows(connection: duckdb.DuckDBPyConnection, schemas: Sequence[str]) -> None:
     """Rewrite the job's tables in these schemas, whose files may hold deleted rows. Waits for their readers."""
-    for (path,) in query_server(connection, TABLES.format(schemas=", ".join(map(quote_literal, schemas)))):
-        execute_on_server(connection, f"VACUUM FULL {path}")
+    for (path,) in query_server(connection, OWN_TABLES.format(schemas=", ".join(map(quote_literal, schemas)))):
+        _execute_alone(connection, f"VACUUM FULL {path}")
 
 
 def renew_statistics(connection: duckdb.DuckDBPyConnection, schemas: Sequence[str]) -> None:
     """Replace the planner's statistics of the job's tables, because they quote values."""
-    for (path,) in query_server(connection, TABLES.format(schemas=", ".join(map(quote_literal, schemas)))):
-        execute_on_server(connection, f"ANALYZE {path}")
+    for (path,) in query_server(connection, OWN_TABLES.format(schemas=", ".join(map(quote_literal, schemas)))):
+        _execute_alone(connection, f"ANALYZE {path}")
     if _may_vacuum_catalog(connection):
-        execute_on_server(connection, "VACUUM FULL pg_catalog.pg_statistic")
+        _execute_alone(connection, "VACUUM FULL pg_catalog.pg_statistic")
 
 
 def list_server_copies(connection: duckdb.DuckDBPyConnection) -> list[str]:
@@ -230,22 +254,6 @@ def list_server_copies(connection: duckdb.DuckDBPyConnection) -> list[str]:
 
 def _may_vacuum_catalog(connection: duckdb.DuckDBPyConnection) -> bool:
     return query_server(connection, MAY_VACUUM) == [(True,)]
-
-
-LOCKED = re.compile("lock timeout|deadlock detected")
-TOO_LONG = re.compile("statement timeout|idle-in-transaction timeout")
-# Messages about the server's own catalog, which several sessions change at a time.
-RACED = re.compile(
-    "tuple concurrently (?:updated|deleted)|could not open relation with OID|cache lookup failed for"
-    '|violates unique constraint "pg_'
-)
-DENIED = re.compile(r'permission denied for ([a-z ]+) ([\w."]+)|must be owner of ([a-z ]+) ([\w."]+)')
-READ_ONLY = re.compile("in a read-only transaction")
-FULL = re.compile("could not (?:extend|write to) file|No space left on device|disk full", re.I)
-GONE = re.compile(
-    "server closed the connection|terminating connection|[Cc]onnection refused|connection to server .{0,300}? failed"
-    "|the database system is (?:shutting down|starting up|in recovery mode)"
-)
 
 
 def explain(message: str, title: str) -> str | None:
@@ -276,7 +284,7 @@ def explain_lock(title: str, parameters: Mapping[str, str], schemas: Sequence[st
     listed = ", ".join(quote_literal(schema) for schema in schemas)
     query = HOLDERS.format(schemas=listed, application=quote_literal(parameters["application_name"]))
     rows: list[tuple[Any, ...]] = []
-    with suppress(duckdb.Error), attach_server(parameters, title, "READ_ONLY") as connection:
+    with suppress(UsageError, duckdb.Error), attach_server(parameters, title, "", "READ_ONLY") as connection:
         rows = query_server(connection, query)
     holders = [
         f"session {pid} (user {user}, application {name or 'unnamed'}, {state or 'state unknown'}"
@@ -289,12 +297,3 @@ def explain_lock(title: str, parameters: Mapping[str, str], schemas: Sequence[st
         f"{title}: a table stayed locked for longer than [sync] lock_timeout_seconds: {who}. {end} again: the next run "
         "continues where this one ended"
     )
-
-
-HOLDERS = """SELECT pid, usename::text AS role, application_name AS name, state,
-xact_start AT TIME ZONE 'UTC' AS since, string_agg(DISTINCT nspname || '.' || relname, ', ') AS tables
-FROM pg_locks JOIN pg_stat_activity USING (pid) JOIN pg_class ON pg_class.oid = relation
-JOIN pg_namespace ON pg_namespace.oid = relnamespace
-WHERE granted AND relkind IN ('r', 'p', 'v', 'm') AND nspname IN ({schemas}) AND pid <> pg_backend_pid()
-AND application_name <> {application} AND datname = current_database()
-GROUP BY pid, usename, application_name, state, xact_start ORDER BY xact_start NULLS LAST LIMIT 3"""
