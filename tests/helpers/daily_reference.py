@@ -9,16 +9,16 @@ from fractions import Fraction
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from helpers.message_reference import Message, Row, World, coverage, percentile, threads
+from helpers.message_reference import Message, Row, World, as_of, coverage, percentile, read_until, threads
 from helpers.turns_reference import at_minute, thread_turns
 
 
 def calendar(world: World, zone: ZoneInfo) -> list[Row]:
-    since, to = coverage(world)
+    since, until, shown = coverage(world)[0], read_until(world), as_of(world)
     days = {message.day for messages in threads(world, zone).values() for message in messages}
     if not days:
         return []
-    last = max(days | ({to.astimezone(zone).date()} if to else set()))
+    last = max(days | ({shown.astimezone(zone).date()} if shown else set()))
     rows = []
     for number in range((last - min(days)).days + 1):
         day = min(days) + timedelta(days=number)
@@ -29,7 +29,7 @@ def calendar(world: World, zone: ZoneInfo) -> list[Row]:
                 "weekday": day.isoweekday(),
                 "week": day - timedelta(days=day.weekday()),
                 "month": day.replace(day=1),
-                "is_complete": since is not None and to is not None and since <= begins and ends <= to,
+                "is_complete": since is not None and until is not None and since <= begins and ends <= until,
             }
         )
     return rows

@@ -15,14 +15,24 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from helpers.daily_reference import attachments_daily, backlog_daily, calendar, delivery_daily, reactions_daily
-from helpers.message_reference import EPOCH, Message, Row, World, as_of, coverage, percentile, seconds, threads
+from helpers.message_reference import (
+    EPOCH,
+    LOOKBACK,
+    Message,
+    Row,
+    World,
+    as_of,
+    coverage,
+    percentile,
+    read_until,
+    seconds,
+    threads,
+)
 from helpers.turns_reference import sla_daily, sla_events, thread_sessions, thread_turns
 from msgbubbles.handles import fold_handle
 from msgbubbles_sync.settings import TransformSettings
 
 SECOND = timedelta(seconds=1)
-# How late a message may become visible.
-LOOKBACK = timedelta(seconds=300)
 
 
 def main_channel(messages: list[Message]) -> str | None:
@@ -57,17 +67,16 @@ def _thread(
     world: World,
     zone: ZoneInfo,
 ) -> Row:
-    since, to = coverage(world)
-    shown = as_of(world)
+    since, until, shown = coverage(world)[0], read_until(world), as_of(world)
     began = min([m.at for m in messages[:1]] + [chat["created_at"] or EPOCH])
     beginning_read = since is not None and since <= began
     if chat["deleted_at"] and not chat["created_at"]:
         beginning_read = False
     latest = messages[-1].at if messages else None
     last = chat["last_message_at"]
-    last_covered = last is not None and since is not None and to is not None and since <= last < to - LOOKBACK
+    last_covered = last is not None and since is not None and shown is not None and since <= last < shown - LOOKBACK
     end_read = last is None or (latest is not None and latest >= last) or last_covered
-    within_coverage = to is None or all(at is None or at < to for at in (last, latest))
+    within_coverage = until is None or all(at is None or at < until for at in (last, latest))
     known = bool(messages) or (beginning_read and end_read)
 
     def counted(wanted: Iterable[Any]) -> int | None:

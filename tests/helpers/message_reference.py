@@ -15,6 +15,8 @@ from zoneinfo import ZoneInfo
 Row = dict[str, Any]
 World = dict[str, list[Row]]
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# How late a message may become visible.
+LOOKBACK = timedelta(seconds=300)
 
 
 def seconds(span: timedelta | None) -> float:
@@ -87,6 +89,12 @@ def as_of(world: World) -> datetime | None:
     to = coverage(world)[1]
     complete = [row["started_at"] for row in world.get("sync_runs", []) if row["outcome"] == "complete"]
     return None if to is None else max([to, *complete])
+
+
+def read_until(world: World) -> datetime | None:
+    """Return the time to which all messages are known to have been read."""
+    to, shown = coverage(world)[1], as_of(world)
+    return to and shown and max(to, shown - LOOKBACK)
 
 
 def coverage(world: World) -> tuple[datetime | None, datetime | None]:

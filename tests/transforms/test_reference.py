@@ -69,7 +69,7 @@ worlds = st.fixed_dictionaries(
                     "conversation_id": st.sampled_from([*CHATS, *CHATS, "elsewhere", None]),
                     "cursor_at": st.none() | times_of_events | times_of_events | times_of_events,
                     "direction": st.sampled_from(["inbound", "outbound", "inbound", "outbound", "sideways", None]),
-                    "status": st.sampled_from(["sent", "failed", "delivered", "read", "received", None]),
+                    "status": st.sampled_from(["sent", "queued", "failed", "delivered", "read", "received", None]),
                     "channel": st.sampled_from(["imessage", "sms", "whatsapp", "fax", None]),
                     "sender_handle": st.sampled_from([*HANDLES, None]),
                     "attachment_count": st.sampled_from([None, 0, 2]),

@@ -1,11 +1,11 @@
--- A view, because its last day is the last one that has been read.
+-- A view, because its last day is that of the latest complete run.
 {{ config(materialized=view_for_readers()) }}
 
 with coverage as ( -- always one row
     select
         min(complete_since) as complete_since,
-        max(complete_to) as complete_to,
-        cast({{ local_time('max(complete_to)') }} as date) as last_day
+        {{ read_until() }} as read_until,
+        cast({{ local_time('max(as_of)') }} as date) as last_day
     from {{ ref('stg_stream_coverage') }}
     where stream = 'messages'
 ),
@@ -32,7 +32,7 @@ select
     cast(date_trunc('week', days.day) as date) as week,
     cast(date_trunc('month', days.day) as date) as month,
     coalesce(
-        coverage.complete_since <= {{ midnight('days.day') }} and coverage.complete_to >= {{ midnight('days.day + 1') }},
+        coverage.complete_since <= {{ midnight('days.day') }} and coverage.read_until >= {{ midnight('days.day + 1') }},
         false
     ) as is_complete
 from days

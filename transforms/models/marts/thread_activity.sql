@@ -4,7 +4,7 @@
 with coverage as ( -- always one row
     select
         min(complete_since) as complete_since,
-        max(complete_to) as complete_to,
+        {{ read_until() }} as read_until,
         max(as_of) as as_of,
         cast({{ local_time('max(as_of)') }} as date) as day
     from {{ ref('stg_stream_coverage') }}
@@ -84,14 +84,14 @@ threads as (
             measures.latest_message_at >= chats.last_message_at
             or (
                 chats.last_message_at >= coverage.complete_since
-                and {{ seconds_between('chats.last_message_at', 'coverage.complete_to') }}
+                and {{ seconds_between('chats.last_message_at', 'coverage.as_of') }}
                 > {{ var('lookback_seconds') }}
             ),
             chats.last_message_at is null
         ) as is_end_read,
         -- Before a message that is newer than the coverage, there may be others that have not been read.
         coalesce(
-            greatest(chats.last_message_at, measures.latest_message_at) < coverage.complete_to, true
+            greatest(chats.last_message_at, measures.latest_message_at) < coverage.read_until, true
         ) as is_within_coverage,
         recent.messages_last_7_days,
         recent.messages_last_30_days,
