@@ -55,7 +55,8 @@ def describe_refusal(error: MsgBubblesError) -> str:
         fix = "Check the API key in dlt_config/secrets.toml, or the variable that sets it, and run again"
     else:
         fix = "Nothing was read. Run again, or find the cause with chats.py check"
-    return f"{fix}. {str(error)[0].upper()}{str(error)[1:]}."
+    reason = str(error)
+    return f"{fix}. {reason[0].upper()}{reason[1:]}{'' if reason.endswith('?') else '.'}"
 
 
 def _show(console: Console, report: RunReport, policy: str, *, sandbox: bool) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from msgbubbles.client import Client
-from msgbubbles.errors import SKIPPABLE_ERRORS, PermanentError, RetryableError, UnreachableError
+from msgbubbles.errors import SKIPPABLE_ERRORS, NotFoundError, PermanentError, RetryableError, UnreachableError
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.display import escape
 from msgbubbles_sync.errors import UsageError
@@ -36,7 +36,7 @@ def refresh_groups(
     """Plan the groups of these rows by what the API shows: one request for the numbers, and one for each group.
 
     What it shows is recorded in the ledger. A group that it does not show gets a note in the plan. The caller holds the
-    lock `apply`. Raises `UsageError`, `AuthenticationError`, `UnreachableError` and `Halt`.
+    lock `apply`. Raises `UsageError`, `Halt`, and as `fetch_own_numbers` does.
     """
     redactor = GroupRedactor(context.redactor)
     client = redactor.wrap_client(client)
@@ -92,11 +92,11 @@ def fetch_own_numbers(client: Client) -> frozenset[str] | None:
     """Fetch the account's numbers (`GET /v1/numbers`); null if the API does not list them.
 
     Each creation then shows whether its number is one. Raises `AuthenticationError` for a key that does not work, and
-    `UnreachableError`.
+    `UnreachableError` or `NotFoundError` if there is no API behind `base_url`.
     """
     try:
         return frozenset(number.handle for number in client.list_numbers().rows) or None
-    except UnreachableError:
+    except (UnreachableError, NotFoundError):
         raise
     except (PermanentError, RetryableError):
         return None

@@ -49,3 +49,4 @@ def test_error_of_a_first_run_names_the_fix_first(kind: type[ApiError], start: s
     message = describe_refusal(error)
     assert message.startswith(start)
     assert message.endswith(". The API answered 401 (request req_1).")
+    assert describe_refusal(kind("is /v1 missing?")).endswith(". Is /v1 missing?")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from helpers.group_world import OURS, World, cut_next_write, outcomes, row
-from msgbubbles.errors import AuthenticationError, NoIdError
+from msgbubbles.errors import AuthenticationError, NoIdError, NotFoundError
 from msgbubbles_sync.groups.adopt import ExistingGroup, adopt_group
 from msgbubbles_sync.groups.ledger import Ledger
 from msgbubbles_sync.groups.view import fetch_view
@@ -51,6 +51,12 @@ def observe_group(world: World, key: str) -> None:
 
 
 # -- statuses
+
+
+def test_server_that_is_not_the_api_ends_apply(world: World) -> None:
+    world.server.knobs.answer = lambda *_: (404, {}, b"<html>not here</html>")
+    with pytest.raises(NotFoundError, match="is /v1 missing from base_url"):
+        world.apply(row("a", ANNA, BEN))
 
 
 @pytest.mark.parametrize(("status", "body"), BODIES)
