@@ -22,7 +22,7 @@ from .contact_aliases import load_contact_aliases
 from .context import Context, Limits
 from .dbt.runner import (
     check_tools,
-    describe_failed_models,
+    describe_failures,
     forget_build,
     is_outdated,
     load_build_result,
@@ -290,8 +290,8 @@ def _build_marts(context: Context, report: RunReport, *, with_transform: bool) -
         workspace.set_done("transform")
     else:
         report.built = load_build_result(workspace)
-    if report.built.failed_models:
-        report.add_failed_part("marts", describe_failed_models(workspace, report.built))
+    if failures := describe_failures(workspace, report.built):
+        report.add_failed_part("marts", failures)
     holds = context.settings.transforms.data_tests == "hold"
     report.held_marts = sorted({*report.built.unbuilt_marts, *(report.built.marts if holds else ())})
 

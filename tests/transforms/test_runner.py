@@ -11,8 +11,9 @@ import duckdb
 import pytest
 
 from helpers.context import build_destination
-from msgbubbles_sync.dbt import process, project, runner
-from msgbubbles_sync.dbt.runner import find_unreadable_file, load_build_result, transform
+from msgbubbles_sync.dbt import process, project, runner, unreadable
+from msgbubbles_sync.dbt.runner import load_build_result, transform
+from msgbubbles_sync.dbt.unreadable import MACROS, find_unreadable_file
 from msgbubbles_sync.errors import TransformError
 from msgbubbles_sync.settings import Settings, TransformSettings
 from msgbubbles_sync.workspace import Workspace
@@ -89,33 +90,88 @@ def test_failing_model_keeps_only_its_marts_from_being_built(warehouse: Any, tmp
 )
 def test_file_in_a_message_of_dbt_is_found(message: str, file: str | None) -> None:
     found = find_unreadable_file(message)
-    assert found == file or (found is not None and file is not None and found.endswith(f"/{file}"))
+    assert (found is None and file is None) or (file is not None and str(found).endswith(f"/{file}"))
 
 
-def test_project_that_dbt_cannot_read_is_tried_again_once_it_has_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def own_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    copy = tmp_path / "transforms"
+    shutil.copytree(project.PROJECT, copy, ignore=shutil.ignore_patterns(*project.MADE_BY_DBT))
+    for module in (process, project, runner, unreadable):
+        monkeypatch.setattr(module, "PROJECT", copy)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "line"),
+    [
+        ("macros/own.sql", b"\n{% macro own( %}", "2"),
+        ("macros/own.sql", b"{% macro own() %}", "1"),
+        ("macros/dialects.sql", b"{% macro own() %}{{ 1 {% endmacro %}", "1"),
+        ("models/marts/own.sql", b"select '\xff'", None),
+    ],
+)
+def test_file_that_dbt_does_not_name_is_found(path: str, content: bytes, line: str | None, own_project: Path) -> None:
+    (own_project / path).write_bytes(content)
+    found = find_unreadable_file("Compilation Error\n  unexpected EOF", own_project)
+    assert found == unreadable.UnreadableFile(path, line, path not in MACROS)
+
+
+def test_macros_of_this_project_are_never_left_out() -> None:
+    files = project.PROJECT.glob("macros/**/*.sql")
+    assert {file.relative_to(project.PROJECT).as_posix() for file in files} == MACROS
+
+
+def test_marts_are_built_without_files_that_dbt_cannot_read(
+    warehouse: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_project: Path
 ) -> None:
     workspace = Workspace.from_path(tmp_path / "company.duckdb")
     workspace.make_folders()
-    copy = tmp_path / "transforms"
-    shutil.copytree(project.PROJECT, copy, ignore=shutil.ignore_patterns(*project.MADE_BY_DBT))
-    for module in (process, project, runner):
-        monkeypatch.setattr(module, "PROJECT", copy)
-    own = copy / "models" / "marts" / "own.yml"
-    own.write_text("version: 2\nmodels:\n  - name: x\n   description: y")
-    starts = []
+    settings = Settings(transforms=TransformSettings(data_tests="off"))
+    starts: list[Any] = []
+    process_run_dbt = process.run_dbt
 
     def run_dbt(*arguments: Any) -> Any:
         starts.append(arguments)
         return process_run_dbt(*arguments)
 
-    process_run_dbt = process.run_dbt
     monkeypatch.setattr(process, "run_dbt", run_dbt)
+
+    def build(number: int) -> int:
+        row = {"id": f"m{number}", "conversation_id": "a", "direction": "inbound", "cursor_at": READ_AT}
+        warehouse.load(f"{number}", chats=[{"id": "a", "from_handle": "+1"}], messages=[row])
+        shutil.copy(warehouse.path, workspace.work)
+        transform(workspace, build_destination(workspace), settings)
+        with duckdb.connect(str(workspace.work)) as connection:
+            (rows,) = connection.execute("select messages_total from marts.thread_activity").fetchall()
+            shutil.copy(workspace.work, warehouse.path)
+        return int(rows[0])
+
+    own = own_project / "models" / "marts" / "own.sql"
+    own.write_text("select * from {{ ref('missing') }}")
+    own.with_suffix(".yml").write_text("models: {")
+    (own_project / "macros" / "own.sql").write_text("{% macro own( %}")
+    assert build(1) == 1
+    result = load_build_result(workspace)
+    assert (result.failed_models, result.unbuilt_marts) == ([], ["own"])
+    files = ("macros/own.sql, line 1", "models/marts/own.yml, line 2", "models/marts/own.sql")
+    assert [file for file in files if str(own_project / file) not in result.unreadable_files] == []
+    assert len(starts) == 4
+    assert build(2) == 2
+    assert len(starts) == 5, "the second build begins without these files"
+    assert load_build_result(workspace) == result
+
+    (own_project / "macros" / "views.sql").write_text("{% macro own( %}")
     for _ in range(2):
-        with pytest.raises(TransformError, match=r"dbt cannot read .*marts/own.yml, line 4. Correct it"):
-            transform(workspace, build_destination(workspace), Settings())
-    assert len(starts) == 1
-    own.write_text("version: 2\nmodels: {")
-    with pytest.raises(TransformError, match=r"marts/own.yml"):
-        transform(workspace, build_destination(workspace), Settings())
-    assert len(starts) == 2
+        with pytest.raises(TransformError, match=r"dbt cannot read .*macros/views.sql, line 1. Correct it"):
+            build(3)
+        starts.clear()
+    assert not starts, "a project that needs what cannot be read is read again once it has changed"
+
+    for path in (own, own.with_suffix(".yml"), own_project / "macros" / "own.sql"):
+        path.unlink()
+    (own_project / "macros" / "views.sql").write_text(
+        (Path(__file__).parents[2] / "transforms/macros/views.sql").read_text()
+    )
+    assert build(4) == 4
+    assert load_build_result(workspace) == runner.BuildResult()

@@ -34,29 +34,33 @@ def run_dbt(
     manifest: Manifest | None,
     names: Names,
     on_event: Callable[[Any], None],
+    folder: Path | None = None,
 ) -> tuple[dbtRunnerResult, Manifest | None]:
     """Run a dbt command. Return its result, and the parsed project; null if the project cannot be parsed.
 
-    `manifest` is the parsed project of an earlier command. `names` are those of `load_manifest`.
+    `manifest` is the parsed project of an earlier command. `names` and `folder` are those of `load_manifest`.
     """
     try:
-        manifest = manifest or load_manifest(names)
+        manifest = manifest or load_manifest(names, folder)
         if manifest is None:
             parsed = dbtRunner().invoke(["parse", *options])
             if not isinstance(parsed.result, Manifest):
                 return parsed, None
             manifest = parsed.result
-            store_manifest(manifest, names)
+            store_manifest(manifest, names, folder)
         return dbtRunner(manifest=manifest, callbacks=[on_event]).invoke([*command, *options]), manifest
     finally:
         DuckDBConnectionManager.close_all_connections()
 
 
-def load_manifest(names: Names) -> Manifest | None:
-    """Load the manifest of the project as it is now, with these names; null if it has to be parsed."""
+def load_manifest(names: Names, folder: Path | None = None) -> Manifest | None:
+    """Load the manifest of the project as it is now, with these names; null if it has to be parsed.
+
+    `folder` has a copy of the project.
+    """
     try:
-        content = _path(names).read_bytes()
-        if content[:KEY_BYTES] != compute_key(names.target, names.own_schemas):
+        content = _path(names, folder).read_bytes()
+        if content[:KEY_BYTES] != compute_key(names.target, names.own_schemas, folder=folder):
             return None
         parsed_with, _, packed = content[KEY_BYTES:].partition(b"\n")
         manifest = Manifest.from_msgpack(packed)
@@ -67,13 +71,13 @@ def load_manifest(names: Names) -> Manifest | None:
     return manifest
 
 
-def store_manifest(manifest: Manifest, names: Names) -> None:
+def store_manifest(manifest: Manifest, names: Names, folder: Path | None = None) -> None:
     """Store a manifest for all warehouses. `names` are those that it was parsed with."""
-    path = _path(names)
+    path = _path(names, folder)
     with suppress(OSError):  # the next run parses again
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, new = tempfile.mkstemp(dir=path.parent)
-        key = compute_key(names.target, names.own_schemas)
+        key = compute_key(names.target, names.own_schemas, folder=folder)
         with os.fdopen(descriptor, "wb") as file:
             file.write(key + json.dumps(names).encode() + b"\n" + manifest.to_msgpack())
         Path(new).replace(path)
@@ -98,6 +102,8 @@ def _rename(manifest: Manifest, before: Names, after: Names) -> None:
         test.schema = after.schema_prefix + (test.schema or "").removeprefix(before.schema_prefix)
 
 
-def _path(names: Names) -> Path:
-    folder = PROJECT / "target" if IS_CHECKOUT else platformdirs.user_cache_path("msgbubbles") / "dbt"
-    return folder / ".".join(filter(None, (names.target, names.own_schemas, "msgpack")))
+def _path(names: Names, folder: Path | None) -> Path:
+    shared = PROJECT / "target" if IS_CHECKOUT else platformdirs.user_cache_path("msgbubbles") / "dbt"
+    return (folder / "target" if folder else shared) / ".".join(
+        filter(None, (names.target, names.own_schemas, "msgpack"))
+    )

@@ -30,12 +30,12 @@ class Names(NamedTuple):
     own_schemas: str = ""  # empty for the usual names
 
 
-def compute_digest(paths: Iterable[Path], *settings: str) -> hashlib._Hash:
-    """Compute a digest of files of the project and of settings."""
+def compute_digest(paths: Iterable[Path], folder: Path, *settings: str) -> hashlib._Hash:
+    """Compute a digest of files of the project in a folder, and of settings."""
     digest = hashlib.sha256("\0".join(settings).encode())
     for path in sorted(paths):
         content = path.read_bytes()
-        digest.update(f"\0{path.relative_to(PROJECT).as_posix()}\0{len(content)}\0".encode() + content)
+        digest.update(f"\0{path.relative_to(folder).as_posix()}\0{len(content)}\0".encode() + content)
     return digest
 
 
@@ -54,19 +54,21 @@ def build_variables(settings: Settings) -> dict[str, object]:
 def compute_build_digest(settings: Settings) -> str:
     """Return a digest of what decides how the marts are built: the models, and settings."""
     paths = (path for pattern in BUILD_FILES for path in PROJECT.glob(pattern))
-    return compute_digest(paths, json.dumps(build_variables(settings))).hexdigest()
+    return compute_digest(paths, PROJECT, json.dumps(build_variables(settings))).hexdigest()
 
 
-def compute_key(*names: str) -> bytes:
-    """Return a digest of the project's files, of the versions of Python and dbt, and of `names`."""
-    files = (path for path in PROJECT.rglob("*") if path.is_file() and _is_source(path))
-    return compute_digest(files, platform.python_version(), *_find_versions(), *names).digest()
+def compute_key(*names: str, folder: Path | None = None) -> bytes:
+    """Return a digest of the project's files, of the versions of Python and dbt, and of `names`.
+
+    `folder` has a copy of the project.
+    """
+    folder = folder or PROJECT
+    files = (
+        path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).parts[0] not in MADE_BY_DBT
+    )
+    return compute_digest(files, folder, platform.python_version(), *_find_versions(), *names).digest()
 
 
 @cache
 def _find_versions() -> list[str]:
     return [version(name) for name in ("dbt-core", "dbt-duckdb", "dbt-common", "dbt-adapters")]
-
-
-def _is_source(path: Path) -> bool:
-    return path.relative_to(PROJECT).parts[0] not in MADE_BY_DBT

@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import re
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.errors import TransformError
-from msgbubbles_sync.files import read_json, write_privately
+from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.lock import record_progress
 from msgbubbles_sync.settings import Settings, SyncSettings
 from msgbubbles_sync.workspace import Workspace
@@ -26,16 +25,10 @@ from msgbubbles_sync.workspace import Workspace
 from . import spark
 from .plan import RUN_TABLES, PlanFile
 from .project import PROJECT, Names, build_variables, compute_build_digest, compute_key
+from .unreadable import UnreadableFiles, find_unreadable_file, load_unreadable_files
 
 if TYPE_CHECKING:
     from dbt.contracts.graph.manifest import Manifest
-
-
-# How dbt names a file that it cannot read, and a line of it.
-UNREADABLE_FILE = re.compile(r"(?P<path>(?:models|macros|tests)/[^\s()]+\.\w+)|Error reading \w+: (?P<in_models>\S+)")
-UNREADABLE_LINE = re.compile(r"\bline (\d+)")
-UNREADABLE = """the marts could not be built: dbt cannot read {file}. Correct it as {details} says, or move it out of
-the project; readers keep all marts as they were until then"""
 
 
 @dataclass(frozen=True)
@@ -48,6 +41,7 @@ class BuildResult:
         failed_rows: The number of rows that fail each; the file of `get_details_path` has queries that select them.
         failed_models: The models that could not be built.
         unbuilt_marts: The marts that these are, or that are built from them: they are as they were before.
+        unreadable_files: Which files of the project dbt could not read, so that they were left out, and what to do.
     """
 
     failed_tests: list[str] = field(default_factory=list)
@@ -55,6 +49,7 @@ class BuildResult:
     failed_rows: dict[str, int] = field(default_factory=dict)
     failed_models: list[str] = field(default_factory=list)
     unbuilt_marts: list[str] = field(default_factory=list)
+    unreadable_files: str = ""
 
 
 def is_outdated(workspace: Workspace, settings: Settings) -> bool:
@@ -94,7 +89,7 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
     dbt = _Dbt(
         workspace, destination.prefix, target, environment, settings, destination.marts_schema, full_tests=is_due
     )
-    _refuse_unreadable_project(workspace, dbt.depends_on[0])
+    dbt.leave_out(load_unreadable_files(workspace, dbt.depends_on[0]))
     result = BuildResult()
     failed_before = [] if is_full else load_build_result(workspace).failed_models
     with ExitStack() as stack:
@@ -115,6 +110,8 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
         has_tests = settings.transforms.data_tests != "off"
         if has_tests and not (is_planned and plan is not None and plan.passes_tests(destination)):
             result = dbt.test(destination, result)
+        unbuilt = sorted({*result.unbuilt_marts, *dbt.unreadable.marts})
+        result = replace(result, unbuilt_marts=unbuilt, unreadable_files=dbt.unreadable.describe(workspace))
         if plan is not None and not is_planned and not dbt.has_rebuilt:
             plan.record(destination, dbt.nodes, dbt.executed)
     if has_tests and not result.failed_tests and not result.failed_models:
@@ -124,23 +121,6 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
     return result
 
 
-def find_unreadable_file(message: str) -> str | None:
-    """Return the file of the project that dbt cannot read, and its line if dbt names it; null for other errors."""
-    file = UNREADABLE_FILE.search(message)
-    if file is None:
-        return None
-    line = UNREADABLE_LINE.search(message, file.end())
-    path = PROJECT / (file["path"] or f"models/{file['in_models']}")
-    return f"{path}, line {line[1]}" if line else str(path)
-
-
-def _refuse_unreadable_project(workspace: Workspace, key: str) -> None:
-    """Raise `TransformError`, without starting dbt, if dbt could not read the project, and its key is the same."""
-    stored = read_json(_unreadable_file(workspace))
-    if isinstance(stored, list) and stored[:-1] == [key]:
-        raise TransformError(stored[-1])
-
-
 def load_build_result(workspace: Workspace) -> BuildResult:
     """Load what failed when the marts were last built."""
     with suppress(OSError, ValueError, TypeError):
@@ -148,13 +128,16 @@ def load_build_result(workspace: Workspace) -> BuildResult:
     return BuildResult()
 
 
-def describe_failed_models(workspace: Workspace, result: BuildResult) -> str:
-    """Return which models could not be built, and what that means for readers."""
-    return (
+def describe_failures(workspace: Workspace, result: BuildResult) -> str:
+    """Return what could not be built, and what that means for readers; empty if everything was built."""
+    if not result.failed_models:
+        return result.unreadable_files
+    failed = (
         f"could not be built: {', '.join(result.failed_models)}; readers see the last published version of "
         f"{', '.join(result.unbuilt_marts) or '(none)'}. Correct the models as {get_details_path(workspace)} says; "
         "they are built again when the project changes, or with the next new rows"
     )
+    return "; ".join(filter(None, (failed, result.unreadable_files)))
 
 
 def get_details_path(workspace: Workspace) -> Path:
@@ -252,11 +235,13 @@ class _Dbt:
         self._options = [
             *("--target", target),
             *("--vars", json.dumps(variables)),
-            *("--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT)),
             *("--target-path", str(folder / "target"), "--log-path", str(folder / "logs")),
             *("--quiet", "--log-level", "none", "--log-level-file", "none", "--no-write-json"),
         ]
         self._manifest: Manifest | None = None
+        # A copy of the project without the files that dbt cannot read.
+        self._copy: Path | None = None
+        self.unreadable = UnreadableFiles()
         # Whether models were built from scratch that would otherwise have been updated.
         self.has_rebuilt = False
         # What the statements of a run depend on, except for the relations in the database.
@@ -265,13 +250,22 @@ class _Dbt:
         self.nodes: list[Any] = []
         self.executed: list[tuple[str, str]] = []
 
+    def leave_out(self, unreadable: UnreadableFiles) -> None:
+        """Leave these files out of the project from now on."""
+        self.unreadable = unreadable
+        if unreadable.files:
+            self._copy, self._manifest = unreadable.copy_project(self._workspace), None
+            self.depends_on = (compute_key(*self._names, folder=self._copy).hex(), *self.depends_on[1:])
+
     def run(self, *command: str) -> _Result:
         from .process import run_dbt  # imports dbt, which takes seconds
 
+        folder = str(self._copy or PROJECT)
+        options = [*self._options, "--project-dir", folder, "--profiles-dir", folder]
         before = {name: os.environ.get(name) for name in self._environment}
         os.environ.update(self._environment)
         try:
-            answer, self._manifest = run_dbt(command, self._options, self._manifest, self._names, self._on_event)
+            answer, self._manifest = run_dbt(command, options, self._manifest, self._names, self._on_event, self._copy)
         finally:
             # They include a password, and libpq would take them for the user's own.
             for name, value in before.items():
@@ -298,6 +292,8 @@ class _Dbt:
         """
         options = ["--full-refresh"] if is_full else _select("--exclude", failed_before)
         result = self.run("run", *options)
+        while result.has_not_started and self._leave_out_unreadable_file(result.messages):
+            result = self.run("run", *options)
         if self.target != "spark" and not is_full and not result.has_not_started:
             failed = [*failed_before, *(failed.node.name for failed in result.failed)]
             if failed and destination.explain(result.messages) is None:
@@ -305,16 +301,27 @@ class _Dbt:
                 result = self.run("run", "--full-refresh", *_select("--select", failed))
         if not result.failed:
             return BuildResult()
-        if result.has_not_started and (file := find_unreadable_file(result.messages)):
-            message = UNREADABLE.format(file=file, details=result.write_details())
-            write_privately(_unreadable_file(self._workspace), json.dumps([self.depends_on[0], message]))
-            raise TransformError(message)
         unbuilt = set() if result.has_not_started else self._find_marts([failed.node for failed in result.failed])
         is_alone = unbuilt < self._list_marts() and destination.explain(result.messages) is None
         if result.has_not_started or not is_alone:
+            self.unreadable.refuse(self._workspace, is_needed=True)
             raise TransformError(f"the marts could not be built ({result.names}){result.explain(destination)}")
         result.write_details()
         return BuildResult(failed_models=[failed.node.name for failed in result.failed], unbuilt_marts=sorted(unbuilt))
+
+    def _leave_out_unreadable_file(self, message: str) -> bool:
+        """Leave out the file that dbt cannot read, and return whether there is one.
+
+        Raises `TransformError` if the marts cannot be built without it.
+        """
+        file = find_unreadable_file(message, self._copy or PROJECT)
+        if file is None:
+            return False
+        unreadable = self.unreadable.add(file, message)
+        unreadable.store(self._workspace)
+        unreadable.refuse(self._workspace)
+        self.leave_out(unreadable)
+        return True
 
     def test(self, destination: Destination, built: BuildResult) -> BuildResult:
         """Run the data tests of what was built. Raises `TransformError` if one of them could not run."""
@@ -368,10 +375,6 @@ def _select(option: str, models: list[str]) -> list[str]:
 
 def _digest_file(workspace: Workspace) -> Path:
     return workspace.folder / "dbt" / "built_with"
-
-
-def _unreadable_file(workspace: Workspace) -> Path:
-    return workspace.folder / "dbt" / "unreadable.json"
 
 
 def _full_tests_file(workspace: Workspace) -> Path:
