@@ -227,7 +227,7 @@ def main(
         stop.set()
         for thread in threads:
             thread.join()
-        is_drained = server.deliverer.drained(timeout_seconds=60)
+        is_drained = server.deliverer.wait_until_delivered(timeout_seconds=60)
         different = compare_with_truth(job, server)
     growth = [(measure_growth(watched.memory), measure_growth(watched.descriptors)) for watched in lives]
     summary = {

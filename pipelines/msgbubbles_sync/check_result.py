@@ -19,15 +19,16 @@ class CheckResult:
     fix: str = ""
 
 
-# The name is of the check that could not be made.
-Check = tuple[str, Callable[[], Iterable[CheckResult]]]
+# Its name, for the case that it raises an error, and a function that returns its results.
+Check = tuple[str, Callable[[], CheckResult | Iterable[CheckResult] | None]]
 
 
 def run_checks(checks: Iterable[Check], explain: Callable[[Exception], str]) -> Iterator[CheckResult]:
     """Run checks, and yield each result as soon as it is known. An error in one does not stop the others."""
     for name, run in checks:
         try:
-            yield from run()
+            results = run() or ()
+            yield from (results,) if isinstance(results, CheckResult) else results
         except (Interrupted, LimitReached):
             raise
         except Exception as error:

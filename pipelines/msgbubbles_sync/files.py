@@ -48,6 +48,13 @@ def read_json(path: Path) -> Any:
     return None
 
 
+def read_modified_at_ns(path: Path) -> int:
+    """Return when a file was last written, in nanoseconds since 1970; 0 if it is missing."""
+    with suppress(OSError):
+        return path.stat().st_mtime_ns
+    return 0
+
+
 def sync_to_disk(path: Path) -> None:
     """Flush a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

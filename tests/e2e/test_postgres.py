@@ -19,7 +19,7 @@ from helpers.lake import COUNT_CONTACT, list_contacts
 from helpers.marts_reference import check_marts
 from helpers.warehouse_rows import differences_of
 from msgbubbles_sync.sandbox import NewMessage
-from msgbubbles_sync.sandbox.account import us
+from msgbubbles_sync.sandbox.account import to_us
 from msgbubbles_sync.workspace import Workspace
 
 NewJob = Callable[..., Job]
@@ -100,7 +100,7 @@ def test_server_holds_the_rows_of_the_account(new_job: NewJob, address: str, mon
         late, metadata = now - timedelta(minutes=minutes), {"b": [1], "a": {}}
         account.add_message(NewMessage(chats[9]["id"], "outbound", "hello", late, "sent", metadata=metadata))
     read = account.all("SELECT id, chat_id FROM messages WHERE status = 'delivered' ORDER BY created_us LIMIT 1")[0]
-    account.run("UPDATE messages SET status = 'read', read_us = ? WHERE id = ?", (us(READ_AT), read["id"]))
+    account.run("UPDATE messages SET status = 'read', read_us = ? WHERE id = ?", (to_us(READ_AT), read["id"]))
     spool(Workspace.from_path(job.database, "postgres"), [typing(1, conversation_id=chats[9]["id"]), seen(dict(read))])
     list_contacts(job)
     for transform in (False, False, True):

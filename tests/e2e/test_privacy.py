@@ -109,7 +109,7 @@ def run_through_faults(job: Job) -> tuple[str, Found]:
             account.type(group, BEN, True, now())
             message = NewMessage(chat, "inbound", f"canary text 9{number}0", now(), "received", sender=ANN)
             account.react(account.add_message(message), ANN, "canary note 900", now() + timedelta(seconds=number))
-        assert job.server.deliverer.drained(60)
+        assert job.server.deliverer.wait_until_delivered(60)
         receiver.kill()
         spooled = find_words(job.folder / ".msgbubbles", ("canary", "evt_"))
         assert spooled["evt_"]

@@ -75,7 +75,7 @@ def test_plan_sends_no_request_and_predicts_the_next_run(new_job: NewJob) -> Non
 
     job.run("--max-requests", "10", status=0)
     planned = job.ask("plan")
-    assert [step for step in planned["steps"] if step["kind"] == "gap"]
+    assert [step for step in planned["steps"] if step["kind"] == "backfill"]
     # The plan expects as many rows as came in the same time before, which is hours if the seeded account is silent.
     write(job, by_time(job)[-1]["id"])
     job.run()
@@ -93,7 +93,7 @@ def test_plan_sends_no_request_and_predicts_the_next_run(new_job: NewJob) -> Non
 
     job.environment = {"SOURCES__MSGBUBBLES__REFRESH_CHATS": '[{"every_hours": 0.0001}]'}
     planned = job.ask("plan")
-    assert [step["kind"] for step in planned["steps"] if step["stream"] == "chats"] == ["head", "refresh"]
+    assert [step["kind"] for step in planned["steps"] if step["stream"] == "chats"] == ["incremental", "refresh"]
     assert abs(job.run().requests - planned["requests"]) <= 1
     job.environment |= {"SOURCES__MSGBUBBLES__REQUESTS_PER_MINUTE": "2"}
     assert re.search(r"About \d+ requests, \d+ minutes? at the limit of 2 a minute", job.ask("plan", "--text"))

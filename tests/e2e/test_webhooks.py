@@ -82,7 +82,7 @@ def test_every_answered_event_is_loaded_once_despite_kills(new_job: NewJob) -> N
             time.sleep(chance.random() / 20)
             receiver.kill()
             receiver.start()
-        assert deliverer.drained(timeout_seconds=300)
+        assert deliverer.wait_until_delivered(timeout_seconds=300)
         seconds = time.monotonic() - began
     print(f"{EVENTS} events, {deliverer.failures} failures, {seconds:.1f} s")  # noqa: T201
     loaded = command(job, "load")
@@ -125,7 +125,7 @@ def test_events_update_messages_and_name_missing_ones(new_job: NewJob) -> None:
         # Events about chats that do not exist, with a possible and an impossible id.
         for made_up in ("conv_123", ".."):
             account.type(made_up, "+14155550123", True, now)
-        assert job.server.deliverer.drained(timeout_seconds=60)
+        assert job.server.deliverer.wait_until_delivered(timeout_seconds=60)
     asked = len(job.server.requests)
     # The receiver has not run for an hour, so messages are refreshed as without it.
     job.environment["SOURCES__MSGBUBBLES__REFRESH_MESSAGES"] = '[{"within_hours": 500, "every_hours": 0.0001}]'

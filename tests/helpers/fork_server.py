@@ -57,7 +57,7 @@ LIBRARIES = (
 
 def preload() -> None:
     """Import what commands use. It opens no connection and leaves no thread of Python's."""
-    from msgbubbles_sync.cli.main import _NoPandas
+    from msgbubbles_sync.cli.dispatch import _NoPandas
     from msgbubbles_sync.workspace import RELIED_ON
 
     before = dict(os.environ)

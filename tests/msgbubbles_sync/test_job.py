@@ -11,7 +11,7 @@ from unittest.mock import Mock
 import duckdb
 import pytest
 
-from helpers.context import LoggingConsole, RecordingConsole, build_context
+from helpers.context import LoggingConsole, RecordingConsole, build_context, serve_to_this_process
 from helpers.hooks import spool, typing, workspace_in
 from helpers.warehouse_rows import differences
 from msgbubbles_sync import job, load_streams, restore
@@ -20,8 +20,8 @@ from msgbubbles_sync.dbt.runner import BuildResult
 from msgbubbles_sync.errors import TransformError
 from msgbubbles_sync.groups.ledger import LEDGER, Ledger
 from msgbubbles_sync.outcome import EXIT_FAILED, EXIT_INCOMPLETE
-from msgbubbles_sync.sandbox import Account, NewMessage, Server, seed, serve
-from msgbubbles_sync.workspace import RELIED_ON, Workspace
+from msgbubbles_sync.sandbox import NewMessage, Server
+from msgbubbles_sync.workspace import Workspace
 
 pytestmark = [
     pytest.mark.slow,
@@ -36,16 +36,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """Serve an account. A run may publish after each batch, of which the first has 25 pages."""
     monkeypatch.setattr(job, "EARLY_SECONDS", 0.0)
     monkeypatch.setattr(load_streams, "FIRST_BATCH_MINUTES", 25 / 3000)
-    account = Account()
-    seed(account, now=datetime.now(UTC), chats=60, messages=MESSAGES, days=60)
-    with serve(account) as server:
-        monkeypatch.setenv("SOURCES__MSGBUBBLES__API_KEY", server.key)
-        monkeypatch.setenv("SOURCES__MSGBUBBLES__BASE_URL", server.url)
-        monkeypatch.setenv("SOURCES__MSGBUBBLES__REQUESTS_PER_MINUTE", "3000")
-        for name, value in RELIED_ON.items():
-            monkeypatch.setenv(name, value)
+    with serve_to_this_process(chats=60, messages=MESSAGES, requests_per_minute=3000) as server:
         yield server
-    account.close()
 
 
 def test_long_run_publishes_rows_and_events_after_its_first_batch(tmp_path: Path, server: Server) -> None:

@@ -88,7 +88,7 @@ def plain(folder: Path) -> None:
         apply_groups(job, group("north"), group("south"), group("east", "+14155550166"), unreachable="+14155550166")
         with subscribed(job) as receiver:
             happen(account, loaded(job))
-            assert server.deliverer.drained(60)
+            assert server.deliverer.wait_until_delivered(60)
             assert receiver.stop() == 0  # which lets go of what it has written
             write_dead_letters(job)
             job.run("--max-requests", "4", status=3, transform=True)
@@ -101,7 +101,7 @@ def plain(folder: Path) -> None:
             # And events wait in the spool.
             receiver.start()
             happen(account, loaded(job))
-            assert server.deliverer.drained(60)
+            assert server.deliverer.wait_until_delivered(60)
         forget_endpoints(account)
         facts = {"rejected_message": rejected, "missing": missing(job)}
         assert [len(found) for found in facts["missing"].values()] == [2, 2], facts
@@ -128,7 +128,7 @@ def pseudonymous(folder: Path) -> None:
         apply_groups(job, group("north"))
         with subscribed(job) as receiver:
             happen(account, loaded(job))
-            assert server.deliverer.drained(60)
+            assert server.deliverer.wait_until_delivered(60)
             assert receiver.stop() == 0
             job.run("--max-requests", "1", transform=True)
             person = account.one("SELECT remote_handle FROM chats WHERE NOT is_group ORDER BY last_us DESC LIMIT 1")
@@ -136,7 +136,7 @@ def pseudonymous(folder: Path) -> None:
             job.ask("erase", erased, "--yes")
             receiver.start()
             happen(account, loaded(job))
-            assert server.deliverer.drained(60)
+            assert server.deliverer.wait_until_delivered(60)
         forget_endpoints(account)
         facts = {"erased": erased, "missing": missing(job), "key": PRIVACY_KEY}
     account.close()

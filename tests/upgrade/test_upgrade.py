@@ -30,7 +30,7 @@ from helpers.job import CHATS, Job
 from helpers.process import run_process
 from helpers.warehouse_rows import differences, read_rows
 from msgbubbles_sync.sandbox import Account, Knobs, NewMessage, Server, serve
-from msgbubbles_sync.sandbox.app import Done
+from msgbubbles_sync.sandbox.app import GroupChange
 
 HERE = Path(__file__).parent
 GROUPS = CHATS.with_name("groups.py")
@@ -174,7 +174,7 @@ def test_groups_and_their_operations_are_known(tmp_path: Path) -> None:
 
         rename(tmp_path / "groups.csv", "west", "West, renamed")
         run_groups(old)
-        assert old.server.operations == [Done("rename", chats["West"], title="West, renamed")]
+        assert old.server.operations == [GroupChange("rename", chats["West"], title="West, renamed")]
 
 
 def run_groups(old: Opened) -> None:

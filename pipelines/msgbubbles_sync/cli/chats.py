@@ -24,8 +24,7 @@ from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import hold_lock
 
 from . import commands
-from .main import Script, Session, build_app
-from .shared_options import with_shared_options
+from .main import Script, Session, build_app, with_shared_options
 
 SCRIPT = Script("chats.py")
 
@@ -62,8 +61,6 @@ def refuse_future(day: datetime | None) -> datetime | None:
 app = build_app(__doc__, cls=DefaultsToSync)
 privacy = typer.Typer(cls=CommandAnywhere, no_args_is_help=True)
 app.add_typer(privacy, name="privacy", help="Apply a stricter privacy policy, or look up a pseudonym.")
-
-Yes = Annotated[bool, typer.Option("--yes", help="Skip the confirmation. This cannot be undone.")]
 
 
 @app.command()
@@ -110,7 +107,7 @@ def watch(
 
 
 @app.command()
-@with_shared_options(SCRIPT, "destination", "as_json", for_each=True)
+@with_shared_options(SCRIPT, "destination", "as_json", for_each=True, needs_version=True)
 def plan(
     session: Session,
     probe: Annotated[
@@ -132,7 +129,7 @@ def check(session: Session) -> int:
 
 
 @app.command()
-@with_shared_options(SCRIPT, "destination", "as_json", for_each=True, needs_warehouse=True)
+@with_shared_options(SCRIPT, "destination", "as_json", for_each=True, needs_warehouse=True, needs_version=True)
 def verify(
     session: Session,
     sample: Annotated[
@@ -153,7 +150,7 @@ def verify(
 
 
 @app.command()
-@with_shared_options(SCRIPT, "destination", "as_json", for_each=True, needs_warehouse=True)
+@with_shared_options(SCRIPT, "destination", "as_json", for_each=True, needs_warehouse=True, needs_version=True)
 def status(
     session: Session,
     max_age_minutes: Annotated[
@@ -169,7 +166,7 @@ def status(
 
 
 @app.command()
-@with_shared_options(SCRIPT, "destination", "as_json", needs_warehouse=True)
+@with_shared_options(SCRIPT, "destination", "as_json", needs_warehouse=True, needs_version=True)
 def report(
     session: Session,
     days: Annotated[int, typer.Option(min=1, max=3660, metavar="N", help="Cover the last N days.")] = 30,
@@ -187,13 +184,13 @@ def report(
 
 
 @app.command()
-@with_shared_options(SCRIPT, "destination", "as_json", needs_warehouse=True)
+@with_shared_options(SCRIPT, "destination", "as_json", needs_warehouse=True, needs_version=True)
 def erase(
     session: Session,
     handles: Annotated[
         list[str], typer.Argument(metavar="HANDLE", help="Phone numbers or email addresses, or - to read stdin.")
     ],
-    yes: Yes = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Skip the confirmation. This cannot be undone.")] = False,
 ) -> int:
     """Erase people from the warehouse and its files, for good.
 
@@ -203,7 +200,7 @@ def erase(
 
 
 @privacy.command()
-@with_shared_options(SCRIPT, "destination", "as_json", needs_warehouse=True)
+@with_shared_options(SCRIPT, "destination", "as_json", needs_warehouse=True, needs_version=True)
 def apply(session: Session) -> int:
     """Bring stored rows to a stricter policy.
 

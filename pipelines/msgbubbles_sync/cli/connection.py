@@ -9,8 +9,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +21,6 @@ from msgbubbles.private_client import build_client
 from msgbubbles.redact import Redactor
 from msgbubbles.source.run import Run
 from msgbubbles_sync.context import Context
-from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.settings import Settings
 from msgbubbles_sync.workspace import Workspace
@@ -66,18 +65,7 @@ def check_api_key(settings: Settings, script: str) -> None:
 
 @contextmanager
 def connect(session: Session, *, serve: bool = True) -> Iterator[Connection]:
-    """Connect a command to its account. With `--sandbox`, start the sandbox if it makes requests (`serve`).
-
-    Raises `UsageError`, also for a warehouse of another release.
-    """
-    check_version(session.context.workspace, session.context.destination)
-    with reach_account(session, serve=serve) as connection:
-        yield connection
-
-
-@contextmanager
-def reach_account(session: Session, *, serve: bool = True) -> Iterator[Connection]:
-    """Connect as `connect` does, whichever release wrote the warehouse."""
+    """Connect a command to its account. With `--sandbox`, start the sandbox if it makes requests (`serve`)."""
     context = session.context
     if session.sandbox and serve:
         with _sandbox(context.workspace, context.settings) as served:
@@ -87,9 +75,7 @@ def reach_account(session: Session, *, serve: bool = True) -> Iterator[Connectio
 
 
 @contextmanager
-def connect_until_stopped(
-    session: Session, *, serve: bool = True, connect: Callable[..., AbstractContextManager[Connection]] = connect
-) -> Iterator[Connection]:
+def connect_until_stopped(session: Session, *, serve: bool = True) -> Iterator[Connection]:
     """Connect as `connect` does. A signal stops the requests, and waits for the API are reported."""
     with connect(session, serve=serve) as connection, stopped_by_signals(connection.run.stop):
 

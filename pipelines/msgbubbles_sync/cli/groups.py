@@ -19,12 +19,13 @@ from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.plan import ALWAYS_ALLOWED, LIMITS, ChangeLimits
 
 from . import commands
-from .main import Script, Session, build_app
-from .shared_options import with_shared_options
+from .main import Script, Session, build_app, with_shared_options
 
 SCRIPT = Script(
     "groups.py", "stopped at once; every request is recorded, and the next apply finds out the unknown outcomes"
 )
+
+PERCENT_HELP = f"Refuse to rename, add or remove more than {ALWAYS_ALLOWED} if that is over N percent of the table."
 
 app = build_app(__doc__)
 
@@ -35,35 +36,15 @@ Table = Annotated[
         help="A .csv, .yml or .sql file, a dbt model, or a query. [default: groups.table of dlt_config/config.toml]",
     ),
 ]
-TableOrPlan = Annotated[
-    str | None, typer.Argument(metavar="TABLE", help="As for plan, or a plan.json saved by plan --out.")
-]
-MaxCreates = Annotated[
-    int, typer.Option("--max-creates", min=0, metavar="N", help="Refuse to create more groups than this.")
-]
-MaxRenames = Annotated[
-    int, typer.Option("--max-renames", min=0, metavar="N", help="Refuse to rename more groups than this.")
-]
-MaxAdds = Annotated[int, typer.Option("--max-adds", min=0, metavar="N", help="Refuse to add more people than this.")]
-MaxRemovals = Annotated[
-    int, typer.Option("--max-removals", min=0, metavar="N", help="Refuse to remove more people than this.")
-]
-MaxPercent = Annotated[
-    int,
-    typer.Option(
-        "--max-percent", min=0, metavar="N",
-        help=f"Refuse to rename, add or remove more than {ALWAYS_ALLOWED} that are more than this share of the table.",
-    ),
-]  # fmt: skip
 
 
 @app.command()
-@with_shared_options(SCRIPT, "destination", "as_json")
+@with_shared_options(SCRIPT, "destination", "as_json", needs_version=True)
 def plan(
     session: Session,
     table: Table = None,
     refresh: Annotated[
-        bool, typer.Option("--refresh", help="Ask the API for the state of the groups first. One request each.")
+        bool, typer.Option("--refresh", help="Read the groups from the API first. One request each.")
     ] = False,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Save the plan to a file.")] = None,
     detailed_exitcode: Annotated[
@@ -75,17 +56,27 @@ def plan(
 
 
 @app.command()
-@with_shared_options(SCRIPT, "destination", "as_json", "quiet")
+@with_shared_options(SCRIPT, "destination", "as_json", "quiet", needs_version=True)
 def apply(
     session: Session,
-    table: TableOrPlan = None,
+    table: Annotated[
+        str | None, typer.Argument(metavar="TABLE", help="As for plan, or a plan.json saved by plan --out.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Skip the confirmation.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and send nothing.")] = False,
-    max_creates: MaxCreates = LIMITS.creates,
-    max_renames: MaxRenames = LIMITS.renames,
-    max_adds: MaxAdds = LIMITS.adds,
-    max_removals: MaxRemovals = LIMITS.removals,
-    max_percent: MaxPercent = LIMITS.percent,
+    max_creates: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Refuse to create more groups than this.")
+    ] = LIMITS.creates,
+    max_renames: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Refuse to rename more groups than this.")
+    ] = LIMITS.renames,
+    max_adds: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Refuse to add more people than this.")
+    ] = LIMITS.adds,
+    max_removals: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Refuse to remove more people than this.")
+    ] = LIMITS.removals,
+    max_percent: Annotated[int, typer.Option(min=0, metavar="N", help=PERCENT_HELP)] = LIMITS.percent,
 ) -> int:
     """Change the groups to match the table, after a confirmation."""
     limits = ChangeLimits(max_creates, max_renames, max_adds, max_removals, max_percent)
@@ -93,7 +84,7 @@ def apply(
 
 
 @app.command("import")
-@with_shared_options(SCRIPT, "destination", "as_json")
+@with_shared_options(SCRIPT, "destination", "as_json", needs_version=True)
 def import_(
     session: Session,
     key: Annotated[str | None, typer.Argument(metavar="KEY", help="The key of the group in your table.")] = None,
@@ -117,14 +108,14 @@ def import_(
 
 
 @app.command()
-@with_shared_options(SCRIPT, "destination", "as_json")
+@with_shared_options(SCRIPT, "destination", "as_json", needs_version=True)
 def forget(session: Session, key: Annotated[str, typer.Argument(metavar="KEY", help="The key of the group.")]) -> int:
     """Detach a key from its group. Does not change the group. Makes no request."""
     return commands.groups.forget(session, key)
 
 
 @app.command()
-@with_shared_options(SCRIPT, "destination")
+@with_shared_options(SCRIPT, "destination", needs_version=True)
 def read(
     session: Session,
     chats: Annotated[list[str], typer.Argument(metavar="CHAT", help="Ids of chats, or keys of groups.")],
@@ -134,7 +125,7 @@ def read(
 
 
 @app.command()
-@with_shared_options(SCRIPT, "destination")
+@with_shared_options(SCRIPT, "destination", needs_version=True)
 def typing(
     session: Session,
     chat: Annotated[str, typer.Argument(metavar="CHAT", help="Id of a chat, or key of a group.")],

@@ -1,22 +1,17 @@
-"""Define a program: its help, its commands, its process, and how it ends.
+"""Define a program: its help, its commands, and the options that commands share.
 
 Imports neither dlt nor DuckDB, so that help and wrong usage are quick. `session` runs a command.
 """
 
 from __future__ import annotations
 
-import atexit
-import codecs
-import io
 import os
 import sys
-import threading
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib.abc import MetaPathFinder
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -25,8 +20,44 @@ from .console import Reporter, name_as_called
 if TYPE_CHECKING:
     from msgbubbles_sync.context import Context
 
-# What an ASCII terminal shows in place of the symbols of progress and of `status`.
-ASCII_SYMBOLS = {"█": "#", "▓": "*", "▒": "+", "░": ":", "·": ".", "…": "...", "→": "->"}
+# As in `settings`, which takes longer to import than help takes to print.
+ACCOUNT_VARIABLE = "MSGBUBBLES_ACCOUNT"
+# Each option with its default.
+OPTIONS: dict[str, tuple[Any, Any]] = {
+    "database": (
+        Annotated[
+            Path | None,
+            typer.Option(
+                metavar="FILE", show_default=False,
+                help="The DuckDB file for readers. [default: warehouse.duckdb, or sandbox.duckdb, in the project]",
+            ),
+        ],
+        None,
+    ),
+    "account": (
+        Annotated[
+            str | None,
+            typer.Option(
+                envvar=ACCOUNT_VARIABLE, show_envvar=False, metavar="NAME",
+                help="One of the accounts in [accounts.NAME] of the configuration.",
+            ),
+        ],
+        None,
+    ),
+    "destination": (
+        Annotated[
+            Literal["duckdb", "postgres", "ducklake", "filesystem"],
+            typer.Option(metavar="NAME", help="Where the tables are: duckdb, postgres, ducklake or filesystem."),
+        ],
+        "duckdb",
+    ),
+    "sandbox": (
+        Annotated[bool, typer.Option("--sandbox", help="Use a simulated account on this machine. Needs no API key.")],
+        False,
+    ),
+    "quiet": (Annotated[bool, typer.Option("--quiet", help="Print errors only.")], False),
+    "as_json": (Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")], False),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,16 +75,18 @@ class Options:
     """The shared options of a command, and what the command needs.
 
     If several accounts are configured and none is named, the command runs `for_each` of them. `uses_dlt`: it writes to
-    the folder of the workspace. `needs_warehouse`: it exits with status 2 before the first sync.
+    the folder of the workspace. `needs_warehouse`: it exits with status 2 before the first sync. `needs_version`: it
+    exits with status 2 if another release wrote the warehouse.
     """
 
     database: Path | None
     account: str | None
     destination: str
     sandbox: bool
-    for_each: bool
-    uses_dlt: bool
-    needs_warehouse: bool
+    for_each: bool = False
+    uses_dlt: bool = True
+    needs_warehouse: bool = False
+    needs_version: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,16 +95,6 @@ class Script:
 
     name: str
     stopped: str = ""
-
-    def run(self, body: Callable[[Session], int], reporter: Reporter, options: Options) -> NoReturn:
-        """Run a command, report what ended it early, and exit with its status."""
-        # It imports DuckDB.
-        from .session import run_command
-
-        os.umask(0o077)  # files of dlt, of dbt and of ours are for this user only
-        status = run_command(self, body, reporter, options)
-        sys.stdout.flush()
-        raise typer.Exit(status)
 
 
 def build_app(doc: str | None, *, add_completion: bool = False, **options: Any) -> typer.Typer:
@@ -110,79 +133,38 @@ def _main(version: Version = False) -> None:
     pass
 
 
-def start(app: Callable[[], Any]) -> None:
-    """Run a program as this process."""
-    # The next file that is opened would get the number of a closed standard stream, and with it what is printed.
-    for number in (0, 1, 2):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-    codecs.register_error("symbols", _replace_symbols)
-    sys.stdout, sys.stderr = _Output.from_stream(sys.stdout), _Output.from_stream(sys.stderr)
-    sys.meta_path.insert(0, _NoPandas())
-    # Arrow's own allocators do not return freed memory: some 30 MB here.
-    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    try:
-        app()
-    except SystemExit as ended:
-        if isinstance(ended.code, int):
-            _end_process(ended.code)
-        raise
+def with_shared_options(
+    script: Script, *names: str, **needs: Any
+) -> Callable[[Callable[..., int]], Callable[..., None]]:
+    """Turn a function of a `Session` into a command of a script, which `needs` fields of `Options`.
 
-
-def _end_process(status: int) -> None:
-    """Exit without taking the interpreter down, if that is safe: with dlt imported, it takes 0.2 seconds.
-
-    Databases, locks and child processes are closed by now. Does nothing in a process without dlt, such as the webhook
-    receiver, or with a thread that Python would wait for.
-    """
-    others = (thread for thread in threading.enumerate() if thread is not threading.main_thread())
-    if "dlt" not in sys.modules or not all(thread.daemon for thread in others):
-        return
-    atexit._run_exitfuncs()  # of logging, temporary files and the semaphores of dbt
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
-def _replace_symbols(error: UnicodeError) -> tuple[str, int]:
-    """Replace characters that an encoding lacks: an error handler of `codecs`."""
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    text = error.object[error.start : error.end]
-    return "".join(ASCII_SYMBOLS.get(character, "?") for character in text), error.end
-
-
-class _Output(io.TextIOWrapper):
-    """A standard stream that never fails.
-
-    A character that its encoding lacks is replaced, and output that nobody reads is dropped: the work continues.
+    The command has the parameters of the function as options and arguments, and `--database`, `--account`, `--sandbox`
+    and the named options. It exits with the status that the function returns.
     """
 
-    @classmethod
-    def from_stream(cls, stream: Any) -> _Output:
-        if stream is None:
-            return cls(Path(os.devnull).open("wb"), encoding="utf-8")
-        return cls(stream.detach(), stream.encoding, "symbols", line_buffering=stream.line_buffering)
+    def decorate(body: Callable[..., int]) -> Callable[..., None]:
+        def run(**values: Any) -> None:
+            from .session import run_command  # it imports DuckDB
 
-    def write(self, text: str, /) -> int:
-        with suppress(OSError):
-            return super().write(text)
-        return len(text)
+            shared = {name: values.pop(name, default) for name, (_, default) in OPTIONS.items()}
+            reporter = Reporter(quiet=shared.pop("quiet"), as_json=shared.pop("as_json"))
+            options = Options(**shared, **needs)
+            os.umask(0o077)  # files of dlt, of dbt and of ours are for this user only
+            status = run_command(script, lambda session: body(session, **values), reporter, options)
+            sys.stdout.flush()
+            raise typer.Exit(status)
 
-    def flush(self) -> None:
-        with suppress(OSError):
-            super().flush()
+        own = [
+            parameter.replace(kind=Parameter.KEYWORD_ONLY)
+            for parameter in signature(body, eval_str=True).parameters.values()
+        ]
+        common = [
+            Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for name, (annotation, default) in OPTIONS.items()
+            if name in ("database", "account", "sandbox", *names)
+        ]
+        run.__name__, run.__doc__, run.__annotations__ = body.__name__, body.__doc__, {}
+        run.__signature__ = Signature([*own[1:], *common])  # type: ignore[attr-defined]
+        return run
 
-
-class _NoPandas(MetaPathFinder):
-    """Hide pandas from the job.
-
-    DuckDB imports it with the first parameter of a query, and pyarrow with the first array, to see whether a value is
-    one of its types. In a quiet run that is a sixth of the CPU time, and 38 MB.
-    """
-
-    def find_spec(self, name: str, _path: object, _target: object = None) -> None:
-        if name == "pandas":
-            raise ModuleNotFoundError("the job does not import pandas", name=name)
+    return decorate

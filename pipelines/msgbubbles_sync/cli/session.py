@@ -10,6 +10,7 @@ from pathlib import Path
 from msgbubbles.configuration import FILES, read_toml
 from msgbubbles.errors import ConfigurationError
 from msgbubbles_sync.context import Context
+from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.outcome import explain_end
 from msgbubbles_sync.settings import ACCOUNT_VARIABLE, account_names, load_settings
@@ -45,6 +46,8 @@ def run_command(script: Script, body: Callable[[Session], int], reporter: Report
             )
         if options.uses_dlt:
             workspace.make_folders()
+        if options.needs_version:
+            check_version(workspace, context.destination)
         return body(Session(script.name, context, reporter, options.sandbox))
     except (Exception, KeyboardInterrupt) as error:
         outcome = explain_end(error, context)

@@ -18,8 +18,7 @@ from typing import Annotated
 import typer
 
 from . import commands
-from .main import Script, Session, build_app
-from .shared_options import with_shared_options
+from .main import Script, Session, build_app, with_shared_options
 
 SCRIPT = Script("webhooks.py", "stopped at once; answered events are on disk, and the next load continues")
 
@@ -53,14 +52,14 @@ def serve(
 
 
 @app.command()
-@with_shared_options(SCRIPT, "destination", "as_json", "quiet")
+@with_shared_options(SCRIPT, "destination", "as_json", "quiet", needs_version=True)
 def load(session: Session) -> int:
     """Load received events into the warehouse and publish it. The next sync updates the marts."""
     return commands.webhooks.load(session)
 
 
 @app.command()
-@with_shared_options(SCRIPT, "destination", "as_json")
+@with_shared_options(SCRIPT, "destination", "as_json", needs_version=True)
 def replay(
     session: Session,
     since: Annotated[

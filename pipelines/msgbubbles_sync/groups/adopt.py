@@ -89,8 +89,8 @@ class _Adopter:
 
     def __init__(self, context: Context, client: Client, ledger: Ledger) -> None:
         self._context, self._ledger = context, ledger
-        self._redactor = GroupRedactor(context.redactor)
-        self._client = self._redactor.wrap_client(client)
+        group_redactor = GroupRedactor(context.redactor)
+        self._client, self._redactor = group_redactor.wrap_client(client), group_redactor.redactor
         self._published = read_published(context)
         self._redactor.add_own_numbers(self._published.numbers or ())
         self.groups = observe_groups(ledger, self._published)
@@ -132,7 +132,7 @@ class _Adopter:
         """Return the id of the only published group with a title that has no key. Raises `UsageError`."""
         title = self._fold(group.title or "")
         handle = parse_handle(group.from_handle or "")
-        ours = None if handle is None else fold_handle(self._redactor.redact_own_handle(handle))
+        ours = None if handle is None else fold_handle(self._redactor.own_handle(handle))
         taken = {other.chat_id for other in self.groups.values() if other.key != group.key}
         found = [
             chat_id
@@ -148,7 +148,7 @@ class _Adopter:
         return found[0]
 
     def _fold(self, title: str) -> str:
-        redacted = self._redactor.redact_title(title)
+        redacted = self._redactor.title(title)
         if redacted is None:
             raise UsageError("the privacy policy drops titles, so groups cannot be found by them. Pass the id")
         return fold_title(redacted)

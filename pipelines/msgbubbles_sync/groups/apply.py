@@ -154,7 +154,7 @@ class Applier:
 
     def _is_account_closed(self) -> bool:
         """Return whether 403 is about the account: no operation succeeded, or reads are refused as well."""
-        if not self.applied.succeeded:
+        if not any(outcome == "succeeded" for _, outcome in self.applied.counts):
             return True
         try:
             self._client.list_numbers()

@@ -60,10 +60,11 @@ def refresh_groups(
 
 
 def _redact_rows(
-    rows: Sequence[Row], numbers: frozenset[str] | None, redactor: GroupRedactor
+    rows: Sequence[Row], numbers: frozenset[str] | None, group_redactor: GroupRedactor
 ) -> tuple[DesiredGroup, ...]:
+    redactor = group_redactor.redactor
     redactor.add_own_numbers(numbers or ())
-    return redactor.redact_groups(validate_rows(rows, numbers, redactor.redact_own_handle))
+    return group_redactor.redact_groups(validate_rows(rows, numbers, redactor.own_handle))
 
 
 def resume_saved_plan(context: Context, plan: Plan) -> Plan:

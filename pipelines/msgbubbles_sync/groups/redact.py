@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -26,14 +26,14 @@ class GroupRedactor:
     """Replaces handles, titles and messages of groups by the policy, and reveals them for requests.
 
     Only pseudonyms are compared, recorded and loaded; requests have the real values. These come from the desired table,
-    the API's answers, and the vault, if there is one.
+    the API's answers, and the vault, if there is one. `redactor` replaces single values.
     """
 
     def __init__(self, redactor: Redactor) -> None:
         self._vault = redactor.vault
         # A group is never left out for being quiet.
         policy = msgspec.structs.replace(redactor.policy, thread_days=None, text_days=None)
-        self._redactor = replace(redactor, policy=policy, vault=self)
+        self.redactor = replace(redactor, policy=policy, vault=self)
         self._handles: dict[str, str] = {}
         self._titles: dict[str, str] = {}
         self._desired: dict[str, DesiredGroup] = {}
@@ -41,21 +41,12 @@ class GroupRedactor:
     @property
     def is_redacting(self) -> bool:
         """Whether the policy changes how groups are recorded."""
-        policy = self._redactor.policy
+        policy = self.redactor.policy
         return (policy.handles, policy.titles, policy.text) != ("keep", "keep", "keep")
 
     def wrap_client(self, client: Client) -> Client:
         """Return a client whose answers are redacted."""
-        return build_client(client.transport, self._redactor)
-
-    def add_own_numbers(self, handles: Iterable[str]) -> None:
-        self._redactor.add_own_numbers(handles)
-
-    def redact_own_handle(self, handle: str) -> str:
-        return self._redactor.own_handle(handle)
-
-    def redact_title(self, title: str) -> str | None:
-        return self._redactor.title(title)
+        return build_client(client.transport, self.redactor)
 
     def redact_groups(self, desired: Sequence[DesiredGroup]) -> tuple[DesiredGroup, ...]:
         """Redact desired groups. Raises `UsageError` if one has a person who was erased."""
@@ -71,13 +62,13 @@ class GroupRedactor:
         return groups
 
     def _has_erased(self, group: DesiredGroup) -> bool:
-        redactor = self._redactor
+        redactor = self.redactor
         return any(map(redactor.is_erased, group.addresses)) or any(
             text is not None and redactor.mentions_erased(text) for text in (group.title, group.message)
         )
 
     def _redact_group(self, group: DesiredGroup) -> DesiredGroup:
-        redactor = self._redactor
+        redactor = self.redactor
         title = None if group.title is None else redactor.title(group.title)
         if title is not None and group.title is not None:
             self._titles[title] = group.title
@@ -103,11 +94,11 @@ class GroupRedactor:
 
     def reveal_title(self, title: str) -> str | None:
         """Return the title to send; null if it is not in the desired table."""
-        return title if self._redactor.policy.titles == "keep" else self._titles.get(title)
+        return title if self.redactor.policy.titles == "keep" else self._titles.get(title)
 
     def reveal_handle(self, handle: str, client: Client, chat_id: str) -> str | None:
         """Return the handle to send; null if it is unknown. Fetches the group if its answer may show the handle."""
-        if self._redactor.policy.handles == "keep" or not PSEUDONYM.fullmatch(handle):
+        if self.redactor.policy.handles == "keep" or not PSEUDONYM.fullmatch(handle):
             return handle
         if handle not in self._handles and isinstance(self._vault, Vault):
             stored = self._vault.find_handle(handle)
@@ -119,12 +110,12 @@ class GroupRedactor:
 
     def redact_chat(self, chat: Chat) -> Chat | None:
         """Redact the answer to a write; null if the policy leaves the chat out."""
-        redacted = self._redactor.chat_by_id(chat)
+        redacted = self.redactor.chat_by_id(chat)
         return None if isinstance(redacted, LeftOutChat) else redacted
 
     def redact_message(self, message: str) -> str | None:
         """Redact an error message of the API, which may quote handles."""
-        return None if self._redactor.policy.redacts else self._redactor.replace_erased(message)
+        return None if self.redactor.policy.redacts else self.redactor.replace_erased(message)
 
     # -- the interface of a vault, which the redactor calls
 

@@ -59,10 +59,6 @@ class ApplyResult:
     not_sent: int = 0
     halt: Exception | None = None
 
-    @property
-    def succeeded(self) -> int:
-        return sum(count for (_, outcome), count in self.counts.items() if outcome == "succeeded")
-
     def as_dict(self) -> dict[str, object]:
         kinds = ("create", "rename", "add", "remove")
         return {

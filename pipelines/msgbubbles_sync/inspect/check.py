@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from tempfile import TemporaryFile
 from typing import Any
@@ -42,36 +43,28 @@ def list_checks(context: Context, connect: Callable[[], Client]) -> list[Check]:
     workspace, local = context.workspace, LocalState(context)
     return [
         ("configuration", lambda: _check_api(connect, local)),
-        ("version", lambda: _check_version(context)),
-        ("destination", lambda: [check_destination(context)]),
-        ("spark", lambda: [_check_spark()] if workspace.destination == "filesystem" else []),
-        ("state", lambda: [_check_state(local)]),
-        ("disk", lambda: [_check_disk(workspace)]),
-        ("lock", lambda: [check_lock(workspace)]),
-        ("last run", lambda: [_check_last_run(local)]),
-        ("failed reads", lambda: [_check_failed_reads(local)]),
+        ("version", lambda: check_version(workspace, context.destination)),
+        ("destination", lambda: check_destination(context)),
+        ("spark", lambda: _check_spark() if workspace.destination == "filesystem" else None),
+        ("state", lambda: _check_state(local)),
+        ("disk", lambda: _check_disk(workspace)),
+        ("lock", lambda: check_lock(workspace)),
+        ("last run", lambda: _check_last_run(local)),
+        ("failed reads", lambda: _check_failed_reads(local)),
         ("accounts", lambda: _check_accounts(context)),
-        ("privacy policy", lambda: [_check_policy(context)]),
-        ("transforms", lambda: [_check_models(context)]),
+        ("privacy policy", lambda: _check_policy(context)),
+        ("transforms", lambda: _check_models(context)),
     ]
 
 
-def _check_version(context: Context) -> list[CheckResult]:
-    check_version(context.workspace, context.destination)
-    return []
-
-
-def _check_accounts(context: Context) -> list[CheckResult]:
-    shared = explain_same_numbers(context.workspace, context.destination)
-    fix = "start the wrong account again, with another --database"
-    if shared:
-        return [CheckResult("accounts", "failed", shared, fix)]
-    other_job = explain_other_job(context.workspace, context.destination)
-    if other_job:
+def _check_accounts(context: Context) -> CheckResult | None:
+    if shared := explain_same_numbers(context.workspace, context.destination):
+        return CheckResult("accounts", "failed", shared, "start the wrong account again, with another --database")
+    if other_job := explain_other_job(context.workspace, context.destination):
         fix = "run one job on one machine, or give the other one schemas of its own ([sync] raw_schema and so on)"
-        return [CheckResult("accounts", "failed", other_job, fix)]
+        return CheckResult("accounts", "failed", other_job, fix)
     same_key = explain_shared_key(context.workspace, context.settings)
-    return [CheckResult("accounts", "info", same_key)] if same_key else []
+    return CheckResult("accounts", "info", same_key) if same_key else None
 
 
 def _check_policy(context: Context) -> CheckResult:
@@ -102,9 +95,8 @@ def _check_spark() -> CheckResult:
 
 def _check_state(local: LocalState) -> CheckResult:
     try:
-        _ = local.states
-    except UsageError:
-        pass  # the check of the destination reports it
+        with suppress(UsageError):  # the check of the destination reports it
+            _ = local.states
     except ConfigurationError as error:
         return CheckResult("state", "failed", str(error), "upgrade this project")
     return CheckResult("state", "ok", "this release can read the state of the streams")
@@ -145,21 +137,17 @@ def _check_last_run(local: LocalState) -> CheckResult:
 
 
 def _check_failed_reads(local: LocalState) -> CheckResult:
-    try:
-        failed = describe_failed_reads(local.states.failed_reads)
-    except ConfigurationError:
-        failed = []  # other checks report it
-    if failed:
-        fix = "ask MsgBubbles about these if they keep failing"
-        return CheckResult("failed reads", "failed", "; ".join(failed), fix)
+    with suppress(ConfigurationError):  # other checks report it
+        if failed := describe_failed_reads(local.states.failed_reads):
+            fix = "ask MsgBubbles about these if they keep failing"
+            return CheckResult("failed reads", "failed", "; ".join(failed), fix)
     return CheckResult("failed reads", "ok", "every request for data was answered")
 
 
 def _load_records(local: LocalState) -> list[RunRecord]:
-    try:
+    with suppress(UsageError):  # the check of the destination reports it
         return local.records
-    except UsageError:
-        return []  # the check of the destination reports it
+    return []
 
 
 def _check_models(context: Context) -> CheckResult:

@@ -61,17 +61,17 @@ def count_changed_chats(local: LocalState, client: Client) -> int:
 
 def _plan_stream(local: LocalState, stream: str, state: ListState, settings: SourceConfig, now_ms: int) -> list[Step]:
     coverage = Coverage(state.covered)
-    head = tasks.incremental(coverage, settings.start_ms, settings.lookback_ms)
+    newest = tasks.incremental(coverage, settings.start_ms, settings.lookback_ms)
     if not coverage.intervals:
         return [Step(stream, "everything", _bound(settings.start_ms), None, None)]
     # Assume as many rows as in the same time before.
-    passed_ms = max(now_ms - head.lo_ms, 0)
-    expected = local.count_rows(stream, head.lo_ms - passed_ms, head.lo_ms)
-    steps = [Step(stream, "head", head.lo_ms, None, _count_pages(expected))]
+    passed_ms = max(now_ms - newest.lo_ms, 0)
+    expected = local.count_rows(stream, newest.lo_ms - passed_ms, newest.lo_ms)
+    steps = [Step(stream, "incremental", newest.lo_ms, None, _count_pages(expected))]
     steps += _plan_refresh(local, stream, state, settings, coverage, now_ms)
     for gap in tasks.backfill(coverage, settings.start_ms):
-        requests = _estimate_gap(local, stream, coverage, gap)
-        steps.append(Step(stream, "gap", _bound(gap.lo_ms), gap.hi_ms, requests))
+        requests = _estimate_backfill(local, stream, coverage, gap)
+        steps.append(Step(stream, "backfill", _bound(gap.lo_ms), gap.hi_ms, requests))
     return steps
 
 
@@ -91,7 +91,7 @@ def _plan_refresh(
     return steps
 
 
-def _estimate_gap(local: LocalState, stream: str, coverage: Coverage, gap: tasks.Task) -> int | None:
+def _estimate_backfill(local: LocalState, stream: str, coverage: Coverage, gap: tasks.Task) -> int | None:
     """Assume the density of the intervals that were read; null for a gap without a lower bound."""
     if _bound(gap.lo_ms) is None or gap.hi_ms is None:
         return None

@@ -115,15 +115,11 @@ def print_status(status: Status, local: LocalState, start_ms: int, now: datetime
     else:
         age = format_span(60 * (status.age_minutes or 0.0))
         console.print(f"Fresh as of {status.last_complete_at:%Y-%m-%d %H:%M} UTC, {age} ago.")
-    if status.watch is not None:
-        console.print(
-            f"A watch {'is stuck' if status.watch.is_stalled else 'is active'}: {status.watch}", soft_wrap=True
-        )
-    if status.job is not None:
-        state = "is stuck" if status.job.is_stalled else "is active"
-        console.print(f"A job {state}: {status.job}", soft_wrap=True)
-        if status.job.progress:
-            console.print(f"         {status.job.progress}", highlight=False, markup=False, soft_wrap=True)
+    for name, holder in (("watch", status.watch), ("job", status.job)):
+        if holder is not None:
+            console.print(f"A {name} is {'stuck' if holder.is_stalled else 'active'}: {holder}", soft_wrap=True)
+    if status.job is not None and status.job.progress:
+        console.print(f"         {status.job.progress}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"{format_count(status.requests_last_hour, 'request')} in the last hour.")
     now_ms = int(now.timestamp() * 1000)
     for stream in STREAMS:

@@ -45,21 +45,19 @@ def expire(context: Context) -> Counter[str]:
     is_due = _is_due(workspace)
     if not (destination.updates_in_place or is_due) or not destination.has_tables():
         return counts
-    now = datetime.now(UTC)
-    texts_before = now - timedelta(policy.text_days) if policy.text_days else None
-    chats_before = now - timedelta(policy.thread_days) if policy.thread_days else None
-    has_texts = has_chats = False
+    now, schema = datetime.now(UTC), destination.write_schema
+    texts_before, chats_before = now - timedelta(policy.text_days or 0), now - timedelta(policy.thread_days or 0)
     with destination.open_writer() as connection:
-        if texts_before is not None:
-            has_texts = _has_old_texts(connection, destination.write_schema, texts_before)
-        if chats_before is not None:
-            has_chats = _has_rows(connection, f"{destination.write_schema}.chats WHERE {IS_DORMANT}", chats_before)
-    if has_texts and texts_before is not None:
+        has_texts = bool(policy.text_days) and _has_old_texts(connection, schema, texts_before)
+        has_chats = bool(policy.thread_days) and _has_rows(
+            connection, f"{schema}.chats WHERE {IS_DORMANT}", chats_before
+        )
+    if has_texts:
         workspace.set_pending("publish", "compact")
         with destination.rewrite_rows(DATED) as connection:  # the marts have no texts
             counts["texts"] = _drop_texts(StoredRows(connection), texts_before)
     if is_due and (has_chats or workspace.is_pending("compact")):
-        if has_chats and chats_before is not None:
+        if has_chats:
             with rewriting(context) as rows:
                 counts += _remove_chats(rows, chats_before)
         else:

@@ -17,7 +17,7 @@ from .account import Account
 from .app import Api
 from .knobs import KEY, Knobs
 from .seed import advance, seed
-from .server import bound, uvicorn_server
+from .server import bind, build_server
 from .webhooks import Deliverer
 
 
@@ -48,8 +48,8 @@ def main(
     except sqlite3.DatabaseError as error:
         sys.stderr.write(f"{state} cannot be read ({error}). Remove it, and the database that was synced from it.\n")
         raise SystemExit(1) from None
-    listener, url = bound(port)
-    server = uvicorn_server(Api(account, knobs))
+    listener, url = bind(port)
+    server = build_server(Api(account, knobs))
     if until_stdin_closes:
         threading.Thread(target=_exit_with_stdin, args=(deliverer,), daemon=True).start()
     sys.stdout.write(json.dumps({"url": url, "key": KEY}) + "\n")
@@ -63,7 +63,7 @@ def main(
 def _exit_with_stdin(deliverer: Deliverer) -> None:
     sys.stdin.buffer.read()
     # Every change is committed immediately; the next start continues the deliveries.
-    deliverer.drained(timeout_seconds=2)
+    deliverer.wait_until_delivered(timeout_seconds=2)
     os._exit(0)
 
 

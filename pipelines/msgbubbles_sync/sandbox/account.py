@@ -23,7 +23,6 @@ from uuid import UUID, uuid4
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 HANDLE = re.compile(r"\+[1-9]\d{6,14}|[^@\s]+@[^@\s]+\.[^@\s]+")
 MAX_TITLE = 100
-_START = datetime(1970, 1, 1)  # noqa: DTZ001 - shown with a Z
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
@@ -118,13 +117,9 @@ class Account:
             if self._database.in_transaction:
                 yield
                 return
-            self._database.execute("BEGIN")
-            try:
+            with self._database:
+                self._database.execute("BEGIN")
                 yield
-            except BaseException:
-                self._database.execute("ROLLBACK")
-                raise
-            self._database.execute("COMMIT")
 
     def remember(self, name: str, value: str) -> None:
         self.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
@@ -152,11 +147,11 @@ class Account:
         chat_id: str | None = None,
     ) -> str:
         chat_id = chat_id or str(uuid4())
-        last_us = None if last_message_at is None else us(last_message_at)
+        last_us = None if last_message_at is None else to_us(last_message_at)
         with self.bulk():
             self.run(
                 "INSERT INTO chats VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)",
-                (chat_id, from_handle, remote_handle, is_group, title, last_us, us(at), us(at)),
+                (chat_id, from_handle, remote_handle, is_group, title, last_us, to_us(at), to_us(at)),
             )
             for handle in participants:
                 self.run("INSERT OR IGNORE INTO participants VALUES (?, ?)", (chat_id, handle))
@@ -171,11 +166,11 @@ class Account:
         rows, files = [], []
         newest: dict[str, int] = {}
         for message in messages:
-            at_us = us(message.at)
+            at_us = to_us(message.at)
             message_id = message.id or str(uuid4())
             sent_us = None if message.status == "queued" else at_us
-            delivered_us = None if message.delivered_at is None else us(message.delivered_at)
-            read_us = None if message.read_at is None else us(message.read_at)
+            delivered_us = None if message.delivered_at is None else to_us(message.delivered_at)
+            read_us = None if message.read_at is None else to_us(message.read_at)
             updated_us = max(at_us, delivered_us or 0, read_us or 0)
             newest[message.chat_id] = max(newest.get(message.chat_id, 0), at_us)
             rows.append(
@@ -195,7 +190,7 @@ class Account:
                 [(at_us, at_us, chat_id) for chat_id, at_us in newest.items()],
             )
             for message, row in zip(messages, rows, strict=True):
-                for kind, at in _events_of(message):
+                for kind, at in _list_events(message):
                     self.on_event(kind, at, message.chat_id, row[0], {})
         return [row[0] for row in rows]
 
@@ -221,44 +216,44 @@ class Account:
         with self.bulk():
             self.run(
                 f"UPDATE messages SET status = ?, {column} = ?, updated_us = ? WHERE id = ?",
-                (status, us(at), us(at), message_id),
+                (status, to_us(at), to_us(at), message_id),
             )
             if status in ("sent", "delivered", "read", "failed"):
-                self.on_event(f"message.{status}", at, self._chat_of(message_id), message_id, {})
+                self.on_event(f"message.{status}", at, self._find_chat(message_id), message_id, {})
 
     def react(self, message_id: str, handle: str, reaction: str, at: datetime) -> None:
         """React to a message, in place of an earlier reaction of the same handle."""
         with self.bulk():
-            self.run("INSERT OR REPLACE INTO reactions VALUES (?, ?, ?, ?)", (message_id, handle, reaction, us(at)))
-            self.run("UPDATE messages SET updated_us = ? WHERE id = ?", (us(at), message_id))
+            self.run("INSERT OR REPLACE INTO reactions VALUES (?, ?, ?, ?)", (message_id, handle, reaction, to_us(at)))
+            self.run("UPDATE messages SET updated_us = ? WHERE id = ?", (to_us(at), message_id))
             more = {"reaction": reaction, "handle": handle}
-            self.on_event("message.reaction", at, self._chat_of(message_id), message_id, more)
+            self.on_event("message.reaction", at, self._find_chat(message_id), message_id, more)
 
     def type(self, chat_id: str, handle: str, typing: bool, at: datetime) -> None:
         """Start or stop typing on the other side. Only webhooks report it."""
         with self.bulk():
             self.on_event("conversation.typing", at, chat_id, None, {"handle": handle, "typing": typing})
 
-    def _chat_of(self, message_id: str) -> str:
+    def _find_chat(self, message_id: str) -> str:
         return str(self.all("SELECT chat_id FROM messages WHERE id = ?", (message_id,))[0]["chat_id"])
 
     def edit_text(self, message_id: str, text: str, at: datetime) -> None:
-        self.run("UPDATE messages SET text = ?, updated_us = ? WHERE id = ?", (text, us(at), message_id))
+        self.run("UPDATE messages SET text = ?, updated_us = ? WHERE id = ?", (text, to_us(at), message_id))
 
     def rename(self, chat_id: str, title: str | None, at: datetime) -> None:
-        self.run("UPDATE chats SET title = ?, updated_us = ? WHERE id = ?", (title, us(at), chat_id))
+        self.run("UPDATE chats SET title = ?, updated_us = ? WHERE id = ?", (title, to_us(at), chat_id))
 
     def add_participant(self, chat_id: str, handle: str, at: datetime) -> bool:
         """Add a participant. Returns whether it was not one before."""
         with self.bulk():
             added = self.run("INSERT OR IGNORE INTO participants VALUES (?, ?)", (chat_id, handle))
-            self.run("UPDATE chats SET updated_us = ? WHERE id = ?", (us(at), chat_id))
+            self.run("UPDATE chats SET updated_us = ? WHERE id = ?", (to_us(at), chat_id))
         return bool(added)
 
     def remove_participant(self, chat_id: str, handle: str, at: datetime) -> bool:
         with self.bulk():
             removed = self.run("DELETE FROM participants WHERE chat_id = ? AND handle = ?", (chat_id, handle))
-            self.run("UPDATE chats SET updated_us = ? WHERE id = ?", (us(at), chat_id))
+            self.run("UPDATE chats SET updated_us = ? WHERE id = ?", (to_us(at), chat_id))
         return bool(removed)
 
     def delete_chat(self, chat_id: str) -> None:
@@ -271,7 +266,7 @@ class Account:
         self.run(
             "UPDATE messages SET read_us = ?, updated_us = ? "
             "WHERE chat_id = ? AND direction = 'inbound' AND read_us IS NULL",
-            (us(at), us(at), chat_id),
+            (to_us(at), to_us(at), chat_id),
         )
 
     def participants(self, chat_id: str) -> list[str]:
@@ -279,7 +274,7 @@ class Account:
         return [row["handle"] for row in rows]
 
 
-def _events_of(message: NewMessage) -> Iterator[tuple[str, datetime]]:
+def _list_events(message: NewMessage) -> Iterator[tuple[str, datetime]]:
     """Yield the kinds of events of a new message, and their timestamps."""
     if message.direction == "inbound":
         yield "message.received", message.at
@@ -293,15 +288,16 @@ def _events_of(message: NewMessage) -> Iterator[tuple[str, datetime]]:
             yield "message.failed", message.at
 
 
-def us(at: datetime) -> int:
+def to_us(at: datetime) -> int:
+    """Return microseconds since 1970."""
     return (at - EPOCH) // timedelta(microseconds=1)
 
 
-def shown(at_us: int | None) -> str | None:
+def format_us(at_us: int | None) -> str | None:
     """Return a timestamp as the API shows it."""
     if at_us is None:
         return None
-    return (_START + timedelta(microseconds=at_us)).isoformat(timespec="milliseconds") + "Z"
+    return (EPOCH + timedelta(microseconds=at_us)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def is_uuid(value: str) -> bool:

@@ -28,7 +28,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from .account import HANDLE, Account, Fault, NewMessage, is_uuid, us
+from .account import HANDLE, Account, Fault, NewMessage, is_uuid, to_us
 from .http import CutResponse, Reply, no_route, read_body, read_text, read_title
 from .knobs import Knobs
 from .listing import chat_row, list_chats, list_messages, message_rows, number_rows, page_before, page_size
@@ -38,7 +38,7 @@ Handler = Callable[[Request], Awaitable[Reply]]
 
 
 @dataclass(frozen=True)
-class Seen:
+class LoggedRequest:
     """A request that was answered. `query` has `limit`, `before` and so on; `rows` were on the page."""
 
     method: str
@@ -49,7 +49,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Done:
+class GroupChange:
     """A change of a group that a request made: `create`, `rename`, `add` or `remove`.
 
     A repeated request, or one that changes nothing, is no operation.
@@ -67,8 +67,8 @@ class Api:
 
     account: Account
     knobs: Knobs = field(default_factory=Knobs)
-    requests: list[Seen] = field(default_factory=list)
-    operations: list[Done] = field(default_factory=list)
+    requests: list[LoggedRequest] = field(default_factory=list)
+    operations: list[GroupChange] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.knobs.seed)  # noqa: S311 - faults, not secrets
@@ -93,12 +93,12 @@ class Api:
             ("/v1/webhooks", "POST", self.create_webhook),
             ("/v1/webhooks/{webhook_id}", "DELETE", self.delete_webhook),
         ]
-        routes = [Route(path, self._guarded(handler), methods=[method]) for path, method, handler in handlers]
-        return Starlette(routes=[*routes, Route("/{rest:path}", self._guarded(no_route))])
+        routes = [Route(path, self._answer_with(handler), methods=[method]) for path, method, handler in handlers]
+        return Starlette(routes=[*routes, Route("/{rest:path}", self._answer_with(no_route))])
 
-    def _guarded(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+    def _answer_with(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
-            knobs = self.knobs
+            knobs, method, path = self.knobs, request.method, request.url.path
             request_id = f"req_{uuid4().hex[:20]}"
             headers = {"X-Request-Id": request_id}
             self._number += 1
@@ -111,11 +111,10 @@ class Api:
                 self._check_key(request, headers)
                 if self.random.random() < knobs.server_errors:
                     raise self.random.choice([Fault(502, "send_failed", "Bad gateway"), Fault(503, "unavailable", "")])
-                self._check_refusal(request)
-                if knobs.answer and (given := knobs.answer(request.method, request.url.path, request.query_params)):
-                    self.requests.append(
-                        Seen(request.method, request.url.path, dict(request.query_params), given[0], 0)
-                    )
+                if knobs.refusal and (refused := knobs.refusal(method, path)):
+                    raise Fault(*refused, "Refused")
+                if knobs.answer and (given := knobs.answer(method, path, request.query_params)):
+                    self.requests.append(LoggedRequest(method, path, dict(request.query_params), given[0], 0))
                     return Response(given[2], given[0], {**headers, **given[1]})
                 reply = await handler(request)
                 status, body = reply.status, reply.body
@@ -125,23 +124,18 @@ class Api:
                 status, body = fault.status, {"error": fault.code, "message": str(fault)}
             rows = body.get("data")
             count = len(rows) if isinstance(rows, list) else 0
-            self.requests.append(Seen(request.method, request.url.path, dict(request.query_params), status, count))
+            self.requests.append(LoggedRequest(method, path, dict(request.query_params), status, count))
             content = msgspec.json.encode({**body, "request_id": request_id})
-            if status < 300 and request.method != "GET" and knobs.write_answer:
+            if status < 300 and method != "GET" and knobs.write_answer:
                 status, content = knobs.write_answer
             if status < 300 and knobs.transform_body:
-                content = knobs.transform_body(request.url.path, content)
+                content = knobs.transform_body(path, content)
             if status < 300 and self.random.random() < knobs.malformed_bodies:
                 content = content[: len(content) // 2] if self.random.random() < 0.5 else content.replace(b'"', b"'", 9)
             kind = CutResponse if status < 300 and self.random.random() < knobs.cut_bodies else Response
             return kind(content, status, headers, media_type="application/json")
 
         return answer
-
-    def _check_refusal(self, request: Request) -> None:
-        refused = self.knobs.refusal(request.method, request.url.path) if self.knobs.refusal else None
-        if refused is not None:
-            raise Fault(*refused, "Refused")
 
     def _check_reachable(self, *handles: str) -> None:
         for handle in handles:
@@ -182,14 +176,14 @@ class Api:
         return Reply(self._transformed("chats", rows), has_more=has_more)
 
     async def get_chat(self, request: Request) -> Reply:
-        return Reply(self._shown_chat(self._chat_id(request)))
+        return Reply(self._show_chat(self._chat_id(request)))
 
     async def get_messages(self, request: Request) -> Reply:
         chat_id = request.query_params.get("conversation_id")
         if chat_id is None and not self.knobs.feed:
             raise Fault(400, "invalid_request", "conversation_id is required")
         if chat_id is not None:
-            self._known_chat(chat_id)
+            self._check_chat(chat_id)
         rows, has_more = list_messages(
             self.account, self.knobs, page_size(request), page_before(request), self.random, chat_id
         )
@@ -203,7 +197,7 @@ class Api:
     async def create_group(self, request: Request) -> Reply:
         body = await read_body(request)
         addresses = body.get("addresses")
-        if not isinstance(addresses, list) or not all(isinstance(one, str) for one in addresses):
+        if not isinstance(addresses, list) or not all(isinstance(item, str) for item in addresses):
             raise Fault(400, "invalid_request", "addresses must be a list of handles")
         if not 2 <= len(set(addresses)) <= 31:
             raise Fault(400, "invalid_request", "addresses must be 2 to 31 distinct handles")
@@ -220,11 +214,11 @@ class Api:
                 from_handle, f"group:{uuid4().hex[:16]}", now, is_group=True, title=title, participants=addresses
             )
             self.account.add_message(NewMessage(chat_id, "outbound", text, now, "sent", sender=from_handle))
-            self.operations.append(Done("create", chat_id, tuple(sorted(set(addresses))), title))
+            self.operations.append(GroupChange("create", chat_id, tuple(sorted(set(addresses))), title))
             return chat_id
 
-        chat_id, is_new = self._once(request, body, create)
-        return Reply(self._shown_chat(chat_id), status=201 if is_new else 200)
+        chat_id, is_new = self._write_once(request, body, create)
+        return Reply(self._show_chat(chat_id), status=201 if is_new else 200)
 
     async def rename(self, request: Request) -> Reply:
         chat_id = self._group_id(request)
@@ -235,8 +229,8 @@ class Api:
         before = self.account.all("SELECT title FROM chats WHERE id = ?", (chat_id,))[0]["title"]
         self.account.rename(chat_id, title, datetime.now(UTC))
         if title != before:
-            self.operations.append(Done("rename", chat_id, title=title))
-        return Reply(self._shown_chat(chat_id))
+            self.operations.append(GroupChange("rename", chat_id, title=title))
+        return Reply(self._show_chat(chat_id))
 
     async def add_participant(self, request: Request) -> Reply:
         chat_id = self._group_id(request)
@@ -245,21 +239,21 @@ class Api:
             raise Fault(400, "invalid_handle", "handle is neither E.164 nor an e-mail address")
         self._check_reachable(handle)
         if self.account.add_participant(chat_id, handle, datetime.now(UTC)):
-            self.operations.append(Done("add", chat_id, (handle,)))
-        return Reply(self._shown_chat(chat_id))
+            self.operations.append(GroupChange("add", chat_id, (handle,)))
+        return Reply(self._show_chat(chat_id))
 
     async def remove_participant(self, request: Request) -> Reply:
         chat_id = self._group_id(request)
         handle = request.path_params["handle"]
         if not self.account.remove_participant(chat_id, handle, datetime.now(UTC)):
             raise Fault(404, "not_found", "Not in the group")
-        self.operations.append(Done("remove", chat_id, (handle,)))
-        return Reply(self._shown_chat(chat_id))
+        self.operations.append(GroupChange("remove", chat_id, (handle,)))
+        return Reply(self._show_chat(chat_id))
 
     async def mark_read(self, request: Request) -> Reply:
         chat_id = self._chat_id(request)
         self.account.mark_read(chat_id, datetime.now(UTC))
-        return Reply(self._shown_chat(chat_id))
+        return Reply(self._show_chat(chat_id))
 
     async def set_typing(self, request: Request) -> Reply:
         chat_id = self._chat_id(request)
@@ -273,7 +267,7 @@ class Api:
         text = read_text(body, "text")
         chat_id = body.get("conversation_id")
         if chat_id is not None:
-            self._known_chat(str(chat_id))
+            self._check_chat(str(chat_id))
             from_handle = self.account.all("SELECT from_handle FROM chats WHERE id = ?", (chat_id,))[0]["from_handle"]
             to = None
         else:
@@ -288,7 +282,7 @@ class Api:
             message = NewMessage(str(thread), "outbound", text, now, "queued", channel=None, sender=from_handle)
             return self.account.add_message(message)
 
-        message_id, is_new = self._once(request, body, send)
+        message_id, is_new = self._write_once(request, body, send)
         found = self.account.all("SELECT * FROM messages WHERE id = ?", (message_id,))
         return Reply(message_rows(self.account, self.knobs, found)[0], status=202 if is_new else 200)
 
@@ -308,11 +302,11 @@ class Api:
 
         def create() -> str:
             webhook_id, secret = f"wh_{uuid4().hex[:16]}", f"whsec_{b64encode(token_bytes(24)).decode()}"
-            values = (webhook_id, url, json.dumps(events), secret, us(datetime.now(UTC)))
+            values = (webhook_id, url, json.dumps(events), secret, to_us(datetime.now(UTC)))
             self.account.run("INSERT INTO webhooks VALUES (?, ?, ?, ?, ?)", values)
             return webhook_id
 
-        webhook_id, is_new = self._once(request, body, create)
+        webhook_id, is_new = self._write_once(request, body, create)
         row = self.account.all("SELECT * FROM webhooks WHERE id = ?", (webhook_id,))[0]
         return Reply(webhook_row(row) | {"secret": row["secret"]}, status=201 if is_new else 200)
 
@@ -332,7 +326,7 @@ class Api:
         )
         return str(row["id"]) if row else self.account.add_chat(from_handle, to, now)
 
-    def _once(self, request: Request, body: Mapping[str, object], create: Callable[[], str]) -> tuple[str, bool]:
+    def _write_once(self, request: Request, body: Mapping[str, object], create: Callable[[], str]) -> tuple[str, bool]:
         """Run a write once per `Idempotency-Key`. Returns the result id, and whether the write ran now."""
         key = request.headers.get("Idempotency-Key")
         if key is None:
@@ -355,9 +349,9 @@ class Api:
         return handle
 
     def _chat_id(self, request: Request) -> str:
-        return self._known_chat(request.path_params["chat_id"])
+        return self._check_chat(request.path_params["chat_id"])
 
-    def _known_chat(self, chat_id: str) -> str:
+    def _check_chat(self, chat_id: str) -> str:
         if not is_uuid(chat_id) or not self.account.one("SELECT 1 FROM chats WHERE id = ? AND NOT deleted", (chat_id,)):
             raise Fault(404, "not_found", "No such chat")
         return chat_id
@@ -368,7 +362,7 @@ class Api:
             raise Fault(409, "not_a_group", "Not an established group")
         return chat_id
 
-    def _shown_chat(self, chat_id: str) -> dict[str, Any]:
+    def _show_chat(self, chat_id: str) -> dict[str, Any]:
         row = chat_row(self.account.all("SELECT * FROM chats WHERE id = ?", (chat_id,))[0], self.knobs)
         if row["is_group"] and self.knobs.participants_on_detail:
             row["participants"] = self.account.participants(chat_id)

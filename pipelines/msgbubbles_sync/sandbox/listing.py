@@ -13,7 +13,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from .account import Account, Fault, shown, us
+from .account import Account, Fault, format_us, to_us
 from .knobs import Knobs
 
 TIE_ORDERS = {"stable": "id", "reversed": "id DESC", "random": "random()"}
@@ -35,7 +35,7 @@ def page_before(request: Request) -> int | None:
         at = datetime.fromisoformat(before)
     except ValueError:
         raise Fault(400, "invalid_request", "before must be an ISO 8601 timestamp") from None
-    return us(at if at.tzinfo else at.replace(tzinfo=UTC))
+    return to_us(at if at.tzinfo else at.replace(tzinfo=UTC))
 
 
 def list_chats(
@@ -98,14 +98,11 @@ def _page(found: list[sqlite3.Row], knobs: Knobs, limit: int, chance: random.Ran
 
 def chat_row(row: sqlite3.Row, knobs: Knobs) -> dict[str, Any]:
     return {
-        "id": row["id"],
-        "from_handle": row["from_handle"],
-        "remote_handle": row["remote_handle"],
+        **{name: row[name] for name in ("id", "from_handle", "remote_handle", "title")},
         "is_group": bool(row["is_group"]),
-        "title": row["title"],
-        "last_message_at": shown(row["last_us"]),
-        "created_at": shown(row["created_us"]),
-        "updated_at": shown(row["updated_us"]),
+        "last_message_at": format_us(row["last_us"]),
+        "created_at": format_us(row["created_us"]),
+        "updated_at": format_us(row["updated_us"]),
         **knobs.extra_fields,
     }
 
@@ -113,34 +110,25 @@ def chat_row(row: sqlite3.Row, knobs: Knobs) -> dict[str, Any]:
 def message_rows(account: Account, knobs: Knobs, rows: list[sqlite3.Row]) -> list[dict[str, Any]]:
     files = _attachments(account, [row["id"] for row in rows if row["has_attachments"]])
     reactions = _reactions(account, [row["id"] for row in rows])
-    shown_rows = []
+    messages = []
     for row in rows:
         message = {
-            "id": row["id"],
+            **{name: row[name] for name in ("id", "direction", "status", "channel", "text", "effect", "reply_to")},
             "conversation_id": row["chat_id"],
-            "direction": row["direction"],
-            "status": row["status"],
-            "channel": row["channel"],
-            "text": row["text"],
-            "effect": row["effect"],
-            "reply_to": row["reply_to"],
-            "error": json.loads(row["error"]) if row["error"] else None,
-            "metadata": json.loads(row["metadata"]) if row["metadata"] else None,
+            **{name: json.loads(row[name] or "null") for name in ("error", "metadata")},
             "attachments": files.get(row["id"], []),
-            "sent_at": shown(row["sent_us"]),
-            "delivered_at": shown(row["delivered_us"]),
-            "read_at": shown(row["read_us"]),
+            **{f"{name}_at": format_us(row[f"{name}_us"]) for name in ("sent", "delivered", "read")},
             **knobs.extra_fields,
         }
         if knobs.sender_on_messages:
             message["sender"] = row["sender"]
         if knobs.created_at_on_messages:
-            message["created_at"] = shown(row["created_us"])
-            message["updated_at"] = shown(row["updated_us"])
+            message["created_at"] = format_us(row["created_us"])
+            message["updated_at"] = format_us(row["updated_us"])
         if reacted := reactions.get(row["id"]):
             message["reactions"] = reacted
-        shown_rows.append(message)
-    return shown_rows
+        messages.append(message)
+    return messages
 
 
 def _reactions(account: Account, message_ids: list[str]) -> dict[str, list[dict[str, object]]]:
@@ -157,7 +145,7 @@ def _attachments(account: Account, message_ids: list[str]) -> dict[str, list[dic
         signature = f"{time.time_ns():x}"
         file = {name: row[name] for name in ("id", "filename", "mime_type", "size_bytes", "message_id")}
         file["url"] = f"https://files.msgbubbles.example/{row['id']}?expires=600&signature={signature}"
-        file["created_at"] = shown(row["created_us"])
+        file["created_at"] = format_us(row["created_us"])
         files[row["message_id"]].append(file)
     return files
 
@@ -174,7 +162,7 @@ def number_rows(account: Account) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Truth:
-    """Return every row that the API would show now, as it would show it."""
+    """Every row that the API would show now, as it would show it."""
 
     chats: list[dict[str, Any]]
     messages: list[dict[str, Any]]

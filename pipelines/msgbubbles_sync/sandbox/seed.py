@@ -14,7 +14,7 @@ from itertools import accumulate
 from typing import Any
 from uuid import UUID
 
-from .account import EPOCH, Account, NewMessage, us
+from .account import EPOCH, Account, NewMessage, to_us
 
 NUMBERS = (
     ("+14155550100", "Support", ("imessage", "sms")),
@@ -102,7 +102,7 @@ def seed(
                 account.add_messages(conversations[thread.id])
         account.remember("per_day", str(messages / days))
         account.remember("seed", str(seed))
-        account.remember("saved_us", str(us(now)))
+        account.remember("saved_us", str(to_us(now)))
 
 
 def advance(account: Account, now: datetime, minimum: int = 40) -> int:
@@ -135,7 +135,7 @@ def advance(account: Account, now: datetime, minimum: int = 40) -> int:
             account.rename(group["id"], chance.choice(TITLES), now)
         for row in account.all("SELECT id FROM messages WHERE status = 'delivered' ORDER BY created_us DESC LIMIT 5"):
             account.set_status(row["id"], "read", now)
-        account.remember("saved_us", str(us(now)))
+        account.remember("saved_us", str(to_us(now)))
     return len(messages)
 
 

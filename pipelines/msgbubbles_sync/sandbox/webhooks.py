@@ -20,7 +20,7 @@ from uuid import uuid4
 
 import httpx
 
-from .account import Account, shown, us
+from .account import Account, format_us, to_us
 from .knobs import Knobs
 from .listing import message_rows
 
@@ -37,7 +37,7 @@ def webhook_row(row: sqlite3.Row) -> dict[str, object]:
         "id": row["id"],
         "url": row["url"],
         "events": json.loads(row["events"]),
-        "created_at": shown(row["created_us"]),
+        "created_at": format_us(row["created_us"]),
     }
 
 
@@ -57,7 +57,7 @@ class Deliverer:
         self._stop = threading.Event()
         self._has_work = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        account.on_event = self._note
+        account.on_event = self._add
 
     def __enter__(self) -> Deliverer:
         self._thread.start()
@@ -73,14 +73,14 @@ class Deliverer:
         """The number of deliveries that are not answered with 2xx yet."""
         return int(self._account.all("SELECT count(*) FROM deliveries")[0][0])
 
-    def drained(self, timeout_seconds: float) -> bool:
+    def wait_until_delivered(self, timeout_seconds: float) -> bool:
         """Wait until all deliveries are answered. Returns whether they were in time."""
         until = time.monotonic() + timeout_seconds
         while self.waiting and time.monotonic() < until:
             time.sleep(0.02)
         return not self.waiting
 
-    def _note(self, kind: str, at: datetime, chat_id: str, message_id: str | None, more: Mapping[str, object]) -> None:
+    def _add(self, kind: str, at: datetime, chat_id: str, message_id: str | None, more: Mapping[str, object]) -> None:
         for row in self._account.all("SELECT id, events FROM webhooks"):
             if kind in json.loads(row["events"]):
                 body = json.dumps(self._payload(kind, at, chat_id, message_id, more), ensure_ascii=False)
@@ -101,9 +101,9 @@ class Deliverer:
             return {"event": kind, "conversation_id": chat_id, **message, **more}
         if self._knobs.webhook_payload == "ids":
             ids = {"conversation_id": chat_id} | ({"message_id": message_id} if message_id else {})
-            return {"event_id": event_id, "event_type": kind, "timestamp": us(at) / 1e6, **ids, **more}
+            return {"event_id": event_id, "event_type": kind, "timestamp": to_us(at) / 1e6, **ids, **more}
         inner: dict[str, object] = {"message": message} if message_id else {"conversation_id": chat_id}
-        return {"id": event_id, "type": kind, "created_at": shown(us(at)), **inner, **more}
+        return {"id": event_id, "type": kind, "created_at": format_us(to_us(at)), **inner, **more}
 
     def _run(self) -> None:
         # Without a proxy from the environment: the receivers are on this machine.

@@ -46,6 +46,16 @@ MESSAGE_TIMES = {
 MAX_ID_CHARACTERS = 200
 # Fields that only messages have.
 MESSAGE_FIELDS = frozenset({"direction", "text", "status", "channel", "attachments", "effect", "reply_to"})
+# The escape of a character that databases refuse, after an even number of backslashes.
+NUL_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
+CHAT_FIELDS = frozenset(name for name in Chat.__struct_encode_fields__ if not name.startswith("_")) - {"id"}
+# Anywhere else than in a chat, the other names mean something else.
+CHAT_FIELDS_ANYWHERE = ("from_handle", "remote_handle", "is_group")
+KNOWN_MESSAGE_FIELDS = frozenset(field.encode_name for field in msgspec.structs.fields(Message))
+TYPING_WORDS = {
+    "started": True, "start": True, "typing": True, "on": True, "true": True,
+    "stopped": False, "stop": False, "idle": False, "off": False, "false": False,
+}  # fmt: skip
 
 Payload = dict[str, Any]
 
@@ -128,10 +138,6 @@ def drop_duplicates(events: Iterable[Event]) -> list[Event]:
     return list(by_id.values())
 
 
-# The escape of a character that databases refuse, after an even number of backslashes.
-_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
-
-
 def _to_strict_json(body: str) -> str:
     """Rewrite a body as strict JSON without lone surrogates and NUL, which databases refuse.
 
@@ -142,7 +148,7 @@ def _to_strict_json(body: str) -> str:
         msgspec.json.decode(text)
     except msgspec.DecodeError:
         text = json.dumps(parse_json(text))
-    return _NUL.sub(r"\1\\ufffd", text) if "\\u0000" in text else text
+    return NUL_ESCAPE.sub(r"\1\\ufffd", text) if "\\u0000" in text else text
 
 
 def is_possible_id(value: Any) -> bool:
@@ -189,26 +195,18 @@ def _find_message(objects: list[Payload], event_type: str | None) -> Payload | N
 
 def _find_chat(objects: list[Payload], chat_id: str | None) -> Payload:
     """Return the fields of the chat: those of its own object, or else those next to the fields of the message."""
-    shown = {name: item[name] for item in reversed(objects) for name in _CHAT_FIELDS_ANYWHERE if name in item}
+    shown = {name: item[name] for item in reversed(objects) for name in CHAT_FIELDS_ANYWHERE if name in item}
     for chat in _find_objects(objects, CHAT_OBJECTS):
         if chat.get("id") in (None, chat_id):
-            shown |= {name: value for name, value in chat.items() if name in _CHAT_FIELDS}
+            shown |= {name: value for name, value in chat.items() if name in CHAT_FIELDS}
     return shown
-
-
-_CHAT_FIELDS = frozenset(name for name in Chat.__struct_encode_fields__ if not name.startswith("_")) - {"id"}
-# Anywhere else than in a chat, the other names mean something else.
-_CHAT_FIELDS_ANYWHERE = ("from_handle", "remote_handle", "is_group")
 
 
 def _select_fields(message: Payload | None, top: Payload) -> Payload:
     """Return the fields of a message. If it is the payload itself, fields unknown in messages are the event's."""
     if message is None or message is not top:
         return message or {}
-    return {name: value for name, value in message.items() if name in _KNOWN_FIELDS}
-
-
-_KNOWN_FIELDS = frozenset(field.encode_name for field in msgspec.structs.fields(Message))
+    return {name: value for name, value in message.items() if name in KNOWN_MESSAGE_FIELDS}
 
 
 def _is_event(item: Payload) -> bool:
@@ -232,15 +230,9 @@ def _find_typing(objects: Iterable[Payload]) -> bool | None:
             value = item.get(name)
             if isinstance(value, bool):
                 return value
-            if isinstance(value, str) and value.lower() in _TYPING_WORDS:
-                return _TYPING_WORDS[value.lower()]
+            if isinstance(value, str) and value.lower() in TYPING_WORDS:
+                return TYPING_WORDS[value.lower()]
     return None
-
-
-_TYPING_WORDS = {
-    "started": True, "start": True, "typing": True, "on": True, "true": True,
-    "stopped": False, "stop": False, "idle": False, "off": False, "false": False,
-}  # fmt: skip
 
 
 def _find_reaction(objects: Iterable[Payload]) -> str | None:

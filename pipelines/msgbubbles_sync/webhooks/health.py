@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import duckdb
 from msgspec import structs
@@ -21,14 +20,14 @@ from msgbubbles_sync.workspace import Workspace
 
 from .heartbeat import Beat, read_last_beat
 from .load import count_dead_letters, dead_letter_folder
-from .spool import list_segments, list_unreadable, spool_folder, webhooks_folder
+from .spool import list_segments, list_unreadable, spool_folder, stat_segments, webhooks_folder
 
 # A message that is newer than the last event by more than this had no event, even with retries.
 MAX_DELAY = timedelta(minutes=15)
 # After a break, the usual refresh needs up to an hour to catch up.
 UNINTERRUPTED = timedelta(hours=1)
 # After this time in the spool, files are probably not loaded at all.
-MAX_WAIT = timedelta(hours=1)
+MAX_WAIT_SECONDS = 3600.0
 NEWEST = """
 SELECT max(cursor_at) FILTER (WHERE direction = 'inbound'), max(cursor_at) FILTER (WHERE direction = 'outbound')
 FROM msgbubbles.messages"""
@@ -134,15 +133,13 @@ def check(context: Context, now: datetime | None = None) -> Iterator[CheckResult
 
 
 def _check_spool(workspace: Workspace, now: datetime) -> CheckResult:
-    waiting, unreadable = list_segments(spool_folder(workspace)), list_unreadable(spool_folder(workspace))
+    waiting, unreadable = stat_segments(spool_folder(workspace)), list_unreadable(spool_folder(workspace))
     if unreadable:
         what = f"{format_count(len(unreadable), 'file')} cannot be read: {', '.join(map(str, unreadable[:3]))}"
         return CheckResult("webhook spool", "failed", what, "give the user of the job access, or move them away")
-    since = min((_read_modified_at(path) for path in waiting), default=now)
-    if now - since > MAX_WAIT:
-        what = (
-            f"{format_count(len(waiting), 'file')} waiting, the oldest for {format_span((now - since).total_seconds())}"
-        )
+    age_seconds = now.timestamp() - min((segment.st_mtime for segment in waiting), default=now.timestamp())
+    if age_seconds > MAX_WAIT_SECONDS:
+        what = f"{format_count(len(waiting), 'file')} waiting, the oldest for {format_span(age_seconds)}"
         return CheckResult("webhook spool", "failed", what, "run the sync, or webhooks.py load, on a schedule")
     return CheckResult("webhook spool", "ok", f"{format_count(len(waiting), 'file')} waiting to be loaded")
 
@@ -168,13 +165,6 @@ def _check_events(beat: Beat, times: EventTimes, now: datetime) -> CheckResult:
         what = f"{age}; none about {' and '.join(times.missing_directions)} messages, although there are some"
         return CheckResult("webhook events", "info", what)
     return CheckResult("webhook events", "ok", age)
-
-
-def _read_modified_at(path: Path) -> datetime:
-    try:
-        return datetime.fromtimestamp(path.stat().st_mtime, UTC)
-    except FileNotFoundError:
-        return datetime.now(UTC)
 
 
 def _format_time(at: datetime | None) -> str | None:

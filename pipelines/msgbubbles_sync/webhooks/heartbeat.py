@@ -14,6 +14,7 @@ from msgbubbles_sync.files import write_privately
 
 # Without a heartbeat for this long, the receiver counts as down, and events sent meanwhile may be lost.
 MAX_SILENCE = timedelta(seconds=60)
+FILE = "receiver.json"
 
 
 class Beat(msgspec.Struct, frozen=True):
@@ -42,7 +43,7 @@ class Heartbeat:
         alive = before if before and before.is_alive(now) else Beat(os.getpid(), now, now)
         self._since = alive.uninterrupted_since
         self._refused, self._last_refused_at = Counter(alive.refused), alive.last_refused_at
-        self._path = _heartbeat_path(folder)
+        self._path = folder / FILE
         self._write_lock = threading.Lock()
 
     def record_event(self, at: datetime) -> None:
@@ -60,13 +61,9 @@ class Heartbeat:
             write_privately(self._path, msgspec.json.encode(beat))
 
 
-def _heartbeat_path(folder: Path) -> Path:
-    return folder / "receiver.json"
-
-
 def read_last_beat(folder: Path) -> Beat | None:
     """Read the last heartbeat; null if no receiver ever ran."""
     try:
-        return msgspec.json.decode(_heartbeat_path(folder).read_bytes(), type=Beat)
+        return msgspec.json.decode((folder / FILE).read_bytes(), type=Beat)
     except (OSError, msgspec.DecodeError):
         return None

@@ -65,8 +65,8 @@ class LoadResult:
 
     `deliveries` are events that are in the warehouse now, or were before; they added `messages_new` and changed
     `messages_changed`. `malformed` lines are in `dead_letters`. Events with `impossible_chat_ids` are stored without a
-    chat; those with `unreadable_message_ids` are about a message whose id cannot be read. The
-    events in `unreadable_files` of the spool are loaded once they can be read.
+    chat; those with `unreadable_message_ids` are about a message whose id cannot be read. The events in
+    `unreadable_files` of the spool are loaded once they can be read.
     """
 
     deliveries: int = 0
@@ -179,7 +179,8 @@ class _Load:
             self.result.malformed += len(malformed)
             # A malformed line may name anybody.
             if not self.redactor.policy.redacts:
-                lines = [line for line in malformed if not self._mentions_erased(line)]
+                mentions_erased = self.redactor.mentions_erased
+                lines = [line for line in malformed if not mentions_erased(line.decode("utf-8", "replace"))]
                 self._write_dead_letters(segment.path.name, lines)
         if events:
             self._load(drop_duplicates(events))
@@ -201,9 +202,6 @@ class _Load:
                 # Encoded, because a body that is not JSON may contain line breaks.
                 malformed.append(msgspec.json.encode(redacted))
         return events, malformed
-
-    def _mentions_erased(self, line: bytes) -> bool:
-        return self.redactor.mentions_erased(line.decode("utf-8", "replace"))
 
     def _write_dead_letters(self, name: str, lines: list[bytes]) -> None:
         """Write lines to a file named after their segment, which a repeated load overwrites."""
@@ -281,11 +279,9 @@ class _Load:
             refused = screen(WEBHOOK_EVENTS.name, batch.events)
             batch = replace(
                 batch,
-                events=filter_rows(batch.events, [not is_refused for is_refused in refused]),
-                chats=filter_rows(batch.chats, [not is_refused for is_refused in screen("chats", batch.chats)]),
-                messages=filter_rows(
-                    batch.messages, [not is_refused for is_refused in screen("messages", batch.messages)]
-                ),
+                events=_drop_rows(batch.events, refused),
+                chats=_drop_rows(batch.chats, screen("chats", batch.chats)),
+                messages=_drop_rows(batch.messages, screen("messages", batch.messages)),
             )
             lines = [bytes(event.payload) for event, is_refused in zip(events, refused, strict=True) if is_refused]
             self.result.malformed += len(lines)
@@ -303,6 +299,10 @@ class _Batch:
     chats: pa.Table
     messages: pa.Table
     stored: set[str]
+
+
+def _drop_rows(rows: pa.Table, refused: list[bool]) -> pa.Table:
+    return filter_rows(rows, [not is_refused for is_refused in refused])
 
 
 def _list_chats(events: Iterable[Event]) -> list[str]:

@@ -13,11 +13,10 @@ import socket
 import sqlite3
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -41,7 +40,7 @@ from .metrics import Metrics
 from .redact import CurrentPolicy, RedactDelivery
 from .secrets import SecretStore
 from .signature import Refusal, check_request, list_required_headers, signed_timestamp, signs
-from .spool import SpoolWriter, list_segments, spool_folder, webhooks_folder
+from .spool import SpoolWriter, spool_folder, stat_segments, webhooks_folder
 
 MAX_CONNECTIONS = 500
 HEAD_SECONDS = 5.0
@@ -109,39 +108,41 @@ class Receiver:
 
     async def receive(self, request: Request) -> Response:
         began = time.perf_counter()
-        held = 0
         try:
-            try:
+            with self._memory() as take:
                 async with asyncio.timeout(BODY_SECONDS):
-                    body, held = await self._read_body(request)
-            except TimeoutError:
-                return self._refuse("slow", 408)
-            except BodyTooLongError:
-                return self._refuse("too_long", 413)
-            except BusyError:
-                return self._refuse("busy", 503)
-            except ClientDisconnect:
-                return self._refuse("cut_off", 400)
-            return await self._verify_and_store(request, body, began)
-        finally:
-            self._hold(-held)
-
-    async def _verify_and_store(self, request: Request, body: bytes, began: float) -> Response:
-        now = self._now()
-        try:
-            signed = self._verify(request, body, now)
+                    body = await self._read_body(request, take)
+                now = self._now()
+                signed = self._verify(request, body, now)
+                if isinstance(signed, Refusal):
+                    return self._refuse(signed.value, 401, self._hint(request) if signed is Refusal.UNSIGNED else "")
+                take(0 if signed.body is body else len(signed.body))
+                return await self._store(signed, now, began)
+        except TimeoutError:
+            return self._refuse("slow", 408)
         except BodyTooLongError:
             return self._refuse("too_long", 413)
-        if isinstance(signed, Refusal):
-            return self._refuse(signed.value, 401, self._hint(request) if signed is Refusal.UNSIGNED else "")
-        extra = 0 if signed.body is body else len(signed.body)
-        if extra and self._bodies_bytes + extra > MAX_BODIES_BYTES:
+        except BusyError:
             return self._refuse("busy", 503)
-        self._hold(extra)
+        except ClientDisconnect:
+            return self._refuse("cut_off", 400)
+
+    @contextmanager
+    def _memory(self) -> Iterator[Callable[[int], None]]:
+        """Yield a function that takes bytes of memory until the block ends. It raises `BusyError` at the limit."""
+        taken = 0
+
+        def take(size: int) -> None:
+            nonlocal taken
+            if size > 0 and self._bodies_bytes + size > MAX_BODIES_BYTES:
+                raise BusyError
+            self._bodies_bytes += size
+            taken += size
+
         try:
-            return await self._store(signed, now, began)
+            yield take
         finally:
-            self._hold(-extra)
+            self._bodies_bytes -= taken
 
     async def _store(self, signed: Signed, now: datetime, began: float) -> Response:
         deliveries = split_deliveries(signed.body, signed.delivery_id, signed.timestamp, now)
@@ -174,47 +175,35 @@ class Receiver:
         return Response(content, 200 if is_healthy else 503, media_type="application/json")
 
     async def show_metrics(self, _request: Request) -> Response:
-        waiting = list_segments(self._spool.folder)
+        waiting = stat_segments(self._spool.folder)
         self.metrics.spool_segments.set(len(waiting))
-        self.metrics.spool_bytes.set(sum(_read_size(path) for path in waiting))
+        self.metrics.spool_bytes.set(sum(segment.st_size for segment in waiting))
         self.metrics.bodies_bytes.set(self._bodies_bytes)
         self.metrics.syncs.set(self._spool.syncs)
         if self._heartbeat.last_event_at is not None:
             self.metrics.last_event.set(self._heartbeat.last_event_at.timestamp())
         return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
-    async def _read_body(self, request: Request) -> tuple[bytes, int]:
-        """Read the body. Returns it and the bytes of memory to release; an exception releases them itself."""
+    async def _read_body(self, request: Request, take: Callable[[int], None]) -> bytes:
         limit = self._settings.max_body_bytes
         announced = request.headers.get("content-length", "0")
         if announced.isdigit() and int(announced) > limit * DRAIN_FACTOR:
             raise BodyTooLongError
         chunks: list[bytes] = []
-        size = held = 0
-        try:
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > limit * DRAIN_FACTOR:
-                    raise BodyTooLongError
-                if size > limit:
-                    chunks.clear()
-                    self._hold(-held)
-                    held = 0
-                    continue
-                if self._bodies_bytes + len(chunk) > MAX_BODIES_BYTES:
-                    raise BusyError
-                self._hold(len(chunk))
-                held += len(chunk)
-                chunks.append(chunk)
-            if size > limit:
+        size = 0
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit * DRAIN_FACTOR:
                 raise BodyTooLongError
-        except BaseException:
-            self._hold(-held)
-            raise
-        return b"".join(chunks), held
-
-    def _hold(self, size: int) -> None:
-        self._bodies_bytes += size
+            if size > limit:
+                take(-sum(map(len, chunks)))
+                chunks.clear()
+            else:
+                take(len(chunk))
+                chunks.append(chunk)
+        if size > limit:
+            raise BodyTooLongError
+        return b"".join(chunks)
 
     def _verify(self, request: Request, body: bytes, now: datetime) -> Signed | Refusal:
         """Verify the signature over the body as sent, or else as decompressed. Raises `BodyTooLongError`."""
@@ -344,13 +333,6 @@ def build_server(receiver: Receiver) -> uvicorn.Server:
         timeout_graceful_shutdown=STOP_SECONDS,
     )
     return uvicorn.Server(config)
-
-
-def _read_size(path: Path) -> int:
-    try:
-        return int(path.stat().st_size)
-    except FileNotFoundError:
-        return 0
 
 
 def write_log(line: str) -> None:

@@ -13,6 +13,7 @@ import msgspec
 
 from msgbubbles.policy import FULL
 from msgbubbles.redact_payloads import concerns_erased, redact_payload
+from msgbubbles_sync.files import read_modified_at_ns
 from msgbubbles_sync.policy.applied import build_redactor
 from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.workspace import Workspace
@@ -69,10 +70,7 @@ class CurrentPolicy:
         return delivery if self._redactor is None else redact_delivery(delivery, self._redactor)
 
     def _refresh(self) -> None:
-        try:
-            modified_at_ns = (self._workspace.folder / "privacy.json").stat().st_mtime_ns
-        except OSError:
-            modified_at_ns = 0
+        modified_at_ns = read_modified_at_ns(self._workspace.folder / "privacy.json")
         if modified_at_ns == self._modified_at_ns:
             return
         settings = load_settings(self._workspace.account)

@@ -8,7 +8,7 @@ import tomlkit
 
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.files import write_privately
+from msgbubbles_sync.files import read_modified_at_ns, write_privately
 from msgbubbles_sync.settings import read_webhook_secrets
 from msgbubbles_sync.workspace import configuration_folder
 
@@ -26,7 +26,7 @@ class SecretStore:
         self.path = path
         self._fixed = fixed
         self._modified_at_ns: int | None = None
-        self._secrets: Secrets = ()
+        self.secrets: Secrets = ()
         self.reload()
 
     @classmethod
@@ -40,34 +40,23 @@ class SecretStore:
         default = (workspace.folder / "webhooks" if is_separate else configuration_folder()) / "secrets.toml"
         return cls((path or default).expanduser().absolute(), context.settings.webhook_secrets)
 
-    @property
-    def secrets(self) -> Secrets:
-        return self._secrets
-
     def reload(self) -> bool:
         """Read the file again if it has changed. Returns whether the secrets have changed.
 
         Raises `ConfigurationError` for a file that cannot be read.
         """
-        before = self._secrets
+        before = self.secrets
         if self._fixed is not None:
-            self._secrets = self._fixed
-            return self._secrets != before
-        try:
-            modified_at_ns = self.path.stat().st_mtime_ns
-        except OSError:
-            modified_at_ns = 0
-        if modified_at_ns == self._modified_at_ns:
-            return False
-        self._secrets = read_webhook_secrets(self.path)
-        self._modified_at_ns = modified_at_ns
-        return self._secrets != before
+            self.secrets = self._fixed
+        elif (modified_at_ns := read_modified_at_ns(self.path)) != self._modified_at_ns:
+            self.secrets = read_webhook_secrets(self.path)
+            self._modified_at_ns = modified_at_ns
+        return self.secrets != before
 
     def add(self, secret: str) -> None:
         """Append a secret to the file, keeping its comments and other keys. Raises `UsageError` if that fails."""
         try:
-            text = self.path.read_text() if self.path.exists() else ""
-            document = tomlkit.parse(text)
+            document = self._read()
             section = document.setdefault("webhooks", tomlkit.table())
             secrets = section.get("secrets", [])
             section["secrets"] = [*([secrets] if isinstance(secrets, str) else secrets), secret]
@@ -81,16 +70,16 @@ class SecretStore:
         if self._fixed is not None:
             raise UsageError(f"WEBHOOKS__SECRETS is set and overrides {self.path}. Unset it, or pass --show.")
         try:
-            text = self.path.read_text() if self.path.exists() else ""
-            tomlkit.parse(text)
-            # Do not touch the file itself.
             trial = self.path.with_name(f".{self.path.name}.trial")
-            self._write(trial, text)
+            self._write(trial, tomlkit.dumps(self._read()))
             trial.unlink()
         except (OSError, ValueError) as error:
             raise UsageError(
                 f"{self.path} cannot be written ({type(error).__name__}). Fix that, or pass --show."
             ) from None
+
+    def _read(self) -> tomlkit.TOMLDocument:
+        return tomlkit.parse(self.path.read_text() if self.path.exists() else "")
 
     @staticmethod
     def _write(path: Path, text: str) -> None:

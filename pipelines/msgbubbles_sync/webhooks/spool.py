@@ -33,6 +33,7 @@ SEGMENT_BYTES = 16 * 1024 * 1024
 RECENT_EVENTS = 50_000
 BATCH_EVENTS = 1000
 SUFFIX = ".jsonl"
+Outcome = Literal["stored", "duplicate"]
 
 
 def webhooks_folder(workspace: Workspace) -> Path:
@@ -42,9 +43,6 @@ def webhooks_folder(workspace: Workspace) -> Path:
 
 def spool_folder(workspace: Workspace) -> Path:
     return webhooks_folder(workspace) / "spool"
-
-
-Outcome = Literal["stored", "duplicate"]
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -109,16 +107,15 @@ class SpoolWriter:
         """Return the waiting deliveries and whether they are the last; nothing if it is time to release a segment."""
         seconds = None if self._segment is None else max(self._segment_until - time.monotonic(), 0.0)
         batch: list[_Waiting] = []
-        try:
+        with suppress(queue.Empty):
             waiting = self._waiting.get(timeout=seconds)
             while waiting is not None:
                 batch.append(waiting)
                 if len(batch) >= BATCH_EVENTS:
                     return batch, False
                 waiting = self._waiting.get_nowait()
-        except queue.Empty:
-            return batch, False
-        return batch, True
+            return batch, True
+        return batch, False
 
     def _store(self, batch: list[_Waiting]) -> None:
         new: dict[str, Delivery] = {}
@@ -211,6 +208,15 @@ def list_segments(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: (len(path.name), path.name)) if folder.is_dir() else []
 
 
+def stat_segments(folder: Path) -> list[os.stat_result]:
+    """Return the sizes and times of all segments that are still there."""
+    segments = []
+    for path in list_segments(folder):
+        with suppress(FileNotFoundError):
+            segments.append(path.stat())
+    return segments
+
+
 def take_finished(folder: Path) -> Iterator[Segment]:
     """Yield the finished segments, oldest first."""
     for path in list_segments(folder):
@@ -230,15 +236,13 @@ def list_unreadable(folder: Path) -> list[Path]:
 def read_segment(path: Path) -> Segment:
     """Read a segment, without what follows the last line break: that was never answered."""
     deliveries, malformed = [], []
+    decoder = msgspec.json.Decoder(Delivery)
     for line in path.read_bytes().split(b"\n")[:-1]:
         try:
-            deliveries.append(_DECODER.decode(line))
+            deliveries.append(decoder.decode(line))
         except (msgspec.DecodeError, UnicodeDecodeError):
             malformed.append(line)
     return Segment(path, deliveries, malformed)
-
-
-_DECODER = msgspec.json.Decoder(Delivery)
 
 
 def _is_released(path: Path) -> bool:

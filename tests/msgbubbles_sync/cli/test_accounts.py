@@ -73,7 +73,7 @@ COMMAND = """
 import json, os, signal, sys, time
 sys.path.insert(0, {pipelines!r})
 from msgbubbles_sync.cli.accounts import run_each
-from msgbubbles_sync.cli.main import start
+from msgbubbles_sync.cli.dispatch import start
 name = os.environ.get("MSGBUBBLES_ACCOUNT")
 def main():
     if name is None:

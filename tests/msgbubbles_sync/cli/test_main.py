@@ -43,7 +43,9 @@ def run_fork(*command: str, **options: Any) -> subprocess.CompletedProcess[str]:
 
 def run_program(body: str) -> subprocess.CompletedProcess[str]:
     """Run a program that `start` makes of the lines of `body`."""
-    program = f"import sys\nfrom msgbubbles_sync.cli.main import start\ndef app():\n{textwrap.indent(body, '    ')}\n"
+    program = (
+        f"import sys\nfrom msgbubbles_sync.cli.dispatch import start\ndef app():\n{textwrap.indent(body, '    ')}\n"
+    )
     return subprocess.run(
         [sys.executable, "-c", program + "start(app)"],
         env={**os.environ, "PYTHONPATH": str(PIPELINES)}, capture_output=True, text=True, timeout=60, check=False,
@@ -179,7 +181,7 @@ def test_symbols_are_readable_on_an_ascii_terminal() -> None:
     shown = run_program('print("█▓▒░· é")')
     assert shown.stdout == "█▓▒░· é\n"
     environment = {"PYTHONIOENCODING": "ascii"}
-    program = "from msgbubbles_sync.cli.main import start; start(lambda: print('█▓▒░· é'))"
+    program = "from msgbubbles_sync.cli.dispatch import start; start(lambda: print('█▓▒░· é'))"
     assert run_command(sys.executable, "-c", program, environment=environment).stdout == "#*+:. ?\n"
 
 

@@ -15,6 +15,7 @@ from helpers.context import build_context, build_destination
 from helpers.damage import DAMAGE
 from msgbubbles.client import Client
 from msgbubbles.settings import SourceSettings
+from msgbubbles_sync.check_result import CheckResult
 from msgbubbles_sync.destinations.claims import (
     claim,
     explain_other_job,
@@ -163,7 +164,8 @@ def test_other_warehouses_with_the_same_key_are_shown(tmp_path: Path) -> None:
         raise AssertionError("this check makes no request")
 
     [check] = [make for name, make in list_checks(context, connect) if name == "accounts"]
-    [result] = check()
+    result = check()
+    assert isinstance(result, CheckResult)
     assert result.state == "info", "a warehouse for tests is no error"
     for message in (status.shared_key, result.what):
         assert message is not None

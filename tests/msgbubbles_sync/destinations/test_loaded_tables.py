@@ -9,14 +9,14 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from helpers.context import LoggingConsole, RecordingConsole, build_context, build_destination
+from helpers.context import LoggingConsole, RecordingConsole, build_context, build_destination, serve_to_this_process
 from helpers.hooks import spool, typing, workspace_in
 from helpers.warehouse_rows import differences
 from msgbubbles_sync import job
 from msgbubbles_sync.context import Limits
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.sandbox import Account, NewMessage, Server, seed, serve
-from msgbubbles_sync.workspace import RELIED_ON, Workspace
+from msgbubbles_sync.sandbox import NewMessage, Server
+from msgbubbles_sync.workspace import Workspace
 
 pytestmark = [
     pytest.mark.slow,
@@ -25,17 +25,9 @@ pytestmark = [
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    account = Account()
-    seed(account, now=datetime.now(UTC), chats=20, messages=100, days=60)
-    with serve(account) as server:
-        monkeypatch.setenv("SOURCES__MSGBUBBLES__API_KEY", server.key)
-        monkeypatch.setenv("SOURCES__MSGBUBBLES__BASE_URL", server.url)
-        monkeypatch.setenv("SOURCES__MSGBUBBLES__REQUESTS_PER_MINUTE", "0")
-        for name, value in RELIED_ON.items():
-            monkeypatch.setenv(name, value)
+def server() -> Iterator[Server]:
+    with serve_to_this_process(chats=20, messages=100) as server:
         yield server
-    account.close()
 
 
 def run_complete(workspace: Workspace) -> str:

@@ -94,11 +94,11 @@ def test_rotation_loses_no_event(server: Server, client: Client, tmp_path: Path)
     with receiving(workspace, secrets_file=path) as served:
         first = endpoints.register_endpoint(client, served.url, KNOWN_TYPES, SecretStore(path))
         account.type("c1", "+14155550123", True, datetime.now(UTC))
-        assert deliverer.drained(timeout_seconds=60)
+        assert deliverer.wait_until_delivered(timeout_seconds=60)
         second = endpoints.rotate_secret(client, first.id, SecretStore(path))
         assert (second.replaces, second.is_old_removed, second.url) == (first.id, True, served.url)
         account.type("c1", "+14155550123", False, datetime.now(UTC))
-        assert deliverer.drained(timeout_seconds=60)
+        assert deliverer.wait_until_delivered(timeout_seconds=60)
         assert served.count("stored") == 2
         # If the secret is only shown, the old endpoint stays.
         third = endpoints.rotate_secret(client, second.id, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.tables import WEBHOOK_EVENTS, column_definitions
 from msgbubbles_sync.webhooks import load
 from msgbubbles_sync.webhooks.load import count_dead_letters
-from msgbubbles_sync.webhooks.spool import Segment, list_segments, spool_folder
+from msgbubbles_sync.webhooks.spool import Delivery, Segment, list_segments, spool_folder
 
 pytestmark = pytest.mark.slow
 
@@ -90,9 +91,9 @@ def test_event_that_the_destination_refuses_becomes_a_dead_letter(tmp_path: Path
 
 
 def test_segments_are_batched_within_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    from msgbubbles_sync.webhooks.spool import _DECODER
-
-    small = [Segment(Path(str(number)), [_DECODER.decode(line(number))], []) for number in range(500)]
+    small = [
+        Segment(Path(str(number)), [Delivery(f"evt_{number}", datetime.now(UTC), "{}")], []) for number in range(500)
+    ]
     assert [len(batch) for batch in load._batch_segments(small)] == [500]
     monkeypatch.setattr(load, "MAX_BATCH_EVENTS", 200)
     assert [len(batch) for batch in load._batch_segments(small)] == [200, 200, 100]

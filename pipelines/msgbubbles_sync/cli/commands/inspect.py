@@ -9,7 +9,7 @@ from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.run import MissingRows
 from msgbubbles_sync import job
 from msgbubbles_sync.check_result import run_checks
-from msgbubbles_sync.cli.connection import Connection, connect, connect_until_stopped, reach_account
+from msgbubbles_sync.cli.connection import Connection, connect, connect_until_stopped
 from msgbubbles_sync.cli.inspect_report import print_checks, print_plan, print_verify_result
 from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.cli.signals import stopped_by_signals
@@ -46,7 +46,7 @@ def plan(session: Session, *, probe: bool) -> int:
 def check(session: Session) -> int:
     """Print the results of all checks."""
     context = session.context
-    with connect_until_stopped(session, connect=reach_account) as connection:
+    with connect_until_stopped(session) as connection:
         connection.run.max_requests = MAX_CHECK_REQUESTS
         checks = list_checks(context, lambda: connection.client(max_attempts=2))
         checks.insert(-1, ("webhooks", lambda: health.check(context)))
@@ -90,8 +90,7 @@ def status(session: Session, *, max_age_minutes: float | None) -> int:
     """Print how fresh and how complete the copy is."""
     local, now = LocalState(session.context), datetime.now(UTC)
     session.context.check_policy()
-    with connect(session, serve=False) as connection:
-        start_ms = SourceConfig.from_settings(connection.context.settings.source).start_ms
+    start_ms = SourceConfig.from_settings(session.context.settings.source).start_ms
     status = build_status(local, start_ms, now)
     session.reporter.print(status.as_dict(), lambda console: print_status(status, local, start_ms, now, console))
     if max_age_minutes is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import typer
 
 from msgbubbles_sync.cli.main import Session
-from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.outcome import EXIT_STOPPED
 from msgbubbles_sync.privacy import erase as erasing
@@ -14,14 +13,11 @@ from msgbubbles_sync.privacy import reapply
 
 def erase(session: Session, people: list[str], *, ask: bool) -> int:
     """Erase people, after a confirmation."""
-    context = session.context
-    workspace = context.workspace
-    check_version(workspace, context.destination)
-    if ask and not typer.confirm(
-        f"Erase {'1 person' if len(people) == 1 else f'{len(people)} people'} for good?", err=True
-    ):
+    context, folder = session.context, session.context.workspace.folder
+    count = "1 person" if len(people) == 1 else f"{len(people)} people"
+    if ask and not typer.confirm(f"Erase {count} for good?", err=True):
         return EXIT_STOPPED
-    with hold_lock(workspace.folder), hold_lock(workspace.folder, "apply"), context.destination.lock():
+    with hold_lock(folder), hold_lock(folder, "apply"), context.destination.lock():
         certificate = erasing.erase(context, people)
     session.reporter.print_text(certificate.as_dict(), str(certificate))
     return 0
@@ -29,10 +25,8 @@ def erase(session: Session, people: list[str], *, ask: bool) -> int:
 
 def apply_policy(session: Session) -> int:
     """Apply a stricter policy to the rows that are stored."""
-    context = session.context
-    workspace = context.workspace
-    check_version(workspace, context.destination)
-    with hold_lock(workspace.folder), hold_lock(workspace.folder, "apply"), context.destination.lock():
+    context, folder = session.context, session.context.workspace.folder
+    with hold_lock(folder), hold_lock(folder, "apply"), context.destination.lock():
         changed = reapply.apply(context)
     counts = ", ".join(f"{count:,} of {table}" for table, count in sorted(changed.items()))
     session.reporter.print_text({"apply": dict(changed)}, f"Changed: {counts or 'nothing'}.")

@@ -6,7 +6,7 @@ from contextlib import suppress
 from datetime import datetime
 
 from msgbubbles_sync import job
-from msgbubbles_sync.cli.connection import check_api_key, reach_account
+from msgbubbles_sync.cli.connection import check_api_key, connect
 from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.cli.signals import stopped_by_signals
 from msgbubbles_sync.cli.sync_report import print_report
@@ -26,7 +26,7 @@ def run(
     """Bring the warehouse up to date, and print how that ended. The caller holds the lock `job`."""
     limits = Limits(since, max_requests, accept_ties, with_transform)
     prepare(session)
-    with stopped_by_signals(limits.stop), reach_account(session) as connection:
+    with stopped_by_signals(limits.stop), connect(session) as connection:
         report = job.run(connection.context, limits)
     print_report(session.reporter, report, session.context.settings.describe_policy(), sandbox=session.sandbox)
     return report.outcome.exit_status

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from msgbubbles.configuration import FILES
 from msgbubbles_sync import job
-from msgbubbles_sync.cli.connection import reach_account
+from msgbubbles_sync.cli.connection import connect
 from msgbubbles_sync.cli.console import Reporter
 from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.cli.signals import stopped_by_signals
@@ -58,7 +58,7 @@ def run(session: Session, every_seconds: float, health_address: tuple[str, int] 
             health = Health(every_seconds)
             observers.append(health.add)
             stack.enter_context(serve_health(health, health_address))
-        reached = stack.enter_context(reach_account(session)).context
+        reached = stack.enter_context(connect(session)).context
 
         def locked(run: Callable[[Context, Limits], RunReport]) -> RunReport:
             with hold_lock(workspace.folder):

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import typer
 
 from msgbubbles.client import Client
-from msgbubbles_sync.cli.connection import connect_until_stopped, reach_account
+from msgbubbles_sync.cli.connection import connect_until_stopped
 from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations.claims import claim
-from msgbubbles_sync.destinations.version import check_version, refuse_newer
+from msgbubbles_sync.destinations.version import refuse_newer
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.outcome import EXIT_INCOMPLETE, EXIT_STOPPED
@@ -27,9 +26,6 @@ from msgbubbles_sync.webhooks.health import ReceiverState
 from msgbubbles_sync.webhooks.load import load_events
 from msgbubbles_sync.webhooks.replay import replay
 from msgbubbles_sync.webhooks.secrets import SecretStore
-
-# For --json, and for a terminal.
-Answer = tuple[Any, str]
 
 
 def load(session: Session) -> int:
@@ -56,7 +52,6 @@ def replay_events(session: Session, since: datetime | None) -> int:
 def _open_for_load(session: Session) -> Iterator[Context]:
     """Check that events of this account can be loaded, and hold the lock."""
     context = session.context
-    check_version(context.workspace, context.destination)
     claim(context.workspace, context.destination, sandbox=session.sandbox, say=session.reporter.fail)
     with hold_lock(context.workspace.folder), context.destination.lock():
         yield context
@@ -69,12 +64,10 @@ def register(
     events = events or list(KNOWN_TYPES)
     if ask and not _confirm_types(events):
         return EXIT_STOPPED
-
-    def create(client: Client) -> Answer:
+    with _connect(session) as client:
         endpoint = register_endpoint(client, url, events, _open_store(session, secrets_file, show=show))
-        return endpoint.as_dict(), str(endpoint)
-
-    return _request(session, create)
+    session.reporter.print_text(endpoint.as_dict(), str(endpoint))
+    return 0
 
 
 def _confirm_types(types: list[str]) -> bool:
@@ -92,48 +85,41 @@ def _confirm_types(types: list[str]) -> bool:
 
 def show_endpoints(session: Session) -> int:
     """Print the endpoints, and the receiver of this workspace."""
-    receiver = ReceiverState.read(session.context.workspace)
-
-    def fetch(client: Client) -> Answer:
+    with _connect(session) as client:
         webhooks = client.list_webhooks().rows
-        lines = []
-        for each in webhooks:
-            fields = "".join(f"  {name}: {value}" for name, value in read_delivery_fields(each).items())
-            lines.append(f"{each.id}  {each.url}  {', '.join(each.events or ())}{fields}")
-        lines = lines or ["No endpoints. Create one with: webhooks.py register URL"]
-        rows = [endpoint_dict(webhook) | {"receiver": receiver.as_dict()} for webhook in webhooks]
-        return rows, "\n".join([*lines, str(receiver)])
-
-    return _request(session, fetch)
+    receiver = ReceiverState.read(session.context.workspace)
+    lines = []
+    for each in webhooks:
+        fields = "".join(f"  {name}: {value}" for name, value in read_delivery_fields(each).items())
+        lines.append(f"{each.id}  {each.url}  {', '.join(each.events or ())}{fields}")
+    lines = lines or ["No endpoints. Create one with: webhooks.py register URL"]
+    rows = [endpoint_dict(webhook) | {"receiver": receiver.as_dict()} for webhook in webhooks]
+    session.reporter.print_text(rows, "\n".join([*lines, str(receiver)]))
+    return 0
 
 
 def rotate(session: Session, webhook_id: str, *, show: bool, secrets_file: Path | None) -> int:
     """Replace an endpoint by one with a new secret."""
-
-    def replace(client: Client) -> Answer:
+    with _connect(session) as client:
         endpoint = rotate_secret(client, webhook_id, _open_store(session, secrets_file, show=show))
-        return endpoint.as_dict(), str(endpoint)
-
-    return _request(session, replace)
+    session.reporter.print_text(endpoint.as_dict(), str(endpoint))
+    return 0
 
 
 def remove(session: Session, webhook_id: str) -> int:
     """Remove an endpoint."""
-
-    def delete(client: Client) -> Answer:
+    with _connect(session) as client:
         client.delete_webhook(webhook_id)
-        return {"removed": webhook_id}, f"Removed {webhook_id}."
-
-    return _request(session, delete)
-
-
-def _request(session: Session, request: Callable[[Client], Answer]) -> int:
-    # The warehouse is not needed: its server may be down.
-    refuse_newer(session.context.workspace.version, str(session.context.workspace.folder))
-    with connect_until_stopped(session, connect=reach_account) as connection, connection.client() as client:
-        as_dict, text = request(client)
-    session.reporter.print_text(as_dict, text)
+    session.reporter.print_text({"removed": webhook_id}, f"Removed {webhook_id}.")
     return 0
+
+
+@contextmanager
+def _connect(session: Session) -> Iterator[Client]:
+    """Connect to the API. The warehouse is not needed: its server may be down."""
+    refuse_newer(session.context.workspace.version, str(session.context.workspace.folder))
+    with connect_until_stopped(session) as connection, connection.client() as client:
+        yield client
 
 
 def _open_store(session: Session, path: Path | None, *, show: bool) -> SecretStore | None:
