@@ -97,7 +97,7 @@ def run(context: Context, limits: Limits) -> RunReport:
             with context.destination.hold():
                 _build_marts(context, report, with_transform=limits.with_transform)
                 _publish(context, report, max_age_minutes=context.settings.sync.publish_minutes)
-        policy.save_found_chats(context.workspace, context.redactor)
+        policy.save_found_chats(context.workspace, context.destination, context.redactor)
         tidy(context.workspace)
     return report
 
@@ -207,21 +207,33 @@ def _follow_restored_tables(context: Context) -> None:
     workspace, destination = context.workspace, context.destination
     for change in destination.repaired:
         context.console.fail(change)
-    if not workspace.is_pending("restored"):
-        return
-    if destination.has_tables() and RunLog(workspace.folder).last():
-        context.console.fail(RESTORED.format(title=destination.title))
-    forget_build(workspace)
-    if (workspace.folder / LEDGER).exists():
-        workspace.set_pending("ledger")
-    record = policy.Record.load(workspace)
-    if record is not None and destination.has_tables():
-        stored = policy.read_copy(destination) or policy.Record()
-        if record.erased - stored.erased:
-            workspace.set_pending("erase")
-        if record.policy != stored.policy:
-            workspace.set_pending("policy")
+    is_restored = workspace.is_pending("restored")
+    if is_restored:
+        if destination.has_tables() and RunLog(workspace.folder).last():
+            context.console.fail(RESTORED.format(title=destination.title))
+        forget_build(workspace)
+        if (workspace.folder / LEDGER).exists():
+            workspace.set_pending("ledger")
+    # Between an erasure and the next load, only their record tells that tables on a server were restored.
+    if is_restored or workspace.destination != "duckdb":
+        _follow_restored_policy(context, is_restored=is_restored)
     workspace.set_done("restored")
+
+
+def _follow_restored_policy(context: Context, *, is_restored: bool) -> None:
+    workspace, destination = context.workspace, context.destination
+    record = policy.Record.load(workspace)
+    if record is None or not destination.has_tables():
+        return
+    stored = policy.read_copy(destination)
+    if stored is None:
+        if not is_restored:
+            return  # nothing was published yet
+        stored = policy.Record()
+    if record.erased - stored.erased:
+        workspace.set_pending("erase")
+    if record.policy != stored.policy:
+        workspace.set_pending("policy")
 
 
 def _load_ledger(context: Context) -> None:

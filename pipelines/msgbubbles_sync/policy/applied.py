@@ -201,11 +201,13 @@ def check_key(record: Record, pseudonyms: Pseudonymizer | None) -> None:
     )
 
 
-def save_found_chats(workspace: Workspace, redactor: Redactor) -> None:
+def save_found_chats(workspace: Workspace, destination: Destination, redactor: Redactor) -> None:
     """Record chats that turned out to be an erased person's, so that they are not requested again."""
     record = Record.load(workspace)
     if redactor.found_chats and record is not None:
         record.with_erased(redactor.found_chats).save(workspace)
+        with destination.open_writer() as connection:
+            store(connection, workspace, destination.write_schema)
 
 
 def check_stricter(policy: Policy, before: Policy) -> None:

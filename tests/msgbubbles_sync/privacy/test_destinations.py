@@ -390,6 +390,21 @@ def test_restored_backup_of_the_tables_is_followed(workspace: Workspace, monkeyp
     assert not any(map(workspace.is_pending, ("restored", "ledger")))
 
 
+def test_tables_restored_before_the_next_load_are_erased_again(workspace: Workspace) -> None:
+    destination = build_destination(workspace)
+    destination.prepare()
+    Record().save(workspace)
+    context = build_context(workspace)
+    job._follow_restored_tables(context)
+    with destination.open_writer() as connection:
+        applied.store(connection, workspace, destination.write_schema)  # what the backup has
+    job._follow_restored_tables(context)
+    assert not any(map(workspace.is_pending, ("erase", "policy")))
+    Record(PRESETS["minimal"], erased=frozenset({Pseudonymizer(KEY).erased_handle(ANN)})).save(workspace)
+    job._follow_restored_tables(context)
+    assert all(map(workspace.is_pending, ("erase", "policy")))
+
+
 @pytest.mark.parametrize("workspace", ["ducklake", "bucket"], indirect=True)
 def test_restored_catalog_whose_files_were_erased_is_read_again(workspace: Workspace) -> None:
     destination = build_destination(workspace)
