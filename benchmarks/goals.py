@@ -25,7 +25,6 @@ sys.path[:0] = [str(ROOT / "pipelines"), str(ROOT / "benchmarks")]
 from measure import Usage, fresh_folder, own_command, own_environment, pages, used  # noqa: E402
 from msgbubbles.settings import DEFAULTS  # noqa: E402
 from msgbubbles.source import coverage as plan  # noqa: E402
-from msgbubbles.source.config import SourceConfig  # noqa: E402
 from msgbubbles.source.coverage import Coverage  # noqa: E402
 from msgbubbles.times import DAY_MS  # noqa: E402
 from msgbubbles_sync.sandbox import Account, NewMessage, Server, seed, serve  # noqa: E402
@@ -147,9 +146,8 @@ def build(folder: Path, work: Path) -> tuple[dict[str, float], Usage]:
 def state() -> dict[str, Any]:
     """Measure the size of the coverage and the time to plan from it, after a year of runs every five minutes."""
     figures = {}
-    settings = SourceConfig.from_settings(DEFAULTS)
-    for stream, rules in settings.rules.items():
-        lookback_ms, now_ms = settings.lookback_ms, 0
+    for stream, rules in DEFAULTS.refresh_rules.items():
+        lookback_ms, now_ms = DEFAULTS.lookback_ms, 0
         covered = Coverage([(0, 1, 0)])
         largest = slowest = 0.0
         for number, now_ms in enumerate(range(5 * MINUTE_MS, 365 * DAY_MS, 5 * MINUTE_MS)):

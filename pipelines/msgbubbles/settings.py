@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta, inspect
 
 from .errors import ConfigurationError
-from .times import HOUR_MS
+from .times import BEGINNING_MS, HOUR_MS, to_epoch_ms
 
 MAX_TIMEOUT_SECONDS = 24 * 3600.0
 # A smaller batch could end within rows of one timestamp, and the next one would begin there again.
@@ -76,6 +76,26 @@ class SourceSettings(msgspec.Struct, frozen=True, kw_only=True):
     budget_dir: str | None = None
     timeout_seconds: Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_SECONDS)] = 30.0
     max_attempts: Annotated[int, Meta(ge=1)] = 8
+
+    @property
+    def start_ms(self) -> int:
+        """The time in milliseconds since 1970 before which no rows are read."""
+        return BEGINNING_MS if self.start_date is None else to_epoch_ms(datetime.fromisoformat(self.start_date))
+
+    @property
+    def lookback_ms(self) -> int:
+        return round(self.lookback_seconds * 1000)
+
+    @property
+    def refresh_rules(self) -> dict[str, tuple[RefreshRule, ...]]:
+        """What each stream reads again, and how often."""
+        return {"chats": self.refresh_chats, "messages": self.refresh_messages}
+
+    @property
+    def refresh_per_minute(self) -> float | None:
+        """Requests that a stream may spend on a refresh, per minute since the last run; null for no limit."""
+        # Half for each of the two streams.
+        return self.requests_per_minute * self.refresh_share / 2 if self.requests_per_minute else None
 
 
 DEFAULTS = SourceSettings()

@@ -168,7 +168,7 @@ class StreamLoader:
         """Find what finished loads show to be missing."""
         warehouse = Warehouse(self._pipeline)
         with self._report.timed("load"), warehouse.connected():
-            return reconcile.find_missing(warehouse, States.from_pipeline(self._pipeline.state), self._run.config)
+            return reconcile.find_missing(warehouse, States.from_pipeline(self._pipeline.state), self._run.settings)
 
     def _forget_rejected(self) -> None:
         """Delete the rejected rows that were read again, now that their rows are loaded."""

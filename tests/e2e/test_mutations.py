@@ -23,9 +23,7 @@ import pytest
 
 from helpers.job import Job
 from helpers.warehouse_rows import expected
-from helpers.world import World
-from msgbubbles.settings import RefreshRule
-from msgbubbles.source.config import SourceConfig
+from helpers.world import SINCE_1970, World
 from msgbubbles.source.run import Run
 from msgbubbles_sync.sandbox import Knobs, Truth, seed
 from msgbubbles_sync.sandbox.listing import truth
@@ -231,8 +229,7 @@ def shown(row: Row, name: str) -> Any:
 def test_mutated_row_affects_no_other_row(family: str, feed: bool) -> None:
     mutations = Mutations((FAMILIES[family],))
     knobs = Knobs(transform_row=mutations.row, feed=feed)
-    settings = SourceConfig(0, 300_000, {"chats": [RefreshRule(24)], "messages": [RefreshRule(1, 72)]})
-    with closing(World(knobs, settings, page_size=20)) as world:
+    with closing(World(knobs, SINCE_1970, page_size=20)) as world:
         world.account.run("DELETE FROM numbers")
         seed(world.account, now=world.at(), chats=60, messages=200, days=30)
         run: Run = world.sync()

@@ -24,10 +24,10 @@ from msgbubbles.client import Client
 from msgbubbles.models import Attachment, Chat
 from msgbubbles.private_client import build_client
 from msgbubbles.redact import Redactor
+from msgbubbles.settings import DEFAULTS, RefreshRule, SourceSettings
 from msgbubbles.source import reconcile
 from msgbubbles.source.buffer import RowBuffer
 from msgbubbles.source.chats import read_chats
-from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.fetch import InFlight
 from msgbubbles.source.messages import read_messages
 from msgbubbles.source.numbers import read_numbers
@@ -44,6 +44,23 @@ from msgbubbles_sync.sandbox.listing import truth
 
 OURS = "+14155550100"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def build_settings(
+    lookback_ms: int = 300_000, chats: Sequence[RefreshRule] = (), messages: Sequence[RefreshRule] = (), **others: Any
+) -> SourceSettings:
+    """Build settings without a rate limit, and by default without a refresh."""
+    return SourceSettings(
+        lookback_seconds=lookback_ms / 1000,
+        refresh_chats=tuple(chats),
+        refresh_messages=tuple(messages),
+        requests_per_minute=0,
+        **others,
+    )
+
+
+# From 1970 on, with the default refresh.
+SINCE_1970 = SourceSettings(start_date="1970-01-01", requests_per_minute=0)
 
 
 class Killed(BaseException):
@@ -220,7 +237,7 @@ class World:
     Times are milliseconds of the API's clock; the job's clock is `client_ahead_ms` ahead of it.
     """
 
-    def __init__(self, knobs: Knobs, settings: SourceConfig, *, page_size: int = 5, seed: int = 0) -> None:
+    def __init__(self, knobs: Knobs, settings: SourceSettings, *, page_size: int = 5, seed: int = 0) -> None:
         self.now_ms = to_epoch_ms(datetime(2026, 3, 2, 9, tzinfo=UTC))
         self.client_ahead_ms = 0
         self.knobs = knobs
@@ -260,8 +277,10 @@ class World:
         run = run or Run()
         run.keep_on_error = True
         run.clock = Clock(lambda: self.at(self.now_ms + self.client_ahead_ms))
-        run.warehouse, run.config = self.store, self.settings  # type: ignore[assignment]
+        run.warehouse, run.settings = self.store, self.settings  # type: ignore[assignment]
         run.in_flight = lambda: InAnyOrder(self.random)
+        if self.settings.parallel_requests != DEFAULTS.parallel_requests:
+            run.traffic.latency_seconds = 1e30  # which calls for all workers that a run may have
         self.killed_at = None if killed_after is None else self.requests + killed_after
         try:
             for _ in range(1000):

@@ -9,18 +9,15 @@ from typing import Any
 import httpx
 import pytest
 
-from helpers.world import OURS, World
+from helpers.world import OURS, SINCE_1970, World
 from msgbubbles.api_time import MORE_ANSWERS, ApiTime
 from msgbubbles.client import Client
-from msgbubbles.settings import RefreshRule
-from msgbubbles.source.config import SourceConfig
 from msgbubbles.times import HOUR_MS
 from msgbubbles.transport import Transport
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 NOW = datetime(2026, 3, 2, 9, tzinfo=UTC)
 SECOND, HOUR, YEAR = timedelta(seconds=1), timedelta(hours=1), timedelta(days=365)
-SETTINGS = SourceConfig(0, 300_000, {"chats": [RefreshRule(24)], "messages": [RefreshRule(1, 72)]})
 
 
 @pytest.mark.parametrize("ahead", [YEAR, -YEAR, HOUR, timedelta(days=3650 * 2), NOW - datetime.min.replace(tzinfo=UTC)])
@@ -67,7 +64,7 @@ def renamed(world: World) -> str:
 
 
 def world_with_chats(*, feed: bool) -> World:
-    world = World(Knobs(feed=feed), SETTINGS)
+    world = World(Knobs(feed=feed), SINCE_1970)
     for _ in range(12):
         chat_id = world.account.add_chat(OURS, "+14155550123", world.at())
         world.account.add_message(NewMessage(chat_id, "outbound", "hello", world.at(), "sent", sender=OURS))

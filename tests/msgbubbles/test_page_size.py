@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from helpers.world import World
+from helpers.world import World, build_settings
 from msgbubbles.client import Client
 from msgbubbles.errors import PermanentError, RetryableError
 from msgbubbles.models import Page
-from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.paginate import paginate_interval
 from msgbubbles.transport import Transport
 from msgbubbles_sync.sandbox import Account, Knobs, NewMessage, Server, seed, serve
@@ -163,7 +162,7 @@ def test_page_too_small_for_its_ties_is_enlarged() -> None:
 def test_account_is_read_completely_in_smaller_pages(fault: str, feed: bool) -> None:
     limit, answer = FAULTS[fault]
     knobs = Knobs(feed=feed, answer=over(limit, answer))
-    with closing(World(knobs, SourceConfig(), page_size=100)) as world:
+    with closing(World(knobs, build_settings(), page_size=100)) as world:
         world.account.run("DELETE FROM numbers")
         seed(world.account, now=world.at(), chats=150, messages=400, days=20)
         run = world.sync()

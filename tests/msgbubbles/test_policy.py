@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.canary import quote_everywhere, spellings
-from helpers.world import OURS, World
+from helpers.world import OURS, World, build_settings
 from msgbubbles.decode import SENDER_FIELDS, read_row
 from msgbubbles.errors import ConfigurationError
 from msgbubbles.models import Chat, Message, Number, Page, RejectedRow
@@ -26,7 +26,6 @@ from msgbubbles.redact import LeftOutMessage, Redactor
 from msgbubbles.redact_payloads import redact_payload
 from msgbubbles.source import _configure_redactor
 from msgbubbles.source.buffer import RowBuffer
-from msgbubbles.source.config import SourceConfig
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 KEY = "of a test, and long enough to be a key"
@@ -252,7 +251,7 @@ def texts_in(value: Any) -> Iterator[str]:
 @contextmanager
 def build_world(*people: str, policy: Redactor | None = None, knobs: Knobs | None = None) -> Iterator[World]:
     """Build chats with Ann and Ben, and a group of them. People who are not in `people` do not exist."""
-    world = World(knobs or Knobs(), SourceConfig(participants=True), page_size=5)
+    world = World(knobs or Knobs(), build_settings(read_participants=True), page_size=5)
     world.redactor = policy or Redactor()
     at = world.at()
     for number, person in enumerate((ANN, BEN)):

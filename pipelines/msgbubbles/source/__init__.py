@@ -27,7 +27,6 @@ from msgbubbles.settings import DEFAULTS, SourceSettings, build_source_settings
 
 from .buffer import RowBuffer
 from .chats import read_chats
-from .config import SourceConfig
 from .messages import read_messages
 from .numbers import read_numbers
 from .run import Run
@@ -74,8 +73,7 @@ def msgbubbles_source(
     # Before any other local: each setting is an argument of its name.
     values = {name: value for name, value in locals().items() if name in SourceSettings.__struct_fields__}
     run = run or Run()
-    settings = build_source_settings(values)
-    run.config = SourceConfig.from_settings(settings)
+    run.settings = build_source_settings(values)
     if isinstance(privacy, Redactor):  # then the caller has read the configuration
         redactor = privacy
     else:
@@ -86,7 +84,7 @@ def msgbubbles_source(
         def rows() -> Iterator[Any]:
             run.warehouse = run.warehouse or Warehouse.from_current_pipeline()
             with (
-                _connect(api_key, settings, redactor, run) as client,
+                _connect(api_key, redactor, run) as client,
                 run.warehouse.connected() if run.warehouse else nullcontext(),
             ):
                 buffer = RowBuffer(tables, run.warehouse, run.changes)
@@ -97,11 +95,12 @@ def msgbubbles_source(
     return tuple(build_resource(read, tables) for read, tables in RESOURCES)
 
 
-def _connect(api_key: str, settings: SourceSettings, redactor: Redactor, run: Run) -> Client:
+def _connect(api_key: str, redactor: Redactor, run: Run) -> Client:
     def stored_chats(ids: Sequence[str]) -> Sequence[str]:
         return run.warehouse.read_chats(ids) if run.warehouse else ()
 
-    return build_client(run.build_transport(api_key, settings), redactor, stored_chats, settings.sender_field)
+    transport = run.build_transport(api_key, run.settings)
+    return build_client(transport, redactor, stored_chats, run.settings.sender_field)
 
 
 def _check_configuration() -> None:

@@ -43,8 +43,8 @@ class ChatReader(StreamReader[Chat]):
         self._shown: set[str] = set()
         context.buffer.on_chats = self._note_threads
         # Up to here, all visible chats are stored; unknown while the first run still has gaps.
-        has_gaps = bool(self.coverage.gaps(self.config.start_ms))
-        self._known_to_ms = 0 if has_gaps else (self.coverage.newest_ms or 0) - self.config.lookback_ms
+        has_gaps = bool(self.coverage.gaps(self.settings.start_ms))
+        self._known_to_ms = 0 if has_gaps else (self.coverage.newest_ms or 0) - self.settings.lookback_ms
 
     def count(self, page: Page[Any]) -> None:
         super().count(page)

@@ -27,7 +27,7 @@ def read_messages(state: MessagesState, context: StreamContext) -> Iterator[Any]
         if run.missing.overflows:
             yield from reconcile.read_overflows(state.by_feed, context)
         return
-    start_ms = context.run.config.start_ms
+    start_ms = context.run.settings.start_ms
     first = _ask_for_feed(state, context)
     # An empty feed may mean that there are no messages, or that the API needs a `conversation_id`.
     run.feed = bool(first)

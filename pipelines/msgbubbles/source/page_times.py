@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
@@ -29,7 +29,7 @@ CLOCK_TOLERANCE = timedelta(seconds=3)
 def read_time_ms(row: Row, field: str) -> int | None:
     """Return one of a row's times in milliseconds since 1970, rounded down; null if the row has none."""
     at: datetime | None = row.cursor_at if field == CURSOR else getattr(row, field, None)
-    return None if at is None else to_epoch_ms(at if at.tzinfo else at.replace(tzinfo=UTC))
+    return None if at is None else to_epoch_ms(at)
 
 
 @dataclass(frozen=True)

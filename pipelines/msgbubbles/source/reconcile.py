@@ -15,9 +15,9 @@ from msgspec import Raw
 from msgbubbles.decode import read_participants
 from msgbubbles.errors import LimitReached, NotFoundError, until
 from msgbubbles.models import NOTHING, Chat
+from msgbubbles.settings import SourceSettings
 from msgbubbles.times import DAY_MS, from_epoch_ms
 
-from .config import SourceConfig
 from .coverage import Coverage
 from .paginate import Overflow
 from .run import MissingRows, Run, StreamContext, get_overflows, save_overflows
@@ -41,26 +41,26 @@ MAX_NAMED_BY_EVENTS = 1000
 Failed = set[tuple[str, str]]
 
 
-def find_missing(warehouse: Warehouse, states: States, config: SourceConfig) -> MissingRows | None:
+def find_missing(warehouse: Warehouse, states: States, settings: SourceSettings) -> MissingRows | None:
     """Return the rows that finished loads show to be missing; null if there are none.
 
     A message names its chat, and a chat the time of its newest message: each proves that the other exists.
     """
     chats, messages, by_feed = states.chats, states.messages.in_use, states.messages.feed is True
     # A chat that has not been read yet is not missing. An empty list has been read too, although it covers no time.
-    if not chats.seen_ms or Coverage(chats.covered).gaps(config.start_ms):
+    if not chats.seen_ms or Coverage(chats.covered).gaps(settings.start_ms):
         return None
     # Failed units are tried again separately, when they are due.
     failed: Failed = {(unit.kind, unit.id) for unit in states.failed_reads}
     limit = REQUESTS_A_RUN + len(failed)
     orphans = [chat_id for chat_id in warehouse.orphans(limit) if ("chat", chat_id) not in failed][:REQUESTS_A_RUN]
-    named, known_from_events = _find_from_events(warehouse, chats, config, failed, orphans)
+    named, known_from_events = _find_from_events(warehouse, chats, settings, failed, orphans)
     covered = Coverage(messages.covered)
-    messages_complete = bool(covered.intervals) and not covered.gaps(config.start_ms)
+    messages_complete = bool(covered.intervals) and not covered.gaps(settings.start_ms)
     lagging: dict[str, int] = {}
     if messages_complete and chats.lagging_in_vain < LAGGING_IN_VAIN:
-        final_ms = (covered.newest_ms or 0) - config.lookback_ms
-        found = warehouse.lagging(config.start_ms, final_ms, limit)
+        final_ms = (covered.newest_ms or 0) - settings.lookback_ms
+        found = warehouse.lagging(settings.start_ms, final_ms, limit)
         lagging = {chat_id: at_ms for chat_id, at_ms in found.items() if ("thread", chat_id) not in failed}
     lags = any(chats.lagging.get(chat_id) != at_ms for chat_id, at_ms in lagging.items())
     overflows = bool(_unread_overflows(messages)) if by_feed and not (orphans or named) else False
@@ -69,9 +69,9 @@ def find_missing(warehouse: Warehouse, states: States, config: SourceConfig) -> 
     chats_proven = (
         by_feed and messages_complete and not (orphans or named) and not messages.overflows
         and any(from_ms is not None for from_ms, _ in chats.overflows)
-        and not warehouse.has_chat_without_messages(config.start_ms)
+        and not warehouse.has_chat_without_messages(settings.start_ms)
     )  # fmt: skip
-    groups = _find_groups(warehouse, states, config, limit)
+    groups = _find_groups(warehouse, states, settings, limit)
     if not (orphans or named or chats.threads or lags or overflows or chats_proven or known_from_events or groups):
         return None
     return MissingRows(
@@ -88,7 +88,7 @@ def find_missing(warehouse: Warehouse, states: States, config: SourceConfig) -> 
 
 
 def _find_from_events(
-    warehouse: Warehouse, chats: ChatsState, config: SourceConfig, failed: Failed, orphans: list[str]
+    warehouse: Warehouse, chats: ChatsState, settings: SourceSettings, failed: Failed, orphans: list[str]
 ) -> tuple[list[str], dict[str, tuple[int, int]]]:
     """Return chats that only events name, and the intervals in which events name messages, by chat."""
     asked, read = set(chats.named_by_events), chats.read_for_events
@@ -100,15 +100,17 @@ def _find_from_events(
     known_from_events = {
         chat_id: interval
         for chat_id, interval in intervals.items()
-        if read.get(chat_id) != interval and interval[1] >= config.start_ms and ("thread", chat_id) not in failed
+        if read.get(chat_id) != interval and interval[1] >= settings.start_ms and ("thread", chat_id) not in failed
     }
     return named, dict(list(known_from_events.items())[:REQUESTS_A_RUN])
 
 
-def _find_groups(warehouse: Warehouse, states: States, config: SourceConfig, limit: int) -> dict[str, list[str] | None]:
+def _find_groups(
+    warehouse: Warehouse, states: States, settings: SourceSettings, limit: int
+) -> dict[str, list[str] | None]:
     """Return the groups to ask for their participants, with the participants stored before."""
     now_ms = states.chats.seen_ms
-    if not config.participants or now_ms - (states.chats.participants_hidden_ms or 0) < DAY_MS:
+    if not settings.read_participants or now_ms - (states.chats.participants_hidden_ms or 0) < DAY_MS:
         return {}
     groups = warehouse.groups_to_ask(now_ms - DAY_MS, limit)
     waiting = {unit.id for unit in states.failed_reads if unit.kind == "participants" and unit.next_try_ms > now_ms}
@@ -157,7 +159,7 @@ def read_by_id(state: ChatsState, context: StreamContext) -> Iterator[Any]:
     with until("missing rows"):
         yield from _read_chats(state, context, check)
         for chat_id in list(threads):
-            thread = yield from read_thread(context, chat_id, run.config.start_ms, before_request=check)
+            thread = yield from read_thread(context, chat_id, run.settings.start_ms, before_request=check)
             threads.remove(chat_id)
             run.reconciled["threads"] += thread.is_read
         yield from _read_for_events(state, context, check)
@@ -217,7 +219,7 @@ def _read_lagging(
         if state.lagging.get(chat_id) == at_ms:
             continue
         before = run.loaded("messages")
-        thread = yield from read_thread(context, chat_id, run.config.start_ms, before_request=check)
+        thread = yield from read_thread(context, chat_id, run.settings.start_ms, before_request=check)
         yield from context.buffer.flush()
         state.lagging[chat_id] = at_ms
         if not thread.is_read:
@@ -232,10 +234,10 @@ def _read_lagging(
 
 def _read_for_events(state: ChatsState, context: StreamContext, check: Callable[[], None]) -> Iterator[Any]:
     """Read the intervals in which events name missing messages, each once for the same events."""
-    run, config = context.run, context.run.config
+    run, settings = context.run, context.run.settings
     for chat_id, (from_ms, to_ms) in run.missing.known_from_events.items() if run.missing else ():
         # The time of an event may differ from that of its message.
-        lo_ms, hi_ms = max(from_ms - config.lookback_ms, config.start_ms), to_ms + config.lookback_ms
+        lo_ms, hi_ms = max(from_ms - settings.lookback_ms, settings.start_ms), to_ms + settings.lookback_ms
         thread = yield from read_thread(context, chat_id, lo_ms, hi_ms, before_request=check)
         read = {**state.read_for_events, chat_id: (from_ms, to_ms)}
         state.read_for_events = dict(list(read.items())[-MAX_READ_FOR_EVENTS:])

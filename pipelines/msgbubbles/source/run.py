@@ -13,12 +13,11 @@ from msgbubbles.decode import list_unknown_fields
 from msgbubbles.errors import ApiError, Halt, MsgBubblesError, is_unit_error
 from msgbubbles.models import Page
 from msgbubbles.rate_limit import RateLimiter
-from msgbubbles.settings import SourceSettings
+from msgbubbles.settings import DEFAULTS, SourceSettings
 from msgbubbles.times import to_epoch_ms
 from msgbubbles.transport import Clock, Traffic, Transport
 
 from .buffer import Changes, RowBuffer
-from .config import SourceConfig
 from .coverage import Coverage
 from .failed_reads import FailedReads
 from .fetch import InFlight, InThreads
@@ -114,7 +113,7 @@ class Run:
     on_wait: Callable[[str, float], None] = lambda _why, _seconds: None
     warehouse: Warehouse | None = None
     refused: Callable[[str, Any], list[bool]] | None = None
-    config: SourceConfig = field(default_factory=SourceConfig)
+    settings: SourceSettings = DEFAULTS
     in_flight: Callable[[], InFlight[Any]] = InThreads
     traffic: Traffic = field(default_factory=Traffic)
     streams: dict[str, StreamProgress] = field(default_factory=dict)

@@ -55,7 +55,7 @@ class StreamReader(Generic[R]):
         self.context = context
         self.buffer = context.buffer
         self.run = context.run
-        self.config = self.run.config
+        self.settings = self.run.settings
         self.progress = self.run.progress(stream)
         self.coverage = Coverage(state.covered)
         self.seen = frozenset(state.seen)
@@ -87,10 +87,10 @@ class StreamReader(Generic[R]):
             self._save()
 
     def _read(self) -> Iterator[Any]:
-        start_ms, refresh_pages = self.config.start_ms, self.progress.refresh_pages
+        start_ms, refresh_pages = self.settings.start_ms, self.progress.refresh_pages
         is_cut_off = True
         with until("batch"):
-            yield from self._read_tasks([plan.incremental(self.coverage, start_ms, self.config.lookback_ms)])
+            yield from self._read_tasks([plan.incremental(self.coverage, start_ms, self.settings.lookback_ms)])
             yield from self._read_rejected()
             yield from self._refresh()
             is_cut_off = False
@@ -110,7 +110,7 @@ class StreamReader(Generic[R]):
         """Evaluate what was read, once everything that this run allows has been read."""
 
     def _refresh(self) -> Iterator[Any]:
-        rules, before = self.config.rules.get(self.stream, ()), None
+        rules, before = self.settings.refresh_rules[self.stream], None
         self._pages_before_refresh = self.progress.pages
         try:
             with until("refresh share"):
@@ -118,7 +118,7 @@ class StreamReader(Generic[R]):
                     readable = self.coverage
                     for lo_ms, hi_ms in self._failed_pages.waiting():
                         readable = readable.without(lo_ms, hi_ms)
-                    task = plan.refresh(readable, rules, self.config.start_ms, self.now_ms or 0)
+                    task = plan.refresh(readable, rules, self.settings.start_ms, self.now_ms or 0)
                     if task is None or task == before:
                         break
                     self.check_refresh_share()
@@ -157,7 +157,7 @@ class StreamReader(Generic[R]):
 
     def check_refresh_share(self) -> None:
         """Raise `LimitReached` when the requests for reading again are used up."""
-        per_minute, now_ms = self.config.refresh_per_minute, self.now_ms
+        per_minute, now_ms = self.settings.refresh_per_minute, self.now_ms
         if self._pages_before_refresh is None or per_minute is None or now_ms is None:
             return
         minutes = min(max((now_ms - self.seen_ms) / 60_000, 0.0), MAX_MINUTES_BETWEEN_RUNS)
@@ -241,9 +241,8 @@ class StreamReader(Generic[R]):
     def _workers(self) -> int:
         if not self.reads_ahead:
             return 1
-        config = self.config
-        wanted = count_workers(config.requests_per_minute, self.run.traffic.latency_seconds)
-        return max(min(wanted, config.max_workers), config.min_workers)
+        wanted = count_workers(self.settings.requests_per_minute, self.run.traffic.latency_seconds)
+        return min(wanted, self.settings.parallel_requests)
 
     def _open(self, task: Task) -> OpenInterval[R]:
         before = tuple(self.coverage.intervals)

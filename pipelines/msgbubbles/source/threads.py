@@ -74,9 +74,9 @@ class ThreadReader(StreamReader[Chat]):
     def __init__(self, fetch: Fetch[Chat], state: ListState, context: StreamContext) -> None:
         super().__init__("messages", fetch, state, context)
         # Messages before this time have been read in every chat, because up to here no chat is missing.
-        start_ms = self.config.start_ms
+        start_ms = self.settings.start_ms
         complete_to = self.coverage.complete_to(start_ms)
-        self._floor_ms = start_ms if complete_to is None else max(complete_to - 1 - self.config.lookback_ms, start_ms)
+        self._floor_ms = start_ms if complete_to is None else max(complete_to - 1 - self.settings.lookback_ms, start_ms)
 
     def _build_request(self, before: str | None) -> Callable[[], Page[Chat]]:
         def fetch() -> Page[Chat]:
@@ -132,12 +132,12 @@ class ThreadReader(StreamReader[Chat]):
 
     def _is_unchanged(self, mark: str, at_ms: int | None) -> bool:
         """Return whether the chat is as it was when its messages were read, and none can have become visible since."""
-        return mark in self.seen and (at_ms or 0) + self.config.lookback_ms < self.seen_ms
+        return mark in self.seen and (at_ms or 0) + self.settings.lookback_ms < self.seen_ms
 
     def _refresh_floor_ms(self) -> int:
-        within = [rule.within_ms for rule in self.config.rules.get(self.stream, ())]
+        within = [rule.within_ms for rule in self.settings.refresh_rules[self.stream]]
         widest = max((within_ms for within_ms in within if within_ms is not None), default=0)
-        start_ms = self.config.start_ms
+        start_ms = self.settings.start_ms
         return start_ms if None in within else max(start_ms, (self.now_ms or 0) - widest)
 
 

@@ -120,7 +120,7 @@ class _Estimate:
     def describe(self, run: Run) -> str:
         now = time.monotonic()
         for name, progress in run.streams.items():
-            start_ms, reached_ms = run.config.start_ms, progress.reached_ms
+            start_ms, reached_ms = run.settings.start_ms, progress.reached_ms
             if start_ms <= 0 or reached_ms is None:
                 continue
             began, first_ms = self._first.setdefault(name, (now, reached_ms))

@@ -17,7 +17,7 @@ from msgbubbles.times import BEGINNING_MS
 from .local_state import LocalState
 
 if TYPE_CHECKING:
-    from msgbubbles.source.config import SourceConfig
+    from msgbubbles.settings import SourceSettings
     from msgbubbles.source.state import ListState
 
 # The last row of a page is repeated on the next one.
@@ -39,7 +39,7 @@ class Step:
     requests: int | None
 
 
-def plan_steps(local: LocalState, settings: SourceConfig, now_ms: int) -> list[Step]:
+def plan_steps(local: LocalState, settings: SourceSettings, now_ms: int) -> list[Step]:
     """Return the steps of the next run, in order."""
     steps = [Step("numbers", "list", None, None, 1)]
     states = local.states
@@ -59,7 +59,7 @@ def count_changed_chats(local: LocalState, client: Client) -> int:
     return sum(fingerprint(chat) not in seen for chat in client.list_chats().rows)
 
 
-def _plan_stream(local: LocalState, stream: str, state: ListState, settings: SourceConfig, now_ms: int) -> list[Step]:
+def _plan_stream(local: LocalState, stream: str, state: ListState, settings: SourceSettings, now_ms: int) -> list[Step]:
     coverage = Coverage(state.covered)
     newest = tasks.incremental(coverage, settings.start_ms, settings.lookback_ms)
     if not coverage.intervals:
@@ -76,13 +76,13 @@ def _plan_stream(local: LocalState, stream: str, state: ListState, settings: Sou
 
 
 def _plan_refresh(
-    local: LocalState, stream: str, state: ListState, settings: SourceConfig, coverage: Coverage, now_ms: int
+    local: LocalState, stream: str, state: ListState, settings: SourceSettings, coverage: Coverage, now_ms: int
 ) -> list[Step]:
     minutes = min(max((now_ms - state.seen_ms) / 60_000, 0.0), MAX_MINUTES_BETWEEN_RUNS)
     allowed = math.inf if settings.refresh_per_minute is None else max(settings.refresh_per_minute * minutes, 1)
     read = Coverage(coverage.intervals)
     steps: list[Step] = []
-    while allowed > 0 and (task := tasks.refresh(read, settings.rules.get(stream, ()), settings.start_ms, now_ms)):
+    while allowed > 0 and (task := tasks.refresh(read, settings.refresh_rules[stream], settings.start_ms, now_ms)):
         hi_ms = task.hi_ms or now_ms
         pages = _count_pages(local.count_rows(stream, task.lo_ms, hi_ms))
         steps.append(Step(stream, "refresh", _bound(task.lo_ms), hi_ms, math.ceil(min(pages, allowed))))

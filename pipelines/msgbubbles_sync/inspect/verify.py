@@ -18,10 +18,10 @@ import duckdb
 from msgbubbles.client import Client
 from msgbubbles.errors import ApiError, NotFoundError, PermanentError, is_unit_error
 from msgbubbles.models import Attachment, Chat, Message, Page, R, Row
+from msgbubbles.settings import SourceSettings
 from msgbubbles.source.arrow import build_arrow_table
 from msgbubbles.source.buffer import ROWS_PER_TABLE
 from msgbubbles.source.compare import Comparison
-from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.failed_reads import TRIES_AFTER_A_FAILURE
 from msgbubbles.source.page_times import CLOCK_TOLERANCE
@@ -101,7 +101,7 @@ class Verifier:
         client: Client,
         database: duckdb.DuckDBPyConnection,
         coverage: dict[str, Coverage],
-        settings: SourceConfig,
+        settings: SourceSettings,
         on_page: Callable[[], None],
     ) -> None:
         self.result = VerifyResult()
@@ -362,7 +362,7 @@ def _list_times_ms(row: Row) -> list[int]:
 
 
 def verify(
-    local: LocalState, client: Client, settings: SourceConfig, *, sample: int | None, on_page: Callable[[], None]
+    local: LocalState, client: Client, settings: SourceSettings, *, sample: int | None, on_page: Callable[[], None]
 ) -> VerifyResult:
     """Compare `sample` chats picked at random, or everything if that is null."""
     coverage = {stream: local.load_coverage(stream) for stream in ("chats", "messages")}

@@ -19,7 +19,6 @@ from dlt.pipeline.exceptions import PipelineStepFailed
 
 from msgbubbles.source.arrow import build_arrow_table, build_item
 from msgbubbles.source.compare import filter_rows
-from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.stored import Warehouse
 from msgbubbles.tables import CHATS, MESSAGES, Table
 from msgbubbles_sync.context import Context
@@ -132,8 +131,7 @@ def load_segments(context: Context, segments: Iterable[Segment], strategy: Strat
     destination.prepare()
     if redactor.needs_own_numbers:
         redactor.add_own_numbers(read_own_numbers(destination))
-    start_ms = SourceConfig.from_settings(context.settings.source).start_ms
-    load = _Load(workspace, destination, redactor, start_ms, strategy, result)
+    load = _Load(workspace, destination, redactor, context.settings.source.start_ms, strategy, result)
     for batch in _batch_segments(segments):
         load.load_batch(batch)
     return result

@@ -7,19 +7,13 @@ import pytest
 
 from msgbubbles.errors import ConfigurationError
 from msgbubbles.settings import DEFAULTS, RefreshRule, build_source_settings
-from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.fetch import count_workers
 
 
-def reading(**values: Any) -> SourceConfig:
-    return SourceConfig.from_settings(build_source_settings(values))
-
-
 def test_defaults_read_chats_daily_and_new_messages_hourly() -> None:
-    settings = SourceConfig.from_settings(DEFAULTS)
-    assert settings.rules == {"chats": (RefreshRule(24),), "messages": (RefreshRule(1, 72),)}
-    assert settings.refresh_per_minute == 15, "a quarter of 120, half of it for each stream"
-    assert reading(requests_per_minute=0).refresh_per_minute is None
+    assert DEFAULTS.refresh_rules == {"chats": (RefreshRule(24),), "messages": (RefreshRule(1, 72),)}
+    assert DEFAULTS.refresh_per_minute == 15, "a quarter of 120, half of it for each stream"
+    assert build_source_settings({"requests_per_minute": 0}).refresh_per_minute is None
 
 
 @pytest.mark.parametrize(
@@ -32,8 +26,8 @@ def test_workers_suffice_to_use_the_rate_limit(per_minute: int, latency_seconds:
 
 def test_refresh_rules_may_be_json_as_in_variables() -> None:
     text = '[{"every_hours": 0.5}, {"within_hours": 2, "every_hours": 1}]'
-    assert reading(refresh_chats=text).rules["chats"] == (RefreshRule(0.5), RefreshRule(1, 2))
-    assert reading(refresh_chats=[]).rules["chats"] == ()
+    assert build_source_settings({"refresh_chats": text}).refresh_chats == (RefreshRule(0.5), RefreshRule(1, 2))
+    assert build_source_settings({"refresh_chats": []}).refresh_chats == ()
     assert build_source_settings({"refresh_chats": [{"every_hours": "1"}]}).refresh_chats == (RefreshRule(1),)
 
 

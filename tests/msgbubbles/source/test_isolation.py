@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from helpers.world import OURS, World
+from helpers.world import OURS, World, build_settings
 from msgbubbles.errors import AuthenticationError, ForbiddenError, NotFoundError
 from msgbubbles.policy import FULL, PRESETS, Pseudonymizer
 from msgbubbles.redact import Redactor
 from msgbubbles.settings import RefreshRule
-from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.run import Run
 from msgbubbles.source.state import FIRST_WAIT_MS, TRIES_WITHOUT_WAIT, States
 from msgbubbles.times import format_ms
@@ -27,7 +26,7 @@ def new_world() -> Iterator[Callable[..., World]]:
     worlds = []
 
     def make(knobs: Knobs | None = None, *, chats: int = 20, messages_each: int = 3) -> World:
-        world = World(knobs or Knobs(), SourceConfig(lookback_ms=5_000))
+        world = World(knobs or Knobs(), build_settings(5_000))
         worlds.append(world)
         for number in range(chats):
             at = world.at() - timedelta(minutes=number)
@@ -327,7 +326,7 @@ def test_rows_below_a_failed_page_are_read_after_a_cut(
 
 def test_page_that_fails_later_blocks_no_other_refresh(new_world: Callable[..., World]) -> None:
     world = new_world(chats=40, messages_each=2)
-    world.settings = SourceConfig(lookback_ms=5_000, rules={"messages": [RefreshRule(1, 72)]})
+    world.settings = build_settings(5_000, messages=[RefreshRule(1, 72)])
     world.sync()
     rows = [row["id"] for row in world.account.all("SELECT id FROM messages ORDER BY created_us DESC")]
     world.knobs.transform_body = page_with("messages", rows[25])

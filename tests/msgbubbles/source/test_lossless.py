@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -12,18 +11,16 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from msgspec.structs import replace
 
 from helpers.sizes import pick_size
-from helpers.world import OURS, World
-from msgbubbles.settings import RefreshRule
-from msgbubbles.source.config import SourceConfig
+from helpers.world import OURS, SINCE_1970, World
 from msgbubbles.source.run import Run
 from msgbubbles.times import DAY_MS, HOUR_MS
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 pytestmark = pytest.mark.slow
 MINUTE_MS = 60_000
-SETTINGS = SourceConfig(0, 5 * MINUTE_MS, {"chats": [RefreshRule(24)], "messages": [RefreshRule(1, 72)]})
 # At most this many rows share a millisecond: fewer than a page, so that all can be reached.
 TIES = 3
 # By default always the same examples, so that a failure is due to a change. Set this for other ones, and their number.
@@ -71,7 +68,8 @@ class Conversations(RuleBasedStateMachine):
 
     @initialize(knobs=knobs, seed=st.integers(0, 1000))
     def begin(self, knobs: Knobs, seed: int) -> None:
-        self.world = World(knobs, replace(SETTINGS, participants=seed % 2 == 0, min_workers=1 + seed % 3), seed=seed)
+        settings = replace(SINCE_1970, read_participants=seed % 2 == 0, parallel_requests=1 + seed % 3)
+        self.world = World(knobs, settings, seed=seed)
         for _ in range(seed % 15):
             self.a_new_chat(group=False)
             self.world.pass_time(1 + seed * 1000)
@@ -240,7 +238,7 @@ class Conversations(RuleBasedStateMachine):
         gone = {key[0] for key, row in world.store.tables["chats"].items() if row["deleted_at"] is not None}
         known = {key[0] for key in world.store.tables["chats"]}
         assert gone == self.hidden_chats & known
-        if world.settings.participants:
+        if world.settings.read_participants:
             groups = {key[0] for key, row in world.store.tables["chats"].items() if row["is_group"]} - gone
             assert self.participants() == {group: world.account.participants(group) for group in groups}
         world.pass_time(MINUTE_MS)

@@ -11,8 +11,7 @@ import pytest
 
 from helpers.world import EPOCH, OURS, World
 from msgbubbles.errors import PermanentError
-from msgbubbles.settings import RefreshRule
-from msgbubbles.source.config import SourceConfig
+from msgbubbles.settings import SourceSettings
 from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.paginate import Overflow
 from msgbubbles.source.run import Run
@@ -20,12 +19,11 @@ from msgbubbles.times import BEGINNING_MS, HOUR_MS
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 IN_2001 = "2001-01-01T00:00:00.000Z"
-RULES = {"chats": [RefreshRule(24)], "messages": [RefreshRule(1, 72)]}
 
 
-def build_world(knobs: Knobs, settings: SourceConfig | None = None) -> World:
+def build_world(knobs: Knobs, settings: SourceSettings | None = None) -> World:
     """Build an empty account with pages of 100 rows, like those of the API."""
-    return World(knobs, settings or SourceConfig(rules=RULES), page_size=100)
+    return World(knobs, settings or SourceSettings(requests_per_minute=0), page_size=100)
 
 
 @pytest.fixture

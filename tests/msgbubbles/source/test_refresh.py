@@ -4,29 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from helpers.world import OURS, World
+from helpers.world import OURS, SINCE_1970, World, build_settings
 from msgbubbles.models import Chat, Page
-from msgbubbles.settings import RefreshRule
 from msgbubbles.source import reconcile
-from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.run import Run
 from msgbubbles.times import HOUR_MS
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 MINUTE_MS = 60_000
-SETTINGS = SourceConfig(0, 5 * MINUTE_MS, {"chats": [RefreshRule(24)], "messages": [RefreshRule(1, 72)]})
 
 
 @pytest.fixture
 def world() -> Iterator[World]:
     """Build sixty chats with a message each, a minute apart, and read them. Pages have five rows."""
-    with closing(World(Knobs(), SETTINGS)) as world:
+    with closing(World(Knobs(), SINCE_1970)) as world:
         for _ in range(60):
             chat_id = world.account.add_chat(OURS, "+14155550123", world.at())
             write(world, chat_id)
@@ -48,12 +45,12 @@ def ids(world: World) -> list[str]:
 def test_refresh_keeps_to_its_share_and_resumes_where_it_stopped(
     world: World,
 ) -> None:
-    world.settings = replace(SETTINGS, refresh_per_minute=1 / 60)
+    world.settings = replace(SINCE_1970, requests_per_minute=1, refresh_share=1 / 30)
     oldest = ids(world)[0]
     world.pass_time(25 * HOUR_MS)
     world.account.rename(oldest, "Another name", world.at())
     world.sync()  # after a pause of a day, a run catches up on an hour at most
-    world.settings = replace(SETTINGS, refresh_per_minute=1.0)
+    world.settings = replace(SINCE_1970, requests_per_minute=2, refresh_share=1.0)
     runs = 0
     while world.differences():
         world.pass_time(2 * MINUTE_MS)
@@ -68,7 +65,7 @@ def test_refresh_keeps_to_its_share_and_resumes_where_it_stopped(
 
 
 def test_threads_of_one_minute_are_refreshed_over_several_batches() -> None:
-    with closing(World(Knobs(feed=False), SETTINGS)) as world:
+    with closing(World(Knobs(feed=False), SINCE_1970)) as world:
         for number in range(12):
             world.pass_time(HOUR_MS if number < 8 else 0)
             chat_id = world.account.add_chat(OURS, "+14155550123", world.at())
@@ -85,7 +82,7 @@ def test_threads_of_one_minute_are_refreshed_over_several_batches() -> None:
 
 
 def test_after_a_pause_a_run_catches_up_on_an_hour_at_most(world: World) -> None:
-    world.settings = replace(SETTINGS, refresh_per_minute=0.1)
+    world.settings = replace(SINCE_1970, requests_per_minute=1, refresh_share=0.2)
     world.pass_time(30 * HOUR_MS)
     assert world.sync().streams["chats"].refresh_pages == 6
 
@@ -127,7 +124,7 @@ def test_deleting_all_chats_at_once_is_noticed(world: World) -> None:
 
 
 def test_deleting_the_only_chats_is_noticed_by_incremental_reads() -> None:
-    with closing(World(Knobs(), SourceConfig(0, 5 * MINUTE_MS))) as world:
+    with closing(World(Knobs(), build_settings(start_date="1970-01-01"))) as world:
         for _ in range(2):
             write(world, world.account.add_chat(OURS, "+14155550123", world.at()))
         world.sync()
@@ -140,7 +137,7 @@ def test_deleting_the_only_chats_is_noticed_by_incremental_reads() -> None:
 
 
 def test_deleting_the_only_chat_after_its_messages_were_read_is_noticed() -> None:
-    with closing(World(Knobs(), SETTINGS)) as world:
+    with closing(World(Knobs(), SINCE_1970)) as world:
         chat_id = world.account.add_chat(OURS, "+14155550123", world.at())
         write(world, chat_id)
         world.sync(Run(max_requests=2))  # the numbers and the messages

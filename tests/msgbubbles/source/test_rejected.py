@@ -7,9 +7,8 @@ from datetime import timedelta
 
 import pytest
 
-from helpers.world import OURS, World
+from helpers.world import OURS, World, build_settings
 from msgbubbles.source import rejected
-from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.state import ListState, States
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
@@ -19,7 +18,7 @@ DAY_MS = 24 * 3600 * 1000
 @pytest.fixture
 def world() -> Iterator[World]:
     """Create chats with messages of the last 200 days, which no rule refreshes."""
-    world = World(Knobs(), SourceConfig(lookback_ms=5_000))
+    world = World(Knobs(), build_settings(5_000))
     for number in range(20):
         at = world.at() - timedelta(days=10 * number + 1)
         chat_id = world.account.add_chat(OURS, f"+1415555{number:04}", at)

@@ -18,13 +18,12 @@ from hypothesis import strategies as st
 
 from helpers.listing import EPOCH, Listing
 from helpers.sizes import pick_size
-from helpers.world import OURS, InAnyOrder, World
+from helpers.world import OURS, InAnyOrder, World, build_settings
 from msgbubbles.client import Client
 from msgbubbles.errors import Interrupted, PermanentError, RetryableError
 from msgbubbles.models import Chat, Number, Page, RejectedRow
 from msgbubbles.source.buffer import NewChat, RowBuffer
 from msgbubbles.source.chats import ChatReader
-from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.intervals import INTERVAL_PAGES, PAGES_BEFORE_SPLIT
 from msgbubbles.source.messages import read_messages
@@ -78,7 +77,9 @@ def read_once(
     def read(state: ListState, context: StreamContext) -> Any:
         return StreamReader("chats", listing.fetch, state, context).read()
 
-    run.keep_on_error, run.config = True, SourceConfig(0, lookback_ms, min_workers=workers)
+    run.keep_on_error = True
+    run.settings = build_settings(lookback_ms, start_date="1970-01-01", parallel_requests=workers)
+    run.traffic.latency_seconds = 60.0  # which calls for as many workers as allowed
     list(read_stream(read, None, buffer, state, run))  # type: ignore[arg-type]
     warehouse |= buffer.rows
     return buffer._changes("chats").new
@@ -295,7 +296,7 @@ def read_message_ids(client: Client, state: dict[str, Any], run: Run) -> set[str
 
 @pytest.mark.slow
 def test_more_new_threads_than_a_batch_has_pages_finish() -> None:
-    with closing(World(Knobs(feed=False), SourceConfig())) as world:
+    with closing(World(Knobs(feed=False), build_settings())) as world:
         for _ in range(60):
             chat_id = world.account.add_chat(OURS, "+14155550123", world.at())
             for _ in range(7):

@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 
-from helpers.world import OURS, World
-from msgbubbles.source.config import SourceConfig
+from helpers.world import OURS, World, build_settings
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 MINUTE_MS = 60_000
 DAY_MS = 24 * 60 * MINUTE_MS
 TWIN, FILE = "same-message", "same-file"
 # Every run two hours later reads everything again.
-SETTINGS = SourceConfig(0, 5 * MINUTE_MS)
+SETTINGS = build_settings(start_date="1970-01-01")
 
 
 @pytest.fixture(params=[True, False], ids=["feed", "threads"])

@@ -14,7 +14,7 @@ import pytest
 from typer.main import get_command
 
 from helpers.process import run_process
-from msgbubbles.source.config import SourceConfig
+from msgbubbles.settings import SourceSettings
 from msgbubbles.source.run import Run
 from msgbubbles_sync.cli import chats, groups, webhooks
 from msgbubbles_sync.cli.console import Reporter, _Countdown, _Estimate
@@ -205,11 +205,11 @@ def test_backfill_with_a_start_shows_its_share_and_the_time_left(monkeypatch: py
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     monkeypatch.setattr("time.time", lambda: 100_000.0)
-    estimate, run = _Estimate(), Run(config=SourceConfig(start_ms=1))
+    estimate, run = _Estimate(), Run(settings=SourceSettings(start_date="1970-01-01T00:00:00.001"))
     run.progress("messages").reached_ms = 100_000_000
     assert estimate.describe(run) == ""
     now = 600.0
     run.progress("messages").reached_ms = 75_000_000
     assert estimate.describe(run) == " · messages 25%, about 30 minutes left"
-    run.config = SourceConfig()
+    run.settings = SourceSettings()
     assert estimate.describe(run) == "", "the end is not known"

@@ -11,11 +11,10 @@ import pyarrow as pa
 import pytest
 
 from helpers.listing import Listing
-from helpers.world import OURS, World
+from helpers.world import OURS, World, build_settings
 from msgbubbles.errors import PermanentError
 from msgbubbles.models import Page
 from msgbubbles.source.arrow import build_arrow_table
-from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.run import Run
 from msgbubbles.tables import TABLES
@@ -39,7 +38,7 @@ def compare(world: World) -> VerifyResult:
         states = world.store.states
         covered = {"chats": states["chats"]["covered"], "messages": states["messages"]["by_feed"]["covered"]}
         coverage = {stream: Coverage((lo, hi, at) for lo, hi, at in intervals) for stream, intervals in covered.items()}
-        verifier = Verifier(client, database, coverage, SourceConfig(), lambda: None)
+        verifier = Verifier(client, database, coverage, build_settings(), lambda: None)
         verifier.full(feed=True)
         return verifier.result
 
@@ -52,7 +51,7 @@ def test_rows_left_out_by_a_sync_are_reported_missing(places: list[int]) -> None
         other = {"messages": "created_at", "chats": "last_message_at"}.get(kind)
         return row | {other: IN_2001} if other and row["id"] in shown else row
 
-    with closing(World(Knobs(transform_row=transform), SourceConfig(), page_size=100)) as world:
+    with closing(World(Knobs(transform_row=transform), build_settings(), page_size=100)) as world:
         for number in range(300):
             at = world.at() - timedelta(hours=number + 1)
             chat_id = world.account.add_chat(OURS, "+14155550123", at)
@@ -81,7 +80,7 @@ def test_row_from_the_future_is_compared() -> None:
     def transform(_kind: str, row: dict[str, Any]) -> dict[str, Any]:
         return row | {"last_message_at": "2099-01-01T00:00:00.000Z"} if row.get("id") in shown else row
 
-    with closing(World(Knobs(transform_row=transform), SourceConfig(), page_size=100)) as world:
+    with closing(World(Knobs(transform_row=transform), build_settings(), page_size=100)) as world:
         for number in range(20):
             at = world.at() - timedelta(hours=number + 1)
             chat_id = world.account.add_chat(OURS, "+14155550123", at)
@@ -94,7 +93,7 @@ def test_row_from_the_future_is_compared() -> None:
 
 
 def test_rows_that_only_an_event_shows_count_as_not_read() -> None:
-    with closing(World(Knobs(), SourceConfig(), page_size=100)) as world:
+    with closing(World(Knobs(), build_settings(), page_size=100)) as world:
         for number in range(20):
             at = world.at() - timedelta(hours=number + 1)
             chat_id = world.account.add_chat(OURS, "+14155550123", at)
@@ -123,7 +122,7 @@ def test_rows_that_only_an_event_shows_count_as_not_read() -> None:
 
 
 def test_message_is_newer_than_the_last_run_if_the_date_header_lags() -> None:
-    with closing(World(Knobs(), SourceConfig(), page_size=100)) as world:
+    with closing(World(Knobs(), build_settings(), page_size=100)) as world:
         for number in range(20):
             at = world.at() - timedelta(hours=number + 1)
             chat_id = world.account.add_chat(OURS, "+14155550123", at)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 
-from msgbubbles.source.config import SourceConfig
 from msgbubbles.source.run import MissingRows
 from msgbubbles_sync import job
 from msgbubbles_sync.check_result import run_checks
@@ -34,7 +33,7 @@ def plan(session: Session, *, probe: bool) -> int:
     session.context.check_policy()
     with connect_until_stopped(session, serve=probe) as connection:
         source = connection.context.settings.source
-        steps = planning.plan_steps(local, SourceConfig.from_settings(source), int(time.time() * 1000))
+        steps = planning.plan_steps(local, source, int(time.time() * 1000))
         changed = None
         if probe:
             with connection.client() as client:
@@ -62,7 +61,7 @@ def verify(session: Session, *, sample: int | None, repair: bool) -> int:
         raise UsageError(f"verify: {context.workspace.database} does not exist. Run the sync first.")
     with connect(session) as connection:
         run = connection.run
-        settings = SourceConfig.from_settings(connection.context.settings.source)
+        settings = connection.context.settings.source
         with stopped_by_signals(run.stop), reporter.follow(run):
             for is_last in (not repair, True):
                 with connection.client(context.redactor) as client:
@@ -90,7 +89,7 @@ def status(session: Session, *, max_age_minutes: float | None) -> int:
     """Print how fresh and how complete the copy is."""
     local, now = LocalState(session.context), datetime.now(UTC)
     session.context.check_policy()
-    start_ms = SourceConfig.from_settings(session.context.settings.source).start_ms
+    start_ms = session.context.settings.source.start_ms
     status = build_status(local, start_ms, now)
     session.reporter.print(status.as_dict(), lambda console: print_status(status, local, start_ms, now, console))
     if max_age_minutes is None:
