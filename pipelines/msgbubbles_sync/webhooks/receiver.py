@@ -283,13 +283,26 @@ class PatientProtocol(H11Protocol):
     """uvicorn's protocol with limits for the number of connections and the time for the head of a request."""
 
     _head_timer: asyncio.TimerHandle | None = None
+    _connected_at: float = 0.0
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS:
-            transport.abort()
-            return
+        self._connected_at = time.monotonic()
         self._start_timer()
+        connections = [one for one in self.connections if isinstance(one, PatientProtocol) and one.is_open]
+        if len(connections) > MAX_CONNECTIONS:
+            # A sender needs milliseconds for a request, so the oldest connection without one is nobody's loss.
+            waiting = [one for one in connections if not one.has_request]
+            min(waiting, key=lambda one: one._connected_at).transport.abort()
+
+    @property
+    def is_open(self) -> bool:
+        return not self.transport.is_closing()
+
+    @property
+    def has_request(self) -> bool:
+        """Whether a request has arrived whole, and is being answered."""
+        return self.cycle is not None and self._is_answering() and not self.cycle.more_body
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
