@@ -1,3 +1,4 @@
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
@@ -7,6 +8,11 @@ import pytest
 from helpers import fork_server, postgres, process
 
 fork_server.configure_duckdb()
+
+
+def pytest_collection_finish() -> None:
+    if "dlt" in sys.modules:
+        fork_server.memoize_type_hints()
 
 
 def pytest_sessionfinish() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from helpers.context import build_destination
 from msgbubbles_sync.dbt import process, project, runner, unreadable
-from msgbubbles_sync.dbt.runner import load_build_result, transform
+from msgbubbles_sync.dbt.runner import compile_models, load_build_result, transform
 from msgbubbles_sync.dbt.unreadable import MACROS, find_unreadable_file
 from msgbubbles_sync.errors import TransformError
 from msgbubbles_sync.settings import Settings, TransformSettings
@@ -71,6 +71,22 @@ def test_failing_model_keeps_only_its_marts_from_being_built(warehouse: Any, tmp
     load(3)
     assert build() == (*failing, [(3, 3)]), "it fails again, and the others are updated"
     assert build(rename.format("bytes", "size_bytes")) == ([], [], [(3, 3)])
+
+
+def test_check_compiles_every_model_and_no_data_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, nodes = Workspace.from_path(tmp_path / "company.duckdb"), []
+    workspace.make_folders()
+    run = runner._Dbt.run
+
+    def record(dbt: Any, *command: str) -> Any:
+        result = run(dbt, *command)
+        nodes.extend(result.nodes)
+        return result
+
+    monkeypatch.setattr(runner._Dbt, "run", record)
+    compile_models(workspace, "", Settings())
+    models = project.PROJECT.glob("models/**/*.sql")
+    assert sorted((node.resource_type, node.name) for node in nodes) == sorted(("model", path.stem) for path in models)
 
 
 @pytest.mark.parametrize(
