@@ -301,7 +301,7 @@ def test_forget_detaches_a_key(groups: Groups) -> None:
     output, _ = groups.run("forget", "north")
     assert output == f"north no longer stands for {chat_id}; the group is unchanged\n"
     _, errors = groups.run("forget", "north", status=2)
-    assert errors == "no group has the key north\n"
+    assert errors == "no group has the key north. Check the key in your table.\n"
 
 
 def writes(groups: Groups, since: int) -> list[Any]:

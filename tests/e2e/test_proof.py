@@ -114,8 +114,8 @@ def test_check_of_a_healthy_setup_reports_the_api(new_job: NewJob) -> None:
         "messages": "the API lists all messages of the account, 100 a request",
         "senders": 'messages name their sender in the field "sender"',
         "participants": "a group read by id shows its participants",
-        "timestamps": "milliseconds",
-        "before": "excludes rows of that timestamp, or timestamps are more precise than they are shown",
+        "timestamps": "precise to milliseconds",
+        "before": "a list leaves out rows of that timestamp, or timestamps are more precise than they are shown",
         "Retry-After": "not seen yet",
     }
 
@@ -133,7 +133,7 @@ def test_check_reports_an_api_that_behaves_differently(new_job: NewJob) -> None:
     assert infos["messages"].startswith("no list of all messages")
     assert infos["senders"].startswith("no message in a group names its sender")
     assert infos["participants"] == "a group read by id does not show its participants"
-    assert infos["before"] == "includes rows of that timestamp"
+    assert infos["before"] == "a list includes rows of that timestamp"
 
 
 def test_check_names_each_fault_with_its_fix(new_job: NewJob) -> None:

@@ -102,7 +102,7 @@ def watch(
     ] = None,
     health_host: Annotated[str, typer.Option(metavar="HOST", help="Address for --health-port.")] = "127.0.0.1",
 ) -> int:
-    """Run the job at an interval, and load webhook events at once."""
+    """Run the job at an interval, and load webhook events as they arrive."""
     return commands.watch.run(session, every, None if health_port is None else (health_host, health_port))
 
 

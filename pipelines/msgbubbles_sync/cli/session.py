@@ -75,19 +75,18 @@ def choose_workspace(
         return Workspace.from_path(database, destination)
     if account not in configured:
         names = f"the configured accounts are {', '.join(configured)}" if configured else "no account is configured"
-        raise UsageError(f"--account {account}: {names}; see [accounts.NAME] in dlt_config/config.toml")
+        fix = f"Choose one of them, or configure [accounts.{account}]" if configured else "Omit --account"
+        raise UsageError(f"--account {account}: {names}. {fix}; see [accounts.NAME] in dlt_config/config.toml.")
     settings = load_settings(account)
     if not settings.api_key:
         raise UsageError(
             f"account {account} has no API key. Set api_key of [accounts.{account}] in dlt_config/secrets.toml, or "
             f"ACCOUNTS__{account.upper()}__API_KEY."
         )
+    key = (settings.api_key, settings.source.base_url)
     for other in configured:
         others = load_settings(other)
-        if other != account and (others.api_key, others.source.base_url) == (
-            settings.api_key,
-            settings.source.base_url,
-        ):
+        if other != account and (others.api_key, others.source.base_url) == key:
             raise UsageError(
                 f"accounts {account} and {other} have the same API key, so each would hold the rows of the other. Set "
                 f"api_key of [accounts.{account}] or [accounts.{other}] to its own, or remove one of the sections."

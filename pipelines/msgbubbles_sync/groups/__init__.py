@@ -3,7 +3,4 @@
 from importlib.util import find_spec
 
 if find_spec("duckdb") is None:
-    raise ModuleNotFoundError(
-        "duckdb is not installed: pip install '/path/to/project[groups]'",
-        name="duckdb",
-    )
+    raise ModuleNotFoundError("duckdb is not installed: pip install '/path/to/project[groups]'", name="duckdb")

@@ -105,7 +105,9 @@ class _Adopter:
             if other.chat_id == chat_id and other.key != key:
                 raise UsageError(f"this group already has the key {escape(other.key)}")
             if other.key == key and other.chat_id not in (None, chat_id) and not other.is_gone:
-                raise UsageError(f"the key {escape(key)} already stands for the group {other.chat_id}")
+                raise UsageError(
+                    f"{escape(key)} is the key of {other.chat_id}. Run groups.py forget {escape(key)} first"
+                )
         seen_at = datetime.now(UTC)
         try:
             chat = self._client.get_chat(chat_id)
@@ -133,19 +135,21 @@ class _Adopter:
         title = self._fold(group.title or "")
         handle = parse_handle(group.from_handle or "")
         ours = None if handle is None else fold_handle(self._redactor.own_handle(handle))
-        taken = {other.chat_id for other in self.groups.values() if other.key != group.key}
-        found = [
+        taken_ids = {other.chat_id for other in self.groups.values() if other.key != group.key}
+        chat_ids = [
             chat_id
             for chat_id, chat in self._published.chats.items()
             if chat.title is not None and chat.gone_at is None and fold_title(chat.title[1]) == title
-            and chat_id not in taken
+            and chat_id not in taken_ids
             and (ours is None or chat.from_handle is None or fold_handle(chat.from_handle) == ours)
         ]  # fmt: skip
-        if not found:
+        if not chat_ids:
             raise UsageError("no group without a key has this title. If the group is new, run chats.py first")
-        if len(found) > 1:
-            raise UsageError(f"{len(found)} groups have this title. Pass the id of one: {', '.join(sorted(found))}")
-        return found[0]
+        if len(chat_ids) > 1:
+            raise UsageError(
+                f"{len(chat_ids)} groups have this title. Pass the id of one: {', '.join(sorted(chat_ids))}"
+            )
+        return chat_ids[0]
 
     def _fold(self, title: str) -> str:
         redacted = self._redactor.title(title)

@@ -35,8 +35,8 @@ REQUIRED = ("key", "from_handle", "addresses", "message")
 COLUMNS = frozenset({*REQUIRED, "title"})
 PLAIN_TAGS = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
 TABLE_HELP = (
-    "name a .csv, .yml or .sql file or a dbt model, or write a query: "
-    "groups.py plan 'SELECT key, from_handle, title, addresses, message FROM ...'"
+    "Pass a .csv, .yml or .sql file, a dbt model, or a query: "
+    "groups.py plan 'SELECT key, from_handle, title, addresses, message FROM ...'."
 )
 
 Row = Mapping[str, Any]
@@ -68,7 +68,7 @@ def read_rows(table: str, context: Context) -> list[Row]:
     if path.suffix in readers:
         return readers[path.suffix](path)
     if not re.fullmatch(r"(\w+\.)?\w+", table):
-        raise UsageError(f"{table} is not a table: {TABLE_HELP}")
+        raise UsageError(f"{table} is not a table. {TABLE_HELP}")
     return _read_model(table, context)
 
 
@@ -128,9 +128,8 @@ def _read_model(name: str, context: Context) -> list[Row]:
             (model, schema or None),
         ).fetchall()
     if not schemas:
-        raise UsageError(
-            f"{Path(context.destination.title).name} has no table {name}: build the dbt model first, or {TABLE_HELP}"
-        )
+        title = Path(context.destination.title).name
+        raise UsageError(f"{title} has no table {name}. If it is a dbt model, build it first. {TABLE_HELP}")
     return _run_query(f"SELECT * FROM {quote_name(schemas[0][0])}.{quote_name(model)}", context)  # noqa: S608 - quoted
 
 

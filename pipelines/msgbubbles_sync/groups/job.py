@@ -141,7 +141,7 @@ def forget_group(context: Context, key: str) -> ObservedGroup:
     with open_ledger(context) as ledger:
         group = observe_groups(ledger, read_published(context)).get(key)
         if group is None:
-            raise UsageError(f"no group has the key {escape(key)}")
+            raise UsageError(f"no group has the key {escape(key)}. Check the key in your table.")
         if any(entry.key == key for entry in ledger.unresolved()):
             raise UsageError(f"{escape(key)} has an operation of unknown outcome. Run groups.py apply first.")
         ledger.forget(key)

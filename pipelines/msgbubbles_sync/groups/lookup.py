@@ -30,8 +30,8 @@ class Search:
     is_certain: bool = False
 
 
-def find_created(client: Client, creation: Entry, taken: Collection[str]) -> Search:
-    """Search the newest chats for the group of a creation. `taken` are the ids of groups that have a key.
+def find_created(client: Client, creation: Entry, taken_ids: Collection[str]) -> Search:
+    """Search the newest chats for the group of a creation. `taken_ids` are the ids of groups that have a key.
 
     A group matches if it has the same number and members, or the same title if the API does not show members. Raises
     as the client does.
@@ -41,7 +41,7 @@ def find_created(client: Client, creation: Entry, taken: Collection[str]) -> Sea
     for chat in _list_newest(client, since):
         if chat is None:
             is_certain = False
-        elif _is_candidate(chat, creation, since) and chat.id not in taken:
+        elif _is_candidate(chat, creation, since) and chat.id not in taken_ids:
             is_match = _matches(client.get_chat(chat.id), creation)
             if is_match:
                 matches.append(chat)

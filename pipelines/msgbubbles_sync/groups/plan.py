@@ -112,14 +112,11 @@ def _plan_changes(group: DesiredGroup, now: ObservedGroup) -> Iterator[Operation
 
 def compute_digest(keys: Iterable[str], observed: Mapping[str, ObservedGroup]) -> str:
     """Hash the observed state of the groups with these keys, missing groups included."""
-    groups = [(key, _to_plain(observed.get(key))) for key in sorted(keys)]
+    groups = [
+        (key, [now.chat_id, now.from_handle, now.title, sorted(now.members), now.is_gone] if now else None)
+        for key, now in ((key, observed.get(key)) for key in sorted(keys))
+    ]
     return hashlib.sha256(msgspec.json.encode(groups)).hexdigest()
-
-
-def _to_plain(group: ObservedGroup | None) -> object:
-    if group is None:
-        return None
-    return [group.chat_id, group.from_handle, group.title, sorted(group.members), group.is_gone]
 
 
 # -- saved plans

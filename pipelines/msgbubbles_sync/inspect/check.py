@@ -128,7 +128,8 @@ def _check_last_run(local: LocalState) -> CheckResult:
     if not records:
         return CheckResult("last run", "ok", "no run yet")
     last = records[-1]
-    what = f"{last['outcome']}, status {last['exit_status']}, {str(last['started_at'])[:16]} UTC"
+    started_at = str(last["started_at"])[:16].replace("T", " ")
+    what = f"{last['outcome']} (exit status {last['exit_status']}), {started_at} UTC"
     if parts := describe_failed_parts(last):
         return CheckResult("last run", "failed", f"{what}: {'; '.join(parts)}", "fix that and run again")
     if last["exit_status"] in (0, 3, 130):
@@ -243,11 +244,11 @@ def _shows_participants(client: Client, group: Chat) -> bool:
 def _observe_precision(rows: list[Any]) -> CheckResult:
     times = [row.cursor_at for row in rows if row.cursor_at is not None]
     if any(at.microsecond % 1000 for at in times):
-        what = "microseconds"
+        what = "precise to microseconds"
     elif any(at.microsecond for at in times):
-        what = "milliseconds"
+        what = "precise to milliseconds"
     else:
-        what = "seconds" if times else "not seen yet"
+        what = "precise to seconds" if times else "not seen yet"
     return CheckResult("timestamps", "info", what)
 
 
@@ -258,6 +259,6 @@ def _observe_before(client: Client, chats: list[Chat]) -> CheckResult:
         return CheckResult("before", "info", "not seen yet")
     at_ms = cursor_ms(unique[-1]) or 0
     if unique[-1].id in {chat.id for chat in client.list_chats(limit=5, before=format_ms(at_ms)).rows}:
-        return CheckResult("before", "info", "includes rows of that timestamp")
-    what = "excludes rows of that timestamp, or timestamps are more precise than they are shown"
+        return CheckResult("before", "info", "a list includes rows of that timestamp")
+    what = "a list leaves out rows of that timestamp, or timestamps are more precise than they are shown"
     return CheckResult("before", "info", what)

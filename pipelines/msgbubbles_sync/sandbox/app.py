@@ -283,8 +283,8 @@ class Api:
             return self.account.add_message(message)
 
         message_id, is_new = self._write_once(request, body, send)
-        found = self.account.all("SELECT * FROM messages WHERE id = ?", (message_id,))
-        return Reply(message_rows(self.account, self.knobs, found)[0], status=202 if is_new else 200)
+        rows = self.account.all("SELECT * FROM messages WHERE id = ?", (message_id,))
+        return Reply(message_rows(self.account, self.knobs, rows)[0], status=202 if is_new else 200)
 
     # -- webhooks
 
@@ -331,8 +331,7 @@ class Api:
         key = request.headers.get("Idempotency-Key")
         if key is None:
             return create(), True
-        asked = f"{request.url.path} {json.dumps(body, sort_keys=True)}"
-        digest = hashlib.sha256(asked.encode()).hexdigest()
+        digest = hashlib.sha256(f"{request.url.path} {json.dumps(body, sort_keys=True)}".encode()).hexdigest()
         with self.account.bulk():
             row = self.account.one("SELECT request, result FROM idempotency WHERE key = ?", (key,))
             if row is not None:

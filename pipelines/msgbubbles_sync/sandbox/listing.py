@@ -49,21 +49,16 @@ def list_chats(
         where += f" AND (last_us {sign} ?{without})"
         values.append(before_us)
     nulls = f"last_us DESC NULLS {knobs.nulls.upper()}"
-    found = account.all(
+    rows = account.all(
         f"SELECT * FROM chats WHERE {where} ORDER BY {nulls}, {TIE_ORDERS[knobs.tie_order]} LIMIT ?",
         (*values, limit + 1),
     )
-    page, has_more = _page(found, knobs, limit, chance)
+    page, has_more = _page(rows, knobs, limit, chance)
     return [chat_row(row, knobs) for row in page], has_more
 
 
 def list_messages(
-    account: Account,
-    knobs: Knobs,
-    limit: int,
-    before_us: int | None,
-    chance: random.Random,
-    chat_id: str | None = None,
+    account: Account, knobs: Knobs, limit: int, before_us: int | None, chance: random.Random, chat_id: str | None = None
 ) -> tuple[list[dict[str, Any]], bool]:
     """Return a page of messages, of one chat or of the account, and whether there are more."""
     where = ["1"]
@@ -76,18 +71,18 @@ def list_messages(
     if before_us is not None:
         where.append(f"created_us {'<=' if knobs.before_inclusive else '<'} ?")
         values.append(before_us)
-    found = account.all(
+    rows = account.all(
         f"SELECT * FROM messages WHERE {' AND '.join(where)} "
         f"ORDER BY created_us DESC, {TIE_ORDERS[knobs.tie_order]} LIMIT ?",
         (*values, limit + 1),
     )
-    page, has_more = _page(found, knobs, limit, chance)
+    page, has_more = _page(rows, knobs, limit, chance)
     return message_rows(account, knobs, page), has_more
 
 
-def _page(found: list[sqlite3.Row], knobs: Knobs, limit: int, chance: random.Random) -> tuple[list[sqlite3.Row], bool]:
-    has_more = len(found) > limit
-    page = found[:limit]
+def _page(rows: list[sqlite3.Row], knobs: Knobs, limit: int, chance: random.Random) -> tuple[list[sqlite3.Row], bool]:
+    has_more = len(rows) > limit
+    page = rows[:limit]
     if len(page) > 1 and chance.random() < knobs.short_pages:
         page = page[: chance.randint(1, len(page) - 1)]
         has_more = True

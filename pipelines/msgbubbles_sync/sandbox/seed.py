@@ -68,13 +68,7 @@ class _Thread:
 
 
 def seed(
-    account: Account,
-    *,
-    now: datetime,
-    chats: int = 240,
-    messages: int = 6000,
-    days: int = 120,
-    seed: int = 7,
+    account: Account, *, now: datetime, chats: int = 240, messages: int = 6000, days: int = 120, seed: int = 7
 ) -> None:
     """Fill an empty account with the conversations of the last `days` days."""
     chance = random.Random(seed)  # noqa: S311 - a simulation, not a secret
@@ -83,15 +77,15 @@ def seed(
     chance.shuffle(weights)
     cumulated = list(accumulate(weights))
     conversations: dict[str, list[NewMessage]] = {thread.id: [] for thread in threads}
-    left = messages
+    remaining = messages
     # Each chat gets one conversation first; the active ones get more.
     waiting = list(threads)
-    while left > 0:
+    while remaining > 0:
         thread = waiting.pop() if waiting else chance.choices(threads, cum_weights=cumulated)[0]
-        length = min(left - len(waiting), 1 + int(chance.expovariate(1 / 5)))
+        length = min(remaining - len(waiting), 1 + int(chance.expovariate(1 / 5)))
         conversation = _conversation(chance, thread, _office_hour(chance, now, days), max(length, 1), now)
         conversations[thread.id] += conversation
-        left -= len(conversation)
+        remaining -= len(conversation)
     _fail_an_answer(conversations.values())
     with account.bulk():
         for handle, label, channels in NUMBERS:
@@ -118,10 +112,10 @@ def advance(account: Account, now: datetime, minimum: int = 40) -> int:
     per_day = float(account.recall("per_day") or 0)
     count = min(max(minimum, int(per_day * (now - since) / timedelta(days=1))), 5000)
     chance = random.Random(f"{account.recall('seed')}-{saved_us}")  # noqa: S311
-    known = account.all("SELECT * FROM chats WHERE NOT deleted ORDER BY last_us DESC, id LIMIT 100")
+    recent = account.all("SELECT * FROM chats WHERE NOT deleted ORDER BY last_us DESC, id LIMIT 100")
     threads = [
         _Thread(row["id"], row["from_handle"], row["remote_handle"], "imessage", _people(account, row["id"]))
-        for row in chance.sample(known, min(len(known), max(11, count // 10)))
+        for row in chance.sample(recent, min(len(recent), max(11, count // 10)))
     ]
     newcomer = _thread(chance, chance.randrange(10**6))
     moments = sorted(since + (now - since) * chance.random() for _ in range(count))

@@ -95,8 +95,8 @@ class Deliverer:
     ) -> dict[str, object]:
         event_id, message = f"evt_{uuid4().hex}", {}
         if message_id is not None:
-            found = self._account.all("SELECT * FROM messages WHERE id = ?", (message_id,))
-            message = message_rows(self._account, self._knobs, found)[0]
+            rows = self._account.all("SELECT * FROM messages WHERE id = ?", (message_id,))
+            message = message_rows(self._account, self._knobs, rows)[0]
         if self._knobs.webhook_payload == "flat":
             return {"event": kind, "conversation_id": chat_id, **message, **more}
         if self._knobs.webhook_payload == "ids":

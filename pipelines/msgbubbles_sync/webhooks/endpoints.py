@@ -101,7 +101,7 @@ def rotate_secret(client: Client, webhook_id: str, store: SecretStore | None) ->
     """
     webhook = next((webhook for webhook in client.list_webhooks().rows if webhook.id == webhook_id), None)
     if webhook is None or webhook.url is None or webhook.events is None:
-        raise UsageError(f"the API shows no endpoint {webhook_id} with URL and events. Check webhooks.py list.")
+        raise UsageError(f"the API has no endpoint {webhook_id} with a URL and events. Check webhooks.py list.")
     endpoint = register_endpoint(client, webhook.url, webhook.events, store)
     is_stored = endpoint.secret is None
     if is_stored:

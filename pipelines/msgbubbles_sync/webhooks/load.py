@@ -227,8 +227,8 @@ class _Load:
     ) -> _Batch:
         rows, chat_rows = to_rows(stored_messages, MESSAGES), to_rows(stored_chats, CHATS)
         chats = build_chats(chat_rows, events, self.redactor)
-        known = {row["id"] for row in chat_rows} | chats.keys()
-        messages = apply_events(rows, events, Scope(known, self.start_ms, self.redactor))
+        chat_ids = {row["id"] for row in chat_rows} | chats.keys()
+        messages = apply_events(rows, events, Scope(chat_ids, self.start_ms, self.redactor))
         self.redactor.save_vault()
         return _Batch(
             build_arrow_table(WEBHOOK_EVENTS, [(event, event.received_at) for event in events]),

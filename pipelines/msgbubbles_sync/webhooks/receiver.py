@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -72,36 +72,27 @@ class Signed:
     timestamp: str
 
 
+@dataclass
 class Receiver:
     """Receives the deliveries of one warehouse. `say` writes a line to the log."""
 
-    def __init__(
-        self,
-        settings: WebhookSettings,
-        secrets: SecretStore,
-        spool: SpoolWriter,
-        heartbeat: Heartbeat,
-        say: Callable[[str], None],
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
-        redact: RedactDelivery = lambda delivery: delivery,
-    ) -> None:
-        self.metrics = Metrics()
-        self._settings = settings
-        self._secrets = secrets
-        self._spool = spool
-        self._heartbeat = heartbeat
-        self._say = say
-        self._now = now
-        self._redact = redact
-        self._bodies_bytes = 0
-        self._logged_at: dict[str, float] = {}
+    settings: WebhookSettings
+    secrets: SecretStore
+    spool: SpoolWriter
+    heartbeat: Heartbeat
+    say: Callable[[str], None]
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    redact: RedactDelivery = lambda delivery: delivery
+    metrics: Metrics = field(default_factory=Metrics)
+    bodies_bytes: int = 0
+    logged_at: dict[str, float] = field(default_factory=dict)
 
     def app(self) -> Starlette:
         return Starlette(
             routes=[
                 Route("/health", self.health),
                 Route("/metrics", self.show_metrics),
-                Route(self._settings.path, self.receive, methods=["POST"]),
+                Route(self.settings.path, self.receive, methods=["POST"]),
             ],
             lifespan=self._lifespan,
         )
@@ -112,7 +103,7 @@ class Receiver:
             with self._memory() as take:
                 async with asyncio.timeout(BODY_SECONDS):
                     body = await self._read_body(request, take)
-                now = self._now()
+                now = self.now()
                 signed = self._verify(request, body, now)
                 if isinstance(signed, Refusal):
                     return self._refuse(signed.value, 401, self._hint(request) if signed is Refusal.UNSIGNED else "")
@@ -134,27 +125,27 @@ class Receiver:
 
         def take(size: int) -> None:
             nonlocal taken
-            if size > 0 and self._bodies_bytes + size > MAX_BODIES_BYTES:
+            if size > 0 and self.bodies_bytes + size > MAX_BODIES_BYTES:
                 raise BusyError
-            self._bodies_bytes += size
+            self.bodies_bytes += size
             taken += size
 
         try:
             yield take
         finally:
-            self._bodies_bytes -= taken
+            self.bodies_bytes -= taken
 
     async def _store(self, signed: Signed, now: datetime, began: float) -> Response:
         deliveries = split_deliveries(signed.body, signed.delivery_id, signed.timestamp, now)
         try:
-            redacted = [delivery for delivery in map(self._redact, deliveries) if delivery is not None]
+            redacted = [delivery for delivery in map(self.redact, deliveries) if delivery is not None]
         except ConfigurationError:
             return self._refuse("privacy", 503, "the configured policy is not that of the warehouse; run a sync")
         except (OSError, sqlite3.Error) as error:
             return self._refuse("disk", 503, f"the vault cannot be written ({type(error).__name__})")
         if len(redacted) < len(deliveries):
             self.metrics.deliveries.labels("erased").inc(len(deliveries) - len(redacted))
-        outcomes = [asyncio.wrap_future(self._spool.put(delivery)) for delivery in redacted]
+        outcomes = [asyncio.wrap_future(self.spool.put(delivery)) for delivery in redacted]
         for outcome in await asyncio.gather(*outcomes, return_exceptions=True):
             if isinstance(outcome, OSError):
                 # The sender retries all; those that were stored are then duplicates.
@@ -163,29 +154,29 @@ class Receiver:
                 raise outcome
             self.metrics.deliveries.labels(outcome).inc()
         if any(not delivery.event_id.startswith(TEST_EVENT) for delivery in redacted):
-            self._heartbeat.record_event(now)
+            self.heartbeat.record_event(now)
         if redacted:
             self.metrics.seconds.observe(time.perf_counter() - began)
         return Response(status_code=204)
 
     async def health(self, _request: Request) -> Response:
         """Answer 200 if the last delivery could be stored, else 503."""
-        is_healthy = self._spool.is_alive
+        is_healthy = self.spool.is_alive
         content = json.dumps({"status": "ok" if is_healthy else "the spool cannot be written"})
         return Response(content, 200 if is_healthy else 503, media_type="application/json")
 
     async def show_metrics(self, _request: Request) -> Response:
-        waiting = stat_segments(self._spool.folder)
+        waiting = stat_segments(self.spool.folder)
         self.metrics.spool_segments.set(len(waiting))
         self.metrics.spool_bytes.set(sum(segment.st_size for segment in waiting))
-        self.metrics.bodies_bytes.set(self._bodies_bytes)
-        self.metrics.syncs.set(self._spool.syncs)
-        if self._heartbeat.last_event_at is not None:
-            self.metrics.last_event.set(self._heartbeat.last_event_at.timestamp())
+        self.metrics.bodies_bytes.set(self.bodies_bytes)
+        self.metrics.syncs.set(self.spool.syncs)
+        if self.heartbeat.last_event_at is not None:
+            self.metrics.last_event.set(self.heartbeat.last_event_at.timestamp())
         return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     async def _read_body(self, request: Request, take: Callable[[int], None]) -> bytes:
-        limit = self._settings.max_body_bytes
+        limit = self.settings.max_body_bytes
         announced = request.headers.get("content-length", "0")
         if announced.isdigit() and int(announced) > limit * DRAIN_FACTOR:
             raise BodyTooLongError
@@ -207,14 +198,14 @@ class Receiver:
 
     def _verify(self, request: Request, body: bytes, now: datetime) -> Signed | Refusal:
         """Verify the signature over the body as sent, or else as decompressed. Raises `BodyTooLongError`."""
-        names = (self._settings.signature_header, self._settings.timestamp_header)
+        names = (self.settings.signature_header, self.settings.timestamp_header)
         headers = dict(request.headers) | {
             name: "\n".join(request.headers.getlist(name)) for name in names if name in request.headers
         }
         refusal, signed_body = self._check(headers, body, now), body
         if refusal is Refusal.UNSIGNED or refusal is Refusal.STALE:
             return refusal
-        plain = decompress(body, headers.get("content-encoding", ""), self._settings.max_body_bytes)
+        plain = decompress(body, headers.get("content-encoding", ""), self.settings.max_body_bytes)
         if refusal is not None and plain is not None:
             refusal, signed_body = self._check(headers, plain, now), plain
         if refusal is not None:
@@ -222,26 +213,26 @@ class Receiver:
         return Signed(
             body if plain is None else plain,
             # An unsigned id could be forged.
-            headers.get(self._settings.id_header) if signs(self._settings, "id") else None,
-            signed_timestamp(self._settings, self._secrets.secrets, headers, signed_body) or "",
+            headers.get(self.settings.id_header) if signs(self.settings, "id") else None,
+            signed_timestamp(self.settings, self.secrets.secrets, headers, signed_body) or "",
         )
 
     def _check(self, headers: Mapping[str, str], body: bytes, now: datetime) -> Refusal | None:
-        refusal = check_request(self._settings, self._secrets.secrets, headers, body, now.timestamp())
+        refusal = check_request(self.settings, self.secrets.secrets, headers, body, now.timestamp())
         if refusal is Refusal.FORGED and self._reload_secrets():
-            refusal = check_request(self._settings, self._secrets.secrets, headers, body, now.timestamp())
+            refusal = check_request(self.settings, self.secrets.secrets, headers, body, now.timestamp())
         return refusal
 
     def _reload_secrets(self) -> bool:
         try:
-            return self._secrets.reload()
+            return self.secrets.reload()
         except Exception:
-            self._say(STALE_SECRETS)
+            self.say(STALE_SECRETS)
             return False
 
     def _refuse(self, reason: str, status: int, hint: str = "") -> Response:
         self.metrics.deliveries.labels(reason).inc()
-        self._heartbeat.record_refusal(reason)
+        self.heartbeat.record_refusal(reason)
         self._log(reason, f"refused with {status}: {reason}{f'; {hint}' if hint else ''}")
         # Do not wait for the rest of the request.
         headers = {"Connection": "close"} if status != 401 else None
@@ -250,14 +241,14 @@ class Receiver:
     def _log(self, topic: str, line: str) -> None:
         """Log a line, at most once a minute for each topic."""
         now = time.monotonic()
-        if now - self._logged_at.get(topic, -LOG_INTERVAL_SECONDS) >= LOG_INTERVAL_SECONDS:
-            self._logged_at[topic] = now
-            self._say(f"{line} (logged once a minute)")
+        if now - self.logged_at.get(topic, -LOG_INTERVAL_SECONDS) >= LOG_INTERVAL_SECONDS:
+            self.logged_at[topic] = now
+            self.say(f"{line} (logged once a minute)")
 
     def _hint(self, request: Request) -> str:
         """List the headers of a request, from which the right configuration can be found out."""
         names = [name for name in request.headers if re.fullmatch(r"[a-z0-9-]{1,40}", name)][:20]
-        return f"expected {', '.join(list_required_headers(self._settings))}, got {', '.join(names)}"
+        return f"expected {', '.join(list_required_headers(self.settings))}, got {', '.join(names)}"
 
     @asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
@@ -269,12 +260,12 @@ class Receiver:
         beating = asyncio.create_task(beat())
         yield
         beating.cancel()
-        await asyncio.to_thread(self._spool.close)
+        await asyncio.to_thread(self.spool.close)
         self._beat()
 
     def _beat(self) -> None:
         try:
-            self._heartbeat.beat()
+            self.heartbeat.beat()
         except OSError as error:
             self._log("heartbeat", f"the heartbeat cannot be written: {error.strerror}")
 

@@ -82,7 +82,10 @@ def replay(context: Context, since: datetime | None) -> ReplayResult:
         if deliveries:
             result.dead_letters_replayed += len(deliveries)
             segments.append(_write_segment(spool, deliveries))
-            _keep_lines(path, unreadable)
+            if unreadable:
+                write_privately(path, b"".join(line + b"\n" for line in unreadable))
+            else:
+                path.unlink()
     strategy: Strategy = "insert-only" if context.workspace.destination == "filesystem" else "delete-insert"
     result.loaded = load_segments(context, map(read_segment, segments), strategy)
     return result
@@ -119,10 +122,3 @@ def _write_segment(spool: Path, deliveries: Sequence[Delivery]) -> Path:
     """Write a finished segment durably."""
     lines = b"".join(msgspec.json.encode(delivery) + b"\n" for delivery in deliveries)
     return write_privately(spool / f"{time.time_ns()}-replay{SUFFIX}", lines)
-
-
-def _keep_lines(path: Path, lines: Sequence[bytes]) -> None:
-    if lines:
-        write_privately(path, b"".join(line + b"\n" for line in lines))
-    else:
-        path.unlink()

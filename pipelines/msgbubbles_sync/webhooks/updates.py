@@ -193,9 +193,7 @@ def _read_message(event: Event, redactor: Redactor, stored_at: datetime | None) 
     """
     if not event.message:
         return None
-    times = {name: _format_time(event.message[name]) for name in TIMES if name in event.message}
-    raw = msgspec.Raw(json.dumps(event.message | times | {"id": event.message_id}).encode())
-    message, _ = read_row(Message, raw, "messages", None)
+    message, _ = read_row(Message, _encode_row(event.message, event.message_id), "messages", None)
     if message is None or redactor.is_idle:
         return message
     message.conversation_id = event.chat_id
@@ -207,9 +205,7 @@ def _read_message(event: Event, redactor: Redactor, stored_at: datetime | None) 
 
 def _read_chat(event: Event, redactor: Redactor) -> Row | None:
     """Read the chat of an event as one from the API; null if the policy leaves it out."""
-    times = {name: _format_time(event.chat[name]) for name in TIMES if name in event.chat}
-    raw = msgspec.Raw(json.dumps(event.chat | times | {"id": event.chat_id}).encode())
-    chat = read_row(Chat, raw, "chats", None)[0] or Chat(id=event.chat_id or "")
+    chat = read_row(Chat, _encode_row(event.chat, event.chat_id), "chats", None)[0] or Chat(id=event.chat_id or "")
     if not redactor.is_idle:
         chat = redactor.chat(chat)
         if type(chat) is not Chat or (redactor.erased and chat.remote_handle is None):
@@ -232,6 +228,7 @@ def _list_values(event: Event, message: Message | None) -> Row:
     return values
 
 
-def _format_time(value: object) -> str | None:
-    at = parse_time(value)
-    return None if at is None else at.isoformat()
+def _encode_row(fields: Row, row_id: str | None) -> msgspec.Raw:
+    """Encode fields of an event as a row of the API, which writes times in one way only."""
+    times = {name: parse_time(fields[name]) for name in TIMES if name in fields}
+    return msgspec.Raw(json.dumps(fields | times | {"id": row_id}, default=datetime.isoformat).encode())

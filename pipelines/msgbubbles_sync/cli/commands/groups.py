@@ -140,7 +140,7 @@ def forget(session: Session, key: str) -> int:
     with connect_until_stopped(session, serve=False):
         with _hold_ledger(session):
             group = job.forget_group(session.context, key)
-        text = f"{escape(key)} no longer stands for {group.chat_id}; the group is unchanged"
+        text = f"{escape(key)} is no longer the key of {group.chat_id}; the group is unchanged"
         session.reporter.print_text({"key": key, "chat_id": group.chat_id}, text)
         _load_ledger(session)
     return 0
@@ -198,7 +198,7 @@ def _check_files(session: Session) -> None:
 def _read_table(session: Session, table: str | None) -> list[Row]:
     name = table or session.context.settings.groups.table
     if not name:
-        raise UsageError(f"no table was given: {TABLE_HELP}, or set table in [groups] of dlt_config/config.toml")
+        raise UsageError(f"no table was given. {TABLE_HELP} Or set table in [groups] of dlt_config/config.toml.")
     return read_rows(name, session.context)
 
 

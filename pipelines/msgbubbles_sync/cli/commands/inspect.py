@@ -9,7 +9,7 @@ from msgbubbles.source.run import MissingRows
 from msgbubbles_sync import job
 from msgbubbles_sync.check_result import run_checks
 from msgbubbles_sync.cli.connection import Connection, connect, connect_until_stopped
-from msgbubbles_sync.cli.inspect_report import print_checks, print_plan, print_verify_result
+from msgbubbles_sync.cli.inspect_report import print_checks, print_plan, print_status, print_verify_result
 from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.cli.signals import stopped_by_signals
 from msgbubbles_sync.context import Limits
@@ -17,7 +17,7 @@ from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.inspect import plan as planning
 from msgbubbles_sync.inspect.check import list_checks
 from msgbubbles_sync.inspect.local_state import LocalState
-from msgbubbles_sync.inspect.status import build_status, print_status
+from msgbubbles_sync.inspect.status import build_status
 from msgbubbles_sync.inspect.verify import VerifyResult
 from msgbubbles_sync.inspect.verify import verify as compare
 from msgbubbles_sync.lock import hold_lock
@@ -92,6 +92,7 @@ def status(session: Session, *, max_age_minutes: float | None) -> int:
     start_ms = session.context.settings.source.start_ms
     status = build_status(local, start_ms, now)
     session.reporter.print(status.as_dict(), lambda console: print_status(status, local, start_ms, now, console))
-    if max_age_minutes is None:
+    if max_age_minutes is None or (status.age_minutes is not None and status.age_minutes <= max_age_minutes):
         return 0
-    return EXIT_INCOMPLETE if status.age_minutes is None or status.age_minutes > max_age_minutes else 0
+    session.reporter.fail(f"no complete run started in the last {max_age_minutes:g} minutes")
+    return EXIT_INCOMPLETE

@@ -12,6 +12,7 @@ from pathlib import Path
 import typer
 
 from msgbubbles.client import Client
+from msgbubbles.errors import NotFoundError
 from msgbubbles_sync.cli.connection import connect_until_stopped
 from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.context import Context
@@ -109,7 +110,10 @@ def rotate(session: Session, webhook_id: str, *, show: bool, secrets_file: Path 
 def remove(session: Session, webhook_id: str) -> int:
     """Remove an endpoint."""
     with _connect(session) as client:
-        client.delete_webhook(webhook_id)
+        try:
+            client.delete_webhook(webhook_id)
+        except NotFoundError:
+            raise UsageError(f"the API has no endpoint {webhook_id}. Check webhooks.py list.") from None
     session.reporter.print_text({"removed": webhook_id}, f"Removed {webhook_id}.")
     return 0
 
