@@ -376,16 +376,15 @@ def check_base_url(base_url: str) -> httpx.URL:
         return url
     if url.scheme == "http" and is_loopback(url.host):
         return url
-    raise ConfigurationError(
-        f"base_url must begin with https:// (http:// only to this machine), not {url.scheme or 'nothing'}://: "
-        "the key would be sent unencrypted"
-    )
+    if url.scheme == "http":
+        raise ConfigurationError("base_url begins with http://: the key would be sent unencrypted; use https://")
+    raise ConfigurationError("base_url must begin with https://, like https://api.msgbubbles.com/v1")
 
 
 def _check_key(api_key: str) -> None:
     # httpx would quote it where it cannot be a header.
-    if not re.fullmatch("[!-~]+", api_key):
-        raise ConfigurationError("api_key is empty, or has spaces or other characters that no key has")
+    if not re.fullmatch("[!-~]+", api_key) or api_key[0] in "'\"":
+        raise ConfigurationError("api_key is empty, or has spaces, quotes or other characters that no key has")
 
 
 def is_loopback(host: str) -> bool:

@@ -196,6 +196,13 @@ def test_key_is_sent_nowhere_else(url: str) -> None:
         check_base_url(url)
 
 
+@pytest.mark.parametrize("key", ["", "Bearer sk_live_hush", "sk_live_hush\n", "sk_live_hüsh", '"sk_live_hush"'])
+def test_key_with_other_characters_is_refused_unquoted(key: str) -> None:
+    with pytest.raises(ConfigurationError, match="api_key") as refused:
+        Transport("https://api.example.com/v1", key, None)
+    assert "hush" not in str(refused.value)
+
+
 def test_run_sends_no_more_requests_than_allowed(server: Server) -> None:
     with build_client(server, max_requests=3) as client:
         for _ in range(3):

@@ -12,9 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.status import Status
 
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import record_progress
 from msgbubbles_sync.text import format_count
 from msgbubbles_sync.workspace import IS_CHECKOUT
@@ -129,6 +131,20 @@ class _Estimate:
                 share = (time.time() * 1000 - reached_ms) / (time.time() * 1000 - start_ms)
                 return f" · {name} {share:.0%}, about {format_count(max(round(seconds / 60), 1), 'minute')} left"
         return ""
+
+
+def check_terminal() -> None:
+    """Check that somebody can answer a question. Raises `UsageError`."""
+    if not sys.stdin.isatty():
+        raise UsageError("stdin is not a terminal; pass --yes to skip the confirmation")
+
+
+def confirm(question: str) -> bool:
+    """Ask a question on the terminal. Ctrl-C and Ctrl-D mean no."""
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort:
+        return False
 
 
 def describe_wait(line: str, seconds: float, reason: str) -> str:

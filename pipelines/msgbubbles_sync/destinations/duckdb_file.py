@@ -58,7 +58,10 @@ def _find_fix(path: Path, error: duckdb.Error) -> str:
         return "give the user of this command access to it"
     if "lock" in str(error):
         return "another process has it open for writing. Open it with read_only=True there"
-    return f"it is damaged ({type(error).__name__}). Run a sync, which publishes it again"
+    return (
+        f"it is damaged ({type(error).__name__}), or no such file. A sync publishes it again; if this is the sync, "
+        "move the file away, or pass another --database"
+    )
 
 
 class DuckDBFile(Destination):

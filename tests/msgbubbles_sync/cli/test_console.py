@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 
 from msgbubbles.errors import ApiError, AuthenticationError, ForbiddenError
 from msgbubbles_sync.check_result import CheckResult
-from msgbubbles_sync.cli.console import Reporter
+from msgbubbles_sync.cli.console import Reporter, confirm
 from msgbubbles_sync.cli.inspect_report import print_checks
 from msgbubbles_sync.cli.sync_report import describe_refusal
 
@@ -50,3 +51,9 @@ def test_error_of_a_first_run_names_the_fix_first(kind: type[ApiError], start: s
     assert message.startswith(start)
     assert message.endswith(". The API answered 401 (request req_1).")
     assert describe_refusal(kind("is /v1 missing?")).endswith(". Is /v1 missing?")
+
+
+@pytest.mark.parametrize(("typed", "is_confirmed"), [("y\n", True), ("n\n", False), ("", False)])
+def test_end_of_input_confirms_nothing(monkeypatch: pytest.MonkeyPatch, typed: str, is_confirmed: bool) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+    assert confirm("Erase 1 person for good?") is is_confirmed

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
-import typer
-
 from msgbubbles.client import Client
 from msgbubbles.errors import SKIPPABLE_ERRORS, ForbiddenError, NotFoundError
 from msgbubbles_sync.cli.connection import Connection, connect_until_stopped
-from msgbubbles_sync.cli.console import Reporter
+from msgbubbles_sync.cli.console import Reporter, check_terminal, confirm
 from msgbubbles_sync.cli.groups_report import (
     adopted_dict,
     describe_adopted,
@@ -70,8 +67,8 @@ def apply(session: Session, table: str | None, *, ask: bool, dry_run: bool, limi
             _show_plan(session, connection, plan, session.reporter)
             plans.check_limits(plan, limits)
             return 0
-        if ask and not sys.stdin.isatty():
-            raise UsageError("stdin is not a terminal; pass --yes to skip the confirmation")
+        if ask:
+            check_terminal()
         with _hold_ledger(session), connection.client() as client:
             applied = job.apply_groups(
                 session.context,
@@ -86,7 +83,7 @@ def apply(session: Session, table: str | None, *, ask: bool, dry_run: bool, limi
 
 def _confirm(session: Session, connection: Connection, plan: Plan) -> bool:
     _show_plan(session, connection, plan, Reporter())
-    return typer.confirm("Apply it?", err=True)
+    return confirm("Apply it?")
 
 
 def _report(session: Session, connection: Connection, applied: ApplyResult) -> int:

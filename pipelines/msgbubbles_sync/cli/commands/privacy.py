@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import typer
-
+from msgbubbles_sync.cli.console import check_terminal, confirm
 from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.outcome import EXIT_STOPPED
@@ -15,8 +14,10 @@ def erase(session: Session, people: list[str], *, ask: bool) -> int:
     """Erase people, after a confirmation."""
     context, folder = session.context, session.context.workspace.folder
     count = "1 person" if len(people) == 1 else f"{len(people)} people"
-    if ask and not typer.confirm(f"Erase {count} for good?", err=True):
-        return EXIT_STOPPED
+    if ask:
+        check_terminal()
+        if not confirm(f"Erase {count} for good?"):
+            return EXIT_STOPPED
     with hold_lock(folder), hold_lock(folder, "apply"), context.destination.lock():
         certificate = erasing.erase(context, people)
     session.reporter.print_text(certificate.as_dict(), str(certificate))

@@ -9,11 +9,10 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
 
-import typer
-
 from msgbubbles.client import Client
 from msgbubbles.errors import NotFoundError
 from msgbubbles_sync.cli.connection import connect_until_stopped
+from msgbubbles_sync.cli.console import confirm
 from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations.claims import claim
@@ -79,7 +78,7 @@ def _confirm_types(types: list[str]) -> bool:
             hint = f"Did you mean {close[0]}?" if close else f"Known types: {', '.join(KNOWN_TYPES)}."
             if not sys.stdin.isatty():
                 raise UsageError(f'unknown event type "{name}". {hint} Pass --yes to register it anyway.')
-            if not typer.confirm(f'Unknown event type "{name}". {hint} Register it anyway?', err=True):
+            if not confirm(f'Unknown event type "{name}". {hint} Register it anyway?'):
                 return False
     return True
 
