@@ -42,6 +42,7 @@ from .privacy.retention import expire
 from .report import RunReport, ends_run
 from .restore import tidy
 from .run_log import RunLog, store, store_failed_reads
+from .tables import CONTACT_ALIASES, GROUP_MEMBER_OPERATIONS, GROUP_OPERATIONS, GROUP_SIGHTINGS, WEBHOOK_EVENTS
 from .webhooks.health import with_refresh
 from .webhooks.load import load_events
 
@@ -51,6 +52,10 @@ PUBLISHED_EARLY = "published what has been read so far"
 # The tables whose rows a run counts, in this order.
 COUNTED_TABLES = ("chats", "messages", "attachments", "numbers", "rejected_rows",
                   "thread_activity", "group_membership", "chat_title_history")  # fmt: skip
+
+# The tables that group operations and webhook events change.
+LEDGER_TABLES = {GROUP_OPERATIONS.name, GROUP_MEMBER_OPERATIONS.name, GROUP_SIGHTINGS.name}
+EVENT_TABLES = {WEBHOOK_EVENTS.name, "messages", "chats"}
 
 NOT_PUBLISHED = "not published: rows that should be removed could not be; the next run tries again"
 RESTORED = """{title}: the tables are older than the files of this job, as after a restored backup, or somebody has
@@ -75,7 +80,7 @@ def run(context: Context, limits: Limits) -> RunReport:
         ),
     )
     with _log_run(context, report), context.destination.lock():
-        context.destination.prepare()
+        _prepare(context, report)
         _follow_restored_tables(context)
         privacy_error = _finish_privacy_work(context, report)
         with report.isolate("group operations"):
@@ -83,7 +88,8 @@ def run(context: Context, limits: Limits) -> RunReport:
         with report.isolate("webhook events"):
             _load_events(context, report)
         with report.isolate("contacts"):
-            load_contact_aliases(context)
+            if CONTACT_ALIASES.name not in context.destination.held:
+                load_contact_aliases(context)
         if limits.with_transform:
             check_tools(context.destination)  # before anything is read
         early = EarlyTables(context, report, with_transform=limits.with_transform)
@@ -106,7 +112,7 @@ def repair(context: Context, missing: MissingRows, limits: Limits) -> RunReport:
     """Read missing rows by id, and nothing else; then build the marts and publish. Returns as `run` does."""
     report = RunReport(context, Run(stop=limits.stop), is_repair=True)
     with _log_run(context, report), context.destination.lock():
-        context.destination.prepare()
+        _prepare(context, report)
         StreamLoader(context, report, context.settings.source).load_missing(missing)
         if not limits.stop.is_set():
             _build_marts(context, report, with_transform=True)
@@ -129,7 +135,7 @@ def load_webhooks(context: Context, limits: Limits) -> RunReport:
     """
     report = RunReport(context, Run(stop=limits.stop))
     with _report_end(context, report), context.destination.lock():
-        context.destination.prepare()
+        _prepare(context, report)
         with context.destination.hold():
             _load_events(context, report)
             _build_marts(context, report, with_transform=limits.with_transform)
@@ -202,6 +208,12 @@ def _report_end(context: Context, report: RunReport) -> Iterator[None]:
     report.conclude()
 
 
+def _prepare(context: Context, report: RunReport) -> None:
+    context.destination.prepare()
+    for table, reason in context.destination.held.items():
+        report.add_failed_part(table, reason)
+
+
 def _follow_restored_tables(context: Context) -> None:
     """Schedule what lost or restored tables lack and the API does not have: marts, erasures, the policy, the ledger."""
     workspace, destination = context.workspace, context.destination
@@ -243,6 +255,8 @@ def _load_ledger(context: Context) -> None:
             with Ledger.open(workspace.folder) as ledger:
                 ledger.forget_loaded()
         workspace.set_done("ledger")
+    if context.destination.held.keys() & LEDGER_TABLES:
+        return
     load_ledger(workspace, context.destination, context.redactor)
 
 
@@ -270,6 +284,8 @@ def _finish_privacy_work(context: Context, report: RunReport) -> Exception | Non
 
 
 def _load_events(context: Context, report: RunReport) -> None:
+    if context.destination.held.keys() & EVENT_TABLES:  # they stay in the spool
+        return
     loaded = load_events(context)
     if loaded.malformed:
         context.console.fail(f"webhooks: {loaded}")

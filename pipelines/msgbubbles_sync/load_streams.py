@@ -32,7 +32,14 @@ from .settings import source_arguments
 
 FIRST_BATCH_MINUTES = 2 / 3
 REFUSED = """{title} refuses the rows that were read, although it accepts each row alone: remove the constraints or
-triggers that were added to the tables of msgbubbles, and run again"""
+triggers that were added to {tables}, and run again"""
+# The tables that a resource loads, besides those that all of them do.
+LOADED_TABLES = {
+    "numbers": {"numbers"},
+    "messages": {"messages", "attachments"},
+    "chats": {"chats", "chat_titles", "participant_reads", "participant_lists"},
+}
+SHARED_TABLES = {"rejected_rows", "stream_coverage"}
 
 
 class StreamLoader:
@@ -78,7 +85,8 @@ class StreamLoader:
                     self._say(f"batch {report.batches} loaded")
                     self._store_failed_reads()
                     between_batches()
-            if run.error is None and run.halt is None:
+            # What a table lacks that is held back is not missing in the others.
+            if run.error is None and run.halt is None and not self._destination.held:
                 self._reconcile()
         if run.refused is not None and not self._screen.found and not run.stopped:
             self._workspace.set_done("screen")
@@ -93,6 +101,8 @@ class StreamLoader:
         self._store_failed_reads()
 
     def _finish_pending(self) -> None:
+        if self._destination.held:  # its rows are read again
+            self._pipeline.abort_packages()
         if self._pipeline.has_pending_data:
             self._say("finishing the load of an interrupted run")
             with self._report.timed("load"):
@@ -102,11 +112,16 @@ class StreamLoader:
 
     def _load(self, *resources: str) -> None:
         with self._report.timed("load"):
-            if not self._is_accepted(lambda: self._load_once(*resources)):
+            while not self._is_accepted(lambda: self._load_once(*resources)):
                 self._run.refused = self._screen
-                self._is_accepted(lambda: self._load_once(*resources))
 
     def _load_once(self, *resources: str) -> None:
+        held = self._destination.held.keys()
+        is_held = [name for name, tables in LOADED_TABLES.items() if held & (tables | SHARED_TABLES)]
+        if is_held:
+            resources = tuple(name for name in resources or LOADED_TABLES if name not in is_held)
+            if not resources:
+                return
         source = msgbubbles_source(run=self._run, **self._arguments)
         missing_tables = build_missing_tables(self._pipeline)
         if missing_tables is not None:
@@ -122,8 +137,8 @@ class StreamLoader:
     def _is_accepted(self, load: Callable[[], Any]) -> bool:
         """Load, and return whether the destination accepts the data.
 
-        Refused data is dropped, so that no later run fails because of it. Raises `MsgBubblesError` if the data was
-        refused although it was screened, and whatever else `load` raises.
+        Refused data is dropped, so that no later run fails because of it. If it was screened, a table is held back from
+        now on. Raises `MsgBubblesError` if that does not help, and whatever else `load` raises.
         """
         run = self._run
         changes, streams = copy.deepcopy(run.changes), copy.deepcopy(run.streams)
@@ -135,13 +150,29 @@ class StreamLoader:
             self._pipeline.abort_packages()
             self._workspace.set_pending("screen")
             if run.refused is not None:
-                raise MsgBubblesError(REFUSED.format(title=self._destination.title)) from None
-            self._say("the destination refuses a row: reading the batch again, row by row")
+                self._hold_table(failure)
+            else:
+                self._say("the destination refuses a row: reading the batch again, row by row")
             run.changes.clear()
             run.changes.update(changes)
             run.streams = streams
             return False
         return True
+
+    def _hold_table(self, failure: PipelineStepFailed) -> None:
+        """Load nothing more in this run into the table that refuses its rows.
+
+        Raises `MsgBubblesError` if dlt does not name it, or it is held back already.
+        """
+        job_id = next((cause.job_id for cause in list_causes(failure) if hasattr(cause, "job_id")), "")
+        table, held = job_id.partition(".")[0], self._destination.held
+        is_known = table in SHARED_TABLES.union(*LOADED_TABLES.values()) and table not in held
+        what = f"the table {table}" if is_known else f"the tables of {self._destination.dataset}"
+        reason = REFUSED.format(title=self._destination.title, tables=what)
+        if not is_known:
+            raise MsgBubblesError(reason) from None
+        held[table] = reason
+        self._report.add_failed_part(table, reason)
 
     def _reconcile(self) -> None:
         """Load by id what the loads of this run, and of earlier runs, show to be missing."""

@@ -158,7 +158,8 @@ class RunReport:
     def _describe_outcome(self) -> str:
         if self.run.stop.is_set():
             return "stopped"
-        return "partial" if self.run.halt or self.run.unfinished or self.is_repair else "complete"
+        is_partial = self.run.halt or self.run.unfinished or self.is_repair or self.context.destination.held
+        return "partial" if is_partial else "complete"
 
 
 def _count_rows(changes: Changes) -> RowCounts:

@@ -23,9 +23,9 @@ from msgbubbles_sync.sql import quote_literal, quote_name
 from msgbubbles_sync.tables import TABLES
 from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 
-from .base import Destination
+from .base import HELD_TABLES, Destination
 from .compaction import drop_old_states
-from .loaded_tables import Repair, forget_schema, has_lost_columns, has_own_rows, needs_reading, repair
+from .loaded_tables import Repair, forget_schema, has_lost_columns, has_own_rows
 from .scratch import list_tables, open_scratch
 from .server import hold_server_lock
 from .union_accounts import ACCOUNTS, MANY_ACCOUNTS, ONE_ACCOUNT, READER_SCHEMAS, Key, build_union, read_columns
@@ -185,7 +185,7 @@ class Attached(Destination):
                 drop_old_states(connection, self.write_schema)
             repairs = self._find_repairs(connection) if is_own else []
             tables = {table: columns for (schema, table), columns in stored.items() if schema == self.dataset}
-            has_lost_rows = has_lost_columns(connection, self.write_schema, tables) or needs_reading(repairs)
+            has_lost_rows = has_lost_columns(connection, self.write_schema, tables)
         self._refuse_renamed(schemas)
         shows_accounts = ACCOUNTS in shown
         if self.prefix and shown and not shows_accounts:
@@ -195,13 +195,15 @@ class Attached(Destination):
             raise UsageError(MANY_ACCOUNTS.format(where=self.title, other=self._another))
         if not is_own:
             self._refuse_foreign_tables(stored)
-        if has_lost_rows:
-            with self._attach() as connection:
-                forget_schema(connection, self.write_schema)
-        if repairs:
-            with self._attach() as connection:
-                self.repaired += repair(repairs, partial(self._execute_statements, connection), self.title)
-        if self.dataset not in schemas or has_lost_rows:
+        if repairs or has_lost_rows or (self._workspace.folder / HELD_TABLES).exists():
+            with (
+                self._attach() as connection,
+                self._undo_changes(repairs, partial(self._execute_statements, connection)) as needs_reading,
+            ):
+                if has_lost_rows or needs_reading:
+                    forget_schema(connection, self.write_schema)
+                    self._workspace.forget_loads()
+        if self.dataset not in schemas:
             self._workspace.forget_loads()
         self._follow_state(version)
         record = self._workspace.folder / NAMES

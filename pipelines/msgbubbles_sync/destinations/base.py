@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,11 +11,15 @@ from typing import Any, Literal
 
 import duckdb
 
-from msgbubbles_sync.files import read_json
+from msgbubbles_sync.files import read_json, write_privately
 from msgbubbles_sync.settings import SyncSettings
 from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 
 from .comments import list_descriptions, write_comments
+from .loaded_tables import WRITTEN, Repair, repair
+
+# The file that lists the tables that nothing could be loaded into.
+HELD_TABLES = "held_tables.json"
 
 # Takes a query and its parameters, and returns its rows.
 Query = Callable[..., list[Any]]
@@ -42,6 +47,8 @@ class Destination(ABC):
         self.write_schema = DATASET
         # What somebody has changed in the tables, and `prepare` has changed back.
         self.repaired: list[str] = []
+        # The tables that nothing can be loaded into, and why: somebody has changed them in a way that stays.
+        self.held: dict[str, str] = {}
 
     def name_schema(self, schema: str) -> str:
         """Return the name of a schema in the warehouse. A connection for reading shows the default names."""
@@ -106,6 +113,26 @@ class Destination(ABC):
 
         Restores lost tables from the published copy, and what somebody has changed in them. Raises `UsageError`.
         """
+
+    @contextmanager
+    def _undo_changes(self, repairs: Sequence[Repair], execute: Callable[[str], object]) -> Iterator[bool]:
+        """Undo what somebody has changed in loaded tables, and hold back those in which the database refuses that.
+
+        Yields whether tables may lack rows or values, so that they have to be read again: those that are changed back,
+        and those that were held back before. A killed process begins again.
+        """
+        file = self._workspace.folder / HELD_TABLES
+        before = read_json(file)
+        suspects = {*(before if isinstance(before, list) else ()), *(change.table for change in repairs)} - WRITTEN
+        if suspects:
+            write_privately(file, json.dumps(sorted(suspects)))
+        changed, self.held = repair(repairs, execute, self.title)
+        self.repaired += changed
+        yield bool(suspects - self.held.keys())
+        if self.held:
+            write_privately(file, json.dumps(sorted(self.held)))
+        else:
+            file.unlink(missing_ok=True)
 
     def _follow_state(self, version: int) -> None:
         """Discard dlt's files if their state, which says what has been read, is not that of the tables.

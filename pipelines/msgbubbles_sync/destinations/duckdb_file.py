@@ -22,7 +22,7 @@ from msgbubbles_sync.workspace import DATASET, Workspace
 from .base import Destination
 from .claims import find_account_files
 from .compaction import compact, should_compact
-from .loaded_tables import COLUMNS, find_repairs, forget_schema, has_lost_columns, needs_reading, repair
+from .loaded_tables import COLUMNS, find_repairs, forget_schema, has_lost_columns
 from .publish import Options, clone, has_foreign_log, is_damaged, publish, read_mark
 from .union_accounts import MANY_ACCOUNTS, ONE_ACCOUNT, combine, shows_accounts
 
@@ -172,8 +172,7 @@ class DuckDBFile(Destination):
             tables: dict[str, list[str]] = {}
             for table, column, *_ in columns:
                 tables.setdefault(table, []).append(column)
-            repairs = find_repairs(columns, DATASET)
-            has_lost_rows = has_lost_columns(connection, DATASET, tables) or needs_reading(repairs)
+            has_lost_rows = has_lost_columns(connection, DATASET, tables)
 
             def execute(statements: str) -> None:
                 connection.execute("BEGIN")
@@ -184,11 +183,10 @@ class DuckDBFile(Destination):
                     connection.execute("ROLLBACK")
                     raise
 
-            if has_lost_rows:
-                forget_schema(connection, DATASET)
-            self.repaired += repair(repairs, execute, self.title)
-        if has_lost_rows:
-            self._workspace.forget_loads()
+            with self._undo_changes(find_repairs(columns, DATASET), execute) as needs_reading:
+                if has_lost_rows or needs_reading:
+                    forget_schema(connection, DATASET)
+                    self._workspace.forget_loads()
 
     def _check_accounts(self) -> None:
         """Raise `UsageError` if a named account would be mixed with an unnamed one."""

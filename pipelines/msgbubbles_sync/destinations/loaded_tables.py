@@ -49,8 +49,8 @@ KINDS: dict[ColumnType, set[str]] = {
     "integer": {"INTEGER", "integer"},
 }
 CHANGED = "somebody has changed {what}: changed back"
-IRREPARABLE = """{title}: somebody has changed {what}, and the database refuses to change it back ({why}). Run
-{statement} there until nothing is in its way, and run again"""
+IRREPARABLE = """{title}: somebody has changed {what}, and the database refuses to change it back ({why}): nothing is
+loaded into this table until then. Remove what is in its way there, and run {statement}"""
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,13 @@ def find_repairs(
     return repairs
 
 
-def repair(repairs: Sequence[Repair], execute: Callable[[str], object], title: str) -> list[str]:
-    """Undo what somebody has changed, and return it. Raises `UsageError` if the database refuses that.
+def repair(repairs: Sequence[Repair], execute: Callable[[str], object], title: str) -> tuple[list[str], dict[str, str]]:
+    """Undo what somebody has changed. Return that, and which tables the database refuses to change back, and why.
 
-    `execute` executes statements, all or none.
+    `execute` executes statements, all or none. Raises `UsageError` for a table that the job writes itself.
     """
+    changed: list[str] = []
+    held: dict[str, str] = {}
     for change in repairs:
         refusals = []
         for statement in change.statements:
@@ -119,15 +121,15 @@ def repair(repairs: Sequence[Repair], execute: Callable[[str], object], title: s
                 break
             except duckdb.Error as error:
                 refusals.append(type(error).__name__)
-        if len(refusals) == len(change.statements):
-            why, statement = refusals[-1], change.statements[-1]
-            raise UsageError(IRREPARABLE.format(title=title, what=change.what, why=why, statement=statement))
-    return [CHANGED.format(what=change.what) for change in repairs]
-
-
-def needs_reading(repairs: Iterable[Repair]) -> bool:
-    """Return whether the changed tables may lack rows or values that the API has."""
-    return any(change.table not in WRITTEN for change in repairs)
+        if len(refusals) < len(change.statements):
+            changed.append(CHANGED.format(what=change.what))
+            continue
+        why, statement = refusals[-1], change.statements[-1]
+        message = IRREPARABLE.format(title=title, what=change.what, why=why, statement=statement)
+        if change.table in WRITTEN:
+            raise UsageError(message)
+        held[change.table] = message
+    return changed, held
 
 
 def has_own_rows(connection: duckdb.DuckDBPyConnection, path: str) -> bool:

@@ -99,11 +99,56 @@ def test_run_records_that_cannot_be_stored_fail_alone(tmp_path: Path, server: Se
         assert database.execute(query).fetchall() == [(3,), (0,)]
 
 
-def test_change_that_cannot_be_undone_is_refused_with_a_statement(tmp_path: Path) -> None:
+# Statements, the table that they concern, what fixes it, and what the run says.
+HELD = {
+    "numbers": (
+        "ALTER TABLE numbers ALTER label TYPE INTEGER USING 1; CREATE INDEX own ON numbers(label)",
+        "DROP INDEX own",
+        "numbers.label (INTEGER)",
+    ),
+    "messages": (
+        "ALTER TABLE messages ALTER text TYPE INTEGER USING 1; CREATE INDEX own ON messages(text)",
+        "DROP INDEX own",
+        'ALTER TABLE msgbubbles."messages" DROP COLUMN "text"',
+    ),
+    "chats": (
+        "ALTER TABLE chats ADD COLUMN own INTEGER DEFAULT 0; UPDATE chats SET own = rowid + 1; "
+        "CREATE UNIQUE INDEX own ON chats(own)",
+        "DROP INDEX own; ALTER TABLE chats DROP COLUMN own",
+        "were added to the table chats, and run again",
+    ),
+}
+
+
+@pytest.mark.parametrize("table", HELD)
+def test_table_that_cannot_be_changed_back_is_held_back_alone(table: str, tmp_path: Path, server: Server) -> None:
+    workspace = workspace_in(tmp_path)
+    run_complete(workspace)
+    change, fix, what = HELD[table]
+    with duckdb.connect(str(workspace.work)) as database:
+        database.execute(f"USE msgbubbles; {change}")
+    for chat in server.truth().chats[:2]:
+        server.account.add_message(NewMessage(chat["id"], "inbound", "again", datetime.now(UTC), "received"))
+    for _ in range(2):
+        console = RecordingConsole()
+        report = job.run(build_context(workspace, console=console), Limits(with_transform=False))
+        assert (report.outcome.exit_status, report.record["outcome"]) == (3, "partial")
+        assert report.record["failed_parts"].keys() == {table}
+        assert what in "\n".join(console.errors)
+        wrong = differences(workspace.database, server.truth())
+        assert {name.partition(".")[0] for name in wrong} <= {table, "attachments"}, "the others are complete"
+    with duckdb.connect(str(workspace.work)) as database:
+        database.execute(f"USE msgbubbles; {fix}")
+    run_complete(workspace)
+    assert differences(workspace.database, server.truth()) == {}
+    assert run_complete(workspace) == ""
+
+
+def test_table_of_the_job_that_cannot_be_changed_back_is_refused_with_a_statement(tmp_path: Path) -> None:
     workspace = workspace_in(tmp_path)
     workspace.make_folders()
     with duckdb.connect(str(workspace.work)) as database:
-        database.execute("CREATE SCHEMA msgbubbles; CREATE TABLE msgbubbles.messages (id VARCHAR, _fetched_at VARCHAR)")
-        database.execute("INSERT INTO msgbubbles.messages VALUES ('msg_1', 'yesterday')")
-    with pytest.raises(UsageError, match=r"(?s)_fetched_at \(VARCHAR\).*Run.ALTER TABLE msgbubbles.*TIMESTAMPTZ"):
+        database.execute("CREATE SCHEMA msgbubbles; CREATE TABLE msgbubbles._account (claim INTEGER)")
+        database.execute("CREATE INDEX own ON msgbubbles._account(claim)")
+    with pytest.raises(UsageError, match=r"(?s)claim \(INTEGER\).*run ALTER TABLE msgbubbles"):
         build_destination(workspace).prepare()
