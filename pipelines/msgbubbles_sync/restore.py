@@ -51,6 +51,8 @@ def restore(workspace: Workspace, destination: Destination, say: Callable[[str],
         _restore_database(workspace, destination, say)
     if isinstance(destination, ParquetFiles):
         with suppress(UsageError):  # `prepare` raises it again
+            for moved_file in destination.move_damaged_files():
+                say(f"{moved_file} was damaged: everything is read again")
             if moved := destination.move_delta_tables():
                 say(moved)
     if isinstance(destination, DuckLake) and workspace.is_pending(LOST_FILES):

@@ -218,6 +218,15 @@ def test_tables_and_columns_that_somebody_removed_are_read_again(new_job: NewJob
         "sync_runs.batches (text)",
     ):
         assert f"somebody has changed {what}: changed back" in errors
+    change(
+        "ALTER TABLE msgbubbles.numbers ALTER COLUMN label TYPE integer USING 1",
+        "CREATE VIEW public.labels AS SELECT label FROM msgbubbles.numbers",
+    )
+    errors = job.run("--destination", "postgres", status=3).errors
+    assert "numbers: --destination postgres: somebody has changed numbers.label (integer)" in errors
+    assert differences_of(read_rows(address), job.server.truth()).keys() == {"numbers"}, "the others are loaded"
+    change("DROP VIEW public.labels")
+    job.run("--destination", "postgres")
     change("DROP TABLE msgbubbles._dlt_loads, msgbubbles._dlt_version")
     job.run("--destination", "postgres")
     change("DROP TABLE msgbubbles._dlt_loads, msgbubbles._dlt_version, msgbubbles._dlt_pipeline_state")

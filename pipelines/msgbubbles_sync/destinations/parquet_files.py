@@ -12,6 +12,7 @@ Only erasures and the like remove files at once.
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -25,15 +26,15 @@ import msgspec
 from filelock import FileLock
 
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.files import remove, set_umask_like, sync_to_disk
+from msgbubbles_sync.files import move_damaged, remove, set_umask_like, sync_to_disk
 from msgbubbles_sync.sql import quote_literal, quote_name
 from msgbubbles_sync.workspace import CLAIM_TABLE, DATASET, UNUSABLE, VERSION_TABLE
 
 from .base import Destination
 from .comments import list_descriptions, write_comments
 from .duckdb_file import open_published
-from .parquet_rewrite import STATES, finish_replacing, load_states, read_state_version, replace_files
-from .parquet_tables import read_tables, write_json
+from .parquet_rewrite import STATES, finish_replacing, is_whole, load_states, read_state_version, replace_files
+from .parquet_tables import read_tables, select_all, write_json
 from .publish import new_copy, replace_database
 from .scratch import list_tables, open_scratch
 from .union_accounts import MANY_ACCOUNTS, OWN_TABLES, READER_SCHEMAS, Key, build_union
@@ -47,6 +48,9 @@ them away and reads everything again into Parquet."""
 MOVED_DELTA = """{tables} held Delta tables of an older release, which are no longer supported: moved to {moved}.
 Everything is read again from the API into Parquet. Webhook events that were loaded before, and rows that the API no
 longer returns, are only in {moved}. Delete it when you do not need them."""
+DAMAGED_FILE = re.compile(
+    r"File '([^']+)' too small to be a Parquet file|No magic bytes found at end of file '([^']+)'"
+)
 ONE_ACCOUNT = """{folder} holds one account without a name; choose another bucket_url for the named accounts"""
 
 # The folder in a build with the intermediate tables.
@@ -195,9 +199,14 @@ class ParquetFiles(Destination):
         view = self._read_own_view()
         shown = {*view.marts.values(), *self._find_builds({}).values()}
         old = [self._folder / name for name in view.old]
-        for path in [*old, *(path for path in self._marts.glob("*") if path.name not in shown)]:
+        damaged = self._tables.glob("*/*.damaged-*")
+        for path in [*old, *damaged, *(path for path in self._marts.glob("*") if path.name not in shown)]:
             remove(path)
         write_json(self._view_file, msgspec.structs.replace(view, old={}))
+
+    def explain(self, message: str) -> str | None:
+        file = DAMAGED_FILE.search(message)
+        return f"{file[1] or file[2]} is damaged. Run a sync, which reads its rows again" if file else None
 
     def list_out_of_reach(self) -> list[str]:
         moved = [str(path) for path in self._folder.glob(f"{self.dataset}.delta-*")]
@@ -222,6 +231,15 @@ class ParquetFiles(Destination):
             write_json(self._view_file, view)
             self._replace_reader_database()
         return MOVED_DELTA.format(tables=self._tables, moved=moved)
+
+    def move_damaged_files(self) -> list[Path]:
+        """Rename files that were cut off, and forget what has been read. Returns the new paths. Raises `UsageError`."""
+        files = [*self._tables.glob("*/*.parquet"), *(self._tables / STATES).glob("*.jsonl")]
+        damaged = [move_damaged(path) for path in files if not is_whole(path)]
+        if damaged:
+            remove(self._tables / STATES)
+            self._workspace.forget_loads()
+        return damaged
 
     def _holds_delta(self) -> bool:
         return any(self._tables.glob("*/_delta_log"))
@@ -299,9 +317,9 @@ class ParquetFiles(Destination):
             queries[DATASET, name] = table.build_query([f"{self._tables / name}/*.parquet"])
         for name in JOB_TABLES:
             if (self._tables / name / f"{name}.parquet").exists():
-                queries[DATASET, name] = _select_all(self._tables / name)
+                queries[DATASET, name] = select_all(self._tables / name)
         for mart, build in marts.items():
-            queries["marts", mart] = _select_all(self._marts / build / mart)
+            queries["marts", mart] = select_all(self._marts / build / mart)
         return queries
 
     def _compact(self, old: Mapping[str, float]) -> list[str]:
@@ -379,7 +397,3 @@ def _create_views(connection: duckdb.DuckDBPyConnection, queries: Mapping[Key, s
         connection.execute(f"CREATE SCHEMA {schema}")
     for (schema, table), query in queries.items():
         connection.execute(f"CREATE VIEW {schema}.{quote_name(table)} AS {query}")
-
-
-def _select_all(folder: Path) -> str:
-    return f"SELECT * FROM read_parquet({quote_literal(f'{folder}/*.parquet')})"  # noqa: S608

@@ -23,6 +23,7 @@ UNFINISHED, FINISHED = ".rewriting", ".rewritten"
 # The names of the new files, by table.
 MANIFEST = "files.json"
 STATES = "_dlt_pipeline_state"
+PARQUET_MAGIC = b"PAR1"  # the first and last four bytes of a file
 
 
 def load_states(connection: duckdb.DuckDBPyConnection, tables: Path) -> None:
@@ -40,6 +41,20 @@ def read_state_version(tables: Path) -> int:
     # The names are `pipeline__load__hash.jsonl`.
     files = sorted((tables / STATES).glob(f"{PIPELINE}__*.jsonl"), key=lambda path: path.name.split("__")[1])
     return int(json.loads(files[-1].read_text())["version"]) if files else 0
+
+
+def is_whole(path: Path) -> bool:
+    """Return whether a file of a table, or of a state, was not cut off."""
+    if path.suffix == ".jsonl":
+        try:
+            json.loads(path.read_text())
+        except ValueError:
+            return False
+        return True
+    with path.open("rb") as file:
+        starts_well = file.read(4) == PARQUET_MAGIC
+        file.seek(max(path.stat().st_size - 4, 4))
+        return starts_well and file.read() == PARQUET_MAGIC
 
 
 def replace_files(connection: duckdb.DuckDBPyConnection, tables: Path, names: Mapping[str, str]) -> None:

@@ -59,6 +59,11 @@ def read_tables(folder: Path) -> dict[str, Table]:
     return {name: table for name, table in tables if any((folder / name).glob("*.parquet"))}
 
 
+def select_all(folder: Path) -> str:
+    """Return a query of DuckDB for all rows of the files in a folder."""
+    return f"SELECT * FROM read_parquet({quote_literal(f'{folder}/*.parquet')})"  # noqa: S608
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replace a file durably, all or nothing."""
     new = path.with_suffix(".new")
