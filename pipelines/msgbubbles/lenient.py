@@ -24,6 +24,10 @@ _SPACE = re.compile(rb"[ \t\r\n\f\v\0]*+")
 _COLON = re.compile(rb"\s*+:")
 _NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?")
 _MAY_BE_TOO_LARGE = re.compile(rb"[0-9]{%d}|[0-9][eE]\+?[0-9]{3}" % MAX_DIGITS)
+# What is between brackets, and runs of brackets with that: few matches for a value that nests very deep.
+_BETWEEN = rb'(?:[^"\[\]{}]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+'
+_UP_TO_BRACKET = re.compile(_BETWEEN, re.DOTALL)
+_BRACKETS = re.compile(rb"([\[{]++|[\]}]++)" + _BETWEEN, re.DOTALL)
 _IN_STRING = re.compile(rb'[\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})|\\(.)', re.DOTALL)
 _WORDS = {
     b"true": b"true", b"false": b"false", b"null": b"null", b"True": b"true", b"False": b"false",
@@ -46,6 +50,26 @@ class SplitAnswer:
     rows: list[bytes] | None
 
 
+def _skip(text: bytes, at: int, levels: int) -> int:
+    """Return where the innermost `levels` of the brackets that are open at `at` have been closed; 0 if they are not.
+
+    Of which kind a bracket is does not matter.
+    """
+    end = _UP_TO_BRACKET.match(text, at).end()  # type: ignore[union-attr]
+    for match in _BRACKETS.finditer(text, end):
+        brackets = match[1]
+        if match.start() != end:  # a string without an end
+            break
+        if brackets[:1] in _OPEN:
+            levels += len(brackets)
+        elif len(brackets) >= levels:
+            return match.start() + levels
+        else:
+            levels -= len(brackets)
+        end = match.end()
+    return 0
+
+
 def rewrite_json(text: bytes, member_depth: int = 1) -> bytes:
     """Rewrite a value as strict JSON, if possible. The result may still be invalid.
 
@@ -54,9 +78,10 @@ def rewrite_json(text: bytes, member_depth: int = 1) -> bytes:
     become text.
     """
     out: list[bytes] = []
-    end = depth = deepest = start = place = 0
+    end = depth = start = place = 0
     last = b""
-    for token in _TOKEN.finditer(text):
+    tokens = _TOKEN.finditer(text)
+    while (token := next(tokens, None)) is not None:
         if token.start() != end:
             return text
         space, word = token[1], token[2]
@@ -72,13 +97,16 @@ def rewrite_json(text: bytes, member_depth: int = 1) -> bytes:
             out.append(b"null")
         elif word in _OPEN:
             if depth == member_depth:
-                start, place, deepest = token.start(2), len(out), depth
+                start, place = token.start(2), len(out)
             depth += 1
-            deepest = max(deepest, depth)
+            if depth > MAX_DEPTH:
+                end = _skip(text, end, depth - member_depth)
+                if not end:
+                    return text
+                out[place:] = [msgspec.json.encode(text[start:end].decode("utf-8", "replace"))]
+                depth, last, tokens = member_depth, b"]", _TOKEN.finditer(text, end)
+                continue
         out.append(_rewrite(word))
-        if word in _CLOSE and depth == member_depth and deepest > MAX_DEPTH:
-            out[place:] = [msgspec.json.encode(text[start:end].decode("utf-8", "replace"))]
-            deepest = 0
         last = word
     return b"".join(out) + text[end:]
 
@@ -123,7 +151,8 @@ def split_answer(body: bytes) -> SplitAnswer:
     key = data_at = row_at = None
     data: tuple[int, int] | None = None
     rows: list[bytes] = []
-    for token in _TOKEN.finditer(body):
+    tokens = _TOKEN.finditer(body)
+    while (token := next(tokens, None)) is not None:
         word, start = token[2], token.start(2)
         if token.start() != end or (end and not stack):
             raise msgspec.DecodeError("not JSON")
@@ -141,11 +170,15 @@ def split_answer(body: bytes) -> SplitAnswer:
             row_at = None
         elif len(stack) == 2 and data_at is not None and row_at is None:
             row_at = start
-        if word in _OPEN:
+        end = token.end()
+        if word in _OPEN and len(stack) > MAX_DEPTH:
+            if not (end := _skip(body, end, 1)):
+                raise msgspec.DecodeError("cut off")
+            tokens = _TOKEN.finditer(body, end)
+        elif word in _OPEN:
             stack.append(word)
         elif word in _CLOSE and (not stack or stack.pop() != _MATES[word]):
             raise msgspec.DecodeError("brackets do not match")
-        end = token.end()
         if data_at is not None and len(stack) == 1:
             data, data_at = (data_at, end), None
     if stack or _SPACE.fullmatch(body, end) is None:
@@ -202,12 +235,17 @@ def _value_end(text: bytes, at: int) -> tuple[int, int]:
     """Return the end of the value that begins at `at`, 0 without an end; and how many bytes were scanned."""
     stack: list[bytes] = []
     end = at
-    for token in _TOKEN.finditer(text, at):
+    tokens = _TOKEN.finditer(text, at)
+    while (token := next(tokens, None)) is not None:
         word = token[2]
         if token.start() != end:
             break
         end = token.end()
-        if word in _OPEN:
+        if word in _OPEN and len(stack) > MAX_DEPTH:
+            if not (end := _skip(text, end, 1)):
+                return 0, len(text) - at
+            tokens = _TOKEN.finditer(text, end)
+        elif word in _OPEN:
             stack.append(word)
         elif word in _CLOSE and (not stack or stack.pop() != _MATES[word]):
             break

@@ -441,6 +441,20 @@ def test_links_of_a_long_text_without_spaces_are_found_in_linear_time() -> None:
     assert time.process_time() - began < 1
 
 
+@pytest.mark.parametrize(("opens", "closes"), [("[", "]"), ('{"a":', "}"), ("[", "")])
+def test_values_that_nest_very_deep_are_read_quickly(opens: str, closes: str) -> None:
+    levels = 50_000
+    value = f"{opens * levels}1{closes * levels}"
+    rows = [f'{{"id":"m{number}","direction":"inbound","new":{value if number else 1}}}' for number in range(8)]
+    body = f'{{"data":[{",".join(rows)}],"has_more":false}}'.encode()
+    began = time.process_time()
+    answer = Answer(200, body, None, datetime.now(UTC), datetime.now(UTC))
+    page = decode_page(Message, "messages", 100, answer)
+    assert time.process_time() - began < 0.3 * len(rows)
+    assert len(page.rows) == len(rows) or (not closes and len(page.rows) == len(page.rejected) == 1)
+    assert all(json.loads(bytes(row.extra))["new"] == value for row in page.rows[1:])
+
+
 def test_unreadable_attachment_is_rejected_alone() -> None:
     message = {"id": "m1", "attachments": [{"id": "a1", "url": "https://x", "new": 1}, {"filename": "no id"}]}
     page = build_page([message], Message)
