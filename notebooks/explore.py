@@ -12,6 +12,7 @@ app = marimo.App(width="medium", app_title="MsgBubbles", sql_output="pandas")
 with app.setup(hide_code=True):
     import json
     import os
+    import re
     import sys
     import warnings
     from contextlib import suppress
@@ -35,6 +36,7 @@ with app.setup(hide_code=True):
 
     DEFAULTS = (PROJECT / "warehouse.duckdb", PROJECT / "demo.duckdb")
     RELATIONS = (
+        "marts.calendar",
         "marts.contact",
         "marts.delivery_daily",
         "marts.group_membership",
@@ -59,9 +61,16 @@ with app.setup(hide_code=True):
     }
     TARGETS = {"met": "#2a9d8f", "breached": "#d9534f", "running": "#e8b23a"}
     STATES = {"read": "#2a9d8f", "not read": "#d9534f"}
-    REPLY_TIMES = ["< 1 min", "1–5 min", "5–15 min", "15–60 min", "1–4 h", "4–24 h", "1–7 days", "> 7 days"]
-    WAITS = ["< 1 h", "1–4 h", "4–24 h", "1–3 days", "3–7 days", "1–4 weeks", "> 4 weeks"]
+    REPLY_TIMES = [
+        "< 1 min", "1–5 min", "5–15 min", "15–60 min", "1–4 h", "4–24 h", "1–7 days", "> 7 days", "no answer"
+    ]  # fmt: skip
     BINS: dict[str, Any] = {"day": "binnedutcyearmonthdate", "week": "binnedutcyearweek", "month": "binnedutcyearmonth"}
+    # Columns of tables that are numbers, also as text.
+    RIGHT = {
+        "Waiting", "Messages", "Asked", "Answered", "Within 5 min", "Within 1 hour", "Median", "90% within", "Sent",
+        "Failed", "Delivered", "Read",
+    }  # fmt: skip
+    HOURS = alt.Axis(labelAngle=0, values=list(range(0, 24, 3)))
     WEEKDAYS = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]
 
 
@@ -87,7 +96,8 @@ def _(database, refresh):
     warehouse = connect(database)
 
     def query(sql: str, **parameters: object) -> pd.DataFrame:
-        return warehouse.sql(sql, params=parameters).to_arrow_table().to_pandas()
+        used = {name: parameters[name] for name in set(re.findall(r"\$(\w+)", sql))}
+        return warehouse.sql(sql, params=used).to_arrow_table().to_pandas()
 
     return query, warehouse
 
@@ -149,8 +159,7 @@ def _(query):
             (SELECT max(complete_since) FROM msgbubbles.stream_coverage WHERE stream = 'messages') AS complete_since,
             (SELECT count(*) FROM staging.stg_messages) AS messages,
             (SELECT max(message_at) FROM staging.stg_messages) AS newest_message_at,
-            (SELECT count(*) FROM marts.thread_activity WHERE deleted_at IS NULL) AS threads,
-            (SELECT count(*) FROM marts.thread_activity WHERE waiting_on = 'us') AS threads_waiting_on_us
+            (SELECT count(*) FROM marts.thread_activity WHERE deleted_at IS NULL) AS threads
         """
     )
     as_of = None if pd.isna(standing["as_of"][0]) else standing["as_of"][0]
@@ -158,10 +167,19 @@ def _(query):
 
 
 @app.cell
-def _(as_of, first, last, number, query):
-    # The first row is of the chosen days, the second of as many days before them.
-    figures = query(activity.FIGURES, as_of=as_of, first=first, last=last, number=number)
-    return (figures,)
+def _(as_of, first, last, number):
+    chosen = {"as_of": as_of, "first": first, "last": last, "number": number}
+    return (chosen,)
+
+
+@app.cell
+def _(chosen, query):
+    # The first row is of the chosen days, the second of those that are over, the third of as many before them.
+    figures = query(activity.FIGURES, **chosen)
+    answers = query(activity.RESPONSES, **chosen)
+    met = query(activity.TARGETS, **chosen)
+    delivery = query(activity.DELIVERY, **chosen)
+    return answers, delivery, figures, met
 
 
 @app.cell(hide_code=True)
@@ -171,61 +189,28 @@ def _():
 
 
 @app.cell
-def _(as_of, number, query, threads_choice):
-    waiting_times = query(
-        """
-        WITH waiting AS (
-            SELECT epoch($as_of) - epoch(unanswered_since) AS seconds
-            FROM marts.thread_activity
-            WHERE waiting_on = 'us' AND ($number IS NULL OR from_handle = $number)
-        )
-        SELECT
-            CASE
-                WHEN seconds < 3600 THEN '< 1 h'
-                WHEN seconds < 4 * 3600 THEN '1–4 h'
-                WHEN seconds < 24 * 3600 THEN '4–24 h'
-                WHEN seconds < 3 * 86400 THEN '1–3 days'
-                WHEN seconds < 7 * 86400 THEN '3–7 days'
-                WHEN seconds < 28 * 86400 THEN '1–4 weeks'
-                ELSE '> 4 weeks'
-            END AS waited,
-            count(*) AS threads
-        FROM waiting
-        GROUP BY waited
-        ORDER BY waited
-        """,
-        as_of=as_of,
-        number=number,
-    )
-    waiting = query(
-        """
-        SELECT
-            coalesce(nullif(title, ''), remote_handle) AS "Who",
-            epoch($as_of) - epoch(unanswered_since) AS "Waiting",
-            strftime(unanswered_since, '%Y-%m-%d %H:%M') AS "Since (UTC)",
-            target AS "Target",
-            coalesce(label, from_handle) AS "Our number",
-            main_channel AS "Channel",
-            messages_total AS "Messages",
-            chat_id AS "Chat"
-        FROM marts.thread_activity LEFT JOIN msgbubbles.numbers ON handle = from_handle
-            LEFT JOIN (SELECT chat_id, state AS target FROM marts.sla_events WHERE answered_at IS NULL) USING (chat_id)
-        WHERE ($all OR waiting_on = 'us') AND ($number IS NULL OR from_handle = $number)
-        ORDER BY unanswered_since NULLS LAST, latest_message_at DESC, chat_id
-        LIMIT 500
-        """,
-        as_of=as_of,
-        all=threads_choice.value == "All",
-        number=number,
-    )
-    waiting["Waiting"] = waiting["Waiting"].map(format_duration)
-    waiting["Target"] = waiting["Target"].fillna("–")
+def _(chosen, query, threads_choice):
+    waiting = query(activity.WAITING, **chosen, all=threads_choice.value == "All")
+    _ages = waiting.loc[waiting["is_group"].eq(False), "age"]
+    waiting_times = _ages.value_counts().rename_axis("waited").reset_index(name="threads")
     return waiting, waiting_times
 
 
 @app.cell(hide_code=True)
 def _(waiting):
-    threads_table = table(waiting, selection="single")
+    _shown = {
+        "Who": waiting["who"] + waiting["is_group"].map({True: " (group)"}).fillna(""),
+        "Waiting": waiting["waited_seconds"].map(format_duration),
+        "Target": waiting["target"].fillna("–"),
+        "Our number": waiting["label"].fillna(waiting["from_handle"]),
+        "Since (UTC)": waiting["unanswered_since"].dt.strftime("%Y-%m-%d %H:%M").fillna("–"),
+        "Channel": waiting["main_channel"],
+        "Messages": waiting["messages_total"],
+        "Chat": waiting["chat_id"],
+    }
+    if waiting["target"].isna().all():
+        del _shown["Target"]
+    threads_table = table(pd.DataFrame(_shown), selection="single", hidden_columns=["Chat"])
     return (threads_table,)
 
 
@@ -261,7 +246,7 @@ def _(query, thread):
 
 
 @app.cell
-def _(first, last, number, query):
+def _(chosen, first, last, query):
     grain = choose_grain((last - first).days)
     # Days are in the account's time zone. They are sent as midnight UTC, so that no browser shifts them.
     volume = query(
@@ -288,26 +273,19 @@ def _(first, last, number, query):
         WHERE messages > 0
         ORDER BY began, side
         """,
-        first=first,
-        last=last,
-        number=number,
+        **chosen,
     )
     return grain, volume
 
 
 @app.cell
-def _(as_of, first, last, number, query):
-    answers = query(activity.RESPONSES, as_of=as_of, first=first, last=last, number=number)
-    return (answers,)
-
-
-@app.cell
-def _(first, last, number, query):
+def _(chosen, query):
+    # Turns of one side in direct chats, by the side that is to answer.
     replies = query(
         """
-        WITH replies AS (
+        WITH turns AS (
             SELECT
-                side,
+                CASE side WHEN 'us' THEN 'them' ELSE 'us' END AS side,
                 CASE
                     WHEN reply_seconds < 60 THEN '< 1 min'
                     WHEN reply_seconds < 5 * 60 THEN '1–5 min'
@@ -316,43 +294,24 @@ def _(first, last, number, query):
                     WHEN reply_seconds < 4 * 3600 THEN '1–4 h'
                     WHEN reply_seconds < 24 * 3600 THEN '4–24 h'
                     WHEN reply_seconds < 7 * 86400 THEN '1–7 days'
-                    ELSE '> 7 days'
+                    WHEN reply_seconds IS NOT NULL THEN '> 7 days'
+                    ELSE 'no answer'
                 END AS took
-            FROM staging.int_thread_messages
-            WHERE reply_seconds IS NOT NULL AND day BETWEEN $first AND $last
-                AND ($number IS NULL OR from_handle = $number)
+            FROM marts.thread_turns
+            WHERE NOT is_group AND day BETWEEN $first AND $last AND ($number IS NULL OR from_handle = $number)
         )
-        SELECT side, took, count(*) AS replies, count(*) / sum(count(*)) OVER (PARTITION BY side) AS share
-        FROM replies
+        SELECT side, took, count(*) AS turns, count(*) / sum(count(*)) OVER (PARTITION BY side) AS share
+        FROM turns
         GROUP BY side, took
         ORDER BY side, took
         """,
-        first=first,
-        last=last,
-        number=number,
+        **chosen,
     )
-    reply_quantiles = query(
-        """
-        SELECT
-            side,
-            count(*) AS replies,
-            quantile_cont(reply_seconds, 0.5) AS median_seconds,
-            quantile_cont(reply_seconds, 0.9) AS p90_seconds
-        FROM staging.int_thread_messages
-        WHERE reply_seconds IS NOT NULL AND day BETWEEN $first AND $last
-            AND ($number IS NULL OR from_handle = $number)
-        GROUP BY side
-        ORDER BY side DESC
-        """,
-        first=first,
-        last=last,
-        number=number,
-    )
-    return replies, reply_quantiles
+    return (replies,)
 
 
 @app.cell
-def _(first, grain, last, number, query):
+def _(chosen, grain, query):
     # By the day on which they asked.
     targets = query(
         f"""
@@ -374,22 +333,13 @@ def _(first, grain, last, number, query):
         GROUP BY began, metric, state
         ORDER BY began, metric, state
         """,
-        first=first,
-        last=last,
-        number=number,
+        **chosen,
     )
-    met = query(activity.TARGETS, first=first, last=last, number=number)
-    return met, targets
+    return (targets,)
 
 
 @app.cell
-def _(first, last, number, query):
-    delivery = query(activity.DELIVERY, first=first, last=last, number=number)
-    return (delivery,)
-
-
-@app.cell
-def _(first, last, number, query):
+def _(chosen, query):
     hours = query(
         """
         WITH counted AS (
@@ -411,9 +361,7 @@ def _(first, last, number, query):
         FROM week LEFT JOIN counted USING (weekday, hour)
         ORDER BY weekday, hour
         """,
-        first=first,
-        last=last,
-        number=number,
+        **chosen,
     )
     return (hours,)
 
@@ -545,10 +493,12 @@ def _(query):
 
 
 @app.cell(hide_code=True)
-def _(database, days_choice, last_failure, number_choice, refresh, skipped):
+def _(as_of, database, days_choice, last_failure, number_choice, refresh, skipped):
+    _path = min(os.path.relpath(database), str(database), key=len)
+    _age = "nothing has been read" if as_of is None else f"as of {format_age(as_of)} ({format_minute(as_of)})"
     mo.vstack(
         [
-            mo.md(f"# MsgBubbles\n\n`{os.path.relpath(database)}`"),
+            mo.md(f"# MsgBubbles\n\n`{_path}`, {_age}"),
             mo.hstack([number_choice, days_choice, refresh], justify="start", align="end", wrap=True),
             *([mo.callout(mo.md(last_failure), kind="danger")] if last_failure else []),
             *([mo.callout(mo.md(skipped), kind="warn")] if skipped else []),
@@ -558,32 +508,30 @@ def _(database, days_choice, last_failure, number_choice, refresh, skipped):
 
 
 @app.cell(hide_code=True)
-def _(as_of, figures, first, last, standing):
-    _now, _before = figures.itertuples(index=False)
+def _(figures, first, last, waiting_times):
+    _now, _complete, _before = figures.itertuples(index=False)
+
+    def _compare(name: str) -> str:
+        before = getattr(_before, name)
+        change = f" ({100 * (getattr(_complete, name) - before) / before:+.0f}%)" if before else ""
+        return f"before: {before:,}{change}"
+
     mo.vstack(
         [
             mo.md(f"## {first:%d %b} to {last:%d %b %Y}"),
             stats(
-                ("Fresh as of", "–" if as_of is None else format_age(as_of), format_minute(as_of)),
-                ("Waiting on us", f"{standing['threads_waiting_on_us'][0]:,}", "chats, now"),
-                (
-                    "Messages to us",
-                    f"{_now.messages_inbound:,}",
-                    compare(_now.messages_inbound, _before.messages_inbound),
-                ),
-                (
-                    "Messages from us",
-                    f"{_now.messages_outbound:,}",
-                    compare(_now.messages_outbound, _before.messages_outbound),
-                ),
-                ("New chats", f"{_now.threads_new:,}", compare(_now.threads_new, _before.threads_new)),
+                ("Waiting on us", f"{waiting_times['threads'].sum():,}", "direct chats, now"),
                 ("Answered in an hour", percent(_now.within_hour), f"before: {percent(_before.within_hour)}"),
                 (
                     "Median answer",
                     format_duration(_now.median_seconds),
                     f"before: {format_duration(_before.median_seconds)}",
                 ),
+                ("Messages to us", f"{_now.messages_inbound:,}", _compare("messages_inbound")),
+                ("Messages from us", f"{_now.messages_outbound:,}", _compare("messages_outbound")),
+                ("New chats", f"{_now.threads_new:,}", _compare("threads_new")),
             ),
+            mo.md("Changes are of complete days, from as many days before."),
         ]
     )
     return
@@ -591,27 +539,26 @@ def _(as_of, figures, first, last, standing):
 
 @app.cell(hide_code=True)
 def _(threads_choice, threads_table, waiting, waiting_times):
-    _total = int(waiting_times["threads"].sum())
     mo.vstack(
         [
             mo.md("## Chats waiting on us"),
+            threads_choice,
+            *([] if waiting.empty else [threads_table, mo.md("Select a chat to see its messages.")]),
             draw(
-                alt.Chart(waiting_times, title=f"{_total:,} chats by waiting time")
+                alt.Chart(waiting_times, title="Direct chats by waiting time")
                 .mark_bar(color=SIDES["us"])
                 .encode(
-                    alt.X("waited:O", sort=WAITS, title="Waiting time", axis=alt.Axis(labelAngle=0)),
-                    alt.Y("threads:Q", title="Chats", axis=alt.Axis(tickMinStep=1)),
+                    alt.Y("waited:O", sort=activity.AGES, title=None),
+                    alt.X("threads:Q", title="Chats", axis=alt.Axis(tickMinStep=1, tickCount=6)),
                     tooltip=[
                         alt.Tooltip("waited:O", title="Waiting time"),
                         alt.Tooltip("threads:Q", format=",", title="Chats"),
                     ],
                 )
-                .properties(height=180),
+                .properties(height=alt.Step(20)),
                 waiting_times,
-                "No chat is waiting on us.",
+                "No direct chat is waiting on us.",
             ),
-            threads_choice,
-            *([] if waiting.empty else [threads_table, mo.md("Select a chat to see its messages.")]),
         ]
     )
     return
@@ -620,7 +567,7 @@ def _(threads_choice, threads_table, waiting, waiting_times):
 @app.cell(hide_code=True)
 def _(thread, thread_messages, waiting):
     mo.stop(thread is None)
-    _who = next(iter(waiting.loc[waiting["Chat"] == thread, "Who"]), "Chat")
+    _who = next(iter(waiting.loc[waiting["chat_id"] == thread, "who"]), "Chat")
     mo.vstack([mo.md(f"### {_who}\n\n`{thread}`, the latest messages first"), table(thread_messages)])
     return
 
@@ -630,30 +577,14 @@ def _(grain, volume):
     mo.vstack(
         [
             mo.md("## Message volume"),
-            draw(
-                alt.Chart(volume, title=f"Messages per {grain} and side")
-                .mark_bar()
-                .encode(
-                    time_axis("began", f"{grain.capitalize()} (the account's time zone)").timeUnit(BINS[grain]),
-                    alt.Y("messages:Q", title=f"Messages per {grain}"),
-                    colour(volume, "side", SIDES, "Written by"),
-                    tooltip=[
-                        day_tooltip("began", grain.capitalize()),
-                        alt.Tooltip("side:N", title="Written by"),
-                        alt.Tooltip("messages:Q", format=",", title="Messages"),
-                    ],
-                )
-                .properties(height=220),
-                volume,
-                "No messages yet.",
-            ),
+            draw_by_time(volume, grain, "messages", "side", SIDES, "Written by", "No messages yet."),
         ]
     )
     return
 
 
 @app.cell(hide_code=True)
-def _(answers, replies, reply_quantiles):
+def _(answers, replies):
     _shown = pd.DataFrame(
         {
             "Our number": answers["label"].fillna(answers["from_handle"]),
@@ -665,45 +596,31 @@ def _(answers, replies, reply_quantiles):
             "90% within": answers["p90_seconds"].map(format_duration),
         }
     )
-    _answer = {"us": "We answer", "them": "They answer"}
     mo.vstack(
         [
             mo.md("""
             ## Answers
 
-            The table has all turns in which a contact wrote in a direct chat; a turn without an answer counts as not
-            answered in time.
-
-            A reply is the first message of a turn. Its time is measured from the first message that it answers. A
-            message that resumes a chat after weeks counts as a reply, too.
+            All turns in direct chats, by the day on which they began. A turn without an answer counts as not answered
+            in time. The time of an answer is measured from the first message of the turn.
             """),
             *([] if answers.empty else [table(_shown)]),
-            stats(
-                *(
-                    (
-                        f"{_answer[row.side]}, median",
-                        format_duration(row.median_seconds),
-                        f"90% within {format_duration(row.p90_seconds)}; {row.replies:,} replies",
-                    )
-                    for row in reply_quantiles.itertuples()
-                )
-            ),
             draw(
-                alt.Chart(replies, title="Replies by reply time")
+                alt.Chart(replies, title="Turns by the time to their answer")
                 .mark_bar()
                 .encode(
-                    alt.X("took:O", sort=REPLY_TIMES, title="Reply time", axis=alt.Axis(labelAngle=0)),
-                    alt.XOffset("side:N", sort=["them", "us"]),
-                    alt.Y("share:Q", axis=alt.Axis(format="%"), title="Share of the side's replies"),
-                    colour(replies, "side", SIDES, "Reply by"),
+                    alt.Y("took:O", sort=REPLY_TIMES, title=None),
+                    alt.YOffset("side:N", sort=["them", "us"]),
+                    alt.X("share:Q", axis=alt.Axis(format="%"), title="Share of the turns that the side is to answer"),
+                    colour(replies, "side", SIDES, "Answer by"),
                     tooltip=[
-                        alt.Tooltip("side:N", title="Reply by"),
-                        alt.Tooltip("took:O", title="Reply time"),
-                        alt.Tooltip("replies:Q", format=",", title="Replies"),
+                        alt.Tooltip("side:N", title="Answer by"),
+                        alt.Tooltip("took:O", title="Time to the answer"),
+                        alt.Tooltip("turns:Q", format=",", title="Turns"),
                         alt.Tooltip("share:Q", format=".1%", title="Share"),
                     ],
                 )
-                .properties(height=220),
+                .properties(height=260),
                 replies,
                 "No replies yet.",
             ),
@@ -728,22 +645,8 @@ def _(grain, met, targets):
                     for row in met.itertuples()
                 )
             ),
-            draw(
-                alt.Chart(targets, title=f"Targets by the {grain} on which they asked")
-                .mark_bar()
-                .encode(
-                    time_axis("began", f"{grain.capitalize()} (the account's time zone)").timeUnit(BINS[grain]),
-                    alt.Y("sum(targets):Q", title="Targets"),
-                    colour(targets, "state", TARGETS, "State"),
-                    tooltip=[
-                        day_tooltip("began", grain.capitalize()),
-                        alt.Tooltip("state:N", title="State"),
-                        alt.Tooltip("sum(targets):Q", format=",", title="Targets"),
-                    ],
-                )
-                .properties(height=180),
-                targets,
-                "No targets. `[transforms.sla]` sets them.",
+            draw_by_time(
+                targets, grain, "targets", "state", TARGETS, "State", "No targets. `[transforms.sla]` sets them."
             ),
         ]
     )
@@ -772,7 +675,7 @@ def _(hours):
                 alt.Chart(hours, title="Messages by hour of the week")
                 .mark_rect()
                 .encode(
-                    alt.X("hour:O", title="Hour of the day (the account's time zone)", axis=alt.Axis(labelAngle=0)),
+                    alt.X("hour:O", title="Hour of the day (the account's time zone)", axis=HOURS),
                     alt.Y("day:O", sort=WEEKDAYS, title=None),
                     alt.Color("messages:Q", scale=alt.Scale(scheme="viridis", domainMin=0), title="Messages"),
                     tooltip=[
@@ -857,20 +760,20 @@ def _(coverage, runs, standing):
         _since = ("the start", "everything has been read")
     else:
         _since = (f"{_now.complete_since:%Y-%m-%d}", "older messages have not been read yet")
-    _newest = f"newest {format_minute(_now.newest_message_at)}" if _now.messages else "none yet"
+    _newest = f"newest {_now.newest_message_at:%Y-%m-%d}" if _now.messages else "none yet"
     mo.vstack(
         [
             mo.md("## Completeness"),
             stats(
                 ("Complete since", *_since),
                 ("Messages", f"{_now.messages:,}", _newest),
-                ("Chats", f"{_now.threads:,}", f"{_now.threads_waiting_on_us:,} waiting on us"),
+                ("Chats", f"{_now.threads:,}", "without deleted ones"),
             ),
             draw(
                 alt.Chart(coverage, title="Intervals that have been read")
                 .mark_bar(height=14)
                 .encode(
-                    time_axis("from", "Time of the message, or of the chat's latest message (UTC)"),
+                    time_axis("from", "Time (UTC)"),
                     alt.X2("to:T"),
                     alt.Y("stream:N", title=None),
                     colour(coverage, "state", STATES, "State"),
@@ -899,8 +802,8 @@ def _(database):
     Three examples. Edit and run them with `marimo edit notebooks/explore.py -- --database {database}`.
     `transforms/README.md` describes the tables and has more queries.
 
-    1. Which chats have waited longest for our answer?
-    2. How busy was each of our numbers in its last week, and how fast did we reply?
+    1. Which direct chats have waited longest for our answer?
+    2. How much did each of our numbers get in the last week, and what did it answer?
     3. With which contacts do we exchange most messages?
     """)
     return
@@ -910,10 +813,10 @@ def _(database):
 def _(warehouse):
     longest_waiting = mo.sql(
         f"""
-        -- Which chats have waited longest for our answer?
+        -- Which direct chats have waited longest for our answer?
         SELECT coalesce(title, remote_handle) AS who, unanswered_since, messages_total
         FROM marts.thread_activity
-        WHERE waiting_on = 'us'
+        WHERE waiting_on = 'us' AND NOT is_group
         ORDER BY unanswered_since
         LIMIT 10
         """,
@@ -926,17 +829,17 @@ def _(warehouse):
 def _(warehouse):
     numbers_last_week = mo.sql(
         f"""
-        -- How busy was each of our numbers in its last week, and how fast did we reply?
+        -- How much did each of our numbers get in the last week, and what did it answer?
         SELECT
             from_handle,
-            sum(messages_inbound) AS messages_inbound,
-            sum(messages_outbound) AS messages_outbound,
-            sum(threads_new) AS threads_new,
-            round(median(our_median_reply_seconds) / 60, 1) AS typical_reply_minutes
-        FROM marts.number_activity_daily
-        WHERE day > (SELECT max(day) FROM marts.number_activity_daily) - 7
+            sum(message_count)::BIGINT AS messages,
+            count(*) AS asked,
+            count(answered_at) AS answered,
+            round(median(reply_seconds) / 60, 1) AS median_minutes
+        FROM marts.thread_turns
+        WHERE side = 'them' AND NOT is_group AND day > (SELECT max(day) FROM marts.calendar WHERE is_complete) - 7
         GROUP BY from_handle
-        ORDER BY messages_inbound DESC
+        ORDER BY messages DESC
         """,
         engine=warehouse,
     )
@@ -1057,6 +960,26 @@ def day_tooltip(field: str, title: str) -> alt.Tooltip:
 
 
 @app.function(hide_code=True)
+def draw_by_time(
+    frame: pd.DataFrame, grain: str, value: str, kind: str, colours: dict[str, str], title: str, empty_message: str
+) -> object:
+    """Draw stacked bars of a value by kind, of each day, week or month in `began`."""
+    what = value.capitalize()
+    bars = alt.Chart(frame, title=f"{what} per {grain}").mark_bar()
+    encoded = bars.encode(
+        time_axis("began", f"{grain.capitalize()} (the account's time zone)").timeUnit(BINS[grain]),
+        alt.Y(f"sum({value}):Q", title=what),
+        colour(frame, kind, colours, title),
+        tooltip=[
+            day_tooltip("began", grain.capitalize()),
+            alt.Tooltip(f"{kind}:N", title=title),
+            alt.Tooltip(f"sum({value}):Q", format=",", title=what),
+        ],
+    )
+    return draw(encoded.properties(height=200), frame, empty_message)
+
+
+@app.function(hide_code=True)
 def draw(chart: alt.Chart, frame: pd.DataFrame, empty_message: str) -> object:
     """Return the chart, or a message if it has no data. Text and background have no colour, so that themes apply."""
     if frame.empty:
@@ -1065,14 +988,24 @@ def draw(chart: alt.Chart, frame: pd.DataFrame, empty_message: str) -> object:
         chart.properties(width="container", background="transparent")
         .configure_title(anchor="start", fontSize=13, offset=12)
         .configure_axis(titleFontWeight="normal", gridOpacity=0.3, domainOpacity=0.4, tickOpacity=0.4)
-        .configure_legend(titleFontWeight="normal")
+        .configure_legend(titleFontWeight="normal", orient="top")
         .configure_view(strokeOpacity=0)
     )
 
 
 @app.function(hide_code=True)
-def table(frame: pd.DataFrame, selection: Literal["single"] | None = None) -> Any:
-    return mo.ui.table(frame, selection=selection, page_size=8, show_column_summaries=False, show_data_types=False)
+def table(
+    frame: pd.DataFrame, selection: Literal["single"] | None = None, hidden_columns: list[str] | None = None
+) -> Any:
+    return mo.ui.table(
+        frame,
+        selection=selection,
+        page_size=10,
+        show_column_summaries=False,
+        show_data_types=False,
+        hidden_columns=hidden_columns,
+        text_justify_columns=dict.fromkeys([name for name in frame if name in RIGHT], "right"),
+    )
 
 
 @app.function(hide_code=True)
@@ -1084,12 +1017,6 @@ def find_failure(database: Path) -> str | None:
         if run["exit_status"] not in (0, 3):
             return f"The last run, {run['started_at'][:16].replace('T', ' ')} UTC, did not complete: {run['error']}"
     return None
-
-
-@app.function(hide_code=True)
-def compare(now: int, before: int) -> str:
-    """Return what there was in the period before, and the difference from it in percent."""
-    return f"before: {before:,} ({100 * (now - before) / before:+.0f}%)" if before else "before: 0"
 
 
 @app.function(hide_code=True)

@@ -25,6 +25,7 @@ from nbclient import NotebookClient
 from helpers import message_reference as reference
 from helpers.job import CHATS, Job
 from helpers.marts_reference import thread_activity
+from helpers.turns_reference import thread_turns
 
 PROJECT = CHATS.parents[1]
 NOTEBOOKS = PROJECT / "notebooks"
@@ -147,11 +148,12 @@ def test_selected_number_limits_every_figure(
     assert 0 < len(selected) < len(messages)
     assert shown["volume"]["messages"].sum() == len(selected)
     assert shown["hours"]["messages"].sum() == len(selected)
-    assert shown["reply_quantiles"]["replies"].sum() == sum(m.asked_at is not None for m in selected)
+    assert shown["replies"]["turns"].sum() == sum(turn["from_handle"] == number for turn in direct_turns(world))
     waiting = [row for row in thread_activity(world, UTC_ZONE) if row["waiting_on"] == "us"]
-    ours = {row["chat_id"] for row in waiting if row["from_handle"] == number}
-    assert set(shown["waiting"]["Chat"]) == ours
-    assert shown["waiting_times"]["threads"].sum() == len(ours) < len(waiting)
+    ours = {row["chat_id"]: row["is_group"] for row in waiting if row["from_handle"] == number}
+    assert set(shown["waiting"]["chat_id"]) == ours.keys()
+    assert shown["waiting_times"]["threads"].sum() == sum(not is_group for is_group in ours.values())
+    assert 0 < len(ours) < len(waiting)
 
 
 def test_chosen_days_limit_figures_and_are_compared_with_those_before(
@@ -161,9 +163,10 @@ def test_chosen_days_limit_figures_and_are_compared_with_those_before(
     first = last - timedelta(days=9)
     chat = messages[0].chat["id"]
     _, shown = run_notebook(eventful, first=first, last=last, thread=chat)
-    now, before = shown["figures"].itertuples(index=False)
+    now, complete, before = shown["figures"].itertuples(index=False)
     for figures, begin, end in (
         (now, first, last),
+        (complete, first, last),
         (before, first - timedelta(days=10), first - timedelta(days=1)),
     ):
         chosen = [m for m in messages if begin <= m.day <= end and m.chat["from_handle"] is not None]
@@ -207,24 +210,37 @@ def test_last_failure_is_shown_with_its_reason(tmp_path: Path) -> None:
 BUCKETS = {60: "< 1 min", 300: "1–5 min", 900: "5–15 min", 3600: "15–60 min", 14400: "1–4 h", 86400: "4–24 h"}
 
 
-def test_reply_times_match_the_messages(shown: Mapping[str, Any], messages: list[reference.Message]) -> None:
-    waits = [(m.side, m.waited) for m in messages if m.waited is not None]
+def direct_turns(world: reference.World) -> list[reference.Row]:
+    """Return the turns of direct chats, computed in Python."""
+    return [turn for turn in thread_turns(world, UTC_ZONE) if turn["is_group"] is False]
 
-    def bucket(waited: timedelta) -> str:
-        seconds = waited.total_seconds()
+
+def test_times_to_answers_match_the_turns(shown: Mapping[str, Any], world: reference.World) -> None:
+    turns = direct_turns(world)
+
+    def bucket(seconds: float | None) -> str:
+        if seconds is None:
+            return "no answer"
         late = "1–7 days" if seconds < 604800 else "> 7 days"
         return next((name for limit, name in BUCKETS.items() if seconds < limit), late)
 
-    expected = Counter((side, bucket(waited)) for side, waited in waits)
-    assert len(expected) == 16
-    assert counts(shown["replies"], "side", "took", value="replies") == expected
+    answers_by = {"us": "them", "them": "us"}
+    expected = Counter((answers_by[turn["side"]], bucket(turn["reply_seconds"])) for turn in turns)
+    assert len(expected) == 18
+    assert counts(shown["replies"], "side", "took", value="turns") == expected
     for side, shares in shown["replies"].groupby("side")["share"]:
         assert shares.sum() == pytest.approx(1), side
-    for row in shown["reply_quantiles"].itertuples():
-        of_side = [waited for side, waited in waits if side == row.side]
-        assert row.replies == len(of_side)
-        assert row.median_seconds == pytest.approx(reference.percentile(Fraction(1, 2), of_side), abs=0.001)
-        assert row.p90_seconds == pytest.approx(reference.percentile(Fraction(9, 10), of_side), abs=0.001)
+    asked = [turn for turn in turns if turn["side"] == "them" and turn["from_handle"] is not None]
+    assert shown["answers"]["asked"].sum() == len(asked)
+    for row in shown["answers"].itertuples():
+        waits = [
+            timedelta(seconds=turn["reply_seconds"])
+            for turn in asked
+            if turn["from_handle"] == row.from_handle and turn["reply_seconds"] is not None
+        ]
+        assert row.answered == len(waits)
+        assert row.median_seconds == pytest.approx(reference.percentile(Fraction(1, 2), waits), abs=0.001)
+        assert row.p90_seconds == pytest.approx(reference.percentile(Fraction(9, 10), waits), abs=0.001)
 
 
 def test_heat_map_has_every_hour_of_the_week(shown: Mapping[str, Any], messages: list[reference.Message]) -> None:
@@ -242,10 +258,11 @@ AGES = {3600: "< 1 h", 14400: "1–4 h", 86400: "4–24 h", 259200: "1–3 days"
 
 def test_waiting_chats_match_the_messages(shown: Mapping[str, Any], world: reference.World) -> None:
     waiting = {
-        row["chat_id"]: row["unanswered_since"] for row in thread_activity(world, UTC_ZONE) if row["waiting_on"] == "us"
+        row["chat_id"]: (row["is_group"], row["unanswered_since"])
+        for row in thread_activity(world, UTC_ZONE)
+        if row["waiting_on"] == "us"
     }
     assert 50 < len(waiting) < 200
-    assert list(shown["waiting"]["Chat"]) == sorted(waiting, key=lambda chat: (waiting[chat], chat))
     as_of = max(row["started_at"] for row in world["sync_runs"])
     assert as_of > max(row["cursor_at"] for row in world["messages"])
 
@@ -253,10 +270,15 @@ def test_waiting_chats_match_the_messages(shown: Mapping[str, Any], world: refer
         seconds = (as_of - since).total_seconds()
         return next((name for limit, name in AGES.items() if seconds < limit), "> 4 weeks")
 
+    def place(chat: str) -> tuple[Any, ...]:
+        is_group, since = waiting[chat]
+        is_old = as_of - since >= timedelta(days=7)
+        return is_group, is_old, as_of - since if is_old else since - as_of, chat
+
+    assert list(shown["waiting"]["chat_id"]) == sorted(waiting, key=place)
     assert counts(shown["waiting_times"], "waited", value="threads") == Counter(
-        (age(since),) for since in waiting.values()
+        (age(since),) for is_group, since in waiting.values() if not is_group
     )
-    assert shown["standing"].iloc[0]["threads_waiting_on_us"] == len(waiting)
 
 
 def test_daily_members_match_the_rows(eventful: Path, shown: Mapping[str, Any]) -> None:
@@ -339,7 +361,7 @@ def test_empty_account_shows_messages_instead_of_charts(new_job: Callable[..., J
     page, shown = run_notebook(job.database)
     for frame in ("volume", "replies", "hours", "waiting", "members", "membership", "longest_waiting"):
         assert shown[frame].empty, frame
-    for message in ("No messages yet", "No replies yet", "No chat is waiting on us", "No groups yet"):
+    for message in ("No messages yet", "No replies yet", "No direct chat is waiting on us", "No groups yet"):
         assert message in page
     assert len(shown["runs"]) == 1
     run_in_jupyter(job.database)
@@ -383,7 +405,7 @@ def test_default_file_without_marts_is_skipped(eventful: Path, tmp_path: Path) -
     [
         ("nowhere.duckdb", "does not exist"),
         ("text.duckdb", "cannot be opened as a DuckDB file"),
-        ("bare.duckdb", "marts.contact"),
+        ("bare.duckdb", "marts.calendar"),
         ("all.duckdb", "contains several accounts, but this notebook shows one"),
         (".msgbubbles/work/work.duckdb", "Open the published file instead"),
     ],

@@ -233,7 +233,7 @@ def test_what_no_view_shows_is_described_where_it_lands(documentation: Documenta
 
 def find_relations(file: Path) -> set[str]:
     code = file.read_text()
-    shared = [getattr(activity, name) for name in re.findall(r"\bactivity\.([A-Z_]+)", code)]
+    shared = [str(getattr(activity, name)) for name in re.findall(r"\bactivity\.([A-Z_]+)", code)]
     return set(re.findall(r"\b(?:marts|staging|msgbubbles)\.([a-z_]+)", "\n".join([code, *shared])))
 
 

@@ -19,6 +19,7 @@ from jinja2 import Environment, Template
 from msgbubbles_sync.errors import UsageError
 
 WAITING_SHOWN = 25
+AGES = ("< 1 h", "1–4 h", "4–24 h", "1–3 days", "3–7 days", "1–4 weeks", "> 4 weeks")
 WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
 # Everything that was visible when a complete run began has been read, even if the newest message is older.
@@ -47,12 +48,17 @@ RATES = """count(*) AS asked,
     count(*) FILTER (is_within_hour) / nullif(count(*) FILTER (is_past_hour), 0) AS within_hour,
     quantile_cont(reply_seconds, 0.5) AS median_seconds,
     quantile_cont(reply_seconds, 0.9) AS p90_seconds"""
-# The period, and as many days before it.
+# The period, its complete days, and as many days before them: a day that is not over is compared with none.
 FIGURES = f"""WITH {ASKED},
+complete AS (
+    SELECT least($last, (SELECT max(day) FROM marts.calendar WHERE is_complete)) AS last
+),
 periods AS (
     SELECT 1 AS place, $first AS first, $last AS last
     UNION ALL
-    SELECT 2, $first - ($last - $first + 1)::INTEGER, $first - 1
+    SELECT 2, $first, last FROM complete
+    UNION ALL
+    SELECT 3, $first - (last - $first + 1)::INTEGER, $first - 1 FROM complete
 ),
 volume AS (
     SELECT
@@ -82,6 +88,8 @@ FROM asked LEFT JOIN msgbubbles.numbers ON handle = from_handle
 WHERE day BETWEEN $first AND $last
 GROUP BY from_handle, label
 ORDER BY asked DESC, from_handle"""  # noqa: S608 - constants of this module
+# First the targets that may still be met, then those who have waited longest within a week, then older ones, which may
+# be over without a word. The page has the chats that wait on us, the dashboard may show all.
 WAITING = """SELECT
     coalesce(nullif(title, ''), remote_handle, chat_id) AS who,
     from_handle,
@@ -89,13 +97,31 @@ WAITING = """SELECT
     is_group,
     unanswered_since,
     epoch($as_of - unanswered_since) AS waited_seconds,
+    CASE
+        WHEN waited_seconds < 3600 THEN '< 1 h'
+        WHEN waited_seconds < 4 * 3600 THEN '1–4 h'
+        WHEN waited_seconds < 24 * 3600 THEN '4–24 h'
+        WHEN waited_seconds < 3 * 86400 THEN '1–3 days'
+        WHEN waited_seconds < 7 * 86400 THEN '3–7 days'
+        WHEN waited_seconds < 28 * 86400 THEN '1–4 weeks'
+        WHEN waited_seconds IS NOT NULL THEN '> 4 weeks'
+    END AS age,
     target,
-    messages_total
+    main_channel,
+    messages_total,
+    chat_id
 FROM marts.thread_activity LEFT JOIN msgbubbles.numbers ON handle = from_handle
     -- Only the last turn of a chat can be without an answer.
-    LEFT JOIN (SELECT chat_id, state AS target FROM marts.sla_events WHERE answered_at IS NULL) USING (chat_id)
-WHERE waiting_on = 'us' AND ($number IS NULL OR from_handle = $number)
-ORDER BY is_group, unanswered_since, chat_id"""
+    LEFT JOIN (SELECT chat_id, state AS target, due_at FROM marts.sla_events WHERE answered_at IS NULL) USING (chat_id)
+WHERE ($all OR waiting_on = 'us') AND ($number IS NULL OR from_handle = $number)
+ORDER BY
+    waiting_on IS DISTINCT FROM 'us',
+    is_group,
+    CASE WHEN target = 'running' THEN due_at END,
+    waited_seconds >= 7 * 86400,
+    CASE WHEN waited_seconds < 7 * 86400 THEN -waited_seconds ELSE waited_seconds END,
+    latest_message_at DESC,
+    chat_id"""
 TARGETS = """SELECT
     metric,
     sum(targets_met)::BIGINT AS met,
@@ -184,6 +210,7 @@ def read_activity(connection: duckdb.DuckDBPyConnection, zone: str, days: int, n
         last = as_of.astimezone(ZoneInfo(zone)).date()
         values = {
             "as_of": as_of, "zone": zone, "number": number, "first": last - timedelta(days=days - 1), "last": last,
+            "all": False,
         }  # fmt: skip
     except duckdb.CatalogException:
         raise UsageError("the warehouse has no tables. Run the sync first.") from None
@@ -201,6 +228,7 @@ def render_activity(activity: Activity, title: str, generated_at: datetime, fail
         title=title,
         generated_at=generated_at,
         failure=failure,
+        ages=AGES,
         weekdays=WEEKDAYS,
         waiting_shown=WAITING_SHOWN,
     )

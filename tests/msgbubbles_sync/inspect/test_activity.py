@@ -22,6 +22,9 @@ CREATE TABLE msgbubbles.sync_runs AS SELECT TIMESTAMPTZ '2026-11-25 12:00:00Z' A
 CREATE TABLE msgbubbles.stream_coverage AS
     SELECT 'messages' AS stream, TIMESTAMPTZ '2026-11-25 11:00:00Z' AS complete_to;
 CREATE TABLE msgbubbles.numbers AS FROM (VALUES ('{SUPPORT}', 'Support'), ('{SALES}', NULL)) AS n (handle, label);
+CREATE TABLE marts.calendar AS
+    SELECT unnest(range(DATE '2026-11-20', DATE '2026-11-26', INTERVAL 1 DAY))::DATE AS day,
+        day < '2026-11-25' AS is_complete;
 CREATE TABLE marts.number_activity_daily AS FROM (VALUES
     ('{SUPPORT}', DATE '2026-11-25', 5, 4, 1),
     ('{SALES}', DATE '2026-11-24', 2, 3, 0),
@@ -42,13 +45,18 @@ CREATE TABLE marts.thread_activity AS FROM (VALUES
     ('one', '<b>Ann</b>', '+15550001', '{SUPPORT}', false, 'us', TIMESTAMPTZ '2026-11-25 11:30:00Z', 3),
     ('two', NULL, '+15550002', '{SALES}', false, 'us', TIMESTAMPTZ '2026-11-24 09:00:00Z', 1),
     ('three', 'Club', NULL, '{SALES}', true, 'us', TIMESTAMPTZ '2026-11-20 09:00:00Z', 9),
-    ('four', NULL, '+15550004', '{SALES}', false, 'them', NULL, 9)
+    ('four', NULL, '+15550004', '{SALES}', false, 'them', NULL, 9),
+    ('five', NULL, '+15550005', '{SUPPORT}', false, 'us', TIMESTAMPTZ '2026-11-24 12:00:00Z', 1),
+    ('six', NULL, '+15550006', '{SUPPORT}', false, 'us', TIMESTAMPTZ '2026-01-24 12:00:00Z', 1),
+    ('seven', NULL, '+15550007', '{SUPPORT}', false, 'us', TIMESTAMPTZ '2026-11-18 12:00:00Z', 1)
 ) AS t (chat_id, title, remote_handle, from_handle, is_group, waiting_on, unanswered_since, messages_total);
+ALTER TABLE marts.thread_activity ADD COLUMN main_channel VARCHAR;
+ALTER TABLE marts.thread_activity ADD COLUMN latest_message_at TIMESTAMPTZ;
 CREATE TABLE marts.sla_events AS FROM (VALUES
-    ('two', 'breached', NULL),
-    ('one', 'running', NULL),
-    ('one', 'met', TIMESTAMPTZ '2026-11-24 09:00:00Z')
-) AS s (chat_id, state, answered_at);
+    ('two', 'breached', NULL, TIMESTAMPTZ '2026-11-24 10:00:00Z'),
+    ('one', 'running', NULL, TIMESTAMPTZ '2026-11-25 12:30:00Z'),
+    ('one', 'met', TIMESTAMPTZ '2026-11-24 09:00:00Z', TIMESTAMPTZ '2026-11-24 10:00:00Z')
+) AS s (chat_id, state, answered_at, due_at);
 CREATE TABLE marts.sla_daily AS FROM (VALUES
     ('{SALES}', DATE '2026-11-24', 'first_response', 0, 1, 0),
     ('{SUPPORT}', DATE '2026-11-25', 'next_response', 0, 0, 1),
@@ -78,9 +86,11 @@ def warehouse() -> Iterator[duckdb.DuckDBPyConnection]:
 def test_figures_count_unanswered_turns_once_their_time_has_passed(warehouse: duckdb.DuckDBPyConnection) -> None:
     activity: Any = read_activity(warehouse, "UTC", 2, None)
     assert (activity.as_of, activity.first, activity.last) == (NOON, date(2026, 11, 24), date(2026, 11, 25))
-    now, before = activity.figures
+    now, complete, before = activity.figures
     assert (now.messages_inbound, now.messages_outbound, now.threads_new) == (7, 7, 1)
     assert (now.asked, now.answered, now.within_hour, now.within_5_minutes) == (4, 2, 1 / 3, 1 / 4)
+    # The day of the run is not over, so the day before it is compared with the one before that.
+    assert (complete.messages_inbound, complete.messages_outbound, complete.asked) == (2, 3, 2)
     assert (before.messages_inbound, before.asked, before.within_hour, before.within_5_minutes) == (10, 1, 1, 0)
     assert [(row.label, row.asked, row.within_hour) for row in activity.responses] == [
         ("Support", 3, 1 / 2),
@@ -88,9 +98,14 @@ def test_figures_count_unanswered_turns_once_their_time_has_passed(warehouse: du
     ]
     assert [row.messages_inbound for row in activity.volume] == [2, 5]
     assert sorted(activity.hours) == [(2, 9, 2), (3, 9, 1), (3, 11, 1)]
-    assert [(row.who, row.target) for row in activity.waiting] == [
-        ("+15550002", "breached"), ("<b>Ann</b>", "running"), ("Club", None),
-    ]  # fmt: skip
+    assert [(row.who, row.target, row.age) for row in activity.waiting] == [
+        ("<b>Ann</b>", "running", "< 1 h"),
+        ("+15550002", "breached", "1–3 days"),
+        ("+15550005", None, "1–3 days"),
+        ("+15550007", None, "1–4 weeks"),
+        ("+15550006", None, "> 4 weeks"),
+        ("Club", None, "3–7 days"),
+    ]
     assert activity.targets == [("first_response", 3, 1, 0, 3 / 4), ("next_response", 0, 0, 1, None)]
     assert activity.backlog == [(date(2026, 11, 24), 3, 2)]
     assert activity.delivery == [("sms", 4, 1 / 4, 3 / 4, 1 / 4, "unreachable")]
@@ -122,6 +137,7 @@ def test_unknown_number_and_missing_marts_are_refused(warehouse: duckdb.DuckDBPy
         ("sla_daily", ["targets"]),
         ("backlog_daily", ["backlog"]),
         ("delivery_daily", ["delivery"]),
+        ("calendar", ["figures"]),
         ("number_activity_daily", ["figures", "volume"]),
     ],
 )
@@ -129,8 +145,8 @@ def test_unknown_number_and_missing_marts_are_refused(warehouse: duckdb.DuckDBPy
 def test_missing_mart_leaves_the_rest_of_the_page(
     warehouse: duckdb.DuckDBPyConnection, mart: str, missing: list[str], change: str
 ) -> None:
-    if "RENAME" in change and mart == "sla_events":
-        change = "ALTER TABLE marts.{} RENAME state TO status"
+    if "RENAME" in change and mart in ("sla_events", "calendar"):
+        change = change.replace("from_handle", "state" if mart == "sla_events" else "day")
     warehouse.execute(change.format(mart))
     activity: Any = read_activity(warehouse, "UTC", 2, None)
     assert activity.missing == missing
@@ -150,6 +166,7 @@ def test_page_escapes_titles_and_needs_no_network(warehouse: duckdb.DuckDBPyConn
 def test_page_of_an_empty_account_says_so(warehouse: duckdb.DuckDBPyConnection) -> None:
     tables = (
         "number_activity_daily",
+        "calendar",
         "thread_turns",
         "thread_activity",
         "sla_events",
