@@ -150,7 +150,7 @@ def options_of(command: str) -> set[str]:
 
 
 def commands() -> list[str]:
-    return re.findall(r"^@app.command\(\)\n@.*\ndef (\w+)", (CLI / "chats.py").read_text(), flags=re.MULTILINE)
+    return re.findall(r"^@SCRIPT.command\(.*\)\ndef (\w+)", (CLI / "chats.py").read_text(), flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", commands())
@@ -321,7 +321,8 @@ def test_the_keys_of_webhooks_are_documented_with_their_defaults() -> None:
 def test_every_command_and_option_of_webhooks_is_documented() -> None:
     script = CLI / "webhooks.py"
     page = WEBHOOKS.read_text()
-    commands = re.findall(r"^@app.command\((?:\"(\w+)\")?\)\n@.*\ndef (\w+)", script.read_text(), flags=re.MULTILINE)
+    command = r"^@SCRIPT.command\((?:.*name=\"(\w+)\")?.*\)\ndef (\w+)"
+    commands = re.findall(command, script.read_text(), flags=re.MULTILINE)
     table = page.split("| `webhooks.py` command | |")[1].split("\n\n")[0]
     assert set(re.findall(r"^\| `(\w+)", table, flags=re.MULTILINE)) == {named or name for named, name in commands}
     for option in re.findall(r"\"(--[\w-]+)\"", script.read_text()):

@@ -1,8 +1,6 @@
 """Load the list of handles that belong to one contact: the CSV file of `[transforms] contact_aliases`.
 
 Columns: `handle`, and `contact`, which may be any label. Other columns are ignored.
-
-Imports dlt, so `Workspace.configure_dlt` comes before it.
 """
 
 from __future__ import annotations

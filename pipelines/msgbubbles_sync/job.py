@@ -1,7 +1,4 @@
-"""Run the job once: load what is new, bring the marts up to date, publish.
-
-Imports dlt, so `Workspace.configure_dlt` comes before it.
-"""
+"""Run the job once: load what is new, bring the marts up to date, publish."""
 
 from __future__ import annotations
 

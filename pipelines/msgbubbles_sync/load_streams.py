@@ -1,7 +1,4 @@
-"""Load the streams of a run through dlt: first a pending load, then batch by batch, then missing rows by id.
-
-Imports dlt, so `Workspace.configure_dlt` comes before it.
-"""
+"""Load the streams of a run through dlt: first a pending load, then batch by batch, then missing rows by id."""
 
 from __future__ import annotations
 

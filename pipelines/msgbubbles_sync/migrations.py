@@ -3,7 +3,7 @@
 To rename something on users' disks or in their warehouses, add a step to `STEPS` and raise `workspace.VERSION`. A step
 may be killed anywhere and is then repeated, so it must skip what it has changed already.
 
-Imports dlt, so `Workspace.configure_dlt` comes before it. The caller holds the warehouse's lock.
+The caller holds the warehouse's lock.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Restore damaged files of the job from the destination, and remove files that are no longer needed.
 
-Imports dlt, so `Workspace.configure_dlt` comes before it. The caller holds the warehouse's lock.
+The caller holds the warehouse's lock.
 """
 
 from __future__ import annotations

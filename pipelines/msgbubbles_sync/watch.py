@@ -1,7 +1,4 @@
-"""Run the job again and again: at an interval, and as soon as webhook events arrive.
-
-Imports dlt, so `Workspace.configure_dlt` comes before it.
-"""
+"""Run the job again and again: at an interval, and as soon as webhook events arrive."""
 
 from __future__ import annotations
 

@@ -299,7 +299,7 @@ def test_forget_detaches_a_key(groups: Groups) -> None:
     groups.run("apply", groups.write(two()), "--yes")
     chat_id = groups.job.server.operations[0].chat_id
     output, _ = groups.run("forget", "north")
-    assert output == f"north no longer stands for {chat_id}; the group is unchanged\n"
+    assert output == f"north is no longer the key of {chat_id}; the group is unchanged\n"
     _, errors = groups.run("forget", "north", status=2)
     assert errors == "no group has the key north. Check the key in your table.\n"
 

@@ -142,7 +142,7 @@ def test_check_names_each_fault_with_its_fix(new_job: NewJob) -> None:
     job.environment = {"SOURCES__MSGBUBBLES__MAX_ATTEMPTS": "2"}
     job.run(status=1)
     text = job.ask("check", "--text", status=3)
-    assert re.search(r"^!! last run: failed, status 1, .*\n   -> fix the error and run again", text, re.MULTILINE)
+    assert re.search(r"^!! last run: failed \(exit status 1\), .*\n   -> fix the error and run again", text, re.M)
     assert re.search(r"^!! api: .*50[23].*\n   -> check base_url, the network, and the key", text, re.MULTILINE)
     assert re.search(r"^ok transforms: ", text, re.MULTILINE)
     assert job.server.key not in text

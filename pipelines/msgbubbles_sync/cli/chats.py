@@ -24,9 +24,7 @@ from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import hold_lock
 
 from . import commands
-from .main import Script, Session, build_app, with_shared_options
-
-SCRIPT = Script("chats.py")
+from .main import Script, Session, build_app
 
 
 class DefaultsToSync(TyperGroup):
@@ -61,10 +59,10 @@ def refuse_future(day: datetime | None) -> datetime | None:
 app = build_app(__doc__, cls=DefaultsToSync)
 privacy = typer.Typer(cls=CommandAnywhere, no_args_is_help=True)
 app.add_typer(privacy, name="privacy", help="Apply a stricter privacy policy, or look up a pseudonym.")
+SCRIPT, PRIVACY = Script("chats.py", app), Script("chats.py", privacy)
 
 
-@app.command()
-@with_shared_options(SCRIPT, "destination", "quiet", "as_json", for_each=True)
+@SCRIPT.command("quiet", "as_json", for_each=True)
 def sync(
     session: Session,
     since: Annotated[
@@ -92,8 +90,7 @@ def sync(
         return commands.sync.run(session, since, max_requests, accept_ties=accept_ties, with_transform=not no_transform)
 
 
-@app.command()
-@with_shared_options(SCRIPT, "destination", "quiet", "as_json")
+@SCRIPT.command("quiet", "as_json")
 def watch(
     session: Session,
     every: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Run the job this often.")] = 300,
@@ -102,12 +99,11 @@ def watch(
     ] = None,
     health_host: Annotated[str, typer.Option(metavar="HOST", help="Address for --health-port.")] = "127.0.0.1",
 ) -> int:
-    """Run the job at an interval, and load webhook events as they arrive."""
+    """Run the job at an interval, and load webhook events."""
     return commands.watch.run(session, every, None if health_port is None else (health_host, health_port))
 
 
-@app.command()
-@with_shared_options(SCRIPT, "destination", "as_json", for_each=True, needs_version=True)
+@SCRIPT.command("as_json", for_each=True, needs_version=True)
 def plan(
     session: Session,
     probe: Annotated[
@@ -118,8 +114,7 @@ def plan(
     return commands.inspect.plan(session, probe=probe)
 
 
-@app.command()
-@with_shared_options(SCRIPT, "destination", "as_json", for_each=True)
+@SCRIPT.command("as_json", for_each=True)
 def check(session: Session) -> int:
     """Check that a sync can run, and how the API behaves.
 
@@ -128,8 +123,7 @@ def check(session: Session) -> int:
     return commands.inspect.check(session)
 
 
-@app.command()
-@with_shared_options(SCRIPT, "destination", "as_json", for_each=True, needs_warehouse=True, needs_version=True)
+@SCRIPT.command("as_json", for_each=True, needs_warehouse=True, needs_version=True)
 def verify(
     session: Session,
     sample: Annotated[
@@ -149,8 +143,7 @@ def verify(
     return commands.inspect.verify(session, sample=sample, repair=repair)
 
 
-@app.command()
-@with_shared_options(SCRIPT, "destination", "as_json", for_each=True, needs_warehouse=True, needs_version=True)
+@SCRIPT.command("as_json", for_each=True, needs_warehouse=True, needs_version=True)
 def status(
     session: Session,
     max_age_minutes: Annotated[
@@ -165,8 +158,7 @@ def status(
     return commands.inspect.status(session, max_age_minutes=max_age_minutes)
 
 
-@app.command()
-@with_shared_options(SCRIPT, "destination", "as_json", needs_warehouse=True, needs_version=True)
+@SCRIPT.command("as_json", needs_warehouse=True, needs_version=True)
 def report(
     session: Session,
     days: Annotated[int, typer.Option(min=1, max=3660, metavar="N", help="Cover the last N days.")] = 30,
@@ -183,8 +175,7 @@ def report(
     return commands.report.run(session, days=days, number=number, out=out)
 
 
-@app.command()
-@with_shared_options(SCRIPT, "destination", "as_json", needs_warehouse=True, needs_version=True)
+@SCRIPT.command("as_json", needs_warehouse=True, needs_version=True)
 def erase(
     session: Session,
     handles: Annotated[
@@ -199,8 +190,7 @@ def erase(
     return commands.privacy.erase(session, _read_arguments(handles), ask=not yes)
 
 
-@privacy.command()
-@with_shared_options(SCRIPT, "destination", "as_json", needs_warehouse=True, needs_version=True)
+@PRIVACY.command("as_json", needs_warehouse=True, needs_version=True)
 def apply(session: Session) -> int:
     """Bring stored rows to a stricter policy.
 
@@ -209,8 +199,7 @@ def apply(session: Session) -> int:
     return commands.privacy.apply_policy(session)
 
 
-@privacy.command()
-@with_shared_options(SCRIPT, "destination", "as_json", uses_dlt=False)
+@PRIVACY.command("as_json", uses_dlt=False)
 def lookup(
     session: Session,
     names: Annotated[

@@ -1,7 +1,4 @@
-"""Connect a command to its account: the configured one, or the sandbox.
-
-Imports dlt, so `Workspace.configure_dlt` comes before it.
-"""
+"""Connect a command to its account: the configured one, or the sandbox."""
 
 from __future__ import annotations
 

@@ -19,30 +19,26 @@ from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.plan import ALWAYS_ALLOWED, LIMITS, ChangeLimits
 
 from . import commands
-from .main import Script, Session, build_app, with_shared_options
-
-SCRIPT = Script(
-    "groups.py", "stopped at once; every request is recorded, and the next apply finds out the unknown outcomes"
-)
+from .main import Script, Session, build_app
 
 PERCENT_HELP = f"Refuse to rename, add or remove more than {ALWAYS_ALLOWED} if that is over N percent of the table."
 
 app = build_app(__doc__)
-
-Table = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="TABLE",
-        help="A .csv, .yml or .sql file, a dbt model, or a query. [default: groups.table of dlt_config/config.toml]",
-    ),
-]
+SCRIPT = Script(
+    "groups.py", app, "stopped at once; every request is recorded, and the next apply finds out the unknown outcomes"
+)
 
 
-@app.command()
-@with_shared_options(SCRIPT, "destination", "as_json", needs_version=True)
+@SCRIPT.command("as_json", needs_version=True)
 def plan(
     session: Session,
-    table: Table = None,
+    table: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TABLE",
+            help="A .csv, .yml or .sql file, a dbt model, or a query. [default: groups.table of config.toml]",
+        ),
+    ] = None,
     refresh: Annotated[
         bool, typer.Option("--refresh", help="Read the groups from the API first. One request each.")
     ] = False,
@@ -55,8 +51,7 @@ def plan(
     return commands.groups.plan(session, table, refresh=refresh, out=out, detailed_exitcode=detailed_exitcode)
 
 
-@app.command()
-@with_shared_options(SCRIPT, "destination", "as_json", "quiet", needs_version=True)
+@SCRIPT.command("as_json", "quiet", needs_version=True)
 def apply(
     session: Session,
     table: Annotated[
@@ -83,8 +78,7 @@ def apply(
     return commands.groups.apply(session, table, ask=not yes, dry_run=dry_run, limits=limits)
 
 
-@app.command("import")
-@with_shared_options(SCRIPT, "destination", "as_json", needs_version=True)
+@SCRIPT.command("as_json", needs_version=True, name="import")
 def import_(
     session: Session,
     key: Annotated[str | None, typer.Argument(metavar="KEY", help="The key of the group in your table.")] = None,
@@ -101,21 +95,19 @@ def import_(
 ) -> int:
     """Assign keys to existing groups. Does not change the groups. One request each."""
     if table is not None and key is None and title is None:
-        return commands.groups.adopt_table(session, table)
+        return commands.groups.import_table(session, table)
     if table is not None or key is None or (chat_id is None) == (title is None):
         raise UsageError("import needs KEY CHAT_ID, or KEY --title TEXT, or --table TABLE")
-    return commands.groups.adopt(session, key.strip(), chat_id, title)
+    return commands.groups.import_group(session, key.strip(), chat_id, title)
 
 
-@app.command()
-@with_shared_options(SCRIPT, "destination", "as_json", needs_version=True)
+@SCRIPT.command("as_json", needs_version=True)
 def forget(session: Session, key: Annotated[str, typer.Argument(metavar="KEY", help="The key of the group.")]) -> int:
     """Detach a key from its group. Does not change the group. Makes no request."""
     return commands.groups.forget(session, key)
 
 
-@app.command()
-@with_shared_options(SCRIPT, "destination", needs_version=True)
+@SCRIPT.command(needs_version=True)
 def read(
     session: Session,
     chats: Annotated[list[str], typer.Argument(metavar="CHAT", help="Ids of chats, or keys of groups.")],
@@ -124,8 +116,7 @@ def read(
     return commands.groups.send_each(session, chats, lambda client, chat_id: client.mark_read(chat_id))
 
 
-@app.command()
-@with_shared_options(SCRIPT, "destination", needs_version=True)
+@SCRIPT.command(needs_version=True)
 def typing(
     session: Session,
     chat: Annotated[str, typer.Argument(metavar="CHAT", help="Id of a chat, or key of a group.")],

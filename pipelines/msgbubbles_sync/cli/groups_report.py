@@ -30,8 +30,8 @@ def plan_dict(plan: Plan, unresolved: int, per_minute: int) -> dict[str, object]
     return {
         "plan_id": plan.plan_id,
         "operations": [
-            {"operation": each.kind, "key": each.key, "handles": list(each.handles), "title": each.title}
-            for each in plan.operations
+            {"operation": step.kind, "key": step.key, "handles": list(step.handles), "title": step.title}
+            for step in plan.operations
         ],
         "counts": {kind: plan.count(kind) for kind in SIGNS},
         "vanished": list(plan.vanished),
@@ -101,12 +101,12 @@ def list_problems(applied: ApplyResult) -> list[str]:
     return lines
 
 
-def adopted_dict(observation: Observation) -> dict[str, object]:
+def imported_dict(observation: Observation) -> dict[str, object]:
     """Return an imported group as JSON, without handles."""
     return {"key": observation.key, "chat_id": observation.chat_id, "members": len(observation.handles or ())}
 
 
-def describe_adopted(observation: Observation) -> str:
+def describe_imported(observation: Observation) -> str:
     members = format_count(len(observation.handles or ()), "known member")
     return f"{escape(observation.key)} is now {observation.chat_id}, with {members}"
 

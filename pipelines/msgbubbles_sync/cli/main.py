@@ -58,6 +58,7 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     "quiet": (Annotated[bool, typer.Option("--quiet", help="Print errors only.")], False),
     "as_json": (Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")], False),
 }  # fmt: skip
+COMMON = ("database", "account", "destination", "sandbox")
 
 
 @dataclass(frozen=True)
@@ -87,14 +88,6 @@ class Options:
     uses_dlt: bool = True
     needs_warehouse: bool = False
     needs_version: bool = False
-
-
-@dataclass(frozen=True)
-class Script:
-    """A script, by the name of its file. `stopped` is what a second Ctrl-C prints; by default that of a sync."""
-
-    name: str
-    stopped: str = ""
 
 
 def build_app(doc: str | None, *, add_completion: bool = False, **options: Any) -> typer.Typer:
@@ -133,38 +126,48 @@ def _main(version: Version = False) -> None:
     pass
 
 
-def with_shared_options(
-    script: Script, *names: str, **needs: Any
-) -> Callable[[Callable[..., int]], Callable[..., None]]:
-    """Turn a function of a `Session` into a command of a script, which `needs` fields of `Options`.
+@dataclass(frozen=True)
+class Script:
+    """A script, by the name of its file, with its program.
 
-    The command has the parameters of the function as options and arguments, and `--database`, `--account`, `--sandbox`
-    and the named options. It exits with the status that the function returns.
+    `stopped` is what a second Ctrl-C prints; by default that of a sync.
     """
 
-    def decorate(body: Callable[..., int]) -> Callable[..., None]:
-        def run(**values: Any) -> None:
-            from .session import run_command  # it imports DuckDB
+    name: str
+    app: typer.Typer
+    stopped: str = ""
 
-            shared = {name: values.pop(name, default) for name, (_, default) in OPTIONS.items()}
-            reporter = Reporter(quiet=shared.pop("quiet"), as_json=shared.pop("as_json"))
-            options = Options(**shared, **needs)
-            os.umask(0o077)  # files of dlt, of dbt and of ours are for this user only
-            status = run_command(script, lambda session: body(session, **values), reporter, options)
-            sys.stdout.flush()
-            raise typer.Exit(status)
+    def command(self, *options: str, name: str | None = None, **needs: Any) -> Callable[[Callable[..., int]], None]:
+        """Make a command of a function of a `Session`, which `needs` fields of `Options`.
 
-        own = [
-            parameter.replace(kind=Parameter.KEYWORD_ONLY)
-            for parameter in signature(body, eval_str=True).parameters.values()
-        ]
-        common = [
-            Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-            for name, (annotation, default) in OPTIONS.items()
-            if name in ("database", "account", "sandbox", *names)
-        ]
-        run.__name__, run.__doc__, run.__annotations__ = body.__name__, body.__doc__, {}
-        run.__signature__ = Signature([*own[1:], *common])  # type: ignore[attr-defined]
-        return run
+        The command has the parameters of the function as options and arguments, and of `OPTIONS` the `COMMON` ones and
+        those named. It exits with the status that the function returns.
+        """
 
-    return decorate
+        def decorate(body: Callable[..., int]) -> None:
+            def run(**values: Any) -> None:
+                from .session import run_command  # it imports DuckDB
+
+                shared = {name: values.pop(name, default) for name, (_, default) in OPTIONS.items()}
+                reporter = Reporter(quiet=shared.pop("quiet"), as_json=shared.pop("as_json"))
+                os.umask(0o077)  # files of dlt, of dbt and of ours are for this user only
+                status = run_command(
+                    self, lambda session: body(session, **values), reporter, Options(**shared, **needs)
+                )
+                sys.stdout.flush()
+                raise typer.Exit(status)
+
+            own = [
+                parameter.replace(kind=Parameter.KEYWORD_ONLY)
+                for parameter in signature(body, eval_str=True).parameters.values()
+            ]
+            common = [
+                Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+                for name, (annotation, default) in OPTIONS.items()
+                if name in (*COMMON, *options)
+            ]
+            run.__name__, run.__doc__, run.__annotations__ = body.__name__, body.__doc__, {}
+            run.__signature__ = Signature([*own[1:], *common])  # type: ignore[attr-defined]
+            self.app.command(name)(run)
+
+        return decorate

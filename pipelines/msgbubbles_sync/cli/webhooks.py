@@ -18,11 +18,10 @@ from typing import Annotated
 import typer
 
 from . import commands
-from .main import Script, Session, build_app, with_shared_options
-
-SCRIPT = Script("webhooks.py", "stopped at once; answered events are on disk, and the next load continues")
+from .main import Script, Session, build_app
 
 app = build_app(__doc__)
+SCRIPT = Script("webhooks.py", app, "stopped at once; answered events are on disk, and the next load continues")
 
 SecretsFile = Annotated[
     Path | None,
@@ -34,8 +33,7 @@ Show = Annotated[bool, typer.Option("--show", help="Print the secret once instea
 WebhookId = Annotated[str, typer.Argument(metavar="ID", help="The id of the endpoint, as list shows it.")]
 
 
-@app.command()
-@with_shared_options(SCRIPT, "destination", "as_json", uses_dlt=False)
+@SCRIPT.command("as_json", uses_dlt=False)
 def serve(
     session: Session,
     host: Annotated[
@@ -51,15 +49,13 @@ def serve(
     return commands.serve.run(session, host=host, port=port, secrets_file=secrets_file)
 
 
-@app.command()
-@with_shared_options(SCRIPT, "destination", "as_json", "quiet", needs_version=True)
+@SCRIPT.command("as_json", "quiet", needs_version=True)
 def load(session: Session) -> int:
     """Load received events into the warehouse and publish it. The next sync updates the marts."""
     return commands.webhooks.load(session)
 
 
-@app.command()
-@with_shared_options(SCRIPT, "destination", "as_json", needs_version=True)
+@SCRIPT.command("as_json", needs_version=True)
 def replay(
     session: Session,
     since: Annotated[
@@ -75,8 +71,7 @@ def replay(
     return commands.webhooks.replay_events(session, since)
 
 
-@app.command()
-@with_shared_options(SCRIPT, "destination", "as_json")
+@SCRIPT.command("as_json")
 def register(
     session: Session,
     url: Annotated[str, typer.Argument(metavar="URL", help="The public URL of your receiver.")],
@@ -92,15 +87,13 @@ def register(
     return commands.webhooks.register(session, url, event, ask=not yes, show=show, secrets_file=secrets_file)
 
 
-@app.command("list")
-@with_shared_options(SCRIPT, "destination", "as_json")
+@SCRIPT.command("as_json", name="list")
 def list_(session: Session) -> int:
     """List the endpoints, and what the receiver got and refused."""
     return commands.webhooks.show_endpoints(session)
 
 
-@app.command("test")
-@with_shared_options(SCRIPT, "destination", "as_json", uses_dlt=False)
+@SCRIPT.command("as_json", uses_dlt=False, name="test")
 def send_test(
     session: Session,
     url: Annotated[
@@ -113,15 +106,13 @@ def send_test(
     return commands.serve.send_test(session, url, secrets_file=secrets_file)
 
 
-@app.command()
-@with_shared_options(SCRIPT, "destination", "as_json")
+@SCRIPT.command("as_json")
 def rotate(session: Session, webhook_id: WebhookId, show: Show = False, secrets_file: SecretsFile = None) -> int:
     """Replace the signing secret of an endpoint without losing events."""
     return commands.webhooks.rotate(session, webhook_id, show=show, secrets_file=secrets_file)
 
 
-@app.command()
-@with_shared_options(SCRIPT, "destination", "as_json")
+@SCRIPT.command("as_json")
 def remove(session: Session, webhook_id: WebhookId) -> int:
     """Remove an endpoint. Its stored secret stays."""
     return commands.webhooks.remove(session, webhook_id)

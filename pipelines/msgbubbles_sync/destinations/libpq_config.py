@@ -1,7 +1,4 @@
-"""Read the address of a PostgreSQL server from dlt's configuration.
-
-Imports dlt, so `Workspace.configure_dlt` comes before it.
-"""
+"""Read the address of a PostgreSQL server from dlt's configuration."""
 
 from __future__ import annotations
 

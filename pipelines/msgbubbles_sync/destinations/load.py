@@ -1,7 +1,4 @@
-"""Build the dlt pipelines that load a warehouse.
-
-Imports dlt, so `Workspace.configure_dlt` comes before it.
-"""
+"""Build the dlt pipelines that load a warehouse."""
 
 from __future__ import annotations
 

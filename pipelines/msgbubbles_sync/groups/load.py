@@ -1,7 +1,4 @@
-"""Load the ledger into the warehouse: `group_operations`, `group_member_operations` and `group_sightings`.
-
-Imports dlt, so `Workspace.configure_dlt` comes before it.
-"""
+"""Load the ledger into the warehouse: `group_operations`, `group_member_operations` and `group_sightings`."""
 
 from __future__ import annotations
 

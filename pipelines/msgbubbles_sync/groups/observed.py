@@ -85,7 +85,7 @@ def _undo_renderings(group: ObservedGroup, renderings: Iterable[Rendering]) -> O
 
 
 def _observe_group(key: str, history: list[Event], chats: Mapping[str, PublishedChat]) -> ObservedGroup:
-    # A key stands for the chat that was created or adopted under it last.
+    # A key stands for the chat that was created or imported under it last.
     chat_id = next((record.chat_id for _, record in reversed(history) if record.chat_id is not None), None)
     records = [(at, record) for at, record in history if record.chat_id == chat_id or record.chat_id is None]
     chat = chats.get(chat_id or "", PublishedChat())

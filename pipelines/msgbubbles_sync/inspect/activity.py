@@ -215,7 +215,7 @@ def read_activity(connection: duckdb.DuckDBPyConnection, zone: str, days: int, n
     except duckdb.CatalogException:
         raise UsageError("the warehouse has no tables. Run the sync first.") from None
     rows = {name: _read_if_built(connection, query, **values) for name, query in QUERIES.items()}
-    if all(found is None for found in rows.values()):
+    if all(answer is None for answer in rows.values()):
         raise UsageError("the warehouse has no marts. Run the sync without --no-transform.")
     return Activity(as_of, zone, values["first"], last, chosen, **rows)
 

@@ -80,7 +80,7 @@ def _redact_column(redactor: Redactor, rows: StoredRows, table: str, column: Col
     policy, name, pii = redactor.policy, column.name, column.pii
     if pii is Pii.HANDLES:
         if policy.handles == "pseudonym":
-            _change(rows, table, name, lambda text: json.dumps([redactor.handle(one) for one in json.loads(text)]))
+            _change(rows, table, name, lambda text: json.dumps([*map(redactor.handle, json.loads(text))]))
     elif pii is Pii.HANDLE_KEY:
         if policy.handles == "pseudonym":
             _change(rows, table, name, lambda key: _change_last_part(key, redactor.handle))

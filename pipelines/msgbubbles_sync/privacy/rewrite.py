@@ -1,6 +1,6 @@
 """Change stored rows so that no byte of the old values is left in the tables, the marts or the files.
 
-Imports dlt, so `Workspace.configure_dlt` comes before it. The caller holds the warehouse's lock.
+The caller holds the warehouse's lock.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Load the spool into the warehouse: `webhook_events`, and the messages that the events have added or changed.
-
-Imports dlt, so `Workspace.configure_dlt` comes before it.
-"""
+"""Load the spool into the warehouse: `webhook_events`, and the messages that the events have added or changed."""
 
 from __future__ import annotations
 

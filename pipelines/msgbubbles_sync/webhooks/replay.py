@@ -1,8 +1,6 @@
 """Load dead letters and stored events again: after an upgrade that reads more of them, or after rows were lost.
 
 They are written to the spool before anything else changes, so a process that is killed loses nothing.
-
-Imports dlt, so `Workspace.configure_dlt` comes before it.
 """
 
 from __future__ import annotations

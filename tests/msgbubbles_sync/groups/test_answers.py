@@ -9,7 +9,7 @@ import pytest
 
 from helpers.group_world import OURS, World, cut_next_write, outcomes, row
 from msgbubbles.errors import AuthenticationError, NoIdError, NotFoundError
-from msgbubbles_sync.groups.adopt import ExistingGroup, adopt_group
+from msgbubbles_sync.groups.existing import ExistingGroup, import_group
 from msgbubbles_sync.groups.ledger import Ledger
 from msgbubbles_sync.groups.view import fetch_view
 
@@ -116,7 +116,7 @@ def test_unidentified_group_waits_for_import(world: World) -> None:
         assert "groups.py import KEY CHAT_ID" in applied.failures[0].why
     world.server.knobs.write_answer = None
     with world.client() as client:
-        adopt_group(world.context(), client, ExistingGroup("a", groups_in(world)[0]["id"]))
+        import_group(world.context(), client, ExistingGroup("a", groups_in(world)[0]["id"]))
     assert outcomes(world.apply(row("a", ANNA, BEN, title="New"))) == {("rename", "succeeded"): 1}
     assert len(groups_in(world)) == 1
 

@@ -15,8 +15,8 @@ from msgbubbles.decode import read_participants
 from msgbubbles.errors import AuthenticationError, Interrupted
 from msgbubbles.models import Chat
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.groups.adopt import ExistingGroup, adopt_group
 from msgbubbles_sync.groups.apply import build_idempotency_key
+from msgbubbles_sync.groups.existing import ExistingGroup, import_group
 from msgbubbles_sync.groups.job import (
     apply_groups,
     forget_group,
@@ -277,21 +277,21 @@ def test_vanished_groups_are_reported_and_unchanged(world: World) -> None:
 
 
 @pytest.mark.parametrize("shown", [True, False])
-def test_existing_group_is_adopted(world: World, shown: bool) -> None:
+def test_existing_group_is_imported(world: World, shown: bool) -> None:
     world.server.knobs.participants_on_detail = shown
     with world.client() as client:
         group = client.create_group(OURS, [ANNA, BEN], "Hello", "Old")
         direct = client.send_message("Hi", to=ANNA, from_handle=OURS).conversation_id
-        adopt_group(world.context(), client, ExistingGroup("a", group.id))
+        import_group(world.context(), client, ExistingGroup("a", group.id))
         with pytest.raises(UsageError, match="this group already has the key a"):
-            adopt_group(world.context(), client, ExistingGroup("b", group.id))
+            import_group(world.context(), client, ExistingGroup("b", group.id))
         with pytest.raises(UsageError, match="this chat is not a group, and only groups can be imported"):
-            adopt_group(world.context(), client, ExistingGroup("b", str(direct)))
+            import_group(world.context(), client, ExistingGroup("b", str(direct)))
         with pytest.raises(UsageError, match=r"404 not_found.*Check the id and the account"):
-            adopt_group(world.context(), client, ExistingGroup("b", "00000000-0000-4000-8000-000000000000"))
+            import_group(world.context(), client, ExistingGroup("b", "00000000-0000-4000-8000-000000000000"))
         other = client.create_group(OURS, [ANNA, BEN], "Hello", "Other")
         with pytest.raises(UsageError, match=rf"a is the key of {group.id}\. Run groups\.py forget a first"):
-            adopt_group(world.context(), client, ExistingGroup("a", other.id))
+            import_group(world.context(), client, ExistingGroup("a", other.id))
     known = world.observed("a")
     assert (known.chat_id, known.title) == (group.id, "Old")
     assert known.members == ({ANNA, BEN} if shown else set())
@@ -315,7 +315,7 @@ def test_forgotten_key_has_no_group_and_can_be_assigned_again(world: World) -> N
     plan = plan_groups(world.context(), [row("a", ANNA, BEN), row("b", ANNA, BEN)])
     assert [(operation.kind, operation.key) for operation in plan.operations] == [("create", "a")]
     with world.client() as client:
-        adopt_group(world.context(), client, ExistingGroup("other", chat_id))
+        import_group(world.context(), client, ExistingGroup("other", chat_id))
     assert (world.observed("other").chat_id, world.observed("other").title) == (chat_id, "One")
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from helpers.group_world import OURS, World, row
 from msgbubbles_sync.cli.groups_report import list_problems, show_applied, show_plan
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.groups.adopt import ExistingGroup, adopt_group
+from msgbubbles_sync.groups.existing import ExistingGroup, import_group
 from msgbubbles_sync.groups.model import DesiredGroup, ObservedGroup
 from msgbubbles_sync.groups.plan import build_plan, load, save
 from msgbubbles_sync.groups.result import ApplyResult, Failure, Remark
@@ -61,7 +61,7 @@ def test_result_shows_every_key_escaped(world: World) -> None:
     assert f"! b{SHOWN}: add: was there" in output
     world.apply(row("a", *PEOPLE))
     with world.client() as client:
-        adopt_group(world.context(), client, ExistingGroup(f"a{BAD}", client.create_group(OURS, PEOPLE, "Hello").id))
+        import_group(world.context(), client, ExistingGroup(f"a{BAD}", client.create_group(OURS, PEOPLE, "Hello").id))
         with pytest.raises(UsageError, match="already has the key a") as raised:
-            adopt_group(world.context(), client, ExistingGroup("b", str(world.observed(f"a{BAD}").chat_id)))
+            import_group(world.context(), client, ExistingGroup("b", str(world.observed(f"a{BAD}").chat_id)))
     assert SHOWN in str(raised.value)

@@ -12,8 +12,8 @@ from msgbubbles.errors import SKIPPABLE_ERRORS, ForbiddenError, NotFoundError
 from msgbubbles_sync.cli.connection import Connection, connect_until_stopped
 from msgbubbles_sync.cli.console import Reporter, check_terminal, confirm
 from msgbubbles_sync.cli.groups_report import (
-    adopted_dict,
-    describe_adopted,
+    describe_imported,
+    imported_dict,
     list_problems,
     plan_dict,
     show_applied,
@@ -23,9 +23,8 @@ from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.destinations.claims import claim
 from msgbubbles_sync.display import escape
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.groups import job
+from msgbubbles_sync.groups import existing, job
 from msgbubbles_sync.groups import plan as plans
-from msgbubbles_sync.groups.adopt import ExistingGroup, adopt_group, adopt_groups, parse_existing_groups
 from msgbubbles_sync.groups.desired import TABLE_HELP, Row, read_rows
 from msgbubbles_sync.groups.ledger import Observation
 from msgbubbles_sync.groups.load import load_ledger
@@ -52,7 +51,7 @@ def plan(session: Session, table: str | None, *, refresh: bool, out: Path | None
         plan = _plan_refreshed(session, connection, table) if refresh else _plan_table(session, table)
         if out is not None:
             plans.save(plan, out)
-        unresolved = _show_plan(session, connection, plan, session.reporter)
+        unresolved = _show_plan(session, plan, session.reporter)
     return EXIT_CHANGES if detailed_exitcode and (plan.operations or unresolved) else 0
 
 
@@ -64,7 +63,7 @@ def apply(session: Session, table: str | None, *, ask: bool, dry_run: bool, limi
             _check_files(session)
         if dry_run:
             plan = job.resume_saved_plan(session.context, saved) if saved else _plan_table(session, table)
-            _show_plan(session, connection, plan, session.reporter)
+            _show_plan(session, plan, session.reporter)
             plans.check_limits(plan, limits)
             return 0
         if ask:
@@ -75,14 +74,14 @@ def apply(session: Session, table: str | None, *, ask: bool, dry_run: bool, limi
                 client,
                 saved or _read_table(session, table),
                 limits=limits,
-                confirm=lambda plan: not ask or _confirm(session, connection, plan),
+                confirm=lambda plan: not ask or _confirm(session, plan),
                 on_operation=lambda so_far: session.reporter.progress(format_count(so_far.counts.total(), "operation")),
             )
             return _report(session, connection, applied)
 
 
-def _confirm(session: Session, connection: Connection, plan: Plan) -> bool:
-    _show_plan(session, connection, plan, Reporter())
+def _confirm(session: Session, plan: Plan) -> bool:
+    _show_plan(session, plan, Reporter())
     return confirm("Apply it?")
 
 
@@ -97,34 +96,34 @@ def _report(session: Session, connection: Connection, applied: ApplyResult) -> i
     return explain_end(applied.halt, session.context, is_incomplete=is_incomplete).exit_status
 
 
-def adopt(session: Session, key: str, chat_id: str | None, title: str | None) -> int:
+def import_group(session: Session, key: str, chat_id: str | None, title: str | None) -> int:
     """Assign a key to an existing group."""
     with connect_until_stopped(session) as connection:
         with _hold_ledger(session), connection.client() as client:
-            group = adopt_group(session.context, client, ExistingGroup(key, chat_id, title))
-        session.reporter.print_text(adopted_dict(group), describe_adopted(group))
+            group = existing.import_group(session.context, client, existing.ExistingGroup(key, chat_id, title))
+        session.reporter.print_text(imported_dict(group), describe_imported(group))
         _load_ledger(session)
     return 0
 
 
-def adopt_table(session: Session, table: str) -> int:
+def import_table(session: Session, table: str) -> int:
     """Assign the keys of a table to existing groups; one that cannot be imported does not stop the others."""
     with connect_until_stopped(session) as connection:
-        groups = parse_existing_groups(read_rows(table, session.context))
+        groups = existing.parse_existing_groups(read_rows(table, session.context))
         with _hold_ledger(session), connection.client() as client:
-            results = adopt_groups(
+            results = existing.import_groups(
                 session.context, client, groups,
                 lambda count: session.reporter.progress(f"{count:,} of {len(groups):,} groups"),
             )  # fmt: skip
-        adopted = [result for result in results.values() if isinstance(result, Observation)]
+        imported = [result for result in results.values() if isinstance(result, Observation)]
         failures = {key: str(result) for key, result in results.items() if isinstance(result, UsageError)}
         session.reporter.print_text(
             {
-                "groups": list(map(adopted_dict, adopted)),
+                "groups": list(map(imported_dict, imported)),
                 "failures": [{"key": key, "why": why} for key, why in failures.items()],
                 "skipped": len(groups) - len(results),
             },
-            "\n".join([*map(describe_adopted, adopted), f"{len(adopted):,} of {len(groups):,} groups imported."]),
+            "\n".join([*map(describe_imported, imported), f"{len(imported):,} of {len(groups):,} groups imported."]),
         )
         for key, why in failures.items():
             session.reporter.fail(f"{escape(key)}: {why}")
@@ -211,10 +210,10 @@ def _plan_refreshed(session: Session, connection: Connection, table: str | None)
         )
 
 
-def _show_plan(session: Session, connection: Connection, plan: Plan, reporter: Reporter) -> int:
+def _show_plan(session: Session, plan: Plan, reporter: Reporter) -> int:
     """Print a plan. Returns how many operations of earlier applies have an unknown outcome."""
     unresolved = job.count_unresolved(session.context)
-    per_minute = connection.context.settings.source.requests_per_minute
+    per_minute = session.context.settings.source.requests_per_minute
     groups = job.list_groups(session.context)
     reporter.print(
         plan_dict(plan, unresolved, per_minute),

@@ -27,12 +27,8 @@ def run(session: Session, *, days: int, number: str | None, out: Path | None) ->
         write_privately(path, page)
     except OSError as error:
         raise UsageError(f"--out {path}: {error.strerror}. Choose a file in a folder that you may write to.") from None
-    session.reporter.print(
-        {"file": str(path), "first": str(activity.first), "last": str(activity.last), "missing": activity.missing},
-        lambda console: console.print(
-            f"Wrote {path}. It contains your data, and only you can read it.", soft_wrap=True
-        ),
-    )
+    as_dict = {"file": str(path), "first": str(activity.first), "last": str(activity.last), "missing": activity.missing}
+    session.reporter.print_text(as_dict, f"Wrote {path}. It contains your data, and only you can read it.")
     if activity.missing:
         what = ", ".join(activity.missing)
         session.reporter.say(f"not available, because a table could not be built: {what}. See chats.py status.")

@@ -89,9 +89,9 @@ def show_endpoints(session: Session) -> int:
         webhooks = client.list_webhooks().rows
     receiver = ReceiverState.read(session.context.workspace)
     lines = []
-    for each in webhooks:
-        fields = "".join(f"  {name}: {value}" for name, value in read_delivery_fields(each).items())
-        lines.append(f"{each.id}  {each.url}  {', '.join(each.events or ())}{fields}")
+    for webhook in webhooks:
+        fields = "".join(f"  {name}: {value}" for name, value in read_delivery_fields(webhook).items())
+        lines.append(f"{webhook.id}  {webhook.url}  {', '.join(webhook.events or ())}{fields}")
     lines = lines or ["No endpoints. Create one with: webhooks.py register URL"]
     rows = [endpoint_dict(webhook) | {"receiver": receiver.as_dict()} for webhook in webhooks]
     session.reporter.print_text(rows, "\n".join([*lines, str(receiver)]))

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.group_world import OURS, World, row
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.groups.adopt import ExistingGroup, adopt_group, adopt_groups, parse_existing_groups
+from msgbubbles_sync.groups.existing import ExistingGroup, import_group, import_groups, parse_existing_groups
 from msgbubbles_sync.groups.ledger import Observation
 
 ANNA, BEN = "+14155550111", "ben@example.com"
@@ -44,20 +44,20 @@ def chat_ids(world: World) -> dict[str, str]:
 
 
 def test_group_is_imported_by_its_title(world: World, chat_ids: dict[str, str]) -> None:
-    def adopt(key: str, title: str, number: str | None = None) -> str:
+    def import_by_title(key: str, title: str, number: str | None = None) -> str:
         with world.client() as client:
-            return adopt_group(world.context(), client, ExistingGroup(key, None, title, number)).chat_id
+            return import_group(world.context(), client, ExistingGroup(key, None, title, number)).chat_id
 
-    assert adopt("north", "North team") == chat_ids["North  team"]
+    assert import_by_title("north", "North team") == chat_ids["North  team"]
     assert world.observed("north").members == {ANNA, BEN}
     with pytest.raises(UsageError, match="no group without a key has this title"):
-        adopt("other", "North team")
+        import_by_title("other", "North team")
     with pytest.raises(UsageError, match=r"2 groups have this title\. Pass the id of one: "):
-        adopt("twice", "twice")
-    assert adopt("sales", "twice", "+1 415 555 0101") == chat_ids["sales"]
-    assert adopt("twice", "twice") == chat_ids["ours"], "the other one has a key now"
+        import_by_title("twice", "twice")
+    assert import_by_title("sales", "twice", "+1 415 555 0101") == chat_ids["sales"]
+    assert import_by_title("twice", "twice") == chat_ids["ours"], "the other one has a key now"
     with pytest.raises(UsageError, match="had this title at the last sync, and has another one now"):
-        adopt("renamed", "renamed")
+        import_by_title("renamed", "renamed")
 
 
 def test_table_is_imported_but_for_the_groups_that_cannot_be(world: World, chat_ids: dict[str, str]) -> None:
@@ -71,13 +71,13 @@ def test_table_is_imported_but_for_the_groups_that_cannot_be(world: World, chat_
     ]
     asked = len(world.server.requests)
     with world.client() as client:
-        results = adopt_groups(world.context(), client, parse_existing_groups(rows))
-    adopted = {key: result.chat_id for key, result in results.items() if isinstance(result, Observation)}
-    assert adopted == {"north": chat_ids["North  team"], "second": chat_ids["second"]}
-    assert results.keys() - adopted.keys() == {"missing", "gone"}
+        results = import_groups(world.context(), client, parse_existing_groups(rows))
+    imported = {key: result.chat_id for key, result in results.items() if isinstance(result, Observation)}
+    assert imported == {"north": chat_ids["North  team"], "second": chat_ids["second"]}
+    assert results.keys() - imported.keys() == {"missing", "gone"}
     assert [request.split()[0] for request in world.requests(asked)] == ["GET"] * 3
     with world.client() as client:
-        again = adopt_groups(world.context(), client, parse_existing_groups(rows))
+        again = import_groups(world.context(), client, parse_existing_groups(rows))
     assert again.keys() == {"missing", "gone"}
 
 

@@ -51,7 +51,7 @@ def parse_existing_groups(rows: Sequence[Row]) -> list[ExistingGroup]:
     return groups
 
 
-def adopt_groups(
+def import_groups(
     context: Context,
     client: Client,
     groups: Sequence[ExistingGroup],
@@ -64,12 +64,12 @@ def adopt_groups(
     """
     results: dict[str, Observation | UsageError] = {}
     with open_ledger(context) as ledger:
-        adopter = _Adopter(context, client, ledger)
+        importer = _Importer(context, client, ledger)
         for count, group in enumerate(groups, 1):
-            if group.key in adopter.groups and not adopter.groups[group.key].is_gone:
+            if group.key in importer.groups and not importer.groups[group.key].is_gone:
                 continue
             try:
-                results[group.key] = adopter.adopt(group)
+                results[group.key] = importer.import_group(group)
             except UnreachableError:
                 raise
             except (UsageError, RetryableError) as error:
@@ -78,13 +78,13 @@ def adopt_groups(
     return results
 
 
-def adopt_group(context: Context, client: Client, group: ExistingGroup) -> Observation:
+def import_group(context: Context, client: Client, group: ExistingGroup) -> Observation:
     """Assign a key to one group. Raises `UsageError` if that is impossible."""
     with open_ledger(context) as ledger:
-        return _Adopter(context, client, ledger).adopt(group)
+        return _Importer(context, client, ledger).import_group(group)
 
 
-class _Adopter:
+class _Importer:
     """`groups` are those that have a key."""
 
     def __init__(self, context: Context, client: Client, ledger: Ledger) -> None:
@@ -95,7 +95,7 @@ class _Adopter:
         self._redactor.add_own_numbers(self._published.numbers or ())
         self.groups = observe_groups(ledger, self._published)
 
-    def adopt(self, group: ExistingGroup) -> Observation:
+    def import_group(self, group: ExistingGroup) -> Observation:
         """Assign a key to the group as `GET /chats/:id` shows it. Raises `UsageError` if that is impossible.
 
         If the API does not show the members, those known from the published marts are used.
