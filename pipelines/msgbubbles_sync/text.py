@@ -6,7 +6,9 @@ import math
 
 
 def format_count(number: int, noun: str) -> str:
-    """Return a number with its noun: `1 file`, `2 files`, `2 deliveries`."""
+    """Return a number with its noun: `1 file`, `2 files`, `2 deliveries`, `2 people`."""
+    if noun == "person" and number != 1:
+        return f"{number:,} people"
     plural = f"{noun.removesuffix('y')}ies" if noun.endswith("ry") else f"{noun}s"
     return f"{number:,} {noun if number == 1 else plural}"
 

@@ -35,6 +35,7 @@ from msgbubbles_sync.policy.applied import Record, build_redactor, read_own_numb
 from msgbubbles_sync.policy.vault import Vault
 from msgbubbles_sync.sql import quote_name
 from msgbubbles_sync.tables import ERASURES, GROUP_OPERATIONS, TABLES, column_definitions
+from msgbubbles_sync.text import format_count
 from msgbubbles_sync.webhooks.load import dead_letter_folder
 from msgbubbles_sync.workspace import Workspace
 
@@ -70,7 +71,8 @@ class Certificate:
 
     def __str__(self) -> str:
         what = ", ".join(f"{count:,} of {table}" for table, count in sorted(self.rows.items())) or "no rows"
-        head = f"Erasure {self.erasure_id}, {self.erased_at:%Y-%m-%d %H:%M} UTC: {self.people} people; {what}."
+        people = format_count(self.people, "person")
+        head = f"Erasure {self.erasure_id}, {self.erased_at:%Y-%m-%d %H:%M} UTC: {people}; {what}."
         return "\n".join([head, "Not reached:", *(f"- {place}" for place in self.out_of_reach)])
 
 

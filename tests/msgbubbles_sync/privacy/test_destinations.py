@@ -200,6 +200,7 @@ def test_erased_person_is_in_no_version_of_a_row(workspace: Workspace) -> None:
     certificate = erasing.erase(build_context(workspace), [ANN])
     assert left_by_killed_job.with_name("not-of-the-lake.txt").exists() == ("canary of a killed job" in sought)
     assert (certificate.people, certificate.rows["chats"], certificate.rows["messages"]) == (1, 2, 2)
+    assert " 1 person; " in str(certificate)
     assert "backups" in str(certificate)
     assert find(workspace, *sought) == {}
     shown = query(workspace, "SELECT id, title FROM msgbubbles.chats ORDER BY id")

@@ -8,15 +8,15 @@ from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.outcome import EXIT_STOPPED
 from msgbubbles_sync.privacy import erase as erasing
 from msgbubbles_sync.privacy import reapply
+from msgbubbles_sync.text import format_count
 
 
 def erase(session: Session, people: list[str], *, ask: bool) -> int:
     """Erase people, after a confirmation."""
     context, folder = session.context, session.context.workspace.folder
-    count = "1 person" if len(people) == 1 else f"{len(people)} people"
     if ask:
         check_terminal()
-        if not confirm(f"Erase {count} for good?"):
+        if not confirm(f"Erase {format_count(len(people), 'person')} for good?"):
             return EXIT_STOPPED
     with hold_lock(folder), hold_lock(folder, "apply"), context.destination.lock():
         certificate = erasing.erase(context, people)
