@@ -16,12 +16,12 @@ from msgbubbles.handles import fold_handle, parse_handle
 from msgbubbles.lazy_pyarrow import pa
 from msgbubbles.policy import PSEUDONYM
 from msgbubbles.redact import Redactor
-from msgbubbles.source.arrow import build_arrow_schema
+from msgbubbles.source.arrow import build_arrow_schema, build_item
 
 from .context import Context
 from .csv_rows import read_csv
 from .destinations import Destination
-from .destinations.load import build_fresh_pipeline, build_table_item
+from .destinations.load import build_fresh_pipeline
 from .errors import InputFileError
 from .policy.applied import read_own_numbers
 from .tables import CONTACT_ALIASES
@@ -56,12 +56,13 @@ def load_contact_aliases(context: Context) -> None:
     if rows:
         redactor.save_vault()
         workspace.set_pending("transform", "publish")
-        item = build_table_item(
-            CONTACT_ALIASES, pa.Table.from_pylist(rows, schema=build_arrow_schema(CONTACT_ALIASES)), "delete-insert"
-        )
+        table = pa.Table.from_pylist(rows, schema=build_arrow_schema(CONTACT_ALIASES))
         destination.release()
         pipeline = build_fresh_pipeline(workspace, destination, PIPELINE)
-        pipeline.run(dlt.resource([item], name=CONTACT_ALIASES.name), loader_file_format=destination.file_format)
+        pipeline.run(
+            dlt.resource([build_item(CONTACT_ALIASES, table)], name=CONTACT_ALIASES.name),
+            loader_file_format=destination.file_format,
+        )
     if aliases:
         marker.touch()
     else:

@@ -39,6 +39,7 @@ from .privacy.retention import expire
 from .report import RunReport, ends_run
 from .restore import tidy
 from .run_log import RunLog, store, store_failed_reads
+from .sql import list_columns
 from .tables import CONTACT_ALIASES, GROUP_MEMBER_OPERATIONS, GROUP_OPERATIONS, GROUP_SIGHTINGS, WEBHOOK_EVENTS
 from .webhooks.health import with_refresh
 from .webhooks.load import load_events
@@ -47,8 +48,10 @@ from .webhooks.load import load_events
 EARLY_SECONDS = 20.0
 PUBLISHED_EARLY = "published what has been read so far"
 # The tables whose rows a run counts, in this order.
-COUNTED_TABLES = ("chats", "messages", "attachments", "numbers", "rejected_rows",
-                  "thread_activity", "group_membership", "chat_title_history")  # fmt: skip
+COUNTED_TABLES = (
+    *(f"msgbubbles.{table}" for table in ("chats", "messages", "attachments", "numbers", "rejected_rows")),
+    *(f"marts.{table}" for table in ("thread_activity", "group_membership", "chat_title_history")),
+)
 
 # The tables that group operations and webhook events change.
 LEDGER_TABLES = {GROUP_OPERATIONS.name, GROUP_MEMBER_OPERATIONS.name, GROUP_SIGHTINGS.name}
@@ -373,32 +376,19 @@ def _publish_tables(context: Context, report: RunReport, *, with_record: bool = 
 def _has_streams(destination: Destination) -> bool:
     """Return whether the tables of both streams exist."""
     with destination.open_writer() as connection:
-        try:
-            for stream in ("chats", "messages"):
-                connection.execute(f"SELECT 1 FROM {destination.write_schema}.{stream} LIMIT 0")  # noqa: S608
-        except duckdb.CatalogException:
-            return False
-    return True
+        return {"chats", "messages"} <= list_columns(connection, destination.write_schema).keys()
 
 
 def _list_marts(destination: Destination) -> list[str]:
-    query = "FROM information_schema.tables WHERE table_schema = ? AND table_catalog = current_catalog()"
     with destination.open_writer() as connection:
-        names = connection.execute(f"SELECT table_name {query}", [destination.marts_schema]).fetchall()
-    return sorted(name for (name,) in names)
+        return sorted(list_columns(connection, destination.marts_schema))
 
 
 def _count_rows(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
-    tables = connection.execute(
-        "SELECT table_schema, table_name FROM information_schema.tables "
-        "WHERE table_schema IN ('msgbubbles', 'marts') AND table_catalog = current_catalog()"
-    ).fetchall()
-    counted = sorted(
-        ((schema, table) for schema, table in tables if table in COUNTED_TABLES),
-        key=lambda name: COUNTED_TABLES.index(name[1]),
-    )
+    shown = {f"{schema}.{table}" for schema in ("msgbubbles", "marts") for table in list_columns(connection, schema)}
     counts = {}
-    for schema, table in counted:
-        row = connection.execute(f'SELECT count(*) FROM "{schema}"."{table}"').fetchone()  # noqa: S608
-        counts[f"{schema}.{table}"] = row[0] if row else 0
+    for table in COUNTED_TABLES:
+        if table in shown:
+            row = connection.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608
+            counts[table] = row[0] if row else 0
     return counts

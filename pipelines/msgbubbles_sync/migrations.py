@@ -9,14 +9,13 @@ The caller holds the warehouse's lock.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Callable
 
 import duckdb
 
 from msgbubbles.lazy_pyarrow import pa, pq
 from msgbubbles_sync.dbt.runner import forget_build
-from msgbubbles_sync.sql import quote_literal, quote_name
+from msgbubbles_sync.sql import list_columns, list_tables, quote_literal, quote_name
 
 from .context import Context
 from .destinations import Destination
@@ -153,8 +152,9 @@ def _rename_in_warehouse(destination: Destination, old: str, new: str) -> None:
 
 def _rename_in_tables(connection: duckdb.DuckDBPyConnection, destination: Destination, old: str, new: str) -> None:
     for schema in (destination.write_schema, f"{destination.write_schema}_staging"):
-        for table, columns in _list_columns(connection, schema).items():
-            if old in columns:
+        columns = list_columns(connection, schema)
+        for table in list_tables(connection, schema):
+            if old in columns[table]:
                 connection.execute(
                     f"ALTER TABLE {schema}.{quote_name(table)} RENAME COLUMN {quote_name(old)} TO {quote_name(new)}"
                 )
@@ -183,22 +183,8 @@ def _rename_in_files(destination: ParquetFiles, old: str, new: str) -> None:
 
 def _add_load_ids(connection: duckdb.DuckDBPyConnection, schema: str) -> None:
     """Add `_dlt_load_id`, which the marts need, to the tables of groups that lack it."""
-    tables = _list_columns(connection, schema)
+    tables = list_columns(connection, schema)
     for table in GROUP_TABLES:
         if table in tables and "_dlt_load_id" not in tables[table]:
             connection.execute(f"ALTER TABLE {schema}.{table} ADD COLUMN _dlt_load_id VARCHAR")
             connection.execute(f"UPDATE {schema}.{table} SET _dlt_load_id = '0'")  # noqa: S608
-
-
-def _list_columns(connection: duckdb.DuckDBPyConnection, schema: str) -> dict[str, list[str]]:
-    """Return the columns of each table in a schema."""
-    database, _, name = schema.rpartition(".")
-    rows = connection.execute(
-        "SELECT table_name, column_name FROM duckdb_columns() JOIN duckdb_tables() USING (database_name, schema_name, "
-        "table_name) WHERE database_name = coalesce(nullif(?, ''), current_database()) AND schema_name = ?",
-        [database, name],
-    ).fetchall()
-    columns = defaultdict(list)
-    for table, column in rows:
-        columns[table].append(column)
-    return columns

@@ -1,4 +1,4 @@
-"""Quote SQL literals and identifiers that cannot be bind parameters; store and read single values."""
+"""Quote SQL literals and identifiers that cannot be bind parameters; list tables; store and read single values."""
 
 from __future__ import annotations
 
@@ -16,6 +16,28 @@ def quote_literal(text: str) -> str:
 def quote_name(name: str) -> str:
     """Quote the name of a table, column or the like as an identifier."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def list_columns(connection: duckdb.DuckDBPyConnection, schema: str) -> dict[str, list[str]]:
+    """Return the columns of each table and view of a schema. `schema` may begin with the name of its database."""
+    database, _, name = schema.rpartition(".")
+    rows = connection.execute(
+        "SELECT table_name, list(column_name ORDER BY column_index) FROM duckdb_columns() "
+        "WHERE database_name = coalesce(nullif(?, ''), current_database()) AND schema_name = ? GROUP BY 1 ORDER BY 1",
+        [database, name],
+    )
+    return dict(rows.fetchall())
+
+
+def list_tables(connection: duckdb.DuckDBPyConnection, schema: str) -> list[str]:
+    """Return the names of the tables in a schema, without views. `schema` may begin with the name of its database."""
+    database, _, name = schema.rpartition(".")
+    rows = connection.execute(
+        "SELECT table_name FROM duckdb_tables() "
+        "WHERE database_name = coalesce(nullif(?, ''), current_database()) AND schema_name = ? ORDER BY 1",
+        [database, name],
+    )
+    return [table for (table,) in rows.fetchall()]
 
 
 def store_value(connection: duckdb.DuckDBPyConnection, table: str, definition: str, value: str | int) -> None:

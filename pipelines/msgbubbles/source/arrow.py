@@ -4,28 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import dlt
 
 from msgbubbles.lazy_pyarrow import pa
 from msgbubbles.storable import replace_unstorable
-from msgbubbles.tables import TABLES, ColumnType, Table
+from msgbubbles.tables import ColumnType, Table
 from msgbubbles.times import to_epoch_us
 
+Strategy = Literal["delete-insert", "insert-only"]
 
-def build_item(table: str, rows: pa.Table) -> Any:
-    """Build an item for dlt from rows to merge into a table by its key."""
+
+def build_item(table: Table, rows: pa.Table, strategy: Strategy = "delete-insert") -> Any:
+    """Build an item for dlt from rows to merge into a table by its key. With `insert-only`, a stored row stays."""
     hints = dlt.mark.make_hints(
-        table_name=table,
-        primary_key=list(TABLES[table].key),
-        write_disposition={"disposition": "merge", "strategy": "delete-insert"},
-        columns=build_column_hints(TABLES[table]),
+        table_name=table.name,
+        primary_key=list(table.key),
+        write_disposition={"disposition": "merge", "strategy": strategy},
+        columns=_build_column_hints(table),
     )
     return dlt.mark.with_hints(rows, hints, create_table_variant=True)
 
 
-def build_column_hints(table: Table) -> Any:
+def _build_column_hints(table: Table) -> Any:
     """Build dlt's hints for the columns of a table. Of rows with one key, the one that was read last is loaded."""
     hints: dict[str, dict[str, Any]] = {
         column.name: {

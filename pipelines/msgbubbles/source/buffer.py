@@ -40,7 +40,9 @@ from .stored import Warehouse, list_locations
 
 REJECTED, TITLES, COVERAGE = "rejected_rows", "chat_titles", "stream_coverage"
 PARTICIPANTS, PARTICIPANT_READS = "participant_lists", "participant_reads"
-MODELS: dict[str, type[Row]] = {"chats": Chat, "messages": Message, "attachments": Attachment, "numbers": Number}
+TABLES_BY_MODEL: dict[type[Row], str] = {
+    Chat: "chats", Message: "messages", Attachment: "attachments", Number: "numbers",
+}  # fmt: skip
 # A row, and when it was fetched.
 Fetched = tuple[Any, datetime]
 # An Arrow table has at most this many rows (100 full pages). Larger ones are hardly faster and cost memory.
@@ -122,7 +124,7 @@ class RowBuffer:
 
     def put(self, row: Row, fetched_at: datetime) -> None:
         """Add one row, unless its table is not loaded."""
-        table = _TABLES.get(type(row))
+        table = TABLES_BY_MODEL.get(type(row))
         if table is None:
             return
         self._put(table, self._key(table, row), row, fetched_at)
@@ -179,7 +181,7 @@ class RowBuffer:
     def empty_tables(self) -> Iterator[Any]:
         """Build items that make dlt create empty tables, so that they can be queried."""
         names = (table.partition("(")[0] for table in self.tables)
-        return (build_item(table, build_arrow_table(TABLES[table], ())) for table in names)
+        return (build_item(TABLES[table], build_arrow_table(TABLES[table], ())) for table in names)
 
     def flush(self, min_rows: int = 1) -> Iterator[Any]:
         """Build items from the tables that have this many rows."""
@@ -337,7 +339,4 @@ class RowBuffer:
                 self.refused_rows += 1
             rows = filter_rows(rows, [not is_refused for is_refused in refused])
         if rows.num_rows:
-            yield build_item(table, rows)
-
-
-_TABLES = {model: table for table, model in MODELS.items()}
+            yield build_item(TABLES[table], rows)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Generic
+from typing import Generic, NamedTuple
 
 from msgbubbles.errors import PermanentError
 from msgbubbles.models import Page, R, Row
@@ -37,8 +37,7 @@ MAX_UNPROVEN_PAGES = 20
 BEFORE_IGNORED = "the API answered with rows that are newer than the `before` it was given"
 
 
-@dataclass(frozen=True)
-class Overflow:
+class Overflow(NamedTuple):
     """A tie overflow: some rows in [from, to] may be out of reach; null for rows without a timestamp."""
 
     from_ms: int | None

@@ -20,7 +20,7 @@ from msgbubbles.times import DAY_MS, from_epoch_ms
 
 from .coverage import Coverage
 from .paginate import Overflow
-from .run import MissingRows, Run, StreamContext, get_overflows, save_overflows
+from .run import MissingRows, Run, StreamContext, save_overflows
 from .state import ChatsState, ListState, OverflowProgress, States
 from .stored import Warehouse
 from .threads import read_thread
@@ -120,8 +120,7 @@ def _find_groups(
 def _unread_overflows(state: ListState) -> list[Overflow]:
     """Return the overflowed timestamps whose chats have not all been read."""
     done = {name for name, progress in state.overflows_done.items() if progress.is_over}
-    spans = [Overflow(*span) for span in state.overflows]
-    return [span for span in spans if span.from_ms is not None and _name(span) not in done]
+    return [span for span in state.overflows if span.from_ms is not None and _name(span) not in done]
 
 
 def _name(span: Overflow) -> str:
@@ -165,7 +164,7 @@ def read_by_id(state: ChatsState, context: StreamContext) -> Iterator[Any]:
         yield from _read_for_events(state, context, check)
         yield from _read_lagging(lagging, state, context, check)
         _read_participants(state, context, check)
-    spans = get_overflows(state)
+    spans = {*state.overflows}
     if run.missing is not None and run.missing.chats_proven:
         run.reconciled["tie overflows"] += sum(span.from_ms is not None for span in spans)
         spans = {span for span in spans if span.from_ms is None}
@@ -277,7 +276,7 @@ def read_overflows(state: ListState, context: StreamContext) -> Iterator[Any]:
     Chats are read in the order of their ids: when the limit is reached, the next run resumes. The overflow stands if
     one chat alone has too many messages at a timestamp, or if not all chats are known.
     """
-    run, spans = context.run, get_overflows(state)
+    run, spans = context.run, {*state.overflows}
     check = _limit_requests(run)
     try:
         with until("missing rows"):

@@ -201,18 +201,10 @@ class StreamContext:
     failed: FailedReads
 
 
-def get_overflows(state: ListState) -> set[Overflow]:
-    """Return the tie overflows of a stream that are neither repaired nor accepted."""
-    return {Overflow(*span) for span in state.overflows}
-
-
 def save_overflows(state: ListState, spans: set[Overflow], run: Run, stream: str) -> None:
     """Store `spans`, the overflows that are not repaired, except those that were accepted now or earlier."""
-    accepted = {Overflow(*span) for span in state.overflows_accepted}
-    accepted |= get_overflows(state) if run.accept_overflows else set()
+    accepted = {*state.overflows_accepted, *(state.overflows if run.accept_overflows else ())}
     run.progress(stream).standing = spans - accepted
-    state.overflows, state.overflows_accepted = _sorted(spans - accepted), _sorted(accepted)
-
-
-def _sorted(spans: set[Overflow]) -> list[tuple[int | None, int | None]]:
-    return sorted(((span.from_ms, span.to_ms) for span in spans), key=lambda span: (span[0] or 0, span[1] or 0))
+    state.overflows, state.overflows_accepted = (
+        sorted(some, key=lambda span: (span.from_ms or 0, span.to_ms or 0)) for some in (spans - accepted, accepted)
+    )

@@ -17,6 +17,7 @@ from msgbubbles.errors import ConfigurationError
 from msgbubbles.times import DAY_MS
 
 from .coverage import CoveredInterval
+from .paginate import Overflow
 
 # Increase it when earlier releases cannot continue from this state or its tables, so that they refuse them.
 STATE_VERSION = 2
@@ -108,7 +109,7 @@ class ListState(_State):
     Attributes:
         covered: Its coverage.
         seen: Fingerprints of the newest page at `seen_ms`, so that unchanged rows are not loaded again.
-        overflows: Tie overflows (first and last time) that are neither repaired nor accepted.
+        overflows: Tie overflows that are neither repaired nor accepted.
         overflows_done: The progress of each overflow, by name.
         rejected: Intervals with rows that could not be read.
     """
@@ -116,8 +117,8 @@ class ListState(_State):
     covered: list[CoveredInterval] = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
     seen_ms: int = 0
-    overflows: list[tuple[int | None, int | None]] = field(default_factory=list)
-    overflows_accepted: list[tuple[int | None, int | None]] = field(default_factory=list)
+    overflows: list[Overflow] = field(default_factory=list)
+    overflows_accepted: list[Overflow] = field(default_factory=list)
     overflows_done: dict[str, OverflowProgress] = field(default_factory=dict)
     rejected: list[RejectedInterval] = field(default_factory=list)
 

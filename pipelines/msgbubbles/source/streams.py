@@ -23,7 +23,7 @@ from .fetch import InFlight, count_workers
 from .intervals import IntervalQueue, OpenInterval
 from .paginate import PageResult, Paginator
 from .rejected import RejectedIntervals
-from .run import Run, StreamContext, get_overflows, save_overflows
+from .run import Run, StreamContext, save_overflows
 from .state import ChatsState, ListState, MessagesState, NumbersState, ResourceState, decode, encode
 
 Fetch = Callable[[str | None], Page[R]]
@@ -340,7 +340,7 @@ class StreamReader(Generic[R]):
         if self._now_seen_ms is not None:
             self.state.seen = sorted(self._now_seen)
             self.state.seen_ms = self._now_seen_ms
-        save_overflows(self.state, get_overflows(self.state) | self.progress.overflows, self.run, self.stream)
+        save_overflows(self.state, {*self.state.overflows} | self.progress.overflows, self.run, self.stream)
 
 
 def read_stream(

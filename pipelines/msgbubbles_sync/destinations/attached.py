@@ -19,14 +19,14 @@ from tenacity import TryAgain, retry, retry_if_exception, stop_after_attempt, wa
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import read_json, write_privately
 from msgbubbles_sync.settings import ACCOUNT_NAME, SyncSettings
-from msgbubbles_sync.sql import quote_literal, quote_name
+from msgbubbles_sync.sql import list_tables, quote_literal, quote_name
 from msgbubbles_sync.tables import TABLES
 from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 
 from .base import HELD_TABLES, Destination
 from .compaction import drop_old_states
 from .loaded_tables import Repair, forget_schema, has_lost_columns, has_own_rows
-from .scratch import list_tables, open_scratch
+from .scratch import open_scratch
 from .server import hold_server_lock
 from .union_accounts import ACCOUNTS, MANY_ACCOUNTS, ONE_ACCOUNT, READER_SCHEMAS, Key, build_union, read_columns
 
@@ -164,7 +164,7 @@ class Attached(Destination):
             with open_scratch(connection, self._workspace.folder, sources):
                 yield connection
                 connection.execute("BEGIN")
-                for name in list_tables(connection, "scratch", DATASET):
+                for name in list_tables(connection, f"scratch.{DATASET}"):
                     if name in names:
                         self._replace_rows(connection, name)
                     else:
@@ -312,7 +312,7 @@ class Attached(Destination):
 
 def _list_own_tables(connection: duckdb.DuckDBPyConnection, schema: str) -> list[str]:
     """Return the tables that the job loads. A schema may hold tables and views of analysts as well."""
-    names = list_tables(connection, "warehouse", schema)
+    names = list_tables(connection, f"warehouse.{schema}")
     return [name for name in names if name in TABLES or name.startswith("_dlt_")]
 
 

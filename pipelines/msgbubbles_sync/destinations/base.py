@@ -13,6 +13,7 @@ import duckdb
 
 from msgbubbles_sync.files import read_json, write_privately
 from msgbubbles_sync.settings import SyncSettings
+from msgbubbles_sync.sql import list_columns
 from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 
 from .comments import list_descriptions, write_comments
@@ -155,12 +156,12 @@ class Destination(ABC):
     def has_marts(self) -> bool:
         """Return whether marts have been built, or are published."""
         with self.open_writer() as connection:
-            if _has_marts(connection):
+            if list_columns(connection, "marts"):
                 return True
         if not self.exists():
             return False
         with self.open_reader() as connection:
-            return _has_marts(connection)
+            return bool(list_columns(connection, "marts"))
 
     @abstractmethod
     def rewrite_rows(self, tables: Collection[str] | None = None) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
@@ -230,8 +231,3 @@ class Destination(ABC):
     def explain(self, _message: str) -> str | None:
         """Return what an error message of the database means and how to fix it; null if unknown."""
         return None
-
-
-def _has_marts(connection: duckdb.DuckDBPyConnection) -> bool:
-    query = "SELECT 1 FROM information_schema.tables WHERE table_schema = 'marts' AND table_catalog = current_catalog()"
-    return connection.execute(query).fetchone() is not None

@@ -16,7 +16,7 @@ from filelock import FileLock
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import read_json, write_privately
 from msgbubbles_sync.settings import SyncSettings
-from msgbubbles_sync.sql import quote_name
+from msgbubbles_sync.sql import list_tables, quote_name
 from msgbubbles_sync.workspace import DATASET, Workspace
 
 from .base import Destination
@@ -29,9 +29,8 @@ from .union_accounts import MANY_ACCOUNTS, ONE_ACCOUNT, combine, shows_accounts
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from msgbubbles.source.arrow import Strategy
     from msgbubbles.tables import Table
-
-    from .load import Strategy
 
 # The files that the file of all accounts was made from.
 COMBINED_NOTE = "combined.json"
@@ -109,9 +108,7 @@ class DuckDBFile(Destination):
             connection.execute("SET TimeZone = 'UTC'")
             connection.execute("BEGIN")
             yield connection
-            for (table,) in connection.execute(
-                "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'msgbubbles_staging'"
-            ).fetchall():
+            for table in list_tables(connection, "msgbubbles_staging"):
                 connection.execute(f"DELETE FROM msgbubbles_staging.{quote_name(table)}")  # noqa: S608
             connection.execute("COMMIT")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import dlt
 
-from msgbubbles.source.arrow import build_arrow_table, build_column_hints
+from msgbubbles.source.arrow import Strategy, build_arrow_table, build_item
 from msgbubbles.tables import Table
 from msgbubbles_sync.files import remove
 from msgbubbles_sync.tables import (
@@ -22,10 +22,6 @@ from msgbubbles_sync.workspace import PIPELINE, Workspace
 
 from .base import Destination
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-Strategy = Literal["delete-insert", "insert-only"]
 # The tables of commands that may never run.
 LATER_TABLES: tuple[tuple[Table, Strategy], ...] = (
     (WEBHOOK_EVENTS, "insert-only"),
@@ -64,17 +60,6 @@ def build_pipeline(workspace: Workspace, destination: Destination, name: str = P
     )
 
 
-def build_table_item(table: Table, rows: pa.Table, strategy: Strategy) -> Any:
-    """Build an item for dlt: rows to be merged into a table by its key. With `insert-only`, a stored row stays."""
-    hints = dlt.mark.make_hints(
-        table_name=table.name,
-        primary_key=list(table.key),
-        write_disposition={"disposition": "merge", "strategy": strategy},
-        columns=build_column_hints(table),
-    )
-    return dlt.mark.with_hints(rows, hints, create_table_variant=True)
-
-
 def build_missing_tables(pipeline: dlt.Pipeline) -> dlt.sources.DltResource | None:
     """Build a resource that creates the tables of other pipelines, empty; null if the pipeline has created them.
 
@@ -92,6 +77,6 @@ def build_missing_tables(pipeline: dlt.Pipeline) -> dlt.sources.DltResource | No
 
     def items() -> Iterator[Any]:
         for table, strategy in missing:
-            yield build_table_item(table, build_arrow_table(table, ()), strategy)
+            yield build_item(table, build_arrow_table(table, ()), strategy)
 
     return dlt.resource(items, name="missing_tables")

@@ -27,7 +27,7 @@ from filelock import FileLock
 
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import move_damaged, remove, set_umask_like, sync_to_disk
-from msgbubbles_sync.sql import quote_literal, quote_name
+from msgbubbles_sync.sql import list_tables, quote_literal, quote_name
 from msgbubbles_sync.workspace import CLAIM_TABLE, DATASET, UNUSABLE, VERSION_TABLE
 
 from .base import Destination
@@ -36,7 +36,7 @@ from .duckdb_file import open_published
 from .parquet_rewrite import STATES, finish_replacing, is_whole, load_states, read_state_version, replace_files
 from .parquet_tables import read_tables, select_all, write_json
 from .publish import new_copy, replace_database
-from .scratch import list_tables, open_scratch
+from .scratch import open_scratch
 from .union_accounts import MANY_ACCOUNTS, OWN_TABLES, READER_SCHEMAS, Key, build_union
 
 NO_FOLDER = """--destination filesystem: {why}; set its folder in dlt_config/secrets.toml:
@@ -169,8 +169,7 @@ class ParquetFiles(Destination):
             for name, query in own.items():
                 connection.execute(f"CREATE TABLE {DATASET}.{name} AS {query}")
             yield connection
-            tables = connection.execute("SELECT table_name FROM duckdb_tables() WHERE schema_name = 'msgbubbles'")
-            for (name,) in tables.fetchall():
+            for name in list_tables(connection, DATASET):
                 (self._tables / name).mkdir(parents=True, exist_ok=True)
                 new = self._tables / name / ".new"
                 connection.execute(f"COPY {DATASET}.{quote_name(name)} TO {quote_literal(str(new))} (FORMAT parquet)")
@@ -191,7 +190,7 @@ class ParquetFiles(Destination):
             yield connection
             files = {
                 name: f"{name if name in JOB_TABLES else f'rewritten.{time.time_ns()}'}.parquet"
-                for name in list_tables(connection, "scratch", DATASET) if name != STATES
+                for name in list_tables(connection, f"scratch.{DATASET}") if name != STATES
             }  # fmt: skip
             replace_files(connection, self._tables, files)
 

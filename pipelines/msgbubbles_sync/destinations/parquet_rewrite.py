@@ -13,11 +13,10 @@ from pathlib import Path
 import duckdb
 
 from msgbubbles_sync.files import remove, sync_to_disk
-from msgbubbles_sync.sql import quote_literal, quote_name
+from msgbubbles_sync.sql import list_tables, quote_literal, quote_name
 from msgbubbles_sync.workspace import DATASET, PIPELINE
 
 from .parquet_tables import write_json
-from .scratch import list_tables
 
 UNFINISHED, FINISHED = ".rewriting", ".rewritten"
 # The names of the new files, by table.
@@ -73,7 +72,7 @@ def replace_files(connection: duckdb.DuckDBPyConnection, tables: Path, names: Ma
         connection.execute(f"COPY ({_select_rows(connection, table)}) TO {path} (FORMAT parquet)")
         sync_to_disk(new / table / name)
     manifest = {table: [name] for table, name in names.items()}
-    if STATES in list_tables(connection, "scratch", DATASET) and (tables / STATES).exists():
+    if STATES in list_tables(connection, f"scratch.{DATASET}") and (tables / STATES).exists():
         manifest[STATES] = _write_states(connection, tables, new)
     write_json(new / MANIFEST, manifest)
     sync_to_disk(new)

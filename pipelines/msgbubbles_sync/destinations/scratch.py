@@ -63,12 +63,6 @@ def select_for(connection: duckdb.DuckDBPyConnection, database: str, schema: str
     return f"SELECT {listed} FROM scratch.{DATASET}.{quote_name(table)}"  # noqa: S608
 
 
-def list_tables(connection: duckdb.DuckDBPyConnection, database: str, schema: str) -> list[str]:
-    """Return the names of the tables in a schema, without views."""
-    query = "SELECT table_name FROM duckdb_tables() WHERE (database_name, schema_name) = (?, ?) ORDER BY 1"
-    return [name for (name,) in connection.execute(query, [database, schema]).fetchall()]
-
-
 def _remove_file(folder: Path) -> None:
     for path in folder.glob(f"{FILE}*"):
         remove(path)

@@ -10,7 +10,7 @@ from contextlib import suppress
 import duckdb
 
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.sql import read_value, store_value
+from msgbubbles_sync.sql import list_columns, read_value, store_value
 from msgbubbles_sync.workspace import DATASET, VERSION, VERSION_TABLE, Workspace
 
 from .base import Destination
@@ -59,12 +59,7 @@ def stored_version(connection: duckdb.DuckDBPyConnection, schema: str) -> int:
     version = read_value(connection, f"{schema}.{VERSION_TABLE}", "version")
     if version is not None:
         return int(version)
-    database, _, name = schema.rpartition(".")
-    found = connection.execute(
-        "SELECT 1 FROM duckdb_columns() WHERE database_name = coalesce(nullif(?, ''), current_database()) "
-        "AND schema_name = ? AND column_name = ?", [database, name, READ_AT],
-    )  # fmt: skip
-    return 0 if found.fetchone() else VERSION
+    return 0 if any(READ_AT in columns for columns in list_columns(connection, schema).values()) else VERSION
 
 
 def store_version(connection: duckdb.DuckDBPyConnection, schema: str, version: int = VERSION) -> None:

@@ -11,11 +11,11 @@ import dlt
 
 from msgbubbles.lazy_pyarrow import pa
 from msgbubbles.redact import Redactor
-from msgbubbles.source.arrow import build_arrow_schema
+from msgbubbles.source.arrow import build_arrow_schema, build_item
 from msgbubbles.storable import replace_unstorable
 from msgbubbles.tables import Table
 from msgbubbles_sync.destinations import Destination
-from msgbubbles_sync.destinations.load import build_fresh_pipeline, build_table_item
+from msgbubbles_sync.destinations.load import build_fresh_pipeline
 from msgbubbles_sync.tables import GROUP_MEMBER_OPERATIONS, GROUP_OPERATIONS, GROUP_SIGHTINGS
 from msgbubbles_sync.workspace import Workspace
 
@@ -58,7 +58,7 @@ def load_ledger(workspace: Workspace, destination: Destination, redactor: Redact
 def _build_resource(table: Table, rows: list[dict[str, object]]) -> Any:
     # Without rows, too: the table should exist.
     storable = replace_unstorable(pa.Table.from_pylist(rows, schema=build_arrow_schema(table)), table.json_columns)[0]
-    return dlt.resource([build_table_item(table, storable, "delete-insert")], name=table.name)
+    return dlt.resource([build_item(table, storable)], name=table.name)
 
 
 def _build_row(table: Table, record: Entry | Observation | None, at: datetime) -> dict[str, object]:

@@ -14,14 +14,14 @@ import duckdb
 import msgspec
 from dlt.pipeline.exceptions import PipelineStepFailed
 
-from msgbubbles.source.arrow import build_arrow_table, build_item
+from msgbubbles.source.arrow import Strategy, build_arrow_table, build_item
 from msgbubbles.source.compare import filter_rows
 from msgbubbles.source.stored import Warehouse
 from msgbubbles.tables import CHATS, MESSAGES, Table
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.destinations.duckdb_file import DuckDBFile, merge_rows
-from msgbubbles_sync.destinations.load import Strategy, build_fresh_pipeline, build_table_item
+from msgbubbles_sync.destinations.load import build_fresh_pipeline
 from msgbubbles_sync.destinations.screen import Screen, is_data_error
 from msgbubbles_sync.files import move_damaged, write_privately
 from msgbubbles_sync.policy.applied import read_own_numbers
@@ -307,8 +307,8 @@ def _list_chats(events: Iterable[Event]) -> list[str]:
 
 def _build_resource(batch: _Batch, strategy: Strategy) -> Any:
     def items() -> Iterator[Any]:
-        yield build_table_item(WEBHOOK_EVENTS, batch.events, strategy)
-        for table, rows in (("chats", batch.chats), ("messages", batch.messages)):
+        yield build_item(WEBHOOK_EVENTS, batch.events, strategy)
+        for table, rows in ((CHATS, batch.chats), (MESSAGES, batch.messages)):
             if rows.num_rows:
                 yield build_item(table, rows)
 

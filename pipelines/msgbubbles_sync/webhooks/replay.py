@@ -14,9 +14,9 @@ from pathlib import Path
 import duckdb
 import msgspec
 
+from msgbubbles.source.arrow import Strategy
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations import Destination
-from msgbubbles_sync.destinations.load import Strategy
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.text import format_count
 

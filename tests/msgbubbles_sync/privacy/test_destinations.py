@@ -24,12 +24,12 @@ from helpers.context import RecordingConsole, build_context, build_destination
 from helpers.lake import lake_at, lake_in_bucket
 from helpers.sizes import nightly
 from msgbubbles.policy import PRESETS, Policy, Pseudonymizer
-from msgbubbles.source.arrow import build_arrow_schema
+from msgbubbles.source.arrow import build_arrow_schema, build_item
 from msgbubbles.tables import CHATS, MESSAGES, NUMBERS, Table
 from msgbubbles_sync import job
 from msgbubbles_sync.destinations import claims
 from msgbubbles_sync.destinations.attached import Attached
-from msgbubbles_sync.destinations.load import build_pipeline, build_table_item
+from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.destinations.postgres import Postgres
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.ledger import Ledger, Observation
@@ -152,7 +152,7 @@ def load(workspace: Workspace, version: str) -> None:
     def items() -> Iterator[Any]:
         dlt.current.resource_state()["covered"] = version
         for table, found in rows.items():
-            yield build_table_item(table, build_arrow(table, found), "delete-insert")
+            yield build_item(table, build_arrow(table, found))
 
     build_pipeline(workspace, build_destination(workspace)).run(items())
 
