@@ -113,6 +113,11 @@ class Workspace:
         return self._folder_for(self.destination)
 
     @property
+    def dbt_folder(self) -> Path:
+        """The folder of what is known of the last build of the marts."""
+        return self.folder / "dbt"
+
+    @property
     def other_folders(self) -> list[Path]:
         """The folders that this database name has for the other destinations."""
         return [self._folder_for(name) for name in DESTINATIONS if name != self.destination]

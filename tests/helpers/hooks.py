@@ -57,7 +57,9 @@ def spool(workspace: Workspace, bodies: list[bytes]) -> None:
 
 def load_all(workspace: Workspace) -> LoadResult:
     """Load the spool, as a sync does."""
-    return load_events(build_context(workspace))
+    context = build_context(workspace)
+    context.destination.prepare()
+    return load_events(context)
 
 
 def workspace_in(folder: Path) -> Workspace:

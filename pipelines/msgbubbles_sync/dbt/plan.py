@@ -52,23 +52,14 @@ CHANGED_MESSAGES, TAILS = "changed_messages", "thread_tails"
 BOOKKEEPING = frozenset({*QUEUES, CHANGED_MESSAGES, TAILS, "loads", "unbuilt_loads", "built_loads", "thread_chats"})
 ALIASED = frozenset({("marts", "mart")})  # a column, where a list of marts is called `marts`
 # The rows of these tables change only with a load; what changes them otherwise builds the marts from scratch.
-LOADED = tuple(
-    f"source.msgbubbles.msgbubbles.{name}"
-    for name in (
-        "chats",
-        "messages",
-        "numbers",
-        "attachments",
-        "chat_titles",
-        "participant_lists",
-        "group_operations",
-        "group_member_operations",
-        "contact_aliases",
-        "stream_coverage",
-    )
+SOURCE = "source.msgbubbles.msgbubbles"
+LOADED = (
+    *(f"{SOURCE}.{name}" for name in ("chats", "messages", "numbers", "attachments", "chat_titles")),
+    *(f"{SOURCE}.{name}" for name in ("participant_lists", "group_operations", "group_member_operations")),
+    *(f"{SOURCE}.{name}" for name in ("contact_aliases", "stream_coverage")),
 )
 # The job writes these tables when it stores a run.
-RUN_TABLES = ("source.msgbubbles.msgbubbles.sync_runs", "source.msgbubbles.msgbubbles.failed_reads")
+RUN_TABLES = (f"{SOURCE}.sync_runs", f"{SOURCE}.failed_reads")
 RECORD_BUILDS = """INSERT INTO staging.built_loads (mart, load_id)
 SELECT mart, load_id FROM (SELECT unnest(?) AS mart) AS marts CROSS JOIN staging.loads
 EXCEPT SELECT mart, load_id FROM staging.built_loads"""

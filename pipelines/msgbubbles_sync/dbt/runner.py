@@ -30,6 +30,10 @@ from .unreadable import UnreadableFiles, find_unreadable_file, load_unreadable_f
 if TYPE_CHECKING:
     from dbt.contracts.graph.manifest import Manifest
 
+# Files in the workspace's folder `dbt`: the digest of the last build, when all rows were last tested, and what failed
+# when the marts were last built.
+BUILD_DIGEST, FULL_TESTS_AT, BUILD_RESULT = "built_with", "full_tests_at", "data_tests.json"
+
 
 @dataclass(frozen=True)
 class BuildResult:
@@ -54,12 +58,12 @@ class BuildResult:
 
 def is_outdated(workspace: Workspace, settings: Settings) -> bool:
     """Return whether the marts were built by other models, or with other settings."""
-    return _read_build_digest(workspace) != compute_build_digest(settings)
+    return _read_build_digest(workspace.dbt_folder) != compute_build_digest(settings)
 
 
 def forget_build(workspace: Workspace) -> None:
     """Let the next build of the marts start from scratch."""
-    _digest_file(workspace).unlink(missing_ok=True)
+    (workspace.dbt_folder / BUILD_DIGEST).unlink(missing_ok=True)
 
 
 def check_tools(destination: Destination) -> None:
@@ -79,13 +83,13 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
     `load_build_result` returns the same later. Raises `TransformError` if no mart could be built, or for a reason that
     the destination explains.
     """
-    digest = compute_build_digest(settings)
-    is_full = _read_build_digest(workspace) != digest
+    folder, digest = workspace.dbt_folder, compute_build_digest(settings)
+    is_full = _read_build_digest(folder) != digest
     target, environment = destination.read_dbt_target()
-    full_tests_at = 0.0 if is_full or target == "spark" else _read_full_tests_at(workspace)
+    full_tests_at = 0.0 if is_full or target == "spark" else _read_full_tests_at(folder)
     is_due = not 0 <= time.time() - full_tests_at < settings.transforms.full_tests_hours * 3600
     # Until the tests pass: a run that is killed or fails leaves rows that later runs would not test.
-    _full_tests_file(workspace).unlink(missing_ok=True)
+    (folder / FULL_TESTS_AT).unlink(missing_ok=True)
     dbt = _Dbt(
         workspace, destination.prefix, target, environment, settings, destination.marts_schema, full_tests=is_due
     )
@@ -95,10 +99,10 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
     with ExitStack() as stack:
         folders = stack.enter_context(destination.open_build())
         if folders is not None:
-            session = stack.enter_context(spark.open_session(settings.transforms.spark, workspace.folder / "dbt"))
+            session = stack.enter_context(spark.open_session(settings.transforms.spark, folder))
             spark.register_tables(session, *folders, destination.prefix)
         can_plan = settings.transforms.planned_runs and target == "duckdb" and not is_full and not failed_before
-        plan = PlanFile(workspace.folder / "dbt" / "plan.json", dbt.depends_on) if can_plan else None
+        plan = PlanFile(folder / "plan.json", dbt.depends_on) if can_plan else None
         unchanged = () if workspace.is_pending("test_runs") else RUN_TABLES
         is_planned = plan is not None and plan.execute(
             destination, follows_success=full_tests_at > 0, unchanged=unchanged
@@ -106,7 +110,7 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
         if not is_planned:
             destination.release()
             result = dbt.build(destination, failed_before, is_full=is_full)
-            write_privately(_digest_file(workspace), digest)
+            write_privately(folder / BUILD_DIGEST, digest)
         has_tests = settings.transforms.data_tests != "off"
         if has_tests and not (is_planned and plan is not None and plan.passes_tests(destination)):
             result = dbt.test(destination, result)
@@ -115,16 +119,16 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
         if plan is not None and not is_planned and not dbt.has_rebuilt:
             plan.record(destination, dbt.nodes, dbt.executed)
     if has_tests and not result.failed_tests and not result.failed_models:
-        write_privately(_full_tests_file(workspace), str(time.time() if is_due else full_tests_at))
+        write_privately(folder / FULL_TESTS_AT, str(time.time() if is_due else full_tests_at))
         workspace.set_done("test_runs")
-    write_privately(_build_result_file(workspace), json.dumps(asdict(result)))
+    write_privately(folder / BUILD_RESULT, json.dumps(asdict(result)))
     return result
 
 
 def load_build_result(workspace: Workspace) -> BuildResult:
     """Load what failed when the marts were last built."""
     with suppress(OSError, ValueError, TypeError):
-        return BuildResult(**json.loads(_build_result_file(workspace).read_text()))
+        return BuildResult(**json.loads((workspace.dbt_folder / BUILD_RESULT).read_text()))
     return BuildResult()
 
 
@@ -142,7 +146,7 @@ def describe_failures(workspace: Workspace, result: BuildResult) -> str:
 
 def get_details_path(workspace: Workspace) -> Path:
     """Return the file with the database's messages about what failed last, and the queries of failed data tests."""
-    return workspace.folder / "dbt" / "last_error.txt"
+    return workspace.dbt_folder / "last_error.txt"
 
 
 def compile_models(workspace: Workspace, prefix: str, settings: Settings) -> None:
@@ -224,7 +228,7 @@ class _Dbt:
         has_own_names = sync.schema_names != SyncSettings().schema_names
         own_schemas = ".".join([sync.raw_schema, sync.staging_schema, marts_schema]) if has_own_names else ""
         self._names = Names(target, database, prefix, own_schemas)
-        folder = workspace.folder / "dbt"
+        folder = workspace.dbt_folder
         variables = {
             **build_variables(settings),
             "schema_prefix": prefix,
@@ -374,26 +378,14 @@ def _select(option: str, models: list[str]) -> list[str]:
     return [option, " ".join(f"{model}+" for model in models)] if models else []
 
 
-def _digest_file(workspace: Workspace) -> Path:
-    return workspace.folder / "dbt" / "built_with"
+def _read_build_digest(folder: Path) -> str:
+    """Return the digest of the last build; empty if there was none."""
+    path = folder / BUILD_DIGEST
+    return path.read_text(errors="replace") if path.exists() else ""
 
 
-def _full_tests_file(workspace: Workspace) -> Path:
-    return workspace.folder / "dbt" / "full_tests_at"
-
-
-def _read_full_tests_at(workspace: Workspace) -> float:
+def _read_full_tests_at(folder: Path) -> float:
     """Return when all rows were tested, if no run since has left rows that fail or were not tested; else 0."""
     with suppress(OSError, ValueError):
-        return float(_full_tests_file(workspace).read_text())
+        return float((folder / FULL_TESTS_AT).read_text())
     return 0.0
-
-
-def _build_result_file(workspace: Workspace) -> Path:
-    return workspace.folder / "dbt" / "data_tests.json"
-
-
-def _read_build_digest(workspace: Workspace) -> str:
-    """Return the digest of the last build; empty if there was none."""
-    path = _digest_file(workspace)
-    return path.read_text(errors="replace") if path.exists() else ""

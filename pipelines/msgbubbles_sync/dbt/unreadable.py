@@ -93,7 +93,7 @@ class UnreadableFiles:
 
     def copy_project(self, workspace: Workspace) -> Path:
         """Copy the project without these files, unless it has been. Returns the folder."""
-        copy = workspace.folder / "dbt" / "project"
+        copy = workspace.dbt_folder / "project"
         mark = copy / "target" / "left_out"
         content = json.dumps([self.key, [file.path for file in self.files]])
         if mark.is_file() and mark.read_text() == content:
@@ -152,8 +152,8 @@ def _search_files(project: Path) -> UnreadableFile | None:
 
 
 def _file(workspace: Workspace) -> Path:
-    return workspace.folder / "dbt" / "unreadable.json"
+    return workspace.dbt_folder / "unreadable.json"
 
 
 def _details_file(workspace: Workspace) -> Path:
-    return workspace.folder / "dbt" / "unreadable.txt"
+    return workspace.dbt_folder / "unreadable.txt"

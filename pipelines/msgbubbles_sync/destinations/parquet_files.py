@@ -138,7 +138,7 @@ class ParquetFiles(Destination):
     @property
     def _build_file(self) -> Path:
         """The file that holds the name of the latest build."""
-        return self._workspace.folder / "dbt" / "build"
+        return self._workspace.dbt_folder / "build"
 
     def exists(self) -> bool:
         return self._view_file.exists()

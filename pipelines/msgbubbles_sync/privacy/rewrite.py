@@ -152,7 +152,7 @@ def _load_pending(context: Context) -> None:
 
 def _remove_leftovers(workspace: Workspace) -> None:
     """Remove error reports, which may quote rows, and what killed processes left."""
-    for path in (workspace.folder / "last_error.txt", workspace.folder / "dbt" / "last_error.txt"):
+    for path in (workspace.folder / "last_error.txt", workspace.dbt_folder / "last_error.txt"):
         path.unlink(missing_ok=True)
     for path in (*workspace.folder.glob("*.copying"), *workspace.find_damaged()):
         remove(path)

@@ -110,8 +110,8 @@ def dead_letter_folder(workspace: Workspace) -> Path:
 def load_events(context: Context) -> LoadResult:
     """Load the finished segments of the spool, and remove each when it is committed.
 
-    The marts and the published file are marked as pending. The caller holds the lock `job`. May be killed and repeated:
-    a stored event stays as it is, and the state of a message never goes back.
+    The marts and the published file are marked as pending. The caller holds the lock `job`, and has prepared the
+    destination. May be killed and repeated: a stored event stays as it is, and the state of a message never goes back.
     """
     spool = spool_folder(context.workspace)
     if not list_segments(spool):
@@ -125,7 +125,6 @@ def load_segments(context: Context, segments: Iterable[Segment], strategy: Strat
     """Load segments as `load_events` does. With `delete-insert`, their events replace stored rows."""
     workspace, destination, redactor = context.workspace, context.destination, context.redactor
     result = LoadResult(dead_letters=dead_letter_folder(workspace))
-    destination.prepare()
     if redactor.needs_own_numbers:
         redactor.add_own_numbers(read_own_numbers(destination))
     load = _Load(workspace, destination, redactor, context.settings.source.start_ms, strategy, result)

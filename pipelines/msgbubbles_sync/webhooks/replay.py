@@ -65,7 +65,6 @@ def replay(context: Context, since: datetime | None) -> ReplayResult:
     lock `job`. Raises as `load_events` does.
     """
     load_events(context)  # the first delivery of an event is the one that is stored
-    context.destination.prepare()
     result = ReplayResult()
     spool = spool_folder(context.workspace)
     spool.mkdir(mode=0o700, parents=True, exist_ok=True)

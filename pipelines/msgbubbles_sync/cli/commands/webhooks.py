@@ -54,6 +54,7 @@ def _open_for_load(session: Session) -> Iterator[Context]:
     context = session.context
     claim(context.workspace, context.destination, sandbox=session.sandbox, say=session.reporter.fail)
     with hold_lock(context.workspace.folder), context.destination.lock():
+        context.destination.prepare()
         yield context
 
 
