@@ -25,7 +25,7 @@ from .page_size import PageRequest, PageSize
 from .rate_limit import RateLimiter
 from .responses import Answer
 from .settings import DEFAULTS
-from .transport import Transport
+from .transport import T, Transport
 
 BASE_URL = DEFAULTS.base_url
 MAX_PAGE_SIZE = 100
@@ -71,8 +71,7 @@ class Client:
 
     def get_chat(self, chat_id: str) -> Chat:
         """GET /v1/chats/:id. `NotFoundError` if it is gone, or belongs to another account."""
-        path, endpoint = _chat_route(chat_id, None, None)
-        return self.transport.request("GET", path, endpoint=f"GET {endpoint}", decode=partial(decode_row, Chat))
+        return self._call("GET", "/chats/:id", chat_id, decode=partial(decode_row, Chat))
 
     def create_group(
         self,
@@ -91,36 +90,36 @@ class Client:
         body = {"from_handle": from_handle, "addresses": list(addresses), "message": message}
         if title is not None:
             body["title"] = title
-        return self._create("chats", decode_written_chat, body, idempotency_key)
+        return self._create("/chats", decode_written_chat, body, idempotency_key)
 
     def rename_group(self, chat_id: str, title: str) -> Chat | None:
         """PATCH /v1/chats/:id: rename; a title has at most 100 characters. Return the chat if the answer has it.
 
         `ConflictError` `not_a_group`, `PermanentError` `invalid_request`, `NotFoundError`.
         """
-        return self._change("PATCH", chat_id, json={"title": title})
+        return self._change("PATCH", "/chats/:id", chat_id, json={"title": title})
 
     def add_participant(self, chat_id: str, handle: str) -> Chat | None:
         """POST /v1/chats/:id/participants: add one person. Return the chat if the answer has it.
 
         `ConflictError` `not_a_group`, `PermanentError` `invalid_handle`, `NotFoundError`.
         """
-        return self._change("POST", chat_id, "participants", json={"handle": handle})
+        return self._change("POST", "/chats/:id/participants", chat_id, json={"handle": handle})
 
     def remove_participant(self, chat_id: str, handle: str) -> Chat | None:
         """DELETE /v1/chats/:id/participants/:handle: remove one person. Return the chat if the answer has it.
 
         `ConflictError` `not_a_group`; `NotFoundError` if the chat is gone, or the person is not in it.
         """
-        return self._change("DELETE", chat_id, "participants", item=handle)
+        return self._change("DELETE", "/chats/:id/participants/:handle", chat_id, handle)
 
     def mark_read(self, chat_id: str) -> None:
         """POST /v1/chats/:id/read: mark as read; the others see the receipt (iMessage, WhatsApp). `NotFoundError`."""
-        self._act(chat_id, "read")
+        self._call("POST", "/chats/:id/read", chat_id, decode=_ignore)
 
     def set_typing(self, chat_id: str, typing: bool) -> None:
         """POST /v1/chats/:id/typing: show or hide the typing indicator, which expires by itself. `NotFoundError`."""
-        self._act(chat_id, "typing", {"typing": typing})
+        self._call("POST", "/chats/:id/typing", chat_id, decode=_ignore, json={"typing": typing})
 
     # -- messages and numbers
 
@@ -151,7 +150,7 @@ class Client:
         address = {"conversation_id": conversation_id, "to": to, "from_handle": from_handle}
         body = {"text": text} | {name: value for name, value in address.items() if value is not None}
         decode = partial(decode_written_message, sender_fields=self.sender_fields)
-        return self._create("messages", decode, body, idempotency_key)
+        return self._create("/messages", decode, body, idempotency_key)
 
     def list_numbers(self) -> Page[Number]:
         """GET /v1/numbers: list the account's own numbers."""
@@ -165,7 +164,7 @@ class Client:
         `PermanentError` `invalid_url`, or `invalid_request` for an unknown kind of event.
         """
         body = {"url": url, "events": list(events)}
-        return self._create("webhooks", partial(decode_row, Webhook), body, idempotency_key)
+        return self._create("/webhooks", partial(decode_row, Webhook), body, idempotency_key)
 
     def list_webhooks(self) -> Page[Webhook]:
         """GET /v1/webhooks (undocumented): list the endpoints, without their secrets."""
@@ -173,10 +172,9 @@ class Client:
 
     def delete_webhook(self, webhook_id: str) -> None:
         """DELETE /v1/webhooks/:id (undocumented): stop sending events there. `NotFoundError`."""
-        path = f"webhooks/{_quote_segment(webhook_id)}"
-        self.transport.request("DELETE", path, endpoint="DELETE /webhooks/:id", decode=_ignore)
+        self._call("DELETE", "/webhooks/:id", webhook_id, decode=_ignore)
 
-    # -- the three kinds of calls
+    # -- the kinds of calls
 
     def _list(self, path: str, model: type[R], limit: int | None = None, **params: str | None) -> Page[R]:
         query: dict[str, str | int] = {name: value for name, value in params.items() if value is not None}
@@ -184,7 +182,7 @@ class Client:
             if limit is not None:
                 return self._read_sized_page(path, model, limit, query)
             decode = partial(decode_page, model, path, None, sender_fields=self.sender_fields)
-            return self.transport.request("GET", path, endpoint=f"GET /{path}", decode=decode)
+            return self._call("GET", f"/{path}", decode=decode)
         except NotFoundError as error:
             if not self.transport.traffic.answered:
                 # A server that is not the API knows no path.
@@ -213,10 +211,9 @@ class Client:
         is_size_refused, is_feed = False, path == "messages" and not query
         while True:
             try:
-                page = self.transport.request(
+                page = self._call(
                     "GET",
-                    path,
-                    endpoint=f"GET /{path}",
+                    f"/{path}",
                     decode=lambda answer: decode_page(model, path, request.limit, answer, self.sender_fields),
                     params=lambda: query | {"limit": request.limit},
                     on_failure=request.note_failure,
@@ -240,58 +237,39 @@ class Client:
 
     def _answers_one_row(self, path: str, query: dict[str, str | int]) -> bool:
         try:
-            self.transport.request(
-                "GET",
-                path,
-                endpoint=f"GET /{path}",
-                decode=_ignore,
-                params=lambda: query | {"limit": 1},
-                max_attempts=1,
-            )
+            self._call("GET", f"/{path}", decode=_ignore, params=lambda: query | {"limit": 1}, max_attempts=1)
         except (PermanentError, RetryableError):
             return False
         return True
 
-    def _create(self, path: str, decode: Callable[[Answer], R | None], body: Any, idempotency_key: str | None) -> R:
-        endpoint, key = f"POST /{path}", idempotency_key or str(uuid4())
-        row = self.transport.request("POST", path, endpoint=endpoint, decode=decode, json=body, idempotency_key=key)
+    def _create(self, route: str, decode: Callable[[Answer], R | None], body: Any, idempotency_key: str | None) -> R:
+        row = self._call("POST", route, decode=decode, json=body, idempotency_key=idempotency_key or str(uuid4()))
         if row is None:
             answer = self.transport.last_answer
             raise NoIdError(
-                f"{endpoint} succeeded, and its answer does not say which one it created",
+                f"POST {route} succeeded, and its answer does not say which one it created",
                 status=answer.status if answer else None,
                 request_id=answer.request_id if answer else None,
             )
         return row
 
-    def _change(
-        self, method: str, chat_id: str, action: str | None = None, *, item: str | None = None, json: Any = None
-    ) -> Chat | None:
-        path, endpoint = _chat_route(chat_id, action, item)
-        chat = self.transport.request(
-            method, path, endpoint=f"{method} {endpoint}", decode=decode_written_chat, json=json
-        )
+    def _change(self, method: str, route: str, chat_id: str, *ids: str, json: Any = None) -> Chat | None:
+        chat = self._call(method, route, chat_id, *ids, decode=decode_written_chat, json=json)
         # The answer may show another object with an id, such as a participant.
         return chat if chat is not None and chat.id == chat_id else None
 
-    def _act(self, chat_id: str, action: str, json: Any = None) -> None:
-        path, endpoint = _chat_route(chat_id, action, None)
-        # The body of the answer is not documented.
-        self.transport.request("POST", path, endpoint=f"POST {endpoint}", decode=_ignore, json=json)
+    def _call(self, method: str, route: str, *ids: str, decode: Callable[[Answer], T], **options: Any) -> T:
+        """Make a request to a route, in which `ids` replace the segments that begin with a colon.
+
+        `options` are those of `Transport.request`.
+        """
+        values = iter(ids)
+        parts = [_quote_segment(next(values)) if part[:1] == ":" else part for part in route[1:].split("/")]
+        return self.transport.request(method, "/".join(parts), endpoint=f"{method} {route}", decode=decode, **options)
 
 
 def _ignore(_answer: Answer) -> None:
-    pass
-
-
-def _chat_route(chat_id: str, action: str | None, item: str | None) -> tuple[str, str]:
-    """Return the path of a call on one chat, and its template without ids."""
-    path, template = f"chats/{_quote_segment(chat_id)}", "/chats/:id"
-    if action:
-        path, template = f"{path}/{action}", f"{template}/{action}"
-    if item is not None:
-        path, template = f"{path}/{_quote_segment(item)}", f"{template}/:handle"
-    return path, template
+    """Ignore an answer whose body is not documented."""
 
 
 def _quote_segment(value: str) -> str:

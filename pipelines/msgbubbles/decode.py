@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw
 
-from .lenient import is_storable, remove_links, replace_unstorable, rewrite_json
+from .lenient import is_storable, remove_links, rewrite_json
 from .mentions import mask_handles
 from .models import NOTHING, NULL, Attachment, Chat, Key, Message, R, RejectedRow, Row
 from .times import TIME, read_time
@@ -67,7 +67,7 @@ def read_row(
     for part in (values, undeclared):
         for name, value in part.items():
             if isinstance(value, Raw) and not is_storable(bytes(value)):
-                part[name] = Raw(replace_unstorable(bytes(value)))
+                part[name] = Raw(rewrite_json(bytes(value), member_depth=0))
                 is_odd = is_odd or part[name] != value
     if undeclared:
         extra = msgspec.json.encode(undeclared)

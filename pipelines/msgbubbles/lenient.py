@@ -136,11 +136,6 @@ def is_storable(value: bytes) -> bool:
     return brackets <= MAX_DEPTH and not _MAY_BE_TOO_LARGE.search(value)
 
 
-def replace_unstorable(value: bytes) -> bytes:
-    """Return a JSON value that every destination can store: what is nested too deep, or out of range, becomes text."""
-    return value if is_storable(value) else rewrite_json(value, member_depth=0)
-
-
 def split_answer(body: bytes) -> SplitAnswer:
     """Split an answer into its envelope and its rows, without parsing the rows.
 
