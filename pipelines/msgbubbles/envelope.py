@@ -64,11 +64,7 @@ def _build_page_decoder(model: type[R]) -> msgspec.json.Decoder[_Envelope[list[R
 
 
 def decode_page(
-    model: type[R],
-    stream: str,
-    limit: int | None,
-    answer: Answer,
-    sender_fields: Sequence[str] = SENDER_FIELDS,
+    model: type[R], stream: str, limit: int | None, answer: Answer, sender_fields: Sequence[str] = SENDER_FIELDS
 ) -> Page[R]:
     """Decode a page of a list that was requested with `limit`. Raises `msgspec.DecodeError` if it is not a list."""
     page: Page[R] = Page([], [], None, False, answer.fetched_at, answer.server_at, answer.request_id)

@@ -39,12 +39,7 @@ class ApiError(MsgBubblesError):
     """The API or the connection failed. `code` is the API's stable error code, null if it sent none."""
 
     def __init__(
-        self,
-        message: str,
-        *,
-        status: int | None = None,
-        code: str | None = None,
-        request_id: str | None = None,
+        self, message: str, *, status: int | None = None, code: str | None = None, request_id: str | None = None
     ) -> None:
         super().__init__(f"{message} (request {request_id})" if request_id else message)
         self.status = status

@@ -130,13 +130,7 @@ def _model_columns(model: type[Row], *computed: Column, **decisions: tuple[Pii, 
 def _column_type(annotation: object) -> ColumnType:
     annotation = _unannotated(annotation)
     types = {_unannotated(part) for part in get_args(annotation) or (annotation,)} - {type(None)}
-    names: dict[object, ColumnType] = {
-        str: "text",
-        int: "bigint",
-        bool: "bool",
-        datetime: "timestamp",
-        Raw: "json",
-    }
+    names: dict[object, ColumnType] = {str: "text", int: "bigint", bool: "bool", datetime: "timestamp", Raw: "json"}
     return names[types.pop()]
 
 
@@ -145,8 +139,7 @@ def _unannotated(annotation: object) -> object:
 
 
 FROM_EVENT_AT = time(
-    "from_event_at",
-    "When the webhook event came that the row is from. Null once the row was read from the API.",
+    "from_event_at", "When the webhook event came that the row is from. Null once the row was read from the API."
 )
 CHATS = Table(
     "chats",

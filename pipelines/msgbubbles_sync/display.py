@@ -34,9 +34,7 @@ def quote(text: str) -> str:
 def escape_json(document: str) -> str:
     """Write such characters of a JSON document as JSON escapes; it decodes to the same value."""
     return re.sub(
-        "[^\\x00-\\x7e]",
-        lambda match: match[0] if _is_visible(match[0], "") else json.dumps(match[0])[1:-1],
-        document,
+        "[^\\x00-\\x7e]", lambda match: match[0] if _is_visible(match[0], "") else json.dumps(match[0])[1:-1], document
     )
 
 

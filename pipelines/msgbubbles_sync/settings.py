@@ -17,17 +17,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from msgbubbles.configuration import (
-    FILES,
-    SOURCE_KEY,
-    SOURCE_SCHEMA,
-    Key,
-    Schema,
-    Text,
-    Value,
-    read_toml,
-    read_values,
-)
+from msgbubbles.configuration import FILES, SOURCE_KEY, SOURCE_SCHEMA, Key, Schema, Text, Value, read_toml, read_values
 from msgbubbles.errors import ConfigurationError
 from msgbubbles.policy import FULL, PRESETS, Policy, parse_policy
 from msgbubbles.settings import MIN_BATCH_PAGES, RefreshRules, SourceSettings, convert, list_settings

@@ -165,9 +165,7 @@ FAILED_READS = Table(
     "One row per unit that could not be read and is tried again; removed once it is read.",
     (
         text(
-            "kind",
-            Pii.NONE,
-            "numbers, feed, page (part of a list), thread (a chat's messages), chat or participants.",
+            "kind", Pii.NONE, "numbers, feed, page (part of a list), thread (a chat's messages), chat or participants."
         ),
         text("id", Pii.ID, "The chat's id; for a page, the list and the time that it ends at."),
         time("since", "When it first failed."),

@@ -55,9 +55,7 @@ def build_arrow_schema(table: Table) -> pa.Schema:
 
 
 def build_arrow_table(
-    table: Table,
-    rows: Iterable[tuple[Any, datetime]],
-    on_replaced: Callable[[int], None] = lambda _rows: None,
+    table: Table, rows: Iterable[tuple[Any, datetime]], on_replaced: Callable[[int], None] = lambda _rows: None
 ) -> pa.Table:
     """Build an Arrow table from rows and the times at which they were fetched.
 

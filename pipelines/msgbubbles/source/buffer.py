@@ -91,10 +91,7 @@ class RowBuffer:
     """
 
     def __init__(
-        self,
-        tables: tuple[str, ...],
-        stored: Warehouse | None = None,
-        changes: dict[str, Changes] | None = None,
+        self, tables: tuple[str, ...], stored: Warehouse | None = None, changes: dict[str, Changes] | None = None
     ) -> None:
         self.stream = tables[0]
         self.changes = {} if changes is None else changes

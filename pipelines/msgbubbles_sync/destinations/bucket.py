@@ -25,11 +25,7 @@ REASONS = (
         "there is no bucket of that name",
         "create it, or correct bucket_url",
     ),
-    (
-        re.compile("ExpiredToken|TokenRefreshRequired|RequestExpired"),
-        "the key has expired",
-        "configure a new one",
-    ),
+    (re.compile("ExpiredToken|TokenRefreshRequired|RequestExpired"), "the key has expired", "configure a new one"),
     (
         re.compile(
             "HTTP (?:code )?40[13]|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch"
