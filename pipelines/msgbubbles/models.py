@@ -227,12 +227,8 @@ def fingerprint(row: Row) -> str:
     loaded = {
         name: value
         for name in row.__struct_fields__
-        if name not in row.not_loaded and not _is_empty(value := getattr(row, name))
+        if name not in row.not_loaded and (value := getattr(row, name)) not in (None, NOTHING)
     }
     if isinstance(row, Message):
         loaded["attachments"] = [fingerprint(attachment) for attachment in row.attachments or ()]
     return hashlib.blake2b(msgspec.json.encode(loaded), digest_size=8).hexdigest()
-
-
-def _is_empty(value: object) -> bool:
-    return value is None or (isinstance(value, Raw) and bytes(value) == b"")

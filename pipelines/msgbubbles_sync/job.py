@@ -305,7 +305,8 @@ def _build_marts(context: Context, report: RunReport, *, with_transform: bool) -
             if ends_run(error):
                 raise
             report.add_transform_error(error)
-            report.held_marts = _list_marts(context.destination)
+            with context.destination.open_writer() as connection:
+                report.held_marts = [*list_columns(connection, context.destination.marts_schema)]
             return
         # A model that fails would fail again: dbt starts again once there are new rows, or the project has changed.
         workspace.set_done("transform")
@@ -370,11 +371,6 @@ def _has_streams(destination: Destination) -> bool:
     """Return whether the tables of both streams exist."""
     with destination.open_writer() as connection:
         return {"chats", "messages"} <= list_columns(connection, destination.write_schema).keys()
-
-
-def _list_marts(destination: Destination) -> list[str]:
-    with destination.open_writer() as connection:
-        return sorted(list_columns(connection, destination.marts_schema))
 
 
 def _count_rows(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:

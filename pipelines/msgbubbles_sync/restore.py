@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -143,7 +143,7 @@ def _read_pipeline(folder: Path) -> None:
     for part in ("load", "normalize"):
         if (folder / part / ".version").exists():
             semver.Version.parse((folder / part / ".version").read_text(encoding="utf-8"))
-    for path in _list_files(folder / "normalize" / "extracted", folder / "load" / "normalized"):
+    for path in (path for part in ("normalize/extracted", "load/normalized") for path in (folder / part).rglob("*.*")):
         if path.suffix == ".json":
             json.loads(path.read_text(encoding="utf-8"))
         elif path.suffix == ".parquet":
@@ -153,7 +153,3 @@ def _read_pipeline(folder: Path) -> None:
             with gzip.open(path) as packed:
                 while packed.read(CHUNK_BYTES):
                     pass
-
-
-def _list_files(*folders: Path) -> Iterator[Path]:
-    return (path for folder in folders for path in folder.rglob("*") if path.is_file())

@@ -143,7 +143,11 @@ def store(connection: duckdb.DuckDBPyConnection, records: Sequence[RunRecord], s
     # The run that publishes has not ended yet, so the next one writes its row again.
     query = f"SELECT run_id, epoch_ms(ended_at) FROM {table} WHERE run_id IN (SELECT unnest(?::VARCHAR[]))"  # noqa: S608
     stored = {*connection.execute(query, [[record["run_id"] for record in records]]).fetchall()}
-    new = [_row(record) for record in records if (record["run_id"], _ended_ms(record)) not in stored]
+    new = [
+        [_storable(record.get(column.name), column.type) for column in SYNC_RUNS.columns]
+        for record in records
+        if (record["run_id"], round(datetime.fromisoformat(record["ended_at"]).timestamp() * 1000)) not in stored
+    ]
     if new:
         names, marks = ", ".join(SYNC_RUNS.column_names), ", ".join("?" * len(SYNC_RUNS.columns))
         connection.execute("BEGIN")
@@ -207,14 +211,6 @@ def iso_timestamp(at_ms: int | None) -> str | None:
 
 def _at(at_ms: int) -> datetime:
     return datetime.fromtimestamp(at_ms / 1000, UTC)
-
-
-def _ended_ms(record: RunRecord) -> int:
-    return round(datetime.fromisoformat(record["ended_at"]).timestamp() * 1000)
-
-
-def _row(record: RunRecord) -> Sequence[Any]:
-    return [_storable(record.get(column.name), column.type) for column in SYNC_RUNS.columns]
 
 
 def _storable(value: Any, kind: ColumnType) -> Any:

@@ -83,13 +83,11 @@ class Warehouse:
 
         They have all columns that are stored: a warehouse of an older version lacks some.
         """
-        parts = [
-            self._fetch_arrow(
-                table, f"SELECT * FROM {{{table}}} WHERE {where}{column} IN ({_marks(some)})", *values, *some
-            )
-            for some in _chunks(keys)
-        ]
-        parts = [part for part in parts if part is not None]
+        parts = []
+        for some in _chunks(keys):
+            query = f"SELECT * FROM {{{table}}} WHERE {where}{column} IN ({_marks(some)})"
+            part = self._query(query, [*values, *some], lambda cursor: _read_arrow(cursor, TABLES[table]))
+            parts += [] if part is None else [part]
         return pa.concat_tables(parts, promote_options="default") if parts else None
 
     def message_locations(self, ids: Sequence[str]) -> dict[str, tuple[str | None, datetime | None]]:
@@ -218,9 +216,6 @@ class Warehouse:
 
     def _fetch_ids(self, query: str, *values: Any) -> list[str]:
         return [row[0] for row in self._fetch_all(query, *values)]
-
-    def _fetch_arrow(self, table: str, query: str, *values: Any) -> pa.Table | None:
-        return self._query(query, values, lambda cursor: _read_arrow(cursor, TABLES[table]))
 
     def _query(self, query: str, values: Sequence[Any], fetch: Callable[[Any], Any]) -> Any:
         try:

@@ -67,8 +67,6 @@ LAKES = (
     "SELECT nspname::text FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace WHERE relname = 'ducklake_metadata'"
 )
 LAKE_URL = "SELECT value FROM {lake}.ducklake_metadata WHERE key = 'data_path'"
-
-
 # A pending marker of the workspace: the catalog named a missing file.
 LOST_FILES = "lost_files"
 
@@ -110,12 +108,10 @@ class DuckLake(Attached):
             **build_environment(parameters),
         }
 
-    def _build_config(self, bucket: Bucket | None) -> dict[str, Any]:
-        return {"extension_directory": str(self._link_extensions(bucket)), **build_config(_list_extensions(bucket))}
-
     @contextmanager
     def _connect(self, bucket: Bucket | None) -> Iterator[duckdb.DuckDBPyConnection]:
-        with duckdb.connect(config=self._build_config(bucket)) as connection:
+        folder = {"extension_directory": str(self._link_extensions(bucket))}
+        with duckdb.connect(config=folder | build_config(_list_extensions(bucket))) as connection:
             connection.execute("SET TimeZone = 'UTC'")
             if bucket is not None:
                 bucket.add_secret(connection)

@@ -92,7 +92,9 @@ def read_lake(settings: SyncSettings) -> Lake:
         raise UsageError(NO_LAKE.format(why="it has no folder for its files"))
     if not re.fullmatch(r"[a-z_][a-z0-9_]*", str(name)):
         raise UsageError(NO_LAKE.format(why="ducklake_name may have lower-case letters, digits and underscores only"))
-    catalog = _build_catalog(parameters)
+    catalog = CatalogCredentials()
+    catalog.drivername = "postgres"
+    fill_credentials(catalog, parameters)
     storage = _read_storage(folder) if "://" in folder else folder
     credentials = DuckLakeCredentials(str(name), catalog=catalog, storage=storage)
     return Lake(credentials, _read_bucket(credentials.storage))
@@ -157,10 +159,3 @@ def _build_aws_secret(keys: AwsCredentials) -> dict[str, str]:
         return {**place, "provider": "credential_chain", "refresh": "auto"}
     token = {"session_token": str(keys.aws_session_token)} if keys.aws_session_token else {}
     return {**place, "key_id": keys.aws_access_key_id, "secret": str(keys.aws_secret_access_key), **token}
-
-
-def _build_catalog(parameters: Mapping[str, str]) -> CatalogCredentials:
-    catalog = CatalogCredentials()
-    catalog.drivername = "postgres"
-    fill_credentials(catalog, parameters)
-    return catalog

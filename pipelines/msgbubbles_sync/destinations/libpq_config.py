@@ -93,19 +93,12 @@ def _complete(values: Mapping[str, str], settings: SyncSettings) -> dict[str, st
     """Add defaults, and the timeouts of the job's sessions."""
     inherited = {name: value for name in DEFAULTS if (value := os.environ.get(get_variable(name)))}
     found = DEFAULTS | inherited | {"password": os.environ.get("PGPASSWORD", ""), "client_encoding": "UTF8"}
-    limits = [f"-c {name}={1000 * seconds}" for name, seconds in _limits(settings).items() if seconds]
+    statement, lock = settings.statement_timeout_seconds, settings.lock_timeout_seconds
+    seconds = {"lock": lock, "statement": statement, "idle_in_transaction_session": statement}
+    limits = [f"-c {name}_timeout={1000 * limit}" for name, limit in seconds.items() if limit]
     # If an option is set twice, the server uses the later value.
     options = ["-c TimeZone=UTC", *limits, values.get("options", os.environ.get("PGOPTIONS", ""))]
     return found | dict(values) | {"options": " ".join(options).strip()}
-
-
-def _limits(settings: SyncSettings) -> dict[str, int]:
-    statement = settings.statement_timeout_seconds
-    return {
-        "lock_timeout": settings.lock_timeout_seconds,
-        "statement_timeout": statement,
-        "idle_in_transaction_session_timeout": statement,
-    }
 
 
 def fill_credentials(credentials: Any, parameters: Mapping[str, str]) -> None:

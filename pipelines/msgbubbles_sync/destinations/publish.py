@@ -55,7 +55,12 @@ def publish(work: Path, database: Path, held_marts: Sequence[str] = ()) -> int:
     _remove_logs(database)  # before held marts are copied from it
     copy = new_copy(database)
     clone(work, copy)
-    _remove_from_copy(held_marts, copy, database)
+    with duckdb.connect(str(copy)) as connection:
+        connection.execute(f"DROP SCHEMA IF EXISTS {DATASET}_staging CASCADE")
+        if held_marts:
+            _copy_held_marts(connection, held_marts, database)
+        connection.execute("CHECKPOINT")
+    sync_to_disk(copy)
     return replace_database(database, copy)
 
 
@@ -131,17 +136,8 @@ def _no_new_writer(file: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _remove_from_copy(held_marts: Sequence[str], copy: Path, database: Path) -> None:
-    """Remove dlt's staging tables from a copy, and put back the held marts as readers have them."""
-    with duckdb.connect(str(copy)) as connection:
-        connection.execute(f"DROP SCHEMA IF EXISTS {DATASET}_staging CASCADE")
-        if held_marts:
-            _copy_held_marts(connection, held_marts, database)
-        connection.execute("CHECKPOINT")
-    sync_to_disk(copy)
-
-
 def _copy_held_marts(connection: duckdb.DuckDBPyConnection, held_marts: Sequence[str], database: Path) -> None:
+    """Put back the held marts as readers have them."""
     published: set[str] = set()
     comments: dict[tuple[str, str], Comments] = {}
     # A file that is damaged, or open for writing in another process, counts as empty.
