@@ -9,11 +9,11 @@ from dataclasses import replace
 from .client import MAX_PAGE_SIZE, Client
 from .errors import ApiError, NotFoundError, is_unit_error
 from .models import Chat, Message, Number, Page
-from .redact import Redactor, leave_out
+from .redact import Redactor, exclude
 from .transport import Transport
 
 # Attempts of the requests that a redactor needs, because rows wait for their answers.
-ATTEMPTS_OF_A_QUESTION = 2
+LOOKUP_ATTEMPTS = 2
 StoredChats = Callable[[Sequence[str]], Sequence[str]]
 
 
@@ -63,7 +63,7 @@ class PrivateClient(Client):
                 self._check_threads(chat_ids, is_feed=conversation_id is None)
             is_hidden = [row.conversation_id in self.unknown_chats for row in page.rows]
             redacted = self._redactor.page(page)
-            rows = [leave_out(row) if hidden else row for row, hidden in zip(redacted.rows, is_hidden, strict=True)]
+            rows = [exclude(row) if hidden else row for row, hidden in zip(redacted.rows, is_hidden, strict=True)]
             return replace(redacted, rows=rows) if any(is_hidden) else redacted
 
     def list_numbers(self) -> Page[Number]:
@@ -76,7 +76,7 @@ class PrivateClient(Client):
         with self._redacting:
             if self._redactor.needs_own_numbers:
                 try:
-                    with self.transport.at_most(ATTEMPTS_OF_A_QUESTION):
+                    with self.transport.at_most(LOOKUP_ATTEMPTS):
                         self._numbers = super().list_numbers()
                 except ApiError as error:
                     if not is_unit_error(error):

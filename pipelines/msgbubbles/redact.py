@@ -47,11 +47,11 @@ class Vault(Protocol):
         """Write new entries to disk, before the redacted rows are loaded."""
 
 
-class LeftOutChat(Chat):
+class ExcludedChat(Chat):
     """A chat that is not loaded: of an erased person, or dormant. The paginator needs its timestamp."""
 
 
-class LeftOutMessage(Message):
+class ExcludedMessage(Message):
     """A message that is not loaded."""
 
 
@@ -316,7 +316,7 @@ class Redactor:
         if self.is_dormant(row.last_message_at):
             self.dormant.add(row.id)
         if self.is_erased_thread(row) or row.id in self.dormant:
-            return LeftOutChat(id=row.id, last_message_at=row.last_message_at)
+            return ExcludedChat(id=row.id, last_message_at=row.last_message_at)
         return self._redact_row(row, CHATS)
 
     def chat_by_id(self, row: Chat) -> Chat:
@@ -336,7 +336,7 @@ class Redactor:
             or self.is_erased_chat(row.conversation_id)
             or row.conversation_id in self.dormant
         ):
-            return leave_out(row)
+            return exclude(row)
         if self.has_expired(row.cursor_at):
             row.text = None
         if self.policy.handles != "keep":
@@ -364,9 +364,9 @@ class Redactor:
         return row
 
 
-def leave_out(row: Message) -> LeftOutMessage:
+def exclude(row: Message) -> ExcludedMessage:
     """Return the parts of a message that the paginator needs, if it is not loaded."""
-    return LeftOutMessage(id=row.id, created_at=row.created_at, sent_at=row.sent_at)
+    return ExcludedMessage(id=row.id, created_at=row.created_at, sent_at=row.sent_at)
 
 
 # By kind: the settings that apply to it, and the function that changes a value. Rows of the API have no other kinds.

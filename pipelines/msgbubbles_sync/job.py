@@ -74,7 +74,7 @@ def run(context: Context, limits: Limits) -> RunReport:
     )
     with _log_run(context, report), context.destination.lock():
         _prepare(context, report)
-        _follow_restored_tables(context)
+        _schedule_lost_work(context)
         privacy_error = _finish_privacy_work(context, report)
         with report.isolate("group operations"):
             _load_ledger(context)
@@ -207,7 +207,7 @@ def _prepare(context: Context, report: RunReport) -> None:
         report.add_failed_part(table, reason)
 
 
-def _follow_restored_tables(context: Context) -> None:
+def _schedule_lost_work(context: Context) -> None:
     """Schedule what lost or restored tables lack and the API does not have: marts, erasures, the policy, the ledger."""
     workspace, destination = context.workspace, context.destination
     for change in destination.repaired:

@@ -85,7 +85,7 @@ class StreamLoader:
             # What a table lacks that is held back is not missing in the others.
             if run.error is None and run.halt is None and not self._destination.held:
                 self._reconcile()
-        if run.refused is not None and not self._screen.found and not run.stopped:
+        if run.refused is not None and not self._screen.refused_rows and not run.stopped:
             self._workspace.set_done("screen")
         self._store_failed_reads()
 

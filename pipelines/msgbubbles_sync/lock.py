@@ -19,10 +19,8 @@ STALLED_AFTER = timedelta(minutes=30)
 # Progress is recorded at most this often: every page is progress.
 PROGRESS_INTERVAL_SECONDS = 1.0
 
-# The files of the locks that this process holds, and when progress was last recorded in them (monotonic seconds).
-_held: dict[Path, float] = {}
-# Since when this process holds them.
-_since: dict[Path, str] = {}
+# The files of the locks that this process holds, since when, and when progress was last recorded (monotonic seconds).
+_held: dict[Path, tuple[str, float]] = {}
 
 
 class AnotherJobRunsError(Exception):
@@ -73,13 +71,11 @@ def hold_lock(folder: Path, name: str = "job") -> Iterator[None]:
         kind = JobStalledError if holder.is_stalled else AnotherJobRunsError
         raise kind(f"another {name} is active on this database: {holder}") from None
     try:
-        _since[path] = datetime.now(UTC).isoformat(timespec="seconds")
+        _held[path] = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
         _write(path)
-        _held[path] = time.monotonic()
         yield
     finally:
         _held.pop(path, None)
-        _since.pop(path, None)
         with suppress(OSError):  # without the lock, the file means nothing
             path.unlink()
         lock.release()
@@ -91,10 +87,10 @@ def record_progress(waiting_seconds: float = 0.0, progress: str = "") -> None:
     `progress` describes how far it is, for `status`. It names no person and quotes no text.
     """
     now = time.monotonic()
-    for path, last in list(_held.items()):
+    for path, (since, last) in list(_held.items()):
         if now - last < PROGRESS_INTERVAL_SECONDS and not waiting_seconds:
             continue
-        _held[path] = now
+        _held[path] = since, now
         at = time.time() + waiting_seconds
         with suppress(OSError):  # progress only helps to find a stuck job
             if progress:
@@ -120,7 +116,7 @@ def read_holder(folder: Path, name: str = "job") -> Holder | None:
 def _write(path: Path, progress: str = "") -> None:
     """Replace the record of a lock that this process holds. A reader sees the old one or the new one."""
     new = path.with_suffix(".new")
-    new.write_text(json.dumps({"pid": os.getpid(), "since": _since.get(path), "progress": progress}))
+    new.write_text(json.dumps({"pid": os.getpid(), "since": _held[path][0], "progress": progress}))
     new.replace(path)
 
 

@@ -22,7 +22,7 @@ from msgbubbles.decode import SENDER_FIELDS, read_row
 from msgbubbles.errors import ConfigurationError
 from msgbubbles.models import Chat, Message, Number, Page, RejectedRow
 from msgbubbles.policy import FULL, PRESETS, PSEUDONYM, Policy, Pseudonymizer, parse_policy
-from msgbubbles.redact import LeftOutMessage, Redactor
+from msgbubbles.redact import ExcludedMessage, Redactor
 from msgbubbles.redact_payloads import redact_payload
 from msgbubbles.source import _configure_redactor
 from msgbubbles.source.buffer import RowBuffer
@@ -131,7 +131,7 @@ def test_sender_in_any_field_is_redacted(fields: dict[str, Any]) -> None:
         row, _ = read_row(Message, raw, "messages", None, sender_fields=("who", *SENDER_FIELDS))
         assert row is not None
         left = redactor(policy, erased=erased).message(row)
-        assert (type(left) is LeftOutMessage) == bool(erased)
+        assert (type(left) is ExcludedMessage) == bool(erased)
         if not erased:
             assert left.sender_handle == NAMES.handle(ANN)
             assert json.loads(bytes(left.extra)) == {"unknown": 1}

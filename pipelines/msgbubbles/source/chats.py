@@ -10,7 +10,7 @@ from msgbubbles.times import DAY_MS, HOUR_MS, to_epoch_ms
 
 from . import reconcile
 from .buffer import NewChat
-from .failed_pages import NEVER_MS
+from .coverage import OPEN_END_MS
 from .run import StreamContext
 from .state import ChatsState
 from .streams import Fetch, StreamReader
@@ -83,7 +83,7 @@ class ChatReader(StreamReader[Chat]):
                 if now_ms - state.head_swept_ms < HOUR_MS:
                     continue
                 state.head_swept_ms = now_ms
-                hi_ms = NEVER_MS  # a deleted chat may have been newer than the newest page
+                hi_ms = OPEN_END_MS  # a deleted chat may have been newer than the newest page
             for chat_id in warehouse.chats_between(lo_ms, hi_ms) - self._shown:
                 if chat_id in missed or len(missed) < MAX_MISSED:
                     missed[chat_id] = missed.get(chat_id, 0) + 1

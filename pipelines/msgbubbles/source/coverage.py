@@ -19,6 +19,9 @@ from msgbubbles.times import DAY_MS, HOUR_MS
 READ_AT_GRAINS = ((6 * HOUR_MS, 10 * 60 * 1000), (7 * DAY_MS, HOUR_MS), (31 * DAY_MS, DAY_MS))
 OLDEST_GRAIN_MS = 7 * DAY_MS
 
+# The end of an interval without one.
+OPEN_END_MS = 2**53
+
 CoveredInterval = tuple[int, int, int]
 
 

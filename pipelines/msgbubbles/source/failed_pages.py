@@ -9,11 +9,10 @@ from typing import Any
 from msgbubbles.errors import ApiError, is_unit_error
 from msgbubbles.times import format_ms, to_epoch_ms
 
-from .coverage import Coverage
+from .coverage import OPEN_END_MS, Coverage
 from .failed_reads import FailedReads
 from .state import FailedRead
 
-NEVER_MS = 2**53
 # The steps in which a failed page is skipped grow by this factor, until the API answers below it.
 SKIP_GROWTH = 4
 
@@ -52,7 +51,11 @@ class FailedPages:
         for entry in self._failed.all("page"):
             stream, _, before = entry.id.partition(" before ")
             if stream == self._stream and entry.from_ms is not None:
-                yield entry, entry.from_ms, NEVER_MS if before == "now" else to_epoch_ms(datetime.fromisoformat(before))
+                yield (
+                    entry,
+                    entry.from_ms,
+                    OPEN_END_MS if before == "now" else to_epoch_ms(datetime.fromisoformat(before)),
+                )
 
     def _find_answer_below(self, before: str | None, now_ms: int, error: ApiError) -> int:
         """Return the newest time below a failed page for which the API answers.

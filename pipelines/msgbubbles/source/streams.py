@@ -16,8 +16,8 @@ from msgbubbles.times import from_epoch_ms, to_epoch_ms
 
 from . import coverage as plan
 from .buffer import RowBuffer
-from .coverage import Coverage, Task
-from .failed_pages import NEVER_MS, FailedPages
+from .coverage import OPEN_END_MS, Coverage, Task
+from .failed_pages import FailedPages
 from .failed_reads import FailedReads
 from .fetch import InFlight, count_workers
 from .intervals import IntervalQueue, OpenInterval
@@ -280,7 +280,7 @@ class StreamReader(Generic[R]):
         # An empty list covers no time, but shows that all its rows are gone.
         if to_ms is not None:
             self._cover(from_ms, to_ms + 1, read_ms, interval)
-        self.intervals.append((interval.task, from_ms, NEVER_MS if to_ms is None else to_ms + 1))
+        self.intervals.append((interval.task, from_ms, OPEN_END_MS if to_ms is None else to_ms + 1))
 
     def _cover(self, lo_ms: int, hi_ms: int, read_ms: int, interval: OpenInterval[R]) -> None:
         before = [covered for covered in interval.before if covered[0] < hi_ms and covered[1] > lo_ms]
@@ -334,7 +334,7 @@ class StreamReader(Generic[R]):
         self.run.on_page()
 
     def _save(self) -> None:
-        read = Coverage((lo, NEVER_MS if task.hi_ms is None else hi, 0) for task, lo, hi in self.intervals)
+        read = Coverage((lo, OPEN_END_MS if task.hi_ms is None else hi, 0) for task, lo, hi in self.intervals)
         self._failed_pages.forget(read)
         self.state.covered = self.coverage.compact(self.now_ms or 0).intervals
         if self._now_seen_ms is not None:

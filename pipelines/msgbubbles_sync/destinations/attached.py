@@ -27,7 +27,7 @@ from .base import HELD_TABLES, Destination
 from .compaction import drop_old_states
 from .loaded_tables import Repair, forget_schema, has_lost_columns, has_own_rows
 from .scratch import open_scratch
-from .server import hold_server_lock
+from .server import execute_on_server, hold_server_lock
 from .union_accounts import ACCOUNTS, MANY_ACCOUNTS, ONE_ACCOUNT, READER_SCHEMAS, Key, build_union, read_columns
 
 # A view that holds a digest of the queries of the views of all accounts.
@@ -84,10 +84,6 @@ class Attached(Destination):
     def _find_repairs(self, _connection: duckdb.DuckDBPyConnection) -> list[Repair]:
         """Find what somebody has changed in the loaded tables, where that is possible."""
         return []
-
-    def _execute_statements(self, connection: duckdb.DuckDBPyConnection, statements: str) -> None:
-        """Execute statements in the database's own SQL: all or none."""
-        connection.execute(statements)
 
     @abstractmethod
     def _describe_schema(self, connection: duckdb.DuckDBPyConnection, schema: str) -> None:
@@ -198,14 +194,14 @@ class Attached(Destination):
         if repairs or has_lost_rows or (self._workspace.folder / HELD_TABLES).exists():
             with (
                 self._attach() as connection,
-                self._undo_changes(repairs, partial(self._execute_statements, connection)) as needs_reading,
+                self._undo_changes(repairs, partial(execute_on_server, connection)) as needs_reading,
             ):
                 if has_lost_rows or needs_reading:
                     forget_schema(connection, self.write_schema)
                     self._workspace.forget_loads()
         if self.dataset not in schemas:
             self._workspace.forget_loads()
-        self._follow_state(version)
+        self._discard_foreign_loads(version)
         record = self._workspace.folder / NAMES
         if read_json(record) != self._names:
             write_privately(record, json.dumps(self._names))

@@ -135,7 +135,7 @@ class Destination(ABC):
         else:
             file.unlink(missing_ok=True)
 
-    def _follow_state(self, version: int) -> None:
+    def _discard_foreign_loads(self, version: int) -> None:
         """Discard dlt's files if their state, which says what has been read, is not that of the tables.
 
         `version` is that of the tables' state, 0 if they have none. A load that has not finished is one ahead.

@@ -260,7 +260,7 @@ class ParquetFiles(Destination):
             self._build_file.unlink(missing_ok=True)
         else:
             finish_replacing(self._tables)
-            self._follow_state(read_state_version(self._tables))
+            self._discard_foreign_loads(read_state_version(self._tables))
         if self._holds_delta():
             raise UsageError(HOLDS_DELTA.format(tables=self._tables))
 

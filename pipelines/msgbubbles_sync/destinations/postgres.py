@@ -137,9 +137,6 @@ class Postgres(Attached):
         columns = query_server(connection, COLUMNS.format(schema=self.dataset))
         return find_repairs(columns, self.dataset, {**SQL_TYPES, "json": "JSONB", "double": "DOUBLE PRECISION"})
 
-    def _execute_statements(self, connection: duckdb.DuckDBPyConnection, statements: str) -> None:
-        execute_on_server(connection, statements)
-
     def _describe_schema(self, connection: duckdb.DuckDBPyConnection, schema: str) -> None:
         statements = build_statements(schema, read_stored_comments(connection, schema), list_descriptions())
         if statements:

@@ -36,12 +36,12 @@ def _refuses_value(error: BaseException) -> bool:
 class Screen:
     """Finds the rows of a table that a destination refuses, by inserting ever smaller halves and rolling back.
 
-    `found` counts them.
+    `refused_rows` counts them.
     """
 
     def __init__(self, destination: Destination) -> None:
         self._destination = destination
-        self.found = 0
+        self.refused_rows = 0
 
     def __call__(self, table: str, rows: pa.Table) -> list[bool]:
         refused = [False] * rows.num_rows
@@ -57,7 +57,7 @@ class Screen:
                 else:
                     middle = (begin + end) // 2
                     ranges += [(begin, middle), (middle, end)]
-        self.found += sum(refused)
+        self.refused_rows += sum(refused)
         return refused
 
 

@@ -48,7 +48,7 @@ LOCK_HOLDER = """SELECT pid, host(client_addr) AS host,
 xact_start AT TIME ZONE 'UTC' AS since FROM pg_locks JOIN pg_stat_activity USING (pid)
 WHERE (locktype, granted, objsubid) = ('advisory', true, 2) AND pg_locks.database = pg_stat_activity.datid
 AND (classid::bigint::bit(32)::int, objid::bigint::bit(32)::int) = ({key})"""
-SERVER = """SELECT current_user::text AS role, current_database()::text AS database,
+SERVER_FACTS = """SELECT current_user::text AS role, current_database()::text AS database,
 current_setting('server_encoding') AS encoding,
 pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on' AS is_read_only,
 has_database_privilege(current_database(), 'CREATE') AS may_create, current_setting('TimeZone') AS zone"""
@@ -189,7 +189,7 @@ def check_server(connection: duckdb.DuckDBPyConnection, schemas: Sequence[str], 
 
     Raises `UsageError` with the statement that fixes it.
     """
-    [(role, database, encoding, is_read_only, may_create, zone)] = query_server(connection, SERVER)
+    [(role, database, encoding, is_read_only, may_create, zone)] = query_server(connection, SERVER_FACTS)
     if encoding != "UTF8":
         raise UsageError(
             f"--destination {title}: the encoding of the database {database} is {encoding}, which cannot store every "

@@ -13,7 +13,7 @@ from msgbubbles.errors import SKIPPABLE_ERRORS
 from msgbubbles.models import Chat
 from msgbubbles.policy import PSEUDONYM
 from msgbubbles.private_client import build_client
-from msgbubbles.redact import LeftOutChat, Redactor
+from msgbubbles.redact import ExcludedChat, Redactor
 from msgbubbles.tables import Table
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.policy.vault import Vault
@@ -111,7 +111,7 @@ class GroupRedactor:
     def redact_chat(self, chat: Chat) -> Chat | None:
         """Redact the answer to a write; null if the policy leaves the chat out."""
         redacted = self.redactor.chat_by_id(chat)
-        return None if isinstance(redacted, LeftOutChat) else redacted
+        return None if isinstance(redacted, ExcludedChat) else redacted
 
     def redact_message(self, message: str) -> str | None:
         """Redact an error message of the API, which may quote handles."""

@@ -378,7 +378,7 @@ def test_restored_backup_of_the_tables_is_followed(workspace: Workspace, monkeyp
     unfinished.rmdir()
     destination.prepare()
     context = build_context(workspace)
-    job._follow_restored_tables(context)
+    job._schedule_lost_work(context)
     pipeline = build_pipeline(workspace, destination)
     pipeline.sync_destination()
     assert pipeline.state["sources"]["msgbubbles"]["resources"] == {"load": {"covered": "before"}}
@@ -396,13 +396,13 @@ def test_tables_restored_before_the_next_load_are_erased_again(workspace: Worksp
     destination.prepare()
     Record().save(workspace)
     context = build_context(workspace)
-    job._follow_restored_tables(context)
+    job._schedule_lost_work(context)
     with destination.open_writer() as connection:
         applied.store(connection, workspace, destination.write_schema)  # what the backup has
-    job._follow_restored_tables(context)
+    job._schedule_lost_work(context)
     assert not any(map(workspace.is_pending, ("erase", "policy")))
     Record(PRESETS["minimal"], erased=frozenset({Pseudonymizer(KEY).erased_handle(ANN)})).save(workspace)
-    job._follow_restored_tables(context)
+    job._schedule_lost_work(context)
     assert all(map(workspace.is_pending, ("erase", "policy")))
 
 
@@ -433,7 +433,7 @@ def test_restored_catalog_whose_files_were_erased_is_read_again(workspace: Works
     restore(workspace, context.destination, console.fail)
     assert f"{destination.dataset}.messages" in console.errors[0]
     context.destination.prepare()
-    job._follow_restored_tables(context)
+    job._schedule_lost_work(context)
     assert workspace.is_pending("erase"), "they are in the catalog, and may be in files"
     erasing.purge(context)
     load(workspace, "now")
