@@ -10,7 +10,7 @@ import base64
 import hmac
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 
@@ -24,22 +24,14 @@ MIN_KEY_CHARACTERS = 32
 GENERATE_KEY = "python -c 'import secrets; print(secrets.token_hex(32))'"
 PSEUDONYM = re.compile(r"[ptr]_[a-z2-7]{24}")
 MAX_CACHED = 200_000
-# The values of each setting, from the loosest to the strictest.
-ORDERS: dict[str, tuple[str, ...]] = {
-    "handles": ("keep", "pseudonym"),
-    "own_numbers": ("keep", "pseudonym"),
-    "text": ("keep", "length", "drop"),
-    "titles": ("keep", "pseudonym", "drop"),
-    "file_names": ("keep", "drop"),
-    "metadata": ("keep", "drop"),
-    "extra": ("keep", "drop"),
-    "webhook_payload": ("keep", "drop"),
-}
 Days = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The privacy settings, documented in `dlt_config/config.toml`. The defaults are those of the preset `full`."""
+    """The privacy settings, documented in `dlt_config/config.toml`. The defaults are those of the preset `full`.
+
+    The values of each setting are listed from the loosest to the strictest.
+    """
 
     handles: Literal["keep", "pseudonym"] = "keep"
     own_numbers: Literal["keep", "pseudonym"] = "keep"
@@ -66,6 +58,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         ]
 
 
+# The values of each setting, in this order.
+ORDERS: dict[str, tuple[str, ...]] = {
+    name: get_args(hint) for name, hint in list_settings(Policy).items() if get_origin(hint) is Literal
+}
 FULL = Policy()
 PRESETS: dict[str, Policy] = {
     "full": FULL,

@@ -185,12 +185,6 @@ class Transport:
         )
         enforce_deadlines(self._http)
 
-    def __enter__(self) -> Transport:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
         self._http.close()
         if self._rate_limiter:

@@ -31,7 +31,7 @@ from msgbubbles.models import (
     StreamCoverage,
     fingerprint,
 )
-from msgbubbles.tables import CHAT_TITLES, TABLES
+from msgbubbles.tables import CHAT_TITLES, TABLES, Table
 
 from .arrow import build_arrow_table, build_item
 from .compare import Comparison, filter_rows
@@ -170,15 +170,17 @@ class RowBuffer:
         return self.flush(ROWS_PER_TABLE)
 
     @property
+    def _tables(self) -> list[Table]:
+        return [TABLES[name] for name in (*self._rows, *([TITLES] if self.stream == "chats" else ()))]
+
+    @property
     def tables(self) -> list[str]:
         """The tables that this may fill, with the names of their columns."""
-        tables = [*self._rows, TITLES] if self.stream == "chats" else [*self._rows]
-        return [f"{table}({','.join(TABLES[table].column_names)})" for table in tables]
+        return [f"{table.name}({','.join(table.column_names)})" for table in self._tables]
 
     def empty_tables(self) -> Iterator[Any]:
         """Build items that make dlt create empty tables, so that they can be queried."""
-        names = (table.partition("(")[0] for table in self.tables)
-        return (build_item(TABLES[table], build_arrow_table(TABLES[table], ())) for table in names)
+        return (build_item(table, build_arrow_table(table, ())) for table in self._tables)
 
     def flush(self, min_rows: int = 1) -> Iterator[Any]:
         """Build items from the tables that have this many rows."""

@@ -21,7 +21,7 @@ from msgbubbles.times import DAY_MS, from_epoch_ms
 from .coverage import Coverage
 from .paginate import Overflow
 from .run import MissingRows, Run, StreamContext, save_overflows
-from .state import ChatsState, ListState, OverflowProgress, States
+from .state import ChatsState, ListState, OverflowProgress, States, find_next_try_ms
 from .stored import Warehouse
 from .threads import read_thread
 
@@ -113,7 +113,9 @@ def _find_groups(
     if not settings.read_participants or now_ms - (states.chats.participants_hidden_ms or 0) < DAY_MS:
         return {}
     groups = warehouse.groups_to_ask(now_ms - DAY_MS, limit)
-    waiting = {unit.id for unit in states.failed_reads if unit.kind == "participants" and unit.next_try_ms > now_ms}
+    waiting = {
+        unit.id for unit in states.failed_reads if unit.kind == "participants" and find_next_try_ms(unit) > now_ms
+    }
     return {chat_id: before for chat_id, before in groups.items() if chat_id not in waiting}
 
 

@@ -50,17 +50,6 @@ class FailedRead(msgspec.Struct, frozen=True):
     error_code: str | None = None
     from_ms: int | None = None
 
-    @property
-    def next_try_ms(self) -> int:
-        """The earliest time of the next try."""
-        return _find_next_try(self.last_tried_ms, self.tries)
-
-
-def _find_next_try(last_tried_ms: int, tries: int) -> int:
-    """Return the time of the next try: at once at first, then after twice as long each time, up to a day."""
-    waits = tries - TRIES_WITHOUT_WAIT
-    return last_tried_ms + (0 if waits < 0 else min(FIRST_WAIT_MS << min(waits, 16), DAY_MS))
-
 
 class RejectedInterval(msgspec.Struct, frozen=True, array_like=True):
     """An interval with rows that could not be read, and were read again `tries` times; `hashes` are theirs."""
@@ -71,10 +60,11 @@ class RejectedInterval(msgspec.Struct, frozen=True, array_like=True):
     tries: int
     hashes: list[str]
 
-    @property
-    def next_try_ms(self) -> int:
-        """The earliest time of the next try."""
-        return _find_next_try(self.last_tried_ms, self.tries)
+
+def find_next_try_ms(entry: FailedRead | RejectedInterval) -> int:
+    """Return the earliest time of the next try: at once at first, then after twice as long each time, up to a day."""
+    waits = entry.tries - TRIES_WITHOUT_WAIT
+    return entry.last_tried_ms + (0 if waits < 0 else min(FIRST_WAIT_MS << min(waits, 16), DAY_MS))
 
 
 class ResourceState(_State):

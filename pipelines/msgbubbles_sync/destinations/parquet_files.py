@@ -37,7 +37,7 @@ from .parquet_rewrite import STATES, finish_replacing, is_whole, load_states, re
 from .parquet_tables import read_tables, select_all, write_json
 from .publish import new_copy, replace_database
 from .scratch import open_scratch
-from .union_accounts import MANY_ACCOUNTS, OWN_TABLES, READER_SCHEMAS, Key, build_union
+from .union_accounts import MANY_ACCOUNTS, OWN_TABLES, READER_SCHEMAS, Key, ReaderTable, build_union
 
 NO_FOLDER = """--destination filesystem: {why}; set its folder in dlt_config/secrets.toml:
 
@@ -66,13 +66,6 @@ MAX_FILES = 100
 SMALL_BYTES = 16 * 1024 * 1024
 # How long a replaced file stays for its readers.
 REPLACED_FILES_SECONDS = 3600
-
-
-class ReaderTable(msgspec.Struct, frozen=True):
-    """The columns of a table for readers, and the query that returns its rows."""
-
-    columns: list[str]
-    query: str
 
 
 class ReaderView(msgspec.Struct, frozen=True):

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
+import msgspec
 
 from msgbubbles_sync.files import move_damaged, read_json, sync_to_disk, write_privately
 from msgbubbles_sync.sql import quote_literal, quote_name
@@ -38,9 +38,8 @@ MANY_ACCOUNTS = """{where} shows several accounts, so this account needs a name:
 dlt_config/config.toml, or choose another {other}"""
 
 
-@dataclass(frozen=True)
-class AccountsTable:
-    """The columns of a table that shows all accounts, and the query that returns its rows."""
+class ReaderTable(msgspec.Struct, frozen=True):
+    """The columns of a table for readers, and the query that returns its rows."""
 
     columns: list[str]
     query: str
@@ -50,7 +49,7 @@ def build_union(
     columns: Mapping[str, Mapping[Key, Sequence[str]]],
     source: Callable[[str, str, str], str],
     before: Mapping[Key, Sequence[str]] | None = None,
-) -> dict[Key, AccountsTable]:
+) -> dict[Key, ReaderTable]:
     """Build the tables that show all accounts.
 
     Columns that an account lacks, because another release loaded its tables, are null.
@@ -61,7 +60,7 @@ def build_union(
         before: The columns of the tables that are to be replaced. They keep their positions, because a view can be
             replaced only by one that starts with the same columns.
     """
-    tables: dict[Key, AccountsTable] = {}
+    tables: dict[Key, ReaderTable] = {}
     keys = {key for of_account in columns.values() for key in of_account if key[0] in READER_SCHEMAS}
     for key in sorted(key for key in keys if not OWN_TABLES.match(key[1])):
         by_account = {account: own[key] for account, own in sorted(columns.items()) if key in own}
@@ -81,9 +80,9 @@ def build_union(
             ]
             selected = ", ".join([f"{quote_literal(account)} AS account", *values])
             parts.append(f"SELECT {selected} FROM {source(account, *key)}")  # noqa: S608
-        tables[key] = AccountsTable(["account", *names], " UNION ALL ".join(parts))
+        tables[key] = ReaderTable(["account", *names], " UNION ALL ".join(parts))
     accounts = " UNION ALL ".join(f"SELECT {quote_literal(account)} AS account" for account in sorted(columns))
-    return tables | {ACCOUNTS: AccountsTable(["account"], accounts)}
+    return tables | {ACCOUNTS: ReaderTable(["account"], accounts)}
 
 
 def read_columns(connection: duckdb.DuckDBPyConnection, database: str) -> dict[Key, list[str]]:
