@@ -206,11 +206,11 @@ def split_broken_answer(body: bytes, is_row: Callable[[bytes], bool]) -> SplitAn
         raise msgspec.DecodeError("not JSON")
     inside = body[head.end() : tail.start()]
     rows: list[bytes] = []
-    at, skipped_at, left = 0, -1, len(inside) + min(_SCANS * len(inside), _MOST_SCANNED)
+    at, skipped_at, bytes_left = 0, -1, len(inside) + min(_SCANS * len(inside), _MOST_SCANNED)
     while (at := _BETWEEN_ROWS.match(inside, at).end()) < len(inside):  # type: ignore[union-attr]
         end, scanned = _value_end(inside, at)
-        left -= scanned
-        if left < 0:
+        bytes_left -= scanned
+        if bytes_left < 0:
             raise msgspec.DecodeError("too many rows without an end")
         if end and _ROW_ENDS.match(inside, end) and is_row(inside[at:end]):
             if skipped_at >= 0:

@@ -95,10 +95,10 @@ class IntervalQueue(Generic[R]):
             return None
         if self.waiting:
             return self.waiting.popleft()
-        left = [(interval.pages_left, interval) for interval in self.open if interval.task.kind == "backfill"]
+        estimates = [(interval.pages_left, interval) for interval in self.open if interval.task.kind == "backfill"]
         # A list may end long before the interval does, and each part below its end costs a request. So each interval
         # has to bring some pages before the next split.
-        if not left or any(interval.pages < PAGES_BEFORE_SPLIT for _, interval in left):
+        if not estimates or any(interval.pages < PAGES_BEFORE_SPLIT for _, interval in estimates):
             return None
-        pages, longest = max(left, key=lambda pair: pair[0])
+        pages, longest = max(estimates, key=lambda pair: pair[0])
         return longest.split(pages) if pages > INTERVAL_PAGES / 2 else None

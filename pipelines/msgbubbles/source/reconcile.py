@@ -60,8 +60,8 @@ def find_missing(warehouse: Warehouse, states: States, settings: SourceSettings)
     lagging: dict[str, int] = {}
     if messages_complete and chats.lagging_in_vain < LAGGING_IN_VAIN:
         final_ms = (covered.newest_ms or 0) - settings.lookback_ms
-        found = warehouse.lagging(settings.start_ms, final_ms, limit)
-        lagging = {chat_id: at_ms for chat_id, at_ms in found.items() if ("thread", chat_id) not in failed}
+        behind = warehouse.lagging(settings.start_ms, final_ms, limit)
+        lagging = {chat_id: at_ms for chat_id, at_ms in behind.items() if ("thread", chat_id) not in failed}
     lags = any(chats.lagging.get(chat_id) != at_ms for chat_id, at_ms in lagging.items())
     overflows = bool(_unread_overflows(messages)) if by_feed and not (orphans or named) else False
     # The messages prove that no chat is missing if every stored chat has some. A chat without messages would be proof

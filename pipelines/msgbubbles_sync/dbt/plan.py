@@ -214,12 +214,12 @@ def select_tests(
         for node in nodes
         if node.resource_type == "test" and node.config.severity.lower() != "warn"
     }
-    found = [
+    tested = [
         (node_id, statement) for node_id, statement in executed if node_id in tests and "should_error" in statement
     ]
-    if sorted(tests) != sorted(node_id for node_id, _ in found):
+    if sorted(tests) != sorted(node_id for node_id, _ in tested):
         return None
-    return [DataTest(statement, find_inputs(tests[node_id], models)) for node_id, statement in found]
+    return [DataTest(statement, find_inputs(tests[node_id], models)) for node_id, statement in tested]
 
 
 def find_inputs(node: Any, models: Mapping[str, Any]) -> list[str]:

@@ -282,9 +282,9 @@ class Attached(Destination):
         for schema, name in self._names.items():
             key = {"msgbubbles": "raw", "msgbubbles_staging": "raw", "staging": "staging"}.get(schema, "marts")
             for path in {f"{self.prefix}{name}", *([name] if schema in READER_SCHEMAS else [])}:
-                found = tables.get(path, [])
-                if found and MARKER_TABLES[schema] not in found:
-                    some = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+                present = tables.get(path, [])
+                if present and MARKER_TABLES[schema] not in present:
+                    some = ", ".join(present[:3]) + (", ..." if len(present) > 3 else "")
                     raise UsageError(FOREIGN.format(title=self.title, schema=path, tables=some, key=f"{key}_schema"))
 
     def _refuse_renamed(self, schemas: Collection[str]) -> None:

@@ -35,11 +35,11 @@ def read_parameters(section: str, settings: SyncSettings) -> dict[str, str] | No
     table: dict[str, object] = {}
     # Several files may each have a part.
     for provider in reversed(dlt.config.config_providers):
-        found, _ = provider.get_value(key, Any, "", *sections)
-        if isinstance(found, str):
-            url = _read_url(found)
-        elif isinstance(found, dict):
-            table |= _flatten(section, found)
+        value, _ = provider.get_value(key, Any, "", *sections)
+        if isinstance(value, str):
+            url = _read_url(value)
+        elif isinstance(value, dict):
+            table |= _flatten(section, value)
     prefix = f"{section.replace('.', '__').upper()}__"
     variables = {name[len(prefix) :].lower(): value for name, value in os.environ.items() if name.startswith(prefix)}
     given = table | _flatten(section, url) | _flatten(section, variables)
@@ -92,13 +92,13 @@ def _check(section: str, name: str, value: object) -> str:
 def _complete(values: Mapping[str, str], settings: SyncSettings) -> dict[str, str]:
     """Add defaults, and the timeouts of the job's sessions."""
     inherited = {name: value for name in DEFAULTS if (value := os.environ.get(get_variable(name)))}
-    found = DEFAULTS | inherited | {"password": os.environ.get("PGPASSWORD", ""), "client_encoding": "UTF8"}
+    defaults = DEFAULTS | inherited | {"password": os.environ.get("PGPASSWORD", ""), "client_encoding": "UTF8"}
     statement, lock = settings.statement_timeout_seconds, settings.lock_timeout_seconds
     seconds = {"lock": lock, "statement": statement, "idle_in_transaction_session": statement}
     limits = [f"-c {name}_timeout={1000 * limit}" for name, limit in seconds.items() if limit]
     # If an option is set twice, the server uses the later value.
     options = ["-c TimeZone=UTC", *limits, values.get("options", os.environ.get("PGOPTIONS", ""))]
-    return found | dict(values) | {"options": " ".join(options).strip()}
+    return defaults | dict(values) | {"options": " ".join(options).strip()}
 
 
 def fill_credentials(credentials: Any, parameters: Mapping[str, str]) -> None:
