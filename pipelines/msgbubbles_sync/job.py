@@ -154,7 +154,7 @@ class EarlyTables:
 
     def publish(self) -> None:
         context, report, started_at = self.context, self.report, time.monotonic()
-        if started_at < self.next_at or report.run.stopped:
+        if started_at < self.next_at or report.run.is_stopped:
             return
         try:
             with context.destination.hold():

@@ -70,12 +70,12 @@ class StreamLoader:
             run.batch_pages = min(batch_pages, max(round(FIRST_BATCH_MINUTES * self._per_minute), MIN_BATCH_PAGES))
         with self._stop_on_signal():
             self._finish_pending()
-            while report.batches == 0 or run.unfinished:
+            while report.batches == 0 or run.is_unfinished:
                 self._load()
                 report.batches += 1
                 self._forget_rejected()
                 run.batch_pages = batch_pages
-                if run.unfinished:
+                if run.is_unfinished:
                     # The objects of dlt and the source refer to each other, and keep the last rows of the batch. The
                     # collector would find them only after many batches.
                     gc.collect()
@@ -85,7 +85,7 @@ class StreamLoader:
             # What a table lacks that is held back is not missing in the others.
             if run.error is None and run.halt is None and not self._destination.held:
                 self._reconcile()
-        if run.refused is not None and not self._screen.refused_rows and not run.stopped:
+        if run.refused is not None and not self._screen.refused_rows and not run.is_stopped:
             self._workspace.set_done("screen")
         self._store_failed_reads()
 

@@ -16,7 +16,7 @@ from uuid import uuid4
 from msgbubbles.errors import ConfigurationError, Interrupted
 from msgbubbles.source.buffer import Changes
 from msgbubbles.source.coverage import Coverage
-from msgbubbles.source.run import Run, StreamProgress
+from msgbubbles.source.run import Run
 from msgbubbles.source.state import FailedRead
 from msgbubbles.transport import VERSION
 
@@ -145,7 +145,7 @@ class RunReport:
             "seconds": {phase: round(spent, 3) for phase, spent in self.seconds.items()},
             "feed": run.feed,
             "tables": {table: _count_rows(changes) for table, changes in run.changes.items()},
-            "streams": {name: _build_stream_dict(progress, run.loaded(name)) for name, progress in run.streams.items()},
+            "streams": {name: _build_stream_record(run, name) for name in run.streams},
             "repaired": {what: count for what, count in run.reconciled.items() if count},
             "expired": self.expired,
             "failed_reads": dict(Counter(failed.kind for failed in self.failed_reads)),
@@ -158,7 +158,7 @@ class RunReport:
     def _describe_outcome(self) -> str:
         if self.run.stop.is_set():
             return "stopped"
-        is_partial = self.run.halt or self.run.unfinished or self.is_repair or self.context.destination.held
+        is_partial = self.run.halt or self.run.is_unfinished or self.is_repair or self.context.destination.held
         return "partial" if is_partial else "complete"
 
 
@@ -169,12 +169,13 @@ def _count_rows(changes: Changes) -> RowCounts:
     return counts
 
 
-def _build_stream_dict(progress: StreamProgress, loaded: int) -> StreamRecord:
+def _build_stream_record(run: Run, stream: str) -> StreamRecord:
+    progress = run.streams[stream]
     return {
         "pages": progress.pages,
         "refresh_pages": progress.refresh_pages,
         "rows": progress.rows,
-        "landed": loaded,  # codespell:ignore landed
+        "landed": run.count_loaded(stream),  # codespell:ignore landed
         "rejected": progress.rejected,
         "odd": progress.odd,
         "new_fields": sorted(progress.new_fields),
@@ -183,12 +184,12 @@ def _build_stream_dict(progress: StreamProgress, loaded: int) -> StreamRecord:
             ([iso_timestamp(span.from_ms), iso_timestamp(span.to_ms)] for span in progress.standing), key=str
         ),
         "reached_back_to": iso_timestamp(progress.reached_ms),
-        "covered_before": _build_covered_dict(progress.covered_before),
-        "covered": _build_covered_dict(progress.covered),
+        "covered_before": _build_covered_record(progress.covered_before),
+        "covered": _build_covered_record(progress.covered),
     }
 
 
-def _build_covered_dict(coverage: Coverage | None) -> CoveredRecord | None:
+def _build_covered_record(coverage: Coverage | None) -> CoveredRecord | None:
     if coverage is None or not coverage.intervals:
         return None
     lo_ms = coverage.intervals[0][0]

@@ -285,7 +285,7 @@ class World:
         try:
             for _ in range(1000):
                 self._read_batch(run)
-                if not run.unfinished:
+                if not run.is_unfinished:
                     break
             else:
                 raise AssertionError("the batches of a run do not end")

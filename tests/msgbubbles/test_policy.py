@@ -312,7 +312,7 @@ def test_no_handle_is_loaded_into_other_columns_or_names(policy: Policy, is_eras
 def test_names_of_unknown_fields_are_recorded_without_handles(policy: Policy) -> None:
     knobs = Knobs(extra_fields={**dict.fromkeys(spellings(ANN), 1), "mood": 2})
     with build_world(BEN, policy=redactor(policy), knobs=knobs) as world:
-        names = world.sync().progress("chats").new_fields
+        names = world.sync().get_progress("chats").new_fields
     assert handles_in("\n".join(names), ANN) == []
     assert ("mood" in names) == (policy == FULL)
 

@@ -22,7 +22,7 @@ def read_numbers(state: NumbersState, context: StreamContext) -> Iterator[Any]:
         page = context.client.list_numbers()
     if page is None:
         return
-    context.run.progress("numbers").count(page)
+    context.run.get_progress("numbers").count(page)
     context.buffer.add(page, skip=frozenset(state.seen))
     state.seen = sorted(fingerprint(row) for row in page.rows)
     context.run.on_page()

@@ -219,13 +219,13 @@ def _read_lagging(
     for chat_id, at_ms in lagging.items():
         if state.lagging.get(chat_id) == at_ms:
             continue
-        before = run.loaded("messages")
+        before = run.count_loaded("messages")
         thread = yield from read_thread(context, chat_id, run.settings.start_ms, before_request=check)
         yield from context.buffer.flush()
         state.lagging[chat_id] = at_ms
         if not thread.is_read:
             continue
-        if run.loaded("messages") > before:
+        if run.count_loaded("messages") > before:
             run.reconciled["threads"] += 1
             in_vain = 0
         else:

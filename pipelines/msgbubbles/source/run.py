@@ -48,7 +48,7 @@ class StreamProgress:
     standing: set[Overflow] = field(default_factory=set)
     order_contradictions: int = 0
     reached_ms: int | None = None
-    unfinished: bool = False
+    is_unfinished: bool = False
     covered_before: Coverage | None = None
     covered: Coverage | None = None
 
@@ -86,7 +86,7 @@ class Run:
     """The limits of a run, and its results.
 
     Attributes:
-        batch_pages: Pages that a stream reads before its rows are loaded; the rest is then `unfinished`. With fewer
+        batch_pages: Pages that a stream reads before its rows are loaded; the rest is then unfinished. With fewer
             than `settings.MIN_BATCH_PAGES`, a batch may end within rows of one timestamp, and the next repeat them.
         max_requests: The number of requests, retries included.
         stop: Set it to end the run after the page in flight.
@@ -128,16 +128,16 @@ class Run:
     failed_reads_changed: bool = False
 
     @property
-    def stopped(self) -> bool:
+    def is_stopped(self) -> bool:
         """Whether there is no point in another request."""
         if self.halt is not None:
             return True
         return isinstance(self.error, ApiError) and (not is_unit_error(self.error) or not self.traffic.answered)
 
     @property
-    def unfinished(self) -> bool:
+    def is_unfinished(self) -> bool:
         """Whether another batch is to be read."""
-        return not self.stopped and any(progress.unfinished for progress in self.streams.values())
+        return not self.is_stopped and any(progress.is_unfinished for progress in self.streams.values())
 
     def build_transport(self, api_key: str, settings: SourceSettings) -> Transport:
         """Build a transport that counts its requests here, and stops with the run."""
@@ -155,10 +155,10 @@ class Run:
             clock=self.clock,
         )
 
-    def progress(self, stream: str) -> StreamProgress:
+    def get_progress(self, stream: str) -> StreamProgress:
         return self.streams.setdefault(stream, StreamProgress())
 
-    def loaded(self, table: str) -> int:
+    def count_loaded(self, table: str) -> int:
         """Return how many rows of a table were new or changed."""
         return self.changes[table].loaded if table in self.changes else 0
 
@@ -204,7 +204,7 @@ class StreamContext:
 def save_overflows(state: ListState, spans: set[Overflow], run: Run, stream: str) -> None:
     """Store `spans`, the overflows that are not repaired, except those that were accepted now or earlier."""
     accepted = {*state.overflows_accepted, *(state.overflows if run.accept_overflows else ())}
-    run.progress(stream).standing = spans - accepted
+    run.get_progress(stream).standing = spans - accepted
     state.overflows, state.overflows_accepted = (
         sorted(some, key=lambda span: (span.from_ms or 0, span.to_ms or 0)) for some in (spans - accepted, accepted)
     )

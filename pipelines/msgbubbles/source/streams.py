@@ -56,7 +56,7 @@ class StreamReader(Generic[R]):
         self.buffer = context.buffer
         self.run = context.run
         self.settings = self.run.settings
-        self.progress = self.run.progress(stream)
+        self.progress = self.run.get_progress(stream)
         self.coverage = Coverage(state.covered)
         self.seen = frozenset(state.seen)
         self.seen_ms = state.seen_ms
@@ -350,11 +350,11 @@ def read_stream(
 
     `resource` is dlt's state of the resource.
     """
-    progress = run.progress(buffer.stream)
-    progress.unfinished = False
-    buffer.on_twins = lambda table, hashes: run.progress(table).reject(hashes)
+    progress = run.get_progress(buffer.stream)
+    progress.is_unfinished = False
+    buffer.on_twins = lambda table, hashes: run.get_progress(table).reject(hashes)
     buffer.refused = run.refused
-    if run.stopped:
+    if run.is_stopped:
         return
     state, own = decode(resource, ResourceState), decode(resource, STATES[buffer.stream])
     context = StreamContext(client, buffer, run, FailedReads(state, run, client))
@@ -365,8 +365,8 @@ def read_stream(
         try:
             yield from _notify(read(own, context), run)
         except Halt as halt:
-            progress.unfinished = isinstance(halt, LimitReached) and halt.limit == "batch"
-            run.halt = run.halt if progress.unfinished else halt
+            progress.is_unfinished = isinstance(halt, LimitReached) and halt.limit == "batch"
+            run.halt = run.halt if progress.is_unfinished else halt
         except MsgBubblesError as error:
             if not run.keep_on_error:
                 raise
@@ -380,7 +380,7 @@ def read_stream(
 
 def _put_coverage(buffer: RowBuffer, state: ResourceState, run: Run) -> None:
     """Load the interval in which the stream is complete, if it has changed. The marts rely on it."""
-    covered = run.progress(buffer.stream).covered
+    covered = run.get_progress(buffer.stream).covered
     newest = covered.newest_interval if covered else None
     if newest is None:
         return

@@ -36,7 +36,7 @@ def read_thread(
     before_request: Callable[[], None] = lambda: None,
 ) -> Generator[Any, None, ThreadResult]:
     """Read the messages of one chat in [from, to]. `before_request` may raise to end the reading."""
-    failed, progress, thread = context.failed, context.run.progress("messages"), ThreadResult()
+    failed, progress, thread = context.failed, context.run.get_progress("messages"), ThreadResult()
 
     def fetch(before: str | None) -> Page[Message]:
         before_request()

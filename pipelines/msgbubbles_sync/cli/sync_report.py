@@ -68,7 +68,7 @@ def _show(console: Console, report: RunReport, policy: str, *, sandbox: bool) ->
         table.add_row(
             name,
             f"{progress.rows:,}",
-            f"{run.loaded(name):,}",
+            f"{run.count_loaded(name):,}",
             f"{progress.rejected:,}",
             format_day(progress.reached_ms),
         )

@@ -238,7 +238,7 @@ def test_inactive_account_ends_the_run(new_world: Callable[..., World]) -> None:
     world = new_world(Knobs(active=False), chats=3)
     run = world.sync(accept_failure=True)
     assert isinstance(run.error, ForbiddenError)
-    assert run.stopped
+    assert run.is_stopped
 
 
 def test_refused_key_ends_the_run_at_once(new_world: Callable[..., World]) -> None:

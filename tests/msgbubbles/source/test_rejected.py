@@ -41,7 +41,7 @@ def stored_texts(world: World) -> set[str]:
 @pytest.mark.parametrize("text", ["0.2", "7.1", "9.0", "19.0"])
 def test_row_that_was_garbled_once_comes_with_the_next_run(world: World, text: str) -> None:
     garble(world, text)
-    assert world.sync().progress("messages").rejected == 1
+    assert world.sync().get_progress("messages").rejected == 1
     assert text not in stored_texts(world)
     (garbled,) = world.store.tables["rejected_rows"].values()
     garble(world)
@@ -61,7 +61,7 @@ def test_row_that_stays_garbled_is_read_again_ever_less_often(world: World) -> N
     for _ in range(30):
         world.pass_time(3600 * 1000)
         run = world.sync()
-        assert (run.progress("messages").rejected, run.readable_again) == (0, set())
+        assert (run.get_progress("messages").rejected, run.readable_again) == (0, set())
     (entry,) = States.from_resources(world.store.states).messages.by_feed.rejected
     assert 5 < entry.tries < 15
     for _ in range(rejected.MAX_TRIES):

@@ -225,7 +225,7 @@ def test_rows_read_before_a_cut_are_not_read_again() -> None:
     for _ in range(30):
         run = Run(batch_pages=5)
         read_once(listing, warehouse, state, run)
-        if not run.unfinished:
+        if not run.is_unfinished:
             break
     assert len(warehouse) == 400
     assert len(listing.asked) <= 400 / 19 + 2 + 6, "the pages, and the newest page once a batch"
@@ -272,7 +272,7 @@ def test_smallest_batches_finish() -> None:
     for _ in range(40):
         run = Run(batch_pages=1)
         read_once(listing, warehouse, state, run)
-        if not run.unfinished:
+        if not run.is_unfinished:
             break
     assert warehouse.keys() == listing.rows.keys()
 
@@ -381,7 +381,7 @@ def test_rejected_row_on_two_pages_is_counted_once() -> None:
     run = Run()
     read_once(listing, {}, {}, run)
     assert len(listing.asked) > 1
-    assert run.progress("chats").rejected == 1
+    assert run.get_progress("chats").rejected == 1
 
 
 def test_rows_without_a_time_are_read() -> None:

@@ -66,7 +66,7 @@ def test_message_id_in_two_chats_keeps_both_rows_in_one_run(world: World) -> Non
     rename_ids(world, {"one": TWIN, "two": TWIN})
     world.pass_time(10 * MINUTE_MS)
     run = world.sync()
-    assert run.progress("messages").rejected == 1
+    assert run.get_progress("messages").rejected == 1
     assert rejected(world) == [OF_ANOTHER_CHAT]
     (twin,) = world.store.tables["rejected_rows"].values()
     row = stored(world, "messages")[TWIN]
@@ -84,10 +84,10 @@ def test_message_id_stored_for_another_chat_stays_there(world: World) -> None:
     first = a_chat_with(world, "one")
     rename_ids(world, {"one": TWIN, "two": TWIN})
     world.pass_time(DAY_MS)
-    assert world.sync().progress("messages").rejected == 0
+    assert world.sync().get_progress("messages").rejected == 0
     a_chat_with(world, "two")
     world.pass_time(DAY_MS)
-    assert world.sync().progress("messages").rejected == 1
+    assert world.sync().get_progress("messages").rejected == 1
     assert stored(world, "messages")[TWIN]["conversation_id"] == first
     assert stored(world, "messages")[TWIN]["text"] == "one"
     assert rejected(world) == [OF_ANOTHER_CHAT]
@@ -116,7 +116,7 @@ def test_attachment_id_on_two_messages_keeps_both_rows(world: World) -> None:
     world.knobs.transform_row = shown
     world.pass_time(10 * MINUTE_MS)
     run = world.sync()
-    assert run.progress("attachments").rejected == 1
+    assert run.get_progress("attachments").rejected == 1
     assert rejected(world) == [OF_ANOTHER_MESSAGE]
     (twin,) = world.store.tables["rejected_rows"].values()
     assert "signature=" not in twin["row"]
@@ -176,7 +176,7 @@ def test_attachment_that_moves_to_another_message_is_changed() -> None:
     for message_id in (first, second):
         world.account.edit_text(message_id, "edited", world.at())
     world.pass_time(1000)
-    assert world.sync().progress("attachments").rejected == 0
+    assert world.sync().get_progress("attachments").rejected == 0
     (row,) = world.store.tables["attachments"].values()
     assert (row["message_id"], row["removed_at"]) == (second, None)
     world.close()
@@ -202,7 +202,7 @@ def test_zero_and_impossible_times_affect_no_other_row(world: World) -> None:
     assert (rows["text 2"]["extra"], rows["text 5"]["cursor_at"]) == (None, None)
     assert rows["text 3"]["extra"] == '{"read_at":"9999-12-31T23:59:59-14:00"}'
     assert {reason for _, reason in rejected(world)} == {"created_at is not a timestamp"}
-    assert run.progress("messages").rejected == 1
+    assert run.get_progress("messages").rejected == 1
     chat = stored(world, "chats")[chats[0]]
     assert (len(stored(world, "chats")), chat["created_at"], chat["updated_at"]) == (6, None, None)
 
@@ -221,7 +221,7 @@ def test_half_unreadable_page_costs_only_its_bad_rows(world: World) -> None:
     run = world.sync()
     assert len(world.store.tables["messages"]) == 24
     assert rejected(world) == [("messages", "not JSON")]
-    assert run.progress("messages").odd >= 24
+    assert run.get_progress("messages").odd >= 24
     assert {row["metadata"] for row in world.store.tables["messages"].values()} == {'{"score":null}'}
     assert stored(world, "chats").keys() == {chat_id}
     assert timedelta(0) <= world.at() - max(row["cursor_at"] for row in world.store.tables["messages"].values())

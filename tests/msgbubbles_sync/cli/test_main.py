@@ -206,10 +206,10 @@ def test_backfill_with_a_start_shows_its_share_and_the_time_left(monkeypatch: py
     monkeypatch.setattr("time.monotonic", lambda: now)
     monkeypatch.setattr("time.time", lambda: 100_000.0)
     estimate, run = _Estimate(), Run(settings=SourceSettings(start_date="1970-01-01T00:00:00.001"))
-    run.progress("messages").reached_ms = 100_000_000
+    run.get_progress("messages").reached_ms = 100_000_000
     assert estimate.describe(run) == ""
     now = 600.0
-    run.progress("messages").reached_ms = 75_000_000
+    run.get_progress("messages").reached_ms = 75_000_000
     assert estimate.describe(run) == " · messages 25%, about 30 minutes left"
     run.settings = SourceSettings()
     assert estimate.describe(run) == "", "the end is not known"
