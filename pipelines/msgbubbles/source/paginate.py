@@ -60,7 +60,6 @@ class PageResult(Generic[R]):
     covered_from_ms: int | None
     newest_ms: int | None
     overflow: Overflow | None
-    is_last: bool
     is_in_order: bool = True
     outliers: frozenset[str] = frozenset()
 
@@ -301,8 +300,7 @@ class Paginator(Generic[R]):
     ) -> PageResult[R]:
         outliers = times.find_outliers(page, self.edge_ms)
         is_in_order = is_in_order and times.is_in_order
-        newest_ms, is_last = times.newest_ms(page), self.is_over
-        return PageResult(page, self._covered_from_ms, newest_ms, overflow, is_last, is_in_order, outliers)
+        return PageResult(page, self._covered_from_ms, times.newest_ms(page), overflow, is_in_order, outliers)
 
     def _try_another(self, page: Page[R], failed: Boundary) -> PageResult[R]:
         """Continue from another boundary of the previous page, because a row is not where its time says.
