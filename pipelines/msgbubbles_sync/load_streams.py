@@ -6,11 +6,11 @@ import copy
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from dlt.common.exceptions import SignalReceivedException
 from dlt.pipeline.exceptions import PipelineStepFailed
+from msgspec import structs
 
 from msgbubbles.errors import MsgBubblesError
 from msgbubbles.settings import MIN_BATCH_PAGES, SourceSettings
@@ -25,7 +25,6 @@ from .destinations.screen import Screen, is_data_error
 from .errors import list_causes
 from .report import RunReport
 from .run_log import store_failed_reads
-from .settings import source_arguments
 
 FIRST_BATCH_MINUTES = 2 / 3
 REFUSED = """{title} refuses the rows that were read, although it accepts each row alone: remove the constraints or
@@ -51,8 +50,9 @@ class StreamLoader:
         self._say = context.console.say
         self._report, self._run = report, report.run
         self._per_minute = source.requests_per_minute
-        settings = replace(context.settings, source=source)
-        self._arguments = source_arguments(settings, context.redactor)
+        self._arguments = {
+            **structs.asdict(source), "api_key": context.settings.api_key, "privacy": context.redactor,
+        }  # fmt: skip
         self._pipeline = build_pipeline(context.workspace, context.destination)
         self._screen = Screen(context.destination)
         self._run.keep_on_error = True

@@ -234,11 +234,6 @@ def read_webhook_secrets(path: Path) -> tuple[str, ...]:
     return _convert_secrets(section.get("secrets", ()), lambda: str(path))
 
 
-def source_arguments(settings: Settings, privacy: Any) -> dict[str, Any]:
-    """Return the arguments of the dlt source; `privacy` is a `Redactor`."""
-    return {**msgspec.structs.asdict(settings.source), "api_key": settings.api_key, "privacy": privacy}
-
-
 def account_names() -> list[str]:
     """Return the names of the configured accounts, in order. Raises `ConfigurationError`."""
     names = {value.account for value in _read_values() if value.account is not None}
