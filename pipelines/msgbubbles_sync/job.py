@@ -219,13 +219,13 @@ def _schedule_lost_work(context: Context) -> None:
         forget_build(workspace)
         if (workspace.folder / LEDGER).exists():
             workspace.set_pending("ledger")
-    # Between an erasure and the next load, only their record tells that tables on a server were restored.
+    # Between an erasure and the next load, only their record shows that tables on a server were restored.
     if is_restored or workspace.destination != "duckdb":
-        _follow_restored_policy(context, is_restored=is_restored)
+        _schedule_lost_privacy_work(context, is_restored=is_restored)
     workspace.set_done("restored")
 
 
-def _follow_restored_policy(context: Context, *, is_restored: bool) -> None:
+def _schedule_lost_privacy_work(context: Context, *, is_restored: bool) -> None:
     workspace, destination = context.workspace, context.destination
     record = policy.Record.load(workspace)
     if record is None or not destination.has_tables():
