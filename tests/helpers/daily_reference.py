@@ -35,13 +35,16 @@ def calendar(world: World, zone: ZoneInfo) -> list[Row]:
     return rows
 
 
-def backlog_daily(world: World, zone: ZoneInfo) -> list[Row]:
+def backlog_daily(world: World, zone: ZoneInfo, close_after_days: int = 0) -> list[Row]:
     chats = {chat["id"]: chat for chat in world["chats"]}
     turns: dict[str, list[tuple[Row, date | None]]] = defaultdict(list)
     for turn in thread_turns(world, zone):
-        ended_at = turn["answered_at"] or chats[turn["chat_id"]]["deleted_at"]
+        ends = [turn["answered_at"] or chats[turn["chat_id"]]["deleted_at"]]
+        if close_after_days:
+            ends.append(turn["ended_at"] + timedelta(days=close_after_days))
+        end = min((at.astimezone(zone).date() for at in ends if at), default=None)
         if turn["from_handle"] is not None:
-            turns[turn["from_handle"]].append((turn, ended_at and ended_at.astimezone(zone).date()))
+            turns[turn["from_handle"]].append((turn, end))
     rows = []
     for row in calendar(world, zone):
         day = row["day"]

@@ -610,6 +610,7 @@ def build_references(settings: TransformSettings) -> dict[str, Callable[[World, 
     """Return the references of all marts, those that depend on settings with these."""
     return MARTS | {
         "thread_activity": partial(thread_activity, close_after_days=settings.close_after_days),
+        "backlog_daily": partial(backlog_daily, close_after_days=settings.close_after_days),
         "contact": partial(contact, settings=settings),
         "thread_turns": partial(thread_turns, settings=settings),
         "thread_sessions": partial(thread_sessions, settings=settings),

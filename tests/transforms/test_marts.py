@@ -24,6 +24,7 @@ CHAT_MESSAGES: dict[str, list[tuple[int, str | None, str | None]]] = {
     "tie": [(1, "inbound", "received"), (1, "outbound", "sent")],
     "tie loaded backwards": [(1, "outbound", "sent"), (1, "inbound", "received")],
     "tie with a failed one": [(0, "outbound", "sent"), (1, "inbound", None), (1, "outbound", "failed")],
+    "answer queued": [(1, "inbound", "received"), (2, "outbound", "queued")],
     "answer failed": [(1, "inbound", "received"), (2, "outbound", "failed")],
     "answer failed, then sent": [(1, "inbound", "received"), (2, "outbound", "failed"), (3, "outbound", "sent")],
     "only failed": [(1, "outbound", "failed")],
@@ -43,6 +44,7 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
     "tie": (2, 1, 1, 0, 1, 1, "us"),
     "tie loaded backwards": (2, 1, 1, 0, 1, 1, "us"),
     "tie with a failed one": (3, 1, 2, 1, 1, 1, "us"),
+    "answer queued": (2, 1, 1, 0, 1, 2, "them"),
     "answer failed": (2, 1, 1, 1, 1, 2, "us"),
     "answer failed, then sent": (3, 1, 2, 1, 1, 3, "them"),
     "only failed": (1, 0, 1, 1, None, 1, "nobody"),
@@ -79,6 +81,22 @@ def test_counts_and_waiting_side_of_a_chat(replica: Any, at: Any) -> None:
         )
         for row in replica.mart("thread_activity")
     } == {chat: (*row[:4], time(row[4]), time(row[5]), row[6]) for chat, row in EXPECTED.items()}
+
+
+def test_queued_answer_that_fails_later_opens_the_turn_again(replica: Any, at: Any) -> None:
+    asked = {"id": "1", "conversation_id": "a", "cursor_at": at(1), "direction": "inbound", "status": "received"}
+    answer = {"id": "2", "conversation_id": "a", "cursor_at": at(2), "direction": "outbound"}
+
+    def load(load_id: str, status: str) -> tuple[Any, ...]:
+        replica.load(load_id, chats=[{"id": "a"}], messages=[asked, answer | {"status": status}])
+        replica.transform()
+        [thread] = replica.mart("thread_activity")
+        turns = [row["is_open"] for row in replica.mart("thread_turns") if row["side"] == "them"]
+        return thread["waiting_on"], thread["unanswered_since"], thread["messages_delivered"], turns
+
+    assert load("1", "queued") == ("them", None, 0, [False])
+    assert load("2", "failed") == ("us", at(1), 0, [True])
+    assert load("3", "delivered") == ("them", None, 1, [False])
 
 
 def test_thread_activity_has_these_columns_and_values(replica: Any, at: Any) -> None:

@@ -3,11 +3,18 @@
 -- both.
 {{ config(materialized=view_for_readers(), tags='tested_once_a_day') }}
 
+{%- set answered_day, deleted_day = 'turns.answered_day', 'cast(' ~ local_time('chats.deleted_at') ~ ' as date)' %}
+{%- if var('close_after_days') %}
+{#- The chat closes after silence, until somebody writes. #}
+{%- set closed_day = 'cast(' ~ local_time(add_seconds('turns.ended_at', var('close_after_days') * 86400)) ~ ' as date)' %}
+{%- set answered_day, deleted_day = 'least(' ~ answered_day ~ ', ' ~ closed_day ~ ')', 'least(' ~ deleted_day ~ ', ' ~ closed_day ~ ')' %}
+{%- endif %}
+
 with turns as (
-    select from_handle, side, is_group, day as first_day, answered_day as end_day, count(*) as turn_count
-    from {{ ref('thread_turns') }}
+    select from_handle, side, is_group, day as first_day, {{ answered_day }} as end_day, count(*) as turn_count
+    from {{ ref('thread_turns') }} as turns
     where from_handle is not null and answered_day > day
-    group by from_handle, side, is_group, day, answered_day
+    group by from_handle, side, is_group, day, {{ answered_day }}
 
     union all
 
@@ -16,7 +23,7 @@ with turns as (
         turns.side,
         turns.is_group,
         turns.day,
-        cast({{ local_time('chats.deleted_at') }} as date),
+        {{ deleted_day }},
         1
     from {{ ref('thread_turns') }} as turns
     inner join {{ ref('stg_chats') }} as chats on chats.chat_id = turns.chat_id
