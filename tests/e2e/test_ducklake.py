@@ -29,7 +29,7 @@ NewJob = Callable[..., Job]
 # A run takes long in a lake.
 RUNS = int(os.environ.get("MSGBUBBLES_LAKE_RUNS", pick_size(1, nightly=3)))
 # Opening a lake takes a second of CPU time.
-PAUSE_SECONDS = pick_size(20, nightly=1) / 10
+READS_OF_A_CONNECTION = pick_size(10, nightly=1)
 COUNTS = (
     "SELECT (SELECT count(*) FROM msgbubbles.messages) AS messages,"
     " (SELECT count(*) FROM marts.thread_activity) AS threads"
@@ -77,11 +77,14 @@ def test_lake_holds_the_rows_of_the_account_while_read(new_job: NewJob, lake: di
     account, reads, done = job.server.account, [0], threading.Event()
 
     def poll() -> None:
-        while not done.wait(PAUSE_SECONDS):
-            [counted] = query(workspace, COUNTS)
-            assert counted["messages"] >= 1500
-            assert counted["threads"] > 0
-            reads[0] += 1
+        while not done.is_set():
+            with build_destination(workspace).open_reader() as connection:
+                for _ in range(READS_OF_A_CONNECTION):
+                    [(messages, threads)] = connection.execute(COUNTS).fetchall()
+                    assert messages >= 1500
+                    assert threads > 0
+                    reads[0] += 1
+                    done.wait(0.5)
 
     groups = Groups(job)
     groups.run("apply", groups.write(two()), "--yes", *INTO)
