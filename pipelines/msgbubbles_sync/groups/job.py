@@ -97,10 +97,12 @@ def fetch_own_numbers(client: Client) -> frozenset[str] | None:
     """
     try:
         return frozenset(number.handle for number in client.list_numbers().rows) or None
-    except (UnreachableError, NotFoundError):
+    except UnreachableError:
         raise
-    except (PermanentError, RetryableError):
-        return None
+    except (PermanentError, RetryableError) as error:
+        if isinstance(error, NotFoundError) and error.code is None:
+            raise
+        return None  # the API's own 404 has a code
 
 
 def apply_groups(
