@@ -4,10 +4,16 @@ from contextlib import closing
 
 import psycopg2
 import pytest
+from hypothesis import HealthCheck, settings
 
 from helpers import fork_server, postgres, process
+from helpers.sizes import IS_NIGHTLY
 
 fork_server.configure_duckdb()
+# A test that passes for a change passes again, and on a busy machine. At night, new examples are drawn.
+settings.register_profile(
+    "default", deadline=None, derandomize=not IS_NIGHTLY, suppress_health_check=[HealthCheck.too_slow]
+)
 
 
 def pytest_collection_finish() -> None:

@@ -63,7 +63,7 @@ def assert_no_window_has_more(times: list[float], limit: int, window_seconds: fl
         assert beyond - first >= window_seconds, f"{limit + 1} requests in {beyond - first} s"
 
 
-@settings(max_examples=pick_size(60, nightly=600), deadline=None)
+@settings(max_examples=pick_size(60, nightly=600))
 @given(
     steps=st.lists(
         # Mostly short pauses, so that windows fill up.

@@ -45,7 +45,7 @@ def crowded(listing: Listing) -> set[int]:
     return {ms for ms, rows in count.items() if rows + count[ms + 1] >= listing.limit or listing.short_pages}
 
 
-@settings(max_examples=pick_size(400, nightly=4000), deadline=None)
+@settings(max_examples=pick_size(400, nightly=4000))
 @given(listings)
 def test_every_row_is_read_or_its_timestamp_is_reported(listing: Listing) -> None:
     results = read(listing)
@@ -59,7 +59,7 @@ def test_every_row_is_read_or_its_timestamp_is_reported(listing: Listing) -> Non
     assert len(results) < 15 * len(listing.rows) + 15
 
 
-@settings(max_examples=pick_size(200, nightly=2000), deadline=None)
+@settings(max_examples=pick_size(200, nightly=2000))
 @given(listings)
 def test_nothing_is_missing_if_pages_hold_more_than_a_timestamp(listing: Listing) -> None:
     listing = replace(listing, limit=61, short_pages=False)
@@ -68,7 +68,7 @@ def test_nothing_is_missing_if_pages_hold_more_than_a_timestamp(listing: Listing
     assert not any(result.overflow for result in results)
 
 
-@settings(max_examples=pick_size(200, nightly=2000), deadline=None)
+@settings(max_examples=pick_size(200, nightly=2000))
 @given(listings, st.integers(0, 400))
 def test_coverage_never_includes_an_unread_row(listing: Listing, pages: int) -> None:
     covered_from_ms = None
@@ -232,7 +232,7 @@ def test_outliers_that_end_a_short_page_claim_no_coverage(outliers: int) -> None
     assert covered_from_ms[-1] == BEGINNING_MS
 
 
-@settings(max_examples=pick_size(150, nightly=1500), deadline=None)
+@settings(max_examples=pick_size(150, nightly=1500))
 @given(st.data())
 def test_outliers_hide_no_row_and_cover_no_interval(data: st.DataObject) -> None:
     count, limit = data.draw(st.integers(1, 90)), data.draw(st.sampled_from([10, 20, 50]))

@@ -85,7 +85,7 @@ def read_once(
     return buffer._changes("chats").new
 
 
-@settings(max_examples=pick_size(150, nightly=1500), deadline=None)
+@settings(max_examples=pick_size(150, nightly=1500))
 @given(
     seed_number=st.integers(0, 10**6),
     inclusive=st.booleans(),
