@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from helpers.job import Job
+from helpers.sizes import nightly
 from helpers.warehouse_rows import differences, read_rows
 from msgbubbles_sync.sandbox import Account, Knobs, NewMessage
 
@@ -36,6 +37,7 @@ def test_a_first_run_lands_everything_and_a_second_finds_nothing(new_job: NewJob
     assert job.database.stat().st_ino == published.st_ino
 
 
+# By day, source/test_paginate.py and source/test_lossless.py read chats without a time, and accounts without a feed.
 @pytest.mark.parametrize(
     "knobs",
     [
@@ -43,10 +45,11 @@ def test_a_first_run_lands_everything_and_a_second_finds_nothing(new_job: NewJob
             Knobs(before_inclusive=True, tie_order="random", shuffled_pages=True, short_pages=0.5),
             id="short pages without an order, and before includes its timestamp",
         ),
-        pytest.param(Knobs(nulls="last", nulls_with_before=True), id="chats without a time come last"),
+        pytest.param(Knobs(nulls="last", nulls_with_before=True), id="chats without a time come last", marks=nightly),
         pytest.param(
             Knobs(feed=False, before_inclusive=True, short_pages=0.3, nulls="first"),
             id="no feed, short pages, and chats without a time come first",
+            marks=nightly,
         ),
         pytest.param(
             Knobs(

@@ -58,7 +58,7 @@ def run_reader(database: Path) -> Iterator[list[int]]:
     """Run a process that reads the file all the time. Yield a list that gets the number of its readings."""
     readings: list[int] = []
     # One that never pauses takes a core from the job.
-    pause = "0.02" if KILLS >= 50 else "0.2"
+    pause = "0.02" if KILLS >= 50 else "0.5"
     command = [sys.executable, "-c", READER, str(database), pause]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
