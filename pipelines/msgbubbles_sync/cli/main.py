@@ -9,9 +9,10 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -146,16 +147,7 @@ class Script:
 
         def decorate(body: Callable[..., int]) -> None:
             def run(**values: Any) -> None:
-                from .session import run_command  # it imports DuckDB
-
-                shared = {name: values.pop(name, default) for name, (_, default) in OPTIONS.items()}
-                reporter = Reporter(quiet=shared.pop("quiet"), as_json=shared.pop("as_json"))
-                os.umask(0o077)  # files of dlt, of dbt and of ours are for this user only
-                status = run_command(
-                    self, lambda session: body(session, **values), reporter, Options(**shared, **needs)
-                )
-                sys.stdout.flush()
-                raise typer.Exit(status)
+                self._run(body, partial(Options, **needs), **values)
 
             own = [
                 parameter.replace(kind=Parameter.KEYWORD_ONLY)
@@ -171,3 +163,13 @@ class Script:
             self.app.command(name)(run)
 
         return decorate
+
+    def _run(self, body: Callable[..., int], build_options: Callable[..., Options], **values: Any) -> NoReturn:
+        from .session import run_command  # it imports DuckDB
+
+        shared = {name: values.pop(name, default) for name, (_, default) in OPTIONS.items()}
+        reporter = Reporter(quiet=shared.pop("quiet"), as_json=shared.pop("as_json"))
+        os.umask(0o077)  # files of dlt, of dbt and of ours are for this user only
+        status = run_command(self, lambda session: body(session, **values), reporter, build_options(**shared))
+        sys.stdout.flush()
+        raise typer.Exit(status)

@@ -162,27 +162,24 @@ def _check_models(context: Context) -> CheckResult:
 
 def _check_api(connect: Callable[[], Client], local: LocalState) -> Iterator[CheckResult]:
     with connect() as client:
-        yield from _check_account(client, local)
-
-
-def _check_account(client: Client, local: LocalState) -> Iterator[CheckResult]:
-    try:
-        chats = client.list_chats()
-    except MsgBubblesError as error:
-        fix = "check base_url, the network, and the key in dlt_config/secrets.toml"
-        yield CheckResult("api", "failed", str(error), fix)
-        return
-    what = "the API key is valid, the account is active"
-    try:
-        yield CheckResult("api", "ok", f"{what} and has {format_count(len(client.list_numbers().rows), 'number')}")
-    except ApiError as error:
-        yield CheckResult("api", "ok", what)
-        yield CheckResult("numbers", "failed", str(error), "ask MsgBubbles about it; all other data is read without it")
-    yield _check_clock(client.transport.last_answer)
-    try:
-        yield from _observe_api(client, local, chats)
-    except MsgBubblesError as error:
-        yield CheckResult("api behaviour", "failed", str(error), "run check again later")
+        try:
+            chats = client.list_chats()
+        except MsgBubblesError as error:
+            fix = "check base_url, the network, and the key in dlt_config/secrets.toml"
+            yield CheckResult("api", "failed", str(error), fix)
+            return
+        what = "the API key is valid, the account is active"
+        try:
+            yield CheckResult("api", "ok", f"{what} and has {format_count(len(client.list_numbers().rows), 'number')}")
+        except ApiError as error:
+            yield CheckResult("api", "ok", what)
+            fix = "ask MsgBubbles about it; all other data is read without it"
+            yield CheckResult("numbers", "failed", str(error), fix)
+        yield _check_clock(client.transport.last_answer)
+        try:
+            yield from _observe_api(client, local, chats)
+        except MsgBubblesError as error:
+            yield CheckResult("api behaviour", "failed", str(error), "run check again later")
 
 
 def _check_clock(answer: Answer | None) -> CheckResult:

@@ -241,10 +241,6 @@ class Verifier:
         past = [[at for at in times if at <= self._now_ms] for times in (_list_times_ms(row), others)]
         return past[0] or past[1]
 
-    def _is_new(self, row: Chat | Message, table: str) -> bool:
-        """Return whether a row that is not stored was added after the last run."""
-        return max(self._find_past_ms(row), default=BEGINNING_MS) >= self._final_to_ms[table]
-
     def _compare_all(self) -> None:
         for table, rows in self._rows.items():
             if rows:
@@ -276,8 +272,10 @@ class Verifier:
             if comparison.is_stored[number]:
                 if fields:
                     self.result.differences.append(Difference(table, row_key, "different", fields, chat_id))
-            elif isinstance(row, Chat | Message) and self._is_new(row, table):
-                newer += 1
+            elif isinstance(row, Chat | Message) and (
+                max(self._find_past_ms(row), default=BEGINNING_MS) >= self._final_to_ms[table]
+            ):
+                newer += 1  # it was added after the last run
             else:
                 self.result.differences.append(Difference(table, row_key, "missing", (), chat_id))
         self.result.newer += newer

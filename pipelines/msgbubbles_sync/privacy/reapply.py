@@ -29,7 +29,6 @@ from msgbubbles_sync.policy.applied import (
 from msgbubbles_sync.sql import quote_name
 from msgbubbles_sync.tables import TABLES
 from msgbubbles_sync.webhooks.load import dead_letter_folder
-from msgbubbles_sync.workspace import Workspace
 
 from .rewrite import StoredRows, rewriting
 
@@ -60,7 +59,9 @@ def apply(context: Context) -> Counter[str]:
         counts = redact_stored_rows(redactor, rows)
         redactor.save_vault()
     if policy.redacts:
-        _remove_unredacted_files(workspace)
+        # The dead letters of webhooks, and the ledger of groups, whose copy is loaded.
+        for path in (*dead_letter_folder(workspace).glob("*.jsonl"), *workspace.folder.glob("groups.sqlite*")):
+            path.unlink()
     workspace.set_done(STEP)
     return counts
 
@@ -160,9 +161,3 @@ def _change_rejected(rows: StoredRows, redactor: Redactor) -> None:
         redacted = redactor.rejected(RejectedRow(*values))
         statement = "UPDATE msgbubbles.rejected_rows SET row_hash = ?, row = ? WHERE row_hash = ?"
         rows.change("rejected_rows", statement, redacted.row_hash, redacted.row, row_hash)
-
-
-def _remove_unredacted_files(workspace: Workspace) -> None:
-    """Remove the dead letters of webhooks, and the ledger of groups, whose copy is loaded."""
-    for path in (*dead_letter_folder(workspace).glob("*.jsonl"), *workspace.folder.glob("groups.sqlite*")):
-        path.unlink()

@@ -31,7 +31,7 @@ from starlette.routing import Route
 from .account import HANDLE, Account, Fault, NewMessage, is_uuid, to_us
 from .http import CutResponse, Reply, no_route, read_body, read_text, read_title
 from .knobs import Knobs
-from .listing import chat_row, list_chats, list_messages, message_rows, number_rows, page_before, page_size
+from .listing import Row, chat_row, list_chats, list_messages, message_rows, number_rows, page_before, page_size
 from .webhooks import EVENTS, webhook_row
 
 Handler = Callable[[Request], Awaitable[Reply]]
@@ -361,12 +361,12 @@ class Api:
             raise Fault(409, "not_a_group", "Not an established group")
         return chat_id
 
-    def _show_chat(self, chat_id: str) -> dict[str, Any]:
+    def _show_chat(self, chat_id: str) -> Row:
         row = chat_row(self.account.all("SELECT * FROM chats WHERE id = ?", (chat_id,))[0], self.knobs)
         if row["is_group"] and self.knobs.participants_on_detail:
             row["participants"] = self.account.participants(chat_id)
         return row
 
-    def _transformed(self, kind: str, rows: list[dict[str, Any]]) -> list[Any]:
+    def _transformed(self, kind: str, rows: list[Row]) -> list[Any]:
         transform = self.knobs.transform_row
         return [transform(kind, row) for row in rows] if transform else rows

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from .account import Account, Fault, format_us, to_us
 from .knobs import Knobs
 
+Row = dict[str, Any]
 TIE_ORDERS = {"stable": "id", "reversed": "id DESC", "random": "random()"}
 
 
@@ -40,7 +41,7 @@ def page_before(request: Request) -> int | None:
 
 def list_chats(
     account: Account, knobs: Knobs, limit: int, before_us: int | None, chance: random.Random
-) -> tuple[list[dict[str, Any]], bool]:
+) -> tuple[list[Row], bool]:
     """Return a page of chats, and whether there are more."""
     where, values = "NOT deleted", []
     if before_us is not None:
@@ -59,7 +60,7 @@ def list_chats(
 
 def list_messages(
     account: Account, knobs: Knobs, limit: int, before_us: int | None, chance: random.Random, chat_id: str | None = None
-) -> tuple[list[dict[str, Any]], bool]:
+) -> tuple[list[Row], bool]:
     """Return a page of messages, of one chat or of the account, and whether there are more."""
     where = ["1"]
     values: list[str | int] = []
@@ -91,7 +92,7 @@ def _page(rows: list[sqlite3.Row], knobs: Knobs, limit: int, chance: random.Rand
     return page, has_more
 
 
-def chat_row(row: sqlite3.Row, knobs: Knobs) -> dict[str, Any]:
+def chat_row(row: sqlite3.Row, knobs: Knobs) -> Row:
     return {
         **{name: row[name] for name in ("id", "from_handle", "remote_handle", "title")},
         "is_group": bool(row["is_group"]),
@@ -102,7 +103,7 @@ def chat_row(row: sqlite3.Row, knobs: Knobs) -> dict[str, Any]:
     }
 
 
-def message_rows(account: Account, knobs: Knobs, rows: list[sqlite3.Row]) -> list[dict[str, Any]]:
+def message_rows(account: Account, knobs: Knobs, rows: list[sqlite3.Row]) -> list[Row]:
     files = _attachments(account, [row["id"] for row in rows if row["has_attachments"]])
     reactions = _reactions(account, [row["id"] for row in rows])
     messages = []
@@ -150,7 +151,7 @@ def _select(account: Account, table: str, order: str, message_ids: list[str]) ->
     return account.all(f"SELECT * FROM {table} WHERE message_id IN ({marks}) ORDER BY {order}", message_ids)
 
 
-def number_rows(account: Account) -> list[dict[str, Any]]:
+def number_rows(account: Account) -> list[Row]:
     rows = account.all("SELECT * FROM numbers ORDER BY handle")
     return [{**row, "channels": json.loads(row["channels"])} for row in rows]
 
@@ -159,9 +160,9 @@ def number_rows(account: Account) -> list[dict[str, Any]]:
 class Truth:
     """Every row that the API would show now, as it would show it."""
 
-    chats: list[dict[str, Any]]
-    messages: list[dict[str, Any]]
-    numbers: list[dict[str, Any]]
+    chats: list[Row]
+    messages: list[Row]
+    numbers: list[Row]
 
 
 def truth(account: Account, knobs: Knobs) -> Truth:

@@ -46,9 +46,6 @@ class Heartbeat:
         self._path = folder / FILE
         self._write_lock = threading.Lock()
 
-    def record_event(self, at: datetime) -> None:
-        self.last_event_at = at
-
     def record_refusal(self, reason: str) -> None:
         self._refused[reason] += 1
         self._last_refused_at = datetime.now(UTC)

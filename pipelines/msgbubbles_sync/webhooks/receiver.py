@@ -154,7 +154,7 @@ class Receiver:
                 raise outcome
             self.metrics.deliveries.labels(outcome).inc()
         if any(not delivery.event_id.startswith(TEST_EVENT) for delivery in redacted):
-            self.heartbeat.record_event(now)
+            self.heartbeat.last_event_at = now
         if redacted:
             self.metrics.seconds.observe(time.perf_counter() - began)
         return Response(status_code=204)
