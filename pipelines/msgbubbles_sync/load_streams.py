@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import duckdb
 from dlt.common.exceptions import SignalReceivedException
 from dlt.pipeline.exceptions import PipelineStepFailed
 from msgspec import structs
@@ -25,10 +26,16 @@ from .destinations.screen import Screen, is_data_error
 from .errors import list_causes
 from .report import RunReport
 from .run_log import store_failed_reads
+from .text import format_count
 
 FIRST_BATCH_MINUTES = 2 / 3
 REFUSED = """{title} refuses the rows that were read, although it accepts each row alone: remove the constraints or
 triggers that were added to {tables}, and run again"""
+SILENT = """every list of messages that was requested is empty, although {chats} name messages: ask MsgBubbles why; the
+next run reads them again"""
+# The number of chats that name messages, since a timestamp, and whether there are messages.
+NAMING_CHATS = """SELECT count(*), EXISTS (SELECT 1 FROM {schema}.messages) FROM {schema}.chats
+WHERE epoch_ms(last_message_at) >= ? AND deleted_at IS NULL AND from_event_at IS NULL"""
 # The tables that a resource loads, besides those that all of them do.
 LOADED_TABLES = {
     "numbers": {"numbers"},
@@ -85,6 +92,7 @@ class StreamLoader:
             # What a table lacks that is held back is not missing in the others.
             if run.error is None and run.halt is None and not self._destination.held:
                 self._reconcile()
+                self._report_silence()
         if run.refused is not None and not self._screen.refused_rows and not run.is_stopped:
             self._workspace.set_done("screen")
         self._store_failed_reads()
@@ -191,6 +199,18 @@ class StreamLoader:
                     self._load("chats")
         if run.missing is None and run.error is None and run.halt is None:
             self._workspace.set_done("repair")
+
+    def _report_silence(self) -> None:
+        """Report an API that lists no message at all, although its chats name some."""
+        messages = self._run.get_progress("messages")
+        if not messages.pages or messages.rows or messages.rejected:
+            return
+        with self._destination.open_writer() as connection, suppress(duckdb.CatalogException):
+            query = NAMING_CHATS.format(schema=self._destination.write_schema)
+            ((count, has_messages),) = connection.execute(query, [self._run.settings.start_ms]).fetchall()
+            # The only page may be of a chat whose first message is not visible yet.
+            if count and (messages.pages > 1 or not has_messages):
+                self._report.add_failed_part("messages", SILENT.format(chats=format_count(count, "chat")))
 
     def _find_missing(self) -> MissingRows | None:
         """Find what finished loads show to be missing."""

@@ -25,6 +25,7 @@ from .dbt.runner import BuildResult
 from .errors import InputFileError, TransformError, list_causes
 from .outcome import Outcome, explain_end
 from .run_log import CoveredRecord, RowCounts, RunRecord, StreamRecord, iso_timestamp
+from .tables import TABLES
 
 
 def ends_run(error: Exception) -> bool:
@@ -158,7 +159,8 @@ class RunReport:
     def _describe_outcome(self) -> str:
         if self.run.stop.is_set():
             return "stopped"
-        is_partial = self.run.halt or self.run.is_unfinished or self.is_repair or self.context.destination.held
+        lacks_rows = self.failed_parts.keys() & TABLES.keys()
+        is_partial = self.run.halt or self.run.is_unfinished or self.is_repair or lacks_rows
         return "partial" if is_partial else "complete"
 
 

@@ -215,3 +215,18 @@ def test_model_that_fails_is_built_again_with_new_rows(
     chat_id = server.truth().chats[0]["id"]
     server.account.add_message(NewMessage(chat_id, "inbound", "again", datetime.now(UTC), "received"))
     assert run() == (EXIT_INCOMPLETE, 2)
+
+
+def test_api_that_lists_no_message_of_its_chats_is_reported_until_it_does(tmp_path: Path, server: Server) -> None:
+    workspace = workspace_in(tmp_path)
+
+    def run() -> tuple[int, str, list[str]]:
+        report = job.run(build_context(workspace), Limits(with_transform=False))
+        return report.outcome.exit_status, report.record["outcome"], list(report.record["failed_parts"])
+
+    server.knobs.answer = lambda _method, path, _query: (204, {}, b"") if path.endswith("/messages") else None
+    assert run() == (EXIT_INCOMPLETE, "partial", ["messages"])
+    assert run() == (EXIT_INCOMPLETE, "partial", ["messages"])
+    server.knobs.answer = None
+    assert run() == (0, "complete", [])
+    assert differences(workspace.database, server.truth()) == {}
