@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -14,16 +15,16 @@ from msgbubbles_sync.sandbox import Account, Knobs, seed, serve
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """Return what `make demo` publishes, made once for all workers.
-
-    Another test may run the job on it at any time; a test that depends on its contents copies it first.
-    """
+    """Return what `make demo` publishes, made once for all workers. A test that changes it copies its folder first."""
     own = tmp_path_factory.getbasetemp()
     folder = (own if worker_id == "master" else own.parent) / "demo"
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
-            folder.mkdir()
-            assert "marts.thread_activity 240" in run_demo(folder / "demo.duckdb", start_anew=True)
+            new = folder.with_suffix(".new")  # one that fails is no demo for the next test
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir()
+            assert "marts.thread_activity 240" in run_demo(new / "demo.duckdb", start_anew=True)
+            new.rename(folder)
     return folder / "demo.duckdb"
 
 

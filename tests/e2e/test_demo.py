@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,7 +19,8 @@ def one(database: Path, query: str) -> tuple[object, ...]:
     return row
 
 
-def test_the_second_run_is_visibly_small_and_the_marts_follow(demo: Path) -> None:
+def test_the_second_run_is_visibly_small_and_the_marts_follow(demo: Path, tmp_path: Path) -> None:
+    demo = shutil.copytree(demo.parent, tmp_path / "demo") / demo.name
     before = one(demo, "SELECT count(*) FROM msgbubbles.messages")
     output = run_demo(demo)
     assert "3 requests (" in output
