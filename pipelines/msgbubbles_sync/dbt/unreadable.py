@@ -22,18 +22,10 @@ NAMED_LINE = re.compile(r"\bline (\d+)")
 MAX_FILES = 10
 # Macros that come with this project: its models need them, and some replace macros of dbt, as that which names schemas.
 MACROS = {
-    f"macros/{name}.sql"
-    for name in (
-        "bookkeeping",
-        "business_hours",
-        "comments",
-        "dialects",
-        "relations",
-        "schemas",
-        "touched_keys",
-        "views",
+    f"macros/{name}.sql" for name in (
+        "bookkeeping", "business_hours", "comments", "dialects", "relations", "schemas", "touched_keys", "views",
     )
-}
+}  # fmt: skip
 LEFT_OUT = """dbt cannot read {files}: the marts are built without it, and one that it defines stays as it was. Correct
 it as {details} says, or move it out of the project"""
 REFUSED = """the marts could not be built: dbt cannot read {files}. Correct it as {details} says, or move it out of

@@ -23,11 +23,11 @@ from msgbubbles_sync.sql import list_tables, quote_literal, quote_name
 from msgbubbles_sync.tables import TABLES
 from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 
+from . import server
 from .base import HELD_TABLES, Destination
 from .compaction import drop_old_states
 from .loaded_tables import Repair, forget_schema, has_lost_columns, has_own_rows
 from .scratch import open_scratch
-from .server import execute_on_server, hold_server_lock
 from .union_accounts import ACCOUNTS, MANY_ACCOUNTS, ONE_ACCOUNT, READER_SCHEMAS, Key, build_union, read_columns
 
 # A view that holds a digest of the queries of the views of all accounts.
@@ -113,7 +113,7 @@ class Attached(Destination):
     def lock(self) -> Iterator[None]:
         with (
             self._attach_server("ISOLATION_LEVEL 'READ COMMITTED'") as connection,
-            hold_server_lock(connection, f"{self._lock_scope}{self.dataset}"),
+            server.hold_lock(connection, f"{self._lock_scope}{self.dataset}"),
         ):
             yield
 
@@ -194,7 +194,7 @@ class Attached(Destination):
         if repairs or has_lost_rows or (self._workspace.folder / HELD_TABLES).exists():
             with (
                 self._attach() as connection,
-                self._undo_changes(repairs, partial(execute_on_server, connection)) as needs_reading,
+                self._undo_changes(repairs, partial(server.execute, connection)) as needs_reading,
             ):
                 if has_lost_rows or needs_reading:
                     forget_schema(connection, self.write_schema)

@@ -17,27 +17,13 @@ from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import remove, set_umask_like
 from msgbubbles_sync.sql import quote_literal, quote_name
 
+from . import server
 from .attached import Attached
 from .bucket import Bucket
 from .comments import list_descriptions, write_comments
 from .libpq import build_environment, format_dsn
 from .loaded_tables import forget_schema
 from .scratch import select_for
-from .server import (
-    LOCKED,
-    attach_server,
-    build_config,
-    check_server,
-    explain,
-    explain_lock,
-    find_extension,
-    find_reason,
-    list_server_copies,
-    loaded_extensions,
-    query_server,
-    remove_old_rows,
-    renew_statistics,
-)
 from .union_accounts import Key
 
 if TYPE_CHECKING:
@@ -111,7 +97,7 @@ class DuckLake(Attached):
     @contextmanager
     def _connect(self, bucket: Bucket | None) -> Iterator[duckdb.DuckDBPyConnection]:
         folder = {"extension_directory": str(self._link_extensions(bucket))}
-        with duckdb.connect(config=folder | build_config(_list_extensions(bucket))) as connection:
+        with duckdb.connect(config=folder | server.build_config(_list_extensions(bucket))) as connection:
             connection.execute("SET TimeZone = 'UTC'")
             if bucket is not None:
                 bucket.add_secret(connection)
@@ -133,15 +119,15 @@ class DuckLake(Attached):
                         connection.execute(f"ATTACH {address} AS warehouse ({', '.join([where, *options])})")
             except duckdb.Error as error:
                 raise UsageError(
-                    NO_LAKE.format(why=f"it cannot be opened ({type(error).__name__}){find_reason(error)}")
+                    NO_LAKE.format(why=f"it cannot be opened ({type(error).__name__}){server.find_reason(error)}")
                 ) from None
-            loaded_extensions.update(_list_extensions(lake.bucket))
+            server.loaded_extensions.update(_list_extensions(lake.bucket))
             connection.execute("USE warehouse")
             yield connection
 
     def _attach_server(self, *options: str) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         refusal = NO_LAKE.format(why="its catalog cannot be opened {why}")
-        return attach_server(self._read_lake().parameters, self.title, refusal, *options)
+        return server.attach(self._read_lake().parameters, self.title, refusal, *options)
 
     @property
     def _lock_scope(self) -> str:
@@ -154,7 +140,7 @@ class DuckLake(Attached):
     def _is_created(self) -> bool:
         table = quote_literal(f"{self._read_lake().name}.ducklake_metadata")
         with self._attach_server() as connection:
-            return query_server(connection, f"SELECT to_regclass({table}) IS NOT NULL") == [(True,)]
+            return server.query(connection, f"SELECT to_regclass({table}) IS NOT NULL") == [(True,)]
 
     def probe(self) -> None:
         self._probe_bucket()
@@ -170,7 +156,7 @@ class DuckLake(Attached):
         lake = self._read_lake()
         self._probe_bucket()
         with self._attach_server() as connection:
-            check_server(connection, [lake.name], self.title)
+            server.check(connection, [lake.name], self.title)
         if not self._is_created():
             self._refuse_files_of_another_lake(lake)
         with suppress(FileNotFoundError):  # the first writer creates it, or it is a bucket
@@ -217,7 +203,7 @@ class DuckLake(Attached):
         """
         lake = self._read_lake()
         with self._attach_server() as connection:
-            files = query_server(connection, FILES.format(lake=quote_name(lake.name)))
+            files = server.query(connection, FILES.format(lake=quote_name(lake.name)))
         with self._attach() as connection:
             pattern = quote_literal(f"{lake.url.rstrip('/')}/**/ducklake-*.parquet")
             stored = {PurePosixPath(path).name for (path,) in connection.execute(f"FROM glob({pattern})").fetchall()}
@@ -246,8 +232,8 @@ class DuckLake(Attached):
         catalog = [self._read_lake().name]
         with self._attach_server() as connection:
             # The catalog holds small tables, and the extremes of each file.
-            remove_old_rows(connection, catalog)
-            renew_statistics(connection, catalog)
+            server.remove_old_rows(connection, catalog)
+            server.renew_statistics(connection, catalog)
 
     def remove_failed_loads(self) -> None:
         """Remove files that failed and killed jobs left.
@@ -282,8 +268,8 @@ class DuckLake(Attached):
     def _shares_files(self, lake: Lake) -> bool:
         """Return whether another lake of the same server has its files in this one's folder."""
         with self._attach_server() as connection:
-            names = [name for (name,) in query_server(connection, LAKES) if name != lake.name]
-            urls = [query_server(connection, LAKE_URL.format(lake=quote_name(name))) for name in names]
+            names = [name for (name,) in server.query(connection, LAKES) if name != lake.name]
+            urls = [server.query(connection, LAKE_URL.format(lake=quote_name(name))) for name in names]
         return any(url.rstrip("/") == lake.url.rstrip("/") for rows in urls for (url,) in rows)
 
     def _refuse_files_of_another_lake(self, lake: Lake) -> None:
@@ -296,7 +282,7 @@ class DuckLake(Attached):
 
     def list_out_of_reach(self) -> list[str]:
         with self._attach_server() as connection:
-            copies = list_server_copies(connection)
+            copies = server.list_copies(connection)
         if self._shares_files(self._read_lake()):
             copies = ["files of failed loads, because another lake has its files in the same folder", *copies]
         return ["snapshots, versions and backups of the lake's files", *copies]
@@ -311,9 +297,9 @@ class DuckLake(Attached):
         return f"DuckLake cannot rename schemas: drop {', '.join(old for old, _ in schemas)} to read everything again"
 
     def explain(self, message: str) -> str | None:
-        if LOCKED.search(message):
+        if server.LOCKED.search(message):
             lake = self._read_lake()
-            return explain_lock(self.title, lake.parameters, [lake.name])
+            return server.explain_lock(self.title, lake.parameters, [lake.name])
         if LOST_FILE.search(message):
             self._workspace.set_pending(LOST_FILES)
             return LOST
@@ -321,7 +307,7 @@ class DuckLake(Attached):
             bucket = self._read_lake().bucket
             if bucket is not None and (found := bucket.explain(message)):
                 return found
-        return explain(message, self.title)
+        return server.explain(message, self.title)
 
     def _link_extensions(self, bucket: Bucket | None) -> Path:
         """Return a folder from which DuckDB loads extensions."""
@@ -329,7 +315,7 @@ class DuckLake(Attached):
         folder = top / f"v{duckdb.__version__}" / _read_platform()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in _list_extensions(bucket):
-            extension = find_extension(name, self.title)
+            extension = server.find_extension(name, self.title)
             link = folder / extension.name
             if not link.exists():
                 link.unlink(missing_ok=True)

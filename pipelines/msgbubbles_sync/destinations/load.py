@@ -9,7 +9,6 @@ from typing import Any
 import dlt
 
 from msgbubbles.source.arrow import Strategy, build_arrow_table, build_item
-from msgbubbles.tables import Table
 from msgbubbles_sync.files import remove
 from msgbubbles_sync.tables import (
     CONTACT_ALIASES,
@@ -23,13 +22,7 @@ from msgbubbles_sync.workspace import PIPELINE, Workspace
 from .base import Destination
 
 # The tables of commands that may never run.
-LATER_TABLES: tuple[tuple[Table, Strategy], ...] = (
-    (WEBHOOK_EVENTS, "insert-only"),
-    (GROUP_OPERATIONS, "delete-insert"),
-    (GROUP_MEMBER_OPERATIONS, "delete-insert"),
-    (GROUP_SIGHTINGS, "delete-insert"),
-    (CONTACT_ALIASES, "delete-insert"),
-)
+LATER_TABLES = (WEBHOOK_EVENTS, GROUP_OPERATIONS, GROUP_MEMBER_OPERATIONS, GROUP_SIGHTINGS, CONTACT_ALIASES)
 
 
 def build_fresh_pipeline(workspace: Workspace, destination: Destination, name: str) -> dlt.Pipeline:
@@ -68,15 +61,17 @@ def build_missing_tables(pipeline: dlt.Pipeline) -> dlt.sources.DltResource | No
     name = pipeline.default_schema_name
     created: Mapping[str, Any] = pipeline.schemas[name].tables if name else {}
     missing = [
-        (table, strategy)
-        for table, strategy in LATER_TABLES
+        table
+        for table in LATER_TABLES
         if not {*table.column_names} <= created.get(table.name, {"columns": {}})["columns"].keys()
     ]
     if not missing:
         return None
 
     def items() -> Iterator[Any]:
-        for table, strategy in missing:
+        for table in missing:
+            # dlt takes the strategy of a table from its first item.
+            strategy: Strategy = "insert-only" if table is WEBHOOK_EVENTS else "delete-insert"
             yield build_item(table, build_arrow_table(table, ()), strategy)
 
     return dlt.resource(items, name="missing_tables")

@@ -13,25 +13,13 @@ from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.sql import quote_name
 from msgbubbles_sync.tables import SQL_TYPES
 
+from . import server
 from .attached import Attached
 from .comments import build_statements, list_descriptions
 from .libpq import build_environment
 from .loaded_tables import COLUMNS, Repair, find_repairs
 from .postgres_marts import copy_marts, read_stored_comments
 from .scratch import select_for
-from .server import (
-    CREATE_SCHEMA,
-    LOCKED,
-    attach_server,
-    check_server,
-    execute_on_server,
-    explain,
-    explain_lock,
-    list_server_copies,
-    query_server,
-    remove_old_rows,
-    renew_statistics,
-)
 from .union_accounts import Key
 
 NO_SERVER = """--destination postgres: the server cannot be reached {why}; check that it is up, or
@@ -68,13 +56,13 @@ class Postgres(Attached):
         return "postgres", build_environment(self._read_parameters())
 
     def _attach(self, *options: str) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
-        return attach_server(self._read_parameters(), self.title, NO_SERVER, *options)
+        return server.attach(self._read_parameters(), self.title, NO_SERVER, *options)
 
     _attach_server = _attach
 
     def prepare(self) -> None:
         with self._attach() as connection:
-            check_server(connection, self._schemas, self.title)
+            server.check(connection, self._schemas, self.title)
         super().prepare()
 
     @contextmanager
@@ -103,17 +91,17 @@ class Postgres(Attached):
         return f"Rename them: BEGIN; {renames}; COMMIT"
 
     def explain(self, message: str) -> str | None:
-        if LOCKED.search(message):
-            return explain_lock(self.title, self._read_parameters(), self._schemas)
-        return explain(message, self.title)
+        if server.LOCKED.search(message):
+            return server.explain_lock(self.title, self._read_parameters(), self._schemas)
+        return server.explain(message, self.title)
 
     def _replace_views(self, connection: duckdb.DuckDBPyConnection, views: Mapping[Key, str]) -> None:
         statements = ["BEGIN", "SELECT pg_advisory_xact_lock(hashtext('msgbubbles accounts'))"]
-        statements += [CREATE_SCHEMA.format(schema=schema) for schema in sorted({schema for schema, _ in views})]
+        statements += [server.CREATE_SCHEMA.format(schema=schema) for schema in sorted({schema for schema, _ in views})]
         statements += [
             REPLACE_VIEW.format(view=f"{key[0]}.{quote_name(key[1])}", query=views[key]) for key in sorted(views)
         ]
-        execute_on_server(connection, *statements, "COMMIT")
+        server.execute(connection, *statements, "COMMIT")
 
     def _replace_rows(self, connection: duckdb.DuckDBPyConnection, table: str) -> None:
         self._empty_table(connection, self.dataset, table)
@@ -122,25 +110,25 @@ class Postgres(Attached):
 
     def _empty_table(self, connection: duckdb.DuckDBPyConnection, schema: str, table: str) -> None:
         # It gives the table new files, so the old rows need no VACUUM FULL.
-        execute_on_server(connection, f"TRUNCATE {schema}.{quote_name(table)}")
+        server.execute(connection, f"TRUNCATE {schema}.{quote_name(table)}")
 
     def remove_old_versions(self) -> None:
         with self._attach() as connection:
-            remove_old_rows(connection, [self.name_schema("marts")])
-            renew_statistics(connection, self._schemas)
+            server.remove_old_rows(connection, [self.name_schema("marts")])
+            server.renew_statistics(connection, self._schemas)
 
     def list_out_of_reach(self) -> list[str]:
         with self._attach("READ_ONLY") as connection:
-            return list_server_copies(connection)
+            return server.list_copies(connection)
 
     def _find_repairs(self, connection: duckdb.DuckDBPyConnection) -> list[Repair]:
-        columns = query_server(connection, COLUMNS.format(schema=self.dataset))
+        columns = server.query(connection, COLUMNS.format(schema=self.dataset))
         return find_repairs(columns, self.dataset, {**SQL_TYPES, "json": "JSONB", "double": "DOUBLE PRECISION"})
 
     def _describe_schema(self, connection: duckdb.DuckDBPyConnection, schema: str) -> None:
         statements = build_statements(schema, read_stored_comments(connection, schema), list_descriptions())
         if statements:
-            execute_on_server(connection, *statements)
+            server.execute(connection, *statements)
 
     def _read_parameters(self) -> dict[str, str]:
         from .libpq_config import read_parameters  # see above

@@ -15,8 +15,8 @@ import duckdb
 
 from msgbubbles_sync.sql import quote_literal, quote_name
 
+from . import server
 from .comments import Comments, build_statements
-from .server import CREATE_SCHEMA, execute_on_server, query_server
 
 # The columns of each table and view of a schema, in order, with their types.
 COLUMNS = """SELECT relname::text AS name, relkind::text AS kind, attname::text AS of_column,
@@ -61,29 +61,33 @@ def copy_marts(connection: duckdb.DuckDBPyConnection, build: str, readers: str, 
     """
     built, stored = _read_relations(connection, build), _read_relations(connection, readers)
     marts = {name: mart for name, mart in built.items() if name not in held_marts}
-    statements = ["BEGIN", CREATE_SCHEMA.format(schema=readers), f"SET LOCAL lock_timeout = '{COLUMN_LOCK_SECONDS}s'"]
+    statements = [
+        "BEGIN",
+        server.CREATE_SCHEMA.format(schema=readers),
+        f"SET LOCAL lock_timeout = '{COLUMN_LOCK_SECONDS}s'",
+    ]
     for name, mart in marts.items():
         statements += _fit_table(f"{readers}.{quote_name(name)}", mart, stored.get(name))
     statements.append("SET LOCAL lock_timeout TO DEFAULT")
     for name, mart in marts.items():
         statements += _copy_rows(name, mart, build, readers)
-    execute_on_server(connection, *statements, "COMMIT")
+    server.execute(connection, *statements, "COMMIT")
     wanted: dict[str, Comments] = {}
     for _, table, column, text, _ in read_stored_comments(connection, build):
         if text is not None and table not in held_marts:
             wanted.setdefault(table, {})[column] = text
     if comments := build_statements(readers, read_stored_comments(connection, readers), wanted):
-        execute_on_server(connection, *comments)
+        server.execute(connection, *comments)
 
 
 def read_stored_comments(connection: duckdb.DuckDBPyConnection, schema: str) -> list[tuple[Any, ...]]:
     """Return schema, table, column, comment and kind of everything in a schema that may have a comment."""
-    return query_server(connection, COMMENTS.format(schema=quote_literal(schema)))
+    return server.query(connection, COMMENTS.format(schema=quote_literal(schema)))
 
 
 def _read_relations(connection: duckdb.DuckDBPyConnection, schema: str) -> dict[str, Relation]:
     relations: dict[str, Relation] = {}
-    for name, kind, column, of_type in query_server(connection, COLUMNS.format(schema=quote_literal(schema))):
+    for name, kind, column, of_type in server.query(connection, COLUMNS.format(schema=quote_literal(schema))):
         relations.setdefault(name, Relation(kind, {})).columns[column] = of_type
     return relations
 

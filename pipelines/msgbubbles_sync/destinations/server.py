@@ -115,7 +115,7 @@ def build_config(extensions: Collection[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def attach_server(
+def attach(
     parameters: Mapping[str, str], title: str, refusal: str, *options: str
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open a DuckDB connection with the server's database attached as `warehouse`.
@@ -137,12 +137,12 @@ def attach_server(
         yield connection
 
 
-def query_server(connection: duckdb.DuckDBPyConnection, query: str) -> list[tuple[Any, ...]]:
+def query(connection: duckdb.DuckDBPyConnection, sql: str) -> list[tuple[Any, ...]]:
     """Run a query on the attached server, in its own SQL, and return the rows. Raises `duckdb.Error`."""
-    return connection.execute(f"FROM postgres_query('warehouse', {quote_literal(query)})").fetchall()
+    return connection.execute(f"FROM postgres_query('warehouse', {quote_literal(sql)})").fetchall()
 
 
-def execute_on_server(connection: duckdb.DuckDBPyConnection, *statements: str) -> None:
+def execute(connection: duckdb.DuckDBPyConnection, *statements: str) -> None:
     """Execute statements of the server's own SQL, all or none. Raises `duckdb.Error`."""
     connection.execute(f"CALL postgres_execute('warehouse', {quote_literal('; '.join(statements))})")
 
@@ -153,7 +153,7 @@ def _execute_alone(connection: duckdb.DuckDBPyConnection, statement: str) -> Non
 
 
 @contextmanager
-def hold_server_lock(connection: duckdb.DuckDBPyConnection, name: str) -> Iterator[None]:
+def hold_lock(connection: duckdb.DuckDBPyConnection, name: str) -> Iterator[None]:
     """Hold a lock of the attached server by name, so that one job at a time writes to the tables.
 
     The lock belongs to a transaction, because a pooler may change the session between two. `connection` needs the
@@ -163,9 +163,9 @@ def hold_server_lock(connection: duckdb.DuckDBPyConnection, name: str) -> Iterat
     key = f"hashtext('msgbubbles job'), hashtext({quote_literal(name)})"
     connection.execute("BEGIN")
     deadline = time.monotonic() + LOCK_WAIT_SECONDS
-    while query_server(connection, TRY_LOCK.format(key=key))[0][-1] is False:
+    while query(connection, TRY_LOCK.format(key=key))[0][-1] is False:
         if time.monotonic() > deadline:
-            raise AnotherJobRunsError(_describe_lock(query_server(connection, LOCK_HOLDER.format(key=key))))
+            raise AnotherJobRunsError(_describe_lock(query(connection, LOCK_HOLDER.format(key=key))))
         time.sleep(LOCK_POLL_SECONDS)
     yield
     with suppress(duckdb.Error):  # the server may have been restarted meanwhile
@@ -184,12 +184,12 @@ def _describe_lock(holders: list[tuple[Any, ...]]) -> str:
     )
 
 
-def check_server(connection: duckdb.DuckDBPyConnection, schemas: Sequence[str], title: str) -> None:
+def check(connection: duckdb.DuckDBPyConnection, schemas: Sequence[str], title: str) -> None:
     """Check the server's encoding, that it is writable, and that the job's role may use its schemas.
 
     Raises `UsageError` with the statement that fixes it.
     """
-    [(role, database, encoding, is_read_only, may_create, zone)] = query_server(connection, SERVER_FACTS)
+    [(role, database, encoding, is_read_only, may_create, zone)] = query(connection, SERVER_FACTS)
     if encoding != "UTF8":
         raise UsageError(
             f"--destination {title}: the encoding of the database {database} is {encoding}, which cannot store every "
@@ -206,7 +206,7 @@ def check_server(connection: duckdb.DuckDBPyConnection, schemas: Sequence[str], 
             f"from changing it. Run as an administrator: ALTER ROLE {quote_name(role)} SET timezone = 'UTC'"
         )
     listed = ", ".join(quote_literal(schema) for schema in schemas)
-    may_use = dict(query_server(connection, MAY_USE_SCHEMAS.format(schemas=listed)))
+    may_use = dict(query(connection, MAY_USE_SCHEMAS.format(schemas=listed)))
     missing = [schema for schema in schemas if schema not in may_use]
     if missing and not may_create:
         raise UsageError(
@@ -223,19 +223,19 @@ def check_server(connection: duckdb.DuckDBPyConnection, schemas: Sequence[str], 
 
 def remove_old_rows(connection: duckdb.DuckDBPyConnection, schemas: Sequence[str]) -> None:
     """Rewrite the job's tables in these schemas, whose files may hold deleted rows. Waits for their readers."""
-    for (path,) in query_server(connection, OWN_TABLES.format(schemas=", ".join(map(quote_literal, schemas)))):
+    for (path,) in query(connection, OWN_TABLES.format(schemas=", ".join(map(quote_literal, schemas)))):
         _execute_alone(connection, f"VACUUM FULL {path}")
 
 
 def renew_statistics(connection: duckdb.DuckDBPyConnection, schemas: Sequence[str]) -> None:
     """Replace the planner's statistics of the job's tables, because they quote values."""
-    for (path,) in query_server(connection, OWN_TABLES.format(schemas=", ".join(map(quote_literal, schemas)))):
+    for (path,) in query(connection, OWN_TABLES.format(schemas=", ".join(map(quote_literal, schemas)))):
         _execute_alone(connection, f"ANALYZE {path}")
     if _may_vacuum_catalog(connection):
         _execute_alone(connection, "VACUUM FULL pg_catalog.pg_statistic")
 
 
-def list_server_copies(connection: duckdb.DuckDBPyConnection) -> list[str]:
+def list_copies(connection: duckdb.DuckDBPyConnection) -> list[str]:
     """Return where a server may still have rows that were removed from its tables."""
     copies = [
         "the server's write-ahead log, until it is recycled, and its archive",
@@ -253,7 +253,7 @@ def list_server_copies(connection: duckdb.DuckDBPyConnection) -> list[str]:
 
 
 def _may_vacuum_catalog(connection: duckdb.DuckDBPyConnection) -> bool:
-    return query_server(connection, MAY_VACUUM) == [(True,)]
+    return query(connection, MAY_VACUUM) == [(True,)]
 
 
 def explain(message: str, title: str) -> str | None:
@@ -282,10 +282,10 @@ def explain(message: str, title: str) -> str | None:
 def explain_lock(title: str, parameters: Mapping[str, str], schemas: Sequence[str]) -> str:
     """Return a message that names the other sessions with locks in these schemas, and says how to go on."""
     listed = ", ".join(quote_literal(schema) for schema in schemas)
-    query = HOLDERS.format(schemas=listed, application=quote_literal(parameters["application_name"]))
+    sql = HOLDERS.format(schemas=listed, application=quote_literal(parameters["application_name"]))
     rows: list[tuple[Any, ...]] = []
-    with suppress(UsageError, duckdb.Error), attach_server(parameters, title, "", "READ_ONLY") as connection:
-        rows = query_server(connection, query)
+    with suppress(UsageError, duckdb.Error), attach(parameters, title, "", "READ_ONLY") as connection:
+        rows = query(connection, sql)
     holders = [
         f"session {pid} (user {user}, application {name or 'unnamed'}, {state or 'state unknown'}"
         f"{f' since {since:%Y-%m-%d %H:%M:%S} UTC' if since else ''}) holds {tables}"

@@ -73,8 +73,8 @@ def test_job_of_another_machine_is_refused_while_one_is_active(of: Of, monkeypat
         assert ended is not None
         with here._attach_server() as connection:
             horizon = f"SELECT backend_xmin::text AS x FROM pg_stat_activity WHERE pid = {ended[1]}"
-            assert server.query_server(connection, horizon) == [(None,)], "it keeps no deleted row"
-            assert server.query_server(connection, f"SELECT {ended[0]} AS is_ended") == [(True,)]
+            assert server.query(connection, horizon) == [(None,)], "it keeps no deleted row"
+            assert server.query(connection, f"SELECT {ended[0]} AS is_ended") == [(True,)]
         monkeypatch.setattr(server, "LOCK_WAIT_SECONDS", 9.0)  # the server takes a moment to end the session
         with there.lock():
             pass
