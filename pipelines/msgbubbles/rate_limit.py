@@ -61,13 +61,13 @@ class RateLimiter:
 
         Raises `ConfigurationError` if `folder` is not writable.
         """
-        folder = Path(folder) if folder else platformdirs.user_state_path("msgbubbles")
-        name = hashlib.sha256(api_key.encode()).hexdigest()[:16]
+        path = find_record(api_key, "budget", folder).with_suffix(".sqlite")
         try:
-            return cls(folder / f"budget-{name}.sqlite", requests_per_minute)
+            return cls(path, requests_per_minute)
         except (OSError, sqlite3.Error) as error:
             raise ConfigurationError(
-                f"budget_dir: the rate limiter cannot write its record to {folder} ({error}); name a writable folder"
+                f"budget_dir: the rate limiter cannot write its record to {path.parent} ({error}); name a writable "
+                "folder"
             ) from None
 
     def acquire(self) -> float:
@@ -152,6 +152,12 @@ class RateLimiter:
 
     def close(self) -> None:
         self._database.close()
+
+
+def find_record(api_key: str, kind: str, folder: str | Path | None = None) -> Path:
+    """Return the path of a record about a key, in `folder` or this user's state folder. It does not reveal the key."""
+    name = f"{kind}-{hashlib.sha256(api_key.encode()).hexdigest()[:16]}"
+    return Path(folder or platformdirs.user_state_path("msgbubbles")) / name
 
 
 def _open(path: Path) -> sqlite3.Connection:

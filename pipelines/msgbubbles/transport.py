@@ -24,6 +24,7 @@ import msgspec
 import tenacity
 from tenacity import RetryCallState
 
+from . import responses
 from .api_time import ApiTime
 from .deadline import deadline, enforce_deadlines
 from .environment import check_certificates, check_proxies
@@ -38,16 +39,7 @@ from .errors import (
 )
 from .page_size import PageSize
 from .rate_limit import WINDOW_SECONDS, RateLimiter
-from .responses import (
-    ENCODINGS,
-    Answer,
-    build_error,
-    describe_connection_error,
-    read_body,
-    read_date,
-    read_error_message,
-    read_request_id,
-)
+from .responses import Answer
 from .settings import DEFAULTS, MAX_TIMEOUT_SECONDS
 
 T = TypeVar("T")
@@ -173,7 +165,7 @@ class Transport:
             headers={
                 "Authorization": f"Bearer {api_key}",
                 "Accept": "application/json",
-                "Accept-Encoding": ENCODINGS,
+                "Accept-Encoding": responses.ENCODINGS,
                 "User-Agent": USER_AGENT,
             },
             timeout=timeout_seconds,
@@ -285,23 +277,23 @@ class Transport:
             with deadline(self._timeout_seconds):
                 response = self._http.send(request, stream=True)
                 with closing(response):
-                    body = read_body(response)
+                    body = responses.read_body(response)
             self.traffic.received_bytes += len(body)
             self._note_latency(time.monotonic() - began)
         except httpx.ReadTimeout:
             fault = f"the API gave no complete answer within {self._timeout_seconds:g} s (timeout_seconds)"
         except (httpx.TransportError, httpx.DecodingError) as error:
-            fault = f"the API could not be reached: {describe_connection_error(error, request.url.host)}"
+            fault = f"the API could not be reached: {responses.describe_connection_error(error, request.url.host)}"
             kind = UnreachableError if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) else RetryableError
         if fault:
             # Raised here, not from httpx's error, which contains the URL and may quote a header.
             raise kind(fault)
         if not response.is_success:
-            self.last_error_message = read_error_message(body)
-            raise build_error(response, body)
-        date = read_date(response)
+            self.last_error_message = responses.read_error_message(body)
+            raise responses.build_error(response, body)
+        date = responses.read_date(response)
         server_at = self.clock.api.at(date, fetched_at)
-        answer = Answer(response.status_code, body, read_request_id(response), fetched_at, server_at, date)
+        answer = Answer(response.status_code, body, responses.read_request_id(response), fetched_at, server_at, date)
         self.last_answer = answer
         return answer
 

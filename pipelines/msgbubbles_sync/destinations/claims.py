@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import platformdirs
 
+from msgbubbles.rate_limit import find_record
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import move_damaged, read_json, write_privately
 from msgbubbles_sync.run_log import RunLog
@@ -143,9 +143,7 @@ def explain_shared_key(workspace: Workspace, settings: Settings) -> str | None:
 
 def _find_notes(settings: Settings) -> Path:
     """Return the folder with a file for each warehouse that is filled with the API key."""
-    budget = settings.source.budget_dir
-    key = hashlib.sha256(settings.api_key.encode()).hexdigest()[:16]
-    return (Path(budget) if budget else platformdirs.user_state_path("msgbubbles")) / f"warehouses-{key}"
+    return find_record(settings.api_key, "warehouses", settings.source.budget_dir)
 
 
 def find_account_files(workspace: Workspace) -> dict[str, Path]:
