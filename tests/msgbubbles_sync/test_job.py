@@ -20,7 +20,9 @@ from msgbubbles_sync.dbt.runner import BuildResult
 from msgbubbles_sync.errors import TransformError
 from msgbubbles_sync.groups.ledger import LEDGER, Ledger
 from msgbubbles_sync.outcome import EXIT_FAILED, EXIT_INCOMPLETE
+from msgbubbles_sync.privacy import rewrite
 from msgbubbles_sync.sandbox import NewMessage, Server
+from msgbubbles_sync.webhooks.spool import spool_folder
 from msgbubbles_sync.workspace import Workspace
 
 pytestmark = [
@@ -154,6 +156,23 @@ def test_rows_are_loaded_and_not_published_while_others_cannot_be_removed(
     assert (report.outcome.exit_status, report.published) == (0, True)
     assert report.record["tables"]["messages"]["new"] == 0, "the first run has loaded them"
     assert differences(workspace.database, server.truth()) == {}
+
+
+@pytest.mark.usefixtures("server")
+def test_rows_are_loaded_while_an_erasure_waits_for_an_unreadable_file_of_the_spool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rewrite, "SPOOL_SECONDS", 0.1)
+    workspace = workspace_in(tmp_path)
+    workspace.set_pending("erase")
+    segment = spool_folder(workspace) / "1.jsonl"
+    segment.mkdir(parents=True)
+    report = job.run(build_context(workspace), Limits(with_transform=False))
+    assert (report.outcome.exit_status, report.published) == (EXIT_FAILED, False)
+    assert f"{segment} cannot be read" in report.outcome.message
+    segment.rmdir()
+    report = job.run(build_context(workspace), Limits(with_transform=False))
+    assert report.record["tables"]["messages"]["new"] == 0, "the first run has loaded them"
 
 
 def test_damaged_ledger_next_to_restored_tables_fails_alone(tmp_path: Path, server: Server) -> None:

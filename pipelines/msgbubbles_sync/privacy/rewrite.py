@@ -16,24 +16,26 @@ from typing import Any
 import duckdb
 from dlt.common.versioned_state import compress_state, decompress_state
 
+from msgbubbles.errors import MsgBubblesError
 from msgbubbles.source.state import forget_fingerprints
 from msgbubbles_sync.contact_aliases import PIPELINE as CONTACTS
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.dbt.runner import check_tools, forget_build, transform
 from msgbubbles_sync.destinations.compaction import STATES
 from msgbubbles_sync.destinations.load import build_pipeline
-from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import remove
 from msgbubbles_sync.groups.load import PIPELINE as GROUPS
 from msgbubbles_sync.policy import applied as policy
 from msgbubbles_sync.tables import TABLES
 from msgbubbles_sync.webhooks.load import PIPELINE as WEBHOOKS
 from msgbubbles_sync.webhooks.load import load_events
-from msgbubbles_sync.webhooks.spool import SEGMENT_SECONDS, list_segments, spool_folder
+from msgbubbles_sync.webhooks.spool import SEGMENT_SECONDS, list_segments, list_unreadable, spool_folder
 from msgbubbles_sync.workspace import PIPELINE, Workspace
 
 # A receiver releases a segment after `SEGMENT_SECONDS`.
 SPOOL_SECONDS = 10 + SEGMENT_SECONDS
+UNREADABLE_SEGMENTS = """{paths} cannot be read, and may hold events of the people concerned: give the user of this job
+access, or remove it, and try again"""
 COLUMN_TYPES = r"""SELECT table_name, column_name, data_type FROM duckdb_columns()
 WHERE database_name = current_database() AND schema_name = 'msgbubbles'
 AND (database_oid, table_oid) IN (SELECT (database_oid, table_oid) FROM duckdb_tables())
@@ -47,7 +49,7 @@ def rewriting(context: Context) -> Iterator[StoredRows]:
     When the block ends, the marts are rebuilt, and what may hold the old values is removed. A process that is killed in
     between leaves work that can be repeated.
 
-    Raises `UsageError` if marts cannot be rebuilt here, or if a receiver does not release its events.
+    Raises `UsageError` if marts cannot be rebuilt here, and `MsgBubblesError` if events of the spool cannot be read.
     """
     workspace, destination, say = context.workspace, context.destination, context.console.say
     destination.prepare()
@@ -144,7 +146,10 @@ def _load_pending(context: Context) -> None:
         load_events(current)
         waiting &= set(list_segments(spool_folder(workspace)))
         if waiting and time.monotonic() > deadline:
-            raise UsageError("a receiver still holds events; stop webhooks.py serve, and try again")
+            unreadable = [str(path) for path in list_unreadable(spool_folder(workspace)) if path in waiting]
+            if unreadable:
+                raise MsgBubblesError(UNREADABLE_SEGMENTS.format(paths=", ".join(unreadable)))
+            raise MsgBubblesError("a receiver still holds events; stop webhooks.py serve, and try again")
         time.sleep(0.2)
     for name in (PIPELINE, WEBHOOKS, GROUPS, CONTACTS):
         shutil.rmtree(workspace.folder / "dlt" / name, ignore_errors=True)
