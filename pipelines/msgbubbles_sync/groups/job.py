@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from msgbubbles.client import Client
@@ -96,13 +97,14 @@ def fetch_own_numbers(client: Client) -> frozenset[str] | None:
     `UnreachableError` or `NotFoundError` if there is no API behind `base_url`.
     """
     try:
-        return frozenset(number.handle for number in client.list_numbers().rows) or None
-    except UnreachableError:
+        with suppress(NotFoundError):
+            return frozenset(number.handle for number in client.list_numbers().rows) or None
+        client.list_chats(limit=1)  # without an API behind `base_url`, it is not found either
+    except (UnreachableError, NotFoundError):
         raise
-    except (PermanentError, RetryableError) as error:
-        if isinstance(error, NotFoundError) and error.code is None:
-            raise
-        return None  # the API's own 404 has a code
+    except (PermanentError, RetryableError):
+        pass
+    return None
 
 
 def apply_groups(

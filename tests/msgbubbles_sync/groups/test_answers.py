@@ -53,8 +53,9 @@ def observe_group(world: World, key: str) -> None:
 # -- statuses
 
 
-def test_server_that_is_not_the_api_ends_apply(world: World) -> None:
-    world.server.knobs.answer = lambda *_: (404, {}, b"<html>not here</html>")
+@pytest.mark.parametrize("body", [b"<html>not here</html>", b'{"error": {"code": "not_found"}}'])
+def test_server_that_is_not_the_api_ends_apply(world: World, body: bytes) -> None:
+    world.server.knobs.answer = lambda *_: (404, {}, body)
     with pytest.raises(NotFoundError, match="is /v1 missing from base_url"):
         world.apply(row("a", ANNA, BEN))
 
