@@ -60,7 +60,7 @@ class PrivateClient(Client):
         with self._redacting:
             if self._redactor.erased:
                 chat_ids = {row.conversation_id for row in page.rows if row.conversation_id is not None}
-                self._check_threads(chat_ids, is_feed=conversation_id is None)
+                self._check_chats(chat_ids, is_feed=conversation_id is None)
             is_hidden = [row.conversation_id in self.unknown_chats for row in page.rows]
             redacted = self._redactor.page(page)
             rows = [exclude(row) if hidden else row for row, hidden in zip(redacted.rows, is_hidden, strict=True)]
@@ -84,7 +84,7 @@ class PrivateClient(Client):
                 # Our numbers become pseudonyms, too, until they can be read.
                 self._redactor.add_own_numbers(row.handle for row in (self._numbers.rows if self._numbers else ()))
 
-    def _check_threads(self, chat_ids: set[str], *, is_feed: bool) -> None:
+    def _check_chats(self, chat_ids: set[str], *, is_feed: bool) -> None:
         """Find out whether new chats are an erased person's, because messages do not show that.
 
         If a chat in the feed cannot be read, it is added to `unknown_chats`; the error of any other chat is raised.
@@ -95,7 +95,7 @@ class PrivateClient(Client):
             self._allowed_chats.update(self._stored_chats(sorted(new)))
         for chat_id in sorted(new - self._allowed_chats - (self.unknown_chats.keys() if is_feed else set())):
             try:
-                if not redactor.is_erased_thread(super().get_chat(chat_id)):
+                if not redactor.is_of_erased_person(super().get_chat(chat_id)):
                     self._allowed_chats.add(chat_id)
             except NotFoundError:
                 # It is too late to find out whose chat it was.

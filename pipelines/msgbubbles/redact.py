@@ -278,7 +278,7 @@ class Redactor:
         if mark not in self.erased:
             self.found_chats.add(mark)
 
-    def is_erased_thread(self, chat: Chat) -> bool:
+    def is_of_erased_person(self, chat: Chat) -> bool:
         """Return whether a chat is with an erased person, and record it, so that its messages are recognized."""
         if not self.erased or not (
             self.is_erased_chat(chat.id) or (not chat.is_group and self.is_erased(chat.remote_handle))
@@ -315,7 +315,7 @@ class Redactor:
     def chat(self, row: Chat) -> Chat:
         if self.is_dormant(row.last_message_at):
             self.dormant.add(row.id)
-        if self.is_erased_thread(row) or row.id in self.dormant:
+        if self.is_of_erased_person(row) or row.id in self.dormant:
             return ExcludedChat(id=row.id, last_message_at=row.last_message_at)
         return self._redact_row(row, CHATS)
 
