@@ -10,11 +10,11 @@ from msgbubbles.models import Chat, Message, Page
 from msgbubbles.times import DAY_MS, to_epoch_ms
 
 from . import reconcile
+from .chat_messages import ChatByChatReader, read_chat_messages
 from .coverage import Coverage
 from .run import StreamContext
 from .state import MessagesState
 from .streams import StreamReader
-from .threads import ThreadReader, read_thread
 
 
 def read_messages(state: MessagesState, context: StreamContext) -> Iterator[Any]:
@@ -53,9 +53,9 @@ def read_messages(state: MessagesState, context: StreamContext) -> Iterator[Any]
             return page
 
         _add_coverage_of_feed(state, start_ms)
-        yield from ThreadReader(list_chats, state.by_thread, context).read()
+        yield from ChatByChatReader(list_chats, state.by_thread, context).read()
     for entry in failed.due("thread"):
-        yield from read_thread(context, entry.id, start_ms if entry.from_ms is None else entry.from_ms)
+        yield from read_chat_messages(context, entry.id, start_ms if entry.from_ms is None else entry.from_ms)
 
 
 def _ask_for_feed(state: MessagesState, context: StreamContext) -> Page[Message] | None:

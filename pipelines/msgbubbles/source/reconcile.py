@@ -18,12 +18,12 @@ from msgbubbles.models import NOTHING, Chat
 from msgbubbles.settings import SourceSettings
 from msgbubbles.times import DAY_MS, from_epoch_ms
 
+from .chat_messages import read_chat_messages
 from .coverage import Coverage
 from .paginate import Overflow
 from .run import MissingRows, Run, StreamContext, save_overflows
 from .state import ChatsState, ListState, OverflowProgress, States, find_next_try_ms
 from .stored import Warehouse
-from .threads import read_thread
 
 # A chat that was missing from this many sweeps is asked for by id.
 SWEEPS_MISSED = 2
@@ -160,9 +160,9 @@ def read_by_id(state: ChatsState, context: StreamContext) -> Iterator[Any]:
     with until("missing rows"):
         yield from _read_chats(state, context, check)
         for chat_id in list(threads):
-            thread = yield from read_thread(context, chat_id, run.settings.start_ms, before_request=check)
+            messages = yield from read_chat_messages(context, chat_id, run.settings.start_ms, before_request=check)
             threads.remove(chat_id)
-            run.reconciled["threads"] += thread.is_read
+            run.reconciled["threads"] += messages.is_read
         yield from _read_for_events(state, context, check)
         yield from _read_lagging(lagging, state, context, check)
         _read_participants(state, context, check)
@@ -220,10 +220,10 @@ def _read_lagging(
         if state.lagging.get(chat_id) == at_ms:
             continue
         before = run.count_loaded("messages")
-        thread = yield from read_thread(context, chat_id, run.settings.start_ms, before_request=check)
+        messages = yield from read_chat_messages(context, chat_id, run.settings.start_ms, before_request=check)
         yield from context.buffer.flush()
         state.lagging[chat_id] = at_ms
-        if not thread.is_read:
+        if not messages.is_read:
             continue
         if run.count_loaded("messages") > before:
             run.reconciled["threads"] += 1
@@ -239,10 +239,10 @@ def _read_for_events(state: ChatsState, context: StreamContext, check: Callable[
     for chat_id, (from_ms, to_ms) in run.missing.known_from_events.items() if run.missing else ():
         # The time of an event may differ from that of its message.
         lo_ms, hi_ms = max(from_ms - settings.lookback_ms, settings.start_ms), to_ms + settings.lookback_ms
-        thread = yield from read_thread(context, chat_id, lo_ms, hi_ms, before_request=check)
+        messages = yield from read_chat_messages(context, chat_id, lo_ms, hi_ms, before_request=check)
         read = {**state.read_for_events, chat_id: (from_ms, to_ms)}
         state.read_for_events = dict(list(read.items())[-MAX_READ_FOR_EVENTS:])
-        run.reconciled["intervals from events"] += thread.is_read
+        run.reconciled["intervals from events"] += messages.is_read
 
 
 def _read_participants(state: ChatsState, context: StreamContext, check: Callable[[], None]) -> None:
@@ -288,11 +288,11 @@ def read_overflows(state: ListState, context: StreamContext) -> Iterator[Any]:
                 progress = state.overflows_done.setdefault(_name(span), OverflowProgress())
                 while ids := run.warehouse.chats_alive_at(span.from_ms, span.to_ms, progress.after_id, CHATS_AT_ONCE):
                     for chat_id in ids:
-                        thread = yield from read_thread(
+                        messages = yield from read_chat_messages(
                             context, chat_id, span.from_ms, span.to_ms, before_request=check
                         )
                         progress.after_id = chat_id
-                        progress.is_stuck = progress.is_stuck or thread.has_overflow or not thread.is_read
+                        progress.is_stuck = progress.is_stuck or messages.has_overflow or not messages.is_read
                 # Chats that are not known may have messages at this timestamp.
                 if progress.is_stuck or run.missing is None or not run.missing.all_chats_known:
                     progress.is_over = True

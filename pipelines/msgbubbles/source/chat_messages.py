@@ -20,23 +20,23 @@ from .streams import Fetch, StreamReader
 
 
 @dataclass
-class ThreadResult:
+class ChatMessagesResult:
     """`is_read`: the messages were read, or the chat is gone. `has_overflow`: there was a tie overflow."""
 
     is_read: bool = False
     has_overflow: bool = False
 
 
-def read_thread(
+def read_chat_messages(
     context: StreamContext,
     chat_id: str,
     from_ms: int,
     to_ms: int | None = None,
     *,
     before_request: Callable[[], None] = lambda: None,
-) -> Generator[Any, None, ThreadResult]:
+) -> Generator[Any, None, ChatMessagesResult]:
     """Read the messages of one chat in [from, to]. `before_request` may raise to end the reading."""
-    failed, progress, thread = context.failed, context.run.get_progress("messages"), ThreadResult()
+    failed, progress, messages = context.failed, context.run.get_progress("messages"), ChatMessagesResult()
 
     def fetch(before: str | None) -> Page[Message]:
         before_request()
@@ -46,7 +46,7 @@ def read_thread(
         return page
 
     if failed.is_waiting("thread", chat_id, from_ms):
-        return thread
+        return messages
     missing_from_ms = failed.missing_from("thread", chat_id)
     if missing_from_ms is not None:  # everything that is missing is read, even if less was asked for
         from_ms, to_ms = min(from_ms, missing_from_ms), None
@@ -56,13 +56,13 @@ def read_thread(
         for result in paginate_interval(fetch, lo_ms=from_ms, before_ms=before_ms, stream="messages"):
             progress.note(result)
             context.buffer.add(result.page)
-            thread.has_overflow = thread.has_overflow or result.overflow is not None
+            messages.has_overflow = messages.has_overflow or result.overflow is not None
             yield from context.buffer.flush_full()
-    thread.is_read = attempt.succeeded
-    return thread
+    messages.is_read = attempt.succeeded
+    return messages
 
 
-class ThreadReader(StreamReader[Chat]):
+class ChatByChatReader(StreamReader[Chat]):
     """Reads messages chat by chat, for accounts whose API has no feed of all messages.
 
     It reads the list of chats and the messages of each. So its coverage is in terms of `last_message_at`: *the messages
@@ -103,7 +103,7 @@ class ThreadReader(StreamReader[Chat]):
         for rejected in result.page.rejected:
             # The chat has messages even if its row cannot be read.
             if rejected.key is not None and rejected.row_hash not in self.seen:
-                yield from self._read_thread(rejected.key, self._floor_ms)
+                yield from self._read_chat_messages(rejected.key, self._floor_ms)
             if is_newest:
                 self.mark_seen(result.page, {rejected.row_hash})
         for chat in sorted(result.page.rows, key=_newest_first):
@@ -119,16 +119,16 @@ class ThreadReader(StreamReader[Chat]):
                 interval.has_skipped = True
             else:
                 lo_ms = self._refresh_floor_ms() if task.kind == "refresh" else self._floor_ms
-                yield from self._read_thread(chat.id, lo_ms)
+                yield from self._read_chat_messages(chat.id, lo_ms)
             if is_newest:
                 self.mark_seen(result.page, {mark})
             if at_ms is not None and covered_ms is not None:
                 interval.from_ms = max(at_ms + 1, covered_ms)
                 self.check_refresh_share()
 
-    def _read_thread(self, chat_id: str, from_ms: int) -> Iterator[Any]:
+    def _read_chat_messages(self, chat_id: str, from_ms: int) -> Iterator[Any]:
         # A chat is always read to its end, even beyond the batch: there is no state to resume within one.
-        yield from read_thread(self.context, chat_id, from_ms, before_request=self.take_from_batch)
+        yield from read_chat_messages(self.context, chat_id, from_ms, before_request=self.take_from_batch)
 
     def _is_unchanged(self, mark: str, at_ms: int | None) -> bool:
         """Return whether the chat is as it was when its messages were read, and none can have become visible since."""
