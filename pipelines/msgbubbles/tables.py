@@ -266,7 +266,10 @@ STREAM_COVERAGE = Table(
     (
         text("stream", Pii.NONE, "chats or messages.", nullable=False),
         time("complete_since", "Start of the interval, inclusive. 0001-01-02 once the backfill is finished."),
-        time("complete_to", "End of the interval, exclusive: just after the newest row."),
+        time(
+            "complete_to",
+            "End of the interval, exclusive: just after the newest row. If there is none, when it was read.",
+        ),
         fetched_at(),
     ),
     key=("stream",),

@@ -55,6 +55,11 @@ class StreamProgress:
     _rejected: set[str] = field(default_factory=set)
     _odd: set[str] = field(default_factory=set)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the stream was read and has no rows. Rows that are not visible yet may follow."""
+        return self.pages > 0 and not (self.rows or self.rejected or self.is_unfinished)
+
     def count(self, page: Page[Any]) -> None:
         """Count a page and its rows. A rejected or odd row counts once, however often it is read."""
         self.pages += 1

@@ -380,10 +380,12 @@ def read_stream(
 
 def _put_coverage(buffer: RowBuffer, state: ResourceState, run: Run) -> None:
     """Load the interval in which the stream is complete, if it has changed. The marts rely on it."""
-    covered = run.get_progress(buffer.stream).covered
-    newest = covered.newest_interval if covered else None
+    progress = run.get_progress(buffer.stream)
+    newest = progress.covered.newest_interval if progress.covered else None
     if newest is None:
-        return
+        if not progress.is_empty or run.is_stopped or run.error or state.failed_reads or state.complete:
+            return
+        newest = (run.settings.start_ms, to_epoch_ms(run.clock.now()) - run.settings.lookback_ms)
     # When the newest rows are deleted, their time stays covered.
     complete = (newest[0], max(newest[1], (state.complete or newest)[1]))
     if state.complete != complete:

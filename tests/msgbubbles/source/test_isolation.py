@@ -234,6 +234,32 @@ def test_404_for_an_empty_account_is_an_empty_list(new_world: Callable[..., Worl
     assert failed(world) == []
 
 
+def test_account_without_messages_is_complete_until_now(new_world: Callable[..., World]) -> None:
+    world = new_world(chats=0)
+    chat = world.account.add_chat(OURS, "+14155550123", world.at())
+
+    def coverage() -> dict[str, tuple[int, Any]]:
+        rows = world.store.tables["stream_coverage"].values()
+        return {row["stream"]: (row["complete_since"].year, row["complete_to"]) for row in rows}
+
+    world.sync(Run(max_requests=1))
+    assert coverage() == {}
+    world.sync()
+    read_at = world.at() - timedelta(milliseconds=world.settings.lookback_ms)
+    [(stream, (year, complete_to))] = coverage().items()
+    assert (stream, year) == ("messages", 1)
+    assert abs(complete_to - read_at) < timedelta(minutes=1)
+    world.pass_time(DAY_MS)
+    world.sync()
+    assert coverage() == {"messages": (1, complete_to)}
+    sent_at = world.at()
+    world.account.add_message(NewMessage(chat, "inbound", "hello", sent_at, "received"))
+    world.pass_time(60_000)
+    world.sync()
+    assert world.differences() == {}
+    assert coverage()["messages"] == (1, sent_at + timedelta(milliseconds=1))
+
+
 def test_inactive_account_ends_the_run(new_world: Callable[..., World]) -> None:
     world = new_world(Knobs(active=False), chats=3)
     run = world.sync(accept_failure=True)
