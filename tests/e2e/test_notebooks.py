@@ -427,9 +427,9 @@ def test_unusable_file_is_explained(name: str, message: str, tmp_path: Path) -> 
 
 def run_in_jupyter(database: Path, *cells: str) -> list[str]:
     """Run the pandas notebook with more cells, and return what these print. A failing cell raises."""
-    notebook = nbformat.read(NOTEBOOKS / "pandas.ipynb", as_version=4)  # type: ignore[no-untyped-call]
+    notebook = nbformat.read(NOTEBOOKS / "pandas.ipynb", as_version=4)
     assert all(cell.outputs == [] and cell.execution_count is None for cell in notebook.cells if "outputs" in cell)
-    added = [nbformat.v4.new_code_cell(cell) for cell in cells]  # type: ignore[no-untyped-call]
+    added = [nbformat.v4.new_code_cell(cell) for cell in cells]
     notebook.cells += added
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MSGBUBBLES_DATABASE", str(database))
