@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import duckdb
 
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import read_json, write_privately
 from msgbubbles_sync.settings import SyncSettings
 from msgbubbles_sync.sql import list_columns
@@ -158,10 +159,11 @@ class Destination(ABC):
         with self.open_writer() as connection:
             if list_columns(connection, "marts"):
                 return True
-        if not self.exists():
-            return False
-        with self.open_reader() as connection:
-            return bool(list_columns(connection, "marts"))
+        with suppress(UsageError):  # a damaged file, which is published again
+            if self.exists():
+                with self.open_reader() as connection:
+                    return bool(list_columns(connection, "marts"))
+        return False
 
     @abstractmethod
     def rewrite_rows(self, tables: Collection[str] | None = None) -> AbstractContextManager[duckdb.DuckDBPyConnection]:

@@ -276,6 +276,13 @@ def test_erasure_and_later_loads_require_the_key(workspace: Workspace, monkeypat
             build_redactor(workspace, load_settings())
 
 
+def test_damaged_published_file_keeps_nobody_from_being_erased(workspace: Workspace) -> None:
+    put(workspace, "messages", ("m1", "c", OURS, f"call {ANN}", None, None))
+    workspace.database.write_bytes(b"not a database" * 500)
+    assert erased(workspace, ANN)["rows"] == {"messages": 1}
+    assert get(workspace, "SELECT text FROM msgbubbles.messages") == [("call [erased]",)]
+
+
 def test_erasures_are_restored_from_the_published_file(workspace: Workspace) -> None:
     erased(workspace, ANN)
     for path in (workspace.work, workspace.folder / "privacy.json"):
