@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,15 +19,11 @@ from .accounts import run_each
 from .console import Reporter
 from .main import Options, Script, Session
 
-# An invalid or empty configuration file that has changed so recently is read again: it may be half saved.
-SECONDS_TO_SAVE = 5.0
-
 
 def run_command(script: Script, body: Callable[[Session], int], reporter: Reporter, options: Options) -> int:
     """Run a command, report what ended it early, and return its exit status."""
     context = None
     try:
-        _wait_until_saved(reporter)
         try:
             workspace = choose_workspace(
                 options.database, options.account, options.destination, sandbox=options.sandbox
@@ -102,31 +97,6 @@ class SeveralAccountsError(UsageError):
     def __init__(self, names: list[str]) -> None:
         super().__init__(f"several accounts are configured. Choose one: --account {' or '.join(names)}")
         self.names = names
-
-
-def _wait_until_saved(reporter: Reporter) -> None:
-    """Wait while a configuration file is empty or invalid, unless it has been as it is for some seconds."""
-    deadline = time.monotonic() + 2 * SECONDS_TO_SAVE  # whatever the clock says
-    has_waited = False
-    while time.monotonic() < deadline and any(map(_is_half_saved, FILES)):
-        if not has_waited:
-            has_waited = True
-            reporter.fail(f"{configuration_folder()} has just changed, and is invalid or empty: reading it again")
-        time.sleep(0.2)
-
-
-def _is_half_saved(name: str) -> bool:
-    try:
-        stat = (configuration_folder() / name).stat()
-    except OSError:
-        return False
-    if abs(time.time() - stat.st_mtime) > SECONDS_TO_SAVE:
-        return False
-    try:
-        account_names()  # reads all values
-    except ConfigurationError:
-        return True
-    return stat.st_size == 0
 
 
 @contextmanager

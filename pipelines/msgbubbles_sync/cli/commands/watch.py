@@ -6,12 +6,14 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from msgbubbles.configuration import FILES
+from msgbubbles.errors import ConfigurationError
 from msgbubbles_sync import job
 from msgbubbles_sync.cli.connection import connect
 from msgbubbles_sync.cli.console import Reporter
@@ -21,6 +23,7 @@ from msgbubbles_sync.context import Context, Limits
 from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.outcome import EXIT_STOPPED, explain_end
 from msgbubbles_sync.report import RunReport
+from msgbubbles_sync.settings import account_names
 from msgbubbles_sync.watch import Cycle, Watch
 from msgbubbles_sync.webhooks.spool import spool_folder
 from msgbubbles_sync.workspace import configuration_folder
@@ -29,8 +32,10 @@ from . import sync
 
 # A signal ends the process at the latest after so long; a run may be killed at any time.
 SECONDS_TO_STOP = 10.0
-# A changed configuration is used once it has been as it is for so long: an editor may be saving it.
+# An editor may be saving a changed configuration: it is used once it has not changed for so long, and read again for
+# so long while it is invalid.
 QUIET_SECONDS = 1.0
+SECONDS_TO_SAVE = 5.0
 
 
 class _Stop(threading.Event):
@@ -81,13 +86,26 @@ def run(session: Session, every_seconds: float, health_address: tuple[str, int] 
             lambda error: explain_end(error, session.context),
             on_cycle,
         ).run()
-        marks = None
-        while marks != (marks := _read_marks()) and not stop.wait(QUIET_SECONDS):
-            pass
+        _wait_until_saved(stop)
     if not stop.is_set():
         reporter.say("the configuration has changed; starting again")
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - as this process was started
     return 0
+
+
+def _wait_until_saved(stop: threading.Event) -> None:
+    marks, deadline = None, time.monotonic() + SECONDS_TO_SAVE
+    while marks != (marks := _read_marks()) or (time.monotonic() < deadline and not _is_valid()):
+        if stop.wait(QUIET_SECONDS):
+            return
+
+
+def _is_valid() -> bool:
+    try:
+        account_names()  # reads all values
+    except ConfigurationError:
+        return False
+    return True
 
 
 def _read_marks() -> list[tuple[str, int, int]]:
