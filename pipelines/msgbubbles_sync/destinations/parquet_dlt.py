@@ -33,6 +33,11 @@ class _Client(FilesystemClient):
         super().__init__(schema, config, capabilities)
         self._sql_client = _SqlClient(self, self.dataset_name)
 
+    def list_table_files(self, table_name: str, schema_name: str | None = None) -> list[str]:
+        """List the files of a table without those that `move_damaged_files` has set aside."""
+        files = super().list_table_files(table_name, schema_name=schema_name)
+        return [path for path in files if ".damaged-" not in path.rpartition("/")[2]]
+
     def update_stored_schema(self, *args: Any, **kwargs: Any) -> Any:
         """Store the key of each table before its first rows."""
         update = super().update_stored_schema(*args, **kwargs)
