@@ -34,7 +34,7 @@ class _Client(FilesystemClient):
         self._sql_client = _SqlClient(self, self.dataset_name)
 
     def list_table_files(self, table_name: str, schema_name: str | None = None) -> list[str]:
-        """List the files of a table without those that `move_damaged_files` has set aside."""
+        """List the files of a table, without those that `move_damaged_files` has renamed."""
         files = super().list_table_files(table_name, schema_name=schema_name)
         return [path for path in files if ".damaged-" not in path.rpartition("/")[2]]
 
