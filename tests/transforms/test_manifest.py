@@ -98,10 +98,10 @@ def test_project_is_parsed_once_and_again_after_a_change(
 def test_manifest_of_other_names_equals_a_parsed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = Names("duckdb", "a", "north_")
     [renamed, back] = [manifest.load_manifest(given) for given in (names, NAMES)]
-    monkeypatch.setattr(manifest, "load_manifest", lambda _: None)
+    monkeypatch.setattr(manifest, "load_manifest", lambda *_: None)
     stored: list[Any] = []
     # As it is then: dbt adds the compiled code to it.
-    monkeypatch.setattr(manifest, "store_manifest", lambda parsed, names: stored.append((_contents(parsed), names)))
+    monkeypatch.setattr(manifest, "store_manifest", lambda parsed, names, _: stored.append((_contents(parsed), names)))
     workspace = Workspace.from_path(_workspace(tmp_path / "two").folder / ".a.staging.duckdb")
     workspace.make_folders()
     zone = Settings(transforms=TransformSettings(time_zone="Asia/Kolkata"))

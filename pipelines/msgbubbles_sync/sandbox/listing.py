@@ -109,8 +109,9 @@ def message_rows(account: Account, knobs: Knobs, rows: list[sqlite3.Row]) -> lis
     messages = []
     for row in rows:
         message = {
-            **{name: row[name] for name in ("id", "direction", "status", "channel", "text", "effect", "reply_to")},
+            "id": row["id"],
             "conversation_id": row["chat_id"],
+            **{name: row[name] for name in ("direction", "status", "channel", "text", "effect", "reply_to")},
             **{name: json.loads(row[name] or "null") for name in ("error", "metadata")},
             "attachments": files.get(row["id"], []),
             **{f"{name}_at": format_us(row[f"{name}_us"]) for name in ("sent", "delivered", "read")},
