@@ -126,8 +126,7 @@ def find_unreadable_file(message: str, project: Path = PROJECT) -> UnreadableFil
 
 def _search_files(project: Path) -> UnreadableFile | None:
     """Find a file that is not UTF-8, or a macro with an error of syntax, in which case dbt names no file."""
-    from dbt_common.clients.jinja import get_environment  # dbt takes seconds to import
-    from jinja2.exceptions import TemplateSyntaxError
+    from dbt_common.clients import jinja  # dbt takes seconds to import
 
     for folder in ("macros", "models", "tests"):
         for path in sorted((project / folder).rglob("*.*")):
@@ -135,10 +134,10 @@ def _search_files(project: Path) -> UnreadableFile | None:
             try:
                 text = path.read_text(encoding="utf-8")
                 if path.suffix == ".sql" and folder == "macros":
-                    get_environment(None).parse(text)
+                    jinja.get_environment(None).parse(text)
             except UnicodeDecodeError:
                 return UnreadableFile(name, is_optional=name not in MACROS)
-            except TemplateSyntaxError as error:
+            except jinja.jinja2.TemplateSyntaxError as error:
                 return UnreadableFile(name, str(error.lineno), name not in MACROS)
     return None
 
