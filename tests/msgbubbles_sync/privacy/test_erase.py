@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime
 from itertools import cycle
 from pathlib import Path
@@ -225,7 +226,7 @@ def test_erased_person_is_removed_from_the_ledger_of_groups(workspace: Workspace
         assert [(one.operation, one.handles) for one in ledger.entries()] == [("create", (BEN,)), ("remove", (BEN,))]
         assert ledger.observations()[0].handles == (BEN,)
     assert find_words(workspace.folder, [ANN[1:]]) == {}
-    with sqlite3.connect(workspace.folder / "groups.sqlite") as database:
+    with closing(sqlite3.connect(workspace.folder / "groups.sqlite")) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
