@@ -173,7 +173,8 @@ def test_configuration_that_is_being_saved_is_read_again(
     path = tmp_path / "dlt_config" / "config.toml"
     path.parent.mkdir()
     path.write_text(half)
-    saved = threading.Timer(1.2 if half else 0.3, path.write_text, ["[sync]\npublish_minutes = 30\n"])
+    monkeypatch.setattr(watch_command, "QUIET_SECONDS", 0.3)
+    saved = threading.Timer(0.5 if half else 0.1, path.write_text, ["[sync]\npublish_minutes = 30\n"])
     saved.start()
     watch_command._wait_until_saved(threading.Event())
     assert load_settings().sync.publish_minutes == 30
