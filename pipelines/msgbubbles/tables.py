@@ -268,7 +268,7 @@ STREAM_COVERAGE = Table(
         time("complete_since", "Start of the interval, inclusive. 0001-01-02 once the backfill is finished."),
         time(
             "complete_to",
-            "End of the interval, exclusive: just after the newest row. If there is none, when it was read.",
+            "End of the interval, exclusive: the millisecond after the newest row; without rows, when it was read.",
         ),
         fetched_at(),
     ),

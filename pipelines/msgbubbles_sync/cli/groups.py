@@ -10,6 +10,7 @@ apply is active on the database; 130 stopped by Ctrl-C or SIGTERM, nothing is lo
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,7 @@ from . import commands
 from .main import Script, Session, build_app
 
 PERCENT_HELP = f"Refuse to rename, add or remove more than {ALWAYS_ALLOWED} if that is over N percent of the table."
+_limit = partial(typer.Option, min=0, metavar="N")
 
 app = build_app(__doc__)
 SCRIPT = Script(
@@ -59,19 +61,11 @@ def apply(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Skip the confirmation.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and send nothing.")] = False,
-    max_creates: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Refuse to create more groups than this.")
-    ] = LIMITS.creates,
-    max_renames: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Refuse to rename more groups than this.")
-    ] = LIMITS.renames,
-    max_adds: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Refuse to add more people than this.")
-    ] = LIMITS.adds,
-    max_removals: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Refuse to remove more people than this.")
-    ] = LIMITS.removals,
-    max_percent: Annotated[int, typer.Option(min=0, metavar="N", help=PERCENT_HELP)] = LIMITS.percent,
+    max_creates: Annotated[int, _limit(help="Refuse to create more groups than this.")] = LIMITS.creates,
+    max_renames: Annotated[int, _limit(help="Refuse to rename more groups than this.")] = LIMITS.renames,
+    max_adds: Annotated[int, _limit(help="Refuse to add more people than this.")] = LIMITS.adds,
+    max_removals: Annotated[int, _limit(help="Refuse to remove more people than this.")] = LIMITS.removals,
+    max_percent: Annotated[int, _limit(help=PERCENT_HELP)] = LIMITS.percent,
 ) -> int:
     """Change the groups to match the table, after a confirmation."""
     limits = ChangeLimits(max_creates, max_renames, max_adds, max_removals, max_percent)
