@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -28,18 +28,13 @@ class ChatMessagesResult:
 
 
 def read_chat_messages(
-    context: StreamContext,
-    chat_id: str,
-    from_ms: int,
-    to_ms: int | None = None,
-    *,
-    before_request: Callable[[], None] = lambda: None,
+    context: StreamContext, chat_id: str, from_ms: int, to_ms: int | None = None
 ) -> Generator[Any, None, ChatMessagesResult]:
-    """Read the messages of one chat in [from, to]. `before_request` may raise to end the reading."""
+    """Read the messages of one chat in [from, to]."""
     failed, progress, messages = context.failed, context.run.get_progress("messages"), ChatMessagesResult()
 
     def fetch(before: str | None) -> Page[Message]:
-        before_request()
+        context.before_request()
         page = context.client.list_messages(chat_id, before=before)
         progress.count(page)
         context.run.on_page()
@@ -128,7 +123,7 @@ class ChatByChatReader(StreamReader[Chat]):
 
     def _read_chat_messages(self, chat_id: str, from_ms: int) -> Iterator[Any]:
         # A chat is always read to its end, even beyond the batch: there is no state to resume within one.
-        yield from read_chat_messages(self.context, chat_id, from_ms, before_request=self.take_from_batch)
+        yield from read_chat_messages(replace(self.context, before_request=self.take_from_batch), chat_id, from_ms)
 
     def _is_unchanged(self, mark: str, at_ms: int | None) -> bool:
         """Return whether the chat is as it was when its messages were read, and none can have become visible since."""

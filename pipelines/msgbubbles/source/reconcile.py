@@ -6,7 +6,8 @@ that have more messages than a page.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -21,7 +22,7 @@ from msgbubbles.times import DAY_MS, from_epoch_ms
 from .chat_messages import read_chat_messages
 from .coverage import Coverage
 from .paginate import Overflow
-from .run import MissingRows, Run, StreamContext, save_overflows
+from .run import MissingRows, StreamContext, save_overflows
 from .state import ChatsState, ListState, OverflowProgress, States, find_next_try_ms
 from .stored import Warehouse
 
@@ -129,8 +130,9 @@ def _name(span: Overflow) -> str:
     return f"{span.from_ms}-{span.to_ms}"
 
 
-def _limit_requests(run: Run) -> Callable[[], None]:
-    """Return a function that raises `LimitReached` when the requests for missing rows are used up."""
+def _limit_requests(context: StreamContext) -> StreamContext:
+    """Let `before_request` raise `LimitReached` when the requests for missing rows are used up."""
+    run = context.run
     limit = run.missing.limit if run.missing else REQUESTS_A_RUN
     last = None if limit is None else run.traffic.total + limit
 
@@ -138,7 +140,7 @@ def _limit_requests(run: Run) -> Callable[[], None]:
         if last is not None and run.traffic.total >= last:
             raise LimitReached("missing rows")
 
-    return check
+    return replace(context, before_request=check)
 
 
 def read_by_id(state: ChatsState, context: StreamContext) -> Iterator[Any]:
@@ -156,16 +158,16 @@ def read_by_id(state: ChatsState, context: StreamContext) -> Iterator[Any]:
         lagging = {chat_id: at_ms for chat_id, at_ms in run.missing.lagging.items() if chat_id not in threads}
     missed.update({unit.id: SWEEPS_MISSED for unit in failed.due("chat")})
     threads[:] = dict.fromkeys([*threads, *(unit.id for unit in failed.due("thread"))])
-    check = _limit_requests(run)
+    context = _limit_requests(context)
     with until("missing rows"):
-        yield from _read_chats(state, context, check)
+        yield from _read_chats(state, context)
         for chat_id in list(threads):
-            messages = yield from read_chat_messages(context, chat_id, run.settings.start_ms, before_request=check)
+            messages = yield from read_chat_messages(context, chat_id, run.settings.start_ms)
             threads.remove(chat_id)
             run.reconciled["threads"] += messages.is_read
-        yield from _read_for_events(state, context, check)
-        yield from _read_lagging(lagging, state, context, check)
-        _read_participants(state, context, check)
+        yield from _read_for_events(state, context)
+        yield from _read_lagging(lagging, state, context)
+        _read_participants(state, context)
     spans = {*state.overflows}
     if run.missing is not None and run.missing.chats_proven:
         run.reconciled["tie overflows"] += sum(span.from_ms is not None for span in spans)
@@ -173,14 +175,14 @@ def read_by_id(state: ChatsState, context: StreamContext) -> Iterator[Any]:
     save_overflows(state, spans, run, "chats")
 
 
-def _read_chats(state: ChatsState, context: StreamContext, check: Callable[[], None]) -> Iterator[Any]:
+def _read_chats(state: ChatsState, context: StreamContext) -> Iterator[Any]:
     client, buffer, run, failed = context.client, context.buffer, context.run, context.failed
     missed, named_by_events = state.missed, state.named_by_events
     for chat_id in [chat_id for chat_id, times in missed.items() if times >= SWEEPS_MISSED]:
         if failed.is_waiting("chat", chat_id):
             del missed[chat_id]
             continue
-        check()
+        context.before_request()
         fetched_at = run.clock.now()
         with failed.attempt("chat", chat_id):
             try:
@@ -208,9 +210,7 @@ def drop_participants(chat: Chat) -> Chat:
     return chat
 
 
-def _read_lagging(
-    lagging: dict[str, int], state: ChatsState, context: StreamContext, check: Callable[[], None]
-) -> Iterator[Any]:
+def _read_lagging(lagging: dict[str, int], state: ChatsState, context: StreamContext) -> Iterator[Any]:
     run, in_vain = context.run, state.lagging_in_vain
     if in_vain >= LAGGING_IN_VAIN:
         return
@@ -220,7 +220,7 @@ def _read_lagging(
         if state.lagging.get(chat_id) == at_ms:
             continue
         before = run.count_loaded("messages")
-        messages = yield from read_chat_messages(context, chat_id, run.settings.start_ms, before_request=check)
+        messages = yield from read_chat_messages(context, chat_id, run.settings.start_ms)
         yield from context.buffer.flush()
         state.lagging[chat_id] = at_ms
         if not messages.is_read:
@@ -233,25 +233,25 @@ def _read_lagging(
         state.lagging_in_vain = in_vain
 
 
-def _read_for_events(state: ChatsState, context: StreamContext, check: Callable[[], None]) -> Iterator[Any]:
+def _read_for_events(state: ChatsState, context: StreamContext) -> Iterator[Any]:
     """Read the intervals in which events name missing messages, each once for the same events."""
     run, settings = context.run, context.run.settings
     for chat_id, (from_ms, to_ms) in run.missing.known_from_events.items() if run.missing else ():
         # The time of an event may differ from that of its message.
         lo_ms, hi_ms = max(from_ms - settings.lookback_ms, settings.start_ms), to_ms + settings.lookback_ms
-        messages = yield from read_chat_messages(context, chat_id, lo_ms, hi_ms, before_request=check)
+        messages = yield from read_chat_messages(context, chat_id, lo_ms, hi_ms)
         read = {**state.read_for_events, chat_id: (from_ms, to_ms)}
         state.read_for_events = dict(list(read.items())[-MAX_READ_FOR_EVENTS:])
         run.reconciled["intervals from events"] += messages.is_read
 
 
-def _read_participants(state: ChatsState, context: StreamContext, check: Callable[[], None]) -> None:
+def _read_participants(state: ChatsState, context: StreamContext) -> None:
     """Ask for the participants of each group of `run.missing`. If the API hides them, wait for a day."""
     client, buffer, run, failed = context.client, context.buffer, context.run, context.failed
     for chat_id, before in run.missing.groups.items() if run.missing else ():
         if failed.is_waiting("participants", chat_id):
             continue
-        check()
+        context.before_request()
         fetched_at = run.clock.now()
         chat: Chat | None = None
         with failed.attempt("participants", chat_id):
@@ -279,7 +279,7 @@ def read_overflows(state: ListState, context: StreamContext) -> Iterator[Any]:
     one chat alone has too many messages at a timestamp, or if not all chats are known.
     """
     run, spans = context.run, {*state.overflows}
-    check = _limit_requests(run)
+    context = _limit_requests(context)
     try:
         with until("missing rows"):
             for span in _unread_overflows(state):
@@ -288,9 +288,7 @@ def read_overflows(state: ListState, context: StreamContext) -> Iterator[Any]:
                 progress = state.overflows_done.setdefault(_name(span), OverflowProgress())
                 while ids := run.warehouse.chats_alive_at(span.from_ms, span.to_ms, progress.after_id, CHATS_AT_ONCE):
                     for chat_id in ids:
-                        messages = yield from read_chat_messages(
-                            context, chat_id, span.from_ms, span.to_ms, before_request=check
-                        )
+                        messages = yield from read_chat_messages(context, chat_id, span.from_ms, span.to_ms)
                         progress.after_id = chat_id
                         progress.is_stuck = progress.is_stuck or messages.has_overflow or not messages.is_read
                 # Chats that are not known may have messages at this timestamp.

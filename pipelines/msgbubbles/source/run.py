@@ -198,12 +198,16 @@ class MissingRows:
 
 @dataclass(frozen=True)
 class StreamContext:
-    """What the readers of one stream share."""
+    """What the readers of one stream share.
+
+    `before_request` is called before each request about one chat, and may raise `LimitReached`.
+    """
 
     client: Client
     buffer: RowBuffer
     run: Run
     failed: FailedReads
+    before_request: Callable[[], None] = lambda: None
 
 
 def save_overflows(state: ListState, spans: set[Overflow], run: Run, stream: str) -> None:
