@@ -15,7 +15,8 @@ from msgspec import structs
 
 from msgbubbles.errors import MsgBubblesError
 from msgbubbles.settings import MIN_BATCH_PAGES, SourceSettings
-from msgbubbles.source import msgbubbles_source, reconcile
+from msgbubbles.source import RESOURCES, msgbubbles_source, reconcile
+from msgbubbles.source.buffer import COVERAGE, REJECTED, TITLES
 from msgbubbles.source.run import MissingRows
 from msgbubbles.source.state import States
 from msgbubbles.source.stored import Warehouse
@@ -36,13 +37,10 @@ next run reads them again"""
 # The number of chats that name messages, since a timestamp, and whether there are messages.
 NAMING_CHATS = """SELECT count(*), EXISTS (SELECT 1 FROM {schema}.messages) FROM {schema}.chats
 WHERE epoch_ms(last_message_at) >= ? AND deleted_at IS NULL AND from_event_at IS NULL"""
-# The tables that a resource loads, besides those that all of them do.
-LOADED_TABLES = {
-    "numbers": {"numbers"},
-    "messages": {"messages", "attachments"},
-    "chats": {"chats", "chat_titles", "participant_reads", "participant_lists"},
-}
-SHARED_TABLES = {"rejected_rows", "stream_coverage"}
+# The resource whose rows are held back with a table. Of a table that several load, that is the first.
+OWNERS = {table: tables[0] for _, tables in reversed(RESOURCES) for table in tables} | {TITLES: "chats"}
+# All resources load these.
+SHARED_TABLES = {REJECTED, COVERAGE}
 
 
 class StreamLoader:
@@ -121,10 +119,10 @@ class StreamLoader:
                 self._run.refused = self._screen
 
     def _load_once(self, *resources: str) -> None:
-        held = self._destination.held.keys()
-        is_held = [name for name, tables in LOADED_TABLES.items() if held & (tables | SHARED_TABLES)]
+        names, held = {*OWNERS.values()}, self._destination.held.keys()
+        is_held = names if held & SHARED_TABLES else {OWNERS[table] for table in held & OWNERS.keys()}
         if is_held:
-            resources = tuple(name for name in resources or LOADED_TABLES if name not in is_held)
+            resources = tuple(name for name in resources or names if name not in is_held)
             if not resources:
                 return
         source = msgbubbles_source(run=self._run, **self._arguments)
@@ -171,7 +169,7 @@ class StreamLoader:
         """
         job_id = next((cause.job_id for cause in list_causes(failure) if hasattr(cause, "job_id")), "")
         table, held = job_id.partition(".")[0], self._destination.held
-        is_known = table in SHARED_TABLES.union(*LOADED_TABLES.values()) and table not in held
+        is_known = table in OWNERS.keys() | SHARED_TABLES and table not in held
         what = f"the table {table}" if is_known else f"the tables of {self._destination.dataset}"
         reason = REFUSED.format(title=self._destination.title, tables=what)
         if not is_known:
