@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -161,17 +160,35 @@ def validate_rows(
     groups = []
     for number, row in enumerate(rows, 1):
         group, row_faults = _parse_row(row, numbers, redact_own_handle)
-        name = f"row {number} ({escape(group.key)})" if group.key else f"row {number}"
-        faults += [f"{name}: {fault}" for fault in row_faults]
+        faults += [f"{name_row(number, group.key)}: {fault}" for fault in row_faults]
         groups.append(group)
-    counts = Counter(group.key for group in groups if group.key)
-    for key, count in counts.items():
-        if count > 1:
-            same = [str(number) for number, group in enumerate(groups, 1) if group.key == key]
-            faults.append(f"rows {', '.join(same)} ({escape(key)}) have the same key; each group needs its own")
+    faults += check_unique([group.key for group in groups])
     if faults:
         raise InvalidRowsError(faults)
     return tuple(groups)
+
+
+def name_row(number: int, key: str) -> str:
+    return f"row {number} ({escape(key)})" if key else f"row {number}"
+
+
+def check_key(key: str) -> list[str]:
+    """Return what is wrong with the key of a row."""
+    if not key:
+        return ["key is missing"]
+    return ["key has invisible characters; type it again"] if escape(key) != key else []
+
+
+def check_unique(keys: Sequence[str]) -> list[str]:
+    """Return which rows have the same key."""
+    rows: dict[str, list[str]] = {}
+    for number, key in enumerate(keys, 1):
+        rows.setdefault(key, []).append(str(number))
+    return [
+        f"rows {', '.join(numbers)} ({escape(key)}) have the same key; each group needs its own"
+        for key, numbers in rows.items()
+        if key and len(numbers) > 1
+    ]
 
 
 def _parse_row(
@@ -185,10 +202,7 @@ def _parse_row(
     if isinstance(row.get("addresses"), Mapping):
         faults.append("addresses is a mapping; write it as a list")
     key, message, title = (_text(row.get(name)) for name in ("key", "message", "title"))
-    if not key:
-        faults.append("key is missing")
-    elif escape(key) != key:
-        faults.append("key has invisible characters; type it again")
+    faults += check_key(key)
     if not message:
         faults.append("message is missing; a group is created by its first message")
     if len(title) > MAX_TITLE:

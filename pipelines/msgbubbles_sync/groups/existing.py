@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +14,7 @@ from msgbubbles_sync.context import Context
 from msgbubbles_sync.display import escape
 from msgbubbles_sync.errors import UsageError
 
-from .desired import Row, read_text_columns
+from .desired import Row, check_key, check_unique, name_row, read_text_columns
 from .ledger import Ledger, Observation, OperationResult
 from .model import ObservedGroup, fold_title
 from .observed import normalize_members, observe_groups, open_ledger, read_members, read_published
@@ -38,14 +37,9 @@ def parse_existing_groups(rows: Sequence[Row]) -> list[ExistingGroup]:
     for number, row in enumerate(rows, 1):
         key, chat_id, title, from_handle = read_text_columns(row, "key", "chat_id", "title", "from_handle")
         groups.append(ExistingGroup(key, chat_id or None, title or None, from_handle or None))
-        if not key:
-            faults.append(f"row {number}: key is missing")
-        elif escape(key) != key:
-            faults.append(f"row {number}: key has invisible characters; type it again")
-        elif not chat_id and not title:
-            faults.append(f"row {number} ({escape(key)}): it needs a chat_id or a title")
-    counts = Counter(group.key for group in groups if group.key)
-    faults += [f"{escape(key)} is the key of {count} rows" for key, count in counts.items() if count > 1]
+        unnamed = [] if chat_id or title else ["it needs a chat_id or a title"]
+        faults += [f"{name_row(number, key)}: {fault}" for fault in check_key(key) or unnamed]
+    faults += check_unique([group.key for group in groups])
     if faults or not rows:
         raise UsageError("the table cannot be imported:\n  " + "\n  ".join(faults or ["it has no rows"]))
     return groups

@@ -89,8 +89,8 @@ def test_faults_of_a_table_are_listed_before_anything_is_imported() -> None:
         "the table cannot be imported:",
         "  row 1: key is missing",
         "  row 2 (b): it needs a chat_id or a title",
-        "  row 5: key has invisible characters; type it again",
-        "  c is the key of 2 rows",
+        "  row 5 (d\\u202e): key has invisible characters; type it again",
+        "  rows 3, 4 (c) have the same key; each group needs its own",
     ]
     with pytest.raises(UsageError, match="it has no rows"):
         parse_existing_groups([])
