@@ -26,7 +26,6 @@ from .errors import UsageError
 from .service_levels import BusinessHours, Schedule, ServiceLevels, TimeZone, list_schedules
 from .workspace import configuration_folder
 
-ACCOUNT_VARIABLE = "MSGBUBBLES_ACCOUNT"
 ACCOUNT_NAME = re.compile(r"[a-z](?:_?[a-z0-9])*")
 # PostgreSQL truncates the name of a schema to 63 bytes.
 MAX_ACCOUNT_LETTERS = 40

@@ -21,6 +21,7 @@ from .files import follow_links, move_damaged, write_privately
 CHECKOUT = Path(__file__).resolve().parents[2]
 IS_CHECKOUT = (CHECKOUT / "pyproject.toml").is_file()
 ROOT = CHECKOUT if IS_CHECKOUT else Path.cwd()
+ACCOUNT_VARIABLE = "MSGBUBBLES_ACCOUNT"
 PIPELINE = "msgbubbles"
 DATASET = "msgbubbles"
 # The file that names the account whose rows a warehouse holds, and its copy in the tables.

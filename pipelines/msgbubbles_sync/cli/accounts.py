@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from msgbubbles_sync.outcome import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_LOCKED, EXIT_STOPPED, EXIT_USAGE
-from msgbubbles_sync.settings import ACCOUNT_VARIABLE
+from msgbubbles_sync.workspace import ACCOUNT_VARIABLE
 
 
 def run_each(names: Sequence[str], *, quiet: bool, as_json: bool) -> int:

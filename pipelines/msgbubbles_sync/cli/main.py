@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
+from msgbubbles.transport import VERSION
+from msgbubbles_sync.workspace import ACCOUNT_VARIABLE
+
 from .console import Reporter, name_as_called
 
 if TYPE_CHECKING:
     from msgbubbles_sync.context import Context
 
-# As in `settings`, which takes longer to import than help takes to print.
-ACCOUNT_VARIABLE = "MSGBUBBLES_ACCOUNT"
 # Each option with its default.
 OPTIONS: dict[str, tuple[Any, Any]] = {
     "database": (
@@ -110,12 +111,9 @@ def build_app(doc: str | None, *, add_completion: bool = False, **options: Any) 
 
 def print_version(is_asked: bool) -> None:
     """Print the version and exit, if `--version` was passed."""
-    if not is_asked:
-        return
-    from msgbubbles.transport import VERSION  # it imports httpx
-
-    typer.echo(f"msgbubbles-sync {VERSION}")
-    raise typer.Exit
+    if is_asked:
+        typer.echo(f"msgbubbles-sync {VERSION}")
+        raise typer.Exit
 
 
 Version = Annotated[

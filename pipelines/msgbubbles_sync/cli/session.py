@@ -12,8 +12,8 @@ from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.outcome import explain_end
-from msgbubbles_sync.settings import ACCOUNT_VARIABLE, account_names, load_settings
-from msgbubbles_sync.workspace import ROOT, Workspace, configuration_folder
+from msgbubbles_sync.settings import account_names, load_settings
+from msgbubbles_sync.workspace import ACCOUNT_VARIABLE, ROOT, Workspace, configuration_folder
 
 from .accounts import run_each
 from .console import Reporter
