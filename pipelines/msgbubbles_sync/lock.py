@@ -39,7 +39,7 @@ class Holder:
     """
 
     pid: int | None
-    since: str | None
+    since: datetime | None
     progress_at: datetime | None
     progress: str = ""
 
@@ -48,11 +48,11 @@ class Holder:
         return self.progress_at is not None and datetime.now(UTC) - self.progress_at > STALLED_AFTER
 
     def __str__(self) -> str:
-        who = "it has just started" if self.pid is None else f"process {self.pid}, since {self.since}"
-        if not self.is_stalled or self.progress_at is None:
+        who = f"process {self.pid}, since {self.since:%Y-%m-%d %H:%M} UTC" if self.pid else "it has just started"
+        if not self.is_stalled:
             return who
-        progress_at = self.progress_at.isoformat(timespec="seconds")
-        return f"{who}, without progress since {progress_at}; end it (kill -9 {self.pid or 'PID'}) and run again"
+        since = f"{self.progress_at:%Y-%m-%d %H:%M} UTC"
+        return f"{who}, without progress since {since}; end it (kill -9 {self.pid or 'PID'}) and run again"
 
 
 @contextmanager
@@ -127,6 +127,7 @@ def _read(path: Path) -> Holder:
         return Holder(None, None, None)
     try:
         job = json.loads(path.read_text())
-        return Holder(int(job["pid"]), str(job["since"]), progress_at, str(job.get("progress", "")))
+        since = datetime.fromisoformat(job["since"])
+        return Holder(int(job["pid"]), since, progress_at, str(job.get("progress", "")))
     except (OSError, ValueError, KeyError, TypeError):
         return Holder(None, None, progress_at)

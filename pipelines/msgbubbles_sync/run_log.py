@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, Required, TypedDict, cast
 
@@ -18,6 +18,7 @@ import duckdb
 from msgbubbles.handles import parse_handle
 from msgbubbles.storable import replace_in_json, replace_in_text
 from msgbubbles.tables import ColumnType, Table
+from msgbubbles.times import from_epoch_ms
 
 from .tables import FAILED_READS, SQL_TYPES, SYNC_RUNS, column_definitions
 
@@ -159,7 +160,15 @@ def store(connection: duckdb.DuckDBPyConnection, records: Sequence[RunRecord], s
 def store_failed_reads(connection: duckdb.DuckDBPyConnection, failed: Iterable[FailedRead], schema: str) -> None:
     """Replace the rows of `failed_reads` in a schema of the warehouse."""
     rows = [
-        (read.kind, read.id, _at(read.since_ms), _at(read.last_tried_ms), read.tries, read.http_status, read.error_code)
+        (
+            read.kind,
+            read.id,
+            from_epoch_ms(read.since_ms),
+            from_epoch_ms(read.last_tried_ms),
+            read.tries,
+            read.http_status,
+            read.error_code,
+        )
         for read in failed
     ]
     table = _create_table(connection, FAILED_READS, schema)
@@ -205,12 +214,13 @@ def describe_failed_parts(record: RunRecord) -> list[str]:
     return [f"{part}: {reason}" for part, reason in (record.get("failed_parts") or {}).items()]
 
 
+def format_start(record: RunRecord) -> str:
+    """Return when a run started, for people: UTC, to the minute."""
+    return f"{datetime.fromisoformat(record['started_at']):%Y-%m-%d %H:%M}"
+
+
 def iso_timestamp(at_ms: int | None) -> str | None:
-    return None if at_ms is None else _at(at_ms).isoformat(timespec="milliseconds")
-
-
-def _at(at_ms: int) -> datetime:
-    return datetime.fromtimestamp(at_ms / 1000, UTC)
+    return None if at_ms is None else from_epoch_ms(at_ms).isoformat(timespec="milliseconds")
 
 
 def _storable(value: Any, kind: ColumnType) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -54,6 +54,7 @@ def test_job_without_progress_is_reported_as_stuck(workspace: Workspace, name: s
         age(workspace, STALLED_AFTER + timedelta(minutes=1), name)
         stuck = refusal(workspace, name)
         assert isinstance(stuck, JobStalledError)
+        assert f"process {os.getpid()}, since {datetime.now(UTC):%Y-%m-%d}" in str(stuck)
         assert f"kill -9 {os.getpid()}" in str(stuck)
         # Whatever it wrote, or could not write.
         (workspace.folder / f"{name}.json").write_text("")

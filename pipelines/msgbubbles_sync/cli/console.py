@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.status import Status
 
+from msgbubbles.times import from_epoch_ms
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import record_progress
 from msgbubbles_sync.text import format_count
@@ -170,7 +170,7 @@ def count_requests(run: Run) -> str:
 
 
 def format_day(at_ms: int | None) -> str:
-    return "" if at_ms is None else f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d}"
+    return "" if at_ms is None else f"{from_epoch_ms(at_ms):%Y-%m-%d}"
 
 
 def _get_width(stream: Any) -> int | None:

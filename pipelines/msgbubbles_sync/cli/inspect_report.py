@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from datetime import datetime
 
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +19,7 @@ from msgbubbles_sync.inspect.local_state import LocalState
 from msgbubbles_sync.inspect.plan import Step
 from msgbubbles_sync.inspect.status import STREAMS, Status, describe_failures
 from msgbubbles_sync.inspect.verify import VerifyResult
-from msgbubbles_sync.run_log import RunRecord, describe_failed_parts, describe_failed_reads
+from msgbubbles_sync.run_log import RunRecord, describe_failed_parts, describe_failed_reads, format_start
 from msgbubbles_sync.text import estimate_minutes, format_count, format_span
 
 from .console import Reporter, count_requests, name_as_called
@@ -143,7 +143,7 @@ def _build_table(runs: list[RunRecord], *, is_narrow: bool) -> Table:
     for record in reversed(runs):
         tables, streams = (record.get("tables") or {}).values(), (record.get("streams") or {}).values()
         row = [
-            str(record["started_at"])[:16].replace("T", " "),
+            format_start(record),
             f"{record['outcome']} ({record['exit_status']})",
             f"{record.get('requests_total') or 0:,}",
             f"{sum(counts['new'] for counts in tables):,}",
@@ -182,4 +182,4 @@ def _compute_seconds(record: RunRecord) -> float:
 
 
 def _format_minute(at_ms: int | None) -> str:
-    return "" if at_ms is None else f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d %H:%M}"
+    return "" if at_ms is None else f"{from_epoch_ms(at_ms):%Y-%m-%d %H:%M}"

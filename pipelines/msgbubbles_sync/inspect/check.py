@@ -28,7 +28,7 @@ from msgbubbles_sync.destinations.claims import explain_other_job, explain_same_
 from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.errors import TransformError, UsageError
 from msgbubbles_sync.lock import read_holder
-from msgbubbles_sync.run_log import RunRecord, describe_failed_parts, describe_failed_reads
+from msgbubbles_sync.run_log import RunRecord, describe_failed_parts, describe_failed_reads, format_start
 from msgbubbles_sync.text import format_count
 from msgbubbles_sync.workspace import Workspace
 
@@ -128,8 +128,7 @@ def _check_last_run(local: LocalState) -> CheckResult:
     if not records:
         return CheckResult("last run", "ok", "no run yet")
     last = records[-1]
-    started_at = str(last["started_at"])[:16].replace("T", " ")
-    what = f"{last['outcome']} (exit status {last['exit_status']}), {started_at} UTC"
+    what = f"{last['outcome']} (exit status {last['exit_status']}), {format_start(last)} UTC"
     if parts := describe_failed_parts(last):
         return CheckResult("last run", "failed", f"{what}: {'; '.join(parts)}", "fix that and run again")
     if last["exit_status"] in (0, 3, 130):

@@ -12,7 +12,7 @@ from msgbubbles.source.state import FailedRead
 from msgbubbles_sync.destinations.claims import explain_other_job, explain_shared_key
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import Holder, read_holder
-from msgbubbles_sync.run_log import RunRecord
+from msgbubbles_sync.run_log import RunRecord, format_start
 
 from .local_state import LocalState
 
@@ -102,5 +102,5 @@ def describe_failures(runs: list[RunRecord]) -> list[str]:
     reasons: dict[str, str] = {}
     for record in reversed(runs):
         if record.get("error"):
-            reasons.setdefault(str(record["error"]), str(record["started_at"])[:16].replace("T", " "))
+            reasons.setdefault(str(record["error"]), format_start(record))
     return [f"{started_at} {reason}" for reason, started_at in list(reasons.items())[:REASONS_SHOWN]]
