@@ -16,7 +16,6 @@ import msgspec
 from msgbubbles.policy import FULL, ORDERS, PSEUDONYM, SECTION, Policy, Pseudonymizer
 from msgbubbles.redact import Redactor
 from msgbubbles_sync.destinations import Destination
-from msgbubbles_sync.destinations.duckdb_file import open_published
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.run_log import FILE as RUN_LOG
@@ -42,16 +41,15 @@ class Record(msgspec.Struct, frozen=True):
 
     @classmethod
     def load(cls, workspace: Workspace) -> Record | None:
-        """Load the record of a warehouse; null if it has none. Raises `UsageError` for a damaged one."""
+        """Load the record of a warehouse; null if it has none. Raises `UsageError` for a damaged one.
+
+        `restore_record` restores a lost one.
+        """
         path = workspace.folder / FILE
         try:
-            text: str | bytes | None = path.read_bytes()
+            return msgspec.json.decode(path.read_bytes(), type=cls)
         except FileNotFoundError:
-            text = _read_published(workspace)
-        if text is None:
             return None
-        try:
-            return msgspec.json.decode(text, type=cls)
         except msgspec.DecodeError:
             raise UsageError(
                 f"{path} is damaged: it holds the policy of the stored rows, and who was erased. Restore it from a "
@@ -65,25 +63,6 @@ class Record(msgspec.Struct, frozen=True):
     def with_erased(self, hashes: Iterable[str]) -> Record:
         return msgspec.structs.replace(self, erased=self.erased | set(hashes))
 
-
-def _read_published(workspace: Workspace) -> str | None:
-    """Return the copy in the published tables, if the job's own files are lost."""
-    if workspace.destination != "duckdb" or workspace.work.exists() or not workspace.database.exists():
-        return None
-    try:
-        with open_published(workspace.database) as connection:
-            text: str | None = read_value(connection, f"msgbubbles.{PRIVACY.name}", "record")
-            return text
-    except UsageError:
-        if _has_run_without_record(workspace):
-            return None
-        raise
-
-
-def _has_run_without_record(workspace: Workspace) -> bool:
-    """Return whether runs in this folder had no record, so that a damaged published file cannot hold one."""
-    is_file = workspace.destination == "duckdb"
-    return is_file and not (workspace.folder / FILE).exists() and (workspace.folder / RUN_LOG).exists()
 
 
 def store(connection: duckdb.DuckDBPyConnection, workspace: Workspace, schema: str) -> None:
@@ -115,18 +94,19 @@ def restore_record(workspace: Workspace, destination: Destination) -> None:
     """
     if (workspace.folder / FILE).exists() or not workspace.folder.exists():
         return
-    is_folder_lost = not has_rows(workspace)
+    is_empty = not has_rows(workspace)
     try:
         record = read_copy(destination)
     except duckdb.IOException:
-        if is_folder_lost:
+        if is_empty:
             raise
         return  # a job has the file open, and has restored the record
     except UsageError:
-        if not _has_run_without_record(workspace):
+        # Runs in this folder had no record, so a damaged published file holds none.
+        if workspace.destination != "duckdb" or not (workspace.folder / RUN_LOG).exists():
             raise
         return
-    if record is None and is_folder_lost and destination.has_tables():
+    if record is None and is_empty and destination.has_tables():
         record = Record()
     if record is not None:
         record.save(workspace)
@@ -229,6 +209,11 @@ def _not_applied(policy: Policy, before: Policy) -> UsageError:
     )
 
 
+def is_folder_lost(workspace: Workspace) -> bool:
+    """Return whether the job's own files are lost, and with them the record, of which the published file has a copy."""
+    return workspace.destination == "duckdb" and workspace.database.exists() and not workspace.work.exists()
+
+
 def has_rows(workspace: Workspace) -> bool:
     """Return whether anything was ever loaded, received or requested here."""
     folder = workspace.folder
@@ -243,7 +228,8 @@ def describe_error(error: BaseException, workspace: Workspace) -> str:
     """
     try:
         record = Record.load(workspace)
-        is_private = record is not None and (record.policy.redacts or bool(record.erased))
+        is_lost = record is None and is_folder_lost(workspace)
+        is_private = is_lost or (record is not None and (record.policy.redacts or bool(record.erased)))
     except (UsageError, OSError, duckdb.Error):
         is_private = True
     if not is_private:

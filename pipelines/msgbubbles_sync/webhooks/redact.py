@@ -13,8 +13,9 @@ import msgspec
 
 from msgbubbles.policy import FULL
 from msgbubbles.redact_payloads import concerns_erased, redact_payload
+from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.files import read_modified_at_ns
-from msgbubbles_sync.policy.applied import build_redactor
+from msgbubbles_sync.policy.applied import build_redactor, is_folder_lost, restore_record
 from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.workspace import Workspace
 
@@ -77,6 +78,7 @@ class CurrentPolicy:
         if settings.policy == FULL and settings.vault is None and not modified_at_ns:
             self._redactor = None
         else:
-            self._workspace.configure_dlt()  # the address of the tables may be in dlt's configuration
+            if is_folder_lost(self._workspace):
+                restore_record(self._workspace, build_destination(self._workspace, settings.sync))
             self._redactor = build_redactor(self._workspace, settings)
         self._modified_at_ns = modified_at_ns

@@ -288,6 +288,7 @@ def test_erasures_are_restored_from_the_published_file(workspace: Workspace) -> 
     erased(workspace, ANN)
     for path in (workspace.work, workspace.folder / "privacy.json"):
         path.unlink()
+    assert build_context(workspace).redactor.is_erased(ANN)
     record = Record.load(workspace)
     assert record is not None
     assert record.erased == {Pseudonymizer(KEY).erased_handle(ANN)}
