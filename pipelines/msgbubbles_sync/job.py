@@ -26,14 +26,21 @@ from .load_streams import StreamLoader
 from .lock import AnotherJobRunsError
 from .outcome import EXIT_STOPPED, explain_end
 from .policy import applied as policy
-from .privacy.erase import create_erasures, purge
+from .privacy.erase import purge
 from .privacy.reapply import apply as apply_policy
 from .privacy.retention import expire
 from .report import RunReport, ends_run
 from .restore import tidy
 from .run_log import RunLog, store, store_failed_reads
-from .sql import list_columns
-from .tables import CONTACT_ALIASES, GROUP_MEMBER_OPERATIONS, GROUP_OPERATIONS, GROUP_SIGHTINGS, WEBHOOK_EVENTS
+from .sql import create_table, list_columns
+from .tables import (
+    CONTACT_ALIASES,
+    ERASURES,
+    GROUP_MEMBER_OPERATIONS,
+    GROUP_OPERATIONS,
+    GROUP_SIGHTINGS,
+    WEBHOOK_EVENTS,
+)
 from .webhooks.health import with_refresh
 from .webhooks.load import load_events
 
@@ -358,7 +365,7 @@ def _publish_tables(context: Context, report: RunReport, *, with_record: bool = 
             policy.store(connection, workspace, destination.write_schema)
             claims.store(connection, workspace, destination.write_schema)
             store_version(connection, destination.write_schema)
-            create_erasures(connection, destination.write_schema)
+            create_table(connection, destination.write_schema, ERASURES)
             destination.describe_tables(connection)
         report.published_bytes = destination.publish(report.held_marts)
         report.published = True

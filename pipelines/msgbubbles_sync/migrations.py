@@ -24,7 +24,8 @@ from .destinations.parquet_files import ParquetFiles
 from .destinations.version import READ_AT, published_version, refuse_newer, store_version, stored_version
 from .files import remove, sync_to_disk, write_privately
 from .run_log import FILE as RUN_LOG
-from .workspace import PIPELINE, VERSION, VERSION_TABLE, Workspace
+from .tables import VERSION_TABLE
+from .workspace import PIPELINE, VERSION, Workspace
 
 PIPELINES = (PIPELINE, "msgbubbles_groups", "msgbubbles_webhooks")
 GROUP_TABLES = ("group_operations", "group_member_operations", "group_sightings")
@@ -74,7 +75,7 @@ def _warehouse_version(destination: Destination) -> int:
         with destination.open_writer() as connection:
             return stored_version(connection, destination.write_schema)
     # No views can be created on the files of an older release.
-    file = destination._tables / VERSION_TABLE / f"{VERSION_TABLE}.parquet"
+    file = destination._tables / VERSION_TABLE.name / f"{VERSION_TABLE.name}.parquet"
     if file.exists():
         return int(pq.read_table(file)["version"][0].as_py())
     files = destination._tables.glob("[!_]*/*.parquet")
@@ -86,11 +87,11 @@ def _store_version(destination: Destination, version: int) -> None:
         with destination.open_writer() as connection:
             store_version(connection, destination.write_schema, version)
         return
-    folder = destination._tables / VERSION_TABLE
+    folder = destination._tables / VERSION_TABLE.name
     folder.mkdir(exist_ok=True)
     pq.write_table(pa.table({"version": [version]}), folder / ".new")
     sync_to_disk(folder / ".new")
-    (folder / ".new").replace(folder / f"{VERSION_TABLE}.parquet")
+    (folder / ".new").replace(folder / f"{folder.name}.parquet")
 
 
 def _rename_read_at(workspace: Workspace, destination: Destination) -> None:

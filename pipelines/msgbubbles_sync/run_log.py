@@ -17,10 +17,11 @@ import duckdb
 
 from msgbubbles.handles import parse_handle
 from msgbubbles.storable import replace_in_json, replace_in_text
-from msgbubbles.tables import ColumnType, Table
+from msgbubbles.tables import ColumnType
 from msgbubbles.times import from_epoch_ms
 
-from .tables import FAILED_READS, SQL_TYPES, SYNC_RUNS, column_definitions
+from .sql import create_table
+from .tables import FAILED_READS, SYNC_RUNS
 
 if TYPE_CHECKING:
     from msgbubbles.source.state import FailedRead
@@ -140,7 +141,7 @@ class RunLog:
 
 def store(connection: duckdb.DuckDBPyConnection, records: Sequence[RunRecord], schema: str) -> None:
     """Write these records to `sync_runs` in a schema of the warehouse."""
-    table = _create_table(connection, SYNC_RUNS, schema)
+    table = create_table(connection, schema, SYNC_RUNS)
     # The run that publishes has not ended yet, so the next one writes its row again.
     query = f"SELECT run_id, epoch_ms(ended_at) FROM {table} WHERE run_id IN (SELECT unnest(?::VARCHAR[]))"  # noqa: S608
     stored = {*connection.execute(query, [[record["run_id"] for record in records]]).fetchall()}
@@ -171,25 +172,13 @@ def store_failed_reads(connection: duckdb.DuckDBPyConnection, failed: Iterable[F
         )
         for read in failed
     ]
-    table = _create_table(connection, FAILED_READS, schema)
+    table = create_table(connection, schema, FAILED_READS)
     connection.execute("BEGIN")
     connection.execute(f"DELETE FROM {table}")  # noqa: S608
     if rows:
         names = ", ".join(FAILED_READS.column_names)
         connection.executemany(f"INSERT INTO {table} ({names}) VALUES (?, ?, ?, ?, ?, ?, ?)", rows)  # noqa: S608
     connection.execute("COMMIT")
-
-
-def _create_table(connection: duckdb.DuckDBPyConnection, table: Table, schema: str) -> str:
-    """Create a table, or the columns that it lacks because an older release created it, and return its path."""
-    path = f"{schema}.{table.name}"
-    connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
-    connection.execute(f"CREATE TABLE IF NOT EXISTS {path} ({column_definitions(table)})")
-    has = {row[0] for row in connection.execute(f"DESCRIBE {path}").fetchall()}
-    for column in table.columns:
-        if column.name not in has:
-            connection.execute(f"ALTER TABLE {path} ADD COLUMN {column.name} {SQL_TYPES[column.type]}")
-    return path
 
 
 def describe_failed_reads(failed: Sequence[FailedRead]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Quote SQL literals and identifiers that cannot be bind parameters; list tables; store and read single values."""
+"""Quote SQL literals and identifiers that cannot be bind parameters; list and create tables; store single values."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from contextlib import suppress
 from typing import Any
 
 import duckdb
+
+from msgbubbles.tables import Table
+
+from .tables import SQL_TYPES, column_definitions
 
 
 def quote_literal(text: str) -> str:
@@ -40,17 +44,29 @@ def list_tables(connection: duckdb.DuckDBPyConnection, schema: str) -> list[str]
     return [table for (table,) in rows.fetchall()]
 
 
-def store_value(connection: duckdb.DuckDBPyConnection, table: str, definition: str, value: str | int) -> None:
+def create_table(connection: duckdb.DuckDBPyConnection, schema: str, table: Table) -> str:
+    """Create a table, or the columns that it lacks because an older release created it, and return its path."""
+    path = f"{schema}.{table.name}"
+    connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+    connection.execute(f"CREATE TABLE IF NOT EXISTS {path} ({column_definitions(table)})")
+    has = {row[0] for row in connection.execute(f"DESCRIBE {path}").fetchall()}
+    for column in table.columns:
+        if column.name not in has:
+            connection.execute(f"ALTER TABLE {path} ADD COLUMN {column.name} {SQL_TYPES[column.type]}")
+    return path
+
+
+def store_value(connection: duckdb.DuckDBPyConnection, schema: str, table: Table, value: str | int) -> None:
     """Store a value in a table of one row and one column, unless it is there already. Creates the table."""
-    connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({definition})")
-    if connection.execute(f"FROM {table}").fetchall() != [(value,)]:
-        connection.execute(f"DELETE FROM {table}")  # noqa: S608
-        connection.execute(f"INSERT INTO {table} VALUES (?)", [value])  # noqa: S608
+    path = create_table(connection, schema, table)
+    if connection.execute(f"FROM {path}").fetchall() != [(value,)]:
+        connection.execute(f"DELETE FROM {path}")  # noqa: S608
+        connection.execute(f"INSERT INTO {path} VALUES (?)", [value])  # noqa: S608
 
 
-def read_value(connection: duckdb.DuckDBPyConnection, table: str, column: str) -> Any:
+def read_value(connection: duckdb.DuckDBPyConnection, schema: str, table: Table) -> Any:
     """Read a value that `store_value` has stored; null if the table is missing or empty."""
     with suppress(duckdb.CatalogException):
-        row = connection.execute(f"SELECT {column} FROM {table}").fetchone()  # noqa: S608
+        row = connection.execute(f"SELECT {table.column_names[0]} FROM {schema}.{table.name}").fetchone()  # noqa: S608
         return None if row is None else row[0]
     return None

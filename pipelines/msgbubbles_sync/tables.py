@@ -176,13 +176,13 @@ FAILED_READS = Table(
     ),
     key=("kind", "id"),
 )
-CLAIM = Table(
+CLAIM_TABLE = Table(
     "_account",
     "Whose rows this warehouse holds.",
     (text("claim", Pii.NONE, "JSON: a MsgBubbles account or the sandbox, and the account's name if it has one."),),
     key=("claim",),
 )
-VERSION = Table(
+VERSION_TABLE = Table(
     "_version",
     "The version of these tables, which a newer release migrates.",
     (_number("version", "Number of migrations that were applied."),),
@@ -205,11 +205,12 @@ ERASURES = Table(
     ),
     key=("erasure_id",),
 )
-# Every table that is loaded, by name.
-TABLES: dict[str, Table] = SOURCE_TABLES | {
+# The tables of commands that may never run.
+LATER_TABLES = (WEBHOOK_EVENTS, GROUP_OPERATIONS, GROUP_MEMBER_OPERATIONS, GROUP_SIGHTINGS, CONTACT_ALIASES)
+# The job writes these tables itself, without dlt.
+JOB_TABLES: dict[str, Table] = {
     table.name: table
-    for table in (
-        WEBHOOK_EVENTS, GROUP_OPERATIONS, GROUP_MEMBER_OPERATIONS, GROUP_SIGHTINGS, CONTACT_ALIASES, SYNC_RUNS,
-        FAILED_READS, CLAIM, VERSION, PRIVACY, ERASURES,
-    )
+    for table in (SYNC_RUNS, FAILED_READS, CLAIM_TABLE, VERSION_TABLE, PRIVACY, ERASURES)
 }  # fmt: skip
+# Every table that is loaded, by name.
+TABLES: dict[str, Table] = SOURCE_TABLES | {table.name: table for table in LATER_TABLES} | JOB_TABLES

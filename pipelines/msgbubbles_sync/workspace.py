@@ -24,10 +24,10 @@ ROOT = CHECKOUT if IS_CHECKOUT else Path.cwd()
 ACCOUNT_VARIABLE = "MSGBUBBLES_ACCOUNT"
 PIPELINE = "msgbubbles"
 DATASET = "msgbubbles"
-# The file that names the account whose rows a warehouse holds, and its copy in the tables.
-CLAIM, CLAIM_TABLE = "account.json", "_account"
+# The file that names the account whose rows a warehouse holds.
+CLAIM_FILE = "account.json"
 # How many steps of `migrations.py` a workspace (in a file) and a warehouse (in a table) have.
-VERSION, VERSION_FILE, VERSION_TABLE = 2, "version", "_version"
+VERSION, VERSION_FILE = 2, "version"
 # Characters with a meaning in the queries that dlt builds from a path, and bytes that are not UTF-8.
 UNUSABLE = re.compile(r"""['"%*?\[\]{}\x00-\x1f\ud800-\udfff]""")
 # Settings of dlt that the job relies on.
@@ -97,9 +97,9 @@ class Workspace:
     def refuse_unnamed_account(self) -> None:
         """Raise `UsageError` if the file that would show all accounts holds an unnamed account."""
         whole = Workspace.from_path(self.combined, self.destination)
-        if self.account is None or not (whole.folder / CLAIM).exists():
+        if self.account is None or not (whole.folder / CLAIM_FILE).exists():
             return
-        moves = [f"mv {whole.folder} {self.folder}", f"rm {self.folder / CLAIM}"]
+        moves = [f"mv {whole.folder} {self.folder}", f"rm {self.folder / CLAIM_FILE}"]
         if self.destination == "duckdb":
             moves = [f"mv {whole.database} {self.database}", *moves]
         raise UsageError(

@@ -25,14 +25,14 @@ from msgbubbles_sync.dbt import process as manifest
 from msgbubbles_sync.dbt.plan import Plan, Step
 from msgbubbles_sync.dbt.project import Names
 from msgbubbles_sync.settings import Settings, TransformSettings
-from msgbubbles_sync.tables import CLAIM, ERASURES, FAILED_READS, PRIVACY, SYNC_RUNS, TABLES, column_definitions
+from msgbubbles_sync.tables import CLAIM_TABLE, ERASURES, FAILED_READS, PRIVACY, SYNC_RUNS, TABLES, column_definitions
 from msgbubbles_sync.workspace import Workspace
 
 PROJECT = Path(__file__).parents[2] / "transforms"
 READ_AT = datetime(2026, 6, 1, tzinfo=UTC)
 
 # The job writes these tables itself, and their tests create them as the job does.
-WRITTEN_BY_JOB = (SYNC_RUNS, FAILED_READS, CLAIM, PRIVACY, ERASURES)
+WRITTEN_BY_JOB = (SYNC_RUNS, FAILED_READS, CLAIM_TABLE, PRIVACY, ERASURES)
 # Without constraints, so that a test can load invalid rows.
 DDL = [
     "create schema msgbubbles",

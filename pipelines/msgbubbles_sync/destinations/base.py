@@ -15,10 +15,11 @@ from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import read_json, write_privately
 from msgbubbles_sync.settings import SyncSettings
 from msgbubbles_sync.sql import list_columns
+from msgbubbles_sync.tables import JOB_TABLES
 from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 
 from .comments import list_descriptions, write_comments
-from .loaded_tables import WRITTEN, Repair, repair
+from .loaded_tables import Repair, repair
 
 # The file that lists the tables that nothing could be loaded into.
 HELD_TABLES = "held_tables.json"
@@ -125,7 +126,10 @@ class Destination(ABC):
         """
         file = self._workspace.folder / HELD_TABLES
         before = read_json(file)
-        suspects = {*(before if isinstance(before, list) else ()), *(change.table for change in repairs)} - WRITTEN
+        suspects = {
+            *(before if isinstance(before, list) else ()),
+            *(change.table for change in repairs),
+        } - JOB_TABLES.keys()
         if suspects:
             write_privately(file, json.dumps(sorted(suspects)))
         changed, self.held = repair(repairs, execute, self.title)

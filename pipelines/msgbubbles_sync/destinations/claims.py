@@ -22,7 +22,8 @@ from msgbubbles_sync.files import move_damaged, read_json, write_privately
 from msgbubbles_sync.run_log import RunLog
 from msgbubbles_sync.settings import Settings
 from msgbubbles_sync.sql import read_value, store_value
-from msgbubbles_sync.workspace import CLAIM, CLAIM_TABLE, Workspace
+from msgbubbles_sync.tables import CLAIM_TABLE
+from msgbubbles_sync.workspace import CLAIM_FILE, DATASET, Workspace
 
 from .base import Destination
 
@@ -42,7 +43,7 @@ def claim(workspace: Workspace, destination: Destination, *, sandbox: bool, say:
 
     Renames a damaged claim, and writes it again if the tables do not contradict it.
     """
-    path = workspace.folder / CLAIM
+    path = workspace.folder / CLAIM_FILE
     ours = {"account": SANDBOX if sandbox else REAL}
     if workspace.account is not None:
         ours |= {"name": workspace.account, "of": workspace.combined.name}
@@ -68,9 +69,9 @@ def read_claim(path: Path) -> Claim | None:
 
 def store(connection: duckdb.DuckDBPyConnection, workspace: Workspace, schema: str) -> None:
     """Update the copy of the claim in a schema of the warehouse."""
-    own = read_claim(workspace.folder / CLAIM)
+    own = read_claim(workspace.folder / CLAIM_FILE)
     if own is not None:
-        store_value(connection, f"{schema}.{CLAIM_TABLE}", "claim VARCHAR", json.dumps(own))
+        store_value(connection, schema, CLAIM_TABLE, json.dumps(own))
 
 
 def read_published_claim(database: Path) -> Claim | None:
@@ -153,8 +154,8 @@ def find_account_files(workspace: Workspace) -> dict[str, Path]:
     """
     files = {} if workspace.account is None else {workspace.account: workspace.database}
     for folder in (workspace.database.parent / ".msgbubbles").iterdir():
-        other = read_claim(folder / CLAIM)
-        if other is None and (folder / CLAIM).exists():  # damaged: its own job will restore it
+        other = read_claim(folder / CLAIM_FILE)
+        if other is None and (folder / CLAIM_FILE).exists():  # damaged: its own job will restore it
             other = read_published_claim(workspace.database.with_name(f"{folder.name}{workspace.database.suffix}"))
         if other is not None and other.get("of") == workspace.combined.name:
             name = other["name"]
@@ -186,7 +187,7 @@ def _infer_claim(workspace: Workspace, destination: Destination, *, is_damaged: 
 
 def _read_copy(connection: duckdb.DuckDBPyConnection) -> Claim | None:
     with suppress(ValueError):
-        return _check(json.loads(read_value(connection, f"msgbubbles.{CLAIM_TABLE}", "claim") or "null"))
+        return _check(json.loads(read_value(connection, DATASET, CLAIM_TABLE) or "null"))
     return None
 
 

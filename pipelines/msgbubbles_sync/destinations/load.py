@@ -10,19 +10,10 @@ import dlt
 
 from msgbubbles.source.arrow import Strategy, build_arrow_table, build_item
 from msgbubbles_sync.files import remove
-from msgbubbles_sync.tables import (
-    CONTACT_ALIASES,
-    GROUP_MEMBER_OPERATIONS,
-    GROUP_OPERATIONS,
-    GROUP_SIGHTINGS,
-    WEBHOOK_EVENTS,
-)
+from msgbubbles_sync.tables import LATER_TABLES, WEBHOOK_EVENTS
 from msgbubbles_sync.workspace import PIPELINE, Workspace
 
 from .base import Destination
-
-# The tables of commands that may never run.
-LATER_TABLES = (WEBHOOK_EVENTS, GROUP_OPERATIONS, GROUP_MEMBER_OPERATIONS, GROUP_SIGHTINGS, CONTACT_ALIASES)
 
 
 def build_fresh_pipeline(workspace: Workspace, destination: Destination, name: str) -> dlt.Pipeline:

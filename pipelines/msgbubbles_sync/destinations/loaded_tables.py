@@ -15,8 +15,8 @@ import duckdb
 from msgbubbles.tables import ColumnType
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.sql import quote_name
-from msgbubbles_sync.tables import CLAIM, ERASURES, FAILED_READS, PRIVACY, SQL_TYPES, SYNC_RUNS, TABLES, VERSION
-from msgbubbles_sync.workspace import CLAIM_TABLE, PIPELINE
+from msgbubbles_sync.tables import CLAIM_TABLE, JOB_TABLES, SQL_TYPES, TABLES
+from msgbubbles_sync.workspace import PIPELINE
 
 # DuckDB and PostgreSQL understand this.
 COLUMNS = """SELECT columns.table_name::text AS name, column_name::text AS column_name, data_type::text AS kind,
@@ -28,14 +28,12 @@ AND columns.table_schema = '{schema}' ORDER BY 1, ordinal_position"""
 # A row of it.
 StoredColumn = tuple[str, str, str, bool, bool]
 STORED_SCHEMA = "SELECT schema FROM {schema}._dlt_version WHERE schema_name = ? ORDER BY inserted_at DESC LIMIT 1"
-# The job writes these tables itself, from its own files.
-WRITTEN = {table.name for table in (SYNC_RUNS, FAILED_READS, CLAIM, VERSION, PRIVACY, ERASURES)}
 # By any of these rows, the job recognizes a schema of its own, whatever else somebody has dropped: a table, a column,
 # and how its value starts.
 OWN_ROWS = (
     ("_dlt_version", "schema_name", PIPELINE),
     ("_dlt_loads", "schema_name", PIPELINE),
-    (CLAIM_TABLE, "claim", "{"),
+    (CLAIM_TABLE.name, "claim", "{"),
 )
 LOAD_ID = "_dlt_load_id"
 # The names of types in DuckDB and in PostgreSQL. A column of text serves for JSON in DuckDB.
@@ -90,7 +88,7 @@ def find_repairs(
             drop = f"{alter} DROP COLUMN {column}"
             rename = f"{alter} RENAME TO {quote_name(f'{table}_replaced')}"
             # All rows are read again, except those that the API no longer has, so their values are cast if possible.
-            others = ((drop,) if wanted.nullable else ()) + ((rename,) if table in WRITTEN else ())
+            others = ((drop,) if wanted.nullable else ()) + ((rename,) if table in JOB_TABLES else ())
             repairs.append(Repair(table, f"{table}.{name} ({kind})", (cast, *others)))
     for table, shown in views.items():
         renamed = quote_name(f"{table}_replaced")
@@ -126,7 +124,7 @@ def repair(repairs: Sequence[Repair], execute: Callable[[str], object], title: s
             continue
         why, statement = refusals[-1], change.statements[-1]
         message = IRREPARABLE.format(title=title, what=change.what, why=why, statement=statement)
-        if change.table in WRITTEN:
+        if change.table in JOB_TABLES:
             raise UsageError(message)
         held[change.table] = message
     return changed, held

@@ -28,7 +28,8 @@ from filelock import FileLock
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import move_damaged, remove, set_umask_like, sync_to_disk
 from msgbubbles_sync.sql import list_tables, quote_literal, quote_name
-from msgbubbles_sync.workspace import CLAIM_TABLE, DATASET, UNUSABLE, VERSION_TABLE
+from msgbubbles_sync.tables import JOB_TABLES
+from msgbubbles_sync.workspace import DATASET, UNUSABLE
 
 from .base import Destination
 from .comments import list_descriptions, write_comments
@@ -57,8 +58,6 @@ ONE_ACCOUNT = """{folder} holds one account without a name; choose another bucke
 STAGING = ".staging"
 # Stands for the name of a single account; no account can have this name.
 NAMELESS = "_"
-# The job's own tables, which are one file each.
-JOB_TABLES = ("sync_runs", "failed_reads", "privacy", "erasures", CLAIM_TABLE, VERSION_TABLE)
 # If a table has more files than this, the small ones are compacted into one.
 MAX_FILES = 100
 # A file of up to this size is small; so is one that is not larger than all smaller ones together. Then a row is written
@@ -154,7 +153,7 @@ class ParquetFiles(Destination):
 
     @contextmanager
     def open_writer(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """Open a connection to views of the loaded tables, and to the job's tables, which are saved at the end."""
+        """Open a connection to views of the loaded tables, and to the job's tables, each of which becomes one file."""
         with _connect() as connection:
             queries = self._build_queries(self._find_builds({}))
             own = {name: queries.pop((DATASET, name)) for name in JOB_TABLES if (DATASET, name) in queries}

@@ -11,7 +11,8 @@ import duckdb
 
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.sql import list_columns, read_value, store_value
-from msgbubbles_sync.workspace import DATASET, VERSION, VERSION_TABLE, Workspace
+from msgbubbles_sync.tables import VERSION_TABLE
+from msgbubbles_sync.workspace import DATASET, VERSION, Workspace
 
 from .base import Destination
 
@@ -56,7 +57,7 @@ def refuse_newer(version: int, what: str) -> None:
 
 def stored_version(connection: duckdb.DuckDBPyConnection, schema: str) -> int:
     """Return the version of the tables in a schema. A warehouse without tables has the version of this release."""
-    version = read_value(connection, f"{schema}.{VERSION_TABLE}", "version")
+    version = read_value(connection, schema, VERSION_TABLE)
     if version is not None:
         return int(version)
     return 0 if any(READ_AT in columns for columns in list_columns(connection, schema).values()) else VERSION
@@ -64,4 +65,4 @@ def stored_version(connection: duckdb.DuckDBPyConnection, schema: str) -> int:
 
 def store_version(connection: duckdb.DuckDBPyConnection, schema: str, version: int = VERSION) -> None:
     """Write the version of the tables in a schema, if it has changed."""
-    store_value(connection, f"{schema}.{VERSION_TABLE}", "version BIGINT", version)
+    store_value(connection, schema, VERSION_TABLE, version)

@@ -15,7 +15,7 @@ from msgbubbles.handles import fold_handle, parse_handle
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations.claims import SANDBOX, read_claim
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.workspace import CLAIM, Workspace
+from msgbubbles_sync.workspace import CLAIM_FILE, Workspace
 
 from .ledger import LEDGER, Entry, Ledger, Observation, Rendering, build_record
 from .model import ObservedGroup, fold_title
@@ -189,7 +189,7 @@ def open_ledger(context: Context) -> Iterator[Ledger]:
 
 def _refuse_second_ledger(workspace: Workspace) -> None:
     for folder in workspace.other_folders:
-        claim = read_claim(folder / CLAIM) or {}
+        claim = read_claim(folder / CLAIM_FILE) or {}
         if not (folder / LEDGER).exists() or claim.get("account") == SANDBOX:
             continue
         with Ledger.open(folder) as other:

@@ -21,7 +21,7 @@ from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.run_log import FILE as RUN_LOG
 from msgbubbles_sync.settings import Settings
 from msgbubbles_sync.sql import read_value, store_value
-from msgbubbles_sync.tables import PRIVACY, column_definitions
+from msgbubbles_sync.tables import PRIVACY
 from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 
 from .vault import Vault
@@ -64,13 +64,11 @@ class Record(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, erased=self.erased | set(hashes))
 
 
-
 def store(connection: duckdb.DuckDBPyConnection, workspace: Workspace, schema: str) -> None:
     """Update the copy of the record in a schema of the warehouse."""
     path = workspace.folder / FILE
     if path.exists():
-        connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
-        store_value(connection, f"{schema}.{PRIVACY.name}", column_definitions(PRIVACY), path.read_text())
+        store_value(connection, schema, PRIVACY, path.read_text())
 
 
 def read_copy(destination: Destination) -> Record | None:
@@ -78,10 +76,10 @@ def read_copy(destination: Destination) -> Record | None:
     text: str | None = None
     if destination.has_tables():
         with destination.open_writer() as connection:
-            text = read_value(connection, f"{destination.write_schema}.{PRIVACY.name}", "record")
+            text = read_value(connection, destination.write_schema, PRIVACY)
     elif destination.exists():
         with destination.open_reader() as connection:
-            text = read_value(connection, f"{DATASET}.{PRIVACY.name}", "record")
+            text = read_value(connection, DATASET, PRIVACY)
     with suppress(msgspec.DecodeError):
         return None if text is None else msgspec.json.decode(text, type=Record)
     return None

@@ -33,8 +33,8 @@ from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.groups.ledger import Ledger
 from msgbubbles_sync.policy.applied import Record, build_redactor, read_own_numbers, read_policy, restore_record, store
 from msgbubbles_sync.policy.vault import Vault
-from msgbubbles_sync.sql import quote_name
-from msgbubbles_sync.tables import ERASURES, GROUP_OPERATIONS, TABLES, column_definitions
+from msgbubbles_sync.sql import create_table, quote_name
+from msgbubbles_sync.tables import ERASURES, GROUP_OPERATIONS, TABLES
 from msgbubbles_sync.text import format_count
 from msgbubbles_sync.webhooks.load import dead_letter_folder
 from msgbubbles_sync.workspace import Workspace
@@ -298,15 +298,10 @@ def _may_hold(text: str, handles: set[str]) -> tuple[str, list[str]]:
     return " OR ".join([*conditions, others]), [*numbers, *forms]
 
 
-def create_erasures(connection: duckdb.DuckDBPyConnection, schema: str) -> None:
-    """Create the table of erasures in a schema of the warehouse, if it is missing."""
-    connection.execute(f"CREATE TABLE IF NOT EXISTS {schema}.{ERASURES.name} ({column_definitions(ERASURES)})")
-
-
 def _store_certificate(connection: duckdb.DuckDBPyConnection, certificate: Certificate) -> None:
-    create_erasures(connection, "msgbubbles")
+    table = create_table(connection, "msgbubbles", ERASURES)
     values = [certificate.erasure_id, certificate.erased_at, certificate.people, json.dumps(certificate.rows)]
-    connection.execute(f"INSERT INTO msgbubbles.{ERASURES.name} VALUES (?, ?, ?, ?)", values)
+    connection.execute(f"INSERT INTO {table} VALUES (?, ?, ?, ?)", values)
 
 
 def _purge_ledger(workspace: Workspace, redactor: Redactor) -> Counter[str]:

@@ -33,7 +33,7 @@ from msgbubbles_sync.inspect.status import build_status
 from msgbubbles_sync.run_log import RunLog, RunRecord
 from msgbubbles_sync.run_log import store as store_runs
 from msgbubbles_sync.settings import Settings
-from msgbubbles_sync.workspace import CLAIM, Workspace
+from msgbubbles_sync.workspace import CLAIM_FILE, Workspace
 
 damage = pytest.mark.parametrize("damage", DAMAGE)
 
@@ -62,7 +62,7 @@ def test_damaged_claim_is_restored_to_its_own_account_only(
 ) -> None:
     workspace = Workspace.from_path(tmp_path / "company.duckdb", account=account)
     publish(claimed(workspace, sandbox=sandbox))
-    path = workspace.folder / CLAIM
+    path = workspace.folder / CLAIM_FILE
     before = path.read_text()
     DAMAGE[damage](path)
     with pytest.raises(UsageError, match="choose another --database"):
@@ -84,7 +84,7 @@ def test_claim_without_tables_is_inferred_from_other_files(tmp_path: Path, lost:
             (workspace.folder / "sandbox.sqlite").touch()
         if lost != "both":
             (workspace.database if lost == "published" else workspace.work).unlink()
-        (workspace.folder / CLAIM).write_text("{")
+        (workspace.folder / CLAIM_FILE).write_text("{")
         with pytest.raises(UsageError, match="holds the rows of"):
             claimed(workspace, sandbox=not sandbox)
         claimed(workspace, sandbox=sandbox)
@@ -107,7 +107,7 @@ def test_unnamed_warehouse_accepts_a_name_but_no_other_account(tmp_path: Path) -
     whole.database.rename(north.database)
     with pytest.raises(UsageError, match="holds the rows of a MsgBubbles account"):
         claimed(north)
-    (north.folder / CLAIM).unlink()
+    (north.folder / CLAIM_FILE).unlink()
     with pytest.raises(UsageError, match="holds the rows of"):
         claimed(north, sandbox=True)
     publish(claimed(north))
@@ -121,17 +121,17 @@ def test_account_with_a_damaged_claim_is_still_shown(tmp_path: Path) -> None:
     other = claimed(Workspace.from_path(tmp_path / "company_west.duckdb"))
     for workspace in (*workspaces, other):
         publish(workspace)
-        (workspace.folder / CLAIM).write_text("{")
+        (workspace.folder / CLAIM_FILE).write_text("{")
     assert find_account_files(workspaces[0]) == {"north": workspaces[0].database, "south": workspaces[1].database}
 
 
 def test_only_the_newest_damaged_files_are_kept(tmp_path: Path) -> None:
     workspace = claimed(Workspace.from_path(tmp_path / "company.duckdb"))
     for number in range(MAX_DAMAGED + 2):
-        (workspace.folder / CLAIM).write_text(f"{number}")
+        (workspace.folder / CLAIM_FILE).write_text(f"{number}")
         claimed(workspace)
     assert [path.read_text() for path in sorted(workspace.find_damaged())] == ["2", "3", "4"]
-    assert json.loads((workspace.folder / CLAIM).read_text()) == {"account": "a MsgBubbles account"}
+    assert json.loads((workspace.folder / CLAIM_FILE).read_text()) == {"account": "a MsgBubbles account"}
 
 
 def test_accounts_with_the_same_numbers_are_noticed(tmp_path: Path) -> None:

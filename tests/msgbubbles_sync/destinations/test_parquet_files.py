@@ -24,6 +24,7 @@ from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.restore import restore
 from msgbubbles_sync.settings import SyncSettings
 from msgbubbles_sync.sql import store_value
+from msgbubbles_sync.tables import PRIVACY
 from msgbubbles_sync.workspace import Workspace
 
 Rows = list[tuple[str, int, int]]  # a key, a value, and the second at which it was read
@@ -119,7 +120,7 @@ def test_interrupted_rewriting_is_finished_by_the_next_job(
     destination = build(1)
     for value in ("secret", "other secret"):
         with destination.open_writer() as connection:
-            store_value(connection, "msgbubbles.privacy", "record VARCHAR", value)
+            store_value(connection, "msgbubbles", PRIVACY, value)
 
     def rewrite(replacement: str) -> None:
         with destination.rewrite_rows() as connection:

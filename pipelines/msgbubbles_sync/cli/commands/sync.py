@@ -17,7 +17,7 @@ from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.inspect.local_state import LocalState
 from msgbubbles_sync.migrations import migrate
 from msgbubbles_sync.restore import restore
-from msgbubbles_sync.workspace import CLAIM
+from msgbubbles_sync.workspace import CLAIM_FILE
 
 
 def run(
@@ -39,7 +39,7 @@ def prepare(session: Session) -> None:
     if not session.sandbox:
         check_api_key(context.settings, session.script)
     refuse_newer(workspace.version, str(workspace.folder))
-    if not (workspace.folder / CLAIM).exists():
+    if not (workspace.folder / CLAIM_FILE).exists():
         # A newer version is the more useful error, even if the tables belong to another account.
         with suppress(UsageError):
             _ = LocalState(context).states
