@@ -34,11 +34,16 @@ from .restore import tidy
 from .run_log import RunLog, store, store_failed_reads
 from .sql import create_table, list_columns
 from .tables import (
+    CLAIM_TABLE,
     CONTACT_ALIASES,
     ERASURES,
+    FAILED_READS,
     GROUP_MEMBER_OPERATIONS,
     GROUP_OPERATIONS,
     GROUP_SIGHTINGS,
+    PRIVACY,
+    SYNC_RUNS,
+    VERSION_TABLE,
     WEBHOOK_EVENTS,
 )
 from .webhooks.health import with_refresh
@@ -210,7 +215,7 @@ def _report_end(context: Context, report: RunReport) -> Iterator[None]:
 
 def _prepare(context: Context, report: RunReport) -> None:
     context.destination.prepare()
-    for table, reason in context.destination.held.items():
+    for table, reason in (context.destination.held | context.destination.unwritable).items():
         report.add_failed_part(table, reason)
 
 
@@ -237,7 +242,7 @@ def _schedule_lost_privacy_work(context: Context, *, is_restored: bool) -> None:
     record = policy.Record.load(workspace)
     if record is None or not destination.has_tables():
         return
-    stored = policy.read_copy(destination)
+    stored = None if PRIVACY.name in destination.unwritable else policy.read_copy(destination)
     if stored is None:
         if not is_restored:
             return  # nothing was published yet
@@ -349,7 +354,7 @@ def _publish(context: Context, report: RunReport, *, max_age_minutes: float) -> 
 
 
 def _publish_tables(context: Context, report: RunReport, *, with_record: bool = True) -> None:
-    workspace, destination = context.workspace, context.destination
+    workspace, destination, reads = context.workspace, context.destination, report.failed_reads
     if workspace.is_pending("removal"):
         context.console.fail(NOT_PUBLISHED)
         return
@@ -358,14 +363,13 @@ def _publish_tables(context: Context, report: RunReport, *, with_record: bool = 
         if with_record:
             workspace.set_pending("test_runs")  # before the tables change that the data tests have to read again
             records = [*RunLog(workspace.folder).records(), report.record]
-            with report.isolate("run records"), destination.open_writer() as connection:
-                store(connection, records, destination.write_schema)
-                store_failed_reads(connection, report.failed_reads, destination.write_schema)
-        with destination.open_writer() as connection:
-            policy.store(connection, workspace, destination.write_schema)
-            claims.store(connection, workspace, destination.write_schema)
-            store_version(connection, destination.write_schema)
-            create_table(connection, destination.write_schema, ERASURES)
+            report.write_table(SYNC_RUNS, lambda connection, schema: store(connection, records, schema))
+            report.write_table(FAILED_READS, lambda connection, schema: store_failed_reads(connection, reads, schema))
+        report.write_table(PRIVACY, lambda connection, schema: policy.store(connection, workspace, schema))
+        report.write_table(CLAIM_TABLE, lambda connection, schema: claims.store(connection, workspace, schema))
+        report.write_table(VERSION_TABLE, store_version)
+        report.write_table(ERASURES, lambda connection, schema: create_table(connection, schema, ERASURES))
+        with report.isolate("descriptions"), destination.open_writer() as connection:
             destination.describe_tables(connection)
         report.published_bytes = destination.publish(report.held_marts)
         report.published = True
@@ -385,6 +389,6 @@ def _count_rows(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
     counts = {}
     for table in COUNTED_TABLES:
         if table in shown:
-            row = connection.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608
-            counts[table] = row[0] if row else 0
+            with suppress(duckdb.Error):  # a table that is held back may not even be readable
+                counts[table] = connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0]  # noqa: S608
     return counts

@@ -27,6 +27,7 @@ from .destinations.screen import Screen, is_data_error
 from .errors import list_causes
 from .report import RunReport
 from .run_log import store_failed_reads
+from .tables import FAILED_READS
 from .text import format_count
 
 FIRST_BATCH_MINUTES = 2 / 3
@@ -234,8 +235,8 @@ class StreamLoader:
         if self._run.failed_reads_changed:
             # The marts read this table, so it is written before they are built.
             self._workspace.set_pending("transform", "publish", "test_runs")
-            with self._destination.open_writer() as connection:
-                store_failed_reads(connection, report.failed_reads, self._destination.write_schema)
+            reads = report.failed_reads
+            report.write_table(FAILED_READS, lambda connection, schema: store_failed_reads(connection, reads, schema))
 
     @contextmanager
     def _stop_on_signal(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,11 +13,14 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from uuid import uuid4
 
+import duckdb
+
 from msgbubbles.errors import ConfigurationError, Interrupted
 from msgbubbles.source.buffer import Changes
 from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.run import Run
 from msgbubbles.source.state import FailedRead
+from msgbubbles.tables import Table
 from msgbubbles.transport import VERSION
 
 from .context import Context
@@ -25,7 +28,7 @@ from .dbt.runner import BuildResult
 from .errors import InputFileError, TransformError, list_causes
 from .outcome import Outcome, explain_end
 from .run_log import CoveredRecord, RowCounts, RunRecord, StreamRecord, iso_timestamp
-from .tables import TABLES
+from .tables import JOB_TABLES, TABLES
 
 
 def ends_run(error: Exception) -> bool:
@@ -93,6 +96,13 @@ class RunReport:
                 raise
             self.add_failed_part(part, explain_end(error, self.context).message)
 
+    def write_table(self, table: Table, write: Callable[[duckdb.DuckDBPyConnection, str], object]) -> None:
+        """Write a table that the job writes itself, which may fail alone."""
+        destination = self.context.destination
+        if table.name not in destination.unwritable:  # which `prepare` has reported
+            with self.isolate(table.name):
+                destination.write_table(table, write)
+
     def add_failed_part(self, part: str, reason: str) -> None:
         self.failed_parts[part] = reason
         if (part, reason) not in self._shown:
@@ -159,7 +169,7 @@ class RunReport:
     def _describe_outcome(self) -> str:
         if self.run.stop.is_set():
             return "stopped"
-        lacks_rows = self.failed_parts.keys() & TABLES.keys()
+        lacks_rows = self.failed_parts.keys() & (TABLES.keys() - JOB_TABLES.keys())
         is_partial = self.run.halt or self.run.is_unfinished or self.is_repair or lacks_rows
         return "partial" if is_partial else "complete"
 

@@ -66,7 +66,7 @@ def store_value(connection: duckdb.DuckDBPyConnection, schema: str, table: Table
 
 def read_value(connection: duckdb.DuckDBPyConnection, schema: str, table: Table) -> Any:
     """Read a value that `store_value` has stored; null if the table is missing or empty."""
-    with suppress(duckdb.CatalogException):
+    with suppress(duckdb.CatalogException, duckdb.BinderException):  # or somebody has renamed the column
         row = connection.execute(f"SELECT {table.column_names[0]} FROM {schema}.{table.name}").fetchone()  # noqa: S608
         return None if row is None else row[0]
     return None

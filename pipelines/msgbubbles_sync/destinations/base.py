@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import duckdb
 
+from msgbubbles.tables import Table
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import read_json, write_privately
 from msgbubbles_sync.settings import SyncSettings
@@ -52,6 +53,8 @@ class Destination(ABC):
         self.repaired: list[str] = []
         # The tables that nothing can be loaded into, and why: somebody has changed them in a way that stays.
         self.held: dict[str, str] = {}
+        # The same of tables that the job writes itself.
+        self.unwritable: dict[str, str] = {}
 
     def name_schema(self, schema: str) -> str:
         """Return the name of a schema in the warehouse. A connection for reading shows the default names."""
@@ -132,13 +135,21 @@ class Destination(ABC):
         } - JOB_TABLES.keys()
         if suspects:
             write_privately(file, json.dumps(sorted(suspects)))
-        changed, self.held = repair(repairs, execute, self.title)
+        changed, refused = repair(repairs, execute, self.title)
         self.repaired += changed
+        self.unwritable = {table: why for table, why in refused.items() if table in JOB_TABLES}
+        self.held = {table: why for table, why in refused.items() if table not in JOB_TABLES}
         yield bool(suspects - self.held.keys())
         if self.held:
             write_privately(file, json.dumps(sorted(self.held)))
         else:
             file.unlink(missing_ok=True)
+
+    def write_table(self, table: Table, write: Callable[[duckdb.DuckDBPyConnection, str], object]) -> None:
+        """Write a table that the job writes itself, unless somebody has changed it in a way that stays."""
+        if table.name not in self.unwritable:
+            with self.open_writer() as connection:
+                write(connection, self.write_schema)
 
     def _discard_foreign_loads(self, version: int) -> None:
         """Discard dlt's files if their state, which says what has been read, is not that of the tables.

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import duckdb
 
 from msgbubbles.tables import ColumnType
-from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.sql import quote_name
 from msgbubbles_sync.tables import CLAIM_TABLE, JOB_TABLES, SQL_TYPES, TABLES
 from msgbubbles_sync.workspace import PIPELINE
@@ -48,7 +47,7 @@ KINDS: dict[ColumnType, set[str]] = {
 }
 CHANGED = "somebody has changed {what}: changed back"
 IRREPARABLE = """{title}: somebody has changed {what}, and the database refuses to change it back ({why}): nothing is
-loaded into this table until then. Remove what is in its way there, and run {statement}"""
+written into this table until then. Remove what is in its way there, and run {statement}"""
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def find_repairs(
 def repair(repairs: Sequence[Repair], execute: Callable[[str], object], title: str) -> tuple[list[str], dict[str, str]]:
     """Undo what somebody has changed. Return that, and which tables the database refuses to change back, and why.
 
-    `execute` executes statements, all or none. Raises `UsageError` for a table that the job writes itself.
+    `execute` executes statements, all or none.
     """
     changed: list[str] = []
     held: dict[str, str] = {}
@@ -123,10 +122,7 @@ def repair(repairs: Sequence[Repair], execute: Callable[[str], object], title: s
             changed.append(CHANGED.format(what=change.what))
             continue
         why, statement = refusals[-1], change.statements[-1]
-        message = IRREPARABLE.format(title=title, what=change.what, why=why, statement=statement)
-        if change.table in JOB_TABLES:
-            raise UsageError(message)
-        held[change.table] = message
+        held[change.table] = IRREPARABLE.format(title=title, what=change.what, why=why, statement=statement)
     return changed, held
 
 

@@ -11,7 +11,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, stop_never,
 
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.sql import quote_name
-from msgbubbles_sync.tables import SQL_TYPES
+from msgbubbles_sync.tables import SQL_TYPES, TABLES
 
 from . import server
 from .attached import Attached
@@ -34,6 +34,12 @@ EXCEPTION WHEN invalid_table_definition THEN
     DROP VIEW {view} CASCADE;
     CREATE VIEW {view} AS {query};
 END $view$"""
+
+
+# The tables of a schema that the job's role may not read and write.
+CLOSED_TABLES = """SELECT relname::text, oid::regclass::text AS path, current_user::text AS role FROM pg_class
+WHERE relnamespace = to_regnamespace('{schema}') AND relkind = 'r' AND NOT
+(SELECT bool_and(has_table_privilege(oid, kind)) FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS kind)"""
 
 
 class Postgres(Attached):
@@ -123,7 +129,13 @@ class Postgres(Attached):
 
     def _find_repairs(self, connection: duckdb.DuckDBPyConnection) -> list[Repair]:
         columns = server.query(connection, COLUMNS.format(schema=self.dataset))
-        return find_repairs(columns, self.dataset, {**SQL_TYPES, "json": "JSONB", "double": "DOUBLE PRECISION"})
+        repairs = find_repairs(columns, self.dataset, {**SQL_TYPES, "json": "JSONB", "double": "DOUBLE PRECISION"})
+        closed = server.query(connection, CLOSED_TABLES.format(schema=self.dataset))
+        return repairs + [
+            Repair(table, f"{table} (its owner or privileges)", (f"ALTER TABLE {path} OWNER TO {quote_name(role)}",))
+            for table, path, role in closed
+            if table in TABLES
+        ]
 
     def _describe_schema(self, connection: duckdb.DuckDBPyConnection, schema: str) -> None:
         statements = build_statements(schema, read_stored_comments(connection, schema), list_descriptions())

@@ -58,8 +58,8 @@ def refuse_newer(version: int, what: str) -> None:
 def stored_version(connection: duckdb.DuckDBPyConnection, schema: str) -> int:
     """Return the version of the tables in a schema. A warehouse without tables has the version of this release."""
     version = read_value(connection, schema, VERSION_TABLE)
-    if version is not None:
-        return int(version)
+    if isinstance(version, int):
+        return version
     return 0 if any(READ_AT in columns for columns in list_columns(connection, schema).values()) else VERSION
 
 

@@ -71,6 +71,11 @@ def store(connection: duckdb.DuckDBPyConnection, workspace: Workspace, schema: s
         store_value(connection, schema, PRIVACY, path.read_text())
 
 
+def store_copy(workspace: Workspace, destination: Destination) -> None:
+    """Update the copy of the record in the tables that the job writes."""
+    destination.write_table(PRIVACY, lambda connection, schema: store(connection, workspace, schema))
+
+
 def read_copy(destination: Destination) -> Record | None:
     """Read the copy of the record from the tables that the job writes, or else from the published ones."""
     text: str | None = None
@@ -80,7 +85,7 @@ def read_copy(destination: Destination) -> Record | None:
     elif destination.exists():
         with destination.open_reader() as connection:
             text = read_value(connection, DATASET, PRIVACY)
-    with suppress(msgspec.DecodeError):
+    with suppress(msgspec.DecodeError, TypeError):  # somebody has changed the column
         return None if text is None else msgspec.json.decode(text, type=Record)
     return None
 
@@ -184,8 +189,7 @@ def save_found_chats(workspace: Workspace, destination: Destination, redactor: R
     record = Record.load(workspace)
     if redactor.found_chats and record is not None:
         record.with_erased(redactor.found_chats).save(workspace)
-        with destination.open_writer() as connection:
-            store(connection, workspace, destination.write_schema)
+        store_copy(workspace, destination)
 
 
 def check_stricter(policy: Policy, before: Policy) -> None:

@@ -31,7 +31,14 @@ from msgbubbles_sync.destinations.compaction import STATES
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.groups.ledger import Ledger
-from msgbubbles_sync.policy.applied import Record, build_redactor, read_own_numbers, read_policy, restore_record, store
+from msgbubbles_sync.policy.applied import (
+    Record,
+    build_redactor,
+    read_own_numbers,
+    read_policy,
+    restore_record,
+    store_copy,
+)
 from msgbubbles_sync.policy.vault import Vault
 from msgbubbles_sync.sql import create_table, quote_name
 from msgbubbles_sync.tables import ERASURES, GROUP_OPERATIONS, TABLES
@@ -103,8 +110,7 @@ def erase(context: Context, handles: Sequence[str]) -> Certificate:
     workspace.set_pending(STEP)
     hashes = {*map(pseudonyms.erased_handle, handles)}
     msgspec.structs.replace(record, key_check=pseudonyms.check).with_erased(hashes).save(workspace)
-    with context.destination.open_writer() as connection:
-        store(connection, workspace, context.destination.write_schema)
+    store_copy(workspace, context.destination)
     return purge(context, handles)
 
 
@@ -130,7 +136,8 @@ def purge(context: Context, handles: Collection[str] = ()) -> Certificate:
             record.with_erased(map(redactor.chat_mark, chats)).save(workspace)
         _remove_mentions(rows, {*people, *handles} if handles else set(), redactor)
         certificate.rows += rows.counts
-        _store_certificate(rows.connection, certificate)
+        if ERASURES.name not in context.destination.unwritable:
+            _store_certificate(rows.connection, certificate)
     certificate.rows += _purge_ledger(workspace, redactor)
     _purge_files(workspace, redactor)
     if isinstance(redactor.vault, Vault):

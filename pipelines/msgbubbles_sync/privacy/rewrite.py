@@ -68,8 +68,7 @@ def rewriting(context: Context) -> Iterator[StoredRows]:
         say("building the marts")
         transform(workspace, destination, context.settings)
         workspace.set_done("transform")
-    with destination.open_writer() as connection:
-        policy.store(connection, workspace, destination.write_schema)
+    policy.store_copy(workspace, destination)
     say("rewriting the database")
     destination.publish_rewritten()
     workspace.set_done("publish")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
+import psycopg2
 import pytest
 
 from helpers.context import LoggingConsole, RecordingConsole, build_context, build_destination, serve_to_this_process
@@ -14,7 +16,7 @@ from helpers.hooks import spool, typing, workspace_in
 from helpers.warehouse_rows import differences
 from msgbubbles_sync import job
 from msgbubbles_sync.context import Limits
-from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.privacy.erase import erase
 from msgbubbles_sync.sandbox import NewMessage, Server
 from msgbubbles_sync.workspace import Workspace
 
@@ -91,7 +93,7 @@ def test_run_records_that_cannot_be_stored_fail_alone(tmp_path: Path, server: Se
     console = LoggingConsole(on_line=replace_runs)
     report = job.run(build_context(workspace, console=console), Limits(with_transform=False))
     assert report.outcome.exit_status == 3
-    assert report.record["failed_parts"].keys() == {"run records"}
+    assert report.record["failed_parts"].keys() == {"sync_runs"}
     assert differences(workspace.database, server.truth()) == {}
     run_complete(workspace)
     with duckdb.connect(str(workspace.database), read_only=True) as database:
@@ -144,11 +146,61 @@ def test_table_that_cannot_be_changed_back_is_held_back_alone(table: str, tmp_pa
     assert run_complete(workspace) == ""
 
 
-def test_table_of_the_job_that_cannot_be_changed_back_is_refused_with_a_statement(tmp_path: Path) -> None:
+# A column of each table that the job writes itself.
+OWN_COLUMNS = {
+    "sync_runs": "exit_status", "failed_reads": "tries", "_account": "claim", "_version": "version",
+    "privacy": "record", "erasures": "people",
+}  # fmt: skip
+
+
+def test_tables_of_the_job_that_cannot_be_changed_back_stop_no_run_and_no_erasure(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__KEY", "c0ffee" * 11)
     workspace = workspace_in(tmp_path)
-    workspace.make_folders()
+    run_complete(workspace)
     with duckdb.connect(str(workspace.work)) as database:
-        database.execute("CREATE SCHEMA msgbubbles; CREATE TABLE msgbubbles._account (claim INTEGER)")
-        database.execute("CREATE INDEX own ON msgbubbles._account(claim)")
-    with pytest.raises(UsageError, match=r"(?s)claim \(INTEGER\).*run ALTER TABLE msgbubbles"):
-        build_destination(workspace).prepare()
+        database.execute("USE msgbubbles; CREATE TABLE privacy (record VARCHAR); CREATE TABLE _account (claim VARCHAR)")
+        for table, column in OWN_COLUMNS.items():
+            database.execute(f"ALTER TABLE {table} ALTER {column} TYPE DATE USING DATE '2026-01-01'")
+            database.execute(f"CREATE INDEX own_{table} ON {table}({column})")
+    chat = next(chat for chat in server.truth().chats if not chat["is_group"])
+    server.account.add_message(NewMessage(chat["id"], "inbound", "again", datetime.now(UTC), "received"))
+    report = job.run(build_context(workspace), Limits(with_transform=False))
+    assert (report.outcome.exit_status, report.record["outcome"]) == (3, "complete")
+    assert report.record["failed_parts"].keys() == OWN_COLUMNS.keys()
+    assert 'run ALTER TABLE msgbubbles."sync_runs"' in report.record["failed_parts"]["sync_runs"]
+    assert differences(workspace.database, server.truth()) == {}
+    assert erase(build_context(workspace), [chat["remote_handle"]]).people == 1
+    with duckdb.connect(str(workspace.work)) as database:
+        for table in OWN_COLUMNS:
+            database.execute(f"DROP INDEX msgbubbles.own_{table}")
+    run_complete(workspace)
+    with duckdb.connect(str(workspace.database), read_only=True) as database:
+        remaining = "SELECT count(*) FROM msgbubbles.chats WHERE remote_handle = ?"
+        assert database.execute(remaining, [chat["remote_handle"]]).fetchall() == [(0,)]
+        stored = "SELECT (SELECT record FROM msgbubbles.privacy), (SELECT version FROM msgbubbles._version)"
+        assert database.execute(stored).fetchall() == [
+            ((workspace.folder / "privacy.json").read_text(), workspace.version)
+        ]
+    assert run_complete(workspace) == ""
+
+
+def test_tables_that_the_role_may_not_write_are_held_back(
+    new_role: Callable[..., str], postgres_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    role = new_role("loading")
+    monkeypatch.setenv("DESTINATION__POSTGRES__CREDENTIALS", postgres_address.replace("postgres:@", f"{role}:@"))
+    with closing(psycopg2.connect(postgres_address)) as admin, admin, admin.cursor() as cursor:
+        cursor.execute(f"""CREATE SCHEMA msgbubbles; CREATE TABLE msgbubbles._account AS SELECT '{{}}'::text AS claim;
+            CREATE TABLE msgbubbles.numbers (handle TEXT); CREATE TABLE msgbubbles.sync_runs (run_id TEXT);
+            CREATE TABLE msgbubbles.chats (id TEXT); CREATE TABLE msgbubbles.mine (id TEXT);
+            ALTER SCHEMA msgbubbles OWNER TO {role}; GRANT SELECT ON msgbubbles._account TO {role};
+            GRANT ALL ON msgbubbles.chats TO {role}; GRANT CREATE ON DATABASE {admin.info.dbname} TO {role}""")
+    workspace = Workspace.from_path(tmp_path / "company.duckdb", "postgres")
+    workspace.make_folders()
+    destination = build_destination(workspace)
+    destination.prepare()
+    assert destination.held.keys() == {"numbers"}
+    assert destination.unwritable.keys() == {"_account", "sync_runs"}
+    assert f'run ALTER TABLE msgbubbles.numbers OWNER TO "{role}"' in destination.held["numbers"]
